@@ -135,6 +135,7 @@ async def test_the_client_offers_and_needs(start):
         slot_id = await node.market.offer("compute", 2000, every=NIGHTS, price_micro=7)
         need_id = await node.market.need("storage", 64, filters={"tier": "mutual"})
         rows = {row["id"]: row for row in await node.market.slots()}
+        assert (await node.market.why(need_id)).keys() == {"why", "more"}
         assert set(rows) == {slot_id, need_id}
         assert (rows[slot_id]["price"], rows[need_id]["price"]) == (7, 40)
         await node.market.edit(need_id, quantity=65)

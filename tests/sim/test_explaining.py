@@ -20,10 +20,13 @@ def why(node, raw):
     return node.explaining.by_id(to_text(raw))
 
 
-async def heard(world, customer, provider):
-    """Return once a customer has the newest state of a provider."""
+async def heard(world, customer, provider, state=None):
+    """Return once a customer has a state of a provider; the newest by default."""
     await world.until(
-        lambda: customer.allocator.states().get(provider.key.node_id) == provider.allocator.state
+        lambda: (
+            customer.allocator.states().get(provider.key.node_id)
+            == (state or provider.allocator.state)
+        )
     )
 
 
@@ -46,6 +49,15 @@ def test_a_customer_learns_what_its_provider_would_say_from_the_checked_record()
         assert told.keys() == {behind, ahead}
         assert (told[behind].said, told[behind].why) == (row.said, row.why)
         assert told[ahead].said.because == "all that it asked for was there"
+        await late.commitments.edit(ahead, Statement(quantity=120))
+        await world.until(lambda: of(provider, late) == 100)
+        rows = {each.pair.need.slot_id: each for each in (await why(provider, slot)).rows}
+        assert rows[ahead].said.because == "the slot has no more"
+        assert "the rest went to others" in rows[behind].said.because
+        await late.commitments.edit(ahead, Statement(quantity=80))
+        await world.until(lambda: (of(provider, early), of(provider, late)) == (20, 80))
+        await heard(world, early, provider)
+        (row,) = (await why(early, behind)).rows
         # By the clearing: the provider learns of all, a customer of its own needs.
         assert len((await why(provider, row.clearing)).rows) == 2
         assert (await why(early, row.clearing)).rows == [row]
@@ -117,15 +129,19 @@ def test_a_record_that_does_not_recompute_is_not_explained():
         )
         signed = sign(false, provider.key, provider.peers.network)
         await provider.space.put(UserSpacePaths.clearing(signed.id), signed.raw)
-        said = dict(provider.allocator.state)
-        (divided,) = said["slot_denominators"]
-        said["slot_denominators"] = (divided.model_copy(update={"clearing": signed.id}),)
-        lie = TwoTierAllocationState(**said)
-        await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
-        await world.until(lambda: customer.allocator.states().get(provider.key.node_id) == lie)
-        (row,) = (await why(customer, wanted)).rows
-        assert row.why is None
-        assert "does not recompute" in row.said.because
+        for named, expected in (
+            (bytes(32), "its clearing record is not here"),
+            (signed.id, "its clearing record does not recompute"),
+        ):
+            said = dict(provider.allocator.state)
+            (divided,) = said["slot_denominators"]
+            said["slot_denominators"] = (divided.model_copy(update={"clearing": named}),)
+            lie = TwoTierAllocationState(**said)
+            await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
+            await heard(world, customer, provider, lie)
+            (row,) = (await why(customer, wanted)).rows
+            assert row.why is None
+            assert expected in row.said.because
         with pytest.raises(ProofInvalid):
             await why(customer, signed.id)
 

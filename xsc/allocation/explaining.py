@@ -15,7 +15,7 @@ from xsc.allocation.matching import Party
 from xsc.allocation.reasons import Pair, Said, of_absence, of_mismatch, of_outcome
 from xsc.allocation.recognition import tier_of
 from xsc.allocation.why import Why, explain
-from xsc.base.errors import NotFound, ProofInvalid, UnavailableError
+from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.limits import WHY_RECORDS_MAX, WHYS_MAX
 from xsc.base.peering import Peers
@@ -201,8 +201,10 @@ class Explaining:
         """Return a record that may be explained, or why it may not."""
         try:
             return await self._allocator.opened(provider, record_id)
-        except (NotFound, UnavailableError):
+        except (NotFound, UnavailableError, LimitError):
             return Said("its clearing record is not here, and its provider does not give it now")
+        except PeerError as fault:
+            return Said(f"its provider gave no clearing record: {fault.message}")
         except ProofInvalid as fault:
             return Said(
                 f"its clearing record does not recompute, so nothing of it counts: {fault.message}"

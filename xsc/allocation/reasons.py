@@ -134,6 +134,8 @@ def _because(why: Why, need: NeedSlot) -> str:
             f"it pays at most {format_credits(why.price_max)}, and the slot asks "
             f"{format_credits(why.price_least)} of the tier {why.tier}"
         )
+    if not why.others:
+        return "the slot has no more"
     if why.tier == "open":
         return "others are recognised, or bid more"
     return (

@@ -59,6 +59,8 @@ class Why:
     price_least: int
     """What the slot asks of such a customer: its rung, or the reserve."""
     lines: tuple[Line, ...]
+    others: int
+    """Units granted to all other needs."""
     left: bool
     """Whether it left stage 1 or 2 for its minimum."""
     share: Fraction | None
@@ -153,6 +155,7 @@ def why(terms: SlotTerms, bids: Sequence[Bid], salt: bytes, bid: Bid) -> Why:
             "open": terms.reserve,
         }[bid.tier],
         tuple(line for line in cleared.lines if (line.customer, line.need) == bid.key),
+        sum(given.values()) - now,
         bid.key in cleared.left,
         None if level is None else level * bid.weight,
         _displaced(terms, bids, salt, bid, given),

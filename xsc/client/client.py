@@ -609,6 +609,15 @@ class Market:
         """Return own and known slots and needs, as `xsc market slots --json` prints them."""
         return list((await asyncio.to_thread(self._calls.slots))["slots"])
 
+    async def why(self, some_id: str) -> dict[str, Any]:
+        """Return why an own need, an offer or a clearing came out as it did.
+
+        Raises:
+            NotFound: none of that id is known.
+            ProofInvalid: the record of another node's clearing does not recompute.
+        """
+        return await asyncio.to_thread(self._calls.why, some_id)
+
 
 def _stored(document: Document) -> Stored:
     return Stored(
