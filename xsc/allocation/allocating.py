@@ -31,12 +31,12 @@ from xsc.allocation.deciding import (
     outcome_of,
     state_after,
 )
-from xsc.allocation.granting import Cleared, Grant, Seen, entitlements, windows_ahead
+from xsc.allocation.granting import Cleared, Grant, Seen, entitlements
 from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.allocation.proofs import Proofs
-from xsc.allocation.queues import Key, Queues
+from xsc.allocation.queues import Key, Queues, windows_ahead
 from xsc.allocation.receiving import is_proven, offered_by, still_offered
 from xsc.allocation.recognition import read_weights
 from xsc.base.encoding import Value, decode, encode

@@ -25,17 +25,15 @@ from xsc.allocation.clearing_record import (
     admitted,
     clear_window,
 )
-from xsc.allocation.matching import overlap, places, windows_of
+from xsc.allocation.matching import overlap, windows_of
 from xsc.allocation.ports import SlotRoom
-from xsc.allocation.queues import Key, Queue, Queues
+from xsc.allocation.queues import Key, Queue, Queues, windows_ahead
 from xsc.base.encoding import Value, encode, tagged_sha256
 from xsc.base.limits import (
     ALLOCATIONS_MAX,
-    CLEARED_SLOTS_MAX,
     CLEARING_BYTES_MAX,
     CLEARINGS_BYTES_MAX,
     ENTITLEMENT_LAPSE_MS,
-    WINDOWS_AHEAD,
 )
 from xsc.base.units import ceil_div
 from xsc.terms.clearing import ClearingRecord
@@ -73,17 +71,6 @@ class Now:
     drawn: Mapping[EntitlementKey, int]
     credit_micro: Callable[[bytes], int]
     room: SlotRoom
-
-
-def windows_ahead(slots: Iterable[AvailabilitySlot], now_ms: int) -> list[tuple[Window, Key]]:
-    """Return the windows that are cleared: the next ones of each slot, in order of their start."""
-    found = []
-    for slot in slots:
-        if slot.valid_until_ms > now_ms:
-            first, _ = places((now_ms, slot.valid_until_ms), slot.windows)
-            ahead = slot.windows[first : first + WINDOWS_AHEAD]
-            found += [(window, (slot.slot_id, window[0])) for window in ahead]
-    return sorted(found, key=lambda item: (item[0][0], item[1]))[:CLEARED_SLOTS_MAX]
 
 
 def begins_ms(grant: Grant, time: Window) -> int:
@@ -259,9 +246,8 @@ class Pass:
     def run(self) -> Iterator[None]:
         """Clear what has changed, one window a step: a long pass need not hold up other work."""
         slots = {slot.slot_id: slot for slot in self._now.own.commitment.slots}
-        windows = windows_ahead(slots.values(), self._now.now_ms)
-        self._queues.keep({key for _, key in windows})
         self._queues.pass_time(self._now.now_ms)
+        windows = windows_ahead(slots.values(), self._now.now_ms)
         drawn, before = self._now.drawn, self._last.drawn
         self._moved.update(
             each[2]
@@ -330,7 +316,7 @@ class Pass:
         before = self._before.get(key)
         # Kept for the window: a tie falls as it fell before.
         salt = self._salt(key) if before is None else before.record.salt
-        queue = self._queues.of(key, window, salt)
+        queue = self._queues.of(key, salt)
         if not queue and before is None:
             return None, False
         if last is not None and last.place[0] is not queue:
@@ -443,12 +429,15 @@ class Pass:
         found: dict[bytes, int] = {}
         customer, now_ms = taker.published.node, self._now.now_ms
         credit = self._credit_of(customer)
+        is_open = taker.tier == "open"
+        if is_open and offer.window[0] > now_ms and not any(pin[0] == customer for pin in drawn):
+            # Nothing is billed before it begins: a stranger would hold it for nothing.
+            return _Eligible(taker, found, offer.window[0])
         moments = [offer.window[1]]
         for need, time in queue.asks(customer):
             key = customer, need.slot_id
             mine = drawn.get(key, 0)
-            if time[0] > now_ms and taker.tier == "open" and not mine:
-                # Nothing is billed before it begins: a stranger would hold it for nothing.
+            if is_open and time[0] > now_ms and not mine:
                 moments.append(time[0])
                 continue
             most = still_wanted(need, self._now.own.node, time, self._given_of(customer, need))

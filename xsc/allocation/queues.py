@@ -8,11 +8,12 @@ so a change costs no look at the others.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, TypeAlias
 
-from xsc.allocation.clearing_record import Published, Taker, rank, standing
-from xsc.allocation.matching import Matches, Peer, overlap, windows_of
+from xsc.allocation.clearing_record import Published, Rank, Taker, rank, standing
+from xsc.allocation.matching import Matches, Peer, overlap, places, windows_of
+from xsc.base.limits import CLEARED_SLOTS_MAX, WINDOWS_AHEAD
 from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, NeedSlot, Window
 
@@ -25,17 +26,26 @@ Standing: TypeAlias = tuple[Tier, int]
 _NEVER: Final = 2**63
 
 
+def windows_ahead(slots: Iterable[AvailabilitySlot], now_ms: int) -> list[tuple[Window, Key]]:
+    """Return the windows that are cleared: the next ones of each slot, in order of their start."""
+    found = []
+    for slot in slots:
+        if slot.valid_until_ms > now_ms:
+            first, _ = places((now_ms, slot.valid_until_ms), slot.windows)
+            ahead = slot.windows[first : first + WINDOWS_AHEAD]
+            found += [(window, (slot.slot_id, window[0])) for window in ahead]
+    return sorted(found, key=lambda item: (item[0][0], item[1]))[:CLEARED_SLOTS_MAX]
+
+
 class Queue:
     """Those who may take part in one window."""
 
-    def __init__(self, window: Window, salt: bytes, takers: Mapping[bytes, Taker]) -> None:
-        self._salt = salt
+    def __init__(self, window: Window, takers: Mapping[bytes, Taker]) -> None:
+        self._salt = b""
         self._window = window
         self._takers = takers
-        self._ranks = {
-            node: rank(taker, salt) for node, taker in takers.items() if self._is_met(taker)
-        }
-        self._order = sorted(self._ranks.values())
+        self._ranks: dict[bytes, Rank] = {}
+        self._order: list[Rank] = []
         self.version = 0
         """Rises with each change."""
 
@@ -134,6 +144,7 @@ class Queues:
                     for node in nodes
                     if (taker := self._taker(slot.slot_id, self._others[node], now_ms))
                 }
+        self._follow(now_ms)
 
     def change(self, node: bytes, other: Published | None, now_ms: int) -> bool:
         """Follow what another node publishes, None where that is nothing; return if it is new."""
@@ -171,7 +182,7 @@ class Queues:
                 queue.update(node)
 
     def pass_time(self, now_ms: int) -> None:
-        """Leave out needs that have ended."""
+        """Leave out needs that have ended, and follow the windows that are ahead now."""
         if now_ms >= self._next_end_ms:
             ended = [node for node, end in self._ends.items() if end <= now_ms]
             self._next_end_ms = min(
@@ -179,18 +190,24 @@ class Queues:
             )
             for node in ended:
                 self._update(node, now_ms)
+        self._follow(now_ms)
 
-    def of(self, key: Key, window: Window, salt: bytes) -> Queue:
+    def of(self, key: Key, salt: bytes) -> Queue:
         """Return the queue of a window ahead, in which ties fall under a salt."""
-        if key not in self._queues:
-            self._queues[key] = Queue(window, salt, self._takers[key[0]])
-        self._queues[key].shuffle(salt)
-        return self._queues[key]
+        queue = self._queues[key]
+        queue.shuffle(salt)
+        return queue
 
-    def keep(self, keys: Collection[Key]) -> None:
-        """Forget the queues of windows that are over."""
-        for key in self._queues.keys() - keys:
+    def _follow(self, now_ms: int) -> None:
+        ahead = {key: window for window, key in windows_ahead(self._slots, now_ms)}
+        for key in self._queues.keys() - ahead.keys():
             del self._queues[key]
+        new = {key: Queue(ahead[key], self._takers[key[0]]) for key in ahead.keys() - self._queues}
+        self._queues |= new
+        # Customer by customer: reading the windows of a need takes longer than looking at them.
+        for node in set[bytes]().union(*(self._takers[slot_id] for slot_id, _ in new)):
+            for queue in new.values():
+                queue.update(node)
 
     def _taker(self, slot_id: bytes, other: Published, now_ms: int) -> Taker | None:
         """Return a customer with the needs that a slot can serve; None if there are none."""

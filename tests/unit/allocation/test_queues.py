@@ -4,8 +4,8 @@ from random import Random
 
 from tests.unit.allocation.clearings import HOUR, NOW_MS, need, slot, steps_of
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.granting import Now, Pass, windows_ahead
-from xsc.allocation.queues import Queues
+from xsc.allocation.granting import Now, Pass
+from xsc.allocation.queues import Queues, windows_ahead
 from xsc.terms.clearing import SpaceValue
 from xsc.terms.slot import Commitment, pack_windows
 
@@ -58,11 +58,10 @@ def seen(queues, own, now_ms):
     """Return who may take part in each window, and with which needs."""
     queues.pass_time(now_ms)
     found = {}
-    for window, key in windows_ahead(own.commitment.slots, now_ms):
-        queue = queues.of(key, window, salt_of(key))
+    for _, key in windows_ahead(own.commitment.slots, now_ms):
+        queue = queues.of(key, salt_of(key))
         found[key] = [(taker, queue.asks(taker.published.node)) for taker in queue]
         assert len(queue) == len(found[key])
-    queues.keep(found.keys())
     return found
 
 
@@ -177,3 +176,35 @@ def test_a_round_that_goes_on_from_the_last_one_comes_to_the_same():
                 if what == "draw" and random.random() < 0.5:
                     drawn[each.key] = random.randint(0, each.quantity)
     assert again > 100, "some windows were not cleared anew"
+
+
+def test_needs_of_many_windows_take_steps_for_each_own_window_and_no_more():
+    minutes = [(NOW_MS + at * 600_000, NOW_MS + at * 600_000 + 60_000) for at in range(400)]
+    needs = tuple(
+        need(1 + n, quantity=10**6, windows_packed=pack_windows(minutes), valid_until_ms=2**42)
+        for n in range(2)
+    )
+    greedy = Published(NODES[0], Commitment(needs=needs), NOTHING)
+    taken = []
+    for count in (4, 16):
+        days = [(NOW_MS + at * 6 * HOUR, NOW_MS + (at * 6 + 3) * HOUR) for at in range(8)]
+        slots = tuple(
+            slot(
+                slot_id=bytes([0, n]) * 8,
+                quantity=10,
+                windows_packed=pack_windows(days),
+                valid_until_ms=days[-1][1],
+            )
+            for n in range(count)
+        )
+        own = Published(OWN, Commitment(slots=slots), NOTHING, {greedy.node: 50_000})
+        queues = Queues(OWN)
+        queues.change_own(own, NOW_MS)
+        queues.change(greedy.node, greedy, NOW_MS)
+        facts = NOW_MS, {}, {greedy.node: 10**9}, 10**9
+        made = []
+        taken.append(
+            steps_of(lambda q=queues, o=own, f=facts, m=made: m.append(played(q, o, {}, f)))
+        )
+        assert len(made[0].granted) >= 8 * count
+    assert taken[1] <= 5 * taken[0]
