@@ -610,6 +610,7 @@ CLEARED = {
     "network_converged": False,
     "program_fault": "",
 }
+UNSERVED = {**CLEARED, "program_fault": "sum: too large"}
 GROUPS = {"groups": {"my_mutual_beneficiaries": [NODE]}, "names": {NODE: "bob"}}
 GRANTED = {
     "allocations": [{**LINE, "kind": "compute", "quantity": 5, "drawn": 0, "window": [0, 1]}],
@@ -668,6 +669,7 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
         (["allocation", "show"], "/v1/allocation", CLEARED, "24.0 MiB  7.0 MiB  0.000006"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "40.0 MiB           0.000009"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "eve       pinned"),
+        (["allocation", "show"], "/v1/allocation", UNSERVED, "program fails: sum: too large"),
         (["market", "leases"], "/v1/market/leases", {"leases": [LEASE]}, "0.000040"),
         (["ledger", "balance"], "/v1/ledger/balance", BALANCES, "-0.000005"),
         (["ledger", "log"], "/v1/ledger/log?limit=50", {"entries": [ENTRY]}, "+0.000080"),
