@@ -128,7 +128,7 @@ def _show_entitlements(settings: Settings, answer: Document, empty: str) -> None
                 short(row["need"]),
                 named(row, row["node"]),
                 row["kind"],
-                row["tier"],
+                row["tier"] or "pinned",
                 format_units(row["kind"], row["quantity"]),
                 format_units(row["kind"], row["drawn"]),
                 format_credits(row["price"]),

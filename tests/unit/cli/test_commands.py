@@ -616,6 +616,7 @@ GRANTED = {
     "allocations": [{**LINE, "kind": "compute", "quantity": 5, "drawn": 0, "window": [0, 1]}],
     "totals": {NODE: 5},
 }
+KEPT = {**GRANTED["allocations"][0], "tier": None, "quantity": 0, "drawn": 5}
 REASON = {
     **LINE,
     "slot": NODE,
@@ -661,6 +662,12 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
         (["allocation", "groups"], "/v1/allocation/groups", GROUPS, "served here as mutual  bob"),
         (["allocation", "expected"], "/v1/allocation/expected", GRANTED, "5 million fuel"),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "1 million fuel of 2 mil"),
+        (
+            ["allocation", "received"],
+            "/v1/allocation/received",
+            {"allocations": [KEPT], "totals": {NODE: 5}},
+            "pinned  0 million fuel  5 million fuel",
+        ),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "mutual, 25.0%"),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "more\n\ncustomer"),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "elsewhere\nchange"),

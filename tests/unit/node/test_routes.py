@@ -10,6 +10,8 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from tests.sim.network import content, put, run
+from tests.sim.test_slots import SETTINGS, need, offer, recognise
+from xsc.allocation.declaring import Statement
 from xsc.base.errors import (
     ArgumentInvalid,
     CapabilityInvalid,
@@ -20,7 +22,7 @@ from xsc.base.errors import (
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB
 from xsc.net.transport.parser import SmallRequest
-from xsc.node.routes import drain, ledger, objects
+from xsc.node.routes import allocation, drain, ledger, objects
 from xsc.storage.object.capability import ReadCapability
 from xsc.storage.repair.departures import check_proof
 
@@ -200,3 +202,39 @@ def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
         assert (await api.call("DELETE", "/v1/drain"))["state"] == "staying"
 
     run(93, 7, play, QUICK)
+
+
+def test_what_was_drawn_is_shown_on_both_sides_whatever_is_granted_now():
+    async def play(world):
+        provider, customer = world.nodes
+        await recognise(provider, customer)
+        await offer(provider, 100)
+        wanted = await need(customer, 60)
+        await world.until(customer.allocator.received)
+        await put(customer, content(24 * MIB))
+        here, there = Api(allocation.routes(customer)), Api(allocation.routes(provider))
+
+        async def shown(api, part):
+            (slot,) = (await api.call("GET", "/v1/allocation"))["slots"]
+            return [(row["node"], row["need"], row.get("drawn")) for row in slot[part]]
+
+        (before,) = (await here.call("GET", "/v1/allocation/received"))["allocations"]
+        who, drawn = to_text(customer.key.node_id), before["drawn"]
+        assert 0 < drawn < 60
+        row = (who, to_text(wanted), drawn)
+        assert await shown(here, "allocations") == await shown(there, "allocations") == [row]
+        (slot,) = (await here.call("GET", "/v1/allocation"))["slots"]
+        (line,) = slot["allocations"]
+        assert line["stages"] == [{"tier": "one_way", "quantity": 60, "price": 9}]
+        # Less is needed than was drawn: it is pinned, and granted no more.
+        await customer.commitments.edit(wanted, Statement(quantity=1))
+        await world.until(lambda: not customer.allocator.received())
+        assert await shown(there, "pinned") == [(who, to_text(wanted), None)]
+        answer = await here.call("GET", "/v1/allocation/received")
+        (after,) = answer["allocations"]
+        assert (after["drawn"], after["quantity"], after["tier"]) == (drawn, 0, None)
+        assert (after["node"], after["price"]) == (before["node"], 9)
+        assert answer["totals"] == {to_text(wanted): drawn}
+        assert (await here.call("GET", "/v1/allocation/expected"))["allocations"] == []
+
+    run(93, 2, play, SETTINGS)

@@ -16,6 +16,7 @@ from xsc.allocation.queries import (
 from xsc.base.errors import NotFound
 from xsc.base.ids import to_text
 from xsc.base.limits import ENTITLEMENT_LAPSE_MS
+from xsc.market.lease_entry import LeaseEntry
 from xsc.node.api.app import reply
 from xsc.node.build import Node
 from xsc.terms.clearing import (
@@ -24,7 +25,7 @@ from xsc.terms.clearing import (
     SlotDenominators,
     TwoTierAllocationState,
 )
-from xsc.terms.quote import Tier
+from xsc.terms.quote import Draw, Tier
 from xsc.terms.slot import Entitlement, EntitlementKey
 
 
@@ -123,6 +124,25 @@ def _entitlement(each: Entitlement, drawn: int, name: str) -> dict[str, object]:
     }
 
 
+def _kept(entry: LeaseEntry, draw: Draw, drawn: int, name: str) -> dict[str, object]:
+    """Return what a lease has drawn of what is granted no more, or by whom does not answer."""
+    return {
+        "node": to_text(entry.terms.provider),
+        "name": name,
+        "slot": to_text(draw.slot),
+        "need": to_text(draw.need),
+        "kind": entry.terms.kind,
+        "tier": None,
+        "quantity": 0,
+        "drawn": drawn,
+        "price": entry.terms.price,
+        "window": [draw.start_ms, draw.end_ms],
+        "granted_ms": None,
+        "until_ms": draw.end_ms,
+        "clearing": None,
+    }
+
+
 def routes(node: Node) -> list[web.RouteDef]:
     """Return the allocation endpoints of a node."""
 
@@ -208,6 +228,17 @@ def routes(node: Node) -> list[web.RouteDef]:
                 rows.append(_entitlement(each, taken, node.name_of(each.provider)))
                 need = to_text(each.need)
                 totals[need] = totals.get(need, 0) + (taken if only_drawn else each.quantity)
+        if only_drawn:
+            # What was drawn stays, whatever is granted now and whoever answers.
+            seen = {each.key for each in node.allocator.received()}
+            for entry in node.market.store.all("customer"):
+                key = entry.drawn_key
+                if entry.draw is not None and key is not None and key not in seen:
+                    seen.add(key)
+                    if taken := drawn.get(key, 0):
+                        name, need = node.name_of(entry.terms.provider), to_text(entry.draw.need)
+                        rows.append(_kept(entry, entry.draw, taken, name))
+                        totals[need] = totals.get(need, 0) + taken
         return reply({"allocations": rows, "totals": totals})
 
     async def expected(_: web.Request) -> web.Response:
