@@ -49,6 +49,10 @@ OWN_FRAMES_MAX = 64
 """Frames in a row that only a program's own outputs caused, beside those that fill its rings."""
 WHY_LINKS_MAX = 4_096
 """Records that one explanation follows."""
+WHY_LARGE_BYTES_MAX = 4 * MIB
+"""Of inputs too large for their records that it reads; what is left cannot be replayed."""
+WHY_PARTS_MAX = 4_096
+"""Values of spaces behind gathered inputs that it checks; what is left is not verified."""
 WHY_NODES_MAX = 4_096
 """Steps that it shows."""
 WHY_DEPTH_MAX = 128

@@ -21,8 +21,10 @@ from xsc.programs.functions import Functions
 from xsc.programs.limits import (
     ANCESTORS_MAX,
     WHY_DEPTH_MAX,
+    WHY_LARGE_BYTES_MAX,
     WHY_LINKS_MAX,
     WHY_NODES_MAX,
+    WHY_PARTS_MAX,
     WHY_READS_MAX,
 )
 from xsc.programs.numbers import Value, format_value
@@ -99,6 +101,8 @@ class Why:
         """By the id of a record."""
         self._next: list[Step] = []
         self._reads = 0
+        self._large_bytes = 0
+        self._parts_checked = 0
 
     async def walk(self, owner: bytes, path: str) -> Step:
         """Return the value at a path, with all that is behind it, and whether it is verified.
@@ -228,7 +232,10 @@ class Why:
             return None
         entry = await self._get(step.owner, path)
         raw = None if entry is None else entry.value
-        return None if raw is None else kept_value(given, raw)
+        if raw is None or self._large_bytes + len(raw) > WHY_LARGE_BYTES_MAX:
+            return None
+        self._large_bytes += len(raw)
+        return kept_value(given, raw)
 
     def _gathered(self, leaf: Step, step: Step, given: ProvenanceInput) -> Step:
         """Put behind a value that a node gave itself what it was gathered from, all checked."""
@@ -239,6 +246,10 @@ class Why:
             parts = self._parts(whole)
         except XscError:
             return leaf  # gathered from no space
+        self._parts_checked += len(parts)
+        if self._parts_checked > WHY_PARTS_MAX:
+            leaf.holds, leaf.note = False, f"not followed: over {WHY_PARTS_MAX} values"
+            return leaf
         for owner, path, record, value in parts:
             part = Step(owner, path, value_digest(value).hex())
             try:

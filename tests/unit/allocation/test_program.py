@@ -267,6 +267,21 @@ async def test_what_is_gathered_is_kept_up_to_its_bound_and_replayed_so_far(
     assert "not kept any more" in root.note
 
 
+async def test_a_walk_checks_so_many_parts(node, peers, monkeypatch):
+    await play(node, *peers)
+    with monkeypatch.context() as bounded:
+        bounded.setattr("xsc.programs.why.WHY_PARTS_MAX", 2)
+        root = await node.why()
+        assert not root.verified
+        assert any(one.note == "not followed: over 2 values" for one in steps_of(root))
+    monkeypatch.setattr("xsc.programs.provenance.INPUT_INLINE_BYTES_MAX", 100)
+    await node.needs(peers[0], need_of(4, 9))
+    await node.allocator.allocate()
+    monkeypatch.setattr("xsc.programs.why.WHY_LARGE_BYTES_MAX", 100)
+    root = await node.why(replayed=True)
+    assert (root.verified, root.replayed, root.large) == (True, None, {})
+
+
 async def test_an_exchanged_part_is_forged(node, peers, bob):
     await play(node, *peers)
 
