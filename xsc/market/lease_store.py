@@ -192,6 +192,9 @@ class LeaseStore:
         self._entries: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
         self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(dict)
         self._holds: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
+        self._holds_by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(
+            dict
+        )
         self._touched: dict[bytes, LeaseEntry] = {}
         self._drawing: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
         self._spent: dict[Role, dict[EntitlementKey, tuple[int, int]]] = {
@@ -235,7 +238,7 @@ class LeaseStore:
                     held = _read_hold(role, key.removeprefix(prefix), value)
                 except RecordInvalid as fault:
                     raise StoreDamaged(f"a kept account cannot be read: {fault.message}") from fault
-                self._holds[role][held.terms.lease_id] = held
+                self._know_hold(held)
             prefix = _SPENT + letter
             for _, value in self._state.scan(prefix, prefix_end(prefix)):
                 row = decode(value)
@@ -311,7 +314,7 @@ class LeaseStore:
     def accounts_of(self, role: Role, peer: bytes) -> Iterator[LeaseEntry]:
         """Yield the same with one peer."""
         yield from self.of(role, peer)
-        yield from (entry for entry in self.holds(role) if entry.peer == peer)
+        yield from list(self._holds_by_peer.get((role, peer), {}).values())
 
     def all(self, role: Role) -> Iterator[LeaseEntry]:
         """Yield the leases of a role, in the order in which they came to be known."""
@@ -340,6 +343,10 @@ class LeaseStore:
         if entry.role == "provider":
             entry.told = self.reserved.change
             self.reserved.change(entry)
+
+    def _know_hold(self, entry: LeaseEntry) -> None:
+        self._holds[entry.role][entry.terms.lease_id] = entry
+        self._holds_by_peer[entry.role, entry.peer][entry.terms.lease_id] = entry
 
     def drawn(self, role: Role, now_ms: int) -> dict[EntitlementKey, int]:
         """Return what all leases have drawn of each entitlement: bytes, or fuel steps."""
@@ -420,7 +427,7 @@ class LeaseStore:
 
     def open_hold(self, entry: LeaseEntry) -> None:
         """Keep the account of what is held undrawn, unsynced: what is published brings it back."""
-        self._holds[entry.role][entry.terms.lease_id] = entry
+        self._know_hold(entry)
         self.save(entry)
 
     @staticmethod
@@ -486,6 +493,10 @@ class LeaseStore:
         if entry.hold is not None:
             self._state.write([(_HOLD + tail, None)], sync=False)
             del self._holds[entry.role][entry.terms.lease_id]
+            held = self._holds_by_peer[entry.role, entry.peer]
+            del held[entry.terms.lease_id]
+            if not held:
+                del self._holds_by_peer[entry.role, entry.peer]
             return
         keys = [_LEASE + tail, _USE + tail, _RENEWAL + tail]
         if entry.role == "customer":
