@@ -50,7 +50,7 @@ check: static test  ## Run everything that CI runs
 bench: install  ## Measure this machine
 	@$(PYTHON) -m benchmarks
 
-sim: install  ## Play the rules of allocation for growing networks, and draw the picture
+sim: install  ## Play allocation in growing networks for some minutes, and draw the picture
 	@$(PYTHON) scripts/sim.py
 
 spec: install  ## Run WebAssembly's own tests: make spec TESTSUITE=DIR

@@ -8,7 +8,8 @@ from random import Random
 
 import pytest
 
-from xsc.allocation.acceptance import Renewed, answered, had_of, renewed
+from xsc.allocation import acceptance
+from xsc.allocation.acceptance import Kept, Renewed, answered, had_of, renewed
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.deciding import Inputs, clear
 from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS, MIB
@@ -110,29 +111,43 @@ class Market:
 
         return shown(before) != shown(made.granted)
 
-    def answer(self, customer):
-        """Answer what is granted; return whether the need is published anew."""
-        received = self.on_the_way.pop(customer, None)
-        if received is None:
-            received = [
-                each
-                for provider in sorted(self.up)
-                for each in self.granted[provider]
-                if each.customer == customer
-            ]
+    def heard(self, customer):
+        """Return what a customer is granted, as far as it has arrived."""
+        return [
+            each
+            for provider in sorted(self.up)
+            for each in self.granted[provider]
+            if each.customer == customer
+        ]
+
+    def answered(self, customer, received, *, is_due):
+        """Return what a customer had, and its need as it would publish it now."""
         need = self.needs[customer]
         had = had_of(self.had[customer], {need.slot_id: need}, received, self.now_ms)
-        after = answered(
+        return had, answered(
             need,
             received,
             {node: standing(self.published(customer), self.published(node)) for node in self.up},
             lapsed=sum(each.lapsed for each in had.values()),
-            is_due=self.begun[customer].is_due(self.now_ms),
+            is_due=is_due,
         )
+
+    def answer(self, customer):
+        """Answer what is granted; return whether the need is published anew."""
+        received = self.on_the_way.pop(customer, None)
+        if received is None:
+            received = self.heard(customer)
+        need, is_due = self.needs[customer], self.begun[customer].is_due(self.now_ms)
+        self.had[customer], after = self.answered(customer, received, is_due=is_due)
         if after.number > need.number:
             self.begun[customer] = renewed(self.begun[customer], self.now_ms)
-        self.had[customer], self.needs[customer] = had, after
+        self.needs[customer] = after
         return after != need
+
+    def would_begin(self, customer):
+        """Return whether a need would begin a new number, if it was due."""
+        _, after = self.answered(customer, self.heard(customer), is_due=True)
+        return after != self.needs[customer]
 
     def settle(self, random):
         """Let everybody act, each time in another order, until nothing changes."""
@@ -147,11 +162,10 @@ class Market:
         raise AssertionError("it comes to no rest")
 
     def rest(self, random, minutes=20):
-        """Settle until nothing has changed for three minutes in which needs could begin anew."""
-        quiet = 0
+        """Settle until no need would begin anew, if it might."""
         for _ in range(minutes):
-            quiet = quiet + 1 if self.settle(random) == 0 else 0
-            if quiet == 3:
+            self.settle(random)
+            if not any(map(self.would_begin, self.customers)):
                 return
             self.now_ms += ALLOCATION_LOOK_MS
         raise AssertionError("it comes to no rest")
@@ -246,6 +260,30 @@ def test_with_minima_it_comes_to_rest_from_any_start(seed):
     spoil(market, random)
     market.rest(random)
     market.check()
+
+
+KEEP = acceptance.keep
+
+
+def keep_whatever_minimum(quantity, offers, caps, least):
+    return KEEP(quantity, offers, caps)
+
+
+def caps_that_rise(quantity, offers, caps, least):
+    kept = KEEP(quantity, offers, {}, least)
+    return kept if sum(kept.quantities.values()) == quantity else Kept(kept.quantities, {})
+
+
+@pytest.mark.parametrize("broken", [keep_whatever_minimum, caps_that_rise])
+def test_a_broken_answer_is_noticed(broken, monkeypatch):
+    monkeypatch.setattr(acceptance, "keep", broken)
+    for seed in range(40):
+        market = Market(*drawn_by(Random(seed), minima=True))
+        try:
+            market.rest(Random(seed))
+        except AssertionError:
+            return
+    pytest.fail("the law noticed nothing")
 
 
 def test_a_need_with_a_minimum_is_served_by_one_provider_where_two_would_share_it():

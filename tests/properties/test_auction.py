@@ -260,6 +260,18 @@ def without_domains(bids, count, price_max):
     return place([replace(bid, domain=bid.node) for bid in bids], count, price_max)
 
 
+def paid_less_than_asked(bids, count, price_max):
+    asks = {bid.node: bid.price for bid in bids}
+    return [
+        replace(winner, price=asks[winner.node] - 1) for winner in place(bids, count, price_max)
+    ]
+
+
+def paid_the_dearest_ask(bids, count, price_max):
+    dearest = max((bid.price for bid in bids if bid.price <= price_max), default=price_max)
+    return [replace(winner, price=dearest) for winner in place(bids, count, price_max)]
+
+
 def first_come(bids, count, price_max):
     return [Winner(bid.node, price_max) for bid in bids if bid.price <= price_max][:count]
 
@@ -276,6 +288,22 @@ def distinct(rule, bids):
 
 def within_the_reserve(rule, bids):
     return all(winner.price <= 4 for winner in rule(bids, 2, 4))
+
+
+def asks_are_paid(rule, bids):
+    asks = {bid.node: bid.price for bid in bids}
+    return all(winner.price >= asks[winner.node] for winner in rule(bids, 2, 4))
+
+
+def a_loser_beyond_the_next_changes_nothing(rule, bids):
+    winners = rule(bids, 2, 4)
+    won = {winner.node for winner in winners}
+    losers = sorted((bid for bid in bids if bid.node not in won), key=lambda bid: bid.price)
+    return all(
+        rule([bid for bid in bids if bid is not loser], 2, 4) == winners
+        for loser in losers
+        if any(other.price < loser.price for other in losers)
+    )
 
 
 def in_any_order(rule, bids):
@@ -299,6 +327,8 @@ def truthful(rule, bids):
     ("law", "broken"),
     [
         (distinct, without_domains),
+        (asks_are_paid, paid_less_than_asked),
+        (a_loser_beyond_the_next_changes_nothing, paid_the_dearest_ask),
         (within_the_reserve, at_the_reserve_doubled),
         (in_any_order, first_come),
         (truthful, paid_as_asked),
@@ -308,6 +338,9 @@ def test_a_broken_auction_is_noticed(law, broken):
     games = [
         [Bid(bytes([n]), price, PPM, domain) for n, (price, domain) in enumerate(told)]
         for told in product(product((1, 3, 5), (b"a", b"b")), repeat=3)
+    ] + [
+        [Bid(bytes([n]), price, PPM, bytes([n])) for n, price in enumerate(told)]
+        for told in product((1, 2, 3, 4), repeat=4)
     ]
     assert all(law(place, bids) for bids in games)
     assert not all(law(broken, bids) for bids in games)

@@ -1,9 +1,10 @@
-"""Deferred acceptance over whole markets of the rules alone (`make sim` plays larger ones)."""
+"""Deferred acceptance over markets of the rules alone and of nodes (`make sim`: larger ones)."""
 
 from random import Random
 
 import pytest
 
+from tests.sim.markets import settle
 from tests.sim.rules import random_market
 
 
@@ -38,3 +39,10 @@ def test_almost_as_much_is_served_as_could_be(degree, percent, least):
     market = random_market(Random(5), nodes=120, degree=degree, supply_percent=percent)
     market.settle()
     assert 100 * sum(market.served()) >= least * market.flow()
+
+
+def test_whole_nodes_settle_within_seconds_and_fill_no_need_twice():
+    settled = settle(8, degree=4)
+    assert settled.over == 0
+    assert 100 * settled.served >= 91 * settled.needed
+    assert settled.time_ms <= 30_000

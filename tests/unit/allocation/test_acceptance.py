@@ -40,18 +40,19 @@ def test_within_a_tier_providers_share_by_recognition():
 
 
 def test_a_provider_is_kept_for_the_minimum_at_least():
+    def kept(offers, least):
+        found = [keep(10, list(said), {}, least) for said in (offers, reversed(offers))]
+        assert found[0].caps == found[1].caps
+        return [found[0].quantities[each.provider] for each in offers]
+
     equal = [offer(1, 10), offer(2, 10)]
-    assert list(keep(10, equal, {}, 5).quantities.values()) == [5, 5]
-    assert list(keep(10, equal, {}, 6).quantities.values()) == [0, 10]
+    assert kept(equal, 5) == [5, 5]
+    assert kept(equal, 6) == [0, 10]
     assert keep(10, equal, {}, 6).caps == {equal[0].provider: 0}
-    assert list(keep(10, [offer(1, 10), offer(2, 10, weight=2)], {}, 4).quantities.values()) == [
-        0,
-        10,
-    ]
+    assert kept([offer(1, 10, weight=2), offer(2, 10)], 4) == [10, 0]
     # The last tier first, however much it is recognised; an offer below the minimum was drawn.
-    tiers = [offer(1, 7, "one_way", weight=9), offer(2, 7, "mutual")]
-    assert list(keep(10, tiers, {}, 4).quantities.values()) == [0, 7]
-    assert list(keep(10, [offer(1, 2), offer(2, 9)], {}, 4).quantities.values()) == [2, 8]
+    assert kept([offer(1, 7), offer(2, 7, "one_way", weight=9)], 4) == [7, 0]
+    assert kept([offer(1, 2), offer(2, 9)], 4) == [2, 8]
 
 
 def test_new_numbers_wait_for_ever_longer_until_a_need_was_at_rest():

@@ -48,6 +48,15 @@ def test_the_greatest_relative_change_counts_and_what_appears_or_vanishes(before
     assert not has_converged(before, after, pending=True)
 
 
+def test_a_change_of_one_in_a_thousand_is_none():
+    def share(denominator):
+        return {(bytes(16), (0, 1), "open"): Share(Fraction(denominator), None)}
+
+    for after, has in ((1_001_000, True), (999_000, True), (1_001_001, False), (998_999, False)):
+        assert has_converged(share(1_000_000), share(after), pending=False) == has
+        assert not has_converged(share(1_000_000), share(after), pending=True)
+
+
 def test_the_network_has_converged_at_four_fifths_of_whom_is_known():
     for converged in range(11):
         flags = {bytes([n]): n < converged for n in range(10)}

@@ -38,6 +38,10 @@ def test_the_factor_follows_the_pattern(over, factor):
     assert factor_ppm(history(*over)) == factor
 
 
+def test_the_factors_are_those_of_the_original():
+    assert (OSCILLATING_PPM, MODERATE_PPM, SMOOTH_PPM) == (500_000, 800_000, 1_000_000)
+
+
 def test_d8_steady_over_allocation_is_not_smooth():
     assert factor_ppm(history(5, 5, 5)) == OSCILLATING_PPM
 
