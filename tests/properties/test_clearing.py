@@ -20,6 +20,7 @@ from random import Random
 
 import pytest
 
+from tests.independent import clearing as independent
 from xsc.allocation import clearing
 from xsc.allocation.clearing import Bid, Line, SlotClearing, SlotTerms, clear_slot
 from xsc.allocation.recognition import mutual_ppm, tier_of
@@ -493,6 +494,23 @@ def test_the_two_rules_agree_at_equal_needs_where_nothing_is_capped():
             outcomes.append(clear_slot(SlotTerms(capacity, 1, 2, 3, rule), bids, SALT))
         assert outcomes[0].lines == outcomes[1].lines
         assert outcomes[0].tiers[0].given == 4 * sum(weights)
+
+
+def test_the_auction_is_that_of_an_implementation_that_tries_every_outcome():
+    """Also where a minimum is in the way of who waits, and a customer has several needs."""
+    random = Random(8)
+    for _ in range(SAMPLE * 5):
+        bids = []
+        for index in range(random.randint(2, 5)):
+            most = random.randint(1, 6)
+            said = most, random.randint(1, most), random.randint(3, 8)
+            bids.append(Bid(name(index // 2), need_id(index), "open", 1, *said))
+        terms = SlotTerms(random.randint(1, 12), *LADDER)
+        cleared = clear_slot(terms, bids, SALT)
+        asked = [(*bid.key, bid.quantity, bid.quantity_min, bid.price_max) for bid in bids]
+        assert {
+            (line.customer, line.need): (line.quantity, line.price) for line in cleared.lines
+        } == independent.auction(terms.capacity, terms.reserve, asked, SALT)
 
 
 def test_ties_fall_by_lot_whatever_ids_were_made():

@@ -17,7 +17,7 @@ from itertools import accumulate
 
 from xsc.allocation.matching import places
 from xsc.allocation.tiers import TIERS, Claim, weighted_uniform
-from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS
+from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS, NEED_PAUSE_MS_MAX
 from xsc.terms.quote import Tier
 from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot, Window
 
@@ -204,7 +204,7 @@ def renewed(last: Renewed, now_ms: int) -> Renewed:
     """
     pause_ms = ALLOCATION_LOOK_MS
     if now_ms < last.at_ms + 2 * last.pause_ms:
-        pause_ms = min(2 * last.pause_ms, ENTITLEMENT_LAPSE_MS)
+        pause_ms = min(2 * last.pause_ms, NEED_PAUSE_MS_MAX)
     return Renewed(now_ms, pause_ms)
 
 

@@ -552,6 +552,8 @@ ENTITLEMENT_LAPSE_MS = 24 * 3_600_000
 ALLOCATION_DEBOUNCE_MS = 100
 ALLOCATION_LOOK_MS = 60_000
 """How often capacity is looked at where nothing else changed."""
+NEED_PAUSE_MS_MAX = 3_600_000
+"""How long a need waits at most until it begins a new number, where it did so again and again."""
 WHYS_MAX = 64
 """Rows of one explanation: each is cleared again some dozens of times."""
 WHY_RECORDS_MAX = 16
