@@ -11,7 +11,7 @@ whose inputs are those of its last clearing is not cleared again.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -30,6 +30,8 @@ from xsc.allocation.ports import SlotRoom
 from xsc.allocation.queues import Key, Queue, Queues, windows_ahead
 from xsc.base.encoding import Value, encode, tagged_sha256
 from xsc.base.limits import (
+    ALLOCATIONS_A_CUSTOMER_MAX,
+    ALLOCATIONS_A_STRANGER_MAX,
     ALLOCATIONS_MAX,
     CLEARING_BYTES_MAX,
     CLEARINGS_BYTES_MAX,
@@ -242,6 +244,8 @@ class Pass:
                 self._drawn[slot_id, start][customer, need] = quanta
         self._credit: dict[bytes, int] = {}
         """By customer: what earlier windows have left of it."""
+        self._lines: Counter[bytes] = Counter()
+        """By customer: how much there is of what earlier windows granted."""
 
     def run(self) -> Iterator[None]:
         """Clear what has changed, one window a step: a long pass need not hold up other work."""
@@ -288,6 +292,7 @@ class Pass:
         needs = look.eligible[each.customer].taker.needs
         need = next(need for need in needs if need.slot_id == each.need)
         self._given_of(each.customer, need).add(each.window, each.quantity)
+        self._lines[each.customer] += 1
         drawn = self._now.drawn.get(each.key, 0)
         left = max(0, each.quantity - drawn) if each.until_ms > self._now.now_ms else 0
         self._credit[each.customer] = self._credit_of(each.customer) - left * each.price
@@ -433,6 +438,8 @@ class Pass:
         if is_open and offer.window[0] > now_ms and not any(pin[0] == customer for pin in drawn):
             # Nothing is billed before it begins: a stranger would hold it for nothing.
             return _Eligible(taker, found, offer.window[0])
+        lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
+        lines -= self._lines[customer]
         moments = [offer.window[1]]
         for need, time in queue.asks(customer):
             key = customer, need.slot_id
@@ -454,6 +461,8 @@ class Pass:
                 most = min(most, mine)
             else:
                 moments.append(lapses_ms)
+            if len(found) >= lines:
+                most = min(most, mine)
             if most > 0:
                 found[need.slot_id] = most
                 credit -= max(0, most - mine) * price

@@ -604,6 +604,10 @@ CLEARED_SLOTS_MAX = 256
 """Windows of slots in one published state: those that begin first."""
 ALLOCATIONS_MAX = 4_096
 """What needs are granted of these, in one published state. Who comes later takes no part."""
+ALLOCATIONS_A_CUSTOMER_MAX = 512
+"""Of them, those of one customer that its provider recognises."""
+ALLOCATIONS_A_STRANGER_MAX = 64
+"""The same of one that is not recognised."""
 AUCTION_STEPS_MAX = 128
 """Divisions that the search for the best outcome of one auction with minima may try."""
 

@@ -3,6 +3,7 @@
 from random import Random
 
 from tests.unit.allocation.clearings import HOUR, NOW_MS, need, slot, steps_of
+from xsc.allocation import granting
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Now, Pass
 from xsc.allocation.queues import Queues, windows_ahead
@@ -208,3 +209,27 @@ def test_needs_of_many_windows_take_steps_for_each_own_window_and_no_more():
         )
         assert len(made[0].granted) >= 8 * count
     assert taken[1] <= 5 * taken[0]
+
+
+def test_one_customer_leaves_others_what_one_state_can_grant(monkeypatch):
+    present = pack_windows([(NOW_MS, NOW_MS + HOUR)])
+    slots = tuple(
+        slot(slot_id=bytes([0, n]) * 8, windows_packed=present, quantity=10) for n in range(4)
+    )
+    asked = tuple(need(1 + n, quantity=8) for n in range(4))
+    for limit, weights, most in (
+        (None, {}, 7),
+        ("ALLOCATIONS_A_STRANGER_MAX", {}, 3),
+        ("ALLOCATIONS_A_CUSTOMER_MAX", {NODES[0]: 5_000}, 5),
+    ):
+        if limit is not None:
+            monkeypatch.setattr(granting, limit, most)
+        own = Published(OWN, Commitment(slots=slots), NOTHING, weights)
+        queues = Queues(OWN)
+        queues.change_own(own, NOW_MS)
+        queues.change(NODES[0], Published(NODES[0], Commitment(needs=asked), NOTHING), NOW_MS)
+        facts = NOW_MS, {}, {NODES[0]: 10**6}, 10**6
+        made = played(queues, own, {}, facts)
+        assert len(made.granted) == most
+        again = played(queues, own, made.cleared, facts, made.seen)
+        assert again.granted == made.granted
