@@ -172,6 +172,12 @@ def test_many_windows_meet_few_as_each_meets_each(few, many):
             assert matched(offer(*one), need(*other)) is expected
 
 
+def test_a_window_after_all_of_many_meets_none_of_them():
+    many = [(2 * hour, 2 * hour + 1) for hour in range(20)]
+    assert not matched(offer((40, 41)), need(*many))
+    assert not matched(offer(*many), need((40, 41)))
+
+
 @pytest.mark.parametrize(
     ("window", "windows", "expected"),
     [
