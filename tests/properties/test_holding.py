@@ -37,7 +37,7 @@ class Side:
         if self.entry is None:
             if each is None:
                 return
-            terms = holding.account_terms(each.provider, each.key, each.opens_ms, each.closes_ms)
+            terms = holding.account_terms(each.key, each.opens_ms, each.closes_ms)
             hold = holding.begun(each, self.kind)
             self.entry = LeaseEntry(
                 self.role, terms, holding.opened(0, now_ms), b"", b"", hold=hold
@@ -150,7 +150,18 @@ def test_both_sides_bill_what_was_held_and_no_time_twice(kind, taken):
 )
 def test_in_pieces_it_costs_the_same(quantity, price, moments):
     hold = holding.Hold(
-        b"s" * 16, 0, b"c" * 32, b"n" * 16, "storage", b"", price, quantity, EPOCH_MS, 2**60, 0
+        b"p" * 32,
+        b"s" * 16,
+        0,
+        b"c" * 32,
+        b"n" * 16,
+        "storage",
+        b"",
+        price,
+        quantity,
+        EPOCH_MS,
+        2**60,
+        0,
     )
     pieces, use = hold, holding.opened(0, 0)
     for moment in sorted(moments):
@@ -166,10 +177,22 @@ def test_in_pieces_it_costs_the_same(quantity, price, moments):
 def test_a_provider_s_word_moves_the_count_by_a_minute_in_all(counted, said):
     minute = 500
     hold = holding.Hold(
-        b"s" * 16, 0, b"c" * 32, b"n" * 16, "compute", b"", 1, 0, 1, 0, 0, minute_micro=minute
+        b"p" * 32,
+        b"s" * 16,
+        0,
+        b"c" * 32,
+        b"n" * 16,
+        "compute",
+        b"",
+        1,
+        0,
+        1,
+        0,
+        0,
+        minute_micro=minute,
     )
     use = replace(holding.opened(0, 0), used=counted, billed_micro=counted)
     for theirs in said:
         hold, use = holding.agreed(use, hold, theirs, 0)
         assert counted <= use.billed_micro <= counted + minute
-    assert holding.account_terms(b"", hold.key, 0, 0).price == FUEL_QUANTUM
+    assert holding.account_terms(hold.key, 0, 0).price == FUEL_QUANTUM

@@ -170,7 +170,7 @@ def had_of(
     present = {each.key: each for each in received}
     found = {}
     for key in known.keys() | present.keys():
-        each, need, had = present.get(key), needs.get(key[3]), known.get(key)
+        each, need, had = present.get(key), needs.get(key.need), known.get(key)
         if need is None:
             continue
         units = each.quantity if each else 0

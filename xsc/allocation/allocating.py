@@ -620,7 +620,7 @@ class Allocator:
         self._had = had_of(self._had, needs, received, now_ms)
         lapsed = Counter[bytes]()
         for key, had in self._had.items():
-            lapsed[key[3]] += had.lapsed
+            lapsed[key.need] += had.lapsed
         changed = {
             need_id: answered(
                 need,

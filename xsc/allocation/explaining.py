@@ -223,7 +223,9 @@ class Explaining:
         try:
             why = await self._executor.run(explain, signed, customer, need.slot_id)
         except NotFound:
-            drawn = self._drawn().get((record.slot.slot_id, window[0], customer, need.slot_id), 0)
+            slot_id = record.slot.slot_id
+            key = EntitlementKey(signed.author, slot_id, window[0], customer, need.slot_id)
+            drawn = self._drawn().get(key, 0)
             return Explained(pair, of_absence(pair, record, drawn), record_id, window)
         return Explained(pair, of_outcome(why, need), record_id, window, why)
 

@@ -32,7 +32,7 @@ from xsc.terms.clearing import (
     SpaceValue,
 )
 from xsc.terms.quote import Kind, SlotId
-from xsc.terms.slot import Commitment
+from xsc.terms.slot import Commitment, EntitlementKey
 
 _NOTHING: Final = SpaceValue(record=b"", value=b"")
 
@@ -128,7 +128,7 @@ def to_bytes(inputs: Inputs) -> bytes:
     before: list[Value] = [
         [slot, start, _cleared(each)] for (slot, start), each in sorted(inputs.before.items())
     ]
-    drawn: list[Value] = [[*key, quanta] for key, quanta in sorted(inputs.drawn.items())]
+    drawn: list[Value] = [[*key[1:], quanta] for key, quanta in sorted(inputs.drawn.items())]
     theirs: list[Value] = [[peer, ppm] for peer, ppm in sorted(inputs.theirs.items())]
     credit: list[Value] = [[peer, micro] for peer, micro in sorted(inputs.credit.items())]
     return encode(
@@ -156,6 +156,7 @@ def from_bytes(raw: bytes) -> Inputs:
         TooLarge, RecordInvalid: the bytes are of no such thing.
     """
     found = Gathered.from_bytes(raw, size_max=GATHERED_BYTES_MAX)
+    own = _published(found.own)
     others = [_published(each) for each in found.others]
     before: dict[Key, Cleared] = {
         (slot, start): _earlier(each) for slot, start, each in found.before
@@ -163,10 +164,13 @@ def from_bytes(raw: bytes) -> Inputs:
     return Inputs(
         now_ms=found.now_ms,
         salt=found.salt,
-        own=_published(found.own),
+        own=own,
         others={each.node: each for each in others},
         theirs=dict(found.theirs),
-        drawn={(slot, start, node, need): n for slot, start, node, need, n in found.drawn},
+        drawn={
+            EntitlementKey(own.node, slot, start, node, need): quanta
+            for slot, start, node, need, quanta in found.drawn
+        },
         credit=dict(found.credit),
         free=found.free,
         before=before,

@@ -239,9 +239,9 @@ class Pass:
         """By customer and need: what earlier windows gave."""
         self._drawn: defaultdict[Key, dict[tuple[bytes, bytes], int]] = defaultdict(dict)
         """By window: what was drawn, by customer and need."""
-        for (slot_id, start, customer, need), quanta in now.drawn.items():
+        for each, quanta in now.drawn.items():
             if quanta:
-                self._drawn[slot_id, start][customer, need] = quanta
+                self._drawn[each.slot, each.opens_ms][each.customer, each.need] = quanta
         self._credit: dict[bytes, int] = {}
         """By customer: what earlier windows have left of it."""
         self._lines: Counter[bytes] = Counter()
@@ -254,7 +254,7 @@ class Pass:
         windows = windows_ahead(slots.values(), self._now.now_ms)
         drawn, before = self._now.drawn, self._last.drawn
         self._moved.update(
-            each[2]
+            each.customer
             for each in drawn.keys() | before.keys()
             if drawn.get(each, 0) != before.get(each, 0)
         )
@@ -285,7 +285,7 @@ class Pass:
                 granted.append(each.key)
             self.granted += look.granted
         now, before = self.seen.counted, self._last.counted
-        self._moved.update(each[2] for each in granted if now.get(each) != before.get(each))
+        self._moved.update(each.customer for each in granted if now.get(each) != before.get(each))
 
     def _count(self, each: Entitlement, look: _Look) -> None:
         """Count what was granted against its need, its customer's credit and the capacity."""

@@ -29,6 +29,7 @@ _UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": FUEL_QUANTUM}
 class Hold:
     """What is held undrawn, up to when that is counted, and what of it is no micro-credit yet."""
 
+    provider: bytes
     slot: bytes
     opens_ms: int
     """Start of the slot's window."""
@@ -60,7 +61,7 @@ class Hold:
     @property
     def key(self) -> EntitlementKey:
         """What names the entitlement."""
-        return self.slot, self.opens_ms, self.customer, self.need
+        return EntitlementKey(self.provider, self.slot, self.opens_ms, self.customer, self.need)
 
     @property
     def scale(self) -> int:
@@ -68,22 +69,20 @@ class Hold:
         return _UNIT[self.kind] * self.length_ms
 
 
-def hold_id(provider: bytes, key: EntitlementKey) -> bytes:
+def hold_id(key: EntitlementKey) -> bytes:
     """Return the id of the account of an entitlement; no lease may have it."""
-    slot, opens_ms, customer, need = key
-    opens = opens_ms.to_bytes(8, "big")
-    digest = tagged_sha256("hold/id", provider, customer, need, slot, opens)
+    opens = key.opens_ms.to_bytes(8, "big")
+    digest = tagged_sha256("hold/id", key.provider, key.customer, key.need, key.slot, opens)
     return HOLD_MARK + digest[: len(digest) - len(HOLD_MARK)]
 
 
-def account_terms(provider: bytes, key: EntitlementKey, start_ms: int, end_ms: int) -> LeaseTerms:
+def account_terms(key: EntitlementKey, start_ms: int, end_ms: int) -> LeaseTerms:
     """Return the terms of an account: micro-credits, as many as its customer signs."""
-    _, _, customer, _ = key
     return LeaseTerms(
-        hold_id(provider, key),
+        hold_id(key),
         "compute",
-        provider,
-        customer,
+        key.provider,
+        key.customer,
         FUEL_QUANTUM,
         AMOUNT_MAX,
         start_ms,
@@ -111,6 +110,7 @@ def opened(settled_micro: int, now_ms: int) -> LeaseUse:
 def begun(entitlement: Entitlement, kind: Kind) -> Hold:
     """Return a hold of nothing, which was never counted."""
     return Hold(
+        entitlement.provider,
         entitlement.slot,
         entitlement.opens_ms,
         entitlement.customer,

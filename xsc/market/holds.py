@@ -66,7 +66,7 @@ class Holds:
             # Nothing is kept free for egress, and nothing draws it.
             if each.kind == "egress" or not is_present(each, now_ms):
                 continue
-            account_id = holding.hold_id(each.provider, each.key)
+            account_id = holding.hold_id(each.key)
             seen[account_id] = each
             if each.price and self._store.account(role, account_id) is None:
                 self._open(role, each, each.kind, account_id)
@@ -75,7 +75,7 @@ class Holds:
             self._change(entry, now, 0 if now is None else undrawn(now, used), now_ms)
 
     def _open(self, role: Role, each: Entitlement, kind: Kind, account_id: bytes) -> None:
-        terms = holding.account_terms(each.provider, each.key, each.opens_ms, each.closes_ms)
+        terms = holding.account_terms(each.key, each.opens_ms, each.closes_ms)
         use = holding.opened(self._settled(account_id), self._clock.now_ms())
         hold = holding.begun(each, kind)
         self._store.open_hold(LeaseEntry(role, terms, use, b"", b"", hold=hold))

@@ -91,7 +91,8 @@ class LeaseEntry:
         """The entitlement that it draws on."""
         if self.draw is None:
             return None
-        return self.draw.slot, self.draw.start_ms, self.terms.customer, self.draw.need
+        terms, draw = self.terms, self.draw
+        return EntitlementKey(terms.provider, draw.slot, draw.start_ms, terms.customer, draw.need)
 
     def use_at(self, now_ms: int) -> LeaseUse:
         """Return the use as of now."""

@@ -126,7 +126,6 @@ def _hold_row(entry: LeaseEntry, hold: Hold) -> bytes:
     row: dict[str, Value] = {
         "v": _VERSION,
         "hold": dict(asdict(hold)),
-        "provider": entry.terms.provider,
         "start_ms": entry.terms.start_ms,
         "end_ms": entry.terms.end_ms,
         "use": _used(entry),
@@ -140,6 +139,7 @@ def _read_hold(role: Role, account_id: bytes, raw: bytes) -> LeaseEntry:
         raise RecordInvalid("an account is of an unknown version")
     kept = take_map(row, "hold")
     hold = Hold(
+        provider=take_bytes(kept, "provider"),
         slot=take_bytes(kept, "slot"),
         opens_ms=take_int(kept, "opens_ms"),
         customer=take_bytes(kept, "customer"),
@@ -158,7 +158,6 @@ def _read_hold(role: Role, account_id: bytes, raw: bytes) -> LeaseEntry:
         is_agreed=take_bool(kept, "is_agreed"),
     )
     terms = account_terms(
-        take_bytes(row, "provider"),
         hold.key,
         take_int(row, "start_ms"),
         take_int(row, "end_ms"),
@@ -172,8 +171,8 @@ def _read_hold(role: Role, account_id: bytes, raw: bytes) -> LeaseEntry:
 
 
 def _spent_key(role: Role, key: EntitlementKey) -> bytes:
-    slot, start_ms, customer, need = key
-    return _SPENT + _LETTERS[role] + slot + start_ms.to_bytes(8, "big") + customer + need
+    window = key.slot + key.opens_ms.to_bytes(8, "big")
+    return _SPENT + _LETTERS[role] + key.provider + window + key.customer + key.need
 
 
 class LeaseStore:
@@ -244,7 +243,8 @@ class LeaseStore:
                 row = decode(value)
                 if not isinstance(row, dict):
                     raise StoreDamaged("what was drawn of an entitlement cannot be read")
-                spent_of = (
+                spent_of = EntitlementKey(
+                    take_bytes(row, "provider"),
                     take_bytes(row, "slot"),
                     take_int(row, "start_ms"),
                     take_bytes(row, "customer"),
@@ -385,13 +385,13 @@ class LeaseStore:
         _, before = self._spent[entry.role].get(key, (0, 0))
         after = before + entry.use.used
         self._spent[entry.role][key] = end_ms, after
-        slot, start_ms, customer, need = key
         row: Value = {
-            "slot": slot,
-            "start_ms": start_ms,
+            "provider": key.provider,
+            "slot": key.slot,
+            "start_ms": key.opens_ms,
             "end_ms": end_ms,
-            "customer": customer,
-            "need": need,
+            "customer": key.customer,
+            "need": key.need,
             "quantity": after,
         }
         return _spent_key(entry.role, key), encode(row)

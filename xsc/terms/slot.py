@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -39,8 +39,18 @@ Quantity = Annotated[int, Field(gt=0, lt=2**63)]
 DivisionRule = Literal["weighted-uniform", "proportional"]
 Window: TypeAlias = tuple[int, int]
 """From a moment to another one, which is not part of it; milliseconds of UTC."""
-EntitlementKey: TypeAlias = tuple[bytes, int, bytes, bytes]
-"""Slot, start of its window, customer and need: what names an entitlement of one provider."""
+
+
+class EntitlementKey(NamedTuple):
+    """What names an entitlement among all: a provider can give its slot the id of another's."""
+
+    provider: bytes
+    slot: bytes
+    opens_ms: int
+    """Start of the slot's window."""
+    customer: bytes
+    need: bytes
+
 
 _VARINT_BYTES_MAX = 9
 """Of a number below 2^63, seven bits a byte."""
@@ -274,8 +284,8 @@ class Entitlement:
 
     @property
     def key(self) -> EntitlementKey:
-        """What names it among those of its provider."""
-        return self.slot, self.opens_ms, self.customer, self.need
+        """What names it among all."""
+        return EntitlementKey(self.provider, self.slot, self.opens_ms, self.customer, self.need)
 
     @property
     def draw(self) -> Draw:

@@ -277,3 +277,14 @@ async def test_what_is_entitled_is_drawn_before_other_leases_at_hand(world, thre
     again = await take()
     assert again == drawn, "a lease on an entitlement is used up first, also where it is dearer"
     assert len(holder.market.leases()) == 2
+
+
+async def test_a_draw_counts_at_its_own_provider_where_two_slots_have_one_id(world, three):
+    holder, other, provider = three
+    other.room.storage = 100 * MIB
+    mine, theirs = (entitle(world, holder, node, 80) for node in (provider, other))
+    assert mine.slot == theirs.slot
+    await leased(world, holder, other, 80 * MIB)
+    drawn = holder.market.store.drawn_quanta("customer", world.clock.now_ms())
+    assert drawn == {theirs.key: 80}
+    assert mine.key not in drawn

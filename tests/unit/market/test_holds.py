@@ -252,7 +252,7 @@ async def test_an_account_that_was_forgotten_goes_on_from_what_was_settled(world
 async def test_no_lease_has_the_id_of_an_account(world, three):
     holder, _, provider = three
     made = entitle(world, holder, provider, 80)
-    account_id = holding.hold_id(made.provider, made.key)
+    account_id = holding.hold_id(made.key)
     assert account_id.startswith(HOLD_MARK)
     request = LeaseRequest.model_construct(
         lease_id=account_id, provider=provider.id, customer=holder.id
@@ -265,7 +265,7 @@ async def test_a_stranger_s_voucher_pays_no_account(world, three):
     made = entitle(world, holder, provider, 80)
     provider.market.tidy()
     voucher = Voucher(
-        lease_id=holding.hold_id(made.provider, made.key),
+        lease_id=holding.hold_id(made.key),
         provider=provider.id,
         customer=other.id,
         number=1,

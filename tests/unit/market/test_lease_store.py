@@ -184,7 +184,7 @@ def test_the_accounts_of_one_customer_are_found_without_a_look_at_the_others():
                 until_ms=100,
                 clearing=b"i" * 32,
             )
-            terms = account_terms(b"p" * 32, entitlement.key, 1, 100)
+            terms = account_terms(entitlement.key, 1, 100)
             hold = begun(entitlement, "storage")
             store.open_hold(LeaseEntry("provider", terms, LeaseUse(1), b"", b"", hold=hold))
         found = []

@@ -53,7 +53,9 @@ def _slots(
             "quantity": line.quantity,
             "price": line.price,
             "stages": [_stage(*each[1:]) for each in stages if each[0] == line.need],
-            "drawn": drawn.get((slot.slot, slot.window[0], line.customer, line.need), 0),
+            "drawn": drawn.get(
+                EntitlementKey(provider, slot.slot, slot.window[0], line.customer, line.need), 0
+            ),
             "granted_ms": line.granted_ms,
             "until_ms": min(slot.window[1], lapses_ms),
         }
@@ -91,15 +93,15 @@ def _slots(
                 ],
                 "pinned": [
                     {
-                        "node": to_text(customer),
-                        "name": node.name_of(customer),
-                        "need": to_text(need),
+                        "node": to_text(each.customer),
+                        "name": node.name_of(each.customer),
+                        "need": to_text(each.need),
                         "quantity": quantity,
                     }
-                    for (slot_id, start_ms, customer, need), quantity in sorted(drawn.items())
-                    if (slot_id, start_ms) == (slot.slot, slot.window[0])
+                    for each, quantity in sorted(drawn.items())
+                    if each[:3] == (provider, slot.slot, slot.window[0])
                     and quantity
-                    and (customer, need) not in granted
+                    and (each.customer, each.need) not in granted
                 ],
             }
         )
