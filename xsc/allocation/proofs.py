@@ -13,7 +13,12 @@ from xsc.allocation.clearing_record import check_clearing
 from xsc.allocation.receiving import Proven, proven_of
 from xsc.base.errors import NotFound, ProofInvalid, UnavailableError, XscError
 from xsc.base.ids import short
-from xsc.base.limits import ALLOCATION_DEBOUNCE_MS, ALLOCATION_LOOK_MS, CONVERGED_LOOK_MS
+from xsc.base.limits import (
+    ALLOCATION_DEBOUNCE_MS,
+    ALLOCATION_LOOK_MS,
+    CLEARING_ASKED_MAX,
+    CONVERGED_LOOK_MS,
+)
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.space.paths import UserSpacePaths
@@ -79,13 +84,17 @@ class Proofs:
 
     async def _check(self, provider: bytes) -> None:
         clock = self._context.clock
+        asked = 0
         try:
             while missing := self._missing(provider):
                 record_id = min(missing)
                 try:
                     lines = await self._prove(provider, record_id)
                 except (NotFound, UnavailableError):
-                    await self._refuse(provider, CONVERGED_LOOK_MS)
+                    asked += 1
+                    if asked >= CLEARING_ASKED_MAX:
+                        self._refuse(provider)
+                    await clock.sleep_ms(CONVERGED_LOOK_MS)
                 except XscError as fault:
                     self._context.log.warning(
                         "allocation.clearing_refused",
@@ -93,8 +102,10 @@ class Proofs:
                         code=fault.code,
                         fault=fault.message,
                     )
-                    await self._refuse(provider, ALLOCATION_LOOK_MS)
+                    self._refuse(provider)
+                    await clock.sleep_ms(ALLOCATION_LOOK_MS)
                 else:
+                    asked = 0
                     if record_id in self._wanted.get(provider, ()):
                         self._proven[provider][record_id] = lines
                     if self._missing(provider):
@@ -104,11 +115,10 @@ class Proofs:
             self._refused.discard(provider)
         self._told(provider)
 
-    async def _refuse(self, provider: bytes, pause_ms: int) -> None:
+    def _refuse(self, provider: bytes) -> None:
         if provider not in self._refused:
             self._refused.add(provider)
             self._told(provider)
-        await self._context.clock.sleep_ms(pause_ms)
 
     async def _prove(self, provider: bytes, record_id: bytes) -> Proven:
         signed = await self.open(provider, record_id)

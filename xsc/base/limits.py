@@ -522,9 +522,11 @@ LEASE_REQUESTS_MS = 10_000
 LEASES_A_CUSTOMER_MAX = 256
 """Leases of one customer that are open, or over and not settled."""
 LEASES_DONE_A_CUSTOMER_MAX = 256
-HOLD_TOLERANCE_MS = 60_000
-HOLDS_A_CUSTOMER_MAX = 1024
 """Leases of one customer that are over and settled; the oldest are forgotten."""
+HOLD_TOLERANCE_MS = 60_000
+"""How far the counts of an undrawn entitlement may differ between its two sides."""
+HOLDS_A_CUSTOMER_MAX = 1024
+"""Accounts of undrawn entitlements that one customer has at a provider."""
 VOUCHERS_A_CUSTOMER_MAX = 256
 """Vouchers of one customer that are taken within VOUCHERS_MS: each is kept, and booked."""
 VOUCHERS_MS = 30_000
@@ -564,6 +566,9 @@ CLEARINGS_BYTES_MAX = 32 * MIB
 """What they take together; half of what an owner has in its space."""
 CONVERGED_LOOK_MS = 1_000
 """How long a node waits for further changes before it says that it has converged."""
+CLEARING_ASKED_MAX = 10
+"""How often a clearing record that its provider does not give is asked for, a second apart, before
+the provider offers nothing."""
 COMMITMENT_BYTES_MAX = 64 * KIB
 DAMPING_HISTORY_MAX = 3
 LEDGER_RECORD_BYTES_MAX = 4 * KIB
