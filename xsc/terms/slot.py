@@ -52,6 +52,8 @@ class EntitlementKey(NamedTuple):
     need: bytes
 
 
+_WINDOWS_KEPT = 512
+"""Lists of windows that are read once: 32 MiB at most, whoever publishes them."""
 _VARINT_BYTES_MAX = 9
 """Of a number below 2^63, seven bits a byte."""
 
@@ -84,7 +86,7 @@ def pack_windows(windows: Iterable[Window]) -> bytes:
     return bytes(packed)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=_WINDOWS_KEPT)
 def unpack_windows(packed: bytes) -> tuple[Window, ...]:
     """Return the windows that a record has.
 
