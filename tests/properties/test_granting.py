@@ -261,6 +261,23 @@ def test_a_stranger_is_granted_nothing_that_begins_later():
         assert later in {each.slot for each in model.granted}, "once it begins"
 
 
+def test_a_stranger_that_has_drawn_keeps_that_and_no_more_of_what_begins_later():
+    """It moved its need ahead each time before it began, and held the rest for nothing."""
+    model = Model()
+    stranger = CUSTOMERS[2]
+    model.needs[stranger] = need_of(40)
+    model.clear()
+    model.step("draw", 0, 3)
+    (drawn,) = model.drawn.values()
+    assert 0 < drawn < 40
+    moved = (model.now_ms + DAY_MS, model.now_ms + 2 * DAY_MS)
+    model.needs[stranger] = need_of(40).model_copy(
+        update={"windows_packed": pack_windows([moved]), "number": 2}
+    )
+    model.clear()
+    assert {each.quantity for each in model.granted if each.slot == SLOTS[0].slot_id} == {drawn}
+
+
 @pytest.mark.parametrize(("customer", "prices"), [(0, (8, 9, 10, 40)), (1, (9, 10)), (2, (10, 11))])
 def test_credit_bounds_a_need_whatever_price_it_states(customer, prices):
     """A mutual customer that said 8, its rung, was eligible for a quarter more than at 10."""

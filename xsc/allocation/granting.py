@@ -436,7 +436,7 @@ class Pass:
         credit = self._credit_of(customer)
         is_open = taker.tier == "open"
         if is_open and offer.window[0] > now_ms and not any(pin[0] == customer for pin in drawn):
-            # Nothing is billed before it begins: a stranger would hold it for nothing.
+            # As below for each of its needs.
             return _Eligible(taker, found, offer.window[0])
         lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
         lines -= self._lines[customer]
@@ -444,9 +444,6 @@ class Pass:
         for need, time in queue.asks(customer):
             key = customer, need.slot_id
             mine = drawn.get(key, 0)
-            if is_open and time[0] > now_ms and not mine:
-                moments.append(time[0])
-                continue
             most = still_wanted(need, self._now.own.node, time, self._given_of(customer, need))
             # Not at what the need says that it pays: who said less would be eligible for more.
             price = offer.slot.reserve
@@ -461,6 +458,10 @@ class Pass:
                 most = min(most, mine)
             else:
                 moments.append(lapses_ms)
+            if is_open and time[0] > now_ms:
+                # Nothing is billed before it begins: a stranger would hold it for nothing.
+                moments.append(time[0])
+                most = min(most, mine)
             if len(found) >= lines:
                 most = min(most, mine)
             if most > 0:
