@@ -4,7 +4,12 @@ import pytest
 
 from tests.independent import clearing
 from tests.sim.network import content, put, run
-from xsc.allocation.clearing_record import check_clearing
+from xsc.allocation.clearing_record import (
+    Offer,
+    check_clearing,
+    clear_window,
+    read_published,
+)
 from xsc.allocation.declaring import Statement
 from xsc.allocation.gathered import parts_of
 from xsc.base.limits import (
@@ -12,15 +17,19 @@ from xsc.base.limits import (
     DAMPING_HISTORY_MAX,
     ENTITLEMENT_LAPSE_MS,
     EPOCH_MS,
+    HOLD_TOLERANCE_MS,
     MIB,
 )
+from xsc.identity.envelope import open_signed, sign
 from xsc.market.lease import HOLD_MARK
 from xsc.programs.why import Why, steps_of
 from xsc.space import table as tables
 from xsc.space.paths import UserSpacePaths
+from xsc.space.record import SpaceRecord
 from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,
+    SpaceValue,
     TierLine,
     TwoTierAllocationState,
 )
@@ -393,6 +402,64 @@ def test_a_state_that_no_clearing_record_proves_is_not_paid():
             for each in customer.allocator.billed():
                 assert (each.quantity, each.price) == (60, 8)
                 assert each.granted_ms >= proven.granted_ms
+
+    run(10, 2, play, SETTINGS)
+
+
+def test_a_record_that_its_provider_dates_back_is_paid_from_when_it_was_seen():
+    async def play(world):
+        provider, customer = world.nodes
+        stated_ms = world.clock.now_ms()
+        await need(customer, 100)
+        await world.skip(20 * EPOCH_MS, EPOCH_MS)
+        await offer(provider, 100, from_ms=stated_ms)
+        await world.until(lambda: of(provider, customer) == 100)
+        (line,) = provider.allocator.state.slot_allocations
+        true = check_clearing(records(provider)[0]).record
+        early_ms = stated_ms + 60_000
+        said = open_signed(
+            true.commitment.record, SpaceRecord, network=None, size_max=2**20
+        ).record.model_copy(update={"written_ms": early_ms})
+        written = SpaceValue(
+            record=sign(said, provider.key, provider.peers.network).raw,
+            value=true.commitment.value,
+        )
+        (participant,) = true.participants
+        own, other = (
+            read_published(node, *values, network=provider.peers.network, at_ms=early_ms)
+            for node, *values in (
+                (provider.key.node_id, written, true.recognition),
+                (participant.customer, participant.commitment, participant.recognition),
+            )
+        )
+        made = clear_window(
+            Offer(true.slot, true.window, early_ms, true.salt, true.capacity),
+            own,
+            [other],
+            {participant.customer: dict(participant.eligible)},
+        )
+        signed = sign(made, provider.key, provider.peers.network)
+        check_clearing(signed.raw)
+        (divided,) = provider.allocator.state.slot_denominators
+        state = TwoTierAllocationState(
+            **dict(provider.allocator.state)
+            | {
+                "slot_denominators": (SlotDenominators(**dict(divided) | {"clearing": signed.id}),),
+                "slot_allocations": (
+                    SlotAllocationRecord(**dict(line) | {"granted_ms": early_ms}),
+                ),
+            }
+        )
+        await provider.space.put_all(
+            {
+                UserSpacePaths.clearing(signed.id): signed.raw,
+                UserSpacePaths.ALLOCATION_STATE: state.to_bytes(),
+            }
+        )
+        await world.until(lambda: any(e.clearing == signed.id for e in customer.allocator.billed()))
+        await world.clock.sleep_ms(30_000)
+        (account,) = customer.market.store.holds("customer")
+        assert account.use.billed_micro <= -(-2 * HOLD_TOLERANCE_MS * 100 * 10 // EPOCH_MS)
 
     run(10, 2, play, SETTINGS)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from xsc.allocation.acceptance import Given, still_wanted
 from xsc.allocation.granting import Grant, until_ms
 from xsc.allocation.matching import overlap, windows_of
 from xsc.base.units import ceil_div
@@ -28,7 +29,7 @@ class Proven:
     """What a checked clearing record grants to one customer."""
 
     at_ms: int
-    """When it was made."""
+    """When it was made, by its provider."""
     lines: frozenset[Line]
     stages: tuple[LineValue, ...] = ()
     """The same by stages, as the record has them."""
@@ -111,6 +112,21 @@ def is_proven(each: Entitlement, proven: Mapping[bytes, Proven]) -> bool:
     window = each.opens_ms, each.closes_ms
     line = each.slot, window, each.need, each.tier, each.quantity, each.price
     return found is not None and line in found.lines
+
+
+def accepted(received: Iterable[Entitlement], needs: Mapping[bytes, NeedSlot]) -> list[Entitlement]:
+    """Return what is no more than its need accepts of its provider, of all slots of that."""
+    given: dict[tuple[bytes, bytes], Given] = {}
+    found = []
+    for each in sorted(received, key=lambda each: (each.window, each.slot)):
+        need = needs.get(each.need)
+        if need is None:
+            continue
+        earlier = given.setdefault((each.provider, each.need), Given(need))
+        if each.quantity <= still_wanted(need, each.provider, each.window, earlier):
+            earlier.add(each.window, each.quantity)
+            found.append(each)
+    return found
 
 
 def still_offered(

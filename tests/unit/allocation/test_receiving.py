@@ -14,7 +14,7 @@ from tests.unit.allocation.clearings import (
 )
 from xsc.allocation.acceptance import at_once
 from xsc.allocation.clearing_record import Offer
-from xsc.allocation.receiving import is_proven, offered_by, proven_of
+from xsc.allocation.receiving import accepted, is_proven, offered_by, proven_of
 from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,
@@ -128,3 +128,37 @@ def test_a_line_counts_only_as_the_slot_the_need_and_the_checked_record_have_it(
         {"asked": need(price_max=7)},
     ):
         assert not taken(**changes), changes
+
+
+def granted(number, quantity, window, provider=b"p" * 32, asked="storage"):
+    return Entitlement(
+        slot=bytes([number]) * 16,
+        opens_ms=window[0],
+        closes_ms=window[1],
+        window=window,
+        provider=provider,
+        customer=b"c" * 32,
+        need=need(kind=asked).slot_id,
+        kind=asked,
+        quantity=quantity,
+        tier="open",
+        price=8,
+        granted_ms=window[0],
+        until_ms=window[1],
+        clearing=bytes(32),
+    )
+
+
+def test_what_one_provider_grants_a_need_in_all_its_slots_is_billed_up_to_what_it_accepts():
+    asked = need(quantity=100, kind="storage")
+    needs = {asked.slot_id: asked}
+    now, later = (NOW_MS, NOW_MS + 10), (NOW_MS + 10, NOW_MS + 20)
+    first, second = granted(1, 60, now), granted(2, 60, now)
+    assert accepted([second, first], needs) == [first], "sixty slots were billed sixty times"
+    assert accepted([first, granted(2, 40, now)], needs) == [first, granted(2, 40, now)]
+    assert accepted([first, granted(2, 60, later)], needs) == [first, granted(2, 60, later)]
+    other = granted(2, 60, now, provider=b"q" * 32)
+    assert accepted([first, other], needs) == [first, other], "what others grant is theirs to cap"
+    capped = asked.model_copy(update={"caps": ((b"p" * 32, 59),)})
+    assert accepted([first, other], {asked.slot_id: capped}) == [other]
+    assert accepted([first], {}) == []
