@@ -53,7 +53,6 @@ from xsc.base.limits import (
     CLEARINGS_KEPT_MAX,
     CONVERGED_LOOK_MS,
     DAMPING_HISTORY_MAX,
-    HOLD_TOLERANCE_MS,
     SALT_BYTES,
 )
 from xsc.base.peering import Peers
@@ -142,8 +141,6 @@ class Allocator:
         """By provider: it holds while what its next state says is checked."""
         self._made_ms: dict[bytes, int] = {}
         """By clearing of what is received, when its record says that it was made."""
-        self._seen_ms: dict[EntitlementKey, int] = {}
-        """Of what is received: when it was first seen, by the own clock."""
         self._had: Mapping[EntitlementKey, Had] = {}
         """By line, what this node was granted; a restart forgets what has lapsed."""
         self._renewed: dict[bytes, Renewed] = {}
@@ -172,18 +169,11 @@ class Allocator:
     def billed(self) -> list[Entitlement]:
         """Return what this node was granted and pays for, from when its clearing record is on.
 
-        That is what the provider says: a minute before this node first saw it at the earliest.
+        Its provider dates both: the account counts nothing that this node did not see.
         """
         needs = {need.slot_id: need for need in self._commitments.own.needs}
         return [
-            replace(
-                each,
-                granted_ms=max(
-                    each.granted_ms,
-                    self._made_ms[each.clearing],
-                    self._seen_ms[each.key] - HOLD_TOLERANCE_MS,
-                ),
-            )
+            replace(each, granted_ms=max(each.granted_ms, self._made_ms[each.clearing]))
             for each in accepted(self._received, needs)
         ]
 
@@ -701,8 +691,6 @@ class Allocator:
         self._received = tuple(each for theirs in self._received_of.values() for each in theirs)
         named = {each.clearing for each in self._received}
         self._made_ms = {each: at_ms for each, at_ms in self._made_ms.items() if each in named}
-        now_ms = self._clock.now_ms()
-        self._seen_ms = {each.key: self._seen_ms.get(each.key, now_ms) for each in self._received}
 
 
 def _read_state(value: bytes) -> TwoTierAllocationState:

@@ -30,6 +30,8 @@ class Holds:
         self._granted = ports.granted
         self._billed = ports.billed
         self._saved: dict[tuple[Role, bytes], int] = {}
+        self._looked_ms = context.clock.now_ms()
+        """When the customer last looked at what it was granted."""
 
     def start(self) -> None:
         """Leave out the time for which this node was down as a provider."""
@@ -41,8 +43,14 @@ class Holds:
     def tidy(self) -> None:
         """Count up to now, go on with what is unused now, and forget what is over and settled."""
         self._observe("provider", self._granted())
-        self._observe("customer", self._billed())
         now_ms = self._clock.now_ms()
+        # Its provider signs when it granted: what the last look did not see was not held then.
+        since_ms = max(self._looked_ms, now_ms - HOLD_TOLERANCE_MS)
+        self._observe(
+            "customer",
+            [replace(e, granted_ms=max(e.granted_ms, since_ms)) for e in self._billed()],
+        )
+        self._looked_ms = now_ms
         for entry in (*self._store.holds("customer"), *self._store.holds("provider")):
             if tidied(entry, now_ms)[1]:
                 self._saved.pop((entry.role, entry.terms.lease_id), None)

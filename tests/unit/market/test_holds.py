@@ -206,6 +206,36 @@ async def test_seconds_between_both_sides_are_settled_in_the_end(world, three):
     assert len(world.wire.calls) == calls, "and nothing is asked any more"
 
 
+async def test_a_grant_that_its_provider_dates_back_costs_nothing_for_what_was_not_seen(
+    world, three
+):
+    holder, _, provider = three
+    window = (world.clock.now_ms(), world.clock.now_ms() + DAY_MS)
+
+    def backdated(slot):
+        each = entitle(world, holder, provider, 80, price=600, slot=slot, window=window)
+        holder.received[-1] = replace(each, granted_ms=window[0])
+
+    world.later(20 * EPOCH_MS)
+    backdated(b"1" * 16)
+    holder.market.tidy()
+    assert holder.hold("customer").due_micro <= 80 * 600 * HOLD_TOLERANCE_MS // EPOCH_MS
+    before = holder.hold("customer").due_micro
+    # It was away for hours, and what it held then has ended.
+    holder.received.clear()
+    holder.market.tidy()
+    world.later(EPOCH_MS)
+    await holder.restart()
+    backdated(b"1" * 16)
+    for slot in (b"2", b"3"):
+        backdated(slot * 16)
+        world.later(1_000)
+        holder.market.tidy()
+        assert all(view.due_micro <= before + 40 for view in holder.market.leases())
+        holder.received.pop()
+    await world.drive(holder.market.settlement.settle_all())
+
+
 async def test_a_restart_of_either_side_forgets_no_hold(world, three):
     holder, _, provider = three
     entitle(world, holder, provider, 80, price=8)
