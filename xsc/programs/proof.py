@@ -34,7 +34,7 @@ from xsc.programs.provenance import (
     ProvenanceOutput,
     ProvenanceRecord,
 )
-from xsc.space.record import value_digest
+from xsc.space.record import SpaceRecord, value_digest
 from xsc.terms.execution import ExecutionReceipt, Number, Order
 
 
@@ -148,12 +148,17 @@ def arguments_of(record: ProvenanceRecord) -> tuple[Number, ...] | None:
     return tuple(arguments)
 
 
-def fault_of_link(child: ProvenanceRecord, given: ProvenanceInput, parent: ProvenanceRecord) -> str:
+def fault_of_link(
+    signed: Signed[ProvenanceRecord], given: ProvenanceInput, behind: Signed[ProvenanceRecord]
+) -> str:
     """Return why a record is not the parent of an input of another, or '' where it is.
 
-    Both were checked alone, and are of the nodes that they must be of.
+    Both were checked alone.
     """
+    child, parent = signed.record, behind.record
     source, output = given.source, parent.output
+    if behind.author != (source.owner or signed.author):
+        return "a record of another node than its source"
     if source.kind == "space":
         if (output.path, output.published) != (source.place, source.value):
             return "another output, or another value of it"
@@ -185,6 +190,19 @@ def fault_of_value(given: ProvenanceInput, raw: bytes) -> str:
         return fault.message
     same = digest_of(value_bytes(given.type, found)) == given.digest
     return "" if same else "another value than its record has"
+
+
+def fault_of_source(given: ProvenanceInput, entry: Signed[SpaceRecord]) -> str:
+    """Return what an input's source says falsely of the record that is now at its path, or ''.
+
+    An older record is gone: nothing is left to compare.
+    """
+    source, record = given.source, entry.record
+    if record.sequence > source.sequence and entry.id != source.record:
+        return ""
+    same = (entry.id, record.sequence, record.digest)
+    named = (source.record, source.sequence, source.value)
+    return "" if same == named else "another record than at its path"
 
 
 def kept_value(given: ProvenanceInput, raw: bytes) -> Value | None:

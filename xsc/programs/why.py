@@ -32,6 +32,7 @@ from xsc.programs.proof import (
     call_of,
     check_record,
     fault_of_link,
+    fault_of_source,
     fault_of_value,
     is_module,
     judge_results,
@@ -196,6 +197,12 @@ class Why:
             return [self._gathered(leaf("given by the node", holds=True), step, given)]
         if source.kind in _STANDS:
             return [leaf(_STANDS[source.kind], holds=True)]
+        entry = None
+        if source.owner is not None:
+            entry = await self._get(source.owner, source.place)
+            wrong = "" if entry is None else fault_of_source(given, entry.signed)
+            if wrong:
+                return [leaf(f"not verified: {wrong}", holds=False)]
         if given.parents:
             return [await self._parent(step, given, index) for index in range(len(given.parents))]
         if source.kind == "computation":
@@ -207,11 +214,10 @@ class Why:
         found = await self._published(source.owner, source.place, source.value)
         if isinstance(found, Step):
             assert found.signed is not None
-            wrong = fault_of_link(step.signed.record, given, found.signed.record)
+            wrong = fault_of_link(step.signed, given, found.signed)
             return [leaf(f"forged: {wrong}", holds=False) if wrong else found]
         if found:
             return [leaf(found, holds=False)]
-        entry = await self._get(source.owner, source.place)
         if entry is None or entry.value is None or entry.signed.id != source.record:
             return [leaf("gone", holds=False)]
         wrong = fault_of_value(given, entry.value)
@@ -283,7 +289,7 @@ class Why:
             signed = "gone"
         if isinstance(signed, str):
             return Step(owner, path, _text(given), signed, holds=False)
-        if wrong := fault_of_link(step.signed.record, given, signed.record):
+        if wrong := fault_of_link(step.signed, given, signed):
             return Step(owner, path, _text(given), f"forged: {wrong}", holds=False)
         return self._step(signed)
 

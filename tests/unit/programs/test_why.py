@@ -17,6 +17,7 @@ from xsc.node.offline.verify import verify_file
 from xsc.programs import proof
 from xsc.programs.functions import BUILT_IN, Function, Functions
 from xsc.programs.limits import WHY_DEPTH_MAX
+from xsc.programs.numbers import digest_of, value_bytes
 from xsc.programs.proof import check_record
 from xsc.programs.provenance import (
     Evaluation,
@@ -354,6 +355,47 @@ async def test_replay_says_what_it_cannot_prove():
     root = await bob.why("next/out/t")
     await replay(root, newer, never, InlineExecutor())
     assert (root.replayed, root.note) == (None, "this node has another version of math.add")
+
+
+@pytest.mark.parametrize("falsely", ["owner", "record", "sequence"])
+async def test_a_record_of_ones_own_is_none_of_anothers_space(falsely):
+    victim = Runner(1)
+    mallory = Runner(2, [victim])
+    victim.space.write({"price": b"5"})
+    mallory.space.write({"price": b"5"})
+    owner = victim.owner if falsely == "owner" else mallory.owner
+    program = reading("price", owner)
+    await mallory.frame(program)
+    record = (await mallory.why("next/price")).signed.record
+    high = value_bytes("i32", 1_000_000)
+    output = {"value": high, "digest": digest_of(high), "published": published(1_000_000)}
+    false = record.model_copy(
+        update={
+            "inputs": (),
+            "output": record.output.model_copy(update={"path": "price"} | output),
+        }
+    )
+    signed = sign(false, mallory.key, NETWORK)
+    event = b"e" * 32
+    mallory.space.write({UserSpacePaths.provenance(program.hash, event): signed.raw})
+    link = Link(program=program.hash, event=event, record=signed.id)
+    read = record.inputs[0]
+    named = {"record": {"record": b"\x77" * 32}, "sequence": {"sequence": 2**40}}.get(falsely, {})
+    source = read.source.model_copy(update={"value": published(1_000_000)} | named)
+    if falsely == "owner":
+        source = read.source.model_copy(update={"sequence": 0, "value": published(1_000_000)})
+    read = read.model_copy(
+        update={
+            "value": high,
+            "digest": digest_of(high),
+            "source": source,
+            "parents": (link,),
+        }
+    )
+    forged(mallory, program, ("", "next/price"), inputs=(read, record.inputs[1]))
+    root = await mallory.why("next/price")
+    assert not root.inputs[0][1].verified
+    assert root.verified is False
 
 
 # Bounds
