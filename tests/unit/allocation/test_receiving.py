@@ -162,3 +162,26 @@ def test_what_one_provider_grants_a_need_in_all_its_slots_is_billed_up_to_what_i
     capped = asked.model_copy(update={"caps": ((b"p" * 32, 59),)})
     assert accepted([first, other], {asked.slot_id: capped}) == [other]
     assert accepted([first], {}) == []
+
+
+def test_what_is_billed_is_never_above_a_cap_in_whatever_order_it_comes():
+    random = Random(11)
+    for _ in range(200):
+        starts = sorted(random.sample(range(0, 60, 6), random.randint(0, 4)))
+        kind = random.choice(["compute", "egress"] if starts else ["storage", "egress"])
+        packed = pack_windows(
+            [(NOW_MS + start, NOW_MS + start + random.randint(1, 6)) for start in starts]
+        )
+        caps = random.choice([(), ((b"p" * 32, random.randint(0, 11)),)])
+        asked = need(kind=kind, quantity=12, windows_packed=packed, caps=caps)
+        lines = []
+        for number in range(random.randint(0, 9)):
+            start = NOW_MS + random.randrange(60)
+            window = (start, start + random.randint(1, 20))
+            lines.append(granted(number, random.randint(1, 14), window, asked=kind))
+        billed = accepted(lines, {asked.slot_id: asked})
+        moments = [(NOW_MS + each, NOW_MS + each + 1) for each in range(80)]
+        for start, end in moments if kind == "storage" else asked.windows or [(0, UNTIL_MS)]:
+            met = [e.quantity for e in billed if e.window[0] < end and start < e.window[1]]
+            assert sum(met) <= asked.cap(b"p" * 32)
+        assert accepted(random.sample(lines, len(lines)), {asked.slot_id: asked}) == billed
