@@ -25,7 +25,7 @@ from xsc.allocation import clearing
 from xsc.allocation.clearing import Bid, Line, SlotClearing, SlotTerms, clear_slot
 from xsc.allocation.recognition import mutual_ppm, tier_of
 from xsc.allocation.tiers import TIERS
-from xsc.base.limits import AUCTION_STEPS_MAX
+from xsc.base.limits import AUCTION_LOOKS_MAX, AUCTION_STEPS_MAX
 
 SALT = b"salt"
 LADDER = (1, 2, 3)
@@ -526,6 +526,38 @@ def test_ties_fall_by_lot_whatever_ids_were_made():
             for salt in range(40)
         }
         assert len(winners) == 3
+
+
+def test_the_prices_of_many_winners_take_a_bounded_search(monkeypatch):
+    """One record of three kilobytes held up its provider for 13 seconds."""
+    looked = []
+    worth = clearing._worth
+
+    def counted(steps, units):
+        looked.append(len(steps))
+        return worth(steps, units)
+
+    monkeypatch.setattr(clearing, "_worth", counted)
+    strangers, each, capacity = 60, 16, 10_000
+    least = capacity // strangers
+    plain = (least, 1, 10**6)
+    asked = [
+        (customer, number, *(plain if not number else (capacity, least + 42 + number % 3, number)))
+        for customer in range(strangers)
+        for number in range(each)
+    ]
+    bids = [
+        Bid(name(customer), need_id(number), "open", 1, most, minimum, price + 1_000 + customer)
+        for customer, number, most, minimum, price in asked
+    ]
+    assert capacity % strangers == 40
+    terms = SlotTerms(capacity, *LADDER)
+    cleared = clear_slot(terms, bids, SALT)
+    assert len(cleared.payments) == strangers
+    # A search compares what it begins with, and then once a visit; the prices each twice more.
+    assert sum(looked) <= 2 * AUCTION_LOOKS_MAX + 3 * (1 + strangers) * len(bids)
+    for law in OUTCOME_LAWS:
+        assert law(terms, bids, cleared)
 
 
 def test_the_search_for_the_best_outcome_is_bounded(monkeypatch):

@@ -27,7 +27,7 @@ from typing import Final
 
 from xsc.allocation.tiers import RULES, Claim, TierResult
 from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import AUCTION_STEPS_MAX, PPM
+from xsc.base.limits import AUCTION_LOOKS_MAX, AUCTION_STEPS_MAX, PPM
 from xsc.base.units import ceil_div
 from xsc.terms.quote import Tier
 from xsc.terms.slot import DivisionRule
@@ -185,13 +185,18 @@ def _worth(steps: Sequence[_Step], units: Sequence[int]) -> tuple[int, int, Sequ
     return surplus, sum(units), units
 
 
-def _best(capacity: int, steps: Sequence[_Step], visits: int = AUCTION_STEPS_MAX) -> list[int]:
+def _visits(looks: int) -> int:
+    """Return how many divisions a search may try, of which each looks at so many bids."""
+    return min(AUCTION_STEPS_MAX, AUCTION_LOOKS_MAX // max(1, looks))
+
+
+def _best(capacity: int, steps: Sequence[_Step], visits: int) -> list[int]:
     """Return the units of greatest worth that meet every minimum that they serve.
 
     Without minima the bids are served by falling price. Otherwise at most one bid, the
     marginal one, is served below its minimum: either it gets nothing, or its minimum
     first; both are tried, as far as they may be worth more than the best that is known.
-    After AUCTION_STEPS_MAX divisions the best that was found stands.
+    After so many visits the best that was found stands.
 
     Args:
         capacity: what there is.
@@ -268,7 +273,7 @@ def _auction(
         for bid in ranked
         if bid.quantity_min <= capacity
     ]
-    units = _best(capacity, steps)
+    units = _best(capacity, steps, _visits(len(steps)))
     worth = _worth(steps, units)[0]
     scarce = sum(step.most for step in steps) > capacity
     own: defaultdict[bytes, int] = defaultdict(int)
@@ -280,11 +285,12 @@ def _auction(
     lost = dict.fromkeys(own, 0)
     if scarce:
         waiting = _waiting(capacity, steps, units)
+        visits = _visits(len(steps) * len(own))
         for customer in own:
             gain = None if waiting is None else _gain(won[customer], customer, waiting)
             if gain is None:
                 others = [step for step in steps if step.key[0] != customer]
-                gain = _worth(others, _best(capacity, others))[0] - (worth - own[customer])
+                gain = _worth(others, _best(capacity, others, visits))[0] - (worth - own[customer])
             # Between the bounds by itself, unless a search was cut short.
             lost[customer] = max(0, min(own[customer], gain))
     lines = []

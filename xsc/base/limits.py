@@ -614,7 +614,9 @@ ALLOCATIONS_A_CUSTOMER_MAX = 512
 ALLOCATIONS_A_STRANGER_MAX = 64
 """The same of one that is not recognised."""
 AUCTION_STEPS_MAX = 128
-"""Divisions that the search for the best outcome of one auction with minima may try."""
+"""Divisions that one search for the best outcome of an auction with minima may try."""
+AUCTION_LOOKS_MAX = 131_072
+"""Bids that the search for the outcome of one auction may look at, and those for its prices."""
 
 # Health
 PROBE_INTERVAL_MS = 5_000
