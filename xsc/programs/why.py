@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from xsc.base.clock import Executor
+from xsc.base.clock import Executor, InlineExecutor
 from xsc.base.errors import ArgumentInvalid, NotFound, UnavailableError, XscError
 from xsc.base.ids import short, to_text
 from xsc.identity.envelope import Signed, open_signed
@@ -94,16 +94,26 @@ def _text(part: ProvenanceInput | ProvenanceOutput) -> str | None:
 class Why:
     """One walk from a value to all that is behind it."""
 
-    def __init__(self, read: Read, network: bytes, parts: Parts = lambda _: ()) -> None:
+    def __init__(
+        self,
+        read: Read,
+        network: bytes,
+        parts: Parts = lambda _: (),
+        executor: Executor | None = None,
+    ) -> None:
         self._read = read
         self._network = network
         self._parts = parts
+        self._executor = executor or InlineExecutor()
         self._steps: dict[bytes, Step] = {}
         """By the id of a record."""
         self._next: list[Step] = []
         self._reads = 0
         self._large_bytes = 0
         self._parts_checked = 0
+        self._checked: dict[bytes, list[tuple[str, Step]]] = {}
+        """What values were gathered from, by their hash: many inputs may name one."""
+        self._checking = asyncio.Lock()
 
     async def walk(self, owner: bytes, path: str) -> Step:
         """Return the value at a path, with all that is behind it, and whether it is verified.
@@ -194,7 +204,7 @@ class Why:
         if given.value is None and (whole := await self._whole(step, given)) is not None:
             step.large[given.name] = whole
         if source.kind == "given":
-            return [self._gathered(leaf("given by the node", holds=True), step, given)]
+            return [await self._gathered(leaf("given by the node", holds=True), step, given)]
         if source.kind in _STANDS:
             return [leaf(_STANDS[source.kind], holds=True)]
         entry = None
@@ -241,39 +251,57 @@ class Why:
         if raw is None or self._large_bytes + len(raw) > WHY_LARGE_BYTES_MAX:
             return None
         self._large_bytes += len(raw)
-        return kept_value(given, raw)
+        return await self._executor.run(kept_value, given, raw)
 
-    def _gathered(self, leaf: Step, step: Step, given: ProvenanceInput) -> Step:
+    async def _gathered(self, leaf: Step, step: Step, given: ProvenanceInput) -> Step:
         """Put behind a value that a node gave itself what it was gathered from, all checked."""
         whole = step.large.get(given.name) if given.value is None else value_in(given)
         if not isinstance(whole, bytes):
             return leaf
+        # One at a time, beside the event loop: a peer has chosen how many parts there are.
+        async with self._checking:
+            found = self._checked.get(given.digest)
+            if found is None:
+                left = WHY_PARTS_MAX - self._parts_checked
+                found = await self._executor.run(self._check_parts, whole, left)
+                if found is not None:
+                    self._checked[given.digest] = found
+                    self._parts_checked += len(found)
+        if found is None:
+            leaf.holds, leaf.note = False, f"not followed: over {WHY_PARTS_MAX} values"
+        else:
+            leaf.inputs = found
+        return leaf
+
+    def _check_parts(self, whole: bytes, left: int) -> list[tuple[str, Step]] | None:
+        """Return what a value was gathered from, each part checked; None where it is too much."""
+        if left <= 0:
+            return None
         try:
             parts = self._parts(whole)
         except XscError:
-            return leaf  # gathered from no space
-        self._parts_checked += len(parts)
-        if self._parts_checked > WHY_PARTS_MAX:
-            leaf.holds, leaf.note = False, f"not followed: over {WHY_PARTS_MAX} values"
-            return leaf
-        for owner, path, record, value in parts:
-            part = Step(owner, path, value_digest(value).hex())
-            try:
-                signed = open_signed(
-                    record,
-                    SpaceRecord,
-                    network=self._network,
-                    author=owner,
-                    size_max=RECORD_ENVELOPE_BYTES_MAX,
-                )
-                check_value(signed.record, value)
-                part.note = f"number {signed.record.sequence}"
-                if signed.record.path != path:
-                    part.holds, part.note = False, f"forged: a record of '{signed.record.path}'"
-            except XscError as fault:
-                part.holds, part.note = False, f"forged: {fault.message}"
-            leaf.inputs.append((short(owner), part))
-        return leaf
+            return []  # gathered from no space
+        if len(parts) > left:
+            return None
+        return [(short(part[0]), self._check_part(*part)) for part in parts]
+
+    def _check_part(self, owner: bytes, path: str, record: bytes, value: bytes) -> Step:
+        part = Step(owner, path, value_digest(value).hex())
+        try:
+            signed = open_signed(
+                record,
+                SpaceRecord,
+                network=self._network,
+                author=owner,
+                size_max=RECORD_ENVELOPE_BYTES_MAX,
+            )
+            check_value(signed.record, value)
+            part.note = f"number {signed.record.sequence}"
+            if signed.record.path != path:
+                part.holds, part.note = False, f"forged: a record of '{signed.record.path}'"
+        except XscError as fault:
+            part.holds, part.note = False, f"forged: {fault.message}"
+        return part
 
     async def _parent(self, step: Step, given: ProvenanceInput, index: int) -> Step:
         assert step.signed is not None

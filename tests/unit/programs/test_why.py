@@ -24,13 +24,14 @@ from xsc.programs.provenance import (
     Input,
     Link,
     Output,
+    ProvenanceInput,
     ProvenanceRecord,
     Source,
     event_of,
     make_records,
     published_of,
 )
-from xsc.programs.why import replay, steps_of, to_json
+from xsc.programs.why import Why, replay, steps_of, to_json
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 
@@ -534,3 +535,45 @@ def test_a_receipt_of_the_right_form_that_is_false_is_refused(change):
     node = Runner()
     with pytest.raises(XscError):
         check_record(of_module(node, receipt_of(node, **change)), network=NETWORK)
+
+
+# What a node gave itself
+
+
+class CountingExecutor(InlineExecutor):
+    """Counts what was run beside the event loop."""
+
+    ran = 0
+
+    async def run(self, function, *args, **kwargs):
+        self.ran += 1
+        return function(*args, **kwargs)
+
+
+async def test_one_gathered_value_is_checked_once_and_beside_the_loop():
+    node = Runner()
+    raw = value_bytes("bytes", b"gathered")
+    read = ProvenanceInput(
+        name="i",
+        type="bytes",
+        digest=digest_of(raw),
+        value=raw,
+        parents=(),
+        source=Source(kind="given", place="g"),
+    )
+    program = reading("price")
+    node.space.write({"price": b"5"})
+    await node.frame(program)
+    inputs = tuple(read.model_copy(update={"name": f"i{number}"}) for number in range(64))
+    forged(node, program, ("", "next/price"), inputs=inputs)
+    asked, inside, executor = [], [], CountingExecutor()
+
+    def parts(whole):
+        asked.append(whole)
+        inside.append(executor.ran)
+        return [(node.owner, "part", b"no record", b"v")] * 100
+
+    root = await Why(node.read, NETWORK, parts, executor).walk(node.owner, "next/price")
+    assert (asked, inside) == ([b"gathered"], [1])
+    assert len(steps_of(root)) == 1 + 64 + 100
+    assert root.verified is False

@@ -26,7 +26,7 @@ def routes(node: Node) -> list[web.RouteDef]:
         replayed = request.query.get("replay", "false")
         if replayed not in {"true", "false"}:
             raise ArgumentInvalid("replay is true or false")
-        walk = Why(node.read_space, node.peers.network, parts_of)
+        walk = Why(node.read_space, node.peers.network, parts_of, node.parts.executor)
         root = await walk.walk(node.key.node_id if owner is None else node.find(owner), path)
         if replayed == "true":
             await node.programs.rerun(root)
