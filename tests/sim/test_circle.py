@@ -9,6 +9,7 @@ import pytest
 from tests.sim.network import NO_HOME, World, content, get, put, run
 from tests.sim.test_hoarding import greedy
 from tests.sim.test_recovery import back, place_of
+from xsc.allocation.declaring import Statement
 from xsc.base.errors import DurabilityUnreachable, PeerUnknown, XscError
 from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB, REMOVED_LISTED_MAX
 from xsc.identity.envelope import sign
@@ -237,6 +238,24 @@ def test_those_that_one_peer_introduced_share_one_starter_credit():
 
     settings = {**INTRODUCED, "starter_credit": "0.001", "storage_capacity": "8GiB"}
     run(7, 6, play, settings, kind=Star)
+
+
+def test_those_that_share_a_credit_are_granted_no_more_than_it_pays():
+    """Six of them were granted six times as much, and owed it half an hour later."""
+
+    async def play(world):
+        host, shams = world.nodes[1], world.nodes[2:]
+        await host.commitments.offer("storage", Statement(quantity=8_000, price=10))
+        for sham in shams:
+            await sham.commitments.need("storage", Statement(quantity=4_000, price=1_000))
+        await world.until(lambda: len({e.customer for e in host.allocator.granted()}) > 1)
+        await world.clock.sleep_ms(5_000)
+        granted = sum(each.quantity for each in host.allocator.granted())
+        limit = host.config.starter_credit_micro
+        assert limit // 2 < granted * 10 <= limit
+
+    settings = {**INTRODUCED, "starter_credit": "0.01", "storage_capacity": "8GiB"}
+    run(7, 5, play, settings, kind=Star)
 
 
 def test_who_is_removed_leaves_its_group_no_credit_that_it_used():

@@ -509,6 +509,7 @@ class Allocator:
         is_new = any(
             key not in self._cleared for _, key in windows_ahead(own.commitment.slots, now_ms)
         )
+        takers = self._queues.takers()
         return Inputs(
             now_ms=now_ms,
             salt=self._entropy.token(SALT_BYTES) if is_new else bytes(SALT_BYTES),
@@ -516,7 +517,7 @@ class Allocator:
             others=self._queues.others(),
             theirs=self._theirs.copy(),
             drawn=self._market.drawn(),
-            credit={node: self._market.credit_micro(node) for node in self._queues.takers()},
+            credit={node: self._market.credit_micro(node, takers) for node in takers},
             free=self._market.free(),
             before=self._cleared,
             is_pending=bool(self._changed),

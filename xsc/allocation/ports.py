@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from xsc.terms.quote import Kind
@@ -50,5 +50,8 @@ class Market(Protocol):
     def drawn(self) -> Mapping[EntitlementKey, int]:
         """Return the quanta that leases have drawn of each entitlement, rounded up."""
 
-    def credit_micro(self, customer: bytes) -> int:
-        """Return the micro-credits that a customer may still come to owe."""
+    def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
+        """Return the micro-credits that a customer may still come to owe.
+
+        It has an equal part of a credit that it shares with others of these takers.
+        """

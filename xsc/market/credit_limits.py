@@ -36,6 +36,10 @@ class CreditLimits:
         """Return the micro-credits that a customer may still come to owe, its leases counted."""
         return self._credit.credit_left(customer) - self.exposure(customer)
 
+    def shares_with(self, customer: bytes) -> Sequence[bytes]:
+        """Return the customers that share one credit with a customer, itself among them."""
+        return self._credit.shares_with(customer)
+
     def refresh(self) -> None:
         """Find the customers that have reached their limit, and log which are new or gone."""
         now_ms = self._clock.now_ms()

@@ -8,7 +8,7 @@ before it; what it needs of a later one is bound late.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from xsc import __version__
@@ -188,11 +188,15 @@ class SlotMarket:
         """Return the quanta that leases have drawn of each entitlement, rounded up."""
         return self._market.headroom.drawn_quanta()
 
-    def credit_micro(self, customer: bytes) -> int:
-        """Return the micro-credits that a customer may still come to owe."""
+    def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
+        """Return the micro-credits that a customer may still come to owe.
+
+        It has an equal part of a credit that it shares with others of these takers.
+        """
         if self._market.holds.is_full(customer):
             return 0
-        return self._market.limits.left(customer)
+        sharing = {*self._market.limits.shares_with(customer), customer}
+        return self._market.limits.left(customer) // len(sharing & {customer, *takers})
 
 
 def market_settings(config: Config) -> MarketSettings:
