@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.sim.network import content, put, run
@@ -192,3 +194,33 @@ def test_one_answer_fetches_and_says_only_so_much(monkeypatch):
         assert (len(answer.rows), answer.is_cut) == (1, True)
 
     run(35, 2, play, SETTINGS)
+
+
+def test_many_answers_at_once_take_one_thread():
+    """A peer chooses how long its record takes: they filled all threads of the node."""
+
+    async def play(world):
+        provider, early, late = world.nodes
+        slot = await offer(provider, 100)
+        for customer in (early, late):
+            await need(customer, 60)
+        await world.until(lambda: of(provider, early) + of(provider, late) == 100)
+        true, running, most = provider.explaining._executor, 0, 0
+
+        class Counting:
+            async def run(self, work, *args):
+                nonlocal running, most
+                running += 1
+                most = max(most, running)
+                await asyncio.sleep(0)
+                try:
+                    return await true.run(work, *args)
+                finally:
+                    running -= 1
+
+        provider.explaining._executor = Counting()
+        answers = await asyncio.gather(*(why(provider, slot) for _ in range(4)))
+        assert [len(answer.rows) for answer in answers] == [2] * 4
+        assert most == 1
+
+    run(35, 3, play, SETTINGS)

@@ -6,6 +6,7 @@ first. Where no slot matches a need, the matching rule says why (docs/design/all
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -74,6 +75,8 @@ class Explaining:
         self._weights = weights
         self._peers = peers
         self._drawn = drawn
+        self._turn = asyncio.Lock()
+        """All explanations together take one thread: a peer's record can take long."""
 
     async def by_id(self, text: str) -> Explanation:
         """Explain an own need, a slot or a clearing by how its id begins; own ones come first.
@@ -221,7 +224,8 @@ class Explaining:
             return Explained(pair, said, record_id, window)
         customer, need = pair.customer.node, pair.need
         try:
-            why = await self._executor.run(explain, signed, customer, need.slot_id)
+            async with self._turn:
+                why = await self._executor.run(explain, signed, customer, need.slot_id)
         except NotFound:
             slot_id = record.slot.slot_id
             key = EntitlementKey(signed.author, slot_id, window[0], customer, need.slot_id)
