@@ -107,8 +107,8 @@ def of_absence(pair: Pair, record: ClearingRecord, drawn: int) -> Said:
             ("recognition by the provider would have let it take part",),
         )
     return Said(
-        "the provider found nothing of it eligible: its customer's credit or its share is used up, "
-        "or what it was granted lapsed undrawn",
+        "the provider found nothing of it eligible: its other slots fill the need, its customer's "
+        "credit or its share is used up, or what it was granted lapsed undrawn",
         ("payment of what is owed, or a changed need, would let it take part again",),
     )
 

@@ -568,9 +568,10 @@ class SpaceSync:
             self._told[peer] = address.signed.id
         answer = read_answer(bytes(body_of(reply.parts)))
         new, refused = await self._store_records(peer, answer.records, wanted)
-        for head in answer.heads:
-            if (head.owner, head.prefix) not in wanted:
-                raise RecordInvalid("a head that was not asked for")
+        heads = {(head.owner, head.prefix): head for head in answer.heads}
+        if not heads.keys() <= set(wanted):
+            raise RecordInvalid("a head that was not asked for")
+        for head in heads.values():  # of one subscription the last
             self._spend(peer, 1 + _proof_cost(head))
             try:
                 new += await self._store_head(peer, head)
@@ -715,6 +716,9 @@ class SpaceSync:
             return False
         place.head = at
         is_new = head.record.sequence >= await self._store.cursor(*subscription)
+        # What was written since is taken back to compare, and put there again.
+        newer = await self._store.newer(sent.owner, head.record.sequence)
+        self._spend(peer, newer // PROOF_ROWS_A_RECORD)
         if not await self._prove(head, sent) and not await self._repair(peer, subscription, at[0]):
             self._failed.setdefault(subscription, set()).add(peer)
             self._log.info("space.not_proven", peer=short(peer), owner=short(sent.owner))

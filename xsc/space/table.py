@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from xsc.base.errors import RecordInvalid, SpaceExhausted
@@ -232,8 +232,10 @@ class OwnerTable:
 
     def passed(self, prefix: str, sequence: int) -> int:
         """Return at most how many rows a search above a sequence passes that are not found."""
-        if not prefix or sequence >= self.last:
-            return 0
+        return self.newer(sequence) if prefix else 0
+
+    def newer(self, sequence: int) -> int:
+        """Return how many records are above a sequence."""
         return len(self._order) - bisect_right(self._order, (sequence, _LAST))
 
     @property
@@ -286,6 +288,9 @@ class OwnerTable:
         known = self.proven.get(prefix)
         if known is not None and known.head.record.sequence > sequence:
             return False
+        if known is not None and is_dated_anew(known.head.record, head.record):
+            self.proven[prefix] = replace(known, head=head)
+            return True
         mine = {
             path: at
             for path, at in before.items()
@@ -455,6 +460,12 @@ def owner_bytes_max(own_bytes: int, all_bytes: int) -> int:
     """
     room_bytes = own_bytes + max(0, OTHERS_BYTES_MAX - all_bytes)
     return min(OWNER_BYTES_MAX, max(OWNER_SURE_BYTES, room_bytes))
+
+
+def is_dated_anew(known: SpaceHead, head: SpaceHead) -> bool:
+    """Return whether a head says what a known one says, at a later date."""
+    same = (known.sequence, known.root) == (head.sequence, head.root)
+    return same and head.written_ms > known.written_ms
 
 
 def conflict(one: SpaceHead, other: SpaceHead) -> bool:

@@ -38,6 +38,7 @@ from xsc.space.limits import (
     HEAD_INTERVAL_MS,
     HELD_REQUEST_MS_MAX,
     PAGE_RECORDS,
+    PROOF_ROWS_A_RECORD,
     RETRY_MS,
     UNSUBSCRIBED_KEPT_MS,
     VALUE_INLINE_BYTES_MAX,
@@ -925,6 +926,36 @@ async def test_old_heads_again_and_again_keep_nobody_busy(circle):
     await circle.pass_ms(RETRY_MS)
     assert len(asked) == 3
     assert bea.blamed == []
+
+
+async def test_heads_of_one_answer_are_proven_once_a_subscription_and_cost_what_is_newer(
+    circle, monkeypatch
+):
+    """Each old head took back all that was written since: two megabytes of them, minutes."""
+    ada, bea, *_ = circle.members
+    rows, now_ms = 64, circle.clock.now_ms()
+    for number in range(rows):
+        await ada.space.put(f"p{number}", b"v")
+    bea.follow(ada)
+    bea.sync.subscribe(ada.id, "")
+    await settle()
+    heads = [head_of(ada, 1, now_ms + number, root=bytes(32)) for number in range(9)]
+    proven, spent = [], []
+
+    async def again(caller, header, parts):
+        return {}, [answer_bytes(Answer([], heads, more=False))]
+
+    async def prove(owner, prefix, head, proof, before):
+        proven.append(head.record.written_ms)
+        return True
+
+    monkeypatch.setattr(bea.store, "prove", prove)
+    monkeypatch.setattr(bea.sync, "_spend", lambda peer, records: spent.append(records))
+    ada.handlers["space.next"] = again
+    await circle.pass_ms(HELD_REQUEST_MS_MAX)
+    await settle()
+    assert proven == [now_ms + 8]
+    assert rows // PROOF_ROWS_A_RECORD - 1 <= spent[1] <= rows // PROOF_ROWS_A_RECORD
 
 
 async def test_a_listing_of_an_older_head_than_the_one_that_failed_repairs_nothing(circle):

@@ -532,6 +532,21 @@ def test_a_lost_tombstone_is_repaired_from_a_listing(owner):
     assert first.record.sequence < head.record.sequence
 
 
+def test_a_head_that_is_dated_anew_needs_no_other_proof(owner, monkeypatch):
+    owner.put("a")
+    head = owner.head()
+    assert owner.table.prove("", head, (), {})
+    owner.put("b")
+    later = sign(
+        head.record.model_copy(update={"written_ms": head.record.written_ms + 1}),
+        owner.key,
+        owner.network,
+    )
+    monkeypatch.setattr(OwnerTable, "_as_of", None)
+    assert owner.table.prove("", later, (), {})
+    assert owner.table.newest_head() == later
+
+
 def test_a_dropped_path_leaves_an_older_proof_whole(owner):
     one, two = owner.put("a").id, owner.put("b").id
     head = owner.head()
