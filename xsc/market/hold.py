@@ -125,6 +125,16 @@ def begun(entitlement: Entitlement, kind: Kind) -> Hold:
     )
 
 
+def begins_ms(entitlement: Entitlement) -> int:
+    """Return from when an entitlement costs something.
+
+    Storage of an open slot is kept from all others from its grant on, also where its need begins
+    later: else a need that moves ahead in time would keep it for nothing.
+    """
+    start = entitlement.opens_ms if entitlement.kind == "storage" else entitlement.window[0]
+    return max(entitlement.granted_ms, start)
+
+
 def counted(use: LeaseUse, hold: Hold, now_ms: int) -> tuple[Hold, LeaseUse]:
     """Return an account once it is counted up to now, or until what is held lapses."""
     until_ms = min(now_ms, hold.until_ms)
@@ -163,8 +173,8 @@ def changed(
         return replace(hold, quantity=0, is_used=True), use
     start, end = entitlement.window
     # A new grant costs from its beginning on; what was held before comes back from now on.
-    begins_ms = max(entitlement.granted_ms, start)
-    from_ms = now_ms if hold.is_used or begins_ms <= hold.counted_ms else begins_ms
+    begun_ms = begins_ms(entitlement)
+    from_ms = now_ms if hold.is_used or begun_ms <= hold.counted_ms else begun_ms
     length_ms = EPOCH_MS if hold.kind == "storage" else end - start
     hold = replace(
         hold,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from xsc.base.limits import HOLD_TOLERANCE_MS, HOLDS_A_CUSTOMER_MAX
 from xsc.identity.context import Context
 from xsc.market import hold as holding
-from xsc.market.entitlements import is_present, undrawn
+from xsc.market.entitlements import undrawn
 from xsc.market.lease_entry import LeaseEntry, Role, is_done, tidied
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
@@ -72,7 +72,7 @@ class Holds:
         seen: dict[bytes, Entitlement] = {}
         for each in entitlements:
             # Nothing is kept free for egress, and nothing draws it.
-            if each.kind == "egress" or not is_present(each, now_ms):
+            if each.kind == "egress" or not holding.begins_ms(each) <= now_ms < each.until_ms:
                 continue
             account_id = holding.hold_id(each.key)
             seen[account_id] = each

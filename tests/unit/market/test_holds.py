@@ -76,6 +76,20 @@ async def test_what_is_used_is_its_lease_s_and_what_is_not_is_billed_on(world, t
     assert provider.one("provider").due_micro == 60 * 8
 
 
+async def test_storage_costs_from_its_grant_also_before_its_need_begins(world, three):
+    holder, _, provider = three
+    made = entitle(world, holder, provider, 80, price=8)
+    for nodes in (holder.received, provider.granted):
+        nodes.clear()
+        now_ms = world.clock.now_ms()
+        nodes.append(replace(made, window=(now_ms + 2 * EPOCH_MS, made.window[1])))
+    for _ in range(3):
+        await settled(world, holder, provider)
+        world.later(EPOCH_MS // 2)
+    await settled(world, holder, provider)
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(960, 960)] * 2
+
+
 async def test_empty_leases_hold_nothing_for_less(world, three):
     holder, _, provider = three
     entitle(world, holder, provider, 80, price=8)
