@@ -543,7 +543,8 @@ class SpaceStore:
                     return False
             if not table.prove(prefix, head, proof, before):
                 return False
-            batch.set(PROVEN + owner + prefix.encode(), encode([head.raw, levels_of(proof)]))
+            checked = table.proven[prefix].proof  # of a head dated anew, what came is not
+            batch.set(PROVEN + owner + prefix.encode(), encode([head.raw, levels_of(checked)]))
             await self._commit(owner, batch)
             return True
 

@@ -288,7 +288,7 @@ class OwnerTable:
         known = self.proven.get(prefix)
         if known is not None and known.head.record.sequence > sequence:
             return False
-        if known is not None and is_dated_anew(known.head.record, head.record):
+        if known is not None and known.whole and is_dated_anew(known.head.record, head.record):
             self.proven[prefix] = replace(known, head=head)
             return True
         mine = {

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.allocation.matching import Party, match, mismatch, overlap
+from xsc.allocation.matching import Matches, Party, Peer, match, mismatch, overlap
 from xsc.allocation.windows import ENDLESS_MS
 from xsc.base.ids import to_text
-from xsc.terms.slot import AvailabilitySlot, NeedSlot, pack_windows
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 
 PROVIDER, CUSTOMER = bytes([1]) * 32, bytes([2]) * 32
 
@@ -191,3 +191,12 @@ def test_a_window_after_all_of_many_meets_none_of_them():
 )
 def test_the_time_of_an_entitlement_is_what_both_have_in_common(window, windows, expected):
     assert overlap(window, windows) == expected
+
+
+def test_nothing_is_kept_of_a_node_that_is_gone():
+    """Its tiers stayed for ever, and nodes that come and go have no bound."""
+    matches = Matches(PROVIDER)
+    matches.change(CUSTOMER, Peer(Commitment(needs=(need(),)), "open", "open"))
+    assert CUSTOMER in matches._parties
+    matches.change(CUSTOMER, None)
+    assert not matches._parties

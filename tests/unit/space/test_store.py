@@ -97,6 +97,13 @@ async def pull(source, target, prefix="", after=0):
     return taken
 
 
+def dated_anew(store, shown):
+    """The head that a replica shows, signed by its owner at a later date."""
+    head = open_head(shown.head, owner=store.owner, network=store._network, now_ms=2**50).record
+    later = head.model_copy(update={"written_ms": head.written_ms + 1})
+    return sign(later, store._key, store._network)
+
+
 # Own values
 
 
@@ -287,6 +294,35 @@ async def test_a_replica_that_lacks_tombstones_is_repaired(mine, other, network)
     assert [found.path for found in again(other).ls(mine.owner, "a")] == ["a/y", "a/z"]
     with pytest.raises(NotFound):
         await other.listing(mine.owner, "b")
+
+
+async def test_a_head_that_is_dated_anew_keeps_the_proof_that_was_checked(mine, other):
+    """What came beside it was not checked, and went to the disk, to be shown after a start."""
+    await mine.put({"a/x": b"1", "b": b"2"})
+    await mine.sign_head()
+    await pull(mine, other, "a")
+    known, _ = await other.listing(mine.owner, "a")
+    later = dated_anew(mine, known)
+    assert await other.prove(mine.owner, "a", later, ((None, ()),), {})
+    for store in (other, again(other)):
+        shown, _ = await store.listing(mine.owner, "a")
+        assert (shown.head, shown.proof) == (later.raw, known.proof)
+
+
+async def test_a_head_that_is_dated_anew_is_proven_where_the_known_one_is_not_shown(mine, other):
+    """After a start with a newer record nothing was shown until the owner wrote again."""
+    await mine.put({"a/x": b"1"})
+    await mine.sign_head()
+    await pull(mine, other, "a")
+    known, listed = await other.listing(mine.owner, "a")
+    await mine.put({"a/y": b"2"})
+    entry = mine.get(mine.owner, "a/y")
+    await other.take(mine.owner, [(entry.signed, entry.value)])
+    started = again(other)
+    with pytest.raises(NotFound):
+        await started.listing(mine.owner, "a")
+    assert await started.prove(mine.owner, "a", dated_anew(mine, known), known.proof, {})
+    assert (await started.listing(mine.owner, "a"))[1] == listed
 
 
 async def test_large_values_are_loaded_later(mine, other):
