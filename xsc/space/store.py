@@ -560,10 +560,13 @@ class SpaceStore:
             proven = (await self._table(owner)).proven.get(prefix)
             return 0 if proven is None else proven.head.record.sequence
 
-    async def newer(self, owner: bytes, sequence: int) -> int:
-        """Return how many records of an owner are above a sequence."""
+    async def cursor_and_newer(self, owner: bytes, prefix: str, sequence: int) -> tuple[int, int]:
+        """Return the cursor under a prefix, and how many records are above a sequence."""
         async with self._turns.of(owner):
-            return (await self._table(owner)).newer(sequence)
+            table = await self._table(owner)
+            proven = table.proven.get(prefix)
+            cursor = 0 if proven is None else proven.head.record.sequence
+            return cursor, table.newer(sequence)
 
     async def listing(self, owner: bytes, prefix: str) -> tuple[Shown, list[tuple[str, bytes]]]:
         """Return the live paths under a prefix, their records' ids, and the head that proves them.

@@ -715,9 +715,9 @@ class SpaceSync:
         if at <= place.head:
             return False
         place.head = at
-        is_new = head.record.sequence >= await self._store.cursor(*subscription)
+        cursor, newer = await self._store.cursor_and_newer(*subscription, at[0])
+        is_new = at[0] >= cursor
         # What was written since is taken back to compare, and put there again.
-        newer = await self._store.newer(sent.owner, head.record.sequence)
         self._spend(peer, newer // PROOF_ROWS_A_RECORD)
         if not await self._prove(head, sent) and not await self._repair(peer, subscription, at[0]):
             self._failed.setdefault(subscription, set()).add(peer)
