@@ -176,7 +176,7 @@ class ComputeRuntimeManager:
         for name in document.owners:
             try:
                 nodes[name] = self._ports.peers.find(name)
-            except PeerUnknown as fault:
+            except (PeerUnknown, ArgumentInvalid) as fault:
                 variable = next(v for v in document.variables if v.owner == name)
                 place = ("variables", variable.name, "owner")
                 raise document.fault(place, fault.message) from None

@@ -7,7 +7,7 @@ import json
 
 from tests.settle import settle
 from xsc.base.clock import InlineExecutor, ManualClock
-from xsc.base.errors import PeerUnknown
+from xsc.base.errors import ArgumentInvalid, PeerUnknown
 from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed
@@ -68,6 +68,8 @@ class ProgramNode:
     def find(self, name):
         if name == self.name:
             return self.id
+        if name == "two":
+            raise ArgumentInvalid("more than one peer is called 'two'")
         if name not in self.others:
             raise PeerUnknown(f"no peer is called '{name}'")
         return self.others[name].id

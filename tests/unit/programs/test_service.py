@@ -649,6 +649,10 @@ async def test_registering_names_what_is_wrong(node):
     register = node.manager.register
     with pytest.raises(ProgramInvalid, match=r"line 12: variables.theirs.owner: no peer is called"):
         await register(EXAMPLE.replace("alice", "dora").encode(), "toml")
+    with pytest.raises(
+        ProgramInvalid, match=r"line 12: variables.theirs.owner: more than one peer"
+    ):
+        await register(EXAMPLE.replace("alice", "two").encode(), "toml")
     with pytest.raises(ProgramInvalid, match="no module 'm'"):
         await register(document({}, {"f": call(module(), {})}), "json")
     with pytest.raises(TooLarge):
