@@ -50,7 +50,7 @@ class Circle:
         self.played.add(title)
         name = begin.partition(":")[0].lower()
         for line in CHAPTERS[title]:
-            if line == "xsc node start &":
+            if line == "xsc node start --wait":
                 self.serve(name)
                 continue
             if line == "xsc peer ls":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
 import urllib.error
 import urllib.request
@@ -12,6 +13,7 @@ import urllib.request
 import pytest
 
 from tests.e2e.conftest import call, wait_for
+from xsc.cli.background import start_ticks
 
 
 def test_init_makes_a_home(tmp_path):
@@ -44,6 +46,62 @@ def test_start_says_what_it_is_and_ends_by_sigterm(start):
     assert "of storage" in text
     assert not (member.home / "api.json").exists()
     member("node status").fails(5, "node_unreachable")
+
+
+@pytest.fixture
+def supervisor(tmp_path):
+    """A socket that stands for systemd's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "notify"))
+        told.settimeout(30)
+        yield told
+
+
+def test_start_with_wait_returns_when_it_serves_and_tells_the_supervisor(tmp_path, supervisor):
+    home = tmp_path / "home"
+    told = {"NOTIFY_SOCKET": supervisor.getsockname(), "WATCHDOG_USEC": "3600000000"}
+    done = call("node start --wait --name=alice", home=home, **told)
+    assert done.code == 0, done.err
+    pid = int((home / "node.pid").read_text())
+    try:
+        assert pid != os.getpid()
+        status = call("node status --json", home=home).json
+        assert status["name"] == "alice"
+        for shown in (status["id"], status["api_url"], *status["addresses"]):
+            assert shown in done.line
+        assert str(home / "node.log") in done.err
+        assert [supervisor.recv(100) for _ in range(2)] == [b"READY=1", b"WATCHDOG=1"]
+        written = (home / "node.log").read_text()
+        call("node start --wait", home=home).fails(2, "home_locked")
+        assert (home / "node.log").read_text() == written
+    finally:
+        os.kill(pid, signal.SIGTERM)
+    assert supervisor.recv(100) == b"STOPPING=1"
+    wait_for(lambda: start_ticks(pid) is None)
+
+
+def test_start_with_wait_gives_the_error_of_the_node(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "config.toml").write_text('peer_listen = "192.0.2.1:7411"')
+    done = call("node start --wait", home=home).fails(2, "config_invalid")
+    assert "192.0.2.1:7411" in done.err
+    assert not (home / "api.json").exists()
+    thesis = tmp_path / "documents"
+    thesis.mkdir()
+    (thesis / "thesis.tex").write_text("mine")
+    call("node start --wait", home=thesis).fails(2, "home_invalid")
+    assert [path.name for path in thesis.iterdir()] == ["thesis.tex"]
+
+
+def test_a_supervisor_that_is_not_there_is_warned_of_once(tmp_path, start):
+    gone = {"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "1000"}
+    member, process = start(**gone)
+    assert member("node status").code == 0
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert err.count(b"node.supervisor_not_told") == 1
 
 
 def test_ctrl_c_is_a_clean_end(start):

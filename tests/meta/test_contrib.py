@@ -38,6 +38,7 @@ def test_the_unit_starts_what_xsc_takes_and_stops_it_in_time():
     program, *words = unit["ExecStart"][0].split()
     assert program.endswith("/.venv/bin/xsc")
     assert fault_of(words) is None
+    assert unit["Type"] == ["notify"]
     assert unit["RestartPreventExitStatus"] == [
         f"{CallerError.exit_code} {CorruptionError.exit_code}"
     ]

@@ -12,11 +12,10 @@ import json
 import os
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from xsc.base.errors import (
     NodeUnreachable,
     XscError,
 )
+from xsc.cli.background import LOG, launch, poll, serving, start_ticks
 from xsc.cli.options import DIRECTORY, DURATION, WHOLE, Group, Settings, pass_settings
 from xsc.cli.output import say, short, show, show_json, show_table, warn
 from xsc.client.calls import Calls
@@ -41,9 +41,6 @@ NODES_MAX = 64
 STARTS_AT_ONCE = 3
 READY_TIMEOUT_MS = 60_000
 STOP_TIMEOUT_S = 20.0
-POLL_FIRST_S = 0.05
-POLL_MOST_S = 0.5
-LOG = "node.log"
 _FORMAT = 1
 _EACH_ITS_OWN = (
     "XSC_HOME",
@@ -80,16 +77,6 @@ class Member:
     def calls(self) -> Calls:
         """Return the calls of the node."""
         return Calls(Core(self.path))
-
-
-def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None if it is gone or dead."""
-    try:
-        # The command's name, in brackets, may hold blanks and brackets itself.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 @click.group(cls=Group)
@@ -311,8 +298,6 @@ def _start_all(directory: Path, members: list[Member], deadline: float) -> None:
 
 
 def _launch(member: Member) -> Member:
-    import subprocess
-
     home = member.path
     try:
         home.mkdir(mode=0o700, exist_ok=True)
@@ -329,32 +314,12 @@ def _launch(member: Member) -> Member:
                 "compute_workers = 1\n"
                 'probe_interval = "2s"\n'
             )
-        log = (home / LOG).open("ab")
     except OSError as fault:
         raise ConfigInvalid(f"the home {home} cannot be made: {fault.strerror}") from None
     environment = {name: value for name, value in os.environ.items() if name not in _EACH_ITS_OWN}
-    with log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "xsc", "--home", str(home), "node", "start"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=home,
-            env=environment,
-            start_new_session=True,
-        )
+    process = launch(home, environment)
     # Popen's child exists until it is waited for, so its start time can be had.
     return Member(member.name, member.home, member.id, process.pid, start_ticks(process.pid) or 0)
-
-
-def _poll(deadline: float) -> Iterator[None]:
-    """Yield now and then until the deadline, less and less often."""
-    pause = POLL_FIRST_S
-    yield
-    while time.monotonic() < deadline:
-        time.sleep(pause)
-        pause = min(pause * 2, POLL_MOST_S)
-        yield
 
 
 def _log_hint(member: Member) -> str:
@@ -362,21 +327,12 @@ def _log_hint(member: Member) -> str:
 
 
 def _wait_until_serving(member: Member, deadline: float) -> Member:
-    for _ in _poll(deadline):
+    for _ in poll(deadline):
         if not member.runs:
             raise NodeUnreachable(f"{member.name} ended at its start", hint=_log_hint(member))
-        if (member.path / "api.json").exists():
-            try:
-                status_document = member.calls().status()
-            except NodeUnreachable:
-                continue
-            return Member(
-                member.name,
-                member.home,
-                str(status_document["id"]),
-                member.pid,
-                member.start_ticks,
-            )
+        answer = serving(member.path)
+        if answer is not None:
+            return replace(member, id=str(answer["id"]))
     raise NodeUnreachable(f"{member.name} did not start in time", hint=_log_hint(member))
 
 
@@ -408,7 +364,7 @@ def _wait_until_healthy(members: list[Member], deadline: float) -> None:
     """Return when every member sees every other as up."""
     waiting = list(members)
     blind = unseen = members[0]
-    for _ in _poll(deadline):
+    for _ in poll(deadline):
         while waiting:
             member = waiting[0]
             states = _states(member)
@@ -429,7 +385,7 @@ def _stop(members: list[Member]) -> None:
     for member in members:
         _signal(member, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    for _ in _poll(deadline):
+    for _ in poll(deadline):
         if not any(member.runs for member in members):
             return
     for member in members:

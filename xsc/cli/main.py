@@ -90,7 +90,7 @@ def cli(ctx: click.Context) -> None:
     Every command works on the node of one home, which must be running:
 
     \b
-      xsc node start &            start it
+      xsc node start --wait       start it
       xsc peer invite             let another node join it
       xsc store put photo.jpg     store a file on six nodes
       xsc compute invoke add.wasm add 1 2

@@ -52,6 +52,7 @@ from xsc.node.recovery.recover import (
 from xsc.node.recovery.restore import CaughtUp, catch_up
 from xsc.node.routes import jobs, objects
 from xsc.node.routes.table import all_routes
+from xsc.node.supervisor import READY, STOPPING, Supervisor
 from xsc.node.system import (
     SystemClock,
     SystemEntropy,
@@ -210,6 +211,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     api_most = min(API_CONNECTIONS_MAX, connections_of_a_kind())
     gate = Gate(most=api_most, share=api_most, idle_ms=KEEP_ALIVE_MS)
     running = Running(gate)
+    supervisor = Supervisor(log)
     fast_path: FastPath | None = None
     listening: asyncio.Server | None = None
     runner = web.AppRunner(
@@ -252,7 +254,11 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
             node.services.registry.changed.set()
         node.api_url = f"http://{host}:{prover.port}"
         _publish(node, home.path, token, flags_say)
+        supervisor.tell(READY)
+        assuring = asyncio.create_task(supervisor.assure())
         await _until_ended(node, ended)
+        assuring.cancel()
+        supervisor.tell(STOPPING)
     finally:
         homes.unpublish(home.path)
         if listening is not None:

@@ -161,18 +161,45 @@ class _StartCommand(Command):
 
 
 @node.command(cls=_StartCommand)
+@click.option("--wait", is_flag=True, help="Run it in the background; return when it serves.")
 @click.pass_context
-def start(ctx: click.Context, /, **given: str | None) -> int:
+def start(ctx: click.Context, /, *, wait: bool, **given: str | None) -> int:
     """Run the node until it is told to stop (SIGTERM, Ctrl-C).
 
     A home that does not exist is made first. Every setting of config.toml can
-    be given as an option, which is stronger than the file.
+    be given as an option, which is stronger than the file. With --wait the node
+    goes on in the background, logs to HOME/node.log, and ends by
+    `kill $(cat HOME/node.pid)`.
     """
-    from xsc.node.daemon import main
-
     settings = ctx.ensure_object(Settings)
     overrides = {name: text for name, text in given.items() if text is not None}
-    return main(settings.home, overrides, key_passphrase(settings.home))
+    passphrase = key_passphrase(settings.home)
+    if wait:
+        _start_in_background(settings, overrides, passphrase)
+        return 0
+    from xsc.node.daemon import main
+
+    return main(settings.home, overrides, passphrase)
+
+
+def _start_in_background(settings: Settings, overrides: dict[str, str], passphrase: str) -> None:
+    from xsc.cli.background import LOG, start_and_wait
+    from xsc.node.home.folder import lock
+
+    # Says who has the home, and whether it may be one, before a log is written there.
+    lock(settings.home).close()
+    options = [f"--{name.replace('_', '-')}={text}" for name, text in overrides.items()]
+    answer = start_and_wait(settings.home, options, passphrase)
+    log = str(settings.home / LOG)
+    if settings.json:
+        shown = ("id", "name", "home", "pid", "api_url", "peer_url", "addresses")
+        show_json({**{key: answer[key] for key in shown}, "log": log})
+        return
+    show(
+        f"node {answer['id']} serves: API at {answer['api_url']}, "
+        f"peers at {', '.join(answer['addresses'])}"
+    )
+    say(f"it logs to {log}")
 
 
 @node.command()

@@ -1,0 +1,117 @@
+"""Nodes in the background: each a process of its own, whose log is in its home."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from xsc.base.errors import ConfigInvalid, HomeInvalid, NodeUnreachable, XscError
+from xsc.client.calls import Calls
+from xsc.client.core import Core, Document, problem_of
+
+LOG = "node.log"
+POLL_FIRST_S = 0.05
+POLL_MOST_S = 0.5
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot; None if it is gone or dead."""
+    try:
+        # The command's name, in brackets, may hold blanks and brackets itself.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def poll(deadline: float = float("inf")) -> Iterator[None]:
+    """Yield now and then until the deadline, less and less often."""
+    pause = POLL_FIRST_S
+    yield
+    while time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(pause * 2, POLL_MOST_S)
+        yield
+
+
+def launch(
+    home: Path, environment: Mapping[str, str], options: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """Start the node of a home, which exists, as a process that stays when this one ends.
+
+    Raises:
+        ConfigInvalid: its log cannot be written.
+    """
+    try:
+        log = (home / LOG).open("ab")
+    except OSError as fault:
+        raise ConfigInvalid(f"{home / LOG} cannot be written: {fault.strerror}") from None
+    with log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "xsc", "--home", str(home), "node", "start", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=home,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def serving(home: Path) -> Document | None:
+    """Return what the node of a home says of itself; None as long as it does not serve."""
+    if not (home / "api.json").exists():
+        return None
+    try:
+        return Calls(Core(home)).status()
+    except (HomeInvalid, NodeUnreachable):  # what is there may be of an earlier process
+        return None
+
+
+def start_and_wait(home: Path, options: Sequence[str], passphrase: str) -> Document:
+    """Start the node of a home, which nobody runs, and return what it says once it serves.
+
+    Raises:
+        XscError: why it did not start, as it said itself.
+    """
+    written = (home / LOG).stat().st_size if (home / LOG).exists() else 0
+    environment = {**os.environ, **({"XSC_PASSPHRASE": passphrase} if passphrase else {})}
+    process = launch(home, environment, ["--json", *options])
+    try:
+        for _ in poll():
+            if process.poll() is not None:
+                raise _why(home, written)
+            answer = serving(home) if _runs(home, process.pid) else None
+            if answer is not None:
+                return {**answer, "pid": process.pid}
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
+    raise AssertionError
+
+
+def _runs(home: Path, pid: int) -> bool:
+    try:
+        return (home / "node.pid").read_text().strip() == str(pid)
+    except FileNotFoundError:
+        return False
+
+
+def _why(home: Path, written: int) -> XscError:
+    """Return the error that a node wrote last to its log, of which so much is older."""
+    with (home / LOG).open("rb") as log:
+        log.seek(written)
+        lines = log.read().splitlines()
+    for line in reversed(lines):
+        try:
+            document = json.loads(line)
+            if "detail" in document:
+                return problem_of(document)
+        except (ValueError, TypeError):
+            continue
+    return NodeUnreachable("the node ended at its start", hint=f"its log says why: {home / LOG}")
