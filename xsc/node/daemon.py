@@ -33,7 +33,7 @@ from xsc.net.peers.invitation import SCHEME, from_string
 from xsc.net.transport.fast_path import FastPath
 from xsc.net.transport.gate import Gate
 from xsc.net.transport.http import HttpTransport
-from xsc.net.transport.listener import listen, listen_hint
+from xsc.net.transport.listener import LEFT_TO_THE_GATE_S, listen, listen_hint
 from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application, fast_path_answer
 from xsc.node.api.deployments import ServiceListener
 from xsc.node.build import Node, Parts
@@ -224,6 +224,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         ),
         access_log=None,
         auto_decompress=False,
+        keepalive_timeout=LEFT_TO_THE_GATE_S,
         shutdown_timeout=CANCEL_TIMEOUT_S,
     )
     try:

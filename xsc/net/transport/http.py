@@ -31,7 +31,7 @@ from xsc.net.transport.connection_pool import ConnectionPool
 from xsc.net.transport.fast_path import FastPath
 from xsc.net.transport.flow import Flow
 from xsc.net.transport.gate import Gate
-from xsc.net.transport.listener import Server, listen, listen_hint, read_body
+from xsc.net.transport.listener import LEFT_TO_THE_GATE_S, Server, listen, listen_hint, read_body
 from xsc.net.transport.parser import SmallRequest, request_head
 from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse, Take
 from xsc.net.transport.tls import Door, certificate_of, server_context
@@ -74,7 +74,6 @@ class HttpTransport:
         self._progress_ms = progress_ms
         most = min(CONNECTIONS_MAX, connections_max)
         self._gate = Gate(most=most, share=min(CONNECTIONS_AN_ADDRESS_MAX, most), idle_ms=idle_ms)
-        self._idle_ms = idle_ms
         self._stop_ms = stop_ms
         self._listening: asyncio.Server | None = None
         self._server: Server | None = None
@@ -143,7 +142,7 @@ class HttpTransport:
             self._serve_one,
             access_log=None,
             auto_decompress=False,
-            keepalive_timeout=self._idle_ms / 1000,
+            keepalive_timeout=LEFT_TO_THE_GATE_S,
             lingering_time=LINGER_MS / 1000,
             max_line_size=PEER_HEADER_BYTES_MAX // 2,
             max_field_size=PEER_HEADER_BYTES_MAX // 2,

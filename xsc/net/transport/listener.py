@@ -10,6 +10,7 @@ import asyncio
 import errno
 from collections.abc import Callable
 from http import HTTPStatus
+from math import inf
 from typing import Any
 
 import aiohttp
@@ -22,6 +23,8 @@ from xsc.net.transport.flow import Flow
 from xsc.net.transport.gate import Gate
 from xsc.net.transport.port import Take
 
+LEFT_TO_THE_GATE_S = inf
+"""When aiohttp may cut off an idle connection: it takes one for idle that the fast path serves."""
 GATHERED_BYTES = 16 * KIB
 """Smaller pieces are joined with the next."""
 

@@ -16,7 +16,7 @@ from tests.settle import until
 from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, part, take_all
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited
-from xsc.base.limits import PEER_BODY_BYTES_MAX
+from xsc.base.limits import FAST_PATH_BYTES_MAX, PEER_BODY_BYTES_MAX
 from xsc.identity.keys import KeyPair
 from xsc.net.peers.registry import AddressRecord
 from xsc.net.service import PeerNet
@@ -39,10 +39,14 @@ class End:
         self.arrivals: list[Arrival] = []
         self.faults: list[Exception] = []
         self.arrived = asyncio.Event()
+        self.released = asyncio.Event()
+        """Answers requests for `/held`."""
 
     async def handler(self, arrival: Arrival) -> RawResponse:
         self.arrivals.append(arrival)
         self.arrived.set()
+        if arrival.path == "/held":
+            await self.released.wait()
         if arrival.path == "/big":
             return RawResponse(200, {}, [bytes(PEER_BODY_BYTES_MAX)])
         try:
@@ -102,6 +106,17 @@ async def test_a_connection_that_says_nothing_is_cut_off(end):
     assert await end.raw(b"") == b""
 
 
+@pytest.mark.parametrize("size", [0, FAST_PATH_BYTES_MAX + 1])
+async def test_a_request_that_takes_longer_than_a_connection_may_be_idle_is_answered(end, size):
+    reader, writer = await asyncio.open_connection("127.0.0.1", end.port)
+    writer.write(b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+    # A newer connection that says nothing is cut off meanwhile.
+    assert await end.raw(b"") == b""
+    end.released.set()
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    writer.close()
+
+
 async def test_a_body_that_stops_is_given_up(end):
     await end.raw(POST + b"\r\nabc")
     assert "too slow: 3 bytes in 100 ms" in str(end.faults[0])
@@ -157,7 +172,7 @@ async def test_a_reader_that_does_not_read_is_cut_off(end, monkeypatch):
 @pytest.mark.parametrize(
     ("head", "status"),
     [
-        (b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % (PEER_BODY_BYTES_MAX + 1), 413),
+        (b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % (PEER_BODY_BYTES_MAX + 1), 413),
         (b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n", 411),
         (b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n", 400),
         (b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n", 400),
