@@ -116,6 +116,11 @@ def _lanes_fit(wanted: Value, bits: bytes) -> bool:
     )
 
 
+def off_here(fault: ModuleInvalid) -> str | None:
+    """Return what is off here, where a module was refused for that."""
+    return next((what for text, what in OFF_HERE.items() if text in fault.message), None)
+
+
 class Imports:
     """Says from where a module imports, also one that is off here."""
 
@@ -235,7 +240,7 @@ class Script:
         try:
             await self._session.start(binary, name)
         except ModuleInvalid as fault:
-            what = next((what for text, what in OFF_HERE.items() if text in fault.message), None)
+            what = off_here(fault)
             if what is None:
                 raise
             # What it would have done to those that it imports from is missing from here on.
@@ -259,9 +264,14 @@ class Script:
         binary = self._binary(command.module)
         if command.type == "assert_uninstantiable":
             return await self._trapped(self._start(binary, "lost"), command)
+        for each in self._imports.of(binary) if self._together else ():
+            self._check(self._registered.get(each, ""))
         try:
             await self._session.start(binary, "refused")
-        except ModuleInvalid:
+        except ModuleInvalid as fault:
+            what = off_here(fault)
+            if what is not None:  # it would be refused here whatever is wrong with it
+                raise NotRun(f"off here: {what}") from None
             return ""
         return f"it was taken ({command.text})"
 

@@ -109,6 +109,39 @@ BEHIND = f"""{ADD.replace("module", "module $shared", 1)}
 """
 """A module that is off here may have changed the one that it imports from; not the one apart."""
 
+REFUSED = """(assert_invalid (module (func (result i32) (i64.const 0))) "type mismatch")
+(assert_invalid (module (memory 1) (memory 1) (func (result i32) (i64.const 0))) "type mismatch")
+(assert_invalid (module (memory i64 1) (func (result i32) (i64.const 0))) "type mismatch")
+(assert_malformed (module binary "\\00asm" "\\01\\00\\00\\00" "x") "unexpected end")
+(assert_unlinkable (module (import "nowhere" "x" (func))) "unknown import")
+(assert_unlinkable (module (import "spectest" "memory" (memory i64 1))) "incompatible import type")
+"""
+"""Six refusals, of which three would be refused here for what is off, whatever else they lack."""
+
+
+@pytest.mark.parametrize(
+    ("text", "passed", "skipped"),
+    [
+        (
+            REFUSED,
+            {"assert_invalid": 1, "assert_malformed": 1, "assert_unlinkable": 1},
+            {
+                "off here: several memories": 1,
+                "off here: 64-bit memories and tables, and tables of other references": 2,
+            },
+        ),
+        (
+            f"""{OFF}(assert_unlinkable (module (import "off" "y" (func))) "unknown import")""",
+            {},
+            {"off here: several memories": 1, "behind what is not run: several memories": 2},
+        ),
+    ],
+)
+async def test_what_is_refused_for_what_is_off_has_not_passed(spec, wast, text, passed, skipped):
+    text = text.replace('(import "shared" "add" (func (param i32 i32) (result i32)))', "")
+    tally = await spec.run_all({"a": list(wast.commands(text))})
+    assert (tally.passed, tally.skipped, tally.failed) == (passed, skipped, [])
+
 
 @pytest.mark.parametrize(
     ("scripts", "code", "said"),
