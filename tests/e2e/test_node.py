@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -83,9 +84,9 @@ def test_start_with_wait_returns_when_it_serves_and_tells_the_supervisor(tmp_pat
 def test_start_with_wait_gives_the_error_of_the_node(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    (home / "config.toml").write_text('peer_listen = "192.0.2.1:7411"')
+    (home / "config.toml").write_text("nonsense")
     done = call("node start --wait", home=home).fails(2, "config_invalid")
-    assert "192.0.2.1:7411" in done.err
+    assert "config.toml: not TOML" in done.err
     assert not (home / "api.json").exists()
     thesis = tmp_path / "documents"
     thesis.mkdir()
@@ -94,22 +95,17 @@ def test_start_with_wait_gives_the_error_of_the_node(tmp_path):
     assert [path.name for path in thesis.iterdir()] == ["thesis.tex"]
 
 
-def test_a_supervisor_that_is_not_there_is_warned_of_once(tmp_path, start):
+def test_ctrl_c_is_a_clean_end_and_a_start_warns_once_of_what_it_can_do_without(tmp_path, start):
+    capacity = shutil.disk_usage(tmp_path).total
     gone = {"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "1000"}
-    member, process = start(**gone)
+    member, process = start(options=f"--storage-capacity={capacity}", **gone)
     assert member("node status").code == 0
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert err.count(b"node.supervisor_not_told") == 1
-
-
-def test_ctrl_c_is_a_clean_end(start):
-    _, process = start()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode in (0, 130)
     assert b"Traceback" not in err
+    for event in ("node.supervisor_not_told", "storage.capacity_beyond_disk"):
+        assert err.count(event.encode()) == 1
 
 
 def test_a_home_has_one_node(start):
@@ -164,6 +160,8 @@ def test_the_api_wants_its_token(start):
         ("storage_prise = 3", "'storage_prise' is no setting"),
         ('api_listen = "0.0.0.0:80"', "loopback"),
         ("compute_workers = 0", "compute_workers"),
+        ('peer_listen = "0.0.0.0:0"\nadvertise = "localhost:1"', "advertise is localhost:1"),
+        ('storage_capacity = "999999TiB"', "storage_capacity is 999999.0 TiB"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path, text, says):

@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,14 @@ from typing import Any, Final
 from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid
 from xsc.base.text import cause
-from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
+from xsc.base.units import (
+    format_size,
+    parse_credits,
+    parse_duration_ms,
+    parse_share_ppm,
+    parse_size,
+)
+from xsc.net.transport.addresses import is_loopback, is_unspecified, split
 from xsc.node.logging import LEVELS
 from xsc.storage.object.durability import Contract
 from xsc.storage.object.durability import parse as parse_contract
@@ -502,7 +509,55 @@ def _consistent(config: Config) -> Config:
         raise ConfigInvalid(
             "mutual_discount is below one_way_discount: mutual peers would pay more than others"
         )
+    check_addresses(config.peer_listen, config.advertise)
     return config
+
+
+def check_addresses(listen: str, advertise: Sequence[str]) -> None:
+    """Return if peers that are told these addresses can find a node that listens there.
+
+    Raises:
+        ConfigInvalid: one leads to the peer's own machine, or nowhere.
+    """
+    public = not is_loopback(split(listen)[0])
+    for address in advertise:
+        host = split(address)[0].lower()
+        if is_unspecified(host):
+            why = "no address that can be called"
+        elif public and is_loopback(host):
+            why = f"the machine of whoever calls it, while peer_listen is {listen}"
+        else:
+            continue
+        raise ConfigInvalid(
+            f"advertise is {address}: that is {why}",
+            hint="set advertise to the address or name that reaches this machine from outside",
+        )
+
+
+def check_capacity(
+    capacity_bytes: int, *, held_bytes: int, free_bytes: int, total_bytes: int
+) -> str:
+    """Return what is wrong with a capacity that a disk does not have now; nothing if it has.
+
+    Args:
+        capacity_bytes: what is offered, to this node itself, too.
+        held_bytes: what lies on the disk of that already.
+        free_bytes: what more may be written to the disk.
+        total_bytes: the whole disk.
+
+    Raises:
+        ConfigInvalid: the disk can never have it.
+    """
+    room = held_bytes + max(0, free_bytes)
+    text = f"storage_capacity is {format_size(capacity_bytes)}, and the disk has"
+    if capacity_bytes > total_bytes:
+        raise ConfigInvalid(
+            f"{text} {format_size(total_bytes)} in all",
+            hint=f"set storage_capacity to what it has room for: {format_size(room)}",
+        )
+    if capacity_bytes > room:
+        return f"{text} room for {format_size(room)}, of which {format_size(held_bytes)} are in use"
+    return ""
 
 
 def from_environment(home: Path, flags: Mapping[str, str]) -> Config:

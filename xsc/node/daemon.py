@@ -11,12 +11,12 @@ import asyncio
 import gc
 import logging
 import os
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -24,7 +24,7 @@ from aiohttp import web
 from xsc.api import proof
 from xsc.base.errors import ConfigInvalid, HomeInvalid
 from xsc.base.ids import to_text
-from xsc.base.limits import API_CONNECTIONS_MAX, GIB, MIB, PPM, SERVICE_CONNECTIONS_MAX
+from xsc.base.limits import API_CONNECTIONS_MAX, GIB, MIB, SERVICE_CONNECTIONS_MAX
 from xsc.base.units import format_credits, format_size
 from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.pool import PoolSandbox
@@ -73,25 +73,13 @@ FREED_BYTES_KEPT = 64 * MIB
 """Memory that the process keeps for its next buffers: those of a few segments."""
 
 
-def disk_free(path: Path, reserve_ppm: int) -> Callable[[], int]:
-    """Return a function that says what a disk has left, less the share that is kept free."""
-
-    def free() -> int:
-        usage = shutil.disk_usage(path)
-        return max(0, usage.free - usage.total * reserve_ppm // PPM)
-
-    return free
-
-
 def with_capacity(home: Path, config: Config, free_bytes: int) -> Config:
     """Return the settings with the automatic capacity made a number of bytes.
 
     It is chosen once a home: half of what is free now would shrink with every
     start of a node that fills up.
     """
-    if config.storage_capacity_bytes:
-        return config
-    chosen = homes.read_number(home / "capacity")
+    chosen = homes.capacity_of(home, config.storage_capacity_bytes)
     if chosen is None:
         chosen = min(CAPACITY_AUTO_BYTES_MAX, max(1, free_bytes // 2))
         homes.write_number(home / "capacity", chosen)
@@ -135,7 +123,7 @@ def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -
             own=home.key.node_id,
         ),
         log=log,
-        disk_free_bytes=disk_free(home.path, config.disk_reserve_ppm),
+        disk_free_bytes=partial(homes.free_bytes, home.path, config.disk_reserve_ppm),
     )
 
 
@@ -194,8 +182,12 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     clock = SystemClock()
     log = JsonLog(clock, config.log_level)
     logging.getLogger().addHandler(Reports(log))
+    reserve_ppm = config.disk_reserve_ppm
+    config = with_capacity(home.path, config, homes.free_bytes(home.path, reserve_ppm))
+    fault = homes.capacity_fault(home.path, config.storage_capacity_bytes, reserve_ppm)
+    if fault:
+        log.warning("storage.capacity_beyond_disk", fault=fault)
     parts = _parts(home, config, log, clock)
-    config = with_capacity(home.path, config, parts.disk_free_bytes())
     node = Node(config, home.key, home.network, parts)
     services = ServiceListener(
         node, connections_max=min(SERVICE_CONNECTIONS_MAX, connections_of_a_kind())

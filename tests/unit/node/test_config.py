@@ -1,11 +1,13 @@
 """Settings: three sources in order of strength, and errors that name the place."""
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
 
 from xsc.base.errors import ConfigInvalid
-from xsc.node.config import KEYS, load
+from xsc.node.config import KEYS, check_capacity, load
 
 
 def test_a_node_needs_no_settings(tmp_path):
@@ -64,6 +66,50 @@ def test_a_bad_variable_and_a_bad_flag_are_named(tmp_path):
 def test_discounts_that_turn_the_ladder_over_are_refused(tmp_path):
     with pytest.raises(ConfigInvalid, match="mutual_discount"):
         load(tmp_path, {}, {"mutual_discount": "1%"})
+
+
+LOOPBACK = ("127.0.0.1", "127.9.9.9", "[::1]", "[::ffff:7f00:1]", "localhost", "LocalHost")
+UNSPECIFIED = ("0.0.0.0", "[::]", "[::ffff:0:0]")
+ELSEWHERE = ("192.0.2.7", "[2001:db8::7]", "my.host.example")
+EVERYWHERE = ("0.0.0.0", "[::]", "192.0.2.7")
+
+
+@pytest.mark.parametrize("listen", [*LOOPBACK[:3], "localhost", *EVERYWHERE])
+@pytest.mark.parametrize("told", [*LOOPBACK, *UNSPECIFIED, *ELSEWHERE])
+def test_what_is_told_to_peers_leads_to_no_machine_but_this_one(tmp_path, listen, told):
+    refused = told in UNSPECIFIED or (told in LOOPBACK and listen in EVERYWHERE)
+    # One that leads elsewhere is told before, after, or not at all.
+    for advertise in (f"{told}:1", f"{told}:1,a.example:1", f"a.example:1,{told}:1"):
+        flags = {"peer_listen": f"{listen}:7411", "advertise": advertise}
+        if refused:
+            with pytest.raises(ConfigInvalid, match=f"advertise is {re.escape(told)}:1:") as caught:
+                load(tmp_path, {}, flags)
+            assert "reaches this machine from outside" in caught.value.hint
+        else:
+            load(tmp_path, {}, flags)
+
+
+@pytest.mark.parametrize("listen", [*LOOPBACK, *EVERYWHERE])
+def test_without_advertise_every_address_can_be_listened_at(tmp_path, listen):
+    load(tmp_path, {}, {"peer_listen": f"{listen}:7411"})
+
+
+def test_a_capacity_is_held_against_what_lies_there_and_what_is_free():
+    sizes = range(5)
+    for capacity, held, free, rest in itertools.product(sizes, sizes, sizes, sizes):
+        total = held + free + rest
+        disk = {"held_bytes": held, "free_bytes": free, "total_bytes": total}
+        if capacity > total:
+            with pytest.raises(ConfigInvalid, match=f"has {total} B in all"):
+                check_capacity(capacity, **disk)
+        else:
+            said = check_capacity(capacity, **disk)
+            assert said == (
+                f"storage_capacity is {capacity} B, and the disk has room for {held + free} B, "
+                f"of which {held} B are in use"
+                if capacity > held + free
+                else ""
+            )
 
 
 def test_every_key_is_documented():

@@ -46,6 +46,12 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" if found is None else found.is_loopback
 
 
+def is_unspecified(host: str) -> bool:
+    """Say whether a host stands for every address of a machine, and so for none to call."""
+    found = _read(host)
+    return found is not None and found.is_unspecified
+
+
 def may_be_peer(ip: str, *, local: bool) -> bool:
     """Say whether a node may connect to an IP address because a peer says that it is there.
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -27,10 +29,11 @@ from xsc.base.errors import (
     IdentityInvalid,
 )
 from xsc.base.ids import to_text
+from xsc.base.limits import PPM
 from xsc.base.text import cause
 from xsc.identity import keyfile
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair
-from xsc.node.config import check
+from xsc.node.config import check, check_capacity
 from xsc.node.home.disk_trial import drop_left
 from xsc.node.system import SystemEntropy
 
@@ -319,6 +322,36 @@ def read_number(path: Path) -> int | None:
 def write_number(path: Path, number: int) -> None:
     """Keep a number in a file of the home, whole or not at all."""
     _write_private(path, f"{number}\n")
+
+
+def capacity_of(path: Path, configured_bytes: int) -> int | None:
+    """Return what a node offers: as configured, or what it chose; None where it has not yet."""
+    return configured_bytes or read_number(path / "capacity")
+
+
+def free_bytes(path: Path, reserve_ppm: int) -> int:
+    """Return what a disk has left, less the share that is kept free."""
+    usage = shutil.disk_usage(path)
+    return max(0, usage.free - usage.total * reserve_ppm // PPM)
+
+
+def capacity_fault(path: Path, capacity_bytes: int, reserve_ppm: int) -> str:
+    """Return what is wrong with a capacity on this disk now, as `xsc.node.config` says.
+
+    Raises:
+        ConfigInvalid: the disk can never have it.
+    """
+    held = 0
+    with suppress(FileNotFoundError), os.scandir(path / "db" / "bodies") as files:
+        for file in files:
+            with suppress(FileNotFoundError):  # a node that runs replaces its files
+                held += file.stat().st_size
+    return check_capacity(
+        capacity_bytes,
+        held_bytes=held,
+        free_bytes=free_bytes(path, reserve_ppm),
+        total_bytes=shutil.disk_usage(path).total,
+    )
 
 
 def remember_port(path: Path, peer_url: str) -> None:

@@ -98,6 +98,7 @@ def examine(home: Path, ask: Ask) -> list[Finding]:
             ("home", lambda: _home(home)),
             ("settings", lambda: _settings(home)),
             ("disk", lambda: _disk(home)),
+            ("capacity", lambda: _capacity(home)),
             ("storage", lambda: _storage(home)),
             ("sandbox", _sandbox),
             ("node", lambda: _node(home, ask)),
@@ -256,6 +257,18 @@ def judge_space(free: int, total: int, reserve_ppm: int) -> Finding:
     if free <= kept:
         return fail("disk", f"{text}, and {format_size(kept)} are kept free", "see disk_reserve")
     return ok("disk", text)
+
+
+def _capacity(home: Path) -> Iterator[Finding]:
+    loaded = configs.from_environment(home, {})
+    capacity = homes.capacity_of(home, loaded.storage_capacity_bytes)
+    if capacity is None or not home.is_dir():
+        return  # it is chosen at the first start
+    fault = homes.capacity_fault(home, capacity, loaded.disk_reserve_ppm)
+    if fault:
+        yield warn("capacity", fault, "lower storage_capacity, or free the disk")
+    else:
+        yield ok("capacity", f"the disk has room for the {format_size(capacity)} that are offered")
 
 
 def _filesystem_of(path: Path, mounts: str) -> str:

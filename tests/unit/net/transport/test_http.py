@@ -109,7 +109,9 @@ async def test_a_connection_that_says_nothing_is_cut_off(end):
 @pytest.mark.parametrize("size", [0, FAST_PATH_BYTES_MAX + 1])
 async def test_a_request_that_takes_longer_than_a_connection_may_be_idle_is_answered(end, size):
     reader, writer = await asyncio.open_connection("127.0.0.1", end.port)
-    writer.write(b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+    writer.write(
+        b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + bytes(size)
+    )
     # A newer connection that says nothing is cut off meanwhile.
     assert await end.raw(b"") == b""
     end.released.set()
@@ -172,7 +174,10 @@ async def test_a_reader_that_does_not_read_is_cut_off(end, monkeypatch):
 @pytest.mark.parametrize(
     ("head", "status"),
     [
-        (b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % (PEER_BODY_BYTES_MAX + 1), 413),
+        (
+            b"POST /held HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % (PEER_BODY_BYTES_MAX + 1),
+            413,
+        ),
         (b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n", 411),
         (b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n", 400),
         (b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n", 400),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def examine(home, *checks, ask=dict):
     made = {
         "home": lambda: doctor._home(home),
         "settings": lambda: doctor._settings(home),
+        "capacity": lambda: doctor._capacity(home),
         "node": lambda: doctor._node(home, ask),
     }
     return doctor.run_checks([(name, made[name]) for name in checks])
@@ -108,6 +110,23 @@ def examine(home, *checks, ask=dict):
 def test_a_new_home_is_fine(home):
     found = examine(home, "home", "settings", "node")
     assert {finding.verdict for finding in found} == {"ok"}
+
+
+def test_a_capacity_is_held_against_the_disk(home):
+    usage = shutil.disk_usage(home)
+    assert examine(home, "capacity") == []
+    for written, verdict in [
+        ("1", "ok"),
+        (str(usage.total), "warn"),
+        (str(usage.total + 1), "fail"),
+    ]:
+        (home / "config.toml").write_text(f"storage_capacity = {written}")
+        (found,) = examine(home, "capacity")
+        assert found.verdict == verdict
+        assert ("storage_capacity" in found.text + found.hint) == (verdict != "ok")
+    (home / "config.toml").unlink()
+    (home / "capacity").write_text(f"{usage.total + 1}\n")  # of a larger disk that it was on
+    assert verdicts(examine(home, "capacity"), "capacity") == ["fail"]
 
 
 @pytest.mark.parametrize("name", ["state", "space", "bodies"])
