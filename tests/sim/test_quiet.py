@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.sim.network import World, run
+from tests.sim.network import World, content, put, run
 from tests.unit.net.nodes import RecordingLog
 
 HOUR_MS = 3_600_000
@@ -35,3 +35,18 @@ def test_an_idle_node_logs_what_changes_and_says_nothing_twice():
             assert len({str(event) for event in log.events}) == len(log.events)
 
     run(8, 3, play, {"probe_interval": "60s"}, kind=Logged)
+
+
+def test_what_cannot_be_repaired_is_logged_once_though_it_is_tried_again_and_again():
+    async def play(world):
+        await put(world.nodes[0], content(100_000))
+        for index in (3, 4, 5):
+            await world.crash(index)
+        await world.clock.sleep_ms(300_000)
+        said = [fields for event, fields in world.logs[0].events if event == "repair.incomplete"]
+        assert len({str(fields) for fields in said}) == len(said) >= 1
+        rounds = [one for one in world.net.trace if "storage.stat" in one.path]
+        assert len(rounds) > 3 * len(said)
+
+    settings = {"repair_grace": "20s", "repair_interval": "30s", "probe_interval": "10s"}
+    run(9, 7, play, settings, kind=Logged)

@@ -85,6 +85,8 @@ class Repairer:
         self.reports = CopyReports()
         self._again: set[bytes] = set()
         """Objects to look at in the next round, whatever else happens."""
+        self._warned: dict[bytes, tuple[str, dict[str, object]]] = {}
+        """What was logged last of objects that could not be made whole."""
         self._woken = asyncio.Event()
         self.recent: deque[tuple[bytes, RepairResult]] = deque(maxlen=REPAIRS_A_ROUND_MAX)
         """What was repaired in this run, by reference, the oldest first."""
@@ -133,6 +135,7 @@ class Repairer:
             due = self.cleanup.due(known)
             self.surveyor.forget_others(known)
             self.reports.forget_others(known)
+            self._warned = {ref: said for ref, said in self._warned.items() if ref in known}
             also = {*due, *(self.cleanup.blocked if situation != seen else ())}
             if everything or situation != seen or self._again or due:
                 seen = situation
@@ -215,10 +218,17 @@ class Repairer:
                 if needs_repair(survey, self._available(), reported=reported):
                     return survey.margin
                 self.cleanup.nothing_to_do(survey)
+                self._warned.pop(ref, None)
                 return None
 
     def _failed(self, ref: bytes, fault: XscError) -> None:
-        self._context.log.warning("repair.failed", object=short(ref), reason=fault.message)
+        self._warn(ref, "repair.failed", reason=fault.message)
+
+    def _warn(self, ref: bytes, event: str, **fields: object) -> None:
+        """Log what keeps an object from being whole, once: it is tried in every round."""
+        if self._warned.get(ref) != (event, fields):
+            self._warned[ref] = (event, fields)
+            self._context.log.warning(event, object=short(ref), **fields)
 
     # Repair
 
@@ -312,9 +322,8 @@ class Repairer:
         if any(item.source in leaving for item in result.moved):
             self.look_at([ref])
         if result.left:
-            columns = list(result.left)
-            self._context.log.warning(
-                "repair.incomplete", object=short(ref), columns=columns, reason=result.reason
-            )
+            self._warn(ref, "repair.incomplete", columns=list(result.left), reason=result.reason)
+        else:
+            self._warned.pop(ref, None)
         for node in sorted({survey.columns[column] for column in result.left} & leaving):
             await self._drain.excuse(node, survey.located.locate, result.reason)
