@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xsc.base.errors import ConfigInvalid, HomeInvalid, NodeUnreachable, XscError
 from xsc.client.calls import Calls
@@ -17,6 +17,9 @@ from xsc.client.core import Core, Document, problem_of
 LOG = "node.log"
 POLL_FIRST_S = 0.05
 POLL_MOST_S = 0.5
+
+if TYPE_CHECKING:
+    import subprocess
 
 
 def start_ticks(pid: int) -> int | None:
@@ -47,6 +50,8 @@ def launch(
     Raises:
         ConfigInvalid: its log cannot be written.
     """
+    import subprocess
+
     try:
         log = (home / LOG).open("ab")
     except OSError as fault:
