@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,10 +37,15 @@ def test_a_file_is_put_and_got(net, tmp_path):
 def test_two_of_six_hosts_may_die_and_come_back(net, tmp_path):
     content = os.urandom(10 * MIB + 3)
     capability = net[0].put(content)
-    hosts = [row["node"] for row in net[0](["store", "stat", capability, "--json"]).json["hosts"]]
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "tiny").write_bytes(b"tiny")
+    (tmp_path / "d" / "file").write_bytes(os.urandom(20_000))
+    tree = net[0](["store", "put", "-r", tmp_path / "d"]).line
+    hosts = {row["node"] for row in net[0](["store", "stat", capability, "--json"]).json["hosts"]}
+    hosts &= {row["node"] for row in net[0]("store stat d/file --json").json["hosts"]}
     rows = net.status()
-    lost = [row for row in rows if row["id"] in hosts and row["name"] != "node-0"][:2]
-    alive = next(row for row in rows[1:] if row not in lost)
+    *lost, third = [row for row in rows if row["id"] in hosts and row["name"] != "node-0"][:3]
+    alive = next(row for row in rows[1:] if row not in (*lost, third))
     reader = net[int(alive["name"].removeprefix("node-"))]
     try:
         net.kill(lost)
@@ -61,6 +67,14 @@ def test_two_of_six_hosts_may_die_and_come_back(net, tmp_path):
                 if row["id"] in gone
             )
         )
+        # A third loss: the list of a directory is read from any one host, its file is not.
+        net.kill([third])
+        done = reader(["store", "check", tree, "--json"])
+        answer = json.loads(done.out)
+        assert (done.code, answer["readable"], answer["margin"]) == (5, False, -1)
+        assert [row["path"] for row in answer["tree"]["worst"] if not row["readable"]] == ["file"]
+        assert net[0](["store", "get", "-r", "d", "-o", tmp_path / "never"]).code == 5
+        assert net[0]("store stat d/tiny --json").json["readable"]
     finally:
         back = net.up()
     assert back.code == 0, back.err

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -22,13 +22,15 @@ from xsc.base.errors import ArgumentInvalid, IdentityInvalid, TooLarge, XscError
 from xsc.base.jobs import JobOptions
 from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
 from xsc.cli.output import warn
-from xsc.client.calls import Calls, Named, read_file, unreadable
+from xsc.client.calls import Calls, read_file, unreadable
 from xsc.client.core import Core, default_home
+from xsc.client.targets import Named
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 CAPABILITY_BYTES_MAX = 4096
 KEY_FILE_BYTES_MAX = 4096
@@ -324,40 +326,12 @@ def _warn_of_list() -> None:
 
 
 def object_of(text: str) -> str | Named:
-    """Return a capability, or else the name of an own object."""
+    """Return a capability, or else the name of an own object, or of what is in a directory."""
     if text == "-" or text.startswith(("@", "xsc:")):
         return _capability(text)
     if not text:
         raise ArgumentInvalid("an empty text names no object")
     return Named(text)
-
-
-def one_capability(calls: Calls, target: str | Named, version: int | None) -> str:
-    """Return the capability that a command is about: as given, or of the newest of a name.
-
-    Raises:
-        ArgumentInvalid: a version of a capability.
-        ObjectUnknown: no such name or version.
-    """
-    return capabilities(calls, target, version)[0]
-
-
-def capabilities(
-    calls: Calls, target: str | Named, version: int | None, *, deleting: bool = False
-) -> Sequence[str]:
-    """Return the capability that was given, or those of a name's versions, newest first.
-
-    Raises:
-        ArgumentInvalid, ObjectUnknown: as `one_capability`.
-    """
-    if isinstance(target, Named):
-        return calls.named(target.name, version, deleting=deleting)
-    if version is not None:
-        raise ArgumentInvalid(
-            "--version goes with a name: a capability stands for one version",
-            hint="leave --version out",
-        )
-    return [target]
 
 
 def _word(raw: bytes, place: str) -> str:
@@ -369,9 +343,9 @@ def _word(raw: bytes, place: str) -> str:
         raise ArgumentInvalid(f"{place} does not hold a capability") from None
 
 
-def _input(text: str) -> tuple[str, str]:
+def _input(text: str) -> tuple[str, str | Named]:
     name, value = _pair(text)
-    return name, _capability(value)
+    return name, object_of(value)
 
 
 OBJECT = Parsed("CAP", object_of, _objects)
@@ -465,13 +439,13 @@ def job_options(function: F) -> F:
     return cast("F", made)
 
 
-def table_of(pairs: tuple[tuple[str, str], ...], what: str) -> dict[str, str]:
+def table_of(pairs: tuple[tuple[str, T], ...], what: str) -> dict[str, T]:
     """Return pairs as a mapping.
 
     Raises:
         ArgumentInvalid: a name is given twice.
     """
-    table: dict[str, str] = {}
+    table: dict[str, T] = {}
     for name, value in pairs:
         if name in table:
             raise ArgumentInvalid(f"the {what} '{name}' is given twice")

@@ -12,7 +12,6 @@ import re
 from base64 import b64decode
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -121,13 +120,6 @@ def _capability(text: str) -> dict[str, str]:
             hint="`xsc store ls` shows yours",
         )
     return {"XSC-Capability": text}
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """An object by its name in this node's list."""
-
-    name: str
 
 
 def _quoted(name: str) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +24,11 @@ from xsc.client.calls import Calls, read_module, unreadable
 from xsc.client.core import Core, Document, Progress
 from xsc.client.files import size_of, write_whole
 from xsc.client.market import MarketCalls
+from xsc.client.placement import Ask, survey
 from xsc.client.programs import ProgramCalls, read_document
 from xsc.client.services import ServiceCalls
 from xsc.client.space import SpaceCalls, value_of
+from xsc.client.targets import Target
 
 T = TypeVar("T")
 _FOLLOW_MS = 1_000
@@ -95,6 +99,13 @@ async def _in_thread(work: Callable[[Progress], T]) -> T:
     except asyncio.CancelledError:
         gone.set()
         raise
+
+
+async def _survey(calls: Calls, capability: str, ask: Ask) -> dict[str, Any]:
+    def work(progress: Progress) -> Document:
+        return survey(calls, Target(capability), ask, lambda _: nullcontext(progress))
+
+    return await _in_thread(work)
 
 
 def connect(home: Path | str | None = None) -> Node:
@@ -246,12 +257,18 @@ class Node:
         ]
 
     async def stat(self, capability: str) -> dict[str, Any]:
-        """Ask an object's hosts for its shards; return what `xsc store stat --json` prints."""
-        return await asyncio.to_thread(self._calls.stat, capability)
+        """Ask an object's hosts for its shards; return what `xsc store stat --json` prints.
+
+        Of a directory it goes over all files, and returns the worst.
+        """
+        return await _survey(self._calls, capability, self._calls.stat)
 
     async def check(self, capability: str, *, deep: bool = False) -> dict[str, Any]:
-        """Say what an object's placement is worth; `deep` has every shard read and verified."""
-        return await asyncio.to_thread(self._calls.check, capability, deep=deep)
+        """Say what an object's placement is worth; `deep` has every shard read and verified.
+
+        Of a directory it goes over all files, and returns the worst.
+        """
+        return await _survey(self._calls, capability, partial(self._calls.check, deep=deep))
 
     async def remove(self, capability: str) -> list[str]:
         """Delete an object; return the ids of hosts that have not confirmed it yet."""

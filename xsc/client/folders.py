@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown, UploadChanged, unwritable
-from xsc.base.limits import TREE_BYTES_MAX, TREE_DEPTH_MAX
+from xsc.base.limits import TREE_DEPTH_MAX
 from xsc.client.calls import Calls
 from xsc.client.core import Document, Progress, ignore_progress
 from xsc.client.files import upload_id
 from xsc.client.partial import object_id
+from xsc.client.targets import read_tree
 from xsc.client.tree import (
     MODE_MAX,
     SUFFIX,
@@ -41,7 +42,6 @@ from xsc.client.tree import (
     references,
     tree_id,
     unchanged,
-    unpack,
 )
 
 WORKERS = 8
@@ -70,19 +70,6 @@ class StoredTree:
 
 def _text(path: bytes) -> str:
     return os.fsdecode(path)
-
-
-def read_tree(calls: Calls, capability: str) -> Tree:
-    """Return a stored directory.
-
-    Raises:
-        ArgumentInvalid: it is a file. RecordInvalid, TooLarge: it breaks a rule.
-        XscError: whatever the download meets.
-    """
-    with calls.open(capability) as download:
-        if download.size_bytes is not None and download.size_bytes > TREE_BYTES_MAX:
-            raise ArgumentInvalid("that is a file, not a directory", hint="leave -r out")
-        return unpack(b"".join(download.blocks()))
 
 
 # Storing
@@ -421,17 +408,28 @@ def get_tree(
     folder: Path,
     *,
     warn: Warn,
+    path: bytes = b"",
     progress: Callable[[int], Any] | None = None,
 ) -> Tree:
     """Write a stored directory to the disk, where nothing may stand yet; return it.
 
     A call that was killed is gone on with by the same call.
 
+    Args:
+        calls: the node.
+        capability: of the list of the directory.
+        folder: where it is written.
+        warn: told of what cannot be written.
+        path: of a directory in it that is wanted alone.
+        progress: told how many bytes there are; gives a context for their progress.
+
     Raises:
         ArgumentInvalid: something stands there, or it cannot be written.
         RecordInvalid: the directory would lead out of its place.
     """
     tree = read_tree(calls, capability)
+    if path:
+        tree = tree.at(path)
     if os.path.lexists(folder):
         raise ArgumentInvalid(f"{folder} exists", hint="name a new directory")
     parent = folder.absolute().parent
@@ -439,7 +437,7 @@ def get_tree(
         raise ArgumentInvalid(f"there is no directory {parent}")
     partial = folder.with_name(folder.name + ".part")
     try:
-        with _workshop(partial, object_id(capability)):
+        with _workshop(partial, object_id(capability + path.hex())):
             root, incoming = partial / "tree", partial / "incoming"
             _make_directories(root, tree)
             missing = [node for node in tree.nodes if not _is_there(root, node)]
@@ -566,34 +564,6 @@ def _finish(root: Path, tree: Tree) -> None:
 
 
 # Looking after
-
-
-def find_file(calls: Calls, name: str, version: int | None) -> Node:
-    """Return the file that NAME/PATH means in a stored directory.
-
-    Raises:
-        ObjectUnknown: no directory of that name, or nothing of that path in it.
-        ArgumentInvalid: it is a directory or a link.
-    """
-    parts = name.rstrip("/").split("/")
-    for count in range(len(parts), 0, -1):
-        base, path = "/".join(parts[:count]) + SUFFIX, "/".join(parts[count:])
-        try:
-            capability = calls.named(base, version)[0]
-        except ObjectUnknown:
-            continue
-        if not path:
-            raise ArgumentInvalid(f"{base} is a directory", hint="get -r fetches all of it")
-        node = read_tree(calls, capability).find(os.fsencode(path))
-        if node.kind != "file":
-            raise ArgumentInvalid(
-                f"that is a {node.kind} in {base}", hint="get -r fetches all of it"
-            )
-        return node
-    raise ObjectUnknown(
-        "this node has stored no object under that name",
-        hint="`xsc store ls` shows all names",
-    )
 
 
 def clean(calls: Calls, full: str) -> list[Document]:

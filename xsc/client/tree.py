@@ -16,10 +16,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from xsc.base.errors import ArgumentInvalid, ObjectUnknown, RecordInvalid, TooLarge
+from xsc.base.errors import ArgumentInvalid, RecordInvalid, TooLarge
 from xsc.base.limits import TREE_BYTES_MAX, TREE_DEPTH_MAX, TREE_ENTRIES_MAX
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ RACY_MS: Final = 2000
 _PART_BYTES: Final = 32
 _FIELDS: Final = 6
 _TIME_MAX: Final = 2**63 - 1
-_READ: Final = re.compile(r"xsc:r:[a-z2-7]{100,200}")
+READ: Final = re.compile(r"xsc:r:[a-z2-7]{100,200}")
 
 Kind: TypeAlias = Literal["directory", "file", "link"]
 
@@ -79,18 +79,18 @@ class Tree:
             other.nodes,
         )
 
-    def find(self, path: bytes) -> Node:
-        """Return the entry of a path.
-
-        Raises:
-            ObjectUnknown: there is none.
-        """
-        for node in self.nodes:
-            if node.path == path:
-                return node
-        raise ObjectUnknown(
-            "the directory holds nothing of that path", hint="`xsc store ls -r NAME` shows it"
+    def at(self, path: bytes) -> Tree:
+        """Return what lies at a path of it: a directory with what it holds, or one file alone."""
+        top = next(node for node in self.nodes if node.path == path)
+        if top.kind != "directory":
+            return replace(self, nodes=(top,))
+        below = path + SUFFIX.encode()
+        nodes = tuple(
+            replace(node, path=node.path.removeprefix(below))
+            for node in self.nodes
+            if node.path.startswith(below)
         )
+        return replace(self, mode=top.mode, mtime_ns=top.mtime_ns, nodes=nodes)
 
 
 def tree_id(name: str) -> str:
@@ -223,7 +223,7 @@ def _node(row: Value) -> Node:
             int(size),
             bytes(part),
             str(capability),
-        ] if kind == 1 and size > 0 and _READ.fullmatch(capability):
+        ] if kind == 1 and size > 0 and READ.fullmatch(capability):
             return Node(path, "file", mode, mtime_ns, size, _part(part), capability)
         case [bytes(path), int(kind), int(mtime_ns), bytes(target)] if kind == 2:
             return Node(path, "link", 0, mtime_ns, target=_target(target))

@@ -4,106 +4,18 @@ import hashlib
 import io
 import os
 import stat
-import threading
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 
+from tests.unit.client.tree_store import Store
 from xsc.base.errors import ArgumentInvalid, NodeUnreachable, ObjectUnknown, RecordInvalid
 from xsc.client import folders
-from xsc.client.files import write_whole
-from xsc.client.folders import clean, find_file, get_tree, put_tree, read_tree
+from xsc.client.folders import clean, get_tree, put_tree
+from xsc.client.targets import Named, one_object, read_tree, resolve
 from xsc.client.tree import Node, Tree, pack, part_id
 
 LATER_MS = 4_000_000_000_000
-
-
-class Store:
-    """What a node does with names, parts and contents; it can break off."""
-
-    def __init__(self):
-        self.contents = {}
-        self.names = {}
-        self.kept_parts = {}
-        self.sent = []
-        self.fetched = []
-        self.breaks_after = None
-        self.now_ms = 0
-        self.lock = threading.Lock()
-        self.before_read = lambda part: None
-
-    def put(self, source, *, name="", part="", size_bytes, progress=None, **_):
-        with self.lock:
-            if self.breaks_after is not None and len(self.sent) >= self.breaks_after:
-                raise NodeUnreachable("gone")
-            self.before_read(part)
-            data = b""
-            while block := source.read(1000):
-                data += block
-            self.now_ms += 1
-            text = hashlib.sha256(str(self.now_ms).encode()).hexdigest()
-            capability = "xsc:r:" + text.translate(str.maketrans("0189", "zyxw")) * 2
-            self.contents[capability] = data
-            self.sent.append(name or part)
-            if part:
-                self.kept_parts[capability] = (part, self.now_ms)
-            else:
-                self.names.setdefault(name, []).insert(0, (capability, self.now_ms))
-        return {"capability": capability, "name": name, "warnings": []}
-
-    def named(self, name, version=None):
-        found = [capability for capability, _ in self.names.get(name, [])]
-        if version is not None:
-            found = found[::-1][version - 1 : version]
-        if not found:
-            raise ObjectUnknown("no such name")
-        return found
-
-    def parts(self, tree):
-        return [
-            {"part": part.split("/")[1], "capability": capability, "created_ms": created_ms}
-            for capability, (part, created_ms) in self.kept_parts.items()
-            if part.startswith(tree)
-        ]
-
-    def objects(self, prefix, *, versions):
-        assert versions
-        return {
-            "objects": [
-                {"name": name, "created_ms": created_ms}
-                for name, rows in self.names.items()
-                for _, created_ms in rows
-                if name.startswith(prefix)
-            ]
-        }
-
-    def remove(self, capability):
-        del self.contents[capability]
-        self.kept_parts.pop(capability, None)
-        for name, rows in list(self.names.items()):
-            self.names[name] = [row for row in rows if row[0] != capability]
-
-    @contextmanager
-    def open(self, capability):
-        data = self.contents[capability]
-
-        class Download:
-            size_bytes = len(data)
-
-            @staticmethod
-            def blocks():
-                yield data
-
-        yield Download
-
-    def get(self, capability, path, progress):
-        with self.lock:
-            if self.breaks_after is not None and len(self.fetched) >= self.breaks_after:
-                raise NodeUnreachable("gone")
-            self.fetched.append(capability)
-        progress(0)
-        return write_whole(path, [self.contents[capability]])
 
 
 @pytest.fixture
@@ -322,19 +234,47 @@ def test_a_file_of_another_size_than_told_is_not_taken(store, source, tmp_path):
     assert not (tmp_path / "target").exists()
 
 
-def test_one_file_is_found_in_the_directory_that_holds_it(store, source):
+def test_a_name_leads_to_objects_and_into_directories(store, source, tmp_path):
     put(store, source)
-    assert find_file(store, "photos/sub/deep/b", None).size_bytes == 5000
-    assert find_file(store, "photos/nothing", None).capability is None
-    for name, error in (
-        ("photos/gone", ObjectUnknown),
-        ("nowhere/a", ObjectUnknown),
-        ("photos/sub", ArgumentInvalid),
-        ("photos/out", ArgumentInvalid),
-        ("photos", ArgumentInvalid),
+    (listed,) = store.named("photos/")
+    deep = resolve(store, Named("photos/sub/deep/b"))
+    assert (deep.kind, store.contents[deep.capability]) == ("file", bytes(5000))
+    for name, kind, path in (
+        ("photos", "directory", b""),
+        ("photos/", "directory", b""),
+        ("photos/sub/deep/", "directory", b"sub/deep"),
+        ("photos/nothing", "empty file", b"nothing"),
     ):
-        with pytest.raises(error):
-            find_file(store, name, None)
+        found = resolve(store, Named(name))
+        assert (found.capability, found.kind, found.path) == (listed, kind, path)
+    for name, error, said in (
+        ("photos/gone", ObjectUnknown, "the directory photos/ holds nothing of the path gone"),
+        ("nowhere/a", ObjectUnknown, "no such name"),
+        ("photos/out", ArgumentInvalid, "a link to ../../etc/passwd"),
+    ):
+        with pytest.raises(error, match=said):
+            resolve(store, Named(name))
+    with pytest.raises(ArgumentInvalid, match="one version"):
+        resolve(store, listed, 1)
+    # A name with a slash is an object's before it leads into a directory.
+    own = store.put(io.BytesIO(b"own"), name="photos/a")["capability"]
+    assert resolve(store, Named("photos/a")).capability == own
+
+
+def test_what_is_no_object_is_not_taken_for_one(store, source):
+    put(store, source)
+    assert one_object(store, Named("photos/"), whole=True) == store.named("photos/")[0]
+    for name in ("photos/nothing", "photos/sub", "photos"):
+        with pytest.raises(ArgumentInvalid, match=r"is an empty file|is a directory"):
+            one_object(store, Named(name))
+
+
+def test_a_part_of_a_directory_is_fetched_alone(store, source, tmp_path):
+    put(store, source)
+    capability = store.named("photos/")[0]
+    get_tree(store, capability, tmp_path / "part", warn=quiet, path=b"sub")
+    assert everything(tmp_path / "part") == everything(source / "sub")
+    (tmp_path / "part" / "deep").chmod(0o750)
 
 
 def test_files_go_with_the_last_version_that_needs_them(store, source):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base import limits
-from xsc.base.errors import ArgumentInvalid, ObjectUnknown, RecordInvalid, TooLarge, XscError
+from xsc.base.errors import ArgumentInvalid, RecordInvalid, TooLarge, XscError
 from xsc.client import tree as trees
 from xsc.client.tree import MAGIC, Node, Tree, pack, part_id, references, tree_id, unchanged, unpack
 
@@ -169,10 +169,7 @@ def test_only_what_cannot_have_changed_is_not_read_again():
     assert unchanged(None, OPTIONS) == {}
 
 
-def test_files_are_found_and_parts_counted():
-    assert TREE.find(b"a") == FILE
-    with pytest.raises(ObjectUnknown):
-        TREE.find(b"A")
+def test_parts_are_counted():
     assert references([TREE, TREE]) == {PART}
     assert TREE.same_content(replace(TREE, started_ms=1))
     assert not TREE.same_content(replace(TREE, mode=0))

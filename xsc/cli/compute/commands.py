@@ -40,6 +40,7 @@ from xsc.cli.options import (
 from xsc.cli.output import say, short, show, show_json, warn
 from xsc.client.calls import Show, read_bounded, read_file, read_module
 from xsc.client.files import check_target, place_in, write_whole
+from xsc.client.targets import Named, one_object
 
 _NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
 EXIT_MAX = 255
@@ -121,7 +122,7 @@ def invoke(
     type=INPUT,
     multiple=True,
     metavar="NAME=CAP",
-    help="Let it read a stored object as a file of that name.",
+    help="Let it read a stored object, by CAP or its name, as the file /in/NAME.",
 )
 @click.option("--out", type=PATH, metavar="DIR", help="Put the files that it writes there.")
 @click.option(
@@ -138,7 +139,7 @@ def run(
     arguments: tuple[str, ...],
     stdin: Path | None,
     env: tuple[tuple[str, str], ...],
-    inputs: tuple[tuple[str, str], ...],
+    inputs: tuple[tuple[str, str | Named], ...],
     out: Path | None,
     store: str | None,
     options: JobOptions,
@@ -156,7 +157,10 @@ def run(
         _make_directory(out)
     code = read_module(module)
     given = _read_stdin(stdin)
-    variables, objects = table_of(env, "variable"), table_of(inputs, "input")
+    variables, calls = table_of(env, "variable"), settings.calls()
+    objects = {
+        name: one_object(calls, target) for name, target in table_of(inputs, "input").items()
+    }
     spec = JobSpec.run(code, arguments, variables, given, objects, store, **options)
     # Of what several nodes write, nothing can be believed before they agree.
     shown = None if settings.json or spec.verify is not None else _show_output

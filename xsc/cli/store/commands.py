@@ -6,6 +6,8 @@ import sys
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,7 @@ from xsc.cli.options import (
     WHOLE,
     Group,
     Settings,
-    capabilities,
     object_of,
-    one_capability,
     pass_settings,
 )
 from xsc.cli.output import (
@@ -48,9 +48,11 @@ from xsc.cli.output import (
     warn,
 )
 from xsc.cli.store import tree
-from xsc.client.calls import Calls, Named, unreadable
-from xsc.client.core import Document
+from xsc.client.calls import Calls, unreadable
+from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, size_of, upload_id, write_whole
+from xsc.client.placement import survey
+from xsc.client.targets import Named, objects_of, one_object, resolve
 from xsc.client.tree import SUFFIX, tree_id
 
 STREAM = Path("-")
@@ -63,7 +65,7 @@ def store() -> None:
     CAP is a capability: the text that `store put` prints, and all that is
     needed to read the object. @FILE takes it from a file and - from standard
     input, so that it need not stand in a list of processes. An object that this
-    node stored is found by its name, too.
+    node stored is found by its NAME, too, and a file of a directory by NAME/PATH.
     """
 
 
@@ -199,7 +201,7 @@ def get(
 ) -> None:
     """Fetch the object that CAP or NAME stands for.
 
-    NAME/PATH is one file of a stored directory; with -r all of it is fetched.
+    With -r a directory is fetched, or what lies below NAME/PATH.
 
     FILE appears when all of it is there and has been checked; after an
     interruption the same command goes on where it was. With - the content goes
@@ -215,9 +217,13 @@ def get(
     if output != STREAM:
         check_target(output)
     calls = settings.calls()
-    capability = tree.capability_or_file(calls, cap, version)
-    if capability is None:
-        # An empty file of a directory has no object.
+    found = resolve(calls, cap, version)
+    capability = found.capability
+    if found.kind == "directory":
+        raise ArgumentInvalid(
+            f"{found.name} is a directory", hint="get -r fetches all of it, NAME/PATH one file"
+        )
+    if found.kind == "empty file":
         size = 0 if output == STREAM else write_whole(output, [])
     elif output != STREAM and part is None:
         size = calls.fetch(capability, output, lambda total: progress_bar("fetching", total))
@@ -346,6 +352,40 @@ def _margin(answer: Document) -> str:
     return f"{_count(margin, 'more shard')} may be lost{no_node}"
 
 
+def _asking(total_bytes: int) -> AbstractContextManager[Progress]:
+    return progress_bar("asking", total_bytes)
+
+
+def _files(answer: Document) -> list[tuple[str, str]]:
+    """Return the lines about a directory: how many files, and of which the rest speaks."""
+    if "tree" not in answer:
+        return []
+    about = answer["tree"]
+    whole = f", {about['not_whole']} of them not whole" if about["not_whole"] else ""
+    return [
+        ("files", f"{about['files']}{whole}"),
+        ("the worst", about["path"] or "the list of the directory"),
+    ]
+
+
+def _show_worst(answer: Document) -> None:
+    """Show the files of a directory that are not whole, the worst first."""
+    rows = answer.get("tree", {}).get("worst")
+    if rows:
+        show_table(
+            ["<margin", "readable", "path"],
+            [
+                [
+                    str(row["margin"]),
+                    "yes" if row["readable"] else "no",
+                    row["path"] or "(the list)",
+                ]
+                for row in rows
+            ],
+            "",
+        )
+
+
 def _introduced(answer: Document) -> str:
     """Return through whom the hosts of an object came: who brought all may have made up all."""
     hosts = len({row["node"] for row in answer["hosts"] if row["state"] == "ok"})
@@ -377,10 +417,13 @@ def _domains(answer: Document) -> str:
 def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
     """Ask an object's hosts which of its shards they still hold.
 
-    A capability that only checks is enough.
+    Of a directory all files are asked about, and the worst is shown. A
+    capability that only checks is enough; of a directory it opens no more than
+    the list.
     """
     calls = settings.calls()
-    answer = calls.stat(one_capability(calls, cap, version))
+    target = resolve(calls, cap, version)
+    answer = survey(calls, target, calls.stat, _asking)
     if settings.json:
         show_json(answer)
         return
@@ -388,6 +431,7 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
     show_pairs(
         [
             ("size", format_size(answer["size_bytes"])),
+            *_files(answer),
             ("code", f"any {code['k']} of {code['k'] + code['m']} shards"),
             ("readable", "yes" if answer["readable"] else "no"),
             ("margin", _margin(answer)),
@@ -396,6 +440,7 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
         ]
     )
     _warn_of_end(answer)
+    _show_worst(answer)
     show_table(
         ["<shard", "node", "state"],
         [[str(row["shard"]), short(row["node"]), row["state"]] for row in answer["hosts"]],
@@ -411,12 +456,15 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
 def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> int:
     """Say what an object's placement is worth: what it survives, and for how long.
 
+    Of a directory all files are looked at, and the worst is shown.
+
     Exits with 6 if a shard is damaged or missing, with 5 if it only cannot be
     asked for, and with 7 if all are there but do not survive what `--survive`
     asked for when it was stored.
     """
     calls = settings.calls()
-    answer = calls.check(one_capability(calls, cap, version), deep=deep)
+    target = resolve(calls, cap, version)
+    answer = survey(calls, target, partial(calls.check, deep=deep), _asking)
     if settings.json:
         show_json(answer)
     else:
@@ -424,6 +472,7 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
         show_pairs(
             [
                 ("size", format_size(answer["size_bytes"])),
+                *_files(answer),
                 ("readable", "yes" if answer["readable"] else "no"),
                 ("margin", _margin(answer)),
                 ("healable", "yes" if answer["healable"] else "no"),
@@ -437,19 +486,29 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
             ]
         )
         _warn_of_end(answer)
+        _show_worst(answer)
         if answer["bad"]:
             show_table(
-                ["<segment", "<shard", "node", "reason"],
+                ["<segment", "<shard", "node", "reason", *(["path"] if "tree" in answer else [])],
                 [
-                    [str(row["segment"]), str(row["shard"]), short(row["node"]), row["reason"]]
+                    [
+                        str(row["segment"]),
+                        str(row["shard"]),
+                        short(row["node"]),
+                        row["reason"],
+                        *([row["path"]] if "tree" in answer else []),
+                    ]
                     for row in answer["bad"]
                 ],
                 "",
             )
-    states = {row["state"] for row in answer["hosts"]}
-    lost = sum(row["state"] != "ok" for row in answer["hosts"])
-    if states & {"corrupt", "missing"}:
+    about = answer.get("tree")
+    states = Counter(row["state"] for row in answer["hosts"]) if about is None else about["shards"]
+    lost = sum(states.values()) - states.get("ok", 0)
+    if states.keys() & {"corrupt", "missing"}:
         raise ShardsDamaged(f"{_count(lost, 'shard')} of it are damaged or gone")
+    if about is not None and about["unknown"]:
+        raise ObjectUnknown(f"nobody who answers has {_count(about['unknown'], 'file')} of it")
     if lost:
         raise PeerSilent(f"{_count(lost, 'shard')} of it cannot be asked for")
     if answer.get("contract_kept") is False:
@@ -476,19 +535,21 @@ def _contract(answer: Document) -> list[tuple[str, str]]:
 def repair(settings: Settings, cap: str | Named | None, version: int | None) -> int:
     """Rebuild the lost shards of an object now; without CAP, of all objects.
 
-    The node does the same by itself. Shards of a silent host count as lost after repair_grace.
-    Exits with 7 if some shards have no new place yet.
+    Of a directory those of all its files. The node does the same by itself.
+    Shards of a silent host count as lost after repair_grace. Exits with 7 if
+    some shards have no new place yet.
     """
     calls = settings.calls()
     rows = [] if cap is not None else calls.objects()["objects"]
     wanted = [row["capability"] for row in rows]
     if cap is not None:
-        wanted = [one_capability(calls, cap, version)]
+        wanted = list(objects_of(calls, resolve(calls, cap, version)))
+    several = cap is None or len(wanted) > 1
     answers = []
     for number, each in enumerate(wanted, 1):
         answer = calls.repair(each)
         answers.append(answer)
-        where = f"object {number} of {len(wanted)}: " if cap is None else ""
+        where = f"object {number} of {len(wanted)}: " if several else ""
         for row in answer["moved"]:
             say(
                 f"{where}shard {row['shard']} moved from {short(row['from'])} to {short(row['to'])}"
@@ -507,7 +568,7 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
     moved = sum(len(answer["moved"]) for answer in answers)
     left = sum(len(answer["left"]) for answer in answers)
     if settings.json:
-        show_json(answers[0] if cap is not None else {"objects": answers})
+        show_json({"objects": answers} if several else answers[0])
     else:
         show(f"{_count(moved, 'shard')} moved, {left} left")
     return EXIT_PARTLY if left else 0
@@ -569,19 +630,24 @@ def _to_delete(
     """Return what is meant, a directory with its slash, and the capabilities of its versions.
 
     There are none of a directory of which only files are left, because deleting it broke off.
+
+    Raises:
+        ArgumentInvalid: a version of a capability, or what lies in a directory.
+        ObjectUnknown: no such name or version.
     """
-    try:
-        return target, capabilities(calls, target, version, deleting=True)
-    except ObjectUnknown:
-        if not isinstance(target, Named):
-            raise
-        folder = Named(target.name.rstrip(SUFFIX) + SUFFIX)
-        try:
-            return folder, capabilities(calls, folder, version, deleting=True)
-        except ObjectUnknown:
-            if version is None and calls.parts(tree_id(folder.name)):
-                return folder, ()
-            raise
+    if not isinstance(target, Named):
+        return target, [resolve(calls, target, version).capability]
+    folder = Named(target.name.rstrip(SUFFIX) + SUFFIX)
+    for each in (target, folder):
+        with suppress(ObjectUnknown):
+            return each, calls.named(each.name, version, deleting=True)
+    if version is None and calls.parts(tree_id(folder.name)):
+        return folder, ()
+    resolve(calls, target, version)
+    raise ArgumentInvalid(
+        f"{target.name} lies in a stored directory, and goes with it",
+        hint="store the directory again without it: xsc store put -r DIR",
+    )
 
 
 @store.command()
@@ -646,7 +712,7 @@ def share(
         )
     from xsc.storage.object.capability import parse_read, parse_verify
 
-    given = one_capability(settings.calls(), cap, version)
+    given = one_object(settings.calls(), cap, version, whole=True)
     shared = parse_read(given) if read else parse_verify(given)
     if settings.json:
         show_json({"capability": shared.to_text(), "allows": "read" if read else "verify"})

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import click
 
-from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, ObjectUnknown
+from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.units import format_size
-from xsc.cli.options import Settings, one_capability
+from xsc.cli.options import Settings
 from xsc.cli.output import moment, progress_bar, say, show, show_json, show_table, warn
-from xsc.client.calls import Calls, Named
-from xsc.client.tree import SUFFIX, tree_id
+from xsc.client.calls import Calls
+from xsc.client.targets import Named, Target, read_tree, resolve
+from xsc.client.tree import tree_id
 
 _LETTERS = {"directory": "d", "file": "-", "link": "l"}
 
@@ -67,24 +68,16 @@ def put(
     return EXIT_PARTLY if stored.left_out else 0
 
 
-def capability_of(calls: Calls, target: str | Named, version: int | None) -> str:
-    """Return the capability of a directory that is named with or without its slash.
+def _directory(calls: Calls, target: str | Named, version: int | None) -> Target:
+    """Return what is meant, which is a directory as far as a name says it.
 
     Raises:
-        ArgumentInvalid: a file has that name, and no directory.
-        ObjectUnknown: neither.
+        ArgumentInvalid: a file has that name. ObjectUnknown: nothing has.
     """
-    if not isinstance(target, Named):
-        return one_capability(calls, target, version)
-    name = target.name.rstrip("/")
-    try:
-        return one_capability(calls, Named(name + SUFFIX), version)
-    except ObjectUnknown as fault:
-        try:
-            calls.named(name)
-        except ObjectUnknown:
-            raise fault from None
-    raise ArgumentInvalid(f"{name} is a file, not a directory", hint="leave -r out")
+    found = resolve(calls, target, version)
+    if isinstance(target, Named) and found.kind != "directory":
+        raise ArgumentInvalid(f"{target.name} is a file, not a directory", hint="leave -r out")
+    return found
 
 
 def get(settings: Settings, target: str | Named, output: Path, version: int | None) -> None:
@@ -92,11 +85,13 @@ def get(settings: Settings, target: str | Named, output: Path, version: int | No
     from xsc.client.folders import get_tree
 
     calls = settings.calls()
+    found = _directory(calls, target, version)
     tree = get_tree(
         calls,
-        capability_of(calls, target, version),
+        found.capability,
         output,
         warn=warn,
+        path=found.path,
         progress=lambda total: progress_bar("fetching", total),
     )
     files = sum(node.kind == "file" for node in tree.nodes)
@@ -109,10 +104,11 @@ def get(settings: Settings, target: str | Named, output: Path, version: int | No
 
 def show_tree(settings: Settings, target: str | Named, version: int | None) -> None:
     """List what is in a stored directory."""
-    from xsc.client.folders import read_tree
-
     calls = settings.calls()
-    tree = read_tree(calls, capability_of(calls, target, version))
+    found = _directory(calls, target, version)
+    tree = read_tree(calls, found.capability)
+    if found.path:
+        tree = tree.at(found.path)
     if settings.json:
         show_json(
             {
@@ -145,29 +141,6 @@ def show_tree(settings: Settings, target: str | Named, version: int | None) -> N
         ],
         "the directory is empty",
     )
-
-
-def capability_or_file(calls: Calls, target: str | Named, version: int | None) -> str | None:
-    """Return the capability of an object, or of a file in a stored directory.
-
-    None where that file is empty: nothing is stored for it.
-
-    Raises:
-        ObjectUnknown: neither. ArgumentInvalid: it is a directory.
-    """
-    try:
-        return one_capability(calls, target, version)
-    except ObjectUnknown as fault:
-        if not isinstance(target, Named):
-            raise
-        from xsc.client.folders import find_file
-
-        try:
-            return find_file(calls, target.name, version).capability
-        except ObjectUnknown:
-            if "/" in target.name:
-                raise
-            raise fault from None
 
 
 def confirm_removal(calls: Calls, name: str, version: int | None, *, yes: bool) -> None:

@@ -1,0 +1,180 @@
+"""What a capability or a name stands for: an object, or a place in a stored directory.
+
+Every command that takes CAP or NAME asks here, so that `NAME/PATH` means the same to all.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from xsc.base.errors import ArgumentInvalid, ObjectUnknown
+from xsc.base.limits import TREE_BYTES_MAX
+from xsc.client.tree import MAGIC, READ, SUFFIX, Tree, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xsc.client.calls import Calls
+    from xsc.client.core import Document
+
+Kind: TypeAlias = Literal["unknown", "file", "empty file", "directory"]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An object by its name in this node's list, or a place in a directory by NAME/PATH."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a capability or a name stands for."""
+
+    capability: str
+    """Of the object; of the list of the directory for a directory or an empty file."""
+    kind: Kind = "unknown"
+    """A capability alone does not say it."""
+    path: bytes = b""
+    """Where it lies in the directory by whose name it was found."""
+    name: str = ""
+    """By which it was found."""
+
+
+def resolve(calls: Calls, target: str | Named, version: int | None = None) -> Target:
+    """Return what a capability or a name stands for.
+
+    A name is that of an object, or of a directory with or without its slash, or of a
+    directory and a path in it.
+
+    Args:
+        calls: the node.
+        target: a capability, or a name.
+        version: of the name; the newest where None.
+
+    Raises:
+        ArgumentInvalid: a version of a capability, or the path of a link.
+        ObjectUnknown: no such name, version or path.
+    """
+    if isinstance(target, str):
+        if version is not None:
+            raise ArgumentInvalid(
+                "--version goes with a name: a capability stands for one version",
+                hint="leave --version out",
+            )
+        return Target(target)
+    found = _newest(calls, target.name, version)
+    if isinstance(found, str):
+        kind: Kind = "directory" if target.name.endswith(SUFFIX) else "file"
+        return Target(found, kind, name=target.name)
+    parts = target.name.rstrip(SUFFIX).split(SUFFIX)
+    for count in range(len(parts), 0, -1):
+        folder, path = SUFFIX.join(parts[:count]) + SUFFIX, SUFFIX.join(parts[count:])
+        capability = _newest(calls, folder, version)
+        if isinstance(capability, str):
+            return _inside(calls, capability, folder, path)
+    raise found
+
+
+def _newest(calls: Calls, name: str, version: int | None) -> str | ObjectUnknown:
+    try:
+        return calls.named(name, version)[0]
+    except ObjectUnknown as fault:
+        return fault
+
+
+def _inside(calls: Calls, capability: str, folder: str, path: str) -> Target:
+    name = folder + path
+    if not path:
+        return Target(capability, "directory", name=name)
+    place = os.fsencode(path)
+    found = [node for node in read_tree(calls, capability).nodes if node.path == place]
+    if not found:
+        raise ObjectUnknown(
+            f"the directory {folder} holds nothing of the path {path}",
+            hint=f"`xsc store ls -r {folder}` shows what it holds",
+        )
+    (node,) = found
+    if node.kind == "link":
+        raise ArgumentInvalid(
+            f"{name} is a link to {os.fsdecode(node.target)}", hint="name what it leads to"
+        )
+    if node.capability is not None:
+        return Target(node.capability, "file", place, name)
+    kind: Kind = "directory" if node.kind == "directory" else "empty file"
+    return Target(capability, kind, place, name)
+
+
+def one_object(
+    calls: Calls, target: str | Named, version: int | None = None, *, whole: bool = False
+) -> str:
+    """Return the capability of the one object that is meant.
+
+    Args:
+        calls, target, version: as for `resolve`.
+        whole: whether a whole directory will do, which is the object that lists it.
+
+    Raises:
+        ArgumentInvalid, ObjectUnknown: as `resolve`; or it is no object.
+    """
+    found = resolve(calls, target, version)
+    if found.kind == "empty file":
+        raise ArgumentInvalid(
+            f"{found.name} is an empty file: the list of its directory is all that is stored of it",
+            hint="name the directory",
+        )
+    if found.kind == "directory" and (found.path or not whole):
+        raise ArgumentInvalid(f"{found.name} is a directory", hint="name a file in it")
+    return found.capability
+
+
+def read_tree(calls: Calls, capability: str) -> Tree:
+    """Return a stored directory.
+
+    Raises:
+        ArgumentInvalid: it is a file. RecordInvalid, TooLarge: it breaks a rule.
+        XscError: whatever the download meets.
+    """
+    with calls.open(capability) as download:
+        if download.size_bytes is not None and download.size_bytes > TREE_BYTES_MAX:
+            raise ArgumentInvalid("that is a file, not a directory", hint="leave -r out")
+        return unpack(b"".join(download.blocks()))
+
+
+def tree_of(calls: Calls, target: Target, listed: Document) -> Tree | None:
+    """Return the directory that is meant; None for a file, or what is not readable.
+
+    An empty file is a directory of that one entry.
+
+    Args:
+        calls: the node.
+        target: what is meant. Of a capability only the beginning of its object says whether it
+            lists a directory; one that only checks does not open it.
+        listed: what `stat` or `check` say of its object.
+    """
+    if target.path:
+        return (
+            None if target.kind == "file" else read_tree(calls, target.capability).at(target.path)
+        )
+    if (
+        target.kind == "file"
+        or not READ.fullmatch(target.capability)
+        or not listed["readable"]
+        or not len(MAGIC) <= listed["size_bytes"] <= TREE_BYTES_MAX
+    ):
+        return None
+    with calls.open(target.capability, f"0-{len(MAGIC) - 1}") as download:
+        if b"".join(download.blocks()) != MAGIC:
+            return None
+    return read_tree(calls, target.capability)
+
+
+def objects_of(calls: Calls, target: Target) -> Sequence[str]:
+    """Return the capabilities of all objects that are meant: those of a directory's files, too."""
+    may_list = target.kind != "file" and READ.fullmatch(target.capability)
+    listed = calls.stat(target.capability) if may_list else {"readable": False}
+    tree = tree_of(calls, target, listed)
+    files = () if tree is None else (node.capability for node in tree.nodes)
+    return list(dict.fromkeys([target.capability, *filter(None, files)]))
