@@ -19,6 +19,7 @@ from xsc.base.limits import (
     LEDGER_HEAD_TIMEOUT_MS,
     MIB,
     PEER_TIMEOUT_MS,
+    STORAGE_QUESTION_TIMEOUT_MS,
 )
 from xsc.db.memory import MemoryKeyValue
 from xsc.ledger.incarnation import Noted
@@ -546,3 +547,35 @@ def test_a_put_says_where_its_name_is_at_fewer_peers_than_it_should(silent):
         assert waited_ms <= (500 if silent == 2 else DIRECTORY_TOLD_MS_MAX)
 
     run(21, 7, play)
+
+
+def test_a_peer_that_was_waited_for_in_vain_keeps_the_next_names_no_more():
+    """Five nodes: a name should be at all four peers, and one of them answers nothing."""
+
+    async def play(world):
+        owner = world.nodes[OWNER]
+        await told(world)
+        world.net.stall(world.name(1), HEAD_PUT)
+
+        async def named(name):
+            await put_named(owner, name, content(10))
+            began_ms = world.clock.now_ms()
+            return await owner.directory.told(4), world.clock.now_ms() - began_ms
+
+        assert await named("first") == ((3, 4), DIRECTORY_TOLD_MS_MAX)
+        for name in "abc":
+            found, waited_ms = await named(name)
+            assert found == (3, 4)
+            assert waited_ms <= 500
+        world.net.resume(world.name(1), HEAD_PUT)
+        await world.clock.sleep_ms(2 * STORAGE_QUESTION_TIMEOUT_MS)
+        found, waited_ms = await named("last")
+        assert (found, waited_ms <= 500) == ((4, 4), True), "it is waited for again"
+        # A slow one among enough others is nobody's delay, and not taken for silent.
+        world.net.set_rate(world.name(2), 2_000, 10**9)
+        await put_named(owner, "three", content(10))
+        assert await owner.directory.told(3) == (3, 3)
+        await world.clock.sleep_ms(STORAGE_QUESTION_TIMEOUT_MS)
+        assert (await named("four"))[0] == (4, 4)
+
+    run(21, 5, play)

@@ -117,6 +117,8 @@ class DirectoryKeeper:
         self._waiting: list[_Waiting] = []
         self._told: dict[bytes, int] = {}
         self._telling: set[bytes] = set()
+        self._silent: set[bytes] = set()
+        """Peers that have not answered since somebody waited for them in vain."""
         self._replaced: list[str] = []
         """Capabilities of directory objects of before, until a peer has the present head."""
         self.generation = 0
@@ -173,7 +175,7 @@ class DirectoryKeeper:
         """Have the directory as it is now told at once; return how many peers have it, and should.
 
         Waits until as many have it as should, until all have answered, or for
-        DIRECTORY_TOLD_MS_MAX.
+        DIRECTORY_TOLD_MS_MAX; for a peer that was waited for in vain not again before it answers.
 
         Args:
             copies: how many peers should have it; all where None or where there are fewer.
@@ -189,6 +191,8 @@ class DirectoryKeeper:
             finally:
                 self._waiting.remove(waiting)
         found = self._copies(waiting.generation) if waiting.generation else 0
+        if waiting.generation and found < waiting.copies:
+            self._silent |= self._telling
         return found, waiting.copies
 
     def _copies(self, generation: int) -> int:
@@ -197,10 +201,10 @@ class DirectoryKeeper:
         return sum(self._told.get(peer, 0) >= generation for peer in peers)
 
     def _end_waiting(self) -> None:
-        """Wake those for whom enough is told, or nobody is left to be told."""
+        """Wake those for whom enough is told, or nobody is left who may answer in time."""
         for waiting in self._waiting:
             if waiting.generation and (
-                not self._telling or self._copies(waiting.generation) >= waiting.copies
+                self._telling <= self._silent or self._copies(waiting.generation) >= waiting.copies
             ):
                 waiting.over.set()
 
@@ -329,6 +333,7 @@ class DirectoryKeeper:
                 if not await self._is_told(peer, self._raw):
                     return
                 self._told[peer] = generation
+                self._silent.discard(peer)
                 self._end_waiting()
                 if all(self._told.get(known) == generation for known in self._peers.peers()):
                     self._context.log.info("directory.told", generation=generation, state="told")
