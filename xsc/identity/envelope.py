@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from xsc.base.encoding import Value, decode, domain, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid, SignatureInvalid
@@ -41,6 +41,10 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 """A size, time, amount or number that cannot be negative."""
 
 
+_READ = object()
+"""The context of a record that is read, not made."""
+
+
 class Record(BaseModel):
     """A value that is sent, stored or signed: frozen, strict, versioned, without floats."""
 
@@ -51,10 +55,14 @@ class Record(BaseModel):
     v: int = 1
 
     @model_validator(mode="after")
-    def _version_is_known(self) -> Self:
-        """Refuse other versions in records inside of records, too."""
+    def _is_whole(self, info: ValidationInfo) -> Self:
+        """Refuse other versions, and what was read without a field, inside of records, too."""
         if self.v != self.VERSION:
             raise ValueError(f"version {self.v}, known here is {self.VERSION}")
+        # Defaults are for those that make a record: what is read has every field.
+        if info.context is _READ and self.model_fields_set != self.__class__.model_fields.keys():
+            missing = next(name for name in self.__dict__ if name not in self.model_fields_set)
+            raise ValueError(f"{missing} is missing")
         return self
 
     def to_value(self) -> dict[str, Value]:
@@ -86,12 +94,8 @@ class Record(BaseModel):
                 f"this {cls.KIND} is of version {version!r}, known here is {cls.VERSION}",
                 hint="a newer xsc may read it",
             )
-        # Defaults are for those that make a record: what is read has every field.
-        if not cls.model_fields.keys() <= value.keys():
-            missing = next(name for name in cls.model_fields if name not in value)
-            raise RecordInvalid(f"this {cls.KIND} is wrong at {missing}: it is missing")
         try:
-            return cls.model_validate(_tupled(value))
+            return cls.model_validate(_tupled(value), context=_READ)
         except ValidationError as fault:
             first = fault.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the whole"
