@@ -86,8 +86,10 @@ def _show_entries(answer: Document) -> None:
             ]
             for row in answer["entries"]
         ],
-        "the ledger has no entries",
+        "there are no such entries",
     )
+    if answer["more"]:
+        show(f"older ones: xsc ledger log --before {answer['entries'][-1]['seq']}")
 
 
 def _signed(row: Document) -> str:
@@ -120,10 +122,11 @@ limit_option = click.option(
 
 @ledger.command()
 @limit_option
+@click.option("--before", type=WHOLE, metavar="SEQ", help="Show those before entry SEQ.")
 @pass_settings
-def log(settings: Settings, limit: int) -> None:
-    """List the entries of this node's ledger."""
-    answer = settings.calls().entries(limit)
+def log(settings: Settings, limit: int, before: int | None) -> None:
+    """List the entries of this node's ledger, newest first."""
+    answer = settings.calls().entries(limit, before)
     if settings.json:
         show_json(answer)
     else:
@@ -186,7 +189,7 @@ def limit(settings: Settings, peer: str, credits_: int) -> None:
 )
 @pass_settings
 def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
-    """Settle now what is owed by leases; the node does so by itself, too.
+    """Settle now what is owed by leases; the node does so by itself once an hour.
 
     With PEER and --off-books: what one of both nodes owes the other was paid off the books.
     It counts once the operators of both have said the same, and both nodes have signed

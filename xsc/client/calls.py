@@ -437,9 +437,10 @@ class Calls:
         """Return what this node and each peer owe one another."""
         return self.core.call("GET", "/v1/ledger/balance")
 
-    def entries(self, limit: int) -> Document:
-        """Return the newest ledger entries."""
-        return self.core.call("GET", f"/v1/ledger/log?limit={limit}")
+    def entries(self, limit: int, before: int | None = None) -> Document:
+        """Return the newest ledger entries, or the newest of those before one."""
+        older = "" if before is None else f"&before={before}"
+        return self.core.call("GET", f"/v1/ledger/log?limit={limit}{older}")
 
     def set_limit(self, who: str, limit_micro: int) -> Document:
         """Set what a peer may owe this node at most."""

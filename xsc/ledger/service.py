@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from xsc.base.errors import LedgerDamaged, NotFound
+from xsc.base.errors import ArgumentInvalid, LedgerDamaged, NotFound
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import LEDGER_RETRY_MS
@@ -135,11 +135,31 @@ class LedgerService:
         """Return the account with each peer, for the own directory."""
         return note_accounts(self.chain.state, self._starter_limit)
 
-    def entries(self, *, limit: int = 50, peer: bytes | None = None) -> list[EntryRow]:
-        """Return the last entries, newest first; those with one peer where it is given."""
+    def entries(
+        self, *, limit: int = 50, before: int | None = None, peer: bytes | None = None
+    ) -> list[EntryRow]:
+        """Return the last entries, newest first; those with one peer where it is given.
+
+        Args:
+            limit: how many at most.
+            before: the number of an entry: those that were taken before it.
+            peer: with whom.
+
+        Raises:
+            ArgumentInvalid: there is no entry of that number among these.
+        """
         state = self.chain.state
         seqs = state.order if peer is None else state.with_peer.get(peer, [])
-        newest = reversed(seqs[max(0, len(seqs) - limit) :])
+        end = len(seqs)
+        if before is not None:
+            # In the order of taking: what an earlier incarnation left can come later.
+            try:
+                end = seqs.index(before)
+            except ValueError:
+                raise ArgumentInvalid(
+                    f"there is no entry {before} in this ledger", hint="`xsc ledger log`"
+                ) from None
+        newest = reversed(seqs[max(0, end - limit) : end])
         return [entry_row(state, self.chain.own(seq)) for seq in newest]
 
     def statement(self) -> list[StatementRow]:

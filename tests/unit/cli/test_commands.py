@@ -547,6 +547,7 @@ ENTRY = {
     "entry_id": "e1",
     "state": "posted",
 }
+ENTRIES = {"entries": [ENTRY], "more": True}
 BALANCES = {
     "balances": [
         {
@@ -679,7 +680,13 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
         (["allocation", "show"], "/v1/allocation", UNSERVED, "program fails: sum: too large"),
         (["market", "leases"], "/v1/market/leases", {"leases": [LEASE]}, "0.000040"),
         (["ledger", "balance"], "/v1/ledger/balance", BALANCES, "-0.000005"),
-        (["ledger", "log"], "/v1/ledger/log?limit=50", {"entries": [ENTRY]}, "+0.000080"),
+        (["ledger", "log"], "/v1/ledger/log?limit=50", {**ENTRIES, "more": False}, "+0.000080"),
+        (
+            ["ledger", "log", "--before", "9", "--limit", "1"],
+            "/v1/ledger/log?limit=1&before=9",
+            ENTRIES,
+            f"older ones: xsc ledger log --before {ENTRY['seq']}",
+        ),
         (["ledger", "verify"], "/v1/ledger/verify", VERIFIED, "1 entry holds"),
     ],
     ids=lambda case: " ".join(case[0]),
@@ -696,9 +703,9 @@ def test_what_is_asked_is_shown(xsc, stand_in, case):
 
 def test_a_statement_is_both(xsc, stand_in):
     stand_in.answers("GET", "/v1/ledger/balance", BALANCES)
-    stand_in.answers("GET", "/v1/ledger/log?limit=3", {"entries": [ENTRY]})
+    stand_in.answers("GET", "/v1/ledger/log?limit=3", ENTRIES)
     both = xsc("ledger", "statement", "--limit", "3", "--json").json
-    assert both == {**BALANCES, "entries": [ENTRY]}
+    assert both == {**BALANCES, **ENTRIES}
     assert "+0.000080" in xsc("ledger", "statement", "--limit", "3").text
 
 

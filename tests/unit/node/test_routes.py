@@ -49,6 +49,43 @@ async def test_a_number_that_is_none_is_no_bug(text):
         await Api(ledger.routes(None)).call("GET", f"/v1/ledger/log?limit={text}")
 
 
+def test_the_ledger_is_read_by_pages():
+    async def play(world):
+        node, peer, other = world.nodes
+        api = Api(ledger.routes(node))
+        for number in range(7):
+            for each in (peer, other):
+                await node.ledger.set_limit(each.key.node_id, number)
+
+        async def pages(limit, rest=""):
+            found, older = [], ""
+            while True:
+                answer = await api.call("GET", f"/v1/ledger/log?limit={limit}{rest}{older}")
+                found.append([row["seq"] for row in answer["entries"]])
+                assert len(found[-1]) == limit or not answer["more"]
+                if not answer["more"]:
+                    return found
+                older = f"&before={found[-1][-1]}"
+
+        assert await pages(4) == [[13, 12, 11, 10], [9, 8, 7, 6], [5, 4, 3, 2], [1, 0]]
+        assert await pages(7) == [[13, 12, 11, 10, 9, 8, 7], [6, 5, 4, 3, 2, 1, 0]]
+        of_peer = f"&peer={to_text(peer.key.node_id)}"
+        assert await pages(4, of_peer) == [[12, 10, 8, 6], [4, 2, 0]]
+        assert await pages(1_000) == [list(range(13, -1, -1))]
+        # What comes meanwhile moves no page.
+        first = await api.call("GET", "/v1/ledger/log?limit=4")
+        await node.ledger.set_limit(peer.key.node_id, 9)
+        after = f"&before={first['entries'][-1]['seq']}"
+        assert (await api.call("GET", f"/v1/ledger/log?limit=1{after}"))["entries"][0]["seq"] == 9
+        for wrong in ("before=99", "before=-1", "before=x", "before=", f"before=13{of_peer}"):
+            with pytest.raises(ArgumentInvalid, match=r"entry|whole number"):
+                await api.call("GET", f"/v1/ledger/log?{wrong}")
+        with pytest.raises(ArgumentInvalid, match="from 1 to 1000"):
+            await api.call("GET", "/v1/ledger/log?limit=1001")
+
+    run(5, 3, play)
+
+
 class Nothing(BaseProtocol):
     """Of a request in a test: its body is there already."""
 

@@ -12,7 +12,8 @@ from xsc.ledger.payments import PeerAccount
 from xsc.node.api.app import read_body, reply, whole_number
 from xsc.node.build import Node
 
-ENTRIES_MAX = 10_000
+ENTRIES_MAX = 1_000
+"""Entries of one answer, which is some 400 KB then."""
 
 
 def _paid(node: Node, peer: bytes) -> int:
@@ -53,8 +54,12 @@ def _reading_routes(node: Node) -> list[web.RouteDef]:
     async def log(request: web.Request) -> web.Response:
         given = request.query.get("limit", "50")
         limit = whole_number(given, "limit", ENTRIES_MAX, least=1)
+        before = request.query.get("before")
+        number = None if before is None else whole_number(before, "before", 2**63 - 1)
         who = request.query.get("peer")
         peer = None if who is None else node.find(who)
+        # One more says whether there is more.
+        found = node.ledger.entries(limit=limit + 1, before=number, peer=peer)
         rows = [
             {
                 "seq": row.seq,
@@ -68,9 +73,9 @@ def _reading_routes(node: Node) -> list[web.RouteDef]:
                 "entry_id": to_text(row.entry_id),
                 "state": row.state,
             }
-            for row in node.ledger.entries(limit=limit, peer=peer)
+            for row in found[:limit]
         ]
-        return reply({"entries": rows})
+        return reply({"entries": rows, "more": len(found) > limit})
 
     async def verify(_: web.Request) -> web.Response:
         report = await node.ledger.verify()
