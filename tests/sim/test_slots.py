@@ -35,7 +35,7 @@ from xsc.terms.clearing import (
 )
 from xsc.terms.slot import Commitment
 
-SETTINGS = {"settle_interval": "2s", "starter_credit": "1000"}
+SETTINGS = {"settle_interval": "2s", "booking_interval": "2s", "starter_credit": "1000"}
 
 
 async def recognise(node, *peers, ppm=300_000):

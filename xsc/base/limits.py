@@ -521,6 +521,10 @@ LEASE_REQUESTS_A_CUSTOMER_MAX = 256
 LEASE_REQUESTS_MS = 10_000
 LEASES_A_CUSTOMER_MAX = 256
 """Leases of one customer that are open, or over and not settled."""
+UNBOOKED_A_CUSTOMER_MAX = LEASES_A_CUSTOMER_MAX // 4
+"""Leases of one customer that are over and wait to be booked: so many are booked at once."""
+BOOKING_CREDIT_PPM = 250_000
+"""What waits to be booked is booked at once when it is so much of the credit that is left."""
 LEASES_DONE_A_CUSTOMER_MAX = 256
 """Leases of one customer that are over and settled; the oldest are forgotten."""
 HOLD_TOLERANCE_MS = 60_000

@@ -10,7 +10,14 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
-from xsc.base.limits import LEASE_KEPT_MS, PROMISE_MS, STORAGE_LEASE_MS
+from xsc.base.limits import (
+    BOOKING_CREDIT_PPM,
+    LEASE_KEPT_MS,
+    PPM,
+    PROMISE_MS,
+    STORAGE_LEASE_MS,
+    UNBOOKED_A_CUSTOMER_MAX,
+)
 from xsc.market import hold as holding
 from xsc.market import lease as rules
 from xsc.market.hold import Hold
@@ -53,6 +60,8 @@ class LeaseEntry:
     """The newest signed renewal, with its request inside."""
     voucher: bytes | None = None
     """The newest signed voucher."""
+    taken_ms: int | None = None
+    """Customer: when the provider took that, by a steady clock; None where it did not."""
     booking: Booking | None = None
     refusals: int = 0
     """How many bookings the ledger refused for good; each needs an id of its own."""
@@ -338,6 +347,34 @@ def usable(
         ):
             found[terms.provider] = entry
     return list(found.values())
+
+
+def is_unbooked(entry: LeaseEntry) -> bool:
+    """Return whether the newest voucher promises more than is booked."""
+    return entry.use.voucher_micro > entry.use.settled_micro
+
+
+def is_booking_due(
+    entries: Collection[LeaseEntry],
+    sharing: Iterable[LeaseEntry],
+    credit_left_micro: int,
+    now_ms: int,
+) -> bool:
+    """Return whether a provider books what a customer signed before the hour is over.
+
+    It does once that is a share of what the customer may still come to owe, as the ledger refuses
+    what is more than that; and once many leases are over, of which a customer has so many at most.
+
+    Args:
+        entries: the customer's that are not booked.
+        sharing: those of all that share its credit, itself among them.
+        credit_left_micro: what they may still come to owe by the ledger.
+        now_ms: the present.
+    """
+    if sum(entry.is_over(now_ms) for entry in entries) >= UNBOOKED_A_CUSTOMER_MAX:
+        return True
+    waiting_micro = sum(entry.use.voucher_micro - entry.use.settled_micro for entry in sharing)
+    return 0 < credit_left_micro * BOOKING_CREDIT_PPM <= waiting_micro * PPM
 
 
 def next_booking(entry: LeaseEntry, settled_micro: int) -> Booking | None:

@@ -114,6 +114,9 @@ class MarketSettings:
     """The most that is paid a quantum."""
     compute_price_max: int
     settle_interval_ms: int
+    """How often vouchers go to providers."""
+    booking_interval_ms: int
+    """How long a voucher waits at most until it is booked."""
     site: str = ""
     owner: str = ""
     lease_warning_ms: int = LEASE_WARNING_MS

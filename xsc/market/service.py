@@ -75,7 +75,14 @@ class MarketService:
             headroom=self.headroom,
         )
         turns: Turns[tuple[Role, bytes]] = Turns()
-        self.settlement = Settlement(context, ports, self.store, self.taken, turns)
+        self.settlement = Settlement(
+            context,
+            ports,
+            self.store,
+            self.taken,
+            turns,
+            booking_interval_ms=settings.booking_interval_ms,
+        )
         self.renewals = Renewals(
             context,
             ports,
@@ -116,7 +123,7 @@ class MarketService:
             self.tidy()
             await self.requests.find_grants()
             if self._clock.monotonic_ms() >= settle_ms:
-                await self.settlement.settle_all()
+                await self.settlement.settle_due()
                 settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
             if self._clock.monotonic_ms() >= prices_ms:
                 await self.buyer.look_at_prices()

@@ -1,5 +1,9 @@
 """Pays for leases: sends vouchers for those taken, and books vouchers for those granted.
 
+Vouchers go at every interval: what a provider may lose does not wait for the ledger. They are
+booked once an hour and customer, earlier where much of its credit is waiting or one side asks
+(`lease_entry.is_booking_due`).
+
 A voucher, and a booking with its amount, are on the disk before they are sent. A booking
 is asked for again under the same transfer id until the ledger confirms it, so that a
 crash or a lost answer neither loses nor doubles it.
@@ -8,13 +12,13 @@ crash or a lost answer neither loses nor doubles it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from xsc.base.encoding import Value, tagged_sha256
 from xsc.base.errors import ArgumentInvalid, EntryRefused, NotAllowed, RecordInvalid, XscError
-from xsc.base.fields import take_bytes, take_int
+from xsc.base.fields import take_bool, take_bytes, take_int
 from xsc.base.ids import short
 from xsc.base.limits import SETTLE_TIMEOUT_MS, VOUCHERS_A_CUSTOMER_MAX, VOUCHERS_MS
 from xsc.base.merkle import Part
@@ -24,7 +28,14 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import hold as holding
 from xsc.market import lease as rules
-from xsc.market.lease_entry import Booking, LeaseEntry, Role, next_booking
+from xsc.market.lease_entry import (
+    Booking,
+    LeaseEntry,
+    Role,
+    is_booking_due,
+    is_unbooked,
+    next_booking,
+)
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
 from xsc.market.taken import TakenLeases
@@ -44,6 +55,7 @@ class Settlement:
     """Settles leases in both roles.
 
     Args:
+        booking_interval_ms: how long what customers sign waits at most until it is booked.
         turns: locks by role and lease; terms change under the same ones.
     """
 
@@ -54,6 +66,8 @@ class Settlement:
         store: LeaseStore,
         taken: TakenLeases,
         turns: Turns[tuple[Role, bytes]],
+        *,
+        booking_interval_ms: int,
     ) -> None:
         self._key = context.key
         self._network = context.network
@@ -63,29 +77,102 @@ class Settlement:
         self._store = store
         self._credit = ports.credit
         self._quality = ports.quality
+        self._leaving = ports.leaving
         self._taken = taken
         self._turns = turns
         self._vouchers = Tally(VOUCHERS_A_CUSTOMER_MAX, VOUCHERS_MS)
+        self._booking_interval_ms = booking_interval_ms
+        self._waiting_ms: dict[bytes, int] = {}
+        """Since when something that a customer signed waits to be booked, by a steady clock."""
 
     async def settle_all(self) -> None:
-        """Send what is owed to providers that are up, and book what customers signed."""
+        """Send what is owed to providers that are up, and have all that is signed booked now."""
+        taken, granted = self._store.accounts("customer"), self._store.accounts("provider")
+        await self._settle(taken, granted, book_now=lambda _: True)
+
+    async def settle_with(self, peer: bytes) -> None:
+        """Do the same with one peer, if it is up."""
+        if self._quality.is_up(peer):
+            taken = self._store.accounts_of("customer", peer)
+            granted = self._store.accounts_of("provider", peer)
+            await self._settle(taken, granted, book_now=lambda _: True)
+
+    async def settle_due(self) -> None:
+        """Send what is owed to providers that are up, and book where it is time to."""
+        due = self._due()
+        granted = [
+            entry
+            for entry in self._store.accounts("provider")
+            if entry.peer in due or entry.booking is not None
+        ]
+        # Who leaves may not be there in an hour.
+        leaving = self._leaving()
+        await self._settle(
+            self._store.accounts("customer"), granted, book_now=lambda peer: peer in leaving
+        )
+
+    async def _settle(
+        self,
+        taken: Iterable[LeaseEntry],
+        granted: Iterable[LeaseEntry],
+        *,
+        book_now: Callable[[bytes], bool],
+    ) -> None:
         await asyncio.gather(
             *(
-                self._pay(entry)
-                for entry in self._store.accounts("customer")
+                self._pay(entry, book_now=book_now(entry.peer))
+                for entry in taken
                 if self._quality.is_up(entry.peer)
             ),
             *(
                 self._collect_again(entry)
-                for entry in self._store.accounts("provider")
-                if entry.booking is not None or entry.use.voucher_micro > entry.use.settled_micro
+                for entry in granted
+                if entry.booking is not None or is_unbooked(entry)
             ),
         )
 
+    def _unbooked(self) -> dict[bytes, list[LeaseEntry]]:
+        """Return by customer the leases of which not all that is signed is booked."""
+        found: dict[bytes, list[LeaseEntry]] = {}
+        for entry in self._store.accounts("provider"):
+            if is_unbooked(entry):
+                found.setdefault(entry.peer, []).append(entry)
+        return found
+
+    def _due(self) -> set[bytes]:
+        """Return the customers with whom it is time to book; their next hour begins."""
+        unbooked, now_ms = self._unbooked(), self._clock.now_ms()
+        steady_ms = self._clock.monotonic_ms()
+        self._waiting_ms = {
+            customer: self._waiting_ms.get(customer, steady_ms) for customer in unbooked
+        }
+        due = {
+            customer
+            for customer, since_ms in self._waiting_ms.items()
+            if steady_ms - since_ms >= self._booking_interval_ms
+            or is_booking_due(
+                unbooked[customer],
+                [
+                    entry
+                    for other in self._credit.shares_with(customer)
+                    for entry in unbooked.get(other, ())
+                ],
+                self._credit.credit_left(customer),
+                now_ms,
+            )
+        }
+        self._waiting_ms |= dict.fromkeys(due, steady_ms)
+        return due
+
     # The customer's side
 
-    async def _pay(self, entry: LeaseEntry) -> None:
-        """Sign what is owed now and send it; what fails is sent again with the next."""
+    async def _pay(self, entry: LeaseEntry, *, book_now: bool) -> None:
+        """Sign what is owed now and send it; what fails is sent again with the next.
+
+        Args:
+            entry: what is paid.
+            book_now: ask the provider to book it at once.
+        """
         async with self._turns.of(("customer", entry.terms.lease_id)):
             if entry.denial is not None:
                 return
@@ -95,7 +182,7 @@ class Settlement:
             voucher = rules.next_voucher(entry.terms, use, now_ms)
             if voucher is not None:
                 entry.use = rules.with_voucher(use, voucher)
-                entry.voucher = sign(voucher, self._key, self._network).raw
+                entry.voucher, entry.taken_ms = sign(voucher, self._key, self._network).raw, None
                 # Before it is sent: a number must never mean two amounts.
                 await self._store.sync(entry)
             sent = entry.voucher
@@ -105,12 +192,20 @@ class Settlement:
                 sent = sign(
                     rules.voucher_of(entry.terms, use, now_ms), self._key, self._network
                 ).raw
+            # What the provider booked, this node has signed.
+            booked = max(entry.use.settled_micro, self._credit.settled(entry.terms.lease_id))
+            if booked > entry.use.settled_micro:
+                entry.use = replace(entry.use, settled_micro=booked)
+                self._store.save(entry)
             paid = entry.use.settled_micro >= entry.use.voucher_micro
-            if sent is None or (paid and not asks):
+            if sent is None or ((paid or not (book_now or self._is_untold(entry))) and not asks):
                 return
             try:
                 reply = await self._caller.call(
-                    entry.peer, SETTLE, {"voucher": sent}, timeout_ms=SETTLE_TIMEOUT_MS
+                    entry.peer,
+                    SETTLE,
+                    {"voucher": sent, "book_now": book_now},
+                    timeout_ms=SETTLE_TIMEOUT_MS,
                 )
                 settled = take_int(reply.header, "settled_micro", most=entry.use.voucher_micro)
                 theirs = take_int(reply.header, "due_micro") if asks else 0
@@ -123,6 +218,7 @@ class Settlement:
                     # It signed the lease, which runs on until it signs that it knows none.
                     await self._taken.refused(entry.terms.lease_id)
                 return
+            entry.taken_ms = self._clock.monotonic_ms()
             entry.use = replace(entry.use, settled_micro=max(settled, entry.use.settled_micro))
             if asks and entry.hold is not None and entry.asks(self._clock.now_ms()):
                 entry.hold, entry.use = holding.agreed(
@@ -130,20 +226,27 @@ class Settlement:
                 )
             self._store.save(entry)
 
+    def _is_untold(self, entry: LeaseEntry) -> bool:
+        """Return whether the provider has still to take the newest voucher, or not booked it."""
+        if entry.taken_ms is None:
+            return True
+        return self._clock.monotonic_ms() - entry.taken_ms >= 2 * self._booking_interval_ms
+
     # The provider's side
 
     async def on_settle(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
-        """Take a customer's voucher, and book what it promises."""
-        raw = take_bytes(header, "voucher")
+        """Take a customer's voucher, and book what it promises if the customer asks for that."""
+        raw, book_now = take_bytes(header, "voucher"), take_bool(header, "book_now")
         voucher = open_signed(raw, Voucher, network=self._network, author=caller)
         entry = self._store.account("provider", voucher.record.lease_id)
         if entry is None or entry.terms.customer != caller:
             raise NotAllowed("this customer has no such lease here")
         async with self._turns.of(("provider", entry.terms.lease_id)):
             await self._take_voucher(entry, voucher)
-            await self._collect(entry)
+            if book_now:
+                await self._collect(entry)
             if entry.hold is not None and entry.is_over(self._clock.now_ms()):
                 entry.count_hold(self._clock.now_ms())
                 entry.use = holding.taken_over(entry.use)

@@ -211,6 +211,7 @@ def market_settings(config: Config) -> MarketSettings:
         storage_price_max=config.storage_price_max_micro,
         compute_price_max=config.compute_price_max_micro,
         settle_interval_ms=config.settle_interval_ms,
+        booking_interval_ms=config.booking_interval_ms,
         site=config.site,
         owner=config.owner,
         lease_warning_ms=config.lease_warning_ms,

@@ -72,6 +72,7 @@ class Config:
     starter_credit_micro: int
     probe_interval_ms: int
     settle_interval_ms: int
+    booking_interval_ms: int
     lease_grace_ms: int
     lease_warning_ms: int
     leftover_after_ms: int
@@ -307,7 +308,13 @@ KEYS: Final[dict[str, Key]] = {
         "settle_interval_ms",
         "10s",
         _between(100, 86_400_000, parse_duration_ms),
-        "time between settlements of debts",
+        "time after which a debt to a peer is signed again",
+    ),
+    "booking_interval": Key(
+        "booking_interval_ms",
+        "1h",
+        _between(100, 86_400_000, parse_duration_ms),
+        "how long what a peer signed waits at most until it is booked in the ledger",
     ),
     "lease_grace": Key(
         "lease_grace_ms",

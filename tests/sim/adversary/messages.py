@@ -103,7 +103,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     "storage.head_get": {"locate": Id32},
     "market.quote": {"kind": Name, "draw": Draw | None},
     "market.lease": {"request": Sealed("lease_request")},
-    "market.settle": {"voucher": Sealed("voucher")},
+    "market.settle": {"voucher": Sealed("voucher"), "book_now": bool},
     "market.renew": {"requests": Many(Sealed("renewal_request"), 64)},
     "market.history": {"after": Id32},
     "market.known": {"leases": Many(Id32, LEASES_A_CUSTOMER_MAX)},

@@ -56,6 +56,7 @@ SETTINGS = {
     "repair_grace": "60s",
     "repair_interval": "10min",
     "settle_interval": "60s",
+    "booking_interval": "60s",
     "services_listen": "8080",
     "moved_kept": "10s",
     "guard": "all",

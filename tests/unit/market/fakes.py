@@ -167,6 +167,7 @@ class Node:
             "storage_price_max": 40,
             "compute_price_max": 40,
             "settle_interval_ms": 10_000,
+            "booking_interval_ms": 3_600_000,
             "site": "",
             "owner": "",
         } | settings

@@ -320,7 +320,9 @@ async def test_a_stranger_s_voucher_pays_no_account(world, three):
     for author in (holder, other):
         raw = sign(voucher, author.key, NET).raw
         with pytest.raises(XscError):
-            await provider.market.settlement.on_settle(other.id, {"voucher": raw}, ())
+            await provider.market.settlement.on_settle(
+                other.id, {"voucher": raw, "book_now": True}, ()
+            )
     assert provider.hold("provider").settled_micro == 0
 
 

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 
 from xsc.base.limits import (
+    AMOUNT_MAX,
     EPOCH_MS,
     LEASE_KEPT_MS,
     MIB,
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
+    UNBOOKED_A_CUSTOMER_MAX,
 )
 from xsc.market.lease import LeaseTerms, LeaseUse
 from xsc.market.lease_entry import (
@@ -17,6 +19,7 @@ from xsc.market.lease_entry import (
     LeaseEntry,
     exposure_micro,
     is_at_limit,
+    is_booking_due,
     is_done,
     kept_free,
     next_booking,
@@ -155,3 +158,25 @@ def test_a_view_shows_the_lease_as_of_now_and_a_denied_one_as_it_ended():
     assert view(held, later).peer == HOST
     held.denial = b"d"
     assert (view(held, later).status, view(held, later).used) == ("denied", MIB)
+
+
+def signed(micro, number=1, **changed):
+    return entry(number=number, use=LeaseUse(T0, voucher_micro=micro), **changed)
+
+
+def test_a_quarter_of_the_credit_that_is_left_is_booked_at_once():
+    waits = [signed(1), signed(24, 2)]
+    assert is_booking_due(waits, waits, 100, T0)
+    assert not is_booking_due(waits, waits, 101, T0)
+    assert is_booking_due(waits[:1], waits, 100, T0), "what others have signed on the same credit"
+    # Nothing can be booked where nothing is left.
+    assert not is_booking_due(waits, waits, 0, T0)
+    assert not is_booking_due(waits, waits, -1, T0)
+    assert not is_booking_due(waits, waits, AMOUNT_MAX, T0)
+
+
+def test_many_leases_that_are_over_are_booked_at_once():
+    waits = [signed(1, number) for number in range(UNBOOKED_A_CUSTOMER_MAX)]
+    assert not is_booking_due(waits, waits, AMOUNT_MAX, END - 1)
+    assert not is_booking_due(waits[1:], waits, AMOUNT_MAX, END)
+    assert is_booking_due(waits, waits, AMOUNT_MAX, END)

@@ -53,6 +53,7 @@ from xsc.market.denial import check_denial
 from xsc.market.denials import KNOWN
 from xsc.market.pricing import PriceList
 from xsc.market.quote import open_quote
+from xsc.market.settlement import SETTLE
 from xsc.node.offline.verify import verify_file
 from xsc.terms.lease import OWN_LEASE, LeaseRequest
 from xsc.terms.lease_denial import LeaseDenial
@@ -1257,16 +1258,55 @@ async def test_storage_is_owed_by_begun_epochs_and_settled_once(world, pair):
     assert customer.one("customer").settled_micro == provider.one("provider").settled_micro
 
 
-async def test_the_timer_settles(world, pair):
+async def test_the_timer_promises_at_once_and_books_after_an_hour(world, pair):
     customer, provider = pair
     await holding(world, customer, provider)
-    task = asyncio.create_task(customer.market.run())
-    for _ in range(6):
+    tasks = [asyncio.create_task(node.market.run()) for node in pair]
+
+    async def passing(steps):
+        for _ in range(steps):
+            await settle()
+            world.later(5_000)
         await settle()
-        world.later(5_000)
-    await settle()
-    task.cancel()
+
+    await passing(6)
+    (entry,) = provider.market.store.accounts("provider")
+    assert entry.use.voucher_micro == 4_000
+    assert provider.ledger.booked == {}
+    vouchers = [call for call in world.wire.calls if call[2] == SETTLE]
+    await passing(710)
+    assert provider.ledger.booked == {}
+    assert [call for call in world.wire.calls if call[2] == SETTLE] == vouchers, "sent again"
+    await passing(20)
+    for task in tasks:
+        task.cancel()
+    # With what the next epoch costs, in one entry.
+    assert len(provider.ledger.booked) == 1
+    assert provider.ledger.owed(customer.id) == 8_000
+
+
+async def test_who_leaves_is_asked_to_book_at_once(world, pair):
+    customer, provider = pair
+    await holding(world, customer, provider)
+    await customer.market.settlement.settle_due()
+    assert provider.ledger.owed(customer.id) == 0
+    customer.leaving.add(provider.id)
+    await customer.market.settlement.settle_due()
     assert provider.ledger.owed(customer.id) == 4_000
+
+
+async def test_a_voucher_that_is_not_booked_for_long_is_sent_again(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    await customer.market.taken.used(host.lease_id, -100 * MIB)
+
+    def sent():
+        return sum(call[2] == SETTLE for call in world.wire.calls)
+
+    for hours, times in ((0, 1), (1, 1), (1, 2), (1, 2)):
+        world.later(hours * EPOCH_MS)
+        await customer.market.settlement.settle_due()
+        assert sent() == times
 
 
 async def test_closing_settles(world, pair):
@@ -1347,7 +1387,8 @@ async def voucher_of(customer, lease_id, provider, /, **change):
 
 async def redeem(customer, provider, raw, caller=None):
     handler = provider.market.handlers()["market.settle"]
-    return (await handler(caller or customer.id, {"voucher": raw}, ()))[0]["settled_micro"]
+    header = {"voucher": raw, "book_now": True}
+    return (await handler(caller or customer.id, header, ()))[0]["settled_micro"]
 
 
 async def test_vouchers_are_cumulative_and_old_ones_change_nothing(world, pair):

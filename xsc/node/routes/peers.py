@@ -86,12 +86,15 @@ def routes(node: Node) -> list[web.RouteDef]:
     async def block(request: web.Request) -> web.Response:
         await read_body(request, Empty)
         peer = node.peers.find(request.match_info["who"])
+        # What it signed until now is booked while it can still be asked.
+        await node.market.settlement.settle_with(peer)
         node.peers.roster.block(peer)
         return reply(named(peer))
 
     async def remove(request: web.Request) -> web.Response:
         peer = node.peers.find(request.match_info["who"])
         gone = named(peer)
+        await node.market.settlement.settle_with(peer)
         node.peers.roster.remove(peer)
         return reply(gone)
 
