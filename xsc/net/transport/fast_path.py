@@ -112,6 +112,9 @@ class FastPathConnection(Connection, asyncio.Protocol):
         self._stop_patience()
         self._path.gate.leave(self._transport)
         super().connection_lost(exc)
+        # A broken TLS record and a silent network end it as the caller does: handlers know that.
+        if exc is not None and not isinstance(exc, ConnectionError):
+            exc = ConnectionResetError(str(exc))
         self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:

@@ -822,9 +822,8 @@ class Upload:
         nodes = {node for node, _ in self._held}
         confirmed = await together(self._forget(node) for node in sorted(nodes))
         silent = {node for node in confirmed if node is not None}
-        self._client.log.warning(
-            "storage.put_undone", hosts=len(nodes), left_at=[short(node) for node in silent]
-        )
+        tell = self._client.log.warning if silent else self._client.log.info
+        tell("storage.put_undone", hosts=len(nodes), left_at=[short(node) for node in silent])
         left = {place: size for place, size in self._held.items() if place[0] in silent}
         await trail.undone(self._head_of(left))
 

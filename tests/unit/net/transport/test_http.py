@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import logging
+import socket
 import ssl
+import struct
 import tracemalloc
 from collections.abc import AsyncIterator
 
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.settle import until
-from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, part, take_all
+from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, acquainted, part, take_all
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited
 from xsc.base.limits import FAST_PATH_BYTES_MAX, PEER_BODY_BYTES_MAX
@@ -24,8 +27,10 @@ from xsc.net.transport import listener
 from xsc.net.transport.addresses import split
 from xsc.net.transport.http import HttpTransport
 from xsc.net.transport.memory import MemoryNetwork
+from xsc.net.transport.parser import request_head
 from xsc.net.transport.port import Arrival, Dropped, RawRequest, RawResponse
 from xsc.net.transport.tls import certificate_of
+from xsc.node.api.app import Reports
 
 KEY, OTHER = KeyPair(b"\1" * 32), KeyPair(b"\2" * 32)
 
@@ -657,3 +662,63 @@ async def test_a_silent_listener_times_out():
     await transport.close()
     await ended.wait()
     server.close()
+
+
+@pytest.mark.parametrize(
+    ("how", "listen", "size"),
+    [
+        ("abort", "127.0.0.1:0", 1_000_000),
+        ("close", "127.0.0.1:0", 1_000),
+        ("close", "0.0.0.0:0", 1_000_000),
+        ("break", "0.0.0.0:0", 1_000_000),
+    ],
+)
+async def test_a_peer_that_cuts_a_body_off_leaves_nothing_in_the_log(how, listen, size):
+    """Signed requests of a peer at a whole node; to break is to send what TLS cannot read."""
+    memory = MemoryNetwork(ManualClock())
+
+    def node(name: str) -> Node:
+        key = KeyPair(name.encode().ljust(32, b"\0"))
+        return Node(memory, name, transport=HttpTransport(listen=listen, key=key, stop_ms=20))
+
+    anna, bert = node("anna"), node("bert")
+    await acquainted(anna, bert)
+    sent: list[RawRequest] = []
+
+    async def keep(_: str, __: bytes | None, request: RawRequest, ___: int) -> RawResponse:
+        sent.append(request)
+        raise PeerSilent("the test sends it")
+
+    anna.transport.send = keep
+    with pytest.raises(PeerSilent):
+        await anna.net.call(bert.id, "test.echo", {}, [part(bytes(size))])
+    (request,) = sent
+    body = b"".join(bytes(buffer) for buffer in request.body)
+    head = request_head(request.method, request.path, "x", request.headers, len(body))
+    reports = Reports(bert.log)
+    logging.getLogger().addHandler(reports)
+
+    def cut(port: int) -> None:
+        raw = link = socket.create_connection(("127.0.0.1", port))
+        if listen.startswith("0"):
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            link = context.wrap_socket(raw)
+        link.sendall(head + body[: len(body) // 2])
+        with socket.socket(fileno=link.detach()) as plain:
+            if how == "abort":
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            elif how == "break":
+                plain.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+                plain.shutdown(socket.SHUT_WR)
+
+    try:
+        await asyncio.to_thread(cut, int(bert.transport.addresses()[0].rsplit(":", 1)[1]))
+        async with asyncio.timeout(20):
+            await until(lambda: len(bert.transport._gate) == 0)
+        await bert.net.stop()
+    finally:
+        logging.getLogger().removeHandler(reports)
+        await anna.net.stop()
+    assert not bert.calls
+    assert not [name for name in bert.log.names() if "failed" in name or "report" in name]
