@@ -229,6 +229,7 @@ def test_an_order_of_a_spent_lease_is_answered_by_a_new_lease():
         done = await node.compute.run(JobSpec.invoke(wasm("fib"), "fib", ["10"], fuel=200_000_000))
         assert list(done.results) == ["55"]
         await world.clock.sleep_ms(90_000)
+        await node.market.settlement.settle_all()
         assert all(lease.due_micro == lease.settled_micro for lease in node.market.leases())
         await node.ledger.verify()
 
