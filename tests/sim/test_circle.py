@@ -9,14 +9,17 @@ import pytest
 from tests.sim.network import NO_HOME, World, content, get, put, run
 from tests.sim.test_hoarding import greedy
 from tests.sim.test_recovery import back, place_of
+from tests.unit.node.test_routes import Api
 from xsc.allocation.declaring import Statement
 from xsc.base.errors import DurabilityUnreachable, PeerUnknown, XscError
+from xsc.base.ids import to_text
 from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB, REMOVED_LISTED_MAX
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.net.peers.circle import Introduction, Member
 from xsc.net.peers.registry import AddressRecord
 from xsc.node.recovery.recover import find_head
+from xsc.node.routes import ledger
 from xsc.node.routes.objects import _introducers
 from xsc.node.routes.peers import _row
 from xsc.node.routes.status import status_of
@@ -238,6 +241,43 @@ def test_those_that_one_peer_introduced_share_one_starter_credit():
 
     settings = {**INTRODUCED, "starter_credit": "0.001", "storage_capacity": "8GiB"}
     run(7, 6, play, settings, kind=Star)
+
+
+def test_a_credit_that_several_share_is_shown_once_and_not_as_one_each():
+    async def play(world):
+        hub, one, two = ids(world, 0, 2, 3)
+        node, limit = world.nodes[1], 5_000_000
+        for peer, micro in ((hub, 7_000_000), (one, limit), (two, limit)):
+            await node.ledger.set_limit(peer, micro)
+        api = Api(ledger.routes(node))
+
+        async def shown():
+            answer = await api.call("GET", "/v1/ledger/balance")
+            return {row["peer"]: row["shared_through"] for row in answer["balances"]}, answer
+
+        through, answer = await shown()
+        assert through == {
+            to_text(hub): None,
+            to_text(one): to_text(hub),
+            to_text(two): to_text(hub),
+        }
+        (credit,) = answer["shared"]
+        assert (credit["through"], credit["limit_micro"]) == (to_text(hub), limit)
+        assert {each["id"] for each in credit["peers"]} == {to_text(one), to_text(two)}
+        assert credit["left_micro"] == limit
+        assert _row(node, one)["shared_through"] == to_text(hub)
+        assert _row(node, hub)["shared_through"] is None
+        # What one takes is gone for the other.
+        greedy(world.nodes[2])
+        assert await takes(node, world.nodes[2])
+        (credit,) = (await shown())[1]["shared"]
+        assert credit["left_micro"] == limit - node.market.limits.exposure(two) < limit
+        node.peers.roster.confirm(one)
+        through, answer = await shown()
+        assert set(through.values()) == {None}
+        assert answer["shared"] == []
+
+    run(7, 4, play, {**INTRODUCED, "storage_capacity": "8GiB"}, kind=Star)
 
 
 def test_those_that_share_a_credit_are_granted_no_more_than_it_pays():

@@ -170,6 +170,8 @@ class Peer(Body):
     tier: str
     balance_micro: int
     limit_micro: int
+    shared_through: str | None
+    """The introducer with whose other peers it shares that limit."""
 
 
 _FRAMING = ("module_bytes", "stdin_bytes")

@@ -14,6 +14,8 @@ from xsc.client.core import Document
 from xsc.client.files import check_target, write_whole
 
 ENTRIES_DEFAULT = 50
+NAMES_SHOWN = 8
+"""Of the peers that share a credit."""
 
 
 @click.group(cls=Group)
@@ -33,6 +35,16 @@ def _told(amount_micro: int | None) -> str:
     return "?" if amount_micro is None else format_credits(amount_micro)
 
 
+def _one_credit(credit: Document) -> str:
+    names = [named(row, row["id"]) for row in credit["peers"]]
+    more = [f"{len(names) - NAMES_SHOWN} more"] if len(names) > NAMES_SHOWN else []
+    return (
+        f"shared: all that came by {named(credit, credit['through'])} may owe "
+        f"{format_credits(credit['limit_micro'])} together, {format_credits(credit['left_micro'])} "
+        f"left: {', '.join(names[:NAMES_SHOWN] + more)}"
+    )
+
+
 def _show_balances(answer: Document) -> None:
     show_table(
         ["peer", "id", "<owes us", "<may owe us", "<left", "<we may owe", "<left"],
@@ -41,8 +53,11 @@ def _show_balances(answer: Document) -> None:
                 named(row, row["peer"]),
                 short(row["peer"]),
                 format_credits(row["balance_micro"]),
-                format_credits(row["limit_micro"]),
-                format_credits(row["left_micro"]),
+                *(
+                    ("shared", "shared")
+                    if row["shared_through"]
+                    else (format_credits(row["limit_micro"]), format_credits(row["left_micro"]))
+                ),
                 _told(row["own_limit_micro"]),
                 _told(row["own_left_micro"]),
             ]
@@ -50,6 +65,8 @@ def _show_balances(answer: Document) -> None:
         ],
         "nobody owes anything",
     )
+    for credit in answer["shared"]:
+        show(_one_credit(credit))
     if answer["balances"]:
         show(LIMITS)
     for row in answer["balances"]:
@@ -176,6 +193,7 @@ def limit(settings: Settings, peer: str, credits_: int) -> None:
             f"{named(answer, answer['peer'])} may owe up to "
             f"{format_credits(answer['limit_micro'])} credits, "
             f"{format_credits(answer['credit_left_micro'])} more than now"
+            + (", shared with all that came by the same peer" if answer["shared_through"] else "")
         )
 
 

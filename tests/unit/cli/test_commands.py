@@ -557,12 +557,14 @@ BALANCES = {
             "limit_micro": 9,
             "unproven_micro": 0,
             "left_micro": 14,
+            "shared_through": None,
             "own_limit_micro": None,
             "own_left_micro": None,
             "paid_micro": 0,
             "heard_paid_micro": 0,
         }
     ],
+    "shared": [],
     "total_micro": -5,
 }
 SLOT = {
@@ -749,6 +751,25 @@ def test_balances_show_both_sides(xsc, stand_in):
     assert "At its limit a customer" in text
     assert "1.000000 paid off the books waits for bob" in text
     assert "xsc ledger settle bob --off-books 2.000000" in text
+
+
+def test_a_shared_credit_is_shown_once(xsc, stand_in):
+    names = [f"p{number}" for number in range(10)]
+    one = {**BALANCES["balances"][0], "shared_through": NODE, "limit_micro": 10_000_000}
+    credit = {
+        "through": NODE,
+        "name": "hub",
+        "limit_micro": 10_000_000,
+        "left_micro": 7_500_000,
+        "peers": [{"id": NODE, "name": name} for name in names],
+    }
+    rows = [{**one, "name": name} for name in names]
+    answer = {**BALANCES, "balances": rows, "shared": [credit]}
+    stand_in.answers("GET", "/v1/ledger/balance", answer)
+    text = xsc("ledger", "balance").text
+    assert text.count("10.000000") == 1
+    assert "all that came by hub may owe 10.000000 together, 7.500000 left: p0, p1" in text
+    assert "p7, 2 more" in text
 
 
 def test_an_entry_is_saved(xsc, stand_in, tmp_path):

@@ -16,6 +16,39 @@ ENTRIES_MAX = 1_000
 """Entries of one answer, which is some 400 KB then."""
 
 
+def shared_through(node: Node, peer: bytes) -> str | None:
+    """Return the introducer with whose other peers a peer shares one credit; None where none do."""
+    sharing = node.ledger.shares_with(peer)
+    if len(sharing) < 2:
+        return None
+    # One that was removed still shares; what is left of its word is with the others.
+    return next(filter(None, map(node.peers.roster.introducer_of, sharing)), None)
+
+
+def _shared_credits(node: Node) -> list[dict[str, object]]:
+    """Return each credit that several peers share, once."""
+    groups: dict[str, bytes] = {}
+    for row in node.ledger.statement():
+        through = shared_through(node, row.peer)
+        if through is not None:
+            groups.setdefault(through, row.peer)
+    found: list[dict[str, object]] = []
+    for through, one in sorted(groups.items()):
+        sharing = node.ledger.shares_with(one)
+        # An operator can set a limit of one of them; what all owe counts against each.
+        limit, widest = max((node.ledger.limit(peer), peer) for peer in sharing)
+        found.append(
+            {
+                "through": through,
+                "name": node.name_of(from_text(through)),
+                "limit_micro": limit,
+                "left_micro": node.market.limits.left(widest),
+                "peers": [{"id": to_text(each), "name": node.name_of(each)} for each in sharing],
+            }
+        )
+    return found
+
+
 def _paid(node: Node, peer: bytes) -> int:
     payment = node.payments.waiting(peer)
     return 0 if payment is None else payment.amount_micro
@@ -40,6 +73,7 @@ def _reading_routes(node: Node) -> list[web.RouteDef]:
                 "credit_left_micro": row.credit_left_micro,
                 "unproven_micro": row.unproven_micro,
                 "left_micro": node.market.limits.left(row.peer),
+                "shared_through": shared_through(node, row.peer),
                 "own_limit_micro": None if own is None else own.limit_micro,
                 "own_left_micro": None if own is None else own.left_micro,
                 "paid_micro": _paid(node, row.peer),
@@ -49,7 +83,7 @@ def _reading_routes(node: Node) -> list[web.RouteDef]:
             for row, own in zip(statement, standings, strict=True)
         ]
         total = sum(node.ledger.balance(row.peer) for row in node.ledger.statement())
-        return reply({"balances": rows, "total_micro": total})
+        return reply({"balances": rows, "shared": _shared_credits(node), "total_micro": total})
 
     async def log(request: web.Request) -> web.Response:
         given = request.query.get("limit", "50")
@@ -152,6 +186,7 @@ def _paying_routes(node: Node) -> list[web.RouteDef]:
                 "name": node.name_of(peer),
                 "limit_micro": node.ledger.limit(peer),
                 "credit_left_micro": node.ledger.credit_left(peer),
+                "shared_through": shared_through(node, peer),
             }
         )
 

@@ -15,6 +15,7 @@ from xsc.api.schema import (
 from xsc.base.ids import to_text
 from xsc.node.api.app import read_body, reply
 from xsc.node.build import Node
+from xsc.node.routes.ledger import shared_through
 
 
 def _row(node: Node, peer: bytes) -> dict[str, object]:
@@ -40,6 +41,7 @@ def _row(node: Node, peer: bytes) -> dict[str, object]:
         tier=node.allocation.tier(peer),
         balance_micro=node.ledger.balance(peer),
         limit_micro=node.ledger.limit(peer),
+        shared_through=shared_through(node, peer),
     ).model_dump()
 
 
