@@ -261,7 +261,7 @@ async def quoted(count: int) -> float:
         billed=NOBODY,
         on_denied=NOBODY,
     )
-    settings = MarketSettings(PriceList(10, 10, 200_000, 100_000), 40, 40, 10_000, "", "")
+    settings = MarketSettings(PriceList(10, 10, 200_000, 100_000), 40, 40, 10_000, 3_600_000)
     limits = CreditLimits(context, ports, store)
     headroom = Headroom(context, ports, settings, store, limits)
     granter = LeaseGranter(context, ports, settings, store, limits=limits, headroom=headroom)

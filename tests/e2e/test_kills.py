@@ -38,6 +38,7 @@ storage_capacity = "600MiB"
 compute_workers = 1
 probe_interval = "1s"
 settle_interval = "1s"
+booking_interval = "1s"
 """
 
 
