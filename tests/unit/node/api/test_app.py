@@ -15,6 +15,8 @@ from pydantic import BaseModel, Field
 from xsc.api.problems import bug
 from xsc.api.schema import InvitationRequest, LimitRequest, RenameRequest
 from xsc.base.errors import ArgumentInvalid, PeerSilent, RateLimited, TooLarge
+from xsc.net.transport.fast_path import FastPath
+from xsc.net.transport.gate import Gate
 from xsc.net.transport.parser import SmallRequest
 from xsc.node.api.app import Reports, Running, application, fast_path_answer, parse
 
@@ -113,6 +115,31 @@ async def test_what_callers_do_wrong_is_not_logged(api):
     assert (await api.raw(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")).startswith(b"HTTP/1.0 400 ")
     await api.raw(request(size=100) + b"half", hang_up=True)
     await api.running.ended(10)
+    assert not api.log.events
+
+
+@pytest.mark.parametrize("how", ["abort", "close", "silent"])
+@pytest.mark.parametrize("size", [100, 5_000_000])
+async def test_a_client_that_cuts_a_body_off_leaves_nothing_in_the_log(api, how, size):
+    """Behind the fast path, as a node has it; silent: the system gives the connection up."""
+    gate = Gate(most=9, share=9, idle_ms=60_000)
+    answer = fast_path_answer({}, TOKEN, api.log, api.running, names)
+    path = FastPath(api.runner.server, answer, gate, paths=())
+    made = []
+    server = await asyncio.get_running_loop().create_server(
+        lambda: made.append(path()) or made[-1], "127.0.0.1", 0
+    )
+    port = server.sockets[0].getsockname()[1]
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request(size=size) + bytes(size // 2))
+    await api.began.wait()
+    if how == "silent":
+        made[0]._transport._force_close(TimeoutError(110, "Connection timed out"))
+    elif how == "abort":
+        writer.transport.abort()
+    writer.close()
+    await api.running.ended(10)
+    server.close()
     assert not api.log.events
 
 
