@@ -10,6 +10,7 @@ import ssl
 import struct
 import tracemalloc
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -665,15 +666,15 @@ async def test_a_silent_listener_times_out():
 
 
 @pytest.mark.parametrize(
-    ("how", "listen", "size"),
+    ("how", "listen"),
     [
-        ("abort", "127.0.0.1:0", 1_000_000),
-        ("close", "127.0.0.1:0", 1_000),
-        ("close", "0.0.0.0:0", 1_000_000),
-        ("break", "0.0.0.0:0", 1_000_000),
+        ("abort", "127.0.0.1:0"),
+        ("close", "127.0.0.1:0"),
+        ("close", "0.0.0.0:0"),
+        ("break", "0.0.0.0:0"),
     ],
 )
-async def test_a_peer_that_cuts_a_body_off_leaves_nothing_in_the_log(how, listen, size):
+async def test_a_peer_that_cuts_a_body_off_leaves_nothing_in_the_log(how, listen):
     """Signed requests of a peer at a whole node; to break is to send what TLS cannot read."""
     memory = MemoryNetwork(ManualClock())
 
@@ -691,10 +692,18 @@ async def test_a_peer_that_cuts_a_body_off_leaves_nothing_in_the_log(how, listen
 
     anna.transport.send = keep
     with pytest.raises(PeerSilent):
-        await anna.net.call(bert.id, "test.echo", {}, [part(bytes(size))])
+        await anna.net.call(bert.id, "test.echo", {}, [part(bytes(1_000_000))])
     (request,) = sent
     body = b"".join(bytes(buffer) for buffer in request.body)
     head = request_head(request.method, request.path, "x", request.headers, len(body))
+    handler, ended = bert.transport._handler, []
+
+    async def answer(arrival: Arrival) -> RawResponse:
+        answered = await handler(arrival)
+        ended.append(answered.status)
+        return answered
+
+    bert.transport._handler = answer
     reports = Reports(bert.log)
     logging.getLogger().addHandler(reports)
 
@@ -710,15 +719,19 @@ async def test_a_peer_that_cuts_a_body_off_leaves_nothing_in_the_log(how, listen
                 plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             elif how == "break":
                 plain.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
-                plain.shutdown(socket.SHUT_WR)
+                # Until it is read: closed at once, it would be lost with the connection.
+                with suppress(ConnectionError):
+                    while plain.recv(4_096):
+                        pass
 
     try:
         await asyncio.to_thread(cut, int(bert.transport.addresses()[0].rsplit(":", 1)[1]))
         async with asyncio.timeout(20):
-            await until(lambda: len(bert.transport._gate) == 0)
+            await until(lambda: ended)
         await bert.net.stop()
     finally:
         logging.getLogger().removeHandler(reports)
         await anna.net.stop()
+    assert ended == [400]
     assert not bert.calls
     assert not [name for name in bert.log.names() if "failed" in name or "report" in name]
