@@ -5,12 +5,12 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xsc.base.limits import EPOCH_MS, FUEL_QUANTUM, MIB
+from xsc.base.limits import EPOCH_MS, MIB
 from xsc.market import hold as holding
 from xsc.market.entitlements import quantum
 from xsc.market.lease import next_voucher, with_voucher
 from xsc.market.lease_entry import LeaseEntry
-from xsc.terms.slot import Entitlement
+from xsc.terms.slot import Entitlement, NeedSlot, pack_windows
 
 WINDOW = (10_000, 10_000 + 6 * EPOCH_MS)
 PRICE_MAX, QUANTITY_MAX = 50, 400
@@ -172,27 +172,54 @@ def test_in_pieces_it_costs_the_same(quantity, price, moments):
     )
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 10**6), st.lists(st.integers(0, 10**7), max_size=8))
-def test_a_provider_s_word_moves_the_count_by_a_minute_in_all(counted, said):
-    minute = 500
-    hold = holding.Hold(
-        b"p" * 32,
-        b"s" * 16,
-        0,
-        b"c" * 32,
-        b"n" * 16,
-        "compute",
-        b"",
-        1,
-        0,
-        1,
-        0,
-        0,
-        minute_micro=minute,
+looks = st.lists(
+    st.tuples(
+        st.integers(0, EPOCH_MS),
+        st.one_of(st.none(), st.tuples(st.integers(1, 9), st.integers(0, 9))),
+    ),
+    max_size=20,
+)
+WINDOWS = tuple((start, start + EPOCH_MS // 2) for start in range(0, 8 * EPOCH_MS, EPOCH_MS))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["storage", "compute", "once"]), looks)
+def test_a_need_allows_its_quantity_and_price_for_the_time_that_passed(kind, taken):
+    """Whatever it is edited to, and however often it is looked at."""
+    need = NeedSlot(
+        slot_id=b"n" * 16,
+        kind="storage" if kind == "storage" else "compute",
+        quantity=9,
+        price_max=9,
+        windows_packed=pack_windows(WINDOWS) if kind == "compute" else b"",
+        valid_until_ms=2**60,
     )
-    use = replace(holding.opened(0, 0), used=counted, billed_micro=counted)
-    for theirs in said:
-        hold, use = holding.agreed(use, hold, theirs, 0)
-        assert counted <= use.billed_micro <= counted + minute
-    assert holding.account_terms(hold.key, 0, 0).price == FUEL_QUANTUM
+    allowance, stated, now_ms = holding.new_allowance(need, 0), need, 0
+    exact, most = 0, {}
+    for passed_ms, edit in taken:
+        rate = stated.quantity * stated.price_max
+        now_ms += passed_ms
+        if kind == "storage":
+            exact += rate * passed_ms
+        if edit is not None:
+            quantity, price = edit
+            stated = need.model_copy(update={"quantity": quantity, "price_max": price})
+            rate = quantity * price
+        before, allowance = allowance, holding.allowed(allowance, stated, now_ms)
+        assert allowance.allowed_micro >= before.allowed_micro
+        begun = [start for start, _ in WINDOWS if start <= now_ms] if kind == "compute" else [0]
+        for start in begun:
+            if start not in most or start == begun[-1]:
+                most[start] = max(rate, most.get(start, 0))
+    wanted = exact // EPOCH_MS if kind == "storage" else sum(most.values())
+    assert allowance.allowed_micro == wanted
+    gone = holding.allowed(allowance, None, now_ms)
+    later = holding.allowed(gone, None, now_ms + EPOCH_MS)
+    assert later.allowed_micro == gone.allowed_micro == wanted
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
+def test_an_account_counts_no_more_than_it_may_sign_and_no_less_than_it_has(billed, more, left):
+    use = replace(holding.opened(billed, 0), used=billed + more, billed_micro=billed + more)
+    bounded = holding.bounded(use, left)
+    assert bounded.billed_micro == billed + min(more, left)

@@ -528,7 +528,9 @@ BOOKING_CREDIT_PPM = 250_000
 LEASES_DONE_A_CUSTOMER_MAX = 256
 """Leases of one customer that are over and settled; the oldest are forgotten."""
 HOLD_TOLERANCE_MS = 60_000
-"""How far the counts of an undrawn entitlement may differ between its two sides."""
+"""How far back a customer counts what it is granted and had not seen at its last look."""
+HOLD_DIFFERENCE_PART = 16
+"""A provider waives one part in so many of what was paid for an undrawn entitlement."""
 HOLDS_A_CUSTOMER_MAX = 1024
 """Accounts of undrawn entitlements that one customer has at a provider."""
 VOUCHERS_A_CUSTOMER_MAX = 256

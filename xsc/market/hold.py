@@ -1,13 +1,13 @@
-"""What an undrawn entitlement costs: the account under which it is billed.
+"""What an undrawn entitlement costs: the account under which it is billed, and what bounds it.
 
 The account is a lease of micro-credits, and time spends them: at the price of what is undrawn,
 by the millisecond. A quantum of storage costs its price an epoch; one of compute costs its
 price over its whole window. So what is held for an hour of a day costs a twenty-fourth of the day,
 and it costs the same in pieces or under another number of its need.
 
-Vouchers, bookings and limits are those of leases. Both sides count by themselves. They notice a
-change some seconds apart, so once an account is over its customer takes over what its provider
-counts beyond, up to what HOLD_TOLERANCE_MS cost at most.
+Vouchers, bookings and limits are those of leases. Both sides count by themselves, and the
+customer's count is what is paid. All accounts of a need together are bounded by what the need
+allows, whatever slots, windows and prices its providers make of it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import AMOUNT_MAX, EPOCH_MS, FUEL_QUANTUM, HOLD_TOLERANCE_MS, MIB
-from xsc.base.units import ceil_div
+from xsc.base.limits import AMOUNT_MAX, EPOCH_MS, FUEL_QUANTUM, MIB
 from xsc.market.lease import HOLD_MARK, LeaseTerms, LeaseUse
 from xsc.terms.quote import Kind
-from xsc.terms.slot import Entitlement, EntitlementKey
+from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot
 
 _UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": FUEL_QUANTUM}
 
@@ -49,14 +48,8 @@ class Hold:
     """Up to when it is counted."""
     rest: int = 0
     """What was counted and is no whole micro-credit yet."""
-    minute_micro: int = 0
-    """The most that HOLD_TOLERANCE_MS of it ever cost, rounded up."""
-    taken_over_micro: int = 0
-    """What the customer has taken over of the provider's count."""
     is_used: bool = False
     """All of it is used: the time is its leases'."""
-    is_agreed: bool = False
-    """Customer: the provider was asked for its count after the end."""
 
     @property
     def key(self) -> EntitlementKey:
@@ -187,37 +180,86 @@ def changed(
         rest=hold.rest if length_ms == hold.length_ms else 0,
         counted_ms=min(from_ms, now_ms),
         is_used=False,
-        is_agreed=False,
     )
-    hold = _bounded(hold)
     return counted(replace(use, given_back=False), hold, now_ms)
-
-
-def _bounded(hold: Hold) -> Hold:
-    minute = ceil_div(hold.price * hold.quantity * HOLD_TOLERANCE_MS, hold.scale)
-    return replace(hold, minute_micro=max(hold.minute_micro, min(minute, AMOUNT_MAX)))
-
-
-def agreed(use: LeaseUse, hold: Hold, theirs_micro: int, now_ms: int) -> tuple[Hold, LeaseUse]:
-    """Return the customer's account that is over, once its provider said what it counts.
-
-    It takes over what is counted beyond, for HOLD_TOLERANCE_MS of it in all. What is more is
-    the provider's to show; nothing that it says makes the customer owe it.
-    """
-    beyond = theirs_micro - use.billed_micro
-    if 0 < beyond <= hold.minute_micro - hold.taken_over_micro:
-        hold = replace(hold, taken_over_micro=hold.taken_over_micro + beyond)
-        use = _spend(use, beyond)
-    is_agreed = now_ms >= hold.counted_ms + HOLD_TOLERANCE_MS and use.billed_micro >= theirs_micro
-    late = now_ms >= hold.counted_ms + 2 * HOLD_TOLERANCE_MS
-    return replace(hold, is_agreed=is_agreed or late), use
 
 
 def _spend(use: LeaseUse, amount_micro: int) -> LeaseUse:
     return replace(use, used=use.used + amount_micro, billed_micro=use.billed_micro + amount_micro)
 
 
-def taken_over(use: LeaseUse) -> LeaseUse:
-    """Return the provider's account that is over, where its customer signed for more."""
-    most = max(use.billed_micro, use.voucher_micro)
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a need of this node has allowed so far for all that is held for it.
+
+    It only rises, whatever becomes of the need.
+    """
+
+    need: bytes
+    counted_ms: int
+    """Up to when."""
+    allowed_micro: int = 0
+    rate_micro: int = 0
+    """Storage: quantity times the highest price, as of the last look; an epoch allows so much."""
+    rest: int = 0
+    """What of it is no whole micro-credit yet."""
+    window_ms: int = -1
+    """Compute: start of the newest window that has begun."""
+    window_micro: int = 0
+    """What that one allows."""
+    signed_micro: int = 0
+    """What this node has signed for, under all accounts of the need that there ever were."""
+
+    @property
+    def left_micro(self) -> int:
+        """What may still be signed."""
+        return max(0, self.allowed_micro - self.signed_micro)
+
+
+def new_allowance(need: NeedSlot, since_ms: int) -> Allowance:
+    """Return what a need has allowed that was stated at a moment: nothing yet."""
+    is_storage = need.kind == "storage"
+    rate = need.quantity * need.price_max if is_storage else 0
+    return Allowance(need.slot_id, since_ms, rate_micro=rate)
+
+
+def allowed(allowance: Allowance, need: NeedSlot | None, now_ms: int) -> Allowance:
+    """Return what a need allows up to now; None: it is no more, and allows nothing further.
+
+    Storage: quantity times price for each epoch, by the millisecond. Compute: the same for each
+    window that has begun, and once for a need without a window.
+    """
+    now_ms = max(now_ms, allowance.counted_ms)
+    passed = allowance.rate_micro * (now_ms - allowance.counted_ms)
+    more, rest = divmod(allowance.rest + passed, EPOCH_MS)
+    rate, window_ms, window_micro = 0, allowance.window_ms, allowance.window_micro
+    if need is not None and need.kind == "storage":
+        rate = need.quantity * need.price_max
+    elif need is not None:
+        each = need.quantity * need.price_max
+        begun = [
+            start
+            for start, end in need.windows or ((0, now_ms + 1),)
+            if window_ms < start <= now_ms and end > allowance.counted_ms
+        ]
+        if begun:
+            more += each * len(begun)
+            window_ms, window_micro = begun[-1], each
+        elif each > window_micro and window_ms >= 0:
+            # The owner has raised it.
+            more, window_micro = more + each - window_micro, each
+    return replace(
+        allowance,
+        counted_ms=now_ms,
+        allowed_micro=min(allowance.allowed_micro + more, AMOUNT_MAX),
+        rate_micro=rate,
+        rest=rest,
+        window_ms=window_ms,
+        window_micro=window_micro,
+    )
+
+
+def bounded(use: LeaseUse, left_micro: int) -> LeaseUse:
+    """Return a customer's account that counts no more than it may still sign."""
+    most = min(use.billed_micro, use.voucher_micro + left_micro)
     return replace(use, used=most, billed_micro=most)

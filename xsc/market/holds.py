@@ -1,7 +1,7 @@
 """Keeps the accounts of what is held undrawn, in both roles, as entitlements and leases change.
 
 The provider counts what it grants, the customer what it was granted by a clearing record that it
-has checked. The arithmetic is in `hold`.
+has checked, and no more than its need allows. The arithmetic is in `hold`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ class Holds:
         self._settled: Callable[[bytes], int] = ports.credit.settled
         self._granted = ports.granted
         self._billed = ports.billed
+        self._needs = ports.needs
+        self.used_up: frozenset[bytes] = frozenset()
+        """Needs of compute that allow nothing more now, and were granted more."""
         self._saved: dict[tuple[Role, bytes], int] = {}
         self._looked_ms = context.clock.now_ms()
         """When the customer last looked at what it was granted."""
@@ -44,6 +47,7 @@ class Holds:
         """Count up to now, go on with what is unused now, and forget what is over and settled."""
         self._observe("provider", self._granted())
         now_ms = self._clock.now_ms()
+        self._allow(now_ms)
         # Its provider signs when it granted: what the last look did not see was not held then.
         since_ms = max(self._looked_ms, now_ms - HOLD_TOLERANCE_MS)
         self._observe(
@@ -51,6 +55,7 @@ class Holds:
             [replace(e, granted_ms=max(e.granted_ms, since_ms)) for e in self._billed()],
         )
         self._looked_ms = now_ms
+        self._bound()
         for entry in (*self._store.holds("customer"), *self._store.holds("provider")):
             if tidied(entry, now_ms)[1]:
                 self._saved.pop((entry.role, entry.terms.lease_id), None)
@@ -65,6 +70,32 @@ class Holds:
             if entry.peer == customer and not is_done(entry, now_ms)
         )
         return sum(1 for _ in open_ones) >= HOLDS_A_CUSTOMER_MAX
+
+    def _allow(self, now_ms: int) -> None:
+        """Count what all needs allow up to now, a new one from the last look on."""
+        needs = {need.slot_id: need for need in self._needs()}
+        held = {entry.hold.need for entry in self._store.holds("customer") if entry.hold}
+        for gone in self._store.allowances.keys() - needs.keys() - held:
+            self._store.forget_allowance(gone)
+        for need in needs.values():
+            if need.slot_id not in self._store.allowances:
+                self._store.allow(holding.new_allowance(need, self._looked_ms))
+        for need_id, before in list(self._store.allowances.items()):
+            self._store.allow(holding.allowed(before, needs.get(need_id), now_ms))
+
+    def _bound(self) -> None:
+        """Have the customer count no more than what its needs allow."""
+        left = {need: each.left_micro for need, each in self._store.allowances.items()}
+        beyond = set()
+        for entry in self._store.holds("customer"):
+            if entry.hold is None:
+                continue
+            need, before = entry.hold.need, entry.use
+            entry.use = holding.bounded(before, left.get(need, 0))
+            left[need] = left.get(need, 0) - (entry.use.billed_micro - before.voucher_micro)
+            if entry.use != before and entry.hold.kind == "compute":
+                beyond.add(need)
+        self.used_up = frozenset(need for need in self.used_up | beyond if not left.get(need))
 
     def _observe(self, role: Role, entitlements: Iterable[Entitlement]) -> None:
         now_ms = self._clock.now_ms()

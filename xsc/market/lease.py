@@ -25,6 +25,7 @@ from xsc.base.limits import (
     AMOUNT_MAX,
     COMPUTE_LEASE_MS,
     EPOCH_MS,
+    HOLD_DIFFERENCE_PART,
     LEASE_TIMEOUT_MS,
     REFUSED_RETRY_MS,
     REFUSED_RETRY_MS_MAX,
@@ -301,16 +302,21 @@ def owed_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     """Return what the customer has yet to settle.
 
     Once a lease is over and its last voucher is paid, an epoch that began just before the
-    last bytes went is not owed for what was held when it began: two clocks explain it.
+    last bytes went is not owed for what was held when it began: two clocks explain it. Of an
+    undrawn entitlement a small part of what was paid is not owed: both sides notice a change at
+    moments of their own.
     """
+    owed = max(0, due_micro(terms, use) - use.settled_micro)
+    is_paid = is_over(terms, use, now_ms) and use.settled_micro >= use.voucher_micro > 0
+    if terms.lease_id.startswith(HOLD_MARK):
+        return 0 if is_paid and owed * HOLD_DIFFERENCE_PART <= use.settled_micro else owed
     if (
-        is_over(terms, use, now_ms)
+        is_paid
         and use.held_bytes == 0
-        and use.settled_micro >= use.voucher_micro > 0
         and counted(terms, use) - use.voucher_quantity <= use.edge
     ):
         return 0
-    return max(0, due_micro(terms, use) - use.settled_micro)
+    return owed
 
 
 def exposure_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
@@ -339,11 +345,6 @@ def next_voucher(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Voucher | Non
     """Return the voucher that the customer owes now; None where the last one says it all."""
     if due_micro(terms, use) <= use.voucher_micro:
         return None
-    return voucher_of(terms, use, now_ms)
-
-
-def voucher_of(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Voucher:
-    """Return the next voucher, over what is due now."""
     return Voucher(
         lease_id=terms.lease_id,
         provider=terms.provider,

@@ -114,11 +114,6 @@ class LeaseEntry:
         if self.hold is not None:
             self.hold, self.use = holding.counted(self.use, self.hold, now_ms)
 
-    def asks(self, now_ms: int) -> bool:
-        """Return whether the provider of a hold that is over has still to say what it counts."""
-        hold = self.hold
-        return hold is not None and self.is_over(now_ms) and not hold.is_used and not hold.is_agreed
-
     def is_over(self, now_ms: int) -> bool:
         """Return whether nothing more comes under it."""
         if self.hold is not None:
@@ -255,9 +250,9 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
         return use, now_ms - terms.end_ms >= LEASE_KEPT_MS
     if entry.hold is not None:
         ended_ms = entry.hold.counted_ms if use.given_back else entry.hold.until_ms
-        is_open = entry.hold.is_used or (entry.role == "customer" and not entry.hold.is_agreed)
-        kept_ms = STORAGE_LEASE_MS if is_open else LEASE_KEPT_MS
-        return use, is_done(entry, now_ms) and now_ms - ended_ms >= kept_ms
+        kept_ms = STORAGE_LEASE_MS if entry.hold.is_used else LEASE_KEPT_MS
+        is_kept = now_ms - ended_ms < kept_ms
+        return use, is_done(entry, now_ms) and not is_kept
     ended_ms = use.touched_ms if use.given_back else terms.end_ms
     if entry.role == "provider":
         # Whether it has lapsed is found here, and not again by every put.

@@ -5,6 +5,7 @@
     market/renewal/<c|p>/<lease id>  the last signed renewal, whole, where it was renewed
     market/denial/c/<lease id>       the provider's signed word that it does not know the lease
     market/hold/<c|p>/<account>      the account of an undrawn entitlement, with its use
+    market/allowance/<need>          what a need of this node allows for all of them, and has signed
     market/spent/<c|p>/<entitlement> what leases that are forgotten have drawn of it
     market/closed                    there while the node is stopped, where it stopped in order
 
@@ -27,7 +28,7 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import FUEL_QUANTUM, MIB
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed
-from xsc.market.hold import Hold, account_terms
+from xsc.market.hold import Allowance, Hold, account_terms
 from xsc.market.lease import LeaseTerms, LeaseUse, terms_of
 from xsc.market.lease_entry import Booking, LeaseEntry, Role, drawn, used
 from xsc.market.ports import Commit
@@ -44,10 +45,11 @@ _USE: Final = b"market/use/"
 _RENEWAL: Final = b"market/renewal/"
 _DENIAL: Final = b"market/denial/c/"
 _HOLD: Final = b"market/hold/"
+_ALLOWANCE: Final = b"market/allowance/"
 _SPENT: Final = b"market/spent/"
 _CLOSED: Final = b"market/closed"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
-CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _DENIAL, _HOLD + b"c/")
+CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _DENIAL, _HOLD + b"c/", _ALLOWANCE)
 """Where the leases of a node as the customer begin."""
 _USE_FIELDS = [item.name for item in fields(LeaseUse)]
 
@@ -152,10 +154,7 @@ def _read_hold(role: Role, account_id: bytes, raw: bytes) -> LeaseEntry:
         until_ms=take_int(kept, "until_ms"),
         counted_ms=take_int(kept, "counted_ms"),
         rest=take_int(kept, "rest"),
-        minute_micro=take_int(kept, "minute_micro"),
-        taken_over_micro=take_int(kept, "taken_over_micro"),
         is_used=take_bool(kept, "is_used"),
-        is_agreed=take_bool(kept, "is_agreed"),
     )
     terms = account_terms(
         hold.key,
@@ -168,6 +167,26 @@ def _read_hold(role: Role, account_id: bytes, raw: bytes) -> LeaseEntry:
     if account_id != terms.lease_id or _hold_row(entry, hold) != raw:
         raise RecordInvalid("an account is not what was written")
     return entry
+
+
+def _allowance_row(allowance: Allowance) -> Change:
+    return _ALLOWANCE + allowance.need, encode({"v": _VERSION, **asdict(allowance)})
+
+
+def _read_allowance(raw: bytes) -> Allowance:
+    row = decode(raw)
+    if not isinstance(row, dict) or row.get("v") != _VERSION:
+        raise RecordInvalid("an allowance is of an unknown version")
+    return Allowance(
+        need=take_bytes(row, "need"),
+        counted_ms=take_int(row, "counted_ms"),
+        allowed_micro=take_int(row, "allowed_micro"),
+        rate_micro=take_int(row, "rate_micro"),
+        rest=take_int(row, "rest"),
+        window_ms=take_int(row, "window_ms", least=-1),
+        window_micro=take_int(row, "window_micro"),
+        signed_micro=take_int(row, "signed_micro"),
+    )
 
 
 def _spent_key(role: Role, key: EntitlementKey) -> bytes:
@@ -194,6 +213,8 @@ class LeaseStore:
         self._holds_by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(
             dict
         )
+        self.allowances: dict[bytes, Allowance] = {}
+        """By need of this node."""
         self._touched: dict[bytes, LeaseEntry] = {}
         self._drawing: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
         self._spent: dict[Role, dict[EntitlementKey, tuple[int, int]]] = {
@@ -216,6 +237,12 @@ class LeaseStore:
         if self.complete:
             # Before anything else is written: a power loss must never leave it there.
             self._state.write([(_CLOSED, None)], sync=True)
+        for _, value in self._state.scan(_ALLOWANCE, prefix_end(_ALLOWANCE)):
+            try:
+                allowance = _read_allowance(value)
+            except RecordInvalid as fault:
+                raise StoreDamaged(f"an allowance cannot be read: {fault.message}") from fault
+            self.allowances[allowance.need] = allowance
         for role, letter in _LETTERS.items():
             prefix = _LEASE + letter
             for key, value in self._state.scan(prefix, prefix_end(prefix)):
@@ -425,6 +452,26 @@ class LeaseStore:
         """Keep what became of a lease, unsynced."""
         self._state.write([self.use_row(entry)], sync=False)
 
+    def allow(self, allowance: Allowance) -> None:
+        """Keep what a need allows, unsynced: what is signed is written with it.
+
+        What follows from the last row and the time is not written.
+        """
+        before = self.allowances.get(allowance.need)
+        self.allowances[allowance.need] = allowance
+        if before is None or before != replace(
+            allowance,
+            counted_ms=before.counted_ms,
+            allowed_micro=before.allowed_micro,
+            rest=before.rest,
+        ):
+            self._state.write([_allowance_row(allowance)], sync=False)
+
+    def forget_allowance(self, need: bytes) -> None:
+        """Drop what a need allowed that is no more and has no account."""
+        del self.allowances[need]
+        self._state.write([(_ALLOWANCE + need, None)], sync=False)
+
     def open_hold(self, entry: LeaseEntry) -> None:
         """Keep the account of what is held undrawn, unsynced: what is published brings it back."""
         self._know_hold(entry)
@@ -460,7 +507,10 @@ class LeaseStore:
 
     async def sync(self, entry: LeaseEntry) -> None:
         """Keep what became of a lease, on the disk on return."""
-        await self._commit([self.use_row(entry)])
+        rows = [self.use_row(entry)]
+        if entry.role == "customer" and entry.hold is not None:
+            rows.append(_allowance_row(self.allowances[entry.hold.need]))
+        await self._commit(rows)
         if self.account(entry.role, entry.terms.lease_id) is entry:
             # What has changed meanwhile can have been written before that row.
             self.keep(entry)

@@ -18,7 +18,7 @@ from xsc.base.limits import LEASE_WARNING_MS
 from xsc.base.peering import Peers
 from xsc.market.pricing import PriceList
 from xsc.terms.quote import Kind, Tier
-from xsc.terms.slot import Entitlement
+from xsc.terms.slot import Entitlement, NeedSlot
 
 EXHAUSTED: Final[dict[Kind, type[XscError]]] = {
     "storage": SpaceExhausted,
@@ -149,5 +149,7 @@ class MarketPorts:
     """Returns what this node's needs were granted by others."""
     billed: Callable[[], Sequence[Entitlement]]
     """Returns those of them that a clearing record proves, which this node has checked."""
+    needs: Callable[[], Sequence[NeedSlot]]
+    """Returns what this node says that it needs."""
     on_denied: Callable[[Collection[bytes]], Awaitable[None]]
     """Called with the leases of this node that a provider has signed not to know."""

@@ -177,28 +177,23 @@ class Settlement:
             if entry.denial is not None:
                 return
             now_ms = self._clock.now_ms()
-            entry.count_hold(now_ms)
+            self._bound(entry)
             use = rules.advance(entry.terms, entry.use, now_ms)
             voucher = rules.next_voucher(entry.terms, use, now_ms)
             if voucher is not None:
+                self._note_signed(entry, voucher.amount_micro - use.voucher_micro)
                 entry.use = rules.with_voucher(use, voucher)
                 entry.voucher, entry.taken_ms = sign(voucher, self._key, self._network).raw, None
                 # Before it is sent: a number must never mean two amounts.
                 await self._store.sync(entry)
             sent = entry.voucher
-            asks = entry.asks(now_ms)
-            if sent is None and asks:
-                # Nothing is owed by this count; the provider's can begin a moment earlier.
-                sent = sign(
-                    rules.voucher_of(entry.terms, use, now_ms), self._key, self._network
-                ).raw
             # What the provider booked, this node has signed.
             booked = max(entry.use.settled_micro, self._credit.settled(entry.terms.lease_id))
             if booked > entry.use.settled_micro:
                 entry.use = replace(entry.use, settled_micro=booked)
                 self._store.save(entry)
             paid = entry.use.settled_micro >= entry.use.voucher_micro
-            if sent is None or ((paid or not (book_now or self._is_untold(entry))) and not asks):
+            if sent is None or paid or not (book_now or self._is_untold(entry)):
                 return
             try:
                 reply = await self._caller.call(
@@ -208,22 +203,14 @@ class Settlement:
                     timeout_ms=SETTLE_TIMEOUT_MS,
                 )
                 settled = take_int(reply.header, "settled_micro", most=entry.use.voucher_micro)
-                theirs = take_int(reply.header, "due_micro") if asks else 0
             except XscError as fault:
                 self._log.warning("market.not_settled", peer=short(entry.peer), code=fault.code)
-                if isinstance(fault, NotAllowed) and entry.hold is not None:
-                    # There is nothing more to agree on; what it counts comes back with it.
-                    entry.hold = replace(entry.hold, is_agreed=True)
-                elif isinstance(fault, NotAllowed):
+                if isinstance(fault, NotAllowed):
                     # It signed the lease, which runs on until it signs that it knows none.
                     await self._taken.refused(entry.terms.lease_id)
                 return
             entry.taken_ms = self._clock.monotonic_ms()
             entry.use = replace(entry.use, settled_micro=max(settled, entry.use.settled_micro))
-            if asks and entry.hold is not None and entry.asks(self._clock.now_ms()):
-                entry.hold, entry.use = holding.agreed(
-                    entry.use, entry.hold, theirs, self._clock.now_ms()
-                )
             self._store.save(entry)
 
     def _is_untold(self, entry: LeaseEntry) -> bool:
@@ -231,6 +218,20 @@ class Settlement:
         if entry.taken_ms is None:
             return True
         return self._clock.monotonic_ms() - entry.taken_ms >= 2 * self._booking_interval_ms
+
+    def _bound(self, entry: LeaseEntry) -> None:
+        """Have the account of a hold owe no more than its need allows, as of the last look."""
+        if entry.hold is not None:
+            allowance = self._store.allowances.get(entry.hold.need)
+            left = 0 if allowance is None else allowance.left_micro
+            entry.use = holding.bounded(entry.use, left)
+
+    def _note_signed(self, entry: LeaseEntry, amount_micro: int) -> None:
+        """Count what is signed for a hold; it is written with the voucher."""
+        if entry.hold is not None:
+            before = self._store.allowances[entry.hold.need]
+            signed = before.signed_micro + amount_micro
+            self._store.allowances[before.need] = replace(before, signed_micro=signed)
 
     # The provider's side
 
@@ -247,12 +248,7 @@ class Settlement:
             await self._take_voucher(entry, voucher)
             if book_now:
                 await self._collect(entry)
-            if entry.hold is not None and entry.is_over(self._clock.now_ms()):
-                entry.count_hold(self._clock.now_ms())
-                entry.use = holding.taken_over(entry.use)
-                self._store.save(entry)
-        due = rules.due_micro(entry.terms, entry.use_at(self._clock.now_ms()))
-        return {"settled_micro": entry.use.settled_micro, "due_micro": due}, ()
+        return {"settled_micro": entry.use.settled_micro}, ()
 
     async def _take_voucher(self, entry: LeaseEntry, voucher: Signed[Voucher]) -> None:
         """Keep a voucher that promises more than the last one; any other changes nothing."""

@@ -393,6 +393,7 @@ class Node:
                 granted=lambda: self.allocator.granted(),  # noqa: PLW0108
                 received=lambda: self.allocator.received(),  # noqa: PLW0108
                 billed=lambda: self.allocator.billed(),  # noqa: PLW0108
+                needs=lambda: self.commitments.own.needs,
                 on_denied=lambda leases: self.storage.leases_denied(leases),  # noqa: PLW0108
             ),
             state=parts.state,

@@ -16,6 +16,7 @@ from xsc.market.lease import HOLD_MARK
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
 from xsc.market.service import MarketService
+from xsc.terms.slot import NeedSlot, pack_windows
 
 NET = network_id("test")
 
@@ -176,6 +177,7 @@ class Node:
         self.denied = []
         self.granted = []
         self.received = []
+        self.needs = {}
         self.market = self.make()
 
     def make(self):
@@ -199,6 +201,7 @@ class Node:
                 granted=lambda: self.granted,
                 received=lambda: self.received,
                 billed=lambda: self.received,
+                needs=self.stated,
                 on_denied=self.on_denied,
             ),
             state=self.state,
@@ -207,6 +210,22 @@ class Node:
         )
         self.world.wire.handlers[self.id] = market.handlers()
         return market
+
+    def stated(self):
+        """Return a need for each that was ever granted something, of just that much."""
+        for each in self.received:
+            self.needs.setdefault(
+                each.need,
+                NeedSlot(
+                    slot_id=each.need,
+                    kind=each.kind,
+                    quantity=each.quantity,
+                    price_max=each.price,
+                    windows_packed=pack_windows([each.window]),
+                    valid_until_ms=each.window[1],
+                ),
+            )
+        return list(self.needs.values())
 
     async def on_denied(self, leases):
         self.denied.append(set(leases))
