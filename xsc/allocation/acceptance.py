@@ -208,6 +208,13 @@ def renewed(last: Renewed, now_ms: int) -> Renewed:
     return Renewed(now_ms, pause_ms)
 
 
+def refused(need: NeedSlot, received: Iterable[Entitlement]) -> NeedSlot:
+    """Return a need that accepts nothing more of who grants it something."""
+    offering = {each.provider for each in received if each.need == need.slot_id}
+    caps = dict(need.caps) | dict.fromkeys(offering, 0)
+    return NeedSlot(**dict(need) | {"caps": tuple(sorted(caps.items()))})
+
+
 def answered(
     need: NeedSlot,
     received: Iterable[Entitlement],

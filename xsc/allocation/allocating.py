@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from xsc.allocation.acceptance import Had, Renewed, answered, had_of, renewed
+from xsc.allocation.acceptance import Had, Renewed, answered, had_of, refused, renewed
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
@@ -624,8 +624,11 @@ class Allocator:
         lapsed = Counter[bytes]()
         for key, had in self._had.items():
             lapsed[key.need] += had.lapsed
+        used_up = self._market.used_up()
         changed = {
-            need_id: answered(
+            need_id: refused(need, received)
+            if need_id in used_up
+            else answered(
                 need,
                 received,
                 ranks,

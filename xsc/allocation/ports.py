@@ -50,6 +50,9 @@ class Market(Protocol):
     def drawn(self) -> Mapping[EntitlementKey, int]:
         """Return the quanta that leases have drawn of each entitlement, rounded up."""
 
+    def used_up(self) -> Collection[bytes]:
+        """Return the needs of this node that allow nothing more now, and were granted more."""
+
     def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
         """Return the micro-credits that a customer may still come to owe.
 

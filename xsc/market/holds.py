@@ -72,14 +72,14 @@ class Holds:
         return sum(1 for _ in open_ones) >= HOLDS_A_CUSTOMER_MAX
 
     def _allow(self, now_ms: int) -> None:
-        """Count what all needs allow up to now, a new one from the last look on."""
+        """Count what all needs allow up to now; a new one allows nothing before this look."""
         needs = {need.slot_id: need for need in self._needs()}
         held = {entry.hold.need for entry in self._store.holds("customer") if entry.hold}
         for gone in self._store.allowances.keys() - needs.keys() - held:
             self._store.forget_allowance(gone)
         for need in needs.values():
             if need.slot_id not in self._store.allowances:
-                self._store.allow(holding.new_allowance(need, self._looked_ms))
+                self._store.allow(holding.new_allowance(need, now_ms))
         for need_id, before in list(self._store.allowances.items()):
             self._store.allow(holding.allowed(before, needs.get(need_id), now_ms))
 

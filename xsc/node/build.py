@@ -188,6 +188,10 @@ class SlotMarket:
         """Return the quanta that leases have drawn of each entitlement, rounded up."""
         return self._market.headroom.drawn_quanta()
 
+    def used_up(self) -> Collection[bytes]:
+        """Return the needs of this node that allow nothing more now, and were granted more."""
+        return self._market.holds.used_up
+
     def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
         """Return the micro-credits that a customer may still come to owe.
 

@@ -92,6 +92,9 @@ class Plenty:
     def drawn(self):
         return {}
 
+    def used_up(self):
+        return ()
+
     def credit_micro(self, customer, takers):
         return 10**12
 

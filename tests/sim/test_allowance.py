@@ -1,0 +1,92 @@
+"""Providers that book what they can of a need: what was stated bounds it, whatever they make of it.
+
+Bounds are read off the ledgers, and follow from the published need alone.
+"""
+
+from tests.sim.network import run
+from tests.sim.test_slots import need, of, recognise
+from xsc.base.limits import EPOCH_MS
+from xsc.identity.envelope import open_signed
+from xsc.space.paths import UserSpacePaths
+from xsc.terms.slot import AvailabilitySlot, Commitment, pack_windows
+from xsc.terms.voucher import Voucher
+
+SETTINGS = {"settle_interval": "2s", "starter_credit": "1000"}
+SECONDS = 90
+
+
+def slot_of(number, kind, quantity, windows, price):
+    return AvailabilitySlot(
+        slot_id=number.to_bytes(16, "big"),
+        kind=kind,
+        quantity=quantity,
+        windows_packed=pack_windows(windows),
+        price_mutual=price,
+        price_one_way=price,
+        reserve=price,
+        valid_until_ms=windows[-1][1],
+    )
+
+
+async def publish(provider, *slots):
+    value = Commitment(slots=slots).to_bytes()
+    await provider.space.put(UserSpacePaths.COMMITMENT, value)
+
+
+def claim(provider, more_micro):
+    """Have a provider say that it counts more than was signed."""
+    on_settle = provider.peers.server.handlers["market.settle"]
+
+    async def answer(caller, header, parts):
+        reply, rest = await on_settle(caller, header, parts)
+        signed = open_signed(header["voucher"], Voucher, network=None).record.amount_micro
+        return reply | {"due_micro": signed + more_micro}, rest
+
+    provider.peers.server.handlers["market.settle"] = answer
+
+
+def booked(customer, *providers):
+    return -sum(customer.ledger.balance(provider.key.node_id) for provider in providers)
+
+
+def test_windows_of_three_seconds_cost_no_more_than_the_need_allows():
+    async def play(world):
+        customer, *liars = world.nodes
+        begin = world.clock.now_ms() + 2_000
+        windows = [(begin + 3_000 * i, begin + 3_000 * (i + 1)) for i in range(40)]
+        for liar in liars:
+            await publish(liar, slot_of(1, "compute", 7, windows, 1_000))
+            claim(liar, 7 * 1_000 * 20)
+            await recognise(liar, customer)
+        await need(customer, 7, "compute", 1_000)
+        await world.clock.sleep_ms(SECONDS * 1_000)
+        amount = booked(customer, *liars)
+        assert amount == 7 * 1_000
+        # It says to all that it takes nothing more, and they keep nothing free.
+        assert customer.commitments.own.needs[0].caps == tuple(
+            sorted((liar.key.node_id, 0) for liar in liars)
+        )
+        assert not any(of(liar, customer) for liar in liars)
+
+    run(21, 3, play, SETTINGS)
+
+
+def test_storage_in_a_new_slot_every_three_seconds_costs_what_one_slot_does():
+    async def play(world):
+        customer, liar = world.nodes
+        claim(liar, 1_333 * 40 // 60)
+        begun_ms = world.clock.now_ms()
+        await need(customer, 1_333, price=40)
+        for number in range(SECONDS // 3):
+            now_ms = world.clock.now_ms()
+            await publish(
+                liar, slot_of(number, "storage", 1_333, [(now_ms, now_ms + EPOCH_MS)], 40)
+            )
+            await world.clock.sleep_ms(3_000)
+        for _ in range(120):
+            passed_ms = world.clock.now_ms() - begun_ms
+            assert booked(customer, liar) <= 1_333 * 40 * passed_ms // EPOCH_MS
+            await world.clock.sleep_ms(1_000)
+        assert booked(customer, liar) > 0
+
+    run(22, 2, play, SETTINGS | {"storage_capacity": "16GiB"})
