@@ -18,6 +18,7 @@ from xsc.base.errors import RecordInvalid, SandboxFailed
 from xsc.base.limits import (
     COMPILE_BYTE_FUEL,
     CUSTODY_OBJECTS_A_PEER_MAX,
+    EPOCH_MS,
     KIB,
     LEASES_A_CUSTOMER_MAX,
     ORDERS_REMEMBERED_A_PEER_MAX,
@@ -44,6 +45,7 @@ from xsc.storage.shardstore.bodies import RecordBody, ShardBody
 from xsc.storage.transfer.get import roots_of
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.pricing import compute_amount, fuel_steps
+from xsc.terms.slot import NeedSlot
 from xsc.terms.voucher import Voucher
 
 UNFOUNDED = {"not_allowed", "record_invalid", "signature_invalid", "receipt_invalid", "peer_error"}
@@ -130,6 +132,8 @@ class Oracle:
     billed: dict[int, dict[bytes, int]] = field(default_factory=lambda: defaultdict(dict))
     vouchers: dict[int, dict[bytes, int]] = field(default_factory=lambda: defaultdict(dict))
     """The most that each honest node has signed for, by lease at the adversary."""
+    stated: dict[int, list[tuple[int, NeedSlot]]] = field(default_factory=lambda: defaultdict(list))
+    """By honest node, what it has ever said that it needs, and since when."""
     ended: set[tuple[int, bytes, bytes]] = field(default_factory=set)
     """Host, customer and object, of what a customer has deleted, in whole or in part."""
     there: dict[int, set[tuple[bytes, bytes, int, int]]] = field(default_factory=dict)
@@ -304,6 +308,7 @@ class Oracle:
         self.nothing_is_free()
         self.room_is_left()
         self.nobody_pays_more_than_was_signed()
+        self.nobody_owes_more_than_it_stated()
         self.shares_hold()
         self.recognition_is_the_operators()
 
@@ -449,6 +454,33 @@ class Oracle:
                 node.ledger.credit_left(self.foe) >= 0,
                 "owed",
                 f"the adversary owes node-{index} more than its limit",
+            )
+
+    def nobody_owes_more_than_it_stated(self) -> None:
+        """What is signed for capacity that is kept free is within what the needs allow.
+
+        Quantity times price: for the time that has passed, or for each window that has begun.
+        """
+        now_ms = self.world.clock.now_ms()
+        for index, needs in self.stated.items():
+            allowed = 0
+            for stated_ms, need in needs:
+                rate = need.quantity * need.price_max
+                if need.kind == "storage":
+                    allowed += rate * (now_ms - stated_ms) // EPOCH_MS
+                else:
+                    begun = [start for start, _ in need.windows if start <= now_ms]
+                    allowed += rate * (len(begun) if need.windows else 1)
+            held = {
+                account: amount
+                for account, amount in self.vouchers[index].items()
+                if account.startswith(bytes(8))
+            }
+            signed = sum(held.values())
+            expect(
+                signed <= allowed,
+                "stated",
+                f"node-{index} signed {signed} for {len(held)} entitlements and allows {allowed}",
             )
 
     def shares_hold(self) -> None:

@@ -27,6 +27,7 @@ from tests.sim.adversary.proxy import Manner, Proxy
 from tests.sim.loop import SimulatedLoop, finish
 from tests.sim.network import World, content, get, put
 from tests.unit.compute.programs import wasm
+from xsc.allocation.declaring import Statement
 from xsc.base.errors import XscError
 from xsc.base.ids import to_text
 from xsc.base.jobs import JobSpec
@@ -35,11 +36,13 @@ from xsc.identity.keys import network_id
 from xsc.market.lease import is_over
 from xsc.node.build import Node, Parts
 from xsc.space.limits import HEAD_INTERVAL_MS
+from xsc.space.paths import UserSpacePaths
 from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object.capability import ReadCapability, VerifyCapability, parse_verify
 from xsc.storage.object.manifest import open_manifest
 from xsc.storage.transfer.get import roots_of
 from xsc.storage.transfer.host_client import together
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 
 ROUNDS = 10
 """Seeds that share a world."""
@@ -438,6 +441,46 @@ class Play:
         self.tell(f"the adversary publishes {len(value)} bytes at {path}")
         self.do(self.node(FOE).space.write({path: value}))
 
+    def offer(self) -> None:
+        """Have somebody need something, and offer it in many short windows or new slots."""
+        rng, clock = self.rng, self.world.clock
+        index, kind = self.pick(self.oracle.up()), rng.choice(("compute", "storage"))
+        node, needs = self.node(index), self.oracle.stated[index]
+        if not any(need.kind == kind for _, need in needs):
+            price = rng.choice((40, 1_000))
+            needed = Statement(quantity=500, price=price)
+            stated_ms = clock.now_ms()
+            stated = self.do(node.commitments.need(kind, needed))
+            needs += [
+                (stated_ms, need)
+                for need in node.commitments.own.needs
+                if need.slot_id == stated
+            ]
+        need = next(need for _, need in needs if need.kind == kind)
+        step_ms, times = rng.choice(((3_000, 6), (9_000, 4)))
+        begin_ms = clock.now_ms() + 1_000
+        windows = [(begin_ms + i * step_ms, begin_ms + (i + 1) * step_ms) for i in range(times)]
+        self.tell(f"the adversary offers {kind} to node-{index} in {times} x {step_ms} ms")
+        for start, end in windows:
+            if kind == "storage" or start == begin_ms:
+                self._offer(need, [(start, end)] if kind == "storage" else windows)
+            self.do(clock.sleep_ms(step_ms))
+        self.do(node.market.settlement.settle_all())
+
+    def _offer(self, need: NeedSlot, windows: list[tuple[int, int]]) -> None:
+        slot = AvailabilitySlot(
+            slot_id=self.rng.randbytes(16),
+            kind=need.kind,
+            quantity=need.quantity,
+            windows_packed=pack_windows(windows),
+            price_mutual=need.price_max,
+            price_one_way=need.price_max,
+            reserve=need.price_max,
+            valid_until_ms=windows[-1][1],
+        )
+        value = Commitment(slots=(slot,)).to_bytes()
+        self.do(self.node(FOE).space.put(UserSpacePaths.COMMITMENT, value))
+
     def say(self) -> None:
         """Send messages of a method that somebody answers, each another, or one many times."""
         methods = sorted(self.node(1).peers.server.handlers)
@@ -598,6 +641,7 @@ MOVES: dict[str, tuple[Step, int]] = {
     "ask": (Play.ask, 2),
     "say_again": (Play.say_again, 1),
     "deal": (Play.deal, 5),
+    "offer": (Play.offer, 2),
     "behave": (Play.behave, 3),
     "settle": (Play.settle, 1),
 }
