@@ -1,11 +1,11 @@
-"""Providers that book what they can of a need: what was stated bounds it, whatever they make of it.
+"""What a need comes to cost: no more than was stated, and no more than is asked without one.
 
 Bounds are read off the ledgers, and follow from the published need alone.
 """
 
-from tests.sim.network import run
-from tests.sim.test_slots import need, of, recognise
-from xsc.base.limits import EPOCH_MS
+from tests.sim.network import content, put, run
+from tests.sim.test_slots import need, of, offer, recognise
+from xsc.base.limits import EPOCH_MS, MIB
 from xsc.identity.envelope import open_signed
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.slot import AvailabilitySlot, Commitment, pack_windows
@@ -90,3 +90,36 @@ def test_storage_in_a_new_slot_every_three_seconds_costs_what_one_slot_does():
         assert booked(customer, liar) > 0
 
     run(22, 2, play, SETTINGS | {"storage_capacity": "16GiB"})
+
+
+def test_a_need_is_granted_at_no_more_than_its_provider_quotes_to_everybody():
+    def sum_of(customer):
+        return sum(each.quantity for each in customer.allocator.received())
+
+    async def play(world):
+        one, other, *customers = world.nodes
+        for provider in (one, other):
+            await offer(provider, 100)
+        for customer in customers:
+            await need(customer, 80, price=40)
+        await world.until(lambda: sum(map(sum_of, customers)) == 200)
+        await world.clock.sleep_ms(20_000)
+        for customer in filter(sum_of, customers):
+            quoted = {
+                provider.key.node_id: await customer.market.quotes.fresh(
+                    "storage", provider.key.node_id
+                )
+                for provider in (one, other)
+            }
+            price_of = {node: quote.record.price for node, quote in quoted.items()}
+            for each in customer.allocator.billed():
+                assert each.price <= price_of[each.provider]
+            for account in customer.market.store.holds("customer"):
+                assert account.hold.price <= price_of[account.hold.provider]
+            await put(customer, content(3 * MIB))
+            leases = [entry for entry in customer.market.store.all("customer") if entry.draw]
+            for entry in leases:
+                assert entry.terms.price <= price_of[entry.terms.provider]
+            assert any(entry.draw for entry in leases)
+
+    run(23, 6, play, SETTINGS | {"storage_capacity": "16GiB"})

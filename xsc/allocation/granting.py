@@ -85,6 +85,16 @@ def until_ms(grant: Grant, time: Window) -> int:
     return min(time[1], begins_ms(grant, time) + ENTITLEMENT_LAPSE_MS)
 
 
+def price_of(slot: AvailabilitySlot, lines: Sequence[tuple[Tier, int, int]]) -> int:
+    """Return what an entitlement costs a quantum, by tier, units and price of its lines.
+
+    Of two stages the mean, rounded up. What others lose by it decides who is granted what, and
+    is not charged: nobody pays more for what is granted than the slot asks of everybody.
+    """
+    units = sum(line[1] for line in lines)
+    return min(slot.reserve, ceil_div(sum(line[1] * line[2] for line in lines), units))
+
+
 def entitlements(
     cleared: Cleared, needs: Mapping[tuple[bytes, bytes], NeedSlot]
 ) -> list[Entitlement]:
@@ -113,8 +123,7 @@ def entitlements(
                     kind=record.slot.kind,
                     quantity=quantity,
                     tier=parts[0][0],
-                    # Of two stages the mean, rounded up: at most the higher one.
-                    price=ceil_div(sum(part[1] * part[2] for part in parts), quantity),
+                    price=price_of(record.slot, parts),
                     granted_ms=grant.granted_ms,
                     until_ms=until_ms(grant, time),
                     clearing=cleared.id,

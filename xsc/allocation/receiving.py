@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from xsc.allocation.acceptance import Given, still_wanted
-from xsc.allocation.granting import Grant, until_ms
+from xsc.allocation.granting import Grant, price_of, until_ms
 from xsc.allocation.matching import overlap, windows_of
-from xsc.base.units import ceil_div
 from xsc.terms.clearing import ClearingRecord, LineValue, TwoTierAllocationState
 from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot, Window
@@ -101,7 +100,7 @@ def proven_of(record: ClearingRecord, customer: bytes) -> Proven:
     found = set()
     for need, lines in parts.items():
         units = sum(line[1] for line in lines)
-        price = ceil_div(sum(line[1] * line[2] for line in lines), units)
+        price = price_of(record.slot, lines)
         found.add((record.slot.slot_id, record.window, need, lines[0][0], units, price))
     return Proven(record.at_ms, frozenset(found), stages)
 

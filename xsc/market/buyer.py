@@ -440,15 +440,24 @@ class LeaseBuyer:
             )
         }
         answers = await asyncio.gather(
-            *(self._quotes.fresh(kind, node, one.draw) for node, one in chosen.items())
+            *(self._quotes.fresh(kind, node, one.draw) for node, one in chosen.items()),
+            *(self._quotes.fresh(kind, node) for node in chosen),
         )
         quotes: dict[bytes, Signed[Quote]] = {}
         faults: dict[bytes, XscError] = {}
-        for (node, one), answer in zip(chosen.items(), answers, strict=True):
+        to_all = answers[len(chosen) :]
+        for (node, one), answer, other in zip(chosen.items(), answers, to_all, strict=False):
             if isinstance(answer, XscError):
                 faults[node] = answer
             elif answer.record.available >= quantity and answer.record.price <= one.price:
-                quotes[node] = answer
+                # A provider may ask less of everybody than for what it keeps free.
+                is_dear = (
+                    not isinstance(other, XscError)
+                    and other.record.available >= quantity
+                    and other.record.price < answer.record.price
+                )
+                if not is_dear:
+                    quotes[node] = answer
         return quotes, faults
 
     def _won(self, kind: Kind, bids: Sequence[Bid], count: int) -> list[Winner]:

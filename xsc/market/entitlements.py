@@ -85,9 +85,12 @@ def promises(
     ]
 
 
-def ladder_for(entitlement: Entitlement, posted: Ladder) -> Ladder:
-    """Return the ladder of a quote whose rung is the entitlement's price."""
-    price = entitlement.price
+def ladder_for(entitlement: Entitlement, posted: Ladder, tier: Tier) -> Ladder:
+    """Return the ladder of a quote whose rung is the entitlement's price.
+
+    A customer of that tier pays no more than it is asked now without an entitlement.
+    """
+    price = min(entitlement.price, posted.rung(tier))
     rungs: dict[Tier, Ladder] = {
         "mutual": Ladder(price, max(price, posted.one_way), max(price, posted.reserve)),
         "one_way": Ladder(min(price, posted.mutual), price, max(price, posted.reserve)),

@@ -78,12 +78,13 @@ class LeaseGranter:
         kind = _kind(header)
         draw = None if header.get("draw") is None else Draw.from_value(header["draw"])
         site, owner = self._labels
-        ladder = self._headroom.pricing().ladder(kind)
+        ladder, tier = self._headroom.pricing().ladder(kind), self._standing.tier(caller)
         if draw is None:
-            tier, available = self._standing.tier(caller), self._headroom.offered(kind, caller)
+            available = self._headroom.offered(kind, caller)
         else:
             entitlement, available = self._headroom.entitled(kind, caller, draw)
-            tier, ladder = entitlement.tier, ladder_for(entitlement, ladder)
+            ladder = ladder_for(entitlement, ladder, tier)
+            tier = entitlement.tier
         quote = make_quote(
             provider=self._key.node_id,
             customer=caller,

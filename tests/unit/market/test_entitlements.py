@@ -6,6 +6,7 @@ import pytest
 
 from xsc.base.errors import ComputeExhausted, NoOffers, SpaceExhausted
 from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, FUEL_QUANTUM, MIB, STORAGE_LEASE_IDLE_MS
+from xsc.market.pricing import Ladder
 from xsc.terms.slot import Entitlement
 
 DAY_MS = 24 * EPOCH_MS
@@ -182,9 +183,29 @@ async def test_an_expired_lease_of_compute_frees_its_fuel_within_a_second(world,
 
 async def test_a_stranger_with_an_entitlement_is_not_bound_by_the_share_of_strangers(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 90, tier="open", price=25)
+    entitle(world, holder, provider, 90, tier="open", price=15)
     host = await leased(world, holder, provider, 90 * MIB)
-    assert host.price == 25
+    assert host.price == 15
+
+
+@pytest.mark.parametrize("tier", ["mutual", "one_way", "open"])
+async def test_an_entitlement_costs_no_more_than_what_is_posted(world, three, tier):
+    holder, _, provider = three
+    entitle(world, holder, provider, 40, tier=tier, price=35)
+    posted = provider.market.headroom.pricing().ladder("storage").reserve
+    assert (await leased(world, holder, provider, 20 * MIB)).price == posted < 35
+
+
+async def test_an_entitlement_that_is_dearer_than_what_is_quoted_without_it_is_not_drawn(
+    world, three, monkeypatch
+):
+    holder, _, provider = three
+    monkeypatch.setattr(
+        "xsc.market.granter.ladder_for", lambda each, *_: Ladder(each.price, each.price, each.price)
+    )
+    made = entitle(world, holder, provider, 40, tier="open", price=35)
+    assert (await leased(world, holder, provider, MIB)).price < 35
+    assert left(provider, made) == 40 * MIB
 
 
 async def test_what_exceeds_an_entitlement_costs_what_is_posted(world, three):
@@ -267,15 +288,16 @@ async def test_what_is_entitled_is_drawn_before_other_leases_at_hand(world, thre
         return await computing(world, holder, provider, FUEL_QUANTUM)
 
     bought = await take()
-    made = entitle(world, holder, provider, 20, kind=kind, tier="open", price=bought.price + 2)
+    made = entitle(world, holder, provider, 20, kind=kind, tier="open", price=bought.price - 2)
     provider.granted.remove(made)
     refused = await take()
     assert refused == bought, "the provider knows of no entitlement, and a lease is at hand"
     provider.granted.append(made)
     drawn = await take()
-    assert drawn.price == made.price
+    posted = provider.market.headroom.pricing().ladder(kind).reserve
+    assert drawn.price == min(made.price, posted)
     again = await take()
-    assert again == drawn, "a lease on an entitlement is used up first, also where it is dearer"
+    assert again == drawn, "a lease on an entitlement is used up first"
     assert len(holder.market.leases()) == 2
 
 

@@ -436,18 +436,18 @@ async def test_the_accounts_of_a_customer_are_bounded(world, three, monkeypatch)
 async def test_fuel_that_was_used_is_billed_by_its_lease_alone(world, three):
     holder, _, provider = three
     now_ms = world.clock.now_ms()
-    whole = {"kind": "compute", "window": (now_ms, now_ms + EPOCH_MS), "price": 60}
+    whole = {"kind": "compute", "window": (now_ms, now_ms + EPOCH_MS), "price": 8}
     entitle(world, holder, provider, 400, until_ms=now_ms + EPOCH_MS, **whole)
     await settled(world, holder, provider)
     host = await computing(world, holder, provider, 400 * FUEL_QUANTUM)
     spent = 300 * FUEL_QUANTUM
     provider.market.granted.admit_compute(host.lease_id, holder.id, spent)
     provider.market.granted.used_compute(host.lease_id, spent, spent)
-    await world.drive(holder.market.taken.spent(host.lease_id, spent, 300 * 60))
+    await world.drive(holder.market.taken.spent(host.lease_id, spent, 300 * 8))
     await settled(world, holder, provider)
     for _ in range(30):
         world.later(2 * HOLD_TOLERANCE_MS)
         await settled(world, holder, provider)
     # A quarter of it was held to the end of its window.
-    assert due(holder.hold("customer"), provider.hold("provider")) == [(6_000, 6_000)] * 2
-    assert sum(view.settled_micro for view in provider.market.leases()) == 6_000 + 18_000
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(800, 800)] * 2
+    assert sum(view.settled_micro for view in provider.market.leases()) == 800 + 2_400
