@@ -96,6 +96,7 @@ def proportional(capacity, claims, damping):
 
 def stage(capacity, bids, rule, salt):
     """bids: [(customer, need, weight, units, least, price, damping)] of one tier."""
+    turn = 0
     while True:
         claims, damping = {}, {}
         for customer, _, weight, units, _, _, damp in bids:
@@ -110,8 +111,10 @@ def stage(capacity, bids, rule, salt):
         short = [bid for bid in bids if 0 < given[bid[:2]] < bid[4]]
         if not short:
             return given
-        gone = min(short, key=lambda b: (b[2], lot(salt, b[0], b[1])))
-        bids = [bid for bid in bids if bid is not gone]
+        short.sort(key=lambda b: (b[2], lot(salt, b[0], b[1])))
+        gone = short[: 1 if turn < 64 else (len(short) + 1) // 2]
+        turn += 1
+        bids = [bid for bid in bids if bid not in gone]
 
 
 def outcome(capacity, reserve, bids):

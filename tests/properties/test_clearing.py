@@ -25,7 +25,7 @@ from xsc.allocation import clearing
 from xsc.allocation.clearing import Bid, Line, SlotClearing, SlotTerms, clear_slot
 from xsc.allocation.recognition import mutual_ppm, tier_of
 from xsc.allocation.tiers import TIERS
-from xsc.base.limits import AUCTION_LOOKS_MAX, AUCTION_STEPS_MAX
+from xsc.base.limits import AUCTION_LOOKS_MAX, AUCTION_STEPS_MAX, LEAVING_TURNS_MAX, NEEDS_MAX, PPM
 
 SALT = b"salt"
 LADDER = (1, 2, 3)
@@ -558,6 +558,38 @@ def test_the_prices_of_many_winners_take_a_bounded_search(monkeypatch):
     assert sum(looked) <= 2 * AUCTION_LOOKS_MAX + 3 * (1 + strangers) * len(bids)
     for law in OUTCOME_LAWS:
         assert law(terms, bids, cleared)
+
+
+def test_needs_that_are_short_of_their_minimum_take_a_bounded_number_of_divisions(monkeypatch):
+    """Thousands of them held up who recomputed a clearing for four seconds."""
+    divided = []
+    divide = clearing._divide
+
+    def counted(*given):
+        divided.append(len(given[2]))
+        return divide(*given)
+
+    monkeypatch.setattr(clearing, "_divide", counted)
+    bids = [
+        Bid(name(customer), need_id(number), "mutual", 1 + customer % 7, 9_000, 5_000, 9)
+        for customer in range(48)
+        for number in range(NEEDS_MAX)
+    ]
+    terms = SlotTerms(40_000, *LADDER)
+    cleared = clear_slot(terms, bids, SALT)
+    assert LEAVING_TURNS_MAX < len(divided) <= 4 * LEAVING_TURNS_MAX
+    plain = [
+        (bid.customer, bid.need, bid.weight, bid.quantity, bid.quantity_min, bid.price_max, PPM)
+        for bid in bids
+    ]
+    given = independent.stage(terms.capacity, plain, terms.rule, SALT)
+    in_stage = {
+        (line.customer, line.need): line.quantity
+        for line in cleared.lines
+        if line.tier == "mutual"
+    }
+    assert in_stage == {key: units for key, units in given.items() if units}
+    assert in_stage, "those that stay share what there is"
 
 
 def test_the_search_for_the_best_outcome_is_bounded(monkeypatch):

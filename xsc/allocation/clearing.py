@@ -27,7 +27,7 @@ from typing import Final
 
 from xsc.allocation.tiers import RULES, Claim, TierResult
 from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import AUCTION_LOOKS_MAX, AUCTION_STEPS_MAX, PPM
+from xsc.base.limits import AUCTION_LOOKS_MAX, AUCTION_STEPS_MAX, LEAVING_TURNS_MAX, PPM
 from xsc.base.units import ceil_div
 from xsc.terms.quote import Tier
 from xsc.terms.slot import DivisionRule
@@ -146,18 +146,26 @@ def _divide(
 def _by_recognition(
     tier: Tier, capacity: int, bids: Sequence[Bid], rule: DivisionRule, salt: bytes
 ) -> tuple[dict[tuple[bytes, bytes], int], TierResult, list[tuple[bytes, bytes]]]:
-    """Clear stage 1 or 2: return the units, the result, and who left for its minimum."""
+    """Clear stage 1 or 2: return the units, the result, and who left for its minimum.
+
+    One need leaves a turn. After LEAVING_TURNS_MAX turns half of all that are short leave.
+    """
     members = list(bids)
     left: list[tuple[bytes, bytes]] = []
+    turn = 0
     while True:
         units, result = _divide(tier, capacity, members, rule, salt)
         # A need of which nothing is served takes from nobody: it stays, and may be served yet.
         short = [bid for bid in members if 0 < units[bid.key] < bid.quantity_min]
         if not short:
             return units, result, left
-        first = min(short, key=lambda bid: (bid.weight, lot(salt, *bid.key)))
-        left.append(first.key)
-        members.remove(first)
+        short.sort(key=lambda bid: (bid.weight, lot(salt, *bid.key)))
+        # Each turn looks at all: who recomputes the clearing takes so many, and hardly more.
+        leaving = 1 if turn < LEAVING_TURNS_MAX else ceil_div(len(short), 2)
+        gone = [bid.key for bid in short[:leaving]]
+        left += gone
+        turn += 1
+        members = [bid for bid in members if bid.key not in gone]
 
 
 @dataclass(frozen=True, slots=True)
