@@ -584,9 +584,7 @@ def test_needs_that_are_short_of_their_minimum_take_a_bounded_number_of_division
     ]
     given = independent.stage(terms.capacity, plain, terms.rule, SALT)
     in_stage = {
-        (line.customer, line.need): line.quantity
-        for line in cleared.lines
-        if line.tier == "mutual"
+        (line.customer, line.need): line.quantity for line in cleared.lines if line.tier == "mutual"
     }
     assert in_stage == {key: units for key, units in given.items() if units}
     assert in_stage, "those that stay share what there is"

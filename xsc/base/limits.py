@@ -620,7 +620,7 @@ ALLOCATIONS_A_CUSTOMER_MAX = 512
 ALLOCATIONS_A_STRANGER_MAX = 64
 """The same of one that is not recognised."""
 LEAVING_TURNS_MAX = 64
-"""Turns of a stage in which one need leaves for its minimum; then half of those leave that are short."""
+"""Turns of a stage in which one need leaves for its minimum. Then half of the short ones leave."""
 AUCTION_STEPS_MAX = 128
 """Divisions that one search for the best outcome of an auction with minima may try."""
 AUCTION_LOOKS_MAX = 131_072

@@ -310,11 +310,7 @@ def owed_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     is_paid = is_over(terms, use, now_ms) and use.settled_micro >= use.voucher_micro > 0
     if terms.lease_id.startswith(HOLD_MARK):
         return 0 if is_paid and owed * HOLD_DIFFERENCE_PART <= use.settled_micro else owed
-    if (
-        is_paid
-        and use.held_bytes == 0
-        and counted(terms, use) - use.voucher_quantity <= use.edge
-    ):
+    if is_paid and use.held_bytes == 0 and counted(terms, use) - use.voucher_quantity <= use.edge:
         return 0
     return owed
 

@@ -452,9 +452,7 @@ class Play:
             stated_ms = clock.now_ms()
             stated = self.do(node.commitments.need(kind, needed))
             needs += [
-                (stated_ms, need)
-                for need in node.commitments.own.needs
-                if need.slot_id == stated
+                (stated_ms, need) for need in node.commitments.own.needs if need.slot_id == stated
             ]
         need = next(need for _, need in needs if need.kind == kind)
         step_ms, times = rng.choice(((3_000, 6), (9_000, 4)))

@@ -261,9 +261,7 @@ async def test_what_a_need_allows_is_all_that_is_signed_for_it(world, three):
     for number in range(30):
         window = (now_ms + 3_000 * number, now_ms + 3_000 * (number + 1))
         for host in (other, provider):
-            made = entitle(
-                world, holder, host, 7, kind="compute", price=1_000, window=window
-            )
+            made = entitle(world, holder, host, 7, kind="compute", price=1_000, window=window)
             made = replace(made, until_ms=window[1], granted_ms=window[0])
             host.granted[-1] = holder.received[-1] = made
     need = NeedSlot(
