@@ -251,8 +251,8 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
     if entry.hold is not None:
         ended_ms = entry.hold.counted_ms if use.given_back else entry.hold.until_ms
         kept_ms = STORAGE_LEASE_MS if entry.hold.is_used else LEASE_KEPT_MS
-        is_kept = now_ms - ended_ms < kept_ms
-        return use, is_done(entry, now_ms) and not is_kept
+        is_signed = entry.role == "provider" or use.billed_micro <= use.voucher_micro
+        return use, is_signed and is_done(entry, now_ms) and now_ms - ended_ms >= kept_ms
     ended_ms = use.touched_ms if use.given_back else terms.end_ms
     if entry.role == "provider":
         # Whether it has lapsed is found here, and not again by every put.

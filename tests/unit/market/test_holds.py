@@ -230,6 +230,22 @@ async def test_seconds_between_both_sides_are_settled_in_the_end(world, three):
     assert holder.market.leases() == provider.market.leases() == []
 
 
+async def test_what_is_not_signed_yet_is_not_forgotten(world, three):
+    holder, _, provider = three
+    entitle(world, holder, provider, 80, price=600)
+    await settled(world, holder, provider)
+    world.later(40 * EPOCH_MS // 2)
+    await settled(world, holder, provider)
+    world.later(EPOCH_MS)
+    for of in (holder.received, provider.granted):
+        of.clear()
+    for _ in range(3):
+        holder.market.tidy()
+        world.later(EPOCH_MS)
+    await settled(world, holder, provider)
+    assert provider.ledger.owed(holder.id) == 80 * 600 * 21
+
+
 async def test_a_provider_waives_no_more_than_a_sixteenth_of_what_was_paid(world, three):
     holder, _, provider = three
     made = entitle(world, holder, provider, 80, price=600)
