@@ -259,6 +259,7 @@ async def quoted(count: int) -> float:
         granted=tuple,
         received=NOBODY,
         billed=NOBODY,
+        needs=NOBODY,
         on_denied=NOBODY,
     )
     settings = MarketSettings(PriceList(10, 10, 200_000, 100_000), 40, 40, 10_000, 3_600_000)
