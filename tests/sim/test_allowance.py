@@ -11,7 +11,7 @@ from xsc.space.paths import UserSpacePaths
 from xsc.terms.slot import AvailabilitySlot, Commitment, pack_windows
 from xsc.terms.voucher import Voucher
 
-SETTINGS = {"settle_interval": "2s", "starter_credit": "1000"}
+SETTINGS = {"settle_interval": "2s", "booking_interval": "2s", "starter_credit": "1000"}
 SECONDS = 90
 
 
