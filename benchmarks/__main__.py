@@ -5,6 +5,8 @@
 The words are storage, small, compute, services, start, memory, stalled, space, programs and market,
 which share the network, and disk, hung and inside, which need none. Without a word all are run.
 
+BENCH_SMOKE=1 makes the shortest round that runs every line; its figures mean nothing.
+
 Each figure is the median of at least three; rates are MB (10^6 bytes of user
 data) a second. The limits are measured in the same run on the same machine.
 """
@@ -37,6 +39,7 @@ from benchmarks import (
     space,
     stalled,
 )
+from benchmarks.size import SMOKE, least
 from xsc.base.limits import MIB
 from xsc.client.calls import Calls
 from xsc.client.core import Core
@@ -109,15 +112,17 @@ class Network:
 
 def storage(net: Network, quick: bool) -> None:
     print("\nstorage: one object through the API of one node, read at another node")
-    put_limit, get_limit = limit.measure(256 * MIB)
+    put_limit, get_limit = limit.measure(least(256, 8) * MIB)
     print(
         f"  limit in one process            put {put_limit:6.0f} MB/s   get {get_limit:6.0f} MB/s"
     )
-    sizes = [MIB, 64 * MIB] if quick else [MIB, 64 * MIB, 512 * MIB]
+    sizes = [MIB, least(64, 8) * MIB]
+    if not quick:
+        sizes.append(512 * MIB)
     for size in sizes:
         data = os.urandom(size)
         puts, gets, caps = [], [], []
-        for _ in range(3):
+        for _ in range(least(3, 1)):
             box: dict[str, str] = {}
 
             def put(box: dict[str, str] = box, data: bytes = data) -> None:
@@ -172,7 +177,7 @@ def still(net: Network, quick: bool) -> None:
 
 def start(net: Network, quick: bool) -> None:
     print("\ncommand line: whole processes")
-    count = 5 if quick else 11
+    count = least(5 if quick else 11, 1)
     home = net.homes[0]
     module = str(WASM / "add.wasm")
     bare = median(
@@ -191,7 +196,7 @@ def start(net: Network, quick: bool) -> None:
 
 
 def memory(net: Network, quick: bool) -> None:
-    size = (256 if quick else 1024) * MIB
+    size = least(256 if quick else 1024, 16) * MIB
     idle = [anonymous_mib(pid) for pid in net.pids()]
     print(f"\nmemory (RssAnon): nodes before the transfer {min(idle)}-{max(idle)} MiB")
     peaks = dict.fromkeys(net.pids(), 0)
@@ -240,6 +245,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller sizes, for a first look")
     parser.add_argument("parts", nargs="*", default=[*PARTS, *ALONE])
     asked = parser.parse_args()
+    asked.quick |= SMOKE
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, {NODES} nodes on loopback")
     for part in asked.parts:
         if part in ALONE:

@@ -18,6 +18,7 @@ from functools import partial
 
 import wasmtime
 
+from benchmarks.size import least
 from xsc.base.limits import COMPILE_MS_DEFAULT, FUEL_MAX, MIB
 from xsc.base.log import SilentLog
 from xsc.compute.wasm.limits import Limits
@@ -98,7 +99,7 @@ async def measure(quick: bool) -> None:
     pool = PoolSandbox(WORKERS, SystemClock(), SilentLog())
     await pool.start()
     try:
-        times = 50 if quick else 300
+        times = least(50 if quick else 300, 2)
         show("a timer alone", await lateness(pool, timer, times, ALLOWED_MS))
         for what, text in [("in a loop", SPIN), ("in a call of the host", HASHING)]:
             given = job(text)
@@ -107,7 +108,7 @@ async def measure(quick: bool) -> None:
         given = job(SPIN)
         show(
             "with its process stopped",
-            await lateness(pool, partial(stopped, pool, given), times // 5, ALLOWED_MS),
+            await lateness(pool, partial(stopped, pool, given), max(1, times // 5), ALLOWED_MS),
         )
         if not quick:
             show(

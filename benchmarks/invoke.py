@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import beside, load
+from benchmarks.size import least
 from xsc.base.jobs import JobSpec
 from xsc.client import connect
 from xsc.client.calls import Calls
@@ -87,14 +88,14 @@ def run(homes: list[Path], calls: list[Calls], pids: list[int], quick: bool) -> 
             lambda: calls[0].job(JobSpec.invoke(module, "add", ["1", "2"], on=on, local=local))
         )
 
-    bare = beside.engine(module, 2_000)
+    bare = beside.engine(module, least(2_000, 10))
     print(f"  wasmtime-py in this process: {bare * 1e6:.0f} µs, {1 / bare:.0f}/s")
-    other = beside.node_js(str(path), 2_000 if quick else 6_000)
+    other = beside.node_js(str(path), least(2_000 if quick else 6_000, 16))
     server = "none on PATH" if other is None else shown(other)
     print(f"  Node.js HTTP server, 16 in flight         {server}")
     print(f"  cold, with a new lease on a remote node   {call(name, False) * 1e3:.1f} ms")
     watched = [member for pid in pids for member in load.family(pid)]
-    count = 1_000 if quick else 4_000
+    count = least(1_000 if quick else 4_000, 64)
     for label, on, local in (("own node", None, True), ("remote", name, False)):
         body = job(module, on, local)
         one = prepared(homes[0], watched, body, count // 8, 1)
@@ -115,7 +116,7 @@ def run(homes: list[Path], calls: list[Calls], pids: list[int], quick: bool) -> 
             f"  {label:9s} Python client     warm p50 {at(warm, 0.5) * 1e3:.2f} ms  "
             f"p99 {at(warm, 0.99) * 1e3:.2f} ms   16 in flight {median(rates):.0f}/s"
         )
-    together(homes[0], calls[0], module, name, 5_000 if quick else 20_000)
+    together(homes[0], calls[0], module, name, least(5_000 if quick else 20_000, 100))
 
 
 def together(home: Path, calls: Calls, module: bytes, name: str, count: int) -> None:

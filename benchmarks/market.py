@@ -14,6 +14,7 @@ from random import Random
 from statistics import median
 from typing import Any, Final, cast
 
+from benchmarks.size import least
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.deciding import Inputs, begin
 from xsc.allocation.granting import Cleared, Seen
@@ -42,7 +43,7 @@ from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, SlotKind, pack_windows
 
-PARTICIPANTS: Final = 10_000
+PARTICIPANTS: Final = least(10_000, 300)
 SLOTS_EACH: Final = 10
 SITES: Final = 20
 KINDS: Final[tuple[SlotKind, ...]] = ("storage", "egress", "compute")
@@ -50,7 +51,7 @@ RECOGNISED: Final = 20
 NOW_MS: Final = 1_700_000_000_000
 HOUR_MS: Final = 3_600_000
 OWN: Final = bytes(32)
-LEASES: Final = 10_000
+LEASES: Final = least(10_000, 100)
 NOBODY: Final[Any] = None
 NO_RECORD: Final = SpaceValue(record=bytes(600), value=b"")
 
@@ -196,8 +197,8 @@ def rules(quick: bool) -> None:
         new = _changed(known.others[node].commitment)
         return _ms(lambda: known.publish(node, new))
 
-    touching = [change(node) for node in random.sample(matching, 50)]
-    admitted = [change(node) for node in random.sample(sorted(taking), 50)]
+    touching = [change(node) for node in random.sample(matching, least(50, 1))]
+    admitted = [change(node) for node in random.sample(sorted(taking), least(50, 1))]
     own = [_ms(lambda n=n: known.offer(n)) for n in range(len(slots)) for _ in range(3)]  # type: ignore[misc]
     still = [_ms(known.allocate) for _ in range(5)]
     print(f"  needs that match an own slot                       {min(matched)} to {max(matched)}")
@@ -284,7 +285,7 @@ def granted(homes: Sequence[Path], quick: bool) -> None:
     owner = SpaceCalls(provider.core).put("bench/owner", b"")["owner"]
     took = []
     with SpaceCalls(customer.core).watch(f"{owner}:{UserSpacePaths.ALLOCATION_STATE}") as changes:
-        for number in range(10 if quick else 40):
+        for number in range(least(10 if quick else 40, 2)):
             quantity = 2 + number % 50
             begun = time.perf_counter()
             customer.edit(need_id, {"quantity": quantity})
@@ -304,6 +305,6 @@ def run(homes: Sequence[Path], quick: bool) -> None:
     """Measure, and print."""
     print("\nmarket: what is granted ahead of use")
     rules(quick)
-    took = asyncio.run(quoted(100))
+    took = asyncio.run(quoted(least(100, 10)))
     print(f"  a signed quote at a provider of {LEASES} open leases    {took:7.2f} ms")
     granted(homes, quick)

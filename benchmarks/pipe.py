@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from benchmarks.size import least
 from xsc.base.limits import GIB, MIB
 
 SIZE = 4 * GIB
-QUICK_SIZE = 256 * MIB
+QUICK_SIZE = least(256, 16) * MIB
 BLOCK = 8 * MIB
 READ_BYTES = MIB
 

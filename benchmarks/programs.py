@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.size import least
 from benchmarks.space import ROUNDS, Watcher, alone, anonymous_kib
 from xsc.base.errors import NotFound
 from xsc.base.limits import KIB
@@ -56,11 +57,11 @@ from xsc.terms.execution import Number
 NETWORK = network_id("benchmark")
 WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
 KEY = KeyPair(b"k" * 32)
-SLOTS = 1_000
-RULES = 100
-LINKS = 1_000
-IDLE = 50
-IDLE_S = 5
+SLOTS = least(1_000, 100)
+RULES = least(100, 10)
+LINKS = least(1_000, 20)
+IDLE = least(50, 2)
+IDLE_S = least(5, 1)
 
 
 def chain(count: int, name: str = "chain", function: object = "math.add") -> bytes:
@@ -273,7 +274,7 @@ async def exported(rounds: int) -> float:
 
 
 def soon(homes: Sequence[Path], quick: bool) -> None:
-    core, count = Core(homes[0]), 50 if quick else 200
+    core, count = Core(homes[0]), least(50 if quick else 200, 6)
     calls, programs = SpaceCalls(core), ProgramCalls(core)
     add = {"add.wasm": (WASM / "add.wasm").read_bytes()}
     call = {"module": "add.wasm", "export": "add"}
@@ -318,14 +319,16 @@ def run(homes: Sequence[Path], quick: bool) -> None:
     print("\nprograms: values that depend on values")
     slots()
     frames()
-    one, many = (asyncio.run(recorded(count, 30 if quick else 100)) for count in (1, RULES))
+    one, many = (
+        asyncio.run(recorded(count, least(30 if quick else 100, 3))) for count in (1, RULES)
+    )
     print(f"  a record of provenance               {one:.3f} ms, {many:.3f} ms of {RULES} at once")
-    wall, spent, puts = asyncio.run(published(50 if quick else 400))
+    wall, spent, puts = asyncio.run(published(least(50 if quick else 400, 5)))
     print(
         f"  from a change to its output, p50     {wall:.2f} ms ({spent:.2f} ms of the processor); "
         f"two puts alone {puts:.2f} ms"
     )
-    print(f"  a module's export in a frame, p50    {asyncio.run(exported(400)):.2f} ms")
+    print(f"  a module's export in a frame, p50    {asyncio.run(exported(least(400, 10))):.2f} ms")
     took, records = asyncio.run(followed())
     print(f"  why over {records:,} records              {took:.2f} s")
     share, grown = alone(idle)

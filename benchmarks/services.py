@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from benchmarks import load
 from benchmarks.invoke import at, shown
+from benchmarks.size import least
 from xsc.client.calls import Calls
 from xsc.client.services import ServiceCalls
 from xsc.compute.wasm.engine import Machine
@@ -39,7 +40,7 @@ def run(calls: list[Calls], pids: list[int], quick: bool) -> None:
     """Measure, and print."""
     print("\nservices: greet.wasm (C, 24 kB), a fresh instance for each request")
     module = (WASM / "greet.wasm").read_bytes()
-    count = 200 if quick else 1_000
+    count = least(200 if quick else 1_000, 32)
     print(f"  the program alone in this process   {alone(module, count) * 1e3:6.2f} ms")
     services = ServiceCalls(calls[0].core)
     for label, on in (("at its owner's node", None), ("at a peer, receipts signed", "node-1")):

@@ -24,6 +24,7 @@ from queue import Queue
 from statistics import median
 from typing import Any
 
+from benchmarks.size import least
 from xsc.base.encoding import Value
 from xsc.base.limits import JOINT_RECORDS_MAX, KIB, MIB
 from xsc.base.log import SilentLog
@@ -45,11 +46,11 @@ from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync
 from xsc.space.table import OwnerTable, Row
 
-ROUNDS = 3
+ROUNDS = least(3, 1)
 NETWORK = network_id("benchmark")
 DOMAIN = b"d" * 32
-CELLS = 1_000
-PEERS = 1_000
+CELLS = least(1_000, 50)
+PEERS = least(1_000, 20)
 COMMITMENT_BYTES = KIB
 """A commitment to some ten partners."""
 
@@ -94,7 +95,7 @@ def delays(calls: SpaceCalls, watcher: Watcher, count: int) -> list[float]:
 
 
 def told(homes: Sequence[Path], quick: bool) -> None:
-    count = 50 if quick else 300
+    count = least(50 if quick else 300, 5)
     calls = SpaceCalls(Core(homes[0]))
     owner = calls.put("bench/told", b"first")["owner"]
     places = ((homes[0], "bench/told"), (homes[-1], f"{owner}:bench/told"))
@@ -227,7 +228,7 @@ async def intake(
 
 
 def taken(quick: bool) -> None:
-    count = 2_000 if quick else 9_000
+    count = least(2_000 if quick else 9_000, 200)
     for label, writes in (("signed one by one", one_by_one), ("signed together", together)):
         rounds = [asyncio.run(intake(count, writes)) for _ in range(ROUNDS)]
         rate, gave, alone = (median(one[at] for one in rounds) for at in range(3))
@@ -274,7 +275,7 @@ def churned(count: int) -> int:
 def each_us(work: Callable[[], object]) -> float:
     """Return the median time of a call in microseconds."""
     found = []
-    for _ in range(200):
+    for _ in range(least(200, 5)):
         begun = time.perf_counter()
         work()
         found.append(time.perf_counter() - begun)
@@ -282,7 +283,7 @@ def each_us(work: Callable[[], object]) -> float:
 
 
 def stamps() -> None:
-    known = {count: holders(count) for count in (16, 256, 1_024)}
+    known = {count: holders(count) for count in least((16, 256, 1_024), (16, 256))}
     sizes = [
         f"{median(len(itc.event_bytes(clock.event)) for clock in clocks):.0f} at {count}"
         for count, clocks in known.items()
@@ -290,7 +291,7 @@ def stamps() -> None:
     one, other = known[256][0].event, known[256][-1].event
     join, leq = each_us(lambda: itc.join_events(one, other)), each_us(lambda: itc.leq(one, other))
     print(f"  bytes of a stamp                     {', '.join(sizes)} holders")
-    print(f"  after 1,000 joined and left          {churned(1_000)} B")
+    print(f"  after 1,000 joined and left          {churned(least(1_000, 20))} B")
     print(f"  at 256 holders                       join {join:.0f} µs, leq {leq:.0f} µs")
 
 
@@ -397,7 +398,7 @@ async def updates(count: int) -> tuple[float, int, int, int, int]:
 def kept(quick: bool) -> None:
     grown = median(alone(commitments, PEERS) for _ in range(ROUNDS))
     print(f"  commitments of 1,000 peers           {grown / KIB:.1f} MiB of memory")
-    count = 100_000 if quick else 1_000_000
+    count = least(100_000 if quick else 1_000_000, 1_000)
     rate, early, late, disk, fresh = alone(updates, count)
     print(
         f"  {count:,} updates of {CELLS:,} cells  disk {disk / fresh:.2f} times a fresh store "
