@@ -81,6 +81,7 @@ SHELL = {
     "xsc.market.renewing": "asks for renewals, and grants them",
     "xsc.market.service": "starts the parts of the market, tidies and closes them",
     "xsc.market.settlement": "sends vouchers, and books those of customers",
+    "xsc.market.waiting": "has calls wait in line for fuel",
     "xsc.market.taken": "counts what is used of leases, and asks hosts that refuse one",
     "xsc.net.transport.flow": "bounds the time of transfers",
     "xsc.net.transport.connection": "lets writers wait for a transport",

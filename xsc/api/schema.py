@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from xsc.base.jobs import Grant, JobOptions, JobSpec, Mode
 from xsc.base.limits import (
     ARGUMENTS_MAX,
+    COMPUTE_WAIT_MS,
     FUEL_MAX,
     INVITATION_TTL_MS,
     MEMORY_BYTES_MAX,
@@ -190,6 +191,8 @@ class JobRequest(Body):
     memory_bytes: int | None = Field(default=None, ge=1, le=MEMORY_BYTES_MAX)
     timeout_ms: int | None = Field(default=None, ge=1, le=TIMEOUT_MS_MAX)
     on: str | None = Field(default=None, max_length=256)
+    wait_ms: int = Field(default=COMPUTE_WAIT_MS, ge=0, le=TIMEOUT_MS_MAX)
+    """How long it waits where other runs of this node at the provider hold the fuel it needs."""
     local: bool = False
     module: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """SHA-256 of a module that came lately, instead of its bytes; `module_bytes` is 0 then."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Self, TypedDict, Unpack
 
 from xsc.base.errors import ArgumentInvalid, XscError
+from xsc.base.limits import COMPUTE_WAIT_MS
 
 Mode = Literal["invoke", "run", "batch"]
 Grant = Literal["clock", "random"]
@@ -34,6 +35,8 @@ class JobOptions(LimitOptions, total=False):
 
     on: str | None
     """The node that must run it, by name, id or the beginning of its id."""
+    wait_ms: int
+    """How long it waits where other runs of this node at the provider hold the fuel it needs."""
     local: bool
     """Run it on this node: ask nobody, pay nothing."""
     grants: tuple[Grant, ...]
@@ -69,6 +72,8 @@ class JobSpec:
     item_fuel: int | None = None
     """Most fuel of one call of a batch; all of the fuel where None."""
     on: str | None = None
+    wait_ms: int = COMPUTE_WAIT_MS
+    """How long it may wait for fuel; this does not count towards `timeout_ms`."""
     local: bool = False
     grants: tuple[Grant, ...] = ()
     verify: str | None = None

@@ -505,6 +505,16 @@ COMPUTE_LEASE_RUNS = 20
 """Runs that a compute lease is asked for: at the limits of the run that needs it."""
 COMPUTE_LEASE_MICRO_MAX = 1_000_000
 """Worth of a compute lease asked for, where one run does not need more."""
+COMPUTE_WAIT_MS = 60_000
+"""How long a call waits for fuel that runs of the same customer hold at a provider."""
+COMPUTE_WAITING_MAX = 1024
+"""Calls of this node that look or wait for fuel at others."""
+COMPUTE_IN_FLIGHT_MAX = JOBS_QUEUED_A_PEER_MAX
+"""Runs of this node at one provider, which has no more of one customer wait."""
+COMPUTE_LEASE_LATE_MS = 1_000
+"""So much later a lease has ended at its provider, too, whose clock may differ."""
+LEASES_GIVEN_BACK_MAX = 64
+"""Compute leases that a customer gives back with one request for a quote."""
 REFUSED_RETRY_MS = 60_000
 """After the second refusal of a booking by its debtor; each further one doubles it."""
 REFUSED_RETRY_MS_MAX = 24 * 3_600_000

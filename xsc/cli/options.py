@@ -20,6 +20,7 @@ import click
 from xsc.api.ranges import check_range
 from xsc.base.errors import ArgumentInvalid, IdentityInvalid, TooLarge, XscError
 from xsc.base.jobs import JobOptions
+from xsc.base.limits import COMPUTE_WAIT_MS
 from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
 from xsc.cli.output import warn
 from xsc.client.calls import Calls, read_file, unreadable
@@ -417,6 +418,14 @@ def job_options(function: F) -> F:
             type=DURATION,
             metavar="DURATION",
             help="Most time it may take.",
+        ),
+        click.option(
+            "--wait",
+            "wait_ms",
+            type=DURATION,
+            metavar="DURATION",
+            default=COMPUTE_WAIT_MS,
+            help="How long it waits for other runs of this node to end.  [60s]",
         ),
         click.option(
             "--memory", "memory_bytes", type=SIZE, metavar="SIZE", help="Most memory it may have."

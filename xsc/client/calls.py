@@ -294,7 +294,8 @@ class Calls:
             head = to_json(request | about)
             parts = [len(head).to_bytes(4, "big"), head, brought, spec.stdin]
             job_ms = min(spec.timeout_ms or TIMEOUT_MS_MAX, TIMEOUT_MS_MAX)
-            return self._send_job(parts, job_ms / 1000 + JOB_GRACE_S, show)
+            waits_ms = min(spec.wait_ms, TIMEOUT_MS_MAX)
+            return self._send_job(parts, (job_ms + waits_ms) / 1000 + JOB_GRACE_S, show)
 
         return read_result(spec.mode, named_first(spec.module, send))
 

@@ -45,15 +45,27 @@ class ComputeLeases(Protocol):
     """The customer's side of the market."""
 
     async def lease_compute(
-        self, *, fuel_steps: int, on: bytes | None, saved: Mapping[bytes, int] | None = None
+        self,
+        *,
+        fuel_steps: int,
+        on: bytes | None,
+        saved: Mapping[bytes, int] | None = None,
+        wait_ms: int = 0,
+        apart: bool = False,
     ) -> ComputeLease:
         """Return a lease with room for that many fuel steps, on that node or on the best.
 
-        `saved` says how many bytes of the job need not be sent to a node: at about the same
-        price such a one is better.
+        Args:
+            fuel_steps: what is needed.
+            on: the node; None for the best.
+            saved: how many bytes of the job need not be sent to a node: at about the same price
+                such a one is better.
+            wait_ms: how long it may wait until runs of this node end that hold what it needs.
+            apart: whether a service uses the lease, and no runs.
 
         Raises:
             NoOffers: nobody offers it.
+            ComputeExhausted: what this node could have is in use, and waiting does not help.
         """
 
     async def lease_providers(
@@ -73,6 +85,9 @@ class ComputeLeases(Protocol):
 
     async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:
         """Record what a verified receipt bills, and extend the voucher."""
+
+    def unused(self, lease_id: bytes, fuel_steps: int) -> None:
+        """Take back what was leased for a run that its provider refused, or could not end."""
 
 
 class ComputeBook(Protocol):
@@ -137,6 +152,9 @@ class ServiceLeases(ComputeLeases, Protocol):
 
         None where no such lease is known.
         """
+
+    def release(self, lease_id: bytes) -> None:
+        """Give back the lease of a service."""
 
 
 class ServiceBook(ComputeBook, Protocol):

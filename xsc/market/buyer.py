@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from xsc.base.errors import (
     ArgumentInvalid,
     ComputeExhausted,
+    LimitError,
     NoOffers,
     PeerLeaving,
     PeerSilent,
@@ -20,7 +21,14 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short
-from xsc.base.limits import NONCE_BYTES, ROOM_LEAST_BYTES
+from xsc.base.limits import (
+    COMPUTE_IN_FLIGHT_MAX,
+    COMPUTE_LEASE_LATE_MS,
+    COMPUTE_LEASE_MS,
+    LEASE_TIMEOUT_MS,
+    NONCE_BYTES,
+    ROOM_LEAST_BYTES,
+)
 from xsc.base.refusals import refusal
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
@@ -43,6 +51,7 @@ from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
 from xsc.market.quote import QUANTITY_MAX, domain_of, wanted_quantity
 from xsc.market.quotes import Quotes
+from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import OWN_LEASE
 from xsc.terms.quote import Kind, Quote
 
@@ -79,7 +88,9 @@ class LeaseBuyer:
         quotes: Quotes,
         requests: LeaseRequests,
         headroom: Headroom,
+        lines: WaitingLines,
     ) -> None:
+        self._lines = lines
         self._own = context.key.node_id
         self._clock = context.clock
         self._entropy = context.entropy
@@ -140,48 +151,169 @@ class LeaseBuyer:
         return LeasedHosts(hosts, refused)
 
     async def lease_compute(
-        self, *, fuel_steps: int, on: bytes | None, saved: Mapping[bytes, int] | None = None
+        self,
+        *,
+        fuel_steps: int,
+        on: bytes | None,
+        saved: Mapping[bytes, int] | None = None,
+        wait_ms: int = 0,
+        apart: bool = False,
     ) -> LeaseHandle:
         """Return a lease with room for that many fuel steps, on that node or on the best.
+
+        Where runs of this node hold what it could have, it waits until one of them ends. Calls
+        wait in a line for each `on`, so that the first that came is the first served.
 
         Args:
             fuel_steps: fuel to lease.
             on: the node; None for the best.
             saved: by node, the bytes that need not be sent to it. Of offers of about the best
                 price, the node that saves most is the best (`xsc.market.locality`).
+            wait_ms: how long it may wait.
+            apart: whether a service uses the lease, and no runs: it is a new one.
 
         Raises:
             NoOffers: no node offers it at a price within the reserve, or none answers.
-            CreditExceeded, ComputeExhausted: every node refused for this reason.
+            CreditExceeded, ComputeExhausted: every node refused for this reason, and no run of
+                this node that ends could change that, or none ended in time.
+            RateLimited: too many calls wait already.
         """
         if not 0 < fuel_steps <= QUANTITY_MAX:
             raise ArgumentInvalid("the fuel to lease is out of range")
-        faults: dict[bytes, XscError] = {}
-        if on != self._own:
-            async with self._locks["compute"]:
-                nodes = [on] if on is not None else self._quotes.up()
-                taken: list[LeaseEntry] = []
-                if saved and on is None:
-                    taken, faults = await self._nearest(nodes, fuel_steps, saved)
-                at_hand = [] if taken else self._usable("compute", fuel_steps, nodes)
-                taken = taken or [entry for entry in at_hand if entry.draw is not None]
-                tried: set[bytes] = set()
-                if not taken:
-                    taken, faults = await self._take_entitled(
-                        "compute", nodes, quantity=fuel_steps, count=1, avoid=None, tried=tried
-                    )
-                taken = taken or at_hand
-                if not taken:
-                    taken, faults = await self._auction(
-                        "compute", nodes, quantity=fuel_steps, count=1, avoid=None, tried=tried
-                    )
-                if taken:
-                    return self._hand_out(taken[0], fuel_steps)
-        if on in (None, self._own) and self._headroom.free("compute") >= fuel_steps:
-            return LeaseHandle(self._own, OWN_LEASE, 0)
         if on == self._own:
+            if self._headroom.free("compute") >= fuel_steps:
+                return LeaseHandle(self._own, OWN_LEASE, 0)
             raise ComputeExhausted("this node has not so much fuel left that is not promised")
-        raise refusal(faults, "no node offers the fuel that is needed")
+        until_ms = self._clock.monotonic_ms() + wait_ms
+        async with self._lines.place(on) as place:
+            while True:
+                faults: dict[bytes, XscError] = {}
+                left_ms = until_ms - self._clock.monotonic_ms()
+                if place.is_first:
+                    place.woken.clear()
+                    async with self._locks["compute"]:
+                        entry, faults = await self._take_fuel(fuel_steps, on, saved, apart=apart)
+                        if entry is not None:
+                            entry.is_apart = apart
+                            return self._hand_out(entry, 0 if apart else fuel_steps)
+                    if on is None and self._headroom.free("compute") >= fuel_steps:
+                        return LeaseHandle(self._own, OWN_LEASE, 0)
+                    ends_ms = self._ends_ms(fuel_steps, faults)
+                    if left_ms <= 0 or ends_ms is None:
+                        raise refusal(faults, "no node offers the fuel that is needed")
+                    left_ms = min(left_ms, ends_ms)
+                elif left_ms <= 0:
+                    if place.line[0].waits:
+                        raise ComputeExhausted(
+                            "calls of this node that came before wait for fuel there",
+                            hint="try again once some of its runs there have ended",
+                        )
+                    left_ms = LEASE_TIMEOUT_MS  # the first is looking, and leaves or waits
+                await self._lines.wait(place, left_ms)
+
+    async def _take_fuel(
+        self, fuel_steps: int, on: bytes | None, saved: Mapping[bytes, int] | None, *, apart: bool
+    ) -> tuple[LeaseEntry | None, dict[bytes, XscError]]:
+        """Return a lease with that room: at hand, or new; or why each node gave none."""
+        busy: dict[bytes, XscError] = {}
+        for node in [on] if on is not None else self._quotes.up():
+            if self._in_flight(node) >= COMPUTE_IN_FLIGHT_MAX and not apart:
+                busy[node] = ComputeExhausted(
+                    f"{COMPUTE_IN_FLIGHT_MAX} runs of this node are under way at {short(node)}"
+                )
+            elif on is None and self._lines.is_wanted(node):
+                busy[node] = ComputeExhausted(f"other calls of this node wait for {short(node)}")
+        nodes = [on] if on is not None else self._quotes.up()
+        nodes = [node for node in nodes if node not in busy]
+        taken: list[LeaseEntry] = []
+        faults: dict[bytes, XscError] = {}
+        if saved and on is None:
+            taken, faults = await self._nearest(nodes, fuel_steps, saved)
+        at_hand = [] if taken or apart else self._usable("compute", fuel_steps, nodes)
+        taken = taken or [entry for entry in at_hand if entry.draw is not None]
+        tried: set[bytes] = set()
+        if not taken:
+            if not at_hand:
+                self._give_back(nodes, fuel_steps, apart=apart)
+            taken, faults = await self._take_entitled(
+                "compute",
+                nodes,
+                quantity=fuel_steps,
+                count=1,
+                avoid=None,
+                tried=tried,
+                apart=apart,
+            )
+        taken = taken or at_hand
+        if not taken:
+            taken, faults = await self._auction(
+                "compute",
+                nodes,
+                quantity=fuel_steps,
+                count=1,
+                avoid=None,
+                tried=tried,
+                apart=apart,
+            )
+        return (taken[0] if taken else None), busy | faults
+
+    def _compute_leases(self, node: bytes) -> list[LeaseEntry]:
+        """Return the compute leases at a node that are not over, or under which runs are."""
+        now_ms = self._clock.now_ms()
+        return [
+            entry
+            for entry in self._store.of("customer", node)
+            if entry.terms.kind == "compute"
+            # Requests may still run under one that a service has given back.
+            and (entry.is_apart or not entry.use.given_back)
+            and (
+                now_ms < entry.terms.end_ms + COMPUTE_LEASE_LATE_MS or entry.promised_at(now_ms) > 0
+            )
+        ]
+
+    def _in_flight(self, node: bytes) -> int:
+        """Return how many runs of this node are under way at another, as far as it knows."""
+        now_ms = self._clock.now_ms()
+        return sum(
+            len(entry.promised)
+            for entry in self._compute_leases(node)
+            if now_ms < entry.terms.end_ms
+        )
+
+    def _give_back(self, nodes: Sequence[bytes], fuel_steps: int, *, apart: bool) -> None:
+        """Give back what cannot serve a call, so that a lease that can takes its place.
+
+        The nodes are told with the next request for a quote.
+        """
+        now_ms = self._clock.now_ms()
+        for node in nodes:
+            for entry in self._compute_leases(node):
+                is_of_use = (
+                    not apart
+                    and rules.is_useful(entry.terms, entry.use, now_ms)
+                    and rules.room(entry.terms, entry.use) >= fuel_steps
+                )
+                if not (entry.is_apart or is_of_use or entry.promised_at(now_ms)):
+                    entry.use = replace(entry.use, given_back=True)
+                    self._store.keep(entry)
+                    self._quotes.drop("compute", node)
+
+    def _ends_ms(self, fuel_steps: int, faults: Mapping[bytes, XscError]) -> int | None:
+        """Return when next a lease ends of those that hold what a call needs.
+
+        None where none do: no run of this node that ends could help it.
+        """
+        now_ms = self._clock.now_ms()
+        ends: list[int] = []
+        for node, fault in faults.items():
+            held = self._compute_leases(node)
+            quote = self._quotes.kept("compute", node)
+            most = sum(rules.room(entry.terms, entry.use) for entry in held)
+            never = quote is not None and quote.available + most < fuel_steps
+            if held and not never and isinstance(fault, LimitError):
+                ends += [entry.terms.end_ms + COMPUTE_LEASE_LATE_MS - now_ms for entry in held]
+                ends.append(COMPUTE_LEASE_MS)  # runs under one that is over may last
+        return min((end for end in ends if end > 0), default=None)
 
     async def lease_providers(
         self, *, fuel_steps: int, count: int, exclude: frozenset[bytes] = frozenset()
@@ -333,6 +465,7 @@ class LeaseBuyer:
         count: int,
         avoid: frozenset[bytes] | None,
         tried: set[bytes],
+        apart: bool = False,
     ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
         """Return up to `count` new leases at distinct nodes, and why others gave none.
 
@@ -345,13 +478,18 @@ class LeaseBuyer:
                 distinct ones. None: domains do not matter.
             tried: nodes that are not asked. Those that were asked for a lease, offer too
                 little or do not answer are added; the others bid again.
+            apart: whether a service will use the lease: runs beside it need one, too.
         """
         taken: list[LeaseEntry] = []
         faults: dict[bytes, XscError] = {}
         while len(taken) < count:
             rest = [node for node in nodes if node not in tried]
-            quotes, unquoted = await self._quotes.ask(kind, rest, quantity)
-            small = [n for n, quote in quotes.items() if quote.record.available < quantity]
+            # Where a run ends soon, a lease for one run would be used up by it: better wait.
+            least = {
+                n: quantity * (1 + (kind == "compute" and self._in_flight(n) > 0)) for n in rest
+            }
+            quotes, unquoted = await self._quotes.ask(kind, rest, max(least.values(), default=0))
+            small = [n for n, quote in quotes.items() if quote.record.available < least[n]]
             faults |= unquoted | {node: _too_small(kind, node) for node in small}
             tried.update(small, (node for node in rest if node not in quotes))
             used = {entry.domain for entry in taken} | (avoid or frozenset())
@@ -372,7 +510,7 @@ class LeaseBuyer:
                     self._requests.lease(
                         quotes[winner.node],
                         winner.price,
-                        self._quantity(quotes[winner.node].record, winner.price, quantity),
+                        self._asked(quotes[winner.node].record, winner.price, quantity, apart),
                         quantity,
                     )
                     for winner in winners
@@ -395,6 +533,7 @@ class LeaseBuyer:
         count: int,
         avoid: frozenset[bytes] | None,
         tried: set[bytes],
+        apart: bool = False,
     ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
         """Return up to `count` leases at nodes where this node is entitled, and what was refused.
 
@@ -409,7 +548,7 @@ class LeaseBuyer:
             if len(taken) == count or (avoid is not None and domain in used):
                 continue
             price = quote.record.price
-            wanted = self._quantity(quote.record, price, quantity)
+            wanted = self._asked(quote.record, price, quantity, apart)
             answer = await self._requests.lease(quote, price, wanted, quantity)
             tried.add(provider)
             if isinstance(answer, XscError):
@@ -483,9 +622,14 @@ class LeaseBuyer:
         node = entry.terms.provider
         return entry.terms.price * 2**40 // self._rank(node), node
 
+    def _asked(self, quote: Quote, price: int, least: int, apart: bool) -> int:
+        wanted = self._quantity(quote, price, least)
+        return max(least, wanted // 2) if apart else wanted
+
     def _hand_out(self, entry: LeaseEntry, quantity: int) -> LeaseHandle:
         now_ms = self._clock.now_ms()
-        entry.promise(quantity, now_ms)
+        if quantity:
+            entry.promise(quantity, now_ms)
         use = rules.advance(entry.terms, entry.use, now_ms)
         if use is not entry.use:
             # A count that a power loss takes is then assumed to be held from here on only.

@@ -8,6 +8,7 @@ all. A lease is on the disk before it is answered. The rules are in `quote`, `le
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from xsc.base.encoding import Value
 from xsc.base.errors import (
@@ -17,13 +18,14 @@ from xsc.base.errors import (
     RecordInvalid,
     XscError,
 )
-from xsc.base.fields import take_bytes, take_str
+from xsc.base.fields import take_bytes, take_list, take_str
 from xsc.base.ids import short
 from xsc.base.limits import (
     LEASE_REQUESTS_A_CUSTOMER_MAX,
     LEASE_REQUESTS_MS,
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
+    LEASES_GIVEN_BACK_MAX,
     NONCE_BYTES,
 )
 from xsc.base.merkle import Part
@@ -77,6 +79,8 @@ class LeaseGranter:
         """Quote the caller's price and what it may still reserve, or draw of an entitlement."""
         kind = _kind(header)
         draw = None if header.get("draw") is None else Draw.from_value(header["draw"])
+        if header.get("given_back") is not None:
+            self._take_back(caller, take_list(header, "given_back", most=LEASES_GIVEN_BACK_MAX))
         site, owner = self._labels
         ladder, tier = self._headroom.pricing().ladder(kind), self._standing.tier(caller)
         if draw is None:
@@ -99,6 +103,18 @@ class LeaseGranter:
             draw=draw,
         )
         return {"quote": sign(quote, self._key, self._network).raw}, ()
+
+    def _take_back(self, customer: bytes, lease_ids: Sequence[Value]) -> None:
+        """End compute leases that their customer gives back, where nothing runs under them."""
+        for lease_id in lease_ids:
+            entry = self._store.get("provider", lease_id) if isinstance(lease_id, bytes) else None
+            if (
+                entry is not None
+                and (entry.terms.customer, entry.terms.kind) == (customer, "compute")
+                and not (entry.reserved or entry.use.given_back)
+            ):
+                entry.use = replace(entry.use, given_back=True)
+                self._store.keep(entry)
 
     async def on_lease(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]

@@ -79,6 +79,8 @@ class LeaseEntry:
     """Customer: how often a power loss may have taken something held out of the use."""
     promised: list[tuple[int, int]] = field(default_factory=list)
     """Customer: (until ms, quantity) of what was handed out and not yet heard of."""
+    is_apart: bool = False
+    """Customer: a service at the provider uses it, and runs of this node do not."""
     avoided_until_ms: int = 0
     """Customer: until when others are preferred, because the host refused a write."""
     told: Callable[[LeaseEntry], None] | None = field(default=None, init=False, compare=False)
@@ -336,6 +338,7 @@ def usable(
             and terms.provider in nodes
             and (before is None or rank(entry) < rank(before))
             and entry.denial is None
+            and not entry.is_apart
             and rules.is_useful(terms, use, now_ms)
             and entry.avoided_until_ms <= now_ms
             and rules.room(terms, use) - entry.promised_at(now_ms) >= quantity

@@ -103,8 +103,11 @@ def wanted_quantity(quote: Quote, price: int, least: int) -> int:
         most = affordable("compute", price, COMPUTE_LEASE_MICRO_MAX)
         if most is not None:
             wanted = min(wanted, most)
-    # A part of the share, so that a grant that gets lost does not use it up.
-    wanted = max(least, min(wanted, quote.available // SHARE_LEASES))
+    if quote.kind == "storage":
+        # A part of the share, so that a grant that gets lost does not use it up. Compute leases
+        # are few and large: what is left of one and too little for a run serves nobody.
+        wanted = min(wanted, quote.available // SHARE_LEASES)
+    wanted = max(least, wanted)
     return min(wanted, quote.available, QUANTITY_MAX)
 
 

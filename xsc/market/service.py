@@ -33,6 +33,7 @@ from xsc.market.recall import HISTORY, LeaseRecall
 from xsc.market.renewing import RENEW, Renewals
 from xsc.market.settlement import SETTLE, Settlement
 from xsc.market.taken import TakenLeases
+from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
 
@@ -62,8 +63,9 @@ class MarketService:
             context, ports, settings, self.store, limits=self.limits, headroom=self.headroom
         )
         self.denials = Denials(context, ports, self.store)
-        self.taken = TakenLeases(context, self.store, self.denials)
-        self.quotes = Quotes(context, ports, settings)
+        lines = WaitingLines(context.clock)
+        self.taken = TakenLeases(context, self.store, self.denials, lines)
+        self.quotes = Quotes(context, ports, settings, self.store)
         self.requests = LeaseRequests(context, ports, self.store, self.quotes)
         self.buyer = LeaseBuyer(
             context,
@@ -73,6 +75,7 @@ class MarketService:
             quotes=self.quotes,
             requests=self.requests,
             headroom=self.headroom,
+            lines=lines,
         )
         turns: Turns[tuple[Role, bytes]] = Turns()
         self.settlement = Settlement(

@@ -14,13 +14,17 @@ from xsc.market import lease as rules
 from xsc.market.denials import Denials
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
+from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import OWN_LEASE
 
 
 class TakenLeases:
     """What storage and compute report of leases that they use."""
 
-    def __init__(self, context: Context, store: LeaseStore, denials: Denials) -> None:
+    def __init__(
+        self, context: Context, store: LeaseStore, denials: Denials, lines: WaitingLines
+    ) -> None:
+        self._lines = lines
         self._clock = context.clock
         self._log = context.log
         self._store = store
@@ -92,7 +96,26 @@ class TakenLeases:
         entry.end_promise(fuel_steps)
         entry.use = rules.spend(entry.terms, entry.use, fuel_steps, amount_micro)
         self._store.keep(entry)
+        self._lines.freed(entry.peer)
         await asyncio.sleep(0)  # it is kept before the result is returned
+
+    def unused(self, lease_id: bytes, fuel_steps: int) -> None:
+        """Take back what was handed out for a run that its provider refused, or could not end."""
+        entry = self._store.get("customer", lease_id)
+        if entry is not None:
+            entry.end_promise(fuel_steps)
+            self._lines.freed(entry.peer)
+
+    def release(self, lease_id: bytes) -> None:
+        """Give back the lease of a service, which has another or is no more.
+
+        Runs do not use it: what requests have used of it is not known before they are paid.
+        """
+        entry = self._store.get("customer", lease_id)
+        if entry is not None:
+            entry.use = replace(entry.use, given_back=True)
+            self._store.keep(entry)
+            self._lines.freed(entry.peer)
 
     async def refused(self, lease_id: bytes) -> None:
         """Prefer other leases for LEASE_REFUSED_MS, because a host takes no more under this one.

@@ -54,10 +54,16 @@ class _Nobody:
         self._refuse()
 
     async def lease_compute(
-        self, *, fuel_steps: int, on: bytes | None, saved: Mapping[bytes, int] | None = None
+        self,
+        *,
+        fuel_steps: int,
+        on: bytes | None,
+        saved: Mapping[bytes, int] | None = None,
+        wait_ms: int = 0,
+        apart: bool = False,
     ) -> ComputeLease:
         """Refuse."""
-        del fuel_steps, on, saved
+        del fuel_steps, on, saved, wait_ms, apart
         self._refuse()
 
     async def lease_providers(
@@ -75,6 +81,11 @@ class _Nobody:
     async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:
         """Refuse."""
         del lease_id, fuel_steps, amount_micro
+        self._refuse()
+
+    def unused(self, lease_id: bytes, fuel_steps: int) -> None:
+        """Refuse."""
+        del lease_id, fuel_steps
         self._refuse()
 
     def admit_compute(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> int:

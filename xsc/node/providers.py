@@ -26,6 +26,8 @@ class Providers:
         self.used = market.taken.used
         self.recounted = market.taken.recounted
         self.spent = market.taken.spent
+        self.unused = market.taken.unused
+        self.release = market.taken.release
         self.refused = market.taken.refused
         self.is_denied = market.taken.is_denied
         self.price_and_room = market.taken.price_and_room

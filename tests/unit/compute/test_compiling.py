@@ -85,7 +85,7 @@ async def test_a_lease_has_room_for_compiling_where_nobody_has_the_module(world)
     """And for a run alone where somebody has it; who has lost it is asked under another lease."""
     asked, lease_compute = [], world.customer.market.lease_compute
 
-    async def lease(*, fuel_steps, on, saved=None):
+    async def lease(*, fuel_steps, on, saved=None, wait_ms=0):
         asked.append(fuel_steps)
         world.provider.market.room = fuel_steps
         return await lease_compute(fuel_steps=fuel_steps, on=on, saved=saved)

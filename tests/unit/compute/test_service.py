@@ -79,13 +79,14 @@ class Market:
 
     leases: list[Lease] = field(default_factory=list)
     spending: list[tuple[bytes, int, int]] = field(default_factory=list)
+    given_back: list[tuple[bytes, int]] = field(default_factory=list)
     room: int = 10**13
     reserved: int = 0
     used: list[int] = field(default_factory=list)
     reports: list[tuple[bytes, str]] = field(default_factory=list)
     saved: list[dict[bytes, int]] = field(default_factory=list)
 
-    async def lease_compute(self, *, fuel_steps, on, saved=None):
+    async def lease_compute(self, *, fuel_steps, on, saved=None, wait_ms=0, apart=False):
         self.saved.append(saved)
         found = [lease for lease in self.leases if on in (None, lease.node)]
         if not found:
@@ -102,6 +103,9 @@ class Market:
 
     def report(self, node, what):
         self.reports.append((node, what))
+
+    def unused(self, lease_id, fuel_steps):
+        self.given_back.append((lease_id, fuel_steps))
 
     async def spent(self, lease_id, fuel_steps, amount_micro):
         self.spending.append((lease_id, fuel_steps, amount_micro))

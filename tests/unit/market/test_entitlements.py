@@ -148,6 +148,7 @@ async def test_what_a_lease_gives_up_can_be_drawn_again(world, three):
 async def test_fuel_that_was_used_stays_drawn_also_once_its_lease_is_forgotten(world, three):
     holder, _, provider = three
     granted = entitle(world, holder, provider, 100, kind="compute")
+    holder.market.buyer._quantity = lambda _quote, _price, least: least
     lease = await computing(world, holder, provider, 30 * FUEL_QUANTUM)
     provider.market.granted.admit_compute(lease.lease_id, holder.id, 30 * FUEL_QUANTUM)
     provider.market.granted.used_compute(lease.lease_id, 30 * FUEL_QUANTUM, 30 * FUEL_QUANTUM)

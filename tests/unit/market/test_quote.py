@@ -129,7 +129,7 @@ def test_the_domain_is_the_site_then_the_owner_then_the_node():
         ("storage", 10, MIB, MIB - 1, MIB - 1),
         ("compute", 0, 7, 2**60, 7 * COMPUTE_LEASE_RUNS),
         ("compute", COMPUTE_LEASE_MICRO_MAX, 2**40, 2**60, 2**40),
-        ("compute", 0, 2**60, 2**63 - 1, (2**63 - 1) // SHARE_LEASES),
+        ("compute", 0, 2**60, 2**63 - 1, 2**63 - 1),
     ],
 )
 def test_a_customer_asks_for_modestly_more_than_it_needs(kind, price, least, available, wanted):

@@ -44,10 +44,12 @@ from xsc.base.limits import (
 )
 from xsc.base.merkle import Part
 from xsc.base.tally import Tally
+from xsc.base.turns import Turns
 from xsc.compute.deployments import rules, wagi
 from xsc.compute.deployments.pages import failures_in, noted, row_of
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
 from xsc.compute.deployments.rules import ServiceAnswer, fault_answer
+from xsc.compute.deployments.store import ServiceKey
 from xsc.compute.ports import Handler, ServiceBook
 from xsc.compute.wasm.inputs import digest_of
 from xsc.compute.wasm.program import read
@@ -93,6 +95,7 @@ class ServiceHolder:
         self._book = book
         self._sandbox = sandbox
         self._serving = serving
+        self._admitting: Turns[ServiceKey] = Turns()
         self._tasks: set[asyncio.Task[Served]] = set()
         self._brought = Tally(MODULES_DEPLOYED_A_PEER_MAX, MODULES_DEPLOYED_MS)
         """Modules that came with deployments: compiling one is in no receipt."""
@@ -183,9 +186,8 @@ class ServiceHolder:
         ):
             raise LeaseExhausted("the owner does not fetch its receipts")
         module = await self._registry.module(record.module)
-        lease_id = service.lease_id if paid else OWN_LEASE
         steps = rules.steps_of(record, record.fuel_max)
-        price = self._book.admit_compute(lease_id, record.owner, steps)
+        lease_id, price = await self._admitted(service, record, steps)
         nonce = self._context.entropy.token(_NONCE_BYTES)
         created_ms = self._clock.now_ms()
         began_ms = self._clock.monotonic_ms()
@@ -204,6 +206,8 @@ class ServiceHolder:
             used = rules.steps_of(record, rules.fuel_of(record, result))
         finally:
             self._book.used_compute(lease_id, steps, used)
+            service.running -= 1
+            service.ended.set()
         answer = rules.answer_of(result)
         receipt = rules.make_receipt(
             signed,
@@ -226,6 +230,40 @@ class ServiceHolder:
                 # What was answered is answered, and without its row not billed.
                 self._log.error("compute.service_log_not_written", reason=fault.message)
         return Served(answer, row.request_id)
+
+    async def _admitted(
+        self, service: ServiceEntry, record: Deployment, steps: int
+    ) -> tuple[bytes, int]:
+        """Reserve fuel for a request; return its lease and price.
+
+        Where requests that run hold what it needs, it waits until they end: first come, first
+        served, for as long as it may run at most.
+
+        Raises:
+            LeaseExhausted, CreditExceeded: the owner does not pay for it.
+            RateLimited: those that run did not end in time.
+        """
+        try:
+            async with (
+                asyncio.timeout(record.timeout_ms / 1000),
+                self._admitting.of(service.key),
+            ):
+                while True:
+                    lease_id = service.lease_id if record.owner != self._own else OWN_LEASE
+                    service.ended.clear()
+                    try:
+                        price = self._book.admit_compute(lease_id, record.owner, steps)
+                    except LeaseExhausted:
+                        if not service.running:
+                            raise
+                        await service.ended.wait()
+                    else:
+                        service.running += 1
+                        return lease_id, price
+        except TimeoutError:
+            raise RateLimited(
+                f"requests that run held the fuel for {record.timeout_ms} ms"
+            ) from None
 
     async def drop_silent(self) -> None:
         """Drop services of peers that were silent for SERVICE_UNPAID_KEPT_MS."""

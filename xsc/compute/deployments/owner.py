@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     ArgumentInvalid,
+    LimitError,
     ModuleUnknown,
     NoOffers,
     NotFound,
@@ -23,7 +25,12 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short
-from xsc.base.limits import LEASE_TIMEOUT_MS, PEER_TIMEOUT_MS, SERVICE_COLLECT_TIMEOUT_MS
+from xsc.base.limits import (
+    COMPUTE_WAIT_MS,
+    LEASE_TIMEOUT_MS,
+    PEER_TIMEOUT_MS,
+    SERVICE_COLLECT_TIMEOUT_MS,
+)
 from xsc.base.merkle import Part, root_of
 from xsc.compute.deployments import rules
 from xsc.compute.deployments.pages import failures_in, open_claims, plan_payment, read_page, url_in
@@ -178,6 +185,7 @@ class ServiceOwner:
             warning = ""
             if provider != self._own:
                 warning = await self._part(service, provider)
+                self._leases.release(service.lease_id)
             await self._registry.drop(service)
             return warning
 
@@ -220,9 +228,10 @@ class ServiceOwner:
     async def _place(
         self, service: ServiceEntry, signed: Signed[Deployment], module: bytes
     ) -> None:
-        """Have a peer hold a deployment, under a lease with room for all that may run at once."""
+        """Have a peer hold a deployment, under a lease of its own."""
         record = signed.record
-        await self._take_lease(service, record)
+        before = service.lease_id
+        await self._take_lease(service, record, COMPUTE_WAIT_MS)
         header: dict[str, Value] = {
             "deployment": signed.raw,
             "lease_id": service.lease_id,
@@ -241,17 +250,50 @@ class ServiceOwner:
                 [Part(module, root)],
                 timeout_ms=self._place_timeout_ms,
             )
+        if before:
+            self._leases.release(before)
         service.url = url_in(reply.header)
         service.fault, service.refuted, service.starved = "", False, False
 
-    async def _take_lease(self, service: ServiceEntry, record: Deployment) -> None:
-        steps = rules.steps_of(record, record.fuel_max) * record.concurrency
-        lease = await self._leases.lease_compute(fuel_steps=steps, on=record.provider)
+    async def _take_lease(self, service: ServiceEntry, record: Deployment, wait_ms: int) -> None:
+        """Take a lease with room for two requests at once or more, or else for one.
+
+        Requests for which it has no room wait at the holder until others end. It is replaced
+        before it has no room for the second one.
+        """
+        steps = rules.steps_of(record, record.fuel_max)
+        until_ms = self._clock.monotonic_ms() + wait_ms
+        try:
+            lease = await self._leases.lease_compute(
+                fuel_steps=2 * steps, on=record.provider, wait_ms=wait_ms, apart=True
+            )
+        except LimitError:
+            wait_ms = until_ms - self._clock.monotonic_ms()
+            lease = await self._leases.lease_compute(
+                fuel_steps=steps, on=record.provider, wait_ms=wait_ms, apart=True
+            )
         if lease.node != record.provider:
             raise NoOffers("the node offers no compute")
         service.lease_id = lease.lease_id
+        service.lease_requests = self._requests_left(service, record)
         # Until the holder says how much of it is left.
         service.lease_end_ms = self._clock.monotonic_ms() + 2 * LEASE_TIMEOUT_MS
+
+    async def _see_to_lease(self, service: ServiceEntry, record: Deployment) -> None:
+        """Replace the lease of a service in time: it ends, or has no room for two at once."""
+        left_ms = service.lease_end_ms - self._clock.monotonic_ms()
+        if not service.lease_id or service.starved or left_ms < LEASE_TIMEOUT_MS:
+            await self._take_lease(service, record, LEASE_TIMEOUT_MS)
+        elif self._requests_left(service, record) < min(2, service.lease_requests):
+            with suppress(LimitError):  # the present one serves on, fewer at once
+                await self._take_lease(service, record, LEASE_TIMEOUT_MS)
+
+    def _requests_left(self, service: ServiceEntry, record: Deployment) -> int:
+        """Return for how many requests at once there is room under the lease of a service."""
+        known = self._leases.price_and_room(service.lease_id, record.provider)
+        if known is None:
+            return service.lease_requests
+        return known[1] // rules.steps_of(record, record.fuel_max)
 
     async def look_after_all(self) -> None:
         """Collect receipts of all services at peers, and pay them."""
@@ -280,9 +322,8 @@ class ServiceOwner:
         record = service.active.record
         began_ms = self._clock.monotonic_ms()
         for _ in range(_PAGES_A_TURN):
-            left_ms = service.lease_end_ms - self._clock.monotonic_ms()
-            if not service.lease_id or service.starved or left_ms < LEASE_TIMEOUT_MS:
-                await self._take_lease(service, record)
+            before = service.lease_id
+            await self._see_to_lease(service, record)
             reply = await self._caller.call(
                 record.provider,
                 "service.collect",
@@ -290,6 +331,8 @@ class ServiceOwner:
                 timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
             )
             page = read_page(reply.header)
+            if before not in (b"", service.lease_id):
+                self._leases.release(before)
             service.starved = page.starved
             service.lease_end_ms = self._clock.monotonic_ms() + page.lease_left_ms
             if service.url != page.url:

@@ -38,10 +38,16 @@ class ServiceEntry:
     last: int = 0
     """The number of the newest row."""
     gate: RequestGate = field(default_factory=RequestGate)
+    running: int = 0
+    """Requests that fuel is reserved for, at the holder."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when one of them ends; only the first that waits for fuel clears it."""
     told: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a row is added; then another event takes its place."""
     lease_id: bytes = b""
     """What pays for it, where owner and holder are two nodes."""
+    lease_requests: int = 0
+    """For how many requests at once it had room when it was taken, at the owner."""
     lease_end_ms: int = 0
     """By the steady clock, at the owner."""
     starved: bool = False

@@ -109,10 +109,13 @@ class JobCustomer:
         last: XscError | None = None
         # As a rule, a module that some provider has need not be paid for again.
         compiling = not self._holders.of(task.module_hash)
+        until_ms = self._context.clock.monotonic_ms() + task.wait_ms
         for _ in range(PROVIDERS_TRIED_MAX):
+            steps_max = task.steps(compiling=compiling)
             lease = await self._leases.lease_compute(
-                fuel_steps=task.steps(compiling=compiling),
+                fuel_steps=steps_max,
                 on=on,
+                wait_ms=until_ms - self._context.clock.monotonic_ms(),
                 saved=task.saved_by(self._holders.of(task.module_hash)),
             )
             if lease.node == self._own:
@@ -122,7 +125,7 @@ class JobCustomer:
                 ordered[lease.lease_id] = await self._order(task, lease.node, lease.lease_id)
             order = ordered[lease.lease_id]
             try:
-                done = await self._ask(purchase, lease, order)
+                done = await self._bought(purchase, lease, order, steps_max)
             except (PeerSilent, SandboxFailed, RateLimited) as fault:
                 self._context.log.warning(
                     "compute.order_not_run", provider=lease.node.hex(), reason=fault.code
@@ -181,6 +184,18 @@ class JobCustomer:
             now_ms=context.clock.now_ms(),
         )
         return await self._signer.sign(order)
+
+    async def _bought(
+        self, purchase: _Purchase, lease: ComputeLease, order: Signed[Order], steps_max: int
+    ) -> Delivered:
+        """Return what a provider delivers; what its refusal leaves of the lease is free again."""
+        try:
+            return await self._ask(purchase, lease, order)
+        except PeerSilent:
+            raise  # it may run all the same
+        except XscError:
+            self._leases.unused(lease.lease_id, steps_max)
+            raise
 
     async def _ask(
         self, purchase: _Purchase, lease: ComputeLease, order: Signed[Order]

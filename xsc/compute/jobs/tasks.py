@@ -40,6 +40,8 @@ class Task:
     row: tuple[str, ...] = ()
     """The result types of each call of a batch."""
     grants: tuple[Grant, ...] = ()
+    wait_ms: int = 0
+    """How long it may wait for fuel."""
     objects: tuple[InputObject, ...] = ()
     """Files that are not in `given`: stored objects, which a provider may read itself."""
 
@@ -121,6 +123,7 @@ def task_of(spec: JobSpec, program: Program, digest: bytes, objects: Sequence[In
         spec.function,
         limits=limits,
         grants=tuple(sorted(set(spec.grants))),
+        wait_ms=spec.wait_ms,
     )
     signature = program.signature(spec.function)
     if spec.mode == "invoke":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from tests.settle import until
+from tests.settle import settle, until
 from tests.unit.compute.programs import UNSOUND, wasm
 from tests.unit.compute.test_service import Lease, Market, Wire
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
@@ -74,11 +74,15 @@ class ServiceMarket(Market):
     """The same, with what services ask beside it."""
 
     end: int | None = None
+    released: list[bytes] = field(default_factory=list)
 
     def price_and_room(self, lease_id, provider):
         known = [lease.price for lease in self.leases if lease.lease_id == lease_id]
         spent = sum(steps for lease, steps, _ in self.spending if lease == lease_id)
         return (known[0], self.room - spent) if known else None
+
+    def release(self, lease_id):
+        self.released.append(lease_id)
 
     def end_ms(self, lease_id):
         return self.end
@@ -692,6 +696,67 @@ async def test_numbers_grow_also_where_the_holder_starts_again_with_another_time
     await world.owner.look_after()
     assert world.owner.services.views()[0].fault == ""
     assert len(await world.owner.rows()) == 2
+
+
+def steps(world):
+    record = world.owner.services.registry.get((world.owner.id, "greet")).active.record
+    return steps_of(record, record.fuel_max)
+
+
+async def served_by(world, held, **limits):
+    """Have a holder whose runs end when they are told to hold a service."""
+    world.holder = world.make(b"w", sandbox=held)
+    world.owner.market.leases = [Lease(world.holder.id, b"\5" * 32)]
+    await world.owner.deploy(on=world.holder.id, concurrency=16, **limits)
+
+
+async def test_requests_wait_for_the_fuel_that_others_of_their_owner_hold(world):
+    held = Held()
+    await served_by(world, held)
+    world.holder.market.room = 3 * steps(world) + 1
+    asking = [asyncio.create_task(world.holder.ask(world.owner)) for _ in range(16)]
+    for number in range(16):
+        await until(lambda: len(held.jobs) >= min(16, number + 3))  # noqa: B023
+        await settle()
+        assert len(held.jobs) == min(16, number + 3)
+        held.ends[number].set_result(result())
+    answers = await asyncio.gather(*asking)
+    assert [each.answer.response.status for each in answers] == [200] * 16
+    assert world.holder.market.reserved == 0
+    assert world.holder.services.views()[0].state == "serving"
+
+
+async def test_a_request_waits_for_fuel_no_longer_than_it_may_run(world):
+    held = Held()
+    await served_by(world, held, limits=Limits(fuel=10**9, timeout_ms=20))
+    world.holder.market.room = steps(world)
+    runs = asyncio.create_task(world.holder.ask(world.owner))
+    await until(lambda: held.jobs)
+    late = (await world.holder.ask(world.owner)).answer.response
+    assert (late.status, dict(late.headers)["Retry-After"]) == (503, "1")
+    held.ends[0].set_result(result())
+    assert (await runs).answer.response.status == 200
+    # Who waited in vain took nothing along.
+    after = asyncio.create_task(world.holder.ask(world.owner))
+    await until(lambda: len(held.jobs) == 2)
+    held.ends[1].set_result(result())
+    assert (await after).answer.response.status == 200
+
+
+async def test_a_lease_is_replaced_before_it_has_no_room_for_two_requests(world):
+    first, second = (Lease(world.holder.id, bytes([n]) * 32) for n in (1, 2))
+    await world.owner.deploy(on=world.holder.id)
+    world.owner.market.room = 3 * steps(world)
+    await world.owner.deploy(on=world.holder.id, environment={"A": "B"})
+    world.owner.market.leases = [first]
+    for spent, lease in ((0, first), (steps(world), first), (1, second)):
+        world.owner.market.spending.append((first.lease_id, spent, 0))
+        world.owner.market.leases.insert(0, second)
+        await world.owner.look_after()
+        held = world.holder.services.registry.get((world.owner.id, "greet"))
+        assert held.lease_id == lease.lease_id
+        world.owner.market.leases = [first]
+    assert world.owner.market.released[-1] == first.lease_id
 
 
 async def test_without_a_lease_nothing_runs(world):

@@ -1,0 +1,92 @@
+"""Lines of calls that look for fuel, and wait until a run of this node at a provider has ended.
+
+A line is first come, first served: only its first looks for fuel. It is woken by the end of a
+run, and never asks by the clock but for the end of a lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from xsc.base.clock import Clock
+from xsc.base.errors import RateLimited
+from xsc.base.limits import COMPUTE_WAITING_MAX
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """The place of a call in a line."""
+
+    line: deque[Place]
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    waits: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it may look for fuel."""
+        return self.line[0] is self
+
+
+class WaitingLines:
+    """The calls of this node that want fuel of others: a line for each node, and one for any."""
+
+    def __init__(self, clock: Clock, waiting_max: int = COMPUTE_WAITING_MAX) -> None:
+        self._clock = clock
+        self._waiting_max = waiting_max
+        self._lines: dict[bytes | None, deque[Place]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    def is_wanted(self, node: bytes) -> bool:
+        """Return whether a call waits for fuel of that node, and would take no other's."""
+        return node in self._lines and self._lines[node][0].waits
+
+    @asynccontextmanager
+    async def place(self, node: bytes | None) -> AsyncIterator[Place]:
+        """Stand at the end of the line for a node, or of the one for any.
+
+        Raises:
+            RateLimited: too many stand in lines already.
+        """
+        if len(self) >= self._waiting_max:
+            raise RateLimited(
+                f"{self._waiting_max} calls of this node wait for fuel already",
+                hint="try again once some of them have ended",
+            )
+        place = Place(self._lines.setdefault(node, deque()))
+        place.line.append(place)
+        try:
+            yield place
+        finally:
+            place.line.remove(place)
+            if not place.line:
+                del self._lines[node]
+            # Who comes next, and who had left this node to those that take no other.
+            self._wake(node)
+            self._wake(None)
+
+    async def wait(self, place: Place, wait_ms: int) -> None:
+        """Return once the place was woken, or after that long."""
+        woken = asyncio.ensure_future(place.woken.wait())
+        pause = asyncio.ensure_future(self._clock.sleep_ms(wait_ms))
+        place.waits = True
+        try:
+            await asyncio.wait({woken, pause}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            place.waits = False
+            woken.cancel()
+            pause.cancel()
+
+    def freed(self, node: bytes) -> None:
+        """Wake who waits for fuel at a node, because a run of this node there has ended."""
+        self._wake(node)
+        self._wake(None)
+
+    def _wake(self, node: bytes | None) -> None:
+        if node in self._lines:
+            self._lines[node][0].woken.set()
