@@ -23,6 +23,7 @@ from xsc.base.limits import (
     GIB,
     LEAF_BYTES,
     LEASES_A_CUSTOMER_MAX,
+    LEASES_GIVEN_BACK_MAX,
     OUTPUT_BYTES_MAX,
     SHARDS_MAX,
 )
@@ -101,7 +102,11 @@ HEADERS: dict[str, dict[str, Any]] = {
     "storage.stays": {"locate": Id32, "reason": Name},
     "storage.head_put": {},
     "storage.head_get": {"locate": Id32},
-    "market.quote": {"kind": Name, "draw": Draw | None},
+    "market.quote": {
+        "kind": Name,
+        "draw": Draw | None,
+        "given_back": Many(Id32, LEASES_GIVEN_BACK_MAX),
+    },
     "market.lease": {"request": Sealed("lease_request")},
     "market.settle": {"voucher": Sealed("voucher"), "book_now": bool},
     "market.renew": {"requests": Many(Sealed("renewal_request"), 64)},
