@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from random import Random
 from typing import Any
 
 import cbor2
@@ -154,6 +155,59 @@ def test_bytes_that_look_like_a_cid_stay_bytes():
         assert encoded == bytes([0x58, len(raw)]) + raw
         assert decode(encoded) == raw
         assert decode(encode({"root": raw, "list": [raw]})) == {"root": raw, "list": [raw]}
+
+
+LINKED: list[Any] = [
+    b"\x01\x55\x00\x00",
+    bytes([0x01, 0x71, 0x12, 0x20]) + bytes(32),
+    (1).to_bytes(8, "little"),
+]
+LOOK_ALIKES: list[Any] = [
+    0xD82A,
+    0xD82A4100,
+    -11,
+    216,
+    b"\xd8\x2a\x41\x00",
+    b"\xd8\x2a",
+    b"\xd8",
+    b"\xff\xd8\x2a\x58\x20\x00",
+    b"\xff",
+    b"",
+    bytes(0xD82A),
+]
+OTHERS: list[Any] = [0, 24, 2**64 - 1, True, None, "", "é*"]
+
+
+def drawn(rng: Random, depth: int) -> Value:
+    if not depth or rng.random() < 0.4:
+        return rng.choice(rng.choice((LINKED, LOOK_ALIKES, OTHERS)))
+    if rng.random() < 0.6:
+        return [drawn(rng, depth - 1) for _ in range(rng.randrange(5))]
+    return {rng.choice("abé") * rng.randrange(1, 3): drawn(rng, depth - 1) for _ in range(3)}
+
+
+def test_exactly_one_byte_string_stands_for_what_looks_like_links():
+    """cbor2 alone says what is canonical; none of its bytes changed passes for another value."""
+    rng = Random(7)
+    assert all(map(looks_like_a_cid, LINKED))
+    for _ in range(500):
+        value = drawn(rng, 3)
+        raw = cbor2.dumps(value, canonical=True)
+        assert encode(value) == raw
+        assert decode(raw, size_max=2**24) == value
+        linked = libipld.encode_dag_cbor(value)
+        place, byte = rng.randrange(len(raw)), bytes([rng.randrange(256)])
+        for other in (
+            linked,
+            raw[:place] + byte + raw[place + 1 :],
+            raw[:place] + raw[place + 1 :],
+            raw[:place] + rng.choice((b"\xd8\x2a", b"\x18", b"\x58")) + raw[place:],
+        ):
+            try:
+                read = decode(other, size_max=2**24)
+            except RecordInvalid:
+                continue
+            assert cbor2.dumps(read, canonical=True) == other
 
 
 def test_the_head_of_a_link_becomes_that_of_its_bytes():
