@@ -153,6 +153,13 @@ STORAGE_QUESTION_TIMEOUT_MS = 5_000
 
 # Peer messages
 FRAME_HEADER_BYTES_MAX = 1 * MIB
+"""Of the methods that need most (docs/design/net.md, F4)."""
+HEAD_BYTES_MAX = 64 * KIB
+"""Header of a message of a method that declares nothing else. What is larger, and an answer or a
+value of a space that is, is decoded in a thread, of each peer one at a time."""
+REQUEST_HEAD_BYTES = 4 * KIB
+"""A request counts as one more for each so many bytes of its head: to decode the worst ones takes
+as long."""
 FRAME_PARTS_MAX = 256
 PEER_BODY_BYTES_MAX = MANIFEST_BYTES_MAX + 2 * MIB
 REQUEST_WINDOW_MS = 60_000
@@ -262,6 +269,8 @@ SOUGHT_MAX = 64
 INVITATION_TTL_MS = 24 * 3_600_000
 RECORD_BYTES_MAX = 256 * KIB
 RECORD_DEPTH_MAX = 32
+RECORD_FIELDS_MAX = 64
+"""Of a record, and of each within it."""
 CONTAINER_BYTES = 32
 """A value has at most one list or map for so many bytes of its bound."""
 

@@ -19,13 +19,21 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from xsc.base.encoding import Value, decode, domain, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid, SignatureInvalid
-from xsc.base.limits import RECORD_BYTES_MAX, SIGNATURES_KEPT
+from xsc.base.limits import RECORD_BYTES_MAX, RECORD_FIELDS_MAX, SIGNATURES_KEPT
 from xsc.base.text import with_article
 from xsc.identity import joint
 from xsc.identity.keys import SIGNATURE_BYTES, KeyPair, verify
@@ -45,6 +53,17 @@ _READ = object()
 """The context of a record that is read, not made."""
 
 
+def _fail_fast(schema: object) -> None:
+    if isinstance(schema, dict):
+        if schema.get("type") in ("tuple", "list"):
+            schema["fail_fast"] = True
+        for part in schema.values():
+            _fail_fast(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _fail_fast(part)
+
+
 class Record(BaseModel):
     """A value that is sent, stored or signed: frozen, strict, versioned, without floats."""
 
@@ -53,6 +72,16 @@ class Record(BaseModel):
     VERSION: ClassVar[int] = 1
 
     v: int = 1
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> Any:  # noqa: ANN401 (pydantic's own)
+        """Read no list beyond its first wrong item.
+
+        An error takes as long as a hundred items, and whoever sends a list writes as many of them.
+        """
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
 
     @model_validator(mode="after")
     def _is_whole(self, info: ValidationInfo) -> Self:
@@ -125,14 +154,21 @@ def _plain(value: object) -> Value:
     return {str(key): _plain(item) for key, item in value.items()}
 
 
+_CONTAINERS = frozenset({list, dict})
+
+
 def _tupled(value: object) -> object:
     """Turn lists to tuples: records are frozen, and strict models take no list for a tuple."""
     if isinstance(value, dict):
+        if len(value) > RECORD_FIELDS_MAX:  # Each that is too much would be an error of its own.
+            raise RecordInvalid(f"a map of more than {RECORD_FIELDS_MAX} fields is in no record")
         return {
             key: _tupled(item) if isinstance(item, (list, dict)) else item
             for key, item in value.items()
         }
     if isinstance(value, list):
+        if _CONTAINERS.isdisjoint(map(type, value)):  # Without a turn of Python for each.
+            return tuple(value)
         return tuple(map(_tupled, value))
     return value
 

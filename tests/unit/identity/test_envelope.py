@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from tests.strategies import vectors
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import RecordInvalid, SignatureInvalid, TooLarge
-from xsc.base.limits import SIGNATURES_KEPT
+from xsc.base.limits import RECORD_FIELDS_MAX, SIGNATURES_KEPT
 from xsc.base.text import with_article
 from xsc.identity import envelope as envelopes
 from xsc.identity import joint
@@ -362,3 +362,48 @@ def test_records_are_frozen_and_strict():
         Note(text="x", count=1.0)  # type: ignore[arg-type]
     assert Note.from_bytes(NOTE.to_bytes()) == NOTE
     assert isinstance(Note.from_bytes(NOTE.to_bytes()).lines, tuple)
+
+
+def kinds() -> list[type[Record]]:
+    found, rest = [], [Record]
+    while rest:
+        below = rest.pop().__subclasses__()
+        found += below
+        rest += below
+    return found
+
+
+class Many(Record):
+    KIND: ClassVar[str] = "many"
+
+    rows: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=3)]
+    inner: tuple[HeldShard, ...] = ()
+
+
+@pytest.mark.parametrize("field", ["rows", "inner"])
+def test_a_list_is_read_to_its_first_wrong_item(field):
+    """An error takes six microseconds, and whoever sends a list writes a million of them."""
+    wrong = {"rows": (), "inner": ()} | {field: tuple(range(1_000))}
+    with pytest.raises(ValidationError) as caught:
+        Many.model_validate(wrong)
+    assert caught.value.error_count() == 1
+    with pytest.raises(RecordInvalid, match=rf"wrong at {field}\.0"):
+        Many.from_value({"v": 1, "rows": [], "inner": []} | {field: [*range(1_000)]})
+
+
+def test_a_map_of_more_fields_than_any_record_has_is_refused_by_its_size():
+    fields = {f"f{number}": 0 for number in range(RECORD_FIELDS_MAX)}
+    for value in ({"v": 1, "rows": [], **fields}, {"v": 1, "rows": [{"more": 1, **fields}]}):
+        with pytest.raises(RecordInvalid, match="more than 64 fields"):
+            Many.from_value({"inner": [], **value})
+
+
+def test_no_kind_of_record_names_every_wrong_item_of_a_list():
+    wrong = (object(),) * 100
+    for kind in kinds():
+        for field in kind.model_fields:
+            try:
+                kind.model_validate({name: None for name in kind.model_fields} | {field: wrong})
+            except ValidationError as fault:
+                # Those of unions of lists and others are one a member.
+                assert fault.error_count() <= 3 * len(kind.model_fields)
