@@ -7,25 +7,36 @@ none of them knows the other, and so that it is said once.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
 from xsc.base.errors import PeerSilent, XscError
 from xsc.base.ids import short
-from xsc.base.limits import HISTORY_TIMEOUT_MS, PEER_TIMEOUT_MS
+from xsc.base.limits import HEAD_BYTES_MAX, HISTORY_TIMEOUT_MS, PEER_TIMEOUT_MS
 from xsc.base.merkle import Part
 
 Answered: TypeAlias = "tuple[dict[str, Value], Sequence[bytes | memoryview]]"
 """Header and bodies of an answer."""
 Handler: TypeAlias = Callable[[bytes, dict[str, Value], Sequence[Part]], Awaitable[Answered]]
-"""Takes the authenticated caller's id, the header and verified parts."""
+"""Takes the authenticated caller's id, the header and verified parts.
+
+A handler that waits clears the header before: decoded, it takes many times its bytes."""
 Asked: TypeAlias = "tuple[dict[str, Value], Sequence[Part]]"
 """Header and verified parts of a call."""
 Outcome: TypeAlias = "Answered | XscError"
 """What came of one call of several."""
 GroupHandler: TypeAlias = Callable[[bytes, Sequence[Asked]], Awaitable[Sequence[Outcome]]]
 """Takes calls of one caller and method that came together; gives what came of each, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBound:
+    """The most bytes of the headers of one method."""
+
+    asked: int = HEAD_BYTES_MAX
+    answered: int = HEAD_BYTES_MAX
 
 
 class Reply(Protocol):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, ParamSpec, TypeVar
+
+from xsc.base.clock import SMALL_WORK_BYTES, Executor
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+P = ParamSpec("P")
 
 SLICE: Final = 64
 """Items between two points at which other tasks run."""
@@ -66,3 +69,29 @@ class Turns(Generic[K]):
             self._users[key] -= 1
             if not self._users[key]:
                 del self._users[key], self._locks[key]
+
+
+class PeerWork:
+    """Work on what peers have sent: large work in a thread, of each peer one piece at a time.
+
+    Decoding holds the interpreter for most of its time, so that several threads of one peer
+    would keep the event loop from running as if it were done there.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._turns: Turns[bytes] = Turns()
+
+    async def run(
+        self,
+        peer: bytes,
+        size_bytes: int,
+        function: Callable[P, T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Return what a function gives: at once where the work is small."""
+        if size_bytes <= SMALL_WORK_BYTES:
+            return function(*args, **kwargs)
+        async with self._turns.of(peer):
+            return await self._executor.run(function, *args, **kwargs)

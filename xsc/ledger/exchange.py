@@ -22,9 +22,10 @@ from xsc.base.limits import (
     INCARNATIONS_MS,
     LEDGER_HEAD_TIMEOUT_MS,
     LEDGER_HISTORY_ITEMS_MAX,
+    LEDGER_RECORD_BYTES_MAX,
 )
 from xsc.base.merkle import Part
-from xsc.base.peering import History
+from xsc.base.peering import HeadBound, History
 from xsc.base.tally import Tally
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
@@ -58,6 +59,9 @@ from xsc.ledger.statement import known_peers, note_accounts
 
 HEAD: Final = "ledger.head"
 HISTORY: Final = "ledger.history"
+HEADS: Final = {
+    HISTORY: HeadBound(answered=(LEDGER_HISTORY_ITEMS_MAX + 1) * 3 * LEDGER_RECORD_BYTES_MAX)
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from xsc.base.errors import RecordInvalid, StoreDamaged, XscError
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_map, take_opt_bytes
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import Change, KeyValue
-from xsc.base.limits import EPOCH_MS, HISTORY_LEASES_MAX
+from xsc.base.limits import EPOCH_MS, HISTORY_LEASES_MAX, KIB
 from xsc.base.merkle import Part
-from xsc.base.peering import History
+from xsc.base.peering import HeadBound, History
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
@@ -35,6 +35,8 @@ from xsc.terms.renewal import Renewal, RenewalRequest
 from xsc.terms.voucher import Voucher
 
 HISTORY: Final = "market.history"
+HEADS: Final = {HISTORY: HeadBound(answered=HISTORY_LEASES_MAX * 8 * KIB)}
+"""Of each lease the request with its quote, the renewal with both, and a voucher: 6 KiB."""
 RECALLS: Final = b"market/recall/"
 _VERSION: Final = 1
 

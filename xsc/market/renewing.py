@@ -25,6 +25,7 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes, take_int, take_list, take_str
 from xsc.base.ids import short
 from xsc.base.limits import (
+    KIB,
     LEASE_TIMEOUT_MS,
     RENEWAL_CALLS_A_PEER_MAX,
     RENEWAL_CALLS_MS,
@@ -34,6 +35,7 @@ from xsc.base.limits import (
     RENEWALS_A_CALL_MAX,
 )
 from xsc.base.merkle import Part
+from xsc.base.peering import HeadBound
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns
 from xsc.base.units import format_credits, format_duration
@@ -55,6 +57,8 @@ from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
 
 RENEW = "market.renew"
+HEADS = {RENEW: HeadBound(RENEWALS_A_CALL_MAX * 4 * KIB, RENEWALS_A_CALL_MAX * 4 * KIB)}
+"""Each request holds a quote, each renewal the request: 2.6 KiB with the longest labels."""
 DAY_MS = 86_400_000
 SILENT = "the host is silent"
 

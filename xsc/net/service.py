@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.encoding import Value, encode
 from xsc.base.errors import PeerBlocked
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import PEER_TIMEOUT_MS
+from xsc.base.limits import FRAME_HEADER_BYTES_MAX, PEER_TIMEOUT_MS
 from xsc.base.log import Log
 from xsc.base.merkle import Part
+from xsc.base.peering import HeadBound
+from xsc.base.turns import PeerWork
 from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
 from xsc.net.calls import batch
@@ -19,7 +21,7 @@ from xsc.net.calls.frame import Reply
 from xsc.net.calls.quota import Quota
 from xsc.net.calls.request_batcher import RequestBatcher
 from xsc.net.calls.sender import RequestSender
-from xsc.net.calls.server import RequestServer
+from xsc.net.calls.server import OWN_BOUNDS, RequestServer
 from xsc.net.joining import Joining
 from xsc.net.peers.introductions import Introductions
 from xsc.net.peers.own_address import OwnAddress
@@ -73,8 +75,26 @@ class PeerNet:
         self.registry = PeerRegistry(store, name)
         self.roster = Roster(key.node_id, self.registry, clock, log)
         self.roster.on_change(self._peer_changed)
-        self.sender = RequestSender(key, network, clock, entropy, transport)
-        self.server = RequestServer(self.context, self.registry, store, quota or Quota())
+        self.work = PeerWork(executor)
+        self.bounds = dict(OWN_BOUNDS)
+        """Of heads, by method; others have HeadBound()."""
+        self.sender = RequestSender(
+            key,
+            network,
+            clock=clock,
+            entropy=entropy,
+            transport=transport,
+            work=self.work,
+            bounds=self.bounds,
+        )
+        self.server = RequestServer(
+            self.context,
+            self.registry,
+            store,
+            quota or Quota(),
+            work=self.work,
+            bounds=self.bounds,
+        )
         self.own_address = OwnAddress(
             self.context,
             transport=transport,
@@ -154,6 +174,13 @@ class PeerNet:
         )
         self._batchers.update(dict.fromkeys(methods, batcher))
         self.server.allow_in_batches(methods)
+
+    def bound_heads(self, bounds: Mapping[str, HeadBound]) -> None:
+        """Let heads of these methods be larger, or only smaller, than others, both ways."""
+        assert not self.bounds.keys() & bounds.keys()
+        assert all(bound.asked <= FRAME_HEADER_BYTES_MAX for bound in bounds.values())
+        assert all(bound.answered <= FRAME_HEADER_BYTES_MAX for bound in bounds.values())
+        self.bounds.update(bounds)
 
     async def call(
         self,

@@ -39,9 +39,12 @@ from xsc.base.limits import (
     SWEEP_INTERVAL_MS,
 )
 from xsc.base.log import Log
+from xsc.base.peering import HeadBound
+from xsc.compute.deployments import holder as deployments_holder
 from xsc.compute.deployments.listing import ServiceListing
 from xsc.compute.deployments.service import DeploymentService
 from xsc.compute.jobs.evidence import EvidenceStore
+from xsc.compute.jobs import executor as jobs_executor
 from xsc.compute.jobs.executor import RUN
 from xsc.compute.service import ComputeService
 from xsc.compute.wasm.limits import Limits
@@ -51,9 +54,11 @@ from xsc.health.attending import Attended
 from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair, network_id
+from xsc.ledger import exchange as ledger_exchange
 from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
+from xsc.market import recall, renewing
 from xsc.market.entitlements import SlotRoom
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, ladder
@@ -74,6 +79,7 @@ from xsc.programs import running as programs_running
 from xsc.programs.functions import Functions
 from xsc.programs.recorder import Recorder
 from xsc.programs.service import ComputeRuntimeManager
+from xsc.space import sync as space_sync
 from xsc.space.cell_sync import CellSyncManager
 from xsc.space.following import Following
 from xsc.space.intervals import Intervals
@@ -82,6 +88,7 @@ from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync
 from xsc.storage.catalogue.heads import DirectoryHeadStore
+from xsc.storage.object import messages as storage_messages
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
 from xsc.storage.repair.maintained_object import RepairSettings
@@ -96,6 +103,16 @@ RECLAIM_PAUSE_MS = 20
 """Between two slices of a compaction, for writers."""
 DAY_MS = 86_400_000
 SPACE_COMPACT_INTERVAL_MS = 6 * 3_600_000
+HEADS: Mapping[str, HeadBound] = {
+    **storage_messages.HEADS,
+    **renewing.HEADS,
+    **recall.HEADS,
+    **ledger_exchange.HEADS,
+    **jobs_executor.HEADS,
+    **deployments_holder.HEADS,
+    **space_sync.HEADS,
+}
+"""Of all methods that need larger heads than others, or wait with theirs."""
 
 
 @dataclass(frozen=True, slots=True)

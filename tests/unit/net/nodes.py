@@ -12,14 +12,14 @@ from xsc.identity.keys import KeyPair
 from xsc.net.calls.quota import Quota
 from xsc.net.service import PeerNet
 from xsc.net.transport.memory import MemoryNetwork, MemoryTransport
-from xsc.net.transport.port import Transport
+from xsc.net.transport.port import Buffer, Transport
 
 HOUR_MS = 3_600_000
 
 
-def take_all(size_bytes: int) -> None:
+def take_all(piece: Buffer) -> None:
     """Let any body come."""
-    del size_bytes
+    del piece
 
 
 class RecordingLog:

@@ -31,6 +31,8 @@ from xsc.base.ids import short
 from xsc.base.limits import (
     DEPLOYMENTS_A_PEER_MAX,
     DEPLOYMENTS_MS,
+    HEAD_BYTES_MAX,
+    KIB,
     MODULES_DEPLOYED_A_PEER_MAX,
     MODULES_DEPLOYED_MS,
     RETRY_AFTER_S_MAX,
@@ -43,6 +45,7 @@ from xsc.base.limits import (
     SERVICES_A_PEER_MAX,
 )
 from xsc.base.merkle import Part
+from xsc.base.peering import HeadBound
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns
 from xsc.compute.deployments import rules, wagi
@@ -59,6 +62,12 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.terms.deployment import Deployment
 from xsc.terms.lease import OWN_LEASE
 
+HEADS = {
+    "service.deploy": HeadBound(asked=SERVICE_RECORD_BYTES_MAX + 4 * KIB),
+    "service.collect": HeadBound(
+        answered=SERVICE_PAGE_BYTES_MAX + SERVICE_RECORD_BYTES_MAX + HEAD_BYTES_MAX
+    ),
+}
 _NONCE_BYTES = 16
 _RETRY_S = 1
 _UNPAID_RETRY_S = 5

@@ -25,10 +25,12 @@ from xsc.base.errors import (
 )
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_texts
 from xsc.base.limits import (
+    ARGUMENT_BYTES_MAX,
     ARGUMENTS_MAX,
     BATCH_CALL_BYTES_MAX,
     BATCH_CALL_PARTS_MAX,
     ENVIRONMENT_MAX,
+    FRAME_HEADER_BYTES_MAX,
     INPUT_BYTES_MAX,
     INPUTS_HELD_A_PEER_BYTES_MAX,
     INPUTS_HELD_BYTES_MAX,
@@ -37,6 +39,7 @@ from xsc.base.limits import (
     REQUEST_WINDOW_MS,
 )
 from xsc.base.merkle import Part
+from xsc.base.peering import HeadBound
 from xsc.compute.jobs.customer_quota import CustomerQuota
 from xsc.compute.jobs.fetching import InputFetcher
 from xsc.compute.jobs.orders import AcceptedOrder, AcceptedOrders
@@ -57,6 +60,10 @@ from xsc.terms.pricing import run_steps
 
 RUN = "compute.run"
 """The method by which an order is asked for."""
+HEADS = {
+    # Arguments and names of files; paths of what the program leaves.
+    RUN: HeadBound(asked=3 * ARGUMENT_BYTES_MAX, answered=FRAME_HEADER_BYTES_MAX)
+}
 SHARED_ANSWER_BYTES_MAX = BATCH_CALL_BYTES_MAX // 2
 _FUNCTION_CHARS_LOGGED = 64
 
@@ -188,8 +195,12 @@ class JobExecutor:
         run = known.run
         if run is None:
             raise ReplayRefused("this order was run, and its answer is no longer kept")
+        patience_ms = None
         if header.get("patience_ms") is not None:
-            await _let_share(run.task, take_int(header, "patience_ms", most=PATIENCE_MS))
+            patience_ms = take_int(header, "patience_ms", most=PATIENCE_MS)
+        header.clear()
+        if patience_ms is not None:
+            await _let_share(run.task, patience_ms)
         # The run goes on when the caller goes away: the same order finds it again.
         done = await asyncio.shield(run.task)
         answer: dict[str, Value] = {

@@ -57,6 +57,7 @@ class RemoteOutput:
         stdout = take_int(header, "stdout", most=OUTPUT_BYTES_MAX)
         stderr = take_int(header, "stderr", most=OUTPUT_BYTES_MAX)
         wait_ms = take_int(header, "wait_ms", most=STREAM_WAIT_MS)
+        header.clear()
         if output is None:
             return {"known": False, "done": False}, (b"", b"")
         waiting = asyncio.ensure_future(output.more(stdout, stderr))

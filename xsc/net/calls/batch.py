@@ -156,7 +156,7 @@ def reply_of(answer: Answer, name: str) -> Reply:
     """
     if answer.status != OK:
         raise problems.error_of(answer.status, answer.header, name)
-    header = decode(answer.header)
+    header = decode(answer.header, size_max=BATCH_CALL_BYTES_MAX)
     if not isinstance(header, dict):
         raise FrameInvalid("the header of an answer holds no map")
     return Reply(header, [memoryview(part) for part in answer.parts])

@@ -17,6 +17,7 @@ from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import FrameInvalid, RecordInvalid, TooLarge
 from xsc.base.limits import FRAME_HEADER_BYTES_MAX, FRAME_PARTS_MAX, PEER_BODY_BYTES_MAX
 from xsc.base.merkle import ROOT_BYTES, Part
+from xsc.net.transport.port import Buffer
 
 VERSION = 1
 LENGTH_BYTES = 4
@@ -38,39 +39,52 @@ class Frame:
     parts: list[Part]
 
 
-def pack_head(header: dict[str, Value], parts: Sequence[Part]) -> bytes:
+def pack_head(
+    header: dict[str, Value], parts: Sequence[Part], *, size_max: int = FRAME_HEADER_BYTES_MAX
+) -> bytes:
     """Return the head of the frame with these parts.
 
     Raises:
-        TooLarge: over FRAME_HEADER_BYTES_MAX, FRAME_PARTS_MAX or PEER_BODY_BYTES_MAX.
+        TooLarge: the header is over `size_max`; or over FRAME_PARTS_MAX or PEER_BODY_BYTES_MAX.
         RecordInvalid: the header cannot be encoded.
     """
     if len(parts) > FRAME_PARTS_MAX:
         raise TooLarge(f"{len(parts)} parts are over the bound of {FRAME_PARTS_MAX}")
     sizes: list[Value] = [[len(part.data), part.root] for part in parts]
     raw = encode({"v": VERSION, "h": header, "p": sizes})
-    if len(raw) > FRAME_HEADER_BYTES_MAX:
-        raise TooLarge(
-            f"a header of {len(raw)} bytes is over the bound of {FRAME_HEADER_BYTES_MAX}"
-        )
+    _check_size(len(raw), size_max)
     whole = LENGTH_BYTES + len(raw) + sum(len(part.data) for part in parts)
     if whole > PEER_BODY_BYTES_MAX:
         raise TooLarge(f"a message of {whole} bytes is over the bound of {PEER_BODY_BYTES_MAX}")
     return len(raw).to_bytes(LENGTH_BYTES, "big") + raw
 
 
-def head_of(body: memoryview) -> memoryview:
+def _check_size(size: int, size_max: int) -> None:
+    if size > size_max:
+        raise TooLarge(f"a header of {size} bytes is over the bound of {size_max}")
+
+
+def check_begun(begun: Buffer, *, size_max: int) -> None:
+    """Return if a frame that begins so may have a header within a bound.
+
+    Raises:
+        TooLarge: it announces a larger one.
+    """
+    if len(begun) >= LENGTH_BYTES:
+        _check_size(int.from_bytes(begun[:LENGTH_BYTES], "big"), size_max)
+
+
+def head_of(body: memoryview, *, size_max: int = FRAME_HEADER_BYTES_MAX) -> memoryview:
     """Return the head of a frame: its length and its header.
 
     Raises:
         FrameInvalid: cut short.
-        TooLarge: over FRAME_HEADER_BYTES_MAX.
+        TooLarge: the header is over `size_max`.
     """
     if len(body) < LENGTH_BYTES:
         raise FrameInvalid("a frame is cut short in its length")
     size = int.from_bytes(body[:LENGTH_BYTES], "big")
-    if size > FRAME_HEADER_BYTES_MAX:
-        raise TooLarge(f"a header of {size} bytes is over the bound of {FRAME_HEADER_BYTES_MAX}")
+    _check_size(size, size_max)
     if len(body) < LENGTH_BYTES + size:
         raise FrameInvalid("a frame is cut short in its header")
     return body[: LENGTH_BYTES + size]
@@ -94,7 +108,7 @@ def _sizes(value: Value) -> list[tuple[int, bytes]]:
     return sizes
 
 
-def unpack(body: memoryview) -> Frame:
+def unpack(body: memoryview, *, size_max: int = FRAME_HEADER_BYTES_MAX) -> Frame:
     """Return the frame of these bytes, without copying its parts.
 
     Raises:
@@ -103,9 +117,9 @@ def unpack(body: memoryview) -> Frame:
     """
     if len(body) > PEER_BODY_BYTES_MAX:
         raise TooLarge(f"{len(body)} bytes are over the bound of {PEER_BODY_BYTES_MAX}")
-    head = head_of(body)
+    head = head_of(body, size_max=size_max)
     try:
-        value = decode(bytes(head[LENGTH_BYTES:]), size_max=FRAME_HEADER_BYTES_MAX)
+        value = decode(bytes(head[LENGTH_BYTES:]), size_max=size_max)
     except RecordInvalid as fault:
         raise FrameInvalid(f"the header of a frame is malformed: {fault.message}") from None
     if not isinstance(value, dict) or set(value) != {"v", "h", "p"}:

@@ -19,6 +19,7 @@ from xsc.base.limits import (
     PEER_REQUESTS_IN_FLIGHT_MAX,
     REQUEST_BODIES_A_PEER_BYTES_MAX,
     REQUEST_BODIES_BYTES_MAX,
+    REQUEST_HEAD_BYTES,
     REQUESTS_IN_FLIGHT_MAX,
     SMALL_BODIES_BYTES,
     SMALL_BODY_BYTES_MAX,
@@ -39,16 +40,16 @@ class _Bucket:
     tokens_milli: int
     filled_ms: int
 
-    def take(self, now_ms: int) -> None:
+    def take(self, now_ms: int, count: int = 1) -> None:
         gained = max(0, now_ms - self.filled_ms) * self.rate
         self.tokens_milli = min(self.rate * 1000, self.tokens_milli + gained)
         self.filled_ms = max(self.filled_ms, now_ms)
-        if self.tokens_milli < 1000:
-            wait_ms = -(-(1000 - self.tokens_milli) // self.rate)
+        if self.tokens_milli < 1000 * count:
+            wait_ms = -(-(1000 * count - self.tokens_milli) // self.rate)
             raise RateLimited(
                 f"more than {self.rate} requests a second", hint=f"try again in {wait_ms} ms"
             )
-        self.tokens_milli -= 1000
+        self.tokens_milli -= 1000 * count
 
 
 class Ticket:
@@ -71,6 +72,14 @@ class Ticket:
         if not self._quota.bodies.take(self._caller, size_bytes, large=large):
             raise RateLimited("too many bytes are under way to this node")
         self._body += size_bytes
+
+    def take_head(self, size_bytes: int, now_ms: int) -> None:
+        """Count a head of that size, before it is decoded.
+
+        Raises:
+            RateLimited: too much of that in a second.
+        """
+        self._quota.count_head(self._caller, size_bytes, now_ms)
 
     def drop_body(self) -> None:
         """Give back the room of the body: nobody has it any more."""
@@ -184,6 +193,16 @@ class Quota:
         self._in_flight[caller] += 1
         self._total += 1
         return Ticket(self, caller)
+
+    def count_head(self, caller: Caller, size_bytes: int, now_ms: int) -> None:
+        """Take as many requests of a peer as it takes to decode a head; the ticket does it.
+
+        Raises:
+            RateLimited: the bucket does not have so many.
+        """
+        more = size_bytes // REQUEST_HEAD_BYTES
+        if more and isinstance(caller, bytes) and caller in self._peers:
+            self._peers[caller].take(now_ms, more)
 
     def leave(self, caller: Caller) -> None:
         """Give back a place; the ticket does it."""

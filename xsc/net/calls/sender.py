@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from xsc.base.clock import Clock, Entropy
 from xsc.base.encoding import Value
 from xsc.base.errors import PeerSilent
 from xsc.base.limits import NONCE_BYTES
 from xsc.base.merkle import Part
+from xsc.base.peering import HeadBound
+from xsc.base.turns import PeerWork
 from xsc.identity.keys import KeyPair
 from xsc.net.calls import problems, signing
-from xsc.net.calls.frame import Reply, pack_head, unpack
+from xsc.net.calls.frame import Reply, head_of, pack_head, unpack
 from xsc.net.peers.registry import PeerInfo
 from xsc.net.transport.port import Dropped, RawRequest, RawResponse, Transport
 
@@ -25,16 +27,28 @@ class RequestSender:
         key, clock, entropy: the node's.
         network: the id of the network that signatures cover.
         transport: carries the requests.
+        work: decodes large heads of answers.
+        bounds: of the heads of methods that do not have HeadBound().
     """
 
     def __init__(
-        self, key: KeyPair, network: bytes, clock: Clock, entropy: Entropy, transport: Transport
+        self,
+        key: KeyPair,
+        network: bytes,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        transport: Transport,
+        work: PeerWork,
+        bounds: Mapping[str, HeadBound],
     ) -> None:
         self._key = key
         self._network = network
         self._clock = clock
         self._entropy = entropy
         self._transport = transport
+        self._work = work
+        self._bounds = bounds
         self.answered_at: dict[bytes, str] = {}
         """The address at which each peer answered last."""
 
@@ -50,9 +64,12 @@ class RequestSender:
 
         Raises:
             PeerSilent: no address answers in time.
+            TooLarge: the header, or that of the answer, is over the bound of the method.
+            FrameInvalid: the answer is malformed.
             XscError: what the peer answered with.
         """
-        head = pack_head(header, parts)
+        bound = self._bounds.get(method, HeadBound())
+        head = pack_head(header, parts, size_max=bound.asked)
         body = [head, *(part.data for part in parts)]
         deadline_ms = self._clock.monotonic_ms() + timeout_ms
         reason = "it has told no address"
@@ -78,7 +95,7 @@ class RequestSender:
                     reason = silent.message
                     break
                 self.answered_at[info.node_id] = address
-                return self._opened(info, response)
+                return await self._opened(info, response, bound.answered)
         raise PeerSilent(
             f"the peer {info.name} does not answer: {reason}",
             hint="try again later; `xsc peer ls` shows who answers",
@@ -100,10 +117,10 @@ class RequestSender:
         )
         return RawRequest("POST", path, headers, body)
 
-    @staticmethod
-    def _opened(info: PeerInfo, response: RawResponse) -> Reply:
+    async def _opened(self, info: PeerInfo, response: RawResponse, size_max: int) -> Reply:
         body = memoryview(response.body[0]) if response.body else memoryview(b"")
         if response.status != 200:
             raise problems.error_of(response.status, body, info.name)
-        frame = unpack(body)
+        size = len(head_of(body, size_max=size_max))
+        frame = await self._work.run(info.node_id, size, unpack, body, size_max=size_max)
         return Reply(frame.header, [memoryview(part.data) for part in frame.parts])

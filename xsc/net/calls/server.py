@@ -28,18 +28,26 @@ from xsc.base.errors import (
 )
 from xsc.base.fields import take_bytes, take_int
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import JOIN_BYTES_MAX, KIB, MIB
+from xsc.base.limits import (
+    BATCH_BYTES_MAX,
+    BATCH_CALL_BYTES_MAX,
+    FRAME_HEADER_BYTES_MAX,
+    JOIN_BYTES_MAX,
+    KIB,
+    MIB,
+)
 from xsc.base.merkle import Part, root_of
-from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
+from xsc.base.peering import Asked, GroupHandler, Handler, HeadBound, Outcome
+from xsc.base.turns import PeerWork
 from xsc.identity.context import Context
 from xsc.net.calls import batch, problems, signing
-from xsc.net.calls.frame import head_of, pack_head, unpack
+from xsc.net.calls.frame import LENGTH_BYTES, check_begun, head_of, pack_head, unpack
 from xsc.net.calls.quota import Quota, Ticket
 from xsc.net.calls.replay import ReplayGuard
 from xsc.net.calls.sender import ROOT
 from xsc.net.peers import invitation as invitations
 from xsc.net.peers.registry import PeerRegistry
-from xsc.net.transport.port import Arrival, RawResponse
+from xsc.net.transport.port import Arrival, Buffer, RawResponse
 
 AnswerBound: TypeAlias = Callable[[Mapping[str, Value]], int]
 """Returns the most bytes that a call's answer has, by its header; raises if that breaks a rule."""
@@ -48,6 +56,13 @@ JoinHandler: TypeAlias = Callable[[signing.VerifiedCaller, dict[str, Value]], di
 
 HEALTH = "/health"
 JOIN = "peers.join"
+OWN_BOUNDS: Mapping[str, HeadBound] = {
+    JOIN: HeadBound(asked=JOIN_BYTES_MAX),
+    batch.METHOD: HeadBound(
+        asked=BATCH_BYTES_MAX + BATCH_CALL_BYTES_MAX, answered=FRAME_HEADER_BYTES_MAX
+    ),
+}
+"""Of the methods of this module."""
 HORIZONS = b"net/replay/"
 HASH_INLINE_BYTES = MIB + 4 * KIB
 """Bodies up to this size, a shard and its head, are hashed where they stand: it takes 0.3 ms. A
@@ -89,15 +104,26 @@ class RequestServer:
         registry: the known peers.
         store: keeps the replay horizons.
         quota: of callers.
+        work: decodes large heads.
+        bounds: of the heads of methods that do not have HeadBound().
     """
 
     def __init__(
-        self, context: Context, registry: PeerRegistry, store: KeyValue, quota: Quota
+        self,
+        context: Context,
+        registry: PeerRegistry,
+        store: KeyValue,
+        quota: Quota,
+        *,
+        work: PeerWork,
+        bounds: Mapping[str, HeadBound],
     ) -> None:
         self._context = context
         self._registry = registry
         self._store = store
         self.quota = quota
+        self._work = work
+        self._heads = bounds
         self._replay = ReplayGuard(boot_ms=context.clock.now_ms(), horizons=read_horizons(store))
         self.handlers: dict[str, Handler] = {batch.METHOD: self._batch}
         self._groups: dict[str, GroupHandler] = {}
@@ -213,8 +239,9 @@ class RequestServer:
     async def _handle(
         self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket
     ) -> RawResponse:
-        header, parts = await self._read(arrival, caller, ticket)
         method = arrival.path.removeprefix(ROOT)
+        bound = self._heads.get(method, HeadBound())
+        header, parts = await self._read(arrival, caller, ticket, bound.asked)
         if method == JOIN:
             return self._joined(caller, header)
         handler = self.handlers.get(method)
@@ -223,24 +250,37 @@ class RequestServer:
         if method in self._bounds:
             await ticket.wait_for_answer(self._bounds[method](header))
         header, bodies = await handler(caller.node_id, header, parts)
-        return self._framed(header, bodies)
+        return self._framed(header, bodies, bound.answered)
 
     def _joined(self, caller: signing.VerifiedCaller, header: dict[str, Value]) -> RawResponse:
         assert self._join is not None
-        return self._framed(self._join(caller, header), ())
+        return self._framed(self._join(caller, header), (), HeadBound().answered)
 
     @staticmethod
-    def _framed(header: dict[str, Value], bodies: Sequence[bytes | memoryview]) -> RawResponse:
-        head = pack_head(header, [Part(body, b"") for body in bodies])
+    def _framed(
+        header: dict[str, Value], bodies: Sequence[bytes | memoryview], size_max: int
+    ) -> RawResponse:
+        head = pack_head(header, [Part(body, b"") for body in bodies], size_max=size_max)
         return RawResponse(200, {"content-type": "application/octet-stream"}, [head, *bodies])
 
     async def _read(
-        self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket
+        self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket, size_max: int
     ) -> tuple[dict[str, Value], list[Part]]:
-        body = await arrival.read(ticket.take_body)
-        if signing.digest_of(head_of(body)) != caller.digest:
+        begun = bytearray()
+
+        def take(piece: Buffer) -> None:
+            if len(begun) < LENGTH_BYTES:
+                begun.extend(piece[:LENGTH_BYTES])
+                # What is behind it is not read any more.
+                check_begun(begun, size_max=size_max)
+            ticket.take_body(len(piece))
+
+        body = await arrival.read(take)
+        head = head_of(body, size_max=size_max)
+        if signing.digest_of(head) != caller.digest:
             raise SignatureInvalid("the body is not the one that was signed")
-        frame = unpack(body)
+        ticket.take_head(len(head), self._context.clock.monotonic_ms())
+        frame = await self._work.run(caller.node_id, len(head), unpack, body, size_max=size_max)
         if any(not part.root for part in frame.parts):
             raise FrameInvalid("a part of a request has no root")
         if len(body) <= HASH_INLINE_BYTES:
@@ -259,7 +299,7 @@ class RequestServer:
             return problems.busy()
         try:
             caller = self._verified(arrival)
-            header, _ = await self._read(arrival, caller, ticket)
+            header, _ = await self._read(arrival, caller, ticket, JOIN_BYTES_MAX)
             secret = take_bytes(header, "secret", size=invitations.SECRET_BYTES)
         except XscError:
             return problems.nothing()
@@ -324,7 +364,7 @@ class RequestServer:
         allowed = call.method in self._batched and call.method != batch.METHOD
         if not allowed or call.method not in self.handlers:
             raise NotFound("this node has no such method for a batch")
-        header = decode(call.header)
+        header = decode(call.header, size_max=BATCH_CALL_BYTES_MAX)
         if not isinstance(header, dict):
             raise FrameInvalid("the header of a call holds no map")
         return header

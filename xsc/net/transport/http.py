@@ -171,7 +171,7 @@ class HttpTransport:
         assert self._handler is not None
 
         async def read(take: Take) -> memoryview:
-            take(len(request.body))
+            take(request.body)
             return memoryview(request.body)
 
         return await self._handler(

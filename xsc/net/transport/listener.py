@@ -85,7 +85,7 @@ async def read_body(
             raise FrameInvalid("the body broke off") from None
         if not chunk or come + len(chunk) > size_bytes:
             raise FrameInvalid("the body has another length than announced")
-        take(len(chunk))
+        take(chunk)
         flow.moved(loop.time(), len(chunk))
         come += len(chunk)
         # Small ones are gathered: each of two bytes would take forty by itself.

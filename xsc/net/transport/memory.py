@@ -278,7 +278,7 @@ class MemoryTransport:
             return RawResponse(413)
 
         async def read(take: Take) -> memoryview:
-            take(len(body))
+            take(body)
             return body
 
         async def run() -> RawResponse:

@@ -40,8 +40,8 @@ class RawResponse:
     """For who serves: to be called once, when the answer was written or is given up."""
 
 
-Take: TypeAlias = Callable[[int], None]
-"""Told of that many bytes that have come, before they are kept; raises to refuse them."""
+Take: TypeAlias = Callable[[Buffer], None]
+"""Shown each piece that has come, in order, before it is kept; raises to refuse it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Arrival:
     size_bytes: int
     """Announced length of the body, at most PEER_BODY_BYTES_MAX: nothing is held for it yet."""
     read: Callable[[Take], Awaitable[memoryview]]
-    """Reads the whole body, once, and tells of each piece. Raises FrameInvalid or PeerSilent where
+    """Reads the whole body, once, and shows each piece. Raises FrameInvalid or PeerSilent where
     it does not come, and what the told one raises."""
     source: str = ""
     """Whom a connection is counted for with an unknown caller (`xsc.net.transport.addresses`)."""

@@ -127,6 +127,7 @@ class ShardServer:
                 outcomes[number] = fault
             else:
                 asked[number] = request, record
+            header.clear()
         stored = await self._node.store_together(writes)
         for (number, (request, record)), held in zip(asked.items(), stored, strict=True):
             if isinstance(held, XscError):

@@ -496,10 +496,10 @@ async def test_a_body_is_what_came_in_any_pieces(sizes):
     for size in sizes:
         pieces.append(whole[start : start + size])
         start += size
-    taken: list[int] = []
+    taken: list[bytes] = []
     body = await listener.read_body(Pieces(pieces), start, 10_000, taken.append)
     assert bytes(body) == whole[:start]
-    assert taken == sizes
+    assert taken == pieces
     for size in (start + 1, start - 1):
         if size > 0:
             stream = Pieces([whole[:start]] if start else [])
@@ -515,7 +515,7 @@ async def test_a_body_in_tiny_pieces_takes_little_more_than_its_bytes():
     try:
         most = 0
 
-        def take(_: int) -> None:
+        def take(_: bytes) -> None:
             nonlocal most
             most = max(most, tracemalloc.get_traced_memory()[0])
 
@@ -531,8 +531,8 @@ async def test_a_body_is_taken_as_it_comes(end):
     began = asyncio.Event()
 
     async def handler(arrival: Arrival) -> RawResponse:
-        def take(size_bytes: int) -> None:
-            taken.append(size_bytes)
+        def take(piece: bytes) -> None:
+            taken.append(len(piece))
             began.set()
             if sum(taken) > 200_000:
                 raise RateLimited("enough")
