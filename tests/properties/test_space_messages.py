@@ -16,10 +16,11 @@ from xsc.space.messages import (
     Sent,
     SentHead,
     answer_bytes,
-    listing_bytes,
+    listing_parts,
     read_answer,
     read_cursors,
-    read_listing,
+    read_listed,
+    read_listed_head,
 )
 from xsc.space.tree import levels_of, read_levels
 
@@ -54,7 +55,9 @@ SUBSCRIBED = st.lists(CURSORS, max_size=4, unique_by=lambda cursor: (cursor.owne
 def test_reading_undoes_writing(answer, head, rows, cursors):
     assert read_answer(answer_bytes(answer)) == answer
     listed = list(rows.items())
-    assert read_listing(listing_bytes(head, listed)) == (replace(head, before={}), listed)
+    first, *pages = listing_parts(head, listed)
+    assert read_listed_head(first) == replace(head, before={})
+    assert [row for page in pages for row in read_listed(page)] == listed
     assert read_cursors([cursor.to_value() for cursor in cursors]) == cursors
     assert read_levels(levels_of(head.proof)) == head.proof
 
@@ -73,7 +76,7 @@ def test_any_other_value_is_refused_by_name(value):
         except XscError:
             continue
         assert isinstance(value, list)
-    for read_raw in (read_answer, read_listing):
+    for read_raw in (read_answer, read_listed_head, read_listed):
         try:
             read_raw(encode(value))
         except XscError:

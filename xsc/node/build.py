@@ -298,6 +298,7 @@ class Node:
             advertise=config.advertise,
             accepts=config.accept_peers == "introduced",
         )
+        self.peers.bound_heads(HEADS)
         self.space_store = SpaceStore(
             parts.space,
             executor,

@@ -43,6 +43,8 @@ FOLLOWING_SETTLE_MS = 1_000
 """Between two changes of what is followed that come of recognition."""
 RETRY_MS = 5_000
 """Between two tries at a peer that did not answer, or answered badly."""
+RETRY_MS_MAX = 300_000
+"""Each malformed answer in a row doubles RETRY_MS, up to this."""
 CURSORS_MAX = 8 * PEERS_MAX
 """Subscriptions in one request: those that stand for every peer, and what else is followed."""
 RELAYS_MAX = 2
@@ -52,8 +54,13 @@ PAGE_BYTES = 1 * MIB
 PAGE_RECORDS = 1_000
 ASKED_RECORDS_MAX = 256
 """Paths of one request for records by their paths."""
-ANSWER_BYTES_MAX = 16 * MIB
-"""One answer with the proofs of its heads."""
+SHOWN_BYTES_MAX = 2 * MIB
+"""A head with what proves it that is larger is not told; a later one is smaller. The proof alone
+is smaller always: RECORDS_MAX parts and hashes."""
+ANSWER_BYTES_MAX = PAGE_BYTES + SHOWN_BYTES_MAX + MIB
+"""One body of an answer: a page, one record and one head more, and what stands around them."""
+LISTING_PARTS_MAX = 1 + (RECORDS_MAX * (PATH_BYTES_MAX + 64) + MIB) // PAGE_BYTES
+"""Bodies of a listing: its head, and rows of a page each."""
 RECORDS_A_SECOND_MAX = 4_000
 """Records of all peers that are verified; one peer has at most half of that, beyond a burst."""
 STAMP_BYTES_A_RECORD = 32
@@ -66,6 +73,8 @@ SCANNED_A_ROW = 256
 """So many rows that a cursor looks at and passes count as one."""
 ROW_BYTES = 4 * KIB
 """A large value counts as so many rows as it has of these."""
+CHECKED_BYTES_A_RECORD = KIB
+"""A large value that is checked counts as a record that is verified for each of these."""
 DEBOUNCE_MS = 100
 """How long a value that may wait does so, for others to be written with it."""
 WATCHES_MAX = 256

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid
-from xsc.space.limits import ANSWER_BYTES_MAX, CURSORS_MAX, PAGE_RECORDS, RECORDS_MAX
+from xsc.space.limits import ANSWER_BYTES_MAX, CURSORS_MAX, PAGE_BYTES, PAGE_RECORDS, RECORDS_MAX
 from xsc.space.paths import check_path
 from xsc.space.table import Shown
 from xsc.space.tree import Proof, levels_of, read_levels
@@ -170,18 +170,36 @@ def read_answer(raw: bytes) -> Answer:
     raise RecordInvalid("not an answer of a replica")
 
 
-def listing_bytes(head: SentHead, rows: Sequence[tuple[str, bytes]]) -> bytes:
-    """Return the bytes of a listing; what changed since its head is in the rows, too."""
-    return encode([_head_value(replace(head, before={})), _rows(rows)])
+def listing_parts(head: SentHead, rows: Sequence[tuple[str, bytes]]) -> list[bytes]:
+    """Return the bodies of a listing: its head, and the rows in pages.
+
+    What changed since the head is in the rows, too.
+    """
+    parts = [encode(_head_value(replace(head, before={})))]
+    page: list[tuple[str, bytes]] = []
+    left = PAGE_BYTES
+    for path, record in rows:
+        page.append((path, record))
+        left -= len(path) + 40
+        if left <= 0:
+            parts.append(encode(_rows(page)))
+            page, left = [], PAGE_BYTES
+    return [*parts, encode(_rows(page))] if page else parts
 
 
-def read_listing(raw: bytes) -> tuple[SentHead, list[tuple[str, bytes]]]:
-    """Return the head and the rows of a listing.
+def read_listed_head(raw: bytes) -> SentHead:
+    """Return the head of a listing.
 
     Raises:
         TooLarge, RecordInvalid: over ANSWER_BYTES_MAX, or malformed.
     """
-    match decode(raw, size_max=ANSWER_BYTES_MAX):
-        case [head, rows]:
-            return _read_head(head), _read_rows(rows)
-    raise RecordInvalid("not a listing of a replica")
+    return _read_head(decode(raw, size_max=ANSWER_BYTES_MAX))
+
+
+def read_listed(raw: bytes) -> list[tuple[str, bytes]]:
+    """Return the rows of one page of a listing.
+
+    Raises:
+        TooLarge, RecordInvalid: over ANSWER_BYTES_MAX, or malformed.
+    """
+    return _read_rows(decode(raw, size_max=ANSWER_BYTES_MAX))

@@ -220,7 +220,9 @@ class SpaceService:
         refused: list[XscError] = []
         for signed, value in offered:
             try:
-                self._check(owner, signed.record.path, value)
+                await self._store.work.run(
+                    owner, len(value or b""), self._check, owner, signed.record.path, value
+                )
             except XscError as fault:
                 refused.append(fault)
             else:

@@ -23,7 +23,7 @@ from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged, XscError
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import JOINT_RECORDS_MAX, MIB
-from xsc.base.turns import Turns, sliced
+from xsc.base.turns import PeerWork, Turns, sliced
 from xsc.db.group import GroupCommit
 from xsc.identity.envelope import Record, Signed, read_claimed, sign, sign_jointly
 from xsc.identity.keys import KeyPair
@@ -189,6 +189,8 @@ class SpaceStore:
     ) -> None:
         self._db = db
         self._executor = executor
+        self.work = PeerWork(executor)
+        """Decodes and checks what peers have sent."""
         self._commits = GroupCommit(db, executor)
         self._time = time
         self._key = key

@@ -17,34 +17,43 @@ from xsc.base.clock import Clock
 from xsc.base.encoding import Value, tagged_sha256
 from xsc.base.errors import (
     ClockSkewed,
+    FrameInvalid,
     NotFound,
     RateLimited,
     RecordInvalid,
+    SignatureInvalid,
     SpaceExhausted,
+    TooLarge,
     UnavailableError,
     XscError,
 )
-from xsc.base.fields import take_bool, take_bytes, take_str, take_texts
+from xsc.base.fields import take_bool, take_bytes, take_int, take_str, take_texts
 from xsc.base.ids import short
-from xsc.base.limits import KIB
+from xsc.base.limits import FRAME_HEADER_BYTES_MAX, KIB, SOUGHT_MAX
 from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import Answered, Caller, Handler, Reply
+from xsc.base.peering import Answered, Caller, Handler, HeadBound, Reply
 from xsc.identity.envelope import Signed
 from xsc.space.limits import (
     ANSWER_BYTES_MAX,
     ASKED_RECORDS_MAX,
     CHAIN_BYTES_MAX,
+    CHECKED_BYTES_A_RECORD,
     CURSORS_MAX,
     HELD_REQUEST_MS_MAX,
+    LISTING_PARTS_MAX,
     PAGE_BYTES,
     PAGE_RECORDS,
+    PATH_BYTES_MAX,
     PROOF_ROWS_A_RECORD,
     RECORDS_A_SECOND_MAX,
+    RECORDS_MAX,
     RELAYS_MAX,
     RETRY_MS,
+    RETRY_MS_MAX,
     ROW_BYTES,
     ROWS_A_SECOND_MAX,
+    SHOWN_BYTES_MAX,
     STAMP_BYTES_A_RECORD,
     UNSUBSCRIBED_KEPT_MS,
     VALUE_INLINE_BYTES_MAX,
@@ -55,10 +64,11 @@ from xsc.space.messages import (
     Sent,
     SentHead,
     answer_bytes,
-    listing_bytes,
+    listing_parts,
     read_answer,
     read_cursors,
-    read_listing,
+    read_listed,
+    read_listed_head,
     sent_head,
 )
 from xsc.space.pace import Pace
@@ -76,6 +86,14 @@ from xsc.space.store import SpaceStore, Taken
 from xsc.space.table import Repair
 from xsc.space.tree import records_beside
 
+_PATHS_BYTES = ASKED_RECORDS_MAX * (PATH_BYTES_MAX + 8) + 4 * KIB
+HEADS = {
+    "space.next": HeadBound(asked=FRAME_HEADER_BYTES_MAX),
+    "space.records": HeadBound(asked=_PATHS_BYTES),
+    "space.head": HeadBound(answered=_PATHS_BYTES),
+}
+MALFORMED = (RecordInvalid, FrameInvalid, TooLarge, SignatureInvalid)
+"""What a peer answered that no honest one does."""
 CURSORS_AT_ONCE = 32
 """Looked at before others have a turn."""
 
@@ -121,7 +139,8 @@ class _Held:
     subscriptions: frozenset[Subscription]
     dirty: set[bytes]
     woken: asyncio.Event = field(default_factory=asyncio.Event)
-    replaced: bool = False
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set where the next request of the peer has come."""
 
 
 @dataclass(slots=True)
@@ -232,25 +251,43 @@ class SpaceSync:
                 held.dirty.add(owner)
                 held.woken.set()
 
-    async def _count(self, caller: bytes, rows: int) -> None:
-        """Wait until a caller may be answered so many rows."""
+    async def _count(self, caller: bytes, rows: int, held: _Held | None = None) -> None:
+        """Wait until a caller may be answered so many rows, or its held request was replaced."""
         pause_ms = self._asking.take(caller, rows, self._clock.monotonic_ms())
-        if pause_ms:
+        if not pause_ms:
+            return
+        if held is None:
             await self._clock.sleep_ms(pause_ms)
+            return
+        # Else many requests would keep their cursors here, one behind the other.
+        pause = asyncio.create_task(self._clock.sleep_ms(pause_ms))
+        ended = asyncio.create_task(held.ended.wait())
+        try:
+            await asyncio.wait((pause, ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            pause.cancel()
+            ended.cancel()
 
     async def _answer_next(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
     ) -> Answered:
         del parts
         cursors = read_cursors(header.get("cursors"))
+        waits = take_bool(header, "wait")
+        address = None
         if "record" in header:
-            await self._take_address(caller, take_bytes(header, "record"), header)
-        if not take_bool(header, "wait"):
+            address = Sent(caller, take_bytes(header, "record"), take_bytes(header, "value"))
+        header.clear()
+        if not waits:
+            if len(cursors) > SOUGHT_MAX:
+                raise RecordInvalid(f"a question that is not held has at most {SOUGHT_MAX} cursors")
+            if address is not None:
+                await self._take_address(caller, address)
             await self._count(caller, 1 + len(cursors))
             return {}, [answer_bytes(await self._news_for(caller, cursors, lambda: False))]
         self._cursors[caller] = cursors
         if (earlier := self._held.get(caller)) is not None:
-            earlier.replaced = True
+            earlier.ended.set()
             earlier.woken.set()
         owners = frozenset(cursor.owner for cursor in cursors)
         subscriptions = frozenset((cursor.owner, cursor.prefix) for cursor in cursors)
@@ -259,15 +296,17 @@ class SpaceSync:
         timer.add_done_callback(lambda _: held.woken.set())
 
         def is_over() -> bool:
-            return timer.done() or held.replaced or self._ended
+            return timer.done() or held.ended.is_set() or self._ended
 
         try:
+            if address is not None:
+                await self._take_address(caller, address)
             while True:
                 dirty = set(held.dirty)
                 held.dirty.clear()
                 held.woken.clear()
                 asked = [at for at in cursors if at.owner in dirty]
-                await self._count(caller, 1 + len(asked))
+                await self._count(caller, 1 + len(asked), held)
                 answer = await self._news_for(caller, asked, is_over)
                 if answer.records or answer.heads or is_over():
                     return {}, [answer_bytes(answer)]
@@ -277,7 +316,7 @@ class SpaceSync:
             if self._held.get(caller) is held:
                 del self._held[caller]
 
-    async def _take_address(self, caller: bytes, raw: bytes, header: dict[str, Value]) -> None:
+    async def _take_address(self, caller: bytes, sent: Sent) -> None:
         """Take the record of `nodes/address` that a caller's request carries.
 
         Nobody else could say where a node is that has moved: it is the one that calls.
@@ -286,12 +325,11 @@ class SpaceSync:
             RecordInvalid, SignatureInvalid: it is no such record of the caller.
         """
         held = self._address_of(caller)
-        if held is not None and held.signed.raw == raw:
+        if held is not None and held.signed.raw == sent.raw:
             return
         pause_ms = self._telling.take(caller, 0, self._clock.monotonic_ms())
         if pause_ms:
             await self._clock.sleep_ms(pause_ms)
-        sent = Sent(caller, raw, take_bytes(header, "value"))
         _, refused = await self._store_records(caller, [sent], [(caller, UserSpacePaths.ADDRESS)])
         for _, fault in refused:
             raise fault
@@ -336,6 +374,8 @@ class SpaceSync:
                 return Answer(answer.records, answer.heads, more=True)
             if page.shown is not None:
                 head = sent_head(cursor.owner, cursor.prefix, page.shown)
+                if head.size_bytes > SHOWN_BYTES_MAX:
+                    continue
                 answer.heads.append(head)
                 left_bytes -= head.size_bytes
         return answer
@@ -349,10 +389,11 @@ class SpaceSync:
     ) -> Answered:
         del parts
         owner, prefix = take_bytes(header, "owner", size=32), take_str(header, "prefix")
+        header.clear()
         await self._count(caller, 1)
         shown, rows = await self._store.listing(owner, prefix)
         await self._count(caller, len(rows))
-        return {}, [listing_bytes(sent_head(owner, prefix, shown), rows)]
+        return {}, listing_parts(sent_head(owner, prefix, shown), rows)
 
     async def _answer_records(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
@@ -360,24 +401,32 @@ class SpaceSync:
         del parts
         owner = take_bytes(header, "owner", size=32)
         paths = take_texts(header, "paths", most=ASKED_RECORDS_MAX)
+        header.clear()
         await self._count(caller, 1 + len(paths))
         found = []
-        for path in paths:
+        told, left_bytes = 0, PAGE_BYTES
+        while told < len(paths) and left_bytes > 0:
             try:
-                found.append(self._store.get(owner, path).without_large())
+                entry = self._store.get(owner, paths[told]).without_large()
+                found.append(entry)
+                left_bytes -= len(entry.signed.raw) + len(entry.value or b"")
             except NotFound:
-                continue
-        return {}, [answer_bytes(Answer(self._sent(owner, found), [], more=False))]
+                pass
+            told += 1
+        answer = Answer(self._sent(owner, found), [], more=told < len(paths))
+        return {"told": told}, [answer_bytes(answer)]
 
     async def _answer_value(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
     ) -> Answered:
         del parts
         owner, path = take_bytes(header, "owner", size=32), take_str(header, "path")
+        digest = header.get("digest")
+        header.clear()
         await self._count(caller, 1)
         entry = self._store.get(owner, path)
         await self._count(caller, entry.signed.record.size_bytes // ROW_BYTES)
-        if entry.value is None or entry.signed.record.digest != header.get("digest"):
+        if entry.value is None or entry.signed.record.digest != digest:
             raise NotFound("that value is not here")
         return {}, [entry.value]
 
@@ -489,11 +538,31 @@ class SpaceSync:
         self.received_bytes += sum(map(len, reply.parts))
         return reply
 
+    async def _read(self, peer: bytes, reply: Reply) -> Answer:
+        body = body_of(reply.parts)
+        return await self._store.work.run(peer, len(body), read_answer, bytes(body))
+
+    async def _read_listing(
+        self, peer: bytes, reply: Reply
+    ) -> tuple[SentHead, list[tuple[str, bytes]]]:
+        if not 0 < len(reply.parts) <= LISTING_PARTS_MAX:
+            raise RecordInvalid("a listing has a head, and rows in pages")
+        first, *pages = map(bytes, reply.parts)
+        work = self._store.work
+        head = await work.run(peer, len(first), read_listed_head, first)
+        rows: list[tuple[str, bytes]] = []
+        for page in pages:
+            rows += await work.run(peer, len(page), read_listed, page)
+            if len(rows) > RECORDS_MAX:
+                raise RecordInvalid(f"a listing of more than {RECORDS_MAX} paths")
+        return head, rows
+
     async def follow(self, peer: bytes) -> None:
         """Ask a peer for what is subscribed to, until cancelled."""
         assert peer not in self._followed, "one task follows a peer"
         self._followed[peer] = True
         self._plan_again()
+        malformed = 0
         try:
             while True:
                 plan = self._plan
@@ -503,7 +572,7 @@ class SpaceSync:
                     continue
                 try:
                     brought = await self._ask(peer, wanted, plan)
-                    answers = True
+                    answers, malformed = True, 0
                     self._note(peer, None)
                 except XscError as fault:
                     answers = brought = False
@@ -511,12 +580,14 @@ class SpaceSync:
                     self._told.pop(peer, None)
                     if not isinstance(fault, UnavailableError):
                         self._hold_against(peer, fault)
+                    malformed = malformed + 1 if isinstance(fault, MALFORMED) else 0
                 if answers != self._followed[peer]:
                     self._followed[peer] = answers
                     self._plan_again()
                 pause_ms = self._telling.take(peer, 0, self._clock.monotonic_ms())
                 if not answers or not brought:
-                    pause_ms = max(pause_ms, RETRY_MS)
+                    retry_ms = RETRY_MS << min(max(0, malformed - 1), 10)
+                    pause_ms = max(pause_ms, min(retry_ms, RETRY_MS_MAX))
                 if pause_ms:  # what is overwritten meanwhile is not sent
                     await self._clock.sleep_ms(pause_ms)
         finally:
@@ -566,7 +637,7 @@ class SpaceSync:
             changed.cancel()
         if address is not None:
             self._told[peer] = address.signed.id
-        answer = read_answer(bytes(body_of(reply.parts)))
+        answer = await self._read(peer, reply)
         new, refused = await self._store_records(peer, answer.records, wanted)
         heads = {(head.owner, head.prefix): head for head in answer.heads}
         if not heads.keys() <= set(wanted):
@@ -619,7 +690,7 @@ class SpaceSync:
             cursors.append(Cursor(owner, path, after, (0, 0)).to_value())
         asked: dict[str, Value] = {"cursors": cursors, "wait": False}
         reply = await self._call(peer, "space.next", asked)
-        records = read_answer(bytes(body_of(reply.parts))).records
+        records = (await self._read(peer, reply)).records
         _, refused = await self._store_records(peer, records, [(owner, path) for owner in owners])
         for owner, fault in refused:
             self._hold_against(owner, fault)
@@ -699,7 +770,9 @@ class SpaceSync:
         ]
         yield [item for item in offered if item[0] not in large]
         for signed in large:
-            self._spend(peer, signed.record.size_bytes // ROW_BYTES)
+            cost = signed.record.size_bytes // CHECKED_BYTES_A_RECORD
+            if pause_ms := self._telling.take(peer, cost, self._clock.monotonic_ms()):
+                await self._clock.sleep_ms(pause_ms)
             value = await self._fetch(peer, owner, signed.record)
             if value is not None:  # else the peer has a newer record by now, and tells of it
                 yield [(signed, value)]
@@ -755,7 +828,7 @@ class SpaceSync:
             reply = await self._call(peer, "space.list", {"owner": owner, "prefix": prefix})
         except NotFound:
             return False  # it has lost its proof meanwhile
-        sent, rows = read_listing(bytes(body_of(reply.parts)))
+        sent, rows = await self._read_listing(peer, reply)
         if (sent.owner, sent.prefix) != subscription:
             raise RecordInvalid("a listing that was not asked for")
         head = self._open(sent)
@@ -766,10 +839,11 @@ class SpaceSync:
         for path in repair.drop:
             self._space.tell(Change(owner, path, head.record.sequence, None))
         missing = [*repair.fetch]
-        for start in range(0, len(missing), ASKED_RECORDS_MAX):
-            paths: list[Value] = [*missing[start : start + ASKED_RECORDS_MAX]]
+        while missing:
+            paths: list[Value] = [*missing[:ASKED_RECORDS_MAX]]
             reply = await self._call(peer, "space.records", {"owner": owner, "paths": paths})
-            answer = read_answer(bytes(body_of(reply.parts)))
+            del missing[: take_int(reply.header, "told", least=1, most=len(paths))]
+            answer = await self._read(peer, reply)
             if owner == self._store.owner:
                 await self._take_back(peer, answer.records, repair)
                 continue
@@ -807,7 +881,7 @@ class SpaceSync:
             cursor = Cursor(own, "", after, (0, 0))
             asked: dict[str, Value] = {"cursors": [cursor.to_value()], "wait": False}
             reply = await self._call(peer, "space.next", asked)
-            answer = read_answer(bytes(body_of(reply.parts)))
+            answer = await self._read(peer, reply)
             told = await self._take_back(peer, answer.records)
             more, after = answer.more and told > after, max(after, told)
         for prefix in prefixes:
@@ -875,7 +949,7 @@ class SpaceSync:
         """
         asked: dict[str, Value] = {"owner": owner, "paths": [path]}
         reply = await self._call(owner, "space.records", asked)
-        answer = read_answer(bytes(body_of(reply.parts)))
+        answer = await self._read(owner, reply)
         _, refused = await self._store_records(owner, answer.records, [(owner, path)])
         for _, fault in refused:
             raise fault

@@ -9,35 +9,46 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from tests.sim.network import World
+from xsc.base.clock import Clock, InlineExecutor
 from xsc.base.errors import RecordInvalid, SandboxFailed
 from xsc.base.limits import (
     COMPILE_BYTE_FUEL,
     CUSTODY_OBJECTS_A_PEER_MAX,
     EPOCH_MS,
+    HEAD_BYTES_MAX,
     KIB,
     LEASES_A_CUSTOMER_MAX,
     ORDERS_REMEMBERED_A_PEER_MAX,
+    PEER_REQUESTS_A_SECOND_MAX,
     PEER_REQUESTS_IN_FLIGHT_MAX,
     PPM,
+    REQUEST_HEAD_BYTES,
     ROOM_A_PEER_PPM_MAX,
     SERVICES_A_PEER_MAX,
     STORED_OVERHEAD_BYTES_A_PEER_MAX,
 )
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
+from xsc.base.peering import HeadBound
 from xsc.compute.wasm.sandbox import Job, OutputWatch, SandboxResult
 from xsc.compute.worker import frames
 from xsc.compute.worker.local import LocalSandbox
+from xsc.identity import envelope
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
-from xsc.net.calls import batch
-from xsc.net.calls.frame import Reply, unpack
-from xsc.net.transport.port import RawRequest, RawResponse
+from xsc.net.calls import batch, frame
+from xsc.net.calls.frame import LENGTH_BYTES, Reply, head_of, unpack
+from xsc.net.calls.server import OWN_BOUNDS
+from xsc.net.transport.memory import MemoryTransport
+from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse
+from xsc.node.build import HEADS
+from xsc.space import messages as space_messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.shardstore import bodies as formats
@@ -59,6 +70,17 @@ class LawBroken(AssertionError):
     """A law does not hold; the first word names it."""
 
 
+UNREAD = {
+    "too_large",
+    "rate_limited",
+    "replay_refused",
+    "clock_skewed",
+    "unauthorized",
+    "signature_invalid",
+}
+"""How a request is refused before its header is decoded."""
+DECODERS = (frame, batch, space_messages, envelope)
+"""Modules that decode what comes from peers."""
 LEFT_OUT: set[str] = set()
 """Laws that are not looked at, to see what else breaks where these do."""
 
@@ -121,6 +143,81 @@ class MeteredSandbox(LocalSandbox):
         return result
 
 
+DECODED_A_SECOND_BYTES = 4 * PEER_REQUESTS_A_SECOND_MAX * REQUEST_HEAD_BYTES
+"""A second's quota and a burst of it, of heads and of the records within."""
+
+
+class LoopMeter:
+    """Counts what the event loops of honest nodes decode of what the adversary has sent."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._node: ContextVar[int | None] = ContextVar("node", default=None)
+        """For which node a task decodes what came from the adversary."""
+        self._in_thread: ContextVar[bool] = ContextVar("in_thread", default=False)
+        self._decode = {module: module.decode for module in DECODERS}
+        self.largest: Counter[int] = Counter()
+        """Bytes decoded at once, by node."""
+        self.by_second: Counter[tuple[int, int]] = Counter()
+        for module, decode in self._decode.items():
+            module.decode = self._counting(decode)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        for module, decode in self._decode.items():
+            module.decode = decode  # type: ignore[attr-defined]
+
+    def _counting(self, decode: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(raw: bytes, **options: Any) -> Any:
+            node = self._node.get()
+            if node is not None and not self._in_thread.get():
+                self.largest[node] = max(self.largest[node], len(raw))
+                self.by_second[node, self._clock.monotonic_ms() // 1000] += len(raw)
+            return decode(raw, **options)
+
+        return counting
+
+    def of(self, node: int | None) -> None:
+        """Count what this task decodes from now on for a node; None for nobody."""
+        self._node.set(node)
+
+    async def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run something as a thread would."""
+        token = self._in_thread.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self._in_thread.reset(token)
+
+
+class MeteredExecutor(InlineExecutor):
+    """What it runs does not keep the event loop from running."""
+
+    def __init__(self, meter: LoopMeter) -> None:
+        self.run = meter.run  # type: ignore[method-assign]
+
+
+class MeteredTransport(MemoryTransport):
+    """Tells the meter what a node gets of the adversary."""
+
+    def meter(self, meter: LoopMeter, node: int, foe: str) -> MeteredTransport:
+        self._meter, self._node, self._foe = meter, node, foe
+        return self
+
+    async def send(
+        self, address: str, fingerprint: bytes | None, request: RawRequest, timeout_ms: int
+    ) -> RawResponse:
+        answer = await super().send(address, fingerprint, request, timeout_ms)
+        self._meter.of(self._node if address.startswith(f"{self._foe}:") else None)
+        return answer
+
+    async def serve(self, handler: Handler) -> None:
+        async def metered(arrival: Arrival) -> RawResponse:
+            self._meter.of(self._node if arrival.source == self._foe else None)
+            return await handler(arrival)
+
+        await super().serve(metered)
+
+
 @dataclass
 class Oracle:
     """What lies on the disks and stands in the books of honest nodes."""
@@ -148,6 +245,9 @@ class Oracle:
     """Custodian, owner and object, of what an owner has ended."""
     given: dict[tuple[int, bytes], set[int]] = field(default_factory=lambda: defaultdict(set))
     """By node and peer: the weights that its operator gave it, in ppm."""
+    meter: LoopMeter | None = None
+    over: list[str] = field(default_factory=list)
+    """Requests that were read though their headers are over the bound of the method."""
     _bodies: dict[bytes, tuple[Any, bool]] = field(default_factory=dict)
 
     @cached_property
@@ -215,6 +315,8 @@ class Oracle:
         exchange = self.world.net.exchange
 
         async def watched(source: str, target: str, request: RawRequest) -> RawResponse:
+            if self.meter is not None:
+                self.meter.of(None)  # What is read here is read by nobody.
             foe = self.world.name(self.adversary)
             if target == foe and request.path.endswith("market.settle"):
                 self._note_voucher(source, request)
@@ -233,8 +335,10 @@ class Oracle:
             response = await exchange(source, target, request)
             if foe not in (source, target):
                 self._judge(source, target, request, response)
-            elif source == foe and response.status == 200:
-                self._weigh(target, request, response)
+            elif source == foe:
+                self._measure(target, request, response)
+                if response.status == 200:
+                    self._weigh(target, request, response)
             return response
 
         self.world.net.exchange = watched  # type: ignore[method-assign]
@@ -275,8 +379,8 @@ class Oracle:
         answers = [(request.path, response.status, b"".join(response.body))]
         if request.path.endswith(batch.METHOD) and response.status == 200:
             asked = unpack(memoryview(b"".join(request.body))).header["calls"]
-            frame = unpack(memoryview(answers[0][2]))
-            reply = Reply(frame.header, [part.data for part in frame.parts])
+            whole = unpack(memoryview(answers[0][2]))
+            reply = Reply(whole.header, [part.data for part in whole.parts])
             some = batch.unpack_answers(reply, len(asked))
             answers = [
                 (call["method"], answer.status, bytes(answer.header))
@@ -288,6 +392,17 @@ class Oracle:
             if code in UNFOUNDED and (method, code) not in FOUNDED:
                 detail = json.loads(body).get("detail")
                 self.refusals.append(f"{source} {method} at {target}: {code} ({detail})")
+
+    def _measure(self, target: str, request: RawRequest, response: RawResponse) -> None:
+        if response.status != 200:
+            code = json.loads(b"".join(response.body)).get("code")
+            if code in UNREAD:
+                return
+        method = request.path.rsplit("/", 1)[-1]
+        head = len(head_of(memoryview(b"".join(request.body)))) - LENGTH_BYTES
+        most = {**OWN_BOUNDS, **HEADS}.get(method, HeadBound()).asked
+        if head > most:
+            self.over.append(f"{target} reads {method} with {head} bytes of header, above {most}")
 
     def _weigh(self, target: str, request: RawRequest, response: RawResponse) -> None:
         body = b"".join(response.body)
@@ -311,6 +426,7 @@ class Oracle:
         self.nobody_owes_more_than_it_stated()
         self.shares_hold()
         self.recognition_is_the_operators()
+        self.loops_turn()
 
     def all_live(self) -> None:
         for index in self.up():
@@ -515,6 +631,24 @@ class Oracle:
             }
             for name, (held, most) in shares.items():
                 expect(held <= most, "shares", f"the adversary has {held} {name} of node-{index}")
+
+    def loops_turn(self) -> None:
+        """Nothing that the adversary sends keeps an event loop busy."""
+        assert self.meter is not None
+        expect(not self.over, "loop", "; ".join(self.over[:3]))
+        for node, size in self.meter.largest.items():
+            expect(
+                size <= HEAD_BYTES_MAX,
+                "loop",
+                f"node-{node} decodes {size} bytes at once on its event loop",
+            )
+        for (node, second), size in self.meter.by_second.items():
+            expect(
+                size <= DECODED_A_SECOND_BYTES,
+                "loop",
+                f"node-{node} decodes {size} bytes in second {second}",
+            )
+        self.meter.by_second.clear()
 
     def recognition_is_the_operators(self) -> None:
         """Nobody else says what a node recognises, to itself or to others."""

@@ -21,6 +21,7 @@ from xsc.base.limits import (
     CUSTODIANS_MAX,
     FRAME_PARTS_MAX,
     GIB,
+    HEAD_BYTES_MAX,
     LEAF_BYTES,
     LEASES_A_CUSTOMER_MAX,
     LEASES_GIVEN_BACK_MAX,
@@ -355,4 +356,13 @@ def message(forge: Forge, method: str) -> tuple[dict[str, Any], list[bytes]]:
     parts = PARTS[method](forge, header) if method in PARTS else []
     if forge.chance(0.1):
         header = forge.tampered(header)
+    if forge.chance(0.05):
+        header["more"] = many_items(forge)
     return header, parts
+
+
+def many_items(forge: Forge) -> list[Any]:
+    """Return what takes long to decode, for its bytes: many items, with or without look-alikes."""
+    item = forge.rng.choice((0, b"", "ab", 0xD82A, b"\xd8\x2a\x41\x00"))
+    size = forge.rng.choice((HEAD_BYTES_MAX // 2, 2 * HEAD_BYTES_MAX))
+    return [item] * (size // len(encode(item)))

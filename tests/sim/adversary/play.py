@@ -17,7 +17,10 @@ from tests.sim.adversary.forge import Forge
 from tests.sim.adversary.laws import (
     Kept,
     LawBroken,
+    LoopMeter,
+    MeteredExecutor,
     MeteredSandbox,
+    MeteredTransport,
     Oracle,
     WatchedLog,
     expect,
@@ -74,7 +77,7 @@ class HostileWorld(World):
         super().__init__(seed, NODES, SETTINGS)
         self.forge = Forge(rng, self.key(FOE), network_id("simulation"))
         self.forge.now_ms = self.clock.now_ms
-        self.oracle = Oracle(self, FOE)
+        self.oracle = Oracle(self, FOE, meter=LoopMeter(self.clock))
         self.proxy: Proxy | None = None
 
     def parts(self, index: int, seed: bytes) -> Parts:
@@ -82,9 +85,15 @@ class HostileWorld(World):
         if index == FOE:
             self.proxy = Proxy(parts.transport, self.forge, self.clock)
             return Parts(**{**fields_of(parts), "transport": self.proxy})
-        log, sandbox = WatchedLog(), MeteredSandbox(parts.executor)
+        assert self.oracle.meter is not None
+        executor = MeteredExecutor(self.oracle.meter)
+        transport = MeteredTransport(self.net, self.place(index)).meter(
+            self.oracle.meter, index, self.name(FOE)
+        )
+        log, sandbox = WatchedLog(), MeteredSandbox(executor)
         self.oracle.logs[index], self.oracle.sandboxes[index] = log, sandbox
-        return Parts(**{**fields_of(parts), "log": log, "sandbox": sandbox})
+        own = {"log": log, "sandbox": sandbox, "executor": executor, "transport": transport}
+        return Parts(**{**fields_of(parts), **own})
 
 
 def fields_of(parts: Parts) -> dict[str, Any]:
@@ -127,6 +136,8 @@ class Play:
             work.cancel()
         self.do(together(node.tasks.stop() for node in self.world.nodes))
         finish(self.loop)
+        if self.oracle.meter is not None:
+            self.oracle.meter.close()
 
     def do(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.sim.adversary.forge import Forge
+from tests.sim.adversary.messages import many_items
 from xsc.base.clock import Clock
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import EntryRefused, LimitError, NotAllowed, PeerSilent, XscError, leaves
@@ -207,8 +208,8 @@ class Proxy:
         how = rng.choice(
             ("change", "change", "change", "error", "error", "garbage", "half", "slow", "never")
         )
-        if rng.random() < 0.01:
-            how = "huge"
+        if rng.random() < 0.02:
+            how = rng.choice(("huge", "many"))
         self.told.append(f"answer {method}: {how}")
         match how:
             case "error":
@@ -223,6 +224,10 @@ class Proxy:
                 return response
             case "never":
                 await asyncio.get_running_loop().create_future()
+            case "many":
+                items = many_items(self.forge)
+                part = encode([items, [], False])
+                return RawResponse(200, {}, [pack_head({"more": items}, [Part(part, b"")]), part])
             case "huge":
                 return RawResponse(200, {}, [bytes(PEER_BODY_BYTES_MAX + 1)])
         if response.status != 200 or not response.body:

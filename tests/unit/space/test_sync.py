@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -20,6 +21,7 @@ from xsc.base.errors import (
     SpaceExhausted,
     XscError,
 )
+from xsc.base.limits import SOUGHT_MAX
 from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
@@ -32,14 +34,17 @@ from xsc.space import tree as trees
 from xsc.space.domain import published_chain
 from xsc.space.itc import event_bytes
 from xsc.space.limits import (
+    ANSWER_BYTES_MAX,
     CHAIN_BYTES_MAX,
     CURSORS_MAX,
     FUTURE_MS_MAX,
     HEAD_INTERVAL_MS,
     HELD_REQUEST_MS_MAX,
+    PAGE_BYTES,
     PAGE_RECORDS,
     PROOF_ROWS_A_RECORD,
     RETRY_MS,
+    RETRY_MS_MAX,
     UNSUBSCRIBED_KEPT_MS,
     VALUE_INLINE_BYTES_MAX,
 )
@@ -48,10 +53,11 @@ from xsc.space.messages import (
     Sent,
     SentHead,
     answer_bytes,
-    listing_bytes,
+    listing_parts,
     read_answer,
     read_cursors,
-    read_listing,
+    read_listed,
+    read_listed_head,
     sent_head,
 )
 from xsc.space.paths import UserSpacePaths
@@ -105,6 +111,7 @@ class Member:
         )
         handlers = self.sync.handlers()
         if not hasattr(self, "handlers"):
+            self.node.net.bound_heads(syncs.HEADS)
             self.node.net.server.register({name: self.handle(name) for name in handlers})
         self.handlers = handlers
 
@@ -771,9 +778,9 @@ async def test_a_value_that_no_peer_has_is_recovered_as_a_record_alone(circle):
 # Bad input
 
 
-def answering(raw):
+def answering(*raws):
     async def handler(caller, header, parts):
-        return {}, [raw]
+        return {"told": len(header.get("paths", ()))}, [*raws]
 
     return handler
 
@@ -965,13 +972,13 @@ async def test_a_listing_of_an_older_head_than_the_one_that_failed_repairs_nothi
     cid.follow(ada)
     await ada.head()
     shown, rows = await ada.store.listing(ada.id, "")
-    old = listing_bytes(sent_head(ada.id, "", shown), rows)
+    old = listing_parts(sent_head(ada.id, "", shown), rows)
     await ada.space.put("hidden", b"2")
     await ada.head()
     newer = (await ada.store.listing(ada.id, ""))[0]
     head = SentHead(ada.id, "", newer.head, (), {})
     cid.handlers["space.next"] = answering(answer_bytes(Answer([], [head], more=False)))
-    cid.handlers["space.list"] = answering(old)
+    cid.handlers["space.list"] = answering(*old)
     bea.cut = {ada.id}
     bea.sync.subscribe(ada.id, "")
     bea.follow(cid)
@@ -1020,9 +1027,9 @@ def test_false_cursors_are_refused(cursors):
         read_cursors(cursors)
 
 
-@pytest.mark.parametrize("raw", [b"", b"\x80", b"\x83\x80\x80\xf6", b"\x82\x80\x80"])
+@pytest.mark.parametrize("raw", [b"", b"\x83\x80\x80\xf6", b"\x82\x80\x80"])
 def test_false_answers_are_refused(raw):
-    for read in (read_answer, read_listing):
+    for read in (read_answer, read_listed_head, read_listed):
         with pytest.raises(RecordInvalid):
             read(raw)
 
@@ -1083,11 +1090,90 @@ async def test_an_owner_that_writes_without_end_is_taken_at_a_pace_and_others_at
     assert bea.blamed == []
 
 
-async def test_a_peer_that_asks_for_everything_waits_and_others_do_not(circle, monkeypatch):
+async def test_malformed_answers_are_asked_for_again_ever_later(circle):
+    ada, bea, *_ = circle.members
+    asked = []
+
+    async def handler(caller, header, parts):
+        asked.append(circle.clock.monotonic_ms())
+        return {}, [encode([[0] * 1_000, [], False])]
+
+    ada.handlers["space.next"] = handler
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    for _ in range(200):
+        await circle.pass_ms(RETRY_MS)
+        await settle()
+    pauses = [later - sooner for sooner, later in pairwise(asked)]
+    assert pauses[:6] == [RETRY_MS << number for number in range(6)]
+    assert set(pauses[6:]) == {RETRY_MS_MAX}
+    assert len(bea.blamed) == len(asked)
+    # With the first good answer all is as before.
+    ada.begin()
+    await circle.pass_ms(RETRY_MS_MAX)
+    await ada.space.put("a", b"1")
+    await settle()
+    assert bea.has(ada, "a") == b"1"
+
+
+async def test_an_answer_above_what_a_page_holds_is_refused_unread(circle):
+    ada, bea, *_ = circle.members
+    ada.handlers["space.next"] = answering(bytes(ANSWER_BYTES_MAX + 1))
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    ((peer, fault),) = bea.blamed
+    assert (peer, fault.message) == (ada.id, "an answer of a replica has one body")
+
+
+async def test_what_is_asked_for_by_paths_comes_in_pages(circle):
+    ada, bea, *_ = circle.members
+    values = {f"a/p{number}": bytes([number % 256]) * VALUE_INLINE_BYTES_MAX for number in range(300)}
+    await ada.store.put(values)
+    paths = [*values][:256]
+    told, found = 0, []
+    while told < len(paths):
+        asked = {"owner": ada.id, "paths": paths[told:]}
+        reply = await bea.node.net.call(ada.id, "space.records", asked)
+        assert len(reply.parts[0]) <= PAGE_BYTES + 32 * 1024
+        told += reply.header["told"]
+        found += read_answer(bytes(reply.parts[0])).records
+    assert len(found) == 256
+
+
+async def test_a_question_that_is_not_held_is_for_few(circle):
+    ada, bea, *_ = circle.members
+    cursors = [[bytes([number]) * 32, "a", 0, 0, 0] for number in range(SOUGHT_MAX + 1)]
+    with pytest.raises(RecordInvalid, match="at most 64 cursors"):
+        await bea.node.net.call(ada.id, "space.next", {"cursors": cursors, "wait": False})
+    asked = {"cursors": cursors[1:], "wait": False}
+    assert (await bea.node.net.call(ada.id, "space.next", asked)).header == {}
+
+
+async def test_a_request_that_was_replaced_keeps_no_cursors_while_it_waits_for_its_turn(
+    circle, monkeypatch
+):
     monkeypatch.setattr(syncs, "ROWS_A_SECOND_MAX", 400)
+    ada, bea, *_ = circle.members
+    ada.begin()
+    cursors = [[bytes([number % 256, number >> 8]) * 16, "a", 0, 0, 0] for number in range(1_000)]
+    asked = []
+    for _ in range(8):
+        question = {"cursors": cursors, "wait": True}
+        asked.append(asyncio.create_task(bea.node.net.call(ada.id, "space.next", question)))
+        await settle()
+    # Only the last one waits.
+    assert [one.done() for one in asked] == [True] * 7 + [False]
+    asked[-1].cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_a_peer_that_asks_for_everything_waits_and_others_do_not(circle, monkeypatch):
+    monkeypatch.setattr(syncs, "ROWS_A_SECOND_MAX", 4 * SOUGHT_MAX)
     ada, bea, cid, _ = circle.members
     ada.begin()
-    cursors = [[bytes([number]) * 32, "a", 0, 0, 0] for number in range(100)]
+    cursors = [[bytes([number]) * 32, "a", 0, 0, 0] for number in range(SOUGHT_MAX)]
     asked = [
         asyncio.create_task(
             bea.node.net.call(ada.id, "space.next", {"cursors": cursors, "wait": wait})
