@@ -39,9 +39,7 @@ _ANY_NUMBER = 2**63
 _TAG_42 = b"\xd8\x2a"
 _LINK = re.compile(rb"\xd8\x2a([\x41-\x57]|\x58[\x18-\xff])\x00", re.DOTALL)
 """The beginning of a link: tag 42, the head of up to 255 bytes, and the first of them, 0."""
-_ANY_LINK = re.compile(
-    rb"\xd8\x2a(?:[\x41-\x57]|\x58.|\x59..|\x5a.{4}|\x5b.{8})\x00", re.DOTALL
-)
+_ANY_LINK = re.compile(rb"\xd8\x2a(?:[\x41-\x57]|\x58.|\x59..|\x5a.{4}|\x5b.{8})\x00", re.DOTALL)
 """The same of any length. Without it libipld wrote no link."""
 _NO_CID = b"\xff"
 """With this a byte string begins that libipld never takes for a CID."""

@@ -43,8 +43,8 @@ from xsc.base.peering import HeadBound
 from xsc.compute.deployments import holder as deployments_holder
 from xsc.compute.deployments.listing import ServiceListing
 from xsc.compute.deployments.service import DeploymentService
-from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs import executor as jobs_executor
+from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.executor import RUN
 from xsc.compute.service import ComputeService
 from xsc.compute.wasm.limits import Limits

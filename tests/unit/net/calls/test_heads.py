@@ -72,9 +72,10 @@ async def test_a_head_is_taken_up_to_the_bound_of_its_method_and_not_beyond(pair
             answer = await wire.send(wire.request(method, header=header_of(size)))
             assert (answer.status == 200) == taken
             assert len(bert.heard) == 1
-    assert await wire.error(
-        wire.request(method, head=(bound.asked + 1).to_bytes(LENGTH_BYTES, "big"))
-    ) is TooLarge
+    assert (
+        await wire.error(wire.request(method, head=(bound.asked + 1).to_bytes(LENGTH_BYTES, "big")))
+        is TooLarge
+    )
     # Nor does the own node send one, or take a larger one as the answer.
     with pytest.raises(TooLarge):
         await anna.net.call_alone(bert.id, method, header_of(bound.asked + 1), (), 1_000)
