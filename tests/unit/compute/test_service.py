@@ -147,7 +147,7 @@ class Wire:
                     raise PeerSilent("no answer")
                 try:
                     handler = wire.services[peer].handlers()[method]
-                    head, bodies = await handler(own, header, parts)
+                    head, bodies = await handler(own, dict(header), parts)
                 except XscError as fault:
                     raise from_code(fault.code, fault.message, fault.hint) from None
                 views = [memoryview(bytes(body)) for body in bodies]
@@ -256,7 +256,7 @@ class World:
 
     async def serve(self, header, parts, caller=None):
         handler = self.provider.service.handlers()["compute.run"]
-        return await handler(caller or self.customer.key.node_id, header, parts)
+        return await handler(caller or self.customer.key.node_id, dict(header), parts)
 
 
 async def test_a_function_is_run_by_a_peer_and_paid(world):
