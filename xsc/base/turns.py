@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final, Generic, ParamSpec, TypeVar
 
-from xsc.base.clock import SMALL_WORK_BYTES, Executor
+from xsc.base.clock import Executor, run_sized
+from xsc.base.limits import REQUEST_HEAD_BYTES
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -72,9 +73,9 @@ class Turns(Generic[K]):
 
 
 class PeerWork:
-    """Work on what peers have sent: large work in a thread, of each peer one piece at a time.
+    """Work on what peers have sent: of each peer one piece at a time, large ones in a thread.
 
-    Decoding holds the interpreter for most of its time, so that several threads of one peer
+    So others have their turn between two pieces of one peer, however many it sends. Decoding holds the interpreter for most of its time, so that several threads of one peer
     would keep the event loop from running as if it were done there.
     """
 
@@ -91,7 +92,9 @@ class PeerWork:
         **kwargs: P.kwargs,
     ) -> T:
         """Return what a function gives: at once where the work is small."""
-        if size_bytes <= SMALL_WORK_BYTES:
+        if size_bytes <= REQUEST_HEAD_BYTES:
             return function(*args, **kwargs)
         async with self._turns.of(peer):
-            return await self._executor.run(function, *args, **kwargs)
+            found = await run_sized(self._executor, size_bytes, function, *args, **kwargs)
+            await asyncio.sleep(0)
+            return found

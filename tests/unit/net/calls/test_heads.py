@@ -142,13 +142,24 @@ async def test_large_work_of_one_peer_is_done_one_by_one_and_small_work_at_once(
     ]
     await settle()
     assert len(executor.waiting) == 2
-    assert await work.run(b"a", HEAD_BYTES_MAX, bytes, 1) == b"\0"
+    assert await work.run(b"a", REQUEST_HEAD_BYTES, bytes, 1) == b"\0"
     for done in (2, 3, 4):
         executor.waiting.pop(0).set_result(None)
         await settle()
         assert sum(one.done() for one in large) == done - 1
     executor.waiting.pop(0).set_result(None)
     assert await asyncio.gather(*large) == [bytes(3)] * 4
+
+
+async def test_heads_of_one_peer_leave_others_a_turn_between_each_two():
+    done: list[bytes] = []
+    work = PeerWork(InlineExecutor())
+    all_of_them = [
+        asyncio.create_task(work.run(peer, HEAD_BYTES_MAX, done.append, peer))
+        for peer in [b"a"] * PEER_REQUESTS_IN_FLIGHT_MAX + [b"b"]
+    ]
+    await asyncio.gather(*all_of_them)
+    assert done.index(b"b") == 1
 
 
 async def test_sixty_four_requests_with_the_largest_heads_leave_an_honest_peer_its_answers():
