@@ -75,8 +75,9 @@ class Turns(Generic[K]):
 class PeerWork:
     """Work on what peers have sent: of each peer one piece at a time, large ones in a thread.
 
-    So others have their turn between two pieces of one peer, however many it sends. Decoding holds the interpreter for most of its time, so that several threads of one peer
-    would keep the event loop from running as if it were done there.
+    So others have their turn between two pieces of one peer, however many it sends. Decoding
+    holds the interpreter for most of its time, so that several threads of one peer would keep the
+    event loop from running as if it were done there.
     """
 
     def __init__(self, executor: Executor) -> None:
