@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from xsc.api import proof
 from xsc.base.errors import XscError, code_of, leaves
@@ -21,6 +20,7 @@ PAGES = [
     for path in sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("changelog.d/*.md")])
     if path.exists()
 ]
+TEXTS = {path: path.read_text() for path in PAGES}
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -66,17 +66,27 @@ def resolve(name: str) -> object:
     raise AssertionError(name)
 
 
+def missing_of(names: Iterable[str]) -> list[str]:
+    """Return the dotted names that stand for nothing."""
+    missing = []
+    for name in sorted(set(names)):
+        try:
+            resolve(name)
+        except (AssertionError, AttributeError):
+            missing.append(name)
+    return missing
+
+
 GLOSSARY = rows(DOCS / "glossary.md")
 
 
-@pytest.mark.parametrize("row", GLOSSARY, ids=lambda row: row[0])
-def test_every_word_of_the_glossary_is_where_it_says(row):
-    _, meaning, where = row
-    assert meaning
-    names = re.findall(r"`(xsc[\w.]*)`", where)
-    assert bool(names) != where.startswith("planned"), "a word is somewhere, or planned"
-    for name in names:
-        assert resolve(name) is not None
+def test_every_word_of_the_glossary_is_where_it_says():
+    """A word has a meaning, and is somewhere or planned."""
+    for word, meaning, where in GLOSSARY:
+        assert meaning, word
+        names = re.findall(r"`(xsc[\w.]*)`", where)
+        assert bool(names) != where.startswith("planned"), word
+        assert missing_of(names) == [], word
 
 
 def test_the_glossary_has_each_word_once():
@@ -84,22 +94,28 @@ def test_the_glossary_has_each_word_once():
     assert len(words) == len(set(words))
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_between_pages_lead_somewhere(path):
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
-        if not re.match(r"[a-z]+:", target):
-            assert (path.parent / target).exists(), target
+def found_in_pages(pattern: str) -> list[tuple[Path, str]]:
+    """Return each match of a pattern with the page that it stands in."""
+    return [
+        (path, match) for path in PAGES for match in re.findall(pattern, TEXTS[path], re.MULTILINE)
+    ]
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_page_has_conflict_markers(path):
-    assert not re.search(r"^(<{7}|={7}|>{7})( |$)", path.read_text(), re.MULTILINE)
+def test_links_between_pages_lead_somewhere():
+    assert [
+        f"{path.relative_to(ROOT)}: {target}"
+        for path, target in found_in_pages(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+        if not re.match(r"[a-z]+:", target) and not (path.parent / target).exists()
+    ] == []
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_modules_named_in_pages_exist(path):
-    for name in re.findall(r"`(xsc\.[a-z_]+(?:\.\w+)*)`", path.read_text()):
-        assert resolve(name) is not None
+def test_no_page_has_conflict_markers():
+    assert found_in_pages(r"^(?:<{7}|={7}|>{7})(?: |$)") == []
+
+
+def test_modules_named_in_pages_exist():
+    named = found_in_pages(r"`(xsc\.[a-z_]+(?:\.\w+)*)`")
+    assert missing_of(name for _, name in named) == []
 
 
 LOOP = re.compile(r'(?:tasks\.start|self\._start)\(f?"(\w+)')
@@ -122,9 +138,8 @@ TESTS = {
 }
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_tests_named_in_pages_exist(path):
-    assert set(re.findall(r"`(test_\w+)`", path.read_text())) <= TESTS
+def test_tests_named_in_pages_exist():
+    assert [place for place in found_in_pages(r"`(test_\w+)`") if place[1] not in TESTS] == []
 
 
 OVERSHOOT = {
@@ -153,13 +168,14 @@ def test_every_row_of_the_overshoot_table_is_tested():
         assert met | attacked <= TESTS, limit
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_of_tests_named_in_pages_exist(path):
-    for pattern in re.findall(r"`(tests/[\w/.*{},]+)`", path.read_text()):
+def test_files_of_tests_named_in_pages_exist():
+    missing = []
+    for path, pattern in found_in_pages(r"`(tests/[\w/.*{},]+)`"):
         head, _, tail = pattern.partition("{")
         choices, _, rest = tail.partition("}")
-        for choice in choices.split(","):
-            assert list(ROOT.glob(head + choice + rest)), pattern
+        if not all(any(ROOT.glob(head + choice + rest)) for choice in choices.split(",")):
+            missing.append((path, pattern))
+    assert missing == []
 
 
 def number_of(name: str, text: str) -> int:
@@ -180,22 +196,24 @@ LIMITS = [
 ]
 
 
-@pytest.mark.parametrize(("page", "name", "value"), LIMITS)
-def test_limits_in_pages_are_those_of_the_code(page, name, value):
-    found = resolve(name if "." in name else f"xsc.base.limits.{name}")
-    assert found == number_of(name, value), page
+def test_limits_in_pages_are_those_of_the_code():
+    assert [
+        (page, name, value)
+        for page, name, value in LIMITS
+        if resolve(name if "." in name else f"xsc.base.limits.{name}") != number_of(name, value)
+    ] == []
 
 
 ADRS = sorted((DOCS / "adr").glob("[0-9]*.md"))
 ADR_SECTIONS = ["Context", "Options", "Decision", "Consequences we do not like"]
 
 
-@pytest.mark.parametrize("path", ADRS, ids=lambda path: path.stem)
-def test_every_decision_is_one_page_of_the_same_shape(path):
-    text = path.read_text()
-    assert text.startswith(f"# {int(path.stem[:4])}. ")
-    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ADR_SECTIONS
-    assert len(text.splitlines()) <= 60
+def test_every_decision_is_one_page_of_the_same_shape():
+    for path in ADRS:
+        text = path.read_text()
+        assert text.startswith(f"# {int(path.stem[:4])}. "), path
+        assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ADR_SECTIONS, path
+        assert len(text.splitlines()) <= 60, path
 
 
 def test_the_index_lists_every_decision_with_its_title():
@@ -248,13 +266,15 @@ FRAGMENTS = [
 ]
 
 
-@pytest.mark.parametrize("path", FRAGMENTS, ids=lambda path: path.name)
-def test_fragments_of_the_changelog_have_their_shape(path):
-    assert re.fullmatch(r"\d+(\.[a-z0-9-]+)?\.(feature|change|fix|security)\.md", path.name)
-    first, _, rest = path.read_text().partition("\n\n")
-    assert len(first.splitlines()) == 1
-    assert first.endswith(".")
-    assert rest.strip()
+def test_fragments_of_the_changelog_have_their_shape():
+    """A name with its kind, a first line that is one sentence, and what follows."""
+    name = re.compile(r"\d+(\.[a-z0-9-]+)?\.(feature|change|fix|security)\.md")
+    shape = re.compile(r"[^\n]*\.\n\n.*\S.*", re.DOTALL)
+    assert [
+        path.name
+        for path in FRAGMENTS
+        if not name.fullmatch(path.name) or not shape.fullmatch(path.read_text())
+    ] == []
 
 
 def test_every_setting_is_documented_with_its_default_and_meaning():
