@@ -608,7 +608,7 @@ class Laws(RuleBasedStateMachine):
 
 
 Laws.TestCase.settings = settings(
-    max_examples=EXAMPLES or 3,
+    max_examples=EXAMPLES or 2,
     stateful_step_count=STEPS,
     deadline=None,
     derandomize=not EXAMPLES,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.sim.network import content, get, put, run, stream
+from tests.sim.network import SEEDS, content, get, points, put, run, stream
 from xsc.base.errors import (
     NotAllowed,
     ObjectUnknown,
@@ -147,12 +147,12 @@ async def story(world):
     assert others
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(3)[:SEEDS])
 def test_a_node_comes_back_from_its_key_and_one_peer(seed):
     run(seed, 7, story, {"starter_credit": "1000", "storage_capacity": "2GiB"})
 
 
-@pytest.mark.parametrize("gone", range(1, 7))
+@pytest.mark.parametrize("gone", points(range(1, 7)))
 def test_any_dead_peer_stops_no_recovery(gone):
     """The counterparty of any ledger entry may be gone for good, and so may the home."""
 

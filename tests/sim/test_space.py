@@ -25,7 +25,7 @@ from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.limits import HEAD_INTERVAL_MS, RETRY_MS
 from xsc.space.store import ARCHIVE
 
-FIRST, _, LAST = os.environ.get("TEST_SPACE_SEEDS", "200").rpartition("-")
+FIRST, _, LAST = os.environ.get("TEST_SPACE_SEEDS", "50").rpartition("-")
 SEEDS = range(int(FIRST), int(LAST) + 1) if FIRST else range(int(LAST))
 A_TEST = 10
 STEPS = 24
@@ -146,7 +146,7 @@ async def run(seed):
 
 @pytest.mark.parametrize("first", SEEDS[::A_TEST])
 async def test_after_faults_all_subscribers_converge(first):
-    """Kills, cuts, losses, duplicates, skewed clocks, deletions and compactions, over 200 seeds."""
+    """Kills, cuts, losses, duplicates, skewed clocks, deletions and compactions, over 50 seeds."""
     for seed in range(first, min(first + A_TEST, SEEDS.stop)):
         await run(seed)
 

@@ -12,6 +12,7 @@ from collections import Counter
 
 from tests.sim.adversary.laws import LEFT_OUT, LawBroken
 from tests.sim.adversary.play import ROUNDS, Play
+from tests.sim.signatures import remembered
 
 
 def say(text: str) -> None:
@@ -48,4 +49,6 @@ def main() -> int:
     return 1 if broke else 0
 
 
-sys.exit(main())
+with remembered():
+    status = main()
+sys.exit(status)
