@@ -16,11 +16,17 @@ from xsc.identity.keys import KeyPair, network_id
 
 settings.register_profile(
     "xsc",
+    max_examples=50,
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
+settings.register_profile("long", settings.get_profile("xsc"), max_examples=500)
 settings.register_profile("thorough", settings.get_profile("xsc"), max_examples=5_000)
+# Finds a failure, and looks for no smaller one: without the phases "target", "shrink", "explain".
+settings.register_profile(
+    "first", settings.get_profile("xsc"), phases=settings.get_profile("xsc").phases[:3]
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "xsc"))
 
 # A shell has what it starts in the background ignore this one, and so do all its children.
@@ -65,6 +71,7 @@ LONG = (
     "test_a_node_that_falls_again_and_again_is_trusted_less_each_time",
     "test_custodians_heal_while_the_owner_is_away_and_it_takes_over_when_it_is_back[True]",
     "test_on_seven_nodes",
+    "test_one_invitation_makes_a_member_and_its_first_put_lies_on_six_nodes[12]",
 )
 
 
