@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.allocation.matching import Matches, Party, Peer, match
@@ -79,7 +79,6 @@ def compared_with_all(own, peers):
     return needs
 
 
-@settings(max_examples=200, deadline=None)
 @given(CHANGES)
 def test_the_index_is_what_comparing_all_with_all_gives(changes):
     matches, own, peers = Matches(OWN), Commitment(), {}

@@ -1,6 +1,7 @@
 """A range is the slice of the object, from as few bytes as hold it, and never a wrong byte."""
 
 import itertools
+import os
 
 import pytest
 from hypothesis import given
@@ -183,7 +184,9 @@ async def test_ranges_between_all_edges_are_slices_from_only_their_leaves():
     edges = [0, LEAF_BYTES, MIB, 2 * MIB, SEGMENT_BYTES - LEAF_BYTES, SEGMENT_BYTES, LARGE]
     edges += [SEGMENT_BYTES + column * shard for column in range(4)]
     edges += [SEGMENT_BYTES + shard + leaf * LEAF_BYTES for leaf in range(1, 4)]
-    for start, stop in itertools.combinations(near(edges, LARGE), 2):
+    pairs = list(itertools.combinations(near(edges, LARGE), 2))
+    # Three goes into no row of the pairs evenly, so that each edge begins and ends some.
+    for start, stop in pairs if "TEST_LONG" in os.environ else pairs[::3]:
         counts.clear()
         assert await get(world[7], capability, start=start, stop=stop) == data[start:stop]
         assert sum(counts) == budget(start, stop, LARGE)

@@ -48,7 +48,7 @@ def test_a_canary_says_what_it_undoes_and_still_applies(canary):
 
 
 def failing(canary: Path, tree: Path) -> None:
-    """See that each test that a canary names fails with it; that none fails without, all tests say."""
+    """See that each test that a canary names fails with it. Without it, none does: it is a test."""
     names = head_of(canary)["Test"].split()
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", *names],

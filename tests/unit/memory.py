@@ -11,7 +11,7 @@ import pytest
 
 from xsc.base.limits import MIB
 
-MEMORY = Path("/dev/shm")  # noqa: S108 (each test has a folder of its own)
+MEMORY = Path("/dev/shm")
 ROOM_BYTES = 1024 * MIB
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 
 import pytest
 
@@ -14,7 +15,7 @@ from xsc.node.system import ThreadExecutor
 from xsc.space import store as stores
 from xsc.space.store import SpaceStore
 
-UPDATES = 100_000
+UPDATES = 100_000 if "TEST_LONG" in os.environ else 20_000
 CELLS = 1_000
 AT_ONCE = 500
 
