@@ -21,7 +21,7 @@ from xsc.compute.wasm.sandbox import is_trap
 from xsc.compute.wasm.signature import Signature
 from xsc.compute.worker.pool import PoolSandbox
 
-CASES = int(os.environ.get("TEST_FUZZ_CASES", "250"))
+CASES = int(os.environ.get("TEST_FUZZ_CASES", "500"))
 """How many modules each of the long tests runs; CONTRIBUTING.md says how many before a release."""
 LONG = pytest.mark.timeout(0 if CASES > 500 else 300)
 """The bound of all tests, but for the long run."""
@@ -99,7 +99,7 @@ async def test_valid_modules_by_chance_stay_in_their_limits_and_do_the_same_agai
     await pool.start()
     (worker,) = pool._workers.alive
     ends = Counter()
-    for seed in range(CASES // 3 if CASES <= 500 else CASES):  # each takes ten times as long
+    for seed in range(min(CASES, 150) if CASES <= 500 else CASES):  # each takes ten times as long
         text = module_of(seed)
         raw = bytes(wasmtime.wat2wasm(text))
         chance = random.Random(seed)
