@@ -4,8 +4,11 @@
 PYTHON := .venv/bin/python
 CODE := $(wildcard xsc tests benchmarks scripts)
 
+# Every test of real nodes starts processes: each would compile xsc again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long coverage mutants check static bench sim spec wasi python format lock clean
+.PHONY: help install compile demo test test-times test-long coverage mutants check static bench sim spec wasi python format lock clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -16,8 +19,16 @@ install:  ## Make .venv with everything in requirements.lock
 demo: install  ## Start a network on this machine, use it, take a node away
 	@$(PYTHON) scripts/demo.py
 
-test: install  ## Run all tests, on every core
-	@$(PYTHON) -m pytest --numprocesses auto --dist worksteal $(PYTEST_ARGS)
+compile: install
+	@$(PYTHON) -m compileall -q -j 0 xsc
+
+PYTEST := $(PYTHON) -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
+
+test: compile  ## Run all tests, on every core
+	@$(PYTEST) $(PYTEST_ARGS)
+
+test-times: compile  ## Run them, and print what each folder took beside its budget
+	@env TEST_TIMES=1 $(PYTEST) $(PYTEST_ARGS)
 
 # What test-long plays, and how long: about two hours on two cores.
 LONG := tests/sim/test_laws.py tests/sim/test_renewal.py tests/sim/test_stopped_hosts.py \
@@ -31,11 +42,11 @@ SIZES := TEST_LONG=1 TEST_LAWS_EXAMPLES=200 TEST_LAWS_STEPS=40 TEST_STOPPED_ROUN
 	TEST_ADVERSARY_CANARIES=1 TEST_KILLS=60 TEST_FUZZ_CASES=20000 TEST_SPACE_SEEDS=2000 TEST_CLEARING_GAMES=4000 \
 	TEST_ALLOCATION_MARKETS=1000 TEST_SIM_SEEDS=4 HYPOTHESIS_PROFILE=long
 
-test-long: install  ## Play the laws with far more cases, for hours: before a release
-	@env $(SIZES) $(PYTHON) -m pytest --numprocesses auto --dist worksteal $(or $(PYTEST_ARGS),$(LONG))
+test-long: compile  ## Play the laws with far more cases, for hours: before a release
+	@env $(SIZES) $(PYTEST) $(or $(PYTEST_ARGS),$(LONG))
 
-coverage: install  ## Run all tests, and say which lines and branches none of them takes
-	@$(PYTHON) -m pytest --numprocesses auto --dist worksteal --cov=xsc $(PYTEST_ARGS)
+coverage: compile  ## Run all tests, and say which lines and branches none of them takes
+	@$(PYTEST) --cov=xsc $(PYTEST_ARGS)
 
 mutants: install  ## Change rules at random, and list what no test notices
 	@$(PYTHON) scripts/mutants.py $(MUTANTS)

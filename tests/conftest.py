@@ -12,6 +12,7 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import running
 from xsc.identity.keys import KeyPair, network_id
 
 settings.register_profile(
@@ -54,6 +55,19 @@ def pytest_xdist_auto_num_workers(config):
     return (os.cpu_count() or 1) + 1
 
 
+def pytest_xdist_make_scheduler(config, log):
+    return running.Files(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+LONG_FIRST = ("e2e", "sim", "properties", "unit")
+"""What takes long begins early, so that no worker ends long after the others."""
+
+
+def pytest_configure(config):
+    if "TEST_TIMES" in os.environ and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(running.Times())
+
+
 # Each takes 10 s of a core or more; `make test-long` plays them.
 LONG = (
     "test_every_game_keeps_the_laws_and_pays_one_lie_only",
@@ -67,6 +81,7 @@ LONG = (
     "test_up_down_and_up_again",
     "test_a_captured_request_works_once_also_over_restarts",
     "test_reads_do_not_wait_for_stopped_hosts[65536-3-7]",
+    "test_the_demo_holds",
     "test_two_programs_that_feed_each_other_back_off",
     "test_a_node_that_falls_again_and_again_is_trusted_less_each_time",
     "test_custodians_heal_while_the_owner_is_away_and_it_takes_over_when_it_is_back[True]",
@@ -77,8 +92,13 @@ LONG = (
 
 def pytest_collection_modifyitems(config, items):
     """Leave out what is long, unless all of it is wanted or one test is named."""
+    items.sort(key=lambda item: rank(running.folder_of(item.nodeid)))
     if "TEST_LONG" in os.environ or any("::" in arg for arg in config.args):
         return
     long = [item for item in items if item.name.startswith(LONG)]
     config.hook.pytest_deselected(items=long)
     items[:] = [item for item in items if not item.name.startswith(LONG)]
+
+
+def rank(folder: str) -> int:
+    return LONG_FIRST.index(folder) if folder in LONG_FIRST else len(LONG_FIRST)
