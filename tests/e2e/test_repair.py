@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 
 import pytest
 
@@ -24,11 +25,10 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory):
-    net = Net(tmp_path_factory.mktemp("crowd"))
-    started = call(["devnet", "up", "--dir", net.folder, "--nodes", NODES], **SETTINGS)
-    assert started.code == 0, started.err
+    net = Net(tmp_path_factory.mktemp("crowd"), **SETTINGS)
+    net.up(NODES)
     yield net
-    assert net.down().code == 0
+    net.down()
 
 
 def hosts_of(member, capability):
@@ -45,14 +45,13 @@ def test_a_node_leaves_while_others_read_and_its_proof_holds(crowd, tmp_path):
     readers = [Calls(Core(crowd[other].home)) for other in range(NODES) if other != index]
     ended = threading.Event()
 
-    def read_on() -> int:
-        rounds = 0
-        while not ended.is_set():
+    def read_on() -> None:
+        for reader in cycle(readers):
             for capability, data in kept.items():
-                with readers[rounds % len(readers)].open(capability) as download:
+                with reader.open(capability) as download:
                     assert b"".join(download.blocks()) == data
-            rounds += 1
-        return rounds
+            if ended.is_set():
+                return
 
     proof = tmp_path / "proof"
     with ThreadPoolExecutor(1) as pool:
@@ -61,7 +60,7 @@ def test_a_node_leaves_while_others_read_and_its_proof_holds(crowd, tmp_path):
             done = crowd[index](["node", "drain", "--proof", proof, "--json"])
         finally:
             ended.set()
-        assert reading.result(60) > 1
+        reading.result(60)
     assert done.code == 0, done.err
     assert (done.json["state"], done.json["left_bytes"], done.json["stuck"]) == ("done", 0, [])
     assert done.json["released_objects"] >= 2

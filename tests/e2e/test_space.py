@@ -11,7 +11,7 @@ import sys
 import threading
 from contextlib import contextmanager
 
-from tests.e2e.conftest import Member, call, starting, wait_for
+from tests.e2e.conftest import Member, call, wait_for
 from xsc.base.errors import NodeUnreachable
 from xsc.client import SpaceChange, connect
 from xsc.client.core import Core
@@ -67,32 +67,6 @@ def test_what_is_put_is_there_is_told_and_survives_a_restart(start):
     assert member("space ls --json").json == listed
     assert member("space get notes/a --json").json["value"] == "hello"
     assert member("space put notes/a again").line == "6"
-
-
-def test_recognition_comes_over_restarts_and_through_a_third(small_net):
-    """The two are never up at the same time: only what node-2 passes on can change the tiers."""
-    assert small_net.up(3).code == 0
-    ada, bea = small_net[0], small_net[1]
-    ids = ada.id, bea.id
-    here, there, _ = small_net.status()
-    assert ada("peer recognise node-1 30%").code == 0
-    wait_for(lambda: standing(bea, ids[0])["recognises_ppm"] == 300_000)
-    small_net.kill([there])
-    assert ada("peer recognise node-1 20%").code == 0
-    text = ada("space get allocation/recognition").out
-    wait_for(lambda: small_net[2](["space", "get", f"{ids[0]}:allocation/recognition"]).out == text)
-    small_net.kill([here])
-    with starting(small_net.folder) as starter:
-        starter("node-1")
-        wait_for(lambda: standing(bea, ids[0])["recognises_ppm"] == 200_000)
-        assert bea("peer recognise node-0 10%").code == 0
-        assert standing(bea, ids[0])["tier"] == "mutual"
-
-
-def standing(member, peer):
-    """Return the row of a peer."""
-    rows = member("peer ls --json").json["peers"]
-    return next(row for row in rows if row["id"] == peer)
 
 
 def test_bad_input_is_refused_by_name_and_changes_nothing(start):
@@ -171,18 +145,18 @@ def test_a_backup_brings_the_space_back(start, tmp_path):
 
 
 def test_a_put_is_watched_at_a_peer_and_who_was_killed_gets_what_it_missed(small_net):
-    assert small_net.up(3).code == 0
-    ada, bea = small_net[0], small_net[2]
+    small_net.up(2)
+    ada, bea = small_net[0], small_net[1]
     with watching(bea, f"{ada.id}:notes") as text:
         sequence = ada("space put notes/a hello").line
         assert text.stdout.readline() == f"notes/a  {sequence}  hello\n".encode()
     assert bea(f"space get {ada.id}:notes/a").out == b"hello"
     ada("space put large -", stdin=bytes(100_000))
     assert bea(f"space get {ada.id}:large").out == bytes(100_000)
-    small_net.kill(small_net.status()[2:])
+    small_net.kill(small_net.status()[1:])
     for number in range(20):
         ada(f"space put nodes/{number} {number}")
-    assert small_net.up().code == 0
+    small_net.up()
 
     def numbered():
         rows = bea(f"space ls {ada.id}:nodes --json").json["records"]
@@ -191,13 +165,13 @@ def test_a_put_is_watched_at_a_peer_and_who_was_killed_gets_what_it_missed(small
     wait_for(lambda: len(numbered()) == 20)
     assert bea(f"space get {ada.id}:nodes/7").out == b"7"
     stats = bea("space stats --json").json
-    assert stats["subscriptions"] == 6
+    assert stats["subscriptions"] == 3
     assert 0 < stats["received_bytes"] < 100_000
 
 
 def test_on_seven_nodes_a_put_is_watched_and_who_was_away_gets_a_thousand_updates(small_net):
     """Node 3 is killed, and fetches what it missed and nothing else when it returns."""
-    assert small_net.up(7).code == 0
+    small_net.up(7)
     first, third, last = small_net[0], small_net[3], small_net[6]
     with watching(last, f"{first.id}:notes") as text:
         sequence = first("space put notes/a hello").line
@@ -217,7 +191,7 @@ def test_on_seven_nodes_a_put_is_watched_and_who_was_away_gets_a_thousand_update
     small_net.kill([small_net.status()[3]])
     for number in range(1_000):
         calls.put(f"nodes/{number % 100}", b"after %d" % number)
-    assert small_net.up().code == 0
+    small_net.up()
     wait_for(lambda: held(third) == held(first))
     assert third(f"space get {first.id}:nodes/99").out == b"after 999"
     # A hundred records were changed, ten times each. Others come again that no head had proven yet.
