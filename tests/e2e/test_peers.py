@@ -309,7 +309,9 @@ def test_a_peer_that_sends_no_bodies_holds_up_nobody_else(net):
     with ExitStack() as held:
         for _ in range(PEER_REQUESTS_IN_FLIGHT_MAX):
             connection = held.enter_context(surface.connect())
-            connection.sendall(signed(key, to, "storage.put").head(1_000_000) + b"a little")
+            # The length of a small head, and little of it: a large one would be refused at once.
+            little = (100).to_bytes(4, "big") + b"a little"
+            connection.sendall(signed(key, to, "storage.put").head(1_000_000) + little)
         full = wait_for(
             lambda: answer if (answer := signed(key, to).send(member)).status != 200 else None
         )
