@@ -439,6 +439,8 @@ SERVICE_PAGE_BYTES_MAX = 512 * KIB
 SERVICE_COLLECT_MS = 1_000
 """How often an owner fetches receipts of its services at others, and looks after their leases."""
 SERVICE_COLLECT_TIMEOUT_MS = 5_000
+SERVICE_LEASE_WAIT_MS = 3_000
+"""How long a request waits at a holder for the owner to bring another lease."""
 SERVICE_UNPAID_KEPT_MS = 24 * 3_600_000
 """How long a service is held whose owner says nothing."""
 SERVICE_MODULES_BYTES_MAX = 512 * MIB

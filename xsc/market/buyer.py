@@ -484,12 +484,8 @@ class LeaseBuyer:
         faults: dict[bytes, XscError] = {}
         while len(taken) < count:
             rest = [node for node in nodes if node not in tried]
-            # Where a run ends soon, a lease for one run would be used up by it: better wait.
-            least = {
-                n: quantity * (1 + (kind == "compute" and self._in_flight(n) > 0)) for n in rest
-            }
-            quotes, unquoted = await self._quotes.ask(kind, rest, max(least.values(), default=0))
-            small = [n for n, quote in quotes.items() if quote.record.available < least[n]]
+            quotes, unquoted = await self._quotes.ask(kind, rest, quantity)
+            small = [n for n, quote in quotes.items() if quote.record.available < quantity]
             faults |= unquoted | {node: _too_small(kind, node) for node in small}
             tried.update(small, (node for node in rest if node not in quotes))
             used = {entry.domain for entry in taken} | (avoid or frozenset())
@@ -623,8 +619,11 @@ class LeaseBuyer:
         return entry.terms.price * 2**40 // self._rank(node), node
 
     def _asked(self, quote: Quote, price: int, least: int, apart: bool) -> int:
-        wanted = self._quantity(quote, price, least)
-        return max(least, wanted // 2) if apart else wanted
+        if not apart:
+            return self._quantity(quote, price, least)
+        # For two requests at once where there is room, and not all of the share.
+        least = max(least, min(2 * least, quote.available))
+        return max(least, self._quantity(quote, price, least) // 2)
 
     def _hand_out(self, entry: LeaseEntry, quantity: int) -> LeaseHandle:
         now_ms = self._clock.now_ms()

@@ -36,6 +36,7 @@ from xsc.base.limits import (
     MODULES_DEPLOYED_A_PEER_MAX,
     MODULES_DEPLOYED_MS,
     RETRY_AFTER_S_MAX,
+    SERVICE_LEASE_WAIT_MS,
     SERVICE_PAGE_BYTES_MAX,
     SERVICE_PAGE_ROWS_MAX,
     SERVICE_RECORD_BYTES_MAX,
@@ -214,9 +215,9 @@ class ServiceHolder:
             result = await self._sandbox.run(job)
             used = rules.steps_of(record, rules.fuel_of(record, result))
         finally:
-            self._book.used_compute(lease_id, steps, used)
             service.running -= 1
-            service.ended.set()
+            service.freed.set()
+            self._book.used_compute(lease_id, steps, used)
         answer = rules.answer_of(result)
         receipt = rules.make_receipt(
             signed,
@@ -246,7 +247,8 @@ class ServiceHolder:
         """Reserve fuel for a request; return its lease and price.
 
         Where requests that run hold what it needs, it waits until they end: first come, first
-        served, for as long as it may run at most.
+        served, for as long as it may run at most. Where the lease is used up, it waits until the
+        owner brings another, for SERVICE_LEASE_WAIT_MS at most.
 
         Raises:
             LeaseExhausted, CreditExceeded: the owner does not pay for it.
@@ -259,13 +261,14 @@ class ServiceHolder:
             ):
                 while True:
                     lease_id = service.lease_id if record.owner != self._own else OWN_LEASE
-                    service.ended.clear()
+                    service.freed.clear()
                     try:
                         price = self._book.admit_compute(lease_id, record.owner, steps)
-                    except LeaseExhausted:
-                        if not service.running:
-                            raise
-                        await service.ended.wait()
+                    except LeaseExhausted as fault:
+                        if service.running:
+                            await service.freed.wait()
+                        else:
+                            await self._another_lease(service, fault)
                     else:
                         service.running += 1
                         return lease_id, price
@@ -273,6 +276,21 @@ class ServiceHolder:
             raise RateLimited(
                 f"requests that run held the fuel for {record.timeout_ms} ms"
             ) from None
+
+    async def _another_lease(self, service: ServiceEntry, fault: LeaseExhausted) -> None:
+        """Return once the owner has called, which is told that its lease is used up.
+
+        Raises:
+            LeaseExhausted: it has not called in time.
+        """
+        if service.key[0] == self._own:
+            raise fault
+        service.starved = True
+        try:
+            async with asyncio.timeout(SERVICE_LEASE_WAIT_MS / 1000):
+                await service.freed.wait()
+        except TimeoutError:
+            raise fault from None
 
     async def drop_silent(self) -> None:
         """Drop services of peers that were silent for SERVICE_UNPAID_KEPT_MS."""
@@ -318,6 +336,7 @@ class ServiceHolder:
             ):
                 service = await self._accept(service, signed, parts)
             service.lease_id, service.starved = lease_id, False
+            service.freed.set()
             service.heard_ms = self._clock.monotonic_ms()
         return {"url": self._registry.url}, ()
 
@@ -412,6 +431,7 @@ class ServiceHolder:
         service.heard_ms = self._clock.monotonic_ms()
         starved, service.starved = service.starved, False
         service.lease_id = lease_id
+        service.freed.set()  # who waits for fuel looks at the lease that it has now
         rows = self._registry.store.rows(
             service.key, most=SERVICE_PAGE_ROWS_MAX, size_max=SERVICE_PAGE_BYTES_MAX
         )

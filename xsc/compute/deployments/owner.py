@@ -262,16 +262,9 @@ class ServiceOwner:
         before it has no room for the second one.
         """
         steps = rules.steps_of(record, record.fuel_max)
-        until_ms = self._clock.monotonic_ms() + wait_ms
-        try:
-            lease = await self._leases.lease_compute(
-                fuel_steps=2 * steps, on=record.provider, wait_ms=wait_ms, apart=True
-            )
-        except LimitError:
-            wait_ms = until_ms - self._clock.monotonic_ms()
-            lease = await self._leases.lease_compute(
-                fuel_steps=steps, on=record.provider, wait_ms=wait_ms, apart=True
-            )
+        lease = await self._leases.lease_compute(
+            fuel_steps=steps, on=record.provider, wait_ms=wait_ms, apart=True
+        )
         if lease.node != record.provider:
             raise NoOffers("the node offers no compute")
         service.lease_id = lease.lease_id
@@ -342,7 +335,9 @@ class ServiceOwner:
                 await self._pay(service, page.rows)
             service.fault = ""
             took_ms = self._clock.monotonic_ms() - began_ms
-            if not page.rows or not page.more or took_ms >= SERVICE_COLLECT_TIMEOUT_MS:
+            # Requests wait for another lease: it is taken at once, and not again in this turn.
+            goes_on = (page.rows and page.more) or (page.starved and before == service.lease_id)
+            if not goes_on or took_ms >= SERVICE_COLLECT_TIMEOUT_MS:
                 return
 
     async def _pay(self, service: ServiceEntry, rows: Sequence[LogRow]) -> None:

@@ -40,8 +40,8 @@ class ServiceEntry:
     gate: RequestGate = field(default_factory=RequestGate)
     running: int = 0
     """Requests that fuel is reserved for, at the holder."""
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when one of them ends; only the first that waits for fuel clears it."""
+    freed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when one of them ends and when the owner calls; only the first that waits clears it."""
     told: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a row is added; then another event takes its place."""
     lease_id: bytes = b""

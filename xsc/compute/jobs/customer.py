@@ -151,7 +151,7 @@ class JobCustomer:
         Raises:
             NoOffers, NoAgreement, PeerSilent: as `ReplicatedRun.run`.
         """
-        purchase = _Purchase(task, None)
+        purchase, steps_max = _Purchase(task, None), task.steps(compiling=True)
 
         async def order(lease: ComputeLease, like: Order | None) -> Signed[Order]:
             if like is None:
@@ -160,11 +160,9 @@ class JobCustomer:
             return sign(made, self._context.key, self._context.network)
 
         async def ask(lease: ComputeLease, signed: Signed[Order]) -> Delivered:
-            return await self._ask(purchase, lease, signed)
+            return await self._bought(purchase, lease, signed, steps_max)
 
-        return await self._replicated.run(
-            ReplicatedTask(task.steps(compiling=True), order, ask), quorum
-        )
+        return await self._replicated.run(ReplicatedTask(steps_max, order, ask), quorum)
 
     async def _order(self, task: Task, provider: bytes, lease_id: bytes) -> Signed[Order]:
         context = self._context

@@ -743,6 +743,43 @@ async def test_a_request_waits_for_fuel_no_longer_than_it_may_run(world):
     assert (await after).answer.response.status == 200
 
 
+def each_with_its_room(world, rooms):
+    """Have the holder's leases have room of their own."""
+    market = world.holder.market
+
+    def admit(lease_id, customer, fuel_steps):
+        if rooms[lease_id] < fuel_steps:
+            raise LeaseExhausted("it is used up")
+        rooms[lease_id] -= fuel_steps
+        market.reserved += fuel_steps
+        return PRICE
+
+    market.admit_compute = admit
+
+
+@pytest.mark.parametrize("running", [0, 1])
+async def test_a_new_lease_wakes_the_request_that_waits_for_one(world, running):
+    held = Held()
+    await served_by(world, held)
+    each_with_its_room(
+        world, {b"\5" * 32: running * steps(world), b"\6" * 32: (3 - running) * steps(world)}
+    )
+    asking = [asyncio.create_task(world.holder.ask(world.owner)) for _ in range(3)]
+    await settle()
+    assert len(held.jobs) == running
+    world.owner.market.leases = [Lease(world.holder.id, b"\6" * 32)]
+    if running:
+        world.owner.services.registry.get((world.owner.id, "greet")).starved = True
+    # The owner takes it and tells the holder of it in the turn in which it hears of the need.
+    await world.owner.look_after()
+    await until(lambda: len(held.jobs) == 3)
+    for end in held.ends:
+        end.set_result(result())
+    answers = await asyncio.gather(*asking)
+    assert [each.answer.response.status for each in answers] == [200] * 3
+    assert world.holder.market.reserved == 0
+
+
 async def test_a_lease_is_replaced_before_it_has_no_room_for_two_requests(world):
     first, second = (Lease(world.holder.id, bytes([n]) * 32) for n in (1, 2))
     await world.owner.deploy(on=world.holder.id)
