@@ -346,7 +346,7 @@ class RequestServer:
         asked: dict[int, Asked] = {}
         for number, call in enumerate(calls):
             try:
-                asked[number] = (self._header_of(call), call.parts)
+                asked[number] = (await self._header_of(caller, call), call.parts)
             except XscError as fault:
                 answers[number] = batch.refused(problems.answer_of(fault))
         try:
@@ -359,12 +359,14 @@ class RequestServer:
             answers.update(dict.fromkeys(asked, batch.refused(problems.failed())))
         return [answers[number] for number in range(len(calls))]
 
-    def _header_of(self, call: batch.Call) -> dict[str, Value]:
+    async def _header_of(self, caller: bytes, call: batch.Call) -> dict[str, Value]:
         # Others answer too much, or do it too slowly, to be held for all of a batch.
         allowed = call.method in self._batched and call.method != batch.METHOD
         if not allowed or call.method not in self.handlers:
             raise NotFound("this node has no such method for a batch")
-        header = decode(call.header, size_max=BATCH_CALL_BYTES_MAX)
+        header = await self._work.run(
+            caller, len(call.header), decode, call.header, size_max=BATCH_CALL_BYTES_MAX
+        )
         if not isinstance(header, dict):
             raise FrameInvalid("the header of a call holds no map")
         return header
