@@ -307,7 +307,7 @@ class SpaceSync:
                 held.woken.clear()
                 asked = [at for at in cursors if at.owner in dirty]
                 await self._count(caller, 1 + len(asked), held)
-                answer = await self._news_for(caller, asked, is_over)
+                answer = await self._news_for(caller, asked, is_over, held)
                 if answer.records or answer.heads or is_over():
                     return {}, [answer_bytes(answer)]
                 await held.woken.wait()
@@ -346,7 +346,11 @@ class SpaceSync:
         return least
 
     async def _news_for(
-        self, caller: bytes, cursors: Sequence[Cursor], is_over: Callable[[], bool]
+        self,
+        caller: bytes,
+        cursors: Sequence[Cursor],
+        is_over: Callable[[], bool],
+        held: _Held | None = None,
     ) -> Answer:
         answer = Answer([], [], more=False)
         left, left_bytes = PAGE_RECORDS, PAGE_BYTES
@@ -364,7 +368,7 @@ class SpaceSync:
                 head=cursor.head,
             )
             if page.rows:
-                await self._count(caller, page.rows)
+                await self._count(caller, page.rows, held)
             answer.records.extend(self._sent(cursor.owner, page.entries))
             left -= len(page.entries)
             left_bytes -= sum(
