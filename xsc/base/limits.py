@@ -553,9 +553,12 @@ HOLD_TOLERANCE_MS = 60_000
 HOLD_DIFFERENCE_PART = 16
 """A provider waives one part in so many of what was paid for an undrawn entitlement."""
 HOLDS_A_CUSTOMER_MAX = 1024
-"""Accounts of undrawn entitlements that one customer has at a provider."""
+"""Accounts of undrawn entitlements that one customer has at a provider, as each of both counts."""
+BOOKINGS_ASKED_A_CUSTOMER_MAX = 256
+"""Bookings that a customer may ask for within an hour; beyond that its provider decides when."""
+BOOKINGS_ASKED_MS = 3_600_000
 VOUCHERS_A_CUSTOMER_MAX = 256
-"""Vouchers of one customer that are taken within VOUCHERS_MS: each is kept, and booked."""
+"""Vouchers of one customer that are taken within VOUCHERS_MS: each is kept."""
 VOUCHERS_MS = 30_000
 LEASE_KEPT_MS = 3_600_000
 """How long a lease that is over and settled is remembered."""

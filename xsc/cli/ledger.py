@@ -207,7 +207,7 @@ def limit(settings: Settings, peer: str, credits_: int) -> None:
 )
 @pass_settings
 def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
-    """Settle now what is owed by leases; the node does so by itself once an hour.
+    """Settle now what is owed by leases; the node books it by itself once an hour.
 
     With PEER and --off-books: what one of both nodes owes the other was paid off the books.
     It counts once the operators of both have said the same, and both nodes have signed

@@ -185,12 +185,12 @@ class LeaseBuyer:
                 return LeaseHandle(self._own, OWN_LEASE, 0)
             raise ComputeExhausted("this node has not so much fuel left that is not promised")
         until_ms = self._clock.monotonic_ms() + wait_ms
-        async with self._lines.place(on) as place:
+        async with self._lines.place(on, fuel_steps, until_ms) as place:
             while True:
                 faults: dict[bytes, XscError] = {}
+                place.woken.clear()
                 left_ms = until_ms - self._clock.monotonic_ms()
-                if place.is_first:
-                    place.woken.clear()
+                if place.may_look:
                     async with self._locks["compute"]:
                         entry, faults = await self._take_fuel(fuel_steps, on, saved, apart=apart)
                         if entry is not None:
@@ -208,7 +208,8 @@ class LeaseBuyer:
                             "calls of this node that came before wait for fuel there",
                             hint="try again once some of its runs there have ended",
                         )
-                    left_ms = LEASE_TIMEOUT_MS  # the first is looking, and leaves or waits
+                    # The first is looking: it leaves, or wakes this one when it waits.
+                    left_ms = LEASE_TIMEOUT_MS
                 await self._lines.wait(place, left_ms)
 
     async def _take_fuel(

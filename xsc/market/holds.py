@@ -64,12 +64,13 @@ class Holds:
     def is_full(self, customer: bytes) -> bool:
         """Return whether a customer has too many accounts that are not settled."""
         now_ms = self._clock.now_ms()
-        open_ones = (
-            entry
-            for entry in self._store.holds("provider")
-            if entry.peer == customer and not is_done(entry, now_ms)
-        )
-        return sum(1 for _ in open_ones) >= HOLDS_A_CUSTOMER_MAX
+        return self._is_full("provider", customer, lambda entry: not is_done(entry, now_ms))
+
+    def _is_full(self, role: Role, peer: bytes, counts: Callable[[LeaseEntry], bool]) -> bool:
+        """Return whether the accounts with a peer that count are as many as there may be."""
+        found = self._store.accounts_of(role, peer)
+        held = sum(entry.hold is not None and counts(entry) for entry in found)
+        return held >= HOLDS_A_CUSTOMER_MAX
 
     def _allow(self, now_ms: int) -> None:
         """Count what all needs allow up to now; a new one allows nothing before this look."""
@@ -108,6 +109,8 @@ class Holds:
             account_id = holding.hold_id(each.key)
             seen[account_id] = each
             if each.price and self._store.account(role, account_id) is None:
+                if role == "customer" and self._is_full(role, each.provider, lambda _: True):
+                    continue  # a provider that does not settle is owed nothing further
                 self._open(role, each, each.kind, account_id)
         for entry in self._store.holds(role):
             now = seen.get(entry.terms.lease_id)

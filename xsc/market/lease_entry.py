@@ -62,6 +62,8 @@ class LeaseEntry:
     """The newest signed voucher."""
     taken_ms: int | None = None
     """Customer: when the provider took that, by a steady clock; None where it did not."""
+    untaken_ms: int = 0
+    """Customer: when it last refused one or did not answer, by the same."""
     booking: Booking | None = None
     refusals: int = 0
     """How many bookings the ledger refused for good; each needs an id of its own."""

@@ -20,7 +20,13 @@ from xsc.base.encoding import Value, tagged_sha256
 from xsc.base.errors import ArgumentInvalid, EntryRefused, NotAllowed, RecordInvalid, XscError
 from xsc.base.fields import take_bool, take_bytes, take_int
 from xsc.base.ids import short
-from xsc.base.limits import SETTLE_TIMEOUT_MS, VOUCHERS_A_CUSTOMER_MAX, VOUCHERS_MS
+from xsc.base.limits import (
+    BOOKINGS_ASKED_A_CUSTOMER_MAX,
+    BOOKINGS_ASKED_MS,
+    SETTLE_TIMEOUT_MS,
+    VOUCHERS_A_CUSTOMER_MAX,
+    VOUCHERS_MS,
+)
 from xsc.base.merkle import Part
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns
@@ -81,6 +87,7 @@ class Settlement:
         self._taken = taken
         self._turns = turns
         self._vouchers = Tally(VOUCHERS_A_CUSTOMER_MAX, VOUCHERS_MS)
+        self._bookings = Tally(BOOKINGS_ASKED_A_CUSTOMER_MAX, BOOKINGS_ASKED_MS)
         self._booking_interval_ms = booking_interval_ms
         self._waiting_ms: dict[bytes, int] = {}
         """Since when something that a customer signed waits to be booked, by a steady clock."""
@@ -118,18 +125,31 @@ class Settlement:
         *,
         book_now: Callable[[bytes], bool],
     ) -> None:
+        owed: dict[bytes, list[LeaseEntry]] = {}
+        for entry in taken:
+            if self._quality.is_up(entry.peer):
+                owed.setdefault(entry.peer, []).append(entry)
         await asyncio.gather(
-            *(
-                self._pay(entry, book_now=book_now(entry.peer))
-                for entry in taken
-                if self._quality.is_up(entry.peer)
-            ),
+            *(self._pay_one(entries, book_now=book_now(peer)) for peer, entries in owed.items()),
             *(
                 self._collect_again(entry)
                 for entry in granted
                 if entry.booking is not None or is_unbooked(entry)
             ),
         )
+
+    async def _pay_one(self, entries: list[LeaseEntry], *, book_now: bool) -> None:
+        """Pay one provider; the rest waits for the next round where it does not take a voucher.
+
+        What it did not take comes last then, so that it keeps back nothing else.
+        """
+        until_ms = self._clock.monotonic_ms() + SETTLE_TIMEOUT_MS
+        for entry in sorted(entries, key=lambda entry: entry.untaken_ms):
+            if not await self._pay(entry, book_now=book_now):
+                entry.untaken_ms = self._clock.monotonic_ms()
+                return
+            if self._clock.monotonic_ms() >= until_ms:
+                return
 
     def _unbooked(self) -> dict[bytes, list[LeaseEntry]]:
         """Return by customer the leases of which not all that is signed is booked."""
@@ -166,8 +186,8 @@ class Settlement:
 
     # The customer's side
 
-    async def _pay(self, entry: LeaseEntry, *, book_now: bool) -> None:
-        """Sign what is owed now and send it; what fails is sent again with the next.
+    async def _pay(self, entry: LeaseEntry, *, book_now: bool) -> bool:
+        """Sign what is owed now and send it; return whether the provider took all that it must.
 
         Args:
             entry: what is paid.
@@ -175,7 +195,7 @@ class Settlement:
         """
         async with self._turns.of(("customer", entry.terms.lease_id)):
             if entry.denial is not None:
-                return
+                return True
             now_ms = self._clock.now_ms()
             self._bound(entry)
             use = rules.advance(entry.terms, entry.use, now_ms)
@@ -194,7 +214,7 @@ class Settlement:
                 self._store.save(entry)
             paid = entry.use.settled_micro >= entry.use.voucher_micro
             if sent is None or paid or not (book_now or self._is_untold(entry)):
-                return
+                return True
             try:
                 reply = await self._caller.call(
                     entry.peer,
@@ -208,10 +228,11 @@ class Settlement:
                 if isinstance(fault, NotAllowed):
                     # It signed the lease, which runs on until it signs that it knows none.
                     await self._taken.refused(entry.terms.lease_id)
-                return
+                return False
             entry.taken_ms = self._clock.monotonic_ms()
             entry.use = replace(entry.use, settled_micro=max(settled, entry.use.settled_micro))
             self._store.save(entry)
+            return True
 
     def _is_untold(self, entry: LeaseEntry) -> bool:
         """Return whether the provider has still to take the newest voucher, or not booked it."""
@@ -246,7 +267,10 @@ class Settlement:
             raise NotAllowed("this customer has no such lease here")
         async with self._turns.of(("provider", entry.terms.lease_id)):
             await self._take_voucher(entry, voucher)
-            if book_now:
+            now_ms = self._clock.monotonic_ms()
+            # Each is kept in the ledger for ever, and costs its customer nothing.
+            if book_now and is_unbooked(entry) and not self._bookings.wait_ms(caller, now_ms):
+                self._bookings.note(caller, now_ms)
                 await self._collect(entry)
         return {"settled_micro": entry.use.settled_micro}, ()
 

@@ -1,7 +1,8 @@
 """Lines of calls that look for fuel, and wait until a run of this node at a provider has ended.
 
-A line is first come, first served: only its first looks for fuel. It is woken by the end of a
-run, and never asks by the clock but for the end of a lease.
+A line is first come, first served: only its first looks for fuel, and in the line for any node
+also who needs less than all before it, while these wait. It is woken by the end of a run, and never
+asks by the clock but for the end of a lease.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 from xsc.base.clock import Clock
 from xsc.base.errors import RateLimited
@@ -22,13 +24,27 @@ class Place:
     """The place of a call in a line."""
 
     line: deque[Place]
+    fuel_steps: int
+    until_ms: int
+    """How long it waits, by a steady clock."""
+    is_for_any: bool
+    """Whether it takes fuel of any node."""
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     waits: bool = False
 
     @property
-    def is_first(self) -> bool:
-        """Whether it may look for fuel."""
-        return self.line[0] is self
+    def may_look(self) -> bool:
+        """Whether it may look for fuel: the first, or one that passes those that wait for more.
+
+        What a call for any node waits for may be at one node only, and what a smaller one needs
+        at another.
+        """
+        for before in self.line:
+            if before is self:
+                return True
+            if not (self.is_for_any and before.waits and self.fuel_steps < before.fuel_steps):
+                return False
+        raise AssertionError
 
 
 class WaitingLines:
@@ -47,8 +63,15 @@ class WaitingLines:
         return node in self._lines and self._lines[node][0].waits
 
     @asynccontextmanager
-    async def place(self, node: bytes | None) -> AsyncIterator[Place]:
+    async def place(
+        self, node: bytes | None, fuel_steps: int, until_ms: int
+    ) -> AsyncIterator[Place]:
         """Stand at the end of the line for a node, or of the one for any.
+
+        Args:
+            node: the node; None for any.
+            fuel_steps: what it needs.
+            until_ms: how long it waits, by a steady clock.
 
         Raises:
             RateLimited: too many stand in lines already.
@@ -58,7 +81,8 @@ class WaitingLines:
                 f"{self._waiting_max} calls of this node wait for fuel already",
                 hint="try again once some of them have ended",
             )
-        place = Place(self._lines.setdefault(node, deque()))
+        line = self._lines.setdefault(node, deque())
+        place = Place(line, fuel_steps, until_ms, is_for_any=node is None)
         place.line.append(place)
         try:
             yield place
@@ -75,6 +99,12 @@ class WaitingLines:
         woken = asyncio.ensure_future(place.woken.wait())
         pause = asyncio.ensure_future(self._clock.sleep_ms(wait_ms))
         place.waits = True
+        if place.may_look:
+            # It looked in vain: now those may look that need less, and others are refused in time.
+            now_ms = self._clock.monotonic_ms()
+            for after in islice(place.line, place.line.index(place) + 1, None):
+                if after.until_ms <= now_ms or after.may_look:
+                    after.woken.set()
         try:
             await asyncio.wait({woken, pause}, return_when=asyncio.FIRST_COMPLETED)
         finally:

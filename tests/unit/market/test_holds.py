@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.market.fakes import NET
 from tests.unit.market.test_entitlements import DAY_MS, computing, entitle, leased, three
-from xsc.base.errors import XscError
+from xsc.base.errors import RateLimited, XscError
 from xsc.base.limits import (
     EPOCH_MS,
     FUEL_QUANTUM,
@@ -16,9 +16,10 @@ from xsc.base.limits import (
     STORAGE_LEASE_IDLE_MS,
 )
 from xsc.db.memory import MemoryKeyValue
-from xsc.identity.envelope import sign
+from xsc.identity.envelope import open_signed, sign
 from xsc.market import hold as holding
 from xsc.market.lease import HOLD_MARK, check_request
+from xsc.market.settlement import SETTLE
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.quote import Quote
 from xsc.terms.slot import NeedSlot
@@ -445,6 +446,32 @@ async def test_the_accounts_of_a_customer_are_bounded(world, three, monkeypatch)
         entitle(world, holder, provider, 1, need=bytes([number]) * 16)
         provider.market.tidy()
     assert provider.market.holds.is_full(holder.id)
+
+
+async def test_a_provider_that_settles_nothing_has_few_accounts_and_calls(
+    world, three, monkeypatch
+):
+    monkeypatch.setattr("xsc.market.holds.HOLDS_A_CUSTOMER_MAX", 3)
+    holder, _, provider = three
+    for number in range(9):
+        entitle(world, holder, provider, 80, price=8, need=bytes([number]) * 16)
+    holder.market.tidy()
+    assert sum(1 for _ in holder.market.store.holds("customer")) == 3
+    world.later(EPOCH_MS)
+    world.wire.calls.clear()
+    asked = []
+
+    async def refuse(_caller, header, _parts):
+        asked.append(open_signed(header["voucher"], Voucher, network=None).record.lease_id)
+        raise RateLimited("not now")
+
+    world.wire.handlers[provider.id][SETTLE] = refuse
+    for count in (1, 2, 3):
+        world.later(1000)
+        await settled(world, holder)
+        assert len(asked) == count
+    # One call a round, each for another account.
+    assert len(set(asked)) == 3
 
 
 async def test_fuel_that_was_used_is_billed_by_its_lease_alone(world, three):

@@ -14,6 +14,7 @@ from xsc.base.limits import (
     COMPUTE_LEASE_LATE_MS,
     COMPUTE_LEASE_MS,
     COMPUTE_WAIT_MS,
+    COMPUTE_WAITING_MAX,
     FUEL_DEFAULT,
     ROOM_PART_OPEN,
     RUN_FUEL,
@@ -127,6 +128,39 @@ async def test_nobody_waits_longer_than_it_may(world, shop, wait_ms):
     assert world.clock.now_ms() - before == wait_ms
     await world.drive(*running)
     await world.drive(shop.call(wait_ms=0))
+
+
+async def test_who_may_not_wait_is_refused_when_the_first_begins_to(world, shop):
+    """They come while the first is still asking."""
+    running = [asyncio.ensure_future(shop.call(run_ms=1000)) for _ in range(7)]
+    await settle()
+    before = world.clock.now_ms()
+    first = asyncio.ensure_future(shop.call(wait_ms=30_000))
+    refused = []
+
+    async def impatient():
+        with pytest.raises(ComputeExhausted):
+            await shop.call(wait_ms=0)
+        refused.append(world.clock.now_ms() - before)
+
+    await world.drive(impatient(), impatient())
+    assert refused == [0, 0]
+    await world.drive(*running, first)
+
+
+async def test_a_large_call_for_any_node_holds_up_no_smaller_one(world, shop):
+    """What the large one waits for is at one node; the smaller ones need no more than is free."""
+    held = [asyncio.ensure_future(shop.call(run_ms=1000)) for _ in range(4)]
+    await settle()
+    large = asyncio.ensure_future(shop.call("large", need=SHARE - NEED // 4, on=False))
+    await settle()
+    before = world.clock.now_ms()
+    await world.drive(*(shop.call(number, on=False) for number in range(3)))
+    assert world.clock.now_ms() - before == RUN_MS
+    # Those that need as much stay behind it.
+    second = asyncio.ensure_future(shop.call("second", need=SHARE - NEED // 4, on=False))
+    await world.drive(*held, large, second)
+    assert shop.ran[-2:] == ["large", "second"]
 
 
 async def test_a_run_that_is_never_heard_of_keeps_others_waiting_until_its_lease_ends(world, shop):
@@ -287,9 +321,10 @@ async def _all(world, calls):
 async def test_so_many_calls_wait_and_no_more():
     clock = ManualClock()
     lines = WaitingLines(clock, waiting_max=3)
+    assert WaitingLines(clock)._waiting_max == COMPUTE_WAITING_MAX
 
     async def stand(node):
-        async with lines.place(node) as place:
+        async with lines.place(node, NEED, clock.monotonic_ms() + 1000) as place:
             await lines.wait(place, 1000)
 
     standing = [asyncio.ensure_future(stand(node)) for node in (b"a", b"a", b"c")]
