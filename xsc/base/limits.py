@@ -538,6 +538,8 @@ RESERVE_STEPS = 8
 QUOTE_TIMEOUT_MS = 2_000
 LEASE_TIMEOUT_MS = 5_000
 SETTLE_TIMEOUT_MS = 15_000
+SETTLE_LAST_MS = 3_000
+"""How long a peer is waited for that is settled with before it is blocked or removed."""
 LEASE_REQUESTS_A_CUSTOMER_MAX = 256
 LEASE_REQUESTS_MS = 10_000
 LEASES_A_CUSTOMER_MAX = 256

@@ -86,17 +86,18 @@ def start_and_wait(home: Path, options: Sequence[str], passphrase: str) -> Docum
     """
     written = (home / LOG).stat().st_size if (home / LOG).exists() else 0
     environment = {**os.environ, **({"XSC_PASSPHRASE": passphrase} if passphrase else {})}
-    process = launch(home, environment, ["--json", *options])
+    process, is_serving = launch(home, environment, ["--json", *options]), False
     try:
         for _ in poll():
             if process.poll() is not None:
                 raise _why(home, written)
             answer = serving(home) if _runs(home, process.pid) else None
             if answer is not None:
+                is_serving = True
                 return {**answer, "pid": process.pid}
-    except KeyboardInterrupt:
-        process.terminate()
-        raise
+    finally:
+        if not is_serving and process.poll() is None:
+            process.terminate()
     raise AssertionError
 
 

@@ -107,7 +107,9 @@ class LeaseGranter:
     def _take_back(self, customer: bytes, lease_ids: Sequence[Value]) -> None:
         """End compute leases that their customer gives back, where nothing runs under them."""
         for lease_id in lease_ids:
-            entry = self._store.get("provider", lease_id) if isinstance(lease_id, bytes) else None
+            if not isinstance(lease_id, bytes):
+                raise RecordInvalid("the id of a lease that is given back is no byte string")
+            entry = self._store.get("provider", lease_id)
             if (
                 entry is not None
                 and (entry.terms.customer, entry.terms.kind) == (customer, "compute")

@@ -511,6 +511,11 @@ class LeaseStore:
         if entry.role == "customer" and entry.hold is not None:
             rows.append(_allowance_row(self.allowances[entry.hold.need]))
         await self._commit(rows)
+        if entry.hold is not None and len(rows) > 1 and entry.hold.need in self.allowances:
+            # The same holds of what its need allows.
+            now = _allowance_row(self.allowances[entry.hold.need])
+            if now != rows[1]:
+                self._state.write([now], sync=False)
         if self.account(entry.role, entry.terms.lease_id) is entry:
             # What has changed meanwhile can have been written before that row.
             self.keep(entry)

@@ -23,6 +23,7 @@ from xsc.base.ids import short
 from xsc.base.limits import (
     BOOKINGS_ASKED_A_CUSTOMER_MAX,
     BOOKINGS_ASKED_MS,
+    SETTLE_LAST_MS,
     SETTLE_TIMEOUT_MS,
     VOUCHERS_A_CUSTOMER_MAX,
     VOUCHERS_MS,
@@ -98,11 +99,19 @@ class Settlement:
         await self._settle(taken, granted, book_now=lambda _: True)
 
     async def settle_with(self, peer: bytes) -> None:
-        """Do the same with one peer, if it is up."""
-        if self._quality.is_up(peer):
-            taken = self._store.accounts_of("customer", peer)
-            granted = self._store.accounts_of("provider", peer)
-            await self._settle(taken, granted, book_now=lambda _: True)
+        """Do the same with one peer, if it is up, as far as it can be done within a short time.
+
+        What cannot stays owed: it keeps nobody from blocking the peer.
+        """
+        if not self._quality.is_up(peer):
+            return
+        taken = self._store.accounts_of("customer", peer)
+        granted = self._store.accounts_of("provider", peer)
+        try:
+            async with asyncio.timeout(SETTLE_LAST_MS / 1000):
+                await self._settle(taken, granted, book_now=lambda _: True)
+        except (XscError, TimeoutError) as fault:
+            self._log.warning("market.not_settled", peer=short(peer), fault=repr(fault))
 
     async def settle_due(self) -> None:
         """Send what is owed to providers that are up, and book where it is time to."""

@@ -1254,6 +1254,31 @@ async def holding(world, customer, provider, size=100 * MIB):
     return host
 
 
+@pytest.mark.parametrize("trouble", ["disk", "peer"])
+async def test_settling_with_one_peer_ends_soon_whatever_happens(world, pair, trouble, monkeypatch):
+    """Its operator is about to block it, which must not depend on that."""
+    customer, provider = pair
+    monkeypatch.setattr("xsc.market.settlement.SETTLE_LAST_MS", 20)
+    await holding(world, customer, provider)
+
+    async def full(_changes):
+        raise SpaceExhausted("the disk is full")
+
+    async def never(*_):
+        await asyncio.Event().wait()
+
+    handlers, commit = world.wire.handlers[provider.id], customer.market.store._commit
+    if trouble == "disk":
+        customer.market.store._commit = full
+    else:
+        world.wire.handlers[provider.id] = {**handlers, SETTLE: never}
+    await customer.market.settlement.settle_with(provider.id)
+    assert provider.ledger.owed(customer.id) == 0
+    customer.market.store._commit, world.wire.handlers[provider.id] = commit, handlers
+    await customer.market.settlement.settle_with(provider.id)
+    assert provider.ledger.owed(customer.id) == 40 * 100
+
+
 async def test_storage_is_owed_by_begun_epochs_and_settled_once(world, pair):
     customer, provider = pair
     await holding(world, customer, provider)
