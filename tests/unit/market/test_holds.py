@@ -448,6 +448,23 @@ async def test_the_accounts_of_a_customer_are_bounded(world, three, monkeypatch)
     assert provider.market.holds.is_full(holder.id)
 
 
+async def test_after_a_restart_nothing_is_signed_beyond_what_is_allowed(world, three):
+    """The account is kept as it was counted; it is bounded again where it is signed."""
+    holder, _, provider = three
+    now_ms = world.clock.now_ms()
+    whole = {"kind": "compute", "window": (now_ms, now_ms + DAY_MS), "price": 12}
+    entitle(world, holder, provider, 400, **whole)
+    holder.stated()
+    for need, stated in list(holder.needs.items()):
+        holder.needs[need] = stated.model_copy(update={"price_max": 0, "quantity": 1})
+    await settled(world, holder, provider)
+    world.later(EPOCH_MS)
+    holder.market.tidy()
+    await holder.restart()
+    await world.drive(holder.market.settlement.settle_all())
+    assert [entry.use.voucher_micro for entry in holder.market.store.holds("customer")] == [0]
+
+
 async def test_a_provider_that_settles_nothing_has_few_accounts_and_calls(
     world, three, monkeypatch
 ):
