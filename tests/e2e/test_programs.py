@@ -66,7 +66,9 @@ def test_one_program_reads_what_another_publishes_and_a_kill_changes_no_result(s
     with starting(small_net.folder) as starter:
         starter("node-0")
         after = ada(["program", "results", first, "--json"]).json
-        assert after | {"publications": 0} == before | {"publications": 0}
+        # A frame that changes nothing may have been counted and not written when the kill came.
+        counts = {"publications": 0, "frame": 0}
+        assert after | counts == before | counts
         ada("space put demo/a 5")
         wait_for(lambda: bea("space get demo/next").out == b"11")
         own, row = ada("program ls --json").json["programs"]
