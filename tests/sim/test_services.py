@@ -8,7 +8,7 @@ import pytest
 
 from tests.sim.network import run
 from tests.unit.compute.programs import wasm
-from xsc.base.errors import NotAllowed, NotFound
+from xsc.base.errors import NotAllowed, NotFound, PeerSilent
 from xsc.base.ids import to_text
 from xsc.base.limits import COMPUTE_LEASE_MS
 from xsc.compute.deployments.wagi import Request
@@ -52,6 +52,12 @@ def leases(world, index, role):
         for lease in world.nodes[index].market.leases()
         if (lease.role, lease.kind) == (role, "compute")
     ]
+
+
+def held(world):
+    """Return the leases for services that the owner has not given back."""
+    accounts = world.nodes[0].market.store.accounts("customer")
+    return [entry for entry in accounts if not entry.use.given_back]
 
 
 def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
@@ -128,10 +134,35 @@ def test_a_holder_that_crashed_holds_it_again_without_being_asked():
     run(4, 2, play, SERVING)
 
 
+def test_an_owner_whose_deployment_was_not_answered_keeps_one_lease():
+    async def play(world):
+        await deploy(world)
+        caller = world.nodes[0].services.owner._caller
+        call = caller.call
+
+        async def cut_off(peer, method, *args, **options):
+            reply = await call(peer, method, *args, **options)
+            if method == "service.deploy":
+                raise PeerSilent("the answer is lost")
+            return reply
+
+        caller.call = cut_off
+        for greeting in ("Two", "Three"):
+            await world.clock.sleep_ms(10)
+            with pytest.raises(PeerSilent):
+                await deploy(world, greeting)
+        caller.call = call
+        await world.until(lambda: len(held(world)) == 1)
+        assert (await ask(world)).status == 200
+
+    run(6, 2, play, SERVING)
+
+
 def test_where_nobody_listens_nothing_of_others_is_held():
     async def play(world):
         with pytest.raises(NotAllowed):
             await deploy(world)
+        assert held(world) == []
         # At the own node it can wait for a listener.
         entry = await deploy(world, on=0)
         assert world.nodes[0].services.view(entry).state == "off"

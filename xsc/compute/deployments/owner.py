@@ -185,7 +185,8 @@ class ServiceOwner:
             warning = ""
             if provider != self._own:
                 warning = await self._part(service, provider)
-                self._leases.release(service.lease_id)
+                service.replaced.add(service.lease_id)
+                self._release_replaced(service)
             await self._registry.drop(service)
             return warning
 
@@ -216,9 +217,15 @@ class ServiceOwner:
 
     async def _activate(self, key: ServiceKey, record: Deployment, module: bytes) -> ServiceEntry:
         signed = sign(record, self._context.key, self._context.network)
-        service = self._registry.get(key) or self._registry.new(key)
+        known = self._registry.get(key)
+        service = known or self._registry.new(key)
         if record.provider != self._own:
-            await self._place(service, signed, module)
+            try:
+                await self._place(service, signed, module)
+            except BaseException:
+                if known is None:  # nobody else looks after its lease
+                    self._leases.release(service.lease_id)
+                raise
         else:
             await self._sandbox.prepare(rules.module_job(record, module))
         await self._registry.keep(service, signed, module)
@@ -230,7 +237,6 @@ class ServiceOwner:
     ) -> None:
         """Have a peer hold a deployment, under a lease of its own."""
         record = signed.record
-        before = service.lease_id
         await self._take_lease(service, record, COMPUTE_WAIT_MS)
         header: dict[str, Value] = {
             "deployment": signed.raw,
@@ -250,8 +256,7 @@ class ServiceOwner:
                 [Part(module, root)],
                 timeout_ms=self._place_timeout_ms,
             )
-        if before:
-            self._leases.release(before)
+        self._release_replaced(service)
         service.url = url_in(reply.header)
         service.fault, service.refuted, service.starved = "", False, False
 
@@ -267,10 +272,17 @@ class ServiceOwner:
         )
         if lease.node != record.provider:
             raise NoOffers("the node offers no compute")
+        if service.lease_id:
+            service.replaced.add(service.lease_id)
         service.lease_id = lease.lease_id
         service.lease_requests = self._requests_left(service, record)
         # Until the holder says how much of it is left.
         service.lease_end_ms = self._clock.monotonic_ms() + 2 * LEASE_TIMEOUT_MS
+
+    def _release_replaced(self, service: ServiceEntry) -> None:
+        """Give up what paid before: the holder has said that it knows the present lease."""
+        while service.replaced:
+            self._leases.release(service.replaced.pop())
 
     async def _see_to_lease(self, service: ServiceEntry, record: Deployment) -> None:
         """Replace the lease of a service in time: it ends, or has no room for two at once."""
@@ -324,8 +336,7 @@ class ServiceOwner:
                 timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
             )
             page = read_page(reply.header)
-            if before not in (b"", service.lease_id):
-                self._leases.release(before)
+            self._release_replaced(service)
             service.starved = page.starved
             service.lease_end_ms = self._clock.monotonic_ms() + page.lease_left_ms
             if service.url != page.url:

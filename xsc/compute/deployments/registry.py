@@ -46,6 +46,8 @@ class ServiceEntry:
     """Set when a row is added; then another event takes its place."""
     lease_id: bytes = b""
     """What pays for it, where owner and holder are two nodes."""
+    replaced: set[bytes] = field(default_factory=set)
+    """Leases that paid before, at the owner: the holder does not know yet that another one does."""
     lease_requests: int = 0
     """For how many requests at once it had room when it was taken, at the owner."""
     lease_end_ms: int = 0
