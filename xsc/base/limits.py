@@ -157,9 +157,11 @@ FRAME_HEADER_BYTES_MAX = 1 * MIB
 HEAD_BYTES_MAX = 64 * KIB
 """Header of a message of a method that declares nothing else. What is larger, and an answer or a
 value of a space that is, is decoded in a thread, of each peer one at a time."""
-REQUEST_HEAD_BYTES = 4 * KIB
+REQUEST_HEAD_BYTES = 768
 """A request counts as one more for each so many bytes of its head: to decode the worst ones takes
 as long."""
+WORK_INLINE_BYTES = 4 * KIB
+"""What a peer sent is decoded without waiting for its turn up to this size."""
 FRAME_PARTS_MAX = 256
 PEER_BODY_BYTES_MAX = MANIFEST_BYTES_MAX + 2 * MIB
 REQUEST_WINDOW_MS = 60_000

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Final, Generic, ParamSpec, TypeVar
 
 from xsc.base.clock import Executor, run_sized
-from xsc.base.limits import REQUEST_HEAD_BYTES
+from xsc.base.limits import WORK_INLINE_BYTES
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class PeerWork:
         **kwargs: P.kwargs,
     ) -> T:
         """Return what a function gives: at once where the work is small."""
-        if size_bytes <= REQUEST_HEAD_BYTES:
+        if size_bytes <= WORK_INLINE_BYTES:
             return function(*args, **kwargs)
         async with self._turns.of(peer):
             found = await run_sized(self._executor, size_bytes, function, *args, **kwargs)

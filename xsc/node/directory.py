@@ -116,7 +116,8 @@ class DirectoryKeeper:
         self._running = False
         self._waiting: list[_Waiting] = []
         self._told: dict[bytes, int] = {}
-        self._telling: set[bytes] = set()
+        self._telling: dict[bytes, int] = {}
+        """Peers that are being told, and since when by the steady clock."""
         self._silent: set[bytes] = set()
         """Peers that have not answered since somebody waited for them in vain."""
         self._replaced: list[str] = []
@@ -192,7 +193,9 @@ class DirectoryKeeper:
                 self._waiting.remove(waiting)
         found = self._copies(waiting.generation) if waiting.generation else 0
         if waiting.generation and found < waiting.copies:
-            self._silent |= self._telling
+            # Writing the head may have taken most of the time.
+            since_ms = self._context.clock.monotonic_ms() - DIRECTORY_TOLD_MS_MAX // 2
+            self._silent |= {peer for peer, ms in self._telling.items() if ms <= since_ms}
         return found, waiting.copies
 
     def _copies(self, generation: int) -> int:
@@ -204,7 +207,8 @@ class DirectoryKeeper:
         """Wake those for whom enough is told, or nobody is left who may answer in time."""
         for waiting in self._waiting:
             if waiting.generation and (
-                self._telling <= self._silent or self._copies(waiting.generation) >= waiting.copies
+                self._telling.keys() <= self._silent
+                or self._copies(waiting.generation) >= waiting.copies
             ):
                 waiting.over.set()
 
@@ -322,7 +326,7 @@ class DirectoryKeeper:
         if self._raw:
             for peer in self._peers.peers():
                 if self._told.get(peer, 0) < self.generation and peer not in self._telling:
-                    self._telling.add(peer)
+                    self._telling[peer] = self._context.clock.monotonic_ms()
                     self._background("tell_directory", partial(self._tell_peer, peer))
         self._end_waiting()
 
@@ -341,7 +345,7 @@ class DirectoryKeeper:
                     with suppress(XscError):
                         await self._storage.rm(self._replaced.pop())
         finally:
-            self._telling.discard(peer)
+            self._telling.pop(peer, None)
             self._end_waiting()
 
     async def _is_told(self, peer: bytes, raw: bytes) -> bool:

@@ -42,7 +42,7 @@ from xsc.compute.worker.local import LocalSandbox
 from xsc.identity import envelope
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
-from xsc.net.calls import batch, frame
+from xsc.net.calls import batch, frame, server
 from xsc.net.calls.frame import LENGTH_BYTES, Reply, head_of, unpack
 from xsc.net.calls.server import OWN_BOUNDS
 from xsc.net.transport.memory import MemoryTransport
@@ -79,7 +79,7 @@ UNREAD = {
     "signature_invalid",
 }
 """How a request is refused before its header is decoded."""
-DECODERS = (frame, batch, space_messages, envelope)
+DECODERS = (frame, batch, server, space_messages, envelope)
 """Modules that decode what comes from peers."""
 LEFT_OUT: set[str] = set()
 """Laws that are not looked at, to see what else breaks where these do."""

@@ -19,6 +19,7 @@ from xsc.base.limits import (
     KIB,
     PEER_REQUESTS_IN_FLIGHT_MAX,
     REQUEST_HEAD_BYTES,
+    WORK_INLINE_BYTES,
 )
 from xsc.base.peering import HeadBound
 from xsc.base.turns import PeerWork
@@ -142,7 +143,7 @@ async def test_large_work_of_one_peer_is_done_one_by_one_and_small_work_at_once(
     ]
     await settle()
     assert len(executor.waiting) == 2
-    assert await work.run(b"a", REQUEST_HEAD_BYTES, bytes, 1) == b"\0"
+    assert await work.run(b"a", WORK_INLINE_BYTES, bytes, 1) == b"\0"
     for done in (2, 3, 4):
         executor.waiting.pop(0).set_result(None)
         await settle()
