@@ -51,8 +51,11 @@ def bob() -> KeyPair:
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Return one worker more than there are cores: tests of real nodes mostly wait for them."""
-    return (os.cpu_count() or 1) + 1
+    """Return one worker more than there are cores: tests of real nodes mostly wait for them.
+
+    Where tests are timed there is one a core, so that none waits for others.
+    """
+    return (os.cpu_count() or 1) + ("TEST_TIMES" not in os.environ)
 
 
 def pytest_xdist_make_scheduler(config, log):

@@ -6,7 +6,7 @@ Every command that takes CAP or NAME asks here, so that `NAME/PATH` means the sa
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown
@@ -41,6 +41,8 @@ class Target:
     """Where it lies in the directory by whose name it was found."""
     name: str = ""
     """By which it was found."""
+    tree: Tree | None = field(default=None, compare=False)
+    """The whole directory, where it was read to find the path."""
 
 
 def resolve(calls: Calls, target: str | Named, version: int | None = None) -> Target:
@@ -90,7 +92,8 @@ def _inside(calls: Calls, capability: str, folder: str, path: str) -> Target:
     if not path:
         return Target(capability, "directory", name=name)
     place = os.fsencode(path)
-    found = [node for node in read_tree(calls, capability).nodes if node.path == place]
+    tree = read_tree(calls, capability)
+    found = [node for node in tree.nodes if node.path == place]
     if not found:
         raise ObjectUnknown(
             f"the directory {folder} holds nothing of the path {path}",
@@ -104,7 +107,7 @@ def _inside(calls: Calls, capability: str, folder: str, path: str) -> Target:
     if node.capability is not None:
         return Target(node.capability, "file", place, name)
     kind: Kind = "directory" if node.kind == "directory" else "empty file"
-    return Target(capability, kind, place, name)
+    return Target(capability, kind, place, name, tree)
 
 
 def one_object(
@@ -155,9 +158,7 @@ def tree_of(calls: Calls, target: Target, listed: Document) -> Tree | None:
         listed: what `stat` or `check` say of its object.
     """
     if target.path:
-        return (
-            None if target.kind == "file" else read_tree(calls, target.capability).at(target.path)
-        )
+        return None if target.tree is None else target.tree.at(target.path)
     if (
         target.kind == "file"
         or not READ.fullmatch(target.capability)

@@ -571,7 +571,8 @@ def test_the_certificate_follows_from_the_identity_alone():
     )
 
 
-async def test_a_taken_port_is_named(end):
+async def test_a_taken_port_is_named(end, monkeypatch):
+    monkeypatch.setitem(listener.listen.__kwdefaults__, "wait_ms", 100)
     taken = HttpTransport(listen=end.transport.addresses()[0], key=OTHER)
     with pytest.raises(ConfigInvalid, match="cannot be listened on"):
         await taken.serve(end.handler)

@@ -18,6 +18,7 @@ from xsc.base.limits import (
 from xsc.compute.deployments.holder import Served
 from xsc.compute.deployments.rules import ServiceAnswer
 from xsc.compute.deployments.wagi import Request, Response
+from xsc.net.transport import listener
 from xsc.net.transport.room import Room
 from xsc.node.api import deployments
 from xsc.node.api.deployments import ServiceListener
@@ -452,6 +453,7 @@ async def test_who_goes_away_while_it_waits_gives_up_its_place(end):
     await end.node.left.wait()
 
 
-async def test_a_port_that_is_taken_is_named(end):
+async def test_a_port_that_is_taken_is_named(end, monkeypatch):
+    monkeypatch.setitem(listener.listen.__kwdefaults__, "wait_ms", 100)
     with pytest.raises(ConfigInvalid, match="services cannot listen on"):
         await ServiceListener(Node()).start("127.0.0.1", end.port)
