@@ -71,7 +71,7 @@ def pytest_configure(config):
         config.pluginmanager.register(running.Times())
 
 
-# Each takes 10 s of a core or more; `make test-long` plays them.
+# Each takes seconds of a core, and its law is played elsewhere, too; `make test-long` plays them.
 LONG = (
     "test_every_game_keeps_the_laws_and_pays_one_lie_only",
     "test_a_put_that_takes_more_than_an_hour_keeps_its_hosts",
@@ -90,6 +90,27 @@ LONG = (
     "test_custodians_heal_while_the_owner_is_away_and_it_takes_over_when_it_is_back[True]",
     "test_on_seven_nodes",
     "test_one_invitation_makes_a_member_and_its_first_put_lies_on_six_nodes[12]",
+    "test_where_nothing_can_be_deleted_hosts_are_asked_no_more_often_than_ever",
+    "test_no_nonce_ever_protects_two_contents",
+    "test_with_the_owner_away_one_custodian_keeps_an_object_for_ever_and_gives_it_back",
+    "test_a_seed_gives_the_same_story_each_time",
+    "test_a_file_of_another_length_is_never_mixed_in[20983865]",
+    "test_the_weakest_object_is_repaired_first",
+    "test_a_peer_that_changes_a_value_ten_thousand_times_makes_few_frames",
+    "test_two_nodes_whose_programs_feed_each_other_back_off",
+    "test_a_deleted_object_is_in_custody_no_more",
+    "test_reads_do_not_wait_for_stopped_hosts[12582912",
+    "test_any_dead_peer_stops_no_recovery[4]",
+    "test_any_dead_peer_stops_no_recovery[6]",
+    "test_an_owner_that_loses_its_power_while_it_takes_back_pays_for_all_that_it_keeps[5]",
+    "test_an_owner_that_loses_its_power_while_it_takes_back_pays_for_all_that_it_keeps[7]",
+    "test_the_objects_of_a_once_lone_node_spread_when_peers_join[8]",
+    "test_fault_7_a_stamp_takes_a_byte_for_each_active_holder[256]",
+    "test_the_key_and_one_friend_are_enough_where_a_peer_is_gone_for_good",
+    "test_a_kill_in_a_put_sends_at_most_a_segment_again[client]",
+    "test_a_kill_in_a_put_sends_at_most_a_segment_again[host]",
+    "test_a_host_killed_in_a_get_is_not_noticed",
+    "test_a_put_that_was_interrupted_begins_anew_where_the_file_was_changed",
 )
 
 
