@@ -1,1 +1,1 @@
-"""The node's HTTP API as data, shared by the node and whoever documents it."""
+"""The node's HTTP API as data: its endpoints with their requests and answers, once for all."""

@@ -1,14 +1,36 @@
-"""The JSON documents of `POST /v1/jobs`: of a job, and of its result."""
+"""Jobs: the request and the result of one, and the evidence that this node keeps."""
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
-from typing import Any
+from dataclasses import MISSING, field, fields
+from typing import Annotated, Any, Unpack
 
+from annotated_types import Ge, Le, Len, MaxLen
+
+from xsc.api.endpoint import Endpoint, Nothing, absent, model
+from xsc.api.problems import Problem
 from xsc.base.errors import XscError, from_code
-from xsc.base.jobs import JobItem, JobResult, JobSpec, Mode, StoredOutput, Verification
+from xsc.base.jobs import (
+    Grant,
+    JobItem,
+    JobOptions,
+    JobResult,
+    JobSpec,
+    Mode,
+    StoredOutput,
+    Verification,
+)
+from xsc.base.limits import (
+    ARGUMENTS_MAX,
+    COMPUTE_WAIT_MS,
+    FUEL_MAX,
+    MEMORY_BYTES_MAX,
+    MODULE_BYTES_MAX,
+    STDIN_BYTES_MAX,
+    TIMEOUT_MS_MAX,
+)
 
 _BYTES = {"module", "stdin"}
 """They follow the JSON as they are."""
@@ -28,55 +50,215 @@ def request_document(spec: JobSpec) -> dict[str, Any]:
     return told if spec.mode == "invoke" else {**told, "stdin_bytes": len(spec.stdin)}
 
 
-def result_document(done: JobResult) -> dict[str, Any]:
-    """Return the document of a result.
+Text = Annotated[str, MaxLen(65_536)]
+Fuel = Annotated[int, Ge(1), Le(FUEL_MAX)]
 
-    It is made by hand: a model of these fields would take as long as signing the receipt.
-    """
-    document: dict[str, Any]
+
+@model
+class Job:
+    """A job, in front of its module and its standard input."""
+
+    mode: Mode
+    function: Annotated[str, MaxLen(1024)] = "_start"
+    arguments: Annotated[tuple[Text, ...], MaxLen(1024)] = ()
+    env: Annotated[dict[str, Text], MaxLen(1024)] = field(default_factory=dict)
+    inputs: Annotated[dict[str, str], MaxLen(ARGUMENTS_MAX)] = field(default_factory=dict)
+    fuel: Fuel | None = None
+    memory_bytes: Annotated[int, Ge(1), Le(MEMORY_BYTES_MAX)] | None = None
+    timeout_ms: Annotated[int, Ge(1), Le(TIMEOUT_MS_MAX)] | None = None
+    on: Annotated[str, MaxLen(256)] | None = None
+    wait_ms: Annotated[int, Ge(0), Le(TIMEOUT_MS_MAX)] = COMPUTE_WAIT_MS
+    """How long it waits where other runs of this node at the provider hold the fuel it needs."""
+    local: bool = False
+    module: Annotated[str, Len(64, 64)] | None = None
+    """SHA-256 of a module that came lately, instead of its bytes; `module_bytes` is 0 then."""
+    module_bytes: Annotated[int, Ge(0), Le(MODULE_BYTES_MAX)]
+    stdin_bytes: Annotated[int, Ge(0), Le(STDIN_BYTES_MAX)] = 0
+    """Of a batch: lines of arguments, parted by spaces."""
+    item_fuel: Fuel | None = None
+    """Of a batch: most fuel of one call."""
+    verify: Annotated[str, MaxLen(16)] | None = None
+    """How many of how many providers must agree: "2of3"."""
+    grants: Annotated[tuple[Grant, ...], MaxLen(2)] = ()
+    """What the program may see of the provider's world."""
+    store: Annotated[str, MaxLen(1024)] | None = None
+    """Store the files that a run leaves, named so and by their path."""
+
+    def spec(self, module: bytes, stdin: bytes, **own: Unpack[JobOptions]) -> JobSpec:
+        """Return the job, with the module and the standard input that came with it.
+
+        Args:
+            module: the WebAssembly binary.
+            stdin: standard input, or the lines of a batch.
+            own: what the node puts in the place of what the request says.
+        """
+        told = {name: getattr(self, name) for name in _DEFAULTS}
+        return JobSpec(**{**told, **own, "module": module, "stdin": stdin})
+
+
+@model
+class Fault:
+    """Why something did not come to its end."""
+
+    code: str
+    detail: str
+    hint: str
+
+
+@model
+class StoredFile:
+    """A file that a run left, as an object, or why it could not be stored."""
+
+    path: str
+    name: str
+    capability: str
+    size_bytes: int
+    fault: Fault | None
+
+
+@model
+class Ended:
+    """What every result says."""
+
+    fuel_used: int
+    memory_peak_bytes: int
+    wall_ms: int
+    provider: str
+    trap: Fault | None
+    """What ended it before its end."""
+    receipt: bytes
+    saved_bytes: int
+    compiled_bytes: int
+    verification: Verification | None = absent(default=None)
+    """Where several providers ran it."""
+    objects: list[StoredFile] | None = absent(default=None)
+    """Where its files were to be stored."""
+
+
+@model
+class Invoked(Ended):
+    """The result of a function."""
+
+    results: tuple[str, ...]
+
+
+@model
+class Item:
+    """One call of a batch."""
+
+    results: tuple[str, ...]
+    fuel_used: int
+    trap: Fault | None
+
+
+@model
+class Batched(Ended):
+    """The results of a batch."""
+
+    items: list[Item]
+
+
+@model
+class Ran(Ended):
+    """The result of a program."""
+
+    exit_code: int | None
+    stdout: bytes
+    stderr: bytes
+    files: Mapping[str, bytes]
+
+
+def result_of(done: JobResult) -> Ended:
+    """Return a result as the API shows it: what jobs of its mode have."""
+    common = {name: getattr(done, name) for name in _COMMON}
+    common["trap"], common["receipt"] = _fault(done.trap), done.receipt
+    common["verification"] = done.verification
+    common["objects"] = done.objects and [
+        StoredFile(**{name: getattr(row, name) for name in _STORED}, fault=_fault(row.fault))
+        for row in done.objects
+    ]
     if done.mode == "invoke":
-        document = {"results": list(done.results)}
-    elif done.mode == "batch":
-        document = {
-            "items": [
-                {
-                    "results": list(item.results),
-                    "fuel_used": item.fuel_used,
-                    "trap": _fault(item.trap),
-                }
-                for item in done.items
-            ]
-        }
-    else:
-        document = {
-            "exit_code": done.exit_code,
-            "stdout": _text(done.stdout),
-            "stderr": _text(done.stderr),
-            "files": {path: _text(data) for path, data in done.files.items()},
-        }
-    document |= {
-        "fuel_used": done.fuel_used,
-        "memory_peak_bytes": done.memory_peak_bytes,
-        "wall_ms": done.wall_ms,
-        "provider": done.provider,
-        "trap": _fault(done.trap),
-        "receipt": _text(done.receipt),
-        "saved_bytes": done.saved_bytes,
-        "compiled_bytes": done.compiled_bytes,
-    }
-    if done.verification is not None:
-        receipts = [_text(receipt) for receipt in done.verification.receipts]
-        document["verification"] = {**asdict(done.verification), "receipts": receipts}
-    if done.objects is not None:
-        document["objects"] = [
-            {**{name: getattr(row, name) for name in _STORED}, "fault": _fault(row.fault)}
-            for row in done.objects
+        return Invoked(**common, results=done.results)
+    if done.mode == "batch":
+        items = [
+            Item(results=item.results, fuel_used=item.fuel_used, trap=_fault(item.trap))
+            for item in done.items
         ]
-    return document
+        return Batched(**common, items=items)
+    return Ran(
+        **common,
+        exit_code=done.exit_code,
+        stdout=done.stdout,
+        stderr=done.stderr,
+        files=done.files,
+    )
+
+
+@model
+class Line:
+    """One line of a program's output, its result, or why there is none."""
+
+    stdout: bytes | None = absent(default=None)
+    stderr: bytes | None = absent(default=None)
+    result: Ended | None = absent(default=None)
+    problem: Problem | None = absent(default=None)
+
+
+@model
+class Evidence:
+    """Two receipts of one computation that say something else."""
+
+    id: str
+    found_ms: int
+    module: str
+    function: str
+    first: str
+    first_name: str
+    second: str
+    second_name: str
+    differs: list[str]
+
+
+@model
+class EvidenceList:
+    """What providers signed that cannot be true."""
+
+    evidence: list[Evidence]
+
+
+@model
+class EvidenceId:
+    """One of these."""
+
+    id: str
+
+
+RUN = Endpoint("POST", "/v1/jobs", Job, Ended, "Run a job.", takes="framed")
+STREAM = Endpoint(
+    "POST",
+    "/v1/jobs/stream",
+    Job,
+    Line,
+    "Run a program, and show what it writes while it runs.",
+    takes="framed",
+    gives="lines",
+)
+EVIDENCE = Endpoint(
+    "GET", "/v1/compute/evidence", Nothing, EvidenceList, "List contradictory receipts."
+)
+EVIDENCE_RECORD = Endpoint(
+    "GET",
+    "/v1/compute/evidence/{id}",
+    EvidenceId,
+    bytes,
+    "Return one record of evidence.",
+    gives="cbor",
+)
+ENDPOINTS = (RUN, STREAM, EVIDENCE, EVIDENCE_RECORD)
 
 
 def read_result(mode: Mode, document: Mapping[str, Any]) -> JobResult:
-    """Return the result of a document that `result_document` made for a job of that mode."""
+    """Return the result of a document of the API for a job of that mode."""
     receipt = b64decode(document["receipt"])
     told: Mapping[str, Any] | None = document.get("verification")
     stored: Sequence[Mapping[str, Any]] | None = document.get("objects")
@@ -110,14 +292,10 @@ def _verification(told: Mapping[str, Any]) -> Verification:
     return Verification(**{**told, **plain})
 
 
-def _text(raw: bytes) -> str:
-    return b64encode(raw).decode()
-
-
-def _fault(error: XscError | None) -> dict[str, str] | None:
+def _fault(error: XscError | None) -> Fault | None:
     if error is None:
         return None
-    return {"code": error.code, "detail": error.message, "hint": error.hint}
+    return Fault(code=error.code, detail=error.message, hint=error.hint)
 
 
 def _error(told: Mapping[str, str] | None) -> XscError | None:

@@ -59,9 +59,14 @@ def show_error(error: XscError, *, as_json: bool) -> None:
     """Print an error on standard error: a sentence and a hint, or a problem document."""
     code = "bug" if type(error) is XscError else error.code
     if as_json:
+        from xsc.api import serial
         from xsc.api.problems import problem
 
-        document = {**problem(error), "code": code, "title": code.replace("_", " ")}
+        document = {
+            **serial.document(problem(error)),
+            "code": code,
+            "title": code.replace("_", " "),
+        }
         click.echo(_line_of(document), err=True)
         return
     say(f"error: {error.message} ({code})")

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from xsc.api import jobs as api_jobs
+from xsc.api import objects as api_objects
 from xsc.api import proof
 from xsc.base.errors import ConfigInvalid, HomeInvalid
 from xsc.base.ids import to_text
@@ -36,6 +38,7 @@ from xsc.net.transport.http import HttpTransport
 from xsc.net.transport.listener import LEFT_TO_THE_GATE_S, listen, listen_hint
 from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application, fast_path_answer
 from xsc.node.api.deployments import ServiceListener
+from xsc.node.api.serving import Faults, Server
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
 from xsc.node.home import folder as homes
@@ -50,8 +53,7 @@ from xsc.node.recovery.recover import (
     parse_place,
 )
 from xsc.node.recovery.restore import CaughtUp, catch_up
-from xsc.node.routes import jobs, objects
-from xsc.node.routes.table import all_routes
+from xsc.node.routes.table import all_answers
 from xsc.node.supervisor import READY, STOPPING, Supervisor
 from xsc.node.system import (
     SystemClock,
@@ -206,9 +208,11 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     supervisor = Supervisor(log)
     fast_path: FastPath | None = None
     listening: asyncio.Server | None = None
+    faults = Faults()
+    server = Server(node, all_answers(home.path, faults), faults)
     runner = web.AppRunner(
         application(
-            [*all_routes(node, home.path), web.post(proof.PATH, prover.route)],
+            [*server.routes(), web.post(proof.PATH, prover.route)],
             token,
             log,
             running,
@@ -224,8 +228,7 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         host, port = _split(config.api_listen)
         assert runner.server is not None
         handlers = {
-            **jobs.fast_path_handlers(node),
-            **objects.fast_path_handlers(node),
+            **server.fast_path((api_jobs.RUN, api_objects.PUT)),
             proof.PATH: prover.answer,
         }
         fast_path = FastPath(

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from xsc.api.programs import Results, State
 from xsc.base.clock import Clock
 from xsc.base.errors import NotFound, XscError
 from xsc.base.ids import to_text
@@ -140,7 +141,7 @@ class RunningProgram:
     # What others see
 
     @property
-    def state(self) -> str:
+    def state(self) -> State:
         """Whether it runs: active, backing_off, oscillates or failed."""
         if self.oscillates:
             return "oscillates"
@@ -150,14 +151,15 @@ class RunningProgram:
             return "backing_off"
         return "active"
 
-    def results(self) -> dict[str, object]:
+    def results(self) -> Results:
         """Return what it computed last, as text."""
-        return {
-            "state": self.state,
-            "fault": self.fault,
-            "publications": self.publications,
-            "built_in": False,
-        } | shown_of(self.execution)
+        return shown_of(
+            self.execution,
+            state=self.state,
+            fault=self.fault,
+            publications=self.publications,
+            built_in=False,
+        )
 
     async def changed(self) -> None:
         """Return after the next frame, or when it comes to another state."""
@@ -346,7 +348,15 @@ class RunningProgram:
         self._flags = execution.flags()
 
 
-def shown_of(execution: Execution, bytes_max: int = GIVEN_BYTES_MAX) -> dict[str, object]:
+def shown_of(
+    execution: Execution,
+    *,
+    state: State,
+    fault: str,
+    publications: int,
+    built_in: bool,
+    bytes_max: int = GIVEN_BYTES_MAX,
+) -> Results:
     """Return what a program computed last, as text; of longer bytes their number."""
 
     def text(type_: str, value: Value | None) -> str | None:
@@ -356,21 +366,25 @@ def shown_of(execution: Execution, bytes_max: int = GIVEN_BYTES_MAX) -> dict[str
 
     program = execution.program
     outputs = {o.name: o for step in program.steps for o in step.outputs}
-    return {
-        "id": program.program.document.id,
-        "hash": to_text(program.hash),
-        "frame": execution.runtime.frame_id,
-        "variables": {
+    return Results(
+        id=program.program.document.id,
+        hash=to_text(program.hash),
+        state=state,
+        frame=execution.runtime.frame_id,
+        fault=fault,
+        publications=publications,
+        built_in=built_in,
+        variables={
             name: text(slot.type, execution.value(name))
             for name, slot in sorted(program.names.items())
         },
-        "outputs": {
+        outputs={
             name: text(output.slot.type, execution.output(name))
             for name, output in sorted(outputs.items())
         },
-        "errors": dict(sorted(execution.errors.items())),
-        "stale": sorted(execution.stale),
-    }
+        errors=dict(sorted(execution.errors.items())),
+        stale=sorted(execution.stale),
+    )
 
 
 def modules_of(program: CompiledProgram) -> frozenset[bytes]:

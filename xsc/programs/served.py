@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from xsc.api.programs import Results
 from xsc.base.errors import NotFound, StoreDamaged
 from xsc.programs.compile import CompiledProgram
 from xsc.programs.evaluations import evaluations_of
@@ -96,11 +97,13 @@ class ServedProgram:
         self._begin()
         self.fault = self.fault or fault
 
-    def results(self) -> dict[str, object]:
+    def results(self) -> Results:
         """Return what it computed last, as text."""
-        return {
-            "state": "failed" if self.fault else "active",
-            "fault": self.fault,
-            "publications": self._publications,
-            "built_in": True,
-        } | shown_of(self._execution, INPUT_INLINE_BYTES_MAX)
+        return shown_of(
+            self._execution,
+            state="failed" if self.fault else "active",
+            fault=self.fault,
+            publications=self._publications,
+            built_in=True,
+            bytes_max=INPUT_INLINE_BYTES_MAX,
+        )

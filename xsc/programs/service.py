@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Literal
 
+from xsc.api.programs import Program, Results
 from xsc.base.clock import Executor
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -418,7 +421,7 @@ class ComputeRuntimeManager:
             raise ArgumentInvalid(f"no variable '{name[:64]}' that can be set")
         return await running.set_variable(name, parse_value(variable.type, text))
 
-    def get_results(self, program: bytes) -> dict[str, object]:
+    def get_results(self, program: bytes) -> Results:
         """Return state, frame, variables, outputs and errors of a registered program, as text.
 
         Raises:
@@ -449,31 +452,34 @@ class ComputeRuntimeManager:
         for running in self._running.values():
             running.end()
 
-    def _row(self, program: bytes, state: str, fault: str = "") -> dict[str, object]:
+    def _row(
+        self, program: bytes, state: Literal["registered", "failed"], fault: str = ""
+    ) -> Results:
         compiled = self._registered.get(program)
-        return {
-            "id": compiled.program.document.id if compiled else "",
-            "hash": to_text(program),
-            "state": state,
-            "frame": 0,
-            "variables": {},
-            "outputs": {},
-            "errors": {},
-            "stale": [],
-            "fault": fault,
-            "publications": 0,
-            "built_in": False,
-        }
+        return Results(
+            id=compiled.program.document.id if compiled else "",
+            hash=to_text(program),
+            state=state,
+            frame=0,
+            variables={},
+            outputs={},
+            errors={},
+            stale=[],
+            fault=fault,
+            publications=0,
+            built_in=False,
+        )
 
-    def status(self) -> list[dict[str, object]]:
+    def status(self) -> list[Program]:
         """Return a row for each program: those of XSC, then in the order of their registration."""
-        keys = ("id", "hash", "state", "frame", "fault", "publications", "built_in")
+        names = [each.name for each in fields(Program)]
         programs = [
             *self._served,
             *self._registered,
             *(self._failed.keys() - self._registered.keys()),
         ]
-        return [{key: self.get_results(p)[key] for key in keys} for p in programs]
+        found = [self.get_results(program) for program in programs]
+        return [Program(**{name: getattr(row, name) for name in names}) for row in found]
 
     def subscriptions(self) -> list[dict[str, object]]:
         """Return what active programs subscribe to, and which do."""

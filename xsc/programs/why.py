@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
+from xsc.api.programs import Provenance
 from xsc.base.clock import Executor, InlineExecutor
 from xsc.base.errors import ArgumentInvalid, NotFound, UnavailableError, XscError
 from xsc.base.ids import short, to_text
@@ -381,37 +381,35 @@ async def _rerun_module(record: ProvenanceRecord, call: Rerun) -> tuple[bool | N
     return judge_results(record, results)
 
 
-def to_json(root: Step) -> dict[str, Any]:
+def shown(root: Step) -> Provenance:
     """Return a tree as it is shown: so deep, and so many steps, at most."""
     left = WHY_NODES_MAX
 
-    def shown(step: Step, name: str) -> dict[str, Any]:
+    def one(step: Step, name: str, *, cut: bool) -> Provenance:
         record = None if step.signed is None else step.signed.record
-        return {
-            "path": step.path,
-            "owner": to_text(step.owner),
-            "input": name,
-            "value": step.value,
-            "verified": bool(step.verified),
-            "function": record and record.function,
-            "version": record and record.version.hex(),
-            "replayed": step.replayed,
-            "note": step.note,
-            "inputs": [],
-        }
+        return Provenance(
+            path=step.path,
+            owner=to_text(step.owner),
+            input=name,
+            value=step.value,
+            verified=bool(step.verified),
+            function=None if record is None else record.function,
+            version=None if record is None else record.version.hex(),
+            replayed=step.replayed,
+            note="; ".join(filter(None, [step.note, "more is behind it" if cut else ""])),
+            inputs=[],
+        )
 
-    top = shown(root, "")
-    level = [(root, top)]
+    # The nearest come first, so that a wide tree is cut at its far end.
+    top: list[Provenance] = []
+    level = [(root, "", top)]
     for depth in range(1, WHY_DEPTH_MAX + 1):
         deeper = []
-        for step, found in level:
-            for name, behind in step.inputs:
-                if left == 0 or depth == WHY_DEPTH_MAX:
-                    found["note"] = "; ".join(filter(None, [found["note"], "more is behind it"]))
-                    break
-                left -= 1
-                inner = shown(behind, name)
-                found["inputs"].append(inner)
-                deeper.append((behind, inner))
+        for step, name, beside in level:
+            taken = 0 if depth == WHY_DEPTH_MAX else min(left, len(step.inputs))
+            left -= taken
+            made = one(step, name, cut=taken < len(step.inputs))
+            beside.append(made)
+            deeper += [(behind, each, made.inputs) for each, behind in step.inputs[:taken]]
         level = deeper
-    return top
+    return top[0]

@@ -1,15 +1,14 @@
-"""What storage answers about objects, as values and as documents of the API."""
+"""What storage answers about objects."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from xsc.base.ids import to_text
 from xsc.identity.envelope import Signed
-from xsc.storage.object.durability import KINDS, Contract, Domains
-from xsc.storage.object.expiry import HostEnd, first_end
+from xsc.storage.object.durability import Contract, Domains
+from xsc.storage.object.expiry import HostEnd
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.placement import Condition, State, column_state
 from xsc.storage.transfer.deep_read import BadShard
@@ -45,13 +44,6 @@ class HostState:
     state: State
 
 
-def ending_json(ends: Sequence[HostEnd]) -> list[dict[str, Any]]:
-    """Return the hosts whose lease ends soon, as JSON."""
-    return [
-        {"node": to_text(end.node), "ends_ms": end.ends_ms, "reason": end.reason} for end in ends
-    ]
-
-
 @dataclass(frozen=True, slots=True)
 class ObjectStat:
     """What the hosts say of an object."""
@@ -68,26 +60,6 @@ class ObjectStat:
     contract: Contract = Contract()  # noqa: RUF009 (a frozen value)
     """The contract under which it was stored."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the document of `xsc store stat --json` (docs/design/storage.md)."""
-        return {
-            "size_bytes": self.size_bytes,
-            "code": {"k": self.k, "m": self.m},
-            "hosts": [
-                {
-                    "shard": host.shard,
-                    "node": None if host.node is None else to_text(host.node),
-                    "state": host.state,
-                }
-                for host in self.hosts
-            ],
-            "readable": self.condition.readable,
-            "margin": self.condition.margin,
-            "healable": self.condition.healable,
-            "ends_ms": first_end(self.ends),
-            "ending": ending_json(self.ending),
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class ObjectCheck:
@@ -103,30 +75,6 @@ class ObjectCheck:
     read_bytes: int
     """Read and verified by a deep check."""
     bad: tuple[BadShard, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the document of `xsc store check --json`."""
-        return {
-            **self.stat.to_json(),
-            "survives": self.survives.shown_for(self.stat.contract).to_text(),
-            "domains": {
-                kind: {"known": found.known, "unknown": found.unknown}
-                for kind, found in zip(KINDS, self.domains, strict=True)
-            },
-            "contract": self.stat.contract.to_text() if self.stat.contract != Contract() else None,
-            "contract_kept": self.survives.meets(self.stat.contract),
-            "yearly_loss_ppb": self.yearly_loss_ppb,
-            "read_bytes": self.read_bytes,
-            "bad": [
-                {
-                    "segment": fault.segment,
-                    "shard": fault.column,
-                    "node": to_text(fault.node),
-                    "reason": fault.reason,
-                }
-                for fault in self.bad
-            ],
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,19 +93,6 @@ class ObjectRow:
     """When the first of its leases ends as things stand; None: never."""
     ending: tuple[HostEnd, ...] = ()
     """The hosts whose leases end soon."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the row of `xsc store ls --json` (docs/design/storage.md)."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "capability": self.capability,
-            "size_bytes": self.size_bytes,
-            "created_ms": self.created_ms,
-            "margin": self.margin,
-            "ends_ms": self.ends_ms,
-            "ending": ending_json(self.ending),
-        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import click
 
-from xsc.api.jobs import result_document
+from xsc.api import serial
+from xsc.api.jobs import result_of
 from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid, unwritable
 from xsc.base.jobs import JobOptions, JobResult, JobSpec, Verification
 from xsc.base.limits import STDIN_BYTES_MAX
@@ -103,7 +104,7 @@ def invoke(
     spec = JobSpec.invoke(code, function, arguments, **options)
     done = _run_job(settings, spec, receipt)
     if settings.json:
-        show_json(result_document(done))
+        show_json(serial.document(result_of(done)))
     _raise_trap(done)
     if not settings.json:
         show(" ".join(done.results))
@@ -171,7 +172,7 @@ def run(
             _make_directory(place.parent)
             write_whole(place, [data])
     if settings.json:
-        show_json(result_document(done))
+        show_json(serial.document(result_of(done)))
     else:
         _show_output(1, done.stdout)
         _show_output(2, done.stderr)
@@ -207,7 +208,7 @@ def _show_output(stream: int, data: bytes) -> None:
 
 def _show_batch(settings: Settings, done: JobResult) -> int:
     """Show the result of each line; return 2 where one failed, for the others count, too."""
-    document = result_document(done)
+    document = serial.document(result_of(done))
     if settings.json:
         show_json(document)
     else:

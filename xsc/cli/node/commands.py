@@ -271,9 +271,11 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     if running:
         answer = settings.calls().fsck(deep=deep)
     else:
+        from xsc.api import serial
         from xsc.node.offline.fsck import check_home
 
-        answer = check_home(settings.home, deep=deep, salvaged=salvage).to_json()
+        found = check_home(settings.home, deep=deep, salvaged=salvage).shown()
+        answer = serial.document(found)
     if settings.json:
         show_json(answer)
     else:

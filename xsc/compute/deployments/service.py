@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from xsc.api.services import WAIT_MS_MAX
 from xsc.base.errors import NotFound, StoreDamaged
 from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue
@@ -26,9 +27,6 @@ from xsc.compute.deployments.store import LogRow
 from xsc.compute.ports import Handler, ServiceBook, ServiceLeases
 from xsc.compute.wasm.sandbox import Sandbox
 from xsc.identity.context import Context
-
-WAIT_MS_MAX = 30_000
-"""How long a reader of the log may wait for the next row."""
 
 
 @dataclass(frozen=True, slots=True)

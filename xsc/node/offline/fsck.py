@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from xsc.api import home as api
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import HomeInvalid
+from xsc.base.ids import ID_BYTES, to_text
 from xsc.base.log import SilentLog
 from xsc.db.group import GroupCommit
 from xsc.db.leveldb import salvage
@@ -16,7 +18,8 @@ from xsc.identity.keys import network_id
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
 from xsc.space import fsck
-from xsc.storage.shardstore.fsck import StoreAudit
+from xsc.storage.shardstore import bodies as formats
+from xsc.storage.shardstore.fsck import Damage, StoreAudit
 from xsc.storage.shardstore.store import StorageNode
 
 CAPACITY_BYTES = 2**62
@@ -34,21 +37,53 @@ class Checked:
     kept: Path | None
     """Where the directory is that was salvaged."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the document of `xsc node fsck --json`."""
-        return document(self.audit, self.space) | {
-            "index": "rebuilt" if self.rebuilt else "ok",
-            "kept": None if self.kept is None else str(self.kept),
-        }
+    def shown(self) -> api.Audit:
+        """Return it as `xsc node fsck --json` shows it."""
+        kept = None if self.kept is None else str(self.kept)
+        index: Literal["rebuilt", "ok"] = "rebuilt" if self.rebuilt else "ok"
+        return audited(self.audit, self.space, index=index, kept=kept)
 
 
-def document(shards: StoreAudit, space: fsck.SpaceAudit) -> dict[str, Any]:
-    """Return what was found as `xsc node fsck --json` shows it."""
-    return shards.to_json() | {
-        "whole": shards.whole and not space.faults,
-        "space_records": space.records,
-        "space_faults": list(space.faults),
-    }
+def damaged_body(found: Damage) -> api.Damaged:
+    """Return what people see of a damaged body."""
+    key = found.key
+    segment, column = None, None
+    if key.startswith(formats.SHARDS):
+        segment, column, _ = formats.column_of_key(key)
+    return api.Damaged(
+        sequence=found.entry.sequence,
+        locate=to_text(key[1 : 1 + ID_BYTES]),
+        customer=to_text(key[-ID_BYTES:]),
+        lease_id=to_text(found.entry.lease_id),
+        size_bytes=found.entry.size_bytes,
+        reason=found.reason,
+        kind="record" if segment is None else "shard",
+        segment=segment,
+        column=column,
+    )
+
+
+def audited(
+    shards: StoreAudit,
+    space: fsck.SpaceAudit,
+    *,
+    index: Literal["ok", "wrong", "rebuilt"],
+    kept: str | None,
+) -> api.Audit:
+    """Return what was found as the API shows it."""
+    return api.Audit(
+        bodies=shards.bodies,
+        bytes_held=shards.bytes_held,
+        bytes_counted=shards.bytes_counted,
+        index_faults=list(shards.index_faults),
+        damaged=[damaged_body(item) for item in shards.damaged],
+        unreadable=list(shards.unreadable),
+        whole=shards.whole and not space.faults,
+        space_records=space.records,
+        space_faults=list(space.faults),
+        index=index,
+        kept=kept,
+    )
 
 
 def check_home(path: Path, *, deep: bool, salvaged: bool) -> Checked:

@@ -1,74 +1,39 @@
-"""Compute endpoint: one job a request.
+"""Jobs: one a request, answered at its end or shown while it runs.
 
-The body is a big-endian 32-bit length, that many bytes of JSON (`JobRequest`), the module,
-and for a run its standard input; for a batch the lines of arguments. Instead of bringing the
-module a request may name one that came before (`JobRequest.module`); where the node does not
+Instead of bringing its module a request may name one that came before; where the node does not
 keep it any more, the answer is `module_unknown`, and nothing was run.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from aiohttp import web
-
-from xsc.api.jobs import result_document
-from xsc.api.schema import JobRequest
+from xsc.api import jobs as api
+from xsc.api.problems import problem
 from xsc.base.clock import run_sized
+from xsc.base.errors import ArgumentInvalid, XscError
 from xsc.base.ids import to_text
 from xsc.base.jobs import JobResult
 from xsc.compute.jobs.output_buffer import OutputBuffer
-from xsc.net.transport.parser import SmallRequest
-from xsc.node.api.app import FastPathHandler, parse, reply
-from xsc.node.api.framing import (
-    LENGTH_BYTES,
-    check_head,
-    cut_short,
-    ended,
-    exactly,
-    head,
-    too_long,
-)
+from xsc.node.api.serving import Answers, Body
 from xsc.node.build import Node
 from xsc.node.jobs.modules import name_of
 from xsc.node.routes.outputs import store_outputs
 
-PATH = "/v1/jobs"
+
+async def _brought(asked: api.Job, body: Body) -> tuple[bytes, bytes]:
+    """Return the module and the standard input that follow a request."""
+    module = await body.exactly(asked.module_bytes, "the module")
+    stdin = await body.exactly(asked.stdin_bytes, "the standard input")
+    await body.ended()
+    return module, stdin
 
 
-def _split(raw: bytes) -> tuple[JobRequest, bytes, bytes]:
-    """Return the request, the module and the standard input of a whole body."""
-    view = memoryview(raw)
-
-    def take(size: int, what: str) -> memoryview:
-        nonlocal view
-        if len(view) < size:
-            raise cut_short(what)
-        taken, view = view[:size], view[size:]
-        return taken
-
-    size = int.from_bytes(take(LENGTH_BYTES, "its length"), "big")
-    check_head(size)
-    asked = parse(bytes(take(size, "its JSON")), JobRequest)
-    module = bytes(take(asked.module_bytes, "the module"))
-    stdin = bytes(take(asked.stdin_bytes, "the standard input"))
-    if view:
-        raise too_long()
-    return asked, module, stdin
-
-
-async def read_job(request: web.Request) -> tuple[JobRequest, bytes, bytes]:
-    """Return the request, the module and the standard input of a body as it arrives."""
-    asked = await head(request, JobRequest)
-    module = await exactly(request, asked.module_bytes, "the module")
-    stdin = await exactly(request, asked.stdin_bytes, "the standard input")
-    await ended(request)
-    return asked, module, stdin
-
-
-async def run_job(
-    node: Node, asked: JobRequest, module: bytes, stdin: bytes, output: OutputBuffer | None = None
+async def _run(
+    node: Node, asked: api.Job, module: bytes, stdin: bytes, output: OutputBuffer | None = None
 ) -> JobResult:
     """Run the job of a request; what a program writes goes to `output`, too."""
     limits = node.job_limits(asked.fuel, asked.memory_bytes, asked.timeout_ms)
@@ -101,19 +66,35 @@ def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def fast_path_handlers(node: Node) -> dict[str, FastPathHandler]:
-    """Return the handler of jobs that are small requests."""
-
-    async def handle(request: SmallRequest) -> tuple[int, dict[str, object]]:
-        return 200, result_document(await run_job(node, *_split(request.body)))
-
-    return {PATH: handle}
+async def run(node: Node, asked: api.Job, body: Body) -> api.Ended:
+    """Run a job."""
+    return api.result_of(await _run(node, asked, *await _brought(asked, body)))
 
 
-def routes(node: Node) -> list[web.RouteDef]:
-    """Return the compute endpoint of a node."""
+async def stream(node: Node, asked: api.Job, body: Body) -> AsyncGenerator[api.Line, None]:
+    """Run a program, and yield what it writes; whoever hangs up cancels the run.
 
-    async def handle(request: web.Request) -> web.Response:
-        return reply(result_document(await run_job(node, *await read_job(request))))
+    The last line is its result, without what was shown, or why there is none.
+    """
+    brought = await _brought(asked, body)
+    if asked.mode != "run" or asked.verify is not None:
+        raise ArgumentInvalid("only a program that one node runs is shown while it runs")
+    output = OutputBuffer(node.clock)
+    running = asyncio.create_task(_run(node, asked, *brought, output))
+    running.add_done_callback(lambda _: output.close())
+    try:
+        async for number, piece in output.pieces():
+            yield api.Line(stdout=piece) if number == 1 else api.Line(stderr=piece)
+        try:
+            done = await running
+        except XscError as error:
+            yield api.Line(problem=problem(error))
+        else:
+            yield api.Line(result=api.result_of(replace(done, stdout=b"", stderr=b"")))
+    finally:
+        # The run itself goes to its end: what was used is paid, whoever listens.
+        output.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
-    return [web.post(PATH, handle)]
+
+ANSWERS: Answers = {api.RUN: run, api.STREAM: stream}

@@ -1,19 +1,16 @@
-"""Ledger endpoints: balances, entries, verification, settling now."""
+"""The ledger: balances, entries, verification, settling now."""
 
 from __future__ import annotations
 
 import asyncio
 
-from aiohttp import web
-
-from xsc.api.schema import LimitRequest, PaymentRequest
+from xsc.api import ledger as api
+from xsc.api.endpoint import Nothing
+from xsc.api.peers import NamedPeer
 from xsc.base.ids import from_text, to_text
 from xsc.ledger.payments import PeerAccount
-from xsc.node.api.app import read_body, reply, whole_number
+from xsc.node.api.serving import Answers
 from xsc.node.build import Node
-
-ENTRIES_MAX = 1_000
-"""Entries of one answer, which is some 400 KB then."""
 
 
 def shared_through(node: Node, peer: bytes) -> str | None:
@@ -25,26 +22,26 @@ def shared_through(node: Node, peer: bytes) -> str | None:
     return next(filter(None, map(node.peers.roster.introducer_of, sharing)), None)
 
 
-def _shared_credits(node: Node) -> list[dict[str, object]]:
+def _shared_credits(node: Node) -> list[api.SharedCredit]:
     """Return each credit that several peers share, once."""
     groups: dict[str, bytes] = {}
     for row in node.ledger.statement():
         through = shared_through(node, row.peer)
         if through is not None:
             groups.setdefault(through, row.peer)
-    found: list[dict[str, object]] = []
+    found = []
     for through, one in sorted(groups.items()):
         sharing = node.ledger.shares_with(one)
         # An operator can set a limit of one of them; what all owe counts against each.
         limit, widest = max((node.ledger.limit(peer), peer) for peer in sharing)
         found.append(
-            {
-                "through": through,
-                "name": node.name_of(from_text(through)),
-                "limit_micro": limit,
-                "left_micro": node.market.limits.left(widest),
-                "peers": [{"id": to_text(each), "name": node.name_of(each)} for each in sharing],
-            }
+            api.SharedCredit(
+                through=through,
+                name=node.name_of(from_text(through)),
+                limit_micro=limit,
+                left_micro=node.market.limits.left(widest),
+                peers=[NamedPeer(id=to_text(each), name=node.name_of(each)) for each in sharing],
+            )
         )
     return found
 
@@ -54,149 +51,133 @@ def _paid(node: Node, peer: bytes) -> int:
     return 0 if payment is None else payment.amount_micro
 
 
-def _reading_routes(node: Node) -> list[web.RouteDef]:
-    """Return the endpoints that show balances and entries."""
+async def balance(node: Node, _: Nothing) -> api.Balances:
+    """Show what this node and each peer owe one another."""
 
-    async def balance(_: web.Request) -> web.Response:
-        async def standing(peer: bytes) -> PeerAccount | None:
-            """Ask a peer that is up how this node's account stands there."""
-            return await node.payments.standing(peer) if node.health.is_up(peer) else None
+    async def standing(peer: bytes) -> PeerAccount | None:
+        """Ask a peer that is up how this node's account stands there."""
+        return await node.payments.standing(peer) if node.health.is_up(peer) else None
 
-        statement = node.ledger.statement()
-        standings = await asyncio.gather(*(standing(row.peer) for row in statement))
-        rows = [
-            {
-                "peer": to_text(row.peer),
-                "name": node.name_of(row.peer),
-                "balance_micro": row.balance_micro,
-                "limit_micro": row.limit_micro,
-                "credit_left_micro": row.credit_left_micro,
-                "unproven_micro": row.unproven_micro,
-                "left_micro": node.market.limits.left(row.peer),
-                "shared_through": shared_through(node, row.peer),
-                "own_limit_micro": None if own is None else own.limit_micro,
-                "own_left_micro": None if own is None else own.left_micro,
-                "paid_micro": _paid(node, row.peer),
-                "heard_paid_micro": node.payments.heard(row.peer),
-                "entries": row.entries,
-            }
-            for row, own in zip(statement, standings, strict=True)
-        ]
-        total = sum(node.ledger.balance(row.peer) for row in node.ledger.statement())
-        return reply({"balances": rows, "shared": _shared_credits(node), "total_micro": total})
-
-    async def log(request: web.Request) -> web.Response:
-        given = request.query.get("limit", "50")
-        limit = whole_number(given, "limit", ENTRIES_MAX, least=1)
-        before = request.query.get("before")
-        number = None if before is None else whole_number(before, "before", 2**63 - 1)
-        who = request.query.get("peer")
-        peer = None if who is None else node.find(who)
-        # One more says whether there is more.
-        found = node.ledger.entries(limit=limit + 1, before=number, peer=peer)
-        rows = [
-            {
-                "seq": row.seq,
-                "kind": "paid" if node.payments.is_payment(row.peer, row.lease_id) else row.kind,
-                "peer": to_text(row.peer),
-                "name": node.name_of(row.peer),
-                "amount_micro": row.amount_micro,
-                "direction": row.direction,
-                "lease_id": None if row.lease_id is None else to_text(row.lease_id),
-                "created_ms": row.created_ms,
-                "entry_id": to_text(row.entry_id),
-                "state": row.state,
-            }
-            for row in found[:limit]
-        ]
-        return reply({"entries": rows, "more": len(found) > limit})
-
-    async def verify(_: web.Request) -> web.Response:
-        report = await node.ledger.verify()
-        return reply(
-            {
-                "ok": True,
-                "entries": report.entries,
-                "settled": report.settled,
-                "peers": report.peers,
-                "conflicts": report.conflicts,
-                "head": to_text(report.head),
-                "text": report.text,
-            }
+    statement = node.ledger.statement()
+    standings = await asyncio.gather(*(standing(row.peer) for row in statement))
+    rows = [
+        api.Balance(
+            peer=to_text(row.peer),
+            name=node.name_of(row.peer),
+            balance_micro=row.balance_micro,
+            limit_micro=row.limit_micro,
+            credit_left_micro=row.credit_left_micro,
+            unproven_micro=row.unproven_micro,
+            left_micro=node.market.limits.left(row.peer),
+            shared_through=shared_through(node, row.peer),
+            own_limit_micro=None if own is None else own.limit_micro,
+            own_left_micro=None if own is None else own.left_micro,
+            paid_micro=_paid(node, row.peer),
+            heard_paid_micro=node.payments.heard(row.peer),
+            entries=row.entries,
         )
-
-    async def entry(request: web.Request) -> web.Response:
-        raw = node.ledger.export(from_text(request.match_info["id"]))
-        return web.Response(body=raw, content_type="application/cbor")
-
-    return [
-        web.get("/v1/ledger/balance", balance),
-        web.get("/v1/ledger/log", log),
-        web.get("/v1/ledger/verify", verify),
-        web.get("/v1/ledger/entry/{id}", entry),
+        for row, own in zip(statement, standings, strict=True)
     ]
+    total = sum(node.ledger.balance(row.peer) for row in node.ledger.statement())
+    return api.Balances(balances=rows, shared=_shared_credits(node), total_micro=total)
 
 
-def _paying_routes(node: Node) -> list[web.RouteDef]:
-    """Return the endpoints that settle and set limits."""
-
-    async def settle(_: web.Request) -> web.Response:
-        before = {(row.role, row.lease_id): row.settled_micro for row in node.market.leases()}
-        await node.market.settlement.settle_all()
-        after = node.market.leases()
-        return reply(
-            {
-                "settled": [
-                    {
-                        "lease_id": to_text(row.lease_id),
-                        "role": row.role,
-                        "peer": to_text(row.peer),
-                        "name": node.name_of(row.peer),
-                        "amount_micro": row.settled_micro - before.get((row.role, row.lease_id), 0),
-                    }
-                    for row in after
-                    if row.settled_micro > before.get((row.role, row.lease_id), 0)
-                ],
-                "pending": sum(row.due_micro > row.settled_micro for row in after),
-            }
+async def log(node: Node, asked: api.Page) -> api.Entries:
+    """List entries, the newest first."""
+    peer = None if asked.peer is None else node.find(asked.peer)
+    # One more says whether there is more.
+    found = node.ledger.entries(limit=asked.limit + 1, before=asked.before, peer=peer)
+    rows = [
+        api.Entry(
+            seq=row.seq,
+            kind="paid" if node.payments.is_payment(row.peer, row.lease_id) else row.kind,
+            peer=to_text(row.peer),
+            name=node.name_of(row.peer),
+            amount_micro=row.amount_micro,
+            direction=row.direction,
+            lease_id=None if row.lease_id is None else to_text(row.lease_id),
+            created_ms=row.created_ms,
+            entry_id=to_text(row.entry_id),
+            state=row.state,
         )
-
-    async def off_books(request: web.Request) -> web.Response:
-        asked = await read_body(request, PaymentRequest)
-        peer = node.peers.find(asked.peer)
-        booked = await node.payments.say(peer, asked.amount_micro)
-        return reply(
-            {
-                "peer": to_text(peer),
-                "name": node.name_of(peer),
-                "amount_micro": asked.amount_micro,
-                "state": "booked" if booked else "waits" if asked.amount_micro else "withdrawn",
-                "heard_paid_micro": node.payments.heard(peer),
-                "balance_micro": node.ledger.balance(peer),
-            }
-        )
-
-    async def limit(request: web.Request) -> web.Response:
-        asked = await read_body(request, LimitRequest)
-        peer = node.peers.find(asked.peer)
-        await node.ledger.set_limit(peer, asked.limit_micro)
-        return reply(
-            {
-                "peer": to_text(peer),
-                "name": node.name_of(peer),
-                "limit_micro": node.ledger.limit(peer),
-                "credit_left_micro": node.ledger.credit_left(peer),
-                "shared_through": shared_through(node, peer),
-            }
-        )
-
-    return [
-        web.post("/v1/ledger/limit", limit),
-        web.post("/v1/ledger/settle", settle),
-        web.post("/v1/ledger/off-books", off_books),
+        for row in found[: asked.limit]
     ]
+    return api.Entries(entries=rows, more=len(found) > asked.limit)
 
 
-def routes(node: Node) -> list[web.RouteDef]:
-    """Return the ledger endpoints of a node."""
-    return [*_reading_routes(node), *_paying_routes(node)]
+async def verify(node: Node, _: Nothing) -> api.Verified:
+    """Replay the ledger."""
+    report = await node.ledger.verify()
+    return api.Verified(
+        ok=True,
+        entries=report.entries,
+        settled=report.settled,
+        peers=report.peers,
+        conflicts=report.conflicts,
+        head=to_text(report.head),
+        text=report.text,
+    )
+
+
+async def entry(node: Node, asked: api.EntryId) -> bytes:
+    """Return one settled entry."""
+    return node.ledger.export(from_text(asked.id))
+
+
+async def settle(node: Node, _: Nothing) -> api.Settlement:
+    """Settle now what is owed."""
+    before = {(row.role, row.lease_id): row.settled_micro for row in node.market.leases()}
+    await node.market.settlement.settle_all()
+    after = node.market.leases()
+    return api.Settlement(
+        settled=[
+            api.Settled(
+                lease_id=to_text(row.lease_id),
+                role=row.role,
+                peer=to_text(row.peer),
+                name=node.name_of(row.peer),
+                amount_micro=row.settled_micro - before.get((row.role, row.lease_id), 0),
+            )
+            for row in after
+            if row.settled_micro > before.get((row.role, row.lease_id), 0)
+        ],
+        pending=sum(row.due_micro > row.settled_micro for row in after),
+    )
+
+
+async def off_books(node: Node, asked: api.Payment) -> api.PaymentHeard:
+    """Report a payment outside of XSC."""
+    peer = node.peers.find(asked.peer)
+    booked = await node.payments.say(peer, asked.amount_micro)
+    return api.PaymentHeard(
+        peer=to_text(peer),
+        name=node.name_of(peer),
+        amount_micro=asked.amount_micro,
+        state="booked" if booked else "waits" if asked.amount_micro else "withdrawn",
+        heard_paid_micro=node.payments.heard(peer),
+        balance_micro=node.ledger.balance(peer),
+    )
+
+
+async def limit(node: Node, asked: api.Limit) -> api.LimitSet:
+    """Set what a peer may owe."""
+    peer = node.peers.find(asked.peer)
+    await node.ledger.set_limit(peer, asked.limit_micro)
+    return api.LimitSet(
+        peer=to_text(peer),
+        name=node.name_of(peer),
+        limit_micro=node.ledger.limit(peer),
+        credit_left_micro=node.ledger.credit_left(peer),
+        shared_through=shared_through(node, peer),
+    )
+
+
+ANSWERS: Answers = {
+    api.BALANCE: balance,
+    api.LOG: log,
+    api.VERIFY: verify,
+    api.ENTRY: entry,
+    api.SETTLE: settle,
+    api.OFF_BOOKS: off_books,
+    api.LIMIT: limit,
+}

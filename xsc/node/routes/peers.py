@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
-from xsc.api.schema import (
-    Empty,
-    InvitationRequest,
-    JoinRequest,
-    Peer,
-    RecogniseRequest,
-    RenameRequest,
-)
+from xsc.api import peers as api
+from xsc.api.endpoint import Nothing
 from xsc.base.ids import to_text
-from xsc.node.api.app import read_body, reply
+from xsc.node.api.serving import Answers
 from xsc.node.build import Node
 from xsc.node.routes.ledger import shared_through
 
 
-def _row(node: Node, peer: bytes) -> dict[str, object]:
+def _row(node: Node, peer: bytes) -> api.Peer:
     info = node.peers.info(peer)
     seen = node.health.row(peer)
     introducer = info.introducer
-    return Peer(
+    return api.Peer(
         id=to_text(peer),
         name=info.name,
         addresses=list(info.addresses),
@@ -42,71 +34,76 @@ def _row(node: Node, peer: bytes) -> dict[str, object]:
         balance_micro=node.ledger.balance(peer),
         limit_micro=node.ledger.limit(peer),
         shared_through=shared_through(node, peer),
-    ).model_dump()
+    )
 
 
-def routes(node: Node) -> list[web.RouteDef]:
-    """Return the peer endpoints of a node."""
+def _named(node: Node, peer: bytes) -> api.NamedPeer:
+    return api.NamedPeer(id=to_text(peer), name=node.peers.info(peer).name)
 
-    def named(peer: bytes) -> dict[str, object]:
-        return {"id": to_text(peer), "name": node.peers.info(peer).name}
 
-    async def listing(_: web.Request) -> web.Response:
-        return reply({"peers": [_row(node, peer) for peer in node.peers.roster.all_peers()]})
+async def listed(node: Node, _: Nothing) -> api.Peers:
+    """List all known peers."""
+    return api.Peers(peers=[_row(node, peer) for peer in node.peers.roster.all_peers()])
 
-    async def invite(request: web.Request) -> web.Response:
-        asked = await read_body(request, InvitationRequest)
-        invitation = node.peers.joining.invite(asked.ttl_ms)
-        return reply(
-            {"invitation": invitation, "expires_ms": node.clock.now_ms() + asked.ttl_ms},
-            status=201,
-        )
 
-    async def join(request: web.Request) -> web.Response:
-        asked = await read_body(request, JoinRequest)
-        peer = await node.join(asked.invitation, asked.name)
-        return reply(named(peer), status=201)
+async def invite(node: Node, asked: api.Invite) -> api.Invitation:
+    """Make an invitation."""
+    invitation = node.peers.joining.invite(asked.ttl_ms)
+    return api.Invitation(invitation=invitation, expires_ms=node.clock.now_ms() + asked.ttl_ms)
 
-    async def recognise(request: web.Request) -> web.Response:
-        asked = await read_body(request, RecogniseRequest)
-        peer = node.peers.find(request.match_info["who"])
-        await node.allocation.recognise(peer, asked.weight_ppm)
-        return reply({**named(peer), "weight_ppm": asked.weight_ppm})
 
-    async def rename(request: web.Request) -> web.Response:
-        asked = await read_body(request, RenameRequest)
-        peer = node.peers.find(request.match_info["who"])
-        node.peers.roster.rename(peer, asked.name)
-        return reply(named(peer))
+async def join(node: Node, asked: api.Join) -> api.NamedPeer:
+    """Accept another node's invitation."""
+    return _named(node, await node.join(asked.invitation, asked.name))
 
-    async def confirm(request: web.Request) -> web.Response:
-        await read_body(request, Empty)
-        peer = node.peers.find(request.match_info["who"])
-        node.peers.roster.confirm(peer)
-        return reply(named(peer))
 
-    async def block(request: web.Request) -> web.Response:
-        await read_body(request, Empty)
-        peer = node.peers.find(request.match_info["who"])
-        # What it signed until now is booked while it can still be asked.
-        await node.market.settlement.settle_with(peer)
-        node.peers.roster.block(peer)
-        return reply(named(peer))
+async def recognise(node: Node, asked: api.Recognise) -> api.RecognisedPeer:
+    """Weigh a peer."""
+    peer = node.peers.find(asked.who)
+    await node.allocation.recognise(peer, asked.weight_ppm)
+    name = node.peers.info(peer).name
+    return api.RecognisedPeer(id=to_text(peer), name=name, weight_ppm=asked.weight_ppm)
 
-    async def remove(request: web.Request) -> web.Response:
-        peer = node.peers.find(request.match_info["who"])
-        gone = named(peer)
-        await node.market.settlement.settle_with(peer)
-        node.peers.roster.remove(peer)
-        return reply(gone)
 
-    return [
-        web.get("/v1/peers", listing),
-        web.post("/v1/peers", join),
-        web.post("/v1/peers/invitations", invite),
-        web.post("/v1/peers/{who}/recognise", recognise),
-        web.post("/v1/peers/{who}/rename", rename),
-        web.post("/v1/peers/{who}/confirm", confirm),
-        web.post("/v1/peers/{who}/block", block),
-        web.delete("/v1/peers/{who}", remove),
-    ]
+async def rename(node: Node, asked: api.Rename) -> api.NamedPeer:
+    """Name a peer."""
+    peer = node.peers.find(asked.who)
+    node.peers.roster.rename(peer, asked.name)
+    return _named(node, peer)
+
+
+async def confirm(node: Node, asked: api.Who) -> api.NamedPeer:
+    """Answer for an introduced peer."""
+    peer = node.peers.find(asked.who)
+    node.peers.roster.confirm(peer)
+    return _named(node, peer)
+
+
+async def block(node: Node, asked: api.Who) -> api.NamedPeer:
+    """Refuse a peer everything."""
+    peer = node.peers.find(asked.who)
+    # What it signed until now is booked while it can still be asked.
+    await node.market.settlement.settle_with(peer)
+    node.peers.roster.block(peer)
+    return _named(node, peer)
+
+
+async def remove(node: Node, asked: api.Who) -> api.NamedPeer:
+    """Forget a peer."""
+    peer = node.peers.find(asked.who)
+    gone = _named(node, peer)
+    await node.market.settlement.settle_with(peer)
+    node.peers.roster.remove(peer)
+    return gone
+
+
+ANSWERS: Answers = {
+    api.LIST: listed,
+    api.INVITE: invite,
+    api.JOIN: join,
+    api.RECOGNISE: recognise,
+    api.RENAME: rename,
+    api.CONFIRM: confirm,
+    api.BLOCK: block,
+    api.REMOVE: remove,
+}

@@ -1,135 +1,120 @@
-"""Program endpoints: register, list, activate, deactivate, set a variable, and follow results.
+"""Programs: register, list, activate, deactivate, set a variable, follow results, explain.
 
-The body of a registration is a big-endian 32-bit length, that many bytes of JSON
-(`ProgramRequest`), the document, and the modules in their order. A program is named by its hash or
-the beginning of one. Results are followed as server-sent events, the first one at once.
+A program is named by its hash or the beginning of one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator
 
-from aiohttp import web
-
-from xsc.api.schema import Empty, ProgramRequest, ProgramResults, ProgramRow, ProgramSet
-from xsc.base.errors import NotFound, TooLarge
+from xsc.allocation.gathered import parts_of
+from xsc.api import programs as api
+from xsc.api.endpoint import Nothing
+from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
 from xsc.base.limits import PROGRAM_DOCUMENT_BYTES_MAX
-from xsc.node.api.app import read_body, reply
-from xsc.node.api.framing import ended, exactly, head
+from xsc.node.api.serving import Answers, Body
 from xsc.node.build import Node
 from xsc.programs.limits import PROGRAM_MODULES_BYTES_MAX
-
-BEAT_MS = 5_000
-"""Results that do not change are followed by a comment this often, so that each side notices if
-the other is gone."""
+from xsc.programs.why import Why, shown
+from xsc.space.paths import parse_address
 
 
-def routes(node: Node) -> list[web.RouteDef]:
-    """Return the program endpoints of a node."""
+async def register(node: Node, asked: api.Register, body: Body) -> api.Results:
+    """Register a program, and activate it if asked."""
+    if asked.document_bytes > PROGRAM_DOCUMENT_BYTES_MAX:
+        raise TooLarge(
+            f"a document of {asked.document_bytes} bytes is over its bound of "
+            f"{PROGRAM_DOCUMENT_BYTES_MAX}",
+            hint="divide it into several programs",
+        )
+    if sum(module.size_bytes for module in asked.modules) > PROGRAM_MODULES_BYTES_MAX:
+        raise TooLarge(
+            f"all modules have at most {PROGRAM_MODULES_BYTES_MAX} bytes together",
+            hint="build them smaller, or divide the program",
+        )
+    document = await body.exactly(asked.document_bytes, "the document")
+    modules = {
+        module.name: await body.exactly(module.size_bytes, "a module") for module in asked.modules
+    }
+    await body.ended()
+    begin = node.programs.start if asked.activate else node.programs.register
+    return node.programs.get_results(await begin(document, asked.form, modules))
 
-    def named(request: web.Request) -> bytes:
-        return node.programs.find(request.match_info["hash"])
 
-    def results(program: bytes) -> ProgramResults:
-        return ProgramResults.model_validate(node.programs.get_results(program))
+async def listed(node: Node, _: Nothing) -> api.Programs:
+    """List the programs."""
+    return api.Programs(programs=node.programs.status())
 
-    async def register(request: web.Request) -> web.Response:
-        asked = await head(request, ProgramRequest)
-        if asked.document_bytes > PROGRAM_DOCUMENT_BYTES_MAX:
-            raise TooLarge(
-                f"a document of {asked.document_bytes} bytes is over its bound of "
-                f"{PROGRAM_DOCUMENT_BYTES_MAX}",
-                hint="divide it into several programs",
-            )
-        if sum(module.size_bytes for module in asked.modules) > PROGRAM_MODULES_BYTES_MAX:
-            raise TooLarge(
-                f"all modules have at most {PROGRAM_MODULES_BYTES_MAX} bytes together",
-                hint="build them smaller, or divide the program",
-            )
-        document = await exactly(request, asked.document_bytes, "the document")
-        modules = {
-            module.name: await exactly(request, module.size_bytes, "a module")
-            for module in asked.modules
-        }
-        await ended(request)
-        begin = node.programs.start if asked.activate else node.programs.register
-        return reply(results(await begin(document, asked.form, modules)), status=201)
 
-    async def listed(_: web.Request) -> web.Response:
-        rows = [ProgramRow.model_validate(row).model_dump() for row in node.programs.status()]
-        return reply({"programs": rows})
+async def show(node: Node, asked: api.Hash) -> api.Results:
+    """Show what a program computed last."""
+    return node.programs.get_results(node.programs.find(asked.hash))
 
-    async def shown(request: web.Request) -> web.Response:
-        return reply(results(named(request)))
 
-    async def activate(request: web.Request) -> web.Response:
-        await read_body(request, Empty)
-        program = named(request)
-        await node.programs.activate(program)
-        return reply(results(program))
+async def activate(node: Node, asked: api.Hash) -> api.Results:
+    """Run a program."""
+    program = node.programs.find(asked.hash)
+    await node.programs.activate(program)
+    return node.programs.get_results(program)
 
-    async def deactivate(request: web.Request) -> web.Response:
-        await read_body(request, Empty)
-        program = named(request)
-        await node.programs.deactivate(program)
-        return reply(results(program))
 
-    async def set_variable(request: web.Request) -> web.Response:
-        asked, program = await read_body(request, ProgramSet), named(request)
-        await node.programs.set_variable(program, request.match_info["name"], asked.value)
-        return reply(results(program))
+async def deactivate(node: Node, asked: api.Hash) -> api.Results:
+    """Run a program no more."""
+    program = node.programs.find(asked.hash)
+    await node.programs.deactivate(program)
+    return node.programs.get_results(program)
 
-    async def watch(request: web.Request) -> web.StreamResponse:
-        program = named(request)
-        changed = asyncio.ensure_future(node.programs.changed(program))
+
+async def set_variable(node: Node, asked: api.Set) -> api.Results:
+    """Give a variable a value."""
+    program = node.programs.find(asked.hash)
+    await node.programs.set_variable(program, asked.name, asked.value)
+    return node.programs.get_results(program)
+
+
+async def watch(node: Node, asked: api.Hash) -> AsyncGenerator[api.Results, None]:
+    """Yield results, at once and where they change, until the program is active no more."""
+    program = node.programs.find(asked.hash)
+    told = None
+    changed = asyncio.ensure_future(node.programs.changed(program))
+    try:
         await asyncio.sleep(0)
         if changed.done():
             changed.result()  # it is not active
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        await _tell(response, changed, lambda: results(program), node, program)
-        await response.write_eof()
-        return response
-
-    return [
-        web.post("/v1/programs", register),
-        web.get("/v1/programs", listed),
-        web.get("/v1/programs/{hash}", shown),
-        web.post("/v1/programs/{hash}/activate", activate),
-        web.post("/v1/programs/{hash}/deactivate", deactivate),
-        web.put("/v1/programs/{hash}/variables/{name}", set_variable),
-        web.get("/v1/programs/{hash}/watch", watch),
-    ]
-
-
-async def _tell(
-    response: web.StreamResponse,
-    changed: asyncio.Future[None],
-    results: Callable[[], ProgramResults],
-    node: Node,
-    program: bytes,
-) -> None:
-    """Send results until the program is deactivated or the node stops.
-
-    Raises:
-        ConnectionError: the client is gone.
-    """
-    told = ""
-    try:
         while True:
-            text = json.dumps(results().model_dump(), ensure_ascii=False)
-            if text != told:
-                await response.write(b"data: " + text.encode() + b"\n\n")
-            told = text
-            while not changed.done():
-                await asyncio.wait({changed}, timeout=BEAT_MS / 1000)
-                if not changed.done():
-                    await response.write(b":\n\n")
-            changed.result()
+            results = node.programs.get_results(program)
+            if results != told:
+                yield results
+            told = results
+            try:
+                await changed
+            except NotFound:
+                return
             changed = asyncio.ensure_future(node.programs.changed(program))
-    except NotFound:
-        return
     finally:
         changed.cancel()
+
+
+async def why(node: Node, asked: api.Why) -> api.Provenance:
+    """Show what is behind a value."""
+    owner, path = parse_address(asked.at)
+    if not path:
+        raise ArgumentInvalid("the path is missing", hint="write [OWNER:]part/part")
+    walk = Why(node.read_space, node.peers.network, parts_of, node.parts.executor)
+    root = await walk.walk(node.key.node_id if owner is None else node.find(owner), path)
+    if asked.replay:
+        await node.programs.rerun(root)
+    return shown(root)
+
+
+ANSWERS: Answers = {
+    api.REGISTER: register,
+    api.LIST: listed,
+    api.SHOW: show,
+    api.ACTIVATE: activate,
+    api.DEACTIVATE: deactivate,
+    api.SET: set_variable,
+    api.WATCH: watch,
+    api.WHY: why,
+}

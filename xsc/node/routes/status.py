@@ -1,22 +1,26 @@
-"""What the node is and does: `GET /v1/status` and `GET /v1/health`."""
+"""What the node is and does."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from aiohttp import web
-
 from xsc import __version__
-from xsc.api.schema import (
+from xsc.api import status as api
+from xsc.api.endpoint import Nothing
+from xsc.api.status import (
     ComputeStatus,
+    Health,
     LeasesStatus,
+    PeerHealth,
     PeersStatus,
     Status,
     StorageStatus,
     TrafficStatus,
 )
+from xsc.base.fields import take_int
 from xsc.base.ids import to_text
-from xsc.node.api.app import reply
+from xsc.node.api.serving import Answers
 from xsc.node.build import Node
 
 
@@ -40,8 +44,10 @@ def status_of(node: Node, home: Path) -> Status:
             used_bytes=node.shards.used_bytes,
             reserved_bytes=node.shards.reserved_bytes,
         ),
-        compute=ComputeStatus.model_validate(
-            {name: sandbox[name] for name in ComputeStatus.model_fields}
+        compute=ComputeStatus(
+            workers=take_int(sandbox, "workers"),
+            running=take_int(sandbox, "running"),
+            queued=take_int(sandbox, "queued"),
         ),
         leases=_leases(node),
         traffic=TrafficStatus(
@@ -73,29 +79,33 @@ def _leases(node: Node) -> LeasesStatus:
     )
 
 
-def routes(node: Node, home: Path) -> list[web.RouteDef]:
-    """Return the status endpoints of a node."""
+async def status(node: Node, _: Nothing, *, home: Path) -> Status:
+    """Return the node's status."""
+    return status_of(node, home)
 
-    async def status(_: web.Request) -> web.Response:
-        return reply(status_of(node, home))
 
-    async def health(_: web.Request) -> web.Response:
-        rows = [
-            {
-                "id": to_text(row.node),
-                "name": node.name_of(row.node),
-                "state": row.state,
-                "availability_ppm": row.availability_ppm,
-                "response_ms": row.response_ms,
-                "quality_ppm": row.quality_ppm,
-                "probes": row.probes,
-                "misses": row.misses,
-                "wrong": row.wrong,
-                "last_seen_ms": row.last_seen_ms,
-                "skew_ms": row.skew_ms,
-            }
+async def health(node: Node, _: Nothing) -> Health:
+    """Return what probes say of each peer."""
+    return Health(
+        peers=[
+            PeerHealth(
+                id=to_text(row.node),
+                name=node.name_of(row.node),
+                state=row.state,
+                availability_ppm=row.availability_ppm,
+                response_ms=row.response_ms,
+                quality_ppm=row.quality_ppm,
+                probes=row.probes,
+                misses=row.misses,
+                wrong=row.wrong,
+                last_seen_ms=row.last_seen_ms,
+                skew_ms=row.skew_ms,
+            )
             for row in node.health.table()
         ]
-        return reply({"peers": rows})
+    )
 
-    return [web.get("/v1/status", status), web.get("/v1/health", health)]
+
+def answers(home: Path) -> Answers:
+    """Return what answers for the node of a home."""
+    return {api.STATUS: partial(status, home=home), api.HEALTH: health}

@@ -1,50 +1,42 @@
-"""Every endpoint of `/v1`."""
+"""What answers each endpoint of `/v1`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from aiohttp import web
-
-from xsc.node.build import Node
+from xsc.api.table import ENDPOINTS
+from xsc.node.api.serving import Answers, Faults
 from xsc.node.routes import (
     allocation,
-    backup,
-    drain,
     evidence,
+    home,
     jobs,
     ledger,
     market,
     objects,
     peers,
     programs,
-    provenance,
     services,
     space,
     status,
-    store,
-    streams,
 )
 
 
-def all_routes(node: Node, home: Path) -> list[web.RouteDef]:
-    """Return the endpoints of a node."""
-    faults = objects.Faults()
-    return [
-        *status.routes(node, home),
-        *peers.routes(node),
-        *objects.routes(node, faults),
-        *backup.routes(node, home, faults),
-        *store.routes(node),
-        *drain.routes(node),
-        *jobs.routes(node),
-        *streams.routes(node),
-        *evidence.routes(node),
-        *services.routes(node),
-        *space.routes(node),
-        *programs.routes(node),
-        *provenance.routes(node),
-        *market.routes(node),
-        *allocation.routes(node),
-        *ledger.routes(node),
-    ]
+def all_answers(path: Path, faults: Faults) -> Answers:
+    """Return what answers each endpoint of the node of a home."""
+    found: Answers = {
+        **status.answers(path),
+        **peers.ANSWERS,
+        **objects.answers(faults),
+        **home.answers(path),
+        **jobs.ANSWERS,
+        **evidence.ANSWERS,
+        **services.ANSWERS,
+        **space.ANSWERS,
+        **programs.ANSWERS,
+        **market.ANSWERS,
+        **allocation.ANSWERS,
+        **ledger.ANSWERS,
+    }
+    assert set(found) == set(ENDPOINTS)
+    return found

@@ -12,10 +12,10 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from xsc.base.errors import StoreDamaged
-from xsc.base.ids import ID_BYTES, to_text
+from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue
 from xsc.base.merkle import root_of
 from xsc.storage.object.manifest import hash_of
@@ -35,22 +35,6 @@ class Damage:
     """In the index."""
     entry: IndexEntry
     reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what people see of it."""
-        key = self.key
-        document: dict[str, Any] = {
-            "sequence": self.entry.sequence,
-            "locate": to_text(key[1 : 1 + ID_BYTES]),
-            "customer": to_text(key[-ID_BYTES:]),
-            "lease_id": to_text(self.entry.lease_id),
-            "size_bytes": self.entry.size_bytes,
-            "reason": self.reason,
-        }
-        if key.startswith(formats.SHARDS):
-            segment, column, _ = formats.column_of_key(key)
-            return document | {"kind": "shard", "segment": segment, "column": column}
-        return document | {"kind": "record"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +57,6 @@ class StoreAudit:
     def whole(self) -> bool:
         """Whether nothing was found."""
         return not (self.damaged or self.unreadable or self.index_faults)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the document of `xsc node fsck --json`."""
-        return {
-            "bodies": self.bodies,
-            "bytes_held": self.bytes_held,
-            "bytes_counted": self.bytes_counted,
-            "index_faults": list(self.index_faults),
-            "damaged": [item.to_json() for item in self.damaged],
-            "unreadable": [list(item) for item in self.unreadable],
-            "whole": self.whole,
-        }
 
 
 def is_whole(body: Body) -> bool:

@@ -1,0 +1,132 @@
+"""The node's own home: its databases, its backup, and leaving the network."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+
+from xsc.api.endpoint import Endpoint, Nothing, absent, model
+
+DRAIN_WAIT_MS_MAX = 30_000
+
+
+@model
+class Fsck:
+    """Whether every root and hash is checked."""
+
+    deep: bool = False
+
+
+@model
+class Damaged:
+    """A body that cannot be given back."""
+
+    sequence: int
+    locate: str
+    customer: str
+    lease_id: str
+    size_bytes: int
+    reason: str
+    kind: Literal["shard", "record"]
+    segment: int | None = absent(default=None)
+    column: int | None = absent(default=None)
+
+
+@model
+class Audit:
+    """What a check of the shard store and of the space found."""
+
+    bodies: int
+    bytes_held: int
+    bytes_counted: int
+    index_faults: list[str]
+    damaged: list[Damaged]
+    unreadable: list[tuple[int, int]]
+    whole: bool
+    space_records: int
+    space_faults: list[str]
+    index: Literal["ok", "wrong", "rebuilt"]
+    kept: str | None
+    """Where the directory is that was salvaged."""
+
+
+@model
+class DamagedBodies:
+    """Bodies that the node knows to be damaged, and how many there are."""
+
+    damaged: list[Damaged]
+    count: int
+
+
+@model
+class Collected:
+    """What was deleted."""
+
+    expired_bytes: int
+    leftover_bytes: int
+    objects: int
+    deletions_confirmed: int
+    deletions_open: int
+    deletions_given_up: int
+    reclaimed_bytes: int
+
+
+@model
+class Look:
+    """How long to wait for the next count at most."""
+
+    wait_ms: Annotated[int, Ge(0), Le(DRAIN_WAIT_MS_MAX)] = 0
+
+
+@model
+class Stuck:
+    """An object that stays, and why."""
+
+    object: str
+    owner: str
+    size_bytes: int
+    reason: str
+
+
+@model
+class Drain:
+    """How far the node is with leaving."""
+
+    state: str
+    since_ms: int | None
+    total_bytes: int
+    left_bytes: int
+    left_objects: int
+    released_objects: int
+    released_bytes: int
+    peers_told: int
+    peers: int
+    stuck_objects: int
+    stuck: list[Stuck]
+    directories_only_here: list[str]
+    guarded_at_own_cost: int
+    owed_micro: int
+
+
+@model
+class Backup:
+    """What a backup holds beside the node's records."""
+
+    identity: bool = True
+    bodies: bool = True
+
+
+FSCK = Endpoint("POST", "/v1/storage/fsck", Fsck, Audit, "Check the node's own databases.")
+GC = Endpoint("POST", "/v1/storage/gc", Nothing, Collected, "Drop what need not be kept.")
+DAMAGED = Endpoint(
+    "GET", "/v1/storage/damaged", Nothing, DamagedBodies, "List bodies known to be damaged."
+)
+LEAVE = Endpoint("POST", "/v1/drain", Nothing, Drain, "Begin to leave the network.", status=202)
+DRAIN = Endpoint("GET", "/v1/drain", Look, Drain, "Say how far the node is with leaving.")
+STAY = Endpoint("DELETE", "/v1/drain", Nothing, Drain, "Stay after all.")
+PROOF = Endpoint(
+    "GET", "/v1/drain/proof", Nothing, bytes, "Prove where everything lies now.", gives="bytes"
+)
+BACKUP = Endpoint("GET", "/v1/node/backup", Backup, bytes, "Return a backup.", gives="bytes")
+ENDPOINTS = (FSCK, GC, DAMAGED, LEAVE, DRAIN, STAY, PROOF, BACKUP)

@@ -1,0 +1,180 @@
+"""The ledger: balances, entries, verification, settling, limits."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le, MaxLen
+
+from xsc.api.endpoint import Endpoint, Nothing, model
+from xsc.api.peers import NamedPeer
+
+ENTRIES_MAX = 1_000
+"""Entries of one answer, which is some 400 KB then."""
+
+
+@model
+class Balance:
+    """What this node and one peer owe one another."""
+
+    peer: str
+    name: str
+    balance_micro: int
+    """Positive where the peer owes."""
+    limit_micro: int
+    credit_left_micro: int
+    unproven_micro: int
+    left_micro: int
+    """What is left of its credit beside what its leases may come to."""
+    shared_through: str | None
+    own_limit_micro: int | None
+    """How this node's account stands there; null where the peer does not say."""
+    own_left_micro: int | None
+    paid_micro: int
+    heard_paid_micro: int
+    entries: int
+
+
+@model
+class SharedCredit:
+    """One credit that several peers share."""
+
+    through: str
+    name: str
+    limit_micro: int
+    left_micro: int
+    peers: list[NamedPeer]
+
+
+@model
+class Balances:
+    """What this node and each peer owe one another."""
+
+    balances: list[Balance]
+    shared: list[SharedCredit]
+    total_micro: int
+
+
+@model
+class Page:
+    """So many entries, the newest first; of one peer, or those before one."""
+
+    limit: Annotated[int, Ge(1), Le(ENTRIES_MAX)] = 50
+    before: Annotated[int, Ge(0), Le(2**63 - 1)] | None = None
+    peer: Annotated[str, MaxLen(256)] | None = None
+
+
+@model
+class Entry:
+    """One entry."""
+
+    seq: int
+    kind: str
+    peer: str
+    name: str
+    amount_micro: int
+    direction: str
+    lease_id: str | None
+    created_ms: int
+    entry_id: str
+    state: str
+
+
+@model
+class Entries:
+    """Entries, the newest first, and whether there are older ones."""
+
+    entries: list[Entry]
+    more: bool
+
+
+@model
+class Verified:
+    """What a replay of the ledger found."""
+
+    ok: bool
+    entries: int
+    settled: int
+    peers: int
+    conflicts: int
+    head: str
+    text: str
+
+
+@model
+class EntryId:
+    """One settled entry."""
+
+    id: str
+
+
+@model
+class Settled:
+    """What was booked of one lease."""
+
+    lease_id: str
+    role: Literal["customer", "provider"]
+    peer: str
+    name: str
+    amount_micro: int
+
+
+@model
+class Settlement:
+    """What was booked, and how many leases wait for a peer."""
+
+    settled: list[Settled]
+    pending: int
+
+
+@model
+class Limit:
+    """What a peer may owe this node at most."""
+
+    peer: Annotated[str, MaxLen(256)]
+    limit_micro: Annotated[int, Ge(0), Le(2**62)]
+
+
+@model
+class LimitSet:
+    """What a peer may owe now."""
+
+    peer: str
+    name: str
+    limit_micro: int
+    credit_left_micro: int
+    shared_through: str | None
+
+
+@model
+class Payment:
+    """What was paid off the books."""
+
+    peer: Annotated[str, MaxLen(256)]
+    amount_micro: Annotated[int, Ge(0), Le(2**62)]
+
+
+@model
+class PaymentHeard:
+    """What became of it."""
+
+    peer: str
+    name: str
+    amount_micro: int
+    state: Literal["booked", "waits", "withdrawn"]
+    heard_paid_micro: int
+    balance_micro: int
+
+
+BALANCE = Endpoint("GET", "/v1/ledger/balance", Nothing, Balances, "Show what each owes.")
+LOG = Endpoint("GET", "/v1/ledger/log", Page, Entries, "List entries, the newest first.")
+VERIFY = Endpoint("GET", "/v1/ledger/verify", Nothing, Verified, "Replay the ledger.")
+ENTRY = Endpoint(
+    "GET", "/v1/ledger/entry/{id}", EntryId, bytes, "Return one settled entry.", gives="cbor"
+)
+LIMIT = Endpoint("POST", "/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")
+SETTLE = Endpoint("POST", "/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")
+OFF_BOOKS = Endpoint(
+    "POST", "/v1/ledger/off-books", Payment, PaymentHeard, "Report a payment outside of XSC."
+)
+ENDPOINTS = (BALANCE, LOG, VERIFY, ENTRY, LIMIT, SETTLE, OFF_BOOKS)

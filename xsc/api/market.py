@@ -1,0 +1,337 @@
+"""The market and the allocation: slots and needs, quotes, leases, clearings, what was granted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+
+from xsc.api.endpoint import Endpoint, Nothing, model
+
+Moment = Annotated[int, Ge(0), Le(2**63 - 1)]
+Role = Literal["offer", "need"]
+SlotKind = Literal["storage", "egress", "compute"]
+Window = tuple[int, int]
+"""From a moment to another one, which is not part of it."""
+
+
+@model
+class Statement:
+    """What changes of a slot or need; null is left as it is."""
+
+    quantity: int | None = None
+    """MiB, or millions of fuel for each 64 MiB of the memory limit."""
+    quantity_min: int | None = None
+    from_ms: Moment | None = None
+    to_ms: Moment | None = None
+    every: str | None = None
+    """A recurrence such as `Mon-Fri 20:00-08:00 Europe/Berlin`."""
+    price_micro: int | None = None
+    """The reserve of an offer, or the most that a need pays; micro-credits a quantum."""
+    filters: dict[str, str] | None = None
+    location: str | None = None
+    rule: Literal["weighted-uniform", "proportional"] | None = None
+
+
+@model
+class Declare(Statement):
+    """A slot or need that is made."""
+
+    role: Role
+    kind: SlotKind
+    quantity: int
+
+
+@model
+class SlotId:
+    """An own slot or need, by the beginning of its id."""
+
+    id: str
+
+
+@model
+class Edit(Statement):
+    """An own slot or need, and what changes of it."""
+
+    id: str
+
+
+@model
+class Slot:
+    """One slot or need."""
+
+    id: str
+    role: Role
+    node: str
+    name: str
+    kind: SlotKind
+    quantity: int
+    price: int
+    """The reserve of an offer, or the most that a need pays; micro-credits a quantum."""
+    windows: list[Window]
+
+
+@model
+class Slots:
+    """Slots and needs of this node, and of peers as far as they are known here."""
+
+    slots: list[Slot]
+
+
+@model
+class Quote:
+    """What one peer asks."""
+
+    node: str
+    name: str
+    kind: str
+    tier: str
+    price_micro: int
+    price_mutual_micro: int
+    price_one_way_micro: int
+    reserve_micro: int
+    available: int
+    unit: str
+    valid_until_ms: int
+
+
+@model
+class Quotes:
+    """What the peers ask."""
+
+    quotes: list[Quote]
+
+
+@model
+class Lease:
+    """One lease."""
+
+    lease_id: str
+    role: Literal["customer", "provider"]
+    peer: str
+    name: str
+    kind: str
+    state: str
+    quantity: int
+    held_bytes: int
+    used: int
+    price_micro: int
+    due_micro: int
+    settled_micro: int
+    start_ms: int
+    end_ms: int
+    renewals: int
+
+
+@model
+class Leases:
+    """The leases of this node, in both roles."""
+
+    leases: list[Lease]
+
+
+@model
+class LeaseId:
+    """A lease by the beginning of its id: the lease, its newest renewal, or its denial."""
+
+    id: str
+    renewal: bool = False
+    denial: bool = False
+
+
+@model
+class SomeId:
+    """A need, a slot, a clearing, or what begins so."""
+
+    id: str
+
+
+@model
+class Stage:
+    """What a stage of a clearing gives."""
+
+    tier: str
+    quantity: int
+    price: int
+
+
+@model
+class Explained:
+    """Why one need came out at one slot as it did."""
+
+    clearing: str | None
+    provider: str
+    provider_name: str
+    slot: str
+    window: Window | None
+    node: str
+    name: str
+    kind: str
+    need: str
+    tier: str
+    weight: int | None
+    eligible: int | None
+    granted: int | None
+    stages: list[Stage]
+    price: int | None
+    because: str
+    changes: list[str]
+
+
+@model
+class Explanation:
+    """Why needs came out as they did, and whether there is more."""
+
+    why: list[Explained]
+    more: bool
+
+
+@model
+class Clearing:
+    """One clearing of an own slot."""
+
+    id: str
+    slot: str
+    kind: str
+    at_ms: int
+    rule: str
+
+
+@model
+class Clearings:
+    """The clearings of own slots."""
+
+    clearings: list[Clearing]
+
+
+@model
+class Tier:
+    """What one tier of a slot has to give, and gives."""
+
+    tier: str
+    capacity: int
+    given: int
+    denominator: int | str
+
+
+@model
+class Allocation:
+    """What one need has of a slot."""
+
+    node: str
+    name: str
+    tier: str
+    need: str
+    quantity: int
+    price: int
+    stages: list[Stage]
+    drawn: int
+    granted_ms: int
+    until_ms: int
+
+
+@model
+class Pinned:
+    """What a need has drawn that is granted no more."""
+
+    node: str
+    name: str
+    need: str
+    quantity: int
+
+
+@model
+class Cleared:
+    """A window of a slot, and what it gives."""
+
+    slot: str
+    node: str
+    name: str
+    kind: str
+    rule: str
+    window: Window
+    clearing: str
+    capacity: int
+    tiers: list[Tier]
+    allocations: list[Allocation]
+    pinned: list[Pinned]
+
+
+@model
+class Shown:
+    """What was cleared, here and by nodes that are followed."""
+
+    slots: list[Cleared]
+    converged: bool
+    network_converged: bool
+    damping_factor_ppm: int
+    damping_history: list[tuple[int, int]]
+    mr_values: dict[str, int]
+    recipient_totals: dict[str, int]
+    program_fault: str
+
+
+@model
+class Groups:
+    """The eleven groups of nodes, and the names of all in them."""
+
+    groups: dict[str, list[str]]
+    names: dict[str, str]
+
+
+@model
+class Entitled:
+    """What one own need has at one slot."""
+
+    node: str
+    name: str
+    slot: str
+    need: str
+    kind: str
+    tier: str | None
+    quantity: int
+    drawn: int
+    price: int
+    window: Window
+    granted_ms: int | None
+    until_ms: int
+    clearing: str | None
+
+
+@model
+class Entitlements:
+    """What own needs have, and in all by need."""
+
+    allocations: list[Entitled]
+    totals: dict[str, int]
+
+
+SLOTS = Endpoint("GET", "/v1/market/slots", Nothing, Slots, "List offers and needs.")
+DECLARE = Endpoint("POST", "/v1/market/slots", Declare, SlotId, "Make an offer or a need.")
+EDIT = Endpoint("PUT", "/v1/market/slots/{id}", Edit, SlotId, "Change an own offer or need.")
+WITHDRAW = Endpoint("DELETE", "/v1/market/slots/{id}", SlotId, SlotId, "Withdraw one.")
+QUOTES = Endpoint("GET", "/v1/market/quotes", Nothing, Quotes, "Ask all peers for their prices.")
+LEASES = Endpoint("GET", "/v1/market/leases", Nothing, Leases, "List leases in both roles.")
+LEASE = Endpoint(
+    "GET", "/v1/market/leases/{id}", LeaseId, bytes, "Return a signed lease.", gives="cbor"
+)
+CLEARINGS = Endpoint("GET", "/v1/market/clearings", Nothing, Clearings, "List own clearings.")
+CLEARING = Endpoint(
+    "GET", "/v1/market/clearings/{id}", SomeId, bytes, "Return a clearing record.", gives="cbor"
+)
+WHY = Endpoint("GET", "/v1/market/why/{id}", SomeId, Explanation, "Explain an outcome.")
+SHOW = Endpoint("GET", "/v1/allocation", Nothing, Shown, "Show what was cleared.")
+GROUPS = Endpoint("GET", "/v1/allocation/groups", Nothing, Groups, "List the groups of nodes.")
+EXPECTED = Endpoint(
+    "GET", "/v1/allocation/expected", Nothing, Entitlements, "Show what own needs are granted."
+)
+RECEIVED = Endpoint(
+    "GET", "/v1/allocation/received", Nothing, Entitlements, "Show what was drawn of it."
+)
+WHY_ALLOCATED = Endpoint(
+    "GET", "/v1/allocation/why/{id}", SomeId, Explanation, "Explain an outcome, or a node's."
+)
+ENDPOINTS = (
+    *(SLOTS, DECLARE, EDIT, WITHDRAW, QUOTES, LEASES, LEASE, CLEARINGS, CLEARING, WHY),
+    *(SHOW, GROUPS, EXPECTED, RECEIVED, WHY_ALLOCATED),
+)

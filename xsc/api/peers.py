@@ -1,0 +1,131 @@
+"""Peers: invite, join, list, rename, confirm, recognise, block, remove."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Ge, Le, MaxLen
+
+from xsc.api.endpoint import Endpoint, Nothing, model
+from xsc.base.limits import INVITATION_TTL_MS, PPM
+
+
+@model
+class Peer:
+    """One peer."""
+
+    id: str
+    name: str
+    addresses: list[str]
+    state: str
+    reaches_us: bool | None
+    """Whether the peer says that it reaches this node; null before it has said anything."""
+    clock_refused: bool
+    """Whether it refused the last probe because the clocks are too far apart."""
+    introducer: str | None
+    """Who introduced it; null of a peer that an invitation made known."""
+    introducer_name: str | None
+    hops: int
+    """Introductions between the two nodes."""
+    confirmed: bool
+    """Whether the operator answers for an introduced peer as for an invited one."""
+    availability_ppm: int
+    response_ms: int
+    last_seen_ms: int | None
+    recognised_ppm: int
+    recognises_ppm: int
+    tier: str
+    balance_micro: int
+    limit_micro: int
+    shared_through: str | None
+    """The introducer with whose other peers it shares that limit."""
+
+
+@model
+class Peers:
+    """All known peers."""
+
+    peers: list[Peer]
+
+
+@model
+class NamedPeer:
+    """A peer, and how this node calls it."""
+
+    id: str
+    name: str
+
+
+@model
+class RecognisedPeer(NamedPeer):
+    """A peer, and how much this node recognises it."""
+
+    weight_ppm: int
+
+
+@model
+class Invitation:
+    """An invitation, good for one peer."""
+
+    invitation: str
+    expires_ms: int
+
+
+@model
+class Invite:
+    """How long an invitation is good."""
+
+    ttl_ms: Annotated[int, Ge(1000), Le(30 * 86_400_000)] = INVITATION_TTL_MS
+
+
+@model
+class Join:
+    """An invitation, and how its node is called here."""
+
+    invitation: Annotated[str, MaxLen(16_384)]
+    name: Annotated[str, MaxLen(64)] | None = None
+
+
+@model
+class Who:
+    """A peer, by its name, its id or the beginning of it."""
+
+    who: str
+
+
+@model
+class Rename(Who):
+    """How a peer is called here from now on."""
+
+    name: Annotated[str, MaxLen(64)]
+
+
+@model
+class Recognise(Who):
+    """How much this node recognises a peer."""
+
+    weight_ppm: Annotated[int, Ge(0), Le(PPM)]
+
+
+LIST = Endpoint("GET", "/v1/peers", Nothing, Peers, "List all known peers.")
+JOIN = Endpoint(
+    "POST", "/v1/peers", Join, NamedPeer, "Accept another node's invitation.", status=201
+)
+INVITE = Endpoint(
+    "POST",
+    "/v1/peers/invitations",
+    Invite,
+    Invitation,
+    "Make an invitation, good for one peer.",
+    status=201,
+)
+RECOGNISE = Endpoint(
+    "POST", "/v1/peers/{who}/recognise", Recognise, RecognisedPeer, "Weigh a peer."
+)
+RENAME = Endpoint("POST", "/v1/peers/{who}/rename", Rename, NamedPeer, "Name a peer.")
+CONFIRM = Endpoint(
+    "POST", "/v1/peers/{who}/confirm", Who, NamedPeer, "Answer for a peer that was introduced."
+)
+BLOCK = Endpoint("POST", "/v1/peers/{who}/block", Who, NamedPeer, "Refuse a peer everything.")
+REMOVE = Endpoint("DELETE", "/v1/peers/{who}", Who, NamedPeer, "Forget a peer.")
+ENDPOINTS = (LIST, JOIN, INVITE, RECOGNISE, RENAME, CONFIRM, BLOCK, REMOVE)

@@ -1,0 +1,138 @@
+"""Programs: register, list, activate, deactivate, set a variable, follow results, explain."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MaxLen
+
+from xsc.api.endpoint import Endpoint, Nothing, model
+
+
+@model
+class Module:
+    """A module that comes with a program: the name that the document has for it."""
+
+    name: Annotated[str, MaxLen(1024)]
+    size_bytes: Annotated[int, Ge(0)]
+
+
+@model
+class Register:
+    """A program; its document and its modules follow."""
+
+    form: Literal["toml", "json"]
+    document_bytes: Annotated[int, Ge(0)]
+    modules: Annotated[list[Module], MaxLen(1024)] = field(default_factory=list)
+    activate: bool = False
+
+
+State = Literal["registered", "active", "backing_off", "oscillates", "failed"]
+
+
+@model
+class Program:
+    """One program."""
+
+    id: str
+    hash: str
+    state: State
+    frame: int
+    fault: str
+    """Why it does not run on, or ''."""
+    publications: int
+    """Frames that wrote something, since the node started or it was activated."""
+    built_in: bool
+    """Whether it comes with XSC, which runs it by itself."""
+
+
+@model
+class Programs:
+    """All programs."""
+
+    programs: list[Program]
+
+
+@model
+class Results(Program):
+    """What a program computed last."""
+
+    variables: dict[str, str | None]
+    """As text; null without a value that counts."""
+    outputs: dict[str, str | None]
+    errors: dict[str, str]
+    """By computation or variable."""
+    stale: list[str]
+    """Computations whose inputs are missing."""
+
+
+@model
+class Hash:
+    """A program, by its hash or the beginning of it."""
+
+    hash: str
+
+
+@model
+class Set(Hash):
+    """A variable's value."""
+
+    name: str
+    value: str
+
+
+@model
+class Why:
+    """A value at `[OWNER:]PATH`; whether functions and modules are run again."""
+
+    at: str = ""
+    replay: bool = False
+
+
+@model
+class Provenance:
+    """A value, and what is behind it."""
+
+    path: str
+    """In the space; of other inputs the computation and output, or the variable."""
+    owner: str
+    input: str
+    """As which input it is read; empty for the value itself."""
+    value: str | None
+    """As text; null where its record has the hash alone."""
+    verified: bool
+    """Whether the signatures and hashes of it and of all that is behind it hold."""
+    function: str | None
+    """Null where no program gave it."""
+    version: str | None
+    """The hash of the function, or SHA-256 of the module, in hexadecimal."""
+    replayed: bool | None
+    """Whether a second run gave it again; null where none could be made, or was not asked for."""
+    note: str
+    inputs: list[Provenance]
+
+
+REGISTER = Endpoint(
+    "POST",
+    "/v1/programs",
+    Register,
+    Results,
+    "Register a program, and activate it if asked.",
+    takes="framed",
+    status=201,
+)
+LIST = Endpoint("GET", "/v1/programs", Nothing, Programs, "List the programs.")
+SHOW = Endpoint("GET", "/v1/programs/{hash}", Hash, Results, "Show what a program computed last.")
+ACTIVATE = Endpoint("POST", "/v1/programs/{hash}/activate", Hash, Results, "Run a program.")
+DEACTIVATE = Endpoint(
+    "POST", "/v1/programs/{hash}/deactivate", Hash, Results, "Run a program no more."
+)
+SET = Endpoint(
+    "PUT", "/v1/programs/{hash}/variables/{name}", Set, Results, "Give a variable a value."
+)
+WATCH = Endpoint(
+    "GET", "/v1/programs/{hash}/watch", Hash, Results, "Follow the results.", gives="events"
+)
+WHY = Endpoint("GET", "/v1/provenance", Why, Provenance, "Show what is behind a value.")
+ENDPOINTS = (REGISTER, LIST, SHOW, ACTIVATE, DEACTIVATE, SET, WATCH, WHY)

@@ -1,0 +1,147 @@
+"""Services: deploy, list, roll back, remove, and the log of requests."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le, Len, MaxLen
+
+from xsc.api.endpoint import Endpoint, Nothing, model
+from xsc.base.limits import (
+    FUEL_MAX,
+    MEMORY_BYTES_MAX,
+    MODULE_BYTES_MAX,
+    SERVICE_CONCURRENCY_DEFAULT,
+    SERVICE_CONCURRENCY_MAX,
+    SERVICE_LOG_ROWS_MAX,
+    TIMEOUT_MS_MAX,
+)
+
+WAIT_MS_MAX = 30_000
+"""How long a request for rows of a log may wait for the next one."""
+
+
+@model
+class Deploy:
+    """A module as a service; the module follows, unless it is named."""
+
+    name: Annotated[str, MaxLen(256)]
+    version: Annotated[str, MaxLen(256)] | None = None
+    env: Annotated[dict[str, Annotated[str, MaxLen(65_536)]], MaxLen(1024)] = field(
+        default_factory=dict
+    )
+    fuel: Annotated[int, Ge(1), Le(FUEL_MAX)] | None = None
+    memory_bytes: Annotated[int, Ge(1), Le(MEMORY_BYTES_MAX)] | None = None
+    timeout_ms: Annotated[int, Ge(1), Le(TIMEOUT_MS_MAX)] | None = None
+    concurrency: Annotated[int, Ge(1), Le(SERVICE_CONCURRENCY_MAX)] = SERVICE_CONCURRENCY_DEFAULT
+    on: Annotated[str, MaxLen(256)] | None = None
+    module: Annotated[str, Len(64, 64)] | None = None
+    """SHA-256 of a module that a service has or that came lately, in hexadecimal digits."""
+    module_bytes: Annotated[int, Ge(0), Le(MODULE_BYTES_MAX)]
+
+
+@model
+class Service:
+    """One service, owned or held here."""
+
+    name: str
+    owner: str
+    owner_name: str
+    node: str
+    node_name: str
+    version: str
+    versions: list[str]
+    """The active one first, then by when they were last active."""
+    url: str
+    state: Literal["serving", "off", "placed", "unpaid"]
+    fault: str
+    running: int
+    waiting: int
+    requests: int
+    """Since the node started; likewise the others."""
+    failures: int
+    refused: int
+
+
+@model
+class Services:
+    """The services that this node owns or holds."""
+
+    services: list[Service]
+
+
+@model
+class Named:
+    """An own service."""
+
+    name: str
+
+
+@model
+class Rollback(Named):
+    """A service, and the version that it goes back to; what was active before where null."""
+
+    to: Annotated[str, MaxLen(256)] | None = None
+
+
+@model
+class Undeployed(Named):
+    """What was removed, and what the holder has not been told."""
+
+    warning: str
+
+
+@model
+class Log(Named):
+    """So many rows of a log: the newest, or those after one, for which it waits so long."""
+
+    after: Annotated[int, Ge(0), Le(2**63 - 1)] | None = None
+    n: Annotated[int, Ge(0), Le(SERVICE_LOG_ROWS_MAX)] = 100
+    wait_ms: Annotated[int, Ge(0), Le(WAIT_MS_MAX)] = 0
+
+
+@model
+class Served:
+    """One request."""
+
+    number: int
+    at_ms: int
+    request_id: str
+    version: str
+    method: str
+    path: str
+    status: int
+    fuel_used: int
+    memory_peak_bytes: int
+    wall_ms: int
+    amount_micro: int
+    trap: str
+    note: str
+    receipt: bytes
+    """Empty where nobody pays."""
+
+
+@model
+class Requests:
+    """Requests, in their order."""
+
+    requests: list[Served]
+
+
+DEPLOY = Endpoint(
+    "POST",
+    "/v1/services",
+    Deploy,
+    Service,
+    "Make a module a service, or the next version of one.",
+    takes="framed",
+    status=201,
+)
+LIST = Endpoint("GET", "/v1/services", Nothing, Services, "List the services.")
+ROLLBACK = Endpoint(
+    "POST", "/v1/services/{name}/rollback", Rollback, Service, "Go back to a version."
+)
+UNDEPLOY = Endpoint("DELETE", "/v1/services/{name}", Named, Undeployed, "Remove a service.")
+LOG = Endpoint("GET", "/v1/services/{name}/log", Log, Requests, "List requests of a service.")
+ENDPOINTS = (DEPLOY, LIST, ROLLBACK, UNDEPLOY, LOG)

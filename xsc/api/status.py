@@ -1,0 +1,109 @@
+"""What the node is and does."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from xsc.api.endpoint import Endpoint, Nothing, model
+
+
+@model
+class PeersStatus:
+    """How many peers there are, and how many answer."""
+
+    known: int
+    healthy: int
+    reached_by: int
+    """Of those that answer, how many say that they reach this node."""
+    not_reached_by: int
+    """How many say that they try and do not."""
+    clock_refused_by: int
+    """How many refused the last probe because the clocks are too far apart."""
+
+
+@model
+class StorageStatus:
+    """What the node's shard store holds."""
+
+    capacity_bytes: int
+    used_bytes: int
+    reserved_bytes: int
+
+
+@model
+class TrafficStatus:
+    """Bodies of requests and answers between this node and its peers, since it was started."""
+
+    sent_bytes: int
+    received_bytes: int
+
+
+@model
+class ComputeStatus:
+    """What the node's sandbox does."""
+
+    workers: int
+    running: int
+    queued: int
+
+
+@model
+class LeasesStatus:
+    """Leases that this node took, were not renewed, and end within `lease_warning`."""
+
+    ending: int
+    objects: int
+    """Own objects with something under them."""
+    first_end_ms: int | None
+    reasons: list[str]
+    """Why, each once."""
+
+
+@model
+class Status:
+    """The node."""
+
+    id: str
+    name: str
+    version: str
+    network: str
+    state: Literal["running"]
+    home: str
+    api_url: str
+    peer_url: str
+    addresses: list[str]
+    uptime_s: int
+    peers: PeersStatus
+    storage: StorageStatus
+    compute: ComputeStatus
+    leases: LeasesStatus
+    traffic: TrafficStatus
+
+
+@model
+class PeerHealth:
+    """What probes say of one peer."""
+
+    id: str
+    name: str
+    state: str
+    availability_ppm: int
+    response_ms: int
+    quality_ppm: int
+    probes: int
+    misses: int
+    wrong: int
+    last_seen_ms: int | None
+    skew_ms: int | None
+
+
+@model
+class Health:
+    """What probes say of each peer."""
+
+    peers: list[PeerHealth]
+
+
+STATUS = Endpoint("GET", "/v1/status", Nothing, Status, "Say what the node is and does.")
+HEALTH = Endpoint("GET", "/v1/health", Nothing, Health, "Say what probes found of each peer.")
+ENDPOINTS = (STATUS, HEALTH)

@@ -1,0 +1,430 @@
+"""Binds each endpoint of `xsc.api` to the function that answers it.
+
+A function takes the node and the request, and, where bytes follow it, its body. It returns the
+answer: a model, the bytes of a file, a `Download`, or an iterator of lines or events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeVar
+from urllib.parse import unquote
+
+from aiohttp import web
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from xsc.api import ranges, serial
+from xsc.api.endpoint import Endpoint, headers_of
+from xsc.api.problems import Problem, problem
+from xsc.base.bounded import Bounded
+from xsc.base.errors import ArgumentInvalid, NotFound, RangeUnsatisfiable, TooLarge, XscError
+from xsc.base.limits import KIB, MIB
+from xsc.base.units import format_credits, format_duration, format_size
+from xsc.net.transport.parser import SmallRequest
+from xsc.node.api.app import FastPathHandler, problem_response, reply
+from xsc.node.build import Node
+
+JSON_BYTES_MAX: Final = 1 * MIB
+"""Bound of the JSON of a request; streams and modules have their own."""
+LENGTH_BYTES: Final = 4
+FAULTS_KEPT: Final = 256
+PIECE_BYTES: Final = 256 * KIB
+"""Written at once of a download."""
+SOCKET_BYTES: Final = 512 * KIB
+"""Held by the system of what was written and not read."""
+BEAT_MS: Final = 5_000
+"""Events that do not come are replaced by a comment this often, so that each side notices if the
+other is gone."""
+_LOOK_MS: Final = 200
+"""How often it is looked whether the reader of lines is still there."""
+_COMMENT: Final = b":\n\n"
+_BOUNDS = {
+    "less_than_equal": ("le", "at most"),
+    "greater_than_equal": ("ge", "at least"),
+}
+"""Of what pydantic complains: the bound's name, and our words."""
+_UNITS: Mapping[str, Callable[[int], str]] = {
+    "_ms": format_duration,
+    "_bytes": format_size,
+    "_micro": lambda micro: f"{format_credits(micro)} credits",
+}
+"""Formats the value of a field for people, by the unit at the end of the field's name."""
+
+T = TypeVar("T")
+Read = Callable[[int], Awaitable[bytes]]
+"""Returns the next bytes, at most so many; none at the end."""
+Answer: TypeAlias = Callable[..., Any]
+"""An asynchronous function of the node, the request and, for some, the body; or an iterator."""
+Answers: TypeAlias = Mapping[Endpoint[Any, Any], Answer]
+"""What answers each endpoint."""
+
+
+class Body:
+    """The bytes of a request, in the order in which they are asked for."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+
+    async def exactly(self, size_bytes: int, what: str) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            ArgumentInvalid: the request ends before; names `what` they are.
+        """
+        parts: list[bytes] = []
+        left = size_bytes
+        while left:
+            part = await self._read(left)
+            if not part:
+                raise ArgumentInvalid(f"the request ends within {what}")
+            parts.append(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def ended(self) -> None:
+        """Return if nothing follows.
+
+        Raises:
+            ArgumentInvalid: something does.
+        """
+        if await self._read(1):
+            raise ArgumentInvalid("the request goes on after its end")
+
+    async def whole(self, most: int, what: str) -> bytes:
+        """Return all that follows.
+
+        Raises:
+            TooLarge: more than `most` bytes; names `what` they are.
+        """
+        raw = b""
+        while len(raw) <= most and (more := await self._read(most + 1 - len(raw))):
+            raw += more
+        if len(raw) > most:
+            raise TooLarge(f"{what} has at most {most} bytes", hint="send less at a time")
+        return raw
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield all that follows, as it comes."""
+        while piece := await self._read(MIB):
+            yield piece
+
+
+def in_memory(raw: bytes) -> Body:
+    """Return a body that has come already."""
+    left = memoryview(raw)
+
+    async def read(most: int) -> bytes:
+        nonlocal left
+        piece, left = bytes(left[:most]), left[most:]
+        return piece
+
+    return Body(read)
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """Bytes that are answered piece by piece."""
+
+    pieces: Callable[[int, int], AsyncGenerator[bytes | memoryview, None]]
+    """Yields those from one place to another."""
+    size_bytes: int | None = None
+    """None where it is not known before the end; then there are no ranges."""
+    range: str | None = None
+    """What was asked for."""
+
+
+class Faults:
+    """Remembers how answers broke off: one that has begun can carry no problem."""
+
+    def __init__(self) -> None:
+        self._kept: Bounded[str, Problem] = Bounded(FAULTS_KEPT)
+        self._next = 0
+
+    def begin(self) -> str:
+        """Return the id of a request."""
+        self._next += 1
+        return str(self._next)
+
+    def keep(self, request_id: str, fault: XscError) -> None:
+        """Remember a fault, at most FAULTS_KEPT of them."""
+        self._kept.put(request_id, problem(fault))
+
+    def find(self, request_id: str) -> Problem:
+        """Return the problem of a request.
+
+        Raises:
+            NotFound: it did not break off, or too long ago.
+        """
+        found = self._kept.get(request_id)
+        if found is None:
+            raise NotFound("nothing is known of that request")
+        return found
+
+
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+def parse(raw: bytes, kind: type[T]) -> T:
+    """Return JSON bytes as a request.
+
+    Raises:
+        ArgumentInvalid: not JSON, or not of the model; names the first field that is wrong.
+    """
+    try:
+        return _adapter(kind).validate_json(raw)
+    except ValidationError as fault:
+        raise _refusal(fault) from None
+
+
+def _from_texts(texts: Mapping[str, str], kind: type[T]) -> T:
+    try:
+        return _adapter(kind).validate_strings(texts)
+    except ValidationError as fault:
+        raise _refusal(fault) from None
+
+
+def _refusal(fault: ValidationError) -> ArgumentInvalid:
+    first = fault.errors()[0]
+    hint = "give a value within that bound" if first["type"] in _BOUNDS else ""
+    return ArgumentInvalid(_complaint(first), hint=hint)
+
+
+def _complaint(first: ErrorDetails) -> str:
+    """Return what is wrong with a field: a bound in the words that a node without API uses."""
+    place = ".".join(str(part) for part in first["loc"]) or "the body"
+    if first["type"] in _BOUNDS:
+        name, words = _BOUNDS[first["type"]]
+        bound, given = first["ctx"][name], first["input"]
+        for suffix, shown in _UNITS.items():
+            if place.endswith(suffix) and isinstance(given, int):
+                place, bound, given = place.removesuffix(suffix), shown(bound), shown(given)
+        return f"{place} must be {words} {bound}, not {str(given)[:40]}"
+    if first["type"] in {"string_too_long", "too_long"}:
+        return f"{place} must have at most {first['ctx']['max_length']} characters"
+    said = first["msg"].replace("Input should", "it must")
+    return f"the request is wrong at {place}: {said}"
+
+
+async def _asked(
+    endpoint: Endpoint[T, Any],
+    body: Body,
+    path: Mapping[str, str],
+    headers: Mapping[str, str],
+    query: Mapping[str, str],
+) -> T:
+    """Return the request that lies in a path, headers, a query and the JSON of a body.
+
+    Raises:
+        ArgumentInvalid, TooLarge: it is none.
+    """
+    named = {
+        name: unquote(headers[key])
+        for name, key in headers_of(endpoint.request).items()
+        if key in headers
+    }
+    if not endpoint.has_json or named:
+        return _from_texts({**query, **path, **named}, endpoint.request)
+    if endpoint.takes == "framed":
+        size = int.from_bytes(await body.exactly(LENGTH_BYTES, "its length"), "big")
+        if size > JSON_BYTES_MAX:
+            raise TooLarge(f"the JSON of a request is bounded to {JSON_BYTES_MAX} bytes")
+        raw = await body.exactly(size, "its JSON")
+    else:
+        raw = await body.whole(JSON_BYTES_MAX, "a JSON request") or b"{}"
+    if not path:
+        return parse(raw, endpoint.request)
+    document = parse(raw, dict)
+    if document.keys() & path.keys():
+        raise ArgumentInvalid("the request says in its body what stands in its path")
+    return parse(json.dumps({**document, **path}).encode(), endpoint.request)
+
+
+class Server:
+    """Answers requests for endpoints."""
+
+    def __init__(self, node: Node, answers: Answers, faults: Faults) -> None:
+        self._node = node
+        self._answers = answers
+        self._faults = faults
+        self._log = node.log
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return all endpoints for aiohttp."""
+        return [
+            web.route(each.method, each.path, self._route(each, answer))
+            for each, answer in self._answers.items()
+        ]
+
+    def fast_path(self, endpoints: Iterable[Endpoint[Any, Any]]) -> dict[str, FastPathHandler]:
+        """Return what answers small requests of endpoints that take bytes and give JSON."""
+        return {each.path: self._small(each, self._answers[each]) for each in endpoints}
+
+    def _small(self, endpoint: Endpoint[Any, Any], answer: Answer) -> FastPathHandler:
+        async def handle(request: SmallRequest) -> tuple[int, object]:
+            body = in_memory(request.body)
+            headers = _Headers(request.headers)
+            asked = await _asked(endpoint, body, {}, headers, {})
+            return endpoint.status, await answer(self._node, asked, body)
+
+        return handle
+
+    def _route(
+        self, endpoint: Endpoint[Any, Any], answer: Answer
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            body = Body(request.content.read)
+            asked = await _asked(endpoint, body, request.match_info, request.headers, request.query)
+            given = (asked,) if endpoint.takes == "json" else (asked, body)
+            found = answer(self._node, *given)
+            if endpoint.gives in {"lines", "events"}:
+                return await self._streamed(request, found, events=endpoint.gives == "events")
+            value = await found
+            if endpoint.gives == "bytes":
+                return await self._downloaded(request, value)
+            if endpoint.gives == "cbor":
+                return web.Response(body=value, content_type="application/cbor")
+            return reply(value, status=endpoint.status)
+
+        return handle
+
+    async def _streamed(
+        self, request: web.Request, found: AsyncGenerator[object, None], *, events: bool
+    ) -> web.StreamResponse:
+        """Answer with lines or events until there are no more, or nobody reads them.
+
+        Raises:
+            ConnectionError: the client is gone.
+        """
+        before, after = (b"data: ", b"\n\n") if events else (b"", b"\n")
+        kind = "text/event-stream" if events else "application/x-ndjson"
+        response = web.StreamResponse(headers={"Content-Type": kind})
+        async with aclosing(found):
+            coming = asyncio.ensure_future(anext(found))
+            try:
+                # What is refused before anything has come is answered like any other request.
+                await asyncio.wait({coming}, timeout=_LOOK_MS / 1000)
+                if coming.done() and isinstance(fault := coming.exception(), XscError):
+                    raise fault
+                await response.prepare(request)
+                quiet_ms = 0
+                while True:
+                    await asyncio.wait({coming}, timeout=_LOOK_MS / 1000)
+                    if not coming.done():
+                        if request.transport is None or request.transport.is_closing():
+                            return response
+                        quiet_ms += _LOOK_MS
+                        if events and quiet_ms >= BEAT_MS:
+                            await response.write(_COMMENT)
+                            quiet_ms = 0
+                        continue
+                    quiet_ms = 0
+                    try:
+                        item = coming.result()
+                    except StopAsyncIteration:
+                        break
+                    text = before + serial.to_text(item).encode() + after
+                    await response.write(_COMMENT if item is None else text)
+                    coming = asyncio.ensure_future(anext(found))
+            finally:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+        await response.write_eof()
+        return response
+
+    async def _downloaded(self, request: web.Request, found: Download) -> web.StreamResponse:
+        size = found.size_bytes
+        start, stop = 0, size or 0
+        if found.range is not None and size is not None:
+            try:
+                start, stop = ranges.from_header(found.range, size)
+            except RangeUnsatisfiable as fault:
+                answer = problem_response(fault)
+                answer.headers["Content-Range"] = f"bytes */{size}"
+                return answer
+        # Closed in time: what a client that goes was given last is kept for its return.
+        async with aclosing(found.pieces(start, stop)) as pieces:
+            # The first bytes are fetched before the head is sent: most faults show here.
+            first = await anext(pieces, b"")
+            request_id = self._faults.begin()
+            response = web.StreamResponse(
+                status=200 if found.range is None else 206,
+                headers={"Content-Type": "application/octet-stream", "XSC-Request-Id": request_id},
+            )
+            if size is None:
+                response.enable_chunked_encoding()
+            else:
+                response.headers["Accept-Ranges"] = "bytes"
+                response.headers["Content-Length"] = str(stop - start)
+                if found.range is not None:
+                    response.headers["Content-Range"] = ranges.content_range(start, stop, size)
+            await response.prepare(request)
+            _hold_little(request)
+            try:
+                await _write(response, first)
+                async for piece in pieces:
+                    await _write(response, piece)
+            except XscError as fault:
+                self._log.warning("api.answer_broke_off", code=fault.code, fault=fault.message)
+                self._faults.keep(request_id, fault)
+                response.force_close()
+                if request.transport is not None:
+                    request.transport.close()
+                return response
+            await response.write_eof()
+            return response
+
+
+class _Headers(Mapping[str, str]):
+    """Headers whose names are in lower case, by their names in any case."""
+
+    def __init__(self, lower: Mapping[str, str]) -> None:
+        self._lower = lower
+
+    def __getitem__(self, name: str) -> str:
+        return self._lower[name.lower()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lower)
+
+    def __len__(self) -> int:
+        return len(self._lower)
+
+
+async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None:
+    """Write in pieces: the event loop copies what the socket does not take at once."""
+    view = memoryview(data)
+    for start in range(0, len(view), PIECE_BYTES):
+        await response.write(view[start : start + PIECE_BYTES])
+
+
+def _hold_little(request: web.Request) -> None:
+    """Have little of an answer held between us and a client that may go before it has read it.
+
+    What was written is with the system, none of it in this process: it outlives us.
+    """
+    if request.transport is None:
+        return
+    request.transport.set_write_buffer_limits(high=0)
+    held = request.transport.get_extra_info("socket")
+    if held is not None:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BYTES)

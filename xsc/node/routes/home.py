@@ -1,0 +1,158 @@
+"""The node's own home: its databases, its backup, and leaving the network."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO
+
+from xsc.api import home as api
+from xsc.api.endpoint import Nothing
+from xsc.base.ids import to_text
+from xsc.base.limits import MIB
+from xsc.identity.keys import network_id
+from xsc.node.api.serving import Answers, Download
+from xsc.node.build import Node
+from xsc.node.home.backup import letters_of, stream
+from xsc.node.offline.fsck import audited, damaged_body
+from xsc.space import fsck as space_fsck
+
+DAMAGED_MAX = 10_000
+"""Listed at once; the number of all stands beside them."""
+
+
+async def fsck(node: Node, asked: api.Fsck) -> api.Audit:
+    """Check the node's own databases."""
+    audit = await node.shards.audit(deep=asked.deep)
+    parts = node.parts
+    check = partial(space_fsck.audit, parts.space, network=network_id(node.network))
+    space = await parts.executor.run(check)
+    return audited(audit, space, index="wrong" if audit.index_faults else "ok", kept=None)
+
+
+async def damaged(node: Node, _: Nothing) -> api.DamagedBodies:
+    """List bodies known to be damaged."""
+    known = node.shards.damaged
+    rows = [damaged_body(item) for item in known[:DAMAGED_MAX]]
+    return api.DamagedBodies(damaged=rows, count=len(known))
+
+
+async def collect(node: Node, _: Nothing) -> api.Collected:
+    """Drop what need not be kept."""
+    done = await node.collect_garbage()
+    return api.Collected(
+        expired_bytes=done.swept.expired_bytes,
+        leftover_bytes=done.swept.leftover_bytes,
+        objects=done.swept.objects,
+        deletions_confirmed=done.deletions_confirmed,
+        deletions_open=done.deletions_open,
+        deletions_given_up=done.deletions_given_up,
+        reclaimed_bytes=done.reclaimed_bytes,
+    )
+
+
+async def _drain(node: Node, wait_ms: int = 0) -> api.Drain:
+    status = await node.storage.drain.status(wait_ms)
+    remaining = status.remaining
+    owed = [
+        lease
+        for lease in node.market.leases()
+        if lease.role == "provider" and lease.due_micro > lease.settled_micro
+    ]
+    return api.Drain(
+        state=status.phase,
+        since_ms=status.since_ms,
+        total_bytes=status.total_bytes,
+        left_bytes=remaining.left_bytes,
+        left_objects=remaining.left_objects,
+        released_objects=status.released_objects,
+        released_bytes=status.released_bytes,
+        peers_told=status.told,
+        peers=len(node.peers.peers()),
+        stuck_objects=remaining.stuck_objects,
+        stuck=[
+            api.Stuck(
+                object=item.locate.hex(),
+                owner=to_text(item.customer),
+                size_bytes=item.size_bytes,
+                reason=item.reason,
+            )
+            for item in remaining.stuck
+        ],
+        directories_only_here=[to_text(owner) for owner in remaining.only_here],
+        guarded_at_own_cost=sum(bool(item.held) for _, item in node.storage.custodian.objects()),
+        owed_micro=sum(lease.due_micro - lease.settled_micro for lease in owed),
+    )
+
+
+async def leave(node: Node, _: Nothing) -> api.Drain:
+    """Begin to leave the network."""
+    await node.storage.drain.begin()
+    return await _drain(node)
+
+
+async def look(node: Node, asked: api.Look) -> api.Drain:
+    """Say how far the node is with leaving."""
+    return await _drain(node, asked.wait_ms)
+
+
+async def stay(node: Node, _: Nothing) -> api.Drain:
+    """Stay after all."""
+    await node.storage.drain.cancel()
+    return await _drain(node)
+
+
+def _spool(spool: IO[bytes], pieces: Iterator[bytes]) -> None:
+    """Write all pieces and rewind."""
+    for piece in pieces:
+        spool.write(piece)
+    spool.seek(0)
+
+
+async def proof(node: Node, _: Nothing) -> Download:
+    """Prove where everything lies now."""
+    found = node.storage.drain.proof()
+
+    async def pieces(_: int, __: int) -> AsyncGenerator[bytes | memoryview, None]:
+        with SpooledTemporaryFile(max_size=8 * MIB) as spool:
+            await node.parts.executor.run(_spool, spool, found)
+            while block := spool.read(MIB):
+                yield block
+
+    return Download(pieces)
+
+
+async def backup(node: Node, asked: api.Backup, *, home: Path) -> Download:
+    """Return a backup."""
+    parts = node.parts
+    found = stream(
+        home,
+        node.network,
+        node.key,
+        letters_of(parts, bodies=asked.bodies),
+        identity=asked.identity,
+        now_ms=parts.clock.now_ms(),
+    )
+
+    async def pieces(_: int, __: int) -> AsyncGenerator[bytes | memoryview, None]:
+        # One frame at a time: reading, hashing and sealing keep nobody else waiting.
+        while piece := await parts.executor.run(next, found, b""):
+            yield piece
+
+    return Download(pieces)
+
+
+def answers(home: Path) -> Answers:
+    """Return what answers for a home."""
+    return {
+        api.FSCK: fsck,
+        api.GC: collect,
+        api.DAMAGED: damaged,
+        api.LEAVE: leave,
+        api.DRAIN: look,
+        api.STAY: stay,
+        api.PROOF: proof,
+        api.BACKUP: partial(backup, home=home),
+    }
