@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, field, fields
+from dataclasses import field, fields
 from typing import Annotated, Any, Unpack
 
 from annotated_types import Ge, Le, Len, MaxLen
@@ -32,22 +32,8 @@ from xsc.base.limits import (
     TIMEOUT_MS_MAX,
 )
 
-_BYTES = {"module", "stdin"}
-"""They follow the JSON as they are."""
-_DEFAULTS = {
-    each.name: {} if each.default is MISSING else each.default
-    for each in fields(JobSpec)
-    if each.name not in _BYTES
-}
 _STORED = ("path", "name", "capability", "size_bytes")
 _COMMON = ("fuel_used", "memory_peak_bytes", "wall_ms", "provider", "saved_bytes", "compiled_bytes")
-
-
-def request_document(spec: JobSpec) -> dict[str, Any]:
-    """Return a job without its module and standard input; what is left out is the default."""
-    told = {name: getattr(spec, name) for name in _DEFAULTS}
-    told = {name: value for name, value in told.items() if value != _DEFAULTS[name]}
-    return told if spec.mode == "invoke" else {**told, "stdin_bytes": len(spec.stdin)}
 
 
 Text = Annotated[str, MaxLen(65_536)]
@@ -92,8 +78,27 @@ class Job:
             stdin: standard input, or the lines of a batch.
             own: what the node puts in the place of what the request says.
         """
-        told = {name: getattr(self, name) for name in _DEFAULTS}
+        told = {name: getattr(self, name) for name in _SAID}
         return JobSpec(**{**told, **own, "module": module, "stdin": stdin})
+
+
+_SAID = [
+    each.name for each in fields(Job) if each.name not in {"module", "module_bytes", "stdin_bytes"}
+]
+"""What a request says as its job does."""
+
+
+def request_of(spec: JobSpec, module: str | None, module_bytes: int) -> Job:
+    """Return the request for a job.
+
+    Args:
+        spec: the job.
+        module: its module's name, where it is not brought.
+        module_bytes: how many bytes of it follow.
+    """
+    told: dict[str, Any] = {name: getattr(spec, name) for name in _SAID}
+    stdin_bytes = len(spec.stdin)
+    return Job(**told, module=module, module_bytes=module_bytes, stdin_bytes=stdin_bytes)
 
 
 @model

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
+from xsc.api import market as api
+from xsc.api.endpoint import Nothing
 from xsc.client.core import Core, Document, Download
 
 
@@ -15,28 +15,28 @@ class AllocationCalls:
 
     def show(self) -> Document:
         """Return what was cleared: by this node, and by nodes whose states it follows."""
-        return self.core.call("GET", "/v1/allocation")
+        return self.core.ask(api.SHOW, Nothing())
 
     def groups(self) -> Document:
         """Return the eleven groups of nodes."""
-        return self.core.call("GET", "/v1/allocation/groups")
+        return self.core.ask(api.GROUPS, Nothing())
 
     def expected(self) -> Document:
         """Return what the needs of this node are granted."""
-        return self.core.call("GET", "/v1/allocation/expected")
+        return self.core.ask(api.EXPECTED, Nothing())
 
     def received(self) -> Document:
         """Return what this node has drawn of that."""
-        return self.core.call("GET", "/v1/allocation/received")
+        return self.core.ask(api.RECEIVED, Nothing())
 
     def why(self, node_or_slot: str) -> Document:
         """Return why needs were granted what they were: by slot, need, clearing or node."""
-        return self.core.call("GET", f"/v1/allocation/why/{quote(node_or_slot, safe='')}")
+        return self.core.ask(api.WHY_ALLOCATED, api.SomeId(id=node_or_slot))
 
     def clearings(self) -> Document:
         """Return the clearings of this node's slots."""
-        return self.core.call("GET", "/v1/market/clearings")
+        return self.core.ask(api.CLEARINGS, Nothing())
 
     def clearing(self, clearing_id: str) -> Download:
         """Return a signed clearing record."""
-        return self.core.download(f"/v1/market/clearings/{quote(clearing_id, safe='')}", {})
+        return self.core.download(api.CLEARING, api.SomeId(id=clearing_id))

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import quote
 
-from xsc.api.jobs import read_result, request_document
+from xsc.api import home, jobs, ledger, market, objects, peers, status
+from xsc.api.endpoint import Nothing
+from xsc.api.jobs import read_result, request_of
 from xsc.api.ranges import UNIT, check_range
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -36,7 +37,6 @@ from xsc.client.core import (
     Progress,
     ignore_progress,
     problem_of,
-    to_json,
 )
 from xsc.client.partial import Watch, fetch
 
@@ -98,35 +98,28 @@ def read_module(path: Path) -> bytes:
     return read_file(path, "module", MODULE_BYTES_MAX)
 
 
-def named_first(module: bytes, send: Callable[[Document, bytes], Document]) -> Document:
+def named_first(module: bytes, send: Callable[[str | None, bytes], Document]) -> Document:
     """Return what the node answers to a request that names a large module, or brings it.
 
     Args:
         module: sent where it is small, or where the node does not have it.
-        send: given what the request says of its module, and the bytes to send.
+        send: given the name of the module where it is named, and the bytes to send.
     """
     if len(module) >= MODULE_NAMED_BYTES_LEAST:
         try:
-            return send({"module": hashlib.sha256(module).hexdigest(), "module_bytes": 0}, b"")
+            return send(hashlib.sha256(module).hexdigest(), b"")
         except ModuleUnknown:
             pass  # nothing was done
-    return send({"module_bytes": len(module)}, module)
+    return send(None, module)
 
 
-def _capability(text: str) -> dict[str, str]:
+def _capability(text: str) -> str:
     if not _CAPABILITY.fullmatch(text):
         raise CapabilityInvalid(
             "that is no capability: one is a single word of plain characters",
             hint="`xsc store ls` shows yours",
         )
-    return {"XSC-Capability": text}
-
-
-def _quoted(name: str) -> str:
-    try:
-        return quote(name, safe="")
-    except UnicodeEncodeError:
-        raise ArgumentInvalid("the name of the object is not Unicode text") from None
+    return text
 
 
 def _peer(who: str) -> str:
@@ -134,7 +127,13 @@ def _peer(who: str) -> str:
         raise PeerUnknown(
             f"there is no peer '{who}'", hint="`xsc peer ls` shows names and ids of peers"
         )
-    return quote(who, safe="")
+    return who
+
+
+def _id(text: str, pattern: str, what: str, hint: str) -> str:
+    if not re.fullmatch(pattern, text):
+        raise ArgumentInvalid(f"'{text[:80]}' is no {what}", hint=hint)
+    return text
 
 
 class Calls:
@@ -169,24 +168,20 @@ class Calls:
         Raises:
             UploadChanged: the put that broke off had another content; it is gone now.
         """
-        headers = {"XSC-Name": _quoted(name)}
-        if size_bytes is not None:
-            headers["XSC-Size"] = str(size_bytes)
-        if survive:
-            headers["XSC-Survive"] = survive
-        if code is not None:
-            headers["XSC-Code"] = f"{code[0]},{code[1]}"
-        if resume is not None:
-            headers["XSC-Resume"] = resume
-        if part:
-            headers["XSC-Part"] = part
-        if wait_for_name:
-            headers["XSC-Wait-For-Name"] = "1"
-        return self.core.upload("/v1/objects", source, headers, progress)
+        asked = objects.Put(
+            name=name,
+            size_bytes=size_bytes,
+            survive=survive or None,
+            code=None if code is None else f"{code[0]},{code[1]}",
+            resume=resume,
+            part=part or None,
+            wait_for_name=wait_for_name,
+        )
+        return self.core.upload(objects.PUT, asked, source, progress)
 
     def upload(self, upload_id: str) -> Document:
         """Return how many bytes of an upload that broke off are stored: `stored_bytes`."""
-        return self.core.call("GET", f"/v1/uploads/{upload_id}")
+        return self.core.ask(objects.UPLOAD, objects.UploadId(id=upload_id))
 
     def open(self, capability: str, part: str | None = None) -> Download:
         """Return an object's content as a stream, to be used in a `with`.
@@ -198,11 +193,10 @@ class Calls:
         Raises:
             ArgumentInvalid, RangeUnsatisfiable: not a range, or none of this object.
         """
-        headers = _capability(capability)
-        if part is None:
-            return self.core.download("/v1/object", headers)
-        download = self.core.download("/v1/object", {**headers, "Range": UNIT + check_range(part)})
-        if download.part is None:
+        wanted = None if part is None else UNIT + check_range(part)
+        asked = objects.Get(capability=_capability(capability), range=wanted)
+        download = self.core.download(objects.GET, asked)
+        if part is not None and download.part is None:
             download.close()
             raise NodeUnreachable("the node did not send a range")
         return download
@@ -220,20 +214,15 @@ class Calls:
 
     def objects(self, prefix: str = "", *, versions: bool = False) -> Document:
         """Return the objects that this node has stored: the newest of each name, or all."""
-        headers = {"XSC-Prefix": _quoted(prefix)} if prefix else {}
-        if versions:
-            headers["XSC-Versions"] = "1"
-        return self.core.call("GET", "/v1/objects", headers=headers)
+        return self.core.ask(objects.LIST, objects.Under(prefix=prefix, versions=versions))
 
     def parts(self, tree: str) -> Sequence[Document]:
         """Return the files that were stored for a directory: `part, capability, created_ms`."""
-        headers = {"XSC-Part": tree}
-        return list(self.core.call("GET", "/v1/objects/parts", headers=headers)["parts"])
+        return list(self.core.ask(objects.PARTS, objects.Directory(part=tree))["parts"])
 
     def restore(self, name: str, version: int) -> Document:
         """Make an older version of a name its newest; return its new `version`."""
-        headers = {"XSC-Name": _quoted(name), "XSC-Version": str(version)}
-        return self.core.call("POST", "/v1/objects/restore", headers=headers)
+        return self.core.ask(objects.RESTORE, objects.Name(name=name, version=version))
 
     def named(
         self, name: str, version: int | None = None, *, deleting: bool = False
@@ -245,38 +234,29 @@ class Calls:
             version: its number under the name.
             deleting: also those whose deletion some host has yet to confirm.
         """
-        headers = {"XSC-Name": _quoted(name)}
-        if version is not None:
-            headers["XSC-Version"] = str(version)
-        if deleting:
-            headers["XSC-Deleting"] = "1"
-        return list(self.core.call("GET", "/v1/objects/named", headers=headers)["capabilities"])
+        asked = objects.Versions(name=name, version=version, deleting=deleting)
+        return list(self.core.ask(objects.NAMED, asked)["capabilities"])
 
     def stat(self, capability: str) -> Document:
         """Ask the hosts of an object for its shards."""
-        return self.core.call("GET", "/v1/object/stat", headers=_capability(capability))
+        return self.core.ask(objects.STAT, objects.Capability(capability=_capability(capability)))
 
     def check(self, capability: str, *, deep: bool = False) -> Document:
         """Say what an object's placement is worth; `deep` has every shard read and verified."""
-        return self.core.call(
-            "GET",
-            f"/v1/object/check?deep={int(deep)}",
-            headers=_capability(capability),
+        return self.core.ask(
+            objects.CHECK,
+            objects.Check(capability=_capability(capability), deep=deep),
             timeout_s=DEEP_TIMEOUT_S if deep else ANSWER_TIMEOUT_S,
         )
 
     def repair(self, capability: str) -> Document:
         """Have the node look at an object now, and build again what is lost of it."""
-        return self.core.call(
-            "POST",
-            "/v1/object/repair",
-            headers=_capability(capability),
-            timeout_s=DEEP_TIMEOUT_S,
-        )
+        asked = objects.Capability(capability=_capability(capability))
+        return self.core.ask(objects.REPAIR, asked, timeout_s=DEEP_TIMEOUT_S)
 
     def remove(self, capability: str) -> Document:
         """Delete an object at all of its hosts."""
-        return self.core.call("DELETE", "/v1/object", headers=_capability(capability))
+        return self.core.ask(objects.REMOVE, objects.Capability(capability=_capability(capability)))
 
     # Jobs
 
@@ -288,21 +268,23 @@ class Calls:
             show: given what a program writes while it runs, with 1 for standard output or 2 for
                 standard error; the result holds none of it then.
         """
-        request = request_document(spec)
 
-        def send(about: Document, brought: bytes) -> Document:
-            head = to_json(request | about)
-            parts = [len(head).to_bytes(4, "big"), head, brought, spec.stdin]
+        def send(module: str | None, brought: bytes) -> Document:
+            asked = request_of(spec, module, len(brought))
             job_ms = min(spec.timeout_ms or TIMEOUT_MS_MAX, TIMEOUT_MS_MAX)
             waits_ms = min(spec.wait_ms, TIMEOUT_MS_MAX)
-            return self._send_job(parts, (job_ms + waits_ms) / 1000 + JOB_GRACE_S, show)
+            return self._send_job(
+                asked, (brought, spec.stdin), (job_ms + waits_ms) / 1000 + JOB_GRACE_S, show
+            )
 
         return read_result(spec.mode, named_first(spec.module, send))
 
-    def _send_job(self, parts: Sequence[bytes], timeout_s: float, show: Show | None) -> Document:
+    def _send_job(
+        self, asked: jobs.Job, parts: Sequence[bytes], timeout_s: float, show: Show | None
+    ) -> Document:
         if show is None:
-            return self.core.send("POST", "/v1/jobs", parts, timeout_s=timeout_s)
-        for line in self.core.lines("POST", "/v1/jobs/stream", parts, timeout_s=timeout_s):
+            return self.core.ask(jobs.RUN, asked, *parts, timeout_s=timeout_s)
+        for line in self.core.lines(jobs.STREAM, asked, *parts, timeout_s=timeout_s):
             if "result" in line:
                 return dict(line["result"])
             if "problem" in line:
@@ -313,62 +295,59 @@ class Calls:
 
     def evidence(self) -> Document:
         """Return what providers signed that cannot be true."""
-        return self.core.call("GET", "/v1/compute/evidence")
+        return self.core.ask(jobs.EVIDENCE, Nothing())
 
     def evidence_record(self, evidence_id: str) -> Download:
         """Return one signed record of it as a file for `xsc verify`, to be used in a `with`."""
-        if not re.fullmatch(r"[a-z0-9]{1,64}", evidence_id):
-            raise ArgumentInvalid(
-                f"'{evidence_id}' is no evidence id", hint="`xsc compute evidence` shows them"
-            )
-        return self.core.download(f"/v1/compute/evidence/{evidence_id}", {})
+        hint = "`xsc compute evidence` shows them"
+        found = _id(evidence_id, r"[a-z0-9]{1,64}", "evidence id", hint)
+        return self.core.download(jobs.EVIDENCE_RECORD, jobs.EvidenceId(id=found))
 
     # Peers
 
     def peers(self) -> Document:
         """Return all known peers."""
-        return self.core.call("GET", "/v1/peers")
+        return self.core.ask(peers.LIST, Nothing())
 
     def invite(self, ttl_ms: int | None = None) -> Document:
         """Return an invitation to this node, good for one peer."""
-        return self.core.call(
-            "POST", "/v1/peers/invitations", {} if ttl_ms is None else {"ttl_ms": ttl_ms}
-        )
+        asked = peers.Invite() if ttl_ms is None else peers.Invite(ttl_ms=ttl_ms)
+        return self.core.ask(peers.INVITE, asked)
 
     def join(self, invitation: str, name: str | None = None) -> Document:
         """Accept another node's invitation."""
-        return self.core.call("POST", "/v1/peers", {"invitation": invitation, "name": name})
+        return self.core.ask(peers.JOIN, peers.Join(invitation=invitation, name=name))
 
     def recognise(self, who: str, weight_ppm: int) -> Document:
         """Set how much this node recognises a peer."""
-        path = f"/v1/peers/{_peer(who)}/recognise"
-        return self.core.call("POST", path, {"weight_ppm": weight_ppm})
+        asked = peers.Recognise(who=_peer(who), weight_ppm=weight_ppm)
+        return self.core.ask(peers.RECOGNISE, asked)
 
     def rename(self, who: str, name: str) -> Document:
         """Call a peer otherwise on this node."""
-        return self.core.call("POST", f"/v1/peers/{_peer(who)}/rename", {"name": name})
+        return self.core.ask(peers.RENAME, peers.Rename(who=_peer(who), name=name))
 
     def confirm(self, who: str) -> Document:
         """Answer for an introduced peer as for an invited one."""
-        return self.core.call("POST", f"/v1/peers/{_peer(who)}/confirm", {})
+        return self.core.ask(peers.CONFIRM, peers.Who(who=_peer(who)))
 
     def block(self, who: str) -> Document:
         """Refuse a peer everything from now on."""
-        return self.core.call("POST", f"/v1/peers/{_peer(who)}/block", {})
+        return self.core.ask(peers.BLOCK, peers.Who(who=_peer(who)))
 
     def forget(self, who: str) -> Document:
         """Remove a peer."""
-        return self.core.call("DELETE", f"/v1/peers/{_peer(who)}")
+        return self.core.ask(peers.REMOVE, peers.Who(who=_peer(who)))
 
     # The rest
 
     def status(self) -> Document:
         """Return what the node says of itself."""
-        return self.core.call("GET", "/v1/status")
+        return self.core.ask(status.STATUS, Nothing())
 
     def leave(self) -> Document:
         """Have the node begin to move away all that it holds for others."""
-        return self.core.call("POST", "/v1/drain", {})
+        return self.core.ask(home.LEAVE, Nothing())
 
     def drain(self, wait_ms: int = 0) -> Document:
         """Return how far the node is with leaving.
@@ -376,89 +355,80 @@ class Calls:
         Args:
             wait_ms: how long to wait for the node's next count at most.
         """
-        return self.core.call("GET", f"/v1/drain?wait_ms={wait_ms}")
+        return self.core.ask(home.DRAIN, home.Look(wait_ms=wait_ms))
 
     def stay(self) -> Document:
         """Have the node stay after all."""
-        return self.core.call("DELETE", "/v1/drain")
+        return self.core.ask(home.STAY, Nothing())
 
     def drain_proof(self) -> Download:
         """Return what proves where everything lies now, to be used in a `with`."""
-        return self.core.download("/v1/drain/proof", {})
+        return self.core.download(home.PROOF, Nothing())
 
     def backup(self, *, identity: bool, bodies: bool) -> Download:
         """Return a backup of the node as a stream, to be used in a `with`."""
-        return self.core.download(
-            f"/v1/node/backup?identity={int(identity)}&bodies={int(bodies)}", {}
-        )
+        return self.core.download(home.BACKUP, home.Backup(identity=identity, bodies=bodies))
 
     def fsck(self, *, deep: bool) -> Document:
         """Have the node compare its index with all bodies; takes as long as reading them."""
-        raw = to_json({"deep": deep})
-        return self.core.send("POST", "/v1/storage/fsck", [raw], timeout_s=FSCK_TIMEOUT_S)
+        return self.core.ask(home.FSCK, home.Fsck(deep=deep), timeout_s=FSCK_TIMEOUT_S)
 
     def collect_garbage(self) -> Document:
         """Have the node drop what it need not keep, and give room back to the disk."""
-        return self.core.send("POST", "/v1/storage/gc", [b"{}"], timeout_s=FSCK_TIMEOUT_S)
+        return self.core.ask(home.GC, Nothing(), timeout_s=FSCK_TIMEOUT_S)
 
     def damaged(self) -> Document:
         """Return the bodies that the node knows to be damaged."""
-        return self.core.call("GET", "/v1/storage/damaged")
+        return self.core.ask(home.DAMAGED, Nothing())
 
     def quotes(self) -> Document:
         """Ask all peers for their prices."""
-        return self.core.call("GET", "/v1/market/quotes")
+        return self.core.ask(market.QUOTES, Nothing())
 
     def leases(self) -> Document:
         """Return the leases of this node, in both roles."""
-        return self.core.call("GET", "/v1/market/leases")
+        return self.core.ask(market.LEASES, Nothing())
 
     def lease(self, lease_id: str, *, renewal: bool = False, denial: bool = False) -> Download:
         """Return one signed lease, its newest renewal or its denial as a file for `xsc verify`.
 
         To be used in a `with`.
         """
-        if not re.fullmatch(r"[a-z0-9]{1,64}", lease_id):
-            raise ArgumentInvalid(
-                f"'{lease_id}' is no lease id", hint="`xsc market leases` shows them"
-            )
-        query = "?renewal=1" if renewal else "?denial=1" if denial else ""
-        return self.core.download(f"/v1/market/leases/{lease_id}{query}", {})
+        found = _id(lease_id, r"[a-z0-9]{1,64}", "lease id", "`xsc market leases` shows them")
+        asked = market.LeaseId(id=found, renewal=renewal, denial=denial)
+        return self.core.download(market.LEASE, asked)
 
     def settle(self) -> Document:
         """Settle now what is owed by leases."""
-        return self.core.call("POST", "/v1/ledger/settle", {})
+        return self.core.ask(ledger.SETTLE, Nothing())
 
     def settle_off_books(self, who: str, amount_micro: int) -> Document:
         """Say that what one of two nodes owes the other was paid off the books, so much of it."""
-        body = {"peer": who, "amount_micro": amount_micro}
-        return self.core.call("POST", "/v1/ledger/off-books", body)
+        asked = ledger.Payment(peer=who, amount_micro=amount_micro)
+        return self.core.ask(ledger.OFF_BOOKS, asked)
 
     def balances(self) -> Document:
         """Return what this node and each peer owe one another."""
-        return self.core.call("GET", "/v1/ledger/balance")
+        return self.core.ask(ledger.BALANCE, Nothing())
 
     def entries(self, limit: int, before: int | None = None) -> Document:
         """Return the newest ledger entries, or the newest of those before one."""
-        older = "" if before is None else f"&before={before}"
-        return self.core.call("GET", f"/v1/ledger/log?limit={limit}{older}")
+        return self.core.ask(ledger.LOG, ledger.Page(limit=limit, before=before))
 
     def set_limit(self, who: str, limit_micro: int) -> Document:
         """Set what a peer may owe this node at most."""
-        return self.core.call("POST", "/v1/ledger/limit", {"peer": who, "limit_micro": limit_micro})
+        return self.core.ask(ledger.LIMIT, ledger.Limit(peer=who, limit_micro=limit_micro))
 
     def verify_ledger(self) -> Document:
         """Replay the node's ledger and check every signature in it."""
-        return self.core.call("GET", "/v1/ledger/verify")
+        return self.core.ask(ledger.VERIFY, Nothing())
 
     def entry(self, entry_id: str) -> Download:
         """Return one settled entry as a file for `xsc verify`, to be used in a `with`."""
-        if not re.fullmatch(r"[a-z2-7]{52}", entry_id):
-            raise ArgumentInvalid(
-                f"'{entry_id[:80]}' is no entry id", hint="`xsc ledger log --json` shows them"
-            )
-        return self.core.download(f"/v1/ledger/entry/{entry_id}", {})
+        hint = "`xsc ledger log --json` shows them"
+        found = _id(entry_id, r"[a-z2-7]{52}", "entry id", hint)
+        return self.core.download(ledger.ENTRY, ledger.EntryId(id=found))
 
     def health(self) -> Document:
         """Return what probes say of each peer."""
-        return self.core.call("GET", "/v1/health")
+        return self.core.ask(status.HEALTH, Nothing())

@@ -20,15 +20,16 @@ import shlex
 import socket
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import urlsplit
 
-from xsc.api import proof
+from xsc.api import objects, proof, serial
+from xsc.api.endpoint import Endpoint, written
 from xsc.api.ranges import read_content_range
 from xsc.base.errors import ArgumentInvalid, HomeInvalid, NodeUnreachable, XscError, from_code
 
@@ -51,6 +52,7 @@ PROOF_BYTES_MAX = 4096
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,4})\r\n")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
+Q = TypeVar("Q")
 Document = dict[str, Any]
 """A JSON object of the API."""
 Progress = Callable[[int], None]
@@ -61,16 +63,22 @@ def ignore_progress(_: int) -> None:
     """Take note of nothing."""
 
 
-def to_json(document: Document) -> bytes:
-    """Return a document as the node takes it.
+def _written(
+    endpoint: Endpoint[Q, Any], asked: Q, parts: Sequence[bytes]
+) -> tuple[str, Mapping[str, str], Sequence[bytes]]:
+    """Return the path, the headers and the body of a request.
 
     Raises:
-        ArgumentInvalid: a text in it is none: a shell hands over whatever bytes it is given.
+        ArgumentInvalid: a text in it is none.
     """
     try:
-        return json.dumps(document, ensure_ascii=False).encode()
+        path, headers, document = written(endpoint, asked)
+        head = serial.to_text(document).encode() if endpoint.has_json else b""
     except UnicodeEncodeError:
         raise ArgumentInvalid("what is given is not Unicode text") from None
+    if endpoint.takes == "framed":
+        return path, headers, [len(head).to_bytes(4, "big"), head, *parts]
+    return path, headers, [head, *parts]
 
 
 def default_home() -> Path:
@@ -153,41 +161,29 @@ class Core:
             return False
         return True
 
-    def call(
+    def ask(
         self,
-        method: str,
-        path: str,
-        document: Document | None = None,
-        headers: Mapping[str, str] | None = None,
-        *,
+        endpoint: Endpoint[Q, Any],
+        asked: Q,
+        *parts: bytes,
         timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> Document:
-        """Return the JSON answer to a request that carries JSON or nothing.
+        """Return the JSON answer to a request.
+
+        Args:
+            endpoint: what is asked.
+            asked: the request.
+            parts: bytes in memory that follow it.
+            timeout_s: without a byte in either direction.
 
         Raises:
+            ArgumentInvalid: a text in it is none: a shell hands over whatever bytes it is given.
             NodeUnreachable: no node, or no whole answer from it.
             XscError: what the node raised.
         """
-        body = b"" if document is None else to_json(document)
-        return self.send(method, path, [body], headers, timeout_s=timeout_s)
-
-    def send(
-        self,
-        method: str,
-        path: str,
-        parts: Iterable[bytes],
-        headers: Mapping[str, str] | None = None,
-        *,
-        timeout_s: float = ANSWER_TIMEOUT_S,
-    ) -> Document:
-        """Return the JSON answer to a request whose body is some parts in memory.
-
-        Raises:
-            NodeUnreachable, XscError: as `call`.
-        """
-        body = list(parts)
-        fields = {**(headers or {}), "Content-Length": str(sum(map(len, body)))}
-        with self._request(method, path, fields, timeout_s, keep=True) as exchange:
+        path, headers, body = _written(endpoint, asked, parts)
+        fields = {**headers, "Content-Length": str(sum(map(len, body)))}
+        with self._request(endpoint.method, path, fields, timeout_s, keep=True) as exchange:
             for part in body:
                 if part and not exchange.push(part):
                     return exchange.document()
@@ -198,16 +194,16 @@ class Core:
             return document
 
     def lines(
-        self, method: str, path: str, parts: Iterable[bytes], *, timeout_s: float
+        self, endpoint: Endpoint[Q, Any], asked: Q, *parts: bytes, timeout_s: float
     ) -> Iterator[Document]:
         """Yield the JSON documents of an answer that has one a line, as they arrive.
 
         Raises:
-            NodeUnreachable, XscError: as `call`; also where the answer breaks off.
+            NodeUnreachable, XscError: as `ask`; also where the answer breaks off.
         """
-        body = list(parts)
-        fields = {"Content-Length": str(sum(map(len, body)))}
-        with self._request(method, path, fields, timeout_s) as exchange:
+        path, headers, body = _written(endpoint, asked, parts)
+        fields = {**headers, "Content-Length": str(sum(map(len, body)))}
+        with self._request(endpoint.method, path, fields, timeout_s) as exchange:
             for part in body:
                 if part and not exchange.push(part):
                     break
@@ -215,12 +211,12 @@ class Core:
 
     def upload(
         self,
-        path: str,
+        endpoint: Endpoint[Q, Any],
+        asked: Q,
         source: BinaryIO,
-        headers: Mapping[str, str],
         progress: Progress = ignore_progress,
     ) -> Document:
-        """Return the JSON answer to a POST of a stream, read block by block.
+        """Return the JSON answer to a request that a stream follows, read block by block.
 
         One that ends within a block goes like any small request, on a kept connection.
 
@@ -229,18 +225,19 @@ class Core:
 
         Raises:
             ArgumentInvalid: the stream cannot be read.
-            NodeUnreachable, XscError: as `call`.
+            NodeUnreachable, XscError: as `ask`.
         """
         blocks = [_read_block(source)]
         if len(blocks[0]) < BLOCK_BYTES:
             blocks.append(_read_block(source))
             if not blocks[1]:
                 # All there is: with its length known, the connection stays for the next call.
-                document = self.send("POST", path, blocks[:1], headers)
+                document = self.ask(endpoint, asked, blocks[0])
                 progress(len(blocks[0]))
                 return document
+        path, headers, _ = _written(endpoint, asked, ())
         fields = {**headers, "Transfer-Encoding": "chunked"}
-        with self._request("POST", path, fields, ANSWER_TIMEOUT_S) as exchange:
+        with self._request(endpoint.method, path, fields, ANSWER_TIMEOUT_S) as exchange:
             while block := blocks.pop(0) if blocks else _read_block(source):
                 if not exchange.push(b"%x\r\n" % len(block), block, b"\r\n"):
                     break
@@ -249,13 +246,14 @@ class Core:
                 exchange.push(b"0\r\n\r\n")
             return exchange.document()
 
-    def download(self, path: str, headers: Mapping[str, str]) -> Download:
-        """Return the body of a GET as a stream, to be used in a `with`.
+    def download(self, endpoint: Endpoint[Q, bytes], asked: Q) -> Download:
+        """Return an answer of bytes as a stream, to be used in a `with`.
 
         Raises:
-            NodeUnreachable, XscError: as `call`.
+            NodeUnreachable, XscError: as `ask`.
         """
-        exchange = self._request("GET", path, headers, ANSWER_TIMEOUT_S)
+        path, headers, _ = _written(endpoint, asked, ())
+        exchange = self._request(endpoint.method, path, headers, ANSWER_TIMEOUT_S)
         sock: socket.socket = exchange.connection.sock
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
         try:
@@ -264,13 +262,14 @@ class Core:
             exchange.close()
             raise
 
-    def events(self, path: str) -> Events:
-        """Return the server-sent events of a GET, to be used in a `with`.
+    def events(self, endpoint: Endpoint[Q, Any], asked: Q) -> Events:
+        """Return the server-sent events of an answer, to be used in a `with`.
 
         Raises:
-            NodeUnreachable, XscError: as `call`.
+            NodeUnreachable, XscError: as `ask`.
         """
-        exchange = self._request("GET", path, {}, EVENTS_TIMEOUT_S)
+        path, headers, _ = _written(endpoint, asked, ())
+        exchange = self._request(endpoint.method, path, headers, EVENTS_TIMEOUT_S)
         sock: socket.socket = exchange.connection.sock
         try:
             return Events(exchange, exchange.response(), sock)
@@ -609,7 +608,7 @@ class Download:
         if not self._request_id.isalnum():
             return lost
         try:
-            found = self._core.call("GET", f"/v1/requests/{self._request_id}")
+            found = self._core.ask(objects.FAULT, objects.RequestId(id=self._request_id))
         except XscError:
             return lost
         return problem_of(found)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import cast
 
+from xsc.api import market as api
+from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid
 from xsc.client.core import Core, Document
 
@@ -43,20 +46,23 @@ class MarketCalls:
 
     def declare(self, role: str, kind: str, stated: Document) -> Document:
         """Make an offer or a need; return its `id`."""
-        return self.core.call("POST", "/v1/market/slots", {"role": role, "kind": kind, **stated})
+        return self.core.ask(
+            api.DECLARE,
+            api.Declare(role=cast(api.Role, role), kind=cast(api.SlotKind, kind), **stated),
+        )
 
     def edit(self, slot_id: str, stated: Document) -> Document:
         """Change what is stated of an own offer or need; return its `id`."""
-        return self.core.call("PUT", f"/v1/market/slots/{slot_id_of(slot_id)}", stated)
+        return self.core.ask(api.EDIT, api.Edit(id=slot_id_of(slot_id), **stated))
 
     def withdraw(self, slot_id: str) -> Document:
         """Withdraw an own offer or need; return its `id`."""
-        return self.core.call("DELETE", f"/v1/market/slots/{slot_id_of(slot_id)}")
+        return self.core.ask(api.WITHDRAW, api.SlotId(id=slot_id_of(slot_id)))
 
     def slots(self) -> Document:
         """Return the offers and needs of this node, and those of peers that are known here."""
-        return self.core.call("GET", "/v1/market/slots")
+        return self.core.ask(api.SLOTS, Nothing())
 
     def why(self, some_id: str) -> Document:
         """Return why an own need, a slot or a clearing came out as it did."""
-        return self.core.call("GET", f"/v1/market/why/{explained_id_of(some_id)}")
+        return self.core.ask(api.WHY, api.SomeId(id=explained_id_of(some_id)))

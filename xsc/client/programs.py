@@ -8,23 +8,24 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
+from xsc.api import programs as api
+from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.limits import MODULE_BYTES_MAX, PROGRAM_DOCUMENT_BYTES_MAX
 from xsc.client.calls import FSCK_TIMEOUT_S, read_file
-from xsc.client.core import Core, Document, Events, to_json
+from xsc.client.core import Core, Document, Events
 from xsc.client.space import address_of
 
 _HASH = re.compile(r"[a-z2-7]{4,52}")
 
 
-def _path(program: str, rest: str = "") -> str:
+def _hash(program: str) -> str:
     if not _HASH.fullmatch(program):
         raise ArgumentInvalid(
             f"'{program[:60]}' is no hash of a program", hint="list them: xsc program ls"
         )
-    return f"/v1/programs/{program}{rest}"
+    return program
 
 
 def read_document(path: Path) -> tuple[bytes, Literal["toml", "json"], dict[str, bytes]]:
@@ -76,46 +77,40 @@ class ProgramCalls:
     ) -> Document:
         """Register a program, and activate it if asked; return its results."""
         brought = dict(modules or {})
-        head = to_json(
-            {
-                "form": form,
-                "document_bytes": len(document),
-                "modules": [
-                    {"name": name, "size_bytes": len(raw)} for name, raw in brought.items()
-                ],
-                "activate": activate,
-            }
+        asked = api.Register(
+            form=form,
+            document_bytes=len(document),
+            modules=[api.Module(name=name, size_bytes=len(raw)) for name, raw in brought.items()],
+            activate=activate,
         )
-        parts = [len(head).to_bytes(4, "big"), head, document, *brought.values()]
-        return self.core.send("POST", "/v1/programs", parts)
+        return self.core.ask(api.REGISTER, asked, document, *brought.values())
 
     def programs(self) -> Document:
         """Return the registered programs."""
-        return self.core.call("GET", "/v1/programs")
+        return self.core.ask(api.LIST, Nothing())
 
     def results(self, program: str) -> Document:
         """Return what a program computed last."""
-        return self.core.call("GET", _path(program))
+        return self.core.ask(api.SHOW, api.Hash(hash=_hash(program)))
 
     def activate(self, program: str) -> Document:
         """Run a registered program from now on."""
-        return self.core.call("POST", _path(program, "/activate"), {})
+        return self.core.ask(api.ACTIVATE, api.Hash(hash=_hash(program)))
 
     def deactivate(self, program: str) -> Document:
         """Run a program no more."""
-        return self.core.call("POST", _path(program, "/deactivate"), {})
+        return self.core.ask(api.DEACTIVATE, api.Hash(hash=_hash(program)))
 
     def set_variable(self, program: str, name: str, value: str) -> Document:
         """Give a variable of kind `value` or `local` a value; return the results."""
-        at = _path(program, f"/variables/{quote(name, safe='')}")
-        return self.core.call("PUT", at, {"value": value})
+        asked = api.Set(hash=_hash(program), name=name, value=value)
+        return self.core.ask(api.SET, asked)
 
     def watch(self, program: str) -> Events:
         """Return the results, now and after each frame, to be used in a `with`."""
-        return self.core.events(_path(program, "/watch"))
+        return self.core.events(api.WATCH, api.Hash(hash=_hash(program)))
 
     def why(self, address: str, *, replay: bool = False) -> Document:
         """Return the value at `[OWNER:]PATH` with what is behind it; run it again if asked."""
-        at = quote(address_of(address), safe="")
-        again = "&replay=true" if replay else ""
-        return self.core.call("GET", f"/v1/provenance?at={at}{again}", timeout_s=FSCK_TIMEOUT_S)
+        asked = api.Why(at=address_of(address), replay=replay)
+        return self.core.ask(api.WHY, asked, timeout_s=FSCK_TIMEOUT_S)

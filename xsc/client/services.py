@@ -6,23 +6,26 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Unpack
 
+from xsc.api import services as api
+from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.jobs import LimitOptions
+from xsc.base.limits import SERVICE_CONCURRENCY_DEFAULT
 from xsc.client.calls import named_first
-from xsc.client.core import Core, Document, to_json
+from xsc.client.core import Core, Document
 
 WAIT_MS = 20_000
 """How long one call waits for the next row of a log that is followed."""
 _NAME = re.compile(r"[a-z0-9-]{1,63}")
 
 
-def _path(name: str, rest: str = "") -> str:
+def _name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ArgumentInvalid(
             f"'{name[:80]}' is no name for a service",
             hint="1 to 63 small letters, digits and dashes, no dash at an end",
         )
-    return f"/v1/services/{name}{rest}"
+    return name
 
 
 class ServiceCalls:
@@ -43,38 +46,38 @@ class ServiceCalls:
         **limits: Unpack[LimitOptions],
     ) -> Document:
         """Make a module a service, or the next version of one."""
-        asked: Document = {
-            "name": name,
-            "version": version,
-            "env": dict(env or {}),
-            "on": on,
-            **limits,
-        }
-        if concurrency is not None:
-            asked["concurrency"] = concurrency
 
-        def send(about: Document, brought: bytes) -> Document:
-            head = to_json(asked | about)
-            parts = [len(head).to_bytes(4, "big"), head, brought]
-            return self.core.send("POST", "/v1/services", parts)
+        def send(named: str | None, brought: bytes) -> Document:
+            asked = api.Deploy(
+                name=name,
+                version=version,
+                env=dict(env or {}),
+                concurrency=concurrency or SERVICE_CONCURRENCY_DEFAULT,
+                on=on,
+                module=named,
+                module_bytes=len(brought),
+                **limits,
+            )
+            return self.core.ask(api.DEPLOY, asked, brought)
 
         return named_first(module, send)
 
     def services(self) -> Document:
         """Return the services that this node owns or holds."""
-        return self.core.call("GET", "/v1/services")
+        return self.core.ask(api.LIST, Nothing())
 
     def rollback(self, name: str, to: str | None = None) -> Document:
         """Go back to a version, or to what was active before."""
-        return self.core.call("POST", _path(name, "/rollback"), {"to": to})
+        return self.core.ask(api.ROLLBACK, api.Rollback(name=_name(name), to=to))
 
     def undeploy(self, name: str) -> Document:
         """Remove a service with its versions and its log."""
-        return self.core.call("DELETE", _path(name))
+        return self.core.ask(api.UNDEPLOY, api.Named(name=_name(name)))
 
     def log(self, name: str, newest: int) -> list[Document]:
         """Return the newest rows of a service's log, in order."""
-        rows: list[Document] = self.core.call("GET", _path(name, f"/log?n={newest}"))["requests"]
+        asked = api.Log(name=_name(name), n=newest)
+        rows: list[Document] = self.core.ask(api.LOG, asked)["requests"]
         return rows
 
     def follow(self, name: str, newest: int) -> Iterator[Document]:
@@ -88,6 +91,6 @@ class ServiceCalls:
 
     def after(self, name: str, number: int, wait_ms: int) -> list[Document]:
         """Return the rows of a log after one; where there is none, wait so long for it."""
-        path = _path(name, f"/log?after={number}&wait_ms={wait_ms}")
-        rows: list[Document] = self.core.call("GET", path)["requests"]
+        asked = api.Log(name=_name(name), after=number, wait_ms=wait_ms)
+        rows: list[Document] = self.core.ask(api.LOG, asked)["requests"]
         return rows

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from urllib.parse import quote
 
+from xsc.api import space as api
+from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid
 from xsc.client.calls import FSCK_TIMEOUT_S
 from xsc.client.core import Core, Document, Events
@@ -28,10 +29,6 @@ def address_of(text: str) -> str:
     return text
 
 
-def _record(address: str) -> str:
-    return f"/v1/space/record?at={quote(address_of(address), safe='')}"
-
-
 def value_of(shown: str | dict[str, str]) -> bytes:
     """Return the bytes of a value that the node shows: text, or {"base64": text}."""
     return shown.encode() if isinstance(shown, str) else b64decode(shown["base64"])
@@ -45,39 +42,36 @@ class SpaceCalls:
 
     def get(self, address: str, sequence: int | None = None) -> Document:
         """Return the newest record at an address, or a replaced one, with its `value_of`."""
-        older = "" if sequence is None else f"&sequence={sequence}"
-        return self.core.call("GET", _record(address) + older)
+        return self.core.ask(api.GET, api.Get(at=address_of(address), sequence=sequence))
 
     def put(self, path: str, value: bytes) -> Document:
         """Write a value at a path of this node; return the `sequence` of its record."""
-        return self.core.send("PUT", _record(path), [value])
+        return self.core.ask(api.PUT, api.At(at=address_of(path)), value)
 
     def remove(self, path: str) -> Document:
         """Delete a path of this node; return the `sequence` of the deletion."""
-        return self.core.call("DELETE", _record(path))
+        return self.core.ask(api.REMOVE, api.At(at=address_of(path)))
 
     def records(self, prefix: str = "") -> Document:
         """Return the records under a prefix, without values."""
-        address = quote(address_of(prefix), safe="")
-        return self.core.call("GET", f"/v1/space/records?under={address}")
+        return self.core.ask(api.LIST, api.Under(under=address_of(prefix)))
 
     def versions(self, path: str) -> Document:
         """Return the replaced records of an own path that are kept, without values."""
-        return self.core.call("GET", f"/v1/space/versions?at={quote(address_of(path), safe='')}")
+        return self.core.ask(api.VERSIONS, api.At(at=address_of(path)))
 
     def watch(self, prefix: str = "") -> Events:
         """Return each change under a prefix from now on, to be used in a `with`."""
-        address = quote(address_of(prefix), safe="")
-        return self.core.events(f"/v1/space/watch?under={address}")
+        return self.core.events(api.WATCH, api.Under(under=address_of(prefix)))
 
     def stats(self) -> Document:
         """Return how much the space holds."""
-        return self.core.call("GET", "/v1/space/stats")
+        return self.core.ask(api.STATS, Nothing())
 
     def diagnostics(self) -> Document:
         """Return programs, subscriptions, peers and the node's place in causality."""
-        return self.core.call("GET", "/v1/space/diagnostics")
+        return self.core.ask(api.DIAGNOSTICS, Nothing())
 
     def compact(self) -> Document:
         """Have the node drop what it need not keep of the space; return its stats after that."""
-        return self.core.call("POST", "/v1/space/compact", {}, timeout_s=FSCK_TIMEOUT_S)
+        return self.core.ask(api.COMPACT, Nothing(), timeout_s=FSCK_TIMEOUT_S)
