@@ -1,1 +1,22 @@
-"""The node's HTTP API as data: its endpoints with their requests and answers, once for all."""
+"""The node's HTTP API as data: its endpoints with their requests and answers, once for all.
+
+Subjects are imported where they are first used, as `api.peers`: making all models takes as long as
+a command may.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xsc.api import home, jobs, ledger, market, objects, peers, status
+
+    __all__ = ["home", "jobs", "ledger", "market", "objects", "peers", "status"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    return import_module(f"xsc.api.{name}")

@@ -15,9 +15,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
-from xsc.api import home, jobs, ledger, market, objects, peers, status
+from xsc import api
 from xsc.api.endpoint import Nothing
-from xsc.api.jobs import read_result, request_of
 from xsc.api.ranges import UNIT, check_range
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -168,7 +167,7 @@ class Calls:
         Raises:
             UploadChanged: the put that broke off had another content; it is gone now.
         """
-        asked = objects.Put(
+        asked = api.objects.Put(
             name=name,
             size_bytes=size_bytes,
             survive=survive or None,
@@ -177,11 +176,11 @@ class Calls:
             part=part or None,
             wait_for_name=wait_for_name,
         )
-        return self.core.upload(objects.PUT, asked, source, progress)
+        return self.core.upload(api.objects.PUT, asked, source, progress)
 
     def upload(self, upload_id: str) -> Document:
         """Return how many bytes of an upload that broke off are stored: `stored_bytes`."""
-        return self.core.ask(objects.UPLOAD, objects.UploadId(id=upload_id))
+        return self.core.ask(api.objects.UPLOAD, api.objects.UploadId(id=upload_id))
 
     def open(self, capability: str, part: str | None = None) -> Download:
         """Return an object's content as a stream, to be used in a `with`.
@@ -194,8 +193,8 @@ class Calls:
             ArgumentInvalid, RangeUnsatisfiable: not a range, or none of this object.
         """
         wanted = None if part is None else UNIT + check_range(part)
-        asked = objects.Get(capability=_capability(capability), range=wanted)
-        download = self.core.download(objects.GET, asked)
+        asked = api.objects.Get(capability=_capability(capability), range=wanted)
+        download = self.core.download(api.objects.GET, asked)
         if part is not None and download.part is None:
             download.close()
             raise NodeUnreachable("the node did not send a range")
@@ -214,15 +213,15 @@ class Calls:
 
     def objects(self, prefix: str = "", *, versions: bool = False) -> Document:
         """Return the objects that this node has stored: the newest of each name, or all."""
-        return self.core.ask(objects.LIST, objects.Under(prefix=prefix, versions=versions))
+        return self.core.ask(api.objects.LIST, api.objects.Under(prefix=prefix, versions=versions))
 
     def parts(self, tree: str) -> Sequence[Document]:
         """Return the files that were stored for a directory: `part, capability, created_ms`."""
-        return list(self.core.ask(objects.PARTS, objects.Directory(part=tree))["parts"])
+        return list(self.core.ask(api.objects.PARTS, api.objects.Directory(part=tree))["parts"])
 
     def restore(self, name: str, version: int) -> Document:
         """Make an older version of a name its newest; return its new `version`."""
-        return self.core.ask(objects.RESTORE, objects.Name(name=name, version=version))
+        return self.core.ask(api.objects.RESTORE, api.objects.Name(name=name, version=version))
 
     def named(
         self, name: str, version: int | None = None, *, deleting: bool = False
@@ -234,29 +233,33 @@ class Calls:
             version: its number under the name.
             deleting: also those whose deletion some host has yet to confirm.
         """
-        asked = objects.Versions(name=name, version=version, deleting=deleting)
-        return list(self.core.ask(objects.NAMED, asked)["capabilities"])
+        asked = api.objects.Versions(name=name, version=version, deleting=deleting)
+        return list(self.core.ask(api.objects.NAMED, asked)["capabilities"])
 
     def stat(self, capability: str) -> Document:
         """Ask the hosts of an object for its shards."""
-        return self.core.ask(objects.STAT, objects.Capability(capability=_capability(capability)))
+        return self.core.ask(
+            api.objects.STAT, api.objects.Capability(capability=_capability(capability))
+        )
 
     def check(self, capability: str, *, deep: bool = False) -> Document:
         """Say what an object's placement is worth; `deep` has every shard read and verified."""
         return self.core.ask(
-            objects.CHECK,
-            objects.Check(capability=_capability(capability), deep=deep),
+            api.objects.CHECK,
+            api.objects.Check(capability=_capability(capability), deep=deep),
             timeout_s=DEEP_TIMEOUT_S if deep else ANSWER_TIMEOUT_S,
         )
 
     def repair(self, capability: str) -> Document:
         """Have the node look at an object now, and build again what is lost of it."""
-        asked = objects.Capability(capability=_capability(capability))
-        return self.core.ask(objects.REPAIR, asked, timeout_s=DEEP_TIMEOUT_S)
+        asked = api.objects.Capability(capability=_capability(capability))
+        return self.core.ask(api.objects.REPAIR, asked, timeout_s=DEEP_TIMEOUT_S)
 
     def remove(self, capability: str) -> Document:
         """Delete an object at all of its hosts."""
-        return self.core.ask(objects.REMOVE, objects.Capability(capability=_capability(capability)))
+        return self.core.ask(
+            api.objects.REMOVE, api.objects.Capability(capability=_capability(capability))
+        )
 
     # Jobs
 
@@ -270,21 +273,21 @@ class Calls:
         """
 
         def send(module: str | None, brought: bytes) -> Document:
-            asked = request_of(spec, module, len(brought))
+            asked = api.jobs.request_of(spec, module, len(brought))
             job_ms = min(spec.timeout_ms or TIMEOUT_MS_MAX, TIMEOUT_MS_MAX)
             waits_ms = min(spec.wait_ms, TIMEOUT_MS_MAX)
             return self._send_job(
                 asked, (brought, spec.stdin), (job_ms + waits_ms) / 1000 + JOB_GRACE_S, show
             )
 
-        return read_result(spec.mode, named_first(spec.module, send))
+        return api.jobs.read_result(spec.mode, named_first(spec.module, send))
 
     def _send_job(
-        self, asked: jobs.Job, parts: Sequence[bytes], timeout_s: float, show: Show | None
+        self, asked: api.jobs.Job, parts: Sequence[bytes], timeout_s: float, show: Show | None
     ) -> Document:
         if show is None:
-            return self.core.ask(jobs.RUN, asked, *parts, timeout_s=timeout_s)
-        for line in self.core.lines(jobs.STREAM, asked, *parts, timeout_s=timeout_s):
+            return self.core.ask(api.jobs.RUN, asked, *parts, timeout_s=timeout_s)
+        for line in self.core.lines(api.jobs.STREAM, asked, *parts, timeout_s=timeout_s):
             if "result" in line:
                 return dict(line["result"])
             if "problem" in line:
@@ -295,59 +298,59 @@ class Calls:
 
     def evidence(self) -> Document:
         """Return what providers signed that cannot be true."""
-        return self.core.ask(jobs.EVIDENCE, Nothing())
+        return self.core.ask(api.jobs.EVIDENCE, Nothing())
 
     def evidence_record(self, evidence_id: str) -> Download:
         """Return one signed record of it as a file for `xsc verify`, to be used in a `with`."""
         hint = "`xsc compute evidence` shows them"
         found = _id(evidence_id, r"[a-z0-9]{1,64}", "evidence id", hint)
-        return self.core.download(jobs.EVIDENCE_RECORD, jobs.EvidenceId(id=found))
+        return self.core.download(api.jobs.EVIDENCE_RECORD, api.jobs.EvidenceId(id=found))
 
     # Peers
 
     def peers(self) -> Document:
         """Return all known peers."""
-        return self.core.ask(peers.LIST, Nothing())
+        return self.core.ask(api.peers.LIST, Nothing())
 
     def invite(self, ttl_ms: int | None = None) -> Document:
         """Return an invitation to this node, good for one peer."""
-        asked = peers.Invite() if ttl_ms is None else peers.Invite(ttl_ms=ttl_ms)
-        return self.core.ask(peers.INVITE, asked)
+        asked = api.peers.Invite() if ttl_ms is None else api.peers.Invite(ttl_ms=ttl_ms)
+        return self.core.ask(api.peers.INVITE, asked)
 
     def join(self, invitation: str, name: str | None = None) -> Document:
         """Accept another node's invitation."""
-        return self.core.ask(peers.JOIN, peers.Join(invitation=invitation, name=name))
+        return self.core.ask(api.peers.JOIN, api.peers.Join(invitation=invitation, name=name))
 
     def recognise(self, who: str, weight_ppm: int) -> Document:
         """Set how much this node recognises a peer."""
-        asked = peers.Recognise(who=_peer(who), weight_ppm=weight_ppm)
-        return self.core.ask(peers.RECOGNISE, asked)
+        asked = api.peers.Recognise(who=_peer(who), weight_ppm=weight_ppm)
+        return self.core.ask(api.peers.RECOGNISE, asked)
 
     def rename(self, who: str, name: str) -> Document:
         """Call a peer otherwise on this node."""
-        return self.core.ask(peers.RENAME, peers.Rename(who=_peer(who), name=name))
+        return self.core.ask(api.peers.RENAME, api.peers.Rename(who=_peer(who), name=name))
 
     def confirm(self, who: str) -> Document:
         """Answer for an introduced peer as for an invited one."""
-        return self.core.ask(peers.CONFIRM, peers.Who(who=_peer(who)))
+        return self.core.ask(api.peers.CONFIRM, api.peers.Who(who=_peer(who)))
 
     def block(self, who: str) -> Document:
         """Refuse a peer everything from now on."""
-        return self.core.ask(peers.BLOCK, peers.Who(who=_peer(who)))
+        return self.core.ask(api.peers.BLOCK, api.peers.Who(who=_peer(who)))
 
     def forget(self, who: str) -> Document:
         """Remove a peer."""
-        return self.core.ask(peers.REMOVE, peers.Who(who=_peer(who)))
+        return self.core.ask(api.peers.REMOVE, api.peers.Who(who=_peer(who)))
 
     # The rest
 
     def status(self) -> Document:
         """Return what the node says of itself."""
-        return self.core.ask(status.STATUS, Nothing())
+        return self.core.ask(api.status.STATUS, Nothing())
 
     def leave(self) -> Document:
         """Have the node begin to move away all that it holds for others."""
-        return self.core.ask(home.LEAVE, Nothing())
+        return self.core.ask(api.home.LEAVE, Nothing())
 
     def drain(self, wait_ms: int = 0) -> Document:
         """Return how far the node is with leaving.
@@ -355,39 +358,41 @@ class Calls:
         Args:
             wait_ms: how long to wait for the node's next count at most.
         """
-        return self.core.ask(home.DRAIN, home.Look(wait_ms=wait_ms))
+        return self.core.ask(api.home.DRAIN, api.home.Look(wait_ms=wait_ms))
 
     def stay(self) -> Document:
         """Have the node stay after all."""
-        return self.core.ask(home.STAY, Nothing())
+        return self.core.ask(api.home.STAY, Nothing())
 
     def drain_proof(self) -> Download:
         """Return what proves where everything lies now, to be used in a `with`."""
-        return self.core.download(home.PROOF, Nothing())
+        return self.core.download(api.home.PROOF, Nothing())
 
     def backup(self, *, identity: bool, bodies: bool) -> Download:
         """Return a backup of the node as a stream, to be used in a `with`."""
-        return self.core.download(home.BACKUP, home.Backup(identity=identity, bodies=bodies))
+        return self.core.download(
+            api.home.BACKUP, api.home.Backup(identity=identity, bodies=bodies)
+        )
 
     def fsck(self, *, deep: bool) -> Document:
         """Have the node compare its index with all bodies; takes as long as reading them."""
-        return self.core.ask(home.FSCK, home.Fsck(deep=deep), timeout_s=FSCK_TIMEOUT_S)
+        return self.core.ask(api.home.FSCK, api.home.Fsck(deep=deep), timeout_s=FSCK_TIMEOUT_S)
 
     def collect_garbage(self) -> Document:
         """Have the node drop what it need not keep, and give room back to the disk."""
-        return self.core.ask(home.GC, Nothing(), timeout_s=FSCK_TIMEOUT_S)
+        return self.core.ask(api.home.GC, Nothing(), timeout_s=FSCK_TIMEOUT_S)
 
     def damaged(self) -> Document:
         """Return the bodies that the node knows to be damaged."""
-        return self.core.ask(home.DAMAGED, Nothing())
+        return self.core.ask(api.home.DAMAGED, Nothing())
 
     def quotes(self) -> Document:
         """Ask all peers for their prices."""
-        return self.core.ask(market.QUOTES, Nothing())
+        return self.core.ask(api.market.QUOTES, Nothing())
 
     def leases(self) -> Document:
         """Return the leases of this node, in both roles."""
-        return self.core.ask(market.LEASES, Nothing())
+        return self.core.ask(api.market.LEASES, Nothing())
 
     def lease(self, lease_id: str, *, renewal: bool = False, denial: bool = False) -> Download:
         """Return one signed lease, its newest renewal or its denial as a file for `xsc verify`.
@@ -395,40 +400,40 @@ class Calls:
         To be used in a `with`.
         """
         found = _id(lease_id, r"[a-z0-9]{1,64}", "lease id", "`xsc market leases` shows them")
-        asked = market.LeaseId(id=found, renewal=renewal, denial=denial)
-        return self.core.download(market.LEASE, asked)
+        asked = api.market.LeaseId(id=found, renewal=renewal, denial=denial)
+        return self.core.download(api.market.LEASE, asked)
 
     def settle(self) -> Document:
         """Settle now what is owed by leases."""
-        return self.core.ask(ledger.SETTLE, Nothing())
+        return self.core.ask(api.ledger.SETTLE, Nothing())
 
     def settle_off_books(self, who: str, amount_micro: int) -> Document:
         """Say that what one of two nodes owes the other was paid off the books, so much of it."""
-        asked = ledger.Payment(peer=who, amount_micro=amount_micro)
-        return self.core.ask(ledger.OFF_BOOKS, asked)
+        asked = api.ledger.Payment(peer=who, amount_micro=amount_micro)
+        return self.core.ask(api.ledger.OFF_BOOKS, asked)
 
     def balances(self) -> Document:
         """Return what this node and each peer owe one another."""
-        return self.core.ask(ledger.BALANCE, Nothing())
+        return self.core.ask(api.ledger.BALANCE, Nothing())
 
     def entries(self, limit: int, before: int | None = None) -> Document:
         """Return the newest ledger entries, or the newest of those before one."""
-        return self.core.ask(ledger.LOG, ledger.Page(limit=limit, before=before))
+        return self.core.ask(api.ledger.LOG, api.ledger.Page(limit=limit, before=before))
 
     def set_limit(self, who: str, limit_micro: int) -> Document:
         """Set what a peer may owe this node at most."""
-        return self.core.ask(ledger.LIMIT, ledger.Limit(peer=who, limit_micro=limit_micro))
+        return self.core.ask(api.ledger.LIMIT, api.ledger.Limit(peer=who, limit_micro=limit_micro))
 
     def verify_ledger(self) -> Document:
         """Replay the node's ledger and check every signature in it."""
-        return self.core.ask(ledger.VERIFY, Nothing())
+        return self.core.ask(api.ledger.VERIFY, Nothing())
 
     def entry(self, entry_id: str) -> Download:
         """Return one settled entry as a file for `xsc verify`, to be used in a `with`."""
         hint = "`xsc ledger log --json` shows them"
         found = _id(entry_id, r"[a-z2-7]{52}", "entry id", hint)
-        return self.core.download(ledger.ENTRY, ledger.EntryId(id=found))
+        return self.core.download(api.ledger.ENTRY, api.ledger.EntryId(id=found))
 
     def health(self) -> Document:
         """Return what probes say of each peer."""
-        return self.core.ask(status.HEALTH, Nothing())
+        return self.core.ask(api.status.HEALTH, Nothing())

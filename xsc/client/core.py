@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self, TypeVar
 from urllib.parse import urlsplit
 
-from xsc.api import objects, proof, serial
+from xsc import api
+from xsc.api import proof, serial
 from xsc.api.endpoint import Endpoint, written
 from xsc.api.ranges import read_content_range
 from xsc.base.errors import ArgumentInvalid, HomeInvalid, NodeUnreachable, XscError, from_code
@@ -608,7 +609,7 @@ class Download:
         if not self._request_id.isalnum():
             return lost
         try:
-            found = self._core.ask(objects.FAULT, objects.RequestId(id=self._request_id))
+            found = self._core.ask(api.objects.FAULT, api.objects.RequestId(id=self._request_id))
         except XscError:
             return lost
         return problem_of(found)
