@@ -21,8 +21,8 @@ Takes = Literal["json", "framed", "bytes"]
 """framed: the length of the JSON in 4 bytes, big-endian, the JSON, and then bytes."""
 Gives = Literal["json", "bytes", "cbor", "lines", "events"]
 """cbor: a file for `xsc verify`. lines, events: a JSON document each, as they come."""
-_PLAIN: Final = "!#$&'()*+,-./:;<=>?@[]^_`{|}~ "
-"""Characters that a header holds as they are."""
+_PLAIN: Final = "!#$&'()*+,-./:;<=>?@[]^_`{|}~"
+"""Characters that a header holds as they are: no space, which would be lost at an end."""
 
 
 def header(name: str, *, default: T) -> T:

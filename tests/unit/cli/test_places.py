@@ -81,7 +81,7 @@ def node(stand_in, tmp_path):
     contents = {LIST: tree, FILE: CONTENT}
 
     def named(request):
-        if request.headers["XSC-Name"] == "album%2F":
+        if request.headers["XSC-Name"] == "album/":
             return request.answer.document({"capabilities": [LIST]})
         problem = {"code": "object_unknown", "detail": "no object under that name", "hint": "ls"}
         return request.answer.document(problem, 404)

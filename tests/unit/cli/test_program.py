@@ -38,7 +38,6 @@ def test_register_sends_the_document_with_its_modules_and_prints_the_hash(xsc, s
         "form": "toml",
         "document_bytes": len(text),
         "modules": [{"name": "m.wasm", "size_bytes": 4}],
-        "activate": False,
     }
     assert body[4 + size :] == text.encode() + b"\0asm"
     assert xsc("program", "register", str(file), "--json").json == RESULTS
@@ -138,7 +137,7 @@ def test_why_prints_a_tree_of_what_is_behind_a_value(xsc, stand_in):
 
 def test_why_exits_with_6_where_a_second_run_gives_something_else(xsc, stand_in):
     root = step("out/b", step("out/a", replayed=False, note="differs"), replayed=True)
-    stand_in.answers("GET", "/v1/provenance?at=out%2Fb&replay=true", root)
+    stand_in.answers("GET", "/v1/provenance?at=out%2Fb&replay=1", root)
     done = xsc("program", "why", "out/b", "--replay")
     assert done.code == 6
     assert "NOT THE SAME AGAIN" in done.out.decode()

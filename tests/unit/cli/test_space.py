@@ -101,7 +101,7 @@ def test_ls_lists_records(xsc, stand_in):
         *("notes/a", "7", "4", "B"),
     ]
     assert xsc("space", "ls", "bob:notes", "--json").json == {"records": [row]}
-    stand_in.answers("GET", "/v1/space/records?under=", {"records": []})
+    stand_in.answers("GET", "/v1/space/records", {"records": []})
     done = xsc("space", "ls")
     assert (done.code, done.out, done.err) == (0, b"", "nothing is there\n")
 

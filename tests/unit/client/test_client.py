@@ -174,7 +174,7 @@ async def test_a_service_is_deployed_by_the_name_of_its_module(there):
             return request.answer.document(
                 {"code": "module_unknown", "detail": "", "hint": ""}, 404
             )
-        return request.answer.document({"name": order["name"], "version": order["version"]}, 201)
+        return request.answer.document({"name": order["name"], "version": order.get("version")}, 201)
 
     there.routes["POST", "/v1/services"] = route
     calls = ServiceCalls(Core(there.home))

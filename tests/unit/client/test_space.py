@@ -7,12 +7,14 @@ import threading
 
 import pytest
 
+from xsc.api import space as api
 from xsc.base.errors import ArgumentInvalid, NodeUnreachable, PeerUnknown
 from xsc.client import SpaceChange, SpaceRecord, connect
 from xsc.client.core import Core
 
 WRITTEN = {"owner": "n0", "path": "notes/a", "sequence": 7}
 WATCH = "/v1/space/watch?under=notes"
+FOLLOWED = api.Under(under="notes")
 
 
 @pytest.fixture
@@ -83,16 +85,19 @@ def test_what_is_no_stream_of_events_is_said_to_be(stand_in):
     core = Core(stand_in.home)
     body = b"data: {no JSON\n\n"
     stand_in.routes["GET", WATCH] = lambda request: request.answer.raw(200, {}, body)
-    with core.events(WATCH) as events, pytest.raises(NodeUnreachable, match="broke off"):
+    with (
+        core.events(api.WATCH, FOLLOWED) as events,
+        pytest.raises(NodeUnreachable, match="broke off"),
+    ):
         list(events)
     stand_in.refuses("GET", WATCH, "peer_unknown", "no such peer")
     with pytest.raises(PeerUnknown):
-        core.events(WATCH)
+        core.events(api.WATCH, FOLLOWED)
 
 
 def test_a_stream_that_was_closed_just_ends(stand_in):
     stand_in.tells(WATCH, [WRITTEN])
-    with Core(stand_in.home).events(WATCH) as events:
+    with Core(stand_in.home).events(api.WATCH, FOLLOWED) as events:
         changes = iter(events)
         assert next(changes) == WRITTEN
         events.close()
