@@ -121,6 +121,14 @@ def _capability(text: str) -> str:
     return text
 
 
+def _name(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ArgumentInvalid("the name of the object is not Unicode text") from None
+    return text
+
+
 def _peer(who: str) -> str:
     if not _PEER.fullmatch(who):
         raise PeerUnknown(
@@ -168,7 +176,7 @@ class Calls:
             UploadChanged: the put that broke off had another content; it is gone now.
         """
         asked = api.objects.Put(
-            name=name,
+            name=_name(name),
             size_bytes=size_bytes,
             survive=survive or None,
             code=None if code is None else f"{code[0]},{code[1]}",
@@ -213,7 +221,8 @@ class Calls:
 
     def objects(self, prefix: str = "", *, versions: bool = False) -> Document:
         """Return the objects that this node has stored: the newest of each name, or all."""
-        return self.core.ask(api.objects.LIST, api.objects.Under(prefix=prefix, versions=versions))
+        asked = api.objects.Under(prefix=_name(prefix), versions=versions)
+        return self.core.ask(api.objects.LIST, asked)
 
     def parts(self, tree: str) -> Sequence[Document]:
         """Return the files that were stored for a directory: `part, capability, created_ms`."""
@@ -221,7 +230,8 @@ class Calls:
 
     def restore(self, name: str, version: int) -> Document:
         """Make an older version of a name its newest; return its new `version`."""
-        return self.core.ask(api.objects.RESTORE, api.objects.Name(name=name, version=version))
+        asked = api.objects.Name(name=_name(name), version=version)
+        return self.core.ask(api.objects.RESTORE, asked)
 
     def named(
         self, name: str, version: int | None = None, *, deleting: bool = False
@@ -233,7 +243,7 @@ class Calls:
             version: its number under the name.
             deleting: also those whose deletion some host has yet to confirm.
         """
-        asked = api.objects.Versions(name=name, version=version, deleting=deleting)
+        asked = api.objects.Versions(name=_name(name), version=version, deleting=deleting)
         return list(self.core.ask(api.objects.NAMED, asked)["capabilities"])
 
     def stat(self, capability: str) -> Document:

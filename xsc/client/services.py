@@ -52,7 +52,7 @@ class ServiceCalls:
                 name=name,
                 version=version,
                 env=dict(env or {}),
-                concurrency=concurrency or SERVICE_CONCURRENCY_DEFAULT,
+                concurrency=SERVICE_CONCURRENCY_DEFAULT if concurrency is None else concurrency,
                 on=on,
                 module=named,
                 module_bytes=len(brought),

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 
-from xsc.api.jobs import read_result, request_document, result_document
-from xsc.api.schema import JobRequest
+from xsc.api.endpoint import written
+from xsc.api.jobs import RUN, Job, read_result, request_of, result_of
+from xsc.api.serial import document, to_text
 from xsc.base.errors import ArgumentInvalid, FuelExhausted, SpaceExhausted
 from xsc.base.jobs import JobItem, JobResult, JobSpec, StoredOutput, Verification
+from xsc.node.api.serving import parse
 
 COMMON = {
     "fuel_used": 4,
@@ -31,7 +32,7 @@ RAN = JobResult(mode="run", exit_code=3, stdout=b"o", stderr=b"e", files={"p": b
 
 @pytest.mark.parametrize("trap", [None, TRAP])
 def test_an_invocation(trap):
-    assert result_document(replace(ADDED, trap=trap)) == {
+    assert document(result_of(replace(ADDED, trap=trap))) == {
         "results": ["3"],
         "fuel_used": 4,
         "memory_peak_bytes": 65_536,
@@ -61,9 +62,9 @@ def test_an_invocation(trap):
     ],
 )
 def test_a_document_is_read_back(done):
-    document = result_document(done)
-    again = read_result(done.mode, document)
-    assert result_document(again) == document
+    told = document(result_of(done))
+    again = read_result(done.mode, told)
+    assert document(result_of(again)) == told
     assert (again.verification, again.receipt) == (done.verification, done.receipt)
     assert [item.receipt for item in again.items] == [item.receipt for item in done.items]
 
@@ -79,10 +80,21 @@ def test_a_document_is_read_back(done):
     ],
 )
 def test_a_request_is_the_job(spec):
-    document = {**request_document(spec), "module_bytes": 1}
-    asked = JobRequest.model_validate_json(json.dumps(document))
-    assert asked.stdin_bytes == len(spec.stdin)
+    path, headers, told = written(RUN, request_of(spec, None, len(spec.module)))
+    assert (path, headers) == ("/v1/jobs", {})
+    asked = parse(to_text(told).encode(), Job)
+    assert (asked.module, asked.module_bytes, asked.stdin_bytes) == (None, 1, len(spec.stdin))
     assert asked.spec(spec.module, spec.stdin) == spec
+
+
+def test_a_module_is_named_or_brought():
+    named = request_of(JobSpec.invoke(b"m", "f"), "00" * 32, 0)
+    assert written(RUN, named)[2] == {
+        "mode": "invoke",
+        "function": "f",
+        "module": "00" * 32,
+        "module_bytes": 0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 from base64 import b64encode
+from io import BytesIO
 
 import pytest
 
@@ -174,7 +175,9 @@ async def test_a_service_is_deployed_by_the_name_of_its_module(there):
             return request.answer.document(
                 {"code": "module_unknown", "detail": "", "hint": ""}, 404
             )
-        return request.answer.document({"name": order["name"], "version": order.get("version")}, 201)
+        return request.answer.document(
+            {"name": order["name"], "version": order.get("version")}, 201
+        )
 
     there.routes["POST", "/v1/services"] = route
     calls = ServiceCalls(Core(there.home))
@@ -377,3 +380,25 @@ async def test_a_log_is_followed_from_its_end(there, newest):
             if seen[-1] == 5:
                 break
     assert seen == [*range(3 - newest, 3), 3, 4, 5]
+
+
+async def test_a_name_that_is_no_text_is_said_to_be_one(there):
+    calls = Calls(Core(there.home))
+    for call in (
+        lambda: calls.put(BytesIO(b"a"), name="\udcff"),
+        lambda: calls.objects("\udcff"),
+        lambda: calls.named("\udcff"),
+        lambda: calls.restore("\udcff", 1),
+    ):
+        with pytest.raises(ArgumentInvalid, match="the name of the object is not Unicode text"):
+            call()
+    assert there.requests == []
+
+
+async def test_a_concurrency_of_none_at_all_is_left_to_the_node(there):
+    there.answers("POST", "/v1/services", {}, 201)
+    calls = ServiceCalls(Core(there.home))
+    for given, told in ((0, {"concurrency": 0}), (2, {"concurrency": 2}), (None, {}), (4, {})):
+        calls.deploy(b"\0asm", "web", concurrency=given)
+        order, _ = there.last.job()
+        assert order == {"name": "web", "module_bytes": 4, **told}
