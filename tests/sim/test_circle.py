@@ -19,12 +19,11 @@ from xsc.identity.keys import KeyPair
 from xsc.net.peers.circle import Introduction, Member
 from xsc.net.peers.registry import AddressRecord
 from xsc.node.recovery.recover import find_head
-from xsc.node.routes import ledger
 from xsc.node.routes.objects import _introducers
 from xsc.node.routes.peers import _row
 from xsc.node.routes.status import status_of
 from xsc.storage.catalogue.directory import open_body, open_head
-from xsc.storage.object.durability import parse
+from xsc.storage.object.durability import KINDS, Domains, parse
 
 DAY_MS = 86_400_000
 INTRODUCED = {"accept_peers": "introduced"}
@@ -249,7 +248,7 @@ def test_a_credit_that_several_share_is_shown_once_and_not_as_one_each():
         node, limit = world.nodes[1], 5_000_000
         for peer, micro in ((hub, 7_000_000), (one, limit), (two, limit)):
             await node.ledger.set_limit(peer, micro)
-        api = Api(ledger.routes(node))
+        api = Api(node)
 
         async def shown():
             answer = await api.call("GET", "/v1/ledger/balance")
@@ -265,8 +264,8 @@ def test_a_credit_that_several_share_is_shown_once_and_not_as_one_each():
         assert (credit["through"], credit["limit_micro"]) == (to_text(hub), limit)
         assert {each["id"] for each in credit["peers"]} == {to_text(one), to_text(two)}
         assert credit["left_micro"] == limit
-        assert _row(node, one)["shared_through"] == to_text(hub)
-        assert _row(node, hub)["shared_through"] is None
+        assert _row(node, one).shared_through == to_text(hub)
+        assert _row(node, hub).shared_through is None
         # What one takes is gone for the other.
         greedy(world.nodes[2])
         assert await takes(node, world.nodes[2])
@@ -415,16 +414,16 @@ def test_a_contract_names_introducers_and_check_says_who_brought_the_hosts():
         with pytest.raises(DurabilityUnreachable, match="at 2 known introducers survive the loss"):
             await put(owner, content(MIB), contract=asked)
         found = await check(await put(owner, content(MIB)))
-        assert found.to_json()["domains"]["introducer"] == {"known": 1, "unknown": 0}
-        assert found.to_json()["survives"] == "2nodes"
+        assert found.domains[KINDS.index("introducer")] == Domains(1, 0)
+        assert found.survives.shown_for(found.stat.contract).to_text() == "2nodes"
         (row,) = _introducers(owner, found)
-        assert (row["name"], row["hosts"], row["brought"]) == (hub.config.name, 6, 5)
+        assert (row.name, row.hosts, row.brought) == (hub.config.name, 6, 5)
         # Whom the operator answers for is a domain of its own.
         for node in world.nodes[1:5]:
             owner.peers.roster.confirm(node.key.node_id)
         found = await check(await put(owner, content(MIB, 1), contract=asked))
         assert found.survives.meets(asked)
-        assert found.to_json()["domains"]["introducer"] == {"known": 5, "unknown": 0}
+        assert found.domains[KINDS.index("introducer")] == Domains(5, 0)
 
     run(14, 7, play, INTRODUCED, kind=Star)
 
@@ -500,7 +499,7 @@ def test_a_node_that_nobody_reaches_learns_it_from_those_that_try():
         await world.until(lambda: status_of(node, NO_HOME).peers.not_reached_by == len(others))
         said = status_of(node, NO_HOME).peers
         assert (said.known, said.healthy, said.reached_by) == (2, 2, 0)
-        assert [_row(node, peer)["reaches_us"] for peer in node.peers.peers()] == [False, False]
+        assert [_row(node, peer).reaches_us for peer in node.peers.peers()] == [False, False]
         node.peers.own_address.advertise = ()
         await world.until(lambda: status_of(node, NO_HOME).peers.reached_by == len(others))
 

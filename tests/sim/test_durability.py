@@ -5,9 +5,12 @@ import itertools
 import pytest
 
 from tests.sim.network import content, get, put, run
+from xsc.api.objects import Check
+from xsc.api.serial import document
 from xsc.base.errors import DurabilityUnreachable
 from xsc.base.limits import MIB
 from xsc.node.config import load
+from xsc.node.routes import objects
 from xsc.storage.object.durability import Contract
 
 YEAR_MS = 365 * 86_400_000
@@ -42,7 +45,8 @@ def test_six_shards_on_two_nodes_are_worth_what_two_nodes_are():
         two = await put(alone, content(MIB), contract=Contract())
         found = await check(alone, two)
         assert (found.survives, found.stat.condition.margin) == (Contract(), 2)
-        assert found.to_json()["domains"]["node"] == {"known": 2, "unknown": 0}
+        said = document(await objects.check(alone, Check(capability=two)))
+        assert said["domains"]["node"] == {"known": 2, "unknown": 0}
         assert found.yearly_loss_ppb == 486_582_881
         world.net.heal()
         assert (await check(world.nodes[1], six)).yearly_loss_ppb < 30_000
@@ -168,16 +172,14 @@ def test_repair_heals_where_the_contract_cannot_be_kept_and_moves_back_when_a_pe
         assert len(set(healed)) == 6
         found = await check(owner, capability)
         assert found.stat.condition.margin == 2, "it heals all the same"
-        assert (found.to_json()["contract"], found.to_json()["contract_kept"]) == (
-            "2nodes,1site",
-            False,
-        )
+        said = document(await objects.check(owner, Check(capability=capability)))
+        assert (said["contract"], said["contract_kept"]) == ("2nodes,1site", False)
         moved = [item for _, done in owner.storage.repairer.recent for item in done.moved]
         assert len(moved) == 1, "what is well moves only where that helps"
         world.net.heal()
         await world.clock.sleep_ms(200_000)
-        found = await check(owner, capability)
-        assert found.to_json()["contract_kept"] is True
+        said = document(await objects.check(owner, Check(capability=capability)))
+        assert said["contract_kept"] is True
         assert 7 in await at()
         moved = [item for _, done in owner.storage.repairer.recent for item in done.moved]
         assert len(moved) == 2

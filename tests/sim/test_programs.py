@@ -42,7 +42,7 @@ def test_the_output_of_one_program_is_the_input_of_another_over_a_crash():
         await world.until(lambda: value(bea) == b"3")
         await world.crash(1)
         bea = await world.restart(1)
-        assert bea.programs.get_results(program)["outputs"] == {"n": "3"}
+        assert bea.programs.get_results(program).outputs == {"n": "3"}
         await ada.space.put("demo/a", b"2")
         await world.until(lambda: value(bea) == b"4")
 
@@ -56,10 +56,10 @@ def test_two_nodes_whose_programs_feed_each_other_back_off():
         await bea.programs.start(counter(ada.config.name), "json")
         await world.clock.sleep_ms(HOUR_MS // 4)
         for node in world.nodes:
-            (row,) = (row for row in node.programs.status() if not row["built_in"])
-            written = row["publications"]
+            (row,) = (row for row in node.programs.status() if not row.built_in)
+            written = row.publications
             assert PUBLICATIONS_AN_HOUR_MAX <= written < PUBLICATIONS_AN_HOUR_MAX + 10
-            assert row["state"] in {"active", "backing_off"}
+            assert row.state in {"active", "backing_off"}
 
     run(2, 2, play, {"probe_interval": "60s"})
 
@@ -75,7 +75,7 @@ def test_a_peer_that_changes_a_value_ten_thousand_times_makes_few_frames():
             await world.clock.sleep_ms(5)
         await world.until(lambda: value(bea) == b"10000")
         passed_ms = world.clock.now_ms() - begun_ms
-        frames = bea.programs.get_results(program)["frame"]
+        frames = bea.programs.get_results(program).frame
         assert frames <= passed_ms // 100 + 2
 
     run(3, 2, play, {"probe_interval": "60s"})

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.sim.network import SEEDS, content, get, points, put, run, stream
+from tests.unit.node.test_routes import serving
+from xsc.api.objects import PUT
 from xsc.base.errors import (
     NotAllowed,
     ObjectUnknown,
@@ -27,7 +29,6 @@ from xsc.net.calls.server import read_horizons
 from xsc.net.transport.parser import SmallRequest
 from xsc.node import directory as keeper
 from xsc.node.recovery.recover import Found, Signing, begin_signing, call_peers, find_objects
-from xsc.node.routes.objects import PATH, fast_path_handlers
 from xsc.storage.catalogue.directory import HeadBody, make_head
 from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS
 
@@ -537,10 +538,10 @@ def test_a_put_says_where_its_name_is_at_fewer_peers_than_it_should(silent):
         found, wanted = await owner.directory.told(4)
         waited_ms = world.clock.now_ms() - began_ms
         assert (found, wanted) == (6 - silent, 4)
-        stored = fast_path_handlers(owner)[PATH]
+        stored = serving(owner).fast_path((PUT,))[PUT.path]
         headers = {"xsc-name": "b", "xsc-wait-for-name": "1"}
-        _, said = await stored(SmallRequest(PATH, headers, b"content"))
-        assert ["the name is at 3 of 4 peers" in text for text in said["warnings"]] == (
+        _, said = await stored(SmallRequest(PUT.path, headers, b"content"))
+        assert ["the name is at 3 of 4 peers" in text for text in said.warnings] == (
             [True] if silent == 3 else []
         )
         # Whoever is silent keeps nobody waiting while others are enough.

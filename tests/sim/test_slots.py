@@ -650,13 +650,13 @@ def test_what_a_node_grants_is_explained_to_others_and_outlives_a_crash():
         for node in world.nodes:
             assert (node.key.node_id, UserSpacePaths.COMMITMENT) in read
         (row,) = provider.programs.status()
-        assert (row["id"], row["state"], row["built_in"]) == ("allocation", "active", True)
+        assert (row.id, row.state, row.built_in) == ("allocation", "active", True)
         await world.crash(0)
         provider = await world.restart(0)
         await world.until(lambda: of(provider, friend) == 80)
         again, _ = await explained(provider, provider)
         assert again.value == root.value, "a crash changes nothing"
         (restarted,) = provider.programs.status()
-        assert restarted["frame"] == row["frame"]
+        assert restarted.frame == row.frame
 
     run(4, 3, play, SETTINGS)

@@ -83,18 +83,18 @@ async def test_the_program_publishes_what_the_rule_publishes(alice, network, pee
     assert await play(node, *peers) == await play(beside, *peers)
     assert node.allocator.present() == beside.allocator.present()
     assert node.allocator.granted() == beside.allocator.granted()
-    assert node.program.results()["outputs"]["state"] == node.published().hex()
-    assert node.program.results() | {"built_in": True, "state": "active"} == node.program.results()
+    assert node.program.results().outputs["state"] == node.published().hex()
+    assert (node.program.results().built_in, node.program.results().state) == (True, "active")
 
 
 async def test_a_quiet_look_runs_no_frame_and_writes_nothing(node, peers):
     await play(node, *peers)
-    frame_number, writes = node.program.results()["frame"], len(node.db.writes)
+    frame_number, writes = node.program.results().frame, len(node.db.writes)
     for _ in range(3):
         node.pass_ms(60_000)
         node.allocator.wake()
         await node.allocator.allocate()
-    assert (node.program.results()["frame"], len(node.db.writes)) == (frame_number, writes)
+    assert (node.program.results().frame, len(node.db.writes)) == (frame_number, writes)
 
 
 async def test_where_the_program_fails_its_rule_decides_and_says_so_once(node, peers, monkeypatch):
@@ -103,7 +103,7 @@ async def test_where_the_program_fails_its_rule_decides_and_says_so_once(node, p
         await play(node, *peers)
         assert "over the bound of 10" in node.allocator.program_fault
         results = node.program.results()
-        assert (results["state"], results["frame"]) == ("failed", 0)
+        assert (results.state, results.frame) == ("failed", 0)
     assert node.log.events.count("allocation.program_failed") == 1
     assert sum(node.quantities()) == 100
     root = await node.why()
@@ -124,10 +124,10 @@ async def test_a_frame_that_cannot_be_written_did_not_happen(node, peers, monkey
         await node.allocator.allocate()
         fault = node.allocator.program_fault
         assert fault.startswith("space_exhausted: ")
-        assert node.program.results() == before | {"fault": fault, "state": "failed"}
+        assert node.program.results() == replace(before, fault=fault, state="failed")
     await node.allocator.allocate()
     assert node.allocator.program_fault == ""
-    assert node.program.results()["frame"] == before["frame"] + 1
+    assert node.program.results().frame == before.frame + 1
     assert (await node.why()).verified
 
 
@@ -154,11 +154,11 @@ async def test_a_restart_changes_nothing_and_keeps_the_ring(node, peers, alice, 
     await node.needs(peers[0], need_of(7, 9))
     await node.allocator.allocate()
     results = node.program.results()
-    assert results["variables"]["over"] == f"[{NOBODY}, 3, 5]"
+    assert results.variables["over"] == f"[{NOBODY}, 3, 5]"
     assert node.allocator.state.damping_history == over
     again = Serving(alice, network, *peers, db=node.db)
     writes = len(node.db.writes)
-    assert again.program.results() == results | {"publications": 0}
+    assert again.program.results() == replace(results, publications=0)
     again.clock.advance_to(node.clock.now_ms())
     await again.allocator.allocate()
     assert again.published() == node.published()
@@ -180,7 +180,7 @@ async def test_what_was_kept_and_is_damaged_leaves_the_rule(node, peers, alice, 
     await again.allocator.allocate()
     assert again.log.events.count("allocation.program_failed") == 1
     assert again.published() != before
-    assert again.program.results()["state"] == "failed"
+    assert again.program.results().state == "failed"
 
 
 async def test_a_kill_at_any_write_leaves_a_whole_frame(node, peers, alice, network):
@@ -189,10 +189,10 @@ async def test_a_kill_at_any_write_leaves_a_whole_frame(node, peers, alice, netw
         again = Serving(alice, network, *peers, db=node.db.after(count))
         if again.space.ls(STATE):
             state = again.published()
-            assert again.program.results()["outputs"]["state"] == state.hex(), count
+            assert again.program.results().outputs["state"] == state.hex(), count
             assert (await again.why(replayed=True)).replayed, count
         else:
-            assert again.program.results()["frame"] == 0, count
+            assert again.program.results().frame == 0, count
 
 
 async def test_a_state_is_explained_by_owner_and_path_and_replayed(node, peers, bob):

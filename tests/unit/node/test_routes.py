@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import StreamReader, web
@@ -12,6 +14,8 @@ from aiohttp.test_utils import make_mocked_request
 from tests.sim.network import content, put, run
 from tests.sim.test_slots import SETTINGS, need, offer, recognise
 from xsc.allocation.declaring import Statement
+from xsc.api import objects
+from xsc.api.serial import document
 from xsc.base.errors import (
     ArgumentInvalid,
     CapabilityInvalid,
@@ -22,22 +26,42 @@ from xsc.base.errors import (
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB
 from xsc.net.transport.parser import SmallRequest
-from xsc.node.routes import allocation, drain, ledger, objects
+from xsc.node.api.serving import Faults, Server
+from xsc.node.routes.table import all_answers
 from xsc.storage.object.capability import ReadCapability
 from xsc.storage.repair.departures import check_proof
 
 QUICK = {"repair_grace": "60s", "repair_interval": "5min", "probe_interval": "15s"}
 
 
+def serving(node):
+    """Return what serves the endpoints of a node."""
+    faults = Faults()
+    return Server(node, all_answers(Path("no-home"), faults), faults)
+
+
+class Arriving(BaseProtocol):
+    """Of a request in a test: its body is there already."""
+
+
+def sent(body):
+    """Return the body of a request that came whole."""
+    stream = StreamReader(Arriving(asyncio.get_running_loop()), 2**16)
+    stream.feed_data(body)
+    stream.feed_eof()
+    return stream
+
+
 class Api:
     """The endpoints of a node by method and path, without a socket."""
 
-    def __init__(self, routes):
+    def __init__(self, node):
+        routes = serving(node).routes()
         self.routes = {(route.method, route.path): route.handler for route in routes}
 
-    async def call(self, method, path, **headers):
+    async def call(self, method, path, *, body=b"", **headers):
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = make_mocked_request(method, path, headers=named)
+        request = make_mocked_request(method, path, headers=named, payload=sent(body))
         answer = await self.routes[method, path.partition("?")[0]](request)
         assert isinstance(answer, web.Response)
         return json.loads(answer.text)
@@ -45,14 +69,15 @@ class Api:
 
 @pytest.mark.parametrize("text", ["²", "9" * 5_000, "-1", "1.0", "x", ""])
 async def test_a_number_that_is_none_is_no_bug(text):
-    with pytest.raises(ArgumentInvalid, match="must be a whole number from 1 to"):
-        await Api(ledger.routes(None)).call("GET", f"/v1/ledger/log?limit={text}")
+    said = "limit must be at least 1" if text == "-1" else "the request is wrong at limit: "
+    with pytest.raises(ArgumentInvalid, match=said):
+        await Api(SimpleNamespace(log=None)).call("GET", f"/v1/ledger/log?limit={text}")
 
 
 def test_the_ledger_is_read_by_pages():
     async def play(world):
         node, peer, other = world.nodes
-        api = Api(ledger.routes(node))
+        api = Api(node)
         for number in range(7):
             for each in (peer, other):
                 await node.ledger.set_limit(each.key.node_id, number)
@@ -78,16 +103,12 @@ def test_the_ledger_is_read_by_pages():
         after = f"&before={first['entries'][-1]['seq']}"
         assert (await api.call("GET", f"/v1/ledger/log?limit=1{after}"))["entries"][0]["seq"] == 9
         for wrong in ("before=99", "before=-1", "before=x", "before=", f"before=13{of_peer}"):
-            with pytest.raises(ArgumentInvalid, match=r"entry|whole number"):
+            with pytest.raises(ArgumentInvalid, match=r"entry|wrong at before: |at least 0"):
                 await api.call("GET", f"/v1/ledger/log?{wrong}")
-        with pytest.raises(ArgumentInvalid, match="from 1 to 1000"):
+        with pytest.raises(ArgumentInvalid, match="limit must be at most 1000, not 1001"):
             await api.call("GET", "/v1/ledger/log?limit=1001")
 
     run(5, 3, play)
-
-
-class Nothing(BaseProtocol):
-    """Of a request in a test: its body is there already."""
 
 
 async def answers(node, fields, body):
@@ -95,17 +116,11 @@ async def answers(node, fields, body):
     request = SmallRequest(
         "/v1/objects", {name.lower(): value for name, value in fields.items()}, body
     )
-    stream = StreamReader(Nothing(asyncio.get_running_loop()), 2**16)
-    stream.feed_data(body)
-    stream.feed_eof()
-    general = {
-        (route.method, route.path): route.handler
-        for route in objects.routes(node, objects.Faults())
-    }["POST", "/v1/objects"]
+    general = Api(node).routes["POST", "/v1/objects"]
     told = []
     for call in (
-        general(make_mocked_request("POST", "/v1/objects", headers=fields, payload=stream)),
-        objects.fast_path_handlers(node)["/v1/objects"](request),
+        general(make_mocked_request("POST", "/v1/objects", headers=fields, payload=sent(body))),
+        serving(node).fast_path((objects.PUT,))["/v1/objects"](request),
     ):
         try:
             answer = await call
@@ -113,8 +128,10 @@ async def answers(node, fields, body):
             told.append((type(refusal), refusal.message))
             continue
         if isinstance(answer, web.Response):
-            answer = (answer.status, json.loads(answer.text))
-        told.append(answer)
+            told.append((answer.status, json.loads(answer.text)))
+        else:
+            status, model = answer
+            told.append((status, document(model)))
     return told
 
 
@@ -131,8 +148,8 @@ def test_a_small_put_is_answered_alike_on_the_fast_path_and_by_the_general_route
         ):
             (status, one), (also, other) = await answers(owner, fields, b"hello")
             assert (status, also) == (201, 201)
-            for document in (one, other):
-                reader = await owner.storage.open(document.pop("capability"))
+            for stored in (one, other):
+                reader = await owner.storage.open(stored.pop("capability"))
                 assert b"".join([bytes(piece) async for piece in reader.stream(0, 5)]) == b"hello"
             named = bool(fields)
             assert other.pop("version") == one.pop("version") + named
@@ -159,7 +176,7 @@ def test_a_small_put_is_answered_alike_on_the_fast_path_and_by_the_general_route
 def test_repair_says_what_moved_and_what_did_not():
     async def play(world):
         owner = world.nodes[0]
-        api = Api(objects.routes(owner, objects.Faults()))
+        api = Api(owner)
         capability = await put(owner, content(MIB))
         answer = await api.call("POST", "/v1/object/repair", XSC_Capability=capability)
         nothing = {"left": [], "reason": "", "patched": 0, "waiting": 0}
@@ -194,7 +211,7 @@ def test_repair_says_what_moved_and_what_did_not():
 
 def test_repair_refuses_what_is_no_object_of_this_node():
     async def play(world):
-        api = Api(objects.routes(world.nodes[1], objects.Faults()))
+        api = Api(world.nodes[1])
         with pytest.raises(CapabilityInvalid, match="carries no capability"):
             await api.call("POST", "/v1/object/repair")
         with pytest.raises(CapabilityInvalid):
@@ -214,7 +231,7 @@ def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
         capability = await put(world.nodes[0], content(MIB))
         hosts = [host.node for host in (await world.nodes[0].storage.stat(capability)).hosts]
         leaver = next(n for n in world.nodes[1:] if n.key.node_id in hosts)
-        api = Api(drain.routes(leaver))
+        api = Api(leaver)
         held = leaver.shards.used_bytes
         answer = await api.call("GET", "/v1/drain")
         assert (answer["state"], answer["total_bytes"], answer["peers"]) == ("staying", 0, 6)
@@ -249,7 +266,7 @@ def test_what_was_drawn_is_shown_on_both_sides_whatever_is_granted_now():
         wanted = await need(customer, 60)
         await world.until(customer.allocator.received)
         await put(customer, content(24 * MIB))
-        here, there = Api(allocation.routes(customer)), Api(allocation.routes(provider))
+        here, there = Api(customer), Api(provider)
 
         async def shown(api, part):
             (slot,) = (await api.call("GET", "/v1/allocation"))["slots"]

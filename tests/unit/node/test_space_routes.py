@@ -12,12 +12,13 @@ from aiohttp import ClientSession, web
 
 from tests.settle import until
 from tests.sim.network import World
+from tests.unit.node.test_routes import serving
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB
 from xsc.base.log import SilentLog
 from xsc.net.peers.registry import PeerInfo
+from xsc.node.api import serving as serving_module
 from xsc.node.api.app import Running, application
-from xsc.node.routes import space
 from xsc.space.limits import WATCHES_MAX
 
 TOKEN = "a" * 52
@@ -64,7 +65,7 @@ async def api():
         added_ms=0,
     )
     node.peers.roster.restore(info)
-    app = application(space.routes(node), TOKEN, SilentLog(), Running(), dict)
+    app = application(serving(node).routes(), TOKEN, SilentLog(), Running(), dict)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.02)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -230,7 +231,7 @@ async def test_a_watch_tells_changes_as_events(api):
 
 
 async def test_a_watch_ends_with_the_node_or_its_reader(api, monkeypatch):
-    monkeypatch.setattr(space, "BEAT_MS", 5)
+    monkeypatch.setattr(serving_module, "BEAT_MS", 5)
     place = api.url + "/v1/space/watch"
     async with api.session.get(place) as left, api.session.get(place) as stays:
         for answer in (left, stays):

@@ -129,7 +129,7 @@ class ProgramNode:
         return any(record.path == path for record in self.space.ls(""))
 
     def outputs(self, program):
-        return self.manager.get_results(program)["outputs"]
+        return self.manager.get_results(program).outputs
 
     async def end(self):
         for task in self.tasks:

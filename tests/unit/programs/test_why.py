@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from tests.unit.programs.documents import MEMORY, call, compiled, derived, local, sub
 from tests.unit.programs.provenances import NETWORK, Runner
+from xsc.api.serial import document
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import NotFound, ProofInvalid, XscError
 from xsc.base.ids import short, to_text
@@ -31,7 +30,7 @@ from xsc.programs.provenance import (
     make_records,
     published_of,
 )
-from xsc.programs.why import Why, replay, steps_of, to_json
+from xsc.programs.why import Why, replay, shown, steps_of
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 
@@ -101,10 +100,10 @@ async def test_a_value_is_explained_down_to_what_was_put_across_nodes():
         ],
     )
     assert [step.owner for step in steps_of(root)][:2] == [bob.owner, alice.owner]
-    shown = to_json(root)
-    assert (shown["value"], shown["function"]) == ("31", "math.add")
-    assert shown["inputs"][0]["owner"] == to_text(alice.owner)
-    assert {"path", "value", "verified", "function", "inputs"} <= shown.keys()
+    tree = document(shown(root))
+    assert (tree["value"], tree["function"]) == ("31", "math.add")
+    assert tree["inputs"][0]["owner"] == to_text(alice.owner)
+    assert {"path", "value", "verified", "function", "inputs"} <= tree.keys()
 
 
 async def test_what_no_program_gave_and_what_is_not_there():
@@ -325,7 +324,7 @@ async def test_replay_runs_every_function_again():
     root = await bob.why("next/out/t")
     await replay(root, Functions(), never, InlineExecutor())
     assert [step.replayed for step in steps_of(root) if step.signed] == [True] * 3
-    assert to_json(root)["replayed"] is True
+    assert shown(root).replayed is True
 
 
 async def test_replay_finds_a_result_that_the_function_does_not_give():
@@ -424,12 +423,11 @@ async def test_a_chain_is_followed_deeper_than_it_is_shown():
     root = await node.why("end")
     assert root.verified
     assert sum(1 for step in steps_of(root) if step.signed) == links
-    shown = to_json(root)
-    assert json.loads(json.dumps(shown)) == shown
+    tree = document(shown(root))
     depth = 1
-    while shown["inputs"]:
-        shown, depth = shown["inputs"][0], depth + 1
-    assert (depth, shown["note"]) == (WHY_DEPTH_MAX, "more is behind it")
+    while tree["inputs"]:
+        tree, depth = tree["inputs"][0], depth + 1
+    assert (depth, tree["note"]) == (WHY_DEPTH_MAX, "more is behind it")
 
 
 @pytest.mark.parametrize("name", ["WHY_LINKS_MAX", "WHY_READS_MAX"])

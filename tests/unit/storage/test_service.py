@@ -6,6 +6,7 @@ import pytest
 
 from tests.settle import turns
 from tests.unit.storage.world import FAR, NETWORK, Answer, Lease, World, content, get, put
+from xsc.api.serial import document
 from xsc.base.errors import (
     ArgumentInvalid,
     LeaseExhausted,
@@ -27,6 +28,7 @@ from xsc.base.merkle import Part, root_of
 from xsc.base.units import held_bytes
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.offline.verify import verify_file
+from xsc.node.routes.objects import _object, _stat
 from xsc.storage.catalogue.names import NAMES
 from xsc.storage.catalogue.objects import MANIFESTS, OBJECTS
 from xsc.storage.object import held_shards, messages
@@ -60,7 +62,7 @@ async def test_stat_is_the_document_that_scripts_hold_on_to():
     world = await World(8).start()
     done = await put(world[0], content(9 * MIB + 1))
     world[2].up = False
-    found = (await world[7].service.stat(done.capability)).to_json()
+    found = document(_stat(await world[7].service.stat(done.capability)))
     assert found == {
         "size_bytes": 9 * MIB + 1,
         "code": {"k": 4, "m": 2},
@@ -168,7 +170,7 @@ async def test_ls_shows_what_was_put_in_order():
     world.clock.advance_to(world.clock.now_ms() + 5)
     second = await put(world[0], content(5000), name="second")
     world[3].up = False
-    rows = [row.to_json() for row in world[0].service.ls()]
+    rows = [document(_object(row)) for row in world[0].service.ls()]
     assert rows == [
         {
             "name": "first",

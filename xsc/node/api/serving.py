@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import (
     AsyncGenerator,
@@ -54,9 +55,13 @@ _LOOK_MS: Final = 200
 _COMMENT: Final = b":\n\n"
 _BOUNDS = {
     "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "less than"),
     "greater_than_equal": ("ge", "at least"),
+    "greater_than": ("gt", "more than"),
 }
 """Of what pydantic complains: the bound's name, and our words."""
+_LONG = {"string_too_long": "characters", "too_long": "items"}
+_WHOLE = re.compile("-?[0-9]+")
 _UNITS: Mapping[str, Callable[[int], str]] = {
     "_ms": format_duration,
     "_bytes": format_size,
@@ -198,9 +203,14 @@ def parse(raw: bytes, kind: type[T]) -> T:
 
 def _from_texts(texts: Mapping[str, str], kind: type[T]) -> T:
     try:
-        return _adapter(kind).validate_strings(texts)
+        found = _adapter(kind).validate_strings(texts)
     except ValidationError as fault:
         raise _refusal(fault) from None
+    for name, text in texts.items():
+        # pydantic takes 1.0, 1_0 and +1 for numbers as well.
+        if type(getattr(found, name)) is int and not _WHOLE.fullmatch(text):
+            raise ArgumentInvalid(f"the request is wrong at {name}: it must be a whole number")
+    return found
 
 
 def _refusal(fault: ValidationError) -> ArgumentInvalid:
@@ -219,8 +229,8 @@ def _complaint(first: ErrorDetails) -> str:
             if place.endswith(suffix) and isinstance(given, int):
                 place, bound, given = place.removesuffix(suffix), shown(bound), shown(given)
         return f"{place} must be {words} {bound}, not {str(given)[:40]}"
-    if first["type"] in {"string_too_long", "too_long"}:
-        return f"{place} must have at most {first['ctx']['max_length']} characters"
+    if first["type"] in _LONG:
+        return f"{place} must have at most {first['ctx']['max_length']} {_LONG[first['type']]}"
     said = first["msg"].replace("Input should", "it must")
     return f"the request is wrong at {place}: {said}"
 
@@ -237,11 +247,10 @@ async def _asked(
     Raises:
         ArgumentInvalid, TooLarge: it is none.
     """
-    named = {
-        name: unquote(headers[key])
-        for name, key in headers_of(endpoint.request).items()
-        if key in headers
-    }
+    in_headers = headers_of(endpoint.request)
+    if misplaced := query.keys() & {*path, *in_headers}:
+        raise ArgumentInvalid(f"the query says what belongs elsewhere: {min(misplaced)}")
+    named = {name: unquote(headers[key]) for name, key in in_headers.items() if key in headers}
     if not endpoint.has_json or named:
         return _from_texts({**query, **path, **named}, endpoint.request)
     if endpoint.takes == "framed":

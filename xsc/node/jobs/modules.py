@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from xsc.base.bounded import Bounded
 from xsc.base.errors import ArgumentInvalid, ModuleUnknown
 from xsc.base.limits import MODULE_NAMED_BYTES_LEAST, MODULES_NAMED_BYTES_MAX
@@ -11,12 +13,14 @@ def name_of(named: str | None, brought: bytes) -> bytes | None:
     """Return the SHA-256 of the module that a request names, None where it brings one.
 
     Raises:
-        ArgumentInvalid: it does both.
+        ArgumentInvalid: it does both, or the name is none.
     """
     if named is None:
         return None
     if brought:
         raise ArgumentInvalid("a request either names its module or brings it")
+    if not re.fullmatch("[0-9a-f]{64}", named):
+        raise ArgumentInvalid("a module is named by 64 hexadecimal digits")
     return bytes.fromhex(named)
 
 

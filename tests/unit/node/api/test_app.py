@@ -10,15 +10,19 @@ from typing import Annotated
 
 import pytest
 from aiohttp import web
-from pydantic import BaseModel, Field
+from annotated_types import Ge, Gt, Le, Lt
 
+from xsc.api.endpoint import model
+from xsc.api.ledger import Limit
+from xsc.api.peers import Invite, Rename
 from xsc.api.problems import bug
-from xsc.api.schema import InvitationRequest, LimitRequest, RenameRequest
+from xsc.api.serial import document
 from xsc.base.errors import ArgumentInvalid, PeerSilent, RateLimited, TooLarge
 from xsc.net.transport.fast_path import FastPath
 from xsc.net.transport.gate import Gate
 from xsc.net.transport.parser import SmallRequest
-from xsc.node.api.app import Reports, Running, application, fast_path_answer, parse
+from xsc.node.api.app import Reports, Running, application, fast_path_answer
+from xsc.node.api.serving import parse
 
 TOKEN = "a" * 52
 ANNA = "annaannaan"
@@ -169,14 +173,14 @@ async def test_an_error_names_the_peers_that_are_known(api):
 @pytest.mark.parametrize(
     ("kind", "body", "complaint"),
     [
-        (InvitationRequest, b'{"ttl_ms": 5}', "ttl must be at least 1s, not 5ms"),
+        (Invite, b'{"ttl_ms": 5}', "ttl must be at least 1s, not 5ms"),
         (
-            RenameRequest,
-            b'{"name": "%s"}' % (b"n" * 65),
+            Rename,
+            b'{"who": "anna", "name": "%s"}' % (b"n" * 65),
             "name must have at most 64 characters",
         ),
         (
-            LimitRequest,
+            Limit,
             b'{"peer": "anna", "limit_micro": -1500000}',
             "limit must be at least 0.000000 credits, not -1.500000 credits",
         ),
@@ -253,13 +257,14 @@ async def test_faults_of_small_requests_are_told_and_noted_like_any_other(api):
     assert (status, told["code"], told["hint"]) == (TooLarge.http_status, "too_large", "less")
     assert not api.log.events
     status, told = await on_fast_path(api, slips)
-    assert (status, told) == (500, bug())
+    assert (status, told) == (500, document(bug()))
     assert [event for event, _ in api.log.events] == ["api.request_bug"]
 
 
-class Bounded(BaseModel):
-    size: Annotated[int, Field(ge=1, le=32)] = 1
-    part: Annotated[int, Field(gt=0, lt=5)] = 1
+@model
+class Bounded:
+    size: Annotated[int, Ge(1), Le(32)] = 1
+    part: Annotated[int, Gt(0), Lt(5)] = 1
 
 
 @pytest.mark.parametrize(

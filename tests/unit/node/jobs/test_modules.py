@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from functools import partial
 
 import pytest
-from aiohttp import StreamReader
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.test_utils import make_mocked_request
 
 from tests.sim.network import run
 from tests.unit.compute.programs import wasm
+from tests.unit.node.test_routes import Api, serving
+from xsc.api.jobs import RUN
+from xsc.api.serial import document
 from xsc.base.errors import ArgumentInvalid, ExportUnknown, ModuleUnknown
 from xsc.base.limits import MIB, MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST, MODULES_NAMED_BYTES_MAX
 from xsc.net.transport.parser import SmallRequest
 from xsc.node.jobs.modules import Modules
-from xsc.node.routes import services
-from xsc.node.routes.jobs import PATH, fast_path_handlers
 
 LARGE = wasm("add") + b"\0" + bytes([0x82, 0x80, 0x04, 1]) + b"x" + bytes(MODULE_NAMED_BYTES_LEAST)
 
@@ -48,9 +45,10 @@ def body(brought=b"", named=None):
 
 async def answer(node, raw: bytes) -> dict[str, object]:
     """Return what a job is answered that is a small request."""
-    status, document = await fast_path_handlers(node)[PATH](SmallRequest(PATH, {}, raw))
+    handlers = serving(node).fast_path((RUN,))
+    status, done = await handlers[RUN.path](SmallRequest(RUN.path, {}, raw))
     assert status == 200
-    return document
+    return document(done)
 
 
 def test_a_job_names_a_module_that_came_before():
@@ -90,12 +88,8 @@ def test_a_module_is_not_both_named_and_brought():
 async def deployed(node, name, brought=b"", named=None):
     """Return what a deployment at the API is answered."""
     head = json.dumps({"name": name, "module": named, "module_bytes": len(brought)}).encode()
-    stream = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16)
-    stream.feed_data(len(head).to_bytes(4, "big") + head + brought)
-    stream.feed_eof()
-    request = make_mocked_request("POST", "/v1/services", payload=stream)
-    (deploy,) = [each.handler for each in services.routes(node) if each.method == "POST"][:1]
-    return json.loads((await deploy(request)).text)
+    raw = len(head).to_bytes(4, "big") + head + brought
+    return await Api(node).call("POST", "/v1/services", body=raw)
 
 
 def test_a_deployment_names_a_module_that_a_service_has_or_that_a_job_brought():

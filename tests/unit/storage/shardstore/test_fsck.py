@@ -172,7 +172,7 @@ async def test_damage_of_every_kind_is_found_listed_and_told_by_stat(disk):
     reasons = {item.entry.sequence: item.reason for item in deep.damaged}
     assert reasons == {1: "mismatch", 2: "gone", 3: "unreadable", 4: "mismatch"}
     assert deep.bytes_held == deep.bytes_counted == node.used_bytes
-    listed = sorted(item.to_json()["sequence"] for item in node.damaged)
+    listed = sorted(item.entry.sequence for item in node.damaged)
     assert listed == [1, 2, 3, 4]
     held = await node.stat(LOCATE, 0, hash_of(b"sealed"))
     assert [(row.column, row.damaged) for row in held.columns] == [(0, 1), (1, 1), (2, 1)]
