@@ -321,6 +321,8 @@ class Server:
     ) -> web.StreamResponse:
         """Answer with lines or events until there are no more, or nobody reads them.
 
+        None says that what follows is no refusal any more; of events it is a comment.
+
         Raises:
             ConnectionError: the client is gone.
         """
@@ -330,9 +332,10 @@ class Server:
         async with aclosing(found):
             coming = asyncio.ensure_future(anext(found))
             try:
-                # What is refused before anything has come is answered like any other request.
-                await asyncio.wait({coming}, timeout=_LOOK_MS / 1000)
-                if coming.done() and isinstance(fault := coming.exception(), XscError):
+                # What is refused before anything has come is answered like any other request,
+                # however long its body takes.
+                await asyncio.wait({coming})
+                if isinstance(fault := coming.exception(), XscError):
                     raise fault
                 await response.prepare(request)
                 quiet_ms = 0
@@ -351,8 +354,10 @@ class Server:
                         item = coming.result()
                     except StopAsyncIteration:
                         break
-                    text = before + serial.to_text(item).encode() + after
-                    await response.write(_COMMENT if item is None else text)
+                    if item is not None:
+                        await response.write(before + serial.to_text(item).encode() + after)
+                    elif events:
+                        await response.write(_COMMENT)
                     coming = asyncio.ensure_future(anext(found))
             finally:
                 coming.cancel()

@@ -71,10 +71,11 @@ async def run(node: Node, asked: api.Job, body: Body) -> api.Ended:
     return api.result_of(await _run(node, asked, *await _brought(asked, body)))
 
 
-async def stream(node: Node, asked: api.Job, body: Body) -> AsyncGenerator[api.Line, None]:
+async def stream(node: Node, asked: api.Job, body: Body) -> AsyncGenerator[api.Line | None, None]:
     """Run a program, and yield what it writes; whoever hangs up cancels the run.
 
-    The last line is its result, without what was shown, or why there is none.
+    None at first: the request is in order. The last line is its result, without what was shown, or
+    why there is none.
     """
     brought = await _brought(asked, body)
     if asked.mode != "run" or asked.verify is not None:
@@ -83,6 +84,7 @@ async def stream(node: Node, asked: api.Job, body: Body) -> AsyncGenerator[api.L
     running = asyncio.create_task(_run(node, asked, *brought, output))
     running.add_done_callback(lambda _: output.close())
     try:
+        yield None
         async for number, piece in output.pieces():
             yield api.Line(stdout=piece) if number == 1 else api.Line(stderr=piece)
         try:

@@ -69,6 +69,7 @@ async def brought(_, asked, body):
 
 async def watch(_, asked):
     if asked.who == "nobody":
+        await asyncio.sleep(0.05)
         raise NotFound("nobody")
     yield None
     yield Heard(asked="ä")
@@ -189,6 +190,7 @@ async def test_events_begin_with_a_comment_where_the_first_is_none(monkeypatch):
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0]
+    monkeypatch.setattr(serving, "_LOOK_MS", 1)
     monkeypatch.setattr(serving, "BEAT_MS", 60_000)
     async with ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as session:
         async with session.get(f"http://{host}:{port}/v1/watch/anna") as answer:
