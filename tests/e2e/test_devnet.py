@@ -90,17 +90,16 @@ def test_down_leaves_a_stranger_with_the_same_number_alone(small_net):
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         place = small_net.folder / "devnet.json"
+        small_net.kill([row])
         document = json.loads(place.read_text())
-        own = document["nodes"][0]["pid"]
         document["nodes"][0]["pid"] = stranger.pid
         place.write_text(json.dumps(document))
+        (small_net[0].home / "node.pid").write_text(f"{stranger.pid}\n")
         assert small_net.status()[0]["state"] == "stopped"
         assert small_net.down().line == "stopped 0 nodes"
         assert stranger.poll() is None
     finally:
         stranger.communicate(b"\n")
-        os.kill(own, 15)
-        wait_for(lambda: start_ticks(own) is None)
 
 
 def test_a_node_that_was_started_otherwise_is_seen_and_stopped(small_net):
