@@ -90,17 +90,26 @@ def test_down_leaves_a_stranger_with_the_same_number_alone(small_net):
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
         place = small_net.folder / "devnet.json"
+        small_net.kill([row])
         document = json.loads(place.read_text())
-        own = document["nodes"][0]["pid"]
         document["nodes"][0]["pid"] = stranger.pid
         place.write_text(json.dumps(document))
+        (small_net[0].home / "node.pid").write_text(f"{stranger.pid}\n")
         assert small_net.status()[0]["state"] == "stopped"
         assert small_net.down().line == "stopped 0 nodes"
         assert stranger.poll() is None
     finally:
         stranger.communicate(b"\n")
-        os.kill(own, 15)
-        wait_for(lambda: start_ticks(own) is None)
+
+
+def test_a_node_that_was_started_otherwise_is_seen_and_stopped(small_net):
+    assert small_net.up(2).code == 0
+    small_net.kill(small_net.status()[1:])
+    started = call(["--home", small_net[1].home, "node", "start", "--wait", "--json"])
+    assert started.code == 0, started.err
+    assert [row["pid"] for row in small_net.status()][1] == started.json["pid"]
+    assert small_net.down().text == "stopped 2 nodes\n"
+    assert start_ticks(started.json["pid"]) is None
 
 
 def test_a_node_that_cannot_start_is_named_and_nothing_stays(small_net):

@@ -83,6 +83,19 @@ def test_with_no_host_but_the_own_node_less_is_nothing_and_said_so():
     run(311, 7, play, prepare=with_settings(range(1, 7), {"starter_credit": "0"}))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_small_object_on_few_nodes_is_whole(count):
+    async def play(world):
+        capability = await put(world.nodes[0], b"small")
+        found = await world.nodes[0].storage.check(
+            capability, deep=True, lives_ms=world.nodes[0].config.lives_ms, repair_ms=1
+        )
+        assert {host.state for host in found.stat.hosts} == {"ok"}
+        assert found.survives.nodes == (count > 1)
+
+    run(12, count, play)
+
+
 def test_where_hosts_are_full_a_put_is_refused():
     async def play(world):
         fault = await refused(world, world.nodes[0], SpaceExhausted)

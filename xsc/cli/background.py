@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xsc.base.errors import ConfigInvalid, HomeInvalid, NodeUnreachable, XscError
+from xsc.base.errors import (
+    ConfigInvalid,
+    HomeInvalid,
+    NodeUnreachable,
+    SpaceExhausted,
+    XscError,
+)
 from xsc.client.calls import Calls
 from xsc.client.core import Core, Document, problem_of
 
@@ -120,4 +127,8 @@ def _why(home: Path, written: int) -> XscError:
                 return problem_of(document)
         except (ValueError, TypeError):
             continue
+    if not shutil.disk_usage(home).free:
+        return SpaceExhausted(
+            f"the disk under {home} is full", hint="free space there, then try again"
+        )
     return NodeUnreachable("the node ended at its start", hint=f"its log says why: {home / LOG}")

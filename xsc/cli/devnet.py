@@ -250,13 +250,28 @@ def _read(directory: Path) -> list[Member]:
         document = json.loads((directory / "devnet.json").read_text())
         if document["v"] != _FORMAT:
             raise HomeInvalid(f"the devnet in {directory} is of a newer format")
-        return [Member(**row) for row in document["nodes"]]
+        return [_present(Member(**row)) for row in document["nodes"]]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as fault:
         raise HomeInvalid(f"{directory} cannot be read: {fault.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise HomeInvalid(f"{directory / 'devnet.json'} is damaged") from None
+
+
+def _present(member: Member) -> Member:
+    """Return a node with the process that runs it now, whoever has started that."""
+    if member.runs or not member.id:
+        return member
+    try:
+        pid = int((member.path / "node.pid").read_text())
+        ticks = start_ticks(pid)
+        # The number alone may be a stranger's by now: the node proves that it is this home's.
+        if ticks is not None and Core(member.path).alive():
+            return replace(member, pid=pid, start_ticks=ticks)
+    except (FileNotFoundError, ValueError, HomeInvalid):
+        pass
+    return member
 
 
 def _write(directory: Path, members: list[Member]) -> None:

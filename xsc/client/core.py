@@ -111,8 +111,8 @@ def find_place(home: Path) -> Place:
     """Return where the node of a home listens, by the files that it keeps there.
 
     Raises:
-        NodeUnreachable: no node runs there, or there is no home.
-        HomeInvalid: the files cannot be read or say something else.
+        NodeUnreachable: no node runs there.
+        HomeInvalid: there is no home, or its files cannot be read or say something else.
     """
     try:
         url = json.loads((home / "api.json").read_text(encoding="utf-8"))["url"]
@@ -121,7 +121,7 @@ def find_place(home: Path) -> Place:
         host, port = parts.hostname, parts.port
     except (FileNotFoundError, NotADirectoryError):
         if not home.is_dir() and home != default_home():
-            raise NodeUnreachable(f"there is no XSC home at {home}", hint="check --home") from None
+            raise HomeInvalid(f"there is no XSC home at {home}", hint="check --home") from None
         raise NodeUnreachable(
             f"no node runs at {home}", hint=f"start it with `{start_command(home)}`"
         ) from None
@@ -156,6 +156,8 @@ class Core:
 
     def alive(self) -> bool:
         """Say whether a node runs at the home: it has proved that it is the one."""
+        if not self.home.is_dir():
+            return False
         try:
             self._open(find_place(self.home), CONNECT_TIMEOUT_S).close()
         except NodeUnreachable:

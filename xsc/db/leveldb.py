@@ -73,6 +73,12 @@ def salvage(path: Path) -> Path:
     return kept
 
 
+def _words(fault: Exception) -> str:
+    """Return what a fault says: LevelDB's own words come as bytes."""
+    said = fault.args[0] if fault.args else ""
+    return said.decode(errors="replace") if isinstance(said, bytes) else str(fault)
+
+
 class LevelDBKeyValue:
     """One LevelDB database in a directory of its own; safe to use from several threads.
 
@@ -165,7 +171,7 @@ class LevelDBKeyValue:
                 f"the disk under {self._path} is full", hint="free space there, then try again"
             )
         return StoreDamaged(
-            f"the database {self._path} is damaged or cannot be used: {text}",
+            f"the database {self._path} is damaged or cannot be used: {_words(fault)}",
             hint="keep a copy of the directory before anything is repaired",
         )
 
@@ -285,10 +291,10 @@ class LevelDBKeyValue:
         """
         if self._refusing:
             if time.monotonic() - self._reopened_s < REOPEN_S:
-                raise failed
+                raise failed.with_traceback(None)
             self._reopened_s = time.monotonic()
         elif self._undo is None or not self._has_room():
-            raise failed
+            raise failed.with_traceback(None)
         self._reopen(failed)
         undo = self._undo
         if undo is not None:

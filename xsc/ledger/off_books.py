@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xsc.base.encoding import tagged_sha256
+from xsc.base.units import format_credits
 from xsc.ledger.entry import XID_BYTES
 from xsc.terms.voucher import Voucher, off_books_lease
 
@@ -37,7 +38,8 @@ def check_amount(amount_micro: int, balance_micro: int) -> str | None:
         return "neither of the two nodes owes the other anything"
     if amount_micro > abs(balance_micro):
         debt = "the peer owes this node" if balance_micro > 0 else "this node owes the peer"
-        return f"{debt} {abs(balance_micro)} micro-credits, less than {amount_micro}"
+        owed, said = format_credits(abs(balance_micro)), format_credits(amount_micro)
+        return f"{debt} {owed} credits, less than {said}"
     return None
 
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Final
 
 from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import RecordInvalid, StoreDamaged
+from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.fields import take_bool, take_bytes, take_int, take_map, take_opt_bytes, take_str
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import FUEL_QUANTUM, MIB
@@ -216,6 +216,7 @@ class LeaseStore:
         self.allowances: dict[bytes, Allowance] = {}
         """By need of this node."""
         self._touched: dict[bytes, LeaseEntry] = {}
+        self._is_flushed_soon = False
         self._drawing: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
         self._spent: dict[Role, dict[EntitlementKey, tuple[int, int]]] = {
             "customer": {},
@@ -525,16 +526,22 @@ class LeaseStore:
 
         What many small puts do to one lease is written once.
         """
-        if not self._touched:
+        if not self._is_flushed_soon:
+            self._is_flushed_soon = True
             asyncio.get_running_loop().call_soon(self.flush)
         self._touched[_LETTERS[entry.role] + entry.terms.lease_id] = entry
 
     def flush(self) -> None:
-        """Write what was noted since the last time, unsynced."""
+        """Write what was noted since the last time, unsynced; where the disk is full, later."""
+        self._is_flushed_soon = False
         changes: list[Change] = [self.use_row(entry) for entry in self._touched.values()]
-        self._touched.clear()
-        if changes:
+        if not changes:
+            return
+        try:
             self._state.write(changes, sync=False)
+        except SpaceExhausted:
+            return  # nothing here is lost: it is written with the next change, or at the end
+        self._touched.clear()
 
     def close(self) -> None:
         """Write what is left, and that nothing was left out."""

@@ -843,18 +843,21 @@ class Node:
         await self.tasks.stop()
         await self.services.stop()
         self.sync.end()
-        # Closing settles what is owed, which needs the peers.
-        await self.market.close()
-        await self.peers.stop()
-        await self.compute.stop()
-        await self.ledger.close()
-        await self.space.close()
-        await self._commit.settle()
-        await self._state_commit.settle()
-        try:
-            await self.shards.close()
-        except XscError as fault:
-            self.log.warning("storage.not_closed", reason=fault.message)
+        for close in (
+            # It settles what is owed, which needs the peers.
+            self.market.close,
+            self.peers.stop,
+            self.compute.stop,
+            self.ledger.close,
+            self.space.close,
+            self._commit.settle,
+            self._state_commit.settle,
+            self.shards.close,
+        ):
+            try:
+                await close()
+            except XscError as fault:  # a full disk keeps nothing else open
+                self.log.warning("node.not_closed", reason=fault.message)
         self._close_stores()
         self.log.info("node.stopped", node=self.key.node_id)
 

@@ -20,6 +20,7 @@ from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid
 from xsc.base.text import cause
 from xsc.base.units import (
+    format_duration,
     format_size,
     parse_credits,
     parse_duration_ms,
@@ -157,6 +158,13 @@ def _choice(*choices: str) -> Callable[[str], str]:
     return read
 
 
+_SHOWN: Final[Mapping[object, Callable[[int], str]]] = {
+    parse_duration_ms: format_duration,
+    parse_size: format_size,
+}
+"""Formats the bounds of what was read so."""
+
+
 def _between(
     least: int, most: int, read: Callable[[str], int] | None = None
 ) -> Callable[[str], int]:
@@ -168,7 +176,10 @@ def _between(
         else:
             raise ArgumentInvalid(f"expected a whole number from {least} to {most}")
         if not least <= value <= most:
-            raise ArgumentInvalid(f"expected a value from {least} to {most}, got {value}")
+            shown = _SHOWN.get(read, str)
+            raise ArgumentInvalid(
+                f"expected a value from {shown(least)} to {shown(most)}, got {shown(value)}"
+            )
         return value
 
     return reader

@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -81,7 +82,8 @@ class JsonLog:
         if more:
             told["dropped"] = more
         text = self._text(now_ms, level, event, told)
-        with self._lock:
+        # A full disk must not end what was about to be told; what is held is written with the next.
+        with self._lock, suppress(OSError):
             self._stream.write(text + "\n")
             self._stream.flush()
 

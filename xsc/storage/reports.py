@@ -124,11 +124,16 @@ class Retried(NamedTuple):
 
 
 def best_columns(
-    located: Located, answers: Mapping[bytes, HeldObject | None]
+    located: Located, answers: Mapping[bytes, HeldObject | None], *, placed: bool
 ) -> tuple[list[bytes | None], list[State]]:
     """Return for each column the node with its best copy, and the state of that copy.
 
     It is not known which of several silent nodes has a column: each is named once.
+
+    Args:
+        located: the object, and who may hold its columns.
+        answers: what these said.
+        placed: whether its owner's placement names them, and no search.
     """
     rank: list[State] = ["ok", "corrupt", "missing", "unreachable"]
     columns: list[bytes | None] = []
@@ -137,8 +142,9 @@ def best_columns(
         told = [
             (rank.index(column_state(located.manifest, column, answers[node])), node)
             for node in nodes
-            # Every copy of an inline object is the same: each node counts for one column.
-            if located.manifest.inline is None or node not in columns
+            # Every copy of an inline object is the same: each node that was found counts for one
+            # column. By the placement it counts for those that it was given.
+            if placed or located.manifest.inline is None or node not in columns
         ]
         state = rank[min(told)[0]] if told else "missing"
         best = [node for place, node in told if rank[place] == state]

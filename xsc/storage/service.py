@@ -434,7 +434,8 @@ class StorageService:
         if manifest.inline is not None and not is_own:
             located = await self._finder.search(verify, located)
         answers = await self._said(verify, located, {})
-        columns, states = await self._context.executor.run(best_columns, located, answers)
+        best = partial(best_columns, placed=is_own)
+        columns, states = await self._context.executor.run(best, located, answers)
         if is_own and manifest.inline is None and set(states) & {"missing", "corrupt"}:
             # A custodian may have built them again elsewhere.
             found = await self._finder.search(verify, located)
@@ -442,7 +443,7 @@ class StorageService:
             holders = tuple(tuple(dict.fromkeys((*own, *other))) for own, other in both)
             located = replace(located, holders=holders)
             answers = await self._said(verify, located, answers)
-            columns, states = await self._context.executor.run(best_columns, located, answers)
+            columns, states = await self._context.executor.run(best, located, answers)
         holding = {node for node, state in zip(columns, states, strict=True) if state == "ok"}
         up = {node for node in self._hosts.peers() if self._hosts.is_up(node)}
         entry = self.catalogue.entry(verify.manifest_hash)

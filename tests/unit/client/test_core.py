@@ -492,6 +492,6 @@ def test_threads_share_no_connection_and_few_are_kept(core, stand_in):
 
 def test_a_directory_that_does_not_exist_is_no_home(tmp_path):
     assert not Core(tmp_path / "typo").alive()
-    with pytest.raises(NodeUnreachable, match="no XSC home") as caught:
+    with pytest.raises(HomeInvalid, match="no XSC home") as caught:
         find_place(tmp_path / "typo" / "deeper")
     assert caught.value.hint == "check --home"

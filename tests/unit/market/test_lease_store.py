@@ -7,7 +7,7 @@ from tests.unit.allocation.clearings import steps_of
 from tests.unit.allocation.fakes import Memory
 from xsc.base.clock import InlineExecutor
 from xsc.base.encoding import decode, encode
-from xsc.base.errors import StoreDamaged
+from xsc.base.errors import SpaceExhausted, StoreDamaged
 from xsc.base.limits import PROMISE_MS
 from xsc.db.group import GroupCommit
 from xsc.identity.envelope import sign
@@ -160,6 +160,27 @@ async def test_what_happens_to_leases_in_one_turn_of_the_loop_is_written_once(st
     store.forget(entry)
     await settle()
     assert not state.table
+
+
+async def test_uses_that_a_full_disk_does_not_take_are_written_later(state):
+    store = store_on(state)
+    entry = store.entry_of("customer", lease(1), 5)
+    store.add([entry])
+    write = state.write
+
+    def full(changes, *, sync):
+        raise SpaceExhausted("the disk is full")
+
+    state.write = full
+    entry.use = replace(entry.use, held_bytes=3)
+    store.keep(entry)
+    await settle()
+    state.write = write
+    other = store.entry_of("customer", lease(2), 5)
+    store.add([other])
+    store.keep(other)
+    await settle()
+    assert store_on(state).get("customer", b"\1" * 32) == entry
 
 
 def test_the_accounts_of_one_customer_are_found_without_a_look_at_the_others():

@@ -45,3 +45,22 @@ def test_a_command_tells_warnings_and_errors_as_sentences():
         "error: ledger conflict (peer bob?[2J): entry 7",
         "warning: ledger unanswered",
     ]
+
+
+class FullDisk(io.StringIO):
+    """A file on a disk that takes nothing while it is full."""
+
+    full = True
+
+    def flush(self):
+        if self.full:
+            raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_under_the_log_ends_nothing():
+    stream = FullDisk()
+    log = JsonLog(ManualClock(), "info", stream)
+    log.error("first")
+    stream.full = False
+    log.error("second")
+    assert [line["event"] for line in lines(stream)] == ["first", "second"]

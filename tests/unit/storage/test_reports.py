@@ -9,9 +9,9 @@ MANIFEST = manifest_of(2)
 LOST, SPARE = HeldObject((), "missing"), b"s" * 32
 
 
-def best(holders, answers, manifest=MANIFEST):
+def best(holders, answers, manifest=MANIFEST, *, placed=False):
     located = Located(b"L" * 32, manifest, b"sealed", tuple(holders))
-    return best_columns(located, answers)
+    return best_columns(located, answers, placed=placed)
 
 
 def test_the_best_copy_of_each_column_is_named():
@@ -37,3 +37,10 @@ def test_each_holder_of_an_inline_object_counts_for_one_column():
     columns, states = best([tuple(NODES[:2])] * 6, answers, manifest)
     assert columns == [*NODES[:2], None, None, None, None]
     assert states == ["ok", "ok", *["missing"] * 4]
+
+
+def test_a_host_of_several_columns_of_an_inline_object_has_them_by_the_placement():
+    manifest = MANIFEST.model_copy(update={"inline": b"x"})
+    lone = NODES[0]
+    answers = {lone: HeldObject((), "ok")}
+    assert best([(lone,)] * 6, answers, manifest, placed=True) == ([lone] * 6, ["ok"] * 6)

@@ -70,6 +70,7 @@ def _drained(calls: Calls) -> Document:
     answer = calls.leave()
     with progress_bar("moving away", answer["total_bytes"]) as progress:
         shown, said = 0, ""
+        waiting: set[str] = set()
         while answer["state"] == "leaving":
             moved = answer["total_bytes"] - answer["left_bytes"]
             progress(moved - shown)
@@ -78,6 +79,10 @@ def _drained(calls: Calls) -> Document:
             if left != said and not sys.stderr.isatty():
                 say(f"left: {left}")
             said = left
+            for row in answer["stuck"]:
+                if row["object"] not in waiting:
+                    waiting.add(row["object"])
+                    say(_stays(row))
             stuck = answer["stuck_objects"] + len(answer["directories_only_here"])
             if stuck and stuck >= answer["left_objects"]:
                 break
@@ -106,12 +111,13 @@ def _show_drain(answer: Document) -> None:
     )
 
 
+def _stays(row: Document) -> str:
+    size = format_size(row["size_bytes"])
+    return f"object {row['object'][:16]} of {short(row['owner'])}, {size}, stays: {row['reason']}"
+
+
 def _drain_warnings(answer: Document) -> list[str]:
-    lines = [
-        f"object {row['object'][:16]} of {short(row['owner'])}, {format_size(row['size_bytes'])}, "
-        f"stays: {row['reason']}"
-        for row in answer["stuck"]
-    ]
+    lines = [_stays(row) for row in answer["stuck"]]
     more = answer["stuck_objects"] - len(answer["stuck"])
     if more > 0:
         lines.append(f"beside them: {_objects(more)}")

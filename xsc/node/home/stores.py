@@ -40,10 +40,11 @@ def open_stores(folder: Path, log: Log) -> Stores:
     """Return the databases in a folder; the index can be a new one.
 
     Raises:
-        StoreDamaged: bodies, state or space are damaged.
+        StoreDamaged: bodies, state or space are damaged, or missing beside others.
         HomeLocked: another process has them open.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_complete(folder)
     opened: list[LevelDBKeyValue] = []
     try:
         state = LevelDBKeyValue(folder / "state", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
@@ -58,6 +59,22 @@ def open_stores(folder: Path, log: Log) -> Stores:
             store.close()
         raise
     return Stores(bodies, index, state, space)
+
+
+def _check_complete(folder: Path) -> None:
+    """Return if no database is missing that was there: they are made in the order of their names.
+
+    Raises:
+        StoreDamaged: one is.
+    """
+    order = (*KEPT, "index")
+    for place, name in enumerate(KEPT):
+        if not (folder / name).exists() and any((folder / each).exists() for each in order[place:]):
+            raise StoreDamaged(
+                f"the database {name} of {folder.parent} is missing",
+                hint="restore a backup (`xsc node restore`), or make a new home of the key "
+                "(`xsc node recover`)",
+            )
 
 
 def _open_bodies(path: Path) -> LevelDBKeyValue:

@@ -198,8 +198,8 @@ def _home(home: Path) -> Iterator[Finding]:
             if not (home / "db" / name).is_dir():
                 yield fail(
                     "home",
-                    f"its database {name} is missing; the node would begin with an empty one",
-                    "restore a backup into a new home: `xsc node restore`",
+                    f"its database {name} is missing: the node does not start",
+                    "restore a backup (`xsc node restore`), or `xsc node recover`",
                 )
 
 

@@ -14,6 +14,7 @@ from xsc.node.home import folder as homes
 def home(tmp_path):
     path = tmp_path / "home"
     homes.init_home(path, name="alice")
+    LevelDBKeyValue(path / "db" / "space").close()
     for name in ("state", "bodies"):
         store = LevelDBKeyValue(path / "db" / name)
         store.write([(b"row", b"value")], sync=True)
