@@ -42,7 +42,7 @@ def test_three_nodes_run_it_and_agree(net, tmp_path):
     net[0]([*words[:-1], "9of9"]).fails(5, "no_offers")
     net[0]([*words[:-1], "1of3"]).fails(2, "argument_invalid")
     net[0]([*words, "--local"]).fails(2, "argument_invalid")
-    call(words, home=tmp_path / "none").fails(5, "node_unreachable")
+    call(words, home=tmp_path / "none").fails(2, "home_invalid")
 
 
 def test_output_comes_while_the_program_runs_and_ctrl_c_ends_it_there(net, tmp_path):

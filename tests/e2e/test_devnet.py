@@ -103,12 +103,12 @@ def test_down_leaves_a_stranger_with_the_same_number_alone(small_net):
 
 
 def test_a_node_that_was_started_otherwise_is_seen_and_stopped(small_net):
-    assert small_net.up(2).code == 0
-    small_net.kill(small_net.status()[1:])
-    started = call(["--home", small_net[1].home, "node", "start", "--wait", "--json"])
+    assert small_net.up(1).code == 0
+    small_net.kill(small_net.status())
+    started = call(["--home", small_net[0].home, "node", "start", "--wait", "--json"])
     assert started.code == 0, started.err
-    assert [row["pid"] for row in small_net.status()][1] == started.json["pid"]
-    assert small_net.down().text == "stopped 2 nodes\n"
+    assert [row["pid"] for row in small_net.status()] == [started.json["pid"]]
+    assert small_net.down().text == "stopped 1 node\n"
     assert start_ticks(started.json["pid"]) is None
 
 

@@ -82,7 +82,7 @@ def test_bad_input_is_refused_by_name_and_changes_nothing(start):
     member(["space", "put", "large", "-"], stdin=bytes(2**20 + 1)).fails(4, "too_large")
     member("space put large").fails(2, "argument_invalid")
     assert member("space ls --json").json == {"records": []}
-    call("space get a", home=member.home.parent / "none").fails(5, "node_unreachable")
+    call("space get a", home=member.home.parent / "none").fails(2, "home_invalid")
 
 
 def test_a_kill_loses_nothing_that_was_acknowledged(start):
