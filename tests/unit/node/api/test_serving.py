@@ -14,6 +14,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 from annotated_types import Ge, Le, MaxLen
 
+from tests.settle import turns
 from xsc.api.endpoint import Endpoint, header, model, written
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
 from xsc.base.log import SilentLog
@@ -69,7 +70,7 @@ async def brought(_, asked, body):
 
 async def watch(_, asked):
     if asked.who == "nobody":
-        await asyncio.sleep(0.05)
+        await turns(3)
         raise NotFound("nobody")
     yield None
     yield Heard(asked="ä")
