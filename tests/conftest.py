@@ -111,6 +111,17 @@ LONG = (
     "test_a_kill_in_a_put_sends_at_most_a_segment_again[host]",
     "test_a_host_killed_in_a_get_is_not_noticed",
     "test_a_put_that_was_interrupted_begins_anew_where_the_file_was_changed",
+    "test_a_custodian_that_loses_its_power_while_it_takes_over_pays_for_all_that_it_keeps[6-True]",
+    "test_a_custodian_that_loses_its_power_while_it_takes_over_pays_for_all_that_it_keeps[4-True]",
+    "test_what_a_killed_stream_has_sent_is_deleted_once_its_owner_is_back[130-False]",
+    "test_what_a_killed_stream_has_sent_is_deleted_once_its_owner_is_back[90-False]",
+    "test_a_put_replaces_hosts_that_stand_still[9437184]",
+    "test_what_nobody_goes_on_with_is_deleted_in_time[False]",
+    "test_reads_do_not_wait_for_stopped_hosts[3145728",
+    "test_a_file_of_another_length_is_never_mixed_in[8388609]",
+    "test_friends_go_from_nothing_to_a_file_that_comes_back",
+    "test_a_node_leaves_while_others_read_and_its_proof_holds",
+    "test_a_backup_brings_the_space_back",
 )
 
 

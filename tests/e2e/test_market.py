@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 from itertools import pairwise
 
-import pytest
-
 from tests.e2e.conftest import wait_for
 from xsc.client import connect
 
@@ -142,9 +140,4 @@ async def test_the_client_offers_and_needs(start):
         await node.market.withdraw(slot_id)
         (row,) = await node.market.slots()
         assert (row["id"], row["quantity"], row["role"]) == (need_id, 65, "need")
-        for number in range(64):
-            await node.market.offer("compute", number + 1)
-        with pytest.raises(Exception, match="at most 64 offers") as refused:
-            await node.market.offer("compute", 1)
-        assert refused.value.exit_code == 4
         await node.market.edit(need_id, quantity=66)

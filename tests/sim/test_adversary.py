@@ -18,7 +18,7 @@ from tests.sim.adversary.play import ROUNDS, STEPS, WEIGHTS, Play
 from xsc.net.calls.server import JOIN
 
 LENGTH = int(os.environ.get("TEST_ADVERSARY_STEPS", STEPS))
-FIRST, _, LAST = os.environ.get("TEST_ADVERSARY_SEEDS", "5").rpartition("-")
+FIRST, _, LAST = os.environ.get("TEST_ADVERSARY_SEEDS", "3").rpartition("-")
 SEEDS = range(int(FIRST), int(LAST) + 1) if FIRST else range(int(LAST))
 WORLDS = sorted({seed - seed % ROUNDS for seed in SEEDS})
 

@@ -669,7 +669,8 @@ async def test_pages_of_receipts_are_fetched_to_the_end(world, monkeypatch):
     assert SERVICE_PAGE_ROWS_MAX > 2
 
 
-async def test_receipts_outlive_restarts_of_both_and_are_paid_once(world):
+async def test_receipts_outlive_restarts_of_both_and_are_paid_once(world, monkeypatch):
+    monkeypatch.setattr(holder_module, "SERVICE_LEASE_WAIT_MS", 20)
     await world.owner.deploy(on=world.holder.id)
     await world.holder.ask(world.owner)
     await world.owner.look_after()
@@ -796,7 +797,8 @@ async def test_a_lease_is_replaced_before_it_has_no_room_for_two_requests(world)
     assert world.owner.market.released[-1] == first.lease_id
 
 
-async def test_without_a_lease_nothing_runs(world):
+async def test_without_a_lease_nothing_runs(world, monkeypatch):
+    monkeypatch.setattr(holder_module, "SERVICE_LEASE_WAIT_MS", 20)
     await world.owner.deploy(on=world.holder.id)
     world.holder.market.room = 0
     response = (await world.holder.ask(world.owner)).answer.response

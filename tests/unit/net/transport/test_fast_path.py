@@ -12,6 +12,7 @@ import pytest
 from tests.settle import until
 from tests.unit.net.nodes import take_all
 from xsc.api import proof
+from xsc.api.endpoint import Endpoint, Nothing
 from xsc.base.limits import FAST_PATH_BYTES_MAX, NONCE_BYTES
 from xsc.client.core import Core
 from xsc.identity.keys import KeyPair
@@ -318,6 +319,7 @@ async def test_what_our_own_client_sends_is_a_small_request(server, tmp_path):
     host, port = server.listening.sockets[0].getsockname()
     (tmp_path / "api.json").write_text(json.dumps({"url": f"http://{host}:{port}"}))
     (tmp_path / "api.token").write_text("a" * 52)
-    told = await asyncio.to_thread(Core(tmp_path).send, "POST", "/small", [b'{"a": ', b"1}"])
+    small = Endpoint("POST", "/small", Nothing, dict, "Say it again.", takes="bytes")
+    told = await asyncio.to_thread(Core(tmp_path).ask, small, Nothing(), b'{"a": ', b"1}")
     assert told == {"a": 1}
     assert not server.handed_over.is_set()
