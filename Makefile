@@ -38,7 +38,8 @@ LONG := tests/sim/test_laws.py tests/sim/test_renewal.py tests/sim/test_stopped_
 	tests/e2e/test_space.py tests/unit/node/test_routes.py tests/unit/programs/test_service.py \
 	tests/sim/test_circle.py tests/sim/test_faults.py tests/sim/test_recovery.py tests/sim/test_resume.py tests/sim/test_story.py \
 	tests/unit/space/test_growth.py tests/unit/space/test_itc.py tests/sim/test_programs.py tests/e2e/test_recovery.py \
-	tests/e2e/test_resume.py tests/e2e/test_friends.py tests/e2e/test_repair.py tests/sim/test_killed_puts.py tests/properties
+	tests/e2e/test_resume.py tests/e2e/test_friends.py tests/e2e/test_repair.py tests/sim/test_killed_puts.py tests/sim/test_denials.py \
+	tests/e2e/test_programs.py tests/properties
 SIZES := TEST_LONG=1 TEST_LAWS_EXAMPLES=200 TEST_LAWS_STEPS=40 TEST_STOPPED_ROUNDS=10 TEST_ADVERSARY_SEEDS=2000 \
 	TEST_ADVERSARY_CANARIES=1 TEST_KILLS=60 TEST_FUZZ_CASES=20000 TEST_SPACE_SEEDS=2000 TEST_CLEARING_GAMES=4000 \
 	TEST_ALLOCATION_MARKETS=1000 TEST_SIM_SEEDS=4 HYPOTHESIS_PROFILE=long

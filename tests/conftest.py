@@ -122,6 +122,13 @@ LONG = (
     "test_friends_go_from_nothing_to_a_file_that_comes_back",
     "test_a_node_leaves_while_others_read_and_its_proof_holds",
     "test_a_backup_brings_the_space_back",
+    "test_one_program_reads_what_another_publishes_and_a_kill_changes_no_result",
+    "test_a_kill_in_a_get_fetches_at_most_a_segment_again",
+    "test_client_and_nodes_stay_small_whatever_the_size",
+    "test_custodians_do_nothing_while_the_owner_answers",
+    "test_the_first_put_after_a_host_lost_its_disk_lies_on_as_many_nodes_as_ever",
+    "test_an_owner_killed_in_the_middle_of_a_repair_finishes_it_and_leaves_nothing[110]",
+    "test_an_owner_waits_with_deleting_until_it_has_read_all_that_remains",
 )
 
 
