@@ -10,8 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Final, Generic, Literal, TypeVar, dataclass_transform
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, dataclass_transform
 from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 Q = TypeVar("Q")
@@ -76,7 +80,8 @@ def in_path(endpoint: Endpoint[Any, Any]) -> frozenset[str]:
     return frozenset(re.findall(r"{(\w+)}", endpoint.path))
 
 
-def headers_of(request: type) -> dict[str, str]:
+@cache
+def headers_of(request: type[DataclassInstance]) -> Mapping[str, str]:
     """Return the headers that fields of a request travel in, by the fields' names."""
     named = {each.name: each.metadata.get("header") for each in fields(request)}
     return {name: value for name, value in named.items() if value}

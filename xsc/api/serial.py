@@ -42,13 +42,16 @@ def plain(value: object) -> object:
     }
 
 
+_ENCODER = json.JSONEncoder(default=plain, ensure_ascii=False)
+
+
 def to_text(value: object) -> str:
     """Return a value of the API as JSON.
 
     Raises:
         UnicodeEncodeError: never; a text that is no Unicode is refused where it becomes bytes.
     """
-    return json.dumps(value, default=plain, ensure_ascii=False)
+    return _ENCODER.encode(value)
 
 
 def document(value: object) -> dict[str, Any]:

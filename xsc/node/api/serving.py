@@ -247,7 +247,7 @@ async def _asked(
     Raises:
         ArgumentInvalid, TooLarge: it is none.
     """
-    in_headers = headers_of(endpoint.request)
+    in_headers = headers_of(endpoint.request)  # type: ignore[arg-type]
     if misplaced := query.keys() & {*path, *in_headers}:
         raise ArgumentInvalid(f"the query says what belongs elsewhere: {min(misplaced)}")
     named = {name: unquote(headers[key]) for name, key in in_headers.items() if key in headers}
