@@ -1115,10 +1115,23 @@ def test_drain_says_what_stays_and_why_and_exits_with_7(xsc, stand_in):
     done = xsc("node", "drain")
     assert done.code == 7
     assert f"object {'ab' * 8} of {NODE[:10]}, 1.0 KiB, stays: no node\\x1b has room" in done.err
+    assert done.err.count("stays:") == 1
     assert "beside them: 1 object" in done.err
     assert f"the directory of {NODE[:10]} lies at no other peer" in done.err
     assert "pays for shards of 1 object of owners" in done.err
     assert "stopped for good" not in done.err
+
+
+def test_drain_says_once_what_it_waits_for(xsc, stand_in, tmp_path):
+    going = {**STUCK, "left_objects": 4}
+    stand_in.answers("POST", "/v1/drain", going, 202)
+    answers = [going, going, DRAINED]
+    stand_in.routes["GET", "/v1/drain?wait_ms=5000"] = lambda request: request.answer.document(
+        answers.pop(0)
+    )
+    stand_in.streams("/v1/drain/proof", b"XSC drain proof")
+    done = xsc("node", "drain", "--proof", tmp_path / "p")
+    assert (done.code, done.err.count("stays: no node")) == (0, 1)
 
 
 def test_drain_status_and_cancel_begin_nothing(xsc, stand_in, tmp_path):

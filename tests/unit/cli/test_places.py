@@ -219,6 +219,14 @@ def test_a_directory_in_a_directory_is_listed_and_fetched_alone(xsc, node, tmp_p
         assert "is a file, not a directory" in done.err
 
 
+def test_the_list_of_a_directory_is_fetched_once(xsc, node, tmp_path):
+    assert call(xsc, tmp_path, "store check", "album/2024").code == 0
+    fetched = [
+        each.headers["XSC-Capability"] for each in node.requests if each.path == "/v1/object"
+    ]
+    assert fetched.count(LIST) == 1
+
+
 def test_nothing_is_deleted_out_of_a_directory(xsc, node, tmp_path):
     done = call(xsc, tmp_path, "store rm", "album/2024/photo")
     assert (done.code, done.out) == (2, b"")

@@ -79,13 +79,13 @@ def _drained(calls: Calls) -> Document:
             if left != said and not sys.stderr.isatty():
                 say(f"left: {left}")
             said = left
+            stuck = answer["stuck_objects"] + len(answer["directories_only_here"])
+            if stuck and stuck >= answer["left_objects"]:
+                break
             for row in answer["stuck"]:
                 if row["object"] not in waiting:
                     waiting.add(row["object"])
                     say(_stays(row))
-            stuck = answer["stuck_objects"] + len(answer["directories_only_here"])
-            if stuck and stuck >= answer["left_objects"]:
-                break
             answer = calls.drain(DRAIN_WAIT_MS)
     return answer
 

@@ -1,0 +1,31 @@
+"""What `xsc node start --wait` says of a node that ended at its start."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from xsc.base.errors import ConfigInvalid, NodeUnreachable, SpaceExhausted
+from xsc.cli import background
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / background.LOG).write_text("older\n")
+    return tmp_path
+
+
+def test_the_error_that_the_node_wrote_last_is_given(home):
+    told = {"code": "config_invalid", "detail": "no such key", "hint": "leave it out"}
+    with (home / background.LOG).open("a") as log:
+        log.write(json.dumps(told) + "\nno JSON\n")
+    fault = background._why(home, len("older\n"))
+    assert (type(fault), fault.message, fault.hint) == (ConfigInvalid, told["detail"], told["hint"])
+
+
+@pytest.mark.parametrize(("free", "kind"), [(0, SpaceExhausted), (1, NodeUnreachable)])
+def test_a_log_without_a_reason_may_lie_on_a_full_disk(home, monkeypatch, free, kind):
+    monkeypatch.setattr(background.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert type(background._why(home, len("older\n"))) is kind
