@@ -8,7 +8,7 @@ import pytest
 
 from tests.settle import settle
 from xsc.base.clock import ManualClock
-from xsc.base.errors import ComputeExhausted, LimitError, NoOffers, RateLimited
+from xsc.base.errors import ComputeExhausted, LimitError, NoOffers, RateLimited, RecordInvalid
 from xsc.base.limits import (
     COMPUTE_IN_FLIGHT_MAX,
     COMPUTE_LEASE_LATE_MS,
@@ -264,6 +264,9 @@ async def test_only_its_customer_gives_a_lease_back_and_only_when_nothing_runs_u
 
     assert not await give_back(stranger)
     assert not await give_back(shop.customer, b"x")
+    with pytest.raises(RecordInvalid):
+        await give_back(shop.customer, 7)
+    assert not granted.use.given_back
     provider.market.granted.admit_compute(lease.lease_id, shop.customer.id, NEED)
     assert not await give_back(shop.customer)
     provider.market.granted.used_compute(lease.lease_id, NEED, RUN_FUEL)
