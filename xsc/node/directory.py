@@ -116,8 +116,7 @@ class DirectoryKeeper:
         self._running = False
         self._waiting: list[_Waiting] = []
         self._told: dict[bytes, int] = {}
-        self._telling: dict[bytes, int] = {}
-        """Peers that are being told, and since when by the steady clock."""
+        self._telling: set[bytes] = set()
         self._silent: set[bytes] = set()
         """Peers that have not answered since somebody waited for them in vain."""
         self._replaced: list[str] = []
@@ -193,9 +192,7 @@ class DirectoryKeeper:
                 self._waiting.remove(waiting)
         found = self._copies(waiting.generation) if waiting.generation else 0
         if waiting.generation and found < waiting.copies:
-            # Writing the head may have taken most of the time.
-            since_ms = self._context.clock.monotonic_ms() - DIRECTORY_TOLD_MS_MAX // 2
-            self._silent |= {peer for peer, ms in self._telling.items() if ms <= since_ms}
+            self._silent |= self._telling
         return found, waiting.copies
 
     def _copies(self, generation: int) -> int:
@@ -207,8 +204,7 @@ class DirectoryKeeper:
         """Wake those for whom enough is told, or nobody is left who may answer in time."""
         for waiting in self._waiting:
             if waiting.generation and (
-                self._telling.keys() <= self._silent
-                or self._copies(waiting.generation) >= waiting.copies
+                self._telling <= self._silent or self._copies(waiting.generation) >= waiting.copies
             ):
                 waiting.over.set()
 
@@ -326,7 +322,7 @@ class DirectoryKeeper:
         if self._raw:
             for peer in self._peers.peers():
                 if self._told.get(peer, 0) < self.generation and peer not in self._telling:
-                    self._telling[peer] = self._context.clock.monotonic_ms()
+                    self._telling.add(peer)
                     self._background("tell_directory", partial(self._tell_peer, peer))
         self._end_waiting()
 
@@ -345,7 +341,7 @@ class DirectoryKeeper:
                     with suppress(XscError):
                         await self._storage.rm(self._replaced.pop())
         finally:
-            self._telling.pop(peer, None)
+            self._telling.discard(peer)
             self._end_waiting()
 
     async def _is_told(self, peer: bytes, raw: bytes) -> bool:
