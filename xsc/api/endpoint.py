@@ -1,8 +1,7 @@
 """What an endpoint of the node's HTTP API is: one row of the table that node and client share.
 
-A field of a request lies in the path where the path names it, in a header where `header` says so,
-and else in the JSON body; in the query where a request has no JSON. Values of headers are
-percent-encoded.
+A field of a request is in the path if the path names it, in a header if `header` says so, and else
+in the JSON body, or in the query if a request has no JSON. Values of headers are percent-encoded.
 """
 
 from __future__ import annotations
@@ -54,6 +53,13 @@ class Nothing:
     """A request that says all by its method and path."""
 
 
+@model
+class Id:
+    """What has an id; of own slots, leases and clearings its beginning is enough."""
+
+    id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint(Generic[Q, R]):
     """What is asked at a path, and what is answered."""
@@ -76,7 +82,7 @@ class Endpoint(Generic[Q, R]):
 
 
 def in_path(endpoint: Endpoint[Any, Any]) -> frozenset[str]:
-    """Return the names of the fields that lie in the path."""
+    """Return the names of the fields that are in the path."""
     return frozenset(re.findall(r"{(\w+)}", endpoint.path))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Unpack
 
 from annotated_types import Ge, Le, Len, MaxLen
 
-from xsc.api.endpoint import Endpoint, Nothing, absent, model
+from xsc.api.endpoint import Endpoint, Id, Nothing, absent, model
 from xsc.api.problems import Problem
 from xsc.base.errors import XscError, from_code
 from xsc.base.jobs import (
@@ -231,13 +231,6 @@ class EvidenceList:
     evidence: list[Evidence]
 
 
-@model
-class EvidenceId:
-    """One of these."""
-
-    id: str
-
-
 RUN = Endpoint("POST", "/v1/jobs", Job, Ended, "Run a job.", takes="framed")
 STREAM = Endpoint(
     "POST",
@@ -254,7 +247,7 @@ EVIDENCE = Endpoint(
 EVIDENCE_RECORD = Endpoint(
     "GET",
     "/v1/compute/evidence/{id}",
-    EvidenceId,
+    Id,
     bytes,
     "Return one record of evidence.",
     gives="cbor",

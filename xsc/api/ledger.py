@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MaxLen
 
-from xsc.api.endpoint import Endpoint, Nothing, model
+from xsc.api.endpoint import Endpoint, Id, Nothing, model
 from xsc.api.peers import NamedPeer
 
 ENTRIES_MAX = 1_000
@@ -28,7 +28,7 @@ class Balance:
     """What is left of its credit beside what its leases may come to."""
     shared_through: str | None
     own_limit_micro: int | None
-    """How this node's account stands there; null where the peer does not say."""
+    """The limit that the peer sets for this node; null if the peer does not say."""
     own_left_micro: int | None
     paid_micro: int
     heard_paid_micro: int
@@ -102,13 +102,6 @@ class Verified:
 
 
 @model
-class EntryId:
-    """One settled entry."""
-
-    id: str
-
-
-@model
 class Settled:
     """What was booked of one lease."""
 
@@ -170,7 +163,7 @@ BALANCE = Endpoint("GET", "/v1/ledger/balance", Nothing, Balances, "Show what ea
 LOG = Endpoint("GET", "/v1/ledger/log", Page, Entries, "List entries, the newest first.")
 VERIFY = Endpoint("GET", "/v1/ledger/verify", Nothing, Verified, "Replay the ledger.")
 ENTRY = Endpoint(
-    "GET", "/v1/ledger/entry/{id}", EntryId, bytes, "Return one settled entry.", gives="cbor"
+    "GET", "/v1/ledger/entry/{id}", Id, bytes, "Return one settled entry.", gives="cbor"
 )
 LIMIT = Endpoint("POST", "/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")
 SETTLE = Endpoint("POST", "/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Nothing, model
+from xsc.api.endpoint import Endpoint, Id, Nothing, model
 
 Moment = Annotated[int, Ge(0), Le(2**63 - 1)]
 Role = Literal["offer", "need"]
@@ -40,13 +40,6 @@ class Declare(Statement):
     role: Role
     kind: SlotKind
     quantity: int
-
-
-@model
-class SlotId:
-    """An own slot or need, by the beginning of its id."""
-
-    id: str
 
 
 @model
@@ -131,19 +124,11 @@ class Leases:
 
 
 @model
-class LeaseId:
+class LeaseId(Id):
     """A lease by the beginning of its id: the lease, its newest renewal, or its denial."""
 
-    id: str
     renewal: bool = False
     denial: bool = False
-
-
-@model
-class SomeId:
-    """A need, a slot, a clearing, or what begins so."""
-
-    id: str
 
 
 @model
@@ -307,9 +292,9 @@ class Entitlements:
 
 
 SLOTS = Endpoint("GET", "/v1/market/slots", Nothing, Slots, "List offers and needs.")
-DECLARE = Endpoint("POST", "/v1/market/slots", Declare, SlotId, "Make an offer or a need.")
-EDIT = Endpoint("PUT", "/v1/market/slots/{id}", Edit, SlotId, "Change an own offer or need.")
-WITHDRAW = Endpoint("DELETE", "/v1/market/slots/{id}", SlotId, SlotId, "Withdraw one.")
+DECLARE = Endpoint("POST", "/v1/market/slots", Declare, Id, "Make an offer or a need.")
+EDIT = Endpoint("PUT", "/v1/market/slots/{id}", Edit, Id, "Change an own offer or need.")
+WITHDRAW = Endpoint("DELETE", "/v1/market/slots/{id}", Id, Id, "Withdraw one.")
 QUOTES = Endpoint("GET", "/v1/market/quotes", Nothing, Quotes, "Ask all peers for their prices.")
 LEASES = Endpoint("GET", "/v1/market/leases", Nothing, Leases, "List leases in both roles.")
 LEASE = Endpoint(
@@ -317,9 +302,9 @@ LEASE = Endpoint(
 )
 CLEARINGS = Endpoint("GET", "/v1/market/clearings", Nothing, Clearings, "List own clearings.")
 CLEARING = Endpoint(
-    "GET", "/v1/market/clearings/{id}", SomeId, bytes, "Return a clearing record.", gives="cbor"
+    "GET", "/v1/market/clearings/{id}", Id, bytes, "Return a clearing record.", gives="cbor"
 )
-WHY = Endpoint("GET", "/v1/market/why/{id}", SomeId, Explanation, "Explain an outcome.")
+WHY = Endpoint("GET", "/v1/market/why/{id}", Id, Explanation, "Explain an outcome.")
 SHOW = Endpoint("GET", "/v1/allocation", Nothing, Shown, "Show what was cleared.")
 GROUPS = Endpoint("GET", "/v1/allocation/groups", Nothing, Groups, "List the groups of nodes.")
 EXPECTED = Endpoint(
@@ -329,7 +314,7 @@ RECEIVED = Endpoint(
     "GET", "/v1/allocation/received", Nothing, Entitlements, "Show what was drawn of it."
 )
 WHY_ALLOCATED = Endpoint(
-    "GET", "/v1/allocation/why/{id}", SomeId, Explanation, "Explain an outcome, or a node's."
+    "GET", "/v1/allocation/why/{id}", Id, Explanation, "Explain an outcome, or a node's."
 )
 ENDPOINTS = (
     *(SLOTS, DECLARE, EDIT, WITHDRAW, QUOTES, LEASES, LEASE, CLEARINGS, CLEARING, WHY),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, header, model
+from xsc.api.endpoint import Endpoint, Id, header, model
 from xsc.api.problems import Problem
 
 Version = Annotated[int, Ge(0), Le(2**63 - 1)]
@@ -42,7 +42,7 @@ class Put:
 
 @model
 class Column:
-    """Where one shard of each segment lies."""
+    """The node that holds one shard of each segment."""
 
     shard: int
     node: str
@@ -70,24 +70,10 @@ class Get(Capability):
 
 
 @model
-class UploadId:
-    """A put that broke off."""
-
-    id: str
-
-
-@model
 class Upload:
     """How much of it is stored."""
 
     stored_bytes: int
-
-
-@model
-class RequestId:
-    """An answer that broke off, by its header XSC-Request-Id."""
-
-    id: str
 
 
 @model
@@ -300,13 +286,13 @@ RESTORE = Endpoint(
     "POST", "/v1/objects/restore", Name, Restored, "Make an older version the newest."
 )
 PARTS = Endpoint("GET", "/v1/objects/parts", Directory, Parts, "List files of a directory.")
-UPLOAD = Endpoint("GET", "/v1/uploads/{id}", UploadId, Upload, "Say how much of a put is stored.")
+UPLOAD = Endpoint("GET", "/v1/uploads/{id}", Id, Upload, "Say how much of a put is stored.")
 GET = Endpoint("GET", "/v1/object", Get, bytes, "Read an object.", gives="bytes")
 REMOVE = Endpoint("DELETE", "/v1/object", Capability, Removed, "Delete an object.")
 STAT = Endpoint("GET", "/v1/object/stat", Capability, Stat, "Ask the hosts of an object.")
 CHECK = Endpoint("GET", "/v1/object/check", Check, Checked, "Say what a placement is worth.")
 REPAIR = Endpoint("POST", "/v1/object/repair", Capability, Repaired, "Repair an object now.")
-FAULT = Endpoint("GET", "/v1/requests/{id}", RequestId, Problem, "Say why an answer broke off.")
+FAULT = Endpoint("GET", "/v1/requests/{id}", Id, Problem, "Say why an answer broke off.")
 ENDPOINTS = (
     *(PUT, LIST, NAMED, RESTORE, PARTS, UPLOAD),
     *(GET, REMOVE, STAT, CHECK, REPAIR, FAULT),

@@ -46,11 +46,7 @@ _ENCODER = json.JSONEncoder(default=plain, ensure_ascii=False)
 
 
 def to_text(value: object) -> str:
-    """Return a value of the API as JSON.
-
-    Raises:
-        UnicodeEncodeError: never; a text that is no Unicode is refused where it becomes bytes.
-    """
+    """Return a value of the API as JSON; a text that is no Unicode stays what it is."""
     return _ENCODER.encode(value)
 
 

@@ -106,20 +106,24 @@ class Served:
     """One request."""
 
     number: int
+    """Grows with each request of the service."""
     at_ms: int
     request_id: str
     version: str
     method: str
     path: str
+    """Without the query, which may hold what is nobody's business."""
     status: int
     fuel_used: int
     memory_peak_bytes: int
     wall_ms: int
     amount_micro: int
     trap: str
+    """Empty if the run came to its end."""
     note: str
+    """The end of what it wrote to standard error."""
     receipt: bytes
-    """Empty where nobody pays."""
+    """The signed receipt; empty if nobody pays."""
 
 
 @model

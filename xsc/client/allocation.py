@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xsc.api import market as api
-from xsc.api.endpoint import Nothing
+from xsc.api.endpoint import Id, Nothing
 from xsc.client.core import Core, Document, Download
 
 
@@ -31,7 +31,7 @@ class AllocationCalls:
 
     def why(self, node_or_slot: str) -> Document:
         """Return why needs were granted what they were: by slot, need, clearing or node."""
-        return self.core.ask(api.WHY_ALLOCATED, api.SomeId(id=node_or_slot))
+        return self.core.ask(api.WHY_ALLOCATED, Id(id=node_or_slot))
 
     def clearings(self) -> Document:
         """Return the clearings of this node's slots."""
@@ -39,4 +39,4 @@ class AllocationCalls:
 
     def clearing(self, clearing_id: str) -> Download:
         """Return a signed clearing record."""
-        return self.core.download(api.CLEARING, api.SomeId(id=clearing_id))
+        return self.core.download(api.CLEARING, Id(id=clearing_id))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from xsc import api
-from xsc.api.endpoint import Nothing
+from xsc.api.endpoint import Id, Nothing
 from xsc.api.ranges import UNIT, check_range
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -188,7 +188,7 @@ class Calls:
 
     def upload(self, upload_id: str) -> Document:
         """Return how many bytes of an upload that broke off are stored: `stored_bytes`."""
-        return self.core.ask(api.objects.UPLOAD, api.objects.UploadId(id=upload_id))
+        return self.core.ask(api.objects.UPLOAD, Id(id=upload_id))
 
     def open(self, capability: str, part: str | None = None) -> Download:
         """Return an object's content as a stream, to be used in a `with`.
@@ -314,7 +314,7 @@ class Calls:
         """Return one signed record of it as a file for `xsc verify`, to be used in a `with`."""
         hint = "`xsc compute evidence` shows them"
         found = _id(evidence_id, r"[a-z0-9]{1,64}", "evidence id", hint)
-        return self.core.download(api.jobs.EVIDENCE_RECORD, api.jobs.EvidenceId(id=found))
+        return self.core.download(api.jobs.EVIDENCE_RECORD, Id(id=found))
 
     # Peers
 
@@ -442,7 +442,7 @@ class Calls:
         """Return one settled entry as a file for `xsc verify`, to be used in a `with`."""
         hint = "`xsc ledger log --json` shows them"
         found = _id(entry_id, r"[a-z2-7]{52}", "entry id", hint)
-        return self.core.download(api.ledger.ENTRY, api.ledger.EntryId(id=found))
+        return self.core.download(api.ledger.ENTRY, Id(id=found))
 
     def health(self) -> Document:
         """Return what probes say of each peer."""

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 
 from xsc import api
 from xsc.api import proof, serial
-from xsc.api.endpoint import Endpoint, written
+from xsc.api.endpoint import Endpoint, Id, written
 from xsc.api.ranges import read_content_range
 from xsc.base.errors import ArgumentInvalid, HomeInvalid, NodeUnreachable, XscError, from_code
 
@@ -611,7 +611,7 @@ class Download:
         if not self._request_id.isalnum():
             return lost
         try:
-            found = self._core.ask(api.objects.FAULT, api.objects.RequestId(id=self._request_id))
+            found = self._core.ask(api.objects.FAULT, Id(id=self._request_id))
         except XscError:
             return lost
         return problem_of(found)

@@ -6,7 +6,7 @@ import re
 from typing import cast
 
 from xsc.api import market as api
-from xsc.api.endpoint import Nothing
+from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import ArgumentInvalid
 from xsc.client.core import Core, Document
 
@@ -57,7 +57,7 @@ class MarketCalls:
 
     def withdraw(self, slot_id: str) -> Document:
         """Withdraw an own offer or need; return its `id`."""
-        return self.core.ask(api.WITHDRAW, api.SlotId(id=slot_id_of(slot_id)))
+        return self.core.ask(api.WITHDRAW, Id(id=slot_id_of(slot_id)))
 
     def slots(self) -> Document:
         """Return the offers and needs of this node, and those of peers that are known here."""
@@ -65,4 +65,4 @@ class MarketCalls:
 
     def why(self, some_id: str) -> Document:
         """Return why an own need, a slot or a clearing came out as it did."""
-        return self.core.ask(api.WHY, api.SomeId(id=explained_id_of(some_id)))
+        return self.core.ask(api.WHY, Id(id=explained_id_of(some_id)))

@@ -172,7 +172,22 @@ def noted(request: wagi.Request, result: SandboxResult, receipt: bytes) -> LogRo
     """Return a row with what no receipt says; `row_of` puts in the rest."""
     note = result.stderr[-SERVICE_NOTE_BYTES_MAX:].decode("utf-8", "replace")
     path = request.raw_path[:_PATH_CHARS_MAX]
-    return LogRow(0, 0, "", request.method, path, 0, 0, 0, 0, 0, "", note, "", receipt)
+    return LogRow(
+        number=0,
+        at_ms=0,
+        request_id="",
+        version="",
+        method=request.method,
+        path=path,
+        status=0,
+        fuel_used=0,
+        memory_peak_bytes=0,
+        wall_ms=0,
+        amount_micro=0,
+        trap="",
+        note=note,
+        receipt=receipt,
+    )
 
 
 def row_of(receipt: ServiceReceipt, deployment: Deployment, noted: LogRow) -> LogRow:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from xsc.api.services import Served
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, SignatureInvalid, StoreDamaged, TooLarge
 from xsc.base.fields import take_bytes, take_int, take_str
@@ -35,29 +36,9 @@ ServiceKey = tuple[bytes, str]
 """Owner and name."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogRow:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRow(Served):
     """One request of a service, as the log keeps it."""
-
-    number: int
-    """Grows with each request of the service."""
-    at_ms: int
-    version: str
-    method: str
-    path: str
-    """Without the query, which may hold what is nobody's business."""
-    status: int
-    fuel_used: int
-    memory_peak_bytes: int
-    wall_ms: int
-    amount_micro: int
-    trap: str
-    """Empty where the run came to its end."""
-    note: str
-    """The end of what it wrote to standard error."""
-    request_id: str
-    receipt: bytes
-    """The signed receipt; empty where nobody pays."""
 
     def to_value(self) -> dict[str, Value]:
         """Return the row as plain values."""

@@ -16,7 +16,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
-    Iterator,
     Mapping,
 )
 from contextlib import aclosing
@@ -55,9 +54,7 @@ _LOOK_MS: Final = 200
 _COMMENT: Final = b":\n\n"
 _BOUNDS = {
     "less_than_equal": ("le", "at most"),
-    "less_than": ("lt", "less than"),
     "greater_than_equal": ("ge", "at least"),
-    "greater_than": ("gt", "more than"),
 }
 """Of what pydantic complains: the bound's name, and our words."""
 _LONG = {"string_too_long": "characters", "too_long": "items"}
@@ -242,7 +239,13 @@ async def _asked(
     headers: Mapping[str, str],
     query: Mapping[str, str],
 ) -> T:
-    """Return the request that lies in a path, headers, a query and the JSON of a body.
+    """Return the request that is in a path, headers, a query and the JSON of a body.
+
+    Args:
+        endpoint: what is asked.
+        body: what follows the headers.
+        path, query: the texts by name.
+        headers: likewise; found by names in small letters.
 
     Raises:
         ArgumentInvalid, TooLarge: it is none.
@@ -250,9 +253,12 @@ async def _asked(
     in_headers = headers_of(endpoint.request)  # type: ignore[arg-type]
     if misplaced := query.keys() & {*path, *in_headers}:
         raise ArgumentInvalid(f"the query says what belongs elsewhere: {min(misplaced)}")
-    named = {name: unquote(headers[key]) for name, key in in_headers.items() if key in headers}
+    found = {name: headers.get(key.lower()) for name, key in in_headers.items()}
+    named = {name: unquote(text) for name, text in found.items() if text is not None}
     if not endpoint.has_json or named:
         return _from_texts({**query, **path, **named}, endpoint.request)
+    if query:
+        raise ArgumentInvalid(f"{endpoint.method} {endpoint.path} takes no query")
     if endpoint.takes == "framed":
         size = int.from_bytes(await body.exactly(LENGTH_BYTES, "its length"), "big")
         if size > JSON_BYTES_MAX:
@@ -291,8 +297,7 @@ class Server:
     def _small(self, endpoint: Endpoint[Any, Any], answer: Answer) -> FastPathHandler:
         async def handle(request: SmallRequest) -> tuple[int, object]:
             body = in_memory(request.body)
-            headers = _Headers(request.headers)
-            asked = await _asked(endpoint, body, {}, headers, {})
+            asked = await _asked(endpoint, body, {}, request.headers, {})
             return endpoint.status, await answer(self._node, asked, body)
 
         return handle
@@ -338,18 +343,14 @@ class Server:
                 if isinstance(fault := coming.exception(), XscError):
                     raise fault
                 await response.prepare(request)
-                quiet_ms = 0
                 while True:
-                    await asyncio.wait({coming}, timeout=_LOOK_MS / 1000)
+                    await asyncio.wait({coming}, timeout=(BEAT_MS if events else _LOOK_MS) / 1000)
                     if not coming.done():
-                        if request.transport is None or request.transport.is_closing():
-                            return response
-                        quiet_ms += _LOOK_MS
-                        if events and quiet_ms >= BEAT_MS:
+                        if events:
                             await response.write(_COMMENT)
-                            quiet_ms = 0
+                        elif request.transport is None or request.transport.is_closing():
+                            return response
                         continue
-                    quiet_ms = 0
                     try:
                         item = coming.result()
                     except StopAsyncIteration:
@@ -406,22 +407,6 @@ class Server:
                 return response
             await response.write_eof()
             return response
-
-
-class _Headers(Mapping[str, str]):
-    """Headers whose names are in lower case, by their names in any case."""
-
-    def __init__(self, lower: Mapping[str, str]) -> None:
-        self._lower = lower
-
-    def __getitem__(self, name: str) -> str:
-        return self._lower[name.lower()]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._lower)
-
-    def __len__(self) -> int:
-        return len(self._lower)
 
 
 async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None:

@@ -12,13 +12,14 @@ from xsc.allocation.queries import (
     groups,
 )
 from xsc.api import market as api
-from xsc.api.endpoint import Nothing
+from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import NotFound
 from xsc.base.ids import to_text
 from xsc.base.limits import ENTITLEMENT_LAPSE_MS
 from xsc.market.lease_entry import LeaseEntry
 from xsc.node.api.serving import Answers
 from xsc.node.build import Node
+from xsc.node.routes.market import begins_with
 from xsc.terms.clearing import (
     LineValue,
     SlotAllocationRecord,
@@ -159,25 +160,6 @@ def _known(node: Node) -> dict[bytes, Participant]:
     }
 
 
-def _clearing_of(node: Node, text: str) -> bytes:
-    """Return the id of the kept clearing that begins so.
-
-    Raises:
-        NotFound: there is none, or more than one.
-    """
-    ids = [
-        each
-        for each, provider in node.allocator.named().items()
-        if provider == node.key.node_id and to_text(each).startswith(text)
-    ]
-    if len(ids) != 1:
-        raise NotFound(
-            f"{'no' if not ids else 'more than one'} clearing has an id that begins with '{text}'",
-            hint="`xsc market clearings` lists them",
-        )
-    return ids[0]
-
-
 async def show(node: Node, _: Nothing) -> api.Shown:
     """Show what was cleared."""
     own, states = node.allocator.state, node.allocator.states()
@@ -278,7 +260,7 @@ def _answer(node: Node, found: Explanation) -> api.Explanation:
     return api.Explanation(why=[_explained(node, each) for each in found.rows], more=found.is_cut)
 
 
-async def why_allocated(node: Node, asked: api.SomeId) -> api.Explanation:
+async def why_allocated(node: Node, asked: Id) -> api.Explanation:
     """Explain a slot, need or clearing, or else what a node has of this one, or gives it."""
     try:
         found = await node.explaining.by_id(asked.id)
@@ -287,7 +269,7 @@ async def why_allocated(node: Node, asked: api.SomeId) -> api.Explanation:
     return _answer(node, found)
 
 
-async def why(node: Node, asked: api.SomeId) -> api.Explanation:
+async def why(node: Node, asked: Id) -> api.Explanation:
     """Explain an outcome."""
     return _answer(node, await node.explaining.by_id(asked.id))
 
@@ -308,9 +290,12 @@ async def clearings(node: Node, _: Nothing) -> api.Clearings:
     )
 
 
-async def clearing(node: Node, asked: api.SomeId) -> bytes:
+async def clearing(node: Node, asked: Id) -> bytes:
     """Return a clearing record."""
-    return node.allocator.clearing(_clearing_of(node, asked.id))
+    named = node.allocator.named().items()
+    own = (each for each, provider in named if provider == node.key.node_id)
+    hint = "`xsc market clearings` lists them"
+    return node.allocator.clearing(begins_with(asked.id, own, "clearing", hint))
 
 
 ANSWERS: Answers = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xsc.api import jobs as api
-from xsc.api.endpoint import Nothing
+from xsc.api.endpoint import Id, Nothing
 from xsc.base.ids import to_text
 from xsc.node.api.serving import Answers
 from xsc.node.build import Node
@@ -29,7 +29,7 @@ async def listed(node: Node, _: Nothing) -> api.EvidenceList:
     )
 
 
-async def record(node: Node, asked: api.EvidenceId) -> bytes:
+async def record(node: Node, asked: Id) -> bytes:
     """Return one record of evidence."""
     return node.evidence.get(asked.id)
 

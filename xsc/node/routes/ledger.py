@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from xsc.api import ledger as api
-from xsc.api.endpoint import Nothing
+from xsc.api.endpoint import Id, Nothing
 from xsc.api.peers import NamedPeer
 from xsc.base.ids import from_text, to_text
 from xsc.ledger.payments import PeerAccount
@@ -119,7 +119,7 @@ async def verify(node: Node, _: Nothing) -> api.Verified:
     )
 
 
-async def entry(node: Node, asked: api.EntryId) -> bytes:
+async def entry(node: Node, asked: Id) -> bytes:
     """Return one settled entry."""
     return node.ledger.export(from_text(asked.id))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from xsc.allocation.declaring import Statement
 from xsc.api import market as api
-from xsc.api.endpoint import Nothing
+from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.ids import to_text
 from xsc.node.api.serving import Answers
@@ -61,17 +61,22 @@ async def quotes(node: Node, _: Nothing) -> api.Quotes:
     )
 
 
+def begins_with(text: str, ids: Iterable[bytes], what: str, hint: str) -> bytes:
+    """Return the one id that begins so.
+
+    Raises:
+        NotFound: there is none, or more than one; names `what` they are of.
+    """
+    found = [each for each in ids if to_text(each).startswith(text)]
+    if len(found) != 1:
+        count = "more than one" if found else "no"
+        raise NotFound(f"{count} {what} has an id that begins with '{text}'", hint=hint)
+    return found[0]
+
+
 def _slot_of(node: Node, text: str) -> bytes:
-    """Return the id of the own slot or need that begins so."""
-    own = _both(node.commitments.own)
-    ids = [slot.slot_id for slot in own if to_text(slot.slot_id).startswith(text)]
-    if len(ids) != 1:
-        raise NotFound(
-            f"{'no' if not ids else 'more than one'} own offer or need has an id that begins"
-            f" with '{text}'",
-            hint="`xsc market slots` lists them",
-        )
-    return ids[0]
+    ids = (slot.slot_id for slot in _both(node.commitments.own))
+    return begins_with(text, ids, "own offer or need", "`xsc market slots` lists them")
 
 
 async def slots(node: Node, _: Nothing) -> api.Slots:
@@ -94,7 +99,7 @@ async def slots(node: Node, _: Nothing) -> api.Slots:
     )
 
 
-async def declare(node: Node, asked: api.Declare) -> api.SlotId:
+async def declare(node: Node, asked: api.Declare) -> Id:
     """Make an offer or a need."""
     said = _statement(asked, node.find)
     if asked.role == "offer":
@@ -110,21 +115,21 @@ async def declare(node: Node, asked: api.Declare) -> api.SlotId:
         slot_id = await node.commitments.need(asked.kind, replace(said, price=most))
     else:
         slot_id = await node.commitments.need(asked.kind, said)
-    return api.SlotId(id=to_text(slot_id))
+    return Id(id=to_text(slot_id))
 
 
-async def edit(node: Node, asked: api.Edit) -> api.SlotId:
+async def edit(node: Node, asked: api.Edit) -> Id:
     """Change an own offer or need."""
     slot_id = _slot_of(node, asked.id)
     await node.commitments.edit(slot_id, _statement(asked, node.find))
-    return api.SlotId(id=to_text(slot_id))
+    return Id(id=to_text(slot_id))
 
 
-async def withdraw(node: Node, asked: api.SlotId) -> api.SlotId:
+async def withdraw(node: Node, asked: Id) -> Id:
     """Withdraw an own offer or need."""
     slot_id = _slot_of(node, asked.id)
     await node.commitments.withdraw(slot_id)
-    return api.SlotId(id=to_text(slot_id))
+    return Id(id=to_text(slot_id))
 
 
 async def leases(node: Node, _: Nothing) -> api.Leases:
@@ -155,16 +160,11 @@ async def leases(node: Node, _: Nothing) -> api.Leases:
 
 async def lease(node: Node, asked: api.LeaseId) -> bytes:
     """Return a signed lease, its newest renewal or its denial."""
-    found = {row.lease_id for row in node.market.leases()}
-    ids = [lease_id for lease_id in found if to_text(lease_id).startswith(asked.id)]
-    if len(ids) != 1:
-        raise NotFound(
-            f"{'no' if not ids else 'more than one'} lease has an id that begins with '{asked.id}'",
-            hint="`xsc market leases` lists them",
-        )
+    known = {row.lease_id for row in node.market.leases()}
+    lease_id = begins_with(asked.id, known, "lease", "`xsc market leases` lists them")
     if asked.denial:
-        return node.market.denial_record(ids[0])
-    return (node.market.renewal_record if asked.renewal else node.market.lease_record)(ids[0])
+        return node.market.denial_record(lease_id)
+    return (node.market.renewal_record if asked.renewal else node.market.lease_record)(lease_id)
 
 
 ANSWERS: Answers = {

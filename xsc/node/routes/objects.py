@@ -8,6 +8,7 @@ from dataclasses import fields
 from functools import lru_cache, partial
 
 from xsc.api import objects as api
+from xsc.api.endpoint import Id
 from xsc.api.problems import Problem
 from xsc.base.errors import ArgumentInvalid, CapabilityInvalid
 from xsc.base.ids import from_text, to_text
@@ -122,13 +123,13 @@ async def get(node: Node, asked: api.Get) -> Download:
     return Download(reader.stream, reader.size_bytes, asked.range)
 
 
-async def upload(node: Node, asked: api.UploadId) -> api.Upload:
+async def upload(node: Node, asked: Id) -> api.Upload:
     """Say how much of a put is stored."""
     named = _upload_id(asked.id) or b""
     return api.Upload(stored_bytes=await node.storage.resume_journals.stored_bytes(named))
 
 
-async def fault_of(_: Node, asked: api.RequestId, *, faults: Faults) -> Problem:
+async def fault_of(_: Node, asked: Id, *, faults: Faults) -> Problem:
     """Say why an answer broke off."""
     return faults.find(asked.id)
 

@@ -69,7 +69,7 @@ async def log(node: Node, asked: api.Log) -> api.Requests:
     rows = await node.services.log_rows(
         asked.name, after=asked.after, most=asked.n, wait_ms=asked.wait_ms
     )
-    return api.Requests(requests=[api.Served(**asdict(row)) for row in rows])
+    return api.Requests(requests=[*rows])
 
 
 ANSWERS: Answers = {

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import pytest
 from aiohttp import web
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Le
 
 from xsc.api.endpoint import model
 from xsc.api.ledger import Limit
@@ -264,7 +264,6 @@ async def test_faults_of_small_requests_are_told_and_noted_like_any_other(api):
 @model
 class Bounded:
     size: Annotated[int, Ge(1), Le(32)] = 1
-    part: Annotated[int, Gt(0), Lt(5)] = 1
 
 
 @pytest.mark.parametrize(
@@ -272,8 +271,6 @@ class Bounded:
     [
         (b'{"size": 33}', "size must be at most 32, not 33"),
         (b'{"size": 0}', "size must be at least 1, not 0"),
-        (b'{"part": 5}', "part must be less than 5, not 5"),
-        (b'{"part": 0}', "part must be more than 0, not 0"),
         (b'{"size": %s}' % (b"9" * 4300), f"size must be at most 32, not {'9' * 40}"),
         (b'{"size": %s}' % (b"9" * 5000), "the request is wrong at the body: "),
         (b'{"size": "x"}', "the request is wrong at size: "),

@@ -163,6 +163,12 @@ async def test_json_that_does_not_fit_is_refused(raw, said):
         await ask(BRING, "anna", raw=len(raw).to_bytes(4, "big") + raw)
 
 
+@pytest.mark.parametrize("endpoint", [SEND, BRING])
+async def test_a_request_with_json_has_no_query(endpoint):
+    with pytest.raises(ArgumentInvalid, match="takes no query"):
+        await ask(endpoint, "anna", query="?count=1", raw=b"{}")
+
+
 async def test_json_has_a_bound():
     most = b'{"count": 1}'.ljust(JSON_BYTES_MAX)
     assert (await ask(SEND, "anna", raw=most))[0] == 200
