@@ -21,7 +21,7 @@ def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net)
     alice, bob = small_net[0], small_net[1]
     offer = alice(["market", "offer", "compute", "2000", "--every", NIGHTS, "--price", "0.00001"])
     disk = alice("market offer storage 2GiB --filter tier=one_way").line
-    need = bob("market need compute 500 --min 100 --price 0.00002").line
+    need = bob("market need compute 500 --price 0.00002").line
     # Who offers follows the needs of its peers.
     rows = wait_for(lambda: len(rows_of(alice)) == 3 and {row["id"]: row for row in rows_of(alice)})
     assert rows.pop(need)["node"] == bob.id
@@ -63,7 +63,7 @@ def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net)
 
 def test_what_was_offered_is_there_after_a_kill(start):
     member, process = start()
-    slot_id = member("market offer egress 100 --price 0.001 --to +2h --json").json["id"]
+    slot_id = member("market offer storage 100 --price 0.001 --to +2h --json").json["id"]
     before = rows_of(member)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -82,11 +82,9 @@ BAD = [
     ("offer compute 2GiB", "no whole number"),
     ("offer storage 1.5", "not a whole number"),
     ("offer storage 10KiB", "whole number of MiB"),
-    ("offer compute 10 --min 11", "least useful quantity is above"),
+    ("offer egress 10", "KIND"),
     ("offer compute 4611686018427387904 --price 3", "more than any amount"),
     ("offer compute 10 --price -1", "no amount of credits"),
-    ("offer egress 10", "no price of its own"),
-    ("need egress 10", "no price of its own"),
     ("offer compute 10 --from +2h --to +1h", "no length"),
     ("offer compute 10 --to now", "no length"),
     ("offer compute 10 --from 2020-01-01 --to 2020-01-02", "is over"),

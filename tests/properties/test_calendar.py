@@ -64,4 +64,3 @@ def test_compute_is_spread_over_its_time_and_never_below_what_is_stated(quanta, 
     assert stated <= level * max(length_ms, COMPUTE_LEASE_MS) // COMPUTE_LEASE_MS
     assert (level - 1) * max(length_ms, COMPUTE_LEASE_MS) < stated * COMPUTE_LEASE_MS
     assert level_of("storage", quanta, length_ms) == quanta * MIB
-    assert level_of("egress", quanta, length_ms) == quanta

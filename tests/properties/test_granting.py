@@ -1,6 +1,6 @@
 """The laws of granting ahead of use, over any order of needs, draws, own use and time."""
 
-from itertools import count
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from xsc.allocation import granting
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.granting import Now, Pass
-from xsc.allocation.queues import Queues
+from xsc.allocation.granting import Inputs, clear_all
 from xsc.base.limits import ENTITLEMENT_LAPSE_MS, MIB, PARTICIPANTS_MAX
 from xsc.market.entitlements import SlotRoom
 from xsc.terms.clearing import SpaceValue
@@ -59,9 +58,6 @@ class Model:
         self.credit_micro = 10**9
         self.cleared = {}
         self.granted = []
-        self.salts = count(1)
-        self.queues = Queues(PROVIDER)
-        self.queues.change_own(OWN, self.now_ms)
 
     def published(self, node):
         needs = (self.needs[node],) if node in self.needs else ()
@@ -72,22 +68,23 @@ class Model:
     def free(self):
         return CAPACITY - self.own - sum(self.drawn.values())
 
-    def clear(self, salt=lambda _: bytes(32)):
-        for node in self.needs.keys() | self.queues.others().keys():
-            said = self.published(node) if node in self.needs else None
-            self.queues.change(node, said, self.now_ms)
-        now = Now(
-            self.now_ms,
-            OWN,
-            self.drawn,
-            lambda _: self.credit_micro,
-            SlotRoom({"storage": self.free * MIB, "compute": 0}, self.now_ms),
+    def clear(self):
+        """Clear everything; return whether a window was cleared anew."""
+        inputs = Inputs(
+            now_ms=self.now_ms,
+            own=OWN,
+            others={node: self.published(node) for node in self.needs},
+            theirs={},
+            drawn=self.drawn,
+            credit=dict.fromkeys(self.needs, self.credit_micro),
+            free={},
+            before=self.cleared,
+            is_pending=False,
         )
-        made = Pass(now, self.queues, self.cleared, salt)
-        for _ in made.run():
-            pass
+        room = SlotRoom({"storage": self.free * MIB, "compute": 0}, self.now_ms)
+        made, before = clear_all(inputs, room), self.cleared
         self.cleared, self.granted = made.cleared, made.granted
-        return made
+        return any(each is not before.get(key) for key, each in made.cleared.items())
 
     def left(self, each):
         key = each.key
@@ -166,8 +163,7 @@ def test_no_interleaving_oversells_a_slot_or_fills_a_need_twice(taken):
         assert model.drawn == after, "a clearing recalls nothing"
         assert what in {"draw", "free"} or after == before
         model.check()
-        again = model.clear()
-        assert not again.fresh, "the same inputs are not cleared again"
+        assert not model.clear(), "the same inputs are not cleared again"
 
 
 def test_what_lapsed_comes_back_under_a_new_number_only():
@@ -183,30 +179,24 @@ def test_what_lapsed_comes_back_under_a_new_number_only():
     assert sum(each.quantity for each in model.granted if each.opens_ms == 0) == 10
 
 
-def need_of(quantity, number=1, price_max=40, slot_id=b"n" * 16, quantity_min=1):
+def need_of(quantity, number=1, price_max=40, slot_id=b"n" * 16):
     return NeedSlot(
         slot_id=slot_id,
         kind="storage",
         quantity=quantity,
         valid_until_ms=2**60,
         price_max=price_max,
-        quantity_min=quantity_min,
         number=number,
     )
-
-
-def clear_again(model):
-    """Clear with a salt that never comes twice."""
-    return model.clear(lambda _: next(model.salts).to_bytes(32, "big"))
 
 
 def test_where_too_many_take_part_nothing_is_cleared_again_either():
     model = Model()
     for number in range(PARTICIPANTS_MAX + 40):
         model.needs[number.to_bytes(32, "big")] = need_of(1, price_max=1)
-    assert clear_again(model).fresh
+    assert model.clear()
     assert {each.record.left_out for each in model.cleared.values()} == {40}
-    assert not clear_again(model).fresh
+    assert not model.clear()
 
 
 def test_a_need_that_changes_moves_no_tie_of_others():
@@ -214,12 +204,12 @@ def test_a_need_that_changes_moves_no_tie_of_others():
     equal = [bytes([number]) * 32 for number in (7, 8)]
     for node in equal:
         model.needs[node] = need_of(15)
-    clear_again(model)
+    model.clear()
     before = [each for each in model.granted if each.customer in equal]
     assert len({each.quantity for each in before}) > 1, "a tie decides"
     for number in range(20):
         model.needs[CUSTOMERS[2]] = need_of(5, 1 + number, price_max=1 + number % 9)
-        assert clear_again(model).fresh
+        assert model.clear()
         assert [(e.customer, e.quantity) for e in model.granted if e.customer in equal] == [
             (e.customer, e.quantity) for e in before
         ]
@@ -289,10 +279,38 @@ def test_credit_bounds_a_need_whatever_price_it_states(customer, prices):
         assert sum(each.quantity for each in model.granted if each.opens_ms == 0) == 10
 
 
-def test_a_need_whose_credit_is_below_its_minimum_takes_no_part():
-    model = Model()
-    model.credit_micro = 105
-    model.needs[CUSTOMERS[0]] = need_of(20, quantity_min=11)
-    model.needs[CUSTOMERS[1]] = need_of(20)
-    model.clear()
-    assert {each.customer for each in model.granted} == {CUSTOMERS[1]}
+def test_ties_fall_anew_each_day():
+    """By slot and day: nobody draws again by publishing again."""
+    model, tied, winners = Model(), [bytes([number]) * 32 for number in (7, 8)], set()
+    for day in range(8):
+        model.needs = {node: need_of(15, 1 + day) for node in tied}
+        model.clear()
+        winners.add(max(model.granted, key=lambda each: each.quantity).customer)
+        model.step("time", 0, DAY_MS)
+    assert winners == set(tied)
+
+
+@pytest.mark.parametrize(
+    ("limit", "weights", "most"),
+    [("ALLOCATIONS_A_STRANGER_MAX", {}, 3), ("ALLOCATIONS_A_CUSTOMER_MAX", WEIGHTS, 5)],
+)
+def test_one_customer_leaves_others_what_one_state_can_grant(limit, weights, most, monkeypatch):
+    monkeypatch.setattr(granting, limit, most)
+    node = CUSTOMERS[1]
+    needs = tuple(need_of(2, slot_id=bytes([n]) * 16) for n in range(8))
+    inputs = Inputs(
+        now_ms=0,
+        own=Published(PROVIDER, OWN.commitment, NOTHING, weights, None),
+        others={node: Published(node, Commitment(needs=needs), NOTHING)},
+        theirs={},
+        drawn={},
+        credit={node: 10**9},
+        free={},
+        before={},
+        is_pending=False,
+    )
+    room = {"storage": CAPACITY * MIB, "compute": 0}
+    made = clear_all(inputs, SlotRoom(room, 0))
+    assert len(made.granted) == most
+    again = clear_all(replace(inputs, before=made.cleared), SlotRoom(room, 0))
+    assert again.granted == made.granted

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from xsc.allocation.acceptance import Granted, keep
-from xsc.allocation.clearing import Bid, SlotTerms, clear_slot
+from xsc.allocation.clearing import Bid, SlotTerms, Standing, clear
 from xsc.allocation.recognition import mutual_ppm, tier_of
 
 NEED_ID = bytes(16)
@@ -51,17 +51,19 @@ class Market:
 
     def clear(self, provider: int) -> set[int]:
         """Clear one slot and return the customers whose grant changed."""
-        bids = []
+        bids: list[Bid] = []
+        weights: dict[bytes, Standing] = {}
         for customer in self.customers_of(provider):
             mine = self.weights[provider][customer]
             theirs = self.weights[customer].get(provider, 0)
             tier = tier_of(mine, theirs)
             weight = mutual_ppm(mine, theirs) if tier == "mutual" else mine
             wanted = min(self.need[customer], self.caps[customer].get(name(provider), 1 << 62))
+            weights[name(customer)] = tier, weight
             if wanted:
-                bids.append(Bid(name(customer), NEED_ID, tier, weight, wanted, 0, 10))
+                bids.append(Bid(name(customer), NEED_ID, wanted, 10))
         terms = SlotTerms(self.supply[provider], 1, 1, 11)
-        given = clear_slot(terms, bids, name(provider)).given()
+        given = clear(terms, bids, weights, name(provider)).given()
         changed = set()
         for customer in self.customers_of(provider):
             units = given.get((name(customer), NEED_ID), 0)

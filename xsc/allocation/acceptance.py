@@ -16,8 +16,8 @@ from heapq import heappop, heappush
 from itertools import accumulate
 
 from xsc.allocation.matching import places
-from xsc.allocation.tiers import TIERS, Claim, weighted_uniform
-from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS, NEED_PAUSE_MS_MAX
+from xsc.allocation.tiers import Claim, weighted_uniform
+from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS
 from xsc.terms.quote import Tier
 from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot, Window
 
@@ -41,36 +41,23 @@ class Kept:
     """Of providers that were ever refused anything; never above the caps before."""
 
 
-def keep(
-    quantity: int, offers: Sequence[Granted], caps: Mapping[bytes, int], least: int = 0
-) -> Kept:
+def keep(quantity: int, offers: Sequence[Granted], caps: Mapping[bytes, int]) -> Kept:
     """Return what a need keeps: of mutual providers first, by recognition within a tier.
 
     Caps fall only, so this ends also where recognition changes meanwhile; a cap that an earlier
     recognition lowered stays until the need has a new number.
 
-    No provider grants less than the minimum, so of each as much is kept, or nothing. While a share
-    is below it, one such provider is refused: of the last tier, of the least weight, by its id.
-
     Args:
         quantity: of the need.
         offers: what each provider grants at present, at most one each.
         caps: those before.
-        least: the minimum of the need.
     """
     claims = [
         Claim(offer.provider, offer.tier, offer.weight, bounded)
         for offer in offers
         if (bounded := min(offer.quantity, caps.get(offer.provider, offer.quantity)))
     ]
-    claims.sort(key=lambda claim: (-TIERS.index(claim.tier), claim.weight, claim.id))
-    while True:
-        kept = weighted_uniform(quantity, claims).allocations
-        # What was drawn of an offer that has lapsed may be less, and stays.
-        short = [claim for claim in claims if kept[claim.id] < min(least, claim.need)]
-        if not short:
-            break
-        claims.remove(short[0])
+    kept = weighted_uniform(quantity, claims).allocations
     quantities = {offer.provider: kept.get(offer.provider, 0) for offer in offers}
     refused = {
         offer.provider: quantities[offer.provider]
@@ -183,31 +170,6 @@ def had_of(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Renewed:
-    """When a need of this node last began a new number because it was short."""
-
-    at_ms: int
-    pause_ms: int
-    """How long it waits until the next."""
-
-    def is_due(self, now_ms: int) -> bool:
-        """Return whether another number may begin."""
-        return now_ms >= self.at_ms + self.pause_ms
-
-
-def renewed(last: Renewed, now_ms: int) -> Renewed:
-    """Return what follows when a new number begins.
-
-    Each that comes soon after the last one waits for twice as long: with minima there may be no
-    outcome that all nodes keep, and then a need that is offered less would begin again for ever.
-    """
-    pause_ms = ALLOCATION_LOOK_MS
-    if now_ms < last.at_ms + 2 * last.pause_ms:
-        pause_ms = min(2 * last.pause_ms, NEED_PAUSE_MS_MAX)
-    return Renewed(now_ms, pause_ms)
-
-
 def refused(need: NeedSlot, received: Iterable[Entitlement]) -> NeedSlot:
     """Return a need that accepts nothing more of who grants it something."""
     offering = {each.provider for each in received if each.need == need.slot_id}
@@ -225,7 +187,7 @@ def answered(
 ) -> NeedSlot:
     """Return a need with the caps that follow from the offers.
 
-    Caps fall only where a need is filled, as far as its minimum allows. If one that has caps would
+    Caps fall only where a need is filled. If one that has caps would
     keep more without them, an offer that it kept is gone, and others may offer again: a new number
     begins.
 
@@ -245,13 +207,13 @@ def answered(
         Granted(provider, min(need.quantity, at_once(need, of)), *ranks[provider])
         for provider, of in sorted(lines.items())
     ]
-    caps, least = dict(need.caps), need.quantity_min
-    kept = keep(need.quantity, offers, caps, least)
+    caps = dict(need.caps)
+    kept = keep(need.quantity, offers, caps)
     units = sum(kept.quantities.values()) + lapsed
     if caps and units < need.quantity:
         again = [offer for offer in offers if offer.provider not in caps]
         again += [Granted(each, need.quantity, *ranks[each]) for each in caps if each in ranks]
-        more = keep(need.quantity, again, {}, least)
+        more = keep(need.quantity, again, {})
         if sum(more.quantities.values()) > units:
             begun = NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})
             return begun if is_due else need

@@ -18,25 +18,24 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from xsc.allocation.acceptance import Had, Renewed, answered, had_of, refused, renewed
+from xsc.allocation.acceptance import Had, answered, had_of, refused
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
-from xsc.allocation.deciding import (
+from xsc.allocation.deciding import granted_by
+from xsc.allocation.granting import (
+    Cleared,
+    Grant,
     Inputs,
+    Key,
     Outcome,
-    begin,
-    granted_of,
-    is_due,
-    outcome_of,
-    state_after,
+    clear_all,
+    entitlements,
 )
-from xsc.allocation.granting import Cleared, Grant, Seen, entitlements
 from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.allocation.proofs import Proofs
-from xsc.allocation.queues import Key, Queues, windows_ahead
 from xsc.allocation.receiving import accepted, is_proven, offered_by, still_offered
 from xsc.allocation.recognition import read_weights
 from xsc.base.encoding import Value, decode, encode
@@ -53,7 +52,7 @@ from xsc.base.limits import (
     CLEARINGS_KEPT_MAX,
     CONVERGED_LOOK_MS,
     DAMPING_HISTORY_MAX,
-    SALT_BYTES,
+    ROUND_REST,
 )
 from xsc.base.peering import Peers
 from xsc.identity.context import Context
@@ -110,7 +109,7 @@ class Allocator:
         self._node = context.key.node_id
         self._network = context.network
         self._clock = context.clock
-        self._entropy = context.entropy
+        self._executor = context.executor
         self._log = context.log
         self._space = space
         self._commitments = commitments
@@ -120,14 +119,13 @@ class Allocator:
         self._follow = follow
         self._followed: set[str] = set()
         self._is_up = is_up
-        self._queues = Queues(self._node)
-        self._seen: Seen | None = None
-        """In the last round, from which the next one goes on."""
         self._changed: set[bytes] = set()
         self._theirs: dict[bytes, int] = {}
         """What peers give this node, in ppm, above 0."""
         self._parsed: dict[bytes, Published] = {}
         """What nodes have published, read once; of known peers only."""
+        self._others: dict[bytes, Published] = {}
+        """What known peers publish that need or offer something."""
         self._cleared: Mapping[Key, Cleared] = {}
         self._granted: tuple[Entitlement, ...] = ()
         self._received: tuple[Entitlement, ...] = ()
@@ -136,6 +134,8 @@ class Allocator:
         self.rules = AllocationProgram(market.room)
         self._program: Program | None = None
         self._fails = False
+        self._decided: frozenset[bytes] = frozenset()
+        """The clearings from which the program made the present state."""
         self._states: dict[bytes, TwoTierAllocationState] = {}
         self._received_of: dict[bytes, list[Entitlement]] = {}
         """By provider: it holds while what its next state says is checked."""
@@ -143,9 +143,9 @@ class Allocator:
         """By clearing of what is received, when its record says that it was made."""
         self._had: Mapping[EntitlementKey, Had] = {}
         """By line, what this node was granted; a restart forgets what has lapsed."""
-        self._renewed: dict[bytes, Renewed] = {}
-        """By need."""
-        self._began = Renewed(0, ALLOCATION_LOOK_MS)
+        self._renewed: dict[bytes, int] = {}
+        """By need, when it last began a new number because it was short."""
+        self._began_ms = 0
         self._proofs = Proofs(context, read=read, once=once, told=self._wake)
         self._answer_ms: int | None = None
         """When changed caps are published."""
@@ -288,7 +288,7 @@ class Allocator:
         self._cleared = cleared
         self._raw = self._raw_state_of(self._node) or b""
         self._state = self.rules.read_state(self._raw)
-        self._began = Renewed(self._clock.now_ms(), ALLOCATION_LOOK_MS)
+        self._began_ms = self._clock.now_ms()
         known = set(self._peers.peers())
         customers = {p.customer for each in self.present() for p in each.record.participants}
         needs = {
@@ -297,7 +297,9 @@ class Allocator:
             if (published := self._published(node)) is not None
             for need in published.commitment.needs
         }
-        self._granted = tuple(e for each in self.present() for e in entitlements(each, needs))
+        self._decided = frozenset(each.clearing for each in self._state.slot_denominators)
+        kept = tuple(e for each in self.present() for e in entitlements(each, needs))
+        self._granted = granted_by(self._state, Outcome(self._cleared, kept)).granted
         self._changed.update(self._peers.peers(), {self._node})
 
     def _restore(self, key: bytes, raw: bytes) -> tuple[Key, Cleared]:
@@ -321,9 +323,15 @@ class Allocator:
         return place, Cleared(take_bytes(row, "inputs"), signed.record, record_id, grants)
 
     async def run(self) -> None:
-        """Allocate whenever something changed, and look at the capacity in between."""
+        """Allocate whenever something changed, and look at the capacity in between.
+
+        A change after a quiet time is looked at once. Others wait for nine times as long as the
+        last round took, so that whoever changes often costs a tenth of a core.
+        """
         while True:
+            began_ms = self._clock.monotonic_ms()
             await self.allocate()
+            ended_ms = self._clock.monotonic_ms()
             waiting = asyncio.ensure_future(self._clock.sleep_ms(self._pause_ms()))
             woken = asyncio.ensure_future(self._woken.wait())
             try:
@@ -331,8 +339,10 @@ class Allocator:
             finally:
                 waiting.cancel()
                 woken.cancel()
-            if self._woken.is_set():
-                await self._clock.sleep_ms(ALLOCATION_DEBOUNCE_MS)
+            rest_ms = max(ALLOCATION_DEBOUNCE_MS, ROUND_REST * (ended_ms - began_ms))
+            left_ms = ended_ms + rest_ms - self._clock.monotonic_ms()
+            if self._woken.is_set() and left_ms > 0:
+                await self._clock.sleep_ms(left_ms)
 
     def _pause_ms(self) -> int:
         """Return how long until something lapses, begins or ends, or capacity is looked at."""
@@ -392,8 +402,6 @@ class Allocator:
         if (wanted := self.prefixes()) != self._followed:
             self._followed = wanted
             self._follow()
-        now_ms = self._clock.now_ms()
-        self._queues.change_own(self._own(), now_ms)
         known = set(self._peers.peers())
         if self._node in changed:
             # The own recognition can have changed, and with it the standing of all.
@@ -401,15 +409,19 @@ class Allocator:
         for node in changed - {self._node}:
             self._states.pop(node, None)
             self._theirs.pop(node, None)
-            other = self._published(node) if node in known else None
+            self._others.pop(node, None)
             if node not in known:
                 self._parsed.pop(node, None)
-            else:
-                if ppm := self._given_by(node, other):
-                    self._theirs[node] = ppm
-                if (raw := self._raw_state_of(node)) is not None:
-                    self._states[node] = _read_state(raw)
-            if self._queues.change(node, other, now_ms):
+                continue
+            is_new = node not in self._parsed
+            other = self._published(node)
+            if other is not None:
+                self._others[node] = other
+            if ppm := self._given_by(node, other):
+                self._theirs[node] = ppm
+            if (raw := self._raw_state_of(node)) is not None:
+                self._states[node] = _read_state(raw)
+            if is_new:
                 await asyncio.sleep(0)  # each may need reading, and there may be many
 
     def _own(self) -> Published:
@@ -456,46 +468,40 @@ class Allocator:
         inputs = self._inputs()
         if not (inputs.own.commitment.slots or self._cleared or self._state.slot_denominators):
             return
-        self._seen, made = None, begin(inputs, self._market.room(inputs.free, inputs.now_ms))
-        for _ in made.run():
-            await asyncio.sleep(0)
-        self._seen = made.seen
-        outcome = outcome_of(made)
-        if is_due(outcome, self._state):
-            raw = self._by_program(inputs, outcome)
+        room = self._market.room(inputs.free, inputs.now_ms)
+        outcome = await self._executor.run(clear_all, inputs, room)
+        ids = frozenset(each.id for each in outcome.cleared.values())
+        held = granted_by(self._state, outcome)
+        if ids != self._decided or (ids and not self._state.converged):
+            raw = await self._decide(inputs, outcome)
             if raw is None:
-                factor = factor_ppm(inputs.own.commitment.damping_history)
-                state = state_after(inputs, granted_of(outcome), self._state, factor)
-                await self._publish(outcome, state, state.to_bytes(), None)
-            else:
-                await self._publish(outcome, self.rules.read_state(raw), raw, self._program)
-        self._granted = outcome.granted
+                return
+            state = self.rules.read_state(raw)
+            held = granted_by(state, outcome)
+            await self._publish(held, state, raw)
+            self._decided = ids
+        self._granted = held.granted
 
-    def _by_program(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
-        """Return the state that the program gives; None where it does not serve."""
+    async def _decide(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
+        """Return the state that the program gives; None where it fails: nothing new is granted."""
         if self._program is None:
             return None
         over = [units for units, _ in inputs.own.commitment.damping_history]
         found = self._program.run(
             {
-                "gathered": self.rules.gather(inputs, outcome),
+                "gathered": await self._executor.run(self.rules.gather, inputs, outcome),
                 "last": self._raw,
                 "over": (*[NOBODY] * (DAMPING_HISTORY_MAX - len(over)), *over),
             }
         )
-        if found is None:
-            self._note_program(fails=True)
-            return None
-        return found["state"]  # type: ignore[no-any-return]
-
-    def _note_program(self, *, fails: bool) -> None:
-        if fails != self._fails:
-            self._fails = fails
-            event = "allocation.program_failed" if fails else "allocation.program_serves"
+        if (found is None) != self._fails:
+            self._fails = found is None
+            event = "allocation.program_failed" if self._fails else "allocation.program_serves"
             self._log.warning(event, fault=self.program_fault)
+        return None if found is None else found["state"]
 
     def serve_by(self, program: Program) -> None:
-        """Let a program decide from the next round on; where it fails, the rule does."""
+        """Let a program decide; without one nothing is granted."""
         self._program = program
 
     @property
@@ -505,53 +511,39 @@ class Allocator:
 
     def _inputs(self) -> Inputs:
         """Gather what the round follows from."""
-        own, now_ms = self._own(), self._clock.now_ms()
-        is_new = any(
-            key not in self._cleared for _, key in windows_ahead(own.commitment.slots, now_ms)
-        )
-        takers = self._queues.takers()
+        own = self._own()
+        kinds = {slot.kind for slot in own.commitment.slots}
+        takers = {
+            node: other
+            for node, other in self._others.items()
+            if any(need.kind in kinds for need in other.commitment.needs)
+        }
         return Inputs(
-            now_ms=now_ms,
-            salt=self._entropy.token(SALT_BYTES) if is_new else bytes(SALT_BYTES),
+            now_ms=self._clock.now_ms(),
             own=own,
-            others=self._queues.others(),
+            others=takers,
             theirs=self._theirs.copy(),
             drawn=self._market.drawn(),
             credit={node: self._market.credit_micro(node, takers) for node in takers},
             free=self._market.free(),
             before=self._cleared,
             is_pending=bool(self._changed),
-            queues=self._queues,
-            last=self._seen,
         )
 
-    async def _publish(
-        self,
-        outcome: Outcome,
-        state: TwoTierAllocationState,
-        raw: bytes,
-        program: Program | None,
-    ) -> None:
-        """Keep and publish new clearings; the oldest records go.
-
-        Args:
-            outcome: of the round.
-            state: what is published.
-            raw: its bytes.
-            program: which gave it, if one did.
-        """
+    async def _publish(self, outcome: Outcome, state: TwoTierAllocationState, raw: bytes) -> None:
+        """Keep and publish the clearings that a state names; the oldest records go."""
         cleared = outcome.cleared
         records = {}
-        for key in outcome.fresh:
-            signed = sign(cleared[key].record, self._key, self._network)
-            records[signed.id] = signed.raw
+        known = {each.id for each in self._cleared.values()}
+        for made in cleared.values():
+            if made.id not in known:
+                records[made.id] = sign(made.record, self._key, self._network).raw
         # Those that go make room for the others.
         values: dict[str, bytes | None] = dict.fromkeys(self._outdated(cleared, records))
         values |= {UserSpacePaths.clearing(each): raw for each, raw in records.items()}
         values[UserSpacePaths.ALLOCATION_STATE] = raw
         # Written before anybody can draw on it, so that what is kept free has its proof.
-        if program is None or not await self._put_with(program, values):
-            await self._space.put_all(values)
+        await self._put(values)
         rows: list[Row] = [(_row_key(key), None) for key in self._cleared.keys() - cleared.keys()]
         rows += [
             (_row_key(key), _row(each))
@@ -572,20 +564,19 @@ class Allocator:
                     tier=each.tier,
                 )
 
-    async def _put_with(self, program: Program, values: Mapping[str, bytes | None]) -> bool:
-        """Write values with what the program keeps; say whether the space has room for both."""
+    async def _put(self, values: Mapping[str, bytes | None]) -> None:
+        """Write values with what the program keeps of the frame that gave them."""
+        program = self._program
+        assert program is not None, "a program has decided"
         try:
             await self._space.put_all({**values, **program.writes()})
         except SpaceExhausted as fault:
             program.undo(f"{fault.code}: {fault.message}")
-            self._note_program(fails=True)
-            return False
+            raise
         except BaseException:
             program.undo()
             raise
         program.wrote()
-        self._note_program(fails=False)
-        return True
 
     def _outdated(
         self, cleared: Mapping[Key, Cleared], records: Mapping[bytes, bytes]
@@ -633,7 +624,7 @@ class Allocator:
                 received,
                 ranks,
                 lapsed=lapsed[need_id],
-                is_due=self._renewed.get(need_id, self._began).is_due(now_ms),
+                is_due=now_ms - self._renewed.get(need_id, self._began_ms) >= ALLOCATION_LOOK_MS,
             )
             for need_id, need in needs.items()
         }
@@ -653,8 +644,7 @@ class Allocator:
         self._answer_ms = None
         for need_id, need in needs.items():
             if changed[need_id].number > need.number:
-                last = self._renewed.get(need_id, self._began)
-                self._renewed[need_id] = renewed(last, now_ms)
+                self._renewed[need_id] = now_ms
         await self._commitments.replace(
             Commitment(
                 slots=own.slots,

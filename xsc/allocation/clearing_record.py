@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from xsc.allocation.clearing import Bid, SlotClearing, SlotTerms, clear_slot, lot
+from xsc.allocation.clearing import Bid, SlotClearing, SlotTerms, Standing, clear, lot, salt_of
 from xsc.allocation.matching import Party, match, overlap, windows_of
 from xsc.allocation.recognition import mutual_ppm, read_weights, tier_of
 from xsc.allocation.tiers import TIERS
@@ -43,7 +43,7 @@ from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, Window
 _PARTICIPANT_BYTES = 256
 """Of a participant, beside what it published and what grows with its needs."""
 _NEED_BYTES = 192
-"""Of a need: what is eligible, two lines, whether it left."""
+"""Of a need: what is eligible, and two lines."""
 _FRAME_BYTES = 4 * KIB
 """Of the record, beside its slot, participants and what the provider published."""
 
@@ -78,11 +78,15 @@ class Offer:
     slot: AvailabilitySlot
     window: Window
     at_ms: int
-    salt: bytes
     capacity: int
 
+    @property
+    def salt(self) -> bytes:
+        """Under which ties fall."""
+        return salt_of(self.slot.slot_id, self.at_ms)
 
-def standing(provider: Published, customer: Published) -> tuple[Tier, int]:
+
+def standing(provider: Published, customer: Published) -> Standing:
     """Return the tier and weight of a customer at a provider."""
     mine = provider.weights.get(customer.node, 0)
     if not mine:
@@ -175,30 +179,28 @@ def admitted(
     return taken
 
 
+def weights_of(provider: Published, customers: Iterable[Published]) -> dict[bytes, Standing]:
+    """Return the tier and weight of customers at a provider."""
+    return {customer.node: standing(provider, customer) for customer in customers}
+
+
 def bids_of(
-    provider: Published,
-    customers: Iterable[Published],
-    eligible: Mapping[bytes, Mapping[bytes, int]],
+    customers: Iterable[Published], eligible: Mapping[bytes, Mapping[bytes, int]]
 ) -> list[Bid]:
     """Return the bids that take part in a clearing.
 
     Args:
-        provider: whose slot it is.
         customers: those that take part.
         eligible: units by customer and need, as `check_eligible` wants them.
     """
     bids = []
     for customer in customers:
-        tier, weight = standing(provider, customer)
         units = eligible.get(customer.node, {})
         bids += [
             Bid(
                 customer.node,
                 need.slot_id,
-                tier,
-                weight,
                 units[need.slot_id],
-                need.quantity_min,
                 need.price_max,
                 customer.commitment.damping_ppm,
             )
@@ -271,19 +273,20 @@ def clear_window(
     """
     if offer.slot not in provider.commitment.slots:
         raise RecordInvalid("the provider does not publish this slot")
-    cleared = clear_slot(terms_of(offer), bids_of(provider, customers, eligible), offer.salt)
+    cleared = clear(
+        terms_of(offer),
+        bids_of(customers, eligible),
+        weights_of(provider, customers),
+        offer.salt,
+    )
     lines: defaultdict[bytes, list[LineValue]] = defaultdict(list)
     for line in cleared.lines:
         lines[line.customer].append((line.need, line.tier, line.quantity, line.price))
-    left: defaultdict[bytes, list[bytes]] = defaultdict(list)
-    for node, need in cleared.left:
-        left[node].append(need)
     return ClearingRecord(
         provider=provider.node,
         slot=offer.slot,
         window=offer.window,
         at_ms=offer.at_ms,
-        salt=offer.salt,
         capacity=offer.capacity,
         commitment=provider.commitment_value,
         recognition=provider.recognition_value,
@@ -300,7 +303,6 @@ def clear_window(
                     )
                 ),
                 lines=tuple(lines[customer.node]),
-                left=tuple(sorted(left[customer.node])),
             )
             for customer in sorted(customers, key=lambda customer: customer.node)
         ),
@@ -339,7 +341,7 @@ def read_published(
 
 def offer_of(record: ClearingRecord) -> Offer:
     """Return what a record says was cleared."""
-    return Offer(record.slot, record.window, record.at_ms, record.salt, record.capacity)
+    return Offer(record.slot, record.window, record.at_ms, record.capacity)
 
 
 def open_inputs(record: ClearingRecord, network: bytes) -> tuple[Published, list[Published]]:

@@ -32,7 +32,8 @@ from xsc.identity.context import Context
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
-from xsc.terms.slot import Commitment, NeedSlot, SlotKind
+from xsc.terms.quote import Kind
+from xsc.terms.slot import Commitment, NeedSlot
 
 RENEW_INTERVAL_MS: Final = DAY_MS
 LOOK_INTERVAL_MS: Final = 60_000
@@ -56,7 +57,7 @@ class Commitments:
         context: Context,
         space: Space,
         *,
-        rungs: Callable[[SlotKind, int | None], Rungs],
+        rungs: Callable[[Kind, int | None], Rungs],
         site: str = "",
         owner: str = "",
     ) -> None:
@@ -109,7 +110,7 @@ class Commitments:
             self._known[node] = (digest, Commitment.read(entry.value))
         return self._known[node][1]
 
-    async def offer(self, kind: SlotKind, said: Statement) -> bytes:
+    async def offer(self, kind: Kind, said: Statement) -> bytes:
         """Publish a new slot and return its id, once it is on the disk.
 
         Raises:
@@ -127,7 +128,7 @@ class Commitments:
         await self._publish(with_slot(self._own, slot))
         return slot.slot_id
 
-    async def need(self, kind: SlotKind, said: Statement) -> bytes:
+    async def need(self, kind: Kind, said: Statement) -> bytes:
         """Publish a new need and return its id, once it is on the disk.
 
         Raises:

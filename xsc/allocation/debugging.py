@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from xsc.allocation.clearing import Bid, SlotClearing, SlotTerms, clear_slot
+from xsc.allocation.clearing import Bid, SlotClearing, SlotTerms, Standing, clear
 from xsc.allocation.queries import Participant, groups
 from xsc.allocation.recognition import mutual_ppm, tier_of
 from xsc.base.ids import to_text
@@ -43,19 +43,18 @@ def compute_allocation(
     found = {}
     for slot in commitment.slots:
         bids = []
+        standings: dict[bytes, Standing] = {}
         for node, said in sorted(commitments.items()):
             mine = weights.get(provider, {}).get(node, 0)
             theirs = weights.get(node, {}).get(provider, 0)
             tier = tier_of(mine, theirs)
             weight = {"mutual": mutual_ppm(mine, theirs), "one_way": mine, "open": 1}[tier]
+            standings[node] = tier, weight
             bids += [
                 Bid(
                     node,
                     need.slot_id,
-                    tier,
-                    weight,
                     min(need.quantity, need.cap(provider)),
-                    need.quantity_min,
                     need.price_max,
                     said.damping_ppm,
                 )
@@ -65,5 +64,5 @@ def compute_allocation(
         terms = SlotTerms(
             slot.quantity, slot.price_mutual, slot.price_one_way, slot.reserve, slot.rule
         )
-        found[slot.slot_id] = clear_slot(terms, bids, salt)
+        found[slot.slot_id] = clear(terms, bids, standings, salt)
     return found

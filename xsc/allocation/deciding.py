@@ -1,96 +1,20 @@
-"""One round of a node's allocation as a rule: from what was published to what is granted.
+"""What a round of a node's allocation comes to, as its state has it.
 
-`clear` goes over the windows, `state_after` sums up what holds then. Neither reads a clock, draws
-a salt or signs: all that they follow from is in `Inputs` (docs/design/allocation.md, R1 to R3).
+`granting.clear_all` goes over the windows, `state_after` sums up what holds then. Neither reads a
+clock nor signs: all that they follow from is in `Inputs` (docs/design/allocation.md, R1 to R3).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from xsc.allocation.clearing_record import Published
 from xsc.allocation.convergence import change_ppm, has_converged, shares_of
-from xsc.allocation.granting import Cleared, Now, Pass, Seen
-from xsc.allocation.ports import SlotRoom
-from xsc.allocation.queues import Key, Queues
+from xsc.allocation.granting import Inputs, Outcome
 from xsc.allocation.recognition import mutual_ppm
-from xsc.base.encoding import tagged_sha256
 from xsc.base.limits import DAMPING_HISTORY_MAX
 from xsc.terms.clearing import SlotAllocationRecord, SlotDenominators, TwoTierAllocationState
-from xsc.terms.quote import Kind
-from xsc.terms.slot import Entitlement, EntitlementKey
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Everything that a round follows from, beside the last state."""
-
-    now_ms: int
-    salt: bytes
-    """Those of windows that were not cleared before come from it."""
-    own: Published
-    others: Mapping[bytes, Published]
-    """By node: at least whose needs match a slot."""
-    theirs: Mapping[bytes, int]
-    """By peer: the weight that it gives this node, in ppm, above 0."""
-    drawn: Mapping[EntitlementKey, int]
-    credit: Mapping[bytes, int]
-    """By customer: the micro-credits that it may still come to owe."""
-    free: Mapping[Kind, int]
-    """What is neither used nor reserved."""
-    before: Mapping[Key, Cleared]
-    is_pending: bool
-    """Whether something has changed that is not in here yet."""
-    queues: Queues | None = field(default=None, compare=False)
-    """An index of `others` that is kept from round to round."""
-    last: Seen | None = field(default=None, compare=False)
-    """What the last round saw over these queues."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a round comes to."""
-
-    cleared: Mapping[Key, Cleared]
-    fresh: tuple[Key, ...]
-    """Windows that were cleared anew."""
-    granted: tuple[Entitlement, ...]
-
-
-def begin(inputs: Inputs, room: SlotRoom) -> Pass:
-    """Return the round, to be run window by window.
-
-    Args:
-        inputs: what it follows from.
-        room: what `inputs.free` has room for; it is used up.
-    """
-    queues = inputs.queues
-    if queues is None:
-        queues = Queues(inputs.own.node)
-        queues.change_own(inputs.own, inputs.now_ms)
-        for node, other in inputs.others.items():
-            queues.change(node, other, inputs.now_ms)
-    now = Now(inputs.now_ms, inputs.own, inputs.drawn, inputs.credit.__getitem__, room)
-
-    def salt(key: Key) -> bytes:
-        return tagged_sha256("clearing/salt", inputs.salt, key[0], key[1].to_bytes(8, "big"))
-
-    return Pass(now, queues, inputs.before, salt, inputs.last)
-
-
-def outcome_of(made: Pass) -> Outcome:
-    """Return what a round came to that was run to its end."""
-    return Outcome(made.cleared, tuple(made.fresh), tuple(made.granted))
-
-
-def clear(inputs: Inputs, room: SlotRoom) -> Outcome:
-    """Clear what has changed at once, as `begin`."""
-    made = begin(inputs, room)
-    for _ in made.run():
-        pass
-    return outcome_of(made)
+from xsc.terms.slot import Entitlement
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +24,6 @@ class Granted:
     slots: tuple[SlotDenominators, ...]
     """By rising slot and window."""
     lines: tuple[SlotAllocationRecord, ...]
-    is_fresh: bool
-    """Whether a window was cleared anew."""
 
 
 def granted_of(outcome: Outcome) -> Granted:
@@ -131,18 +53,28 @@ def granted_of(outcome: Outcome) -> Granted:
         )
         for each in sorted(outcome.granted, key=_rank)
     )
-    return Granted(slots, lines, bool(outcome.fresh))
+    return Granted(slots, lines)
 
 
 def _rank(each: Entitlement) -> tuple[bytes, int, bytes, bytes]:
     return each.slot, each.opens_ms, each.customer, each.need
 
 
-def is_due(outcome: Outcome, last: TwoTierAllocationState) -> bool:
-    """Say whether a state is to be published: others clearings hold, or they have settled."""
-    ids = [each.id for _, each in sorted(outcome.cleared.items())]
-    settles = not last.converged and bool(ids)
-    return settles or ids != [each.clearing for each in last.slot_denominators]
+def granted_by(state: TwoTierAllocationState, outcome: Outcome) -> Outcome:
+    """Return what of an outcome a state grants: clearings and lines that it names."""
+    named = {slot.clearing for slot in state.slot_denominators}
+    lines = {
+        (line.slot, line.window[0], line.customer, line.need): line.quantity
+        for line in state.slot_allocations
+    }
+    return Outcome(
+        {key: each for key, each in outcome.cleared.items() if each.id in named},
+        tuple(
+            each
+            for each in outcome.granted
+            if each.clearing in named and lines.get(_rank(each)) == each.quantity
+        ),
+    )
 
 
 def state_after(
@@ -152,7 +84,7 @@ def state_after(
 
     Args:
         inputs: what the outcome followed from.
-        granted: what `clear` gave.
+        granted: what `clear_all` gave.
         last: what was published before.
         damping_ppm: the factor of the own history.
     """
@@ -164,6 +96,8 @@ def state_after(
     before, after = shares_of(last.slot_denominators), shares_of(granted.slots)
     moved = change_ppm(before, after), inputs.now_ms
     converged = has_converged(before, after, pending=inputs.is_pending)
+    known = {each.clearing for each in last.slot_denominators}
+    is_kept = all(each.clearing in known for each in granted.slots)
     return TwoTierAllocationState(
         slot_denominators=granted.slots,
         slot_allocations=granted.lines,
@@ -171,6 +105,6 @@ def state_after(
         mr_values=tuple(sorted((peer, ppm) for peer, ppm in mutual.items() if ppm)),
         damping_factor=damping_ppm,
         damping_history=inputs.own.commitment.damping_history,
-        converged=converged and not granted.is_fresh,
+        converged=converged and is_kept,
         convergence_history=(*last.convergence_history, moved)[-DAMPING_HISTORY_MAX:],
     )

@@ -21,13 +21,13 @@ from xsc.allocation.windows import (
 )
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
 from xsc.base.limits import COMMITMENT_BYTES_MAX, NEEDS_MAX, SLOT_HORIZON_MS, SLOTS_MAX
+from xsc.terms.quote import Kind
 from xsc.terms.slot import (
     AvailabilitySlot,
     Commitment,
     DivisionRule,
     NeedSlot,
     Slot,
-    SlotKind,
     Window,
     pack_windows,
 )
@@ -48,7 +48,6 @@ class Statement:
     """What an owner states of a slot or need. None: not stated, or as it was before an edit."""
 
     quantity: int | None = None
-    quantity_min: int | None = None
     from_ms: int | None = None
     to_ms: int | None = None
     every: str | None = None
@@ -60,7 +59,7 @@ class Statement:
     rule: DivisionRule | None = None
 
 
-def _resolve(kind: SlotKind, said: Statement, now_ms: int, zones: Zones) -> dict[str, object]:
+def _resolve(kind: Kind, said: Statement, now_ms: int, zones: Zones) -> dict[str, object]:
     """Return the fields of a slot that follow from its times."""
     begin = now_ms if said.from_ms is None else said.from_ms
     end = ENDLESS_MS if said.to_ms is None else said.to_ms
@@ -70,7 +69,7 @@ def _resolve(kind: SlotKind, said: Statement, now_ms: int, zones: Zones) -> dict
     if kind == "storage":
         raise ArgumentInvalid(
             "storage does not recur: it has a start and an end",
-            hint="leave out --every; egress and compute can recur",
+            hint="leave out --every; compute can recur",
         )
     recurrence = parse_recurrence(said.every)
     horizon = now_ms + SLOT_HORIZON_MS
@@ -133,7 +132,6 @@ def _stated(said: Statement) -> dict[str, object]:
     """Return the fields that an owner states as they are."""
     fields = {
         "quantity": said.quantity,
-        "quantity_min": said.quantity_min,
         "filters": None if said.filters is None else tuple(sorted(said.filters)),
         "location": said.location,
     }
@@ -150,7 +148,7 @@ def _priced(rungs: Rungs) -> dict[str, object]:
 
 def make_offer(
     slot_id: bytes,
-    kind: SlotKind,
+    kind: Kind,
     said: Statement,
     rungs: Rungs,
     *,
@@ -169,7 +167,7 @@ def make_offer(
 
 
 def make_need(
-    slot_id: bytes, kind: SlotKind, said: Statement, *, now_ms: int, zones: Zones, owner: str
+    slot_id: bytes, kind: Kind, said: Statement, *, now_ms: int, zones: Zones, owner: str
 ) -> NeedSlot:
     """Return a new need; without any times it is there until it is withdrawn.
 
@@ -206,7 +204,7 @@ def edit_need(need: NeedSlot, said: Statement, *, now_ms: int, zones: Zones) -> 
         raise ArgumentInvalid("a need has no rule: its provider divides", hint="leave the rule out")
     fields = dict(need) | _edited_times(need, said, now_ms, zones) | _stated(said)
     fields |= {} if said.price is None else {"price_max": said.price}
-    asked = ("quantity", "quantity_min", "price_max", "windows_packed", "valid_until_ms")
+    asked = ("quantity", "price_max", "windows_packed", "valid_until_ms")
     if any(fields[name] != getattr(need, name) for name in asked):
         fields |= {"number": need.number + 1, "caps": ()}
     return _made(NeedSlot, fields)

@@ -11,16 +11,14 @@ from typing import Annotated, ClassVar, Final, NamedTuple
 from pydantic import Field
 
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.deciding import Granted, Inputs
-from xsc.allocation.granting import Cleared, Grant
-from xsc.allocation.queues import Key
+from xsc.allocation.deciding import Granted
+from xsc.allocation.granting import Cleared, Grant, Inputs, Key
 from xsc.allocation.recognition import read_weights
 from xsc.base.encoding import Value, encode
 from xsc.base.limits import (
     COMMITMENT_BYTES_MAX,
     GATHERED_BYTES_MAX,
     PPM,
-    SALT_BYTES,
     SPACE_EVIDENCE_BYTES_MAX,
 )
 from xsc.identity.envelope import Count, Id32, Record
@@ -51,7 +49,6 @@ class Gathered(Record):
     KIND: ClassVar[str] = "gathered"
 
     now_ms: Count
-    salt: Annotated[bytes, Field(min_length=SALT_BYTES, max_length=SALT_BYTES)]
     own: _Said
     others: tuple[_Said, ...]
     theirs: tuple[tuple[Id32, Annotated[int, Field(gt=0, le=PPM)]], ...]
@@ -69,7 +66,6 @@ class _Granted(Record):
 
     slots: tuple[SlotDenominators, ...]
     lines: tuple[SlotAllocationRecord, ...]
-    is_fresh: bool
 
 
 def _said(each: Published) -> Value:
@@ -96,9 +92,7 @@ def _cleared(each: Cleared) -> Value:
             "commitment": _NOTHING,
             "recognition": None,
             "participants": tuple(
-                one.model_copy(
-                    update={"commitment": _NOTHING, "recognition": None, "eligible": (), "left": ()}
-                )
+                one.model_copy(update={"commitment": _NOTHING, "recognition": None, "eligible": ()})
                 for one in record.participants
                 if one.lines
             ),
@@ -135,7 +129,6 @@ def to_bytes(inputs: Inputs) -> bytes:
         {
             "v": Gathered.VERSION,
             "now_ms": inputs.now_ms,
-            "salt": inputs.salt,
             "own": _said(inputs.own),
             # All others neither take part, nor are asked what they still need.
             "others": [_said(each) for node, each in sorted(inputs.others.items()) if node in told],
@@ -163,7 +156,6 @@ def from_bytes(raw: bytes) -> Inputs:
     }
     return Inputs(
         now_ms=found.now_ms,
-        salt=found.salt,
         own=own,
         others={each.node: each for each in others},
         theirs=dict(found.theirs),
@@ -205,7 +197,7 @@ def parts_of(raw: bytes) -> list[Part]:
 
 def granted_bytes(granted: Granted) -> bytes:
     """Return the canonical bytes of what was granted."""
-    return _Granted(slots=granted.slots, lines=granted.lines, is_fresh=granted.is_fresh).to_bytes()
+    return _Granted(slots=granted.slots, lines=granted.lines).to_bytes()
 
 
 def read_granted(raw: bytes) -> Granted:
@@ -215,4 +207,4 @@ def read_granted(raw: bytes) -> Granted:
         TooLarge, RecordInvalid: the bytes are of no such thing.
     """
     found = _Granted.from_bytes(raw, size_max=GATHERED_BYTES_MAX)
-    return Granted(found.slots, found.lines, found.is_fresh)
+    return Granted(found.slots, found.lines)

@@ -6,16 +6,16 @@ from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from xsc.terms.quote import Kind
-from xsc.terms.slot import EntitlementKey, SlotKind, Window
+from xsc.terms.slot import EntitlementKey, Window
 
 
 class SlotRoom(Protocol):
     """What this node can grant, as one pass over its slots takes it."""
 
-    def left(self, kind: SlotKind, window: Window) -> int:
+    def left(self, kind: Kind, window: Window) -> int:
         """Return the quanta that can be granted over a window, beside what is drawn."""
 
-    def take(self, kind: SlotKind, window: Window, quanta: int) -> None:
+    def take(self, kind: Kind, window: Window, quanta: int) -> None:
         """Count quanta as granted over a window."""
 
 

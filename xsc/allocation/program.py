@@ -1,4 +1,4 @@
-"""The functions of the allocation program: each calls the rule that decides without it.
+"""The functions of the allocation program: each calls a rule.
 
 They are given bytes and give bytes, so that they can be run again from their provenance. What was
 read or made last is remembered, so that a node does not parse what it has just written.
@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 from xsc.allocation.damping import factor_ppm
-from xsc.allocation.deciding import Granted, Inputs, Outcome, clear, granted_of, state_after
+from xsc.allocation.deciding import Granted, granted_of, state_after
 from xsc.allocation.gathered import from_bytes, granted_bytes, read_granted, to_bytes
+from xsc.allocation.granting import Inputs, Outcome, clear_all
 from xsc.allocation.ports import SlotRoom
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.terms.clearing import TwoTierAllocationState
@@ -74,7 +75,7 @@ class AllocationProgram:
 
     def _clear(self, gathered: bytes) -> Outcome:
         inputs = self._inputs.get(gathered)
-        return clear(inputs, self._room(inputs.free, inputs.now_ms))
+        return clear_all(inputs, self._room(inputs.free, inputs.now_ms))
 
     def damping(self, over: Sequence[int]) -> int:
         """Return the factor of a ring of the last computations, in ppm."""
@@ -86,10 +87,6 @@ class AllocationProgram:
         inputs, made = self._inputs.get(gathered), self._granted.get(granted)
         state = state_after(inputs, made, before, damping)
         return self._states.note(state.to_bytes(), state)
-
-    def outcome(self, gathered: bytes) -> Outcome:
-        """Return what `clear` comes to: the records that it names, and what they grant."""
-        return self._outcomes.get(gathered)
 
     def read_state(self, raw: bytes) -> TwoTierAllocationState:
         """Return the state of its bytes; an empty one where there are none."""

@@ -46,19 +46,6 @@ def of_mismatch(pair: Pair, reason: Mismatch) -> Said:
             return Said(f"the slot offers {slot.kind}, and the need is of {need.kind}")
         case "node":
             return Said("a node does not serve itself")
-        case "minimum":
-            if slot.quantity < need.quantity_min:
-                has = format_units(slot.kind, slot.quantity)
-                least = format_units(need.kind, need.quantity_min)
-                return Said(
-                    f"the slot has {has}, and the need takes no less than {least}",
-                    (f"a minimum of at most {has} would match",),
-                )
-            least = format_units(slot.kind, slot.quantity_min)
-            return Said(
-                f"the slot serves no less than {least}",
-                (f"a need for {least} or more would match",),
-            )
         case "location":
             return Said(
                 f"the slot is at '{slot.location}', and the need at '{need.location}'",
@@ -127,8 +114,6 @@ def _because(why: Why, need: NeedSlot) -> str:
                 "others, and other windows leave no more"
             )
         return "all that it asked for was there"
-    if why.left:
-        return "its share was below its minimum, so others divided it"
     if why.price_max < why.price_least:
         return (
             f"it pays at most {format_credits(why.price_max)}, and the slot asks "
@@ -151,7 +136,6 @@ def _changes(why: Why, need: NeedSlot) -> list[str]:
             "mutual": f"mutual recognition of {format_share(share)}",
             "one_way": f"recognition by the provider of {format_share(share)}",
             "price": f"a greatest price of {format_credits(each.bound)}",
-            "minimum": f"a minimum of at most {format_units(need.kind, each.bound)}",
         }[each.what]
         found.append(f"{what} would have given it {format_units(need.kind, each.quantity)}")
     return found

@@ -11,8 +11,15 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-from xsc.allocation.clearing import Bid, Line, SlotTerms, clear_slot
-from xsc.allocation.clearing_record import bids_of, eligible_of, offer_of, open_inputs, terms_of
+from xsc.allocation.clearing import STRANGER, Bid, Line, SlotTerms, Standing, clear
+from xsc.allocation.clearing_record import (
+    bids_of,
+    eligible_of,
+    offer_of,
+    open_inputs,
+    terms_of,
+    weights_of,
+)
 from xsc.allocation.tiers import TIERS
 from xsc.base.errors import NotFound
 from xsc.base.ids import to_text
@@ -26,9 +33,9 @@ from xsc.terms.quote import Tier
 class Change:
     """One thing that, alone, would have given the need more."""
 
-    what: Literal["mutual", "one_way", "price", "minimum"]
+    what: Literal["mutual", "one_way", "price"]
     bound: int
-    """The least recognition in ppm, the least greatest price, or the greatest minimum."""
+    """The least recognition in ppm, or the least greatest price."""
     quantity: int
     """What the need would have been granted."""
 
@@ -54,15 +61,12 @@ class Why:
     weight: int
     eligible: int
     """The need, its cap and what credit and shares left of it, the least of these."""
-    quantity_min: int
     price_max: int
     price_least: int
     """What the slot asks of such a customer: its rung, or the reserve."""
     lines: tuple[Line, ...]
     others: int
     """Units granted to all other needs."""
-    left: bool
-    """Whether it left stage 1 or 2 for its minimum."""
     share: Fraction | None
     """In its own tier, weight times level, before rounding; None where all there were sated."""
     displaced: tuple[Displaced, ...]
@@ -72,10 +76,6 @@ class Why:
     def quantity(self) -> int:
         """The units granted in all."""
         return sum(line.quantity for line in self.lines)
-
-
-def _units(terms: SlotTerms, bids: Sequence[Bid], salt: bytes, bid: Bid) -> int:
-    return clear_slot(terms, bids, salt).given().get(bid.key, 0)
 
 
 def _least(low: int, high: int, serves: Callable[[int], int], now: int) -> int | None:
@@ -94,26 +94,24 @@ def _least(low: int, high: int, serves: Callable[[int], int], now: int) -> int |
     return low
 
 
-def why(terms: SlotTerms, bids: Sequence[Bid], salt: bytes, bid: Bid) -> Why:
+def why(
+    terms: SlotTerms, bids: Sequence[Bid], weights: Mapping[bytes, Standing], salt: bytes, bid: Bid
+) -> Why:
     """Return why one of the bids was granted what it was."""
-    cleared = clear_slot(terms, bids, salt)
+    cleared = clear(terms, bids, weights, salt)
     given = cleared.given()
     now = given.get(bid.key, 0)
-    level = cleared.tiers[TIERS.index(bid.tier)].level
-
-    def with_(changed: Callable[[Bid], Bid]) -> int:
-        return _units(terms, [changed(one) for one in bids], salt, bid)
+    own_tier, own_weight = weights.get(bid.customer, STRANGER)
+    level = cleared.tiers[TIERS.index(own_tier)].level
 
     def standing(tier: Tier, weight: int) -> int:
         """Serve the whole customer in a tier: its needs stand there together."""
-        return with_(
-            lambda one: (
-                replace(one, tier=tier, weight=weight) if one.customer == bid.customer else one
-            )
-        )
+        changed = {**weights, bid.customer: (tier, weight)}
+        return clear(terms, bids, changed, salt).given().get(bid.key, 0)
 
-    def own(**fields: int) -> int:
-        return with_(lambda one: replace(one, **fields) if one.key == bid.key else one)  # type: ignore[arg-type]
+    def paying(price_max: int) -> int:
+        told = [replace(one, price_max=price_max) if one == bid else one for one in bids]
+        return clear(terms, told, weights, salt).given().get(bid.key, 0)
 
     changes: list[Change] = []
     if now < bid.quantity:
@@ -122,43 +120,33 @@ def why(terms: SlotTerms, bids: Sequence[Bid], salt: bytes, bid: Bid) -> Why:
             ("mutual", MUTUAL_RECOGNITION_THRESHOLD_PPM),
         )
         for tier, low in lows:
-            if TIERS.index(tier) <= TIERS.index(bid.tier):
-                start = max(low, bid.weight + 1) if tier == bid.tier else low
+            if TIERS.index(tier) <= TIERS.index(own_tier):
+                start = max(low, own_weight + 1) if tier == own_tier else low
                 found = _least(start, PPM, lambda weight, tier=tier: standing(tier, weight), now)  # type: ignore[misc]
                 if found is not None:
                     name: Literal["mutual", "one_way"] = "mutual" if tier == "mutual" else "one_way"
                     changes.append(Change(name, found, standing(tier, found)))
         top = max((one.price_max for one in bids), default=0)
         top = max(top, terms.reserve) + 1
-        price = _least(bid.price_max + 1, top, lambda value: own(price_max=value), now)
+        price = _least(bid.price_max + 1, top, paying, now)
         if price is not None:
-            changes.append(Change("price", price, own(price_max=price)))
-        if now < bid.quantity_min:
-            # The greatest minimum is the least reduction.
-            cut = _least(
-                1, bid.quantity_min - 1, lambda less: own(quantity_min=bid.quantity_min - less), now
-            )
-            if cut is not None:
-                bound = bid.quantity_min - cut
-                changes.append(Change("minimum", bound, own(quantity_min=bound)))
+            changes.append(Change("price", price, paying(price)))
     return Why(
         bid.customer,
         bid.need,
-        bid.tier,
-        bid.weight,
+        own_tier,
+        own_weight,
         bid.quantity,
-        bid.quantity_min,
         bid.price_max,
         {
             "mutual": terms.price_mutual,
             "one_way": terms.price_one_way,
             "open": terms.reserve,
-        }[bid.tier],
+        }[own_tier],
         tuple(line for line in cleared.lines if (line.customer, line.need) == bid.key),
         sum(given.values()) - now,
-        bid.key in cleared.left,
-        None if level is None else level * bid.weight,
-        _displaced(terms, bids, salt, bid, given),
+        None if level is None else level * own_weight,
+        _displaced(terms, bids, weights, salt, bid=bid, beside=given),
         tuple(changes),
     )
 
@@ -166,12 +154,14 @@ def why(terms: SlotTerms, bids: Sequence[Bid], salt: bytes, bid: Bid) -> Why:
 def _displaced(
     terms: SlotTerms,
     bids: Sequence[Bid],
+    weights: Mapping[bytes, Standing],
     salt: bytes,
+    *,
     bid: Bid,
     beside: Mapping[tuple[bytes, bytes], int],
 ) -> tuple[Displaced, ...]:
     others = [one for one in bids if one.key != bid.key]
-    alone = clear_slot(terms, others, salt).given()
+    alone = clear(terms, others, weights, salt).given()
     return tuple(
         Displaced(one.customer, one.need, more, one.price_max)
         for one in sorted(others, key=lambda one: (-one.price_max, one.key))
@@ -189,8 +179,8 @@ def explain(signed: Signed[ClearingRecord], customer: bytes, need: bytes) -> Why
     record = signed.record
     provider, customers = open_inputs(record, signed.network)
     offer = offer_of(record)
-    bids = bids_of(provider, customers, eligible_of(record))
+    bids, weights = bids_of(customers, eligible_of(record)), weights_of(provider, customers)
     for bid in bids:
         if bid.key == (customer, need):
-            return why(terms_of(offer), bids, record.salt, bid)
+            return why(terms_of(offer), bids, weights, offer.salt, bid)
     raise NotFound(f"need {to_text(need)} took no part in this clearing")

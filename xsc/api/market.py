@@ -9,8 +9,8 @@ from annotated_types import Ge, Le
 from xsc.api.endpoint import Endpoint, Id, Nothing, model
 
 Moment = Annotated[int, Ge(0), Le(2**63 - 1)]
+Kind = Literal["storage", "compute"]
 Role = Literal["offer", "need"]
-SlotKind = Literal["storage", "egress", "compute"]
 Window = tuple[int, int]
 """From a moment to another one, which is not part of it."""
 
@@ -21,7 +21,6 @@ class Statement:
 
     quantity: int | None = None
     """MiB, or millions of fuel for each 64 MiB of the memory limit."""
-    quantity_min: int | None = None
     from_ms: Moment | None = None
     to_ms: Moment | None = None
     every: str | None = None
@@ -38,7 +37,7 @@ class Declare(Statement):
     """A slot or need that is made."""
 
     role: Role
-    kind: SlotKind
+    kind: Kind
     quantity: int
 
 
@@ -57,7 +56,7 @@ class Slot:
     role: Role
     node: str
     name: str
-    kind: SlotKind
+    kind: Kind
     quantity: int
     price: int
     """The reserve of an offer, or the most that a need pays; micro-credits a quantum."""

@@ -586,10 +586,10 @@ WINDOWS_AHEAD = 8
 """Windows of one slot that are cleared ahead: those that begin first."""
 ENTITLEMENT_LAPSE_MS = 24 * 3_600_000
 ALLOCATION_DEBOUNCE_MS = 100
+ROUND_REST = 9
+"""A round waits for so many times as long as the last one took."""
 ALLOCATION_LOOK_MS = 60_000
 """How often capacity is looked at where nothing else changed."""
-NEED_PAUSE_MS_MAX = 3_600_000
-"""How long a need waits at most until it begins a new number, where it did so again and again."""
 WHYS_MAX = 64
 """Rows of one explanation: each is cleared again some dozens of times."""
 WHY_RECORDS_MAX = 16
@@ -638,7 +638,6 @@ GATHERED_BYTES_MAX = 16 * MIB
 """Of all that one round of the allocation follows from. Beyond it the program does not serve."""
 SPACE_EVIDENCE_BYTES_MAX = 24 * KIB
 """Of a record of a space inside of a clearing record."""
-SALT_BYTES = 32
 CLEARED_SLOTS_MAX = 256
 """Windows of slots in one published state: those that begin first."""
 ALLOCATIONS_MAX = 4_096
@@ -647,12 +646,6 @@ ALLOCATIONS_A_CUSTOMER_MAX = 512
 """Of them, those of one customer that its provider recognises."""
 ALLOCATIONS_A_STRANGER_MAX = 64
 """The same of one that is not recognised."""
-LEAVING_TURNS_MAX = 64
-"""Turns of a stage in which one need leaves for its minimum. Then half of the short ones leave."""
-AUCTION_STEPS_MAX = 128
-"""Divisions that one search for the best outcome of an auction with minima may try."""
-AUCTION_LOOKS_MAX = 131_072
-"""Bids that the search for the outcome of one auction may look at, and those for its prices."""
 
 # Health
 PROBE_INTERVAL_MS = 5_000

@@ -56,7 +56,7 @@ def show_all(settings: Settings) -> None:
     show(f"converged: {'yes' if answer['converged'] else 'no'}")
     show(f"network, as far as known: {'yes' if answer['network_converged'] else 'no'}")
     if answer["program_fault"]:
-        show(f"decided by the rule alone, the allocation program fails: {answer['program_fault']}")
+        show(f"nothing new is granted: the allocation program fails: {answer['program_fault']}")
 
 
 def _granted(slot: Document) -> list[list[str]]:

@@ -30,7 +30,6 @@ from xsc.client.files import check_target, write_whole
 from xsc.client.market import MarketCalls, explained_id_of, slot_id_of
 
 KINDS = ("storage", "compute")
-SLOT_KINDS = ("storage", "egress", "compute")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -98,7 +97,6 @@ _STATED: Final = (
     click.option("--to", "end", type=MOMENT, help="When it ends."),
     click.option("--every", metavar="RULE", help='When it recurs: "Mon-Fri 20:00-08:00 ZONE".'),
     click.option("--price", type=CREDITS, help="Credits a quantum: the reserve, or the most paid."),
-    click.option("--min", "least", metavar="QUANTITY", help="Less than this is of no use."),
     click.option(
         "--filter",
         "filters",
@@ -124,12 +122,11 @@ def _stated(command: F) -> F:
 
 def _document(kind: str, quantity: str | None, options: dict[str, Any]) -> Document:
     """Return what the options state, as the node takes it."""
-    filters, least = dict(options["filters"]), options["least"]
+    filters = dict(options["filters"])
     if len(filters) < len(options["filters"]):
         raise ArgumentInvalid("--filter: a name is given twice", hint="give each name once")
     return {
         "quantity": None if quantity is None else _quantity(kind, quantity),
-        "quantity_min": None if least is None else _quantity(kind, least),
         "from_ms": options["begin"],
         "to_ms": options["end"],
         "every": options["every"],
@@ -150,7 +147,7 @@ def _declare(settings: Settings, role: str, kind: str, quantity: str, **options:
 
 
 @market.command()
-@click.argument("kind", metavar="KIND", type=click.Choice(SLOT_KINDS))
+@click.argument("kind", metavar="KIND", type=click.Choice(KINDS))
 @click.argument("quantity", metavar="QUANTITY")
 @_stated
 @_RULE
@@ -166,7 +163,7 @@ def offer(settings: Settings, /, kind: str, quantity: str, **options: Any) -> No
 
 
 @market.command()
-@click.argument("kind", metavar="KIND", type=click.Choice(SLOT_KINDS))
+@click.argument("kind", metavar="KIND", type=click.Choice(KINDS))
 @click.argument("quantity", metavar="QUANTITY")
 @_stated
 @pass_settings

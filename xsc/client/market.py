@@ -48,7 +48,7 @@ class MarketCalls:
         """Make an offer or a need; return its `id`."""
         return self.core.ask(
             api.DECLARE,
-            api.Declare(role=cast(api.Role, role), kind=cast(api.SlotKind, kind), **stated),
+            api.Declare(role=cast(api.Role, role), kind=cast(api.Kind, kind), **stated),
         )
 
     def edit(self, slot_id: str, stated: Document) -> Document:

@@ -16,12 +16,12 @@ from xsc.base.limits import FUEL_QUANTUM, MIB
 from xsc.market.calendar import EVER_MS, Promise, free_over, level_of, quanta_of
 from xsc.market.pricing import Ladder
 from xsc.terms.quote import Kind, Tier
-from xsc.terms.slot import Entitlement, EntitlementKey, SlotKind, Window
+from xsc.terms.slot import Entitlement, EntitlementKey, Window
 
-_QUANTUM: Final[dict[SlotKind, int]] = {"storage": MIB, "compute": FUEL_QUANTUM, "egress": MIB}
+_QUANTUM: Final[dict[Kind, int]] = {"storage": MIB, "compute": FUEL_QUANTUM}
 
 
-def quantum(kind: SlotKind) -> int:
+def quantum(kind: Kind) -> int:
     """Return how much of a lease a quantum of a slot is: bytes, or fuel steps."""
     return _QUANTUM[kind]
 
@@ -117,21 +117,19 @@ class SlotRoom:
         self.now_ms = now_ms
         self._taken = {"storage": [], "compute": []}
 
-    def left(self, kind: SlotKind, window: Window) -> int:
-        """Return the quanta that can be granted over a window. Of egress there is no measure."""
-        if kind == "egress":
-            return EVER_MS
+    def left(self, kind: Kind, window: Window) -> int:
+        """Return the quanta that can be granted over a window."""
         start, end, length = self._span(kind, window)
         level = free_over(self.free[kind], self._taken[kind], start, end)
         return quanta_of(kind, level, length)
 
-    def take(self, kind: SlotKind, window: Window, quanta: int) -> None:
+    def take(self, kind: Kind, window: Window, quanta: int) -> None:
         """Count quanta as granted over a window."""
-        if kind != "egress" and quanta:
+        if quanta:
             start, end, length = self._span(kind, window)
             self._taken[kind].append(Promise(start, end, level_of(kind, quanta, length)))
 
-    def _span(self, kind: SlotKind, window: Window) -> tuple[int, int, int]:
+    def _span(self, kind: Kind, window: Window) -> tuple[int, int, int]:
         start = max(self.now_ms, window[0])
         length = max(0, window[1] - start)
         return start, EVER_MS if kind == "storage" else window[1], length

@@ -103,8 +103,7 @@ class Holds:
         used = self._store.used(role)
         seen: dict[bytes, Entitlement] = {}
         for each in entitlements:
-            # Nothing is kept free for egress, and nothing draws it.
-            if each.kind == "egress" or not holding.begins_ms(each) <= now_ms < each.until_ms:
+            if not holding.begins_ms(each) <= now_ms < each.until_ms:
                 continue
             account_id = holding.hold_id(each.key)
             seen[account_id] = each

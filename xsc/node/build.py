@@ -19,7 +19,6 @@ from xsc.allocation.program import AllocationProgram
 from xsc.allocation.service import AllocationService
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
-    ArgumentInvalid,
     LedgerDamaged,
     NotFound,
     PeerUnknown,
@@ -96,7 +95,7 @@ from xsc.storage.service import StorageService, StorageSettings
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.sweeper import Sweeper, Swept
 from xsc.terms.quote import Kind
-from xsc.terms.slot import EntitlementKey, SlotKind
+from xsc.terms.slot import EntitlementKey
 
 RECLAIM_INTERVAL_MS = 10_000
 RECLAIM_PAUSE_MS = 20
@@ -444,16 +443,10 @@ class Node:
         )
         self._providers = Providers(self.key.node_id, self.market, self.health, self.peers.roster)
 
-    def _rungs(self, kind: SlotKind, reserve: int | None) -> tuple[int, int, int]:
+    def _rungs(self, kind: Kind, reserve: int | None) -> tuple[int, int, int]:
         """Return the prices of an offer at a reserve, or at the present one for None."""
         pricing = self.market.headroom.pricing()
-        if reserve is None:
-            if kind == "egress":
-                raise ArgumentInvalid(
-                    "egress has no price of its own", hint="say what it costs: --price"
-                )
-            reserve = pricing.unit_price(kind)
-        rungs = ladder(reserve, pricing.prices)
+        rungs = ladder(pricing.unit_price(kind) if reserve is None else reserve, pricing.prices)
         return rungs.mutual, rungs.one_way, rungs.reserve
 
     def _make_storage(self) -> None:

@@ -2,7 +2,7 @@
 
 A `ClearingRecord` has everything that one clearing followed from: what was published, with the
 records of the spaces that sign it, and what only the provider can say (capacity, what credit
-and shares left of each need, the salt). So anybody recomputes it. A `TwoTierAllocationState`
+and shares left of each need). So anybody recomputes it. A `TwoTierAllocationState`
 sums up all present clearings of a node; it is the value at `allocation/state`.
 """
 
@@ -24,12 +24,11 @@ from xsc.base.limits import (
     PARTICIPANTS_MAX,
     PEERS_MAX,
     PPM,
-    SALT_BYTES,
     SPACE_EVIDENCE_BYTES_MAX,
 )
 from xsc.identity.envelope import Count, Id32, Record
-from xsc.terms.quote import SlotId, Tier
-from xsc.terms.slot import AvailabilitySlot, DivisionRule, Quantity, SlotKind
+from xsc.terms.quote import Kind, SlotId, Tier
+from xsc.terms.slot import AvailabilitySlot, DivisionRule, Quantity
 
 _Number = Annotated[bytes, Field(max_length=64)]
 Ratio: TypeAlias = tuple[_Number, _Number]
@@ -107,15 +106,12 @@ class Participant(Record):
     """Needs by rising ids, with the units that credit and shares leave: the provider's word."""
     lines: Annotated[tuple[LineValue, ...], Field(max_length=2 * NEEDS_MAX)]
     """What is granted: by stages, in each by need."""
-    left: Annotated[tuple[SlotId, ...], Field(max_length=NEEDS_MAX)]
-    """Needs that left stage 1 or 2 for their minimum, rising."""
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
         needs = [need for need, _ in self.eligible]
-        for ids in (needs, self.left):
-            if any(one >= other for one, other in pairwise(ids)):
-                raise ValueError("the needs do not rise")
+        if any(one >= other for one, other in pairwise(needs)):
+            raise ValueError("the needs do not rise")
         return self
 
 
@@ -128,7 +124,6 @@ class ClearingRecord(Record):
     slot: AvailabilitySlot
     window: tuple[Count, Count]
     at_ms: Count
-    salt: Annotated[bytes, Field(min_length=SALT_BYTES, max_length=SALT_BYTES)]
     capacity: Count
     """What is divided: the slot's quantity without what is drawn, at most; the provider's word."""
     commitment: SpaceValue
@@ -179,7 +174,7 @@ class SlotDenominators(Record):
 
     slot: SlotId
     window: tuple[Count, Count]
-    kind: SlotKind
+    kind: Kind
     rule: DivisionRule
     capacity: Count
     clearing: Id32

@@ -3,9 +3,9 @@
 A node publishes all of its slots and needs as one `Commitment`. The record of its space is what
 signs, numbers and dates it. `Entitlement` is what a need was granted of a slot; it is not sent.
 
-Units of a quantity: MiB held at any one moment of the window (storage), MiB sent within the
-window (egress), or millions of fuel for each 64 MiB of the memory limit, within the window
-(compute). Prices are micro-credits a quantum; a quantum of storage is a MiB for one epoch.
+Units of a quantity: MiB held at any one moment of the window (storage), or millions of fuel for
+each 64 MiB of the memory limit, within the window (compute). Prices are micro-credits a quantum; a
+quantum of storage is a MiB for one epoch.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from xsc.base.limits import (
     SLOTS_MAX,
 )
 from xsc.identity.envelope import Count, Id32, Record
-from xsc.terms.quote import Draw, Label, SlotId, Tier
+from xsc.terms.quote import Draw, Kind, Label, SlotId, Tier
 
-SlotKind = Literal["storage", "egress", "compute"]
 Quantity = Annotated[int, Field(gt=0, lt=2**63)]
 DivisionRule = Literal["weighted-uniform", "proportional"]
 Window: TypeAlias = tuple[int, int]
@@ -127,10 +126,8 @@ class Slot(Record):
 
     slot_id: SlotId
     """Random; kept when the slot is edited."""
-    kind: SlotKind
+    kind: Kind
     quantity: Quantity
-    quantity_min: Quantity = 1
-    """Less than this is of no use."""
     windows_packed: bytes = b""
     recurrence: Annotated[str, Field(max_length=128)] = ""
     """As the owner said it, for people and for resolving anew; empty without."""
@@ -154,8 +151,6 @@ class Slot(Record):
             windows = self.windows
         except RecordInvalid as fault:
             raise ValueError(fault.message) from None
-        if self.quantity_min > self.quantity:
-            raise ValueError("the least useful quantity is above the quantity")
         if windows and windows[-1][1] > self.valid_until_ms:
             raise ValueError("a window ends after the slot does")
         if self.kind == "storage" and (len(windows) > 1 or self.recurrence):
@@ -273,7 +268,7 @@ class Entitlement:
     provider: bytes
     customer: bytes
     need: bytes
-    kind: SlotKind
+    kind: Kind
     quantity: int
     tier: Tier
     price: int

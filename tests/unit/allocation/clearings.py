@@ -163,7 +163,6 @@ def random_clearing(random: Random, network: bytes) -> Signed[ClearingRecord]:
     customers = [key(2 + number) for number in range(random.randint(0, 8))]
     offered = slot(
         quantity=random.choice([10, 100, 10**6]),
-        quantity_min=random.choice([1, 1, 3]),
         rule=random.choice(["weighted-uniform", "weighted-uniform", "proportional"]),
         location=random.choice(["", "Berlin"]),
         filters=random.choice([(), (("tier", "one_way"),)]),
@@ -180,7 +179,6 @@ def random_clearing(random: Random, network: bytes) -> Signed[ClearingRecord]:
             need(
                 number,
                 quantity=(most := random.randint(1, offered.quantity)),
-                quantity_min=random.choice([1, random.randint(1, most)]),
                 price_max=random.randint(1, 20),
                 location=random.choice(["", "", "berlin", "Paris"]),
                 filters=random.choice([(), (), (("location", "berlin"),), (("sort", "x"),)]),
@@ -195,6 +193,5 @@ def random_clearing(random: Random, network: bytes) -> Signed[ClearingRecord]:
         said = Commitment(needs=needs, damping_ppm=random.choice([1_000_000, 500_000]))
         others.append(published(customer, network, said, gives))
     window = offered.windows[0]
-    salt = random.randbytes(32)
     capacity = random.randint(0, offered.quantity)
-    return cleared(Offer(offered, window, NOW_MS, salt, capacity), provider, own, others, network)
+    return cleared(Offer(offered, window, NOW_MS, capacity), provider, own, others, network)

@@ -8,11 +8,9 @@ from tests.unit.allocation.clearings import HOUR, NOW_MS, beside, key, need, ste
 from xsc.allocation.acceptance import (
     Given,
     Granted,
-    Renewed,
     at_once,
     had_of,
     keep,
-    renewed,
     still_wanted,
 )
 from xsc.allocation.matching import overlap, windows_of
@@ -37,36 +35,6 @@ def test_mutual_providers_are_kept_first_and_the_rest_is_released():
 def test_within_a_tier_providers_share_by_recognition():
     kept = keep(6, [offer(1, 9, weight=1), offer(2, 9, weight=2)], {})
     assert list(kept.quantities.values()) == [2, 4]
-
-
-def test_a_provider_is_kept_for_the_minimum_at_least():
-    def kept(offers, least):
-        found = [keep(10, list(said), {}, least) for said in (offers, reversed(offers))]
-        assert found[0].caps == found[1].caps
-        return [found[0].quantities[each.provider] for each in offers]
-
-    equal = [offer(1, 10), offer(2, 10)]
-    assert kept(equal, 5) == [5, 5]
-    assert kept(equal, 6) == [0, 10]
-    assert keep(10, equal, {}, 6).caps == {equal[0].provider: 0}
-    assert kept([offer(1, 10, weight=2), offer(2, 10)], 4) == [10, 0]
-    # The last tier first, however much it is recognised; an offer below the minimum was drawn.
-    assert kept([offer(1, 7), offer(2, 7, "one_way", weight=9)], 4) == [7, 0]
-    assert kept([offer(1, 2), offer(2, 9)], 4) == [2, 8]
-
-
-def test_new_numbers_wait_for_ever_longer_until_a_need_was_at_rest():
-    begun, waited = Renewed(0, ALLOCATION_LOOK_MS), []
-    for _ in range(8):
-        now_ms = begun.at_ms + begun.pause_ms
-        assert begun.is_due(now_ms)
-        assert not begun.is_due(now_ms - 1)
-        begun = renewed(begun, now_ms)
-        waited.append(begun.pause_ms // ALLOCATION_LOOK_MS)
-    assert waited == [2, 4, 8, 16, 32, 60, 60, 60]
-    now_ms = begun.at_ms + 2 * begun.pause_ms
-    assert renewed(begun, now_ms - 1).pause_ms == begun.pause_ms
-    assert renewed(begun, now_ms).pause_ms == ALLOCATION_LOOK_MS
 
 
 def granted(units, need, number=7):
@@ -181,7 +149,7 @@ def test_storage_counts_at_a_moment_and_compute_within_a_window_of_the_need():
 WINDOWS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=8)
 
 
-@given(WINDOWS, st.sampled_from(["storage", "egress"]), st.lists(st.integers(0, 20), max_size=8))
+@given(WINDOWS, st.sampled_from(["storage", "compute"]), st.lists(st.integers(0, 20), max_size=8))
 def test_what_is_given_is_what_comparing_every_line_gives(offered, kind, edges):
     edges = sorted(set(edges))
     own = [(2 * at, 2 * to) for at, to in zip(edges[::2], edges[1::2], strict=False)]

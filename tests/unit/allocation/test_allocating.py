@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 
@@ -13,9 +14,8 @@ from tests.unit.space.test_store import record
 from xsc.allocation import allocating, granting
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.granting import Now, Pass, windows_ahead
+from xsc.allocation.granting import Inputs, clear_all, windows_ahead
 from xsc.allocation.proofs import Proofs
-from xsc.allocation.queues import Queues
 from xsc.allocation.receiving import Proven
 from xsc.allocation.tiers import TIERS
 from xsc.base.clock import InlineExecutor, SeededEntropy
@@ -29,6 +29,7 @@ from xsc.base.limits import (
     CLEARINGS_KEPT_MAX,
     CONVERGED_LOOK_MS,
     PPM,
+    ROUND_REST,
     SLOTS_MAX,
     WINDOWS_AHEAD,
 )
@@ -99,6 +100,29 @@ class Plenty:
         return 10**12
 
 
+class Direct:
+    """A program that calls its functions, and keeps nothing."""
+
+    fault = ""
+
+    def __init__(self, rules):
+        self.rules = rules
+
+    def run(self, given):
+        granted = self.rules.clear(given["gathered"])
+        damping = self.rules.damping(given["over"])
+        return {"state": self.rules.state(granted, given["last"], damping, given["gathered"])}
+
+    def writes(self):
+        return {}
+
+    def wrote(self):
+        pass
+
+    def undo(self, fault=""):
+        pass
+
+
 class Known:
     """The peers of a node."""
 
@@ -134,6 +158,7 @@ class Allocating(Node):
             read=self.read,
             once=self.once,
         )
+        self.allocator.serve_by(Direct(self.allocator.rules))
         self.allocator.start()
 
     async def read(self, owner, path):
@@ -245,14 +270,20 @@ def test_the_records_of_all_windows_fit_the_own_space():
     for count in (1, SLOTS_MAX):
         asked.clear()
         own = Published(b"p" * 32, Commitment(slots=tuple(slots[:count])), NOTHING)
-        queues = Queues(own.node)
-        queues.change_own(own, NOW_MS)
-        queues.change(other.node, other, NOW_MS)
-        now = Now(NOW_MS, own, {}, lambda _: 0, Plenty())
+        inputs = Inputs(
+            now_ms=NOW_MS,
+            own=own,
+            others={other.node: other},
+            theirs={},
+            drawn={},
+            credit={},
+            free={},
+            before={},
+            is_pending=False,
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(granting, "admitted", admitted)
-            for _ in Pass(now, queues, {}, lambda _: bytes(32)).run():
-                pass
+            clear_all(inputs, Plenty())
         assert len(asked) == count
         assert sum(asked) <= CLEARINGS_BYTES_MAX
         assert max(asked) <= CLEARING_BYTES_MAX
@@ -308,6 +339,26 @@ async def test_what_has_not_settled_is_looked_at_again_in_a_second(provider, bob
     assert [at_ms - first for at_ms in rounds[2:]] == [
         number * ALLOCATION_LOOK_MS for number in (1, 2, 3)
     ]
+
+
+async def test_who_publishes_all_the_time_costs_a_tenth_of_the_time(provider):
+    """A first change is looked at once, whatever the last round took."""
+    rounds = []
+
+    async def slow():
+        rounds.append(provider.clock.monotonic_ms())
+        provider.pass_ms(200)
+        provider.allocator.wake()
+
+    provider.allocator.allocate = slow
+    running = asyncio.create_task(provider.allocator.run())
+    for _ in range(400):
+        await settle()
+        provider.pass_ms(100)
+    running.cancel()
+    gaps = {after - before for before, after in pairwise(rounds)}
+    assert min(gaps) >= 200 * (1 + ROUND_REST)
+    assert max(gaps) <= 200 * (1 + ROUND_REST) + 100
 
 
 async def test_a_damaged_commitment_withdraws_nothing(provider, bob):

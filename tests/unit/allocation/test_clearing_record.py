@@ -56,7 +56,6 @@ from xsc.terms.clearing import (
 from xsc.terms.slot import Commitment
 
 GOLDEN = vectors("clearing")
-SALT = bytes(range(32))
 PROVIDER, MUTUAL, ONE_WAY, STRANGER = (key(number) for number in (1, 2, 3, 4))
 
 
@@ -81,7 +80,7 @@ def world(network):
 
 def offer(capacity=100, **changes):
     offered = slot(**changes)
-    return Offer(offered, offered.windows[0], NOW_MS, SALT, capacity)
+    return Offer(offered, offered.windows[0], NOW_MS, capacity)
 
 
 def test_a_clearing_is_recomputed_from_its_record(world, network):
@@ -119,8 +118,7 @@ def test_a_second_implementation_recomputes_every_clearing(network):
         assert check_clearing(signed.raw).id == signed.id
         for each in signed.record.participants:
             stages |= {(line[1], signed.record.slot.rule) for line in each.lines}
-            stages |= {("left", signed.record.slot.rule) for _ in each.left}
-    assert len(stages) == 8, "every stage, and leaving it, under both rules"
+    assert len(stages) == 6, "every stage under both rules"
 
 
 def test_every_changed_byte_is_found(world, network):
@@ -158,7 +156,6 @@ def test_a_provider_that_signs_another_outcome_is_found(world, network):
     other = space_value(MUTUAL, network, UserSpacePaths.COMMITMENT, others[1].commitment.to_bytes())
     lies = [
         (told(index, lines=[]), "and by the rule"),
-        (told(index, left=[need(1).slot_id]), "and by the rule"),
         (told(index, eligible=[[need(1).slot_id, 41]]), "does not match"),
         (told(index, eligible=[[need(9).slot_id, 1]]), "does not match"),
         (told(stranger, commitment=other.to_value()), "by another|author|sign"),
@@ -211,7 +208,7 @@ def test_caps_expiry_and_filters_bound_what_is_wanted(network):
     for one, expected in cases:
         other = published(MUTUAL, network, Commitment(needs=(one,)), {})
         assert wanted(offer(), own, other) == expected
-    late = Offer(slot(), slot().windows[0], slot().windows[0][1], SALT, 100)
+    late = Offer(slot(), slot().windows[0], slot().windows[0][1], 100)
     other = published(MUTUAL, network, Commitment(needs=(need(),)), {})
     assert wanted(late, own, other) == {}
 
@@ -243,7 +240,7 @@ def test_beyond_the_bounds_the_most_recognised_take_part_and_strangers_by_lot(ne
     taken = taking(own, plain, offer())
     assert len(taken) == PARTICIPANTS_MAX
     assert [each.node for each in taken[:20]] == sorted(friends, key=lambda node: -friends[node])
-    other = taking(own, plain, Offer(slot(), slot().windows[0], NOW_MS, bytes(32), 100))
+    other = taking(own, plain, offer(slot_id=bytes([1]) * 16))
     assert {each.node for each in other} != {each.node for each in taken}
     assert taking(own, list(reversed(plain)), offer()) == taken
 
@@ -274,7 +271,7 @@ def test_the_largest_record_fits_a_value_of_the_space(network):
     own = published(PROVIDER, network, Commitment(slots=(whole,)), friends)
     said = Commitment(needs=many)
     others = [published(each, network, said, {PROVIDER.node_id: 10_000}) for each in keys]
-    at = Offer(whole, whole.windows[0], NOW_MS, SALT, whole.quantity)
+    at = Offer(whole, whole.windows[0], NOW_MS, whole.quantity)
     signed = cleared(at, PROVIDER, own, others, network)
     assert signed.record.left_out > 0, "the bound is reached"
     assert all(len(each.lines) == 64 for each in signed.record.participants)
@@ -384,7 +381,6 @@ def test_a_record_that_breaks_its_form_is_refused(world, network):
         ("capacity", 101),
         ("participants", value["participants"][::-1]),
         ("tiers", value["tiers"][::-1]),
-        ("salt", b"short"),
     ):
         with pytest.raises(RecordInvalid):
             ClearingRecord.from_value({**value, name: wrong})

@@ -103,7 +103,7 @@ async def test_the_space_is_where_the_commitment_is_kept(node, alice, network):
     assert again.commitments.own == Commitment()
     await again.space.rm(PATH)
     assert again.commitments.own == Commitment()
-    await again.done(again.commitments.offer("egress", STATED))
+    await again.done(again.commitments.offer("storage", STATED))
     assert again.stored() == again.commitments.own
 
 
@@ -148,7 +148,7 @@ async def test_a_wrong_statement_is_refused_and_changes_nothing(node):
     for work in (
         node.commitments.offer("compute", Statement(quantity=0, price=1)),
         node.commitments.need("compute", Statement(quantity=1)),
-        node.commitments.edit(slot_id, Statement(quantity_min=101)),
+        node.commitments.edit(slot_id, Statement(quantity=0)),
         node.commitments.edit(slot_id, Statement(every="daily 1:00-2:00 Mars/Base")),
     ):
         with pytest.raises(ArgumentInvalid):

@@ -87,7 +87,6 @@ def test_a_recurrence_has_windows_to_the_horizon_and_no_end():
         ({"quantity": None}, "quantity"),
         ({"quantity": 0}, "^quantity must be greater than 0$"),
         ({"quantity": 2**63}, "less than"),
-        ({"quantity_min": 101}, "least useful quantity is above the quantity"),
         ({"from_ms": NOW + 5, "to_ms": NOW + 5}, "no length"),
         ({"from_ms": NOW + 5, "to_ms": NOW + 4}, "no length"),
         ({"to_ms": NOW}, "no length"),
@@ -154,7 +153,7 @@ def test_a_need_has_a_price_and_no_rule():
 
 
 def test_an_edit_keeps_what_is_not_stated():
-    slot = offered(every=NIGHTS, location="berlin", quantity_min=3, rule="proportional")
+    slot = offered(every=NIGHTS, location="berlin", rule="proportional")
     edited = edit_offer(slot, Statement(quantity=50), None, now_ms=NOW + DAY_MS, zones=zones)
     assert dict(edited) == dict(slot) | {"quantity": 50}
     priced = edit_offer(slot, Statement(price=9), (7, 8, 9), now_ms=NOW, zones=zones)
@@ -162,8 +161,6 @@ def test_an_edit_keeps_what_is_not_stated():
     moved = edit_offer(slot, Statement(to_ms=NOW + 2 * DAY_MS), None, now_ms=NOW, zones=zones)
     assert moved.windows == slot.windows[:2]
     assert moved.recurrence == slot.recurrence
-    with pytest.raises(ArgumentInvalid, match="least useful"):
-        edit_offer(slot, Statement(quantity=2), None, now_ms=NOW, zones=zones)
 
 
 def test_an_edit_of_one_end_keeps_the_other():
@@ -179,7 +176,6 @@ def test_an_edit_of_one_end_keeps_the_other():
     [
         ({"quantity": 90}, True),
         ({"price": 21}, True),
-        ({"quantity_min": 2}, True),
         ({"to_ms": NOW + DAY_MS}, True),
         ({"every": NIGHTS}, True),
         ({"quantity": 100, "price": 20}, False),

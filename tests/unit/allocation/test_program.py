@@ -1,4 +1,4 @@
-"""The allocation program of a node: it serves, gives way to its rule, and is explained."""
+"""The allocation program of a node: it decides, nothing else grants, and it is explained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.allocation.test_allocating import SLOT, Allocating, Plenty, need_of
-from xsc.allocation.gathered import parts_of
+from xsc.allocation.deciding import Granted
+from xsc.allocation.gathered import granted_bytes, parts_of
 from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.base.clock import InlineExecutor
 from xsc.identity.keys import KeyPair
@@ -97,22 +98,44 @@ async def test_a_quiet_look_runs_no_frame_and_writes_nothing(node, peers):
     assert (node.program.results().frame, len(node.db.writes)) == (frame_number, writes)
 
 
-async def test_where_the_program_fails_its_rule_decides_and_says_so_once(node, peers, monkeypatch):
+async def test_where_the_program_fails_nothing_is_granted_and_that_is_said_once(
+    node, peers, monkeypatch
+):
     with monkeypatch.context() as broken:
         broken.setattr(frame, "GIVEN_BYTES_MAX", 10)
-        await play(node, *peers)
+        await node.space.put(UserSpacePaths.COMMITMENT, offering())
+        for number in range(1, 4):
+            await node.needs(peers[0], need_of(20, number))
+            await node.allocator.allocate()
         assert "over the bound of 10" in node.allocator.program_fault
         results = node.program.results()
         assert (results.state, results.frame) == ("failed", 0)
     assert node.log.events.count("allocation.program_failed") == 1
-    assert sum(node.quantities()) == 100
-    root = await node.why()
-    assert (root.verified, root.note) == (True, "no program's output")
+    assert node.quantities() == []
+    assert not node.space.ls(STATE)
     await node.needs(peers[0], need_of(3, 9))
     await node.allocator.allocate()
+    assert node.quantities() == [3]
     assert node.allocator.program_fault == ""
     assert node.log.events.count("allocation.program_serves") == 1
     assert (await node.why()).signed is not None
+
+
+async def test_with_a_program_that_grants_nobody_nobody_is_granted(node, peers, monkeypatch):
+    rules = node.allocator.rules
+    nobody = granted_bytes(Granted((), ()))
+    with monkeypatch.context() as mean:
+        mean.setattr(rules, "clear", lambda _: nobody)
+        await play(node, *peers)
+        assert node.quantities() == []
+        assert node.allocator.present() == []
+        assert node.allocator.state.slot_allocations == ()
+        frame_number = node.program.results().frame
+        await node.allocator.allocate()
+        assert node.program.results().frame == frame_number
+    await node.needs(peers[0], need_of(3, 9))
+    await node.allocator.allocate()
+    assert 3 in node.quantities()
 
 
 async def test_a_frame_that_cannot_be_written_did_not_happen(node, peers, monkeypatch):
@@ -131,18 +154,20 @@ async def test_a_frame_that_cannot_be_written_did_not_happen(node, peers, monkey
     assert (await node.why()).verified
 
 
-async def test_where_the_space_has_no_room_for_the_program_grants_go_on(node, peers, monkeypatch):
+async def test_where_the_space_has_no_room_for_the_program_nothing_new_is_granted(
+    node, peers, monkeypatch
+):
     await node.space.put(UserSpacePaths.COMMITMENT, offering())
     with monkeypatch.context() as full:
         full.setattr(tables, "OWNER_BYTES_MAX", node.space.stats().live_bytes + 5_000)
         await node.needs(peers[0], need_of(5))
         await node.allocator.allocate()
-        assert node.quantities() == [5]
+        assert node.quantities() == []
         assert node.allocator.program_fault.startswith("space_exhausted: ")
-        assert node.log.events.count("allocation.program_failed") == 1
-        assert "allocation.not_published" not in node.log.events
+        assert node.log.events.count("allocation.not_published") == 1
     await node.needs(peers[0], need_of(6, 2))
     await node.allocator.allocate()
+    assert node.quantities() == [6]
     assert node.allocator.program_fault == ""
     assert (await node.why(replayed=True)).replayed
 
@@ -169,7 +194,7 @@ async def test_a_restart_changes_nothing_and_keeps_the_ring(node, peers, alice, 
     assert (await again.why()).verified
 
 
-async def test_what_was_kept_and_is_damaged_leaves_the_rule(node, peers, alice, network):
+async def test_where_what_was_kept_is_damaged_what_was_granted_stays(node, peers, alice, network):
     await play(node, *peers)
     over = UserSpacePaths.variable(node.program.program.hash, "over")
     await node.space.put_all({over: b"nonsense"})
@@ -179,7 +204,8 @@ async def test_what_was_kept_and_is_damaged_leaves_the_rule(node, peers, alice, 
     await again.needs(peers[0], need_of(7, 9))
     await again.allocator.allocate()
     assert again.log.events.count("allocation.program_failed") == 1
-    assert again.published() != before
+    assert again.published() == before
+    assert again.quantities() == node.quantities()
     assert again.program.results().state == "failed"
 
 

@@ -63,7 +63,7 @@ def made(network):
     offered = slot()
     own = published(PROVIDER, network, Commitment(slots=(offered,)), {})
     other = published(CUSTOMER, network, Commitment(needs=(need(),)), {})
-    at = Offer(offered, offered.windows[0], NOW_MS, bytes(32), 100)
+    at = Offer(offered, offered.windows[0], NOW_MS, 100)
     return cleared(at, PROVIDER, own, [other], network)
 
 

@@ -40,7 +40,7 @@ def test_the_sweep_is_what_looking_at_every_line_gives():
         packed = pack_windows(
             [(NOW_MS + start, NOW_MS + start + random.randint(1, 6)) for start in starts]
         )
-        kind = "compute" if starts else random.choice(["storage", "egress"])
+        kind = "compute" if starts else "storage"
         asked = need(kind=kind, windows_packed=packed)
         lines = [(window(60), random.randint(1, 9)) for _ in range(random.randint(0, 9))]
         assert at_once(asked, lines) == plainly(asked, lines)
@@ -71,9 +71,7 @@ def test_a_line_counts_only_as_the_slot_the_need_and_the_checked_record_have_it(
     own = published(provider, network, Commitment(slots=(offered,)), {})
     other = published(customer, network, Commitment(needs=(asked,)), {})
     window = offered.windows[0]
-    signed = cleared(
-        Offer(offered, window, NOW_MS, bytes(32), 100), provider, own, [other], network
-    )
+    signed = cleared(Offer(offered, window, NOW_MS, 100), provider, own, [other], network)
     record = signed.record
     proven = {signed.id: proven_of(record, customer.node_id)}
     right = {
@@ -168,7 +166,7 @@ def test_what_is_billed_is_never_above_a_cap_in_whatever_order_it_comes():
     random = Random(11)
     for _ in range(200):
         starts = sorted(random.sample(range(0, 60, 6), random.randint(0, 4)))
-        kind = random.choice(["compute", "egress"] if starts else ["storage", "egress"])
+        kind = "compute" if starts else "storage"
         packed = pack_windows(
             [(NOW_MS + start, NOW_MS + start + random.randint(1, 6)) for start in starts]
         )

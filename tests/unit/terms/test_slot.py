@@ -103,8 +103,6 @@ def test_packed_windows_that_are_none_are_refused(packed, why):
         ({"slot_id": bytes(15)}, "slot_id"),
         ({"kind": "memory"}, "kind"),
         ({"quantity": 0}, "quantity"),
-        ({"quantity_min": 0}, "quantity_min"),
-        ({"quantity": 699, "quantity_min": 700}, "least useful quantity is above the quantity"),
         ({"valid_until_ms": 1, "windows_packed": b"\x01\x01"}, "ends after the slot"),
         ({"kind": "storage", "windows_packed": pack_windows(spaced(2))}, "one window"),
         (
@@ -169,7 +167,7 @@ def test_a_need_is_refused(changes, why):
 
 
 def test_the_largest_amount_is_taken():
-    largest = {"quantity": (2**63 - 1) // 7, "quantity_min": 1}
+    largest = {"quantity": (2**63 - 1) // 7}
     assert made(NeedSlot, **largest, price_max=7).quantity * 7 == 2**63 - 1
     ladder = {"price_mutual": 7, "price_one_way": 7, "reserve": 7}
     assert made(AvailabilitySlot, **largest, **ladder).reserve == 7

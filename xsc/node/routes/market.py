@@ -8,7 +8,7 @@ from dataclasses import replace
 from xsc.allocation.declaring import Statement
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
-from xsc.base.errors import ArgumentInvalid, NotFound
+from xsc.base.errors import NotFound
 from xsc.base.ids import to_text
 from xsc.node.api.serving import Answers
 from xsc.node.build import Node
@@ -27,7 +27,6 @@ def _statement(body: api.Statement, find: Callable[[str], bytes]) -> Statement:
         filters["node"] = to_text(find(filters["node"]))
     return Statement(
         quantity=body.quantity,
-        quantity_min=body.quantity_min,
         from_ms=body.from_ms,
         to_ms=body.to_ms,
         every=body.every,
@@ -108,10 +107,6 @@ async def declare(node: Node, asked: api.Declare) -> Id:
         most = node.config.storage_price_max_micro
         if asked.kind == "compute":
             most = node.config.compute_price_max_micro
-        elif asked.kind == "egress":
-            raise ArgumentInvalid(
-                "egress has no price of its own", hint="say what it may cost: --price"
-            )
         slot_id = await node.commitments.need(asked.kind, replace(said, price=most))
     else:
         slot_id = await node.commitments.need(asked.kind, said)

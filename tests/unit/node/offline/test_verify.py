@@ -21,7 +21,7 @@ PROVIDER, CUSTOMER = key(1), key(2)
 def test_verify_names_what_is_the_provider_s_word(gives):
     own = published(PROVIDER, NETWORK, Commitment(slots=(slot(),)), {CUSTOMER.node_id: 50_000})
     other = published(CUSTOMER, NETWORK, Commitment(needs=(need(),)), gives)
-    offer = Offer(slot(), slot().windows[0], NOW_MS, bytes(32), 100)
+    offer = Offer(slot(), slot().windows[0], NOW_MS, 100)
     said = verify_file(cleared(offer, PROVIDER, own, [other], NETWORK).raw)
     assert "divided 100 million fuel of compute" in said
     assert "no recognition is missing" in said
