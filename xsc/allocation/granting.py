@@ -39,6 +39,7 @@ from xsc.base.limits import (
 )
 from xsc.base.units import ceil_div
 from xsc.terms.clearing import ClearingRecord
+from xsc.terms.pricing import SLOT_UNIT, affordable, slot_amount
 from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSlot, Window
 
@@ -86,7 +87,7 @@ def until_ms(grant: Grant, time: Window) -> int:
 
 
 def price_of(slot: AvailabilitySlot, lines: Sequence[tuple[Tier, int, int]]) -> int:
-    """Return what an entitlement costs a quantum, by tier, units and price of its lines.
+    """Return the price of an entitlement, by tier, units and price of its lines.
 
     Of two stages the mean, rounded up. What others lose by it decides who is granted what, and
     is not charged: nobody pays more for what is granted than the slot asks of everybody.
@@ -304,7 +305,9 @@ class Pass:
         self._lines[each.customer] += 1
         drawn = self._now.drawn.get(each.key, 0)
         left = max(0, each.quantity - drawn) if each.until_ms > self._now.now_ms else 0
-        self._credit[each.customer] = self._credit_of(each.customer) - left * each.price
+        self._credit[each.customer] = self._credit_of(each.customer) - slot_amount(
+            each.kind, each.price, left
+        )
         self._now.room.take(each.kind, each.window, left)
         self.seen.counted[each.key] = each.window, each.quantity, left, each.price
 
@@ -456,8 +459,9 @@ class Pass:
             most = still_wanted(need, self._now.own.node, time, self._given_of(customer, need))
             # Not at what the need says that it pays: who said less would be eligible for more.
             price = offer.slot.reserve
-            if price:
-                most = min(most, mine + max(0, credit) // price)
+            more = affordable(offer.slot.kind, price, credit)
+            if more is not None:
+                most = min(most, mine + more // SLOT_UNIT[offer.slot.kind])
             grant = None if before is None else before.grants.get(key)
             if grant is None or grant.number != need.number:
                 grant = Grant(need.number, now_ms)
@@ -475,5 +479,5 @@ class Pass:
                 most = min(most, mine)
             if most > 0:
                 found[need.slot_id] = most
-                credit -= max(0, most - mine) * price
+                credit -= slot_amount(offer.slot.kind, price, max(0, most - mine))
         return _Eligible(taker, found, min(moments))

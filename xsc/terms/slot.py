@@ -5,7 +5,7 @@ signs, numbers and dates it. `Entitlement` is what a need was granted of a slot;
 
 Units of a quantity: MiB held at any one moment of the window (storage), MiB sent within the
 window (egress), or millions of fuel for each 64 MiB of the memory limit, within the window
-(compute). Prices are micro-credits a quantum; a quantum of storage is a MiB for one epoch.
+(compute). Prices are micro-credits a GiB and epoch, or a Gfuel (`xsc.terms.pricing`).
 """
 
 from __future__ import annotations
@@ -176,11 +176,11 @@ class AvailabilitySlot(Slot):
     KIND: ClassVar[str] = "availability_slot"
 
     price_mutual: Count
-    """Micro-credits a quantum for mutually recognised peers (p1)."""
+    """For mutually recognised peers (p1)."""
     price_one_way: Count
-    """Micro-credits a quantum for peers that the provider recognises (p2)."""
+    """For peers that the provider recognises (p2)."""
     reserve: Count
-    """Micro-credits a quantum that everybody else pays at least."""
+    """What everybody else pays at least."""
     rule: DivisionRule = "weighted-uniform"
     """How a tier is divided."""
 
@@ -200,7 +200,7 @@ class NeedSlot(Slot):
     KIND: ClassVar[str] = "need_slot"
 
     price_max: Count
-    """Micro-credits a quantum that the node pays at most."""
+    """What the node pays at most."""
     number: Quantity = 1
     """Rises when quantity, price or windows change; caps are of one number."""
     caps: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
@@ -277,7 +277,7 @@ class Entitlement:
     quantity: int
     tier: Tier
     price: int
-    """Micro-credits a quantum."""
+    """Micro-credits a GiB and epoch, or a Gfuel."""
     granted_ms: int
     until_ms: int
     """The end of the window, or when it lapses undrawn, whichever is first."""
