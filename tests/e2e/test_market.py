@@ -40,7 +40,7 @@ def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net)
     assert all(left[1] <= right[0] for left, right in pairwise(nights))
     ((start_ms, end_ms),) = rows[disk]["windows"]
     assert (rows[disk]["quantity"], end_ms - start_ms) == (2048, 90 * DAY_MS)
-    assert (rows[disk]["role"], rows[disk]["price"]) == ("offer", 10)
+    assert (rows[disk]["role"], rows[disk]["price"]) == ("offer", 1370)
     # Bob follows the commitments of those whom it recognises, offers or none.
     assert bob(["peer", "recognise", alice.id, "25%"]).code == 0
     seen = wait_for(lambda: len(rows_of(bob)) == 3 and rows_of(bob))
@@ -133,7 +133,7 @@ async def test_the_client_offers_and_needs(start):
         rows = {row["id"]: row for row in await node.market.slots()}
         assert (await node.market.why(need_id)).keys() == {"why", "more"}
         assert set(rows) == {slot_id, need_id}
-        assert (rows[slot_id]["price"], rows[need_id]["price"]) == (7, 40)
+        assert (rows[slot_id]["price"], rows[need_id]["price"]) == (7, 5480)
         await node.market.edit(need_id, quantity=65)
         await node.market.withdraw(slot_id)
         (row,) = await node.market.slots()

@@ -87,7 +87,7 @@ def test_a_lease_s_price_is_explained_on_both_sides(net):
     )
     assert provider(f"market why {lease['lease_id'][:12]} --json").json == told
     shown = provider(f"market why {lease['lease_id']}").text
-    assert "credits a MiB and hour" in shown
+    assert "credits a GiB and hour" in shown
     assert f"why       {told['why']}" in shown
     net[3]("market why zzzz").fails(2, "not_found")
 

@@ -174,10 +174,12 @@ def test_a_wrong_setting_is_named(tmp_path, text, says):
 
 def test_a_wrong_option_or_variable_is_named(tmp_path):
     home = tmp_path / "home"
-    done = call("node start --storage-price much", home=home).fails(2, "config_invalid")
-    assert "--storage-price" in done.err
-    done = call("node start", home=home, XSC_STORAGE_PRICE="much").fails(2, "config_invalid")
-    assert "XSC_STORAGE_PRICE" in done.err
+    done = call("node start --storage-price-gib-hour much", home=home).fails(2, "config_invalid")
+    assert "--storage-price-gib-hour" in done.err
+    done = call("node start", home=home, XSC_STORAGE_PRICE_GIB_HOUR="much").fails(
+        2, "config_invalid"
+    )
+    assert "XSC_STORAGE_PRICE_GIB_HOUR" in done.err
 
 
 def test_a_passphrase_locks_the_key(tmp_path, start):

@@ -19,6 +19,8 @@ PROVIDER = b"p" * 32
 CUSTOMERS = [bytes([number]) * 32 for number in range(1, 4)]
 DAY_MS = 24 * 3_600_000
 CAPACITY = 30
+A_MIB = 1024
+"""The price a GiB and hour that is a micro-credit a MiB and hour."""
 
 
 def slot_of(number, quantity, start, end):
@@ -28,9 +30,9 @@ def slot_of(number, quantity, start, end):
         quantity=quantity,
         windows_packed=pack_windows([(start, end)]),
         valid_until_ms=end,
-        price_mutual=8,
-        price_one_way=9,
-        reserve=10,
+        price_mutual=8 * A_MIB,
+        price_one_way=9 * A_MIB,
+        reserve=10 * A_MIB,
     )
 
 
@@ -102,7 +104,7 @@ class Model:
                     kind="storage",
                     quantity=amount,
                     valid_until_ms=2**60,
-                    price_max=40,
+                    price_max=40 * A_MIB,
                     number=self.numbers[node],
                 )
         elif what == "draw":
@@ -179,7 +181,7 @@ def test_what_lapsed_comes_back_under_a_new_number_only():
     assert sum(each.quantity for each in model.granted if each.opens_ms == 0) == 10
 
 
-def need_of(quantity, number=1, price_max=40, slot_id=b"n" * 16):
+def need_of(quantity, number=1, price_max=40 * A_MIB, slot_id=b"n" * 16):
     return NeedSlot(
         slot_id=slot_id,
         kind="storage",
@@ -274,7 +276,7 @@ def test_credit_bounds_a_need_whatever_price_it_states(customer, prices):
     for price_max in prices:
         model = Model()
         model.credit_micro = 105
-        model.needs[CUSTOMERS[customer]] = need_of(20, price_max=price_max)
+        model.needs[CUSTOMERS[customer]] = need_of(20, price_max=price_max * A_MIB)
         model.clear()
         assert sum(each.quantity for each in model.granted if each.opens_ms == 0) == 10
 

@@ -5,15 +5,18 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xsc.base.limits import EPOCH_MS, MIB
+from xsc.base.limits import EPOCH_MS, GIB
 from xsc.market import hold as holding
 from xsc.market.entitlements import quantum
 from xsc.market.lease import next_voucher, with_voucher
 from xsc.market.lease_entry import LeaseEntry
+from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT
 from xsc.terms.slot import Entitlement, NeedSlot, pack_windows
 
 WINDOW = (10_000, 10_000 + 6 * EPOCH_MS)
 PRICE_MAX, QUANTITY_MAX = 50, 400
+A_UNIT = {kind: PRICE_UNIT[kind] // SLOT_UNIT[kind] for kind in PRICE_UNIT}
+"""The price that is a micro-credit for each unit of a slot's quantity."""
 
 steps = st.one_of(
     st.tuples(st.just("time"), st.integers(1, EPOCH_MS)),
@@ -88,7 +91,9 @@ class Market:
             if self.each is not None:
                 start = max(self.now_ms, WINDOW[0])
                 end = min(self.now_ms + amount, self.each.until_ms)
-                self.exact += max(0, end - start) * self.left * self.each.price
+                self.exact += (
+                    max(0, end - start) * self.left * (self.each.price // A_UNIT[self.kind])
+                )
             self.now_ms += amount
         elif what == "grant":
             first = self.now_ms if self.each is None else self.each.granted_ms
@@ -103,13 +108,13 @@ class Market:
                 kind=self.kind,
                 quantity=amount,
                 tier="open",
-                price=7,
+                price=7 * A_UNIT[self.kind],
                 granted_ms=first,
                 until_ms=min(WINDOW[1], max(first, WINDOW[0]) + 2 * EPOCH_MS),
                 clearing=b"c" * 32,
             )
         elif what == "price" and self.each is not None:
-            self.each = replace(self.each, price=amount)
+            self.each = replace(self.each, price=amount * A_UNIT[self.kind])
         elif what == "recall":
             self.each = None
         elif what == "number" and self.each is not None:
@@ -168,7 +173,7 @@ def test_in_pieces_it_costs_the_same(quantity, price, moments):
         pieces, use = holding.counted(use, pieces, moment)
     _, once = holding.counted(holding.opened(0, 0), hold, max(moments))
     assert (
-        use.billed_micro == once.billed_micro == quantity * price * max(moments) // (MIB * EPOCH_MS)
+        use.billed_micro == once.billed_micro == quantity * price * max(moments) // (GIB * EPOCH_MS)
     )
 
 
@@ -186,24 +191,25 @@ WINDOWS = tuple((start, start + EPOCH_MS // 2) for start in range(0, 8 * EPOCH_M
 @given(st.sampled_from(["storage", "compute", "once"]), looks)
 def test_a_need_allows_its_quantity_and_price_for_the_time_that_passed(kind, taken):
     """Whatever it is edited to, and however often it is looked at."""
+    unit = A_UNIT["storage" if kind == "storage" else "compute"]
     need = NeedSlot(
         slot_id=b"n" * 16,
         kind="storage" if kind == "storage" else "compute",
         quantity=9,
-        price_max=9,
+        price_max=9 * unit,
         windows_packed=pack_windows(WINDOWS) if kind == "compute" else b"",
         valid_until_ms=2**60,
     )
     allowance, stated, now_ms = holding.new_allowance(need, 0), need, 0
     exact, most = 0, {}
     for passed_ms, edit in taken:
-        rate = stated.quantity * stated.price_max
+        rate = stated.quantity * (stated.price_max // unit)
         now_ms += passed_ms
         if kind == "storage":
             exact += rate * passed_ms
         if edit is not None:
             quantity, price = edit
-            stated = need.model_copy(update={"quantity": quantity, "price_max": price})
+            stated = need.model_copy(update={"quantity": quantity, "price_max": price * unit})
             rate = quantity * price
         before, allowance = allowance, holding.allowed(allowance, stated, now_ms)
         assert allowance.allowed_micro >= before.allowed_micro

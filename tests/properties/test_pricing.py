@@ -3,16 +3,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import FUEL_QUANTUM, MIB, PPM
+from xsc.base.limits import MIB, PPM, PRICE_FUEL
 from xsc.market.pricing import (
     MarketPricing,
     PriceList,
-    affordable,
     ladder,
     unit_price,
     utilisation_ppm,
-    worth,
 )
+from xsc.terms.pricing import affordable, amount
 
 SHARE = st.integers(0, PPM)
 PRICE = st.integers(0, 10**12)
@@ -50,13 +49,13 @@ def test_two_bills_are_within_one_of_one(price, used, left, right, epochs):
 def test_compute_is_billed_by_begun_steps_of_memory(price, fuel, memory):
     pricing = MarketPricing(PriceList(0, price))
     steps = fuel * -(-memory // (64 * MIB))
-    assert pricing.compute_price(fuel, memory) == price * steps // FUEL_QUANTUM
+    assert pricing.compute_price(fuel, memory) == price * steps // PRICE_FUEL
 
 
 @given(KIND, st.integers(1, 10**9), st.integers(0, 10**12))
 def test_the_affordable_quantity_is_the_largest(kind, price, credit):
     most = affordable(kind, price, credit)
-    assert worth(kind, price, most) <= credit < worth(kind, price, most + 1)
+    assert amount(kind, price, most) <= credit < amount(kind, price, most + 1)
 
 
 @given(KIND, st.integers(1, 10**9), st.integers(-(10**12), -1))

@@ -4,14 +4,13 @@ Bounds are read off the ledgers, and follow from the published need alone.
 """
 
 from tests.sim.network import content, put, run
-from tests.sim.test_slots import need, of, offer, recognise
+from tests.sim.test_slots import A_MIB, SETTINGS, need, of, offer, recognise
 from xsc.base.limits import EPOCH_MS, MIB
 from xsc.identity.envelope import open_signed
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.slot import AvailabilitySlot, Commitment, pack_windows
 from xsc.terms.voucher import Voucher
 
-SETTINGS = {"settle_interval": "2s", "booking_interval": "2s", "starter_credit": "1000"}
 SECONDS = 90
 
 
@@ -55,7 +54,7 @@ def test_windows_of_three_seconds_cost_no_more_than_the_need_allows():
         begin = world.clock.now_ms() + 2_000
         windows = [(begin + 3_000 * i, begin + 3_000 * (i + 1)) for i in range(40)]
         for liar in liars:
-            await publish(liar, slot_of(1, "compute", 7, windows, 1_000))
+            await publish(liar, slot_of(1, "compute", 7, windows, 1_000_000))
             claim(liar, 7 * 1_000 * 20)
             await recognise(liar, customer)
         await need(customer, 7, "compute", 1_000)
@@ -80,7 +79,7 @@ def test_storage_in_a_new_slot_every_three_seconds_costs_what_one_slot_does():
         for number in range(SECONDS // 3):
             now_ms = world.clock.now_ms()
             await publish(
-                liar, slot_of(number, "storage", 1_333, [(now_ms, now_ms + EPOCH_MS)], 40)
+                liar, slot_of(number, "storage", 1_333, [(now_ms, now_ms + EPOCH_MS)], 40 * A_MIB)
             )
             await world.clock.sleep_ms(3_000)
         for _ in range(120):

@@ -13,7 +13,7 @@ def test_in_a_network_of_seven_nodes_a_put_costs_what_is_asked_and_mutual_peers_
         await put(owner, content(3 * MIB))
         prices = {lease.peer: lease.price for lease in owner.market.leases()}
         assert len(prices) == 6
-        assert prices.pop(friend.key.node_id) == 8
-        assert set(prices.values()) == {10}
+        assert prices.pop(friend.key.node_id) == 1370 * 8 // 10
+        assert set(prices.values()) == {1370}
 
     run(1, 7, play)

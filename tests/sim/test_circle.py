@@ -9,6 +9,7 @@ import pytest
 from tests.sim.network import NO_HOME, World, content, get, put, run
 from tests.sim.test_hoarding import greedy
 from tests.sim.test_recovery import back, place_of
+from tests.sim.test_slots import A_MIB
 from tests.unit.node.test_routes import Api
 from xsc.allocation.declaring import Statement
 from xsc.base.errors import DurabilityUnreachable, PeerUnknown, XscError
@@ -284,9 +285,9 @@ def test_those_that_share_a_credit_are_granted_no_more_than_it_pays():
 
     async def play(world):
         host, shams = world.nodes[1], world.nodes[2:]
-        await host.commitments.offer("storage", Statement(quantity=8_000, price=10))
+        await host.commitments.offer("storage", Statement(quantity=8_000, price=10 * A_MIB))
         for sham in shams:
-            await sham.commitments.need("storage", Statement(quantity=4_000, price=1_000))
+            await sham.commitments.need("storage", Statement(quantity=4_000, price=1_000 * A_MIB))
         await world.until(lambda: len({e.customer for e in host.allocator.granted()}) > 1)
         await world.clock.sleep_ms(5_000)
         granted = sum(each.quantity for each in host.allocator.granted())

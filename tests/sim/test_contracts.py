@@ -143,7 +143,7 @@ def test_each_host_has_its_own_reason():
     def prepare(world):
         world.settings_of[1] = {"starter_credit": "0"}
         world.settings_of[2] = {"storage_capacity": "1"}
-        world.settings_of[3] = {"storage_price": "41"}
+        world.settings_of[3] = {"storage_price_gib_hour": "5481"}
 
     async def play(world):
         owner = world.nodes[0]

@@ -129,7 +129,7 @@ def test_what_a_node_was_owed_is_settled_by_the_epochs_begun():
         assert all(view.held_bytes == 0 for view in storage)
         assert all(view.due_micro == view.settled_micro > 0 for view in storage)
 
-    run(72, 8, play, QUICK | {"storage_price": "1"})
+    run(72, 8, play, QUICK | {"storage_price_gib_hour": "1024"})
 
 
 def test_a_node_that_leaves_takes_nothing_new():

@@ -109,7 +109,7 @@ def test_a_need_that_nothing_matches_learns_which_slots_were_seen():
             await world.clock.sleep_ms(1_000)
         (row,) = (await why(customer, wanted)).rows
         assert row.pair.slot.slot_id == slot
-        assert any("a greatest price of 0.000010" in change for change in row.said.changes)
+        assert any("a greatest price of 0.010240" in change for change in row.said.changes)
 
     run(32, 2, play, SETTINGS)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.sim.network import SEEDS, content, get, put, run
 from xsc.base.errors import XscError
-from xsc.base.limits import EPOCH_MS, MIB
+from xsc.base.limits import EPOCH_MS, GIB, MIB
 
 MINUTE_MS = 60_000
 HOARDERS = (5, 6)
@@ -108,7 +108,7 @@ def test_room_that_is_kept_for_a_byte_is_paid():
             views = [view for view in host.market.leases() if view.role == "provider"]
             used = [view for view in views if view.held_bytes]
             for view in used:
-                assert view.due_micro >= view.price * view.quantity // 16 // MIB > 0
+                assert view.due_micro >= view.price * view.quantity // 16 // GIB > 0
                 assert view.settled_micro == view.due_micro
         return len(used)
 

@@ -11,7 +11,7 @@ from xsc.identity.envelope import open_signed
 from xsc.node.offline.verify import verify_file
 from xsc.terms.execution import ExecutionReceipt
 
-SETTINGS = {"compute_price": "1000", "compute_price_max": "1000"}
+SETTINGS = {"compute_price_gfuel": "1000000", "compute_price_max_gfuel": "1000000"}
 FUEL = 400_000_000
 
 

@@ -17,7 +17,12 @@ from xsc.ledger.payments import ACCOUNT
 from xsc.terms.voucher import Voucher, off_books_lease
 
 DEBTOR, CREDITOR = 0, 1
-SETTINGS = {"settle_interval": "1h", "starter_credit": "1000"}
+SETTINGS = {
+    "settle_interval": "1h",
+    "starter_credit": "1000",
+    "storage_price_gib_hour": "10240",
+    "storage_price_max_gib_hour": "40960",
+}
 
 
 async def indebted(world):

@@ -19,7 +19,7 @@ from xsc.space.paths import UserSpacePaths
 SERVING = {"services_listen": "8080"}
 # The next lease is taken while the one before it is open, at a node that is used: it costs up
 # to twice the price of an idle one.
-PRICED = {**SERVING, "compute_price": "1000", "compute_price_max": "2000"}
+PRICED = {**SERVING, "compute_price_gfuel": "1000000", "compute_price_max_gfuel": "2000000"}
 LIMITS = Limits(fuel=100_000_000)
 
 
@@ -92,7 +92,12 @@ def test_a_request_that_costs_is_settled_in_both_books():
         assert owed == sum(row.amount_micro for row in rows(world)) > 0
         assert world.nodes[0].ledger.balance(world.nodes[1].key.node_id) == -owed
 
-    run(2, 2, play, {**SERVING, "compute_price": "10000", "compute_price_max": "10000"})
+    run(
+        2,
+        2,
+        play,
+        {**SERVING, "compute_price_gfuel": "10000000", "compute_price_max_gfuel": "10000000"},
+    )
 
 
 def test_without_its_owner_a_service_stops_and_comes_back_with_it():

@@ -33,9 +33,22 @@ from xsc.terms.clearing import (
     TierLine,
     TwoTierAllocationState,
 )
+from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT
 from xsc.terms.slot import Commitment
 
-SETTINGS = {"settle_interval": "2s", "booking_interval": "2s", "starter_credit": "1000"}
+A_UNIT = {kind: PRICE_UNIT[kind] // SLOT_UNIT[kind] for kind in PRICE_UNIT}
+"""The price that is a micro-credit for each unit of a quantity."""
+A_MIB = A_UNIT["storage"]
+SETTINGS = {
+    "settle_interval": "2s",
+    "booking_interval": "2s",
+    "starter_credit": "1000",
+    # What nodes quote is what `offer` asks.
+    "storage_price_gib_hour": str(10 * A_MIB),
+    "storage_price_max_gib_hour": str(40 * A_MIB),
+    "compute_price_gfuel": str(10 * A_UNIT["compute"]),
+    "compute_price_max_gfuel": str(40 * A_UNIT["compute"]),
+}
 
 
 async def recognise(node, *peers, ppm=300_000):
@@ -50,10 +63,12 @@ async def mutual(one, *others):
 
 
 def offer(node, quantity, kind="storage", price=10, **said):
+    price *= A_UNIT[kind]
     return node.commitments.offer(kind, Statement(quantity=quantity, price=price, **said))
 
 
 def need(node, quantity, kind="storage", price=40, **said):
+    price *= A_UNIT[kind]
     return node.commitments.need(kind, Statement(quantity=quantity, price=price, **said))
 
 
@@ -106,7 +121,7 @@ def test_a_mutual_peer_that_asks_a_minute_later_is_served_first():
             for view in late.market.leases()
             if view.peer == provider.key.node_id
         }
-        assert leases == {(provider.key.node_id, 8)}, "its rung: 20 % below the reserve of 10"
+        assert leases == {(provider.key.node_id, 8 * A_MIB)}, "its rung: 20 % below the reserve"
         recompute_all(provider)
 
     run(1, 3, play, SETTINGS)
@@ -145,7 +160,7 @@ def test_what_was_drawn_stays_and_the_rest_goes_by_recognition():
             if entry.draw is not None
         ]
         drawn = -(-lease.terms.quantity // MIB)
-        assert lease.terms.price == 9
+        assert lease.terms.price == 9 * A_MIB
         await mutual(provider, late)
         await need(late, 100)
         await world.until(lambda: of(provider, late) > 0)
@@ -250,7 +265,7 @@ def test_compute_is_entitled_and_drawn_too():
         lease = await customer.market.buyer.lease_compute(
             fuel_steps=4_000_000_000, on=provider.key.node_id
         )
-        assert lease.price == 8
+        assert lease.price == 8 * A_UNIT["compute"]
         assert sum(provider.market.headroom.drawn_quanta().values()) >= 4_000
 
     run(7, 2, play, SETTINGS)
@@ -360,7 +375,7 @@ def test_the_settled_bill_of_a_recognised_customer_is_its_rung():
             for v in friend.market.leases()
             if v.peer == provider.key.node_id and not v.lease_id.startswith(HOLD_MARK)
         ]
-        assert view.price == 8
+        assert view.price == 8 * A_MIB
         assert paid(friend, provider)[0] == view.due_micro > 0
 
     run(9, 4, play, SETTINGS)
@@ -374,10 +389,10 @@ def test_a_state_that_no_clearing_record_proves_is_not_paid():
         await need(customer, 60)
         await world.until(customer.allocator.billed)
         (proven,) = customer.allocator.billed()
-        assert (proven.quantity, proven.price) == (60, 8)
+        assert (proven.quantity, proven.price) == (60, 8 * A_MIB)
         (line,) = provider.allocator.state.slot_allocations
         for lie in (
-            {"quantity": 60, "price": 40},
+            {"quantity": 60, "price": 40 * A_MIB},
             {"granted_ms": 1},
             {"quantity": 61},
         ):
@@ -403,7 +418,7 @@ def test_a_state_that_no_clearing_record_proves_is_not_paid():
             )
             await world.clock.sleep_ms(1_000)
             for each in customer.allocator.billed():
-                assert (each.quantity, each.price) == (60, 8)
+                assert (each.quantity, each.price) == (60, 8 * A_MIB)
                 assert each.granted_ms >= proven.granted_ms
 
     run(10, 2, play, SETTINGS)
@@ -485,7 +500,7 @@ def test_a_dead_customer_s_hold_costs_it_credit_and_then_the_hold():
     run(11, 3, play, SETTINGS)
 
 
-def said_state(victim, slot_id, windows, quantity, price=40):
+def said_state(victim, slot_id, windows, quantity, price=40 * A_MIB):
     """Return a state that says that a need of a node is granted something in each window."""
     (asked,) = victim.commitments.own.needs
     node = victim.key.node_id

@@ -39,7 +39,7 @@ STRANGER: Final[Standing] = (OPEN, 1)
 
 @dataclass(frozen=True, slots=True)
 class SlotTerms:
-    """What is divided, by which rule, and at which prices (micro-credits a quantum)."""
+    """What is divided, by which rule, and at which prices (`xsc.terms.pricing`)."""
 
     capacity: int
     price_mutual: int
@@ -72,7 +72,7 @@ class Bid:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What a need is granted in one stage, and the price a quantum."""
+    """What a need is granted in one stage, and the price."""
 
     customer: bytes
     need: bytes

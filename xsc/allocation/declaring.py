@@ -37,7 +37,7 @@ Either: TypeAlias = AvailabilitySlot | NeedSlot
 Zones: TypeAlias = Callable[[str, int, int], Offsets]
 """Returns the offsets of a zone between two moments."""
 Rungs: TypeAlias = tuple[int, int, int]
-"""Prices a quantum: mutual, one-way, reserve."""
+"""Prices: mutual, one-way, reserve."""
 
 _AROUND_MS: Final = 2 * DAY_MS
 """A window that overlaps a moment begins and ends within this of it."""
@@ -53,7 +53,7 @@ class Statement:
     every: str | None = None
     """A recurrence (`parse_recurrence`)."""
     price: int | None = None
-    """The reserve of an offer, or the most that a need pays; micro-credits a quantum."""
+    """Micro-credits a GiB and hour, or a Gfuel: the reserve, or the most that a need pays."""
     filters: tuple[tuple[str, str], ...] | None = None
     location: str | None = None
     rule: DivisionRule | None = None

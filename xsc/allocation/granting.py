@@ -43,6 +43,7 @@ from xsc.base.limits import (
 )
 from xsc.base.units import ceil_div
 from xsc.terms.clearing import ClearingRecord
+from xsc.terms.pricing import SLOT_UNIT, affordable, slot_amount
 from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSlot, Window
 
@@ -122,7 +123,7 @@ def until_ms(grant: Grant, time: Window) -> int:
 
 
 def price_of(slot: AvailabilitySlot, lines: Sequence[tuple[Tier, int, int]]) -> int:
-    """Return what an entitlement costs a quantum, by tier, units and price of its lines.
+    """Return the price of an entitlement, by tier, units and price of its lines.
 
     Of two stages the mean, rounded up. What others lose by it decides who is granted what, and
     is not charged: nobody pays more for what is granted than the slot asks of everybody.
@@ -253,7 +254,9 @@ class _Round:
         self._lines[each.customer] += 1
         drawn = self._inputs.drawn.get(each.key, 0)
         left = max(0, each.quantity - drawn) if each.until_ms > self._inputs.now_ms else 0
-        self._credit[each.customer] = self._credit.get(each.customer, 0) - left * each.price
+        self._credit[each.customer] = self._credit.get(each.customer, 0) - slot_amount(
+            each.kind, each.price, left
+        )
         self._room.take(each.kind, each.window, left)
         self.granted.append(each)
 
@@ -278,9 +281,10 @@ class _Round:
             given = self._given_of(customer, need)
             most = still_wanted(need, self._inputs.own.node, time, given)
             # Not at what the need says that it pays: who said less would be eligible for more.
-            price = offer.slot.reserve
-            if price:
-                most = min(most, mine + max(0, credit) // price)
+            kind, price = offer.slot.kind, offer.slot.reserve
+            more = affordable(kind, price, credit)
+            if more is not None:
+                most = min(most, mine + more // SLOT_UNIT[kind])
             grant = None if before is None else before.grants.get((customer, need.slot_id))
             if grant is None or grant.number != need.number:
                 grant = Grant(need.number, now_ms)
@@ -294,7 +298,7 @@ class _Round:
                 most = min(most, mine)
             if most > 0:
                 found[need.slot_id] = most
-                credit -= max(0, most - mine) * price
+                credit -= slot_amount(kind, price, max(0, most - mine))
         return found
 
     def _grants(

@@ -20,7 +20,7 @@ from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot, Window
 
 Line: TypeAlias = tuple[bytes, Window, bytes, Tier, int, int]
-"""Slot, window, need, first tier, units and price a quantum."""
+"""Slot, window, need, first tier, units and price."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class Statement:
     every: str | None = None
     """A recurrence such as `Mon-Fri 20:00-08:00 Europe/Berlin`."""
     price_micro: int | None = None
-    """The reserve of an offer, or the most that a need pays; micro-credits a quantum."""
+    """Micro-credits a GiB and hour, or a Gfuel: the reserve, or the most that a need pays."""
     filters: dict[str, str] | None = None
     location: str | None = None
     rule: Literal["weighted-uniform", "proportional"] | None = None
@@ -59,7 +59,7 @@ class Slot:
     kind: Kind
     quantity: int
     price: int
-    """The reserve of an offer, or the most that a need pays; micro-credits a quantum."""
+    """Micro-credits a GiB and hour, or a Gfuel: the reserve, or the most that a need pays."""
     windows: list[Window]
 
 

@@ -315,9 +315,10 @@ MODULES_DEPLOYED_MS = 3_600_000
 DEPLOYMENTS_A_PEER_MAX = 60
 """Deployments of one peer that a node takes within DEPLOYMENTS_MS: each is a synced write."""
 DEPLOYMENTS_MS = 60_000
-RUN_FUEL = 1_000_000
-"""What taking and answering an order or a request costs beside the program: a quarter of a
-millisecond, and a quantum, so that no run is less than a micro-credit, which would be nothing."""
+RUN_FUEL = 5_000_000
+"""What taking and answering an order or a request costs beside the program: about a millisecond. At
+the default price, less its greatest discount, that is a micro-credit: no run is less, which would
+be nothing."""
 COMPILE_MS_DEFAULT = 20_000
 COMPILE_MS_MAX = 600_000
 """Most that a node may allow a module to be compiled, and that compiling it is billed for."""
@@ -469,7 +470,12 @@ SERVICE_ANSWER_FIELDS_MAX = 64
 
 # Market and ledger
 EPOCH_MS = 3_600_000
+PRICE_BYTES = GIB
+"""A price of storage is for so many bytes, and an epoch."""
+PRICE_FUEL = 10**9
+"""A price of compute is for so many fuel steps: a Gfuel."""
 FUEL_QUANTUM = 1_000_000
+"""Of compute, slots and needs state a quantity in so many fuel steps; of storage, in MiB."""
 MEMORY_STEP_BYTES = 64 * MIB
 QUOTE_TTL_MS = 60_000
 COMPUTE_LEASE_MS = 60_000
@@ -517,7 +523,8 @@ LEASE_WARNING_MS = 30 * 24 * 3_600_000
 COMPUTE_LEASE_RUNS = 20
 """Runs that a compute lease is asked for: at the limits of the run that needs it."""
 COMPUTE_LEASE_MICRO_MAX = 1_000_000
-"""Worth of a compute lease asked for, where one run does not need more."""
+"""Worth of a compute lease asked for, where one run does not need more: a worker's hour at the
+default price."""
 COMPUTE_WAIT_MS = 60_000
 """How long a call waits for fuel that runs of the same customer hold at a provider."""
 COMPUTE_WAITING_MAX = 1024
@@ -531,6 +538,8 @@ LEASES_GIVEN_BACK_MAX = 64
 REFUSED_RETRY_MS = 60_000
 """After the second refusal of a booking by its debtor; each further one doubles it."""
 REFUSED_RETRY_MS_MAX = 24 * 3_600_000
+PRICES_POSTED_MS = 3_600_000
+"""A node's posted prices follow its utilisation that often."""
 PRICES_INTERVAL_MS = 3_600_000
 """How often a customer holds its leases against what the same would cost now."""
 DEAR_PPM = 1_125_000
@@ -711,7 +720,6 @@ assert LEASE_RESCUE_MS < LEASE_URGENT_MS
 assert LEASE_WARNING_MS < STORAGE_LEASE_MS // 2 - STORAGE_LEASE_MS // 8
 assert QUOTE_TIMEOUT_MS < LEASE_TIMEOUT_MS < QUOTE_TTL_MS
 assert TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX
-assert RUN_FUEL >= FUEL_QUANTUM
 assert (
     FUEL_MAX + RUN_FUEL + MODULE_BYTES_MAX * COMPILE_BYTE_FUEL + BATCH_ITEMS_MAX * BATCH_CALL_FUEL
 ) * (MEMORY_BYTES_MAX // MEMORY_STEP_BYTES) < 2**63

@@ -96,7 +96,11 @@ _STATED: Final = (
     click.option("--from", "begin", type=MOMENT, help="When it begins; now by default."),
     click.option("--to", "end", type=MOMENT, help="When it ends."),
     click.option("--every", metavar="RULE", help='When it recurs: "Mon-Fri 20:00-08:00 ZONE".'),
-    click.option("--price", type=CREDITS, help="Credits a quantum: the reserve, or the most paid."),
+    click.option(
+        "--price",
+        type=CREDITS,
+        help="Credits a GiB and hour, or a Gfuel: the reserve, or the most paid.",
+    ),
     click.option(
         "--filter",
         "filters",

@@ -587,9 +587,9 @@ class Market:
     """What a node offers and needs ahead of use.
 
     A quantity is MiB of `storage`, or millions of fuel for each 64 MiB of the memory
-    limit of `compute`. A price is micro-credits a quantum. What may be stated beside them:
-    `from_ms`, `to_ms`, `every`, `price_micro`, `filters`, `location`, `rule`
-    (`docs/design/slots.md`).
+    limit of `compute`. A price is micro-credits a GiB and hour, or a Gfuel. What may be stated
+    beside them: `from_ms`, `to_ms`, `every`, `price_micro`, `filters`, `location`,
+    `rule` (`docs/design/slots.md`).
     """
 
     def __init__(self, calls: MarketCalls) -> None:

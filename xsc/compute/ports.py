@@ -38,7 +38,7 @@ class ComputeLease(Protocol):
 
     @property
     def price(self) -> int:
-        """Micro-credits a quantum; 0 on the own node."""
+        """Micro-credits a Gfuel; 0 on the own node."""
 
 
 class ComputeLeases(Protocol):
@@ -94,7 +94,7 @@ class ComputeBook(Protocol):
     """The provider's side of the market."""
 
     def admit_compute(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> int:
-        """Reserve the steps under the lease and return its price a quantum.
+        """Reserve the steps under the lease and return its price a Gfuel.
 
         Raises:
             LeaseExhausted: the lease is spent, over, or not this customer's.
@@ -148,7 +148,7 @@ class ServiceLeases(ComputeLeases, Protocol):
     """The leases of an owner of services."""
 
     def price_and_room(self, lease_id: bytes, provider: bytes) -> tuple[int, int] | None:
-        """Return the price a quantum of a compute lease taken there, and the steps left under it.
+        """Return the price a Gfuel of a compute lease taken there, and the steps left under it.
 
         None where no such lease is known.
         """

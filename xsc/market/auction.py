@@ -1,6 +1,6 @@
 """The reverse auction: which providers serve one object, and at what price.
 
-Providers ask a price a quantum; the lowest price / quality wins, one provider a
+Providers ask a price; the lowest price / quality wins, one provider a
 failure domain, and each winner is paid the most that it could have asked and
 still won (docs/design/market.md, A3: with six winners, the seventh bid sets the price).
 A winner without a next bid is paid the reserve; bids above the reserve are ignored.
@@ -38,7 +38,7 @@ class Bid:
 
     node: bytes
     price: int
-    """Micro-credits a quantum."""
+    """Micro-credits a GiB and hour, or a Gfuel."""
     quality_ppm: int
     domain: bytes
     posted: bool = False
@@ -56,7 +56,7 @@ class Bid:
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """A provider that is chosen, and the price a quantum that it is paid."""
+    """A provider that is chosen, and the price that it is paid."""
 
     node: bytes
     price: int
@@ -73,7 +73,7 @@ def reserve(bids: Sequence[Bid], count: int, own_price: int, price_max: int) -> 
     Args:
         bids: as for `place`.
         count: how many providers are wanted.
-        own_price: what the buyer asks itself, micro-credits a quantum.
+        own_price: what the buyer asks itself, micro-credits a GiB and hour, or a Gfuel.
         price_max: the most that it pays.
     """
 
@@ -95,7 +95,7 @@ def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"")
     Args:
         bids: at most one a node, in any order.
         count: how many providers are wanted, each in another domain.
-        price_max: the reserve, micro-credits a quantum.
+        price_max: the reserve, micro-credits a GiB and hour, or a Gfuel.
         seed: where given, ties fall by hash, so that no id is favoured for ever.
     """
     assert len({bid.node for bid in bids}) == len(bids), "one bid a node"

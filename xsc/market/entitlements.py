@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
-from xsc.base.limits import FUEL_QUANTUM, MIB
+from xsc.base.limits import FUEL_QUANTUM
 from xsc.market.calendar import EVER_MS, Promise, free_over, level_of, quanta_of
 from xsc.market.pricing import Ladder
+from xsc.terms.pricing import SLOT_UNIT
 from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import Entitlement, EntitlementKey, Window
-
-_QUANTUM: Final[dict[Kind, int]] = {"storage": MIB, "compute": FUEL_QUANTUM}
 
 
 def quantum(kind: Kind) -> int:
     """Return how much of a lease a quantum of a slot is: bytes, or fuel steps."""
-    return _QUANTUM[kind]
+    return SLOT_UNIT[kind]
 
 
 def undrawn(entitlement: Entitlement, drawn: Mapping[EntitlementKey, int]) -> int:

@@ -102,7 +102,7 @@ class GrantedLeases:
         self._store.keep(entry)
 
     def admit_compute(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> int:
-        """Reserve steps under a lease and return its price a quantum; 0 for the own node.
+        """Reserve steps under a lease and return its price a Gfuel; 0 for the own node.
 
         Raises:
             LeaseExhausted: no such lease of that customer, over, or without those steps.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xsc.base.errors import NoOffers
-from xsc.base.limits import COMPUTE_LEASE_MS
+from xsc.base.limits import COMPUTE_LEASE_MS, PRICES_POSTED_MS
 from xsc.identity.context import Context
 from xsc.market import room
 from xsc.market.calendar import EVER_MS, free_over
@@ -34,18 +34,28 @@ class Headroom:
         self._limits = limits
         self._prices = settings.prices
         self._entitlements = ports.granted
+        self._posted: tuple[MarketPricing, int] | None = None
+        """The posted prices, and since when."""
 
     def free(self, kind: Kind) -> int:
         """Return what is neither used nor promised, for as long as new use can last."""
         return self._free(kind, None)[0]
 
     def pricing(self) -> MarketPricing:
-        """Return this node's prices at its present utilisation."""
-        return MarketPricing(
-            self._prices,
-            utilisation_ppm(self.free("storage"), self._capacity.storage_capacity_bytes()),
-            utilisation_ppm(self.free("compute"), self._capacity.compute_capacity_steps()),
-        )
+        """Return this node's posted prices: at a utilisation of within PRICES_POSTED_MS.
+
+        They stand for so long, so that what a customer was told is what it is asked.
+        """
+        now_ms = self._clock.monotonic_ms()
+        if self._posted is None or now_ms - self._posted[1] >= PRICES_POSTED_MS:
+            free_bytes, free_steps = self.free("storage"), self.free("compute")
+            pricing = MarketPricing(
+                self._prices,
+                utilisation_ppm(free_bytes, self._capacity.storage_capacity_bytes()),
+                utilisation_ppm(free_steps, self._capacity.compute_capacity_steps()),
+            )
+            self._posted = pricing, now_ms
+        return self._posted[0]
 
     def room(self, kind: Kind, beside: Entitlement | None = None) -> room.FreeRoom:
         """Return what is free and what each customer has reserved.

@@ -1,7 +1,7 @@
 """What an undrawn entitlement costs: the account under which it is billed, and what bounds it.
 
 The account is a lease of micro-credits, and time spends them: at the price of what is undrawn,
-by the millisecond. A quantum of storage costs its price an epoch; one of compute costs its
+by the millisecond. A GiB of storage costs its price an epoch; a Gfuel of compute costs its
 price over its whole window. So what is held for an hour of a day costs a twenty-fourth of the day,
 and it costs the same in pieces or under another number of its need.
 
@@ -13,15 +13,13 @@ allows, whatever slots, windows and prices its providers make of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
 
 from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import AMOUNT_MAX, EPOCH_MS, FUEL_QUANTUM, MIB
+from xsc.base.limits import AMOUNT_MAX, EPOCH_MS, PRICE_FUEL
 from xsc.market.lease import HOLD_MARK, LeaseTerms, LeaseUse
+from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT, slot_amount
 from xsc.terms.quote import Kind
 from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot
-
-_UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": FUEL_QUANTUM}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Hold:
     quantity: int
     """Held and not used: bytes, or fuel steps; 0 where nothing is held now."""
     length_ms: int
-    """How long a quantum is held for its price."""
+    """How long it is held for its price."""
     until_ms: int
     """When it lapses."""
     counted_ms: int
@@ -59,7 +57,7 @@ class Hold:
     @property
     def scale(self) -> int:
         """How much of price, quantity and time is a micro-credit."""
-        return _UNIT[self.kind] * self.length_ms
+        return PRICE_UNIT[self.kind] * self.length_ms
 
 
 def hold_id(key: EntitlementKey) -> bytes:
@@ -76,7 +74,7 @@ def account_terms(key: EntitlementKey, start_ms: int, end_ms: int) -> LeaseTerms
         "compute",
         key.provider,
         key.customer,
-        FUEL_QUANTUM,
+        PRICE_FUEL,
         AMOUNT_MAX,
         start_ms,
         end_ms,
@@ -136,7 +134,8 @@ def counted(use: LeaseUse, hold: Hold, now_ms: int) -> tuple[Hold, LeaseUse]:
     spent = hold.rest + hold.price * hold.quantity * (until_ms - hold.counted_ms)
     amount, rest = divmod(spent, hold.scale)
     amount = min(amount, AMOUNT_MAX - use.used)
-    return replace(hold, counted_ms=until_ms, rest=rest), _spend(use, amount)
+    # It is kept: over a window of many months it could be more than a record takes.
+    return replace(hold, counted_ms=until_ms, rest=min(rest, AMOUNT_MAX)), _spend(use, amount)
 
 
 def changed(
@@ -199,8 +198,8 @@ class Allowance:
     counted_ms: int
     """Up to when."""
     allowed_micro: int = 0
-    rate_micro: int = 0
-    """Storage: quantity times the highest price, as of the last look; an epoch allows so much."""
+    rate: int = 0
+    """Storage: quantity times the highest price, as of the last look; an epoch allows its worth."""
     rest: int = 0
     """What of it is no whole micro-credit yet."""
     window_ms: int = -1
@@ -220,7 +219,7 @@ def new_allowance(need: NeedSlot, since_ms: int) -> Allowance:
     """Return what a need has allowed that was stated at a moment: nothing yet."""
     is_storage = need.kind == "storage"
     rate = need.quantity * need.price_max if is_storage else 0
-    return Allowance(need.slot_id, since_ms, rate_micro=rate)
+    return Allowance(need.slot_id, since_ms, rate=rate)
 
 
 def allowed(allowance: Allowance, need: NeedSlot | None, now_ms: int) -> Allowance:
@@ -230,13 +229,13 @@ def allowed(allowance: Allowance, need: NeedSlot | None, now_ms: int) -> Allowan
     window that has begun, and once for a need without a window.
     """
     now_ms = max(now_ms, allowance.counted_ms)
-    passed = allowance.rate_micro * (now_ms - allowance.counted_ms)
-    more, rest = divmod(allowance.rest + passed, EPOCH_MS)
+    passed = allowance.rate * SLOT_UNIT["storage"] * (now_ms - allowance.counted_ms)
+    more, rest = divmod(allowance.rest + passed, PRICE_UNIT["storage"] * EPOCH_MS)
     rate, window_ms, window_micro = 0, allowance.window_ms, allowance.window_micro
     if need is not None and need.kind == "storage":
         rate = need.quantity * need.price_max
     elif need is not None:
-        each = need.quantity * need.price_max
+        each = slot_amount("compute", need.price_max, need.quantity)
         begun = [
             start
             for start, end in need.windows or ((0, now_ms + 1),)
@@ -252,7 +251,7 @@ def allowed(allowance: Allowance, need: NeedSlot | None, now_ms: int) -> Allowan
         allowance,
         counted_ms=now_ms,
         allowed_micro=min(allowance.allowed_micro + more, AMOUNT_MAX),
-        rate_micro=rate,
+        rate=rate,
         rest=rest,
         window_ms=window_ms,
         window_micro=window_micro,

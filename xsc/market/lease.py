@@ -36,7 +36,7 @@ from xsc.base.limits import (
 )
 from xsc.base.units import ceil_div
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.pricing import compute_amount, storage_amount
+from xsc.terms.pricing import amount, compute_amount, storage_amount
 from xsc.terms.quote import Kind, Quote
 from xsc.terms.voucher import Voucher, off_books_lease
 
@@ -55,7 +55,7 @@ class LeaseTerms:
     provider: bytes
     customer: bytes
     price: int
-    """Micro-credits a quantum."""
+    """Micro-credits a GiB and hour, or a Gfuel."""
     quantity: int
     """Storage: bytes held at any one time. Compute: fuel steps in all."""
     start_ms: int
@@ -139,7 +139,7 @@ def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | Non
     if request.end_ms - request.start_ms > LENGTH_MS[request.kind]:
         return "the lease is longer than any may be"
     epochs = ceil_div(request.end_ms - request.start_ms, EPOCH_MS)
-    if request.price * request.quantity * epochs > AMOUNT_MAX:
+    if amount(request.kind, request.price, request.quantity * epochs) > AMOUNT_MAX:
         return "the lease is worth more than an amount can be"
     return None
 

@@ -181,7 +181,7 @@ def _read_allowance(raw: bytes) -> Allowance:
         need=take_bytes(row, "need"),
         counted_ms=take_int(row, "counted_ms"),
         allowed_micro=take_int(row, "allowed_micro"),
-        rate_micro=take_int(row, "rate_micro"),
+        rate=take_int(row, "rate"),
         rest=take_int(row, "rest"),
         window_ms=take_int(row, "window_ms", least=-1),
         window_micro=take_int(row, "window_micro"),

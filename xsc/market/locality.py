@@ -41,7 +41,7 @@ def choose(
     Args:
         bids: at most one a node, in any order; a lease at hand bids its agreed price.
         saved: bytes that need not be sent to a node, 0 where it is not named.
-        price_max: the reserve, micro-credits a quantum (`near_reserve`).
+        price_max: the reserve, micro-credits a GiB and hour, or a Gfuel (`near_reserve`).
         seed: as for `auction.place`.
     """
     assert len({bid.node for bid in bids}) == len(bids), "one bid a node"

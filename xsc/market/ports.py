@@ -111,7 +111,7 @@ class MarketSettings:
 
     prices: PriceList
     storage_price_max: int
-    """The most that is paid a quantum."""
+    """The most that is paid."""
     compute_price_max: int
     settle_interval_ms: int
     """How often vouchers go to providers."""
@@ -128,7 +128,7 @@ class MarketSettings:
         return self.site, self.owner
 
     def price_max(self, kind: Kind) -> int:
-        """Return the most that is paid a quantum of a kind."""
+        """Return the most that is paid of a kind."""
         return self.storage_price_max if kind == "storage" else self.compute_price_max
 
 

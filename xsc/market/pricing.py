@@ -11,17 +11,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xsc.base.limits import FUEL_QUANTUM, MIB, PPM
+from xsc.base.limits import PPM
 from xsc.terms.pricing import compute_amount, fuel_steps, storage_amount
 from xsc.terms.quote import Kind, Tier
 
 
 @dataclass(frozen=True, slots=True)
 class PriceList:
-    """The prices of an idle node, in micro-credits a quantum, and the discounts off the reserve."""
+    """The prices of an idle node, and the discounts off the reserve."""
 
     storage: int
+    """Micro-credits a GiB and hour."""
     compute: int
+    """Micro-credits a Gfuel."""
     mutual_discount_ppm: int = 0
     one_way_discount_ppm: int = 0
 
@@ -39,7 +41,7 @@ class PriceList:
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """Prices a quantum: mutual <= one-way <= reserve."""
+    """Prices: mutual <= one-way <= reserve."""
 
     mutual: int
     one_way: int
@@ -58,7 +60,7 @@ def utilisation_ppm(free: int, capacity: int) -> int:
 
 
 def unit_price(base: int, used_ppm: int) -> int:
-    """Return the price a quantum at a utilisation, rounded down; it never falls with use."""
+    """Return the price at a utilisation, rounded down; it never falls with use."""
     assert 0 <= used_ppm <= PPM, "utilisation is a share"
     return base * (PPM + used_ppm) // PPM
 
@@ -84,7 +86,7 @@ class MarketPricing:
     compute_used_ppm: int = 0
 
     def unit_price(self, kind: Kind) -> int:
-        """Return the reserve: micro-credits a quantum."""
+        """Return the reserve: micro-credits a GiB and hour, or a Gfuel."""
         used = self.storage_used_ppm if kind == "storage" else self.compute_used_ppm
         return unit_price(self.prices.base(kind), used)
 
@@ -103,22 +105,3 @@ class MarketPricing:
     def total_price(self, storage_micro: int, compute_micro: int) -> int:
         """Return both prices together."""
         return storage_micro + compute_micro
-
-
-def affordable(kind: Kind, price: int, credit_micro: int) -> int | None:
-    """Return the largest quantity whose worth is within the credit; None without bound."""
-    if price == 0:
-        return None
-    if credit_micro < 0:
-        return 0
-    quantum = MIB if kind == "storage" else FUEL_QUANTUM
-    # The largest quantity with price · quantity // quantum <= credit.
-    return ((credit_micro + 1) * quantum - 1) // price
-
-
-def worth(kind: Kind, price: int, quantity: int) -> int:
-    """Return the micro-credits that a lease can come to cost before it is settled again.
-
-    It is the whole lease of compute, and one epoch of a lease of storage.
-    """
-    return storage_amount(price, quantity) if kind == "storage" else compute_amount(price, quantity)

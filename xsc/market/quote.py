@@ -18,7 +18,8 @@ from xsc.base.limits import (
     STORAGE_LEASE_BYTES,
 )
 from xsc.identity.envelope import Signed, open_signed
-from xsc.market.pricing import Ladder, affordable
+from xsc.market.pricing import Ladder
+from xsc.terms.pricing import affordable
 from xsc.terms.quote import Draw, Kind, Quote, Tier
 
 QUANTITY_MAX: Final = 2**63 - 1
@@ -116,7 +117,7 @@ def why(quote: Quote, price: int, *, renewed: bool = False) -> str:
 
     Args:
         quote: the one that the lease carries.
-        price: of the lease, micro-credits a quantum.
+        price: of the lease, micro-credits a GiB and hour, or a Gfuel.
         renewed: whether it is the price of a renewal.
     """
     assert price >= quote.price, "a lease below its quote is none"

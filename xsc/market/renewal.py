@@ -27,6 +27,7 @@ from xsc.market.lease import (
     storage_due,
     tolerance,
 )
+from xsc.terms.pricing import storage_amount
 from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
 
@@ -118,7 +119,8 @@ def check_renewal(
     if request.quantity < use.held_bytes:
         return "the renewal is for less than is held"
     epochs = ceil_div(request.end_ms - terms.start_ms, EPOCH_MS)
-    if request.base_amount_micro + request.price * request.quantity * epochs > AMOUNT_MAX:
+    more = storage_amount(request.price, request.quantity * epochs)
+    if request.base_amount_micro + more > AMOUNT_MAX:
         return "the lease is worth more than an amount can be"
     return None
 

@@ -48,11 +48,10 @@ from xsc.market.denial import REASON
 from xsc.market.lease_entry import LeaseEntry, Role
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.pricing import affordable
 from xsc.market.quote import open_quote
 from xsc.market.quotes import Quotes
 from xsc.terms.lease_denial import LeaseDenial
-from xsc.terms.pricing import storage_amount
+from xsc.terms.pricing import affordable, storage_amount
 from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
 
@@ -160,7 +159,8 @@ class Renewals:
         if quote.record.price > self._price_max:
             self._failed(
                 entries,
-                f"its price of {format_credits(quote.record.price)} is above storage_price_max",
+                f"its price of {format_credits(quote.record.price)} is above "
+                "storage_price_max_gib_hour",
             )
             return
         for start in range(0, len(entries), RENEWALS_A_CALL_MAX):

@@ -21,8 +21,8 @@ from xsc.base.limits import (
     ROOM_PART_OPEN,
     ROOM_PART_STRANGERS,
 )
-from xsc.market.pricing import affordable
 from xsc.terms.lease import LeaseRequest
+from xsc.terms.pricing import affordable
 from xsc.terms.quote import Kind, Tier
 
 PARTS: Final[dict[Tier, int]] = {

@@ -135,7 +135,7 @@ class TakenLeases:
         return entry is not None and entry.denial is not None
 
     def price_and_room(self, lease_id: bytes, provider: bytes) -> tuple[int, int] | None:
-        """Return the price a quantum of a compute lease taken there, and the steps left under it.
+        """Return the price a Gfuel of a compute lease taken there, and the steps left under it.
 
         None where no such lease is known.
         """

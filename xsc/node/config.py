@@ -279,14 +279,14 @@ KEYS: Final[dict[str, Key]] = {
         _between(1_000, limits.COMPILE_MS_MAX, parse_duration_ms),
         "time limit for compiling a module, here for others, and elsewhere for this node",
     ),
-    "storage_price": Key(
-        "storage_price_micro", "10", _PRICE, "micro-credits a MiB and hour of an idle node"
+    "storage_price_gib_hour": Key(
+        "storage_price_micro", "1370", _PRICE, "micro-credits a GiB and hour of an idle node"
     ),
-    "compute_price": Key(
+    "compute_price_gfuel": Key(
         "compute_price_micro",
-        "10",
+        "278",
         _PRICE,
-        "micro-credits a million fuel and 64 MiB step of an idle node",
+        "micro-credits a Gfuel (10^9 fuel, for each begun 64 MiB of memory) of an idle node",
     ),
     "mutual_discount": Key(
         "mutual_discount_ppm", "20%", parse_share_ppm, "discount on the reserve for mutual peers"
@@ -297,17 +297,20 @@ KEYS: Final[dict[str, Key]] = {
         parse_share_ppm,
         "discount on the reserve for recognised peers",
     ),
-    "storage_price_max": Key(
-        "storage_price_max_micro", "40", _PRICE, "maximum that this node pays a MiB and hour"
-    ),
-    "compute_price_max": Key(
-        "compute_price_max_micro",
-        "40",
+    "storage_price_max_gib_hour": Key(
+        "storage_price_max_micro",
+        "5480",
         _PRICE,
-        "maximum that this node pays a million fuel and step",
+        "maximum in micro-credits that this node pays a GiB and hour",
+    ),
+    "compute_price_max_gfuel": Key(
+        "compute_price_max_micro",
+        "1112",
+        _PRICE,
+        "maximum in micro-credits that this node pays a Gfuel",
     ),
     "starter_credit": Key(
-        "starter_credit_micro", "10", parse_credits, "debt limit, in credits, of a new peer"
+        "starter_credit_micro", "300", parse_credits, "debt limit, in credits, of a new peer"
     ),
     "probe_interval": Key(
         "probe_interval_ms",
@@ -424,10 +427,11 @@ KEYS: Final[dict[str, Key]] = {
 def _known(key: str, where: str) -> Key:
     found = KEYS.get(key)
     if found is None:
+        # A setting whose name says more, such as a unit, is most likely meant.
+        longer = min((known for known in KEYS if known.startswith(f"{key}_")), key=len, default="")
         close = sorted(KEYS, key=lambda known: (-len(set(known) & set(key)), known))[:3]
-        raise ConfigInvalid(
-            f"{where}: '{key}' is no setting", hint=f"did you mean {', '.join(close)}?"
-        )
+        meant = f"{longer}: {KEYS[longer].meaning}" if longer else f"{', '.join(close)}"
+        raise ConfigInvalid(f"{where}: '{key}' is no setting", hint=f"did you mean {meant}?")
     return found
 
 
@@ -493,7 +497,7 @@ def load(home: Path, environment: Mapping[str, str], flags: Mapping[str, str]) -
 
     Args:
         home: the directory with `config.toml`.
-        environment: variables; `XSC_STORAGE_PRICE` sets `storage_price`.
+        environment: variables; `XSC_LOG_LEVEL` sets `log_level`.
         flags: key to text, as given on the command line.
 
     Raises:

@@ -63,6 +63,7 @@ from xsc.node.system import (
     keep_freed_memory,
     raise_descriptors,
 )
+from xsc.terms.quote import UNITS
 
 CAPACITY_AUTO_BYTES_MAX = 100 * GIB
 SHUTDOWN_TIMEOUT_S = 10.0
@@ -138,9 +139,9 @@ def banner(node: Node) -> list[str]:
         f"peers reach it at {', '.join(node.peers.own_address.addresses())}",
         (
             f"offers {format_size(node.capacity.storage_free_bytes())} of storage from "
-            f"{format_credits(config.storage_price_micro)} credits a MiB and hour, "
+            f"{format_credits(config.storage_price_micro)} credits a {UNITS['storage']}, "
             f"{config.compute_workers} compute workers from "
-            f"{format_credits(config.compute_price_micro)} credits a million fuel"
+            f"{format_credits(config.compute_price_micro)} credits a {UNITS['compute']}"
         ),
     ]
 

@@ -46,7 +46,7 @@ class HostLease(Protocol):
 
     @property
     def price(self) -> int:
-        """Micro-credits a quantum."""
+        """Micro-credits a GiB and hour."""
 
 
 class Offered(Protocol):

@@ -34,7 +34,7 @@ _Number = Annotated[bytes, Field(max_length=64)]
 Ratio: TypeAlias = tuple[_Number, _Number]
 """A fraction in lowest terms. Its numbers are big-endian, in the fewest bytes: they may be long."""
 LineValue: TypeAlias = tuple[SlotId, Tier, Quantity, Count]
-"""A need, the stage that serves it, its units, and the price a quantum."""
+"""A need, the stage that serves it, its units, and the price."""
 
 
 def to_ratio(value: Fraction) -> tuple[bytes, bytes]:

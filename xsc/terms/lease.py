@@ -30,7 +30,7 @@ class LeaseRequest(Record):
     quantity_min: Annotated[int, Field(gt=0, lt=2**63)]
     """A grant of less is of no use to the customer."""
     price: Count
-    """Micro-credits a quantum, at least the quote's (the auction may pay more)."""
+    """Micro-credits a GiB and hour, or a Gfuel, at least the quote's (the auction may pay more)."""
     start_ms: Count
     end_ms: Count
 

@@ -1,16 +1,19 @@
 """What a use costs: the one arithmetic that market and compute must agree on.
 
-Prices are micro-credits a quantum (`xsc.terms.quote`). A quantum of storage is
-one MiB for one epoch; a quantum of compute is FUEL_QUANTUM fuel steps, and a
+Prices are whole micro-credits. A price of storage is for one GiB and one epoch, an hour
+(PRICE_BYTES); a price of compute is for one Gfuel, 10^9 fuel steps (PRICE_FUEL). A
 fuel step is one unit of fuel for each begun MEMORY_STEP_BYTES of the memory
 *limit*: memory is paid as it was asked for, so that a bill needs no clock. A run is
 billed for its fuel, for RUN_FUEL, for compiling what it brought and for the calls of a
 batch (`run_steps`).
-Amounts are rounded down, once, at the end: what is lost is less than a micro-credit,
-and RUN_FUEL alone costs as many as the price says.
+Amounts are rounded down, once, at the end: what is lost is less than a micro-credit.
+Leases count bytes and fuel steps. Slots and needs count MiB and millions of fuel
+steps (SLOT_UNIT): their prices are the same prices, and their amounts are `slot_amount`.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from xsc.base.limits import (
     BATCH_CALL_FUEL,
@@ -18,9 +21,20 @@ from xsc.base.limits import (
     FUEL_QUANTUM,
     MEMORY_STEP_BYTES,
     MIB,
+    PRICE_BYTES,
+    PRICE_FUEL,
     RUN_FUEL,
 )
 from xsc.base.units import ceil_div
+from xsc.terms.quote import Kind
+
+PRICE_UNIT: Final[dict[Kind, int]] = {
+    "storage": PRICE_BYTES,
+    "compute": PRICE_FUEL,
+}
+"""For how much a price is: bytes (of storage, for an epoch), or fuel steps."""
+SLOT_UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": FUEL_QUANTUM}
+"""How much a quantity of one is in a slot or need: bytes, or fuel steps."""
 
 
 def memory_steps(memory_bytes: int) -> int:
@@ -47,10 +61,30 @@ def run_steps(fuel: int, memory_bytes: int, compiled_bytes: int = 0, calls: int 
 
 
 def compute_amount(price: int, steps: int) -> int:
-    """Return the micro-credits for fuel steps at a price a quantum."""
-    return price * steps // FUEL_QUANTUM
+    """Return the micro-credits for fuel steps at a price a Gfuel."""
+    return price * steps // PRICE_FUEL
 
 
 def storage_amount(price: int, byte_epochs: int) -> int:
-    """Return the micro-credits for byte-epochs at a price a quantum (MiB and epoch)."""
-    return price * byte_epochs // MIB
+    """Return the micro-credits for byte-epochs at a price a GiB and epoch."""
+    return price * byte_epochs // PRICE_BYTES
+
+
+def amount(kind: Kind, price: int, quantity: int) -> int:
+    """Return the micro-credits for an epoch of bytes, or for fuel steps."""
+    return price * quantity // PRICE_UNIT[kind]
+
+
+def slot_amount(kind: Kind, price: int, quantity: int) -> int:
+    """Return the same for a quantity as slots and needs state it."""
+    return amount(kind, price, quantity * SLOT_UNIT[kind])
+
+
+def affordable(kind: Kind, price: int, credit_micro: int) -> int | None:
+    """Return the largest quantity whose amount is within the credit; None without bound."""
+    if price == 0:
+        return None
+    if credit_micro < 0:
+        return 0
+    # The largest quantity with price · quantity // unit <= credit.
+    return ((credit_micro + 1) * PRICE_UNIT[kind] - 1) // price

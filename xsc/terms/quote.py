@@ -16,10 +16,10 @@ SlotId = Annotated[bytes, Field(min_length=SLOT_ID_BYTES, max_length=SLOT_ID_BYT
 
 
 UNITS: Final[dict[Kind, str]] = {
-    "storage": "MiB and hour",
-    "compute": "million fuel and 64 MiB step",
+    "storage": "GiB and hour",
+    "compute": "Gfuel",
 }
-"""What a quantum is, for people."""
+"""What a price is for, in words (`xsc.terms.pricing`)."""
 
 
 class Draw(Record):
@@ -37,8 +37,8 @@ class Draw(Record):
 class Quote(Record):
     """A price ladder and the rung on which the customer stands.
 
-    A quantum of storage is one MiB for one epoch; a quantum of compute is a
-    million units of fuel for each begun 64 MiB of the memory limit.
+    Prices are micro-credits, of storage a GiB and hour; of compute a Gfuel, which is
+    10^9 units of fuel for each begun 64 MiB of the memory limit.
     """
 
     KIND: ClassVar[str] = "quote"
@@ -48,11 +48,11 @@ class Quote(Record):
     kind: Kind
     tier: Tier
     price_mutual: Count
-    """Micro-credits a quantum for mutually recognised peers (p1)."""
+    """For mutually recognised peers (p1)."""
     price_one_way: Count
-    """Micro-credits a quantum for peers that the provider recognises (p2)."""
+    """For peers that the provider recognises (p2)."""
     reserve: Count
-    """Micro-credits a quantum for everybody else."""
+    """For everybody else."""
     price: Count
     """The rung of `tier`: what this customer pays at least."""
     available: Count

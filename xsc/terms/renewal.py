@@ -24,7 +24,7 @@ class RenewalRequest(Record):
     quantity: Annotated[int, Field(gt=0, lt=2**63)]
     quantity_min: Annotated[int, Field(gt=0, lt=2**63)]
     price: Count
-    """Micro-credits a quantum, at least the quote's."""
+    """Micro-credits a GiB and hour, at least the quote's."""
     base_quantity: Count
     """Byte-epochs used so far: they cost what was agreed before."""
     base_amount_micro: Count

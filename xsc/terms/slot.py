@@ -4,8 +4,7 @@ A node publishes all of its slots and needs as one `Commitment`. The record of i
 signs, numbers and dates it. `Entitlement` is what a need was granted of a slot; it is not sent.
 
 Units of a quantity: MiB held at any one moment of the window (storage), or millions of fuel for
-each 64 MiB of the memory limit, within the window (compute). Prices are micro-credits a quantum; a
-quantum of storage is a MiB for one epoch.
+each 64 MiB of the memory limit, within the window (compute). Prices: `xsc.terms.pricing`.
 """
 
 from __future__ import annotations
@@ -171,11 +170,11 @@ class AvailabilitySlot(Slot):
     KIND: ClassVar[str] = "availability_slot"
 
     price_mutual: Count
-    """Micro-credits a quantum for mutually recognised peers (p1)."""
+    """For mutually recognised peers (p1)."""
     price_one_way: Count
-    """Micro-credits a quantum for peers that the provider recognises (p2)."""
+    """For peers that the provider recognises (p2)."""
     reserve: Count
-    """Micro-credits a quantum that everybody else pays at least."""
+    """What everybody else pays at least."""
     rule: DivisionRule = "weighted-uniform"
     """How a tier is divided."""
 
@@ -195,7 +194,7 @@ class NeedSlot(Slot):
     KIND: ClassVar[str] = "need_slot"
 
     price_max: Count
-    """Micro-credits a quantum that the node pays at most."""
+    """What the node pays at most."""
     number: Quantity = 1
     """Rises when quantity, price or windows change; caps are of one number."""
     caps: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
@@ -272,7 +271,7 @@ class Entitlement:
     quantity: int
     tier: Tier
     price: int
-    """Micro-credits a quantum."""
+    """Micro-credits a GiB and epoch, or a Gfuel."""
     granted_ms: int
     until_ms: int
     """The end of the window, or when it lapses undrawn, whichever is first."""

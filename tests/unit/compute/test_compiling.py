@@ -20,6 +20,8 @@ from xsc.base.limits import (
     MEMORY_BYTES_MAX,
     MILLISECOND_FUEL,
     MODULE_BYTES_MAX,
+    PRICE_FUEL,
+    RUN_FUEL,
 )
 from xsc.compute.jobs.receipts import bill, billed_steps, check_receipt, make_receipt
 from xsc.compute.wasm.limits import Limits
@@ -170,7 +172,7 @@ async def test_no_more_time_to_compile_is_paid_than_has_passed(world, claimed_ms
         fuel = min(order.fuel_max, min(claimed_ms, COMPILE_MS_MAX) * MILLISECOND_FUEL)
         outcome = receipt.outcome.model_copy(update={"fuel_used": fuel})
         observed = receipt.observed.model_copy(update={"wall_ms": claimed_ms})
-        amount = bill(order, outcome, observed, 1_000_000)
+        amount = bill(order, outcome, observed, PRICE_FUEL)
         return receipt.model_copy(
             update={"outcome": outcome, "observed": observed, "amount_micro": amount}
         )
@@ -189,7 +191,7 @@ async def test_a_bill_for_compiling_that_was_not_due_is_not_paid(world, claimed)
     def claim(receipt):
         observed = Observed(started_ms=1, wall_ms=1, saved_bytes=0, compiled_bytes=claimed, calls=0)
         order = open_signed(receipt.order, Order, network=None).record
-        amount = bill(order, receipt.outcome, observed, 1_000_000)
+        amount = bill(order, receipt.outcome, observed, PRICE_FUEL)
         return receipt.model_copy(update={"observed": observed, "amount_micro": amount})
 
     forged(world, claim)
@@ -207,7 +209,7 @@ async def test_offline_it_is_held_against_the_module(world):
     receipt = receipt_of(done)
     order = open_signed(receipt.order, Order, network=None)
     short = Observed(started_ms=1, wall_ms=1, saved_bytes=0, compiled_bytes=len(ADD) - 1, calls=0)
-    amount = bill(order.record, receipt.outcome, short, 1_000_000)
+    amount = bill(order.record, receipt.outcome, short, PRICE_FUEL)
     lie = receipt.model_copy(update={"observed": short, "amount_micro": amount})
     raw = sign(lie, world.provider.key, world.network).raw
     verify_file(raw)  # without the module it cannot be told
@@ -234,8 +236,8 @@ def test_no_bill_is_above_what_the_customer_signed(fuel_max, memory_bytes, used,
     order = _ORDER.model_copy(update=limits)
     billed = billed_steps(order, outcome, observed)
     assert billed <= run_steps(fuel_max, memory_bytes, order.given_bytes) < 2**63
-    # No run is for nothing, whatever it used; and many pay no more than one of their size.
-    assert bill(order, outcome, observed, price) >= price
+    # No run costs less than being taken does; and many pay no more than one of their size.
+    assert bill(order, outcome, observed, price) >= compute_amount(price, RUN_FUEL)
     assert bill(order, outcome, observed, price) <= compute_amount(price, billed)
 
 

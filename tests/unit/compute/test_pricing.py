@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import FUEL_QUANTUM, MEMORY_STEP_BYTES, MIB
+from xsc.base.limits import GIB, MEMORY_STEP_BYTES, PRICE_FUEL
 from xsc.terms.pricing import compute_amount, fuel_steps, memory_steps, storage_amount
 
 
@@ -13,11 +13,11 @@ def test_memory_is_paid_in_begun_steps():
     assert fuel_steps(7, 2 * MEMORY_STEP_BYTES) == 14
 
 
-def test_a_quantum_costs_the_price():
-    assert compute_amount(5, FUEL_QUANTUM) == 5
-    assert compute_amount(5, FUEL_QUANTUM - 1) == 4
-    assert storage_amount(3, 10 * MIB) == 30
-    assert storage_amount(3, MIB // 3 - 1) == 0
+def test_a_gfuel_costs_the_price():
+    assert compute_amount(5, PRICE_FUEL) == 5
+    assert compute_amount(5, PRICE_FUEL - 1) == 4
+    assert storage_amount(3, 10 * GIB) == 30
+    assert storage_amount(3, GIB // 3 - 1) == 0
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**60), st.integers(0, 2**60))

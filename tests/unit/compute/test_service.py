@@ -41,6 +41,7 @@ from xsc.base.limits import (
     MIB,
     MILLISECOND_FUEL,
     MODULE_LOST_MS,
+    PRICE_FUEL,
     REQUEST_WINDOW_MS,
     RUN_FUEL,
 )
@@ -59,7 +60,7 @@ from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Order
 
 LIMITS = Limits(fuel=5_000_000)
-PRICE = 1_000_000  # a micro-credit a unit of fuel
+PRICE = PRICE_FUEL  # a micro-credit a unit of fuel
 AGAIN = 4 + RUN_FUEL
 """What a run of add is billed."""
 FIRST = AGAIN + len(wasm("add")) * COMPILE_BYTE_FUEL

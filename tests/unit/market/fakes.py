@@ -20,6 +20,9 @@ from xsc.terms.slot import NeedSlot, pack_windows
 
 NET = network_id("test")
 
+A_MIB = 1024
+"""The price a GiB and hour that is a micro-credit a MiB and hour."""
+
 
 @dataclass
 class Ledger:
@@ -164,9 +167,9 @@ class Node:
         self.room = Room()
         self.log = Lines()
         self.settings = {
-            "prices": PriceList(10, 10, 200_000, 100_000),
-            "storage_price_max": 40,
-            "compute_price_max": 40,
+            "prices": PriceList(10 * A_MIB, 10 * A_MIB, 200_000, 100_000),
+            "storage_price_max": 40 * A_MIB,
+            "compute_price_max": 40 * A_MIB,
             "settle_interval_ms": 10_000,
             "booking_interval_ms": 3_600_000,
             "site": "",

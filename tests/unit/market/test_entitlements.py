@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.unit.market.fakes import A_MIB
 from xsc.base.errors import ComputeExhausted, NoOffers, SpaceExhausted
 from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, FUEL_QUANTUM, MIB, STORAGE_LEASE_IDLE_MS
 from xsc.market.pricing import Ladder
@@ -192,9 +193,9 @@ async def test_a_stranger_with_an_entitlement_is_not_bound_by_the_share_of_stran
 @pytest.mark.parametrize("tier", ["mutual", "one_way", "open"])
 async def test_an_entitlement_costs_no_more_than_what_is_posted(world, three, tier):
     holder, _, provider = three
-    entitle(world, holder, provider, 40, tier=tier, price=35)
+    entitle(world, holder, provider, 40, tier=tier, price=35 * A_MIB)
     posted = provider.market.headroom.pricing().ladder("storage").reserve
-    assert (await leased(world, holder, provider, 20 * MIB)).price == posted < 35
+    assert (await leased(world, holder, provider, 20 * MIB)).price == posted < 35 * A_MIB
 
 
 async def test_an_entitlement_that_is_dearer_than_what_is_quoted_without_it_is_not_drawn(
@@ -204,8 +205,8 @@ async def test_an_entitlement_that_is_dearer_than_what_is_quoted_without_it_is_n
     monkeypatch.setattr(
         "xsc.market.granter.ladder_for", lambda each, *_: Ladder(each.price, each.price, each.price)
     )
-    made = entitle(world, holder, provider, 40, tier="open", price=35)
-    assert (await leased(world, holder, provider, MIB)).price < 35
+    made = entitle(world, holder, provider, 40, tier="open", price=35 * A_MIB)
+    assert (await leased(world, holder, provider, MIB)).price < 35 * A_MIB
     assert left(provider, made) == 40 * MIB
 
 

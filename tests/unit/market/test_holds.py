@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.market.fakes import NET
+from tests.unit.market.fakes import A_MIB, NET
 from tests.unit.market.test_entitlements import DAY_MS, computing, entitle, leased, three
 from xsc.base.errors import RateLimited, XscError
 from xsc.base.limits import (
@@ -42,7 +42,7 @@ def due(*nodes):
 
 async def test_what_is_held_undrawn_is_paid_at_its_price_an_epoch(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=8)
+    entitle(world, holder, provider, 80, price=8 * A_MIB)
     await settled(world, holder, provider)
     for hours in range(1, 4):
         world.later(EPOCH_MS)
@@ -50,13 +50,13 @@ async def test_what_is_held_undrawn_is_paid_at_its_price_an_epoch(world, three):
         both = holder.hold("customer"), provider.hold("provider")
         assert due(*both) == [(80 * 8 * hours,) * 2] * 2
         assert {view.status for view in both} == {"undrawn"}
-        assert {(view.price, view.quantity) for view in both} == {(8, 80 * MIB)}
+        assert {(view.price, view.quantity) for view in both} == {(8 * A_MIB, 80 * MIB)}
 
 
 async def test_compute_that_is_held_for_an_hour_of_a_day_costs_a_twenty_fourth(world, three):
     holder, _, provider = three
     now_ms = world.clock.now_ms()
-    whole = {"kind": "compute", "window": (now_ms, now_ms + DAY_MS), "price": 12}
+    whole = {"kind": "compute", "window": (now_ms, now_ms + DAY_MS), "price": 12_000}
     entitle(world, holder, provider, 400, **whole)
     await settled(world, holder, provider)
     world.later(EPOCH_MS)
@@ -66,7 +66,7 @@ async def test_compute_that_is_held_for_an_hour_of_a_day_costs_a_twenty_fourth(w
 
 async def test_what_is_used_is_its_lease_s_and_what_is_not_is_billed_on(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=8)
+    entitle(world, holder, provider, 80, price=8 * A_MIB)
     await settled(world, holder, provider)
     world.later(EPOCH_MS)
     host = await leased(world, holder, provider, 60 * MIB)
@@ -88,7 +88,7 @@ async def test_what_is_used_is_its_lease_s_and_what_is_not_is_billed_on(world, t
 
 async def test_storage_costs_from_its_grant_also_before_its_need_begins(world, three):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=8)
+    made = entitle(world, holder, provider, 80, price=8 * A_MIB)
     for nodes in (holder.received, provider.granted):
         nodes.clear()
         now_ms = world.clock.now_ms()
@@ -102,7 +102,7 @@ async def test_storage_costs_from_its_grant_also_before_its_need_begins(world, t
 
 async def test_empty_leases_hold_nothing_for_less(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=8)
+    entitle(world, holder, provider, 80, price=8 * A_MIB)
     await settled(world, holder, provider)
     for _ in range(6):
         await leased(world, holder, provider, 80 * MIB)
@@ -113,7 +113,9 @@ async def test_empty_leases_hold_nothing_for_less(world, three):
 
 async def test_what_lapses_or_is_withdrawn_costs_nothing_more_and_is_settled(world, three):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=8, until_ms=world.clock.now_ms() + EPOCH_MS)
+    made = entitle(
+        world, holder, provider, 80, price=8 * A_MIB, until_ms=world.clock.now_ms() + EPOCH_MS
+    )
     await settled(world, holder, provider)
     world.later(3 * EPOCH_MS)
     await settled(world, holder, provider)
@@ -142,7 +144,7 @@ async def test_what_lapses_or_is_withdrawn_costs_nothing_more_and_is_settled(wor
 @pytest.mark.parametrize("pieces", [2, 5, 60])
 async def test_a_hold_that_is_renewed_costs_what_holding_costs(world, three, pieces):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=9)
+    made = entitle(world, holder, provider, 80, price=9 * A_MIB)
     await settled(world, holder, provider)
     for _ in range(pieces):
         world.later(EPOCH_MS // pieces)
@@ -160,7 +162,7 @@ async def test_a_hold_that_is_renewed_costs_what_holding_costs(world, three, pie
 
 async def test_a_need_that_is_declared_anew_costs_what_holding_costs(world, three):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=9)
+    made = entitle(world, holder, provider, 80, price=9 * A_MIB)
     await settled(world, holder, provider)
     for number in range(6):
         world.later(EPOCH_MS // 6)
@@ -174,7 +176,7 @@ async def test_a_need_that_is_declared_anew_costs_what_holding_costs(world, thre
 
 async def test_who_does_not_pay_what_it_holds_loses_credit(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=8, until_ms=2**60)
+    entitle(world, holder, provider, 80, price=8 * A_MIB, until_ms=2**60)
     provider.market.tidy()
     before = provider.market.limits.left(holder.id)
     world.later(DAY_MS)
@@ -188,7 +190,7 @@ async def test_who_does_not_pay_what_it_holds_loses_credit(world, three):
 
 async def test_nobody_owes_more_than_it_counts(world, three):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=600)
+    made = entitle(world, holder, provider, 80, price=600 * A_MIB)
     hidden = replace(made, need=b"x" * 16)
     provider.granted.append(hidden)
     provider.granted[0] = replace(made, quantity=90)
@@ -206,7 +208,7 @@ async def test_nobody_owes_more_than_it_counts(world, three):
 
 async def test_seconds_between_both_sides_are_settled_in_the_end(world, three):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=7_919)
+    made = entitle(world, holder, provider, 80, price=7_919 * A_MIB)
     provider.market.tidy()
     holder.received.clear()
     world.later(7_000)
@@ -233,7 +235,7 @@ async def test_seconds_between_both_sides_are_settled_in_the_end(world, three):
 
 async def test_what_is_not_signed_yet_is_not_forgotten(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=600)
+    entitle(world, holder, provider, 80, price=600 * A_MIB)
     await settled(world, holder, provider)
     world.later(40 * EPOCH_MS // 2)
     await settled(world, holder, provider)
@@ -249,7 +251,7 @@ async def test_what_is_not_signed_yet_is_not_forgotten(world, three):
 
 async def test_a_provider_waives_no_more_than_a_sixteenth_of_what_was_paid(world, three):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=600)
+    made = entitle(world, holder, provider, 80, price=600 * A_MIB)
     await settled(world, holder, provider)
     hours = HOLD_DIFFERENCE_PART
     world.later(hours * EPOCH_MS)
@@ -278,14 +280,14 @@ async def test_what_a_need_allows_is_all_that_is_signed_for_it(world, three):
     for number in range(30):
         window = (now_ms + 3_000 * number, now_ms + 3_000 * (number + 1))
         for host in (other, provider):
-            made = entitle(world, holder, host, 7, kind="compute", price=1_000, window=window)
+            made = entitle(world, holder, host, 7, kind="compute", price=1_000_000, window=window)
             made = replace(made, until_ms=window[1], granted_ms=window[0])
             host.granted[-1] = holder.received[-1] = made
     need = NeedSlot(
         slot_id=made.need,
         kind="compute",
         quantity=7,
-        price_max=1_000,
+        price_max=1_000_000,
         valid_until_ms=2**60,
     )
     holder.needs[made.need] = need
@@ -303,11 +305,11 @@ async def test_what_a_need_allows_is_all_that_is_signed_for_it(world, three):
             assert booked() == allows
             assert holder.market.holds.used_up == {made.need}
             # A lower price takes nothing back, and a higher one allows the difference alone.
-            holder.needs[made.need] = need.model_copy(update={"price_max": 500, "number": 2})
+            holder.needs[made.need] = need.model_copy(update={"price_max": 500_000, "number": 2})
         if turn == 25:
             assert booked() == allows
             allows += 7 * 1_000
-            holder.needs[made.need] = need.model_copy(update={"price_max": 2_000, "number": 3})
+            holder.needs[made.need] = need.model_copy(update={"price_max": 2_000_000, "number": 3})
     assert booked() == allows
     holder.market.tidy()
     assert holder.market.limits.exposure(holder.id) == 0
@@ -318,7 +320,7 @@ async def test_a_power_loss_forgets_nothing_that_was_signed_for_a_need(world, th
     holder.state = MemoryKeyValue()
     await holder.restart()
     window = world.clock.now_ms(), world.clock.now_ms() + EPOCH_MS
-    whole = {"kind": "compute", "price": 1_000, "window": window}
+    whole = {"kind": "compute", "price": 1_000_000, "window": window}
     made = entitle(world, holder, provider, 7, **whole)
     for number in range(12):
         each = replace(made, slot=bytes([number]) * 16)
@@ -339,7 +341,7 @@ async def test_a_grant_that_its_provider_dates_back_costs_nothing_for_what_was_n
     window = (world.clock.now_ms(), world.clock.now_ms() + DAY_MS)
 
     def backdated(slot):
-        each = entitle(world, holder, provider, 80, price=600, slot=slot, window=window)
+        each = entitle(world, holder, provider, 80, price=600 * A_MIB, slot=slot, window=window)
         holder.received[-1] = replace(each, granted_ms=window[0])
 
     world.later(20 * EPOCH_MS)
@@ -364,7 +366,7 @@ async def test_a_grant_that_its_provider_dates_back_costs_nothing_for_what_was_n
 
 async def test_a_restart_of_either_side_forgets_no_hold(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=8)
+    entitle(world, holder, provider, 80, price=8 * A_MIB)
     await settled(world, holder, provider)
     world.later(EPOCH_MS)
     await settled(world, holder, provider)
@@ -377,7 +379,7 @@ async def test_a_restart_of_either_side_forgets_no_hold(world, three):
 
 async def test_a_provider_does_not_bill_the_time_for_which_it_was_down(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=8)
+    entitle(world, holder, provider, 80, price=8 * A_MIB)
     await settled(world, holder, provider)
     world.later(EPOCH_MS)
     await settled(world, holder, provider)
@@ -389,7 +391,9 @@ async def test_a_provider_does_not_bill_the_time_for_which_it_was_down(world, th
 
 async def test_an_account_that_was_forgotten_goes_on_from_what_was_settled(world, three):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=8, until_ms=world.clock.now_ms() + EPOCH_MS)
+    made = entitle(
+        world, holder, provider, 80, price=8 * A_MIB, until_ms=world.clock.now_ms() + EPOCH_MS
+    )
     await settled(world, holder, provider)
     for _ in range(5):
         world.later(EPOCH_MS)
@@ -452,7 +456,7 @@ async def test_after_a_restart_nothing_is_signed_beyond_what_is_allowed(world, t
     """The account is kept as it was counted; it is bounded again where it is signed."""
     holder, _, provider = three
     now_ms = world.clock.now_ms()
-    whole = {"kind": "compute", "window": (now_ms, now_ms + DAY_MS), "price": 12}
+    whole = {"kind": "compute", "window": (now_ms, now_ms + DAY_MS), "price": 12_000}
     entitle(world, holder, provider, 400, **whole)
     holder.stated()
     for need, stated in list(holder.needs.items()):
@@ -471,7 +475,7 @@ async def test_a_provider_that_settles_nothing_has_few_accounts_and_calls(
     monkeypatch.setattr("xsc.market.holds.HOLDS_A_CUSTOMER_MAX", 3)
     holder, _, provider = three
     for number in range(9):
-        entitle(world, holder, provider, 80, price=8, need=bytes([number]) * 16)
+        entitle(world, holder, provider, 80, price=8 * A_MIB, need=bytes([number]) * 16)
     holder.market.tidy()
     assert sum(1 for _ in holder.market.store.holds("customer")) == 3
     world.later(EPOCH_MS)
@@ -494,7 +498,7 @@ async def test_a_provider_that_settles_nothing_has_few_accounts_and_calls(
 async def test_fuel_that_was_used_is_billed_by_its_lease_alone(world, three):
     holder, _, provider = three
     now_ms = world.clock.now_ms()
-    whole = {"kind": "compute", "window": (now_ms, now_ms + EPOCH_MS), "price": 8}
+    whole = {"kind": "compute", "window": (now_ms, now_ms + EPOCH_MS), "price": 8_000}
     entitle(world, holder, provider, 400, until_ms=now_ms + EPOCH_MS, **whole)
     await settled(world, holder, provider)
     host = await computing(world, holder, provider, 400 * FUEL_QUANTUM)

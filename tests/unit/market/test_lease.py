@@ -6,8 +6,9 @@ from xsc.base.limits import (
     AMOUNT_MAX,
     COMPUTE_LEASE_MS,
     EPOCH_MS,
+    GIB,
     LEASE_TIMEOUT_MS,
-    MIB,
+    PRICE_FUEL,
     REFUSED_RETRY_MS,
     REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
@@ -48,57 +49,57 @@ from xsc.terms.quote import Quote
 
 T0 = 1_000_000
 P, C, L = b"p" * 32, b"c" * 32, b"l" * 32
-STORAGE = LeaseTerms(L, "storage", P, C, 10, 8 * MIB, T0, T0 + STORAGE_LEASE_MS)
-COMPUTE = LeaseTerms(L, "compute", P, C, 10, 5_000_000, T0, T0 + COMPUTE_LEASE_MS)
+STORAGE = LeaseTerms(L, "storage", P, C, 10, 8 * GIB, T0, T0 + STORAGE_LEASE_MS)
+COMPUTE = LeaseTerms(L, "compute", P, C, 10, 5 * PRICE_FUEL, T0, T0 + COMPUTE_LEASE_MS)
 SMALL = replace(STORAGE, quantity=1600)
 FRESH = LeaseUse(touched_ms=T0)
 
 
 def test_the_first_epoch_is_due_at_once():
-    use = hold(STORAGE, FRESH, MIB, T0 + 5)
+    use = hold(STORAGE, FRESH, GIB, T0 + 5)
     assert due_micro(STORAGE, use) == 10
     assert due_micro(STORAGE, advance(STORAGE, use, T0 + EPOCH_MS - 1)) == 10
     assert due_micro(STORAGE, advance(STORAGE, use, T0 + EPOCH_MS)) == 20
 
 
 def test_an_epoch_counts_the_most_that_was_held_in_it():
-    use = hold(STORAGE, FRESH, 4 * MIB, T0)
-    use = hold(STORAGE, use, -3 * MIB, T0 + 1)
-    use = hold(STORAGE, use, 2 * MIB, T0 + 2)
-    assert (use.held_bytes, use.peak_bytes, use.used) == (3 * MIB, 4 * MIB, 4 * MIB)
-    use = hold(STORAGE, use, -3 * MIB, T0 + EPOCH_MS)
-    assert (use.held_bytes, use.used) == (0, 7 * MIB)
-    assert advance(STORAGE, use, T0 + 5 * EPOCH_MS).used == 7 * MIB
+    use = hold(STORAGE, FRESH, 4 * GIB, T0)
+    use = hold(STORAGE, use, -3 * GIB, T0 + 1)
+    use = hold(STORAGE, use, 2 * GIB, T0 + 2)
+    assert (use.held_bytes, use.peak_bytes, use.used) == (3 * GIB, 4 * GIB, 4 * GIB)
+    use = hold(STORAGE, use, -3 * GIB, T0 + EPOCH_MS)
+    assert (use.held_bytes, use.used) == (0, 7 * GIB)
+    assert advance(STORAGE, use, T0 + 5 * EPOCH_MS).used == 7 * GIB
 
 
 def test_nothing_is_due_for_epochs_after_the_end():
-    use = hold(STORAGE, FRESH, MIB, T0)
+    use = hold(STORAGE, FRESH, GIB, T0)
     epochs = STORAGE_LEASE_MS // EPOCH_MS
-    assert advance(STORAGE, use, STORAGE.end_ms + 10 * EPOCH_MS).used == epochs * MIB
+    assert advance(STORAGE, use, STORAGE.end_ms + 10 * EPOCH_MS).used == epochs * GIB
 
 
 def test_no_more_goes_than_was_held():
-    assert hold(STORAGE, FRESH, -MIB, T0).held_bytes == 0
+    assert hold(STORAGE, FRESH, -GIB, T0).held_bytes == 0
 
 
 def test_room_is_what_is_left():
-    assert room(STORAGE, hold(STORAGE, FRESH, 3 * MIB, T0)) == 5 * MIB
-    assert room(COMPUTE, spend(COMPUTE, FRESH, 2_000_000, 20)) == 3_000_000
-    assert room(COMPUTE, spend(COMPUTE, FRESH, 9_000_000, 20)) == 0
+    assert room(STORAGE, hold(STORAGE, FRESH, 3 * GIB, T0)) == 5 * GIB
+    assert room(COMPUTE, spend(COMPUTE, FRESH, 2 * PRICE_FUEL, 20)) == 3 * PRICE_FUEL
+    assert room(COMPUTE, spend(COMPUTE, FRESH, 9 * PRICE_FUEL, 20)) == 0
 
 
 def test_the_states_of_a_compute_lease():
     after = COMPUTE.end_ms
     assert status(COMPUTE, FRESH, after - 1) == "open"
     assert status(COMPUTE, FRESH, after) == "expired"
-    spent = spend(COMPUTE, FRESH, 1_000_000, 10)
+    spent = spend(COMPUTE, FRESH, PRICE_FUEL, 10)
     assert status(COMPUTE, spent, after) == "closing"
     assert status(COMPUTE, replace(spent, settled_micro=10), after) == "settled"
 
 
 def test_the_states_of_a_storage_lease():
-    used = hold(STORAGE, FRESH, MIB, T0)
-    gone = replace(hold(STORAGE, used, -MIB, T0 + 1), given_back=True)
+    used = hold(STORAGE, FRESH, GIB, T0)
+    gone = replace(hold(STORAGE, used, -GIB, T0 + 1), given_back=True)
     assert status(STORAGE, used, T0) == "open"
     assert status(STORAGE, gone, T0 + 1) == "closing"
     assert status(STORAGE, replace(gone, settled_micro=10), T0 + 1) == "settled"
@@ -125,25 +126,25 @@ def test_a_customer_stops_using_a_lease_in_time():
 
 def test_exposure_is_what_is_owed_and_what_is_still_allowed():
     assert exposure_micro(STORAGE, FRESH, T0) == 80
-    assert exposure_micro(STORAGE, hold(STORAGE, FRESH, MIB, T0), T0) == 90
+    assert exposure_micro(STORAGE, hold(STORAGE, FRESH, GIB, T0), T0) == 90
     assert exposure_micro(COMPUTE, FRESH, T0) == 50
-    spent = spend(COMPUTE, FRESH, 2_000_000, 20)
+    spent = spend(COMPUTE, FRESH, 2 * PRICE_FUEL, 20)
     assert exposure_micro(COMPUTE, spent, T0) == 50
     assert exposure_micro(COMPUTE, replace(spent, settled_micro=20), T0) == 30
     assert exposure_micro(COMPUTE, spent, COMPUTE.end_ms) == 20
 
 
 def test_a_difference_that_clocks_explain_is_not_owed_at_the_end():
-    use = hold(STORAGE, FRESH, MIB, T0)
-    use = hold(STORAGE, use, -MIB, T0 + EPOCH_MS)
-    paid = replace(use, voucher_number=1, voucher_micro=10, voucher_quantity=MIB, settled_micro=10)
+    use = hold(STORAGE, FRESH, GIB, T0)
+    use = hold(STORAGE, use, -GIB, T0 + EPOCH_MS)
+    paid = replace(use, voucher_number=1, voucher_micro=10, voucher_quantity=GIB, settled_micro=10)
     assert due_micro(STORAGE, paid) == 20
     assert owed_micro(STORAGE, paid, T0 + EPOCH_MS) == 10
     over = replace(paid, given_back=True)
     assert owed_micro(STORAGE, over, T0 + EPOCH_MS) == 0
     unpaid = replace(over, settled_micro=0)
     assert owed_micro(STORAGE, unpaid, T0 + EPOCH_MS) == 20
-    more = replace(over, used=use.used + 8 * MIB)
+    more = replace(over, used=use.used + 8 * GIB)
     assert owed_micro(STORAGE, more, T0 + EPOCH_MS) > 0
 
 
@@ -151,9 +152,9 @@ def test_no_voucher_where_nothing_new_is_due():
     assert next_voucher(STORAGE, FRESH, T0) is None
     tiny = hold(SMALL, FRESH, 100, T0)
     assert next_voucher(SMALL, tiny, T0) is None
-    use = hold(STORAGE, FRESH, MIB, T0)
+    use = hold(STORAGE, FRESH, GIB, T0)
     first = next_voucher(STORAGE, use, T0)
-    assert (first.number, first.amount_micro, first.quantity) == (1, 10, MIB)
+    assert (first.number, first.amount_micro, first.quantity) == (1, 10, GIB)
     use = with_voucher(use, first)
     assert next_voucher(STORAGE, use, T0) is None
     second = next_voucher(STORAGE, advance(STORAGE, use, T0 + EPOCH_MS), T0 + EPOCH_MS)
@@ -164,20 +165,20 @@ def test_no_voucher_where_nothing_new_is_due():
     ("change", "reason"),
     [
         ({}, None),
-        ({"amount_micro": 20, "quantity": 2_000_000}, None),
+        ({"amount_micro": 20, "quantity": 2 * PRICE_FUEL}, None),
         ({"lease_id": b"x" * 32}, "another lease"),
         ({"customer": b"x" * 32}, "another lease"),
         ({"number": 1}, "does not follow"),
         ({"amount_micro": 9}, "falls behind"),
-        ({"quantity": 999_999}, "falls behind"),
+        ({"quantity": PRICE_FUEL - 1}, "falls behind"),
         ({"amount_micro": 31}, "above the price"),
-        ({"quantity": 5_000_001}, "more than was leased"),
+        ({"quantity": 5 * PRICE_FUEL + 1}, "more than was leased"),
     ],
 )
 def test_compute_vouchers(change, reason):
-    use = spend(COMPUTE, FRESH, 1_000_000, 10)
+    use = spend(COMPUTE, FRESH, PRICE_FUEL, 10)
     first = next_voucher(COMPUTE, use, T0)
-    use = spend(COMPUTE, with_voucher(use, first), 2_000_000, 20)
+    use = spend(COMPUTE, with_voucher(use, first), 2 * PRICE_FUEL, 20)
     voucher = next_voucher(COMPUTE, use, T0).model_copy(update=change)
     refusal = check_voucher(COMPUTE, use, voucher)
     assert (refusal is None) if reason is None else reason in refusal
@@ -228,7 +229,7 @@ def wish(**change):
         ({"start_ms": T0 - REQUEST_WINDOW_MS - 1, "end_ms": T0 + 1}, "begin now"),
         ({"start_ms": T0 + REQUEST_WINDOW_MS + 1}, "begin now"),
         ({"end_ms": T0 + STORAGE_LEASE_MS + 1}, "longer"),
-        ({"price": 2**31, "quantity": 2**31}, "worth more"),
+        ({"price": 2**47, "quantity": 2**47}, "worth more"),
     ],
 )
 def test_requests(change, reason):
@@ -241,7 +242,7 @@ def test_requests(change, reason):
     [
         {"start_ms": T0 - REQUEST_WINDOW_MS, "end_ms": T0 + 1},
         {"start_ms": T0 + REQUEST_WINDOW_MS},
-        {"price": AMOUNT_MAX, "quantity": 1, "quantity_min": 1, "end_ms": T0 + EPOCH_MS},
+        {"price": AMOUNT_MAX, "quantity": GIB, "quantity_min": 1, "end_ms": T0 + EPOCH_MS},
     ],
 )
 def test_a_request_at_a_bound_is_within_it(change):
@@ -249,7 +250,7 @@ def test_a_request_at_a_bound_is_within_it(change):
 
 
 def test_the_worth_of_a_request_counts_every_epoch_that_begins():
-    most = {"price": AMOUNT_MAX, "quantity": 1, "quantity_min": 1}
+    most = {"price": AMOUNT_MAX, "quantity": GIB, "quantity_min": 1}
     assert check_request(wish(**most, end_ms=T0 + EPOCH_MS + 1), QUOTE, T0)
 
 
@@ -278,7 +279,7 @@ def test_a_byte_costs_a_part_of_what_is_reserved_and_what_is_filled_costs_no_mor
     byte = hold(STORAGE, FRESH, 1, T0)
     assert counted(STORAGE, byte) == STORAGE.quantity // RESERVED_EPOCHS
     assert due_micro(STORAGE, byte) == 5
-    assert counted(STORAGE, hold(STORAGE, byte, MIB, T0)) == MIB + 1
+    assert counted(STORAGE, hold(STORAGE, byte, GIB, T0)) == GIB + 1
     assert counted(replace(STORAGE, renewals=1), byte) == 1, "a renewal reserves nothing"
     voucher = next_voucher(STORAGE, byte, T0)
     assert (voucher.amount_micro, voucher.quantity) == (5, STORAGE.quantity // RESERVED_EPOCHS)
@@ -424,8 +425,8 @@ def test_refused_bookings_are_tried_ever_more_rarely():
 
 
 def test_a_clock_before_the_start_begins_no_epoch():
-    use = hold(STORAGE, FRESH, MIB, T0 - 5 * EPOCH_MS)
-    assert (use.epoch, use.used) == (0, MIB)
+    use = hold(STORAGE, FRESH, GIB, T0 - 5 * EPOCH_MS)
+    assert (use.epoch, use.used) == (0, GIB)
 
 
 def test_bytes_carried_into_an_epoch_are_its_edge_until_others_come():
@@ -462,12 +463,12 @@ def test_what_was_held_and_not_counted_is_due_since_its_epoch():
 
 
 def test_former_terms_cost_what_was_signed():
-    renewed = replace(STORAGE, renewals=1, price=MIB, base_quantity=10, base_micro=7)
+    renewed = replace(STORAGE, renewals=1, price=GIB, base_quantity=10, base_micro=7)
     assert [storage_due(renewed, used) for used in (0, 9, 10, 11)] == [7, 7, 7, 8]
 
 
 def test_a_voucher_of_a_renewed_lease_pays_former_terms_as_signed():
-    renewed = replace(STORAGE, renewals=1, price=MIB, base_quantity=10, base_micro=7)
+    renewed = replace(STORAGE, renewals=1, price=GIB, base_quantity=10, base_micro=7)
     use = replace(FRESH, used=20)
 
     def says(amount_micro, quantity):
@@ -485,7 +486,7 @@ def test_a_voucher_of_a_renewed_lease_pays_former_terms_as_signed():
 
 
 def test_a_voucher_may_repeat_the_last_ones_amount_and_quantity():
-    use = spend(COMPUTE, FRESH, 1_000_000, 10)
+    use = spend(COMPUTE, FRESH, PRICE_FUEL, 10)
     first = next_voucher(COMPUTE, use, T0)
     again = first.model_copy(update={"number": 2})
     assert check_voucher(COMPUTE, with_voucher(use, first), again) is None
@@ -496,11 +497,11 @@ def test_a_voucher_may_repeat_the_last_ones_amount_and_quantity():
 
 
 def test_what_is_forgiven_at_the_end_is_at_most_the_edge():
-    over = replace(FRESH, given_back=True, used=20 * MIB, edge=MIB)
-    paid = replace(over, voucher_micro=1, settled_micro=1, voucher_quantity=19 * MIB)
+    over = replace(FRESH, given_back=True, used=20 * GIB, edge=GIB)
+    paid = replace(over, voucher_micro=1, settled_micro=1, voucher_quantity=19 * GIB)
     assert owed_micro(STORAGE, paid, T0) == 0
     for change in (
-        {"voucher_quantity": 19 * MIB - 1},
+        {"voucher_quantity": 19 * GIB - 1},
         {"settled_micro": 0},
         {"voucher_micro": 0},
         {"held_bytes": 1},

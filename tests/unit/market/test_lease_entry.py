@@ -7,8 +7,8 @@ import pytest
 from xsc.base.limits import (
     AMOUNT_MAX,
     EPOCH_MS,
+    GIB,
     LEASE_KEPT_MS,
-    MIB,
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
     UNBOOKED_A_CUSTOMER_MAX,
@@ -41,7 +41,7 @@ def entry(role="provider", kind="storage", *, number=1, use=None, **changed):
         "provider": HOST,
         "customer": CUSTOMER,
         "price": 3,
-        "quantity": 10 * MIB,
+        "quantity": 10 * GIB,
         "start_ms": T0,
         "end_ms": END,
     }
@@ -54,11 +54,11 @@ def holding(size, **changed):
 
 
 def test_storage_keeps_free_what_is_reserved_less_what_is_being_written():
-    assert kept_free(entry(), (), T0) == 10 * MIB
-    assert kept_free(entry(reserved=3 * MIB), (), T0) == 7 * MIB
-    assert kept_free(entry(use=holding(4 * MIB)), (), T0) == 6 * MIB
+    assert kept_free(entry(), (), T0) == 10 * GIB
+    assert kept_free(entry(reserved=3 * GIB), (), T0) == 7 * GIB
+    assert kept_free(entry(use=holding(4 * GIB)), (), T0) == 6 * GIB
     assert kept_free(entry(), {CUSTOMER}, T0) == 0, "nothing for a customer at its limit"
-    assert kept_free(entry(), {OTHER}, T0) == 10 * MIB
+    assert kept_free(entry(), {OTHER}, T0) == 10 * GIB
     assert kept_free(entry(), (), END) == 0
 
 
@@ -69,7 +69,7 @@ def test_a_run_under_way_outlives_its_compute_lease():
 
 
 def test_debts_and_exposures_of_several_leases_add_up():
-    entries = [entry(use=holding(MIB)), entry(number=2, use=holding(2 * MIB))]
+    entries = [entry(use=holding(GIB)), entry(number=2, use=holding(2 * GIB))]
     assert owed_micro(entries, T0) == 9
     assert owed_micro(entries, T0 + EPOCH_MS) == 18
     assert exposure_micro(entries, T0) == 9 + 2 * 30, "and one more epoch of all that is leased"
@@ -78,7 +78,7 @@ def test_debts_and_exposures_of_several_leases_add_up():
 
 @pytest.mark.parametrize(("left", "reached"), [(8, True), (9, True), (10, False)])
 def test_a_customer_is_at_its_limit_once_it_owes_what_is_left(left, reached):
-    entries = [entry(use=holding(MIB)), entry(number=2, use=holding(2 * MIB))]
+    entries = [entry(use=holding(GIB)), entry(number=2, use=holding(2 * GIB))]
     assert is_at_limit(entries, left, T0) == reached
 
 
@@ -92,8 +92,8 @@ def test_a_lease_is_done_once_it_is_over_empty_settled_and_no_work_is_left():
     assert is_done(entry(), END)
     assert not is_done(entry(reserved=1), END)
     assert not is_done(entry(booking=Booking(1, 0, 1, b"v")), END)
-    assert not is_done(entry(use=holding(MIB)), END), "it owes"
-    assert not is_done(entry(price=0, use=holding(MIB)), END), "it holds bytes"
+    assert not is_done(entry(use=holding(GIB)), END), "it owes"
+    assert not is_done(entry(price=0, use=holding(GIB)), END), "it holds bytes"
 
 
 def test_an_empty_lease_is_given_back_in_time():
@@ -107,7 +107,7 @@ def test_an_empty_lease_is_given_back_in_time():
 
 def test_a_settled_lease_is_forgotten_some_time_after_its_end():
     at = END + LEASE_KEPT_MS
-    used = entry(use=holding(MIB))
+    used = entry(use=holding(GIB))
     assert not tidied(used, at)[1], "it owes"
     empty = entry(use=LeaseUse(T0, given_back=True))
     assert not tidied(empty, T0 + LEASE_KEPT_MS - 1)[1]
@@ -117,28 +117,28 @@ def test_a_settled_lease_is_forgotten_some_time_after_its_end():
 
 
 def test_what_a_customer_still_counts_as_held_is_forgotten_a_term_later():
-    free = entry("customer", price=0, use=holding(MIB))
+    free = entry("customer", price=0, use=holding(GIB))
     assert not tidied(free, END + STORAGE_LEASE_MS - 1)[1]
     assert tidied(free, END + STORAGE_LEASE_MS)[1]
-    assert not tidied(entry(price=0, use=holding(MIB)), END + STORAGE_LEASE_MS)[1]
+    assert not tidied(entry(price=0, use=holding(GIB)), END + STORAGE_LEASE_MS)[1]
 
 
 def test_the_cheapest_usable_lease_of_each_node_is_found():
-    def found(*entries, kind="storage", quantity=MIB, nodes=(HOST, OTHER)):
+    def found(*entries, kind="storage", quantity=GIB, nodes=(HOST, OTHER)):
         return [at.terms.lease_id[0] for at in usable(entries, kind, quantity, nodes, T0)]
 
     mine = [entry("customer"), entry("customer", number=2, price=2)]
     assert found(*mine, entry("customer", number=3, price=2)) == [2], "of equals the first"
     assert found(*mine, entry("customer", number=3, provider=OTHER)) == [2, 3]
     assert found(*mine, nodes=(OTHER,)) == []
-    assert found(*mine, quantity=10 * MIB) == [2]
-    assert found(*mine, quantity=10 * MIB + 1) == []
+    assert found(*mine, quantity=10 * GIB) == [2]
+    assert found(*mine, quantity=10 * GIB + 1) == []
     assert found(*mine, kind="compute") == []
     assert found(entry("customer", denial=b"d")) == []
     assert found(entry("customer", avoided_until_ms=T0 + 1)) == []
     assert found(entry("customer", avoided_until_ms=T0)) == [1]
     assert found(entry("customer", end_ms=T0)) == []
-    handed_out = entry("customer", promised=[(T0 + 1, 10 * MIB)])
+    handed_out = entry("customer", promised=[(T0 + 1, 10 * GIB)])
     assert found(handed_out) == []
 
 
@@ -152,12 +152,12 @@ def test_what_a_voucher_promises_beyond_what_is_booked_is_booked_next():
 
 
 def test_a_view_shows_the_lease_as_of_now_and_a_denied_one_as_it_ended():
-    held = entry("customer", use=holding(MIB))
+    held = entry("customer", use=holding(GIB))
     later = T0 + EPOCH_MS
-    assert (view(held, later).status, view(held, later).used) == ("open", 2 * MIB)
+    assert (view(held, later).status, view(held, later).used) == ("open", 2 * GIB)
     assert view(held, later).peer == HOST
     held.denial = b"d"
-    assert (view(held, later).status, view(held, later).used) == ("denied", MIB)
+    assert (view(held, later).status, view(held, later).used) == ("denied", GIB)
 
 
 def signed(micro, number=1, **changed):

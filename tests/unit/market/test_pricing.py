@@ -13,25 +13,25 @@ from xsc.market.pricing import (
 
 def test_the_seeds_three_methods():
     idle = MarketPricing(PriceList(10, 20))
-    assert idle.storage_price(3 * MIB, 5) == 150
-    assert idle.compute_price(2_000_000, 65 * MIB) == 80
+    assert idle.storage_price(3 * GIB, 5) == 150
+    assert idle.compute_price(2_000_000_000, 65 * MIB) == 80
     assert idle.total_price(150, 80) == 230
 
 
 def test_the_price_doubles_at_full_use_as_in_the_seed():
     busy = MarketPricing(PriceList(10, 20), PPM, PPM // 2)
-    assert busy.storage_price(3 * MIB, 5) == 300
+    assert busy.storage_price(3 * GIB, 5) == 300
     assert busy.unit_price("compute") == 30
-    low = MarketPricing(PriceList(10, 20), 300_000).storage_price(MIB, 1)
-    assert low < MarketPricing(PriceList(10, 20), 900_000).storage_price(MIB, 1)
+    low = MarketPricing(PriceList(10, 20), 300_000).storage_price(GIB, 1)
+    assert low < MarketPricing(PriceList(10, 20), 900_000).storage_price(GIB, 1)
 
 
 def test_amounts_are_rounded_down_once():
     pricing = MarketPricing(PriceList(10, 20))
-    assert pricing.storage_price(MIB // 10, 1) == 0
-    assert pricing.storage_price(MIB // 10 + 1, 1) == 1
-    assert pricing.compute_price(49_999, MIB) == 0
-    assert pricing.compute_price(50_000, MIB) == 1
+    assert pricing.storage_price(GIB // 10, 1) == 0
+    assert pricing.storage_price(GIB // 10 + 1, 1) == 1
+    assert pricing.compute_price(49_999_999, MIB) == 0
+    assert pricing.compute_price(50_000_000, MIB) == 1
 
 
 def test_the_ladder_stands_below_the_reserve():
@@ -68,6 +68,4 @@ def test_a_price_list_out_of_order_is_a_bug():
 
 
 def test_a_great_amount_stays_exact():
-    assert (
-        MarketPricing(PriceList(10**12, 1)).storage_price(100 * GIB, 2160) == 10**12 * 102400 * 2160
-    )
+    assert MarketPricing(PriceList(10**12, 1)).storage_price(100 * GIB, 2160) == 10**12 * 100 * 2160

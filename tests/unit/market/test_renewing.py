@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.allocation.fakes import Memory
-from tests.unit.market.fakes import NET
+from tests.unit.market.fakes import A_MIB, NET
 from xsc.base.errors import (
     LeaseExhausted,
     NotFound,
@@ -143,15 +143,15 @@ async def test_more_leases_than_a_call_may_carry_go_in_several(world, pair):
 async def test_the_price_of_a_renewal_counts_from_there_on_alone(world, pair):
     customer, provider = pair
     lease_id = await stored(world, customer, provider)
-    assert customer.one("customer").price == 40
-    provider.settings["prices"] = PriceList(20, 20)
+    assert customer.one("customer").price == 40 * A_MIB
+    provider.settings["prices"] = PriceList(20 * A_MIB, 20 * A_MIB)
     await provider.restart()
     world.later(LATEST_MS)
     await world.drive(customer.market.renewals.round())
     before = customer.one("customer")
     price = before.price
-    assert 20 <= price == provider.one("provider").price < 40
-    assert before.due_micro == storage_amount(40, before.used)
+    assert 20 * A_MIB <= price == provider.one("provider").price < 40 * A_MIB
+    assert before.due_micro == storage_amount(40 * A_MIB, before.used)
     world.later(48 * EPOCH_MS)
     await world.drive(customer.market.settlement.settle_all())
     due = before.due_micro + storage_amount(price, 48 * 10 * MIB)
@@ -210,7 +210,7 @@ async def test_little_credit_renews_what_is_held_and_gives_up_the_rest(world, pa
     await stored(world, customer, provider)
     world.later(LATEST_MS)
     await world.drive(customer.market.settlement.settle_all())
-    provider.ledger.limit = provider.ledger.owed(customer.id) + storage_amount(10, 20 * MIB)
+    provider.ledger.limit = provider.ledger.owed(customer.id) + storage_amount(10 * A_MIB, 20 * MIB)
     await world.drive(customer.market.renewals.round())
     assert customer.one("customer").quantity == provider.one("provider").quantity
     assert 20 * MIB <= provider.one("provider").quantity < 21 * MIB
@@ -242,11 +242,11 @@ async def test_refusals_are_asked_again_after_hours_and_silence_at_each_look(wor
 async def test_more_than_the_own_reserve_is_not_paid(world, pair):
     customer, provider = pair
     await stored(world, customer, provider)
-    provider.settings["prices"] = PriceList(41, 41)
+    provider.settings["prices"] = PriceList(41 * A_MIB, 41 * A_MIB)
     await provider.restart()
     world.later(LATEST_MS)
     await world.drive(customer.market.renewals.round())
-    assert "above storage_price_max" in why(customer)
+    assert "above storage_price_max_gib_hour" in why(customer)
     assert renewals(world) == []
 
 
@@ -306,10 +306,10 @@ async def test_a_renewal_that_extends_next_to_nothing_is_refused(world, pair):
         customer=customer.id,
         kind="storage",
         tier="open",
-        price_mutual=10,
-        price_one_way=10,
-        reserve=10,
-        price=10,
+        price_mutual=10 * A_MIB,
+        price_one_way=10 * A_MIB,
+        reserve=10 * A_MIB,
+        price=10 * A_MIB,
         available=1,
         valid_from_ms=0,
         valid_until_ms=1,
@@ -378,7 +378,7 @@ async def request_of(world, customer, provider, /, **change):
         "quote": quote,
         "quantity": view.quantity,
         "quantity_min": view.held_bytes,
-        "price": 40,
+        "price": 40 * A_MIB,
         "base_quantity": view.used,
         "base_amount_micro": view.due_micro,
         "start_ms": now_ms,
@@ -396,14 +396,14 @@ async def answer_to(provider, caller, *requests):
     ("change", "reason"),
     [
         ({"number": 2}, "was renewed 0 times"),
-        ({"price": 9}, "below the quote"),
+        ({"price": 10 * A_MIB - 1}, "below the quote"),
         ({"start_ms": 5}, "begin now"),
         ({"end_ms": 2**60}, "longer"),
         ({"base_quantity": 0, "base_amount_micro": 0}, "falls behind"),
         ({"base_amount_micro": 1}, "not the price"),
         ({"base_quantity": 2**50, "base_amount_micro": 40 * 2**30}, "more than was held"),
         ({"quantity": MIB, "quantity_min": 1}, "less than is held"),
-        ({"quantity": 2**62, "quantity_min": 1}, "worth more"),
+        ({"price": 2**40, "quantity": 2**62}, "worth more"),
         ({"lease_id": b"\x05" * 32}, "no such lease"),
         ({"provider": b"\x05" * 32}, "another lease"),
         ({"quote": b"no quote"}, ""),

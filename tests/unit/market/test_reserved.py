@@ -6,7 +6,7 @@ from random import Random
 
 from tests.unit.allocation.clearings import steps_of
 from tests.unit.market.test_lease_entry import CUSTOMER, END, OTHER, T0, entry
-from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, MIB
+from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, GIB
 from xsc.market.lease import LeaseUse, hold, spend
 from xsc.market.lease_entry import kept_free
 from xsc.market.reserved import Reserved
@@ -26,18 +26,18 @@ def kept(*entries):
 def test_reservations_add_up_by_customer_and_kind():
     entries = [
         entry(),
-        entry(number=2, quantity=MIB),
+        entry(number=2, quantity=GIB),
         entry(number=3, customer=OTHER),
         entry(number=4, kind="compute", quantity=5),
         entry(number=5, use=replace(LeaseUse(T0), lapsed=True)),
     ]
     reserved = kept(*entries)
-    assert reserved.at("storage", (), T0) == ({CUSTOMER: 11 * MIB, OTHER: 10 * MIB}, 0)
+    assert reserved.at("storage", (), T0) == ({CUSTOMER: 11 * GIB, OTHER: 10 * GIB}, 0)
     assert reserved.at("compute", (), T0) == ({CUSTOMER: 5}, 0)
-    assert reserved.at("storage", {OTHER}, T0) == ({CUSTOMER: 11 * MIB}, 0)
+    assert reserved.at("storage", {OTHER}, T0) == ({CUSTOMER: 11 * GIB}, 0)
     drawing = kept(entry(draw=DRAW), *entries[1:])
-    assert drawing.at("storage", {OTHER}, T0) == ({CUSTOMER: MIB}, 10 * MIB)
-    assert drawing.at("storage", {CUSTOMER}, T0) == ({OTHER: 10 * MIB}, 0)
+    assert drawing.at("storage", {OTHER}, T0) == ({CUSTOMER: GIB}, 10 * GIB)
+    assert drawing.at("storage", {CUSTOMER}, T0) == ({OTHER: 10 * GIB}, 0)
 
 
 def plainly(entries, kind, at_limit, now_ms):
@@ -78,11 +78,11 @@ def test_what_is_kept_is_what_counting_all_leases_gives():
                 continue
             each = random.choice(known)
             if what == "use" and each.terms.kind == "storage":
-                each.use = hold(each.terms, each.use, random.randint(-MIB, 3 * MIB), now_ms)
+                each.use = hold(each.terms, each.use, random.randint(-GIB, 3 * GIB), now_ms)
             elif what == "use":
                 each.use = spend(each.terms, each.use, 100, 1)
             elif what == "work":
-                each.reserved = random.choice([0, MIB])
+                each.reserved = random.choice([0, GIB])
             elif what == "renew":
                 each.terms = replace(each.terms, end_ms=each.terms.end_ms + EPOCH_MS)
             else:

@@ -1,13 +1,13 @@
 """What of a request is granted; the laws of shares are in tests/properties."""
 
-from xsc.base.limits import MIB
+from xsc.base.limits import GIB
 from xsc.market.room import FreeRoom, grant, left
 from xsc.terms.lease import LeaseRequest
 
-ALL = 1024 * MIB
+ALL = 1024 * GIB
 
 
-def ask(size, least=MIB, *, tier="mutual", free=ALL, credit=10**9):
+def ask(size, least=GIB, *, tier="mutual", free=ALL, credit=10**9):
     room = FreeRoom("storage", free, {}, frozenset())
     request = LeaseRequest(
         lease_id=b"l" * 32,
@@ -25,17 +25,17 @@ def ask(size, least=MIB, *, tier="mutual", free=ALL, credit=10**9):
 
 
 def test_while_there_is_room_a_request_gets_what_it_asks_for():
-    assert ask(3 * MIB) == 3 * MIB
-    assert ask(3 * MIB, tier="open") == 3 * MIB
+    assert ask(3 * GIB) == 3 * GIB
+    assert ask(3 * GIB, tier="open") == 3 * GIB
 
 
 def test_each_refusal_has_its_reason():
-    assert ask(4 * MIB, 2 * MIB, credit=19) == "credit"
+    assert ask(4 * GIB, 2 * GIB, credit=19) == "credit"
     assert ask(ALL, ALL) == "share"
-    assert ask(2 * MIB, 2 * MIB, free=MIB) == "capacity"
+    assert ask(2 * GIB, 2 * GIB, free=GIB) == "capacity"
 
 
 def test_credit_and_share_cut_a_request_before_they_refuse_it():
-    assert 2 * MIB <= ask(4 * MIB, 2 * MIB, credit=20) < 3 * MIB
+    assert 2 * GIB <= ask(4 * GIB, 2 * GIB, credit=20) < 3 * GIB
     assert ask(ALL) == ALL // 2
     assert ask(ALL, tier="open") == ALL // 8

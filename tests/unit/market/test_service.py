@@ -6,7 +6,7 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
-from tests.unit.market.fakes import NET
+from tests.unit.market.fakes import A_MIB, NET
 from xsc.base.errors import (
     ArgumentInvalid,
     ComputeExhausted,
@@ -36,10 +36,13 @@ from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     MIB,
+    PRICE_FUEL,
+    PRICES_POSTED_MS,
     QUOTE_TTL_MS,
     REFUSED_RETRY_MS,
     REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
+    RESERVE_STEPS,
     ROOM_LEAST_BYTES,
     ROOM_PART_MUTUAL,
     ROOM_PART_OPEN,
@@ -59,6 +62,7 @@ from xsc.market.settlement import SETTLE
 from xsc.node.offline.verify import verify_file
 from xsc.terms.lease import OWN_LEASE, LeaseRequest
 from xsc.terms.lease_denial import LeaseDenial
+from xsc.terms.pricing import compute_amount
 from xsc.terms.voucher import Voucher
 
 STEPS = 1_000_000_000
@@ -126,8 +130,12 @@ async def test_a_quote_stands_on_the_customers_rung(world, pair):
     customer, provider = pair
     provider.standing.mutual[customer.id] = 50_000
     (quote,) = await world.drive(customer.market.quotes.offers("storage"))
-    assert (quote.price_mutual, quote.price_one_way, quote.reserve) == (8, 9, 10)
-    assert (quote.tier, quote.price) == ("mutual", 8)
+    assert (quote.price_mutual, quote.price_one_way, quote.reserve) == (
+        8 * A_MIB,
+        9 * A_MIB,
+        10 * A_MIB,
+    )
+    assert (quote.tier, quote.price) == ("mutual", 8 * A_MIB)
     assert quote.available == provider.room.storage // ROOM_PART_MUTUAL
 
 
@@ -172,7 +180,27 @@ async def test_the_price_rises_with_use(world, pair):
     customer, provider = pair
     provider.room.stored = provider.room.storage // 2
     (quote,) = await world.drive(customer.market.quotes.offers("storage"))
-    assert quote.reserve == 15
+    assert quote.reserve == 15 * A_MIB
+
+
+async def test_posted_prices_move_at_most_once_an_hour(world, pair):
+    customer, provider = pair
+
+    async def posted():
+        world.later(QUOTE_TTL_MS)
+        (quote,) = await world.drive(customer.market.quotes.offers("storage"))
+        assert quote.reserve == provider.market.headroom.pricing().unit_price("storage")
+        return quote.reserve
+
+    assert await posted() == 10 * A_MIB
+    provider.room.stored = provider.room.storage // 2
+    for _ in range(PRICES_POSTED_MS // QUOTE_TTL_MS - 1):
+        assert await posted() == 10 * A_MIB, "it was told, and is asked"
+    assert await posted() == 15 * A_MIB
+    provider.room.stored = 0
+    assert await posted() == 15 * A_MIB
+    provider.market = await provider.restart()
+    assert await posted() == 10 * A_MIB, "a node that starts looks anew"
 
 
 async def test_a_quote_for_nothing_known_is_refused(world, pair):
@@ -239,19 +267,21 @@ async def test_hosts_are_distinct_and_paid_the_next_price(world):
 async def test_without_a_further_bid_the_reserve_is_paid(world, pair):
     customer, _ = pair
     (host,) = await leased(world, customer)
-    assert host.price == 40
+    assert host.price == 40 * A_MIB
 
 
 async def test_up_to_seven_nodes_are_paid_what_room_costs_here_and_not_the_maximum(world):
     customer = world.node(1)
     for number in range(2, 8):
         node = world.node(number)
-        prices = node.settings["prices"]
-        node.settings["prices"] = replace(prices, storage=number % 3 + 8, compute=number % 3 + 8)
+        asked, prices = (number % 3 + 8) * A_MIB, node.settings["prices"]
+        node.settings["prices"] = replace(prices, storage=asked, compute=asked)
         node.market = node.make()
     hosts = await leased(world, customer, count=6)
-    assert [host.price for host in hosts] == [10] * 6
-    assert (await computing(world, customer)).price == 8, "the next bid comes before the reserve"
+    assert [host.price for host in hosts] == [10 * A_MIB] * 6
+    assert (await computing(world, customer)).price == 8 * A_MIB, (
+        "the next bid comes before the reserve"
+    )
 
 
 async def test_who_recognises_the_customer_is_paid_its_rung_whatever_others_ask(world):
@@ -262,32 +292,32 @@ async def test_who_recognises_the_customer_is_paid_its_rung_whatever_others_ask(
     world.nodes[3].standing.weights[customer.id] = 1
     hosts = await leased(world, customer, count=3)
     assert {host.node: host.price for host in hosts} == {
-        world.nodes[2].id: 8,
-        world.nodes[3].id: 9,
-        world.nodes[4].id: 10,
+        world.nodes[2].id: 8 * A_MIB,
+        world.nodes[3].id: 9 * A_MIB,
+        world.nodes[4].id: 10 * A_MIB,
     }
     job = await computing(world, customer)
-    assert (job.node, job.price) == (world.nodes[2].id, 8)
+    assert (job.node, job.price) == (world.nodes[2].id, 8 * A_MIB)
     near = {world.nodes[2].id: MIB}
     again = await world.drive(
         customer.market.buyer.lease_compute(fuel_steps=STEPS, on=None, saved=near)
     )
-    assert (again.node, again.price) == (world.nodes[2].id, 8)
+    assert (again.node, again.price) == (world.nodes[2].id, 8 * A_MIB)
 
 
 async def test_the_own_price_is_passed_where_too_few_ask_less(world):
     customer = world.node(1)
     for number, price in ((2, 9), (3, 12), (4, 33)):
-        world.node(number, prices=PriceList(price, price))
+        world.node(number, prices=PriceList(price * A_MIB, price * A_MIB))
     hosts = await leased(world, customer, count=2)
-    assert {host.price for host in hosts} == {13}
+    assert {host.price for host in hosts} == {(10 + 30 / RESERVE_STEPS) * A_MIB}
     assert world.nodes[4].id not in {host.node for host in hosts}
 
 
 def asking(world, numbers, price):
     for number in numbers:
         node = world.nodes[number]
-        node.settings["prices"] = PriceList(price, price, 200_000)
+        node.settings["prices"] = PriceList(price * A_MIB, price * A_MIB, 200_000)
         node.market = node.make()
 
 
@@ -297,23 +327,23 @@ async def look(world, customer):
 
 
 async def test_leases_at_hand_take_nothing_new_once_the_same_costs_less(world):
-    customer = world.node(1, prices=PriceList(40, 40))
+    customer = world.node(1, prices=PriceList(40 * A_MIB, 40 * A_MIB))
     customer.room.storage = 0
     for number in (2, 3, 4):
         world.node(number)
     asking(world, (2, 3, 4), 30)
     first = set(await leased(world, customer, count=3))
-    assert {host.price for host in first} == {40}
+    assert {host.price for host in first} == {40 * A_MIB}
     for host in first:
         await customer.market.taken.used(host.lease_id, MIB)
     await look(world, customer)
     assert set(await leased(world, customer, count=3)) == first, "the same would cost the same"
-    customer.settings["prices"] = PriceList(10, 10)
+    customer.settings["prices"] = PriceList(10 * A_MIB, 10 * A_MIB)
     customer.market = await customer.restart()
     asking(world, (2, 3, 4), 9)
     await look(world, customer)
     second = set(await leased(world, customer, count=3))
-    assert {host.price for host in second} == {20}
+    assert {host.price for host in second} == {20 * A_MIB}
     assert not {host.lease_id for host in second} & {host.lease_id for host in first}
     for host in second:
         await customer.market.taken.used(host.lease_id, MIB)
@@ -337,7 +367,9 @@ async def test_a_dear_lease_is_used_where_no_other_can_be_had(world, pair):
     assert await leased(world, customer) == [first]
     world.wire.handlers[provider.id] = real
     (second,) = await leased(world, customer)
-    assert (first.price, second.price) == (40, 8), "who is recognised now pays its rung"
+    assert (first.price, second.price) == (40 * A_MIB, 8 * A_MIB), (
+        "who is recognised now pays its rung"
+    )
 
 
 async def refusing(_caller, _header, _parts):
@@ -346,7 +378,7 @@ async def refusing(_caller, _header, _parts):
 
 async def test_who_asks_more_than_the_reserve_gets_nothing(world, pair):
     customer, provider = pair
-    provider.settings["prices"] = type(provider.settings["prices"])(41, 41)
+    provider.settings["prices"] = type(provider.settings["prices"])(41 * A_MIB, 41 * A_MIB)
     provider.market = provider.make()
     with pytest.raises(NoOffers):
         await leased(world, customer)
@@ -515,7 +547,7 @@ async def test_a_lease_in_use_stays(world, pair):
 async def test_runs_share_a_compute_lease(world, pair):
     customer, provider = pair
     first = await computing(world, customer)
-    assert (first.node, first.price) == (provider.id, 40)
+    assert (first.node, first.price) == (provider.id, 40 * A_MIB)
     assert customer.one("customer").quantity == COMPUTE_LEASE_RUNS * STEPS
     for _ in range(COMPUTE_LEASE_RUNS - 1):
         assert (await computing(world, customer)).lease_id == first.lease_id
@@ -525,24 +557,28 @@ async def test_runs_share_a_compute_lease(world, pair):
 async def test_a_run_is_reserved_used_and_spent(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
-    assert provider.market.granted.admit_compute(lease.lease_id, customer.id, STEPS) == 40
+    assert provider.market.granted.admit_compute(lease.lease_id, customer.id, STEPS) == 40 * A_MIB
     assert provider.market.headroom.free("compute") == provider.room.steps - 20 * STEPS
     provider.market.granted.used_compute(lease.lease_id, STEPS, 5_000_000)
     assert provider.market.headroom.free("compute") == provider.room.steps - 20 * STEPS + 5_000_000
-    await customer.market.taken.spent(lease.lease_id, 5_000_000, 200)
-    assert provider.one("provider").due_micro == customer.one("customer").due_micro == 200
+    amount = compute_amount(40 * A_MIB, 5_000_000)
+    await customer.market.taken.spent(lease.lease_id, 5_000_000, amount)
+    assert provider.one("provider").due_micro == customer.one("customer").due_micro == amount == 204
     assert provider.one("provider").used == 5_000_000
     await customer.market.settlement.settle_all()
-    assert provider.ledger.owed(customer.id) == 200
+    assert provider.ledger.owed(customer.id) == 204
 
 
 async def test_of_compute_leases_alone_price_and_room_are_told(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
     leases = customer.market.taken
-    assert leases.price_and_room(lease.lease_id, provider.id) == (40, COMPUTE_LEASE_RUNS * STEPS)
+    assert leases.price_and_room(lease.lease_id, provider.id) == (
+        40 * A_MIB,
+        COMPUTE_LEASE_RUNS * STEPS,
+    )
     await leases.spent(lease.lease_id, COMPUTE_LEASE_RUNS * STEPS + 1, 1)
-    assert leases.price_and_room(lease.lease_id, provider.id) == (40, 0)
+    assert leases.price_and_room(lease.lease_id, provider.id) == (40 * A_MIB, 0)
     assert leases.price_and_room(lease.lease_id, customer.id) is None
     (host,) = await leased(world, customer)
     assert leases.price_and_room(host.lease_id, provider.id) is None
@@ -635,7 +671,7 @@ async def test_own_compute_comes_last_and_is_free(world):
 def priced(world, number, price):
     node = world.node(number)
     node.standing.weights = {}
-    node.settings["prices"] = type(node.settings["prices"])(price, price)
+    node.settings["prices"] = type(node.settings["prices"])(price * A_MIB, price * A_MIB)
     node.market = node.make()
     return node
 
@@ -651,7 +687,7 @@ async def test_compute_goes_where_bytes_are_saved_at_about_the_best_price(world)
     ids = {price: priced(world, number, price).id for number, price in ((2, 8), (3, 10), (4, 11))}
     saved = {ids[10]: 100, ids[11]: 10**9}
     lease = await near(world, customer, saved)
-    assert (lease.node, lease.price) == (ids[10], 10), "11 is over a quarter above 8"
+    assert (lease.node, lease.price) == (ids[10], 10 * A_MIB), "11 is over a quarter above 8"
     # There is a lease at hand, and nobody at about that price saves more: nobody is asked.
     world.wire.calls.clear()
     assert (await near(world, customer, {ids[10]: 100})).lease_id == lease.lease_id
@@ -691,16 +727,18 @@ async def test_the_next_nearest_is_taken_where_one_refuses_or_is_down(world):
 
 async def test_a_compute_lease_is_cut_to_the_credit(world, pair):
     customer, provider = pair
-    provider.ledger.limit = 100_000
+    provider.ledger.limit = 40 * A_MIB * 5 // 2
     await computing(world, customer)
-    assert customer.one("customer").quantity == 2_500 * 1_000_000 + 999_999 // 40
+    assert customer.one("customer").quantity == PRICE_FUEL * 5 // 2 + (PRICE_FUEL - 1) // (
+        40 * A_MIB
+    )
     with pytest.raises(CreditExceeded):
         await computing(world, customer, steps=2 * STEPS)
 
 
 async def test_credit_bounds_everything_that_is_open(world, pair):
     customer, provider = pair
-    provider.ledger.limit = 40 * 256 + 40 * 1000 - 1
+    provider.ledger.limit = 40 * 256 + 40 * A_MIB - 1
     await leased(world, customer)
     with pytest.raises(CreditExceeded):
         await computing(world, customer)
@@ -710,18 +748,18 @@ async def test_credit_bounds_everything_that_is_open(world, pair):
 
 async def test_debt_stops_new_leases_until_it_is_repaid(world, pair):
     customer, provider = pair
-    provider.ledger.limit = 40_000
+    provider.ledger.limit = 40 * A_MIB
     lease = await computing(world, customer)
     provider.market.granted.admit_compute(lease.lease_id, customer.id, STEPS)
     provider.market.granted.used_compute(lease.lease_id, STEPS, STEPS)
     world.later(COMPUTE_LEASE_MS)
     with pytest.raises(CreditExceeded):
         await computing(world, customer)
-    await customer.market.taken.spent(lease.lease_id, STEPS, 40_000)
+    await customer.market.taken.spent(lease.lease_id, STEPS, 40 * A_MIB)
     await customer.market.settlement.settle_all()
     with pytest.raises(CreditExceeded):
         await computing(world, customer)
-    provider.ledger.limit += 40_000
+    provider.ledger.limit += 40 * A_MIB
     await computing(world, customer)
 
 
@@ -779,7 +817,7 @@ async def request_of(world, customer, provider, /, **change):
         "quote": quote,
         "quantity": 10 * MIB,
         "quantity_min": MIB,
-        "price": 10,
+        "price": 10 * A_MIB,
         "start_ms": now_ms,
         "end_ms": now_ms + 1000,
     } | change
@@ -810,7 +848,9 @@ async def test_a_lease_id_stands_for_one_request(world, pair):
     raw = await request_of(world, customer, provider)
     await ask(world, customer, provider, raw)
     with pytest.raises(RecordInvalid):
-        await ask(world, customer, provider, await request_of(world, customer, provider, price=11))
+        await ask(
+            world, customer, provider, await request_of(world, customer, provider, price=11 * A_MIB)
+        )
     handler = provider.market.handlers()["market.lease"]
     other = b"\x08" * 32
     both = await world.drive(
@@ -820,7 +860,7 @@ async def test_a_lease_id_stands_for_one_request(world, pair):
                 {"request": await request_of(world, customer, provider, lease_id=other, price=p)},
                 (),
             )
-            for p in (10, 11)
+            for p in (10 * A_MIB, 11 * A_MIB)
         ]
     )
     assert [isinstance(item, RecordInvalid) for item in both] == [False, True]
@@ -836,13 +876,13 @@ async def test_a_settled_lease_id_cannot_be_used_again(world, pair):
 @pytest.mark.parametrize(
     "change",
     [
-        {"price": 9},
+        {"price": 10 * A_MIB - 1},
         {"kind": "compute"},
         {"provider": b"\3" * 32},
         {"lease_id": OWN_LEASE},
         {"start_ms": 5},
         {"end_ms": 2**60},
-        {"price": 2**40, "quantity": 2**40},
+        {"price": 2**56, "quantity": 2**40},
         {"quoted": "compute"},
     ],
     ids=lambda change: next(iter(change)),
@@ -875,7 +915,7 @@ async def test_later_prices_do_not_touch_a_quote(world, pair):
     raw = await request_of(world, customer, provider)
     provider.room.stored = provider.room.storage // 2
     await ask(world, customer, provider, raw)
-    assert provider.one("provider").price == 10
+    assert provider.one("provider").price == 10 * A_MIB
 
 
 async def test_a_lease_that_grants_otherwise_is_not_taken(world, pair):
@@ -1049,7 +1089,7 @@ async def test_at_its_limit_a_customer_is_served_nothing_more_booked_or_not(worl
 async def test_who_pays_nothing_has_no_limit_to_reach(world, pair):
     customer, provider = pair
     provider.standing.mutual[customer.id] = 20_000
-    provider.settings["prices"] = PriceList(10, 10, 1_000_000, 100_000)
+    provider.settings["prices"] = PriceList(10 * A_MIB, 10 * A_MIB, 1_000_000, 100_000)
     provider.market = provider.make()
     provider.ledger.limit = 0
     (host,) = await leased(world, customer)

@@ -12,7 +12,7 @@ from xsc.base.jobs import JobSpec
 from xsc.base.limits import FUEL_QUANTUM
 from xsc.compute.worker.local import LocalSandbox
 
-SETTINGS = {"compute_price": "1000", "compute_price_max": "1000"}
+SETTINGS = {"compute_price_gfuel": "1000000", "compute_price_max_gfuel": "1000000"}
 
 
 class Endless(LocalSandbox):

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from xsc.base.errors import ConfigInvalid
+from xsc.base.limits import FUEL_QUANTUM, GIB
+from xsc.market.pricing import MarketPricing
+from xsc.node.build import market_settings
 from xsc.node.config import KEYS, check_capacity, load
+from xsc.terms.pricing import compute_amount, run_steps
 
 
 def test_a_node_needs_no_settings(tmp_path):
@@ -19,12 +23,12 @@ def test_a_node_needs_no_settings(tmp_path):
 
 def test_flags_beat_variables_and_variables_beat_the_file(tmp_path):
     (tmp_path / "config.toml").write_text(
-        'storage_price = 1\ncompute_price = 1\nname = "from-file"\nadvertise = ["a.example:1"]\n'
+        "storage_price_gib_hour = 1\ncompute_price_gfuel = 1\n"
+        'name = "from-file"\nadvertise = ["a.example:1"]\n'
     )
+    variables = {"XSC_STORAGE_PRICE_GIB_HOUR": "2", "XSC_COMPUTE_PRICE_GFUEL": "2"}
     config = load(
-        tmp_path,
-        {"XSC_STORAGE_PRICE": "2", "XSC_COMPUTE_PRICE": "2", "XSC_HOME": "/x", "PATH": "y"},
-        {"compute_price": "3"},
+        tmp_path, {**variables, "XSC_HOME": "/x", "PATH": "y"}, {"compute_price_gfuel": "3"}
     )
     assert config.storage_price_micro == 2
     assert config.compute_price_micro == 3
@@ -36,9 +40,9 @@ def test_flags_beat_variables_and_variables_beat_the_file(tmp_path):
     ("text", "place", "told"),
     [
         ('name = "a"\n\nstorage_prize = 3\n', "config.toml, line 3", "storage_price"),
-        ("storage_price = 1.5\n", "config.toml, line 1", "whole number"),
+        ("storage_price_gib_hour = 1.5\n", "config.toml, line 1", "whole number"),
         ('storage_capacity = "lots"\n', "config.toml, line 1", "lots"),
-        ("storage_price = -1\n", "config.toml, line 1", "whole number"),
+        ("storage_price_gib_hour = -1\n", "config.toml, line 1", "whole number"),
         ("= 3\n", "config.toml", "not TOML"),
         ('name = "a b"\n', "config.toml, line 1", "letters"),
         ("[name]\nx = 1\n", "config.toml, line 1", "must be a text"),
@@ -61,6 +65,40 @@ def test_a_bad_variable_and_a_bad_flag_are_named(tmp_path):
         load(tmp_path, {"XSC_FUELS": "1"}, {})
     with pytest.raises(ConfigInvalid, match="--peer-listen"):
         load(tmp_path, {}, {"peer_listen": "nowhere"})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("storage_price", "storage_price_gib_hour: micro-credits a GiB and hour"),
+        ("compute_price", "compute_price_gfuel: micro-credits a Gfuel"),
+        ("storage_price_max", "storage_price_max_gib_hour: maximum in micro-credits"),
+        ("compute_price_max", "compute_price_max_gfuel: maximum in micro-credits"),
+    ],
+)
+def test_a_setting_without_its_unit_is_refused_and_the_one_with_it_named(tmp_path, name, meant):
+    (tmp_path / "config.toml").write_text(f"{name} = 10\n")
+    with pytest.raises(ConfigInvalid) as caught:
+        load(tmp_path, {}, {})
+    assert f"line 1: '{name}' is no setting" in caught.value.message
+    assert caught.value.hint.startswith(f"did you mean {meant}")
+    with pytest.raises(ConfigInvalid, match=f"the variable XSC_{name.upper()}") as caught:
+        load(tmp_path / "none", {f"XSC_{name.upper()}": "10"}, {})
+    assert caught.value.hint.startswith(f"did you mean {meant}")
+
+
+def test_a_credit_is_a_gib_for_a_month_and_a_workers_hour_and_no_run_is_for_nothing(tmp_path):
+    config = load(tmp_path, {}, {})
+    prices = market_settings(config).prices
+    pricing = MarketPricing(prices)
+    credit = 1_000_000
+    assert credit <= pricing.storage_price(GIB, 730) < credit * 1001 // 1000
+    hour = config.worker_speed_mfuel * FUEL_QUANTUM * 3600
+    assert credit <= pricing.compute_price(hour, 1) < credit * 1001 // 1000
+    year = pricing.storage_price(150 * GIB // 6, 365 * 24)
+    assert year <= config.starter_credit_micro + credit, "100 GiB, coded, at six hosts"
+    cheapest = pricing.ladder("compute").mutual
+    assert compute_amount(cheapest, run_steps(0, 1)) >= 1
 
 
 def test_discounts_that_turn_the_ladder_over_are_refused(tmp_path):

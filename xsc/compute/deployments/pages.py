@@ -128,7 +128,7 @@ def plan_payment(
     Args:
         claims: of one page.
         numbers: of its rows, as the holder sent them.
-        terms: price a quantum and steps left under each lease, None where it is not known.
+        terms: price a Gfuel and steps left under each lease, None where it is not known.
         since: the generation of the service's first version.
 
     Raises:

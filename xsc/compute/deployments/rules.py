@@ -301,7 +301,7 @@ def check_receipt(deployment: Deployment, receipt: ServiceReceipt, price: int | 
     Args:
         deployment: what the receipt is over; both authors are the caller's to check.
         receipt: what the provider signed.
-        price: the lease's price a quantum; None where it is not at hand.
+        price: the lease's price a Gfuel; None where it is not at hand.
     """
     told = receipt.outcome
     if (told.module, told.mode, told.function) != (deployment.module, "run", ENTRY):

@@ -70,7 +70,7 @@ _FUNCTION_CHARS_LOGGED = 64
 
 @dataclass(frozen=True, slots=True)
 class GrantedOrder:
-    """The checked content of an order, and its price a quantum."""
+    """The checked content of an order, and its price a Gfuel."""
 
     module: bytes
     given: RunInput

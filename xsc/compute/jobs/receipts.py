@@ -105,7 +105,7 @@ def billed_steps(order: Order, outcome: Outcome, observed: Observed) -> int:
 
 
 def bill(order: Order, outcome: Outcome, observed: Observed, price: int) -> int:
-    """Return the micro-credits of a run at a price a quantum."""
+    """Return the micro-credits of a run at a price a Gfuel."""
     return compute_amount(price, billed_steps(order, outcome, observed))
 
 
@@ -191,7 +191,7 @@ def check_receipt(
     Args:
         order: what was asked for.
         receipt: what the provider signed; its author is the caller's to check.
-        price: the lease's price a quantum.
+        price: the lease's price a Gfuel.
         results: the result types of the function, where they are known.
         output: the hash of what was delivered, where it is at hand.
     """

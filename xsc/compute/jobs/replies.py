@@ -40,7 +40,7 @@ class Asked:
     order: Signed[Order]
     provider: bytes
     price: int
-    """Of the lease, a quantum."""
+    """Of the lease, a Gfuel."""
     module_sent: bool
     saved_max: int
     """Most bytes that the provider can have saved."""

@@ -10,7 +10,12 @@ from typing import TypeAlias, TypeVar
 from xsc.allocation.clearing_record import check_clearing
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short, to_text
-from xsc.base.limits import COMPILE_BYTE_FUEL, FUEL_QUANTUM, PEER_BODY_BYTES_MAX
+from xsc.base.limits import (
+    COMPILE_BYTE_FUEL,
+    FUEL_QUANTUM,
+    PEER_BODY_BYTES_MAX,
+    PRICE_FUEL,
+)
 from xsc.base.units import ceil_div, format_credits, format_size, format_time, format_units
 from xsc.compute.deployments.rules import check_receipt as check_service_receipt
 from xsc.compute.jobs.evidence import differing
@@ -231,7 +236,7 @@ def _open_execution(raw: bytes, lease: bytes | None) -> Execution:
     _require(fault is None, str(fault))
     if price is None:
         steps = billed_steps(asked, receipt.outcome, receipt.observed)
-        price = ceil_div(receipt.amount_micro * FUEL_QUANTUM, steps)
+        price = ceil_div(receipt.amount_micro * PRICE_FUEL, steps)
         _require(
             compute_amount(price, steps) == receipt.amount_micro, "no price gives what it bills"
         )

@@ -11,6 +11,7 @@ from tests.unit.compute.jobs.test_receipts import an_order
 from tests.unit.compute.programs import FOLDER, job
 from xsc.base.errors import ProofInvalid
 from xsc.base.ids import to_text
+from xsc.base.limits import PRICE_FUEL
 from xsc.compute.jobs.receipts import bill, make_receipt
 from xsc.compute.wasm.engine import Machine
 from xsc.compute.wasm.inputs import RunInput, input_hash
@@ -23,7 +24,7 @@ from xsc.terms.execution import Number
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
 
-PRICE = 3_000_000
+PRICE = 3 * PRICE_FUEL
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_a_receipt_is_run_again(xsc, made, bob, network, tmp_path):
     told = {
         "agrees": receipt,
         "differs": receipt.model_copy(
-            update={"outcome": wrong_fuel, "amount_micro": PRICE * 5 * 2 // 10**6}
+            update={"outcome": wrong_fuel, "amount_micro": PRICE * 5 * 2 // PRICE_FUEL}
         ),
         "cannot tell": receipt.model_copy(update={"outcome": other}),
     }
@@ -132,7 +133,7 @@ def test_a_receipt_is_billed_by_its_lease(xsc, signed, a_lease, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"price": PRICE + 1_000_000}, "does not follow from the fuel and the lease's price"),
+        ({"price": PRICE + PRICE_FUEL}, "does not follow from the fuel and the lease's price"),
         ({"lease_id": b"M" * 32}, "under another lease"),
         ({"kind": "storage"}, "not for compute"),
         ({"end_ms": 77}, "when the lease was over"),

@@ -33,6 +33,7 @@ from xsc.base.limits import (
     DEPLOYMENTS_MS,
     MODULES_DEPLOYED_A_PEER_MAX,
     MODULES_DEPLOYED_MS,
+    PRICE_FUEL,
     RETRY_AFTER_S_MAX,
     RUN_FUEL,
     SERVICE_COLLECT_MS,
@@ -66,7 +67,7 @@ from xsc.terms.execution import Observed
 from xsc.terms.lease import OWN_LEASE
 
 LIMITS = Limits(fuel=50_000_000)
-PRICE = 1_000_000  # a micro-credit a unit of fuel
+PRICE = PRICE_FUEL  # a micro-credit a unit of fuel
 
 
 @dataclass

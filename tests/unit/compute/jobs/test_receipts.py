@@ -19,6 +19,7 @@ from xsc.base.limits import (
     FUEL_QUANTUM,
     INPUT_BYTES_MAX,
     MILLISECOND_FUEL,
+    PRICE_FUEL,
     RUN_FUEL,
     STDIN_BYTES_MAX,
 )
@@ -35,7 +36,7 @@ from xsc.compute.wasm.sandbox import SandboxResult, is_trap, trap_error
 from xsc.identity.envelope import open_signed, sign
 from xsc.terms.execution import ExecutionReceipt, Number, Order
 
-PRICE = 3
+PRICE = 3_000
 RESULT = SandboxResult(
     (i32(5),), None, None, 4 * FUEL_QUANTUM, 65536, b"", b"", (), "e", bytes(32), 9
 )
@@ -100,9 +101,8 @@ def test_paths_that_a_program_can_leave_a_file_at():
 
 
 def test_a_receipt_that_was_made_is_accepted(order, receipt):
-    assert (
-        receipt.amount_micro == PRICE * (4 + RUN_FUEL // FUEL_QUANTUM) * 2
-    )  # 128 MiB are two steps
+    # 128 MiB are two steps.
+    assert receipt.amount_micro == PRICE * (4 * FUEL_QUANTUM + RUN_FUEL) * 2 // PRICE_FUEL == 54
     assert check_receipt(order, receipt, PRICE, results=["i32"], output=OUTPUT) is None
 
 
@@ -128,8 +128,8 @@ def altered(receipt, **changed):
         ({"results": (Number(type="f32", bits=bytes(4)),)}, "not of the function's types"),
         ({"fuel_used": 10 * FUEL_QUANTUM + 1}, "more fuel"),
         ({"memory_peak_bytes": (1 << 27) + 1}, "more memory"),
-        ({"amount_micro": 31}, "does not follow"),
-        ({"amount_micro": 29}, "does not follow"),
+        ({"amount_micro": 55}, "does not follow"),
+        ({"amount_micro": 53}, "does not follow"),
         ({"fuel_used": 5 * FUEL_QUANTUM}, "does not follow"),
         ({"output": bytes(32)}, "what was delivered"),
     ],
@@ -185,9 +185,9 @@ def test_a_receipt_with_any_byte_changed_is_refused(bob, network, order, receipt
 
 
 def test_a_price_that_no_amount_can_hold_is_refused(alice, bob):
-    check_price(an_order(alice, bob), 2**57)
+    check_price(an_order(alice, bob), 2**67)
     with pytest.raises(CreditExceeded):
-        check_price(an_order(alice, bob), 2**60)
+        check_price(an_order(alice, bob), 2**70)
 
 
 def test_the_job_of_an_order_follows_from_it_alone(alice, bob):

@@ -32,6 +32,7 @@ from xsc.base.limits import (
     FUEL_MAX,
     MILLISECOND_FUEL,
     OUTPUT_BYTES_MAX,
+    PRICE_FUEL,
     RUN_FUEL,
 )
 from xsc.compute.jobs.receipts import bill
@@ -313,7 +314,7 @@ async def test_calls_that_a_batch_has_not_are_not_paid(world, calls):
     def claim(receipt):
         observed = receipt.observed.model_copy(update={"calls": calls})
         order = open_signed(receipt.order, Order, network=None).record
-        amount = bill(order, receipt.outcome, observed, 1_000_000)
+        amount = bill(order, receipt.outcome, observed, PRICE_FUEL)
         return receipt.model_copy(update={"observed": observed, "amount_micro": amount})
 
     forged(world, claim)
@@ -332,7 +333,7 @@ async def test_a_second_run_holds_the_calls_that_are_billed_against_the_batch(wo
     receipt = open_signed(done.receipt, ExecutionReceipt, network=None).record
     order = open_signed(receipt.order, Order, network=None).record
     observed = receipt.observed.model_copy(update={"calls": calls})
-    amount = bill(order, receipt.outcome, observed, 1_000_000)
+    amount = bill(order, receipt.outcome, observed, PRICE_FUEL)
     lie = receipt.model_copy(update={"observed": observed, "amount_micro": amount})
     raw = sign(lie, world.provider.key, world.network).raw
     with pytest.raises(ProofInvalid, match="other calls than the batch has"):

@@ -36,11 +36,11 @@ def test_verify_names_what_is_the_provider_s_word(gives):
 @pytest.mark.parametrize(
     ("kind", "quantity", "shown"),
     [
-        ("storage", 3 << 20, "3.0 MiB of storage at 0.000008 credits a MiB and hour"),
+        ("storage", 3 << 20, "3.0 MiB of storage at 0.000008 credits a GiB and hour"),
         (
             "compute",
             5_000_000,
-            "5 million fuel steps of compute at 0.000008 credits a million fuel",
+            "5 million fuel steps of compute at 0.000008 credits a Gfuel",
         ),
     ],
 )
