@@ -8,14 +8,12 @@ allocation whoever acts first (docs/design/allocation.md, G1 to G3).
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import accumulate
 
-from xsc.allocation.matching import places
 from xsc.allocation.tiers import Claim, weighted_uniform
 from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS
 from xsc.terms.quote import Tier
@@ -71,38 +69,22 @@ def keep(quantity: int, offers: Sequence[Granted], caps: Mapping[bytes, int]) ->
     return Kept(quantities, merged)
 
 
-def _span(need: NeedSlot, window: Window) -> tuple[int, int]:
-    """Return what a line takes of a need: lines whose spans overlap count together.
-
-    Storage counts at any one moment, so that windows one after the other do not add up. Egress
-    and compute count within a window of the need, whenever in it: the span is its windows that
-    the line touches. An empty span takes nothing.
-    """
-    if need.kind == "storage":
-        return window
-    return places(window, need.windows) if need.windows else (0, 1)
-
-
 class Given:
     """What a provider has granted a need in windows that began before, of all of its slots."""
 
-    def __init__(self, need: NeedSlot) -> None:
-        self._need = need
+    def __init__(self) -> None:
         self._units = 0
         self._open: list[tuple[int, int]] = []
-        """End of the span and units; those that end first stand first."""
+        """End of the window and units; those that end first stand first."""
 
     def add(self, window: Window, units: int) -> None:
         """Count units; none of the windows that are asked for later may begin before this one."""
-        start, end = _span(self._need, window)
-        if start < end:
-            heappush(self._open, (end, units))
-            self._units += units
+        heappush(self._open, (window[1], units))
+        self._units += units
 
     def beside(self, window: Window) -> int:
-        """Return what counts together with a line in a window; later ones begin no earlier."""
-        start, _ = _span(self._need, window)
-        while self._open and self._open[0][0] <= start:
+        """Return what is granted when a window begins; later ones begin no earlier."""
+        while self._open and self._open[0][0] <= window[0]:
             self._units -= heappop(self._open)[1]
         return self._units
 
@@ -112,23 +94,12 @@ def still_wanted(need: NeedSlot, provider: bytes, window: Window, given: Given) 
     return max(0, need.cap(provider) - given.beside(window))
 
 
-def at_once(need: NeedSlot, lines: Sequence[tuple[Window, int]]) -> int:
-    """Return the most that the lines of one provider come to of what a need asks for."""
-    spans = [(_span(need, window), units) for window, units in lines]
-    spans = [(span, units) for span, units in spans if span[0] < span[1]]
-    begins, ends = (sorted(span[side] for span, _ in spans) for side in (0, 1))
-    begun, ended = (
-        list(accumulate((u for _, u in sorted((s[side], u) for s, u in spans)), initial=0))
-        for side in (0, 1)
-    )
-    # Of what begins before a line ends, what ended before it begins does not meet it.
-    return max(
-        (
-            begun[bisect_left(begins, end)] - ended[bisect_right(ends, start)]
-            for (start, end), _ in spans
-        ),
-        default=0,
-    )
+def at_once(lines: Iterable[tuple[Window, int]]) -> int:
+    """Return the most that the lines of one provider come to at any moment."""
+    changes = [
+        change for (start, end), units in lines for change in ((start, units), (end, -units))
+    ]
+    return max(accumulate(units for _, units in sorted(changes)), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +141,6 @@ def had_of(
     return found
 
 
-def refused(need: NeedSlot, received: Iterable[Entitlement]) -> NeedSlot:
-    """Return a need that accepts nothing more of who grants it something."""
-    offering = {each.provider for each in received if each.need == need.slot_id}
-    caps = dict(need.caps) | dict.fromkeys(offering, 0)
-    return NeedSlot(**dict(need) | {"caps": tuple(sorted(caps.items()))})
-
-
 def answered(
     need: NeedSlot,
     received: Iterable[Entitlement],
@@ -204,7 +168,7 @@ def answered(
         if each.need == need.slot_id and each.provider in ranks:
             lines[each.provider].append((each.window, each.quantity))
     offers = [
-        Granted(provider, min(need.quantity, at_once(need, of)), *ranks[provider])
+        Granted(provider, min(need.quantity, at_once(of)), *ranks[provider])
         for provider, of in sorted(lines.items())
     ]
     caps = dict(need.caps)

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from xsc.allocation.acceptance import Had, answered, had_of, refused
+from xsc.allocation.acceptance import Had, answered, had_of
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
@@ -181,6 +181,11 @@ class Allocator:
     def state(self) -> TwoTierAllocationState:
         """What is published of it."""
         return self._state
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether what this node grants has settled; who offers nothing grants nothing."""
+        return not self._commitments.own.slots or self._state.converged
 
     def states(self) -> Mapping[bytes, TwoTierAllocationState]:
         """Return the published states of other nodes, as far as they are here."""
@@ -615,11 +620,8 @@ class Allocator:
         lapsed = Counter[bytes]()
         for key, had in self._had.items():
             lapsed[key.need] += had.lapsed
-        used_up = self._market.used_up()
         changed = {
-            need_id: refused(need, received)
-            if need_id in used_up
-            else answered(
+            need_id: answered(
                 need,
                 received,
                 ranks,

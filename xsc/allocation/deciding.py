@@ -6,14 +6,18 @@ clock nor signs: all that they follow from is in `Inputs` (docs/design/allocatio
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 from xsc.allocation.convergence import change_ppm, has_converged, shares_of
 from xsc.allocation.granting import Inputs, Outcome
 from xsc.allocation.recognition import mutual_ppm
 from xsc.base.limits import DAMPING_HISTORY_MAX
-from xsc.terms.clearing import SlotAllocationRecord, SlotDenominators, TwoTierAllocationState
+from xsc.terms.clearing import (
+    SlotAllocationRecord,
+    SlotDenominators,
+    TwoTierAllocationState,
+    recipient_totals,
+)
 from xsc.terms.slot import Entitlement
 
 
@@ -88,9 +92,6 @@ def state_after(
         last: what was published before.
         damping_ppm: the factor of the own history.
     """
-    totals: defaultdict[bytes, int] = defaultdict(int)
-    for line in granted.lines:
-        totals[line.customer] += line.quantity
     weights = inputs.own.weights
     mutual = {peer: mutual_ppm(weights.get(peer, 0), ppm) for peer, ppm in inputs.theirs.items()}
     before, after = shares_of(last.slot_denominators), shares_of(granted.slots)
@@ -101,7 +102,7 @@ def state_after(
     return TwoTierAllocationState(
         slot_denominators=granted.slots,
         slot_allocations=granted.lines,
-        recipient_totals=tuple(sorted(totals.items())),
+        recipient_totals=recipient_totals(granted.slots, granted.lines),
         mr_values=tuple(sorted((peer, ppm) for peer, ppm in mutual.items() if ppm)),
         damping_factor=damping_ppm,
         damping_history=inputs.own.commitment.damping_history,

@@ -261,7 +261,7 @@ class _Round:
         self.granted.append(each)
 
     def _given_of(self, customer: bytes, need: NeedSlot) -> Given:
-        return self._given.setdefault((customer, need.slot_id), Given(need))
+        return self._given.setdefault((customer, need.slot_id), Given())
 
     def _eligible(
         self, offer: Offer, taker: Taker, before: Cleared | None, drawn: Mapping[Pin, int]

@@ -13,10 +13,10 @@ class SlotRoom(Protocol):
     """What this node can grant, as one pass over its slots takes it."""
 
     def left(self, kind: Kind, window: Window) -> int:
-        """Return the quanta that can be granted over a window, beside what is drawn."""
+        """Return the steps that can be granted over a window, beside what is drawn."""
 
-    def take(self, kind: Kind, window: Window, quanta: int) -> None:
-        """Count quanta as granted over a window."""
+    def take(self, kind: Kind, window: Window, steps: int) -> None:
+        """Count steps as granted over a window."""
 
 
 class Program(Protocol):
@@ -48,10 +48,7 @@ class Market(Protocol):
         """Return what so much has room for."""
 
     def drawn(self) -> Mapping[EntitlementKey, int]:
-        """Return the quanta that leases have drawn of each entitlement, rounded up."""
-
-    def used_up(self) -> Collection[bytes]:
-        """Return the needs of this node that allow nothing more now, and were granted more."""
+        """Return the steps that leases have drawn of each entitlement, rounded up."""
 
     def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
         """Return the micro-credits that a customer may still come to owe.

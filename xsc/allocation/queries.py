@@ -32,6 +32,16 @@ class Participant:
     state: TwoTierAllocationState | None
 
     @property
+    def is_active(self) -> bool:
+        """Whether it was heard of lately, and offers or needs something."""
+        return self.is_fresh and bool(self.commitment.slots or self.commitment.needs)
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether what it grants has settled; who offers nothing grants nothing."""
+        return not self.commitment.slots or (self.state is not None and self.state.converged)
+
+    @property
     def mutual_ppm(self) -> int:
         """The lesser of both weights."""
         return mutual_ppm(self.weight_ppm, self.their_weight_ppm)
@@ -62,10 +72,10 @@ GROUPS: Final[Mapping[str, Callable[[Participant], bool]]] = {
     "non_mutual_providers_for_me": lambda each: _recognises(each) and _offers(each),
     "mutual_beneficiaries_with_needs": lambda each: each.tier == "mutual" and _needs(each),
     "non_mutual_beneficiaries_with_needs": lambda each: each.tier == "one_way" and _needs(each),
-    "all_mutual_partners": lambda each: each.tier == "mutual" and (_needs(each) or _offers(each)),
-    "active_participants": lambda each: each.is_fresh and (_needs(each) or _offers(each)),
+    "all_mutual_partners": lambda each: each.tier == "mutual",
+    "active_participants": lambda each: each.is_active,
     "oscillating_participants": lambda each: each.commitment.damping_ppm < PPM,
-    "has_system_converged": lambda each: each.state is not None and each.state.converged,
+    "has_system_converged": lambda each: each.is_active and each.has_converged,
 }
 """By name, which participants belong to a group."""
 

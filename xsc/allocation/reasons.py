@@ -8,9 +8,10 @@ from typing import Final
 from xsc.allocation.matching import Mismatch, Party, mismatch, overlap, unmet, windows_of
 from xsc.allocation.why import Why
 from xsc.base.limits import PPM
-from xsc.base.units import ceil_div, format_credits, format_share, format_units
+from xsc.base.units import ceil_div, format_credits, format_level, format_share
 from xsc.terms.clearing import ClearingRecord
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
+from xsc.terms.quote import Kind
+from xsc.terms.slot import STEP, AvailabilitySlot, Commitment, NeedSlot
 
 _SHARE_STEP_PPM: Final = 1000
 """Shares are shown with one decimal; a bound is rounded up, so that it suffices."""
@@ -36,6 +37,10 @@ class Said:
 
     because: str
     changes: tuple[str, ...] = ()
+
+
+def _shown(kind: Kind, steps: int) -> str:
+    return format_level(kind, steps * STEP[kind])
 
 
 def of_mismatch(pair: Pair, reason: Mismatch) -> Said:
@@ -77,7 +82,7 @@ def of_absence(pair: Pair, record: ClearingRecord, drawn: int) -> Said:
     if time is None:
         return Said("this window of the slot overlaps none of the need")
     if drawn:
-        has = format_units(need.kind, drawn)
+        has = _shown(need.kind, drawn)
         return Said(f"it has drawn {has} and keeps that; only the rest was cleared")
     if need.cap(pair.provider.node) == 0:
         return Said("others fill it, so it takes nothing more of this provider")
@@ -108,7 +113,7 @@ def of_outcome(why: Why, need: NeedSlot) -> Said:
 def _because(why: Why, need: NeedSlot) -> str:
     if why.quantity >= why.eligible:
         if why.eligible < need.quantity:
-            asked = format_units(need.kind, need.quantity)
+            asked = _shown(need.kind, need.quantity)
             return (
                 f"it asks for {asked}, and its customer's credit and share, what it took of "
                 "others, and other windows leave no more"
@@ -137,5 +142,5 @@ def _changes(why: Why, need: NeedSlot) -> list[str]:
             "one_way": f"recognition by the provider of {format_share(share)}",
             "price": f"a greatest price of {format_credits(each.bound)}",
         }[each.what]
-        found.append(f"{what} would have given it {format_units(need.kind, each.quantity)}")
+        found.append(f"{what} would have given it {_shown(need.kind, each.quantity)}")
     return found

@@ -121,7 +121,7 @@ def accepted(received: Iterable[Entitlement], needs: Mapping[bytes, NeedSlot]) -
         need = needs.get(each.need)
         if need is None:
             continue
-        earlier = given.setdefault((each.provider, each.need), Given(need))
+        earlier = given.setdefault((each.provider, each.need), Given())
         if each.quantity <= still_wanted(need, each.provider, each.window, earlier):
             earlier.add(each.window, each.quantity)
             found.append(each)

@@ -11,6 +11,7 @@ from xsc.api.endpoint import Endpoint, Id, Nothing, model
 Moment = Annotated[int, Ge(0), Le(2**63 - 1)]
 Kind = Literal["storage", "compute"]
 Role = Literal["offer", "need"]
+Unit = Literal["bytes", "fuel_per_s"]
 Window = tuple[int, int]
 """From a moment to another one, which is not part of it."""
 
@@ -20,7 +21,9 @@ class Statement:
     """What changes of a slot or need; null is left as it is."""
 
     quantity: int | None = None
-    """MiB, or millions of fuel for each 64 MiB of the memory limit."""
+    """Bytes, or fuel a second. An offer rounds down to steps of 64 MiB or 10 Mfuel/s, a need up."""
+    workers: int | None = None
+    """In place of the quantity of compute: so many workers of this node."""
     from_ms: Moment | None = None
     to_ms: Moment | None = None
     every: str | None = None
@@ -38,7 +41,6 @@ class Declare(Statement):
 
     role: Role
     kind: Kind
-    quantity: int
 
 
 @model
@@ -58,6 +60,7 @@ class Slot:
     name: str
     kind: Kind
     quantity: int
+    unit: Unit
     price: int
     """Micro-credits a GiB and hour, or a Gfuel: the reserve, or the most that a need pays."""
     windows: list[Window]
@@ -251,7 +254,8 @@ class Shown:
     damping_factor_ppm: int
     damping_history: list[tuple[int, int]]
     mr_values: dict[str, int]
-    recipient_totals: dict[str, int]
+    recipient_totals: dict[str, dict[Kind, int]]
+    """By node and kind: bytes, or fuel a second."""
     program_fault: str
 
 

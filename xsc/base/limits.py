@@ -474,8 +474,11 @@ PRICE_BYTES = GIB
 """A price of storage is for so many bytes, and an epoch."""
 PRICE_FUEL = 10**9
 """A price of compute is for so many fuel steps: a Gfuel."""
-FUEL_QUANTUM = 1_000_000
-"""Of compute, slots and needs state a quantity in so many fuel steps; of storage, in MiB."""
+SLOT_STEP_BYTES = 64 * MIB
+"""Slots and needs of storage are stated in so many bytes."""
+SLOT_STEP_FUEL = 10_000_000
+"""Slots and needs of compute are stated in so many fuel steps a second."""
+MFUEL = 1_000_000
 MEMORY_STEP_BYTES = 64 * MIB
 QUOTE_TTL_MS = 60_000
 COMPUTE_LEASE_MS = 60_000

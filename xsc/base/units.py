@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from fractions import Fraction
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import BODY_OVERHEAD_BYTES, MIB
+from xsc.base.limits import BODY_OVERHEAD_BYTES, MFUEL
 
 MICRO = 1_000_000
 _NUMBER = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z%]*)\s*")
@@ -138,9 +138,9 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def format_units(kind: str, units: int) -> str:
-    """Return a quantity of a slot or need: MiB, or millions of fuel steps for compute."""
-    return f"{units} million fuel" if kind == "compute" else format_size(units * MIB)
+def format_level(kind: str, level: int) -> str:
+    """Return the level of a slot or need: bytes, or Mfuel a second."""
+    return f"{level // MFUEL} Mfuel/s" if kind == "compute" else format_size(level)
 
 
 def format_time(at_ms: int) -> str:

@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from xsc.base.units import format_credits, format_share, format_units
+from xsc.base.units import format_credits, format_level, format_share
 from xsc.cli.options import Group, Settings, pass_settings
 from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table
 from xsc.client.allocation import AllocationCalls
@@ -45,7 +45,7 @@ def show_all(settings: Settings) -> None:
                 named(slot, slot["node"]),
                 slot["kind"],
                 _time(slot["window"]),
-                format_units(slot["kind"], slot["capacity"]),
+                format_level(slot["kind"], slot["capacity"]),
                 *cells,
             ]
             for slot in answer["slots"]
@@ -69,14 +69,14 @@ def _granted(slot: Document) -> list[list[str]]:
                 [
                     named(line, line["node"]),
                     stage["tier"],
-                    format_units(kind, stage["quantity"]),
-                    "" if number else format_units(kind, line["drawn"]),
+                    format_level(kind, stage["quantity"]),
+                    "" if number else format_level(kind, line["drawn"]),
                     format_credits(stage["price"]),
                     moment(line["until_ms"]),
                 ]
             )
     rows += [
-        [named(line, line["node"]), "pinned", "", format_units(kind, line["quantity"]), "", ""]
+        [named(line, line["node"]), "pinned", "", format_level(kind, line["quantity"]), "", ""]
         for line in slot["pinned"]
     ]
     return rows or [["nobody", *[""] * 5]]
@@ -129,8 +129,8 @@ def _show_entitlements(settings: Settings, answer: Document, empty: str) -> None
                 named(row, row["node"]),
                 row["kind"],
                 row["tier"] or "pinned",
-                format_units(row["kind"], row["quantity"]),
-                format_units(row["kind"], row["drawn"]),
+                format_level(row["kind"], row["quantity"]),
+                format_level(row["kind"], row["drawn"]),
                 format_credits(row["price"]),
                 _time(row["window"]),
                 moment(row["until_ms"]),
@@ -196,7 +196,7 @@ def _reasons(row: Document) -> list[tuple[str, str]]:
         pairs += [("clearing", short(row["clearing"])), ("window", _time(row["window"]))]
     if row["granted"] is not None:
         share = "" if row["tier"] == "open" else f", {format_share(row['weight'])}"
-        granted, eligible = (format_units(kind, row[of]) for of in ("granted", "eligible"))
+        granted, eligible = (format_level(kind, row[of]) for of in ("granted", "eligible"))
         pairs += [("tier", f"{row['tier']}{share}"), ("granted", f"{granted} of {eligible}")]
     pairs += [("stage", _stage(kind, stage)) for stage in row["stages"]]
     pairs += [("because", row["because"])]
@@ -204,5 +204,5 @@ def _reasons(row: Document) -> list[tuple[str, str]]:
 
 
 def _stage(kind: str, stage: Document) -> str:
-    quantity, price = format_units(kind, stage["quantity"]), format_credits(stage["price"])
+    quantity, price = format_level(kind, stage["quantity"]), format_credits(stage["price"])
     return f"{quantity} as {stage['tier']}, at {price}"

@@ -12,11 +12,11 @@ from typing import Any, Final, TypeVar
 import click
 
 from xsc.base.errors import ArgumentInvalid, NotFound
-from xsc.base.limits import FUEL_QUANTUM, MIB
+from xsc.base.limits import MFUEL
 from xsc.base.units import (
     format_credits,
+    format_level,
     format_size,
-    format_units,
     parse_duration_ms,
     parse_size,
 )
@@ -42,7 +42,7 @@ SLOT = Parsed("ID", slot_id_of, _own_slots)
 
 def _amount(kind: str, quantity: int) -> str:
     """Return a quantity of what is traded: bytes, or fuel times 64 MiB steps in millions."""
-    return format_size(quantity) if kind == "storage" else f"{quantity // FUEL_QUANTUM} M"
+    return format_size(quantity) if kind == "storage" else f"{quantity // MFUEL} M"
 
 
 @click.group(cls=Group)
@@ -50,20 +50,22 @@ def market() -> None:
     """Offer capacity and state needs; show prices and leases."""
 
 
-def _quantity(kind: str, text: str) -> int:
-    """Return a quantity: MiB, also as a size such as 2GiB, or millions of fuel steps."""
-    if re.fullmatch(r"[0-9]{1,30}", text):
-        return int(text)
-    if kind == "compute":
+_RATE = re.compile(r"([0-9]{1,30})(|k|M|G|T)fuel/s")
+_WORKERS = re.compile(r"([0-9]{1,12})workers?")
+_TIMES: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def _quantity(text: str) -> dict[str, int]:
+    """Return a level: bytes of a size such as 100GiB, a rate such as 500Mfuel/s, or workers."""
+    if found := _WORKERS.fullmatch(text):
+        return {"workers": int(found[1])}
+    if found := _RATE.fullmatch(text):
+        return {"quantity": int(found[1]) * _TIMES[found[2]]}
+    if re.fullmatch(r"[0-9]+", text):
         raise ArgumentInvalid(
-            f"QUANTITY: '{text}' is no whole number", hint="compute counts millions of fuel"
+            f"QUANTITY: '{text}' has no unit", hint="write for example 100GiB, 2workers, 500Mfuel/s"
         )
-    size = parse_size(text)
-    if size % MIB:
-        raise ArgumentInvalid(
-            f"QUANTITY: '{text}' is not a whole number of MiB", hint="write for example 64 or 2GiB"
-        )
-    return size // MIB
+    return {"quantity": parse_size(text)}
 
 
 def _moment(text: str) -> int:
@@ -124,13 +126,13 @@ def _stated(command: F) -> F:
     return command
 
 
-def _document(kind: str, quantity: str | None, options: dict[str, Any]) -> Document:
+def _document(quantity: str | None, options: dict[str, Any]) -> Document:
     """Return what the options state, as the node takes it."""
     filters = dict(options["filters"])
     if len(filters) < len(options["filters"]):
         raise ArgumentInvalid("--filter: a name is given twice", hint="give each name once")
     return {
-        "quantity": None if quantity is None else _quantity(kind, quantity),
+        **({} if quantity is None else _quantity(quantity)),
         "from_ms": options["begin"],
         "to_ms": options["end"],
         "every": options["every"],
@@ -143,7 +145,7 @@ def _document(kind: str, quantity: str | None, options: dict[str, Any]) -> Docum
 
 def _declare(settings: Settings, role: str, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
     calls = MarketCalls(settings.calls().core)
-    answer = calls.declare(role, kind, _document(kind, quantity, options))
+    answer = calls.declare(role, kind, _document(quantity, options))
     if settings.json:
         show_json(answer)
     else:
@@ -159,9 +161,9 @@ def _declare(settings: Settings, role: str, kind: str, quantity: str, **options:
 def offer(settings: Settings, /, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
     """Offer capacity ahead of use, and print the id of the slot.
 
-    KIND is storage, egress or compute. QUANTITY is MiB (or a size such as
-    2GiB), or millions of fuel for each 64 MiB of memory. Without --price the
-    node asks what it asks now.
+    KIND is storage or compute. QUANTITY is what is held at any moment: a size
+    such as 100GiB, a rate such as 500Mfuel/s, or 2workers. Without --price
+    the node asks what it asks now.
     """
     _declare(settings, "offer", kind, quantity, **options)
 
@@ -181,12 +183,6 @@ def need(settings: Settings, /, kind: str, quantity: str, **options: Any) -> Non
     _declare(settings, "need", kind, quantity, **options)
 
 
-def _kind_of(calls: MarketCalls, slot_id: str) -> str:
-    """Return the kind of an own slot, by which its quantity is read; any where there is none."""
-    found = {row["kind"] for row in calls.slots()["slots"] if row["id"].startswith(slot_id)}
-    return found.pop() if len(found) == 1 else "compute"
-
-
 @market.command()
 @click.argument("slot_id", metavar="ID", type=SLOT)
 @click.option("--quantity", metavar="QUANTITY", help="How much it is.")
@@ -199,7 +195,7 @@ def edit(settings: Settings, /, slot_id: str, quantity: str | None, **options: A
     A need whose quantity, price or times change is a new one to its providers.
     """
     calls = MarketCalls(settings.calls().core)
-    answer = calls.edit(slot_id, _document(_kind_of(calls, slot_id), quantity, options))
+    answer = calls.edit(slot_id, _document(quantity, options))
     if settings.json:
         show_json(answer)
 
@@ -230,7 +226,7 @@ def slots(settings: Settings) -> None:
                 row["role"],
                 named(row, row["node"]),
                 row["kind"],
-                format_units(row["kind"], row["quantity"]),
+                format_level(row["kind"], row["quantity"]),
                 format_credits(row["price"]),
                 *(map(moment, row["windows"][0]) if row["windows"] else ("always", "")),
                 str(len(row["windows"])),

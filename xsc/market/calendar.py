@@ -11,10 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from xsc.base.limits import COMPUTE_LEASE_MS, FUEL_QUANTUM, MIB
-from xsc.base.units import ceil_div
-from xsc.terms.quote import Kind
-
 EVER_MS: Final = 2**63 - 1
 """The end of what has none."""
 
@@ -47,22 +43,3 @@ def promised_over(promises: Iterable[Promise], start_ms: int, end_ms: int) -> in
 def free_over(capacity: int, promises: Iterable[Promise], start_ms: int, end_ms: int) -> int:
     """Return what can still be promised over a half-open time."""
     return max(0, capacity - promised_over(promises, start_ms, end_ms))
-
-
-def level_of(kind: Kind, quanta: int, length_ms: int) -> int:
-    """Return the level that a slot's quantity takes while a time of that length lasts.
-
-    Of storage it is bytes. Compute is stated in all: it is spread over the time, and the level is
-    what falls on the length of a lease.
-    """
-    if kind == "storage":
-        return quanta * MIB
-    steps = quanta * FUEL_QUANTUM
-    return ceil_div(steps * COMPUTE_LEASE_MS, max(COMPUTE_LEASE_MS, length_ms))
-
-
-def quanta_of(kind: Kind, level: int, length_ms: int) -> int:
-    """Return the quantity of a slot whose level is at most that: the inverse of `level_of`."""
-    if kind == "storage":
-        return level // MIB
-    return level * max(COMPUTE_LEASE_MS, length_ms) // COMPUTE_LEASE_MS // FUEL_QUANTUM

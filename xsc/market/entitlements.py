@@ -10,23 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from xsc.base.limits import FUEL_QUANTUM
-from xsc.market.calendar import EVER_MS, Promise, free_over, level_of, quanta_of
+from xsc.base.limits import COMPUTE_LEASE_MS, SLOT_STEP_BYTES, SLOT_STEP_FUEL
+from xsc.market.calendar import EVER_MS, Promise, free_over
 from xsc.market.pricing import Ladder
-from xsc.terms.pricing import SLOT_UNIT
 from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import Entitlement, EntitlementKey, Window
 
-
-def quantum(kind: Kind) -> int:
-    """Return how much of a lease a quantum of a slot is: bytes, or fuel steps."""
-    return SLOT_UNIT[kind]
+LEASE_UNIT: Final[dict[Kind, int]] = {
+    "storage": SLOT_STEP_BYTES,
+    "compute": SLOT_STEP_FUEL * COMPUTE_LEASE_MS // 1_000,
+}
+"""What a step of a slot is in a lease: bytes, or fuel steps in the time that a lease lasts."""
 
 
 def undrawn(entitlement: Entitlement, drawn: Mapping[EntitlementKey, int]) -> int:
     """Return what can still be drawn: bytes, or fuel steps."""
-    whole = entitlement.quantity * quantum(entitlement.kind)
+    whole = entitlement.quantity * LEASE_UNIT[entitlement.kind]
     return max(0, whole - drawn.get(entitlement.key, 0))
 
 
@@ -56,12 +57,8 @@ def promise(entitlement: Entitlement, left: int, now_ms: int) -> Promise:
 
     What is stored does not go when the window ends, so storage counts from its start on.
     """
-    start, end = max(now_ms, entitlement.window[0]), entitlement.until_ms
-    if entitlement.kind == "storage":
-        return Promise(start, EVER_MS, left)
-    # Once it lapses nothing is kept; until the window ends it is used evenly.
-    length = max(0, entitlement.window[1] - start)
-    return Promise(start, end, level_of(entitlement.kind, -(-left // FUEL_QUANTUM), length))
+    end_ms = EVER_MS if entitlement.kind == "storage" else entitlement.until_ms
+    return Promise(max(now_ms, entitlement.window[0]), end_ms, left)
 
 
 def promises(
@@ -116,18 +113,14 @@ class SlotRoom:
         self._taken = {"storage": [], "compute": []}
 
     def left(self, kind: Kind, window: Window) -> int:
-        """Return the quanta that can be granted over a window."""
-        start, end, length = self._span(kind, window)
-        level = free_over(self.free[kind], self._taken[kind], start, end)
-        return quanta_of(kind, level, length)
+        """Return the steps that can be granted over a window."""
+        level = free_over(self.free[kind], self._taken[kind], *self._span(kind, window))
+        return level // LEASE_UNIT[kind]
 
-    def take(self, kind: Kind, window: Window, quanta: int) -> None:
-        """Count quanta as granted over a window."""
-        if quanta:
-            start, end, length = self._span(kind, window)
-            self._taken[kind].append(Promise(start, end, level_of(kind, quanta, length)))
+    def take(self, kind: Kind, window: Window, steps: int) -> None:
+        """Count steps as granted over a window."""
+        if steps:
+            self._taken[kind].append(Promise(*self._span(kind, window), steps * LEASE_UNIT[kind]))
 
-    def _span(self, kind: Kind, window: Window) -> tuple[int, int, int]:
-        start = max(self.now_ms, window[0])
-        length = max(0, window[1] - start)
-        return start, EVER_MS if kind == "storage" else window[1], length
+    def _span(self, kind: Kind, window: Window) -> Window:
+        return max(self.now_ms, window[0]), EVER_MS if kind == "storage" else window[1]

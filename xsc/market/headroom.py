@@ -96,9 +96,9 @@ class Headroom:
             "compute": self._unreserved("compute")[0],
         }
 
-    def drawn_quanta(self) -> dict[EntitlementKey, int]:
-        """Return the quanta that leases have drawn of each entitlement, rounded up."""
-        return self._store.drawn_quanta("provider", self._clock.now_ms())
+    def drawn_steps(self) -> dict[EntitlementKey, int]:
+        """Return the steps that leases have drawn of each entitlement, rounded up."""
+        return self._store.drawn_steps("provider", self._clock.now_ms())
 
     def _free(self, kind: Kind, beside: Entitlement | None) -> tuple[int, dict[bytes, int]]:
         """Return what is neither used nor promised, and what customers reserved."""

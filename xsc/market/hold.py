@@ -1,9 +1,8 @@
 """What an undrawn entitlement costs: the account under which it is billed, and what bounds it.
 
 The account is a lease of micro-credits, and time spends them: at the price of what is undrawn,
-by the millisecond. A GiB of storage costs its price an epoch; a Gfuel of compute costs its
-price over its whole window. So what is held for an hour of a day costs a twenty-fourth of the day,
-and it costs the same in pieces or under another number of its need.
+by the millisecond. A GiB of storage costs its price an epoch, a Gfuel a second its price a
+second. So it costs the same in pieces or under another number of its need.
 
 Vouchers, bookings and limits are those of leases. Both sides count by themselves, and the
 customer's count is what is paid. All accounts of a need together are bounded by what the need
@@ -13,13 +12,17 @@ allows, whatever slots, windows and prices its providers make of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import AMOUNT_MAX, EPOCH_MS, PRICE_FUEL
+from xsc.base.limits import AMOUNT_MAX, COMPUTE_LEASE_MS, EPOCH_MS, PRICE_FUEL
 from xsc.market.lease import HOLD_MARK, LeaseTerms, LeaseUse
-from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT, slot_amount
+from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT
 from xsc.terms.quote import Kind
 from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot
+
+_LENGTH_MS: Final[dict[Kind, int]] = {"storage": EPOCH_MS, "compute": COMPUTE_LEASE_MS}
+"""How long bytes, or the fuel steps of a lease, are held for their price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +40,7 @@ class Hold:
     """The record that grants it."""
     price: int
     quantity: int
-    """Held and not used: bytes, or fuel steps; 0 where nothing is held now."""
-    length_ms: int
-    """How long it is held for its price."""
+    """Held and not used: bytes, or fuel steps in the time of a lease; 0 where nothing is held."""
     until_ms: int
     """When it lapses."""
     counted_ms: int
@@ -57,7 +58,7 @@ class Hold:
     @property
     def scale(self) -> int:
         """How much of price, quantity and time is a micro-credit."""
-        return PRICE_UNIT[self.kind] * self.length_ms
+        return PRICE_UNIT[self.kind] * _LENGTH_MS[self.kind]
 
 
 def hold_id(key: EntitlementKey) -> bytes:
@@ -110,7 +111,6 @@ def begun(entitlement: Entitlement, kind: Kind) -> Hold:
         entitlement.clearing,
         entitlement.price,
         0,
-        EPOCH_MS,
         entitlement.until_ms,
         0,
     )
@@ -163,20 +163,15 @@ def changed(
         return replace(hold, quantity=0, is_used=False), use
     if not quantity:
         return replace(hold, quantity=0, is_used=True), use
-    start, end = entitlement.window
     # A new grant costs from its beginning on; what was held before comes back from now on.
     begun_ms = begins_ms(entitlement)
     from_ms = now_ms if hold.is_used or begun_ms <= hold.counted_ms else begun_ms
-    length_ms = EPOCH_MS if hold.kind == "storage" else end - start
     hold = replace(
         hold,
         clearing=entitlement.clearing,
         price=entitlement.price,
         quantity=quantity,
-        length_ms=length_ms,
         until_ms=entitlement.until_ms,
-        # What is no micro-credit yet is of another scale.
-        rest=hold.rest if length_ms == hold.length_ms else 0,
         counted_ms=min(from_ms, now_ms),
         is_used=False,
     )
@@ -195,17 +190,14 @@ class Allowance:
     """
 
     need: bytes
+    kind: Kind
     counted_ms: int
     """Up to when."""
     allowed_micro: int = 0
     rate: int = 0
-    """Storage: quantity times the highest price, as of the last look; an epoch allows its worth."""
+    """Steps times the highest price, as of the last look; an epoch allows its worth."""
     rest: int = 0
     """What of it is no whole micro-credit yet."""
-    window_ms: int = -1
-    """Compute: start of the newest window that has begun."""
-    window_micro: int = 0
-    """What that one allows."""
     signed_micro: int = 0
     """What this node has signed for, under all accounts of the need that there ever were."""
 
@@ -217,44 +209,23 @@ class Allowance:
 
 def new_allowance(need: NeedSlot, since_ms: int) -> Allowance:
     """Return what a need has allowed that was stated at a moment: nothing yet."""
-    is_storage = need.kind == "storage"
-    rate = need.quantity * need.price_max if is_storage else 0
-    return Allowance(need.slot_id, since_ms, rate=rate)
+    return Allowance(need.slot_id, need.kind, since_ms, rate=need.quantity * need.price_max)
 
 
 def allowed(allowance: Allowance, need: NeedSlot | None, now_ms: int) -> Allowance:
-    """Return what a need allows up to now; None: it is no more, and allows nothing further.
+    """Return what a need allows up to now: its level times its price, by the millisecond.
 
-    Storage: quantity times price for each epoch, by the millisecond. Compute: the same for each
-    window that has begun, and once for a need without a window.
+    None: the need is no more, and allows nothing further.
     """
-    now_ms = max(now_ms, allowance.counted_ms)
-    passed = allowance.rate * SLOT_UNIT["storage"] * (now_ms - allowance.counted_ms)
-    more, rest = divmod(allowance.rest + passed, PRICE_UNIT["storage"] * EPOCH_MS)
-    rate, window_ms, window_micro = 0, allowance.window_ms, allowance.window_micro
-    if need is not None and need.kind == "storage":
-        rate = need.quantity * need.price_max
-    elif need is not None:
-        each = slot_amount("compute", need.price_max, need.quantity)
-        begun = [
-            start
-            for start, end in need.windows or ((0, now_ms + 1),)
-            if window_ms < start <= now_ms and end > allowance.counted_ms
-        ]
-        if begun:
-            more += each * len(begun)
-            window_ms, window_micro = begun[-1], each
-        elif each > window_micro and window_ms >= 0:
-            # The owner has raised it.
-            more, window_micro = more + each - window_micro, each
+    now_ms, kind = max(now_ms, allowance.counted_ms), allowance.kind
+    passed = allowance.rate * SLOT_UNIT[kind] * (now_ms - allowance.counted_ms)
+    more, rest = divmod(allowance.rest + passed, PRICE_UNIT[kind] * EPOCH_MS)
     return replace(
         allowance,
         counted_ms=now_ms,
         allowed_micro=min(allowance.allowed_micro + more, AMOUNT_MAX),
-        rate=rate,
+        rate=0 if need is None else need.quantity * need.price_max,
         rest=rest,
-        window_ms=window_ms,
-        window_micro=window_micro,
     )
 
 

@@ -30,8 +30,6 @@ class Holds:
         self._granted = ports.granted
         self._billed = ports.billed
         self._needs = ports.needs
-        self.used_up: frozenset[bytes] = frozenset()
-        """Needs of compute that allow nothing more now, and were granted more."""
         self._saved: dict[tuple[Role, bytes], int] = {}
         self._looked_ms = context.clock.now_ms()
         """When the customer last looked at what it was granted."""
@@ -87,20 +85,16 @@ class Holds:
     def _bound(self) -> None:
         """Have the customer count no more than what its needs allow."""
         left = {need: each.left_micro for need, each in self._store.allowances.items()}
-        beyond = set()
         for entry in self._store.holds("customer"):
             if entry.hold is None:
                 continue
             need, before = entry.hold.need, entry.use
             entry.use = holding.bounded(before, left.get(need, 0))
             left[need] = left.get(need, 0) - (entry.use.billed_micro - before.voucher_micro)
-            if entry.use != before and entry.hold.kind == "compute":
-                beyond.add(need)
-        self.used_up = frozenset(need for need in self.used_up | beyond if not left.get(need))
 
     def _observe(self, role: Role, entitlements: Iterable[Entitlement]) -> None:
         now_ms = self._clock.now_ms()
-        used = self._store.used(role)
+        used = self._store.used(role, now_ms)
         seen: dict[bytes, Entitlement] = {}
         for each in entitlements:
             if not holding.begins_ms(each) <= now_ms < each.until_ms:

@@ -290,12 +290,18 @@ def drawn(entry: LeaseEntry, now_ms: int) -> int:
 
     What a lease gives up, its customer may draw again.
     """
-    return used(entry) + max(entry.reserved, rules.reserved(entry.terms, entry.use, now_ms))
+    kept = max(entry.reserved, rules.reserved(entry.terms, entry.use, now_ms))
+    return used(entry, now_ms) + kept
 
 
-def used(entry: LeaseEntry) -> int:
-    """Return how much of its entitlement is used under a lease, which bills it."""
-    return entry.use.held_bytes if entry.terms.kind == "storage" else entry.use.used
+def used(entry: LeaseEntry, now_ms: int) -> int:
+    """Return how much of its entitlement is used under a lease, which bills it.
+
+    What fuel was used counts for the time of the lease, also where it was given back: it is a rate.
+    """
+    if entry.terms.kind == "storage":
+        return entry.use.held_bytes
+    return entry.use.used if now_ms < entry.terms.end_ms else 0
 
 
 def exposure_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:

@@ -6,7 +6,6 @@
     market/denial/c/<lease id>       the provider's signed word that it does not know the lease
     market/hold/<c|p>/<account>      the account of an undrawn entitlement, with its use
     market/allowance/<need>          what a need of this node allows for all of them, and has signed
-    market/spent/<c|p>/<entitlement> what leases that are forgotten have drawn of it
     market/closed                    there while the node is stopped, where it stopped in order
 
 `c` is this node as the customer, `p` as the provider. Reservations of what runs
@@ -17,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Final
 
@@ -25,9 +24,9 @@ from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.fields import take_bool, take_bytes, take_int, take_map, take_opt_bytes, take_str
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import FUEL_QUANTUM, MIB
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed
+from xsc.market.entitlements import LEASE_UNIT
 from xsc.market.hold import Allowance, Hold, account_terms
 from xsc.market.lease import LeaseTerms, LeaseUse, terms_of
 from xsc.market.lease_entry import Booking, LeaseEntry, Role, drawn, used
@@ -35,7 +34,7 @@ from xsc.market.ports import Commit
 from xsc.market.renewal import restored
 from xsc.market.reserved import Reserved
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Quote
+from xsc.terms.quote import Kind, Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
 from xsc.terms.slot import EntitlementKey
 
@@ -46,7 +45,6 @@ _RENEWAL: Final = b"market/renewal/"
 _DENIAL: Final = b"market/denial/c/"
 _HOLD: Final = b"market/hold/"
 _ALLOWANCE: Final = b"market/allowance/"
-_SPENT: Final = b"market/spent/"
 _CLOSED: Final = b"market/closed"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
 CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _DENIAL, _HOLD + b"c/", _ALLOWANCE)
@@ -124,6 +122,10 @@ def _used(entry: LeaseEntry) -> bytes:
     return write_use(KeptUse(entry.use, entry.voucher, entry.booking, entry.refusals))
 
 
+def _read_kind(row: dict[str, Value]) -> Kind:
+    return "storage" if take_str(row, "kind") == "storage" else "compute"
+
+
 def _hold_row(entry: LeaseEntry, hold: Hold) -> bytes:
     row: dict[str, Value] = {
         "v": _VERSION,
@@ -146,11 +148,10 @@ def _read_hold(role: Role, account_id: bytes, raw: bytes) -> LeaseEntry:
         opens_ms=take_int(kept, "opens_ms"),
         customer=take_bytes(kept, "customer"),
         need=take_bytes(kept, "need"),
-        kind="storage" if take_str(kept, "kind") == "storage" else "compute",
+        kind=_read_kind(kept),
         clearing=take_bytes(kept, "clearing"),
         price=take_int(kept, "price"),
         quantity=take_int(kept, "quantity"),
-        length_ms=take_int(kept, "length_ms"),
         until_ms=take_int(kept, "until_ms"),
         counted_ms=take_int(kept, "counted_ms"),
         rest=take_int(kept, "rest"),
@@ -179,19 +180,13 @@ def _read_allowance(raw: bytes) -> Allowance:
         raise RecordInvalid("an allowance is of an unknown version")
     return Allowance(
         need=take_bytes(row, "need"),
+        kind=_read_kind(row),
         counted_ms=take_int(row, "counted_ms"),
         allowed_micro=take_int(row, "allowed_micro"),
         rate=take_int(row, "rate"),
         rest=take_int(row, "rest"),
-        window_ms=take_int(row, "window_ms", least=-1),
-        window_micro=take_int(row, "window_micro"),
         signed_micro=take_int(row, "signed_micro"),
     )
-
-
-def _spent_key(role: Role, key: EntitlementKey) -> bytes:
-    window = key.slot + key.opens_ms.to_bytes(8, "big")
-    return _SPENT + _LETTERS[role] + key.provider + window + key.customer + key.need
 
 
 class LeaseStore:
@@ -218,11 +213,6 @@ class LeaseStore:
         self._touched: dict[bytes, LeaseEntry] = {}
         self._is_flushed_soon = False
         self._drawing: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
-        self._spent: dict[Role, dict[EntitlementKey, tuple[int, int]]] = {
-            "customer": {},
-            "provider": {},
-        }
-        """By entitlement, when its window ends, and what forgotten leases have used of it."""
         self.reserved = Reserved()
         """Under the leases as the provider."""
         self.complete = False
@@ -266,19 +256,6 @@ class LeaseStore:
                 except RecordInvalid as fault:
                     raise StoreDamaged(f"a kept account cannot be read: {fault.message}") from fault
                 self._know_hold(held)
-            prefix = _SPENT + letter
-            for _, value in self._state.scan(prefix, prefix_end(prefix)):
-                row = decode(value)
-                if not isinstance(row, dict):
-                    raise StoreDamaged("what was drawn of an entitlement cannot be read")
-                spent_of = EntitlementKey(
-                    take_bytes(row, "provider"),
-                    take_bytes(row, "slot"),
-                    take_int(row, "start_ms"),
-                    take_bytes(row, "customer"),
-                    take_bytes(row, "need"),
-                )
-                self._spent[role][spent_of] = take_int(row, "end_ms"), take_int(row, "quantity")
 
     def _read(self, role: Role, kept: bytes, kept_use: bytes | None) -> LeaseEntry:
         value = decode(kept)
@@ -378,61 +355,28 @@ class LeaseStore:
 
     def drawn(self, role: Role, now_ms: int) -> dict[EntitlementKey, int]:
         """Return what all leases have drawn of each entitlement: bytes, or fuel steps."""
-        found: defaultdict[EntitlementKey, int] = defaultdict(int)
-        for key, (_, quantity) in self._spent[role].items():
-            found[key] += quantity
-        for entry in self._drawing[role].values():
-            if (drawn_of := entry.drawn_key) is not None:
-                found[drawn_of] += drawn(entry, now_ms)
-        return found
+        return self._of_entitlements(role, lambda entry: drawn(entry, now_ms))
 
-    def used(self, role: Role) -> dict[EntitlementKey, int]:
+    def used(self, role: Role, now_ms: int) -> dict[EntitlementKey, int]:
         """Return what of each entitlement is used under leases, which bill it."""
-        found: defaultdict[EntitlementKey, int] = defaultdict(int)
-        for key, (_, quantity) in self._spent[role].items():
-            found[key] += quantity
-        for entry in self._drawing[role].values():
-            if (drawn_of := entry.drawn_key) is not None:
-                found[drawn_of] += used(entry)
-        return found
+        return self._of_entitlements(role, lambda entry: used(entry, now_ms))
 
-    def drawn_quanta(self, role: Role, now_ms: int) -> dict[EntitlementKey, int]:
-        """Return the same in quanta of slots, rounded up."""
-        stored = {
-            entry.drawn_key
-            for entry in self._drawing[role].values()
-            if entry.terms.kind == "storage"
-        }
+    def drawn_steps(self, role: Role, now_ms: int) -> dict[EntitlementKey, int]:
+        """Return what is drawn of each entitlement in steps of its slot, rounded up."""
+        kinds = {entry.drawn_key: entry.terms.kind for entry in self._drawing[role].values()}
         return {
-            key: ceil_div(drawn, MIB if key in stored else FUEL_QUANTUM)
-            for key, drawn in self.drawn(role, now_ms).items()
+            key: ceil_div(taken, LEASE_UNIT[kinds[key]])
+            for key, taken in self.drawn(role, now_ms).items()
         }
 
-    def _spend(self, entry: LeaseEntry, key: EntitlementKey, end_ms: int) -> Change:
-        """Count what a compute lease that is forgotten has used, until the window ends."""
-        _, before = self._spent[entry.role].get(key, (0, 0))
-        after = before + entry.use.used
-        self._spent[entry.role][key] = end_ms, after
-        row: Value = {
-            "provider": key.provider,
-            "slot": key.slot,
-            "start_ms": key.opens_ms,
-            "end_ms": end_ms,
-            "customer": key.customer,
-            "need": key.need,
-            "quantity": after,
-        }
-        return _spent_key(entry.role, key), encode(row)
-
-    def forget_windows(self, now_ms: int) -> None:
-        """Drop what was drawn in windows that are over."""
-        changes: list[Change] = []
-        for role, spent in self._spent.items():
-            for key in [key for key, (end_ms, _) in spent.items() if end_ms <= now_ms]:
-                del spent[key]
-                changes.append((_spent_key(role, key), None))
-        if changes:
-            self._state.write(changes, sync=False)
+    def _of_entitlements(
+        self, role: Role, taken: Callable[[LeaseEntry], int]
+    ) -> dict[EntitlementKey, int]:
+        found: defaultdict[EntitlementKey, int] = defaultdict(int)
+        for entry in self._drawing[role].values():
+            if (key := entry.drawn_key) is not None:
+                found[key] += taken(entry)
+        return found
 
     def add(self, entries: list[LeaseEntry]) -> None:
         """Keep new leases: they are on the disk on return, because they are promises."""
@@ -564,10 +508,7 @@ class LeaseStore:
         if entry.role == "customer":
             keys.append(_DENIAL + entry.terms.lease_id)
         changes: list[Change] = [(key, None) for key in keys]
-        if entry.draw is not None and entry.drawn_key is not None:
-            del self._drawing[entry.role][entry.terms.lease_id]
-            if entry.terms.kind == "compute":
-                changes.append(self._spend(entry, entry.drawn_key, entry.draw.end_ms))
+        self._drawing[entry.role].pop(entry.terms.lease_id, None)
         self._state.write(changes, sync=False)
         del self._entries[entry.role][entry.terms.lease_id]
         if entry.role == "provider":

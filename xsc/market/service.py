@@ -159,7 +159,6 @@ class MarketService:
             elif entry.use.given_back != before.given_back:
                 self.store.save(entry)
         self.holds.tidy()
-        self.store.forget_windows(now_ms)
         self.limits.refresh()
 
     # What people see

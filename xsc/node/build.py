@@ -32,7 +32,7 @@ from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     COMPUTE_LEASE_MS,
-    FUEL_QUANTUM,
+    MFUEL,
     PROBE_TIMEOUT_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
     SWEEP_INTERVAL_MS,
@@ -187,7 +187,7 @@ class NodeCapacity:
 
 
 class SlotMarket:
-    """What the allocation of slots asks of the market, in quanta."""
+    """What the allocation of slots asks of the market, in steps."""
 
     def __init__(self, market: MarketService) -> None:
         self._market = market
@@ -201,12 +201,8 @@ class SlotMarket:
         return SlotRoom(free, now_ms)
 
     def drawn(self) -> dict[EntitlementKey, int]:
-        """Return the quanta that leases have drawn of each entitlement, rounded up."""
-        return self._market.headroom.drawn_quanta()
-
-    def used_up(self) -> Collection[bytes]:
-        """Return the needs of this node that allow nothing more now, and were granted more."""
-        return self._market.holds.used_up
+        """Return the steps that leases have drawn of each entitlement, rounded up."""
+        return self._market.headroom.drawn_steps()
 
     def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
         """Return the micro-credits that a customer may still come to owe.
@@ -321,7 +317,7 @@ class Node:
         self.capacity = NodeCapacity(
             self.shards,
             parts.disk_free_bytes,
-            config.compute_workers * config.worker_speed_mfuel * FUEL_QUANTUM,
+            config.compute_workers * config.worker_speed_mfuel * MFUEL,
             leaving=lambda: self.storage.drain.active,
         )
         self._make_market(recovering=recovering)
@@ -439,7 +435,7 @@ class Node:
             commitments=self.commitments,
             weights=self.allocation.weights_of,
             peers=self.peers.roster,
-            drawn=self.drawn_quanta,
+            drawn=self.drawn_steps,
         )
         self._providers = Providers(self.key.node_id, self.market, self.health, self.peers.roster)
 
@@ -605,10 +601,10 @@ class Node:
         inviter = self.space_store.inviter
         return [] if inviter is None else [inviter]
 
-    def drawn_quanta(self) -> dict[EntitlementKey, int]:
-        """Return the quanta that leases have drawn of entitlements, here and at others."""
-        taken = self.market.store.drawn_quanta("customer", self.clock.now_ms())
-        return taken | self.market.headroom.drawn_quanta()
+    def drawn_steps(self) -> dict[EntitlementKey, int]:
+        """Return the steps that leases have drawn of entitlements, here and at others."""
+        taken = self.market.store.drawn_steps("customer", self.clock.now_ms())
+        return taken | self.market.headroom.drawn_steps()
 
     async def read_space(self, owner: bytes, path: str) -> Entry:
         """Return the newest record at a path, fetched from its owner where that is needed.

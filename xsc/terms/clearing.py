@@ -9,6 +9,7 @@ sums up all present clearings of a node; it is the value at `allocation/state`.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, ClassVar, Self, TypeAlias
@@ -28,12 +29,12 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.quote import Kind, SlotId, Tier
-from xsc.terms.slot import AvailabilitySlot, DivisionRule, Quantity
+from xsc.terms.slot import AvailabilitySlot, DivisionRule, Steps
 
 _Number = Annotated[bytes, Field(max_length=64)]
 Ratio: TypeAlias = tuple[_Number, _Number]
 """A fraction in lowest terms. Its numbers are big-endian, in the fewest bytes: they may be long."""
-LineValue: TypeAlias = tuple[SlotId, Tier, Quantity, Count]
+LineValue: TypeAlias = tuple[SlotId, Tier, Steps, Count]
 """A need, the stage that serves it, its units, and the price."""
 
 
@@ -102,7 +103,7 @@ class Participant(Record):
     commitment: SpaceValue
     recognition: SpaceValue | None
     """None where it gives the provider nothing that counts."""
-    eligible: Annotated[tuple[tuple[SlotId, Quantity], ...], Field(max_length=NEEDS_MAX)]
+    eligible: Annotated[tuple[tuple[SlotId, Steps], ...], Field(max_length=NEEDS_MAX)]
     """Needs by rising ids, with the units that credit and shares leave: the provider's word."""
     lines: Annotated[tuple[LineValue, ...], Field(max_length=2 * NEEDS_MAX)]
     """What is granted: by stages, in each by need."""
@@ -161,7 +162,7 @@ class SlotAllocationRecord(Record):
     customer: Id32
     need: SlotId
     tier: Tier
-    quantity: Quantity
+    quantity: Steps
     price: Count
     granted_ms: Count
     """When it was first granted under the need's number: it costs from then on, and lapses."""
@@ -182,6 +183,18 @@ class SlotDenominators(Record):
     tiers: Annotated[tuple[TierLine, ...], Field(min_length=3, max_length=3)]
 
 
+def recipient_totals(
+    slots: Iterable[SlotDenominators], lines: Iterable[SlotAllocationRecord]
+) -> tuple[tuple[bytes, Kind, int], ...]:
+    """Return by customer and kind what all lines of divided slots come to, in steps."""
+    kinds = {slot.slot: slot.kind for slot in slots}
+    totals: defaultdict[tuple[bytes, Kind], int] = defaultdict(int)
+    for line in lines:
+        if line.slot in kinds:
+            totals[line.customer, kinds[line.slot]] += line.quantity
+    return tuple(sorted((*key, steps) for key, steps in totals.items()))
+
+
 class TwoTierAllocationState(Record):
     """What a node presently grants; the one value at `allocation/state`.
 
@@ -197,8 +210,10 @@ class TwoTierAllocationState(Record):
         tuple[SlotAllocationRecord, ...], Field(max_length=ALLOCATIONS_MAX)
     ] = ()
     """By rising slot, window, customer and need; of a window no more than its stages gave."""
-    recipient_totals: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
-    """By rising ids: units over all kinds and windows, as the sum of `slot_allocations`."""
+    recipient_totals: Annotated[
+        tuple[tuple[Id32, Kind, Count], ...], Field(max_length=2 * PEERS_MAX)
+    ] = ()
+    """By rising id and kind: steps over all windows, as the sum of `slot_allocations`."""
     mr_values: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
     """By rising ids: mutual recognition above 0, in ppm."""
     damping_factor: Annotated[int, Field(ge=0, le=PPM)] = PPM
@@ -215,10 +230,7 @@ class TwoTierAllocationState(Record):
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
-        totals: dict[bytes, int] = {}
-        for line in self.slot_allocations:
-            totals[line.customer] = totals.get(line.customer, 0) + line.quantity
-        if tuple(sorted(totals.items())) != self.recipient_totals:
+        if recipient_totals(self.slot_denominators, self.slot_allocations) != self.recipient_totals:
             raise ValueError("the totals are not the sums of the allocations")
         cleared = [(slot.slot, slot.window) for slot in self.slot_denominators]
         if any(one >= other for one, other in pairwise(cleared)):

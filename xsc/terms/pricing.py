@@ -7,8 +7,8 @@ fuel step is one unit of fuel for each begun MEMORY_STEP_BYTES of the memory
 billed for its fuel, for RUN_FUEL, for compiling what it brought and for the calls of a
 batch (`run_steps`).
 Amounts are rounded down, once, at the end: what is lost is less than a micro-credit.
-Leases count bytes and fuel steps. Slots and needs count MiB and millions of fuel
-steps (SLOT_UNIT): their prices are the same prices, and their amounts are `slot_amount`.
+Leases count bytes and fuel steps. Slots and needs count steps of a level (`xsc.terms.slot`): their
+prices are the same prices, and their amounts are `slot_amount`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import Final
 from xsc.base.limits import (
     BATCH_CALL_FUEL,
     COMPILE_BYTE_FUEL,
-    FUEL_QUANTUM,
+    EPOCH_MS,
     MEMORY_STEP_BYTES,
-    MIB,
     PRICE_BYTES,
     PRICE_FUEL,
     RUN_FUEL,
+    SLOT_STEP_BYTES,
+    SLOT_STEP_FUEL,
 )
 from xsc.base.units import ceil_div
 from xsc.terms.quote import Kind
@@ -33,8 +34,11 @@ PRICE_UNIT: Final[dict[Kind, int]] = {
     "compute": PRICE_FUEL,
 }
 """For how much a price is: bytes (of storage, for an epoch), or fuel steps."""
-SLOT_UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": FUEL_QUANTUM}
-"""How much a quantity of one is in a slot or need: bytes, or fuel steps."""
+SLOT_UNIT: Final[dict[Kind, int]] = {
+    "storage": SLOT_STEP_BYTES,
+    "compute": SLOT_STEP_FUEL * EPOCH_MS // 1_000,
+}
+"""What a step of a slot or need comes to in an epoch: bytes, or fuel steps."""
 
 
 def memory_steps(memory_bytes: int) -> int:
@@ -75,9 +79,9 @@ def amount(kind: Kind, price: int, quantity: int) -> int:
     return price * quantity // PRICE_UNIT[kind]
 
 
-def slot_amount(kind: Kind, price: int, quantity: int) -> int:
-    """Return the same for a quantity as slots and needs state it."""
-    return amount(kind, price, quantity * SLOT_UNIT[kind])
+def slot_amount(kind: Kind, price: int, steps: int) -> int:
+    """Return the micro-credits for an epoch of a level in steps, as slots and needs state it."""
+    return amount(kind, price, steps * SLOT_UNIT[kind])
 
 
 def affordable(kind: Kind, price: int, credit_micro: int) -> int | None:

@@ -3,8 +3,9 @@
 A node publishes all of its slots and needs as one `Commitment`. The record of its space is what
 signs, numbers and dates it. `Entitlement` is what a need was granted of a slot; it is not sent.
 
-Units of a quantity: MiB held at any one moment of the window (storage), or millions of fuel for
-each 64 MiB of the memory limit, within the window (compute). Prices: `xsc.terms.pricing`.
+A quantity is a level, in steps: bytes held at any one moment, in steps of SLOT_STEP_BYTES, or fuel
+steps a second, in steps of SLOT_STEP_FUEL. Levels add up over any moment. Prices:
+`xsc.terms.pricing`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeAlias
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -27,14 +28,21 @@ from xsc.base.limits import (
     PEERS_MAX,
     PPM,
     SLOT_FILTERS_MAX,
+    SLOT_STEP_BYTES,
+    SLOT_STEP_FUEL,
     SLOT_WINDOWS_MAX,
     SLOTS_MAX,
 )
 from xsc.identity.envelope import Count, Id32, Record
+from xsc.terms.pricing import slot_amount
 from xsc.terms.quote import Draw, Kind, Label, SlotId, Tier
 
-Quantity = Annotated[int, Field(gt=0, lt=2**63)]
+Steps = Annotated[int, Field(gt=0, lt=2**33)]
+"""Of a level. In bytes, or in fuel steps in the time of a lease, it is below 2^63."""
+Rising = Annotated[int, Field(gt=0, lt=2**63)]
 DivisionRule = Literal["weighted-uniform", "proportional"]
+STEP: Final[dict[Kind, int]] = {"storage": SLOT_STEP_BYTES, "compute": SLOT_STEP_FUEL}
+"""What a step of a level is: bytes, or fuel steps a second."""
 Window: TypeAlias = tuple[int, int]
 """From a moment to another one, which is not part of it; milliseconds of UTC."""
 
@@ -113,8 +121,8 @@ def unpack_windows(packed: bytes) -> tuple[Window, ...]:
     return tuple(windows)
 
 
-def _check_amount(quantity: int, price: int) -> None:
-    if quantity * price > AMOUNT_MAX:
+def _check_amount(kind: Kind, quantity: int, price: int) -> None:
+    if slot_amount(kind, price, quantity) > AMOUNT_MAX:
         raise ValueError("quantity times price is more than any amount")
 
 
@@ -126,7 +134,7 @@ class Slot(Record):
     slot_id: SlotId
     """Random; kept when the slot is edited."""
     kind: Kind
-    quantity: Quantity
+    quantity: Steps
     windows_packed: bytes = b""
     recurrence: Annotated[str, Field(max_length=128)] = ""
     """As the owner said it, for people and for resolving anew; empty without."""
@@ -184,7 +192,7 @@ class AvailabilitySlot(Slot):
             raise ValueError("the price ladder must not fall: mutual <= one-way <= reserve")
         if not self.windows_packed:
             raise ValueError("an offer has a window")
-        _check_amount(self.quantity, self.reserve)
+        _check_amount(self.kind, self.quantity, self.reserve)
         return self
 
 
@@ -195,7 +203,7 @@ class NeedSlot(Slot):
 
     price_max: Count
     """What the node pays at most."""
-    number: Quantity = 1
+    number: Rising = 1
     """Rises when quantity, price or windows change; caps are of one number."""
     caps: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
     """What the need still accepts of a provider, by rising ids. Within a number it only falls."""
@@ -206,7 +214,7 @@ class NeedSlot(Slot):
             raise ValueError("the providers of the caps do not rise")
         if any(cap >= self.quantity for _, cap in self.caps):
             raise ValueError("a cap is not below the quantity")
-        _check_amount(self.quantity, self.price_max)
+        _check_amount(self.kind, self.quantity, self.price_max)
         return self
 
     def cap(self, provider: bytes) -> int:

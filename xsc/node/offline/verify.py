@@ -12,11 +12,11 @@ from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short, to_text
 from xsc.base.limits import (
     COMPILE_BYTE_FUEL,
-    FUEL_QUANTUM,
+    MFUEL,
     PEER_BODY_BYTES_MAX,
     PRICE_FUEL,
 )
-from xsc.base.units import ceil_div, format_credits, format_size, format_time, format_units
+from xsc.base.units import ceil_div, format_credits, format_level, format_size, format_time
 from xsc.compute.deployments.rules import check_receipt as check_service_receipt
 from xsc.compute.jobs.evidence import differing
 from xsc.compute.jobs.quorum import contradict, same_content
@@ -41,6 +41,7 @@ from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import UNITS, Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
+from xsc.terms.slot import STEP
 from xsc.terms.storage_receipt import StorageReceipt
 from xsc.terms.voucher import Voucher
 
@@ -109,7 +110,7 @@ def _quantity(kind: str, quantity: int) -> str:
     """Return what a lease grants, in the words of people."""
     if kind == "storage":
         return f"{format_size(quantity)} of storage"
-    return f"{quantity // FUEL_QUANTUM} million fuel steps of compute"
+    return f"{quantity // MFUEL} million fuel steps of compute"
 
 
 def _lease(raw: bytes) -> str:
@@ -395,9 +396,10 @@ def _clearing(raw: bytes) -> str:
     record = check_clearing(raw).record
     given = sum(line.given for line in record.tiers)
     stages = ", ".join(f"{line.given} {line.tier}" for line in record.tiers)
+    kind = record.slot.kind
     return (
         f"clearing: {short(record.provider)} divided "
-        f"{format_units(record.slot.kind, record.capacity)} of {record.slot.kind} in slot "
+        f"{format_level(kind, record.capacity * STEP[kind])} of {kind} in slot "
         f"{to_text(record.slot.slot_id)} among {_count(len(record.participants), 'customer')} by "
         f"{record.slot.rule}: {given} granted ({stages}), as the rule says; the capacity, what "
         "credit left of each need, that nobody and no recognition is missing, and that nothing of "

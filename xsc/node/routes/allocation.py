@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from xsc.allocation.convergence import network_has_converged
@@ -26,12 +27,12 @@ from xsc.terms.clearing import (
     SlotDenominators,
     TwoTierAllocationState,
 )
-from xsc.terms.quote import Draw, Tier
-from xsc.terms.slot import Entitlement, EntitlementKey
+from xsc.terms.quote import Draw, Kind, Tier
+from xsc.terms.slot import STEP, Entitlement, EntitlementKey
 
 
-def _stage(tier: Tier, quantity: int, price: int) -> api.Stage:
-    return api.Stage(tier=tier, quantity=quantity, price=price)
+def _stage(kind: Kind, tier: Tier, steps: int, price: int) -> api.Stage:
+    return api.Stage(tier=tier, quantity=steps * STEP[kind], price=price)
 
 
 def _slots(
@@ -51,12 +52,13 @@ def _slots(
             name=node.name_of(line.customer),
             tier=line.tier,
             need=to_text(line.need),
-            quantity=line.quantity,
+            quantity=line.quantity * STEP[slot.kind],
             price=line.price,
-            stages=[_stage(*each[1:]) for each in stages if each[0] == line.need],
+            stages=[_stage(slot.kind, *each[1:]) for each in stages if each[0] == line.need],
             drawn=drawn.get(
                 EntitlementKey(provider, slot.slot, slot.window[0], line.customer, line.need), 0
-            ),
+            )
+            * STEP[slot.kind],
             granted_ms=line.granted_ms,
             until_ms=min(slot.window[1], lapses_ms),
         )
@@ -79,12 +81,12 @@ def _slots(
                 rule=slot.rule,
                 window=slot.window,
                 clearing=to_text(slot.clearing),
-                capacity=slot.capacity,
+                capacity=slot.capacity * STEP[slot.kind],
                 tiers=[
                     api.Tier(
                         tier=line.tier,
-                        capacity=line.capacity,
-                        given=line.given,
+                        capacity=line.capacity * STEP[slot.kind],
+                        given=line.given * STEP[slot.kind],
                         denominator=denominator_of(line.denominator),
                     )
                     for line in slot.tiers
@@ -97,11 +99,11 @@ def _slots(
                         node=to_text(each.customer),
                         name=node.name_of(each.customer),
                         need=to_text(each.need),
-                        quantity=quantity,
+                        quantity=steps * STEP[slot.kind],
                     )
-                    for each, quantity in sorted(drawn.items())
+                    for each, steps in sorted(drawn.items())
                     if each[:3] == (provider, slot.slot, slot.window[0])
-                    and quantity
+                    and steps
                     and (each.customer, each.need) not in granted
                 ],
             )
@@ -117,8 +119,8 @@ def _entitlement(each: Entitlement, drawn: int, name: str) -> api.Entitled:
         need=to_text(each.need),
         kind=each.kind,
         tier=each.tier,
-        quantity=each.quantity,
-        drawn=drawn,
+        quantity=each.quantity * STEP[each.kind],
+        drawn=drawn * STEP[each.kind],
         price=each.price,
         window=each.window,
         granted_ms=each.granted_ms,
@@ -137,7 +139,7 @@ def _kept(entry: LeaseEntry, draw: Draw, drawn: int, name: str) -> api.Entitled:
         kind=entry.terms.kind,
         tier=None,
         quantity=0,
-        drawn=drawn,
+        drawn=drawn * STEP[entry.terms.kind],
         price=entry.terms.price,
         window=(draw.start_ms, draw.end_ms),
         granted_ms=None,
@@ -163,23 +165,25 @@ def _known(node: Node) -> dict[bytes, Participant]:
 async def show(node: Node, _: Nothing) -> api.Shown:
     """Show what was cleared."""
     own, states = node.allocator.state, node.allocator.states()
-    drawn = node.drawn_quanta()
+    drawn = node.drawn_steps()
     rows = _slots(node, node.key.node_id, own, drawn)
     for provider, state in sorted(states.items()):
         rows += _slots(node, provider, state, drawn)
-    converged = {
-        peer: each.state.converged
-        for peer, each in _known(node).items()
-        if each.state is not None and each.is_fresh
-    }
+    known = _known(node)
+    converged = {peer: each.has_converged for peer, each in known.items() if each.is_active}
+    totals: defaultdict[str, dict[Kind, int]] = defaultdict(dict)
+    for peer, kind, steps in own.recipient_totals:
+        totals[to_text(peer)][kind] = steps * STEP[kind]
     return api.Shown(
         slots=rows,
-        converged=own.converged,
-        network_converged=network_has_converged({node.key.node_id: own.converged} | converged),
+        converged=node.allocator.has_converged,
+        network_converged=network_has_converged(
+            {node.key.node_id: node.allocator.has_converged} | converged
+        ),
         damping_factor_ppm=own.damping_factor,
         damping_history=[(item[0], item[1]) for item in own.damping_history],
         mr_values={to_text(peer): ppm for peer, ppm in own.mr_values},
-        recipient_totals={to_text(peer): total for peer, total in own.recipient_totals},
+        recipient_totals=totals,
         program_fault=node.allocator.program_fault,
     )
 
@@ -187,7 +191,7 @@ async def show(node: Node, _: Nothing) -> api.Shown:
 async def all_groups(node: Node, _: Nothing) -> api.Groups:
     """List the groups of nodes."""
     found = groups(_known(node))
-    if node.allocator.state.converged:
+    if node.allocator.has_converged:
         found["has_system_converged"].append(node.key.node_id)
     named = {each for nodes in found.values() for each in nodes}
     return api.Groups(
@@ -197,7 +201,7 @@ async def all_groups(node: Node, _: Nothing) -> api.Groups:
 
 
 def _entitlements(node: Node, *, only_drawn: bool) -> api.Entitlements:
-    drawn = node.drawn_quanta()
+    drawn = node.drawn_steps()
     rows: list[api.Entitled] = []
     totals: dict[str, int] = {}
     for each in node.allocator.received():
@@ -205,7 +209,8 @@ def _entitlements(node: Node, *, only_drawn: bool) -> api.Entitlements:
         if taken or not only_drawn:
             rows.append(_entitlement(each, taken, node.name_of(each.provider)))
             need = to_text(each.need)
-            totals[need] = totals.get(need, 0) + (taken if only_drawn else each.quantity)
+            steps = taken if only_drawn else each.quantity
+            totals[need] = totals.get(need, 0) + steps * STEP[each.kind]
     if only_drawn:
         # What was drawn stays, whatever is granted now and whoever answers.
         seen = {each.key for each in node.allocator.received()}
@@ -216,7 +221,7 @@ def _entitlements(node: Node, *, only_drawn: bool) -> api.Entitlements:
                 if taken := drawn.get(key, 0):
                     name, need = node.name_of(entry.terms.provider), to_text(entry.draw.need)
                     rows.append(_kept(entry, entry.draw, taken, name))
-                    totals[need] = totals.get(need, 0) + taken
+                    totals[need] = totals.get(need, 0) + taken * STEP[entry.terms.kind]
     return api.Entitlements(allocations=rows, totals=totals)
 
 
@@ -245,11 +250,11 @@ def _explained(node: Node, each: Explained) -> api.Explained:
         need=to_text(pair.need.slot_id),
         tier=pair.customer.tier if why is None else why.tier,
         weight=None if why is None else why.weight,
-        eligible=None if why is None else why.eligible,
-        granted=None if why is None else why.quantity,
+        eligible=None if why is None else why.eligible * STEP[pair.need.kind],
+        granted=None if why is None else why.quantity * STEP[pair.need.kind],
         stages=[]
         if why is None
-        else [_stage(line.tier, line.quantity, line.price) for line in why.lines],
+        else [_stage(pair.need.kind, line.tier, line.quantity, line.price) for line in why.lines],
         price=None if why is None else max((x.price for x in why.lines), default=None),
         because=each.said.because,
         changes=list(each.said.changes),

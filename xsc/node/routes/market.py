@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
-from xsc.allocation.declaring import Statement
+from xsc.allocation.declaring import Statement, find
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
-from xsc.base.errors import NotFound
+from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.ids import to_text
+from xsc.base.limits import MFUEL
+from xsc.base.units import ceil_div, format_level
 from xsc.node.api.serving import Answers
 from xsc.node.build import Node
-from xsc.terms.quote import UNITS
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
+from xsc.terms.quote import UNITS, Kind
+from xsc.terms.slot import STEP, AvailabilitySlot, Commitment, NeedSlot
 
 
 def _both(commitment: Commitment) -> tuple[AvailabilitySlot | NeedSlot, ...]:
     return (*commitment.slots, *commitment.needs)
 
 
-def _statement(body: api.Statement, find: Callable[[str], bytes]) -> Statement:
-    """Return what a body states; `find` returns the node that a name or id means."""
+def _steps(node: Node, asked: api.Statement, role: api.Role, kind: Kind) -> int | None:
+    """Return the level that is stated, in steps: an offer rounds down, a need up.
+
+    Raises:
+        ArgumentInvalid: storage has no workers, both are stated, or it is less than a step.
+    """
+    level = asked.quantity
+    if asked.workers is not None:
+        if kind == "storage" or level is not None:
+            raise ArgumentInvalid(
+                "workers are compute, in place of a quantity",
+                hint="write for example 100GiB of storage, or 2workers or 500Mfuel/s of compute",
+            )
+        level = asked.workers * node.config.worker_speed_mfuel * MFUEL
+    if level is None:
+        return None
+    steps = level // STEP[kind] if role == "offer" else ceil_div(level, STEP[kind])
+    if steps <= 0:
+        raise ArgumentInvalid(
+            f"{format_level(kind, level)} is less than a step of {format_level(kind, STEP[kind])}",
+            hint=f"state {format_level(kind, STEP[kind])} or more",
+        )
+    return steps
+
+
+def _statement(node: Node, body: api.Statement, role: api.Role, kind: Kind) -> Statement:
     filters = None if body.filters is None else dict(body.filters)
     if filters is not None and "node" in filters:
-        filters["node"] = to_text(find(filters["node"]))
+        filters["node"] = to_text(node.find(filters["node"]))
     return Statement(
-        quantity=body.quantity,
+        quantity=_steps(node, body, role, kind),
         from_ms=body.from_ms,
         to_ms=body.to_ms,
         every=body.every,
@@ -88,7 +114,8 @@ async def slots(node: Node, _: Nothing) -> api.Slots:
                 node=to_text(owner),
                 name=node.name_of(owner),
                 kind=slot.kind,
-                quantity=slot.quantity,
+                quantity=slot.quantity * STEP[slot.kind],
+                unit="bytes" if slot.kind == "storage" else "fuel_per_s",
                 price=slot.reserve if isinstance(slot, AvailabilitySlot) else slot.price_max,
                 windows=list(slot.windows),
             )
@@ -100,7 +127,9 @@ async def slots(node: Node, _: Nothing) -> api.Slots:
 
 async def declare(node: Node, asked: api.Declare) -> Id:
     """Make an offer or a need."""
-    said = _statement(asked, node.find)
+    said = _statement(node, asked, asked.role, asked.kind)
+    if said.quantity is None:
+        raise ArgumentInvalid("a quantity is missing", hint="`xsc market offer --help` shows it")
     if asked.role == "offer":
         slot_id = await node.commitments.offer(asked.kind, said)
     elif asked.price_micro is None:
@@ -116,7 +145,9 @@ async def declare(node: Node, asked: api.Declare) -> Id:
 async def edit(node: Node, asked: api.Edit) -> Id:
     """Change an own offer or need."""
     slot_id = _slot_of(node, asked.id)
-    await node.commitments.edit(slot_id, _statement(asked, node.find))
+    slot = find(node.commitments.own, slot_id)
+    role: api.Role = "offer" if isinstance(slot, AvailabilitySlot) else "need"
+    await node.commitments.edit(slot_id, _statement(node, asked, role, slot.kind))
     return Id(id=to_text(slot_id))
 
 
