@@ -12,7 +12,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from tests.sim.network import content, put, run
-from tests.sim.test_slots import SETTINGS, need, offer, recognise
+from tests.sim.test_slots import A_MIB, SETTINGS, need, offer, recognise
 from xsc.allocation.declaring import Statement
 from xsc.api import objects
 from xsc.api.serial import document
@@ -279,7 +279,7 @@ def test_what_was_drawn_is_shown_on_both_sides_whatever_is_granted_now():
         assert await shown(here, "allocations") == await shown(there, "allocations") == [row]
         (slot,) = (await here.call("GET", "/v1/allocation"))["slots"]
         (line,) = slot["allocations"]
-        assert line["stages"] == [{"tier": "one_way", "quantity": 60, "price": 9}]
+        assert line["stages"] == [{"tier": "one_way", "quantity": 60, "price": 9 * A_MIB}]
         # Less is needed than was drawn: it is pinned, and granted no more.
         await customer.commitments.edit(wanted, Statement(quantity=1))
         await world.until(lambda: not customer.allocator.received())
@@ -287,7 +287,7 @@ def test_what_was_drawn_is_shown_on_both_sides_whatever_is_granted_now():
         answer = await here.call("GET", "/v1/allocation/received")
         (after,) = answer["allocations"]
         assert (after["drawn"], after["quantity"], after["tier"]) == (drawn, 0, None)
-        assert (after["node"], after["price"]) == (before["node"], 9)
+        assert (after["node"], after["price"]) == (before["node"], 9 * A_MIB)
         assert answer["totals"] == {to_text(wanted): drawn}
         assert (await here.call("GET", "/v1/allocation/expected"))["allocations"] == []
 

@@ -8,11 +8,16 @@ from dataclasses import replace
 from xsc.allocation.declaring import Statement
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
-from xsc.base.errors import ArgumentInvalid, NotFound
+from xsc.base.errors import ArgumentInvalid, NoOffers, NotFound
 from xsc.base.ids import to_text
+from xsc.base.limits import EPOCH_MS
+from xsc.base.units import ceil_div
+from xsc.market.hold import allowed, new_allowance
+from xsc.market.pricing import quoted
 from xsc.node.api.serving import Answers
-from xsc.node.build import Node
-from xsc.terms.quote import UNITS
+from xsc.node.build import DAY_MS, Node, market_settings
+from xsc.node.routes.objects import code_of
+from xsc.terms.quote import UNITS, Kind
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 
@@ -99,7 +104,61 @@ async def slots(node: Node, _: Nothing) -> api.Slots:
     )
 
 
-async def declare(node: Node, asked: api.Declare) -> Id:
+async def _prices(node: Node, kind: Kind) -> list[int]:
+    """Return what peers ask that this node would pay.
+
+    Raises:
+        NoOffers: none does.
+    """
+    most = market_settings(node.config).price_max(kind)
+    prices = [quote.price for quote in await node.market.quotes.offers(kind)]
+    found = [price for price in prices if price <= most]
+    if not found:
+        raise NoOffers(f"no peer offers {kind} within the maximum price of this node")
+    return found
+
+
+async def estimate(node: Node, asked: api.Estimate) -> api.Cost:
+    """Say what storage or fuel would cost at the prices quoted now."""
+    if not asked.size_bytes and not asked.fuel:
+        raise ArgumentInvalid("nothing is to be priced", hint="say a size, or how much fuel")
+    k, m = code_of(asked.code)
+    pricing = quoted(
+        await _prices(node, "storage") if asked.size_bytes else (),
+        await _prices(node, "compute") if asked.fuel else (),
+        k + m,
+    )
+    coded_bytes = ceil_div(asked.size_bytes * (k + m), k)
+    hours = ceil_div(asked.duration_ms, EPOCH_MS)
+    storage_micro = pricing.storage_price(coded_bytes, hours)
+    compute_micro = pricing.compute_price(asked.fuel, asked.memory_bytes)
+    return api.Cost(
+        coded_bytes=coded_bytes,
+        code=f"{k},{m}",
+        hours=hours,
+        storage_price_micro=pricing.unit_price("storage"),
+        storage_micro=storage_micro,
+        compute_price_micro=pricing.unit_price("compute"),
+        compute_micro=compute_micro,
+        total_micro=pricing.total_price(storage_micro, compute_micro),
+    )
+
+
+def _allows(node: Node, slot_id: bytes) -> tuple[int, int] | None:
+    """Return the micro-credits that an own need allows within a day and a month from now."""
+    now_ms = node.clock.now_ms()
+    for need in node.commitments.own.needs:
+        if need.slot_id == slot_id:
+            new = new_allowance(need, now_ms)
+            day, month = (
+                allowed(new, need, now_ms + length).allowed_micro
+                for length in (DAY_MS, api.MONTH_MS)
+            )
+            return day, month
+    return None
+
+
+async def declare(node: Node, asked: api.Declare) -> api.Declared:
     """Make an offer or a need."""
     said = _statement(asked, node.find)
     if asked.role == "offer":
@@ -115,7 +174,8 @@ async def declare(node: Node, asked: api.Declare) -> Id:
         slot_id = await node.commitments.need(asked.kind, replace(said, price=most))
     else:
         slot_id = await node.commitments.need(asked.kind, said)
-    return Id(id=to_text(slot_id))
+    day, month = _allows(node, slot_id) or (None, None)
+    return api.Declared(id=to_text(slot_id), day_micro=day, month_micro=month)
 
 
 async def edit(node: Node, asked: api.Edit) -> Id:
@@ -173,6 +233,7 @@ ANSWERS: Answers = {
     api.EDIT: edit,
     api.WITHDRAW: withdraw,
     api.QUOTES: quotes,
+    api.ESTIMATE: estimate,
     api.LEASES: leases,
     api.LEASE: lease,
 }
