@@ -19,6 +19,7 @@ from xsc.api.serial import document
 from xsc.base.errors import (
     ArgumentInvalid,
     CapabilityInvalid,
+    NoOffers,
     NotAllowed,
     ObjectUnknown,
     XscError,
@@ -256,6 +257,35 @@ def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
         assert (await api.call("DELETE", "/v1/drain"))["state"] == "staying"
 
     run(93, 7, play, QUICK)
+
+
+def test_an_estimate_takes_the_dearest_of_the_cheapest_hosts_and_nobody_above_the_maximum():
+    async def play(world):
+        api = Api(world.nodes[0])
+
+        async def price(size, code="1,1"):
+            answer = await api.call("GET", f"/v1/market/estimate?size_bytes={size}&code={code}")
+            return answer["storage_price_micro"]
+
+        assert await price(1) == 20, "of 10, 20 and 30"
+        assert await price(1, "2,1") == 30
+        assert await price(1, "4,2") == 30, "99 is more than this node pays"
+        with pytest.raises(NoOffers) as caught:
+            await api.call("GET", "/v1/market/estimate?fuel=1000")
+        assert "compute_price_max_gfuel" in caught.value.hint
+        for nothing in ("", "?duration_ms=5", "?size_bytes=1&code=0,1", "?fuel=-1"):
+            with pytest.raises(ArgumentInvalid):
+                await api.call("GET", f"/v1/market/estimate{nothing}")
+
+    def prepare(world):
+        for index, price in ((1, 30), (2, 10), (3, 99), (4, 20)):
+            world.settings_of[index] = {"storage_price_gib_hour": str(price)}
+        world.settings_of[0] = {
+            "storage_price_max_gib_hour": "98",
+            "compute_price_max_gfuel": "1",
+        }
+
+    run(94, 5, play, prepare=prepare)
 
 
 def test_what_was_drawn_is_shown_on_both_sides_whatever_is_granted_now():

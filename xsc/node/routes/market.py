@@ -114,7 +114,10 @@ async def _prices(node: Node, kind: Kind) -> list[int]:
     prices = [quote.price for quote in await node.market.quotes.offers(kind)]
     found = [price for price in prices if price <= most]
     if not found:
-        raise NoOffers(f"no peer offers {kind} within the maximum price of this node")
+        raise NoOffers(
+            f"no peer offers {kind} at a price that this node pays",
+            hint="raise storage_price_max_gib_hour or compute_price_max_gfuel, or add peers",
+        )
     return found
 
 
