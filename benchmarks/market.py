@@ -180,7 +180,7 @@ async def quoted(count: int) -> float:
         needs=NOBODY,
         on_denied=NOBODY,
     )
-    settings = MarketSettings(PriceList(10, 10, 200_000, 100_000), 40, 40, 10_000, 3_600_000)
+    settings = MarketSettings(PriceList(1370, 278, 200_000, 100_000), 5480, 1112, 10_000, 3_600_000)
     limits = CreditLimits(context, ports, store)
     headroom = Headroom(context, ports, settings, store, limits)
     granter = LeaseGranter(context, ports, settings, store, limits=limits, headroom=headroom)

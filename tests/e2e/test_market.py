@@ -21,7 +21,13 @@ def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net)
     alice, bob = small_net[0], small_net[1]
     offer = alice(["market", "offer", "compute", "2000", "--every", NIGHTS, "--price", "0.00001"])
     disk = alice("market offer storage 2GiB --filter tier=one_way").line
-    need = bob("market need compute 500 --price 0.00002").line
+    made = bob("market need compute 500Mfuel/s --price 0.00002")
+    need = made.line
+    # 1.8 Tfuel an hour; of storage a GiB for each hour.
+    assert made.err == "it comes to at most 0.864000 credits a day, 25.920000 in 30 days\n"
+    held = bob("market need storage 1GiB --price 0.001")
+    assert held.err == "it comes to at most 0.024000 credits a day, 0.720000 in 30 days\n"
+    bob(["market", "withdraw", held.line])
     # Who offers follows the needs of its peers.
     rows = wait_for(lambda: len(rows_of(alice)) == 3 and {row["id"]: row for row in rows_of(alice)})
     assert rows.pop(need)["node"] == bob.id

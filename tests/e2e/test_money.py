@@ -4,6 +4,8 @@ import os
 
 from tests.e2e.conftest import PROGRAMS, call, wait_for
 
+KINDS = ("storage", "compute")
+
 
 def balances(member) -> dict[str, int]:
     rows = member("ledger balance --json").json["balances"]
@@ -55,6 +57,22 @@ def tier_of(member, peer: str, tier: str):
     """Return the row of a peer, if a node serves it on that tier."""
     rows = member("peer ls --json").json["peers"]
     return next((row for row in rows if row["id"] == peer and row["tier"] == tier), None)
+
+
+def test_what_storage_and_fuel_would_cost_is_said_at_the_prices_of_the_peers(net):
+    found = net[0]("market quote --size 100MiB --for 30days --fuel 1e12 --json").json
+    quotes = net[0]("market quote --json").json["quotes"]
+    prices = {kind: sorted(q["price_micro"] for q in quotes if q["kind"] == kind) for kind in KINDS}
+    assert (found["coded_bytes"], found["code"], found["hours"]) == (150 * 2**20, "4,2", 720)
+    assert found["storage_price_micro"] == prices["storage"][5]
+    assert found["storage_micro"] == prices["storage"][5] * 150 * 720 // 1024
+    assert found["compute_price_micro"] == prices["compute"][0]
+    assert found["compute_micro"] == prices["compute"][0] * 1000
+    assert found["total_micro"] == found["storage_micro"] + found["compute_micro"]
+    twice = net[0]("market quote compute --fuel 1e12 --memory 65MiB --json").json
+    assert twice["compute_micro"] == 2 * found["compute_micro"]
+    assert twice["storage_micro"] == twice["storage_price_micro"] == 0
+    net[0]("market quote --size 1MiB --code 9,999").fails(2, "argument_invalid")
 
 
 def test_mutual_recognition_makes_it_cheaper(net):

@@ -14,7 +14,8 @@ from xsc.base.limits import MIB
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.durability import Contract
 
-DATA = content(MIB)
+DATA = content(4 * MIB)
+"""A column of it is worth micro-credits: who owes nothing yet may always owe less than one."""
 
 
 def contract(node, capability):

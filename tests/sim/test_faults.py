@@ -240,7 +240,7 @@ def test_a_home_restored_from_an_old_copy_stops_instead_of_forking_its_ledger():
     async def play(world):
         provider = world.nodes[1]
         old = copy.deepcopy(world.disks[0])
-        await put(world.nodes[0], content(MIB))
+        await put(world.nodes[0], content(8 * MIB))
         await world.nodes[0].market.settlement.settle_all()
         assert provider.ledger.balance(world.nodes[0].key.node_id)
         await world.crash(0)
@@ -285,7 +285,7 @@ def test_a_limit_that_was_raised_lets_debt_go_on():
 def test_an_old_copy_that_comes_back_to_silent_peers_stops_once_one_answers():
     async def play(world):
         old = copy.deepcopy(world.disks[0])
-        await put(world.nodes[0], content(MIB))
+        await put(world.nodes[0], content(8 * MIB))
         await world.nodes[0].market.settlement.settle_all()
         await world.crash(0)
         world.disks[0] = old

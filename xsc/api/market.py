@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Id, Nothing, model
+from xsc.api.endpoint import Endpoint, Id, Nothing, absent, model
+from xsc.base.limits import FUEL_MAX, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MAX
+
+MONTH_MS = 30 * 24 * 3_600_000
 
 Moment = Annotated[int, Ge(0), Le(2**63 - 1)]
 Kind = Literal["storage", "compute"]
@@ -71,6 +74,45 @@ class Slots:
     """Slots and needs of this node, and of peers as far as they are known here."""
 
     slots: list[Slot]
+
+
+@model
+class Declared(Id):
+    """A slot or need that was made, and what the need allows at most."""
+
+    day_micro: int | None = absent()
+    month_micro: int | None = absent()
+    """In 30 days."""
+
+
+@model
+class Estimate:
+    """What would be bought: bytes kept for a time, fuel, or both."""
+
+    size_bytes: Annotated[int, Ge(0), Le(2**60)] = 0
+    duration_ms: Annotated[int, Ge(1), Le(2**53)] = MONTH_MS
+    code: str | None = None
+    """`K,M`; that of a put that names none by default."""
+    fuel: Annotated[int, Ge(0), Le(FUEL_MAX)] = 0
+    memory_bytes: Annotated[int, Ge(1), Le(MEMORY_BYTES_MAX)] = MEMORY_BYTES_DEFAULT
+
+
+@model
+class Cost:
+    """What that costs at the prices quoted now."""
+
+    coded_bytes: int
+    """The bytes with their parity shards."""
+    code: str
+    hours: int
+    """Begun hours, which is what storage is billed by."""
+    storage_price_micro: int
+    """A GiB and hour, of the dearest of as many hosts as the code has shards; 0 for no bytes."""
+    storage_micro: int
+    compute_price_micro: int
+    """A Gfuel, of the cheapest provider; 0 for no fuel."""
+    compute_micro: int
+    total_micro: int
 
 
 @model
@@ -295,10 +337,13 @@ class Entitlements:
 
 
 SLOTS = Endpoint("GET", "/v1/market/slots", Nothing, Slots, "List offers and needs.")
-DECLARE = Endpoint("POST", "/v1/market/slots", Declare, Id, "Make an offer or a need.")
+DECLARE = Endpoint("POST", "/v1/market/slots", Declare, Declared, "Make an offer or a need.")
 EDIT = Endpoint("PUT", "/v1/market/slots/{id}", Edit, Id, "Change an own offer or need.")
 WITHDRAW = Endpoint("DELETE", "/v1/market/slots/{id}", Id, Id, "Withdraw one.")
 QUOTES = Endpoint("GET", "/v1/market/quotes", Nothing, Quotes, "Ask all peers for their prices.")
+ESTIMATE = Endpoint(
+    "GET", "/v1/market/estimate", Estimate, Cost, "Say what storage or fuel would cost."
+)
 LEASES = Endpoint("GET", "/v1/market/leases", Nothing, Leases, "List leases in both roles.")
 LEASE = Endpoint(
     "GET", "/v1/market/leases/{id}", LeaseId, bytes, "Return a signed lease.", gives="cbor"
@@ -320,6 +365,6 @@ WHY_ALLOCATED = Endpoint(
     "GET", "/v1/allocation/why/{id}", Id, Explanation, "Explain an outcome, or a node's."
 )
 ENDPOINTS = (
-    *(SLOTS, DECLARE, EDIT, WITHDRAW, QUOTES, LEASES, LEASE, CLEARINGS, CLEARING, WHY),
+    *(SLOTS, DECLARE, EDIT, WITHDRAW, QUOTES, ESTIMATE, LEASES, LEASE, CLEARINGS, CLEARING, WHY),
     *(SHOW, GROUPS, EXPECTED, RECEIVED, WHY_ALLOCATED),
 )

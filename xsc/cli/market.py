@@ -12,17 +12,31 @@ from typing import Any, Final, TypeVar
 import click
 
 from xsc.base.errors import ArgumentInvalid, NotFound
-from xsc.base.limits import MFUEL
+from xsc.base.limits import EPOCH_MS, MEMORY_BYTES_DEFAULT, MFUEL
 from xsc.base.units import (
     format_credits,
+    format_duration,
     format_level,
     format_size,
     parse_duration_ms,
     parse_size,
 )
 from xsc.cli.allocation import show_why
-from xsc.cli.options import CREDITS, LEASE, PAIR, PATH, Group, Parsed, Settings, pass_settings
-from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table
+from xsc.cli.options import (
+    CODE,
+    CREDITS,
+    DURATION,
+    FUEL,
+    LEASE,
+    PAIR,
+    PATH,
+    SIZE,
+    Group,
+    Parsed,
+    Settings,
+    pass_settings,
+)
+from xsc.cli.output import moment, named, say, short, show, show_json, show_pairs, show_table
 from xsc.client.allocation import AllocationCalls
 from xsc.client.calls import Calls
 from xsc.client.core import Document
@@ -126,6 +140,45 @@ def _stated(command: F) -> F:
     return command
 
 
+def _estimate(settings: Settings, kind: str | None, asked: dict[str, Any]) -> None:
+    """Print what a size, fuel, or both would cost."""
+    from xsc.terms.quote import UNITS
+
+    ours = {"storage": "size_bytes", "compute": "fuel"}
+    if not asked.keys() & ({ours[kind]} if kind else set(ours.values())):
+        wanted = {"storage": "--size", "compute": "--fuel"}
+        raise ArgumentInvalid(
+            "nothing is to be priced", hint=f"say {wanted[kind] if kind else '--size or --fuel'}"
+        )
+    if kind is not None and asked.keys() & (set(ours.values()) - {ours[kind]}):
+        raise ArgumentInvalid(f"that is no {kind}", hint="leave the kind out to price both")
+    if (code := asked.pop("code", None)) is not None:
+        asked["code"] = f"{code[0]},{code[1]}"
+    found = settings.calls().estimate(**asked)
+    if settings.json:
+        show_json(found)
+        return
+    pairs = []
+    if size := asked.get("size_bytes"):
+        coded = f"{format_size(found['coded_bytes'])} coded {found['code']}"
+        price = f"{format_credits(found['storage_price_micro'])} credits a {UNITS['storage']}"
+        pairs += [
+            ("stored", f"{format_size(size)}, which is {coded}"),
+            ("for", format_duration(found["hours"] * EPOCH_MS)),
+            ("price", f"{price} at most"),
+            ("storage", f"{format_credits(found['storage_micro'])} credits"),
+        ]
+    if fuel := asked.get("fuel"):
+        memory = format_size(asked.get("memory_bytes", MEMORY_BYTES_DEFAULT))
+        price = f"{format_credits(found['compute_price_micro'])} credits a {UNITS['compute']}"
+        pairs += [
+            ("run", f"{fuel} fuel under a memory limit of {memory}"),
+            ("price", price),
+            ("compute", f"{format_credits(found['compute_micro'])} credits"),
+        ]
+    show_pairs([*pairs, ("total", f"{format_credits(found['total_micro'])} credits")])
+
+
 def _document(quantity: str | None, options: dict[str, Any]) -> Document:
     """Return what the options state, as the node takes it."""
     filters = dict(options["filters"])
@@ -150,6 +203,9 @@ def _declare(settings: Settings, role: str, kind: str, quantity: str, **options:
         show_json(answer)
     else:
         show(answer["id"])
+        if "day_micro" in answer:
+            day, month = format_credits(answer["day_micro"]), format_credits(answer["month_micro"])
+            say(f"it comes to at most {day} credits a day, {month} in 30 days")
 
 
 @market.command()
@@ -239,9 +295,21 @@ def slots(settings: Settings) -> None:
 
 @market.command()
 @click.argument("kind", metavar="[KIND]", required=False, type=click.Choice(KINDS))
+@click.option("--size", "size_bytes", type=SIZE, help="Say what it costs to store so much.")
+@click.option("--for", "duration_ms", type=DURATION, help="For how long.  [30d]")
+@click.option("--code", type=CODE, metavar="K,M", help="K data shards and M parity shards.  [4,2]")
+@click.option("--fuel", type=FUEL, metavar="N", help="Say what so much fuel costs, as 1e12.")
+@click.option("--memory", "memory_bytes", type=SIZE, help="Under that memory limit.  [64MiB]")
 @pass_settings
-def quote(settings: Settings, kind: str | None) -> None:
-    """Show what all peers ask now, without an order; KIND is storage or compute."""
+def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noqa: ANN401
+    """Show what all peers ask now, without an order; KIND is storage or compute.
+
+    With --size or --fuel, say what that would cost at these prices.
+    """
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given:
+        _estimate(settings, kind, given)
+        return
     answer = settings.calls().quotes()
     if kind is not None:
         answer["quotes"] = [row for row in answer["quotes"] if row["kind"] == kind]

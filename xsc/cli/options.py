@@ -262,6 +262,11 @@ def _whole(text: str) -> int:
     return int(text)
 
 
+def _fuel(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,18})[eE]([0-9]{1,2})", text)
+    return _whole(text) if match is None else _whole(str(int(match[1]) * 10 ** int(match[2])))
+
+
 def _at_least_one(read: Callable[[str], int]) -> Callable[[str], int]:
     def reader(text: str) -> int:
         value = read(text)
@@ -358,6 +363,7 @@ INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)
 SIZE = Parsed("SIZE", _at_least_one(parse_size))
 DURATION = Parsed("DURATION", _at_least_one(parse_duration_ms))
+FUEL = Parsed("N", _fuel)
 SHARE = Parsed("SHARE", parse_share_ppm)
 CREDITS = Parsed("CREDITS", parse_credits)
 SURVIVE = Parsed("WHAT", _survive)
@@ -430,7 +436,7 @@ def job_options(function: F) -> F:
         click.option(
             "--memory", "memory_bytes", type=SIZE, metavar="SIZE", help="Most memory it may have."
         ),
-        click.option("--fuel", type=WHOLE, metavar="N", help="Most fuel it may use."),
+        click.option("--fuel", type=FUEL, metavar="N", help="Most fuel it may use."),
         click.option(
             "--verify",
             metavar="KofN",

@@ -13,7 +13,7 @@ from base64 import b64decode
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from xsc import api
 from xsc.api.endpoint import Id, Nothing
@@ -399,6 +399,14 @@ class Calls:
     def quotes(self) -> Document:
         """Ask all peers for their prices."""
         return self.core.ask(api.market.QUOTES, Nothing())
+
+    def estimate(self, **asked: Any) -> Document:  # noqa: ANN401
+        """Return what storage or fuel would cost at the prices quoted now.
+
+        Args:
+            asked: `size_bytes`, `duration_ms` and `code`; `fuel` and `memory_bytes`.
+        """
+        return self.core.ask(api.market.ESTIMATE, api.market.Estimate(**asked))
 
     def leases(self) -> Document:
         """Return the leases of this node, in both roles."""

@@ -55,7 +55,7 @@ from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import RecordBody, ShardBody
 from xsc.storage.transfer.get import roots_of
 from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.pricing import compute_amount, fuel_steps
+from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT, compute_amount, fuel_steps
 from xsc.terms.slot import NeedSlot
 from xsc.terms.voucher import Voucher
 
@@ -581,12 +581,13 @@ class Oracle:
         for index, needs in self.stated.items():
             allowed = 0
             for stated_ms, need in needs:
-                rate = need.quantity * need.price_max
+                rate = need.quantity * SLOT_UNIT[need.kind] * need.price_max
+                unit = PRICE_UNIT[need.kind]
                 if need.kind == "storage":
-                    allowed += rate * (now_ms - stated_ms) // EPOCH_MS
+                    allowed += rate * (now_ms - stated_ms) // (unit * EPOCH_MS)
                 else:
                     begun = [start for start, _ in need.windows if start <= now_ms]
-                    allowed += rate * (len(begun) if need.windows else 1)
+                    allowed += rate // unit * (len(begun) if need.windows else 1)
             held = {
                 account: amount
                 for account, amount in self.vouchers[index].items()

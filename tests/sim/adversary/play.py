@@ -45,6 +45,7 @@ from xsc.storage.object.capability import ReadCapability, VerifyCapability, pars
 from xsc.storage.object.manifest import open_manifest
 from xsc.storage.transfer.get import roots_of
 from xsc.storage.transfer.host_client import together
+from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 
 ROUNDS = 10
@@ -58,6 +59,11 @@ SPACE_PATHS = ("nodes/one", "nodes/two", "nodes/three/four")
 SIZES = (0, 1, 4_097, 20_000, 70_000)
 SETTINGS = {
     "storage_capacity": "16GiB",
+    # High enough for seconds and small runs to be worth micro-credits.
+    "storage_price_gib_hour": "10240",
+    "storage_price_max_gib_hour": "40960",
+    "compute_price_gfuel": "10000",
+    "compute_price_max_gfuel": "40000",
     "probe_interval": "60s",
     "repair_grace": "60s",
     "repair_interval": "10min",
@@ -458,7 +464,7 @@ class Play:
         index, kind = self.pick(self.oracle.up()), rng.choice(("compute", "storage"))
         node, needs = self.node(index), self.oracle.stated[index]
         if not any(need.kind == kind for _, need in needs):
-            price = rng.choice((40, 1_000))
+            price = rng.choice((40, 1_000)) * PRICE_UNIT[kind] // SLOT_UNIT[kind]
             needed = Statement(quantity=500, price=price)
             stated_ms = clock.now_ms()
             stated = self.do(node.commitments.need(kind, needed))

@@ -8,6 +8,7 @@ from base64 import b64encode
 import pytest
 
 from tests.strategies import vectors
+from xsc.base.limits import GIB
 from xsc.storage.object.capability import ReadCapability
 
 NODE = "abcdefghijklmnop"
@@ -61,6 +62,78 @@ def test_put_prints_the_capability_and_nothing_else(xsc, stand_in, tmp_path):
     assert headers["XSC-Size"] == "3"
     assert headers["XSC-Survive"] == "2nodes"
     assert headers["XSC-Code"] == "4,2"
+
+
+COST = {
+    "coded_bytes": 3 * GIB,
+    "code": "2,1",
+    "hours": 720,
+    "storage_price_micro": 1_370,
+    "storage_micro": 2_959_200,
+    "compute_price_micro": 278,
+    "compute_micro": 278_000,
+    "total_micro": 3_237_200,
+}
+
+
+def test_a_put_of_more_than_a_gib_says_what_a_month_costs_before_it_sends(xsc, stand_in, tmp_path):
+    sizes = {"a-gib": GIB, "more": 2 * GIB}
+    for name, size in sizes.items():
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+        stand_in.answers("GET", f"/v1/market/estimate?size_bytes={size}&code=2%2C1", COST)
+    told = "2.0 GiB, 3.0 GiB coded 2,1, cost about 2.959200 credits in 30 days"
+    done = xsc("store", "put", tmp_path / "more", "--code", "2,1")
+    assert done.err.startswith(f"{told} at the prices quoted now\n")
+    assert done.err.count("credits") == 1
+    assert not any(request.method == "POST" for request in stand_in.requests)
+    assert "credits" not in xsc("store", "put", tmp_path / "more", "--code", "2,1", "--json").err
+    assert "credits" not in xsc("store", "put", tmp_path / "a-gib", "--code", "2,1").err
+    stand_in.refuses("GET", f"/v1/market/estimate?size_bytes={2 * GIB}", "no_offers", "nobody")
+    assert "nobody" not in xsc("store", "put", tmp_path / "more").err
+
+
+def test_what_storage_and_fuel_would_cost_is_said(xsc, stand_in):
+    day = 24 * 3_600_000
+    asked = f"size_bytes={2 * GIB}&duration_ms={7 * day}&code=2%2C1&fuel={10**12}"
+    stand_in.answers("GET", f"/v1/market/estimate?{asked}&memory_bytes={GIB}", COST)
+    words = [
+        "market",
+        "quote",
+        "--size",
+        "2GiB",
+        "--for",
+        "7days",
+        "--code",
+        "2,1",
+        "--fuel",
+        "1e12",
+        "--memory",
+        "1GiB",
+    ]
+    assert xsc(*words, "--json").json == COST
+    text = xsc(*words).text
+    assert "2.0 GiB, which is 3.0 GiB coded 2,1" in text
+    assert "0.001370 credits a GiB and hour at most" in text
+    assert "2.959200 credits" in text
+    assert "0.000278 credits a Gfuel" in text
+    assert text.endswith("total    3.237200 credits\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--for 7d",
+        "--code 2,1",
+        "compute --size 1GiB",
+        "storage --fuel 5",
+        "--fuel 1e-3",
+        "--size 0",
+    ],
+)
+def test_what_names_nothing_to_be_priced_is_refused(xsc, stand_in, words):
+    assert xsc("market", "quote", *words.split()).code == 2
+    assert stand_in.requests == []
 
 
 @pytest.mark.parametrize("name", ["a/", "@x", "-", "xsc:r:abc"])

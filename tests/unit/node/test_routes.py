@@ -12,13 +12,14 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from tests.sim.network import content, put, run
-from tests.sim.test_slots import SETTINGS, need, offer, recognise
+from tests.sim.test_slots import A_MIB, SETTINGS, need, offer, recognise
 from xsc.allocation.declaring import Statement
 from xsc.api import objects
 from xsc.api.serial import document
 from xsc.base.errors import (
     ArgumentInvalid,
     CapabilityInvalid,
+    NoOffers,
     NotAllowed,
     ObjectUnknown,
     XscError,
@@ -258,6 +259,35 @@ def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
     run(93, 7, play, QUICK)
 
 
+def test_an_estimate_takes_the_dearest_of_the_cheapest_hosts_and_nobody_above_the_maximum():
+    async def play(world):
+        api = Api(world.nodes[0])
+
+        async def price(size, code="1,1"):
+            answer = await api.call("GET", f"/v1/market/estimate?size_bytes={size}&code={code}")
+            return answer["storage_price_micro"]
+
+        assert await price(1) == 20, "of 10, 20 and 30"
+        assert await price(1, "2,1") == 30
+        assert await price(1, "4,2") == 30, "99 is more than this node pays"
+        with pytest.raises(NoOffers) as caught:
+            await api.call("GET", "/v1/market/estimate?fuel=1000")
+        assert "compute_price_max_gfuel" in caught.value.hint
+        for nothing in ("", "?duration_ms=5", "?size_bytes=1&code=0,1", "?fuel=-1"):
+            with pytest.raises(ArgumentInvalid):
+                await api.call("GET", f"/v1/market/estimate{nothing}")
+
+    def prepare(world):
+        for index, price in ((1, 30), (2, 10), (3, 99), (4, 20)):
+            world.settings_of[index] = {"storage_price_gib_hour": str(price)}
+        world.settings_of[0] = {
+            "storage_price_max_gib_hour": "98",
+            "compute_price_max_gfuel": "1",
+        }
+
+    run(94, 5, play, prepare=prepare)
+
+
 def test_what_was_drawn_is_shown_on_both_sides_whatever_is_granted_now():
     async def play(world):
         provider, customer = world.nodes
@@ -279,7 +309,7 @@ def test_what_was_drawn_is_shown_on_both_sides_whatever_is_granted_now():
         assert await shown(here, "allocations") == await shown(there, "allocations") == [row]
         (slot,) = (await here.call("GET", "/v1/allocation"))["slots"]
         (line,) = slot["allocations"]
-        assert line["stages"] == [{"tier": "one_way", "quantity": 60, "price": 9}]
+        assert line["stages"] == [{"tier": "one_way", "quantity": 60, "price": 9 * A_MIB}]
         # Less is needed than was drawn: it is pinned, and granted no more.
         await customer.commitments.edit(wanted, Statement(quantity=1))
         await world.until(lambda: not customer.allocator.received())
@@ -287,7 +317,7 @@ def test_what_was_drawn_is_shown_on_both_sides_whatever_is_granted_now():
         answer = await here.call("GET", "/v1/allocation/received")
         (after,) = answer["allocations"]
         assert (after["drawn"], after["quantity"], after["tier"]) == (drawn, 0, None)
-        assert (after["node"], after["price"]) == (before["node"], 9)
+        assert (after["node"], after["price"]) == (before["node"], 9 * A_MIB)
         assert answer["totals"] == {to_text(wanted): drawn}
         assert (await here.call("GET", "/v1/allocation/expected"))["allocations"] == []
 

@@ -11,6 +11,7 @@ from xsc.base.jobs import LimitOptions
 from xsc.base.units import format_credits, format_size
 from xsc.cli.options import (
     DURATION,
+    FUEL,
     MODULE,
     PAIR,
     PEER,
@@ -39,7 +40,7 @@ def _calls(settings: Settings) -> ServiceCalls:
 @click.option("--name", required=True, metavar="NAME", help="What the service is called.")
 @click.option("--version", metavar="V", help="What this version is called.  [the next number]")
 @click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="One variable for it.")
-@click.option("--fuel", type=WHOLE, metavar="N", help="Most fuel of a request.")
+@click.option("--fuel", type=FUEL, metavar="N", help="Most fuel of a request.")
 @click.option(
     "--memory", "memory_bytes", type=SIZE, metavar="SIZE", help="Most memory of a request."
 )

@@ -48,6 +48,7 @@ from xsc.cli.output import (
     warn,
 )
 from xsc.cli.store import tree
+from xsc.cli.store.cost import say_cost
 from xsc.client.calls import Calls, unreadable
 from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, size_of, upload_id, write_whole
@@ -122,7 +123,7 @@ def put(
             hint="commands take @FILE, - and xsc:… for capabilities",
         )
     calls = settings.calls()
-    stored = _upload(calls, file, name=name, survive=contract, code=code)
+    stored = _upload(settings, calls, file, name=name, survive=contract, code=code)
     for warning in stored["warnings"]:
         warn(warning)
     if settings.json:
@@ -138,7 +139,14 @@ def put(
     return 0
 
 
-def _upload(calls: Calls, file: Path, *, name: str | None, **how: Any) -> Document:  # noqa: ANN401
+def _upload(
+    settings: Settings,
+    calls: Calls,
+    file: Path,
+    *,
+    name: str | None,
+    **how: Any,  # noqa: ANN401
+) -> Document:
     if file == STREAM:
         with progress_bar("storing", None) as progress:
             how |= {"name": name or "", "wait_for_name": bool(name)}
@@ -158,6 +166,8 @@ def _upload(calls: Calls, file: Path, *, name: str | None, **how: Any) -> Docume
         size = size_of(source)
         how |= {"name": file.name if name is None else name, "size_bytes": size}
         how["wait_for_name"] = bool(how["name"])
+        if not settings.json:
+            say_cost(calls, size, how["code"])
         resume = upload_id(file, source, how["name"], how["survive"], how["code"])
         if resume is not None and (before := calls.upload(resume)["stored_bytes"]):
             say(f"going on: {format_size(before)} were stored before")

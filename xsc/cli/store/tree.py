@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from base64 import b64encode
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
@@ -14,7 +15,9 @@ from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.units import format_size
 from xsc.cli.options import Settings
 from xsc.cli.output import moment, progress_bar, say, show, show_json, show_table, warn
+from xsc.cli.store.cost import say_cost
 from xsc.client.calls import Calls
+from xsc.client.core import Progress
 from xsc.client.targets import Named, Target, read_tree, resolve
 from xsc.client.tree import tree_id
 
@@ -36,8 +39,15 @@ def put(
     name = (name if name is not None else folder.absolute().name).rstrip("/")
     if not name:
         raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
+    calls = settings.calls()
+
+    def storing(total: int) -> AbstractContextManager[Progress]:
+        if not settings.json:
+            say_cost(calls, total, code)
+        return progress_bar(f"storing {name}", total)
+
     stored = put_tree(
-        settings.calls(),
+        calls,
         folder,
         name,
         started_ms=time.time_ns() // 1_000_000,
@@ -45,7 +55,7 @@ def put(
         survive=survive,
         code=code,
         reread=reread,
-        progress=lambda total: progress_bar(f"storing {name}", total),
+        progress=storing,
     )
     for warning in stored.document["warnings"]:
         warn(warning)

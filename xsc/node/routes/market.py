@@ -8,12 +8,15 @@ from dataclasses import replace
 from xsc.allocation.declaring import Statement, find
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
-from xsc.base.errors import ArgumentInvalid, NotFound
+from xsc.base.errors import ArgumentInvalid, NoOffers, NotFound
 from xsc.base.ids import to_text
-from xsc.base.limits import MFUEL
+from xsc.base.limits import EPOCH_MS, MFUEL
 from xsc.base.units import ceil_div, format_level
+from xsc.market.pricing import quoted
 from xsc.node.api.serving import Answers
-from xsc.node.build import Node
+from xsc.node.build import DAY_MS, Node, market_settings
+from xsc.node.routes.objects import code_of
+from xsc.terms.pricing import slot_amount
 from xsc.terms.quote import UNITS, Kind
 from xsc.terms.slot import STEP, AvailabilitySlot, Commitment, NeedSlot
 
@@ -125,7 +128,59 @@ async def slots(node: Node, _: Nothing) -> api.Slots:
     )
 
 
-async def declare(node: Node, asked: api.Declare) -> Id:
+async def _prices(node: Node, kind: Kind) -> list[int]:
+    """Return what peers ask that this node would pay.
+
+    Raises:
+        NoOffers: none does.
+    """
+    most = market_settings(node.config).price_max(kind)
+    prices = [quote.price for quote in await node.market.quotes.offers(kind)]
+    found = [price for price in prices if price <= most]
+    if not found:
+        raise NoOffers(
+            f"no peer offers {kind} at a price that this node pays",
+            hint="raise storage_price_max_gib_hour or compute_price_max_gfuel, or add peers",
+        )
+    return found
+
+
+async def estimate(node: Node, asked: api.Estimate) -> api.Cost:
+    """Say what storage or fuel would cost at the prices quoted now."""
+    if not asked.size_bytes and not asked.fuel:
+        raise ArgumentInvalid("nothing is to be priced", hint="say a size, or how much fuel")
+    k, m = code_of(asked.code)
+    pricing = quoted(
+        await _prices(node, "storage") if asked.size_bytes else (),
+        await _prices(node, "compute") if asked.fuel else (),
+        k + m,
+    )
+    coded_bytes = ceil_div(asked.size_bytes * (k + m), k)
+    hours = ceil_div(asked.duration_ms, EPOCH_MS)
+    storage_micro = pricing.storage_price(coded_bytes, hours)
+    compute_micro = pricing.compute_price(asked.fuel, asked.memory_bytes)
+    return api.Cost(
+        coded_bytes=coded_bytes,
+        code=f"{k},{m}",
+        hours=hours,
+        storage_price_micro=pricing.unit_price("storage"),
+        storage_micro=storage_micro,
+        compute_price_micro=pricing.unit_price("compute"),
+        compute_micro=compute_micro,
+        total_micro=pricing.total_price(storage_micro, compute_micro),
+    )
+
+
+def _allows(node: Node, slot_id: bytes) -> tuple[int, int] | None:
+    """Return the micro-credits that an own need allows within a day and a month from now."""
+    for need in node.commitments.own.needs:
+        if need.slot_id == slot_id:
+            hour = slot_amount(need.kind, need.price_max, need.quantity)
+            return hour * DAY_MS // EPOCH_MS, hour * api.MONTH_MS // EPOCH_MS
+    return None
+
+
+async def declare(node: Node, asked: api.Declare) -> api.Declared:
     """Make an offer or a need."""
     said = _statement(node, asked, asked.role, asked.kind)
     if said.quantity is None:
@@ -139,7 +194,8 @@ async def declare(node: Node, asked: api.Declare) -> Id:
         slot_id = await node.commitments.need(asked.kind, replace(said, price=most))
     else:
         slot_id = await node.commitments.need(asked.kind, said)
-    return Id(id=to_text(slot_id))
+    day, month = _allows(node, slot_id) or (None, None)
+    return api.Declared(id=to_text(slot_id), day_micro=day, month_micro=month)
 
 
 async def edit(node: Node, asked: api.Edit) -> Id:
@@ -199,6 +255,7 @@ ANSWERS: Answers = {
     api.EDIT: edit,
     api.WITHDRAW: withdraw,
     api.QUOTES: quotes,
+    api.ESTIMATE: estimate,
     api.LEASES: leases,
     api.LEASE: lease,
 }

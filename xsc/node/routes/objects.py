@@ -54,7 +54,12 @@ def _capability(asked: api.Capability) -> str:
     return asked.capability
 
 
-def _code(given: str | None) -> tuple[int, int]:
+def code_of(given: str | None) -> tuple[int, int]:
+    """Return the numbers of data and parity shards; the default ones where none are given.
+
+    Raises:
+        ArgumentInvalid: they are no code.
+    """
     if given is None:
         return DATA_SHARDS_DEFAULT, PARITY_SHARDS_DEFAULT
     match = re.fullmatch(r"([0-9]{1,3}),([0-9]{1,3})", given)
@@ -86,7 +91,7 @@ async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
     name = asked.name if asked.part is None else _part(asked.part)
     if asked.part is None:
         check_name(name)
-    code = _code(asked.code)
+    code = code_of(asked.code)
     done = await node.storage.put(
         body.pieces(),
         name=name,
