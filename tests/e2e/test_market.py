@@ -23,7 +23,9 @@ def rows_of(member):
 def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net):
     small_net.up(2)
     alice, bob = small_net[0], small_net[1]
-    offer = alice(["market", "offer", "compute", "509Mfuel/s", "--every", NIGHTS, "--price", "0.00001"])
+    offer = alice(
+        ["market", "offer", "compute", "509Mfuel/s", "--every", NIGHTS, "--price", "0.00001"]
+    )
     disk = alice("market offer storage 2GiB --filter tier=one_way").line
     need = bob("market need compute 501Mfuel/s --price 0.00002").line
     # Who offers follows the needs of its peers.
@@ -90,19 +92,21 @@ BAD = [
     ("offer compute", "QUANTITY"),
     ("offer compute 10", "has no unit"),
     ("offer storage 64", "has no unit"),
-    ("need storage 1.5", "is no quantity"),
+    ("need storage 1.5", "has no unit"),
+    ("need storage 64000000.0", "has no unit"),
     ("offer compute 0Mfuel/s", "less than a step of 10 Mfuel/s"),
     ("offer compute 9999kfuel/s", "less than a step of 10 Mfuel/s"),
     ("offer compute 0workers", "less than a step of 10 Mfuel/s"),
     ("offer storage 0GiB", "less than a step of 64.0 MiB"),
     ("offer storage 63MiB", "less than a step of 64.0 MiB"),
     ("need storage 0B", "less than a step of 64.0 MiB"),
-    ("offer compute 2GiB", "is no compute"),
-    ("offer storage 500Mfuel/s", "is no storage"),
-    ("offer storage 2workers", "is no storage"),
-    ("edit OFFER --quantity 2GiB", "is no compute"),
+    ("offer compute 2GiB", "stated is no compute"),
+    ("offer storage 500Mfuel/s", "stated is no storage"),
+    ("offer storage 2workers", "stated is no storage"),
+    ("edit OFFER --quantity 2GiB", "stated is no compute"),
     ("offer compute 1.5workers", "is no quantity"),
     ("offer compute -- -1workers", "is no quantity"),
+    ("offer compute ²workers", "is no quantity"),
     ("offer compute 500Mfuel", "is no quantity"),
     ("offer compute 500mfuel/s", "is no quantity"),
     ("offer compute 500Mfuel/h", "is no quantity"),
@@ -126,7 +130,10 @@ BAD = [
     ("offer compute 10Mfuel/s --every 'daily 10:00-10:00'", "no length"),
     ("offer compute 10Mfuel/s --every 'daily 10:00-12:00 Mars/Base'", "is no time zone"),
     ("offer compute 10Mfuel/s --every 'daily 10:00-12:00 ../../etc/passwd'", "is no time zone"),
-    ("offer compute 10Mfuel/s --every 'daily 10:00-12:00' --to 4764-01-01", "more than 400 windows"),
+    (
+        "offer compute 10Mfuel/s --every 'daily 10:00-12:00' --to 4764-01-01",
+        "more than 400 windows",
+    ),
     ("offer storage 10GiB --every 'daily 10:00-12:00'", "storage does not recur"),
     ("offer compute 10Mfuel/s --filter tier", "NAME=VALUE"),
     ("offer compute 10Mfuel/s --filter a=1 --filter a=2", "given twice"),
