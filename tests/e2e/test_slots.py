@@ -9,7 +9,7 @@ from xsc.base.limits import SLOT_STEP_BYTES
 
 GROUPS = 11
 LEVEL = 100 * SLOT_STEP_BYTES
-"""An offer of 6.3 GiB rounds down to it, and a need of 6.2 GiB up."""
+"""An offer of 6451 MiB rounds down to it, and a need of 6349 MiB up."""
 
 
 def granted(provider, node: str) -> int:
@@ -43,14 +43,14 @@ def test_recognition_decides_ahead_of_use_and_anybody_recomputes_it(net, tmp_pat
         late.put(os.urandom(1_000_000))
         return late("allocation received --json").json["allocations"]
 
-    slot = provider("market offer storage 6.3GiB --price 0.00001").line
+    slot = provider("market offer storage 6451MiB --price 0.00001").line
     needs = []
     try:
-        needs.append((early, early("market need storage 6.2GiB").line))
+        needs.append((early, early("market need storage 6349MiB").line))
         wait_for(lambda: granted(provider, early.id) == LEVEL)
         assert provider(f"peer recognise {late.id} 25%").code == 0
         assert late(f"peer recognise {provider.id} 25%").code == 0
-        needs.append((late, late("market need storage 6.2GiB").line))
+        needs.append((late, late("market need storage 6349MiB").line))
         wait_for(lambda: granted(provider, late.id) == LEVEL)
         assert granted(provider, early.id) == 0
         (row,) = wait_for(lambda: late("allocation expected --json").json["allocations"])

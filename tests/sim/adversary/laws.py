@@ -55,8 +55,7 @@ from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import RecordBody, ShardBody
 from xsc.storage.transfer.get import roots_of
 from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.pricing import compute_amount, fuel_steps
-from xsc.terms.pricing import slot_amount
+from xsc.terms.pricing import compute_amount, fuel_steps, slot_amount
 from xsc.terms.slot import NeedSlot
 from xsc.terms.voucher import Voucher
 
