@@ -30,12 +30,9 @@ def test_an_offer_rounds_down_to_a_step_and_a_need_up():
             rows = (await api.call("GET", "/v1/market/slots"))["slots"]
             (row,) = (row for row in rows if row["id"] == made["id"])
             assert row["unit"] == UNIT[kind]
-            own = node.commitments.own
-            (there,) = (
-                each for each in (*own.slots, *own.needs) if to_text(each.slot_id) == row["id"]
-            )
+            (there,) = (*node.commitments.own.slots, *node.commitments.own.needs)
             assert there.quantity * STEP[kind] == row["quantity"]
-            await api.call("DELETE", "/v1/market/slots/{id}", id=made["id"])
+            await node.commitments.withdraw(there.slot_id)
             return there.quantity
 
         for kind, step in STEP.items():
