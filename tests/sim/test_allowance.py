@@ -3,11 +3,14 @@
 Bounds are read off the ledgers, and follow from the published need alone.
 """
 
+import pytest
+
 from tests.sim.network import content, put, run
 from tests.sim.test_slots import A_STEP, SETTINGS, need, offer, recognise
 from xsc.base.limits import EPOCH_MS, MIB, PRICE_FUEL, SLOT_STEP_FUEL
 from xsc.identity.envelope import open_signed
 from xsc.space.paths import UserSpacePaths
+from xsc.terms.pricing import slot_amount
 from xsc.terms.slot import AvailabilitySlot, Commitment, pack_windows
 from xsc.terms.voucher import Voucher
 
@@ -72,21 +75,24 @@ def test_compute_of_many_providers_in_short_windows_costs_what_one_level_does():
     run(21, 3, play, SETTINGS)
 
 
-def test_storage_in_a_new_slot_every_three_seconds_costs_what_one_slot_does():
+@pytest.mark.parametrize(("kind", "quantity"), [("storage", 1_333), ("compute", 400)])
+def test_a_new_slot_every_three_seconds_costs_what_one_slot_does(kind, quantity):
+    hourly = slot_amount(kind, 40 * A_STEP, quantity)
+
     async def play(world):
         customer, liar = world.nodes
-        claim(liar, 1_333 * 40 // 60)
+        claim(liar, hourly // 60)
         begun_ms = world.clock.now_ms()
-        await need(customer, 1_333, price=40)
+        await need(customer, quantity, kind, price=40)
         for number in range(SECONDS // 3):
             now_ms = world.clock.now_ms()
             await publish(
-                liar, slot_of(number, "storage", 1_333, [(now_ms, now_ms + EPOCH_MS)], 40 * A_STEP)
+                liar, slot_of(number, kind, quantity, [(now_ms, now_ms + EPOCH_MS)], 40 * A_STEP)
             )
             await world.clock.sleep_ms(3_000)
         for _ in range(120):
             passed_ms = world.clock.now_ms() - begun_ms
-            assert booked(customer, liar) <= 1_333 * 40 * passed_ms // EPOCH_MS
+            assert booked(customer, liar) <= hourly * passed_ms // EPOCH_MS
             await world.clock.sleep_ms(1_000)
         assert booked(customer, liar) > 0
 
