@@ -25,7 +25,13 @@ from xsc.allocation.clearing_record import (
     wanted,
     weights_of,
 )
-from xsc.base.limits import LEASES_A_CUSTOMER_MAX, PPM, STORAGE_LEASE_BYTES, STORAGE_LEASE_MS
+from xsc.base.limits import (
+    LEASES_A_CUSTOMER_MAX,
+    PPM,
+    SLOT_STEP_BYTES,
+    STORAGE_LEASE_BYTES,
+    STORAGE_LEASE_MS,
+)
 from xsc.base.log import SilentLog
 from xsc.client.core import Core
 from xsc.client.market import MarketCalls
@@ -197,20 +203,24 @@ async def quoted(count: int) -> float:
 
 def granted(homes: Sequence[Path], quick: bool) -> None:
     provider, customer = MarketCalls(Core(homes[0])), MarketCalls(Core(homes[-1]))
-    slot_id = provider.declare("offer", "storage", {"quantity": 64, "price_micro": 1})["id"]
-    need_id = customer.declare("need", "storage", {"quantity": 1, "price_micro": 9})["id"]
+    slot_id = provider.declare(
+        "offer", "storage", {"quantity": 64 * SLOT_STEP_BYTES, "price_micro": 1}
+    )["id"]
+    need_id = customer.declare("need", "storage", {"quantity": SLOT_STEP_BYTES, "price_micro": 9})[
+        "id"
+    ]
     owner = SpaceCalls(provider.core).put("bench/owner", b"")["owner"]
     took = []
     with SpaceCalls(customer.core).watch(f"{owner}:{UserSpacePaths.ALLOCATION_STATE}") as changes:
         for number in range(least(10 if quick else 40, 2)):
-            quantity = 2 + number % 50
+            steps = 2 + number % 50
             begun = time.perf_counter()
-            customer.edit(need_id, {"quantity": quantity})
+            customer.edit(need_id, {"quantity": steps * SLOT_STEP_BYTES})
             for change in changes:
                 state = TwoTierAllocationState.from_bytes(
                     value_of(change["value"]), size_max=VALUE_BYTES_MAX
                 )
-                if [line.quantity for line in state.slot_allocations] == [quantity]:
+                if [line.quantity for line in state.slot_allocations] == [steps]:
                     break
             took.append(time.perf_counter() - begun)
     customer.withdraw(need_id)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import signal
 from itertools import pairwise
 
+import pytest
+
 from tests.e2e.conftest import wait_for
+from xsc.base.errors import ArgumentInvalid
+from xsc.base.limits import GIB, MFUEL, SLOT_STEP_BYTES
 from xsc.client import connect
 
 DAY_MS = 24 * 3_600_000
@@ -19,18 +23,22 @@ def rows_of(member):
 def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net):
     small_net.up(2)
     alice, bob = small_net[0], small_net[1]
-    offer = alice(["market", "offer", "compute", "2000", "--every", NIGHTS, "--price", "0.00001"])
+    offer = alice(
+        ["market", "offer", "compute", "509Mfuel/s", "--every", NIGHTS, "--price", "0.00001"]
+    )
     disk = alice("market offer storage 2GiB --filter tier=one_way").line
-    made = bob("market need compute 500Mfuel/s --price 0.00002")
+    made = bob("market need compute 501Mfuel/s --price 0.00002")
     need = made.line
-    # 1.8 Tfuel an hour; of storage a GiB for each hour.
-    assert made.err == "it comes to at most 0.864000 credits a day, 25.920000 in 30 days\n"
+    # 510 Mfuel/s are 1.836 Tfuel an hour; of storage a GiB for each hour.
+    assert made.err == "it comes to at most 0.881280 credits a day, 26.438400 in 30 days\n"
     held = bob("market need storage 1GiB --price 0.001")
     assert held.err == "it comes to at most 0.024000 credits a day, 0.720000 in 30 days\n"
     bob(["market", "withdraw", held.line])
     # Who offers follows the needs of its peers.
     rows = wait_for(lambda: len(rows_of(alice)) == 3 and {row["id"]: row for row in rows_of(alice)})
-    assert rows.pop(need)["node"] == bob.id
+    asked = rows.pop(need)
+    # A need rounds up to a step, and an offer down.
+    assert (asked["node"], asked["quantity"]) == (bob.id, 510 * MFUEL)
     assert set(rows) == {offer.line, disk}
     nights = rows[offer.line].pop("windows")
     assert rows[offer.line] == {
@@ -39,13 +47,15 @@ def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net)
         "node": alice.id,
         "name": "node-0",
         "kind": "compute",
-        "quantity": 2000,
+        "quantity": 500 * MFUEL,
+        "unit": "fuel_per_s",
         "price": 10,
     }
     assert 55 < len(nights) < 70
     assert all(left[1] <= right[0] for left, right in pairwise(nights))
     ((start_ms, end_ms),) = rows[disk]["windows"]
-    assert (rows[disk]["quantity"], end_ms - start_ms) == (2048, 90 * DAY_MS)
+    assert (rows[disk]["quantity"], end_ms - start_ms) == (2 * GIB, 90 * DAY_MS)
+    assert rows[disk]["unit"] == "bytes"
     assert (rows[disk]["role"], rows[disk]["price"]) == ("offer", 1370)
     # Bob follows the commitments of those whom it recognises, offers or none.
     assert bob(["peer", "recognise", alice.id, "25%"]).code == 0
@@ -57,19 +67,21 @@ def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net)
     }
     assert [row["windows"] for row in seen if row["id"] == need] == [[]]
     text = bob("market slots").text
+    assert "500 Mfuel/s" in text
+    assert "2.0 GiB" in text
     assert "always" in text
     assert "0.000020" in text
-    edited = alice(["market", "edit", offer.line[:8], "--quantity", "1000", "--price", "0.5"])
+    edited = alice(["market", "edit", offer.line[:8], "--quantity", "1Gfuel/s", "--price", "0.5"])
     assert (edited.code, edited.out) == (0, b"")
     alice(["market", "withdraw", disk])
     changed = wait_for(lambda: len(rows_of(bob)) == 2 and rows_of(bob))
     (row,) = (row for row in changed if row["id"] == offer.line)
-    assert (row["quantity"], row["price"], row["windows"]) == (1000, 500_000, nights)
+    assert (row["quantity"], row["price"], row["windows"]) == (1000 * MFUEL, 500_000, nights)
 
 
 def test_what_was_offered_is_there_after_a_kill(start):
     member, process = start()
-    slot_id = member("market offer storage 100 --price 0.001 --to +2h --json").json["id"]
+    slot_id = member("market offer storage 100GiB --price 0.001 --to +2h --json").json["id"]
     before = rows_of(member)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -81,51 +93,76 @@ def test_what_was_offered_is_there_after_a_kill(start):
 
 
 BAD = [
-    ("offer memory 10", "KIND"),
+    ("offer memory 10GiB", "KIND"),
+    ("offer egress 10GiB", "KIND"),
     ("offer compute", "QUANTITY"),
-    ("offer compute 0", "greater than 0"),
-    ("offer compute 9223372036854775808", "less than"),
-    ("offer compute 2GiB", "no whole number"),
-    ("offer storage 1.5", "not a whole number"),
-    ("offer storage 10KiB", "whole number of MiB"),
-    ("offer egress 10", "KIND"),
-    ("offer compute 4611686018427387904 --price 3", "more than any amount"),
-    ("offer compute 10 --price -1", "no amount of credits"),
-    ("offer compute 10 --from +2h --to +1h", "no length"),
-    ("offer compute 10 --to now", "no length"),
-    ("offer compute 10 --from 2020-01-01 --to 2020-01-02", "is over"),
-    ("offer compute 10 --to +91d", "more than 90 days"),
-    ("offer compute 10 --from yesterday", "is no time"),
-    ("offer compute 10 --from 1900-01-01", "is no time"),
-    ("offer compute 10 --every hourly", "not a recurrence"),
-    ("offer compute 10 --every 'Mon-Fry 10:00-12:00'", "no day of the week"),
-    ("offer compute 10 --every 'daily 10:00-10:00'", "no length"),
-    ("offer compute 10 --every 'daily 10:00-12:00 Mars/Base'", "is no time zone"),
-    ("offer compute 10 --every 'daily 10:00-12:00 ../../etc/passwd'", "is no time zone"),
-    ("offer compute 10 --every 'daily 10:00-12:00' --to 4764-01-01", "more than 400 windows"),
-    ("offer storage 10 --every 'daily 10:00-12:00'", "storage does not recur"),
-    ("offer compute 10 --filter tier", "NAME=VALUE"),
-    ("offer compute 10 --filter a=1 --filter a=2", "given twice"),
+    ("offer compute 10", "has no unit"),
+    ("offer storage 64", "has no unit"),
+    ("need storage 1.5", "has no unit"),
+    ("need storage 64000000.0", "has no unit"),
+    ("offer compute 0Mfuel/s", "less than a step of 10 Mfuel/s"),
+    ("offer compute 9999kfuel/s", "less than a step of 10 Mfuel/s"),
+    ("offer compute 0workers", "less than a step of 10 Mfuel/s"),
+    ("offer storage 0GiB", "less than a step of 64.0 MiB"),
+    ("offer storage 63MiB", "less than a step of 64.0 MiB"),
+    ("need storage 0B", "less than a step of 64.0 MiB"),
+    ("offer compute 2GiB", "stated is no compute"),
+    ("offer storage 500Mfuel/s", "stated is no storage"),
+    ("offer storage 2workers", "stated is no storage"),
+    ("edit OFFER --quantity 2GiB", "stated is no compute"),
+    ("offer compute 1.5workers", "is no quantity"),
+    ("offer compute -- -1workers", "is no quantity"),
+    ("offer compute ²workers", "is no quantity"),
+    ("offer compute 500Mfuel", "is no quantity"),
+    ("offer compute 500mfuel/s", "is no quantity"),
+    ("offer compute 500Mfuel/h", "is no quantity"),
+    ("offer compute fuel/s", "is no quantity"),
+    ("offer storage 10parsecs", "is no quantity"),
+    ("offer storage 9223372036854775808B", "more than any"),
+    ("need storage 8388608TiB", "more than any"),
+    ("offer compute 9223372036854775808fuel/s", "more than any"),
+    ("need compute 9223372036854775807workers", "is no quantity"),
+    ("need compute 999999999999workers", "more than any"),
+    ("offer storage 500000TiB --price 99999999", "more than any amount"),
+    ("offer compute 10Mfuel/s --price -1", "no amount of credits"),
+    ("offer compute 10Mfuel/s --from +2h --to +1h", "no length"),
+    ("offer compute 10Mfuel/s --to now", "no length"),
+    ("offer compute 10Mfuel/s --from 2020-01-01 --to 2020-01-02", "is over"),
+    ("offer compute 10Mfuel/s --to +91d", "more than 90 days"),
+    ("offer compute 10Mfuel/s --from yesterday", "is no time"),
+    ("offer compute 10Mfuel/s --from 1900-01-01", "is no time"),
+    ("offer compute 10Mfuel/s --every hourly", "not a recurrence"),
+    ("offer compute 10Mfuel/s --every 'Mon-Fry 10:00-12:00'", "no day of the week"),
+    ("offer compute 10Mfuel/s --every 'daily 10:00-10:00'", "no length"),
+    ("offer compute 10Mfuel/s --every 'daily 10:00-12:00 Mars/Base'", "is no time zone"),
+    ("offer compute 10Mfuel/s --every 'daily 10:00-12:00 ../../etc/passwd'", "is no time zone"),
     (
-        "offer compute 10 " + " ".join(f"--filter f{number}=1" for number in range(9)),
+        "offer compute 10Mfuel/s --every 'daily 10:00-12:00' --to 4764-01-01",
+        "more than 400 windows",
+    ),
+    ("offer storage 10GiB --every 'daily 10:00-12:00'", "storage does not recur"),
+    ("offer compute 10Mfuel/s --filter tier", "NAME=VALUE"),
+    ("offer compute 10Mfuel/s --filter a=1 --filter a=2", "given twice"),
+    (
+        "offer compute 10Mfuel/s " + " ".join(f"--filter f{number}=1" for number in range(9)),
         "at most 8",
     ),
-    ("offer compute 10 --rule first", "rule"),
-    ("edit 0 --quantity 5", "no id"),
+    ("offer compute 10Mfuel/s --rule first", "rule"),
+    ("edit 0 --quantity 5GiB", "no id"),
 ]
 
 
 def test_bad_input_is_refused_by_name_and_changes_nothing(start):
     member, _ = start()
-    slot_id = member("market offer compute 10").line
+    slot_id = member("market offer compute 10Mfuel/s").line
     before = rows_of(member)
     for words, says in BAD:
-        done = member("market " + words)
+        done = member("market " + words.replace("OFFER", slot_id))
         assert (done.code, done.out) == (2, b""), (words, done.err)
         assert says in done.err, (words, done.err)
         assert "Traceback" not in done.err
     member("market withdraw aaaaaaaa").fails(2, "not_found")
-    member("market edit aaaaaaaa --quantity 5").fails(2, "not_found")
+    member("market edit aaaaaaaa --quantity 5GiB").fails(2, "not_found")
     member(["market", "edit", slot_id, "--min", "11"]).fails(2, "argument_invalid")
     member(["space", "put", "allocation/commitment", "hello"]).fails(2, "argument_invalid")
     assert rows_of(member) == before
@@ -134,14 +171,26 @@ def test_bad_input_is_refused_by_name_and_changes_nothing(start):
 async def test_the_client_offers_and_needs(start):
     member, _ = start()
     async with connect(member.home) as node:
-        slot_id = await node.market.offer("compute", 2000, every=NIGHTS, price_micro=7)
-        need_id = await node.market.need("storage", 64, filters={"tier": "mutual"})
+        slot_id = await node.market.offer("compute", 509 * MFUEL, every=NIGHTS, price_micro=7)
+        need_id = await node.market.need("storage", GIB, filters={"tier": "mutual"})
         rows = {row["id"]: row for row in await node.market.slots()}
         assert (await node.market.why(need_id)).keys() == {"why", "more"}
         assert set(rows) == {slot_id, need_id}
         assert (rows[slot_id]["price"], rows[need_id]["price"]) == (7, 5480)
-        await node.market.edit(need_id, quantity=65)
+        assert (rows[slot_id]["quantity"], rows[need_id]["quantity"]) == (500 * MFUEL, GIB)
+        await node.market.edit(need_id, quantity=GIB + 1)
+        await node.market.edit(slot_id, workers=2)
+        rows = {row["id"]: row for row in await node.market.slots()}
+        both = await node.market.offer("compute", workers=2)
+        (two,) = (row for row in await node.market.slots() if row["id"] == both)
+        assert two["quantity"] == rows[slot_id]["quantity"] > 0
+        await node.market.withdraw(both)
         await node.market.withdraw(slot_id)
         (row,) = await node.market.slots()
-        assert (row["id"], row["quantity"], row["role"]) == (need_id, 65, "need")
-        await node.market.edit(need_id, quantity=66)
+        asked = row["id"], row["quantity"], row["role"]
+        assert asked == (need_id, GIB + SLOT_STEP_BYTES, "need")
+        with pytest.raises(ArgumentInvalid, match="in place of a quantity"):
+            await node.market.need("compute", 10 * MFUEL, workers=1)
+        with pytest.raises(ArgumentInvalid, match="quantity is missing"):
+            await node.market.need("compute")
+        await node.market.edit(need_id, quantity=GIB)

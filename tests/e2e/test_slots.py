@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 
 from tests.e2e.conftest import call, wait_for
+from xsc.base.limits import SLOT_STEP_BYTES
 
 GROUPS = 11
+LEVEL = 100 * SLOT_STEP_BYTES
+"""An offer of 6451 MiB rounds down to it, and a need of 6349 MiB up."""
 
 
 def granted(provider, node: str) -> int:
@@ -40,21 +43,21 @@ def test_recognition_decides_ahead_of_use_and_anybody_recomputes_it(net, tmp_pat
         late.put(os.urandom(1_000_000))
         return late("allocation received --json").json["allocations"]
 
-    slot = provider("market offer storage 100 --price 0.00001").line
+    slot = provider("market offer storage 6451MiB --price 0.00001").line
     needs = []
     try:
-        needs.append((early, early("market need storage 100").line))
-        wait_for(lambda: granted(provider, early.id) == 100)
+        needs.append((early, early("market need storage 6349MiB").line))
+        wait_for(lambda: granted(provider, early.id) == LEVEL)
         assert provider(f"peer recognise {late.id} 25%").code == 0
         assert late(f"peer recognise {provider.id} 25%").code == 0
-        needs.append((late, late("market need storage 100").line))
-        wait_for(lambda: granted(provider, late.id) == 100)
+        needs.append((late, late("market need storage 6349MiB").line))
+        wait_for(lambda: granted(provider, late.id) == LEVEL)
         assert granted(provider, early.id) == 0
         (row,) = wait_for(lambda: late("allocation expected --json").json["allocations"])
-        assert (row["node"], row["slot"], row["quantity"]) == (provider.id, slot, 100)
+        assert (row["node"], row["slot"], row["quantity"]) == (provider.id, slot, LEVEL)
         assert (row["tier"], row["price"]) == ("mutual", 8)
         (drawn,) = wait_for(drawn_by_a_put)
-        assert 0 < drawn["drawn"] <= 100
+        assert 0 < drawn["drawn"] <= LEVEL
         leases = late("market leases --json").json["leases"]
         assert 8 in {
             lease["price_micro"]

@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.base.limits import COMPUTE_LEASE_MS, FUEL_QUANTUM, MIB
-from xsc.market.calendar import Promise, free_over, level_of, promised_over
+from xsc.market.calendar import Promise, free_over, promised_over
 
 times = st.tuples(st.integers(0, 30), st.integers(0, 30)).map(sorted)
 promises = st.lists(
@@ -53,14 +52,3 @@ def test_the_order_of_promises_does_not_matter(held, time, capacity, random):
     shuffled = list(held)
     random.shuffle(shuffled)
     assert free_over(capacity, shuffled, *time) == free_over(capacity, held, *time)
-
-
-@given(st.integers(1, 10**6), st.integers(1, 100 * COMPUTE_LEASE_MS))
-def test_compute_is_spread_over_its_time_and_never_below_what_is_stated(quanta, length_ms):
-    level = level_of("compute", quanta, length_ms)
-    stated = quanta * FUEL_QUANTUM
-    if length_ms <= COMPUTE_LEASE_MS:
-        assert level == stated, "a lease draws all of it"
-    assert stated <= level * max(length_ms, COMPUTE_LEASE_MS) // COMPUTE_LEASE_MS
-    assert (level - 1) * max(length_ms, COMPUTE_LEASE_MS) < stated * COMPUTE_LEASE_MS
-    assert level_of("storage", quanta, length_ms) == quanta * MIB

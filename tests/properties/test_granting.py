@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from xsc.allocation import granting
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all
-from xsc.base.limits import ENTITLEMENT_LAPSE_MS, MIB, PARTICIPANTS_MAX
+from xsc.base.limits import ENTITLEMENT_LAPSE_MS, PARTICIPANTS_MAX, PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.market.entitlements import SlotRoom
 from xsc.terms.clearing import SpaceValue
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
@@ -19,8 +19,8 @@ PROVIDER = b"p" * 32
 CUSTOMERS = [bytes([number]) * 32 for number in range(1, 4)]
 DAY_MS = 24 * 3_600_000
 CAPACITY = 30
-A_MIB = 1024
-"""The price a GiB and hour that is a micro-credit a MiB and hour."""
+A_STEP = PRICE_BYTES // SLOT_STEP_BYTES
+"""The price a GiB and hour that is a micro-credit a step and hour."""
 
 
 def slot_of(number, quantity, start, end):
@@ -30,9 +30,9 @@ def slot_of(number, quantity, start, end):
         quantity=quantity,
         windows_packed=pack_windows([(start, end)]),
         valid_until_ms=end,
-        price_mutual=8 * A_MIB,
-        price_one_way=9 * A_MIB,
-        reserve=10 * A_MIB,
+        price_mutual=8 * A_STEP,
+        price_one_way=9 * A_STEP,
+        reserve=10 * A_STEP,
     )
 
 
@@ -83,7 +83,7 @@ class Model:
             before=self.cleared,
             is_pending=False,
         )
-        room = SlotRoom({"storage": self.free * MIB, "compute": 0}, self.now_ms)
+        room = SlotRoom({"storage": self.free * SLOT_STEP_BYTES, "compute": 0}, self.now_ms)
         made, before = clear_all(inputs, room), self.cleared
         self.cleared, self.granted = made.cleared, made.granted
         return any(each is not before.get(key) for key, each in made.cleared.items())
@@ -104,7 +104,7 @@ class Model:
                     kind="storage",
                     quantity=amount,
                     valid_until_ms=2**60,
-                    price_max=40 * A_MIB,
+                    price_max=40 * A_STEP,
                     number=self.numbers[node],
                 )
         elif what == "draw":
@@ -181,7 +181,7 @@ def test_what_lapsed_comes_back_under_a_new_number_only():
     assert sum(each.quantity for each in model.granted if each.opens_ms == 0) == 10
 
 
-def need_of(quantity, number=1, price_max=40 * A_MIB, slot_id=b"n" * 16):
+def need_of(quantity, number=1, price_max=40 * A_STEP, slot_id=b"n" * 16):
     return NeedSlot(
         slot_id=slot_id,
         kind="storage",
@@ -276,7 +276,7 @@ def test_credit_bounds_a_need_whatever_price_it_states(customer, prices):
     for price_max in prices:
         model = Model()
         model.credit_micro = 105
-        model.needs[CUSTOMERS[customer]] = need_of(20, price_max=price_max * A_MIB)
+        model.needs[CUSTOMERS[customer]] = need_of(20, price_max=price_max * A_STEP)
         model.clear()
         assert sum(each.quantity for each in model.granted if each.opens_ms == 0) == 10
 
@@ -311,7 +311,7 @@ def test_one_customer_leaves_others_what_one_state_can_grant(limit, weights, mos
         before={},
         is_pending=False,
     )
-    room = {"storage": CAPACITY * MIB, "compute": 0}
+    room = {"storage": CAPACITY * SLOT_STEP_BYTES, "compute": 0}
     made = clear_all(inputs, SlotRoom(room, 0))
     assert len(made.granted) == most
     again = clear_all(replace(inputs, before=made.cleared), SlotRoom(room, 0))

@@ -1,13 +1,14 @@
 """The laws of what is held undrawn: both sides agree, and nothing is owed twice."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xsc.base.limits import EPOCH_MS, GIB
 from xsc.market import hold as holding
-from xsc.market.entitlements import quantum
+from xsc.market.entitlements import LEASE_UNIT
 from xsc.market.lease import next_voucher, with_voucher
 from xsc.market.lease_entry import LeaseEntry
 from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT
@@ -15,8 +16,8 @@ from xsc.terms.slot import Entitlement, NeedSlot, pack_windows
 
 WINDOW = (10_000, 10_000 + 6 * EPOCH_MS)
 PRICE_MAX, QUANTITY_MAX = 50, 400
-A_UNIT = {kind: PRICE_UNIT[kind] // SLOT_UNIT[kind] for kind in PRICE_UNIT}
-"""The price that is a micro-credit for each unit of a slot's quantity."""
+WORTH = {kind: Fraction(SLOT_UNIT[kind], PRICE_UNIT[kind]) for kind in PRICE_UNIT}
+"""What an epoch of a step comes to at a price of one."""
 
 steps = st.one_of(
     st.tuples(st.just("time"), st.integers(1, EPOCH_MS)),
@@ -70,8 +71,7 @@ class Market:
         self.number = 1
         self.sides = Side("customer", kind), Side("provider", kind)
         self.exact = 0
-        """In micro-credits times the length for which a quantum is held."""
-        self.length = EPOCH_MS if kind == "storage" else WINDOW[1] - WINDOW[0]
+        """In micro-credits times an epoch."""
 
     @property
     def left(self):
@@ -80,7 +80,7 @@ class Market:
         return max(0, self.each.quantity - self.used)
 
     def look(self):
-        unit = quantum(self.kind)
+        unit = LEASE_UNIT[self.kind]
         present = self.each is not None and WINDOW[0] <= self.now_ms < self.each.until_ms
         each = self.each if present else None
         for side in self.sides:
@@ -91,9 +91,7 @@ class Market:
             if self.each is not None:
                 start = max(self.now_ms, WINDOW[0])
                 end = min(self.now_ms + amount, self.each.until_ms)
-                self.exact += (
-                    max(0, end - start) * self.left * (self.each.price // A_UNIT[self.kind])
-                )
+                self.exact += max(0, end - start) * self.left * self.each.price * WORTH[self.kind]
             self.now_ms += amount
         elif what == "grant":
             first = self.now_ms if self.each is None else self.each.granted_ms
@@ -108,13 +106,13 @@ class Market:
                 kind=self.kind,
                 quantity=amount,
                 tier="open",
-                price=7 * A_UNIT[self.kind],
+                price=7,
                 granted_ms=first,
                 until_ms=min(WINDOW[1], max(first, WINDOW[0]) + 2 * EPOCH_MS),
                 clearing=b"c" * 32,
             )
         elif what == "price" and self.each is not None:
-            self.each = replace(self.each, price=amount * A_UNIT[self.kind])
+            self.each = replace(self.each, price=amount)
         elif what == "recall":
             self.each = None
         elif what == "number" and self.each is not None:
@@ -142,9 +140,9 @@ def test_both_sides_bill_what_was_held_and_no_time_twice(kind, taken):
         market.look()
         customer, provider = (side.due for side in market.sides)
         assert customer == provider, "they agree"
-        assert customer <= market.exact // market.length, "nothing is owed twice, or for nothing"
+        assert customer <= market.exact // EPOCH_MS, "nothing is owed twice, or for nothing"
     looks = len(taken) + 1
-    assert market.sides[0].due >= market.exact // market.length - looks
+    assert market.sides[0].due >= market.exact // EPOCH_MS - looks
 
 
 @settings(max_examples=100, deadline=None)
@@ -164,7 +162,6 @@ def test_in_pieces_it_costs_the_same(quantity, price, moments):
         b"",
         price,
         quantity,
-        EPOCH_MS,
         2**60,
         0,
     )
@@ -184,44 +181,33 @@ looks = st.lists(
     ),
     max_size=20,
 )
-WINDOWS = tuple((start, start + EPOCH_MS // 2) for start in range(0, 8 * EPOCH_MS, EPOCH_MS))
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(["storage", "compute", "once"]), looks)
-def test_a_need_allows_its_quantity_and_price_for_the_time_that_passed(kind, taken):
-    """Whatever it is edited to, and however often it is looked at."""
-    unit = A_UNIT["storage" if kind == "storage" else "compute"]
+@given(st.sampled_from(["storage", "compute"]), st.booleans(), looks)
+def test_a_need_allows_its_quantity_and_price_for_the_time_that_passed(kind, windowed, taken):
+    """Whatever it is edited to, whenever its windows are, and however often it is looked at."""
     need = NeedSlot(
         slot_id=b"n" * 16,
-        kind="storage" if kind == "storage" else "compute",
+        kind=kind,
         quantity=9,
-        price_max=9 * unit,
-        windows_packed=pack_windows(WINDOWS) if kind == "compute" else b"",
+        price_max=9,
+        windows_packed=pack_windows([WINDOW]) if windowed else b"",
         valid_until_ms=2**60,
     )
-    allowance, stated, now_ms = holding.new_allowance(need, 0), need, 0
-    exact, most = 0, {}
+    allowance, stated, now_ms, exact = holding.new_allowance(need, 0), need, 0, 0
     for passed_ms, edit in taken:
-        rate = stated.quantity * (stated.price_max // unit)
         now_ms += passed_ms
-        if kind == "storage":
-            exact += rate * passed_ms
+        exact += stated.quantity * stated.price_max * passed_ms * WORTH[kind]
         if edit is not None:
             quantity, price = edit
-            stated = need.model_copy(update={"quantity": quantity, "price_max": price * unit})
-            rate = quantity * price
+            stated = need.model_copy(update={"quantity": quantity, "price_max": price})
         before, allowance = allowance, holding.allowed(allowance, stated, now_ms)
         assert allowance.allowed_micro >= before.allowed_micro
-        begun = [start for start, _ in WINDOWS if start <= now_ms] if kind == "compute" else [0]
-        for start in begun:
-            if start not in most or start == begun[-1]:
-                most[start] = max(rate, most.get(start, 0))
-    wanted = exact // EPOCH_MS if kind == "storage" else sum(most.values())
-    assert allowance.allowed_micro == wanted
+    assert allowance.allowed_micro == exact // EPOCH_MS
     gone = holding.allowed(allowance, None, now_ms)
     later = holding.allowed(gone, None, now_ms + EPOCH_MS)
-    assert later.allowed_micro == gone.allowed_micro == wanted
+    assert later.allowed_micro == gone.allowed_micro == exact // EPOCH_MS
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))

@@ -6,7 +6,7 @@ from xsc.base.limits import BOOKING_CREDIT_PPM, EPOCH_MS, PPM
 
 QUANTITY, PRICE = 80, 40
 HOURLY_MICRO = QUANTITY * PRICE
-SETTINGS = {"probe_interval": "1m", "starter_credit": "1000"}
+SETTINGS = {"probe_interval": "1m", "starter_credit": "1000", "storage_capacity": "16GiB"}
 
 
 def booked(provider, customer):

@@ -9,7 +9,7 @@ import pytest
 from tests.sim.network import NO_HOME, World, content, get, put, run
 from tests.sim.test_hoarding import greedy
 from tests.sim.test_recovery import back, place_of
-from tests.sim.test_slots import A_MIB
+from tests.sim.test_slots import A_STEP
 from tests.unit.node.test_routes import Api
 from xsc.allocation.declaring import Statement
 from xsc.base.errors import DurabilityUnreachable, PeerUnknown, XscError
@@ -285,16 +285,16 @@ def test_those_that_share_a_credit_are_granted_no_more_than_it_pays():
 
     async def play(world):
         host, shams = world.nodes[1], world.nodes[2:]
-        await host.commitments.offer("storage", Statement(quantity=8_000, price=10 * A_MIB))
+        await host.commitments.offer("storage", Statement(quantity=8_000, price=10 * A_STEP))
         for sham in shams:
-            await sham.commitments.need("storage", Statement(quantity=4_000, price=1_000 * A_MIB))
+            await sham.commitments.need("storage", Statement(quantity=4_000, price=1_000 * A_STEP))
         await world.until(lambda: len({e.customer for e in host.allocator.granted()}) > 1)
         await world.clock.sleep_ms(5_000)
         granted = sum(each.quantity for each in host.allocator.granted())
         limit = host.config.starter_credit_micro
         assert limit // 2 < granted * 10 <= limit
 
-    settings = {**INTRODUCED, "starter_credit": "0.01", "storage_capacity": "8GiB"}
+    settings = {**INTRODUCED, "starter_credit": "0.01", "storage_capacity": "512GiB"}
     run(7, 5, play, settings, kind=Star)
 
 

@@ -18,6 +18,10 @@ DATA = content(4 * MIB)
 """A column of it is worth micro-credits: who owes nothing yet may always owe less than one."""
 
 
+DEAR = {"storage_price_gib_hour": "1000000", "storage_price_max_gib_hour": "4000000"}
+"""Else a small put costs less than a micro-credit, and no limit is reached."""
+
+
 def contract(node, capability):
     return node.storage.catalogue.entry(parse_verify(capability).manifest_hash).placement.contract
 
@@ -70,7 +74,7 @@ def test_at_the_debt_limit_of_most_hosts_a_put_is_refused_and_less_works():
         assert len(set(done.hosts)) == 3
         assert done.survives == Contract(1)
 
-    run(310, 7, play, prepare=with_settings((1, 2, 3, 4), {"starter_credit": "0"}))
+    run(310, 7, play, DEAR, prepare=with_settings((1, 2, 3, 4), {"starter_credit": "0"}))
 
 
 def test_with_no_host_but_the_own_node_less_is_nothing_and_said_so():
@@ -81,7 +85,7 @@ def test_with_no_host_but_the_own_node_less_is_nothing_and_said_so():
         assert set(done.hosts) == {world.nodes[0].key.node_id}
         assert done.warnings
 
-    run(311, 7, play, prepare=with_settings(range(1, 7), {"starter_credit": "0"}))
+    run(311, 7, play, DEAR, prepare=with_settings(range(1, 7), {"starter_credit": "0"}))
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -144,7 +148,7 @@ def test_each_host_has_its_own_reason():
     def prepare(world):
         world.settings_of[1] = {"starter_credit": "0"}
         world.settings_of[2] = {"storage_capacity": "1"}
-        world.settings_of[3] = {"storage_price_gib_hour": "5481"}
+        world.settings_of[3] = {"storage_price_gib_hour": "4000001"}
 
     async def play(world):
         owner = world.nodes[0]
@@ -159,7 +163,7 @@ def test_each_host_has_its_own_reason():
         ):
             assert f"{word}: {names(world, index)}" in fault.message
 
-    run(315, 7, play, prepare=prepare)
+    run(315, 7, play, DEAR, prepare=prepare)
 
 
 def test_a_host_that_dies_in_the_middle_of_a_put_breaks_no_contract():

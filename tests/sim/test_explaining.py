@@ -12,7 +12,8 @@ from xsc.allocation import explaining
 from xsc.allocation.declaring import Statement
 from xsc.base.errors import NotFound, ProofInvalid
 from xsc.base.ids import to_text
-from xsc.base.limits import MIB
+from xsc.base.limits import MIB, SLOT_STEP_BYTES
+from xsc.base.units import format_size
 from xsc.identity.envelope import sign
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import TwoTierAllocationState
@@ -46,7 +47,7 @@ def test_a_customer_learns_what_its_provider_would_say_from_the_checked_record()
         assert (
             row.said.because == "the rest went to others: it stands in the tier one_way with 30.0%"
         )
-        assert row.said.changes[-1] == "mutual recognition of 7.9% would have given it 21.0 MiB"
+        assert row.said.changes[-1] == "mutual recognition of 7.9% would have given it 1.3 GiB"
         told = {each.pair.need.slot_id: each for each in (await why(provider, slot)).rows}
         assert told.keys() == {behind, ahead}
         assert (told[behind].said, told[behind].why) == (row.said, row.why)
@@ -109,7 +110,7 @@ def test_a_need_that_nothing_matches_learns_which_slots_were_seen():
             await world.clock.sleep_ms(1_000)
         (row,) = (await why(customer, wanted)).rows
         assert row.pair.slot.slot_id == slot
-        assert any("a greatest price of 0.010240" in change for change in row.said.changes)
+        assert any("a greatest price of 0.000160" in change for change in row.said.changes)
 
     run(32, 2, play, SETTINGS)
 
@@ -157,7 +158,7 @@ def test_a_need_that_took_no_part_learns_why():
         await world.until(customer.allocator.received)
         await put(customer, content(24 * MIB))
         # The rest of what was drawn is pinned once the need is smaller than that.
-        (drawn,) = customer.drawn_quanta().values()
+        (drawn,) = customer.drawn_steps().values()
         await customer.commitments.edit(wanted, Statement(quantity=1))
         cleared = provider.allocator.state.slot_denominators[0].clearing
 
@@ -168,7 +169,10 @@ def test_a_need_that_took_no_part_learns_why():
         await heard(world, customer, provider)
         (row,) = (await why(customer, wanted)).rows
         assert row.why is None
-        assert f"it has drawn {drawn}.0 MiB and keeps that" in row.said.because
+        assert (
+            f"it has drawn {format_size(drawn * SLOT_STEP_BYTES)} and keeps that"
+            in row.said.because
+        )
 
     run(34, 2, play, SETTINGS)
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.settle import settle
 from tests.sim.network import SEEDS, SkewedClock, content, get, put, run, stream
+from tests.sim.test_contracts import DEAR
 from xsc.base.clock import ManualClock
 from xsc.base.errors import (
     DurabilityUnreachable,
@@ -248,7 +249,7 @@ def test_a_home_restored_from_an_old_copy_stops_instead_of_forking_its_ledger():
         with pytest.raises(LedgerDamaged, match="old copy"):
             await world.restart(0)
 
-    run(30, 7, play)
+    run(30, 7, play, DEAR)
 
 
 def test_bytes_keep_their_lease_through_a_power_loss():
@@ -264,7 +265,7 @@ def test_bytes_keep_their_lease_through_a_power_loss():
         await world.nodes[0].market.settlement.settle_all()
         assert node.ledger.balance(world.nodes[0].key.node_id) > 0
 
-    run(36, 7, play)
+    run(36, 7, play, DEAR)
 
 
 def test_a_limit_that_was_raised_lets_debt_go_on():
@@ -279,7 +280,7 @@ def test_a_limit_that_was_raised_lets_debt_go_on():
             await node.ledger.set_limit(customer.key.node_id, 10_000_000)
         await put(customer, content(5 * MIB), contract=Contract(2))
 
-    run(37, 7, play)
+    run(37, 7, play, DEAR)
 
 
 def test_an_old_copy_that_comes_back_to_silent_peers_stops_once_one_answers():
@@ -296,7 +297,7 @@ def test_an_old_copy_that_comes_back_to_silent_peers_stops_once_one_answers():
         await world.until(node.failed.done)
         assert "old copy" in node.failed.result().message
 
-    run(38, 7, play)
+    run(38, 7, play, DEAR)
 
 
 def test_what_is_left_of_a_put_is_dropped_and_half_deletions_are_completed():

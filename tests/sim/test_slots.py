@@ -19,6 +19,8 @@ from xsc.base.limits import (
     EPOCH_MS,
     HOLD_TOLERANCE_MS,
     MIB,
+    PRICE_BYTES,
+    SLOT_STEP_BYTES,
 )
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.lease import HOLD_MARK
@@ -33,21 +35,23 @@ from xsc.terms.clearing import (
     TierLine,
     TwoTierAllocationState,
 )
-from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT
 from xsc.terms.slot import Commitment
 
-A_UNIT = {kind: PRICE_UNIT[kind] // SLOT_UNIT[kind] for kind in PRICE_UNIT}
-"""The price that is a micro-credit for each unit of a quantity."""
-A_MIB = A_UNIT["storage"]
+A_STEP = PRICE_BYTES // SLOT_STEP_BYTES
+"""The price a GiB and hour that is a micro-credit a step and hour."""
 SETTINGS = {
     "settle_interval": "2s",
     "booking_interval": "2s",
     "starter_credit": "1000",
+    # Room for 256 steps of storage, and 600 of compute.
+    "storage_capacity": "16GiB",
+    "compute_workers": "3",
+    "worker_speed": "2000",
     # What nodes quote is what `offer` asks.
-    "storage_price_gib_hour": str(10 * A_MIB),
-    "storage_price_max_gib_hour": str(40 * A_MIB),
-    "compute_price_gfuel": str(10 * A_UNIT["compute"]),
-    "compute_price_max_gfuel": str(40 * A_UNIT["compute"]),
+    "storage_price_gib_hour": str(10 * A_STEP),
+    "storage_price_max_gib_hour": str(40 * A_STEP),
+    "compute_price_gfuel": str(10 * A_STEP),
+    "compute_price_max_gfuel": str(40 * A_STEP),
 }
 
 
@@ -63,13 +67,11 @@ async def mutual(one, *others):
 
 
 def offer(node, quantity, kind="storage", price=10, **said):
-    price *= A_UNIT[kind]
-    return node.commitments.offer(kind, Statement(quantity=quantity, price=price, **said))
+    return node.commitments.offer(kind, Statement(quantity=quantity, price=price * A_STEP, **said))
 
 
 def need(node, quantity, kind="storage", price=40, **said):
-    price *= A_UNIT[kind]
-    return node.commitments.need(kind, Statement(quantity=quantity, price=price, **said))
+    return node.commitments.need(kind, Statement(quantity=quantity, price=price * A_STEP, **said))
 
 
 def granted(provider):
@@ -121,7 +123,7 @@ def test_a_mutual_peer_that_asks_a_minute_later_is_served_first():
             for view in late.market.leases()
             if view.peer == provider.key.node_id
         }
-        assert leases == {(provider.key.node_id, 8 * A_MIB)}, "its rung: 20 % below the reserve"
+        assert leases == {(provider.key.node_id, 8 * A_STEP)}, "its rung: 20 % below the reserve"
         recompute_all(provider)
 
     run(1, 3, play, SETTINGS)
@@ -159,13 +161,13 @@ def test_what_was_drawn_stays_and_the_rest_goes_by_recognition():
             for entry in provider.market.store.of("provider", early.key.node_id)
             if entry.draw is not None
         ]
-        drawn = -(-lease.terms.quantity // MIB)
-        assert lease.terms.price == 9 * A_MIB
+        drawn = -(-lease.terms.quantity // SLOT_STEP_BYTES)
+        assert lease.terms.price == 9 * A_STEP
         await mutual(provider, late)
         await need(late, 100)
         await world.until(lambda: of(provider, late) > 0)
         await world.clock.sleep_ms(5_000)
-        kept = provider.market.headroom.drawn_quanta()
+        kept = provider.market.headroom.drawn_steps()
         assert of(provider, late) == 100 - sum(kept.values())
         assert 0 < sum(kept.values()) <= drawn
         early_left = [
@@ -258,15 +260,15 @@ def test_compute_is_entitled_and_drawn_too():
     async def play(world):
         provider, customer = world.nodes
         await mutual(provider, customer)
-        await offer(provider, 10_000, "compute", 10)
-        await need(customer, 6_000, "compute")
-        await world.until(lambda: of(provider, customer) == 6_000)
+        await offer(provider, 400, "compute")
+        await need(customer, 300, "compute")
+        await world.until(lambda: of(provider, customer) == 300)
         await world.until(customer.allocator.received)
         lease = await customer.market.buyer.lease_compute(
             fuel_steps=4_000_000_000, on=provider.key.node_id
         )
-        assert lease.price == 8 * A_UNIT["compute"]
-        assert sum(provider.market.headroom.drawn_quanta().values()) >= 4_000
+        assert lease.price == 8 * A_STEP
+        assert sum(provider.market.headroom.drawn_steps().values()) >= 7
 
     run(7, 2, play, SETTINGS)
 
@@ -375,7 +377,7 @@ def test_the_settled_bill_of_a_recognised_customer_is_its_rung():
             for v in friend.market.leases()
             if v.peer == provider.key.node_id and not v.lease_id.startswith(HOLD_MARK)
         ]
-        assert view.price == 8 * A_MIB
+        assert view.price == 8 * A_STEP
         assert paid(friend, provider)[0] == view.due_micro > 0
 
     run(9, 4, play, SETTINGS)
@@ -389,10 +391,10 @@ def test_a_state_that_no_clearing_record_proves_is_not_paid():
         await need(customer, 60)
         await world.until(customer.allocator.billed)
         (proven,) = customer.allocator.billed()
-        assert (proven.quantity, proven.price) == (60, 8 * A_MIB)
+        assert (proven.quantity, proven.price) == (60, 8 * A_STEP)
         (line,) = provider.allocator.state.slot_allocations
         for lie in (
-            {"quantity": 60, "price": 40 * A_MIB},
+            {"quantity": 60, "price": 40 * A_STEP},
             {"granted_ms": 1},
             {"quantity": 61},
         ):
@@ -408,7 +410,7 @@ def test_a_state_that_no_clearing_record_proves_is_not_paid():
                 | {
                     "slot_denominators": (divided,),
                     "slot_allocations": (forged,),
-                    "recipient_totals": ((customer.key.node_id, forged.quantity),),
+                    "recipient_totals": ((customer.key.node_id, "storage", forged.quantity),),
                 }
             )
             before = customer.allocator.states()[provider.key.node_id]
@@ -418,7 +420,7 @@ def test_a_state_that_no_clearing_record_proves_is_not_paid():
             )
             await world.clock.sleep_ms(1_000)
             for each in customer.allocator.billed():
-                assert (each.quantity, each.price) == (60, 8 * A_MIB)
+                assert (each.quantity, each.price) == (60, 8 * A_STEP)
                 assert each.granted_ms >= proven.granted_ms
 
     run(10, 2, play, SETTINGS)
@@ -500,7 +502,7 @@ def test_a_dead_customer_s_hold_costs_it_credit_and_then_the_hold():
     run(11, 3, play, SETTINGS)
 
 
-def said_state(victim, slot_id, windows, quantity, price=40 * A_MIB):
+def said_state(victim, slot_id, windows, quantity, price=40 * A_STEP):
     """Return a state that says that a need of a node is granted something in each window."""
     (asked,) = victim.commitments.own.needs
     node = victim.key.node_id
@@ -540,7 +542,7 @@ def said_state(victim, slot_id, windows, quantity, price=40 * A_MIB):
             )
             for window in windows
         ),
-        recipient_totals=((node, quantity * len(windows)),),
+        recipient_totals=((node, "storage", quantity * len(windows)),),
     )
 
 
@@ -601,9 +603,9 @@ def test_customer_and_provider_count_the_same_draws(seed):
         for _ in range(3):
             await put(customer, content(3 * MIB))
         now_ms = world.clock.now_ms()
-        theirs = provider.market.store.drawn_quanta("provider", now_ms)
+        theirs = provider.market.store.drawn_steps("provider", now_ms)
         assert theirs
-        assert theirs == customer.market.store.drawn_quanta("customer", now_ms)
+        assert theirs == customer.market.store.drawn_steps("customer", now_ms)
 
     run(seed, 2, play, SETTINGS)
 
@@ -620,7 +622,7 @@ def test_a_small_entitlement_sells_no_share_at_its_price():
         leases = list(provider.market.store.of("provider", customer.key.node_id))
         assert leases
         for entry in leases:
-            assert entry.terms.price >= posted or entry.terms.quantity <= MIB
+            assert entry.terms.price >= posted or entry.terms.quantity <= SLOT_STEP_BYTES
 
     run(12, 2, play, SETTINGS)
 

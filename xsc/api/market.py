@@ -25,6 +25,8 @@ class Statement:
 
     quantity: int | None = None
     """Bytes, or fuel a second. An offer rounds down to steps of 64 MiB or 10 Mfuel/s, a need up."""
+    unit: Unit | None = None
+    """Of the quantity; null is that of the kind, and the other one is refused."""
     workers: int | None = None
     """In place of the quantity of compute: so many workers of this node."""
     from_ms: Moment | None = None

@@ -67,19 +67,21 @@ def market() -> None:
 _RATE = re.compile(r"([0-9]{1,30})(|k|M|G|T)fuel/s")
 _WORKERS = re.compile(r"([0-9]{1,12})workers?")
 _TIMES: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_EXAMPLES: Final = "write for example 100GiB, 2workers or 500Mfuel/s"
 
 
-def _quantity(text: str) -> dict[str, int]:
+def _quantity(text: str) -> Document:
     """Return a level: bytes of a size such as 100GiB, a rate such as 500Mfuel/s, or workers."""
     if found := _WORKERS.fullmatch(text):
         return {"workers": int(found[1])}
     if found := _RATE.fullmatch(text):
-        return {"quantity": int(found[1]) * _TIMES[found[2]]}
-    if re.fullmatch(r"[0-9]+", text):
-        raise ArgumentInvalid(
-            f"QUANTITY: '{text}' has no unit", hint="write for example 100GiB, 2workers, 500Mfuel/s"
-        )
-    return {"quantity": parse_size(text)}
+        return {"quantity": int(found[1]) * _TIMES[found[2]], "unit": "fuel_per_s"}
+    if not re.search("[A-Za-z]", text):
+        raise ArgumentInvalid(f"QUANTITY: '{text}' has no unit", hint=_EXAMPLES)
+    try:
+        return {"quantity": parse_size(text), "unit": "bytes"}
+    except ArgumentInvalid:
+        raise ArgumentInvalid(f"QUANTITY: '{text}' is no quantity", hint=_EXAMPLES) from None
 
 
 def _moment(text: str) -> int:

@@ -586,20 +586,20 @@ class Programs:
 class Market:
     """What a node offers and needs ahead of use.
 
-    A quantity is MiB of `storage`, or millions of fuel for each 64 MiB of the memory
-    limit of `compute`. A price is micro-credits a GiB and hour, or a Gfuel. What may be stated
-    beside them: `from_ms`, `to_ms`, `every`, `price_micro`, `filters`, `location`,
-    `rule` (`docs/design/slots.md`).
+    A quantity is bytes of `storage` held at any moment, or fuel a second of `compute`; in its
+    place, `workers` are so many of this node. A price is micro-credits a GiB and hour, or a
+    Gfuel. What may be stated beside them: `from_ms`, `to_ms`, `every`, `price_micro`,
+    `filters`, `location`, `rule` (`docs/design/slots.md`).
     """
 
     def __init__(self, calls: MarketCalls) -> None:
         self._calls = calls
 
-    async def offer(self, kind: str, quantity: int, **stated: Any) -> str:  # noqa: ANN401
+    async def offer(self, kind: str, quantity: int | None = None, **stated: Any) -> str:  # noqa: ANN401
         """Offer capacity and return the id of the slot."""
         return await self._declare("offer", kind, {"quantity": quantity, **stated})
 
-    async def need(self, kind: str, quantity: int, **stated: Any) -> str:  # noqa: ANN401
+    async def need(self, kind: str, quantity: int | None = None, **stated: Any) -> str:  # noqa: ANN401
         """State a need of capacity and return its id."""
         return await self._declare("need", kind, {"quantity": quantity, **stated})
 

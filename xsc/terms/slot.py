@@ -37,7 +37,8 @@ from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.pricing import slot_amount
 from xsc.terms.quote import Draw, Kind, Label, SlotId, Tier
 
-Steps = Annotated[int, Field(gt=0, lt=2**33)]
+STEPS_MAX: Final = 2**33 - 1
+Steps = Annotated[int, Field(gt=0, le=STEPS_MAX)]
 """Of a level. In bytes, or in fuel steps in the time of a lease, it is below 2^63."""
 Rising = Annotated[int, Field(gt=0, lt=2**63)]
 DivisionRule = Literal["weighted-uniform", "proportional"]

@@ -55,7 +55,7 @@ from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import RecordBody, ShardBody
 from xsc.storage.transfer.get import roots_of
 from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT, compute_amount, fuel_steps
+from xsc.terms.pricing import compute_amount, fuel_steps, slot_amount
 from xsc.terms.slot import NeedSlot
 from xsc.terms.voucher import Voucher
 
@@ -575,19 +575,14 @@ class Oracle:
     def nobody_owes_more_than_it_stated(self) -> None:
         """What is signed for capacity that is kept free is within what the needs allow.
 
-        Quantity times price: for the time that has passed, or for each window that has begun.
+        Level times price, for the time that has passed.
         """
         now_ms = self.world.clock.now_ms()
         for index, needs in self.stated.items():
             allowed = 0
             for stated_ms, need in needs:
-                rate = need.quantity * SLOT_UNIT[need.kind] * need.price_max
-                unit = PRICE_UNIT[need.kind]
-                if need.kind == "storage":
-                    allowed += rate * (now_ms - stated_ms) // (unit * EPOCH_MS)
-                else:
-                    begun = [start for start, _ in need.windows if start <= now_ms]
-                    allowed += rate // unit * (len(begun) if need.windows else 1)
+                price_ms = need.price_max * (now_ms - stated_ms)
+                allowed += slot_amount(need.kind, price_ms, need.quantity) // EPOCH_MS
             held = {
                 account: amount
                 for account, amount in self.vouchers[index].items()

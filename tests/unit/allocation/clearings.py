@@ -26,7 +26,7 @@ from xsc.space.itc import event_bytes
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceRecord, value_digest
 from xsc.terms.clearing import ClearingRecord, SpaceValue
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, Window, pack_windows
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 
 NOW_MS = 1_700_000_000_000
 HOUR = 3_600_000
@@ -109,24 +109,6 @@ def steps_of(work: Callable[[], object]) -> int:
         sys.settrace(before)
         gc.enable()
     return steps
-
-
-def beside(asked: NeedSlot, window: Window, lines: Iterable[tuple[Window, int]]) -> int:
-    """Return what of lines counts together with one in a window, by comparing all with it."""
-
-    def meet(one: Window, other: Window) -> bool:
-        return one[0] < other[1] and other[0] < one[1]
-
-    return sum(
-        units
-        for other, units in lines
-        if (
-            meet(window, other)
-            if asked.kind == "storage"
-            else not asked.windows
-            or any(meet(window, own) and meet(other, own) for own in asked.windows)
-        )
-    )
 
 
 def takers(own: Published, others: Iterable[Published], offer: Offer) -> list[Taker]:

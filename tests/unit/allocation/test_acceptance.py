@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.allocation.clearings import HOUR, NOW_MS, beside, key, need, steps_of
+from tests.unit.allocation.clearings import HOUR, NOW_MS, UNTIL_MS, key, need, steps_of
 from xsc.allocation.acceptance import (
     Given,
     Granted,
@@ -13,7 +13,6 @@ from xsc.allocation.acceptance import (
     keep,
     still_wanted,
 )
-from xsc.allocation.matching import overlap, windows_of
 from xsc.allocation.tiers import TIERS
 from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS
 from xsc.terms.slot import Entitlement, NeedSlot, pack_windows
@@ -109,7 +108,7 @@ def test_caps_only_fall_and_nothing_is_kept_beyond_need_offer_or_cap(quantity, m
 
 def left(asked, window, *lines):
     """Return what is still wanted after lines."""
-    given = Given(asked)
+    given = Given()
     for line in lines:
         given.add(*line)
     return still_wanted(asked, PROVIDER, window, given)
@@ -130,37 +129,26 @@ def test_a_cap_bounds_all_slots_of_a_provider_together():
     assert left(one, window, (window, 3)) == 0
 
 
-def test_storage_counts_at_a_moment_and_compute_within_a_window_of_the_need():
+@pytest.mark.parametrize("kind", ["storage", "compute"])
+def test_a_level_counts_at_a_moment_whatever_the_kind(kind):
     early, late = (NOW_MS + HOUR, NOW_MS + 2 * HOUR), (NOW_MS + 2 * HOUR, NOW_MS + 3 * HOUR)
-    tomorrow = (NOW_MS + 26 * HOUR, NOW_MS + 27 * HOUR)
-    stored = need(kind="storage", quantity=10)
-    assert left(stored, late, (early, 10)) == 10
-    computed = need(quantity=10)
-    assert left(computed, late, (early, 10)) == 0
-    daily = need(
-        quantity=10,
-        windows_packed=pack_windows([(NOW_MS, NOW_MS + 12 * HOUR), (NOW_MS + 24 * HOUR, 2**42)]),
-        valid_until_ms=2**42,
-    )
-    assert left(daily, late, (early, 10)) == 0
-    assert left(daily, tomorrow, (early, 10)) == 10
+    asked = need(kind=kind, quantity=10, windows_packed=pack_windows([(NOW_MS, UNTIL_MS)]))
+    assert left(asked, early, (early, 10)) == 0
+    assert left(asked, late, (early, 10)) == 10
+    assert left(asked, late, (early, 10), ((NOW_MS + HOUR, NOW_MS + 3 * HOUR), 4)) == 6
 
 
 WINDOWS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=8)
 
 
-@given(WINDOWS, st.sampled_from(["storage", "compute"]), st.lists(st.integers(0, 20), max_size=8))
-def test_what_is_given_is_what_comparing_every_line_gives(offered, kind, edges):
-    edges = sorted(set(edges))
-    own = [(2 * at, 2 * to) for at, to in zip(edges[::2], edges[1::2], strict=False)]
-    asked = need(kind=kind, windows_packed=pack_windows(own[:1] if kind == "storage" else own))
-    given, lines = Given(asked), []
+@given(WINDOWS)
+def test_what_is_given_is_what_comparing_every_line_gives(offered):
+    given, lines = Given(), []
     for at, length in sorted(offered):
-        time = overlap((at, at + length), windows_of(asked))
-        if time is not None:
-            assert given.beside(time) == beside(asked, time, lines)
-            given.add(time, length)
-            lines.append((time, length))
+        plainly = sum(units for (_, end), units in lines if at < end)
+        assert given.beside((at, at + length)) == plainly
+        given.add((at, at + length), length)
+        lines.append(((at, at + length), length))
 
 
 def test_a_need_of_many_windows_takes_few_steps():
@@ -168,7 +156,7 @@ def test_a_need_of_many_windows_takes_few_steps():
     asked = need(windows_packed=pack_windows(hours), valid_until_ms=2**42)
 
     def granted(count):
-        given = Given(asked)
+        given = Given()
         for window in hours[:count]:
             assert still_wanted(asked, PROVIDER, window, given) == asked.quantity
             given.add(window, 1)
@@ -181,10 +169,6 @@ def test_a_need_of_many_windows_takes_few_steps():
 def test_what_one_provider_grants_at_once_is_what_counts():
     one, two = (NOW_MS, NOW_MS + HOUR), (NOW_MS + HOUR, NOW_MS + 2 * HOUR)
     both = (NOW_MS, NOW_MS + 2 * HOUR)
-    stored = need(kind="storage", quantity=10)
-    assert at_once(stored, [(one, 3), (two, 4)]) == 4
-    assert at_once(stored, [(one, 3), (two, 4), (both, 2)]) == 9
-    assert at_once(need(quantity=10), [(one, 3), (two, 4)]) == 7
-    gap = (NOW_MS + 2 * HOUR, NOW_MS + 3 * HOUR)
-    hourly = need(quantity=10, windows_packed=pack_windows([one, gap]))
-    assert at_once(hourly, [(one, 3), (gap, 4)]) == 4
+    assert at_once([]) == 0
+    assert at_once([(one, 3), (two, 4)]) == 4
+    assert at_once([(one, 3), (two, 4), (both, 2)]) == 6

@@ -87,14 +87,11 @@ class Plenty:
     def left(self, kind, window):
         return 10**9
 
-    def take(self, kind, window, quanta):
+    def take(self, kind, window, steps):
         pass
 
     def drawn(self):
         return {}
-
-    def used_up(self):
-        return ()
 
     def credit_micro(self, customer, takers):
         return 10**12
@@ -411,7 +408,7 @@ def state_of(slot, customer, need, quantity):
                 granted_ms=NOW_MS,
             ),
         ),
-        recipient_totals=((customer, quantity),),
+        recipient_totals=((customer, slot.kind, quantity),),
     )
 
 

@@ -265,7 +265,7 @@ def test_the_largest_record_fits_a_value_of_the_space(network):
     assert CLEARING_BYTES_MAX <= VALUE_BYTES_MAX
     assert SPACE_EVIDENCE_BYTES_MAX == RECORD_ENVELOPE_BYTES_MAX
     many = tuple(need(number, quantity=1, price_max=2**40) for number in range(1, 65))
-    whole = slot(quantity=2**40, price_mutual=0, price_one_way=0, reserve=1)
+    whole = slot(quantity=2**33 - 1, price_mutual=0, price_one_way=0, reserve=1)
     keys = [key(number) for number in range(2, 90)]
     friends = {each.node_id: 10_000 for each in keys}
     own = published(PROVIDER, network, Commitment(slots=(whole,)), friends)
@@ -300,7 +300,7 @@ def a_state(slots, allocations, peers):
             customer=customer,
             need=number.to_bytes(16, "big"),
             tier="one_way",
-            quantity=2**40,
+            quantity=2**33 - 1,
             price=2**40,
             granted_ms=2**41,
         )
@@ -309,9 +309,10 @@ def a_state(slots, allocations, peers):
             for number in range(allocations)
         )
     )
-    totals: dict[bytes, int] = {}
+    totals: dict[tuple[bytes, str], int] = {}
     for line in granted:
-        totals[line.customer] = totals.get(line.customer, 0) + line.quantity
+        of = line.customer, "compute"
+        totals[of] = totals.get(of, 0) + line.quantity
     return TwoTierAllocationState(
         slot_denominators=tuple(
             SlotDenominators(
@@ -326,7 +327,7 @@ def a_state(slots, allocations, peers):
             for window in windows
         ),
         slot_allocations=granted,
-        recipient_totals=tuple(sorted(totals.items())),
+        recipient_totals=tuple(sorted((*of, total) for of, total in totals.items())),
         mr_values=tuple((node, 10_000) for node in nodes),
         damping_history=((5, NOW_MS),),
         converged=True,
@@ -344,14 +345,14 @@ def test_the_largest_state_fits_a_value_of_the_space():
 def test_a_state_that_does_not_add_up_is_refused():
     value = a_state(2, 3, 2).to_value()
     (line, *_), (slot, *_) = value["slot_allocations"], value["slot_denominators"]
-    doubled = dict(value["recipient_totals"])
-    doubled[line["customer"]] += line["quantity"]
+    doubled = {(node, kind): total for node, kind, total in value["recipient_totals"]}
+    doubled[line["customer"], slot["kind"]] += line["quantity"]
     with pytest.raises(RecordInvalid, match="do not rise"):
         TwoTierAllocationState.from_value(
             {
                 **value,
                 "slot_allocations": [line, *value["slot_allocations"]],
-                "recipient_totals": [list(item) for item in doubled.items()],
+                "recipient_totals": [[*of, total] for of, total in doubled.items()],
             }
         )
     nothing = [{**tier, "given": 0} for tier in slot["tiers"]]
@@ -359,12 +360,28 @@ def test_a_state_that_does_not_add_up_is_refused():
         ("slot_denominators", [{**slot, "tiers": nothing}, *value["slot_denominators"][1:]]),
         ("slot_denominators", [{**slot, "capacity": 0}, *value["slot_denominators"][1:]]),
         ("recipient_totals", value["recipient_totals"][:1]),
+        ("recipient_totals", [[n, "storage", t] for n, _, t in value["recipient_totals"]]),
         ("slot_denominators", value["slot_denominators"][:1]),
         ("slot_denominators", value["slot_denominators"][::-1]),
         ("mr_values", value["mr_values"][::-1]),
     ):
         with pytest.raises(RecordInvalid):
             TwoTierAllocationState.from_value({**value, name: wrong})
+
+
+def test_totals_are_by_customer_and_kind_as_steps_of_both_do_not_add_up():
+    value = a_state(2, 2, 1).to_value()
+    (first, second), (early, late) = value["slot_denominators"], value["slot_allocations"]
+    other, node = b"\x01" * 16, early["customer"]
+    assert value["recipient_totals"] == [[node, "compute", 2 * early["quantity"]]]
+    both = {
+        "slot_denominators": [first, {**second, "slot": other, "kind": "storage"}],
+        "slot_allocations": [early, {**late, "slot": other}],
+        "recipient_totals": [[node, kind, early["quantity"]] for kind in ("compute", "storage")],
+    }
+    TwoTierAllocationState.from_value({**value, **both})
+    with pytest.raises(RecordInvalid, match="not the sums"):
+        TwoTierAllocationState.from_value({**value, **both, "recipient_totals": []})
 
 
 def test_a_fraction_has_one_form():

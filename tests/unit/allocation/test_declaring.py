@@ -101,7 +101,8 @@ def test_a_recurrence_has_windows_to_the_horizon_and_no_end():
         ({"every": "daily 10:00-11:00 Mars/Base"}, "is no time zone"),
         ({"every": "always"}, "not a recurrence"),
         ({"kind": "storage", "every": NIGHTS}, "storage does not recur"),
-        ({"quantity": 2**60, "price": 20, "rungs": (13, 13, 13)}, "more than any amount"),
+        ({"quantity": 2**32, "price": 2**62, "rungs": (13, 13, 2**62)}, "more than any amount"),
+        ({"quantity": 2**33}, "quantity must be less than"),
         ({"location": "x" * 65}, "^location must have at most 64 characters$"),
         ({"filters": (("a", "1"),) * 2}, "filters do not rise"),
         (

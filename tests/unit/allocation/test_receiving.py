@@ -2,10 +2,11 @@
 
 from random import Random
 
+import pytest
+
 from tests.unit.allocation.clearings import (
     NOW_MS,
     UNTIL_MS,
-    beside,
     cleared,
     key,
     need,
@@ -20,30 +21,20 @@ from xsc.terms.clearing import (
     SlotDenominators,
     TwoTierAllocationState,
 )
-from xsc.terms.slot import Commitment, Entitlement, pack_windows
+from xsc.terms.slot import Commitment, Entitlement
 
 
-def plainly(asked, lines):
-    """Return what `at_once` says, by comparing every line with every line."""
-    return max((beside(asked, window, lines) for window, _ in lines), default=0)
-
-
-def test_the_sweep_is_what_looking_at_every_line_gives():
+def test_the_sweep_is_what_looking_at_every_moment_gives():
     random = Random(7)
-
-    def window(most):
-        start = NOW_MS + random.randrange(most)
-        return start, start + random.randint(1, 20)
-
     for _ in range(300):
-        starts = sorted(random.sample(range(0, 60, 6), random.randint(0, 4)))
-        packed = pack_windows(
-            [(NOW_MS + start, NOW_MS + start + random.randint(1, 6)) for start in starts]
-        )
-        kind = "compute" if starts else "storage"
-        asked = need(kind=kind, windows_packed=packed)
-        lines = [(window(60), random.randint(1, 9)) for _ in range(random.randint(0, 9))]
-        assert at_once(asked, lines) == plainly(asked, lines)
+        lines = [
+            ((start, start + random.randint(1, 20)), random.randint(1, 9))
+            for start in (random.randrange(60) for _ in range(random.randint(0, 9)))
+        ]
+        plainly = [
+            sum(units for (start, end), units in lines if start <= at < end) for at in range(80)
+        ]
+        assert at_once(lines) == max(plainly)
 
 
 def test_what_many_lines_come_to_takes_few_steps():
@@ -61,7 +52,7 @@ def test_what_many_lines_come_to_takes_few_steps():
             return Counted(-int(self))
 
     lines = [((NOW_MS, UNTIL_MS), Counted(1)) for _ in range(4096)]
-    assert at_once(need(kind="storage"), lines) == 4096
+    assert at_once(lines) == 4096
     assert steps <= 4 * 4096
 
 
@@ -100,7 +91,7 @@ def test_a_line_counts_only_as_the_slot_the_need_and_the_checked_record_have_it(
                 ),
             ),
             slot_allocations=(line,),
-            recipient_totals=((line.customer, line.quantity),),
+            recipient_totals=((line.customer, offered.kind, line.quantity),),
         )
         matching = {asked.slot_id: {(node, each.slot_id): each for node, each in slots}}
         found = offered_by(
@@ -162,24 +153,19 @@ def test_what_one_provider_grants_a_need_in_all_its_slots_is_billed_up_to_what_i
     assert accepted([first], {}) == []
 
 
-def test_what_is_billed_is_never_above_a_cap_in_whatever_order_it_comes():
+@pytest.mark.parametrize("kind", ["storage", "compute"])
+def test_what_is_billed_is_never_above_a_cap_in_whatever_order_it_comes(kind):
     random = Random(11)
     for _ in range(200):
-        starts = sorted(random.sample(range(0, 60, 6), random.randint(0, 4)))
-        kind = "compute" if starts else "storage"
-        packed = pack_windows(
-            [(NOW_MS + start, NOW_MS + start + random.randint(1, 6)) for start in starts]
-        )
         caps = random.choice([(), ((b"p" * 32, random.randint(0, 11)),)])
-        asked = need(kind=kind, quantity=12, windows_packed=packed, caps=caps)
+        asked = need(kind=kind, quantity=12, caps=caps)
         lines = []
         for number in range(random.randint(0, 9)):
             start = NOW_MS + random.randrange(60)
             window = (start, start + random.randint(1, 20))
             lines.append(granted(number, random.randint(1, 14), window, asked=kind))
         billed = accepted(lines, {asked.slot_id: asked})
-        moments = [(NOW_MS + each, NOW_MS + each + 1) for each in range(80)]
-        for start, end in moments if kind == "storage" else asked.windows or [(0, UNTIL_MS)]:
-            met = [e.quantity for e in billed if e.window[0] < end and start < e.window[1]]
+        for at in range(NOW_MS, NOW_MS + 80):
+            met = [e.quantity for e in billed if e.window[0] <= at < e.window[1]]
             assert sum(met) <= asked.cap(b"p" * 32)
         assert accepted(random.sample(lines, len(lines)), {asked.slot_id: asked}) == billed

@@ -8,7 +8,7 @@ from base64 import b64encode
 import pytest
 
 from tests.strategies import vectors
-from xsc.base.limits import GIB
+from xsc.base.limits import GIB, MFUEL
 from xsc.storage.object.capability import ReadCapability
 
 NODE = "abcdefghijklmnop"
@@ -645,7 +645,8 @@ SLOT = {
     "role": "offer",
     "node": "b" * 52,
     "kind": "compute",
-    "quantity": 2000,
+    "quantity": 500_000_000,
+    "unit": "fuel_per_s",
     "price": 10,
     "windows": [[1_700_000_000_000, 1_700_000_060_000]],
 }
@@ -655,7 +656,7 @@ LINE = {
     "name": "bob",
     "tier": "mutual",
     "need": NODE,
-    "quantity": 64,
+    "quantity": 64 * GIB,
     "price": 8,
     "stages": [],
     "drawn": 0,
@@ -663,10 +664,10 @@ LINE = {
 }
 STAGED = {
     **LINE,
-    "drawn": 7,
+    "drawn": 7 * GIB,
     "stages": [
-        {"tier": "mutual", "quantity": 24, "price": 6},
-        {"tier": "open", "quantity": 40, "price": 9},
+        {"tier": "mutual", "quantity": 24 * GIB, "price": 6},
+        {"tier": "open", "quantity": 40 * GIB, "price": 9},
     ],
 }
 CLEARED = {
@@ -677,9 +678,9 @@ CLEARED = {
             "name": "bob",
             "kind": "storage",
             "window": [0, 3_600_000],
-            "capacity": 2048,
+            "capacity": 2048 * GIB,
             "allocations": [LINE, STAGED],
-            "pinned": [{"node": NODE, "name": "eve", "need": NODE, "quantity": 3}],
+            "pinned": [{"node": NODE, "name": "eve", "need": NODE, "quantity": 3 * GIB}],
         }
     ],
     "converged": True,
@@ -689,10 +690,12 @@ CLEARED = {
 UNSERVED = {**CLEARED, "program_fault": "sum: too large"}
 GROUPS = {"groups": {"my_mutual_beneficiaries": [NODE]}, "names": {NODE: "bob"}}
 GRANTED = {
-    "allocations": [{**LINE, "kind": "compute", "quantity": 5, "drawn": 0, "window": [0, 1]}],
-    "totals": {NODE: 5},
+    "allocations": [
+        {**LINE, "kind": "compute", "quantity": 5 * MFUEL, "drawn": 0, "window": [0, 1]}
+    ],
+    "totals": {NODE: 5 * MFUEL},
 }
-KEPT = {**GRANTED["allocations"][0], "tier": None, "quantity": 0, "drawn": 5}
+KEPT = {**GRANTED["allocations"][0], "tier": None, "quantity": 0, "drawn": 5 * MFUEL}
 REASON = {
     **LINE,
     "slot": NODE,
@@ -702,9 +705,9 @@ REASON = {
     "provider": NODE,
     "provider_name": "ada",
     "weight": 250_000,
-    "eligible": 2,
-    "granted": 1,
-    "stages": [{"tier": "mutual", "quantity": 1, "price": 8}],
+    "eligible": 2 * MFUEL,
+    "granted": MFUEL,
+    "stages": [{"tier": "mutual", "quantity": MFUEL, "price": 8}],
     "because": "so",
     "changes": ["more"],
 }
@@ -732,25 +735,26 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
         (["health"], "/v1/health", {"peers": [PEER]}, "99.9%"),
         (["market", "quote"], "/v1/market/quotes", {"quotes": [OFFER]}, "0.000008"),
         (["market", "slots"], "/v1/market/slots", {"slots": [SLOT, NEED]}, "always"),
+        (["market", "slots"], "/v1/market/slots", {"slots": [SLOT, NEED]}, "500 Mfuel/s"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "bob   storage"),
-        (["allocation", "show"], "/v1/allocation", CLEARED, "2.0 GiB"),
+        (["allocation", "show"], "/v1/allocation", CLEARED, "2.0 TiB"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "1970-01-01 00:00:00 UTC"),
         (["allocation", "groups"], "/v1/allocation/groups", GROUPS, "served here as mutual  bob"),
-        (["allocation", "expected"], "/v1/allocation/expected", GRANTED, "5 million fuel"),
-        (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "1 million fuel of 2 mil"),
+        (["allocation", "expected"], "/v1/allocation/expected", GRANTED, "5 Mfuel/s"),
+        (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "1 Mfuel/s of 2 Mfuel/s"),
         (
             ["allocation", "received"],
             "/v1/allocation/received",
-            {"allocations": [KEPT], "totals": {NODE: 5}},
-            "pinned  0 million fuel  5 million fuel",
+            {"allocations": [KEPT], "totals": {NODE: 5 * MFUEL}},
+            "pinned  0 Mfuel/s  5 Mfuel/s",
         ),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "mutual, 25.0%"),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "more\n\ncustomer"),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "elsewhere\nchange"),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "there is more"),
         (["allocation", "why", "x"], "/v1/allocation/why/x", {"why": [], "more": False}, "nobody"),
-        (["allocation", "show"], "/v1/allocation", CLEARED, "24.0 MiB  7.0 MiB  0.000006"),
-        (["allocation", "show"], "/v1/allocation", CLEARED, "40.0 MiB           0.000009"),
+        (["allocation", "show"], "/v1/allocation", CLEARED, "24.0 GiB  7.0 GiB  0.000006"),
+        (["allocation", "show"], "/v1/allocation", CLEARED, "40.0 GiB           0.000009"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "eve       pinned"),
         (["allocation", "show"], "/v1/allocation", UNSERVED, "program fails: sum: too large"),
         (["market", "leases"], "/v1/market/leases", {"leases": [LEASE]}, "0.000040"),

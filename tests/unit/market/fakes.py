@@ -8,10 +8,11 @@ from tests.settle import settle
 from tests.unit.allocation.fakes import Memory, Wire
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, PeerSilent
-from xsc.base.limits import GIB
+from xsc.base.limits import GIB, PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.db.group import GroupCommit
 from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
+from xsc.market.entitlements import LEASE_UNIT
 from xsc.market.lease import HOLD_MARK
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
@@ -22,6 +23,10 @@ NET = network_id("test")
 
 A_MIB = 1024
 """The price a GiB and hour that is a micro-credit a MiB and hour."""
+A_STEP = PRICE_BYTES // SLOT_STEP_BYTES
+"""The price a GiB and hour that is a micro-credit a step of a slot and hour."""
+RATE = LEASE_UNIT["compute"]
+"""What a step of a slot of compute is in a lease."""
 
 
 @dataclass

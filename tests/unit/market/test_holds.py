@@ -4,17 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.market.fakes import A_MIB, NET
+from tests.unit.market.fakes import A_STEP, NET, RATE
 from tests.unit.market.test_entitlements import DAY_MS, computing, entitle, leased, three
 from xsc.base.errors import RateLimited, XscError
 from xsc.base.limits import (
+    COMPUTE_LEASE_MS,
     EPOCH_MS,
-    FUEL_QUANTUM,
     HOLD_DIFFERENCE_PART,
     HOLD_TOLERANCE_MS,
-    MIB,
+    PRICE_FUEL,
+    SLOT_STEP_FUEL,
     STORAGE_LEASE_IDLE_MS,
 )
+from xsc.base.limits import SLOT_STEP_BYTES as STEP
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
 from xsc.market import hold as holding
@@ -42,7 +44,7 @@ def due(*nodes):
 
 async def test_what_is_held_undrawn_is_paid_at_its_price_an_epoch(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=8 * A_MIB)
+    entitle(world, holder, provider, 80, price=8 * A_STEP)
     await settled(world, holder, provider)
     for hours in range(1, 4):
         world.later(EPOCH_MS)
@@ -50,34 +52,37 @@ async def test_what_is_held_undrawn_is_paid_at_its_price_an_epoch(world, three):
         both = holder.hold("customer"), provider.hold("provider")
         assert due(*both) == [(80 * 8 * hours,) * 2] * 2
         assert {view.status for view in both} == {"undrawn"}
-        assert {(view.price, view.quantity) for view in both} == {(8 * A_MIB, 80 * MIB)}
+        assert {(view.price, view.quantity) for view in both} == {(8 * A_STEP, 80 * STEP)}
 
 
-async def test_compute_that_is_held_for_an_hour_of_a_day_costs_a_twenty_fourth(world, three):
+@pytest.mark.parametrize("hours", [1, 24])
+async def test_compute_that_is_held_costs_what_its_rate_would_run(world, three, hours):
     holder, _, provider = three
     now_ms = world.clock.now_ms()
-    whole = {"kind": "compute", "window": (now_ms, now_ms + DAY_MS), "price": 12_000}
+    whole = {"kind": "compute", "window": (now_ms, now_ms + hours * EPOCH_MS), "price": 5}
     entitle(world, holder, provider, 400, **whole)
     await settled(world, holder, provider)
     world.later(EPOCH_MS)
     await settled(world, holder, provider)
-    assert due(holder.hold("customer"), provider.hold("provider")) == [(200, 200)] * 2
+    paid = 5 * 400 * SLOT_STEP_FUEL * 3_600 // PRICE_FUEL
+    assert paid == 72_000
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(paid, paid)] * 2
 
 
 async def test_what_is_used_is_its_lease_s_and_what_is_not_is_billed_on(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=8 * A_MIB)
+    entitle(world, holder, provider, 80, price=8 * A_STEP)
     await settled(world, holder, provider)
     world.later(EPOCH_MS)
-    host = await leased(world, holder, provider, 60 * MIB)
+    host = await leased(world, holder, provider, 60 * STEP)
     await settled(world, holder, provider)
     # Kept free under an empty lease it costs the same.
     world.later(STORAGE_LEASE_IDLE_MS // 2)
     await settled(world, holder, provider)
     idle = 80 * 8 * (EPOCH_MS + STORAGE_LEASE_IDLE_MS // 2) // EPOCH_MS
     assert due(holder.hold("customer"), provider.hold("provider")) == [(idle, idle)] * 2
-    provider.stores(host.lease_id, holder.id, 60 * MIB)
-    await world.drive(holder.market.taken.used(host.lease_id, 60 * MIB))
+    provider.stores(host.lease_id, holder.id, 60 * STEP)
+    await world.drive(holder.market.taken.used(host.lease_id, 60 * STEP))
     await settled(world, holder, provider)
     world.later(EPOCH_MS // 2)
     await settled(world, holder, provider)
@@ -88,7 +93,7 @@ async def test_what_is_used_is_its_lease_s_and_what_is_not_is_billed_on(world, t
 
 async def test_storage_costs_from_its_grant_also_before_its_need_begins(world, three):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=8 * A_MIB)
+    made = entitle(world, holder, provider, 80, price=8 * A_STEP)
     for nodes in (holder.received, provider.granted):
         nodes.clear()
         now_ms = world.clock.now_ms()
@@ -102,10 +107,10 @@ async def test_storage_costs_from_its_grant_also_before_its_need_begins(world, t
 
 async def test_empty_leases_hold_nothing_for_less(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=8 * A_MIB)
+    entitle(world, holder, provider, 80, price=8 * A_STEP)
     await settled(world, holder, provider)
     for _ in range(6):
-        await leased(world, holder, provider, 80 * MIB)
+        await leased(world, holder, provider, 80 * STEP)
         world.later(STORAGE_LEASE_IDLE_MS)
         await settled(world, holder, provider)
     assert due(holder.hold("customer"), provider.hold("provider")) == [(640, 640)] * 2
@@ -114,7 +119,7 @@ async def test_empty_leases_hold_nothing_for_less(world, three):
 async def test_what_lapses_or_is_withdrawn_costs_nothing_more_and_is_settled(world, three):
     holder, _, provider = three
     made = entitle(
-        world, holder, provider, 80, price=8 * A_MIB, until_ms=world.clock.now_ms() + EPOCH_MS
+        world, holder, provider, 80, price=8 * A_STEP, until_ms=world.clock.now_ms() + EPOCH_MS
     )
     await settled(world, holder, provider)
     world.later(3 * EPOCH_MS)
@@ -144,7 +149,7 @@ async def test_what_lapses_or_is_withdrawn_costs_nothing_more_and_is_settled(wor
 @pytest.mark.parametrize("pieces", [2, 5, 60])
 async def test_a_hold_that_is_renewed_costs_what_holding_costs(world, three, pieces):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=9 * A_MIB)
+    made = entitle(world, holder, provider, 80, price=9 * A_STEP)
     await settled(world, holder, provider)
     for _ in range(pieces):
         world.later(EPOCH_MS // pieces)
@@ -162,7 +167,7 @@ async def test_a_hold_that_is_renewed_costs_what_holding_costs(world, three, pie
 
 async def test_a_need_that_is_declared_anew_costs_what_holding_costs(world, three):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=9 * A_MIB)
+    made = entitle(world, holder, provider, 80, price=9 * A_STEP)
     await settled(world, holder, provider)
     for number in range(6):
         world.later(EPOCH_MS // 6)
@@ -176,7 +181,7 @@ async def test_a_need_that_is_declared_anew_costs_what_holding_costs(world, thre
 
 async def test_who_does_not_pay_what_it_holds_loses_credit(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=8 * A_MIB, until_ms=2**60)
+    entitle(world, holder, provider, 80, price=8 * A_STEP, until_ms=2**60)
     provider.market.tidy()
     before = provider.market.limits.left(holder.id)
     world.later(DAY_MS)
@@ -190,7 +195,7 @@ async def test_who_does_not_pay_what_it_holds_loses_credit(world, three):
 
 async def test_nobody_owes_more_than_it_counts(world, three):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=600 * A_MIB)
+    made = entitle(world, holder, provider, 80, price=600 * A_STEP)
     hidden = replace(made, need=b"x" * 16)
     provider.granted.append(hidden)
     provider.granted[0] = replace(made, quantity=90)
@@ -208,7 +213,7 @@ async def test_nobody_owes_more_than_it_counts(world, three):
 
 async def test_seconds_between_both_sides_are_settled_in_the_end(world, three):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=7_919 * A_MIB)
+    made = entitle(world, holder, provider, 80, price=7_919 * A_STEP)
     provider.market.tidy()
     holder.received.clear()
     world.later(7_000)
@@ -235,7 +240,7 @@ async def test_seconds_between_both_sides_are_settled_in_the_end(world, three):
 
 async def test_what_is_not_signed_yet_is_not_forgotten(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=600 * A_MIB)
+    entitle(world, holder, provider, 80, price=600 * A_STEP)
     await settled(world, holder, provider)
     world.later(40 * EPOCH_MS // 2)
     await settled(world, holder, provider)
@@ -251,7 +256,7 @@ async def test_what_is_not_signed_yet_is_not_forgotten(world, three):
 
 async def test_a_provider_waives_no_more_than_a_sixteenth_of_what_was_paid(world, three):
     holder, _, provider = three
-    made = entitle(world, holder, provider, 80, price=600 * A_MIB)
+    made = entitle(world, holder, provider, 80, price=600 * A_STEP)
     await settled(world, holder, provider)
     hours = HOLD_DIFFERENCE_PART
     world.later(hours * EPOCH_MS)
@@ -276,8 +281,7 @@ async def test_a_provider_waives_no_more_than_a_sixteenth_of_what_was_paid(world
 async def test_what_a_need_allows_is_all_that_is_signed_for_it(world, three):
     holder, other, provider = three
     now_ms = world.clock.now_ms()
-    allows = 7 * 1_000
-    for number in range(30):
+    for number in range(40):
         window = (now_ms + 3_000 * number, now_ms + 3_000 * (number + 1))
         for host in (other, provider):
             made = entitle(world, holder, host, 7, kind="compute", price=1_000_000, window=window)
@@ -291,26 +295,30 @@ async def test_what_a_need_allows_is_all_that_is_signed_for_it(world, three):
         valid_until_ms=2**60,
     )
     holder.needs[made.need] = need
+    # By the millisecond: 7 steps at that price. Two providers ask that much each.
+    allows, rate = 0, 70
 
     def booked():
         return sum(host.ledger.owed(holder.id) for host in (other, provider))
 
-    for turn in range(40):
+    for turn in range(35):
         await settled(world, holder, other, provider)
-        assert booked() <= allows
-        world.later(2_900)
+        assert booked() == allows
         if turn == 5:
             await holder.restart()
         if turn == 20:
-            assert booked() == allows
-            assert holder.market.holds.used_up == {made.need}
-            # A lower price takes nothing back, and a higher one allows the difference alone.
+            # A lower price takes nothing back, and a higher one allows more from now on.
             holder.needs[made.need] = need.model_copy(update={"price_max": 500_000, "number": 2})
+            rate = 35
         if turn == 25:
-            assert booked() == allows
-            allows += 7 * 1_000
-            holder.needs[made.need] = need.model_copy(update={"price_max": 2_000_000, "number": 3})
-    assert booked() == allows
+            holder.needs[made.need] = need.model_copy(update={"price_max": 1_500_000, "number": 3})
+            rate = 105
+        if turn == 30:
+            holder.needs[made.need] = need.model_copy(update={"quantity": 1, "number": 4})
+            rate = 10
+        holder.market.tidy()
+        world.later(2_900)
+        allows += 2_900 * rate
     holder.market.tidy()
     assert holder.market.limits.exposure(holder.id) == 0
 
@@ -320,18 +328,20 @@ async def test_a_power_loss_forgets_nothing_that_was_signed_for_a_need(world, th
     holder.state = MemoryKeyValue()
     await holder.restart()
     window = world.clock.now_ms(), world.clock.now_ms() + EPOCH_MS
-    whole = {"kind": "compute", "price": 1_000_000, "window": window}
-    made = entitle(world, holder, provider, 7, **whole)
+    made = entitle(world, holder, provider, 7, kind="compute", price=1_000_000, window=window)
+    holder.needs[made.need] = holder.stated()[0].model_copy(update={"quantity": 3})
+    allows = 0
     for number in range(12):
         each = replace(made, slot=bytes([number]) * 16)
         holder.received[:] = provider.granted[:] = [each]
         await settled(world, holder, provider)
         world.later(EPOCH_MS // 4)
+        allows += 30 * EPOCH_MS // 4
         await settled(world, holder, provider)
         holder.state = holder.state.after_crash()
         await holder.restart()
-        assert provider.ledger.owed(holder.id) <= 7_000
-    assert provider.ledger.owed(holder.id) == 7_000
+        assert provider.ledger.owed(holder.id) <= allows
+    assert provider.ledger.owed(holder.id) == allows
 
 
 async def test_a_grant_that_its_provider_dates_back_costs_nothing_for_what_was_not_seen(
@@ -341,7 +351,7 @@ async def test_a_grant_that_its_provider_dates_back_costs_nothing_for_what_was_n
     window = (world.clock.now_ms(), world.clock.now_ms() + DAY_MS)
 
     def backdated(slot):
-        each = entitle(world, holder, provider, 80, price=600 * A_MIB, slot=slot, window=window)
+        each = entitle(world, holder, provider, 80, price=600 * A_STEP, slot=slot, window=window)
         holder.received[-1] = replace(each, granted_ms=window[0])
 
     world.later(20 * EPOCH_MS)
@@ -366,7 +376,7 @@ async def test_a_grant_that_its_provider_dates_back_costs_nothing_for_what_was_n
 
 async def test_a_restart_of_either_side_forgets_no_hold(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=8 * A_MIB)
+    entitle(world, holder, provider, 80, price=8 * A_STEP)
     await settled(world, holder, provider)
     world.later(EPOCH_MS)
     await settled(world, holder, provider)
@@ -379,7 +389,7 @@ async def test_a_restart_of_either_side_forgets_no_hold(world, three):
 
 async def test_a_provider_does_not_bill_the_time_for_which_it_was_down(world, three):
     holder, _, provider = three
-    entitle(world, holder, provider, 80, price=8 * A_MIB)
+    entitle(world, holder, provider, 80, price=8 * A_STEP)
     await settled(world, holder, provider)
     world.later(EPOCH_MS)
     await settled(world, holder, provider)
@@ -392,7 +402,7 @@ async def test_a_provider_does_not_bill_the_time_for_which_it_was_down(world, th
 async def test_an_account_that_was_forgotten_goes_on_from_what_was_settled(world, three):
     holder, _, provider = three
     made = entitle(
-        world, holder, provider, 80, price=8 * A_MIB, until_ms=world.clock.now_ms() + EPOCH_MS
+        world, holder, provider, 80, price=8 * A_STEP, until_ms=world.clock.now_ms() + EPOCH_MS
     )
     await settled(world, holder, provider)
     for _ in range(5):
@@ -475,7 +485,7 @@ async def test_a_provider_that_settles_nothing_has_few_accounts_and_calls(
     monkeypatch.setattr("xsc.market.holds.HOLDS_A_CUSTOMER_MAX", 3)
     holder, _, provider = three
     for number in range(9):
-        entitle(world, holder, provider, 80, price=8 * A_MIB, need=bytes([number]) * 16)
+        entitle(world, holder, provider, 80, price=8 * A_STEP, need=bytes([number]) * 16)
     holder.market.tidy()
     assert sum(1 for _ in holder.market.store.holds("customer")) == 3
     world.later(EPOCH_MS)
@@ -498,18 +508,19 @@ async def test_a_provider_that_settles_nothing_has_few_accounts_and_calls(
 async def test_fuel_that_was_used_is_billed_by_its_lease_alone(world, three):
     holder, _, provider = three
     now_ms = world.clock.now_ms()
-    whole = {"kind": "compute", "window": (now_ms, now_ms + EPOCH_MS), "price": 8_000}
+    whole = {"kind": "compute", "window": (now_ms, now_ms + EPOCH_MS), "price": 5}
     entitle(world, holder, provider, 400, until_ms=now_ms + EPOCH_MS, **whole)
     await settled(world, holder, provider)
-    host = await computing(world, holder, provider, 400 * FUEL_QUANTUM)
-    spent = 300 * FUEL_QUANTUM
+    host = await computing(world, holder, provider, 400 * RATE)
+    spent = 300 * RATE
     provider.market.granted.admit_compute(host.lease_id, holder.id, spent)
     provider.market.granted.used_compute(host.lease_id, spent, spent)
-    await world.drive(holder.market.taken.spent(host.lease_id, spent, 300 * 8))
+    await world.drive(holder.market.taken.spent(host.lease_id, spent, 900))
     await settled(world, holder, provider)
-    for _ in range(30):
-        world.later(2 * HOLD_TOLERANCE_MS)
+    for _ in range(60):
+        world.later(COMPUTE_LEASE_MS)
         await settled(world, holder, provider)
-    # A quarter of it was held to the end of its window.
-    assert due(holder.hold("customer"), provider.hold("provider")) == [(800, 800)] * 2
-    assert sum(view.settled_micro for view in provider.market.leases()) == 800 + 2_400
+    # For the minute of the lease only a quarter was held.
+    held = 72_000 - 900
+    assert due(holder.hold("customer"), provider.hold("provider")) == [(held, held)] * 2
+    assert sum(view.settled_micro for view in provider.market.leases()) == 72_000

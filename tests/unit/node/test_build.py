@@ -9,7 +9,7 @@ from tests.sim.network import World, run
 from tests.unit.compute.programs import wasm
 from xsc.base.ids import to_text
 from xsc.base.jobs import JobSpec
-from xsc.base.limits import FUEL_QUANTUM
+from xsc.base.limits import MFUEL
 from xsc.compute.worker.local import LocalSandbox
 
 SETTINGS = {"compute_price_gfuel": "1000000", "compute_price_max_gfuel": "1000000"}
@@ -55,7 +55,7 @@ def test_the_compute_that_is_offered_is_what_the_workers_can_run():
     async def play(world):
         one, four = (node.capacity for node in world.nodes)
         minute = 60_000
-        assert one.compute_capacity_steps() == 1_500 * FUEL_QUANTUM * minute // 1_000
+        assert one.compute_capacity_steps() == 1_500 * MFUEL * minute // 1_000
         assert four.compute_capacity_steps() == 4 * one.compute_capacity_steps()
 
     class Workers(World):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from xsc.base.errors import ConfigInvalid
-from xsc.base.limits import FUEL_QUANTUM, GIB
+from xsc.base.limits import GIB, MFUEL
 from xsc.market.pricing import MarketPricing
 from xsc.node.build import market_settings
 from xsc.node.config import KEYS, check_capacity, load
@@ -93,7 +93,7 @@ def test_a_credit_is_a_gib_for_a_month_and_a_workers_hour_and_no_run_is_for_noth
     pricing = MarketPricing(prices)
     credit = 1_000_000
     assert credit <= pricing.storage_price(GIB, 730) < credit * 1001 // 1000
-    hour = config.worker_speed_mfuel * FUEL_QUANTUM * 3600
+    hour = config.worker_speed_mfuel * MFUEL * 3600
     assert credit <= pricing.compute_price(hour, 1) < credit * 1001 // 1000
     year = pricing.storage_price(150 * GIB // 6, 365 * 24)
     assert year <= config.starter_credit_micro + credit, "100 GiB, coded, at six hosts"

@@ -12,7 +12,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from tests.sim.network import content, put, run
-from tests.sim.test_slots import A_MIB, SETTINGS, need, offer, recognise
+from tests.sim.test_slots import A_STEP, SETTINGS, need, offer, recognise
 from xsc.allocation.declaring import Statement
 from xsc.api import objects
 from xsc.api.serial import document
@@ -25,7 +25,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import to_text
-from xsc.base.limits import MIB
+from xsc.base.limits import MIB, SLOT_STEP_BYTES
 from xsc.net.transport.parser import SmallRequest
 from xsc.node.api.serving import Faults, Server
 from xsc.node.routes.table import all_answers
@@ -304,12 +304,13 @@ def test_what_was_drawn_is_shown_on_both_sides_whatever_is_granted_now():
 
         (before,) = (await here.call("GET", "/v1/allocation/received"))["allocations"]
         who, drawn = to_text(customer.key.node_id), before["drawn"]
-        assert 0 < drawn < 60
+        assert SLOT_STEP_BYTES < drawn < 60 * SLOT_STEP_BYTES
         row = (who, to_text(wanted), drawn)
         assert await shown(here, "allocations") == await shown(there, "allocations") == [row]
         (slot,) = (await here.call("GET", "/v1/allocation"))["slots"]
         (line,) = slot["allocations"]
-        assert line["stages"] == [{"tier": "one_way", "quantity": 60, "price": 9 * A_MIB}]
+        stage = {"tier": "one_way", "quantity": 60 * SLOT_STEP_BYTES, "price": 9 * A_STEP}
+        assert line["stages"] == [stage]
         # Less is needed than was drawn: it is pinned, and granted no more.
         await customer.commitments.edit(wanted, Statement(quantity=1))
         await world.until(lambda: not customer.allocator.received())
@@ -317,7 +318,7 @@ def test_what_was_drawn_is_shown_on_both_sides_whatever_is_granted_now():
         answer = await here.call("GET", "/v1/allocation/received")
         (after,) = answer["allocations"]
         assert (after["drawn"], after["quantity"], after["tier"]) == (drawn, 0, None)
-        assert (after["node"], after["price"]) == (before["node"], 9 * A_MIB)
+        assert (after["node"], after["price"]) == (before["node"], 9 * A_STEP)
         assert answer["totals"] == {to_text(wanted): drawn}
         assert (await here.call("GET", "/v1/allocation/expected"))["allocations"] == []
 

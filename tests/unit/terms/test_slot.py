@@ -8,6 +8,9 @@ from tests.strategies import vectors
 from xsc.base import limits
 from xsc.base.encoding import decode
 from xsc.base.errors import RecordInvalid, TooLarge, XscError
+from xsc.base.units import ceil_div
+from xsc.market.entitlements import LEASE_UNIT
+from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows, unpack_windows
 
 GOLDEN = vectors("slots")
@@ -103,6 +106,7 @@ def test_packed_windows_that_are_none_are_refused(packed, why):
         ({"slot_id": bytes(15)}, "slot_id"),
         ({"kind": "memory"}, "kind"),
         ({"quantity": 0}, "quantity"),
+        ({"quantity": 2**33}, "quantity"),
         ({"valid_until_ms": 1, "windows_packed": b"\x01\x01"}, "ends after the slot"),
         ({"kind": "storage", "windows_packed": pack_windows(spaced(2))}, "one window"),
         (
@@ -136,7 +140,7 @@ def test_a_slot_is_refused(kind, changes, why):
             "an offer has a window",
         ),
         ({"rule": "first-come"}, "rule"),
-        ({"quantity": 2**40, "reserve": 2**23}, "more than any amount"),
+        ({"quantity": 2**32, "reserve": 2**62}, "more than any amount"),
         ({"price_max": 1}, "price_max"),
     ],
     ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
@@ -149,7 +153,7 @@ def test_an_offer_is_refused(changes, why):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"quantity": 2**40, "price_max": 2**23}, "more than any amount"),
+        ({"quantity": 2**32, "price_max": 2**62}, "more than any amount"),
         ({"number": 0}, "number"),
         ({"caps": [[bytes(32), 700]]}, "not below the quantity"),
         ({"caps": [[bytes(32), 1], [bytes(32), 2]]}, "caps do not rise"),
@@ -166,11 +170,23 @@ def test_a_need_is_refused(changes, why):
         made(NeedSlot, **changes)
 
 
-def test_the_largest_amount_is_taken():
-    largest = {"quantity": (2**63 - 1) // 7}
-    assert made(NeedSlot, **largest, price_max=7).quantity * 7 == 2**63 - 1
-    ladder = {"price_mutual": 7, "price_one_way": 7, "reserve": 7}
-    assert made(AvailabilitySlot, **largest, **ladder).reserve == 7
+@pytest.mark.parametrize("kind", ["storage", "compute"])
+def test_the_largest_amount_is_taken(kind):
+    most = 2**33 - 1
+    beyond = ceil_div((limits.AMOUNT_MAX + 1) * PRICE_UNIT[kind], most * SLOT_UNIT[kind])
+    price = beyond - 1
+    fits = {"kind": kind, "quantity": most, "recurrence": "", "time_zone": ""}
+    fits |= {"windows_packed": pack_windows([(0, 1)])}
+    assert made(NeedSlot, **fits, price_max=price).quantity == most
+    ladder = {"price_mutual": 7, "price_one_way": 7, "reserve": price}
+    assert made(AvailabilitySlot, **fits, **ladder).reserve == price
+    with pytest.raises(RecordInvalid, match="more than any amount"):
+        made(NeedSlot, **fits, price_max=beyond)
+
+
+def test_the_largest_level_is_below_what_a_lease_counts():
+    assert (2**33 - 1) * max(LEASE_UNIT.values()) < 2**63
+    assert max(LEASE_UNIT.values()) * 2**34 > 2**63, "and no wider than that"
 
 
 def test_a_cap_limits_its_provider_and_no_other():

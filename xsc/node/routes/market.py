@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
 from xsc.allocation.declaring import Statement, find
 from xsc.api import market as api
@@ -18,7 +19,9 @@ from xsc.node.build import DAY_MS, Node, market_settings
 from xsc.node.routes.objects import code_of
 from xsc.terms.pricing import slot_amount
 from xsc.terms.quote import UNITS, Kind
-from xsc.terms.slot import STEP, AvailabilitySlot, Commitment, NeedSlot
+from xsc.terms.slot import STEP, STEPS_MAX, AvailabilitySlot, Commitment, NeedSlot
+
+_UNIT: Final[dict[Kind, api.Unit]] = {"storage": "bytes", "compute": "fuel_per_s"}
 
 
 def _both(commitment: Commitment) -> tuple[AvailabilitySlot | NeedSlot, ...]:
@@ -29,15 +32,14 @@ def _steps(node: Node, asked: api.Statement, role: api.Role, kind: Kind) -> int 
     """Return the level that is stated, in steps: an offer rounds down, a need up.
 
     Raises:
-        ArgumentInvalid: storage has no workers, both are stated, or it is less than a step.
+        ArgumentInvalid: it is of the other kind, stated twice, less than a step or too much.
     """
-    level = asked.quantity
+    level, hint = asked.quantity, "100GiB of storage, or 2workers or 500Mfuel/s of compute"
+    if asked.unit not in (None, _UNIT[kind]) or (asked.workers is not None and kind == "storage"):
+        raise ArgumentInvalid(f"what is stated is no {kind}", hint=f"write for example {hint}")
     if asked.workers is not None:
-        if kind == "storage" or level is not None:
-            raise ArgumentInvalid(
-                "workers are compute, in place of a quantity",
-                hint="write for example 100GiB of storage, or 2workers or 500Mfuel/s of compute",
-            )
+        if level is not None:
+            raise ArgumentInvalid("workers are in place of a quantity", hint="state one of them")
         level = asked.workers * node.config.worker_speed_mfuel * MFUEL
     if level is None:
         return None
@@ -46,6 +48,11 @@ def _steps(node: Node, asked: api.Statement, role: api.Role, kind: Kind) -> int 
         raise ArgumentInvalid(
             f"{format_level(kind, level)} is less than a step of {format_level(kind, STEP[kind])}",
             hint=f"state {format_level(kind, STEP[kind])} or more",
+        )
+    if steps > STEPS_MAX:
+        raise ArgumentInvalid(
+            f"{format_level(kind, level)} is more than any slot or need states",
+            hint=f"state {format_level(kind, STEPS_MAX * STEP[kind])} or less",
         )
     return steps
 
@@ -118,7 +125,7 @@ async def slots(node: Node, _: Nothing) -> api.Slots:
                 name=node.name_of(owner),
                 kind=slot.kind,
                 quantity=slot.quantity * STEP[slot.kind],
-                unit="bytes" if slot.kind == "storage" else "fuel_per_s",
+                unit=_UNIT[slot.kind],
                 price=slot.reserve if isinstance(slot, AvailabilitySlot) else slot.price_max,
                 windows=list(slot.windows),
             )

@@ -16,8 +16,8 @@ from xsc.base.errors import (
 from xsc.base.limits import (
     ARGUMENT_BYTES_MAX,
     FUEL_MAX,
-    FUEL_QUANTUM,
     INPUT_BYTES_MAX,
+    MFUEL,
     MILLISECOND_FUEL,
     PRICE_FUEL,
     RUN_FUEL,
@@ -37,9 +37,7 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.terms.execution import ExecutionReceipt, Number, Order
 
 PRICE = 3_000
-RESULT = SandboxResult(
-    (i32(5),), None, None, 4 * FUEL_QUANTUM, 65536, b"", b"", (), "e", bytes(32), 9
-)
+RESULT = SandboxResult((i32(5),), None, None, 4 * MFUEL, 65536, b"", b"", (), "e", bytes(32), 9)
 OUTPUT = output_hash(b"", b"", ())
 
 
@@ -54,7 +52,7 @@ def an_order(alice, bob, **changed):
         "function": "add",
         "arguments": (Number(type="i32", bits=b"\2\0\0\0"),),
         "input": input_hash(RunInput(), 100),
-        "fuel_max": 10 * FUEL_QUANTUM,
+        "fuel_max": 10 * MFUEL,
         "memory_bytes_max": 1 << 27,
         "timeout_ms": 1000,
         "created_ms": 77,
@@ -102,7 +100,7 @@ def test_paths_that_a_program_can_leave_a_file_at():
 
 def test_a_receipt_that_was_made_is_accepted(order, receipt):
     # 128 MiB are two steps.
-    assert receipt.amount_micro == PRICE * (4 * FUEL_QUANTUM + RUN_FUEL) * 2 // PRICE_FUEL == 54
+    assert receipt.amount_micro == PRICE * (4 * MFUEL + RUN_FUEL) * 2 // PRICE_FUEL == 54
     assert check_receipt(order, receipt, PRICE, results=["i32"], output=OUTPUT) is None
 
 
@@ -126,11 +124,11 @@ def altered(receipt, **changed):
         ({"exit_code": 0}, "no exit code"),
         ({"results": ()}, "not of the function's types"),
         ({"results": (Number(type="f32", bits=bytes(4)),)}, "not of the function's types"),
-        ({"fuel_used": 10 * FUEL_QUANTUM + 1}, "more fuel"),
+        ({"fuel_used": 10 * MFUEL + 1}, "more fuel"),
         ({"memory_peak_bytes": (1 << 27) + 1}, "more memory"),
         ({"amount_micro": 55}, "does not follow"),
         ({"amount_micro": 53}, "does not follow"),
-        ({"fuel_used": 5 * FUEL_QUANTUM}, "does not follow"),
+        ({"fuel_used": 5 * MFUEL}, "does not follow"),
         ({"output": bytes(32)}, "what was delivered"),
     ],
 )
@@ -195,7 +193,7 @@ def test_the_job_of_an_order_follows_from_it_alone(alice, bob):
     given = RunInput(args=("a",), stdin=b"x")
     job = job_of(order, b"module", given, 100)
     assert (job.seed, job.clock_ms, job.customer) == (seed_of(order.nonce), 77, alice.node_id)
-    assert (job.limits.fuel, job.limits.output_bytes) == (10 * FUEL_QUANTUM, 100)
+    assert (job.limits.fuel, job.limits.output_bytes) == (10 * MFUEL, 100)
     assert (job.args, job.stdin, job.arguments) == (("a",), b"x", (i32(2),))
     assert seed_of(order.nonce) != seed_of(b"n" * 16)
 
@@ -279,7 +277,7 @@ def test_input_over_a_bound_is_refused(given):
     [("time_exceeded", 25), ("compile_limit", 9), ("worker_lost", 25)],
 )
 @pytest.mark.parametrize("fuel_max", [1, 10**6, 10**8, FUEL_MAX])
-@pytest.mark.parametrize("counted", [0, 7, 10 * FUEL_QUANTUM])
+@pytest.mark.parametrize("counted", [0, 7, 10 * MFUEL])
 def test_a_run_ended_for_its_time_is_billed_for_that_time(
     order, alice, network, *, trap, allowed_ms, fuel_max, counted
 ):

@@ -23,7 +23,7 @@ def test_verify_names_what_is_the_provider_s_word(gives):
     other = published(CUSTOMER, NETWORK, Commitment(needs=(need(),)), gives)
     offer = Offer(slot(), slot().windows[0], NOW_MS, 100)
     said = verify_file(cleared(offer, PROVIDER, own, [other], NETWORK).raw)
-    assert "divided 100 million fuel of compute" in said
+    assert "divided 1000 Mfuel/s of compute" in said
     assert "no recognition is missing" in said
     assert "nothing of this had been replaced are the provider's word" in said
     dated = "1 of 2023-11-14 22:13:20 UTC"

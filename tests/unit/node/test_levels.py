@@ -1,0 +1,122 @@
+"""Levels as the API takes and shows them: steps, workers, totals by kind, convergence."""
+
+import json
+
+import pytest
+
+from tests.sim.network import run
+from tests.sim.test_slots import SETTINGS, mutual, need, of, offer
+from tests.unit.node.test_routes import Api
+from xsc.base.errors import ArgumentInvalid
+from xsc.base.ids import to_text
+from xsc.base.limits import GIB, MFUEL, SLOT_STEP_BYTES, SLOT_STEP_FUEL
+
+UNIT = {"storage": "bytes", "compute": "fuel_per_s"}
+STEP = {"storage": SLOT_STEP_BYTES, "compute": SLOT_STEP_FUEL}
+
+
+async def send(api, path, **body):
+    return await api.call("POST", path, body=json.dumps(body).encode())
+
+
+def test_an_offer_rounds_down_to_a_step_and_a_need_up():
+    async def play(world):
+        node = world.nodes[0]
+        api = Api(node)
+
+        async def stated(role, kind, **level):
+            """Return the level of what was stated, as it is shown and as it is published."""
+            made = await send(api, "/v1/market/slots", role=role, kind=kind, **level)
+            rows = (await api.call("GET", "/v1/market/slots"))["slots"]
+            (row,) = (row for row in rows if row["id"] == made["id"])
+            assert row["unit"] == UNIT[kind]
+            (there,) = (*node.commitments.own.slots, *node.commitments.own.needs)
+            assert there.quantity * STEP[kind] == row["quantity"]
+            await node.commitments.withdraw(there.slot_id)
+            return there.quantity
+
+        for kind, step in STEP.items():
+            for level, down, up in (
+                (step, 1, 1),
+                (step + 1, 1, 2),
+                (2 * step - 1, 1, 2),
+                (2 * step, 2, 2),
+                (step * (2**33 - 1), 2**33 - 1, 2**33 - 1),
+            ):
+                assert await stated("offer", kind, quantity=level, price_micro=0) == down
+                assert await stated("need", kind, quantity=level, price_micro=0) == up
+            assert await stated("need", kind, quantity=1, unit=UNIT[kind]) == 1
+        # SETTINGS: a worker runs 2000 Mfuel/s.
+        assert await stated("offer", "compute", workers=1) == 200
+        assert await stated("need", "compute", workers=3) == 600
+
+    run(41, 1, play, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"kind": "storage", "quantity": SLOT_STEP_BYTES - 1}, "63.9 MiB is less than a step"),
+        ({"kind": "compute", "quantity": SLOT_STEP_FUEL - 1}, "less than a step of 10 Mfuel/s"),
+        ({"kind": "storage", "quantity": 0}, "less than a step"),
+        ({"kind": "storage", "quantity": -SLOT_STEP_BYTES}, "less than a step"),
+        ({"kind": "compute", "workers": 0}, "less than a step"),
+        ({"kind": "compute", "workers": -1}, "less than a step"),
+        ({"kind": "storage", "quantity": 2**63}, "more than any slot"),
+        ({"kind": "compute", "quantity": 2**63}, "more than any slot"),
+        ({"kind": "storage", "quantity": SLOT_STEP_BYTES * 2**33}, "more than any slot"),
+        ({"kind": "compute", "workers": 2**63}, "more than any slot"),
+        ({"kind": "storage", "workers": 1}, "stated is no storage"),
+        ({"kind": "storage", "quantity": GIB, "workers": 1}, "stated is no storage"),
+        ({"kind": "compute", "quantity": 10 * MFUEL, "workers": 1}, "in place of a quantity"),
+        ({"kind": "compute", "quantity": GIB, "unit": "bytes"}, "stated is no compute"),
+        ({"kind": "storage", "quantity": GIB, "unit": "fuel_per_s"}, "stated is no storage"),
+        ({"kind": "storage"}, "quantity is missing"),
+        ({"kind": "storage", "quantity": "1GiB"}, "quantity"),
+        ({"kind": "storage", "quantity": 1.5e9}, "quantity"),
+    ],
+    ids=str,
+)
+def test_a_level_that_is_none_is_refused_and_changes_nothing(body, says):
+    async def play(world):
+        node = world.nodes[0]
+        api = Api(node)
+        await offer(node, 3)
+        before = node.commitments.own
+        with pytest.raises(ArgumentInvalid, match=says):
+            await send(api, "/v1/market/slots", role="offer", **body)
+        assert node.commitments.own == before
+
+    run(42, 1, play, SETTINGS)
+
+
+def test_totals_are_by_kind_and_who_offers_nothing_has_converged():
+    async def play(world):
+        provider, customer, friend = world.nodes
+        await mutual(provider, customer, friend)
+        await offer(provider, 100)
+        await offer(provider, 50, "compute")
+        await need(customer, 60)
+        await need(customer, 30, "compute")
+        await world.until(lambda: of(provider, customer) == 90)
+        api = Api(provider)
+        await world.until(lambda: provider.allocator.state.converged)
+        shown = await api.call("GET", "/v1/allocation")
+        assert shown["recipient_totals"] == {
+            to_text(customer.key.node_id): {
+                "storage": 60 * SLOT_STEP_BYTES,
+                "compute": 30 * SLOT_STEP_FUEL,
+            }
+        }
+        # Two of them offer nothing, and one of these needs nothing either.
+        assert (shown["converged"], shown["network_converged"]) == (True, True)
+        for node in (customer, friend):
+            shown = await Api(node).call("GET", "/v1/allocation")
+            assert (shown["converged"], shown["recipient_totals"]) == (True, {})
+        found = (await api.call("GET", "/v1/allocation/groups"))["groups"]
+        names = [to_text(node.key.node_id) for node in (provider, customer, friend)]
+        assert found["all_mutual_partners"] == sorted(names[1:])
+        assert found["active_participants"] == [names[1]]
+        assert set(found["has_system_converged"]) == set(names[:2])
+
+    run(43, 3, play, SETTINGS)
