@@ -12,7 +12,7 @@ from xsc.allocation.declaring import Statement
 from xsc.base.limits import PPM
 from xsc.node.build import Node
 
-SETTINGS = {"settle_interval": "1h", "starter_credit": "1000"}
+SETTINGS = {"offer": "none", "settle_interval": "1h", "starter_credit": "1000"}
 REST_MS = 10_000
 LOOK_MS = 200
 

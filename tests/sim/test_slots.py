@@ -40,6 +40,8 @@ A_UNIT = {kind: PRICE_UNIT[kind] // SLOT_UNIT[kind] for kind in PRICE_UNIT}
 """The price that is a micro-credit for each unit of a quantity."""
 A_MIB = A_UNIT["storage"]
 SETTINGS = {
+    # What a story offers is all that there is.
+    "offer": "none",
     "settle_interval": "2s",
     "booking_interval": "2s",
     "starter_credit": "1000",

@@ -651,6 +651,7 @@ class Allocator:
             Commitment(
                 slots=own.slots,
                 needs=tuple(changed[need.slot_id] for need in own.needs),
+                standing_made=own.standing_made,
                 damping_ppm=factor,
                 damping_history=history,
             )

@@ -12,6 +12,8 @@ Moment = Annotated[int, Ge(0), Le(2**63 - 1)]
 Kind = Literal["storage", "compute"]
 Role = Literal["offer", "need"]
 Unit = Literal["bytes", "fuel_per_s"]
+PriceUnit = Literal["GiB_hour", "Gfuel"]
+"""What micro-credits are for: a GiB and hour, or a Gfuel."""
 Window = tuple[int, int]
 """From a moment to another one, which is not part of it."""
 
@@ -41,6 +43,8 @@ class Declare(Statement):
 
     role: Role
     kind: Kind
+    standing: bool = False
+    """An offer of everything, as it is made by default: nothing else is stated."""
 
 
 @model
@@ -56,14 +60,22 @@ class Slot:
 
     id: str
     role: Role
+    origin: Literal["default", "stated"]
+    """Whether its node keeps it at what it has and asks, or somebody stated it."""
     node: str
     name: str
     kind: Kind
     quantity: int
     unit: Unit
-    price: int
-    """Micro-credits a GiB and hour, or a Gfuel: the reserve, or the most that a need pays."""
+    granted: int | None
+    """Of the quantity, what is granted now; null where that is not known here."""
+    used: int | None
+    """Of what is granted, what is drawn; null where that is not known here."""
+    price_micro: int
+    """The reserve, or the most that a need pays."""
+    price_unit: PriceUnit
     windows: list[Window]
+    """A need without any is there until it is withdrawn, and so is a window without an end."""
 
 
 @model

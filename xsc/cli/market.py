@@ -22,7 +22,7 @@ from xsc.base.units import (
 )
 from xsc.cli.allocation import show_why
 from xsc.cli.options import CREDITS, LEASE, PAIR, PATH, Group, Parsed, Settings, pass_settings
-from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table
+from xsc.cli.output import moment, named, say, short, show, show_json, show_pairs, show_table
 from xsc.client.allocation import AllocationCalls
 from xsc.client.calls import Calls
 from xsc.client.core import Document
@@ -145,11 +145,29 @@ def _document(quantity: str | None, options: dict[str, Any]) -> Document:
 
 def _declare(settings: Settings, role: str, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
     calls = MarketCalls(settings.calls().core)
-    answer = calls.declare(role, kind, _document(quantity, options))
+    is_all = quantity == "all"
+    document = _document(None if is_all else quantity, options) | {"standing": is_all}
+    answer = calls.declare(role, kind, document)
     if settings.json:
         show_json(answer)
-    else:
-        show(answer["id"])
+        return
+    show(answer["id"])
+    for row in calls.slots()["slots"]:
+        if row["id"] == answer["id"]:
+            say(_a_day(row))
+
+
+def _a_day(row: Document) -> str:
+    """Return what an offer or a need comes to a day, if all of it is granted."""
+    from xsc.terms.pricing import slot_amount
+    from xsc.terms.slot import STEP
+
+    kind, level, price = row["kind"], row["quantity"], row["price_micro"]
+    amount = format_credits(slot_amount(kind, 24 * price, level // STEP[kind]))
+    unit = "GiB and hour" if kind == "storage" else "Gfuel"
+    told = f"{format_level(kind, level)} at {format_credits(price)} credits a {unit}"
+    what = "brings" if row["role"] == "offer" else "costs at most"
+    return f"{told}: all of it {what} {amount} credits a day"
 
 
 @market.command()
@@ -163,7 +181,8 @@ def offer(settings: Settings, /, kind: str, quantity: str, **options: Any) -> No
 
     KIND is storage or compute. QUANTITY is what is held at any moment: a size
     such as 100GiB, a rate such as 500Mfuel/s, or 2workers. Without --price
-    the node asks what it asks now.
+    the node asks what it asks now. QUANTITY `all` brings back the offer of
+    everything that a node makes by default, after it was edited or withdrawn.
     """
     _declare(settings, "offer", kind, quantity, **options)
 
@@ -210,6 +229,20 @@ def withdraw(settings: Settings, slot_id: str) -> None:
         show_json(answer)
 
 
+def _level(kind: str, level: int | None) -> str:
+    return "?" if level is None else format_level(kind, level)
+
+
+def _times(windows: list[list[int]]) -> tuple[str, str, str]:
+    """Return when the next window begins and ends, and how many there are."""
+    from xsc.allocation.windows import ENDLESS_MS
+
+    if not windows or windows[0][1] == ENDLESS_MS:
+        return "always", "", str(len(windows))
+    start_ms, end_ms = windows[0]
+    return moment(start_ms), moment(end_ms), str(len(windows))
+
+
 @market.command()
 @pass_settings
 def slots(settings: Settings) -> None:
@@ -219,21 +252,24 @@ def slots(settings: Settings) -> None:
         show_json(answer)
         return
     show_table(
-        ["id", "role", "node", "kind", "<quantity", "<price", "next window", "until", "<windows"],
+        [
+            *("id", "role", "origin", "node", "kind", "<quantity", "<granted", "<used", "<price"),
+            *("next window", "until", "<windows"),
+        ],
         [
             [
                 short(row["id"]),
                 row["role"],
+                row["origin"],
                 named(row, row["node"]),
                 row["kind"],
-                format_level(row["kind"], row["quantity"]),
-                format_credits(row["price"]),
-                *(map(moment, row["windows"][0]) if row["windows"] else ("always", "")),
-                str(len(row["windows"])),
+                *(_level(row["kind"], row[what]) for what in ("quantity", "granted", "used")),
+                format_credits(row["price_micro"]),
+                *_times(row["windows"]),
             ]
             for row in answer["slots"]
         ],
-        "nobody offers or needs anything ahead of use",
+        "nobody offers or needs anything; this node offers what it has once it has a peer",
     )
 
 
