@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from tests.e2e.conftest import call, wait_for
+import pytest
+
+from tests.e2e.conftest import Net, call, wait_for
 from xsc.base.limits import GIB
 
 GROUPS = 11
@@ -20,6 +22,15 @@ def granted(provider, node: str) -> int:
         for line in row["allocations"]
         if line["node"] == node
     )
+
+
+@pytest.fixture
+def net(tmp_path):
+    """Nodes that offer what is typed here, and nothing else."""
+    own = Net(tmp_path / "net", XSC_OFFER="none")
+    own.up(3)
+    yield own
+    own.down()
 
 
 def test_a_need_is_granted_where_nobody_has_typed_an_offer(small_net):

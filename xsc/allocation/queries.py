@@ -38,8 +38,8 @@ class Participant:
 
     @property
     def has_converged(self) -> bool:
-        """Whether what it grants has settled; who offers nothing grants nothing."""
-        return not self.commitment.slots or (self.state is not None and self.state.converged)
+        """Whether what it grants has settled; who has no slots or no state grants nothing."""
+        return not self.commitment.slots or self.state is None or self.state.converged
 
     @property
     def mutual_ppm(self) -> int:
