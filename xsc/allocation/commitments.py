@@ -248,9 +248,10 @@ class Commitments:
         now_ms = self._clock.monotonic_ms()
         if self._stood_ms is not None and now_ms - self._stood_ms < PRICES_POSTED_MS:
             return
+        self._stood_ms = now_ms  # no other call asks for an interval meanwhile
         if not await self._before_stand():
+            self._stood_ms = None
             return
-        self._stood_ms = now_ms
         try:
             later = self._standing(self._own)
             if later != self._own:

@@ -277,6 +277,7 @@ class Node:
         self.api_url = ""
         self.failed: asyncio.Future[XscError] = asyncio.get_running_loop().create_future()
         """Set once the node may not go on, and why."""
+        self._asking = asyncio.Lock()
         self._commit = GroupCommit(parts.bodies, executor)
         self._state_commit = GroupCommit(parts.state, executor)
         self.traffic = Metered(parts.transport)
@@ -609,7 +610,8 @@ class Node:
 
     async def _get_interval(self) -> None:
         """Ask for an interval until there is one, for some minutes."""
-        await self.intervals.run(self._granters)
+        async with self._asking:  # who grants them answers a few times a day
+            await self.intervals.run(self._granters)
 
     def _granters(self) -> list[bytes]:
         if self.space_store.has_left:
