@@ -83,6 +83,7 @@ def test_a_need_is_granted_where_nobody_has_typed_an_offer(small_net):
         (edited, "stated", 5 * 10**8)
     ]
     customer("market offer storage all --price 3").fails(2, "argument_invalid")
+    customer("market need storage all").fails(2, "argument_invalid")
     again = customer("market offer storage all").line
     mine = {row["id"]: row["origin"] for row in slots() if row["node"] == customer.id}
     assert mine == {again: "default", edited: "stated"}

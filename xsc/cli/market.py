@@ -145,7 +145,7 @@ def _document(quantity: str | None, options: dict[str, Any]) -> Document:
 
 def _declare(settings: Settings, role: str, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
     calls = MarketCalls(settings.calls().core)
-    is_all = quantity == "all"
+    is_all = role == "offer" and quantity == "all"
     document = _document(None if is_all else quantity, options) | {"standing": is_all}
     answer = calls.declare(role, kind, document)
     if settings.json:
@@ -166,7 +166,7 @@ def _a_day(row: Document) -> str:
     amount = format_credits(slot_amount(kind, 24 * price, level // STEP[kind]))
     unit = "GiB and hour" if kind == "storage" else "Gfuel"
     told = f"{format_level(kind, level)} at {format_credits(price)} credits a {unit}"
-    what = "brings" if row["role"] == "offer" else "costs at most"
+    what = "comes to" if row["role"] == "offer" else "costs at most"
     return f"{told}: all of it {what} {amount} credits a day"
 
 
