@@ -42,8 +42,12 @@ def test_node_status(net):
         *("reached_by", "not_reached_by", "clock_refused_by"),
     }
     assert status["peers"]["known"] == NODES - 1
-    assert set(status["storage"]) == {"capacity_bytes", "used_bytes", "reserved_bytes"}
-    assert {"workers", "running", "queued"} <= set(status["compute"])
+    assert set(status["storage"]) == {
+        *("capacity_bytes", "used_bytes", "reserved_bytes", "offered_bytes", "granted_bytes")
+    }
+    assert set(status["compute"]) == {
+        *("workers", "running", "queued", "offered_fuel_per_s", "granted_fuel_per_s")
+    }
 
 
 def test_put_prints_the_capability_and_nothing_else(net, tmp_path):

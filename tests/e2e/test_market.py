@@ -17,7 +17,9 @@ NIGHTS = "Mon-Fri 20:00-08:00 Europe/Berlin"
 
 
 def rows_of(member):
-    return member("market slots --json").json["slots"]
+    """Return what somebody has stated."""
+    rows = member("market slots --json").json["slots"]
+    return [row for row in rows if row["origin"] == "stated"]
 
 
 def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net):
@@ -44,19 +46,23 @@ def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net)
     assert rows[offer.line] == {
         "id": offer.line,
         "role": "offer",
+        "origin": "stated",
         "node": alice.id,
         "name": "node-0",
         "kind": "compute",
         "quantity": 500 * MFUEL,
         "unit": "fuel_per_s",
-        "price": 10,
+        "granted": 0,
+        "used": 0,
+        "price_micro": 10,
+        "price_unit": "Gfuel",
     }
     assert 55 < len(nights) < 70
     assert all(left[1] <= right[0] for left, right in pairwise(nights))
     ((start_ms, end_ms),) = rows[disk]["windows"]
     assert (rows[disk]["quantity"], end_ms - start_ms) == (2 * GIB, 90 * DAY_MS)
     assert rows[disk]["unit"] == "bytes"
-    assert (rows[disk]["role"], rows[disk]["price"]) == ("offer", 1370)
+    assert (rows[disk]["role"], rows[disk]["price_micro"]) == ("offer", 1370)
     # Bob follows the commitments of those whom it recognises, offers or none.
     assert bob(["peer", "recognise", alice.id, "25%"]).code == 0
     seen = wait_for(lambda: len(rows_of(bob)) == 3 and rows_of(bob))
@@ -76,7 +82,7 @@ def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net)
     alice(["market", "withdraw", disk])
     changed = wait_for(lambda: len(rows_of(bob)) == 2 and rows_of(bob))
     (row,) = (row for row in changed if row["id"] == offer.line)
-    assert (row["quantity"], row["price"], row["windows"]) == (1000 * MFUEL, 500_000, nights)
+    assert (row["quantity"], row["price_micro"], row["windows"]) == (1000 * MFUEL, 500_000, nights)
 
 
 def test_what_was_offered_is_there_after_a_kill(start):
@@ -176,7 +182,7 @@ async def test_the_client_offers_and_needs(start):
         rows = {row["id"]: row for row in await node.market.slots()}
         assert (await node.market.why(need_id)).keys() == {"why", "more"}
         assert set(rows) == {slot_id, need_id}
-        assert (rows[slot_id]["price"], rows[need_id]["price"]) == (7, 5480)
+        assert (rows[slot_id]["price_micro"], rows[need_id]["price_micro"]) == (7, 5480)
         assert (rows[slot_id]["quantity"], rows[need_id]["quantity"]) == (500 * MFUEL, GIB)
         await node.market.edit(need_id, quantity=GIB + 1)
         await node.market.edit(slot_id, workers=2)

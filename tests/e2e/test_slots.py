@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
-from tests.e2e.conftest import call, wait_for
-from xsc.base.limits import SLOT_STEP_BYTES
+import pytest
+
+from tests.e2e.conftest import Net, call, wait_for
+from xsc.base.limits import GIB, SLOT_STEP_BYTES
 
 GROUPS = 11
 LEVEL = 100 * SLOT_STEP_BYTES
@@ -22,6 +24,71 @@ def granted(provider, node: str) -> int:
         for line in row["allocations"]
         if line["node"] == node
     )
+
+
+@pytest.fixture
+def net(tmp_path):
+    """Nodes that offer what is typed here, and nothing else."""
+    own = Net(tmp_path / "net", XSC_OFFER="none")
+    own.up(3)
+    yield own
+    own.down()
+
+
+def test_a_need_is_granted_where_nobody_has_typed_an_offer(small_net):
+    small_net.up(3)
+    customer, others = small_net[0], (small_net[1], small_net[2])
+
+    def slots():
+        rows = customer("market slots --json").json["slots"]
+        return [row for row in rows if row["role"] == "offer"]
+
+    def granted_bytes(member):
+        return member("node status --json").json["storage"]["granted_bytes"]
+
+    offers = wait_for(lambda: len(slots()) == 6 and slots())
+    assert {(row["node"], row["kind"], row["origin"]) for row in offers} == {
+        (member.id, kind, "default")
+        for member in (customer, *others)
+        for kind in ("storage", "compute")
+    }
+    status = customer("node status --json").json
+    own = {row["kind"]: row for row in offers if row["node"] == customer.id}
+    assert own["storage"]["quantity"] == status["storage"]["offered_bytes"]
+    assert status["storage"]["offered_bytes"] <= status["storage"]["capacity_bytes"]
+    assert own["compute"]["quantity"] == status["compute"]["offered_fuel_per_s"] > 0
+    done = customer("market need storage 1GiB")
+    assert "credits a day" in done.err
+    need = done.line
+    wait_for(lambda: customer("allocation expected --json").json["totals"].get(need) == GIB)
+    wait_for(lambda: sum(map(granted_bytes, others)) == GIB)
+
+    def of_need():
+        rows = customer("market slots --json").json["slots"]
+        return next((row["granted"], row["used"]) for row in rows if row["id"] == need)
+
+    assert of_need() == (GIB, 0)
+    customer.put(os.urandom(1_000_000))
+    assert wait_for(lambda: of_need()[1]) < GIB
+    text = customer("market slots").text
+    assert "default" in text
+    assert "always" in text
+    # What its owner states or withdraws stays so, over a restart, too.
+    taken, edited = own["storage"]["id"], own["compute"]["id"]
+    customer(f"market withdraw {taken}")
+    customer(f"market edit {edited} --quantity 500Mfuel/s")
+    small_net.kill([{"name": "node-0"}])
+    small_net.start(0)
+    small_net.wait_for_start(0)
+    mine = [row for row in slots() if row["node"] == customer.id]
+    assert [(row["id"], row["origin"], row["quantity"]) for row in mine] == [
+        (edited, "stated", 5 * 10**8)
+    ]
+    customer("market offer storage all --price 3").fails(2, "argument_invalid")
+    customer("market need storage all").fails(2, "argument_invalid")
+    again = customer("market offer storage all").line
+    mine = {row["id"]: row["origin"] for row in slots() if row["node"] == customer.id}
+    assert mine == {again: "default", edited: "stated"}
 
 
 def asked(member, some_id: str, customer=None) -> list[tuple]:

@@ -12,7 +12,12 @@ from xsc.allocation.declaring import Statement
 from xsc.base.limits import PPM
 from xsc.node.build import Node
 
-SETTINGS = {"settle_interval": "1h", "starter_credit": "1000", "storage_capacity": "16GiB"}
+SETTINGS = {
+    "offer": "none",
+    "settle_interval": "1h",
+    "starter_credit": "1000",
+    "storage_capacity": "16GiB",
+}
 REST_MS = 10_000
 LOOK_MS = 200
 

@@ -11,6 +11,8 @@ from xsc.space.limits import ACTIVE_MS, FOLLOWING_SETTLE_MS, HEAD_INTERVAL_MS, R
 from xsc.space.paths import UserSpacePaths
 
 SETTINGS = {"probe_interval": "60s"}
+BUYERS = {**SETTINGS, "offer": "none"}
+"""Who offers something follows what all need, recognised or not."""
 
 
 def has(node, owner, path):
@@ -65,7 +67,7 @@ def test_recognition_adds_what_is_followed_and_a_block_ends_it():
         assert followed(ada, bea) == set()
         assert has(world.nodes[2], ada, "nodes/x") == b"1"
 
-    run(2, 3, play, SETTINGS)
+    run(2, 3, play, BUYERS)
 
 
 def test_a_peer_that_changes_its_recognition_all_the_time_replaces_few_requests():
@@ -290,4 +292,4 @@ def test_cursors_and_heads_say_how_far_a_node_follows_and_who_is_there():
         active = {owner for owner, seen in ada.sync.seen_ms.items() if now_ms - seen <= ACTIVE_MS}
         assert active == {world.nodes[2].key.node_id}
 
-    run(10, 3, play, SETTINGS)
+    run(10, 3, play, BUYERS)

@@ -37,6 +37,24 @@ def test_an_idle_node_logs_what_changes_and_says_nothing_twice():
     run(8, 3, play, {"probe_interval": "60s"}, kind=Logged)
 
 
+def test_eight_nodes_that_all_offer_are_quiet_while_nobody_needs_anything():
+    async def play(world):
+        nodes = world.nodes
+        await world.until(lambda: all(len(node.commitments.own.slots) == 2 for node in nodes))
+        await world.clock.sleep_ms(60_000)
+        for log in world.logs.values():
+            log.events.clear()
+        before = [node.space.ls("allocation") for node in nodes]
+        await world.clock.sleep_ms(HOUR_MS - 120_000)
+        assert [log.names() for log in world.logs.values() if log.events] == []
+        assert [node.space.ls("allocation") for node in nodes] == before
+        assert all(
+            node.allocator.has_converged and not node.allocator.clearings() for node in nodes
+        )
+
+    run(8, 8, play, {"probe_interval": "60s"}, kind=Logged)
+
+
 def test_what_cannot_be_repaired_is_logged_once_though_it_is_tried_again_and_again():
     async def play(world):
         await put(world.nodes[0], content(100_000))

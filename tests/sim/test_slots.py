@@ -40,6 +40,8 @@ from xsc.terms.slot import Commitment
 A_STEP = PRICE_BYTES // SLOT_STEP_BYTES
 """The price a GiB and hour that is a micro-credit a step and hour."""
 SETTINGS = {
+    # What a story offers is all that there is.
+    "offer": "none",
     "settle_interval": "2s",
     "booking_interval": "2s",
     "starter_credit": "1000",

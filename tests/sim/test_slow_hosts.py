@@ -64,7 +64,7 @@ def test_with_one_host_stalled_and_one_crawling_reads_take_as_long_as_ever(size)
         world.net.set_rate(world.name(crawling), DELAY_MS, RATE // 100)
         return healthy, await read_all(world, stored, READS)
 
-    (healthy, ill), _ = run(71, 8, play)
+    (healthy, ill), _ = run(61, 8, play)
     assert len(healthy.asked) == 4
     assert ill.percentile(0.99) <= 2 * healthy.percentile(0.5)
     # Shards of one size each: whatever was asked for counts, though it never came.
@@ -83,7 +83,7 @@ def test_a_host_that_is_well_again_is_used_again():
         await read_all(world, stored, 4, pause_ms=2 * REPROBE_INTERVAL_MS)
         return before, meanwhile, await read_all(world, stored, 8)
 
-    (before, meanwhile, after), _ = run(72, 8, play)
+    (before, meanwhile, after), _ = run(63, 8, play)
     stalled = min(before.asked)
     assert before.asked[stalled] == 8
     assert meanwhile.asked.get(stalled, 0) <= 1

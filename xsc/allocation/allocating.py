@@ -184,8 +184,9 @@ class Allocator:
 
     @property
     def has_converged(self) -> bool:
-        """Whether what this node grants has settled; who offers nothing grants nothing."""
-        return not self._commitments.own.slots or self._state.converged
+        """Whether what this node grants has settled; where nothing is cleared it grants nothing."""
+        slots = self._commitments.own.slots
+        return not (slots and self._cleared) or self._state.converged
 
     def states(self) -> Mapping[bytes, TwoTierAllocationState]:
         """Return the published states of other nodes, as far as they are here."""
@@ -651,6 +652,7 @@ class Allocator:
             Commitment(
                 slots=own.slots,
                 needs=tuple(changed[need.slot_id] for need in own.needs),
+                standing_made=own.standing_made,
                 damping_ppm=factor,
                 damping_history=history,
             )

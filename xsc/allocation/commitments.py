@@ -6,12 +6,13 @@ table. docs/design/slots.md, C1 to C6.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, get_args
 
 from xsc.allocation.declaring import (
     Either,
+    Leasable,
     Rungs,
     Statement,
     edit_need,
@@ -21,13 +22,15 @@ from xsc.allocation.declaring import (
     make_offer,
     next_end_ms,
     renewed,
+    standing_slot,
     with_slot,
+    with_standing,
     without,
 )
 from xsc.allocation.windows import DAY_MS
 from xsc.allocation.zones import offsets_of
-from xsc.base.errors import ArgumentInvalid, NotFound, XscError
-from xsc.base.limits import SLOT_ID_BYTES
+from xsc.base.errors import ArgumentInvalid, NotFound, SpaceExhausted, TooLarge, XscError
+from xsc.base.limits import PRICES_POSTED_MS, SLOT_ID_BYTES
 from xsc.identity.context import Context
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
@@ -48,6 +51,8 @@ class Commitments:
         context: of the node.
         space: keeps all commitments.
         rungs: returns the prices of an offer of a kind at a reserve; at the present one for None.
+        level: returns what this node has to lease of a kind: bytes, or fuel a second.
+        before_stand: done before standing slots are published; says whether anybody is there.
         site: where this node is; empty where unknown.
         owner: who runs this node; empty where unknown.
     """
@@ -58,6 +63,8 @@ class Commitments:
         space: Space,
         *,
         rungs: Callable[[Kind, int | None], Rungs],
+        level: Callable[[Kind], int],
+        before_stand: Callable[[], Awaitable[bool]],
         site: str = "",
         owner: str = "",
     ) -> None:
@@ -67,6 +74,10 @@ class Commitments:
         self._log = context.log
         self._space = space
         self._rungs = rungs
+        self._level = level
+        self._before_stand = before_stand
+        self._stood_ms: int | None = None
+        """When standing slots last followed what this node has and asks."""
         self._site = site
         self._owner = owner
         self._own = Commitment()
@@ -126,6 +137,23 @@ class Commitments:
             owner=self._owner,
         )
         await self._publish(with_slot(self._own, slot))
+        return slot.slot_id
+
+    async def offer_all(self, kind: Kind) -> bytes:
+        """Publish the standing slot of a kind again, and return its id; one that is there stays.
+
+        Raises:
+            ArgumentInvalid, TooLarge: there is nothing to offer, or it cannot be one.
+        """
+        made = tuple(each for each in self._own.standing_made if each != kind)
+        later = self._standing(self._own.model_copy(update={"standing_made": made}))
+        slot = standing_slot(later, kind)
+        if slot is None:
+            raise ArgumentInvalid(
+                f"this node has no {kind} to offer",
+                hint="look at the settings offer, storage_capacity and worker_speed",
+            )
+        await self._publish(later)
         return slot.slot_id
 
     async def need(self, kind: Kind, said: Statement) -> bytes:
@@ -202,14 +230,45 @@ class Commitments:
             told(change.owner)
 
     async def run(self) -> None:
-        """Continue recurrences once a day, and drop what is over, until cancelled."""
+        """Continue recurrences, drop what is over, and follow what is leased; never returns."""
         renewed_ms = 0
         while True:
             now_ms = self._clock.now_ms()
             if now_ms - renewed_ms >= RENEW_INTERVAL_MS or next_end_ms(self._own) <= now_ms:
                 renewed_ms = now_ms
                 await self._renew(now_ms)
+            await self.stand()
             await self._clock.sleep_ms(LOOK_INTERVAL_MS)
+
+    async def stand(self) -> None:
+        """Have the standing slots be what this node has to lease and asks, at most once an hour.
+
+        A node without peers has nobody to tell.
+        """
+        now_ms = self._clock.monotonic_ms()
+        if self._stood_ms is not None and now_ms - self._stood_ms < PRICES_POSTED_MS:
+            return
+        self._stood_ms = now_ms  # no other call asks for an interval meanwhile
+        if not await self._before_stand():
+            self._stood_ms = None
+            return
+        try:
+            later = self._standing(self._own)
+            if later != self._own:
+                await self._publish(later)
+        except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
+            self._log.warning("allocation.capacity_not_offered", fault=fault.message)
+
+    def _standing(self, commitment: Commitment) -> Commitment:
+        kinds: tuple[Kind, ...] = get_args(Kind)
+        return with_standing(
+            commitment,
+            {kind: Leasable(self._level(kind), self._rungs(kind, None)) for kind in kinds},
+            {kind: self._entropy.token(SLOT_ID_BYTES) for kind in kinds},
+            now_ms=self._clock.now_ms(),
+            location=self._site,
+            owner=self._owner,
+        )
 
     async def _renew(self, now_ms: int) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -23,6 +23,8 @@ from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
 from xsc.base.limits import COMMITMENT_BYTES_MAX, NEEDS_MAX, SLOT_HORIZON_MS, SLOTS_MAX
 from xsc.terms.quote import Kind
 from xsc.terms.slot import (
+    STEP,
+    STEPS_MAX,
     AvailabilitySlot,
     Commitment,
     DivisionRule,
@@ -184,13 +186,14 @@ def make_need(
 def edit_offer(
     slot: AvailabilitySlot, said: Statement, rungs: Rungs | None, *, now_ms: int, zones: Zones
 ) -> AvailabilitySlot:
-    """Return a slot with what is stated anew.
+    """Return a slot with what is stated anew; filters and rule leave a standing one what it is.
 
     Raises:
         ArgumentInvalid: as `make_offer`.
     """
     fields = dict(slot) | _edited_times(slot, said, now_ms, zones) | _stated(said)
     fields |= {} if rungs is None else _priced(rungs)
+    fields["standing"] = slot.standing and replace(said, filters=None, rule=None) == Statement()
     return _made(AvailabilitySlot, fields | ({} if said.rule is None else {"rule": said.rule}))
 
 
@@ -221,6 +224,60 @@ def _edited_times(slot: Slot, said: Statement, now_ms: int, zones: Zones) -> dic
     if said.to_ms is None and slot.valid_until_ms != ENDLESS_MS:
         said = replace(said, to_ms=slot.valid_until_ms)
     return _resolve(slot.kind, said, now_ms, zones)
+
+
+@dataclass(frozen=True, slots=True)
+class Leasable:
+    """What a node has to lease of one kind, and what it asks for it."""
+
+    level: int
+    """Bytes, or fuel a second; 0 of a node that offers nothing of the kind."""
+    rungs: Rungs
+
+
+def with_standing(
+    commitment: Commitment,
+    leasable: Mapping[Kind, Leasable],
+    new_ids: Mapping[Kind, bytes],
+    *,
+    now_ms: int,
+    location: str,
+    owner: str,
+) -> Commitment:
+    """Return a commitment whose standing slots are what its node has to lease.
+
+    Of each kind one is made, once: what the owner withdrew or states itself is not offered beside.
+    Where there is nothing to lease, the standing slot goes, and is made again later.
+
+    Raises:
+        ArgumentInvalid, TooLarge: a level at its price is more than any amount, or as `with_slot`.
+    """
+    for kind, has in sorted(leasable.items()):
+        made = {*commitment.standing_made}
+        found = standing_slot(commitment, kind)
+        steps = min(has.level // STEP[kind], STEPS_MAX)
+        if steps == 0:
+            made.discard(kind)
+            if found is not None:
+                commitment = without(commitment, found.slot_id)
+        elif found is not None or kind not in made:
+            made.add(kind)
+            fields: dict[str, Any] = (
+                {"slot_id": new_ids[kind], "kind": kind, "standing": True}
+                | _timed(((now_ms, ENDLESS_MS),), ENDLESS_MS)
+                if found is None
+                else dict(found)
+            )
+            fields |= {"quantity": steps, "location": location, "owner": owner}
+            slot = _made(AvailabilitySlot, fields | _priced(has.rungs))
+            commitment = with_slot(commitment, slot)
+        commitment = commitment.model_copy(update={"standing_made": tuple(sorted(made))})
+    return commitment
+
+
+def standing_slot(commitment: Commitment, kind: Kind) -> AvailabilitySlot | None:
+    """Return the standing slot of a kind; None without one."""
+    return next((s for s in commitment.slots if s.standing and s.kind == kind), None)
 
 
 def find(commitment: Commitment, slot_id: bytes) -> Either:
@@ -281,6 +338,7 @@ def _filled(
     return Commitment(
         slots=tuple(sorted(slots, key=by_id)),
         needs=tuple(sorted(needs, key=by_id)),
+        standing_made=commitment.standing_made,
         damping_ppm=commitment.damping_ppm,
         damping_history=commitment.damping_history,
     )

@@ -15,7 +15,7 @@ from xsc.allocation.recognition import mutual_ppm, tier_of
 from xsc.base.limits import PPM
 from xsc.terms.clearing import TwoTierAllocationState, from_ratio
 from xsc.terms.quote import Tier
-from xsc.terms.slot import Commitment
+from xsc.terms.slot import Commitment, Entitlement, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Participant:
 
     @property
     def has_converged(self) -> bool:
-        """Whether what it grants has settled; who offers nothing grants nothing."""
-        return not self.commitment.slots or (self.state is not None and self.state.converged)
+        """Whether what it grants has settled; who has no slots or no state grants nothing."""
+        return not self.commitment.slots or self.state is None or self.state.converged
 
     @property
     def mutual_ppm(self) -> int:
@@ -86,6 +86,18 @@ def groups(known: Mapping[bytes, Participant]) -> dict[str, list[bytes]]:
         name: sorted(node for node, each in known.items() if belongs(each))
         for name, belongs in GROUPS.items()
     }
+
+
+def is_open(window: Window, now_ms: int) -> bool:
+    """Return whether a moment is within a window."""
+    return window[0] <= now_ms < window[1]
+
+
+def granted_level(each: Entitlement, drawn: int, now_ms: int) -> int:
+    """Return the steps that an entitlement grants now: what has lapsed is what was drawn of it."""
+    if not is_open(each.window, now_ms):
+        return 0
+    return each.quantity if now_ms < each.until_ms else min(drawn, each.quantity)
 
 
 def _number(value: Fraction) -> int | str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Id, Nothing, absent, model
+from xsc.api.endpoint import Endpoint, Id, Nothing, model
 from xsc.base.limits import FUEL_MAX, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MAX
 
 MONTH_MS = 30 * 24 * 3_600_000
@@ -15,6 +15,8 @@ Moment = Annotated[int, Ge(0), Le(2**63 - 1)]
 Kind = Literal["storage", "compute"]
 Role = Literal["offer", "need"]
 Unit = Literal["bytes", "fuel_per_s"]
+PriceUnit = Literal["GiB_hour", "Gfuel"]
+"""What micro-credits are for: a GiB and hour, or a Gfuel."""
 Window = tuple[int, int]
 """From a moment to another one, which is not part of it."""
 
@@ -46,6 +48,8 @@ class Declare(Statement):
 
     role: Role
     kind: Kind
+    standing: bool = False
+    """An offer of everything, as it is made by default: nothing else is stated."""
 
 
 @model
@@ -61,14 +65,22 @@ class Slot:
 
     id: str
     role: Role
+    origin: Literal["default", "stated"]
+    """Whether its node keeps it at what it has and asks, or somebody stated it."""
     node: str
     name: str
     kind: Kind
     quantity: int
     unit: Unit
-    price: int
-    """Micro-credits a GiB and hour, or a Gfuel: the reserve, or the most that a need pays."""
+    granted: int | None
+    """Of the quantity, what is granted now; null where that is not known here."""
+    used: int | None
+    """Of what is granted, what is drawn; null where that is not known here."""
+    price_micro: int
+    """The reserve, or the most that a need pays."""
+    price_unit: PriceUnit
     windows: list[Window]
+    """A need without any is there until it is withdrawn, and so is a window without an end."""
 
 
 @model
@@ -80,10 +92,10 @@ class Slots:
 
 @model
 class Declared(Id):
-    """A slot or need that was made, and what the need allows at most."""
+    """A slot or need that was made, and what all of it comes to."""
 
-    day_micro: int | None = absent()
-    month_micro: int | None = absent()
+    day_micro: int
+    month_micro: int
     """In 30 days."""
 
 

@@ -28,6 +28,10 @@ class StorageStatus:
     capacity_bytes: int
     used_bytes: int
     reserved_bytes: int
+    offered_bytes: int
+    """In own slots whose window is open."""
+    granted_bytes: int
+    """Of these to needs of others."""
 
 
 @model
@@ -45,6 +49,10 @@ class ComputeStatus:
     workers: int
     running: int
     queued: int
+    offered_fuel_per_s: int
+    """In own slots whose window is open."""
+    granted_fuel_per_s: int
+    """Of these to needs of others."""
 
 
 @model

@@ -51,7 +51,7 @@ def show_all(settings: Settings) -> None:
             for slot in answer["slots"]
             for cells in _granted(slot)
         ],
-        "nothing was cleared: no known node offers anything ahead of use",
+        "nothing was cleared: no known need matches what is offered",
     )
     show(f"converged: {'yes' if answer['converged'] else 'no'}")
     show(f"network, as far as known: {'yes' if answer['network_converged'] else 'no'}")

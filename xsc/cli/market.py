@@ -200,14 +200,16 @@ def _document(quantity: str | None, options: dict[str, Any]) -> Document:
 
 def _declare(settings: Settings, role: str, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
     calls = MarketCalls(settings.calls().core)
-    answer = calls.declare(role, kind, _document(quantity, options))
+    is_all = role == "offer" and quantity == "all"
+    document = _document(None if is_all else quantity, options) | {"standing": is_all}
+    answer = calls.declare(role, kind, document)
     if settings.json:
         show_json(answer)
-    else:
-        show(answer["id"])
-        if "day_micro" in answer:
-            day, month = format_credits(answer["day_micro"]), format_credits(answer["month_micro"])
-            say(f"it comes to at most {day} credits a day, {month} in 30 days")
+        return
+    show(answer["id"])
+    day, month = format_credits(answer["day_micro"]), format_credits(answer["month_micro"])
+    comes = "all of it comes to" if role == "offer" else "it comes to at most"
+    say(f"{comes} {day} credits a day, {month} in 30 days")
 
 
 @market.command()
@@ -221,7 +223,8 @@ def offer(settings: Settings, /, kind: str, quantity: str, **options: Any) -> No
 
     KIND is storage or compute. QUANTITY is what is held at any moment: a size
     such as 100GiB, a rate such as 500Mfuel/s, or 2workers. Without --price
-    the node asks what it asks now.
+    the node asks what it asks now. QUANTITY `all` brings back the offer of
+    everything that a node makes by default, after it was edited or withdrawn.
     """
     _declare(settings, "offer", kind, quantity, **options)
 
@@ -268,6 +271,20 @@ def withdraw(settings: Settings, slot_id: str) -> None:
         show_json(answer)
 
 
+def _level(kind: str, level: int | None) -> str:
+    return "?" if level is None else format_level(kind, level)
+
+
+def _times(windows: list[list[int]]) -> tuple[str, str, str]:
+    """Return when the next window begins and ends, and how many there are."""
+    from xsc.allocation.windows import ENDLESS_MS
+
+    if not windows or windows[0][1] == ENDLESS_MS:
+        return "always", "", str(len(windows))
+    start_ms, end_ms = windows[0]
+    return moment(start_ms), moment(end_ms), str(len(windows))
+
+
 @market.command()
 @pass_settings
 def slots(settings: Settings) -> None:
@@ -277,21 +294,24 @@ def slots(settings: Settings) -> None:
         show_json(answer)
         return
     show_table(
-        ["id", "role", "node", "kind", "<quantity", "<price", "next window", "until", "<windows"],
+        [
+            *("id", "role", "origin", "node", "kind", "<quantity", "<granted", "<used", "<price"),
+            *("next window", "until", "<windows"),
+        ],
         [
             [
                 short(row["id"]),
                 row["role"],
+                row["origin"],
                 named(row, row["node"]),
                 row["kind"],
-                format_level(row["kind"], row["quantity"]),
-                format_credits(row["price"]),
-                *(map(moment, row["windows"][0]) if row["windows"] else ("always", "")),
-                str(len(row["windows"])),
+                *(_level(row["kind"], row[what]) for what in ("quantity", "granted", "used")),
+                format_credits(row["price_micro"]),
+                *_times(row["windows"]),
             ]
             for row in answer["slots"]
         ],
-        "nobody offers or needs anything ahead of use",
+        "nobody offers or needs anything; this node offers what it has once it has a peer",
     )
 
 

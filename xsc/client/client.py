@@ -599,6 +599,10 @@ class Market:
         """Offer capacity and return the id of the slot."""
         return await self._declare("offer", kind, {"quantity": quantity, **stated})
 
+    async def offer_all(self, kind: str) -> str:
+        """Offer all that the node has, as it does by default, and return the id of the slot."""
+        return await self._declare("offer", kind, {"standing": True})
+
     async def need(self, kind: str, quantity: int | None = None, **stated: Any) -> str:  # noqa: ANN401
         """State a need of capacity and return its id."""
         return await self._declare("need", kind, {"quantity": quantity, **stated})

@@ -162,7 +162,7 @@ class NodeCapacity:
     ) -> None:
         self._shards = shards
         self._disk_free_bytes = disk_free_bytes
-        self._steps_a_second = steps_a_second
+        self.steps_a_second = steps_a_second
         self._leaving = leaving
 
     def storage_capacity_bytes(self) -> int:
@@ -179,7 +179,7 @@ class NodeCapacity:
 
     def compute_capacity_steps(self) -> int:
         """Return the fuel steps that the workers can run within COMPUTE_LEASE_MS."""
-        return self._steps_a_second * COMPUTE_LEASE_MS // 1_000
+        return self.steps_a_second * COMPUTE_LEASE_MS // 1_000
 
     def compute_steps_free(self) -> int:
         """Return the same: leases, not running jobs, take from it, and the market counts those."""
@@ -277,6 +277,7 @@ class Node:
         self.api_url = ""
         self.failed: asyncio.Future[XscError] = asyncio.get_running_loop().create_future()
         """Set once the node may not go on, and why."""
+        self._asking = asyncio.Lock()
         self._commit = GroupCommit(parts.bodies, executor)
         self._state_commit = GroupCommit(parts.state, executor)
         self.traffic = Metered(parts.transport)
@@ -384,6 +385,8 @@ class Node:
             context,
             self.space,
             rungs=self._rungs,
+            level=self._level,
+            before_stand=self._before_stand,
             site=config.site,
             owner=config.owner,
         )
@@ -444,6 +447,20 @@ class Node:
         pricing = self.market.headroom.pricing()
         rungs = ladder(pricing.unit_price(kind) if reserve is None else reserve, pricing.prices)
         return rungs.mutual, rungs.one_way, rungs.reserve
+
+    def _level(self, kind: Kind) -> int:
+        """Return what is offered of a kind by default: bytes, or fuel a second."""
+        if self.config.offer == "none":
+            return 0
+        capacity = self.capacity
+        return capacity.storage_capacity_bytes() if kind == "storage" else capacity.steps_a_second
+
+    async def _before_stand(self) -> bool:
+        """Get an interval for what is published, and say whether there is anybody to tell."""
+        if not self.peers.peers():
+            return False
+        await self._get_interval()
+        return True
 
     def _make_storage(self) -> None:
         """Make the services that store objects and publish the directory."""
@@ -593,7 +610,8 @@ class Node:
 
     async def _get_interval(self) -> None:
         """Ask for an interval until there is one, for some minutes."""
-        await self.intervals.run(self._granters)
+        async with self._asking:  # who grants them answers a few times a day
+            await self.intervals.run(self._granters)
 
     def _granters(self) -> list[bytes]:
         if self.space_store.has_left:
@@ -785,6 +803,7 @@ class Node:
         self.allocator.wake()
         if what == "added":
             self.health.watch(peer)
+            self.tasks.once("offer", self.commitments.stand)
         elif what in {"removed", "blocked"}:
             self.health.forget(peer)
         if what == "removed":

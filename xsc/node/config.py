@@ -60,6 +60,7 @@ class Config:
     disk_reserve_ppm: int
     compute_workers: int
     worker_speed_mfuel: int
+    offer: str
     fuel: int
     memory_bytes: int
     timeout_ms: int
@@ -254,6 +255,13 @@ KEYS: Final[dict[str, Key]] = {
         "1000",
         _between(0, 10**6),
         "fuel, in millions, that a worker runs a second; workers times this is what is offered",
+    ),
+    "offer": Key(
+        "offer",
+        "all",
+        _choice("all", "none"),
+        "all: storage_capacity and all workers are offered to the peers from the start; none: this "
+        "node offers nothing that is not stated",
     ),
     "fuel": Key(
         "fuel",

@@ -133,16 +133,17 @@ def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -
 def banner(node: Node) -> list[str]:
     """Return what `xsc node start` prints: who the node is, where, and what it offers."""
     config = node.config
+    offers = (
+        f"offers {format_size(node.capacity.storage_free_bytes())} of storage from "
+        f"{format_credits(config.storage_price_micro)} credits a {UNITS['storage']}, "
+        f"{config.compute_workers} compute workers from "
+        f"{format_credits(config.compute_price_micro)} credits a {UNITS['compute']}"
+    )
     return [
         f"node {to_text(node.key.node_id)}",
         f"name {config.name}, network {node.network}",
         f"peers reach it at {', '.join(node.peers.own_address.addresses())}",
-        (
-            f"offers {format_size(node.capacity.storage_free_bytes())} of storage from "
-            f"{format_credits(config.storage_price_micro)} credits a {UNITS['storage']}, "
-            f"{config.compute_workers} compute workers from "
-            f"{format_credits(config.compute_price_micro)} credits a {UNITS['compute']}"
-        ),
+        offers if config.offer == "all" else "offers what is stated by xsc market offer alone",
     ]
 
 

@@ -186,6 +186,8 @@ class AvailabilitySlot(Slot):
     """What everybody else pays at least."""
     rule: DivisionRule = "weighted-uniform"
     """How a tier is divided."""
+    standing: bool = False
+    """Whether it is one by default: its node keeps quantity and prices at what it has and asks."""
 
     @model_validator(mode="after")
     def _is_an_offer(self) -> Self:
@@ -234,6 +236,8 @@ class Commitment(Record):
 
     slots: Annotated[tuple[AvailabilitySlot, ...], Field(max_length=SLOTS_MAX)] = ()
     needs: Annotated[tuple[NeedSlot, ...], Field(max_length=NEEDS_MAX)] = ()
+    standing_made: Annotated[tuple[Kind, ...], Field(max_length=len(STEP))] = ()
+    """Of which kinds there has been a standing slot, by rising kinds: none is made again."""
     damping_ppm: Annotated[int, Field(ge=0, le=PPM)] = PPM
     damping_history: Annotated[
         tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
@@ -249,6 +253,8 @@ class Commitment(Record):
             need.slot_id for need in self.needs
         ):
             raise ValueError("a slot and a need have one id")
+        if any(left >= right for left, right in pairwise(self.standing_made)):
+            raise ValueError("the kinds of standing slots do not rise")
         if any(left[1] > right[1] for left, right in pairwise(self.damping_history)):
             raise ValueError("the damping history does not rise")
         return self

@@ -14,7 +14,7 @@ from xsc.allocation.declaring import Statement
 from xsc.allocation.windows import DAY_MS
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhausted, TooLarge
-from xsc.base.limits import COMMITMENT_BYTES_MAX, SLOT_HORIZON_MS
+from xsc.base.limits import COMMITMENT_BYTES_MAX, GIB, PRICES_POSTED_MS, SLOT_HORIZON_MS
 from xsc.identity.context import Context
 from xsc.space.limits import DEBOUNCE_MS
 from xsc.space.paths import UserSpacePaths
@@ -45,6 +45,9 @@ class Node:
         self.db = db or Journal()
         self.clock = clock or ManualClock()
         self.log = Lines()
+        self.levels = {"storage": 3 * GIB + 1, "compute": 2 * 10**9}
+        self.posted = 40
+        self.has_peers = False
         store = SpaceStore(self.db, InlineExecutor(), self.clock, key, network)
         self.space = SpaceService(store, self.clock)
         context = Context(
@@ -53,13 +56,22 @@ class Node:
         self.commitments = Commitments(
             context,
             self.space,
-            rungs=lambda _, reserve: (reserve // 4, reserve // 2, reserve),
+            rungs=self.rungs,
+            level=lambda kind: self.levels[kind],
+            before_stand=self.before_stand,
             site="berlin",
             owner="alice",
         )
         self.commitments.start()
         self.told = []
         self.commitments.on_change(self.told.append)
+
+    def rungs(self, _, reserve):
+        reserve = self.posted if reserve is None else reserve
+        return reserve // 4, reserve // 2, reserve
+
+    async def before_stand(self):
+        return self.has_peers
 
     def pass_ms(self, duration_ms):
         self.clock.advance_to(self.clock.now_ms() + duration_ms)
@@ -221,6 +233,93 @@ async def test_recurrences_go_on_and_what_is_over_is_dropped(node):
     assert later.windows[0][1] > now - RENEW_INTERVAL_MS
     assert set(later.windows) & set(slot.windows)
     loop.cancel()
+
+
+async def test_a_node_offers_what_it_has_once_it_has_a_peer(node, alice, network):
+    loop = asyncio.ensure_future(node.commitments.run())
+    await settle()
+    with pytest.raises(NotFound):
+        node.space.get(PATH)
+    node.has_peers = True
+    await node.done(node.commitments.stand())
+    compute, storage = sorted(node.stored().slots, key=lambda slot: slot.kind)
+    assert (compute.quantity, storage.quantity) == (200, 48)
+    assert {slot.standing for slot in (compute, storage)} == {True}
+    assert (storage.price_mutual, storage.price_one_way, storage.reserve) == (10, 20, 40)
+    assert (storage.location, storage.owner) == ("berlin", "alice")
+    # Prices are followed once an hour, and nothing is written where they stand.
+    sequence = node.space.get(PATH).signed.record.sequence
+    for price, writes in ((44, 0), (44, 1), (44, 1)):
+        node.posted = price
+        node.pass_ms(LOOK_INTERVAL_MS if not writes else PRICES_POSTED_MS)
+        await settle()
+        node.pass_ms(DEBOUNCE_MS)
+        await settle()
+        assert node.space.get(PATH).signed.record.sequence == sequence + writes
+    assert {slot.reserve for slot in node.stored().slots} == {44}
+    loop.cancel()
+    # What the node has to lease is looked at when it starts.
+    again = Node(alice, network, node.db, node.clock)
+    again.has_peers, again.levels["storage"] = True, GIB
+    await again.done(again.commitments.stand())
+    assert {slot.slot_id: slot.quantity for slot in again.stored().slots} == {
+        compute.slot_id: 200,
+        storage.slot_id: 16,
+    }
+
+
+async def test_what_its_owner_withdraws_or_states_is_offered_by_default_no_more(
+    node, alice, network
+):
+    node.has_peers = True
+    await node.done(node.commitments.stand())
+    ids = {slot.kind: slot.slot_id for slot in node.commitments.own.slots}
+    await node.done(node.commitments.withdraw(ids["storage"]))
+    await node.done(node.commitments.edit(ids["compute"], Statement(price=7)))
+    again = Node(alice, network, node.db, node.clock)
+    again.has_peers = True
+    await again.done(again.commitments.stand())
+    (stated,) = again.stored().slots
+    assert (stated.slot_id, stated.standing, stated.reserve) == (ids["compute"], False, 7)
+    # It is offered again on demand, once.
+    slot_id = await again.done(again.commitments.offer_all("storage"))
+    assert await again.done(again.commitments.offer_all("storage")) == slot_id
+    assert [slot.slot_id for slot in again.stored().slots if slot.standing] == [slot_id]
+
+
+async def test_a_node_that_offers_nothing_withdraws_what_it_offered_by_default(
+    node, alice, network
+):
+    node.has_peers = True
+    await node.done(node.commitments.stand())
+    stated = await node.done(node.commitments.offer("compute", STATED))
+    for levels, standing in (({"storage": 0, "compute": 0}, 0), (node.levels, 2)):
+        again = Node(alice, network, node.db, node.clock)
+        again.has_peers, again.levels = True, levels
+        await again.done(again.commitments.stand())
+        slots = {slot.slot_id: slot.standing for slot in again.stored().slots}
+        assert slots.pop(stated) is False
+        assert list(slots.values()) == [True] * standing
+        if not standing:
+            with pytest.raises(ArgumentInvalid, match="no storage to offer"):
+                await again.commitments.offer_all("storage")
+
+
+async def test_a_full_disk_is_logged_and_what_there_is_is_offered_an_hour_later(node):
+    node.has_peers = True
+    write = node.db.write
+
+    def full(*_, **__):
+        raise SpaceExhausted("the disk is full")
+
+    node.db.write = full
+    await node.done(node.commitments.stand())
+    assert node.log.events == ["allocation.capacity_not_offered"]
+    assert node.commitments.own == Commitment()
+    node.db.write = write
+    node.pass_ms(PRICES_POSTED_MS)
+    await node.done(node.commitments.stand())
+    assert len(node.stored().slots) == 2
 
 
 async def test_a_zone_that_is_gone_leaves_the_windows(node, monkeypatch):

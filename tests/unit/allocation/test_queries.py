@@ -28,12 +28,12 @@ def test_a_partner_without_slots_or_needs_is_a_partner_and_takes_no_part():
     assert "all_mutual_partners" not in names_of(replace(FRIEND, their_weight_ppm=0))
 
 
-def test_who_offers_nothing_has_converged_and_who_offers_once_its_state_says_so():
+def test_who_has_cleared_nothing_has_converged_and_who_has_once_its_state_says_so():
     needs = replace(FRIEND, commitment=Commitment(needs=(need(),)))
     offers = replace(FRIEND, commitment=Commitment(slots=(slot(),)))
     assert {"active_participants", "has_system_converged"} <= names_of(needs)
     assert "active_participants" in names_of(offers)
-    assert "has_system_converged" not in names_of(offers)
+    assert "has_system_converged" in names_of(offers)
     assert "has_system_converged" not in names_of(replace(offers, state=TwoTierAllocationState()))
     assert "has_system_converged" in names_of(replace(offers, state=SETTLED))
 

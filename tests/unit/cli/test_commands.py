@@ -643,14 +643,21 @@ BALANCES = {
 SLOT = {
     "id": "a" * 26,
     "role": "offer",
+    "origin": "default",
     "node": "b" * 52,
     "kind": "compute",
-    "quantity": 500_000_000,
-    "unit": "fuel_per_s",
-    "price": 10,
+    "quantity": 2_000_000_000,
+    "granted": 500_000_000,
+    "used": None,
+    "price_micro": 10,
+    "windows": [[1_700_000_000_000, 2**63 - 1]],
+}
+NEED = {
+    **SLOT,
+    "role": "need",
+    "origin": "stated",
     "windows": [[1_700_000_000_000, 1_700_000_060_000]],
 }
-NEED = {**SLOT, "role": "need", "windows": []}
 LINE = {
     "node": NODE,
     "name": "bob",
@@ -735,7 +742,7 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
         (["health"], "/v1/health", {"peers": [PEER]}, "99.9%"),
         (["market", "quote"], "/v1/market/quotes", {"quotes": [OFFER]}, "0.000008"),
         (["market", "slots"], "/v1/market/slots", {"slots": [SLOT, NEED]}, "always"),
-        (["market", "slots"], "/v1/market/slots", {"slots": [SLOT, NEED]}, "500 Mfuel/s"),
+        (["market", "slots"], "/v1/market/slots", {"slots": [SLOT]}, "500 Mfuel/s     ?"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "bob   storage"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "2.0 TiB"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "1970-01-01 00:00:00 UTC"),
@@ -868,8 +875,20 @@ def test_status(xsc, stand_in):
         "addresses": [],
         "uptime_s": 61,
         "peers": {"known": 6, "healthy": 5},
-        "storage": {"capacity_bytes": 2048, "used_bytes": 1024, "reserved_bytes": 0},
-        "compute": {"workers": 2, "running": 1, "queued": 0},
+        "storage": {
+            "capacity_bytes": 2048,
+            "used_bytes": 1024,
+            "reserved_bytes": 0,
+            "offered_bytes": 2**31,
+            "granted_bytes": 2**30,
+        },
+        "compute": {
+            "workers": 2,
+            "running": 1,
+            "queued": 0,
+            "offered_fuel_per_s": 2 * 10**9,
+            "granted_fuel_per_s": 0,
+        },
         "leases": {"ending": 0, "objects": 0, "first_end_ms": None, "reasons": []},
         "traffic": {"sent_bytes": 3 << 20, "received_bytes": 1 << 30},
         "state": "running",
@@ -879,6 +898,8 @@ def test_status(xsc, stand_in):
     text = xsc("node", "status").text
     assert "5 of 6 answer" in text
     assert "1.0 KiB used and 0 B reserved of 2.0 KiB" in text
+    assert "2.0 GiB offered, 1.0 GiB granted of it" in text
+    assert "2000 Mfuel/s offered, 0 Mfuel/s granted of it" in text
     assert "3.0 MiB sent to peers and 1.0 GiB received" in text
     assert xsc("node", "status").err == ""
     soon = {"ending": 2, "objects": 7, "first_end_ms": 0, "reasons": ["the host is silent"]}

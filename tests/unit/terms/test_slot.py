@@ -214,6 +214,7 @@ def numbered(kind, count):
             {"slots": numbered("availability_slot", 1), "needs": numbered("need_slot", 1)},
             "have one id",
         ),
+        ({"standing_made": ["storage", "compute"]}, "standing slots do not rise"),
         ({"damping_ppm": limits.PPM + 1}, "damping_ppm"),
         ({"damping_history": [[0, 1]] * (limits.DAMPING_HISTORY_MAX + 1)}, "at most 3"),
         ({"damping_history": [[0, 2], [0, 1]]}, "history does not rise"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from xsc.base.errors import ArgumentInvalid, StoreDamaged, UnavailableError, unwritable
-from xsc.base.units import format_credits, format_duration, format_size
+from xsc.base.units import format_credits, format_duration, format_level, format_size
 from xsc.cli.node.backup import backup, restore
 from xsc.cli.node.drain import drain
 from xsc.cli.options import (
@@ -218,6 +218,12 @@ def status(settings: Settings) -> None:
         format_size(answer["traffic"][f"{what}_bytes"]) for what in ("sent", "received")
     )
     running, queued, workers = compute["running"], compute["queued"], compute["workers"]
+    slots = []
+    for kind, unit in (("storage", "bytes"), ("compute", "fuel_per_s")):
+        offered, granted = (
+            format_level(kind, answer[kind][f"{what}_{unit}"]) for what in ("offered", "granted")
+        )
+        slots.append((kind, f"{offered} offered, {granted} granted of it"))
     show_pairs(
         [
             ("id", answer["id"]),
@@ -238,6 +244,7 @@ def status(settings: Settings) -> None:
                 "compute",
                 f"{running} running and {queued} queued on {workers} workers",
             ),
+            *((f"{kind} slots", text) for kind, text in slots),
         ]
     )
     leases = answer["leases"]

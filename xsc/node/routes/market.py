@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
 from xsc.allocation.declaring import Statement, find
+from xsc.allocation.queries import granted_level, is_open
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import ArgumentInvalid, NoOffers, NotFound
@@ -114,25 +116,70 @@ def _slot_of(node: Node, text: str) -> bytes:
     return begins_with(text, ids, "own offer or need", "`xsc market slots` lists them")
 
 
+def own_granted(node: Node) -> Counter[bytes]:
+    """Return the steps that own slots grant now, and that own needs are granted, by id."""
+    drawn, now_ms = node.drawn_steps(), node.clock.now_ms()
+    found = Counter[bytes]()
+    for each in node.allocator.granted():
+        found[each.slot] += granted_level(each, drawn.get(each.key, 0), now_ms)
+    for each in node.allocator.received():
+        found[each.need] += granted_level(each, drawn.get(each.key, 0), now_ms)
+    return found
+
+
+def _granted_by(node: Node, owner: bytes) -> Counter[bytes] | None:
+    """Return the steps that a peer's slots grant now, by id; None where that is not known here."""
+    state, now_ms = node.allocator.states().get(owner), node.clock.now_ms()
+    if state is None:
+        return None
+    found = Counter[bytes]()
+    for line in state.slot_allocations:
+        found[line.slot] += line.quantity * is_open(line.window, now_ms)
+    return found
+
+
+def _own_used(node: Node) -> Counter[bytes]:
+    """Return the steps that are drawn of own slots, and by own needs, by id."""
+    found = Counter[bytes]()
+    for each, steps in node.drawn_steps().items():
+        found[each.slot if each.provider == node.key.node_id else each.need] += steps
+    return found
+
+
+def _row(
+    node: Node,
+    owner: bytes,
+    slot: AvailabilitySlot | NeedSlot,
+    granted: Counter[bytes] | None,
+    used: Counter[bytes] | None,
+) -> api.Slot:
+    is_offer, step = isinstance(slot, AvailabilitySlot), STEP[slot.kind]
+    return api.Slot(
+        id=to_text(slot.slot_id),
+        role="offer" if is_offer else "need",
+        origin="default" if isinstance(slot, AvailabilitySlot) and slot.standing else "stated",
+        node=to_text(owner),
+        name=node.name_of(owner),
+        kind=slot.kind,
+        quantity=slot.quantity * step,
+        unit=_UNIT[slot.kind],
+        granted=None if granted is None else granted[slot.slot_id] * step,
+        used=None if used is None else used[slot.slot_id] * step,
+        price_micro=slot.reserve if isinstance(slot, AvailabilitySlot) else slot.price_max,
+        price_unit="GiB_hour" if slot.kind == "storage" else "Gfuel",
+        windows=list(slot.windows),
+    )
+
+
 async def slots(node: Node, _: Nothing) -> api.Slots:
     """List offers and needs."""
-    return api.Slots(
-        slots=[
-            api.Slot(
-                id=to_text(slot.slot_id),
-                role="offer" if isinstance(slot, AvailabilitySlot) else "need",
-                node=to_text(owner),
-                name=node.name_of(owner),
-                kind=slot.kind,
-                quantity=slot.quantity * STEP[slot.kind],
-                unit=_UNIT[slot.kind],
-                price=slot.reserve if isinstance(slot, AvailabilitySlot) else slot.price_max,
-                windows=list(slot.windows),
-            )
-            for owner in (node.key.node_id, *sorted(node.peers.roster.peers()))
-            for slot in _both(node.commitments.of(owner))
-        ]
-    )
+    own, used = own_granted(node), _own_used(node)
+    rows = [_row(node, node.key.node_id, slot, own, used) for slot in _both(node.commitments.own)]
+    for peer in sorted(node.peers.roster.peers()):
+        theirs, granted = node.commitments.of(peer), _granted_by(node, peer)
+        rows += [_row(node, peer, slot, granted, None) for slot in theirs.slots]
+        rows += [_row(node, peer, need, None, None) for need in theirs.needs]
+    return api.Slots(slots=rows)
 
 
 async def _prices(node: Node, kind: Kind) -> list[int]:
@@ -178,17 +225,27 @@ async def estimate(node: Node, asked: api.Estimate) -> api.Cost:
     )
 
 
-def _allows(node: Node, slot_id: bytes) -> tuple[int, int] | None:
-    """Return the micro-credits that an own need allows within a day and a month from now."""
-    for need in node.commitments.own.needs:
-        if need.slot_id == slot_id:
-            hour = slot_amount(need.kind, need.price_max, need.quantity)
-            return hour * DAY_MS // EPOCH_MS, hour * api.MONTH_MS // EPOCH_MS
-    return None
+def _declared(node: Node, slot_id: bytes) -> api.Declared:
+    """Return an own slot or need, and what all of it comes to."""
+    slot = find(node.commitments.own, slot_id)
+    price = slot.reserve if isinstance(slot, AvailabilitySlot) else slot.price_max
+    hour = slot_amount(slot.kind, price, slot.quantity)
+    return api.Declared(
+        id=to_text(slot_id),
+        day_micro=hour * DAY_MS // EPOCH_MS,
+        month_micro=hour * api.MONTH_MS // EPOCH_MS,
+    )
 
 
 async def declare(node: Node, asked: api.Declare) -> api.Declared:
     """Make an offer or a need."""
+    if asked.standing:
+        if asked != api.Declare(role="offer", kind=asked.kind, standing=True):
+            raise ArgumentInvalid(
+                "an offer of everything follows what the node has and asks: state nothing else",
+                hint="`xsc market edit` gives it filters or a rule",
+            )
+        return _declared(node, await node.commitments.offer_all(asked.kind))
     said = _statement(node, asked, asked.role, asked.kind)
     if said.quantity is None:
         raise ArgumentInvalid("a quantity is missing", hint="`xsc market offer --help` shows it")
@@ -201,8 +258,7 @@ async def declare(node: Node, asked: api.Declare) -> api.Declared:
         slot_id = await node.commitments.need(asked.kind, replace(said, price=most))
     else:
         slot_id = await node.commitments.need(asked.kind, said)
-    day, month = _allows(node, slot_id) or (None, None)
-    return api.Declared(id=to_text(slot_id), day_micro=day, month_micro=month)
+    return _declared(node, slot_id)
 
 
 async def edit(node: Node, asked: api.Edit) -> Id:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 from xsc import __version__
+from xsc.allocation.queries import is_open
 from xsc.api import status as api
 from xsc.api.endpoint import Nothing
 from xsc.api.status import (
@@ -22,11 +24,15 @@ from xsc.base.fields import take_int
 from xsc.base.ids import to_text
 from xsc.node.api.serving import Answers
 from xsc.node.build import Node
+from xsc.node.routes.market import own_granted
+from xsc.terms.quote import Kind
+from xsc.terms.slot import STEP
 
 
 def status_of(node: Node, home: Path) -> Status:
     """Return the node's status."""
     sandbox = node.compute.describe()
+    offered, granted = _levels(node)
     return Status(
         id=to_text(node.key.node_id),
         name=node.config.name,
@@ -43,17 +49,32 @@ def status_of(node: Node, home: Path) -> Status:
             capacity_bytes=node.shards.capacity_bytes,
             used_bytes=node.shards.used_bytes,
             reserved_bytes=node.shards.reserved_bytes,
+            offered_bytes=offered["storage"],
+            granted_bytes=granted["storage"],
         ),
         compute=ComputeStatus(
             workers=take_int(sandbox, "workers"),
             running=take_int(sandbox, "running"),
             queued=take_int(sandbox, "queued"),
+            offered_fuel_per_s=offered["compute"],
+            granted_fuel_per_s=granted["compute"],
         ),
         leases=_leases(node),
         traffic=TrafficStatus(
             sent_bytes=node.traffic.sent_bytes, received_bytes=node.traffic.received_bytes
         ),
     )
+
+
+def _levels(node: Node) -> tuple[Counter[Kind], Counter[Kind]]:
+    """Return what own slots offer now, and what they grant, by kind."""
+    steps, now_ms = own_granted(node), node.clock.now_ms()
+    offered, granted = Counter[Kind](), Counter[Kind]()
+    for slot in node.commitments.own.slots:
+        granted[slot.kind] += steps[slot.slot_id] * STEP[slot.kind]
+        if any(is_open(window, now_ms) for window in slot.windows):
+            offered[slot.kind] += slot.quantity * STEP[slot.kind]
+    return offered, granted
 
 
 def _peers(node: Node) -> PeersStatus:
