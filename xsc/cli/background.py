@@ -36,7 +36,9 @@ def start_ticks(pid: int) -> int | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+    # The first thread of a killed process is dead before the others, which still hold its locks.
+    is_dead = fields[0] in ("Z", "X") and int(fields[17]) <= 1
+    return None if is_dead else int(fields[19])
 
 
 def poll(deadline: float = float("inf")) -> Iterator[None]:

@@ -1,8 +1,11 @@
-"""What `xsc node start --wait` says of a node that ended at its start."""
+"""What the command knows of nodes in the background: which run, and why one ended at its start."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -29,3 +32,19 @@ def test_the_error_that_the_node_wrote_last_is_given(home):
 def test_a_log_without_a_reason_may_lie_on_a_full_disk(home, monkeypatch, free, kind):
     monkeypatch.setattr(background.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     assert type(background._why(home, len("older\n"))) is kind
+
+
+def test_a_process_runs_until_its_last_thread_has_ended():
+    ends_first = (
+        "import ctypes, sys, threading\n"
+        "threading.Thread(target=sys.stdin.read).start()\n"
+        "ctypes.CDLL(None).pthread_exit(None)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", ends_first], stdin=subprocess.PIPE) as process:
+        stat = Path(f"/proc/{process.pid}/stat")
+        while " Z " not in stat.read_text():
+            assert process.poll() is None
+        assert background.start_ticks(process.pid) is not None
+        process.kill()
+        process.wait(60)
+    assert background.start_ticks(process.pid) is None
