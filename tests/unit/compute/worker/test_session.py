@@ -172,7 +172,7 @@ async def test_a_function_that_only_starts_is_not_declared_for_references(sessio
 
 
 async def test_time_runs_out_by_name_also_where_the_process_hangs(new_session):
-    async with new_session(Limits(fuel=FUEL_MAX, timeout_ms=50)) as session:
+    async with new_session(Limits(fuel=FUEL_MAX, timeout_ms=500)) as session:
         await session.start(build(COUNTER))
         with pytest.raises(TimeExceeded):
             await session.call("spin")
