@@ -182,7 +182,6 @@ async def quoted(count: int) -> float:
         leaving=NOBODY,
         granted=tuple,
         received=NOBODY,
-        billed=NOBODY,
         needs=NOBODY,
         on_denied=NOBODY,
     )

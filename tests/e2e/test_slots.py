@@ -1,4 +1,4 @@
-"""Slots and needs of real nodes: cleared ahead of use, drawn, shown, and recomputed offline."""
+"""Slots and needs of real nodes: cleared ahead of use, leased, shown, and recomputed offline."""
 
 from __future__ import annotations
 
@@ -67,9 +67,14 @@ def test_a_need_is_granted_where_nobody_has_typed_an_offer(small_net):
         rows = customer("market slots --json").json["slots"]
         return next((row["granted"], row["used"]) for row in rows if row["id"] == need)
 
-    assert of_need() == (GIB, 0)
-    customer.put(os.urandom(1_000_000))
-    assert wait_for(lambda: of_need()[1]) < GIB
+    wait_for(lambda: of_need() == (GIB, GIB))
+    leases = [
+        lease
+        for lease in customer("market leases --json").json["leases"]
+        if lease["origin"] == "cleared"
+    ]
+    assert {lease["need"] for lease in leases} == {need}
+    assert sum(lease["quantity"] for lease in leases) == GIB
     text = customer("market slots").text
     assert "default" in text
     assert "always" in text
@@ -103,28 +108,22 @@ def asked(member, some_id: str, customer=None) -> list[tuple]:
 
 def test_recognition_decides_ahead_of_use_and_anybody_recomputes_it(net, tmp_path):
     provider, early, late = net[0], net[1], net[2]
-    late.put(os.urandom(1000))  # what is entitled is drawn also where a lease is at hand
+    assert provider(f"peer recognise {late.id} 25%").code == 0
+    assert late(f"peer recognise {provider.id} 25%").code == 0
+    needs = [(member, member("market need storage 6349MiB").line) for member in (early, late)]
 
-    def drawn_by_a_put():
-        """Return what was drawn: of a provider that was just slow to answer it is nothing."""
-        late.put(os.urandom(1_000_000))
-        return late("allocation received --json").json["allocations"]
+    def known():
+        return {row["id"] for row in provider("market slots --json").json["slots"]}
 
+    wait_for(lambda: needs[1][1] in known())
     slot = provider("market offer storage 6451MiB --price 0.00001").line
-    needs = []
     try:
-        needs.append((early, early("market need storage 6349MiB").line))
-        wait_for(lambda: granted(provider, early.id) == LEVEL)
-        assert provider(f"peer recognise {late.id} 25%").code == 0
-        assert late(f"peer recognise {provider.id} 25%").code == 0
-        needs.append((late, late("market need storage 6349MiB").line))
         wait_for(lambda: granted(provider, late.id) == LEVEL)
         assert granted(provider, early.id) == 0
-        (row,) = wait_for(lambda: late("allocation expected --json").json["allocations"])
+        (row,) = wait_for(lambda: late("allocation received --json").json["allocations"])
         assert (row["node"], row["slot"], row["quantity"]) == (provider.id, slot, LEVEL)
-        assert (row["tier"], row["price"]) == ("mutual", 8)
-        (drawn,) = wait_for(drawn_by_a_put)
-        assert 0 < drawn["drawn"] <= LEVEL
+        assert (row["tier"], row["price"], row["drawn"]) == ("mutual", 8, LEVEL)
+        late.put(os.urandom(1_000_000))
         leases = late("market leases --json").json["leases"]
         assert 8 in {
             lease["price_micro"]

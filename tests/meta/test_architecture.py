@@ -76,6 +76,7 @@ SHELL = {
     "xsc.market.denials": "asks hosts which leases they know, and denies them as one",
     "xsc.market.granter": "quotes, and grants requests for leases",
     "xsc.market.lease_requests": "asks providers for leases",
+    "xsc.market.signing": "takes leases on what clearings grant",
     "xsc.market.lease_store": "keeps leases on the disk",
     "xsc.market.quotes": "asks providers for quotes",
     "xsc.market.recall": "asks hosts for leases that were lost, and tells customers theirs",

@@ -1,24 +1,25 @@
 """Several providers and needs, by the rules that nodes call, come to rest from any start.
 
 Providers clear over the caps that needs publish, needs answer what is granted to them: `clear_all`,
-`had_of` and `answered` as the allocator calls them, in any order.
+`answered` as the allocator calls it, in any order.
 """
 
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 from xsc.allocation import acceptance
-from xsc.allocation.acceptance import Kept, answered, had_of
+from xsc.allocation.acceptance import Kept, answered
 from xsc.allocation.clearing_record import Published, standing
-from xsc.allocation.granting import Inputs, clear_all
-from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS, MIB
+from xsc.allocation.granting import Inputs, Turn, clear_all
+from xsc.base.limits import ALLOCATION_LOOK_MS, MIB
 from xsc.market.entitlements import SlotRoom
 from xsc.terms.clearing import SpaceValue
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 
 NOTHING = SpaceValue(record=b"", value=b"")
-END_MS = 60 * ENTITLEMENT_LAPSE_MS
+END_MS = 60 * 24 * 3_600_000
 STEP_MS = 100
 ROUNDS_MAX = 60
 
@@ -70,7 +71,6 @@ class Market:
         }
         self.cleared = {node: {} for node in self.providers}
         self.granted = dict.fromkeys(self.providers, ())
-        self.had = {node: {} for node in self.customers}
         self.begun = dict.fromkeys(self.customers, 0)
         self.on_the_way = {}
         """By customer, what arrives before the present grants."""
@@ -95,6 +95,7 @@ class Market:
             others={node: self.published(node) for node in self.customers},
             theirs={},
             drawn={},
+            pinned={},
             credit=dict.fromkeys(self.customers, 10**9),
             free={},
             before=self.cleared[provider],
@@ -102,7 +103,11 @@ class Market:
         )
         made = clear_all(inputs, SlotRoom({"storage": 10**6 * MIB, "compute": 0}, self.now_ms))
         before, self.granted[provider] = self.granted[provider], made.granted
-        self.cleared[provider] = made.cleared
+        # Here nothing lapses: what is offered stands until all are at rest, and is leased then.
+        self.cleared[provider] = {
+            key: replace(each, turns=dict.fromkeys(each.turns, Turn(self.now_ms)))
+            for key, each in made.cleared.items()
+        }
 
         def shown(granted):
             return [(each.customer, each.quantity) for each in granted]
@@ -119,16 +124,9 @@ class Market:
         ]
 
     def answered(self, customer, received, *, is_due):
-        """Return what a customer had, and its need as it would publish it now."""
-        need = self.needs[customer]
-        had = had_of(self.had[customer], {need.slot_id: need}, received, self.now_ms)
-        return had, answered(
-            need,
-            received,
-            {node: standing(self.published(customer), self.published(node)) for node in self.up},
-            lapsed=sum(each.lapsed for each in had.values()),
-            is_due=is_due,
-        )
+        """Return the need of a customer as it would publish it now."""
+        ranks = {node: standing(self.published(customer), self.published(node)) for node in self.up}
+        return answered(self.needs[customer], received, {}, ranks, is_due=is_due)
 
     def answer(self, customer):
         """Answer what is granted; return whether the need is published anew."""
@@ -137,7 +135,7 @@ class Market:
             received = self.heard(customer)
         need = self.needs[customer]
         is_due = self.now_ms - self.begun[customer] >= ALLOCATION_LOOK_MS
-        self.had[customer], after = self.answered(customer, received, is_due=is_due)
+        after = self.answered(customer, received, is_due=is_due)
         if after.number > need.number:
             self.begun[customer] = self.now_ms
         self.needs[customer] = after
@@ -145,7 +143,7 @@ class Market:
 
     def would_begin(self, customer):
         """Return whether a need would begin a new number, if it was due."""
-        _, after = self.answered(customer, self.heard(customer), is_due=True)
+        after = self.answered(customer, self.heard(customer), is_due=True)
         return after != self.needs[customer]
 
     def settle(self, random):
@@ -274,27 +272,7 @@ def test_a_broken_answer_is_noticed(broken, monkeypatch):
     pytest.fail("the law noticed nothing")
 
 
-def test_an_offer_that_was_not_drawn_in_time_is_asked_of_nobody_else():
-    """A need that was filled twice over had caps, began anew when it lapsed, and never lapsed."""
-    weights = {(0, 0): (90_000, 90_000), (1, 0): (90_000, 30_000), (0, 1): (20_000, 20_000)}
-    market = Market([10, 5], [10, 10], weights)
-    random = Random(0)
-    market.rest(random)
-    idle, other = market.customers
-    assert market.units(idle) == 10
-    assert market.needs[idle].caps
-    before = market.units(other)
-    (since_ms,) = {each.since_ms for each in market.had[idle].values()}
-    market.now_ms = since_ms + ENTITLEMENT_LAPSE_MS
-    market.rest(random)
-    assert market.units(idle) == 0
-    assert market.needs[idle].number == 1
-    market.change(other, number=2, caps=())
-    market.rest(random)
-    assert market.units(other) == 10 > before
-
-
-def test_what_went_before_or_long_after_it_lapsed_is_asked_of_others():
+def test_what_a_dead_provider_granted_is_asked_of_others():
     weights = {(0, 0): (90_000, 90_000), (1, 0): (90_000, 30_000)}
     market = Market([8, 10], [10], weights)
     random = Random(0)

@@ -123,6 +123,7 @@ class Market:
             others=dict(sorted(self.others.items())),
             theirs={n: p.weights[OWN] for n, p in self.others.items() if OWN in p.weights},
             drawn=drawn,
+            pinned={key: steps for key, steps in drawn.items() if random.random() < 0.7},
             credit={node: random.choice([0, 100, 10**9]) for node in self.others},
             free={
                 "storage": random.randint(0, 60) * MIB,

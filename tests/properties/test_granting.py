@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from xsc.allocation import granting
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all
-from xsc.base.limits import ENTITLEMENT_LAPSE_MS, PARTICIPANTS_MAX, PRICE_BYTES, SLOT_STEP_BYTES
+from xsc.base.limits import (
+    OFFER_MS,
+    OFFER_PAUSE_MS,
+    OFFER_PAUSE_MS_MAX,
+    PARTICIPANTS_MAX,
+    PRICE_BYTES,
+    SLOT_STEP_BYTES,
+)
 from xsc.market.entitlements import SlotRoom
 from xsc.terms.clearing import SpaceValue
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
@@ -52,7 +59,7 @@ class Model:
     """One provider: what is granted follows from passes, what is drawn is what leases took."""
 
     def __init__(self):
-        self.now_ms = 0
+        self.now_ms = 1
         self.needs = {}
         self.numbers = dict.fromkeys(CUSTOMERS, 0)
         self.drawn = {}
@@ -60,6 +67,8 @@ class Model:
         self.credit_micro = 10**9
         self.cleared = {}
         self.granted = []
+        self.pinned = None
+        """What of the draws is not cleared again; all of it where None."""
 
     def published(self, node):
         needs = (self.needs[node],) if node in self.needs else ()
@@ -78,6 +87,7 @@ class Model:
             others={node: self.published(node) for node in self.needs},
             theirs={},
             drawn=self.drawn,
+            pinned=self.drawn if self.pinned is None else self.pinned,
             credit=dict.fromkeys(self.needs, self.credit_micro),
             free={},
             before=self.cleared,
@@ -86,7 +96,8 @@ class Model:
         room = SlotRoom({"storage": self.free * SLOT_STEP_BYTES, "compute": 0}, self.now_ms)
         made, before = clear_all(inputs, room), self.cleared
         self.cleared, self.granted = made.cleared, made.granted
-        return any(each is not before.get(key) for key, each in made.cleared.items())
+        known = {each.inputs for each in before.values()}
+        return any(each.inputs not in known for each in made.cleared.values())
 
     def left(self, each):
         key = each.key
@@ -168,17 +179,48 @@ def test_no_interleaving_oversells_a_slot_or_fills_a_need_twice(taken):
         assert not model.clear(), "the same inputs are not cleared again"
 
 
-def test_what_lapsed_comes_back_under_a_new_number_only():
+def test_who_takes_no_lease_is_offered_nothing_for_ever_longer():
+    """Whatever its need's number: else it would keep a slot from others by stating needs anew."""
+
+    def quantities(model):
+        return [each.quantity for each in model.granted if each.slot == SLOTS[0].slot_id]
+
+    model, pause_ms = Model(), OFFER_PAUSE_MS
+    for number in range(12):
+        model.needs[CUSTOMERS[2]] = need_of(10, 1 + number)
+        model.clear()
+        assert quantities(model) == [10]
+        model.step("time", 0, OFFER_MS)
+        for later in (0, pause_ms - 1):
+            model.step("time", 0, later)
+            model.needs[CUSTOMERS[2]] = need_of(10, 2 + number)
+            model.clear()
+            assert quantities(model) == []
+        model.step("time", 0, 1)
+        pause_ms = min(2 * pause_ms, OFFER_PAUSE_MS_MAX)
+    model.clear()
+    model.step("draw", 0, 10)
+    model.clear()
+    model.needs[CUSTOMERS[2]] = need_of(15, 100)
+    model.clear()
+    assert sum(each.quantity for each in model.granted) == 15, (
+        "who takes one is offered more at once"
+    )
+
+
+def test_a_grant_of_room_that_others_still_hold_stands_until_it_falls_free():
     model = Model()
-    model.step("need", 0, 10)
+    stranger, friend = CUSTOMERS[2], CUSTOMERS[0]
+    model.needs[stranger] = need_of(20)
     model.clear()
-    assert [each.quantity for each in model.granted] == [10]
-    model.step("time", 0, ENTITLEMENT_LAPSE_MS)
-    model.clear()
-    assert not [each for each in model.granted if each.opens_ms == 0]
-    model.step("need", 0, 10)
-    model.clear()
-    assert sum(each.quantity for each in model.granted if each.opens_ms == 0) == 10
+    model.step("draw", 0, 20)
+    model.own = CAPACITY - 20
+    model.pinned = {}  # it is in the second half of its term
+    model.needs[friend] = need_of(20)
+    for _ in range(4):
+        model.clear()
+        assert {each.customer: each.quantity for each in model.granted} == {friend: 20}
+        model.step("time", 0, 10 * OFFER_MS)
 
 
 def need_of(quantity, number=1, price_max=40 * A_STEP, slot_id=b"n" * 16):
@@ -223,7 +265,7 @@ def test_of_needs_that_are_withdrawn_nothing_is_kept():
         model.needs[CUSTOMERS[0]] = need_of(10, slot_id=bytes([number]) * 16)
         model.clear()
         assert len(model.granted) == 1
-    assert all(len(each.grants) <= 1 for each in model.cleared.values())
+    assert all(len(each.turns) <= 1 for each in model.cleared.values())
 
 
 def test_no_more_is_granted_than_one_state_says(monkeypatch):
@@ -283,12 +325,13 @@ def test_credit_bounds_a_need_whatever_price_it_states(customer, prices):
 
 def test_ties_fall_anew_each_day():
     """By slot and day: nobody draws again by publishing again."""
-    model, tied, winners = Model(), [bytes([number]) * 32 for number in (7, 8)], set()
+    tied, winners = [bytes([number]) * 32 for number in (7, 8)], set()
     for day in range(8):
-        model.needs = {node: need_of(15, 1 + day) for node in tied}
+        model = Model()
+        model.now_ms = 1 + day * DAY_MS
+        model.needs = {node: need_of(15) for node in tied}
         model.clear()
         winners.add(max(model.granted, key=lambda each: each.quantity).customer)
-        model.step("time", 0, DAY_MS)
     assert winners == set(tied)
 
 
@@ -306,6 +349,7 @@ def test_one_customer_leaves_others_what_one_state_can_grant(limit, weights, mos
         others={node: Published(node, Commitment(needs=needs), NOTHING)},
         theirs={},
         drawn={},
+        pinned={},
         credit={node: 10**9},
         free={},
         before={},

@@ -46,7 +46,7 @@ def played(events):
     now, use = STORAGE.start_ms, FRESH
     for wait, delta in events:
         now += wait
-        free = room(STORAGE, use)
+        free = room(STORAGE, use, STORAGE.start_ms)
         use = hold(STORAGE, use, min(delta, free), now)
         yield now, use
 
@@ -149,7 +149,7 @@ def test_no_more_than_an_epoch_beyond_the_use_is_taken(events, beyond):
 def test_a_compute_voucher_is_the_sum_of_its_bills(runs):
     use = FRESH
     for steps in runs:
-        use = spend(COMPUTE, use, steps, compute_amount(COMPUTE.price, steps))
+        use = spend(COMPUTE, use, steps, compute_amount(COMPUTE.price, steps), COMPUTE.start_ms)
     assert due_micro(COMPUTE, use) == sum(compute_amount(COMPUTE.price, run) for run in runs)
     voucher = next_voucher(COMPUTE, use, 2_000)
     if voucher is not None:
@@ -192,7 +192,7 @@ def test_over_all_renewals_each_epoch_is_owed_once_and_at_the_price_of_its_term(
     for played_events, price in terms_played:
         for wait, wanted in played_events:
             now += wait
-            delta = min(wanted, room(terms, mine))
+            delta = min(wanted, room(terms, mine, terms.start_ms))
             mine = hold(terms, mine, delta, now)
             theirs = hold(terms, theirs, delta, now)
             assert due_micro(terms, mine) >= last_due
@@ -252,7 +252,7 @@ def test_room_that_lapsed_stays_lapsed_whoever_looks_and_when(events, looks):
     for now, use in played(events):
         for later in looks:
             kept = reserved(STORAGE, use, now + later)
-            assert kept in (0, room(STORAGE, use))
+            assert kept in (0, room(STORAGE, use, STORAGE.start_ms))
             seen = advance(STORAGE, use, now + later)
             assert reserved(STORAGE, seen, now + later) == kept
         assert use.lapsed or not lapsed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from dataclasses import dataclass
 from random import Random
 
@@ -65,7 +64,7 @@ async def state(node: Node, slot: int, need: int) -> None:
 
 
 def settle(count: int, degree: int, seed: int = 13) -> Settled:
-    """Let all nodes state a slot and a need at once; return how they settled.
+    """Let all nodes state a slot and a need at once; return what leases they took.
 
     They offer as much as they need in all. They have settled when nothing changed for REST_MS:
     neither grants, nor what is taken of them, nor caps.
@@ -93,11 +92,7 @@ def settle(count: int, degree: int, seed: int = 13) -> Settled:
             if now != last:
                 last, at_ms, end = now, world.clock.now_ms(), len(world.net.trace)
             await world.clock.sleep_ms(LOOK_MS)
-        units = Counter[bytes]()
-        for node in world.nodes:
-            for each in node.allocator.granted():
-                units[each.customer] += each.quantity
-        given = [units[node.key.node_id] for node in world.nodes]
+        given = [sum(node.market.signing.held_steps().values()) for node in world.nodes]
         return Settled(
             messages=sum(each.what == "sent" for each in world.net.trace[start:end]) // count,
             time_ms=at_ms - start_ms,

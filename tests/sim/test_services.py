@@ -56,7 +56,7 @@ def leases(world, index, role):
 
 def held(world):
     """Return the leases for services that the owner has not given back."""
-    accounts = world.nodes[0].market.store.accounts("customer")
+    accounts = world.nodes[0].market.store.all("customer")
     return [entry for entry in accounts if not entry.use.given_back]
 
 

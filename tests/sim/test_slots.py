@@ -5,33 +5,25 @@ import pytest
 from tests.independent import clearing
 from tests.sim.network import content, put, run
 from xsc.allocation.clearing_record import (
-    Offer,
     check_clearing,
-    clear_window,
-    read_published,
 )
 from xsc.allocation.declaring import Statement
 from xsc.allocation.gathered import parts_of
 from xsc.base.limits import (
     ALLOCATION_LOOK_MS,
     DAMPING_HISTORY_MAX,
-    ENTITLEMENT_LAPSE_MS,
     EPOCH_MS,
-    HOLD_TOLERANCE_MS,
     MIB,
     PRICE_BYTES,
     SLOT_STEP_BYTES,
+    STORAGE_LEASE_MS,
 )
-from xsc.identity.envelope import open_signed, sign
-from xsc.market.lease import HOLD_MARK
 from xsc.programs.why import Why, steps_of
 from xsc.space import table as tables
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import SpaceRecord
 from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,
-    SpaceValue,
     TierLine,
     TwoTierAllocationState,
 )
@@ -102,49 +94,90 @@ def recompute_all(provider):
         assert by_rule == told
 
 
-def test_a_mutual_peer_that_asks_a_minute_later_is_served_first():
+def cleared(node, role="customer"):
+    """Return the cleared leases of a node in a role that are open."""
+    return [
+        view
+        for view in node.market.leases()
+        if (view.role, view.status) == (role, "open") and view.draw is not None
+    ]
+
+
+def leased(node, role="customer"):
+    """Return the steps of storage that cleared leases have."""
+    return sum(view.quantity for view in cleared(node, role)) // SLOT_STEP_BYTES
+
+
+def test_recognition_decides_what_is_leased_and_not_who_asks_first():
     async def play(world):
         provider, early, late = world.nodes
         await mutual(provider, late)
-        await offer(provider, 100)
+        await offer(provider, 1, "compute")  # so it follows what others need
         await need(early, 100)
-        await world.until(lambda: of(provider, early) == 100)
         await world.clock.sleep_ms(60_000)
         await need(late, 100)
-        await world.until(lambda: of(provider, late) == 100)
-        assert of(provider, early) == 0
-        for node in (early, late):
-            await world.until(
-                lambda node=node: (
-                    sum(e.quantity for e in node.allocator.received()) == of(provider, node)
-                )
-            )
+        await world.until(lambda: provider.commitments.of(late.key.node_id).needs)
+        await offer(provider, 100)
+        await world.until(lambda: cleared(late))
+        (lease,) = cleared(late)
+        assert lease.quantity == 100 * SLOT_STEP_BYTES
+        assert lease.price == 8 * A_STEP, "its rung: 20 % below the reserve"
         await put(late, content(MIB))
-        leases = {
-            (view.peer, view.price)
-            for view in late.market.leases()
-            if view.peer == provider.key.node_id
-        }
-        assert leases == {(provider.key.node_id, 8 * A_STEP)}, "its rung: 20 % below the reserve"
+        assert any(view.lease_id == lease.lease_id and view.held_bytes for view in cleared(late))
+        # No clearing touches a signed lease, and freed room is cleared first.
+        await world.clock.sleep_ms(120_000)
+        assert leased(early) == 0
+        await late.commitments.edit(late.commitments.own.needs[0].slot_id, Statement(quantity=30))
+        await world.until(lambda: leased(early) == 70)
+        assert leased(late) == 30
         recompute_all(provider)
 
     run(1, 3, play, SETTINGS)
+
+
+def test_at_half_life_the_room_goes_to_who_ranks_before_when_it_falls_free():
+    """The stranger's lease is not renewed, its bytes move, and the friend leases the room."""
+
+    async def play(world):
+        provider, stranger, friend = world.nodes
+        await mutual(provider, friend)
+        for node in (stranger, friend):
+            for slot in node.commitments.own.slots:
+                await node.commitments.withdraw(slot.slot_id)
+        whole = provider.market.headroom.free("storage") // SLOT_STEP_BYTES
+        wanted = await need(stranger, whole, price=1_000)
+        await world.until(lambda: leased(stranger) == whole)
+        await put(stranger, content(MIB))
+        (lease,) = [view for view in cleared(stranger) if view.peer == provider.key.node_id]
+        assert lease.held_bytes
+        await need(friend, whole, price=1_000)
+        await world.clock.sleep_ms(60_000)
+        assert leased(friend) == 0, "the stranger has signed for the room"
+        await world.skip(STORAGE_LEASE_MS * 3 // 4, 12 * EPOCH_MS)
+        (held,) = [view for view in provider.market.leases() if view.lease_id == lease.lease_id]
+        assert held.renewals == 0
+        assert of(provider, friend) == whole, "what is granted stands until the room is free"
+        await stranger.commitments.withdraw(wanted)
+        await world.skip(STORAGE_LEASE_MS, 12 * EPOCH_MS)
+        await world.until(lambda: leased(friend) > 0)
+
+    settings = {key: value for key, value in SETTINGS.items() if key != "offer"}
+    run(12, 3, play, settings | {"settle_interval": "20h", "storage_capacity": "2GiB"})
 
 
 def test_the_same_needs_stated_double_gain_nothing():
     async def play(world):
         provider, honest, liar = world.nodes
         await mutual(provider, honest, liar)
-        await offer(provider, 100)
+        await offer(provider, 1, "compute")  # so it follows what others need
         await need(honest, 100)
-        stated = await need(liar, 100)
-        await world.until(lambda: of(provider, honest) == of(provider, liar) == 50)
-        await liar.commitments.edit(stated, Statement(quantity=200))
-        await world.clock.sleep_ms(5_000)
-        assert of(provider, honest) == of(provider, liar) == 50
+        await need(liar, 200)
         await need(liar, 100)
         await world.clock.sleep_ms(5_000)
-        assert of(provider, honest) == of(provider, liar) == 50
+        await offer(provider, 100)
+        await world.until(lambda: leased(honest) == leased(liar) == 50)
+        await world.clock.sleep_ms(120_000)
+        assert leased(honest) == leased(liar) == 50
 
     run(2, 3, play, SETTINGS)
 
@@ -154,48 +187,35 @@ def test_what_was_drawn_stays_and_the_rest_goes_by_recognition():
         provider, early, late = world.nodes
         await recognise(provider, early)
         await offer(provider, 100)
-        await need(early, 100)
-        await world.until(lambda: of(provider, early) == 100)
-        await world.until(early.allocator.received)
-        await put(early, content(24 * MIB))
-        (lease,) = [
-            entry
-            for entry in provider.market.store.of("provider", early.key.node_id)
-            if entry.draw is not None
-        ]
-        drawn = -(-lease.terms.quantity // SLOT_STEP_BYTES)
-        assert lease.terms.price == 9 * A_STEP
+        wanted = await need(early, 100)
+        await world.until(lambda: leased(early) == 100)
+        assert cleared(early)[0].price == 9 * A_STEP
         await mutual(provider, late)
-        await need(late, 100)
-        await world.until(lambda: of(provider, late) > 0)
-        await world.clock.sleep_ms(5_000)
-        kept = provider.market.headroom.drawn_steps()
-        assert of(provider, late) == 100 - sum(kept.values())
-        assert 0 < sum(kept.values()) <= drawn
-        early_left = [
-            each.quantity - kept.get(each.key, 0)
-            for each in provider.allocator.granted()
-            if each.customer == early.key.node_id
-        ]
-        assert not any(early_left)
+        await need(late, 80)
+        await world.clock.sleep_ms(20_000)
+        assert (leased(early), leased(late)) == (100, 0)
+        await early.commitments.edit(wanted, Statement(quantity=60))
+        await world.until(lambda: leased(late) == 40)
+        assert leased(early) == 60
         recompute_all(provider)
 
     run(3, 3, play, SETTINGS)
 
 
-def test_what_is_not_drawn_lapses_after_a_day_and_goes_to_others():
+def test_what_nobody_takes_a_lease_on_goes_to_others():
     async def play(world):
         provider, idle, other = world.nodes
         await mutual(provider, idle)
-        await offer(provider, 100)
-        stated = await need(idle, 100)
-        await world.until(lambda: of(provider, idle) == 100)
+        await offer(provider, 1, "compute")  # so it follows what others need
+        await need(idle, 100)
         await need(other, 100)
-        await world.skip(ENTITLEMENT_LAPSE_MS, EPOCH_MS)
-        await world.until(lambda: of(provider, other) == 100)
+        for node in (idle, other):
+            await world.until(lambda node=node: provider.commitments.of(node.key.node_id).needs)
+        await world.crash(1)
+        await offer(provider, 100)
+        await world.until(lambda: of(provider, idle) == 100)
+        await world.until(lambda: leased(other) == 100)
         assert of(provider, idle) == 0
-        await idle.commitments.edit(stated, Statement(quantity=90))
-        await world.until(lambda: of(provider, idle) == 90)
 
     run(4, 3, play, SETTINGS)
 
@@ -258,50 +278,41 @@ def test_a_withdrawn_slot_ends_what_was_not_drawn_of_it():
     run(6, 2, play, SETTINGS)
 
 
-def test_compute_is_entitled_and_drawn_too():
+def test_compute_is_granted_and_leased_too():
     async def play(world):
         provider, customer = world.nodes
         await mutual(provider, customer)
         await offer(provider, 400, "compute")
         await need(customer, 300, "compute")
         await world.until(lambda: of(provider, customer) == 300)
-        await world.until(customer.allocator.received)
+        await world.until(lambda: cleared(customer))
+        (view,) = cleared(customer)
+        assert view.price == 8 * A_STEP
         lease = await customer.market.buyer.lease_compute(
             fuel_steps=4_000_000_000, on=provider.key.node_id
         )
-        assert lease.price == 8 * A_STEP
-        assert sum(provider.market.headroom.drawn_steps().values()) >= 7
+        assert (lease.lease_id, lease.price) == (view.lease_id, 0), "it is paid by time"
+        assert sum(provider.market.headroom.drawn_steps().values()) == 300
 
     run(7, 2, play, SETTINGS)
 
 
-def test_no_need_is_filled_twice_and_a_dead_provider_s_part_moves_by_itself():
+def test_no_need_is_filled_twice():
     async def play(world):
         one, other, customer, rival = world.nodes
         for provider in (one, other):
             await mutual(provider, customer, rival)
             await offer(provider, 100)
-        await need(customer, 100)
-        await need(rival, 100)
-        nodes = (customer, rival)
-
-        def total(node):
-            return of(one, node) + of(other, node)
-
-        await world.until(lambda: all(total(node) == 100 for node in nodes))
-        await world.clock.sleep_ms(5_000)
-        assert all(total(node) == 100 for node in nodes)
+        wanted = await need(customer, 100)
+        await need(rival, 150)
+        await world.until(lambda: leased(customer) == leased(rival) == 100)
+        await world.clock.sleep_ms(20_000)
+        assert leased(customer) == leased(rival) == 100
         assert one.allocator.state.converged
-        await customer.commitments.withdraw(customer.commitments.own.needs[0].slot_id)
-        await world.until(lambda: total(customer) == 0)
-        await world.until(lambda: total(rival) == 100)
-        dead, alive = (one, other) if of(one, rival) else (other, one)
-        moved = of(alive, rival)
-        await world.crash(world.index_of(dead.key.node_id))
-        await world.until(lambda: of(alive, rival) > moved)
-        await world.until(
-            lambda: {e.provider for e in rival.allocator.received()} == {alive.key.node_id}
-        )
+        await customer.commitments.withdraw(wanted)
+        await world.until(lambda: leased(rival) == 150)
+        assert leased(customer) == 0
+        assert leased(one, "provider") + leased(other, "provider") == 150
 
     run(8, 4, play, SETTINGS)
 
@@ -329,16 +340,6 @@ def test_a_node_whose_space_is_full_starts_again_with_what_it_granted(monkeypatc
     run(9, 2, play, SETTINGS)
 
 
-def paid(customer, provider):
-    """Return what a customer has settled with a provider: under leases, and for what it held."""
-    views = [v for v in customer.market.leases() if v.peer == provider.key.node_id]
-    held = [v for v in views if v.lease_id.startswith(HOLD_MARK)]
-    return (
-        sum(v.settled_micro for v in views) - sum(v.settled_micro for v in held),
-        sum(v.settled_micro for v in held),
-    )
-
-
 def test_the_settled_bill_of_a_recognised_customer_is_its_rung():
     async def play(world):
         provider, friend, known, stranger = world.nodes
@@ -348,39 +349,19 @@ def test_the_settled_bill_of_a_recognised_customer_is_its_rung():
         customers = (friend, 8), (known, 9), (stranger, 10)
         for node, _ in customers:
             await need(node, 80)
-            await world.until(lambda node=node: of(provider, node) == 80)
-        for node, _ in customers:
-            await world.until(
-                lambda node=node: any(v.status == "undrawn" for v in node.market.leases())
-            )
-        begun = world.clock.now_ms()
+            await world.until(lambda node=node: leased(node) == 80)
+        await put(friend, content(MIB))
+        await world.clock.sleep_ms(20_000)
         await world.skip(3 * EPOCH_MS, EPOCH_MS // 4)
         await world.clock.sleep_ms(10_000)
         for node, rung in customers:
-            _, held = paid(node, provider)
-            # Thrice its rung an epoch, but for the seconds that it was seen earlier or later.
-            minute = 80 * rung * 2 // 60
-            hours = 80 * rung * (world.clock.now_ms() - begun) // EPOCH_MS
-            assert abs(held - hours) <= minute, (rung, held, hours)
-            # Each side has booked the same under the same account.
-            (mine,) = [v for v in node.market.leases() if v.lease_id.startswith(HOLD_MARK)]
+            (mine,) = cleared(node)
             (theirs,) = [v for v in provider.market.leases() if v.lease_id == mine.lease_id]
-            assert abs(mine.due_micro - theirs.due_micro) <= minute
-            await world.until(
-                lambda node=node, mine=mine: (
-                    node.ledger.settled(mine.lease_id) == provider.ledger.settled(mine.lease_id)
-                )
-            )
-        await put(friend, content(MIB))
-        await world.skip(EPOCH_MS // 4, EPOCH_MS // 4)
-        await world.clock.sleep_ms(10_000)
-        (view,) = [
-            v
-            for v in friend.market.leases()
-            if v.peer == provider.key.node_id and not v.lease_id.startswith(HOLD_MARK)
-        ]
-        assert view.price == 8 * A_STEP
-        assert paid(friend, provider)[0] == view.due_micro > 0
+            held_ms = world.clock.now_ms() - mine.start_ms
+            assert mine.due_micro == theirs.due_micro == 80 * rung * held_ms // EPOCH_MS
+            await node.market.settlement.settle_all()
+            settled = node.ledger.settled(mine.lease_id)
+            assert settled == provider.ledger.settled(mine.lease_id) >= mine.due_micro
 
     run(9, 4, play, SETTINGS)
 
@@ -391,8 +372,8 @@ def test_a_state_that_no_clearing_record_proves_is_not_paid():
         await mutual(provider, customer)
         await offer(provider, 100)
         await need(customer, 60)
-        await world.until(customer.allocator.billed)
-        (proven,) = customer.allocator.billed()
+        await world.until(customer.allocator.received)
+        (proven,) = customer.allocator.received()
         assert (proven.quantity, proven.price) == (60, 8 * A_STEP)
         (line,) = provider.allocator.state.slot_allocations
         for lie in (
@@ -421,85 +402,30 @@ def test_a_state_that_no_clearing_record_proves_is_not_paid():
                 lambda before=before: customer.allocator.states()[provider.key.node_id] != before
             )
             await world.clock.sleep_ms(1_000)
-            for each in customer.allocator.billed():
+            for each in customer.allocator.received():
                 assert (each.quantity, each.price) == (60, 8 * A_STEP)
-                assert each.granted_ms >= proven.granted_ms
+            assert [(v.quantity, v.price) for v in cleared(customer)] == [
+                (60 * SLOT_STEP_BYTES, 8 * A_STEP)
+            ]
 
     run(10, 2, play, SETTINGS)
 
 
-def test_a_record_that_its_provider_dates_back_is_paid_from_when_it_was_seen():
-    async def play(world):
-        provider, customer = world.nodes
-        stated_ms = world.clock.now_ms()
-        await need(customer, 100)
-        await world.skip(20 * EPOCH_MS, EPOCH_MS)
-        await offer(provider, 100, from_ms=stated_ms)
-        await world.until(lambda: of(provider, customer) == 100)
-        await world.until(lambda: provider.allocator.state.converged)
-        (line,) = provider.allocator.state.slot_allocations
-        true = check_clearing(records(provider)[0]).record
-        early_ms = stated_ms + 60_000
-        said = open_signed(
-            true.commitment.record, SpaceRecord, network=None, size_max=2**20
-        ).record.model_copy(update={"written_ms": early_ms})
-        written = SpaceValue(
-            record=sign(said, provider.key, provider.peers.network).raw,
-            value=true.commitment.value,
-        )
-        (participant,) = true.participants
-        own, other = (
-            read_published(node, *values, network=provider.peers.network, at_ms=early_ms)
-            for node, *values in (
-                (provider.key.node_id, written, true.recognition),
-                (participant.customer, participant.commitment, participant.recognition),
-            )
-        )
-        made = clear_window(
-            Offer(true.slot, true.window, early_ms, true.capacity),
-            own,
-            [other],
-            {participant.customer: dict(participant.eligible)},
-        )
-        signed = sign(made, provider.key, provider.peers.network)
-        check_clearing(signed.raw)
-        (divided,) = provider.allocator.state.slot_denominators
-        state = TwoTierAllocationState(
-            **dict(provider.allocator.state)
-            | {
-                "slot_denominators": (SlotDenominators(**dict(divided) | {"clearing": signed.id}),),
-                "slot_allocations": (
-                    SlotAllocationRecord(**dict(line) | {"granted_ms": early_ms}),
-                ),
-            }
-        )
-        await provider.space.put_all(
-            {
-                UserSpacePaths.clearing(signed.id): signed.raw,
-                UserSpacePaths.ALLOCATION_STATE: state.to_bytes(),
-            }
-        )
-        await world.until(lambda: any(e.clearing == signed.id for e in customer.allocator.billed()))
-        await world.clock.sleep_ms(30_000)
-        (account,) = customer.market.store.holds("customer")
-        assert account.use.billed_micro <= -(-2 * HOLD_TOLERANCE_MS * 100 * 10 // EPOCH_MS)
+def test_a_dead_customer_s_level_is_cleared_to_others():
+    """Once it has reached its debt limit."""
 
-    run(10, 2, play, SETTINGS)
-
-
-def test_a_dead_customer_s_hold_costs_it_credit_and_then_the_hold():
     async def play(world):
         provider, idle, other = world.nodes
         await mutual(provider, idle)
         await provider.ledger.set_limit(idle.key.node_id, 5_000)
         await offer(provider, 100)
         await need(idle, 100)
-        await world.until(lambda: of(provider, idle) == 100)
+        await world.until(lambda: leased(idle) == 100)
         await need(other, 100)
+        await world.clock.sleep_ms(20_000)
         await world.crash(1)
         await world.skip(8 * EPOCH_MS, EPOCH_MS // 4)
-        await world.until(lambda: of(provider, other) > 0)
-        assert of(provider, idle) < 100
+        await world.until(lambda: leased(other) > 0)
 
     run(11, 3, play, SETTINGS)
 

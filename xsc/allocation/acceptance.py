@@ -15,9 +15,8 @@ from heapq import heappop, heappush
 from itertools import accumulate
 
 from xsc.allocation.tiers import Claim, weighted_uniform
-from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS
 from xsc.terms.quote import Tier
-from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot, Window
+from xsc.terms.slot import Entitlement, NeedSlot, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,51 +101,12 @@ def at_once(lines: Iterable[tuple[Window, int]]) -> int:
     return max(accumulate(units for _, units in sorted(changes)), default=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Had:
-    """What one line has granted a need of this node."""
-
-    number: int
-    """Of the need."""
-    since_ms: int
-    """When it could first be drawn, by the own clock: not by a date that its provider signs."""
-    units: int
-    lapsed: int = 0
-    """Units that went when they had not been drawn for ENTITLEMENT_LAPSE_MS."""
-
-
-def had_of(
-    known: Mapping[EntitlementKey, Had],
-    needs: Mapping[bytes, NeedSlot],
-    received: Iterable[Entitlement],
-    now_ms: int,
-) -> dict[EntitlementKey, Had]:
-    """Return what lines have granted to the present numbers of needs.
-
-    What goes up to ALLOCATION_LOOK_MS before or after it lapses has lapsed: clocks differ.
-    """
-    present = {each.key: each for each in received}
-    found = {}
-    for key in known.keys() | present.keys():
-        each, need, had = present.get(key), needs.get(key.need), known.get(key)
-        if need is None:
-            continue
-        units = each.quantity if each else 0
-        if had is None or had.number != need.number:
-            had = Had(need.number, max(now_ms, each.window[0]) if each else now_ms, units)
-        late_ms = now_ms - had.since_ms - ENTITLEMENT_LAPSE_MS
-        gone = max(0, had.units - units) if abs(late_ms) <= ALLOCATION_LOOK_MS else 0
-        if units or had.lapsed + gone:
-            found[key] = Had(had.number, had.since_ms, units, had.lapsed + gone)
-    return found
-
-
 def answered(
     need: NeedSlot,
     received: Iterable[Entitlement],
+    held: Mapping[bytes, int],
     ranks: Mapping[bytes, tuple[Tier, int]],
     *,
-    lapsed: int,
     is_due: bool,
 ) -> NeedSlot:
     """Return a need with the caps that follow from the offers.
@@ -158,9 +118,9 @@ def answered(
     Args:
         need: as it is published.
         received: what providers that are up grant to needs of this node.
-        ranks: tier and weight at this node of these providers, and of those with a cap that are up.
-        lapsed: units that were granted to this number and not drawn in time: nobody else is asked
-            for these.
+        held: by provider, what leases under the need have, also where the provider is not up.
+        ranks: tier and weight at this node of all these providers, and of those with a cap that
+            are up.
         is_due: whether a new number may begin already.
     """
     lines: defaultdict[bytes, list[tuple[Window, int]]] = defaultdict(list)
@@ -168,12 +128,16 @@ def answered(
         if each.need == need.slot_id and each.provider in ranks:
             lines[each.provider].append((each.window, each.quantity))
     offers = [
-        Granted(provider, min(need.quantity, at_once(of)), *ranks[provider])
-        for provider, of in sorted(lines.items())
+        Granted(
+            provider,
+            min(need.quantity, max(at_once(lines[provider]), held.get(provider, 0))),
+            *ranks[provider],
+        )
+        for provider in sorted(lines.keys() | (held.keys() & ranks.keys()))
     ]
     caps = dict(need.caps)
     kept = keep(need.quantity, offers, caps)
-    units = sum(kept.quantities.values()) + lapsed
+    units = sum(kept.quantities.values())
     if caps and units < need.quantity:
         again = [offer for offer in offers if offer.provider not in caps]
         again += [Granted(each, need.quantity, *ranks[each]) for each in caps if each in ranks]

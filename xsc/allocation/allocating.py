@@ -15,20 +15,20 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-from xsc.allocation.acceptance import Had, answered, had_of
+from xsc.allocation.acceptance import answered
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.allocation.deciding import granted_by
 from xsc.allocation.granting import (
     Cleared,
-    Grant,
     Inputs,
     Key,
     Outcome,
+    Turn,
     clear_all,
     entitlements,
 )
@@ -36,7 +36,7 @@ from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.allocation.proofs import Proofs
-from xsc.allocation.receiving import accepted, is_proven, offered_by, still_offered
+from xsc.allocation.receiving import is_proven, offered_by, still_offered
 from xsc.allocation.recognition import read_weights
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
@@ -52,6 +52,7 @@ from xsc.base.limits import (
     CLEARINGS_KEPT_MAX,
     CONVERGED_LOOK_MS,
     DAMPING_HISTORY_MAX,
+    OFFER_SETTLE_MS,
     ROUND_REST,
 )
 from xsc.base.peering import Peers
@@ -67,7 +68,7 @@ from xsc.terms.clearing import (
     SpaceValue,
     TwoTierAllocationState,
 )
-from xsc.terms.slot import Commitment, Entitlement, EntitlementKey, NeedSlot
+from xsc.terms.slot import Commitment, Entitlement, NeedSlot
 
 _CLEARED: Final = b"allocation/cleared/"
 _VERSION: Final = 1
@@ -104,6 +105,8 @@ class Allocator:
         follow: Callable[[], None],
         read: Callable[[bytes, str], Awaitable[Entry]],
         once: Callable[[str, Callable[[], Awaitable[None]]], None],
+        on_offered: Callable[[], None],
+        held: Callable[[], Mapping[tuple[bytes, bytes], int]],
     ) -> None:
         self._key = context.key
         self._node = context.key.node_id
@@ -119,6 +122,8 @@ class Allocator:
         self._follow = follow
         self._followed: set[str] = set()
         self._is_up = is_up
+        self._on_offered = on_offered
+        self._held = held
         self._changed: set[bytes] = set()
         self._theirs: dict[bytes, int] = {}
         """What peers give this node, in ppm, above 0."""
@@ -139,10 +144,10 @@ class Allocator:
         self._states: dict[bytes, TwoTierAllocationState] = {}
         self._received_of: dict[bytes, list[Entitlement]] = {}
         """By provider: it holds while what its next state says is checked."""
-        self._made_ms: dict[bytes, int] = {}
-        """By clearing of what is received, when its record says that it was made."""
-        self._had: Mapping[EntitlementKey, Had] = {}
-        """By line, what this node was granted; a restart forgets what has lapsed."""
+        self._asked: dict[bytes, set[bytes]] = {}
+        """By need, the providers that are up with a slot that matches it."""
+        self._since_ms: dict[bytes, int] = {}
+        """By need, since when something is offered that no lease was taken on."""
         self._renewed: dict[bytes, int] = {}
         """By need, when it last began a new number because it was short."""
         self._began_ms = 0
@@ -166,16 +171,26 @@ class Allocator:
         """Return what needs of this node were granted by others."""
         return self._received
 
-    def billed(self) -> list[Entitlement]:
-        """Return what this node was granted and pays for, from when its clearing record is on.
+    def offered(self) -> list[Entitlement]:
+        """Return what leases are to be taken on: offers that other providers take nothing of.
 
-        Its provider dates both: the account counts nothing that this node did not see.
+        A need is answered once all providers that match it have offered something or are capped,
+        and no cap waits to be published; or after OFFER_SETTLE_MS.
         """
+        now_ms = self._clock.now_ms()
         needs = {need.slot_id: need for need in self._commitments.own.needs}
-        return [
-            replace(each, granted_ms=max(each.granted_ms, self._made_ms[each.clearing]))
-            for each in accepted(self._received, needs)
-        ]
+        found = []
+        for each in self._received:
+            need = needs.get(each.need)
+            if need is None or each.quantity > need.cap(each.provider):
+                continue
+            offering = {other.provider for other in self._received if other.need == each.need}
+            capped = {node for node, _ in need.caps}
+            is_answered = self._asked.get(each.need, set()) <= offering | capped
+            waited_ms = now_ms - self._since_ms.get(each.need, now_ms)
+            if (is_answered and self._answer_ms is None) or waited_ms >= OFFER_SETTLE_MS:
+                found.append(each)
+        return found
 
     @property
     def state(self) -> TwoTierAllocationState:
@@ -317,16 +332,18 @@ class Allocator:
         if value is None:
             raise NotFound("the clearing record was not kept")
         signed = self._opened(value)
-        grants = {}
-        for item in take_list(row, "grants"):
+        turns = {}
+        for item in take_list(row, "turns"):
             if not isinstance(item, dict):
-                raise RecordInvalid("a grant is of no known form")
-            grants[take_bytes(item, "customer"), take_bytes(item, "need")] = Grant(
-                take_int(item, "number"), take_int(item, "granted_ms")
+                raise RecordInvalid("a turn is of no known form")
+            turns[take_bytes(item, "customer")] = Turn(
+                take_int(item, "offered_ms"),
+                take_int(item, "lapses"),
+                take_int(item, "paused_until_ms"),
             )
         tail = key.removeprefix(_CLEARED)
         place = tail[:-8], int.from_bytes(tail[-8:], "big")
-        return place, Cleared(take_bytes(row, "inputs"), signed.record, record_id, grants)
+        return place, Cleared(take_bytes(row, "inputs"), signed.record, record_id, turns)
 
     async def run(self) -> None:
         """Allocate whenever something changed, and look at the capacity in between.
@@ -486,7 +503,7 @@ class Allocator:
             held = granted_by(state, outcome)
             await self._publish(held, state, raw)
             self._decided = ids
-        self._granted = held.granted
+        self._granted, self._cleared = held.granted, held.cleared
 
     async def _decide(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
         """Return the state that the program gives; None where it fails: nothing new is granted."""
@@ -530,6 +547,7 @@ class Allocator:
             others=takers,
             theirs=self._theirs.copy(),
             drawn=self._market.drawn(),
+            pinned=self._market.pinned(),
             credit={node: self._market.credit_micro(node, takers) for node in takers},
             free=self._market.free(),
             before=self._cleared,
@@ -610,23 +628,21 @@ class Allocator:
         self._receive(needs)
         received = self._received
         mine = self._published(self._node)
+        held = self._held()
         capped = {node for each in own.needs for node, _ in each.caps if self._is_up(node)}
+        capped |= {node for _, node in held}
         ranks = {
             provider: standing(mine, other)
             for provider in capped | {each.provider for each in received}
             if mine is not None and (other := self._published(provider)) is not None
         }
         now_ms = self._clock.now_ms()
-        self._had = had_of(self._had, needs, received, now_ms)
-        lapsed = Counter[bytes]()
-        for key, had in self._had.items():
-            lapsed[key.need] += had.lapsed
         changed = {
             need_id: answered(
                 need,
                 received,
+                {node: steps for (of, node), steps in held.items() if of == need_id},
                 ranks,
-                lapsed=lapsed[need_id],
                 is_due=now_ms - self._renewed.get(need_id, self._began_ms) >= ALLOCATION_LOOK_MS,
             )
             for need_id, need in needs.items()
@@ -662,9 +678,9 @@ class Allocator:
         """Take of what others say that they grant what their checked records have."""
         own = self._published(self._node)
         before, self._received_of = self._received_of, {}
-        for provider, state in sorted(self._states.items()):
-            other = self._published(provider)
-            if own is None or other is None or not self._is_up(provider):
+        self._asked = {}
+        for provider, other in sorted(self._others.items()):
+            if own is None or not self._is_up(provider):
                 continue
             there = Party(provider, standing(own, other)[0])
             here = Party(self._node, standing(other, own)[0])
@@ -676,19 +692,25 @@ class Allocator:
                 }
                 for need_id, need in needs.items()
             }
+            for need_id in needs:
+                if slots[need_id]:
+                    self._asked.setdefault(need_id, set()).add(provider)
+            if (state := self._states.get(provider)) is None:
+                continue
             offered = offered_by(provider, self._node, state, needs, slots)
             if self._proofs.want(provider, frozenset(each.clearing for each in offered)):
                 theirs = still_offered(before.get(provider, ()), offered)
             else:
                 proven = self._proofs.of(provider)
                 theirs = [each for each in offered if is_proven(each, proven)]
-                self._made_ms.update((each, found.at_ms) for each, found in proven.items())
             self._received_of[provider] = theirs
         self._proofs.keep(self._received_of)
         self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
         self._received = tuple(each for theirs in self._received_of.values() for each in theirs)
-        named = {each.clearing for each in self._received}
-        self._made_ms = {each: at_ms for each, at_ms in self._made_ms.items() if each in named}
+        now_ms = self._clock.now_ms()
+        open_needs = {each.need for each in self._received}
+        self._since_ms = {need: self._since_ms.get(need, now_ms) for need in open_needs}
+        self._on_offered()
 
 
 def _read_state(value: bytes) -> TwoTierAllocationState:
@@ -704,8 +726,13 @@ def _row_key(key: Key) -> bytes:
 
 
 def _row(cleared: Cleared) -> bytes:
-    grants: list[Value] = [
-        {"customer": customer, "need": need, "number": each.number, "granted_ms": each.granted_ms}
-        for (customer, need), each in sorted(cleared.grants.items())
+    turns: list[Value] = [
+        {
+            "customer": customer,
+            "offered_ms": turn.offered_ms,
+            "lapses": turn.lapses,
+            "paused_until_ms": turn.paused_until_ms,
+        }
+        for customer, turn in sorted(cleared.turns.items())
     ]
-    return encode({"v": _VERSION, "id": cleared.id, "inputs": cleared.inputs, "grants": grants})
+    return encode({"v": _VERSION, "id": cleared.id, "inputs": cleared.inputs, "turns": turns})

@@ -6,13 +6,14 @@ round reads: who took part with what it published, is left out.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Final, NamedTuple
 
 from pydantic import Field
 
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.deciding import Granted
-from xsc.allocation.granting import Cleared, Grant, Inputs, Key
+from xsc.allocation.granting import Cleared, Inputs, Key, Turn
 from xsc.allocation.recognition import read_weights
 from xsc.base.encoding import Value, encode
 from xsc.base.limits import (
@@ -39,8 +40,12 @@ _Record = Annotated[bytes, Field(max_length=SPACE_EVIDENCE_BYTES_MAX)]
 _Value = Annotated[bytes, Field(max_length=COMMITMENT_BYTES_MAX)]
 _Said = tuple[Id32, _Record, _Value] | tuple[Id32, _Record, _Value, _Record, _Value]
 """A node, its commitment with the record that signs it, and its recognition where it has one."""
-_Earlier = tuple[Id32, Id32, bytes, tuple[tuple[Id32, SlotId, Count, Count], ...]]
-"""A clearing: its inputs' hash, its id, its record in brief, and its grants."""
+_Earlier = tuple[Id32, Id32, bytes, tuple[tuple[Id32, Count, Count, Count], ...]]
+"""A clearing: its inputs' hash, its id, its record in brief, and its turns."""
+
+
+_Drawn = tuple[SlotId, Count, Id32, SlotId, Count]
+"""Slot, start of its window, customer, need and steps."""
 
 
 class Gathered(Record):
@@ -52,7 +57,8 @@ class Gathered(Record):
     own: _Said
     others: tuple[_Said, ...]
     theirs: tuple[tuple[Id32, Annotated[int, Field(gt=0, le=PPM)]], ...]
-    drawn: tuple[tuple[SlotId, Count, Id32, SlotId, Count], ...]
+    drawn: tuple[_Drawn, ...]
+    pinned: tuple[_Drawn, ...]
     credit: tuple[tuple[Id32, int], ...]
     free: dict[Kind, Count]
     before: tuple[tuple[SlotId, Count, _Earlier], ...]
@@ -98,31 +104,42 @@ def _cleared(each: Cleared) -> Value:
             ),
         }
     )
-    grants: list[Value] = [
-        [customer, need, grant.number, grant.granted_ms]
-        for (customer, need), grant in sorted(each.grants.items())
+    turns: list[Value] = [
+        [customer, turn.offered_ms, turn.lapses, turn.paused_until_ms]
+        for customer, turn in sorted(each.turns.items())
     ]
-    return [each.inputs, each.id, brief.to_bytes(), grants]
+    return [each.inputs, each.id, brief.to_bytes(), turns]
 
 
 def _earlier(found: _Earlier) -> Cleared:
-    inputs, record_id, record, grants = found
+    inputs, record_id, record, turns = found
     return Cleared(
         inputs,
         ClearingRecord.from_bytes(record, size_max=GATHERED_BYTES_MAX),
         record_id,
-        {(customer, need): Grant(number, at_ms) for customer, need, number, at_ms in grants},
+        {customer: Turn(*turn) for customer, *turn in turns},
     )
+
+
+def _rows(drawn: Mapping[EntitlementKey, int]) -> list[Value]:
+    return [[*key[1:], steps] for key, steps in sorted(drawn.items())]
+
+
+def _of_rows(provider: bytes, rows: Iterable[_Drawn]) -> dict[EntitlementKey, int]:
+    return {
+        EntitlementKey(provider, slot, start, node, need): steps
+        for slot, start, node, need, steps in rows
+    }
 
 
 def to_bytes(inputs: Inputs) -> bytes:
     """Return the canonical bytes of what a round follows from."""
-    told = {customer for each in inputs.before.values() for customer, _ in each.grants}
+    told = {customer for each in inputs.before.values() for customer in each.turns}
     told |= inputs.credit.keys()
     before: list[Value] = [
         [slot, start, _cleared(each)] for (slot, start), each in sorted(inputs.before.items())
     ]
-    drawn: list[Value] = [[*key[1:], quanta] for key, quanta in sorted(inputs.drawn.items())]
+    drawn, pinned = _rows(inputs.drawn), _rows(inputs.pinned)
     theirs: list[Value] = [[peer, ppm] for peer, ppm in sorted(inputs.theirs.items())]
     credit: list[Value] = [[peer, micro] for peer, micro in sorted(inputs.credit.items())]
     return encode(
@@ -134,6 +151,7 @@ def to_bytes(inputs: Inputs) -> bytes:
             "others": [_said(each) for node, each in sorted(inputs.others.items()) if node in told],
             "theirs": theirs,
             "drawn": drawn,
+            "pinned": pinned,
             "credit": credit,
             "free": {str(kind): amount for kind, amount in inputs.free.items()},
             "before": before,
@@ -159,10 +177,8 @@ def from_bytes(raw: bytes) -> Inputs:
         own=own,
         others={each.node: each for each in others},
         theirs=dict(found.theirs),
-        drawn={
-            EntitlementKey(own.node, slot, start, node, need): quanta
-            for slot, start, node, need, quanta in found.drawn
-        },
+        drawn=_of_rows(own.node, found.drawn),
+        pinned=_of_rows(own.node, found.pinned),
         credit=dict(found.credit),
         free=found.free,
         before=before,

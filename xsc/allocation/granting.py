@@ -38,7 +38,9 @@ from xsc.base.limits import (
     CLEARED_SLOTS_MAX,
     CLEARING_BYTES_MAX,
     CLEARINGS_BYTES_MAX,
-    ENTITLEMENT_LAPSE_MS,
+    OFFER_MS,
+    OFFER_PAUSE_MS,
+    OFFER_PAUSE_MS_MAX,
     WINDOWS_AHEAD,
 )
 from xsc.base.units import ceil_div
@@ -54,11 +56,23 @@ Pin: TypeAlias = tuple[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
-    """When a need was first granted something of a window, under which number."""
+class Turn:
+    """How a customer stands with the offers of one window of a slot.
 
-    number: int
-    granted_ms: int
+    Whoever takes no lease on what it is offered is offered nothing for a while, whatever it needs.
+    """
+
+    offered_ms: int = 0
+    """When what it has not taken yet was offered; 0 where that is nothing."""
+    lapses: int = 0
+    """How often in a row it let an offer lapse."""
+    paused_until_ms: int = 0
+
+
+def lapsed(turn: Turn, now_ms: int) -> Turn:
+    """Return the turn of a customer that has let an offer lapse."""
+    pause_ms = min(OFFER_PAUSE_MS << min(turn.lapses, 16), OFFER_PAUSE_MS_MAX)
+    return Turn(turn.offered_ms, turn.lapses + 1, now_ms + pause_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +84,8 @@ class Cleared:
     record: ClearingRecord
     id: bytes
     """Of the signed record."""
-    grants: Mapping[Pin, Grant]
+    turns: Mapping[bytes, Turn]
+    """By customer that has something to take, or is paused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +99,9 @@ class Inputs:
     theirs: Mapping[bytes, int]
     """By peer: the weight that it gives this node, in ppm, above 0."""
     drawn: Mapping[EntitlementKey, int]
+    """The steps that leases have of what was granted."""
+    pinned: Mapping[EntitlementKey, int]
+    """Those of them that are not cleared again yet."""
     credit: Mapping[bytes, int]
     """By customer: the micro-credits that it may still come to owe."""
     free: Mapping[Kind, int]
@@ -112,14 +130,14 @@ def windows_ahead(slots: Iterable[AvailabilitySlot], now_ms: int) -> list[tuple[
     return sorted(found, key=lambda item: (item[0][0], item[1]))[:CLEARED_SLOTS_MAX]
 
 
-def begins_ms(grant: Grant, time: Window) -> int:
-    """Return from when what is granted can be drawn, and costs."""
-    return max(grant.granted_ms, time[0])
+def begins_ms(offered_ms: int, time: Window) -> int:
+    """Return from when a lease can be taken on what is offered."""
+    return max(offered_ms, time[0])
 
 
-def until_ms(grant: Grant, time: Window) -> int:
-    """Return when what is granted ends if it is not drawn."""
-    return min(time[1], begins_ms(grant, time) + ENTITLEMENT_LAPSE_MS)
+def until_ms(offered_ms: int, time: Window) -> int:
+    """Return when an offer lapses."""
+    return min(time[1], begins_ms(offered_ms, time) + OFFER_MS)
 
 
 def price_of(slot: AvailabilitySlot, lines: Sequence[tuple[Tier, int, int]]) -> int:
@@ -143,9 +161,9 @@ def entitlements(
             lines[slot_id].append((tier, units, price))
         for need_id, parts in lines.items():
             key = participant.customer, need_id
-            need, grant = needs.get(key), cleared.grants.get(key)
+            need, turn = needs.get(key), cleared.turns.get(key[0], Turn())
             time = None if need is None else overlap(record.window, windows_of(need))
-            if grant is None or time is None:
+            if need is None or time is None:
                 continue
             quantity = sum(part[1] for part in parts)
             found.append(
@@ -159,10 +177,11 @@ def entitlements(
                     need=need_id,
                     kind=record.slot.kind,
                     quantity=quantity,
+                    slot_quantity=record.slot.quantity,
                     tier=parts[0][0],
                     price=price_of(record.slot, parts),
-                    granted_ms=grant.granted_ms,
-                    until_ms=until_ms(grant, time),
+                    granted_ms=turn.offered_ms,
+                    until_ms=until_ms(turn.offered_ms, time),
                     clearing=cleared.id,
                 )
             )
@@ -190,21 +209,24 @@ def _inputs(
     )
 
 
+def _by_window(drawn: Mapping[EntitlementKey, int]) -> dict[Key, dict[Pin, int]]:
+    found: defaultdict[Key, dict[Pin, int]] = defaultdict(dict)
+    for each, steps in drawn.items():
+        if steps:
+            found[each.slot, each.opens_ms][each.customer, each.need] = steps
+    return found
+
+
 class _Round:
     """What the windows that begin first have taken of needs, credit and capacity."""
 
     def __init__(self, inputs: Inputs, room: SlotRoom) -> None:
         self._inputs = inputs
         self._room = room
-        self._drawn: defaultdict[Key, dict[Pin, int]] = defaultdict(dict)
-        for each, quanta in inputs.drawn.items():
-            if quanta:
-                self._drawn[each.slot, each.opens_ms][each.customer, each.need] = quanta
-        self._stated = {
-            (node, need.slot_id)
-            for node, other in inputs.others.items()
-            for need in other.commitment.needs
-        }
+        self._drawn = _by_window(inputs.drawn)
+        self._pinned = _by_window(inputs.pinned)
+        self._turns: dict[bytes, Turn] = {}
+        """By customer, in the window that is cleared now."""
         self._given: dict[Pin, Given] = {}
         self._credit = dict(inputs.credit)
         self._lines = Counter[bytes]()
@@ -214,8 +236,10 @@ class _Round:
         """Clear a window, and count what it grants. None where nobody needs anything of it."""
         inputs, key = self._inputs, (slot.slot_id, window[0])
         drawn = self._drawn.get(key, {})
-        free = sum(drawn.values()) + self._room.left(slot.kind, window)
-        offer = Offer(slot, window, inputs.now_ms, min(slot.quantity, free))
+        free = self._room.left(slot.kind, window)
+        taken = sum(drawn.values())
+        capacity, room = min(slot.quantity, taken + free), min(free, slot.quantity - taken)
+        offer = Offer(slot, window, inputs.now_ms, capacity)
         takers = self._takers(offer)
         before = inputs.before.get(key)
         if not takers and before is None:
@@ -224,13 +248,17 @@ class _Round:
         taking = admitted(
             inputs.own, takers, slot, Room(bytes_max, ALLOCATIONS_MAX - len(self.granted))
         )
+        self._turns = {}
         eligible = {
-            taker.published.node: self._eligible(offer, taker, before, drawn) for taker in taking
+            taker.published.node: self._eligible(offer, taker, before, drawn, room)
+            for taker in taking
         }
         digest = _inputs(offer, taking, eligible)
         if before is None or before.inputs != digest:
-            record, given = self._divide(offer, taking, eligible, drawn, len(takers) - len(taking))
-            before = Cleared(digest, record, record.id, self._grants(before, given, taking))
+            pinned = self._pinned.get(key, {})
+            record = self._divide(offer, taking, eligible, pinned, len(takers) - len(taking))
+            before = Cleared(digest, record, record.id, before.turns if before else {})
+        before = replace(before, turns=self._turns_after(before, taking, drawn))
         needs = {
             (taker.published.node, need.slot_id): need for taker in taking for need in taker.needs
         }
@@ -264,13 +292,19 @@ class _Round:
         return self._given.setdefault((customer, need.slot_id), Given())
 
     def _eligible(
-        self, offer: Offer, taker: Taker, before: Cleared | None, drawn: Mapping[Pin, int]
+        self,
+        offer: Offer,
+        taker: Taker,
+        before: Cleared | None,
+        drawn: Mapping[Pin, int],
+        free: int,
     ) -> dict[bytes, int]:
         """Return what each need may be granted of a window, of what it wants."""
         found: dict[bytes, int] = {}
         customer, now_ms = taker.published.node, self._inputs.now_ms
         credit = self._credit.get(customer, 0)
         is_open = taker.tier == "open"
+        turn = self._turn(taker, before, drawn, free)
         lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
         lines -= self._lines[customer]
         for need in taker.needs:
@@ -285,13 +319,9 @@ class _Round:
             more = affordable(kind, price, credit)
             if more is not None:
                 most = min(most, mine + more // SLOT_UNIT[kind])
-            grant = None if before is None else before.grants.get((customer, need.slot_id))
-            if grant is None or grant.number != need.number:
-                grant = Grant(need.number, now_ms)
-            # What lapsed is granted again once the need changes. A stranger would hold for nothing
-            # what begins later, as nothing is billed before. What was drawn stays.
+            # A stranger would hold for nothing what begins later. What was taken stays.
             if (
-                until_ms(grant, time) <= now_ms
+                now_ms < turn.paused_until_ms
                 or (is_open and time[0] > now_ms)
                 or len(found) >= lines
             ):
@@ -301,41 +331,75 @@ class _Round:
                 credit -= slot_amount(kind, price, max(0, most - mine))
         return found
 
-    def _grants(
-        self, before: Cleared | None, given: Iterable[Pin], takers: Iterable[Taker]
-    ) -> dict[Pin, Grant]:
-        """Return since when, and under which number, each need is granted something."""
-        numbers = {
-            (taker.published.node, need.slot_id): need.number
-            for taker in takers
-            for need in taker.needs
+    def _turn(
+        self, taker: Taker, before: Cleared | None, drawn: Mapping[Pin, int], free: int
+    ) -> Turn:
+        """Return how a customer stands with this window now."""
+        customer, now_ms = taker.published.node, self._inputs.now_ms
+        turn = Turn() if before is None else before.turns.get(customer, Turn())
+        if turn.paused_until_ms:
+            turn = turn if now_ms < turn.paused_until_ms else Turn(lapses=turn.lapses)
+        elif before is not None and turn.offered_ms:
+            waiting = self._waiting(before, taker, drawn)
+            if waiting and all(until_ms(turn.offered_ms, time) <= now_ms for time, _ in waiting):
+                # What others still hold can be taken by nobody: it stands until it falls free.
+                has_room = free >= sum(steps for _, steps in waiting)
+                turn = lapsed(turn, now_ms) if has_room else Turn(now_ms, turn.lapses)
+        self._turns[customer] = turn
+        return turn
+
+    @staticmethod
+    def _waiting(
+        before: Cleared, taker: Taker, drawn: Mapping[Pin, int]
+    ) -> list[tuple[Window, int]]:
+        """Return times and steps of what a customer was offered and has not taken."""
+        needs = {need.slot_id: need for need in taker.needs}
+        units = Counter[bytes]()
+        for participant in before.record.participants:
+            if participant.customer == taker.published.node:
+                for need_id, _, quantity, _ in participant.lines:
+                    units[need_id] += quantity
+        return [
+            (time, quantity - drawn.get((taker.published.node, need_id), 0))
+            for need_id, quantity in units.items()
+            if need_id in needs
+            and quantity > drawn.get((taker.published.node, need_id), 0)
+            and (time := overlap(before.record.window, windows_of(needs[need_id]))) is not None
+        ]
+
+    def _turns_after(
+        self, cleared: Cleared, takers: Iterable[Taker], drawn: Mapping[Pin, int]
+    ) -> dict[bytes, Turn]:
+        """Return the turns of all: a pause holds also for who states nothing meanwhile."""
+        now_ms = self._inputs.now_ms
+        turns = {
+            node: turn for node, turn in cleared.turns.items() if turn.paused_until_ms > now_ms
         }
-        earlier = {} if before is None else before.grants
-        # What has lapsed stays so, also while nothing is granted, as long as the need is there.
-        stated = {pin: grant for pin, grant in earlier.items() if pin in self._stated}
-        return stated | {
-            pin: earlier[pin]
-            if pin in earlier and earlier[pin].number == numbers[pin]
-            else Grant(numbers[pin], self._inputs.now_ms)
-            for pin in given
-        }
+        for taker in takers:
+            node = taker.published.node
+            turn = self._turns[node]
+            if turn.paused_until_ms:
+                turns[node] = turn
+            elif self._waiting(cleared, taker, drawn):
+                turns[node] = Turn(turn.offered_ms or now_ms, turn.lapses)
+        return turns
 
     def _divide(
         self,
         offer: Offer,
         takers: Sequence[Taker],
         eligible: dict[bytes, dict[bytes, int]],
-        drawn: Mapping[Pin, int],
+        pinned: Mapping[Pin, int],
         left_out: int,
-    ) -> tuple[ClearingRecord, Mapping[Pin, int]]:
-        """Return the record of a window and what each need got; whoever drew more keeps that."""
+    ) -> ClearingRecord:
+        """Return the record of a window; whoever has drawn more than it is granted keeps that."""
         customers = [taker.published for taker in takers]
-        pinned: set[Pin] = set()
+        kept_pins: set[Pin] = set()
         while True:
             kept = sum(
-                quanta
-                for pin, quanta in drawn.items()
-                if pin in pinned or pin[1] not in eligible.get(pin[0], {})
+                steps
+                for pin, steps in pinned.items()
+                if pin in kept_pins or pin[1] not in eligible.get(pin[0], {})
             )
             least = replace(offer, capacity=max(0, offer.capacity - kept))
             record = clear_window(least, self._inputs.own, customers, eligible, left_out=left_out)
@@ -345,13 +409,13 @@ class _Round:
                     units[participant.customer, need_id] += quantity
             short = [
                 pin
-                for pin, quanta in drawn.items()
-                if pin[1] in eligible.get(pin[0], {}) and units[pin] < quanta
+                for pin, steps in pinned.items()
+                if pin[1] in eligible.get(pin[0], {}) and units[pin] < steps
             ]
             if not short:
-                return record, units
+                return record
             for customer_id, need_id in short:
-                pinned.add((customer_id, need_id))
+                kept_pins.add((customer_id, need_id))
                 del eligible[customer_id][need_id]
 
 

@@ -50,6 +50,9 @@ class Market(Protocol):
     def drawn(self) -> Mapping[EntitlementKey, int]:
         """Return the steps that leases have drawn of each entitlement, rounded up."""
 
+    def pinned(self) -> Mapping[EntitlementKey, int]:
+        """Return the same of those that are not cleared again yet."""
+
     def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
         """Return the micro-credits that a customer may still come to owe.
 

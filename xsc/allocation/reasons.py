@@ -100,7 +100,7 @@ def of_absence(pair: Pair, record: ClearingRecord, drawn: int) -> Said:
         )
     return Said(
         "the provider found nothing of it eligible: its other slots fill the need, its customer's "
-        "credit or its share is used up, or what it was granted lapsed undrawn",
+        "credit or its share is used up, or it took no lease on what it was granted",
         ("payment of what is owed, or a changed need, would let it take part again",),
     )
 

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from xsc.allocation.acceptance import Given, still_wanted
-from xsc.allocation.granting import Grant, price_of, until_ms
+from xsc.allocation.granting import price_of, until_ms
 from xsc.allocation.matching import overlap, windows_of
 from xsc.terms.clearing import ClearingRecord, LineValue, TwoTierAllocationState
 from xsc.terms.quote import Tier
@@ -78,10 +77,11 @@ def offered_by(
                 need=line.need,
                 kind=slot.kind,
                 quantity=line.quantity,
+                slot_quantity=slot.quantity,
                 tier=line.tier,
                 price=line.price,
                 granted_ms=line.granted_ms,
-                until_ms=until_ms(Grant(need.number, line.granted_ms), time),
+                until_ms=until_ms(line.granted_ms, time),
                 clearing=divided[line.slot, line.window],
             )
         )
@@ -111,21 +111,6 @@ def is_proven(each: Entitlement, proven: Mapping[bytes, Proven]) -> bool:
     window = each.opens_ms, each.closes_ms
     line = each.slot, window, each.need, each.tier, each.quantity, each.price
     return found is not None and line in found.lines
-
-
-def accepted(received: Iterable[Entitlement], needs: Mapping[bytes, NeedSlot]) -> list[Entitlement]:
-    """Return what is no more than its need accepts of its provider, of all slots of that."""
-    given: dict[tuple[bytes, bytes], Given] = {}
-    found = []
-    for each in sorted(received, key=lambda each: (each.window, each.slot)):
-        need = needs.get(each.need)
-        if need is None:
-            continue
-        earlier = given.setdefault((each.provider, each.need), Given())
-        if each.quantity <= still_wanted(need, each.provider, each.window, earlier):
-            earlier.add(each.window, each.quantity)
-            found.append(each)
-    return found
 
 
 def still_offered(

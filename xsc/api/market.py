@@ -172,6 +172,10 @@ class Lease:
     start_ms: int
     end_ms: int
     renewals: int
+    origin: Literal["cleared", "now"]
+    slot: str | None
+    """Of a cleared lease, the slot and the need that it serves."""
+    need: str | None
 
 
 @model

@@ -482,6 +482,8 @@ MFUEL = 1_000_000
 MEMORY_STEP_BYTES = 64 * MIB
 QUOTE_TTL_MS = 60_000
 COMPUTE_LEASE_MS = 60_000
+CLEARED_COMPUTE_MS = 24 * 3_600_000
+"""How long a lease of compute lasts at most that a clearing granted."""
 STORAGE_LEASE_MS = 90 * 24 * 3_600_000
 STORAGE_LEASE_BYTES = 256 * MIB
 """Asked for at least, so that many small objects share one lease."""
@@ -564,12 +566,6 @@ BOOKING_CREDIT_PPM = 250_000
 """What waits to be booked is booked at once when it is so much of the credit that is left."""
 LEASES_DONE_A_CUSTOMER_MAX = 256
 """Leases of one customer that are over and settled; the oldest are forgotten."""
-HOLD_TOLERANCE_MS = 60_000
-"""How far back a customer counts what it is granted and had not seen at its last look."""
-HOLD_DIFFERENCE_PART = 16
-"""A provider waives one part in so many of what was paid for an undrawn entitlement."""
-HOLDS_A_CUSTOMER_MAX = 1024
-"""Accounts of undrawn entitlements that one customer has at a provider, as each of both counts."""
 BOOKINGS_ASKED_A_CUSTOMER_MAX = 256
 """Bookings that a customer may ask for within an hour; beyond that its provider decides when."""
 BOOKINGS_ASKED_MS = 3_600_000
@@ -596,7 +592,13 @@ SLOT_HORIZON_MS = 90 * 24 * 3_600_000
 """No window ends later than so long from now; a recurrence without an end goes on to there."""
 WINDOWS_AHEAD = 8
 """Windows of one slot that are cleared ahead: those that begin first."""
-ENTITLEMENT_LAPSE_MS = 24 * 3_600_000
+OFFER_MS = 60_000
+"""How long what a clearing grants is kept free for its customer to take a lease on it."""
+OFFER_PAUSE_MS = 10 * 60_000
+"""A customer that took no lease is offered nothing of the slot for so long; then twice as long."""
+OFFER_PAUSE_MS_MAX = 24 * 3_600_000
+OFFER_SETTLE_MS = 10_000
+"""How long a customer waits at most for other providers before it takes what it is offered."""
 ALLOCATION_DEBOUNCE_MS = 100
 ROUND_REST = 9
 """A round waits for so many times as long as the last one took."""

@@ -37,7 +37,7 @@ def show_all(settings: Settings) -> None:
     show_table(
         [
             *("slot", "node", "kind", "window", "<capacity", "customer", "tier", "<granted"),
-            *("<drawn", "<price", "lapses"),
+            *("<leased", "<price", "lapses"),
         ],
         [
             [
@@ -53,6 +53,17 @@ def show_all(settings: Settings) -> None:
         ],
         "nothing was cleared: no known need matches what is offered",
     )
+    if answer["slots"]:
+        show()
+        show_table(
+            ["slot", "node", "kind", "mutual (m), one way (w), open (o), pinned (p)"],
+            [
+                [short(slot["slot"]), named(slot, slot["node"]), slot["kind"], _bar(slot)]
+                for slot in answer["slots"]
+            ],
+            "",
+        )
+        show()
     show(f"converged: {'yes' if answer['converged'] else 'no'}")
     show(f"network, as far as known: {'yes' if answer['network_converged'] else 'no'}")
     if answer["program_fault"]:
@@ -80,6 +91,26 @@ def _granted(slot: Document) -> list[list[str]]:
         for line in slot["pinned"]
     ]
     return rows or [["nobody", *[""] * 5]]
+
+
+def _bar(slot: Document) -> str:
+    """Return what the tiers have of a slot's capacity as a bar; points are free."""
+    of_tier = dict.fromkeys(_LETTERS, 0)
+    for line in slot["allocations"]:
+        for stage in line["stages"] or [line]:
+            of_tier[stage["tier"]] += stage["quantity"]
+    of_tier["pinned"] = sum(line["quantity"] for line in slot["pinned"])
+    whole = max(1, slot["capacity"] + of_tier["pinned"])
+    bar, taken = "", 0
+    for tier, quantity in of_tier.items():
+        taken += quantity
+        bar = bar.ljust(_BAR_CELLS * taken // whole, _LETTERS[tier])
+    return bar.ljust(_BAR_CELLS, ".")
+
+
+_BAR_CELLS: Final = 40
+_LETTERS: Final = {"mutual": "m", "one_way": "w", "open": "o", "pinned": "p"}
+"""What stands in a bar for each tier."""
 
 
 @allocation.command()
@@ -122,7 +153,7 @@ def _show_entitlements(settings: Settings, answer: Document, empty: str) -> None
         show_json(answer)
         return
     show_table(
-        ["need", "node", "kind", "tier", "<granted", "<drawn", "<price", "window", "lapses"],
+        ["need", "node", "kind", "tier", "<granted", "<leased", "<price", "window", "lapses"],
         [
             [
                 short(row["need"]),
@@ -152,9 +183,9 @@ def expected(settings: Settings) -> None:
 @allocation.command()
 @pass_settings
 def received(settings: Settings) -> None:
-    """Show what this node has drawn of what it is granted."""
+    """Show what the cleared leases of this node have."""
     answer = _calls(settings).received()
-    _show_entitlements(settings, answer, "nothing was drawn yet")
+    _show_entitlements(settings, answer, "no lease was taken on an offer yet")
 
 
 @allocation.command()

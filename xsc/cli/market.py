@@ -367,8 +367,8 @@ def leases(settings: Settings) -> None:
         return
     show_table(
         [
-            *("lease", "role", "peer", "kind", "<used", "<of", "<price", "<owed", "<settled"),
-            *("state", "until"),
+            *("lease", "role", "peer", "kind", "origin", "<used", "<of", "<price", "<owed"),
+            *("<settled", "state", "until"),
         ],
         [
             [
@@ -376,7 +376,8 @@ def leases(settings: Settings) -> None:
                 row["role"],
                 named(row, row["peer"]),
                 row["kind"],
-                _amount(row["kind"], row["used"]),
+                row["origin"],
+                _amount(row["kind"], row["held_bytes" if row["kind"] == "storage" else "used"]),
                 _amount(row["kind"], row["quantity"]),
                 format_credits(row["price_micro"]),
                 format_credits(row["due_micro"]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -31,7 +31,6 @@ from xsc.base.limits import (
 )
 from xsc.base.refusals import refusal
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed
 from xsc.market import lease as rules
 from xsc.market import locality
 from xsc.market.auction import (
@@ -43,7 +42,6 @@ from xsc.market.auction import (
     place,
     reserve,
 )
-from xsc.market.entitlements import best
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, usable
 from xsc.market.lease_requests import LeaseRequests
@@ -56,6 +54,7 @@ from xsc.terms.lease import OWN_LEASE
 from xsc.terms.quote import Kind, Quote
 
 KINDS: Final[tuple[Kind, ...]] = ("storage", "compute")
+Turn: TypeAlias = Literal["cleared", "others", "expensive"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,6 @@ class LeaseBuyer:
         self._headroom = headroom
         self._price_max = settings.price_max
         self._leaving = ports.leaving
-        self._received = ports.received
         self._locks: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
         self._expensive: frozenset[bytes] = frozenset()
         """Leases at hand that cost more than the same did at the last look."""
@@ -230,30 +228,18 @@ class LeaseBuyer:
         faults: dict[bytes, XscError] = {}
         if saved and on is None:
             taken, faults = await self._nearest(nodes, fuel_steps, saved)
-        at_hand = [] if taken or apart else self._usable("compute", fuel_steps, nodes)
-        taken = taken or [entry for entry in at_hand if entry.draw is not None]
-        tried: set[bytes] = set()
+        if not taken and not apart:
+            at_hand = self._usable("compute", fuel_steps, nodes)
+            taken = [entry for entry in at_hand if entry.terms.cleared] or at_hand
         if not taken:
-            if not at_hand:
-                self._give_back(nodes, fuel_steps, apart=apart)
-            taken, faults = await self._take_entitled(
-                "compute",
-                nodes,
-                quantity=fuel_steps,
-                count=1,
-                avoid=None,
-                tried=tried,
-                apart=apart,
-            )
-        taken = taken or at_hand
-        if not taken:
+            self._give_back(nodes, fuel_steps, apart=apart)
             taken, faults = await self._auction(
                 "compute",
                 nodes,
                 quantity=fuel_steps,
                 count=1,
                 avoid=None,
-                tried=tried,
+                tried=set(),
                 apart=apart,
             )
         return (taken[0] if taken else None), busy | faults
@@ -292,9 +278,11 @@ class LeaseBuyer:
                 is_of_use = (
                     not apart
                     and rules.is_useful(entry.terms, entry.use, now_ms)
-                    and rules.room(entry.terms, entry.use) >= fuel_steps
+                    and rules.room(entry.terms, entry.use, now_ms) >= fuel_steps
                 )
-                if not (entry.is_apart or is_of_use or entry.promised_at(now_ms)):
+                if not (
+                    entry.terms.cleared or entry.is_apart or is_of_use or entry.promised_at(now_ms)
+                ):
                     entry.use = replace(entry.use, given_back=True)
                     self._store.keep(entry)
                     self._quotes.drop("compute", node)
@@ -309,7 +297,7 @@ class LeaseBuyer:
         for node, fault in faults.items():
             held = self._compute_leases(node)
             quote = self._quotes.kept("compute", node)
-            most = sum(rules.room(entry.terms, entry.use) for entry in held)
+            most = sum(rules.room(entry.terms, entry.use, now_ms) for entry in held)
             never = quote is not None and quote.available + most < fuel_steps
             if held and not never and isinstance(fault, LimitError):
                 ends += [entry.terms.end_ms + COMPUTE_LEASE_LATE_MS - now_ms for entry in held]
@@ -343,6 +331,7 @@ class LeaseBuyer:
             PricedLease(entry.terms.lease_id, entry.terms.provider, entry.terms.price)
             for entry in self._store.all("customer")
             if entry.terms.kind == "storage"
+            and not entry.terms.cleared
             and entry.denial is None
             and rules.is_useful(entry.terms, entry.use, now_ms)
         ]
@@ -363,17 +352,17 @@ class LeaseBuyer:
     ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
         """Return leases with that room at up to `count` distinct nodes, and why others gave none.
 
-        Leases in distinct failure domains are preferred: on entitlements, at hand or new, as
-        these are paid in any case; others at hand; new ones by auction; expensive ones at hand.
-        Then the same without regard to domains.
+        Leases in distinct failure domains are preferred: cleared ones, which are paid in any case;
+        others at hand; new ones by auction; expensive ones at hand. Then the same without regard
+        to domains.
         """
         chosen: list[LeaseEntry] = []
         faults: dict[bytes, XscError] = {}
         tried: set[bytes] = set()
-        ways = {"drawing": self._take_entitled, "others": self._auction, "expensive": None}
+        turns: tuple[Turn, ...] = ("cleared", "others", "expensive")
         for by_domain in (True, False):
             passed: set[str] = set()
-            for turn, take in ways.items():
+            for turn in turns:
                 passed.add(turn)
                 taken = {entry.terms.provider for entry in chosen}
                 domains = {entry.domain for entry in chosen}
@@ -387,13 +376,13 @@ class LeaseBuyer:
                         domains.add(entry.domain)
                 if len(chosen) == count:
                     return chosen, faults
-                if take is not None:
+                if turn == "others":
                     taken = {entry.terms.provider for entry in chosen} | {
                         entry.terms.provider
                         for entry in self._usable(kind, quantity, nodes)
                         if self._turn(entry) in passed
                     }
-                    found, refused = await take(
+                    found, refused = await self._auction(
                         kind,
                         [node for node in nodes if node not in taken],
                         quantity=quantity,
@@ -405,11 +394,11 @@ class LeaseBuyer:
                     faults |= refused
         return chosen, faults
 
-    def _turn(self, entry: LeaseEntry) -> Literal["drawing", "others", "expensive"]:
-        """Return when a lease at hand is taken: what is entitled is paid in any case."""
-        if entry.terms.lease_id in self._expensive:
-            return "expensive"
-        return "others" if entry.draw is None else "drawing"
+    def _turn(self, entry: LeaseEntry) -> Turn:
+        """Return when a lease at hand is taken: a cleared one is paid in any case."""
+        if entry.terms.cleared:
+            return "cleared"
+        return "expensive" if entry.terms.lease_id in self._expensive else "others"
 
     async def _nearest(
         self, nodes: Sequence[bytes], fuel_steps: int, saved: Mapping[bytes, int]
@@ -427,14 +416,11 @@ class LeaseBuyer:
             }
             most = max((saved.get(node, 0) for node in leases), default=-1)
             wanted = [node for node in rest if node not in leases and saved.get(node, 0) > most]
-            drawable, _ = await self._quotes_to_draw("compute", wanted, fuel_steps)
-            asked = [node for node in wanted if node not in drawable]
-            quotes, unquoted = await self._quotes.ask("compute", asked, fuel_steps)
-            quotes |= drawable
+            quotes, unquoted = await self._quotes.ask("compute", wanted, fuel_steps)
             faults |= unquoted
             refused.update(node for node in wanted if node not in quotes)
             bids = [
-                Bid(node, entry.terms.price, self._rank(node), node, posted=True)
+                Bid(node, rules.run_price(entry.terms), self._rank(node), node, posted=True)
                 for node, entry in leases.items()
             ]
             bids += [
@@ -521,81 +507,6 @@ class LeaseBuyer:
                     taken.append(answer)
         return taken, faults
 
-    async def _take_entitled(
-        self,
-        kind: Kind,
-        nodes: Sequence[bytes],
-        *,
-        quantity: int,
-        count: int,
-        avoid: frozenset[bytes] | None,
-        tried: set[bytes],
-        apart: bool = False,
-    ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
-        """Return up to `count` leases at nodes where this node is entitled, and what was refused.
-
-        They cost what the entitlement does: no auction decides. Arguments as of `_auction`.
-        """
-        taken: list[LeaseEntry] = []
-        rest = [node for node in nodes if node not in tried] if count > 0 else []
-        quotes, faults = await self._quotes_to_draw(kind, rest, quantity)
-        used = set(avoid or ())
-        for quote in sorted(quotes.values(), key=lambda quote: quote.record.price):
-            provider, domain = quote.record.provider, domain_of(quote.record)
-            if len(taken) == count or (avoid is not None and domain in used):
-                continue
-            price = quote.record.price
-            wanted = self._asked(quote.record, price, quantity, apart)
-            answer = await self._requests.lease(quote, price, wanted, quantity)
-            tried.add(provider)
-            if isinstance(answer, XscError):
-                faults[provider] = answer
-            else:
-                taken.append(answer)
-                used.add(domain)
-        return taken, faults
-
-    async def _quotes_to_draw(
-        self, kind: Kind, nodes: Sequence[bytes], quantity: int
-    ) -> tuple[dict[bytes, Signed[Quote]], dict[bytes, XscError]]:
-        """Return a quote for the best entitlement at each node that covers so much, and faults."""
-        now_ms = self._clock.now_ms()
-        drawn = self._store.drawn("customer", now_ms)
-        granted = self._received()
-        chosen = {
-            node: one
-            for node in nodes
-            if (
-                one := best(
-                    (each for each in granted if each.provider == node),
-                    kind,
-                    quantity,
-                    drawn,
-                    now_ms,
-                )
-            )
-        }
-        answers = await asyncio.gather(
-            *(self._quotes.fresh(kind, node, one.draw) for node, one in chosen.items()),
-            *(self._quotes.fresh(kind, node) for node in chosen),
-        )
-        quotes: dict[bytes, Signed[Quote]] = {}
-        faults: dict[bytes, XscError] = {}
-        to_all = answers[len(chosen) :]
-        for (node, one), answer, other in zip(chosen.items(), answers, to_all, strict=False):
-            if isinstance(answer, XscError):
-                faults[node] = answer
-            elif answer.record.available >= quantity and answer.record.price <= one.price:
-                # A provider may ask less of everybody than for what it keeps free.
-                is_dear = (
-                    not isinstance(other, XscError)
-                    and other.record.available >= quantity
-                    and other.record.price < answer.record.price
-                )
-                if not is_dear:
-                    quotes[node] = answer
-        return quotes, faults
-
     def _won(self, kind: Kind, bids: Sequence[Bid], count: int) -> list[Winner]:
         """Return the winners of an auction of this node, and what they are paid."""
         own_price = self._headroom.pricing().unit_price(kind)
@@ -603,8 +514,8 @@ class LeaseBuyer:
         return place(bids, count, price_max, seed=self._entropy.token(NONCE_BYTES))
 
     def _bid(self, quote: Quote, domain: bytes) -> Bid:
-        """Return a quote as a bid; what was posted, or granted ahead of use, is what is paid."""
-        posted = quote.tier != "open" or quote.draw is not None
+        """Return a quote as a bid; what was posted is what is paid."""
+        posted = quote.tier != "open"
         return Bid(quote.provider, quote.price, self._rank(quote.provider), domain, posted)
 
     def _rank(self, node: bytes) -> int:
@@ -631,11 +542,13 @@ class LeaseBuyer:
         if quantity:
             entry.promise(quantity, now_ms)
         use = rules.advance(entry.terms, entry.use, now_ms)
-        if use is not entry.use:
+        if use.epoch != entry.use.epoch:
             # A count that a power loss takes is then assumed to be held from here on only.
             entry.use = use
             self._store.save(entry)
-        return LeaseHandle(entry.terms.provider, entry.terms.lease_id, entry.terms.price)
+        terms = entry.terms
+        price = rules.run_price(terms) if terms.kind == "compute" else terms.price
+        return LeaseHandle(terms.provider, terms.lease_id, price)
 
 
 def _too_small(kind: Kind, node: bytes) -> XscError:

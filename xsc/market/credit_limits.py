@@ -43,7 +43,7 @@ class CreditLimits:
     def refresh(self) -> None:
         """Find the customers that have reached their limit, and log which are new or gone."""
         now_ms = self._clock.now_ms()
-        customers = {entry.peer for entry in self._store.accounts("provider")}
+        customers = {entry.peer for entry in self._store.all("provider")}
         before = self.at_limit
         self.at_limit = frozenset(
             customer
@@ -80,5 +80,5 @@ class CreditLimits:
         return [
             entry
             for other in self._credit.shares_with(customer)
-            for entry in self._store.accounts_of("provider", other)
+            for entry in self._store.of("provider", other)
         ]

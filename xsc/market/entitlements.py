@@ -8,15 +8,17 @@ entitlement lapses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from xsc.base.limits import COMPUTE_LEASE_MS, SLOT_STEP_BYTES, SLOT_STEP_FUEL
 from xsc.market.calendar import EVER_MS, Promise, free_over
+from xsc.market.lease_entry import LeaseEntry
 from xsc.market.pricing import Ladder
 from xsc.terms.quote import Kind, Tier
-from xsc.terms.slot import Entitlement, EntitlementKey, Window
+from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot, Window
 
 LEASE_UNIT: Final[dict[Kind, int]] = {
     "storage": SLOT_STEP_BYTES,
@@ -31,25 +33,63 @@ def undrawn(entitlement: Entitlement, drawn: Mapping[EntitlementKey, int]) -> in
     return max(0, whole - drawn.get(entitlement.key, 0))
 
 
+def to_take(
+    offers: Iterable[Entitlement],
+    needs: Mapping[bytes, NeedSlot],
+    taken: Mapping[EntitlementKey, int],
+    now_ms: int,
+) -> Iterator[tuple[Entitlement, int]]:
+    """Yield what is taken of offers: the cheapest first, and no more than each need has left.
+
+    Args:
+        offers: to needs of this node.
+        needs: of this node, by id.
+        taken: bytes, or fuel steps a minute, under leases that are not over.
+        now_ms: the present.
+    """
+    left = {need_id: need.quantity * LEASE_UNIT[need.kind] for need_id, need in needs.items()}
+    for key, level in taken.items():
+        left[key.need] = left.get(key.need, 0) - level
+    for each in sorted(offers, key=lambda each: (each.price, each.provider, each.key)):
+        level = min(undrawn(each, taken), left.get(each.need, 0))
+        if level > 0 and is_present(each, now_ms) and each.price <= needs[each.need].price_max:
+            left[each.need] -= level
+            yield each, level
+
+
+def to_lower(
+    entries: Iterable[LeaseEntry], needs: Mapping[bytes, NeedSlot], now_ms: int
+) -> Iterator[tuple[LeaseEntry, int]]:
+    """Yield the cleared leases that need less, the newest first, and what each is lowered to.
+
+    What is used of a lease stays.
+    """
+    by_need: defaultdict[bytes, list[LeaseEntry]] = defaultdict(list)
+    for entry in entries:
+        if entry.draw is not None and entry.denial is None and not entry.is_over(now_ms):
+            by_need[entry.draw.need].append(entry)
+    for need_id, leases in by_need.items():
+        need = needs.get(need_id)
+        level = 0 if need is None else need.quantity * LEASE_UNIT[need.kind]
+        beyond = sum(entry.use.level for entry in leases) - level
+        for entry in sorted(leases, key=lambda entry: -entry.terms.start_ms):
+            least = entry.use.held_bytes + entry.promised_at(now_ms)
+            less = max(least, entry.use.level - max(0, beyond))
+            if less < entry.use.level:
+                beyond -= entry.use.level - less
+                yield entry, less
+
+
+def slot_left(entitlement: Entitlement, drawn: Mapping[EntitlementKey, int]) -> int:
+    """Return what no lease has of the slot's window."""
+    window = entitlement.key[:3]
+    taken = sum(level for key, level in drawn.items() if key[:3] == window)
+    return max(0, entitlement.slot_quantity * LEASE_UNIT[entitlement.kind] - taken)
+
+
 def is_present(entitlement: Entitlement, now_ms: int) -> bool:
     """Return whether an entitlement can be drawn now."""
     return entitlement.window[0] <= now_ms < entitlement.until_ms
-
-
-def best(
-    entitlements: Iterable[Entitlement],
-    kind: Kind,
-    quantity: int,
-    drawn: Mapping[EntitlementKey, int],
-    now_ms: int,
-) -> Entitlement | None:
-    """Return what a holder draws on next: the cheapest with so much left, then by end and id."""
-    usable = [
-        each
-        for each in entitlements
-        if each.kind == kind and is_present(each, now_ms) and undrawn(each, drawn) >= quantity
-    ]
-    return min(usable, key=lambda e: (e.price, e.until_ms, e.slot, e.need), default=None)
 
 
 def promise(entitlement: Entitlement, left: int, now_ms: int) -> Promise:

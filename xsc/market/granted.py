@@ -71,9 +71,10 @@ class GrantedLeases:
             return
         entry = self._open(lease_id, customer, "storage")
         self._limits.check(customer)
-        if size_bytes > rules.room(entry.terms, entry.use) - entry.reserved:
+        now_ms = self._clock.now_ms()
+        if size_bytes > rules.room(entry.terms, entry.use, now_ms) - entry.reserved:
             raise LeaseExhausted("the lease has no room for that", hint="take a further lease")
-        reserved = rules.reserved(entry.terms, entry.use, self._clock.now_ms())
+        reserved = rules.reserved(entry.terms, entry.use, now_ms)
         if not reserved and size_bytes > self._headroom.free("storage"):
             raise LeaseExhausted(
                 "the room of this lease was not used in time and is no longer free",
@@ -114,10 +115,11 @@ class GrantedLeases:
             return 0
         entry = self._open(lease_id, customer, "compute")
         self._limits.check(customer)
-        if fuel_steps > rules.room(entry.terms, entry.use) - entry.reserved:
+        room = rules.room(entry.terms, entry.use, self._clock.now_ms())
+        if fuel_steps > room - entry.reserved:
             raise LeaseExhausted("the lease has no fuel left for that", hint="take a new lease")
         entry.reserved += fuel_steps
-        return entry.terms.price
+        return rules.run_price(entry.terms)
 
     def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
         """Release reserved steps, and bill those that were used as their receipt does."""
@@ -131,7 +133,8 @@ class GrantedLeases:
             return
         entry.reserved = max(0, entry.reserved - reserved_steps)
         amount = compute_amount(entry.terms.price, used_steps)
-        entry.use = rules.spend(entry.terms, entry.use, used_steps, amount)
+        now_ms = self._clock.now_ms()
+        entry.use = rules.spend(entry.terms, entry.use, used_steps, amount, now_ms)
         self._store.keep(entry)
 
     def _open(self, lease_id: bytes, customer: bytes, kind: Kind) -> LeaseEntry:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     CreditExceeded,
     NoOffers,
+    NotAllowed,
     RateLimited,
     RecordInvalid,
     XscError,
 )
-from xsc.base.fields import take_bytes, take_list, take_str
+from xsc.base.fields import take_bytes, take_int, take_list, take_str
 from xsc.base.ids import short
 from xsc.base.limits import (
     LEASE_REQUESTS_A_CUSTOMER_MAX,
@@ -45,6 +47,8 @@ from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
 from xsc.market.quote import make_quote, open_quote
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Draw, Kind, Quote
+
+LOWER: Final = "market.lower"
 
 
 class LeaseGranter:
@@ -132,6 +136,29 @@ class LeaseGranter:
         self._asked.count(caller, self._clock.monotonic_ms(), "leases")
         quote = self._check_request(request.record)
         return {"lease": self._grant(request, quote, raw)}, ()
+
+    async def on_lower(
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+    ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
+        """Give up room of a cleared lease that its customer does not use; it is no more billed.
+
+        The answer says what is left. Without any the lease is over.
+        """
+        entry = self._store.get("provider", take_bytes(header, "lease_id"))
+        if entry is None or entry.terms.customer != caller or not entry.terms.cleared:
+            raise NotAllowed("this customer has no such lease here")
+        level, before = take_int(header, "level"), entry.use
+        if entry.terms.kind == "storage":
+            level = max(level, before.held_bytes + entry.reserved)
+        entry.use = rules.lowered(entry.terms, before, level, self._clock.now_ms())
+        try:
+            await self._store.sync(entry)
+        except XscError:
+            entry.use = replace(
+                entry.use, level=before.level, given_back=before.given_back, edge=before.edge
+            )
+            raise
+        return {"level": entry.use.level}, ()
 
     def _check_request(self, request: LeaseRequest) -> Quote:
         now_ms = self._clock.now_ms()

@@ -8,7 +8,8 @@ from xsc.identity.context import Context
 from xsc.market import room
 from xsc.market.calendar import EVER_MS, free_over
 from xsc.market.credit_limits import CreditLimits
-from xsc.market.entitlements import is_present, promises, undrawn
+from xsc.market.entitlements import LEASE_UNIT, is_present, promises, slot_left, undrawn
+from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import MarketPricing, utilisation_ppm
@@ -80,7 +81,8 @@ class Headroom:
             if (each.customer, each.kind, each.draw) == (customer, kind, draw) and is_present(
                 each, now_ms
             ):
-                left = undrawn(each, self._store.drawn("provider", now_ms))
+                drawn = self._drawn()
+                left = min(undrawn(each, drawn), slot_left(each, drawn))
                 # It is kept free; the disk can have less than was promised all the same.
                 return each, min(left, self.room(kind, beside=each).free)
         raise NoOffers("this node has no such entitlement here, or none any more")
@@ -97,8 +99,37 @@ class Headroom:
         }
 
     def drawn_steps(self) -> dict[EntitlementKey, int]:
-        """Return the steps that leases have drawn of each entitlement, rounded up."""
-        return self._store.drawn_steps("provider", self._clock.now_ms())
+        """Return the steps that leases have of each entitlement, rounded up."""
+        now_ms, at_limit = self._clock.now_ms(), self._limits.at_limit
+        return self._store.drawn_steps("provider", now_ms, at_limit=at_limit)
+
+    def pinned_steps(self) -> dict[EntitlementKey, int]:
+        """Return the same of leases that are not cleared again yet."""
+        now_ms, at_limit = self._clock.now_ms(), self._limits.at_limit
+        return self._store.pinned_steps("provider", now_ms, at_limit=at_limit)
+
+    def _drawn(self) -> dict[EntitlementKey, int]:
+        now_ms, at_limit = self._clock.now_ms(), self._limits.at_limit
+        return self._store.drawn("provider", now_ms, at_limit=at_limit)
+
+    def renewable(self, entry: LeaseEntry) -> int:
+        """Return the bytes for which a cleared lease is renewed: nobody else was granted them.
+
+        That is what its need is granted now beside its young leases; or all of it, where no grant
+        waits for room.
+        """
+        now_ms = self._clock.now_ms()
+        drawn, granted = self._drawn(), self._entitlements()
+        waiting = promises(granted, "storage", drawn, now_ms)
+        is_free = sum(promise.quantity for promise in waiting) <= self._unreserved("storage")[0]
+        if is_free and all(undrawn(each, drawn) <= slot_left(each, drawn) for each in granted):
+            return entry.terms.quantity
+        young = self.pinned_steps()
+        return sum(
+            (each.quantity - young.get(each.key, 0)) * LEASE_UNIT["storage"]
+            for each in granted
+            if each.key == entry.drawn_key
+        )
 
     def _free(self, kind: Kind, beside: Entitlement | None) -> tuple[int, dict[bytes, int]]:
         """Return what is neither used nor promised, and what customers reserved."""
@@ -106,7 +137,7 @@ class Headroom:
         free, reserved = self._unreserved(kind)
         granted = self._entitlements()
         if granted:
-            drawn = self._store.drawn("provider", now_ms)
+            drawn = self._drawn()
             kept = promises(granted, kind, drawn, now_ms, beside=beside)
             end_ms = EVER_MS if kind == "storage" else now_ms + COMPUTE_LEASE_MS
             free = free_over(free, kept, now_ms, end_ms)

@@ -8,6 +8,8 @@ customer's cumulative vouchers bring both together. Only these move a lease:
   byte-epochs, never falls. What is leased and not held is *reserved* while the lease
   fills, and lapses for good where it does not; for that a part is billed at least.
 - compute: fuel steps are *spent*, each run billed as its receipt says.
+- a lease that a clearing granted is *cleared*: its level is kept free and billed by the
+  millisecond. Bytes and runs within it cost nothing more. Of compute it is a rate a minute.
 
 What a lease is at a moment follows from its use and the time: `open` until its
 end, or until it is given back; then `closing` while something is owed,
@@ -19,14 +21,16 @@ A check returns the first rule that is broken, as a sentence, or None.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from xsc.base.limits import (
     AMOUNT_MAX,
+    CLEARED_COMPUTE_MS,
     COMPUTE_LEASE_MS,
     EPOCH_MS,
-    HOLD_DIFFERENCE_PART,
     LEASE_TIMEOUT_MS,
+    MFUEL,
+    MIB,
     REFUSED_RETRY_MS,
     REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
@@ -36,14 +40,17 @@ from xsc.base.limits import (
 )
 from xsc.base.units import ceil_div
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.pricing import amount, compute_amount, storage_amount
+from xsc.terms.pricing import PRICE_UNIT, amount, compute_amount
 from xsc.terms.quote import Kind, Quote
 from xsc.terms.voucher import Voucher, off_books_lease
 
 Status: TypeAlias = Literal["open", "closing", "settled", "expired"]
-HOLD_MARK = bytes(8)
-"""How the ids of accounts of undrawn entitlements begin (`xsc.market.hold`)."""
-LENGTH_MS: dict[Kind, int] = {"storage": STORAGE_LEASE_MS, "compute": COMPUTE_LEASE_MS}
+LENGTH_MS: Final[dict[Kind, int]] = {"storage": STORAGE_LEASE_MS, "compute": COMPUTE_LEASE_MS}
+CLEARED_MS: Final[dict[Kind, int]] = {"storage": STORAGE_LEASE_MS, "compute": CLEARED_COMPUTE_MS}
+"""How long a lease lasts at most that a clearing granted."""
+_EPOCH_MS: Final[dict[Kind, int]] = {"storage": EPOCH_MS, "compute": COMPUTE_LEASE_MS}
+LEVEL_UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": MFUEL}
+"""Levels are whole MiB, or millions of fuel steps a minute: so billing them by time is exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class LeaseTerms:
     price: int
     """Micro-credits a GiB and hour, or a Gfuel."""
     quantity: int
-    """Storage: bytes held at any one time. Compute: fuel steps in all."""
+    """Storage: bytes held at any one time. Compute: fuel steps in all, or a minute if cleared."""
     start_ms: int
     end_ms: int
     renewals: int = 0
@@ -68,6 +75,8 @@ class LeaseTerms:
     """Byte-epochs that were used before, at other prices."""
     base_micro: int = 0
     """What those cost, as both signed."""
+    cleared: bool = False
+    """Whether a clearing granted it."""
 
     @property
     def term_ms(self) -> int:
@@ -83,11 +92,11 @@ class LeaseUse:
     """When bytes were last held or given back, or the lease was granted."""
     held_bytes: int = 0
     epoch: int = 0
-    """Storage: the epoch, counted from the start, up to which `used` is counted."""
+    """The epoch, counted from the start, up to which `used` is counted."""
     peak_bytes: int = 0
-    """Storage: the most bytes held in that epoch."""
+    """The most bytes held in that epoch; of cleared compute, the fuel steps spent in it."""
     used: int = 0
-    """Byte-epochs begun, or fuel steps spent."""
+    """Byte-epochs begun, or fuel steps spent; where it is cleared, level times milliseconds."""
     billed_micro: int = 0
     """Compute: the sum of the bills."""
     voucher_number: int = 0
@@ -101,9 +110,13 @@ class LeaseUse:
     edge: int = 0
     """Storage: bytes carried into the present epoch, or, once all went, into the one in which they
     did, where it had just begun: another clock may not count it."""
+    level: int = 0
+    """Of a cleared lease: what is kept free and billed. It only falls, but for a renewal."""
+    counted_ms: int = 0
+    """Of a cleared lease: up to when that is counted."""
 
 
-def terms_of(request: LeaseRequest, quantity: int) -> LeaseTerms:
+def terms_of(request: LeaseRequest, quantity: int, *, cleared: bool = False) -> LeaseTerms:
     """Return the terms of a request that was granted that quantity."""
     return LeaseTerms(
         request.lease_id,
@@ -114,15 +127,32 @@ def terms_of(request: LeaseRequest, quantity: int) -> LeaseTerms:
         quantity,
         request.start_ms,
         request.end_ms,
+        cleared=cleared,
     )
+
+
+def end_of(quote: Quote, now_ms: int) -> int:
+    """Return when a lease ends that begins now: what a clearing grants ends with its window.
+
+    What is stored does not go then, so storage goes on.
+    """
+    if quote.draw is None:
+        return now_ms + LENGTH_MS[quote.kind]
+    end_ms = now_ms + CLEARED_MS[quote.kind]
+    return end_ms if quote.kind == "storage" else min(end_ms, quote.draw.end_ms)
+
+
+def new_use(terms: LeaseTerms, now_ms: int) -> LeaseUse:
+    """Return the use of a lease that begins."""
+    if not terms.cleared:
+        return LeaseUse(touched_ms=now_ms)
+    return LeaseUse(touched_ms=now_ms, level=terms.quantity, counted_ms=terms.start_ms)
 
 
 def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | None:
     """Return what is wrong with a request under this provider's own valid quote."""
     if request.lease_id == bytes(len(request.lease_id)):
         return "the lease id is the one of a node's own capacity"
-    if request.lease_id.startswith(HOLD_MARK):
-        return "the lease id is reserved for what is held undrawn"
     if request.lease_id in (
         off_books_lease(request.provider, request.customer),
         off_books_lease(request.customer, request.provider),
@@ -136,9 +166,12 @@ def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | Non
         return f"the price {request.price} is below the quote's {quote.price}"
     if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
         return "the lease does not begin now"
-    if request.end_ms - request.start_ms > LENGTH_MS[request.kind]:
+    if quote.draw is not None and request.quantity % LEVEL_UNIT[request.kind]:
+        return "the level is not of whole units"
+    longest = LENGTH_MS if quote.draw is None else CLEARED_MS
+    if request.end_ms - request.start_ms > longest[request.kind]:
         return "the lease is longer than any may be"
-    epochs = ceil_div(request.end_ms - request.start_ms, EPOCH_MS)
+    epochs = ceil_div(request.end_ms - request.start_ms, _EPOCH_MS[request.kind])
     if amount(request.kind, request.price, request.quantity * epochs) > AMOUNT_MAX:
         return "the lease is worth more than an amount can be"
     return None
@@ -154,7 +187,9 @@ def check_grant(request_raw: bytes, request: LeaseRequest, lease: Lease) -> str 
 
 
 def advance(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> LeaseUse:
-    """Return the use after the epochs that have begun since; nothing begins after the end."""
+    """Return the use after the time that has passed; nothing is counted after the end."""
+    if terms.cleared:
+        return _advance_level(terms, use, now_ms)
     if terms.kind != "storage":
         return use
     last = ceil_div(terms.end_ms - terms.start_ms, EPOCH_MS) - 1
@@ -172,6 +207,26 @@ def advance(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> LeaseUse:
     )
 
 
+def _advance_level(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> LeaseUse:
+    until_ms = min(now_ms, terms.end_ms)
+    if use.given_back or until_ms <= use.counted_ms:
+        return use
+    epoch = (until_ms - terms.start_ms) // _EPOCH_MS[terms.kind]
+    passed = use.level // LEVEL_UNIT[terms.kind] * (until_ms - use.counted_ms)
+    return replace(
+        use,
+        epoch=epoch,
+        peak_bytes=use.peak_bytes if epoch == use.epoch else use.held_bytes,
+        used=use.used + passed,
+        counted_ms=until_ms,
+    )
+
+
+def _has_time(terms: LeaseTerms) -> bool:
+    """Return whether time alone adds to what is owed; else each run does."""
+    return terms.kind == "storage" or terms.cleared
+
+
 def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> LeaseUse:
     """Return the use after bytes came (+) or went (-).
 
@@ -181,6 +236,8 @@ def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> Lea
     use = advance(terms, use, now_ms)
     held = max(0, use.held_bytes + delta_bytes)
     peak = max(use.peak_bytes, held)
+    if terms.cleared:
+        return replace(use, touched_ms=now_ms, held_bytes=held, peak_bytes=peak)
     edge = use.edge
     if not use.held_bytes:
         edge = 0 if held else edge
@@ -196,13 +253,24 @@ def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> Lea
     )
 
 
+def lowered(terms: LeaseTerms, use: LeaseUse, level: int, now_ms: int) -> LeaseUse:
+    """Return the use of a cleared lease once its customer gave up room; without any it is over."""
+    use, unit = advance(terms, use, now_ms), LEVEL_UNIT[terms.kind]
+    level = min(use.level, ceil_div(max(level, use.held_bytes), unit) * unit)
+    if level:
+        return replace(use, level=level)
+    # Another clock may have ended it earlier.
+    edge = use.level // unit * REQUEST_WINDOW_MS
+    return replace(use, given_back=True, edge=edge, level=0)
+
+
 def counted(terms: LeaseTerms, use: LeaseUse) -> int:
     """Return the byte-epochs or fuel steps that a lease is billed for.
 
     Of storage a part of what is leased at least, once bytes were held: that the rest is
     reserved costs something, too. A renewal reserves nothing.
     """
-    if terms.kind != "storage" or not use.used or terms.renewals:
+    if terms.kind != "storage" or not use.used or terms.renewals or terms.cleared:
         return use.used
     return max(use.used, terms.quantity // RESERVED_EPOCHS)
 
@@ -216,43 +284,57 @@ def hold_since(
     too high stays owed: when it went is not known.
     """
     use = hold(terms, use, delta_bytes, now_ms)
-    missed = max(0, delta_bytes) * max(0, use.epoch - epoch)
+    missed = 0 if terms.cleared else max(0, delta_bytes) * max(0, use.epoch - epoch)
     return replace(use, used=use.used + missed)
 
 
-def spend(terms: LeaseTerms, use: LeaseUse, steps: int, amount_micro: int) -> LeaseUse:
-    """Return the use after a run that was billed."""
+def spend(terms: LeaseTerms, use: LeaseUse, steps: int, amount_micro: int, now_ms: int) -> LeaseUse:
+    """Return the use after a run that was billed; under a cleared lease it is paid by time."""
     assert terms.kind == "compute", "only compute is spent"
+    if terms.cleared:
+        use = advance(terms, use, now_ms)
+        return replace(use, peak_bytes=use.peak_bytes + steps)
     return replace(use, used=use.used + steps, billed_micro=use.billed_micro + amount_micro)
 
 
-def storage_due(terms: LeaseTerms, byte_epochs: int) -> int:
-    """Return what so many byte-epochs cost in all, those of former terms as was signed."""
-    more = max(0, byte_epochs - terms.base_quantity)
-    return terms.base_micro + storage_amount(terms.price, more)
+def run_price(terms: LeaseTerms) -> int:
+    """Return the price of a run under a lease of compute, a Gfuel."""
+    return 0 if terms.cleared else terms.price
+
+
+def due_for(terms: LeaseTerms, count: int) -> int:
+    """Return what so much use costs in all, that of former terms as was signed."""
+    more = max(0, count - terms.base_quantity)
+    if terms.cleared:
+        scale = PRICE_UNIT[terms.kind] // LEVEL_UNIT[terms.kind] * _EPOCH_MS[terms.kind]
+        return terms.base_micro + terms.price * more // scale
+    return terms.base_micro + amount(terms.kind, terms.price, more)
 
 
 def due_micro(terms: LeaseTerms, use: LeaseUse) -> int:
     """Return what is owed in all for the use so far, settled or not."""
-    if terms.kind == "storage":
-        return storage_due(terms, counted(terms, use))
-    return use.billed_micro
+    return due_for(terms, counted(terms, use)) if _has_time(terms) else use.billed_micro
 
 
-def room(terms: LeaseTerms, use: LeaseUse) -> int:
-    """Return what is left: bytes that can still be held, or steps that can still be spent."""
+def room(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
+    """Return what is left: bytes that can still be held, or steps that can still be spent now."""
+    if terms.cleared:
+        use = advance(terms, use, now_ms)
+        return max(0, use.level - (use.held_bytes if terms.kind == "storage" else use.peak_bytes))
     return max(0, terms.quantity - (use.held_bytes if terms.kind == "storage" else use.used))
 
 
 def reserved(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     """Return the part of what is left that the provider keeps free for the customer.
 
-    Of storage nothing, once a lease has filled too slowly: bytes still come under it where
-    there is room.
+    Of storage nothing, once a lease for now has filled too slowly: bytes still come under it where
+    there is room. A rate is kept whole.
     """
     if is_over(terms, use, now_ms) or use.lapsed or advance(terms, use, now_ms).lapsed:
         return 0
-    return room(terms, use)
+    if terms.cleared and terms.kind == "compute":
+        return use.level
+    return room(terms, use, now_ms)
 
 
 def is_over(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
@@ -264,6 +346,7 @@ def is_idle(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
     """Return whether the provider may take an empty lease of storage back."""
     return (
         terms.kind == "storage"
+        and not terms.cleared
         and use.held_bytes == 0
         and now_ms - use.touched_ms >= STORAGE_LEASE_IDLE_MS
     )
@@ -280,7 +363,8 @@ def is_useful(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
         return False
     if terms.kind == "compute":
         return now_ms + LEASE_TIMEOUT_MS < terms.end_ms
-    if use.held_bytes == 0 and now_ms - use.touched_ms >= STORAGE_LEASE_IDLE_MS // 2:
+    idle_ms = 0 if terms.cleared or use.held_bytes else now_ms - use.touched_ms
+    if idle_ms >= STORAGE_LEASE_IDLE_MS // 2:
         return False
     return now_ms < half_ms(terms)
 
@@ -293,8 +377,10 @@ def half_ms(terms: LeaseTerms) -> int:
 def tolerance(terms: LeaseTerms) -> int:
     """Return how far a customer's view of the use may be ahead of its provider's.
 
-    Storage: one epoch of everything leased, for clocks that differ and writes that failed.
+    One epoch of everything leased, for clocks that differ and writes that failed.
     """
+    if terms.cleared:
+        return terms.quantity // LEVEL_UNIT[terms.kind] * REQUEST_WINDOW_MS
     return terms.quantity if terms.kind == "storage" else 0
 
 
@@ -302,14 +388,10 @@ def owed_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     """Return what the customer has yet to settle.
 
     Once a lease is over and its last voucher is paid, an epoch that began just before the
-    last bytes went is not owed for what was held when it began: two clocks explain it. Of an
-    undrawn entitlement a small part of what was paid is not owed: both sides notice a change at
-    moments of their own.
+    last bytes went is not owed for what was held when it began: two clocks explain it.
     """
     owed = max(0, due_micro(terms, use) - use.settled_micro)
     is_paid = is_over(terms, use, now_ms) and use.settled_micro >= use.voucher_micro > 0
-    if terms.lease_id.startswith(HOLD_MARK):
-        return 0 if is_paid and owed * HOLD_DIFFERENCE_PART <= use.settled_micro else owed
     if is_paid and use.held_bytes == 0 and counted(terms, use) - use.voucher_quantity <= use.edge:
         return 0
     return owed
@@ -318,14 +400,14 @@ def owed_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
 def exposure_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     """Return what the provider may come to lose: what is owed, and what the lease still allows.
 
-    Compute: all that is left of it. Storage: one more epoch of everything leased.
+    One more epoch of everything leased, or all that is left of the fuel.
     """
     owed = owed_micro(terms, use, now_ms)
     if is_over(terms, use, now_ms):
         return owed
-    if terms.kind == "storage":
-        return owed + storage_amount(terms.price, terms.quantity)
-    return owed + compute_amount(terms.price, room(terms, use))
+    if _has_time(terms):
+        return owed + amount(terms.kind, terms.price, terms.quantity)
+    return owed + compute_amount(terms.price, room(terms, use, now_ms))
 
 
 def status(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Status:
@@ -339,7 +421,9 @@ def status(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Status:
 
 def next_voucher(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Voucher | None:
     """Return the voucher that the customer owes now; None where the last one says it all."""
-    if due_micro(terms, use) <= use.voucher_micro:
+    # The first says that the customer knows of a cleared lease, also where it costs nothing yet.
+    is_first = terms.cleared and use.voucher_number == 0
+    if due_micro(terms, use) <= use.voucher_micro and not is_first:
         return None
     return Voucher(
         lease_id=terms.lease_id,
@@ -388,12 +472,12 @@ def check_voucher(terms: LeaseTerms, use: LeaseUse, voucher: Voucher) -> str | N
         return "the voucher does not follow the last one"
     if voucher.amount_micro < use.voucher_micro or voucher.quantity < use.voucher_quantity:
         return "the voucher falls behind the last one"
-    if terms.kind == "storage":
+    if _has_time(terms):
         if voucher.quantity < terms.base_quantity:
             # Signed before the renewal and late: it pays a part.
             if voucher.amount_micro > terms.base_micro:
                 return "the voucher's amount is above the price of its quantity"
-        elif voucher.amount_micro != storage_due(terms, voucher.quantity):
+        elif voucher.amount_micro != due_for(terms, voucher.quantity):
             return "the voucher's amount is not the price of its quantity"
         if voucher.quantity > counted(terms, use) + tolerance(terms):
             return "the voucher is over more than was held"

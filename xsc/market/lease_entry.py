@@ -15,12 +15,11 @@ from xsc.base.limits import (
     LEASE_KEPT_MS,
     PPM,
     PROMISE_MS,
+    STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
     UNBOOKED_A_CUSTOMER_MAX,
 )
-from xsc.market import hold as holding
 from xsc.market import lease as rules
-from xsc.market.hold import Hold
 from xsc.market.lease import LeaseTerms, LeaseUse
 from xsc.terms.quote import Draw, Kind
 from xsc.terms.slot import EntitlementKey
@@ -54,8 +53,6 @@ class LeaseEntry:
     domain: bytes = b""
     draw: Draw | None = None
     """What it draws on as a whole, by its quote."""
-    hold: Hold | None = None
-    """What is held undrawn, where this is the account of that and no lease."""
     renewal: bytes | None = None
     """The newest signed renewal, with its request inside."""
     voucher: bytes | None = None
@@ -107,21 +104,8 @@ class LeaseEntry:
         terms, draw = self.terms, self.draw
         return EntitlementKey(terms.provider, draw.slot, draw.start_ms, terms.customer, draw.need)
 
-    def use_at(self, now_ms: int) -> LeaseUse:
-        """Return the use as of now."""
-        if self.hold is not None:
-            return holding.counted(self.use, self.hold, now_ms)[1]
-        return rules.advance(self.terms, self.use, now_ms)
-
-    def count_hold(self, now_ms: int) -> None:
-        """Count what is held undrawn up to now."""
-        if self.hold is not None:
-            self.hold, self.use = holding.counted(self.use, self.hold, now_ms)
-
     def is_over(self, now_ms: int) -> bool:
         """Return whether nothing more comes under it."""
-        if self.hold is not None:
-            return self.use.given_back or now_ms >= self.hold.until_ms
         return rules.is_over(self.terms, self.use, now_ms)
 
     def promised_at(self, now_ms: int) -> int:
@@ -170,9 +154,8 @@ class LeaseView:
     kind: Kind
     peer: bytes
     lease_id: bytes
-    status: rules.Status | Literal["denied", "undrawn"]
-    """`undrawn`: an entitlement is held. `denied`: this node is the customer, and the provider
-    signed that it knows no such lease."""
+    status: rules.Status | Literal["denied"]
+    """`denied`: this node is the customer, and the provider signed that it knows no such lease."""
     price: int
     quantity: int
     held_bytes: int
@@ -184,13 +167,13 @@ class LeaseView:
     end_ms: int
     renewals: int = 0
     """How often it was renewed."""
+    draw: Draw | None = None
+    """What it serves, where a clearing granted it."""
 
 
 def view(entry: LeaseEntry, now_ms: int) -> LeaseView:
     """Return what people are shown of a lease."""
     terms = entry.terms
-    if entry.hold is not None:
-        return _view_of_hold(entry, entry.hold, now_ms)
     is_denied = entry.denial is not None
     use = entry.use if is_denied else rules.advance(terms, entry.use, now_ms)
     return LeaseView(
@@ -200,7 +183,7 @@ def view(entry: LeaseEntry, now_ms: int) -> LeaseView:
         terms.lease_id,
         "denied" if is_denied else rules.status(terms, use, now_ms),
         terms.price,
-        terms.quantity,
+        use.level if terms.cleared else terms.quantity,
         use.held_bytes,
         use.used,
         rules.due_micro(terms, use),
@@ -208,60 +191,40 @@ def view(entry: LeaseEntry, now_ms: int) -> LeaseView:
         terms.start_ms,
         terms.end_ms,
         terms.renewals,
-    )
-
-
-def _status(entry: LeaseEntry, use: LeaseUse, now_ms: int) -> rules.Status:
-    if entry.hold is not None and entry.is_over(now_ms):
-        use = replace(use, given_back=True)
-    return rules.status(entry.terms, use, now_ms)
-
-
-def _view_of_hold(entry: LeaseEntry, hold: Hold, now_ms: int) -> LeaseView:
-    use, over = entry.use_at(now_ms), entry.is_over(now_ms)
-    return LeaseView(
-        entry.role,
-        hold.kind,
-        entry.peer,
-        entry.terms.lease_id,
-        _status(entry, use, now_ms) if over else "undrawn",
-        hold.price,
-        0 if over else hold.quantity,
-        0,
-        0,
-        use.billed_micro,
-        use.settled_micro,
-        entry.terms.start_ms,
-        min(entry.terms.end_ms, hold.until_ms),
+        entry.draw,
     )
 
 
 def is_done(entry: LeaseEntry, now_ms: int) -> bool:
     """Return whether a lease is over, and nothing is held, owed or being booked under it."""
-    use = entry.use_at(now_ms)
-    over = _status(entry, use, now_ms) in ("settled", "expired")
+    use = rules.advance(entry.terms, entry.use, now_ms)
+    over = rules.status(entry.terms, use, now_ms) in ("settled", "expired")
     return over and not use.held_bytes and not entry.reserved and entry.booking is None
 
 
 def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
     """Return the use as of now, and whether the lease can be forgotten.
 
-    A lease of storage that was empty for long is given back. A lease that is settled, or was
+    A lease of storage that was empty for long is given back, and one that a clearing granted whose
+    customer signed nothing for it: its answer may have been lost. A lease that is settled, or was
     denied, is forgotten LEASE_KEPT_MS after its end.
     """
     terms, use = entry.terms, entry.use
     if entry.denial is not None:
         return use, now_ms - terms.end_ms >= LEASE_KEPT_MS
-    if entry.hold is not None:
-        ended_ms = entry.hold.counted_ms if use.given_back else entry.hold.until_ms
-        kept_ms = STORAGE_LEASE_MS if entry.hold.is_used else LEASE_KEPT_MS
-        is_signed = entry.role == "provider" or use.billed_micro <= use.voucher_micro
-        return use, is_signed and is_done(entry, now_ms) and now_ms - ended_ms >= kept_ms
     ended_ms = use.touched_ms if use.given_back else terms.end_ms
     if entry.role == "provider":
         # Whether it has lapsed is found here, and not again by every put.
         use = rules.advance(terms, use, now_ms)
-    if rules.is_idle(terms, use, now_ms) and not entry.reserved and not use.given_back:
+    is_unsigned = (
+        entry.role == "provider"
+        and terms.cleared
+        and use.voucher_number == 0
+        and now_ms - terms.start_ms >= STORAGE_LEASE_IDLE_MS
+        and not use.held_bytes
+    )
+    is_idle = is_unsigned or rules.is_idle(terms, use, now_ms)
+    if is_idle and not entry.reserved and not use.given_back:
         use = replace(rules.advance(terms, use, now_ms), given_back=True)
     done = rules.status(terms, use, now_ms) in ("settled", "expired")
     # What is still counted as held by then, the host has dropped.
@@ -286,38 +249,26 @@ def kept_free(entry: LeaseEntry, at_limit: Collection[bytes], now_ms: int) -> in
 
 
 def drawn(entry: LeaseEntry, now_ms: int) -> int:
-    """Return how much of its entitlement a lease takes: what it used or still keeps free.
-
-    What a lease gives up, its customer may draw again.
-    """
-    kept = max(entry.reserved, rules.reserved(entry.terms, entry.use, now_ms))
-    return used(entry, now_ms) + kept
-
-
-def used(entry: LeaseEntry, now_ms: int) -> int:
-    """Return how much of its entitlement is used under a lease, which bills it.
-
-    What fuel was used counts for the time of the lease, also where it was given back: it is a rate.
-    """
-    if entry.terms.kind == "storage":
+    """Return how much of what a clearing granted a lease takes: bytes, or fuel steps a minute."""
+    if entry.is_over(now_ms):
         return entry.use.held_bytes
-    return entry.use.used if now_ms < entry.terms.end_ms else 0
+    return entry.use.level
 
 
 def exposure_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:
     """Return what a provider may come to lose under leases in all."""
     return sum(
         rules.exposure_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
-        if entry.hold is None
-        # What may be held further is bounded where it is granted.
-        else rules.owed_micro(entry.terms, entry.use_at(now_ms), now_ms)
         for entry in entries
     )
 
 
 def owed_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:
     """Return what is owed under leases in all and not settled."""
-    return sum(rules.owed_micro(entry.terms, entry.use_at(now_ms), now_ms) for entry in entries)
+    return sum(
+        rules.owed_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
+        for entry in entries
+    )
 
 
 def is_at_limit(entries: Collection[LeaseEntry], credit_left_micro: int, now_ms: int) -> bool:
@@ -349,7 +300,7 @@ def usable(
             and not entry.is_apart
             and rules.is_useful(terms, use, now_ms)
             and entry.avoided_until_ms <= now_ms
-            and rules.room(terms, use) - entry.promised_at(now_ms) >= quantity
+            and rules.room(terms, use, now_ms) - entry.promised_at(now_ms) >= quantity
         ):
             found[terms.provider] = entry
     return list(found.values())

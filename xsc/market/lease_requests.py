@@ -67,7 +67,7 @@ class LeaseRequests:
             quantity_min=quantity_min,
             price=price,
             start_ms=now_ms,
-            end_ms=now_ms + rules.LENGTH_MS[kind],
+            end_ms=rules.end_of(quote.record, now_ms),
         )
         asked = _SentRequest(
             request, sign(request, self._key, self._network).raw, domain_of(quote.record)

@@ -4,8 +4,6 @@
     market/use/<c|p>/<lease id>      its use, last voucher and the booking under way
     market/renewal/<c|p>/<lease id>  the last signed renewal, whole, where it was renewed
     market/denial/c/<lease id>       the provider's signed word that it does not know the lease
-    market/hold/<c|p>/<account>      the account of an undrawn entitlement, with its use
-    market/allowance/<need>          what a need of this node allows for all of them, and has signed
     market/closed                    there while the node is stopped, where it stopped in order
 
 `c` is this node as the customer, `p` as the provider. Reservations of what runs
@@ -16,25 +14,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Final
 
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
-from xsc.base.fields import take_bool, take_bytes, take_int, take_map, take_opt_bytes, take_str
+from xsc.base.fields import take_bool, take_bytes, take_int, take_map, take_opt_bytes
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed
 from xsc.market.entitlements import LEASE_UNIT
-from xsc.market.hold import Allowance, Hold, account_terms
-from xsc.market.lease import LeaseTerms, LeaseUse, terms_of
-from xsc.market.lease_entry import Booking, LeaseEntry, Role, drawn, used
+from xsc.market.lease import LeaseTerms, LeaseUse, half_ms, new_use, terms_of
+from xsc.market.lease_entry import Booking, LeaseEntry, Role, drawn
 from xsc.market.ports import Commit
 from xsc.market.renewal import restored
 from xsc.market.reserved import Reserved
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Kind, Quote
+from xsc.terms.quote import Quote
 from xsc.terms.renewal import Renewal, RenewalRequest
 from xsc.terms.slot import EntitlementKey
 
@@ -43,11 +40,9 @@ _LEASE: Final = b"market/lease/"
 _USE: Final = b"market/use/"
 _RENEWAL: Final = b"market/renewal/"
 _DENIAL: Final = b"market/denial/c/"
-_HOLD: Final = b"market/hold/"
-_ALLOWANCE: Final = b"market/allowance/"
 _CLOSED: Final = b"market/closed"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
-CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _DENIAL, _HOLD + b"c/", _ALLOWANCE)
+CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _DENIAL)
 """Where the leases of a node as the customer begin."""
 _USE_FIELDS = [item.name for item in fields(LeaseUse)]
 
@@ -110,6 +105,8 @@ def read_use(raw: bytes) -> KeptUse:
         given_back=take_bool(kept, "given_back"),
         lapsed=take_bool(kept, "lapsed"),
         edge=take_int(kept, "edge"),
+        level=take_int(kept, "level"),
+        counted_ms=take_int(kept, "counted_ms"),
     )
     found = KeptUse(use, take_opt_bytes(value, "voucher"), booking, take_int(value, "refusals"))
     if write_use(found) != raw:
@@ -120,73 +117,6 @@ def read_use(raw: bytes) -> KeptUse:
 
 def _used(entry: LeaseEntry) -> bytes:
     return write_use(KeptUse(entry.use, entry.voucher, entry.booking, entry.refusals))
-
-
-def _read_kind(row: dict[str, Value]) -> Kind:
-    return "storage" if take_str(row, "kind") == "storage" else "compute"
-
-
-def _hold_row(entry: LeaseEntry, hold: Hold) -> bytes:
-    row: dict[str, Value] = {
-        "v": _VERSION,
-        "hold": dict(asdict(hold)),
-        "start_ms": entry.terms.start_ms,
-        "end_ms": entry.terms.end_ms,
-        "use": _used(entry),
-    }
-    return encode(row)
-
-
-def _read_hold(role: Role, account_id: bytes, raw: bytes) -> LeaseEntry:
-    row = decode(raw)
-    if not isinstance(row, dict) or row.get("v") != _VERSION:
-        raise RecordInvalid("an account is of an unknown version")
-    kept = take_map(row, "hold")
-    hold = Hold(
-        provider=take_bytes(kept, "provider"),
-        slot=take_bytes(kept, "slot"),
-        opens_ms=take_int(kept, "opens_ms"),
-        customer=take_bytes(kept, "customer"),
-        need=take_bytes(kept, "need"),
-        kind=_read_kind(kept),
-        clearing=take_bytes(kept, "clearing"),
-        price=take_int(kept, "price"),
-        quantity=take_int(kept, "quantity"),
-        until_ms=take_int(kept, "until_ms"),
-        counted_ms=take_int(kept, "counted_ms"),
-        rest=take_int(kept, "rest"),
-        is_used=take_bool(kept, "is_used"),
-    )
-    terms = account_terms(
-        hold.key,
-        take_int(row, "start_ms"),
-        take_int(row, "end_ms"),
-    )
-    state = read_use(take_bytes(row, "use"))
-    entry = LeaseEntry(role, terms, state.use, b"", b"", hold=hold)
-    entry.voucher, entry.booking, entry.refusals = state.voucher, state.booking, state.refusals
-    if account_id != terms.lease_id or _hold_row(entry, hold) != raw:
-        raise RecordInvalid("an account is not what was written")
-    return entry
-
-
-def _allowance_row(allowance: Allowance) -> Change:
-    return _ALLOWANCE + allowance.need, encode({"v": _VERSION, **asdict(allowance)})
-
-
-def _read_allowance(raw: bytes) -> Allowance:
-    row = decode(raw)
-    if not isinstance(row, dict) or row.get("v") != _VERSION:
-        raise RecordInvalid("an allowance is of an unknown version")
-    return Allowance(
-        need=take_bytes(row, "need"),
-        kind=_read_kind(row),
-        counted_ms=take_int(row, "counted_ms"),
-        allowed_micro=take_int(row, "allowed_micro"),
-        rate=take_int(row, "rate"),
-        rest=take_int(row, "rest"),
-        signed_micro=take_int(row, "signed_micro"),
-    )
 
 
 class LeaseStore:
@@ -204,12 +134,6 @@ class LeaseStore:
         self._commit = commit
         self._entries: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
         self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(dict)
-        self._holds: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
-        self._holds_by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(
-            dict
-        )
-        self.allowances: dict[bytes, Allowance] = {}
-        """By need of this node."""
         self._touched: dict[bytes, LeaseEntry] = {}
         self._is_flushed_soon = False
         self._drawing: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
@@ -228,12 +152,6 @@ class LeaseStore:
         if self.complete:
             # Before anything else is written: a power loss must never leave it there.
             self._state.write([(_CLOSED, None)], sync=True)
-        for _, value in self._state.scan(_ALLOWANCE, prefix_end(_ALLOWANCE)):
-            try:
-                allowance = _read_allowance(value)
-            except RecordInvalid as fault:
-                raise StoreDamaged(f"an allowance cannot be read: {fault.message}") from fault
-            self.allowances[allowance.need] = allowance
         for role, letter in _LETTERS.items():
             prefix = _LEASE + letter
             for key, value in self._state.scan(prefix, prefix_end(prefix)):
@@ -249,13 +167,6 @@ class LeaseStore:
                 except RecordInvalid as fault:
                     raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
                 self._know(entry)
-            prefix = _HOLD + letter
-            for key, value in self._state.scan(prefix, prefix_end(prefix)):
-                try:
-                    held = _read_hold(role, key.removeprefix(prefix), value)
-                except RecordInvalid as fault:
-                    raise StoreDamaged(f"a kept account cannot be read: {fault.message}") from fault
-                self._know_hold(held)
 
     def _read(self, role: Role, kept: bytes, kept_use: bytes | None) -> LeaseEntry:
         value = decode(kept)
@@ -279,10 +190,12 @@ class LeaseStore:
         lease = open_signed(raw, Lease, network=self._network)
         request = open_signed(lease.record.request, LeaseRequest, network=self._network)
         quote = open_signed(request.record.quote, Quote, network=self._network)
+        cleared = quote.record.draw is not None
+        terms = terms_of(request.record, lease.record.quantity, cleared=cleared)
         return LeaseEntry(
             role,
-            terms_of(request.record, lease.record.quantity),
-            LeaseUse(touched_ms=now_ms),
+            terms,
+            new_use(terms, now_ms),
             raw,
             request.id,
             domain,
@@ -302,24 +215,6 @@ class LeaseStore:
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
         """Return a lease, or None."""
         return self._entries[role].get(lease_id)
-
-    def account(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
-        """Return a lease, or the account of what is held undrawn; or None."""
-        return self.get(role, lease_id) or self._holds[role].get(lease_id)
-
-    def holds(self, role: Role) -> Iterator[LeaseEntry]:
-        """Yield the accounts of what is held undrawn."""
-        yield from list(self._holds[role].values())
-
-    def accounts(self, role: Role) -> Iterator[LeaseEntry]:
-        """Yield everything under which something is owed: leases, and what is held undrawn."""
-        yield from self.all(role)
-        yield from self.holds(role)
-
-    def accounts_of(self, role: Role, peer: bytes) -> Iterator[LeaseEntry]:
-        """Yield the same with one peer."""
-        yield from self.of(role, peer)
-        yield from list(self._holds_by_peer.get((role, peer), {}).values())
 
     def all(self, role: Role) -> Iterator[LeaseEntry]:
         """Yield the leases of a role, in the order in which they came to be known."""
@@ -349,33 +244,41 @@ class LeaseStore:
             entry.told = self.reserved.change
             self.reserved.change(entry)
 
-    def _know_hold(self, entry: LeaseEntry) -> None:
-        self._holds[entry.role][entry.terms.lease_id] = entry
-        self._holds_by_peer[entry.role, entry.peer][entry.terms.lease_id] = entry
-
-    def drawn(self, role: Role, now_ms: int) -> dict[EntitlementKey, int]:
-        """Return what all leases have drawn of each entitlement: bytes, or fuel steps."""
-        return self._of_entitlements(role, lambda entry: drawn(entry, now_ms))
-
-    def used(self, role: Role, now_ms: int) -> dict[EntitlementKey, int]:
-        """Return what of each entitlement is used under leases, which bill it."""
-        return self._of_entitlements(role, lambda entry: used(entry, now_ms))
-
-    def drawn_steps(self, role: Role, now_ms: int) -> dict[EntitlementKey, int]:
-        """Return what is drawn of each entitlement in steps of its slot, rounded up."""
-        kinds = {entry.drawn_key: entry.terms.kind for entry in self._drawing[role].values()}
-        return {
-            key: ceil_div(taken, LEASE_UNIT[kinds[key]])
-            for key, taken in self.drawn(role, now_ms).items()
-        }
-
-    def _of_entitlements(
-        self, role: Role, taken: Callable[[LeaseEntry], int]
+    def drawn(
+        self, role: Role, now_ms: int, *, at_limit: Collection[bytes] = ()
     ) -> dict[EntitlementKey, int]:
+        """Return what leases have of each entitlement: bytes, or fuel steps a minute.
+
+        Of customers in `at_limit`, which have reached their debt limit, it is what is held.
+        """
         found: defaultdict[EntitlementKey, int] = defaultdict(int)
         for entry in self._drawing[role].values():
             if (key := entry.drawn_key) is not None:
-                found[key] += taken(entry)
+                is_released = entry.terms.customer in at_limit
+                found[key] += entry.use.held_bytes if is_released else drawn(entry, now_ms)
+        return found
+
+    def drawn_steps(
+        self, role: Role, now_ms: int, *, at_limit: Collection[bytes] = ()
+    ) -> dict[EntitlementKey, int]:
+        """Return the same in steps of slots, rounded up."""
+        kinds = {entry.drawn_key: entry.terms.kind for entry in self._drawing[role].values()}
+        return {
+            key: ceil_div(level, LEASE_UNIT[kinds[key]])
+            for key, level in self.drawn(role, now_ms, at_limit=at_limit).items()
+        }
+
+    def pinned_steps(
+        self, role: Role, now_ms: int, *, at_limit: Collection[bytes] = ()
+    ) -> dict[EntitlementKey, int]:
+        """Return the same without leases that are cleared again: storage is from half-life on."""
+        found = self.drawn_steps(role, now_ms, at_limit=at_limit)
+        for entry in self._drawing[role].values():
+            key, terms = entry.drawn_key, entry.terms
+            if key is not None and terms.kind == "storage" and now_ms >= half_ms(terms):
+                found[key] = max(
+                    0, found[key] - ceil_div(drawn(entry, now_ms), LEASE_UNIT["storage"])
+                )
         return found
 
     def add(self, entries: list[LeaseEntry]) -> None:
@@ -397,36 +300,9 @@ class LeaseStore:
         """Keep what became of a lease, unsynced."""
         self._state.write([self.use_row(entry)], sync=False)
 
-    def allow(self, allowance: Allowance) -> None:
-        """Keep what a need allows, unsynced: what is signed is written with it.
-
-        What follows from the last row and the time is not written.
-        """
-        before = self.allowances.get(allowance.need)
-        self.allowances[allowance.need] = allowance
-        if before is None or before != replace(
-            allowance,
-            counted_ms=before.counted_ms,
-            allowed_micro=before.allowed_micro,
-            rest=before.rest,
-        ):
-            self._state.write([_allowance_row(allowance)], sync=False)
-
-    def forget_allowance(self, need: bytes) -> None:
-        """Drop what a need allowed that is no more and has no account."""
-        del self.allowances[need]
-        self._state.write([(_ALLOWANCE + need, None)], sync=False)
-
-    def open_hold(self, entry: LeaseEntry) -> None:
-        """Keep the account of what is held undrawn, unsynced: what is published brings it back."""
-        self._know_hold(entry)
-        self.save(entry)
-
     @staticmethod
     def use_row(entry: LeaseEntry) -> Change:
         """Return the row that keeps what became of a lease so far."""
-        if entry.hold is not None:
-            return _HOLD + _LETTERS[entry.role] + entry.terms.lease_id, _hold_row(entry, entry.hold)
         return _USE + _LETTERS[entry.role] + entry.terms.lease_id, _used(entry)
 
     def renew(self, renewed: list[tuple[LeaseEntry, LeaseTerms, LeaseUse, bytes]]) -> None:
@@ -452,16 +328,8 @@ class LeaseStore:
 
     async def sync(self, entry: LeaseEntry) -> None:
         """Keep what became of a lease, on the disk on return."""
-        rows = [self.use_row(entry)]
-        if entry.role == "customer" and entry.hold is not None:
-            rows.append(_allowance_row(self.allowances[entry.hold.need]))
-        await self._commit(rows)
-        if entry.hold is not None and len(rows) > 1 and entry.hold.need in self.allowances:
-            # The same holds of what its need allows.
-            now = _allowance_row(self.allowances[entry.hold.need])
-            if now != rows[1]:
-                self._state.write([now], sync=False)
-        if self.account(entry.role, entry.terms.lease_id) is entry:
+        await self._commit([self.use_row(entry)])
+        if self.get(entry.role, entry.terms.lease_id) is entry:
             # What has changed meanwhile can have been written before that row.
             self.keep(entry)
 
@@ -496,14 +364,6 @@ class LeaseStore:
         """Drop a lease that is over and settled."""
         tail = _LETTERS[entry.role] + entry.terms.lease_id
         self._touched.pop(tail, None)
-        if entry.hold is not None:
-            self._state.write([(_HOLD + tail, None)], sync=False)
-            del self._holds[entry.role][entry.terms.lease_id]
-            held = self._holds_by_peer[entry.role, entry.peer]
-            del held[entry.terms.lease_id]
-            if not held:
-                del self._holds_by_peer[entry.role, entry.peer]
-            return
         keys = [_LEASE + tail, _USE + tail, _RENEWAL + tail]
         if entry.role == "customer":
             keys.append(_DENIAL + entry.terms.lease_id)

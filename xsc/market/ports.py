@@ -146,9 +146,7 @@ class MarketPorts:
     granted: Callable[[], Sequence[Entitlement]]
     """Returns what this node has granted to needs of others, ahead of use."""
     received: Callable[[], Sequence[Entitlement]]
-    """Returns what this node's needs were granted by others."""
-    billed: Callable[[], Sequence[Entitlement]]
-    """Returns those of them that a clearing record proves, which this node has checked."""
+    """Returns what others offer to this node's needs, once it is to take leases on it."""
     needs: Callable[[], Sequence[NeedSlot]]
     """Returns what this node says that it needs."""
     on_denied: Callable[[Collection[bytes]], Awaitable[None]]

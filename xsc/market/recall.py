@@ -85,6 +85,7 @@ class LeaseRecall:
             "voucher": entry.voucher,
             "held_bytes": use.held_bytes,
             "used": use.used,
+            "level": use.level,
         }
 
     # The customer's side
@@ -155,6 +156,9 @@ class LeaseRecall:
         self._count(entry, take_opt_bytes(item, "voucher"), held)
         theirs = take_int(item, "held_bytes"), take_int(item, "used")
         entry.use = renewal.reconciled(entry.terms, entry.use, *theirs, now_ms)
+        if entry.terms.cleared:
+            level = min(entry.use.level, take_int(item, "level"))
+            entry.use = leases.lowered(entry.terms, entry.use, level, now_ms)
         return entry
 
     def _renew(self, entry: LeaseEntry, raw: bytes | None) -> None:
@@ -176,7 +180,9 @@ class LeaseRecall:
         terms = entry.terms
         size = held.get(terms.lease_id, 0)
         # The first epoch is due as soon as bytes are held; an account closes with its epoch.
-        since_ms, used = terms.term_ms, terms.base_quantity if terms.renewals else size
+        since_ms, used = terms.term_ms, terms.base_quantity
+        if not (terms.renewals or terms.cleared):
+            used = size
         if raw is not None:
             voucher = open_signed(raw, Voucher, network=self._network, author=self._own).record
             if voucher.lease_id != terms.lease_id:
@@ -192,6 +198,7 @@ class LeaseRecall:
             peak_bytes=size,
             epoch=min(last, max(0, since_ms - terms.start_ms) // EPOCH_MS),
             used=used,
+            counted_ms=since_ms,
             settled_micro=self._credit.settled(terms.lease_id),
         )
 

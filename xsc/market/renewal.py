@@ -22,9 +22,9 @@ from xsc.market.lease import (
     LeaseUse,
     advance,
     counted,
+    due_for,
     due_micro,
     half_ms,
-    storage_due,
     tolerance,
 )
 from xsc.terms.pricing import storage_amount
@@ -72,7 +72,7 @@ def make_request(
         customer=terms.customer,
         number=terms.renewals + 1,
         quote=quote_raw,
-        quantity=max(terms.quantity, use.held_bytes),
+        quantity=max(use.level if terms.cleared else terms.quantity, use.held_bytes),
         quantity_min=max(1, use.held_bytes),
         price=quote.price,
         base_quantity=counted(terms, use),
@@ -114,7 +114,7 @@ def check_renewal(
         return "the account falls behind the last voucher"
     if request.base_quantity > counted(terms, use) + tolerance(terms):
         return "the account is over more than was held"
-    if request.base_amount_micro != storage_due(terms, request.base_quantity):
+    if request.base_amount_micro != due_for(terms, request.base_quantity):
         return "the account's amount is not the price of its quantity"
     if request.quantity < use.held_bytes:
         return "the renewal is for less than is held"
@@ -153,7 +153,9 @@ def renewed(
     what a provider counted beyond the account it is still owed. No room is reserved again.
     """
     use = advance(terms, use, now_ms)
-    use = replace(use, used=max(use.used, request.base_quantity), lapsed=True)
+    level = quantity if terms.cleared else 0
+    used = max(use.used, request.base_quantity)
+    use = replace(use, used=used, lapsed=not terms.cleared, level=level)
     return restored(terms, request, quantity), use
 
 

@@ -45,6 +45,7 @@ from xsc.market import lease as leases
 from xsc.market import renewal as rules
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.denial import REASON
+from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, Role
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
@@ -93,6 +94,7 @@ class Renewals:
         store: LeaseStore,
         *,
         limits: CreditLimits,
+        headroom: Headroom,
         quotes: Quotes,
         turns: Turns[tuple[Role, bytes]],
     ) -> None:
@@ -104,6 +106,7 @@ class Renewals:
         self._log = context.log
         self._store = store
         self._limits = limits
+        self._headroom = headroom
         self._quality = ports.quality
         self._quotes = quotes
         self._turns = turns
@@ -415,6 +418,12 @@ class Renewals:
         quantity = request.quantity if most is None else min(request.quantity, most)
         if quantity < least:
             raise CreditExceeded("the renewal would pass the debt limit between these nodes")
+        if entry.terms.cleared:
+            same = [other for other, _, _, _ in granted.values()]
+            taken = sum(other.use.level for other in same if other.drawn_key == entry.drawn_key)
+            quantity = min(quantity, self._headroom.renewable(entry) - taken)
+            if quantity < least:
+                raise LeaseExhausted("a clearing granted its room to others: its data has to move")
         return quantity
 
 

@@ -1,7 +1,7 @@
 """The node on the market: puts its parts together, starts, tidies and closes them.
 
 as a provider    `granter` quotes and grants leases, `granted` counts what is used of them
-as a customer    `buyer` finds leases, `taken` counts what is used of them
+as a customer    `buyer` finds leases, `signing` takes what clearings offer, `taken` counts
 in both roles    `settlement` pays, `renewals` extends leases, `recalls` and `denials`
 agree with peers on which leases there are
 """
@@ -21,9 +21,8 @@ from xsc.market.buyer import LeaseBuyer
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.denials import KNOWN, Denials
 from xsc.market.granted import GrantedLeases
-from xsc.market.granter import LeaseGranter
+from xsc.market.granter import LOWER, LeaseGranter
 from xsc.market.headroom import Headroom
-from xsc.market.holds import Holds
 from xsc.market.lease_entry import LeaseView, Role, tidied, view
 from xsc.market.lease_requests import LEASE, LeaseRequests
 from xsc.market.lease_store import LeaseStore
@@ -32,6 +31,7 @@ from xsc.market.quotes import QUOTE, Quotes
 from xsc.market.recall import HISTORY, LeaseRecall
 from xsc.market.renewing import RENEW, Renewals
 from xsc.market.settlement import SETTLE, Settlement
+from xsc.market.signing import Signing
 from xsc.market.taken import TakenLeases
 from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import Lease, LeaseRequest
@@ -58,7 +58,6 @@ class MarketService:
         self.limits = CreditLimits(context, ports, self.store)
         self.headroom = Headroom(context, ports, settings, self.store, self.limits)
         self.granted = GrantedLeases(context, self.store, self.limits, self.headroom)
-        self.holds = Holds(context, ports, self.store)
         self.granter = LeaseGranter(
             context, ports, settings, self.store, limits=self.limits, headroom=self.headroom
         )
@@ -77,6 +76,7 @@ class MarketService:
             headroom=self.headroom,
             lines=lines,
         )
+        self.signing = Signing(context, ports, self.store, self.quotes, self.requests)
         turns: Turns[tuple[Role, bytes]] = Turns()
         self.settlement = Settlement(
             context,
@@ -92,6 +92,7 @@ class MarketService:
             settings,
             self.store,
             limits=self.limits,
+            headroom=self.headroom,
             quotes=self.quotes,
             turns=turns,
         )
@@ -104,8 +105,7 @@ class MarketService:
             StoreDamaged: a kept lease cannot be read.
         """
         self.store.load()
-        self.holds.start()
-        for entry in self.store.accounts("provider"):
+        for entry in self.store.all("provider"):
             settled = self._credit.settled(entry.terms.lease_id)
             entry.use = replace(entry.use, settled_micro=settled)
         for entry in self.store.all("customer"):
@@ -142,6 +142,7 @@ class MarketService:
         return {
             QUOTE: self.granter.on_quote,
             LEASE: self.granter.on_lease,
+            LOWER: self.granter.on_lower,
             SETTLE: self.settlement.on_settle,
             RENEW: self.renewals.on_renew,
             HISTORY: self.recalls.on_history,
@@ -158,19 +159,14 @@ class MarketService:
                 self.store.forget(entry)
             elif entry.use.given_back != before.given_back:
                 self.store.save(entry)
-        self.holds.tidy()
         self.limits.refresh()
 
     # What people see
 
     def leases(self) -> list[LeaseView]:
-        """Return every lease known, in both roles, and what is held undrawn and costs."""
+        """Return every lease known, in both roles."""
         now_ms = self._clock.now_ms()
-        held = (*self.store.holds("customer"), *self.store.holds("provider"))
-        views = [view(entry, now_ms) for entry in held]
-        return [view(entry, now_ms) for entry in self.store.both()] + [
-            each for each in views if each.due_micro or each.status == "undrawn"
-        ]
+        return [view(entry, now_ms) for entry in self.store.both()]
 
     def lease_record(self, lease_id: bytes) -> bytes:
         """Return the signed lease of that id, in either role, for `xsc verify`.

@@ -33,7 +33,6 @@ from xsc.base.tally import Tally
 from xsc.base.turns import Turns
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
-from xsc.market import hold as holding
 from xsc.market import lease as rules
 from xsc.market.lease_entry import (
     Booking,
@@ -95,7 +94,7 @@ class Settlement:
 
     async def settle_all(self) -> None:
         """Send what is owed to providers that are up, and have all that is signed booked now."""
-        taken, granted = self._store.accounts("customer"), self._store.accounts("provider")
+        taken, granted = self._store.all("customer"), self._store.all("provider")
         await self._settle(taken, granted, book_now=lambda _: True)
 
     async def settle_with(self, peer: bytes) -> None:
@@ -105,8 +104,8 @@ class Settlement:
         """
         if not self._quality.is_up(peer):
             return
-        taken = self._store.accounts_of("customer", peer)
-        granted = self._store.accounts_of("provider", peer)
+        taken = self._store.of("customer", peer)
+        granted = self._store.of("provider", peer)
         try:
             async with asyncio.timeout(SETTLE_LAST_MS / 1000):
                 await self._settle(taken, granted, book_now=lambda _: True)
@@ -118,13 +117,13 @@ class Settlement:
         due = self._due()
         granted = [
             entry
-            for entry in self._store.accounts("provider")
+            for entry in self._store.all("provider")
             if entry.peer in due or entry.booking is not None
         ]
         # Who leaves may not be there in an hour.
         leaving = self._leaving()
         await self._settle(
-            self._store.accounts("customer"), granted, book_now=lambda peer: peer in leaving
+            self._store.all("customer"), granted, book_now=lambda peer: peer in leaving
         )
 
     async def _settle(
@@ -163,7 +162,7 @@ class Settlement:
     def _unbooked(self) -> dict[bytes, list[LeaseEntry]]:
         """Return by customer the leases of which not all that is signed is booked."""
         found: dict[bytes, list[LeaseEntry]] = {}
-        for entry in self._store.accounts("provider"):
+        for entry in self._store.all("provider"):
             if is_unbooked(entry):
                 found.setdefault(entry.peer, []).append(entry)
         return found
@@ -206,11 +205,9 @@ class Settlement:
             if entry.denial is not None:
                 return True
             now_ms = self._clock.now_ms()
-            self._bound(entry)
             use = rules.advance(entry.terms, entry.use, now_ms)
             voucher = rules.next_voucher(entry.terms, use, now_ms)
             if voucher is not None:
-                self._note_signed(entry, voucher.amount_micro - use.voucher_micro)
                 entry.use = rules.with_voucher(use, voucher)
                 entry.voucher, entry.taken_ms = sign(voucher, self._key, self._network).raw, None
                 # Before it is sent: a number must never mean two amounts.
@@ -221,7 +218,8 @@ class Settlement:
             if booked > entry.use.settled_micro:
                 entry.use = replace(entry.use, settled_micro=booked)
                 self._store.save(entry)
-            paid = entry.use.settled_micro >= entry.use.voucher_micro
+            is_known = not entry.terms.cleared or entry.taken_ms is not None
+            paid = is_known and entry.use.settled_micro >= entry.use.voucher_micro
             if sent is None or paid or not (book_now or self._is_untold(entry)):
                 return True
             try:
@@ -249,20 +247,6 @@ class Settlement:
             return True
         return self._clock.monotonic_ms() - entry.taken_ms >= 2 * self._booking_interval_ms
 
-    def _bound(self, entry: LeaseEntry) -> None:
-        """Have the account of a hold owe no more than its need allows, as of the last look."""
-        if entry.hold is not None:
-            allowance = self._store.allowances.get(entry.hold.need)
-            left = 0 if allowance is None else allowance.left_micro
-            entry.use = holding.bounded(entry.use, left)
-
-    def _note_signed(self, entry: LeaseEntry, amount_micro: int) -> None:
-        """Count what is signed for a hold; it is written with the voucher."""
-        if entry.hold is not None:
-            before = self._store.allowances[entry.hold.need]
-            signed = before.signed_micro + amount_micro
-            self._store.allowances[before.need] = replace(before, signed_micro=signed)
-
     # The provider's side
 
     async def on_settle(
@@ -271,7 +255,7 @@ class Settlement:
         """Take a customer's voucher, and book what it promises if the customer asks for that."""
         raw, book_now = take_bytes(header, "voucher"), take_bool(header, "book_now")
         voucher = open_signed(raw, Voucher, network=self._network, author=caller)
-        entry = self._store.account("provider", voucher.record.lease_id)
+        entry = self._store.get("provider", voucher.record.lease_id)
         if entry is None or entry.terms.customer != caller:
             raise NotAllowed("this customer has no such lease here")
         async with self._turns.of(("provider", entry.terms.lease_id)):
@@ -291,11 +275,11 @@ class Settlement:
             if voucher.raw != entry.voucher:
                 raise RecordInvalid("two different vouchers bear the same number")
             return
-        entry.count_hold(self._clock.now_ms())
         use = rules.advance(entry.terms, entry.use, self._clock.now_ms())
         if (refusal := rules.check_voucher(entry.terms, use, voucher.record)) is not None:
             raise RecordInvalid(refusal)
-        if voucher.record.amount_micro == entry.use.voucher_micro:
+        is_first = entry.terms.cleared and entry.use.voucher_number == 0
+        if voucher.record.amount_micro == entry.use.voucher_micro and not is_first:
             # It says nothing new: a customer could sign as many of those as it likes.
             return
         self._vouchers.count(entry.terms.customer, self._clock.monotonic_ms(), "vouchers")

@@ -94,7 +94,9 @@ class TakenLeases:
             return
         entry = self._known(lease_id)
         entry.end_promise(fuel_steps)
-        entry.use = rules.spend(entry.terms, entry.use, fuel_steps, amount_micro)
+        entry.use = rules.spend(
+            entry.terms, entry.use, fuel_steps, amount_micro, self._clock.now_ms()
+        )
         self._store.keep(entry)
         self._lines.freed(entry.peer)
         await asyncio.sleep(0)  # it is kept before the result is returned
@@ -142,7 +144,8 @@ class TakenLeases:
         entry = self._store.get("customer", lease_id)
         if entry is None or entry.peer != provider or entry.terms.kind != "compute":
             return None
-        return entry.terms.price, rules.room(entry.terms, entry.use)
+        room = rules.room(entry.terms, entry.use, self._clock.now_ms())
+        return rules.run_price(entry.terms), room
 
     def _known(self, lease_id: bytes) -> LeaseEntry:
         entry = self._store.get("customer", lease_id)

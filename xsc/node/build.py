@@ -204,13 +204,15 @@ class SlotMarket:
         """Return the steps that leases have drawn of each entitlement, rounded up."""
         return self._market.headroom.drawn_steps()
 
+    def pinned(self) -> dict[EntitlementKey, int]:
+        """Return the same of those that are not cleared again yet."""
+        return self._market.headroom.pinned_steps()
+
     def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
         """Return the micro-credits that a customer may still come to owe.
 
         It has an equal part of a credit that it shares with others of these takers.
         """
-        if self._market.holds.is_full(customer):
-            return 0
         sharing = {*self._market.limits.shares_with(customer), customer}
         return self._market.limits.left(customer) // len(sharing & {customer, *takers})
 
@@ -411,8 +413,7 @@ class Node:
                 # Bound late: storage is made after the market.
                 leaving=lambda: self.storage.drain.leaving(),  # noqa: PLW0108
                 granted=lambda: self.allocator.granted(),  # noqa: PLW0108
-                received=lambda: self.allocator.received(),  # noqa: PLW0108
-                billed=lambda: self.allocator.billed(),  # noqa: PLW0108
+                received=lambda: self.allocator.offered(),  # noqa: PLW0108
                 needs=lambda: self.commitments.own.needs,
                 on_denied=lambda leases: self.storage.leases_denied(leases),  # noqa: PLW0108
             ),
@@ -431,6 +432,8 @@ class Node:
             follow=self.following.update,
             read=self.read_space,
             once=self.tasks.once,
+            on_offered=self.market.signing.wake,
+            held=self.market.signing.held_steps,
         )
         self.explaining = Explaining(
             context,
@@ -720,6 +723,7 @@ class Node:
         self.tasks.start("health", self.health.run)
         self.tasks.start("commitment", self.commitments.run)
         self.tasks.start("allocator", self.allocator.run)
+        self.tasks.start("signing", self.market.signing.run)
         self.tasks.start("market", self.market.run)
         self.tasks.start("renewal", self.market.renewals.run)
         self.tasks.start("ledger", self.ledger.run)

@@ -284,6 +284,8 @@ class Entitlement:
     need: bytes
     kind: Kind
     quantity: int
+    slot_quantity: int
+    """Of the whole slot."""
     tier: Tier
     price: int
     """Micro-credits a GiB and epoch, or a Gfuel."""

@@ -228,6 +228,8 @@ class Oracle:
     sandboxes: dict[int, MeteredSandbox] = field(default_factory=dict)
     billed: dict[int, dict[bytes, int]] = field(default_factory=lambda: defaultdict(dict))
     vouchers: dict[int, dict[bytes, int]] = field(default_factory=lambda: defaultdict(dict))
+    cleared: dict[int, set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    """By node, the cleared leases that it took."""
     """The most that each honest node has signed for, by lease at the adversary."""
     stated: dict[int, list[tuple[int, NeedSlot]]] = field(default_factory=lambda: defaultdict(list))
     """By honest node, what it has ever said that it needs, and since when."""
@@ -537,7 +539,7 @@ class Oracle:
         for index in self.up():
             node, now_ms = self.world.nodes[index], self.world.clock.now_ms()
             promised = sum(
-                leases.room(entry.terms, entry.use)
+                leases.room(entry.terms, entry.use, now_ms)
                 for entry in node.market.store.all("provider")
                 if entry.terms.customer == self.foe
                 and entry.terms.kind == "storage"
@@ -583,16 +585,15 @@ class Oracle:
             for stated_ms, need in needs:
                 price_ms = need.price_max * (now_ms - stated_ms)
                 allowed += slot_amount(need.kind, price_ms, need.quantity) // EPOCH_MS
-            held = {
-                account: amount
-                for account, amount in self.vouchers[index].items()
-                if account.startswith(bytes(8))
+            store = self.world.nodes[index].market.store
+            self.cleared[index] |= {
+                entry.terms.lease_id for entry in store.all("customer") if entry.terms.cleared
             }
-            signed = sum(held.values())
+            signed = sum(self.vouchers[index].get(each, 0) for each in self.cleared[index])
             expect(
                 signed <= allowed,
                 "stated",
-                f"node-{index} signed {signed} for {len(held)} entitlements and allows {allowed}",
+                f"node-{index} signed {signed} for cleared leases and allows {allowed}",
             )
 
     def shares_hold(self) -> None:

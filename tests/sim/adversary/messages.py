@@ -109,6 +109,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "given_back": Many(Id32, LEASES_GIVEN_BACK_MAX),
     },
     "market.lease": {"request": Sealed("lease_request")},
+    "market.lower": {"lease_id": Id32, "level": Count},
     "market.settle": {"voucher": Sealed("voucher"), "book_now": bool},
     "market.renew": {"requests": Many(Sealed("renewal_request"), 64)},
     "market.history": {"after": Id32},

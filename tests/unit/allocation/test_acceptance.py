@@ -9,13 +9,11 @@ from xsc.allocation.acceptance import (
     Given,
     Granted,
     at_once,
-    had_of,
     keep,
     still_wanted,
 )
 from xsc.allocation.tiers import TIERS
-from xsc.base.limits import ALLOCATION_LOOK_MS, ENTITLEMENT_LAPSE_MS
-from xsc.terms.slot import Entitlement, NeedSlot, pack_windows
+from xsc.terms.slot import pack_windows
 
 PROVIDER = key(1).node_id
 
@@ -34,49 +32,6 @@ def test_mutual_providers_are_kept_first_and_the_rest_is_released():
 def test_within_a_tier_providers_share_by_recognition():
     kept = keep(6, [offer(1, 9, weight=1), offer(2, 9, weight=2)], {})
     assert list(kept.quantities.values()) == [2, 4]
-
-
-def granted(units, need, number=7):
-    return Entitlement(
-        slot=bytes([number]) * 16,
-        opens_ms=0,
-        closes_ms=2**50,
-        window=(0, 2**50),
-        provider=PROVIDER,
-        customer=key(2).node_id,
-        need=need.slot_id,
-        kind="storage",
-        quantity=units,
-        tier="open",
-        price=1,
-        granted_ms=0,
-        until_ms=2**49,
-        clearing=bytes(32),
-    )
-
-
-@pytest.mark.parametrize(
-    ("late_ms", "lapsed"),
-    [
-        (-ALLOCATION_LOOK_MS - 1, 0),
-        (-ALLOCATION_LOOK_MS, 4),
-        (ALLOCATION_LOOK_MS, 4),
-        (ALLOCATION_LOOK_MS + 1, 0),
-    ],
-)
-def test_what_goes_a_day_after_it_could_be_drawn_has_lapsed(late_ms, lapsed):
-    asked = need(quantity=10)
-    needs = {asked.slot_id: asked}
-    had = had_of({}, needs, [granted(10, asked)], 1_000)
-    now_ms = 1_000 + ENTITLEMENT_LAPSE_MS + late_ms
-    had = had_of(had, needs, [granted(6, asked)], now_ms)
-    assert [each.lapsed for each in had.values()] == [lapsed]
-    # What is drawn and goes later has not lapsed; under another number nothing has.
-    had = had_of(had, needs, [], now_ms + 3 * ALLOCATION_LOOK_MS)
-    assert sum(each.lapsed for each in had.values()) == lapsed
-    again = NeedSlot(**dict(asked) | {"number": asked.number + 1})
-    assert had_of(had, {asked.slot_id: again}, [], now_ms) == {}
-    assert had_of(had, {}, [], now_ms) == {}
 
 
 OFFERS = st.lists(

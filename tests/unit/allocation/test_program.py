@@ -90,6 +90,8 @@ async def test_the_program_publishes_what_the_rule_publishes(alice, network, pee
 
 async def test_a_quiet_look_runs_no_frame_and_writes_nothing(node, peers):
     await play(node, *peers)
+    node.take()
+    await node.allocator.allocate()
     frame_number, writes = node.program.results().frame, len(node.db.writes)
     for _ in range(3):
         node.pass_ms(60_000)

@@ -2,8 +2,6 @@
 
 from random import Random
 
-import pytest
-
 from tests.unit.allocation.clearings import (
     NOW_MS,
     UNTIL_MS,
@@ -15,7 +13,7 @@ from tests.unit.allocation.clearings import (
 )
 from xsc.allocation.acceptance import at_once
 from xsc.allocation.clearing_record import Offer
-from xsc.allocation.receiving import accepted, is_proven, offered_by, proven_of
+from xsc.allocation.receiving import is_proven, offered_by, proven_of
 from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,
@@ -136,36 +134,3 @@ def granted(number, quantity, window, provider=b"p" * 32, asked="storage"):
         until_ms=window[1],
         clearing=bytes(32),
     )
-
-
-def test_what_one_provider_grants_a_need_in_all_its_slots_is_billed_up_to_what_it_accepts():
-    asked = need(quantity=100, kind="storage")
-    needs = {asked.slot_id: asked}
-    now, later = (NOW_MS, NOW_MS + 10), (NOW_MS + 10, NOW_MS + 20)
-    first, second = granted(1, 60, now), granted(2, 60, now)
-    assert accepted([second, first], needs) == [first], "sixty slots were billed sixty times"
-    assert accepted([first, granted(2, 40, now)], needs) == [first, granted(2, 40, now)]
-    assert accepted([first, granted(2, 60, later)], needs) == [first, granted(2, 60, later)]
-    other = granted(2, 60, now, provider=b"q" * 32)
-    assert accepted([first, other], needs) == [first, other], "what others grant is theirs to cap"
-    capped = asked.model_copy(update={"caps": ((b"p" * 32, 59),)})
-    assert accepted([first, other], {asked.slot_id: capped}) == [other]
-    assert accepted([first], {}) == []
-
-
-@pytest.mark.parametrize("kind", ["storage", "compute"])
-def test_what_is_billed_is_never_above_a_cap_in_whatever_order_it_comes(kind):
-    random = Random(11)
-    for _ in range(200):
-        caps = random.choice([(), ((b"p" * 32, random.randint(0, 11)),)])
-        asked = need(kind=kind, quantity=12, caps=caps)
-        lines = []
-        for number in range(random.randint(0, 9)):
-            start = NOW_MS + random.randrange(60)
-            window = (start, start + random.randint(1, 20))
-            lines.append(granted(number, random.randint(1, 14), window, asked=kind))
-        billed = accepted(lines, {asked.slot_id: asked})
-        for at in range(NOW_MS, NOW_MS + 80):
-            met = [e.quantity for e in billed if e.window[0] <= at < e.window[1]]
-            assert sum(met) <= asked.cap(b"p" * 32)
-        assert accepted(random.sample(lines, len(lines)), {asked.slot_id: asked}) == billed

@@ -13,11 +13,9 @@ from xsc.db.group import GroupCommit
 from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
 from xsc.market.entitlements import LEASE_UNIT
-from xsc.market.lease import HOLD_MARK
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
 from xsc.market.service import MarketService
-from xsc.terms.slot import NeedSlot, pack_windows
 
 NET = network_id("test")
 
@@ -208,8 +206,7 @@ class Node:
                 leaving=lambda: self.leaving,
                 granted=lambda: self.granted,
                 received=lambda: self.received,
-                billed=lambda: self.received,
-                needs=self.stated,
+                needs=lambda: list(self.needs.values()),
                 on_denied=self.on_denied,
             ),
             state=self.state,
@@ -218,22 +215,6 @@ class Node:
         )
         self.world.wire.handlers[self.id] = market.handlers()
         return market
-
-    def stated(self):
-        """Return a need for each that was ever granted something, of just that much."""
-        for each in self.received:
-            self.needs.setdefault(
-                each.need,
-                NeedSlot(
-                    slot_id=each.need,
-                    kind=each.kind,
-                    quantity=each.quantity,
-                    price_max=each.price,
-                    windows_packed=pack_windows([each.window]),
-                    valid_until_ms=each.window[1],
-                ),
-            )
-        return list(self.needs.values())
 
     async def on_denied(self, leases):
         self.denied.append(set(leases))
@@ -251,13 +232,6 @@ class Node:
 
     def one(self, role):
         views = [view for view in self.market.leases() if view.role == role]
-        views = [view for view in views if not view.lease_id.startswith(HOLD_MARK)]
-        assert len(views) == 1
-        return views[0]
-
-    def hold(self, role):
-        views = [view for view in self.market.leases() if view.role == role]
-        views = [view for view in views if view.lease_id.startswith(HOLD_MARK)]
         assert len(views) == 1
         return views[0]
 

@@ -24,6 +24,7 @@ from xsc.market.lease import (
     check_request,
     check_voucher,
     counted,
+    due_for,
     due_micro,
     exposure_micro,
     half_ms,
@@ -38,7 +39,6 @@ from xsc.market.lease import (
     room,
     spend,
     status,
-    storage_due,
     terms_of,
     tolerance,
     with_voucher,
@@ -83,16 +83,16 @@ def test_no_more_goes_than_was_held():
 
 
 def test_room_is_what_is_left():
-    assert room(STORAGE, hold(STORAGE, FRESH, 3 * GIB, T0)) == 5 * GIB
-    assert room(COMPUTE, spend(COMPUTE, FRESH, 2 * PRICE_FUEL, 20)) == 3 * PRICE_FUEL
-    assert room(COMPUTE, spend(COMPUTE, FRESH, 9 * PRICE_FUEL, 20)) == 0
+    assert room(STORAGE, hold(STORAGE, FRESH, 3 * GIB, T0), T0) == 5 * GIB
+    assert room(COMPUTE, spend(COMPUTE, FRESH, 2 * PRICE_FUEL, 20, T0), T0) == 3 * PRICE_FUEL
+    assert room(COMPUTE, spend(COMPUTE, FRESH, 9 * PRICE_FUEL, 20, T0), T0) == 0
 
 
 def test_the_states_of_a_compute_lease():
     after = COMPUTE.end_ms
     assert status(COMPUTE, FRESH, after - 1) == "open"
     assert status(COMPUTE, FRESH, after) == "expired"
-    spent = spend(COMPUTE, FRESH, PRICE_FUEL, 10)
+    spent = spend(COMPUTE, FRESH, PRICE_FUEL, 10, T0)
     assert status(COMPUTE, spent, after) == "closing"
     assert status(COMPUTE, replace(spent, settled_micro=10), after) == "settled"
 
@@ -128,7 +128,7 @@ def test_exposure_is_what_is_owed_and_what_is_still_allowed():
     assert exposure_micro(STORAGE, FRESH, T0) == 80
     assert exposure_micro(STORAGE, hold(STORAGE, FRESH, GIB, T0), T0) == 90
     assert exposure_micro(COMPUTE, FRESH, T0) == 50
-    spent = spend(COMPUTE, FRESH, 2 * PRICE_FUEL, 20)
+    spent = spend(COMPUTE, FRESH, 2 * PRICE_FUEL, 20, T0)
     assert exposure_micro(COMPUTE, spent, T0) == 50
     assert exposure_micro(COMPUTE, replace(spent, settled_micro=20), T0) == 30
     assert exposure_micro(COMPUTE, spent, COMPUTE.end_ms) == 20
@@ -176,9 +176,9 @@ def test_no_voucher_where_nothing_new_is_due():
     ],
 )
 def test_compute_vouchers(change, reason):
-    use = spend(COMPUTE, FRESH, PRICE_FUEL, 10)
+    use = spend(COMPUTE, FRESH, PRICE_FUEL, 10, T0)
     first = next_voucher(COMPUTE, use, T0)
-    use = spend(COMPUTE, with_voucher(use, first), 2 * PRICE_FUEL, 20)
+    use = spend(COMPUTE, with_voucher(use, first), 2 * PRICE_FUEL, 20, T0)
     voucher = next_voucher(COMPUTE, use, T0).model_copy(update=change)
     refusal = check_voucher(COMPUTE, use, voucher)
     assert (refusal is None) if reason is None else reason in refusal
@@ -267,7 +267,7 @@ def test_a_kind_is_used_as_what_it_is():
     with pytest.raises(AssertionError):
         hold(COMPUTE, FRESH, 1, T0)
     with pytest.raises(AssertionError):
-        spend(STORAGE, FRESH, 1, 1)
+        spend(STORAGE, FRESH, 1, 1, T0)
     assert advance(COMPUTE, FRESH, T0 + EPOCH_MS) == FRESH
 
 
@@ -289,14 +289,14 @@ def test_a_byte_costs_a_part_of_what_is_reserved_and_what_is_filled_costs_no_mor
 def test_unused_room_lapses_for_good_once_a_lease_fills_too_slowly():
     part = STORAGE.quantity // RESERVED_EPOCHS
     use = hold(STORAGE, FRESH, part, T0)
-    assert reserved(STORAGE, use, T0 + 2 * EPOCH_MS - 1) == room(STORAGE, use)
+    assert reserved(STORAGE, use, T0 + 2 * EPOCH_MS - 1) == room(STORAGE, use, T0)
     assert reserved(STORAGE, use, T0 + 2 * EPOCH_MS) == 0
     late = hold(STORAGE, use, 7 * part, T0 + 2 * EPOCH_MS)
     assert reserved(STORAGE, late, T0 + 2 * EPOCH_MS) == 0
-    assert room(STORAGE, late) == 8 * part, "it may still be used where there is room"
+    assert room(STORAGE, late, T0) == 8 * part, "it may still be used where there is room"
     for epoch in range(1, RESERVED_EPOCHS):
         use = hold(STORAGE, use, part, T0 + epoch * EPOCH_MS)
-        assert reserved(STORAGE, use, T0 + epoch * EPOCH_MS) == room(STORAGE, use)
+        assert reserved(STORAGE, use, T0 + epoch * EPOCH_MS) == room(STORAGE, use, T0)
     assert use.held_bytes == STORAGE.quantity
     assert reserved(STORAGE, hold(STORAGE, use, -1, T0 + 17 * EPOCH_MS), T0 + 17 * EPOCH_MS) == 0
 
@@ -407,7 +407,7 @@ def test_clocks_differ_over_storage_alone():
 def test_one_micro_credit_settles():
     over = replace(FRESH, given_back=True, settled_micro=1)
     assert status(STORAGE, over, T0) == "settled"
-    assert status(COMPUTE, spend(COMPUTE, FRESH, 1, 1), COMPUTE.end_ms) == "closing"
+    assert status(COMPUTE, spend(COMPUTE, FRESH, 1, 1, T0), COMPUTE.end_ms) == "closing"
 
 
 def test_refused_bookings_are_tried_ever_more_rarely():
@@ -464,7 +464,7 @@ def test_what_was_held_and_not_counted_is_due_since_its_epoch():
 
 def test_former_terms_cost_what_was_signed():
     renewed = replace(STORAGE, renewals=1, price=GIB, base_quantity=10, base_micro=7)
-    assert [storage_due(renewed, used) for used in (0, 9, 10, 11)] == [7, 7, 7, 8]
+    assert [due_for(renewed, used) for used in (0, 9, 10, 11)] == [7, 7, 7, 8]
 
 
 def test_a_voucher_of_a_renewed_lease_pays_former_terms_as_signed():
@@ -486,7 +486,7 @@ def test_a_voucher_of_a_renewed_lease_pays_former_terms_as_signed():
 
 
 def test_a_voucher_may_repeat_the_last_ones_amount_and_quantity():
-    use = spend(COMPUTE, FRESH, PRICE_FUEL, 10)
+    use = spend(COMPUTE, FRESH, PRICE_FUEL, 10, T0)
     first = next_voucher(COMPUTE, use, T0)
     again = first.model_copy(update={"number": 2})
     assert check_voucher(COMPUTE, with_voucher(use, first), again) is None

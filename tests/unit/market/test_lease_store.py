@@ -3,7 +3,6 @@ from dataclasses import replace
 import pytest
 
 from tests.settle import settle
-from tests.unit.allocation.clearings import steps_of
 from tests.unit.allocation.fakes import Memory
 from xsc.base.clock import InlineExecutor
 from xsc.base.encoding import decode, encode
@@ -12,13 +11,10 @@ from xsc.base.limits import PROMISE_MS
 from xsc.db.group import GroupCommit
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.market.hold import account_terms, begun
-from xsc.market.lease import LeaseUse
-from xsc.market.lease_entry import Booking, LeaseEntry
+from xsc.market.lease_entry import Booking
 from xsc.market.lease_store import LeaseStore
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
-from xsc.terms.slot import Entitlement
 
 KEY, NET = KeyPair(b"\1" * 32), network_id("test")
 QUOTE = Quote(
@@ -181,41 +177,3 @@ async def test_uses_that_a_full_disk_does_not_take_are_written_later(state):
     store.keep(other)
     await settle()
     assert store_on(state).get("customer", b"\1" * 32) == entry
-
-
-def test_the_accounts_of_one_customer_are_found_without_a_look_at_the_others():
-    taken = []
-    for count in (3, 60):
-        store = store_on(Memory())
-        for number in range(count):
-            customer = bytes([number]) * 32
-            entitlement = Entitlement(
-                slot=b"s" * 16,
-                opens_ms=1,
-                closes_ms=100,
-                window=(1, 100),
-                provider=b"p" * 32,
-                customer=customer,
-                need=b"n" * 16,
-                kind="storage",
-                quantity=5,
-                tier="open",
-                price=3,
-                granted_ms=1,
-                until_ms=100,
-                clearing=b"i" * 32,
-            )
-            terms = account_terms(entitlement.key, 1, 100)
-            hold = begun(entitlement, "storage")
-            store.open_hold(LeaseEntry("provider", terms, LeaseUse(1), b"", b"", hold=hold))
-        found = []
-
-        def work(store=store, found=found):
-            found.extend(store.accounts_of("provider", b"\2" * 32))
-
-        taken.append(steps_of(work))
-        assert [entry.peer for entry in found] == [b"\2" * 32]
-        store.forget(found[0])
-        assert not list(store.accounts_of("provider", b"\2" * 32))
-        assert len(list(store.holds("provider"))) == count - 1
-    assert taken[0] == taken[1]

@@ -80,7 +80,7 @@ def test_what_is_kept_is_what_counting_all_leases_gives():
             if what == "use" and each.terms.kind == "storage":
                 each.use = hold(each.terms, each.use, random.randint(-GIB, 3 * GIB), now_ms)
             elif what == "use":
-                each.use = spend(each.terms, each.use, 100, 1)
+                each.use = spend(each.terms, each.use, 100, 1, now_ms)
             elif what == "work":
                 each.reserved = random.choice([0, GIB])
             elif what == "renew":

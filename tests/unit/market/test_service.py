@@ -1343,7 +1343,7 @@ async def test_the_timer_promises_at_once_and_books_after_an_hour(world, pair):
         await settle()
 
     await passing(6)
-    (entry,) = provider.market.store.accounts("provider")
+    (entry,) = provider.market.store.all("provider")
     assert entry.use.voucher_micro == 4_000
     assert provider.ledger.booked == {}
     vouchers = [call for call in world.wire.calls if call[2] == SETTLE]

@@ -12,8 +12,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
 from tests.sim.network import content, put, run
-from tests.sim.test_slots import A_STEP, SETTINGS, need, offer, recognise
-from xsc.allocation.declaring import Statement
+from tests.sim.test_slots import A_STEP, SETTINGS, leased, need, offer, recognise
 from xsc.api import objects
 from xsc.api.serial import document
 from xsc.base.errors import (
@@ -288,13 +287,13 @@ def test_an_estimate_takes_the_dearest_of_the_cheapest_hosts_and_nobody_above_th
     run(94, 5, play, prepare=prepare)
 
 
-def test_what_was_drawn_is_shown_on_both_sides_whatever_is_granted_now():
+def test_what_is_leased_is_shown_on_both_sides_whatever_is_granted_now():
     async def play(world):
         provider, customer = world.nodes
         await recognise(provider, customer)
         await offer(provider, 100)
         wanted = await need(customer, 60)
-        await world.until(customer.allocator.received)
+        await world.until(lambda: leased(provider, "provider") == leased(customer) == 60)
         await put(customer, content(24 * MIB))
         here, there = Api(customer), Api(provider)
 
@@ -304,22 +303,23 @@ def test_what_was_drawn_is_shown_on_both_sides_whatever_is_granted_now():
 
         (before,) = (await here.call("GET", "/v1/allocation/received"))["allocations"]
         who, drawn = to_text(customer.key.node_id), before["drawn"]
-        assert SLOT_STEP_BYTES < drawn < 60 * SLOT_STEP_BYTES
+        assert drawn == 60 * SLOT_STEP_BYTES
         row = (who, to_text(wanted), drawn)
         assert await shown(here, "allocations") == await shown(there, "allocations") == [row]
         (slot,) = (await here.call("GET", "/v1/allocation"))["slots"]
         (line,) = slot["allocations"]
         stage = {"tier": "one_way", "quantity": 60 * SLOT_STEP_BYTES, "price": 9 * A_STEP}
         assert line["stages"] == [stage]
-        # Less is needed than was drawn: it is pinned, and granted no more.
-        await customer.commitments.edit(wanted, Statement(quantity=1))
+        # Nothing is needed any more: what is stored is pinned, and granted no more.
+        await customer.commitments.withdraw(wanted)
         await world.until(lambda: not customer.allocator.received())
         assert await shown(there, "pinned") == [(who, to_text(wanted), None)]
         answer = await here.call("GET", "/v1/allocation/received")
         (after,) = answer["allocations"]
-        assert (after["drawn"], after["quantity"], after["tier"]) == (drawn, 0, None)
+        assert after["drawn"] == SLOT_STEP_BYTES, "rounded up"
+        assert (after["quantity"], after["tier"]) == (0, None)
         assert (after["node"], after["price"]) == (before["node"], 9 * A_STEP)
-        assert answer["totals"] == {to_text(wanted): drawn}
+        assert answer["totals"] == {to_text(wanted): after["drawn"]}
         assert (await here.call("GET", "/v1/allocation/expected"))["allocations"] == []
 
     run(93, 2, play, SETTINGS)

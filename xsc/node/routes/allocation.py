@@ -16,7 +16,7 @@ from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import NotFound
 from xsc.base.ids import to_text
-from xsc.base.limits import ENTITLEMENT_LAPSE_MS
+from xsc.base.limits import OFFER_MS
 from xsc.market.lease_entry import LeaseEntry
 from xsc.node.api.serving import Answers
 from xsc.node.build import Node
@@ -46,7 +46,7 @@ def _slots(
     def allocation(
         slot: SlotDenominators, line: SlotAllocationRecord, stages: Sequence[LineValue]
     ) -> api.Allocation:
-        lapses_ms = max(line.granted_ms, slot.window[0]) + ENTITLEMENT_LAPSE_MS
+        lapses_ms = max(line.granted_ms, slot.window[0]) + OFFER_MS
         return api.Allocation(
             node=to_text(line.customer),
             name=node.name_of(line.customer),

@@ -297,6 +297,9 @@ async def leases(node: Node, _: Nothing) -> api.Leases:
                 start_ms=lease.start_ms,
                 end_ms=lease.end_ms,
                 renewals=lease.renewals,
+                origin="now" if lease.draw is None else "cleared",
+                slot=None if lease.draw is None else to_text(lease.draw.slot),
+                need=None if lease.draw is None else to_text(lease.draw.need),
             )
             for lease in node.market.leases()
         ]

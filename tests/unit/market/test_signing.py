@@ -1,0 +1,365 @@
+"""What a clearing granted is kept free, and becomes a lease that its customer signs."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.unit.market.fakes import A_MIB
+from xsc.base.errors import NoOffers, NotAllowed, SpaceExhausted
+from xsc.base.limits import (
+    COMPUTE_LEASE_MS,
+    EPOCH_MS,
+    MIB,
+    OFFER_MS,
+    OFFER_SETTLE_MS,
+    SLOT_STEP_BYTES,
+    STORAGE_LEASE_IDLE_MS,
+    STORAGE_LEASE_MS,
+)
+from xsc.market.entitlements import LEASE_UNIT
+from xsc.market.granter import LOWER
+from xsc.terms.pricing import slot_amount
+from xsc.terms.slot import Entitlement, NeedSlot
+
+DAY_MS = 24 * EPOCH_MS
+NEED = b"n" * 16
+PRICE = 7 * A_MIB
+
+
+def need_of(quantity, need=NEED, kind="storage", price_max=40 * A_MIB):
+    return NeedSlot(
+        slot_id=need,
+        kind=kind,
+        quantity=quantity,
+        price_max=price_max,
+        valid_until_ms=2**60,
+    )
+
+
+def entitle(world, holder, provider, quantity, **change):
+    """Grant a need of the customer a part of a slot of the provider."""
+    now_ms = world.clock.now_ms()
+    whole = {
+        "slot": b"s" * 16,
+        "window": (now_ms, now_ms + 200 * DAY_MS),
+        "provider": provider.id,
+        "customer": holder.id,
+        "need": NEED,
+        "kind": "storage",
+        "quantity": quantity,
+        "slot_quantity": 100,
+        "tier": "mutual",
+        "price": PRICE,
+        "granted_ms": now_ms,
+        "until_ms": now_ms + OFFER_MS,
+        "clearing": b"c" * 32,
+    } | change
+    opens_ms, closes_ms = whole["window"]
+    made = Entitlement(opens_ms=opens_ms, closes_ms=closes_ms, **whole)
+    provider.granted.append(made)
+    holder.received.append(made)
+    return made
+
+
+def needs(customer, *stated):
+    customer.needs = {need.slot_id: need for need in stated}
+
+
+async def signed(world, customer):
+    await world.drive(customer.market.signing.look())
+
+
+def taken(node, role):
+    """Return the steps of all leases of a role that are not over."""
+    return sum(node.market.store.drawn_steps(role, node.world.clock.now_ms()).values())
+
+
+def others(world, *but):
+    return frozenset(node.id for node in world.nodes.values() if node not in but)
+
+
+async def leased(world, customer, provider, size_bytes):
+    """Take room for now."""
+    got = await world.drive(
+        customer.market.buyer.lease_hosts(
+            size_bytes=size_bytes, count=1, exclude=others(world, provider)
+        )
+    )
+    if not got.leases:
+        raise got.refused[provider.id]
+    return got.leases[0]
+
+
+@pytest.fixture
+def three(world):
+    """A customer and another, without room of their own, and a provider with 100 steps."""
+    nodes = world.node(1), world.node(2), world.node(3)
+    for node in nodes[:2]:
+        node.room.storage = node.room.steps = 0
+    nodes[2].room.storage = 100 * SLOT_STEP_BYTES
+    nodes[2].room.steps = 100 * LEASE_UNIT["compute"]
+    return nodes
+
+
+async def test_a_holder_pays_the_price_of_its_entitlement_and_no_share_bounds_it(world, three):
+    customer, _, provider = three
+    needs(customer, need_of(80))
+    entitle(world, customer, provider, 80)
+    await signed(world, customer)
+    for node, role in ((customer, "customer"), (provider, "provider")):
+        lease = node.one(role)
+        assert (lease.quantity, lease.price, lease.draw.need) == (80 * SLOT_STEP_BYTES, PRICE, NEED)
+        assert taken(node, role) == 80
+    await signed(world, customer)
+    assert customer.one("customer").quantity == 80 * SLOT_STEP_BYTES, "once"
+    # A put uses it before it takes a further lease.
+    host = await leased(world, customer, provider, 79 * SLOT_STEP_BYTES)
+    assert host.lease_id == customer.one("customer").lease_id
+
+
+async def test_what_is_entitled_is_kept_from_all_others_until_it_lapses(world, three):
+    customer, other, provider = three
+    provider.standing.mutual[other.id] = 20_000
+    entitle(world, customer, provider, 80)
+    with pytest.raises(SpaceExhausted):
+        await leased(world, other, provider, 30 * SLOT_STEP_BYTES)
+    world.later(OFFER_MS)
+    await leased(world, other, provider, 30 * SLOT_STEP_BYTES)
+
+
+async def test_an_entitlement_that_is_not_there_is_refused(world, three):
+    customer, other, provider = three
+    granted = entitle(world, customer, provider, 8)
+    quotes = customer.market.quotes
+    named = replace(granted, slot=b"x" * 16).draw
+    for asking, draw in ((quotes, named), (other.market.quotes, granted.draw)):
+        with pytest.raises(NoOffers):
+            await world.drive(asking.fresh("storage", provider.id, draw))
+    quote = await world.drive(quotes.fresh("storage", provider.id, granted.draw))
+    provider.granted.clear()
+    with pytest.raises(NoOffers):  # also when it was quoted before
+        await world.drive(customer.market.requests.lease(quote, PRICE, MIB, MIB))
+
+
+async def test_leases_of_providers_that_are_down_count(world, three):
+    """A need is filled once, also where one of its providers cannot be asked."""
+    customer, second, first = three
+    second.room.storage = 100 * SLOT_STEP_BYTES
+    needs(customer, need_of(50))
+    entitle(world, customer, first, 40)
+    await signed(world, customer)
+    world.wire.down.add(first.id)
+    customer.received.clear()
+    entitle(world, customer, second, 50)
+    await signed(world, customer)
+    assert taken(customer, "customer") == 50
+    assert taken(second, "provider") == 10
+
+
+async def test_what_is_dearer_than_its_need_or_than_it_was_granted_is_not_taken(world, three):
+    customer, _, provider = three
+    needs(customer, need_of(50, price_max=PRICE - 1))
+    entitle(world, customer, provider, 40)
+    await signed(world, customer)
+    assert customer.market.leases() == []
+    needs(customer, need_of(50))
+    customer.received[:] = [replace(each, price=PRICE - 1) for each in customer.received]
+    await signed(world, customer)
+    assert customer.market.leases() == []
+
+
+async def test_an_offer_that_the_provider_has_no_room_for_is_tried_again_later(world, three):
+    customer, _, provider = three
+    needs(customer, need_of(50))
+    provider.room.stored = 100 * SLOT_STEP_BYTES
+    entitle(world, customer, provider, 50, until_ms=2**60)
+    for _ in range(3):
+        await signed(world, customer)
+    assert len([call for call in world.wire.calls if call[2] == "market.quote"]) == 1
+    provider.room.stored = 0
+    world.later(OFFER_SETTLE_MS)
+    await signed(world, customer)
+    assert taken(customer, "customer") == 50
+
+
+async def test_a_lower_need_gives_up_the_newest_room_and_keeps_what_is_used(world, three):
+    customer, second, first = three
+    second.room.storage = 100 * SLOT_STEP_BYTES
+    needs(customer, need_of(50))
+    entitle(world, customer, first, 30)
+    await signed(world, customer)
+    world.later(1)
+    entitle(world, customer, second, 20)
+    await signed(world, customer)
+    for node in (first, second):
+        view = node.one("provider")
+        node.stores(view.lease_id, customer.id, 5 * SLOT_STEP_BYTES)
+        await customer.market.taken.used(view.lease_id, 5 * SLOT_STEP_BYTES)
+    needs(customer, need_of(33))
+    await signed(world, customer)
+    assert [taken(node, "provider") for node in (first, second)] == [28, 5]
+    needs(customer)
+    await signed(world, customer)
+    assert [taken(node, "provider") for node in (first, second)] == [5, 5]
+    assert taken(customer, "customer") == 10
+    first.market.granted.settle_use(first.one("provider").lease_id, -5 * SLOT_STEP_BYTES)
+    await customer.market.taken.used(first.one("provider").lease_id, -5 * SLOT_STEP_BYTES)
+    world.later(EPOCH_MS)
+    await signed(world, customer)
+    assert taken(first, "provider") == 0
+    assert first.one("provider").status == customer_view(customer, first).status == "closing"
+
+
+def customer_view(customer, provider):
+    (view,) = [view for view in customer.market.leases() if view.peer == provider.id]
+    return view
+
+
+async def test_only_its_customer_lowers_a_lease_and_it_only_falls(world, three):
+    customer, other, provider = three
+    needs(customer, need_of(50))
+    entitle(world, customer, provider, 50)
+    await signed(world, customer)
+    lease_id = provider.one("provider").lease_id
+
+    async def asked(node, lease_id, level):
+        caller = world.wire.caller(node.id)
+        reply = await caller.call(provider.id, LOWER, {"lease_id": lease_id, "level": level})
+        return reply.header["level"]
+
+    for node, named in ((other, lease_id), (customer, bytes(32))):
+        with pytest.raises(NotAllowed):
+            await asked(node, named, 0)
+    assert await asked(customer, lease_id, 2**62) == 50 * SLOT_STEP_BYTES
+    assert await asked(customer, lease_id, 10 * SLOT_STEP_BYTES) == 10 * SLOT_STEP_BYTES
+    assert await asked(customer, lease_id, 50 * SLOT_STEP_BYTES) == 10 * SLOT_STEP_BYTES
+    await provider.restart()
+    assert provider.one("provider").quantity == 10 * SLOT_STEP_BYTES, "also after a restart"
+    provider.stores(lease_id, customer.id, MIB)
+    assert await asked(customer, lease_id, 0) == MIB, "not below what is held"
+    # A lease for now has no level to give up.
+    other_id = (await leased(world, other, provider, MIB)).lease_id
+    with pytest.raises(NotAllowed):
+        await asked(other, other_id, 0)
+
+
+async def test_a_cleared_lease_that_nobody_signs_for_is_taken_back(world, three):
+    """The answer to its request was lost, and its customer does not know of it."""
+    customer, _, provider = three
+    needs(customer, need_of(50))
+    entitle(world, customer, provider, 50)
+    await signed(world, customer)
+    world.later(STORAGE_LEASE_IDLE_MS)
+    provider.market.tidy()
+    assert taken(provider, "provider") == 0
+    provider.granted.clear()
+    assert provider.market.headroom.free("storage") == 100 * SLOT_STEP_BYTES
+
+
+async def test_a_level_costs_its_price_by_time_on_both_sides(world, three):
+    customer, _, provider = three
+    needs(customer, need_of(50))
+    entitle(world, customer, provider, 50)
+    await signed(world, customer)
+    await world.drive(customer.market.settlement.settle_due())
+    lease_id = provider.one("provider").lease_id
+    provider.stores(lease_id, customer.id, 20 * SLOT_STEP_BYTES)
+    await customer.market.taken.used(lease_id, 20 * SLOT_STEP_BYTES)
+    world.later(10 * EPOCH_MS + EPOCH_MS // 2)
+    hour = slot_amount("storage", PRICE, 10)
+    for node, role in ((customer, "customer"), (provider, "provider")):
+        assert node.one(role).due_micro == hour * 5 * 21 // 2
+    needs(customer, need_of(30))
+    await signed(world, customer)
+    world.later(EPOCH_MS)
+    for node, role in ((customer, "customer"), (provider, "provider")):
+        assert node.one(role).due_micro == hour * 5 * 21 // 2 + hour * 3
+    await world.drive(customer.market.settlement.settle_all())
+    assert provider.ledger.owed(customer.id) == hour * 5 * 21 // 2 + hour * 3
+
+
+async def test_a_rate_is_full_again_each_minute(world, three):
+    customer, _, provider = three
+    needs(customer, need_of(50, kind="compute"))
+    entitle(world, customer, provider, 50, kind="compute")
+    await signed(world, customer)
+    level, lease_id = 50 * LEASE_UNIT["compute"], provider.one("provider").lease_id
+    for minute in range(3):
+        lease = await world.drive(
+            customer.market.buyer.lease_compute(fuel_steps=level, on=provider.id)
+        )
+        assert (lease.lease_id, lease.price) == (lease_id, 0)
+        assert provider.market.granted.admit_compute(lease_id, customer.id, level) == 0
+        provider.market.granted.used_compute(lease_id, level, level)
+        await customer.market.taken.spent(lease_id, level, 0)
+        assert customer.market.taken.price_and_room(lease_id, provider.id) == (0, 0)
+        world.later(COMPUTE_LEASE_MS)
+        assert customer.market.taken.price_and_room(lease_id, provider.id) == (0, level)
+        for node, role in ((customer, "customer"), (provider, "provider")):
+            # A run under a cleared lease costs nothing more.
+            hour = slot_amount("compute", PRICE, 50)
+            assert node.one(role).due_micro == hour * (1 + minute) // 60
+
+
+async def test_a_lease_that_costs_nothing_yet_is_confirmed_all_the_same(world, three):
+    customer, _, provider = three
+    needs(customer, need_of(50))
+    entitle(world, customer, provider, 50, price=0)
+    await signed(world, customer)
+    await world.drive(customer.market.settlement.settle_due())
+    world.later(STORAGE_LEASE_IDLE_MS)
+    provider.market.tidy()
+    assert taken(provider, "provider") == 50
+
+
+async def test_a_slot_is_leased_once_also_where_the_node_has_more_room(world, three):
+    """While what is held is cleared again: whoever ranks before waits for it."""
+    customer, other, provider = three
+    provider.room.storage = 1_000 * SLOT_STEP_BYTES
+    needs(customer, need_of(100))
+    needs(other, need_of(100))
+    entitle(world, customer, provider, 100)
+    await signed(world, customer)
+    entitle(world, other, provider, 100)
+    await signed(world, other)
+    assert taken(provider, "provider") == 100
+
+
+async def test_a_cleared_lease_survives_a_restart_of_both_sides(world, three):
+    customer, _, provider = three
+    needs(customer, need_of(50))
+    entitle(world, customer, provider, 50)
+    await signed(world, customer)
+    before = [node.market.leases() for node in (customer, provider)]
+    for node in (customer, provider):
+        await node.restart()
+    assert [node.market.leases() for node in (customer, provider)] == before
+    assert taken(customer, "customer") == taken(provider, "provider") == 50
+
+
+async def test_a_renewal_needs_what_a_clearing_grants_where_others_wait_for_the_room(world, three):
+    customer, other, provider = three
+    needs(customer, need_of(100))
+    granted = entitle(world, customer, provider, 100)
+    await signed(world, customer)
+    await world.drive(customer.market.settlement.settle_due())
+    lease_id = provider.one("provider").lease_id
+    provider.stores(lease_id, customer.id, 60 * SLOT_STEP_BYTES)
+    provider.room.stored = 60 * SLOT_STEP_BYTES
+    await customer.market.taken.used(lease_id, 60 * SLOT_STEP_BYTES)
+    world.later(STORAGE_LEASE_MS * 5 // 8)
+    young = provider.market.store.pinned_steps("provider", world.clock.now_ms())
+    assert not any(young.values()), "what is held is cleared again"
+    now_ms = world.clock.now_ms()
+    provider.granted[:] = [replace(granted, quantity=50)]
+    entitle(world, other, provider, 50, until_ms=now_ms + DAY_MS)
+    await world.drive(customer.market.renewals.round())
+    assert provider.one("provider").renewals == 0
+    assert (
+        "granted its room to others" in customer.market.renewals.ending(STORAGE_LEASE_MS)[0].reason
+    )
+    provider.granted[:] = [replace(granted, quantity=80)]
+    world.later(7 * EPOCH_MS)
+    await world.drive(customer.market.renewals.round())
+    view = provider.one("provider")
+    assert (view.renewals, view.quantity) == (1, 100 * SLOT_STEP_BYTES), "nobody waits any more"

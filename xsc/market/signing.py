@@ -1,0 +1,127 @@
+"""Takes leases on what clearings offer to needs of this node, and gives up what these need no more.
+
+A clearing offers and the customer signs: a lease begins when its provider has confirmed the request
+(docs/design/market.md). A request is signed only while all leases under the need, over every
+provider, slot and window, stay within its level and its price. So the need bounds what is owed,
+whatever providers offer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+from xsc.base.encoding import Value
+from xsc.base.errors import XscError
+from xsc.base.fields import take_int
+from xsc.base.ids import short
+from xsc.base.limits import LEASE_TIMEOUT_MS, OFFER_SETTLE_MS, TIDY_MS
+from xsc.identity.context import Context
+from xsc.market import lease as rules
+from xsc.market.entitlements import LEASE_UNIT, to_lower, to_take
+from xsc.market.granter import LOWER
+from xsc.market.lease_entry import LeaseEntry, drawn
+from xsc.market.lease_requests import LeaseRequests
+from xsc.market.lease_store import LeaseStore
+from xsc.market.ports import MarketPorts
+from xsc.market.quotes import Quotes
+from xsc.terms.slot import Entitlement, EntitlementKey
+
+
+def _whole(offer: Entitlement, level: int) -> int:
+    return level - level % LEASE_UNIT[offer.kind]
+
+
+class Signing:
+    """Keeps the leases of this node in step with what it is offered and what it needs."""
+
+    def __init__(
+        self,
+        context: Context,
+        ports: MarketPorts,
+        store: LeaseStore,
+        quotes: Quotes,
+        requests: LeaseRequests,
+    ) -> None:
+        self._clock = context.clock
+        self._caller = context.caller
+        self._log = context.log
+        self._offers = ports.received
+        self._needs = ports.needs
+        self._quality = ports.quality
+        self._store = store
+        self._quotes = quotes
+        self._requests = requests
+        self._woken = asyncio.Event()
+        self._later_ms: dict[EntitlementKey, int] = {}
+        """When an offer is tried again whose provider had no room for it, or did not answer."""
+
+    def wake(self) -> None:
+        """Look again soon: something is offered, or a need has changed."""
+        self._woken.set()
+
+    def held_steps(self) -> dict[tuple[bytes, bytes], int]:
+        """Return by need and provider the steps of leases that are not over, rounded up."""
+        now_ms = self._clock.now_ms()
+        found: defaultdict[tuple[bytes, bytes], int] = defaultdict(int)
+        for entry in self._store.all("customer"):
+            if entry.draw is not None and entry.denial is None:
+                unit = LEASE_UNIT[entry.terms.kind]
+                found[entry.draw.need, entry.peer] += -(-drawn(entry, now_ms) // unit)
+        return found
+
+    async def run(self) -> None:
+        """Look whenever it is woken, and every TIDY_MS, until cancelled."""
+        while True:
+            self._woken.clear()
+            await self.look()
+            waiting = asyncio.ensure_future(self._clock.sleep_ms(TIDY_MS))
+            woken = asyncio.ensure_future(self._woken.wait())
+            try:
+                await asyncio.wait({waiting, woken}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiting.cancel()
+                woken.cancel()
+
+    async def look(self) -> None:
+        """Take what is offered, and give up what is not needed."""
+        now_ms = self._clock.now_ms()
+        needs = {need.slot_id: need for need in self._needs()}
+        await asyncio.gather(
+            *(
+                self._lower(entry, level)
+                for entry, level in list(to_lower(self._store.all("customer"), needs, now_ms))
+                if self._quality.is_up(entry.peer)
+            )
+        )
+        taken = self._store.drawn("customer", now_ms)
+        self._later_ms = {key: at_ms for key, at_ms in self._later_ms.items() if at_ms > now_ms}
+        open_offers = [each for each in self._offers() if each.key not in self._later_ms]
+        offers = list(to_take(open_offers, needs, taken, now_ms))
+        await asyncio.gather(*(self._take(each, level) for each, level in offers))
+
+    async def _take(self, offer: Entitlement, level: int) -> None:
+        quote = await self._quotes.fresh(offer.kind, offer.provider, offer.draw)
+        answer: XscError | LeaseEntry | None = None
+        if isinstance(quote, XscError):
+            answer = quote
+        elif level := _whole(offer, min(level, quote.record.available)):
+            price = quote.record.price
+            if price <= offer.price:
+                answer = await self._requests.lease(quote, price, level, level)
+        if isinstance(answer, XscError):
+            self._log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
+        if not isinstance(answer, LeaseEntry):
+            self._later_ms[offer.key] = self._clock.now_ms() + OFFER_SETTLE_MS
+
+    async def _lower(self, entry: LeaseEntry, level: int) -> None:
+        """Give up room; what the provider confirms is no longer billed."""
+        asked: dict[str, Value] = {"lease_id": entry.terms.lease_id, "level": level}
+        try:
+            reply = await self._caller.call(entry.peer, LOWER, asked, timeout_ms=LEASE_TIMEOUT_MS)
+            left = take_int(reply.header, "level", most=entry.use.level)
+        except XscError as fault:
+            self._log.info("market.not_lowered", peer=short(entry.peer), code=fault.code)
+            return
+        entry.use = rules.lowered(entry.terms, entry.use, left, self._clock.now_ms())
+        self._store.save(entry)
