@@ -74,6 +74,9 @@ def test_a_need_is_granted_where_nobody_has_typed_an_offer(small_net):
         if lease["origin"] == "cleared"
     ]
     assert {lease["need"] for lease in leases} == {need}
+    for words in ("show", "expected", "received", "groups", f"why {small_net[1].id}"):
+        assert customer(f"allocation {words}").code == 0
+    assert "always" in small_net[1]("allocation show").text
     assert sum(lease["quantity"] for lease in leases) == GIB
     text = customer("market slots").text
     assert "default" in text

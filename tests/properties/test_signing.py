@@ -5,7 +5,7 @@ from collections import defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xsc.base.limits import EPOCH_MS, STORAGE_LEASE_MS
+from xsc.base.limits import EPOCH_MS, OFFER_MS, STORAGE_LEASE_MS
 from xsc.market.entitlements import LEASE_UNIT, to_lower, to_take
 from xsc.market.lease import LeaseTerms, advance, due_micro, lowered, new_use
 from xsc.market.lease_entry import LeaseEntry
@@ -114,6 +114,8 @@ def test_no_offers_come_to_more_than_the_need_whatever_they_are(taken, prices):
         if what == "offer":
             offers.append(node.offer(one, NEEDS[other], amount, price, node.now_ms - amount))
         elif what == "need":
+            # Nothing is given up of a lease's first minute.
+            node.pass_time(OFFER_MS)
             if other:
                 node.needs[NEEDS[one]] = need_of(NEEDS[one], other, amount)
             else:

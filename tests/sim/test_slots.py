@@ -14,6 +14,8 @@ from xsc.base.limits import (
     DAMPING_HISTORY_MAX,
     EPOCH_MS,
     MIB,
+    OFFER_MS,
+    OFFER_PAUSE_MS,
     PRICE_BYTES,
     SLOT_STEP_BYTES,
     STORAGE_LEASE_MS,
@@ -158,8 +160,7 @@ def test_at_half_life_the_room_goes_to_who_ranks_before_when_it_falls_free():
         assert held.renewals == 0
         assert of(provider, friend) == whole, "what is granted stands until the room is free"
         await stranger.commitments.withdraw(wanted)
-        await world.skip(STORAGE_LEASE_MS, 12 * EPOCH_MS)
-        await world.until(lambda: leased(friend) > 0)
+        await world.until(lambda: leased(friend) > 0, within_ms=600_000)
 
     settings = {key: value for key, value in SETTINGS.items() if key != "offer"}
     run(12, 3, play, settings | {"settle_interval": "20h", "storage_capacity": "2GiB"})
@@ -195,7 +196,7 @@ def test_what_was_drawn_stays_and_the_rest_goes_by_recognition():
         await world.clock.sleep_ms(20_000)
         assert (leased(early), leased(late)) == (100, 0)
         await early.commitments.edit(wanted, Statement(quantity=60))
-        await world.until(lambda: leased(late) == 40)
+        await world.until(lambda: leased(late) == 40, within_ms=300_000)
         assert leased(early) == 60
         recompute_all(provider)
 
@@ -270,7 +271,9 @@ def test_a_withdrawn_slot_ends_what_was_not_drawn_of_it():
         await customer.commitments.withdraw(wanted)
         await world.until(lambda: not granted(provider))
         await need(customer, 50)
-        await world.until(lambda: of(provider, customer) == 50)
+        await world.until(
+            lambda: of(provider, customer) == 50, within_ms=OFFER_PAUSE_MS + 5 * OFFER_MS
+        )
         await provider.commitments.withdraw(slot)
         await world.until(lambda: not granted(provider))
         await world.until(lambda: not customer.allocator.received())
@@ -310,7 +313,7 @@ def test_no_need_is_filled_twice():
         assert leased(customer) == leased(rival) == 100
         assert one.allocator.state.converged
         await customer.commitments.withdraw(wanted)
-        await world.until(lambda: leased(rival) == 150)
+        await world.until(lambda: leased(rival) == 150, within_ms=900_000)
         assert leased(customer) == 0
         assert leased(one, "provider") + leased(other, "provider") == 150
 

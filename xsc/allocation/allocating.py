@@ -68,7 +68,7 @@ from xsc.terms.clearing import (
     SpaceValue,
     TwoTierAllocationState,
 )
-from xsc.terms.slot import Commitment, Entitlement, NeedSlot
+from xsc.terms.slot import Commitment, Entitlement, EntitlementKey, NeedSlot
 
 _CLEARED: Final = b"allocation/cleared/"
 _VERSION: Final = 1
@@ -141,6 +141,8 @@ class Allocator:
         self._fails = False
         self._decided: frozenset[bytes] = frozenset()
         """The clearings from which the program made the present state."""
+        self._offered_ms: dict[EntitlementKey, int] = {}
+        """When each entitlement of that state was offered."""
         self._states: dict[bytes, TwoTierAllocationState] = {}
         self._received_of: dict[bytes, list[Entitlement]] = {}
         """By provider: it holds while what its next state says is checked."""
@@ -495,7 +497,12 @@ class Allocator:
         outcome = await self._executor.run(clear_all, inputs, room)
         ids = frozenset(each.id for each in outcome.cleared.values())
         held = granted_by(self._state, outcome)
-        if ids != self._decided or (ids and not self._state.converged):
+        # Customers see when something was offered to them again in the state alone.
+        is_offered_again = any(
+            0 < each.granted_ms != self._offered_ms.get(each.key, each.granted_ms)
+            for each in held.granted
+        )
+        if ids != self._decided or is_offered_again or (ids and not self._state.converged):
             raw = await self._decide(inputs, outcome)
             if raw is None:
                 return
@@ -503,6 +510,7 @@ class Allocator:
             held = granted_by(state, outcome)
             await self._publish(held, state, raw)
             self._decided = ids
+            self._offered_ms = {each.key: each.granted_ms for each in held.granted}
         self._granted, self._cleared = held.granted, held.cleared
 
     async def _decide(self, inputs: Inputs, outcome: Outcome) -> bytes | None:

@@ -189,9 +189,17 @@ def entitlements(
 
 
 def _inputs(
-    offer: Offer, takers: Iterable[Taker], eligible: Mapping[bytes, Mapping[bytes, int]]
+    offer: Offer,
+    takers: Iterable[Taker],
+    eligible: Mapping[bytes, Mapping[bytes, int]],
+    pinned: Mapping[Pin, int],
 ) -> bytes:
     """Return the hash of what decides a clearing."""
+    beyond: list[Value] = [
+        [*pin, steps]
+        for pin, steps in sorted(pinned.items())
+        if steps > eligible.get(pin[0], {}).get(pin[1], 0)
+    ]
     told: list[Value] = []
     for taker in sorted(takers, key=lambda taker: taker.published.node):
         customer = taker.published
@@ -205,7 +213,8 @@ def _inputs(
         told.append([customer.node, taker.tier, taker.weight, damping, asked])
     slot = offer.slot.to_bytes()
     return tagged_sha256(
-        "clearing/inputs", encode([slot, list(offer.window), offer.salt, offer.capacity, told])
+        "clearing/inputs",
+        encode([slot, list(offer.window), offer.salt, offer.capacity, beyond, told]),
     )
 
 
@@ -253,9 +262,9 @@ class _Round:
             taker.published.node: self._eligible(offer, taker, before, drawn, room)
             for taker in taking
         }
-        digest = _inputs(offer, taking, eligible)
+        pinned = self._pinned.get(key, {})
+        digest = _inputs(offer, taking, eligible, pinned)
         if before is None or before.inputs != digest:
-            pinned = self._pinned.get(key, {})
             record = self._divide(offer, taking, eligible, pinned, len(takers) - len(taking))
             before = Cleared(digest, record, record.id, before.turns if before else {})
         before = replace(before, turns=self._turns_after(before, taking, drawn))
@@ -370,11 +379,17 @@ class _Round:
     def _turns_after(
         self, cleared: Cleared, takers: Iterable[Taker], drawn: Mapping[Pin, int]
     ) -> dict[bytes, Turn]:
-        """Return the turns of all: a pause holds also for who states nothing meanwhile."""
+        """Return the turns of all: a pause holds also for who states nothing meanwhile.
+
+        To withdraw what was offered and not taken is to let it lapse.
+        """
         now_ms = self._inputs.now_ms
-        turns = {
-            node: turn for node, turn in cleared.turns.items() if turn.paused_until_ms > now_ms
-        }
+        turns, holders = {}, {customer for customer, _ in drawn}
+        for node, turn in cleared.turns.items():
+            if turn.paused_until_ms > now_ms:
+                turns[node] = turn
+            elif turn.offered_ms and node not in self._turns and node not in holders:
+                turns[node] = lapsed(turn, now_ms)
         for taker in takers:
             node = taker.published.node
             turn = self._turns[node]

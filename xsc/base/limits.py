@@ -599,6 +599,8 @@ OFFER_PAUSE_MS = 10 * 60_000
 OFFER_PAUSE_MS_MAX = 24 * 3_600_000
 OFFER_SETTLE_MS = 10_000
 """How long a customer waits at most for other providers before it takes what it is offered."""
+LOWER_MS = 2 * OFFER_MS
+"""A provider that confirms no longer that room was given up is owed nothing for that room."""
 ALLOCATION_DEBOUNCE_MS = 100
 ROUND_REST = 9
 """A round waits for so many times as long as the last one took."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from fractions import Fraction
+from typing import Final
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.limits import BODY_OVERHEAD_BYTES, MFUEL
@@ -144,6 +145,11 @@ def format_level(kind: str, level: int) -> str:
     return f"{level // MFUEL} Mfuel/s" if kind == "compute" else format_size(level)
 
 
+_NEVER_MS: Final = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp()) * 1_000
+
+
 def format_time(at_ms: int) -> str:
-    """Return a moment as "2026-11-22 21:30:00 UTC"."""
+    """Return a moment as "2026-11-22 21:30:00 UTC"; after the year 9999, which is "never"."""
+    if at_ms >= _NEVER_MS:
+        return "never"
     return f"{datetime.fromtimestamp(at_ms // 1000, tz=UTC):%Y-%m-%d %H:%M:%S} UTC"

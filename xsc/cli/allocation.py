@@ -18,7 +18,8 @@ def _calls(settings: Settings) -> AllocationCalls:
 
 
 def _time(window: list[int]) -> str:
-    return f"{moment(window[0])} to {moment(window[1])}"
+    end = moment(window[1])
+    return "always" if end == "never" else f"{moment(window[0])} to {end}"
 
 
 @click.group(cls=Group)

@@ -277,12 +277,10 @@ def _level(kind: str, level: int | None) -> str:
 
 def _times(windows: list[list[int]]) -> tuple[str, str, str]:
     """Return when the next window begins and ends, and how many there are."""
-    from xsc.allocation.windows import ENDLESS_MS
-
-    if not windows or windows[0][1] == ENDLESS_MS:
+    end = moment(windows[0][1]) if windows else "never"
+    if end == "never":
         return "always", "", str(len(windows))
-    start_ms, end_ms = windows[0]
-    return moment(start_ms), moment(end_ms), str(len(windows))
+    return moment(windows[0][0]), end, str(len(windows))
 
 
 @market.command()
@@ -357,6 +355,13 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
     )
 
 
+def _lease_level(row: Document) -> str:
+    """Return what a lease is over; of a rate the quantity is that of a minute."""
+    if (row["kind"], row["origin"]) == ("compute", "cleared"):
+        return format_level("compute", row["quantity"] // 60)
+    return _amount(row["kind"], row["quantity"])
+
+
 @market.command()
 @pass_settings
 def leases(settings: Settings) -> None:
@@ -378,7 +383,7 @@ def leases(settings: Settings) -> None:
                 row["kind"],
                 row["origin"],
                 _amount(row["kind"], row["held_bytes" if row["kind"] == "storage" else "used"]),
-                _amount(row["kind"], row["quantity"]),
+                _lease_level(row),
                 format_credits(row["price_micro"]),
                 format_credits(row["due_micro"]),
                 format_credits(row["settled_micro"]),

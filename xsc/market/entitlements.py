@@ -15,6 +15,7 @@ from typing import Final
 
 from xsc.base.limits import COMPUTE_LEASE_MS, SLOT_STEP_BYTES, SLOT_STEP_FUEL
 from xsc.market.calendar import EVER_MS, Promise, free_over
+from xsc.market.lease import least_level
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.pricing import Ladder
 from xsc.terms.quote import Kind, Tier
@@ -52,7 +53,14 @@ def to_take(
         left[key.need] = left.get(key.need, 0) - level
     for each in sorted(offers, key=lambda each: (each.price, each.provider, each.key)):
         level = min(undrawn(each, taken), left.get(each.need, 0))
-        if level > 0 and is_present(each, now_ms) and each.price <= needs[each.need].price_max:
+        # A lease is not shorter than a minute.
+        is_long = now_ms + COMPUTE_LEASE_MS <= each.window[1]
+        if (
+            level > 0
+            and is_long
+            and is_present(each, now_ms)
+            and each.price <= needs[each.need].price_max
+        ):
             left[each.need] -= level
             yield each, level
 
@@ -73,7 +81,7 @@ def to_lower(
         level = 0 if need is None else need.quantity * LEASE_UNIT[need.kind]
         beyond = sum(entry.use.level for entry in leases) - level
         for entry in sorted(leases, key=lambda entry: -entry.terms.start_ms):
-            least = entry.use.held_bytes + entry.promised_at(now_ms)
+            least = least_level(entry.terms, entry.use, now_ms) + entry.promised_at(now_ms)
             less = max(least, entry.use.level - max(0, beyond))
             if less < entry.use.level:
                 beyond -= entry.use.level - less

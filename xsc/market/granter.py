@@ -117,7 +117,7 @@ class LeaseGranter:
             if (
                 entry is not None
                 and (entry.terms.customer, entry.terms.kind) == (customer, "compute")
-                and not (entry.reserved or entry.use.given_back)
+                and not (entry.reserved or entry.use.given_back or entry.terms.cleared)
             ):
                 entry.use = replace(entry.use, given_back=True)
                 self._store.keep(entry)
@@ -147,10 +147,9 @@ class LeaseGranter:
         entry = self._store.get("provider", take_bytes(header, "lease_id"))
         if entry is None or entry.terms.customer != caller or not entry.terms.cleared:
             raise NotAllowed("this customer has no such lease here")
-        level, before = take_int(header, "level"), entry.use
-        if entry.terms.kind == "storage":
-            level = max(level, before.held_bytes + entry.reserved)
-        entry.use = rules.lowered(entry.terms, before, level, self._clock.now_ms())
+        level, before, now_ms = take_int(header, "level"), entry.use, self._clock.now_ms()
+        least = rules.least_level(entry.terms, before, now_ms) + entry.reserved
+        entry.use = rules.lowered(entry.terms, before, max(level, least), now_ms)
         try:
             await self._store.sync(entry)
         except XscError:
@@ -201,7 +200,9 @@ class LeaseGranter:
             free = free_room.free
             left = room.left(free_room, customer, self._standing.tier(customer))
         else:
-            _, left = self._headroom.entitled(request.kind, customer, quote.draw)
+            entitlement, left = self._headroom.entitled(request.kind, customer, quote.draw)
+            if request.kind == "compute" and request.end_ms > entitlement.window[1]:
+                raise RecordInvalid("the lease ends after what was granted")
             free = left
         quantity = room.grant(request, credit, free=free, left=left)
         if isinstance(quantity, str):

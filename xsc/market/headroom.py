@@ -116,20 +116,22 @@ class Headroom:
         """Return the bytes for which a cleared lease is renewed: nobody else was granted them.
 
         That is what its need is granted now beside its young leases; or all of it, where no grant
-        waits for room.
+        waits for room. Never more than it has: what it gave up others may have.
         """
         now_ms = self._clock.now_ms()
+        has = entry.use.held_bytes if entry.is_over(now_ms) else entry.use.level
         drawn, granted = self._drawn(), self._entitlements()
         waiting = promises(granted, "storage", drawn, now_ms)
         is_free = sum(promise.quantity for promise in waiting) <= self._unreserved("storage")[0]
         if is_free and all(undrawn(each, drawn) <= slot_left(each, drawn) for each in granted):
-            return entry.terms.quantity
+            return has
         young = self.pinned_steps()
-        return sum(
+        granted_bytes = sum(
             (each.quantity - young.get(each.key, 0)) * LEASE_UNIT["storage"]
             for each in granted
             if each.key == entry.drawn_key
         )
+        return min(has, granted_bytes)
 
     def _free(self, kind: Kind, beside: Entitlement | None) -> tuple[int, dict[bytes, int]]:
         """Return what is neither used nor promised, and what customers reserved."""

@@ -31,6 +31,7 @@ from xsc.base.limits import (
     LEASE_TIMEOUT_MS,
     MFUEL,
     MIB,
+    OFFER_MS,
     REFUSED_RETRY_MS,
     REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
@@ -131,15 +132,20 @@ def terms_of(request: LeaseRequest, quantity: int, *, cleared: bool = False) -> 
     )
 
 
-def end_of(quote: Quote, now_ms: int) -> int:
+def end_of(quote: Quote, until_ms: int | None, now_ms: int) -> int:
     """Return when a lease ends that begins now: what a clearing grants ends with its window.
 
     What is stored does not go then, so storage goes on.
+
+    Args:
+        quote: that it is taken under.
+        until_ms: when the need can no longer use it, where a clearing granted it.
+        now_ms: the present.
     """
-    if quote.draw is None:
+    if until_ms is None:
         return now_ms + LENGTH_MS[quote.kind]
     end_ms = now_ms + CLEARED_MS[quote.kind]
-    return end_ms if quote.kind == "storage" else min(end_ms, quote.draw.end_ms)
+    return end_ms if quote.kind == "storage" else min(end_ms, until_ms)
 
 
 def new_use(terms: LeaseTerms, now_ms: int) -> LeaseUse:
@@ -166,9 +172,14 @@ def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | Non
         return f"the price {request.price} is below the quote's {quote.price}"
     if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
         return "the lease does not begin now"
-    if quote.draw is not None and request.quantity % LEVEL_UNIT[request.kind]:
-        return "the level is not of whole units"
-    longest = LENGTH_MS if quote.draw is None else CLEARED_MS
+    longest = LENGTH_MS
+    if quote.draw is not None:
+        longest = CLEARED_MS
+        if request.quantity % LEVEL_UNIT[request.kind] or request.quantity_min != request.quantity:
+            return "the level is not one of whole units"
+        if request.end_ms - request.start_ms < COMPUTE_LEASE_MS:
+            # A rate is full again each minute, so a shorter one would give more than it costs.
+            return "the lease is shorter than a minute"
     if request.end_ms - request.start_ms > longest[request.kind]:
         return "the lease is longer than any may be"
     epochs = ceil_div(request.end_ms - request.start_ms, _EPOCH_MS[request.kind])
@@ -253,6 +264,17 @@ def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> Lea
     )
 
 
+def least_level(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
+    """Return below which level a cleared lease is not lowered now.
+
+    Of its first minute nothing is given up, or taking leases and giving them up would hold room
+    for nothing. Fuel that was spent is billed to the end of its minute.
+    """
+    if now_ms < terms.start_ms + OFFER_MS:
+        return use.level
+    return use.held_bytes if terms.kind == "storage" else advance(terms, use, now_ms).peak_bytes
+
+
 def lowered(terms: LeaseTerms, use: LeaseUse, level: int, now_ms: int) -> LeaseUse:
     """Return the use of a cleared lease once its customer gave up room; without any it is over."""
     use, unit = advance(terms, use, now_ms), LEVEL_UNIT[terms.kind]
@@ -320,7 +342,10 @@ def room(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     """Return what is left: bytes that can still be held, or steps that can still be spent now."""
     if terms.cleared:
         use = advance(terms, use, now_ms)
-        return max(0, use.level - (use.held_bytes if terms.kind == "storage" else use.peak_bytes))
+        if terms.kind == "storage":
+            return max(0, use.level - use.held_bytes)
+        # Nothing is billed before the start, which another clock may have set.
+        return max(0, use.level - use.peak_bytes) if now_ms >= terms.start_ms else 0
     return max(0, terms.quantity - (use.held_bytes if terms.kind == "storage" else use.used))
 
 

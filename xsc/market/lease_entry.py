@@ -223,9 +223,12 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
         and now_ms - terms.start_ms >= STORAGE_LEASE_IDLE_MS
         and not use.held_bytes
     )
-    is_idle = is_unsigned or rules.is_idle(terms, use, now_ms)
-    if is_idle and not entry.reserved and not use.given_back:
-        use = replace(rules.advance(terms, use, now_ms), given_back=True)
+    if not entry.reserved and not use.given_back:
+        if is_unsigned:
+            # Nothing unsigned is owed.
+            use = replace(use, given_back=True, level=0, used=0)
+        elif rules.is_idle(terms, use, now_ms):
+            use = replace(rules.advance(terms, use, now_ms), given_back=True)
     done = rules.status(terms, use, now_ms) in ("settled", "expired")
     # What is still counted as held by then, the host has dropped.
     gone = entry.role == "customer" and now_ms - ended_ms >= STORAGE_LEASE_MS
@@ -241,6 +244,8 @@ def kept_free(entry: LeaseEntry, at_limit: Collection[bytes], now_ms: int) -> in
     terms, use = entry.terms, entry.use
     if terms.kind == "compute":
         # A run that is under way outlives its lease.
+        if entry.draw is not None and terms.customer in at_limit:
+            return 0
         return max(entry.reserved, rules.reserved(terms, use, now_ms))
     if terms.customer in at_limit:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +20,8 @@ from xsc.market.ports import MarketPorts
 from xsc.market.quote import domain_of
 from xsc.market.quotes import Quotes
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Kind, Quote
+from xsc.terms.quote import Draw, Kind, Quote
+from xsc.terms.slot import EntitlementKey
 
 LEASE: Final = "market.lease"
 
@@ -48,13 +50,35 @@ class LeaseRequests:
         self._store = store
         self._quotes = quotes
         self._quality = ports.quality
-        self._unheard: dict[tuple[Kind, bytes], _SentRequest] = {}
-        """By kind and provider, the newest request whose answer was lost: it can be granted."""
+        self._unheard: dict[tuple[Kind, bytes, Draw | None], _SentRequest] = {}
+        """By kind, provider and draw, the newest request whose answer was lost."""
+
+    def unheard(self) -> Iterator[tuple[EntitlementKey, int]]:
+        """Yield on what leases may have been granted whose answers were lost, and how much."""
+        for (_, provider, draw), asked in self._unheard.items():
+            if draw is not None:
+                key = EntitlementKey(
+                    provider, draw.slot, draw.start_ms, self._key.node_id, draw.need
+                )
+                yield key, asked.request.quantity
 
     async def lease(
-        self, quote: Signed[Quote], price: int, quantity: int, quantity_min: int
+        self,
+        quote: Signed[Quote],
+        price: int,
+        quantity: int,
+        quantity_min: int,
+        until_ms: int | None = None,
     ) -> LeaseEntry | XscError:
-        """Ask for a lease under a quote and keep it; a refusal is returned."""
+        """Ask for a lease under a quote and keep it; a refusal is returned.
+
+        Args:
+            quote: of the provider.
+            price: that is paid.
+            quantity: that is asked for.
+            quantity_min: the least that is of use.
+            until_ms: when what a clearing granted ends.
+        """
         kind, provider = quote.record.kind, quote.record.provider
         now_ms = self._clock.now_ms()
         request = LeaseRequest(
@@ -67,7 +91,7 @@ class LeaseRequests:
             quantity_min=quantity_min,
             price=price,
             start_ms=now_ms,
-            end_ms=rules.end_of(quote.record, now_ms),
+            end_ms=rules.end_of(quote.record, until_ms, now_ms),
         )
         asked = _SentRequest(
             request, sign(request, self._key, self._network).raw, domain_of(quote.record)
@@ -77,11 +101,11 @@ class LeaseRequests:
         try:
             return await self._granted(asked)
         except asyncio.CancelledError:
-            self._unheard[kind, provider] = asked
+            self._unheard[kind, provider, quote.record.draw] = asked
             raise
         except XscError as fault:
             if isinstance(fault, PeerSilent):
-                self._unheard[kind, provider] = asked
+                self._unheard[kind, provider, quote.record.draw] = asked
             self._log.warning("market.no_lease", peer=short(provider), kind=kind, code=fault.code)
             return fault
 

@@ -111,6 +111,7 @@ class Renewals:
         self._quotes = quotes
         self._turns = turns
         self._leaving = ports.leaving
+        self._needs = ports.needs
         self._price_max = settings.storage_price_max
         self._warning_ms = settings.lease_warning_ms
         self._tried: dict[bytes, _Tried] = {}
@@ -166,8 +167,16 @@ class Renewals:
                 "storage_price_max_gib_hour",
             )
             return
-        for start in range(0, len(entries), RENEWALS_A_CALL_MAX):
-            await self._ask(peer, entries[start : start + RENEWALS_A_CALL_MAX], quote)
+        needs = {need.slot_id: need.price_max for need in self._needs()}
+        dear = [
+            entry
+            for entry in entries
+            if entry.draw is not None and quote.record.price > needs.get(entry.draw.need, -1)
+        ]
+        self._failed(dear, "its need is no more, or pays less")
+        due = [entry for entry in entries if entry not in dear]
+        for start in range(0, len(due), RENEWALS_A_CALL_MAX):
+            await self._ask(peer, due[start : start + RENEWALS_A_CALL_MAX], quote)
 
     def _failed(self, entries: Sequence[LeaseEntry], reason: str) -> None:
         now_ms = self._clock.now_ms()

@@ -9,13 +9,18 @@ whatever providers offer.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from xsc.base.encoding import Value
 from xsc.base.errors import XscError
 from xsc.base.fields import take_int
 from xsc.base.ids import short
-from xsc.base.limits import LEASE_TIMEOUT_MS, OFFER_SETTLE_MS, TIDY_MS
+from xsc.base.limits import (
+    LEASE_TIMEOUT_MS,
+    LOWER_MS,
+    OFFER_SETTLE_MS,
+    TIDY_MS,
+)
 from xsc.identity.context import Context
 from xsc.market import lease as rules
 from xsc.market.entitlements import LEASE_UNIT, to_lower, to_take
@@ -25,7 +30,7 @@ from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
 from xsc.market.quotes import Quotes
-from xsc.terms.slot import Entitlement, EntitlementKey
+from xsc.terms.slot import Entitlement, NeedSlot
 
 
 def _whole(offer: Entitlement, level: int) -> int:
@@ -53,8 +58,11 @@ class Signing:
         self._quotes = quotes
         self._requests = requests
         self._woken = asyncio.Event()
-        self._later_ms: dict[EntitlementKey, int] = {}
-        """When an offer is tried again whose provider had no room for it, or did not answer."""
+        self._later_ms: dict[bytes, int] = {}
+        """By provider that had no room for what it offered, or did not answer: when its offers
+        are tried again. Meanwhile those of others are taken."""
+        self._unlowered_ms: dict[bytes, int] = {}
+        """By lease that its provider has not lowered: when it was asked first."""
 
     def wake(self) -> None:
         """Look again soon: something is offered, or a need has changed."""
@@ -86,7 +94,7 @@ class Signing:
     async def look(self) -> None:
         """Take what is offered, and give up what is not needed."""
         now_ms = self._clock.now_ms()
-        needs = {need.slot_id: need for need in self._needs()}
+        needs = self._stated()
         await asyncio.gather(
             *(
                 self._lower(entry, level)
@@ -94,34 +102,51 @@ class Signing:
                 if self._quality.is_up(entry.peer)
             )
         )
-        taken = self._store.drawn("customer", now_ms)
-        self._later_ms = {key: at_ms for key, at_ms in self._later_ms.items() if at_ms > now_ms}
-        open_offers = [each for each in self._offers() if each.key not in self._later_ms]
+        taken = Counter(self._store.drawn("customer", now_ms))
+        taken.update(dict(self._requests.unheard()))
+        self._later_ms = {node: at_ms for node, at_ms in self._later_ms.items() if at_ms > now_ms}
+        open_offers = [each for each in self._offers() if each.provider not in self._later_ms]
         offers = list(to_take(open_offers, needs, taken, now_ms))
         await asyncio.gather(*(self._take(each, level) for each, level in offers))
 
     async def _take(self, offer: Entitlement, level: int) -> None:
         quote = await self._quotes.fresh(offer.kind, offer.provider, offer.draw)
+        now_ms = self._clock.now_ms()
         answer: XscError | LeaseEntry | None = None
         if isinstance(quote, XscError):
             answer = quote
+        elif not any(True for _ in to_take([offer], self._stated(), {}, now_ms)):
+            return  # The need or the window went meanwhile.
         elif level := _whole(offer, min(level, quote.record.available)):
             price = quote.record.price
             if price <= offer.price:
-                answer = await self._requests.lease(quote, price, level, level)
+                answer = await self._requests.lease(quote, price, level, level, offer.window[1])
         if isinstance(answer, XscError):
             self._log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
         if not isinstance(answer, LeaseEntry):
-            self._later_ms[offer.key] = self._clock.now_ms() + OFFER_SETTLE_MS
+            self._later_ms[offer.provider] = self._clock.now_ms() + OFFER_SETTLE_MS
 
     async def _lower(self, entry: LeaseEntry, level: int) -> None:
-        """Give up room; what the provider confirms is no longer billed."""
-        asked: dict[str, Value] = {"lease_id": entry.terms.lease_id, "level": level}
+        """Give up room; what the provider confirms is no longer billed.
+
+        A provider that does not confirm it for LOWER_MS is paid nothing more for it either: whoever
+        needs nothing any more owes nothing more.
+        """
+        lease_id = entry.terms.lease_id
+        asked: dict[str, Value] = {"lease_id": lease_id, "level": level}
+        first_ms = self._unlowered_ms.setdefault(lease_id, self._clock.now_ms())
         try:
             reply = await self._caller.call(entry.peer, LOWER, asked, timeout_ms=LEASE_TIMEOUT_MS)
             left = take_int(reply.header, "level", most=entry.use.level)
         except XscError as fault:
             self._log.info("market.not_lowered", peer=short(entry.peer), code=fault.code)
-            return
-        entry.use = rules.lowered(entry.terms, entry.use, left, self._clock.now_ms())
+            left = entry.use.level
+        now_ms = self._clock.now_ms()
+        if left <= level or now_ms - first_ms >= LOWER_MS:
+            left = min(left, level)
+            del self._unlowered_ms[lease_id]
+        entry.use = rules.lowered(entry.terms, entry.use, left, now_ms)
         self._store.save(entry)
+
+    def _stated(self) -> dict[bytes, NeedSlot]:
+        return {need.slot_id: need for need in self._needs()}

@@ -115,7 +115,8 @@ class TakenLeases:
         """
         entry = self._store.get("customer", lease_id)
         if entry is not None:
-            entry.use = replace(entry.use, given_back=True)
+            # A cleared lease is its need's, and ends when that gives it up.
+            entry.use = replace(entry.use, given_back=not entry.terms.cleared)
             self._store.keep(entry)
             self._lines.freed(entry.peer)
 

@@ -603,7 +603,7 @@ LEASE = {
     "origin": "cleared",
     "slot": NODE,
     "need": NODE,
-    "quantity": 10,
+    "quantity": 600_000_000,
     "used": 1,
     "price_micro": 8,
     "due_micro": 80,
@@ -697,6 +697,7 @@ CLEARED = {
     "network_converged": False,
     "program_fault": "",
 }
+ENDLESS = {**CLEARED, "slots": [{**CLEARED["slots"][0], "window": [0, 2**63 - 1]}]}
 UNSERVED = {**CLEARED, "program_fault": "sum: too large"}
 GROUPS = {"groups": {"my_mutual_beneficiaries": [NODE]}, "names": {NODE: "bob"}}
 GRANTED = {

@@ -5,19 +5,24 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.market.fakes import A_MIB
-from xsc.base.errors import NoOffers, NotAllowed, SpaceExhausted
+from xsc.base.errors import LeaseExhausted, NoOffers, NotAllowed, PeerSilent, SpaceExhausted
 from xsc.base.limits import (
     COMPUTE_LEASE_MS,
     EPOCH_MS,
+    LOWER_MS,
     MIB,
     OFFER_MS,
     OFFER_SETTLE_MS,
+    REQUEST_WINDOW_MS,
     SLOT_STEP_BYTES,
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
 )
+from xsc.market import lease as rules
+from xsc.market import lease_requests, renewal
 from xsc.market.entitlements import LEASE_UNIT
 from xsc.market.granter import LOWER
+from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import slot_amount
 from xsc.terms.slot import Entitlement, NeedSlot
 
@@ -197,6 +202,9 @@ async def test_a_lower_need_gives_up_the_newest_room_and_keeps_what_is_used(worl
         await customer.market.taken.used(view.lease_id, 5 * SLOT_STEP_BYTES)
     needs(customer, need_of(33))
     await signed(world, customer)
+    assert [taken(node, "provider") for node in (first, second)] == [30, 20], "for a minute"
+    world.later(OFFER_MS)
+    await signed(world, customer)
     assert [taken(node, "provider") for node in (first, second)] == [28, 5]
     needs(customer)
     await signed(world, customer)
@@ -230,6 +238,8 @@ async def test_only_its_customer_lowers_a_lease_and_it_only_falls(world, three):
     for node, named in ((other, lease_id), (customer, bytes(32))):
         with pytest.raises(NotAllowed):
             await asked(node, named, 0)
+    assert await asked(customer, lease_id, 0) == 50 * SLOT_STEP_BYTES, "its first minute"
+    world.later(OFFER_MS)
     assert await asked(customer, lease_id, 2**62) == 50 * SLOT_STEP_BYTES
     assert await asked(customer, lease_id, 10 * SLOT_STEP_BYTES) == 10 * SLOT_STEP_BYTES
     assert await asked(customer, lease_id, 50 * SLOT_STEP_BYTES) == 10 * SLOT_STEP_BYTES
@@ -363,3 +373,202 @@ async def test_a_renewal_needs_what_a_clearing_grants_where_others_wait_for_the_
     await world.drive(customer.market.renewals.round())
     view = provider.one("provider")
     assert (view.renewals, view.quantity) == (1, 100 * SLOT_STEP_BYTES), "nobody waits any more"
+
+
+async def test_a_renewal_gives_back_nothing_that_was_given_up(world, three, monkeypatch):
+    customer, other, provider = three
+    needs(customer, need_of(100))
+    entitle(world, customer, provider, 100)
+    await signed(world, customer)
+    await world.drive(customer.market.settlement.settle_due())
+    lease_id = provider.one("provider").lease_id
+    provider.stores(lease_id, customer.id, MIB)
+    provider.room.stored = MIB
+    await customer.market.taken.used(lease_id, MIB)
+    needs(customer, need_of(1))
+    world.later(OFFER_MS)
+    await signed(world, customer)
+    needs(other, need_of(98))
+    provider.granted.clear()
+    entitle(world, other, provider, 98)
+    await signed(world, other)
+    await world.drive(other.market.settlement.settle_due())
+    assert taken(provider, "provider") == 99
+    provider.granted.clear()
+    world.later(STORAGE_LEASE_MS * 5 // 8)
+    made = renewal.make_request
+    monkeypatch.setattr(
+        renewal, "make_request", lambda t, u, *a: made(t, replace(u, level=t.quantity), *a)
+    )
+    await world.drive(customer.market.renewals.round())
+    assert taken(provider, "provider") == 99
+
+
+async def test_a_lease_is_not_renewed_above_the_price_of_its_need(world, three):
+    customer, _, provider = three
+    needs(customer, need_of(50, price_max=PRICE - 1))
+    entitle(world, customer, provider, 50, price=PRICE - 1)
+    await signed(world, customer)
+    await world.drive(customer.market.settlement.settle_due())
+    lease_id = provider.one("provider").lease_id
+    provider.stores(lease_id, customer.id, MIB)
+    await customer.market.taken.used(lease_id, MIB)
+    provider.granted.clear()
+    world.later(STORAGE_LEASE_MS * 5 // 8)
+    await world.drive(customer.market.renewals.round())
+    assert customer.one("customer").renewals == 0
+    needs(customer, need_of(50))
+    world.later(DAY_MS)
+    await world.drive(customer.market.renewals.round())
+    assert customer.one("customer").renewals == 1
+
+
+async def test_fuel_that_ran_is_billed_to_the_end_of_its_minute(world, three):
+    customer, _, provider = three
+    level = 50 * LEASE_UNIT["compute"]
+    needs(customer, need_of(50, kind="compute"))
+    entitle(world, customer, provider, 50, kind="compute")
+    await signed(world, customer)
+    lease_id = provider.one("provider").lease_id
+    world.later(OFFER_MS)
+    provider.market.granted.admit_compute(lease_id, customer.id, level)
+    needs(customer)
+    await signed(world, customer)
+    assert taken(provider, "provider") == 50
+    provider.market.granted.used_compute(lease_id, level, level)
+    await signed(world, customer)
+    assert taken(provider, "provider") == 50
+    caller = world.wire.caller(customer.id)
+    await caller.call(provider.id, "market.quote", {"kind": "compute", "given_back": [lease_id]})
+    assert taken(provider, "provider") == 50
+    world.later(COMPUTE_LEASE_MS)
+    await signed(world, customer)
+    assert taken(provider, "provider") == 0
+    assert provider.one("provider").due_micro == slot_amount("compute", PRICE, 50) // 30
+
+
+async def test_a_rate_is_leased_for_a_minute_at_least_and_never_past_its_need(
+    world, three, monkeypatch
+):
+    customer, _, provider = three
+    now_ms = world.clock.now_ms()
+    needs(customer, need_of(50, kind="compute"))
+    for end_ms in (now_ms + COMPUTE_LEASE_MS - 1, now_ms + 10 * COMPUTE_LEASE_MS):
+        provider.granted.clear()
+        customer.received.clear()
+        entitle(world, customer, provider, 50, kind="compute", window=(now_ms, end_ms))
+        with monkeypatch.context() as patch:
+            patch.setattr(rules, "end_of", lambda *_, end_ms=end_ms: end_ms + 1)
+            await signed(world, customer)
+        assert not provider.market.leases()
+    world.later(DAY_MS)
+    now_ms = world.clock.now_ms()
+    entitle(world, customer, provider, 50, kind="compute", window=(now_ms, now_ms + EPOCH_MS))
+    await signed(world, customer)
+    await world.drive(customer.market.settlement.settle_due())
+    world.later(DAY_MS)
+    assert provider.one("provider").due_micro == slot_amount("compute", PRICE, 50)
+
+
+async def test_nothing_runs_under_a_lease_that_has_not_begun(world, three, monkeypatch):
+    customer, _, provider = three
+    made = LeaseRequest
+
+    def later(**fields):
+        moved = {name: fields[name] + REQUEST_WINDOW_MS for name in ("start_ms", "end_ms")}
+        return made(**(fields | moved))
+
+    monkeypatch.setattr(lease_requests, "LeaseRequest", later)
+    needs(customer, need_of(50, kind="compute"))
+    now_ms = world.clock.now_ms()
+    entitle(world, customer, provider, 50, kind="compute", window=(now_ms, now_ms + 2 * DAY_MS))
+    await signed(world, customer)
+    lease_id = provider.one("provider").lease_id
+    with pytest.raises(LeaseExhausted):
+        provider.market.granted.admit_compute(lease_id, customer.id, 1)
+    world.later(REQUEST_WINDOW_MS)
+    provider.market.granted.admit_compute(lease_id, customer.id, 1)
+
+
+async def test_who_needs_nothing_owes_nothing_more_whatever_its_provider_says(world, three):
+    customer, _, provider = three
+    needs(customer, need_of(50))
+    entitle(world, customer, provider, 50)
+    await signed(world, customer)
+
+    async def refuse(_caller, _header, _parts):
+        return {"level": 50 * SLOT_STEP_BYTES}, ()
+
+    world.wire.handlers[provider.id][LOWER] = refuse
+    needs(customer)
+    world.later(EPOCH_MS)
+    for _ in range(20):
+        await signed(world, customer)
+        world.later(LOWER_MS)
+    owed = customer.one("customer").due_micro
+    assert owed <= slot_amount("storage", PRICE, 50) * (EPOCH_MS + LOWER_MS) // EPOCH_MS
+    assert taken(customer, "customer") == 0
+
+
+async def test_what_may_have_been_granted_counts_for_the_need(world, three):
+    customer, second, first = three
+    second.room.storage = 100 * SLOT_STEP_BYTES
+    grant, lost = world.wire.handlers[first.id]["market.lease"], [True]
+
+    async def lose(caller, header, parts):
+        got = await grant(caller, header, parts)
+        if lost:
+            raise PeerSilent("lost")
+        return got
+
+    world.wire.handlers[first.id]["market.lease"] = lose
+    needs(customer, need_of(50))
+    entitle(world, customer, first, 50, price=PRICE - 1)
+    await signed(world, customer)
+    entitle(world, customer, second, 50)
+    await signed(world, customer)
+    lost.clear()
+    await world.drive(customer.market.requests.find_grants())
+    assert taken(customer, "customer") == 50
+
+
+async def test_offers_that_fail_keep_a_need_from_nobody(world, three):
+    customer, sham, honest = three
+    sham.room.storage = 100 * SLOT_STEP_BYTES
+
+    async def refuse(_caller, _header, _parts):
+        raise NoOffers("no")
+
+    world.wire.handlers[sham.id]["market.quote"] = refuse
+    needs(customer, need_of(50))
+    for number in range(4):
+        entitle(world, customer, sham, 25, slot=bytes([number]) * 16, price=1, until_ms=2**60)
+    entitle(world, customer, honest, 50)
+    await signed(world, customer)
+    await signed(world, customer)
+    assert taken(honest, "provider") == 50
+
+
+async def test_nothing_unsigned_is_owed(world, three):
+    customer, _, provider = three
+    needs(customer, need_of(50))
+    entitle(world, customer, provider, 50)
+    await signed(world, customer)
+    world.later(STORAGE_LEASE_IDLE_MS)
+    provider.market.tidy()
+    assert provider.one("provider").due_micro == 0
+    assert provider.market.limits.exposure(customer.id) == 0
+
+
+async def test_nothing_is_kept_of_a_rate_for_who_reached_its_limit(world, three):
+    customer, _, provider = three
+    needs(customer, need_of(100, kind="compute"))
+    entitle(world, customer, provider, 100, kind="compute")
+    provider.ledger.limit = slot_amount("compute", PRICE, 100)
+    await signed(world, customer)
+    await world.drive(customer.market.settlement.settle_due())
+    provider.granted.clear()
+    world.later(3 * EPOCH_MS)
+    provider.market.tidy()
+    assert customer.id in provider.market.limits.at_limit
+    assert provider.market.headroom.unreserved()["compute"] == 100 * LEASE_UNIT["compute"]

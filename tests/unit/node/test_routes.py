@@ -312,7 +312,8 @@ def test_what_is_leased_is_shown_on_both_sides_whatever_is_granted_now():
         assert line["stages"] == [stage]
         # Nothing is needed any more: what is stored is pinned, and granted no more.
         await customer.commitments.withdraw(wanted)
-        await world.until(lambda: not customer.allocator.received())
+        await world.until(lambda: leased(provider, "provider") <= 1)
+        assert not customer.allocator.received()
         assert await shown(there, "pinned") == [(who, to_text(wanted), None)]
         answer = await here.call("GET", "/v1/allocation/received")
         (after,) = answer["allocations"]
