@@ -95,7 +95,7 @@ def _granted(slot: Document) -> list[list[str]]:
 
 
 def _bar(slot: Document) -> str:
-    """Return what the tiers have of a slot's capacity as a bar; points are free."""
+    """Return what the tiers have of a slot's capacity as a bar, a letter each at least."""
     of_tier = dict.fromkeys(_LETTERS, 0)
     for line in slot["allocations"]:
         for stage in line["stages"] or [line]:
@@ -105,7 +105,8 @@ def _bar(slot: Document) -> str:
     bar, taken = "", 0
     for tier, quantity in of_tier.items():
         taken += quantity
-        bar = bar.ljust(_BAR_CELLS * taken // whole, _LETTERS[tier])
+        cells = max(len(bar) + (quantity > 0), _BAR_CELLS * taken // whole)
+        bar = bar.ljust(min(cells, _BAR_CELLS), _LETTERS[tier])
     return bar.ljust(_BAR_CELLS, ".")
 
 
