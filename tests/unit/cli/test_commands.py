@@ -767,8 +767,11 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
         (["allocation", "show"], "/v1/allocation", CLEARED, "24.0 GiB  7.0 GiB  0.000006"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "40.0 GiB           0.000009"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "eve       pinned"),
+        (["allocation", "show"], "/v1/allocation", CLEARED, "storage  mop" + 37 * "."),
+        (["allocation", "show"], "/v1/allocation", ENDLESS, "storage  always"),
         (["allocation", "show"], "/v1/allocation", UNSERVED, "program fails: sum: too large"),
         (["market", "leases"], "/v1/market/leases", {"leases": [LEASE]}, "0.000040"),
+        (["market", "leases"], "/v1/market/leases", {"leases": [LEASE]}, "10 Mfuel/s"),
         (["ledger", "balance"], "/v1/ledger/balance", BALANCES, "-0.000005"),
         (["ledger", "log"], "/v1/ledger/log", {**ENTRIES, "more": False}, "+0.000080"),
         (
