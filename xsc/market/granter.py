@@ -142,7 +142,7 @@ class LeaseGranter:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Give up room of a cleared lease that its customer does not use; it is no more billed.
 
-        The answer says what is left. Without any the lease is over.
+        The answer says what is left, 0 where the lease is over, and what was used till now.
         """
         entry = self._store.get("provider", take_bytes(header, "lease_id"))
         if entry is None or entry.terms.customer != caller or not entry.terms.cleared:
@@ -157,7 +157,7 @@ class LeaseGranter:
                 entry.use, level=before.level, given_back=before.given_back, edge=before.edge
             )
             raise
-        return {"level": entry.use.level}, ()
+        return {"level": entry.use.level, "used": entry.use.used}, ()
 
     def _check_request(self, request: LeaseRequest) -> Quote:
         now_ms = self._clock.now_ms()

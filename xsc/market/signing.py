@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 from xsc.base.encoding import Value
 from xsc.base.errors import XscError
@@ -138,14 +139,17 @@ class Signing:
         try:
             reply = await self._caller.call(entry.peer, LOWER, asked, timeout_ms=LEASE_TIMEOUT_MS)
             left = take_int(reply.header, "level", most=entry.use.level)
+            used = take_int(reply.header, "used")
         except XscError as fault:
             self._log.info("market.not_lowered", peer=short(entry.peer), code=fault.code)
-            left = entry.use.level
+            left, used = entry.use.level, entry.use.used
         now_ms = self._clock.now_ms()
         if left <= level or now_ms - first_ms >= LOWER_MS:
             left = min(left, level)
             del self._unlowered_ms[lease_id]
-        entry.use = rules.lowered(entry.terms, entry.use, left, now_ms)
+        use = rules.lowered(entry.terms, entry.use, left, now_ms)
+        # An answer that was lost lowered it earlier; no voucher over more would be taken.
+        entry.use = replace(use, used=min(use.used, max(used, use.voucher_quantity)))
         self._store.save(entry)
 
     def _stated(self) -> dict[bytes, NeedSlot]:

@@ -572,3 +572,30 @@ async def test_nothing_is_kept_of_a_rate_for_who_reached_its_limit(world, three)
     provider.market.tidy()
     assert customer.id in provider.market.limits.at_limit
     assert provider.market.headroom.unreserved()["compute"] == 100 * LEASE_UNIT["compute"]
+
+
+async def test_a_lowering_whose_answer_was_lost_leaves_one_bill(world, three):
+    customer, _, provider = three
+    needs(customer, need_of(50))
+    entitle(world, customer, provider, 50)
+    await signed(world, customer)
+    world.later(EPOCH_MS)
+    await world.drive(customer.market.settlement.settle_all())
+    lower, lost = world.wire.handlers[provider.id][LOWER], [True]
+
+    async def lose(caller, header, parts):
+        got = await lower(caller, header, parts)
+        if lost:
+            raise PeerSilent("lost")
+        return got
+
+    world.wire.handlers[provider.id][LOWER] = lose
+    needs(customer)
+    await signed(world, customer)
+    lost.clear()
+    world.later(LOWER_MS - 1)
+    await signed(world, customer)
+    await world.drive(customer.market.settlement.settle_all())
+    theirs, own = provider.one("provider"), customer.one("customer")
+    assert own.due_micro == theirs.due_micro == theirs.settled_micro
+    assert theirs.settled_micro == slot_amount("storage", PRICE, 50)
