@@ -465,7 +465,8 @@ class Play:
         node, needs = self.node(index), self.oracle.stated[index]
         if not any(need.kind == kind for _, need in needs):
             price = rng.choice((40, 1_000)) * PRICE_UNIT[kind] // SLOT_UNIT[kind]
-            needed = Statement(quantity=500, price=price)
+            # Less than hosts have: what a need takes leases on nobody else can put into.
+            needed = Statement(quantity=100, price=price)
             stated_ms = clock.now_ms()
             stated = self.do(node.commitments.need(kind, needed))
             needs += [
