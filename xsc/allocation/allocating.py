@@ -38,6 +38,7 @@ from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.allocation.proofs import Proofs
 from xsc.allocation.receiving import is_proven, offered_by, still_offered
 from xsc.allocation.recognition import read_weights
+from xsc.base.clock import event_within
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.fields import take_bytes, take_int, take_list
@@ -357,13 +358,7 @@ class Allocator:
             began_ms = self._clock.monotonic_ms()
             await self.allocate()
             ended_ms = self._clock.monotonic_ms()
-            waiting = asyncio.ensure_future(self._clock.sleep_ms(self._pause_ms()))
-            woken = asyncio.ensure_future(self._woken.wait())
-            try:
-                await asyncio.wait({waiting, woken}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                waiting.cancel()
-                woken.cancel()
+            await event_within(self._clock, self._woken, self._pause_ms())
             rest_ms = max(ALLOCATION_DEBOUNCE_MS, ROUND_REST * (ended_ms - began_ms))
             left_ms = ended_ms + rest_ms - self._clock.monotonic_ms()
             if self._woken.is_set() and left_ms > 0:

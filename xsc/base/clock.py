@@ -30,6 +30,23 @@ class Clock(Protocol):
         """Return after that long; 0 only lets others run."""
 
 
+async def event_within(clock: Clock, event: asyncio.Event, duration_ms: int) -> None:
+    """Return once an event is set, or after that long."""
+    sleep = asyncio.ensure_future(clock.sleep_ms(duration_ms))
+    wake = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait((sleep, wake), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        sleep.cancel()
+        wake.cancel()
+
+
+async def rest(clock: Clock, woken: asyncio.Event, duration_ms: int) -> None:
+    """Wait that long, or until an event is set, and clear it."""
+    await event_within(clock, woken, duration_ms)
+    woken.clear()
+
+
 class Entropy(Protocol):
     """A source of random bytes."""
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from xsc.base.clock import event_within
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     ClockSkewed,
@@ -376,17 +377,8 @@ class HealthService:
             await self.probe_all(due(peers, self._last_ms, now_ms, self._interval_ms))
             now_ms = self._clock.monotonic_ms()
             rest_ms = wait_ms(self._peers.peers(), self._last_ms, now_ms, self._interval_ms)
-            await self._rest(rest_ms)
-
-    async def _rest(self, duration_ms: int) -> None:
-        """Wait that long, or until `watch` asks for a probe at once."""
-        sleep = asyncio.ensure_future(self._clock.sleep_ms(duration_ms))
-        wake = asyncio.ensure_future(self._woken.wait())
-        try:
-            await asyncio.wait((sleep, wake), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleep.cancel()
-            wake.cancel()
+            # `watch` asks for a probe at once.
+            await event_within(self._clock, self._woken, rest_ms)
 
     # What peers ask
 

@@ -12,6 +12,7 @@ import asyncio
 from collections import Counter, defaultdict
 from dataclasses import replace
 
+from xsc.base.clock import rest
 from xsc.base.encoding import Value
 from xsc.base.errors import XscError
 from xsc.base.fields import take_int
@@ -82,15 +83,8 @@ class Signing:
     async def run(self) -> None:
         """Look whenever it is woken, and every TIDY_MS, until cancelled."""
         while True:
-            self._woken.clear()
             await self.look()
-            waiting = asyncio.ensure_future(self._clock.sleep_ms(TIDY_MS))
-            woken = asyncio.ensure_future(self._woken.wait())
-            try:
-                await asyncio.wait({waiting, woken}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                waiting.cancel()
-                woken.cancel()
+            await rest(self._clock, self._woken, TIDY_MS)
 
     async def look(self) -> None:
         """Take what is offered, and give up what is not needed."""

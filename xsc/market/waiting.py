@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 
-from xsc.base.clock import Clock
+from xsc.base.clock import Clock, event_within
 from xsc.base.errors import RateLimited
 from xsc.base.limits import COMPUTE_WAITING_MAX
 
@@ -96,8 +96,6 @@ class WaitingLines:
 
     async def wait(self, place: Place, wait_ms: int) -> None:
         """Return once the place was woken, or after that long."""
-        woken = asyncio.ensure_future(place.woken.wait())
-        pause = asyncio.ensure_future(self._clock.sleep_ms(wait_ms))
         place.waits = True
         if place.may_look:
             # It looked in vain: now those may look that need less, and others are refused in time.
@@ -106,11 +104,9 @@ class WaitingLines:
                 if after.until_ms <= now_ms or after.may_look:
                     after.woken.set()
         try:
-            await asyncio.wait({woken, pause}, return_when=asyncio.FIRST_COMPLETED)
+            await event_within(self._clock, place.woken, wait_ms)
         finally:
             place.waits = False
-            woken.cancel()
-            pause.cancel()
 
     def freed(self, node: bytes) -> None:
         """Wake who waits for fuel at a node, because a run of this node there has ended."""

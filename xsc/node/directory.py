@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+from xsc.base.clock import rest
 from xsc.base.encoding import Value, decode, encode, tagged_sha256
 from xsc.base.errors import RateLimited, RecordInvalid, StoreDamaged, XscError
 from xsc.base.fields import take_bool, take_bytes, take_int
@@ -48,7 +49,6 @@ from xsc.storage.catalogue.heads import HEAD_PUT, steps_of
 from xsc.storage.catalogue.names import HIDDEN
 from xsc.storage.object.durability import Contract
 from xsc.storage.service import StorageService
-from xsc.storage.transfer.host_client import rest
 
 STATE = b"node/directory"
 OBJECT_NAME = f"{HIDDEN}directory"

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
-from xsc.base.clock import Clock
+from xsc.base.clock import Clock, event_within
 from xsc.base.encoding import Value, tagged_sha256
 from xsc.base.errors import (
     ClockSkewed,
@@ -260,13 +260,7 @@ class SpaceSync:
             await self._clock.sleep_ms(pause_ms)
             return
         # Else many requests would keep their cursors here, one behind the other.
-        pause = asyncio.create_task(self._clock.sleep_ms(pause_ms))
-        ended = asyncio.create_task(held.ended.wait())
-        try:
-            await asyncio.wait((pause, ended), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            pause.cancel()
-            ended.cancel()
+        await event_within(self._clock, held.ended, pause_ms)
 
     async def _answer_next(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.settle import settle
-from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy, event_within, rest
 
 
 async def test_sleepers_wake_in_order_of_time_and_then_of_arrival():
@@ -66,3 +66,24 @@ async def test_work_runs_at_once_and_its_errors_pass_through():
     with pytest.raises(ZeroDivisionError):
         await executor.run(divmod, 1, 0)
     executor.close()
+
+
+async def test_a_wait_for_an_event_or_a_time_ends_with_the_first_and_leaves_no_sleeper():
+    clock, event = ManualClock(), asyncio.Event()
+    waiting = asyncio.ensure_future(event_within(clock, event, 10))
+    await settle()
+    event.set()
+    await waiting
+    assert event.is_set()
+    await settle()
+    assert clock.next_ms() is None
+
+    event.clear()
+    resting = asyncio.ensure_future(rest(clock, event, 10))
+    await settle()
+    assert not resting.done()
+    clock.advance_to(clock.now_ms() + 10)
+    await resting
+    event.set()
+    await rest(clock, event, 10)
+    assert not event.is_set()

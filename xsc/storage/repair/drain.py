@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, TypeAlias
 
+from xsc.base.clock import event_within, rest
 from xsc.base.encoding import Value
 from xsc.base.errors import NotAllowed, SpaceExhausted, StoreDamaged, XscError
 from xsc.base.fields import take_bytes, take_int, take_str
@@ -44,7 +45,6 @@ from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.repair.peer_departures import PeerDepartures
 from xsc.storage.shardstore import bodies
 from xsc.storage.shardstore.store import StorageNode
-from xsc.storage.transfer.host_client import rest
 from xsc.terms.deletion_order import DeletionOrder
 
 LEAVING: Final = "storage.leaving"
@@ -349,13 +349,7 @@ class Drain:
         if self.active and (wait_ms or self._remaining is None):
             if wait_ms:
                 self._counted.clear()
-            wait = asyncio.ensure_future(self._counted.wait())
-            sleep = asyncio.ensure_future(self._context.clock.sleep_ms(wait_ms or DRAIN_LOOK_MS))
-            try:
-                await asyncio.wait((wait, sleep), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                wait.cancel()
-                sleep.cancel()
+            await event_within(self._context.clock, self._counted, wait_ms or DRAIN_LOOK_MS)
         notice, remaining = self._notice, self._remaining
         if notice is None or not notice.leaving:
             return DrainStatus("staying", 0, 0, 0, 0, 0, Remaining())

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from xsc.base.clock import rest
 from xsc.base.errors import XscError
 from xsc.base.ids import short
 from xsc.base.limits import REPAIRS_A_ROUND_MAX, REPAIRS_AT_ONCE, SURVEYS_AT_ONCE
@@ -45,7 +46,7 @@ from xsc.storage.repair.survey import (
     recounted_held,
 )
 from xsc.storage.repair.surveyor import Surveyor
-from xsc.storage.transfer.host_client import HostClient, rest, together
+from xsc.storage.transfer.host_client import HostClient, together
 from xsc.storage.transfer.recount import differences
 
 

@@ -66,18 +66,6 @@ async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await stop_all(tasks)
 
 
-async def rest(clock: Clock, woken: asyncio.Event, duration_ms: int) -> None:
-    """Wait that long, or until an event is set, and clear it."""
-    sleep = asyncio.ensure_future(clock.sleep_ms(duration_ms))
-    wake = asyncio.ensure_future(woken.wait())
-    try:
-        await asyncio.wait((sleep, wake), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        sleep.cancel()
-        wake.cancel()
-    woken.clear()
-
-
 async def stop_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until they are over, also where the waiting is cancelled."""
     waiting = []
