@@ -34,7 +34,14 @@ def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net)
     # 510 Mfuel/s are 1.836 Tfuel an hour; of storage a GiB for each hour.
     assert made.err == "it comes to at most 0.881280 credits a day, 26.438400 in 30 days\n"
     held = bob("market need storage 1GiB --price 0.001")
-    assert held.err == "it comes to at most 0.024000 credits a day, 0.720000 in 30 days\n"
+    assert held.err.splitlines() == [
+        "it comes to at most 0.024000 credits a day, 0.720000 in 30 days",
+        "it goes over 6 providers: objects of 682.6 MiB in all fit in it",
+        (
+            "warning: failure domains that offer storage, as far as known here: 1; more friends,"
+            " or `--spread 1`, would fill it"
+        ),
+    ]
     bob(["market", "withdraw", held.line])
     # Who offers follows the needs of its peers.
     rows = wait_for(lambda: len(rows_of(alice)) == 3 and {row["id"]: row for row in rows_of(alice)})

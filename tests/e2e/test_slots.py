@@ -57,7 +57,7 @@ def test_a_need_is_granted_where_nobody_has_typed_an_offer(small_net):
     assert own["storage"]["quantity"] == status["storage"]["offered_bytes"]
     assert status["storage"]["offered_bytes"] <= status["storage"]["capacity_bytes"]
     assert own["compute"]["quantity"] == status["compute"]["offered_fuel_per_s"] > 0
-    done = customer("market need storage 1GiB")
+    done = customer(f"market need storage 1GiB --spread {len(others)}")
     assert "credits a day" in done.err
     need = done.line
     wait_for(lambda: customer("allocation expected --json").json["totals"].get(need) == GIB)
@@ -113,7 +113,9 @@ def test_recognition_decides_ahead_of_use_and_anybody_recomputes_it(net, tmp_pat
     provider, early, late = net[0], net[1], net[2]
     assert provider(f"peer recognise {late.id} 25%").code == 0
     assert late(f"peer recognise {provider.id} 25%").code == 0
-    needs = [(member, member("market need storage 6349MiB").line) for member in (early, late)]
+    needs = [
+        (member, member("market need storage 6349MiB --spread 1").line) for member in (early, late)
+    ]
 
     def known():
         return {row["id"] for row in provider("market slots --json").json["slots"]}

@@ -247,15 +247,45 @@ def test_from_any_start_it_comes_to_rest_and_new_numbers_to_that_of_a_fresh_star
     assert market.lines() == fresh.lines()
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_of_parts_and_a_spread_rest_no_provider_has_more_than_its_own_in_any_order(seed):
+    told = drawn_by(Random(seed))
+    found = []
+    for order in range(2):
+        random, market = Random(seed), Market(*told)
+        for customer in market.customers:
+            left, parts = market.needs[customer].quantity, []
+            for provider in market.providers:
+                if part := random.randint(0, left):
+                    parts.append((provider, part))
+                    left -= part
+            market.change(customer, parts=tuple(parts), spread=random.randint(1, 3))
+        market.rest(Random(order))
+        market.check()
+        for provider, customer, units in market.lines():
+            assert units <= market.needs[customer].most(provider)
+        found.append(market.lines())
+        # Where there is room for all, each need is full but for what others would have to hold.
+        market = Market([200] * len(told[0]), *told[1:])
+        market.needs = {node: each.model_copy() for node, each in market.needs.items()}
+        for customer in market.customers:
+            first, rest = market.providers[0], market.needs[customer].quantity - 1
+            market.change(customer, parts=((first, 1),), spread=len(market.providers))
+            assert market.needs[customer].open_steps == rest
+        market.rest(Random(order))
+        assert all(market.units(node) == need.quantity for node, need in market.needs.items())
+    assert found[0] == found[1]
+
+
 KEEP = acceptance.keep
 
 
-def keep_everything(quantity, offers, caps):
-    return KEEP(10 * quantity, offers, caps)
+def keep_everything(quantity, offers, caps, parts):
+    return KEEP(10 * quantity, offers, caps, parts)
 
 
-def caps_that_rise(quantity, offers, caps):
-    kept = KEEP(quantity, offers, {})
+def caps_that_rise(quantity, offers, caps, parts):
+    kept = KEEP(quantity, offers, {}, parts)
     return kept if sum(kept.quantities.values()) == quantity else Kept(kept.quantities, {})
 
 

@@ -25,11 +25,14 @@ steps = st.one_of(
 )
 
 
-def need_of(need_id, quantity, price_max):
+def need_of(need_id, quantity, price_max, spread=1):
+    part = ((bytes([1]) * 32, quantity // 2),) if spread > 1 and quantity > 1 else ()
     return NeedSlot(
         slot_id=need_id,
         kind="storage",
         quantity=quantity,
+        parts=part,
+        spread=spread,
         price_max=price_max * 1_000,
         valid_until_ms=ENDS_MS,
     )
@@ -72,7 +75,7 @@ class Node:
         )
 
     def look(self, offers):
-        for entry, level in list(to_lower(self.leases, self.needs, self.now_ms)):
+        for entry, level in list(to_lower(self.leases, self.needs, {}, self.now_ms)):
             entry.use = lowered(entry.terms, entry.use, level, self.now_ms)
         for each, level in to_take(offers, self.needs, self.taken(), self.now_ms):
             terms = LeaseTerms(
@@ -95,14 +98,17 @@ class Node:
         self.now_ms += duration_ms
 
     def check(self):
-        levels = defaultdict(int)
+        levels, at_provider = defaultdict(int), defaultdict(int)
         for entry in self.leases:
             if not entry.is_over(self.now_ms):
                 levels[entry.draw.need] += entry.use.level
+                at_provider[entry.draw.need, entry.peer] += entry.use.level
                 need = self.needs.get(entry.draw.need)
                 assert need is not None
         for need_id, level in levels.items():
             assert level <= self.needs[need_id].quantity * UNIT
+        for (need_id, provider), level in at_provider.items():
+            assert level <= self.needs[need_id].most(provider) * UNIT
 
 
 @settings(max_examples=200, deadline=None)
@@ -117,7 +123,7 @@ def test_no_offers_come_to_more_than_the_need_whatever_they_are(taken, prices):
             # Nothing is given up of a lease's first minute.
             node.pass_time(OFFER_MS)
             if other:
-                node.needs[NEEDS[one]] = need_of(NEEDS[one], other, amount)
+                node.needs[NEEDS[one]] = need_of(NEEDS[one], other, amount, 1 + price % 3)
             else:
                 node.needs.pop(NEEDS[one], None)
         else:

@@ -117,7 +117,7 @@ def test_recognition_decides_what_is_leased_and_not_who_asks_first():
         await offer(provider, 1, "compute")  # so it follows what others need
         await need(early, 100)
         await world.clock.sleep_ms(60_000)
-        await need(late, 100)
+        wanted = await need(late, 100)
         await world.until(lambda: provider.commitments.of(late.key.node_id).needs)
         await offer(provider, 100)
         await world.until(lambda: cleared(late))
@@ -129,7 +129,7 @@ def test_recognition_decides_what_is_leased_and_not_who_asks_first():
         # No clearing touches a signed lease, and freed room is cleared first.
         await world.clock.sleep_ms(120_000)
         assert leased(early) == 0
-        await late.commitments.edit(late.commitments.own.needs[0].slot_id, Statement(quantity=30))
+        await late.commitments.edit(wanted, Statement(quantity=30))
         await world.until(lambda: leased(early) == 70)
         assert leased(late) == 30
         recompute_all(provider)

@@ -38,24 +38,33 @@ class Kept:
     """Of providers that were ever refused anything; never above the caps before."""
 
 
-def keep(quantity: int, offers: Sequence[Granted], caps: Mapping[bytes, int]) -> Kept:
+def keep(
+    quantity: int,
+    offers: Sequence[Granted],
+    caps: Mapping[bytes, int],
+    parts: Mapping[bytes, int] | None = None,
+) -> Kept:
     """Return what a need keeps: of mutual providers first, by recognition within a tier.
 
-    Caps fall only, so this ends also where recognition changes meanwhile; a cap that an earlier
-    recognition lowered stays until the need has a new number.
+    What is of a provider alone is kept before the rest is divided. Caps fall only, so this ends
+    also where recognition changes meanwhile; a cap that an earlier recognition lowered stays until
+    the need has a new number.
 
     Args:
         quantity: of the need.
         offers: what each provider grants at present, at most one each.
         caps: those before.
+        parts: what is of one provider alone, no more than the quantity in all.
     """
-    claims = [
-        Claim(offer.provider, offer.tier, offer.weight, bounded)
-        for offer in offers
-        if (bounded := min(offer.quantity, caps.get(offer.provider, offer.quantity)))
-    ]
-    kept = weighted_uniform(quantity, claims).allocations
-    quantities = {offer.provider: kept.get(offer.provider, 0) for offer in offers}
+    claims, sure = [], {}
+    for offer in offers:
+        bounded = min(offer.quantity, caps.get(offer.provider, offer.quantity))
+        sure[offer.provider] = min(bounded, (parts or {}).get(offer.provider, 0))
+        if bounded > sure[offer.provider]:
+            rest = bounded - sure[offer.provider]
+            claims.append(Claim(offer.provider, offer.tier, offer.weight, rest))
+    kept = weighted_uniform(quantity - sum(sure.values()), claims).allocations
+    quantities = {provider: steps + kept.get(provider, 0) for provider, steps in sure.items()}
     refused = {
         offer.provider: quantities[offer.provider]
         for offer in offers
@@ -130,18 +139,18 @@ def answered(
     offers = [
         Granted(
             provider,
-            min(need.quantity, max(at_once(lines[provider]), held.get(provider, 0))),
+            min(need.most(provider), max(at_once(lines[provider]), held.get(provider, 0))),
             *ranks[provider],
         )
         for provider in sorted(lines.keys() | (held.keys() & ranks.keys()))
     ]
-    caps = dict(need.caps)
-    kept = keep(need.quantity, offers, caps)
+    caps, parts = dict(need.caps), dict(need.parts)
+    kept = keep(need.quantity, offers, caps, parts)
     units = sum(kept.quantities.values())
     if caps and units < need.quantity:
         again = [offer for offer in offers if offer.provider not in caps]
-        again += [Granted(each, need.quantity, *ranks[each]) for each in caps if each in ranks]
-        more = keep(need.quantity, again, {})
+        again += [Granted(each, need.most(each), *ranks[each]) for each in caps if each in ranks]
+        more = keep(need.quantity, again, {}, parts)
         if sum(more.quantities.values()) > units:
             begun = NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})
             return begun if is_due else need

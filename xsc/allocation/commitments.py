@@ -6,13 +6,13 @@ table. docs/design/slots.md, C1 to C6.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final, get_args
 
 from xsc.allocation.declaring import (
     Either,
-    Leasable,
     Rungs,
     Statement,
     edit_need,
@@ -22,15 +22,26 @@ from xsc.allocation.declaring import (
     make_offer,
     next_end_ms,
     renewed,
-    standing_slot,
     with_slot,
-    with_standing,
     without,
+)
+from xsc.allocation.standing import (
+    Leasable,
+    Wanted,
+    standing_slot,
+    with_standing,
+    with_standing_need,
 )
 from xsc.allocation.windows import DAY_MS
 from xsc.allocation.zones import offsets_of
+from xsc.base.clock import event_within
 from xsc.base.errors import ArgumentInvalid, NotFound, SpaceExhausted, TooLarge, XscError
-from xsc.base.limits import PRICES_POSTED_MS, SLOT_ID_BYTES
+from xsc.base.limits import (
+    ALLOCATION_DEBOUNCE_MS,
+    NEED_INTERVAL_MS,
+    PRICES_POSTED_MS,
+    SLOT_ID_BYTES,
+)
 from xsc.identity.context import Context
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
@@ -52,6 +63,8 @@ class Commitments:
         space: keeps all commitments.
         rungs: returns the prices of an offer of a kind at a reserve; at the present one for None.
         level: returns what this node has to lease of a kind: bytes, or fuel a second.
+        wanted: returns what this node needs of storage by default.
+        on_withdrawn: called once the standing need was withdrawn by its owner.
         before_stand: done before standing slots are published; says whether anybody is there.
         site: where this node is; empty where unknown.
         owner: who runs this node; empty where unknown.
@@ -64,6 +77,8 @@ class Commitments:
         *,
         rungs: Callable[[Kind, int | None], Rungs],
         level: Callable[[Kind], int],
+        wanted: Callable[[], Wanted],
+        on_withdrawn: Callable[[], None],
         before_stand: Callable[[], Awaitable[bool]],
         site: str = "",
         owner: str = "",
@@ -75,6 +90,11 @@ class Commitments:
         self._space = space
         self._rungs = rungs
         self._level = level
+        self._wanted = wanted
+        self._on_withdrawn = on_withdrawn
+        self._stirred = asyncio.Event()
+        self._needed_ms: int | None = None
+        """When the standing need last changed."""
         self._before_stand = before_stand
         self._stood_ms: int | None = None
         """When standing slots last followed what this node has and asks."""
@@ -195,8 +215,10 @@ class Commitments:
         Raises:
             NotFound: it is not there.
         """
-        find(self._own, slot_id)
+        found = find(self._own, slot_id)
         await self._publish(without(self._own, slot_id))
+        if isinstance(found, NeedSlot) and found.standing:
+            self._on_withdrawn()
 
     async def replace(self, commitment: Commitment) -> None:
         """Publish another commitment in the place of the own one, with others within 100 ms."""
@@ -238,7 +260,31 @@ class Commitments:
                 renewed_ms = now_ms
                 await self._renew(now_ms)
             await self.stand()
-            await self._clock.sleep_ms(LOOK_INTERVAL_MS)
+            await self.state_need()
+            await event_within(self._clock, self._stirred, LOOK_INTERVAL_MS)
+            if self._stirred.is_set():
+                # A put takes several leases at once.
+                await self._clock.sleep_ms(ALLOCATION_DEBOUNCE_MS)
+                self._stirred.clear()
+
+    def stir(self) -> None:
+        """Look again soon at what this node needs: it stored something, or was refused room."""
+        self._stirred.set()
+
+    async def state_need(self) -> None:
+        """Have the standing need be what this node stores and could not place.
+
+        It changes at most once in NEED_INTERVAL_MS.
+        """
+        now_ms = self._clock.monotonic_ms()
+        if self._needed_ms is not None and now_ms - self._needed_ms < NEED_INTERVAL_MS:
+            return
+        try:
+            if self._with_need() != self._own and await self._before_stand():
+                self._needed_ms = now_ms
+                await self._publish(self._with_need())
+        except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
+            self._log.warning("allocation.need_not_stated", fault=fault.message)
 
     async def stand(self) -> None:
         """Have the standing slots be what this node has to lease and asks, at most once an hour.
@@ -258,6 +304,12 @@ class Commitments:
                 await self._publish(later)
         except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
             self._log.warning("allocation.capacity_not_offered", fault=fault.message)
+
+    def _with_need(self) -> Commitment:
+        def new_id() -> bytes:
+            return self._entropy.token(SLOT_ID_BYTES)
+
+        return with_standing_need(self._own, self._wanted(), new_id, owner=self._owner)
 
     def _standing(self, commitment: Commitment) -> Commitment:
         kinds: tuple[Kind, ...] = get_args(Kind)

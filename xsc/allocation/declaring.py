@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -23,8 +23,6 @@ from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
 from xsc.base.limits import COMMITMENT_BYTES_MAX, NEEDS_MAX, SLOT_HORIZON_MS, SLOTS_MAX
 from xsc.terms.quote import Kind
 from xsc.terms.slot import (
-    STEP,
-    STEPS_MAX,
     AvailabilitySlot,
     Commitment,
     DivisionRule,
@@ -59,6 +57,8 @@ class Statement:
     filters: tuple[tuple[str, str], ...] | None = None
     location: str | None = None
     rule: DivisionRule | None = None
+    spread: int | None = None
+    """Of a need: over how many providers it goes."""
 
 
 def _resolve(kind: Kind, said: Statement, now_ms: int, zones: Zones) -> dict[str, object]:
@@ -67,7 +67,7 @@ def _resolve(kind: Kind, said: Statement, now_ms: int, zones: Zones) -> dict[str
     end = ENDLESS_MS if said.to_ms is None else said.to_ms
     if said.every is None:
         window = single(begin, end, now_ms)
-        return _timed((window,), window[1])
+        return timed((window,), window[1])
     if kind == "storage":
         raise ArgumentInvalid(
             "storage does not recur: it has a start and an end",
@@ -92,12 +92,13 @@ def _resolve(kind: Kind, said: Statement, now_ms: int, zones: Zones) -> dict[str
             f" {SLOT_HORIZON_MS // DAY_MS} days",
             hint="end it later, or choose other days",
         )
-    return _timed(windows, end, recurrence.text, recurrence.zone)
+    return timed(windows, end, recurrence.text, recurrence.zone)
 
 
-def _timed(
+def timed(
     windows: Sequence[Window], end_ms: int, recurrence: str = "", zone: str = ""
 ) -> dict[str, object]:
+    """Return the fields of windows that a slot or need has until it ends."""
     return {
         "windows_packed": pack_windows(windows),
         "valid_until_ms": end_ms,
@@ -121,13 +122,18 @@ def _refusal(fault: ValidationError) -> ArgumentInvalid:
     return ArgumentInvalid(said, hint="`xsc market offer --help` shows what it takes")
 
 
-def _made(kind: type[S], fields: dict[str, Any]) -> S:
+def made(kind: type[S], fields: dict[str, Any]) -> S:
+    """Return a slot or need of those fields.
+
+    Raises:
+        ArgumentInvalid: they make none.
+    """
     try:
-        made = kind(**fields)
+        slot = kind(**fields)
     except ValidationError as fault:
         raise _refusal(fault) from None
-    check_filters(made.filters)
-    return made
+    check_filters(slot.filters)
+    return slot
 
 
 def _stated(said: Statement) -> dict[str, object]:
@@ -136,16 +142,28 @@ def _stated(said: Statement) -> dict[str, object]:
         "quantity": said.quantity,
         "filters": None if said.filters is None else tuple(sorted(said.filters)),
         "location": said.location,
+        "spread": said.spread,
     }
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _is_timed(said: Statement) -> bool:
+def _istimed(said: Statement) -> bool:
     return said.from_ms is not None or said.to_ms is not None or said.every is not None
 
 
-def _priced(rungs: Rungs) -> dict[str, object]:
+def priced(rungs: Rungs) -> dict[str, object]:
+    """Return the fields of an offer's prices."""
     return dict(zip(("price_mutual", "price_one_way", "reserve"), rungs, strict=True))
+
+
+def _check_offer(said: Statement) -> None:
+    if said.spread is not None:
+        raise ArgumentInvalid("an offer has no spread: a need has", hint="leave --spread out")
+
+
+def _check_need(said: Statement) -> None:
+    if said.rule is not None:
+        raise ArgumentInvalid("a need has no rule: its provider divides", hint="leave the rule out")
 
 
 def make_offer(
@@ -163,9 +181,10 @@ def make_offer(
     Raises:
         ArgumentInvalid: what is stated is wrong, or states no slot.
     """
+    _check_offer(said)
     fields: dict[str, object] = {"slot_id": slot_id, "kind": kind, "owner": owner}
-    fields |= _resolve(kind, said, now_ms, zones) | _stated(said) | _priced(rungs)
-    return _made(AvailabilitySlot, fields | ({} if said.rule is None else {"rule": said.rule}))
+    fields |= _resolve(kind, said, now_ms, zones) | _stated(said) | priced(rungs)
+    return made(AvailabilitySlot, fields | ({} if said.rule is None else {"rule": said.rule}))
 
 
 def make_need(
@@ -176,11 +195,10 @@ def make_need(
     Raises:
         ArgumentInvalid: what is stated is wrong, or states no need.
     """
-    if said.rule is not None:
-        raise ArgumentInvalid("a need has no rule: its provider divides", hint="leave the rule out")
-    times = _resolve(kind, said, now_ms, zones) if _is_timed(said) else _timed((), ENDLESS_MS)
+    _check_need(said)
+    times = _resolve(kind, said, now_ms, zones) if _istimed(said) else timed((), ENDLESS_MS)
     fields = {"slot_id": slot_id, "kind": kind, "owner": owner, "price_max": said.price}
-    return _made(NeedSlot, fields | times | _stated(said))
+    return made(NeedSlot, fields | times | _stated(said))
 
 
 def edit_offer(
@@ -191,10 +209,11 @@ def edit_offer(
     Raises:
         ArgumentInvalid: as `make_offer`.
     """
+    _check_offer(said)
     fields = dict(slot) | _edited_times(slot, said, now_ms, zones) | _stated(said)
-    fields |= {} if rungs is None else _priced(rungs)
+    fields |= {} if rungs is None else priced(rungs)
     fields["standing"] = slot.standing and replace(said, filters=None, rule=None) == Statement()
-    return _made(AvailabilitySlot, fields | ({} if said.rule is None else {"rule": said.rule}))
+    return made(AvailabilitySlot, fields | ({} if said.rule is None else {"rule": said.rule}))
 
 
 def edit_need(need: NeedSlot, said: Statement, *, now_ms: int, zones: Zones) -> NeedSlot:
@@ -203,19 +222,23 @@ def edit_need(need: NeedSlot, said: Statement, *, now_ms: int, zones: Zones) -> 
     Raises:
         ArgumentInvalid: as `make_need`.
     """
-    if said.rule is not None:
-        raise ArgumentInvalid("a need has no rule: its provider divides", hint="leave the rule out")
+    _check_need(said)
+    if need.standing:
+        raise ArgumentInvalid(
+            "this need follows what the node stores and could not place",
+            hint="`xsc market need` states another, `xsc market withdraw` ends what waits for room",
+        )
     fields = dict(need) | _edited_times(need, said, now_ms, zones) | _stated(said)
     fields |= {} if said.price is None else {"price_max": said.price}
-    asked = ("quantity", "price_max", "windows_packed", "valid_until_ms")
+    asked = ("quantity", "spread", "price_max", "windows_packed", "valid_until_ms")
     if any(fields[name] != getattr(need, name) for name in asked):
         fields |= {"number": need.number + 1, "caps": ()}
-    return _made(NeedSlot, fields)
+    return made(NeedSlot, fields)
 
 
 def _edited_times(slot: Slot, said: Statement, now_ms: int, zones: Zones) -> dict[str, object]:
     """Return the fields of new times; what is not stated of them is as it was."""
-    if not _is_timed(said):
+    if not _istimed(said):
         return {}
     if said.every is None and slot.recurrence:
         said = replace(said, every=f"{slot.recurrence} {slot.time_zone}")
@@ -224,60 +247,6 @@ def _edited_times(slot: Slot, said: Statement, now_ms: int, zones: Zones) -> dic
     if said.to_ms is None and slot.valid_until_ms != ENDLESS_MS:
         said = replace(said, to_ms=slot.valid_until_ms)
     return _resolve(slot.kind, said, now_ms, zones)
-
-
-@dataclass(frozen=True, slots=True)
-class Leasable:
-    """What a node has to lease of one kind, and what it asks for it."""
-
-    level: int
-    """Bytes, or fuel a second; 0 of a node that offers nothing of the kind."""
-    rungs: Rungs
-
-
-def with_standing(
-    commitment: Commitment,
-    leasable: Mapping[Kind, Leasable],
-    new_ids: Mapping[Kind, bytes],
-    *,
-    now_ms: int,
-    location: str,
-    owner: str,
-) -> Commitment:
-    """Return a commitment whose standing slots are what its node has to lease.
-
-    Of each kind one is made, once: what the owner withdrew or states itself is not offered beside.
-    Where there is nothing to lease, the standing slot goes, and is made again later.
-
-    Raises:
-        ArgumentInvalid, TooLarge: a level at its price is more than any amount, or as `with_slot`.
-    """
-    for kind, has in sorted(leasable.items()):
-        made = {*commitment.standing_made}
-        found = standing_slot(commitment, kind)
-        steps = min(has.level // STEP[kind], STEPS_MAX)
-        if steps == 0:
-            made.discard(kind)
-            if found is not None:
-                commitment = without(commitment, found.slot_id)
-        elif found is not None or kind not in made:
-            made.add(kind)
-            fields: dict[str, Any] = (
-                {"slot_id": new_ids[kind], "kind": kind, "standing": True}
-                | _timed(((now_ms, ENDLESS_MS),), ENDLESS_MS)
-                if found is None
-                else dict(found)
-            )
-            fields |= {"quantity": steps, "location": location, "owner": owner}
-            slot = _made(AvailabilitySlot, fields | _priced(has.rungs))
-            commitment = with_slot(commitment, slot)
-        commitment = commitment.model_copy(update={"standing_made": tuple(sorted(made))})
-    return commitment
-
-
-def standing_slot(commitment: Commitment, kind: Kind) -> AvailabilitySlot | None:
-    """Return the standing slot of a kind; None without one."""
-    return next((s for s in commitment.slots if s.standing and s.kind == kind), None)
 
 
 def find(commitment: Commitment, slot_id: bytes) -> Either:

@@ -63,7 +63,7 @@ def offered_by(
         if (
             time is None
             or line.window not in windows[line.slot]
-            or line.quantity > min(need.quantity, slot.quantity)
+            or line.quantity > min(need.most(provider), slot.quantity)
         ):
             continue
         found.append(

@@ -40,6 +40,9 @@ class Statement:
     filters: dict[str, str] | None = None
     location: str | None = None
     rule: Literal["weighted-uniform", "proportional"] | None = None
+    spread: int | None = None
+    """Over how many providers a need of storage goes, none with more than its share; a new one as
+    many as an object needs."""
 
 
 @model
@@ -66,7 +69,7 @@ class Slot:
     id: str
     role: Role
     origin: Literal["default", "stated"]
-    """Whether its node keeps it at what it has and asks, or somebody stated it."""
+    """Whether its node keeps it at what it has, asks and stores, or somebody stated it."""
     node: str
     name: str
     kind: Kind
@@ -97,6 +100,12 @@ class Declared(Id):
     day_micro: int
     month_micro: int
     """In 30 days."""
+    object_bytes: int | None
+    """Of a need of storage: what objects fit in it with the default code; null of all else."""
+    spread: int | None
+    """Over how many providers that goes."""
+    domains: int | None
+    """Failure domains of peers whose offers of storage are known here."""
 
 
 @model

@@ -586,6 +586,16 @@ SLOT_ID_BYTES = 16
 SLOTS_MAX = 64
 """Slots that one node offers at a time."""
 NEEDS_MAX = 64
+NEED_MARGIN_PPM = 100_000
+"""What a default need states beyond what is held, so that a lost shard finds room."""
+NEED_INTERVAL_MS = 60_000
+"""How long a default need stays as it is at least."""
+SHORT_MS = 30 * 24 * 3_600_000
+"""How long a node states that it needs room for what was refused."""
+SHORT_FILLED_MS = 24 * 3_600_000
+"""How long it keeps room for that once it has leased it."""
+SHORTS_MAX = 64
+"""Refusals for which it states a need."""
 SLOT_WINDOWS_MAX = 400
 SLOT_FILTERS_MAX = 8
 SLOT_HORIZON_MS = 90 * 24 * 3_600_000

@@ -135,6 +135,14 @@ _RULE: Final = click.option(
     help="How an offer is divided within a tier.",
 )
 
+_SPREAD: Final = click.option(
+    "--spread",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Over how many providers a need goes, none with more than its share of it; of storage 6"
+    " by default, as an object needs.",
+)
+
 
 def _stated(command: F) -> F:
     for option in reversed(_STATED):
@@ -195,6 +203,7 @@ def _document(quantity: str | None, options: dict[str, Any]) -> Document:
         "filters": filters or None,
         "location": options["location"],
         "rule": options.get("rule"),
+        "spread": options.get("spread"),
     }
 
 
@@ -210,6 +219,14 @@ def _declare(settings: Settings, role: str, kind: str, quantity: str, **options:
     day, month = format_credits(answer["day_micro"]), format_credits(answer["month_micro"])
     comes = "all of it comes to" if role == "offer" else "it comes to at most"
     say(f"{comes} {day} credits a day, {month} in 30 days")
+    if (size := answer["object_bytes"]) is not None:
+        spread, domains = answer["spread"], answer["domains"]
+        say(f"it goes over {spread} providers: objects of {format_size(size)} in all fit in it")
+        if domains < spread:
+            say(
+                f"warning: failure domains that offer storage, as far as known here: {domains};"
+                f" more friends, or `--spread {max(1, domains)}`, would fill it"
+            )
 
 
 @market.command()
@@ -233,13 +250,15 @@ def offer(settings: Settings, /, kind: str, quantity: str, **options: Any) -> No
 @click.argument("kind", metavar="KIND", type=click.Choice(KINDS))
 @click.argument("quantity", metavar="QUANTITY")
 @_stated
+@_SPREAD
 @pass_settings
 def need(settings: Settings, /, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
     """State a need ahead of use, and print its id.
 
     KIND and QUANTITY are those of `xsc market offer`. Without times it is there
     until it is withdrawn; with --from alone it ends in 90 days. Without --price
-    it pays at most what the node pays at most.
+    it pays at most what the node pays at most. Storage is counted as it is kept
+    at providers: six of them keep an object with half as much again.
     """
     _declare(settings, "need", kind, quantity, **options)
 
@@ -249,6 +268,7 @@ def need(settings: Settings, /, kind: str, quantity: str, **options: Any) -> Non
 @click.option("--quantity", metavar="QUANTITY", help="How much it is.")
 @_stated
 @_RULE
+@_SPREAD
 @pass_settings
 def edit(settings: Settings, /, slot_id: str, quantity: str | None, **options: Any) -> None:  # noqa: ANN401
     """Change an offer or a need; what is not given stays as it is.

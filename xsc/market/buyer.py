@@ -42,6 +42,7 @@ from xsc.market.auction import (
     place,
     reserve,
 )
+from xsc.market.default_need import DefaultNeed
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, usable
 from xsc.market.lease_requests import LeaseRequests
@@ -88,7 +89,9 @@ class LeaseBuyer:
         requests: LeaseRequests,
         headroom: Headroom,
         lines: WaitingLines,
+        default_need: DefaultNeed,
     ) -> None:
+        self._default_need = default_need
         self._lines = lines
         self._own = context.key.node_id
         self._clock = context.clock
@@ -136,6 +139,13 @@ class LeaseBuyer:
             else:
                 wanted.append(self._own)
                 faults[self._own] = SpaceExhausted("this node has no room for that")
+        full = sum(isinstance(faults[node], SpaceExhausted) for node in faults if node != self._own)
+        if len(hosts) == count:
+            self._default_need.placed(size_bytes)
+        elif full:
+            self._default_need.refused(size_bytes, min(full, count - len(hosts)))
+        if hosts:
+            self._default_need.on_change()
         refused: dict[bytes, XscError] = {}
         taken = {host.node for host in hosts}
         if len(hosts) < count:

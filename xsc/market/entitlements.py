@@ -8,14 +8,15 @@ entitlement lapses.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from xsc.base.limits import COMPUTE_LEASE_MS, SLOT_STEP_BYTES, SLOT_STEP_FUEL
+from xsc.base.units import ceil_div
 from xsc.market.calendar import EVER_MS, Promise, free_over
-from xsc.market.lease import least_level
+from xsc.market.lease import LEVEL_UNIT, least_level
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.pricing import Ladder
 from xsc.terms.quote import Kind, Tier
@@ -49,28 +50,40 @@ def to_take(
         now_ms: the present.
     """
     left = {need_id: need.quantity * LEASE_UNIT[need.kind] for need_id, need in needs.items()}
+    had_of = Counter[tuple[bytes, bytes]]()
     for key, level in taken.items():
         left[key.need] = left.get(key.need, 0) - level
+        had_of[key.need, key.provider] += level
     for each in sorted(offers, key=lambda each: (each.price, each.provider, each.key)):
-        level = min(undrawn(each, taken), left.get(each.need, 0))
+        need = needs.get(each.need)
+        if need is None:
+            continue
+        most = need.most(each.provider) * LEASE_UNIT[need.kind]
+        had = had_of[each.need, each.provider]
+        level = min(undrawn(each, taken), left.get(each.need, 0), most - had)
         # A lease is not shorter than a minute.
         is_long = now_ms + COMPUTE_LEASE_MS <= each.window[1]
-        if (
-            level > 0
-            and is_long
-            and is_present(each, now_ms)
-            and each.price <= needs[each.need].price_max
-        ):
+        if level > 0 and is_long and is_present(each, now_ms) and each.price <= need.price_max:
             left[each.need] -= level
+            had_of[each.need, each.provider] += level
             yield each, level
 
 
 def to_lower(
-    entries: Iterable[LeaseEntry], needs: Mapping[bytes, NeedSlot], now_ms: int
+    entries: Iterable[LeaseEntry],
+    needs: Mapping[bytes, NeedSlot],
+    for_now: Mapping[EntitlementKey, int],
+    now_ms: int,
 ) -> Iterator[tuple[LeaseEntry, int]]:
     """Yield the cleared leases that need less, the newest first, and what each is lowered to.
 
     What is used of a lease stays.
+
+    Args:
+        entries: leases of this node.
+        needs: of this node, by id.
+        for_now: what leases for now have of them.
+        now_ms: the present.
     """
     by_need: defaultdict[bytes, list[LeaseEntry]] = defaultdict(list)
     for entry in entries:
@@ -78,14 +91,32 @@ def to_lower(
             by_need[entry.draw.need].append(entry)
     for need_id, leases in by_need.items():
         need = needs.get(need_id)
-        level = 0 if need is None else need.quantity * LEASE_UNIT[need.kind]
-        beyond = sum(entry.use.level for entry in leases) - level
-        for entry in sorted(leases, key=lambda entry: -entry.terms.start_ms):
-            least = least_level(entry.terms, entry.use, now_ms) + entry.promised_at(now_ms)
-            less = max(least, entry.use.level - max(0, beyond))
-            if less < entry.use.level:
-                beyond -= entry.use.level - less
-                yield entry, less
+        beside = Counter[bytes]()
+        for key, size_bytes in for_now.items():
+            beside[key.provider] += size_bytes * (key.need == need_id)
+        leases.sort(key=lambda entry: -entry.terms.start_ms)
+        levels = {entry.terms.lease_id: entry.use.level for entry in leases}
+        for provider in sorted({entry.peer for entry in leases}):
+            most = 0 if need is None else need.most(provider) * LEASE_UNIT[need.kind]
+            here = [entry for entry in leases if entry.peer == provider]
+            _lower(here, levels, most - beside[provider], now_ms)
+        most = 0 if need is None else need.quantity * LEASE_UNIT[need.kind]
+        _lower(leases, levels, most - beside.total(), now_ms)
+        for entry in leases:
+            if levels[entry.terms.lease_id] < entry.use.level:
+                yield entry, levels[entry.terms.lease_id]
+
+
+def _lower(entries: Iterable[LeaseEntry], levels: dict[bytes, int], most: int, now_ms: int) -> None:
+    """Lower the levels of leases, in their order, until together they are no more than that."""
+    leases = list(entries)
+    beyond = sum(levels[entry.terms.lease_id] for entry in leases) - most
+    for entry in leases:
+        least = least_level(entry.terms, entry.use, now_ms) + entry.promised_at(now_ms)
+        level, unit = levels[entry.terms.lease_id], LEVEL_UNIT[entry.terms.kind]
+        less = max(least, level - max(0, beyond))
+        less = levels[entry.terms.lease_id] = min(level, ceil_div(less, unit) * unit)
+        beyond -= level - less
 
 
 def slot_left(entitlement: Entitlement, drawn: Mapping[EntitlementKey, int]) -> int:

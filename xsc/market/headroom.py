@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from xsc.base.errors import NoOffers
 from xsc.base.limits import COMPUTE_LEASE_MS, PRICES_POSTED_MS
 from xsc.identity.context import Context
@@ -9,6 +11,7 @@ from xsc.market import room
 from xsc.market.calendar import EVER_MS, free_over
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.entitlements import LEASE_UNIT, is_present, promises, slot_left, undrawn
+from xsc.market.lease import half_ms
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
@@ -107,6 +110,24 @@ class Headroom:
         """Return the same of leases that are not cleared again yet."""
         now_ms, at_limit = self._clock.now_ms(), self._limits.at_limit
         return self._store.pinned_steps("provider", now_ms, at_limit=at_limit)
+
+    def held_for_now(self, *, pinned: bool = False) -> Counter[bytes]:
+        """Return by customer the bytes held here under leases for now.
+
+        Args:
+            pinned: only under those in the first half of their term, which are not cleared again.
+        """
+        now_ms = self._clock.now_ms()
+        found = Counter[bytes]()
+        for entry in self._store.all("provider"):
+            if (
+                entry.terms.kind == "storage"
+                and not entry.terms.cleared
+                and entry.use.held_bytes
+                and not (pinned and now_ms >= half_ms(entry.terms))
+            ):
+                found[entry.terms.customer] += entry.use.held_bytes
+        return found
 
     def _drawn(self) -> dict[EntitlementKey, int]:
         now_ms, at_limit = self._clock.now_ms(), self._limits.at_limit

@@ -149,5 +149,7 @@ class MarketPorts:
     """Returns what others offer to this node's needs, once it is to take leases on it."""
     needs: Callable[[], Sequence[NeedSlot]]
     """Returns what this node says that it needs."""
+    on_need: Callable[[], None]
+    """Called when what this node needs by default may have changed."""
     on_denied: Callable[[Collection[bytes]], Awaitable[None]]
     """Called with the leases of this node that a provider has signed not to know."""

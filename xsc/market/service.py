@@ -19,6 +19,7 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market.buyer import LeaseBuyer
 from xsc.market.credit_limits import CreditLimits
+from xsc.market.default_need import DefaultNeed
 from xsc.market.denials import KNOWN, Denials
 from xsc.market.granted import GrantedLeases
 from xsc.market.granter import LOWER, LeaseGranter
@@ -66,6 +67,9 @@ class MarketService:
         self.taken = TakenLeases(context, self.store, self.denials, lines)
         self.quotes = Quotes(context, ports, settings, self.store)
         self.requests = LeaseRequests(context, ports, self.store, self.quotes)
+        self.default_need = DefaultNeed(
+            context, self.store, state, needs=ports.needs, on_change=ports.on_need
+        )
         self.buyer = LeaseBuyer(
             context,
             ports,
@@ -75,8 +79,11 @@ class MarketService:
             requests=self.requests,
             headroom=self.headroom,
             lines=lines,
+            default_need=self.default_need,
         )
-        self.signing = Signing(context, ports, self.store, self.quotes, self.requests)
+        self.signing = Signing(
+            context, ports, self.store, self.quotes, self.requests, default_need=self.default_need
+        )
         turns: Turns[tuple[Role, bytes]] = Turns()
         self.settlement = Settlement(
             context,
@@ -105,6 +112,7 @@ class MarketService:
             StoreDamaged: a kept lease cannot be read.
         """
         self.store.load()
+        self.default_need.load()
         for entry in self.store.all("provider"):
             settled = self._credit.settled(entry.terms.lease_id)
             entry.use = replace(entry.use, settled_micro=settled)

@@ -8,7 +8,7 @@ before it; what it needs of a later one is bound late.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from xsc import __version__
@@ -17,6 +17,7 @@ from xsc.allocation.commitments import Commitments
 from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import AllocationProgram
 from xsc.allocation.service import AllocationService
+from xsc.allocation.standing import Wanted
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
     LedgerDamaged,
@@ -73,6 +74,7 @@ from xsc.node.jobs.exports import Exports
 from xsc.node.jobs.inputs import JobInputs
 from xsc.node.jobs.modules import Modules
 from xsc.node.providers import Providers
+from xsc.node.slot_market import SlotMarket
 from xsc.node.tasks import Tasks
 from xsc.programs import running as programs_running
 from xsc.programs.functions import Functions
@@ -184,37 +186,6 @@ class NodeCapacity:
     def compute_steps_free(self) -> int:
         """Return the same: leases, not running jobs, take from it, and the market counts those."""
         return 0 if self._leaving() else self.compute_capacity_steps()
-
-
-class SlotMarket:
-    """What the allocation of slots asks of the market, in steps."""
-
-    def __init__(self, market: MarketService) -> None:
-        self._market = market
-
-    def free(self) -> dict[Kind, int]:
-        """Return what is neither used nor reserved now."""
-        return self._market.headroom.unreserved()
-
-    def room(self, free: Mapping[Kind, int], now_ms: int) -> SlotRoom:
-        """Return what so much has room for."""
-        return SlotRoom(free, now_ms)
-
-    def drawn(self) -> dict[EntitlementKey, int]:
-        """Return the steps that leases have drawn of each entitlement, rounded up."""
-        return self._market.headroom.drawn_steps()
-
-    def pinned(self) -> dict[EntitlementKey, int]:
-        """Return the same of those that are not cleared again yet."""
-        return self._market.headroom.pinned_steps()
-
-    def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
-        """Return the micro-credits that a customer may still come to owe.
-
-        It has an equal part of a credit that it shares with others of these takers.
-        """
-        sharing = {*self._market.limits.shares_with(customer), customer}
-        return self._market.limits.left(customer) // len(sharing & {customer, *takers})
 
 
 def market_settings(config: Config) -> MarketSettings:
@@ -388,6 +359,9 @@ class Node:
             self.space,
             rungs=self._rungs,
             level=self._level,
+            # Bound late: the market is made after the commitments.
+            wanted=lambda: self._wanted(),  # noqa: PLW0108
+            on_withdrawn=lambda: self.market.default_need.withdraw(),  # noqa: PLW0108
             before_stand=self._before_stand,
             site=config.site,
             owner=config.owner,
@@ -415,18 +389,20 @@ class Node:
                 granted=lambda: self.allocator.granted(),  # noqa: PLW0108
                 received=lambda: self.allocator.offered(),  # noqa: PLW0108
                 needs=lambda: self.commitments.own.needs,
+                on_need=self.commitments.stir,
                 on_denied=lambda leases: self.storage.leases_denied(leases),  # noqa: PLW0108
             ),
             state=parts.state,
             commit=self._state_commit.commit,
             settings=market_settings(config),
         )
+        self.slot_market = SlotMarket(context, self.market, self.commitments)
         self.allocator = Allocator(
             context,
             space=self.space,
             commitments=self.commitments,
             peers=self.peers.roster,
-            market=SlotMarket(self.market),
+            market=self.slot_market,
             state=parts.state,
             is_up=self.health.is_up,
             follow=self.following.update,
@@ -450,6 +426,17 @@ class Node:
         pricing = self.market.headroom.pricing()
         rungs = ladder(pricing.unit_price(kind) if reserve is None else reserve, pricing.prices)
         return rungs.mutual, rungs.one_way, rungs.reserve
+
+    def _wanted(self) -> Wanted:
+        """Return what this node needs of storage by default, and what it would pay for that now.
+
+        Where it was refused room, that is the most that it pays for any.
+        """
+        short_bytes, spread = self.market.default_need.short()
+        price = self.market.headroom.pricing().unit_price("storage")
+        most = self.config.storage_price_max_micro
+        held = self.market.default_need.held()
+        return Wanted(held, short_bytes, spread, most if short_bytes else min(price, most))
 
     def _level(self, kind: Kind) -> int:
         """Return what is offered of a kind by default: bytes, or fuel a second."""
@@ -624,8 +611,7 @@ class Node:
 
     def drawn_steps(self) -> dict[EntitlementKey, int]:
         """Return the steps that leases have drawn of entitlements, here and at others."""
-        taken = self.market.store.drawn_steps("customer", self.clock.now_ms())
-        return taken | self.market.headroom.drawn_steps()
+        return self.slot_market.taken() | self.slot_market.drawn()
 
     async def read_space(self, owner: bytes, path: str) -> Entry:
         """Return the newest record at a path, fetched from its owner where that is needed.

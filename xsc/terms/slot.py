@@ -33,6 +33,7 @@ from xsc.base.limits import (
     SLOT_WINDOWS_MAX,
     SLOTS_MAX,
 )
+from xsc.base.units import ceil_div
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.pricing import slot_amount
 from xsc.terms.quote import Draw, Kind, Label, SlotId, Tier
@@ -199,6 +200,15 @@ class AvailabilitySlot(Slot):
         return self
 
 
+def _of(pairs: tuple[tuple[bytes, int], ...], provider: bytes, default: int) -> int:
+    """Return what rising pairs have for a provider."""
+    # A pass asks for each window, and there may be as many as peers.
+    place = bisect_left(pairs, (provider,))
+    if place < len(pairs) and pairs[place][0] == provider:
+        return pairs[place][1]
+    return default
+
+
 class NeedSlot(Slot):
     """Capacity that a node needs. Without a window it needs it always, until it ends."""
 
@@ -206,8 +216,14 @@ class NeedSlot(Slot):
 
     price_max: Count
     """What the node pays at most."""
+    parts: Annotated[tuple[tuple[Id32, Steps], ...], Field(max_length=PEERS_MAX)] = ()
+    """Steps of the quantity that are of one provider alone, by rising ids; the rest is open."""
+    spread: Annotated[int, Field(ge=1, le=PEERS_MAX)] = 1
+    """Over how many providers the open rest goes: none has more than its share of it."""
+    standing: bool = False
+    """Whether it is one by default: its node keeps it at what it stores and could not place."""
     number: Rising = 1
-    """Rises when quantity, price or windows change; caps are of one number."""
+    """Rises when quantity, parts, price or windows change; caps are of one number."""
     caps: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
     """What the need still accepts of a provider, by rising ids. Within a number it only falls."""
 
@@ -217,16 +233,25 @@ class NeedSlot(Slot):
             raise ValueError("the providers of the caps do not rise")
         if any(cap >= self.quantity for _, cap in self.caps):
             raise ValueError("a cap is not below the quantity")
+        if any(left[0] >= right[0] for left, right in pairwise(self.parts)):
+            raise ValueError("the providers of the parts do not rise")
+        if self.open_steps < 0:
+            raise ValueError("the parts are more than the quantity")
         _check_amount(self.kind, self.quantity, self.price_max)
         return self
 
+    @property
+    def open_steps(self) -> int:
+        """What is of no one provider alone."""
+        return self.quantity - sum(steps for _, steps in self.parts)
+
+    def most(self, provider: bytes) -> int:
+        """Return what the need has for a provider: its part, and a share of the open rest."""
+        return _of(self.parts, provider, 0) + ceil_div(self.open_steps, self.spread)
+
     def cap(self, provider: bytes) -> int:
         """Return what the need accepts of a provider."""
-        # A pass asks for each window, and there may be as many caps as peers.
-        place = bisect_left(self.caps, (provider,))
-        if place < len(self.caps) and self.caps[place][0] == provider:
-            return self.caps[place][1]
-        return self.quantity
+        return min(self.most(provider), _of(self.caps, provider, self.quantity))
 
 
 class Commitment(Record):

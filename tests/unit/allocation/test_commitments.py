@@ -11,10 +11,18 @@ from tests.unit.allocation.test_declaring import NIGHTS
 from tests.unit.space.test_store import Journal, record
 from xsc.allocation.commitments import LOOK_INTERVAL_MS, RENEW_INTERVAL_MS, Commitments
 from xsc.allocation.declaring import Statement
+from xsc.allocation.standing import Wanted, standing_need
 from xsc.allocation.windows import DAY_MS
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhausted, TooLarge
-from xsc.base.limits import COMMITMENT_BYTES_MAX, GIB, PRICES_POSTED_MS, SLOT_HORIZON_MS
+from xsc.base.limits import (
+    ALLOCATION_DEBOUNCE_MS,
+    COMMITMENT_BYTES_MAX,
+    GIB,
+    NEED_INTERVAL_MS,
+    PRICES_POSTED_MS,
+    SLOT_HORIZON_MS,
+)
 from xsc.identity.context import Context
 from xsc.space.limits import DEBOUNCE_MS
 from xsc.space.paths import UserSpacePaths
@@ -48,6 +56,7 @@ class Node:
         self.levels = {"storage": 3 * GIB + 1, "compute": 2 * 10**9}
         self.posted = 40
         self.has_peers = False
+        self.wanted = Wanted({}, 0, 1, 9)
         store = SpaceStore(self.db, InlineExecutor(), self.clock, key, network)
         self.space = SpaceService(store, self.clock)
         context = Context(
@@ -58,6 +67,8 @@ class Node:
             self.space,
             rungs=self.rungs,
             level=lambda kind: self.levels[kind],
+            wanted=lambda: self.wanted,
+            on_withdrawn=lambda: self.told.append("withdrawn"),
             before_stand=self.before_stand,
             site="berlin",
             owner="alice",
@@ -320,6 +331,41 @@ async def test_a_full_disk_is_logged_and_what_there_is_is_offered_an_hour_later(
     node.pass_ms(PRICES_POSTED_MS)
     await node.done(node.commitments.stand())
     assert len(node.stored().slots) == 2
+
+
+async def test_a_need_follows_what_is_stored_and_changes_at_most_once_a_minute(node, bob):
+    async def stored(size_bytes, short=0):
+        node.wanted = Wanted({bob.node_id: size_bytes}, short, 2, 9)
+        await node.done(node.commitments.state_need())
+        need = standing_need(node.commitments.own)
+        return None if need is None else need.quantity
+
+    assert await stored(GIB) is None, "there is nobody to tell"
+    node.has_peers = True
+    assert await stored(GIB) == 16
+    assert await stored(2 * GIB) == 16
+    node.pass_ms(NEED_INTERVAL_MS)
+    assert await stored(2 * GIB) == 32
+    assert node.stored() == node.commitments.own
+    node.pass_ms(NEED_INTERVAL_MS)
+    assert await stored(2 * GIB, short=GIB) == 64
+    await node.done(node.commitments.withdraw(node.commitments.own.needs[0].slot_id))
+    assert "withdrawn" in node.told, "what was refused is forgotten"
+    assert node.stored().needs == ()
+
+
+async def test_a_node_looks_at_its_need_soon_after_it_stored_something(node, bob):
+    node.has_peers = True
+    loop = asyncio.ensure_future(node.commitments.run())
+    await settle()
+    node.wanted = Wanted({bob.node_id: 1}, 0, 1, 9)
+    node.commitments.stir()
+    await settle()
+    for _ in range(3):
+        node.pass_ms(ALLOCATION_DEBOUNCE_MS)
+        await settle()
+    assert standing_need(node.stored()).quantity == 1
+    loop.cancel()
 
 
 async def test_a_zone_that_is_gone_leaves_the_windows(node, monkeypatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from xsc.allocation.declaring import (
-    Leasable,
     Statement,
     edit_need,
     edit_offer,
@@ -14,13 +13,12 @@ from xsc.allocation.declaring import (
     make_offer,
     renewed,
     with_slot,
-    with_standing,
     without,
 )
 from xsc.allocation.windows import DAY_MS, ENDLESS_MS
 from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
-from xsc.terms.slot import STEP, STEPS_MAX, Commitment
+from xsc.terms.slot import Commitment
 
 NOW = 20_000 * DAY_MS + 12 * limits.EPOCH_MS
 """Noon of the fourth of October 2024, a Friday."""
@@ -257,72 +255,15 @@ def test_what_is_over_is_dropped_and_what_recurs_goes_on():
     assert [need.slot_id[-1] for need in gone.needs] == [4, 6]
 
 
-def stood(commitment, storage, compute=0, *, rungs=(5, 8, 13), now_ms=NOW):
-    return with_standing(
-        commitment,
-        {"storage": Leasable(storage, rungs), "compute": Leasable(compute, rungs)},
-        {"storage": b"s" * 16, "compute": b"c" * 16},
-        now_ms=now_ms,
-        location="berlin",
-        owner="alice",
-    )
+MADE = {"now_ms": NOW, "zones": zones, "owner": "alice"}
 
 
-def test_a_standing_slot_is_all_that_a_node_has_in_whole_steps():
-    step = STEP["storage"]
-    made = stood(Commitment(), 3 * step - 1, STEP["compute"] - 1)
-    (slot,) = made.slots
-    assert (slot.kind, slot.quantity, slot.standing) == ("storage", 2, True)
-    assert (slot.price_mutual, slot.price_one_way, slot.reserve) == (5, 8, 13)
-    assert (slot.windows, slot.valid_until_ms) == (((NOW, ENDLESS_MS),), ENDLESS_MS)
-    assert made.standing_made == ("storage",)
-    assert stood(Commitment(), 2**63).slots[0].quantity == STEPS_MAX
-
-
-def test_a_standing_slot_follows_what_its_node_has_and_asks():
-    step = STEP["storage"]
-    made = stood(Commitment(), 3 * step, STEP["compute"])
-    assert stood(made, 3 * step, STEP["compute"], now_ms=NOW + DAY_MS) == made
-    later = stood(made, 5 * step, rungs=(6, 9, 14), now_ms=NOW + DAY_MS)
-    (slot,) = later.slots
-    before = find(made, slot.slot_id)
-    assert (slot.quantity, slot.reserve, slot.windows) == (5, 14, before.windows)
-    assert later.standing_made == ("storage",), "what is nothing now may stand again"
-    assert stood(later, 5 * step, STEP["compute"]).standing_made == ("compute", "storage")
-
-
-@pytest.mark.parametrize(
-    ("said", "standing"),
-    [
-        ({"filters": (("tier", "mutual"),)}, True),
-        ({"rule": "proportional"}, True),
-        ({"quantity": 3}, False),
-        ({"price": 13}, False),
-        ({"location": "paris"}, False),
-        ({"to_ms": NOW + DAY_MS}, False),
-    ],
-    ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
-)
-def test_an_edit_of_what_a_standing_slot_follows_makes_it_a_stated_one(said, standing):
-    made = stood(Commitment(), 3 * STEP["storage"])
-    rungs = (5, 8, 13) if "price" in said else None
-    (slot,) = made.slots
-    edited = edit_offer(slot, Statement(**said), rungs, now_ms=NOW, zones=zones)
-    assert edited.standing is standing
-    after = stood(with_slot(made, edited), 9 * STEP["storage"], rungs=(1, 1, 1))
-    assert [each.slot_id for each in after.slots] == [slot.slot_id]
-    assert (after.slots[0] == edited) is not standing
-    assert after.slots[0].filters == edited.filters
-    assert after.slots[0].rule == edited.rule
-
-
-def test_a_withdrawn_standing_slot_stays_away():
-    made = stood(Commitment(), STEP["storage"])
-    gone = without(made, made.slots[0].slot_id)
-    assert stood(gone, STEP["storage"]) == gone
-    assert stood(gone, 0).standing_made == ()
-
-
-def test_what_is_worth_more_than_any_amount_is_not_offered():
-    with pytest.raises(ArgumentInvalid, match="more than any amount"):
-        stood(Commitment(), 2**63, rungs=(1, 1, 10**12))
+def test_a_need_of_storage_is_spread_over_providers_and_an_offer_is_not():
+    need = make_need(b"n" * 16, "storage", Statement(100, price=2, spread=6), **MADE)
+    assert (need.spread, need.most(PROVIDER)) == (6, 17)
+    again = edit_need(need, Statement(spread=5), now_ms=NOW, zones=zones)
+    assert (again.spread, again.number) == (5, 2)
+    with pytest.raises(ArgumentInvalid, match="no spread"):
+        make_offer(b"s" * 16, "storage", Statement(100, spread=6), (1, 1, 1), **MADE)
+    with pytest.raises(ArgumentInvalid, match="spread"):
+        make_need(b"n" * 16, "storage", Statement(100, price=2, spread=0), **MADE)

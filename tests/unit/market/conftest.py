@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.market.fakes import A_MIB, World
+from xsc.base.limits import SLOT_STEP_BYTES
+from xsc.market.entitlements import LEASE_UNIT
 from xsc.market.pricing import PriceList
 
 
@@ -18,3 +20,14 @@ def pair(world):
     customer.room.storage = 0
     customer.room.steps = 0
     return customer, provider
+
+
+@pytest.fixture
+def three(world):
+    """A customer and another, without room of their own, and a provider with 100 steps."""
+    nodes = world.node(1), world.node(2), world.node(3)
+    for node in nodes[:2]:
+        node.room.storage = node.room.steps = 0
+    nodes[2].room.storage = 100 * SLOT_STEP_BYTES
+    nodes[2].room.steps = 100 * LEASE_UNIT["compute"]
+    return nodes

@@ -207,6 +207,7 @@ class Node:
                 granted=lambda: self.granted,
                 received=lambda: self.received,
                 needs=lambda: list(self.needs.values()),
+                on_need=lambda: None,
                 on_denied=self.on_denied,
             ),
             state=self.state,

@@ -95,17 +95,6 @@ async def leased(world, customer, provider, size_bytes):
     return got.leases[0]
 
 
-@pytest.fixture
-def three(world):
-    """A customer and another, without room of their own, and a provider with 100 steps."""
-    nodes = world.node(1), world.node(2), world.node(3)
-    for node in nodes[:2]:
-        node.room.storage = node.room.steps = 0
-    nodes[2].room.storage = 100 * SLOT_STEP_BYTES
-    nodes[2].room.steps = 100 * LEASE_UNIT["compute"]
-    return nodes
-
-
 async def test_a_holder_pays_the_price_of_its_entitlement_and_no_share_bounds_it(world, three):
     customer, _, provider = three
     needs(customer, need_of(80))

@@ -13,6 +13,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from tests.sim.network import content, put, run
 from tests.sim.test_slots import A_STEP, SETTINGS, leased, need, offer, recognise
+from xsc.allocation.standing import standing_need
 from xsc.api import objects
 from xsc.api.serial import document
 from xsc.base.errors import (
@@ -310,17 +311,35 @@ def test_what_is_leased_is_shown_on_both_sides_whatever_is_granted_now():
         (line,) = slot["allocations"]
         stage = {"tier": "one_way", "quantity": 60 * SLOT_STEP_BYTES, "price": 9 * A_STEP}
         assert line["stages"] == [stage]
-        # Nothing is needed any more: what is stored is pinned, and granted no more.
-        await customer.commitments.withdraw(wanted)
-        await world.until(lambda: leased(provider, "provider") <= 1)
-        assert not customer.allocator.received()
-        assert await shown(there, "pinned") == [(who, to_text(wanted), None)]
+        # The provider offers nothing any more: what is stored is pinned, and granted no more.
+        (offered,) = provider.commitments.own.slots
+        await provider.commitments.withdraw(offered.slot_id)
+        await world.until(lambda: not customer.allocator.received())
         answer = await here.call("GET", "/v1/allocation/received")
         (after,) = answer["allocations"]
-        assert after["drawn"] == SLOT_STEP_BYTES, "rounded up"
-        assert (after["quantity"], after["tier"]) == (0, None)
+        assert (after["quantity"], after["tier"], after["drawn"]) == (0, None, drawn)
         assert (after["node"], after["price"]) == (before["node"], 9 * A_STEP)
-        assert answer["totals"] == {to_text(wanted): after["drawn"]}
+        assert answer["totals"] == {to_text(wanted): drawn}
         assert (await here.call("GET", "/v1/allocation/expected"))["allocations"] == []
+
+
+def test_what_is_stored_is_needed_by_default_once_no_other_need_has_it():
+    async def play(world):
+        provider, customer = world.nodes
+        await recognise(provider, customer)
+        await offer(provider, 100)
+        wanted = await need(customer, 60)
+        await world.until(lambda: leased(provider, "provider") == leased(customer) == 60)
+        await put(customer, content(24 * MIB))
+        assert standing_need(customer.commitments.own) is None, "another need has it"
+        await customer.commitments.withdraw(wanted)
+        await world.until(lambda: leased(provider, "provider") <= 1)
+        await world.until(customer.allocator.received)
+        standing = standing_need(customer.commitments.own)
+        assert standing.parts == ((provider.key.node_id, 1),)
+        (row,) = (await Api(customer).call("GET", "/v1/allocation/received"))["allocations"]
+        assert (row["need"], row["drawn"]) == (to_text(standing.slot_id), SLOT_STEP_BYTES)
+        (lease,) = customer.market.leases()
+        assert to_text(lease.draw.need) == to_text(wanted), "what lies there needs no second one"
 
     run(93, 2, play, SETTINGS)

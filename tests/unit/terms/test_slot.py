@@ -190,12 +190,28 @@ def test_the_largest_level_is_below_what_a_lease_counts():
 
 
 def test_a_cap_limits_its_provider_and_no_other():
-    need = made(NeedSlot)
+    need = made(NeedSlot, parts=[], spread=1)
     assert [need.cap(provider) for provider in (bytes(32), bytes([7]) * 32, bytes([8]) * 32)] == [
         0,
         350,
         700,
     ]
+
+
+def test_a_need_has_a_part_of_one_provider_and_a_share_of_the_open_rest_of_all():
+    """700 steps: 300 of one, 7 of another, 393 over three."""
+    need = made(NeedSlot, caps=[])
+    assert need.open_steps == 393
+    assert [need.most(bytes([number]) * 32) for number in (7, 8, 9)] == [431, 138, 131]
+    assert made(NeedSlot).cap(bytes([7]) * 32) == 350, "a cap counts beside"
+    for wrong, why in (
+        ({"parts": [[bytes(32), 701]]}, "more than the quantity"),
+        ({"parts": [[bytes(32), 1], [bytes(32), 1]]}, "do not rise"),
+        ({"parts": [[bytes(32), 0]]}, "greater than 0"),
+        ({"spread": 0}, "spread"),
+    ):
+        with pytest.raises(RecordInvalid, match=why):
+            made(NeedSlot, **{"caps": [], **wrong})
 
 
 def numbered(kind, count):
@@ -235,7 +251,7 @@ def test_as_many_slots_and_needs_as_there_may_be_fit():
         for slot in numbered("availability_slot", limits.SLOTS_MAX)
     ]
     needs = [
-        {**need, "slot_id": bytes((1,)) + need["slot_id"][1:], "caps": []}
+        {**need, "slot_id": bytes((1,)) + need["slot_id"][1:], "caps": [], "parts": []}
         for need in numbered("need_slot", limits.NEEDS_MAX)
     ]
     largest = made(Commitment, slots=slots, needs=needs)

@@ -27,7 +27,7 @@ from xsc.terms.clearing import (
     SlotDenominators,
     TwoTierAllocationState,
 )
-from xsc.terms.quote import Draw, Kind, Tier
+from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import STEP, Entitlement, EntitlementKey
 
 
@@ -129,21 +129,22 @@ def _entitlement(each: Entitlement, drawn: int, name: str) -> api.Entitled:
     )
 
 
-def _kept(entry: LeaseEntry, draw: Draw, drawn: int, name: str) -> api.Entitled:
+def _kept(entry: LeaseEntry, key: EntitlementKey, drawn: int, name: str) -> api.Entitled:
     """Return what a lease has drawn of what is granted no more, or by whom does not answer."""
+    closes_ms = entry.terms.end_ms if entry.draw is None else entry.draw.end_ms
     return api.Entitled(
         node=to_text(entry.terms.provider),
         name=name,
-        slot=to_text(draw.slot),
-        need=to_text(draw.need),
+        slot=to_text(key.slot),
+        need=to_text(key.need),
         kind=entry.terms.kind,
         tier=None,
         quantity=0,
         drawn=drawn * STEP[entry.terms.kind],
         price=entry.terms.price,
-        window=(draw.start_ms, draw.end_ms),
+        window=(key.opens_ms, closes_ms),
         granted_ms=None,
-        until_ms=draw.end_ms,
+        until_ms=closes_ms,
         clearing=None,
     )
 
@@ -215,12 +216,12 @@ def _entitlements(node: Node, *, only_drawn: bool) -> api.Entitlements:
         # What was drawn stays, whatever is granted now and whoever answers.
         seen = {each.key for each in node.allocator.received()}
         for entry in node.market.store.all("customer"):
-            key = entry.drawn_key
-            if entry.draw is not None and key is not None and key not in seen:
+            key = node.slot_market.key_of(entry)
+            if key is not None and key not in seen:
                 seen.add(key)
                 if taken := drawn.get(key, 0):
-                    name, need = node.name_of(entry.terms.provider), to_text(entry.draw.need)
-                    rows.append(_kept(entry, entry.draw, taken, name))
+                    name, need = node.name_of(entry.terms.provider), to_text(key.need)
+                    rows.append(_kept(entry, key, taken, name))
                     totals[need] = totals.get(need, 0) + taken * STEP[entry.terms.kind]
     return api.Entitlements(allocations=rows, totals=totals)
 

@@ -72,6 +72,7 @@ def _statement(node: Node, body: api.Statement, role: api.Role, kind: Kind) -> S
         filters=None if filters is None else tuple(filters.items()),
         location=body.location,
         rule=body.rule,
+        spread=body.spread,
     )
 
 
@@ -157,7 +158,7 @@ def _row(
     return api.Slot(
         id=to_text(slot.slot_id),
         role="offer" if is_offer else "need",
-        origin="default" if isinstance(slot, AvailabilitySlot) and slot.standing else "stated",
+        origin="default" if slot.standing else "stated",
         node=to_text(owner),
         name=node.name_of(owner),
         kind=slot.kind,
@@ -230,10 +231,27 @@ def _declared(node: Node, slot_id: bytes) -> api.Declared:
     slot = find(node.commitments.own, slot_id)
     price = slot.reserve if isinstance(slot, AvailabilitySlot) else slot.price_max
     hour = slot_amount(slot.kind, price, slot.quantity)
+    is_spread = isinstance(slot, NeedSlot) and slot.kind == "storage"
+    k, m = code_of(None)
     return api.Declared(
         id=to_text(slot_id),
         day_micro=hour * DAY_MS // EPOCH_MS,
         month_micro=hour * api.MONTH_MS // EPOCH_MS,
+        object_bytes=slot.quantity * STEP["storage"] * k // (k + m) if is_spread else None,
+        spread=slot.spread if isinstance(slot, NeedSlot) and is_spread else None,
+        domains=_domains(node) if is_spread else None,
+    )
+
+
+def _domains(node: Node) -> int:
+    """Return how many failure domains of peers offer storage, as far as it is known here."""
+    return len(
+        {
+            (bool(slot.location), slot.location or slot.owner or to_text(peer))
+            for peer in node.peers.peers()
+            for slot in node.commitments.of(peer).slots
+            if slot.kind == "storage"
+        }
     )
 
 
@@ -251,12 +269,11 @@ async def declare(node: Node, asked: api.Declare) -> api.Declared:
         raise ArgumentInvalid("a quantity is missing", hint="`xsc market offer --help` shows it")
     if asked.role == "offer":
         slot_id = await node.commitments.offer(asked.kind, said)
-    elif asked.price_micro is None:
-        most = node.config.storage_price_max_micro
-        if asked.kind == "compute":
-            most = node.config.compute_price_max_micro
-        slot_id = await node.commitments.need(asked.kind, replace(said, price=most))
     else:
+        if asked.price_micro is None:
+            said = replace(said, price=market_settings(node.config).price_max(asked.kind))
+        if asked.kind == "storage" and asked.spread is None:
+            said = replace(said, spread=sum(code_of(None)))
         slot_id = await node.commitments.need(asked.kind, said)
     return _declared(node, slot_id)
 

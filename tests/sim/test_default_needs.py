@@ -1,0 +1,67 @@
+"""What nodes need by default takes part in clearings: no market command is typed but one."""
+
+from tests.sim.network import content, put, run
+from tests.sim.test_slots import SETTINGS, cleared, granted, leased, mutual, need, recompute_all
+from xsc.allocation.standing import standing_need
+from xsc.base.limits import MIB, SLOT_STEP_BYTES
+
+OFFERING = {key: value for key, value in SETTINGS.items() if key != "offer"}
+
+
+def test_a_put_states_a_need_and_is_what_fills_it():
+    async def play(world):
+        customer, *providers = world.nodes
+        await mutual(customer, providers[0])
+        await put(customer, content(MIB))
+        await world.until(lambda: len(customer.allocator.received()) == 6)
+        stated = standing_need(customer.commitments.own)
+        assert [node for node, _ in stated.parts] == sorted(p.key.node_id for p in providers)
+        assert {steps for _, steps in stated.parts} == {1}
+        for provider in providers:
+            assert granted(provider) == {customer.key.node_id: 1}
+            recompute_all(provider)
+        tiers = {each.provider: each.tier for each in customer.allocator.received()}
+        assert tiers.pop(providers[0].key.node_id) == "mutual"
+        assert set(tiers.values()) == {"open"}
+        await world.clock.sleep_ms(10 * 60_000)
+        assert len(customer.market.leases()) == 6, "the put's own leases are what the need gets"
+        assert not cleared(customer)
+        assert customer.commitments.own.needs == (stated,)
+        assert not any(p.commitments.own.needs for p in providers), "who stores nothing"
+
+    run(41, 7, play, OFFERING)
+
+
+def test_room_that_falls_free_goes_to_a_friend_before_a_stranger_that_asked_first():
+    async def play(world):
+        provider, filler, stranger, friend = world.nodes
+        await mutual(provider, friend)
+        everybody = frozenset(node.key.node_id for node in world.nodes)
+
+        async def ask(node, steps):
+            return await node.market.buyer.lease_hosts(
+                size_bytes=steps * SLOT_STEP_BYTES,
+                count=1,
+                exclude=everybody - {provider.key.node_id},
+            )
+
+        whole = provider.market.headroom.free("storage") // SLOT_STEP_BYTES
+        filled = await need(filler, whole)
+        await world.until(lambda: leased(filler) == whole)
+        for node in (stranger, friend):
+            assert not (await ask(node, whole)).leases
+            await world.clock.sleep_ms(120_000)
+            assert standing_need(node.commitments.own).open_steps >= whole
+        await filler.commitments.withdraw(filled)
+        await world.until(lambda: leased(friend) == whole)
+        assert leased(stranger) == 0
+        (lease,) = (await ask(friend, whole)).leases
+        assert lease.lease_id == cleared(friend)[0].lease_id
+        assert friend.market.default_need.short() == (0, 1)
+        recompute_all(provider)
+
+    def prepare(world):
+        for index in (1, 2, 3):
+            world.settings_of[index] = {"offer": "none"}
+
+    run(42, 4, play, OFFERING | {"storage_capacity": "2GiB"}, prepare=prepare)

@@ -1,0 +1,102 @@
+"""What a node needs by default: what providers hold, and what they refused."""
+
+from __future__ import annotations
+
+from tests.unit.market.test_signing import (
+    DAY_MS,
+    entitle,
+    leased,
+    need_of,
+    needs,
+    others,
+    signed,
+)
+from xsc.base.limits import (
+    MIB,
+    SHORT_FILLED_MS,
+    SHORT_MS,
+    SHORTS_MAX,
+    SLOT_STEP_BYTES,
+)
+
+
+async def refused(world, customer, provider, size_bytes):
+    got = await world.drive(
+        customer.market.buyer.lease_hosts(
+            size_bytes=size_bytes, count=1, exclude=others(world, provider)
+        )
+    )
+    assert not got.leases
+
+
+async def test_what_is_held_is_needed_beside_what_other_needs_have(world, three):
+    customer, _, provider = three
+    lease = await leased(world, customer, provider, MIB)
+    need = customer.market.default_need
+    assert need.held() == {provider.id: MIB}, "it is on its way"
+    assert not need.held_for_now()
+    await customer.market.taken.used(lease.lease_id, MIB)
+    assert need.held() == need.held_for_now() == {provider.id: MIB}
+    needs(customer, need_of(2))
+    entitle(world, customer, provider, 2)
+    await signed(world, customer)
+    stored = await leased(world, customer, provider, 2 * MIB)
+    await customer.market.taken.used(stored.lease_id, 2 * MIB)
+    assert need.held() == need.held_for_now() == {provider.id: MIB}
+    assert not need.inherited()
+    needs(customer)
+    assert need.held() == {provider.id: 3 * MIB}, "no other need has it any more"
+    assert need.inherited() == {provider.id: 2 * MIB}
+
+
+async def test_what_was_refused_is_needed_until_it_finds_room_or_is_withdrawn(world, three):
+    customer, _, provider = three
+    provider.room.storage = 20 * MIB
+    await refused(world, customer, provider, 64 * MIB)
+    await refused(world, customer, provider, 65 * MIB)
+    await refused(world, customer, provider, 65 * MIB)
+    assert customer.market.default_need.short() == (129 * MIB, 1)
+    customer.market = customer.make()
+    await customer.market.start()
+    assert customer.market.default_need.short() == (129 * MIB, 1), "also over a restart"
+    provider.room.storage = 1000 * MIB
+    world.later(61_000)
+    await leased(world, customer, provider, 65 * MIB)
+    assert customer.market.default_need.short() == (64 * MIB, 1)
+    customer.market.default_need.withdraw()
+    assert customer.market.default_need.short() == (0, 1)
+
+
+async def test_what_was_refused_is_needed_for_thirty_days_and_for_a_day_where_it_has_room(
+    world, three
+):
+    customer, _, provider = three
+    need = customer.market.default_need
+    need.refused(64 * MIB, 1)
+    world.later(SHORT_MS - 1)
+    assert need.short() == (64 * MIB, 1)
+    world.later(1)
+    assert need.short() == (0, 1)
+
+    need.refused(64 * MIB, 1)
+    needs(customer, need_of(1))
+    entitle(world, customer, provider, 1)
+    await signed(world, customer)
+    assert customer.one("customer").quantity == SLOT_STEP_BYTES
+    assert need.short() == (64 * MIB, 1)
+    world.later(SHORT_FILLED_MS - 1)
+    assert need.short() == (64 * MIB, 1)
+    world.later(1)
+    assert need.short() == (0, 1), "its owner has had a day to repeat the put"
+
+
+async def test_so_many_refusals_count_and_the_oldest_goes_first(world, three):
+    customer, *_ = three
+    need = customer.market.default_need
+    for size_bytes in range(1, SHORTS_MAX + 2):
+        need.refused(size_bytes, 6)
+        world.later(1)
+    assert need.short() == (sum(range(2, SHORTS_MAX + 2)), 6)
+    need.refused(2, 6)
+    need.refused(DAY_MS, 1)
+    assert need.short() == (sum(range(3, SHORTS_MAX + 2)) + DAY_MS, 6), "as old as its first"

@@ -1,0 +1,189 @@
+"""What a node offers and needs by default (docs/design/slots.md, D1 to D7).
+
+Whoever states nothing offers all that it has, and needs room for what it stores. A standing slot or
+need is made and changed by these rules, and by nobody's command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from xsc.allocation.declaring import Rungs, made, priced, timed, with_slot, without
+from xsc.allocation.windows import ENDLESS_MS
+from xsc.base.limits import (
+    DATA_SHARDS_DEFAULT,
+    NEED_MARGIN_PPM,
+    PARITY_SHARDS_DEFAULT,
+    PEERS_MAX,
+    PPM,
+    SLOT_ID_BYTES,
+)
+from xsc.base.units import ceil_div
+from xsc.terms.quote import Kind
+from xsc.terms.slot import (
+    STEP,
+    STEPS_MAX,
+    AvailabilitySlot,
+    Commitment,
+    EntitlementKey,
+    NeedSlot,
+)
+
+OBJECT_HOSTS: Final = DATA_SHARDS_DEFAULT + PARITY_SHARDS_DEFAULT
+"""Providers that an object needs."""
+NO_NEED: Final = bytes(SLOT_ID_BYTES)
+"""In the place of a need, for who has leases and states none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leasable:
+    """What a node has to lease of one kind, and what it asks for it."""
+
+    level: int
+    """Bytes, or fuel a second; 0 of a node that offers nothing of the kind."""
+    rungs: Rungs
+
+
+def with_standing(
+    commitment: Commitment,
+    leasable: Mapping[Kind, Leasable],
+    new_ids: Mapping[Kind, bytes],
+    *,
+    now_ms: int,
+    location: str,
+    owner: str,
+) -> Commitment:
+    """Return a commitment whose standing slots are what its node has to lease.
+
+    Of each kind one is made, once: what the owner withdrew or states itself is not offered beside.
+    Where there is nothing to lease, the standing slot goes, and is made again later.
+
+    Raises:
+        ArgumentInvalid, TooLarge: a level at its price is more than any amount, or as `with_slot`.
+    """
+    for kind, has in sorted(leasable.items()):
+        made_of = {*commitment.standing_made}
+        found = standing_slot(commitment, kind)
+        steps = min(has.level // STEP[kind], STEPS_MAX)
+        if steps == 0:
+            made_of.discard(kind)
+            if found is not None:
+                commitment = without(commitment, found.slot_id)
+        elif found is not None or kind not in made_of:
+            made_of.add(kind)
+            fields: dict[str, Any] = (
+                {"slot_id": new_ids[kind], "kind": kind, "standing": True}
+                | timed(((now_ms, ENDLESS_MS),), ENDLESS_MS)
+                if found is None
+                else dict(found)
+            )
+            fields |= {"quantity": steps, "location": location, "owner": owner}
+            slot = made(AvailabilitySlot, fields | priced(has.rungs))
+            commitment = with_slot(commitment, slot)
+        commitment = commitment.model_copy(update={"standing_made": tuple(sorted(made_of))})
+    return commitment
+
+
+def standing_slot(commitment: Commitment, kind: Kind) -> AvailabilitySlot | None:
+    """Return the standing slot of a kind; None without one."""
+    return next((s for s in commitment.slots if s.standing and s.kind == kind), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a node needs by default of one kind."""
+
+    held: Mapping[bytes, int]
+    """By provider: the bytes that it keeps for this node."""
+    short: int
+    """Bytes that each of `spread` providers more would have to keep; 0 where all has its place."""
+    spread: int
+    price_max: int
+    """What the node would pay now."""
+
+
+def kept_steps(held_bytes: int, providers: int) -> int:
+    """Return the steps of a part: what a provider holds, with a margin to repair others there.
+
+    Up to as many providers as an object needs there is no margin: none could take a lost
+    one's place. A part is rounded up to an eighth of the power of two below, so that it seldom
+    changes.
+    """
+    margin = 0
+    if providers > OBJECT_HOSTS:
+        margin = max(held_bytes * NEED_MARGIN_PPM // PPM, ceil_div(held_bytes, providers - 1))
+    return _rounded(held_bytes + margin)
+
+
+def _rounded(size_bytes: int) -> int:
+    step = STEP["storage"]
+    unit = max(step, (1 << (size_bytes.bit_length() - 1)) // 8) if size_bytes else step
+    return ceil_div(ceil_div(size_bytes, unit) * unit, step)
+
+
+def with_standing_need(
+    commitment: Commitment, wanted: Wanted, new_id: Callable[[], bytes], *, owner: str
+) -> Commitment:
+    """Return a commitment whose standing need of storage is what its node needs.
+
+    Raises:
+        ArgumentInvalid, TooLarge: its price comes to more than any amount, or as `with_slot`.
+    """
+    found = standing_need(commitment)
+    held = {node: size for node, size in wanted.held.items() if size}
+    parts = tuple((node, kept_steps(size, len(held))) for node, size in sorted(held.items()))
+    short = _rounded(wanted.short) * wanted.spread if wanted.short else 0
+    quantity = sum(steps for _, steps in parts) + short
+    if quantity == 0:
+        return commitment if found is None else without(commitment, found.slot_id)
+    fields: dict[str, Any] = (
+        {"slot_id": new_id(), "kind": "storage", "standing": True} | timed((), ENDLESS_MS)
+        if found is None
+        else dict(found)
+    )
+    fields |= {
+        "quantity": quantity,
+        "parts": parts,
+        "spread": min(wanted.spread, PEERS_MAX) if short else 1,
+        "price_max": wanted.price_max,
+        "owner": owner,
+    }
+    if found is not None and fields != dict(found):
+        fields |= {"number": found.number + 1, "caps": ()}
+    return with_slot(commitment, made(NeedSlot, fields))
+
+
+def standing_need(commitment: Commitment) -> NeedSlot | None:
+    """Return the standing need; None without one."""
+    return next((need for need in commitment.needs if need.standing), None)
+
+
+def standing_key(
+    provider: bytes, customer: bytes, commitment_of: Callable[[bytes], Commitment]
+) -> EntitlementKey | None:
+    """Return what leases for now of storage count for: the standing slot, and the standing need.
+
+    So what was asked for now counts in a clearing as what was cleared ahead. None where the
+    provider has no standing slot.
+
+    Args:
+        provider: of the leases.
+        customer: of the leases; it may state no need.
+        commitment_of: returns what a node publishes.
+    """
+    slot = standing_slot(commitment_of(provider), "storage")
+    if slot is None:
+        return None
+    need = standing_need(commitment_of(customer))
+    need_id = NO_NEED if need is None else need.slot_id
+    return EntitlementKey(provider, slot.slot_id, slot.windows[0][0], customer, need_id)
+
+
+def inherited(key: EntitlementKey, customer: Commitment) -> EntitlementKey:
+    """Return what a lease counts for: the standing need, where its own is not stated any more."""
+    if any(need.slot_id == key.need for need in customer.needs):
+        return key
+    need = standing_need(customer)
+    return key if need is None else key._replace(need=need.slot_id)

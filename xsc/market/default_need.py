@@ -1,0 +1,181 @@
+"""What this node needs of storage by default: room for what it stores and for what was refused.
+
+Kept at `market/short` of the state database: what a put or a repair found no room for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from xsc.base.encoding import Value, decode, encode
+from xsc.base.errors import RecordInvalid, StoreDamaged
+from xsc.base.fields import take_int, take_list
+from xsc.base.keyvalue import KeyValue
+from xsc.base.limits import SHORT_FILLED_MS, SHORT_MS, SHORTS_MAX
+from xsc.identity.context import Context
+from xsc.market.lease_store import LeaseStore
+from xsc.terms.slot import NeedSlot
+
+_SHORT: Final = b"market/short"
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """Room that was refused: so many bytes at so many providers each."""
+
+    size_bytes: int
+    providers: int
+    since_ms: int
+
+
+class DefaultNeed:
+    """Remembers what providers refused, and sums up what they hold.
+
+    Args:
+        context: of the node.
+        store: its leases.
+        state: keeps what was refused.
+        needs: returns what this node says that it needs.
+        on_change: called when any of it may have changed.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        store: LeaseStore,
+        state: KeyValue,
+        *,
+        needs: Callable[[], Sequence[NeedSlot]],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._needs = needs
+        self._clock = context.clock
+        self._store = store
+        self._state = state
+        self._shorts: dict[int, Short] = {}
+        self._filled_ms: int | None = None
+        """Since when leases have room for all that was refused."""
+        self.on_change = on_change
+
+    def load(self) -> None:
+        """Read what was kept.
+
+        Raises:
+            StoreDamaged: it is not what was written.
+        """
+        raw = self._state.get(_SHORT)
+        if raw is None:
+            return
+        try:
+            rows = decode(raw)
+            if not isinstance(rows, dict):
+                raise RecordInvalid("what was refused is of no known form")
+            for row in take_list(rows, "shorts"):
+                if not isinstance(row, dict):
+                    raise RecordInvalid("what was refused is of no known form")
+                short = Short(
+                    take_int(row, "size_bytes"),
+                    take_int(row, "providers"),
+                    take_int(row, "since_ms"),
+                )
+                self._shorts[short.size_bytes] = short
+        except RecordInvalid as fault:
+            raise StoreDamaged(f"what was refused cannot be read: {fault.message}") from fault
+
+    # What is held
+
+    def held(self) -> Counter[bytes]:
+        """Return by provider the bytes that it holds for this node, or is about to.
+
+        What lies under a lease of another need that is stated is that need's.
+        """
+        now_ms = self._clock.now_ms()
+        others = {need.slot_id for need in self._needs() if not need.standing}
+        found = Counter[bytes]()
+        for entry in self._store.all("customer"):
+            is_others = entry.draw is not None and entry.draw.need in others
+            if entry.terms.kind == "storage" and entry.denial is None and not is_others:
+                found[entry.peer] += entry.use.held_bytes + entry.promised_at(now_ms)
+        return found
+
+    def held_for_now(self) -> Counter[bytes]:
+        """Return the same of leases for now, without what is on its way."""
+        found = Counter[bytes]()
+        for entry in self._store.all("customer"):
+            is_for_now = entry.terms.kind == "storage" and not entry.terms.cleared
+            if is_for_now and entry.denial is None and entry.use.held_bytes:
+                found[entry.peer] += entry.use.held_bytes
+        return found
+
+    def inherited(self) -> Counter[bytes]:
+        """Return the same of leases whose need is not stated any more."""
+        stated = {need.slot_id for need in self._needs()}
+        found = Counter[bytes]()
+        for entry in self._store.all("customer"):
+            is_storage = entry.terms.kind == "storage" and entry.denial is None
+            if is_storage and entry.draw is not None and entry.draw.need not in stated:
+                found[entry.peer] += entry.use.held_bytes
+        return found
+
+    # What was refused
+
+    def refused(self, size_bytes: int, providers: int) -> None:
+        """Remember that so many more providers were to hold that much, and had no room."""
+        known = self._shorts.get(size_bytes)
+        now_ms = self._clock.now_ms()
+        short = Short(size_bytes, providers, now_ms if known is None else known.since_ms)
+        if short != known:
+            self._shorts[size_bytes] = short
+            while len(self._shorts) > SHORTS_MAX:
+                del self._shorts[
+                    min(self._shorts.values(), key=lambda each: each.since_ms).size_bytes
+                ]
+            self._keep()
+
+    def placed(self, size_bytes: int) -> None:
+        """Forget a refusal: what was to be held found its room."""
+        if self._shorts.pop(size_bytes, None) is not None:
+            self._keep()
+
+    def withdraw(self) -> None:
+        """Forget all refusals."""
+        self._shorts.clear()
+        self._keep()
+
+    def short(self) -> tuple[int, int]:
+        """Return the bytes that were refused at a provider, and at how many.
+
+        What was refused is forgotten after SHORT_MS, or once leases had room for it for
+        SHORT_FILLED_MS.
+        """
+        now_ms = self._clock.now_ms()
+        old = [each for each in self._shorts.values() if now_ms - each.since_ms >= SHORT_MS]
+        for each in old:
+            del self._shorts[each.size_bytes]
+        size_bytes = sum(each.size_bytes for each in self._shorts.values())
+        providers = max((each.providers for each in self._shorts.values()), default=0)
+        spare = Counter[bytes]()
+        for entry in self._store.all("customer"):
+            if entry.terms.cleared and entry.terms.kind == "storage" and entry.denial is None:
+                spare[entry.peer] += max(0, entry.use.level - entry.use.held_bytes)
+        if sum(room >= size_bytes for room in spare.values()) < providers or not providers:
+            self._filled_ms = None
+        elif self._filled_ms is None:
+            self._filled_ms = now_ms
+        elif now_ms - self._filled_ms >= SHORT_FILLED_MS:
+            self.withdraw()
+            return 0, 1
+        if old:
+            self._keep()
+        return size_bytes, max(1, providers)
+
+    def _keep(self) -> None:
+        rows: list[Value] = [
+            {"size_bytes": each.size_bytes, "providers": each.providers, "since_ms": each.since_ms}
+            for each in self._shorts.values()
+        ]
+        self._state.write([(_SHORT, encode({"shorts": rows}) if rows else None)], sync=False)
+        self.on_change()
