@@ -33,7 +33,13 @@ _WORDS: dict[type[XscError], tuple[str, str]] = {
             "higher limit"
         ),
     ),
-    SpaceExhausted: ("no room", "see who has room: `xsc market quote storage`"),
+    SpaceExhausted: (
+        "no room",
+        (
+            "see who has room: `xsc market quote storage`; this node now states that it needs it: "
+            "`xsc market slots` shows when it is granted"
+        ),
+    ),
     ComputeExhausted: ("no fuel left", "see who has fuel left: `xsc market quote compute`"),
     LeaseExhausted: ("lease used up", "try again under a new lease"),
     NoOffers: ("no offer", "see who asks how much: `xsc market quote`"),

@@ -139,11 +139,6 @@ class LeaseBuyer:
             else:
                 wanted.append(self._own)
                 faults[self._own] = SpaceExhausted("this node has no room for that")
-        full = sum(isinstance(faults[node], SpaceExhausted) for node in faults if node != self._own)
-        if len(hosts) == count:
-            self._default_need.placed(size_bytes)
-        elif full:
-            self._default_need.refused(size_bytes, min(full, count - len(hosts)))
         if hosts:
             self._default_need.on_change()
         refused: dict[bytes, XscError] = {}

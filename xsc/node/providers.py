@@ -20,6 +20,8 @@ class Providers:
         self.labels = market.quotes.labels
         self.learn_labels = market.quotes.learn_labels
         self.lease_hosts = market.buyer.lease_hosts
+        self.unplaced = market.default_need.refused
+        self.placed = market.default_need.placed
         self.lease_compute = market.buyer.lease_compute
         self.lease_providers = market.buyer.lease_providers
         self.lease_end = market.renewals.end_of

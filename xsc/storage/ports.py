@@ -84,6 +84,12 @@ class Hosts(Protocol):
         Where that is fewer, or none, it is said of every other node why it gave none.
         """
 
+    def unplaced(self, size_bytes: int, providers: int) -> None:
+        """Take note that room for so much at so many providers more was refused, and is needed."""
+
+    def placed(self, size_bytes: int) -> None:
+        """Take note that what needed so much at a provider has its room."""
+
     async def used(self, lease_id: bytes, delta_bytes: int) -> None:
         """Take note of bytes that a host confirmed to hold (+) or to have deleted (-)."""
 

@@ -8,7 +8,6 @@ from tests.unit.market.test_signing import (
     leased,
     need_of,
     needs,
-    others,
     signed,
 )
 from xsc.base.limits import (
@@ -18,15 +17,6 @@ from xsc.base.limits import (
     SHORTS_MAX,
     SLOT_STEP_BYTES,
 )
-
-
-async def refused(world, customer, provider, size_bytes):
-    got = await world.drive(
-        customer.market.buyer.lease_hosts(
-            size_bytes=size_bytes, count=1, exclude=others(world, provider)
-        )
-    )
-    assert not got.leases
 
 
 async def test_what_is_held_is_needed_beside_what_other_needs_have(world, three):
@@ -50,18 +40,15 @@ async def test_what_is_held_is_needed_beside_what_other_needs_have(world, three)
 
 
 async def test_what_was_refused_is_needed_until_it_finds_room_or_is_withdrawn(world, three):
-    customer, _, provider = three
-    provider.room.storage = 20 * MIB
-    await refused(world, customer, provider, 64 * MIB)
-    await refused(world, customer, provider, 65 * MIB)
-    await refused(world, customer, provider, 65 * MIB)
+    customer, *_ = three
+    customer.market.default_need.refused(64 * MIB, 1)
+    customer.market.default_need.refused(65 * MIB, 1)
+    customer.market.default_need.refused(65 * MIB, 1)
     assert customer.market.default_need.short() == (129 * MIB, 1)
     customer.market = customer.make()
     await customer.market.start()
     assert customer.market.default_need.short() == (129 * MIB, 1), "also over a restart"
-    provider.room.storage = 1000 * MIB
-    world.later(61_000)
-    await leased(world, customer, provider, 65 * MIB)
+    customer.market.default_need.placed(65 * MIB)
     assert customer.market.default_need.short() == (64 * MIB, 1)
     customer.market.default_need.withdraw()
     assert customer.market.default_need.short() == (0, 1)

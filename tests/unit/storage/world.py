@@ -99,6 +99,7 @@ class Host:
         self.book = Book()
         self.customer_used: dict[bytes, int] = {}
         self.refusals: list[bytes] = []
+        self.short: dict[int, int] = {}
         self.denied: set[bytes] = set()
         self.ends: dict[bytes, End | None] = {}
         self.reports: list[tuple[bytes, str]] = []
@@ -195,6 +196,12 @@ class Host:
             if other.id not in chosen and other.id not in exclude and len(chosen) < count
         }
         return Offered([Lease(node, self.lease_id(node)) for node in chosen], refused)
+
+    def unplaced(self, size_bytes, providers):
+        self.short[size_bytes] = providers
+
+    def placed(self, size_bytes):
+        self.short.pop(size_bytes, None)
 
     async def used(self, lease_id, delta_bytes):
         assert lease_id != OWN_LEASE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xsc.base.errors import XscError
+from xsc.base.errors import SpaceExhausted, XscError
 from xsc.base.ids import short
 from xsc.base.refusals import refusal
 from xsc.storage.ports import HostLease
@@ -32,7 +32,10 @@ async def room_at(
         size_bytes=size_bytes, count=1, exclude=frozenset(known - targets)
     )
     if not offered.leases:
+        if any(isinstance(fault, SpaceExhausted) for fault in offered.refused.values()):
+            client.hosts.unplaced(size_bytes, 1)
         return None, refusal(offered.refused, "no node offers the room that is needed").message
+    client.hosts.placed(size_bytes)
     if offered.leases[0].node not in targets:
         return None, "no node that may take it has room"
     return offered.leases[0], ""

@@ -22,6 +22,7 @@ from xsc.base.errors import (
     LeaseExhausted,
     LimitError,
     NoOffers,
+    SpaceExhausted,
     TooLarge,
     UnavailableError,
     UploadChanged,
@@ -217,6 +218,8 @@ class Upload:
         """Hosts that failed, and how."""
         self._refused: dict[bytes, XscError] = {}
         """Nodes that gave no room, and why."""
+        self._found = 0
+        """How many nodes gave room at once, at most."""
         self._choosing = asyncio.Lock()
         self._live: dict[int, list[StorageShard]] = {}
         self._sealed: dict[int, SealedSegment] = {}
@@ -259,19 +262,22 @@ class Upload:
                 # The id was given again with other options: what was stored is deleted.
                 self._held = self._kept.held()
         except BaseException:
+            self._note_unplaced()
             await _close(pieces)
             raise
-        whole = False
+        whole, room_bytes = False, self._room(self._code.n)
         try:
             if self._kept is not None and (final or not self._can_go_on(self._kept)):
                 raise changed()
             uploaded = await self._send(first, final, pieces)
             whole = True
         except XscError as fault:
+            self._note_unplaced()
             # Somebody was silent: the same put again may go on where this one ended.
             self._abandoned = not isinstance(fault, UnavailableError)
             raise
         else:
+            self._client.hosts.placed(room_bytes)
             return uploaded
         finally:
             await _close(pieces)
@@ -402,6 +408,16 @@ class Upload:
         if read_bytes > self._size_hint:
             self._size_hint = 2 * read_bytes
 
+    def _note_unplaced(self) -> None:
+        """Note what was refused for want of room: it is needed until it is placed."""
+        full = sum(
+            isinstance(fault, SpaceExhausted) and node != self._client.own
+            for node, fault in self._refused.items()
+        )
+        if full:
+            lacking = max(1, self._code.n - self._found)
+            self._client.hosts.unplaced(self._room(self._code.n), min(lacking, full))
+
     def _room(self, hosts: int) -> int:
         size = host_bytes(self._size_hint, self._code, hosts, SEGMENT_BYTES)
         if self._size_hint <= INLINE_BYTES_MAX:
@@ -449,6 +465,7 @@ class Upload:
             size_bytes=size_bytes, count=count, exclude=exclude
         )
         self._refused |= offered.refused
+        self._found = max(self._found, len(offered.leases))
         if not offered.leases:
             raise refusal(offered.refused, "no node offers the room that is needed")
         return offered.leases

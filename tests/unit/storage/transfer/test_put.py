@@ -277,6 +277,22 @@ async def test_nodes_that_are_up_and_refuse_are_named_and_no_reason_to_double_up
     assert sum(used(world)) == world[3].node.used_bytes
 
 
+async def test_what_finds_no_room_is_needed_until_the_same_put_succeeds():
+    world = await World(8).start()
+    data = content(FOUR_SEGMENTS)
+    for host in (*world.hosts[:1], *world.hosts[3:]):
+        host.node._writer.capacity_bytes = 0
+    with pytest.raises(XscError):
+        await put(world[0], data)
+    ((size_bytes, providers),) = world[0].short.items()
+    assert FOUR_SEGMENTS // 4 < size_bytes < FOUR_SEGMENTS // 3
+    assert providers == 4, "two of six had room; the own node is no provider"
+    for host in world.hosts[3:]:
+        host.node._writer.capacity_bytes = FOUR_SEGMENTS
+    await put(world[0], data)
+    assert world[0].short == {}
+
+
 async def test_a_put_that_fails_leaves_nothing_behind():
     world = await World(7).start()
 
