@@ -55,9 +55,10 @@ def leases(world, index, role):
 
 
 def held(world):
-    """Return the leases for services that the owner has not given back."""
+    """Return the leases for services that the owner has, and that are not over."""
+    now_ms = world.clock.now_ms()
     accounts = world.nodes[0].market.store.all("customer")
-    return [entry for entry in accounts if not entry.use.given_back]
+    return [entry for entry in accounts if not entry.is_over(now_ms)]
 
 
 def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
@@ -167,7 +168,7 @@ def test_where_nobody_listens_nothing_of_others_is_held():
     async def play(world):
         with pytest.raises(NotAllowed):
             await deploy(world)
-        assert held(world) == []
+        await world.until(lambda: held(world) == [])
         # At the own node it can wait for a listener.
         entry = await deploy(world, on=0)
         assert world.nodes[0].services.view(entry).state == "off"

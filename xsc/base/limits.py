@@ -502,7 +502,6 @@ ROOM_PART_STRANGERS = 2
 """The same of all customers together that are not recognised."""
 ROOM_LEAST_BYTES = 16 * MIB
 """So much each customer may reserve, where it is free."""
-ROOM_LEAST_STEPS = 4 * FUEL_DEFAULT
 RENEWAL_FIRST_MS = 60_000
 """After its start a node lets so much pass before it renews: its peers must be seen first."""
 RENEWAL_INTERVAL_MS = 3_600_000
@@ -525,21 +524,15 @@ LEASE_LAST_MS = 7 * 24 * 3_600_000
 """Then it moves what it cannot keep where it is."""
 LEASE_WARNING_MS = 30 * 24 * 3_600_000
 """So long before its end a lease that was not renewed is spoken of."""
-COMPUTE_LEASE_RUNS = 20
-"""Runs that a compute lease is asked for: at the limits of the run that needs it."""
 COMPUTE_LEASE_MICRO_MAX = 1_000_000
-"""Worth of a compute lease asked for, where one run does not need more: a worker's hour at the
-default price."""
+"""Worth of what may be billed under a lease of compute for now, where one run does not need more: a
+worker's hour at the default price."""
 COMPUTE_WAIT_MS = 60_000
-"""How long a call waits for fuel that runs of the same customer hold at a provider."""
+"""How long a call waits for its turn."""
 COMPUTE_WAITING_MAX = 1024
-"""Calls of this node that look or wait for fuel at others."""
+"""Calls of this node that look for a lease, or wait for others of it to end."""
 COMPUTE_IN_FLIGHT_MAX = JOBS_QUEUED_A_PEER_MAX
 """Runs of this node at one provider, which has no more of one customer wait."""
-COMPUTE_LEASE_LATE_MS = 1_000
-"""So much later a lease has ended at its provider, too, whose clock may differ."""
-LEASES_GIVEN_BACK_MAX = 64
-"""Compute leases that a customer gives back with one request for a quote."""
 REFUSED_RETRY_MS = 60_000
 """After the second refusal of a booking by its debtor; each further one doubles it."""
 REFUSED_RETRY_MS_MAX = 24 * 3_600_000

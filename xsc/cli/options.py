@@ -431,7 +431,7 @@ def job_options(function: F) -> F:
             type=DURATION,
             metavar="DURATION",
             default=COMPUTE_WAIT_MS,
-            help="How long it waits for other runs of this node to end.  [60s]",
+            help="How long it waits for its turn; not part of --timeout.  [60s]",
         ),
         click.option(
             "--memory", "memory_bytes", type=SIZE, metavar="SIZE", help="Most memory it may have."

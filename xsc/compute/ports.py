@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from xsc.base.peering import Caller, Handler, Reply
+from xsc.terms.quote import Tier
 
 __all__ = [
     "Caller",
@@ -20,6 +21,7 @@ __all__ = [
     "InputObject",
     "InputReader",
     "Reply",
+    "RunTerms",
     "ServiceBook",
     "ServiceLeases",
 ]
@@ -53,19 +55,19 @@ class ComputeLeases(Protocol):
         wait_ms: int = 0,
         apart: bool = False,
     ) -> ComputeLease:
-        """Return a lease with room for that many fuel steps, on that node or on the best.
+        """Return a lease to run under, on that node or on the best.
 
         Args:
-            fuel_steps: what is needed.
+            fuel_steps: the most that may be billed.
             on: the node; None for the best.
             saved: how many bytes of the job need not be sent to a node: at about the same price
                 such a one is better.
-            wait_ms: how long it may wait until runs of this node end that hold what it needs.
+            wait_ms: how long it may wait until others of the many runs of this node there end.
             apart: whether a service uses the lease, and no runs.
 
         Raises:
-            NoOffers: nobody offers it.
-            ComputeExhausted: what this node could have is in use, and waiting does not help.
+            NoOffers, ComputeExhausted: nobody offers it.
+            RateLimited: it had to wait for longer.
         """
 
     async def lease_providers(
@@ -80,6 +82,9 @@ class ComputeLeases(Protocol):
             NoOffers: nobody offers it.
         """
 
+    async def refused(self, lease_id: bytes) -> None:
+        """Prefer other leases for a while, because a provider runs nothing under this one."""
+
     def report(self, node: bytes, what: str) -> None:
         """Record misconduct of a peer, for example "dissent"."""
 
@@ -90,15 +95,42 @@ class ComputeLeases(Protocol):
         """Take back what was leased for a run that its provider refused, or could not end."""
 
 
+class RunTerms(Protocol):
+    """What a run under a lease costs, and its place among those of others."""
+
+    @property
+    def price(self) -> int:
+        """Micro-credits a Gfuel."""
+
+    @property
+    def tier(self) -> Tier:
+        """How the customer is recognised."""
+
+    @property
+    def cleared(self) -> bool:
+        """Whether it is run at a rate that was granted ahead of use."""
+
+
 class ComputeBook(Protocol):
     """The provider's side of the market."""
 
-    def admit_compute(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> int:
-        """Reserve the steps under the lease and return its price a Gfuel.
+    def compute_terms(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> RunTerms:
+        """Return the terms of a run that may be billed so much; `admit_compute` comes next.
 
         Raises:
-            LeaseExhausted: the lease is spent, over, or not this customer's.
+            LeaseExhausted: the lease is over, not this customer's, or never of so many steps.
+            CreditExceeded: the customer has reached its limit, or has not so much credit.
+        """
+
+    async def admit_compute(
+        self, lease_id: bytes, customer: bytes, fuel_steps: int, wait_ms: int
+    ) -> None:
+        """Reserve the steps, once the customer's other calls leave enough of lease and credit.
+
+        Raises:
+            LeaseExhausted: they have used what the lease was for.
             CreditExceeded: the customer has reached its limit.
+            RateLimited: they did not end in time, or too many wait.
         """
 
     def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
@@ -152,9 +184,6 @@ class ServiceLeases(ComputeLeases, Protocol):
 
         None where no such lease is known.
         """
-
-    def release(self, lease_id: bytes) -> None:
-        """Give back the lease of a service."""
 
 
 class ServiceBook(ComputeBook, Protocol):

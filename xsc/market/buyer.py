@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 from xsc.base.errors import (
     ArgumentInvalid,
     ComputeExhausted,
-    LimitError,
     NoOffers,
     PeerLeaving,
     PeerSilent,
@@ -23,9 +22,6 @@ from xsc.base.errors import (
 from xsc.base.ids import short
 from xsc.base.limits import (
     COMPUTE_IN_FLIGHT_MAX,
-    COMPUTE_LEASE_LATE_MS,
-    COMPUTE_LEASE_MS,
-    LEASE_TIMEOUT_MS,
     NONCE_BYTES,
     ROOM_LEAST_BYTES,
 )
@@ -48,7 +44,7 @@ from xsc.market.lease_entry import LeaseEntry, usable
 from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
-from xsc.market.quote import QUANTITY_MAX, domain_of, wanted_quantity
+from xsc.market.quote import QUANTITY_MAX, domain_of, has_room, wanted_quantity
 from xsc.market.quotes import Quotes
 from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import OWN_LEASE
@@ -88,7 +84,7 @@ class LeaseBuyer:
         quotes: Quotes,
         requests: LeaseRequests,
         headroom: Headroom,
-        lines: WaitingLines,
+        lines: WaitingLines[bytes | None],
         default_need: DefaultNeed,
     ) -> None:
         self._default_need = default_need
@@ -162,13 +158,13 @@ class LeaseBuyer:
         wait_ms: int = 0,
         apart: bool = False,
     ) -> LeaseHandle:
-        """Return a lease with room for that many fuel steps, on that node or on the best.
+        """Return a lease to run under, on that node or on the best.
 
-        Where runs of this node hold what it could have, it waits until one of them ends. Calls
-        wait in a line for each `on`, so that the first that came is the first served.
+        Where COMPUTE_IN_FLIGHT_MAX runs of this node are under way there, it waits until one of
+        them ends: calls wait in a line for each `on`.
 
         Args:
-            fuel_steps: fuel to lease.
+            fuel_steps: the most that the run may be billed for.
             on: the node; None for the best.
             saved: by node, the bytes that need not be sent to it. Of offers of about the best
                 price, the node that saves most is the best (`xsc.market.locality`).
@@ -177,58 +173,43 @@ class LeaseBuyer:
 
         Raises:
             NoOffers: no node offers it at a price within the reserve, or none answers.
-            CreditExceeded, ComputeExhausted: every node refused for this reason, and no run of
-                this node that ends could change that, or none ended in time.
-            RateLimited: too many calls wait already.
+            CreditExceeded, ComputeExhausted: every node refused for this reason.
+            RateLimited: too many runs of this node are under way, and none ended in time.
         """
         if not 0 < fuel_steps <= QUANTITY_MAX:
             raise ArgumentInvalid("the fuel to lease is out of range")
         if on == self._own:
-            if self._headroom.free("compute") >= fuel_steps:
+            if self._headroom.free("compute"):
                 return LeaseHandle(self._own, OWN_LEASE, 0)
-            raise ComputeExhausted("this node has not so much fuel left that is not promised")
+            raise ComputeExhausted("all fuel of this node is leased ahead of use, or it has none")
         until_ms = self._clock.monotonic_ms() + wait_ms
-        async with self._lines.place(on, fuel_steps, until_ms) as place:
-            while True:
-                faults: dict[bytes, XscError] = {}
-                place.woken.clear()
-                left_ms = until_ms - self._clock.monotonic_ms()
-                if place.may_look:
-                    async with self._locks["compute"]:
-                        entry, faults = await self._take_fuel(fuel_steps, on, saved, apart=apart)
-                        if entry is not None:
-                            entry.is_apart = apart
-                            return self._hand_out(entry, 0 if apart else fuel_steps)
-                    if on is None and self._headroom.free("compute") >= fuel_steps:
-                        return LeaseHandle(self._own, OWN_LEASE, 0)
-                    ends_ms = self._ends_ms(fuel_steps, faults)
-                    if left_ms <= 0 or ends_ms is None:
-                        raise refusal(faults, "no node offers the fuel that is needed")
-                    left_ms = min(left_ms, ends_ms)
-                elif left_ms <= 0:
-                    if place.line[0].waits:
-                        raise ComputeExhausted(
-                            "calls of this node that came before wait for fuel there",
-                            hint="try again once some of its runs there have ended",
-                        )
-                    # The first is looking: it leaves, or wakes this one when it waits.
-                    left_ms = LEASE_TIMEOUT_MS
-                await self._lines.wait(place, left_ms)
+        while True:
+            left_ms = max(0, until_ms - self._clock.monotonic_ms())
+            if not apart:
+                await self._lines.enter(on, lambda: self._may_ask(on), left_ms)
+            async with self._locks["compute"]:
+                if not apart and not self._may_ask(on):
+                    continue  # Others that looked at the same time came before it.
+                entry, faults = await self._take_fuel(fuel_steps, on, saved, apart=apart)
+                if entry is not None:
+                    entry.is_apart = apart
+                    return self._hand_out(entry, 0 if apart else fuel_steps)
+            if on is None and self._headroom.free("compute"):
+                return LeaseHandle(self._own, OWN_LEASE, 0)
+            raise refusal(faults, "no node offers the fuel that is needed")
+
+    def _may_ask(self, on: bytes | None) -> bool:
+        """Return whether a node can be asked where this one has not too many runs under way."""
+        nodes = [on] if on is not None else self._quotes.up()
+        return not nodes or any(self._in_flight(node) < COMPUTE_IN_FLIGHT_MAX for node in nodes)
 
     async def _take_fuel(
         self, fuel_steps: int, on: bytes | None, saved: Mapping[bytes, int] | None, *, apart: bool
     ) -> tuple[LeaseEntry | None, dict[bytes, XscError]]:
-        """Return a lease with that room: at hand, or new; or why each node gave none."""
-        busy: dict[bytes, XscError] = {}
-        for node in [on] if on is not None else self._quotes.up():
-            if self._in_flight(node) >= COMPUTE_IN_FLIGHT_MAX and not apart:
-                busy[node] = ComputeExhausted(
-                    f"{COMPUTE_IN_FLIGHT_MAX} runs of this node are under way at {short(node)}"
-                )
-            elif on is None and self._lines.is_wanted(node):
-                busy[node] = ComputeExhausted(f"other calls of this node wait for {short(node)}")
+        """Return a lease to run under: at hand, or new; or why each node gave none."""
         nodes = [on] if on is not None else self._quotes.up()
-        nodes = [node for node in nodes if node not in busy]
+        if not apart:
+            nodes = [node for node in nodes if self._in_flight(node) < COMPUTE_IN_FLIGHT_MAX]
         taken: list[LeaseEntry] = []
         faults: dict[bytes, XscError] = {}
         if saved and on is None:
@@ -237,77 +218,19 @@ class LeaseBuyer:
             at_hand = self._usable("compute", fuel_steps, nodes)
             taken = [entry for entry in at_hand if entry.terms.cleared] or at_hand
         if not taken:
-            self._give_back(nodes, fuel_steps, apart=apart)
             taken, faults = await self._auction(
-                "compute",
-                nodes,
-                quantity=fuel_steps,
-                count=1,
-                avoid=None,
-                tried=set(),
-                apart=apart,
+                "compute", nodes, quantity=fuel_steps, count=1, avoid=None, tried=set()
             )
-        return (taken[0] if taken else None), busy | faults
-
-    def _compute_leases(self, node: bytes) -> list[LeaseEntry]:
-        """Return the compute leases at a node that are not over, or under which runs are."""
-        now_ms = self._clock.now_ms()
-        return [
-            entry
-            for entry in self._store.of("customer", node)
-            if entry.terms.kind == "compute"
-            # Requests may still run under one that a service has given back.
-            and (entry.is_apart or not entry.use.given_back)
-            and (
-                now_ms < entry.terms.end_ms + COMPUTE_LEASE_LATE_MS or entry.promised_at(now_ms) > 0
-            )
-        ]
+        return (taken[0] if taken else None), faults
 
     def _in_flight(self, node: bytes) -> int:
-        """Return how many runs of this node are under way at another, as far as it knows."""
+        """Return how many runs of this node wait or are under way at another."""
         now_ms = self._clock.now_ms()
         return sum(
             len(entry.promised)
-            for entry in self._compute_leases(node)
-            if now_ms < entry.terms.end_ms
+            for entry in self._store.of("customer", node)
+            if entry.terms.kind == "compute" and entry.promised_at(now_ms)
         )
-
-    def _give_back(self, nodes: Sequence[bytes], fuel_steps: int, *, apart: bool) -> None:
-        """Give back what cannot serve a call, so that a lease that can takes its place.
-
-        The nodes are told with the next request for a quote.
-        """
-        now_ms = self._clock.now_ms()
-        for node in nodes:
-            for entry in self._compute_leases(node):
-                is_of_use = (
-                    not apart
-                    and rules.is_useful(entry.terms, entry.use, now_ms)
-                    and rules.room(entry.terms, entry.use, now_ms) >= fuel_steps
-                )
-                if not (
-                    entry.terms.cleared or entry.is_apart or is_of_use or entry.promised_at(now_ms)
-                ):
-                    entry.use = replace(entry.use, given_back=True)
-                    self._store.keep(entry)
-                    self._quotes.drop("compute", node)
-
-    def _ends_ms(self, fuel_steps: int, faults: Mapping[bytes, XscError]) -> int | None:
-        """Return when next a lease ends of those that hold what a call needs.
-
-        None where none do: no run of this node that ends could help it.
-        """
-        now_ms = self._clock.now_ms()
-        ends: list[int] = []
-        for node, fault in faults.items():
-            held = self._compute_leases(node)
-            quote = self._quotes.kept("compute", node)
-            most = sum(rules.room(entry.terms, entry.use, now_ms) for entry in held)
-            never = quote is not None and quote.available + most < fuel_steps
-            if held and not never and isinstance(fault, LimitError):
-                ends += [entry.terms.end_ms + COMPUTE_LEASE_LATE_MS - now_ms for entry in held]
-                ends.append(COMPUTE_LEASE_MS)  # runs under one that is over may last
-        return min((end for end in ends if end > 0), default=None)
 
     async def lease_providers(
         self, *, fuel_steps: int, count: int, exclude: frozenset[bytes] = frozenset()
@@ -431,7 +354,7 @@ class LeaseBuyer:
             bids += [
                 self._bid(quote.record, node)
                 for node, quote in quotes.items()
-                if quote.record.available >= fuel_steps
+                if has_room(quote.record, fuel_steps)
             ]
             own_price = self._headroom.pricing().unit_price("compute")
             price_max = locality.near_reserve(bids, own_price, self._price_max("compute"))
@@ -457,7 +380,6 @@ class LeaseBuyer:
         count: int,
         avoid: frozenset[bytes] | None,
         tried: set[bytes],
-        apart: bool = False,
     ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
         """Return up to `count` new leases at distinct nodes, and why others gave none.
 
@@ -470,14 +392,13 @@ class LeaseBuyer:
                 distinct ones. None: domains do not matter.
             tried: nodes that are not asked. Those that were asked for a lease, offer too
                 little or do not answer are added; the others bid again.
-            apart: whether a service will use the lease: runs beside it need one, too.
         """
         taken: list[LeaseEntry] = []
         faults: dict[bytes, XscError] = {}
         while len(taken) < count:
             rest = [node for node in nodes if node not in tried]
             quotes, unquoted = await self._quotes.ask(kind, rest, quantity)
-            small = [n for n, quote in quotes.items() if quote.record.available < quantity]
+            small = [n for n, quote in quotes.items() if not has_room(quote.record, quantity)]
             faults |= unquoted | {node: _too_small(kind, node) for node in small}
             tried.update(small, (node for node in rest if node not in quotes))
             used = {entry.domain for entry in taken} | (avoid or frozenset())
@@ -498,7 +419,7 @@ class LeaseBuyer:
                     self._requests.lease(
                         quotes[winner.node],
                         winner.price,
-                        self._asked(quotes[winner.node].record, winner.price, quantity, apart),
+                        self._quantity(quotes[winner.node].record, winner.price, quantity),
                         quantity,
                     )
                     for winner in winners
@@ -535,13 +456,6 @@ class LeaseBuyer:
         node = entry.terms.provider
         return entry.terms.price * 2**40 // self._rank(node), node
 
-    def _asked(self, quote: Quote, price: int, least: int, apart: bool) -> int:
-        if not apart:
-            return self._quantity(quote, price, least)
-        # For two requests at once where there is room, and not all of the share.
-        least = max(least, min(2 * least, quote.available))
-        return max(least, self._quantity(quote, price, least) // 2)
-
     def _hand_out(self, entry: LeaseEntry, quantity: int) -> LeaseHandle:
         now_ms = self._clock.now_ms()
         if quantity:
@@ -557,6 +471,8 @@ class LeaseBuyer:
 
 
 def _too_small(kind: Kind, node: bytes) -> XscError:
+    if kind == "compute":
+        return ComputeExhausted(f"all fuel of {short(node)} is leased ahead of use, or it has none")
     return EXHAUSTED[kind](
         f"{short(node)} has not so much {kind} left for this node, beyond the share of a node",
         hint=f"`xsc market quote {kind}` shows what it offers to this node; nodes "

@@ -12,7 +12,13 @@ from xsc.base.errors import CreditExceeded
 from xsc.base.ids import short
 from xsc.base.units import format_credits
 from xsc.identity.context import Context
-from xsc.market.lease_entry import LeaseEntry, exposure_micro, is_at_limit, owed_micro
+from xsc.market.lease_entry import (
+    LeaseEntry,
+    calls_micro,
+    exposure_micro,
+    is_at_limit,
+    owed_micro,
+)
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
 
@@ -28,13 +34,18 @@ class CreditLimits:
         self.at_limit: frozenset[bytes] = frozenset()
         """Customers that may come to owe nothing more, as of the last `refresh`."""
 
-    def exposure(self, customer: bytes) -> int:
-        """Return what this node may lose to a customer and those that share its credit."""
-        return exposure_micro(self._sold_to(customer), self._clock.now_ms())
-
     def left(self, customer: bytes) -> int:
-        """Return the micro-credits that a customer may still come to owe, its leases counted."""
-        return self._credit.credit_left(customer) - self.exposure(customer)
+        """Return the micro-credits that a customer may still come to owe.
+
+        What this node may lose to it, and to those that share its credit, is counted: under their
+        leases, and by their calls.
+        """
+        return self.left_for_calls(customer) - calls_micro(self._sold_to(customer))
+
+    def left_for_calls(self, customer: bytes) -> int:
+        """Return the same without its calls that wait or are under way."""
+        sold = self._sold_to(customer)
+        return self._credit.credit_left(customer) - exposure_micro(sold, self._clock.now_ms())
 
     def shares_with(self, customer: bytes) -> Sequence[bytes]:
         """Return the customers that share one credit with a customer, itself among them."""

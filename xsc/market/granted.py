@@ -7,25 +7,46 @@ became of it. Use is kept unsynced; after a power loss the shard store says what
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from xsc.base.errors import LeaseExhausted, SpaceExhausted
+from xsc.base.errors import CreditExceeded, LeaseExhausted, SpaceExhausted
 from xsc.base.ids import short
+from xsc.base.limits import JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX
+from xsc.base.units import format_credits
 from xsc.identity.context import Context
 from xsc.market import lease as rules
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
+from xsc.market.ports import MarketPorts
+from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import OWN_LEASE
 from xsc.terms.pricing import compute_amount
-from xsc.terms.quote import Kind
+from xsc.terms.quote import Kind, Tier
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeTerms:
+    """What a run under a lease costs, and its place among those of others."""
+
+    price: int
+    """Micro-credits a Gfuel."""
+    tier: Tier
+    cleared: bool
+    """Whether it is run at a rate that was granted ahead of use."""
 
 
 class GrantedLeases:
     """Implements the ports of providers: storage's `Leases`, compute's `ServiceBook`."""
 
     def __init__(
-        self, context: Context, store: LeaseStore, limits: CreditLimits, headroom: Headroom
+        self,
+        context: Context,
+        ports: MarketPorts,
+        store: LeaseStore,
+        limits: CreditLimits,
+        headroom: Headroom,
     ) -> None:
         self._own = context.key.node_id
         self._clock = context.clock
@@ -33,6 +54,10 @@ class GrantedLeases:
         self._store = store
         self._limits = limits
         self._headroom = headroom
+        self._standing = ports.standing
+        self._lines: WaitingLines[bytes] = WaitingLines(
+            context.clock, most=JOBS_QUEUED_MAX, each=JOBS_QUEUED_A_PEER_MAX
+        )
 
     def reconcile(self, held: Mapping[bytes, int]) -> None:
         """Take over what the shard store holds under each lease, once it has started.
@@ -102,24 +127,69 @@ class GrantedLeases:
         entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
         self._store.keep(entry)
 
-    def admit_compute(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> int:
-        """Reserve steps under a lease and return its price a Gfuel; 0 for the own node.
+    def compute_terms(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> ComputeTerms:
+        """Return the terms of a run that may be billed so much; `admit_compute` comes next.
 
         Raises:
-            LeaseExhausted: no such lease of that customer, over, or without those steps.
-            CreditExceeded: the customer has reached its limit.
+            LeaseExhausted: no such lease of that customer, over, or never of so many steps.
+            CreditExceeded: the customer has reached its limit, or has not so much credit.
         """
         if lease_id == OWN_LEASE:
             if customer != self._own:
                 raise LeaseExhausted("only the node itself runs without a lease")
-            return 0
+            return ComputeTerms(0, "mutual", cleared=False)
         entry = self._open(lease_id, customer, "compute")
-        self._limits.check(customer)
+        self._check(entry, fuel_steps)
+        terms = entry.terms
+        return ComputeTerms(
+            rules.run_price(terms), self._standing.tier(customer), cleared=terms.cleared
+        )
+
+    async def admit_compute(
+        self, lease_id: bytes, customer: bytes, fuel_steps: int, wait_ms: int
+    ) -> None:
+        """Reserve steps under a lease; `compute_terms` has named its terms.
+
+        It waits until what the run may cost is within the customer's credit, beside its other
+        calls, and its steps within the lease: within the rate where that is cleared.
+
+        Raises:
+            LeaseExhausted: others have used what the lease was for.
+            CreditExceeded: the customer has reached its limit, or has not so much credit.
+            RateLimited: its other calls did not end in time, or too many wait.
+        """
+        entry = self._store.get("provider", lease_id)
+        if lease_id == OWN_LEASE or entry is None:
+            return
+        line = lease_id if entry.terms.cleared else customer
+        await self._lines.enter(line, lambda: self._has_room(entry, fuel_steps), wait_ms)
+        entry.reserved += fuel_steps
+
+    def _has_room(self, entry: LeaseEntry, fuel_steps: int) -> bool:
+        """Return whether a run fits beside those of its customer that wait or are under way."""
+        self._check(entry, fuel_steps)
         room = rules.room(entry.terms, entry.use, self._clock.now_ms())
         if fuel_steps > room - entry.reserved:
-            raise LeaseExhausted("the lease has no fuel left for that", hint="take a new lease")
-        entry.reserved += fuel_steps
-        return rules.run_price(entry.terms)
+            return False
+        cost = compute_amount(rules.run_price(entry.terms), fuel_steps)
+        return not cost or cost <= self._limits.left(entry.terms.customer)
+
+    def _check(self, entry: LeaseEntry, fuel_steps: int) -> None:
+        """Return if a run can ever be admitted under a lease."""
+        customer, terms, now_ms = entry.terms.customer, entry.terms, self._clock.now_ms()
+        self._limits.check(customer)
+        if terms.cleared and now_ms < terms.start_ms:
+            raise LeaseExhausted("the lease has not begun")
+        most = entry.use.level if terms.cleared else rules.room(terms, entry.use, now_ms)
+        if fuel_steps > most:
+            raise LeaseExhausted("the lease is not for so much fuel", hint="take a new lease")
+        cost = compute_amount(rules.run_price(terms), fuel_steps)
+        if cost and cost > (left := self._limits.left_for_calls(customer)):
+            raise CreditExceeded(
+                f"this call may cost {format_credits(cost)}, and no more than "
+                f"{format_credits(max(0, left))} may still be owed here",
+                hint="give it less with --fuel and --memory, or settle what is owed",
+            )
 
     def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
         """Release reserved steps, and bill those that were used as their receipt does."""
@@ -136,6 +206,7 @@ class GrantedLeases:
         now_ms = self._clock.now_ms()
         entry.use = rules.spend(entry.terms, entry.use, used_steps, amount, now_ms)
         self._store.keep(entry)
+        self._lines.wake()
 
     def _open(self, lease_id: bytes, customer: bytes, kind: Kind) -> LeaseEntry:
         entry = self._store.get("provider", lease_id)

@@ -20,14 +20,13 @@ from xsc.base.errors import (
     RecordInvalid,
     XscError,
 )
-from xsc.base.fields import take_bytes, take_int, take_list, take_str
+from xsc.base.fields import take_bytes, take_int, take_str
 from xsc.base.ids import short
 from xsc.base.limits import (
     LEASE_REQUESTS_A_CUSTOMER_MAX,
     LEASE_REQUESTS_MS,
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
-    LEASES_GIVEN_BACK_MAX,
     NONCE_BYTES,
 )
 from xsc.base.merkle import Part
@@ -83,8 +82,6 @@ class LeaseGranter:
         """Quote the caller's price and what it may still reserve, or draw of an entitlement."""
         kind = _kind(header)
         draw = None if header.get("draw") is None else Draw.from_value(header["draw"])
-        if header.get("given_back") is not None:
-            self._take_back(caller, take_list(header, "given_back", most=LEASES_GIVEN_BACK_MAX))
         site, owner = self._labels
         ladder, tier = self._headroom.pricing().ladder(kind), self._standing.tier(caller)
         if draw is None:
@@ -107,20 +104,6 @@ class LeaseGranter:
             draw=draw,
         )
         return {"quote": sign(quote, self._key, self._network).raw}, ()
-
-    def _take_back(self, customer: bytes, lease_ids: Sequence[Value]) -> None:
-        """End compute leases that their customer gives back, where nothing runs under them."""
-        for lease_id in lease_ids:
-            if not isinstance(lease_id, bytes):
-                raise RecordInvalid("the id of a lease that is given back is no byte string")
-            entry = self._store.get("provider", lease_id)
-            if (
-                entry is not None
-                and (entry.terms.customer, entry.terms.kind) == (customer, "compute")
-                and not (entry.reserved or entry.use.given_back or entry.terms.cleared)
-            ):
-                entry.use = replace(entry.use, given_back=True)
-                self._store.keep(entry)
 
     async def on_lease(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -194,19 +177,9 @@ class LeaseGranter:
         """
         request, now_ms = signed.record, self._clock.now_ms()
         customer = request.customer
-        credit = self._limits.left(customer)
-        if quote.draw is None:
-            free_room = self._headroom.room(request.kind)
-            free = free_room.free
-            left = room.left(free_room, customer, self._standing.tier(customer))
-        else:
-            entitlement, left = self._headroom.entitled(request.kind, customer, quote.draw)
-            if request.kind == "compute" and request.end_ms > entitlement.window[1]:
-                raise RecordInvalid("the lease ends after what was granted")
-            free = left
-        quantity = room.grant(request, credit, free=free, left=left)
+        quantity = self._granted(request, quote)
         if isinstance(quantity, str):
-            raise _refusal(request.kind, quantity, credit)
+            raise _refusal(request.kind, quantity, self._limits.left(customer))
         lease = Lease(request=raw, quantity=quantity, granted_ms=now_ms)
         entry = self._store.entry_of("provider", sign(lease, self._key, self._network).raw, now_ms)
         try:
@@ -223,6 +196,22 @@ class LeaseGranter:
             price=request.price,
         )
         return entry.raw
+
+    def _granted(self, request: LeaseRequest, quote: Quote) -> int | room.Reason:
+        """Return the quantity that a request is granted, or why it is refused."""
+        kind, customer = request.kind, request.customer
+        if quote.draw is not None:
+            entitlement, left = self._headroom.entitled(kind, customer, quote.draw)
+            if kind == "compute" and request.end_ms > entitlement.window[1]:
+                raise RecordInvalid("the lease ends after what was granted")
+            return room.grant(request, self._limits.left(customer), free=left, left=left)
+        if kind == "compute":
+            if request.price and self._limits.left_for_calls(customer) <= 0:
+                return "credit"
+            return request.quantity if self._headroom.free("compute") else "capacity"
+        free_room = self._headroom.room()
+        left = room.left(free_room, customer, self._standing.tier(customer))
+        return room.grant(request, self._limits.left(customer), free=free_room.free, left=left)
 
     def _forget_done(self, customer: bytes, now_ms: int) -> None:
         """Forget a customer's oldest leases that are done, beyond LEASES_DONE_A_CUSTOMER_MAX."""

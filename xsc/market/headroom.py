@@ -61,17 +61,12 @@ class Headroom:
             self._posted = pricing, now_ms
         return self._posted[0]
 
-    def room(self, kind: Kind, beside: Entitlement | None = None) -> room.FreeRoom:
-        """Return what is free and what each customer has reserved.
-
-        Args:
-            kind: of the room.
-            beside: an entitlement that keeps nothing free in this look.
-        """
-        free, reserved = self._free(kind, beside)
+    def room(self) -> room.FreeRoom:
+        """Return what storage is free and what each customer has reserved."""
+        free, reserved = self._free("storage", None)
         tier = self._standing.tier
         strangers = frozenset(customer for customer in reserved if tier(customer) == "open")
-        return room.FreeRoom(kind, free, reserved, strangers)
+        return room.FreeRoom(free, reserved, strangers)
 
     def entitled(self, kind: Kind, customer: bytes, draw: Draw) -> tuple[Entitlement, int]:
         """Return the entitlement that a customer names, and what it can draw of it now.
@@ -87,12 +82,24 @@ class Headroom:
                 drawn = self._drawn()
                 left = min(undrawn(each, drawn), slot_left(each, drawn))
                 # It is kept free; the disk can have less than was promised all the same.
-                return each, min(left, self.room(kind, beside=each).free)
+                return each, min(left, self._free(kind, each)[0])
         raise NoOffers("this node has no such entitlement here, or none any more")
 
     def offered(self, kind: Kind, customer: bytes) -> int:
-        """Return what a customer may still reserve of its share."""
-        return room.left(self.room(kind), customer, self._standing.tier(customer))
+        """Return what a customer may still reserve of its share; of compute, the rate that is left.
+
+        Of a rate nothing is reserved for now: calls wait for each other.
+        """
+        if kind == "compute":
+            return self.free("compute")
+        return room.left(self.room(), customer, self._standing.tier(customer))
+
+    def cleared_workers(self, workers: int) -> int:
+        """Return how many whole workers the cleared rates come to, of so many."""
+        capacity = self._capacity.compute_capacity_steps()
+        now_ms = self._clock.now_ms()
+        _, cleared = self._store.reserved.at("compute", self._limits.at_limit, now_ms)
+        return min(workers, cleared * workers // capacity) if capacity else 0
 
     def unreserved(self) -> dict[Kind, int]:
         """Return what slots can grant, beside what was drawn of them."""

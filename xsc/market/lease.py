@@ -7,7 +7,8 @@ customer's cumulative vouchers bring both together. Only these move a lease:
   bytes held in it; the first is due as soon as bytes are held. So the use, in
   byte-epochs, never falls. What is leased and not held is *reserved* while the lease
   fills, and lapses for good where it does not; for that a part is billed at least.
-- compute: fuel steps are *spent*, each run billed as its receipt says.
+- compute: fuel steps are *spent*, each run billed as its receipt says. A lease for now fixes their
+  price; it keeps nothing free.
 - a lease that a clearing granted is *cleared*: its level is kept free and billed by the
   millisecond. Bytes and runs within it cost nothing more. Of compute it is a rate a minute.
 
@@ -65,7 +66,8 @@ class LeaseTerms:
     price: int
     """Micro-credits a GiB and hour, or a Gfuel."""
     quantity: int
-    """Storage: bytes held at any one time. Compute: fuel steps in all, or a minute if cleared."""
+    """Storage: bytes held at any one time. Compute: fuel steps a minute if cleared; else those that
+    may be billed under it, of which none is kept free."""
     start_ms: int
     end_ms: int
     renewals: int = 0
@@ -353,11 +355,11 @@ def reserved(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     """Return the part of what is left that the provider keeps free for the customer.
 
     Of storage nothing, once a lease for now has filled too slowly: bytes still come under it where
-    there is room. A rate is kept whole.
+    there is room. A cleared rate is kept whole, and of compute for now nothing.
     """
     if is_over(terms, use, now_ms) or use.lapsed or advance(terms, use, now_ms).lapsed:
         return 0
-    if terms.cleared and terms.kind == "compute":
+    if terms.kind == "compute":
         return use.level
     return room(terms, use, now_ms)
 
@@ -423,16 +425,14 @@ def owed_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
 
 
 def exposure_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
-    """Return what the provider may come to lose: what is owed, and what the lease still allows.
+    """Return what the provider may come to lose beside runs: what is owed, and one more epoch.
 
-    One more epoch of everything leased, or all that is left of the fuel.
+    A lease of compute for now allows nothing by itself: what runs may cost is counted with them.
     """
     owed = owed_micro(terms, use, now_ms)
-    if is_over(terms, use, now_ms):
+    if is_over(terms, use, now_ms) or not _has_time(terms):
         return owed
-    if _has_time(terms):
-        return owed + amount(terms.kind, terms.price, terms.quantity)
-    return owed + compute_amount(terms.price, room(terms, use, now_ms))
+    return owed + amount(terms.kind, terms.price, terms.quantity)
 
 
 def status(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Status:

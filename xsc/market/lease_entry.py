@@ -21,6 +21,7 @@ from xsc.base.limits import (
 )
 from xsc.market import lease as rules
 from xsc.market.lease import LeaseTerms, LeaseUse
+from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import Draw, Kind
 from xsc.terms.slot import EntitlementKey
 
@@ -71,7 +72,7 @@ class LeaseEntry:
     denial: bytes | None = None
     """Customer: the provider's signed word that it does not know this lease."""
     reserved: int = 0
-    """Provider: steps of runs under way, or bytes that are being written."""
+    """Provider: steps of runs that wait or are under way, or bytes that are being written."""
     kept_epoch: int = 0
     """Customer: the epoch up to which the use was kept when this process began."""
     doubts: int = 0
@@ -241,16 +242,11 @@ def kept_free(entry: LeaseEntry, at_limit: Collection[bytes], now_ms: int) -> in
 
     Nothing is kept for a customer in `at_limit`, which has reached its debt limit.
     """
-    terms, use = entry.terms, entry.use
-    if terms.kind == "compute":
-        # A run that is under way outlives its lease.
-        if entry.draw is not None and terms.customer in at_limit:
-            return 0
-        return max(entry.reserved, rules.reserved(terms, use, now_ms))
-    if terms.customer in at_limit:
+    if entry.terms.customer in at_limit:
         return 0
+    kept = rules.reserved(entry.terms, entry.use, now_ms)
     # Bytes that are being written have their room from the shard store already.
-    return max(0, rules.reserved(terms, use, now_ms) - entry.reserved)
+    return max(0, kept - entry.reserved) if entry.terms.kind == "storage" else kept
 
 
 def drawn(entry: LeaseEntry, now_ms: int) -> int:
@@ -261,10 +257,19 @@ def drawn(entry: LeaseEntry, now_ms: int) -> int:
 
 
 def exposure_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:
-    """Return what a provider may come to lose under leases in all."""
+    """Return what a provider may come to lose under leases in all, beside `calls_micro`."""
     return sum(
         rules.exposure_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
         for entry in entries
+    )
+
+
+def calls_micro(entries: Iterable[LeaseEntry]) -> int:
+    """Return what the runs that are under way may cost, and those that wait: their limits."""
+    return sum(
+        compute_amount(rules.run_price(entry.terms), entry.reserved)
+        for entry in entries
+        if entry.terms.kind == "compute"
     )
 
 

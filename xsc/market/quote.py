@@ -11,7 +11,6 @@ from typing import Final
 from xsc.base.errors import NoOffers, RecordInvalid
 from xsc.base.limits import (
     COMPUTE_LEASE_MICRO_MAX,
-    COMPUTE_LEASE_RUNS,
     QUOTE_TTL_MS,
     REQUEST_WINDOW_MS,
     SHARE_LEASES,
@@ -96,20 +95,21 @@ def open_quote(
 
 
 def wanted_quantity(quote: Quote, price: int, least: int) -> int:
-    """Return what a customer asks for where `least` is needed: modestly more, to be shared."""
-    if quote.kind == "storage":
-        wanted = STORAGE_LEASE_BYTES
-    else:
-        wanted = least * COMPUTE_LEASE_RUNS
-        most = affordable("compute", price, COMPUTE_LEASE_MICRO_MAX)
-        if most is not None:
-            wanted = min(wanted, most)
-    if quote.kind == "storage":
-        # A part of the share, so that a grant that gets lost does not use it up. Compute leases
-        # are few and large: what is left of one and too little for a run serves nobody.
-        wanted = min(wanted, quote.available // SHARE_LEASES)
-    wanted = max(least, wanted)
+    """Return what a customer asks for where `least` is needed: modestly more, to be shared.
+
+    Of compute nothing is kept free for it: it bounds what may be billed under the lease.
+    """
+    if quote.kind == "compute":
+        worth = affordable("compute", price, COMPUTE_LEASE_MICRO_MAX)
+        return max(least, QUANTITY_MAX if worth is None else worth)
+    # A part of the share, so that a grant that gets lost does not use it up.
+    wanted = max(least, min(STORAGE_LEASE_BYTES, quote.available // SHARE_LEASES))
     return min(wanted, quote.available, QUANTITY_MAX)
+
+
+def has_room(quote: Quote, least: int) -> bool:
+    """Return whether what a quote offers is enough: of compute for now, any rate is."""
+    return quote.available >= (1 if quote.kind == "compute" else least)
 
 
 def why(quote: Quote, price: int, *, renewed: bool = False) -> str:

@@ -11,12 +11,11 @@ from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, XscError
 from xsc.base.fields import take_bytes
 from xsc.base.ids import short
-from xsc.base.limits import LEASE_TIMEOUT_MS, LEASES_GIVEN_BACK_MAX, QUOTE_TIMEOUT_MS
+from xsc.base.limits import LEASE_TIMEOUT_MS, QUOTE_TIMEOUT_MS
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
-from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.quote import is_valid, open_quote
+from xsc.market.quote import has_room, is_valid, open_quote
 from xsc.terms.quote import Draw, Kind, Quote
 
 QUOTE: Final = "market.quote"
@@ -33,10 +32,7 @@ class _KeptQuote:
 class Quotes:
     """The quotes of peers, and the labels in the newest of each."""
 
-    def __init__(
-        self, context: Context, ports: MarketPorts, settings: MarketSettings, store: LeaseStore
-    ) -> None:
-        self._store = store
+    def __init__(self, context: Context, ports: MarketPorts, settings: MarketSettings) -> None:
         self._own = context.key.node_id
         self._network = context.network
         self._clock = context.clock
@@ -91,7 +87,7 @@ class Quotes:
                 kept is not None
                 and kept.weights_ppm == self._weights_ppm(peer)
                 and is_valid(kept.quote.record, now_ms, margin_ms=LEASE_TIMEOUT_MS)
-                and kept.quote.record.available >= quantity
+                and has_room(kept.quote.record, quantity)
             ):
                 quotes[peer] = kept.quote
             else:
@@ -114,8 +110,6 @@ class Quotes:
     ) -> Signed[Quote] | XscError:
         """Return a peer's quote as of now, for the share or to draw, or why there is none."""
         asked: dict[str, Value] = {"kind": kind}
-        if kind == "compute" and (ended := self._given_back(peer)):
-            asked["given_back"] = ended
         if draw is not None:
             asked["draw"] = draw.to_value()
         try:
@@ -133,23 +127,6 @@ class Quotes:
         except XscError as fault:
             return fault
         return quote
-
-    def _given_back(self, provider: bytes) -> list[Value]:
-        """Return the ids of compute leases that were given back there and have not ended yet."""
-        now_ms = self._clock.now_ms()
-        ended: list[Value] = [
-            entry.terms.lease_id
-            for entry in self._store.of("customer", provider)
-            if entry.terms.kind == "compute"
-            and entry.use.given_back
-            and now_ms < entry.terms.end_ms
-        ]
-        return ended[-LEASES_GIVEN_BACK_MAX:]
-
-    def kept(self, kind: Kind, peer: bytes) -> Quote | None:
-        """Return the kept quote of a peer, or None."""
-        kept = self._kept.get((kind, peer))
-        return None if kept is None else kept.quote.record
 
     def drop(self, kind: Kind, peer: bytes) -> None:
         """Forget the kept quote of a peer."""

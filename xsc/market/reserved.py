@@ -67,16 +67,14 @@ class Reserved:
     ) -> tuple[dict[bytes, int], int]:
         """Return what each customer has reserved and not used, and what all have of entitlements.
 
-        Nothing is kept of storage, nor of what clearings granted, for a customer in `at_limit`,
-        which has reached its debt limit.
+        Nothing is kept for a customer in `at_limit`, which has reached its debt limit.
         """
         self._pass_time(now_ms)
         shares, entitled = dict(self._shares[kind]), self._entitled[kind]
         kept = entitled.total()
         for customer in at_limit:
             kept -= entitled[customer]
-            if kind == "storage":
-                shares.pop(customer, None)
+            shares.pop(customer, None)
         return shares, kept
 
     def _pass_time(self, now_ms: int) -> None:

@@ -1,5 +1,8 @@
 """What of a lease is granted: bounded by its customer's credit, its share, and what is free.
 
+A lease of compute for now is of no room: it is granted while any of the rate is left, and what its
+calls may cost is bounded when they come (`granted`).
+
 The share limits what a customer may have reserved and not used. It is smaller for customers
 that the node does not recognise; these have a share together as well. So the next customer
 still finds room, however much others reserve and however many leases they take. Used capacity
@@ -15,7 +18,6 @@ from typing import Final, Literal, TypeAlias
 
 from xsc.base.limits import (
     ROOM_LEAST_BYTES,
-    ROOM_LEAST_STEPS,
     ROOM_PART_MUTUAL,
     ROOM_PART_ONE_WAY,
     ROOM_PART_OPEN,
@@ -23,21 +25,19 @@ from xsc.base.limits import (
 )
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import affordable
-from xsc.terms.quote import Kind, Tier
+from xsc.terms.quote import Tier
 
 PARTS: Final[dict[Tier, int]] = {
     "open": ROOM_PART_OPEN,
     "one_way": ROOM_PART_ONE_WAY,
     "mutual": ROOM_PART_MUTUAL,
 }
-LEAST: Final[dict[Kind, int]] = {"storage": ROOM_LEAST_BYTES, "compute": ROOM_LEAST_STEPS}
 
 
 @dataclass(frozen=True, slots=True)
 class FreeRoom:
-    """What a node has of one kind over the time of a lease, beside all entitlements."""
+    """The storage that a node has over the time of a lease, beside all entitlements."""
 
-    kind: Kind
     free: int
     """Neither used nor reserved."""
     reserved: Mapping[bytes, int]
@@ -49,7 +49,7 @@ class FreeRoom:
 def share(room: FreeRoom, customer: bytes, tier: Tier) -> int:
     """Return what a customer may have reserved in all."""
     base = room.free + room.reserved.get(customer, 0)
-    return max(base // PARTS[tier], min(base, LEAST[room.kind]))
+    return max(base // PARTS[tier], min(base, ROOM_LEAST_BYTES))
 
 
 def strangers_left(room: FreeRoom) -> int:
@@ -68,7 +68,7 @@ def left(room: FreeRoom, customer: bytes, tier: Tier) -> int:
     own = room.reserved.get(customer, 0)
     most = share(room, customer, tier) - own
     if tier == "open":
-        most = min(most, max(strangers_left(room), LEAST[room.kind] - own))
+        most = min(most, max(strangers_left(room), ROOM_LEAST_BYTES - own))
     return max(0, min(most, room.free))
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from xsc.base.errors import NotFound
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import PRICES_INTERVAL_MS, TIDY_MS
+from xsc.base.limits import COMPUTE_WAITING_MAX, PRICES_INTERVAL_MS, TIDY_MS
 from xsc.base.peering import Handler
 from xsc.base.turns import Turns
 from xsc.identity.context import Context
@@ -58,14 +58,16 @@ class MarketService:
         self.store = LeaseStore(state, context.network, commit)
         self.limits = CreditLimits(context, ports, self.store)
         self.headroom = Headroom(context, ports, settings, self.store, self.limits)
-        self.granted = GrantedLeases(context, self.store, self.limits, self.headroom)
+        self.granted = GrantedLeases(context, ports, self.store, self.limits, self.headroom)
         self.granter = LeaseGranter(
             context, ports, settings, self.store, limits=self.limits, headroom=self.headroom
         )
         self.denials = Denials(context, ports, self.store)
-        lines = WaitingLines(context.clock)
+        lines: WaitingLines[bytes | None] = WaitingLines(
+            context.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX
+        )
         self.taken = TakenLeases(context, self.store, self.denials, lines)
-        self.quotes = Quotes(context, ports, settings, self.store)
+        self.quotes = Quotes(context, ports, settings)
         self.requests = LeaseRequests(context, ports, self.store, self.quotes)
         self.default_need = DefaultNeed(
             context, self.store, state, needs=ports.needs, on_change=ports.on_need

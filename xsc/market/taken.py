@@ -22,7 +22,11 @@ class TakenLeases:
     """What storage and compute report of leases that they use."""
 
     def __init__(
-        self, context: Context, store: LeaseStore, denials: Denials, lines: WaitingLines
+        self,
+        context: Context,
+        store: LeaseStore,
+        denials: Denials,
+        lines: WaitingLines[bytes | None],
     ) -> None:
         self._lines = lines
         self._clock = context.clock
@@ -98,7 +102,7 @@ class TakenLeases:
             entry.terms, entry.use, fuel_steps, amount_micro, self._clock.now_ms()
         )
         self._store.keep(entry)
-        self._lines.freed(entry.peer)
+        self._lines.wake()
         await asyncio.sleep(0)  # it is kept before the result is returned
 
     def unused(self, lease_id: bytes, fuel_steps: int) -> None:
@@ -106,19 +110,7 @@ class TakenLeases:
         entry = self._store.get("customer", lease_id)
         if entry is not None:
             entry.end_promise(fuel_steps)
-            self._lines.freed(entry.peer)
-
-    def release(self, lease_id: bytes) -> None:
-        """Give back the lease of a service, which has another or is no more.
-
-        Runs do not use it: what requests have used of it is not known before they are paid.
-        """
-        entry = self._store.get("customer", lease_id)
-        if entry is not None:
-            # A cleared lease is its need's, and ends when that gives it up.
-            entry.use = replace(entry.use, given_back=not entry.terms.cleared)
-            self._store.keep(entry)
-            self._lines.freed(entry.peer)
+            self._lines.wake()
 
     async def refused(self, lease_id: bytes) -> None:
         """Prefer other leases for LEASE_REFUSED_MS, because a host takes no more under this one.

@@ -419,6 +419,7 @@ class Node:
             peers=self.peers.roster,
             drawn=self.drawn_steps,
         )
+        self.parts.sandbox.keep_workers(self.market.headroom.cleared_workers)
         self._providers = Providers(self.key.node_id, self.market, self.health, self.peers.roster)
 
     def _rungs(self, kind: Kind, reserve: int | None) -> tuple[int, int, int]:

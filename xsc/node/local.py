@@ -19,7 +19,7 @@ from xsc.base.log import SilentLog
 from xsc.base.merkle import Part
 from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.output_buffer import OutputBuffer
-from xsc.compute.ports import ComputeLease, Reply
+from xsc.compute.ports import ComputeLease, Reply, RunTerms
 from xsc.compute.service import ComputeService
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.db.memory import MemoryKeyValue
@@ -73,6 +73,11 @@ class _Nobody:
         del fuel_steps, count, exclude
         self._refuse()
 
+    async def refused(self, lease_id: bytes) -> None:
+        """Refuse."""
+        del lease_id
+        self._refuse()
+
     def report(self, node: bytes, what: str) -> None:
         """Refuse."""
         del node, what
@@ -88,9 +93,16 @@ class _Nobody:
         del lease_id, fuel_steps
         self._refuse()
 
-    def admit_compute(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> int:
+    def compute_terms(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> RunTerms:
         """Refuse."""
         del lease_id, customer, fuel_steps
+        self._refuse()
+
+    async def admit_compute(
+        self, lease_id: bytes, customer: bytes, fuel_steps: int, wait_ms: int
+    ) -> None:
+        """Refuse."""
+        del lease_id, customer, fuel_steps, wait_ms
         self._refuse()
 
     def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:

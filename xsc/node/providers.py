@@ -29,7 +29,6 @@ class Providers:
         self.recounted = market.taken.recounted
         self.spent = market.taken.spent
         self.unused = market.taken.unused
-        self.release = market.taken.release
         self.refused = market.taken.refused
         self.is_denied = market.taken.is_denied
         self.price_and_room = market.taken.price_and_room

@@ -24,7 +24,6 @@ from xsc.base.limits import (
     HEAD_BYTES_MAX,
     LEAF_BYTES,
     LEASES_A_CUSTOMER_MAX,
-    LEASES_GIVEN_BACK_MAX,
     OUTPUT_BYTES_MAX,
     SHARDS_MAX,
 )
@@ -103,11 +102,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     "storage.stays": {"locate": Id32, "reason": Name},
     "storage.head_put": {},
     "storage.head_get": {"locate": Id32},
-    "market.quote": {
-        "kind": Name,
-        "draw": Draw | None,
-        "given_back": Many(Id32, LEASES_GIVEN_BACK_MAX),
-    },
+    "market.quote": {"kind": Name, "draw": Draw | None},
     "market.lease": {"request": Sealed("lease_request")},
     "market.lower": {"lease_id": Id32, "level": Count},
     "market.settle": {"voucher": Sealed("voucher"), "book_now": bool},
@@ -138,6 +133,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "args": Many(Name, 2),
         "module": bool,
         "stream": bool,
+        "wait_ms": Count,
         "objects": Many(Name, 2),
     },
     "compute.output": {"nonce": Nonce, "stdout": Size, "stderr": Size, "wait_ms": Count},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
 import pytest
@@ -22,6 +23,7 @@ from xsc.base.errors import (
     ModuleUnknown,
     NoOffers,
     PeerSilent,
+    RateLimited,
     ReceiptInvalid,
     RecordInvalid,
     ReplayRefused,
@@ -57,6 +59,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
+from xsc.market.granted import ComputeTerms
 from xsc.terms.execution import ExecutionReceipt, Order
 
 LIMITS = Limits(fuel=5_000_000)
@@ -83,6 +86,8 @@ class Market:
     given_back: list[tuple[bytes, int]] = field(default_factory=list)
     room: int = 10**13
     reserved: int = 0
+    freed: asyncio.Event = field(default_factory=asyncio.Event)
+    refusals: list[bytes] = field(default_factory=list)
     used: list[int] = field(default_factory=list)
     reports: list[tuple[bytes, str]] = field(default_factory=list)
     saved: list[dict[bytes, int]] = field(default_factory=list)
@@ -111,14 +116,30 @@ class Market:
     async def spent(self, lease_id, fuel_steps, amount_micro):
         self.spending.append((lease_id, fuel_steps, amount_micro))
 
-    def admit_compute(self, lease_id, customer, fuel_steps):
-        if fuel_steps > self.room - self.reserved:
+    async def refused(self, lease_id):
+        self.refusals.append(lease_id)
+
+    def compute_terms(self, lease_id, customer, fuel_steps):
+        if fuel_steps > self.room:
             raise LeaseExhausted("the lease is spent")
+        return ComputeTerms(PRICE, "open", cleared=False)
+
+    async def admit_compute(self, lease_id, customer, fuel_steps, wait_ms):
+        while fuel_steps > self.room - self.reserved:
+            if fuel_steps > self.room:
+                raise LeaseExhausted("the lease is spent")
+            if wait_ms <= 0:
+                raise RateLimited("its other runs did not end in time")
+            self.freed.clear()
+            before = asyncio.get_running_loop().time()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.freed.wait(), wait_ms / 1000)
+            wait_ms -= 1 + int(1000 * (asyncio.get_running_loop().time() - before))
         self.reserved += fuel_steps
-        return PRICE
 
     def used_compute(self, lease_id, reserved_steps, used_steps):
         self.reserved -= reserved_steps
+        self.freed.set()
         self.used.append(used_steps)
 
 

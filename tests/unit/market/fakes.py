@@ -275,3 +275,11 @@ def by_node(calls):
     for _, peer, method in calls:
         counted[peer, method] += 1
     return counted
+
+
+async def admit(world, provider, lease_id, customer, steps=10**9, *, wait_ms=0):
+    """Admit a run at a provider, and return its terms."""
+    granted = provider.market.granted
+    terms = granted.compute_terms(lease_id, customer.id, steps)
+    await world.drive(granted.admit_compute(lease_id, customer.id, steps, wait_ms))
+    return terms

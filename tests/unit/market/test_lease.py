@@ -127,10 +127,10 @@ def test_a_customer_stops_using_a_lease_in_time():
 def test_exposure_is_what_is_owed_and_what_is_still_allowed():
     assert exposure_micro(STORAGE, FRESH, T0) == 80
     assert exposure_micro(STORAGE, hold(STORAGE, FRESH, GIB, T0), T0) == 90
-    assert exposure_micro(COMPUTE, FRESH, T0) == 50
+    assert exposure_micro(COMPUTE, FRESH, T0) == 0
     spent = spend(COMPUTE, FRESH, 2 * PRICE_FUEL, 20, T0)
-    assert exposure_micro(COMPUTE, spent, T0) == 50
-    assert exposure_micro(COMPUTE, replace(spent, settled_micro=20), T0) == 30
+    assert exposure_micro(COMPUTE, spent, T0) == 20
+    assert exposure_micro(COMPUTE, replace(spent, settled_micro=20), T0) == 0
     assert exposure_micro(COMPUTE, spent, COMPUTE.end_ms) == 20
 
 
@@ -304,7 +304,7 @@ def test_unused_room_lapses_for_good_once_a_lease_fills_too_slowly():
 def test_nothing_is_reserved_under_a_lease_that_is_over():
     assert reserved(STORAGE, FRESH, STORAGE.end_ms) == 0
     assert reserved(STORAGE, replace(FRESH, given_back=True), T0) == 0
-    assert reserved(COMPUTE, FRESH, T0) == COMPUTE.quantity
+    assert reserved(COMPUTE, FRESH, T0) == 0
     assert reserved(COMPUTE, FRESH, COMPUTE.end_ms) == 0
 
 

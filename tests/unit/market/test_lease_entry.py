@@ -9,14 +9,16 @@ from xsc.base.limits import (
     EPOCH_MS,
     GIB,
     LEASE_KEPT_MS,
+    PRICE_FUEL,
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
     UNBOOKED_A_CUSTOMER_MAX,
 )
-from xsc.market.lease import LeaseTerms, LeaseUse
+from xsc.market.lease import LeaseTerms, LeaseUse, spend
 from xsc.market.lease_entry import (
     Booking,
     LeaseEntry,
+    calls_micro,
     exposure_micro,
     is_at_limit,
     is_booking_due,
@@ -44,6 +46,7 @@ def entry(role="provider", kind="storage", *, number=1, use=None, **changed):
         "quantity": 10 * GIB,
         "start_ms": T0,
         "end_ms": END,
+        "cleared": False,
     }
     terms = LeaseTerms(**{name: changed.pop(name, value) for name, value in given.items()})
     return LeaseEntry(role, terms, use or LeaseUse(T0), b"lease", b"id", **changed)
@@ -62,10 +65,22 @@ def test_storage_keeps_free_what_is_reserved_less_what_is_being_written():
     assert kept_free(entry(), (), END) == 0
 
 
-def test_a_run_under_way_outlives_its_compute_lease():
-    run = entry(kind="compute", quantity=100, reserved=30)
-    assert kept_free(run, {CUSTOMER}, T0) == 100
-    assert kept_free(run, (), END) == 30
+def test_compute_keeps_free_what_was_cleared_and_nothing_for_now():
+    run = {"kind": "compute", "quantity": 100, "reserved": 30}
+    assert kept_free(entry(**run), (), T0) == 0
+    cleared = entry(**run, cleared=True, use=LeaseUse(T0, level=100))
+    assert kept_free(cleared, (), T0) == 100
+    assert kept_free(cleared, {CUSTOMER}, T0) == 0
+    assert kept_free(cleared, (), END) == 0
+
+
+def test_what_runs_may_cost_is_counted_to_their_end():
+    run = entry(kind="compute", quantity=9 * PRICE_FUEL, reserved=2 * PRICE_FUEL)
+    cleared = entry(kind="compute", reserved=PRICE_FUEL, cleared=True)
+    assert calls_micro([run, cleared, entry(reserved=GIB)]) == 6
+    run.use = spend(run.terms, run.use, PRICE_FUEL, 3, T0)
+    assert exposure_micro([run], END + 1) == 3
+    assert calls_micro([run]) == 6
 
 
 def test_debts_and_exposures_of_several_leases_add_up():

@@ -3,8 +3,8 @@ import pytest
 from xsc.base.errors import NoOffers, RecordInvalid, SignatureInvalid
 from xsc.base.limits import (
     COMPUTE_LEASE_MICRO_MAX,
-    COMPUTE_LEASE_RUNS,
     MIB,
+    PRICE_FUEL,
     QUOTE_TTL_MS,
     REQUEST_WINDOW_MS,
     SHARE_LEASES,
@@ -127,9 +127,9 @@ def test_the_domain_is_the_site_then_the_owner_then_the_node():
         ("storage", 10, MIB, MIB * SHARE_LEASES // 2, MIB),
         ("storage", 10, MIB, 20 * MIB * SHARE_LEASES, 20 * MIB),
         ("storage", 10, MIB, MIB - 1, MIB - 1),
-        ("compute", 0, 7, 2**60, 7 * COMPUTE_LEASE_RUNS),
-        ("compute", COMPUTE_LEASE_MICRO_MAX, 2**40, 2**60, 2**40),
-        ("compute", 0, 2**60, 2**63 - 1, 2**63 - 1),
+        ("compute", 0, 7, 1, 2**63 - 1),
+        ("compute", COMPUTE_LEASE_MICRO_MAX, 7, 1, PRICE_FUEL + 999),
+        ("compute", COMPUTE_LEASE_MICRO_MAX, 2**60, 1, 2**60),
     ],
 )
 def test_a_customer_asks_for_modestly_more_than_it_needs(kind, price, least, available, wanted):

@@ -8,7 +8,7 @@ ALL = 1024 * GIB
 
 
 def ask(size, least=GIB, *, tier="mutual", free=ALL, credit=10**9):
-    room = FreeRoom("storage", free, {}, frozenset())
+    room = FreeRoom(free, {}, frozenset())
     request = LeaseRequest(
         lease_id=b"l" * 32,
         provider=b"p" * 32,

@@ -6,7 +6,7 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
-from tests.unit.market.fakes import A_MIB, NET
+from tests.unit.market.fakes import A_MIB, NET, admit
 from xsc.base.errors import (
     ArgumentInvalid,
     ComputeExhausted,
@@ -26,17 +26,17 @@ from xsc.base.ids import short
 from xsc.base.limits import (
     BOOKINGS_ASKED_A_CUSTOMER_MAX,
     BOOKINGS_ASKED_MS,
+    COMPUTE_LEASE_MICRO_MAX,
     COMPUTE_LEASE_MS,
-    COMPUTE_LEASE_RUNS,
     EPOCH_MS,
     GIB,
+    JOBS_QUEUED_A_PEER_MAX,
     LEASE_KEPT_MS,
     LEASE_REQUESTS_A_CUSTOMER_MAX,
     LEASE_REQUESTS_MS,
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     MIB,
-    PRICE_FUEL,
     PRICES_POSTED_MS,
     QUOTE_TTL_MS,
     REFUSED_RETRY_MS,
@@ -505,7 +505,7 @@ async def test_admission_keeps_to_the_lease(world, pair):
     with pytest.raises(LeaseExhausted):
         provider.stores(b"\1" * 32, customer.id, 1)
     with pytest.raises(LeaseExhausted):
-        provider.market.granted.admit_compute(host.lease_id, customer.id, 1)
+        provider.market.granted.compute_terms(host.lease_id, customer.id, 1)
     provider.market.granted.settle_use(b"\1" * 32, -1)
 
 
@@ -548,19 +548,24 @@ async def test_runs_share_a_compute_lease(world, pair):
     customer, provider = pair
     first = await computing(world, customer)
     assert (first.node, first.price) == (provider.id, 40 * A_MIB)
-    assert customer.one("customer").quantity == COMPUTE_LEASE_RUNS * STEPS
-    for _ in range(COMPUTE_LEASE_RUNS - 1):
-        assert (await computing(world, customer)).lease_id == first.lease_id
-    assert (await computing(world, customer)).lease_id != first.lease_id
+    quantity = customer.one("customer").quantity
+    assert compute_amount(first.price, quantity) == COMPUTE_LEASE_MICRO_MAX
+    runs = quantity // STEPS
+    for _ in range(runs - 1):
+        same = await computing(world, customer)
+        assert same.lease_id == first.lease_id
+    assert (await computing(world, customer, 10**15)).lease_id != first.lease_id
 
 
 async def test_a_run_is_reserved_used_and_spent(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
-    assert provider.market.granted.admit_compute(lease.lease_id, customer.id, STEPS) == 40 * A_MIB
-    assert provider.market.headroom.free("compute") == provider.room.steps - 20 * STEPS
+    left = provider.market.limits.left(customer.id)
+    assert (await admit(world, provider, lease.lease_id, customer)).price == 40 * A_MIB
+    assert provider.market.headroom.free("compute") == provider.room.steps
+    assert provider.market.limits.left(customer.id) == left - 40 * A_MIB
     provider.market.granted.used_compute(lease.lease_id, STEPS, 5_000_000)
-    assert provider.market.headroom.free("compute") == provider.room.steps - 20 * STEPS + 5_000_000
+    assert provider.market.limits.left(customer.id) == left - 204
     amount = compute_amount(40 * A_MIB, 5_000_000)
     await customer.market.taken.spent(lease.lease_id, 5_000_000, amount)
     assert provider.one("provider").due_micro == customer.one("customer").due_micro == amount == 204
@@ -573,11 +578,9 @@ async def test_of_compute_leases_alone_price_and_room_are_told(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
     leases = customer.market.taken
-    assert leases.price_and_room(lease.lease_id, provider.id) == (
-        40 * A_MIB,
-        COMPUTE_LEASE_RUNS * STEPS,
-    )
-    await leases.spent(lease.lease_id, COMPUTE_LEASE_RUNS * STEPS + 1, 1)
+    quantity = customer.one("customer").quantity
+    assert leases.price_and_room(lease.lease_id, provider.id) == (40 * A_MIB, quantity)
+    await leases.spent(lease.lease_id, quantity + 1, 1)
     assert leases.price_and_room(lease.lease_id, provider.id) == (40 * A_MIB, 0)
     assert leases.price_and_room(lease.lease_id, customer.id) is None
     (host,) = await leased(world, customer)
@@ -587,13 +590,16 @@ async def test_of_compute_leases_alone_price_and_room_are_told(world, pair):
 async def test_admission_of_runs_keeps_to_the_lease(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
-    provider.market.granted.admit_compute(lease.lease_id, customer.id, COMPUTE_LEASE_RUNS * STEPS)
+    quantity = customer.one("customer").quantity
+    await admit(world, provider, lease.lease_id, customer, quantity)
+    with pytest.raises(RateLimited):
+        await admit(world, provider, lease.lease_id, customer, 1)
     with pytest.raises(LeaseExhausted):
-        provider.market.granted.admit_compute(lease.lease_id, customer.id, 1)
-    provider.market.granted.used_compute(lease.lease_id, COMPUTE_LEASE_RUNS * STEPS, 0)
-    provider.market.granted.admit_compute(lease.lease_id, customer.id, 1)
+        await admit(world, provider, lease.lease_id, customer, quantity + 1)
+    provider.market.granted.used_compute(lease.lease_id, quantity, 0)
+    await admit(world, provider, lease.lease_id, customer, 1)
     with pytest.raises(LeaseExhausted):
-        provider.market.granted.admit_compute(lease.lease_id, provider.id, 1)
+        await admit(world, provider, lease.lease_id, provider, 1)
     with pytest.raises(LeaseExhausted):
         provider.stores(lease.lease_id, customer.id, 1)
     provider.market.granted.used_compute(b"\1" * 32, 1, 1)
@@ -606,34 +612,42 @@ async def test_admission_of_runs_keeps_to_the_lease(world, pair):
 async def test_a_compute_lease_ends_after_a_minute(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
-    provider.market.granted.admit_compute(lease.lease_id, customer.id, STEPS)
+    await admit(world, provider, lease.lease_id, customer)
+    left = provider.market.limits.left(customer.id)
     world.later(COMPUTE_LEASE_MS)
-    assert provider.market.headroom.free("compute") == provider.room.steps - STEPS
+    assert provider.market.limits.left(customer.id) == left, "a run outlives its lease"
     provider.market.granted.used_compute(lease.lease_id, STEPS, 0)
-    assert provider.market.headroom.free("compute") == provider.room.steps
+    assert provider.market.limits.left(customer.id) > left
     with pytest.raises(LeaseExhausted):
-        provider.market.granted.admit_compute(lease.lease_id, customer.id, 1)
+        provider.market.granted.compute_terms(lease.lease_id, customer.id, 1)
     assert (await computing(world, customer)).lease_id != lease.lease_id
     assert {view.status for view in customer.market.leases()} == {"open", "expired"}
 
 
-async def test_too_much_fuel_in_one_lease_is_no_matter_of_disks(world, pair):
+async def test_more_fuel_than_the_workers_run_in_a_minute_is_leased_where_any_is_left(world, pair):
     customer, provider = pair
+    lease = await computing(world, customer, 100 * provider.room.steps)
+    provider.ledger.limit = 2**60
+    await admit(world, provider, lease.lease_id, customer, 100 * provider.room.steps)
+
+
+async def test_where_no_fuel_is_left_it_is_no_matter_of_disks(world, pair):
+    customer, provider = pair
+    customer.room.steps = provider.room.steps = 0
     for on in (None, provider.id, customer.id):
         with pytest.raises(ComputeExhausted) as caught:
-            await computing(world, customer, provider.room.steps + 1, on)
+            await computing(world, customer, 1, on)
         assert "room" not in caught.value.message
     with pytest.raises(ComputeExhausted):
-        await world.drive(
-            customer.market.buyer.lease_providers(fuel_steps=provider.room.steps + 1, count=2)
-        )
+        await world.drive(customer.market.buyer.lease_providers(fuel_steps=1, count=2))
 
 
 async def test_every_node_that_has_too_little_fuel_is_named(world, pair):
     customer, provider = pair
     other = world.node(3)
+    customer.room.steps = provider.room.steps = other.room.steps = 0
     with pytest.raises(ComputeExhausted) as caught:
-        await computing(world, customer, provider.room.steps + 1)
+        await computing(world, customer)
     both = ", ".join(sorted(short(node.id) for node in (provider, other)))
     assert f"no fuel left: {both}" in caught.value.message
 
@@ -643,6 +657,7 @@ async def test_compute_on_a_node_by_name(world, pair):
     world.node(3)
     assert (await computing(world, customer, on=provider.id)).node == provider.id
     assert (await computing(world, customer, on=world.nodes[3].id)).node == world.nodes[3].id
+    customer.room.steps = 0
     with pytest.raises(ComputeExhausted):
         await computing(world, customer, on=customer.id)
     with pytest.raises(NoOffers):
@@ -658,11 +673,11 @@ async def test_own_compute_comes_last_and_is_free(world):
     world.node(2)
     assert (await computing(world, customer)).node == world.nodes[2].id
     assert (await computing(world, customer, on=customer.id)).node == customer.id
-    assert customer.market.granted.admit_compute(OWN_LEASE, customer.id, STEPS) == 0
+    assert (await admit(world, customer, OWN_LEASE, customer)).price == 0
     customer.market.granted.used_compute(OWN_LEASE, STEPS, STEPS)
     await customer.market.taken.spent(OWN_LEASE, STEPS, 0)
     with pytest.raises(LeaseExhausted):
-        customer.market.granted.admit_compute(OWN_LEASE, world.nodes[2].id, 1)
+        customer.market.granted.compute_terms(OWN_LEASE, world.nodes[2].id, 1)
 
 
 # Near the data
@@ -725,32 +740,91 @@ async def test_the_next_nearest_is_taken_where_one_refuses_or_is_down(world):
 # Credit
 
 
-async def test_a_compute_lease_is_cut_to_the_credit(world, pair):
+async def test_calls_wait_for_the_credit_that_others_may_use_and_come_in_their_order(world, pair):
     customer, provider = pair
     provider.ledger.limit = 40 * A_MIB * 5 // 2
-    await computing(world, customer)
-    assert customer.one("customer").quantity == PRICE_FUEL * 5 // 2 + (PRICE_FUEL - 1) // (
-        40 * A_MIB
-    )
-    with pytest.raises(CreditExceeded):
-        await computing(world, customer, steps=2 * STEPS)
+    lease = await computing(world, customer)
+    ran = []
+
+    async def call(number, steps=STEPS):
+        granted = provider.market.granted
+        granted.compute_terms(lease.lease_id, customer.id, steps)
+        await granted.admit_compute(lease.lease_id, customer.id, steps, 60_000)
+        ran.append(number)
+        assert provider.market.limits.left(customer.id) >= 0
+        await world.clock.sleep_ms(100)
+        granted.used_compute(lease.lease_id, steps, 1)
+
+    before = world.clock.now_ms()
+    await world.drive(*(call(number, (1 + number % 2) * STEPS) for number in range(20)))
+    assert ran == list(range(20))
+    assert world.clock.now_ms() - before == 2_000
+    assert len(provider.market.granted._lines) == 0
+
+
+async def test_a_call_that_may_cost_more_than_all_credit_is_refused_in_a_sentence(world, pair):
+    customer, provider = pair
+    provider.ledger.limit = 40 * A_MIB
+    lease = await computing(world, customer)
+    await admit(world, provider, lease.lease_id, customer)
+    with pytest.raises(CreditExceeded, match=r"may cost 0\.081920, and no more than 0\.040960"):
+        await admit(world, provider, lease.lease_id, customer, 2 * STEPS, wait_ms=60_000)
+
+
+async def test_a_call_waits_for_credit_no_longer_than_it_may(world, pair):
+    customer, provider = pair
+    provider.ledger.limit = 40 * A_MIB
+    lease = await computing(world, customer)
+    await admit(world, provider, lease.lease_id, customer)
+    for wait_ms in (0, 1, 5_000):
+        before = world.clock.now_ms()
+        with pytest.raises(RateLimited, match="had no turn"):
+            await admit(world, provider, lease.lease_id, customer, wait_ms=wait_ms)
+        assert world.clock.now_ms() - before == wait_ms
+    provider.ledger.limit *= 3
+    await admit(world, provider, lease.lease_id, customer)
+
+
+async def test_so_many_calls_wait_for_credit_and_no_more(world, pair):
+    customer, provider = pair
+    provider.ledger.limit = 40 * A_MIB
+    lease = await computing(world, customer)
+    await admit(world, provider, lease.lease_id, customer)
+    granted = provider.market.granted
+    waiting = [
+        asyncio.ensure_future(granted.admit_compute(lease.lease_id, customer.id, STEPS, 60_000))
+        for _ in range(JOBS_QUEUED_A_PEER_MAX)
+    ]
+    await settle()
+    with pytest.raises(RateLimited, match="32 calls wait"):
+        await admit(world, provider, lease.lease_id, customer, wait_ms=60_000)
+    for call in waiting:
+        call.cancel()
+    await settle()
+    assert len(granted._lines) == 0
 
 
 async def test_credit_bounds_everything_that_is_open(world, pair):
     customer, provider = pair
     provider.ledger.limit = 40 * 256 + 40 * A_MIB - 1
     await leased(world, customer)
+    lease = await computing(world, customer)
     with pytest.raises(CreditExceeded):
-        await computing(world, customer)
+        await admit(world, provider, lease.lease_id, customer)
     provider.ledger.limit += 1
-    await computing(world, customer)
+    await admit(world, provider, lease.lease_id, customer)
+    others = {world.node(3).id, customer.id}
+    with pytest.raises(CreditExceeded):
+        await leased(world, customer, size_bytes=300 * MIB, exclude=others)
+    provider.market.granted.used_compute(lease.lease_id, STEPS, 0)
+    await leased(world, customer, size_bytes=300 * MIB, exclude=others)
 
 
 async def test_debt_stops_new_leases_until_it_is_repaid(world, pair):
     customer, provider = pair
     provider.ledger.limit = 40 * A_MIB
     lease = await computing(world, customer)
-    provider.market.granted.admit_compute(lease.lease_id, customer.id, STEPS)
+    await admit(world, provider, lease.lease_id, customer)
     provider.market.granted.used_compute(lease.lease_id, STEPS, STEPS)
     world.later(COMPUTE_LEASE_MS)
     with pytest.raises(CreditExceeded):
@@ -978,16 +1052,6 @@ async def test_strangers_that_ask_at_once_have_half_together(world):
     assert provider.room.storage // 4 < sum(quantities) <= most
 
 
-async def test_fuel_that_is_reserved_for_nothing_leaves_fuel_for_others(world):
-    provider = world.node(9)
-    provider.ledger.limit = 2**62
-    everybody = frozenset(world.node(number).id for number in range(1, 6))
-    for number in range(1, 6):
-        hoarding(world.nodes[number])
-        await several(world, world.nodes[number], 1, everybody, steps=STEPS)
-    assert provider.market.headroom.free("compute") > provider.room.steps // 2
-
-
 async def test_room_that_lapsed_is_used_where_it_is_free_and_refused_where_not(world, pair):
     customer, provider = pair
     (host,) = await leased(world, customer)
@@ -1062,14 +1126,14 @@ async def test_at_its_limit_a_customer_is_served_nothing_more_booked_or_not(worl
     customer, provider = pair
     host = await holding(world, customer, provider)
     job = await computing(world, customer)
-    provider.market.granted.admit_compute(job.lease_id, customer.id, 1)
+    await admit(world, provider, job.lease_id, customer, 1)
     await customer.market.settlement.settle_all()
     provider.ledger.limit = provider.ledger.owed(customer.id)
     assert provider.ledger.limit > 0
     provider.market.tidy()
     for serve in (
         lambda: provider.market.granted.admit(host.lease_id, customer.id, 1),
-        lambda: provider.market.granted.admit_compute(job.lease_id, customer.id, 1),
+        lambda: provider.market.granted.compute_terms(job.lease_id, customer.id, 1),
     ):
         with pytest.raises(CreditExceeded):
             serve()

@@ -4,8 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.market.fakes import A_MIB
-from xsc.base.errors import LeaseExhausted, NoOffers, NotAllowed, PeerSilent, SpaceExhausted
+from tests.unit.market.fakes import A_MIB, admit
+from xsc.base.errors import (
+    LeaseExhausted,
+    NoOffers,
+    NotAllowed,
+    PeerSilent,
+    RateLimited,
+    SpaceExhausted,
+)
 from xsc.base.limits import (
     COMPUTE_LEASE_MS,
     EPOCH_MS,
@@ -288,7 +295,8 @@ async def test_a_rate_is_full_again_each_minute(world, three):
             customer.market.buyer.lease_compute(fuel_steps=level, on=provider.id)
         )
         assert (lease.lease_id, lease.price) == (lease_id, 0)
-        assert provider.market.granted.admit_compute(lease_id, customer.id, level) == 0
+        terms = await admit(world, provider, lease_id, customer, level)
+        assert (terms.price, terms.cleared) == (0, True)
         provider.market.granted.used_compute(lease_id, level, level)
         await customer.market.taken.spent(lease_id, level, 0)
         assert customer.market.taken.price_and_room(lease_id, provider.id) == (0, 0)
@@ -412,6 +420,57 @@ async def test_a_lease_is_not_renewed_above_the_price_of_its_need(world, three):
     assert customer.one("customer").renewals == 1
 
 
+async def test_a_run_waits_for_the_next_minute_of_its_rate_and_never_for_more_than_it_is(
+    world, three
+):
+    customer, _, provider = three
+    needs(customer, need_of(50, kind="compute"))
+    entitle(world, customer, provider, 50, kind="compute")
+    await signed(world, customer)
+    level, lease_id = 50 * LEASE_UNIT["compute"], provider.one("provider").lease_id
+    begun_ms = world.clock.now_ms()
+    await admit(world, provider, lease_id, customer, level)
+    provider.market.granted.used_compute(lease_id, level, level)
+    with pytest.raises(RateLimited):
+        await admit(world, provider, lease_id, customer, 1)
+    await admit(world, provider, lease_id, customer, 1, wait_ms=2 * COMPUTE_LEASE_MS)
+    assert COMPUTE_LEASE_MS <= world.clock.now_ms() - begun_ms <= COMPUTE_LEASE_MS + 1_000
+    with pytest.raises(LeaseExhausted):
+        await admit(world, provider, lease_id, customer, level + 1, wait_ms=COMPUTE_LEASE_MS)
+
+
+async def test_what_is_too_large_for_a_cleared_rate_runs_for_now(world, three):
+    customer, _, provider = three
+    provider.room.steps *= 2
+    needs(customer, need_of(50, kind="compute"))
+    entitle(world, customer, provider, 50, kind="compute")
+    await signed(world, customer)
+    level, cleared = 50 * LEASE_UNIT["compute"], provider.one("provider").lease_id
+
+    async def lease(steps):
+        wish = customer.market.buyer.lease_compute(fuel_steps=steps, on=provider.id)
+        return await world.drive(wish)
+
+    assert (await lease(level // 2)).lease_id == cleared
+    assert (await lease(level + 1)).lease_id != cleared
+    assert (await lease(level)).lease_id != cleared, "a run has the rest of the rate"
+    assert (await lease(level // 2)).lease_id == cleared
+
+
+async def test_whole_workers_are_kept_for_what_was_cleared(world, three):
+    customer, _, provider = three
+    capacity = provider.room.steps
+    assert capacity == 100 * LEASE_UNIT["compute"]
+    assert provider.market.headroom.cleared_workers(4) == 0
+    needs(customer, need_of(70, kind="compute"))
+    entitle(world, customer, provider, 70, kind="compute")
+    await signed(world, customer)
+    cleared = provider.market.headroom.cleared_workers
+    assert [cleared(workers) for workers in (0, 1, 2, 3, 4, 10)] == [0, 0, 1, 2, 2, 7]
+    provider.room.steps = 0
+    assert cleared(4) == 0
+
+
 async def test_fuel_that_ran_is_billed_to_the_end_of_its_minute(world, three):
     customer, _, provider = three
     level = 50 * LEASE_UNIT["compute"]
@@ -420,15 +479,12 @@ async def test_fuel_that_ran_is_billed_to_the_end_of_its_minute(world, three):
     await signed(world, customer)
     lease_id = provider.one("provider").lease_id
     world.later(OFFER_MS)
-    provider.market.granted.admit_compute(lease_id, customer.id, level)
+    await admit(world, provider, lease_id, customer, level)
     needs(customer)
     await signed(world, customer)
     assert taken(provider, "provider") == 50
     provider.market.granted.used_compute(lease_id, level, level)
     await signed(world, customer)
-    assert taken(provider, "provider") == 50
-    caller = world.wire.caller(customer.id)
-    await caller.call(provider.id, "market.quote", {"kind": "compute", "given_back": [lease_id]})
     assert taken(provider, "provider") == 50
     world.later(COMPUTE_LEASE_MS)
     await signed(world, customer)
@@ -474,9 +530,9 @@ async def test_nothing_runs_under_a_lease_that_has_not_begun(world, three, monke
     await signed(world, customer)
     lease_id = provider.one("provider").lease_id
     with pytest.raises(LeaseExhausted):
-        provider.market.granted.admit_compute(lease_id, customer.id, 1)
+        await admit(world, provider, lease_id, customer, 1)
     world.later(REQUEST_WINDOW_MS)
-    provider.market.granted.admit_compute(lease_id, customer.id, 1)
+    await admit(world, provider, lease_id, customer, 1)
 
 
 async def test_who_needs_nothing_owes_nothing_more_whatever_its_provider_says(world, three):
@@ -546,7 +602,7 @@ async def test_nothing_unsigned_is_owed(world, three):
     world.later(STORAGE_LEASE_IDLE_MS)
     provider.market.tidy()
     assert provider.one("provider").due_micro == 0
-    assert provider.market.limits.exposure(customer.id) == 0
+    assert provider.market.limits.left(customer.id) == provider.ledger.credit_left(customer.id)
 
 
 async def test_nothing_is_kept_of_a_rate_for_who_reached_its_limit(world, three):

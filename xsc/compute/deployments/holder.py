@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
@@ -48,13 +48,11 @@ from xsc.base.limits import (
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
 from xsc.base.tally import Tally
-from xsc.base.turns import Turns
 from xsc.compute.deployments import rules, wagi
 from xsc.compute.deployments.pages import failures_in, noted, row_of
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
 from xsc.compute.deployments.rules import ServiceAnswer, fault_answer
-from xsc.compute.deployments.store import ServiceKey
-from xsc.compute.ports import Handler, ServiceBook
+from xsc.compute.ports import Handler, RunTerms, ServiceBook
 from xsc.compute.wasm.inputs import digest_of
 from xsc.compute.wasm.program import read
 from xsc.compute.wasm.sandbox import Sandbox
@@ -105,7 +103,6 @@ class ServiceHolder:
         self._book = book
         self._sandbox = sandbox
         self._serving = serving
-        self._admitting: Turns[ServiceKey] = Turns()
         self._tasks: set[asyncio.Task[Served]] = set()
         self._brought = Tally(MODULES_DEPLOYED_A_PEER_MAX, MODULES_DEPLOYED_MS)
         """Modules that came with deployments: compiling one is in no receipt."""
@@ -197,13 +194,13 @@ class ServiceHolder:
             raise LeaseExhausted("the owner does not fetch its receipts")
         module = await self._registry.module(record.module)
         steps = rules.steps_of(record, record.fuel_max)
-        lease_id, price = await self._admitted(service, record, steps)
+        lease_id, terms = await self._admitted(service, record, steps)
         nonce = self._context.entropy.token(_NONCE_BYTES)
         created_ms = self._clock.now_ms()
         began_ms = self._clock.monotonic_ms()
         used = 0
         try:
-            job = rules.job_of(
+            asked = rules.job_of(
                 record,
                 module,
                 given,
@@ -212,11 +209,10 @@ class ServiceHolder:
                 # One of this node is apart from its own runs; all of a peer have its one share.
                 queue=record.owner if paid else signed.id,
             )
+            job = replace(asked, tier=terms.tier, cleared=terms.cleared)
             result = await self._sandbox.run(job)
             used = rules.steps_of(record, rules.fuel_of(record, result))
         finally:
-            service.running -= 1
-            service.freed.set()
             self._book.used_compute(lease_id, steps, used)
         answer = rules.answer_of(result)
         receipt = rules.make_receipt(
@@ -224,7 +220,7 @@ class ServiceHolder:
             given,
             result,
             lease_id=lease_id,
-            price=price,
+            price=terms.price,
             number=max(service.last + 1, created_ms),
             nonce=nonce,
             created_ms=created_ms,
@@ -243,39 +239,30 @@ class ServiceHolder:
 
     async def _admitted(
         self, service: ServiceEntry, record: Deployment, steps: int
-    ) -> tuple[bytes, int]:
-        """Reserve fuel for a request; return its lease and price.
+    ) -> tuple[bytes, RunTerms]:
+        """Admit a request; return its lease and terms.
 
-        Where requests that run hold what it needs, it waits until they end: first come, first
-        served, for as long as it may run at most. Where the lease is used up, it waits until the
-        owner brings another, for SERVICE_LEASE_WAIT_MS at most.
+        Where the owner's other calls leave too little of lease or credit, it waits until they end;
+        where the lease is used up, until the owner brings another, for SERVICE_LEASE_WAIT_MS at
+        most. It waits for as long as it may run at most.
 
         Raises:
             LeaseExhausted, CreditExceeded: the owner does not pay for it.
             RateLimited: those that run did not end in time.
         """
-        try:
-            async with (
-                asyncio.timeout(record.timeout_ms / 1000),
-                self._admitting.of(service.key),
-            ):
-                while True:
-                    lease_id = service.lease_id if record.owner != self._own else OWN_LEASE
-                    service.freed.clear()
-                    try:
-                        price = self._book.admit_compute(lease_id, record.owner, steps)
-                    except LeaseExhausted as fault:
-                        if service.running:
-                            await service.freed.wait()
-                        else:
-                            await self._another_lease(service, fault)
-                    else:
-                        service.running += 1
-                        return lease_id, price
-        except TimeoutError:
-            raise RateLimited(
-                f"requests that run held the fuel for {record.timeout_ms} ms"
-            ) from None
+        until_ms = self._clock.monotonic_ms() + record.timeout_ms
+        while True:
+            lease_id = service.lease_id if record.owner != self._own else OWN_LEASE
+            left_ms = max(0, until_ms - self._clock.monotonic_ms())
+            try:
+                terms = self._book.compute_terms(lease_id, record.owner, steps)
+                await self._book.admit_compute(lease_id, record.owner, steps, left_ms)
+            except LeaseExhausted as fault:
+                if not left_ms:
+                    raise
+                await self._another_lease(service, fault)
+            else:
+                return lease_id, terms
 
     async def _another_lease(self, service: ServiceEntry, fault: LeaseExhausted) -> None:
         """Return once the owner has called, which is told that its lease is used up.
@@ -286,9 +273,10 @@ class ServiceHolder:
         if service.key[0] == self._own:
             raise fault
         service.starved = True
+        service.called.clear()
         try:
             async with asyncio.timeout(SERVICE_LEASE_WAIT_MS / 1000):
-                await service.freed.wait()
+                await service.called.wait()
         except TimeoutError:
             raise fault from None
 
@@ -336,7 +324,7 @@ class ServiceHolder:
             ):
                 service = await self._accept(service, signed, parts)
             service.lease_id, service.starved = lease_id, False
-            service.freed.set()
+            service.called.set()
             service.heard_ms = self._clock.monotonic_ms()
         return {"url": self._registry.url}, ()
 
@@ -397,12 +385,11 @@ class ServiceHolder:
             )
 
     def _check_lease(self, lease_id: bytes, record: Deployment) -> None:
-        """Return if the lease has room for one request."""
+        """Return if a request can be run under the lease."""
         if lease_id == OWN_LEASE:
             raise RecordInvalid("the deployment names no lease")
         steps = rules.steps_of(record, record.fuel_max)
-        self._book.admit_compute(lease_id, record.owner, steps)
-        self._book.used_compute(lease_id, steps, 0)
+        self._book.compute_terms(lease_id, record.owner, steps)
 
     def _held(self, caller: bytes, header: dict[str, Value]) -> ServiceEntry:
         service = self._registry.get((caller, take_str(header, "name")))
@@ -431,7 +418,7 @@ class ServiceHolder:
         service.heard_ms = self._clock.monotonic_ms()
         starved, service.starved = service.starved, False
         service.lease_id = lease_id
-        service.freed.set()  # who waits for fuel looks at the lease that it has now
+        service.called.set()  # who waits for another lease looks at the one that it has now
         rows = self._registry.store.rows(
             service.key, most=SERVICE_PAGE_ROWS_MAX, size_max=SERVICE_PAGE_BYTES_MAX
         )

@@ -26,7 +26,6 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import short
 from xsc.base.limits import (
-    COMPUTE_WAIT_MS,
     LEASE_TIMEOUT_MS,
     PEER_TIMEOUT_MS,
     SERVICE_COLLECT_TIMEOUT_MS,
@@ -47,6 +46,8 @@ from xsc.terms.deployment import Deployment
 
 _PAGES_A_TURN = 64
 """A holder that always has more to tell keeps no other service waiting."""
+_STEPS_MAX = 2**63 - 1
+"""Of a lease."""
 
 
 class ServiceOwner:
@@ -185,8 +186,6 @@ class ServiceOwner:
             warning = ""
             if provider != self._own:
                 warning = await self._part(service, provider)
-                service.replaced.add(service.lease_id)
-                self._release_replaced(service)
             await self._registry.drop(service)
             return warning
 
@@ -217,15 +216,9 @@ class ServiceOwner:
 
     async def _activate(self, key: ServiceKey, record: Deployment, module: bytes) -> ServiceEntry:
         signed = sign(record, self._context.key, self._context.network)
-        known = self._registry.get(key)
-        service = known or self._registry.new(key)
+        service = self._registry.get(key) or self._registry.new(key)
         if record.provider != self._own:
-            try:
-                await self._place(service, signed, module)
-            except BaseException:
-                if known is None:  # nobody else looks after its lease
-                    self._leases.release(service.lease_id)
-                raise
+            await self._place(service, signed, module)
         else:
             await self._sandbox.prepare(rules.module_job(record, module))
         await self._registry.keep(service, signed, module)
@@ -237,7 +230,7 @@ class ServiceOwner:
     ) -> None:
         """Have a peer hold a deployment, under a lease of its own."""
         record = signed.record
-        await self._take_lease(service, record, COMPUTE_WAIT_MS)
+        await self._take_lease(service, record)
         header: dict[str, Value] = {
             "deployment": signed.raw,
             "lease_id": service.lease_id,
@@ -256,48 +249,33 @@ class ServiceOwner:
                 [Part(module, root)],
                 timeout_ms=self._place_timeout_ms,
             )
-        self._release_replaced(service)
         service.url = url_in(reply.header)
         service.fault, service.refuted, service.starved = "", False, False
 
-    async def _take_lease(self, service: ServiceEntry, record: Deployment, wait_ms: int) -> None:
-        """Take a lease with room for two requests at once or more, or else for one.
-
-        Requests for which it has no room wait at the holder until others end. It is replaced
-        before it has no room for the second one.
-        """
-        steps = rules.steps_of(record, record.fuel_max)
-        lease = await self._leases.lease_compute(
-            fuel_steps=steps, on=record.provider, wait_ms=wait_ms, apart=True
-        )
+    async def _take_lease(self, service: ServiceEntry, record: Deployment) -> None:
+        """Take a lease under which two requests or more can be billed."""
+        steps = min(2 * rules.steps_of(record, record.fuel_max), _STEPS_MAX)
+        lease = await self._leases.lease_compute(fuel_steps=steps, on=record.provider, apart=True)
         if lease.node != record.provider:
             raise NoOffers("the node offers no compute")
-        if service.lease_id:
-            service.replaced.add(service.lease_id)
         service.lease_id = lease.lease_id
-        service.lease_requests = self._requests_left(service, record)
         # Until the holder says how much of it is left.
         service.lease_end_ms = self._clock.monotonic_ms() + 2 * LEASE_TIMEOUT_MS
-
-    def _release_replaced(self, service: ServiceEntry) -> None:
-        """Give up what paid before: the holder has said that it knows the present lease."""
-        while service.replaced:
-            self._leases.release(service.replaced.pop())
 
     async def _see_to_lease(self, service: ServiceEntry, record: Deployment) -> None:
         """Replace the lease of a service in time: it ends, or has no room for two at once."""
         left_ms = service.lease_end_ms - self._clock.monotonic_ms()
         if not service.lease_id or service.starved or left_ms < LEASE_TIMEOUT_MS:
-            await self._take_lease(service, record, LEASE_TIMEOUT_MS)
-        elif self._requests_left(service, record) < min(2, service.lease_requests):
+            await self._take_lease(service, record)
+        elif self._requests_left(service, record) < 2:
             with suppress(LimitError):  # the present one serves on, fewer at once
-                await self._take_lease(service, record, LEASE_TIMEOUT_MS)
+                await self._take_lease(service, record)
 
     def _requests_left(self, service: ServiceEntry, record: Deployment) -> int:
         """Return for how many requests at once there is room under the lease of a service."""
         known = self._leases.price_and_room(service.lease_id, record.provider)
         if known is None:
-            return service.lease_requests
+            return 2
         return known[1] // rules.steps_of(record, record.fuel_max)
 
     async def look_after_all(self) -> None:
@@ -336,7 +314,6 @@ class ServiceOwner:
                 timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
             )
             page = read_page(reply.header)
-            self._release_replaced(service)
             service.starved = page.starved
             service.lease_end_ms = self._clock.monotonic_ms() + page.lease_left_ms
             if service.url != page.url:

@@ -38,18 +38,12 @@ class ServiceEntry:
     last: int = 0
     """The number of the newest row."""
     gate: RequestGate = field(default_factory=RequestGate)
-    running: int = 0
-    """Requests that fuel is reserved for, at the holder."""
-    freed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when one of them ends and when the owner calls; only the first that waits clears it."""
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the owner calls, which may bring another lease; who waits for one clears it."""
     told: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a row is added; then another event takes its place."""
     lease_id: bytes = b""
     """What pays for it, where owner and holder are two nodes."""
-    replaced: set[bytes] = field(default_factory=set)
-    """Leases that paid before, at the owner: the holder does not know yet that another one does."""
-    lease_requests: int = 0
-    """For how many requests at once it had room when it was taken, at the owner."""
     lease_end_ms: int = 0
     """By the steady clock, at the owner."""
     starved: bool = False

@@ -59,6 +59,8 @@ class _Purchase:
     task: Task
     output: OutputBuffer | None
     """Where to show what it writes."""
+    until_ms: int
+    """Until when it may wait for its turn, by the steady clock."""
     module_sent_to: set[bytes] = field(default_factory=set)
 
 
@@ -94,7 +96,9 @@ class JobCustomer:
         """Run a task on this node, where nobody is paid."""
         task = await _brought(task, task.objects)
         order = await self._order(task, self._own, OWN_LEASE)
-        granted = GrantedOrder(task.module, task.given, task.limits.output_bytes, 0)
+        granted = GrantedOrder(
+            task.module, task.given, task.limits.output_bytes, wait_ms=task.wait_ms
+        )
         return await self._job_executor.fulfil(order, granted, output)
 
     async def buy(self, task: Task, on: bytes | None, output: OutputBuffer | None) -> Delivered:
@@ -104,18 +108,18 @@ class JobCustomer:
             NoOffers, PeerSilent, SandboxFailed, RateLimited: nobody ran it.
             ReceiptInvalid: the provider's receipt breaks a rule.
         """
-        purchase = _Purchase(task, output)
+        now = self._context.clock.monotonic_ms
         ordered: dict[bytes, Signed[Order]] = {}
         last: XscError | None = None
         # As a rule, a module that some provider has need not be paid for again.
         compiling = not self._holders.of(task.module_hash)
-        until_ms = self._context.clock.monotonic_ms() + task.wait_ms
+        purchase = _Purchase(task, output, now() + task.wait_ms)
         for _ in range(PROVIDERS_TRIED_MAX):
             steps_max = task.steps(compiling=compiling)
             lease = await self._leases.lease_compute(
                 fuel_steps=steps_max,
                 on=on,
-                wait_ms=until_ms - self._context.clock.monotonic_ms(),
+                wait_ms=max(0, purchase.until_ms - now()),
                 saved=task.saved_by(self._holders.of(task.module_hash)),
             )
             if lease.node == self._own:
@@ -135,7 +139,8 @@ class JobCustomer:
                     break  # another run would not begin with the output that was shown
             except LeaseExhausted as fault:
                 if compiling or lease.node not in purchase.module_sent_to:
-                    raise
+                    # Another one is taken: this one is over by the provider's clock, or spent.
+                    await self._leases.refused(lease.lease_id)
                 compiling, last = True, fault
             else:
                 receipt = done.receipt.record
@@ -151,7 +156,8 @@ class JobCustomer:
         Raises:
             NoOffers, NoAgreement, PeerSilent: as `ReplicatedRun.run`.
         """
-        purchase, steps_max = _Purchase(task, None), task.steps(compiling=True)
+        until_ms = self._context.clock.monotonic_ms() + task.wait_ms
+        purchase, steps_max = _Purchase(task, None, until_ms), task.steps(compiling=True)
 
         async def order(lease: ComputeLease, like: Order | None) -> Signed[Order]:
             if like is None:
@@ -186,11 +192,9 @@ class JobCustomer:
     async def _bought(
         self, purchase: _Purchase, lease: ComputeLease, order: Signed[Order], steps_max: int
     ) -> Delivered:
-        """Return what a provider delivers; what its refusal leaves of the lease is free again."""
+        """Return what a provider delivers; where it gives nothing, the run is not under way."""
         try:
             return await self._ask(purchase, lease, order)
-        except PeerSilent:
-            raise  # it may run all the same
         except XscError:
             self._leases.unused(lease.lease_id, steps_max)
             raise
@@ -277,19 +281,21 @@ class JobCustomer:
     ) -> Reply:
         """Return the reply to an order; the provider reads the referred objects itself."""
         task = purchase.task
+        wait_ms = max(0, purchase.until_ms - self._context.clock.monotonic_ms())
         here = [item for item in task.objects if item not in referred]
         header, bodies = message_of(
             await _brought(task, here),
             order.raw,
             with_module=with_module,
             streamed=purchase.output is not None,
+            wait_ms=wait_ms,
         )
         parts = await run_sized(self._context.executor, sum(map(len, bodies)), _bind, bodies)
         if not with_module:
             reply = await self._send_shared(task, node, header, parts)
             if reply is not None:
                 return reply
-        timeout_ms = task.limits.timeout_ms + self._compile_ms + PEER_TIMEOUT_MS
+        timeout_ms = wait_ms + task.limits.timeout_ms + self._compile_ms + PEER_TIMEOUT_MS
         return await self._context.caller.call(node, RUN, header, parts, timeout_ms=timeout_ms)
 
     async def _send_shared(

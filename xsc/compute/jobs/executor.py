@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xsc.base.bounded import FairBounded
 from xsc.base.clock import run_sized
@@ -29,6 +29,7 @@ from xsc.base.limits import (
     ARGUMENTS_MAX,
     BATCH_CALL_BYTES_MAX,
     BATCH_CALL_PARTS_MAX,
+    COMPUTE_WAIT_MS,
     ENVIRONMENT_MAX,
     FRAME_HEADER_BYTES_MAX,
     INPUT_BYTES_MAX,
@@ -37,6 +38,7 @@ from xsc.base.limits import (
     MODULES_KEPT_BYTES_MAX,
     OUTPUT_BYTES_MAX,
     REQUEST_WINDOW_MS,
+    TIMEOUT_MS_MAX,
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
@@ -46,7 +48,7 @@ from xsc.compute.jobs.orders import AcceptedOrder, AcceptedOrders
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.jobs.receipts import billed_steps, check_price, job_of, make_receipt
 from xsc.compute.jobs.replies import Delivered
-from xsc.compute.ports import ComputeBook, Handler, InputReader
+from xsc.compute.ports import ComputeBook, Handler, InputReader, RunTerms
 from xsc.compute.wasm.inputs import FILES_MAX, RunInput, check_input, digest_of, input_hash
 from xsc.compute.wasm.rows import calls_of
 from xsc.compute.wasm.sandbox import Sandbox
@@ -70,12 +72,15 @@ _FUNCTION_CHARS_LOGGED = 64
 
 @dataclass(frozen=True, slots=True)
 class GrantedOrder:
-    """The checked content of an order, and its price a Gfuel."""
+    """The checked content of an order, and its terms."""
 
     module: bytes
     given: RunInput
     output_bytes: int
-    price: int
+    terms: RunTerms | None = None
+    """Those of its lease; None where this node runs it for itself."""
+    wait_ms: int = COMPUTE_WAIT_MS
+    """How long it may wait for its turn."""
     saved_bytes: int = 0
     """Bytes of module and input that this node had."""
     brought: bool = False
@@ -150,12 +155,22 @@ class JobExecutor:
         return None if known is None or known.run is None else known.run.output
 
     async def fulfil(
-        self, order: Signed[Order], granted: GrantedOrder, output: OutputBuffer | None = None
+        self,
+        order: Signed[Order],
+        granted: GrantedOrder,
+        output: OutputBuffer | None = None,
+        waited_ms: int = 0,
     ) -> Delivered:
-        """Run an order and sign its receipt."""
+        """Run an order and sign its receipt; `waited_ms` counts towards how long it may wait."""
         started_ms = self._clock.now_ms()
         began_ms = self._clock.monotonic_ms()
-        job = job_of(order.record, granted.module, granted.given, granted.output_bytes)
+        terms = granted.terms
+        job = replace(
+            job_of(order.record, granted.module, granted.given, granted.output_bytes),
+            tier="mutual" if terms is None else terms.tier,
+            cleared=terms is not None and terms.cleared,
+            wait_ms=max(0, granted.wait_ms - waited_ms),
+        )
         if output is None:
             result = await self._sandbox.run(job)
         else:
@@ -166,7 +181,7 @@ class JobExecutor:
         receipt = make_receipt(
             order,
             result,
-            price=granted.price,
+            price=0 if terms is None else terms.price,
             started_ms=started_ms,
             wall_ms=wall_ms,
             saved_bytes=granted.saved_bytes,
@@ -224,28 +239,24 @@ class JobExecutor:
         calls = _calls(asked, given)
         steps = run_steps(asked.fuel_max, asked.memory_bytes_max, brought_bytes, calls)
         # Nothing is hashed, fetched or kept without a lease.
-        price = self._book.admit_compute(asked.lease_id, asked.customer, steps)
+        terms = self._book.compute_terms(asked.lease_id, asked.customer, steps)
         task: asyncio.Task[_Answer] | None = None
+        self._inputs.take(asked.customer, held_bytes)
         try:
-            self._inputs.take(asked.customer, held_bytes)
-            try:
-                granted = await self._grant(asked, header, given, references, brought, price)
-                slot = (asked.customer, asked.nonce)
-                found = self._orders.find(slot)
-                if found is not None:  # the same order came twice at once
-                    return found
-                self._orders.check_room(asked.customer, self._clock.now_ms())
-                if asked.module not in self._modules:
-                    module = granted.module
-                    self._modules.put(asked.module, module, asked.customer, len(module))
-                output = OutputBuffer(self._clock) if take_bool(header, "stream") else None
-                task = asyncio.create_task(self._work(order, granted, steps, output))
-            finally:
-                if task is None:
-                    self._inputs.give(asked.customer, held_bytes)
+            granted = await self._grant(asked, header, given, references, brought, terms)
+            slot = (asked.customer, asked.nonce)
+            found = self._orders.find(slot)
+            if found is not None:  # the same order came twice at once
+                return found
+            self._orders.check_room(asked.customer, self._clock.now_ms())
+            if asked.module not in self._modules:
+                module = granted.module
+                self._modules.put(asked.module, module, asked.customer, len(module))
+            output = OutputBuffer(self._clock) if take_bool(header, "stream") else None
+            task = asyncio.create_task(self._work(order, granted, steps, output))
         finally:
             if task is None:
-                self._book.used_compute(asked.lease_id, steps, 0)
+                self._inputs.give(asked.customer, held_bytes)
         known = self._orders.add(slot, order.id, asked.created_ms, _Run(task, output))
         task.add_done_callback(lambda done: self._keep(slot, done))
         task.add_done_callback(lambda _: self._inputs.give(asked.customer, held_bytes))
@@ -258,11 +269,12 @@ class JobExecutor:
         given: RunInput,
         references: Sequence[tuple[str, bytes]],
         brought: bytes | None,
-        price: int,
+        terms: RunTerms,
     ) -> GrantedOrder:
         """Return the content of an order; it must match the hashes that the order names."""
-        check_price(asked, price)
+        check_price(asked, terms.price)
         output_bytes = take_int(header, "output_bytes", most=OUTPUT_BYTES_MAX)
+        wait_ms = take_int(header, "wait_ms", most=TIMEOUT_MS_MAX)
         module = await self._module(asked.module, brought)
         saved_bytes = len(module) if brought is None else 0
         if references:
@@ -277,7 +289,8 @@ class JobExecutor:
             module,
             given,
             output_bytes,
-            price,
+            terms,
+            wait_ms,
             saved_bytes,
             brought=brought is not None,
         )
@@ -305,8 +318,11 @@ class JobExecutor:
     ) -> _Answer:
         asked = order.record
         used = 0
+        arrived_ms = self._clock.monotonic_ms()
+        await self._book.admit_compute(asked.lease_id, asked.customer, steps, granted.wait_ms)
         try:
-            done = await self.fulfil(order, granted, output)
+            waited_ms = self._clock.monotonic_ms() - arrived_ms
+            done = await self.fulfil(order, granted, output, waited_ms)
             outcome = done.receipt.record.outcome
             used = billed_steps(asked, outcome, done.receipt.record.observed)
         finally:

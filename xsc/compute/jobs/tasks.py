@@ -41,7 +41,7 @@ class Task:
     """The result types of each call of a batch."""
     grants: tuple[Grant, ...] = ()
     wait_ms: int = 0
-    """How long it may wait for fuel."""
+    """How long it may wait for its turn."""
     objects: tuple[InputObject, ...] = ()
     """Files that are not in `given`: stored objects, which a provider may read itself."""
 
@@ -147,7 +147,7 @@ def task_of(spec: JobSpec, program: Program, digest: bytes, objects: Sequence[In
 
 
 def message_of(
-    task: Task, order: bytes, *, with_module: bool, streamed: bool
+    task: Task, order: bytes, *, with_module: bool, streamed: bool, wait_ms: int
 ) -> tuple[dict[str, Value], list[bytes]]:
     """Return the header and the parts that ask a provider for an order.
 
@@ -165,6 +165,7 @@ def message_of(
         "module": with_module,
         "stream": streamed,
         "objects": [item.name for item in task.objects],
+        "wait_ms": wait_ms,
     }
     parts = [task.given.stdin, *(data for _, data in task.given.files)]
     parts += [item.reference for item in task.objects]

@@ -13,6 +13,7 @@ its time limit; no job sees anything of another; a limit that is met is named in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,7 +32,9 @@ from xsc.base.errors import (
     from_code,
 )
 from xsc.base.jobs import Grant, Mode
+from xsc.base.limits import COMPUTE_WAIT_MS
 from xsc.compute.wasm.limits import Limits
+from xsc.terms.quote import Tier
 
 Bits = tuple[str, bytes]
 """The type of a number ("i32") and its bits, little-endian."""
@@ -100,6 +103,12 @@ class Job:
     """Who asked: the queue is bounded for each customer as well."""
     service: bool = False
     """It answers a request of a service, which is run again also after one that lost its worker."""
+    tier: Tier = "mutual"
+    """How the customer is recognised: its weight among those that wait."""
+    cleared: bool = False
+    """It runs at a rate that was granted ahead of use, before those that do not."""
+    wait_ms: int = COMPUTE_WAIT_MS
+    """How long it may wait for a worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +174,13 @@ class Sandbox(Protocol):
 
         Raises:
             ModuleInvalid, ExportUnknown, SignatureMismatch: it cannot run.
-            RateLimited: too many jobs wait.
+            RateLimited: too many jobs wait, or no worker was free in time.
             SandboxFailed: no worker could take it, or this customer's last run of the module
                 ended its worker a short while ago.
         """
+
+    def keep_workers(self, count: Callable[[int], int]) -> None:
+        """Start no call for now on so many of its workers, of which `count` is told the number."""
 
     def describe(self) -> dict[str, Value]:
         """Return workers, running and queued jobs, engine and what confines the workers."""

@@ -7,6 +7,7 @@ watches a job sees its output when it is over.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from xsc.base.clock import Executor
@@ -58,6 +59,9 @@ class LocalSandbox:
             return replace(result, compiled=True) if compiled else result
         finally:
             self._jobs -= 1
+
+    def keep_workers(self, count: Callable[[int], int]) -> None:
+        """Do nothing: it has no workers."""
 
     def describe(self) -> dict[str, Value]:
         """Return what runs, and that nothing confines it."""

@@ -6,9 +6,10 @@ killed run had used is not known, nor what a run had used that ended its worker 
 `xsc.compute.jobs.receipts` bills its time. Workers never compile: `xsc.compute.worker.compiler`
 does, in a jail, before a worker is taken, so that no job waits for the module of another.
 
-At most JOBS_QUEUED_MAX jobs wait, and JOBS_QUEUED_A_PEER_MAX of one customer
-(`xsc.compute.worker.admission`); customers take turns (`xsc.compute.worker.fair_queue`). A
-worker that already has the module is preferred.
+At most JOBS_QUEUED_MAX jobs wait for spare time, and as many at cleared rates;
+JOBS_QUEUED_A_PEER_MAX of one customer (`xsc.compute.worker.admission`). Jobs at cleared rates come
+first, and customers take turns (`xsc.compute.worker.fair_queue`). As many whole workers as the
+cleared rates come to start nothing else. A worker that already has the module is preferred.
 
 Quick calls are queued on a busy worker instead of waiting for a free one
 (`xsc.compute.worker.queue`). When the call at the head of a queue runs long, the queue is closed
@@ -20,9 +21,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from xsc.base.clock import Clock
 from xsc.base.encoding import Value
@@ -37,13 +37,17 @@ from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.compiler import COMMAND as JAIL
 from xsc.compute.worker.compiler import CompileBoundMet, Compiler
 from xsc.compute.worker.conversation import NotBegun, converse
-from xsc.compute.worker.fair_queue import FairQueue
+from xsc.compute.worker.fair_queue import JobQueue
 from xsc.compute.worker.process import ProcessLost, SandboxProcess
 from xsc.compute.worker.queue import QueuedCall, WorkerQueue
 from xsc.compute.worker.quick import QuickFunctions
 from xsc.compute.worker.workers import WorkerProcesses
 
 _NO_WORKER = "no sandbox worker is running"
+_UNCOUNTED = ("time_exceeded", "worker_lost")
+"""How runs end whose fuel is not known."""
+_LOOK_AGAIN_S = 1
+"""A worker that was kept for a cleared rate may be free for others by then."""
 COMMAND = (sys.executable, "-I", "-m", "xsc.compute.worker.main")
 
 
@@ -80,7 +84,11 @@ class PoolSandbox:
             none_left=lambda: _refuse(self._waiting.clear(), _NO_WORKER),
         )
         self._idle: list[SandboxProcess] = []
-        self._waiting: FairQueue[asyncio.Future[SandboxProcess] | QueuedCall] = FairQueue()
+        self._waiting: JobQueue[QueuedCall] = JobQueue()
+        self._kept: Callable[[int], int] = lambda _: 0
+        self._in_spare_time: set[SandboxProcess] = set()
+        """The workers that run jobs for now, or have them in their queues."""
+        self._look_again: asyncio.TimerHandle | None = None
         self._queues: dict[SandboxProcess, WorkerQueue] = {}
         self._quick = QuickFunctions()
         self._admission = Admission(own)
@@ -111,6 +119,9 @@ class PoolSandbox:
     async def stop(self) -> None:
         """Kill every worker; what waits is refused."""
         self._workers.running = False
+        if self._look_again is not None:
+            self._look_again.cancel()
+            self._look_again = None
         _refuse(self._waiting.clear(), _NO_WORKER)
         for queue in self._queues.values():
             _refuse(queue.clear(), "the sandbox was stopped")
@@ -118,6 +129,11 @@ class PoolSandbox:
         await self._workers.stop()
         self._queues.clear()
         self._idle.clear()
+        self._in_spare_time.clear()
+
+    def keep_workers(self, count: Callable[[int], int]) -> None:
+        """Keep workers for cleared rates, as `Sandbox.keep_workers` says."""
+        self._kept = count
 
     async def prepare(self, job: Job) -> None:
         """Compile a module; errors as `Sandbox.prepare` names them."""
@@ -134,16 +150,20 @@ class PoolSandbox:
             raise SandboxFailed("the sandbox is not running")
         function = (job.module_hash, job.function)
         given: SandboxResult | SandboxProcess | None = None
+        fuel: int | None = None
         self._admission.enter(job, self._clock.monotonic_ms(), self._wait_s())
         try:
             if watch is None and function in self._quick and frames.may_call(job):
                 given = await self._queue_call(job)
             if not isinstance(given, SandboxResult):
                 given = await self._alone(job, given, watch)
+            if given.trap not in _UNCOUNTED:
+                fuel = given.fuel_used
         except CompileBoundMet as met:
             return self._workers.ended("compile_limit", met.took_ms)
         finally:
             self._admission.leave(job)
+            self._waiting.ended(job, fuel, self._clock.monotonic_ms())
         if given.trap is None:
             self._quick.took(function, given.fuel_used, given.wall_ms)
         else:
@@ -172,61 +192,120 @@ class PoolSandbox:
     def _kill(self, worker: SandboxProcess, job: Job) -> None:
         """Kill a worker for its job; the caller need not wait until its memory is given back."""
         self._admission.note_killed(job, self._clock.monotonic_ms())
-        self._queues.pop(worker, None)
+        self._forget(worker)
         self._workers.kill(worker)
 
     async def _lost(self, worker: SandboxProcess, reason: str) -> SandboxFailed:
-        self._queues.pop(worker, None)
+        self._forget(worker)
         return await self._workers.lost(worker, reason)
 
+    def _forget(self, worker: SandboxProcess) -> None:
+        self._queues.pop(worker, None)
+        self._in_spare_time.discard(worker)
+
+    def _may_start(self, job: Job, worker: SandboxProcess | None = None) -> bool:
+        """Return whether a job may begin on a worker, or on one that is idle."""
+        return job.cleared or worker in self._in_spare_time or self._has_spare_time()
+
+    def _has_spare_time(self) -> bool:
+        kept = self._kept(self._size)
+        return len(self._in_spare_time) < self._size - kept
+
+    def _begin(self, worker: SandboxProcess, job: Job) -> None:
+        """Note that a job is given to a worker."""
+        if not job.cleared:
+            self._in_spare_time.add(worker)
+        self._waiting.begun(job, self._clock.monotonic_ms())
+
     async def _acquire(self, job: Job) -> SandboxProcess:
-        if self._idle:
+        if self._idle and self._may_start(job) and not self._is_before(job):
             known = [worker for worker in self._idle if job.module_hash in worker.seen]
             worker = known[-1] if known else self._idle[-1]
             self._idle.remove(worker)
+            self._begin(worker, job)
             return worker
-        future: asyncio.Future[SandboxProcess] = asyncio.get_running_loop().create_future()
-        self._waiting.add(job.customer, future)
+        call = QueuedCall(job, alone=True)
+        self._waiting.add(job, call)
+        self._release_idle()
+        given = await self._turn_of(call)
+        assert isinstance(given, SandboxProcess)
+        return given
+
+    async def _turn_of(self, call: QueuedCall) -> SandboxResult | SandboxProcess | None:
+        """Return what a call that waits is given.
+
+        Raises:
+            RateLimited: it had no worker in time.
+        """
+        job = call.job
         try:
-            return await future
+            if call.queue is None:
+                await asyncio.wait([call.done], timeout=job.wait_ms / 1000)
+            if not call.done.done() and self._waiting.drop(job, call):
+                raise RateLimited(
+                    f"no worker was free for the job within {job.wait_ms} ms",
+                    hint="let it wait longer with --wait, or run it on another node",
+                    retry_after_s=self._wait_s(),
+                )
+            return await call.done
         except asyncio.CancelledError:
-            waited = self._waiting.drop(job.customer, future)
-            if not waited and not future.cancelled() and future.exception() is None:
-                self._release(future.result())  # a worker was assigned in the same turn
+            call.done.cancel()
+            self._abandon(call)
             raise
 
     def _release(self, worker: SandboxProcess) -> None:
         """Give a free worker to the first that waits: a job, or calls for its queue."""
         queue = self._queues[worker]
-        while self._waiting:
-            turn = self._waiting.first()
-            if not isinstance(turn, QueuedCall):
-                if queue:
-                    return
-                self._waiting.take()
-                if not turn.done():
-                    turn.set_result(worker)
-                    return
-            elif turn.done.done():
-                self._waiting.take()
-            elif queue.takes(turn.job.module_hash):
-                self._waiting.take()
-                queue.give(turn)
+        if not queue:
+            self._in_spare_time.discard(worker)
+        while True:
+            spare = worker in self._in_spare_time or self._has_spare_time()
+            waiting = self._waiting.next(spare=spare)
+            if waiting is None:
+                break
+            call = waiting.first()
+            if call.done.done():
+                waiting.take()
+            elif not call.alone and queue.takes(call.job.module_hash):
+                waiting.take()
+                self._begin(worker, call.job)
+                queue.give(call)
             elif queue:
                 return
             else:
-                self._waiting.take()
-                turn.done.set_result(worker)  # it has not got the code
+                waiting.take()
+                self._begin(worker, call.job)
+                call.done.set_result(worker)  # alone, or because it has not got the code
                 return
         if not queue:
             self._idle.append(worker)
+            self._look_later()
+
+    def _release_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for worker in idle:
+            self._release(worker)
+
+    def _look_later(self) -> None:
+        """Look again for work for the workers that are idle while jobs wait: rates may end."""
+
+        def look() -> None:
+            self._look_again = None
+            self._release_idle()
+
+        if self._idle and self._waiting and self._look_again is None:
+            self._look_again = asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, look)
 
     def _queued(self) -> int:
         in_queues = sum(len(queue) - 1 for queue in self._queues.values() if queue)
         return len(self._waiting) + in_queues + self._compiling
 
-    def _check_queue(self) -> None:
-        if self._queued() >= JOBS_QUEUED_MAX:
+    def _check_queue(self, job: Job) -> None:
+        """Return if a job may wait: those at cleared rates are counted by themselves."""
+        waiting = self._waiting.count(cleared=True)
+        if not job.cleared:
+            waiting = self._queued() - waiting
+        if waiting >= JOBS_QUEUED_MAX:
             raise RateLimited(f"{JOBS_QUEUED_MAX} jobs wait already", retry_after_s=self._wait_s())
 
     def _wait_s(self) -> int:
@@ -238,36 +317,46 @@ class PoolSandbox:
 
     async def _queue_call(self, job: Job) -> SandboxResult | SandboxProcess | None:
         """Return the result of a quick call; or the worker to run it on alone, None for any."""
-        call = QueuedCall(job, asyncio.get_running_loop().create_future())
-        queue = None if self._waiting else self._queue_for(job.module_hash)
-        if queue is None and (self._idle or not self._queues):
+        call = QueuedCall(job)
+        queue = None if self._is_before(job) else self._queue_for(job)
+        if queue is None and (not self._queues or (self._idle and self._may_start(job))):
             return None
-        self._check_queue()
+        self._check_queue(job)
         if queue is None:
-            self._waiting.add(job.customer, call)
+            self._waiting.add(job, call)
+            self._release_idle()
         else:
+            self._begin(queue.worker, job)
             queue.give(call)
-        try:
-            given = await call.done
-        except asyncio.CancelledError:
-            self._abandon(call)
-            raise
+        given = await self._turn_of(call)
         if isinstance(given, SandboxResult):
             self._job_ms = (3 * self._job_ms + given.wall_ms) // 4
         return given
 
-    def _queue_for(self, module_hash: bytes) -> WorkerQueue | None:
+    def _is_before(self, job: Job) -> bool:
+        """Return whether others wait that come before a job, or beside it."""
+        return self._waiting.next(spare=not job.cleared) is not None
+
+    def _queue_for(self, job: Job) -> WorkerQueue | None:
         """Return the queue of a free worker that has the code, else the shortest such queue."""
         for worker in reversed(self._idle):
-            if module_hash in worker.seen and not worker.pipes.ended:
+            if (
+                job.module_hash in worker.seen
+                and not worker.pipes.ended
+                and self._may_start(job, worker)
+            ):
                 self._idle.remove(worker)
                 return self._queues[worker]
-        queues = [queue for queue in self._queues.values() if queue and queue.takes(module_hash)]
+        queues = [
+            queue
+            for queue in self._queues.values()
+            if queue and queue.takes(job.module_hash) and self._may_start(job, queue.worker)
+        ]
         return min(queues, key=len, default=None)
 
     def _abandon(self, call: QueuedCall) -> None:
         """Cancel a call whose caller is gone."""
-        if self._waiting.drop(call.job.customer, call):
+        if self._waiting.drop(call.job, call):
             return
         if call.queue is not None and call.queue and call.queue.first is call:
             self.overdue(call.queue)
@@ -318,9 +407,8 @@ class PoolSandbox:
     def _give_again(self, calls: Sequence[QueuedCall]) -> None:
         for call in reversed(calls):
             if not call.done.done():
-                self._waiting.add_first(call.job.customer, call)
-        while self._waiting and self._idle:
-            self._release(self._idle.pop())
+                self._waiting.add(call.job, call, first=True)
+        self._release_idle()
 
     # Jobs
 
@@ -335,8 +423,8 @@ class PoolSandbox:
         """Run a job on a worker of its own: the given one, or any."""
         code, compiled = None, False
         if worker is None:
-            if not self._idle:
-                self._check_queue()  # before compiling for a job that would be refused
+            if not (self._idle and self._may_start(job)):
+                self._check_queue(job)  # before compiling for a job that would be refused
             if not any(job.module_hash in each.seen for each in self._workers.alive):
                 self._compiling += 1  # it counts as waiting meanwhile
                 try:
@@ -388,8 +476,7 @@ class PoolSandbox:
         return result
 
 
-def _refuse(waiting: Sequence[asyncio.Future[SandboxProcess] | QueuedCall], why: str) -> None:
-    for turn in waiting:
-        done: asyncio.Future[Any] = turn.done if isinstance(turn, QueuedCall) else turn
-        if not done.done():
-            done.set_exception(SandboxFailed(why, retry_after_s=1))
+def _refuse(waiting: Iterable[QueuedCall], why: str) -> None:
+    for call in waiting:
+        if not call.done.done():
+            call.done.set_exception(SandboxFailed(why, retry_after_s=1))

@@ -27,18 +27,22 @@ _STALL_S = QUICK_MS / 1000
 
 
 class QueuedCall:
-    """A job that may be queued.
+    """A job that waits for a worker, or in a worker's queue.
 
     `done` yields its result; or the free worker to run it on alone, None for any worker.
+
+    Args:
+        job: the job.
+        alone: whether it is to have a worker of its own, and no place in a worker's queue.
     """
 
-    __slots__ = ("done", "job", "queue")
+    __slots__ = ("alone", "done", "job", "queue")
 
-    def __init__(
-        self, job: Job, done: asyncio.Future[SandboxResult | SandboxProcess | None]
-    ) -> None:
+    def __init__(self, job: Job, *, alone: bool = False) -> None:
         self.job = job
-        self.done = done
+        self.alone = alone
+        loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[SandboxResult | SandboxProcess | None] = loop.create_future()
         self.queue: WorkerQueue | None = None
 
 
@@ -116,7 +120,7 @@ class WorkerQueue:
         waiting = [self._calls[place] for place in range(1, len(self._calls))]
         for place, call in enumerate(waiting, 1):
             call.queue = None
-            gone = QueuedCall(call.job, self._loop.create_future())
+            gone = QueuedCall(call.job)
             gone.done.cancel()
             self._calls[place] = gone
         return waiting

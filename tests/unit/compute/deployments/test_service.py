@@ -75,25 +75,20 @@ class ServiceMarket(Market):
     """The same, with what services ask beside it."""
 
     end: int | None = None
-    released: list[bytes] = field(default_factory=list)
 
     def price_and_room(self, lease_id, provider):
         known = [lease.price for lease in self.leases if lease.lease_id == lease_id]
         spent = sum(steps for lease, steps, _ in self.spending if lease == lease_id)
         return (known[0], self.room - spent) if known else None
 
-    def release(self, lease_id):
-        self.released.append(lease_id)
-
     def end_ms(self, lease_id):
         return self.end
 
-    def admit_compute(self, lease_id, customer, fuel_steps):
-        price = super().admit_compute(lease_id, customer, fuel_steps)
+    def compute_terms(self, lease_id, customer, fuel_steps):
         if not lease_id:
-            self.reserved -= fuel_steps
             raise LeaseExhausted("no such lease")
-        return 0 if lease_id == OWN_LEASE else price
+        terms = super().compute_terms(lease_id, customer, fuel_steps)
+        return replace(terms, price=0) if lease_id == OWN_LEASE else terms
 
 
 @dataclass
@@ -622,7 +617,7 @@ async def test_a_peer_holds_it_and_is_paid_for_each_request(world):
     steps = [row.fuel_used + RUN_FUEL for row in rows]
     assert [row.amount_micro for row in rows] == steps
     assert world.owner.market.spending == [(b"\1" * 32, each, each) for each in steps]
-    assert world.holder.market.used == [0, 0, *steps]
+    assert world.holder.market.used == steps
     assert world.holder.market.reserved == 0
     for row in rows:
         receipt = open_signed(
@@ -749,12 +744,11 @@ def each_with_its_room(world, rooms):
     """Have the holder's leases have room of their own."""
     market = world.holder.market
 
-    def admit(lease_id, customer, fuel_steps):
+    async def admit(lease_id, customer, fuel_steps, wait_ms):
         if rooms[lease_id] < fuel_steps:
             raise LeaseExhausted("it is used up")
         rooms[lease_id] -= fuel_steps
         market.reserved += fuel_steps
-        return PRICE
 
     market.admit_compute = admit
 
@@ -795,7 +789,6 @@ async def test_a_lease_is_replaced_before_it_has_no_room_for_two_requests(world)
         held = world.holder.services.registry.get((world.owner.id, "greet"))
         assert held.lease_id == lease.lease_id
         world.owner.market.leases = [first]
-    assert world.owner.market.released[-1] == first.lease_id
 
 
 async def test_without_a_lease_nothing_runs(world, monkeypatch):

@@ -286,6 +286,7 @@ async def test_a_customer_that_goes_away_leaves_no_more_than_its_share(world, st
             "files": ["big"],
             "objects": [],
             "stream": False,
+            "wait_ms": 0,
             "output_bytes": 1000,
             "module": True,
         }

@@ -442,3 +442,45 @@ async def test_who_has_one_job_waits_for_one_of_each_other_and_not_for_all(pool)
     held.cancel()
     await asyncio.gather(*tasks)
     assert ended.index("one") <= 1
+
+
+async def test_a_kept_worker_starts_jobs_at_cleared_rates_alone():
+    kept = 1
+    pool = PoolSandbox(2, SteadyClock(), SilentLog())
+    pool.keep_workers(lambda _: kept)
+    await pool.start()
+    try:
+        await _known(pool)
+        strangers = [
+            asyncio.create_task(pool.run(replace(SPIN, customer=bytes([number % 2]), tier="open")))
+            for number in range(2 * JOBS_QUEUED_A_PEER_MAX)
+        ]
+        await until(lambda: pool.describe()["queued"] == 2 * JOBS_QUEUED_A_PEER_MAX - 1)
+        for quick in (SPIN_1, ADD, ADD):  # alone, and in a worker's queue
+            cleared = replace(quick, customer=b"me", cleared=True)
+            await pool.run(cleared)
+            assert pool.describe()["running"] == 1
+        assert not any(task.done() for task in strangers)
+        kept = 0  # the rate has ended: the worker is found again, though nobody asks
+        await until(lambda: pool.describe()["running"] == 2)
+        for task in strangers:
+            task.cancel()
+        await asyncio.gather(*strangers, return_exceptions=True)
+    finally:
+        await pool.stop()
+
+
+@pytest.mark.parametrize("wait_ms", [0, 30])
+@pytest.mark.parametrize("given", [ADD, SPIN_1])
+async def test_a_job_waits_for_a_worker_no_longer_than_it_may(pool, given, wait_ms):
+    await _known(pool)
+    running = asyncio.create_task(pool.run(SPIN))
+    await asyncio.sleep(0)
+    with pytest.raises(RateLimited, match=f"within {wait_ms} ms"):
+        await pool.run(replace(given, wait_ms=wait_ms))
+    assert pool.describe()["queued"] == 0
+    waits = asyncio.create_task(pool.run(ADD))
+    await until(lambda: pool.describe()["queued"] == 1)
+    running.cancel()
+    assert (await waits).results == (i32(3),)
+    assert (await pool.run(replace(ADD, wait_ms=0))).results == (i32(3),)
