@@ -31,6 +31,7 @@ from xsc.base.limits import (
 )
 from xsc.base.merkle import Part
 from xsc.base.tally import Tally
+from xsc.base.turns import Turns
 from xsc.base.units import format_credits
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
@@ -75,6 +76,9 @@ class LeaseGranter:
         self._headroom = headroom
         self._labels = settings.labels
         self._asked = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
+        self._lowered = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
+        self._lowering = Turns[bytes]()
+        """By lease: who fails to write puts back the level that it found, and no later one."""
 
     async def on_quote(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -130,17 +134,23 @@ class LeaseGranter:
         entry = self._store.get("provider", take_bytes(header, "lease_id"))
         if entry is None or entry.terms.customer != caller or not entry.terms.cleared:
             raise NotAllowed("this customer has no such lease here")
-        level, before, now_ms = take_int(header, "level"), entry.use, self._clock.now_ms()
-        least = rules.least_level(entry.terms, before, now_ms) + entry.reserved
-        entry.use = rules.lowered(entry.terms, before, max(level, least), now_ms)
-        try:
-            await self._store.sync(entry)
-        except XscError:
-            entry.use = replace(
-                entry.use, level=before.level, given_back=before.given_back, edge=before.edge
-            )
-            raise
-        return {"level": entry.use.level, "used": entry.use.used}, ()
+        level = take_int(header, "level")
+        self._lowered.count(caller, self._clock.monotonic_ms(), "lowered leases")
+        async with self._lowering.of(entry.terms.lease_id):
+            before, now_ms = entry.use, self._clock.now_ms()
+            least = rules.least_level(entry.terms, before, now_ms) + entry.reserved
+            use = rules.lowered(entry.terms, before, max(level, least), now_ms)
+            if use.level == before.level:
+                return {"level": use.level, "used": use.used}, ()
+            entry.use = use
+            try:
+                await self._store.sync(entry)
+            except XscError:
+                entry.use = replace(
+                    entry.use, level=before.level, given_back=before.given_back, edge=before.edge
+                )
+                raise
+            return {"level": entry.use.level, "used": entry.use.used}, ()
 
     def _check_request(self, request: LeaseRequest) -> Quote:
         now_ms = self._clock.now_ms()

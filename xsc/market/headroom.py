@@ -108,15 +108,14 @@ class Headroom:
             "compute": self._unreserved("compute")[0],
         }
 
-    def drawn_steps(self) -> dict[EntitlementKey, int]:
-        """Return the steps that leases have of each entitlement, rounded up."""
-        now_ms, at_limit = self._clock.now_ms(), self._limits.at_limit
-        return self._store.drawn_steps("provider", now_ms, at_limit=at_limit)
+    def drawn_steps(self, *, young: bool = False) -> dict[EntitlementKey, int]:
+        """Return the steps that leases have of each entitlement, rounded up.
 
-    def pinned_steps(self) -> dict[EntitlementKey, int]:
-        """Return the same of leases that are not cleared again yet."""
+        Args:
+            young: only of leases that are not cleared again yet.
+        """
         now_ms, at_limit = self._clock.now_ms(), self._limits.at_limit
-        return self._store.pinned_steps("provider", now_ms, at_limit=at_limit)
+        return self._store.drawn_steps("provider", now_ms, at_limit=at_limit, young=young)
 
     def held_for_now(self, *, pinned: bool = False) -> Counter[bytes]:
         """Return by customer the bytes held here under leases for now.
@@ -153,7 +152,7 @@ class Headroom:
         is_free = sum(promise.quantity for promise in waiting) <= self._unreserved("storage")[0]
         if is_free and all(undrawn(each, drawn) <= slot_left(each, drawn) for each in granted):
             return has
-        young = self.pinned_steps()
+        young = self.drawn_steps(young=True)
         granted_bytes = sum(
             (each.quantity - young.get(each.key, 0)) * LEASE_UNIT["storage"]
             for each in granted

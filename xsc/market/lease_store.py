@@ -245,41 +245,37 @@ class LeaseStore:
             self.reserved.change(entry)
 
     def drawn(
-        self, role: Role, now_ms: int, *, at_limit: Collection[bytes] = ()
+        self, role: Role, now_ms: int, *, at_limit: Collection[bytes] = (), young: bool = False
     ) -> dict[EntitlementKey, int]:
         """Return what leases have of each entitlement: bytes, or fuel steps a minute.
 
-        Of customers in `at_limit`, which have reached their debt limit, it is what is held.
+        A lease that its provider signed not to know has nothing.
+
+        Args:
+            role: of this node in the leases.
+            now_ms: the present.
+            at_limit: customers that have reached their debt limit: what they hold counts.
+            young: leave out what is cleared again: storage is from half-life on.
         """
         found: defaultdict[EntitlementKey, int] = defaultdict(int)
         for entry in self._drawing[role].values():
-            if (key := entry.drawn_key) is not None:
-                is_released = entry.terms.customer in at_limit
-                found[key] += entry.use.held_bytes if is_released else drawn(entry, now_ms)
+            key, terms = entry.drawn_key, entry.terms
+            is_old = terms.kind == "storage" and now_ms >= half_ms(terms)
+            if key is None or entry.denial is not None or (young and is_old):
+                continue
+            is_released = terms.customer in at_limit
+            found[key] += entry.use.held_bytes if is_released else drawn(entry, now_ms)
         return found
 
     def drawn_steps(
-        self, role: Role, now_ms: int, *, at_limit: Collection[bytes] = ()
+        self, role: Role, now_ms: int, *, at_limit: Collection[bytes] = (), young: bool = False
     ) -> dict[EntitlementKey, int]:
         """Return the same in steps of slots, rounded up."""
         kinds = {entry.drawn_key: entry.terms.kind for entry in self._drawing[role].values()}
         return {
             key: ceil_div(level, LEASE_UNIT[kinds[key]])
-            for key, level in self.drawn(role, now_ms, at_limit=at_limit).items()
+            for key, level in self.drawn(role, now_ms, at_limit=at_limit, young=young).items()
         }
-
-    def pinned_steps(
-        self, role: Role, now_ms: int, *, at_limit: Collection[bytes] = ()
-    ) -> dict[EntitlementKey, int]:
-        """Return the same without leases that are cleared again: storage is from half-life on."""
-        found = self.drawn_steps(role, now_ms, at_limit=at_limit)
-        for entry in self._drawing[role].values():
-            key, terms = entry.drawn_key, entry.terms
-            if key is not None and terms.kind == "storage" and now_ms >= half_ms(terms):
-                found[key] = max(
-                    0, found[key] - ceil_div(drawn(entry, now_ms), LEASE_UNIT["storage"])
-                )
-        return found
 
     def add(self, entries: list[LeaseEntry]) -> None:
         """Keep new leases: they are on the disk on return, because they are promises."""

@@ -21,6 +21,7 @@ from xsc.base.keyvalue import Change, KeyValue
 from xsc.base.limits import EPOCH_MS, HISTORY_LEASES_MAX, KIB
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound, History
+from xsc.base.units import ceil_div
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
@@ -191,7 +192,7 @@ class LeaseRecall:
             entry.voucher = raw
             if voucher.quantity >= used:
                 since_ms, used = voucher.until_ms, voucher.quantity
-        last = max(0, -(-(terms.end_ms - terms.start_ms) // EPOCH_MS) - 1)
+        last = max(0, ceil_div(terms.end_ms - terms.start_ms, EPOCH_MS) - 1)
         entry.use = replace(
             entry.use,
             held_bytes=size,

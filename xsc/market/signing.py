@@ -29,16 +29,12 @@ from xsc.market import lease as rules
 from xsc.market.default_need import DefaultNeed
 from xsc.market.entitlements import LEASE_UNIT, to_lower, to_take
 from xsc.market.granter import LOWER
-from xsc.market.lease_entry import LeaseEntry, drawn
+from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
 from xsc.market.quotes import Quotes
 from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot
-
-
-def _whole(offer: Entitlement, level: int) -> int:
-    return level - level % LEASE_UNIT[offer.kind]
 
 
 class Signing:
@@ -77,15 +73,12 @@ class Signing:
         self._woken.set()
 
     def held_steps(self) -> dict[tuple[bytes, bytes], int]:
-        """Return by need and provider the steps of leases that are not over, rounded up."""
-        now_ms = self._clock.now_ms()
+        """Return by need and provider the steps that leases have, rounded up."""
         found = Counter[tuple[bytes, bytes]]()
         for key, size_bytes in self._for_now().items():
             found[key.need, key.provider] += ceil_div(size_bytes, LEASE_UNIT["storage"])
-        for entry in self._store.all("customer"):
-            if entry.draw is not None and entry.denial is None:
-                unit = LEASE_UNIT[entry.terms.kind]
-                found[entry.draw.need, entry.peer] += ceil_div(drawn(entry, now_ms), unit)
+        for key, steps in self._store.drawn_steps("customer", self._clock.now_ms()).items():
+            found[key.need, key.provider] += steps
         return found
 
     async def run(self) -> None:
@@ -116,10 +109,10 @@ class Signing:
         answer: XscError | LeaseEntry | None = None
         if isinstance(quote, XscError):
             answer = quote
-        elif not any(True for _ in to_take([offer], self._stated(), {}, now_ms)):
+        elif next(to_take([offer], self._stated(), {}, now_ms), None) is None:
             return  # The need or the window went meanwhile.
-        elif level := _whole(offer, min(level, quote.record.available)):
-            price = quote.record.price
+        elif steps := min(level, quote.record.available) // LEASE_UNIT[offer.kind]:
+            level, price = steps * LEASE_UNIT[offer.kind], quote.record.price
             if price <= offer.price:
                 answer = await self._requests.lease(quote, price, level, level, offer.window[1])
         if isinstance(answer, XscError):

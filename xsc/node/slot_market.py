@@ -45,7 +45,7 @@ class SlotMarket:
         """Return the same of those that are not cleared again yet."""
         held = self._market.headroom.held_for_now(pinned=True)
         return self._counted(
-            self._market.headroom.pinned_steps(),
+            self._market.headroom.drawn_steps(young=True),
             {(self._node, customer): size for customer, size in held.items()},
         )
 

@@ -1,10 +1,12 @@
 """What a clearing granted is kept free, and becomes a lease that its customer signs."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
-from tests.unit.market.fakes import A_MIB, admit
+from tests.settle import settle
+from tests.unit.market.fakes import A_MIB, Memory, admit
 from xsc.base.errors import (
     LeaseExhausted,
     NoOffers,
@@ -16,6 +18,7 @@ from xsc.base.errors import (
 from xsc.base.limits import (
     COMPUTE_LEASE_MS,
     EPOCH_MS,
+    LEASE_REQUESTS_A_CUSTOMER_MAX,
     LOWER_MS,
     MIB,
     OFFER_MS,
@@ -81,6 +84,14 @@ async def signed(world, customer):
     await world.drive(customer.market.signing.look())
 
 
+async def leased_all(world, customer, provider, quantity, kind="storage"):
+    """Have a customer state one need, and take a lease on all of it at one provider."""
+    needs(customer, need_of(quantity, kind=kind))
+    granted = entitle(world, customer, provider, quantity, kind=kind)
+    await signed(world, customer)
+    return granted
+
+
 def taken(node, role):
     """Return the steps of all leases of a role that are not over."""
     return sum(node.market.store.drawn_steps(role, node.world.clock.now_ms()).values())
@@ -104,9 +115,7 @@ async def leased(world, customer, provider, size_bytes):
 
 async def test_a_holder_pays_the_price_of_its_entitlement_and_no_share_bounds_it(world, three):
     customer, _, provider = three
-    needs(customer, need_of(80))
-    entitle(world, customer, provider, 80)
-    await signed(world, customer)
+    await leased_all(world, customer, provider, 80)
     for node, role in ((customer, "customer"), (provider, "provider")):
         lease = node.one(role)
         assert (lease.quantity, lease.price, lease.draw.need) == (80 * SLOT_STEP_BYTES, PRICE, NEED)
@@ -221,9 +230,7 @@ def customer_view(customer, provider):
 
 async def test_only_its_customer_lowers_a_lease_and_it_only_falls(world, three):
     customer, other, provider = three
-    needs(customer, need_of(50))
-    entitle(world, customer, provider, 50)
-    await signed(world, customer)
+    await leased_all(world, customer, provider, 50)
     lease_id = provider.one("provider").lease_id
 
     async def asked(node, lease_id, level):
@@ -249,12 +256,69 @@ async def test_only_its_customer_lowers_a_lease_and_it_only_falls(world, three):
         await asked(other, other_id, 0)
 
 
+async def test_of_two_lowerings_the_one_that_is_not_written_puts_back_no_level(world, three):
+    customer, _, provider = three
+    await leased_all(world, customer, provider, 50)
+    world.later(OFFER_MS)
+    store, caller = provider.market.store, world.wire.caller(customer.id)
+    lease_id, sync = provider.one("provider").lease_id, store.sync
+    reached, failing = asyncio.Event(), asyncio.Event()
+
+    async def fail(_entry):
+        store.sync = sync
+        reached.set()
+        await failing.wait()
+        raise SpaceExhausted("the disk is full")
+
+    async def lower(steps):
+        asked = {"lease_id": lease_id, "level": steps * SLOT_STEP_BYTES}
+        return await caller.call(provider.id, LOWER, asked)
+
+    store.sync = fail
+    first = asyncio.create_task(lower(40))
+    await reached.wait()
+    second = asyncio.create_task(lower(30))
+    await settle()
+    failing.set()
+    with pytest.raises(SpaceExhausted):
+        await first
+    assert (await second).header["level"] == 30 * SLOT_STEP_BYTES
+    assert provider.one("provider").quantity == 30 * SLOT_STEP_BYTES
+
+
+async def test_a_lowering_that_lowers_nothing_writes_nothing_and_one_customer_has_a_share(
+    world, three
+):
+    customer, _, provider = three
+    await leased_all(world, customer, provider, 50)
+    caller, writes = world.wire.caller(customer.id), provider.state.writes
+    asked = {"lease_id": provider.one("provider").lease_id, "level": 2**62}
+    for _ in range(LEASE_REQUESTS_A_CUSTOMER_MAX):
+        await caller.call(provider.id, LOWER, asked)
+    assert provider.state.writes == writes
+    with pytest.raises(RateLimited, match="lowered"):
+        await caller.call(provider.id, LOWER, asked)
+
+
+async def test_a_lease_that_its_provider_signs_not_to_know_fills_no_need(world, three):
+    customer, second, first = three
+    await leased_all(world, customer, first, 50)
+    second.room.storage = 100 * SLOT_STEP_BYTES
+    first.state, first.granted[:] = Memory(), []
+    await first.restart()
+    await world.drive(customer.market.denials.ask(first.id))
+    assert taken(customer, "customer") == 0
+    assert not customer.market.signing.held_steps()
+    customer.received.clear()
+    entitle(world, customer, second, 50)
+    await signed(world, customer)
+    assert taken(second, "provider") == 50
+
+
 async def test_a_cleared_lease_that_nobody_signs_for_is_taken_back(world, three):
     """The answer to its request was lost, and its customer does not know of it."""
     customer, _, provider = three
-    needs(customer, need_of(50))
-    entitle(world, customer, provider, 50)
-    await signed(world, customer)
+    await leased_all(world, customer, provider, 50)
     world.later(STORAGE_LEASE_IDLE_MS)
     provider.market.tidy()
     assert taken(provider, "provider") == 0
@@ -264,9 +328,7 @@ async def test_a_cleared_lease_that_nobody_signs_for_is_taken_back(world, three)
 
 async def test_a_level_costs_its_price_by_time_on_both_sides(world, three):
     customer, _, provider = three
-    needs(customer, need_of(50))
-    entitle(world, customer, provider, 50)
-    await signed(world, customer)
+    await leased_all(world, customer, provider, 50)
     await world.drive(customer.market.settlement.settle_due())
     lease_id = provider.one("provider").lease_id
     provider.stores(lease_id, customer.id, 20 * SLOT_STEP_BYTES)
@@ -286,9 +348,7 @@ async def test_a_level_costs_its_price_by_time_on_both_sides(world, three):
 
 async def test_a_rate_is_full_again_each_minute(world, three):
     customer, _, provider = three
-    needs(customer, need_of(50, kind="compute"))
-    entitle(world, customer, provider, 50, kind="compute")
-    await signed(world, customer)
+    await leased_all(world, customer, provider, 50, kind="compute")
     level, lease_id = 50 * LEASE_UNIT["compute"], provider.one("provider").lease_id
     for minute in range(3):
         lease = await world.drive(
@@ -334,9 +394,7 @@ async def test_a_slot_is_leased_once_also_where_the_node_has_more_room(world, th
 
 async def test_a_cleared_lease_survives_a_restart_of_both_sides(world, three):
     customer, _, provider = three
-    needs(customer, need_of(50))
-    entitle(world, customer, provider, 50)
-    await signed(world, customer)
+    await leased_all(world, customer, provider, 50)
     before = [node.market.leases() for node in (customer, provider)]
     for node in (customer, provider):
         await node.restart()
@@ -346,16 +404,14 @@ async def test_a_cleared_lease_survives_a_restart_of_both_sides(world, three):
 
 async def test_a_renewal_needs_what_a_clearing_grants_where_others_wait_for_the_room(world, three):
     customer, other, provider = three
-    needs(customer, need_of(100))
-    granted = entitle(world, customer, provider, 100)
-    await signed(world, customer)
+    granted = await leased_all(world, customer, provider, 100)
     await world.drive(customer.market.settlement.settle_due())
     lease_id = provider.one("provider").lease_id
     provider.stores(lease_id, customer.id, 60 * SLOT_STEP_BYTES)
     provider.room.stored = 60 * SLOT_STEP_BYTES
     await customer.market.taken.used(lease_id, 60 * SLOT_STEP_BYTES)
     world.later(STORAGE_LEASE_MS * 5 // 8)
-    young = provider.market.store.pinned_steps("provider", world.clock.now_ms())
+    young = provider.market.headroom.drawn_steps(young=True)
     assert not any(young.values()), "what is held is cleared again"
     now_ms = world.clock.now_ms()
     provider.granted[:] = [replace(granted, quantity=50)]
@@ -374,9 +430,7 @@ async def test_a_renewal_needs_what_a_clearing_grants_where_others_wait_for_the_
 
 async def test_a_renewal_gives_back_nothing_that_was_given_up(world, three, monkeypatch):
     customer, other, provider = three
-    needs(customer, need_of(100))
-    entitle(world, customer, provider, 100)
-    await signed(world, customer)
+    await leased_all(world, customer, provider, 100)
     await world.drive(customer.market.settlement.settle_due())
     lease_id = provider.one("provider").lease_id
     provider.stores(lease_id, customer.id, MIB)
@@ -474,9 +528,7 @@ async def test_whole_workers_are_kept_for_what_was_cleared(world, three):
 async def test_fuel_that_ran_is_billed_to_the_end_of_its_minute(world, three):
     customer, _, provider = three
     level = 50 * LEASE_UNIT["compute"]
-    needs(customer, need_of(50, kind="compute"))
-    entitle(world, customer, provider, 50, kind="compute")
-    await signed(world, customer)
+    await leased_all(world, customer, provider, 50, kind="compute")
     lease_id = provider.one("provider").lease_id
     world.later(OFFER_MS)
     await admit(world, provider, lease_id, customer, level)
@@ -537,9 +589,7 @@ async def test_nothing_runs_under_a_lease_that_has_not_begun(world, three, monke
 
 async def test_who_needs_nothing_owes_nothing_more_whatever_its_provider_says(world, three):
     customer, _, provider = three
-    needs(customer, need_of(50))
-    entitle(world, customer, provider, 50)
-    await signed(world, customer)
+    await leased_all(world, customer, provider, 50)
 
     async def refuse(_caller, _header, _parts):
         return {"level": 50 * SLOT_STEP_BYTES}, ()
@@ -596,9 +646,7 @@ async def test_offers_that_fail_keep_a_need_from_nobody(world, three):
 
 async def test_nothing_unsigned_is_owed(world, three):
     customer, _, provider = three
-    needs(customer, need_of(50))
-    entitle(world, customer, provider, 50)
-    await signed(world, customer)
+    await leased_all(world, customer, provider, 50)
     world.later(STORAGE_LEASE_IDLE_MS)
     provider.market.tidy()
     assert provider.one("provider").due_micro == 0
@@ -621,9 +669,7 @@ async def test_nothing_is_kept_of_a_rate_for_who_reached_its_limit(world, three)
 
 async def test_a_lowering_whose_answer_was_lost_leaves_one_bill(world, three):
     customer, _, provider = three
-    needs(customer, need_of(50))
-    entitle(world, customer, provider, 50)
-    await signed(world, customer)
+    await leased_all(world, customer, provider, 50)
     world.later(EPOCH_MS)
     await world.drive(customer.market.settlement.settle_all())
     lower, lost = world.wire.handlers[provider.id][LOWER], [True]
