@@ -9,7 +9,7 @@ allocation whoever acts first (docs/design/allocation.md, G1 to G3).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import accumulate
@@ -21,7 +21,7 @@ from xsc.terms.slot import Entitlement, NeedSlot, Window
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What one provider offers a need, and how the provider stands at the customer."""
+    """What one provider offers a need, and the tier and weight that the customer gives it."""
 
     provider: bytes
     quantity: int
@@ -110,6 +110,36 @@ def at_once(lines: Iterable[tuple[Window, int]]) -> int:
     return max(accumulate(units for _, units in sorted(changes)), default=0)
 
 
+def to_lease(
+    received: Iterable[Entitlement],
+    needs: Mapping[bytes, NeedSlot],
+    matching: Mapping[bytes, Collection[bytes]],
+    settled: Collection[bytes],
+) -> list[Entitlement]:
+    """Return the offers on which leases are taken: other providers take nothing of them any more.
+
+    That is so once every provider that matches the need has offered something or is capped.
+
+    Args:
+        received: what providers that are up grant to needs of this node.
+        needs: of this node, by id, as they are published.
+        matching: by need, the providers that are up with a slot that matches it.
+        settled: needs that wait for no further offer.
+    """
+    by_need: defaultdict[bytes, list[Entitlement]] = defaultdict(list)
+    for each in received:
+        by_need[each.need].append(each)
+    found = []
+    for need_id, offers in by_need.items():
+        need = needs.get(need_id)
+        if need is None:
+            continue
+        heard = {each.provider for each in offers} | {node for node, _ in need.caps}
+        if need_id in settled or heard.issuperset(matching.get(need_id, ())):
+            found += [each for each in offers if each.quantity <= need.cap(each.provider)]
+    return found
+
+
 def answered(
     need: NeedSlot,
     received: Iterable[Entitlement],
@@ -128,8 +158,8 @@ def answered(
         need: as it is published.
         received: what providers that are up grant to needs of this node.
         held: by provider, what leases under the need have, also where the provider is not up.
-        ranks: tier and weight at this node of all these providers, and of those with a cap that
-            are up.
+        ranks: tier and weight that this node gives to all these providers, and to those with a cap
+            that are up.
         is_due: whether a new number may begin already.
     """
     lines: defaultdict[bytes, list[tuple[Window, int]]] = defaultdict(list)

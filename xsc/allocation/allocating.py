@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from xsc.allocation.acceptance import answered
+from xsc.allocation.acceptance import answered, to_lease
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
@@ -175,25 +175,17 @@ class Allocator:
         return self._received
 
     def offered(self) -> list[Entitlement]:
-        """Return what leases are to be taken on: offers that other providers take nothing of.
+        """Return what leases are to be taken on.
 
-        A need is answered once all providers that match it have offered something or are capped,
-        and no cap waits to be published; or after OFFER_SETTLE_MS.
+        No need waits for longer than OFFER_SETTLE_MS, and none is answered while caps wait to be
+        published.
         """
-        now_ms = self._clock.now_ms()
+        since_ms = self._clock.now_ms() - OFFER_SETTLE_MS
+        settled = {need for need, first_ms in self._since_ms.items() if first_ms <= since_ms}
         needs = {need.slot_id: need for need in self._commitments.own.needs}
-        found = []
-        for each in self._received:
-            need = needs.get(each.need)
-            if need is None or each.quantity > need.cap(each.provider):
-                continue
-            offering = {other.provider for other in self._received if other.need == each.need}
-            capped = {node for node, _ in need.caps}
-            is_answered = self._asked.get(each.need, set()) <= offering | capped
-            waited_ms = now_ms - self._since_ms.get(each.need, now_ms)
-            if (is_answered and self._answer_ms is None) or waited_ms >= OFFER_SETTLE_MS:
-                found.append(each)
-        return found
+        if self._answer_ms is not None:
+            needs = {need_id: need for need_id, need in needs.items() if need_id in settled}
+        return to_lease(self._received, needs, self._asked, settled)
 
     @property
     def state(self) -> TwoTierAllocationState:

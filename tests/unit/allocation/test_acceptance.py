@@ -11,9 +11,10 @@ from xsc.allocation.acceptance import (
     at_once,
     keep,
     still_wanted,
+    to_lease,
 )
 from xsc.allocation.tiers import TIERS
-from xsc.terms.slot import pack_windows
+from xsc.terms.slot import Entitlement, pack_windows
 
 PROVIDER = key(1).node_id
 
@@ -127,3 +128,59 @@ def test_what_one_provider_grants_at_once_is_what_counts():
     assert at_once([]) == 0
     assert at_once([(one, 3), (two, 4)]) == 4
     assert at_once([(one, 3), (two, 4), (both, 2)]) == 6
+
+
+def granted(provider, quantity, asked):
+    window = (NOW_MS, NOW_MS + HOUR)
+    return Entitlement(
+        slot=bytes(16),
+        opens_ms=window[0],
+        closes_ms=window[1],
+        window=window,
+        provider=provider,
+        customer=key(9).node_id,
+        need=asked.slot_id,
+        kind=asked.kind,
+        quantity=quantity,
+        slot_quantity=100,
+        tier="open",
+        price=1,
+        granted_ms=NOW_MS,
+        until_ms=NOW_MS + HOUR,
+        clearing=bytes(32),
+    )
+
+
+def test_a_need_is_leased_once_all_that_match_it_have_answered_or_its_time_is_over():
+    one, two = key(1).node_id, key(2).node_id
+    asked, other = need(1, quantity=10), need(2, quantity=10)
+    offers = [granted(one, 6, asked), granted(one, 6, other)]
+    matching = {each.slot_id: {one, two} for each in (asked, other)}
+
+    def leased(*needs, offers=offers, settled=()):
+        return to_lease(offers, {each.slot_id: each for each in needs}, matching, settled)
+
+    assert leased(asked, other) == [], "another one that matches has not answered yet"
+    assert leased(asked, other, settled={asked.slot_id}) == offers[:1]
+    both = [*offers, granted(two, 4, asked)]
+    assert leased(asked, other, offers=both) == [both[0], both[2]]
+    capped = need(1, quantity=10, caps=((one, 4), (two, 0)))
+    assert leased(capped) == [], "the provider has not lowered its offer to the cap yet"
+    assert leased(need(1, quantity=10, caps=((two, 0),))) == offers[:1]
+    assert leased() == [], "the need was withdrawn"
+
+
+def test_many_offers_to_many_needs_take_few_steps():
+    providers = [key(number).node_id for number in range(1, 9)]
+
+    def work(count):
+        needs = {number.to_bytes(16, "big"): need(1) for number in range(count)}
+        offers = [
+            granted(provider, 1, need(1, slot_id=need_id))
+            for need_id in needs
+            for provider in providers
+        ]
+        matching = dict.fromkeys(needs, frozenset(providers))
+        return steps_of(lambda: to_lease(offers, needs, matching, ()))
+
+    assert work(64) <= 10 * work(8)
