@@ -48,7 +48,7 @@ def need_id(number=0):
 
 @dataclass(frozen=True)
 class Told:
-    """A need, and how its customer stands at the provider."""
+    """A need, and the tier and weight that its provider gives its customer."""
 
     customer: bytes
     need: bytes
@@ -332,7 +332,7 @@ def played(capacity, standings, kinds):
 
 
 def check_games(standings, capacities, quantity, price):
-    """See that in every game no lie pays."""
+    """Check that no lie pays in any of the games."""
     known = types(quantity, price)
     kinds = [
         list(dict.fromkeys([None, *(alike(standing, said) for said in known)]))

@@ -107,7 +107,7 @@ def salt_of(slot_id: bytes, at_ms: int) -> bytes:
 
 @lru_cache(maxsize=2**16)
 def lot(salt: bytes, customer: bytes) -> bytes:
-    """Return the hash that stands for a customer where ids decide."""
+    """Return the hash by which ties fall: it stands in the place of the customer's id."""
     return tagged_sha256("clearing/lot", salt, customer)
 
 

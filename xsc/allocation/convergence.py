@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 from typing import Final, TypeAlias
 
 from xsc.base.limits import PPM
@@ -44,7 +45,7 @@ def _moved_ppm(before: Fraction | None, after: Fraction | None) -> int:
         return 0
     if not before or after is None:
         return PPM
-    return min(PPM, -(-abs(after - before) * PPM // before))
+    return min(PPM, ceil(abs(after - before) * PPM / before))
 
 
 def change_ppm(before: Mapping[Place, Share], after: Mapping[Place, Share]) -> int:

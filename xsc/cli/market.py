@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from xsc.base.errors import ArgumentInvalid, NotFound
-from xsc.base.limits import EPOCH_MS, MEMORY_BYTES_DEFAULT, MFUEL
+from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, MEMORY_BYTES_DEFAULT, MFUEL
 from xsc.base.units import (
     format_credits,
     format_duration,
@@ -376,9 +376,9 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
 
 
 def _lease_level(row: Document) -> str:
-    """Return what a lease is over; of a rate the quantity is that of a minute."""
+    """Return what a lease is over; of a rate the quantity is that of COMPUTE_LEASE_MS."""
     if (row["kind"], row["origin"]) == ("compute", "cleared"):
-        return format_level("compute", row["quantity"] // 60)
+        return format_level("compute", row["quantity"] * 1_000 // COMPUTE_LEASE_MS)
     return _amount(row["kind"], row["quantity"])
 
 

@@ -1,9 +1,9 @@
 """What an entitlement keeps free, when it may be drawn, and what is quoted to its holder.
 
 An entitlement is capacity of one window of a slot that a clearing granted to a need ahead of use
-(`xsc.terms.slot`). A lease draws on one as a whole, or on none. What is drawn stays with the
-lease, whatever is cleared later; what is not drawn is kept free until the window ends or the
-entitlement lapses.
+(`xsc.terms.slot`). A lease draws on one, for all of it or a part, and several leases can draw on
+the same. What is drawn stays with the lease, whatever is cleared later; what is not drawn is kept
+free until the window ends or the entitlement lapses.
 """
 
 from __future__ import annotations

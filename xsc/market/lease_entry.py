@@ -53,7 +53,7 @@ class LeaseEntry:
     request_id: bytes
     domain: bytes = b""
     draw: Draw | None = None
-    """What it draws on as a whole, by its quote."""
+    """The entitlement that it draws on, by its quote."""
     renewal: bytes | None = None
     """The newest signed renewal, with its request inside."""
     voucher: bytes | None = None

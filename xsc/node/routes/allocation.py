@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from xsc.allocation.convergence import network_has_converged
 from xsc.allocation.explaining import Explained, Explanation
+from xsc.allocation.granting import until_ms
 from xsc.allocation.queries import (
     Participant,
     denominator_of,
@@ -16,7 +17,6 @@ from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import NotFound
 from xsc.base.ids import to_text
-from xsc.base.limits import OFFER_MS
 from xsc.market.lease_entry import LeaseEntry
 from xsc.node.api.serving import Answers
 from xsc.node.build import Node
@@ -46,7 +46,6 @@ def _slots(
     def allocation(
         slot: SlotDenominators, line: SlotAllocationRecord, stages: Sequence[LineValue]
     ) -> api.Allocation:
-        lapses_ms = max(line.granted_ms, slot.window[0]) + OFFER_MS
         return api.Allocation(
             node=to_text(line.customer),
             name=node.name_of(line.customer),
@@ -60,7 +59,7 @@ def _slots(
             )
             * STEP[slot.kind],
             granted_ms=line.granted_ms,
-            until_ms=min(slot.window[1], lapses_ms),
+            until_ms=until_ms(line.granted_ms, slot.window),
         )
 
     rows = []
