@@ -137,7 +137,7 @@ LEASE = {
 }
 HEALTH = {
     *("id", "name", "state", "availability_ppm", "response_ms", "quality_ppm", "probes"),
-    *("misses", "wrong", "last_seen_ms", "skew_ms"),
+    *("misses", "wrong", "last_seen_ms", "skew_ms", "false_clearing"),
 }
 BALANCE = {"peer", "name", "balance_micro", "limit_micro"}
 ENTRY = {

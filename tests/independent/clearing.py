@@ -1,8 +1,8 @@
-"""Recomputes a clearing record from its bytes, and shares no code with `xsc`.
+"""Recomputes a packed clearing record from its bytes, and shares no code with `xsc`.
 
-It reads the record with `cbor2`, decides who matches, divides by the definition of the rule (the
-least units / weight first, found by bisection over whole numbers), and prices the auction by
-holding it again without each winner. Signatures are not checked here.
+It reads the record and what it names with `cbor2`, decides who matches, divides by the definition
+of the rule (the least units / weight first, found by bisection over whole numbers), and prices the
+auction by holding it again without each winner. Signatures are not checked here.
 """
 
 import base64
@@ -15,14 +15,18 @@ import cbor2
 ORDER = ["mutual", "one_way", "open"]
 
 
+def hash_of(what, *parts):
+    return hashlib.sha256(b"XSC/1/" + what.encode() + b"\0" + b"".join(parts)).digest()
+
+
 def lot(salt, customer):
-    return hashlib.sha256(b"XSC/1/clearing/lot\0" + salt + customer).digest()
+    return hash_of("clearing/lot", salt, customer)
 
 
 def salt_of(record):
     day = record["at_ms"] // 86_400_000
     slot_id = record["slot"]["slot_id"]
-    return hashlib.sha256(b"XSC/1/clearing/salt\0" + slot_id + day.to_bytes(8, "big")).digest()
+    return hash_of("clearing/salt", slot_id, day.to_bytes(8, "big"))
 
 
 def standing(weights, one, other):
@@ -141,13 +145,15 @@ def auction(capacity, reserve, bids, salt):
 
 def recompute(raw):
     """Return {customer: [(need, tier, units, price)]} by the rule, and as the record says."""
-    record = cbor2.loads(cbor2.loads(raw)["body"])
+    proof = cbor2.loads(cbor2.loads(raw)["body"])
+    record = cbor2.loads(cbor2.loads(proof["clearing"])["body"])
+    named = {hash_of("clearing/named", each["record"]): each["value"] for each in proof["named"]}
     slot, salt, provider = record["slot"], salt_of(record), record["provider"]
     weights, needs, damping = {}, {}, {}
     for said in (record, *record["participants"]):
         node = said.get("customer", provider)
-        published = cbor2.loads(said["commitment"]["value"])
-        given = said["recognition"] and cbor2.loads(said["recognition"]["value"])["weights"]
+        published = cbor2.loads(named[said["commitment"]])
+        given = said["recognition"] and cbor2.loads(named[said["recognition"]])["weights"]
         weights[node] = dict(given or [])
         needs[node] = {need["slot_id"]: need for need in published["needs"]}
         damping[node] = published["damping_ppm"]

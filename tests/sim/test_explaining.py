@@ -10,11 +10,14 @@ from tests.sim.network import run
 from tests.sim.test_slots import SETTINGS, mutual, need, of, offer, recognise
 from xsc.allocation import explaining
 from xsc.allocation.declaring import Statement
+from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import NotFound, ProofInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import SLOT_STEP_BYTES
 from xsc.base.units import format_size
 from xsc.identity.envelope import sign
+from xsc.node.offline.verify import verify_file
+from xsc.node.routes import allocation, status
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import TwoTierAllocationState
 
@@ -139,6 +142,41 @@ def test_a_record_that_does_not_recompute_is_not_explained():
             await why(customer, signed.id)
 
     run(33, 2, play, SETTINGS)
+
+
+def test_health_shows_a_false_clearing_and_anybody_can_check_it():
+    async def play(world):
+        provider, customer = world.nodes
+        await mutual(provider, customer)
+        await offer(provider, 100)
+        await need(customer, 60)
+        await world.until(customer.allocator.received)
+        (before,) = (await status.health(customer, Nothing())).peers
+        assert before.false_clearing is None
+        (cleared,) = provider.allocator.present()
+        (part,) = cleared.record.participants
+        lines = tuple((*line[:3], line[3] + 1) for line in part.lines)
+        dear = part.model_copy(update={"lines": lines})
+        false = cleared.record.model_copy(update={"participants": (dear,)})
+        signed = sign(false, provider.key, provider.peers.network)
+        await provider.space.put(UserSpacePaths.clearing(signed.id), signed.raw)
+        said = dict(provider.allocator.state)
+        (divided,), (line,) = said["slot_denominators"], said["slot_allocations"]
+        said["slot_denominators"] = (divided.model_copy(update={"clearing": signed.id}),)
+        said["slot_allocations"] = (line.model_copy(update={"price": lines[0][3]}),)
+        lie = TwoTierAllocationState(**said)
+        await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
+        await world.until(customer.allocator.proofs.false_clearings)
+        (row,) = (await status.health(customer, Nothing())).peers
+        assert (row.false_clearing, row.wrong) == (to_text(signed.id), 1)
+        assert row.quality_ppm < before.quality_ppm
+        packed = await allocation.clearing(customer, Id(id=row.false_clearing[:8]))
+        with pytest.raises(ProofInvalid, match="and by the rule"):
+            verify_file(packed)
+        # It offers nothing while its state names this.
+        await world.until(lambda: not customer.allocator.received())
+
+    run(36, 2, play, SETTINGS)
 
 
 def test_a_need_that_took_no_part_learns_why():

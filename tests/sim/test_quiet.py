@@ -49,7 +49,7 @@ def test_eight_nodes_that_all_offer_are_quiet_while_nobody_needs_anything():
         assert [log.names() for log in world.logs.values() if log.events] == []
         assert [node.space.ls("allocation") for node in nodes] == before
         assert all(
-            node.allocator.has_converged and not node.allocator.clearings() for node in nodes
+            node.allocator.has_converged and not node.allocator.records.ids() for node in nodes
         )
 
     run(8, 8, play, {"probe_interval": "60s"}, kind=Logged)

@@ -4,9 +4,6 @@ import pytest
 
 from tests.independent import clearing
 from tests.sim.network import content, put, run
-from xsc.allocation.clearing_record import (
-    check_clearing,
-)
 from xsc.allocation.declaring import Statement
 from xsc.allocation.gathered import parts_of
 from xsc.base.limits import (
@@ -20,6 +17,7 @@ from xsc.base.limits import (
     SLOT_STEP_BYTES,
     STORAGE_LEASE_MS,
 )
+from xsc.node.offline.verify import verify_file
 from xsc.programs.why import Why, steps_of
 from xsc.space import table as tables
 from xsc.space.paths import UserSpacePaths
@@ -83,7 +81,8 @@ def of(provider, customer):
 
 
 def records(node):
-    return [node.space.get(item.path).value for item in node.space.ls("market/clearings")]
+    """Return the clearings that a node keeps, as it exports them."""
+    return [node.allocator.proof(record_id) for record_id in node.allocator.records.ids()]
 
 
 def recompute_all(provider):
@@ -91,7 +90,7 @@ def recompute_all(provider):
     kept = records(provider)
     assert kept
     for raw in kept:
-        check_clearing(raw)
+        verify_file(raw)
         by_rule, told = clearing.recompute(raw)
         assert by_rule == told
 

@@ -1,9 +1,9 @@
 """Clears the slots of this node when something changed, publishes the outcome, and answers for it.
 
-Own slots are cleared from what this node and others have published (`granting`). The clearing
-records are values of the own space at `market/clearings/ID`, and what they come to is the value
-at `allocation/state`. What others grant to this node is read from their states. This node keeps
-the best offers for each need and lowers its caps for the others.
+Own slots are cleared from what this node and others have published (`granting`). `records` keeps
+the clearing records, and what they come to is the value at `allocation/state`. What others grant to
+this node is read from their states. This node keeps the best offers for each need and lowers its
+caps for the others.
 
 Beside the space one table in the state database says what a restart must not compute again:
 
@@ -15,11 +15,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from xsc.allocation.acceptance import answered, to_lease
-from xsc.allocation.clearing_record import Published, standing
+from xsc.allocation.clearing_record import Checked, Published, check_clearing, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.allocation.deciding import granted_by
@@ -35,22 +34,20 @@ from xsc.allocation.granting import (
 from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
-from xsc.allocation.proofs import Proofs
+from xsc.allocation.proofs import Proofs, packed
 from xsc.allocation.receiving import is_proven, offered_by, still_offered
 from xsc.allocation.recognition import read_weights
+from xsc.allocation.records import Records
 from xsc.base.clock import event_within
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.fields import take_bytes, take_int, take_list
-from xsc.base.ids import from_text, short
+from xsc.base.ids import short
 from xsc.base.keyvalue import Change as Row
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     ALLOCATION_LOOK_MS,
-    CLEARING_BYTES_MAX,
-    CLEARINGS_BYTES_MAX,
-    CLEARINGS_KEPT_MAX,
     CONVERGED_LOOK_MS,
     DAMPING_HISTORY_MAX,
     OFFER_SETTLE_MS,
@@ -58,17 +55,12 @@ from xsc.base.limits import (
 )
 from xsc.base.peering import Peers
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.identity.envelope import sign
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change, Entry
-from xsc.terms.clearing import (
-    ClearingRecord,
-    LineValue,
-    SpaceValue,
-    TwoTierAllocationState,
-)
+from xsc.terms.clearing import LineValue, SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import Commitment, Entitlement, EntitlementKey, NeedSlot
 
 _CLEARED: Final = b"allocation/cleared/"
@@ -77,17 +69,6 @@ _NOTHING: Final = SpaceValue(record=b"", value=b"")
 _LOOKED_AT: Final = frozenset(
     {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Clearing:
-    """A clearing record that is kept, for people."""
-
-    id: bytes
-    slot: bytes
-    kind: str
-    at_ms: int
-    rule: str
 
 
 class Allocator:
@@ -108,10 +89,10 @@ class Allocator:
         once: Callable[[str, Callable[[], Awaitable[None]]], None],
         on_offered: Callable[[], None],
         held: Callable[[], Mapping[tuple[bytes, bytes], int]],
+        report: Callable[[bytes, str], None],
     ) -> None:
-        self._key = context.key
+        self._context = context
         self._node = context.key.node_id
-        self._network = context.network
         self._clock = context.clock
         self._executor = context.executor
         self._log = context.log
@@ -154,13 +135,21 @@ class Allocator:
         self._renewed: dict[bytes, int] = {}
         """By need, when it last began a new number because it was short."""
         self._began_ms = 0
-        self._proofs = Proofs(context, read=read, once=once, told=self._wake)
+        self.records = Records(space, context.network)
+        self.proofs = Proofs(
+            context,
+            state=state,
+            read=read,
+            published=self._published,
+            once=once,
+            told=self._wake,
+            report=report,
+        )
         self._answer_ms: int | None = None
         """When changed caps are published."""
         self._full = False
         self._woken = asyncio.Event()
         space.register_schema(UserSpacePaths.ALLOCATION_STATE, _check_state)
-        space.register_schema(f"{UserSpacePaths.CLEARINGS}/*", self._check_clearing)
         space.on_change(self._space_changed)
         commitments.on_change(self._wake)
 
@@ -212,7 +201,7 @@ class Allocator:
         Of another provider it is what its checked record gives this node.
         """
         if provider != self._node:
-            proven = self._proofs.of(provider).get(clearing)
+            proven = self.proofs.of(provider).get(clearing)
             return {} if proven is None else {self._node: proven.stages}
         return {
             each.customer: each.lines
@@ -221,43 +210,28 @@ class Allocator:
             for each in cleared.record.participants
         }
 
-    def clearings(self) -> list[Clearing]:
-        """Return the clearings whose records are kept, the newest first."""
-        found = []
-        for listed in self._space.ls(UserSpacePaths.CLEARINGS):
-            raw = self._space.get(listed.path).value
-            if raw is not None:
-                signed = self._opened(raw)
-                slot = signed.record.slot
-                found.append(
-                    Clearing(signed.id, slot.slot_id, slot.kind, signed.record.at_ms, slot.rule)
-                )
-        return sorted(found, key=lambda each: (-each.at_ms, each.id))
-
-    def clearing(self, record_id: bytes) -> bytes:
-        """Return a signed clearing record, as `xsc verify` reads it.
+    def proof(self, record_id: bytes) -> bytes:
+        """Return a clearing record with what it names: an own one, or a false one of another.
 
         Raises:
             NotFound: it is not kept.
         """
-        raw = self._space.get(UserSpacePaths.clearing(record_id)).value
-        if raw is None:
-            raise NotFound(
-                "the clearing is not kept any more",
-                hint="`xsc market clearings` lists those that are",
-            )
-        return raw
+        for provider, false_id in self.proofs.false_clearings().items():
+            if false_id == record_id:
+                return self.proofs.evidence(provider)
+        return packed(self._context, self.records.raw(record_id), self.records.named(record_id))
 
-    async def opened(self, provider: bytes, record_id: bytes) -> Signed[ClearingRecord]:
-        """Return a clearing record: an own one that is kept, or another's, recomputed.
+    async def opened(self, provider: bytes, record_id: bytes) -> Checked:
+        """Return a clearing record, recomputed: an own one that is kept, or another's.
 
         Raises:
             NotFound, UnavailableError: it is not kept, or its provider does not give it.
             ProofInvalid: another's does not recompute.
         """
-        if provider == self._node:
-            return self._opened(self.clearing(record_id))
-        return await self._proofs.open(provider, record_id)
+        if provider != self._node:
+            return await self.proofs.open(provider, record_id)
+        raw, named = self.records.raw(record_id), self.records.named(record_id)
+        return await self._executor.run(check_clearing, raw, named)
 
     def named(self) -> dict[bytes, bytes]:
         """Return the providers of all clearings that are kept here or named by a state."""
@@ -266,12 +240,7 @@ class Allocator:
             for provider, state in self._states.items()
             for slot in state.slot_denominators
         }
-        start = len(UserSpacePaths.CLEARINGS) + 1
-        kept = (from_text(each.path[start:]) for each in self._space.ls(UserSpacePaths.CLEARINGS))
-        return found | dict.fromkeys(kept, self._node)
-
-    def _opened(self, raw: bytes) -> Signed[ClearingRecord]:
-        return open_signed(raw, ClearingRecord, network=self._network, size_max=CLEARING_BYTES_MAX)
+        return found | dict.fromkeys(self.records.ids(), self._node)
 
     def prefixes(self) -> set[str]:
         """Return what has to be followed of all peers: what they need, and what they grant."""
@@ -281,9 +250,6 @@ class Allocator:
             found.add(UserSpacePaths.ALLOCATION_STATE)
         return found
 
-    def _check_clearing(self, _owner: bytes, value: bytes) -> None:
-        self._opened(value)
-
     # Its life
 
     def start(self) -> None:
@@ -292,6 +258,8 @@ class Allocator:
         Raises:
             StoreDamaged: it cannot be read.
         """
+        self.records.start()
+        self.proofs.start()
         cleared = {}
         for key, value in self._rows.scan(_CLEARED, prefix_end(_CLEARED)):
             try:
@@ -323,10 +291,7 @@ class Allocator:
         if not isinstance(row, dict) or row.get("v") != _VERSION:
             raise RecordInvalid("a clearing is of an unknown version")
         record_id = take_bytes(row, "id")
-        value = self._space.get(UserSpacePaths.clearing(record_id)).value
-        if value is None:
-            raise NotFound("the clearing record was not kept")
-        signed = self._opened(value)
+        signed = self.records.opened(record_id)
         turns = {}
         for item in take_list(row, "turns"):
             if not isinstance(item, dict):
@@ -495,7 +460,7 @@ class Allocator:
                 return
             state = self.rules.read_state(raw)
             held = granted_by(state, outcome)
-            await self._publish(held, state, raw)
+            await self._publish(inputs, held, state, raw)
             self._decided = ids
             self._offered_ms = {each.key: each.granted_ms for each in held.granted}
         self._granted, self._cleared = held.granted, held.cleared
@@ -549,20 +514,24 @@ class Allocator:
             is_pending=bool(self._changed),
         )
 
-    async def _publish(self, outcome: Outcome, state: TwoTierAllocationState, raw: bytes) -> None:
+    async def _publish(
+        self, inputs: Inputs, outcome: Outcome, state: TwoTierAllocationState, raw: bytes
+    ) -> None:
         """Keep and publish the clearings that a state names; the oldest records go."""
         cleared = outcome.cleared
-        records = {}
         known = {each.id for each in self._cleared.values()}
-        for made in cleared.values():
-            if made.id not in known:
-                records[made.id] = sign(made.record, self._key, self._network).raw
-        # Those that go make room for the others.
-        values: dict[str, bytes | None] = dict.fromkeys(self._outdated(cleared, records))
-        values |= {UserSpacePaths.clearing(each): raw for each, raw in records.items()}
-        values[UserSpacePaths.ALLOCATION_STATE] = raw
+        made = {
+            each.id: sign(each.record, self._context.key, self._context.network)
+            for each in cleared.values()
+            if each.id not in known
+        }
+        present = {each.id for each in cleared.values()}
+        values, names = self.records.changes(
+            made.values(), present, (inputs.own, *inputs.others.values())
+        )
         # Written before anybody can draw on it, so that what is kept free has its proof.
-        await self._put(values)
+        await self._put(values | {UserSpacePaths.ALLOCATION_STATE: raw})
+        self.records.wrote(names)
         rows: list[Row] = [(_row_key(key), None) for key in self._cleared.keys() - cleared.keys()]
         rows += [
             (_row_key(key), _row(each))
@@ -573,7 +542,7 @@ class Allocator:
         self._cleared = cleared
         self._state, self._raw = state, raw
         for each in outcome.granted:
-            if each.clearing in records:
+            if each.clearing in made:
                 self._log.info(
                     "allocation.granted",
                     customer=short(each.customer),
@@ -596,23 +565,6 @@ class Allocator:
             program.undo()
             raise
         program.wrote()
-
-    def _outdated(
-        self, cleared: Mapping[Key, Cleared], records: Mapping[bytes, bytes]
-    ) -> list[str]:
-        """Return the paths of the oldest clearing records that go, so that new ones fit."""
-        kept = self._space.ls(UserSpacePaths.CLEARINGS)
-        count = len(kept) + len(records)
-        size = sum(each.size_bytes for each in kept) + sum(map(len, records.values()))
-        present = {UserSpacePaths.clearing(each.id) for each in cleared.values()}
-        found = []
-        for each in sorted(kept, key=lambda each: each.sequence):
-            if count <= CLEARINGS_KEPT_MAX and size <= CLEARINGS_BYTES_MAX:
-                break
-            if each.path not in present:
-                found.append(each.path)
-                count, size = count - 1, size - each.size_bytes
-        return found
 
     # What others grant to this node
 
@@ -693,13 +645,13 @@ class Allocator:
             if (state := self._states.get(provider)) is None:
                 continue
             offered = offered_by(provider, self._node, state, needs, slots)
-            if self._proofs.want(provider, frozenset(each.clearing for each in offered)):
+            if self.proofs.want(provider, frozenset(each.clearing for each in offered)):
                 theirs = still_offered(before.get(provider, ()), offered)
             else:
-                proven = self._proofs.of(provider)
+                proven = self.proofs.of(provider)
                 theirs = [each for each in offered if is_proven(each, proven)]
             self._received_of[provider] = theirs
-        self._proofs.keep(self._received_of)
+        self.proofs.keep(self._received_of)
         self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
         self._received = tuple(each for theirs in self._received_of.values() for each in theirs)
         now_ms = self._clock.now_ms()

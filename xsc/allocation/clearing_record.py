@@ -3,7 +3,8 @@
 Whoever checks trusts the provider's word for the capacity, for what credit and shares left of
 each need, that nobody and no recognition is missing, and that nothing in it had been replaced. A
 customer sees whether it is there, and each line follows from what the record has
-(docs/design/allocation.md, P1 to P5).
+(docs/design/allocation.md, P1 to P5). A record names what was published by hash, so whoever checks
+it needs these values, too.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from xsc.base.ids import short, to_text
 from xsc.base.limits import (
     ALLOCATIONS_MAX,
     CLEARING_BYTES_MAX,
+    CLEARING_VALUE_BYTES,
+    CLEARINGS_BYTES_MAX,
     KIB,
-    PARTICIPANTS_MAX,
     STRANGER_BYTES_MAX,
 )
 from xsc.identity.envelope import Signed, open_signed
@@ -48,6 +50,11 @@ _FRAME_BYTES = 4 * KIB
 """Of the record, beside its slot, participants and what the provider published."""
 
 
+def charged(size_bytes: int) -> int:
+    """Return what a value counts of CLEARINGS_BYTES_MAX."""
+    return max(size_bytes, CLEARING_VALUE_BYTES)
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
     """What a node published, parsed, and the space records that sign it."""
@@ -59,16 +66,23 @@ class Published:
     """What it gives to others, in ppm."""
     recognition_value: SpaceValue | None = None
 
+    named: Mapping[bytes, SpaceValue] = field(init=False)
+    """What records name of it: its commitment, then its recognition where it has one."""
     size_bytes: int = field(init=False)
-    """What it takes in a record, with what is granted to it."""
+    """What it takes of what is kept, with what is granted to it."""
 
     def __post_init__(self) -> None:
-        values = [self.commitment_value]
-        if self.recognition_value is not None:
-            values.append(self.recognition_value)
-        size = sum(len(value.record) + len(value.value) for value in values)
-        size += _PARTICIPANT_BYTES + _NEED_BYTES * len(self.commitment.needs)
+        values = (self.commitment_value, self.recognition_value)
+        named = {value.name: value for value in values if value is not None}
+        size = _PARTICIPANT_BYTES + _NEED_BYTES * len(self.commitment.needs)
+        size += sum(charged(len(each.record) + len(each.value)) for each in named.values())
+        object.__setattr__(self, "named", named)
         object.__setattr__(self, "size_bytes", size)
+
+    @property
+    def recognition_name(self) -> bytes | None:
+        """How a record names its recognition."""
+        return None if self.recognition_value is None else self.recognition_value.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +140,8 @@ def wanted(offer: Offer, provider: Published, customer: Published) -> dict[bytes
 class Room:
     """What bounds those that take part in one clearing."""
 
-    bytes_max: int = CLEARING_BYTES_MAX
-    """Of the record."""
+    bytes_max: int = CLEARINGS_BYTES_MAX
+    """Of the record with what it names."""
     needs_max: int = ALLOCATIONS_MAX
 
 
@@ -154,7 +168,7 @@ def rank(taker: Taker, salt: bytes) -> Rank:
 def admitted(
     provider: Published, takers: Iterable[Taker], slot: AvailabilitySlot, most: Room = Room()
 ) -> list[Taker]:
-    """Return the customers that take part, so that the record and what is granted have room.
+    """Return the customers that take part, so that there is room for what is granted and named.
 
     Who publishes or needs more than there is room for is passed over, and a stranger that
     publishes more than STRANGER_BYTES_MAX as well.
@@ -174,8 +188,6 @@ def admitted(
             continue
         taken.append(taker)
         room, lines = room - size, lines - needs
-        if len(taken) == PARTICIPANTS_MAX:
-            break
     return taken
 
 
@@ -257,7 +269,7 @@ def clear_window(
     customers: Sequence[Published],
     eligible: Mapping[bytes, Mapping[bytes, int]],
     *,
-    left_out: int = 0,
+    left_out: Iterable[bytes] = (),
 ) -> ClearingRecord:
     """Clear one window of a slot and return the record, not yet signed.
 
@@ -266,7 +278,7 @@ def clear_window(
         provider: whose slot it is.
         customers: those that `admitted` returned, each with a need that matches.
         eligible: units by customer and need, of what `wanted` says at most; zeros take no part.
-        left_out: how many customers were not admitted.
+        left_out: customers that were not admitted.
 
     Raises:
         RecordInvalid: the slot is not published.
@@ -288,13 +300,13 @@ def clear_window(
         window=offer.window,
         at_ms=offer.at_ms,
         capacity=offer.capacity,
-        commitment=provider.commitment_value,
-        recognition=provider.recognition_value,
+        commitment=provider.commitment_value.name,
+        recognition=provider.recognition_name,
         participants=tuple(
             Participant(
                 customer=customer.node,
-                commitment=customer.commitment_value,
-                recognition=customer.recognition_value,
+                commitment=customer.commitment_value.name,
+                recognition=customer.recognition_name,
                 eligible=tuple(
                     sorted(
                         (need, units)
@@ -306,7 +318,7 @@ def clear_window(
             )
             for customer in sorted(customers, key=lambda customer: customer.node)
         ),
-        left_out=left_out,
+        left_out=tuple(sorted(left_out)),
         tiers=tier_lines(cleared),
     )
 
@@ -344,26 +356,38 @@ def offer_of(record: ClearingRecord) -> Offer:
     return Offer(record.slot, record.window, record.at_ms, record.capacity)
 
 
-def open_inputs(record: ClearingRecord, network: bytes) -> tuple[Published, list[Published]]:
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A clearing record that recomputes, and what it followed from."""
+
+    signed: Signed[ClearingRecord]
+    provider: Published
+    customers: list[Published]
+
+    @property
+    def record(self) -> ClearingRecord:
+        """The record."""
+        return self.signed.record
+
+
+def _open_inputs(
+    record: ClearingRecord, named: Mapping[bytes, SpaceValue], network: bytes
+) -> tuple[Published, list[Published]]:
     """Return what the provider and the customers published, all signatures checked.
 
     Raises:
-        PeerError, LimitError: as `read_published`.
+        PeerError, LimitError: as `read_published`, or a value is missing.
     """
-    provider = read_published(
-        record.provider, record.commitment, record.recognition, network=network, at_ms=record.at_ms
-    )
-    customers = [
-        read_published(
-            participant.customer,
-            participant.commitment,
-            participant.recognition,
-            network=network,
-            at_ms=record.at_ms,
-        )
-        for participant in record.participants
+
+    def read(node: bytes, commitment: bytes, recognition: bytes | None) -> Published:
+        if commitment not in named or (recognition is not None and recognition not in named):
+            raise RecordInvalid(f"what {short(node)} had published is missing")
+        given = None if recognition is None else named[recognition]
+        return read_published(node, named[commitment], given, network=network, at_ms=record.at_ms)
+
+    return read(record.provider, record.commitment, record.recognition), [
+        read(each.customer, each.commitment, each.recognition) for each in record.participants
     ]
-    return provider, customers
 
 
 def eligible_of(record: ClearingRecord) -> dict[bytes, dict[bytes, int]]:
@@ -371,18 +395,35 @@ def eligible_of(record: ClearingRecord) -> dict[bytes, dict[bytes, int]]:
     return {each.customer: dict(each.eligible) for each in record.participants}
 
 
-def check_clearing(raw: bytes, *, network: bytes | None = None) -> Signed[ClearingRecord]:
-    """Return a clearing record, once it was recomputed from what it has.
+def open_clearing(raw: bytes, network: bytes | None = None) -> Signed[ClearingRecord]:
+    """Return a clearing record that its provider signed; what it says is not checked.
+
+    Raises:
+        PeerError, LimitError: it is none.
+    """
+    signed = open_signed(raw, ClearingRecord, network=network, size_max=CLEARING_BYTES_MAX)
+    if signed.author != signed.record.provider:
+        raise RecordInvalid("the clearing is not signed by its provider")
+    return signed
+
+
+def check_clearing(
+    raw: bytes, values: Iterable[SpaceValue], *, network: bytes | None = None
+) -> Checked:
+    """Return a clearing record, once it was recomputed from what it names.
+
+    Args:
+        raw: the record.
+        values: those that it names, and maybe others.
+        network: its network; None for any.
 
     Raises:
         ProofInvalid: the first thing that is wrong.
     """
     try:
-        signed = open_signed(raw, ClearingRecord, network=network, size_max=CLEARING_BYTES_MAX)
-        record = signed.record
-        if signed.author != record.provider:
-            raise RecordInvalid("the clearing is not signed by its provider")
-        provider, customers = open_inputs(record, signed.network)
+        signed = open_clearing(raw, network)
+        record, named = signed.record, {each.name: each for each in values}
+        provider, customers = _open_inputs(record, named, signed.network)
         check_eligible(offer_of(record), provider, customers, eligible_of(record))
         again = clear_window(
             offer_of(record),
@@ -402,7 +443,7 @@ def check_clearing(raw: bytes, *, network: bytes | None = None) -> Signed[Cleari
     for told, true in zip(record.tiers, again.tiers, strict=True):
         if told != true:
             raise ProofInvalid(f"the stage {told.tier} is not as the rule serves it")
-    return signed
+    return Checked(signed, provider, customers)
 
 
 def _outcome(participant: Participant) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from xsc.allocation.allocating import Allocator
+from xsc.allocation.clearing_record import Checked
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.matching import Party
 from xsc.allocation.reasons import Pair, Said, of_absence, of_mismatch, of_outcome
@@ -21,8 +22,6 @@ from xsc.base.ids import to_text
 from xsc.base.limits import WHY_RECORDS_MAX, WHYS_MAX
 from xsc.base.peering import Peers
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed
-from xsc.terms.clearing import ClearingRecord
 from xsc.terms.slot import AvailabilitySlot, Commitment, EntitlementKey, NeedSlot, Window
 
 
@@ -168,7 +167,7 @@ class Explaining:
         if not matched:
             return Explanation(others[:WHYS_MAX], len(others) > WHYS_MAX)
         rows: list[Explained] = []
-        opened: dict[bytes, Signed[ClearingRecord] | Said] = {}
+        opened: dict[bytes, Checked | Said] = {}
         for pair in matched:
             windows = self._cleared(pair)
             if not windows:
@@ -200,7 +199,7 @@ class Explaining:
             if each.slot == slot_id
         ]
 
-    async def _open(self, provider: bytes, record_id: bytes) -> Signed[ClearingRecord] | Said:
+    async def _open(self, provider: bytes, record_id: bytes) -> Checked | Said:
         """Return a record that may be explained, or why it may not."""
         try:
             return await self._allocator.opened(provider, record_id)
@@ -214,34 +213,31 @@ class Explaining:
             )
 
     async def _of_window(
-        self, pair: Pair, window: Window, record_id: bytes, signed: Signed[ClearingRecord] | Said
+        self, pair: Pair, window: Window, record_id: bytes, checked: Checked | Said
     ) -> Explained:
-        if isinstance(signed, Said):
-            return Explained(pair, signed, record_id, window)
-        record = signed.record
+        if isinstance(checked, Said):
+            return Explained(pair, checked, record_id, window)
+        record = checked.record
         if (record.slot.slot_id, record.window) != (pair.slot.slot_id, window):
             said = Said("the clearing record that its provider names is of another slot or window")
             return Explained(pair, said, record_id, window)
         customer, need = pair.customer.node, pair.need
         try:
             async with self._turn:
-                why = await self._executor.run(explain, signed, customer, need.slot_id)
+                why = await self._executor.run(explain, checked, customer, need.slot_id)
         except NotFound:
             slot_id = record.slot.slot_id
-            key = EntitlementKey(signed.author, slot_id, window[0], customer, need.slot_id)
+            key = EntitlementKey(record.provider, slot_id, window[0], customer, need.slot_id)
             drawn = self._drawn().get(key, 0)
-            return Explained(pair, of_absence(pair, record, drawn), record_id, window)
+            return Explained(pair, of_absence(pair, checked, drawn), record_id, window)
         return Explained(pair, of_outcome(why, need), record_id, window, why)
 
     async def _of_clearing(self, provider: bytes, record_id: bytes) -> Explanation:
         """Explain everybody of an own clearing, and the own needs of another's."""
-        signed = await self._allocator.opened(provider, record_id)
-        record = signed.record
+        checked = await self._allocator.opened(provider, record_id)
+        record = checked.record
         if provider == self._node:
-            seen = {
-                each.customer: Commitment.read(each.commitment.value).needs
-                for each in record.participants
-            }
+            seen = {each.node: each.commitment.needs for each in checked.customers}
         else:
             seen = {self._node: self._own_needs}
         took_part = {
@@ -255,7 +251,7 @@ class Explaining:
                 if reason is None or (customer, pair.need.slot_id) in took_part:
                     if len(rows) == WHYS_MAX:
                         return Explanation(rows, True)
-                    rows.append(await self._of_window(pair, record.window, record_id, signed))
+                    rows.append(await self._of_window(pair, record.window, record_id, checked))
                 else:
                     said = of_mismatch(pair, reason)
                     others.append(Explained(pair, said, record_id, record.window))

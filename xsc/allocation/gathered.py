@@ -1,13 +1,13 @@
 """Canonical bytes of all that a round follows from, so that a program can be given it.
 
 They have each published value with the record that signs it. Of earlier clearings they have what a
-round reads: who took part with what it published, is left out.
+round reads: what was granted, and not what was asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, ClassVar, Final, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -32,9 +32,6 @@ from xsc.terms.clearing import (
 )
 from xsc.terms.quote import Kind, SlotId
 from xsc.terms.slot import Commitment, EntitlementKey
-
-_NOTHING: Final = SpaceValue(record=b"", value=b"")
-
 
 _Record = Annotated[bytes, Field(max_length=SPACE_EVIDENCE_BYTES_MAX)]
 _Value = Annotated[bytes, Field(max_length=COMMITMENT_BYTES_MAX)]
@@ -92,18 +89,10 @@ def _published(found: _Said) -> Published:
 
 def _cleared(each: Cleared) -> Value:
     """Return what a round reads of an earlier clearing."""
-    record = each.record
-    brief = record.model_copy(
-        update={
-            "commitment": _NOTHING,
-            "recognition": None,
-            "participants": tuple(
-                one.model_copy(update={"commitment": _NOTHING, "recognition": None, "eligible": ()})
-                for one in record.participants
-                if one.lines
-            ),
-        }
+    served = (
+        one.model_copy(update={"eligible": ()}) for one in each.record.participants if one.lines
     )
+    brief = each.record.model_copy(update={"participants": tuple(served), "left_out": ()})
     turns: list[Value] = [
         [customer, turn.offered_ms, turn.lapses, turn.paused_until_ms]
         for customer, turn in sorted(each.turns.items())

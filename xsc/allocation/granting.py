@@ -36,7 +36,6 @@ from xsc.base.limits import (
     ALLOCATIONS_A_STRANGER_MAX,
     ALLOCATIONS_MAX,
     CLEARED_SLOTS_MAX,
-    CLEARING_BYTES_MAX,
     CLEARINGS_BYTES_MAX,
     OFFER_MS,
     OFFER_PAUSE_MS,
@@ -265,7 +264,9 @@ class _Round:
         pinned = self._pinned.get(key, {})
         digest = _inputs(offer, taking, eligible, pinned)
         if before is None or before.inputs != digest:
-            record = self._divide(offer, taking, eligible, pinned, len(takers) - len(taking))
+            nodes = {taker.published.node for taker in taking}
+            left_out = {taker.published.node for taker in takers} - nodes
+            record = self._divide(offer, taking, eligible, pinned, left_out)
             before = Cleared(digest, record, record.id, before.turns if before else {})
         before = replace(before, turns=self._turns_after(before, taking, drawn))
         needs = {
@@ -405,7 +406,7 @@ class _Round:
         takers: Sequence[Taker],
         eligible: dict[bytes, dict[bytes, int]],
         pinned: Mapping[Pin, int],
-        left_out: int,
+        left_out: Iterable[bytes],
     ) -> ClearingRecord:
         """Return the record of a window; whoever has drawn more than it is granted keeps that."""
         customers = [taker.published for taker in takers]
@@ -443,7 +444,7 @@ def clear_all(inputs: Inputs, room: SlotRoom) -> Outcome:
     """
     slots = {slot.slot_id: slot for slot in inputs.own.commitment.slots}
     windows = windows_ahead(slots.values(), inputs.now_ms)
-    bytes_max = min(CLEARING_BYTES_MAX, CLEARINGS_BYTES_MAX // max(1, len(windows)))
+    bytes_max = CLEARINGS_BYTES_MAX // max(1, len(windows))
     made, cleared = _Round(inputs, room), {}
     for window, key in windows:
         found = made.clear(slots[key[0]], window, bytes_max)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from xsc.allocation.clearing_record import Checked
 from xsc.allocation.matching import Mismatch, Party, mismatch, overlap, unmet, windows_of
 from xsc.allocation.why import Why
 from xsc.base.limits import PPM
 from xsc.base.units import ceil_div, format_credits, format_level, format_share
-from xsc.terms.clearing import ClearingRecord
 from xsc.terms.quote import Kind
-from xsc.terms.slot import STEP, AvailabilitySlot, Commitment, NeedSlot
+from xsc.terms.slot import STEP, AvailabilitySlot, NeedSlot
 
 _SHARE_STEP_PPM: Final = 1000
 """Shares are shown with one decimal; a bound is rounded up, so that it suffices."""
@@ -69,15 +69,15 @@ def of_mismatch(pair: Pair, reason: Mismatch) -> Said:
             return Said("no window of the slot overlaps one of the need")
 
 
-def of_absence(pair: Pair, record: ClearingRecord, drawn: int) -> Said:
+def of_absence(pair: Pair, checked: Checked, drawn: int) -> Said:
     """Return why a need that matches a slot took no part in a clearing.
 
     Args:
         pair: the slot and the need, as they are now.
-        record: of the clearing.
+        checked: the clearing.
         drawn: quanta that the need has drawn of the window.
     """
-    need, customer = pair.need, pair.customer.node
+    need, customer, record = pair.need, pair.customer.node, checked.record
     time = overlap(record.window, windows_of(need))
     if time is None:
         return Said("this window of the slot overlaps none of the need")
@@ -86,11 +86,12 @@ def of_absence(pair: Pair, record: ClearingRecord, drawn: int) -> Said:
         return Said(f"it has drawn {has} and keeps that; only the rest was cleared")
     if need.cap(pair.provider.node) == 0:
         return Said("others fill it, so it takes nothing more of this provider")
-    seen = next((each for each in record.participants if each.customer == customer), None)
+    if customer in record.left_out:
+        return Said("its provider had no room for all customers, and left this one out")
+    seen = next((each.commitment for each in checked.customers if each.node == customer), None)
     if seen is None:
-        room = f", or had no room for {record.left_out} customers" if record.left_out else ""
-        return Said(f"its provider had not seen the need when it cleared{room}")
-    stated = {each.slot_id: each.number for each in Commitment.read(seen.commitment.value).needs}
+        return Said("its provider had not seen the need when it cleared")
+    stated = {each.slot_id: each.number for each in seen.needs}
     if stated.get(need.slot_id) != need.number:
         return Said("the need was stated or changed after this clearing")
     if pair.customer.tier == "open" and time[0] > record.at_ms:

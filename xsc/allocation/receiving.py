@@ -1,8 +1,8 @@
 """Decides which grants of other nodes a customer takes.
 
 A state only says what to look at. A line of it counts if the provider publishes a slot with that
-window which matches the need, and if the clearing record that it names, recomputed, has the same
-line (docs/design/allocation.md, G8).
+window which matches the need, and if the clearing record that it names has the same line
+(docs/design/allocation.md, G8).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Line: TypeAlias = tuple[bytes, Window, bytes, Tier, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What a checked clearing record grants to one customer."""
+    """What a clearing record grants to one customer."""
 
     at_ms: int
     """When it was made, by its provider."""
@@ -103,6 +103,18 @@ def proven_of(record: ClearingRecord, customer: bytes) -> Proven:
         price = price_of(record.slot, lines)
         found.add((record.slot.slot_id, record.window, need, lines[0][0], units, price))
     return Proven(record.at_ms, frozenset(found), stages)
+
+
+def is_line_right(record: ClearingRecord, customer: bytes) -> bool:
+    """Return whether each line of a customer has a price that the slot asks of its stage."""
+    slot = record.slot
+    rungs = {"mutual": slot.price_mutual, "one_way": slot.price_one_way}
+    return all(
+        price == rungs[tier] if tier in rungs else price >= slot.reserve
+        for each in record.participants
+        if each.customer == customer
+        for _, tier, _, price in each.lines
+    )
 
 
 def is_proven(each: Entitlement, proven: Mapping[bytes, Proven]) -> bool:

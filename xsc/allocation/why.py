@@ -13,10 +13,10 @@ from typing import Literal
 
 from xsc.allocation.clearing import STRANGER, Bid, Line, SlotTerms, Standing, clear
 from xsc.allocation.clearing_record import (
+    Checked,
     bids_of,
     eligible_of,
     offer_of,
-    open_inputs,
     terms_of,
     weights_of,
 )
@@ -24,8 +24,6 @@ from xsc.allocation.tiers import TIERS
 from xsc.base.errors import NotFound
 from xsc.base.ids import to_text
 from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PPM
-from xsc.identity.envelope import Signed
-from xsc.terms.clearing import ClearingRecord
 from xsc.terms.quote import Tier
 
 
@@ -169,17 +167,15 @@ def _displaced(
     )
 
 
-def explain(signed: Signed[ClearingRecord], customer: bytes, need: bytes) -> Why:
+def explain(checked: Checked, customer: bytes, need: bytes) -> Why:
     """Return why a need was granted what a clearing record says.
 
     Raises:
         NotFound: the need took no part in it.
-        PeerError, LimitError: the record does not hold what it should.
     """
-    record = signed.record
-    provider, customers = open_inputs(record, signed.network)
-    offer = offer_of(record)
-    bids, weights = bids_of(customers, eligible_of(record)), weights_of(provider, customers)
+    offer = offer_of(checked.record)
+    bids = bids_of(checked.customers, eligible_of(checked.record))
+    weights = weights_of(checked.provider, checked.customers)
     for bid in bids:
         if bid.key == (customer, need):
             return why(terms_of(offer), bids, weights, offer.salt, bid)

@@ -103,6 +103,8 @@ class PeerHealth:
     wrong: int
     last_seen_ms: int | None
     skew_ms: int | None
+    false_clearing: str | None
+    """A clearing that it signed and that does not recompute."""
 
 
 @model

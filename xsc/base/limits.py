@@ -613,10 +613,9 @@ WHYS_MAX = 64
 """Rows of one explanation: each is cleared again some dozens of times."""
 WHY_RECORDS_MAX = 16
 """Clearing records that one explanation fetches from others, of CLEARING_BYTES_MAX each."""
-CLEARINGS_KEPT_MAX = 1_024
-"""Clearing records in the own space: the present ones, and the newest of the others."""
 CLEARINGS_BYTES_MAX = 32 * MIB
-"""What they take together; half of what an owner has in its space."""
+"""Of the clearing records in the own space, with what they name: the present ones, of which each
+window has an equal part, and the newest of the others; half of what an owner has in its space."""
 CONVERGED_LOOK_MS = 1_000
 """How long a node waits for further changes before it says that it has converged."""
 CLEARING_ASKED_MAX = 10
@@ -645,14 +644,16 @@ INCARNATIONS_A_PEER_MAX = 4
 INCARNATIONS_MS = 60_000
 
 # Clearing
-PARTICIPANTS_MAX = 256
-"""Customers of one clearing. Of more, the most recognised take part, and of strangers some by
-lot: the record of a clearing, which carries what it follows from, fits a value of the space."""
-STRANGER_BYTES_MAX = 8 * KIB
+STRANGER_BYTES_MAX = 16 * KIB
 """What a clearing reads of a customer that its provider does not recognise."""
 CLEARING_BYTES_MAX = 1 * MIB
-"""Of a signed clearing record: a value of the space. Where many windows are cleared, each has an
-equal part of CLEARINGS_BYTES_MAX."""
+"""Of a signed clearing record: a value of the space."""
+CLEARING_VALUE_BYTES = 4 * KIB
+"""What a value that a clearing record names counts at least, so that they are not too many."""
+CLEARING_DRAW = 16
+"""A customer recomputes one in so many of the clearings that grant it something."""
+FALSE_CLEARINGS_MAX = 16
+"""Clearings that did not recompute and are kept as evidence, of one provider each."""
 GATHERED_BYTES_MAX = 16 * MIB
 """Of all that one round of the allocation follows from. Beyond it the program does not serve."""
 SPACE_EVIDENCE_BYTES_MAX = 24 * KIB

@@ -6,7 +6,7 @@ import click
 
 from xsc.base.units import format_share
 from xsc.cli.options import Command, Settings, pass_settings
-from xsc.cli.output import moment, named, show_json, show_table
+from xsc.cli.output import moment, named, short, show_json, show_table
 
 
 @click.command(cls=Command)
@@ -20,7 +20,7 @@ def health(settings: Settings) -> None:
     show_table(
         [
             *("peer", "state", "<availability", "<quality", "<response", "<probes", "<missed"),
-            *("<wrong", "seen"),
+            *("<wrong", "seen", "false clearing"),
         ],
         [
             [
@@ -33,6 +33,7 @@ def health(settings: Settings) -> None:
                 str(row["misses"]),
                 str(row["wrong"]),
                 moment(row["last_seen_ms"]),
+                short(row["false_clearing"]) if row["false_clearing"] else "",
             ]
             for row in answer["peers"]
         ],

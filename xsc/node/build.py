@@ -410,6 +410,7 @@ class Node:
             once=self.tasks.once,
             on_offered=self.market.signing.wake,
             held=self.market.signing.held_steps,
+            report=self.health.report,
         )
         self.explaining = Explaining(
             context,

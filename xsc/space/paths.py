@@ -122,6 +122,7 @@ class UserSpacePaths:
     COMMITMENT = "allocation/commitment"
     ALLOCATION_STATE = "allocation/state"
     CLEARINGS = "market/clearings"
+    NAMED = "market/named"
     PROGRAMS = "programs"
     SERVICES = "programs/services"
     NODES = "nodes"
@@ -209,3 +210,8 @@ class UserSpacePaths:
     def clearing(record_id: bytes) -> str:
         """Return where a provider keeps the record of one clearing."""
         return _made("market", "clearings", to_text(record_id))
+
+    @staticmethod
+    def named(name: bytes) -> str:
+        """Return where a provider keeps a value that clearing records name."""
+        return _made("market", "named", to_text(name))

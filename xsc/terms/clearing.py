@@ -1,9 +1,9 @@
 """What a provider publishes of its clearings (docs/design/allocation.md, P1 to P5).
 
-A `ClearingRecord` has everything that one clearing followed from: what was published, with the
-records of the spaces that sign it, and what only the provider can say (capacity, what credit
-and shares left of each need). So anybody recomputes it. A `TwoTierAllocationState`
-sums up all present clearings of a node; it is the value at `allocation/state`.
+A `ClearingRecord` names by hash what was published and one clearing followed from, and says what
+only the provider can: capacity, what credit and shares left of each need. A `ClearingProof` packs
+it with the values that it names, so anybody recomputes it. A `TwoTierAllocationState` sums up all
+present clearings of a node; it is the value at `allocation/state`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from typing import Annotated, ClassVar, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from xsc.base.encoding import tagged_sha256
 from xsc.base.limits import (
     ALLOCATIONS_MAX,
     CLEARED_SLOTS_MAX,
+    CLEARING_BYTES_MAX,
     COMMITMENT_BYTES_MAX,
     DAMPING_HISTORY_MAX,
+    KIB,
     NEEDS_MAX,
-    PARTICIPANTS_MAX,
     PEERS_MAX,
     PPM,
     SPACE_EVIDENCE_BYTES_MAX,
@@ -69,6 +71,21 @@ class SpaceValue(Record):
     record: Annotated[bytes, Field(max_length=SPACE_EVIDENCE_BYTES_MAX)]
     value: Annotated[bytes, Field(max_length=COMMITMENT_BYTES_MAX)]
 
+    @classmethod
+    def read(cls, raw: bytes) -> Self:
+        """Return the value that a provider keeps of what its clearings name.
+
+        Raises:
+            TooLarge, RecordInvalid: it is none.
+        """
+        most = COMMITMENT_BYTES_MAX + SPACE_EVIDENCE_BYTES_MAX + KIB
+        return cls.from_bytes(raw, size_max=most)
+
+    @property
+    def name(self) -> bytes:
+        """The hash by which clearings name it: of the record, which has the hash of the value."""
+        return tagged_sha256("clearing/named", self.record)
+
 
 class TierLine(Record):
     """How one stage was served."""
@@ -100,8 +117,9 @@ class Participant(Record):
     KIND: ClassVar[str] = "clearing_participant"
 
     customer: Id32
-    commitment: SpaceValue
-    recognition: SpaceValue | None
+    commitment: Id32
+    """By `SpaceValue.name`, as all that was published."""
+    recognition: Id32 | None
     """None where it gives the provider nothing that counts."""
     eligible: Annotated[tuple[tuple[SlotId, Steps], ...], Field(max_length=NEEDS_MAX)]
     """Needs by rising ids, with the units that credit and shares leave: the provider's word."""
@@ -127,14 +145,14 @@ class ClearingRecord(Record):
     at_ms: Count
     capacity: Count
     """What is divided: the slot's quantity without what is drawn, at most; the provider's word."""
-    commitment: SpaceValue
+    commitment: Id32
     """The provider's own: it has the slot."""
-    recognition: SpaceValue | None
+    recognition: Id32 | None
     """The provider's own; None where it recognises nobody."""
-    participants: Annotated[tuple[Participant, ...], Field(max_length=PARTICIPANTS_MAX)]
+    participants: Annotated[tuple[Participant, ...], Field(max_length=ALLOCATIONS_MAX)]
     """By rising ids."""
-    left_out: Count
-    """Customers with matching needs for whom the record had no room: the provider's word."""
+    left_out: Annotated[tuple[Id32, ...], Field(max_length=PEERS_MAX)]
+    """By rising ids: customers with matching needs for whom it had no room; the provider's word."""
     tiers: Annotated[tuple[TierLine, ...], Field(min_length=3, max_length=3)]
     """Mutual, one-way, open."""
 
@@ -145,11 +163,34 @@ class ClearingRecord(Record):
         if self.capacity > self.slot.quantity:
             raise ValueError("more is divided than the slot has")
         customers = [participant.customer for participant in self.participants]
-        if any(one >= other for one, other in pairwise(customers)):
+        if any(one >= other for ids in (customers, self.left_out) for one, other in pairwise(ids)):
             raise ValueError("the customers do not rise")
+        if sum(len(each.eligible) for each in self.participants) > ALLOCATIONS_MAX:
+            raise ValueError(f"it has more than {ALLOCATIONS_MAX} lines")
         if [line.tier for line in self.tiers] != ["mutual", "one_way", "open"]:
             raise ValueError("the stages are not mutual, one-way, open")
         return self
+
+    @property
+    def names(self) -> frozenset[bytes]:
+        """The names of all published values that it followed from."""
+        found = {self.commitment, self.recognition}
+        for each in self.participants:
+            found |= {each.commitment, each.recognition}
+        return frozenset(name for name in found if name is not None)
+
+
+class ClearingProof(Record):
+    """A clearing record with the values that it names, as `xsc verify` reads it.
+
+    Whoever packs it signs it, which proves nothing more.
+    """
+
+    KIND: ClassVar[str] = "clearing_proof"
+
+    clearing: Annotated[bytes, Field(max_length=CLEARING_BYTES_MAX)]
+    """The record, signed by its provider."""
+    named: Annotated[tuple[SpaceValue, ...], Field(max_length=2 * ALLOCATIONS_MAX)]
 
 
 class SlotAllocationRecord(Record):

@@ -20,12 +20,13 @@ from xsc.allocation.clearing_record import (
     wanted,
 )
 from xsc.allocation.recognition import value_of
+from xsc.base.limits import CLEARINGS_BYTES_MAX
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.space.itc import event_bytes
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceRecord, value_digest
-from xsc.terms.clearing import ClearingRecord, SpaceValue
+from xsc.terms.clearing import ClearingProof, ClearingRecord, SpaceValue
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 
 NOW_MS = 1_700_000_000_000
@@ -122,10 +123,13 @@ def takers(own: Published, others: Iterable[Published], offer: Offer) -> list[Ta
     return sorted(found, key=lambda taker: rank(taker, offer.salt))
 
 
-def taking(own: Published, others: Iterable[Published], offer: Offer) -> list[Published]:
+def taking(
+    own: Published, others: Iterable[Published], offer: Offer, bytes_max: int = CLEARINGS_BYTES_MAX
+) -> list[Published]:
     """Return those that take part."""
+    room = Room(bytes_max)
     return [
-        taker.published for taker in admitted(own, takers(own, others, offer), offer.slot, Room())
+        taker.published for taker in admitted(own, takers(own, others, offer), offer.slot, room)
     ]
 
 
@@ -135,12 +139,30 @@ def cleared(
     """Clear as a provider does; everything that is wanted is eligible."""
     taken = taking(own, others, offer)
     eligible = {other.node: wanted(offer, own, other) for other in taken}
-    record = clear_window(offer, own, taken, eligible, left_out=len(others) - len(taken))
+    nodes = {other.node for other in taken}
+    left_out = {other.node for other in others} - nodes
+    record = clear_window(offer, own, taken, eligible, left_out=left_out)
     return sign(record, provider, network)
 
 
-def random_clearing(random: Random, network: bytes) -> Signed[ClearingRecord]:
-    """Return the signed clearing of a random world of one provider and up to eight customers."""
+def named(*published: Published) -> list[SpaceValue]:
+    """Return what records name of what was published."""
+    return [value for each in published for value in each.named.values()]
+
+
+def proof(signed: Signed[ClearingRecord], values: Iterable[SpaceValue], packer: KeyPair) -> bytes:
+    """Pack a record with what it names."""
+    packed = ClearingProof(clearing=signed.raw, named=tuple(values))
+    return sign(packed, packer, signed.network).raw
+
+
+def random_clearing(
+    random: Random, network: bytes
+) -> tuple[Signed[ClearingRecord], list[SpaceValue]]:
+    """Return the signed clearing of a random world of one provider and up to eight customers.
+
+    With it comes what it names.
+    """
     provider = key(1)
     customers = [key(2 + number) for number in range(random.randint(0, 8))]
     offered = slot(
@@ -176,4 +198,5 @@ def random_clearing(random: Random, network: bytes) -> Signed[ClearingRecord]:
         others.append(published(customer, network, said, gives))
     window = offered.windows[0]
     capacity = random.randint(0, offered.quantity)
-    return cleared(Offer(offered, window, NOW_MS, capacity), provider, own, others, network)
+    signed = cleared(Offer(offered, window, NOW_MS, capacity), provider, own, others, network)
+    return signed, named(own, *others)

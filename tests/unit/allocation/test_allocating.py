@@ -11,7 +11,7 @@ import pytest
 from tests.settle import settle
 from tests.unit.allocation.test_commitments import Node
 from tests.unit.space.test_store import record
-from xsc.allocation import allocating, granting
+from xsc.allocation import granting, records
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all, windows_ahead
@@ -19,14 +19,13 @@ from xsc.allocation.proofs import Proofs
 from xsc.allocation.receiving import Proven
 from xsc.allocation.tiers import TIERS
 from xsc.base.clock import InlineExecutor, SeededEntropy
-from xsc.base.errors import StoreDamaged
+from xsc.base.errors import NotFound, StoreDamaged
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     ALLOCATION_LOOK_MS,
     CLEARED_SLOTS_MAX,
-    CLEARING_BYTES_MAX,
+    CLEARING_VALUE_BYTES,
     CLEARINGS_BYTES_MAX,
-    CLEARINGS_KEPT_MAX,
     CONVERGED_LOOK_MS,
     PPM,
     ROUND_REST,
@@ -35,7 +34,9 @@ from xsc.base.limits import (
 )
 from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair
+from xsc.node.offline.verify import verify_file
 from xsc.space import table as tables
+from xsc.space.limits import RECORDS_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import (
     SlotAllocationRecord,
@@ -162,7 +163,9 @@ class Allocating(Node):
             once=self.once,
             on_offered=lambda: None,
             held=dict,
+            report=lambda peer, what: self.reports.append((peer, what)),
         )
+        self.reports = []
         self.allocator.serve_by(Direct(self.allocator.rules))
         self.allocator.start()
 
@@ -199,23 +202,27 @@ async def provider(alice, bob, network):
 async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
     provider, bob, monkeypatch
 ):
-    assert CLEARINGS_KEPT_MAX >= 3
-    monkeypatch.setattr(allocating, "CLEARINGS_KEPT_MAX", 3)
-    ids = []
+    # Three records, each with another commitment of the customer, and the provider's own.
+    monkeypatch.setattr(records, "CLEARINGS_BYTES_MAX", 7 * CLEARING_VALUE_BYTES)
+    ids, kept = [], provider.allocator.records
     for number in range(6):
         await provider.needs(bob, need_of(10 + number, 1 + number))
         await provider.allocator.allocate()
         assert provider.quantities() == [10 + number]
         ids += [each.id for each in provider.allocator.present()]
-        kept = {each.id for each in provider.allocator.clearings()}
-        assert kept == set(ids[-3:])
-    size = len(provider.allocator.clearing(ids[-1]))
-    monkeypatch.setattr(allocating, "CLEARINGS_BYTES_MAX", 2 * size + 100)
+        assert {each.id for each in kept.clearings()} == set(ids[-3:])
+        for record_id in ids[-3:]:
+            assert "divided" in verify_file(provider.allocator.proof(record_id))
+        with pytest.raises(NotFound):
+            provider.allocator.proof(ids[-4] if len(ids) > 3 else bytes(32))
+        named = {each.path for each in provider.space.ls(UserSpacePaths.NAMED)}
+        assert len(named) == 1 + min(3, len(ids)), "what no record names any more has gone with it"
+    monkeypatch.setattr(records, "CLEARINGS_BYTES_MAX", 5 * CLEARING_VALUE_BYTES)
     monkeypatch.setattr(tables, "OWNER_BYTES_MAX", provider.space.stats().live_bytes)
     await provider.needs(bob, need_of(16, 9))
     await provider.allocator.allocate()
     assert provider.quantities() == [16]
-    assert len(provider.allocator.clearings()) == 2
+    assert len(kept.clearings()) == 2
 
 
 async def test_who_is_removed_is_granted_nothing_any_more(provider, bob):
@@ -265,7 +272,7 @@ async def test_a_full_space_leaves_what_is_granted_and_stops_no_start(
 
 def test_the_records_of_all_windows_fit_the_own_space():
     assert CLEARINGS_BYTES_MAX <= tables.OWNER_BYTES_MAX // 2
-    assert CLEARED_SLOTS_MAX <= CLEARINGS_KEPT_MAX
+    assert CLEARINGS_BYTES_MAX // CLEARING_VALUE_BYTES <= RECORDS_MAX * 9 // 10
     slots = [
         SLOT.model_copy(update={"slot_id": bytes([number]) * 16}) for number in range(SLOTS_MAX)
     ]
@@ -296,7 +303,6 @@ def test_the_records_of_all_windows_fit_the_own_space():
             clear_all(inputs, Plenty())
         assert len(asked) == count
         assert sum(asked) <= CLEARINGS_BYTES_MAX
-        assert max(asked) <= CLEARING_BYTES_MAX
 
 
 def test_the_next_windows_of_a_slot_are_cleared_and_so_many_at_most():

@@ -13,7 +13,9 @@ from tests.unit.allocation.clearings import (
     NOW_MS,
     cleared,
     key,
+    named,
     need,
+    proof,
     published,
     random_clearing,
     slot,
@@ -34,17 +36,17 @@ from xsc.base.limits import (
     ALLOCATIONS_MAX,
     CLEARED_SLOTS_MAX,
     CLEARING_BYTES_MAX,
-    PARTICIPANTS_MAX,
     PEERS_MAX,
     SPACE_EVIDENCE_BYTES_MAX,
     STRANGER_BYTES_MAX,
 )
-from xsc.identity.envelope import sign
+from xsc.identity.envelope import open_signed, sign
 from xsc.node.offline.verify import verify_file
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import RECORD_ENVELOPE_BYTES_MAX
 from xsc.terms.clearing import (
+    ClearingProof,
     ClearingRecord,
     SlotAllocationRecord,
     SlotDenominators,
@@ -86,36 +88,41 @@ def offer(capacity=100, **changes):
 def test_a_clearing_is_recomputed_from_its_record(world, network):
     own, others = world
     signed = cleared(offer(), PROVIDER, own, others, network)
-    assert check_clearing(signed.raw) == signed
+    values = named(own, *others)
+    assert check_clearing(signed.raw, values).signed == signed
     lines = {each.customer: each.lines for each in signed.record.participants}
     first, second = need(1).slot_id, need(2).slot_id
     assert lines[MUTUAL.node_id] == ((first, "mutual", 40, 2), (second, "mutual", 40, 2))
     assert lines[ONE_WAY.node_id] == ((first, "one_way", 20, 4),)
     assert lines[STRANGER.node_id] == ()
-    assert "divided" in verify_file(signed.raw)
+    assert "divided" in verify_file(proof(signed, values, STRANGER)), "whoever packs it"
+    with pytest.raises(ProofInvalid, match="had published is missing"):
+        check_clearing(signed.raw, values[1:])
 
 
 @pytest.mark.parametrize("case", GOLDEN["records"], ids=lambda case: case["name"])
 def test_golden_clearings(case):
     """The outcomes were computed by `tests/independent`; they never change for one version."""
     raw = bytes.fromhex(case["envelope"])
-    signed = check_clearing(raw)
+    packed = open_signed(raw, ClearingProof, network=None, size_max=len(raw))
+    signed = check_clearing(packed.record.clearing, packed.record.named).signed
     assert signed.id.hex() == case["id"]
     assert [
         [line[0].hex(), *line[1:]] for each in signed.record.participants for line in each.lines
     ] == case["lines"]
     again = sign(signed.record, key(1), signed.network)
-    assert again.raw == raw
+    assert again.raw == packed.record.clearing
+    assert proof(again, packed.record.named, key(1)) == raw
 
 
 def test_a_second_implementation_recomputes_every_clearing(network):
     random = Random(13)
     stages = set()
     for _ in range(120):
-        signed = random_clearing(random, network)
-        by_rule, as_said = recompute(signed.raw)
+        signed, values = random_clearing(random, network)
+        by_rule, as_said = recompute(proof(signed, values, PROVIDER))
         assert by_rule == as_said
-        assert check_clearing(signed.raw).id == signed.id
+        assert check_clearing(signed.raw, values).signed.id == signed.id
         for each in signed.record.participants:
             stages |= {(line[1], signed.record.slot.rule) for line in each.lines}
     assert len(stages) == 6, "every stage under both rules"
@@ -123,7 +130,8 @@ def test_a_second_implementation_recomputes_every_clearing(network):
 
 def test_every_changed_byte_is_found(world, network):
     own, others = world
-    raw = cleared(offer(), PROVIDER, own, others[:1], network).raw
+    signed = cleared(offer(), PROVIDER, own, others[:1], network)
+    raw = proof(signed, named(own, *others[:1]), PROVIDER)
     for place in range(len(raw)):
         flipped = raw[:place] + bytes((raw[place] ^ 1,)) + raw[place + 1 :]
         with pytest.raises(XscError) as found:
@@ -134,7 +142,7 @@ def test_every_changed_byte_is_found(world, network):
 def changed(signed, network, author=PROVIDER, **changes):
     """What a provider that lies signs."""
     record = signed.record.from_value({**signed.record.to_value(), **changes})
-    return sign(record, author, network).raw
+    return sign(record, author, network)
 
 
 def test_a_provider_that_signs_another_outcome_is_found(world, network):
@@ -154,11 +162,12 @@ def test_a_provider_that_signs_another_outcome_is_found(world, network):
         i for i, each in enumerate(record.participants) if each.customer == STRANGER.node_id
     )
     other = space_value(MUTUAL, network, UserSpacePaths.COMMITMENT, others[1].commitment.to_bytes())
+    values = [*named(own, *others), other]
     lies = [
         (told(index, lines=[]), "and by the rule"),
         (told(index, eligible=[[need(1).slot_id, 41]]), "does not match"),
         (told(index, eligible=[[need(9).slot_id, 1]]), "does not match"),
-        (told(stranger, commitment=other.to_value()), "by another|author|sign"),
+        (told(stranger, commitment=other.name), "by another|author|sign"),
         (told(index, recognition=None), "and by the rule"),
         (changed(signed, network, capacity=99), "and by the rule"),
         (changed(signed, network, tiers=[{**tiers[0], "given": 79}, *tiers[1:]]), "stage mutual"),
@@ -168,9 +177,9 @@ def test_a_provider_that_signs_another_outcome_is_found(world, network):
         (changed(signed, network, at_ms=NOW_MS + 26 * HOUR), "does not match"),
         (changed(signed, network, at_ms=NOW_MS - 26 * HOUR), "in the future"),
     ]
-    for raw, why in lies:
+    for lie, why in lies:
         with pytest.raises(ProofInvalid, match=why):
-            verify_file(raw)
+            verify_file(proof(lie, values, PROVIDER))
 
 
 def test_evidence_is_of_its_node_path_and_network(network):
@@ -219,6 +228,20 @@ def test_a_slot_that_is_not_published_is_not_cleared(world):
         clear_window(offer(price_mutual=1), own, others, {})
 
 
+def test_a_record_has_so_many_lines_at_most(world, network):
+    own, others = world
+    value = cleared(offer(), PROVIDER, own, others, network).record.to_value()
+    needs = [[number.to_bytes(16, "big"), 1] for number in range(64)]
+    part = {**value["participants"][0], "eligible": needs, "lines": []}
+    many = [
+        {**part, "customer": number.to_bytes(32, "big")} for number in range(ALLOCATIONS_MAX // 64)
+    ]
+    ClearingRecord.from_value({**value, "participants": many})
+    beyond = {**part, "customer": b"\xff" * 32, "eligible": needs[:1]}
+    with pytest.raises(RecordInvalid, match="lines"):
+        ClearingRecord.from_value({**value, "participants": [*many, beyond]})
+
+
 def crowd(own, count, size=1_000):
     """Customers by number, without signatures: only their sizes and weights count here."""
     return [
@@ -234,15 +257,16 @@ def crowd(own, count, size=1_000):
 
 def test_beyond_the_bounds_the_most_recognised_take_part_and_strangers_by_lot(network):
     own = published(PROVIDER, network, Commitment(slots=(slot(),)), {})
-    plain = crowd(own, PARTICIPANTS_MAX + 40)
+    plain = crowd(own, 100)
     friends = {each.node: 10_000 + index for index, each in enumerate(plain[-20:])}
     own = published(PROVIDER, network, Commitment(slots=(slot(),)), friends)
-    taken = taking(own, plain, offer())
-    assert len(taken) == PARTICIPANTS_MAX
+    room = 60 * plain[0].size_bytes
+    taken = taking(own, plain, offer(), room)
+    assert 50 < len(taken) < 60
     assert [each.node for each in taken[:20]] == sorted(friends, key=lambda node: -friends[node])
-    other = taking(own, plain, offer(slot_id=bytes([1]) * 16))
+    other = taking(own, plain, offer(slot_id=bytes([1]) * 16), room)
     assert {each.node for each in other} != {each.node for each in taken}
-    assert taking(own, list(reversed(plain)), offer()) == taken
+    assert taking(own, list(reversed(plain)), offer(), room) == taken
 
 
 def test_large_commitments_do_not_take_the_room_of_others(network):
@@ -256,9 +280,9 @@ def test_large_commitments_do_not_take_the_room_of_others(network):
         Published(each.node, each.commitment, SpaceValue(record=bytes(24_000), value=bytes(60_000)))
         for each in greedy
     ]
-    taken = taking(own, few, offer())
+    taken = taking(own, few, offer(), 2**20)
     assert 0 < len(taken) < 30
-    assert sum(each.size_bytes for each in taken) < CLEARING_BYTES_MAX
+    assert sum(each.size_bytes for each in taken) < 2**20
 
 
 def test_the_largest_record_fits_a_value_of_the_space(network):
@@ -266,17 +290,18 @@ def test_the_largest_record_fits_a_value_of_the_space(network):
     assert SPACE_EVIDENCE_BYTES_MAX == RECORD_ENVELOPE_BYTES_MAX
     many = tuple(need(number, quantity=1, price_max=2**40) for number in range(1, 65))
     whole = slot(quantity=2**33 - 1, price_mutual=0, price_one_way=0, reserve=1)
-    keys = [key(number) for number in range(2, 90)]
+    keys = [key(number) for number in range(2, 2 + ALLOCATIONS_MAX // 64 + 1)]
     friends = {each.node_id: 10_000 for each in keys}
     own = published(PROVIDER, network, Commitment(slots=(whole,)), friends)
     said = Commitment(needs=many)
     others = [published(each, network, said, {PROVIDER.node_id: 10_000}) for each in keys]
     at = Offer(whole, whole.windows[0], NOW_MS, whole.quantity)
     signed = cleared(at, PROVIDER, own, others, network)
-    assert signed.record.left_out > 0, "the bound is reached"
+    assert len(signed.record.left_out) == 1, "the bound is reached"
     assert all(len(each.lines) == 64 for each in signed.record.participants)
-    assert CLEARING_BYTES_MAX // 2 < len(signed.raw) <= CLEARING_BYTES_MAX
-    check_clearing(signed.raw)
+    others_bytes = PEERS_MAX * (200 + 34)
+    assert CLEARING_BYTES_MAX // 8 < len(signed.raw) <= CLEARING_BYTES_MAX - others_bytes
+    check_clearing(signed.raw, named(own, *others))
 
 
 def a_state(slots, allocations, peers):

@@ -9,15 +9,23 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.allocation.clearings import NOW_MS, cleared, key, need, published, slot
+from tests.unit.allocation.fakes import Memory
 from tests.unit.allocation.test_commitments import Lines
 from xsc.allocation.clearing_record import Offer
 from xsc.allocation.proofs import Proofs
 from xsc.allocation.receiving import proven_of
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
-from xsc.base.errors import NotFound
-from xsc.base.limits import ALLOCATION_LOOK_MS, CLEARING_ASKED_MAX, CONVERGED_LOOK_MS
+from xsc.base.errors import NotFound, ProofInvalid
+from xsc.base.limits import (
+    ALLOCATION_LOOK_MS,
+    CLEARING_ASKED_MAX,
+    CLEARING_DRAW,
+    CONVERGED_LOOK_MS,
+)
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
+from xsc.node.offline.verify import verify_file
+from xsc.space.paths import UserSpacePaths
 from xsc.terms.slot import Commitment
 
 PROVIDER, CUSTOMER = key(1), key(2)
@@ -27,8 +35,11 @@ NODE = PROVIDER.node_id
 class Checking:
     """The proofs of one customer, and what the space of its provider has."""
 
-    def __init__(self, network):
+    def __init__(self, network, published=(), seed=b"7"):
         self.clock = ManualClock()
+        self.state = Memory()
+        self.reports = []
+        self.here = {each.node: each for each in published}
         self.values = {}
         self.reads = []
         self.told = []
@@ -37,12 +48,24 @@ class Checking:
             CUSTOMER,
             network,
             self.clock,
-            SeededEntropy(b"7"),
+            SeededEntropy(seed),
             InlineExecutor(),
             None,
             Lines(),
         )
-        self.proofs = Proofs(context, read=self.read, once=self.once, told=self.told.append)
+        self.context = context
+        self.proofs = self.make()
+
+    def make(self):
+        return Proofs(
+            self.context,
+            state=self.state,
+            read=self.read,
+            published=self.here.get,
+            once=self.once,
+            told=self.told.append,
+            report=lambda peer, what: self.reports.append((peer, what)),
+        )
 
     async def read(self, owner, path):
         self.reads.append(path)
@@ -59,12 +82,27 @@ class Checking:
 
 
 @pytest.fixture
-def made(network):
-    offered = slot()
-    own = published(PROVIDER, network, Commitment(slots=(offered,)), {})
-    other = published(CUSTOMER, network, Commitment(needs=(need(),)), {})
-    at = Offer(offered, offered.windows[0], NOW_MS, 100)
-    return cleared(at, PROVIDER, own, [other], network)
+def both(network):
+    """What the provider and the customer have published."""
+    own = published(PROVIDER, network, Commitment(slots=(slot(),)), {})
+    return own, published(CUSTOMER, network, Commitment(needs=(need(),)), {})
+
+
+@pytest.fixture
+def made(network, both):
+    at = Offer(slot(), slot().windows[0], NOW_MS, 100)
+    return cleared(at, PROVIDER, both[0], [both[1]], network)
+
+
+def false_of(made, network, **changes):
+    """Return what the provider signs of one need, with another line."""
+    line = dict(
+        zip(("need", "tier", "units", "price"), made.record.participants[0].lines[0], strict=True)
+    )
+    wrong = made.record.participants[0].model_copy(
+        update={"lines": (tuple((line | changes).values()),)}
+    )
+    return sign(made.record.model_copy(update={"participants": (wrong,)}), PROVIDER, network)
 
 
 async def test_a_record_that_is_absent_or_wrong_offers_nothing_and_is_asked_for_again(
@@ -84,12 +122,7 @@ async def test_a_record_that_is_absent_or_wrong_offers_nothing_and_is_asked_for_
     assert not proofs.want(NODE, frozenset({made.id})), "absent: it offers nothing"
     checking.reads.clear()
     assert proofs.of(NODE) == {}
-    (line,) = made.record.participants[0].lines
-    wrong = made.record.participants[0].model_copy(
-        update={"lines": ((line[0], line[1], line[2] - 1, line[3]),)}
-    )
-    false = sign(made.record.model_copy(update={"participants": (wrong,)}), PROVIDER, network)
-    checking.values[path] = false.raw
+    checking.values[path] = false_of(made, network, units=39).raw
     await checking.pass_ms(CONVERGED_LOOK_MS)
     assert len(checking.reads) == 1
     await checking.pass_ms(CONVERGED_LOOK_MS)
@@ -117,3 +150,61 @@ async def test_a_right_record_of_another_provider_or_id_proves_nothing(made, net
         assert len(checking.reads) == 2
         assert checking.proofs.of(node) == {}
         assert not checking.proofs.want(node, frozenset({record_id}))
+
+
+async def checked(made, network, both, seed=b"7", values=()):
+    """Let a customer see one record, and return how it did."""
+    checking = Checking(network, both, seed)
+    checking.values[UserSpacePaths.clearing(made.id)] = made.raw
+    checking.values |= {UserSpacePaths.named(each.name): each.to_bytes() for each in values}
+    checking.proofs.want(NODE, frozenset({made.id}))
+    await settle()
+    return checking
+
+
+async def test_a_customer_recomputes_one_in_sixteen_by_a_draw_of_its_own(made, network, both):
+    false, found = false_of(made, network, units=39), 0
+    for number in range(16 * CLEARING_DRAW):
+        checking = await checked(false, network, both, seed=str(number).encode())
+        taken = checking.proofs.of(NODE)
+        assert bool(taken) != bool(checking.reports)
+        assert checking.proofs.false_clearings() == ({} if taken else {NODE: false.id})
+        found += not taken
+    assert 4 <= found <= 40, "16 of 256 on average: each customer draws others"
+
+
+async def test_a_line_whose_price_its_slot_does_not_ask_is_always_recomputed(made, network, both):
+    for change in ({"price": 7}, {"tier": "mutual"}, {"tier": "one_way", "price": 2}):
+        checking = await checked(false_of(made, network, **change), network, both)
+        assert checking.proofs.of(NODE) == {}
+        assert checking.reports == [(NODE, "clearing")]
+
+
+async def test_a_false_clearing_is_kept_as_evidence_that_anybody_can_check(made, network, both):
+    false = false_of(made, network, price=7)
+    checking = await checked(false, network, both)
+    for proofs in (checking.proofs, checking.make()):
+        proofs.start()
+        assert proofs.false_clearings() == {NODE: false.id}
+        with pytest.raises(ProofInvalid, match="by the rule"):
+            verify_file(proofs.evidence(NODE))
+    await checking.pass_ms(ALLOCATION_LOOK_MS)
+    assert checking.reports == [(NODE, "clearing")], "one proves the point"
+
+
+async def test_what_is_not_here_of_what_a_record_names_its_provider_gives(made, network, both):
+    own, other = both
+    asked = [*own.named.values(), *other.named.values()]
+    false = false_of(made, network, price=7)
+    assert (await checked(false, network, (), values=asked)).reports
+    # What it does not give, or gives another value for, proves nothing against it.
+    for values in ((), asked[:1]):
+        checking = await checked(false, network, (), values=values)
+        assert (checking.reports, checking.proofs.of(NODE)) == ([], {})
+    swapped = await checked(false, network, (), values=asked)
+    right = await checked(made, network, (), values=asked)
+    right.values[UserSpacePaths.named(asked[0].name)] = asked[1].to_bytes()
+    with pytest.raises(NotFound):
+        await right.proofs.open(NODE, made.id)
+    assert swapped.reports
+    assert right.reports == []

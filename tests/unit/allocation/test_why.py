@@ -9,9 +9,9 @@ from tests.unit.allocation.clearings import key, random_clearing
 from xsc.allocation.clearing import Bid, SlotTerms, clear
 from xsc.allocation.clearing_record import (
     bids_of,
+    check_clearing,
     eligible_of,
     offer_of,
-    open_inputs,
     terms_of,
     weights_of,
 )
@@ -63,15 +63,15 @@ def test_every_change_has_the_effect_that_is_named(network):
     random = Random(7)
     found = set()
     for _ in range(25):
-        signed = random_clearing(random, network)
-        record = signed.record
-        provider, customers = open_inputs(record, network)
+        signed, values = random_clearing(random, network)
+        record, checked = signed.record, check_clearing(signed.raw, values)
+        provider, customers = checked.provider, checked.customers
         offer = offer_of(record)
         bids = bids_of(customers, eligible_of(record))
         weights = weights_of(provider, customers)
         lines = {each.customer: each.lines for each in record.participants}
         for one in bids:
-            said = explain(signed, *one.key)
+            said = explain(checked, *one.key)
             told = sum(line[2] for line in lines[one.customer] if line[0] == one.need)
             assert said.quantity == told
             for change in said.changes:
@@ -89,6 +89,6 @@ def test_every_change_has_the_effect_that_is_named(network):
 
 
 def test_a_need_that_took_no_part_has_no_explanation(network):
-    signed = random_clearing(Random(1), network)
+    signed, values = random_clearing(Random(1), network)
     with pytest.raises(NotFound):
-        explain(signed, key(99).node_id, NEED)
+        explain(check_clearing(signed.raw, values), key(99).node_id, NEED)

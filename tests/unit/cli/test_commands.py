@@ -581,6 +581,7 @@ PEER = {
     "probes": 9,
     "misses": 0,
     "wrong": 0,
+    "false_clearing": NODE,
 }
 OFFER = {
     "node": NODE,

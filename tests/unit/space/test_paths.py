@@ -134,6 +134,8 @@ MADE = {
     "subscriptions/peers/$/a/b": UserSpacePaths.peer_subscription(HASH, "a/b"),
     "market/clearings": UserSpacePaths.CLEARINGS,
     "market/clearings/$": UserSpacePaths.clearing(HASH),
+    "market/named": UserSpacePaths.NAMED,
+    "market/named/$": UserSpacePaths.named(HASH),
 }
 
 

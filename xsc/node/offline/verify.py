@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from xsc.allocation.clearing_record import check_clearing
+from xsc.allocation.clearing_record import Checked, check_clearing
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short, to_text
 from xsc.base.limits import (
@@ -31,7 +31,7 @@ from xsc.programs.proof import check_record, value_in
 from xsc.programs.provenance import ProvenanceInput, ProvenanceOutput, ProvenanceRecord
 from xsc.space.record import SpaceRecord
 from xsc.storage.repair.departures import check_proof
-from xsc.terms.clearing import ClearingRecord, SpaceValue
+from xsc.terms.clearing import ClearingProof, SpaceValue
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.dissent import Dissent
@@ -393,7 +393,9 @@ def _service_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> s
 
 
 def _clearing(raw: bytes) -> str:
-    record = check_clearing(raw).record
+    proof = _open(raw, ClearingProof).record
+    checked = check_clearing(proof.clearing, proof.named)
+    record = checked.record
     given = sum(line.given for line in record.tiers)
     stages = ", ".join(f"{line.given} {line.tier}" for line in record.tiers)
     kind = record.slot.kind
@@ -403,18 +405,20 @@ def _clearing(raw: bytes) -> str:
         f"{to_text(record.slot.slot_id)} among {_count(len(record.participants), 'customer')} by "
         f"{record.slot.rule}: {given} granted ({stages}), as the rule says; the capacity, what "
         "credit left of each need, that nobody and no recognition is missing, and that nothing of "
-        f"this had been replaced are the provider's word: {_inputs(record)}"
+        f"this had been replaced are the provider's word: {_inputs(checked)}"
     )
 
 
-def _inputs(record: ClearingRecord) -> str:
+def _inputs(checked: Checked) -> str:
     """Return number and date of each value that a clearing was computed from."""
-    parties = [(record.provider, record.commitment, record.recognition)]
-    parties += [(each.customer, each.commitment, each.recognition) for each in record.participants]
     return "; ".join(
-        f"{short(node)} commitment {_dated(commitment)}, "
-        + ("no recognition" if given is None else f"recognition {_dated(given)}")
-        for node, commitment, given in parties
+        f"{short(each.node)} commitment {_dated(each.commitment_value)}, "
+        + (
+            "no recognition"
+            if each.recognition_value is None
+            else f"recognition {_dated(each.recognition_value)}"
+        )
+        for each in (checked.provider, *checked.customers)
     )
 
 
@@ -468,7 +472,7 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
         LeaseDenial.KIND: _lease_denial,
         Quote.KIND: _quote,
         Voucher.KIND: _voucher,
-        ClearingRecord.KIND: _clearing,
+        ClearingProof.KIND: _clearing,
         SettledEntry.KIND: verify_settled,
         ProvenanceRecord.KIND: _provenance,
     }

@@ -290,17 +290,17 @@ async def clearings(node: Node, _: Nothing) -> api.Clearings:
                 at_ms=row.at_ms,
                 rule=row.rule,
             )
-            for row in node.allocator.clearings()
+            for row in node.allocator.records.clearings()
         ]
     )
 
 
 async def clearing(node: Node, asked: Id) -> bytes:
-    """Return a clearing record."""
-    named = node.allocator.named().items()
-    own = (each for each, provider in named if provider == node.key.node_id)
+    """Return a clearing record with what it names: of an own slot, or a false one of another."""
+    allocator = node.allocator
+    known = [*allocator.records.ids(), *allocator.proofs.false_clearings().values()]
     hint = "`xsc market clearings` lists them"
-    return node.allocator.clearing(begins_with(asked.id, own, "clearing", hint))
+    return allocator.proof(begins_with(asked.id, known, "clearing", hint))
 
 
 ANSWERS: Answers = {

@@ -106,7 +106,8 @@ async def status(node: Node, _: Nothing, *, home: Path) -> Status:
 
 
 async def health(node: Node, _: Nothing) -> Health:
-    """Return what probes say of each peer."""
+    """Return what probes say of each peer, and which clearing of it does not recompute."""
+    false = node.allocator.proofs.false_clearings()
     return Health(
         peers=[
             PeerHealth(
@@ -121,6 +122,7 @@ async def health(node: Node, _: Nothing) -> Health:
                 wrong=row.wrong,
                 last_seen_ms=row.last_seen_ms,
                 skew_ms=row.skew_ms,
+                false_clearing=to_text(false[row.node]) if row.node in false else None,
             )
             for row in node.health.table()
         ]
