@@ -20,12 +20,19 @@ OVER_MAX: Final = 2**31 - 1
 """What is beyond needs counts up to here: a ring of i32 has it."""
 
 History: TypeAlias = tuple[tuple[int, int], ...]
-"""Units granted beyond the needs, and when in milliseconds, the oldest first."""
+"""What was granted beyond the needs, in ppm of them, and when in milliseconds, the oldest first."""
 
 
 def over_allocated(needs: Mapping[bytes, int], received: Mapping[bytes, int]) -> int:
-    """Return the units received beyond each need, in all: one need's excess serves no other."""
-    return sum(max(0, units - needs.get(need, 0)) for need, units in received.items())
+    """Return what is received beyond each need, in ppm of it, in all.
+
+    One need's excess serves no other, and steps of bytes and of fuel do not add up.
+    """
+    return sum(
+        max(0, units - needs[need]) * PPM // needs[need]
+        for need, units in received.items()
+        if need in needs
+    )
 
 
 def observe(history: History, over: int, now_ms: int) -> History:

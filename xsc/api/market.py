@@ -337,6 +337,28 @@ class Groups:
 
 
 @model
+class Stamped:
+    """A commitment that is known here, and whether it is of the cut."""
+
+    node: str
+    name: str
+    sequence: int
+    written_ms: int
+    offers: int
+    needs: int
+    consistent: bool
+    unheard: list[str]
+    """Nodes of whom its author had heard something that has not been heard of here."""
+
+
+@model
+class Consistent:
+    """The commitments that are known here."""
+
+    commitments: list[Stamped]
+
+
+@model
 class Entitled:
     """What one own need has at one slot."""
 
@@ -382,6 +404,9 @@ CLEARING = Endpoint(
 WHY = Endpoint("GET", "/v1/market/why/{id}", Id, Explanation, "Explain an outcome.")
 SHOW = Endpoint("GET", "/v1/allocation", Nothing, Shown, "Show what was cleared.")
 GROUPS = Endpoint("GET", "/v1/allocation/groups", Nothing, Groups, "List the groups of nodes.")
+CONSISTENT = Endpoint(
+    "GET", "/v1/allocation/consistent", Nothing, Consistent, "Say which commitments are of one cut."
+)
 EXPECTED = Endpoint(
     "GET", "/v1/allocation/expected", Nothing, Entitlements, "Show what own needs are granted."
 )
@@ -393,5 +418,5 @@ WHY_ALLOCATED = Endpoint(
 )
 ENDPOINTS = (
     *(SLOTS, DECLARE, EDIT, WITHDRAW, QUOTES, ESTIMATE, LEASES, LEASE, CLEARINGS, CLEARING, WHY),
-    *(SHOW, GROUPS, EXPECTED, RECEIVED, WHY_ALLOCATED),
+    *(SHOW, GROUPS, CONSISTENT, EXPECTED, RECEIVED, WHY_ALLOCATED),
 )

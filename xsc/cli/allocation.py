@@ -142,12 +142,42 @@ _GROUPS: Final = {
     "non_mutual_providers_for_me": "offer something, and recognise this node",
     "mutual_beneficiaries_with_needs": "need something, mutual",
     "non_mutual_beneficiaries_with_needs": "need something, recognised one way",
-    "all_mutual_partners": "offer or need something, mutual",
+    "all_mutual_partners": "mutual, also who offers and needs nothing",
     "active_participants": "offer or need something, and answer",
     "oscillating_participants": "damped, because their needs swing",
     "has_system_converged": "say that their allocation has converged",
 }
 """The groups in words, by the names of the API."""
+
+
+@allocation.command()
+@pass_settings
+def consistent(settings: Settings) -> None:
+    """Show which commitments are of one cut.
+
+    A commitment is not where its author had heard something of another node
+    that has not come here yet.
+    """
+    answer = _calls(settings).consistent()
+    if settings.json:
+        show_json(answer)
+        return
+    names = {row["node"]: named(row, row["node"]) for row in answer["commitments"]}
+    show_table(
+        ["node", "written", "<offers", "<needs", "of the cut", "heard more of"],
+        [
+            [
+                names[row["node"]],
+                moment(row["written_ms"]),
+                str(row["offers"]),
+                str(row["needs"]),
+                "yes" if row["consistent"] else "no",
+                ", ".join(names.get(node, short(node)) for node in row["unheard"]),
+            ]
+            for row in answer["commitments"]
+        ],
+        "no commitment is known here",
+    )
 
 
 def _show_entitlements(settings: Settings, answer: Document, empty: str) -> None:

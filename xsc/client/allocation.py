@@ -21,6 +21,10 @@ class AllocationCalls:
         """Return the eleven groups of nodes."""
         return self.core.ask(api.GROUPS, Nothing())
 
+    def consistent(self) -> Document:
+        """Return the commitments that are known, and which of them are of one cut."""
+        return self.core.ask(api.CONSISTENT, Nothing())
+
     def expected(self) -> Document:
         """Return what the needs of this node are granted."""
         return self.core.ask(api.EXPECTED, Nothing())

@@ -705,6 +705,11 @@ class Allocation:
         """Return the eleven groups of nodes by name."""
         return dict((await asyncio.to_thread(self._calls.groups))["groups"])
 
+    async def causally_consistent_commitments(self) -> list[dict[str, Any]]:
+        """Return the commitments of one cut: none of their authors knew what is not known here."""
+        found = (await asyncio.to_thread(self._calls.consistent))["commitments"]
+        return [each for each in found if each["consistent"]]
+
     async def expected(self) -> dict[str, Any]:
         """Return what the needs of the node are granted."""
         return await asyncio.to_thread(self._calls.expected)

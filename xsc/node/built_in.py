@@ -17,7 +17,7 @@ debounce_ms = 0
 kind = "given"
 type = "bytes"
 
-[variables.over]        # units granted to this node beyond its needs
+[variables.over]        # ppm granted to this node beyond its needs
 kind = "local"
 type = "i32"
 size = 3

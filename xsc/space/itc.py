@@ -15,6 +15,7 @@ docs/design/space.md, rules C1 to C9. Vectors: `tests/vectors/space_itc.json`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -490,3 +491,22 @@ def read_event(raw: bytes) -> Event:
     event = reader.event()
     reader.ends()
     return event
+
+
+def unheard(clock: Clock, stamp: Stamp, intervals: Mapping[bytes, Interval]) -> list[bytes]:
+    """Return the participants of whom a stamp counts events that a clock does not.
+
+    Of a stamp of another domain, which is concurrent with all of the clock's, it is nobody.
+
+    Args:
+        clock: of whoever looks.
+        stamp: of what is looked at.
+        intervals: by participant, its interval in the clock's domain.
+    """
+    if stamp.domain != clock.domain:
+        return []
+    return [
+        participant
+        for participant, interval in intervals.items()
+        if not leq(own_part(interval, stamp.event), clock.event)
+    ]

@@ -40,10 +40,12 @@ from xsc.space.domain import (
 from xsc.space.itc import (
     Clock,
     Event,
+    Stamp,
     event_bytes,
     interval_bytes,
     read_event,
     read_interval,
+    unheard,
 )
 from xsc.space.limits import (
     COMPACT_STEP_BYTES,
@@ -225,6 +227,19 @@ class SpaceStore:
     def clock(self) -> Clock | None:
         """The own clock; None before the first write or grant."""
         return self._clock
+
+    def unheard(self, stamp: Stamp, owners: Iterable[bytes]) -> list[bytes]:
+        """Return the owners of whom a stamp counts events that were not heard of here."""
+        clock = self._clock
+        if clock is None:
+            return []
+        held = {owner: self._holding_of(owner) for owner in owners}
+        intervals = {
+            owner: holding.kept
+            for owner, holding in held.items()
+            if holding is not None and holding.domain == clock.domain
+        }
+        return unheard(clock, stamp, intervals)
 
     # Reading
 

@@ -262,7 +262,7 @@ class TwoTierAllocationState(Record):
     damping_history: Annotated[
         tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
     ] = ()
-    """What was granted to this node beyond its needs, and when; the oldest first."""
+    """What was granted beyond this node's needs, in ppm of them, and when; the oldest first."""
     converged: bool = False
     convergence_history: Annotated[
         tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)

@@ -65,7 +65,9 @@ def test_a_history_has_the_last_three_however_old():
 
 
 def test_the_excess_of_one_need_serves_no_other():
-    assert over_allocated({b"a": 10, b"b": 10}, {b"a": 13, b"b": 2, b"gone": 1}) == 4
+    needs = {b"bytes": 10, b"fuel": 4_000}
+    assert over_allocated(needs, {b"bytes": 13, b"fuel": 2_000, b"gone": 1}) == 300_000
+    assert over_allocated(needs, {b"bytes": 13, b"fuel": 5_000}) == 550_000, "parts, not steps"
 
 
 def test_a_swinging_node_publishes_more_slowly():

@@ -701,6 +701,16 @@ CLEARED = {
 ENDLESS = {**CLEARED, "slots": [{**CLEARED["slots"][0], "window": [0, 2**63 - 1]}]}
 UNSERVED = {**CLEARED, "program_fault": "sum: too large"}
 GROUPS = {"groups": {"my_mutual_beneficiaries": [NODE]}, "names": {NODE: "bob"}}
+STAMPED = {
+    "node": NODE,
+    "name": "bob",
+    "sequence": 3,
+    "written_ms": 0,
+    "offers": 1,
+    "needs": 2,
+    "consistent": False,
+    "unheard": [NODE],
+}
 GRANTED = {
     "allocations": [
         {**LINE, "kind": "compute", "quantity": 5 * MFUEL, "drawn": 0, "window": [0, 1]}
@@ -752,6 +762,12 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
         (["allocation", "show"], "/v1/allocation", CLEARED, "2.0 TiB"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "1970-01-01 00:00:00 UTC"),
         (["allocation", "groups"], "/v1/allocation/groups", GROUPS, "served here as mutual  bob"),
+        (
+            ["allocation", "consistent"],
+            "/v1/allocation/consistent",
+            {"commitments": [STAMPED]},
+            "bob   1970-01-01 00:00:00 UTC       1      2  no          bob",
+        ),
         (["allocation", "expected"], "/v1/allocation/expected", GRANTED, "5 Mfuel/s"),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "1 Mfuel/s of 2 Mfuel/s"),
         (

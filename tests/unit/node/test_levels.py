@@ -1,6 +1,7 @@
 """Levels as the API takes and shows them: steps, workers, totals by kind, convergence."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.unit.node.test_routes import Api
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import GIB, MFUEL, SLOT_STEP_BYTES, SLOT_STEP_FUEL
+from xsc.space.itc import join_events
 
 UNIT = {"storage": "bytes", "compute": "fuel_per_s"}
 STEP = {"storage": SLOT_STEP_BYTES, "compute": SLOT_STEP_FUEL}
@@ -120,3 +122,48 @@ def test_totals_are_by_kind_and_who_offers_nothing_has_converged():
         assert set(found["has_system_converged"]) == set(names[:2])
 
     run(43, 3, play, SETTINGS)
+
+
+def test_a_commitment_whose_author_had_heard_more_is_not_of_the_cut():
+    async def play(world):
+        looker, author, third = world.nodes
+        for node in (author, third):  # into one domain, as after a recovery
+            node.space_store._clock = None
+            await node.intervals.ask([looker.key.node_id])
+        await mutual(*world.nodes)
+        for node in world.nodes:
+            await need(node, 1)
+        api = Api(looker)
+
+        async def shown():
+            rows = (await api.call("GET", "/v1/allocation/consistent"))["commitments"]
+            return {row["node"]: (row["consistent"], row["unheard"], row["needs"]) for row in rows}
+
+        ids = [to_text(node.key.node_id) for node in world.nodes]
+        await world.until(
+            lambda: all(looker.commitments.of(n.key.node_id).needs for n in world.nodes)
+        )
+        assert await shown() == dict.fromkeys(ids, (True, [], 1))
+        # The author had heard of events of the third node that have come to nobody else.
+        more = third.space_store.clock
+        for _ in range(100):
+            more = more.tick()
+
+        def hear(node):
+            clock = node.space_store.clock
+            node.space_store._clock = replace(clock, event=join_events(clock.event, more.event))
+
+        hear(author)
+        await need(author, 1)
+        await world.until(lambda: len(looker.commitments.of(author.key.node_id).needs) == 2)
+        assert await shown() == {
+            ids[0]: (True, [], 1),
+            ids[1]: (False, [ids[2]], 2),
+            ids[2]: (True, [], 1),
+        }
+        hear(third)
+        await need(third, 1)
+        await world.until(lambda: len(looker.commitments.of(third.key.node_id).needs) == 2)
+        assert (await shown())[ids[1]] == (True, [], 2)
+
+    run(44, 3, play, SETTINGS)

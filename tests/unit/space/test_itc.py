@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from tests.strategies import vectors
 from xsc.base.errors import RecordInvalid, SpaceExhausted, TooLarge
 from xsc.space import itc
-from xsc.space.itc import Clock, Stamp, join_events, leq
+from xsc.space.itc import Clock, Stamp, join_events, leq, unheard
 from xsc.space.limits import (
     CLOCK_DEPTH_MAX,
     CLOCK_NODES_JOINED_MAX,
@@ -399,3 +400,19 @@ def test_stamps_of_two_domains_are_concurrent():
     assert there.concurrent(here)
     assert not here.before(there)
     assert not here.concurrent(here)
+
+
+def test_a_stamp_is_compared_owner_by_owner():
+    looker, rest = Clock.seed(b"d").fork()
+    one, other = rest.fork()
+    intervals = {b"one": one.interval, b"other": other.interval}
+    other = other.tick()
+    one = replace(one, event=join_events(one.event, other.event)).tick()
+    stamp = Stamp(b"d", one.event)
+    assert unheard(looker, stamp, intervals) == [b"one", b"other"]
+    looker = looker.adopt(one.interval, stamp)
+    assert unheard(looker, stamp, intervals) == [b"other"], "its author had heard of it"
+    assert unheard(looker, stamp, {b"one": one.interval}) == []
+    assert unheard(looker, Stamp(b"e", one.event), intervals) == [], "concurrent"
+    looker = looker.adopt(other.interval, Stamp(b"d", other.event))
+    assert unheard(looker, stamp, intervals) == []

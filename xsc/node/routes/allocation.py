@@ -21,6 +21,7 @@ from xsc.market.lease_entry import LeaseEntry
 from xsc.node.api.serving import Answers
 from xsc.node.build import Node
 from xsc.node.routes.market import begins_with
+from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import (
     LineValue,
     SlotAllocationRecord,
@@ -200,6 +201,31 @@ async def all_groups(node: Node, _: Nothing) -> api.Groups:
     )
 
 
+async def consistent(node: Node, _: Nothing) -> api.Consistent:
+    """Say which commitments are of one cut: nobody's author knew what is not known here."""
+    owners, rows = sorted({node.key.node_id, *node.peers.roster.peers()}), []
+    for owner in owners:
+        try:
+            record = node.space.get(UserSpacePaths.COMMITMENT, owner).signed.record
+        except NotFound:
+            continue
+        said = node.commitments.of(owner)
+        unheard = node.space_store.unheard(record.causality, owners)
+        rows.append(
+            api.Stamped(
+                node=to_text(owner),
+                name=node.name_of(owner),
+                sequence=record.sequence,
+                written_ms=record.written_ms,
+                offers=len(said.slots),
+                needs=len(said.needs),
+                consistent=not unheard,
+                unheard=[to_text(each) for each in unheard],
+            )
+        )
+    return api.Consistent(commitments=rows)
+
+
 def _entitlements(node: Node, *, only_drawn: bool) -> api.Entitlements:
     drawn = node.drawn_steps()
     rows: list[api.Entitled] = []
@@ -306,6 +332,7 @@ async def clearing(node: Node, asked: Id) -> bytes:
 ANSWERS: Answers = {
     api.SHOW: show,
     api.GROUPS: all_groups,
+    api.CONSISTENT: consistent,
     api.EXPECTED: expected,
     api.RECEIVED: received,
     api.WHY_ALLOCATED: why_allocated,
