@@ -1,6 +1,7 @@
 """A customer that wants room only so that others have none, beside customers that use theirs."""
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -15,8 +16,9 @@ SIZE = 4 * MIB + 1
 
 def greedy(node):
     """Make a node ask for all that a host offers, anew for each object."""
-    node.market.buyer._quantity = lambda quote, _price, _least: quote.available
-    node.market.buyer._usable = lambda _kind, _quantity, _nodes: []
+    chooser = node.market.buyer._chooser
+    chooser.wanted = lambda quote, _price, _least: quote.available
+    chooser.choose = partial(chooser.choose, new=True)
 
 
 async def hoard(node, seed):

@@ -538,10 +538,10 @@ REFUSED_RETRY_MS = 60_000
 REFUSED_RETRY_MS_MAX = 24 * 3_600_000
 PRICES_POSTED_MS = 3_600_000
 """A node's posted prices follow its utilisation that often."""
-PRICES_INTERVAL_MS = 3_600_000
-"""How often a customer holds its leases against what the same would cost now."""
 DEAR_PPM = 1_125_000
-"""A lease that costs more than so much of that takes nothing new: a new one has a price, too."""
+"""A lease at hand takes nothing new that costs more than so much of a new one."""
+QUALITY_STEP_PPM = 100_000
+"""Providers whose quality is of one such step are alike."""
 RESERVE_STEPS = 8
 """From a buyer's own price to the most that it pays, where fewer win than could."""
 QUOTE_TIMEOUT_MS = 2_000

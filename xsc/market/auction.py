@@ -16,17 +16,17 @@ provider that is needed for that can gain by asking for more than its cost, and 
 (docs/adr/0074-reserve-price.md). A provider that recognises the buyer has posted its
 price, and is paid that.
 
-`xsc.market.buyer` decides which nodes are asked for bids, and what to do when too few win.
+`xsc.market.choosing` decides which nodes are asked for bids, and what to do when too few win.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import DEAR_PPM, PPM, RESERVE_STEPS
+from xsc.base.limits import PPM, RESERVE_STEPS
 
 QUALITY_PPM_LEAST = 10_000
 """A provider without history comes last, yet it comes."""
@@ -43,6 +43,8 @@ class Bid:
     domain: bytes
     posted: bool = False
     """The price was fixed before: it is paid, and no more, whatever others ask."""
+    tie: int = 0
+    """Of bids of one score the lower comes first."""
 
     def __post_init__(self) -> None:
         assert self.price >= 0, "a price is not negative"
@@ -62,9 +64,9 @@ class Winner:
     price: int
 
 
-def order_of(bid: Bid, seed: bytes = b"") -> tuple[Fraction, bytes]:
-    """Sort by score; equal scores by the node's id, or by its hash where a seed is given."""
-    return bid.score, tagged_sha256("auction", seed, bid.node) if seed else bid.node
+def order_of(bid: Bid, seed: bytes = b"") -> tuple[Fraction, int, bytes]:
+    """Sort by score, then by tie, then by the node's id, or by its hash where a seed is given."""
+    return bid.score, bid.tie, tagged_sha256("auction", seed, bid.node) if seed else bid.node
 
 
 def reserve(bids: Sequence[Bid], count: int, own_price: int, price_max: int) -> int:
@@ -121,34 +123,3 @@ def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"")
             price = min(price, bid.quality_ppm * rival.price // rival.quality_ppm)
         winners.append(Winner(bid.node, bid.price if bid.posted else price))
     return winners
-
-
-@dataclass(frozen=True, slots=True)
-class PricedLease:
-    """A lease at hand, and what was agreed."""
-
-    lease_id: bytes
-    node: bytes
-    price: int
-
-
-def expensive(leases: Iterable[PricedLease], winners: Sequence[Winner]) -> frozenset[bytes]:
-    """Return the leases that cost more than DEAR_PPM of what the same would cost now.
-
-    That is what their node would be paid by an auction for as many hosts, or, where it would
-    not win, the most that a winner would be paid; where fewer would win, it is needed.
-
-    Args:
-        leases: those at hand.
-        winners: of an auction for as many hosts as have leases.
-    """
-    leases = list(leases)
-    paid = {winner.node: winner.price for winner in winners}
-    if len(paid) >= len({lease.node for lease in leases}):
-        most = max(paid.values(), default=0)
-        paid = {lease.node: most for lease in leases} | paid
-    return frozenset(
-        lease.lease_id
-        for lease in leases
-        if lease.node in paid and lease.price * PPM > paid[lease.node] * DEAR_PPM
-    )

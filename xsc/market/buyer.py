@@ -13,7 +13,6 @@ from typing import Final, Literal, TypeAlias
 from xsc.base.errors import (
     ArgumentInvalid,
     ComputeExhausted,
-    NoOffers,
     PeerLeaving,
     PeerSilent,
     SpaceExhausted,
@@ -23,32 +22,26 @@ from xsc.base.ids import short
 from xsc.base.limits import (
     COMPUTE_IN_FLIGHT_MAX,
     NONCE_BYTES,
-    ROOM_LEAST_BYTES,
 )
 from xsc.base.refusals import refusal
 from xsc.identity.context import Context
 from xsc.market import lease as rules
 from xsc.market import locality
 from xsc.market.auction import (
-    QUALITY_PPM_LEAST,
     Bid,
-    PricedLease,
-    Winner,
-    expensive,
-    place,
-    reserve,
 )
+from xsc.market.choosing import LeaseChooser
 from xsc.market.default_need import DefaultNeed
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, usable
 from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
-from xsc.market.quote import QUANTITY_MAX, domain_of, has_room, wanted_quantity
+from xsc.market.ports import MarketPorts, MarketSettings
+from xsc.market.quote import QUANTITY_MAX, has_room, wanted_quantity
 from xsc.market.quotes import Quotes
 from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import OWN_LEASE
-from xsc.terms.quote import Kind, Quote
+from xsc.terms.quote import Kind
 
 KINDS: Final[tuple[Kind, ...]] = ("storage", "compute")
 Turn: TypeAlias = Literal["cleared", "others", "expensive"]
@@ -84,11 +77,13 @@ class LeaseBuyer:
         quotes: Quotes,
         requests: LeaseRequests,
         headroom: Headroom,
+        chooser: LeaseChooser,
         lines: WaitingLines[bytes | None],
         default_need: DefaultNeed,
     ) -> None:
         self._default_need = default_need
         self._lines = lines
+        self._chooser = chooser
         self._own = context.key.node_id
         self._clock = context.clock
         self._entropy = context.entropy
@@ -101,10 +96,6 @@ class LeaseBuyer:
         self._price_max = settings.price_max
         self._leaving = ports.leaving
         self._locks: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
-        self._expensive: frozenset[bytes] = frozenset()
-        """Leases at hand that cost more than the same did at the last look."""
-
-    _quantity = staticmethod(wanted_quantity)
 
     # What is leased
 
@@ -127,7 +118,7 @@ class LeaseBuyer:
             await self._quality.probe_unknown()
             nodes = self._quotes.up(staying)
         async with self._locks["storage"]:
-            chosen, faults = await self._choose("storage", nodes, size_bytes, count)
+            chosen, faults = await self._chooser.choose("storage", nodes, size_bytes, count)
             hosts = [self._hand_out(entry, size_bytes) for entry in chosen]
         if len(hosts) < count and self._own not in exclude:
             if self._own not in leaving and self._headroom.free("storage") >= size_bytes:
@@ -218,9 +209,7 @@ class LeaseBuyer:
             at_hand = self._usable("compute", fuel_steps, nodes)
             taken = [entry for entry in at_hand if entry.terms.cleared] or at_hand
         if not taken:
-            taken, faults = await self._auction(
-                "compute", nodes, quantity=fuel_steps, count=1, avoid=None, tried=set()
-            )
+            taken, faults = await self._chooser.choose("compute", nodes, fuel_steps, 1, new=True)
         return (taken[0] if taken else None), faults
 
     def _in_flight(self, node: bytes) -> int:
@@ -247,86 +236,10 @@ class LeaseBuyer:
             raise ArgumentInvalid("the fuel to lease is out of range")
         async with self._locks["compute"]:
             nodes = [peer for peer in self._quotes.up() if peer not in exclude]
-            chosen, faults = await self._choose("compute", nodes, fuel_steps, count)
+            chosen, faults = await self._chooser.choose("compute", nodes, fuel_steps, count)
             if not chosen:
                 raise refusal(faults, "no node offers the fuel that is needed")
             return [self._hand_out(entry, fuel_steps) for entry in chosen]
-
-    async def look_at_prices(self) -> None:
-        """Find the leases of storage that cost more than the same would now: others come first."""
-        now_ms = self._clock.now_ms()
-        held = [
-            PricedLease(entry.terms.lease_id, entry.terms.provider, entry.terms.price)
-            for entry in self._store.all("customer")
-            if entry.terms.kind == "storage"
-            and not entry.terms.cleared
-            and entry.denial is None
-            and rules.is_useful(entry.terms, entry.use, now_ms)
-        ]
-        up = self._quotes.up() if held else []
-        quotes, _ = await self._quotes.ask("storage", up, ROOM_LEAST_BYTES)
-        bids = [
-            self._bid(quote.record, node)
-            for node, quote in quotes.items()
-            if quote.record.available >= ROOM_LEAST_BYTES
-        ]
-        winners = self._won("storage", bids, len({lease.node for lease in held}))
-        self._expensive = expensive(held, winners)
-
-    # How it is chosen
-
-    async def _choose(
-        self, kind: Kind, nodes: Sequence[bytes], quantity: int, count: int
-    ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
-        """Return leases with that room at up to `count` distinct nodes, and why others gave none.
-
-        Leases in distinct failure domains are preferred: cleared ones, which are paid in any case;
-        others at hand; new ones by auction; expensive ones at hand. Then the same without regard
-        to domains.
-        """
-        chosen: list[LeaseEntry] = []
-        faults: dict[bytes, XscError] = {}
-        tried: set[bytes] = set()
-        turns: tuple[Turn, ...] = ("cleared", "others", "expensive")
-        for by_domain in (True, False):
-            passed: set[str] = set()
-            for turn in turns:
-                passed.add(turn)
-                taken = {entry.terms.provider for entry in chosen}
-                domains = {entry.domain for entry in chosen}
-                for entry in self._usable(kind, quantity, set(nodes) - taken):
-                    if (
-                        len(chosen) < count
-                        and self._turn(entry) == turn
-                        and not (by_domain and entry.domain in domains)
-                    ):
-                        chosen.append(entry)
-                        domains.add(entry.domain)
-                if len(chosen) == count:
-                    return chosen, faults
-                if turn == "others":
-                    taken = {entry.terms.provider for entry in chosen} | {
-                        entry.terms.provider
-                        for entry in self._usable(kind, quantity, nodes)
-                        if self._turn(entry) in passed
-                    }
-                    found, refused = await self._auction(
-                        kind,
-                        [node for node in nodes if node not in taken],
-                        quantity=quantity,
-                        count=count - len(chosen),
-                        avoid=frozenset(domains) if by_domain else None,
-                        tried=tried,
-                    )
-                    chosen += found
-                    faults |= refused
-        return chosen, faults
-
-    def _turn(self, entry: LeaseEntry) -> Turn:
-        """Return when a lease at hand is taken: a cleared one is paid in any case."""
-        if entry.terms.cleared:
-            return "cleared"
-        return "expensive" if entry.terms.lease_id in self._expensive else "others"
 
     async def _nearest(
         self, nodes: Sequence[bytes], fuel_steps: int, saved: Mapping[bytes, int]
@@ -348,11 +261,17 @@ class LeaseBuyer:
             faults |= unquoted
             refused.update(node for node in wanted if node not in quotes)
             bids = [
-                Bid(node, rules.run_price(entry.terms), self._rank(node), node, posted=True)
+                Bid(node, rules.run_price(entry.terms), self._chooser.rank(node), node, posted=True)
                 for node, entry in leases.items()
             ]
             bids += [
-                self._bid(quote.record, node)
+                Bid(
+                    node,
+                    quote.record.price,
+                    self._chooser.rank(node),
+                    node,
+                    posted=quote.record.tier != "open",
+                )
                 for node, quote in quotes.items()
                 if has_room(quote.record, fuel_steps)
             ]
@@ -364,88 +283,12 @@ class LeaseBuyer:
             if chosen.node in leases:
                 return [leases[chosen.node]], faults
             quote = quotes[chosen.node]
-            quantity = self._quantity(quote.record, chosen.price, fuel_steps)
+            quantity = wanted_quantity(quote.record, chosen.price, fuel_steps)
             answer = await self._requests.lease(quote, chosen.price, quantity, fuel_steps)
             if not isinstance(answer, XscError):
                 return [answer], faults
             faults[chosen.node] = answer
             refused.add(chosen.node)
-
-    async def _auction(
-        self,
-        kind: Kind,
-        nodes: Sequence[bytes],
-        *,
-        quantity: int,
-        count: int,
-        avoid: frozenset[bytes] | None,
-        tried: set[bytes],
-    ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
-        """Return up to `count` new leases at distinct nodes, and why others gave none.
-
-        Args:
-            kind: of the leases.
-            nodes: where.
-            quantity: the least of each lease.
-            count: how many.
-            avoid: failure domains that are taken: the new leases are in others, and in
-                distinct ones. None: domains do not matter.
-            tried: nodes that are not asked. Those that were asked for a lease, offer too
-                little or do not answer are added; the others bid again.
-        """
-        taken: list[LeaseEntry] = []
-        faults: dict[bytes, XscError] = {}
-        while len(taken) < count:
-            rest = [node for node in nodes if node not in tried]
-            quotes, unquoted = await self._quotes.ask(kind, rest, quantity)
-            small = [n for n, quote in quotes.items() if not has_room(quote.record, quantity)]
-            faults |= unquoted | {node: _too_small(kind, node) for node in small}
-            tried.update(small, (node for node in rest if node not in quotes))
-            used = {entry.domain for entry in taken} | (avoid or frozenset())
-            bids = [
-                self._bid(quote.record, domain_of(quote.record) if avoid is not None else node)
-                for node, quote in quotes.items()
-                if node not in tried and not (avoid is not None and domain_of(quote.record) in used)
-            ]
-            winners = self._won(kind, bids, count - len(taken))
-            if not winners:
-                faults |= {
-                    bid.node: NoOffers(f"{short(bid.node)} asks {bid.price}, which is too much")
-                    for bid in bids
-                }
-                break
-            answers = await asyncio.gather(
-                *(
-                    self._requests.lease(
-                        quotes[winner.node],
-                        winner.price,
-                        self._quantity(quotes[winner.node].record, winner.price, quantity),
-                        quantity,
-                    )
-                    for winner in winners
-                )
-            )
-            tried.update(winner.node for winner in winners)
-            for winner, answer in zip(winners, answers, strict=True):
-                if isinstance(answer, XscError):
-                    faults[winner.node] = answer
-                else:
-                    taken.append(answer)
-        return taken, faults
-
-    def _won(self, kind: Kind, bids: Sequence[Bid], count: int) -> list[Winner]:
-        """Return the winners of an auction of this node, and what they are paid."""
-        own_price = self._headroom.pricing().unit_price(kind)
-        price_max = reserve(bids, count, own_price, self._price_max(kind))
-        return place(bids, count, price_max, seed=self._entropy.token(NONCE_BYTES))
-
-    def _bid(self, quote: Quote, domain: bytes) -> Bid:
-        """Return a quote as a bid; what was posted is what is paid."""
-        posted = quote.tier != "open"
-        return Bid(quote.provider, quote.price, self._rank(quote.provider), domain, posted)
-
-    def _rank(self, node: bytes) -> int:
-        return max(QUALITY_PPM_LEAST, self._quality.quality_ppm(node))
 
     def _usable(self, kind: Kind, quantity: int, nodes: Iterable[bytes]) -> list[LeaseEntry]:
         """Return leases with room at those nodes, one a node, best price for quality first."""
@@ -454,7 +297,7 @@ class LeaseBuyer:
 
     def _score(self, entry: LeaseEntry) -> tuple[int, bytes]:
         node = entry.terms.provider
-        return entry.terms.price * 2**40 // self._rank(node), node
+        return entry.terms.price * 2**40 // self._chooser.rank(node), node
 
     def _hand_out(self, entry: LeaseEntry, quantity: int) -> LeaseHandle:
         now_ms = self._clock.now_ms()
@@ -468,13 +311,3 @@ class LeaseBuyer:
         terms = entry.terms
         price = rules.run_price(terms) if terms.kind == "compute" else terms.price
         return LeaseHandle(terms.provider, terms.lease_id, price)
-
-
-def _too_small(kind: Kind, node: bytes) -> XscError:
-    if kind == "compute":
-        return ComputeExhausted(f"all fuel of {short(node)} is leased ahead of use, or it has none")
-    return EXHAUSTED[kind](
-        f"{short(node)} has not so much {kind} left for this node, beyond the share of a node",
-        hint=f"`xsc market quote {kind}` shows what it offers to this node; nodes "
-        "that it recognises have a larger share",
-    )

@@ -12,12 +12,13 @@ from dataclasses import replace
 
 from xsc.base.errors import NotFound
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import COMPUTE_WAITING_MAX, PRICES_INTERVAL_MS, TIDY_MS
+from xsc.base.limits import COMPUTE_WAITING_MAX, TIDY_MS
 from xsc.base.peering import Handler
 from xsc.base.turns import Turns
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market.buyer import LeaseBuyer
+from xsc.market.choosing import LeaseChooser
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.default_need import DefaultNeed
 from xsc.market.denials import KNOWN, Denials
@@ -72,6 +73,15 @@ class MarketService:
         self.default_need = DefaultNeed(
             context, self.store, state, needs=ports.needs, on_change=ports.on_need
         )
+        chooser = LeaseChooser(
+            context,
+            ports,
+            settings,
+            self.store,
+            quotes=self.quotes,
+            requests=self.requests,
+            headroom=self.headroom,
+        )
         self.buyer = LeaseBuyer(
             context,
             ports,
@@ -80,6 +90,7 @@ class MarketService:
             quotes=self.quotes,
             requests=self.requests,
             headroom=self.headroom,
+            chooser=chooser,
             lines=lines,
             default_need=self.default_need,
         )
@@ -128,9 +139,8 @@ class MarketService:
         return open_signed(request.quote, Quote, network=self._network).record
 
     async def run(self) -> None:
-        """Settle at every interval, tidy up, compare prices, until cancelled."""
+        """Settle at every interval and tidy up, until cancelled."""
         settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
-        prices_ms = self._clock.monotonic_ms() + PRICES_INTERVAL_MS
         while True:
             await self._clock.sleep_ms(min(TIDY_MS, self._settings.settle_interval_ms))
             self.tidy()
@@ -138,9 +148,6 @@ class MarketService:
             if self._clock.monotonic_ms() >= settle_ms:
                 await self.settlement.settle_due()
                 settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
-            if self._clock.monotonic_ms() >= prices_ms:
-                await self.buyer.look_at_prices()
-                prices_ms = self._clock.monotonic_ms() + PRICES_INTERVAL_MS
 
     async def close(self) -> None:
         """Settle what can be settled, and write what is left."""

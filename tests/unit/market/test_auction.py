@@ -4,9 +4,7 @@ from xsc.base.limits import PPM
 from xsc.market.auction import (
     QUALITY_PPM_LEAST,
     Bid,
-    PricedLease,
     Winner,
-    expensive,
     place,
     reserve,
 )
@@ -81,17 +79,3 @@ def test_two_bids_of_a_node_are_a_bug():
         place([bid(b"a", 1), bid(b"a", 2)], 1, 9)
     with pytest.raises(AssertionError):
         bid(b"a", 1, 0)
-
-
-def test_a_lease_is_expensive_where_the_same_would_cost_an_eighth_less_now():
-    leases = [PricedLease(bytes([price]), b"a", price) for price in (8, 9, 10)]
-    assert expensive(leases, [Winner(b"a", 8)]) == {b"\x0a"}
-    assert expensive(leases, [Winner(b"b", 8)]) == {b"\x0a"}, "another node would do"
-    assert expensive(leases, []) == frozenset()
-    two = [PricedLease(b"x", b"a", 30), PricedLease(b"y", b"b", 30)]
-    assert expensive(two, [Winner(b"c", 8)]) == frozenset(), (
-        "one of two is needed, and none can be had"
-    )
-    assert expensive(two, [Winner(b"a", 8)]) == {b"x"}
-    assert expensive(two, [Winner(b"b", 29), Winner(b"c", 8)]) == frozenset(), "the dearest decides"
-    assert expensive([PricedLease(b"x", b"a", 0)], [Winner(b"a", 0)]) == frozenset()

@@ -1,6 +1,7 @@
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -79,8 +80,9 @@ async def leased(world, node, **wish):
 
 def hoarding(node):
     """Let a node ask for all that is offered to it, anew each time."""
-    node.market.buyer._quantity = lambda quote, _price, _least: quote.available
-    node.market.buyer._usable = lambda _kind, _quantity, _nodes: []
+    chooser = node.market.buyer._chooser
+    chooser.wanted = lambda quote, _price, _least: quote.available
+    chooser.choose = partial(chooser.choose, new=True)
 
 
 async def computing(world, node, steps=STEPS, on=None):
@@ -305,6 +307,21 @@ async def test_who_recognises_the_customer_is_paid_its_rung_whatever_others_ask(
     assert (again.node, again.price) == (world.nodes[2].id, 8 * A_MIB)
 
 
+async def test_at_one_price_what_is_stored_spreads_over_all_providers(world):
+    customer = world.node(1)
+    for number in range(2, 10):
+        world.node(number)
+    for _ in range(16):
+        for host in await leased(world, customer, count=2):
+            await customer.market.taken.used(host.lease_id, MIB)
+    held = customer.market.default_need.held()
+    assert set(held.values()) == {4 * MIB}, "the emptiest come first"
+    # Who answers only half the time comes last, and alike is who answers nearly always.
+    customer.health.quality = {world.nodes[2].id: 500_000, world.nodes[3].id: 950_000}
+    hosts = {host.node for host in await leased(world, customer, count=7)}
+    assert hosts == {world.nodes[number].id for number in range(3, 10)}
+
+
 async def test_the_own_price_is_passed_where_too_few_ask_less(world):
     customer = world.node(1)
     for number, price in ((2, 9), (3, 12), (4, 33)):
@@ -321,11 +338,6 @@ def asking(world, numbers, price):
         node.market = node.make()
 
 
-async def look(world, customer):
-    world.later(QUOTE_TTL_MS)
-    await world.drive(customer.market.buyer.look_at_prices())
-
-
 async def test_leases_at_hand_take_nothing_new_once_the_same_costs_less(world):
     customer = world.node(1, prices=PriceList(40 * A_MIB, 40 * A_MIB))
     customer.room.storage = 0
@@ -336,22 +348,22 @@ async def test_leases_at_hand_take_nothing_new_once_the_same_costs_less(world):
     assert {host.price for host in first} == {40 * A_MIB}
     for host in first:
         await customer.market.taken.used(host.lease_id, MIB)
-    await look(world, customer)
+    world.later(QUOTE_TTL_MS)
     assert set(await leased(world, customer, count=3)) == first, "the same would cost the same"
     customer.settings["prices"] = PriceList(10 * A_MIB, 10 * A_MIB)
     customer.market = await customer.restart()
     asking(world, (2, 3, 4), 9)
-    await look(world, customer)
+    world.later(QUOTE_TTL_MS)
     second = set(await leased(world, customer, count=3))
     assert {host.price for host in second} == {20 * A_MIB}
     assert not {host.lease_id for host in second} & {host.lease_id for host in first}
     for host in second:
         await customer.market.taken.used(host.lease_id, MIB)
     for _ in range(3):
-        await look(world, customer)
+        world.later(QUOTE_TTL_MS)
         assert set(await leased(world, customer, count=3)) == second, "nor back and forth"
     asking(world, (2, 3, 4), 41)
-    await look(world, customer)
+    world.later(QUOTE_TTL_MS)
     assert set(await leased(world, customer, count=3)) == second, "who asks more gets nothing new"
 
 
@@ -360,7 +372,7 @@ async def test_a_dear_lease_is_used_where_no_other_can_be_had(world, pair):
     (first,) = await leased(world, customer)
     await customer.market.taken.used(first.lease_id, MIB)
     provider.standing.mutual[customer.id] = 20_000
-    await look(world, customer)
+    world.later(QUOTE_TTL_MS)
     real = provider.market.handlers()
     world.wire.handlers[provider.id] = {k: v for k, v in real.items() if k != "market.lease"}
     world.wire.handlers[provider.id]["market.lease"] = refusing
