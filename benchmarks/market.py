@@ -184,6 +184,7 @@ async def quoted(count: int) -> float:
         received=NOBODY,
         needs=NOBODY,
         on_need=NOBODY,
+        on_renewed=NOBODY,
         on_denied=NOBODY,
     )
     settings = MarketSettings(PriceList(1370, 278, 200_000, 100_000), 5480, 1112, 10_000, 3_600_000)

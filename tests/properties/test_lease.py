@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.limits import EPOCH_MS, MIB, RESERVED_EPOCHS
+from xsc.market.keeping import agreed, begin_ms, moved, reconciled
 from xsc.market.lease import (
     LeaseTerms,
     LeaseUse,
@@ -16,6 +17,7 @@ from xsc.market.lease import (
     exposure_micro,
     hold,
     hold_since,
+    new_use,
     next_voucher,
     owed_micro,
     reserved,
@@ -25,9 +27,7 @@ from xsc.market.lease import (
     tolerance,
     with_voucher,
 )
-from xsc.market.renewal import check_renewal, make_request, reconciled, renewed
 from xsc.terms.pricing import compute_amount, storage_amount
-from xsc.terms.quote import Quote
 
 EPOCHS = 20
 STORAGE = LeaseTerms(
@@ -167,54 +167,63 @@ def test_what_is_left_to_settle_is_never_negative_and_exposure_covers_it(events,
         assert (status(STORAGE, later, now + wait) == "open") == (now + wait < STORAGE.end_ms)
 
 
-def quoted(price):
-    return Quote(
-        provider=b"p" * 32,
-        customer=b"c" * 32,
-        kind="storage",
-        tier="open",
-        price_mutual=price,
-        price_one_way=price,
-        reserve=price,
-        price=price,
-        available=1,
-        valid_from_ms=0,
-        valid_until_ms=1,
-        nonce=bytes(16),
+moves = st.lists(
+    st.tuples(st.integers(0, 5 * EPOCH_MS), st.integers(-2 * MIB, 4 * MIB), st.booleans()),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(st.integers(0, 30 * EPOCH_MS), st.integers(1, 8 * MIB), moves)
+def test_each_byte_epoch_is_owed_once_whenever_the_bytes_go_over(wait, size, moves):
+    """A twin that is never renewed, and does not end, counts as much as old and new together."""
+    now = STORAGE.start_ms
+    old = twin = hold(STORAGE, FRESH, size, now)
+    endless = replace(STORAGE, end_ms=2**60)
+    now += wait
+    start_ms = begin_ms(STORAGE, now)
+    renewing = replace(
+        STORAGE,
+        lease_id=b"n" * 32,
+        start_ms=start_ms,
+        end_ms=start_ms + 200 * EPOCH_MS,
+        renews=STORAGE.lease_id,
+    )
+    new = new_use(renewing, now)
+    for wait_ms, delta, is_moved in moves:
+        now += wait_ms
+        if is_moved:
+            old, new = moved((STORAGE, old), (renewing, new), abs(delta), now)
+        twin = advance(endless, twin, now)
+        assert old.held_bytes + new.held_bytes == size
+    old, new = moved((STORAGE, old), (renewing, new), size, now)
+    assert (old.held_bytes, new.held_bytes) == (0, size)
+    later = max(now, start_ms) + 3 * EPOCH_MS
+    twin = advance(endless, twin, later)
+    old, new = advance(STORAGE, old, later), advance(renewing, new, later)
+    assert old.used + new.used == twin.used
+    bill = due_micro(STORAGE, old) + due_micro(renewing, new)
+    first = STORAGE.quantity // RESERVED_EPOCHS
+    assert (
+        bill - storage_amount(STORAGE.price, max(0, first - old.used))
+        <= due_micro(endless, replace(twin, used=max(twin.used, first))) + 1
     )
 
 
-@given(st.lists(st.tuples(events, st.integers(0, 40)), min_size=1, max_size=5))
-def test_over_all_renewals_each_epoch_is_owed_once_and_at_the_price_of_its_term(terms_played):
-    """Two sides see the same; the bill is the sum of the terms' bills, each rounded by itself."""
-    terms, mine, theirs = STORAGE, FRESH, FRESH
-    now, bill, base, last_due = STORAGE.start_ms, 0, 0, 0
-    for played_events, price in terms_played:
-        for wait, wanted in played_events:
-            now += wait
-            delta = min(wanted, room(terms, mine, terms.start_ms))
-            mine = hold(terms, mine, delta, now)
-            theirs = hold(terms, theirs, delta, now)
-            assert due_micro(terms, mine) >= last_due
-            last_due = due_micro(terms, mine)
-        now = max(now, terms.end_ms)
-        mine, theirs = hold(terms, mine, 1, now), hold(terms, theirs, 1, now)
-        bill += storage_amount(terms.price, counted(terms, mine) - base)
-        assert due_micro(terms, mine) == bill
-        voucher = next_voucher(terms, mine, now)
-        if voucher is not None:
-            assert check_voucher(terms, theirs, voucher) is None
-            mine, theirs = with_voucher(mine, voucher), with_voucher(theirs, voucher)
-        base, last_due = counted(terms, mine), bill
-        request = make_request(terms, mine, quoted(price), b"q", now)
-        assert check_renewal(terms, theirs, request, quoted(price), now) is None
-        after, theirs = renewed(terms, theirs, request, terms.quantity, now)
-        same, mine = renewed(terms, mine, request, terms.quantity, now)
-        assert after == same
-        assert mine == theirs
-        assert due_micro(after, mine) == bill
-        assert check_renewal(after, theirs, request, quoted(price), now) is not None
-        terms = after
+@given(st.integers(0, 30 * EPOCH_MS), st.integers(1, 8 * MIB), st.integers(0, 9 * EPOCH_MS))
+def test_who_hears_late_that_bytes_went_over_counts_as_the_provider_does(wait, size, late):
+    now = STORAGE.start_ms
+    use = hold(STORAGE, FRESH, size, now)
+    now += wait
+    start_ms = begin_ms(STORAGE, now)
+    end_ms = start_ms + 200 * EPOCH_MS
+    renewing = replace(STORAGE, start_ms=start_ms, end_ms=end_ms, renews=STORAGE.lease_id)
+    theirs = moved((STORAGE, use), (renewing, new_use(renewing, now)), size, now)
+    now += late
+    mine = moved((STORAGE, use), (renewing, new_use(renewing, now)), size, now)
+    old, new = advance(STORAGE, theirs[0], now), advance(renewing, theirs[1], now)
+    mine = agreed((STORAGE, mine[0]), (renewing, mine[1]), old.used)
+    assert [count.used for count in mine] == [old.used, new.used]
 
 
 mebibytes = st.integers(0, 16 * MIB)

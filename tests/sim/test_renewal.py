@@ -12,6 +12,7 @@ import pytest
 from tests.sim.network import content, get, put, run, stream
 from tests.sim.test_recovery import back, place_of, told
 from xsc.base.limits import EPOCH_MS, MIB, STORAGE_LEASE_MS
+from xsc.market.keeping import due_ms
 
 OWNER = 0
 DAY_MS = 86_400_000
@@ -26,6 +27,18 @@ def held_by(world, owner):
         for node in world.nodes
         for lease in node.market.leases()
         if lease.role == "provider" and lease.peer == owner.key.node_id and lease.held_bytes
+    }
+
+
+def held_at(world, owner):
+    """Return the bytes that each node holds for another, under whatever lease."""
+    return {
+        node.key.node_id: sum(
+            lease.held_bytes
+            for lease in node.market.leases()
+            if lease.role == "provider" and lease.peer == owner.key.node_id
+        )
+        for node in world.nodes
     }
 
 
@@ -64,12 +77,12 @@ def test_an_object_whose_owner_runs_is_readable_for_ever_and_never_swept():
             await put(owner, content(size), code=(1, 1)): content(size)
             for size in (10, 70_000, 2 * MIB)
         }
-        before = held_by(world, owner)
+        before = held_at(world, owner)
         leases = {view.lease_id for view in owner.market.leases()}
         start_ms = world.clock.now_ms()
         for number in range(10):
             await world.skip(40 * DAY_MS, 8 * DAY_MS)
-            assert held_by(world, owner) == before
+            assert held_at(world, owner) == before
             for capability, data in kept.items():
                 assert await get(owner, capability) == data
             if number % 3 == 2:
@@ -77,12 +90,15 @@ def test_an_object_whose_owner_runs_is_readable_for_ever_and_never_swept():
                 await world.restart(number % 2)
                 owner = world.nodes[OWNER]
         assert world.clock.now_ms() - start_ms >= 400 * DAY_MS
-        assert {view.lease_id for view in owner.market.leases() if view.held_bytes} <= leases
+        renewed = [view for view in owner.market.leases() if view.held_bytes]
+        assert len(renewed) == len(leases)
+        assert all(view.renews is not None for view in renewed)
         await settle(world)
         assert settled_in_full(world, owner) > 0
         for view in owner.market.leases():
-            epochs = (world.clock.now_ms() - view.start_ms) // EPOCH_MS + 1
+            epochs = max(0, world.clock.now_ms() - view.start_ms) // EPOCH_MS + 1
             assert view.used <= epochs * max(before.values())
+        counted_exactly(world, range(3))
 
     run(11, 3, play, SETTINGS)
 
@@ -110,7 +126,7 @@ def test_a_recovered_owner_goes_on_with_its_leases():
         await world.skip(60 * DAY_MS, 4 * DAY_MS)
         now_ms = world.clock.now_ms()
         live = [view for view in owner.market.leases() if view.held_bytes]
-        assert {view.lease_id for view in live} == set(held), "it renews, and buys nothing anew"
+        assert {view.renews for view in live} == set(held), "it renews, and buys nothing anew"
         assert all(view.end_ms > now_ms + STORAGE_LEASE_MS // 3 for view in live)
         await settle(world)
         assert settled_in_full(world, owner) > 0
@@ -409,3 +425,48 @@ def test_an_owner_that_loses_its_power_while_it_takes_back_pays_for_all_that_it_
         await world.until(lambda: not held_by(world, world.nodes[1]), 900_000)
 
     run(17, 4, play, POWER, without_custodians(1))
+
+
+RENEWING = [(who, n, before) for who in (0, 1) for n in range(1, 9) for before in (True, False)]
+"""Who loses its power, the owner or its host; at which synced write; whether that is made."""
+
+
+@pytest.mark.parametrize(
+    ("who", "sync", "before"),
+    RENEWING if EVERYWHERE else [(0, 2, False), (0, 3, True), (1, 1, False), (1, 2, True)],
+)
+def test_a_power_loss_at_any_write_of_a_renewal_loses_nothing_and_is_paid_once(who, sync, before):
+    async def play(world):
+        kept_objects = {}
+        for size in SIZES:
+            kept_objects[await put(world.nodes[OWNER], content(size), code=(1, 1))] = content(size)
+        held = held_at(world, world.nodes[OWNER])
+        host = next(i for i in range(1, 4) if world.nodes[i].shards.used_bytes)
+        terms = [
+            entry.terms
+            for entry in world.nodes[OWNER].market.store.all("customer")
+            if entry.peer == world.nodes[host].key.node_id and entry.use.held_bytes
+        ]
+        due = min(map(due_ms, terms))
+        await world.skip(due - 2 * EPOCH_MS - world.clock.now_ms(), DAY_MS)
+        index = host if who else OWNER
+        lost, left = lose_power_at(world, index, sync, before=before)
+        world.clock.advance_to(due)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(lost.wait(), 2 * EPOCH_MS // 1_000)
+        world.clock.advance_to(world.clock.now_ms() + 2 * DAY_MS)
+        await world.crash(index)
+        if left:
+            world.disks[index] = left[0]
+        await world.restart(index)
+        owner = world.nodes[OWNER]
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes), 600_000)
+        await world.skip(15 * DAY_MS, 3 * DAY_MS, 120_000)
+        assert held_at(world, owner) == held
+        assert all(view.renews for view in owner.market.leases() if view.held_bytes)
+        counted_exactly(world, range(1, 4))
+        await settle(world)
+        assert settled_in_full(world, owner) > 0
+        await read_all(world, 2, kept_objects)
+
+    run(20, 4, play, POWER, without_custodians())

@@ -180,7 +180,8 @@ class Lease:
     settled_micro: int
     start_ms: int
     end_ms: int
-    renewals: int
+    renews: str | None
+    """The lease whose bytes it keeps."""
     origin: Literal["cleared", "now"]
     slot: str | None
     """Of a cleared lease, the slot and the need that it serves."""
@@ -196,9 +197,8 @@ class Leases:
 
 @model
 class LeaseId(Id):
-    """A lease by the beginning of its id: the lease, its newest renewal, or its denial."""
+    """A lease by the beginning of its id: the lease, or its denial."""
 
-    renewal: bool = False
     denial: bool = False
 
 

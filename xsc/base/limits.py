@@ -508,10 +508,12 @@ RENEWAL_INTERVAL_MS = 3_600_000
 """How often leases are looked through for what is due."""
 RENEWAL_RETRY_MS = 6 * 3_600_000
 """After a refusal; silent hosts are asked at the first look at which they are up."""
-RENEWALS_A_CALL_MAX = 64
-RENEWAL_CALLS_A_PEER_MAX = 32
-"""How often a customer may ask for renewals within RENEWAL_CALLS_MS: a whole call takes 40 ms."""
-RENEWAL_CALLS_MS = 60_000
+RENEWAL_OBJECTS_MAX = 256
+"""Objects named in one call for what goes over to the lease that renews theirs."""
+RENEWAL_ROWS_MAX = 512
+"""Bodies that a host looks at for one of those calls."""
+RENEWAL_BYTES_MAX = 16 * MIB
+"""Bytes that a host writes for one of those calls."""
 HISTORY_LEASES_MAX = 64
 """Leases in one page of what a host tells a customer that lost its disk."""
 LEASE_URGENT_MS = 30 * 24 * 3_600_000
@@ -716,7 +718,6 @@ assert PEER_REQUESTS_IN_FLIGHT_MAX * 8 <= REQUESTS_IN_FLIGHT_MAX
 assert DESCRIPTOR_SHARES >= 2 * (4 + 3)
 assert 128 * KIB <= BODY_BYTES_A_SECOND_MIN * NO_PROGRESS_MS // 1000
 assert JOIN_BYTES_MAX < PEER_BODY_BYTES_MAX
-assert RENEWAL_CALLS_A_PEER_MAX * RENEWALS_A_CALL_MAX > LEASES_A_CUSTOMER_MAX
 assert HEADS_A_PEER_MAX > HEADS_MS // DIRECTORY_WAITED_MS
 assert (
     HEADS_A_PEER_MAX * DIRECTORY_INTERVAL_MS

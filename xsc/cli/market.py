@@ -419,18 +419,15 @@ def leases(settings: Settings) -> None:
 @market.command()
 @click.argument("lease_id", metavar="LEASE", type=LEASE)
 @click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write.")
-@click.option("--renewal", is_flag=True, help="Its newest renewal, which `xsc verify` reads.")
 @click.option("--denial", is_flag=True, help="The host's signed word that it does not know it.")
 @pass_settings
-def lease(settings: Settings, lease_id: str, output: Path, *, renewal: bool, denial: bool) -> None:
+def lease(settings: Settings, lease_id: str, output: Path, *, denial: bool) -> None:
     """Write a signed lease to a file, for `xsc verify --lease`.
 
     LEASE is its id, or the beginning of it.
     """
     check_target(output)
-    if renewal and denial:
-        raise ArgumentInvalid("--renewal and --denial are two records: ask for one")
-    with settings.calls().lease(lease_id, renewal=renewal, denial=denial) as download:
+    with settings.calls().lease(lease_id, denial=denial) as download:
         size = write_whole(output, download.blocks())
     if settings.json:
         show_json({"file": str(output), "size_bytes": size})
@@ -459,20 +456,12 @@ def why(settings: Settings, some_id: str) -> None:
     """
     calls = settings.calls()
     try:
-        raw = _lease_of(calls, some_id)
+        with calls.lease(some_id) as download:
+            raw = b"".join(download.blocks())
     except NotFound:
         show_why(settings, MarketCalls(calls.core).why(some_id))
     else:
         _show_price(settings, raw)
-
-
-def _lease_of(calls: Calls, lease_id: str) -> bytes:
-    try:
-        with calls.lease(lease_id, renewal=True) as download:
-            return b"".join(download.blocks())
-    except NotFound:  # of its renewals there is none, or of leases
-        with calls.lease(lease_id) as download:
-            return b"".join(download.blocks())
 
 
 def _show_price(settings: Settings, raw: bytes) -> None:

@@ -412,13 +412,13 @@ class Calls:
         """Return the leases of this node, in both roles."""
         return self.core.ask(api.market.LEASES, Nothing())
 
-    def lease(self, lease_id: str, *, renewal: bool = False, denial: bool = False) -> Download:
-        """Return one signed lease, its newest renewal or its denial as a file for `xsc verify`.
+    def lease(self, lease_id: str, *, denial: bool = False) -> Download:
+        """Return one signed lease or its denial as a file for `xsc verify`.
 
         To be used in a `with`.
         """
         found = _id(lease_id, r"[a-z0-9]{1,64}", "lease id", "`xsc market leases` shows them")
-        asked = api.market.LeaseId(id=found, renewal=renewal, denial=denial)
+        asked = api.market.LeaseId(id=found, denial=denial)
         return self.core.download(api.market.LEASE, asked)
 
     def settle(self) -> Document:

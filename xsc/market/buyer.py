@@ -292,7 +292,16 @@ class LeaseBuyer:
 
     def _usable(self, kind: Kind, quantity: int, nodes: Iterable[bytes]) -> list[LeaseEntry]:
         """Return leases with room at those nodes, one a node, best price for quality first."""
-        entries, now_ms = self._store.all("customer"), self._clock.now_ms()
+        now_ms = self._clock.now_ms()
+        # One that is to take over what lies under another has its room for that.
+        filling = {
+            new.terms.lease_id
+            for old, new in self._store.pairs("customer")
+            if kind == "storage" and old.use.held_bytes
+        }
+        entries = [
+            entry for entry in self._store.all("customer") if entry.terms.lease_id not in filling
+        ]
         return sorted(usable(entries, kind, quantity, set(nodes), now_ms), key=self._score)
 
     def _score(self, entry: LeaseEntry) -> tuple[int, bytes]:

@@ -14,6 +14,7 @@ from xsc.base.ids import short
 from xsc.base.limits import JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX
 from xsc.base.units import format_credits
 from xsc.identity.context import Context
+from xsc.market import keeping
 from xsc.market import lease as rules
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.headroom import Headroom
@@ -64,6 +65,10 @@ class GrantedLeases:
 
         Bodies are synced and uses are not: after a power loss, what is held decides.
         """
+        for old, new in self._store.pairs("provider"):
+            gone = old.use.held_bytes - held.get(old.terms.lease_id, 0)
+            come = held.get(new.terms.lease_id, 0) - new.use.held_bytes
+            self._move(old, new, min(gone, come))
         for entry in self._store.all("provider"):
             if entry.terms.kind != "storage":
                 continue
@@ -126,6 +131,48 @@ class GrantedLeases:
             return
         entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
         self._store.keep(entry)
+
+    def admit_renewal(self, old_id: bytes, new_id: bytes, customer: bytes, size_bytes: int) -> int:
+        """Keep room for bytes that go over to the lease that renews theirs, until `renewed`.
+
+        Returns:
+            What of them has room there.
+
+        Raises:
+            LeaseExhausted: no such leases of that customer, or the second is over.
+        """
+        new = self._open(new_id, customer, "storage")
+        if new.terms.renews != old_id or self._store.get("provider", old_id) is None:
+            raise LeaseExhausted("that lease does not renew the other")
+        size = max(0, min(size_bytes, keeping.room_left(new.terms, new.use) - new.reserved))
+        new.reserved += size
+        return size
+
+    def renewed(self, old_id: bytes, new_id: bytes, admitted_bytes: int, moved_bytes: int) -> None:
+        """Release the room for admitted bytes, and count those that went over."""
+        old, new = self._store.get("provider", old_id), self._store.get("provider", new_id)
+        if old is None or new is None:
+            return
+        new.reserved = max(0, new.reserved - admitted_bytes)
+        self._move(old, new, moved_bytes)
+
+    def _move(self, old: LeaseEntry, new: LeaseEntry, size_bytes: int) -> None:
+        now_ms = self._clock.now_ms()
+        if size_bytes > 0:
+            old.use, new.use = keeping.moved(
+                (old.terms, old.use), (new.terms, new.use), size_bytes, now_ms
+            )
+            self._store.keep(old)
+            self._store.keep(new)
+
+    async def renewal_used(self, old_id: bytes, new_id: bytes) -> int:
+        """Return what is counted under a lease that is renewed; both counts are on the disk."""
+        found = [self._store.get("provider", lease_id) for lease_id in (old_id, new_id)]
+        entries = [entry for entry in found if entry is not None]
+        for entry in entries:
+            entry.use = rules.advance(entry.terms, entry.use, self._clock.now_ms())
+        await self._store.sync(*entries)
+        return entries[0].use.used if entries else 0
 
     def compute_terms(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> ComputeTerms:
         """Return the terms of a run that may be billed so much; `admit_compute` comes next.

@@ -14,6 +14,7 @@ from typing import Final
 from xsc.base.encoding import Value
 from xsc.base.errors import (
     CreditExceeded,
+    LeaseExhausted,
     NoOffers,
     NotAllowed,
     RateLimited,
@@ -35,13 +36,13 @@ from xsc.base.turns import Turns
 from xsc.base.units import format_credits
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.market import keeping, room
 from xsc.market import lease as rules
-from xsc.market import room
 from xsc.market.buyer import KINDS
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.entitlements import ladder_for
 from xsc.market.headroom import Headroom
-from xsc.market.lease_entry import is_done
+from xsc.market.lease_entry import LeaseEntry, ahead_micro, is_done
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
 from xsc.market.quote import make_quote, open_quote
@@ -74,6 +75,7 @@ class LeaseGranter:
         self._standing = ports.standing
         self._limits = limits
         self._headroom = headroom
+        self._leaving = ports.leaving
         self._labels = settings.labels
         self._asked = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
         self._lowered = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
@@ -168,15 +170,29 @@ class LeaseGranter:
         if used or self._credit.settled(request.lease_id) > 0:
             # What was settled under it before would pay for the new lease as well.
             raise RecordInvalid("the lease id was used before")
+        self._check_renewal(request, now_ms)
         unsettled = sum(
             not is_done(entry, now_ms) for entry in self._store.of("provider", request.customer)
         )
-        if unsettled >= LEASES_A_CUSTOMER_MAX:
+        # Each lease can be renewed, however many there are.
+        if unsettled >= LEASES_A_CUSTOMER_MAX * (1 if request.renews is None else 2):
             raise RateLimited(
                 f"one customer may have {LEASES_A_CUSTOMER_MAX} leases that are not settled",
                 hint="settle what is owed under those that are over: `xsc market leases`",
             )
         return quote.record
+
+    def _check_renewal(self, request: LeaseRequest, now_ms: int) -> None:
+        if request.renews is None:
+            return
+        old = self._store.get("provider", request.renews)
+        if old is None:
+            raise LeaseExhausted("this customer has no such lease here")
+        if self._key.node_id in self._leaving():
+            raise LeaseExhausted("this node is leaving the network and renews no lease")
+        refusal = keeping.check_renewal(request, old.terms, old.use, now_ms)
+        if refusal is not None:
+            raise RecordInvalid(refusal)
 
     def _grant(self, signed: Signed[LeaseRequest], quote: Quote, raw: bytes) -> bytes:
         """Return the signed lease on a request that was checked, on the disk.
@@ -187,9 +203,16 @@ class LeaseGranter:
         """
         request, now_ms = signed.record, self._clock.now_ms()
         customer = request.customer
-        quantity = self._granted(request, quote)
+        credit = self._limits.left(customer)
+        old = None if request.renews is None else self._store.get("provider", request.renews)
+        if old is not None:
+            # What may still come to be owed under it goes over with the bytes.
+            credit += ahead_micro(old, now_ms)
+        quantity = self._granted(request, quote, credit, old)
         if isinstance(quantity, str):
-            raise _refusal(request.kind, quantity, self._limits.left(customer))
+            if old is not None and quantity != "credit":
+                raise LeaseExhausted("a clearing granted its room to others: its data has to move")
+            raise _refusal(request.kind, quantity, credit)
         lease = Lease(request=raw, quantity=quantity, granted_ms=now_ms)
         entry = self._store.entry_of("provider", sign(lease, self._key, self._network).raw, now_ms)
         try:
@@ -207,21 +230,26 @@ class LeaseGranter:
         )
         return entry.raw
 
-    def _granted(self, request: LeaseRequest, quote: Quote) -> int | room.Reason:
+    def _granted(
+        self, request: LeaseRequest, quote: Quote, credit: int, renewed: LeaseEntry | None
+    ) -> int | room.Reason:
         """Return the quantity that a request is granted, or why it is refused."""
         kind, customer = request.kind, request.customer
         if quote.draw is not None:
-            entitlement, left = self._headroom.entitled(kind, customer, quote.draw)
+            entitlement, left = self._headroom.entitled(kind, customer, quote.draw, renewed)
             if kind == "compute" and request.end_ms > entitlement.window[1]:
                 raise RecordInvalid("the lease ends after what was granted")
-            return room.grant(request, self._limits.left(customer), free=left, left=left)
+            return room.grant(request, credit, free=left, left=left)
         if kind == "compute":
             if request.price and self._limits.left_for_calls(customer) <= 0:
                 return "credit"
             return request.quantity if self._headroom.free("compute") else "capacity"
+        if renewed is not None:
+            left = self._headroom.renewable(renewed)
+            return room.grant(request, credit, free=left, left=left)
         free_room = self._headroom.room()
         left = room.left(free_room, customer, self._standing.tier(customer))
-        return room.grant(request, self._limits.left(customer), free=free_room.free, left=left)
+        return room.grant(request, credit, free=free_room.free, left=left)
 
     def _forget_done(self, customer: bytes, now_ms: int) -> None:
         """Forget a customer's oldest leases that are done, beyond LEASES_DONE_A_CUSTOMER_MAX."""

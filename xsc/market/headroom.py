@@ -12,7 +12,7 @@ from xsc.market.calendar import EVER_MS, free_over
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.entitlements import LEASE_UNIT, is_present, promises, slot_left, undrawn
 from xsc.market.lease import half_ms
-from xsc.market.lease_entry import LeaseEntry
+from xsc.market.lease_entry import LeaseEntry, held_or_kept
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import MarketPricing, utilisation_ppm
@@ -68,8 +68,12 @@ class Headroom:
         strangers = frozenset(customer for customer in reserved if tier(customer) == "open")
         return room.FreeRoom(free, reserved, strangers)
 
-    def entitled(self, kind: Kind, customer: bytes, draw: Draw) -> tuple[Entitlement, int]:
+    def entitled(
+        self, kind: Kind, customer: bytes, draw: Draw, renewed: LeaseEntry | None = None
+    ) -> tuple[Entitlement, int]:
         """Return the entitlement that a customer names, and what it can draw of it now.
+
+        What a lease has that is renewed by the one that draws counts as free.
 
         Raises:
             NoOffers: the customer has none of that name, kind and time.
@@ -79,10 +83,12 @@ class Headroom:
             if (each.customer, each.kind, each.draw) == (customer, kind, draw) and is_present(
                 each, now_ms
             ):
-                drawn = self._drawn()
+                drawn, has = self._drawn(), 0 if renewed is None else held_or_kept(renewed, now_ms)
+                if renewed is not None and (key := renewed.drawn_key) in drawn:
+                    drawn[key] = max(0, drawn[key] - has)
                 left = min(undrawn(each, drawn), slot_left(each, drawn))
                 # It is kept free; the disk can have less than was promised all the same.
-                return each, min(left, self._free(kind, each)[0])
+                return each, min(left, self._free(kind, each)[0] + has)
         raise NoOffers("this node has no such entitlement here, or none any more")
 
     def offered(self, kind: Kind, customer: bytes) -> int:
@@ -140,13 +146,15 @@ class Headroom:
         return self._store.drawn("provider", now_ms, at_limit=at_limit)
 
     def renewable(self, entry: LeaseEntry) -> int:
-        """Return the bytes for which a cleared lease is renewed: nobody else was granted them.
+        """Return the bytes for which a lease is renewed for now: nobody else was granted them.
 
-        That is what its need is granted now beside its young leases; or all of it, where no grant
-        waits for room. Never more than it has: what it gave up others may have.
+        Of a cleared lease that is what its need is granted now beside its young leases; or all of
+        it, where no grant waits for room. Never more than it has: what it gave up others may have.
         """
         now_ms = self._clock.now_ms()
-        has = entry.use.held_bytes if entry.is_over(now_ms) else entry.use.level
+        has = held_or_kept(entry, now_ms)
+        if not entry.terms.cleared:
+            return has
         drawn, granted = self._drawn(), self._entitlements()
         waiting = promises(granted, "storage", drawn, now_ms)
         is_free = sum(promise.quantity for promise in waiting) <= self._unreserved("storage")[0]

@@ -70,21 +70,10 @@ class LeaseTerms:
     may be billed under it, of which none is kept free."""
     start_ms: int
     end_ms: int
-    renewals: int = 0
-    """How often it was renewed; all terms are those of the last time."""
-    renewed_ms: int = 0
-    """When that was; 0: never."""
-    base_quantity: int = 0
-    """Byte-epochs that were used before, at other prices."""
-    base_micro: int = 0
-    """What those cost, as both signed."""
     cleared: bool = False
     """Whether a clearing granted it."""
-
-    @property
-    def term_ms(self) -> int:
-        """When the present term began."""
-        return self.renewed_ms or self.start_ms
+    renews: bytes | None = None
+    """The lease whose bytes it keeps (`keeping`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +103,7 @@ class LeaseUse:
     """Storage: bytes carried into the present epoch, or, once all went, into the one in which they
     did, where it had just begun: another clock may not count it."""
     level: int = 0
-    """Of a cleared lease: what is kept free and billed. It only falls, but for a renewal."""
+    """Of a cleared lease: what is kept free and billed. It only falls."""
     counted_ms: int = 0
     """Of a cleared lease: up to when that is counted."""
 
@@ -131,6 +120,7 @@ def terms_of(request: LeaseRequest, quantity: int, *, cleared: bool = False) -> 
         request.start_ms,
         request.end_ms,
         cleared=cleared,
+        renews=request.renews,
     )
 
 
@@ -151,7 +141,13 @@ def end_of(quote: Quote, until_ms: int | None, now_ms: int) -> int:
 
 
 def new_use(terms: LeaseTerms, now_ms: int) -> LeaseUse:
-    """Return the use of a lease that begins."""
+    """Return the use of a lease that begins.
+
+    One that renews another keeps nothing free for now: it is for bytes that lie there.
+    """
+    if terms.renews is not None:
+        lapsed, counted_ms = not terms.cleared, terms.start_ms if terms.cleared else 0
+        return LeaseUse(touched_ms=now_ms, lapsed=lapsed, counted_ms=counted_ms)
     if not terms.cleared:
         return LeaseUse(touched_ms=now_ms)
     return LeaseUse(touched_ms=now_ms, level=terms.quantity, counted_ms=terms.start_ms)
@@ -172,7 +168,7 @@ def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | Non
         return "the request is for another kind than its quote"
     if request.price < quote.price:
         return f"the price {request.price} is below the quote's {quote.price}"
-    if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
+    if request.renews is None and abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
         return "the lease does not begin now"
     longest = LENGTH_MS
     if quote.draw is not None:
@@ -292,9 +288,9 @@ def counted(terms: LeaseTerms, use: LeaseUse) -> int:
     """Return the byte-epochs or fuel steps that a lease is billed for.
 
     Of storage a part of what is leased at least, once bytes were held: that the rest is
-    reserved costs something, too. A renewal reserves nothing.
+    reserved costs something, too. A lease that renews another reserves nothing.
     """
-    if terms.kind != "storage" or not use.used or terms.renewals or terms.cleared:
+    if terms.kind != "storage" or not use.used or terms.renews is not None or terms.cleared:
         return use.used
     return max(use.used, terms.quantity // RESERVED_EPOCHS)
 
@@ -327,12 +323,11 @@ def run_price(terms: LeaseTerms) -> int:
 
 
 def due_for(terms: LeaseTerms, count: int) -> int:
-    """Return what so much use costs in all, that of former terms as was signed."""
-    more = max(0, count - terms.base_quantity)
+    """Return what so much use costs in all."""
     if terms.cleared:
         scale = PRICE_UNIT[terms.kind] // LEVEL_UNIT[terms.kind] * _EPOCH_MS[terms.kind]
-        return terms.base_micro + terms.price * more // scale
-    return terms.base_micro + amount(terms.kind, terms.price, more)
+        return terms.price * count // scale
+    return amount(terms.kind, terms.price, count)
 
 
 def due_micro(terms: LeaseTerms, use: LeaseUse) -> int:
@@ -373,7 +368,7 @@ def is_idle(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
     """Return whether the provider may take an empty lease of storage back."""
     return (
         terms.kind == "storage"
-        and not terms.cleared
+        and not (terms.cleared and use.level)
         and use.held_bytes == 0
         and now_ms - use.touched_ms >= STORAGE_LEASE_IDLE_MS
     )
@@ -397,8 +392,8 @@ def is_useful(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
 
 
 def half_ms(terms: LeaseTerms) -> int:
-    """Return when the second half of the present term begins."""
-    return terms.term_ms + (terms.end_ms - terms.term_ms) // 2
+    """Return when the second half of the term begins."""
+    return terms.start_ms + (terms.end_ms - terms.start_ms) // 2
 
 
 def tolerance(terms: LeaseTerms) -> int:
@@ -498,11 +493,7 @@ def check_voucher(terms: LeaseTerms, use: LeaseUse, voucher: Voucher) -> str | N
     if voucher.amount_micro < use.voucher_micro or voucher.quantity < use.voucher_quantity:
         return "the voucher falls behind the last one"
     if _has_time(terms):
-        if voucher.quantity < terms.base_quantity:
-            # Signed before the renewal and late: it pays a part.
-            if voucher.amount_micro > terms.base_micro:
-                return "the voucher's amount is above the price of its quantity"
-        elif voucher.amount_micro != due_for(terms, voucher.quantity):
+        if voucher.amount_micro != due_for(terms, voucher.quantity):
             return "the voucher's amount is not the price of its quantity"
         if voucher.quantity > counted(terms, use) + tolerance(terms):
             return "the voucher is over more than was held"

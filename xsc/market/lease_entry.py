@@ -54,8 +54,6 @@ class LeaseEntry:
     domain: bytes = b""
     draw: Draw | None = None
     """The entitlement that it draws on, by its quote."""
-    renewal: bytes | None = None
-    """The newest signed renewal, with its request inside."""
     voucher: bytes | None = None
     """The newest signed voucher."""
     taken_ms: int | None = None
@@ -166,8 +164,8 @@ class LeaseView:
     settled_micro: int
     start_ms: int
     end_ms: int
-    renewals: int = 0
-    """How often it was renewed."""
+    renews: bytes | None = None
+    """The lease whose bytes it keeps."""
     draw: Draw | None = None
     """What it serves, where a clearing granted it."""
 
@@ -191,7 +189,7 @@ def view(entry: LeaseEntry, now_ms: int) -> LeaseView:
         use.settled_micro,
         terms.start_ms,
         terms.end_ms,
-        terms.renewals,
+        terms.renews,
         entry.draw,
     )
 
@@ -252,8 +250,16 @@ def kept_free(entry: LeaseEntry, at_limit: Collection[bytes], now_ms: int) -> in
 def drawn(entry: LeaseEntry, now_ms: int) -> int:
     """Return how much of what a clearing granted a lease takes: bytes, or fuel steps a minute."""
     if entry.is_over(now_ms):
-        return entry.use.held_bytes
+        return min(entry.use.held_bytes, entry.use.level)
     return entry.use.level
+
+
+def held_or_kept(entry: LeaseEntry, now_ms: int) -> int:
+    """Return the bytes of a lease of storage: those held, or what is kept free for more."""
+    terms, use = entry.terms, entry.use
+    if entry.is_over(now_ms):
+        return use.held_bytes
+    return max(use.held_bytes, use.level if terms.cleared else terms.quantity)
 
 
 def exposure_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:
@@ -271,6 +277,11 @@ def calls_micro(entries: Iterable[LeaseEntry]) -> int:
         for entry in entries
         if entry.terms.kind == "compute"
     )
+
+
+def ahead_micro(entry: LeaseEntry, now_ms: int) -> int:
+    """Return the part of what a provider may come to lose under a lease that is not owed yet."""
+    return exposure_micro([entry], now_ms) - owed_micro([entry], now_ms)
 
 
 def owed_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:

@@ -13,6 +13,7 @@ from xsc.base.ids import ID_BYTES, short
 from xsc.base.limits import LEASE_TIMEOUT_MS, STORAGE_LEASE_IDLE_MS
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.market import keeping
 from xsc.market import lease as rules
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
@@ -33,6 +34,7 @@ class _SentRequest:
     request: LeaseRequest
     raw: bytes
     domain: bytes
+    asked_ms: int
 
 
 class LeaseRequests:
@@ -50,13 +52,14 @@ class LeaseRequests:
         self._store = store
         self._quotes = quotes
         self._quality = ports.quality
-        self._unheard: dict[tuple[Kind, bytes, Draw | None], _SentRequest] = {}
-        """By kind, provider and draw, the newest request whose answer was lost."""
+        self._unheard: dict[tuple[Kind, bytes, Draw | None, bytes | None], _SentRequest] = {}
+        """By kind, provider, draw and the lease that is renewed, the newest request whose answer
+        was lost."""
 
     def unheard(self) -> Iterator[tuple[EntitlementKey, int]]:
         """Yield on what leases may have been granted whose answers were lost, and how much."""
-        for (_, provider, draw), asked in self._unheard.items():
-            if draw is not None:
+        for (_, provider, draw, renews), asked in self._unheard.items():
+            if draw is not None and renews is None:
                 key = EntitlementKey(
                     provider, draw.slot, draw.start_ms, self._key.node_id, draw.need
                 )
@@ -68,7 +71,9 @@ class LeaseRequests:
         price: int,
         quantity: int,
         quantity_min: int,
+        *,
         until_ms: int | None = None,
+        renewed: LeaseEntry | None = None,
     ) -> LeaseEntry | XscError:
         """Ask for a lease under a quote and keep it; a refusal is returned.
 
@@ -78,9 +83,12 @@ class LeaseRequests:
             quantity: that is asked for.
             quantity_min: the least that is of use.
             until_ms: when what a clearing granted ends.
+            renewed: the lease whose bytes it keeps.
         """
         kind, provider = quote.record.kind, quote.record.provider
         now_ms = self._clock.now_ms()
+        start_ms = now_ms if renewed is None else keeping.begin_ms(renewed.terms, now_ms)
+        renews = None if renewed is None else renewed.terms.lease_id
         request = LeaseRequest(
             lease_id=self._entropy.token(ID_BYTES),
             provider=provider,
@@ -90,22 +98,23 @@ class LeaseRequests:
             quantity=quantity,
             quantity_min=quantity_min,
             price=price,
-            start_ms=now_ms,
-            end_ms=rules.end_of(quote.record, until_ms, now_ms),
+            start_ms=start_ms,
+            end_ms=rules.end_of(quote.record, until_ms, start_ms),
+            renews=renews,
         )
-        asked = _SentRequest(
-            request, sign(request, self._key, self._network).raw, domain_of(quote.record)
-        )
+        raw, domain = sign(request, self._key, self._network).raw, domain_of(quote.record)
+        asked = _SentRequest(request, raw, domain, now_ms)
+        at = (kind, provider, quote.record.draw, renews)
         # Whatever the answer, the next quote is to say what is left afterwards.
         self._quotes.drop(kind, provider)
         try:
             return await self._granted(asked)
         except asyncio.CancelledError:
-            self._unheard[kind, provider, quote.record.draw] = asked
+            self._unheard[at] = asked
             raise
         except XscError as fault:
             if isinstance(fault, PeerSilent):
-                self._unheard[kind, provider, quote.record.draw] = asked
+                self._unheard[at] = asked
             self._log.warning("market.no_lease", peer=short(provider), kind=kind, code=fault.code)
             return fault
 
@@ -117,7 +126,7 @@ class LeaseRequests:
         """
         now_ms = self._clock.now_ms()
         for at, asked in list(self._unheard.items()):
-            kept_ms = min(asked.request.end_ms, asked.request.start_ms + STORAGE_LEASE_IDLE_MS)
+            kept_ms = min(asked.request.end_ms, asked.asked_ms + STORAGE_LEASE_IDLE_MS)
             if now_ms >= kept_ms:
                 del self._unheard[at]
             elif self._quality.is_up(asked.request.provider):
@@ -147,6 +156,6 @@ class LeaseRequests:
         known = self._store.get("customer", request.lease_id)
         if known is not None:
             return known
-        entry = self._store.entry_of("customer", raw, request.start_ms, asked.domain)
+        entry = self._store.entry_of("customer", raw, asked.asked_ms, asked.domain)
         self._store.add([entry])
         return entry

@@ -2,7 +2,6 @@
 
     market/lease/<c|p>/<lease id>    the signed lease, whole, and its failure domain
     market/use/<c|p>/<lease id>      its use, last voucher and the booking under way
-    market/renewal/<c|p>/<lease id>  the last signed renewal, whole, where it was renewed
     market/denial/c/<lease id>       the provider's signed word that it does not know the lease
     market/closed                    there while the node is stopped, where it stopped in order
 
@@ -15,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Final
 
 from xsc.base.encoding import Value, decode, encode
@@ -25,20 +24,17 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed
 from xsc.market.entitlements import LEASE_UNIT
-from xsc.market.lease import LeaseTerms, LeaseUse, half_ms, new_use, terms_of
+from xsc.market.lease import LeaseUse, half_ms, new_use, terms_of
 from xsc.market.lease_entry import Booking, LeaseEntry, Role, drawn
 from xsc.market.ports import Commit
-from xsc.market.renewal import restored
 from xsc.market.reserved import Reserved
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
-from xsc.terms.renewal import Renewal, RenewalRequest
 from xsc.terms.slot import EntitlementKey
 
 _VERSION: Final = 1
 _LEASE: Final = b"market/lease/"
 _USE: Final = b"market/use/"
-_RENEWAL: Final = b"market/renewal/"
 _DENIAL: Final = b"market/denial/c/"
 _CLOSED: Final = b"market/closed"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
@@ -159,9 +155,6 @@ class LeaseStore:
                 try:
                     tail = letter + lease_id
                     entry = self._read(role, value, self._state.get(_USE + tail))
-                    entry.renewal = self._state.get(_RENEWAL + tail)
-                    if entry.renewal is not None:
-                        entry.terms = self.renewed_terms(entry, entry.renewal)
                     if role == "customer":
                         entry.denial = self._state.get(_DENIAL + lease_id)
                 except RecordInvalid as fault:
@@ -202,16 +195,6 @@ class LeaseStore:
             quote.record.draw,
         )
 
-    def renewed_terms(self, entry: LeaseEntry, raw: bytes) -> LeaseTerms:
-        """Return the terms of a lease after a signed renewal.
-
-        Raises:
-            RecordInvalid, SignatureInvalid: it is none.
-        """
-        renewal = open_signed(raw, Renewal, network=self._network)
-        request = open_signed(renewal.record.request, RenewalRequest, network=self._network)
-        return restored(entry.terms, request.record, renewal.record.quantity)
-
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
         """Return a lease, or None."""
         return self._entries[role].get(lease_id)
@@ -224,6 +207,14 @@ class LeaseStore:
         """Yield the leases of both roles, those as the customer first."""
         yield from self.all("customer")
         yield from self.all("provider")
+
+    def pairs(self, role: Role) -> Iterator[tuple[LeaseEntry, LeaseEntry]]:
+        """Yield each lease that another renews, and that one."""
+        for entry in self.all(role):
+            if entry.terms.renews is not None:
+                old = self.get(role, entry.terms.renews)
+                if old is not None:
+                    yield old, entry
 
     def find(self, lease_id: bytes) -> Iterator[LeaseEntry]:
         """Yield the leases of that id, as the customer first; at most one in each role."""
@@ -285,32 +276,19 @@ class LeaseStore:
             row: Value = {"v": _VERSION, "lease": entry.raw, "domain": entry.domain}
             changes.append((_LEASE + tail, encode(row)))
             changes.append((_USE + tail, _used(entry)))
-            if entry.renewal is not None:
-                changes.append((_RENEWAL + tail, entry.renewal))
         if changes:
             self._state.write(changes, sync=True)
         for entry in entries:
             self._know(entry)
 
-    def save(self, entry: LeaseEntry) -> None:
-        """Keep what became of a lease, unsynced."""
-        self._state.write([self.use_row(entry)], sync=False)
+    def save(self, *entries: LeaseEntry) -> None:
+        """Keep what became of leases, all or none, unsynced."""
+        self._state.write([self.use_row(entry) for entry in entries], sync=False)
 
     @staticmethod
     def use_row(entry: LeaseEntry) -> Change:
         """Return the row that keeps what became of a lease so far."""
         return _USE + _LETTERS[entry.role] + entry.terms.lease_id, _used(entry)
-
-    def renew(self, renewed: list[tuple[LeaseEntry, LeaseTerms, LeaseUse, bytes]]) -> None:
-        """Keep renewals and the use as of then, all or none; on the disk on return."""
-        changes: list[Change] = []
-        for entry, _, use, raw in renewed:
-            tail = _LETTERS[entry.role] + entry.terms.lease_id
-            changes.append((_RENEWAL + tail, raw))
-            changes.append((_USE + tail, _used(replace(entry, use=use))))
-        self._state.write(changes, sync=True)
-        for entry, terms, use, raw in renewed:
-            entry.terms, entry.use, entry.renewal = terms, use, raw
 
     def deny(self, entries: list[LeaseEntry], denial: bytes) -> None:
         """Keep that a provider denied leases that it has granted; on the disk on return."""
@@ -322,12 +300,13 @@ class LeaseStore:
         for entry in entries:
             entry.denial = denial
 
-    async def sync(self, entry: LeaseEntry) -> None:
-        """Keep what became of a lease, on the disk on return."""
-        await self._commit([self.use_row(entry)])
-        if self.get(entry.role, entry.terms.lease_id) is entry:
-            # What has changed meanwhile can have been written before that row.
-            self.keep(entry)
+    async def sync(self, *entries: LeaseEntry) -> None:
+        """Keep what became of leases, on the disk on return."""
+        await self._commit([self.use_row(entry) for entry in entries])
+        for entry in entries:
+            if self.get(entry.role, entry.terms.lease_id) is entry:
+                # What has changed meanwhile can have been written before that row.
+                self.keep(entry)
 
     def keep(self, entry: LeaseEntry) -> None:
         """Keep a change of use, unsynced, at the end of this turn of the event loop.
@@ -360,7 +339,7 @@ class LeaseStore:
         """Drop a lease that is over and settled."""
         tail = _LETTERS[entry.role] + entry.terms.lease_id
         self._touched.pop(tail, None)
-        keys = [_LEASE + tail, _USE + tail, _RENEWAL + tail]
+        keys = [_LEASE + tail, _USE + tail]
         if entry.role == "customer":
             keys.append(_DENIAL + entry.terms.lease_id)
         changes: list[Change] = [(key, None) for key in keys]

@@ -106,6 +106,15 @@ class Capacity(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Renewed:
+    """A lease that this node took at a provider, and the one that renews it."""
+
+    node: bytes
+    old_id: bytes
+    new_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class MarketSettings:
     """What the operator decides."""
 
@@ -151,5 +160,7 @@ class MarketPorts:
     """Returns what this node says that it needs."""
     on_need: Callable[[], None]
     """Called when what this node needs by default may have changed."""
+    on_renewed: Callable[[Sequence[Renewed]], Awaitable[None]]
+    """Called where other leases renew some of this node's: what lies there is to go over."""
     on_denied: Callable[[Collection[bytes]], Awaitable[None]]
     """Called with the leases of this node that a provider has signed not to know."""

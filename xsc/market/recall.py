@@ -2,7 +2,7 @@
 
     market/recall/<peer>     what is known of own bytes there, while the peer is still to be asked
 
-Everything that binds is signed: the lease and its renewal by both, the vouchers by
+Everything that binds is signed: the lease by both, the vouchers by
 the customer itself, so that a host can show too little, never too much. What was
 used since the last voucher follows from what the directory of objects says is held.
 """
@@ -25,19 +25,18 @@ from xsc.base.units import ceil_div
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
-from xsc.market import renewal
+from xsc.market.keeping import reconciled
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
 from xsc.market.quote import domain_of
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
-from xsc.terms.renewal import Renewal, RenewalRequest
 from xsc.terms.voucher import Voucher
 
 HISTORY: Final = "market.history"
 HEADS: Final = {HISTORY: HeadBound(answered=HISTORY_LEASES_MAX * 8 * KIB)}
-"""Of each lease the request with its quote, the renewal with both, and a voucher: 6 KiB."""
+"""Of each lease the request with its quote, and a voucher: 4 KiB."""
 RECALLS: Final = b"market/recall/"
 _VERSION: Final = 1
 
@@ -82,7 +81,6 @@ class LeaseRecall:
         use = leases.advance(entry.terms, entry.use, self._clock.now_ms())
         return {
             "lease": entry.raw,
-            "renewal": entry.renewal,
             "voucher": entry.voucher,
             "held_bytes": use.held_bytes,
             "used": use.used,
@@ -153,37 +151,20 @@ class LeaseRecall:
         quote = open_signed(request.record.quote, Quote, network=self._network, author=peer).record
         now_ms = self._clock.now_ms()
         entry = self._store.entry_of("customer", raw, now_ms, domain_of(quote))
-        self._renew(entry, take_opt_bytes(item, "renewal"))
         self._count(entry, take_opt_bytes(item, "voucher"), held)
         theirs = take_int(item, "held_bytes"), take_int(item, "used")
-        entry.use = renewal.reconciled(entry.terms, entry.use, *theirs, now_ms)
+        entry.use = reconciled(entry.terms, entry.use, *theirs, now_ms)
         if entry.terms.cleared:
             level = min(entry.use.level, take_int(item, "level"))
             entry.use = leases.lowered(entry.terms, entry.use, level, now_ms)
         return entry
 
-    def _renew(self, entry: LeaseEntry, raw: bytes | None) -> None:
-        """Take over the newest renewal."""
-        if raw is None:
-            return
-        renewed = open_signed(raw, Renewal, network=self._network, author=entry.peer).record
-        request = open_signed(
-            renewed.request, RenewalRequest, network=self._network, author=self._own
-        ).record
-        refusal = renewal.check_answer(entry.terms, request, renewed)
-        if refusal is not None:
-            raise RecordInvalid(refusal)
-        entry.terms = renewal.restored(entry.terms, request, renewed.quantity)
-        entry.renewal = raw
-
     def _count(self, entry: LeaseEntry, raw: bytes | None, held: Mapping[bytes, int]) -> None:
         """Count on from the last voucher, by what the directory says is held."""
         terms = entry.terms
         size = held.get(terms.lease_id, 0)
-        # The first epoch is due as soon as bytes are held; an account closes with its epoch.
-        since_ms, used = terms.term_ms, terms.base_quantity
-        if not (terms.renewals or terms.cleared):
-            used = size
+        # The first epoch is due as soon as bytes are held.
+        since_ms, used = terms.start_ms, 0 if terms.cleared else size
         if raw is not None:
             voucher = open_signed(raw, Voucher, network=self._network, author=self._own).record
             if voucher.lease_id != terms.lease_id:
@@ -200,6 +181,7 @@ class LeaseRecall:
             epoch=min(last, max(0, since_ms - terms.start_ms) // EPOCH_MS),
             used=used,
             counted_ms=since_ms,
+            level=terms.quantity if terms.cleared else 0,
             settled_micro=self._credit.settled(terms.lease_id),
         )
 

@@ -1,9 +1,10 @@
 """The node on the market: puts its parts together, starts, tidies and closes them.
 
 as a provider    `granter` quotes and grants leases, `granted` counts what is used of them
-as a customer    `buyer` finds leases, `signing` takes what clearings offer, `taken` counts
-in both roles    `settlement` pays, `renewals` extends leases, `recalls` and `denials`
-agree with peers on which leases there are
+as a customer    `buyer` finds leases, `signing` takes what clearings offer, `renewals`
+takes what goes on, `taken` counts
+in both roles    `settlement` pays, `recalls` and `denials` agree with peers on which leases
+there are
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from xsc.base.errors import NotFound
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import COMPUTE_WAITING_MAX, TIDY_MS
 from xsc.base.peering import Handler
-from xsc.base.turns import Turns
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market.buyer import LeaseBuyer
@@ -25,13 +25,13 @@ from xsc.market.denials import KNOWN, Denials
 from xsc.market.granted import GrantedLeases
 from xsc.market.granter import LOWER, LeaseGranter
 from xsc.market.headroom import Headroom
-from xsc.market.lease_entry import LeaseView, Role, tidied, view
+from xsc.market.lease_entry import LeaseView, tidied, view
 from xsc.market.lease_requests import LEASE, LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import Commit, MarketPorts, MarketSettings
 from xsc.market.quotes import QUOTE, Quotes
 from xsc.market.recall import HISTORY, LeaseRecall
-from xsc.market.renewing import RENEW, Renewals
+from xsc.market.renewals import Renewals
 from xsc.market.settlement import SETTLE, Settlement
 from xsc.market.signing import Signing
 from xsc.market.taken import TakenLeases
@@ -97,13 +97,11 @@ class MarketService:
         self.signing = Signing(
             context, ports, self.store, self.quotes, self.requests, default_need=self.default_need
         )
-        turns: Turns[tuple[Role, bytes]] = Turns()
         self.settlement = Settlement(
             context,
             ports,
             self.store,
             self.taken,
-            turns,
             booking_interval_ms=settings.booking_interval_ms,
         )
         self.renewals = Renewals(
@@ -111,10 +109,8 @@ class MarketService:
             ports,
             settings,
             self.store,
-            limits=self.limits,
-            headroom=self.headroom,
             quotes=self.quotes,
-            turns=turns,
+            requests=self.requests,
         )
         self.recalls = LeaseRecall(context, ports, self.store, state)
 
@@ -161,7 +157,6 @@ class MarketService:
             LEASE: self.granter.on_lease,
             LOWER: self.granter.on_lower,
             SETTLE: self.settlement.on_settle,
-            RENEW: self.renewals.on_renew,
             HISTORY: self.recalls.on_history,
             KNOWN: self.denials.on_known,
         }
@@ -194,17 +189,6 @@ class MarketService:
         for entry in self.store.find(lease_id):
             return entry.raw
         raise NotFound("this node has no such lease", hint="`xsc market leases` lists them")
-
-    def renewal_record(self, lease_id: bytes) -> bytes:
-        """Return the newest signed renewal of a lease, as `xsc verify` reads it.
-
-        Raises:
-            NotFound: no such lease, or it was never renewed.
-        """
-        for entry in self.store.find(lease_id):
-            if entry.renewal is not None:
-                return entry.renewal
-        raise NotFound("this lease was not renewed")
 
     def denial_record(self, lease_id: bytes) -> bytes:
         """Return the provider's signed word that it does not know a lease, for `xsc verify`.

@@ -62,7 +62,6 @@ class Settlement:
 
     Args:
         booking_interval_ms: how long what customers sign waits at most until it is booked.
-        turns: locks by role and lease; terms change under the same ones.
     """
 
     def __init__(
@@ -71,7 +70,6 @@ class Settlement:
         ports: MarketPorts,
         store: LeaseStore,
         taken: TakenLeases,
-        turns: Turns[tuple[Role, bytes]],
         *,
         booking_interval_ms: int,
     ) -> None:
@@ -85,7 +83,7 @@ class Settlement:
         self._quality = ports.quality
         self._leaving = ports.leaving
         self._taken = taken
-        self._turns = turns
+        self._turns: Turns[tuple[Role, bytes]] = Turns()
         self._vouchers = Tally(VOUCHERS_A_CUSTOMER_MAX, VOUCHERS_MS)
         self._bookings = Tally(BOOKINGS_ASKED_A_CUSTOMER_MAX, BOOKINGS_ASKED_MS)
         self._booking_interval_ms = booking_interval_ms

@@ -114,7 +114,9 @@ class Signing:
         elif steps := min(level, quote.record.available) // LEASE_UNIT[offer.kind]:
             level, price = steps * LEASE_UNIT[offer.kind], quote.record.price
             if price <= offer.price:
-                answer = await self._requests.lease(quote, price, level, level, offer.window[1])
+                answer = await self._requests.lease(
+                    quote, price, level, level, until_ms=offer.window[1]
+                )
         if isinstance(answer, XscError):
             self._log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
         if not isinstance(answer, LeaseEntry):

@@ -10,6 +10,7 @@ from xsc.base.errors import LeaseExhausted
 from xsc.base.ids import short
 from xsc.base.limits import EPOCH_MS, LEASE_REFUSED_MS
 from xsc.identity.context import Context
+from xsc.market import keeping
 from xsc.market import lease as rules
 from xsc.market.denials import Denials
 from xsc.market.lease_entry import LeaseEntry
@@ -46,12 +47,18 @@ class TakenLeases:
             doubts: by lease, how many transfers were under way.
         """
         now_ms = self._clock.now_ms()
+        left = dict(held)
+        for old, new in self._store.pairs("customer"):
+            # The count of what went over to another lease is on the disk before its records.
+            ahead = max(0, new.use.held_bytes - held.get(new.terms.lease_id, 0))
+            old_id = old.terms.lease_id
+            left[old_id] = max(0, left.get(old_id, 0) - ahead)
         for entry in self._store.all("customer"):
             terms, use = entry.terms, entry.use
             if terms.kind != "storage" or use.given_back:
                 continue
             entry.doubts = doubts.get(terms.lease_id, 0)
-            delta = held.get(terms.lease_id, 0) - use.held_bytes
+            delta = left.get(terms.lease_id, 0) - use.held_bytes
             if not delta or (delta < 0 and not entry.doubts):
                 continue
             self._log.warning("market.count_restored", lease=short(terms.lease_id), delta=delta)
@@ -87,6 +94,24 @@ class TakenLeases:
         else:
             entry.use = rules.hold(entry.terms, entry.use, delta_bytes, now_ms)
         self._store.keep(entry)
+
+    def renewed(self, old_id: bytes, new_id: bytes, size_bytes: int, used: int) -> None:
+        """Count bytes that went over to the lease that renews theirs, as the host said.
+
+        It is written before the records of objects, which are synced: so it is never behind them.
+
+        Args:
+            old_id: the lease that they lay under.
+            new_id: the one that they lie under now.
+            size_bytes: how many.
+            used: what the host counts under the old lease.
+        """
+        old, new = self._known(old_id), self._known(new_id)
+        now_ms = self._clock.now_ms()
+        sides = (old.terms, old.use), (new.terms, new.use)
+        uses = keeping.moved(*sides, size_bytes, now_ms)
+        old.use, new.use = keeping.agreed((old.terms, uses[0]), (new.terms, uses[1]), used)
+        self._store.save(old, new)
 
     async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:
         """Count what a verified receipt bills.

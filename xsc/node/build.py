@@ -58,7 +58,7 @@ from xsc.ledger import exchange as ledger_exchange
 from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
-from xsc.market import recall, renewing
+from xsc.market import recall
 from xsc.market.entitlements import SlotRoom
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, ladder
@@ -106,7 +106,6 @@ DAY_MS = 86_400_000
 SPACE_COMPACT_INTERVAL_MS = 6 * 3_600_000
 HEADS: Mapping[str, HeadBound] = {
     **storage_messages.HEADS,
-    **renewing.HEADS,
     **recall.HEADS,
     **ledger_exchange.HEADS,
     **jobs_executor.HEADS,
@@ -390,6 +389,7 @@ class Node:
                 received=lambda: self.allocator.offered(),  # noqa: PLW0108
                 needs=lambda: self.commitments.own.needs,
                 on_need=self.commitments.stir,
+                on_renewed=lambda pairs: self.storage.leases_renewed(pairs),  # noqa: PLW0108
                 on_denied=lambda leases: self.storage.leases_denied(leases),  # noqa: PLW0108
             ),
             state=parts.state,

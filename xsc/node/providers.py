@@ -27,6 +27,7 @@ class Providers:
         self.lease_end = market.renewals.end_of
         self.used = market.taken.used
         self.recounted = market.taken.recounted
+        self.renewed = market.taken.renewed
         self.spent = market.taken.spent
         self.unused = market.taken.unused
         self.refused = market.taken.refused

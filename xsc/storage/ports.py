@@ -102,6 +102,19 @@ class Hosts(Protocol):
     async def recounted(self, lease_id: bytes, delta_bytes: int) -> None:
         """Take note that a host has held more (+) or less (-) than was counted, since a crash."""
 
+    def renewed(self, old_id: bytes, new_id: bytes, size_bytes: int, used: int) -> None:
+        """Take note that bytes went over to the lease that renews theirs.
+
+        Args:
+            old_id: the lease that they lay under.
+            new_id: the one that they lie under now.
+            size_bytes: how many.
+            used: what the host counts under the old lease.
+
+        Raises:
+            LeaseExhausted: no such leases.
+        """
+
     def lease_end(self, lease_id: bytes) -> LeaseEnd | None:
         """Return when a lease that this node took ends; None where it is not known."""
 
@@ -143,7 +156,23 @@ class Leases(Protocol):
         """Count what came of a write that was admitted: so many bytes are held more."""
 
     def end_ms(self, lease_id: bytes) -> int | None:
-        """Return when a lease ends or ended, renewals counted; None where it is not known."""
+        """Return when a lease ends or ended; None where it is not known."""
+
+    def admit_renewal(self, old_id: bytes, new_id: bytes, customer: bytes, size_bytes: int) -> int:
+        """Keep room for bytes that go over to the lease that renews theirs, until `renewed`.
+
+        Returns:
+            What of them has room there.
+
+        Raises:
+            LeaseExhausted: no such leases of that customer, or the second is over.
+        """
+
+    def renewed(self, old_id: bytes, new_id: bytes, admitted_bytes: int, moved_bytes: int) -> None:
+        """Count what came of a renewal that was admitted: so many bytes went over."""
+
+    async def renewal_used(self, old_id: bytes, new_id: bytes) -> int:
+        """Return what is counted under a lease that is renewed; both counts are on the disk."""
 
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         """Count bytes that are held no more (-), or under another lease than was written to."""

@@ -33,6 +33,8 @@ class LeaseRequest(Record):
     """Micro-credits a GiB and hour, or a Gfuel, at least the quote's (the auction may pay more)."""
     start_ms: Count
     end_ms: Count
+    renews: Id32 | None = None
+    """The lease whose bytes it keeps, of the same parties; None: new bytes."""
 
     @model_validator(mode="after")
     def _ordered(self) -> LeaseRequest:

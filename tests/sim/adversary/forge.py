@@ -36,9 +36,7 @@ FRESH = {"nonce", "xid"}
 """Fields that are new in each honest record."""
 INSIDE = {
     ("lease_request", "quote"): "quote",
-    ("renewal_request", "quote"): "quote",
     ("lease", "request"): "lease_request",
-    ("renewal", "request"): "renewal_request",
     ("execution_receipt", "order"): "order",
     ("service_receipt", "deployment"): "deployment",
     ("introduction", "record"): "address",

@@ -25,6 +25,7 @@ from xsc.base.limits import (
     LEAF_BYTES,
     LEASES_A_CUSTOMER_MAX,
     OUTPUT_BYTES_MAX,
+    RENEWAL_OBJECTS_MAX,
     SHARDS_MAX,
 )
 from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
@@ -86,6 +87,12 @@ HEADERS: dict[str, dict[str, Any]] = {
     "storage.get": {**OBJECT, "shards": Many(SHARD, GET_MAX)},
     "storage.have": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX)},
     "storage.keep": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX)},
+    "storage.renew": {
+        "from": Id32,
+        "to": Id32,
+        "objects": Many(Id32, RENEWAL_OBJECTS_MAX),
+        "after": bytes,
+    },
     "storage.stat": {**OBJECT, "manifest": Id32},
     "storage.find": {"locate": Id32, "manifest": Id32},
     "storage.holds": {**OBJECT, "manifest": Id32, "roots": Many(Id32, SHARDS_MAX)},
@@ -106,7 +113,6 @@ HEADERS: dict[str, dict[str, Any]] = {
     "market.lease": {"request": Sealed("lease_request")},
     "market.lower": {"lease_id": Id32, "level": Count},
     "market.settle": {"voucher": Sealed("voucher"), "book_now": bool},
-    "market.renew": {"requests": Many(Sealed("renewal_request"), 64)},
     "market.history": {"after": Id32},
     "market.known": {"leases": Many(Id32, LEASES_A_CUSTOMER_MAX)},
     "ledger.propose": {"half": Sealed("entry"), "voucher": Sealed("voucher")},

@@ -33,7 +33,6 @@ from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outco
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.quote import Quote
-from xsc.terms.renewal import Renewal, RenewalRequest
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 from xsc.terms.voucher import Voucher
 
@@ -53,8 +52,6 @@ KINDS: dict[str, type[Record]] = {
         Order,
         Outcome,
         Quote,
-        Renewal,
-        RenewalRequest,
         StorageReceipt,
         Voucher,
     )

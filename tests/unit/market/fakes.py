@@ -23,6 +23,8 @@ A_MIB = 1024
 """The price a GiB and hour that is a micro-credit a MiB and hour."""
 A_STEP = PRICE_BYTES // SLOT_STEP_BYTES
 """The price a GiB and hour that is a micro-credit a step of a slot and hour."""
+DISK, RECORDS = b"test/disk/", b"test/records/"
+"""What a node holds for others, and what it has at others as its records say, by lease."""
 RATE = LEASE_UNIT["compute"]
 """What a step of a slot of compute is in a lease."""
 
@@ -208,6 +210,7 @@ class Node:
                 received=lambda: self.received,
                 needs=lambda: list(self.needs.values()),
                 on_need=lambda: None,
+                on_renewed=self.on_renewed,
                 on_denied=self.on_denied,
             ),
             state=self.state,
@@ -216,6 +219,32 @@ class Node:
         )
         self.world.wire.handlers[self.id] = market.handlers()
         return market
+
+    async def on_renewed(self, pairs):
+        """Have hosts count what lies under leases under others, as storage would."""
+        for pair in pairs:
+            host = next(node for node in self.world.nodes.values() if node.id == pair.node)
+            await host.renew(pair.old_id, pair.new_id, self.id)
+            used = await host.market.granted.renewal_used(pair.old_id, pair.new_id)
+            old, new = self.kept(RECORDS, pair.old_id), self.kept(RECORDS, pair.new_id)
+            kept = min(old + new, host.kept(DISK, pair.new_id))
+            self.market.taken.renewed(pair.old_id, pair.new_id, kept - new, used)
+            self.keep(RECORDS, {pair.old_id: old + new - kept, pair.new_id: kept})
+
+    async def renew(self, old_id, new_id, customer):
+        """Count what a customer has here under a lease under another, as a host would."""
+        granted, size = self.market.granted, self.kept(DISK, old_id)
+        moved = granted.admit_renewal(old_id, new_id, customer, size)
+        self.keep(DISK, {old_id: size - moved, new_id: self.kept(DISK, new_id) + moved})
+        granted.renewed(old_id, new_id, moved, moved)
+
+    def kept(self, where, lease_id):
+        """Return the bytes under a lease, as the disk says."""
+        return int(self.state.get(where + lease_id) or 0)
+
+    def keep(self, where, sizes):
+        """Write the bytes under leases to the disk."""
+        self.state.write([(where + key, b"%d" % size) for key, size in sizes.items()], sync=False)
 
     async def on_denied(self, leases):
         self.denied.append(set(leases))
@@ -230,6 +259,17 @@ class Node:
         """Hold bytes under a lease, as a put would."""
         self.market.granted.admit(lease_id, customer, size_bytes)
         self.market.granted.stored(lease_id, size_bytes, size_bytes)
+        self.keep(DISK, {lease_id: self.kept(DISK, lease_id) + size_bytes})
+
+    def drops(self, lease_id, size_bytes):
+        """Hold bytes no more, as after a deletion."""
+        self.market.granted.settle_use(lease_id, -size_bytes)
+        self.keep(DISK, {lease_id: self.kept(DISK, lease_id) - size_bytes})
+
+    def newest(self, role):
+        """Return the lease of a role that began last, with something under it or not."""
+        views = [view for view in self.market.leases() if view.role == role]
+        return max(views, key=lambda view: (view.renews is not None, view.start_ms))
 
     def one(self, role):
         views = [view for view in self.market.leases() if view.role == role]

@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.allocation.fakes import Memory
 from tests.unit.market.fakes import NET
-from tests.unit.market.test_renewing import LATEST_MS, stored
+from tests.unit.market.test_renewals import LATEST_MS, stored
 from xsc.base.errors import PeerSilent, RecordInvalid, SignatureInvalid, StoreDamaged
 from xsc.base.limits import (
     EPOCH_MS,
@@ -17,7 +17,6 @@ from xsc.base.limits import (
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.recall import HISTORY, RECALLS
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.renewal import Renewal
 from xsc.terms.voucher import Voucher
 
 
@@ -33,28 +32,29 @@ async def lost(customer, provider, held):
 
 async def test_a_lease_comes_back_as_it_was_and_goes_on(world, pair):
     customer, provider = pair
-    lease_id = await stored(world, customer, provider)
+    await stored(world, customer, provider)
     world.later(LATEST_MS)
     await world.drive(customer.market.renewals.round())
     world.later(50 * EPOCH_MS)
     await world.drive(customer.market.settlement.settle_all())
-    before = customer.one("customer")
+    before = customer.newest("customer")
+    lease_id = before.lease_id
     world.later(7 * EPOCH_MS)
-    assert await lost(customer, provider, {lease_id: 10 * MIB}) == 1
-    after = customer.one("customer")
+    assert await lost(customer, provider, {lease_id: 10 * MIB}) == 2
+    after = customer.newest("customer")
     assert (after.end_ms, after.price, after.quantity) == (
         before.end_ms,
         before.price,
         before.quantity,
     )
     assert after.settled_micro == before.settled_micro
-    assert after.used == before.used + 7 * 10 * MIB == provider.one("provider").used
+    assert after.used == before.used + 7 * 10 * MIB == provider.newest("provider").used
     assert await customer.market.recalls.recall(provider.id) == 0, "once is enough"
     await customer.restart()
     await world.drive(customer.market.settlement.settle_all())
-    assert provider.ledger.settled(lease_id) == provider.one("provider").due_micro
+    assert provider.ledger.settled(lease_id) == provider.newest("provider").due_micro
     await customer.market.taken.used(lease_id, -10 * MIB)
-    assert customer.one("customer").held_bytes == 0
+    assert customer.newest("customer").held_bytes == 0
 
 
 async def test_without_a_voucher_the_use_counts_from_the_start(world, pair):
@@ -150,8 +150,6 @@ def signed_as(key, record, **changes):
         "lease by the customer",
         "request by the host",
         "more than asked for",
-        "renewal by the customer",
-        "renewal of another lease",
         "voucher by the host",
         "voucher of another lease",
         "negative count",
@@ -189,11 +187,6 @@ async def test_what_a_host_tells_must_be_signed_and_its_own(world, pair, twist):
             )
         case "more than asked for":
             item["lease"] = signed_as(provider.key, lease, quantity=2**60)
-        case "renewal by the customer":
-            renewal = open_signed(item["renewal"], Renewal, network=NET).record
-            item["renewal"] = signed_as(customer.key, renewal)
-        case "renewal of another lease":
-            item["renewal"] = other["renewal"]
         case "voucher by the host":
             voucher = open_signed(item["voucher"], Voucher, network=NET).record
             item["voucher"] = signed_as(provider.key, voucher, amount_micro=2**50)

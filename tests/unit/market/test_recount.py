@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.market.fakes import NET
-from tests.unit.market.test_renewing import stored
+from tests.unit.market.test_renewals import stored
 from xsc.base.errors import LeaseExhausted
 from xsc.base.limits import EPOCH_MS, MIB
 from xsc.market.lease_store import LeaseStore

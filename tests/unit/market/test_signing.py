@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.settle import settle
-from tests.unit.market.fakes import A_MIB, Memory, admit
+from tests.unit.market.fakes import A_MIB, RECORDS, Memory, admit
 from xsc.base.errors import (
     LeaseExhausted,
     NoOffers,
@@ -28,8 +28,8 @@ from xsc.base.limits import (
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
 )
+from xsc.market import keeping, lease_requests
 from xsc.market import lease as rules
-from xsc.market import lease_requests, renewal
 from xsc.market.entitlements import LEASE_UNIT
 from xsc.market.granter import LOWER
 from xsc.terms.lease import LeaseRequest
@@ -402,6 +402,17 @@ async def test_a_cleared_lease_survives_a_restart_of_both_sides(world, three):
     assert taken(customer, "customer") == taken(provider, "provider") == 50
 
 
+def held_under(customer, provider, lease_id):
+    """Return the bytes under a lease, as both sides count them."""
+    (held,) = {
+        view.held_bytes
+        for node in (customer, provider)
+        for view in node.market.leases()
+        if view.lease_id == lease_id
+    }
+    return held
+
+
 async def test_a_renewal_needs_what_a_clearing_grants_where_others_wait_for_the_room(world, three):
     customer, other, provider = three
     granted = await leased_all(world, customer, provider, 100)
@@ -409,6 +420,7 @@ async def test_a_renewal_needs_what_a_clearing_grants_where_others_wait_for_the_
     lease_id = provider.one("provider").lease_id
     provider.stores(lease_id, customer.id, 60 * SLOT_STEP_BYTES)
     provider.room.stored = 60 * SLOT_STEP_BYTES
+    customer.keep(RECORDS, {lease_id: 60 * SLOT_STEP_BYTES})
     await customer.market.taken.used(lease_id, 60 * SLOT_STEP_BYTES)
     world.later(STORAGE_LEASE_MS * 5 // 8)
     young = provider.market.headroom.drawn_steps(young=True)
@@ -417,15 +429,61 @@ async def test_a_renewal_needs_what_a_clearing_grants_where_others_wait_for_the_
     provider.granted[:] = [replace(granted, quantity=50)]
     entitle(world, other, provider, 50, until_ms=now_ms + DAY_MS)
     await world.drive(customer.market.renewals.round())
-    assert provider.one("provider").renewals == 0
-    assert (
-        "granted its room to others" in customer.market.renewals.ending(STORAGE_LEASE_MS)[0].reason
-    )
+    view = provider.newest("provider")
+    assert (view.renews, view.quantity) == (lease_id, 50 * SLOT_STEP_BYTES)
+    old = customer.market.renewals.end_of(lease_id)
+    assert "only a part" in old.reason
+    assert held_under(customer, provider, lease_id) == 10 * SLOT_STEP_BYTES
+    provider.granted[:] = [replace(granted, quantity=0), provider.granted[1]]
+    world.later(7 * EPOCH_MS)
+    await world.drive(customer.market.renewals.round())
+    assert "granted its room to others" in customer.market.renewals.end_of(lease_id).reason
     provider.granted[:] = [replace(granted, quantity=80)]
     world.later(7 * EPOCH_MS)
     await world.drive(customer.market.renewals.round())
-    view = provider.one("provider")
-    assert (view.renewals, view.quantity) == (1, 100 * SLOT_STEP_BYTES), "nobody waits any more"
+    assert held_under(customer, provider, lease_id) == 0, "nobody waits any more"
+
+
+@pytest.mark.parametrize("late_ms", [0, STORAGE_LEASE_MS // 2], ids=["half", "over"])
+async def test_a_renewal_on_an_entitlement_takes_the_level_of_the_old_lease_and_no_more(
+    world, three, late_ms
+):
+    customer, _, provider = three
+    needs(customer, need_of(100))
+    entitle(world, customer, provider, 100, until_ms=2**60)
+    provider.room.storage = 100 * SLOT_STEP_BYTES
+    await signed(world, customer)
+    await world.drive(customer.market.settlement.settle_due())
+    begun_ms = world.clock.now_ms()
+    old_id = provider.one("provider").lease_id
+    size = 60 * SLOT_STEP_BYTES
+    provider.stores(old_id, customer.id, size)
+    provider.room.stored = size
+    await customer.market.taken.used(old_id, size)
+    customer.keep(RECORDS, {old_id: size})
+    world.later(STORAGE_LEASE_MS * 5 // 8 + late_ms)
+    customer.received.clear()
+    customer.received.append(provider.granted[0])
+    await world.drive(customer.market.renewals.round())
+    for node, role in (customer, "customer"), (provider, "provider"):
+        new = node.newest(role)
+        assert (new.renews, new.draw) == (old_id, provider.granted[0].draw)
+        assert (new.quantity, new.held_bytes) == (100 * SLOT_STEP_BYTES, size)
+        levels = [view.quantity for view in node.market.leases() if view.lease_id == old_id]
+        assert levels == [0]
+        assert held_under(customer, provider, old_id) == 0
+    world.later(2 * STORAGE_LEASE_IDLE_MS)
+    for _ in range(2):
+        await signed(world, customer)
+        customer.market.tidy()
+        provider.market.tidy()
+    assert taken(customer, "customer") == taken(provider, "provider") == 100
+    world.later(DAY_MS)
+    await world.drive(customer.market.settlement.settle_all())
+    passed_ms = world.clock.now_ms() - begun_ms
+    due = slot_amount("storage", PRICE, 100) * passed_ms // EPOCH_MS
+    booked = sum(provider.ledger.settled(view.lease_id) for view in provider.market.leases())
+    assert abs(booked - due) <= 2, "each millisecond of the level once"
 
 
 async def test_a_renewal_gives_back_nothing_that_was_given_up(world, three, monkeypatch):
@@ -447,12 +505,10 @@ async def test_a_renewal_gives_back_nothing_that_was_given_up(world, three, monk
     assert taken(provider, "provider") == 99
     provider.granted.clear()
     world.later(STORAGE_LEASE_MS * 5 // 8)
-    made = renewal.make_request
-    monkeypatch.setattr(
-        renewal, "make_request", lambda t, u, *a: made(t, replace(u, level=t.quantity), *a)
-    )
+    monkeypatch.setattr(keeping, "wanted", lambda terms, _: terms.quantity)
     await world.drive(customer.market.renewals.round())
-    assert taken(provider, "provider") == 99
+    assert provider.newest("provider").quantity == SLOT_STEP_BYTES
+    assert taken(provider, "provider") == 98
 
 
 async def test_a_lease_is_not_renewed_above_the_price_of_its_need(world, three):
@@ -467,11 +523,11 @@ async def test_a_lease_is_not_renewed_above_the_price_of_its_need(world, three):
     provider.granted.clear()
     world.later(STORAGE_LEASE_MS * 5 // 8)
     await world.drive(customer.market.renewals.round())
-    assert customer.one("customer").renewals == 0
+    assert customer.one("customer").renews is None
     needs(customer, need_of(50))
     world.later(DAY_MS)
     await world.drive(customer.market.renewals.round())
-    assert customer.one("customer").renewals == 1
+    assert customer.newest("customer").renews == lease_id
 
 
 async def test_a_run_waits_for_the_next_minute_of_its_rate_and_never_for_more_than_it_is(

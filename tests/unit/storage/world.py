@@ -80,6 +80,19 @@ class Book:
     def stored(self, lease_id: bytes, admitted_bytes: int, held_bytes: int) -> None:
         self.settle_use(lease_id, held_bytes - admitted_bytes)
 
+    def admit_renewal(self, old_id: bytes, new_id: bytes, customer: bytes, size_bytes: int) -> int:
+        room = self.room.get(new_id, 2**60) - self.used.get(new_id, 0)
+        self.used[new_id] = self.used.get(new_id, 0) + min(room, size_bytes)
+        return min(room, size_bytes)
+
+    def renewed(self, old_id: bytes, new_id: bytes, admitted_bytes: int, moved_bytes: int) -> None:
+        self.settle_use(new_id, moved_bytes - admitted_bytes)
+        if moved_bytes:
+            self.settle_use(old_id, -moved_bytes)
+
+    async def renewal_used(self, old_id: bytes, new_id: bytes) -> int:
+        return 7
+
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         assert delta_bytes <= 0
         self.used[lease_id] += delta_bytes
@@ -207,6 +220,12 @@ class Host:
         assert lease_id != OWN_LEASE
         self.customer_used[lease_id] = self.customer_used.get(lease_id, 0) + delta_bytes
         assert self.customer_used[lease_id] >= 0
+
+    def renewed(self, old_id, new_id, size_bytes, used):
+        assert used == 7
+        self.customer_used[old_id] -= size_bytes
+        self.customer_used[new_id] = self.customer_used.get(new_id, 0) + size_bytes
+        assert self.customer_used[old_id] >= 0
 
     async def refused(self, lease_id):
         assert lease_id != OWN_LEASE

@@ -40,7 +40,6 @@ from xsc.terms.lease import OWN_LEASE, Lease, LeaseRequest
 from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import UNITS, Quote
-from xsc.terms.renewal import Renewal, RenewalRequest
 from xsc.terms.slot import STEP
 from xsc.terms.storage_receipt import StorageReceipt
 from xsc.terms.voucher import Voucher
@@ -48,8 +47,6 @@ from xsc.terms.voucher import Voucher
 SHOWN_CHARS = 60
 """Of a value of a program."""
 S = TypeVar("S", bound=Record)
-T = TypeVar("T", Lease, Renewal)
-Q = TypeVar("Q", LeaseRequest, RenewalRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +84,29 @@ def _quote(raw: bytes) -> str:
     )
 
 
-def _granted(signed: Signed[T], request: Signed[Q], kind: str, quantity: int, *, what: str) -> None:
-    """Check what a provider granted, a lease or a renewal, against what was asked and quoted."""
-    asked = request.record
+def _lease(raw: bytes) -> str:
+    signed = _open(raw, Lease)
+    request = _open(signed.record.request, LeaseRequest)
+    asked, quantity = request.record, signed.record.quantity
     _same_network(request, signed)
-    _require(signed.author == asked.provider, f"the {what} is not signed by its provider")
+    _require(signed.author == asked.provider, "the lease is not signed by its provider")
     _require(request.author == asked.customer, "the request is not signed by its customer")
     quote = _open(asked.quote, Quote, asked.provider)
     _same_network(quote, signed)
     _require(
-        (quote.record.customer, quote.record.kind) == (asked.customer, kind),
+        (quote.record.customer, quote.record.kind) == (asked.customer, asked.kind),
         "the quote is for another customer or kind",
     )
     _require(asked.price >= quote.record.price, "the price is below the quote")
     _require(
         asked.quantity_min <= quantity <= asked.quantity,
         "the grant is outside of what was asked for",
+    )
+    renewing = "" if asked.renews is None else f", renewing lease {short(asked.renews)}"
+    return (
+        f"lease: {short(asked.provider)} grants {short(asked.customer)} "
+        f"{_quantity(asked.kind, quantity)} at {format_credits(asked.price)} "
+        f"credits a {UNITS[asked.kind]}{renewing}"
     )
 
 
@@ -113,46 +117,17 @@ def _quantity(kind: str, quantity: int) -> str:
     return f"{quantity // MFUEL} million fuel steps of compute"
 
 
-def _lease(raw: bytes) -> str:
-    signed = _open(raw, Lease)
-    request = _open(signed.record.request, LeaseRequest)
-    asked, quantity = request.record, signed.record.quantity
-    _granted(signed, request, asked.kind, quantity, what="lease")
-    return (
-        f"lease: {short(asked.provider)} grants {short(asked.customer)} "
-        f"{_quantity(asked.kind, quantity)} at {format_credits(asked.price)} "
-        f"credits a {UNITS[asked.kind]}"
-    )
-
-
 def explain_price(raw: bytes) -> Priced:
-    """Return how the price of a signed lease, or of a renewal of one, came about.
+    """Return how the price of a signed lease came about.
 
     Raises:
         ProofInvalid, RecordInvalid, SignatureInvalid: it proves nothing.
     """
-    renewed = kind_of(raw) == Renewal.KIND
-    asked: LeaseRequest | RenewalRequest
-    if renewed:
-        _renewal(raw)
-        asked = _open(_open(raw, Renewal).record.request, RenewalRequest).record
-    else:
-        _lease(raw)
-        asked = _open(_open(raw, Lease).record.request, LeaseRequest).record
+    _lease(raw)
+    asked = _open(_open(raw, Lease).record.request, LeaseRequest).record
     quote = _open(asked.quote, Quote).record
+    renewed = asked.renews is not None and quote.draw is None
     return Priced(quote, asked.price, why(quote, asked.price, renewed=renewed))
-
-
-def _renewal(raw: bytes) -> str:
-    signed = _open(raw, Renewal)
-    request = _open(signed.record.request, RenewalRequest)
-    asked, quantity = request.record, signed.record.quantity
-    _granted(signed, request, "storage", quantity, what="renewal")
-    return (
-        f"renewal {asked.number} of lease {short(asked.lease_id)}: {short(asked.provider)} keeps "
-        f"{format_size(quantity)} for {short(asked.customer)} at "
-        f"{format_credits(asked.price)} credits a {UNITS['storage']}"
-    )
 
 
 def _voucher(raw: bytes) -> str:
@@ -468,7 +443,6 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
         Deployment.KIND: _deployment,
         ServiceReceipt.KIND: lambda data: _service_receipt(data, module, lease),
         Lease.KIND: _lease,
-        Renewal.KIND: _renewal,
         LeaseDenial.KIND: _lease_denial,
         Quote.KIND: _quote,
         Voucher.KIND: _voucher,

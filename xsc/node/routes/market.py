@@ -313,7 +313,7 @@ async def leases(node: Node, _: Nothing) -> api.Leases:
                 settled_micro=lease.settled_micro,
                 start_ms=lease.start_ms,
                 end_ms=lease.end_ms,
-                renewals=lease.renewals,
+                renews=None if lease.renews is None else to_text(lease.renews),
                 origin="now" if lease.draw is None else "cleared",
                 slot=None if lease.draw is None else to_text(lease.draw.slot),
                 need=None if lease.draw is None else to_text(lease.draw.need),
@@ -324,12 +324,12 @@ async def leases(node: Node, _: Nothing) -> api.Leases:
 
 
 async def lease(node: Node, asked: api.LeaseId) -> bytes:
-    """Return a signed lease, its newest renewal or its denial."""
+    """Return a signed lease or its denial."""
     known = {row.lease_id for row in node.market.leases()}
     lease_id = begins_with(asked.id, known, "lease", "`xsc market leases` lists them")
     if asked.denial:
         return node.market.denial_record(lease_id)
-    return (node.market.renewal_record if asked.renewal else node.market.lease_record)(lease_id)
+    return node.market.lease_record(lease_id)
 
 
 ANSWERS: Answers = {

@@ -156,9 +156,6 @@ def test_a_lease_is_saved(xsc, stand_in, tmp_path):
     assert xsc("market", "lease", "l1", "-o", tmp_path / "l").code == 0
     assert (tmp_path / "l").read_bytes() == b"lease"
     assert xsc("market", "lease", "../x", "-o", tmp_path / "m").code == 2
-    stand_in.streams("/v1/market/leases/l1?renewal=1", b"renewal")
-    assert xsc("market", "lease", "l1", "--renewal", "-o", tmp_path / "r").code == 0
-    assert (tmp_path / "r").read_bytes() == b"renewal"
 
 
 @pytest.fixture

@@ -1,0 +1,275 @@
+"""Renews the leases of storage that this node took: each by a new lease for what lies there.
+
+At half-life, each lease at a moment of its own, the node takes a new lease at that provider by the
+ordinary way. Then the host counts what lies under the old lease under the new one, piece by piece
+(`MarketPorts.on_renewed`). Refused renewals are tried again; the last reason is kept and
+shown. The rules are in `keeping`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xsc.base.errors import LeaseExhausted, XscError
+from xsc.base.ids import short
+from xsc.base.limits import (
+    RENEWAL_FIRST_MS,
+    RENEWAL_INTERVAL_MS,
+    RENEWAL_RETRY_MS,
+)
+from xsc.base.units import format_credits, format_duration
+from xsc.identity.context import Context
+from xsc.identity.envelope import Signed, open_signed
+from xsc.market import keeping as rules
+from xsc.market.denial import REASON
+from xsc.market.entitlements import is_present, undrawn
+from xsc.market.lease import LEVEL_UNIT
+from xsc.market.lease_entry import LeaseEntry, drawn
+from xsc.market.lease_requests import LeaseRequests
+from xsc.market.lease_store import LeaseStore
+from xsc.market.ports import MarketPorts, MarketSettings, Renewed
+from xsc.market.quotes import Quotes
+from xsc.terms.lease_denial import LeaseDenial
+from xsc.terms.quote import Quote
+
+DAY_MS = 86_400_000
+SILENT = "the host is silent"
+FULL = "only a part of it was renewed"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseExpiry:
+    """The present end of a lease that this node took."""
+
+    node: bytes
+    end_ms: int
+    reason: str
+    """Why it was not renewed although it is time to; empty while all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    reason: str
+    at_ms: int
+
+
+class Renewals:
+    """Takes leases that renew others, and has what lies there counted under them."""
+
+    def __init__(
+        self,
+        context: Context,
+        ports: MarketPorts,
+        settings: MarketSettings,
+        store: LeaseStore,
+        *,
+        quotes: Quotes,
+        requests: LeaseRequests,
+    ) -> None:
+        self._network = context.network
+        self._clock = context.clock
+        self._log = context.log
+        self._store = store
+        self._quality = ports.quality
+        self._quotes = quotes
+        self._requests = requests
+        self._needs = ports.needs
+        self._offers = ports.received
+        self._on_renewed = ports.on_renewed
+        self._price_max = settings.storage_price_max
+        self._warning_ms = settings.lease_warning_ms
+        self._tried: dict[bytes, _Tried] = {}
+        self._warned: dict[bytes, int] = {}
+
+    async def run(self) -> None:
+        """Renew what is due, until cancelled."""
+        await self._clock.sleep_ms(RENEWAL_FIRST_MS)
+        while True:
+            await self.round()
+            await self._clock.sleep_ms(RENEWAL_INTERVAL_MS)
+
+    async def round(self) -> None:
+        """Renew once all that is due, and warn of what ends soon."""
+        now_ms = self._clock.now_ms()
+        known = {entry.terms.lease_id for entry in self._store.all("customer")}
+        self._tried = {id_: tried for id_, tried in self._tried.items() if id_ in known}
+        going_on = {old.terms.lease_id for old, _ in self._open_pairs()}
+        by_host: defaultdict[bytes, list[LeaseEntry]] = defaultdict(list)
+        for entry in self._store.all("customer"):
+            if entry.terms.lease_id not in going_on and self._is_due(entry, now_ms):
+                by_host[entry.peer].append(entry)
+        await asyncio.gather(*(self._renew_at(peer, due) for peer, due in sorted(by_host.items())))
+        await self._move()
+        self._warn(now_ms)
+
+    def _is_due(self, entry: LeaseEntry, now_ms: int) -> bool:
+        if (
+            entry.denial is not None
+            or not rules.is_renewable(entry.terms, entry.use, now_ms)
+            or now_ms < rules.due_ms(entry.terms)
+        ):
+            return False
+        tried = self._tried.get(entry.terms.lease_id)
+        # A silent host costs no call: it is looked at each time.
+        return tried is None or tried.reason == SILENT or now_ms - tried.at_ms >= RENEWAL_RETRY_MS
+
+    def _open_pairs(self) -> list[tuple[LeaseEntry, LeaseEntry]]:
+        """Return the leases with something under them, and those with room that renew them."""
+        now_ms = self._clock.now_ms()
+        return [
+            (old, new)
+            for old, new in self._store.pairs("customer")
+            if old.use.held_bytes
+            and new.denial is None
+            and not new.is_over(now_ms)
+            and rules.room_left(new.terms, new.use)
+        ]
+
+    async def _move(self) -> None:
+        """Have hosts count under the new leases what lies under those that they renew."""
+        pairs = [(old, new) for old, new in self._open_pairs() if self._quality.is_up(new.peer)]
+        if not pairs:
+            return
+        await self._on_renewed(
+            [Renewed(new.peer, old.terms.lease_id, new.terms.lease_id) for old, new in pairs]
+        )
+        for old, new in pairs:
+            if old.use.held_bytes and not rules.room_left(new.terms, new.use):
+                self._failed(old, FULL)
+
+    async def _renew_at(self, peer: bytes, entries: Sequence[LeaseEntry]) -> None:
+        for entry in entries:
+            answer = await self._renewed(peer, entry)
+            if isinstance(answer, XscError):
+                self._failed(entry, answer.message)
+                continue
+            self._tried.pop(entry.terms.lease_id, None)
+            self._log.info(
+                "market.lease_renewed",
+                peer=short(peer),
+                lease=short(entry.terms.lease_id),
+                by=short(answer.terms.lease_id),
+                price=answer.terms.price,
+                days=(answer.terms.end_ms - self._clock.now_ms()) // DAY_MS,
+            )
+
+    async def _renewed(self, peer: bytes, entry: LeaseEntry) -> LeaseEntry | XscError:
+        """Return the lease that renews one: on an entitlement of its need, else for now."""
+        if not self._quality.is_up(peer):
+            return LeaseExhausted(SILENT)
+        most = self._price_max
+        if entry.draw is not None:
+            prices = [need.price_max for need in self._needs() if need.slot_id == entry.draw.need]
+            if not prices:
+                return LeaseExhausted("its need is no more, or pays less")
+            most = prices[0]
+            drawing = await self._on_entitlement(entry, most)
+            if drawing is not None:
+                return drawing
+        quote = await self._quotes.fresh("storage", peer)
+        if isinstance(quote, XscError):
+            return quote
+        price = quote.record.price
+        if price > most:
+            if entry.draw is not None:
+                return LeaseExhausted("its need is no more, or pays less")
+            return LeaseExhausted(
+                f"its price of {format_credits(price)} is above storage_price_max_gib_hour"
+            )
+        least = min(entry.use.held_bytes, LEVEL_UNIT["storage"])
+        return await self._lease(quote, rules.wanted(entry.terms, entry.use), least, entry)
+
+    async def _on_entitlement(self, entry: LeaseEntry, most: int) -> LeaseEntry | None:
+        """Return a lease on what a clearing grants to the need of a lease; None: on nothing."""
+        now_ms, unit = self._clock.now_ms(), LEVEL_UNIT["storage"]
+        assert entry.draw is not None
+        taken = dict(self._store.drawn("customer", now_ms))
+        if (key := entry.drawn_key) in taken:
+            taken[key] -= drawn(entry, now_ms)
+        for offer in self._offers():
+            level = min(rules.wanted(entry.terms, entry.use), undrawn(offer, taken))
+            level -= level % unit
+            if (
+                (offer.provider, offer.need) == (entry.peer, entry.draw.need)
+                and is_present(offer, now_ms)
+                and offer.price <= most
+                and level
+            ):
+                quote = await self._quotes.fresh("storage", entry.peer, offer.draw)
+                if isinstance(quote, Signed) and quote.record.price <= offer.price:
+                    answer = await self._lease(quote, level, level, entry, offer.window[1])
+                    if isinstance(answer, LeaseEntry):
+                        return answer
+        return None
+
+    async def _lease(
+        self,
+        quote: Signed[Quote],
+        quantity: int,
+        quantity_min: int,
+        entry: LeaseEntry,
+        until_ms: int | None = None,
+    ) -> LeaseEntry | XscError:
+        return await self._requests.lease(
+            quote, quote.record.price, quantity, quantity_min, until_ms=until_ms, renewed=entry
+        )
+
+    def _failed(self, entry: LeaseEntry, reason: str) -> None:
+        lease_id = entry.terms.lease_id
+        before = self._tried.get(lease_id)
+        self._tried[lease_id] = _Tried(reason, self._clock.now_ms())
+        if before is None or before.reason != reason:
+            self._log.warning(
+                "market.lease_not_renewed",
+                peer=short(entry.peer),
+                lease=short(lease_id),
+                reason=reason,
+            )
+
+    def end_of(self, lease_id: bytes) -> LeaseExpiry | None:
+        """Return when a lease that this node took ends, and why it was not renewed."""
+        entry = self._store.get("customer", lease_id)
+        if entry is None:
+            return None
+        if entry.denial is not None:
+            denied = open_signed(entry.denial, LeaseDenial, network=self._network).record
+            return LeaseExpiry(entry.peer, min(denied.denied_ms, entry.terms.end_ms), REASON)
+        tried = self._tried.get(lease_id)
+        return LeaseExpiry(entry.peer, entry.terms.end_ms, "" if tried is None else tried.reason)
+
+    def ending(self, within_ms: int) -> list[LeaseExpiry]:
+        """Return the leases with something under them that end so soon, the first one first."""
+        until_ms = self._clock.now_ms() + within_ms
+        found = [
+            self.end_of(entry.terms.lease_id)
+            for entry in self._store.all("customer")
+            if entry.terms.kind == "storage"
+            and entry.denial is None
+            and entry.use.held_bytes
+            and entry.terms.end_ms <= until_ms
+        ]
+        return sorted(
+            (item for item in found if item is not None), key=lambda item: (item.end_ms, item.node)
+        )
+
+    def _warn(self, now_ms: int) -> None:
+        """Log once a day what ends soon."""
+        by_host: defaultdict[bytes, list[LeaseExpiry]] = defaultdict(list)
+        for item in self.ending(self._warning_ms):
+            by_host[item.node].append(item)
+        self._warned = {node: at for node, at in self._warned.items() if node in by_host}
+        for node, items in sorted(by_host.items()):
+            if now_ms - self._warned.get(node, -DAY_MS) < DAY_MS:
+                continue
+            self._warned[node] = now_ms
+            left_ms = items[0].end_ms - now_ms
+            self._log.warning(
+                "market.leases_end_soon",
+                peer=short(node),
+                leases=len(items),
+                first="over" if left_ms <= 0 else f"in {format_duration(left_ms)}",
+                reason=items[0].reason or "not asked yet",
+            )
