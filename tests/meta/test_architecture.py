@@ -73,6 +73,7 @@ SHELL = {
     "xsc.ledger.proposals": "proposes entries to peers, and answers theirs",
     "xsc.ledger.service": "verifies the ledger off the event loop, and retries proposals",
     "xsc.market.buyer": "finds leases at hand, and takes new ones by auction",
+    "xsc.market.choosing": "asks for quotes and leases of the providers that it chooses",
     "xsc.market.denials": "asks hosts which leases they know, and denies them as one",
     "xsc.market.granted": "admits what comes under leases, and syncs what it counts",
     "xsc.market.granter": "quotes, and grants requests for leases",
