@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
+LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -114,7 +114,7 @@ def drive(
                 line.got += chunk
                 if not line.wanted:
                     end = line.got.find(b"\r\n\r\n")
-                    length = _LENGTH.search(line.got, 0, end + 2) if end >= 0 else None
+                    length = LENGTH.search(line.got, 0, end + 2) if end >= 0 else None
                     if length is None:
                         continue
                     if not line.got.startswith((b"HTTP/1.1 200", b"HTTP/1.1 201")):

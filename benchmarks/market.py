@@ -15,6 +15,7 @@ from random import Random
 from statistics import median
 from typing import Any, Final, cast
 
+from benchmarks import flight
 from benchmarks.size import least
 from xsc.allocation.clearing import clear
 from xsc.allocation.clearing_record import (
@@ -236,3 +237,4 @@ def run(homes: Sequence[Path], quick: bool) -> None:
     took = asyncio.run(quoted(least(100, 10)))
     print(f"  a signed quote at a provider of {LEASES} open leases    {took:7.2f} ms")
     granted(homes, quick)
+    flight.run(homes, quick)

@@ -40,7 +40,11 @@ class CreditLimits:
         What this node may lose to it, and to those that share its credit, is counted: under their
         leases, and by their calls.
         """
-        return self.left_for_calls(customer) - calls_micro(self._sold_to(customer))
+        return self.left_for_calls(customer) - self.calls(customer)
+
+    def calls(self, customer: bytes) -> int:
+        """Return what its calls that wait or are under way may cost."""
+        return calls_micro(self._sold_to(customer))
 
     def left_for_calls(self, customer: bytes) -> int:
         """Return the same without its calls that wait or are under way."""

@@ -214,15 +214,18 @@ class GrantedLeases:
 
     def _has_room(self, entry: LeaseEntry, fuel_steps: int) -> bool:
         """Return whether a run fits beside those of its customer that wait or are under way."""
-        self._check(entry, fuel_steps)
+        others_micro = self._check(entry, fuel_steps)
         room = rules.room(entry.terms, entry.use, self._clock.now_ms())
         if fuel_steps > room - entry.reserved:
             return False
-        cost = compute_amount(rules.run_price(entry.terms), fuel_steps)
-        return not cost or cost <= self._limits.left(entry.terms.customer)
+        return others_micro is None or self._limits.calls(entry.terms.customer) <= others_micro
 
-    def _check(self, entry: LeaseEntry, fuel_steps: int) -> None:
-        """Return if a run can ever be admitted under a lease."""
+    def _check(self, entry: LeaseEntry, fuel_steps: int) -> int | None:
+        """Return what other calls may cost beside a run; None where it costs nothing itself.
+
+        Raises:
+            LeaseExhausted, CreditExceeded: it can never be admitted.
+        """
         customer, terms, now_ms = entry.terms.customer, entry.terms, self._clock.now_ms()
         self._limits.check(customer)
         if terms.cleared and now_ms < terms.start_ms:
@@ -231,12 +234,16 @@ class GrantedLeases:
         if fuel_steps > most:
             raise LeaseExhausted("the lease is not for so much fuel", hint="take a new lease")
         cost = compute_amount(rules.run_price(terms), fuel_steps)
-        if cost and cost > (left := self._limits.left_for_calls(customer)):
+        if not cost:
+            return None
+        left = self._limits.left_for_calls(customer)
+        if cost > left:
             raise CreditExceeded(
                 f"this call may cost {format_credits(cost)}, and no more than "
                 f"{format_credits(max(0, left))} may still be owed here",
                 hint="give it less with --fuel and --memory, or settle what is owed",
             )
+        return left - cost
 
     def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
         """Release reserved steps, and bill those that were used as their receipt does."""
