@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from xsc.base.peering import Caller, Handler, Reply
-from xsc.terms.quote import Tier
+from xsc.terms.lease import RunTerms
 
 __all__ = [
     "Caller",
@@ -21,7 +21,6 @@ __all__ = [
     "InputObject",
     "InputReader",
     "Reply",
-    "RunTerms",
     "ServiceBook",
     "ServiceLeases",
 ]
@@ -93,22 +92,6 @@ class ComputeLeases(Protocol):
 
     def unused(self, lease_id: bytes, fuel_steps: int) -> None:
         """Take back what was leased for a run that its provider refused, or could not end."""
-
-
-class RunTerms(Protocol):
-    """What a run under a lease costs, and its place among those of others."""
-
-    @property
-    def price(self) -> int:
-        """Micro-credits a Gfuel."""
-
-    @property
-    def tier(self) -> Tier:
-        """How the customer is recognised."""
-
-    @property
-    def cleared(self) -> bool:
-        """Whether it is run at a rate that was granted ahead of use."""
 
 
 class ComputeBook(Protocol):

@@ -7,7 +7,6 @@ became of it. Use is kept unsynced; after a power loss the shard store says what
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from xsc.base.errors import CreditExceeded, LeaseExhausted, SpaceExhausted
 from xsc.base.ids import short
@@ -22,20 +21,9 @@ from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
 from xsc.market.waiting import WaitingLines
-from xsc.terms.lease import OWN_LEASE
+from xsc.terms.lease import OWN_LEASE, RunTerms
 from xsc.terms.pricing import compute_amount
-from xsc.terms.quote import Kind, Tier
-
-
-@dataclass(frozen=True, slots=True)
-class ComputeTerms:
-    """What a run under a lease costs, and its place among those of others."""
-
-    price: int
-    """Micro-credits a Gfuel."""
-    tier: Tier
-    cleared: bool
-    """Whether it is run at a rate that was granted ahead of use."""
+from xsc.terms.quote import Kind
 
 
 class GrantedLeases:
@@ -174,7 +162,7 @@ class GrantedLeases:
         await self._store.sync(*entries)
         return entries[0].use.used if entries else 0
 
-    def compute_terms(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> ComputeTerms:
+    def compute_terms(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> RunTerms:
         """Return the terms of a run that may be billed so much; `admit_compute` comes next.
 
         Raises:
@@ -184,11 +172,11 @@ class GrantedLeases:
         if lease_id == OWN_LEASE:
             if customer != self._own:
                 raise LeaseExhausted("only the node itself runs without a lease")
-            return ComputeTerms(0, "mutual", cleared=False)
+            return RunTerms(0, "mutual", cleared=False)
         entry = self._open(lease_id, customer, "compute")
         self._check(entry, fuel_steps)
         terms = entry.terms
-        return ComputeTerms(
+        return RunTerms(
             rules.run_price(terms), self._standing.tier(customer), cleared=terms.cleared
         )
 

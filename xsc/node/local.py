@@ -19,13 +19,14 @@ from xsc.base.log import SilentLog
 from xsc.base.merkle import Part
 from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.output_buffer import OutputBuffer
-from xsc.compute.ports import ComputeLease, Reply, RunTerms
+from xsc.compute.ports import ComputeLease, Reply
 from xsc.compute.service import ComputeService
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair, network_id
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
+from xsc.terms.lease import RunTerms
 
 
 class _Nobody:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from xsc.identity.envelope import Count, Id32, Record
-from xsc.terms.quote import Kind
+from xsc.terms.quote import Kind, Tier
 
 OWN_LEASE = b"\0" * 32
 """The lease id of what a node holds or runs for itself: nothing is settled under it."""
@@ -26,7 +27,8 @@ class LeaseRequest(Record):
     quote: bytes
     """The provider's signed quote, whole."""
     quantity: Annotated[int, Field(gt=0, lt=2**63)]
-    """Storage: bytes held at any one time. Compute: fuel steps in all."""
+    """Storage: bytes held at any one time. Compute: fuel steps, of a lease that a clearing granted
+    those of each minute, of one for now those that may be billed under it."""
     quantity_min: Annotated[int, Field(gt=0, lt=2**63)]
     """A grant of less is of no use to the customer."""
     price: Count
@@ -55,3 +57,15 @@ class Lease(Record):
     quantity: Annotated[int, Field(gt=0, lt=2**63)]
     """What was granted: between the request's least and its quantity."""
     granted_ms: Count
+
+
+@dataclass(frozen=True, slots=True)
+class RunTerms:
+    """What a run under a lease costs, and its place among those of others."""
+
+    price: int
+    """Micro-credits a Gfuel."""
+    tier: Tier
+    """How the provider recognises the customer."""
+    cleared: bool
+    """Whether it is run at a rate that was granted ahead of use."""

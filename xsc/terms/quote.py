@@ -57,7 +57,7 @@ class Quote(Record):
     """The rung of `tier`: what this customer pays at least."""
     available: Count
     """What this customer may still reserve or draw: bytes of storage, or fuel steps (fuel times
-    memory steps) of compute."""
+    memory steps) a minute of compute, of which for now nothing is reserved: it is what is left."""
     valid_from_ms: Count
     valid_until_ms: Count
     nonce: Annotated[bytes, Field(min_length=16, max_length=16)]

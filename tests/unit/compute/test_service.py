@@ -59,8 +59,8 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
-from xsc.market.granted import ComputeTerms
 from xsc.terms.execution import ExecutionReceipt, Order
+from xsc.terms.lease import RunTerms
 
 LIMITS = Limits(fuel=5_000_000)
 PRICE = PRICE_FUEL  # a micro-credit a unit of fuel
@@ -122,7 +122,7 @@ class Market:
     def compute_terms(self, lease_id, customer, fuel_steps):
         if fuel_steps > self.room:
             raise LeaseExhausted("the lease is spent")
-        return ComputeTerms(PRICE, "open", cleared=False)
+        return RunTerms(PRICE, "open", cleared=False)
 
     async def admit_compute(self, lease_id, customer, fuel_steps, wait_ms):
         while fuel_steps > self.room - self.reserved:

@@ -52,14 +52,14 @@ from xsc.compute.deployments import rules, wagi
 from xsc.compute.deployments.pages import failures_in, noted, row_of
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
 from xsc.compute.deployments.rules import ServiceAnswer, fault_answer
-from xsc.compute.ports import Handler, RunTerms, ServiceBook
+from xsc.compute.ports import Handler, ServiceBook
 from xsc.compute.wasm.inputs import digest_of
 from xsc.compute.wasm.program import read
 from xsc.compute.wasm.sandbox import Sandbox
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.terms.deployment import Deployment
-from xsc.terms.lease import OWN_LEASE
+from xsc.terms.lease import OWN_LEASE, RunTerms
 
 HEADS = {
     "service.deploy": HeadBound(asked=SERVICE_RECORD_BYTES_MAX + 4 * KIB),

@@ -137,6 +137,8 @@ class JobCustomer:
                 last = fault
                 if output is not None and output.size_bytes:
                     break  # another run would not begin with the output that was shown
+                if isinstance(fault, RateLimited) and task.wait_ms and now() >= purchase.until_ms:
+                    break
             except LeaseExhausted as fault:
                 if compiling or lease.node not in purchase.module_sent_to:
                     # Another one is taken: this one is over by the provider's clock, or spent.

@@ -48,7 +48,7 @@ from xsc.compute.jobs.orders import AcceptedOrder, AcceptedOrders
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.jobs.receipts import billed_steps, check_price, job_of, make_receipt
 from xsc.compute.jobs.replies import Delivered
-from xsc.compute.ports import ComputeBook, Handler, InputReader, RunTerms
+from xsc.compute.ports import ComputeBook, Handler, InputReader
 from xsc.compute.wasm.inputs import FILES_MAX, RunInput, check_input, digest_of, input_hash
 from xsc.compute.wasm.rows import calls_of
 from xsc.compute.wasm.sandbox import Sandbox
@@ -57,7 +57,7 @@ from xsc.identity.batch_signer import BatchSigner
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.execution import Order
-from xsc.terms.lease import OWN_LEASE
+from xsc.terms.lease import OWN_LEASE, RunTerms
 from xsc.terms.pricing import run_steps
 
 RUN = "compute.run"
