@@ -34,22 +34,18 @@ class CreditLimits:
         self.at_limit: frozenset[bytes] = frozenset()
         """Customers that may come to owe nothing more, as of the last `refresh`."""
 
-    def left(self, customer: bytes) -> int:
-        """Return the micro-credits that a customer may still come to owe.
+    def exposure(self, customer: bytes) -> int:
+        """Return what this node may lose to a customer and those that share its credit."""
+        sold = self._sold_to(customer)
+        return exposure_micro(sold, self._clock.now_ms()) + calls_micro(sold)
 
-        What this node may lose to it, and to those that share its credit, is counted: under their
-        leases, and by their calls.
-        """
-        return self.left_for_calls(customer) - self.calls(customer)
+    def left(self, customer: bytes) -> int:
+        """Return the micro-credits that a customer may still come to owe, its leases counted."""
+        return self._credit.credit_left(customer) - self.exposure(customer)
 
     def calls(self, customer: bytes) -> int:
-        """Return what its calls that wait or are under way may cost."""
+        """Return the part of it that is of calls, which wait or are under way."""
         return calls_micro(self._sold_to(customer))
-
-    def left_for_calls(self, customer: bytes) -> int:
-        """Return the same without its calls that wait or are under way."""
-        sold = self._sold_to(customer)
-        return self._credit.credit_left(customer) - exposure_micro(sold, self._clock.now_ms())
 
     def shares_with(self, customer: bytes) -> Sequence[bytes]:
         """Return the customers that share one credit with a customer, itself among them."""

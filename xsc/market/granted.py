@@ -224,7 +224,7 @@ class GrantedLeases:
         cost = compute_amount(rules.run_price(terms), fuel_steps)
         if not cost:
             return None
-        left = self._limits.left_for_calls(customer)
+        left = self._limits.left(customer) + self._limits.calls(customer)
         if cost > left:
             raise CreditExceeded(
                 f"this call may cost {format_credits(cost)}, and no more than "

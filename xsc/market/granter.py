@@ -241,7 +241,7 @@ class LeaseGranter:
                 raise RecordInvalid("the lease ends after what was granted")
             return room.grant(request, credit, free=left, left=left)
         if kind == "compute":
-            if request.price and self._limits.left_for_calls(customer) <= 0:
+            if request.price and self._limits.left(customer) + self._limits.calls(customer) <= 0:
                 return "credit"
             return request.quantity if self._headroom.free("compute") else "capacity"
         if renewed is not None:
