@@ -294,11 +294,7 @@ class LeaseBuyer:
         """Return leases with room at those nodes, one a node, best price for quality first."""
         now_ms = self._clock.now_ms()
         # One that is to take over what lies under another has its room for that.
-        filling = {
-            new.terms.lease_id
-            for old, new in self._store.pairs("customer")
-            if kind == "storage" and old.use.held_bytes
-        }
+        filling = {new.terms.lease_id for _, new in self._store.renewing(now_ms)}
         entries = [
             entry for entry in self._store.all("customer") if entry.terms.lease_id not in filling
         ]

@@ -215,11 +215,13 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
     if entry.role == "provider":
         # Whether it has lapsed is found here, and not again by every put.
         use = rules.advance(terms, use, now_ms)
+    # One that renews another can begin in the past, and has no level before bytes come.
+    since_ms = terms.start_ms if terms.renews is None else use.touched_ms
     is_unsigned = (
         entry.role == "provider"
         and terms.cleared
         and use.voucher_number == 0
-        and now_ms - terms.start_ms >= STORAGE_LEASE_IDLE_MS
+        and now_ms - since_ms >= STORAGE_LEASE_IDLE_MS
         and not use.held_bytes
     )
     if not entry.reserved and not use.given_back:

@@ -24,6 +24,7 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed
 from xsc.market.entitlements import LEASE_UNIT
+from xsc.market.keeping import room_left
 from xsc.market.lease import LeaseUse, half_ms, new_use, terms_of
 from xsc.market.lease_entry import Booking, LeaseEntry, Role, drawn
 from xsc.market.ports import Commit
@@ -215,6 +216,17 @@ class LeaseStore:
                 old = self.get(role, entry.terms.renews)
                 if old is not None:
                     yield old, entry
+
+    def renewing(self, now_ms: int) -> list[tuple[LeaseEntry, LeaseEntry]]:
+        """Return the same of this node where bytes are to come, or came as it does not know yet."""
+        return [
+            (old, new)
+            for old, new in self.pairs("customer")
+            if old.use.held_bytes
+            and new.denial is None
+            and not new.is_over(now_ms)
+            and room_left(new.terms, new.use)
+        ]
 
     def find(self, lease_id: bytes) -> Iterator[LeaseEntry]:
         """Yield the leases of that id, as the customer first; at most one in each role."""

@@ -106,15 +106,6 @@ class Capacity(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Renewed:
-    """A lease that this node took at a provider, and the one that renews it."""
-
-    node: bytes
-    old_id: bytes
-    new_id: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class MarketSettings:
     """What the operator decides."""
 
@@ -160,7 +151,9 @@ class MarketPorts:
     """Returns what this node says that it needs."""
     on_need: Callable[[], None]
     """Called when what this node needs by default may have changed."""
-    on_renewed: Callable[[Sequence[Renewed]], Awaitable[None]]
-    """Called where other leases renew some of this node's: what lies there is to go over."""
+    on_renewed: Callable[[Sequence[tuple[bytes, bytes, bytes]]], Awaitable[Collection[bytes]]]
+    """Called with provider, lease, and the lease that renews it: what lies there is to go over.
+
+    Returns the leases of which not all went over, or stays, by the provider's answer."""
     on_denied: Callable[[Collection[bytes]], Awaitable[None]]
     """Called with the leases of this node that a provider has signed not to know."""

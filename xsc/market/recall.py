@@ -128,6 +128,12 @@ class LeaseRecall:
             found += len(fresh)
             if not told or not take_bool(reply.header, "more"):
                 break
+        for old, _ in self._store.pairs("customer"):
+            # The directory can be older than a renewal, which finds out what went over.
+            missing = held.get(old.terms.lease_id, 0) - old.use.held_bytes
+            if old.peer == peer and missing > 0:
+                old.use = leases.hold(old.terms, old.use, missing, self._clock.now_ms())
+                self._store.save(old)
         self._state.write([(RECALLS + peer, None)], sync=False)
         self._log.info("market.leases_recalled", peer=short(peer), leases=found)
         return found

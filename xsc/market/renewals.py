@@ -30,7 +30,7 @@ from xsc.market.lease import LEVEL_UNIT
 from xsc.market.lease_entry import LeaseEntry, drawn
 from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import MarketPorts, MarketSettings, Renewed
+from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.quotes import Quotes
 from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.quote import Quote
@@ -82,6 +82,8 @@ class Renewals:
         self._price_max = settings.storage_price_max
         self._warning_ms = settings.lease_warning_ms
         self._tried: dict[bytes, _Tried] = {}
+        self._answered: set[bytes] = set()
+        """Leases of which all went over that fits, since this process began."""
         self._warned: dict[bytes, int] = {}
 
     async def run(self) -> None:
@@ -96,7 +98,8 @@ class Renewals:
         now_ms = self._clock.now_ms()
         known = {entry.terms.lease_id for entry in self._store.all("customer")}
         self._tried = {id_: tried for id_, tried in self._tried.items() if id_ in known}
-        going_on = {old.terms.lease_id for old, _ in self._open_pairs()}
+        self._answered &= known
+        going_on = {old.terms.lease_id for old, _ in self._store.renewing(now_ms)}
         by_host: defaultdict[bytes, list[LeaseEntry]] = defaultdict(list)
         for entry in self._store.all("customer"):
             if entry.terms.lease_id not in going_on and self._is_due(entry, now_ms):
@@ -116,29 +119,28 @@ class Renewals:
         # A silent host costs no call: it is looked at each time.
         return tried is None or tried.reason == SILENT or now_ms - tried.at_ms >= RENEWAL_RETRY_MS
 
-    def _open_pairs(self) -> list[tuple[LeaseEntry, LeaseEntry]]:
-        """Return the leases with something under them, and those with room that renew them."""
-        now_ms = self._clock.now_ms()
-        return [
-            (old, new)
-            for old, new in self._store.pairs("customer")
-            if old.use.held_bytes
-            and new.denial is None
-            and not new.is_over(now_ms)
-            and rules.room_left(new.terms, new.use)
-        ]
-
     async def _move(self) -> None:
         """Have hosts count under the new leases what lies under those that they renew."""
-        pairs = [(old, new) for old, new in self._open_pairs() if self._quality.is_up(new.peer)]
+        pairs = [
+            (old, new)
+            for old, new in self._store.renewing(self._clock.now_ms())
+            if self._quality.is_up(new.peer)
+        ]
         if not pairs:
             return
-        await self._on_renewed(
-            [Renewed(new.peer, old.terms.lease_id, new.terms.lease_id) for old, new in pairs]
+        unheard = await self._on_renewed(
+            [(new.peer, old.terms.lease_id, new.terms.lease_id) for old, new in pairs]
         )
+        self._answered |= {old.terms.lease_id for old, _ in pairs}.difference(unheard)
         for old, new in pairs:
             if old.use.held_bytes and not rules.room_left(new.terms, new.use):
                 self._failed(old, FULL)
+
+    def is_renewing(self, lease_id: bytes) -> bool:
+        """Return whether its host may count under another what lies under a lease as known here."""
+        return lease_id not in self._answered and any(
+            old.terms.lease_id == lease_id for old, _ in self._store.renewing(self._clock.now_ms())
+        )
 
     async def _renew_at(self, peer: bytes, entries: Sequence[LeaseEntry]) -> None:
         for entry in entries:

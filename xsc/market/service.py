@@ -164,7 +164,11 @@ class MarketService:
     def tidy(self) -> None:
         """Give back leases that hold nothing for long; forget those over and settled."""
         now_ms = self._clock.now_ms()
+        # What went over to one whose answer was lost is not known here.
+        waiting = {new.terms.lease_id for _, new in self.store.renewing(now_ms)}
         for entry in self.store.both():
+            if entry.role == "customer" and entry.terms.lease_id in waiting:
+                continue
             before = entry.use
             entry.use, is_over = tidied(entry, now_ms)
             if is_over:

@@ -113,6 +113,12 @@ class TakenLeases:
         old.use, new.use = keeping.agreed((old.terms, uses[0]), (new.terms, uses[1]), used)
         self._store.save(old, new)
 
+    def renewal_ended(self, lease_id: bytes) -> None:
+        """Give back a lease that renews another: its host took it back before anything came."""
+        entry = self._known(lease_id)
+        entry.use = replace(entry.use, given_back=True)
+        self._store.save(entry)
+
     async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:
         """Count what a verified receipt bills.
 

@@ -28,6 +28,8 @@ class Providers:
         self.used = market.taken.used
         self.recounted = market.taken.recounted
         self.renewed = market.taken.renewed
+        self.is_renewing = market.renewals.is_renewing
+        self.renewal_ended = market.taken.renewal_ended
         self.spent = market.taken.spent
         self.unused = market.taken.unused
         self.refused = market.taken.refused

@@ -115,6 +115,12 @@ class Hosts(Protocol):
             LeaseExhausted: no such leases.
         """
 
+    def is_renewing(self, lease_id: bytes) -> bool:
+        """Return whether its host may count what lies under a lease under another by now."""
+
+    def renewal_ended(self, lease_id: bytes) -> None:
+        """Take note that a host has taken back a lease that was to renew another."""
+
     def lease_end(self, lease_id: bytes) -> LeaseEnd | None:
         """Return when a lease that this node took ends; None where it is not known."""
 

@@ -70,7 +70,7 @@ from xsc.storage.repair.maintained_object import (
 from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.repair.own_objects import OwnObjects
-from xsc.storage.repair.renewer import Renewed, Renewer
+from xsc.storage.repair.renewer import Renewal, Renewer
 from xsc.storage.repair.repairer import Repairer
 from xsc.storage.reports import (
     UNFOUND_MARGIN,
@@ -233,9 +233,12 @@ class StorageService:
             ]
         )
 
-    async def leases_renewed(self, pairs: Sequence[Renewed]) -> None:
-        """Have what lies under leases of this node go over to those that renew them."""
-        await Renewer(self._client, (self._owned, self.custodian)).renew(pairs)
+    async def leases_renewed(self, pairs: Sequence[Renewal]) -> set[bytes]:
+        """Have what lies under leases of this node go over to those that renew them.
+
+        Returns the leases of which a host has not answered for all.
+        """
+        return await Renewer(self._client, (self._owned, self.custodian)).renew(pairs)
 
     # Customer: putting
 

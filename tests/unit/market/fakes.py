@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory, Wire
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
-from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, PeerSilent
+from xsc.base.errors import (
+    ArgumentInvalid,
+    CreditExceeded,
+    EntryRefused,
+    LeaseExhausted,
+    PeerSilent,
+)
 from xsc.base.limits import GIB, PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.db.group import GroupCommit
 from xsc.identity.context import Context
@@ -222,14 +228,19 @@ class Node:
 
     async def on_renewed(self, pairs):
         """Have hosts count what lies under leases under others, as storage would."""
-        for pair in pairs:
-            host = next(node for node in self.world.nodes.values() if node.id == pair.node)
-            await host.renew(pair.old_id, pair.new_id, self.id)
-            used = await host.market.granted.renewal_used(pair.old_id, pair.new_id)
-            old, new = self.kept(RECORDS, pair.old_id), self.kept(RECORDS, pair.new_id)
-            kept = min(old + new, host.kept(DISK, pair.new_id))
-            self.market.taken.renewed(pair.old_id, pair.new_id, kept - new, used)
-            self.keep(RECORDS, {pair.old_id: old + new - kept, pair.new_id: kept})
+        for peer, old_id, new_id in pairs:
+            host = next(node for node in self.world.nodes.values() if node.id == peer)
+            try:
+                await host.renew(old_id, new_id, self.id)
+            except LeaseExhausted:
+                self.market.taken.renewal_ended(new_id)
+                continue
+            used = await host.market.granted.renewal_used(old_id, new_id)
+            old, new = self.kept(RECORDS, old_id), self.kept(RECORDS, new_id)
+            kept = min(old + new, host.kept(DISK, new_id))
+            self.market.taken.renewed(old_id, new_id, kept - new, used)
+            self.keep(RECORDS, {old_id: old + new - kept, new_id: kept})
+        return ()
 
     async def renew(self, old_id, new_id, customer):
         """Count what a customer has here under a lease under another, as a host would."""

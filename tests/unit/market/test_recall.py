@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.allocation.fakes import Memory
-from tests.unit.market.fakes import NET
+from tests.unit.market.fakes import NET, RECORDS
 from tests.unit.market.test_renewals import LATEST_MS, stored
 from xsc.base.errors import PeerSilent, RecordInvalid, SignatureInvalid, StoreDamaged
 from xsc.base.limits import (
@@ -55,6 +55,25 @@ async def test_a_lease_comes_back_as_it_was_and_goes_on(world, pair):
     assert provider.ledger.settled(lease_id) == provider.newest("provider").due_micro
     await customer.market.taken.used(lease_id, -10 * MIB)
     assert customer.newest("customer").held_bytes == 0
+
+
+async def test_who_has_a_list_from_before_a_renewal_has_all_of_it_go_over(world, pair):
+    customer, provider = pair
+    old_id = await stored(world, customer, provider)
+    world.later(LATEST_MS)
+    await world.drive(customer.market.renewals.round())
+    new_id = customer.newest("customer").lease_id
+    world.later(50 * EPOCH_MS)
+    await world.drive(customer.market.settlement.settle_all())
+    assert await lost(customer, provider, {old_id: 10 * MIB}) == 2
+    customer.keep(RECORDS, {old_id: 10 * MIB})
+    await world.drive(customer.market.renewals.round())
+    after = customer.newest("customer")
+    assert (after.lease_id, after.held_bytes) == (new_id, 10 * MIB)
+    assert after.used == provider.newest("provider").used
+    await world.drive(customer.market.settlement.settle_all())
+    theirs = [view for view in provider.market.leases() if view.role == "provider"]
+    assert all(provider.ledger.settled(view.lease_id) >= view.due_micro for view in theirs)
 
 
 async def test_without_a_voucher_the_use_counts_from_the_start(world, pair):

@@ -472,6 +472,37 @@ async def test_a_lease_whose_answer_was_lost_is_used_and_one_that_stays_empty_en
     assert total(provider, "provider", "held_bytes") == 10 * MIB
 
 
+async def test_a_lease_that_its_host_took_back_empty_is_followed_by_another(
+    world, pair, monkeypatch
+):
+    """Its answer came, and the customer was away before the bytes could go over."""
+    customer, provider = pair
+    await stored(world, customer, provider)
+    world.later(LATEST_MS)
+
+    async def away(pairs):
+        """Have no host answer."""
+        return {old_id for _, old_id, _ in pairs}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(customer.market.renewals, "_on_renewed", away)
+        await world.drive(customer.market.renewals.round())
+    empty = customer.newest("customer").lease_id
+    world.later(STORAGE_LEASE_IDLE_MS)
+    for node in (customer, provider):
+        node.market.tidy()
+    assert leases(provider, "provider")[empty].status == "expired"
+    assert leases(customer, "customer")[empty].status == "open", "bytes may have gone over"
+    assert customer.market.renewals.is_renewing(customer.newest("customer").renews)
+    for _ in range(2):
+        await world.drive(customer.market.renewals.round())
+        world.later(EPOCH_MS)
+    assert leases(customer, "customer")[empty].status == "expired"
+    assert is_renewed(customer, provider)
+    assert customer.newest("customer").lease_id != empty
+    assert not customer.market.renewals.is_renewing(customer.newest("customer").renews)
+
+
 async def test_a_lease_that_renews_another_proves_itself(world, pair):
     customer, provider = pair
     await stored(world, customer, provider)

@@ -1,15 +1,17 @@
 """What lies under a lease goes over to the one that renews it: at the host, and in the records."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
 from tests.unit.storage.shardstore.test_store import LOCATE, Disk, index_of, record, shard
-from tests.unit.storage.world import World, content, get, put
+from tests.unit.storage.world import World, content, finished, get, put
 from xsc.base.errors import PeerSilent, XscError
 from xsc.base.limits import KIB, RENEWAL_ROWS_MAX
 from xsc.base.units import held_bytes
 from xsc.storage.object import messages
+from xsc.storage.object.capability import parse_verify
 from xsc.storage.repair.renewer import over
 from xsc.storage.shardstore.bodies import entry_of
 from xsc.storage.shardstore.write_rules import fitting, plan_write
@@ -20,8 +22,7 @@ NEW = b"n" * 32
 SIZES = (10, 70_000, 3_000_000)
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     node: bytes
     old_id: bytes
     new_id: bytes
@@ -108,6 +109,31 @@ async def test_a_lost_answer_changes_nothing_and_the_next_says_the_same():
     host.corrupt = lambda method, answer: answer
     await world[0].service.leases_renewed(pairs)
     agree(world)
+
+
+async def test_a_look_before_the_next_answer_leaves_the_count_to_the_renewal():
+    """Else it would find nothing under the old lease, and count nothing under the new one."""
+    world, kept = await stored()
+    (pair, *_) = pairs_of(world)
+    await world[0].service._client.renew(
+        pair.node, pair.old_id, pair.new_id, [entry_locate(entry) for entry in entries(world)]
+    )
+    world[0].renewing.add(pair.old_id)
+    before = dict(world[0].customer_used)
+    for capability in kept:
+        await finished(world, world[0].service.repair(capability))
+    assert world[0].customer_used == before
+    world[0].renewing.clear()
+    await world[0].service.leases_renewed([pair])
+    agree(world)
+
+
+def entries(world):
+    return [entry for _, entry in world[0].service.catalogue.entries()]
+
+
+def entry_locate(entry):
+    return parse_verify(entry.capability).locate
 
 
 @pytest.mark.parametrize("room", [0, 600, 80_000, 2_000_000])

@@ -114,6 +114,7 @@ class Host:
         self.refusals: list[bytes] = []
         self.short: dict[int, int] = {}
         self.denied: set[bytes] = set()
+        self.renewing: set[bytes] = set()
         self.ends: dict[bytes, End | None] = {}
         self.reports: list[tuple[bytes, str]] = []
         self.up = True
@@ -226,6 +227,12 @@ class Host:
         self.customer_used[old_id] -= size_bytes
         self.customer_used[new_id] = self.customer_used.get(new_id, 0) + size_bytes
         assert self.customer_used[old_id] >= 0
+
+    def is_renewing(self, lease_id):
+        return lease_id in self.renewing
+
+    def renewal_ended(self, lease_id):
+        self.refusals.append(lease_id)
 
     async def refused(self, lease_id):
         assert lease_id != OWN_LEASE

@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
-from xsc.base.errors import XscError
+from xsc.base.errors import LeaseExhausted, XscError
 from xsc.base.ids import short
 from xsc.base.limits import RENEWAL_OBJECTS_MAX
 from xsc.base.turns import sliced
@@ -21,36 +21,24 @@ from xsc.storage.repair.maintained_object import MaintainedObjects
 from xsc.storage.transfer.host_client import HostClient, together
 from xsc.storage.transfer.put import Held
 
-
-class Renewed(Protocol):
-    """A lease of this node at a host, and the one that renews it."""
-
-    @property
-    def node(self) -> bytes:
-        """The host."""
-
-    @property
-    def old_id(self) -> bytes:
-        """The lease that ends."""
-
-    @property
-    def new_id(self) -> bytes:
-        """The lease that goes on."""
+Renewal: TypeAlias = tuple[bytes, bytes, bytes]
+"""A host, a lease of this node there, and the lease that renews it."""
 
 
-def over(held: Sequence[Held], pair: Renewed, kept_bytes: int) -> tuple[tuple[Held, ...], int]:
+def over(held: Sequence[Held], renewal: Renewal, kept_bytes: int) -> tuple[tuple[Held, ...], int]:
     """Return what is held once so much of it lies under the new lease, and how much is new there.
 
     It is never more in all than it was: what a host says beyond that, the next look finds.
     """
-    both = (pair.old_id, pair.new_id)
-    rest = [item for item in held if item.node != pair.node or item.lease_id not in both]
-    theirs = [item for item in held if item.node == pair.node and item.lease_id in both]
-    total = sum(item.size_bytes for item in theirs)
-    before = sum(item.size_bytes for item in theirs if item.lease_id == pair.new_id)
-    kept = max(before, min(kept_bytes, total))
+    node, *both = renewal
+    rest = [item for item in held if item.node != node or item.lease_id not in both]
+    old, before = (
+        sum(item.size_bytes for item in held if (item.node, item.lease_id) == (node, lease_id))
+        for lease_id in both
+    )
+    kept = max(before, min(kept_bytes, old + before))
     # The newest lease last: it is the first that more is stored under.
-    parts = [Held(pair.node, pair.old_id, total - kept), Held(pair.node, pair.new_id, kept)]
+    parts = [Held(node, both[0], old + before - kept), Held(node, both[1], kept)]
     return (*rest, *(item for item in parts if item.size_bytes)), kept - before
 
 
@@ -61,9 +49,10 @@ class Renewer:
     client: HostClient
     registries: Sequence[MaintainedObjects]
 
-    async def renew(self, pairs: Sequence[Renewed]) -> None:
-        """Have all of it go over that fits; what could not is tried at the next call."""
-        by_old = {(pair.node, pair.old_id): pair for pair in pairs}
+    async def renew(self, renewals: Sequence[Renewal]) -> set[bytes]:
+        """Have all go over that fits; return the leases of which a host did not answer for all."""
+        unheard: set[bytes] = set()
+        by_old = {renewal[:2]: renewal for renewal in renewals}
         for objects in self.registries:
             found: defaultdict[tuple[bytes, bytes], list[bytes]] = defaultdict(list)
             async for ref, _ in sliced(objects.refs()):
@@ -73,20 +62,28 @@ class Renewer:
                     if at in by_old and item.size_bytes and ref not in found[at][-1:]:
                         found[at].append(ref)
                         if len(found[at]) == RENEWAL_OBJECTS_MAX:
-                            await self._try(objects, by_old[at], found.pop(at))
+                            unheard |= await self._try(objects, by_old[at], found.pop(at))
             for at, refs in found.items():
-                await self._try(objects, by_old[at], refs)
+                unheard |= await self._try(objects, by_old[at], refs)
+        return unheard
 
-    async def _try(self, objects: MaintainedObjects, pair: Renewed, refs: Sequence[bytes]) -> None:
+    async def _try(
+        self, objects: MaintainedObjects, renewal: Renewal, refs: Sequence[bytes]
+    ) -> set[bytes]:
         try:
-            await self._renew(objects, pair, refs)
+            await self._renew(objects, renewal, refs)
         except XscError as fault:
+            if isinstance(fault, LeaseExhausted):
+                # The next round takes another.
+                self.client.hosts.renewal_ended(renewal[2])
             self.client.log.warning(
-                "storage.not_renewed", peer=short(pair.node), reason=fault.message
+                "storage.not_renewed", peer=short(renewal[0]), reason=fault.message
             )
+            return {renewal[1]}
+        return set()
 
     async def _renew(
-        self, objects: MaintainedObjects, pair: Renewed, refs: Sequence[bytes]
+        self, objects: MaintainedObjects, renewal: Renewal, refs: Sequence[bytes]
     ) -> None:
         async with AsyncExitStack() as still:
             for ref in sorted(refs):
@@ -95,10 +92,10 @@ class Renewer:
             if not found:
                 return
             locates = [known.capability.locate for known in found]
-            kept, used = await self.client.renew(pair.node, pair.old_id, pair.new_id, locates)
-            after = [over(each.held, pair, kept[each.capability.locate]) for each in found]
+            kept, used = await self.client.renew(*renewal, locates)
+            after = [over(each.held, renewal, kept[each.capability.locate]) for each in found]
             moved = sum(size for _, size in after)
-            self.client.hosts.renewed(pair.old_id, pair.new_id, moved, used)
+            self.client.hosts.renewed(*renewal[1:], moved, used)
             await together(
                 objects.save(known.ref, known.placement, held)
                 for known, (held, size) in zip(found, after, strict=True)

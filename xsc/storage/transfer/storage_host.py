@@ -463,19 +463,14 @@ class PeerHosts:
 
         Raises:
             XscError: what the peer answered, that it is silent, or that it comes to no end. What
-                went over stays so.
+                went over stays so, and the next call passes it quickly.
         """
         kept, used = dict.fromkeys(objects, 0), 0
         left, after = list(objects), b""
         pages = History(self._context.caller, self._context.clock, node, messages.RENEW)
         while left:
             asked = left[:RENEWAL_OBJECTS_MAX]
-            try:
-                reply = await pages.page(messages.renew_message(old_id, new_id, asked, after))
-            except XscError:
-                if not used:
-                    raise
-                break  # what went over by now is known; the rest is asked for again
+            reply = await pages.page(messages.renew_message(old_id, new_id, asked, after))
             sizes, after, used = messages.read_renewed(reply.header, len(asked))
             for locate, size in zip(asked, sizes, strict=False):
                 kept[locate] += size
