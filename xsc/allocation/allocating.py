@@ -107,12 +107,8 @@ class Allocator:
         self._on_offered = on_offered
         self._held = held
         self._changed: set[bytes] = set()
-        self._theirs: dict[bytes, int] = {}
-        """What peers give this node, in ppm, above 0."""
         self._parsed: dict[bytes, Published] = {}
-        """What nodes have published, read once; of known peers only."""
-        self._others: dict[bytes, Published] = {}
-        """What known peers publish that need or offer something."""
+        """What this node and known peers have published, read once."""
         self._cleared: Mapping[Key, Cleared] = {}
         self._granted: tuple[Entitlement, ...] = ()
         self._received: tuple[Entitlement, ...] = ()
@@ -140,7 +136,7 @@ class Allocator:
             context,
             state=state,
             read=read,
-            published=self._published,
+            published=self._parsed.get,
             once=once,
             told=self._wake,
             report=report,
@@ -278,8 +274,7 @@ class Allocator:
         needs = {
             (node, need.slot_id): need
             for node in customers & known
-            if (published := self._published(node)) is not None
-            for need in published.commitment.needs
+            for need in self._published(node).commitment.needs
         }
         self._decided = frozenset(each.clearing for each in self._state.slot_denominators)
         kept = tuple(e for each in self.present() for e in entitlements(each, needs))
@@ -345,9 +340,7 @@ class Allocator:
 
     def wake(self) -> None:
         """Look at everything again: who is known, recognised or blocked has changed."""
-        self._changed.update(
-            self._peers.peers(), self._states, self._parsed, self._theirs, {self._node}
-        )
+        self._changed.update(self._peers.peers(), self._states, self._parsed, {self._node})
         self._woken.set()
 
     def _space_changed(self, change: Change) -> None:
@@ -385,24 +378,15 @@ class Allocator:
             changed = changed | known
         for node in changed - {self._node}:
             self._states.pop(node, None)
-            self._theirs.pop(node, None)
-            self._others.pop(node, None)
             if node not in known:
                 self._parsed.pop(node, None)
                 continue
             is_new = node not in self._parsed
-            other = self._published(node)
-            if other is not None:
-                self._others[node] = other
-            if ppm := self._given_by(node, other):
-                self._theirs[node] = ppm
+            self._published(node)
             if (raw := self._raw_state_of(node)) is not None:
                 self._states[node] = _read_state(raw)
             if is_new:
                 await asyncio.sleep(0)  # each may need reading, and there may be many
-
-    def _own(self) -> Published:
-        return self._published(self._node) or Published(self._node, Commitment(), _NOTHING)
 
     def _value(self, path: str, node: bytes) -> SpaceValue | None:
         try:
@@ -413,27 +397,21 @@ class Allocator:
             return None
         return SpaceValue(record=entry.signed.raw, value=entry.value)
 
-    def _published(self, node: bytes) -> Published | None:
-        """Return what a node has published, as far as it is here; None where it is nothing."""
-        commitment = self._value(UserSpacePaths.COMMITMENT, node)
+    def _published(self, node: bytes) -> Published:
+        """Return what a node has published, as far as it is here."""
+        commitment = self._value(UserSpacePaths.COMMITMENT, node) or _NOTHING
         recognition = self._value(UserSpacePaths.RECOGNITION, node)
         known = self._parsed.get(node)
         if known and (known.commitment_value, known.recognition_value) == (commitment, recognition):
             return known
-        if commitment is None:
-            return None
         weights = {} if recognition is None else read_weights(node, recognition.value)
-        said = Commitment.read(commitment.value)
+        said = Commitment.read(commitment.value) if commitment.value else Commitment()
         found = self._parsed[node] = Published(node, said, commitment, weights, recognition)
         return found
 
-    def _given_by(self, node: bytes, published: Published | None) -> int:
-        """Return what a node gives this one, in ppm, also where it offers and needs nothing."""
-        if published is not None:
-            return published.weights.get(self._node, 0)
-        recognition = self._value(UserSpacePaths.RECOGNITION, node)
-        weights = {} if recognition is None else read_weights(node, recognition.value)
-        return weights.get(self._node, 0)
+    def _others(self) -> list[Published]:
+        """Return what known peers have published, by rising id."""
+        return [each for node, each in sorted(self._parsed.items()) if node != self._node]
 
     def _raw_state_of(self, node: bytes) -> bytes | None:
         try:
@@ -494,18 +472,18 @@ class Allocator:
 
     def _inputs(self) -> Inputs:
         """Gather what the round follows from."""
-        own = self._own()
+        own, others = self._published(self._node), self._others()
         kinds = {slot.kind for slot in own.commitment.slots}
         takers = {
-            node: other
-            for node, other in self._others.items()
+            other.node: other
+            for other in others
             if any(need.kind in kinds for need in other.commitment.needs)
         }
         return Inputs(
             now_ms=self._clock.now_ms(),
             own=own,
             others=takers,
-            theirs=self._theirs.copy(),
+            theirs={each.node: ppm for each in others if (ppm := each.weights.get(own.node, 0))},
             drawn=self._market.drawn(),
             pinned=self._market.pinned(),
             credit={node: self._market.credit_micro(node, takers) for node in takers},
@@ -579,9 +557,8 @@ class Allocator:
         capped = {node for each in own.needs for node, _ in each.caps if self._is_up(node)}
         capped |= {node for _, node in held}
         ranks = {
-            provider: standing(mine, other)
+            provider: standing(mine, self._published(provider))
             for provider in capped | {each.provider for each in received}
-            if mine is not None and (other := self._published(provider)) is not None
         }
         now_ms = self._clock.now_ms()
         changed = {
@@ -626,8 +603,9 @@ class Allocator:
         own = self._published(self._node)
         before, self._received_of = self._received_of, {}
         self._asked = {}
-        for provider, other in sorted(self._others.items()):
-            if own is None or not self._is_up(provider):
+        for other in self._others():
+            provider = other.node
+            if not self._is_up(provider):
                 continue
             there = Party(provider, standing(own, other)[0])
             here = Party(self._node, standing(other, own)[0])
