@@ -58,7 +58,7 @@ def test_it_holds_over_restarts_and_what_was_said_meanwhile_is_heard():
         await world.crash(0)
         ada = world.make(0)
         await ada.allocation.start()
-        assert ada.allocation.mutual_ppm(bea.key.node_id) == 200_000, "before it reaches anybody"
+        assert ada.allocation.tier(bea.key.node_id) == "mutual", "before it reaches anybody"
         await bea.allocation.recognise(ada.key.node_id, 0)
         ada = await world.restart(0)
         await world.until(lambda: tiers(ada, bea) == ("one_way", "open"))

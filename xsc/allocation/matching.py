@@ -119,30 +119,10 @@ def overlap(window: Window, windows: Sequence[Window]) -> Window | None:
     return max(window[0], windows[first][0]), min(window[1], windows[after - 1][1])
 
 
-_FEW: Final = 8
-"""Looking a window up takes about as long as passing so many by."""
-
-
-def _meet(left: tuple[Window, ...], right: tuple[Window, ...]) -> bool:
+def _meet(left: Sequence[Window], right: Sequence[Window]) -> bool:
     """Return whether any two windows overlap; both sides rise."""
-    if len(left) > len(right):
-        left, right = right, left
-    if len(left) * _FEW < len(right):
-        # The first window that ends after a start is the only one that can decide.
-        for start, end in left:
-            place = bisect_right(right, start, key=_end_of)
-            if place < len(right) and right[place][0] < end:
-                return True
-        return False
-    mine = theirs = 0
-    while mine < len(left) and theirs < len(right):
-        if left[mine][1] <= right[theirs][0]:
-            mine += 1
-        elif right[theirs][1] <= left[mine][0]:
-            theirs += 1
-        else:
-            return True
-    return False
+    few, many = sorted((left, right), key=len)
+    return any(overlap(window, many) is not None for window in few)
 
 
 Mismatch: TypeAlias = Literal[

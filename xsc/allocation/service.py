@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from xsc.allocation.recognition import mutual_ppm, read_weights, tier_of, value_of, with_weight
+from xsc.allocation.recognition import read_weights, tier_of, value_of, with_weight
 from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.ids import short
 from xsc.base.log import Log
@@ -19,17 +18,6 @@ from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
 from xsc.terms.quote import Tier
-
-
-@dataclass(frozen=True, slots=True)
-class PeerStanding:
-    """How this node and a peer recognise each other."""
-
-    peer: bytes
-    weight_ppm: int
-    their_weight_ppm: int
-    mutual_ppm: int
-    tier: Tier
 
 
 class AllocationService:
@@ -98,23 +86,9 @@ class AllocationService:
         """Return a peer's recognition of this node as its space has it; else as `weight_ppm`."""
         return self._theirs.get(peer, 0) if self._peers.is_peer(peer) else 0
 
-    def mutual_ppm(self, peer: bytes) -> int:
-        """Return the lesser of both."""
-        return mutual_ppm(self.weight_ppm(peer), self.their_weight_ppm(peer))
-
     def tier(self, peer: bytes) -> Tier:
         """Return the tier on which the peer is served here."""
         return tier_of(self.weight_ppm(peer), self.their_weight_ppm(peer))
-
-    def standing(self, peer: bytes) -> PeerStanding:
-        """Return everything about one peer."""
-        return PeerStanding(
-            peer,
-            self.weight_ppm(peer),
-            self.their_weight_ppm(peer),
-            self.mutual_ppm(peer),
-            self.tier(peer),
-        )
 
     def weights_of(self, peer: bytes) -> tuple[int, int]:
         """Return what this node gives to a peer, and what that gives to this one, in ppm."""

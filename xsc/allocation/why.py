@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Literal
 
 from xsc.allocation.clearing import STRANGER, Bid, Line, SlotTerms, Standing, clear
@@ -39,16 +38,6 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Displaced:
-    """A need that would have got more without this one; in an auction it sets the price."""
-
-    customer: bytes
-    need: bytes
-    quantity: int
-    price_max: int
-
-
-@dataclass(frozen=True, slots=True)
 class Why:
     """The outcome of one need, explained."""
 
@@ -65,9 +54,6 @@ class Why:
     lines: tuple[Line, ...]
     others: int
     """Units granted to all other needs."""
-    share: Fraction | None
-    """In its own tier, weight times level, before rounding; None where all there were sated."""
-    displaced: tuple[Displaced, ...]
     changes: tuple[Change, ...]
 
     @property
@@ -100,7 +86,6 @@ def why(
     given = cleared.given()
     now = given.get(bid.key, 0)
     own_tier, own_weight = weights.get(bid.customer, STRANGER)
-    level = cleared.tiers[TIERS.index(own_tier)].level
 
     def standing(tier: Tier, weight: int) -> int:
         """Serve the whole customer in a tier: its needs stand there together."""
@@ -143,27 +128,7 @@ def why(
         }[own_tier],
         tuple(line for line in cleared.lines if (line.customer, line.need) == bid.key),
         sum(given.values()) - now,
-        None if level is None else level * own_weight,
-        _displaced(terms, bids, weights, salt, bid=bid, beside=given),
         tuple(changes),
-    )
-
-
-def _displaced(
-    terms: SlotTerms,
-    bids: Sequence[Bid],
-    weights: Mapping[bytes, Standing],
-    salt: bytes,
-    *,
-    bid: Bid,
-    beside: Mapping[tuple[bytes, bytes], int],
-) -> tuple[Displaced, ...]:
-    others = [one for one in bids if one.key != bid.key]
-    alone = clear(terms, others, weights, salt).given()
-    return tuple(
-        Displaced(one.customer, one.need, more, one.price_max)
-        for one in sorted(others, key=lambda one: (-one.price_max, one.key))
-        if (more := alone.get(one.key, 0) - beside.get(one.key, 0)) > 0
     )
 
 

@@ -85,9 +85,6 @@ class Standing(Protocol):
     def their_weight_ppm(self, peer: bytes) -> int:
         """Return the peer's recognition of this node, as far as it said."""
 
-    def mutual_ppm(self, peer: bytes) -> int:
-        """Return the lesser of both recognitions."""
-
 
 class Capacity(Protocol):
     """What this node has to offer, to others and to itself."""

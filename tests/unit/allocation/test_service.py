@@ -82,9 +82,8 @@ async def test_recognition_becomes_mutual(two):
     await b.service.recognise(a.id, 200_000)
     await a.hear(b)
     assert a.service.tier(b.id) == b.service.tier(a.id) == "mutual"
-    assert a.service.mutual_ppm(b.id) == b.service.mutual_ppm(a.id) == 200_000
-    standing = a.service.standing(b.id)
-    assert (standing.weight_ppm, standing.their_weight_ppm) == (300_000, 200_000)
+    assert a.service.weights_of(b.id) == (300_000, 200_000)
+    assert b.service.weights_of(a.id) == (200_000, 300_000)
 
 
 async def test_a_withdrawn_weight_reaches_the_peer(two):
@@ -115,7 +114,7 @@ async def test_everything_survives_a_restart(two):
     a.db = a.db.after_crash()
     a.begin()
     await a.service.start()
-    assert a.service.mutual_ppm(b.id) == 200_000
+    assert a.service.weights_of(b.id) == (300_000, 200_000)
     await a.service.recognise(b.id, 100_000)
     await b.hear(a)
     assert b.service.their_weight_ppm(a.id) == 100_000

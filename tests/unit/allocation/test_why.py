@@ -15,7 +15,7 @@ from xsc.allocation.clearing_record import (
     terms_of,
     weights_of,
 )
-from xsc.allocation.why import Change, Displaced, explain, why
+from xsc.allocation.why import Change, explain, why
 from xsc.base.errors import NotFound
 
 SALT = b"salt"
@@ -35,16 +35,13 @@ def test_a_stranger_learns_what_recognition_and_which_price_would_have_served_it
     ]
     weights = {b"a": ("mutual", 50_000)}
     said = why(TERMS, bids, weights, SALT, bids[2])
-    assert (said.tier, said.lines, said.share) == ("open", (), None)
-    assert said.displaced == ()
+    assert (said.tier, said.lines) == ("open", ())
     price = next(change for change in said.changes if change.what == "price")
     assert price.bound in (9, 10)
     assert price.quantity == 3
     assert Change("one_way", 1, 3) in said.changes
     assert Change("mutual", 10_000, 3) in said.changes
     winner = why(TERMS, bids, weights, SALT, bids[1])
-    # The loser's bid sets the price of what it would have got.
-    assert winner.displaced == (Displaced(b"c", NEED, 3, 7),)
     assert winner.changes == ()
     assert winner.quantity == 6
 
@@ -53,7 +50,6 @@ def test_a_mutual_peer_learns_its_share_and_the_recognition_for_a_unit_more():
     bids = [bid(b"a", 9), bid(b"b", 9)]
     weights = {b"a": ("mutual", 30_000), b"b": ("mutual", 10_000)}
     said = why(TERMS, bids, weights, SALT, bids[1])
-    assert said.share == 2.5
     assert said.lines[0].quantity in (2, 3)
     (more,) = said.changes
     assert (more.what, more.quantity) == ("mutual", said.quantity + 1)

@@ -130,9 +130,6 @@ class Recognised:
     def their_weight_ppm(self, peer):
         return self.theirs.get(peer, 0)
 
-    def mutual_ppm(self, peer):
-        return self.mutual.get(peer, 0)
-
 
 @dataclass
 class Room:
