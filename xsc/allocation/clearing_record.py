@@ -10,7 +10,7 @@ it needs these values, too.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -110,39 +110,22 @@ def standing(provider: Published, customer: Published) -> Standing:
     return tier, mutual_ppm(mine, theirs) if tier == "mutual" else mine
 
 
-def _accepts(offer: Offer, provider: Published, customer: Published) -> Callable[[NeedSlot], int]:
-    """Return what says how much a need of the customer accepts; 0 where it does not match."""
-    there = Party(provider.node, standing(customer, provider)[0])
-    here = Party(customer.node, standing(provider, customer)[0])
-    over = min(offer.window[1], offer.slot.valid_until_ms) <= offer.at_ms
-
-    def accepts(need: NeedSlot) -> int:
-        if (
-            over
-            or need.kind != offer.slot.kind
-            or need.valid_until_ms <= offer.at_ms
-            or overlap(offer.window, windows_of(need)) is None
-            or not match(offer.slot, there, need, here)
-        ):
-            return 0
-        return min(need.quantity, need.cap(provider.node))
-
-    return accepts
-
-
 def wanted(offer: Offer, provider: Published, customer: Published) -> dict[bytes, int]:
     """Return what each need that matches accepts of this provider: its quantity, or its cap."""
-    accepts = _accepts(offer, provider, customer)
-    return {need.slot_id: units for need in customer.commitment.needs if (units := accepts(need))}
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """What bounds those that take part in one clearing."""
-
-    bytes_max: int = CLEARINGS_BYTES_MAX
-    """Of the record with what it names."""
-    needs_max: int = ALLOCATIONS_MAX
+    slot, now_ms = offer.slot, offer.at_ms
+    if min(offer.window[1], slot.valid_until_ms) <= now_ms:
+        return {}
+    there = Party(provider.node, standing(customer, provider)[0])
+    here = Party(customer.node, standing(provider, customer)[0])
+    found = {
+        need.slot_id: min(need.quantity, need.cap(provider.node))
+        for need in customer.commitment.needs
+        if need.kind == slot.kind
+        and need.valid_until_ms > now_ms
+        and overlap(offer.window, windows_of(need)) is not None
+        and match(slot, there, need, here)
+    }
+    return {need_id: units for need_id, units in found.items() if units}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +149,12 @@ def rank(taker: Taker, salt: bytes) -> Rank:
 
 
 def admitted(
-    provider: Published, takers: Iterable[Taker], slot: AvailabilitySlot, most: Room = Room()
+    provider: Published,
+    takers: Iterable[Taker],
+    slot: AvailabilitySlot,
+    *,
+    bytes_max: int = CLEARINGS_BYTES_MAX,
+    needs_max: int = ALLOCATIONS_MAX,
 ) -> list[Taker]:
     """Return the customers that take part, so that there is room for what is granted and named.
 
@@ -177,10 +165,11 @@ def admitted(
         provider: whose slot it is.
         takers: by rising `rank`.
         slot: what is cleared.
-        most: what there is room for.
+        bytes_max: of the record with what it names.
+        needs_max: of those that take part.
     """
-    room = most.bytes_max - _FRAME_BYTES - len(slot.to_bytes()) - provider.size_bytes
-    lines = most.needs_max
+    room = bytes_max - _FRAME_BYTES - len(slot.to_bytes()) - provider.size_bytes
+    lines = needs_max
     taken: list[Taker] = []
     for taker in takers:
         size, needs = taker.published.size_bytes, len(taker.needs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 from typing import Final, TypeAlias
@@ -16,24 +15,18 @@ EPSILON_PPM: Final = 1_000
 """0.1 %: a denominator or level that changes by no more is stable."""
 NETWORK_PPM: Final = 800_000
 
-Place: TypeAlias = tuple[bytes, Window, str]
-"""A slot, a window and a tier."""
+Shares: TypeAlias = Mapping[tuple[bytes, Window, str], tuple[Fraction, Fraction | None]]
+"""By slot, window and tier, what the tier is divided by, and the units a unit of weight.
+
+The latter is None where every need is sated."""
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What a tier of a window is divided by, and the units a unit of weight."""
-
-    denominator: Fraction
-    level: Fraction | None
-    """None where every need is sated."""
-
-
-def shares_of(cleared: Collection[SlotDenominators]) -> dict[Place, Share]:
+def shares_of(cleared: Collection[SlotDenominators]) -> Shares:
     """Return what is compared of the present clearings."""
     return {
-        (slot.slot, slot.window, line.tier): Share(
-            from_ratio(line.denominator), None if line.level is None else from_ratio(line.level)
+        (slot.slot, slot.window, line.tier): (
+            from_ratio(line.denominator),
+            None if line.level is None else from_ratio(line.level),
         )
         for slot in cleared
         for line in slot.tiers
@@ -48,36 +41,18 @@ def _moved_ppm(before: Fraction | None, after: Fraction | None) -> int:
     return min(PPM, ceil(abs(after - before) * PPM / before))
 
 
-def change_ppm(before: Mapping[Place, Share], after: Mapping[Place, Share]) -> int:
+def change_ppm(before: Shares, after: Shares) -> int:
     """Return the greatest relative change of a denominator or level, rounded up, at most PPM.
 
     What appears or vanishes has changed as a whole.
     """
-    return max(
-        (
-            PPM
-            if place not in before or place not in after
-            else max(
-                _moved_ppm(before[place].denominator, after[place].denominator),
-                _moved_ppm(before[place].level, after[place].level),
-            )
-            for place in before.keys() | after.keys()
-        ),
-        default=0,
+    appeared = before.keys() != after.keys()
+    moved = (
+        _moved_ppm(*pair)
+        for place in before.keys() & after.keys()
+        for pair in zip(before[place], after[place], strict=True)
     )
-
-
-def has_converged(
-    before: Mapping[Place, Share], after: Mapping[Place, Share], *, pending: bool
-) -> bool:
-    """Return whether a node's clearings have settled.
-
-    Args:
-        before: of the last computation.
-        after: of this one.
-        pending: whether an offer or a rejection is still to be considered in own slots.
-    """
-    return not pending and change_ppm(before, after) <= EPSILON_PPM
+    return PPM if appeared else max(moved, default=0)
 
 
 def network_has_converged(flags: Mapping[bytes, bool]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xsc.allocation.convergence import change_ppm, has_converged, shares_of
+from xsc.allocation.convergence import EPSILON_PPM, change_ppm, shares_of
 from xsc.allocation.granting import Inputs, Outcome
 from xsc.allocation.recognition import mutual_ppm
 from xsc.base.limits import DAMPING_HISTORY_MAX
@@ -94,9 +94,7 @@ def state_after(
     """
     weights = inputs.own.weights
     mutual = {peer: mutual_ppm(weights.get(peer, 0), ppm) for peer, ppm in inputs.theirs.items()}
-    before, after = shares_of(last.slot_denominators), shares_of(granted.slots)
-    moved = change_ppm(before, after), inputs.now_ms
-    converged = has_converged(before, after, pending=inputs.is_pending)
+    moved = change_ppm(shares_of(last.slot_denominators), shares_of(granted.slots))
     known = {each.clearing for each in last.slot_denominators}
     is_kept = all(each.clearing in known for each in granted.slots)
     return TwoTierAllocationState(
@@ -106,6 +104,8 @@ def state_after(
         mr_values=tuple(sorted((peer, ppm) for peer, ppm in mutual.items() if ppm)),
         damping_factor=damping_ppm,
         damping_history=inputs.own.commitment.damping_history,
-        converged=converged and is_kept,
-        convergence_history=(*last.convergence_history, moved)[-DAMPING_HISTORY_MAX:],
+        converged=is_kept and not inputs.is_pending and moved <= EPSILON_PPM,
+        convergence_history=(*last.convergence_history, (moved, inputs.now_ms))[
+            -DAMPING_HISTORY_MAX:
+        ],
     )

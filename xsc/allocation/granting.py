@@ -20,7 +20,6 @@ from xsc.allocation.acceptance import Given, still_wanted
 from xsc.allocation.clearing_record import (
     Offer,
     Published,
-    Room,
     Taker,
     admitted,
     clear_window,
@@ -254,7 +253,11 @@ class _Round:
             return None
         # All records of a round fit the own space, and all that it grants one state.
         taking = admitted(
-            inputs.own, takers, slot, Room(bytes_max, ALLOCATIONS_MAX - len(self.granted))
+            inputs.own,
+            takers,
+            slot,
+            bytes_max=bytes_max,
+            needs_max=ALLOCATIONS_MAX - len(self.granted),
         )
         self._turns = {}
         eligible = {

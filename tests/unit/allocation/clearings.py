@@ -10,7 +10,6 @@ from random import Random
 from xsc.allocation.clearing_record import (
     Offer,
     Published,
-    Room,
     Taker,
     admitted,
     clear_window,
@@ -127,10 +126,8 @@ def taking(
     own: Published, others: Iterable[Published], offer: Offer, bytes_max: int = CLEARINGS_BYTES_MAX
 ) -> list[Published]:
     """Return those that take part."""
-    room = Room(bytes_max)
-    return [
-        taker.published for taker in admitted(own, takers(own, others, offer), offer.slot, room)
-    ]
+    found = admitted(own, takers(own, others, offer), offer.slot, bytes_max=bytes_max)
+    return [taker.published for taker in found]
 
 
 def cleared(

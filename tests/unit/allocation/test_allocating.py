@@ -278,8 +278,8 @@ def test_the_records_of_all_windows_fit_the_own_space():
     ]
     asked = []
 
-    def admitted(_own, _takers, _slot, most):
-        asked.append(most.bytes_max)
+    def admitted(_own, _takers, _slot, *, bytes_max, needs_max):
+        asked.append(bytes_max)
         return []
 
     other = Published(b"q" * 32, Commitment(needs=(need_of(1),)), NOTHING)
