@@ -35,7 +35,7 @@ from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.allocation.proofs import Proofs, packed
-from xsc.allocation.receiving import is_proven, offered_by, still_offered
+from xsc.allocation.receiving import clearings_of, lines_for, received, still_received
 from xsc.allocation.recognition import read_weights
 from xsc.allocation.records import Records
 from xsc.base.clock import event_within
@@ -196,15 +196,11 @@ class Allocator:
 
         Of another provider it is what its checked record gives this node.
         """
-        if provider != self._node:
-            proven = self.proofs.of(provider).get(clearing)
-            return {} if proven is None else {self._node: proven.stages}
-        return {
-            each.customer: each.lines
-            for cleared in self._cleared.values()
-            if cleared.id == clearing
-            for each in cleared.record.participants
-        }
+        records = self.proofs.of(provider)
+        if provider == self._node:
+            records = {each.id: each.record for each in self._cleared.values()}
+        record = records.get(clearing)
+        return {} if record is None else {each.customer: each.lines for each in record.participants}
 
     def proof(self, record_id: bytes) -> bytes:
         """Return a clearing record with what it names: an own one, or a false one of another.
@@ -611,7 +607,7 @@ class Allocator:
             here = Party(self._node, standing(other, own)[0])
             slots = {
                 need_id: {
-                    (provider, slot.slot_id): slot
+                    slot.slot_id: slot
                     for slot in other.commitment.slots
                     if match(slot, there, need, here)
                 }
@@ -622,12 +618,12 @@ class Allocator:
                     self._asked.setdefault(need_id, set()).add(provider)
             if (state := self._states.get(provider)) is None:
                 continue
-            offered = offered_by(provider, self._node, state, needs, slots)
-            if self.proofs.want(provider, frozenset(each.clearing for each in offered)):
-                theirs = still_offered(before.get(provider, ()), offered)
+            lines = lines_for(self._node, state, needs)
+            if self.proofs.want(provider, clearings_of(lines, state)):
+                theirs = still_received(before.get(provider, ()), lines)
             else:
-                proven = self.proofs.of(provider)
-                theirs = [each for each in offered if is_proven(each, proven)]
+                records = self.proofs.of(provider)
+                theirs = received(self._node, lines, records, needs, slots)
             self._received_of[provider] = theirs
         self.proofs.keep(self._received_of)
         self._renewed = {each: last for each, last in self._renewed.items() if each in needs}

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 from xsc.allocation.clearing_record import Checked, Published, check_clearing, open_clearing
-from xsc.allocation.receiving import Proven, is_line_right, proven_of
+from xsc.allocation.receiving import is_line_right, own_part
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import NotFound, ProofInvalid, UnavailableError, XscError
 from xsc.base.ids import short
@@ -81,8 +81,8 @@ class Proofs:
         self._report = report
         self._secret = context.entropy.token(_SECRET_BYTES)
         self._wanted: dict[bytes, frozenset[bytes]] = {}
-        self._proven: dict[bytes, dict[bytes, Proven]] = {}
-        """By provider, of the records that its state names now."""
+        self._proven: dict[bytes, dict[bytes, ClearingRecord]] = {}
+        """By provider and id: of the records that its state names now, what is this node's."""
         self._refused: set[bytes] = set()
         self._running: set[bytes] = set()
         self._turn = asyncio.Lock()
@@ -134,8 +134,8 @@ class Proofs:
             self._once(f"clearings_of_{short(provider)}", lambda: self._check(provider))
         return bool(missing) and provider not in self._refused
 
-    def of(self, provider: bytes) -> dict[bytes, Proven]:
-        """Return what the wanted records grant; nothing while one of them is refused."""
+    def of(self, provider: bytes) -> dict[bytes, ClearingRecord]:
+        """Return this node's part of the wanted records; nothing while one of them is refused."""
         return {} if provider in self._refused else self._proven.get(provider, {})
 
     def keep(self, providers: Collection[bytes]) -> None:
@@ -153,7 +153,7 @@ class Proofs:
             while missing := self._missing(provider):
                 record_id = min(missing)
                 try:
-                    lines = await self._prove(provider, record_id)
+                    record = await self._prove(provider, record_id)
                 except (NotFound, UnavailableError):
                     asked += 1
                     if asked >= CLEARING_ASKED_MAX:
@@ -171,7 +171,7 @@ class Proofs:
                 else:
                     asked = 0
                     if record_id in self._wanted.get(provider, ()):
-                        self._proven[provider][record_id] = lines
+                        self._proven[provider][record_id] = record
                     if self._missing(provider):
                         await clock.sleep_ms(ALLOCATION_DEBOUNCE_MS)
         finally:
@@ -184,11 +184,11 @@ class Proofs:
             self._refused.add(provider)
             self._told(provider)
 
-    async def _prove(self, provider: bytes, record_id: bytes) -> Proven:
+    async def _prove(self, provider: bytes, record_id: bytes) -> ClearingRecord:
         signed = await self._record(provider, record_id)
         if self._is_drawn(record_id) or not is_line_right(signed.record, self._context.key.node_id):
             await self._recompute(signed)
-        return proven_of(signed.record, self._context.key.node_id)
+        return own_part(signed.record, self._context.key.node_id)
 
     def _is_drawn(self, record_id: bytes) -> bool:
         drawn = tagged_sha256("clearing/draw", self._secret, record_id)

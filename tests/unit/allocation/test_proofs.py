@@ -13,7 +13,7 @@ from tests.unit.allocation.fakes import Memory
 from tests.unit.allocation.test_commitments import Lines
 from xsc.allocation.clearing_record import Offer
 from xsc.allocation.proofs import Proofs
-from xsc.allocation.receiving import proven_of
+from xsc.allocation.receiving import own_part
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import NotFound, ProofInvalid
 from xsc.base.limits import (
@@ -130,7 +130,7 @@ async def test_a_record_that_is_absent_or_wrong_offers_nothing_and_is_asked_for_
     assert proofs.of(NODE) == {}
     checking.values[path] = made.raw
     await checking.pass_ms(ALLOCATION_LOOK_MS)
-    assert proofs.of(NODE) == {made.id: proven_of(made.record, CUSTOMER.node_id)}
+    assert proofs.of(NODE) == {made.id: own_part(made.record, CUSTOMER.node_id)}
     assert not proofs.want(NODE, frozenset({made.id}))
     await settle()
     assert len(checking.reads) == 2, "a record is checked once"

@@ -13,7 +13,7 @@ from tests.unit.allocation.clearings import (
 )
 from xsc.allocation.acceptance import at_once
 from xsc.allocation.clearing_record import Offer
-from xsc.allocation.receiving import is_proven, offered_by, proven_of
+from xsc.allocation.receiving import clearings_of, lines_for, own_part, received, still_received
 from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,
@@ -62,7 +62,7 @@ def test_a_line_counts_only_as_the_slot_the_need_and_the_checked_record_have_it(
     window = offered.windows[0]
     signed = cleared(Offer(offered, window, NOW_MS, 100), provider, own, [other], network)
     record = signed.record
-    proven = {signed.id: proven_of(record, customer.node_id)}
+    records = {signed.id: own_part(record, customer.node_id)}
     right = {
         "slot": offered.slot_id,
         "window": window,
@@ -74,7 +74,7 @@ def test_a_line_counts_only_as_the_slot_the_need_and_the_checked_record_have_it(
         "granted_ms": NOW_MS,
     }
 
-    def taken(asked=asked, slots=((provider.node_id, offered),), **changes) -> list[Entitlement]:
+    def taken(asked=asked, slots=(offered,), **changes) -> list[Entitlement]:
         line = SlotAllocationRecord(**{**right, **changes})
         state = TwoTierAllocationState(
             slot_denominators=(
@@ -91,13 +91,14 @@ def test_a_line_counts_only_as_the_slot_the_need_and_the_checked_record_have_it(
             slot_allocations=(line,),
             recipient_totals=((line.customer, offered.kind, line.quantity),),
         )
-        matching = {asked.slot_id: {(node, each.slot_id): each for node, each in slots}}
-        found = offered_by(
-            provider.node_id, customer.node_id, state, {asked.slot_id: asked}, matching
-        )
-        return [each for each in found if is_proven(each, proven)]
+        needs = {asked.slot_id: asked}
+        lines = lines_for(customer.node_id, state, needs)
+        assert clearings_of(lines, state) == ({signed.id} if lines else set())
+        matching = {asked.slot_id: {each.slot_id: each for each in slots}}
+        return received(customer.node_id, lines, records, needs, matching)
 
     (entitlement,) = taken()
+    assert still_received([entitlement], {}) == []
     assert (entitlement.quantity, entitlement.price, entitlement.tier) == (40, 8, "open")
     for changes in (
         {"slot": b"f" * 16},
@@ -109,8 +110,7 @@ def test_a_line_counts_only_as_the_slot_the_need_and_the_checked_record_have_it(
         {"price": 7},
         {"price": 10},
         {"slots": ()},
-        {"slots": ((key(3).node_id, offered),)},
-        {"slots": ((provider.node_id, slot(quantity=39)),)},
+        {"slots": (slot(quantity=39),)},
         {"asked": need(quantity=39)},
         {"asked": need(price_max=7)},
     ):
