@@ -1,7 +1,8 @@
 """Keeps the clearing records of this node in its space, with the values that they name.
 
 A record is the value at `market/clearings/ID`, and what it names, for as long, are those at
-`market/named/NAME`. Beyond CLEARINGS_BYTES_MAX the oldest records go that do not hold any more.
+`market/named/NAME`. Beyond CLEARINGS_KEPT_MAX and CLEARINGS_BYTES_MAX the oldest records go that do
+not hold any more.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from xsc.allocation.clearing_record import Published, charged, open_clearing
-from xsc.base.errors import NotFound, RecordInvalid
+from xsc.base.errors import NotFound
 from xsc.base.ids import from_text
-from xsc.base.limits import CLEARINGS_BYTES_MAX
+from xsc.base.limits import CLEARINGS_BYTES_MAX, CLEARINGS_KEPT_MAX
 from xsc.identity.envelope import Signed
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
@@ -54,14 +55,20 @@ class Records:
         """Read what the kept records name.
 
         Raises:
-            StoreDamaged, RecordInvalid: one cannot be read.
+            RecordInvalid: one cannot be read.
         """
-        self._names = {each: self.opened(each).record.names for each in self.ids()}
+        self._names = {}
+        for each in self._space.ls(UserSpacePaths.CLEARINGS):
+            record_id = _last(each.path)
+            try:
+                self._names[record_id] = self.opened(record_id).record.names
+            except NotFound:
+                # What peers gave back after a loss of the disk can lack its value.
+                self._names[record_id] = frozenset()
 
     def ids(self) -> list[bytes]:
         """Return the ids of the records that are kept."""
-        start = len(UserSpacePaths.CLEARINGS) + 1
-        return [from_text(each.path[start:]) for each in self._space.ls(UserSpacePaths.CLEARINGS)]
+        return [each for each, names in self._names.items() if names]
 
     def clearings(self) -> list[Clearing]:
         """Return the records that are kept, the newest first."""
@@ -95,14 +102,10 @@ class Records:
         return open_clearing(self.raw(record_id), self._network)
 
     def named(self, record_id: bytes) -> list[SpaceValue]:
-        """Return the values that a record names."""
-        found = []
-        for name in sorted(self._names.get(record_id, ())):
-            raw = self._space.get(UserSpacePaths.named(name)).value
-            if raw is None:
-                raise RecordInvalid("a value that a clearing names is gone")
-            found.append(SpaceValue.read(raw))
-        return found
+        """Return the values that a record names, as far as they are kept."""
+        paths = [UserSpacePaths.named(name) for name in sorted(self._names.get(record_id, ()))]
+        kept = [self._space.get(path).value for path in paths]
+        return [SpaceValue.read(raw) for raw in kept if raw is not None]
 
     def changes(
         self,
@@ -129,26 +132,32 @@ class Records:
                 if not uses[name]:
                     writes[UserSpacePaths.named(name)] = values[name].to_bytes()
                 uses[name] += 1
-        kept = [*self._space.ls(UserSpacePaths.CLEARINGS), *self._space.ls(UserSpacePaths.NAMED)]
-        sizes = {each.path: charged(each.size_bytes) for each in kept}
+        records = self._space.ls(UserSpacePaths.CLEARINGS)
+        named = self._space.ls(UserSpacePaths.NAMED)
+        sizes = {each.path: charged(each.size_bytes) for each in (*records, *named)}
         sizes |= {path: charged(len(raw)) for path, raw in writes.items() if raw is not None}
         over = sum(sizes.values()) - CLEARINGS_BYTES_MAX
-        sequences = {each.path: each.sequence for each in kept}
         gone: dict[str, bytes | None] = {}
-        for record_id in sorted(
-            self._names.keys() - set(present),
-            key=lambda each: sequences[UserSpacePaths.clearing(each)],
-        ):
-            if over <= 0:
+        for each in sorted(records, key=lambda each: each.sequence):
+            if over <= 0 and len(names) <= CLEARINGS_KEPT_MAX:
                 break
-            uses.subtract(names[record_id])
-            paths = [UserSpacePaths.named(each) for each in names.pop(record_id) if not uses[each]]
-            for path in (UserSpacePaths.clearing(record_id), *paths):
-                over -= sizes[path]
-                gone[path] = None
+            record_id = _last(each.path)
+            if record_id in present:
+                continue
+            mine = names.pop(record_id, frozenset())
+            uses.subtract(mine)
+            paths = [UserSpacePaths.named(name) for name in mine if not uses[name]]
+            over -= sizes[each.path] + sum(sizes.get(path, 0) for path in paths)
+            gone[each.path] = None
+        gone |= {each.path: None for each in named if not uses[_last(each.path)]}
         # Those that go make room for the others.
         return gone | writes, names
 
     def wrote(self, names: Mapping[bytes, frozenset[bytes]]) -> None:
         """Note what the kept records name, once it was written."""
         self._names = dict(names)
+
+
+def _last(path: str) -> bytes:
+    """Return the hash at the end of a path."""
+    return from_text(path.rpartition("/")[2])

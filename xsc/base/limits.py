@@ -615,9 +615,11 @@ WHYS_MAX = 64
 """Rows of one explanation: each is cleared again some dozens of times."""
 WHY_RECORDS_MAX = 16
 """Clearing records that one explanation fetches from others, of CLEARING_BYTES_MAX each."""
+CLEARINGS_KEPT_MAX = 512
+"""Clearing records in the own space: the present ones, and the newest of the others."""
 CLEARINGS_BYTES_MAX = 32 * MIB
-"""Of the clearing records in the own space, with what they name: the present ones, of which each
-window has an equal part, and the newest of the others; half of what an owner has in its space."""
+"""Of these records with what they name. Each window has an equal part of it; it is half of what an
+owner has in its space."""
 CONVERGED_LOOK_MS = 1_000
 """How long a node waits for further changes before it says that it has converged."""
 CLEARING_ASKED_MAX = 10

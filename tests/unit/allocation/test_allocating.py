@@ -25,6 +25,7 @@ from xsc.base.limits import (
     CLEARED_SLOTS_MAX,
     CLEARING_VALUE_BYTES,
     CLEARINGS_BYTES_MAX,
+    CLEARINGS_KEPT_MAX,
     CONVERGED_LOOK_MS,
     PPM,
     ROUND_REST,
@@ -201,7 +202,7 @@ async def provider(alice, bob, network):
 
 
 async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
-    provider, bob, monkeypatch
+    provider, alice, bob, network, monkeypatch
 ):
     # Three records, each with another commitment of the customer, and the provider's own.
     monkeypatch.setattr(records, "CLEARINGS_BYTES_MAX", 7 * CLEARING_VALUE_BYTES)
@@ -218,12 +219,31 @@ async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
             provider.allocator.proof(ids[-4] if len(ids) > 3 else bytes(32))
         named = {each.path for each in provider.space.ls(UserSpacePaths.NAMED)}
         assert len(named) == 1 + min(3, len(ids)), "what no record names any more has gone with it"
-    monkeypatch.setattr(records, "CLEARINGS_BYTES_MAX", 5 * CLEARING_VALUE_BYTES)
+    monkeypatch.setattr(records, "CLEARINGS_KEPT_MAX", 2)
     monkeypatch.setattr(tables, "OWNER_BYTES_MAX", provider.space.stats().live_bytes)
     await provider.needs(bob, need_of(16, 9))
     await provider.allocator.allocate()
     assert provider.quantities() == [16]
     assert len(kept.clearings()) == 2
+    again = Allocating(alice, network, bob, db=provider.db).allocator
+    assert again.records.clearings() == kept.clearings()
+    for record_id in kept.ids():
+        assert again.proof(record_id) == provider.allocator.proof(record_id)
+
+
+async def test_what_no_record_names_goes_with_the_next_write(provider, bob):
+    """After a power loss, or where peers gave back a part of it."""
+    path = UserSpacePaths.named(b"n" * 32)
+    await provider.space.put(path, NOTHING.to_bytes())
+    await provider.needs(bob, need_of(10))
+    await provider.allocator.allocate()
+    assert path not in {each.path for each in provider.space.ls(UserSpacePaths.NAMED)}
+    (record_id,) = provider.allocator.records.ids()
+    await provider.space.rm(
+        UserSpacePaths.named(min(provider.allocator.records.opened(record_id).record.names))
+    )
+    with pytest.raises(NotFound):
+        provider.allocator.proof(record_id)
 
 
 async def test_who_is_removed_is_granted_nothing_any_more(provider, bob):
@@ -274,6 +294,7 @@ async def test_a_full_space_leaves_what_is_granted_and_stops_no_start(
 def test_the_records_of_all_windows_fit_the_own_space():
     assert CLEARINGS_BYTES_MAX <= tables.OWNER_BYTES_MAX // 2
     assert CLEARINGS_BYTES_MAX // CLEARING_VALUE_BYTES <= RECORDS_MAX * 9 // 10
+    assert CLEARED_SLOTS_MAX <= CLEARINGS_KEPT_MAX
     slots = [
         SLOT.model_copy(update={"slot_id": bytes([number]) * 16}) for number in range(SLOTS_MAX)
     ]
