@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from xsc.allocation.acceptance import answered, to_lease
-from xsc.allocation.clearing_record import Checked, Published, check_clearing, standing
+from xsc.allocation.clearing_record import Checked, Published, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.allocation.deciding import granted_by
@@ -222,8 +222,7 @@ class Allocator:
         """
         if provider != self._node:
             return await self.proofs.open(provider, record_id)
-        raw, named = self.records.raw(record_id), self.records.named(record_id)
-        return await self._executor.run(check_clearing, raw, named)
+        return await self.proofs.check(self.records.raw(record_id), self.records.named(record_id))
 
     def named(self) -> dict[bytes, bytes]:
         """Return the providers of all clearings that are kept here or named by a state."""

@@ -221,13 +221,21 @@ class Proofs:
     async def _recompute(self, signed: Signed[ClearingRecord]) -> Checked:
         named = await self._named(signed.record)
         try:
-            async with self._turn:
-                return await self._context.executor.run(
-                    check_clearing, signed.raw, named, network=self._context.network
-                )
+            return await self.check(signed.raw, named)
         except ProofInvalid:
             self._keep_evidence(signed, named)
             raise
+
+    async def check(self, raw: bytes, named: Collection[SpaceValue]) -> Checked:
+        """Recompute a record from what it names, one at a time of all.
+
+        Raises:
+            ProofInvalid: the first thing that is wrong.
+        """
+        async with self._turn:
+            return await self._context.executor.run(
+                check_clearing, raw, named, network=self._context.network
+            )
 
     async def _named(self, record: ClearingRecord) -> list[SpaceValue]:
         """Return what a record names: mostly what its customers still publish, which is here."""
