@@ -208,9 +208,8 @@ def granted(homes: Sequence[Path], quick: bool) -> None:
     slot_id = provider.declare(
         "offer", "storage", {"quantity": 64 * SLOT_STEP_BYTES, "price_micro": 1}
     )["id"]
-    need_id = customer.declare("need", "storage", {"quantity": SLOT_STEP_BYTES, "price_micro": 9})[
-        "id"
-    ]
+    asked = {"quantity": SLOT_STEP_BYTES, "price_micro": 9, "spread": 1}
+    need_id = customer.declare("need", "storage", asked)["id"]
     owner = SpaceCalls(provider.core).put("bench/owner", b"")["owner"]
     took = []
     with SpaceCalls(customer.core).watch(f"{owner}:{UserSpacePaths.ALLOCATION_STATE}") as changes:
