@@ -306,6 +306,8 @@ class LeaseBuyer:
 
     def _hand_out(self, entry: LeaseEntry, quantity: int) -> LeaseHandle:
         now_ms = self._clock.now_ms()
+        if entry.terms.cleared and entry.terms.kind == "storage":
+            quantity = min(quantity, rules.room(entry.terms, entry.use, now_ms))
         if quantity:
             entry.promise(quantity, now_ms)
         use = rules.advance(entry.terms, entry.use, now_ms)

@@ -88,21 +88,21 @@ class DefaultNeed:
     # What is held
 
     def held(self) -> Counter[bytes]:
-        """Return by provider the bytes that it holds for this node, or is about to.
+        """Return by provider the bytes that it holds for this node.
 
-        What lies under a lease of another need that is stated is that need's.
+        What lies under a lease of another need that is stated is that need's. What was handed out
+        is not held: a put that failed would need it.
         """
-        now_ms = self._clock.now_ms()
         others = {need.slot_id for need in self._needs() if not need.standing}
         found = Counter[bytes]()
         for entry in self._store.all("customer"):
             is_others = entry.draw is not None and entry.draw.need in others
             if entry.terms.kind == "storage" and entry.denial is None and not is_others:
-                found[entry.peer] += entry.use.held_bytes + entry.promised_at(now_ms)
+                found[entry.peer] += entry.use.held_bytes
         return found
 
     def held_for_now(self) -> Counter[bytes]:
-        """Return the same of leases for now, without what is on its way."""
+        """Return the same of leases for now."""
         found = Counter[bytes]()
         for entry in self._store.all("customer"):
             is_for_now = entry.terms.kind == "storage" and not entry.terms.cleared

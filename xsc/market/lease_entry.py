@@ -313,20 +313,47 @@ def usable(
 
     found: dict[bytes, LeaseEntry] = {}
     for entry in entries:
-        terms, use = entry.terms, entry.use
-        before = found.get(terms.provider)
+        before = found.get(entry.terms.provider)
         if (
-            terms.kind == kind
-            and terms.provider in nodes
+            entry.terms.kind == kind
+            and entry.terms.provider in nodes
             and (before is None or rank(entry) < rank(before))
-            and entry.denial is None
-            and not entry.is_apart
-            and rules.is_useful(terms, use, now_ms)
-            and entry.avoided_until_ms <= now_ms
-            and rules.room(terms, use, now_ms) - entry.promised_at(now_ms) >= quantity
+            and room_at_hand(entry, now_ms) >= quantity
         ):
-            found[terms.provider] = entry
+            found[entry.terms.provider] = entry
     return list(found.values())
+
+
+def joined(
+    entries: Iterable[LeaseEntry], size_bytes: int, nodes: Collection[bytes], now_ms: int
+) -> list[LeaseEntry]:
+    """Return of each node whose cleared leases together have that room the one that has most.
+
+    Who uses it goes on under the next one there.
+    """
+    rooms: dict[bytes, list[tuple[int, LeaseEntry]]] = {}
+    for entry in entries:
+        terms = entry.terms
+        if terms.cleared and terms.kind == "storage" and terms.provider in nodes:
+            left = room_at_hand(entry, now_ms)
+            rooms.setdefault(terms.provider, []).append((left, entry))
+    return [
+        max(leases, key=lambda item: item[0])[1]
+        for leases in rooms.values()
+        if sum(left for left, _ in leases) >= size_bytes
+    ]
+
+
+def room_at_hand(entry: LeaseEntry, now_ms: int) -> int:
+    """Return what a customer can begin to use of a lease: bytes, or fuel steps."""
+    if (
+        entry.denial is not None
+        or entry.is_apart
+        or entry.avoided_until_ms > now_ms
+        or not rules.is_useful(entry.terms, entry.use, now_ms)
+    ):
+        return 0
+    return max(0, rules.room(entry.terms, entry.use, now_ms) - entry.promised_at(now_ms))
 
 
 def is_unbooked(entry: LeaseEntry) -> bool:

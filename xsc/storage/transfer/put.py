@@ -218,8 +218,8 @@ class Upload:
         """Hosts that failed, and how."""
         self._refused: dict[bytes, XscError] = {}
         """Nodes that gave no room, and why."""
-        self._found = 0
-        """How many nodes gave room at once, at most."""
+        self._asked: dict[int, int] = {}
+        """By room that was asked for, how many nodes more were to give it."""
         self._choosing = asyncio.Lock()
         self._live: dict[int, list[StorageShard]] = {}
         self._sealed: dict[int, SealedSegment] = {}
@@ -265,7 +265,7 @@ class Upload:
             self._note_unplaced()
             await _close(pieces)
             raise
-        whole, room_bytes = False, self._room(self._code.n)
+        whole = False
         try:
             if self._kept is not None and (final or not self._can_go_on(self._kept)):
                 raise changed()
@@ -277,7 +277,8 @@ class Upload:
             self._abandoned = not isinstance(fault, UnavailableError)
             raise
         else:
-            self._client.hosts.placed(room_bytes)
+            for room_bytes in self._asked:
+                self._client.hosts.placed(room_bytes)
             return uploaded
         finally:
             await _close(pieces)
@@ -414,9 +415,10 @@ class Upload:
             isinstance(fault, SpaceExhausted) and node != self._client.own
             for node, fault in self._refused.items()
         )
-        if full:
-            lacking = max(1, self._code.n - self._found)
-            self._client.hosts.unplaced(self._room(self._code.n), min(lacking, full))
+        short = [(size, nodes) for size, nodes in self._asked.items() if nodes]
+        if full and short:
+            room_bytes, lacking = short[-1]
+            self._client.hosts.unplaced(room_bytes, min(self._code.n, lacking, full))
 
     def _room(self, hosts: int) -> int:
         size = host_bytes(self._size_hint, self._code, hosts, SEGMENT_BYTES)
@@ -465,7 +467,8 @@ class Upload:
             size_bytes=size_bytes, count=count, exclude=exclude
         )
         self._refused |= offered.refused
-        self._found = max(self._found, len(offered.leases))
+        self._asked.pop(size_bytes, None)
+        self._asked[size_bytes] = count - len(offered.leases)
         if not offered.leases:
             raise refusal(offered.refused, "no node offers the room that is needed")
         return offered.leases
@@ -733,13 +736,16 @@ class Upload:
                     return
 
     async def _extend(self, slot: _Slot) -> bool:
-        """Ask the same host for as much room again as it holds; False where it has none."""
-        held = self._held.get((slot.lease.node, slot.lease.lease_id), 0)
+        """Ask the same host for the room that is lacking, or as much again; False: it has none."""
+        node = slot.lease.node
+        held = self._held.get((node, slot.lease.lease_id), 0)
         if held == slot.extended_at:
             # The last extension did not let one more request through.
             return False
         slot.extended_at = held
-        lease = await self._lease_at(slot.lease.node, max(held, self._room(len(self._slots))))
+        there = sum(size for (at, _), size in self._held.items() if at == node)
+        lacking = self._room(len(self._slots)) - there
+        lease = await self._lease_at(node, lacking if lacking > 0 else there)
         if lease is None:
             return False
         slot.lease = lease
