@@ -573,7 +573,7 @@ def test_a_peer_that_was_waited_for_in_vain_keeps_the_next_names_no_more():
         found, waited_ms = await named("last")
         assert (found, waited_ms <= 500) == ((4, 4), True), "it is waited for again"
         # A slow one among enough others is nobody's delay, and not taken for silent.
-        world.net.set_rate(world.name(2), 2_000, 10**9)
+        world.net.set_rate(world.name(4), 2_000, 10**9)
         await put_named(owner, "three", content(10))
         assert await owner.directory.told(3) == (3, 3)
         await world.clock.sleep_ms(STORAGE_QUESTION_TIMEOUT_MS)

@@ -58,8 +58,8 @@ def test_with_one_host_stalled_and_one_crawling_reads_take_as_long_as_ever(size)
     async def play(world):
         stored = await prepare(world, size)
         healthy = await read_all(world, stored, READS)
-        # Both hold data columns: they are asked first while all is well.
-        stalled, crawling, *_ = sorted(healthy.asked)
+        # Both hold data columns of both objects: they are asked first while all is well.
+        stalled, crawling, *_ = sorted(healthy.asked, key=lambda host: -healthy.asked[host])
         world.net.stall(world.name(stalled), "storage.get")
         world.net.set_rate(world.name(crawling), DELAY_MS, RATE // 100)
         return healthy, await read_all(world, stored, READS)
@@ -75,7 +75,7 @@ def test_a_host_that_is_well_again_is_used_again():
     async def play(world):
         stored = await prepare(world, 64 * KIB)
         before = await read_all(world, stored, 8)
-        stalled = min(before.asked)
+        stalled = max(before.asked, key=before.asked.get)
         world.net.stall(world.name(stalled), "storage.get")
         await read_all(world, stored, 20)
         meanwhile = await read_all(world, stored, 20)
@@ -84,7 +84,7 @@ def test_a_host_that_is_well_again_is_used_again():
         return before, meanwhile, await read_all(world, stored, 8)
 
     (before, meanwhile, after), _ = run(63, 8, play)
-    stalled = min(before.asked)
+    stalled = max(before.asked, key=before.asked.get)
     assert before.asked[stalled] == 8
     assert meanwhile.asked.get(stalled, 0) <= 1
     assert after.asked == before.asked
