@@ -152,7 +152,7 @@ async def quoted(count: int) -> float:
     )
     own, now_ms, capacity = context.key.node_id, context.clock.now_ms(), Capacity()
     customers = [bytes([number]) * 32 for number in range(LEASES // LEASES_A_CUSTOMER_MAX + 1)]
-    store = LeaseStore(MemoryKeyValue(), context.network, NOBODY)
+    store = LeaseStore(MemoryKeyValue(), context.network, NOBODY, NOBODY)
     store.add(
         [
             LeaseEntry(
@@ -184,6 +184,7 @@ async def quoted(count: int) -> float:
         granted=tuple,
         received=NOBODY,
         needs=NOBODY,
+        counts_for=NOBODY,
         on_need=NOBODY,
         on_renewed=NOBODY,
         on_denied=NOBODY,

@@ -38,6 +38,10 @@ def need_of(need_id, quantity, price_max, spread=1):
     )
 
 
+def counts_for(entry):
+    return entry.drawn_key
+
+
 class Node:
     """A customer whose providers say what they like, and grant every lease that it signs."""
 
@@ -75,7 +79,7 @@ class Node:
         )
 
     def look(self, offers):
-        for entry, level in list(to_lower(self.leases, self.needs, {}, self.now_ms)):
+        for entry, level in list(to_lower(self.leases, self.needs, counts_for, self.now_ms)):
             entry.use = lowered(entry.terms, entry.use, level, self.now_ms)
         for each, level in to_take(offers, self.needs, self.taken(), self.now_ms):
             terms = LeaseTerms(

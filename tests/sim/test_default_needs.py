@@ -3,7 +3,7 @@
 from tests.sim.network import content, put, run
 from tests.sim.test_slots import SETTINGS, cleared, granted, leased, mutual, need, recompute_all
 from xsc.allocation.standing import standing_need
-from xsc.base.limits import MIB, SLOT_STEP_BYTES
+from xsc.base.limits import EPOCH_MS, MIB, SLOT_STEP_BYTES, STORAGE_LEASE_MS
 
 OFFERING = {key: value for key, value in SETTINGS.items() if key != "offer"}
 
@@ -65,3 +65,35 @@ def test_room_that_falls_free_goes_to_a_friend_before_a_stranger_that_asked_firs
             world.settings_of[index] = {"offer": "none"}
 
     run(42, 4, play, OFFERING | {"storage_capacity": "2GiB"}, prepare=prepare)
+
+
+def test_at_half_life_what_a_put_leased_for_now_is_cleared_against_the_needs_of_friends():
+    """The stranger typed nothing; its lease is not renewed, and the friend is granted the room."""
+
+    async def play(world):
+        provider, stranger, friend = world.nodes
+        await mutual(provider, friend)
+        await put(stranger, content(MIB))
+        (lease,) = [view for view in stranger.market.leases() if view.peer == provider.key.node_id]
+        await world.until(lambda: granted(provider) == {stranger.key.node_id: 1})
+        (slot,) = [slot for slot in provider.commitments.own.slots if slot.kind == "storage"]
+        await need(friend, slot.quantity)
+        # What the put had reserved lapses, as it stays empty.
+        await world.skip(2 * EPOCH_MS, EPOCH_MS // 4)
+        await world.until(lambda: leased(friend) == slot.quantity - 1)
+        assert granted(provider)[stranger.key.node_id] == 1, "its lease is young"
+        await world.skip(STORAGE_LEASE_MS * 3 // 4, 12 * EPOCH_MS)
+        renewing = [view for view in provider.market.leases() if view.renews == lease.lease_id]
+        assert not renewing, "its room was granted to the friend"
+        assert granted(provider) == {friend.key.node_id: slot.quantity}
+
+    def prepare(world):
+        world.settings_of[1] = world.settings_of[2] = {"offer": "none"}
+
+    run(
+        43,
+        3,
+        play,
+        OFFERING | {"storage_capacity": "2GiB", "settle_interval": "20h"},
+        prepare=prepare,
+    )

@@ -33,8 +33,8 @@ from xsc.terms.slot import (
 
 OBJECT_HOSTS: Final = DATA_SHARDS_DEFAULT + PARITY_SHARDS_DEFAULT
 """Providers that an object needs."""
-NO_NEED: Final = bytes(SLOT_ID_BYTES)
-"""In the place of a need, for who has leases and states none."""
+NOTHING: Final = bytes(SLOT_ID_BYTES)
+"""In the place of a slot or need, where none is stated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,30 +160,32 @@ def standing_need(commitment: Commitment) -> NeedSlot | None:
     return next((need for need in commitment.needs if need.standing), None)
 
 
-def standing_key(
-    provider: bytes, customer: bytes, commitment_of: Callable[[bytes], Commitment]
-) -> EntitlementKey | None:
-    """Return what leases for now of storage count for: the standing slot, and the standing need.
+def counted(
+    provider: bytes,
+    customer: bytes,
+    named: EntitlementKey | None,
+    commitment_of: Callable[[bytes], Commitment],
+) -> EntitlementKey:
+    """Return what a lease counts for in clearings.
 
-    So what was asked for now counts in a clearing as what was cleared ahead. None where the
-    provider has no standing slot.
+    A storage lease for now counts for its provider's standing slot and its customer's standing
+    need, as what was cleared ahead does; a lease whose need is stated no more for the latter.
 
     Args:
-        provider: of the leases.
-        customer: of the leases; it may state no need.
+        provider: of the lease.
+        customer: of the lease; it may state no need.
+        named: what the lease names; None for now.
         commitment_of: returns what a node publishes.
     """
+    said = commitment_of(customer)
+    standing = standing_need(said)
+    if named is not None:
+        is_stated = any(need.slot_id == named.need for need in said.needs)
+        if is_stated or standing is None:
+            return named
+        return named._replace(need=standing.slot_id)
     slot = standing_slot(commitment_of(provider), "storage")
+    need_id = NOTHING if standing is None else standing.slot_id
     if slot is None:
-        return None
-    need = standing_need(commitment_of(customer))
-    need_id = NO_NEED if need is None else need.slot_id
+        return EntitlementKey(provider, NOTHING, 0, customer, need_id)
     return EntitlementKey(provider, slot.slot_id, slot.windows[0][0], customer, need_id)
-
-
-def inherited(key: EntitlementKey, customer: Commitment) -> EntitlementKey:
-    """Return what a lease counts for: the standing need, where its own is not stated any more."""
-    if any(need.slot_id == key.need for need in customer.needs):
-        return key
-    need = standing_need(customer)
-    return key if need is None else key._replace(need=need.slot_id)

@@ -101,25 +101,6 @@ class DefaultNeed:
                 found[entry.peer] += entry.use.held_bytes
         return found
 
-    def held_for_now(self) -> Counter[bytes]:
-        """Return the same of leases for now."""
-        found = Counter[bytes]()
-        for entry in self._store.all("customer"):
-            is_for_now = entry.terms.kind == "storage" and not entry.terms.cleared
-            if is_for_now and entry.denial is None and entry.use.held_bytes:
-                found[entry.peer] += entry.use.held_bytes
-        return found
-
-    def inherited(self) -> Counter[bytes]:
-        """Return the same of leases whose need is not stated any more."""
-        stated = {need.slot_id for need in self._needs()}
-        found = Counter[bytes]()
-        for entry in self._store.all("customer"):
-            is_storage = entry.terms.kind == "storage" and entry.denial is None
-            if is_storage and entry.draw is not None and entry.draw.need not in stated:
-                found[entry.peer] += entry.use.held_bytes
-        return found
-
     # What was refused
 
     def refused(self, size_bytes: int, providers: int) -> None:

@@ -9,7 +9,7 @@ free until the window ends or the entitlement lapses.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,7 +72,7 @@ def to_take(
 def to_lower(
     entries: Iterable[LeaseEntry],
     needs: Mapping[bytes, NeedSlot],
-    for_now: Mapping[EntitlementKey, int],
+    counts_for: Callable[[LeaseEntry], EntitlementKey],
     now_ms: int,
 ) -> Iterator[tuple[LeaseEntry, int]]:
     """Yield the cleared leases that need less, the newest first, and what each is lowered to.
@@ -82,26 +82,29 @@ def to_lower(
     Args:
         entries: leases of this node.
         needs: of this node, by id.
-        for_now: what leases for now have of them.
+        counts_for: returns what a lease counts for.
         now_ms: the present.
     """
     by_need: defaultdict[bytes, list[LeaseEntry]] = defaultdict(list)
+    beside = Counter[tuple[bytes, bytes]]()
     for entry in entries:
-        if entry.draw is not None and entry.denial is None and not entry.is_over(now_ms):
-            by_need[entry.draw.need].append(entry)
+        if entry.denial is None:
+            need_id = counts_for(entry).need
+            if entry.terms.cleared and not entry.is_over(now_ms):
+                by_need[need_id].append(entry)
+            else:
+                beside[need_id, entry.peer] += entry.use.held_bytes
     for need_id, leases in by_need.items():
         need = needs.get(need_id)
-        beside = Counter[bytes]()
-        for key, size_bytes in for_now.items():
-            beside[key.provider] += size_bytes * (key.need == need_id)
         leases.sort(key=lambda entry: -entry.terms.start_ms)
         levels = {entry.terms.lease_id: entry.use.level for entry in leases}
         for provider in sorted({entry.peer for entry in leases}):
             most = 0 if need is None else need.most(provider) * LEASE_UNIT[need.kind]
             here = [entry for entry in leases if entry.peer == provider]
-            _lower(here, levels, most - beside[provider], now_ms)
+            _lower(here, levels, most - beside[need_id, provider], now_ms)
         most = 0 if need is None else need.quantity * LEASE_UNIT[need.kind]
-        _lower(leases, levels, most - beside.total(), now_ms)
+        others = sum(held for (of, _), held in beside.items() if of == need_id)
+        _lower(leases, levels, most - others, now_ms)
         for entry in leases:
             if levels[entry.terms.lease_id] < entry.use.level:
                 yield entry, levels[entry.terms.lease_id]

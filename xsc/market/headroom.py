@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from xsc.base.errors import NoOffers
 from xsc.base.limits import COMPUTE_LEASE_MS, PRICES_POSTED_MS
 from xsc.identity.context import Context
@@ -11,7 +9,6 @@ from xsc.market import room
 from xsc.market.calendar import EVER_MS, free_over
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.entitlements import LEASE_UNIT, is_present, promises, slot_left, undrawn
-from xsc.market.lease import half_ms
 from xsc.market.lease_entry import LeaseEntry, held_or_kept
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
@@ -84,7 +81,7 @@ class Headroom:
                 each, now_ms
             ):
                 drawn, has = self._drawn(), 0 if renewed is None else held_or_kept(renewed, now_ms)
-                if renewed is not None and (key := renewed.drawn_key) in drawn:
+                if renewed is not None and (key := self._store.counts_for(renewed)) in drawn:
                     drawn[key] = max(0, drawn[key] - has)
                 left = min(undrawn(each, drawn), slot_left(each, drawn))
                 # It is kept free; the disk can have less than was promised all the same.
@@ -123,24 +120,6 @@ class Headroom:
         now_ms, at_limit = self._clock.now_ms(), self._limits.at_limit
         return self._store.drawn_steps("provider", now_ms, at_limit=at_limit, young=young)
 
-    def held_for_now(self, *, pinned: bool = False) -> Counter[bytes]:
-        """Return by customer the bytes held here under leases for now.
-
-        Args:
-            pinned: only under those in the first half of their term, which are not cleared again.
-        """
-        now_ms = self._clock.now_ms()
-        found = Counter[bytes]()
-        for entry in self._store.all("provider"):
-            if (
-                entry.terms.kind == "storage"
-                and not entry.terms.cleared
-                and entry.use.held_bytes
-                and not (pinned and now_ms >= half_ms(entry.terms))
-            ):
-                found[entry.terms.customer] += entry.use.held_bytes
-        return found
-
     def _drawn(self) -> dict[EntitlementKey, int]:
         now_ms, at_limit = self._clock.now_ms(), self._limits.at_limit
         return self._store.drawn("provider", now_ms, at_limit=at_limit)
@@ -148,13 +127,11 @@ class Headroom:
     def renewable(self, entry: LeaseEntry) -> int:
         """Return the bytes for which a lease is renewed for now: nobody else was granted them.
 
-        Of a cleared lease that is what its need is granted now beside its young leases; or all of
-        it, where no grant waits for room. Never more than it has: what it gave up others may have.
+        That is what its need is granted now beside its young leases; or all of it, where no grant
+        waits for room. Never more than it has: what it gave up others may have.
         """
         now_ms = self._clock.now_ms()
         has = held_or_kept(entry, now_ms)
-        if not entry.terms.cleared:
-            return has
         drawn, granted = self._drawn(), self._entitlements()
         waiting = promises(granted, "storage", drawn, now_ms)
         is_free = sum(promise.quantity for promise in waiting) <= self._unreserved("storage")[0]
@@ -164,7 +141,7 @@ class Headroom:
         granted_bytes = sum(
             (each.quantity - young.get(each.key, 0)) * LEASE_UNIT["storage"]
             for each in granted
-            if each.key == entry.drawn_key
+            if each.key == self._store.counts_for(entry)
         )
         return min(has, granted_bytes)
 
@@ -172,7 +149,7 @@ class Headroom:
         """Return what is neither used nor promised, and what customers reserved."""
         now_ms = self._clock.now_ms()
         free, reserved = self._unreserved(kind)
-        granted = self._entitlements()
+        granted = [each for each in self._entitlements() if each.until_ms > now_ms]
         if granted:
             drawn = self._drawn()
             kept = promises(granted, kind, drawn, now_ms, beside=beside)

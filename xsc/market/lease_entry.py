@@ -250,7 +250,12 @@ def kept_free(entry: LeaseEntry, at_limit: Collection[bytes], now_ms: int) -> in
 
 
 def drawn(entry: LeaseEntry, now_ms: int) -> int:
-    """Return how much of what a clearing granted a lease takes: bytes, or fuel steps a minute."""
+    """Return how much of a slot a lease takes: bytes, or fuel steps a minute.
+
+    A lease for now takes what it holds, and of compute nothing.
+    """
+    if not entry.terms.cleared:
+        return entry.use.held_bytes
     if entry.is_over(now_ms):
         return min(entry.use.held_bytes, entry.use.level)
     return entry.use.level

@@ -12,8 +12,8 @@ at this moment are in memory only: after a restart nothing runs.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Final
 
@@ -30,7 +30,7 @@ from xsc.market.lease_entry import Booking, LeaseEntry, Role, drawn
 from xsc.market.ports import Commit
 from xsc.market.reserved import Reserved
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Quote
+from xsc.terms.quote import Kind, Quote
 from xsc.terms.slot import EntitlementKey
 
 _VERSION: Final = 1
@@ -123,9 +123,16 @@ class LeaseStore:
         state: the store; other tables may live in it.
         network: the network of all leases.
         commit: writes to `state` and syncs, together with what others commit at the time.
+        counts_for: as in `MarketPorts`.
     """
 
-    def __init__(self, state: KeyValue, network: bytes, commit: Commit) -> None:
+    def __init__(
+        self,
+        state: KeyValue,
+        network: bytes,
+        commit: Commit,
+        counts_for: Callable[[bytes, bytes, EntitlementKey | None], EntitlementKey],
+    ) -> None:
         self._state = state
         self._network = network
         self._commit = commit
@@ -133,7 +140,7 @@ class LeaseStore:
         self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(dict)
         self._touched: dict[bytes, LeaseEntry] = {}
         self._is_flushed_soon = False
-        self._drawing: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
+        self._counts_for = counts_for
         self.reserved = Reserved()
         """Under the leases as the provider."""
         self.complete = False
@@ -241,8 +248,6 @@ class LeaseStore:
     def _know(self, entry: LeaseEntry) -> None:
         self._entries[entry.role][entry.terms.lease_id] = entry
         self._by_peer[entry.role, entry.peer][entry.terms.lease_id] = entry
-        if entry.draw is not None:
-            self._drawing[entry.role][entry.terms.lease_id] = entry
         if entry.role == "provider":
             entry.told = self.reserved.change
             self.reserved.change(entry)
@@ -260,25 +265,43 @@ class LeaseStore:
             at_limit: customers that have reached their debt limit: what they hold counts.
             young: leave out what is cleared again: storage is from half-life on.
         """
-        found: defaultdict[EntitlementKey, int] = defaultdict(int)
-        for entry in self._drawing[role].values():
-            key, terms = entry.drawn_key, entry.terms
-            is_old = terms.kind == "storage" and now_ms >= half_ms(terms)
-            if key is None or entry.denial is not None or (young and is_old):
-                continue
-            is_released = terms.customer in at_limit
-            found[key] += entry.use.held_bytes if is_released else drawn(entry, now_ms)
+        found: dict[EntitlementKey, int] = {}
+        for levels in self._levels(role, now_ms, at_limit, young=young).values():
+            found |= levels
         return found
 
     def drawn_steps(
         self, role: Role, now_ms: int, *, at_limit: Collection[bytes] = (), young: bool = False
     ) -> dict[EntitlementKey, int]:
         """Return the same in steps of slots, rounded up."""
-        kinds = {entry.drawn_key: entry.terms.kind for entry in self._drawing[role].values()}
         return {
-            key: ceil_div(level, LEASE_UNIT[kinds[key]])
-            for key, level in self.drawn(role, now_ms, at_limit=at_limit, young=young).items()
+            key: ceil_div(level, LEASE_UNIT[kind])
+            for kind, levels in self._levels(role, now_ms, at_limit, young=young).items()
+            for key, level in levels.items()
         }
+
+    def counts_for(self, entry: LeaseEntry) -> EntitlementKey:
+        """Return what a lease counts for in clearings."""
+        return self._counts_for(entry.terms.provider, entry.terms.customer, entry.drawn_key)
+
+    def _levels(
+        self, role: Role, now_ms: int, at_limit: Collection[bytes], *, young: bool
+    ) -> dict[Kind, Counter[EntitlementKey]]:
+        found: dict[Kind, Counter[EntitlementKey]] = {"storage": Counter(), "compute": Counter()}
+        known: dict[tuple[bytes, EntitlementKey | None], EntitlementKey] = {}
+        for entry in self._entries[role].values():
+            terms = entry.terms
+            is_old = terms.kind == "storage" and now_ms >= half_ms(terms)
+            if entry.denial is not None or (young and is_old):
+                continue
+            is_released = terms.customer in at_limit
+            level = entry.use.held_bytes if is_released else drawn(entry, now_ms)
+            if level:
+                place = (entry.peer, entry.drawn_key)
+                if place not in known:
+                    known[place] = self.counts_for(entry)
+                found[terms.kind][known[place]] += level
+        return found
 
     def add(self, entries: list[LeaseEntry]) -> None:
         """Keep new leases: they are on the disk on return, because they are promises."""
@@ -355,7 +378,6 @@ class LeaseStore:
         if entry.role == "customer":
             keys.append(_DENIAL + entry.terms.lease_id)
         changes: list[Change] = [(key, None) for key in keys]
-        self._drawing[entry.role].pop(entry.terms.lease_id, None)
         self._state.write(changes, sync=False)
         del self._entries[entry.role][entry.terms.lease_id]
         if entry.role == "provider":

@@ -18,7 +18,7 @@ from xsc.base.limits import LEASE_WARNING_MS
 from xsc.base.peering import Peers
 from xsc.market.pricing import PriceList
 from xsc.terms.quote import Kind, Tier
-from xsc.terms.slot import Entitlement, NeedSlot
+from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot
 
 EXHAUSTED: Final[dict[Kind, type[XscError]]] = {
     "storage": SpaceExhausted,
@@ -146,6 +146,8 @@ class MarketPorts:
     """Returns what others offer to this node's needs, once it is to take leases on it."""
     needs: Callable[[], Sequence[NeedSlot]]
     """Returns what this node says that it needs."""
+    counts_for: Callable[[bytes, bytes, EntitlementKey | None], EntitlementKey]
+    """Returns what a lease counts for in clearings, by provider, customer and what it names."""
     on_need: Callable[[], None]
     """Called when what this node needs by default may have changed."""
     on_renewed: Callable[[Sequence[tuple[bytes, bytes, bytes]]], Awaitable[Collection[bytes]]]

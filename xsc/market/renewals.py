@@ -189,7 +189,7 @@ class Renewals:
         now_ms, unit = self._clock.now_ms(), LEVEL_UNIT["storage"]
         assert entry.draw is not None
         taken = dict(self._store.drawn("customer", now_ms))
-        if (key := entry.drawn_key) in taken:
+        if (key := self._store.counts_for(entry)) in taken:
             taken[key] -= drawn(entry, now_ms)
         for offer in self._offers():
             level = min(rules.wanted(entry.terms, entry.use), undrawn(offer, taken))

@@ -56,7 +56,7 @@ class MarketService:
         self._clock = context.clock
         self._settings = settings
         self._credit = ports.credit
-        self.store = LeaseStore(state, context.network, commit)
+        self.store = LeaseStore(state, context.network, commit, ports.counts_for)
         self.limits = CreditLimits(context, ports, self.store)
         self.headroom = Headroom(context, ports, settings, self.store, self.limits)
         self.granted = GrantedLeases(context, ports, self.store, self.limits, self.headroom)
@@ -94,9 +94,7 @@ class MarketService:
             lines=lines,
             default_need=self.default_need,
         )
-        self.signing = Signing(
-            context, ports, self.store, self.quotes, self.requests, default_need=self.default_need
-        )
+        self.signing = Signing(context, ports, self.store, self.quotes, self.requests)
         self.settlement = Settlement(
             context,
             ports,

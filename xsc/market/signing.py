@@ -23,10 +23,8 @@ from xsc.base.limits import (
     OFFER_SETTLE_MS,
     TIDY_MS,
 )
-from xsc.base.units import ceil_div
 from xsc.identity.context import Context
 from xsc.market import lease as rules
-from xsc.market.default_need import DefaultNeed
 from xsc.market.entitlements import LEASE_UNIT, to_lower, to_take
 from xsc.market.granter import LOWER
 from xsc.market.lease_entry import LeaseEntry
@@ -34,7 +32,7 @@ from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
 from xsc.market.quotes import Quotes
-from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot
+from xsc.terms.slot import Entitlement, NeedSlot
 
 
 class Signing:
@@ -47,11 +45,7 @@ class Signing:
         store: LeaseStore,
         quotes: Quotes,
         requests: LeaseRequests,
-        *,
-        default_need: DefaultNeed,
     ) -> None:
-        self._default_need = default_need
-        self._own = context.key.node_id
         self._clock = context.clock
         self._caller = context.caller
         self._log = context.log
@@ -75,8 +69,6 @@ class Signing:
     def held_steps(self) -> dict[tuple[bytes, bytes], int]:
         """Return by need and provider the steps that leases have, rounded up."""
         found = Counter[tuple[bytes, bytes]]()
-        for key, size_bytes in self._for_now().items():
-            found[key.need, key.provider] += ceil_div(size_bytes, LEASE_UNIT["storage"])
         for key, steps in self._store.drawn_steps("customer", self._clock.now_ms()).items():
             found[key.need, key.provider] += steps
         return found
@@ -90,13 +82,12 @@ class Signing:
     async def look(self) -> None:
         """Take what is offered, and give up what is not needed."""
         now_ms = self._clock.now_ms()
-        needs, for_now = self._stated(), self._for_now()
-        less = list(to_lower(self._store.all("customer"), needs, for_now, now_ms))
+        needs, entries = self._stated(), self._store.all("customer")
+        less = list(to_lower(entries, needs, self._store.counts_for, now_ms))
         await asyncio.gather(
             *(self._lower(entry, level) for entry, level in less if self._quality.is_up(entry.peer))
         )
         taken = Counter(self._store.drawn("customer", now_ms))
-        taken.update(for_now)
         taken.update(dict(self._requests.unheard()))
         self._later_ms = {node: at_ms for node, at_ms in self._later_ms.items() if at_ms > now_ms}
         open_offers = [each for each in self._offers() if each.provider not in self._later_ms]
@@ -146,19 +137,6 @@ class Signing:
         # An answer that was lost lowered it earlier; no voucher over more would be taken.
         entry.use = replace(use, used=min(use.used, max(used, use.voucher_quantity)))
         self._store.save(entry)
-
-    def _for_now(self) -> Counter[EntitlementKey]:
-        """Return the bytes held under leases for now, or of needs that are stated no more.
-
-        They are the standing need's.
-        """
-        found = Counter[EntitlementKey]()
-        standing = next((need.slot_id for need in self._needs() if need.standing), None)
-        held = self._default_need.held_for_now() + self._default_need.inherited()
-        if standing is not None:
-            for provider, size_bytes in held.items():
-                found[EntitlementKey(provider, b"", 0, self._own, standing)] += size_bytes
-        return found
 
     def _stated(self) -> dict[bytes, NeedSlot]:
         return {need.slot_id: need for need in self._needs()}

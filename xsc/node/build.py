@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from xsc import __version__
 from xsc.allocation.allocating import Allocator
@@ -17,7 +18,7 @@ from xsc.allocation.commitments import Commitments
 from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import AllocationProgram
 from xsc.allocation.service import AllocationService
-from xsc.allocation.standing import Wanted
+from xsc.allocation.standing import Wanted, counted
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
     LedgerDamaged,
@@ -388,6 +389,7 @@ class Node:
                 granted=lambda: self.allocator.granted(),  # noqa: PLW0108
                 received=lambda: self.allocator.offered(),  # noqa: PLW0108
                 needs=lambda: self.commitments.own.needs,
+                counts_for=partial(counted, commitment_of=self.commitments.of),
                 on_need=self.commitments.stir,
                 on_renewed=lambda pairs: self.storage.leases_renewed(pairs),  # noqa: PLW0108
                 on_denied=lambda leases: self.storage.leases_denied(leases),  # noqa: PLW0108
@@ -396,13 +398,12 @@ class Node:
             commit=self._state_commit.commit,
             settings=market_settings(config),
         )
-        self.slot_market = SlotMarket(context, self.market, self.commitments)
         self.allocator = Allocator(
             context,
             space=self.space,
             commitments=self.commitments,
             peers=self.peers.roster,
-            market=self.slot_market,
+            market=SlotMarket(self.market),
             state=parts.state,
             is_up=self.health.is_up,
             follow=self.following.update,
@@ -613,7 +614,8 @@ class Node:
 
     def drawn_steps(self) -> dict[EntitlementKey, int]:
         """Return the steps that leases have drawn of entitlements, here and at others."""
-        return self.slot_market.taken() | self.slot_market.drawn()
+        taken = self.market.store.drawn_steps("customer", self.clock.now_ms())
+        return taken | self.market.headroom.drawn_steps()
 
     async def read_space(self, owner: bytes, path: str) -> Entry:
         """Return the newest record at a path, fetched from its owner where that is needed.

@@ -7,12 +7,11 @@ import pytest
 from tests.unit.allocation.test_declaring import NOW, zones
 from xsc.allocation.declaring import Statement, edit_need, edit_offer, find, with_slot, without
 from xsc.allocation.standing import (
-    NO_NEED,
+    NOTHING,
     Leasable,
     Wanted,
-    inherited,
+    counted,
     kept_steps,
-    standing_key,
     standing_need,
     standing_slot,
     with_standing,
@@ -161,11 +160,13 @@ def test_leases_for_now_count_for_the_standing_slot_and_the_standing_need():
 
     slot, need = standing_slot(offering, "storage"), standing_need(said[customer])
     key = EntitlementKey(provider, slot.slot_id, NOW, customer, need.slot_id)
-    assert standing_key(provider, customer, of) == key
-    assert standing_key(provider, silent, of) == key._replace(customer=silent, need=NO_NEED)
-    assert standing_key(silent, customer, of) is None, "it offers nothing"
+    assert counted(provider, customer, None, of) == key
+    assert counted(provider, silent, None, of) == key._replace(customer=silent, need=NOTHING)
+    assert counted(silent, customer, None, of) == EntitlementKey(
+        silent, NOTHING, 0, customer, need.slot_id
+    )
     # A lease of a need that is stated no more counts for the standing one, too.
-    assert inherited(key._replace(need=bytes([5]) * 16), said[customer]) == key
-    assert inherited(key, said[customer]) == key
     other = key._replace(need=bytes([5]) * 16)
-    assert inherited(other, Commitment()) == other
+    assert counted(provider, customer, other, of) == counted(provider, customer, key, of) == key
+    gone = other._replace(customer=silent)
+    assert counted(provider, silent, gone, of) == gone

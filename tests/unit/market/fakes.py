@@ -3,9 +3,11 @@
 import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory, Wire
+from xsc.allocation.standing import counted
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -22,6 +24,7 @@ from xsc.market.entitlements import LEASE_UNIT
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
 from xsc.market.service import MarketService
+from xsc.terms.slot import Commitment
 
 NET = network_id("test")
 
@@ -163,6 +166,11 @@ class Lines:
     warning = error = info
 
 
+def named(_provider, _customer, key):
+    """Return what a lease counts for where no need is one by default."""
+    return key
+
+
 class Node:
     def __init__(self, world, number, **settings):
         self.world = world
@@ -212,6 +220,7 @@ class Node:
                 granted=lambda: self.granted,
                 received=lambda: self.received,
                 needs=lambda: list(self.needs.values()),
+                counts_for=partial(counted, commitment_of=self.world.stated),
                 on_need=lambda: None,
                 on_renewed=self.on_renewed,
                 on_denied=self.on_denied,
@@ -296,6 +305,13 @@ class World:
     def node(self, number, **settings):
         self.nodes[number] = Node(self, number, **settings)
         return self.nodes[number]
+
+    def stated(self, node_id):
+        """Return what a node publishes."""
+        for node in self.nodes.values():
+            if node.id == node_id:
+                return Commitment(needs=tuple(need for _, need in sorted(node.needs.items())))
+        return Commitment()
 
     def later(self, duration_ms):
         self.clock.advance_to(self.clock.now_ms() + duration_ms)

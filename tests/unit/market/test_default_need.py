@@ -25,17 +25,15 @@ async def test_what_is_held_is_needed_beside_what_other_needs_have(world, three)
     need = customer.market.default_need
     assert not need.held().total(), "what was only handed out"
     await customer.market.taken.used(lease.lease_id, MIB)
-    assert need.held() == need.held_for_now() == {provider.id: MIB}
+    assert need.held() == {provider.id: MIB}
     needs(customer, need_of(2))
     entitle(world, customer, provider, 2)
     await signed(world, customer)
     stored = await leased(world, customer, provider, 2 * MIB)
     await customer.market.taken.used(stored.lease_id, 2 * MIB)
-    assert need.held() == need.held_for_now() == {provider.id: MIB}
-    assert not need.inherited()
+    assert need.held() == {provider.id: MIB}
     needs(customer)
     assert need.held() == {provider.id: 3 * MIB}, "no other need has it any more"
-    assert need.inherited() == {provider.id: 2 * MIB}
 
 
 async def test_what_was_refused_is_needed_until_it_finds_room_or_is_withdrawn(world, three):

@@ -4,6 +4,7 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
+from tests.unit.market.fakes import named
 from xsc.base.clock import InlineExecutor
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import SpaceExhausted, StoreDamaged
@@ -55,7 +56,7 @@ def state():
 
 
 def store_on(state):
-    store = LeaseStore(state, NET, GroupCommit(state, InlineExecutor()).commit)
+    store = LeaseStore(state, NET, GroupCommit(state, InlineExecutor()).commit, named)
     store.load()
     return store
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.market.fakes import NET
+from tests.unit.market.fakes import NET, named
 from tests.unit.market.test_renewals import stored
 from xsc.base.errors import LeaseExhausted
 from xsc.base.limits import EPOCH_MS, MIB
@@ -93,8 +93,8 @@ def test_that_it_stopped_in_order_is_taken_back_on_the_disk_first():
             self.rows.update(changes)
 
     disk = Disk()
-    LeaseStore(disk, NET, disk.write).close()
-    store = LeaseStore(disk, NET, disk.write)
+    LeaseStore(disk, NET, disk.write, named).close()
+    store = LeaseStore(disk, NET, disk.write, named)
     store.load()
     assert store.complete
     (changes, sync) = disk.written[-1]

@@ -241,8 +241,8 @@ def _entitlements(node: Node, *, only_drawn: bool) -> api.Entitlements:
         # What was drawn stays, whatever is granted now and whoever answers.
         seen = {each.key for each in node.allocator.received()}
         for entry in node.market.store.all("customer"):
-            key = node.slot_market.key_of(entry)
-            if key is not None and key not in seen:
+            key = node.market.store.counts_for(entry)
+            if key not in seen:
                 seen.add(key)
                 if taken := drawn.get(key, 0):
                     name, need = node.name_of(entry.terms.provider), to_text(key.need)
