@@ -144,6 +144,8 @@ class HealthService:
         self._skew_ms: dict[bytes, int] = {}
         self._pongs: dict[bytes, Pong] = {}
         self._clock_refused: set[bytes] = set()
+        self._refused: dict[bytes, str] = {}
+        """By peer, its last refusal of a probe, until it answers one."""
         self._away: set[bytes] = set()
         """Peers that were found not to be there, and that have answered no probe since."""
         self._asking: Turns[bytes] = Turns()
@@ -220,6 +222,7 @@ class HealthService:
         self._skew_ms.pop(peer, None)
         self._pongs.pop(peer, None)
         self._clock_refused.discard(peer)
+        self._refused.pop(peer, None)
         self._store.write([(_key(peer, number), None) for number in numbers], sync=False)
 
     async def probe(self, peer: bytes) -> ProbeResult:
@@ -245,11 +248,15 @@ class HealthService:
                 raise
             if isinstance(fault, ClockSkewed):
                 self._clock_refused.add(peer)
-            self._log.warning(
-                "health.answer_refused", peer=short(peer), code=fault.code, reason=fault.message
-            )
+            if self._refused.get(peer) != fault.message:
+                # A peer that removed this node refuses each probe: it is said once.
+                self._log.warning(
+                    "health.answer_refused", peer=short(peer), code=fault.code, reason=fault.message
+                )
+            self._refused[peer] = fault.message
             result = ProbeResult(available=False, response_ms=0, reason=fault.message)
         else:
+            self._refused.pop(peer, None)
             result = ProbeResult(available=True, response_ms=response_ms, reason="")
         if peer not in self._last_ms:
             raise PeerUnknown(f"{short(peer)} was forgotten while it was probed")

@@ -343,6 +343,8 @@ class Node:
             answers_for=self._is_direct,
             log=context.log,
         )
+        self._replica_faults: dict[bytes, str] = {}
+        """By peer, what its space failed with last, until it goes or comes."""
         self.following = Following(
             self.sync,
             self.peers.roster,
@@ -809,10 +811,12 @@ class Node:
     def _blame_replica(self, peer: bytes, fault: XscError) -> None:
         if isinstance(fault, RecordInvalid | SignatureInvalid):
             self.health.report(peer, f"space: {fault.message}")
-        else:
+        elif self._replica_faults.get(peer) != fault.code:
+            self._replica_faults[peer] = fault.code
             self.log.info("space.replica_fault", peer=short(peer), code=fault.code)
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
+        self._replica_faults.pop(peer, None)
         self.directory.wake()
         self.storage.node_changed()
         self.storage.drain.wake()

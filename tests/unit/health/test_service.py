@@ -200,6 +200,16 @@ async def test_an_answer_that_does_not_hold_is_a_miss_and_is_logged(a, b):
     assert (row.probes, row.misses, row.state) == (8, 7, "down")
 
 
+async def test_a_peer_that_refuses_each_probe_is_logged_once_until_it_answers(a, b):
+    def refuse(reply):
+        raise RateLimited("too many")
+
+    for forge, lines in ((refuse, 1), (refuse, 0), (None, 0), (refuse, 1)):
+        a.forge, a.lines = forge, []
+        await a.health.probe(b.id)
+        assert [event for event, _ in a.lines].count("health.answer_refused") == lines
+
+
 async def test_a_peer_that_refuses_to_answer_is_missed(a, b):
     def limited(reply):
         raise RateLimited("too many")

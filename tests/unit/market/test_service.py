@@ -8,6 +8,7 @@ import pytest
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
 from tests.unit.market.fakes import A_MIB, NET, admit
+from tests.unit.market.test_signing import entitle, need_of, needs, others, signed
 from xsc.base.errors import (
     ArgumentInvalid,
     ComputeExhausted,
@@ -48,6 +49,7 @@ from xsc.base.limits import (
     ROOM_PART_MUTUAL,
     ROOM_PART_OPEN,
     SHARE_LEASES,
+    SLOT_STEP_BYTES,
     STORAGE_LEASE_BYTES,
     STORAGE_LEASE_IDLE_MS,
     VOUCHERS_A_CUSTOMER_MAX,
@@ -320,6 +322,28 @@ async def test_at_one_price_what_is_stored_spreads_over_all_providers(world):
     customer.health.quality = {world.nodes[2].id: 500_000, world.nodes[3].id: 950_000}
     hosts = {host.node for host in await leased(world, customer, count=7)}
     assert hosts == {world.nodes[number].id for number in range(3, 10)}
+
+
+async def test_cleared_leases_at_a_host_are_joined_where_none_has_the_room(world, three):
+    """What a clearing grants comes in pieces, each a lease of its own."""
+    customer, _, provider = three
+    provider.room.storage = 4 * SLOT_STEP_BYTES
+    for quantity in (1, 3):
+        needs(customer, need_of(quantity))
+        provider.granted.clear()
+        customer.received.clear()
+        entitle(world, customer, provider, quantity)
+        await signed(world, customer)
+    leases = {view.lease_id: view.quantity for view in customer.market.leases()}
+    assert sorted(leases.values()) == [SLOT_STEP_BYTES, 2 * SLOT_STEP_BYTES]
+    everybody = others(world, provider)
+    (host,) = await leased(world, customer, size_bytes=170 * MIB, exclude=everybody)
+    assert leases[host.lease_id] == 2 * SLOT_STEP_BYTES, "the larger one first"
+    await customer.market.taken.used(host.lease_id, 128 * MIB)
+    (rest,) = await leased(world, customer, size_bytes=42 * MIB, exclude=everybody)
+    assert leases[rest.lease_id] == SLOT_STEP_BYTES
+    with pytest.raises(SpaceExhausted):
+        await leased(world, customer, size_bytes=30 * MIB, exclude=everybody)
 
 
 async def test_the_own_price_is_passed_where_too_few_ask_less(world):
