@@ -84,7 +84,7 @@ def _granted(slot: Document) -> list[list[str]]:
                     format_level(kind, stage["quantity"]),
                     "" if number else format_level(kind, line["drawn"]),
                     format_credits(stage["price"]),
-                    moment(line["until_ms"]),
+                    _lapses(line),
                 ]
             )
     rows += [
@@ -92,6 +92,11 @@ def _granted(slot: Document) -> list[list[str]]:
         for line in slot["pinned"]
     ]
     return rows or [["nobody", *[""] * 5]]
+
+
+def _lapses(line: Document) -> str:
+    """Return when what is not leased lapses; nothing where all is."""
+    return moment(line["until_ms"]) if line["drawn"] < line["quantity"] else ""
 
 
 def _bar(slot: Document) -> str:
@@ -196,7 +201,7 @@ def _show_entitlements(settings: Settings, answer: Document, empty: str) -> None
                 format_level(row["kind"], row["drawn"]),
                 format_credits(row["price"]),
                 _time(row["window"]),
-                moment(row["until_ms"]),
+                _lapses(row),
             ]
             for row in answer["allocations"]
         ],

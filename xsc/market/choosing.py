@@ -130,6 +130,22 @@ class LeaseChooser:
                         chosen.append(answer)
         return chosen, faults
 
+    async def price(self, kind: Kind, count: int) -> int | None:
+        """Return the most that one of so many providers would be paid now; None: none would win."""
+        quotes, _ = await self._quotes.ask(kind, self._quotes.up(), 0)
+        for by_domain in (True, False):
+            bids = [
+                self._bid(
+                    _Candidate(node, None, quote, offers=True, tie=0),
+                    domain_of(quote.record) if by_domain else node,
+                )
+                for node, quote in quotes.items()
+            ]
+            winners = self.won(kind, bids, count)
+            if len(winners) == count:
+                break
+        return max((winner.price for winner in winners), default=None)
+
     async def _candidates(
         self, kind: Kind, nodes: Sequence[bytes], quantity: int, *, new: bool
     ) -> tuple[list[_Candidate], dict[bytes, XscError]]:

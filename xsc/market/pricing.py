@@ -9,7 +9,6 @@ lower rungs (docs/design/market.md). What a use costs at a price is the arithmet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xsc.base.limits import PPM
@@ -51,18 +50,6 @@ class Ladder:
     def rung(self, tier: Tier) -> int:
         """Return the price of a tier."""
         return {"mutual": self.mutual, "one_way": self.one_way, "open": self.reserve}[tier]
-
-
-def quoted(storage: Sequence[int], compute: Sequence[int], hosts: int) -> MarketPricing:
-    """Return what so many hosts and one provider ask: the dearest of the hosts taken.
-
-    Args:
-        storage: the prices quoted for storage.
-        compute: those for compute.
-        hosts: how many are wanted; the cheapest are taken.
-    """
-    dearest = max(sorted(storage)[:hosts], default=0)
-    return MarketPricing(PriceList(dearest, min(compute, default=0)))
 
 
 def utilisation_ppm(free: int, capacity: int) -> int:

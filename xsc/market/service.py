@@ -73,7 +73,7 @@ class MarketService:
         self.default_need = DefaultNeed(
             context, self.store, state, needs=ports.needs, on_change=ports.on_need
         )
-        chooser = LeaseChooser(
+        self.chooser = LeaseChooser(
             context,
             ports,
             settings,
@@ -90,7 +90,7 @@ class MarketService:
             quotes=self.quotes,
             requests=self.requests,
             headroom=self.headroom,
-            chooser=chooser,
+            chooser=self.chooser,
             lines=lines,
             default_need=self.default_need,
         )

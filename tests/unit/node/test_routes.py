@@ -259,7 +259,7 @@ def test_drain_begins_says_how_far_it_is_and_can_be_cancelled():
     run(93, 7, play, QUICK)
 
 
-def test_an_estimate_takes_the_dearest_of_the_cheapest_hosts_and_nobody_above_the_maximum():
+def test_an_estimate_is_what_an_auction_pays_and_nobody_above_the_maximum():
     async def play(world):
         api = Api(world.nodes[0])
 
@@ -267,9 +267,12 @@ def test_an_estimate_takes_the_dearest_of_the_cheapest_hosts_and_nobody_above_th
             answer = await api.call("GET", f"/v1/market/estimate?size_bytes={size}&code={code}")
             return answer["storage_price_micro"]
 
-        assert await price(1) == 20, "of 10, 20 and 30"
-        assert await price(1, "2,1") == 30
-        assert await price(1, "4,2") == 30, "99 is more than this node pays"
+        own = frozenset({world.nodes[0].key.node_id})
+        told = await price(1)
+        assert 20 <= told <= 98, "of 10, 20 and 30: what the next one asks, by quality"
+        assert await price(1, "4,2") == 98, "without a next one, what this node asks itself"
+        got = await world.nodes[0].market.buyer.lease_hosts(size_bytes=1, count=2, exclude=own)
+        assert max(host.price for host in got.leases) == told
         with pytest.raises(NoOffers) as caught:
             await api.call("GET", "/v1/market/estimate?fuel=1000")
         assert "compute_price_max_gfuel" in caught.value.hint

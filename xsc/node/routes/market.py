@@ -15,7 +15,7 @@ from xsc.base.errors import ArgumentInvalid, NoOffers, NotFound
 from xsc.base.ids import to_text
 from xsc.base.limits import EPOCH_MS, MFUEL
 from xsc.base.units import ceil_div, format_level
-from xsc.market.pricing import quoted
+from xsc.market.pricing import MarketPricing, PriceList
 from xsc.node.api.serving import Answers
 from xsc.node.build import DAY_MS, Node, market_settings
 from xsc.node.routes.objects import code_of
@@ -118,13 +118,18 @@ def _slot_of(node: Node, text: str) -> bytes:
 
 
 def own_granted(node: Node) -> Counter[bytes]:
-    """Return the steps that own slots grant now, and that own needs are granted, by id."""
+    """Return the steps that own slots grant now, and that own needs are granted, by id.
+
+    What leases have stays granted, whatever was cleared since.
+    """
     drawn, now_ms = node.drawn_steps(), node.clock.now_ms()
+    levels = dict(drawn)
+    for each in (*node.allocator.granted(), *node.allocator.received()):
+        taken = drawn.get(each.key, 0)
+        levels[each.key] = max(taken, granted_level(each, taken, now_ms))
     found = Counter[bytes]()
-    for each in node.allocator.granted():
-        found[each.slot] += granted_level(each, drawn.get(each.key, 0), now_ms)
-    for each in node.allocator.received():
-        found[each.need] += granted_level(each, drawn.get(each.key, 0), now_ms)
+    for key, steps in levels.items():
+        found[key.slot if key.provider == node.key.node_id else key.need] += steps
     return found
 
 
@@ -183,16 +188,14 @@ async def slots(node: Node, _: Nothing) -> api.Slots:
     return api.Slots(slots=rows)
 
 
-async def _prices(node: Node, kind: Kind) -> list[int]:
-    """Return what peers ask that this node would pay.
+async def _price(node: Node, kind: Kind, count: int) -> int:
+    """Return what this node would pay the dearest of so many providers now.
 
     Raises:
-        NoOffers: none does.
+        NoOffers: none asks what this node pays.
     """
-    most = market_settings(node.config).price_max(kind)
-    prices = [quote.price for quote in await node.market.quotes.offers(kind)]
-    found = [price for price in prices if price <= most]
-    if not found:
+    found = await node.market.chooser.price(kind, count)
+    if found is None:
         raise NoOffers(
             f"no peer offers {kind} at a price that this node pays",
             hint="raise storage_price_max_gib_hour or compute_price_max_gfuel, or add peers",
@@ -201,15 +204,15 @@ async def _prices(node: Node, kind: Kind) -> list[int]:
 
 
 async def estimate(node: Node, asked: api.Estimate) -> api.Cost:
-    """Say what storage or fuel would cost at the prices quoted now."""
+    """Say what storage or fuel would cost at the prices quoted now: what an auction would pay."""
     if not asked.size_bytes and not asked.fuel:
         raise ArgumentInvalid("nothing is to be priced", hint="say a size, or how much fuel")
     k, m = code_of(asked.code)
-    pricing = quoted(
-        await _prices(node, "storage") if asked.size_bytes else (),
-        await _prices(node, "compute") if asked.fuel else (),
-        k + m,
+    prices = PriceList(
+        await _price(node, "storage", k + m) if asked.size_bytes else 0,
+        await _price(node, "compute", 1) if asked.fuel else 0,
     )
+    pricing = MarketPricing(prices)
     coded_bytes = ceil_div(asked.size_bytes * (k + m), k)
     hours = ceil_div(asked.duration_ms, EPOCH_MS)
     storage_micro = pricing.storage_price(coded_bytes, hours)
