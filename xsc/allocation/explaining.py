@@ -54,7 +54,7 @@ class Explaining:
         commitments: what nodes offer and need.
         weights: returns what this node gives to another, and what that gives to this one.
         peers: who is known.
-        drawn: returns what leases have drawn of entitlements, of both roles, in quanta.
+        drawn: returns what leases have drawn of entitlements, of both roles, in steps.
     """
 
     def __init__(

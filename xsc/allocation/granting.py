@@ -1,9 +1,9 @@
 """Grants the windows of a node's slots to the needs of others, ahead of use.
 
 A round goes over the windows in the order in which they begin, and clears each by itself
-(`clearing_record`), over the slot's quantity and whole needs. What was drawn stays: a need that
-has drawn more than it is granted now keeps that, and the rest is cleared without both. So a
-customer gains nothing by drawing early, and nothing that it drew is recalled.
+(`clearing_record`), over the slot's quantity and whole needs. What is pinned stays: a need whose
+leases in the first half of their term have more than it is granted now keeps that, and the rest is
+cleared without both. So a customer gains nothing by drawing early, and no lease is recalled.
 
 What a need got in one window counts in those after it, so no need is filled twice. A window
 whose inputs are those of its last clearing keeps that record.

@@ -18,7 +18,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
-from xsc.allocation.clearing_record import Checked, Published, check_clearing, open_clearing
+from xsc.allocation.clearing_record import (
+    Checked,
+    Published,
+    check_clearing,
+    open_clearing,
+    standing,
+)
 from xsc.allocation.receiving import is_line_right, own_part
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import NotFound, ProofInvalid, UnavailableError, XscError
@@ -186,9 +192,12 @@ class Proofs:
 
     async def _prove(self, provider: bytes, record_id: bytes) -> ClearingRecord:
         signed = await self._record(provider, record_id)
-        if self._is_drawn(record_id) or not is_line_right(signed.record, self._context.key.node_id):
+        own = self._context.key.node_id
+        here, there = self._published(own), self._published(provider)
+        tier = "open" if here is None or there is None else standing(there, here)[0]
+        if self._is_drawn(record_id) or not is_line_right(signed.record, own, tier):
             await self._recompute(signed)
-        return own_part(signed.record, self._context.key.node_id)
+        return own_part(signed.record, own)
 
     def _is_drawn(self, record_id: bytes) -> bool:
         drawn = tagged_sha256("clearing/draw", self._secret, record_id)
@@ -259,8 +268,8 @@ class Proofs:
         provider = signed.author
         if provider in self._false:
             return
+        self._report(provider, "clearing")
         if len(self._false) < FALSE_CLEARINGS_MAX:
             proof = packed(self._context, signed.raw, named)
             self._rows.write([(_FALSE + provider, proof)], sync=False)
-        self._false[provider] = signed.id
-        self._report(provider, "clearing")
+            self._false[provider] = signed.id

@@ -75,7 +75,7 @@ def of_absence(pair: Pair, checked: Checked, drawn: int) -> Said:
     Args:
         pair: the slot and the need, as they are now.
         checked: the clearing.
-        drawn: quanta that the need has drawn of the window.
+        drawn: steps that the need has drawn of the window.
     """
     need, customer, record = pair.need, pair.customer.node, checked.record
     time = overlap(record.window, windows_of(need))

@@ -14,6 +14,7 @@ from typing import TypeAlias
 from xsc.allocation.granting import Cleared, entitlements, until_ms
 from xsc.allocation.matching import places
 from xsc.terms.clearing import ClearingRecord, SlotAllocationRecord, TwoTierAllocationState
+from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot, Window
 
 Lines: TypeAlias = Mapping[tuple[bytes, Window, bytes], SlotAllocationRecord]
@@ -45,14 +46,25 @@ def own_part(record: ClearingRecord, customer: bytes) -> ClearingRecord:
     return record.model_copy(update={"participants": mine, "left_out": ()})
 
 
-def is_line_right(record: ClearingRecord, customer: bytes) -> bool:
-    """Return whether each line of a customer has a price that the slot asks of its stage."""
+def is_line_right(record: ClearingRecord, customer: bytes, tier: Tier) -> bool:
+    """Return whether the lines of a customer begin with its tier, at what the slot asks of each.
+
+    Whoever is served in a later stage was served in its own before.
+
+    Args:
+        record: of the clearing.
+        customer: whose lines are looked at.
+        tier: on which the provider serves it now; the clearing may have seen another.
+    """
     slot = record.slot
     rungs = {"mutual": slot.price_mutual, "one_way": slot.price_one_way}
-    return all(
-        price == rungs[tier] if tier in rungs else price >= slot.reserve
-        for each in own_part(record, customer).participants
-        for _, tier, _, price in each.lines
+    lines = [line for each in own_part(record, customer).participants for line in each.lines]
+    return not lines or (
+        lines[0][1] == tier
+        and all(
+            price == rungs[stage] if stage in rungs else price >= slot.reserve
+            for _, stage, _, price in lines
+        )
     )
 
 

@@ -84,6 +84,8 @@ class Signing:
         now_ms = self._clock.now_ms()
         needs, entries = self._stated(), self._store.all("customer")
         less = list(to_lower(entries, needs, self._store.counts_for, now_ms))
+        asked = {entry.terms.lease_id for entry, _ in less}
+        self._unlowered_ms = {id_: at for id_, at in self._unlowered_ms.items() if id_ in asked}
         await asyncio.gather(
             *(self._lower(entry, level) for entry, level in less if self._quality.is_up(entry.peer))
         )
@@ -132,7 +134,7 @@ class Signing:
         now_ms = self._clock.now_ms()
         if left <= level or now_ms - first_ms >= LOWER_MS:
             left = min(left, level)
-            del self._unlowered_ms[lease_id]
+            self._unlowered_ms.pop(lease_id, None)
         use = rules.lowered(entry.terms, entry.use, left, now_ms)
         # An answer that was lost lowered it earlier; no voucher over more would be taken.
         entry.use = replace(use, used=min(use.used, max(used, use.voucher_quantity)))

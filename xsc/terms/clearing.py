@@ -144,7 +144,7 @@ class ClearingRecord(Record):
     window: tuple[Count, Count]
     at_ms: Count
     capacity: Count
-    """What is divided: the slot's quantity without what is drawn, at most; the provider's word."""
+    """What is divided: the slot's quantity without what is pinned, at most; the provider's word."""
     commitment: Id32
     """The provider's own: it has the slot."""
     recognition: Id32 | None
@@ -206,7 +206,7 @@ class SlotAllocationRecord(Record):
     quantity: Steps
     price: Count
     granted_ms: Count
-    """When it was first granted under the need's number: it costs from then on, and lapses."""
+    """When it was offered last: it lapses, and costs nothing before a lease is signed."""
 
 
 class SlotDenominators(Record):

@@ -313,7 +313,7 @@ class Entitlement:
     """Of the whole slot."""
     tier: Tier
     price: int
-    """Micro-credits a GiB and epoch, or a Gfuel."""
+    """Micro-credits a GiB and hour, or a Gfuel."""
     granted_ms: int
     until_ms: int
     """The end of the window, or when it lapses undrawn, whichever is first."""

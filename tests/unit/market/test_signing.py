@@ -661,6 +661,25 @@ async def test_who_needs_nothing_owes_nothing_more_whatever_its_provider_says(wo
     assert taken(customer, "customer") == 0
 
 
+async def test_each_lowering_is_asked_for_two_minutes_from_its_own_first_call(world, three):
+    customer, _, provider = three
+    await leased_all(world, customer, provider, 50)
+
+    async def refuse(_caller, _header, _parts):
+        return {"level": 50 * SLOT_STEP_BYTES}, ()
+
+    world.wire.handlers[provider.id][LOWER] = refuse
+    world.later(EPOCH_MS)
+    for stated in (10, 50, 10):
+        needs(customer, need_of(stated))
+        await signed(world, customer)
+        assert taken(customer, "customer") == 50
+        world.later(LOWER_MS - 1)
+    world.later(1)
+    await signed(world, customer)
+    assert taken(customer, "customer") == 10
+
+
 async def test_what_may_have_been_granted_counts_for_the_need(world, three):
     customer, second, first = three
     second.room.storage = 100 * SLOT_STEP_BYTES
