@@ -138,14 +138,14 @@ def until_ms(offered_ms: int, time: Window) -> int:
     return min(time[1], begins_ms(offered_ms, time) + OFFER_MS)
 
 
-def price_of(slot: AvailabilitySlot, lines: Sequence[tuple[Tier, int, int]]) -> int:
+def price_of(lines: Sequence[tuple[Tier, int, int]]) -> int:
     """Return the price of an entitlement, by tier, units and price of its lines.
 
-    Of two stages the mean, rounded up. What others lose by it decides who is granted what, and
-    is not charged: nobody pays more for what is granted than the slot asks of everybody.
+    Of two stages the mean, rounded up. Where needs go unserved it can be above the reserve: what
+    others lose by it is charged, or it would cost nothing to state a higher price.
     """
     units = sum(line[1] for line in lines)
-    return min(slot.reserve, ceil_div(sum(line[1] * line[2] for line in lines), units))
+    return ceil_div(sum(line[1] * line[2] for line in lines), units)
 
 
 def entitlements(
@@ -177,7 +177,7 @@ def entitlements(
                     quantity=quantity,
                     slot_quantity=record.slot.quantity,
                     tier=parts[0][0],
-                    price=price_of(record.slot, parts),
+                    price=price_of(parts),
                     granted_ms=turn.offered_ms,
                     until_ms=until_ms(turn.offered_ms, time),
                     clearing=cleared.id,
@@ -388,11 +388,11 @@ class _Round:
         To withdraw what was offered and not taken is to let it lapse.
         """
         now_ms = self._inputs.now_ms
-        turns, holders = {}, {customer for customer, _ in drawn}
+        turns = {}
         for node, turn in cleared.turns.items():
             if turn.paused_until_ms > now_ms:
                 turns[node] = turn
-            elif turn.offered_ms and node not in self._turns and node not in holders:
+            elif turn.offered_ms and node not in self._turns:
                 turns[node] = lapsed(turn, now_ms)
         for taker in takers:
             node = taker.published.node

@@ -197,11 +197,23 @@ class GrantedLeases:
         if lease_id == OWN_LEASE or entry is None:
             return
         line = lease_id if entry.terms.cleared else customer
-        await self._lines.enter(line, lambda: self._has_room(entry, fuel_steps), wait_ms)
-        entry.reserved += fuel_steps
+        await self._lines.enter(line, lambda: self._has_room(lease_id, fuel_steps), wait_ms)
+        self._still(lease_id).reserved += fuel_steps
 
-    def _has_room(self, entry: LeaseEntry, fuel_steps: int) -> bool:
+    def _still(self, lease_id: bytes) -> LeaseEntry:
+        """Return a lease under which a call has waited.
+
+        Raises:
+            LeaseExhausted: it was settled and forgotten meanwhile, so nothing can be billed.
+        """
+        entry = self._store.get("provider", lease_id)
+        if entry is None:
+            raise LeaseExhausted("the lease is over", hint="take a new lease")
+        return entry
+
+    def _has_room(self, lease_id: bytes, fuel_steps: int) -> bool:
         """Return whether a run fits beside those of its customer that wait or are under way."""
+        entry = self._still(lease_id)
         others_micro = self._check(entry, fuel_steps)
         room = rules.room(entry.terms, entry.use, self._clock.now_ms())
         if fuel_steps > room - entry.reserved:
@@ -218,6 +230,8 @@ class GrantedLeases:
         self._limits.check(customer)
         if terms.cleared and now_ms < terms.start_ms:
             raise LeaseExhausted("the lease has not begun")
+        if terms.cleared and rules.is_over(terms, entry.use, now_ms):
+            raise LeaseExhausted("the lease is over", hint="take a new lease")
         most = entry.use.level if terms.cleared else rules.room(terms, entry.use, now_ms)
         if fuel_steps > most:
             raise LeaseExhausted("the lease is not for so much fuel", hint="take a new lease")

@@ -89,7 +89,7 @@ class LeaseGranter:
         kind = _kind(header)
         draw = None if header.get("draw") is None else Draw.from_value(header["draw"])
         site, owner = self._labels
-        ladder, tier = self._headroom.pricing().ladder(kind), self._standing.tier(caller)
+        ladder, tier = self._headroom.asked(kind), self._standing.tier(caller)
         if draw is None:
             available = self._headroom.offered(kind, caller)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from xsc.base.errors import NoOffers
 from xsc.base.limits import COMPUTE_LEASE_MS, PRICES_POSTED_MS
 from xsc.identity.context import Context
@@ -9,10 +11,11 @@ from xsc.market import room
 from xsc.market.calendar import EVER_MS, free_over
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.entitlements import LEASE_UNIT, is_present, promises, slot_left, undrawn
+from xsc.market.keeping import room_left
 from xsc.market.lease_entry import LeaseEntry, held_or_kept
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.pricing import MarketPricing, utilisation_ppm
+from xsc.market.pricing import Ladder, MarketPricing, utilisation_ppm
 from xsc.terms.quote import Draw, Kind
 from xsc.terms.slot import Entitlement, EntitlementKey
 
@@ -58,6 +61,19 @@ class Headroom:
             self._posted = pricing, now_ms
         return self._posted[0]
 
+    def asked(self, kind: Kind) -> Ladder:
+        """Return the prices that this node asks now.
+
+        While needs compete for a slot, strangers are asked for now what its clearing costs.
+        """
+        posted, now_ms = self.pricing().ladder(kind), self._clock.now_ms()
+        cleared = [
+            each.price
+            for each in self._entitlements()
+            if each.kind == kind and each.window[0] <= now_ms < each.window[1]
+        ]
+        return replace(posted, reserve=max([posted.reserve, *cleared]))
+
     def room(self) -> room.FreeRoom:
         """Return what storage is free and what each customer has reserved."""
         free, reserved = self._free("storage", None)
@@ -80,13 +96,25 @@ class Headroom:
             if (each.customer, each.kind, each.draw) == (customer, kind, draw) and is_present(
                 each, now_ms
             ):
-                drawn, has = self._drawn(), 0 if renewed is None else held_or_kept(renewed, now_ms)
+                drawn, has = self._drawn(), 0 if renewed is None else self._goes_over(renewed)
                 if renewed is not None and (key := self._store.counts_for(renewed)) in drawn:
                     drawn[key] = max(0, drawn[key] - has)
                 left = min(undrawn(each, drawn), slot_left(each, drawn))
                 # It is kept free; the disk can have less than was promised all the same.
                 return each, min(left, self._free(kind, each)[0] + has)
         raise NoOffers("this node has no such entitlement here, or none any more")
+
+    def _goes_over(self, renewed: LeaseEntry) -> int:
+        """Return what a lease has that can go over to another one beside those that renew it."""
+        now_ms = self._clock.now_ms()
+        promised = sum(
+            room_left(entry.terms, entry.use)
+            for entry in self._store.of("provider", renewed.terms.customer)
+            if entry.terms.renews == renewed.terms.lease_id
+            and entry.terms.cleared
+            and not entry.is_over(now_ms)
+        )
+        return max(0, held_or_kept(renewed, now_ms) - promised)
 
     def offered(self, kind: Kind, customer: bytes) -> int:
         """Return what a customer may still reserve of its share; of compute, the rate that is left.

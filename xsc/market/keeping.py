@@ -100,10 +100,9 @@ def check_renewal(
 def room_left(terms: LeaseTerms, use: LeaseUse) -> int:
     """Return the bytes that can still come over to a lease from the one that it renews.
 
-    One that a clearing granted has no level before the first bytes come.
+    The level of one that a clearing granted grows with them, so that both have no more than one.
     """
-    level = use.level if terms.cleared and use.level else terms.quantity
-    return max(0, level - use.held_bytes)
+    return max(0, terms.quantity - use.held_bytes)
 
 
 def moved(kept: Side, keeping: Side, size_bytes: int, now_ms: int) -> tuple[LeaseUse, LeaseUse]:
@@ -120,13 +119,19 @@ def moved(kept: Side, keeping: Side, size_bytes: int, now_ms: int) -> tuple[Leas
     paid_ms = max(begin_ms(old_terms, now_ms), new_terms.start_ms)
     peak, level = old.peak_bytes - size, old.level
     old = hold(old_terms, old, -size, now_ms)
-    if new_terms.cleared and not new.level and not new.given_back:
-        new = replace(new, level=new_terms.quantity, counted_ms=paid_ms)
-        new = advance(new_terms, new, now_ms)
-        level = max(0, level - new_terms.quantity)
+    unit = LEVEL_UNIT["storage"]
+    rest = ceil_div(old.held_bytes, unit) * unit
+    if new_terms.cleared and not new.given_back:
+        if not new.level:
+            new = replace(new, level=max(0, new_terms.quantity - rest), counted_ms=paid_ms)
+            new = advance(new_terms, new, now_ms)
+            level = max(rest, level - new_terms.quantity)
+        # What comes over later brings its level along.
+        more = ceil_div(max(0, new.held_bytes + size - new.level), unit) * unit
+        new = replace(new, level=new.level + more)
+        level = max(rest, level - more)
     elif not new_terms.cleared:
-        unit = LEVEL_UNIT["storage"]
-        level = min(level, ceil_div(old.held_bytes, unit) * unit)
+        level = min(level, rest)
     old = replace(old, peak_bytes=max(old.held_bytes, peak), level=level)
     begun = max(0, new.epoch + 1 - (paid_ms - new_terms.start_ms) // EPOCH_MS)
     return old, replace(
@@ -152,7 +157,8 @@ def agreed(kept: Side, keeping: Side, used: int) -> tuple[LeaseUse, LeaseUse]:
     if less <= 0:
         return old, new
     if not (old_terms.cleared or new_terms.cleared):
-        more = min(less, new.held_bytes * (new.epoch + 1))
+        # In all no more than if what is held had lain there from the start.
+        more = max(0, min(less, new.held_bytes * (new.epoch + 1) - new.used))
         new = replace(new, used=new.used + more)
     return believed(old_terms, replace(old, used=used)), new
 
