@@ -12,7 +12,7 @@ DESIGN = ROOT / "docs" / "design"
 LISTS = {
     "programs.md": [24, 13, 7, 5, 6, 4, 5, 6],
     "space.md": [14, 6, 4, 5],
-    "allocation.md": [23],
+    "allocation-laws.md": [23],
 }
 """How many lines each list has, in the order of the page."""
 LIST = re.compile(r"^### .*: (\d+) .*\n\n(?:\|.*\n){2}((?:\|.*\n)+)", re.MULTILINE)

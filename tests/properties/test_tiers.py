@@ -1,4 +1,4 @@
-"""The laws of the division (docs/design/allocation.md), exhaustive where games are small."""
+"""The laws of the division (docs/design/allocation-laws.md), exhaustive where games are small."""
 
 from fractions import Fraction
 from itertools import product

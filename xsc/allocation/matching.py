@@ -2,7 +2,7 @@
 
 `mismatch` decides one pair, and says why. What is not stated matches: a slot without a location
 serves any location, and a need without a window is met at any time. Filters are demands, and must
-be met by what the other side states; an unknown filter refuses. docs/design/slots.md, M1 to M5.
+be met by what the other side states; an unknown filter refuses. docs/design/slots.md, M1 to M4.
 """
 
 from __future__ import annotations

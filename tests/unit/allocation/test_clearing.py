@@ -1,4 +1,4 @@
-"""The defects of the original, each as a test of the clearing (docs/design/allocation.md).
+"""The defects of the original, each as a test of the clearing (docs/design/allocation-laws.md).
 
 D3, D4, D5 and D10 are about matching, D8 about damping, D2 about a need that several slots serve.
 """
