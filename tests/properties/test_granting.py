@@ -18,7 +18,13 @@ from xsc.base.limits import (
 )
 from xsc.market.entitlements import SlotRoom
 from xsc.terms.clearing import SpaceValue
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+from xsc.terms.slot import (
+    AvailabilitySlot,
+    Commitment,
+    EntitlementKey,
+    NeedSlot,
+    pack_windows,
+)
 
 NOTHING = SpaceValue(record=b"", value=b"")
 PROVIDER = b"p" * 32
@@ -260,6 +266,23 @@ def test_a_need_that_changes_moves_no_tie_of_others():
         assert [(e.customer, e.quantity) for e in model.granted if e.customer in equal] == [
             (e.customer, e.quantity) for e in before
         ]
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_to_withdraw_an_offer_is_to_let_it_lapse_also_for_who_holds_something(held):
+    model, kept_ms = Model(), 0
+    if held:
+        key = EntitlementKey(PROVIDER, SLOTS[0].slot_id, 0, CUSTOMERS[2], bytes(16))
+        model.drawn[key] = held
+    for _ in range(60):
+        model.step("need", 2, 19)
+        model.clear()
+        kept_ms += 55_000 * any(model.left(each) for each in model.granted)
+        model.now_ms += 55_000
+        model.step("need", 2, 0)
+        model.clear()
+        model.now_ms += 5_000
+    assert kept_ms <= model.now_ms // 8
 
 
 def test_of_needs_that_are_withdrawn_nothing_is_kept():

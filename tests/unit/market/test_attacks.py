@@ -1,0 +1,176 @@
+"""What a customer or a provider that signs what it likes gets away with: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from tests.settle import settle
+from tests.unit.market.fakes import A_MIB, NET, admit
+from tests.unit.market.test_renewals import DAY_MS, HALF_MS, rounds, stored
+from tests.unit.market.test_signing import PRICE, entitle, leased_all, need_of, needs, signed
+from xsc.base.errors import LeaseExhausted, RateLimited, RecordInvalid, SpaceExhausted
+from xsc.base.limits import (
+    COMPUTE_LEASE_MS,
+    EPOCH_MS,
+    MIB,
+    OFFER_MS,
+    SLOT_STEP_BYTES,
+    STORAGE_LEASE_MS,
+    TIMEOUT_MS_MAX,
+)
+from xsc.identity.envelope import sign
+from xsc.market import lease as rules
+from xsc.market.granter import LOWER
+from xsc.market.keeping import begin_ms
+from xsc.market.lease_requests import LEASE
+from xsc.terms.lease import LeaseRequest
+
+GFUEL = 10**9
+
+
+async def ask(world, customer, provider, number, *, kind="storage", draw=None, **change):
+    """Ask for a lease as a customer that states what it likes."""
+    head = {"kind": kind} | ({} if draw is None else {"draw": draw.to_value()})
+    quote = (await provider.market.handlers()["market.quote"](customer.id, head, ()))[0]["quote"]
+    now_ms = world.clock.now_ms()
+    fields = {
+        "lease_id": number.to_bytes(32, "big"),
+        "provider": provider.id,
+        "customer": customer.id,
+        "kind": kind,
+        "quote": quote,
+        "quantity": 1,
+        "quantity_min": 1,
+        "price": 40 * A_MIB,
+        "start_ms": now_ms,
+        "end_ms": now_ms + COMPUTE_LEASE_MS,
+        "renews": None,
+    } | change
+    raw = sign(LeaseRequest(**fields), customer.key, NET).raw
+    await provider.market.handlers()[LEASE](customer.id, {"request": raw}, ())
+    return provider.market.store.get("provider", fields["lease_id"])
+
+
+def moved(provider, old, new, size_bytes):
+    granted, ids = provider.market.granted, (old.terms.lease_id, new.terms.lease_id)
+    fits = granted.admit_renewal(*ids, old.terms.customer, size_bytes)
+    granted.renewed(*ids, fits, fits)
+
+
+async def halfway(world, customer, provider, size_bytes):
+    """Return a cleared lease of 50 steps in its second half, and what may renew it."""
+    granted = await leased_all(world, customer, provider, 50)
+    await world.drive(customer.market.settlement.settle_due())
+    (old,) = provider.market.store.of("provider", customer.id)
+    provider.stores(old.terms.lease_id, customer.id, size_bytes)
+    provider.room.stored = size_bytes
+    world.later(old.terms.start_ms + STORAGE_LEASE_MS // 2 - world.clock.now_ms())
+    provider.granted[:] = [replace(granted, until_ms=2**60)]
+    start_ms = begin_ms(old.terms, world.clock.now_ms())
+    return old, {
+        "draw": granted.draw,
+        "quantity": 50 * SLOT_STEP_BYTES,
+        "quantity_min": 50 * SLOT_STEP_BYTES,
+        "start_ms": start_ms,
+        "end_ms": start_ms + STORAGE_LEASE_MS,
+        "renews": old.terms.lease_id,
+        "price": PRICE,
+    }
+
+
+async def test_one_entitlement_renews_a_lease_once(world, three):
+    customer, _, provider = three
+    old, asked = await halfway(world, customer, provider, 10 * MIB)
+    new = await ask(world, customer, provider, 1, **asked)
+    with pytest.raises((SpaceExhausted, LeaseExhausted, RecordInvalid)):
+        await ask(world, customer, provider, 2, **asked)
+    moved(provider, old, new, MIB)
+    with pytest.raises((SpaceExhausted, LeaseExhausted, RecordInvalid)):
+        await ask(world, customer, provider, 3, **asked)
+    assert old.use.level + new.use.level <= 50 * SLOT_STEP_BYTES
+
+
+async def test_what_stays_under_an_old_lease_keeps_its_level_and_is_paid(world, three):
+    customer, _, provider = three
+    old, asked = await halfway(world, customer, provider, 50 * SLOT_STEP_BYTES)
+    new = await ask(world, customer, provider, 1, **asked)
+    moved(provider, old, new, MIB)
+    assert (old.use.level, new.use.level) == (50 * SLOT_STEP_BYTES - MIB, MIB)
+    world.later(OFFER_MS)
+    lower = provider.market.handlers()[LOWER]
+    await lower(customer.id, {"lease_id": new.terms.lease_id, "level": 0}, ())
+    assert old.use.level >= old.use.held_bytes
+    assert new.use.level >= new.use.held_bytes
+    moved(provider, old, new, 10 * MIB)
+    assert (old.use.held_bytes, new.use.held_bytes) == (50 * SLOT_STEP_BYTES - 11 * MIB, 11 * MIB)
+    assert (old.use.level, new.use.level) == (old.use.held_bytes, 11 * MIB), "levels go over, too"
+
+
+async def test_a_provider_that_counts_less_under_the_old_lease_is_not_paid_again(world, pair):
+    customer, provider = pair
+    old_id = await stored(world, customer, provider, 100 * MIB)
+    await rounds(world, customer, world.clock.now_ms() + HALF_MS - DAY_MS)
+
+    async def renew(old_id, new_id, customer_id):
+        size = provider.kept(b"test/disk/", old_id) - MIB  # the renewal never ends
+        if size > 0:
+            fits = provider.market.granted.admit_renewal(old_id, new_id, customer_id, size)
+            for lease_id, delta in ((old_id, -fits), (new_id, fits)):
+                held = provider.kept(b"test/disk/", lease_id)
+                provider.keep(b"test/disk/", {lease_id: held + delta})
+            provider.market.granted.renewed(old_id, new_id, fits, fits)
+
+    async def lie(old_id, new_id):
+        old, new = (customer.market.store.get("customer", each) for each in (old_id, new_id))
+        return max(0, old.use.used - new.use.held_bytes * (new.use.epoch + 1))
+
+    provider.renew, provider.market.granted.renewal_used = renew, lie
+    while not (renewing := [view for view in customer.market.leases() if view.renews]):
+        world.later(EPOCH_MS)
+        await world.drive(customer.market.renewals.round())
+    (new,) = renewing
+    for _ in range(72):
+        world.later(EPOCH_MS)
+        await world.drive(customer.market.renewals.round())
+    entry = customer.market.store.get("customer", new.lease_id)
+    assert entry.terms.renews == old_id
+    use = rules.advance(entry.terms, entry.use, world.clock.now_ms())
+    epochs = (world.clock.now_ms() - entry.terms.start_ms) // EPOCH_MS + 1
+    assert rules.due_micro(entry.terms, use) <= rules.due_for(entry.terms, 100 * MIB * epochs)
+
+
+async def test_a_call_that_waits_past_the_end_of_its_rate_is_refused(world, three):
+    customer, _, provider = three
+    now_ms = world.clock.now_ms()
+    needs(customer, need_of(50, kind="compute"))
+    window = (now_ms, now_ms + COMPUTE_LEASE_MS)
+    entitle(world, customer, provider, 50, kind="compute", window=window)
+    await signed(world, customer)
+    (entry,) = provider.market.store.all("provider")
+    level, lease_id = entry.use.level, entry.terms.lease_id
+    await admit(world, provider, lease_id, customer, level)
+    provider.market.granted.used_compute(lease_id, level, level)
+    with pytest.raises((LeaseExhausted, RateLimited)):
+        await admit(world, provider, lease_id, customer, level, wait_ms=TIMEOUT_MS_MAX)
+    assert entry.reserved == 0
+
+
+async def test_calls_whose_lease_is_forgotten_while_they_wait_are_refused(world, pair):
+    customer, provider = pair
+    provider.ledger.limit = 40 * A_MIB
+    granted = provider.market.granted
+    first = await ask(world, customer, provider, 1, kind="compute", quantity=10 * GFUEL)
+    await granted.admit_compute(first.terms.lease_id, customer.id, GFUEL, 0)
+    short = await ask(world, customer, provider, 2, kind="compute", quantity=1_000 * GFUEL)
+    waiting = asyncio.ensure_future(
+        granted.admit_compute(short.terms.lease_id, customer.id, GFUEL, TIMEOUT_MS_MAX)
+    )
+    await settle()
+    provider.market.store.forget(short)
+    granted.used_compute(first.terms.lease_id, GFUEL, 1)
+    await settle()
+    with pytest.raises(LeaseExhausted):
+        await waiting
