@@ -332,7 +332,7 @@ def played(capacity, standings, kinds):
 
 
 def check_games(standings, capacities, quantity, price):
-    """Check that no lie pays in any of the games."""
+    """Assert that in each game no customer gains by stating another need or price."""
     known = types(quantity, price)
     kinds = [
         list(dict.fromkeys([None, *(alike(standing, said) for said in known)]))

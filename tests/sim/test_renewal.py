@@ -428,7 +428,7 @@ def test_an_owner_that_loses_its_power_while_it_takes_back_pays_for_all_that_it_
 
 
 RENEWING = [(who, n, before) for who in (0, 1) for n in range(1, 9) for before in (True, False)]
-"""Who loses its power, the owner or its host; at which synced write; whether that is made."""
+"""The node that loses power; at which of its synced writes; whether that write is made."""
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def _stated(said: Statement) -> dict[str, object]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _istimed(said: Statement) -> bool:
+def _is_timed(said: Statement) -> bool:
     return said.from_ms is not None or said.to_ms is not None or said.every is not None
 
 
@@ -196,7 +196,7 @@ def make_need(
         ArgumentInvalid: what is stated is wrong, or states no need.
     """
     _check_need(said)
-    times = _resolve(kind, said, now_ms, zones) if _istimed(said) else timed((), ENDLESS_MS)
+    times = _resolve(kind, said, now_ms, zones) if _is_timed(said) else timed((), ENDLESS_MS)
     fields = {"slot_id": slot_id, "kind": kind, "owner": owner, "price_max": said.price}
     return made(NeedSlot, fields | times | _stated(said))
 
@@ -238,7 +238,7 @@ def edit_need(need: NeedSlot, said: Statement, *, now_ms: int, zones: Zones) -> 
 
 def _edited_times(slot: Slot, said: Statement, now_ms: int, zones: Zones) -> dict[str, object]:
     """Return the fields of new times; what is not stated of them is as it was."""
-    if not _istimed(said):
+    if not _is_timed(said):
         return {}
     if said.every is None and slot.recurrence:
         said = replace(said, every=f"{slot.recurrence} {slot.time_zone}")

@@ -157,34 +157,40 @@ def with_standing_need(
 
 def standing_need(commitment: Commitment) -> NeedSlot | None:
     """Return the standing need; None without one."""
-    return next((need for need in commitment.needs if need.standing), None)
+    return next(
+        (need for need in commitment.needs if need.standing and need.kind == "storage"), None
+    )
 
 
 def counted(
+    kind: Kind,
     provider: bytes,
     customer: bytes,
     named: EntitlementKey | None,
+    *,
     commitment_of: Callable[[bytes], Commitment],
 ) -> EntitlementKey:
     """Return what a lease counts for in clearings.
 
     A storage lease for now counts for its provider's standing slot and its customer's standing
-    need, as what was cleared ahead does; a lease whose need is stated no more for the latter.
+    need, as what was cleared ahead does; one whose need is stated no more for the latter. Compute
+    has no standing need.
 
     Args:
+        kind: of the lease.
         provider: of the lease.
         customer: of the lease; it may state no need.
         named: what the lease names; None for now.
         commitment_of: returns what a node publishes.
     """
     said = commitment_of(customer)
-    standing = standing_need(said)
+    standing = standing_need(said) if kind == "storage" else None
     if named is not None:
         is_stated = any(need.slot_id == named.need for need in said.needs)
         if is_stated or standing is None:
             return named
         return named._replace(need=standing.slot_id)
-    slot = standing_slot(commitment_of(provider), "storage")
+    slot = standing_slot(commitment_of(provider), kind)
     need_id = NOTHING if standing is None else standing.slot_id
     if slot is None:
         return EntitlementKey(provider, NOTHING, 0, customer, need_id)

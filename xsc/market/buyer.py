@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -44,7 +44,6 @@ from xsc.terms.lease import OWN_LEASE
 from xsc.terms.quote import Kind
 
 KINDS: Final[tuple[Kind, ...]] = ("storage", "compute")
-Turn: TypeAlias = Literal["cleared", "others", "expensive"]
 
 
 @dataclass(frozen=True, slots=True)

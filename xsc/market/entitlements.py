@@ -9,7 +9,7 @@ free until the window ends or the entitlement lapses.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -110,9 +110,8 @@ def to_lower(
                 yield entry, levels[entry.terms.lease_id]
 
 
-def _lower(entries: Iterable[LeaseEntry], levels: dict[bytes, int], most: int, now_ms: int) -> None:
+def _lower(leases: Sequence[LeaseEntry], levels: dict[bytes, int], most: int, now_ms: int) -> None:
     """Lower the levels of leases, in their order, until together they are no more than that."""
-    leases = list(entries)
     beyond = sum(levels[entry.terms.lease_id] for entry in leases) - most
     for entry in leases:
         least = least_level(entry.terms, entry.use, now_ms) + entry.promised_at(now_ms)

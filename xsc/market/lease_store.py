@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Final
 
@@ -27,7 +27,7 @@ from xsc.market.entitlements import LEASE_UNIT
 from xsc.market.keeping import room_left
 from xsc.market.lease import LeaseUse, half_ms, new_use, terms_of
 from xsc.market.lease_entry import Booking, LeaseEntry, Role, drawn
-from xsc.market.ports import Commit
+from xsc.market.ports import Commit, CountsFor
 from xsc.market.reserved import Reserved
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Kind, Quote
@@ -131,7 +131,7 @@ class LeaseStore:
         state: KeyValue,
         network: bytes,
         commit: Commit,
-        counts_for: Callable[[bytes, bytes, EntitlementKey | None], EntitlementKey],
+        counts_for: CountsFor,
     ) -> None:
         self._state = state
         self._network = network
@@ -282,7 +282,8 @@ class LeaseStore:
 
     def counts_for(self, entry: LeaseEntry) -> EntitlementKey:
         """Return what a lease counts for in clearings."""
-        return self._counts_for(entry.terms.provider, entry.terms.customer, entry.drawn_key)
+        terms = entry.terms
+        return self._counts_for(terms.kind, terms.provider, terms.customer, entry.drawn_key)
 
     def _levels(
         self, role: Role, now_ms: int, at_limit: Collection[bytes], *, young: bool

@@ -26,6 +26,7 @@ EXHAUSTED: Final[dict[Kind, type[XscError]]] = {
 }
 """The error of a node that has too little left to lease."""
 
+CountsFor: TypeAlias = Callable[[Kind, bytes, bytes, EntitlementKey | None], EntitlementKey]
 Commit: TypeAlias = Callable[[list[Change]], Awaitable[None]]
 """Writes changes to the state, all or none, and returns once they are on the disk."""
 
@@ -146,8 +147,8 @@ class MarketPorts:
     """Returns what others offer to this node's needs, once it is to take leases on it."""
     needs: Callable[[], Sequence[NeedSlot]]
     """Returns what this node says that it needs."""
-    counts_for: Callable[[bytes, bytes, EntitlementKey | None], EntitlementKey]
-    """Returns what a lease counts for in clearings, by provider, customer and what it names."""
+    counts_for: CountsFor
+    """Returns what a lease counts for in clearings; by kind, parties and what it names."""
     on_need: Callable[[], None]
     """Called when what this node needs by default may have changed."""
     on_renewed: Callable[[Sequence[tuple[bytes, bytes, bytes]]], Awaitable[Collection[bytes]]]

@@ -155,18 +155,18 @@ def test_leases_for_now_count_for_the_standing_slot_and_the_standing_need():
     offering = stood(Commitment(), 9 * STEP_BYTES)
     said = {provider: offering, customer: needing(Commitment(), {provider: 1})}
 
-    def of(node):
-        return said.get(node, Commitment())
+    def counts(by, of, named, kind="storage"):
+        return counted(kind, by, of, named, commitment_of=lambda node: said.get(node, Commitment()))
 
     slot, need = standing_slot(offering, "storage"), standing_need(said[customer])
     key = EntitlementKey(provider, slot.slot_id, NOW, customer, need.slot_id)
-    assert counted(provider, customer, None, of) == key
-    assert counted(provider, silent, None, of) == key._replace(customer=silent, need=NOTHING)
-    assert counted(silent, customer, None, of) == EntitlementKey(
-        silent, NOTHING, 0, customer, need.slot_id
-    )
-    # A lease of a need that is stated no more counts for the standing one, too.
+    assert counts(provider, customer, None) == key
+    assert counts(provider, silent, None) == key._replace(customer=silent, need=NOTHING)
+    unoffered = EntitlementKey(silent, NOTHING, 0, customer, need.slot_id)
+    assert counts(silent, customer, None) == unoffered
+    # A lease of a need that is stated no more counts for the standing one, too, but of compute.
     other = key._replace(need=bytes([5]) * 16)
-    assert counted(provider, customer, other, of) == counted(provider, customer, key, of) == key
+    assert counts(provider, customer, other) == counts(provider, customer, key) == key
+    assert counts(provider, customer, other, "compute") == other
     gone = other._replace(customer=silent)
-    assert counted(provider, silent, gone, of) == gone
+    assert counts(provider, silent, gone) == gone

@@ -166,7 +166,7 @@ class Lines:
     warning = error = info
 
 
-def named(_provider, _customer, key):
+def named(_kind, _provider, _customer, key):
     """Return what a lease counts for where no need is one by default."""
     return key
 
@@ -233,7 +233,7 @@ class Node:
         return market
 
     async def on_renewed(self, pairs):
-        """Have hosts count what lies under leases under others, as storage would."""
+        """Have hosts count bytes under the leases that renew theirs, as storage would."""
         for peer, old_id, new_id in pairs:
             host = next(node for node in self.world.nodes.values() if node.id == peer)
             try:

@@ -131,7 +131,7 @@ async def test_for_a_year_and_more_both_sides_agree_and_every_epoch_is_paid_once
 
 
 async def test_a_renewal_takes_no_room_that_is_not_there(world, pair):
-    """On a full host: what lies there counts once."""
+    """A full host can renew: bytes that it holds already take no further room."""
     customer, provider = pair
     lease_id = await stored(world, customer, provider)
     provider.room.stored = provider.room.storage

@@ -661,6 +661,23 @@ async def test_who_needs_nothing_owes_nothing_more_whatever_its_provider_says(wo
     assert taken(customer, "customer") == 0
 
 
+async def test_a_rate_whose_need_is_withdrawn_is_given_up_beside_what_is_stored(world, three):
+    customer, _, provider = three
+    standing = need_of(5, need=b"d" * 16).model_copy(update={"standing": True})
+    needs(customer, standing, need_of(50, kind="compute"))
+    entitle(world, customer, provider, 3, need=b"d" * 16)
+    entitle(world, customer, provider, 50, kind="compute", slot=b"r" * 16)
+    await signed(world, customer)
+    assert taken(customer, "customer") == 53
+    needs(customer, standing)
+    world.later(OFFER_MS)
+    await signed(world, customer)
+    levels = {
+        view.kind: view.quantity for view in provider.market.leases() if view.status == "open"
+    }
+    assert levels == {"storage": 3 * SLOT_STEP_BYTES}, "a default need of storage has no rates"
+
+
 async def test_each_lowering_is_asked_for_two_minutes_from_its_own_first_call(world, three):
     customer, _, provider = three
     await leased_all(world, customer, provider, 50)
