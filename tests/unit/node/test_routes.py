@@ -291,14 +291,21 @@ def test_an_estimate_is_what_an_auction_pays_and_nobody_above_the_maximum():
     run(94, 5, play, prepare=prepare)
 
 
+async def stored_ahead(world):
+    """Have a customer store something in 60 of 100 steps that it needs; return its need's id."""
+    provider, customer = world.nodes
+    await recognise(provider, customer)
+    await offer(provider, 100)
+    wanted = await need(customer, 60)
+    await world.until(lambda: leased(provider, "provider") == leased(customer) == 60)
+    await put(customer, content(24 * MIB))
+    return wanted
+
+
 def test_what_is_leased_is_shown_on_both_sides_whatever_is_granted_now():
     async def play(world):
         provider, customer = world.nodes
-        await recognise(provider, customer)
-        await offer(provider, 100)
-        wanted = await need(customer, 60)
-        await world.until(lambda: leased(provider, "provider") == leased(customer) == 60)
-        await put(customer, content(24 * MIB))
+        wanted = await stored_ahead(world)
         here, there = Api(customer), Api(provider)
 
         async def shown(api, part):
@@ -329,11 +336,7 @@ def test_what_is_leased_is_shown_on_both_sides_whatever_is_granted_now():
 def test_what_is_stored_is_needed_by_default_once_no_other_need_has_it():
     async def play(world):
         provider, customer = world.nodes
-        await recognise(provider, customer)
-        await offer(provider, 100)
-        wanted = await need(customer, 60)
-        await world.until(lambda: leased(provider, "provider") == leased(customer) == 60)
-        await put(customer, content(24 * MIB))
+        wanted = await stored_ahead(world)
         assert standing_need(customer.commitments.own) is None, "another need has it"
         await customer.commitments.withdraw(wanted)
         await world.until(lambda: leased(provider, "provider") <= 1)

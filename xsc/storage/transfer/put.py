@@ -261,8 +261,9 @@ class Upload:
             else:
                 # The id was given again with other options: what was stored is deleted.
                 self._held = self._kept.held()
-        except BaseException:
-            self._note_unplaced()
+        except BaseException as fault:
+            if isinstance(fault, XscError):
+                self._note_unplaced()
             await _close(pieces)
             raise
         whole = False
