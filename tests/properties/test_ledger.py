@@ -69,14 +69,14 @@ class Books(RuleBasedStateMachine):
 
     @rule(
         side=SIDES,
-        lease=st.integers(1, 2),
+        account=st.integers(1, 2),
         more=st.integers(1, STARTER // 2),
         fates=st.lists(st.sampled_from(FATES), max_size=3),
     )
-    def settle(self, side, lease, more, fates):
+    def settle(self, side, account, more, fates):
         """The creditor collects what a new voucher leaves; now and then nobody answers."""
         creditor, debtor = (self.circle.members[index] for index in side)
-        place, number = (*side, lease), side[0] * 100 + side[1] * 10 + lease
+        place, number = (*side, account), side[0] * 100 + side[1] * 10 + account
         settled = creditor.ledger.settled(bytes([number]) * 32)
         assert settled >= self.booked.get(place, 0)
         total = max(self.owed.get(place, 0), settled) + more
@@ -84,14 +84,14 @@ class Books(RuleBasedStateMachine):
         self.fates.extend(fates)
         try:
             got = self.loop.run_until_complete(
-                collect(creditor, debtor, total - settled, of=total, lease=number, xid=self.xid)
+                collect(creditor, debtor, total - settled, of=total, account=number, xid=self.xid)
             )
         except PeerSilent:
             self.owed[place] = total
         except CreditExceeded:
             pass
         except ArgumentInvalid as fault:
-            # What was open under the lease was finished first: less is left than was asked for.
+            # What was open in the account was finished first: less is left than was asked for.
             if "the voucher leaves" not in fault.message:
                 raise
         else:
@@ -177,9 +177,9 @@ async def test_a_kill_at_any_write_loses_nothing_acknowledged(who, after):
         acknowledged: dict[int, int] = {}
         steps = [(a, b, 100, 100, 1), (b, a, 40, 40, 2), (a, b, 50, 150, 1), (a, b, 7, 7, 3)]
         try:
-            for xid, (creditor, debtor, amount, of, lease) in enumerate(steps):
-                acknowledged[lease] = await collect(
-                    creditor, debtor, amount, of=of, lease=lease, xid=xid
+            for xid, (creditor, debtor, amount, of, account) in enumerate(steps):
+                acknowledged[account] = await collect(
+                    creditor, debtor, amount, of=of, account=account, xid=xid
                 )
             await a.ledger.set_limit(b.id, 500)
             await b.ledger.set_limit(a.id, 500)
@@ -192,13 +192,13 @@ async def test_a_kill_at_any_write_loses_nothing_acknowledged(who, after):
             await member.ledger.retry_pending()
             replays_equal(member)
         books_agree(circle)
-        for lease, amount in acknowledged.items():
-            assert a.ledger.settled(bytes([lease]) * 32) >= amount
-            assert b.ledger.settled(bytes([lease]) * 32) >= amount
-        for xid, (creditor, debtor, amount, of, lease) in enumerate(steps):
+        for account, amount in acknowledged.items():
+            assert a.ledger.settled(bytes([account]) * 32) >= amount
+            assert b.ledger.settled(bytes([account]) * 32) >= amount
+        for xid, (creditor, debtor, amount, of, account) in enumerate(steps):
             assert await collect(
-                creditor, debtor, amount, of=of, lease=lease, xid=xid
-            ) == creditor.ledger.settled(bytes([lease]) * 32)
+                creditor, debtor, amount, of=of, account=account, xid=xid
+            ) == creditor.ledger.settled(bytes([account]) * 32)
         assert a.ledger.balance(b.id) == 117
         for member in circle.members:
             assert (await member.ledger.verify()).conflicts == 0
@@ -217,7 +217,7 @@ def test_delivered_halves_commute(order, twice):
         circle.fate = lambda: "request lost"
         for number in range(6):
             with pytest.raises(PeerSilent):
-                await collect(a, b, 10 + number, lease=number, xid=number)
+                await collect(a, b, 10 + number, account=number, xid=number)
         sent = list(circle.sent)
         for index in [*order, *twice]:
             await circle.deliver(*sent[index])
@@ -239,12 +239,12 @@ def test_no_sum_of_debts_passes_the_limit(amounts):
         circle = Circle(2)
         a, b = circle.members
         owed = 0
-        for lease, amount in enumerate(amounts):
+        for account, amount in enumerate(amounts):
             if owed + amount > STARTER:
                 with pytest.raises(CreditExceeded):
-                    await collect(a, b, amount, lease=lease, xid=lease)
+                    await collect(a, b, amount, account=account, xid=account)
             else:
-                await collect(a, b, amount, lease=lease, xid=lease)
+                await collect(a, b, amount, account=account, xid=account)
                 owed += amount
             limits_hold(circle)
         assert a.ledger.balance(b.id) == owed

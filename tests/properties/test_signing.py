@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from xsc.base.limits import EPOCH_MS, OFFER_MS, STORAGE_LEASE_MS
 from xsc.market.entitlements import LEASE_UNIT, to_lower, to_take
-from xsc.market.lease import LeaseTerms, advance, due_micro, lowered, new_use
+from xsc.market.account import worth
+from xsc.market.lease import LeaseTerms, lowered, new_use
 from xsc.market.lease_entry import LeaseEntry
-from xsc.terms.pricing import slot_amount
+from xsc.terms.pricing import WORTH, slot_amount
 from xsc.terms.quote import Draw
 from xsc.terms.slot import Entitlement, NeedSlot
 
@@ -147,10 +148,7 @@ def test_nobody_owes_more_for_a_need_than_its_level_and_price_allow(said, pauses
     for (provider, quantity, price), pause_ms in zip(said, pauses, strict=False):
         node.look([node.offer(provider, NEEDS[0], quantity, price, node.now_ms)])
         node.pass_time(pause_ms)
-    owed = sum(
-        due_micro(entry.terms, advance(entry.terms, entry.use, node.now_ms))
-        for entry in node.leases
-    )
+    owed = sum(worth(entry, node.now_ms) for entry in node.leases) // WORTH
     hour = slot_amount("storage", need.price_max, need.quantity)
     assert owed <= hour * (node.now_ms - 10**12) // EPOCH_MS
 

@@ -8,11 +8,11 @@ import pytest
 from tests.sim.network import content, put, run
 from tests.sim.test_slots import A_STEP, SETTINGS, need, offer, recognise
 from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, MIB, PRICE_FUEL, SLOT_STEP_FUEL
-from xsc.identity.envelope import open_signed
+from xsc.identity.envelope import open_signed, sign
 from xsc.space.paths import UserSpacePaths
-from xsc.terms.pricing import slot_amount
+from xsc.terms.count import LeaseCount, number_of, wide
+from xsc.terms.pricing import WORTH, slot_amount
 from xsc.terms.slot import AvailabilitySlot, Commitment, pack_windows
-from xsc.terms.voucher import Voucher
 
 SECONDS = 90
 
@@ -36,15 +36,24 @@ async def publish(provider, *slots):
 
 
 def claim(provider, more_micro):
-    """Have a provider say that it counts more than was signed."""
-    on_settle = provider.peers.server.handlers["market.settle"]
+    """Have a provider sign that it counted more than it did."""
+    answers = provider.peers.server.handlers
+    on_account = answers["market.account"]
 
     async def answer(caller, header, parts):
-        reply, rest = await on_settle(caller, header, parts)
-        signed = open_signed(header["voucher"], Voucher, network=None).record.amount_micro
-        return reply | {"due_micro": signed + more_micro}, rest
+        reply, rest = await on_account(caller, header, parts)
+        count = open_signed(reply["count"], LeaseCount, network=None).record
+        lines = tuple(
+            line.model_copy(update={"used": wide(100 * number_of(line.used) + 10**15)})
+            for line in count.leases
+        )
+        more = count.amount_micro + more_micro
+        closed = wide(number_of(count.closed) + more_micro * WORTH)
+        false = count.model_copy(update={"leases": lines, "amount_micro": more, "closed": closed})
+        raw = sign(false, provider.key, provider.peers.network).raw
+        return reply | {"count": raw}, rest
 
-    provider.peers.server.handlers["market.settle"] = answer
+    answers["market.account"] = answer
 
 
 def booked(customer, *providers):

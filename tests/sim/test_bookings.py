@@ -29,9 +29,9 @@ def test_a_need_that_is_held_for_an_hour_is_booked_once_and_promised_all_the_tim
         provider, customer = await held(world)
         await world.clock.sleep_ms(EPOCH_MS // 2)
         view = next(view for view in provider.market.leases())
-        entry = provider.market.store.get("provider", view.lease_id)
+        account = provider.market.store.account("provider", customer.key.node_id)
         # What the provider could come to lose is what it could before: some seconds.
-        assert view.due_micro - entry.use.voucher_micro <= HOURLY_MICRO * 30_000 // EPOCH_MS
+        assert view.due_micro - account.signed_micro <= HOURLY_MICRO * 30_000 // EPOCH_MS
         assert view.due_micro >= HOURLY_MICRO // 2 - 100
         assert booked(provider, customer) == []
         await world.clock.sleep_ms(EPOCH_MS // 2 + 60_000)

@@ -8,7 +8,7 @@ import pytest
 from tests.sim.network import content, get, put, run, stream
 from tests.sim.test_repair import QUICK, agree, custodians_of, nodes_of, whole
 from xsc.base.errors import NotAllowed, SpaceExhausted
-from xsc.base.limits import MIB
+from xsc.base.limits import EPOCH_MS, MIB
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.inventory import Wanted
@@ -115,10 +115,11 @@ def test_what_moved_stays_for_as_long_as_the_operator_says(moved_kept, kept_ms):
     run(84, 8, play, QUICK | {"moved_kept": moved_kept})
 
 
-def test_what_a_node_was_owed_is_settled_by_the_epochs_begun():
+def test_what_a_node_was_owed_is_settled_to_the_micro_credit():
     async def play(world):
         capability = await put(world.nodes[0], content(9 * MIB))
         leaver = next(index for index, _ in await nodes_of(world, capability) if index)
+        await world.skip(2 * EPOCH_MS, EPOCH_MS)
         await world.nodes[leaver].storage.drain.begin()
         await drained(world, leaver)
         await agree(world)

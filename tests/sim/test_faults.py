@@ -17,7 +17,7 @@ from xsc.base.errors import (
     SpaceExhausted,
     XscError,
 )
-from xsc.base.limits import MIB
+from xsc.base.limits import EPOCH_MS, MIB
 from xsc.base.merkle import root_of
 from xsc.storage.object.durability import Contract
 from xsc.storage.object.erasure import StorageShard
@@ -242,6 +242,7 @@ def test_a_home_restored_from_an_old_copy_stops_instead_of_forking_its_ledger():
         provider = world.nodes[1]
         old = copy.deepcopy(world.disks[0])
         await put(world.nodes[0], content(8 * MIB))
+        await world.skip(EPOCH_MS, EPOCH_MS)
         await world.nodes[0].market.settlement.settle_all()
         assert provider.ledger.balance(world.nodes[0].key.node_id)
         await world.crash(0)
@@ -262,6 +263,7 @@ def test_bytes_keep_their_lease_through_a_power_loss():
         (lease,) = [lease for lease in node.market.leases() if lease.role == "provider"]
         assert lease.held_bytes == held == node.shards.used_bytes
         await world.until(lambda: world.sees_all(node))
+        await world.skip(EPOCH_MS, EPOCH_MS)
         await world.nodes[0].market.settlement.settle_all()
         assert node.ledger.balance(world.nodes[0].key.node_id) > 0
 
@@ -287,6 +289,7 @@ def test_an_old_copy_that_comes_back_to_silent_peers_stops_once_one_answers():
     async def play(world):
         old = copy.deepcopy(world.disks[0])
         await put(world.nodes[0], content(8 * MIB))
+        await world.skip(EPOCH_MS, EPOCH_MS)
         await world.nodes[0].market.settlement.settle_all()
         await world.crash(0)
         world.disks[0] = old

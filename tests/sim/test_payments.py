@@ -8,13 +8,12 @@ from xsc.base.errors import (
     EntryRefused,
     PeerSilent,
     ReceiptInvalid,
-    RecordInvalid,
 )
-from xsc.base.limits import LEDGER_RETRY_MS, MIB
+from xsc.base.limits import EPOCH_MS, LEDGER_RETRY_MS, MIB
 from xsc.identity.envelope import sign
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.payments import ACCOUNT
-from xsc.terms.voucher import Voucher, off_books_lease
+from xsc.terms.voucher import Voucher, off_books_account
 
 DEBTOR, CREDITOR = 0, 1
 SETTINGS = {
@@ -29,6 +28,7 @@ async def indebted(world):
     """Let a node owe another something; return both, and how much."""
     debtor, creditor = world.nodes[DEBTOR], world.nodes[CREDITOR]
     await put(debtor, content(40 * MIB))
+    await world.skip(2 * EPOCH_MS, EPOCH_MS)
     await debtor.market.settlement.settle_all()
     owed = creditor.ledger.balance(debtor.key.node_id)
     assert owed > 100
@@ -65,7 +65,7 @@ def test_what_both_operators_say_was_paid_is_taken_off_and_signed_by_both(first)
             peer = creditor if node is debtor else debtor
             assert node.payments.waiting(peer.key.node_id) is None
             (row,) = node.ledger.entries(limit=1)
-            assert node.payments.is_payment(peer.key.node_id, row.lease_id)
+            assert node.payments.is_payment(peer.key.node_id, row.account)
             assert (row.amount_micro, row.state) == (60, "settled")
             await node.ledger.verify()
             text = verify_settled(node.ledger.export(row.entry_id))
@@ -90,9 +90,9 @@ def test_nobody_wipes_its_own_debt_by_a_word():
         for amount in (1, owed):
             assert not await debtor.payments.say(peer, amount)
         # A voucher of its own making, or none of the creditor's operator.
-        fields = {"number": owed, "amount_micro": owed, "quantity": 0, "until_ms": 1}
+        fields = {"number": owed, "amount_micro": owed, "until_ms": 1, "count": None}
         own = sign(
-            Voucher(lease_id=off_books_lease(me, peer), provider=me, customer=peer, **fields),
+            Voucher(account=off_books_account(me, peer), provider=me, customer=peer, **fields),
             debtor.key,
             debtor.peers.network,
         )
@@ -102,7 +102,7 @@ def test_nobody_wipes_its_own_debt_by_a_word():
                     xid=xid,
                     debtor=peer,
                     amount_micro=owed,
-                    lease_id=own.record.lease_id,
+                    account=own.record.account,
                     voucher=own.raw,
                 )
         for is_payer in (True, False):
@@ -153,13 +153,13 @@ def test_what_the_creditors_operator_took_back_or_corrected_is_not_booked(then):
         assert not await creditor.payments.say(me, then)
 
         async def book_it(xid, amount_micro):
-            lease_id = off_books_lease(me, peer)
+            account = off_books_account(me, peer)
             with pytest.raises(EntryRefused, match="does not say now that this was paid"):
                 await debtor.ledger.collect(
                     xid=xid,
                     debtor=peer,
                     amount_micro=amount_micro,
-                    lease_id=lease_id,
+                    account=account,
                     voucher=raw,
                 )
 
@@ -255,23 +255,5 @@ def test_a_payment_gives_room_up_to_the_limit_again():
         below = await debtor.payments.standing(creditor.key.node_id)
         assert below.limit_micro == 0
         assert below.left_micro < 0
-
-    story(play)
-
-
-def test_the_lease_id_of_payments_is_nobodys_lease():
-    """What was paid off the books would count as paid for the lease."""
-
-    async def play(world):
-        debtor, creditor, _ = await indebted(world)
-        me, peer = debtor.key.node_id, creditor.key.node_id
-        for lease_id in (off_books_lease(me, peer), off_books_lease(peer, me)):
-            debtor.market.requests._entropy = type(
-                "Fixed", (), {"token": lambda _, n, i=lease_id: i[:n]}
-            )()
-            quote = await debtor.market.quotes.fresh("storage", peer)
-            answer = await debtor.market.requests.lease(quote, quote.record.price, MIB, MIB)
-            assert isinstance(answer, RecordInvalid)
-            assert "payments off the books" in answer.message
 
     story(play)

@@ -17,6 +17,7 @@ from xsc.base.errors import (
 from xsc.base.ids import to_text
 from xsc.base.limits import (
     DIRECTORY_TOLD_MS_MAX,
+    EPOCH_MS,
     HISTORY_TIMEOUT_MS,
     LEDGER_HEAD_TIMEOUT_MS,
     MIB,
@@ -97,6 +98,7 @@ def test_a_recovered_node_refuses_requests_that_were_signed_before():
 
 async def debts(world):
     """Settle what is owed, so that the owner has entries of both sides."""
+    await world.skip(EPOCH_MS, EPOCH_MS)
     for node in world.nodes:
         await node.market.settlement.settle_all()
 

@@ -13,6 +13,8 @@ from tests.sim.network import content, get, put, run, stream
 from tests.sim.test_recovery import back, place_of, told
 from xsc.base.limits import EPOCH_MS, MIB, STORAGE_LEASE_MS
 from xsc.market.keeping import due_ms
+from xsc.terms.pricing import storage_amount
+from xsc.terms.voucher import leases_account
 
 OWNER = 0
 DAY_MS = 86_400_000
@@ -44,23 +46,32 @@ def held_at(world, owner):
 
 def settled_in_full(world, owner):
     """Hold both sides of all leases of an owner against each other and against the ledgers."""
-    mine = {v.lease_id: v for v in owner.market.leases() if v.role == "customer"}
+    own = owner.key.node_id
+    mine = {view.lease_id: view for view in owner.market.leases() if view.role == "customer"}
+    accounts = {each.peer: each for each in owner.market.accounts() if each.role == "customer"}
     paid = 0
     for node in world.nodes:
         if node is owner:
             continue
-        theirs = [
-            view
-            for view in node.market.leases()
-            if view.role == "provider" and view.peer == owner.key.node_id
-        ]
-        for view in theirs:
-            assert view.lease_id in mine
-            assert view.held_bytes == node.shards.usage.get(view.lease_id, 0)
-            assert view.due_micro == mine[view.lease_id].due_micro
-            assert node.ledger.settled(view.lease_id) == view.due_micro
-            paid += view.due_micro
-        balance = node.ledger.balance(owner.key.node_id)
+        for view in node.market.leases():
+            if view.role == "provider" and view.peer == own:
+                assert view.held_bytes == node.shards.usage.get(view.lease_id, 0)
+                assert view.held_bytes == mine[view.lease_id].held_bytes
+                assert view.due_micro == mine[view.lease_id].due_micro
+        for theirs in node.market.accounts():
+            if (theirs.role, theirs.peer) == ("provider", own):
+                if node.key.node_id not in accounts:
+                    assert not theirs.settled_micro + theirs.owed_micro
+                    continue
+                ours = accounts[node.key.node_id]
+                settled = theirs.settled_micro
+                assert (settled, theirs.owed_micro) == (ours.settled_micro, ours.owed_micro)
+                # What fell due since it was settled, just now.
+                assert theirs.owed_micro <= 1
+                account = leases_account(node.key.node_id, own)
+                assert node.ledger.settled(account) == settled
+                paid += settled
+        balance = node.ledger.balance(own)
         assert balance == -owner.ledger.balance(node.key.node_id)
     return paid
 
@@ -96,8 +107,8 @@ def test_an_object_whose_owner_runs_is_readable_for_ever_and_never_swept():
         await settle(world)
         assert settled_in_full(world, owner) > 0
         for view in owner.market.leases():
-            epochs = max(0, world.clock.now_ms() - view.start_ms) // EPOCH_MS + 1
-            assert view.used <= epochs * max(before.values())
+            hours = (world.clock.now_ms() - view.start_ms) // EPOCH_MS + 1
+            assert view.due_micro <= storage_amount(view.price, hours * max(before.values())) + 1
         counted_exactly(world, range(3))
 
     run(11, 3, play, SETTINGS)

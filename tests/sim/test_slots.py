@@ -28,6 +28,7 @@ from xsc.terms.clearing import (
     TwoTierAllocationState,
 )
 from xsc.terms.slot import Commitment
+from xsc.terms.voucher import leases_account
 
 A_STEP = PRICE_BYTES // SLOT_STEP_BYTES
 """The price a GiB and hour that is a micro-credit a step and hour."""
@@ -361,8 +362,9 @@ def test_the_settled_bill_of_a_recognised_customer_is_its_rung():
             held_ms = world.clock.now_ms() - mine.start_ms
             assert mine.due_micro == theirs.due_micro == 80 * rung * held_ms // EPOCH_MS
             await node.market.settlement.settle_all()
-            settled = node.ledger.settled(mine.lease_id)
-            assert settled == provider.ledger.settled(mine.lease_id) >= mine.due_micro
+            account = leases_account(provider.key.node_id, node.key.node_id)
+            settled = node.ledger.settled(account)
+            assert settled == provider.ledger.settled(account) >= mine.due_micro
 
     run(9, 4, play, SETTINGS)
 

@@ -74,7 +74,7 @@ class Entry:
     name: str
     amount_micro: int
     direction: str
-    lease_id: str | None
+    account: str | None
     created_ms: int
     entry_id: str
     state: str
@@ -103,9 +103,8 @@ class Verified:
 
 @model
 class Settled:
-    """What was booked of one lease."""
+    """What was booked with one peer."""
 
-    lease_id: str
     role: Literal["customer", "provider"]
     peer: str
     name: str
@@ -114,7 +113,7 @@ class Settled:
 
 @model
 class Settlement:
-    """What was booked, and how many leases wait for a peer."""
+    """What was booked, and with how many peers something is still owed."""
 
     settled: list[Settled]
     pending: int

@@ -175,6 +175,7 @@ class Lease:
     quantity: int
     held_bytes: int
     used: int
+    """Fuel steps that ran; under a cleared rate, in this minute."""
     price_micro: int
     due_micro: int
     settled_micro: int

@@ -490,10 +490,8 @@ STORAGE_LEASE_BYTES = 256 * MIB
 SHARE_LEASES = 4
 """Of what a host still offers it, a customer takes one part in so many, where it needs no more."""
 STORAGE_LEASE_IDLE_MS = 600_000
-"""A provider takes a lease back that held nothing for so long; customers stop at half of it."""
-RESERVED_EPOCHS = 16
-"""A lease keeps its unused room while it fills by one part in so many each epoch; as much is the
-least that it is billed for."""
+"""A provider takes a lease back that held nothing for so long; customers stop at half of it. A
+lease for now to which nothing came for so long keeps nothing free any more."""
 ROOM_PART_OPEN = 8
 """What is reserved and not used of one customer is at most one part in so many of what is free."""
 ROOM_PART_ONE_WAY = 4
@@ -514,8 +512,8 @@ RENEWAL_ROWS_MAX = 512
 """Bodies that a host looks at for one of those calls."""
 RENEWAL_BYTES_MAX = 16 * MIB
 """Bytes that a host writes for one of those calls."""
-HISTORY_LEASES_MAX = 64
-"""Leases in one page of what a host tells a customer that lost its disk."""
+ACCOUNT_LEASES_MAX = 32
+"""Leases that a customer may ask for at once of those that a count names."""
 LEASE_URGENT_MS = 30 * 24 * 3_600_000
 """So long before the end of a lease that a host refused to renew, what lies there moves."""
 LEASE_RESCUE_MS = 21 * 24 * 3_600_000
@@ -554,21 +552,21 @@ SETTLE_LAST_MS = 3_000
 LEASE_REQUESTS_A_CUSTOMER_MAX = 256
 LEASE_REQUESTS_MS = 10_000
 LEASES_A_CUSTOMER_MAX = 256
-"""Leases of one customer that are open, or over and not settled."""
-UNBOOKED_A_CUSTOMER_MAX = LEASES_A_CUSTOMER_MAX // 4
-"""Leases of one customer that are over and wait to be booked: so many are booked at once."""
+"""Leases of one customer that are open."""
 BOOKING_CREDIT_PPM = 250_000
 """What waits to be booked is booked at once when it is so much of the credit that is left."""
 LEASES_DONE_A_CUSTOMER_MAX = 256
-"""Leases of one customer that are over and settled; the oldest are forgotten."""
+"""Leases of one customer that are over; the oldest are forgotten, and stay owed."""
 BOOKINGS_ASKED_A_CUSTOMER_MAX = 256
 """Bookings that a customer may ask for within an hour; beyond that its provider decides when."""
 BOOKINGS_ASKED_MS = 3_600_000
-VOUCHERS_A_CUSTOMER_MAX = 256
-"""Vouchers of one customer that are taken within VOUCHERS_MS: each is kept."""
-VOUCHERS_MS = 30_000
+ACCOUNTS_A_CUSTOMER_MAX = 64
+"""Counts that one customer may ask for within ACCOUNTS_MS: each is signed and kept."""
+ACCOUNTS_MS = 30_000
+COUNT_LEASES_MAX = 2 * LEASES_A_CUSTOMER_MAX + LEASES_DONE_A_CUSTOMER_MAX
+"""Leases of one customer in a count: those that are open, those that renew them, those over."""
 LEASE_KEPT_MS = 3_600_000
-"""How long a lease that is over and settled is remembered."""
+"""How long a lease that is over is remembered."""
 LEASE_REFUSED_MS = 600_000
 """How long a customer leaves a lease alone under which its host took no more."""
 PROMISE_MS = 600_000

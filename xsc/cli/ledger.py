@@ -225,10 +225,9 @@ def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
         show_json(answer)
         return 0
     show_table(
-        ["lease", "role", "peer", "<settled"],
+        ["role", "peer", "<settled"],
         [
             [
-                short(row["lease_id"]),
                 row["role"],
                 named(row, row["peer"]),
                 format_credits(row["amount_micro"]),
@@ -238,7 +237,7 @@ def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
         "nothing was left to settle",
     )
     if answer["pending"]:
-        show(f"{answer['pending']} more wait for a peer to answer")
+        show(f"with {answer['pending']} peers something is still owed")
     return 0
 
 

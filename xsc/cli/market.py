@@ -419,7 +419,7 @@ def leases(settings: Settings) -> None:
 @market.command()
 @click.argument("lease_id", metavar="LEASE", type=LEASE)
 @click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write.")
-@click.option("--denial", is_flag=True, help="The host's signed word that it does not know it.")
+@click.option("--denial", is_flag=True, help="The host's signed count without it.")
 @pass_settings
 def lease(settings: Settings, lease_id: str, output: Path, *, denial: bool) -> None:
     """Write a signed lease to a file, for `xsc verify --lease`.

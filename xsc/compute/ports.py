@@ -87,7 +87,7 @@ class ComputeLeases(Protocol):
     def report(self, node: bytes, what: str) -> None:
         """Record misconduct of a peer, for example "dissent"."""
 
-    async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:
+    async def spent(self, lease_id: bytes, fuel_steps: int) -> None:
         """Record what a verified receipt bills, and extend the voucher."""
 
     def unused(self, lease_id: bytes, fuel_steps: int) -> None:

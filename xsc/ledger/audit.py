@@ -29,7 +29,7 @@ from xsc.ledger.validation import (
     check_own_next,
     check_voucher,
 )
-from xsc.terms.voucher import Voucher, off_books_lease
+from xsc.terms.voucher import Voucher, off_books_account
 
 FORMAT = 1
 _YEAR_9999_MS = 253_402_300_799_999
@@ -325,11 +325,11 @@ def verify_settled(raw: bytes) -> str:
         raise ProofInvalid("this entry does not hold: a stranger exported it")
     if said.amount_micro > voucher.record.amount_micro:
         raise ProofInvalid("this entry does not hold: it is over more than the voucher")
-    assert said.lease is not None
+    assert said.account is not None
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(
         milliseconds=min(counter.record.created_ms, _YEAR_9999_MS)
     )
-    if said.lease == off_books_lease(said.credit, said.debit):
+    if said.account == off_books_account(said.credit, said.debit):
         what = (
             f"{short(said.credit)} paid {short(said.debit)} "
             f"{format_credits(said.amount_micro)} credits off the books"
@@ -337,6 +337,6 @@ def verify_settled(raw: bytes) -> str:
     else:
         what = (
             f"{short(said.debit)} owes {short(said.credit)} "
-            f"{format_credits(said.amount_micro)} credits under lease {short(said.lease)}"
+            f"{format_credits(said.amount_micro)} credits in account {short(said.account)}"
         )
     return f"entry {short(half.id)}: {what}, signed by both, answered {at:%Y-%m-%d %H:%M:%S} UTC"

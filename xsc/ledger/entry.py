@@ -61,7 +61,7 @@ class Half(Record):
     ref: Id16 | None
     """The `xid` of the entry that this one resolves."""
     expires_ms: Count | None
-    lease: Id32 | None
+    account: Id32 | None
     receipt: Id32 | None
     """Record id of the debtor's voucher that the entry rests on."""
     created_ms: Count
@@ -132,7 +132,7 @@ def limit_half(
         amount_micro=amount_micro,
         ref=None,
         expires_ms=None,
-        lease=None,
+        account=None,
         receipt=None,
         created_ms=created_ms,
         memo=None,
@@ -147,11 +147,11 @@ def post_half(
     prev: bytes,
     xid: bytes,
     amount_micro: int,
-    lease: bytes,
+    account: bytes,
     receipt: bytes,
     created_ms: int,
 ) -> Half:
-    """Return the creditor's half of a debt under a lease; only the debtor's makes it count."""
+    """Return the creditor's half of a debt in an account; only the debtor's makes it count."""
     return Half(
         seq=seq,
         prev=prev,
@@ -165,7 +165,7 @@ def post_half(
         amount_micro=amount_micro,
         ref=None,
         expires_ms=None,
-        lease=lease,
+        account=account,
         receipt=receipt,
         created_ms=created_ms,
         memo=None,

@@ -149,7 +149,7 @@ class HistoryExchange:
     async def hear(self, peer: bytes) -> None:
         """Ask a peer, once in an incarnation, for the entries of earlier ones.
 
-        Nothing is booked with a peer before: what was settled under a lease is not known.
+        Nothing is booked with a peer before: what was settled in an account is not known.
 
         Raises:
             XscError: the peer does not answer.

@@ -1,6 +1,6 @@
 """Payments off the books: how the reports of two operators become one entry.
 
-The payee, which is owed something, signs a voucher to the payer under a lease id that is
+The payee, which is owed something, signs a voucher to the payer in an account that is
 used for their payments only. The payer books it like any voucher, which reduces its debt.
 So no debt falls without the creditor's signature, and the chain, recovery and proofs need
 nothing new. docs/design/ledger.md, "Off the books".
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from xsc.base.encoding import tagged_sha256
 from xsc.base.units import format_credits
 from xsc.ledger.entry import XID_BYTES
-from xsc.terms.voucher import Voucher, off_books_lease
+from xsc.terms.voucher import Voucher, off_books_account
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,13 @@ def make_voucher(payment: Payment, *, payer: bytes, payee: bytes) -> Voucher:
     assert not payment.is_payer, "only the payee signs"
     amount = payment.before_micro + payment.amount_micro
     return Voucher(
-        lease_id=off_books_lease(payer, payee),
+        account=off_books_account(payer, payee),
         provider=payer,
         customer=payee,
         number=amount,
         amount_micro=amount,
-        quantity=0,
         until_ms=payment.said_ms,
+        count=None,
     )
 
 
@@ -72,8 +72,8 @@ def check_voucher(voucher: Voucher, payment: Payment, *, payer: bytes, payee: by
     """Return why a payee's voucher is not what the payer's operator spoke of."""
     if (voucher.provider, voucher.customer) != (payer, payee):
         return "the voucher is between other nodes"
-    if voucher.lease_id != off_books_lease(payer, payee):
-        return "the voucher is for a lease"
+    if voucher.account != off_books_account(payer, payee):
+        return "the voucher is for an account"
     if voucher.amount_micro != payment.before_micro + payment.amount_micro:
         return "the voucher is over another amount"
     return None
@@ -103,4 +103,4 @@ def xid_of(voucher: Voucher, payment: Payment) -> bytes:
     """
     numbers = (voucher.amount_micro, voucher.until_ms, payment.said_ms)
     words = (number.to_bytes(8, "big") for number in numbers)
-    return tagged_sha256("off-books/xid", voucher.lease_id, *words)[:XID_BYTES]
+    return tagged_sha256("off-books/xid", voucher.account, *words)[:XID_BYTES]

@@ -33,7 +33,7 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.ledger import off_books
 from xsc.ledger.off_books import Payment
-from xsc.terms.voucher import Voucher, off_books_lease
+from xsc.terms.voucher import Voucher, off_books_account
 
 ACCOUNT: Final = "ledger.account"
 PAID: Final = b"ledger-paid/"
@@ -59,11 +59,11 @@ class Accounts(Protocol):
     def limit(self, peer: bytes) -> int:
         """Return what the peer may owe this node."""
 
-    def settled_between(self, lease_id: bytes, *, debtor: bytes, creditor: bytes) -> int:
-        """Return what was settled under a lease in all that one party owes the other for."""
+    def settled_between(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
+        """Return what was settled in an account in all that one party owes the other for."""
 
     async def collect(
-        self, *, xid: bytes, debtor: bytes, amount_micro: int, lease_id: bytes, voucher: bytes
+        self, *, xid: bytes, debtor: bytes, amount_micro: int, account: bytes, voucher: bytes
     ) -> int:
         """Book what a voucher leaves unsettled."""
 
@@ -130,9 +130,9 @@ class Payments:
         """Return why this node's operator does not agree now to what its voucher is over."""
         return off_books.check_consent(voucher, self.waiting(payer), payer=payer, payee=self._own)
 
-    def is_payment(self, peer: bytes, lease_id: bytes | None) -> bool:
-        """Return whether what was booked with a peer under that lease id was paid off the books."""
-        return lease_id in (off_books_lease(self._own, peer), off_books_lease(peer, self._own))
+    def is_payment(self, peer: bytes, account: bytes | None) -> bool:
+        """Return whether what was booked with a peer in that account was paid off the books."""
+        return account in (off_books_account(self._own, peer), off_books_account(peer, self._own))
 
     def heard(self, peer: bytes) -> int:
         """Return what a peer's operator reports as paid, and this node's has not; 0: nothing.
@@ -161,7 +161,7 @@ class Payments:
     def _booked(self, peer: bytes, *, is_payer: bool) -> int:
         payer, payee = (self._own, peer) if is_payer else (peer, self._own)
         return self._ledger.settled_between(
-            off_books_lease(payer, payee), debtor=payee, creditor=payer
+            off_books_account(payer, payee), debtor=payee, creditor=payer
         )
 
     async def _keep(self, peer: bytes, payment: Payment | None) -> None:
@@ -236,7 +236,7 @@ class Payments:
             xid=off_books.xid_of(voucher, payment),
             debtor=peer,
             amount_micro=payment.amount_micro,
-            lease_id=voucher.lease_id,
+            account=voucher.account,
             voucher=raw,
         )
         self._log.info("ledger.paid_off_books", peer=short(peer), amount_micro=payment.amount_micro)

@@ -46,7 +46,7 @@ from xsc.ledger.validation import (
     check_incarnation,
     check_proposal,
 )
-from xsc.terms.voucher import Voucher, off_books_lease
+from xsc.terms.voucher import Voucher, off_books_account
 
 PROPOSE: Final = "ledger.propose"
 
@@ -99,17 +99,17 @@ class Proposals:
         self._chain.on_change()
 
     async def collect(
-        self, *, xid: bytes, debtor: bytes, amount_micro: int, lease_id: bytes, voucher: bytes
+        self, *, xid: bytes, debtor: bytes, amount_micro: int, account: bytes, voucher: bytes
     ) -> int:
-        """Book what a voucher leaves unsettled, and return what is settled of the lease in all.
+        """Book what a voucher leaves unsettled, and return what is settled of the account in all.
 
-        An entry under the same lease that is still open is finished first.
+        An entry in the same account that is still open is finished first.
 
         Args:
             xid: 16 bytes; the same ones book the same entry, once.
             debtor: the node that signed the voucher.
             amount_micro: the voucher's amount less what is settled already.
-            lease_id: the voucher's.
+            account: the voucher's.
             voucher: the signed voucher.
 
         Raises:
@@ -125,14 +125,14 @@ class Proposals:
         await self._exchange.hear(debtor)
         while True:
             seq, mine = await self._chain.exclusive(
-                self._prepare, xid, debtor, amount_micro, lease_id, signed
+                self._prepare, xid, debtor, amount_micro, account, signed
             )
             refusal = await self._propose(seq)
             if mine and refusal is not None:
                 raise EntryRefused(f"the peer refused the entry: {refusal}")
             if mine:
                 return self._chain.state.settled_under(
-                    lease_id, debtor=debtor, creditor=self._key.node_id
+                    account, debtor=debtor, creditor=self._key.node_id
                 )
 
     async def _prepare(
@@ -140,7 +140,7 @@ class Proposals:
         xid: bytes,
         debtor: bytes,
         amount_micro: int,
-        lease_id: bytes,
+        account: bytes,
         voucher: Signed[Voucher],
     ) -> tuple[int, bool]:
         """Return the entry to propose, and whether it is the one asked for."""
@@ -151,17 +151,17 @@ class Proposals:
             raise ArgumentInvalid("an amount is from 1 to 2^63 - 1 micro-credits")
         if (known := state.entries.get((me, xid))) is not None:
             written = self._chain.own(known.seq).record
-            wanted = ("post", debtor, amount_micro, lease_id, voucher.id)
+            wanted = ("post", debtor, amount_micro, account, voucher.id)
             if wanted != (
                 written.kind,
                 written.peer,
                 written.amount_micro,
-                written.lease,
+                written.account,
                 written.receipt,
             ):
                 raise ArgumentInvalid("this xid stands for another entry already")
             return known.seq, True
-        if (busy := state.open_under(debtor, lease_id)) is not None:
+        if (busy := state.open_under(debtor, account)) is not None:
             return busy, False
         if debtor not in state.limits:
             await self._chain.extend(self._limit("open", debtor, self._starter_limit))
@@ -172,7 +172,7 @@ class Proposals:
             prev=state.head,
             xid=xid,
             amount_micro=amount_micro,
-            lease=lease_id,
+            account=account,
             receipt=voucher.id,
             created_ms=self._clock.now_ms(),
         )
@@ -276,7 +276,7 @@ class Proposals:
 
     def _check_payment(self, payer: bytes, voucher: Voucher) -> Refusal | None:
         """Return why what was paid off the books is not booked at this moment."""
-        if voucher.lease_id != off_books_lease(payer, self._key.node_id):
+        if voucher.account != off_books_account(payer, self._key.node_id):
             return None
         wrong = self._check_consent(payer, voucher)
         return None if wrong is None else Refusal("payment_not_said", wrong)

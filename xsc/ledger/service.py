@@ -111,13 +111,13 @@ class LedgerService:
         """Return the peers whose debts count together with one's, itself among them."""
         return self._shares_with(peer)
 
-    def settled(self, lease_id: bytes) -> int:
-        """Return what both parties have signed for under a lease in all."""
-        return sum(self.chain.state.settled.get(lease_id, {}).values())
+    def settled(self, account: bytes) -> int:
+        """Return what both parties have signed for in an account in all."""
+        return sum(self.chain.state.settled.get(account, {}).values())
 
-    def settled_between(self, lease_id: bytes, *, debtor: bytes, creditor: bytes) -> int:
-        """Return what was settled under a lease in all that one party owes the other for."""
-        return self.chain.state.settled_under(lease_id, debtor=debtor, creditor=creditor)
+    def settled_between(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
+        """Return what was settled in an account in all that one party owes the other for."""
+        return self.chain.state.settled_under(account, debtor=debtor, creditor=creditor)
 
     def head(self) -> tuple[int, bytes]:
         """Return the length of the own chain and the id of its last half."""

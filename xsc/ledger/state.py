@@ -22,7 +22,7 @@ class Open:
     """An own `post` that its debtor has not answered."""
 
     debtor: bytes
-    lease: bytes
+    account: bytes
     amount_micro: int
 
 
@@ -62,7 +62,7 @@ class LedgerState:
     voided: set[int] = field(default_factory=set)
     """Own `post` halves that were withdrawn, by sequence number."""
     settled: dict[bytes, dict[tuple[bytes, bytes], int]] = field(default_factory=dict)
-    """Per lease, then debtor and creditor, what was settled in all."""
+    """Per account, then debtor and creditor, what was settled in all."""
     entries: dict[tuple[bytes, bytes], Known] = field(default_factory=dict)
     """By initiator and xid."""
     seen: dict[bytes, dict[int, Seen]] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class LedgerState:
     shown: dict[bytes, int] = field(default_factory=dict)
     """Per peer, what the old halves that are in what was noted add up to."""
     promised: dict[tuple[bytes, bytes, bytes], int] = field(default_factory=dict)
-    """Per lease, debtor and creditor, the highest voucher under an old half."""
+    """Per account, debtor and creditor, the highest voucher under an old half."""
     claims_head: bytes = GENESIS
     """Hash over all claims, in the order of taking."""
     claims: set[int] = field(default_factory=set)
@@ -92,10 +92,10 @@ class LedgerState:
         """Return what the peer will owe in addition once it has answered everything."""
         return sum(item.amount_micro for item in self.open.values() if item.debtor == peer)
 
-    def open_under(self, peer: bytes, lease: bytes) -> int | None:
-        """Return the sequence number of the unanswered `post` under a lease, if there is one."""
+    def open_under(self, peer: bytes, account: bytes) -> int | None:
+        """Return the sequence number of the unanswered `post` in an account, if there is one."""
         for seq, item in self.open.items():
-            if item.debtor == peer and item.lease == lease:
+            if item.debtor == peer and item.account == account:
                 return seq
         return None
 
@@ -114,9 +114,9 @@ class LedgerState:
         unproven = max(0, self.unproven_micro(peer))
         return self.balances.get(peer, 0) + self.open_micro(peer) + unproven
 
-    def settled_under(self, lease: bytes, *, debtor: bytes, creditor: bytes) -> int:
-        """Return what was settled under a lease in all."""
-        return self.settled.get(lease, {}).get((debtor, creditor), 0)
+    def settled_under(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
+        """Return what was settled in an account in all."""
+        return self.settled.get(account, {}).get((debtor, creditor), 0)
 
 
 def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None = None) -> None:
@@ -141,8 +141,8 @@ def append(state: LedgerState, own: Signed[Half], initiator: Signed[Half] | None
         _settle(state, half, initiator, half.seq)
         state.entries[half.peer, half.xid] = Known(initiator.id, half.seq)
     else:
-        assert half.lease is not None
-        state.open[half.seq] = Open(half.peer, half.lease, half.amount_micro)
+        assert half.account is not None
+        state.open[half.seq] = Open(half.peer, half.account, half.amount_micro)
     if half.link is None:
         state.entries[state.me, half.xid] = Known(own.id, half.seq)
     _list(state, half)
@@ -195,15 +195,15 @@ def take_old(
         turn: when it was taken, where that was after the present incarnation had begun.
     """
     half = own.record
-    assert half.lease is not None
+    assert half.account is not None
     first = own if half.link is None else other
     state.entries.setdefault((first.author, half.xid), Known(first.id, half.seq))
     if half.seq < state.noted_seq:
         sign = 1 if half.credit == state.me else -1
         state.shown[half.peer] = state.shown.get(half.peer, 0) + sign * half.amount_micro
-    place = half.lease, half.debit, half.credit
-    booked = state.settled_under(half.lease, debtor=half.debit, creditor=half.credit)
-    if (waiting := state.open_under(half.debit, half.lease)) is not None:
+    place = half.account, half.debit, half.credit
+    booked = state.settled_under(half.account, debtor=half.debit, creditor=half.credit)
+    if (waiting := state.open_under(half.debit, half.account)) is not None:
         booked += state.open[waiting].amount_micro
     promised = max(state.promised.get(place, 0), voucher.amount_micro)
     state.promised[place] = promised
@@ -225,9 +225,9 @@ def settle(state: LedgerState, own: Half, counter: Signed[Half]) -> None:
 
 
 def _settle(state: LedgerState, own: Half, other: Signed[Half], seq: int) -> None:
-    assert own.lease is not None
+    assert own.account is not None
     sign = 1 if own.credit == state.me else -1
-    under = state.settled.setdefault(own.lease, {})
+    under = state.settled.setdefault(own.account, {})
     parties = (own.debit, own.credit)
     under[parties] = under.get(parties, 0) + own.amount_micro
     state.balances[own.peer] = state.balances.get(own.peer, 0) + sign * own.amount_micro
@@ -245,12 +245,12 @@ def digest(state: LedgerState) -> bytes:
     balances: list[Value] = [[peer, value] for peer, value in sorted(state.balances.items())]
     limits: list[Value] = [[peer, value] for peer, value in sorted(state.limits.items())]
     waiting: list[Value] = [
-        [seq, item.debtor, item.lease, item.amount_micro]
+        [seq, item.debtor, item.account, item.amount_micro]
         for seq, item in sorted(state.open.items())
     ]
     settled: list[Value] = [
-        [lease, *parties, value]
-        for lease, under in sorted(state.settled.items())
+        [account, *parties, value]
+        for account, under in sorted(state.settled.items())
         for parties, value in sorted(under.items())
     ]
     entries: list[Value] = [

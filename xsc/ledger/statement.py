@@ -29,7 +29,7 @@ class EntryRow:
     amount_micro: int
     direction: Direction
     """`in`: the peer comes to owe this node; `out`: this node comes to owe the peer."""
-    lease_id: bytes | None
+    account: bytes | None
     created_ms: int
     entry_id: bytes
     """The same at both parties."""
@@ -99,7 +99,7 @@ def entry_row(state: LedgerState, own: Signed[Half]) -> EntryRow:
         peer=half.peer,
         amount_micro=half.amount_micro,
         direction="-" if half.kind != "post" else "in" if half.credit == state.me else "out",
-        lease_id=half.lease,
+        account=half.account,
         created_ms=half.created_ms,
         entry_id=half.link or own.id,
         state=_entry_state(state, half),

@@ -12,7 +12,7 @@ The creditor checks the limit: no node comes to owe it more than it allowed. The
 needs no limit, because it answers only for what its own voucher says.
 
 A refusal of a debtor must be final, because the creditor withdraws the entry and a late
-copy of it may still arrive. So what is settled under a lease never falls, and what was
+copy of it may still arrive. So what is settled in an account never falls, and what was
 seen of a chain is never forgotten. Only an overflow can be temporary; it is not a refusal
 but an error after which the creditor tries again.
 """
@@ -46,7 +46,7 @@ RefusalCode: TypeAlias = Literal[
     "conflict",
     "fork",
     "incarnation_over",
-    "lease_busy",
+    "account_busy",
     "amount_wrong",
     "amount_overflow",
     "payment_not_said",
@@ -64,7 +64,7 @@ class Refusal:
 
 
 SAME = ("xid", "kind", "unit", "debit", "credit", "amount_micro", "ref", "expires_ms")
-SAME_TOO = ("lease", "receipt", "memo")
+SAME_TOO = ("account", "receipt", "memo")
 
 
 def _same_content(a: Half, b: Half) -> bool:
@@ -81,8 +81,8 @@ def _check_form(half: Half) -> Refusal | None:
         return Refusal("fields_wrong", f"a '{half.kind}' neither expires nor carries a memo")
     if (half.kind == "void") != (half.ref is not None):
         return Refusal("fields_wrong", "a 'void' names the entry that it withdraws, no other does")
-    if (half.kind in ("post", "void")) != (half.lease is not None):
-        return Refusal("fields_wrong", "a 'post' or 'void' names a lease, no other does")
+    if (half.kind in ("post", "void")) != (half.account is not None):
+        return Refusal("fields_wrong", "a 'post' or 'void' names an account, no other does")
     if (half.kind == "post") != (half.receipt is not None):
         return Refusal("fields_wrong", "a 'post' names a voucher, no other does")
     if half.kind != "post" and half.link is not None:
@@ -93,7 +93,7 @@ def _check_form(half: Half) -> Refusal | None:
 def check_voucher(half: Half, voucher: Signed[Voucher]) -> Refusal | None:
     """Return why a voucher is not what a `post` may rest on; None where it is."""
     said = voucher.record
-    if voucher.id != half.receipt or said.lease_id != half.lease:
+    if voucher.id != half.receipt or said.account != half.account:
         return Refusal("voucher_wrong", "the voucher is not the one that the entry names")
     if voucher.author != half.debit or said.customer != half.debit:
         return Refusal("voucher_wrong", "the voucher is not the debtor's")
@@ -103,8 +103,8 @@ def check_voucher(half: Half, voucher: Signed[Voucher]) -> Refusal | None:
 
 
 def _check_amount(state: LedgerState, half: Half, voucher: Voucher) -> Refusal | None:
-    assert half.lease is not None
-    settled = state.settled_under(half.lease, debtor=half.debit, creditor=half.credit)
+    assert half.account is not None
+    settled = state.settled_under(half.account, debtor=half.debit, creditor=half.credit)
     left = voucher.amount_micro - settled
     if half.amount_micro != left:
         return Refusal(
@@ -256,9 +256,9 @@ def _check_void(state: LedgerState, half: Half) -> Refusal | None:
     assert half.ref is not None
     known = state.entries.get((state.me, half.ref))
     waiting = state.open.get(known.seq) if known is not None else None
-    if waiting is None or (waiting.debtor, waiting.lease, waiting.amount_micro) != (
+    if waiting is None or (waiting.debtor, waiting.account, waiting.amount_micro) != (
         half.peer,
-        half.lease,
+        half.account,
         half.amount_micro,
     ):
         return Refusal("nothing_to_void", "no unanswered entry of that xid and content is open")
@@ -268,15 +268,15 @@ def _check_void(state: LedgerState, half: Half) -> Refusal | None:
 def _check_own_post(
     state: LedgerState, half: Half, voucher: Signed[Voucher] | None
 ) -> Refusal | None:
-    assert half.lease is not None
+    assert half.account is not None
     if half.amount_micro == 0:
         return Refusal("amount_zero", "an entry moves something")
     if voucher is None:
         return Refusal("voucher_wrong", "the voucher is missing")
     if (refusal := check_voucher(half, voucher)) is not None:
         return refusal
-    if state.open_under(half.peer, half.lease) is not None:
-        return Refusal("lease_busy", "another entry under this lease has no answer yet")
+    if state.open_under(half.peer, half.account) is not None:
+        return Refusal("account_busy", "another entry in this account has no answer yet")
     if (refusal := _check_amount(state, half, voucher.record)) is not None:
         return refusal
     limit, exposure = state.limits.get(half.peer, 0), state.exposure(half.peer)

@@ -309,11 +309,6 @@ class LeaseBuyer:
             quantity = min(quantity, rules.room(entry.terms, entry.use, now_ms))
         if quantity:
             entry.promise(quantity, now_ms)
-        use = rules.advance(entry.terms, entry.use, now_ms)
-        if use.epoch != entry.use.epoch:
-            # A count that a power loss takes is then assumed to be held from here on only.
-            entry.use = use
-            self._store.save(entry)
         terms = entry.terms
         price = rules.run_price(terms) if terms.kind == "compute" else terms.price
         return LeaseHandle(terms.provider, terms.lease_id, price)

@@ -130,7 +130,7 @@ class GrantedLeases:
             LeaseExhausted: no such leases of that customer, or the second is over.
         """
         new = self._open(new_id, customer, "storage")
-        if new.terms.renews != old_id or self._store.get("provider", old_id) is None:
+        if new.terms.renews != old_id:
             raise LeaseExhausted("that lease does not renew the other")
         size = max(0, min(size_bytes, keeping.room_left(new.terms, new.use) - new.reserved))
         new.reserved += size
@@ -153,14 +153,10 @@ class GrantedLeases:
             self._store.keep(old)
             self._store.keep(new)
 
-    async def renewal_used(self, old_id: bytes, new_id: bytes) -> int:
-        """Return what is counted under a lease that is renewed; both counts are on the disk."""
+    async def keep_renewal(self, old_id: bytes, new_id: bytes) -> None:
+        """Have what went over on the disk: the customer is told of it, and counts by that."""
         found = [self._store.get("provider", lease_id) for lease_id in (old_id, new_id)]
-        entries = [entry for entry in found if entry is not None]
-        for entry in entries:
-            entry.use = rules.advance(entry.terms, entry.use, self._clock.now_ms())
-        await self._store.sync(*entries)
-        return entries[0].use.used if entries else 0
+        await self._store.sync(*(entry for entry in found if entry is not None))
 
     def compute_terms(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> RunTerms:
         """Return the terms of a run that may be billed so much; `admit_compute` comes next.
@@ -258,9 +254,7 @@ class GrantedLeases:
             )
             return
         entry.reserved = max(0, entry.reserved - reserved_steps)
-        amount = compute_amount(entry.terms.price, used_steps)
-        now_ms = self._clock.now_ms()
-        entry.use = rules.spend(entry.terms, entry.use, used_steps, amount, now_ms)
+        entry.use = rules.spend(entry.terms, entry.use, used_steps, self._clock.now_ms())
         self._store.keep(entry)
         self._lines.wake()
 

@@ -29,6 +29,7 @@ from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     NONCE_BYTES,
+    REQUEST_WINDOW_MS,
 )
 from xsc.base.merkle import Part
 from xsc.base.tally import Tally
@@ -71,7 +72,6 @@ class LeaseGranter:
         self._entropy = context.entropy
         self._log = context.log
         self._store = store
-        self._credit = ports.credit
         self._standing = ports.standing
         self._limits = limits
         self._headroom = headroom
@@ -131,28 +131,28 @@ class LeaseGranter:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Give up room of a cleared lease that its customer does not use; it is no more billed.
 
-        The answer says what is left, 0 where the lease is over, and what was used till now.
+        The answer says what is left, 0 where the lease is over.
         """
         entry = self._store.get("provider", take_bytes(header, "lease_id"))
         if entry is None or entry.terms.customer != caller or not entry.terms.cleared:
             raise NotAllowed("this customer has no such lease here")
-        level = take_int(header, "level")
+        level, at_ms = take_int(header, "level"), take_int(header, "at_ms")
+        if abs(at_ms - self._clock.now_ms()) > REQUEST_WINDOW_MS:
+            raise RecordInvalid("the level is not given up now")
         self._lowered.count(caller, self._clock.monotonic_ms(), "lowered leases")
         async with self._lowering.of(entry.terms.lease_id):
-            before, now_ms = entry.use, self._clock.now_ms()
-            least = rules.least_level(entry.terms, before, now_ms) + entry.reserved
-            use = rules.lowered(entry.terms, before, max(level, least), now_ms)
+            before = entry.use
+            least = rules.least_level(entry.terms, before, self._clock.now_ms()) + entry.reserved
+            use = rules.lowered(entry.terms, before, max(level, least), at_ms)
             if use.level == before.level:
-                return {"level": use.level, "used": use.used}, ()
+                return {"level": use.level}, ()
             entry.use = use
             try:
                 await self._store.sync(entry)
             except XscError:
-                entry.use = replace(
-                    entry.use, level=before.level, given_back=before.given_back, edge=before.edge
-                )
+                entry.use = replace(entry.use, level=before.level, given_back=before.given_back)
                 raise
-            return {"level": entry.use.level, "used": entry.use.used}, ()
+            return {"level": entry.use.level}, ()
 
     def _check_request(self, request: LeaseRequest) -> Quote:
         now_ms = self._clock.now_ms()
@@ -166,19 +166,17 @@ class LeaseGranter:
         )
         if (refusal := rules.check_request(request, quote.record, now_ms)) is not None:
             raise RecordInvalid(refusal)
-        used = self._store.get("customer", request.lease_id) is not None
-        if used or self._credit.settled(request.lease_id) > 0:
-            # What was settled under it before would pay for the new lease as well.
+        if self._store.get("customer", request.lease_id) is not None:
             raise RecordInvalid("the lease id was used before")
         self._check_renewal(request, now_ms)
-        unsettled = sum(
+        in_use = sum(
             not is_done(entry, now_ms) for entry in self._store.of("provider", request.customer)
         )
         # Each lease can be renewed, however many there are.
-        if unsettled >= LEASES_A_CUSTOMER_MAX * (1 if request.renews is None else 2):
+        if in_use >= LEASES_A_CUSTOMER_MAX * (1 if request.renews is None else 2):
             raise RateLimited(
-                f"one customer may have {LEASES_A_CUSTOMER_MAX} leases that are not settled",
-                hint="settle what is owed under those that are over: `xsc market leases`",
+                f"one customer may have {LEASES_A_CUSTOMER_MAX} leases that are in use",
+                hint="give back what is not needed: `xsc market leases`",
             )
         return quote.record
 

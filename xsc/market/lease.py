@@ -1,20 +1,15 @@
-"""The life of a lease: what it allows, what is used of it, and what is owed for that.
+"""The life of a lease: what it allows, what is used of it, and what that comes to.
 
-Customer and provider run the same steps over what each of them saw; the
-customer's cumulative vouchers bring both together. Only these move a lease:
+Customer and provider run the same steps over what each of them saw; the provider signs its count,
+and the customer takes it over as far as it follows from what it ordered itself (`follow`). Only
+these move a lease:
 
-- storage: bytes are *held*. An epoch that has begun counts whole, with the most
-  bytes held in it; the first is due as soon as bytes are held. So the use, in
-  byte-epochs, never falls. What is leased and not held is *reserved* while the lease
-  fills, and lapses for good where it does not; for that a part is billed at least.
-- compute: fuel steps are *spent*, each run billed as its receipt says. A lease for now fixes their
-  price; it keeps nothing free.
-- a lease that a clearing granted is *cleared*: its level is kept free and billed by the
-  millisecond. Bytes and runs within it cost nothing more. Of compute it is a rate a minute.
-
-What a lease is at a moment follows from its use and the time: `open` until its
-end, or until it is given back; then `closing` while something is owed,
-`settled` once it is paid, and `expired` where nothing ever was owed.
+- storage: bytes are *held*. By the millisecond it is billed for what is held or for its *level*,
+  whichever is more: the level is what is kept free for the customer. Where a clearing granted the
+  lease, the customer lowers it. Of a lease for now it is the whole quantity, and ends once nothing
+  came for ten minutes; bytes still come after that where there is room.
+- compute: a *cleared* lease is a rate, billed by time; runs within it cost nothing more. Of a lease
+  for now the fuel steps that ran are billed.
 
 A check returns the first rule that is broken, as a sentence, or None.
 """
@@ -22,7 +17,7 @@ A check returns the first rule that is broken, as a sentence, or None.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from xsc.base.limits import (
     AMOUNT_MAX,
@@ -33,26 +28,23 @@ from xsc.base.limits import (
     MFUEL,
     MIB,
     OFFER_MS,
-    REFUSED_RETRY_MS,
-    REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
-    RESERVED_EPOCHS,
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
 )
 from xsc.base.units import ceil_div
+from xsc.terms.count import CountLine, number_of
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.pricing import PRICE_UNIT, amount, compute_amount
+from xsc.terms.pricing import amount
+from xsc.terms.pricing import worth as worth_of
 from xsc.terms.quote import Kind, Quote
-from xsc.terms.voucher import Voucher, off_books_lease
 
-Status: TypeAlias = Literal["open", "closing", "settled", "expired"]
 LENGTH_MS: Final[dict[Kind, int]] = {"storage": STORAGE_LEASE_MS, "compute": COMPUTE_LEASE_MS}
 CLEARED_MS: Final[dict[Kind, int]] = {"storage": STORAGE_LEASE_MS, "compute": CLEARED_COMPUTE_MS}
 """How long a lease lasts at most that a clearing granted."""
 _EPOCH_MS: Final[dict[Kind, int]] = {"storage": EPOCH_MS, "compute": COMPUTE_LEASE_MS}
 LEVEL_UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": MFUEL}
-"""Levels are whole MiB, or millions of fuel steps a minute: so billing them by time is exact."""
+"""Levels of cleared leases are whole MiB, or millions of fuel steps a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,29 +75,19 @@ class LeaseUse:
     touched_ms: int
     """When bytes were last held or given back, or the lease was granted."""
     held_bytes: int = 0
-    epoch: int = 0
-    """The epoch, counted from the start, up to which `used` is counted."""
-    peak_bytes: int = 0
-    """The most bytes held in that epoch; of cleared compute, the fuel steps spent in it."""
-    used: int = 0
-    """Byte-epochs begun, or fuel steps spent; where it is cleared, level times milliseconds."""
-    billed_micro: int = 0
-    """Compute: the sum of the bills."""
-    voucher_number: int = 0
-    voucher_micro: int = 0
-    voucher_quantity: int = 0
-    settled_micro: int = 0
-    """Of the vouchers, what the ledger has booked."""
-    given_back: bool = False
-    lapsed: bool = False
-    """Storage: what is leased and not held is no longer reserved."""
-    edge: int = 0
-    """Storage: bytes carried into the present epoch, or, once all went, into the one in which they
-    did, where it had just begun: another clock may not count it."""
     level: int = 0
-    """Of a cleared lease: what is kept free and billed. It only falls."""
+    """What is kept free and billed: bytes, or fuel steps a minute. It only falls."""
+    used: int = 0
+    """What is billed: byte-milliseconds, of a cleared rate its level times milliseconds, of compute
+    for now fuel steps."""
     counted_ms: int = 0
-    """Of a cleared lease: up to when that is counted."""
+    """Up to when time is counted in that."""
+    minute: int = 0
+    """Of a cleared rate: the minute, counted from the start, in which `spent` fuel steps ran."""
+    spent: int = 0
+    given_back: bool = False
+    known: bool = False
+    """Provider: the customer has asked for a count since the lease was granted."""
 
 
 def terms_of(request: LeaseRequest, quantity: int, *, cleared: bool = False) -> LeaseTerms:
@@ -143,32 +125,24 @@ def end_of(quote: Quote, until_ms: int | None, now_ms: int) -> int:
 def new_use(terms: LeaseTerms, now_ms: int) -> LeaseUse:
     """Return the use of a lease that begins.
 
-    One that renews another keeps nothing free for now: it is for bytes that lie there.
+    One that renews another keeps nothing free yet: it is for bytes that lie there.
     """
-    if terms.renews is not None:
-        lapsed, counted_ms = not terms.cleared, terms.start_ms if terms.cleared else 0
-        return LeaseUse(touched_ms=now_ms, lapsed=lapsed, counted_ms=counted_ms)
-    if not terms.cleared:
-        return LeaseUse(touched_ms=now_ms)
-    return LeaseUse(touched_ms=now_ms, level=terms.quantity, counted_ms=terms.start_ms)
+    keeps = terms.renews is None and (terms.cleared or terms.kind == "storage")
+    level = terms.quantity if keeps else 0
+    return LeaseUse(touched_ms=now_ms, level=level, counted_ms=terms.start_ms)
 
 
 def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | None:
     """Return what is wrong with a request under this provider's own valid quote."""
     if request.lease_id == bytes(len(request.lease_id)):
         return "the lease id is the one of a node's own capacity"
-    if request.lease_id in (
-        off_books_lease(request.provider, request.customer),
-        off_books_lease(request.customer, request.provider),
-    ):
-        return "the lease id is reserved for payments off the books"
     if request.provider != quote.provider or request.customer != quote.customer:
         return "the request is between other nodes than its quote"
     if request.kind != quote.kind:
         return "the request is for another kind than its quote"
     if request.price < quote.price:
         return f"the price {request.price} is below the quote's {quote.price}"
-    if request.renews is None and abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
+    if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
         return "the lease does not begin now"
     longest = LENGTH_MS
     if quote.draw is not None:
@@ -197,38 +171,21 @@ def check_grant(request_raw: bytes, request: LeaseRequest, lease: Lease) -> str 
 
 def advance(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> LeaseUse:
     """Return the use after the time that has passed; nothing is counted after the end."""
-    if terms.cleared:
-        return _advance_level(terms, use, now_ms)
-    if terms.kind != "storage":
+    if use.given_back or not _has_time(terms):
         return use
-    last = ceil_div(terms.end_ms - terms.start_ms, EPOCH_MS) - 1
-    epoch = min(max((now_ms - terms.start_ms) // EPOCH_MS, 0), last)
-    if epoch <= use.epoch:
-        return use
-    begun = (epoch - use.epoch) * use.held_bytes
-    return replace(
-        use,
-        epoch=epoch,
-        peak_bytes=use.held_bytes,
-        used=use.used + begun,
-        edge=use.held_bytes or use.edge,
-        lapsed=use.lapsed or use.held_bytes * RESERVED_EPOCHS < epoch * terms.quantity,
-    )
-
-
-def _advance_level(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> LeaseUse:
     until_ms = min(now_ms, terms.end_ms)
-    if use.given_back or until_ms <= use.counted_ms:
+    lapse_ms = use.touched_ms + STORAGE_LEASE_IDLE_MS
+    if not terms.cleared and use.level and until_ms >= lapse_ms:
+        use = replace(_counted(use, lapse_ms), level=0)
+    return _counted(use, until_ms)
+
+
+def _counted(use: LeaseUse, until_ms: int) -> LeaseUse:
+    passed_ms = until_ms - use.counted_ms
+    if passed_ms <= 0:
         return use
-    epoch = (until_ms - terms.start_ms) // _EPOCH_MS[terms.kind]
-    passed = use.level // LEVEL_UNIT[terms.kind] * (until_ms - use.counted_ms)
-    return replace(
-        use,
-        epoch=epoch,
-        peak_bytes=use.peak_bytes if epoch == use.epoch else use.held_bytes,
-        used=use.used + passed,
-        counted_ms=until_ms,
-    )
+    billed = max(use.held_bytes, use.level)
+    return replace(use, used=use.used + billed * passed_ms, counted_ms=until_ms)
 
 
 def _has_time(terms: LeaseTerms) -> bool:
@@ -243,23 +200,28 @@ def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> Lea
     """
     assert terms.kind == "storage", "only storage holds bytes"
     use = advance(terms, use, now_ms)
-    held = max(0, use.held_bytes + delta_bytes)
-    peak = max(use.peak_bytes, held)
-    if terms.cleared:
-        return replace(use, touched_ms=now_ms, held_bytes=held, peak_bytes=peak)
-    edge = use.edge
-    if not use.held_bytes:
-        edge = 0 if held else edge
-    elif not held and now_ms - terms.start_ms - use.epoch * EPOCH_MS >= REQUEST_WINDOW_MS:
-        edge = 0
-    return replace(
-        use,
-        touched_ms=now_ms,
-        held_bytes=held,
-        peak_bytes=peak,
-        used=use.used + peak - use.peak_bytes,
-        edge=edge,
-    )
+    return replace(use, touched_ms=now_ms, held_bytes=max(0, use.held_bytes + delta_bytes))
+
+
+def spent(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
+    """Return the fuel steps that ran under a cleared rate within the present minute."""
+    return use.spent if use.minute == (now_ms - terms.start_ms) // COMPUTE_LEASE_MS else 0
+
+
+def run(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
+    """Return the fuel steps that ran under a lease; under a cleared rate, in this minute."""
+    if terms.kind == "storage":
+        return 0
+    return spent(terms, use, now_ms) if terms.cleared else use.used
+
+
+def spend(terms: LeaseTerms, use: LeaseUse, steps: int, now_ms: int) -> LeaseUse:
+    """Return the use after a run that was billed; under a cleared lease it is paid by time."""
+    assert terms.kind == "compute", "only compute is spent"
+    if not terms.cleared:
+        return replace(use, used=use.used + steps)
+    minute = (now_ms - terms.start_ms) // COMPUTE_LEASE_MS
+    return replace(use, minute=minute, spent=spent(terms, use, now_ms) + steps)
 
 
 def least_level(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
@@ -270,51 +232,24 @@ def least_level(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     """
     if now_ms < terms.start_ms + OFFER_MS:
         return use.level
-    return use.held_bytes if terms.kind == "storage" else advance(terms, use, now_ms).peak_bytes
+    return use.held_bytes if terms.kind == "storage" else spent(terms, use, now_ms)
 
 
 def lowered(terms: LeaseTerms, use: LeaseUse, level: int, now_ms: int) -> LeaseUse:
-    """Return the use of a cleared lease once its customer gave up room; without any it is over."""
+    """Return the use of a cleared lease once its customer gave up room; without any it is over.
+
+    It is billed up to `now_ms`, by the customer's clock on both sides, also where it was counted
+    further.
+    """
     use, unit = advance(terms, use, now_ms), LEVEL_UNIT[terms.kind]
     level = min(use.level, ceil_div(max(level, use.held_bytes), unit) * unit)
-    if level:
-        return replace(use, level=level)
-    # Another clock may have ended it earlier.
-    edge = use.level // unit * REQUEST_WINDOW_MS
-    return replace(use, given_back=True, edge=edge, level=0)
+    back = (use.level - level) * (use.counted_ms - now_ms) if use.counted_ms > now_ms else 0
+    return replace(use, level=level, given_back=not level, used=max(0, use.used - back))
 
 
-def counted(terms: LeaseTerms, use: LeaseUse) -> int:
-    """Return the byte-epochs or fuel steps that a lease is billed for.
-
-    Of storage a part of what is leased at least, once bytes were held: that the rest is
-    reserved costs something, too. A lease that renews another reserves nothing.
-    """
-    if terms.kind != "storage" or not use.used or terms.renews is not None or terms.cleared:
-        return use.used
-    return max(use.used, terms.quantity // RESERVED_EPOCHS)
-
-
-def hold_since(
-    terms: LeaseTerms, use: LeaseUse, delta_bytes: int, epoch: int, now_ms: int
-) -> LeaseUse:
-    """Return the use once it turned out that more (+) or less (-) is held, since an epoch.
-
-    For what was held and not counted the epochs since are due as well. What was counted
-    too high stays owed: when it went is not known.
-    """
-    use = hold(terms, use, delta_bytes, now_ms)
-    missed = 0 if terms.cleared else max(0, delta_bytes) * max(0, use.epoch - epoch)
-    return replace(use, used=use.used + missed)
-
-
-def spend(terms: LeaseTerms, use: LeaseUse, steps: int, amount_micro: int, now_ms: int) -> LeaseUse:
-    """Return the use after a run that was billed; under a cleared lease it is paid by time."""
-    assert terms.kind == "compute", "only compute is spent"
-    if terms.cleared:
-        use = advance(terms, use, now_ms)
-        return replace(use, peak_bytes=use.peak_bytes + steps)
-    return replace(use, used=use.used + steps, billed_micro=use.billed_micro + amount_micro)
+def ended(use: LeaseUse) -> LeaseUse:
+    """Return the use of a lease that its provider has ended."""
+    return replace(use, given_back=True, level=0)
 
 
 def run_price(terms: LeaseTerms) -> int:
@@ -322,41 +257,57 @@ def run_price(terms: LeaseTerms) -> int:
     return 0 if terms.cleared else terms.price
 
 
-def due_for(terms: LeaseTerms, count: int) -> int:
-    """Return what so much use costs in all."""
-    if terms.cleared:
-        scale = PRICE_UNIT[terms.kind] // LEVEL_UNIT[terms.kind] * _EPOCH_MS[terms.kind]
-        return terms.price * count // scale
-    return amount(terms.kind, terms.price, count)
+def worth(terms: LeaseTerms, used: int) -> int:
+    """Return what so much use comes to, in WORTHths of a micro-credit."""
+    return worth_of(terms.kind, terms.price, used, cleared=terms.cleared)
 
 
-def due_micro(terms: LeaseTerms, use: LeaseUse) -> int:
-    """Return what is owed in all for the use so far, settled or not."""
-    return due_for(terms, counted(terms, use)) if _has_time(terms) else use.billed_micro
+def follow(
+    terms: LeaseTerms, use: LeaseUse, line: CountLine, counted_ms: int, *, leeway: int, stood: bool
+) -> tuple[LeaseUse, int, bool]:
+    """Return a customer's use once its provider counted, what of that it pays, and if it follows.
+
+    What a provider counts can be less than the customer's own count, where an answer was lost, and
+    more by what two clocks explain. What is more than that is not paid.
+
+    Args:
+        terms: of the lease.
+        use: as this node counted it up to now.
+        line: what the provider signed.
+        counted_ms: when, by its clock.
+        leeway: what a minute more or less of each change since the last count comes to.
+        stood: whether nothing has changed here since it was asked.
+    """
+    theirs = number_of(line.used)
+    paid = min(use.used, theirs)
+    if not _has_time(terms):
+        return use, paid, theirs <= use.used
+    counted_ms = min(counted_ms, terms.end_ms)
+    most = terms.quantity * (counted_ms - terms.start_ms)
+    if theirs > min(advance(terms, use, counted_ms).used + leeway, most):
+        return use, paid, False
+    use = replace(use, used=theirs, counted_ms=counted_ms)
+    if stood:
+        held, level = min(use.held_bytes, line.held_bytes), min(use.level, line.level)
+        use = replace(use, held_bytes=held, level=level)
+    return use, paid, True
 
 
 def room(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     """Return what is left: bytes that can still be held, or steps that can still be spent now."""
-    if terms.cleared:
-        use = advance(terms, use, now_ms)
-        if terms.kind == "storage":
-            return max(0, use.level - use.held_bytes)
-        # Nothing is billed before the start, which another clock may have set.
-        return max(0, use.level - use.peak_bytes) if now_ms >= terms.start_ms else 0
-    return max(0, terms.quantity - (use.held_bytes if terms.kind == "storage" else use.used))
+    if not terms.cleared:
+        return max(0, terms.quantity - (use.held_bytes if terms.kind == "storage" else use.used))
+    if terms.kind == "storage":
+        return max(0, use.level - use.held_bytes)
+    # Nothing is billed before the start, which another clock may have set.
+    return max(0, use.level - spent(terms, use, now_ms)) if now_ms >= terms.start_ms else 0
 
 
 def reserved(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
-    """Return the part of what is left that the provider keeps free for the customer.
-
-    Of storage nothing, once a lease for now has filled too slowly: bytes still come under it where
-    there is room. A cleared rate is kept whole, and of compute for now nothing.
-    """
-    if is_over(terms, use, now_ms) or use.lapsed or advance(terms, use, now_ms).lapsed:
+    """Return the part of what is left that the provider keeps free for the customer."""
+    if is_over(terms, use, now_ms):
         return 0
-    if terms.kind == "compute":
-        return use.level
-    return room(terms, use, now_ms)
+    return max(0, advance(terms, use, now_ms).level - use.held_bytes)
 
 
 def is_over(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
@@ -396,111 +347,11 @@ def half_ms(terms: LeaseTerms) -> int:
     return terms.start_ms + (terms.end_ms - terms.start_ms) // 2
 
 
-def tolerance(terms: LeaseTerms) -> int:
-    """Return how far a customer's view of the use may be ahead of its provider's.
-
-    One epoch of everything leased, for clocks that differ and writes that failed.
-    """
-    if terms.cleared:
-        return terms.quantity // LEVEL_UNIT[terms.kind] * REQUEST_WINDOW_MS
-    return terms.quantity if terms.kind == "storage" else 0
-
-
-def owed_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
-    """Return what the customer has yet to settle.
-
-    Once a lease is over and its last voucher is paid, an epoch that began just before the
-    last bytes went is not owed for what was held when it began: two clocks explain it.
-    """
-    owed = max(0, due_micro(terms, use) - use.settled_micro)
-    is_paid = is_over(terms, use, now_ms) and use.settled_micro >= use.voucher_micro > 0
-    if is_paid and use.held_bytes == 0 and counted(terms, use) - use.voucher_quantity <= use.edge:
-        return 0
-    return owed
-
-
-def exposure_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
-    """Return what the provider may come to lose beside runs: what is owed, and one more epoch.
+def ahead_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
+    """Return what a provider may come to lose beside what is owed and beside runs: an hour more.
 
     A lease of compute for now allows nothing by itself: what runs may cost is counted with them.
     """
-    owed = owed_micro(terms, use, now_ms)
     if is_over(terms, use, now_ms) or not _has_time(terms):
-        return owed
-    return owed + amount(terms.kind, terms.price, terms.quantity)
-
-
-def status(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Status:
-    """Return what the lease is now."""
-    if not is_over(terms, use, now_ms):
-        return "open"
-    if owed_micro(terms, use, now_ms) > 0:
-        return "closing"
-    return "settled" if use.settled_micro > 0 else "expired"
-
-
-def next_voucher(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> Voucher | None:
-    """Return the voucher that the customer owes now; None where the last one says it all."""
-    # The first says that the customer knows of a cleared lease, also where it costs nothing yet.
-    is_first = terms.cleared and use.voucher_number == 0
-    if due_micro(terms, use) <= use.voucher_micro and not is_first:
-        return None
-    return Voucher(
-        lease_id=terms.lease_id,
-        provider=terms.provider,
-        customer=terms.customer,
-        number=use.voucher_number + 1,
-        amount_micro=due_micro(terms, use),
-        quantity=counted(terms, use),
-        until_ms=now_ms,
-    )
-
-
-def with_voucher(use: LeaseUse, voucher: Voucher) -> LeaseUse:
-    """Return the use under its newest voucher."""
-    return replace(
-        use,
-        voucher_number=voucher.number,
-        voucher_micro=voucher.amount_micro,
-        voucher_quantity=voucher.quantity,
-    )
-
-
-def retry_ms(refusals: int) -> int:
-    """Return how long after so many refused bookings in a row the next one waits.
-
-    Each try is kept in the ledger for ever, and a refusal costs its debtor nothing. The first
-    can have been for what was settled meanwhile.
-    """
-    if refusals <= 1:
         return 0
-    return min(REFUSED_RETRY_MS << min(refusals - 2, 16), REFUSED_RETRY_MS_MAX)
-
-
-def check_voucher(terms: LeaseTerms, use: LeaseUse, voucher: Voucher) -> str | None:
-    """Return what is wrong with a voucher that should follow the last one.
-
-    Less than what is due is good: it pays a part. `use` must be advanced to now.
-    """
-    if (voucher.lease_id, voucher.provider, voucher.customer) != (
-        terms.lease_id,
-        terms.provider,
-        terms.customer,
-    ):
-        return "the voucher is for another lease"
-    if voucher.number <= use.voucher_number:
-        return "the voucher does not follow the last one"
-    if voucher.amount_micro < use.voucher_micro or voucher.quantity < use.voucher_quantity:
-        return "the voucher falls behind the last one"
-    if _has_time(terms):
-        if voucher.amount_micro != due_for(terms, voucher.quantity):
-            return "the voucher's amount is not the price of its quantity"
-        if voucher.quantity > counted(terms, use) + tolerance(terms):
-            return "the voucher is over more than was held"
-    else:
-        if voucher.amount_micro > compute_amount(terms.price, voucher.quantity):
-            return "the voucher's amount is above the price of its quantity"
-        # Not bound to what this side saw: after a crash it may know of less than was run.
-        if voucher.quantity > terms.quantity:
-            return "the voucher is over more than was leased"
-    return None
+    return amount(terms.kind, terms.price, terms.quantity)

@@ -11,13 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
 from xsc.base.limits import (
-    BOOKING_CREDIT_PPM,
     LEASE_KEPT_MS,
-    PPM,
     PROMISE_MS,
+    REQUEST_WINDOW_MS,
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
-    UNBOOKED_A_CUSTOMER_MAX,
 )
 from xsc.market import lease as rules
 from xsc.market.lease import LeaseTerms, LeaseUse
@@ -28,17 +26,6 @@ from xsc.terms.slot import EntitlementKey
 Role: TypeAlias = Literal["customer", "provider"]
 _PROMISE_STEP_MS: Final = PROMISE_MS // 60
 _TOLD: Final = frozenset({"terms", "use", "reserved"})
-
-
-@dataclass(frozen=True, slots=True)
-class Booking:
-    """A part of a voucher on its way into the ledger: asked for again until it is booked."""
-
-    number: int
-    """Of the voucher."""
-    attempt: int
-    amount_micro: int
-    voucher: bytes
 
 
 @dataclass(slots=True)
@@ -54,27 +41,13 @@ class LeaseEntry:
     domain: bytes = b""
     draw: Draw | None = None
     """The entitlement that it draws on, by its quote."""
-    voucher: bytes | None = None
-    """The newest signed voucher."""
-    taken_ms: int | None = None
-    """Customer: when the provider took that, by a steady clock; None where it did not."""
-    untaken_ms: int = 0
-    """Customer: when it last refused one or did not answer, by the same."""
-    booking: Booking | None = None
-    refusals: int = 0
-    """How many bookings the ledger refused for good; each needs an id of its own."""
-    refused: int = 0
-    """Provider: how many of those came in a row, in this process."""
-    refused_ms: int = 0
-    """When the last of them came, by a steady clock."""
     denial: bytes | None = None
-    """Customer: the provider's signed word that it does not know this lease."""
+    """Customer: the provider's signed count, in which it is not, or over."""
     reserved: int = 0
     """Provider: steps of runs that wait or are under way, or bytes that are being written."""
-    kept_epoch: int = 0
-    """Customer: the epoch up to which the use was kept when this process began."""
-    doubts: int = 0
-    """Customer: how often a power loss may have taken something held out of the use."""
+    leeway: int = 0
+    """Customer: what a minute more or less of each change since the last count comes to, in `used`:
+    the provider's clock and this node's may differ by so much."""
     promised: list[tuple[int, int]] = field(default_factory=list)
     """Customer: (until ms, quantity) of what was handed out and not yet heard of."""
     is_apart: bool = False
@@ -106,6 +79,10 @@ class LeaseEntry:
     def is_over(self, now_ms: int) -> bool:
         """Return whether nothing more comes under it."""
         return rules.is_over(self.terms, self.use, now_ms)
+
+    def changed(self, quantity: int) -> None:
+        """Take note that so much more or less is held, or kept free, than at the last count."""
+        self.leeway += abs(quantity) * REQUEST_WINDOW_MS
 
     def promised_at(self, now_ms: int) -> int:
         """Return the quantity handed out; what was never heard of is forgotten in time."""
@@ -145,96 +122,39 @@ class LeaseEntry:
         self.promised.remove(ended)
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseView:
-    """One lease, for people."""
-
-    role: Role
-    kind: Kind
-    peer: bytes
-    lease_id: bytes
-    status: rules.Status | Literal["denied"]
-    """`denied`: this node is the customer, and the provider signed that it knows no such lease."""
-    price: int
-    quantity: int
-    held_bytes: int
-    used: int
-    """Byte-epochs begun, or fuel steps spent."""
-    due_micro: int
-    settled_micro: int
-    start_ms: int
-    end_ms: int
-    renews: bytes | None = None
-    """The lease whose bytes it keeps."""
-    draw: Draw | None = None
-    """What it serves, where a clearing granted it."""
-
-
-def view(entry: LeaseEntry, now_ms: int) -> LeaseView:
-    """Return what people are shown of a lease."""
-    terms = entry.terms
-    is_denied = entry.denial is not None
-    use = entry.use if is_denied else rules.advance(terms, entry.use, now_ms)
-    return LeaseView(
-        entry.role,
-        terms.kind,
-        entry.peer,
-        terms.lease_id,
-        "denied" if is_denied else rules.status(terms, use, now_ms),
-        terms.price,
-        use.level if terms.cleared else terms.quantity,
-        use.held_bytes,
-        use.used,
-        rules.due_micro(terms, use),
-        use.settled_micro,
-        terms.start_ms,
-        terms.end_ms,
-        terms.renews,
-        entry.draw,
-    )
-
-
 def is_done(entry: LeaseEntry, now_ms: int) -> bool:
-    """Return whether a lease is over, and nothing is held, owed or being booked under it."""
-    use = rules.advance(entry.terms, entry.use, now_ms)
-    over = rules.status(entry.terms, use, now_ms) in ("settled", "expired")
-    return over and not use.held_bytes and not entry.reserved and entry.booking is None
+    """Return whether a lease is over, and nothing is held or under way under it."""
+    return entry.is_over(now_ms) and not entry.use.held_bytes and not entry.reserved
 
 
 def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
     """Return the use as of now, and whether the lease can be forgotten.
 
     A lease of storage that was empty for long is given back, and one that a clearing granted whose
-    customer signed nothing for it: its answer may have been lost. A lease that is settled, or was
-    denied, is forgotten LEASE_KEPT_MS after its end.
+    customer never asked for a count of it: its answer may have been lost. A provider forgets a
+    lease LEASE_KEPT_MS after its end; a customer once the provider names it no more, or much later.
     """
-    terms, use = entry.terms, entry.use
-    if entry.denial is not None:
-        return use, now_ms - terms.end_ms >= LEASE_KEPT_MS
-    ended_ms = use.touched_ms if use.given_back else terms.end_ms
-    if entry.role == "provider":
-        # Whether it has lapsed is found here, and not again by every put.
-        use = rules.advance(terms, use, now_ms)
-    # One that renews another can begin in the past, and has no level before bytes come.
-    since_ms = terms.start_ms if terms.renews is None else use.touched_ms
-    is_unsigned = (
-        entry.role == "provider"
-        and terms.cleared
-        and use.voucher_number == 0
-        and now_ms - since_ms >= STORAGE_LEASE_IDLE_MS
-        and not use.held_bytes
-    )
+    terms, use = entry.terms, rules.advance(entry.terms, entry.use, now_ms)
     if not entry.reserved and not use.given_back:
+        since_ms = terms.start_ms if terms.renews is None else use.touched_ms
+        is_unsigned = (
+            entry.role == "provider"
+            and terms.cleared
+            and not use.known
+            and now_ms - since_ms >= STORAGE_LEASE_IDLE_MS
+            and not use.held_bytes
+        )
         if is_unsigned:
             # Nothing unsigned is owed.
-            use = replace(use, given_back=True, level=0, used=0)
+            use = replace(rules.ended(use), used=0)
         elif rules.is_idle(terms, use, now_ms):
-            use = replace(rules.advance(terms, use, now_ms), given_back=True)
-    done = rules.status(terms, use, now_ms) in ("settled", "expired")
-    # What is still counted as held by then, the host has dropped.
-    gone = entry.role == "customer" and now_ms - ended_ms >= STORAGE_LEASE_MS
-    kept = use.held_bytes > 0 and not gone
-    return use, done and not kept and now_ms - ended_ms >= LEASE_KEPT_MS
+            use = rules.ended(use)
+    ended_ms = use.touched_ms if use.given_back else terms.end_ms
+    kept_ms = STORAGE_LEASE_MS if entry.role == "customer" else LEASE_KEPT_MS
+    is_kept = entry.role == "provider" and use.held_bytes > 0
+    if not rules.is_over(terms, use, now_ms) or entry.reserved or is_kept:
+        return use, False
+    return use, now_ms - ended_ms >= kept_ms
 
 
 def kept_free(entry: LeaseEntry, at_limit: Collection[bytes], now_ms: int) -> int:
@@ -269,14 +189,6 @@ def held_or_kept(entry: LeaseEntry, now_ms: int) -> int:
     return max(use.held_bytes, use.level if terms.cleared else terms.quantity)
 
 
-def exposure_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:
-    """Return what a provider may come to lose under leases in all, beside `calls_micro`."""
-    return sum(
-        rules.exposure_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
-        for entry in entries
-    )
-
-
 def calls_micro(entries: Iterable[LeaseEntry]) -> int:
     """Return what the runs that are under way may cost, and those that wait: their limits."""
     return sum(
@@ -287,22 +199,8 @@ def calls_micro(entries: Iterable[LeaseEntry]) -> int:
 
 
 def ahead_micro(entry: LeaseEntry, now_ms: int) -> int:
-    """Return the part of what a provider may come to lose under a lease that is not owed yet."""
-    return exposure_micro([entry], now_ms) - owed_micro([entry], now_ms)
-
-
-def owed_micro(entries: Iterable[LeaseEntry], now_ms: int) -> int:
-    """Return what is owed under leases in all and not settled."""
-    return sum(
-        rules.owed_micro(entry.terms, rules.advance(entry.terms, entry.use, now_ms), now_ms)
-        for entry in entries
-    )
-
-
-def is_at_limit(entries: Collection[LeaseEntry], credit_left_micro: int, now_ms: int) -> bool:
-    """Return whether a customer has used up its credit, under leases that cost something."""
-    costs = any(entry.terms.price for entry in entries)
-    return costs and owed_micro(entries, now_ms) >= credit_left_micro
+    """Return what a provider may come to lose under a lease beside what is owed and beside runs."""
+    return rules.ahead_micro(entry.terms, entry.use, now_ms)
 
 
 def usable(
@@ -359,43 +257,3 @@ def room_at_hand(entry: LeaseEntry, now_ms: int) -> int:
     ):
         return 0
     return max(0, rules.room(entry.terms, entry.use, now_ms) - entry.promised_at(now_ms))
-
-
-def is_unbooked(entry: LeaseEntry) -> bool:
-    """Return whether the newest voucher promises more than is booked."""
-    return entry.use.voucher_micro > entry.use.settled_micro
-
-
-def is_booking_due(
-    entries: Collection[LeaseEntry],
-    sharing: Iterable[LeaseEntry],
-    credit_left_micro: int,
-    now_ms: int,
-) -> bool:
-    """Return whether a provider books what a customer signed before the hour is over.
-
-    It does once that is a share of what the customer may still come to owe, as the ledger refuses
-    what is more than that; and once many leases are over, of which a customer has so many at most.
-
-    Args:
-        entries: the customer's that are not booked.
-        sharing: those of all that share its credit, itself among them.
-        credit_left_micro: what they may still come to owe by the ledger.
-        now_ms: the present.
-    """
-    if sum(entry.is_over(now_ms) for entry in entries) >= UNBOOKED_A_CUSTOMER_MAX:
-        return True
-    waiting_micro = sum(entry.use.voucher_micro - entry.use.settled_micro for entry in sharing)
-    return 0 < credit_left_micro * BOOKING_CREDIT_PPM <= waiting_micro * PPM
-
-
-def next_booking(entry: LeaseEntry, settled_micro: int) -> Booking | None:
-    """Return what the newest voucher promises beyond what is booked; None where it is all."""
-    if entry.voucher is None or entry.use.voucher_micro <= settled_micro:
-        return None
-    return Booking(
-        entry.use.voucher_number,
-        entry.refusals,
-        entry.use.voucher_micro - settled_micro,
-        entry.voucher,
-    )

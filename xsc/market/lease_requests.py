@@ -1,4 +1,4 @@
-"""Asks providers for leases, and asks again where an answer was lost."""
+"""Asks providers for leases, and remembers where an answer was lost."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Final
 from xsc.base.errors import PeerSilent, RecordInvalid, XscError
 from xsc.base.fields import take_bytes
 from xsc.base.ids import ID_BYTES, short
-from xsc.base.limits import LEASE_TIMEOUT_MS, STORAGE_LEASE_IDLE_MS
+from xsc.base.limits import LEASE_TIMEOUT_MS, QUOTE_TTL_MS, REQUEST_WINDOW_MS
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
-from xsc.market import keeping
 from xsc.market import lease as rules
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
@@ -87,7 +86,6 @@ class LeaseRequests:
         """
         kind, provider = quote.record.kind, quote.record.provider
         now_ms = self._clock.now_ms()
-        start_ms = now_ms if renewed is None else keeping.begin_ms(renewed.terms, now_ms)
         renews = None if renewed is None else renewed.terms.lease_id
         request = LeaseRequest(
             lease_id=self._entropy.token(ID_BYTES),
@@ -98,8 +96,8 @@ class LeaseRequests:
             quantity=quantity,
             quantity_min=quantity_min,
             price=price,
-            start_ms=start_ms,
-            end_ms=rules.end_of(quote.record, until_ms, start_ms),
+            start_ms=now_ms,
+            end_ms=rules.end_of(quote.record, until_ms, now_ms),
             renews=renews,
         )
         raw, domain = sign(request, self._key, self._network).raw, domain_of(quote.record)
@@ -118,25 +116,18 @@ class LeaseRequests:
             self._log.warning("market.no_lease", peer=short(provider), kind=kind, code=fault.code)
             return fault
 
-    async def find_grants(self) -> None:
-        """Send the requests again whose answers were lost.
+    def unheard_at(self) -> set[bytes]:
+        """Return the providers that may have granted a lease whose answer was lost."""
+        return {request.request.provider for request in self._unheard.values()}
 
-        A lease that was granted is used from then on. The provider keeps an empty one for
-        STORAGE_LEASE_IDLE_MS, and no request is sent after that.
-        """
-        now_ms = self._clock.now_ms()
+    def heard(self, provider: bytes, counted_ms: int) -> None:
+        """Forget what a provider has counted since, or can grant no more."""
         for at, asked in list(self._unheard.items()):
-            kept_ms = min(asked.request.end_ms, asked.asked_ms + STORAGE_LEASE_IDLE_MS)
-            if now_ms >= kept_ms:
+            request = asked.request
+            is_late = counted_ms - asked.asked_ms > QUOTE_TTL_MS + REQUEST_WINDOW_MS
+            is_known = self._store.get("customer", request.lease_id) is not None
+            if request.provider == provider and (is_late or is_known):
                 del self._unheard[at]
-            elif self._quality.is_up(asked.request.provider):
-                del self._unheard[at]
-                try:
-                    await self._granted(asked)
-                except PeerSilent:
-                    self._unheard.setdefault(at, asked)
-                except XscError as fault:
-                    self._log.info("market.no_lost_lease", peer=short(at[1]), code=fault.code)
 
     async def _granted(self, asked: _SentRequest) -> LeaseEntry:
         """Return the lease that a provider grants on a request, kept; the same one each time.
@@ -153,9 +144,6 @@ class LeaseRequests:
         refusal = rules.check_grant(asked.raw, request, granted.record)
         if refusal is not None:
             raise RecordInvalid(refusal)
-        known = self._store.get("customer", request.lease_id)
-        if known is not None:
-            return known
         entry = self._store.entry_of("customer", raw, asked.asked_ms, asked.domain)
         self._store.add([entry])
         return entry

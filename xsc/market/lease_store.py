@@ -1,8 +1,9 @@
 """The leases of a node, in both roles, kept in the state database.
 
     market/lease/<c|p>/<lease id>    the signed lease, whole, and its failure domain
-    market/use/<c|p>/<lease id>      its use, last voucher and the booking under way
-    market/denial/c/<lease id>       the provider's signed word that it does not know the lease
+    market/use/<c|p>/<lease id>      its use
+    market/denial/c/<lease id>       the provider's signed count, in which the lease is not, or over
+    market/account/<c|p>/<peer>      what is owed in all: newest voucher and the booking under way
     market/closed                    there while the node is stopped, where it stopped in order
 
 `c` is this node as the customer, `p` as the provider. Reservations of what runs
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from typing import Final
 
 from xsc.base.encoding import Value, decode, encode
@@ -23,12 +24,14 @@ from xsc.base.fields import take_bool, take_bytes, take_int, take_map, take_opt_
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed
+from xsc.market.account import Account, Booking
 from xsc.market.entitlements import LEASE_UNIT
 from xsc.market.keeping import room_left
-from xsc.market.lease import LeaseUse, half_ms, new_use, terms_of
-from xsc.market.lease_entry import Booking, LeaseEntry, Role, drawn
+from xsc.market.lease import LeaseUse, half_ms, new_use, terms_of, worth
+from xsc.market.lease_entry import LeaseEntry, Role, drawn
 from xsc.market.ports import Commit, CountsFor
 from xsc.market.reserved import Reserved
+from xsc.terms.count import number_of, wide
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Kind, Quote
 from xsc.terms.slot import EntitlementKey
@@ -39,81 +42,89 @@ _USE: Final = b"market/use/"
 _DENIAL: Final = b"market/denial/c/"
 _CLOSED: Final = b"market/closed"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
-CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _DENIAL)
+_ACCOUNT: Final = b"market/account/"
+CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _DENIAL, _ACCOUNT + b"c/")
 """Where the leases of a node as the customer begin."""
-_USE_FIELDS = [item.name for item in fields(LeaseUse)]
 
 
-@dataclass(frozen=True, slots=True)
-class KeptUse:
-    """What is kept of a lease's use, beside its terms."""
-
-    use: LeaseUse
-    voucher: bytes | None
-    booking: Booking | None
-    refusals: int
-
-
-def write_use(kept: KeptUse) -> bytes:
+def write_use(use: LeaseUse) -> bytes:
     """Return the bytes of a lease's use."""
-    use: dict[str, Value] = {name: getattr(kept.use, name) for name in _USE_FIELDS}
-    booking: Value = None if kept.booking is None else dict(asdict(kept.booking))
-    return encode(
-        {
-            "v": _VERSION,
-            "use": use,
-            "voucher": kept.voucher,
-            "booking": booking,
-            "refusals": kept.refusals,
-        }
-    )
+    return encode({"v": _VERSION, **asdict(use), "used": wide(use.used)})
 
 
-def read_use(raw: bytes) -> KeptUse:
+def read_use(raw: bytes) -> LeaseUse:
     """Return a lease's use.
 
     Raises:
         RecordInvalid: it is none.
     """
-    value = decode(raw)
-    if not isinstance(value, dict) or value.get("v") != _VERSION:
-        raise RecordInvalid("the use of a lease is of an unknown version")
-    kept = take_map(value, "use")
-    booking: Booking | None = None
+    value = _opened(raw)
+    use = LeaseUse(
+        touched_ms=take_int(value, "touched_ms"),
+        held_bytes=take_int(value, "held_bytes"),
+        level=take_int(value, "level"),
+        used=number_of(take_bytes(value, "used")),
+        counted_ms=take_int(value, "counted_ms"),
+        minute=take_int(value, "minute"),
+        spent=take_int(value, "spent"),
+        given_back=take_bool(value, "given_back"),
+        known=take_bool(value, "known"),
+    )
+    if write_use(use) != raw:
+        raise RecordInvalid("the use of a lease has a field that is not known")
+    return use
+
+
+_KEPT_OF_ACCOUNT: Final = (
+    "number",
+    "signed_micro",
+    "voucher",
+    "settled_micro",
+    "refusals",
+    "agreed_ms",
+    "disputed",
+)
+
+
+def write_account(account: Account) -> bytes:
+    """Return the bytes of an account."""
+    kept: dict[str, Value] = {name: getattr(account, name) for name in _KEPT_OF_ACCOUNT}
+    booking: Value = None if account.booking is None else dict(asdict(account.booking))
+    return encode({"v": _VERSION, "closed": wide(account.closed), "booking": booking, **kept})
+
+
+def read_account(account: Account, raw: bytes) -> None:
+    """Fill an account in from its bytes.
+
+    Raises:
+        RecordInvalid: it is none.
+    """
+    value = _opened(raw)
+    account.closed = number_of(take_bytes(value, "closed"))
+    account.number, account.refusals = take_int(value, "number"), take_int(value, "refusals")
+    account.signed_micro = take_int(value, "signed_micro")
+    account.agreed_ms = take_int(value, "agreed_ms")
+    account.settled_micro = take_int(value, "settled_micro")
+    account.voucher = take_opt_bytes(value, "voucher")
+    account.disputed = take_opt_bytes(value, "disputed")
     if value.get("booking") is not None:
         under_way = take_map(value, "booking")
-        booking = Booking(
+        account.booking = Booking(
             take_int(under_way, "number"),
             take_int(under_way, "attempt"),
             take_int(under_way, "amount_micro"),
             take_bytes(under_way, "voucher"),
         )
-    use = LeaseUse(
-        touched_ms=take_int(kept, "touched_ms"),
-        held_bytes=take_int(kept, "held_bytes"),
-        epoch=take_int(kept, "epoch"),
-        peak_bytes=take_int(kept, "peak_bytes"),
-        used=take_int(kept, "used"),
-        billed_micro=take_int(kept, "billed_micro"),
-        voucher_number=take_int(kept, "voucher_number"),
-        voucher_micro=take_int(kept, "voucher_micro"),
-        voucher_quantity=take_int(kept, "voucher_quantity"),
-        settled_micro=take_int(kept, "settled_micro"),
-        given_back=take_bool(kept, "given_back"),
-        lapsed=take_bool(kept, "lapsed"),
-        edge=take_int(kept, "edge"),
-        level=take_int(kept, "level"),
-        counted_ms=take_int(kept, "counted_ms"),
-    )
-    found = KeptUse(use, take_opt_bytes(value, "voucher"), booking, take_int(value, "refusals"))
-    if write_use(found) != raw:
+    if write_account(account) != raw:
         # A name that is not known hides one that is: a voucher or a booking would be lost.
-        raise RecordInvalid("the use of a lease has a field that is not known")
-    return found
+        raise RecordInvalid("an account has a field that is not known")
 
 
-def _used(entry: LeaseEntry) -> bytes:
-    return write_use(KeptUse(entry.use, entry.voucher, entry.booking, entry.refusals))
+def _opened(raw: bytes) -> dict[str, Value]:
+    value = decode(raw)
+    if not isinstance(value, dict) or value.get("v") != _VERSION:
+        raise RecordInvalid("it is of an unknown version")
+    return value
 
 
 class LeaseStore:
@@ -122,6 +133,7 @@ class LeaseStore:
     Args:
         state: the store; other tables may live in it.
         network: the network of all leases.
+        own: this node.
         commit: writes to `state` and syncs, together with what others commit at the time.
         counts_for: as in `MarketPorts`.
     """
@@ -130,14 +142,17 @@ class LeaseStore:
         self,
         state: KeyValue,
         network: bytes,
+        own: bytes,
         commit: Commit,
         counts_for: CountsFor,
     ) -> None:
         self._state = state
         self._network = network
+        self._own = own
         self._commit = commit
         self._entries: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
         self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(dict)
+        self._accounts: dict[tuple[Role, bytes], Account] = {}
         self._touched: dict[bytes, LeaseEntry] = {}
         self._is_flushed_soon = False
         self._counts_for = counts_for
@@ -168,19 +183,33 @@ class LeaseStore:
                 except RecordInvalid as fault:
                     raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
                 self._know(entry)
+            prefix = _ACCOUNT + letter
+            for key, value in self._state.scan(prefix, prefix_end(prefix)):
+                try:
+                    read_account(self.account(role, key.removeprefix(prefix)), value)
+                except RecordInvalid as fault:
+                    raise StoreDamaged(f"an account cannot be read: {fault.message}") from fault
 
     def _read(self, role: Role, kept: bytes, kept_use: bytes | None) -> LeaseEntry:
-        value = decode(kept)
-        if not isinstance(value, dict) or value.get("v") != _VERSION:
-            raise RecordInvalid("a lease is of an unknown version")
+        value = _opened(kept)
         if kept_use is None:
             raise RecordInvalid("a lease has no use")
         entry = self.entry_of(role, take_bytes(value, "lease"), 0, take_bytes(value, "domain"))
-        kept_state = read_use(kept_use)
-        entry.use, entry.voucher = kept_state.use, kept_state.voucher
-        entry.kept_epoch = entry.use.epoch
-        entry.booking, entry.refusals = kept_state.booking, kept_state.refusals
+        entry.use = read_use(kept_use)
         return entry
+
+    def account(self, role: Role, peer: bytes) -> Account:
+        """Return the account with a peer, in which this node has that role."""
+        account = self._accounts.get((role, peer))
+        if account is None:
+            parties = (self._own, peer) if role == "provider" else (peer, self._own)
+            account = Account(role, *parties)
+            self._accounts[role, peer] = account
+        return account
+
+    def accounts(self, role: Role) -> Iterator[Account]:
+        """Yield the accounts of a role."""
+        yield from [account for account in self._accounts.values() if account.role == role]
 
     def entry_of(self, role: Role, raw: bytes, now_ms: int, domain: bytes = b"") -> LeaseEntry:
         """Return the entry of a signed lease that was not used yet.
@@ -193,7 +222,7 @@ class LeaseStore:
         quote = open_signed(request.record.quote, Quote, network=self._network)
         cleared = quote.record.draw is not None
         terms = terms_of(request.record, lease.record.quantity, cleared=cleared)
-        return LeaseEntry(
+        entry = LeaseEntry(
             role,
             terms,
             new_use(terms, now_ms),
@@ -202,6 +231,10 @@ class LeaseStore:
             domain,
             quote.record.draw,
         )
+        if not terms.cleared:
+            # Its room lapses by two clocks, and what was noted of a lease that was kept is gone.
+            entry.changed(terms.quantity)
+        return entry
 
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
         """Return a lease, or None."""
@@ -247,6 +280,7 @@ class LeaseStore:
 
     def _know(self, entry: LeaseEntry) -> None:
         self._entries[entry.role][entry.terms.lease_id] = entry
+        self.account(entry.role, entry.peer)
         self._by_peer[entry.role, entry.peer][entry.terms.lease_id] = entry
         if entry.role == "provider":
             entry.told = self.reserved.change
@@ -311,7 +345,7 @@ class LeaseStore:
             tail = _LETTERS[entry.role] + entry.terms.lease_id
             row: Value = {"v": _VERSION, "lease": entry.raw, "domain": entry.domain}
             changes.append((_LEASE + tail, encode(row)))
-            changes.append((_USE + tail, _used(entry)))
+            changes.append((_USE + tail, write_use(entry.use)))
         if changes:
             self._state.write(changes, sync=True)
         for entry in entries:
@@ -324,21 +358,20 @@ class LeaseStore:
     @staticmethod
     def use_row(entry: LeaseEntry) -> Change:
         """Return the row that keeps what became of a lease so far."""
-        return _USE + _LETTERS[entry.role] + entry.terms.lease_id, _used(entry)
+        return _USE + _LETTERS[entry.role] + entry.terms.lease_id, write_use(entry.use)
 
-    def deny(self, entries: list[LeaseEntry], denial: bytes) -> None:
-        """Keep that a provider denied leases that it has granted; on the disk on return."""
-        changes: list[Change] = []
-        for entry in entries:
-            changes += [(_DENIAL + entry.terms.lease_id, denial), self.use_row(entry)]
-        if changes:
-            self._state.write(changes, sync=True)
-        for entry in entries:
-            entry.denial = denial
-
-    async def sync(self, *entries: LeaseEntry) -> None:
-        """Keep what became of leases, on the disk on return."""
-        await self._commit([self.use_row(entry) for entry in entries])
+    async def sync(self, *entries: LeaseEntry, account: Account | None = None) -> None:
+        """Keep what became of leases, and an account, on the disk on return."""
+        changes = [self.use_row(entry) for entry in entries]
+        if account is not None:
+            row = _ACCOUNT + _LETTERS[account.role] + account.peer
+            changes.append((row, write_account(account)))
+        changes += [
+            (_DENIAL + entry.terms.lease_id, entry.denial)
+            for entry in entries
+            if entry.denial is not None
+        ]
+        await self._commit(changes)
         for entry in entries:
             if self.get(entry.role, entry.terms.lease_id) is entry:
                 # What has changed meanwhile can have been written before that row.
@@ -372,13 +405,16 @@ class LeaseStore:
         self._state.write([(_CLOSED, b"")], sync=False)
 
     def forget(self, entry: LeaseEntry) -> None:
-        """Drop a lease that is over and settled."""
+        """Drop a lease that is over; the account keeps what it came to."""
         tail = _LETTERS[entry.role] + entry.terms.lease_id
+        account = self.account(entry.role, entry.peer)
+        account.closed += worth(entry.terms, entry.use.used)
         self._touched.pop(tail, None)
         keys = [_LEASE + tail, _USE + tail]
         if entry.role == "customer":
             keys.append(_DENIAL + entry.terms.lease_id)
         changes: list[Change] = [(key, None) for key in keys]
+        changes.append((_ACCOUNT + _LETTERS[entry.role] + entry.peer, write_account(account)))
         self._state.write(changes, sync=False)
         del self._entries[entry.role][entry.terms.lease_id]
         if entry.role == "provider":

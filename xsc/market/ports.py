@@ -41,9 +41,9 @@ class Credit(Protocol):
         """Return the peers whose debts count together with one's, itself among them."""
 
     async def collect(
-        self, *, xid: bytes, debtor: bytes, amount_micro: int, lease_id: bytes, voucher: bytes
+        self, *, xid: bytes, debtor: bytes, amount_micro: int, account: bytes, voucher: bytes
     ) -> int:
-        """Book `amount_micro` more under a lease and return what is settled of it in all.
+        """Book `amount_micro` more in an account and return what is settled of it in all.
 
         Calls with the same `xid` (16 bytes) and amount book once.
 
@@ -51,8 +51,8 @@ class Credit(Protocol):
             CreditExceeded, EntryRefused, PeerSilent: nothing is booked yet; ask again.
         """
 
-    def settled(self, lease_id: bytes) -> int:
-        """Return the micro-credits that are booked under a lease in all."""
+    def settled(self, account: bytes) -> int:
+        """Return the micro-credits that are booked in an account in all."""
 
 
 class Quality(Protocol):

@@ -24,7 +24,6 @@ from xsc.base.units import format_credits, format_duration
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
 from xsc.market import keeping as rules
-from xsc.market.denial import REASON
 from xsc.market.entitlements import is_present, undrawn
 from xsc.market.lease import LEVEL_UNIT
 from xsc.market.lease_entry import LeaseEntry, drawn
@@ -32,11 +31,12 @@ from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.quotes import Quotes
-from xsc.terms.lease_denial import LeaseDenial
+from xsc.terms.count import LeaseCount
 from xsc.terms.quote import Quote
 
 DAY_MS = 86_400_000
 SILENT = "the host is silent"
+DENIED = "the host has signed that it does not know the lease"
 FULL = "only a part of it was renewed"
 
 
@@ -237,8 +237,8 @@ class Renewals:
         if entry is None:
             return None
         if entry.denial is not None:
-            denied = open_signed(entry.denial, LeaseDenial, network=self._network).record
-            return LeaseExpiry(entry.peer, min(denied.denied_ms, entry.terms.end_ms), REASON)
+            count = open_signed(entry.denial, LeaseCount, network=self._network).record
+            return LeaseExpiry(entry.peer, min(count.counted_ms, entry.terms.end_ms), DENIED)
         tried = self._tried.get(lease_id)
         return LeaseExpiry(entry.peer, entry.terms.end_ms, "" if tried is None else tried.reason)
 

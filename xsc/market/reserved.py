@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final
 
-from xsc.base.limits import EPOCH_MS
+from xsc.base.limits import STORAGE_LEASE_IDLE_MS
 from xsc.market.lease import is_over
 from xsc.market.lease_entry import LeaseEntry, kept_free
 from xsc.terms.quote import Kind
@@ -30,14 +30,13 @@ class _Kept:
 
 
 def _until_ms(entry: LeaseEntry, now_ms: int) -> int:
-    """Return when time alone may change what is kept for a lease: it ends, or an epoch does."""
+    """Return when time alone may change what is kept for a lease: it ends, or its room lapses."""
     terms, use = entry.terms, entry.use
-    if use.lapsed or is_over(terms, use, now_ms):
+    if not use.level or is_over(terms, use, now_ms):
         return _NEVER_MS
-    if terms.kind == "compute":
+    if terms.cleared:
         return terms.end_ms
-    epoch = max(use.epoch, (now_ms - terms.start_ms) // EPOCH_MS)
-    return min(terms.end_ms, terms.start_ms + (epoch + 1) * EPOCH_MS)
+    return min(terms.end_ms, use.touched_ms + STORAGE_LEASE_IDLE_MS)
 
 
 class Reserved:

@@ -3,13 +3,10 @@
 as a provider    `granter` quotes and grants leases, `granted` counts what is used of them
 as a customer    `buyer` finds leases, `signing` takes what clearings offer, `renewals`
 takes what goes on, `taken` counts
-in both roles    `settlement` pays, `recalls` and `denials` agree with peers on which leases
-there are
+in both roles    `settlement` agrees with peers on which leases there are, and pays
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from xsc.base.errors import NotFound
 from xsc.base.keyvalue import KeyValue
@@ -17,22 +14,21 @@ from xsc.base.limits import COMPUTE_WAITING_MAX, TIDY_MS
 from xsc.base.peering import Handler
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
+from xsc.market.account import AccountView, LeaseView, owed_micro, views
 from xsc.market.buyer import LeaseBuyer
 from xsc.market.choosing import LeaseChooser
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.default_need import DefaultNeed
-from xsc.market.denials import KNOWN, Denials
 from xsc.market.granted import GrantedLeases
 from xsc.market.granter import LOWER, LeaseGranter
 from xsc.market.headroom import Headroom
-from xsc.market.lease_entry import LeaseView, tidied, view
+from xsc.market.lease_entry import tidied
 from xsc.market.lease_requests import LEASE, LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import Commit, MarketPorts, MarketSettings
 from xsc.market.quotes import QUOTE, Quotes
-from xsc.market.recall import HISTORY, LeaseRecall
 from xsc.market.renewals import Renewals
-from xsc.market.settlement import SETTLE, Settlement
+from xsc.market.settlement import ACCOUNT, Settlement
 from xsc.market.signing import Signing
 from xsc.market.taken import TakenLeases
 from xsc.market.waiting import WaitingLines
@@ -56,20 +52,30 @@ class MarketService:
         self._clock = context.clock
         self._settings = settings
         self._credit = ports.credit
-        self.store = LeaseStore(state, context.network, commit, ports.counts_for)
+        self._is_up = ports.quality.is_up
+        self.store = LeaseStore(
+            state, context.network, context.key.node_id, commit, ports.counts_for
+        )
         self.limits = CreditLimits(context, ports, self.store)
         self.headroom = Headroom(context, ports, settings, self.store, self.limits)
         self.granted = GrantedLeases(context, ports, self.store, self.limits, self.headroom)
         self.granter = LeaseGranter(
             context, ports, settings, self.store, limits=self.limits, headroom=self.headroom
         )
-        self.denials = Denials(context, ports, self.store)
         lines: WaitingLines[bytes | None] = WaitingLines(
             context.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX
         )
-        self.taken = TakenLeases(context, self.store, self.denials, lines)
         self.quotes = Quotes(context, ports, settings)
         self.requests = LeaseRequests(context, ports, self.store, self.quotes)
+        self.settlement = Settlement(
+            context,
+            ports,
+            self.store,
+            self.requests,
+            state,
+            booking_interval_ms=settings.booking_interval_ms,
+        )
+        self.taken = TakenLeases(context, self.store, self.settlement.agree, lines)
         self.default_need = DefaultNeed(
             context, self.store, state, needs=ports.needs, on_change=ports.on_need
         )
@@ -95,13 +101,6 @@ class MarketService:
             default_need=self.default_need,
         )
         self.signing = Signing(context, ports, self.store, self.quotes, self.requests)
-        self.settlement = Settlement(
-            context,
-            ports,
-            self.store,
-            self.taken,
-            booking_interval_ms=settings.booking_interval_ms,
-        )
         self.renewals = Renewals(
             context,
             ports,
@@ -110,7 +109,6 @@ class MarketService:
             quotes=self.quotes,
             requests=self.requests,
         )
-        self.recalls = LeaseRecall(context, ports, self.store, state)
 
     async def start(self) -> None:
         """Read the leases that were kept, and what the ledger has booked of them.
@@ -120,9 +118,8 @@ class MarketService:
         """
         self.store.load()
         self.default_need.load()
-        for entry in self.store.all("provider"):
-            settled = self._credit.settled(entry.terms.lease_id)
-            entry.use = replace(entry.use, settled_micro=settled)
+        for account in self.store.accounts("provider"):
+            account.settled_micro = self._credit.settled(account.id)
         for entry in self.store.all("customer"):
             self.quotes.learn(entry.terms.provider, self._quote_of(entry.raw))
 
@@ -138,7 +135,9 @@ class MarketService:
         while True:
             await self._clock.sleep_ms(min(TIDY_MS, self._settings.settle_interval_ms))
             self.tidy()
-            await self.requests.find_grants()
+            for peer in self.requests.unheard_at():
+                if self._is_up(peer):
+                    await self.settlement.agree(peer)
             if self._clock.monotonic_ms() >= settle_ms:
                 await self.settlement.settle_due()
                 settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
@@ -154,13 +153,11 @@ class MarketService:
             QUOTE: self.granter.on_quote,
             LEASE: self.granter.on_lease,
             LOWER: self.granter.on_lower,
-            SETTLE: self.settlement.on_settle,
-            HISTORY: self.recalls.on_history,
-            KNOWN: self.denials.on_known,
+            ACCOUNT: self.settlement.on_account,
         }
 
     def tidy(self) -> None:
-        """Give back leases that hold nothing for long; forget those over and settled."""
+        """Give back leases that hold nothing for long; forget those that are over for long."""
         now_ms = self._clock.now_ms()
         # What went over to one whose answer was lost is not known here.
         waiting = {new.terms.lease_id for _, new in self.store.renewing(now_ms)}
@@ -180,7 +177,20 @@ class MarketService:
     def leases(self) -> list[LeaseView]:
         """Return every lease known, in both roles."""
         now_ms = self._clock.now_ms()
-        return [view(entry, now_ms) for entry in self.store.both()]
+        return [
+            view
+            for account in (*self.store.accounts("customer"), *self.store.accounts("provider"))
+            for view in views(account, self.store.of(account.role, account.peer), now_ms)
+        ]
+
+    def accounts(self) -> list[AccountView]:
+        """Return what is owed with each peer, in both roles."""
+        now_ms = self._clock.now_ms()
+        return [
+            AccountView(account.role, account.peer, account.settled_micro, owed)
+            for account in (*self.store.accounts("customer"), *self.store.accounts("provider"))
+            for owed in [owed_micro(account, self.store.of(account.role, account.peer), now_ms)]
+        ]
 
     def lease_record(self, lease_id: bytes) -> bytes:
         """Return the signed lease of that id, in either role, for `xsc verify`.
@@ -193,7 +203,7 @@ class MarketService:
         raise NotFound("this node has no such lease", hint="`xsc market leases` lists them")
 
     def denial_record(self, lease_id: bytes) -> bytes:
-        """Return the provider's signed word that it does not know a lease, for `xsc verify`.
+        """Return the provider's signed count in which a lease is not, for `xsc verify`.
 
         Raises:
             NotFound: no such lease, or it was not denied.

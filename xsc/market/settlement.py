@@ -1,64 +1,86 @@
-"""Pays for leases: sends vouchers for those taken, and books vouchers for those granted.
+"""Agrees with peers on what is owed for leases, in both roles.
 
-Vouchers go at every interval: what a provider may lose does not wait for the ledger. They are
-booked once an hour and customer, earlier where much of its credit is waiting or one side asks
-(`lease_entry.is_booking_due`).
+    market.account  voucher, book_now, leases -> count, voucher, leases, settled_micro
 
-A voucher, and a booking with its amount, are on the disk before they are sent. A booking
-is asked for again under the same transfer id until the ledger confirms it, so that a
-crash or a lost answer neither loses nor doubles it.
+A customer asks its provider for a signed count of all leases between them, and signs a voucher for
+what of it follows from its own orders (`account.agree`). The same answer tells it of leases whose
+grant was lost, of leases that the provider does not have, and, after it lost its own disk, which
+it has there. Vouchers go at every interval: what a provider may lose does not wait for the ledger.
+They are booked once an hour and customer, earlier where much of its credit is waiting or one side
+asks (`account.is_booking_due`).
+
+A voucher, and a booking with its amount, are on the disk before they are sent. A booking is asked
+for again under the same transfer id until the ledger confirms it, so that a crash or a lost answer
+neither loses nor doubles it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from xsc.base.encoding import Value, tagged_sha256
-from xsc.base.errors import ArgumentInvalid, EntryRefused, NotAllowed, RecordInvalid, XscError
-from xsc.base.fields import take_bool, take_bytes, take_int
-from xsc.base.ids import short
+from xsc.base.encoding import Value, decode, encode, tagged_sha256
+from xsc.base.errors import ArgumentInvalid, EntryRefused, RecordInvalid, StoreDamaged, XscError
+from xsc.base.fields import (
+    take_bool,
+    take_bytes,
+    take_int,
+    take_list,
+    take_opt_bytes,
+)
+from xsc.base.ids import ID_BYTES, short
+from xsc.base.keyvalue import Change, KeyValue
 from xsc.base.limits import (
+    ACCOUNT_LEASES_MAX,
+    ACCOUNTS_A_CUSTOMER_MAX,
+    ACCOUNTS_MS,
     BOOKINGS_ASKED_A_CUSTOMER_MAX,
     BOOKINGS_ASKED_MS,
+    KIB,
+    RECORD_BYTES_MAX,
+    REQUEST_WINDOW_MS,
     SETTLE_LAST_MS,
     SETTLE_TIMEOUT_MS,
-    VOUCHERS_A_CUSTOMER_MAX,
-    VOUCHERS_MS,
 )
 from xsc.base.merkle import Part
+from xsc.base.peering import HeadBound
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
-from xsc.market import lease as rules
-from xsc.market.lease_entry import (
-    Booking,
-    LeaseEntry,
-    Role,
-    is_booking_due,
-    is_unbooked,
-    next_booking,
-)
+from xsc.market import account as rules
+from xsc.market import lease as leases
+from xsc.market.account import Account, Booking
+from xsc.market.lease_entry import LeaseEntry, Role
+from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
-from xsc.market.taken import TakenLeases
+from xsc.market.quote import domain_of
+from xsc.terms.count import LeaseCount, number_of
+from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.pricing import WORTH
+from xsc.terms.quote import Quote
 from xsc.terms.voucher import Voucher
 
-SETTLE: Final = "market.settle"
+ACCOUNT: Final = "market.account"
+HEADS: Final = {ACCOUNT: HeadBound(answered=RECORD_BYTES_MAX + ACCOUNT_LEASES_MAX * 8 * KIB)}
+"""The count, and of each lease that was asked for the request with its quote: 4 KiB."""
+LOST: Final = b"market/lost/"
+"""By peer: bytes by lease that the directory names, while what it knows is still to be asked."""
 _XID_BYTES: Final = 16
+_VERSION: Final = 1
 
 
-def _xid(lease_id: bytes, booking: Booking) -> bytes:
+def _xid(account_id: bytes, booking: Booking) -> bytes:
     """Return the transfer id of a booking: the same each time the same attempt is made."""
     number, attempt = booking.number.to_bytes(8, "big"), booking.attempt.to_bytes(8, "big")
-    return tagged_sha256("settle/xid", lease_id, number, attempt)[:_XID_BYTES]
+    return tagged_sha256("settle/xid", account_id, number, attempt)[:_XID_BYTES]
 
 
 class Settlement:
-    """Settles leases in both roles.
+    """Settles the leases of this node in both roles.
 
     Args:
         booking_interval_ms: how long what customers sign waits at most until it is booked.
@@ -69,7 +91,8 @@ class Settlement:
         context: Context,
         ports: MarketPorts,
         store: LeaseStore,
-        taken: TakenLeases,
+        requests: LeaseRequests,
+        state: KeyValue,
         *,
         booking_interval_ms: int,
     ) -> None:
@@ -79,21 +102,26 @@ class Settlement:
         self._caller = context.caller
         self._log = context.log
         self._store = store
+        self._requests = requests
+        self._state = state
         self._credit = ports.credit
         self._quality = ports.quality
         self._leaving = ports.leaving
-        self._taken = taken
+        self._on_denied = ports.on_denied
         self._turns: Turns[tuple[Role, bytes]] = Turns()
-        self._vouchers = Tally(VOUCHERS_A_CUSTOMER_MAX, VOUCHERS_MS)
+        self._asked = Tally(ACCOUNTS_A_CUSTOMER_MAX, ACCOUNTS_MS)
         self._bookings = Tally(BOOKINGS_ASKED_A_CUSTOMER_MAX, BOOKINGS_ASKED_MS)
         self._booking_interval_ms = booking_interval_ms
+        self._refused: set[bytes] = set()
+        """Leases that providers name and that are none."""
         self._waiting_ms: dict[bytes, int] = {}
         """Since when something that a customer signed waits to be booked, by a steady clock."""
 
     async def settle_all(self) -> None:
-        """Send what is owed to providers that are up, and have all that is signed booked now."""
-        taken, granted = self._store.all("customer"), self._store.all("provider")
-        await self._settle(taken, granted, book_now=lambda _: True)
+        """Agree with all peers that are up, and have all that is signed booked now."""
+        customers = {account.peer for account in self._store.accounts("provider")}
+        providers = [account.peer for account in self._store.accounts("customer")]
+        await self._settle(providers, customers, book_now=lambda _: True)
 
     async def settle_with(self, peer: bytes) -> None:
         """Do the same with one peer, if it is up, as far as it can be done within a short time.
@@ -102,248 +130,404 @@ class Settlement:
         """
         if not self._quality.is_up(peer):
             return
-        taken = self._store.of("customer", peer)
-        granted = self._store.of("provider", peer)
         try:
             async with asyncio.timeout(SETTLE_LAST_MS / 1000):
-                await self._settle(taken, granted, book_now=lambda _: True)
+                await self._settle([peer], [peer], book_now=lambda _: True)
         except (XscError, TimeoutError) as fault:
             self._log.warning("market.not_settled", peer=short(peer), fault=repr(fault))
 
     async def settle_due(self) -> None:
-        """Send what is owed to providers that are up, and book where it is time to."""
-        due = self._due()
-        granted = [
-            entry
-            for entry in self._store.all("provider")
-            if entry.peer in due or entry.booking is not None
-        ]
+        """Agree with providers that are up, and book where it is time to."""
+        due = self._due() | {
+            account.peer
+            for account in self._store.accounts("provider")
+            if account.booking is not None
+        }
         # Who leaves may not be there in an hour.
         leaving = self._leaving()
-        await self._settle(
-            self._store.all("customer"), granted, book_now=lambda peer: peer in leaving
-        )
+        await self._settle(self._providers(), due, book_now=lambda peer: peer in leaving)
 
     async def _settle(
         self,
-        taken: Iterable[LeaseEntry],
-        granted: Iterable[LeaseEntry],
+        providers: Sequence[bytes],
+        customers: Sequence[bytes] | set[bytes],
         *,
         book_now: Callable[[bytes], bool],
     ) -> None:
-        owed: dict[bytes, list[LeaseEntry]] = {}
-        for entry in taken:
-            if self._quality.is_up(entry.peer):
-                owed.setdefault(entry.peer, []).append(entry)
         await asyncio.gather(
-            *(self._pay_one(entries, book_now=book_now(peer)) for peer, entries in owed.items()),
             *(
-                self._collect_again(entry)
-                for entry in granted
-                if entry.booking is not None or is_unbooked(entry)
+                self.agree(peer, book_now=book_now(peer))
+                for peer in providers
+                if self._quality.is_up(peer)
             ),
+            *(self._collect_again(peer) for peer in customers),
         )
 
-    async def _pay_one(self, entries: list[LeaseEntry], *, book_now: bool) -> None:
-        """Pay one provider; the rest waits for the next round where it does not take a voucher.
+    def _providers(self) -> list[bytes]:
+        """Return the providers with which something is to be agreed."""
+        now_ms = self._clock.now_ms()
+        return [
+            account.peer
+            for account in self._store.accounts("customer")
+            if self._is_untold(account)
+            or rules.is_open(account, list(self._store.of("customer", account.peer)), now_ms)
+        ]
 
-        What it did not take comes last then, so that it keeps back nothing else.
-        """
-        until_ms = self._clock.monotonic_ms() + SETTLE_TIMEOUT_MS
-        for entry in sorted(entries, key=lambda entry: entry.untaken_ms):
-            if not await self._pay(entry, book_now=book_now):
-                entry.untaken_ms = self._clock.monotonic_ms()
-                return
-            if self._clock.monotonic_ms() >= until_ms:
-                return
-
-    def _unbooked(self) -> dict[bytes, list[LeaseEntry]]:
-        """Return by customer the leases of which not all that is signed is booked."""
-        found: dict[bytes, list[LeaseEntry]] = {}
-        for entry in self._store.all("provider"):
-            if is_unbooked(entry):
-                found.setdefault(entry.peer, []).append(entry)
-        return found
+    def _is_untold(self, account: Account) -> bool:
+        """Return whether a provider has still to take the newest voucher, or not booked it."""
+        if not account.unbooked_micro:
+            return False
+        late_ms, now_ms = 2 * self._booking_interval_ms, self._clock.monotonic_ms()
+        return account.taken_ms is None or now_ms - account.taken_ms >= late_ms
 
     def _due(self) -> set[bytes]:
         """Return the customers with whom it is time to book; their next hour begins."""
-        unbooked, now_ms = self._unbooked(), self._clock.now_ms()
-        steady_ms = self._clock.monotonic_ms()
-        self._waiting_ms = {
-            customer: self._waiting_ms.get(customer, steady_ms) for customer in unbooked
+        unbooked = {
+            account.peer: account
+            for account in self._store.accounts("provider")
+            if account.unbooked_micro
         }
-        due = {
-            customer
-            for customer, since_ms in self._waiting_ms.items()
-            if steady_ms - since_ms >= self._booking_interval_ms
-            or is_booking_due(
-                unbooked[customer],
-                [
-                    entry
-                    for other in self._credit.shares_with(customer)
-                    for entry in unbooked.get(other, ())
-                ],
-                self._credit.credit_left(customer),
-                now_ms,
-            )
-        }
-        self._waiting_ms |= dict.fromkeys(due, steady_ms)
+        now_ms = self._clock.monotonic_ms()
+        self._waiting_ms = {peer: self._waiting_ms.get(peer, now_ms) for peer in unbooked}
+        due = set()
+        for peer, since_ms in self._waiting_ms.items():
+            together = self._credit.shares_with(peer)
+            sharing = [unbooked[each] for each in together if each in unbooked]
+            if now_ms - since_ms >= self._booking_interval_ms or rules.is_booking_due(
+                sharing, self._credit.credit_left(peer)
+            ):
+                due.add(peer)
+        self._waiting_ms |= dict.fromkeys(due, now_ms)
         return due
 
     # The customer's side
 
-    async def _pay(self, entry: LeaseEntry, *, book_now: bool) -> bool:
-        """Sign what is owed now and send it; return whether the provider took all that it must.
+    async def agree(self, peer: bytes, *, book_now: bool = False) -> None:
+        """Ask a provider for its count, take it over as far as it follows, and pay.
 
         Args:
-            entry: what is paid.
-            book_now: ask the provider to book it at once.
+            peer: the provider.
+            book_now: ask it to book at once what is signed.
         """
-        async with self._turns.of(("customer", entry.terms.lease_id)):
-            if entry.denial is not None:
-                return True
-            now_ms = self._clock.now_ms()
-            use = rules.advance(entry.terms, entry.use, now_ms)
-            voucher = rules.next_voucher(entry.terms, use, now_ms)
-            if voucher is not None:
-                entry.use = rules.with_voucher(use, voucher)
-                entry.voucher, entry.taken_ms = sign(voucher, self._key, self._network).raw, None
-                # Before it is sent: a number must never mean two amounts.
-                await self._store.sync(entry)
-            sent = entry.voucher
-            # What the provider booked, this node has signed.
-            booked = max(entry.use.settled_micro, self._credit.settled(entry.terms.lease_id))
-            if booked > entry.use.settled_micro:
-                entry.use = replace(entry.use, settled_micro=booked)
-                self._store.save(entry)
-            is_known = not entry.terms.cleared or entry.taken_ms is not None
-            paid = is_known and entry.use.settled_micro >= entry.use.voucher_micro
-            if sent is None or paid or not (book_now or self._is_untold(entry)):
-                return True
+        async with self._turns.of(("customer", peer)):
             try:
-                reply = await self._caller.call(
-                    entry.peer,
-                    SETTLE,
-                    {"voucher": sent, "book_now": book_now},
-                    timeout_ms=SETTLE_TIMEOUT_MS,
-                )
-                settled = take_int(reply.header, "settled_micro", most=entry.use.voucher_micro)
+                voucher = await self._agree(peer)
+                account = self._store.account("customer", peer)
+                if voucher is not None and (
+                    self._is_untold(account) or (book_now and account.unbooked_micro)
+                ):
+                    await self._ask(account, voucher, book_now=book_now)
             except XscError as fault:
-                self._log.warning("market.not_settled", peer=short(entry.peer), code=fault.code)
-                if isinstance(fault, NotAllowed):
-                    # It signed the lease, which runs on until it signs that it knows none.
-                    await self._taken.refused(entry.terms.lease_id)
-                return False
-            entry.taken_ms = self._clock.monotonic_ms()
-            entry.use = replace(entry.use, settled_micro=max(settled, entry.use.settled_micro))
-            self._store.save(entry)
-            return True
+                self._log.warning("market.not_settled", peer=short(peer), code=fault.code)
 
-    def _is_untold(self, entry: LeaseEntry) -> bool:
-        """Return whether the provider has still to take the newest voucher, or not booked it."""
-        if entry.taken_ms is None:
-            return True
-        return self._clock.monotonic_ms() - entry.taken_ms >= 2 * self._booking_interval_ms
+    async def _ask(
+        self,
+        account: Account,
+        voucher: bytes | None,
+        *,
+        book_now: bool = False,
+        wanted: Sequence[bytes] = (),
+    ) -> dict[str, Value]:
+        header: dict[str, Value] = {
+            "voucher": voucher,
+            "book_now": book_now,
+            "leases": [*wanted],
+        }
+        reply = await self._caller.call(account.peer, ACCOUNT, header, timeout_ms=SETTLE_TIMEOUT_MS)
+        settled = min(take_int(reply.header, "settled_micro"), account.signed_micro)
+        if voucher is not None:
+            account.taken_ms = self._clock.monotonic_ms()
+        booked = self._credit.settled(account.id)
+        account.settled_micro = max(settled, account.settled_micro, booked)
+        return reply.header
+
+    async def _agree(self, peer: bytes) -> bytes | None:
+        """Take a provider's count over, and return the newest voucher, which is on the disk.
+
+        Raises:
+            XscError: the provider does not answer, or what it answers is no count.
+        """
+        account = self._store.account("customer", peer)
+        lost = self._lost(peer)
+        known = {entry.terms.lease_id for entry in self._store.of("customer", peer)}
+        asked_ms = self._clock.now_ms()
+        answer = await self._ask(account, None)
+        count = self._opened(peer, answer)
+        if lost is not None:
+            self._recall_voucher(account, take_opt_bytes(answer, "voucher"))
+        await self._find(account, count, lost or {})
+        if lost is not None:
+            account.closed = min(number_of(count.closed), account.signed_micro * WORTH)
+            self._state.write([(LOST + peer, None)], sync=False)
+        account.agreed_ms = asked_ms
+        known |= {line.lease_id for line in count.leases}
+        entries = [
+            entry for entry in self._store.of("customer", peer) if entry.terms.lease_id in known
+        ]
+        now_ms = self._clock.now_ms()
+        moving = {entry.terms.lease_id for pair in self._store.renewing(now_ms) for entry in pair}
+        agreed = rules.agree(
+            account, entries, count, moving=moving, asked_ms=asked_ms, now_ms=now_ms
+        )
+        await self._take_over(account, count, agreed, take_bytes(answer, "count"))
+        return account.voucher
+
+    def _opened(self, peer: bytes, answer: dict[str, Value]) -> LeaseCount:
+        raw = take_bytes(answer, "count")
+        count = open_signed(raw, LeaseCount, network=self._network, author=peer).record
+        wrong = rules.check_count(
+            count, provider=peer, customer=self._key.node_id, now_ms=self._clock.now_ms()
+        )
+        if wrong is not None:
+            raise RecordInvalid(wrong)
+        return count
+
+    async def _take_over(
+        self, account: Account, count: LeaseCount, agreed: rules.Agreed, raw: bytes
+    ) -> None:
+        disputed = {entry.terms.lease_id for entry in agreed.disputed}
+        account.closed = agreed.closed
+        for entry, use in agreed.uses:
+            entry.use = use
+            if entry.terms.lease_id not in disputed:
+                entry.leeway = 0
+        for entry in agreed.denied:
+            entry.denial = raw
+        if disputed and account.disputed is None:
+            self._log.warning(
+                "market.count_disputed", peer=short(account.peer), leases=len(disputed)
+            )
+            self._quality.report(account.peer, "lease_count")
+        account.disputed = raw if disputed else None
+        voucher = rules.next_voucher(account, agreed.amount_micro, count)
+        if voucher is not None:
+            rules.with_voucher(account, voucher, sign(voucher, self._key, self._network).raw)
+            account.taken_ms = None
+        if agreed.uses or voucher is not None:
+            # Before it is sent: a number must never mean two amounts.
+            await self._store.sync(*(entry for entry, _ in agreed.uses), account=account)
+        for entry in agreed.gone:
+            if entry.denial is None and self._store.get("customer", entry.terms.lease_id) is entry:
+                self._store.forget(entry)
+        if agreed.denied:
+            self._log.warning(
+                "market.leases_denied", peer=short(account.peer), leases=len(agreed.denied)
+            )
+            self._quality.report(account.peer, "lease_denial")
+            await self._on_denied({entry.terms.lease_id for entry in agreed.denied})
+
+    # Leases that this node does not know
+
+    def lost(self, held: Mapping[bytes, Mapping[bytes, int]]) -> None:
+        """Note that this node lost its leases, and what its directory knows of bytes at peers."""
+        changes: list[Change] = []
+        for peer, by_lease in sorted(held.items()):
+            listed: list[Value] = [[lease_id, size] for lease_id, size in sorted(by_lease.items())]
+            changes.append((LOST + peer, encode({"v": _VERSION, "held": listed})))
+        if changes:
+            self._state.write(changes, sync=True)
+
+    def _lost(self, peer: bytes) -> dict[bytes, int] | None:
+        """Return by lease what the directory knew of bytes at a peer that is still to be asked."""
+        raw = self._state.get(LOST + peer)
+        if raw is None:
+            return None
+        found: dict[bytes, int] = {}
+        try:
+            value = decode(raw)
+            if not isinstance(value, dict):
+                raise RecordInvalid("it is no map")
+            for item in take_list(value, "held"):
+                match item:
+                    case [bytes(lease_id), int(size)] if len(lease_id) == ID_BYTES and size >= 0:
+                        found[lease_id] = size
+                    case _:
+                        raise RecordInvalid("an item is of no known form")
+        except XscError as fault:
+            raise StoreDamaged(f"a note of what was lost is damaged: {fault.message}") from None
+        return found
+
+    def _recall_voucher(self, account: Account, raw: bytes | None) -> None:
+        """Take the newest voucher back that this node signed before it lost its disk.
+
+        Raises:
+            RecordInvalid, SignatureInvalid: it is not this node's.
+        """
+        if raw is None:
+            return
+        signed = open_signed(raw, Voucher, network=self._network, author=self._key.node_id)
+        if signed.record.account != account.id:
+            raise RecordInvalid("the voucher is of another account")
+        if signed.record.number > account.number:
+            rules.with_voucher(account, signed.record, raw)
+            account.taken_ms = self._clock.monotonic_ms()
+
+    async def _find(self, account: Account, count: LeaseCount, held: Mapping[bytes, int]) -> None:
+        """Take leases over that a provider counts and this node does not know.
+
+        They began since the last count: their answers were lost, or this node's newest writes, or
+        its disk.
+        Each bears this node's signature, so a provider cannot tell of others; of what it says it
+        counted under them, no more is believed than they allow.
+        """
+        lines = {
+            line.lease_id: line
+            for line in count.leases
+            if self._store.get("customer", line.lease_id) is None
+            and line.lease_id not in self._refused
+        }
+        wanted = sorted(lines)
+        for start in range(0, len(wanted), ACCOUNT_LEASES_MAX):
+            page = wanted[start : start + ACCOUNT_LEASES_MAX]
+            answer = await self._ask(account, None, wanted=page)
+            fresh = []
+            for raw in take_list(answer, "leases", most=ACCOUNT_LEASES_MAX):
+                if not isinstance(raw, bytes):
+                    raise RecordInvalid("the field 'leases' must list leases")
+                entry = self._recalled(account.peer, raw)
+                if entry.terms.lease_id not in page:
+                    raise RecordInvalid("the lease was not asked for")
+                line, use = lines[entry.terms.lease_id], entry.use
+                if entry.terms.start_ms < account.agreed_ms - REQUEST_WINDOW_MS:
+                    # It was known, is over, and has been paid.
+                    self._refused.add(entry.terms.lease_id)
+                    continue
+                # What it was billed for before is known to its provider alone.
+                past_ms = max(0, count.counted_ms - entry.terms.start_ms)
+                entry.leeway += entry.terms.quantity * past_ms
+                size = held.get(entry.terms.lease_id, 0)
+                entry.use = replace(use, held_bytes=size, level=min(use.level, line.level))
+                fresh.append(entry)
+            self._store.add(fresh)
+        self._requests.heard(account.peer, count.counted_ms)
+        if wanted:
+            self._log.info("market.leases_recalled", peer=short(account.peer), leases=len(wanted))
+
+    def _recalled(self, peer: bytes, raw: bytes) -> LeaseEntry:
+        """Return a lease that a provider shows, once it is known to be this node's there.
+
+        Raises:
+            RecordInvalid, SignatureInvalid: it is not.
+        """
+        lease = open_signed(raw, Lease, network=self._network, author=peer).record
+        own = self._key.node_id
+        request = open_signed(lease.request, LeaseRequest, network=self._network, author=own)
+        if (request.record.provider, request.record.customer) != (peer, own):
+            raise RecordInvalid("the lease is between other nodes")
+        refusal = leases.check_grant(lease.request, request.record, lease)
+        if refusal is not None:
+            raise RecordInvalid(refusal)
+        quote = open_signed(request.record.quote, Quote, network=self._network, author=peer).record
+        now_ms = self._clock.now_ms()
+        return self._store.entry_of("customer", raw, now_ms, domain_of(quote))
 
     # The provider's side
 
-    async def on_settle(
+    async def on_account(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
-        """Take a customer's voucher, and book what it promises if the customer asks for that."""
-        raw, book_now = take_bytes(header, "voucher"), take_bool(header, "book_now")
-        voucher = open_signed(raw, Voucher, network=self._network, author=caller)
-        entry = self._store.get("provider", voucher.record.lease_id)
-        if entry is None or entry.terms.customer != caller:
-            raise NotAllowed("this customer has no such lease here")
-        async with self._turns.of(("provider", entry.terms.lease_id)):
-            await self._take_voucher(entry, voucher)
-            now_ms = self._clock.monotonic_ms()
-            # Each is kept in the ledger for ever, and costs its customer nothing.
-            if book_now and is_unbooked(entry) and not self._bookings.wait_ms(caller, now_ms):
-                self._bookings.note(caller, now_ms)
-                await self._collect(entry)
-        return {"settled_micro": entry.use.settled_micro}, ()
+        """Take a customer's voucher, and sign what this node counts of its leases."""
+        raw, book_now = take_opt_bytes(header, "voucher"), take_bool(header, "book_now")
+        wanted = take_list(header, "leases", most=ACCOUNT_LEASES_MAX)
+        self._asked.count(caller, self._clock.monotonic_ms(), "accounts")
+        async with self._turns.of(("provider", caller)):
+            account = self._store.account("provider", caller)
+            if raw is not None:
+                self._take_voucher(account, raw)
+            now_ms = self._clock.now_ms()
+            entries = list(self._store.of("provider", caller))
+            for entry in entries:
+                use = leases.advance(entry.terms, entry.use, now_ms)
+                entry.use = replace(use, known=True)
+            count = rules.count_of(account, entries, now_ms)
+            if entries or account.number:
+                # What is signed must not be more than what is known after a power loss.
+                await self._store.sync(*entries, account=account)
+            steady_ms = self._clock.monotonic_ms()
+            # Each booking is kept in the ledger for ever, and costs its customer nothing.
+            may_book = not self._bookings.wait_ms(caller, steady_ms)
+            if book_now and account.unbooked_micro and may_book:
+                self._bookings.note(caller, steady_ms)
+                await self._collect(account)
+        shown = [entry.raw for entry in entries if entry.terms.lease_id in wanted]
+        return {
+            "count": sign(count, self._key, self._network).raw,
+            "voucher": account.voucher,
+            "leases": [*shown],
+            "settled_micro": account.settled_micro,
+        }, ()
 
-    async def _take_voucher(self, entry: LeaseEntry, voucher: Signed[Voucher]) -> None:
-        """Keep a voucher that promises more than the last one; any other changes nothing."""
-        if voucher.record.number < entry.use.voucher_number:
-            return
-        if voucher.record.number == entry.use.voucher_number:
-            if voucher.raw != entry.voucher:
-                raise RecordInvalid("two different vouchers bear the same number")
-            return
-        use = rules.advance(entry.terms, entry.use, self._clock.now_ms())
-        if (refusal := rules.check_voucher(entry.terms, use, voucher.record)) is not None:
-            raise RecordInvalid(refusal)
-        is_first = entry.terms.cleared and entry.use.voucher_number == 0
-        if voucher.record.amount_micro == entry.use.voucher_micro and not is_first:
-            # It says nothing new: a customer could sign as many of those as it likes.
-            return
-        self._vouchers.count(entry.terms.customer, self._clock.monotonic_ms(), "vouchers")
-        before = entry.use, entry.voucher
-        entry.use, entry.voucher = rules.with_voucher(use, voucher.record), voucher.raw
-        try:
-            await self._store.sync(entry)
-        except XscError:
-            # It is not on the disk: sent again, it must not pass for known.
-            use, entry.voucher = before
-            entry.use = replace(
-                entry.use,
-                voucher_number=use.voucher_number,
-                voucher_micro=use.voucher_micro,
+    def _take_voucher(self, account: Account, raw: bytes) -> None:
+        """Take a voucher over that promises more than the last one; any other changes nothing.
+
+        Raises:
+            RecordInvalid, SignatureInvalid: it is not that customer's, or wrong.
+        """
+        voucher: Signed[Voucher] = open_signed(
+            raw, Voucher, network=self._network, author=account.customer
+        )
+        wrong = rules.check_voucher(account, voucher.record, raw)
+        if wrong is not None:
+            raise RecordInvalid(wrong)
+        if voucher.record.amount_micro > account.signed_micro:
+            rules.with_voucher(account, voucher.record, raw)
+            entries = self._store.of("provider", account.customer)
+            # More than is due here: this node lost its disk, and the customer has not.
+            short_micro = account.signed_micro - rules.due_micro(
+                account, entries, self._clock.now_ms()
             )
-            raise
+            account.closed += max(0, short_micro) * WORTH
 
-    async def _collect(self, entry: LeaseEntry) -> None:
-        """Book what the newest voucher says beyond what is booked; under the lease's lock."""
-        lease_id = entry.terms.lease_id
+    async def _collect(self, account: Account) -> None:
+        """Book what the newest voucher says beyond what is booked; in the account's turn."""
         while True:
-            if entry.booking is None:
-                settled = self._credit.settled(lease_id)
-                if settled != entry.use.settled_micro:
-                    entry.use = replace(entry.use, settled_micro=settled)
-                    await self._store.sync(entry)
-                if self._clock.monotonic_ms() < entry.refused_ms + rules.retry_ms(entry.refused):
+            if account.booking is None:
+                settled = self._credit.settled(account.id)
+                if settled != account.settled_micro:
+                    account.settled_micro = settled
+                    await self._store.sync(account=account)
+                waits_ms = rules.retry_ms(account.refused)
+                if self._clock.monotonic_ms() < account.refused_ms + waits_ms:
                     return
-                entry.booking = next_booking(entry, settled)
-                if entry.booking is None:
+                account.booking = rules.next_booking(account, settled)
+                if account.booking is None:
                     return
                 # Before it is asked for: the same number must never mean another amount.
-                await self._store.sync(entry)
-            booking = entry.booking
+                await self._store.sync(account=account)
+            booking = account.booking
             try:
                 settled = await self._credit.collect(
-                    xid=_xid(lease_id, booking),
-                    debtor=entry.terms.customer,
+                    xid=_xid(account.id, booking),
+                    debtor=account.customer,
                     amount_micro=booking.amount_micro,
-                    lease_id=lease_id,
+                    account=account.id,
                     voucher=booking.voucher,
                 )
             except (EntryRefused, ArgumentInvalid):
                 # It was not booked and never will be under this id. The next attempt asks the
                 # ledger what is left and uses another id.
-                entry.booking = None
-                entry.refusals += 1
-                entry.refused, entry.refused_ms = entry.refused + 1, self._clock.monotonic_ms()
-                await self._store.sync(entry)
+                account.booking = None
+                account.refusals += 1
+                account.refused, account.refused_ms = (
+                    account.refused + 1,
+                    self._clock.monotonic_ms(),
+                )
+                await self._store.sync(account=account)
                 raise
-            entry.booking, entry.refused = None, 0
-            entry.use = replace(entry.use, settled_micro=settled)
-            await self._store.sync(entry)
+            account.booking, account.refused = None, 0
+            account.settled_micro = settled
+            await self._store.sync(account=account)
             self._log.info(
-                "market.lease_settled",
-                customer=short(entry.terms.customer),
+                "market.leases_settled",
+                customer=short(account.customer),
                 amount_micro=booking.amount_micro,
                 settled_micro=settled,
             )
 
-    async def _collect_again(self, entry: LeaseEntry) -> None:
-        async with self._turns.of(("provider", entry.terms.lease_id)):
+    async def _collect_again(self, peer: bytes) -> None:
+        async with self._turns.of(("provider", peer)):
             try:
-                await self._collect(entry)
+                await self._collect(self._store.account("provider", peer))
             except XscError as fault:
                 # Kept as it is and tried again at the next interval.
-                self._log.warning(
-                    "market.not_collected", customer=short(entry.peer), code=fault.code
-                )
+                self._log.warning("market.not_collected", customer=short(peer), code=fault.code)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import replace
 
 from xsc.base.clock import rest
 from xsc.base.encoding import Value
@@ -122,22 +121,19 @@ class Signing:
         needs nothing any more owes nothing more.
         """
         lease_id = entry.terms.lease_id
-        asked: dict[str, Value] = {"lease_id": lease_id, "level": level}
-        first_ms = self._unlowered_ms.setdefault(lease_id, self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        asked: dict[str, Value] = {"lease_id": lease_id, "level": level, "at_ms": now_ms}
+        first_ms = self._unlowered_ms.setdefault(lease_id, now_ms)
         try:
             reply = await self._caller.call(entry.peer, LOWER, asked, timeout_ms=LEASE_TIMEOUT_MS)
             left = take_int(reply.header, "level", most=entry.use.level)
-            used = take_int(reply.header, "used")
         except XscError as fault:
             self._log.info("market.not_lowered", peer=short(entry.peer), code=fault.code)
-            left, used = entry.use.level, entry.use.used
-        now_ms = self._clock.now_ms()
+            left = entry.use.level
         if left <= level or now_ms - first_ms >= LOWER_MS:
             left = min(left, level)
             self._unlowered_ms.pop(lease_id, None)
-        use = rules.lowered(entry.terms, entry.use, left, now_ms)
-        # An answer that was lost lowered it earlier; no voucher over more would be taken.
-        entry.use = replace(use, used=min(use.used, max(used, use.voucher_quantity)))
+        entry.use = rules.lowered(entry.terms, entry.use, left, now_ms)
         self._store.save(entry)
 
     def _stated(self) -> dict[bytes, NeedSlot]:

@@ -59,7 +59,7 @@ from xsc.ledger import exchange as ledger_exchange
 from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
-from xsc.market import recall
+from xsc.market import settlement
 from xsc.market.entitlements import SlotRoom
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, ladder
@@ -107,7 +107,7 @@ DAY_MS = 86_400_000
 SPACE_COMPACT_INTERVAL_MS = 6 * 3_600_000
 HEADS: Mapping[str, HeadBound] = {
     **storage_messages.HEADS,
-    **recall.HEADS,
+    **settlement.HEADS,
     **ledger_exchange.HEADS,
     **jobs_executor.HEADS,
     **deployments_holder.HEADS,
@@ -824,8 +824,7 @@ class Node:
         if up:
             self.storage.node_up(peer)
             self.tasks.once("head", lambda: self._confirm_head(peer))
-            self.tasks.once("recall", lambda: self.market.recalls.recall(peer))
-            self.tasks.once("leases", lambda: self.market.denials.ask(peer))
+            self.tasks.once("leases", lambda: self.market.settlement.agree(peer))
 
     async def stop_recovering(self) -> None:
         """End a node that was never started: it only asked its peers."""

@@ -84,9 +84,9 @@ class _Nobody:
         del node, what
         self._refuse()
 
-    async def spent(self, lease_id: bytes, fuel_steps: int, amount_micro: int) -> None:
+    async def spent(self, lease_id: bytes, fuel_steps: int) -> None:
         """Refuse."""
-        del lease_id, fuel_steps, amount_micro
+        del lease_id, fuel_steps
         self._refuse()
 
     def unused(self, lease_id: bytes, fuel_steps: int) -> None:

@@ -26,7 +26,6 @@ class Providers:
         self.lease_providers = market.buyer.lease_providers
         self.lease_end = market.renewals.end_of
         self.used = market.taken.used
-        self.recounted = market.taken.recounted
         self.renewed = market.taken.renewed
         self.is_renewing = market.renewals.is_renewing
         self.renewal_ended = market.taken.renewal_ended

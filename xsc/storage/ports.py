@@ -99,17 +99,13 @@ class Hosts(Protocol):
     def is_denied(self, lease_id: bytes) -> bool:
         """Return whether the host of a lease has signed that it does not know it."""
 
-    async def recounted(self, lease_id: bytes, delta_bytes: int) -> None:
-        """Take note that a host has held more (+) or less (-) than was counted, since a crash."""
-
-    def renewed(self, old_id: bytes, new_id: bytes, size_bytes: int, used: int) -> None:
+    def renewed(self, old_id: bytes, new_id: bytes, size_bytes: int) -> None:
         """Take note that bytes went over to the lease that renews theirs.
 
         Args:
             old_id: the lease that they lay under.
             new_id: the one that they lie under now.
             size_bytes: how many.
-            used: what the host counts under the old lease.
 
         Raises:
             LeaseExhausted: no such leases.
@@ -177,8 +173,8 @@ class Leases(Protocol):
     def renewed(self, old_id: bytes, new_id: bytes, admitted_bytes: int, moved_bytes: int) -> None:
         """Count what came of a renewal that was admitted: so many bytes went over."""
 
-    async def renewal_used(self, old_id: bytes, new_id: bytes) -> int:
-        """Return what is counted under a lease that is renewed; both counts are on the disk."""
+    async def keep_renewal(self, old_id: bytes, new_id: bytes) -> None:
+        """Return once what went over between two leases is on the disk."""
 
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         """Count bytes that are held no more (-), or under another lease than was written to."""

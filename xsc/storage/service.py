@@ -350,25 +350,23 @@ class StorageService:
             await self.rm(entry.capability)
         return bool(others)
 
-    def orders(self) -> tuple[Counter[bytes], Counter[bytes]]:
-        """Return what the own records name under each lease, and how much was on its way there.
+    def orders(self) -> tuple[Counter[bytes], set[bytes]]:
+        """Return what the own records name under each lease, and where something was on its way.
 
-        The first are bytes of objects, objects in custody and puts under way; the second counts the
-        transfers that a crash may have cut off.
+        The first are bytes of objects, objects in custody and puts under way; the second are leases
+        of the transfers that a crash may have cut off.
         """
-        held: Counter[bytes] = Counter()
-        doubts: Counter[bytes] = Counter()
+        held, doubts = self.resume_journals.orders()
         for records in (self.catalogue.entries(), self.custodian.objects()):
             for _, record in records:
                 for item in record.held:
                     held[item.lease_id] += item.size_bytes
-                    doubts[item.lease_id] += not item.size_bytes
+                    if not item.size_bytes:
+                        doubts.add(item.lease_id)
         for listed in self.catalogue.unfound():
             for host in listed.held:
                 held[host.lease_id] += host.size_bytes
-        for counted, more in zip((held, doubts), self.resume_journals.orders(), strict=True):
-            counted.update(more)
-        return held, +doubts
+        return held, doubts
 
     async def open(self, capability: str) -> ObjectReader:
         """Return a reader of an object.

@@ -13,11 +13,13 @@ prices are the same prices, and their amounts are `slot_amount`.
 
 from __future__ import annotations
 
+from math import lcm
 from typing import Final
 
 from xsc.base.limits import (
     BATCH_CALL_FUEL,
     COMPILE_BYTE_FUEL,
+    COMPUTE_LEASE_MS,
     EPOCH_MS,
     MEMORY_STEP_BYTES,
     PRICE_BYTES,
@@ -39,6 +41,10 @@ SLOT_UNIT: Final[dict[Kind, int]] = {
     "compute": SLOT_STEP_FUEL * EPOCH_MS // 1_000,
 }
 """What a step of a slot or need comes to in an epoch: bytes, or fuel steps."""
+_STORED: Final = PRICE_BYTES * EPOCH_MS
+_RATED: Final = PRICE_FUEL * COMPUTE_LEASE_MS
+WORTH: Final = lcm(_STORED, _RATED)
+"""Into so many parts a micro-credit is divided, so that what leases come to needs no rounding."""
 
 
 def memory_steps(memory_bytes: int) -> int:
@@ -77,6 +83,21 @@ def storage_amount(price: int, byte_epochs: int) -> int:
 def amount(kind: Kind, price: int, quantity: int) -> int:
     """Return the micro-credits for an epoch of bytes, or for fuel steps."""
     return price * quantity // PRICE_UNIT[kind]
+
+
+def worth(kind: Kind, price: int, used: int, *, cleared: bool) -> int:
+    """Return what the use of a lease comes to, unrounded: in WORTHths of a micro-credit.
+
+    Args:
+        kind: of the lease.
+        price: micro-credits a GiB and hour, or a Gfuel.
+        used: byte-milliseconds; of compute fuel steps, of a cleared rate the fuel steps a minute
+            times milliseconds.
+        cleared: whether a clearing granted it.
+    """
+    if kind == "storage":
+        return price * used * (WORTH // _STORED)
+    return price * used * (WORTH // (_RATED if cleared else PRICE_FUEL))
 
 
 def slot_amount(kind: Kind, price: int, steps: int) -> int:

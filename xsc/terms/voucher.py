@@ -1,4 +1,4 @@
-"""What a customer owes under a lease, so far (docs/design/market.md: cumulative receipts)."""
+"""What a customer owes a provider, so far (docs/design/market.md: counts and vouchers)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from xsc.base.encoding import tagged_sha256
 from xsc.identity.envelope import Count, Id32, Record
 
 
-def off_books_lease(payer: bytes, payee: bytes) -> bytes:
-    """Return the lease id under which the payee signs what the payer paid off the books.
+def leases_account(provider: bytes, customer: bytes) -> bytes:
+    """Return the id of the account of all leases that a provider granted a customer."""
+    return tagged_sha256("leases", provider, customer)
 
-    No lease may have it: what was paid would count as paid for the lease.
-    """
+
+def off_books_account(payer: bytes, payee: bytes) -> bytes:
+    """Return the account under which the payee signs what the payer paid off the books."""
     return tagged_sha256("off-books", payer, payee)
 
 
@@ -21,13 +23,14 @@ class Voucher(Record):
 
     KIND: ClassVar[str] = "voucher"
 
-    lease_id: Id32
+    account: Id32
     provider: Id32
     customer: Id32
     number: Count
-    """Rises with every voucher of a lease."""
+    """Rises with every voucher of an account."""
     amount_micro: Count
-    """Micro-credits owed in all under this lease; never falls."""
-    quantity: Count
-    """Storage: byte-epochs begun. Compute: fuel steps used. Never falls."""
+    """Micro-credits owed in all in this account; never falls."""
     until_ms: Count
+    """Up to when that is."""
+    count: Id32 | None
+    """The id of the provider's count that it pays; None off the books."""

@@ -42,6 +42,7 @@ from xsc.compute.worker.local import LocalSandbox
 from xsc.identity import envelope
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
+from xsc.market.lease_entry import LeaseEntry
 from xsc.net.calls import batch, frame, server
 from xsc.net.calls.frame import LENGTH_BYTES, Reply, head_of, unpack
 from xsc.net.calls.server import OWN_BOUNDS
@@ -55,15 +56,14 @@ from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import RecordBody, ShardBody
 from xsc.storage.transfer.get import roots_of
 from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.pricing import compute_amount, fuel_steps, slot_amount
+from xsc.terms.pricing import WORTH, compute_amount, fuel_steps, slot_amount
 from xsc.terms.slot import NeedSlot
 from xsc.terms.voucher import Voucher
 
 UNFOUNDED = {"not_allowed", "record_invalid", "signature_invalid", "receipt_invalid", "peer_error"}
 """Errors that no honest node gives to another's honest call."""
-FOUNDED = {("storage.put", "not_allowed"), ("market.settle", "not_allowed")}
-"""Unless a put has failed, and is deleted while some of it is still on its way; or the host was
-down when it was sent, and has taken the empty lease back since."""
+FOUNDED = {("storage.put", "not_allowed")}
+"""Unless a put has failed, and is deleted while some of it is still on its way."""
 
 
 class LawBroken(AssertionError):
@@ -228,9 +228,9 @@ class Oracle:
     sandboxes: dict[int, MeteredSandbox] = field(default_factory=dict)
     billed: dict[int, dict[bytes, int]] = field(default_factory=lambda: defaultdict(dict))
     vouchers: dict[int, dict[bytes, int]] = field(default_factory=lambda: defaultdict(dict))
-    cleared: dict[int, set[bytes]] = field(default_factory=lambda: defaultdict(set))
-    """By node, the cleared leases that it took."""
-    """The most that each honest node has signed for, by lease at the adversary."""
+    """The most that each honest node has signed for, by account with the adversary."""
+    at_once: dict[int, dict[bytes, LeaseEntry]] = field(default_factory=lambda: defaultdict(dict))
+    """By node, the leases for now that it took."""
     stated: dict[int, list[tuple[int, NeedSlot]]] = field(default_factory=lambda: defaultdict(list))
     """By honest node, what it has ever said that it needs, and since when."""
     ended: set[tuple[int, bytes, bytes]] = field(default_factory=set)
@@ -320,7 +320,7 @@ class Oracle:
             if self.meter is not None:
                 self.meter.of(None)  # What is read here is read by nobody.
             foe = self.world.name(self.adversary)
-            if target == foe and request.path.endswith("market.settle"):
+            if target == foe and request.path.endswith("market.account"):
                 self._note_voucher(source, request)
             if source != foe and request.path.endswith("storage.delete"):
                 raw = unpack(memoryview(b"".join(request.body))).header["order"]
@@ -373,9 +373,11 @@ class Oracle:
 
     def _note_voucher(self, source: str, request: RawRequest) -> None:
         raw = unpack(memoryview(b"".join(request.body))).header["voucher"]
+        if raw is None:
+            return
         voucher = open_signed(raw, Voucher, network=None).record
         signed = self.vouchers[self.number(source)]
-        signed[voucher.lease_id] = max(voucher.amount_micro, signed.get(voucher.lease_id, 0))
+        signed[voucher.account] = max(voucher.amount_micro, signed.get(voucher.account, 0))
 
     def _judge(self, source: str, target: str, request: RawRequest, response: RawResponse) -> None:
         answers = [(request.path, response.status, b"".join(response.body))]
@@ -522,7 +524,8 @@ class Oracle:
             )
             for entry in entries:
                 if entry.terms.kind == "compute":
-                    due = leases.due_micro(entry.terms, entry.use)
+                    use = leases.advance(entry.terms, entry.use, self.world.clock.now_ms())
+                    due = leases.worth(entry.terms, use.used) // WORTH
                     self.billed[index][entry.terms.lease_id] = due
             price = min((e.terms.price for e in entries if e.terms.kind == "compute"), default=0)
             sandbox = self.sandboxes[index]
@@ -556,12 +559,12 @@ class Oracle:
         for index in self.up():
             node = self.world.nodes[index]
             vouchers = self.vouchers[index]
-            for lease_id, signed in vouchers.items():
-                settled = node.ledger.settled(lease_id)
+            for account, signed in vouchers.items():
+                settled = node.ledger.settled(account)
                 expect(
                     settled <= signed,
                     "owed",
-                    f"node-{index} has settled {settled} of a lease, and signed for {signed}",
+                    f"node-{index} has settled {settled} of an account, and signed for {signed}",
                 )
             expect(
                 -node.ledger.balance(self.foe) <= sum(vouchers.values()),
@@ -575,9 +578,9 @@ class Oracle:
             )
 
     def nobody_owes_more_than_it_stated(self) -> None:
-        """What is signed for capacity that is kept free is within what the needs allow.
+        """What is signed is within what the needs allow, and what was leased for now.
 
-        Level times price, for the time that has passed.
+        Level times price, for the time that has passed; of compute for now what ran.
         """
         now_ms = self.world.clock.now_ms()
         for index, needs in self.stated.items():
@@ -585,16 +588,16 @@ class Oracle:
             for stated_ms, need in needs:
                 price_ms = need.price_max * (now_ms - stated_ms)
                 allowed += slot_amount(need.kind, price_ms, need.quantity) // EPOCH_MS
-            store = self.world.nodes[index].market.store
-            self.cleared[index] |= {
-                entry.terms.lease_id for entry in store.all("customer") if entry.terms.cleared
-            }
-            signed = sum(self.vouchers[index].get(each, 0) for each in self.cleared[index])
-            expect(
-                signed <= allowed,
-                "stated",
-                f"node-{index} signed {signed} for cleared leases and allows {allowed}",
-            )
+            for entry in self.world.nodes[index].market.store.all("customer"):
+                if not entry.terms.cleared:
+                    self.at_once[index][entry.terms.lease_id] = entry
+            for entry in self.at_once[index].values():
+                terms, used = entry.terms, entry.use.used
+                if terms.kind == "storage":
+                    used = terms.quantity * (min(now_ms, terms.end_ms) - terms.start_ms)
+                allowed += leases.worth(terms, used) // WORTH + 1
+            signed = sum(self.vouchers[index].values())
+            expect(signed <= allowed, "stated", f"node-{index} signed {signed}, allows {allowed}")
 
     def shares_hold(self) -> None:
         """What one peer holds of a node, against the numbers in `xsc.base.limits`."""

@@ -670,6 +670,6 @@ WEIGHTS = {
     "market.lease": 4,
     "compute.run": 6,
     "ledger.propose": 3,
-    "market.settle": 2,
+    "market.account": 2,
 }
 """How often a method is chosen, where that is not once: those that change most."""

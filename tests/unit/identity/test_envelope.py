@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 import pytest
 from pydantic import Field, ValidationError
+from xsc.terms.lease_denial import LeaseDenial
 
 from tests.strategies import vectors
 from xsc.base.encoding import decode, encode
@@ -31,7 +32,6 @@ from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.quote import Quote
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 from xsc.terms.voucher import Voucher

@@ -137,10 +137,10 @@ class Wire:
 
 
 def voucher(
-    debtor: Member, creditor: Member, amount_micro: int, *, lease: int = 1, number: int = 1
+    debtor: Member, creditor: Member, amount_micro: int, *, account: int = 1, number: int = 1
 ) -> Signed[Voucher]:
     said = Voucher(
-        lease_id=bytes([lease]) * 32,
+        account=bytes([account]) * 32,
         provider=creditor.id,
         customer=debtor.id,
         number=number,
@@ -157,15 +157,15 @@ async def collect(
     amount_micro: int,
     *,
     of: int | None = None,
-    lease: int = 1,
+    account: int = 1,
     xid: int = 1,
 ) -> int:
     """Collect an amount under a voucher over `of` in all, by default the same."""
-    signed = voucher(debtor, creditor, of if of is not None else amount_micro, lease=lease)
+    signed = voucher(debtor, creditor, of if of is not None else amount_micro, account=account)
     return await creditor.ledger.collect(
         xid=xid.to_bytes(16, "big"),
         debtor=debtor.id,
         amount_micro=amount_micro,
-        lease_id=bytes([lease]) * 32,
+        account=bytes([account]) * 32,
         voucher=signed.raw,
     )

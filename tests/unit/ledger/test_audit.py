@@ -30,7 +30,7 @@ from xsc.ledger.entry import (
 from xsc.ledger.incarnation import carried_hash, open_restart, restart_bytes
 from xsc.ledger.proposals import PROPOSE
 from xsc.ledger.state import digest
-from xsc.terms.voucher import Voucher, off_books_lease
+from xsc.terms.voucher import Voucher, off_books_account
 
 AMOUNT = 100
 
@@ -44,11 +44,11 @@ def circle():
 async def a(circle):
     """Return a node with a half of each kind, and a peer that signed two halves in one place."""
     a, b, c = circle.members
-    await collect(b, a, AMOUNT, lease=1, xid=1)
-    await collect(a, c, 500, lease=3, xid=3)
+    await collect(b, a, AMOUNT, account=1, xid=1)
+    await collect(a, c, 500, account=3, xid=3)
     circle.fate = lambda: "request lost"
     with pytest.raises(PeerSilent):
-        await collect(a, c, 7, lease=4, xid=4)
+        await collect(a, c, 7, account=4, xid=4)
     circle.fate = lambda: "pass"
     half = open_half(
         next(decode(raw)["half"] for _, peer, _, raw in circle.sent if peer == a.id),
@@ -65,13 +65,13 @@ async def a(circle):
 async def restarted(a, circle):
     """Return the node after it lost its book and B was silent; B's entry is a claim by now."""
     _, b, c = circle.members
-    await collect(c, a, 20, lease=5, xid=5)
+    await collect(c, a, 20, account=5, xid=5)
     circle.gone.add(b.id)
     await a.come_back(a.ledger.noted())
-    await collect(c, a, 25, of=45, lease=5, xid=6)
+    await collect(c, a, 25, of=45, account=5, xid=6)
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
-    await collect(c, a, 5, of=50, lease=5, xid=7)
+    await collect(c, a, 5, of=50, account=5, xid=7)
     return a
 
 
@@ -301,7 +301,7 @@ async def test_claims_are_taken_at_their_turn_and_in_their_order(restarted):
 async def test_several_claims_are_taken_in_the_order_of_their_turns(circle):
     a, b, _ = circle.members
     for number in range(1, 5):
-        await collect(a, b, 10 * number, lease=number, xid=number)
+        await collect(a, b, 10 * number, account=number, xid=number)
     circle.gone.add(b.id)
     await a.come_back(a.ledger.noted())
     circle.gone.clear()
@@ -324,7 +324,7 @@ async def test_claims_at_different_turns_are_taken_at_theirs(a, circle):
     await a.come_back(a.ledger.noted())
     circle.gone.discard(c.id)
     await a.ledger.confirm_head([c.id])
-    await collect(a, c, 8, of=508, lease=3, xid=8)
+    await collect(a, c, 8, of=508, account=3, xid=8)
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
     rows = a.ledger.chain.rows()
@@ -433,10 +433,10 @@ async def test_a_record_of_the_own_store_is_read_without_its_signature(a):
 class Export:
     """An entry between two nodes, and what an exported copy of it consists of."""
 
-    def __init__(self, circle, *, lease=b"l" * 32, created_ms=1_700_000_000_000):
+    def __init__(self, circle, *, account=b"l" * 32, created_ms=1_700_000_000_000):
         self.creditor, self.debtor, self.stranger = circle.members
         said = Voucher(
-            lease_id=lease,
+            account=account,
             provider=self.creditor.id,
             customer=self.debtor.id,
             number=1,
@@ -452,7 +452,7 @@ class Export:
             prev=b"p" * 32,
             xid=b"x" * 16,
             amount_micro=AMOUNT,
-            lease=lease,
+            account=account,
             receipt=self.voucher.id,
             created_ms=0,
         )
@@ -477,7 +477,7 @@ def test_an_export_says_what_it_proves(circle):
     for by in (made.creditor, made.debtor):
         text = verify_settled(made.raw(by=by))
         assert "owes" in text
-        assert "0.000100 credits under lease" in text
+        assert "0.000100 credits in account" in text
         assert text.endswith("signed by both, answered 2023-11-14 22:13:20 UTC")
     assert "0.000099 credits" in verify_settled(made.raw(amount_micro=AMOUNT - 1))
 
@@ -509,10 +509,10 @@ def test_an_answer_to_an_answer_is_no_debt(circle):
 
 def test_a_payment_off_the_books_says_the_payer_paid(circle):
     a, b, _ = circle.members
-    made = Export(circle, lease=off_books_lease(a.id, b.id))
+    made = Export(circle, account=off_books_account(a.id, b.id))
     assert "paid" in verify_settled(made.raw())
     assert "off the books" in verify_settled(made.raw())
-    other = Export(circle, lease=off_books_lease(b.id, a.id))
+    other = Export(circle, account=off_books_account(b.id, a.id))
     assert "owes" in verify_settled(other.raw())
 
 
@@ -536,5 +536,5 @@ def test_a_limit_is_no_debt(circle):
         amount_micro=AMOUNT,
         created_ms=0,
     )
-    made.post = half.model_copy(update={"lease": b"l" * 32, "receipt": made.voucher.id})
+    made.post = half.model_copy(update={"account": b"l" * 32, "receipt": made.voucher.id})
     made.refused("no debt that its creditor booked")

@@ -33,7 +33,7 @@ def made() -> Half:
         prev=bytes.fromhex(VECTOR["prev"]),
         xid=bytes.fromhex(VECTOR["xid"]),
         amount_micro=VECTOR["voucher"]["amount_micro"],
-        lease=bytes.fromhex(VECTOR["lease"]),
+        account=bytes.fromhex(VECTOR["account"]),
         receipt=bytes.fromhex(VECTOR["voucher"]["id"]),
         created_ms=VECTOR["half"]["created_ms"],
     )
@@ -144,7 +144,7 @@ def test_the_largest_voucher_and_half_fit_their_bound():
     )
     assert open_half(sign(half, CREDITOR, NETWORK).raw, network=NETWORK).record == half
     said = Voucher(
-        lease_id=GENESIS,
+        account=GENESIS,
         provider=GENESIS,
         customer=GENESIS,
         number=most,

@@ -88,9 +88,9 @@ async def sound(circle, *, agreed=True):
 
 async def debts(a, b, c):
     """A owes B 100 by its first entry; B owes A 30; C owes A 500."""
-    await collect(b, a, 100, lease=1, xid=1)
-    await collect(a, b, 30, lease=2, xid=2)
-    await collect(a, c, 500, lease=3, xid=3)
+    await collect(b, a, 100, account=1, xid=1)
+    await collect(a, b, 30, account=2, xid=2)
+    await collect(a, c, 500, account=3, xid=3)
 
 
 async def test_debts_stay_and_what_a_dead_peer_held_is_unproven_by_peer_and_amount(circle, a, b, c):
@@ -109,7 +109,7 @@ async def test_debts_stay_and_what_a_dead_peer_held_is_unproven_by_peer_and_amou
         4,
         open_half(c.store.get(other(last)), network=NETWORK).id,
     )
-    assert await collect(a, c, 20, lease=4, xid=4) == 20, "the chain goes on"
+    assert await collect(a, c, 20, account=4, xid=4) == 20, "the chain goes on"
     await sound(circle, agreed=False)
 
 
@@ -160,7 +160,7 @@ async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a,
     await debts(a, b, c)
     circle.gone.add(b.id)
     await a.come_back(a.ledger.noted())
-    await collect(a, c, 20, lease=4, xid=4)
+    await collect(a, c, 20, account=4, xid=4)
     circle.gone.clear()
     assert await a.ledger.confirm_head([b.id]) == 1
     rows = {row.seq: row for row in a.ledger.entries(peer=b.id)}
@@ -170,8 +170,8 @@ async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a,
     ]
     assert a.ledger.balance(b.id) == -70
     assert {row.peer: row.unproven_micro for row in a.ledger.statement()}[b.id] == 0
-    await collect(b, a, 50, of=150, lease=1, xid=5)
-    await collect(a, b, 1, of=31, lease=2, xid=6)
+    await collect(b, a, 50, of=150, account=1, xid=5)
+    await collect(a, b, 1, of=31, account=2, xid=6)
     await sound(circle)
     # And a second time, with all that was taken late.
     await a.come_back(a.ledger.noted())
@@ -180,7 +180,7 @@ async def test_a_late_half_becomes_a_claim_and_both_books_agree_again(circle, a,
 
 
 async def test_nothing_is_booked_with_a_peer_that_was_not_heard(circle, a, b, c):
-    await collect(b, a, 100, lease=1, xid=1)
+    await collect(b, a, 100, account=1, xid=1)
     circle.gone.add(b.id)
     await a.come_back(a.ledger.noted())
     circle.gone.clear()
@@ -194,9 +194,9 @@ async def test_nothing_is_booked_with_a_peer_that_was_not_heard(circle, a, b, c)
     circle.deliver = deaf
     # Not refused: a refusal would be for good, and the amount follows from what is not known.
     with pytest.raises(PeerSilent):
-        await collect(b, a, 50, of=150, lease=1, xid=2)
+        await collect(b, a, 50, of=150, account=1, xid=2)
     with pytest.raises(PeerSilent):
-        await collect(a, b, 5, lease=2, xid=3)
+        await collect(a, b, 5, account=2, xid=3)
     circle.deliver = good
     assert await b.ledger.retry_pending() == 1
     assert a.ledger.balance(b.id) == -150
@@ -258,15 +258,15 @@ async def test_who_never_restarted_asks_nobody_for_old_entries(circle, a, b, c):
 
 
 async def test_who_hides_a_debt_gains_no_credit_by_it(circle, a, b, c):
-    await collect(a, b, STARTER - 10, lease=1, xid=1)
+    await collect(a, b, STARTER - 10, account=1, xid=1)
     circle.gone.add(b.id)
     await a.come_back(a.ledger.noted())
     circle.gone.clear()
     hide(circle, b)
     with pytest.raises(CreditExceeded):
-        await collect(a, b, 11, lease=2, xid=2)
+        await collect(a, b, 11, account=2, xid=2)
     assert a.ledger.credit_left(b.id) == 10
-    assert await collect(a, b, 10, lease=2, xid=2) == 10
+    assert await collect(a, b, 10, account=2, xid=2) == 10
     circle.deliver = type(circle).deliver.__get__(circle)
     await a.ledger.confirm_head([b.id])
     assert (a.ledger.balance(b.id), a.ledger.credit_left(b.id)) == (STARTER, 0)
@@ -288,7 +288,7 @@ def hide(circle, member):
 
 @pytest.mark.parametrize("order", list(itertools.permutations([0, 1, 2])))
 async def test_what_was_hidden_and_booked_anew_counts_once(circle, a, b, order):
-    """Of three entries under one lease any come late, in any order, after a fourth."""
+    """Of three entries under one account any come late, in any order, after a fourth."""
     for number in range(3):
         await collect(b, a, 100, of=100 * (number + 1), xid=number + 1)
     hide(circle, b)
@@ -325,7 +325,7 @@ async def test_a_claim_beside_an_open_entry_counts_the_same_at_every_start(circl
     hidden, circle.deliver = circle.deliver, type(circle).deliver.__get__(circle)
     circle.fate = lambda: "request lost"
     with pytest.raises(PeerSilent):
-        await collect(a, b, 150, xid=2)  # B hid the 100 under this lease
+        await collect(a, b, 150, xid=2)  # B hid the 100 in this account
     circle.fate = lambda: "pass"
     await a.ledger.exchange._claims_of(b.id)
     assert a.ledger.credit_left(b.id) == STARTER - 150
@@ -350,8 +350,8 @@ async def test_an_open_entry_is_given_up_and_comes_back_as_a_claim_where_it_was_
 
 
 async def test_a_lower_incarnation_is_refused_and_proves_nothing(circle, a, b, c):
-    await collect(b, a, 100, lease=1, xid=1)
-    await collect(a, b, 30, lease=2, xid=2)
+    await collect(b, a, 100, account=1, xid=1)
+    await collect(a, b, 30, account=2, xid=2)
     old = MemoryKeyValue()
     old.write(list(a.store.scan(b"")), sync=True)
     await a.come_back(a.ledger.noted())
@@ -361,10 +361,10 @@ async def test_a_lower_incarnation_is_refused_and_proves_nothing(circle, a, b, c
         await copy.confirm_head([b.id])
     a.ledger, real = copy, a.ledger
     with pytest.raises(EntryRefused, match="this is lower"):
-        await collect(a, b, 5, lease=3, xid=3)
+        await collect(a, b, 5, account=3, xid=3)
     a.store, a.ledger = kept, real
     assert b.ledger.balance(a.id) == 70
-    await collect(a, b, 5, lease=4, xid=4)
+    await collect(a, b, 5, account=4, xid=4)
     await sound(circle)
 
 
@@ -401,7 +401,7 @@ async def tell(circle, caller, member, raw):
 
 
 async def test_restarts_without_end_give_no_credit_and_wipe_no_debt(circle, a, b, c):
-    await collect(a, b, STARTER, lease=1, xid=1)
+    await collect(a, b, STARTER, account=1, xid=1)
     for number in range(2, 8):
         circle.gone.add(a.id)
         await b.come_back()
@@ -410,7 +410,7 @@ async def test_restarts_without_end_give_no_credit_and_wipe_no_debt(circle, a, b
         await b.ledger.confirm_head([a.id, c.id])
         assert a.ledger.credit_left(b.id) == 0
         with pytest.raises(CreditExceeded):
-            await collect(a, b, 1, lease=number, xid=number)
+            await collect(a, b, 1, account=number, xid=number)
     assert (a.ledger.balance(b.id), b.ledger.balance(a.id)) == (STARTER, -STARTER)
     await sound(circle)
 
@@ -421,7 +421,7 @@ async def test_what_is_unproven_is_not_forgotten_by_the_next_restart(circle, a, 
     for _ in range(3):
         done = await a.come_back(a.ledger.noted())
         assert done.unproven == {b.id: -70}
-        await collect(a, c, 1, lease=9, xid=9)
+        await collect(a, c, 1, account=9, xid=9)
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
     assert [row.unproven_micro for row in a.ledger.statement()] == [0, 0]
@@ -445,13 +445,13 @@ async def test_a_peer_tells_so_many_incarnations_within_a_time(circle, a, b, c):
 
 
 async def test_every_flipped_byte_and_every_lost_row_of_a_restarted_book_is_found(circle, a, b, c):
-    await collect(b, a, 100, lease=1, xid=1)
-    await collect(a, c, 500, lease=3, xid=3)
+    await collect(b, a, 100, account=1, xid=1)
+    await collect(a, c, 500, account=3, xid=3)
     circle.gone.add(b.id)
     await a.come_back(a.ledger.noted())
     circle.gone.clear()
     await a.ledger.confirm_head([b.id])
-    await collect(c, a, 20, lease=4, xid=4)
+    await collect(c, a, 20, account=4, xid=4)
     rows = list(a.store.scan(b"ledger/", b"ledger0"))
     assert {key.split(b"/")[1] for key, _ in rows} == {
         b"half",
@@ -487,7 +487,7 @@ def test_a_new_number_is_above_all_that_may_have_been_signed(now_ms):
 async def test_a_first_half_follows_on_its_incarnation(circle, a, b, c):
     await a.come_back()
     began = a.ledger.chain.restart.incarnation.record
-    paid = voucher(b, a, 7, lease=5)
+    paid = voucher(b, a, 7, account=5)
     post = post_half(
         creditor=a.id,
         debtor=b.id,
@@ -495,7 +495,7 @@ async def test_a_first_half_follows_on_its_incarnation(circle, a, b, c):
         prev=b"?" * 32,
         xid=b"x" * 16,
         amount_micro=7,
-        lease=bytes([5]) * 32,
+        account=bytes([5]) * 32,
         receipt=paid.id,
         created_ms=0,
     )

@@ -50,7 +50,7 @@ async def test_both_books_say_the_same(a, b):
     assert (a.ledger.settled(LEASE), b.ledger.settled(LEASE)) == (300, 300)
     assert (a.ledger.credit_left(b.id), a.ledger.limit(b.id)) == (STARTER - 300, STARTER)
     assert b.ledger.credit_left(a.id) == STARTER + 300
-    assert await collect(b, a, 100, lease=2) == 100
+    assert await collect(b, a, 100, account=2) == 100
     assert (a.ledger.balance(b.id), b.ledger.balance(a.id)) == (200, -200)
     for member in (a, b):
         report = await member.ledger.verify()
@@ -74,32 +74,32 @@ async def test_the_same_xid_books_once_and_another_body_is_refused(a, b):
         await collect(a, b, 50, of=150)
     with pytest.raises(ArgumentInvalid, match="16 bytes"):
         await a.ledger.collect(
-            xid=b"x", debtor=b.id, amount_micro=1, lease_id=LEASE, voucher=voucher(b, a, 1).raw
+            xid=b"x", debtor=b.id, amount_micro=1, account=LEASE, voucher=voucher(b, a, 1).raw
         )
 
 
 async def test_what_the_debtor_never_signed_is_not_written(a, b, circle):
-    for wrong, lease, fault in (
+    for wrong, account, fault in (
         (voucher(a, b, 10), LEASE, ReceiptInvalid),
         (voucher(b, a, 10), b"o" * 32, ReceiptInvalid),
     ):
         with pytest.raises(fault):
             await a.ledger.collect(
-                xid=b"x" * 16, debtor=b.id, amount_micro=10, lease_id=lease, voucher=wrong.raw
+                xid=b"x" * 16, debtor=b.id, amount_micro=10, account=account, voucher=wrong.raw
             )
     raw = voucher(b, a, 10).raw
     place = raw.index(b"csig") + 10
     broken = raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
     with pytest.raises(SignatureInvalid):
         await a.ledger.collect(
-            xid=b"x" * 16, debtor=b.id, amount_micro=10, lease_id=LEASE, voucher=broken
+            xid=b"x" * 16, debtor=b.id, amount_micro=10, account=LEASE, voucher=broken
         )
     for amount in (0, 2**63):
         with pytest.raises(ArgumentInvalid, match="an amount is from"):
             await collect(a, b, amount, of=10)
     with pytest.raises(ArgumentInvalid, match="itself"):
         await a.ledger.collect(
-            xid=b"x" * 16, debtor=a.id, amount_micro=10, lease_id=LEASE, voucher=raw
+            xid=b"x" * 16, debtor=a.id, amount_micro=10, account=LEASE, voucher=raw
         )
     assert circle.sent == []
 
@@ -111,9 +111,9 @@ async def test_the_limit_is_kept_and_can_be_set(a, b):
     await a.ledger.set_limit(b.id, 10)
     assert a.ledger.credit_left(b.id) == 10 - STARTER
     with pytest.raises(CreditExceeded):
-        await collect(a, b, 1, lease=2, xid=2)
+        await collect(a, b, 1, account=2, xid=2)
     await a.ledger.set_limit(b.id, STARTER + 1)
-    assert await collect(a, b, 1, lease=2, xid=2) == 1
+    assert await collect(a, b, 1, account=2, xid=2) == 1
     a.crash()
     assert a.ledger.limit(b.id) == STARTER + 1
     for peer, amount in ((a.id, 1), (b.id, -1), (b.id, 2**63)):
@@ -184,11 +184,11 @@ async def test_another_body_under_one_xid_is_kept_as_evidence(a, b, circle):
 async def test_a_forked_chain_is_kept_as_evidence(a, b, circle):
     await collect(a, b, 100)
     half = open_half(decode(circle.sent[-1][3])["half"], network=NETWORK)
-    more = voucher(b, a, 10, lease=2)
+    more = voucher(b, a, 10, account=2)
     changes = {
         "xid": b"f" * 16,
         "amount_micro": 10,
-        "lease": more.record.lease_id,
+        "account": more.record.account,
         "receipt": more.id,
     }
     fork = sign(half.record.model_copy(update=changes), a.key, NETWORK)
@@ -206,7 +206,7 @@ async def test_nobody_proposes_for_another(a, b, circle):
 
 
 async def test_an_answer_that_does_not_fit_leaves_the_entry_open(a, b, circle):
-    await collect(a, b, 5, lease=9, xid=9)
+    await collect(a, b, 5, account=9, xid=9)
 
     def wrong(reply):
         half = open_half(reply.header["counter"], network=NETWORK)
@@ -235,11 +235,11 @@ async def test_entries_and_statement(circle):
     circle = Circle(3)
     a, b, c = circle.members
     await collect(a, b, 100)
-    await collect(a, c, 7, lease=3, xid=3)
-    await collect(b, a, 30, lease=2)
+    await collect(a, c, 7, account=3, xid=3)
+    await collect(b, a, 30, account=2)
     circle.fate = lambda: "request lost"
     with pytest.raises(PeerSilent):
-        await collect(a, b, 1, lease=4, xid=4)
+        await collect(a, b, 1, account=4, xid=4)
     rows = a.ledger.entries()
     assert [(r.kind, r.direction, r.amount_micro, r.state) for r in rows] == [
         ("post", "in", 1, "open"),
@@ -304,7 +304,7 @@ async def test_every_flipped_byte_of_the_store_is_found(a, b, circle):
 
 async def test_damage_is_named_by_its_entry(a, b):
     for number in range(1, 4):
-        await collect(a, b, 10, lease=number, xid=number)
+        await collect(a, b, 10, account=number, xid=number)
     key, raw = next(a.store.scan(b"ledger/half/" + (2).to_bytes(8, "big")))
     a.store.write([(key, raw[:-1] + bytes([raw[-1] ^ 1]))], sync=True)
     with pytest.raises(LedgerDamaged, match="entry 2 of the ledger"):
@@ -340,7 +340,7 @@ async def test_a_ledger_of_another_network_or_node_is_refused(circle, a, b):
 async def test_a_restored_old_copy_is_noticed_before_it_forks(circle, a, b):
     await collect(a, b, 10)
     old = list(b.store.scan(b""))
-    await collect(a, b, 10, lease=2, xid=2)
+    await collect(a, b, 10, account=2, xid=2)
     assert await b.ledger.confirm_head([a.id]) == 1
     for key, _ in list(b.store.scan(b"")):
         b.store.write([(key, None)], sync=True)
@@ -397,8 +397,8 @@ async def test_many_at_once_make_one_chain(circle):
     debts = [(p, q) for p in circle.members for q in circle.members if p is not q] * 3
     await asyncio.gather(
         *(
-            collect(p, q, 10 + lease, lease=lease + 1, xid=lease + 1)
-            for lease, (p, q) in enumerate(debts)
+            collect(p, q, 10 + account, account=account + 1, xid=account + 1)
+            for account, (p, q) in enumerate(debts)
         )
     )
     for p in circle.members:
@@ -410,7 +410,7 @@ async def test_many_at_once_make_one_chain(circle):
 async def test_a_cancelled_call_never_parts_disk_and_state(circle, a, b):
     a.ledger.chain._executor = SlowExecutor()
     for steps in range(20):
-        task = asyncio.create_task(collect(a, b, 10, lease=steps + 1, xid=steps + 1))
+        task = asyncio.create_task(collect(a, b, 10, account=steps + 1, xid=steps + 1))
         await turns(steps)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -442,7 +442,7 @@ async def test_after_a_failed_write_the_disk_is_asked(circle, a, b):
         a.ledger.chain.store = whole
         if written:
             with pytest.raises(CreditExceeded):
-                await collect(a, b, 5, lease=2, xid=2)
+                await collect(a, b, 5, account=2, xid=2)
         else:
             assert await collect(a, b, 3) == 3
         assert (await a.ledger.verify()).entries == (3 if written else 2)

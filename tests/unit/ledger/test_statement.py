@@ -29,7 +29,7 @@ def post():
         prev=GENESIS,
         xid=b"x" * 16,
         amount_micro=70,
-        lease=b"l" * 32,
+        account=b"l" * 32,
         receipt=b"v" * 32,
         created_ms=9,
     )
@@ -105,4 +105,4 @@ def test_a_limit_has_no_direction_and_needs_no_answer():
         created_ms=2,
     )
     row = entry_row(state(), sign(limit, ME, NETWORK))
-    assert (row.direction, row.state, row.lease_id) == ("-", "noted", None)
+    assert (row.direction, row.state, row.account) == ("-", "noted", None)

@@ -22,9 +22,9 @@ A, B, C = (KeyPair(bytes([n]) * 32) for n in (1, 2, 3))
 LEASE = b"l" * 32
 
 
-def voucher(amount=100, *, by=B, customer=None, provider=A, lease=LEASE, number=1):
+def voucher(amount=100, *, by=B, customer=None, provider=A, account=LEASE, number=1):
     said = Voucher(
-        lease_id=lease,
+        account=account,
         provider=provider.node_id,
         customer=(customer or by).node_id,
         number=number,
@@ -43,7 +43,7 @@ def post(under, *, by=A, debtor=B, seq=0, prev=GENESIS, xid=b"x" * 16, **other):
         prev=prev,
         xid=xid,
         amount_micro=under.record.amount_micro,
-        lease=under.record.lease_id,
+        account=under.record.account,
         receipt=under.id,
         created_ms=0,
     )
@@ -100,13 +100,13 @@ def test_the_first_rule_broken_is_named_in_a_fixed_order():
         (post(voucher(), expires_ms=1), {}, "fields_wrong"),
         (post(voucher(), memo=GENESIS), {}, "fields_wrong"),
         (post(voucher(), ref=b"r" * 16), {}, "fields_wrong"),
-        (post(voucher(), lease=None), {}, "fields_wrong"),
+        (post(voucher(), account=None), {}, "fields_wrong"),
         (post(voucher(), receipt=None), {}, "fields_wrong"),
         (post(voucher(), link=GENESIS), {}, "fields_wrong"),
-        (post(voucher(), kind="limit", lease=None, receipt=None), {}, "kind_unknown"),
+        (post(voucher(), kind="limit", account=None, receipt=None), {}, "kind_unknown"),
         (post(voucher(), amount_micro=0), {}, "amount_zero"),
         (post(voucher()), {"under": voucher(number=2)}, "voucher_wrong"),
-        (post(voucher(), lease=b"m" * 32), {}, "voucher_wrong"),
+        (post(voucher(), account=b"m" * 32), {}, "voucher_wrong"),
         (post(voucher(by=C)), {"under": voucher(by=C)}, "voucher_wrong"),
         (
             post(voucher(by=C, customer=B)),
@@ -268,7 +268,7 @@ def test_an_answer_says_what_was_proposed():
         {"link": None},
         {"amount_micro": 99},
         {"xid": b"z" * 16},
-        {"lease": GENESIS},
+        {"account": GENESIS},
         {"kind": "void"},
         {"receipt": None},
         {"debit": C.node_id, "by": C},
@@ -281,9 +281,9 @@ def test_an_answer_says_what_was_proposed():
 def test_the_creditor_keeps_its_limit_with_what_is_unanswered():
     state = LedgerState(A.node_id)
 
-    def next_post(amount, lease, **how):
-        under = voucher(amount, lease=lease)
-        half = post(under, seq=state.next_seq, prev=state.head, xid=lease[:16], **how)
+    def next_post(amount, account, **how):
+        under = voucher(amount, account=account)
+        half = post(under, seq=state.next_seq, prev=state.head, xid=account[:16], **how)
         return half, under
 
     half, under = next_post(1, b"1" * 32)
@@ -299,7 +299,7 @@ def test_the_creditor_keeps_its_limit_with_what_is_unanswered():
     assert check_own_next(state, fits, voucher=under) is None
     busy, under = next_post(1, b"1" * 32)
     busy = sign(busy.record.model_copy(update={"xid": b"b" * 16}), A, NETWORK)
-    assert code(check_own_next(state, busy, voucher=under)) == "lease_busy"
+    assert code(check_own_next(state, busy, voucher=under)) == "account_busy"
     settle(
         state, half.record, sign(counter_half(half, seq=0, prev=GENESIS, created_ms=0), B, NETWORK)
     )

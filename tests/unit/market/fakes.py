@@ -63,17 +63,17 @@ class Ledger:
     def shares_with(self, peer):
         return self.sharing if peer in self.sharing else [peer]
 
-    def settled(self, lease_id):
-        return sum(amount for _, amount, lease in self.booked.values() if lease == lease_id)
+    def settled(self, account):
+        return sum(amount for _, amount, at in self.booked.values() if at == account)
 
-    async def collect(self, *, xid, debtor, amount_micro, lease_id, voucher):
+    async def collect(self, *, xid, debtor, amount_micro, account, voucher):
         self.asked.append(xid)
         assert len(xid) == 16
         assert amount_micro > 0
         await asyncio.sleep(0)
         self.booked |= self.under_way
         self.under_way = {}
-        entry = (debtor, amount_micro, lease_id)
+        entry = (debtor, amount_micro, account)
         trouble = self.trouble.pop(0) if self.trouble else ""
         if xid in self.spent:
             raise EntryRefused("the entry was withdrawn")
@@ -92,7 +92,7 @@ class Ledger:
         self.booked[xid] = entry
         if trouble == "lost":
             raise PeerSilent("the answer was lost")
-        return self.settled(lease_id)
+        return self.settled(account)
 
 
 @dataclass
@@ -241,10 +241,9 @@ class Node:
             except LeaseExhausted:
                 self.market.taken.renewal_ended(new_id)
                 continue
-            used = await host.market.granted.renewal_used(old_id, new_id)
             old, new = self.kept(RECORDS, old_id), self.kept(RECORDS, new_id)
             kept = min(old + new, host.kept(DISK, new_id))
-            self.market.taken.renewed(old_id, new_id, kept - new, used)
+            self.market.taken.renewed(old_id, new_id, kept - new)
             self.keep(RECORDS, {old_id: old + new - kept, new_id: kept})
         return ()
 

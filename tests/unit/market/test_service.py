@@ -4,6 +4,9 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from xsc.market.denial import check_denial
+from xsc.market.denials import KNOWN
+from xsc.terms.lease_denial import LeaseDenial
 
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
@@ -57,14 +60,11 @@ from xsc.base.limits import (
 )
 from xsc.base.refusals import refusal
 from xsc.identity.envelope import open_signed, sign
-from xsc.market.denial import check_denial
-from xsc.market.denials import KNOWN
 from xsc.market.pricing import PriceList
 from xsc.market.quote import open_quote
 from xsc.market.settlement import SETTLE
 from xsc.node.offline.verify import verify_file
 from xsc.terms.lease import OWN_LEASE, LeaseRequest
-from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.pricing import compute_amount
 from xsc.terms.voucher import Voucher
 

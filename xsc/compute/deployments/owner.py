@@ -356,7 +356,7 @@ class ServiceOwner:
         service.last = max(service.last, rows[-1].number)
         for claim in paid:
             lease_id = claim.receipt.lease_id
-            await self._leases.spent(lease_id, claim.steps, claim.row.amount_micro)
+            await self._leases.spent(lease_id, claim.steps)
         # The next call lets the holder forget these rows: row and payment must be on the disk.
         # The row comes first: a power loss in between loses a payment and never doubles one.
         await self._executor.run(self._registry.store.sync)

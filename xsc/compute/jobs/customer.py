@@ -147,7 +147,7 @@ class JobCustomer:
             else:
                 receipt = done.receipt.record
                 steps = billed_steps(order.record, receipt.outcome, receipt.observed)
-                await self._leases.spent(lease.lease_id, steps, receipt.amount_micro)
+                await self._leases.spent(lease.lease_id, steps)
                 return done
         assert last is not None
         raise last

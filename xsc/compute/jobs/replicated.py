@@ -143,7 +143,7 @@ class ReplicatedRun:
         """Count the steps used under the lease, and the amount owed where it is paid."""
         record = done.receipt.record
         steps = billed_steps(order, record.outcome, record.observed)
-        await self._leases.spent(lease.lease_id, steps, record.amount_micro if paid else 0)
+        await self._leases.spent(lease.lease_id, steps if paid else 0)
 
 
 def _texts(ids: Iterable[bytes]) -> tuple[str, ...]:

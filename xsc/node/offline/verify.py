@@ -32,12 +32,12 @@ from xsc.programs.provenance import ProvenanceInput, ProvenanceOutput, Provenanc
 from xsc.space.record import SpaceRecord
 from xsc.storage.repair.departures import check_proof
 from xsc.terms.clearing import ClearingProof, SpaceValue
+from xsc.terms.count import LeaseCount
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Order
 from xsc.terms.lease import OWN_LEASE, Lease, LeaseRequest
-from xsc.terms.lease_denial import LeaseDenial
 from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import UNITS, Quote
 from xsc.terms.slot import STEP
@@ -136,8 +136,8 @@ def _voucher(raw: bytes) -> str:
     _require(signed.author == voucher.customer, "the voucher is not signed by its customer")
     return (
         f"voucher: {short(voucher.customer)} owes {short(voucher.provider)} "
-        f"{format_credits(voucher.amount_micro)} credits in all under lease "
-        f"{short(voucher.lease_id)}"
+        f"{format_credits(voucher.amount_micro)} credits in all, up to "
+        f"{format_time(voucher.until_ms)}"
     )
 
 
@@ -165,16 +165,17 @@ def _deletion_receipt(raw: bytes) -> str:
     )
 
 
-def _lease_denial(raw: bytes) -> str:
-    signed = _open(raw, LeaseDenial)
-    denial = signed.record
-    _require(signed.author == denial.provider, "the denial is not signed by the provider")
-    _require(len(set(denial.leases)) == len(denial.leases), "the denial names a lease twice")
-    named = ", ".join(short(lease_id) for lease_id in denial.leases)
+def _lease_count(raw: bytes) -> str:
+    signed = _open(raw, LeaseCount)
+    count = signed.record
+    _require(signed.author == count.provider, "the count is not signed by the provider")
+    ids = [line.lease_id for line in count.leases]
+    _require(len(set(ids)) == len(ids), "the count names a lease twice")
+    named = ", ".join(short(lease_id) for lease_id in ids) or "none"
     return (
-        f"lease denial: {short(denial.provider)} knows no lease of {short(denial.customer)} "
-        f"with the id {named}; this does not show that it broke one, "
-        "because a lease that holds nothing is taken back before its end"
+        f"lease count: {short(count.provider)} counted {format_credits(count.amount_micro)} "
+        f"credits in all for {short(count.customer)}, and has these leases and no others: {named}; "
+        "without its customer's voucher nothing of it is owed"
     )
 
 
@@ -428,7 +429,7 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
 
     Args:
         raw: the bytes of an execution, service, storage or deletion receipt, dissent, deployment,
-            lease, lease denial, quote, voucher, clearing, provenance or exported ledger entry.
+            lease, lease count, quote, voucher, clearing, provenance or exported ledger entry.
         module: a module that an execution or service receipt must be about.
         lease: the lease that such a receipt must be under, and billed by.
 
@@ -443,7 +444,7 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
         Deployment.KIND: _deployment,
         ServiceReceipt.KIND: lambda data: _service_receipt(data, module, lease),
         Lease.KIND: _lease,
-        LeaseDenial.KIND: _lease_denial,
+        LeaseCount.KIND: _lease_count,
         Quote.KIND: _quote,
         Voucher.KIND: _voucher,
         ClearingProof.KIND: _clearing,

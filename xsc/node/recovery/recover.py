@@ -290,15 +290,8 @@ async def recall_leases(node: Node, listed: Sequence[DirectoryEntry]) -> None:
             at[host.lease_id] = at.get(host.lease_id, 0) + host.size_bytes
     held.pop(node.key.node_id, None)
     await node.market.start()
-    node.market.recalls.begin(held)
-
-    async def recall(peer: bytes) -> None:
-        try:
-            await node.market.recalls.recall(peer)
-        except XscError as fault:
-            node.log.warning("recovery.leases_not_recalled", peer=short(peer), code=fault.code)
-
-    await asyncio.gather(*(recall(peer) for peer in node.peers.peers()))
+    node.market.settlement.lost(held)
+    await asyncio.gather(*(node.market.settlement.agree(peer) for peer in sorted(held)))
 
 
 async def call_peers(node: Node) -> None:

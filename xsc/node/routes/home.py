@@ -56,11 +56,7 @@ async def collect(node: Node, _: Nothing) -> api.Collected:
 async def _drain(node: Node, wait_ms: int = 0) -> api.Drain:
     status = await node.storage.drain.status(wait_ms)
     remaining = status.remaining
-    owed = [
-        lease
-        for lease in node.market.leases()
-        if lease.role == "provider" and lease.due_micro > lease.settled_micro
-    ]
+    owed = [each.owed_micro for each in node.market.accounts() if each.role == "provider"]
     return api.Drain(
         state=status.phase,
         since_ms=status.since_ms,
@@ -83,7 +79,7 @@ async def _drain(node: Node, wait_ms: int = 0) -> api.Drain:
         ],
         directories_only_here=[to_text(owner) for owner in remaining.only_here],
         guarded_at_own_cost=sum(bool(item.held) for _, item in node.storage.custodian.objects()),
-        owed_micro=sum(lease.due_micro - lease.settled_micro for lease in owed),
+        owed_micro=sum(owed),
     )
 
 

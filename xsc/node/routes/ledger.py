@@ -90,12 +90,12 @@ async def log(node: Node, asked: api.Page) -> api.Entries:
     rows = [
         api.Entry(
             seq=row.seq,
-            kind="paid" if node.payments.is_payment(row.peer, row.lease_id) else row.kind,
+            kind="paid" if node.payments.is_payment(row.peer, row.account) else row.kind,
             peer=to_text(row.peer),
             name=node.name_of(row.peer),
             amount_micro=row.amount_micro,
             direction=row.direction,
-            lease_id=None if row.lease_id is None else to_text(row.lease_id),
+            account=None if row.account is None else to_text(row.account),
             created_ms=row.created_ms,
             entry_id=to_text(row.entry_id),
             state=row.state,
@@ -126,22 +126,21 @@ async def entry(node: Node, asked: Id) -> bytes:
 
 async def settle(node: Node, _: Nothing) -> api.Settlement:
     """Settle now what is owed."""
-    before = {(row.role, row.lease_id): row.settled_micro for row in node.market.leases()}
+    before = {(row.role, row.peer): row.settled_micro for row in node.market.accounts()}
     await node.market.settlement.settle_all()
-    after = node.market.leases()
+    after = node.market.accounts()
     return api.Settlement(
         settled=[
             api.Settled(
-                lease_id=to_text(row.lease_id),
                 role=row.role,
                 peer=to_text(row.peer),
                 name=node.name_of(row.peer),
-                amount_micro=row.settled_micro - before.get((row.role, row.lease_id), 0),
+                amount_micro=row.settled_micro - before.get((row.role, row.peer), 0),
             )
             for row in after
-            if row.settled_micro > before.get((row.role, row.lease_id), 0)
+            if row.settled_micro > before.get((row.role, row.peer), 0)
         ],
-        pending=sum(row.due_micro > row.settled_micro for row in after),
+        pending=sum(row.owed_micro > 0 for row in after),
     )
 
 

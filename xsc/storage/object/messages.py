@@ -304,18 +304,17 @@ def read_renew(header: Mapping[str, Value]) -> tuple[bytes, bytes, list[bytes], 
     return old_id, new_id, objects, after
 
 
-def renew_answer(kept: Sequence[int], after: bytes, used: int) -> dict[str, Value]:
+def renew_answer(kept: Sequence[int], after: bytes) -> dict[str, Value]:
     """Return the answer to a `storage.renew`.
 
     Args:
         kept: of each object in turn, the bytes under the new lease in what was looked at.
         after: where the last of them is to be gone on with; empty: it is done.
-        used: what is counted under the old lease.
     """
-    return {"kept": [*kept], "after": after, "used": used}
+    return {"kept": [*kept], "after": after}
 
 
-def read_renewed(header: Mapping[str, Value], asked: int) -> tuple[list[int], bytes, int]:
+def read_renewed(header: Mapping[str, Value], asked: int) -> tuple[list[int], bytes]:
     """Return what a host answered to a `storage.renew` of so many objects, at least about one.
 
     Raises:
@@ -325,7 +324,7 @@ def read_renewed(header: Mapping[str, Value], asked: int) -> tuple[list[int], by
     after = take_bytes(header, "after")
     if not kept or len(after) > INDEX_KEY_BYTES_MAX:
         raise RecordInvalid("the answer is about no object")
-    return kept, after, take_int(header, "used")
+    return kept, after
 
 
 def get_answer(found: Sequence[FoundShard]) -> tuple[dict[str, Value], list[Buffer]]:

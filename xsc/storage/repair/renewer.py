@@ -92,10 +92,10 @@ class Renewer:
             if not found:
                 return
             locates = [known.capability.locate for known in found]
-            kept, used = await self.client.renew(*renewal, locates)
+            kept = await self.client.renew(*renewal, locates)
             after = [over(each.held, renewal, kept[each.capability.locate]) for each in found]
             moved = sum(size for _, size in after)
-            self.client.hosts.renewed(*renewal[1:], moved, used)
+            self.client.hosts.renewed(*renewal[1:], moved)
             await together(
                 objects.save(known.ref, known.placement, held)
                 for known, (held, size) in zip(found, after, strict=True)

@@ -277,7 +277,6 @@ class Repairer:
                 *(item for item in maintained.held if item.node in left),
             )
         for node, lease_id, more_bytes in differences(maintained.held, held):
-            await self._client.note_recounted(node, lease_id, more_bytes)
             self._context.log.info(
                 "repair.recounted",
                 object=short(maintained.ref),

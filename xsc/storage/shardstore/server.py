@@ -214,8 +214,8 @@ class ShardServer:
             if isinstance(moved, XscError):
                 raise moved
             kept[number] += moved.get(new_id, 0)
-        used = await self._leases.renewal_used(old_id, new_id)
-        return messages.renew_answer(kept, after, used), []
+        await self._leases.keep_renewal(old_id, new_id)
+        return messages.renew_answer(kept, after), []
 
     async def _renewal(
         self, caller: bytes, old_id: bytes, new_id: bytes, held: Sequence[Put], most_bytes: int

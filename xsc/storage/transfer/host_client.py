@@ -324,23 +324,16 @@ class HostClient:
 
     async def renew(
         self, node: bytes, old_id: bytes, new_id: bytes, objects: Sequence[bytes]
-    ) -> tuple[dict[bytes, int], int]:
+    ) -> dict[bytes, int]:
         """Have a host count what lies under a lease under the one that renews it.
 
         Returns:
-            The bytes under the new lease, of each object; and what the host counts under the old.
+            The bytes under the new lease, of each object.
 
         Raises:
             XscError: what the host answered, or that it is silent.
         """
         return await self._peer_hosts.renew(node, old_id, new_id, objects)
-
-    async def note_recounted(self, node: bytes, lease_id: bytes, more_bytes: int) -> None:
-        """Take note that a host has held so much more, or less, than was counted."""
-        try:
-            await self.hosts.recounted(lease_id, more_bytes)
-        except LeaseExhausted:
-            self.log.info("storage.lease_over", peer=short(node), lease=short(lease_id))
 
     async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
         """Take note of bytes that a host confirmed to have deleted."""

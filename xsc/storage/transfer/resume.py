@@ -137,13 +137,13 @@ class ResumeJournals:
 
         return await self._client.executor.run(count)
 
-    def orders(self) -> tuple[Counter[bytes], Counter[bytes]]:
+    def orders(self) -> tuple[Counter[bytes], set[bytes]]:
         """Return the bytes under each lease that uploads which have not ended have stored.
 
-        And how many transfers may have been under way there: each has some at any time.
+        And their leases, as each has something on its way at any time.
         """
         held: Counter[bytes] = Counter()
-        doubts: Counter[bytes] = Counter()
+        doubts: set[bytes] = set()
         for upload in journal.ids(self._state):
             try:
                 kept = journal.read(self._state, upload)
@@ -154,7 +154,7 @@ class ResumeJournals:
             doubts.update({slot.lease_id for slot in kept.head.slots})
             for (_, lease_id), size in kept.held().items():
                 held[lease_id] += size
-                doubts[lease_id] += 1
+                doubts.add(lease_id)
         return held, doubts
 
     async def run(self) -> None:

@@ -455,27 +455,27 @@ class PeerHosts:
 
     async def renew(
         self, node: bytes, old_id: bytes, new_id: bytes, objects: Sequence[bytes]
-    ) -> tuple[dict[bytes, int], int]:
+    ) -> dict[bytes, int]:
         """Have a peer count what lies under a lease under the one that renews it.
 
         Returns:
-            The bytes under the new lease, of each object; and what the host counts under the old.
+            The bytes under the new lease, of each object.
 
         Raises:
             XscError: what the peer answered, that it is silent, or that it comes to no end. What
                 went over stays so, and the next call passes it quickly.
         """
-        kept, used = dict.fromkeys(objects, 0), 0
+        kept = dict.fromkeys(objects, 0)
         left, after = list(objects), b""
         pages = History(self._context.caller, self._context.clock, node, messages.RENEW)
         while left:
             asked = left[:RENEWAL_OBJECTS_MAX]
             reply = await pages.page(messages.renew_message(old_id, new_id, asked, after))
-            sizes, after, used = messages.read_renewed(reply.header, len(asked))
+            sizes, after = messages.read_renewed(reply.header, len(asked))
             for locate, size in zip(asked, sizes, strict=False):
                 kept[locate] += size
             left = left[len(sizes) - bool(after) :]
-        return kept, used
+        return kept
 
     async def fetch(
         self,

@@ -1,0 +1,363 @@
+"""What is owed between a provider and a customer for all leases between them.
+
+The provider counts and signs (`LeaseCount`), the customer signs what that comes to (`Voucher`).
+Both are of a pair, cumulative, and rounded down once: one that is lost costs nothing.
+
+A check returns the first rule that is broken, as a sentence, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from xsc.base.limits import (
+    BOOKING_CREDIT_PPM,
+    PPM,
+    REFUSED_RETRY_MS,
+    REFUSED_RETRY_MS_MAX,
+    REQUEST_WINDOW_MS,
+)
+from xsc.market import lease as rules
+from xsc.market.lease import LeaseUse
+from xsc.market.lease_entry import LeaseEntry, Role
+from xsc.terms.count import CountLine, LeaseCount, number_of, wide
+from xsc.terms.pricing import WORTH
+from xsc.terms.quote import Draw, Kind
+from xsc.terms.voucher import Voucher, leases_account
+
+
+@dataclass(frozen=True, slots=True)
+class Booking:
+    """A part of a voucher on its way into the ledger: asked for again until it is booked."""
+
+    number: int
+    """Of the voucher."""
+    attempt: int
+    amount_micro: int
+    voucher: bytes
+
+
+@dataclass(slots=True)
+class Account:
+    """The account of one pair, as this node keeps it in one role."""
+
+    role: Role
+    provider: bytes
+    customer: bytes
+    closed: int = 0
+    """What leases came to that are forgotten, in WORTHths of a micro-credit."""
+    number: int = 0
+    """Of the newest voucher."""
+    signed_micro: int = 0
+    """What that promises."""
+    voucher: bytes | None = None
+    settled_micro: int = 0
+    """Of that, what the ledger has booked."""
+    booking: Booking | None = None
+    refusals: int = 0
+    """How many bookings the ledger refused for good; each needs an id of its own."""
+    agreed_ms: int = 0
+    """Customer: when the provider was asked for the last count that was taken over."""
+    disputed: bytes | None = None
+    """Customer: the newest count of the provider that did not follow."""
+    taken_ms: int | None = None
+    """Customer: when the provider took the newest voucher, by a steady clock; None: not yet."""
+    refused: int = 0
+    """Provider: how many bookings were refused in a row, in this process."""
+    refused_ms: int = 0
+    """When the last of them was, by a steady clock."""
+
+    @property
+    def id(self) -> bytes:
+        """The id under which the ledger books it."""
+        return leases_account(self.provider, self.customer)
+
+    @property
+    def peer(self) -> bytes:
+        """The other side."""
+        return self.provider if self.role == "customer" else self.customer
+
+    @property
+    def unbooked_micro(self) -> int:
+        """What is signed and not booked."""
+        return max(0, self.signed_micro - self.settled_micro)
+
+
+def worth(entry: LeaseEntry, now_ms: int) -> int:
+    """Return what a lease comes to by now, in WORTHths of a micro-credit."""
+    return rules.worth(entry.terms, rules.advance(entry.terms, entry.use, now_ms).used)
+
+
+def due_micro(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> int:
+    """Return what an account comes to by now, settled or not."""
+    return (account.closed + sum(worth(entry, now_ms) for entry in entries)) // WORTH
+
+
+def owed_micro(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> int:
+    """Return what the customer has yet to settle."""
+    return max(0, due_micro(account, entries, now_ms) - account.settled_micro)
+
+
+def count_of(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> LeaseCount:
+    """Return what a provider has counted; the uses of `entries` are of now."""
+    return LeaseCount(
+        provider=account.provider,
+        customer=account.customer,
+        counted_ms=now_ms,
+        closed=wide(account.closed),
+        leases=tuple(
+            CountLine(
+                lease_id=entry.terms.lease_id,
+                held_bytes=entry.use.held_bytes,
+                level=entry.use.level,
+                used=wide(entry.use.used),
+                end_ms=now_ms if entry.use.given_back else entry.terms.end_ms,
+            )
+            for entry in entries
+        ),
+        amount_micro=due_micro(account, entries, now_ms),
+    )
+
+
+def check_count(count: LeaseCount, *, provider: bytes, customer: bytes, now_ms: int) -> str | None:
+    """Return what is wrong with a count that a provider gave, whatever it says of leases."""
+    if (count.provider, count.customer) != (provider, customer):
+        return "the count is between other nodes"
+    if abs(count.counted_ms - now_ms) > REQUEST_WINDOW_MS:
+        return "the count is of another time"
+    if len({line.lease_id for line in count.leases}) < len(count.leases):
+        return "the count names a lease twice"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What a customer makes of a count."""
+
+    amount_micro: int
+    """What it owes in all, by the count and by its own."""
+    closed: int
+    uses: list[tuple[LeaseEntry, LeaseUse]]
+    gone: list[LeaseEntry]
+    """Leases that the provider names no more, and that are over here, too."""
+    denied: list[LeaseEntry]
+    """Leases that are open here, and that it has signed not to have: they are over now."""
+    disputed: list[LeaseEntry]
+    """Those of which it counts more than follows; that is not paid."""
+
+
+def agree(
+    account: Account,
+    entries: Iterable[LeaseEntry],
+    count: LeaseCount,
+    *,
+    moving: Collection[bytes],
+    asked_ms: int,
+    now_ms: int,
+) -> Agreed:
+    """Return what a customer makes of a count: what of it follows from its own orders there.
+
+    Args:
+        account: with the provider.
+        entries: all leases there that were known when it was asked.
+        count: what it signed.
+        moving: leases whose bytes go over to others: an answer that was lost tells when.
+        asked_ms: when it was asked, by the own clock.
+        now_ms: the present.
+    """
+    lines = {line.lease_id: line for line in count.leases}
+    uses: list[tuple[LeaseEntry, LeaseUse]] = []
+    gone: list[LeaseEntry] = []
+    denied: list[LeaseEntry] = []
+    disputed: list[LeaseEntry] = []
+    closed, paid = account.closed, 0
+    for entry in entries:
+        terms, line = entry.terms, lines.get(entry.terms.lease_id)
+        use = rules.advance(terms, entry.use, now_ms)
+        is_open = not entry.is_over(now_ms) and count.counted_ms < terms.end_ms
+        is_moving = terms.lease_id in moving
+        if line is None and is_moving:
+            paid += rules.worth(terms, use.used)
+            continue
+        if line is None:
+            (denied if is_open else gone).append(entry)
+            closed += rules.worth(terms, use.used)
+            uses.append((entry, replace(rules.ended(use), used=0, held_bytes=0)))
+            continue
+        if is_open and line.end_ms <= count.counted_ms:
+            use = rules.ended(use)
+            if use.held_bytes or terms.cleared:
+                denied.append(entry)
+        stood = use.touched_ms < asked_ms and not is_moving
+        use, used, follows = rules.follow(
+            terms, use, line, count.counted_ms, leeway=entry.leeway, stood=stood
+        )
+        if not follows and not is_moving:
+            disputed.append(entry)
+        paid += rules.worth(terms, used)
+        uses.append((entry, use))
+    closed = min(closed, number_of(count.closed))
+    amount_micro = min((closed + paid) // WORTH, count.amount_micro)
+    return Agreed(amount_micro, closed, uses, gone, denied, disputed)
+
+
+def is_open(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> bool:
+    """Return whether a customer has something to agree on: a new lease, or something to pay."""
+    return (
+        any(entry.terms.start_ms >= account.agreed_ms for entry in entries)
+        or due_micro(account, entries, now_ms) > account.signed_micro
+    )
+
+
+def next_voucher(account: Account, amount_micro: int, count: LeaseCount) -> Voucher | None:
+    """Return the voucher that a customer owes on a count; None where the last one says it all."""
+    if amount_micro <= account.signed_micro:
+        return None
+    return Voucher(
+        account=account.id,
+        provider=account.provider,
+        customer=account.customer,
+        number=account.number + 1,
+        amount_micro=amount_micro,
+        until_ms=count.counted_ms,
+        count=count.id,
+    )
+
+
+def check_voucher(account: Account, voucher: Voucher, raw: bytes) -> str | None:
+    """Return what is wrong with a voucher that a customer sent; one that is known is right.
+
+    Less than what is due is good: it pays a part. More is the customer's own word, as after the
+    provider has lost its disk.
+    """
+    if (voucher.account, voucher.provider, voucher.customer) != (
+        account.id,
+        account.provider,
+        account.customer,
+    ):
+        return "the voucher is of another account"
+    if voucher.number == account.number and raw != account.voucher:
+        return "two different vouchers bear the same number"
+    if voucher.number > account.number and voucher.amount_micro < account.signed_micro:
+        return "the voucher falls behind the last one"
+    return None
+
+
+def with_voucher(account: Account, voucher: Voucher, raw: bytes) -> None:
+    """Take the newest voucher over."""
+    account.number, account.signed_micro = voucher.number, voucher.amount_micro
+    account.voucher = raw
+
+
+def next_booking(account: Account, settled_micro: int) -> Booking | None:
+    """Return what the newest voucher promises beyond what is booked; None where it is all."""
+    if account.voucher is None or account.signed_micro <= settled_micro:
+        return None
+    return Booking(
+        account.number, account.refusals, account.signed_micro - settled_micro, account.voucher
+    )
+
+
+def is_booking_due(sharing: Iterable[Account], credit_left_micro: int) -> bool:
+    """Return whether a provider books what customers signed before the hour is over.
+
+    It does once that is a share of what they may still come to owe, as the ledger refuses what is
+    more than that.
+
+    Args:
+        sharing: the accounts of all that share one credit.
+        credit_left_micro: what they may still come to owe by the ledger.
+    """
+    waiting_micro = sum(account.unbooked_micro for account in sharing)
+    return 0 < credit_left_micro * BOOKING_CREDIT_PPM <= waiting_micro * PPM
+
+
+def retry_ms(refusals: int) -> int:
+    """Return how long after so many refused bookings in a row the next one waits.
+
+    Each try is kept in the ledger for ever, and a refusal costs its debtor nothing. The first
+    can have been for what was settled meanwhile.
+    """
+    if refusals <= 1:
+        return 0
+    return min(REFUSED_RETRY_MS << min(refusals - 2, 16), REFUSED_RETRY_MS_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class AccountView:
+    """One account, for people."""
+
+    role: Role
+    peer: bytes
+    settled_micro: int
+    owed_micro: int
+    """What is not settled."""
+
+
+Status: TypeAlias = Literal["open", "closing", "settled", "expired", "denied"]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseView:
+    """One lease, for people."""
+
+    role: Role
+    kind: Kind
+    peer: bytes
+    lease_id: bytes
+    status: Status
+    """`closing`: over and not settled. `expired`: over, and nothing was owed. `denied`: this node
+    is the customer, and the provider signed that it has no such lease."""
+    price: int
+    quantity: int
+    held_bytes: int
+    used: int
+    """Fuel steps that ran; under a cleared rate, in this minute."""
+    due_micro: int
+    settled_micro: int
+    start_ms: int
+    end_ms: int
+    renews: bytes | None
+    """The lease whose bytes it keeps."""
+    draw: Draw | None
+    """What it serves, where a clearing granted it."""
+
+
+def views(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> list[LeaseView]:
+    """Return the leases of an account as people see them.
+
+    What is settled of the account counts for the leases in their order, those forgotten first.
+    """
+    found, left_micro = [], max(0, account.settled_micro - account.closed // WORTH)
+    for entry in entries:
+        terms, use = entry.terms, rules.advance(entry.terms, entry.use, now_ms)
+        due = rules.worth(terms, use.used) // WORTH
+        settled = min(due, left_micro)
+        left_micro -= settled
+        status: Status = "open"
+        if entry.denial is not None:
+            status = "denied"
+        elif rules.is_over(terms, use, now_ms):
+            status = "closing" if settled < due else "settled" if due else "expired"
+        found.append(
+            LeaseView(
+                entry.role,
+                terms.kind,
+                entry.peer,
+                terms.lease_id,
+                status,
+                terms.price,
+                use.level if terms.cleared else terms.quantity,
+                use.held_bytes,
+                rules.run(terms, use, now_ms),
+                due,
+                settled,
+                terms.start_ms,
+                terms.end_ms,
+                terms.renews,
+                entry.draw,
+            )
+        )
+    return found
