@@ -25,7 +25,6 @@ from random import Random
 
 import pytest
 
-from tests.independent import clearing as independent
 from xsc.allocation.clearing import Bid, Line, SlotClearing, SlotTerms, clear
 from xsc.allocation.recognition import mutual_ppm, tier_of
 from xsc.allocation.tiers import TIERS
@@ -456,7 +455,17 @@ def test_the_two_rules_agree_at_equal_needs_where_nothing_is_capped():
         assert outcomes[0].tiers[0].given == 4 * sum(weights)
 
 
-def test_the_auction_is_that_of_an_implementation_that_holds_it_again_without_each_winner():
+def gain(terms, bids, cleared, without):
+    """Return what all customers but one gain above the reserve."""
+    said = {bid.key: bid.price_max for bid in bids}
+    return sum(
+        line.quantity * (said[line.customer, line.need] - terms.reserve)
+        for line in cleared.lines
+        if line.customer != without
+    )
+
+
+def test_a_winner_pays_what_others_gain_where_the_auction_is_held_again_without_it():
     """Also where a customer has several needs, some of which win and some wait."""
     random = Random(8)
     for _ in range(SAMPLE * 5):
@@ -473,10 +482,11 @@ def test_the_auction_is_that_of_an_implementation_that_holds_it_again_without_ea
         ]
         terms = SlotTerms(random.randint(1, 12), *LADDER)
         cleared = clear_slot(terms, bids, SALT)
-        asked = [(*bid.key, bid.quantity, bid.price_max) for bid in bids]
-        assert {
-            (line.customer, line.need): (line.quantity, line.price) for line in cleared.lines
-        } == independent.auction(terms.capacity, terms.reserve, asked, SALT)
+        for customer, paid in cleared.payments.items():
+            others = [bid for bid in bids if bid.customer != customer]
+            again = clear_slot(terms, others, SALT)
+            lost = gain(terms, bids, again, customer) - gain(terms, bids, cleared, customer)
+            assert paid == terms.reserve * units(cleared, customer) + lost
 
 
 def test_ties_fall_by_lot_whatever_ids_were_made():

@@ -1,0 +1,299 @@
+"""The clearing beside a second implementation that was written from docs/design alone.
+
+`tests/independent/clearing.py` shares no code with `xsc`. Both clear the vectors and any slots that
+Hypothesis draws, and are compared line by line: customer, need, stage, units and price.
+"""
+
+from fractions import Fraction
+from random import Random
+
+import cbor2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.independent import clearing as second
+from tests.strategies import vectors
+from xsc.allocation.clearing import Bid, SlotTerms, clear, salt_of
+from xsc.allocation.clearing_record import Published
+from xsc.allocation.granting import Inputs, clear_all
+from xsc.allocation.tiers import TIERS
+from xsc.base.limits import SLOT_STEP_BYTES, SLOT_STEP_FUEL
+from xsc.market.entitlements import SlotRoom
+from xsc.terms.clearing import SpaceValue
+from xsc.terms.slot import (
+    AvailabilitySlot,
+    Commitment,
+    EntitlementKey,
+    NeedSlot,
+    pack_windows,
+)
+
+RULES = ("weighted-uniform", "proportional")
+NODES = [bytes([number]) * 32 for number in range(9)]
+NEEDS = [bytes([1, number]) * 8 for number in range(3)]
+PROVIDER = NODES[0]
+NOTHING = SpaceValue(record=b"", value=b"")
+HOUR_MS = 3_600_000
+NOW_MS = 1_700_000_000_000
+ABUNDANT = {"storage": 10**6 * SLOT_STEP_BYTES, "compute": 10**9 * SLOT_STEP_FUEL}
+PPM = st.sampled_from([1, 9_999, 10_000, 10_001, 30_000, 60_000, 100_000])
+UNITS = st.integers(1, 12) | st.integers(1, 1_000)
+PRICES = st.integers(0, 9)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("case", vectors("two_tier")["cases"], ids=lambda case: case["name"])
+def test_it_divides_as_was_worked_out(case, rule):
+    rest, given_, denominators = case["capacity"], {}, {}
+    for stage, tier in enumerate(TIERS):
+        claims = {
+            claim["id"]: (claim["weight"] or 1, claim["need"], claim.get("damping_ppm", 1_000_000))
+            for claim in case["claims"]
+            if claim["tier"] == tier
+        }
+        units, denominator, _ = second.divide(rule, rest, claims, stage)
+        rest -= sum(units.values())
+        given_ |= dict.fromkeys(claims, 0) | units
+        denominators[tier] = [*denominator.as_integer_ratio()]
+    if rule == "proportional":
+        assert denominators == case["proportional"]["denominators"]
+        assert given_ == case["proportional"]["allocations"]
+    else:
+        assert given_ == case["weighted_uniform"]
+
+
+@pytest.mark.parametrize("case", vectors("clearing")["records"], ids=lambda case: case["name"])
+def test_it_recomputes_the_golden_clearings(case):
+    by_rule, told = second.recompute(bytes.fromhex(case["envelope"]))
+    assert by_rule == told
+    assert [[need.hex(), *line] for _, need, *line in told[0]] == case["lines"]
+
+
+def ladders():
+    return st.tuples(*[st.integers(0, 6)] * 3).map(sorted)
+
+
+@st.composite
+def standings(draw):
+    tier = draw(st.sampled_from(TIERS))
+    weight = 1 if tier == "open" else draw(st.integers(1, 4) | PPM)
+    return tier, weight, draw(st.sampled_from([1_000_000, 800_000, 500_000, 0]))
+
+
+@st.composite
+def games(draw):
+    """Return a slot of the second implementation, capacity, bids and standings."""
+    slot = dict(zip(("price_mutual", "price_one_way", "reserve"), draw(ladders()), strict=True))
+    slot["rule"] = draw(st.sampled_from(RULES))
+    customers = NODES[: draw(st.integers(0, 7))]
+    bids = [
+        second.Bid(customer, need, draw(st.integers(0, 3) | UNITS), draw(PRICES))
+        for customer in customers
+        for need in NEEDS[: draw(st.integers(1, 3))]
+    ]
+    capacity = draw(st.integers(0, sum(bid.units for bid in bids)))
+    return slot, capacity, bids, {customer: draw(standings()) for customer in customers}
+
+
+def lines_of(lines):
+    """Return lines of the second implementation as those of the first."""
+    return [
+        (line.customer, line.need, second.TIERS[line.stage], line.units, line.price)
+        for line in lines
+    ]
+
+
+def as_second(lines):
+    """Return lines of the first implementation in the order of the second."""
+    found = [(line.customer, line.need, line.tier, line.quantity, line.price) for line in lines]
+    return sorted(found, key=lambda line: (line[0], TIERS.index(line[2]), line[1]))
+
+
+@given(games(), st.binary(min_size=16, max_size=16), st.integers(0, 2**45))
+def test_any_slot_is_cleared_alike(game, slot_id, at_ms):
+    slot, capacity, bids, known = game
+    salt = second.salt_of(slot_id, at_ms)
+    assert salt == salt_of(slot_id, at_ms)
+    lines, stages = second.clear(slot, capacity, bids, known, salt)
+    made = clear(
+        SlotTerms(capacity, *list(slot.values())[:3], slot["rule"]),
+        [Bid(*bid, known[bid.customer][2]) for bid in bids],
+        {customer: standing[:2] for customer, standing in known.items()},
+        salt,
+    )
+    assert lines_of(lines) == as_second(made.lines)
+    assert all(line.tier == known[line.customer][0] for line in lines)
+    assert stages == [
+        (tier.capacity, tier.given, tier.denominator, tier.level) for tier in made.tiers
+    ]
+
+
+@given(games(), st.integers(0, 60))
+def test_units_go_one_by_one_to_the_highest_weight(game, capacity):
+    """The definition of `weighted-uniform`, beside the level that both implementations find."""
+    _, _, bids, known = game
+    claims = {
+        bid.customer: (known[bid.customer][1], bid.units, 1_000_000) for bid in bids if bid.units
+    }
+    units = dict.fromkeys(claims, 0)
+    for _ in range(capacity):
+        waiting = [claim for claim in claims if units[claim] < claims[claim][1]]
+        if waiting:
+            ranks = {c: (-Fraction(claims[c][0], units[c] + 1), c) for c in waiting}
+            units[min(ranks, key=ranks.__getitem__)] += 1
+    assert second.divide("weighted-uniform", capacity, claims, 0)[0] == units
+
+
+def windows(random, kind):
+    """Return up to three packed windows that rise; storage has one."""
+    found, at = [], random.randint(-4, 4)
+    for _ in range(1 if kind == "storage" else random.randint(1, 3)):
+        end = at + random.randint(1, 5)
+        found.append((NOW_MS + at * HOUR_MS, NOW_MS + end * HOUR_MS))
+        at = end + random.randint(0, 2)
+    return pack_windows(found)
+
+
+def stated(random):
+    """Return what slots and needs have in common."""
+    kind = random.choice(["compute", "compute", "compute", "storage"])
+    filters = [(("tier", "one_way"),), (("location", "BERLIN"),), (("tier", "mutual"),)]
+    return {
+        "kind": kind,
+        "quantity": random.choice([random.randint(1, 12), random.randint(1, 300)]),
+        "windows_packed": windows(random, kind),
+        "valid_until_ms": NOW_MS + 48 * HOUR_MS,
+        "location": random.choice([*[""] * 6, "Berlin", "berlin", "Paris"]),
+        "filters": random.choice([*[()] * 6, *filters]),
+    }
+
+
+def slot_of(random, number):
+    prices = sorted(random.randint(0, 6) for _ in range(3))
+    return AvailabilitySlot(
+        slot_id=bytes([0, number]) * 8,
+        rule=random.choice(RULES),
+        **stated(random),
+        **dict(zip(("price_mutual", "price_one_way", "reserve"), prices, strict=True)),
+    )
+
+
+def need_of(random, need_id):
+    common = stated(random)
+    if random.random() < 0.6:
+        common |= {
+            "windows_packed": b"",
+            "valid_until_ms": NOW_MS + random.choice([0, 3, 20, 20, 20]) * HOUR_MS,
+        }
+    quantity = common["quantity"]
+    parts = {}
+    if random.random() < 0.3:
+        parts[random.choice(NODES[:2])] = random.randint(1, quantity)
+    return NeedSlot(
+        slot_id=need_id,
+        price_max=random.randint(0, 14),
+        parts=tuple(parts.items()),
+        spread=random.choice([1, 1, 2, 3]),
+        caps=((PROVIDER, random.randrange(quantity)),) if random.random() < 0.2 else (),
+        **common,
+    )
+
+
+def world(random):
+    """Return what all nodes publish, by node; the first one offers."""
+    nodes, published = NODES[: random.randint(2, 7)], {}
+    for node in nodes:
+        slots = [slot_of(random, n) for n in range(random.randint(1, 3))]
+        needs = [need_of(random, need_id) for need_id in NEEDS[: random.randint(1, 3)]]
+        said = Commitment(
+            slots=tuple(slots) if node == PROVIDER else (),
+            needs=tuple(needs) if node != PROVIDER or random.random() < 0.2 else (),
+            damping_ppm=random.choice([1_000_000, 800_000, 500_000]),
+        )
+        weights = {
+            other: random.choice([1, 9_999, 10_000, 10_001, 30_000, 60_000, 100_000])
+            for other in nodes
+            if other != node and random.random() < 0.7
+        }
+        published[node] = Published(node, said, NOTHING, weights)
+    return published
+
+
+def both(published, drawn=None, pinned=None):
+    """Clear all windows twice; return what each comes to, by slot and window."""
+    drawn, pinned = drawn or {}, pinned or {}
+    inputs = Inputs(
+        now_ms=NOW_MS,
+        own=published[PROVIDER],
+        others={node: each for node, each in published.items() if node != PROVIDER},
+        theirs={},
+        drawn={EntitlementKey(PROVIDER, *key): units for key, units in drawn.items()},
+        pinned={EntitlementKey(PROVIDER, *key): units for key, units in pinned.items()},
+        credit=dict.fromkeys(published, 2**62),
+        free=ABUNDANT,
+        before={},
+        is_pending=False,
+    )
+    outcome = clear_all(inputs, SlotRoom(inputs.free, NOW_MS))
+    first = {}
+    for (slot_id, start), made in outcome.cleared.items():
+        lines = [(each.customer, *line) for each in made.record.participants for line in each.lines]
+        first[slot_id, start] = made.record.capacity, lines
+    other = second.Provider(
+        PROVIDER,
+        {node: cbor2.loads(each.commitment.to_bytes()) for node, each in published.items()},
+        {node: each.weights for node, each in published.items()},
+        NOW_MS,
+    )
+
+    def by_window(held):
+        found = {}
+        for (slot_id, start, *who), units in held.items():
+            found.setdefault((slot_id, start), {})[tuple(who)] = units
+        return found
+
+    again = {
+        (slot_id, window[0]): (capacity, lines_of(lines))
+        for slot_id, window, capacity, lines in other.clear_all(by_window(drawn), by_window(pinned))
+    }
+    return first, again, outcome.granted
+
+
+SEEDS = st.integers(0, 2**32)
+
+
+def check(published, drawn=None, pinned=None):
+    """Assert that both clear a provider alike; return what is granted."""
+    first, again, granted = both(published, drawn, pinned)
+    for key, (capacity, lines) in first.items():
+        assert again.pop(key) == (capacity, lines)
+    assert all(not lines for _, lines in again.values()), "nobody wants these"
+    for each in granted:
+        mine = [line for line in first[each.slot, each.opens_ms][1] if line[:2] == each.key[3:]]
+        units = sum(line[3] for line in mine)
+        assert (each.quantity, each.price) == (
+            units,
+            -(-sum(line[3] * line[4] for line in mine) // units),
+        )
+    return granted
+
+
+@given(SEEDS)
+def test_all_windows_of_a_provider_are_cleared_alike(seed):
+    """Matching, parts, spread, caps, and what overlaps in several slots of one provider."""
+    check(world(Random(seed)))
+
+
+@given(SEEDS)
+def test_all_windows_are_cleared_alike_around_what_leases_have(seed):
+    random = Random(seed)
+    published = world(random)
+    drawn = {each.key[1:]: random.randint(0, each.quantity) for each in check(published)}
+    pinned = {key: random.randint(0, units) for key, units in drawn.items()}
+    # Meanwhile half of the nodes state something else.
+    changed = world(random)
+    for node in published:
+        if node != PROVIDER and random.random() < 0.5 and node in changed:
+            published[node] = changed[node]
+    check(published, drawn, pinned)
