@@ -71,8 +71,7 @@ def by_formula(capacity, claims):
     denominator = sum(shares.values(), Fraction(0))
     level = capacity / max(denominator, Fraction(1, 10_000))
     units = {c: min(n, int(level * shares[c])) for c, (_, n, _) in claims.items()}
-    is_sated = all(units[c] == n for c, (_, n, _) in claims.items())
-    return units, denominator, None if is_sated else level
+    return units, denominator, level if any(units[c] < claims[c][1] for c in claims) else None
 
 
 def divide(rule, capacity, claims, stage):
@@ -214,8 +213,8 @@ class Provider:
                     yield Bid(customer, need["slot_id"], units, need["price_max"]), time
 
     def clear(self, slot, capacity, bids):
-        nodes = {bid.customer: self.commitments[bid.customer]["damping_ppm"] for bid in bids}
-        standings = {who: (*self.standing(who, self.node), nodes[who]) for who in nodes}
+        said, me = self.commitments, self.node
+        standings = {who: (*self.standing(who, me), said[who]["damping_ppm"]) for who in said}
         return clear(slot, capacity, bids, standings, salt_of(slot["slot_id"], self.at_ms))
 
     def clear_all(self, drawn, pinned):
@@ -237,8 +236,8 @@ class Provider:
                 units = bid.units - most([of for of in granted if of[0] == who], time)
                 if self.standing(bid.customer, self.node)[0] == "open" and time[0] > self.at_ms:
                     units = min(units, has.get(who, 0))  # [entitlements E10]
-                if units > 0:
-                    bids[who], times[who] = bid._replace(units=units), time
+                times[who] = time
+                bids |= {who: bid._replace(units=units)} if units > 0 else {}
             short = {None}
             while short:  # [entitlements E3]
                 stays = sum(kept[who] for who in kept.keys() - bids.keys())
@@ -247,7 +246,8 @@ class Provider:
                 got = {who: sum(line.units for line in lines if line[:2] == who) for who in bids}
                 short = {who for who in bids if got[who] < kept.get(who, 0)}
                 bids = {who: bid for who, bid in bids.items() if who not in short}
-            granted += [(who, *times[who], got[who]) for who in bids]
+            got = {who: max(got.get(who, 0), kept.get(who, 0)) for who in times}
+            granted += [(who, *times[who], got[who]) for who in times]
             yield slot_id, window, capacity, lines
 
 

@@ -228,6 +228,46 @@ def test_a_grant_of_room_that_others_still_hold_stands_until_it_falls_free():
         model.step("time", 0, 10 * OFFER_MS)
 
 
+def test_what_is_pinned_no_more_is_cleared_at_once_where_others_wait_for_it():
+    """Nothing that the needs state has changed: it waited for the next day."""
+    friend, stranger = CUSTOMERS[0], CUSTOMERS[2]
+
+    def first_slot():
+        return {e.customer: e.quantity for e in model.granted if e.slot == SLOTS[0].slot_id}
+
+    for gives_up in (False, True):
+        model = Model()
+        model.needs[stranger] = need_of(20)
+        model.clear()
+        model.step("draw", 0, 20)
+        model.needs[friend] = need_of(30)
+        model.clear()
+        assert first_slot() == {}, "a lease stays"
+        model.pinned = {}  # it is in the second half of its term
+        if gives_up:
+            model.drawn = {}
+        assert model.clear()
+        assert first_slot() == {friend: 20}
+        assert not model.clear()
+
+
+def test_what_a_lease_keeps_counts_in_the_other_slots_of_its_provider():
+    """Or a need is offered there what it cannot take, and is passed over for letting it lapse."""
+    friend, other = CUSTOMERS[:2]
+    model = Model()
+    model.step("time", 0, 2 * DAY_MS)
+    model.needs[other] = need_of(15)
+    model.clear()
+    model.step("draw", 0, 15)
+    # Of 20 steps it would be left 12.
+    model.needs[friend] = need_of(8)
+    for number, more in ((2, 0), (3, 3)):
+        model.needs[other] = need_of(15 + more, number)
+        model.clear()
+        mine = {each.slot: each.quantity for each in model.granted if each.customer == other}
+        assert mine == ({SLOTS[1].slot_id: more} if more else {}), "beside its lease"
+
+
 def need_of(quantity, number=1, price_max=40 * A_STEP, slot_id=b"n" * 16):
     return NeedSlot(
         slot_id=slot_id,

@@ -186,18 +186,29 @@ def entitlements(
     return found
 
 
+def _units(record: ClearingRecord) -> Counter[Pin]:
+    """Return the steps that a clearing gives each need."""
+    units = Counter[Pin]()
+    for participant in record.participants:
+        for need_id, _, quantity, _ in participant.lines:
+            units[participant.customer, need_id] += quantity
+    return units
+
+
+def _beyond(record: ClearingRecord, pinned: Mapping[Pin, int]) -> dict[Pin, int]:
+    """Return what is pinned of needs that a clearing gives less than that."""
+    units = _units(record)
+    return {pin: steps for pin, steps in pinned.items() if steps > units[pin]}
+
+
 def _inputs(
     offer: Offer,
     takers: Iterable[Taker],
     eligible: Mapping[bytes, Mapping[bytes, int]],
-    pinned: Mapping[Pin, int],
+    beyond: Mapping[Pin, int],
 ) -> bytes:
-    """Return the hash of what decides a clearing."""
-    beyond: list[Value] = [
-        [*pin, steps]
-        for pin, steps in sorted(pinned.items())
-        if steps > eligible.get(pin[0], {}).get(pin[1], 0)
-    ]
+    """Return the hash of what decides a clearing; `beyond`: of what it comes to."""
+    stays: list[Value] = [[*pin, steps] for pin, steps in sorted(beyond.items())]
     told: list[Value] = []
     for taker in sorted(takers, key=lambda taker: taker.published.node):
         customer = taker.published
@@ -212,7 +223,7 @@ def _inputs(
     slot = offer.slot.to_bytes()
     return tagged_sha256(
         "clearing/inputs",
-        encode([slot, list(offer.window), offer.salt, offer.capacity, beyond, told]),
+        encode([slot, list(offer.window), offer.salt, offer.capacity, stays, told]),
     )
 
 
@@ -265,18 +276,27 @@ class _Round:
             for taker in taking
         }
         pinned = self._pinned.get(key, {})
-        digest = _inputs(offer, taking, eligible, pinned)
-        if before is None or before.inputs != digest:
+
+        def inputs_of(record: ClearingRecord) -> bytes:
+            return _inputs(offer, taking, eligible, _beyond(record, pinned))
+
+        if before is None or before.inputs != inputs_of(before.record):
             nodes = {taker.published.node for taker in taking}
             left_out = {taker.published.node for taker in takers} - nodes
             record = self._divide(offer, taking, eligible, pinned, left_out)
-            before = Cleared(digest, record, record.id, before.turns if before else {})
+            turns = before.turns if before else {}
+            before = Cleared(inputs_of(record), record, record.id, turns)
         before = replace(before, turns=self._turns_after(before, taking, drawn))
         needs = {
             (taker.published.node, need.slot_id): need for taker in taking for need in taker.needs
         }
         for each in entitlements(before, needs):
             self._count(each, needs[each.customer, each.need])
+        units = _units(before.record)
+        for pin, steps in _beyond(before.record, pinned).items():
+            time = overlap(window, windows_of(needs[pin])) if pin in needs else None
+            if time is not None:
+                self._given_of(pin[0], needs[pin]).add(time, steps - units[pin])
         return before
 
     def _takers(self, offer: Offer) -> list[Taker]:
@@ -367,16 +387,13 @@ class _Round:
     ) -> list[tuple[Window, int]]:
         """Return times and steps of what a customer was offered and has not taken."""
         needs = {need.slot_id: need for need in taker.needs}
-        units = Counter[bytes]()
-        for participant in before.record.participants:
-            if participant.customer == taker.published.node:
-                for need_id, _, quantity, _ in participant.lines:
-                    units[need_id] += quantity
+        node = taker.published.node
         return [
-            (time, quantity - drawn.get((taker.published.node, need_id), 0))
-            for need_id, quantity in units.items()
-            if need_id in needs
-            and quantity > drawn.get((taker.published.node, need_id), 0)
+            (time, quantity - drawn.get((node, need_id), 0))
+            for (customer, need_id), quantity in _units(before.record).items()
+            if customer == node
+            and need_id in needs
+            and quantity > drawn.get((node, need_id), 0)
             and (time := overlap(before.record.window, windows_of(needs[need_id]))) is not None
         ]
 
@@ -407,35 +424,23 @@ class _Round:
         self,
         offer: Offer,
         takers: Sequence[Taker],
-        eligible: dict[bytes, dict[bytes, int]],
+        eligible: Mapping[bytes, Mapping[bytes, int]],
         pinned: Mapping[Pin, int],
         left_out: Iterable[bytes],
     ) -> ClearingRecord:
         """Return the record of a window; whoever has drawn more than it is granted keeps that."""
         customers = [taker.published for taker in takers]
-        kept_pins: set[Pin] = set()
+        taking = {node: dict(units) for node, units in eligible.items()}
         while True:
-            kept = sum(
-                steps
-                for pin, steps in pinned.items()
-                if pin in kept_pins or pin[1] not in eligible.get(pin[0], {})
-            )
-            least = replace(offer, capacity=max(0, offer.capacity - kept))
-            record = clear_window(least, self._inputs.own, customers, eligible, left_out=left_out)
-            units = Counter[Pin]()
-            for participant in record.participants:
-                for need_id, _, quantity, _ in participant.lines:
-                    units[participant.customer, need_id] += quantity
-            short = [
-                pin
-                for pin, steps in pinned.items()
-                if pin[1] in eligible.get(pin[0], {}) and units[pin] < steps
-            ]
+            stays = [pin for pin in pinned if pin[1] not in taking.get(pin[0], {})]
+            capacity = max(0, offer.capacity - sum(pinned[pin] for pin in stays))
+            least = replace(offer, capacity=capacity)
+            record = clear_window(least, self._inputs.own, customers, taking, left_out=left_out)
+            short = _beyond(record, pinned).keys() - stays
             if not short:
                 return record
-            for customer_id, need_id in short:
-                kept_pins.add((customer_id, need_id))
-                del eligible[customer_id][need_id]
+            for node, need_id in short:
+                del taking[node][need_id]
 
 
 def clear_all(inputs: Inputs, room: SlotRoom) -> Outcome:
