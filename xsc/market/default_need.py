@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from xsc.base.encoding import Value, decode, encode
@@ -16,8 +16,9 @@ from xsc.base.fields import take_int, take_list
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import SHORT_FILLED_MS, SHORT_MS, SHORTS_MAX
 from xsc.identity.context import Context
+from xsc.market.entitlements import undrawn
 from xsc.market.lease_store import LeaseStore
-from xsc.terms.slot import NeedSlot
+from xsc.terms.slot import Entitlement, NeedSlot
 
 _SHORT: Final = b"market/short"
 
@@ -39,6 +40,7 @@ class DefaultNeed:
         store: its leases.
         state: keeps what was refused.
         needs: returns what this node says that it needs.
+        offers: returns what others offer to these needs.
         on_change: called when any of it may have changed.
     """
 
@@ -49,9 +51,11 @@ class DefaultNeed:
         state: KeyValue,
         *,
         needs: Callable[[], Sequence[NeedSlot]],
+        offers: Callable[[], Sequence[Entitlement]],
         on_change: Callable[[], None],
     ) -> None:
         self._needs = needs
+        self._offers = offers
         self._clock = context.clock
         self._store = store
         self._state = state
@@ -129,10 +133,17 @@ class DefaultNeed:
     def short(self) -> tuple[int, int]:
         """Return the bytes that were refused at a provider, and at how many.
 
-        What was refused is forgotten after SHORT_MS, or once leases had room for it for
-        SHORT_FILLED_MS.
+        What was refused is forgotten after SHORT_MS, and not within SHORT_FILLED_MS of a promise
+        of room that others still hold; or once leases had room for it for SHORT_FILLED_MS.
         """
         now_ms = self._clock.now_ms()
+        soon = now_ms - SHORT_MS + SHORT_FILLED_MS // 2
+        ending = [each for each in self._shorts.values() if each.since_ms <= soon]
+        if ending and self._is_promised(now_ms):
+            since_ms = now_ms - SHORT_MS + SHORT_FILLED_MS
+            for each in ending:
+                self._shorts[each.size_bytes] = replace(each, since_ms=since_ms)
+            self._keep()
         old = [each for each in self._shorts.values() if now_ms - each.since_ms >= SHORT_MS]
         for each in old:
             del self._shorts[each.size_bytes]
@@ -152,6 +163,17 @@ class DefaultNeed:
         if old:
             self._keep()
         return size_bytes, max(1, providers)
+
+    def _is_promised(self, now_ms: int) -> bool:
+        """Return whether a provider grants more than its part, and no lease has that yet."""
+        parts = {need.slot_id: dict(need.parts) for need in self._needs() if need.standing}
+        drawn = self._store.drawn("customer", now_ms)
+        return any(
+            each.need in parts
+            and each.quantity > parts[each.need].get(each.provider, 0)
+            and undrawn(each, drawn) > 0
+            for each in self._offers()
+        )
 
     def _keep(self) -> None:
         rows: list[Value] = [

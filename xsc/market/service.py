@@ -77,7 +77,12 @@ class MarketService:
         )
         self.taken = TakenLeases(context, self.store, self.settlement.agree, lines)
         self.default_need = DefaultNeed(
-            context, self.store, state, needs=ports.needs, on_change=ports.on_need
+            context,
+            self.store,
+            state,
+            needs=ports.needs,
+            offers=ports.received,
+            on_change=ports.on_need,
         )
         self.chooser = LeaseChooser(
             context,

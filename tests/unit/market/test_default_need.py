@@ -74,6 +74,26 @@ async def test_what_was_refused_is_needed_for_thirty_days_and_for_a_day_where_it
     assert need.short() == (0, 1), "its owner has had a day to repeat the put"
 
 
+async def test_a_need_does_not_end_while_room_is_promised_to_its_open_rest(world, three):
+    """What is cleared at half-life falls free when the loser's term ends, 45 days later."""
+    customer, _, provider = three
+    need = customer.market.default_need
+    need.refused(64 * MIB, 1)
+    part = ((provider.id, 1),)
+    stated = need_of(2).model_copy(update={"standing": True, "parts": part})
+    needs(customer, stated)
+    entitle(world, customer, provider, 2)
+    for _ in range(2 * SHORT_MS // SHORT_FILLED_MS):
+        world.later(SHORT_FILLED_MS)
+        assert need.short() == (64 * MIB, 1)
+    customer.received.clear()
+    entitle(world, customer, provider, 1)
+    world.later(SHORT_FILLED_MS - 1)
+    assert need.short() == (64 * MIB, 1), "a provider may be down for a while"
+    world.later(1)
+    assert need.short() == (0, 1), "its part is for what is held there"
+
+
 async def test_so_many_refusals_count_and_the_oldest_goes_first(world, three):
     customer, *_ = three
     need = customer.market.default_need
