@@ -146,10 +146,10 @@ def test_units_go_one_by_one_to_the_highest_weight(game, capacity):
 
 
 def windows(random, kind):
-    """Return up to three packed windows that rise; storage has one."""
+    """Return up to three packed windows that rise and are not over; storage has one."""
     found, at = [], random.randint(-4, 4)
     for _ in range(1 if kind == "storage" else random.randint(1, 3)):
-        end = at + random.randint(1, 5)
+        end = max(1, at + random.randint(1, 5))
         found.append((NOW_MS + at * HOUR_MS, NOW_MS + end * HOUR_MS))
         at = end + random.randint(0, 2)
     return pack_windows(found)
@@ -220,8 +220,8 @@ def world(random):
     return published
 
 
-def both(published, drawn=None, pinned=None):
-    """Clear all windows twice; return what each comes to, by slot and window."""
+def both(published, drawn=None, pinned=None, before=None):
+    """Clear all windows twice; return what each comes to, by slot and window, and the outcome."""
     drawn, pinned = drawn or {}, pinned or {}
     inputs = Inputs(
         now_ms=NOW_MS,
@@ -232,7 +232,7 @@ def both(published, drawn=None, pinned=None):
         pinned={EntitlementKey(PROVIDER, *key): units for key, units in pinned.items()},
         credit=dict.fromkeys(published, 2**62),
         free=ABUNDANT,
-        before={},
+        before=before or {},
         is_pending=False,
     )
     outcome = clear_all(inputs, SlotRoom(inputs.free, NOW_MS))
@@ -257,26 +257,26 @@ def both(published, drawn=None, pinned=None):
         (slot_id, window[0]): (capacity, lines_of(lines))
         for slot_id, window, capacity, lines in other.clear_all(by_window(drawn), by_window(pinned))
     }
-    return first, again, outcome.granted
+    return first, again, outcome
 
 
 SEEDS = st.integers(0, 2**32)
 
 
-def check(published, drawn=None, pinned=None):
-    """Assert that both clear a provider alike; return what is granted."""
-    first, again, granted = both(published, drawn, pinned)
+def check(published, drawn=None, pinned=None, before=None):
+    """Assert that both clear a provider alike; return the outcome."""
+    first, again, outcome = both(published, drawn, pinned, before)
     for key, (capacity, lines) in first.items():
         assert again.pop(key) == (capacity, lines)
     assert all(not lines for _, lines in again.values()), "nobody wants these"
-    for each in granted:
+    for each in outcome.granted:
         mine = [line for line in first[each.slot, each.opens_ms][1] if line[:2] == each.key[3:]]
         units = sum(line[3] for line in mine)
         assert (each.quantity, each.price) == (
             units,
             -(-sum(line[3] * line[4] for line in mine) // units),
         )
-    return granted
+    return outcome
 
 
 @given(SEEDS)
@@ -289,11 +289,15 @@ def test_all_windows_of_a_provider_are_cleared_alike(seed):
 def test_all_windows_are_cleared_alike_around_what_leases_have(seed):
     random = Random(seed)
     published = world(random)
-    drawn = {each.key[1:]: random.randint(1, each.quantity) for each in check(published)}
+    drawn = {each.key[1:]: random.randint(1, each.quantity) for each in check(published).granted}
     for _ in range(4):
         # Leases end their first half, and half of the nodes state something else.
         pinned = {key: random.choice([0, units, units]) for key, units in drawn.items()}
         changed = world(random)
         nodes = [node for node in published if node in changed and node != PROVIDER]
         now = {node: changed[node] for node in nodes if random.random() < 0.5}
-        check(published | now, drawn, pinned)
+        outcome = check(published | now, drawn, pinned)
+        # What has been cleared is not cleared again, unless that comes to something else.
+        check(published | now, drawn, dict.fromkeys(pinned, 0), outcome.cleared)
+        fewer = {key: random.randint(0, units) for key, units in drawn.items()}
+        check(published | now, fewer, fewer, outcome.cleared)
