@@ -202,7 +202,7 @@ class Provider:
                 places = {of["location"].casefold() for of in (slot, need)} - {""}
                 if (
                     time is not None
-                    and need["valid_until_ms"] > self.at_ms
+                    and min(time[1], need["valid_until_ms"]) > self.at_ms
                     and slot["kind"] == need["kind"]
                     and customer != me
                     and len(places) < 2

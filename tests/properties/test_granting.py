@@ -268,6 +268,17 @@ def test_what_a_lease_keeps_counts_in_the_other_slots_of_its_provider():
         assert mine == ({SLOTS[1].slot_id: more} if more else {}), "beside its lease"
 
 
+def test_a_need_whose_time_is_over_takes_nothing_from_others():
+    model = Model()
+    model.step("time", 0, 5 * DAY_MS)
+    past = {"windows_packed": pack_windows([(2 * DAY_MS, 3 * DAY_MS)])}
+    model.needs[CUSTOMERS[0]] = need_of(40).model_copy(update=past)
+    model.needs[CUSTOMERS[2]] = need_of(30)
+    model.clear()
+    assert {each.customer for each in model.granted} == {CUSTOMERS[2]}
+    assert sum(each.quantity for each in model.granted) == 30
+
+
 def need_of(quantity, number=1, price_max=40 * A_STEP, slot_id=b"n" * 16):
     return NeedSlot(
         slot_id=slot_id,

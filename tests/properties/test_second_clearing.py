@@ -146,10 +146,10 @@ def test_units_go_one_by_one_to_the_highest_weight(game, capacity):
 
 
 def windows(random, kind):
-    """Return up to three packed windows that rise and are not over; storage has one."""
+    """Return up to three packed windows that rise; storage has one."""
     found, at = [], random.randint(-4, 4)
     for _ in range(1 if kind == "storage" else random.randint(1, 3)):
-        end = max(1, at + random.randint(1, 5))
+        end = at + random.randint(1, 5)
         found.append((NOW_MS + at * HOUR_MS, NOW_MS + end * HOUR_MS))
         at = end + random.randint(0, 2)
     return pack_windows(found)

@@ -113,6 +113,7 @@ def standing(provider: Published, customer: Published) -> Standing:
 def wanted(offer: Offer, provider: Published, customer: Published) -> dict[bytes, int]:
     """Return what each need that matches accepts of this provider: its quantity, or its cap."""
     slot, now_ms = offer.slot, offer.at_ms
+    ahead = max(offer.window[0], now_ms), offer.window[1]
     if min(offer.window[1], slot.valid_until_ms) <= now_ms:
         return {}
     there = Party(provider.node, standing(customer, provider)[0])
@@ -122,7 +123,7 @@ def wanted(offer: Offer, provider: Published, customer: Published) -> dict[bytes
         for need in customer.commitment.needs
         if need.kind == slot.kind
         and need.valid_until_ms > now_ms
-        and overlap(offer.window, windows_of(need)) is not None
+        and overlap(ahead, windows_of(need)) is not None
         and match(slot, there, need, here)
     }
     return {need_id: units for need_id, units in found.items() if units}
