@@ -187,13 +187,17 @@ class GrantedLeases:
         Raises:
             LeaseExhausted: others have used what the lease was for.
             CreditExceeded: the customer has reached its limit, or has not so much credit.
-            RateLimited: its other calls did not end in time, or too many wait.
+            RateLimited: its other calls did not end in time, or too many of them wait, or of all.
         """
         entry = self._store.get("provider", lease_id)
         if lease_id == OWN_LEASE or entry is None:
             return
-        line = lease_id if entry.terms.cleared else customer
-        await self._lines.enter(line, lambda: self._has_room(lease_id, fuel_steps), wait_ms)
+        await self._lines.enter(
+            customer,
+            lambda: self._has_room(lease_id, fuel_steps),
+            wait_ms,
+            line=lease_id if entry.terms.cleared else b"",
+        )
         self._still(lease_id).reserved += fuel_steps
 
     def _still(self, lease_id: bytes) -> LeaseEntry:

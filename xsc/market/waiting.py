@@ -1,7 +1,8 @@
 """Lines of calls that wait until there is room for the first of them.
 
-A customer's node has one for each node that is asked for, and one for any; a provider one for the
-calls of each customer, whose limits have to be within what it may still come to owe.
+A customer's node has one for each node that is asked for, and one for any. A provider has one for
+the calls for now of each customer, whose limits have to be within what it may still come to owe,
+and one for each lease with a cleared rate. Leases are cheap, so places are counted by customer.
 """
 
 from __future__ import annotations
@@ -25,41 +26,45 @@ class WaitingLines(Generic[K]):
     Args:
         clock: by which they wait.
         most: how many may wait in all.
-        each: how many in one line.
+        each: how many of one key, in all of its lines.
     """
 
     def __init__(self, clock: Clock, *, most: int, each: int) -> None:
         self._clock = clock
         self._most = most
         self._each = each
-        self._lines: dict[K, deque[asyncio.Event]] = {}
+        self._lines: dict[tuple[K, bytes], deque[asyncio.Event]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
-    async def enter(self, key: K, has_room: Callable[[], bool], wait_ms: int) -> None:
+    async def enter(
+        self, key: K, has_room: Callable[[], bool], wait_ms: int, *, line: bytes = b""
+    ) -> None:
         """Return once nobody waits before it in its line, and there is room.
 
         The caller takes the room before it awaits anything.
 
         Args:
-            key: of the line.
+            key: whose line it is.
             has_room: says whether there is; what it raises ends the wait.
             wait_ms: how long it may wait.
+            line: which of its lines.
 
         Raises:
             RateLimited: too many wait already, or there was no room in time.
         """
-        if key not in self._lines and has_room():
+        place_of = key, line
+        if place_of not in self._lines and has_room():
             return
-        line = self._lines.get(key, ())
-        if len(self) >= self._most or len(line) >= self._each:
+        waiting = sum(len(places) for (of, _), places in self._lines.items() if of == key)
+        if len(self) >= self._most or waiting >= self._each:
             raise RateLimited(
-                f"{len(line)} calls wait here already", hint="try again once some have ended"
+                f"{waiting} calls wait here already", hint="try again once some have ended"
             )
         until_ms = self._clock.monotonic_ms() + wait_ms
         place = asyncio.Event()
-        standing = self._lines.setdefault(key, deque())
+        standing = self._lines.setdefault(place_of, deque())
         standing.append(place)
         try:
             while standing[0] is not place or not has_room():
@@ -76,7 +81,7 @@ class WaitingLines(Generic[K]):
             if standing:
                 standing[0].set()
             else:
-                del self._lines[key]
+                del self._lines[place_of]
 
     def wake(self) -> None:
         """Have the first of each line look again, because something has ended."""

@@ -18,6 +18,8 @@ from xsc.base.errors import (
 from xsc.base.limits import (
     COMPUTE_LEASE_MS,
     EPOCH_MS,
+    JOBS_QUEUED_A_PEER_MAX,
+    JOBS_QUEUED_MAX,
     LEASE_REQUESTS_A_CUSTOMER_MAX,
     LOWER_MS,
     MIB,
@@ -547,6 +549,38 @@ async def test_a_run_waits_for_the_next_minute_of_its_rate_and_never_for_more_th
     assert COMPUTE_LEASE_MS <= world.clock.now_ms() - begun_ms <= COMPUTE_LEASE_MS + 1_000
     with pytest.raises(LeaseExhausted):
         await admit(world, provider, lease_id, customer, level + 1, wait_ms=COMPUTE_LEASE_MS)
+
+
+async def test_many_cleared_rates_have_no_more_places_to_wait_than_one(world, three):
+    customer, other, provider = three
+    level, count = LEASE_UNIT["compute"], JOBS_QUEUED_MAX
+    for holder, rates in ((customer, count), (other, 1)):
+        needs(holder, need_of(rates, kind="compute"))
+        for number in range(rates):
+            entitle(world, holder, provider, 1, kind="compute", slot=bytes([number]) * 16)
+        await signed(world, holder)
+
+    def call(entry, wait_ms=COMPUTE_LEASE_MS):
+        terms = entry.terms
+        return provider.market.granted.admit_compute(terms.lease_id, terms.customer, level, wait_ms)
+
+    leases = list(provider.market.store.all("provider"))
+    (others,) = (entry for entry in leases if entry.peer == other.id)
+    mine = [entry for entry in leases if entry.peer == customer.id]
+    assert len(mine) == count
+    for entry in leases:
+        await call(entry, 0)  # it takes the whole rate of a minute
+    waiting = [asyncio.ensure_future(call(entry)) for entry in mine]
+    await settle()
+    refused = [each for each in waiting if each.done()]
+    assert len(refused) == count - JOBS_QUEUED_A_PEER_MAX
+    assert all(isinstance(each.exception(), RateLimited) for each in refused)
+    last = asyncio.ensure_future(call(others))
+    await settle()
+    assert not last.done(), "another customer has its own places"
+    for entry in leases:
+        provider.market.granted.used_compute(entry.terms.lease_id, level, 0)
+    await world.drive(last, *(each for each in waiting if not each.done()))
 
 
 async def test_what_is_too_large_for_a_cleared_rate_runs_for_now(world, three):
