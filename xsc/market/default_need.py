@@ -1,6 +1,7 @@
 """What this node needs of storage by default: room for what it stores and for what was refused.
 
-Kept at `market/short` of the state database: what a put or a repair found no room for.
+Kept at `market/short` of the state database: what a put or a repair found no room for, and since
+when leases have room for all of it.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ class DefaultNeed:
                     take_int(row, "since_ms"),
                 )
                 self._shorts[short.size_bytes] = short
+            if "filled_ms" in rows:
+                self._filled_ms = take_int(rows, "filled_ms")
         except RecordInvalid as fault:
             raise StoreDamaged(f"what was refused cannot be read: {fault.message}") from fault
 
@@ -109,6 +112,7 @@ class DefaultNeed:
 
     def refused(self, size_bytes: int, providers: int) -> None:
         """Remember that so many more providers were to hold that much, and had no room."""
+        self.tidy()
         known = self._shorts.get(size_bytes)
         now_ms = self._clock.now_ms()
         short = Short(size_bytes, providers, now_ms if known is None else known.since_ms)
@@ -128,13 +132,13 @@ class DefaultNeed:
     def withdraw(self) -> None:
         """Forget all refusals."""
         self._shorts.clear()
+        self._filled_ms = None
         self._keep()
 
-    def short(self) -> tuple[int, int]:
-        """Return the bytes that were refused at a provider, and at how many.
+    def tidy(self) -> None:
+        """Forget what was refused for SHORT_MS, or had its room for SHORT_FILLED_MS.
 
-        What was refused is forgotten after SHORT_MS, and not within SHORT_FILLED_MS of a promise
-        of room that others still hold; or once leases had room for it for SHORT_FILLED_MS.
+        It is not forgotten within SHORT_FILLED_MS of a promise of room that others still hold.
         """
         now_ms = self._clock.now_ms()
         soon = now_ms - SHORT_MS + SHORT_FILLED_MS // 2
@@ -144,25 +148,34 @@ class DefaultNeed:
             for each in ending:
                 self._shorts[each.size_bytes] = replace(each, since_ms=since_ms)
             self._keep()
-        old = [each for each in self._shorts.values() if now_ms - each.since_ms >= SHORT_MS]
-        for each in old:
-            del self._shorts[each.size_bytes]
-        size_bytes = sum(each.size_bytes for each in self._shorts.values())
-        providers = max((each.providers for each in self._shorts.values()), default=0)
+        before = self._filled_ms, len(self._shorts)
+        self._shorts = {each.size_bytes: each for each in self._open()}
+        filled_ms = now_ms if self._filled_ms is None else self._filled_ms
+        self._filled_ms = filled_ms if self._is_filled() else None
+        if self._filled_ms is not None and now_ms - filled_ms >= SHORT_FILLED_MS:
+            self.withdraw()
+        elif before != (self._filled_ms, len(self._shorts)):
+            self._keep()
+
+    def short(self) -> tuple[int, int]:
+        """Return the bytes that were refused at a provider, and at how many."""
+        shorts = self._open()
+        size_bytes = sum(each.size_bytes for each in shorts)
+        return size_bytes, max((each.providers for each in shorts), default=1)
+
+    def _open(self) -> list[Short]:
+        """Return what was refused, and not too long ago."""
+        since_ms = self._clock.now_ms() - SHORT_MS
+        return [each for each in self._shorts.values() if each.since_ms > since_ms]
+
+    def _is_filled(self) -> bool:
+        """Return whether cleared leases have room for all that was refused."""
+        size_bytes, providers = self.short()
         spare = Counter[bytes]()
         for entry in self._store.all("customer"):
             if entry.terms.cleared and entry.terms.kind == "storage" and entry.denial is None:
                 spare[entry.peer] += max(0, entry.use.level - entry.use.held_bytes)
-        if sum(room >= size_bytes for room in spare.values()) < providers or not providers:
-            self._filled_ms = None
-        elif self._filled_ms is None:
-            self._filled_ms = now_ms
-        elif now_ms - self._filled_ms >= SHORT_FILLED_MS:
-            self.withdraw()
-            return 0, 1
-        if old:
-            self._keep()
-        return size_bytes, max(1, providers)
+        return size_bytes > 0 and sum(room >= size_bytes for room in spare.values()) >= providers
 
     def _is_promised(self, now_ms: int) -> bool:
         """Return whether a provider grants more than its part, and no lease has that yet."""
@@ -180,5 +193,8 @@ class DefaultNeed:
             {"size_bytes": each.size_bytes, "providers": each.providers, "since_ms": each.since_ms}
             for each in self._shorts.values()
         ]
-        self._state.write([(_SHORT, encode({"shorts": rows}) if rows else None)], sync=False)
+        kept: dict[str, Value] = {"shorts": rows}
+        if self._filled_ms is not None:
+            kept["filled_ms"] = self._filled_ms
+        self._state.write([(_SHORT, encode(kept) if rows else None)], sync=False)
         self.on_change()

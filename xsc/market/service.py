@@ -175,6 +175,7 @@ class MarketService:
                 self.store.forget(entry)
             elif entry.use.given_back != before.given_back:
                 self.store.save(entry)
+        self.default_need.tidy()
         self.limits.refresh()
 
     # What people see
