@@ -119,7 +119,7 @@ class Compiler:
             SandboxFailed: the jail failed.
         """
         slot = (job.module_hash, config)
-        found = await self._found(slot)
+        found = await self.kept(*slot)
         if found is not None:
             return found, False
         self._refuse_bomb(job.module_hash)
@@ -158,10 +158,11 @@ class Compiler:
         if not self._queued[customer]:
             del self._queued[customer]
 
-    async def _found(self, slot: tuple[bytes, bytes]) -> MachineCode | None:
+    async def kept(self, module_hash: bytes, config: bytes) -> MachineCode | None:
+        """Return the code of a module for the engine of that configuration, where it is there."""
         if self._cache is not None:
-            return await asyncio.to_thread(self._cache.get, *slot)
-        return self._kept.get(slot)
+            return await asyncio.to_thread(self._cache.get, module_hash, config)
+        return self._kept.get((module_hash, config))
 
     async def _keep(self, slot: tuple[bytes, bytes], code: MachineCode) -> None:
         if self._cache is not None:

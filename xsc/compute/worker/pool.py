@@ -4,7 +4,8 @@ Each worker runs one job at a time. The pool enforces the wall deadline itself: 
 has not answered KILL_GRACE_MS after it is killed with its process group and replaced. What a
 killed run had used is not known, nor what a run had used that ended its worker process itself;
 `xsc.compute.jobs.receipts` bills its time. Workers never compile: `xsc.compute.worker.compiler`
-does, in a jail, before a worker is taken, so that no job waits for the module of another.
+does, in a jail, once it is a job's turn and while others have the worker. So no job waits for the
+module of another, and nothing is compiled for a job that gets no worker.
 
 At most JOBS_QUEUED_MAX jobs wait for spare time, and as many at cleared rates;
 JOBS_QUEUED_A_PEER_MAX of one customer (`xsc.compute.worker.admission`). Jobs at cleared rates come
@@ -217,7 +218,7 @@ class PoolSandbox:
             self._in_spare_time.add(worker)
         self._waiting.begun(job, self._clock.monotonic_ms())
 
-    async def _acquire(self, job: Job) -> SandboxProcess:
+    async def _acquire(self, job: Job, until_ms: int, *, first: bool = False) -> SandboxProcess:
         if self._idle and self._may_start(job) and not self._is_before(job):
             known = [worker for worker in self._idle if job.module_hash in worker.seen]
             worker = known[-1] if known else self._idle[-1]
@@ -225,13 +226,15 @@ class PoolSandbox:
             self._begin(worker, job)
             return worker
         call = QueuedCall(job, alone=True)
-        self._waiting.add(job, call)
+        self._waiting.add(job, call, first=first)
         self._release_idle()
-        given = await self._turn_of(call)
+        given = await self._turn_of(call, max(0, until_ms - self._clock.monotonic_ms()))
         assert isinstance(given, SandboxProcess)
         return given
 
-    async def _turn_of(self, call: QueuedCall) -> SandboxResult | SandboxProcess | None:
+    async def _turn_of(
+        self, call: QueuedCall, wait_ms: int
+    ) -> SandboxResult | SandboxProcess | None:
         """Return what a call that waits is given.
 
         Raises:
@@ -240,7 +243,7 @@ class PoolSandbox:
         job = call.job
         try:
             if call.queue is None:
-                await asyncio.wait([call.done], timeout=job.wait_ms / 1000)
+                await asyncio.wait([call.done], timeout=wait_ms / 1000)
             if not call.done.done() and self._waiting.drop(job, call):
                 raise RateLimited(
                     f"no worker was free for the job within {job.wait_ms} ms",
@@ -328,7 +331,7 @@ class PoolSandbox:
         else:
             self._begin(queue.worker, job)
             queue.give(call)
-        given = await self._turn_of(call)
+        given = await self._turn_of(call, job.wait_ms)
         if isinstance(given, SandboxResult):
             self._job_ms = (3 * self._job_ms + given.wall_ms) // 4
         return given
@@ -421,28 +424,33 @@ class PoolSandbox:
         self, job: Job, worker: SandboxProcess | None, watch: OutputWatch | None
     ) -> SandboxResult:
         """Run a job on a worker of its own: the given one, or any."""
+        until_ms = self._clock.monotonic_ms() + job.wait_ms
         code, compiled = None, False
         if worker is None:
             if not (self._idle and self._may_start(job)):
-                self._check_queue(job)  # before compiling for a job that would be refused
-            if not any(job.module_hash in each.seen for each in self._workers.alive):
-                self._compiling += 1  # it counts as waiting meanwhile
+                self._check_queue(job)
+            worker = await self._acquire(job, until_ms)
+        while worker.pipes.ended or (code is None and job.module_hash not in worker.seen):
+            if worker.pipes.ended:  # it ended while idle: not because of this job
+                await self._lost(worker, "it ended while it was idle")
+                worker = await self._acquire(job, until_ms)
+                continue
+            try:
+                code = await self._compiler.kept(job.module_hash, self._workers.config)
+            except BaseException:
+                self._release(worker)
+                raise
+            if code is None:
+                # It is its turn, so it runs once it is compiled; others have the worker meanwhile.
+                self._release(worker)
+                self._compiling += 1  # it counts as waiting
                 try:
                     code, compiled = await self._code(job, watch)
                 finally:
                     self._compiling -= 1
-            worker = await self._acquire(job)
-        while worker.pipes.ended:  # it ended while idle: not because of this job
-            await self._lost(worker, "it ended while it was idle")
-            worker = await self._acquire(job)
+                worker = await self._acquire(job, until_ms, first=True)
         if job.module_hash in worker.seen:
             code = None
-        elif code is None:
-            try:
-                code, compiled = await self._code(job, watch)
-            except BaseException:
-                self._release(worker)
-                raise
         result = await self._run_on(worker, job, code, watch)
         return replace(result, compiled=True) if compiled else result
 

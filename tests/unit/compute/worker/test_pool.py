@@ -484,3 +484,39 @@ async def test_a_job_waits_for_a_worker_no_longer_than_it_may(pool, given, wait_
     running.cancel()
     assert (await waits).results == (i32(3),)
     assert (await pool.run(replace(ADD, wait_ms=0))).results == (i32(3),)
+
+
+async def test_nothing_is_compiled_for_a_job_before_it_is_its_turn(pool):
+    await pool.run(SPIN_1)
+    before = pool.describe()["compiled"]
+    running = asyncio.create_task(pool.run(SPIN))
+    await asyncio.sleep(0)
+    with pytest.raises(RateLimited, match="within 0 ms"):
+        await pool.run(replace(ADD, wait_ms=0))
+    gone = asyncio.create_task(pool.run(job("greet", "_start", mode="run")))
+    waits = asyncio.create_task(pool.run(ADD))
+    await until(lambda: pool.describe()["queued"] == 2)
+    gone.cancel()
+    await until(lambda: pool.describe()["queued"] == 1)
+    assert pool.describe() | {"compiled": before, "compiling": 0} == pool.describe()
+    running.cancel()
+    result = await waits
+    assert (result.results, result.compiled) == ((i32(3),), True)
+    assert pool.describe()["compiled"] == before + 1
+
+
+async def test_others_have_the_worker_while_a_module_is_compiled(pool, monkeypatch):
+    await pool.run(SPIN_1)
+    compile_in_jail, compiled = pool._compiler._in_jail, asyncio.Event()
+
+    async def slowly(jail, given):
+        await compiled.wait()
+        return await compile_in_jail(jail, given)
+
+    monkeypatch.setattr(pool._compiler, "_in_jail", slowly)
+    first = asyncio.create_task(pool.run(ADD))
+    await until(lambda: pool.describe()["compiling"] == 1)
+    await pool.run(SPIN_1)
+    assert not first.done()
+    compiled.set()
+    assert (await first).results == (i32(3),)
