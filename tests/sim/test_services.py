@@ -8,13 +8,17 @@ import pytest
 
 from tests.sim.network import run
 from tests.unit.compute.programs import wasm
+from xsc.allocation.standing import standing_need
 from xsc.base.errors import NotAllowed, NotFound, PeerSilent
 from xsc.base.ids import to_text
 from xsc.base.limits import COMPUTE_LEASE_MS
 from xsc.compute.deployments.wagi import Request
 from xsc.compute.wasm.limits import Limits
+from xsc.identity.envelope import open_signed
+from xsc.market.entitlements import LEASE_UNIT
 from xsc.node.offline.verify import verify_file
 from xsc.space.paths import UserSpacePaths
+from xsc.terms.deployment import ServiceReceipt
 
 SERVING = {"services_listen": "8080"}
 # The next lease is taken while the one before it is open, at a node that is used: it costs up
@@ -55,10 +59,10 @@ def leases(world, index, role):
 
 
 def held(world):
-    """Return the leases for services that the owner has, and that are not over."""
+    """Return the leases for now for services that the owner has, and that are not over."""
     now_ms = world.clock.now_ms()
     accounts = world.nodes[0].market.store.all("customer")
-    return [entry for entry in accounts if not entry.is_over(now_ms)]
+    return [entry for entry in accounts if entry.draw is None and not entry.is_over(now_ms)]
 
 
 def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
@@ -75,10 +79,16 @@ def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
         billed = sum(row.amount_micro for row in rows(world))
         bills = range(billed, billed + len(rows(world)))
         assert all(row.fuel_used > 0 for row in rows(world))
-        for index, role in ((0, "customer"), (1, "provider")):
-            (account,) = [a for a in world.nodes[index].market.accounts() if a.role == role]
-            assert (account.settled_micro in bills, account.owed_micro) == (True, 0)
-        assert len(leases(world, 0, "customer")) > 5
+        mine, theirs = leases(world, 0, "customer"), leases(world, 1, "provider")
+        assert any(lease.draw is not None for lease in mine), "its rate is paid by time"
+        assert len(mine) > 5
+        (ours,), (account,) = (
+            [each for each in world.nodes[index].market.accounts() if each.role == role]
+            for index, role in ((0, "customer"), (1, "provider"))
+        )
+        assert (ours.settled_micro, ours.owed_micro) == (account.settled_micro, account.owed_micro)
+        rates = sum(lease.due_micro for lease in theirs if lease.draw is not None)
+        assert account.settled_micro + account.owed_micro - rates in bills
         for row in rows(world):
             assert "greet" in verify_file(row.receipt)
 
@@ -122,7 +132,24 @@ def test_without_its_owner_a_service_stops_and_comes_back_with_it():
         await world.until(lambda: len(rows(world)) == 3)
         assert len({row.number for row in rows(world)}) == 3
 
-    run(3, 2, play, SERVING)
+    # The holder offers nothing ahead of use.
+    run(3, 2, play, SERVING | {"offer": "none"})
+
+
+def test_a_service_goes_on_without_its_owner_at_the_rate_that_is_paid_by_time():
+    async def play(world):
+        await deploy(world)
+        holder, owner = world.nodes[1], world.nodes[0].key.node_id
+        service = holder.services.registry.get((owner, "greet"))
+        await world.until(lambda: service.rates)
+        await world.crash(0)
+        await world.clock.sleep_ms(10 * COMPUTE_LEASE_MS)
+        assert (await ask(world)).status == 200
+        await world.restart(0)
+        await world.until(lambda: len(rows(world)) == 1)
+        assert rows(world)[0].amount_micro == 0
+
+    run(8, 2, play, SERVING)
 
 
 def test_a_holder_that_crashed_holds_it_again_without_being_asked():
@@ -208,3 +235,54 @@ def test_an_owner_lists_its_services_in_its_space():
         assert await listed() is None
 
     run(6, 3, play, SERVING)
+
+
+def test_a_deployment_states_a_need_of_compute_and_runs_at_the_rate_that_it_is_granted():
+    """No market command is typed: holder and owner offer and need by default."""
+
+    async def play(world):
+        owner, holder = world.nodes
+
+        def stated():
+            return standing_need(owner.commitments.own, "compute")
+
+        def cleared(index, role):
+            return [
+                lease
+                for lease in leases(world, index, role)
+                if lease.draw is not None and lease.status == "open"
+            ]
+
+        await deploy(world)
+        await world.until(lambda: cleared(0, "customer"))
+        (lease,) = cleared(0, "customer")
+        assert stated().parts == ((holder.key.node_id, 1),)
+        assert (lease.peer, lease.draw.need) == (holder.key.node_id, stated().slot_id)
+        assert lease.quantity == LEASE_UNIT["compute"]
+        await world.until(lambda: service_at(holder, owner).rates == (lease.lease_id,))
+        for _ in range(3):
+            assert (await ask(world)).status == 200
+        await world.until(lambda: len(rows(world)) == 3)
+        assert {receipt_of(world, row).lease_id for row in rows(world)} == {lease.lease_id}
+        assert {row.amount_micro for row in rows(world)} == {0}
+        run = await owner.market.buyer.lease_compute(fuel_steps=10**8, on=holder.key.node_id)
+        assert run.lease_id != lease.lease_id, "its rate is for what is deployed"
+        await owner.services.owner.undeploy("greet")
+        await world.until(lambda: stated() is None)
+        await world.until(lambda: not cleared(0, "customer") and not cleared(1, "provider"))
+        await owner.market.settlement.settle_all()
+        (mine,) = [each for each in leases(world, 0, "customer") if each.draw is not None]
+        (theirs,) = [each for each in leases(world, 1, "provider") if each.draw is not None]
+        assert mine.due_micro == theirs.due_micro
+
+    run(7, 2, play, SERVING)
+
+
+def service_at(holder, owner):
+    return holder.services.registry.get((owner.key.node_id, "greet"))
+
+
+def receipt_of(world, row):
+    context = world.nodes[0].peers.context
+    author = world.nodes[1].key.node_id
+    return open_signed(row.receipt, ServiceReceipt, network=context.network, author=author).record

@@ -63,8 +63,8 @@ class Commitments:
         space: keeps all commitments.
         rungs: returns the prices of an offer of a kind at a reserve; at the present one for None.
         level: returns what this node has to lease of a kind: bytes, or fuel a second.
-        wanted: returns what this node needs of storage by default.
-        on_withdrawn: called once the standing need was withdrawn by its owner.
+        wanted: returns what this node needs of a kind by default.
+        on_withdrawn: called once a standing need of that kind was withdrawn by its owner.
         before_stand: done before standing slots are published; says whether anybody is there.
         site: where this node is; empty where unknown.
         owner: who runs this node; empty where unknown.
@@ -77,8 +77,8 @@ class Commitments:
         *,
         rungs: Callable[[Kind, int | None], Rungs],
         level: Callable[[Kind], int],
-        wanted: Callable[[], Wanted],
-        on_withdrawn: Callable[[], None],
+        wanted: Callable[[Kind], Wanted],
+        on_withdrawn: Callable[[Kind], None],
         before_stand: Callable[[], Awaitable[bool]],
         site: str = "",
         owner: str = "",
@@ -94,7 +94,7 @@ class Commitments:
         self._on_withdrawn = on_withdrawn
         self._stirred = asyncio.Event()
         self._needed_ms: int | None = None
-        """When the standing need last changed."""
+        """When a standing need last changed."""
         self._before_stand = before_stand
         self._stood_ms: int | None = None
         """When standing slots last followed what this node has and asks."""
@@ -218,7 +218,7 @@ class Commitments:
         found = find(self._own, slot_id)
         await self._publish(without(self._own, slot_id))
         if isinstance(found, NeedSlot) and found.standing:
-            self._on_withdrawn()
+            self._on_withdrawn(found.kind)
 
     async def replace(self, commitment: Commitment) -> None:
         """Publish another commitment in the place of the own one, with others within 100 ms."""
@@ -268,13 +268,13 @@ class Commitments:
                 self._stirred.clear()
 
     def stir(self) -> None:
-        """Look again soon at what this node needs: it stored something, or was refused room."""
+        """Look again soon at what this node needs: what it stores, lacks or deploys changed."""
         self._stirred.set()
 
     async def state_need(self) -> None:
-        """Have the standing need be what this node stores and could not place.
+        """Have the standing needs be what this node stores, could not place, and has run.
 
-        It changes at most once in NEED_INTERVAL_MS.
+        They change at most once in NEED_INTERVAL_MS.
         """
         now_ms = self._clock.monotonic_ms()
         if self._needed_ms is not None and now_ms - self._needed_ms < NEED_INTERVAL_MS:
@@ -309,7 +309,11 @@ class Commitments:
         def new_id() -> bytes:
             return self._entropy.token(SLOT_ID_BYTES)
 
-        return with_standing_need(self._own, self._wanted(), new_id, owner=self._owner)
+        later, kinds = self._own, get_args(Kind)
+        for kind in kinds:
+            wanted = self._wanted(kind)
+            later = with_standing_need(later, kind, wanted, new_id, owner=self._owner)
+        return later
 
     def _standing(self, commitment: Commitment) -> Commitment:
         kinds: tuple[Kind, ...] = get_args(Kind)

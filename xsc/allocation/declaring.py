@@ -225,8 +225,9 @@ def edit_need(need: NeedSlot, said: Statement, *, now_ms: int, zones: Zones) -> 
     _check_need(said)
     if need.standing:
         raise ArgumentInvalid(
-            "this need follows what the node stores and could not place",
-            hint="`xsc market need` states another, `xsc market withdraw` ends what waits for room",
+            "this need follows what the node stores and runs, and could not place",
+            hint="`xsc market need` states another, `xsc market withdraw` ends what waits for "
+            "room, `xsc compute undeploy` what is deployed",
         )
     fields = dict(need) | _edited_times(need, said, now_ms, zones) | _stated(said)
     fields |= {} if said.price is None else {"price_max": said.price}

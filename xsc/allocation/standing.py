@@ -1,7 +1,8 @@
 """What a node offers and needs by default (docs/design/slots.md, D1 to D7).
 
-Whoever states nothing offers all that it has, and needs room for what it stores. A standing slot or
-need is made and changed by these rules, and by nobody's command.
+Whoever states nothing offers all that it has, and needs room for what it stores and a rate for what
+its deployments run. A standing slot or need is made and changed by these rules, and by nobody's
+command.
 """
 
 from __future__ import annotations
@@ -96,50 +97,57 @@ class Wanted:
     """What a node needs by default of one kind."""
 
     held: Mapping[bytes, int]
-    """By provider: the bytes that it keeps for this node."""
+    """By provider: the bytes that it keeps for this node, or the fuel a second that it runs."""
     short: int
-    """Bytes that each of `spread` providers more would have to keep; 0 where all has its place."""
+    """What each of `spread` providers more would have to give; 0 where all has its place."""
     spread: int
     price_max: int
     """What the node would pay now."""
 
 
-def kept_steps(held_bytes: int, providers: int) -> int:
+def kept_steps(held: int, providers: int, kind: Kind = "storage") -> int:
     """Return the steps of a part: what a provider holds, with a margin to repair others there.
 
     Up to as many providers as an object needs there is no margin: none could take a lost
-    one's place. A part is rounded up to an eighth of the power of two below, so that it seldom
-    changes.
+    one's place. What runs is repaired nowhere. A part is rounded up to an eighth of the power of
+    two below, so that it seldom changes.
     """
     margin = 0
-    if providers > OBJECT_HOSTS:
-        margin = max(held_bytes * NEED_MARGIN_PPM // PPM, ceil_div(held_bytes, providers - 1))
-    return _rounded(held_bytes + margin)
+    if kind == "storage" and providers > OBJECT_HOSTS:
+        margin = max(held * NEED_MARGIN_PPM // PPM, ceil_div(held, providers - 1))
+    return _rounded(kind, held + margin)
 
 
-def _rounded(size_bytes: int) -> int:
-    step = STEP["storage"]
-    unit = max(step, (1 << (size_bytes.bit_length() - 1)) // 8) if size_bytes else step
-    return ceil_div(ceil_div(size_bytes, unit) * unit, step)
+def _rounded(kind: Kind, level: int) -> int:
+    steps = ceil_div(level, STEP[kind])
+    unit = max(1, (1 << steps.bit_length()) // 16)
+    return ceil_div(steps, unit) * unit
 
 
 def with_standing_need(
-    commitment: Commitment, wanted: Wanted, new_id: Callable[[], bytes], *, owner: str
+    commitment: Commitment,
+    kind: Kind,
+    wanted: Wanted,
+    new_id: Callable[[], bytes],
+    *,
+    owner: str,
 ) -> Commitment:
-    """Return a commitment whose standing need of storage is what its node needs.
+    """Return a commitment whose standing need of a kind is what its node needs.
 
     Raises:
         ArgumentInvalid, TooLarge: its price comes to more than any amount, or as `with_slot`.
     """
-    found = standing_need(commitment)
-    held = {node: size for node, size in wanted.held.items() if size}
-    parts = tuple((node, kept_steps(size, len(held))) for node, size in sorted(held.items()))
-    short = _rounded(wanted.short) * wanted.spread if wanted.short else 0
+    found = standing_need(commitment, kind)
+    held = {node: level for node, level in wanted.held.items() if level}
+    parts = tuple(
+        (node, kept_steps(level, len(held), kind)) for node, level in sorted(held.items())
+    )
+    short = _rounded(kind, wanted.short) * wanted.spread if wanted.short else 0
     quantity = sum(steps for _, steps in parts) + short
     if quantity == 0:
         return commitment if found is None else without(commitment, found.slot_id)
     fields: dict[str, Any] = (
-        {"slot_id": new_id(), "kind": "storage", "standing": True} | timed((), ENDLESS_MS)
+        {"slot_id": new_id(), "kind": kind, "standing": True} | timed((), ENDLESS_MS)
         if found is None
         else dict(found)
     )
@@ -155,11 +163,9 @@ def with_standing_need(
     return with_slot(commitment, made(NeedSlot, fields))
 
 
-def standing_need(commitment: Commitment) -> NeedSlot | None:
-    """Return the standing need; None without one."""
-    return next(
-        (need for need in commitment.needs if need.standing and need.kind == "storage"), None
-    )
+def standing_need(commitment: Commitment, kind: Kind = "storage") -> NeedSlot | None:
+    """Return the standing need of a kind; None without one."""
+    return next((need for need in commitment.needs if need.standing and need.kind == kind), None)
 
 
 def counted(
@@ -172,9 +178,8 @@ def counted(
 ) -> EntitlementKey:
     """Return what a lease counts for in clearings.
 
-    A storage lease for now counts for its provider's standing slot and its customer's standing
-    need, as what was cleared ahead does; one whose need is stated no more for the latter. Compute
-    has no standing need.
+    A lease for now counts for its provider's standing slot and its customer's standing need, as
+    what was cleared ahead does; one whose need is stated no more for the latter.
 
     Args:
         kind: of the lease.
@@ -184,7 +189,7 @@ def counted(
         commitment_of: returns what a node publishes.
     """
     said = commitment_of(customer)
-    standing = standing_need(said) if kind == "storage" else None
+    standing = standing_need(said, kind)
     if named is not None:
         is_stated = any(need.slot_id == named.need for need in said.needs)
         if is_stated or standing is None:

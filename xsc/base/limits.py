@@ -442,6 +442,10 @@ SERVICE_PAGE_BYTES_MAX = 512 * KIB
 SERVICE_COLLECT_MS = 1_000
 """How often an owner fetches receipts of its services at others, and looks after their leases."""
 SERVICE_COLLECT_TIMEOUT_MS = 5_000
+SERVICE_RATE_MS = 600_000
+"""Over how long it is measured at which rate services run."""
+SERVICE_RATES_MAX = 8
+"""Leases with a cleared rate that an owner names to a holder of its services."""
 SERVICE_LEASE_WAIT_MS = 3_000
 """How long a request waits at a holder for the owner to bring another lease."""
 SERVICE_UNPAID_KEPT_MS = 24 * 3_600_000

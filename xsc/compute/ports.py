@@ -168,6 +168,9 @@ class ServiceLeases(ComputeLeases, Protocol):
         None where no such lease is known.
         """
 
+    def rates_at(self, provider: bytes) -> Sequence[bytes]:
+        """Return the leases there with a cleared rate for services, the largest first."""
+
 
 class ServiceBook(ComputeBook, Protocol):
     """The book of a holder of services."""

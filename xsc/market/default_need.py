@@ -1,4 +1,4 @@
-"""What this node needs of storage by default: room for what it stores and for what was refused.
+"""What this node needs by default: room for what it stores and for what was refused.
 
 Kept at `market/short` of the state database: what a put or a repair found no room for, and since
 when leases have room for all of it.
@@ -107,6 +107,22 @@ class DefaultNeed:
             if entry.terms.kind == "storage" and entry.denial is None and not is_others:
                 found[entry.peer] += entry.use.held_bytes
         return found
+
+    def rates_at(self, provider: bytes) -> list[bytes]:
+        """Return the leases there of the default need of compute, the largest first."""
+        standing = {need.slot_id for need in self._needs() if need.standing}
+        now_ms = self._clock.now_ms()
+        found = [
+            entry
+            for entry in self._store.of("customer", provider)
+            if entry.terms.kind == "compute"
+            and entry.draw is not None
+            and entry.draw.need in standing
+            and entry.denial is None
+            and not entry.is_over(now_ms)
+        ]
+        found.sort(key=lambda entry: -entry.use.level)
+        return [entry.terms.lease_id for entry in found]
 
     # What was refused
 

@@ -51,7 +51,7 @@ class LeaseEntry:
     promised: list[tuple[int, int]] = field(default_factory=list)
     """Customer: (until ms, quantity) of what was handed out and not yet heard of."""
     is_apart: bool = False
-    """Customer: a service at the provider uses it, and runs of this node do not."""
+    """Customer: services at the provider use it, and runs of this node do not."""
     avoided_until_ms: int = 0
     """Customer: until when others are preferred, because the host refused a write."""
     told: Callable[[LeaseEntry], None] | None = field(default=None, init=False, compare=False)

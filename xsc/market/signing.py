@@ -111,7 +111,11 @@ class Signing:
                 )
         if isinstance(answer, XscError):
             self._log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
-        if not isinstance(answer, LeaseEntry):
+        if isinstance(answer, LeaseEntry):
+            need = self._stated().get(offer.need)
+            # What is needed by default is for deployments, and not for other runs.
+            answer.is_apart = offer.kind == "compute" and need is not None and need.standing
+        else:
             self._later_ms[offer.provider] = self._clock.now_ms() + OFFER_SETTLE_MS
 
     async def _lower(self, entry: LeaseEntry, level: int) -> None:

@@ -362,8 +362,8 @@ class Node:
             rungs=self._rungs,
             level=self._level,
             # Bound late: the market is made after the commitments.
-            wanted=lambda: self._wanted(),  # noqa: PLW0108
-            on_withdrawn=lambda: self.market.default_need.withdraw(),  # noqa: PLW0108
+            wanted=lambda kind: self._wanted(kind),  # noqa: PLW0108
+            on_withdrawn=self._need_withdrawn,
             before_stand=self._before_stand,
             site=config.site,
             owner=config.owner,
@@ -432,11 +432,19 @@ class Node:
         rungs = ladder(pricing.unit_price(kind) if reserve is None else reserve, pricing.prices)
         return rungs.mutual, rungs.one_way, rungs.reserve
 
-    def _wanted(self) -> Wanted:
-        """Return what this node needs of storage by default, and what it would pay for that now.
+    def _need_withdrawn(self, kind: Kind) -> None:
+        """Wait no more for room that was refused, if that is the need that was withdrawn."""
+        if kind == "storage":
+            self.market.default_need.withdraw()
 
-        Where it was refused room, that is the most that it pays for any.
+    def _wanted(self, kind: Kind) -> Wanted:
+        """Return what this node needs of a kind by default, and what it would pay for that now.
+
+        Where it was refused room, that is the most that it pays for any. So it is for what runs at
+        a provider that its owner has chosen.
         """
+        if kind == "compute":
+            return Wanted(self.services.owner.rates(), 0, 1, self.config.compute_price_max_micro)
         short_bytes, spread = self.market.default_need.short()
         price = self.market.headroom.pricing().unit_price("storage")
         most = self.config.storage_price_max_micro
@@ -519,6 +527,7 @@ class Node:
             state=parts.state,
             serving=bool(config.services_listen),
             compile_ms=config.compile_limit_ms,
+            on_change=self.commitments.stir,
         )
         self.listing = ServiceListing(self.services.registry, self.space)
 

@@ -34,6 +34,7 @@ class Providers:
         self.refused = market.taken.refused
         self.is_denied = market.taken.is_denied
         self.price_and_room = market.taken.price_and_room
+        self.rates_at = market.default_need.rates_at
 
     def is_up(self, node: bytes) -> bool:
         """Return whether a node answered lately; this one always did."""

@@ -221,7 +221,7 @@ class NeedSlot(Slot):
     spread: Annotated[int, Field(ge=1, le=PEERS_MAX)] = 1
     """Over how many providers the open rest goes: none has more than its share of it."""
     standing: bool = False
-    """Whether it is one by default: its node keeps it at what it stores and could not place."""
+    """Whether it is one by default: its node keeps it at what it stores, runs, or lacks."""
     number: Rising = 1
     """Rises when quantity, parts, price or windows change; caps are of one number."""
     caps: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()

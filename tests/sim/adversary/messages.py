@@ -26,6 +26,7 @@ from xsc.base.limits import (
     LEAF_BYTES,
     OUTPUT_BYTES_MAX,
     RENEWAL_OBJECTS_MAX,
+    SERVICE_RATES_MAX,
     SHARDS_MAX,
 )
 from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
@@ -148,7 +149,12 @@ HEADERS: dict[str, dict[str, Any]] = {
     "compute.cancel": {"nonce": Nonce},
     "service.deploy": {"deployment": Sealed("deployment"), "lease_id": Id32, "module": bool},
     "service.undeploy": {"name": Name},
-    "service.collect": {"name": Name, "after": Count, "lease_id": Id32},
+    "service.collect": {
+        "name": Name,
+        "after": Count,
+        "lease_id": Id32,
+        "rates": Many(Id32, SERVICE_RATES_MAX),
+    },
     "peers.join": {"secret": Id32, "record": Sealed("address")},
     "peers.batch": {"calls": Many({"method": Name, "header": bytes, "parts": Column}, 4)},
 }

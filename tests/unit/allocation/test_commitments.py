@@ -22,6 +22,7 @@ from xsc.base.limits import (
     NEED_INTERVAL_MS,
     PRICES_POSTED_MS,
     SLOT_HORIZON_MS,
+    SLOT_STEP_FUEL,
 )
 from xsc.identity.context import Context
 from xsc.space.limits import DEBOUNCE_MS
@@ -57,6 +58,7 @@ class Node:
         self.posted = 40
         self.has_peers = False
         self.wanted = Wanted({}, 0, 1, 9)
+        self.runs = Wanted({}, 0, 1, 9)
         store = SpaceStore(self.db, InlineExecutor(), self.clock, key, network)
         self.space = SpaceService(store, self.clock)
         context = Context(
@@ -67,8 +69,8 @@ class Node:
             self.space,
             rungs=self.rungs,
             level=lambda kind: self.levels[kind],
-            wanted=lambda: self.wanted,
-            on_withdrawn=lambda: self.told.append("withdrawn"),
+            wanted=lambda kind: self.wanted if kind == "storage" else self.runs,
+            on_withdrawn=lambda kind: self.told.append(f"{kind} withdrawn"),
             before_stand=self.before_stand,
             site="berlin",
             owner="alice",
@@ -350,8 +352,25 @@ async def test_a_need_follows_what_is_stored_and_changes_at_most_once_a_minute(n
     node.pass_ms(NEED_INTERVAL_MS)
     assert await stored(2 * GIB, short=GIB) == 64
     await node.done(node.commitments.withdraw(node.commitments.own.needs[0].slot_id))
-    assert "withdrawn" in node.told, "what was refused is forgotten"
+    assert "storage withdrawn" in node.told, "what was refused is forgotten"
     assert node.stored().needs == ()
+
+
+async def test_a_need_of_each_kind_stands_by_itself(node, bob):
+    node.has_peers = True
+    node.wanted = Wanted({bob.node_id: GIB}, 0, 1, 9)
+    node.runs = Wanted({bob.node_id: 1}, 0, 1, 5)
+    await node.done(node.commitments.state_need())
+    stored, runs = (standing_need(node.stored(), kind) for kind in ("storage", "compute"))
+    assert (runs.quantity, runs.parts, runs.price_max) == (1, ((bob.node_id, 1),), 5)
+    node.pass_ms(NEED_INTERVAL_MS)
+    node.runs = Wanted({bob.node_id: 2 * SLOT_STEP_FUEL}, 0, 1, 5)
+    await node.done(node.commitments.state_need())
+    assert standing_need(node.stored(), "compute").quantity == 2
+    assert standing_need(node.stored()) == stored
+    await node.done(node.commitments.withdraw(runs.slot_id))
+    assert "compute withdrawn" in node.told
+    assert node.stored().needs == (stored,)
 
 
 async def test_a_node_looks_at_its_need_soon_after_it_stored_something(node, bob):

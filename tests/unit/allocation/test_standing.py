@@ -97,10 +97,10 @@ def test_what_is_worth_more_than_any_amount_is_not_offered():
         stood(Commitment(), 2**63, rungs=(1, 1, 10**12))
 
 
-def needing(commitment, held, short=0, spread=1, price=9):
-    return with_standing_need(
-        commitment, Wanted(held, short, spread, price), lambda: b"n" * 16, owner="alice"
-    )
+def needing(commitment, held, short=0, spread=1, *, price=9, kind="storage"):
+    new_id = {"storage": b"n" * 16, "compute": b"m" * 16}[kind]
+    wanted = Wanted(held, short, spread, price)
+    return with_standing_need(commitment, kind, wanted, lambda: new_id, owner="alice")
 
 
 def hosts(count):
@@ -170,3 +170,16 @@ def test_leases_for_now_count_for_the_standing_slot_and_the_standing_need():
     assert counts(provider, customer, other, "compute") == other
     gone = other._replace(customer=silent)
     assert counts(provider, silent, gone) == gone
+
+
+def test_a_need_of_compute_is_the_rate_at_each_provider_without_a_margin():
+    step = STEP["compute"]
+    rates = dict.fromkeys(hosts(9), 17 * step + 1)
+    made = needing(Commitment(), rates, kind="compute")
+    need = standing_need(made, "compute")
+    assert (need.kind, need.open_steps, need.spread) == ("compute", 0, 1)
+    assert need.parts == tuple((node, 18) for node in hosts(9)), "eighths of sixteen steps"
+    assert standing_need(made) is None
+    both = needing(made, {hosts(1)[0]: 1})
+    assert standing_need(both, "compute") == need
+    assert needing(both, {}, kind="compute") == needing(Commitment(), {hosts(1)[0]: 1})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from xsc.base.clock import run_sized
@@ -26,7 +27,7 @@ from xsc.base.errors import (
     UnavailableError,
     XscError,
 )
-from xsc.base.fields import take_bool, take_bytes, take_int, take_str
+from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_str
 from xsc.base.ids import short
 from xsc.base.limits import (
     DEPLOYMENTS_A_PEER_MAX,
@@ -39,6 +40,7 @@ from xsc.base.limits import (
     SERVICE_LEASE_WAIT_MS,
     SERVICE_PAGE_BYTES_MAX,
     SERVICE_PAGE_ROWS_MAX,
+    SERVICE_RATES_MAX,
     SERVICE_RECORD_BYTES_MAX,
     SERVICE_UNPAID_BYTES_MAX,
     SERVICE_UNPAID_KEPT_MS,
@@ -242,14 +244,20 @@ class ServiceHolder:
     ) -> tuple[bytes, RunTerms]:
         """Admit a request; return its lease and terms.
 
-        Where the owner's other calls leave too little of lease or credit, it waits until they end;
-        where the lease is used up, until the owner brings another, for SERVICE_LEASE_WAIT_MS at
-        most. It waits for as long as it may run at most.
+        It runs at a cleared rate of the owner that has room for it now, else under the lease for
+        now. Where the owner's other calls leave too little of that or of credit, it waits until
+        they end; where the lease is used up, until the owner brings another, for
+        SERVICE_LEASE_WAIT_MS at most. It waits for as long as it may run at most.
 
         Raises:
             LeaseExhausted, CreditExceeded: the owner does not pay for it.
             RateLimited: those that run did not end in time.
         """
+        for lease_id in service.rates:
+            with suppress(LeaseExhausted, RateLimited):
+                terms = self._book.compute_terms(lease_id, record.owner, steps)
+                await self._book.admit_compute(lease_id, record.owner, steps, 0)
+                return lease_id, terms
         until_ms = self._clock.monotonic_ms() + record.timeout_ms
         while True:
             lease_id = service.lease_id if record.owner != self._own else OWN_LEASE
@@ -410,6 +418,10 @@ class ServiceHolder:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         service = self._held(caller, header)
         lease_id = take_bytes(header, "lease_id", size=32)
+        rates = tuple(
+            take_bytes({"lease_id": each}, "lease_id", size=32)
+            for each in take_list(header, "rates", most=SERVICE_RATES_MAX)
+        )
         after = take_int(header, "after", most=2**62)
         # What the owner has, need not be kept here; and numbers grow from there on, whatever
         # the clock says after a restart.
@@ -417,7 +429,7 @@ class ServiceHolder:
         service.rows -= self._registry.store.cut(service.key, after)
         service.heard_ms = self._clock.monotonic_ms()
         starved, service.starved = service.starved, False
-        service.lease_id = lease_id
+        service.lease_id, service.rates = lease_id, rates
         service.called.set()  # who waits for another lease looks at the one that it has now
         rows = self._registry.store.rows(
             service.key, most=SERVICE_PAGE_ROWS_MAX, size_max=SERVICE_PAGE_BYTES_MAX

@@ -7,6 +7,7 @@ open, fetches its receipts, checks each, and pays what holds.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
@@ -21,6 +22,7 @@ from xsc.base.errors import (
     PeerError,
     PeerSilent,
     ReceiptInvalid,
+    StoreDamaged,
     TooLarge,
     XscError,
 )
@@ -28,11 +30,16 @@ from xsc.base.ids import short
 from xsc.base.limits import (
     LEASE_TIMEOUT_MS,
     PEER_TIMEOUT_MS,
+    RECORD_BYTES_MAX,
     SERVICE_COLLECT_TIMEOUT_MS,
+    SERVICE_LOG_ROWS_MAX,
+    SERVICE_RATE_MS,
+    SERVICE_RATES_MAX,
 )
 from xsc.base.merkle import Part, root_of
 from xsc.compute.deployments import rules
 from xsc.compute.deployments.pages import failures_in, open_claims, plan_payment, read_page, url_in
+from xsc.compute.deployments.rate import least
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
 from xsc.compute.deployments.store import LogRow, ServiceKey
 from xsc.compute.ports import ServiceLeases
@@ -278,6 +285,31 @@ class ServiceOwner:
             return 2
         return known[1] // rules.steps_of(record, record.fuel_max)
 
+    def load(self) -> None:
+        """Read at which rates services at peers ran of late."""
+        now_ms = self._clock.now_ms()
+        for service in self._registry.all():
+            record, rows = service.active.record, list[LogRow]()
+            if record.provider != self._own:
+                with suppress(StoreDamaged):  # without them it begins at the least
+                    rows = self._registry.store.rows(
+                        service.key,
+                        after=max(0, now_ms - SERVICE_RATE_MS),
+                        most=SERVICE_LOG_ROWS_MAX,
+                        size_max=SERVICE_LOG_ROWS_MAX * RECORD_BYTES_MAX,
+                    )
+            for row in rows:
+                service.ran.note(row.at_ms, rules.steps_of(record, row.fuel_used), now_ms)
+
+    def rates(self) -> Counter[bytes]:
+        """Return by holder the fuel steps a second that services of this node need there."""
+        found, now_ms = Counter[bytes](), self._clock.now_ms()
+        for service in self._registry.all():
+            record = service.active.record
+            if record.provider != self._own and not service.refuted:
+                found[record.provider] += max(least(record), service.ran.a_second(now_ms))
+        return found
+
     async def look_after_all(self) -> None:
         """Collect receipts of all services at peers, and pay them."""
         placed = [
@@ -310,7 +342,12 @@ class ServiceOwner:
             reply = await self._caller.call(
                 record.provider,
                 "service.collect",
-                {"name": record.name, "after": service.last, "lease_id": service.lease_id},
+                {
+                    "name": record.name,
+                    "after": service.last,
+                    "lease_id": service.lease_id,
+                    "rates": list(self._leases.rates_at(record.provider)[:SERVICE_RATES_MAX]),
+                },
                 timeout_ms=SERVICE_COLLECT_TIMEOUT_MS,
             )
             page = read_page(reply.header)
@@ -354,7 +391,9 @@ class ServiceOwner:
             self._log.warning("compute.receipts_not_paid", service=service.key[1], count=count)
         self._registry.add(service, [claim.row for claim in paid], failures=failures_in(rows))
         service.last = max(service.last, rows[-1].number)
+        now_ms = self._clock.now_ms()
         for claim in paid:
+            service.ran.note(claim.row.at_ms, claim.steps, now_ms)
             lease_id = claim.receipt.lease_id
             await self._leases.spent(lease_id, claim.steps)
         # The next call lets the holder forget these rows: row and payment must be on the disk.

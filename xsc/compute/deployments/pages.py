@@ -125,6 +125,8 @@ def plan_payment(
 ) -> list[ReceiptClaim]:
     """Return the claims to pay: those under a known lease with room, of this service.
 
+    What ran at a cleared rate costs nothing more, and needs no room now.
+
     Args:
         claims: of one page.
         numbers: of its rows, as the holder sent them.
@@ -147,7 +149,7 @@ def plan_payment(
             refusal = "it bears another number than its row"
         if refusal is not None:
             raise ReceiptInvalid(refusal)
-        if claim.steps > left.setdefault(receipt.lease_id, room):
+        if claim.steps > left.setdefault(receipt.lease_id, room) and price:
             continue
         left[receipt.lease_id] -= claim.steps
         paid.append(claim)

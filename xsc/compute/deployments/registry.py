@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from xsc.base.bounded import Bounded
@@ -20,6 +20,7 @@ from xsc.base.limits import (
 from xsc.base.turns import Turns
 from xsc.compute.deployments import rules
 from xsc.compute.deployments.gate import RequestGate
+from xsc.compute.deployments.rate import RunRate
 from xsc.compute.deployments.store import LogRow, ServiceKey, ServiceStore
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
@@ -46,6 +47,10 @@ class ServiceEntry:
     """What pays for it, where owner and holder are two nodes."""
     lease_end_ms: int = 0
     """By the steady clock, at the owner."""
+    rates: tuple[bytes, ...] = ()
+    """At the holder: leases of the owner with a cleared rate, which come before that one."""
+    ran: RunRate = field(default_factory=RunRate)
+    """At the owner: what was paid of late."""
     starved: bool = False
     """A request found no room under the lease."""
     heard_ms: int = 0
@@ -68,8 +73,12 @@ class ServiceEntry:
 class ServiceRegistry:
     """Finds, keeps and drops services; shared by the owner's and the holder's side."""
 
-    def __init__(self, context: Context, state: KeyValue) -> None:
+    def __init__(
+        self, context: Context, state: KeyValue, on_change: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_change`: called when a service is deployed, moved or removed."""
         self._own = context.key.node_id
+        self._on_change = on_change
         self._clock = context.clock
         self._executor = context.executor
         self.store = ServiceStore(state, context.network)
@@ -187,6 +196,7 @@ class ServiceRegistry:
             self._warm.put(record.module, module)
             self._drop_modules()
             self.changed.set()
+            self._on_change()
 
     async def drop(self, service: ServiceEntry) -> None:
         """Remove a service with its versions, its log and modules that no other uses."""
@@ -198,6 +208,7 @@ class ServiceRegistry:
             service.told.set()
             self._drop_modules()
             self.changed.set()
+            self._on_change()
 
     def _drop_modules(self) -> None:
         used = {

@@ -8,6 +8,7 @@ rows of a service at a peer are made from its receipts, which is what the owner 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from xsc.api.services import WAIT_MS_MAX
@@ -65,6 +66,7 @@ class DeploymentService:
         state: KeyValue,
         serving: bool,
         compile_ms: int = COMPILE_MS_DEFAULT,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         """Put it together.
 
@@ -72,10 +74,11 @@ class DeploymentService:
             context, leases, book, sandbox, state: what it consists of.
             serving: whether this node listens for requests, and so takes services of peers.
             compile_ms: how long others may compile a module for this node.
+            on_change: called when a service is deployed, moved or removed.
         """
         self._own = context.key.node_id
         self._clock = context.clock
-        self.registry = ServiceRegistry(context, state)
+        self.registry = ServiceRegistry(context, state, on_change)
         self.owner = ServiceOwner(
             context, self.registry, leases=leases, sandbox=sandbox, compile_ms=compile_ms
         )
@@ -90,6 +93,7 @@ class DeploymentService:
             StoreDamaged: it fails its check.
         """
         self.registry.load()
+        self.owner.load()
 
     async def stop(self) -> None:
         """Cancel running requests."""

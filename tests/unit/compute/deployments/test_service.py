@@ -41,6 +41,7 @@ from xsc.base.limits import (
     SERVICE_NOTE_BYTES_MAX,
     SERVICE_PAGE_ROWS_MAX,
     SERVICE_QUEUE_MAX,
+    SERVICE_RATE_MS,
     SERVICE_UNPAID_KEPT_MS,
     SERVICE_UNPAID_ROWS_MAX,
     SERVICE_VERSIONS_KEPT,
@@ -49,8 +50,10 @@ from xsc.base.limits import (
 )
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
+from xsc.base.units import ceil_div
 from xsc.compute.deployments import holder as holder_module
 from xsc.compute.deployments import registry as registry_module
+from xsc.compute.deployments.rate import RunRate
 from xsc.compute.deployments.rules import check_receipt, steps_of, to_roll_back
 from xsc.compute.deployments.service import DeploymentService
 from xsc.compute.deployments.store import LogRow
@@ -64,7 +67,7 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.execution import Observed
-from xsc.terms.lease import OWN_LEASE
+from xsc.terms.lease import OWN_LEASE, RunTerms
 
 LIMITS = Limits(fuel=50_000_000)
 PRICE = PRICE_FUEL  # a micro-credit a unit of fuel
@@ -75,8 +78,27 @@ class ServiceMarket(Market):
     """The same, with what services ask beside it."""
 
     end: int | None = None
+    rates: dict[bytes, int] = field(default_factory=dict)
+    """By lease with a cleared rate, the steps that it has room for now; each costs nothing more."""
+
+    def rates_at(self, provider):
+        return list(self.rates)
+
+    async def admit_compute(self, lease_id, customer, fuel_steps, wait_ms):
+        if lease_id not in self.rates:
+            await super().admit_compute(lease_id, customer, fuel_steps, wait_ms)
+        elif fuel_steps > self.rates[lease_id]:
+            raise RateLimited("the rate of this minute is used")
+
+    def used_compute(self, lease_id, reserved_steps, used_steps):
+        if lease_id in self.rates:
+            self.rates[lease_id] -= used_steps
+        else:
+            super().used_compute(lease_id, reserved_steps, used_steps)
 
     def price_and_room(self, lease_id, provider):
+        if lease_id in self.rates:
+            return 0, self.room
         known = [lease.price for lease in self.leases if lease.lease_id == lease_id]
         spent = sum(steps for lease, steps, _ in self.spending if lease == lease_id)
         return (known[0], self.room - spent) if known else None
@@ -88,6 +110,8 @@ class ServiceMarket(Market):
         if not lease_id:
             raise LeaseExhausted("no such lease")
         terms = super().compute_terms(lease_id, customer, fuel_steps)
+        if lease_id in self.rates:
+            return RunTerms(0, "open", cleared=True)
         return replace(terms, price=0) if lease_id == OWN_LEASE else terms
 
 
@@ -633,6 +657,63 @@ async def test_a_peer_holds_it_and_is_paid_for_each_request(world):
     assert len(await world.owner.rows()) == 3
 
 
+async def test_requests_run_at_the_cleared_rates_of_their_owner_and_beyond_those_for_now(world):
+    await world.owner.deploy(on=world.holder.id)
+    await world.owner.look_after()
+    small, large = b"\2" * 32, b"\3" * 32
+    room = LIMITS.steps + 2 * RUN_FUEL  # two requests take more than RUN_FUEL each
+    for node in (world.owner, world.holder):
+        node.market.rates = {small: 1, large: room}
+    await world.owner.look_after()
+    for _ in range(4):
+        assert (await world.holder.ask(world.owner)).answer.response.status == 200
+    await world.owner.look_after()
+    spent = world.owner.market.spending
+    leases = [lease for lease, _, _ in spent]
+    assert leases == [large, large, b"\1" * 32, b"\1" * 32]
+    assert [amount for _, _, amount in spent] == [0, 0, spent[2][1], spent[3][1]]
+    # What its owner names no more is used no more.
+    world.owner.market.rates = {}
+    world.holder.market.rates[large] = room
+    await world.owner.look_after()
+    await world.holder.ask(world.owner)
+    await world.owner.look_after()
+    assert world.owner.market.spending[-1][0] == b"\1" * 32
+
+
+async def test_the_rate_of_services_at_a_peer_is_what_ran_of_late_also_over_a_restart(world):
+    owner, holder = world.owner, world.holder
+    await owner.deploy()
+    assert not owner.services.owner.rates(), "what runs here needs no lease"
+    await owner.services.owner.undeploy("greet")
+    await owner.deploy(on=holder.id)
+    idle = ceil_div(LIMITS.steps, 60)
+    assert owner.services.owner.rates() == {holder.id: idle}, "room for a request a minute"
+    await owner.deploy("large", on=holder.id, limits=Limits(fuel=10**12))
+    most = ceil_div(Limits().steps, 60)
+    assert owner.services.owner.rates() == {holder.id: idle + most}, "no more than by default"
+    await owner.services.owner.undeploy("large")
+    for _ in range(12 * LIMITS.steps // RUN_FUEL):
+        await holder.ask(owner)
+    await owner.look_after()
+    ran = sum(row.fuel_used + RUN_FUEL for row in await owner.rows())
+    rate = ceil_div(ran * 1_000, SERVICE_RATE_MS)
+    assert rate > idle
+    assert owner.services.owner.rates() == {holder.id: rate}
+    again = await world.again(owner, b"o")
+    assert again.services.owner.rates() == {holder.id: rate}
+    world.clock.advance_to(world.clock.now_ms() + SERVICE_RATE_MS + 60_000)
+    assert again.services.owner.rates() == {holder.id: idle}
+
+
+def test_a_holder_that_dates_requests_ahead_counts_them_no_longer():
+    ran, now_ms = RunRate(), 10 * SERVICE_RATE_MS
+    ran.note(2**60, SERVICE_RATE_MS, now_ms)
+    ran.note(0, SERVICE_RATE_MS, now_ms)
+    assert ran.a_second(now_ms) == 1_000
+    assert ran.a_second(now_ms + SERVICE_RATE_MS + 60_000) == 0
+
+
 async def test_a_module_is_sent_once(world):
     await world.owner.deploy(on=world.holder.id)
     await world.owner.deploy(on=world.holder.id, environment={"A": "b"})
@@ -1153,7 +1234,7 @@ async def test_what_no_holder_notes_is_not_kept(world, told):
 @pytest.mark.parametrize("method", ["service.undeploy", "service.collect"])
 async def test_a_stranger_gets_at_nothing(world, method):
     await world.owner.deploy(on=world.holder.id)
-    header = {"name": "greet", "after": 0, "lease_id": b"\1" * 32}
+    header = {"name": "greet", "after": 0, "lease_id": b"\1" * 32, "rates": []}
     with pytest.raises(NotFound):
         await world.holder.services.handlers()[method](b"\7" * 32, header, [])
     assert len(world.holder.services.views()) == 1
