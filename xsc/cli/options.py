@@ -20,8 +20,21 @@ import click
 from xsc.api.ranges import check_range
 from xsc.base.errors import ArgumentInvalid, IdentityInvalid, TooLarge, XscError
 from xsc.base.jobs import JobOptions
-from xsc.base.limits import COMPUTE_WAIT_MS
-from xsc.base.units import parse_credits, parse_duration_ms, parse_share_ppm, parse_size
+from xsc.base.limits import (
+    COMPUTE_WAIT_MS,
+    FUEL_MAX,
+    MEMORY_BYTES_MAX,
+    SERVICE_CONCURRENCY_MAX,
+    TIMEOUT_MS_MAX,
+)
+from xsc.base.units import (
+    format_duration,
+    format_size,
+    parse_credits,
+    parse_duration_ms,
+    parse_share_ppm,
+    parse_size,
+)
 from xsc.cli.output import warn
 from xsc.client.calls import Calls, read_file, unreadable
 from xsc.client.core import Core, default_home
@@ -264,7 +277,10 @@ def _whole(text: str) -> int:
 
 def _fuel(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,18})[eE]([0-9]{1,2})", text)
-    return _whole(text) if match is None else _whole(str(int(match[1]) * 10 ** int(match[2])))
+    try:
+        return _whole(text) if match is None else _whole(str(int(match[1]) * 10 ** int(match[2])))
+    except ArgumentInvalid as fault:
+        raise ArgumentInvalid(fault.message, hint="write for example 5000000 or 1e9") from None
 
 
 def _at_least_one(read: Callable[[str], int]) -> Callable[[str], int]:
@@ -272,6 +288,22 @@ def _at_least_one(read: Callable[[str], int]) -> Callable[[str], int]:
         value = read(text)
         if value < 1:
             raise ArgumentInvalid(f"'{text}' is too little")
+        return value
+
+    return reader
+
+
+def _within(
+    read: Callable[[str], int], most: int, shown: Callable[[int], str], least: int = 1
+) -> Callable[[str], int]:
+    """Return what reads a value between two bounds, and says them to people."""
+
+    def reader(text: str) -> int:
+        value = read(text)
+        if not least <= value <= most:
+            fault = "little" if value < least else "much"
+            hint = f"it can be from {shown(least)} to {shown(most)}"
+            raise ArgumentInvalid(f"'{text}' is too {fault}", hint=hint)
         return value
 
     return reader
@@ -364,6 +396,11 @@ WHOLE = Parsed("N", _whole)
 SIZE = Parsed("SIZE", _at_least_one(parse_size))
 DURATION = Parsed("DURATION", _at_least_one(parse_duration_ms))
 FUEL = Parsed("N", _fuel)
+RUN_FUEL = Parsed("N", _within(_fuel, FUEL_MAX, str))
+RUN_MEMORY = Parsed("SIZE", _within(parse_size, MEMORY_BYTES_MAX, format_size))
+RUN_TIME = Parsed("DURATION", _within(parse_duration_ms, TIMEOUT_MS_MAX, format_duration))
+CONCURRENCY = Parsed("N", _within(_whole, SERVICE_CONCURRENCY_MAX, str))
+RUN_WAIT = Parsed("DURATION", _within(parse_duration_ms, TIMEOUT_MS_MAX, format_duration, 0))
 SHARE = Parsed("SHARE", parse_share_ppm)
 CREDITS = Parsed("CREDITS", parse_credits)
 SURVIVE = Parsed("WHAT", _survive)
@@ -421,22 +458,26 @@ def job_options(function: F) -> F:
         click.option(
             "--timeout",
             "timeout_ms",
-            type=DURATION,
+            type=RUN_TIME,
             metavar="DURATION",
             help="Most time it may take.",
         ),
         click.option(
             "--wait",
             "wait_ms",
-            type=DURATION,
+            type=RUN_WAIT,
             metavar="DURATION",
             default=COMPUTE_WAIT_MS,
             help="How long it waits for its turn; not part of --timeout.  [60s]",
         ),
         click.option(
-            "--memory", "memory_bytes", type=SIZE, metavar="SIZE", help="Most memory it may have."
+            "--memory",
+            "memory_bytes",
+            type=RUN_MEMORY,
+            metavar="SIZE",
+            help="Most memory it may have.",
         ),
-        click.option("--fuel", type=FUEL, metavar="N", help="Most fuel it may use."),
+        click.option("--fuel", type=RUN_FUEL, metavar="N", help="Most fuel it may use."),
         click.option(
             "--verify",
             metavar="KofN",

@@ -176,6 +176,43 @@ def test_a_wrong_call_is_answered_in_one_sentence(xsc, tmp_path, monkeypatch, wo
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "says", "hint"),
+    [
+        ("--fuel", "0", "is no whole number from 1 on", "write for example 5000000 or 1e9"),
+        ("--fuel", "-1", "is no whole number from 1 on", "write for example 5000000 or 1e9"),
+        ("--fuel", "much", "is no whole number from 1 on", "write for example 5000000 or 1e9"),
+        ("--fuel", str(2**63), "is too much", f"it can be from 1 to {2**58}"),
+        ("--fuel", "1e30", "is too much", f"it can be from 1 to {2**58}"),
+        ("--timeout", "0", "is too little", "it can be from 1ms to 10m"),
+        ("--timeout", "-1", "is no duration", "write for example 250ms, 10s or 2h"),
+        ("--timeout", str(2**63), "is too much", "it can be from 1ms to 10m"),
+        ("--memory", "0", "is too little", "it can be from 1 B to 1.0 GiB"),
+        ("--memory", str(2**63), "is too much", "it can be from 1 B to 1.0 GiB"),
+        ("--wait", "-1", "is no duration", "write for example 250ms, 10s or 2h"),
+        ("--wait", "soon", "is no duration", "write for example 250ms, 10s or 2h"),
+        ("--wait", str(2**63), "is too much", "it can be from 0ms to 10m"),
+        ("--concurrency", "0", "is no whole number from 1 on", ""),
+        ("--concurrency", str(2**63), "is too much", "it can be from 1 to 32"),
+    ],
+)
+def test_a_limit_that_no_run_can_have_is_refused_by_the_name_of_its_option(
+    xsc, option, value, says, hint
+):
+    calls = {("invoke", "m", "f"): 2, ("run", "m"): 120 + 2, ("deploy", "m", "--name", "x"): 2}
+    answered = 0
+    for words, code in calls.items():
+        done = xsc("compute", *words, option, value)
+        first, *rest = done.err.splitlines()
+        if first == f"error: no such option '{option}' (argument_invalid)":
+            continue
+        assert (done.code, done.out) == (code, b"")
+        assert first == f"error: {option}: '{value}' {says} (argument_invalid)"
+        assert rest == ([f"hint: {hint}"] if hint else [])
+        answered += 1
+    assert answered
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["--json", "nothing"],

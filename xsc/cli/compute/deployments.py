@@ -10,13 +10,14 @@ import click
 from xsc.base.jobs import LimitOptions
 from xsc.base.units import format_credits, format_size
 from xsc.cli.options import (
-    DURATION,
-    FUEL,
+    CONCURRENCY,
     MODULE,
     PAIR,
     PEER,
+    RUN_FUEL,
+    RUN_MEMORY,
+    RUN_TIME,
     SERVICE,
-    SIZE,
     WHOLE,
     Command,
     Settings,
@@ -40,18 +41,20 @@ def _calls(settings: Settings) -> ServiceCalls:
 @click.option("--name", required=True, metavar="NAME", help="What the service is called.")
 @click.option("--version", metavar="V", help="What this version is called.  [the next number]")
 @click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="One variable for it.")
-@click.option("--fuel", type=FUEL, metavar="N", help="Most fuel of a request.")
+@click.option("--fuel", type=RUN_FUEL, metavar="N", help="Most fuel of a request.")
 @click.option(
-    "--memory", "memory_bytes", type=SIZE, metavar="SIZE", help="Most memory of a request."
+    "--memory", "memory_bytes", type=RUN_MEMORY, metavar="SIZE", help="Most memory of a request."
 )
 @click.option(
     "--timeout",
     "timeout_ms",
-    type=DURATION,
+    type=RUN_TIME,
     metavar="DURATION",
     help="Most time of a request.",
 )
-@click.option("--concurrency", type=WHOLE, metavar="N", help="Requests that run at once.  [4]")
+@click.option(
+    "--concurrency", type=CONCURRENCY, metavar="N", help="Requests that run at once.  [4]"
+)
 @click.option("--on", type=PEER, metavar="NODE", help="Have this node hold it, and pay it.")
 @pass_settings
 def deploy(
