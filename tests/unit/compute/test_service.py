@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 
+from tests.settle import until
 from tests.unit.compute.programs import wasm
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.encoding import decode, encode
@@ -40,6 +41,7 @@ from xsc.base.ids import from_text, to_text
 from xsc.base.jobs import JobSpec
 from xsc.base.limits import (
     COMPILE_BYTE_FUEL,
+    INPUTS_HELD_A_PEER_BYTES_MAX,
     MIB,
     MILLISECOND_FUEL,
     MODULE_LOST_MS,
@@ -800,3 +802,25 @@ async def test_a_run_here_gives_its_receipt_as_a_record(world):
     assert receipt.record.outcome.module == digest
     (five,) = receipt.record.outcome.results
     assert five.bits == (5).to_bytes(4, "little")
+
+
+async def test_what_calls_that_wait_hold_is_counted_their_module_once(world):
+    await world.invoke(on=world.provider.key.node_id)
+    executor, market = world.provider.service._job_executor, world.provider.market
+    module = wasm("add")
+    shares, customer = executor._inputs, world.customer.key.node_id
+    assert not shares._held
+    market.reserved = market.room
+    waiting = [
+        asyncio.create_task(world.serve(*world.order(nonce=bytes([number]) * 16)))
+        for number in range(3)
+    ]
+    await until(lambda: len(executor._orders) == 4)
+    executor._modules.pop(digest_of(module))  # as others that bring theirs would
+    assert shares._held == {customer: len(module)}
+    with pytest.raises(RateLimited, match="of yours"):
+        shares.take(customer, INPUTS_HELD_A_PEER_BYTES_MAX - len(module) + 1)
+    market.reserved = 0
+    market.freed.set()
+    await asyncio.gather(*waiting)
+    assert (dict(shares._held), dict(shares._shared)) == ({}, {})

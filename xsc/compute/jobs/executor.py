@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from xsc.base.bounded import FairBounded
@@ -230,19 +231,20 @@ class JobExecutor:
         asked = order.record
         self._check_fresh(asked)
         given, references, brought = _received(header, parts)
-        if brought is None and asked.module not in self._modules:
+        kept = self._modules.get(asked.module)
+        if brought is None and kept is None:
             raise ModuleUnknown("this provider does not have the module")
         brought_bytes = 0 if brought is None else len(brought)
-        held_bytes = brought_bytes + given.size_bytes
-        if references:
-            held_bytes = brought_bytes + min(asked.given_bytes, INPUT_BYTES_MAX)
+        given_bytes = min(asked.given_bytes, INPUT_BYTES_MAX) if references else given.size_bytes
         calls = _calls(asked, given)
         steps = run_steps(asked.fuel_max, asked.memory_bytes_max, brought_bytes, calls)
         # Nothing is hashed, fetched or kept without a lease.
         terms = self._book.compute_terms(asked.lease_id, asked.customer, steps)
-        task: asyncio.Task[_Answer] | None = None
-        self._inputs.take(asked.customer, held_bytes)
-        try:
+        with ExitStack() as held:
+            # What waits is held, too, and a kept module also once others push it out.
+            self._hold(held, asked.customer, given_bytes + brought_bytes)
+            if kept is not None:
+                self._hold(held, asked.customer, len(kept), asked.module)
             granted = await self._grant(asked, header, given, references, brought, terms)
             slot = (asked.customer, asked.nonce)
             found = self._orders.find(slot)
@@ -254,13 +256,18 @@ class JobExecutor:
                 self._modules.put(asked.module, module, asked.customer, len(module))
             output = OutputBuffer(self._clock) if take_bool(header, "stream") else None
             task = asyncio.create_task(self._work(order, granted, steps, output))
-        finally:
-            if task is None:
-                self._inputs.give(asked.customer, held_bytes)
+            release = held.pop_all().close
         known = self._orders.add(slot, order.id, asked.created_ms, _Run(task, output))
         task.add_done_callback(lambda done: self._keep(slot, done))
-        task.add_done_callback(lambda _: self._inputs.give(asked.customer, held_bytes))
+        task.add_done_callback(lambda _: release())
         return known
+
+    def _hold(
+        self, held: ExitStack, customer: bytes, size: int, shared: bytes | None = None
+    ) -> None:
+        """Count what an order has in memory, until it is released; raises as the quota does."""
+        self._inputs.take(customer, size, shared)
+        held.callback(self._inputs.give, customer, size, shared)
 
     async def _grant(  # noqa: PLR0917 - what a request brings, and what it is checked against
         self,
