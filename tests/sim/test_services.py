@@ -11,7 +11,7 @@ from tests.unit.compute.programs import wasm
 from xsc.allocation.standing import standing_need
 from xsc.base.errors import NotAllowed, NotFound, PeerSilent
 from xsc.base.ids import to_text
-from xsc.base.limits import COMPUTE_LEASE_MS
+from xsc.base.limits import COMPUTE_LEASE_MS, GIB
 from xsc.compute.deployments.wagi import Request
 from xsc.compute.wasm.limits import Limits
 from xsc.identity.envelope import open_signed
@@ -27,12 +27,12 @@ PRICED = {**SERVING, "compute_price_gfuel": "1000000", "compute_price_max_gfuel"
 LIMITS = Limits(fuel=100_000_000)
 
 
-async def deploy(world, greeting="Hello", on=1):
+async def deploy(world, greeting="Hello", on=1, limits=LIMITS):
     return await world.nodes[0].services.owner.deploy(
         wasm("greet"),
         "greet",
         environment={"GREETING": greeting},
-        limits=LIMITS,
+        limits=limits,
         concurrency=2,
         on=world.nodes[on].key.node_id,
     )
@@ -276,6 +276,31 @@ def test_a_deployment_states_a_need_of_compute_and_runs_at_the_rate_that_it_is_g
         assert mine.due_micro == theirs.due_micro
 
     run(7, 2, play, SERVING)
+
+
+def test_a_need_of_compute_rises_and_falls_with_what_runs():
+    # Memory is paid as it was asked for: a request takes sixteen times its fuel.
+    limits = Limits(fuel=1_000_000, memory_bytes=GIB)
+
+    async def play(world):
+        def steps(index, role):
+            return sum(
+                lease.quantity // LEASE_UNIT["compute"]
+                for lease in leases(world, index, role)
+                if lease.draw is not None and lease.status == "open"
+            )
+
+        await deploy(world, limits=limits)
+        await world.until(lambda: service_at(world.nodes[1], world.nodes[0]).rates)
+        assert steps(0, "customer") == 1
+        for _ in range(160):
+            assert (await ask(world)).status == 200
+        await world.until(lambda: steps(0, "customer") == steps(1, "provider") == 3)
+        used = {receipt_of(world, row).lease_id for row in rows(world)}
+        assert len(used) > 1, "what ran beyond the rate ran for now"
+        await world.until(lambda: steps(0, "customer") == steps(1, "provider") == 1, 15 * 60_000)
+
+    run(9, 2, play, SERVING)
 
 
 def service_at(holder, owner):
