@@ -18,7 +18,7 @@ from xsc.allocation.commitments import Commitments
 from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import AllocationProgram
 from xsc.allocation.service import AllocationService
-from xsc.allocation.standing import Wanted, counted
+from xsc.allocation.standing import Wanted, counted, standing_need
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
     LedgerDamaged,
@@ -98,7 +98,7 @@ from xsc.storage.service import StorageService, StorageSettings
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.sweeper import Sweeper, Swept
 from xsc.terms.quote import Kind
-from xsc.terms.slot import EntitlementKey
+from xsc.terms.slot import STEP, EntitlementKey
 
 RECLAIM_INTERVAL_MS = 10_000
 RECLAIM_PAUSE_MS = 20
@@ -444,7 +444,10 @@ class Node:
         a provider that its owner has chosen.
         """
         if kind == "compute":
-            return Wanted(self.services.owner.rates(), 0, 1, self.config.compute_price_max_micro)
+            need = standing_need(self.commitments.own, kind)
+            parts = () if need is None else need.parts
+            rates = self.services.owner.rates({node: steps * STEP[kind] for node, steps in parts})
+            return Wanted(rates, 0, 1, self.config.compute_price_max_micro)
         short_bytes, spread = self.market.default_need.short()
         price = self.market.headroom.pricing().unit_price("storage")
         most = self.config.storage_price_max_micro

@@ -89,12 +89,14 @@ async def test_a_need_does_not_end_while_room_is_promised_to_its_open_rest(world
     entitle(world, customer, provider, 2)
     for _ in range(2 * SHORT_MS // SHORT_FILLED_MS):
         world.later(SHORT_FILLED_MS)
+        need.tidy()
         assert need.short() == (64 * MIB, 1)
     customer.received.clear()
     entitle(world, customer, provider, 1)
     world.later(SHORT_FILLED_MS - 1)
     assert need.short() == (64 * MIB, 1), "a provider may be down for a while"
     world.later(1)
+    need.tidy()
     assert need.short() == (0, 1), "its part is for what is held there"
 
 

@@ -22,7 +22,6 @@ from xsc.base.errors import (
     PeerError,
     PeerSilent,
     ReceiptInvalid,
-    StoreDamaged,
     TooLarge,
     XscError,
 )
@@ -30,9 +29,7 @@ from xsc.base.ids import short
 from xsc.base.limits import (
     LEASE_TIMEOUT_MS,
     PEER_TIMEOUT_MS,
-    RECORD_BYTES_MAX,
     SERVICE_COLLECT_TIMEOUT_MS,
-    SERVICE_LOG_ROWS_MAX,
     SERVICE_RATE_MS,
     SERVICE_RATES_MAX,
 )
@@ -79,6 +76,7 @@ class ServiceOwner:
         self._registry = registry
         self._leases = leases
         self._sandbox = sandbox
+        self._began_ms = context.clock.monotonic_ms()
         self._place_timeout_ms = compile_ms + PEER_TIMEOUT_MS
 
     async def deploy(
@@ -285,30 +283,21 @@ class ServiceOwner:
             return 2
         return known[1] // rules.steps_of(record, record.fuel_max)
 
-    def load(self) -> None:
-        """Read at which rates services at peers ran of late."""
-        now_ms = self._clock.now_ms()
-        for service in self._registry.all():
-            record, rows = service.active.record, list[LogRow]()
-            if record.provider != self._own:
-                with suppress(StoreDamaged):  # without them it begins at the least
-                    rows = self._registry.store.rows(
-                        service.key,
-                        after=max(0, now_ms - SERVICE_RATE_MS),
-                        most=SERVICE_LOG_ROWS_MAX,
-                        size_max=SERVICE_LOG_ROWS_MAX * RECORD_BYTES_MAX,
-                    )
-            for row in rows:
-                service.ran.note(row.at_ms, rules.steps_of(record, row.fuel_used), now_ms)
+    def rates(self, stated: Mapping[bytes, int]) -> dict[bytes, int]:
+        """Return by holder the fuel steps a second that services of this node need there.
 
-    def rates(self) -> Counter[bytes]:
-        """Return by holder the fuel steps a second that services of this node need there."""
+        Args:
+            stated: by holder, what was stated before. What ran before this start is not known, so
+                that does not fall until it has been measured for SERVICE_RATE_MS.
+        """
         found, now_ms = Counter[bytes](), self._clock.now_ms()
         for service in self._registry.all():
             record = service.active.record
             if record.provider != self._own and not service.refuted:
                 found[record.provider] += max(least(record), service.ran.a_second(now_ms))
-        return found
+        if self._clock.monotonic_ms() - self._began_ms >= SERVICE_RATE_MS:
+            return found
+        return {node: max(rate, stated.get(node, 0)) for node, rate in found.items()}
 
     async def look_after_all(self) -> None:
         """Collect receipts of all services at peers, and pay them."""
@@ -393,8 +382,11 @@ class ServiceOwner:
         service.last = max(service.last, rows[-1].number)
         now_ms = self._clock.now_ms()
         for claim in paid:
-            service.ran.note(claim.row.at_ms, claim.steps, now_ms)
             lease_id = claim.receipt.lease_id
+            known = self._leases.price_and_room(lease_id, provider)
+            # A holder that says more than a rate can have run raises no need by that.
+            if known is not None and claim.steps <= known[1]:
+                service.ran.note(claim.row.at_ms, claim.steps, now_ms)
             await self._leases.spent(lease_id, claim.steps)
         # The next call lets the holder forget these rows: row and payment must be on the disk.
         # The row comes first: a power loss in between loses a payment and never doubles one.

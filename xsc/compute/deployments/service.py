@@ -93,7 +93,6 @@ class DeploymentService:
             StoreDamaged: it fails its check.
         """
         self.registry.load()
-        self.owner.load()
 
     async def stop(self) -> None:
         """Cancel running requests."""

@@ -98,7 +98,7 @@ class ServiceMarket(Market):
 
     def price_and_room(self, lease_id, provider):
         if lease_id in self.rates:
-            return 0, self.room
+            return 0, self.rates[lease_id]
         known = [lease.price for lease in self.leases if lease.lease_id == lease_id]
         spent = sum(steps for lease, steps, _ in self.spending if lease == lease_id)
         return (known[0], self.room - spent) if known else None
@@ -681,17 +681,18 @@ async def test_requests_run_at_the_cleared_rates_of_their_owner_and_beyond_those
     assert world.owner.market.spending[-1][0] == b"\1" * 32
 
 
-async def test_the_rate_of_services_at_a_peer_is_what_ran_of_late_also_over_a_restart(world):
+async def test_the_rate_of_services_at_a_peer_is_what_ran_of_late(world):
     owner, holder = world.owner, world.holder
+    world.clock.advance_to(world.clock.now_ms() + SERVICE_RATE_MS)
     await owner.deploy()
-    assert not owner.services.owner.rates(), "what runs here needs no lease"
+    assert not owner.services.owner.rates({}), "what runs here needs no lease"
     await owner.services.owner.undeploy("greet")
     await owner.deploy(on=holder.id)
     idle = ceil_div(LIMITS.steps, 60)
-    assert owner.services.owner.rates() == {holder.id: idle}, "room for a request a minute"
+    assert owner.services.owner.rates({}) == {holder.id: idle}, "room for a request a minute"
     await owner.deploy("large", on=holder.id, limits=Limits(fuel=10**12))
     most = ceil_div(Limits().steps, 60)
-    assert owner.services.owner.rates() == {holder.id: idle + most}, "no more than by default"
+    assert owner.services.owner.rates({}) == {holder.id: idle + most}, "no more than by default"
     await owner.services.owner.undeploy("large")
     for _ in range(12 * LIMITS.steps // RUN_FUEL):
         await holder.ask(owner)
@@ -699,11 +700,25 @@ async def test_the_rate_of_services_at_a_peer_is_what_ran_of_late_also_over_a_re
     ran = sum(row.fuel_used + RUN_FUEL for row in await owner.rows())
     rate = ceil_div(ran * 1_000, SERVICE_RATE_MS)
     assert rate > idle
-    assert owner.services.owner.rates() == {holder.id: rate}
+    assert owner.services.owner.rates({}) == {holder.id: rate}
     again = await world.again(owner, b"o")
-    assert again.services.owner.rates() == {holder.id: rate}
-    world.clock.advance_to(world.clock.now_ms() + SERVICE_RATE_MS + 60_000)
-    assert again.services.owner.rates() == {holder.id: idle}
+    told = {holder.id: rate, owner.id: rate}
+    assert again.services.owner.rates(told) == {holder.id: rate}, "it begins with what was stated"
+    world.clock.advance_to(world.clock.now_ms() + SERVICE_RATE_MS)
+    assert again.services.owner.rates(told) == {holder.id: idle}
+
+
+async def test_a_holder_that_says_more_than_a_rate_can_have_run_raises_no_need(world):
+    owner, holder, lease = world.owner, world.holder, b"\3" * 32
+    await owner.deploy(on=holder.id)
+    holder.market.rates = {lease: 10**12}
+    owner.market.rates = {lease: 0}
+    await owner.look_after()
+    for _ in range(12 * LIMITS.steps // RUN_FUEL):
+        await holder.ask(owner)
+    await owner.look_after()
+    assert {row.amount_micro for row in await owner.rows()} == {0}
+    assert owner.services.owner.rates({}) == {holder.id: ceil_div(LIMITS.steps, 60)}
 
 
 def test_a_holder_that_dates_requests_ahead_counts_them_no_longer():
