@@ -380,13 +380,12 @@ class ServiceOwner:
             self._log.warning("compute.receipts_not_paid", service=service.key[1], count=count)
         self._registry.add(service, [claim.row for claim in paid], failures=failures_in(rows))
         service.last = max(service.last, rows[-1].number)
-        now_ms = self._clock.now_ms()
         for claim in paid:
             lease_id = claim.receipt.lease_id
             known = self._leases.price_and_room(lease_id, provider)
             # A holder that says more than a rate can have run raises no need by that.
             if known is not None and claim.steps <= known[1]:
-                service.ran.note(claim.row.at_ms, claim.steps, now_ms)
+                service.ran.note(claim.steps, self._clock.now_ms())
             await self._leases.spent(lease_id, claim.steps)
         # The next call lets the holder forget these rows: row and payment must be on the disk.
         # The row comes first: a power loss in between loses a payment and never doubles one.

@@ -20,9 +20,9 @@ class RunRate:
     def __init__(self) -> None:
         self._ran = Counter[int]()
 
-    def note(self, at_ms: int, steps: int, now_ms: int) -> None:
-        """Count a request; its holder says when it ran, which was not later than now."""
-        self._ran[min(at_ms, now_ms) // _MINUTE_MS] += steps
+    def note(self, steps: int, now_ms: int) -> None:
+        """Count a request that was paid now."""
+        self._ran[now_ms // _MINUTE_MS] += steps
         for minute in [each for each in self._ran if each <= _before(now_ms)]:
             del self._ran[minute]
 

@@ -53,7 +53,6 @@ from xsc.base.merkle import Part, root_of
 from xsc.base.units import ceil_div
 from xsc.compute.deployments import holder as holder_module
 from xsc.compute.deployments import registry as registry_module
-from xsc.compute.deployments.rate import RunRate
 from xsc.compute.deployments.rules import check_receipt, steps_of, to_roll_back
 from xsc.compute.deployments.service import DeploymentService
 from xsc.compute.deployments.store import LogRow
@@ -719,14 +718,6 @@ async def test_a_holder_that_says_more_than_a_rate_can_have_run_raises_no_need(w
     await owner.look_after()
     assert {row.amount_micro for row in await owner.rows()} == {0}
     assert owner.services.owner.rates({}) == {holder.id: ceil_div(LIMITS.steps, 60)}
-
-
-def test_a_holder_that_dates_requests_ahead_counts_them_no_longer():
-    ran, now_ms = RunRate(), 10 * SERVICE_RATE_MS
-    ran.note(2**60, SERVICE_RATE_MS, now_ms)
-    ran.note(0, SERVICE_RATE_MS, now_ms)
-    assert ran.a_second(now_ms) == 1_000
-    assert ran.a_second(now_ms + SERVICE_RATE_MS + 60_000) == 0
 
 
 async def test_a_module_is_sent_once(world):
