@@ -17,7 +17,10 @@ SIZE = 4 * MIB + 1
 def greedy(node):
     """Make a node ask for all that a host offers, anew for each object."""
     chooser = node.market.buyer._chooser
-    chooser.wanted = lambda quote, _price, _least: quote.available
+    lease = node.market.requests.lease
+    node.market.requests.lease = lambda quote, price, _wanted, least: lease(
+        quote, price, quote.record.available, least
+    )
     chooser.choose = partial(chooser.choose, new=True)
 
 

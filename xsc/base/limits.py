@@ -344,8 +344,10 @@ MODULES_COMPILED_BYTES_MAX = 64 * MIB
 """Compiled modules that one worker keeps, and the bytes they came from: code is four times that."""
 LOCALITY_BYTES_LEAST = 64 * KIB
 """A node that saves less of a job's module and input than this counts as saving nothing."""
+PASSED_OVER_MAX = 1024
+"""Leases and providers of which a node knows why it passed them over."""
 NEAR_PRICE_PPM = 1_250_000
-"""How far above the best price for quality a provider may stand that saves more bytes."""
+"""How much dearer for its quality the provider may be that saves most bytes."""
 MODULES_REMEMBERED_MAX = 1024
 """Modules of which a customer knows which nodes have them."""
 INPUT_HASHES_REMEMBERED_MAX = 4096

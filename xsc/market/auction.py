@@ -21,12 +21,12 @@ price, and is paid that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from xsc.base.encoding import tagged_sha256
-from xsc.base.limits import PPM, RESERVE_STEPS
+from xsc.base.limits import NEAR_PRICE_PPM, PPM, RESERVE_STEPS
 
 QUALITY_PPM_LEAST = 10_000
 """A provider without history comes last, yet it comes."""
@@ -67,6 +67,24 @@ class Winner:
 def order_of(bid: Bid, seed: bytes = b"") -> tuple[Fraction, int, bytes]:
     """Sort by score, then by tie, then by the node's id, or by its hash where a seed is given."""
     return bid.score, bid.tie, tagged_sha256("auction", seed, bid.node) if seed else bid.node
+
+
+def near(quality_ppm: int, node: bytes, saved: Mapping[bytes, int]) -> int:
+    """Return what a bidder is worth beside those that save more or fewer bytes.
+
+    Who saves most keeps its quality; who saves nothing wins only if that is NEAR_PRICE_PPM
+    dearer. Where nobody saves anything all keep theirs.
+
+    Args:
+        quality_ppm: of the bidder.
+        node: the bidder.
+        saved: by node, the bytes that need not be sent to it.
+    """
+    most = max(saved.values(), default=0)
+    if not most:
+        return quality_ppm
+    worth = PPM * most + (NEAR_PRICE_PPM - PPM) * saved.get(node, 0)
+    return max(1, quality_ppm * worth // (NEAR_PRICE_PPM * most))
 
 
 def reserve(bids: Sequence[Bid], count: int, own_price: int, price_max: int) -> int:

@@ -1,12 +1,12 @@
 """Finds leases for what this node stores and runs: those at hand first, new ones by auction.
 
-The rules are in `auction`, `locality`, `lease_entry.usable` and `quote.wanted_quantity`.
+The rules are in `auction`, `lease_entry.usable` and `quote.wanted_quantity`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,25 +19,17 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short
-from xsc.base.limits import (
-    COMPUTE_IN_FLIGHT_MAX,
-    NONCE_BYTES,
-)
+from xsc.base.limits import COMPUTE_IN_FLIGHT_MAX
 from xsc.base.refusals import refusal
 from xsc.identity.context import Context
 from xsc.market import lease as rules
-from xsc.market import locality
-from xsc.market.auction import (
-    Bid,
-)
-from xsc.market.choosing import LeaseChooser
+from xsc.market.choosing import Chosen, LeaseChooser, PassedOver
 from xsc.market.default_need import DefaultNeed
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, usable
-from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.quote import QUANTITY_MAX, has_room, wanted_quantity
+from xsc.market.ports import MarketPorts
+from xsc.market.quote import QUANTITY_MAX
 from xsc.market.quotes import Quotes
 from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import OWN_LEASE
@@ -61,6 +53,8 @@ class LeasedHosts:
 
     leases: list[LeaseHandle]
     refused: dict[bytes, XscError]
+    passed_over: list[PassedOver]
+    """Other nodes and leases, and why they were not used."""
 
 
 class LeaseBuyer:
@@ -70,11 +64,9 @@ class LeaseBuyer:
         self,
         context: Context,
         ports: MarketPorts,
-        settings: MarketSettings,
         store: LeaseStore,
         *,
         quotes: Quotes,
-        requests: LeaseRequests,
         headroom: Headroom,
         chooser: LeaseChooser,
         lines: WaitingLines[bytes | None],
@@ -85,14 +77,11 @@ class LeaseBuyer:
         self._chooser = chooser
         self._own = context.key.node_id
         self._clock = context.clock
-        self._entropy = context.entropy
         self._store = store
         self._peers = ports.peers
         self._quotes = quotes
-        self._requests = requests
         self._quality = ports.quality
         self._headroom = headroom
-        self._price_max = settings.price_max
         self._leaving = ports.leaving
         self._locks: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
 
@@ -116,28 +105,28 @@ class LeaseBuyer:
         if len(nodes) < min(count, len(wanted)):
             await self._quality.probe_unknown()
             nodes = self._quotes.up(staying)
+        absent: dict[bytes, XscError] = {}
+        for node in wanted:
+            if node in leaving:
+                absent[node] = PeerLeaving(f"{short(node)} leaves the network")
+            elif node not in nodes:
+                absent[node] = PeerSilent(f"{short(node)} does not answer")
         async with self._locks["storage"]:
-            chosen, faults = await self._chooser.choose("storage", nodes, size_bytes, count)
-            hosts = [self._hand_out(entry, size_bytes) for entry in chosen]
+            chosen = await self._chooser.choose("storage", nodes, size_bytes, count, absent=absent)
+            hosts = [self._hand_out(entry, size_bytes) for entry in chosen.leases]
+        refused = chosen.faults
         if len(hosts) < count and self._own not in exclude:
             if self._own not in leaving and self._headroom.free("storage") >= size_bytes:
                 hosts.append(LeaseHandle(self._own, OWN_LEASE, 0))
             else:
-                wanted.append(self._own)
-                faults[self._own] = SpaceExhausted("this node has no room for that")
+                refused[self._own] = SpaceExhausted("this node has no room for that")
         if hosts:
             self._default_need.on_change()
-        refused: dict[bytes, XscError] = {}
-        taken = {host.node for host in hosts}
-        if len(hosts) < count:
-            for node in wanted:
-                if node in leaving:
-                    refused[node] = PeerLeaving(f"{short(node)} leaves the network")
-                elif node in faults and node not in taken:
-                    refused[node] = faults[node]
-                elif node != self._own and not self._quality.is_up(node):
-                    refused[node] = PeerSilent(f"{short(node)} does not answer")
-        return LeasedHosts(hosts, refused)
+        if len(hosts) >= count:
+            refused = {}
+        for host in hosts:
+            refused.pop(host.node, None)
+        return LeasedHosts(hosts, refused, chosen.passed_over)
 
     async def lease_compute(
         self,
@@ -156,8 +145,8 @@ class LeaseBuyer:
         Args:
             fuel_steps: the most that the run may be billed for.
             on: the node; None for the best.
-            saved: by node, the bytes that need not be sent to it. Of offers of about the best
-                price, the node that saves most is the best (`xsc.market.locality`).
+            saved: by node, the bytes that need not be sent to it. A node
+                that saves more is worth a higher price (`auction.near`).
             wait_ms: how long it may wait.
             apart: whether a service uses the lease, and no runs: it is a new one.
 
@@ -180,13 +169,13 @@ class LeaseBuyer:
             async with self._locks["compute"]:
                 if not apart and not self._may_ask(on):
                     continue  # Others that looked at the same time came before it.
-                entry, faults = await self._take_fuel(fuel_steps, on, saved, apart=apart)
-                if entry is not None:
+                chosen = await self._take_fuel(fuel_steps, on, saved or {}, apart=apart)
+                for entry in chosen.leases:
                     entry.is_apart = apart
                     return self._hand_out(entry, 0 if apart else fuel_steps)
             if on is None and self._headroom.free("compute"):
                 return LeaseHandle(self._own, OWN_LEASE, 0)
-            raise refusal(faults, "no node offers the fuel that is needed")
+            raise refusal(chosen.faults, "no node offers the fuel that is needed")
 
     def _may_ask(self, on: bytes | None) -> bool:
         """Return whether a node can be asked where this one has not too many runs under way."""
@@ -194,22 +183,26 @@ class LeaseBuyer:
         return not nodes or any(self._in_flight(node) < COMPUTE_IN_FLIGHT_MAX for node in nodes)
 
     async def _take_fuel(
-        self, fuel_steps: int, on: bytes | None, saved: Mapping[bytes, int] | None, *, apart: bool
-    ) -> tuple[LeaseEntry | None, dict[bytes, XscError]]:
-        """Return a lease to run under: at hand, or new; or why each node gave none."""
+        self, fuel_steps: int, on: bytes | None, saved: Mapping[bytes, int], *, apart: bool
+    ) -> Chosen:
+        """Return a lease to run under, or why each node gave none.
+
+        It is one at hand, a cleared one first, unless a node without one saves more bytes.
+        """
         nodes = [on] if on is not None else self._quotes.up()
         if not apart:
             nodes = [node for node in nodes if self._in_flight(node) < COMPUTE_IN_FLIGHT_MAX]
-        taken: list[LeaseEntry] = []
-        faults: dict[bytes, XscError] = {}
-        if saved and on is None:
-            taken, faults = await self._nearest(nodes, fuel_steps, saved)
-        if not taken and not apart:
             at_hand = self._usable("compute", fuel_steps, nodes)
-            taken = [entry for entry in at_hand if entry.terms.cleared] or at_hand
-        if not taken:
-            taken, faults = await self._chooser.choose("compute", nodes, fuel_steps, 1, new=True)
-        return (taken[0] if taken else None), faults
+            cleared = [entry for entry in at_hand if entry.terms.cleared]
+            most = max((saved.get(node, 0) for node in nodes), default=0)
+            near = [entry for entry in at_hand if saved.get(entry.terms.provider, 0) >= most]
+            if cleared or near:
+                chosen = Chosen([(cleared or near)[0]])
+                self._chooser.explain("compute", nodes, fuel_steps, chosen)
+                return chosen
+        return await self._chooser.choose(
+            "compute", nodes, fuel_steps, 1, new=apart, saved=None if on else saved
+        )
 
     def _in_flight(self, node: bytes) -> int:
         """Return how many runs of this node wait or are under way at another."""
@@ -235,59 +228,10 @@ class LeaseBuyer:
             raise ArgumentInvalid("the fuel to lease is out of range")
         async with self._locks["compute"]:
             nodes = [peer for peer in self._quotes.up() if peer not in exclude]
-            chosen, faults = await self._chooser.choose("compute", nodes, fuel_steps, count)
-            if not chosen:
-                raise refusal(faults, "no node offers the fuel that is needed")
-            return [self._hand_out(entry, fuel_steps) for entry in chosen]
-
-    async def _nearest(
-        self, nodes: Sequence[bytes], fuel_steps: int, saved: Mapping[bytes, int]
-    ) -> tuple[list[LeaseEntry], dict[bytes, XscError]]:
-        """Return the lease that saves most bytes at about the best price, and what was refused.
-
-        Beside leases at hand only nodes are asked that save more than any of those.
-        """
-        faults: dict[bytes, XscError] = {}
-        refused: set[bytes] = set()
-        while True:
-            rest = [node for node in nodes if node not in refused]
-            leases = {
-                entry.terms.provider: entry for entry in self._usable("compute", fuel_steps, rest)
-            }
-            most = max((saved.get(node, 0) for node in leases), default=-1)
-            wanted = [node for node in rest if node not in leases and saved.get(node, 0) > most]
-            quotes, unquoted = await self._quotes.ask("compute", wanted, fuel_steps)
-            faults |= unquoted
-            refused.update(node for node in wanted if node not in quotes)
-            bids = [
-                Bid(node, rules.run_price(entry.terms), self._chooser.rank(node), node, posted=True)
-                for node, entry in leases.items()
-            ]
-            bids += [
-                Bid(
-                    node,
-                    quote.record.price,
-                    self._chooser.rank(node),
-                    node,
-                    posted=quote.record.tier != "open",
-                )
-                for node, quote in quotes.items()
-                if has_room(quote.record, fuel_steps)
-            ]
-            own_price = self._headroom.pricing().unit_price("compute")
-            price_max = locality.near_reserve(bids, own_price, self._price_max("compute"))
-            chosen = locality.choose(bids, saved, price_max, seed=self._entropy.token(NONCE_BYTES))
-            if chosen is None:
-                return [], faults
-            if chosen.node in leases:
-                return [leases[chosen.node]], faults
-            quote = quotes[chosen.node]
-            quantity = wanted_quantity(quote.record, chosen.price, fuel_steps)
-            answer = await self._requests.lease(quote, chosen.price, quantity, fuel_steps)
-            if not isinstance(answer, XscError):
-                return [answer], faults
-            faults[chosen.node] = answer
-            refused.add(chosen.node)
+            chosen = await self._chooser.choose("compute", nodes, fuel_steps, count)
+            if not chosen.leases:
+                raise refusal(chosen.faults, "no node offers the fuel that is needed")
+            return [self._hand_out(entry, fuel_steps) for entry in chosen.leases]
 
     def _usable(self, kind: Kind, quantity: int, nodes: Iterable[bytes]) -> list[LeaseEntry]:
         """Return leases with room at those nodes, one a node, best price for quality first."""

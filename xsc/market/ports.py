@@ -70,9 +70,6 @@ class Quality(Protocol):
     async def probe_unknown(self) -> None:
         """Probe the peers that were not probed since the start."""
 
-    def response_ms(self, peer: bytes) -> int:
-        """Return how long the peer is expected to take for an answer."""
-
 
 class Standing(Protocol):
     """Recognition between this node and its peers."""

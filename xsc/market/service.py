@@ -96,10 +96,8 @@ class MarketService:
         self.buyer = LeaseBuyer(
             context,
             ports,
-            settings,
             self.store,
             quotes=self.quotes,
-            requests=self.requests,
             headroom=self.headroom,
             chooser=self.chooser,
             lines=lines,

@@ -55,6 +55,7 @@ from xsc.base.limits import (
     SLOT_STEP_BYTES,
     STORAGE_LEASE_BYTES,
     STORAGE_LEASE_IDLE_MS,
+    STORAGE_LEASE_MS,
     VOUCHERS_A_CUSTOMER_MAX,
     VOUCHERS_MS,
 )
@@ -83,7 +84,10 @@ async def leased(world, node, **wish):
 def hoarding(node):
     """Let a node ask for all that is offered to it, anew each time."""
     chooser = node.market.buyer._chooser
-    chooser.wanted = lambda quote, _price, _least: quote.available
+    lease = node.market.requests.lease
+    node.market.requests.lease = lambda quote, price, _wanted, least: lease(
+        quote, price, quote.record.available, least
+    )
     chooser.choose = partial(chooser.choose, new=True)
 
 
@@ -389,6 +393,48 @@ async def test_leases_at_hand_take_nothing_new_once_the_same_costs_less(world):
     asking(world, (2, 3, 4), 41)
     world.later(QUOTE_TTL_MS)
     assert set(await leased(world, customer, count=3)) == second, "who asks more gets nothing new"
+
+
+async def test_what_is_passed_over_is_said_with_the_reason(world):
+    customer = world.node(1)
+    customer.room.storage = 0
+    nodes = {number: world.node(number) for number in (2, 3, 4, 5, 6, 7)}
+    nodes[4].settings["site"] = nodes[5].settings["site"] = "cellar"
+    for number in (4, 5):
+        nodes[number].market = await nodes[number].restart()
+    asking(world, (2, 3, 4, 6, 7), 10)
+    asking(world, (5,), 11)
+    everybody = frozenset(node.id for node in nodes.values())
+
+    async def passed(count, *numbers, size=MIB):
+        asked = frozenset(nodes[number].id for number in numbers)
+        wish = customer.market.buyer.lease_hosts(
+            size_bytes=size, count=count, exclude=everybody - asked
+        )
+        got = await world.drive(wish)
+        by_id = {node.id: number for number, node in nodes.items()}
+        said = {(by_id[each.node], each.lease_id): each.reason for each in got.passed_over}
+        known = customer.market.chooser.passed_over
+        assert {known.get(lease or nodes[number].id).reason for number, lease in said} == set(
+            said.values()
+        )
+        return [(by_id[host.node], host.lease_id) for host in got.leases], said
+
+    nodes[6].room.storage = 0
+    world.wire.down.add(nodes[7].id)
+    chosen, said = await passed(2, 2, 4, 5, 6, 7)
+    assert [number for number, _ in chosen] in ([2, 4], [4, 2])
+    assert "failure domain" in said[5, None]
+    assert "not so much storage left" in said[6, None]
+    assert "does not answer" in said[7, None]
+    lease = dict(chosen)[2]
+    _, said = await passed(1, 2, size=nodes[2].room.storage // 2)
+    assert "are left in it" in said[2, lease]
+    await customer.market.taken.used(lease, MIB)
+    world.later(STORAGE_LEASE_MS // 2)
+    _, said = await passed(1, 2, 3)
+    assert "second half of its term" in said[2, lease]
+    assert any("ask less" in reason for (_, lease), reason in said.items() if lease is None)
 
 
 async def test_a_dear_lease_is_used_where_no_other_can_be_had(world, pair):
@@ -735,18 +781,18 @@ async def near(world, node, saved, on=None):
 async def test_compute_goes_where_bytes_are_saved_at_about_the_best_price(world):
     customer = world.node(1)
     customer.room.steps = 0
-    ids = {price: priced(world, number, price).id for number, price in ((2, 8), (3, 10), (4, 11))}
-    saved = {ids[10]: 100, ids[11]: 10**9}
-    lease = await near(world, customer, saved)
-    assert (lease.node, lease.price) == (ids[10], 10 * A_MIB), "11 is over a quarter above 8"
-    # There is a lease at hand, and nobody at about that price saves more: nobody is asked.
+    ids = {price: priced(world, number, price).id for number, price in ((2, 8), (3, 9), (4, 11))}
+    lease = await near(world, customer, {ids[9]: 10**9, ids[11]: 10**9})
+    assert (lease.node, lease.price) == (ids[9], 10 * A_MIB), "11 is over a quarter above 8"
+    # There is a lease at hand, and nobody saves more: nobody is asked.
     world.wire.calls.clear()
-    assert (await near(world, customer, {ids[10]: 100})).lease_id == lease.lease_id
+    assert (await near(world, customer, {ids[9]: 100})).lease_id == lease.lease_id
     assert world.wire.calls == []
-    # Who would save more is asked, and by now there is no better offer than the lease at hand.
-    assert (await near(world, customer, {ids[10]: 1, ids[11]: 2})).node == ids[11]
-    assert (await near(world, customer, {ids[8]: 1, ids[11]: 2, ids[10]: 3})).node == ids[10]
-    assert (await near(world, customer, {ids[10]: 3}, on=ids[8])).node == ids[8]
+    # Who would save more is asked, and is too dear, or takes over.
+    assert (await near(world, customer, {ids[9]: 9, ids[11]: 10})).lease_id == lease.lease_id
+    assert (await near(world, customer, {ids[8]: 2, ids[9]: 1})).node == ids[8]
+    assert (await near(world, customer, {ids[8]: 1, ids[9]: 3})).lease_id == lease.lease_id
+    assert (await near(world, customer, {ids[9]: 3}, on=ids[8])).node == ids[8]
 
 
 async def test_nobody_above_the_reserve_is_chosen_for_its_bytes(world):

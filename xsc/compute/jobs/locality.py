@@ -1,6 +1,6 @@
 """Data locality: which bytes of a job a provider already has, and need not receive.
 
-The market prefers providers by `spared` (`xsc.market.locality`). `saved_max` is the most that
+The market prefers providers by `spared` (`xsc.market.auction.near`). `saved_max` is the most that
 a provider can have saved; its receipt's `observed.saved_bytes` is checked against it. A saving
 below LOCALITY_BYTES_LEAST does not change the choice of provider.
 """
