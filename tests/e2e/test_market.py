@@ -188,7 +188,7 @@ async def test_the_client_offers_and_needs(start):
         slot_id = await node.market.offer("compute", 509 * MFUEL, every=NIGHTS, price_micro=7)
         need_id = await node.market.need("storage", GIB, filters={"tier": "mutual"})
         rows = {row["id"]: row for row in await node.market.slots()}
-        assert (await node.market.why(need_id)).keys() == {"why", "more"}
+        assert (await node.market.why(need_id)).keys() == {"why", "more", "passed_over"}
         assert set(rows) == {slot_id, need_id}
         assert (rows[slot_id]["price_micro"], rows[need_id]["price_micro"]) == (7, 5480)
         assert (rows[slot_id]["quantity"], rows[need_id]["quantity"]) == (500 * MFUEL, GIB)

@@ -236,11 +236,21 @@ class Explained:
 
 
 @model
+class PassedOver:
+    """A provider, or a lease there, that was not used."""
+
+    node: str
+    lease_id: str | None
+    reason: str
+
+
+@model
 class Explanation:
-    """Why needs came out as they did, and whether there is more."""
+    """Why needs came out as they did, whether there is more, and what was passed over of late."""
 
     why: list[Explained]
     more: bool
+    passed_over: list[PassedOver]
 
 
 @model

@@ -10,6 +10,7 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from xsc.api.endpoint import Endpoint, Id, header, model
+from xsc.api.market import PassedOver
 from xsc.api.problems import Problem
 
 Version = Annotated[int, Ge(0), Le(2**63 - 1)]
@@ -60,6 +61,7 @@ class Stored:
     survives_nodes: int
     survives: str
     warnings: list[str]
+    passed_over: list[PassedOver]
 
 
 @model

@@ -242,7 +242,9 @@ def show_why(settings: Settings, answer: Document) -> None:
     if settings.json:
         show_json(answer)
         return
-    if not answer["why"]:
+    for row in answer["passed_over"]:
+        show(f"passed over: {row['reason']}")
+    if not answer["why"] and not answer["passed_over"]:
         show("nobody that is known here offers or needs anything that this could be about")
     for number, row in enumerate(answer["why"]):
         if number:

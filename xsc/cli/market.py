@@ -461,10 +461,10 @@ def why(settings: Settings, some_id: str) -> None:
     except NotFound:
         show_why(settings, MarketCalls(calls.core).why(some_id))
     else:
-        _show_price(settings, raw)
+        _show_price(settings, raw, MarketCalls(calls.core).why(some_id)["passed_over"])
 
 
-def _show_price(settings: Settings, raw: bytes) -> None:
+def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> None:
     from xsc.base.ids import to_text
     from xsc.node.offline.verify import explain_price
     from xsc.terms.quote import UNITS
@@ -484,6 +484,7 @@ def _show_price(settings: Settings, raw: bytes) -> None:
                 "price_one_way_micro": quote.price_one_way,
                 "reserve_micro": quote.reserve,
                 "why": found.why,
+                "passed_over": passed_over,
             }
         )
         return
@@ -498,6 +499,7 @@ def _show_price(settings: Settings, raw: bytes) -> None:
             ("tier", _TIERS[quote.tier]),
             ("posted", f"mutual {mutual}, one_way {one_way}, open {others}"),
             ("why", found.why),
+            *(("passed over", row["reason"]) for row in passed_over),
         ]
     )
 

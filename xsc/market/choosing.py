@@ -219,6 +219,10 @@ class LeaseChooser:
                 ],
             )
 
+    def passed(self) -> list[PassedOver]:
+        """Return what was passed over of late: of each lease or provider, the newest reason."""
+        return [each for key in list(self.passed_over) if (each := self.passed_over.get(key))]
+
     async def price(self, kind: Kind, count: int) -> int | None:
         """Return the most that one of so many providers would be paid now; None: none would win."""
         quotes, _ = await self._quotes.ask(kind, self._quotes.up(), 0)

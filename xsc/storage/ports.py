@@ -49,6 +49,22 @@ class HostLease(Protocol):
         """Micro-credits a GiB and hour."""
 
 
+class PassedOver(Protocol):
+    """A host, or a lease there, that was not used."""
+
+    @property
+    def node(self) -> bytes:
+        """The host."""
+
+    @property
+    def lease_id(self) -> bytes | None:
+        """The lease; None: no lease there in particular."""
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+
+
 class Offered(Protocol):
     """Room at hosts, and why others gave none."""
 
@@ -59,6 +75,10 @@ class Offered(Protocol):
     @property
     def refused(self) -> Mapping[bytes, XscError]:
         """Where fewer nodes gave room than were wanted: why each of the others did not."""
+
+    @property
+    def passed_over(self) -> Sequence[PassedOver]:
+        """Other nodes and leases, and why they were not used."""
 
 
 class LeaseEnd(Protocol):

@@ -11,6 +11,7 @@ from xsc.storage.object.durability import Contract, Domains
 from xsc.storage.object.expiry import HostEnd
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.placement import Condition, State, column_state
+from xsc.storage.ports import PassedOver
 from xsc.storage.transfer.deep_read import BadShard
 from xsc.storage.transfer.get import Located
 from xsc.terms.deletion_receipt import DeletionReceipt
@@ -32,6 +33,7 @@ class PutResult:
     """How many nodes, sites and owners can be lost, whichever they are."""
     version: int = 1
     """Its number under the name."""
+    passed_over: tuple[PassedOver, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

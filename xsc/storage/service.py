@@ -305,6 +305,7 @@ class StorageService:
             warnings=done.warnings,
             survives=done.survives.shown_for(contract),
             version=version,
+            passed_over=done.passed_over,
         )
 
     async def _put_on(

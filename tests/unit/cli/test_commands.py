@@ -12,6 +12,7 @@ from xsc.base.limits import GIB, MFUEL
 from xsc.storage.object.capability import ReadCapability
 
 NODE = "abcdefghijklmnop"
+PASSED = {"node": NODE, "lease_id": "l" * 52, "reason": "it is too small"}
 STORED = {
     "capability": "xsc:r:abc",
     "size_bytes": 3,
@@ -20,6 +21,7 @@ STORED = {
     "survives_nodes": 2,
     "survives": "2nodes,1site",
     "warnings": [],
+    "passed_over": [],
 }
 DONE = {
     "results": ["3", "-0.5"],
@@ -162,6 +164,10 @@ def test_put_warns_beside_the_result(xsc, stand_in):
     assert done.text == "xsc:r:abc\n"
     assert done.err == "warning: only 3 nodes\n"
     assert xsc("store", "put", "-", "--json").json == {**STORED, "warnings": ["only 3 nodes"]}
+    stand_in.answers("POST", "/v1/objects", {**STORED, "passed_over": [PASSED]}, 201)
+    said = xsc("--verbose", "store", "put", "-").err
+    assert f"passed over abcdefghij, lease {10 * 'l'}: it is too small" in said
+    assert "passed over" not in xsc("store", "put", "-").err
 
 
 def test_get_writes_a_file(xsc, stand_in, tmp_path):
@@ -741,7 +747,7 @@ UNMATCHED = {
     "stages": [],
     "because": "elsewhere",
 }
-WHY = {"why": [REASON, UNMATCHED], "more": True}
+WHY = {"why": [REASON, UNMATCHED], "more": True, "passed_over": []}
 VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry holds"}
 
 
@@ -780,7 +786,13 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "more\n\ncustomer"),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "elsewhere\nchange"),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "there is more"),
-        (["allocation", "why", "x"], "/v1/allocation/why/x", {"why": [], "more": False}, "nobody"),
+        (["allocation", "why", "x"], "/v1/allocation/why/x", WHY | {"why": []}, "nobody"),
+        (
+            ["allocation", "why", "x"],
+            "/v1/allocation/why/x",
+            WHY | {"why": [], "passed_over": [PASSED]},
+            "passed over: it is too small",
+        ),
         (["allocation", "show"], "/v1/allocation", CLEARED, "24.0 GiB  7.0 GiB  0.000006"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "40.0 GiB           0.000009"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "eve       pinned"),

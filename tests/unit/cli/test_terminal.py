@@ -17,6 +17,7 @@ STORED = {
     "survives_nodes": 2,
     "survives": "2nodes,1site",
     "warnings": [],
+    "passed_over": [],
 }
 
 

@@ -112,6 +112,9 @@ class Health:
     def report(self, peer, what):
         self.quality[peer] = self.quality_ppm(peer) // 2
 
+    def response_ms(self, peer):
+        return 7
+
 
 @dataclass
 class Recognised:

@@ -49,6 +49,7 @@ class Lease:
 class Offered:
     leases: list[Lease]
     refused: dict[bytes, XscError]
+    passed_over: tuple = ()
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,10 @@ def put(
             f"stored {format_size(stored['size_bytes'])} on {_count(hosts, 'node')}, "
             f"survives the loss of {stored['survives']}"
         )
+    if settings.verbose:
+        for row in stored["passed_over"]:
+            lease = "" if row["lease_id"] is None else f", lease {short(row['lease_id'])}"
+            say(f"passed over {short(row['node'])}{lease}: {row['reason']}")
     show(stored["capability"])
     return 0
 

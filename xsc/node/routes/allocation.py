@@ -21,6 +21,7 @@ from xsc.market.lease_entry import LeaseEntry
 from xsc.node.api.serving import Answers
 from xsc.node.build import Node
 from xsc.node.routes.market import begins_with
+from xsc.node.routes.objects import passed_over
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import (
     LineValue,
@@ -288,7 +289,8 @@ def _explained(node: Node, each: Explained) -> api.Explained:
 
 
 def _answer(node: Node, found: Explanation) -> api.Explanation:
-    return api.Explanation(why=[_explained(node, each) for each in found.rows], more=found.is_cut)
+    rows = [_explained(node, each) for each in found.rows]
+    return api.Explanation(why=rows, more=found.is_cut, passed_over=[])
 
 
 async def why_allocated(node: Node, asked: Id) -> api.Explanation:
@@ -301,8 +303,16 @@ async def why_allocated(node: Node, asked: Id) -> api.Explanation:
 
 
 async def why(node: Node, asked: Id) -> api.Explanation:
-    """Explain an outcome."""
-    return _answer(node, await node.explaining.by_id(asked.id))
+    """Explain an outcome, or why a lease or provider was passed over of late."""
+    known = {to_text(each.lease_id) for each in node.market.leases()}
+    passed = {to_text(each.lease_id or each.node): each for each in node.market.chooser.passed()}
+    try:
+        return _answer(node, await node.explaining.by_id(asked.id))
+    except NotFound:
+        if not any(text.startswith(asked.id) for text in (*known, *passed)):
+            raise
+        rows = [passed_over(each) for text, each in passed.items() if text.startswith(asked.id)]
+        return api.Explanation(why=[], more=False, passed_over=rows)
 
 
 async def clearings(node: Node, _: Nothing) -> api.Clearings:

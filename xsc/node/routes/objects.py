@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import lru_cache, partial
 
+from xsc.api import market as api_market
 from xsc.api import objects as api
 from xsc.api.endpoint import Id
 from xsc.api.problems import Problem
@@ -25,6 +26,7 @@ from xsc.storage.catalogue.names import PART, check_name, listed
 from xsc.storage.object.durability import KINDS, Contract
 from xsc.storage.object.durability import parse as parse_contract
 from xsc.storage.object.expiry import HostEnd, first_end
+from xsc.storage.ports import PassedOver
 from xsc.storage.reports import ObjectCheck, ObjectRow, ObjectStat
 
 _node_text = lru_cache(maxsize=PEERS_MAX)(to_text)
@@ -86,6 +88,12 @@ def _upload_id(given: str | None) -> bytes | None:
     return bytes.fromhex(given)
 
 
+def passed_over(each: PassedOver) -> api_market.PassedOver:
+    """Return a provider or lease that was not used, as it is shown."""
+    lease = None if each.lease_id is None else to_text(each.lease_id)
+    return api_market.PassedOver(node=to_text(each.node), lease_id=lease, reason=each.reason)
+
+
 async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
     """Store a stream."""
     name = asked.name if asked.part is None else _part(asked.part)
@@ -119,6 +127,7 @@ async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
         survives_nodes=done.survives.nodes,
         survives=done.survives.to_text(),
         warnings=warnings,
+        passed_over=[passed_over(each) for each in done.passed_over],
     )
 
 

@@ -61,7 +61,7 @@ from xsc.storage.object.placement import (
 )
 from xsc.storage.object.rebuild import plan_rebuilds, rebuild
 from xsc.storage.object.segment import NONCE_BYTES, Place
-from xsc.storage.ports import HostLease
+from xsc.storage.ports import HostLease, PassedOver
 from xsc.storage.transfer.host_client import (
     HostClient,
     Source,
@@ -113,6 +113,7 @@ class Uploaded:
     """By host and lease; hosts that failed on the way stand here too."""
     warnings: list[str]
     survives: Contract
+    passed_over: tuple[PassedOver, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +219,7 @@ class Upload:
         """Hosts that failed, and how."""
         self._refused: dict[bytes, XscError] = {}
         """Nodes that gave no room, and why."""
+        self._passed_over: dict[tuple[bytes, bytes | None], PassedOver] = {}
         self._asked: dict[int, int] = {}
         """By room that was asked for, how many nodes more were to give it."""
         self._choosing = asyncio.Lock()
@@ -468,6 +470,8 @@ class Upload:
             size_bytes=size_bytes, count=count, exclude=exclude
         )
         self._refused |= offered.refused
+        for each in offered.passed_over:
+            self._passed_over[each.node, each.lease_id] = each
         self._asked.pop(size_bytes, None)
         self._asked[size_bytes] = count - len(offered.leases)
         if not offered.leases:
@@ -637,6 +641,11 @@ class Upload:
             held=tuple(Held(node, lease, held) for (node, lease), held in self._held.items()),
             warnings=warnings_of(columns, self._code, self._client.own),
             survives=survival(self._hosts_of(columns), self._code.m),
+            passed_over=tuple(
+                each
+                for (node, lease_id), each in self._passed_over.items()
+                if (node, lease_id) not in self._held and (lease_id or node not in columns)
+            ),
         )
 
     def _may_lie_at(self, lease: HostLease) -> None:
