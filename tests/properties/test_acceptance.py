@@ -14,7 +14,7 @@ from xsc.allocation.acceptance import Kept, answered
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.granting import Inputs, Turn, clear_all
 from xsc.base.limits import ALLOCATION_LOOK_MS, MIB
-from xsc.market.entitlements import SlotRoom
+from xsc.market.room import SlotRoom
 from xsc.terms.clearing import SpaceValue
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 

@@ -16,7 +16,7 @@ from xsc.allocation.recognition import value_of
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import XscError
 from xsc.base.limits import GATHERED_BYTES_MAX, MIB
-from xsc.market.entitlements import SlotRoom
+from xsc.market.room import SlotRoom
 from xsc.node.built_in import ALLOCATION, allocation_functions
 from xsc.programs.compile import compile_program
 from xsc.programs.document import parse, resolve

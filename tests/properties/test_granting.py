@@ -16,7 +16,7 @@ from xsc.base.limits import (
     PRICE_BYTES,
     SLOT_STEP_BYTES,
 )
-from xsc.market.entitlements import SlotRoom
+from xsc.market.room import SlotRoom
 from xsc.terms.clearing import SpaceValue
 from xsc.terms.slot import (
     AvailabilitySlot,
@@ -277,6 +277,27 @@ def test_a_need_whose_time_is_over_takes_nothing_from_others():
     model.clear()
     assert {each.customer for each in model.granted} == {CUSTOMERS[2]}
     assert sum(each.quantity for each in model.granted) == 30
+
+
+@pytest.mark.parametrize("takes", [False, True])
+def test_an_offer_of_room_that_is_in_part_free_is_taken_or_lapses(takes):
+    """It stood for ever beside room that others hold: it held what is free, for nothing."""
+    model = Model()
+    stranger, friend = CUSTOMERS[2], CUSTOMERS[0]
+    model.needs[stranger] = need_of(15)
+    model.clear()
+    model.step("draw", 0, 15)
+    model.own = CAPACITY - 20
+    model.pinned = {}
+    model.needs[friend] = need_of(20)
+    model.clear()
+    assert {each.customer: each.quantity for each in model.granted} == {friend: 20}
+    if takes:
+        model.step("draw", 0, 5)
+    model.step("time", 0, OFFER_MS)
+    model.clear()
+    found = {each.customer: each.quantity for each in model.granted if each.opens_ms == 0}
+    assert found == ({friend: 20} if takes else {stranger: 15})
 
 
 def need_of(quantity, number=1, price_max=40 * A_STEP, slot_id=b"n" * 16):

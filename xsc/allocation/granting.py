@@ -375,9 +375,8 @@ class _Round:
         elif before is not None and turn.offered_ms:
             waiting = self._waiting(before, taker, drawn)
             if waiting and all(until_ms(turn.offered_ms, time) <= now_ms for time, _ in waiting):
-                # What others still hold can be taken by nobody: it stands until it falls free.
-                has_room = free >= sum(steps for _, steps in waiting)
-                turn = lapsed(turn, now_ms) if has_room else Turn(now_ms, turn.lapses)
+                # What others still hold can be taken by nobody: it stands until some falls free.
+                turn = lapsed(turn, now_ms) if free > 0 else Turn(now_ms, turn.lapses)
         self._turns[customer] = turn
         return turn
 

@@ -17,8 +17,8 @@ from xsc.base.fields import take_int, take_list
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import SHORT_FILLED_MS, SHORT_MS, SHORTS_MAX
 from xsc.identity.context import Context
-from xsc.market.entitlements import undrawn
 from xsc.market.lease_store import LeaseStore
+from xsc.market.room import undrawn
 from xsc.terms.slot import Entitlement, NeedSlot
 
 _SHORT: Final = b"market/short"

@@ -1,38 +1,23 @@
-"""What an entitlement keeps free, when it may be drawn, and what is quoted to its holder.
+"""The offers of clearings and what leases under a need come to: what is taken and what is given up.
 
-An entitlement is capacity of one window of a slot that a clearing granted to a need ahead of use
-(`xsc.terms.slot`). A lease draws on one, for all of it or a part, and several leases can draw on
-the same. What is drawn stays with the lease, whatever is cleared later; what is not drawn is kept
-free until the window ends or the entitlement lapses.
+An offer (`xsc.terms.slot.Entitlement`) is capacity of one window of a slot that a clearing granted
+to a need ahead of use. A lease draws on one, for all of it or a part, and several leases can draw
+on the same. What is drawn stays with the lease, whatever is cleared later.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
 
-from xsc.base.limits import COMPUTE_LEASE_MS, SLOT_STEP_BYTES, SLOT_STEP_FUEL
+from xsc.base.limits import COMPUTE_LEASE_MS
 from xsc.base.units import ceil_div
-from xsc.market.calendar import EVER_MS, Promise, free_over
 from xsc.market.lease import LEVEL_UNIT, least_level
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.pricing import Ladder
-from xsc.terms.quote import Kind, Tier
-from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot, Window
-
-LEASE_UNIT: Final[dict[Kind, int]] = {
-    "storage": SLOT_STEP_BYTES,
-    "compute": SLOT_STEP_FUEL * COMPUTE_LEASE_MS // 1_000,
-}
-"""What a step of a slot is in a lease: bytes, or fuel steps in the time that a lease lasts."""
-
-
-def undrawn(entitlement: Entitlement, drawn: Mapping[EntitlementKey, int]) -> int:
-    """Return what can still be drawn: bytes, or fuel steps."""
-    whole = entitlement.quantity * LEASE_UNIT[entitlement.kind]
-    return max(0, whole - drawn.get(entitlement.key, 0))
+from xsc.market.room import LEASE_UNIT, is_present, undrawn
+from xsc.terms.quote import Tier
+from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot
 
 
 def to_take(
@@ -121,46 +106,6 @@ def _lower(leases: Sequence[LeaseEntry], levels: dict[bytes, int], most: int, no
         beyond -= level - less
 
 
-def slot_left(entitlement: Entitlement, drawn: Mapping[EntitlementKey, int]) -> int:
-    """Return what no lease has of the slot's window."""
-    window = entitlement.key[:3]
-    taken = sum(level for key, level in drawn.items() if key[:3] == window)
-    return max(0, entitlement.slot_quantity * LEASE_UNIT[entitlement.kind] - taken)
-
-
-def is_present(entitlement: Entitlement, now_ms: int) -> bool:
-    """Return whether an entitlement can be drawn now."""
-    return entitlement.window[0] <= now_ms < entitlement.until_ms
-
-
-def promise(entitlement: Entitlement, left: int, now_ms: int) -> Promise:
-    """Return what an entitlement with that much left keeps free.
-
-    What is stored does not go when the window ends, so storage counts from its start on.
-    """
-    end_ms = EVER_MS if entitlement.kind == "storage" else entitlement.until_ms
-    return Promise(max(now_ms, entitlement.window[0]), end_ms, left)
-
-
-def promises(
-    entitlements: Iterable[Entitlement],
-    kind: Kind,
-    drawn: Mapping[EntitlementKey, int],
-    now_ms: int,
-    *,
-    beside: Entitlement | None = None,
-) -> list[Promise]:
-    """Return what all entitlements of a kind keep free, without one of them."""
-    return [
-        promise(each, left, now_ms)
-        for each in entitlements
-        if each.kind == kind
-        and each is not beside
-        and each.until_ms > now_ms
-        and (left := undrawn(each, drawn))
-    ]
-
-
 def ladder_for(entitlement: Entitlement, posted: Ladder, tier: Tier) -> Ladder:
     """Return the ladder of a quote whose rung is the entitlement's price.
 
@@ -173,35 +118,3 @@ def ladder_for(entitlement: Entitlement, posted: Ladder, tier: Tier) -> Ladder:
         "open": Ladder(min(price, posted.mutual), min(price, posted.one_way), price),
     }
     return rungs[entitlement.tier]
-
-
-@dataclass(slots=True)
-class SlotRoom:
-    """What a provider can grant of its slots, as a pass over all of them takes it.
-
-    Args:
-        free: by kind, what is neither used nor reserved.
-        now_ms: the present.
-    """
-
-    free: Mapping[Kind, int]
-    now_ms: int
-    _taken: dict[Kind, list[Promise]]
-
-    def __init__(self, free: Mapping[Kind, int], now_ms: int) -> None:
-        self.free = free
-        self.now_ms = now_ms
-        self._taken = {"storage": [], "compute": []}
-
-    def left(self, kind: Kind, window: Window) -> int:
-        """Return the steps that can be granted over a window."""
-        level = free_over(self.free[kind], self._taken[kind], *self._span(kind, window))
-        return level // LEASE_UNIT[kind]
-
-    def take(self, kind: Kind, window: Window, steps: int) -> None:
-        """Count steps as granted over a window."""
-        if steps:
-            self._taken[kind].append(Promise(*self._span(kind, window), steps * LEASE_UNIT[kind]))
-
-    def _span(self, kind: Kind, window: Window) -> Window:
-        return max(self.now_ms, window[0]), EVER_MS if kind == "storage" else window[1]

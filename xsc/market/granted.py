@@ -95,7 +95,7 @@ class GrantedLeases:
         reserved = rules.reserved(entry.terms, entry.use, now_ms)
         if not reserved and size_bytes > self._headroom.free("storage"):
             raise LeaseExhausted(
-                "the room of this lease was not used in time and is no longer free",
+                "the room of this lease is not kept any more and is no longer free",
                 hint="take a further lease, here or at another node",
             )
         entry.reserved += size_bytes
@@ -232,6 +232,8 @@ class GrantedLeases:
             raise LeaseExhausted("the lease has not begun")
         if terms.cleared and rules.is_over(terms, entry.use, now_ms):
             raise LeaseExhausted("the lease is over", hint="take a new lease")
+        if terms.cleared and entry.use.lapsed:
+            raise LeaseExhausted("its rate was released while debts were at their limit")
         most = entry.use.level if terms.cleared else rules.room(terms, entry.use, now_ms)
         if fuel_steps > most:
             raise LeaseExhausted("the lease is not for so much fuel", hint="take a new lease")

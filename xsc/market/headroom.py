@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from xsc.base.errors import NoOffers
-from xsc.base.limits import COMPUTE_LEASE_MS, PRICES_POSTED_MS
+from xsc.base.limits import PRICES_POSTED_MS
 from xsc.identity.context import Context
+from xsc.market import lease as rules
 from xsc.market import room
-from xsc.market.calendar import EVER_MS, free_over
 from xsc.market.credit_limits import CreditLimits
-from xsc.market.entitlements import LEASE_UNIT, is_present, promises, slot_left, undrawn
-from xsc.market.keeping import room_left
 from xsc.market.lease_entry import LeaseEntry, held_or_kept
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import Ladder, MarketPricing, utilisation_ppm
+from xsc.market.room import LEASE_UNIT, is_present, slot_left, undrawn
 from xsc.terms.quote import Draw, Kind
 from xsc.terms.slot import Entitlement, EntitlementKey
 
@@ -42,8 +42,10 @@ class Headroom:
         """The posted prices, and since when."""
 
     def free(self, kind: Kind) -> int:
-        """Return what is neither used nor promised, for as long as new use can last."""
-        return self._free(kind, None)[0]
+        """Return what is neither used nor under leases, nor offered now by a clearing."""
+        present = self._present(kind)
+        drawn = self._drawn() if present else {}
+        return max(0, self.unreserved(kind) - sum(undrawn(each, drawn) for each in present))
 
     def pricing(self) -> MarketPricing:
         """Return this node's posted prices: at a utilisation of within PRICES_POSTED_MS.
@@ -76,10 +78,10 @@ class Headroom:
 
     def room(self) -> room.FreeRoom:
         """Return what storage is free and what each customer has reserved."""
-        free, reserved = self._free("storage", None)
+        reserved, _ = self._store.reserved.at("storage", self._clock.now_ms())
         tier = self._standing.tier
         strangers = frozenset(customer for customer in reserved if tier(customer) == "open")
-        return room.FreeRoom(free, reserved, strangers)
+        return room.FreeRoom(self.free("storage"), reserved, strangers)
 
     def entitled(
         self, kind: Kind, customer: bytes, draw: Draw, renewed: LeaseEntry | None = None
@@ -91,30 +93,17 @@ class Headroom:
         Raises:
             NoOffers: the customer has none of that name, kind and time.
         """
-        now_ms = self._clock.now_ms()
-        for each in self._entitlements():
-            if (each.customer, each.kind, each.draw) == (customer, kind, draw) and is_present(
-                each, now_ms
-            ):
-                drawn, has = self._drawn(), 0 if renewed is None else self._goes_over(renewed)
-                if renewed is not None and (key := self._store.counts_for(renewed)) in drawn:
-                    drawn[key] = max(0, drawn[key] - has)
+        for each in self._present(kind):
+            if (each.customer, each.draw) == (customer, draw):
+                drawn, has = self._drawn(), 0
+                if renewed is not None:
+                    has = self._goes_over(renewed)
+                    if (key := self._store.counts_for(renewed)) in drawn:
+                        drawn[key] = max(0, drawn[key] - has)
                 left = min(undrawn(each, drawn), slot_left(each, drawn))
-                # It is kept free; the disk can have less than was promised all the same.
-                return each, min(left, self._free(kind, each)[0] + has)
+                # It is kept free; others can still hold some of it, or the disk have less.
+                return each, min(left, self.unreserved(kind) + has)
         raise NoOffers("this node has no such entitlement here, or none any more")
-
-    def _goes_over(self, renewed: LeaseEntry) -> int:
-        """Return what a lease has that can go over to another one beside those that renew it."""
-        now_ms = self._clock.now_ms()
-        promised = sum(
-            room_left(entry.terms, entry.use)
-            for entry in self._store.of("provider", renewed.terms.customer)
-            if entry.terms.renews == renewed.terms.lease_id
-            and entry.terms.cleared
-            and not entry.is_over(now_ms)
-        )
-        return max(0, held_or_kept(renewed, now_ms) - promised)
 
     def offered(self, kind: Kind, customer: bytes) -> int:
         """Return what a customer may still reserve of its share; of compute, the rate that is left.
@@ -128,16 +117,15 @@ class Headroom:
     def cleared_workers(self, workers: int) -> int:
         """Return how many whole workers the cleared rates come to, of so many."""
         capacity = self._capacity.compute_capacity_steps()
-        now_ms = self._clock.now_ms()
-        _, cleared = self._store.reserved.at("compute", self._limits.at_limit, now_ms)
+        _, cleared = self._store.reserved.at("compute", self._clock.now_ms())
         return min(workers, cleared * workers // capacity) if capacity else 0
 
-    def unreserved(self) -> dict[Kind, int]:
-        """Return what slots can grant, beside what was drawn of them."""
-        return {
-            "storage": self._unreserved("storage")[0],
-            "compute": self._unreserved("compute")[0],
-        }
+    def unreserved(self, kind: Kind) -> int:
+        """Return what is neither used nor under leases: slots can grant it."""
+        reserved, cleared = self._store.reserved.at(kind, self._clock.now_ms())
+        capacity = self._capacity
+        free = capacity.storage_free_bytes if kind == "storage" else capacity.compute_steps_free
+        return max(0, free() - cleared - sum(reserved.values()))
 
     def drawn_steps(self, *, young: bool = False) -> dict[EntitlementKey, int]:
         """Return the steps that leases have of each entitlement, rounded up.
@@ -145,53 +133,70 @@ class Headroom:
         Args:
             young: only of leases that are not cleared again yet.
         """
-        now_ms, at_limit = self._clock.now_ms(), self._limits.at_limit
-        return self._store.drawn_steps("provider", now_ms, at_limit=at_limit, young=young)
+        return self._store.drawn_steps("provider", self._clock.now_ms(), young=young)
 
     def _drawn(self) -> dict[EntitlementKey, int]:
-        now_ms, at_limit = self._clock.now_ms(), self._limits.at_limit
-        return self._store.drawn("provider", now_ms, at_limit=at_limit)
+        return self._store.drawn("provider", self._clock.now_ms())
+
+    def _present(self, kind: Kind) -> list[Entitlement]:
+        """Return the offers of a kind that hold their room now."""
+        now_ms = self._clock.now_ms()
+        return [e for e in self._entitlements() if e.kind == kind and is_present(e, now_ms)]
 
     def renewable(self, entry: LeaseEntry) -> int:
         """Return the bytes for which a lease is renewed for now: nobody else was granted them.
 
-        That is what its need is granted now beside its young leases; or all of it, where no grant
-        waits for room. Never more than it has: what it gave up others may have.
+        That is what its need is granted now beside its young leases and what others renew; or all
+        of it, where no grant waits for room. Never more than it has: what it gave up others may
+        have.
+        """
+        now_ms, drawn = self._clock.now_ms(), self._drawn()
+        has = held_or_kept(entry, now_ms)
+        # An offer of room that others still hold is made again each minute, until it lapses.
+        granted = [
+            each
+            for each in self._entitlements()
+            if each.kind == "storage" and each.window[0] <= now_ms
+        ]
+        waiting = sum(undrawn(each, drawn) for each in granted)
+        if waiting <= self.unreserved("storage") and all(
+            undrawn(each, drawn) <= slot_left(each, drawn) for each in granted
+        ):
+            return has
+        key, young = self._store.counts_for(entry), self.drawn_steps(young=True)
+        steps = sum(each.quantity for each in granted if each.key == key) - young.get(key, 0)
+        renewals = self._renewals(entry.terms.customer)
+        to_come = sum(size for new, size in renewals if self._store.counts_for(new) == key)
+        return max(0, min(has, steps * LEASE_UNIT["storage"] - to_come))
+
+    def _goes_over(self, renewed: LeaseEntry) -> int:
+        """Return what a lease has that can go over to another one beside those that renew it."""
+        promised = sum(
+            size
+            for new, size in self._renewals(renewed.terms.customer)
+            if new.terms.renews == renewed.terms.lease_id and new.terms.cleared
+        )
+        return max(0, held_or_kept(renewed, self._clock.now_ms()) - promised)
+
+    def _renewals(self, customer: bytes) -> Iterator[tuple[LeaseEntry, int]]:
+        """Yield a customer's open leases that renew others, and what is still to go over."""
+        for entry in self._store.of("provider", customer):
+            if entry.terms.renews is not None and not entry.is_over(self._clock.now_ms()):
+                yield entry, max(0, entry.terms.quantity - entry.use.held_bytes)
+
+    def keep_levels(self) -> None:
+        """Keep nothing free for who reached its debt limit; once it paid, a level that has room.
+
+        Meanwhile its room may have been leased to others: it does not come back by itself.
         """
         now_ms = self._clock.now_ms()
-        has = held_or_kept(entry, now_ms)
-        drawn, granted = self._drawn(), self._entitlements()
-        waiting = promises(granted, "storage", drawn, now_ms)
-        is_free = sum(promise.quantity for promise in waiting) <= self._unreserved("storage")[0]
-        if is_free and all(undrawn(each, drawn) <= slot_left(each, drawn) for each in granted):
-            return has
-        young = self.drawn_steps(young=True)
-        granted_bytes = sum(
-            (each.quantity - young.get(each.key, 0)) * LEASE_UNIT["storage"]
-            for each in granted
-            if each.key == self._store.counts_for(entry)
-        )
-        return min(has, granted_bytes)
-
-    def _free(self, kind: Kind, beside: Entitlement | None) -> tuple[int, dict[bytes, int]]:
-        """Return what is neither used nor promised, and what customers reserved."""
-        now_ms = self._clock.now_ms()
-        free, reserved = self._unreserved(kind)
-        granted = [each for each in self._entitlements() if each.until_ms > now_ms]
-        if granted:
-            drawn = self._drawn()
-            kept = promises(granted, kind, drawn, now_ms, beside=beside)
-            end_ms = EVER_MS if kind == "storage" else now_ms + COMPUTE_LEASE_MS
-            free = free_over(free, kept, now_ms, end_ms)
-        return free, reserved
-
-    def _unreserved(self, kind: Kind) -> tuple[int, dict[bytes, int]]:
-        """Return what is neither used nor reserved under leases, and what customers reserved."""
-        reserved, entitled = self._store.reserved.at(
-            kind, self._limits.at_limit, self._clock.now_ms()
-        )
-        if kind == "storage":
-            free = self._capacity.storage_free_bytes()
-        else:
-            free = self._capacity.compute_steps_free()
-        return max(0, free - entitled - sum(reserved.values())), reserved
+        for entry in self._store.all("provider"):
+            terms, use = entry.terms, entry.use
+            if entry.peer in self._limits.at_limit:
+                lapsed = use.lapsed or rules.reserved(terms, use, now_ms) > 0
+            else:
+                kept = rules.reserved(terms, replace(use, lapsed=False), now_ms)
+                lapsed = use.lapsed and not (terms.cleared and kept <= self.free(terms.kind))
+            if lapsed != use.lapsed:
+                entry.use = replace(use, lapsed=lapsed)
+                self._store.save(entry)

@@ -86,6 +86,8 @@ class LeaseUse:
     """Of a cleared rate: the minute, counted from the start, in which `spent` fuel steps ran."""
     spent: int = 0
     given_back: bool = False
+    lapsed: bool = False
+    """Provider: the level is no longer kept free, though billed: its customer reached its limit."""
     known: bool = False
     """Provider: the customer has asked for a count since the lease was granted."""
 
@@ -305,7 +307,7 @@ def room(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
 
 def reserved(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     """Return the part of what is left that the provider keeps free for the customer."""
-    if is_over(terms, use, now_ms):
+    if use.lapsed or is_over(terms, use, now_ms):
         return 0
     return max(0, advance(terms, use, now_ms).level - use.held_bytes)
 

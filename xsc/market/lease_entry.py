@@ -157,13 +157,8 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
     return use, now_ms - ended_ms >= kept_ms
 
 
-def kept_free(entry: LeaseEntry, at_limit: Collection[bytes], now_ms: int) -> int:
-    """Return what a provider keeps free for a lease: bytes, or fuel steps.
-
-    Nothing is kept for a customer in `at_limit`, which has reached its debt limit.
-    """
-    if entry.terms.customer in at_limit:
-        return 0
+def kept_free(entry: LeaseEntry, now_ms: int) -> int:
+    """Return what a provider keeps free for a lease: bytes, or fuel steps."""
     kept = rules.reserved(entry.terms, entry.use, now_ms)
     # Bytes that are being written have their room from the shard store already.
     return max(0, kept - entry.reserved) if entry.terms.kind == "storage" else kept
@@ -172,9 +167,9 @@ def kept_free(entry: LeaseEntry, at_limit: Collection[bytes], now_ms: int) -> in
 def drawn(entry: LeaseEntry, now_ms: int) -> int:
     """Return how much of a slot a lease takes: bytes, or fuel steps a minute.
 
-    A lease for now takes what it holds, and of compute nothing.
+    A lease for now takes what it holds, and of compute nothing; so does one whose level lapsed.
     """
-    if not entry.terms.cleared:
+    if not entry.terms.cleared or entry.use.lapsed:
         return entry.use.held_bytes
     if entry.is_over(now_ms):
         return min(entry.use.held_bytes, entry.use.level)
@@ -184,7 +179,7 @@ def drawn(entry: LeaseEntry, now_ms: int) -> int:
 def held_or_kept(entry: LeaseEntry, now_ms: int) -> int:
     """Return the bytes of a lease of storage: those held, or what is kept free for more."""
     terms, use = entry.terms, entry.use
-    if entry.is_over(now_ms):
+    if entry.is_over(now_ms) or (terms.cleared and use.lapsed):
         return use.held_bytes
     return max(use.held_bytes, use.level if terms.cleared else terms.quantity)
 

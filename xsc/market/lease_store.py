@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Final
 
@@ -25,12 +25,12 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed
 from xsc.market.account import Account, Booking
-from xsc.market.entitlements import LEASE_UNIT
 from xsc.market.keeping import room_left
 from xsc.market.lease import LeaseUse, half_ms, new_use, terms_of, worth
 from xsc.market.lease_entry import LeaseEntry, Role, drawn
 from xsc.market.ports import Commit, CountsFor
 from xsc.market.reserved import Reserved
+from xsc.market.room import LEASE_UNIT
 from xsc.terms.count import number_of, wide
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Kind, Quote
@@ -68,6 +68,7 @@ def read_use(raw: bytes) -> LeaseUse:
         minute=take_int(value, "minute"),
         spent=take_int(value, "spent"),
         given_back=take_bool(value, "given_back"),
+        lapsed=take_bool(value, "lapsed"),
         known=take_bool(value, "known"),
     )
     if write_use(use) != raw:
@@ -286,9 +287,7 @@ class LeaseStore:
             entry.told = self.reserved.change
             self.reserved.change(entry)
 
-    def drawn(
-        self, role: Role, now_ms: int, *, at_limit: Collection[bytes] = (), young: bool = False
-    ) -> dict[EntitlementKey, int]:
+    def drawn(self, role: Role, now_ms: int, *, young: bool = False) -> dict[EntitlementKey, int]:
         """Return what leases have of each entitlement: bytes, or fuel steps a minute.
 
         A lease that its provider signed not to know has nothing.
@@ -296,21 +295,20 @@ class LeaseStore:
         Args:
             role: of this node in the leases.
             now_ms: the present.
-            at_limit: customers that have reached their debt limit: what they hold counts.
             young: leave out what is cleared again: storage is from half-life on.
         """
         found: dict[EntitlementKey, int] = {}
-        for levels in self._levels(role, now_ms, at_limit, young=young).values():
+        for levels in self._levels(role, now_ms, young=young).values():
             found |= levels
         return found
 
     def drawn_steps(
-        self, role: Role, now_ms: int, *, at_limit: Collection[bytes] = (), young: bool = False
+        self, role: Role, now_ms: int, *, young: bool = False
     ) -> dict[EntitlementKey, int]:
         """Return the same in steps of slots, rounded up."""
         return {
             key: ceil_div(level, LEASE_UNIT[kind])
-            for kind, levels in self._levels(role, now_ms, at_limit, young=young).items()
+            for kind, levels in self._levels(role, now_ms, young=young).items()
             for key, level in levels.items()
         }
 
@@ -320,7 +318,7 @@ class LeaseStore:
         return self._counts_for(terms.kind, terms.provider, terms.customer, entry.drawn_key)
 
     def _levels(
-        self, role: Role, now_ms: int, at_limit: Collection[bytes], *, young: bool
+        self, role: Role, now_ms: int, *, young: bool
     ) -> dict[Kind, Counter[EntitlementKey]]:
         found: dict[Kind, Counter[EntitlementKey]] = {"storage": Counter(), "compute": Counter()}
         known: dict[tuple[bytes, EntitlementKey | None], EntitlementKey] = {}
@@ -329,8 +327,7 @@ class LeaseStore:
             is_old = terms.kind == "storage" and now_ms >= half_ms(terms)
             if entry.denial is not None or (young and is_old):
                 continue
-            is_released = terms.customer in at_limit
-            level = entry.use.held_bytes if is_released else drawn(entry, now_ms)
+            level = drawn(entry, now_ms)
             if level:
                 place = (entry.peer, entry.drawn_key)
                 if place not in known:

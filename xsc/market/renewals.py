@@ -24,13 +24,13 @@ from xsc.base.units import format_credits, format_duration
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
 from xsc.market import keeping as rules
-from xsc.market.entitlements import is_present, undrawn
 from xsc.market.lease import LEVEL_UNIT
 from xsc.market.lease_entry import LeaseEntry, drawn
 from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.quotes import Quotes
+from xsc.market.room import is_present, undrawn
 from xsc.terms.count import LeaseCount
 from xsc.terms.quote import Quote
 

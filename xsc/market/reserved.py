@@ -7,7 +7,6 @@ again when it changes, and when time alone may change what is kept for it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final
@@ -49,8 +48,8 @@ class Reserved:
         """Moments at which leases are counted again; the first stands first."""
         self._now_ms = 0
         self._shares: dict[Kind, Counter[bytes]] = {"storage": Counter(), "compute": Counter()}
-        self._entitled: dict[Kind, Counter[bytes]] = {"storage": Counter(), "compute": Counter()}
-        """By customer: under leases that draw on entitlements, which no share bounds."""
+        self._cleared: dict[Kind, int] = {"storage": 0, "compute": 0}
+        """Under leases that no share bounds."""
 
     def change(self, entry: LeaseEntry) -> None:
         """Count a lease again: it is new, or has changed."""
@@ -61,20 +60,10 @@ class Reserved:
         self._changed.pop(entry.terms.lease_id, None)
         self._count(self._kept.pop(entry.terms.lease_id, None), -1)
 
-    def at(
-        self, kind: Kind, at_limit: Collection[bytes], now_ms: int
-    ) -> tuple[dict[bytes, int], int]:
-        """Return what each customer has reserved and not used, and what all have of entitlements.
-
-        Nothing is kept for a customer in `at_limit`, which has reached its debt limit.
-        """
+    def at(self, kind: Kind, now_ms: int) -> tuple[dict[bytes, int], int]:
+        """Return what each customer has reserved and not used, and what cleared leases have."""
         self._pass_time(now_ms)
-        shares, entitled = dict(self._shares[kind]), self._entitled[kind]
-        kept = entitled.total()
-        for customer in at_limit:
-            kept -= entitled[customer]
-            shares.pop(customer, None)
-        return shares, kept
+        return dict(self._shares[kind]), self._cleared[kind]
 
     def _pass_time(self, now_ms: int) -> None:
         if now_ms < self._now_ms:  # the clock was set back
@@ -86,7 +75,7 @@ class Reserved:
                 self._changed.setdefault(lease_id, self._kept[lease_id].entry)
         for lease_id, entry in self._changed.items():
             before = self._kept.get(lease_id)
-            after = _Kept(entry, kept_free(entry, (), now_ms), _until_ms(entry, now_ms))
+            after = _Kept(entry, kept_free(entry, now_ms), _until_ms(entry, now_ms))
             self._count(before, -1)
             self._count(after, 1)
             self._kept[lease_id] = after
@@ -98,8 +87,11 @@ class Reserved:
     def _count(self, kept: _Kept | None, sign: int) -> None:
         if kept is None or not kept.quantity:
             return
-        terms = kept.entry.terms
-        sums = self._shares if kept.entry.draw is None else self._entitled
-        sums[terms.kind][terms.customer] += sign * kept.quantity
-        if not sums[terms.kind][terms.customer]:
-            del sums[terms.kind][terms.customer]
+        terms, change = kept.entry.terms, sign * kept.quantity
+        if kept.entry.draw is not None:
+            self._cleared[terms.kind] += change
+            return
+        shares = self._shares[terms.kind]
+        shares[terms.customer] += change
+        if not shares[terms.customer]:
+            del shares[terms.customer]

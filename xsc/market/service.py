@@ -175,6 +175,7 @@ class MarketService:
                 self.store.save(entry)
         self.default_need.tidy()
         self.limits.refresh()
+        self.headroom.keep_levels()
 
     # What people see
 

@@ -24,13 +24,14 @@ from xsc.base.limits import (
 )
 from xsc.identity.context import Context
 from xsc.market import lease as rules
-from xsc.market.entitlements import LEASE_UNIT, to_lower, to_take
+from xsc.market.entitlements import to_lower, to_take
 from xsc.market.granter import LOWER
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
 from xsc.market.quotes import Quotes
+from xsc.market.room import LEASE_UNIT
 from xsc.terms.slot import Entitlement, NeedSlot
 
 

@@ -60,9 +60,9 @@ from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
 from xsc.market import settlement
-from xsc.market.entitlements import SlotRoom
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, ladder
+from xsc.market.room import SlotRoom
 from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
 from xsc.net.transport.metered import Metered

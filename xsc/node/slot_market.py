@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from xsc.market.entitlements import SlotRoom
+from xsc.market.buyer import KINDS
+from xsc.market.room import SlotRoom
 from xsc.market.service import MarketService
 from xsc.terms.quote import Kind
 from xsc.terms.slot import EntitlementKey
@@ -18,7 +19,7 @@ class SlotMarket:
 
     def free(self) -> dict[Kind, int]:
         """Return what is neither used nor reserved now."""
-        return self._market.headroom.unreserved()
+        return {kind: self._market.headroom.unreserved(kind) for kind in KINDS}
 
     def room(self, free: Mapping[Kind, int], now_ms: int) -> SlotRoom:
         """Return what so much has room for."""

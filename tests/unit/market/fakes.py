@@ -20,9 +20,9 @@ from xsc.base.limits import GIB, PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.db.group import GroupCommit
 from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
-from xsc.market.entitlements import LEASE_UNIT
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
+from xsc.market.room import LEASE_UNIT
 from xsc.market.service import MarketService
 from xsc.terms.slot import Commitment
 

@@ -93,6 +93,44 @@ async def test_one_entitlement_renews_a_lease_once(world, three):
     assert old.use.level + new.use.level <= 50 * SLOT_STEP_BYTES
 
 
+async def test_one_grant_renews_two_old_leases_for_no_more_than_it_is(world, three):
+    """Each was renewed for now in full, beside the other one that had nothing yet."""
+    customer, other, provider = three
+    needs(customer, need_of(100))
+    old = []
+    for slot in (b"s", b"t"):
+        entitle(world, customer, provider, 50, slot=slot * 16, until_ms=2**60)
+        await signed(world, customer)
+    await world.drive(customer.market.settlement.settle_due())
+    for entry in provider.market.store.of("provider", customer.id):
+        provider.stores(entry.terms.lease_id, customer.id, 50 * SLOT_STEP_BYTES)
+        old.append(entry)
+    provider.room.stored = 100 * SLOT_STEP_BYTES
+    world.later(STORAGE_LEASE_MS * 5 // 8)
+    named = old[0].drawn_key
+    provider.market.store.counts_for = lambda _: named
+    provider.granted[:] = [replace(provider.granted[0], quantity=50)]
+    entitle(world, other, provider, 50)
+    got = 0
+    for number, entry in enumerate(old):
+        start_ms = begin_ms(entry.terms, world.clock.now_ms())
+        try:
+            new = await ask(
+                world,
+                customer,
+                provider,
+                number + 1,
+                quantity=50 * SLOT_STEP_BYTES,
+                start_ms=start_ms,
+                end_ms=start_ms + STORAGE_LEASE_MS,
+                renews=entry.terms.lease_id,
+            )
+        except LeaseExhausted:
+            continue
+        got += new.terms.quantity
+    assert got == 50 * SLOT_STEP_BYTES
+
+
 async def test_what_stays_under_an_old_lease_keeps_its_level_and_is_paid(world, three):
     customer, _, provider = three
     old, asked = await halfway(world, customer, provider, 50 * SLOT_STEP_BYTES)

@@ -57,21 +57,18 @@ def holding(size, **changed):
 
 
 def test_storage_keeps_free_what_is_reserved_less_what_is_being_written():
-    assert kept_free(entry(), (), T0) == 10 * GIB
-    assert kept_free(entry(reserved=3 * GIB), (), T0) == 7 * GIB
-    assert kept_free(entry(use=holding(4 * GIB)), (), T0) == 6 * GIB
-    assert kept_free(entry(), {CUSTOMER}, T0) == 0, "nothing for a customer at its limit"
-    assert kept_free(entry(), {OTHER}, T0) == 10 * GIB
-    assert kept_free(entry(), (), END) == 0
+    assert kept_free(entry(), T0) == 10 * GIB
+    assert kept_free(entry(reserved=3 * GIB), T0) == 7 * GIB
+    assert kept_free(entry(use=holding(4 * GIB)), T0) == 6 * GIB
+    assert kept_free(entry(), END) == 0
 
 
 def test_compute_keeps_free_what_was_cleared_and_nothing_for_now():
     run = {"kind": "compute", "quantity": 100, "reserved": 30}
-    assert kept_free(entry(**run), (), T0) == 0
+    assert kept_free(entry(**run), T0) == 0
     cleared = entry(**run, cleared=True, use=LeaseUse(T0, level=100))
-    assert kept_free(cleared, (), T0) == 100
-    assert kept_free(cleared, {CUSTOMER}, T0) == 0
-    assert kept_free(cleared, (), END) == 0
+    assert kept_free(cleared, T0) == 100
+    assert kept_free(cleared, END) == 0
 
 
 def test_what_runs_may_cost_is_counted_to_their_end():

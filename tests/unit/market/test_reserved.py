@@ -32,19 +32,17 @@ def test_reservations_add_up_by_customer_and_kind():
         entry(number=5, use=replace(LeaseUse(T0), lapsed=True)),
     ]
     reserved = kept(*entries)
-    assert reserved.at("storage", (), T0) == ({CUSTOMER: 11 * GIB, OTHER: 10 * GIB}, 0)
-    assert reserved.at("compute", (), T0) == ({}, 0)
-    assert reserved.at("storage", {OTHER}, T0) == ({CUSTOMER: 11 * GIB}, 0)
+    assert reserved.at("storage", T0) == ({CUSTOMER: 11 * GIB, OTHER: 10 * GIB}, 0)
+    assert reserved.at("compute", T0) == ({}, 0)
     drawing = kept(entry(draw=DRAW), *entries[1:])
-    assert drawing.at("storage", {OTHER}, T0) == ({CUSTOMER: GIB}, 10 * GIB)
-    assert drawing.at("storage", {CUSTOMER}, T0) == ({OTHER: 10 * GIB}, 0)
+    assert drawing.at("storage", T0) == ({CUSTOMER: GIB, OTHER: 10 * GIB}, 10 * GIB)
 
 
-def plainly(entries, kind, at_limit, now_ms):
+def plainly(entries, kind, now_ms):
     shares, entitled = Counter(), 0
     for each in entries:
         if each.terms.kind == kind:
-            quantity = kept_free(each, at_limit, now_ms)
+            quantity = kept_free(each, now_ms)
             if each.draw is None:
                 shares[each.terms.customer] += quantity
             else:
@@ -59,7 +57,7 @@ def test_what_is_kept_is_what_counting_all_leases_gives():
         for number in range(60):
             now_ms += random.choice([0, 0, 1, COMPUTE_LEASE_MS // 2, EPOCH_MS, 9 * EPOCH_MS])
             now_ms -= random.choice([0, 0, 0, EPOCH_MS])
-            what = random.choice(["new", "new", "use", "work", "renew", "forget"])
+            what = random.choice(["new", "new", "use", "work", "renew", "lapse", "forget"])
             known = list(entries.values())
             if what == "new" or not known:
                 kind = random.choice(["storage", "compute"])
@@ -83,16 +81,17 @@ def test_what_is_kept_is_what_counting_all_leases_gives():
                 each.use = spend(each.terms, each.use, 100, 1, now_ms)
             elif what == "work":
                 each.reserved = random.choice([0, GIB])
+            elif what == "lapse":
+                each.use = replace(each.use, lapsed=not each.use.lapsed)
             elif what == "renew":
                 each.terms = replace(each.terms, end_ms=each.terms.end_ms + EPOCH_MS)
             else:
                 del entries[each.terms.lease_id[0]]
                 each.told = None
                 reserved.forget(each)
-            at_limit = random.choice([(), (), {OTHER}])
             for kind in ("storage", "compute"):
-                right = plainly(entries.values(), kind, at_limit, now_ms)
-                assert reserved.at(kind, at_limit, now_ms) == right
+                right = plainly(entries.values(), kind, now_ms)
+                assert reserved.at(kind, now_ms) == right
 
 
 def test_what_is_kept_is_asked_for_without_a_look_at_every_lease():
@@ -100,7 +99,7 @@ def test_what_is_kept_is_asked_for_without_a_look_at_every_lease():
     for count in (20, 250):
         entries = [entry(number=number) for number in range(count)]
         reserved = kept(*entries)
-        reserved.at("storage", (), T0)
+        reserved.at("storage", T0)
         entries[7].reserved = 5
-        taken.append(steps_of(lambda reserved=reserved: reserved.at("storage", (), T0)))
+        taken.append(steps_of(lambda reserved=reserved: reserved.at("storage", T0)))
     assert taken[0] == taken[1]

@@ -32,8 +32,8 @@ from xsc.base.limits import (
 )
 from xsc.market import keeping, lease_requests
 from xsc.market import lease as rules
-from xsc.market.entitlements import LEASE_UNIT
 from xsc.market.granter import LOWER
+from xsc.market.room import LEASE_UNIT
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import slot_amount
 from xsc.terms.slot import Entitlement, NeedSlot
@@ -137,6 +137,19 @@ async def test_what_is_entitled_is_kept_from_all_others_until_it_lapses(world, t
         await leased(world, other, provider, 30 * SLOT_STEP_BYTES)
     world.later(OFFER_MS)
     await leased(world, other, provider, 30 * SLOT_STEP_BYTES)
+
+
+async def test_an_offer_of_a_later_window_holds_its_room_once_it_begins(world, three):
+    customer, other, provider = three
+    provider.standing.mutual[other.id] = 20_000
+    begins_ms = world.clock.now_ms() + DAY_MS
+    later = (begins_ms, begins_ms + DAY_MS)
+    entitle(world, customer, provider, 80, window=later, until_ms=begins_ms + OFFER_MS)
+    assert provider.market.headroom.free("storage") == 100 * SLOT_STEP_BYTES
+    await leased(world, other, provider, 30 * SLOT_STEP_BYTES)
+    world.later(DAY_MS)
+    with pytest.raises(SpaceExhausted):
+        await leased(world, other, provider, 30 * SLOT_STEP_BYTES)
 
 
 async def test_an_entitlement_that_is_not_there_is_refused(world, three):
@@ -790,7 +803,7 @@ async def test_nothing_is_kept_of_a_rate_for_who_reached_its_limit(world, three)
     world.later(3 * EPOCH_MS)
     provider.market.tidy()
     assert customer.id in provider.market.limits.at_limit
-    assert provider.market.headroom.unreserved()["compute"] == 100 * LEASE_UNIT["compute"]
+    assert provider.market.headroom.unreserved("compute") == 100 * LEASE_UNIT["compute"]
 
 
 async def test_a_lowering_whose_answer_was_lost_leaves_one_bill(world, three):

@@ -9,7 +9,7 @@ from xsc.base import limits
 from xsc.base.encoding import decode
 from xsc.base.errors import RecordInvalid, TooLarge, XscError
 from xsc.base.units import ceil_div
-from xsc.market.entitlements import LEASE_UNIT
+from xsc.market.room import LEASE_UNIT
 from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows, unpack_windows
 

@@ -1,0 +1,208 @@
+"""The law of the market: what all leases of a node come to never exceeds its capacity."""
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.allocation.fakes import Memory
+from tests.unit.market.fakes import A_MIB, RATE, Ledger, World
+from tests.unit.market.test_attacks import ask
+from tests.unit.market.test_signing import DAY_MS, entitle
+from xsc.base.errors import XscError
+from xsc.base.limits import (
+    COMPUTE_LEASE_MS,
+    EPOCH_MS,
+    OFFER_MS,
+    SLOT_STEP_BYTES,
+    STORAGE_LEASE_IDLE_MS,
+    STORAGE_LEASE_MS,
+)
+from xsc.market.granter import LOWER
+
+CAPACITY = 30
+UNIT = {"storage": SLOT_STEP_BYTES, "compute": RATE}
+numbers = st.integers(0, 2)
+kinds = st.sampled_from(["storage", "storage", "compute"])
+sizes = st.integers(1, CAPACITY)
+steps = st.one_of(
+    st.tuples(st.just("offer"), numbers, kinds, sizes),
+    st.tuples(st.just("offer later"), numbers, kinds, sizes),
+    st.tuples(st.just("draw"), numbers, kinds, sizes),
+    st.tuples(st.just("cleared"), numbers, kinds, sizes),
+    st.tuples(st.just("cleared"), numbers, kinds, sizes),
+    st.tuples(st.just("for now"), numbers, kinds, sizes),
+    st.tuples(st.just("lower"), st.integers(0, 9), kinds, st.integers(0, CAPACITY)),
+    st.tuples(st.just("store"), st.integers(0, 9), kinds, sizes),
+    st.tuples(st.just("drop"), st.integers(0, 9), kinds, sizes),
+    st.tuples(st.sampled_from(["debt", "paid", "kill"]), numbers, kinds, sizes),
+    st.tuples(
+        st.just("time"),
+        numbers,
+        kinds,
+        st.sampled_from([OFFER_MS, EPOCH_MS, STORAGE_LEASE_IDLE_MS, DAY_MS, STORAGE_LEASE_MS // 2]),
+    ),
+)
+
+
+RELEASED = [
+    (what, index, "storage", 20) for what, index in (("cleared", 0), ("debt", 0), ("cleared", 1))
+]
+PAID = ("paid", 0, "storage", 1)
+
+
+class Disk(Memory):
+    """Loses at a power loss what was written since the last sync."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+
+    def write(self, changes, *, sync):
+        super().write(changes, sync=sync)
+        if sync:
+            self.kept = dict(self.table)
+
+    def lose(self):
+        self.table = dict(self.kept)
+
+
+class Debts(Ledger):
+    """Says that some peers may owe nothing more."""
+
+    short = frozenset()
+
+    def credit_left(self, peer):
+        return 0 if peer in self.short else super().credit_left(peer)
+
+
+class Law:
+    """One provider and three customers that sign what they like, at its door."""
+
+    def __init__(self):
+        self.world = World()
+        self.customers = [self.world.node(number) for number in (1, 2, 3)]
+        self.provider = self.world.node(4)
+        self.provider.standing.mutual[self.customers[0].id] = 20_000
+        self.provider.room.storage = CAPACITY * UNIT["storage"]
+        self.provider.room.steps = CAPACITY * UNIT["compute"]
+        self.held = Counter()
+        self.number = 0
+
+    async def begin(self):
+        self.provider.state, self.provider.ledger = Disk(), Debts(10**15)
+        self.provider.ledger.short = set()
+        await self.provider.restart()
+
+    async def step(self, what, index, kind, amount):
+        provider, now_ms = self.provider, self.world.clock.now_ms()
+        if what == "time":
+            self.world.later(amount)
+            provider.market.tidy()
+        elif what == "kill":
+            provider.state.lose()
+            await provider.restart()
+            provider.market.granted.reconcile(self.held)
+        elif what in ("debt", "paid"):
+            change = provider.ledger.short.add if what == "debt" else provider.ledger.short.discard
+            change(self.customers[index].id)
+            provider.market.tidy()
+        elif what == "cleared":
+            await self.step("offer", index, kind, amount)
+            await self.step("draw", index, kind, amount)
+        elif what.startswith("offer"):
+            begins_ms = now_ms + DAY_MS * (what != "offer")
+            entitle(
+                self.world,
+                self.customers[index],
+                provider,
+                amount,
+                kind=kind,
+                window=(begins_ms, begins_ms + 200 * DAY_MS),
+                until_ms=begins_ms + OFFER_MS,
+                need=bytes([index]) * 16,
+                slot=kind[:1].encode() * 16,
+                slot_quantity=CAPACITY,
+            )
+        elif what in ("draw", "for now"):
+            await self.lease(self.customers[index], kind, amount, is_for_now=what == "for now")
+        elif entries := [e for e in provider.market.store.all("provider") if e.terms.kind == kind]:
+            entry = entries[index % len(entries)]
+            lease_id, customer = entry.terms.lease_id, entry.terms.customer
+            size = amount * UNIT[kind]
+            if what == "lower":
+                lower = provider.market.handlers()[LOWER]
+                await lower(customer, {"lease_id": lease_id, "level": size}, ())
+            elif kind == "storage" and what == "store":
+                provider.market.granted.admit(lease_id, customer, size)
+                provider.market.granted.stored(lease_id, size, size)
+                self.count(lease_id, size)
+            elif kind == "storage":
+                size = min(size, self.held[lease_id])
+                provider.market.granted.settle_use(lease_id, -size)
+                self.count(lease_id, -size)
+
+    def count(self, lease_id, size):
+        self.held[lease_id] += size
+        self.provider.room.stored = sum(self.held.values())
+
+    async def lease(self, customer, kind, steps, *, is_for_now):
+        now_ms, provider = self.world.clock.now_ms(), self.provider
+        draw, length_ms = None, STORAGE_LEASE_MS if kind == "storage" else COMPUTE_LEASE_MS
+        if not is_for_now:
+            offers = [e for e in provider.granted if (e.customer, e.kind) == (customer.id, kind)]
+            if not offers:
+                return
+            draw = offers[-1].draw
+        self.number += 1
+        entry = await ask(
+            self.world,
+            customer,
+            provider,
+            self.number,
+            kind=kind,
+            draw=draw,
+            quantity=steps * UNIT[kind],
+            quantity_min=1 if is_for_now else steps * UNIT[kind],
+            end_ms=now_ms + length_ms,
+            price=1_000 * A_MIB,
+        )
+        # Its customer knows of it.
+        entry.use = replace(entry.use, voucher_number=1)
+
+    def check(self):
+        """Count what was signed at each lease's word, by no rule of the market."""
+        now_ms, taken = self.world.clock.now_ms(), Counter()
+        for entry in self.provider.market.store.all("provider"):
+            terms, use = entry.terms, entry.use
+            held = self.held[terms.lease_id]
+            is_open = now_ms < terms.end_ms and not use.given_back and not use.lapsed
+            level = use.level if terms.cleared else terms.quantity * (terms.kind == "storage")
+            if is_open and not terms.cleared and terms.kind == "storage":
+                epochs = (now_ms - terms.start_ms) // EPOCH_MS
+                level *= use.held_bytes * 16 >= epochs * terms.quantity
+            taken[terms.kind] += max(held, level * is_open)
+        for kind, sum_ in taken.items():
+            assert sum_ <= CAPACITY * UNIT[kind]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(steps, max_size=24))
+@example([*RELEASED, PAID])
+@example([*RELEASED, ("kill", 0, "storage", 1)])
+@example([(what, index, "compute", size) for what, index, _, size in RELEASED] + [PAID])
+def test_the_levels_of_all_leases_never_exceed_the_capacity(taken):
+    async def play():
+        law = Law()
+        await law.begin()
+        for each in taken:
+            try:
+                await law.step(*each)
+            except XscError:
+                continue
+            finally:
+                law.check()
+
+    asyncio.run(play())
