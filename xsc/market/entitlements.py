@@ -14,9 +14,7 @@ from xsc.base.limits import COMPUTE_LEASE_MS
 from xsc.base.units import ceil_div
 from xsc.market.lease import LEVEL_UNIT, least_level
 from xsc.market.lease_entry import LeaseEntry
-from xsc.market.pricing import Ladder
 from xsc.market.room import LEASE_UNIT, is_present, undrawn
-from xsc.terms.quote import Tier
 from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot
 
 
@@ -104,17 +102,3 @@ def _lower(leases: Sequence[LeaseEntry], levels: dict[bytes, int], most: int, no
         less = max(least, level - max(0, beyond))
         less = levels[entry.terms.lease_id] = min(level, ceil_div(less, unit) * unit)
         beyond -= level - less
-
-
-def ladder_for(entitlement: Entitlement, posted: Ladder, tier: Tier) -> Ladder:
-    """Return the ladder of a quote whose rung is the entitlement's price.
-
-    A customer of that tier pays no more than it is asked now without an entitlement.
-    """
-    price = min(entitlement.price, posted.rung(tier))
-    rungs: dict[Tier, Ladder] = {
-        "mutual": Ladder(price, max(price, posted.one_way), max(price, posted.reserve)),
-        "one_way": Ladder(min(price, posted.mutual), price, max(price, posted.reserve)),
-        "open": Ladder(min(price, posted.mutual), min(price, posted.one_way), price),
-    }
-    return rungs[entitlement.tier]

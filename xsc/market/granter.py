@@ -1,8 +1,7 @@
 """Quotes to customers, and grants their requests for leases.
 
 A request is granted when it comes: of the entitlement that its quote names, or of what is left for
-all. A lease is on the disk before it is answered. The rules are in `quote`, `lease`, `room` and
-`entitlements`.
+all. A lease is on the disk before it is answered. The rules are in `quote`, `lease` and `room`.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ from xsc.market import keeping, room
 from xsc.market import lease as rules
 from xsc.market.buyer import KINDS
 from xsc.market.credit_limits import CreditLimits
-from xsc.market.entitlements import ladder_for
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, ahead_micro, is_done
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
+from xsc.market.pricing import Ladder
 from xsc.market.quote import make_quote, open_quote
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Draw, Kind, Quote
@@ -94,8 +93,9 @@ class LeaseGranter:
             available = self._headroom.offered(kind, caller)
         else:
             entitlement, available = self._headroom.entitled(kind, caller, draw)
-            ladder = ladder_for(entitlement, ladder, tier)
-            tier = entitlement.tier
+            # No more than is asked now without it.
+            price = min(entitlement.price, ladder.rung(tier))
+            ladder, tier = Ladder(price, price, price), entitlement.tier
         quote = make_quote(
             provider=self._key.node_id,
             customer=caller,

@@ -192,11 +192,10 @@ class Headroom:
         now_ms = self._clock.now_ms()
         for entry in self._store.all("provider"):
             terms, use = entry.terms, entry.use
-            if entry.peer in self._limits.at_limit:
-                lapsed = use.lapsed or rules.reserved(terms, use, now_ms) > 0
-            else:
-                kept = rules.reserved(terms, replace(use, lapsed=False), now_ms)
-                lapsed = use.lapsed and not (terms.cleared and kept <= self.free(terms.kind))
-            if lapsed != use.lapsed:
-                entry.use = replace(use, lapsed=lapsed)
+            at_limit = entry.peer in self._limits.at_limit
+            if at_limit == use.lapsed or not (at_limit or terms.cleared):
+                continue
+            kept = rules.reserved(terms, replace(use, lapsed=False), now_ms)
+            if kept if at_limit else kept <= self.free(terms.kind):
+                entry.use = replace(use, lapsed=at_limit)
                 self._store.save(entry)
