@@ -806,6 +806,38 @@ async def test_nothing_is_kept_of_a_rate_for_who_reached_its_limit(world, three)
     assert provider.market.headroom.unreserved("compute") == 100 * LEASE_UNIT["compute"]
 
 
+@pytest.mark.parametrize("kind", ["storage", "compute"])
+async def test_who_paid_has_its_level_again_once_its_room_is_free(world, three, kind):
+    customer, other, provider = three
+    limit = provider.ledger.limit
+    await leased_all(world, customer, provider, 60, kind=kind)
+    await world.drive(customer.market.settlement.settle_due())
+    (entry,) = provider.market.store.all("provider")
+    provider.ledger.limit = 0
+    provider.market.tidy()
+    provider.granted.clear()
+    provider.ledger.limit = limit
+    await leased_all(world, other, provider, 60, kind=kind)
+    await world.drive(other.market.settlement.settle_due())
+    provider.market.tidy()
+    lease_id = entry.terms.lease_id
+
+    async def use():
+        if kind == "storage":
+            provider.stores(lease_id, customer.id, 50 * SLOT_STEP_BYTES)
+        else:
+            await admit(world, provider, lease_id, customer)
+
+    with pytest.raises(LeaseExhausted):
+        await use()
+    world.later(OFFER_MS)
+    needs(other)
+    await signed(world, other)
+    provider.market.tidy()
+    assert provider.market.headroom.unreserved(kind) == 40 * LEASE_UNIT[kind]
+    await use()
+
+
 async def test_a_lowering_whose_answer_was_lost_leaves_one_bill(world, three):
     customer, _, provider = three
     await leased_all(world, customer, provider, 50)
