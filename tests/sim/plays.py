@@ -15,7 +15,8 @@ from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.granting import Inputs, clear_all
 from xsc.allocation.standing import Wanted, standing_need, with_standing_need
 from xsc.base.limits import PRICE_BYTES, SLOT_STEP_BYTES
-from xsc.market.entitlements import LEASE_UNIT, SlotRoom, to_take, undrawn
+from xsc.market.entitlements import to_take
+from xsc.market.room import LEASE_UNIT, SlotRoom, undrawn
 from xsc.terms.clearing import SpaceValue
 from xsc.terms.slot import AvailabilitySlot, Commitment, Entitlement, EntitlementKey, pack_windows
 
@@ -97,7 +98,9 @@ class Customer:
         held = {host.node: host.of(self.node) * SLOT_STEP_BYTES for host in hosts}
         wanted = Wanted(held, self.short * SLOT_STEP_BYTES, self.spread, self.price_max)
         new_id = self.node[-16:]
-        self.commitment = with_standing_need(self.commitment, wanted, lambda: new_id, owner="")
+        self.commitment = with_standing_need(
+            self.commitment, "storage", wanted, lambda: new_id, owner=""
+        )
 
     @property
     def published(self) -> Published:
@@ -155,7 +158,7 @@ class Days:
             self.clear()
             changed = False
             for customer in self.customers:
-                need = standing_need(customer.commitment)
+                need = standing_need(customer.commitment, "storage")
                 if need is None:
                     continue
                 ranks = {
@@ -179,7 +182,7 @@ class Days:
         """Let customers take leases on what they are granted where there is room."""
         hosts = {host.node: host for host in self.hosts}
         for customer in self.customers:
-            need = standing_need(customer.commitment)
+            need = standing_need(customer.commitment, "storage")
             if need is None:
                 continue
             offers = [e for h in self.hosts for e in h.granted if e.customer == customer.node]

@@ -33,9 +33,10 @@ from xsc.base.limits import (
 )
 from xsc.market.auction import Bid as Ask
 from xsc.market.auction import place
-from xsc.market.lease import LeaseTerms, advance, due_micro, new_use
+from xsc.market.lease import LeaseTerms, advance, new_use, worth
 from xsc.market.pricing import unit_price, utilisation_ppm
 from xsc.market.room import FreeRoom, left
+from xsc.terms.pricing import WORTH
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -379,7 +380,7 @@ def test_a_wait_for_own_credit_takes_nothing_off_the_bill_of_a_cleared_rate():
         cleared=True,
     )
     use = advance(terms, new_use(terms, 0), HOUR_MS)
-    assert due_micro(terms, use) == 1_000 * SLOT_STEP_FUEL * 3_600 // 10**9
+    assert worth(terms, use.used) // WORTH == 1_000 * SLOT_STEP_FUEL * 3_600 // 10**9
 
 
 @pytest.mark.parametrize("seed", range(3))

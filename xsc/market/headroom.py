@@ -176,7 +176,8 @@ class Headroom:
             for new, size in self._renewals(renewed.terms.customer)
             if new.terms.renews == renewed.terms.lease_id and new.terms.cleared
         )
-        return max(0, held_or_kept(renewed, self._clock.now_ms()) - promised)
+        kept = rules.reserved(renewed.terms, renewed.use, self._clock.now_ms())
+        return max(0, renewed.use.held_bytes + kept - promised)
 
     def _renewals(self, customer: bytes) -> Iterator[tuple[LeaseEntry, int]]:
         """Yield a customer's open leases that renew others, and what is still to go over."""
