@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import random
+from collections import Counter
 
 import pytest
 
@@ -190,6 +191,26 @@ def test_small_networks_spread_the_shards_as_evenly_as_they_can(count, survives)
                 await put(world.nodes[0], b"x" * MIB, contract=Contract(2))
 
     run(26, count, play)
+
+
+@pytest.mark.parametrize("victim", [1, 2, 3, 4])
+def test_in_a_circle_of_five_any_host_may_go_silent_in_the_middle_of_a_put(victim):
+    """Also the one with two columns: each goes to another node, so that none has three."""
+
+    async def play(world):
+        world.net.set_delay(20, 40)
+        data = content(5 * MIB)
+        putting = asyncio.ensure_future(put(world.nodes[0], data))
+        await world.clock.sleep_ms(100)
+        assert not putting.done()
+        await world.crash(victim)
+        capability = await putting
+        await world.restart(victim)
+        await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
+        assert await get(world.nodes[0], capability) == data
+        assert max(Counter(await hosts_of(world, capability)).values()) == 2
+
+    run(26, 5, play)
 
 
 def test_a_full_network_refuses_before_a_byte_is_written():

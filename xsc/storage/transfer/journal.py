@@ -2,7 +2,7 @@
 
     storage/upload/h/<id>                      head: secret, code, hosts
     storage/upload/s/<id><segment>             nonce, tag and roots; on the disk before it is sent
-    storage/upload/a/<id><segment><column>     a host's receipt for its columns of a segment
+    storage/upload/a/<id><segment><column>     a host's receipt for its column of a segment
     storage/upload/r/<id>                      the sealed manifest, before it is sent
 
 The id is the caller's. A segment is sealed anew under its kept nonce only to
@@ -88,7 +88,7 @@ class Kept:
     head: Head
     segments: dict[int, KeptSegment] = field(default_factory=dict)
     acks: dict[tuple[int, int], KeptPlace] = field(default_factory=dict)
-    """By segment and first column of the slot."""
+    """By segment and column."""
     sealed: bytes | None = None
     """The sealed manifest, once there is one."""
 
@@ -97,17 +97,23 @@ class Kept:
         """The code it was begun with."""
         return Code(self.head.k, self.head.m)
 
-    def has(self, segment: int, slot: KeptSlot) -> bool:
-        """Say whether a slot's present host gave a receipt for a segment."""
-        ack = self.acks.get((segment, slot.columns[0]))
-        return ack is not None and ack.node == slot.node
+    @property
+    def columns(self) -> dict[int, KeptSlot]:
+        """The present host of each column, and its lease."""
+        return {column: slot for slot in self.head.slots for column in slot.columns}
+
+    def has(self, segment: int, column: int, node: bytes) -> bool:
+        """Say whether a host gave a receipt for a column of a segment."""
+        ack = self.acks.get((segment, column))
+        return ack is not None and ack.node == node
 
     def whole(self) -> list[int]:
         """Return the segments that every host of now gave a receipt for."""
+        columns = self.columns.items()
         return [
             segment
             for segment in sorted(self.segments)
-            if all(self.has(segment, slot) for slot in self.head.slots)
+            if all(self.has(segment, column, slot.node) for column, slot in columns)
         ]
 
     def stored_bytes(self) -> int:

@@ -13,6 +13,7 @@ ends with every column stored, or is deleted again. docs/design/storage.md.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -52,7 +53,6 @@ from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.object.placement import (
     Placement,
     check_code,
-    columns_of,
     host_bytes,
     placement_of,
     record_bytes,
@@ -127,9 +127,9 @@ class KeptLease:
 
 @dataclass(slots=True)
 class _Slot:
-    """Columns that stay together, and the host that holds them for now."""
+    """A column, and the host that holds it for now: another where that one goes silent."""
 
-    columns: tuple[int, ...]
+    column: int
     lease: HostLease
     tries: int = 0
     """Rises when the host is replaced."""
@@ -299,23 +299,25 @@ class Upload:
 
     def _can_go_on(self, kept: Kept) -> bool:
         """Say whether an earlier put has the same code, and its hosts keep the contract."""
-        columns = {column: slot.node for slot in kept.head.slots for column in slot.columns}
-        return kept.code == self._code and self._keeps([columns[c] for c in sorted(columns)])
+        hosts = [slot.node for _, slot in sorted(kept.columns.items())]
+        return kept.code == self._code and self._keeps(hosts)
 
     async def _go_on(self, kept: Kept) -> None:
         """Take up where an earlier put of the same content ended."""
         assert self._journal is not None
         self._size_hint = max(self._size_hint, sum(s.length for s in kept.segments.values()))
         self._held = dict(kept.held())
-        await together(self._ask_for_rest(kept, slot) for slot in kept.head.slots)
+        await together(self._ask_for_rest(kept, *item) for item in kept.columns.items())
         whole = kept.whole()
-        for slot in kept.head.slots:
+        for column, slot in kept.columns.items():
             self._slots.append(
                 _Slot(
-                    slot.columns,
+                    column,
                     KeptLease(slot.node, slot.lease_id, slot.price),
                     done=set(whole),
-                    before=frozenset(index for index in kept.segments if kept.has(index, slot)),
+                    before=frozenset(
+                        index for index in kept.segments if kept.has(index, column, slot.node)
+                    ),
                 )
             )
         for index in whole:
@@ -324,15 +326,14 @@ class Upload:
         self._journal.moved(self._head())
         self._client.log.info("storage.put_goes_on", segments=len(whole))
 
-    async def _ask_for_rest(self, kept: Kept, slot: KeptSlot) -> None:
-        """Learn from a host what it stored before its receipt could be kept."""
+    async def _ask_for_rest(self, kept: Kept, column: int, slot: KeptSlot) -> None:
+        """Learn from a host what it stored of a column before its receipt could be kept."""
         assert self._journal is not None
         lease = KeptLease(slot.node, slot.lease_id, slot.price)
         missing = [
             Wanted(index, column, segment.roots[column])
             for index, segment in sorted(kept.segments.items())
-            if not kept.has(index, slot)
-            for column in slot.columns
+            if not kept.has(index, column, slot.node)
         ]
 
         def size_of(want: Wanted) -> int:
@@ -351,15 +352,13 @@ class Upload:
                     "storage.host_not_asked", peer=short(slot.node), code=fault.code
                 )
                 break
-        for index in sorted({segment for segment, _ in held}):
-            if all((index, column) in held for column in slot.columns):
-                shard_bytes = size_of(Wanted(index, slot.columns[0], b""))
-                size = held_bytes(shard_bytes) * len(slot.columns)
-                place = KeptPlace(node=slot.node, lease_id=slot.lease_id, size_bytes=size)
-                kept.acks[index, slot.columns[0]] = place
-                self._journal.acked(index, slot.columns, place)
-                known = (slot.node, slot.lease_id)
-                self._held[known] = self._held.get(known, 0) + size
+        for index, _ in sorted(held):
+            size = held_bytes(size_of(Wanted(index, column, b"")))
+            place = KeptPlace(node=slot.node, lease_id=slot.lease_id, size_bytes=size)
+            kept.acks[index, column] = place
+            self._journal.acked(index, column, place)
+            known = (slot.node, slot.lease_id)
+            self._held[known] = self._held.get(known, 0) + size
 
     def _head(self) -> Head:
         return self._head_of(self._held)
@@ -373,7 +372,7 @@ class Upload:
             touched_ms=self._trail.now_ms(),
             slots=tuple(
                 KeptSlot(
-                    columns=slot.columns,
+                    columns=(slot.column,),
                     node=slot.lease.node,
                     lease_id=slot.lease.lease_id,
                     price=slot.lease.price,
@@ -447,9 +446,7 @@ class Upload:
         if columns is None:
             raise await self._refusal([lease.node for lease in leases])
         by_node = {lease.node: lease for lease in leases}
-        self._slots = [
-            _Slot(columns_of(columns, node), by_node[node]) for node in dict.fromkeys(columns)
-        ]
+        self._slots = [_Slot(column, by_node[node]) for column, node in enumerate(columns)]
 
     def _hosts_of(self, columns: Sequence[bytes]) -> list[HostLabels]:
         return [HostLabels(node, *self._client.hosts.labels(node)) for node in columns]
@@ -522,7 +519,7 @@ class Upload:
         return refusal(refused, f"the contract {contract.to_text()} cannot be kept now", also=less)
 
     def _columns(self) -> tuple[bytes, ...]:
-        holders = {column: slot.lease.node for slot in self._slots for column in slot.columns}
+        holders = {slot.column: slot.lease.node for slot in self._slots}
         return tuple(holders[column] for column in range(self._code.n))
 
     # Sending
@@ -689,14 +686,14 @@ class Upload:
         self._journal.moved(self._head())
 
     async def _store(self, slot: _Slot, index: int, *, again: bool = False) -> None:
-        """Store a slot's columns of a segment, at whatever host it has by then."""
+        """Store a slot's column of a segment, at whatever host it has by then."""
         while True:
             tries, lease = slot.tries, slot.lease
             # No host is to blame where the own disk takes no note.
             self._may_lie_at(lease)
             try:
                 shards = self._live[index]
-                mine = [shards[c] for c in slot.columns if c < len(shards)]
+                mine = shards[slot.column : slot.column + 1]
                 if again or (index in slot.before and not tries):
                     mine = []
                 await self._deliver(lease, index, mine)
@@ -717,7 +714,7 @@ class Upload:
             lease_id=slot.lease.lease_id,
             size_bytes=held_bytes(sum(len(shard.data) for shard in shards), len(shards)),
         )
-        self._journal.acked(index, slot.columns, place)
+        self._journal.acked(index, slot.column, place)
 
     # Replacing
 
@@ -754,7 +751,7 @@ class Upload:
             return False
         slot.extended_at = held
         there = sum(size for (at, _), size in self._held.items() if at == node)
-        lacking = self._room(len(self._slots)) - there
+        lacking = self._room(len(set(self._columns()))) - there
         lease = await self._lease_at(node, lacking if lacking > 0 else there)
         if lease is None:
             return False
@@ -777,7 +774,7 @@ class Upload:
             held = sum(
                 held_bytes(self._code.shard_bytes(self._lengths[index])) for index in slot.done
             )
-            size = max(self._room(self._code.n), held) * len(slot.columns)
+            size = max(self._room(self._code.n), held)
             try:
                 leases = await self._lease(size, 1, taken)
             except (NoOffers, LimitError):
@@ -809,24 +806,21 @@ class Upload:
         ]
         if not left:
             raise fault
-        load = {other.lease.node: 0 for other in left}
-        for other in left:
-            load[other.lease.node] += len(other.columns)
-        chosen = min(left, key=lambda other: (load[other.lease.node], other.columns))
+        load = Counter(other.lease.node for other in left)
+        chosen = min(left, key=lambda other: (load[other.lease.node], other.column))
         columns = list(self._columns())
-        for column in slot.columns:
-            columns[column] = chosen.lease.node
+        columns[slot.column] = chosen.lease.node
         await self._require(columns)
         slot.lease = chosen.lease
         return chosen.lease
 
     async def _refill(self, slot: _Slot) -> None:
         """Store at a slot's new host what the old one held."""
-        for plan in plan_rebuilds(self._columns(), slot.columns, slot.done, set(self._gone)):
+        for plan in plan_rebuilds(self._columns(), [slot.column], slot.done, set(self._gone)):
             index = plan.segment
             if index in self._live:
                 shards = self._live[index]
-                built = [shards[column] for column in slot.columns if column < len(shards)]
+                built = shards[slot.column : slot.column + 1]
             else:
                 columns = self._columns()
                 got = await race(

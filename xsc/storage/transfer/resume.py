@@ -7,7 +7,7 @@ a sync: a kill loses none, and a power failure some, whose shards are sent again
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from xsc.base.clock import Clock, Executor
@@ -58,9 +58,9 @@ class ResumeJournal:
         self._begun = True
         await self._commit(changes)
 
-    def acked(self, index: int, columns: Sequence[int], place: KeptPlace) -> None:
-        """Keep a receipt for the columns of a slot."""
-        self._state.write([journal.ack_change(self.upload, index, columns[0], place)], sync=False)
+    def acked(self, index: int, column: int, place: KeptPlace) -> None:
+        """Keep a receipt for a column of a segment."""
+        self._state.write([journal.ack_change(self.upload, index, column, place)], sync=False)
 
     def lies_at(self, head: Head) -> None:
         """Keep where something is about to lie of a put that nothing goes on with.
