@@ -21,6 +21,7 @@ from xsc.base.errors import XscError
 from xsc.base.limits import MANIFEST_BYTES_MAX
 from xsc.identity.envelope import Record, open_signed
 from xsc.market import lease_store
+from xsc.market.account import Account
 from xsc.net.calls import frame
 from xsc.net.peers import invitation
 from xsc.storage.catalogue import names
@@ -65,6 +66,12 @@ def read_text(raw: bytes, parse: Callable[[str], Any]) -> Any:
     return parse(raw.decode("latin-1"))
 
 
+def read_account(raw: bytes) -> Account:
+    account = Account("provider", bytes(32), bytes(32))
+    lease_store.read_account(account, raw)
+    return account
+
+
 def write_frame(value: frame.Frame) -> bytes:
     head = frame.pack_head(value.header, value.parts)
     return b"".join([head, *(part.data for part in value.parts)])
@@ -106,6 +113,8 @@ def format_of(case: dict[str, Any]) -> Format:
             return Format(names.read_last, lambda last: names.last_row("", last)[1] or b"")
         case "use":
             return Format(lease_store.read_use, lease_store.write_use)
+        case "account":
+            return Format(read_account, lease_store.write_account)
         case "damaged":
             return Format(bodies.decode_damaged, lambda value: bodies.encode_damaged(*value))
         case other:

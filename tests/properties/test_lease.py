@@ -1,87 +1,363 @@
-"""The laws of a lease: what is owed never falls, and both sides come to the same."""
+"""The laws of leases: both sides come to the same, and nobody pays what does not follow."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from xsc.base.limits import EPOCH_MS, MIB, RESERVED_EPOCHS
-from xsc.market.keeping import agreed, begin_ms, moved, reconciled
+from xsc.base.limits import (
+    COMPUTE_LEASE_MS,
+    EPOCH_MS,
+    MFUEL,
+    MIB,
+    REQUEST_WINDOW_MS,
+    STORAGE_LEASE_IDLE_MS,
+)
+from xsc.market import account as rules
+from xsc.market.account import Account
+from xsc.market.keeping import moved
 from xsc.market.lease import (
     LeaseTerms,
-    LeaseUse,
     advance,
-    check_voucher,
-    counted,
-    due_micro,
-    exposure_micro,
+    ended,
     hold,
-    hold_since,
+    lowered,
     new_use,
-    next_voucher,
-    owed_micro,
     reserved,
     room,
     spend,
-    status,
-    tolerance,
-    with_voucher,
+    worth,
 )
-from xsc.terms.pricing import compute_amount, storage_amount
+from xsc.market.lease_entry import LeaseEntry
+from xsc.terms.count import wide
+from xsc.terms.pricing import WORTH, compute_amount
 
 EPOCHS = 20
-STORAGE = LeaseTerms(
-    b"l" * 32, "storage", b"p" * 32, b"c" * 32, 40, 64 * MIB, 1_000, 1_000 + EPOCHS * EPOCH_MS
+START = 1_700_000_000_000
+LONG_MS = EPOCHS * EPOCH_MS
+P, C = b"p" * 32, b"c" * 32
+STORAGE = LeaseTerms(b"l" * 32, "storage", P, C, 40, 64 * MIB, START, START + LONG_MS)
+COMPUTE = LeaseTerms(b"j" * 32, "compute", P, C, 40, 10**12, START, START + COMPUTE_LEASE_MS)
+CLEARED = replace(STORAGE, lease_id=b"k" * 32, cleared=True)
+RATE = LeaseTerms(
+    b"r" * 32, "compute", P, C, 40_000, 900 * MFUEL, START, START + LONG_MS, cleared=True
 )
-COMPUTE = LeaseTerms(b"l" * 32, "compute", b"p" * 32, b"c" * 32, 40, 10**12, 1_000, 61_000)
-FRESH = LeaseUse(touched_ms=1_000)
+NEXT = replace(
+    STORAGE, lease_id=b"n" * 32, price=41, renews=STORAGE.lease_id, end_ms=START + 2 * LONG_MS
+)
+FRESH = new_use(STORAGE, START)
+ALL = (STORAGE, COMPUTE, CLEARED, RATE, NEXT)
+
+
+def entry_of(role, terms):
+    return LeaseEntry(role, terms, new_use(terms, terms.start_ms), b"raw", b"id")
+
+
+@dataclass
+class Pair:
+    """A customer and a provider, whose clock differs from the customer's by `skew_ms`."""
+
+    skew_ms: int = 0
+    terms: tuple = ALL
+    now_ms: int = START
+    vouchers: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.mine = {each.lease_id: entry_of("customer", each) for each in self.terms}
+        self.theirs = {each.lease_id: entry_of("provider", each) for each in self.terms}
+        for entry in self.mine.values():
+            entry.changed(entry.terms.quantity)
+        self.own, self.other = Account("customer", P, C), Account("provider", P, C)
+
+    @property
+    def their_ms(self):
+        return self.now_ms + self.skew_ms
+
+    def change(self, lease_id, change, quantity):
+        """Have a change of a use happen at both sides, each by its own clock."""
+        mine, theirs = self.mine[lease_id], self.theirs[lease_id]
+        mine.changed(quantity)
+        mine.use = change(mine.terms, mine.use, self.now_ms)
+        theirs.use = change(theirs.terms, theirs.use, self.their_ms)
+
+    def hold(self, terms, delta):
+        theirs = self.theirs[terms.lease_id]
+        if theirs.use.given_back or not terms.start_ms <= min(self.now_ms, self.their_ms):
+            return
+        if max(self.now_ms, self.their_ms) >= terms.end_ms:
+            return
+        delta = max(-theirs.use.held_bytes, min(delta, room(terms, theirs.use, self.their_ms)))
+        if delta:
+            self.change(
+                terms.lease_id, lambda t, use, now_ms: hold(t, use, delta, now_ms), abs(delta)
+            )
+
+    def lower(self, terms, level):
+        before = self.theirs[terms.lease_id].use.level
+        if before:
+            self.change(
+                terms.lease_id, lambda t, use, now_ms: lowered(t, use, level, now_ms), before
+            )
+
+    def run(self, terms, steps):
+        if max(self.now_ms, self.their_ms) < terms.end_ms:
+            self.change(terms.lease_id, lambda t, use, now_ms: spend(t, use, steps, now_ms), 0)
+
+    def move(self, size):
+        for side, now_ms in ((self.mine, self.now_ms), (self.theirs, self.their_ms)):
+            old, new = side[STORAGE.lease_id], side[NEXT.lease_id]
+            for entry in (old, new):
+                entry.changed(STORAGE.quantity)
+            fits = min(size, max(0, NEXT.quantity - new.use.held_bytes))
+            old.use, new.use = moved((old.terms, old.use), (new.terms, new.use), fits, now_ms)
+
+    def count(self):
+        """Return what the provider signs now."""
+        for entry in self.theirs.values():
+            entry.use = advance(entry.terms, entry.use, self.their_ms)
+        return rules.count_of(self.other, list(self.theirs.values()), self.their_ms)
+
+    def take(self, count):
+        """Have the customer take a count over; return what it makes of it."""
+        agreed = rules.agree(
+            self.own,
+            list(self.mine.values()),
+            count,
+            asked_ms=self.now_ms + 1,
+            now_ms=self.now_ms,
+        )
+        disputed = {entry.terms.lease_id for entry in agreed.disputed}
+        self.own.closed = agreed.closed
+        for entry, use in agreed.uses:
+            entry.use = use
+            if entry.terms.lease_id not in disputed:
+                entry.leeway = 0
+        for entry in (*agreed.gone, *agreed.denied):
+            if entry.terms.lease_id not in {line.lease_id for line in count.leases}:
+                del self.mine[entry.terms.lease_id]
+        voucher = rules.next_voucher(self.own, agreed.amount_micro, count)
+        if voucher is not None:
+            rules.with_voucher(self.own, voucher, voucher.to_bytes())
+            self.vouchers.append(voucher)
+        return agreed
+
+    def pay(self):
+        if self.vouchers:
+            newest = self.vouchers[-1]
+            assert rules.check_voucher(self.other, newest, newest.to_bytes()) is None
+            rules.with_voucher(self.other, newest, newest.to_bytes())
+
+    def play(self, step):
+        what, wait_ms, number = step
+        self.now_ms += wait_ms
+        match what:
+            case "hold":
+                self.hold(STORAGE, number)
+            case "hold cleared":
+                self.hold(CLEARED, number)
+            case "lower":
+                self.lower(CLEARED, abs(number))
+            case "lower rate":
+                self.lower(RATE, abs(number) % 900 * MFUEL)
+            case "run":
+                self.run(COMPUTE, abs(number))
+            case "run rate":
+                self.run(RATE, abs(number))
+            case "move":
+                self.move(abs(number))
+            case "count":
+                assert not self.take(self.count()).disputed
+                self.pay()
+            case "count, answer lost":
+                self.count()
+            case "count, voucher lost":
+                assert not self.take(self.count()).disputed
+
+    def ceiling(self, now_ms):
+        """Return quantity, price and time of every lease, in WORTHths of a micro-credit."""
+        total = 0
+        for terms in self.terms:
+            most = terms.quantity
+            if terms.kind == "storage" or terms.cleared:
+                most *= max(0, min(now_ms, terms.end_ms) - terms.start_ms)
+            total += worth(terms, most)
+        return total
+
+
+STEPS = st.tuples(
+    st.sampled_from(
+        [
+            "hold",
+            "hold",
+            "hold cleared",
+            "lower",
+            "lower rate",
+            "run",
+            "run rate",
+            "move",
+            "count",
+            "count, answer lost",
+            "count, voucher lost",
+        ]
+    ),
+    st.one_of(st.integers(0, 90_000), st.integers(0, 3 * EPOCH_MS)),
+    st.integers(-20 * MIB, 20 * MIB),
+)
+SKEWS = st.integers(-REQUEST_WINDOW_MS, REQUEST_WINDOW_MS)
+
+
+# Room for now lapses by two clocks, long after the last change was agreed on.
+@example(steps=[("hold", 0, 1), ("count", 0, 0)], skew=REQUEST_WINDOW_MS, wait=EPOCH_MS)
+@given(st.lists(STEPS, max_size=20), SKEWS, st.integers(0, 3 * LONG_MS))
+def test_after_a_last_count_both_totals_are_equal_and_within_what_was_leased(steps, skew, wait):
+    pair = Pair(skew)
+    for step in steps:
+        pair.play(step)
+    pair.now_ms += wait
+    count = pair.count()
+    agreed = pair.take(count)
+    pair.pay()
+    assert not agreed.disputed
+    theirs = rules.due_micro(pair.other, pair.theirs.values(), pair.their_ms)
+    own = (
+        pair.own.closed + sum(worth(entry.terms, entry.use.used) for entry in pair.mine.values())
+    ) // WORTH
+    assert own == theirs == count.amount_micro == pair.own.signed_micro == pair.other.signed_micro
+    runs = sum(e.use.used for e in pair.theirs.values() if e.terms is COMPUTE)
+    assert theirs <= (pair.ceiling(pair.their_ms) + worth(COMPUTE, runs)) // WORTH
+
+
+@given(st.lists(STEPS, max_size=20), st.lists(st.integers(0, 3 * EPOCH_MS), max_size=6))
+def test_any_counts_in_between_give_the_total_of_one(steps, looks):
+    one, many = Pair(), Pair()
+    steps = [step for step in steps if not step[0].startswith("count")]
+    for step in steps:
+        for part in sorted({min(look, step[1]) for look in looks}):
+            many.now_ms, before = many.now_ms + part, many.now_ms
+            many.take(many.count())
+            many.now_ms = before
+        one.play(step)
+        many.play(step)
+    one.now_ms = many.now_ms = max(one.now_ms, many.now_ms)
+    assert one.take(one.count()).amount_micro == many.take(many.count()).amount_micro
+
+
+@given(st.lists(STEPS, max_size=10))
+def test_a_voucher_never_falls_and_old_ones_change_nothing(steps):
+    pair = Pair()
+    for step in [*steps, ("count", EPOCH_MS, 0)]:
+        pair.play(step)
+    numbers = [(voucher.number, voucher.amount_micro) for voucher in pair.vouchers]
+    assert numbers == sorted(set(numbers))
+    # Losing all but the last changes nothing.
+    late = Account("provider", P, C)
+    for voucher in pair.vouchers[-1:]:
+        assert rules.check_voucher(late, voucher, voucher.to_bytes()) is None
+        rules.with_voucher(late, voucher, voucher.to_bytes())
+    assert (late.number, late.signed_micro) == (pair.other.number, pair.other.signed_micro)
+
+
+LIES = st.sampled_from(["used", "held", "level", "twice", "closed", "amount", "somebody's", "end"])
+
+
+@given(st.lists(STEPS, max_size=10), SKEWS, LIES, st.integers(1, 2**70), st.data())
+def test_who_counts_more_than_follows_is_never_paid_for_it(steps, skew, lie, more, data):
+    pair = Pair(skew)
+    for step in steps:
+        pair.play(step)
+    pair.now_ms += EPOCH_MS
+    honest = pair.count()
+    most = honest.amount_micro
+    lines, change = list(honest.leases), {}
+    place = data.draw(st.integers(0, len(lines) - 1))
+    line = lines[place]
+    entry = pair.mine[line.lease_id]
+    if lie == "used":
+        at = advance(entry.terms, entry.use, pair.their_ms)
+        lines[place] = line.model_copy(update={"used": wide(at.used + entry.leeway + more)})
+    elif lie == "held":
+        lines[place] = line.model_copy(update={"held_bytes": line.held_bytes + min(more, 2**60)})
+    elif lie == "level":
+        lines[place] = line.model_copy(update={"level": line.level + min(more, 2**60)})
+    elif lie == "twice":
+        lines.append(line)
+    elif lie == "closed":
+        change["closed"] = wide(int.from_bytes(honest.closed, "big") + more)
+    elif lie == "somebody's":
+        lines.append(line.model_copy(update={"lease_id": b"?" * 32, "used": wide(more)}))
+    elif lie == "end":
+        lines[place] = line.model_copy(update={"end_ms": line.end_ms + min(more, 2**50)})
+    change["amount_micro"] = min(2**60, most + more)
+    lying = honest.model_copy(update={"leases": tuple(lines), **change})
+    if lie == "twice":
+        wrong = rules.check_count(lying, provider=P, customer=C, now_ms=pair.now_ms)
+        assert wrong is not None
+        return
+    agreed = pair.take(lying)
+    # What a minute of each clock explains is the most that a lie gains, and no voucher more.
+    explained = sum(
+        worth(each.terms, advance(each.terms, each.use, pair.their_ms).used)
+        for each in pair.mine.values()
+    )
+    assert agreed.amount_micro <= max(most, (pair.own.closed + explained) // WORTH)
+    if lie == "used":
+        assert line.lease_id in {each.terms.lease_id for each in agreed.disputed}
+    else:
+        assert agreed.amount_micro == most
+    # Whatever it said, the honest count pays what is due.
+    pair.now_ms += EPOCH_MS
+    again = pair.count()
+    pair.take(again)
+    assert pair.own.signed_micro == again.amount_micro
+
 
 events = st.lists(
     st.tuples(st.integers(0, 3 * EPOCH_MS), st.integers(-8 * MIB, 8 * MIB)), max_size=12
 )
 
 
-def played(events):
+def played(events, terms=STORAGE):
     """Yield (time, use) after each event, where a delta is kept inside of the lease."""
-    now, use = STORAGE.start_ms, FRESH
+    now, use = terms.start_ms, FRESH
     for wait, delta in events:
         now += wait
-        free = room(STORAGE, use, STORAGE.start_ms)
-        use = hold(STORAGE, use, min(delta, free), now)
+        use = hold(terms, use, min(delta, room(terms, use, now)), now)
         yield now, use
 
 
-def by_epochs(events):
-    """Reference: for each begun epoch, the most bytes held in it."""
-    now, held = STORAGE.start_ms, 0
-    most = [0] * EPOCHS
-    for wait, delta in events:
-        until = now + wait
-        first = min((now - STORAGE.start_ms) // EPOCH_MS, EPOCHS - 1)
-        last = min((until - STORAGE.start_ms) // EPOCH_MS, EPOCHS - 1)
-        for epoch in range(first, last + 1):
-            most[epoch] = max(most[epoch], held)
-        now = until
+def by_the_second(events, until_ms):
+    """Reference: what is held or kept free, for each stretch of time between two changes."""
+    now, touched, held, total = START, START, 0, 0
+    end_ms = STORAGE.end_ms
+    lapsed = False
+    for wait, delta in [*events, (until_ms, 0)]:
+        then = min(until_ms, now + wait)
+        marks = sorted({now, then, min(max(touched + STORAGE_LEASE_IDLE_MS, now), then)})
+        for first, last in zip(marks, marks[1:], strict=False):
+            lapsed = lapsed or first >= touched + STORAGE_LEASE_IDLE_MS
+            billed = held if lapsed else max(held, STORAGE.quantity)
+            total += billed * max(0, min(last, end_ms) - min(first, end_ms))
+        if then >= touched + STORAGE_LEASE_IDLE_MS:
+            lapsed = lapsed or touched + STORAGE_LEASE_IDLE_MS <= end_ms
+        now = then
         held = max(0, held + min(delta, STORAGE.quantity - held))
-        most[last] = max(most[last], held)
-    return sum(most)
+        touched = now
+    return total
 
 
 @given(events)
-def test_the_use_is_the_sum_of_each_epochs_most(events):
-    last = FRESH
-    for _, use in played(events):
-        last = use
-    assert last.used == by_epochs(events)
+def test_the_use_is_what_was_held_or_kept_free_for_each_millisecond(events):
+    now, last = [(START, FRESH), *played(events)][-1]
+    assert last.used == by_the_second(events, now)
 
 
 @given(events)
 def test_what_is_owed_never_falls(events):
-    due = 0
+    used = 0
     for _, use in played(events):
-        assert due_micro(STORAGE, use) >= due
-        assert 0 <= use.held_bytes <= use.peak_bytes <= STORAGE.quantity
-        due = due_micro(STORAGE, use)
+        assert use.used >= used
+        assert 0 <= use.held_bytes <= STORAGE.quantity
+        used = use.used
 
 
 @given(events, st.lists(st.integers(0, 30 * EPOCH_MS), max_size=5))
@@ -95,164 +371,37 @@ def test_looking_changes_nothing(events, looks):
         assert advance(STORAGE, seen, now - 1) == seen
 
 
-@given(events)
-def test_vouchers_of_one_side_pass_the_other(events):
-    customer = provider = FRESH
-    vouchers = []
-    for now, use in played(events):
-        customer = replace(
-            use,
-            voucher_number=customer.voucher_number,
-            voucher_micro=customer.voucher_micro,
-            voucher_quantity=customer.voucher_quantity,
-        )
-        voucher = next_voucher(STORAGE, customer, now)
-        if voucher is None:
-            assert due_micro(STORAGE, customer) == customer.voucher_micro
-            continue
-        customer = with_voucher(customer, voucher)
-        seen = replace(
-            use,
-            voucher_number=provider.voucher_number,
-            voucher_micro=provider.voucher_micro,
-            voucher_quantity=provider.voucher_quantity,
-        )
-        assert check_voucher(STORAGE, seen, voucher) is None
-        provider = with_voucher(seen, voucher)
-        for old in [*vouchers, voucher]:
-            assert check_voucher(STORAGE, provider, old) is not None
-        vouchers.append(voucher)
-        assert voucher.amount_micro == storage_amount(STORAGE.price, voucher.quantity)
-    # Losing all but the last changes nothing.
-    if vouchers:
-        final = replace(provider, voucher_number=0, voucher_micro=0, voucher_quantity=0)
-        assert check_voucher(STORAGE, final, vouchers[-1]) is None
-        assert with_voucher(final, vouchers[-1]) == provider
-
-
-@given(events, st.integers(0, 200 * MIB))
-def test_no_more_than_an_epoch_beyond_the_use_is_taken(events, beyond):
-    use = FRESH
-    now = STORAGE.start_ms
-    for moment, after in played(events):
-        now, use = moment, after
-    more = replace(use, used=use.used + beyond)
-    voucher = next_voucher(STORAGE, more, now)
-    if voucher is not None:
-        refused = check_voucher(STORAGE, use, voucher) is not None
-        # What is billed at least counts as used, on both sides.
-        ahead = counted(STORAGE, more) - counted(STORAGE, use)
-        assert refused == (ahead > tolerance(STORAGE))
-
-
 @given(st.lists(st.integers(0, 10**10), max_size=20))
-def test_a_compute_voucher_is_the_sum_of_its_bills(runs):
-    use = FRESH
+def test_a_compute_lease_comes_to_the_fuel_that_ran(runs):
+    use = new_use(COMPUTE, START)
     for steps in runs:
-        use = spend(COMPUTE, use, steps, compute_amount(COMPUTE.price, steps), COMPUTE.start_ms)
-    assert due_micro(COMPUTE, use) == sum(compute_amount(COMPUTE.price, run) for run in runs)
-    voucher = next_voucher(COMPUTE, use, 2_000)
-    if voucher is not None:
-        assert voucher.quantity == sum(runs)
-        assert check_voucher(COMPUTE, FRESH, voucher) is None
-
-
-@given(events, st.integers(0, 40 * EPOCH_MS), st.integers(0, 10**9))
-def test_what_is_left_to_settle_is_never_negative_and_exposure_covers_it(events, wait, settled):
-    for now, use in played(events):
-        later = advance(STORAGE, replace(use, settled_micro=settled), now + wait)
-        owed = owed_micro(STORAGE, later, now + wait)
-        assert 0 <= owed <= due_micro(STORAGE, later)
-        assert exposure_micro(STORAGE, later, now + wait) >= owed
-        assert (status(STORAGE, later, now + wait) == "open") == (now + wait < STORAGE.end_ms)
+        use = spend(COMPUTE, use, steps, START)
+    assert use.used == sum(runs)
+    assert worth(COMPUTE, use.used) // WORTH == compute_amount(COMPUTE.price, sum(runs))
 
 
 moves = st.lists(
-    st.tuples(st.integers(0, 5 * EPOCH_MS), st.integers(-2 * MIB, 4 * MIB), st.booleans()),
-    min_size=1,
-    max_size=12,
+    st.tuples(st.integers(0, 5 * EPOCH_MS), st.integers(0, 4 * MIB)), min_size=1, max_size=12
 )
 
 
 @given(st.integers(0, 30 * EPOCH_MS), st.integers(1, 8 * MIB), moves)
-def test_each_byte_epoch_is_owed_once_whenever_the_bytes_go_over(wait, size, moves):
+def test_each_byte_is_billed_once_whenever_it_goes_over(wait, size, moves):
     """A twin that is never renewed, and does not end, counts as much as old and new together."""
-    now = STORAGE.start_ms
-    old = twin = hold(STORAGE, FRESH, size, now)
     endless = replace(STORAGE, end_ms=2**60)
+    now = START
+    old = twin = replace(hold(endless, FRESH, size, now), level=0)
     now += wait
-    start_ms = begin_ms(STORAGE, now)
-    renewing = replace(
-        STORAGE,
-        lease_id=b"n" * 32,
-        start_ms=start_ms,
-        end_ms=start_ms + 200 * EPOCH_MS,
-        renews=STORAGE.lease_id,
-    )
+    renewing = replace(NEXT, start_ms=now, end_ms=2**60)
     new = new_use(renewing, now)
-    for wait_ms, delta, is_moved in moves:
+    for wait_ms, delta in moves:
         now += wait_ms
-        if is_moved:
-            old, new = moved((STORAGE, old), (renewing, new), abs(delta), now)
+        old, new = moved((endless, old), (renewing, new), delta, now)
         twin = advance(endless, twin, now)
         assert old.held_bytes + new.held_bytes == size
-    old, new = moved((STORAGE, old), (renewing, new), size, now)
-    assert (old.held_bytes, new.held_bytes) == (0, size)
-    later = max(now, start_ms) + 3 * EPOCH_MS
-    twin = advance(endless, twin, later)
-    old, new = advance(STORAGE, old, later), advance(renewing, new, later)
-    assert old.used + new.used == twin.used
-    bill = due_micro(STORAGE, old) + due_micro(renewing, new)
-    first = STORAGE.quantity // RESERVED_EPOCHS
-    assert (
-        bill - storage_amount(STORAGE.price, max(0, first - old.used))
-        <= due_micro(endless, replace(twin, used=max(twin.used, first))) + 1
-    )
-
-
-@given(st.integers(0, 30 * EPOCH_MS), st.integers(1, 8 * MIB), st.integers(0, 9 * EPOCH_MS))
-def test_who_hears_late_that_bytes_went_over_counts_as_the_provider_does(wait, size, late):
-    now = STORAGE.start_ms
-    use = hold(STORAGE, FRESH, size, now)
-    now += wait
-    start_ms = begin_ms(STORAGE, now)
-    end_ms = start_ms + 200 * EPOCH_MS
-    renewing = replace(STORAGE, start_ms=start_ms, end_ms=end_ms, renews=STORAGE.lease_id)
-    theirs = moved((STORAGE, use), (renewing, new_use(renewing, now)), size, now)
-    now += late
-    mine = moved((STORAGE, use), (renewing, new_use(renewing, now)), size, now)
-    old, new = advance(STORAGE, theirs[0], now), advance(renewing, theirs[1], now)
-    mine = agreed((STORAGE, mine[0]), (renewing, mine[1]), old.used)
-    assert [count.used for count in mine] == [old.used, new.used]
-
-
-mebibytes = st.integers(0, 16 * MIB)
-
-
-@given(mebibytes, mebibytes, mebibytes, st.integers(0, 9), st.integers(0, 9))
-def test_who_missed_a_deletion_counts_like_its_provider_once_that_has_said_so(
-    first, freed, again, deleted, told
-):
-    """Whatever epoch it was deleted and told in; also of bytes that come again in that epoch."""
-    at = [STORAGE.start_ms + epoch * EPOCH_MS + 1 for epoch in (0, deleted, deleted + told)]
-    both = hold(STORAGE, FRESH, first, at[0])
-    provider = advance(STORAGE, hold(STORAGE, both, -min(first, freed), at[1]), at[2])
-    customer = reconciled(STORAGE, both, provider.held_bytes, provider.used, at[2])
-    assert customer.held_bytes == provider.held_bytes
-    mine, theirs = (hold(STORAGE, use, again, at[2]) for use in (customer, provider))
-    assert (mine.used, mine.peak_bytes) == (theirs.used, theirs.peak_bytes)
-
-
-@given(st.integers(0, 8 * MIB), st.integers(1, 8 * MIB), st.integers(0, 15), st.integers(0, 15))
-def test_what_is_counted_late_since_its_epoch_is_owed_as_if_counted_in_time(held, more, at, wait):
-    now = STORAGE.start_ms + at * EPOCH_MS
-    late = now + wait * EPOCH_MS
-    use = hold(STORAGE, FRESH, held, STORAGE.start_ms)
-    in_time = advance(STORAGE, hold(STORAGE, use, more, now), late)
-    found = hold_since(STORAGE, advance(STORAGE, use, late), more, at, late)
-    assert (found.held_bytes, found.used) == (in_time.held_bytes, in_time.used)
-    gone = hold_since(STORAGE, in_time, -more, at, late)
-    assert (gone.held_bytes, gone.used) == (held, in_time.used), "what is owed never falls"
+    later = now + 3 * EPOCH_MS
+    old, new = advance(endless, old, later), advance(renewing, new, later)
+    assert old.used + new.used == advance(endless, twin, later).used
 
 
 @given(events, st.lists(st.integers(0, 30 * EPOCH_MS), max_size=5))
@@ -261,15 +410,15 @@ def test_room_that_lapsed_stays_lapsed_whoever_looks_and_when(events, looks):
     for now, use in played(events):
         for later in looks:
             kept = reserved(STORAGE, use, now + later)
-            assert kept in (0, room(STORAGE, use, STORAGE.start_ms))
+            assert kept in (0, room(STORAGE, use, START))
             seen = advance(STORAGE, use, now + later)
             assert reserved(STORAGE, seen, now + later) == kept
-        assert use.lapsed or not lapsed
-        lapsed = use.lapsed
+        assert not use.level or not lapsed
+        lapsed = not use.level
 
 
-@given(events)
-def test_the_charge_is_for_what_is_reserved_and_falls_away_as_the_lease_is_used(events):
-    for _, use in played(events):
-        least = STORAGE.quantity // RESERVED_EPOCHS if use.used else 0
-        assert counted(STORAGE, use) == max(use.used, least)
+@given(events, st.integers(0, 40 * EPOCH_MS))
+def test_what_was_ended_is_billed_no_more(events, wait):
+    for now, use in played(events):
+        over = ended(use, used=use.used)
+        assert advance(STORAGE, over, now + wait).used == use.used

@@ -84,7 +84,7 @@ class Market:
     """Leases for a customer, and the book of a provider."""
 
     leases: list[Lease] = field(default_factory=list)
-    spending: list[tuple[bytes, int, int]] = field(default_factory=list)
+    spending: list[tuple[bytes, int]] = field(default_factory=list)
     given_back: list[tuple[bytes, int]] = field(default_factory=list)
     room: int = 10**13
     reserved: int = 0
@@ -115,8 +115,8 @@ class Market:
     def unused(self, lease_id, fuel_steps):
         self.given_back.append((lease_id, fuel_steps))
 
-    async def spent(self, lease_id, fuel_steps, amount_micro):
-        self.spending.append((lease_id, fuel_steps, amount_micro))
+    async def spent(self, lease_id, fuel_steps):
+        self.spending.append((lease_id, fuel_steps))
 
     async def refused(self, lease_id):
         self.refusals.append(lease_id)
@@ -288,7 +288,7 @@ async def test_a_function_is_run_by_a_peer_and_paid(world):
     assert done.results == ("5",)
     assert (done.fuel_used, amount(done), done.trap) == (4, FIRST, None)
     assert from_text(done.provider) == world.provider.key.node_id
-    assert world.customer.market.spending == [(b"\1" * 32, FIRST, FIRST)]
+    assert world.customer.market.spending == [(b"\1" * 32, FIRST)]
     assert (world.provider.market.used, world.provider.market.reserved) == ([FIRST], 0)
     receipt = open_signed(
         done.receipt, ExecutionReceipt, network=world.network, author=from_text(done.provider)
@@ -637,7 +637,7 @@ async def test_a_lost_worker_is_billed_once_for_a_module(world):
         assert isinstance(done.trap, WorkerLost), moment
         assert done.fuel_used == 20 * MILLISECOND_FUEL
         paid = len(spending)
-        assert spending[-1][2] == amount(done)
+        assert spending[-1][1] == amount(done)
         world.clock.advance_to(world.clock.now_ms() + 1)
         # It has heard of the loss: a provider that runs the module all the same is not paid.
         with pytest.raises(ReceiptInvalid, match="lost a worker by this module before"):

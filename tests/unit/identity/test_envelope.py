@@ -28,6 +28,7 @@ from xsc.identity.envelope import (
     sign_jointly,
 )
 from xsc.identity.keys import KeyPair, network_id
+from xsc.terms.count import LeaseCount
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
@@ -45,7 +46,7 @@ KINDS: dict[str, type[Record]] = {
         ExecutionReceipt,
         HeldShard,
         Lease,
-        LeaseDenial,
+        LeaseCount,
         LeaseRequest,
         Number,
         Observed,

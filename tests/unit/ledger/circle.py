@@ -145,7 +145,7 @@ def voucher(
         customer=debtor.id,
         number=number,
         amount_micro=amount_micro,
-        quantity=0,
+        count=None,
         until_ms=0,
     )
     return sign(said, debtor.key, NETWORK)

@@ -441,7 +441,7 @@ class Export:
             customer=self.debtor.id,
             number=1,
             amount_micro=AMOUNT,
-            quantity=0,
+            count=None,
             until_ms=0,
         )
         self.voucher = sign(said, self.debtor.key, NETWORK)

@@ -149,7 +149,7 @@ def test_the_largest_voucher_and_half_fit_their_bound():
         customer=GENESIS,
         number=most,
         amount_micro=most,
-        quantity=most,
+        count=GENESIS,
         until_ms=most,
     )
     assert open_voucher(sign(said, DEBTOR, NETWORK).raw, network=NETWORK).record == said

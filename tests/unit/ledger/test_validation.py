@@ -29,7 +29,7 @@ def voucher(amount=100, *, by=B, customer=None, provider=A, account=LEASE, numbe
         customer=(customer or by).node_id,
         number=number,
         amount_micro=amount,
-        quantity=0,
+        count=None,
         until_ms=0,
     )
     return sign(said, by, NETWORK)

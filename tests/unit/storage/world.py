@@ -91,9 +91,6 @@ class Book:
         if moved_bytes:
             self.settle_use(old_id, -moved_bytes)
 
-    async def renewal_used(self, old_id: bytes, new_id: bytes) -> int:
-        return 7
-
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         assert delta_bytes <= 0
         self.used[lease_id] += delta_bytes
@@ -223,8 +220,7 @@ class Host:
         self.customer_used[lease_id] = self.customer_used.get(lease_id, 0) + delta_bytes
         assert self.customer_used[lease_id] >= 0
 
-    def renewed(self, old_id, new_id, size_bytes, used):
-        assert used == 7
+    def renewed(self, old_id, new_id, size_bytes):
         self.customer_used[old_id] -= size_bytes
         self.customer_used[new_id] = self.customer_used.get(new_id, 0) + size_bytes
         assert self.customer_used[old_id] >= 0
@@ -241,9 +237,6 @@ class Host:
 
     def is_denied(self, lease_id):
         return lease_id in self.denied
-
-    async def recounted(self, lease_id, delta_bytes):
-        await self.used(lease_id, delta_bytes)
 
     def lease_end(self, lease_id):
         return self.ends.get(lease_id, FAR)

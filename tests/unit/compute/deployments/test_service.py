@@ -99,7 +99,7 @@ class ServiceMarket(Market):
         if lease_id in self.rates:
             return 0, self.rates[lease_id]
         known = [lease.price for lease in self.leases if lease.lease_id == lease_id]
-        spent = sum(steps for lease, steps, _ in self.spending if lease == lease_id)
+        spent = sum(steps for lease, steps in self.spending if lease == lease_id)
         return (known[0], self.room - spent) if known else None
 
     def end_ms(self, lease_id):
@@ -639,7 +639,7 @@ async def test_a_peer_holds_it_and_is_paid_for_each_request(world):
     assert [row.request_id for row in rows] == [each.request_id for each in served]
     steps = [row.fuel_used + RUN_FUEL for row in rows]
     assert [row.amount_micro for row in rows] == steps
-    assert world.owner.market.spending == [(b"\1" * 32, each, each) for each in steps]
+    assert world.owner.market.spending == [(b"\1" * 32, each) for each in steps]
     assert world.holder.market.used == steps
     assert world.holder.market.reserved == 0
     for row in rows:
@@ -870,7 +870,7 @@ async def test_a_lease_is_replaced_before_it_has_no_room_for_two_requests(world)
     await world.owner.deploy(on=world.holder.id, environment={"A": "B"})
     world.owner.market.leases = [first]
     for spent, lease in ((0, first), (steps(world), first), (1, second)):
-        world.owner.market.spending.append((first.lease_id, spent, 0))
+        world.owner.market.spending.append((first.lease_id, spent))
         world.owner.market.leases.insert(0, second)
         await world.owner.look_after()
         held = world.holder.services.registry.get((world.owner.id, "greet"))

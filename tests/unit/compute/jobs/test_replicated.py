@@ -71,8 +71,8 @@ class Replicated:
         by_lease = {lease.lease_id: lease.node for lease in self.customer.market.leases}
         return {
             self.nodes.index(by_lease[lease_id])
-            for lease_id, _, amount in self.customer.market.spending
-            if amount
+            for lease_id, steps in self.customer.market.spending
+            if steps
         }
 
 
