@@ -1,6 +1,7 @@
 """The laws of leases: both sides come to the same, and nobody pays what does not follow."""
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -333,7 +334,7 @@ def by_the_second(events, until_ms):
     for wait, delta in [*events, (until_ms, 0)]:
         then = min(until_ms, now + wait)
         marks = sorted({now, then, min(max(touched + STORAGE_LEASE_IDLE_MS, now), then)})
-        for first, last in zip(marks, marks[1:], strict=False):
+        for first, last in pairwise(marks):
             lapsed = lapsed or first >= touched + STORAGE_LEASE_IDLE_MS
             billed = held if lapsed else max(held, STORAGE.quantity)
             total += billed * max(0, min(last, end_ms) - min(first, end_ms))

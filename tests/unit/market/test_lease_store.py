@@ -12,7 +12,8 @@ from xsc.base.limits import PROMISE_MS
 from xsc.db.group import GroupCommit
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.market.lease_entry import Booking
+from xsc.market.account import Booking
+from xsc.market.lease import worth
 from xsc.market.lease_store import LeaseStore
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
@@ -56,38 +57,45 @@ def state():
 
 
 def store_on(state):
-    store = LeaseStore(state, NET, GroupCommit(state, InlineExecutor()).commit, named)
+    store = LeaseStore(state, NET, b"o" * 32, GroupCommit(state, InlineExecutor()).commit, named)
     store.load()
     return store
 
 
-def test_both_roles_come_back_with_everything(state):
+async def test_both_roles_come_back_with_everything(state):
     store = store_on(state)
     mine = store.entry_of("customer", lease(1), 5, b"site/attic")
     theirs = store.entry_of("provider", lease(1), 6)
     store.add([mine, theirs])
-    mine.use = replace(mine.use, held_bytes=3, used=9, voucher_number=2, given_back=True)
-    mine.voucher = b"v"
-    store.save(mine)
-    theirs.booking = Booking(4, 1, 50, b"w")
-    theirs.refusals = 1
-    store.save(theirs)
+    mine.use = replace(mine.use, held_bytes=3, used=2**70, level=1, spent=2, given_back=True)
+    mine.denial = b"d"
+    await store.sync(mine)
+    theirs.use = replace(theirs.use, known=True, minute=4)
+    account = store.account("provider", theirs.peer)
+    account.number, account.signed_micro, account.voucher = 4, 60, b"v"
+    account.booking, account.refusals = Booking(4, 1, 50, b"w"), 1
+    account.closed, account.settled_micro = 2**90, 10
+    await store.sync(theirs, account=account)
     again = store_on(state)
-    assert again.get("customer", b"\1" * 32) == mine
+    assert again.get("customer", b"\1" * 32) == replace(mine, leeway=mine.leeway)
     assert again.get("provider", b"\1" * 32) == theirs
+    assert again.account("provider", theirs.peer) == account
     assert mine.terms.quantity == 7
     assert (mine.peer, theirs.peer) == (b"p" * 32, b"c" * 32)
     assert [entry.role for entry in again.all("provider")] == ["provider"]
     assert again.get("provider", b"\2" * 32) is None
 
 
-def test_what_is_forgotten_leaves_nothing(state):
+def test_of_what_is_forgotten_only_what_it_came_to_is_kept(state):
     store = store_on(state)
     entry = store.entry_of("provider", lease(1), 5)
     store.add([entry])
+    entry.use = replace(entry.use, used=9)
     store.forget(entry)
-    assert state.table == {}
+    assert [key.split(b"/")[1] for key in state.table] == [b"account"]
     assert store.get("provider", b"\1" * 32) is None
+    again = store_on(state)
+    assert again.account("provider", entry.peer).closed == worth(entry.terms, 9)
 
 
 def test_only_promises_and_debts_wait_for_the_disk(state):
@@ -156,7 +164,7 @@ async def test_what_happens_to_leases_in_one_turn_of_the_loop_is_written_once(st
     store.keep(entry)
     store.forget(entry)
     await settle()
-    assert not state.table
+    assert not [key for key in state.table if not key.startswith(b"market/account/")]
 
 
 async def test_uses_that_a_full_disk_does_not_take_are_written_later(state):
@@ -178,3 +186,22 @@ async def test_uses_that_a_full_disk_does_not_take_are_written_later(state):
     store.keep(other)
     await settle()
     assert store_on(state).get("customer", b"\1" * 32) == entry
+
+
+async def test_a_damaged_account_is_reported(state):
+    store = store_on(state)
+    await store.sync(account=store.account("customer", b"p" * 32))
+    (key,) = [key for key in state.table if key.startswith(b"market/account/")]
+    value = decode(state.table[key])
+    for change in ({"v": 2}, {"more": 1}, {"number": -1}, {"voucher": 3}):
+        state.table[key] = encode(value | change)
+        with pytest.raises(StoreDamaged):
+            store_on(state)
+
+
+def test_that_it_stopped_in_order_is_taken_back_on_the_disk_first(state):
+    store_on(state).close()
+    synced = state.synced
+    assert store_on(state).complete
+    assert state.synced == synced + 1
+    assert not store_on(state).complete

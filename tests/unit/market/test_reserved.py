@@ -29,7 +29,7 @@ def test_reservations_add_up_by_customer_and_kind():
         entry(number=2, quantity=GIB),
         entry(number=3, customer=OTHER),
         entry(number=4, kind="compute", quantity=5),
-        entry(number=5, use=replace(LeaseUse(T0), lapsed=True)),
+        entry(number=5, use=LeaseUse(T0)),
     ]
     reserved = kept(*entries)
     assert reserved.at("storage", T0) == ({CUSTOMER: 11 * GIB, OTHER: 10 * GIB}, 0)
@@ -78,7 +78,7 @@ def test_what_is_kept_is_what_counting_all_leases_gives():
             if what == "use" and each.terms.kind == "storage":
                 each.use = hold(each.terms, each.use, random.randint(-GIB, 3 * GIB), now_ms)
             elif what == "use":
-                each.use = spend(each.terms, each.use, 100, 1, now_ms)
+                each.use = spend(each.terms, each.use, 100, now_ms)
             elif what == "work":
                 each.reserved = random.choice([0, GIB])
             elif what == "lapse":

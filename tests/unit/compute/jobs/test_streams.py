@@ -12,7 +12,7 @@ import wasmtime
 
 from tests.settle import settle
 from tests.unit.compute.programs import SteadyClock, job_of
-from tests.unit.compute.test_service import LIMITS, PRICE, amount
+from tests.unit.compute.test_service import LIMITS, PRICE
 from xsc.base.clock import ManualClock
 from xsc.base.errors import ReceiptInvalid, SandboxFailed
 from xsc.base.limits import FUEL_MAX, MILLISECOND_FUEL, RUN_FUEL, STREAM_PIECE_BYTES
