@@ -99,7 +99,7 @@ class Customer:
         wanted = Wanted(held, self.short * SLOT_STEP_BYTES, self.spread, self.price_max)
         new_id = self.node[-16:]
         self.commitment = with_standing_need(
-            self.commitment, "storage", wanted, lambda: new_id, owner=""
+            self.commitment, "storage", wanted, new_id=new_id, owner=""
         )
 
     @property

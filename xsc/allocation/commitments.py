@@ -8,30 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 from xsc.allocation.declaring import (
     Either,
     Rungs,
     Statement,
-    edit_need,
-    edit_offer,
     find,
-    make_need,
-    make_offer,
     next_end_ms,
+    priced,
     renewed,
+    stated,
     with_slot,
     without,
 )
-from xsc.allocation.standing import (
-    Leasable,
-    Wanted,
-    standing_slot,
-    with_standing,
-    with_standing_need,
-)
+from xsc.allocation.standing import Wanted, standing_slot, with_standing, with_standing_need
 from xsc.allocation.windows import DAY_MS
 from xsc.allocation.zones import offsets_of
 from xsc.base.clock import event_within
@@ -47,7 +38,7 @@ from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
 from xsc.terms.quote import Kind
-from xsc.terms.slot import Commitment, NeedSlot
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 RENEW_INTERVAL_MS: Final = DAY_MS
 LOOK_INTERVAL_MS: Final = 60_000
@@ -101,9 +92,10 @@ class Commitments:
         self._site = site
         self._owner = owner
         self._own = Commitment()
-        self._writing = 0
+        self._write: asyncio.Future[None] | None = None
+        """The last write."""
         self._known: dict[bytes, tuple[bytes, Commitment]] = {}
-        """Of each other node: the hash of the value, and what it says."""
+        """Of each node: the hash of the value, and what it says."""
         self._told: list[Callable[[bytes], None]] = []
         space.register_schema(_PATH, lambda _, value: Commitment.read(value))
         space.on_change(self._changed)
@@ -114,7 +106,7 @@ class Commitments:
         Raises:
             RecordInvalid: what is there is none.
         """
-        self._own = self._stored()
+        self._own = self._stored(self._node)
 
     def on_change(self, told: Callable[[bytes], None]) -> None:
         """Call a function with each node, this one included, whose commitment changed."""
@@ -127,8 +119,9 @@ class Commitments:
 
     def of(self, node: bytes) -> Commitment:
         """Return what a node offers and needs, as far as that is here."""
-        if node == self._node:
-            return self._own
+        return self._own if node == self._node else self._stored(node)
+
+    def _stored(self, node: bytes) -> Commitment:
         try:
             entry = self._space.get(_PATH, node)
         except NotFound:
@@ -147,17 +140,7 @@ class Commitments:
         Raises:
             ArgumentInvalid, TooLarge: it cannot be one.
         """
-        slot = make_offer(
-            self._entropy.token(SLOT_ID_BYTES),
-            kind,
-            said if said.location is not None else replace(said, location=self._site),
-            self._rungs(kind, said.price),
-            now_ms=self._clock.now_ms(),
-            zones=offsets_of,
-            owner=self._owner,
-        )
-        await self._publish(with_slot(self._own, slot))
-        return slot.slot_id
+        return await self._state(AvailabilitySlot, self._new(kind, location=self._site), said)
 
     async def offer_all(self, kind: Kind) -> bytes:
         """Publish the standing slot of a kind again, and return its id; one that is there stays.
@@ -182,16 +165,15 @@ class Commitments:
         Raises:
             ArgumentInvalid, TooLarge: it cannot be one.
         """
-        need = make_need(
-            self._entropy.token(SLOT_ID_BYTES),
-            kind,
-            said,
-            now_ms=self._clock.now_ms(),
-            zones=offsets_of,
-            owner=self._owner,
-        )
-        await self._publish(with_slot(self._own, need))
-        return need.slot_id
+        return await self._state(NeedSlot, self._new(kind), said)
+
+    def _new(self, kind: Kind, **fields: Any) -> dict[str, Any]:  # noqa: ANN401
+        return {
+            "slot_id": self._entropy.token(SLOT_ID_BYTES),
+            "kind": kind,
+            "owner": self._owner,
+            **fields,
+        }
 
     async def edit(self, slot_id: bytes, said: Statement) -> None:
         """Publish a slot or need with what is stated anew.
@@ -200,14 +182,14 @@ class Commitments:
             NotFound: it is not there.
             ArgumentInvalid, TooLarge: it cannot be so.
         """
-        found, now_ms = find(self._own, slot_id), self._clock.now_ms()
-        edited: Either
-        if isinstance(found, NeedSlot):
-            edited = edit_need(found, said, now_ms=now_ms, zones=offsets_of)
-        else:
-            rungs = None if said.price is None else self._rungs(found.kind, said.price)
-            edited = edit_offer(found, said, rungs, now_ms=now_ms, zones=offsets_of)
-        await self._publish(with_slot(self._own, edited))
+        found = find(self._own, slot_id)
+        await self._state(type(found), dict(found), said)
+
+    async def _state(self, role: type[Either], before: dict[str, Any], said: Statement) -> bytes:
+        now_ms = self._clock.now_ms()
+        slot = stated(role, before, said, rungs=self._rungs, now_ms=now_ms, zones=offsets_of)
+        await self._publish(with_slot(self._own, slot))
+        return slot.slot_id
 
     async def withdraw(self, slot_id: bytes) -> None:
         """Withdraw a slot or need.
@@ -225,29 +207,28 @@ class Commitments:
         await self._publish(commitment)
 
     async def _publish(self, commitment: Commitment) -> None:
-        """Write the own commitment; several within 100 ms are one write."""
-        self._own = commitment
-        self._writing += 1
-        try:
-            await self._space.put_soon(_PATH, commitment.to_bytes())
-        except XscError:
-            self._own = self._stored()
-            raise
-        finally:
-            self._writing -= 1
+        """Write the own commitment; several within 100 ms are one write.
 
-    def _stored(self) -> Commitment:
-        try:
-            value = self._space.get(_PATH).value
-        except NotFound:
-            return Commitment()
-        return Commitment() if value is None else Commitment.read(value)
+        A later one has the changes of those before it: where one fails that is not the last, what
+        becomes of the last counts.
+        """
+        self._own = commitment
+        put = self._space.put_soon(_PATH, commitment.to_bytes())
+        write = self._write = asyncio.ensure_future(put)
+        while True:
+            try:
+                return await asyncio.shield(write)
+            except XscError:
+                if self._write in (write, None):
+                    self._own, self._write = self._stored(self._node), None
+                    raise
+                write = self._write
 
     def _changed(self, change: Change) -> None:
         if change.path != _PATH:
             return
-        if change.owner == self._node and not self._writing:
-            self._own = self._stored()  # `xsc space put` wrote it
+        if change.owner == self._node and (self._write is None or self._write.done()):
+            self._own = self._stored(self._node)  # `xsc space put` wrote it
         for told in self._told:
             told(change.owner)
 
@@ -306,25 +287,26 @@ class Commitments:
             self._log.warning("allocation.capacity_not_offered", fault=fault.message)
 
     def _with_need(self) -> Commitment:
-        def new_id() -> bytes:
-            return self._entropy.token(SLOT_ID_BYTES)
-
         later, kinds = self._own, get_args(Kind)
         for kind in kinds:
+            new_id = self._entropy.token(SLOT_ID_BYTES)
             wanted = self._wanted(kind)
-            later = with_standing_need(later, kind, wanted, new_id, owner=self._owner)
+            later = with_standing_need(later, kind, wanted, new_id=new_id, owner=self._owner)
         return later
 
     def _standing(self, commitment: Commitment) -> Commitment:
         kinds: tuple[Kind, ...] = get_args(Kind)
-        return with_standing(
-            commitment,
-            {kind: Leasable(self._level(kind), self._rungs(kind, None)) for kind in kinds},
-            {kind: self._entropy.token(SLOT_ID_BYTES) for kind in kinds},
-            now_ms=self._clock.now_ms(),
-            location=self._site,
-            owner=self._owner,
-        )
+        for kind in sorted(kinds):
+            follows = priced(self._rungs(kind, None))
+            commitment = with_standing(
+                commitment,
+                kind,
+                self._level(kind),
+                follows | {"location": self._site, "owner": self._owner},
+                new_id=self._entropy.token(SLOT_ID_BYTES),
+                now_ms=self._clock.now_ms(),
+            )
+        return commitment
 
     async def _renew(self, now_ms: int) -> None:
         try:

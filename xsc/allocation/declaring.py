@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -13,6 +13,7 @@ from xsc.allocation.windows import (
     DAY_MS,
     ENDLESS_MS,
     Offsets,
+    Recurrence,
     check_begin,
     continued,
     occurrences,
@@ -30,6 +31,7 @@ from xsc.terms.slot import (
     Slot,
     Window,
     pack_windows,
+    unpack_windows,
 )
 
 S = TypeVar("S", bound=Slot)
@@ -61,6 +63,20 @@ class Statement:
     """Of a need: over how many providers it goes."""
 
 
+def _windows(
+    recurrence: Recurrence,
+    published: Sequence[Window],
+    times: Window,
+    now_ms: int,
+    zones: Zones,
+) -> tuple[Window, ...]:
+    """Return published windows that are not over, and those that follow them to the horizon."""
+    begin = max(times[0], now_ms - _AROUND_MS)
+    until = min(times[1], now_ms + SLOT_HORIZON_MS + _AROUND_MS)
+    offsets = zones(recurrence.zone, begin - _AROUND_MS, until + _AROUND_MS)
+    return continued(published, occurrences(recurrence, offsets, begin, until), now_ms)
+
+
 def _resolve(kind: Kind, said: Statement, now_ms: int, zones: Zones) -> dict[str, object]:
     """Return the fields of a slot that follow from its times."""
     begin = now_ms if said.from_ms is None else said.from_ms
@@ -74,18 +90,14 @@ def _resolve(kind: Kind, said: Statement, now_ms: int, zones: Zones) -> dict[str
             hint="leave out --every; compute can recur",
         )
     recurrence = parse_recurrence(said.every)
-    horizon = now_ms + SLOT_HORIZON_MS
-    begin = max(begin, now_ms - _AROUND_MS)
-    if end <= begin:
+    if end <= max(begin, now_ms - _AROUND_MS):
         raise ArgumentInvalid(
             "the recurrence has no length: its end is not after its start", hint="end it later"
         )
     check_begin(begin, now_ms)
     if end != ENDLESS_MS:
-        occurrences(recurrence, [(0, 0)], begin, end)  # refuses too many
-    until = min(end, horizon + _AROUND_MS)
-    offsets = zones(recurrence.zone, begin - _AROUND_MS, until + _AROUND_MS)
-    windows = continued((), occurrences(recurrence, offsets, begin, until), now_ms)
+        occurrences(recurrence, [(0, 0)], max(begin, now_ms - _AROUND_MS), end)  # are they too many
+    windows = _windows(recurrence, (), (begin, end), now_ms, zones)
     if not windows:
         raise ArgumentInvalid(
             f"'{said.every}' has no window before its end, or none within"
@@ -107,7 +119,7 @@ def timed(
     }
 
 
-def _refusal(fault: ValidationError) -> ArgumentInvalid:
+def _refusal(fault: ValidationError, hint: str) -> ArgumentInvalid:
     """Return what is wrong first with a statement, in our words."""
     first = fault.errors()[0]
     place = "".join(str(part) for part in first["loc"][:1])
@@ -119,10 +131,10 @@ def _refusal(fault: ValidationError) -> ArgumentInvalid:
     else:
         said = first["msg"].removeprefix("Value error, ")
         said = f"{place}: {said}" if place else said
-    return ArgumentInvalid(said, hint="`xsc market offer --help` shows what it takes")
+    return ArgumentInvalid(said, hint=hint)
 
 
-def made(kind: type[S], fields: dict[str, Any]) -> S:
+def made(kind: type[S], fields: Mapping[str, Any], hint: str = "") -> S:
     """Return a slot or need of those fields.
 
     Raises:
@@ -131,24 +143,9 @@ def made(kind: type[S], fields: dict[str, Any]) -> S:
     try:
         slot = kind(**fields)
     except ValidationError as fault:
-        raise _refusal(fault) from None
+        raise _refusal(fault, hint) from None
     check_filters(slot.filters)
     return slot
-
-
-def _stated(said: Statement) -> dict[str, object]:
-    """Return the fields that an owner states as they are."""
-    fields = {
-        "quantity": said.quantity,
-        "filters": None if said.filters is None else tuple(sorted(said.filters)),
-        "location": said.location,
-        "spread": said.spread,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _is_timed(said: Statement) -> bool:
-    return said.from_ms is not None or said.to_ms is not None or said.every is not None
 
 
 def priced(rungs: Rungs) -> dict[str, object]:
@@ -156,98 +153,77 @@ def priced(rungs: Rungs) -> dict[str, object]:
     return dict(zip(("price_mutual", "price_one_way", "reserve"), rungs, strict=True))
 
 
-def _check_offer(said: Statement) -> None:
-    if said.spread is not None:
-        raise ArgumentInvalid("an offer has no spread: a need has", hint="leave --spread out")
-
-
-def _check_need(said: Statement) -> None:
-    if said.rule is not None:
-        raise ArgumentInvalid("a need has no rule: its provider divides", hint="leave the rule out")
-
-
-def make_offer(
-    slot_id: bytes,
-    kind: Kind,
+def stated(
+    role: type[S],
+    before: Mapping[str, Any],
     said: Statement,
-    rungs: Rungs,
     *,
+    rungs: Callable[[Kind, int | None], Rungs],
     now_ms: int,
     zones: Zones,
-    owner: str,
-) -> AvailabilitySlot:
-    """Return a new slot.
+) -> S:
+    """Return a slot or need as its owner states it: what is not stated is as it was before.
+
+    An offer without a price has that of now. Without times an offer begins now, and a need is there
+    until it is withdrawn. Another quantity, price or time of a need begins a new number. Filters
+    and rule leave a standing slot what it is.
+
+    Args:
+        role: which of both it is.
+        before: its fields; of a new one those that are not stated: id, kind and owner.
+        said: what is stated.
+        rungs: returns the prices of an offer of a kind at a reserve; at the present one for None.
+        now_ms: the time.
+        zones: looks up time zones.
 
     Raises:
-        ArgumentInvalid: what is stated is wrong, or states no slot.
+        ArgumentInvalid: what is stated is wrong, or states no slot or need.
     """
-    _check_offer(said)
-    fields: dict[str, object] = {"slot_id": slot_id, "kind": kind, "owner": owner}
-    fields |= _resolve(kind, said, now_ms, zones) | _stated(said) | priced(rungs)
-    return made(AvailabilitySlot, fields | ({} if said.rule is None else {"rule": said.rule}))
-
-
-def make_need(
-    slot_id: bytes, kind: Kind, said: Statement, *, now_ms: int, zones: Zones, owner: str
-) -> NeedSlot:
-    """Return a new need; without any times it is there until it is withdrawn.
-
-    Raises:
-        ArgumentInvalid: what is stated is wrong, or states no need.
-    """
-    _check_need(said)
-    times = _resolve(kind, said, now_ms, zones) if _is_timed(said) else timed((), ENDLESS_MS)
-    fields = {"slot_id": slot_id, "kind": kind, "owner": owner, "price_max": said.price}
-    return made(NeedSlot, fields | times | _stated(said))
-
-
-def edit_offer(
-    slot: AvailabilitySlot, said: Statement, rungs: Rungs | None, *, now_ms: int, zones: Zones
-) -> AvailabilitySlot:
-    """Return a slot with what is stated anew; filters and rule leave a standing one what it is.
-
-    Raises:
-        ArgumentInvalid: as `make_offer`.
-    """
-    _check_offer(said)
-    fields = dict(slot) | _edited_times(slot, said, now_ms, zones) | _stated(said)
-    fields |= {} if rungs is None else priced(rungs)
-    fields["standing"] = slot.standing and replace(said, filters=None, rule=None) == Statement()
-    return made(AvailabilitySlot, fields | ({} if said.rule is None else {"rule": said.rule}))
-
-
-def edit_need(need: NeedSlot, said: Statement, *, now_ms: int, zones: Zones) -> NeedSlot:
-    """Return a need with what is stated anew. Another quantity, price or time begins a new number.
-
-    Raises:
-        ArgumentInvalid: as `make_need`.
-    """
-    _check_need(said)
-    if need.standing:
+    is_offer, is_new = role is AvailabilitySlot, "quantity" not in before
+    if is_offer and said.spread is not None:
+        raise ArgumentInvalid("an offer has no spread: a need has", hint="leave --spread out")
+    if not is_offer and said.rule is not None:
+        raise ArgumentInvalid("a need has no rule: its provider divides", hint="leave --rule out")
+    if not is_offer and before.get("standing"):
         raise ArgumentInvalid(
             "this need follows what the node stores and runs, and could not place",
             hint="`xsc market need` states another, `xsc market withdraw` ends what waits for "
             "room, `xsc compute undeploy` what is deployed",
         )
-    fields = dict(need) | _edited_times(need, said, now_ms, zones) | _stated(said)
-    fields |= {} if said.price is None else {"price_max": said.price}
+    kind: Kind = before["kind"]
+    told: dict[str, Any] = {
+        "quantity": said.quantity,
+        "filters": None if said.filters is None else tuple(sorted(said.filters)),
+        "location": said.location,
+        "rule": said.rule,
+        "spread": said.spread,
+        "price_max": None if is_offer else said.price,
+    }
+    fields = dict(before) | {name: value for name, value in told.items() if value is not None}
+    if is_offer and (is_new or said.price is not None):
+        fields |= priced(rungs(kind, said.price))
+    if (said.from_ms, said.to_ms, said.every) != (None, None, None):
+        fields |= _resolve(kind, said if is_new else _with_times(said, before), now_ms, zones)
+    elif is_new:
+        fields |= _resolve(kind, said, now_ms, zones) if is_offer else timed((), ENDLESS_MS)
+    if is_offer and replace(said, filters=None, rule=None) != Statement():
+        fields["standing"] = False
     asked = ("quantity", "spread", "price_max", "windows_packed", "valid_until_ms")
-    if any(fields[name] != getattr(need, name) for name in asked):
-        fields |= {"number": need.number + 1, "caps": ()}
-    return made(NeedSlot, fields)
+    if not (is_offer or is_new) and any(fields[name] != before[name] for name in asked):
+        fields |= {"number": before["number"] + 1, "caps": ()}
+    command = "edit" if not is_new else "offer" if is_offer else "need"
+    return made(role, fields, f"`xsc market {command} --help` shows what it takes")
 
 
-def _edited_times(slot: Slot, said: Statement, now_ms: int, zones: Zones) -> dict[str, object]:
-    """Return the fields of new times; what is not stated of them is as it was."""
-    if not _is_timed(said):
-        return {}
-    if said.every is None and slot.recurrence:
-        said = replace(said, every=f"{slot.recurrence} {slot.time_zone}")
-    if said.from_ms is None and slot.windows:
-        said = replace(said, from_ms=slot.windows[0][0])
-    if said.to_ms is None and slot.valid_until_ms != ENDLESS_MS:
-        said = replace(said, to_ms=slot.valid_until_ms)
-    return _resolve(slot.kind, said, now_ms, zones)
+def _with_times(said: Statement, before: Mapping[str, Any]) -> Statement:
+    """Return what is stated, with the times before where only some are stated."""
+    if said.every is None and before["recurrence"]:
+        said = replace(said, every=f"{before['recurrence']} {before['time_zone']}")
+    if said.from_ms is None and before["windows_packed"]:
+        said = replace(said, from_ms=unpack_windows(before["windows_packed"])[0][0])
+    if said.to_ms is None and before["valid_until_ms"] != ENDLESS_MS:
+        said = replace(said, to_ms=before["valid_until_ms"])
+    return said
 
 
 def find(commitment: Commitment, slot_id: bytes) -> Either:
@@ -256,8 +232,7 @@ def find(commitment: Commitment, slot_id: bytes) -> Either:
     Raises:
         NotFound: none has that id.
     """
-    both: tuple[Either, ...] = (*commitment.slots, *commitment.needs)
-    for slot in both:
+    for slot in commitment.both:
         if slot.slot_id == slot_id:
             return slot
     raise NotFound("that slot or need is not there any more", hint="`xsc market slots` lists them")
@@ -269,19 +244,8 @@ def with_slot(commitment: Commitment, slot: Either) -> Commitment:
     Raises:
         TooLarge: there are too many, or they take too many bytes.
     """
-    slots = {other.slot_id: other for other in commitment.slots}
-    needs = {other.slot_id: other for other in commitment.needs}
-    if isinstance(slot, AvailabilitySlot):
-        slots[slot.slot_id] = slot
-    else:
-        needs[slot.slot_id] = slot
-    for found, most, what in ((slots, SLOTS_MAX, "offers"), (needs, NEEDS_MAX, "needs")):
-        if len(found) > most:
-            raise TooLarge(
-                f"a node has at most {most} {what} at a time",
-                hint="withdraw one, or edit it: `xsc market slots` lists them",
-            )
-    changed = _filled(commitment, slots.values(), needs.values())
+    others = [other for other in commitment.both if other.slot_id != slot.slot_id]
+    changed = _of([*others, slot], commitment)
     if len(changed.to_bytes()) > COMMITMENT_BYTES_MAX:
         raise TooLarge(
             f"offers and needs together take more than {COMMITMENT_BYTES_MAX} bytes",
@@ -292,53 +256,44 @@ def with_slot(commitment: Commitment, slot: Either) -> Commitment:
 
 def without(commitment: Commitment, slot_id: bytes) -> Commitment:
     """Return a commitment without a slot or need."""
-    return _filled(
-        commitment,
-        (slot for slot in commitment.slots if slot.slot_id != slot_id),
-        (need for need in commitment.needs if need.slot_id != slot_id),
-    )
+    return _of([slot for slot in commitment.both if slot.slot_id != slot_id], commitment)
 
 
-def _filled(
-    commitment: Commitment, slots: Iterable[AvailabilitySlot], needs: Iterable[NeedSlot]
-) -> Commitment:
-    def by_id(slot: Slot) -> bytes:
-        return slot.slot_id
+def _of(both: Iterable[Either], before: Commitment) -> Commitment:
+    """Return a commitment of these slots and needs; all else is as before.
 
-    return Commitment(
-        slots=tuple(sorted(slots, key=by_id)),
-        needs=tuple(sorted(needs, key=by_id)),
-        standing_made=commitment.standing_made,
-        damping_ppm=commitment.damping_ppm,
-        damping_history=commitment.damping_history,
-    )
+    Raises:
+        TooLarge: they are too many.
+    """
+    rising = sorted(both, key=lambda slot: slot.slot_id)
+    slots = tuple(slot for slot in rising if isinstance(slot, AvailabilitySlot))
+    needs = tuple(need for need in rising if isinstance(need, NeedSlot))
+    for found, most, what in ((slots, SLOTS_MAX, "offers"), (needs, NEEDS_MAX, "needs")):
+        if len(found) > most:
+            raise TooLarge(
+                f"a node has at most {most} {what} at a time",
+                hint="withdraw one, or edit it: `xsc market slots` lists them",
+            )
+    return Commitment(**dict(before) | {"slots": slots, "needs": needs})
 
 
 def renewed(commitment: Commitment, now_ms: int, zones: Zones) -> Commitment:
     """Return a commitment with recurrences continued to the horizon and without what is over."""
-
-    def lasting(slots: Iterable[S]) -> Iterator[S]:
-        for slot in slots:
-            if slot.valid_until_ms <= now_ms:
+    kept: list[Either] = []
+    for slot in commitment.both:
+        if slot.valid_until_ms <= now_ms:
+            continue
+        if slot.recurrence:
+            recurrence = parse_recurrence(f"{slot.recurrence} {slot.time_zone}")
+            times = 0, slot.valid_until_ms
+            windows = _windows(recurrence, slot.windows, times, now_ms, zones)
+            if not windows:
                 continue
-            if not slot.recurrence:
-                yield slot
-            elif windows := _continued(slot, now_ms, zones):
-                yield type(slot)(**{**dict(slot), "windows_packed": pack_windows(windows)})
-
-    return _filled(commitment, lasting(commitment.slots), lasting(commitment.needs))
-
-
-def _continued(slot: Slot, now_ms: int, zones: Zones) -> tuple[Window, ...]:
-    recurrence = parse_recurrence(f"{slot.recurrence} {slot.time_zone}")
-    begin = now_ms - _AROUND_MS
-    until = min(slot.valid_until_ms, now_ms + SLOT_HORIZON_MS + _AROUND_MS)
-    offsets = zones(recurrence.zone, begin - _AROUND_MS, until + _AROUND_MS)
-    return continued(slot.windows, occurrences(recurrence, offsets, begin, until), now_ms)
+            slot = type(slot)(**dict(slot) | {"windows_packed": pack_windows(windows)})  # noqa: PLW2901
+        kept.append(slot)
+    return _of(kept, commitment)
 
 
 def next_end_ms(commitment: Commitment) -> int:
     """Return when the next slot or need is over."""
-    return min(
-        (slot.valid_until_ms for slot in (*commitment.slots, *commitment.needs)), default=ENDLESS_MS
-    )
+    return min((slot.valid_until_ms for slot in commitment.both), default=ENDLESS_MS)

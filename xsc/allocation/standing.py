@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from xsc.allocation.declaring import Rungs, made, priced, timed, with_slot, without
+from xsc.allocation.declaring import made, timed, with_slot, without
 from xsc.allocation.windows import ENDLESS_MS
 from xsc.base.limits import (
     DATA_SHARDS_DEFAULT,
@@ -30,6 +30,7 @@ from xsc.terms.slot import (
     Commitment,
     EntitlementKey,
     NeedSlot,
+    Window,
 )
 
 OBJECT_HOSTS: Final = DATA_SHARDS_DEFAULT + PARITY_SHARDS_DEFAULT
@@ -38,53 +39,49 @@ NOTHING: Final = bytes(SLOT_ID_BYTES)
 """In the place of a slot or need, where none is stated."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leasable:
-    """What a node has to lease of one kind, and what it asks for it."""
-
-    level: int
-    """Bytes, or fuel a second; 0 of a node that offers nothing of the kind."""
-    rungs: Rungs
-
-
 def with_standing(
     commitment: Commitment,
-    leasable: Mapping[Kind, Leasable],
-    new_ids: Mapping[Kind, bytes],
+    kind: Kind,
+    level: int,
+    follows: Mapping[str, Any],
     *,
+    new_id: bytes,
     now_ms: int,
-    location: str,
-    owner: str,
 ) -> Commitment:
-    """Return a commitment whose standing slots are what its node has to lease.
+    """Return a commitment whose standing slot of a kind is what its node has to lease.
 
-    Of each kind one is made, once: what the owner withdrew or states itself is not offered beside.
-    Where there is nothing to lease, the standing slot goes, and is made again later.
+    It is made once: what the owner withdrew or states itself is not offered beside. Where there is
+    nothing to lease, the standing slot goes, and is made again later.
+
+    Args:
+        commitment: of the node.
+        kind: of the slot.
+        level: bytes, or fuel a second; 0 of a node that offers nothing of the kind.
+        follows: the fields that follow the node: prices, location and owner.
+        new_id: of a slot that is made.
+        now_ms: the time.
 
     Raises:
         ArgumentInvalid, TooLarge: a level at its price is more than any amount, or as `with_slot`.
     """
-    for kind, has in sorted(leasable.items()):
-        made_of = {*commitment.standing_made}
-        found = standing_slot(commitment, kind)
-        steps = min(has.level // STEP[kind], STEPS_MAX)
-        if steps == 0:
-            made_of.discard(kind)
-            if found is not None:
-                commitment = without(commitment, found.slot_id)
-        elif found is not None or kind not in made_of:
-            made_of.add(kind)
-            fields: dict[str, Any] = (
-                {"slot_id": new_ids[kind], "kind": kind, "standing": True}
-                | timed(((now_ms, ENDLESS_MS),), ENDLESS_MS)
-                if found is None
-                else dict(found)
-            )
-            fields |= {"quantity": steps, "location": location, "owner": owner}
-            slot = made(AvailabilitySlot, fields | priced(has.rungs))
-            commitment = with_slot(commitment, slot)
-        commitment = commitment.model_copy(update={"standing_made": tuple(sorted(made_of))})
-    return commitment
+    made_of = {*commitment.standing_made}
+    found = standing_slot(commitment, kind)
+    steps = min(level // STEP[kind], STEPS_MAX)
+    if steps == 0:
+        made_of.discard(kind)
+        if found is not None:
+            commitment = without(commitment, found.slot_id)
+    elif found is not None or kind not in made_of:
+        made_of.add(kind)
+        fields = (
+            _new(new_id, kind, ((now_ms, ENDLESS_MS),)) if found is None else dict(found)
+        ) | dict(follows)
+        commitment = with_slot(commitment, made(AvailabilitySlot, fields | {"quantity": steps}))
+    return commitment.model_copy(update={"standing_made": tuple(sorted(made_of))})
+
+
+def _new(new_id: bytes, kind: Kind, windows: tuple[Window, ...]) -> dict[str, Any]:
+    return {"slot_id": new_id, "kind": kind, "standing": True} | timed(windows, ENDLESS_MS)
 
 
 def standing_slot(commitment: Commitment, kind: Kind) -> AvailabilitySlot | None:
@@ -125,12 +122,7 @@ def _rounded(kind: Kind, level: int) -> int:
 
 
 def with_standing_need(
-    commitment: Commitment,
-    kind: Kind,
-    wanted: Wanted,
-    new_id: Callable[[], bytes],
-    *,
-    owner: str,
+    commitment: Commitment, kind: Kind, wanted: Wanted, *, new_id: bytes, owner: str
 ) -> Commitment:
     """Return a commitment whose standing need of a kind is what its node needs.
 
@@ -146,11 +138,7 @@ def with_standing_need(
     quantity = sum(steps for _, steps in parts) + short
     if quantity == 0:
         return commitment if found is None else without(commitment, found.slot_id)
-    fields: dict[str, Any] = (
-        {"slot_id": new_id(), "kind": kind, "standing": True} | timed((), ENDLESS_MS)
-        if found is None
-        else dict(found)
-    )
+    fields = _new(new_id, kind, ()) if found is None else dict(found)
     fields |= {
         "quantity": quantity,
         "parts": parts,

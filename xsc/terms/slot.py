@@ -284,6 +284,11 @@ class Commitment(Record):
             raise ValueError("the damping history does not rise")
         return self
 
+    @property
+    def both(self) -> tuple[AvailabilitySlot | NeedSlot, ...]:
+        """The slots and the needs."""
+        return self.slots + self.needs
+
     @classmethod
     def read(cls, value: bytes) -> Self:
         """Return the commitment that a space has as its value.

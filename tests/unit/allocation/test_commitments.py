@@ -167,6 +167,47 @@ async def test_a_write_that_fails_leaves_what_was_there(node):
     assert node.commitments.own == before
 
 
+async def two_writes(node, fail):
+    """Return an offer and a need, stated while the offer is written, which fails; so many fail."""
+    write, reached = node.space.write, asyncio.Event()
+
+    async def fails(values):
+        nonlocal fail
+        await reached.wait()
+        fail -= 1
+        if fail < 0:
+            return await write(values)
+        raise SpaceExhausted("the disk is full")
+
+    node.space.write = fails
+    tasks = [asyncio.ensure_future(node.commitments.offer("compute", STATED))]
+    await settle()
+    node.pass_ms(DEBOUNCE_MS)
+    await settle()
+    tasks.append(asyncio.ensure_future(node.commitments.need("compute", STATED)))
+    await settle()
+    reached.set()
+    await settle()
+    node.pass_ms(DEBOUNCE_MS)
+    await settle()
+    node.space.write = write
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_of_two_writes_the_one_that_is_written_is_not_forgotten(node):
+    ids = await two_writes(node, fail=1)
+    # The later one has what the earlier one changed.
+    assert [slot.slot_id for slot in node.commitments.own.both] == ids
+    assert node.stored() == node.commitments.own
+    await node.done(node.commitments.withdraw(ids[0]))
+    assert [need.slot_id for need in node.stored().both] == ids[1:]
+
+
+async def test_of_two_writes_that_fail_nothing_stays(node):
+    assert [type(fault) for fault in await two_writes(node, fail=2)] == [SpaceExhausted] * 2
+    assert node.commitments.own == Commitment()
+
+
 async def test_a_wrong_statement_is_refused_and_changes_nothing(node):
     slot_id = await node.done(node.commitments.offer("compute", STATED))
     writes = len(node.db.writes)

@@ -6,19 +6,16 @@ import pytest
 
 from xsc.allocation.declaring import (
     Statement,
-    edit_need,
-    edit_offer,
     find,
-    make_need,
-    make_offer,
     renewed,
+    stated,
     with_slot,
     without,
 )
 from xsc.allocation.windows import DAY_MS, ENDLESS_MS
 from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
-from xsc.terms.slot import Commitment
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 NOW = 20_000 * DAY_MS + 12 * limits.EPOCH_MS
 """Noon of the fourth of October 2024, a Friday."""
@@ -32,28 +29,27 @@ def zones(name, _from_ms, _until_ms):
     return [(0, 0)]
 
 
-def offered(kind="compute", *, number=0, rungs=(5, 8, 13), now_ms=NOW, **said):
-    return make_offer(
-        bytes([1, *number.to_bytes(15, "big")]),
-        kind,
-        Statement(**{"quantity": 100, **said}),
-        rungs,
-        now_ms=now_ms,
-        zones=zones,
-        owner="alice",
+def new(first, number, kind):
+    slot_id = bytes([first, *number.to_bytes(15, "big")])
+    return {"slot_id": slot_id, "kind": kind, "owner": "alice"}
+
+
+def resolved(role, before, said, rungs=(5, 8, 13), now_ms=NOW):
+    return stated(
+        role, before, Statement(**said), rungs=lambda *_: rungs, now_ms=now_ms, zones=zones
     )
+
+
+def offered(kind="compute", *, number=0, rungs=(5, 8, 13), **said):
+    return resolved(AvailabilitySlot, new(1, number, kind), {"quantity": 100, **said}, rungs)
 
 
 def needed(kind="compute", *, number=0, **said):
-    stated = {"quantity": 100, "price": 20, **said}
-    return make_need(
-        bytes([2, *number.to_bytes(15, "big")]),
-        kind,
-        Statement(**stated),
-        now_ms=NOW,
-        zones=zones,
-        owner="alice",
-    )
+    return resolved(NeedSlot, new(2, number, kind), {"quantity": 100, "price": 20, **said})
+
+
+def edited(slot, rungs=(5, 8, 13), now_ms=NOW, **said):
+    return resolved(type(slot), dict(slot), said, rungs, now_ms)
 
 
 def test_an_offer_has_the_rungs_of_its_reserve():
@@ -136,7 +132,7 @@ def test_a_filter_that_nobody_could_meet_is_refused(filters, why, hint):
             make(filters=filters)
         assert hint is None or hint in str(refused.value.hint)
     with pytest.raises(ArgumentInvalid, match=why):
-        edit_need(needed(), Statement(filters=filters), now_ms=NOW, zones=zones)
+        edited(needed(), filters=filters)
 
 
 def test_a_ladder_that_falls_is_refused():
@@ -150,25 +146,25 @@ def test_a_need_has_a_price_and_no_rule():
     with pytest.raises(ArgumentInvalid, match="no rule"):
         needed(rule="proportional")
     with pytest.raises(ArgumentInvalid, match="no rule"):
-        edit_need(needed(), Statement(rule="proportional"), now_ms=NOW, zones=zones)
+        edited(needed(), rule="proportional")
 
 
 def test_an_edit_keeps_what_is_not_stated():
     slot = offered(every=NIGHTS, location="berlin", rule="proportional")
-    edited = edit_offer(slot, Statement(quantity=50), None, now_ms=NOW + DAY_MS, zones=zones)
-    assert dict(edited) == dict(slot) | {"quantity": 50}
-    priced = edit_offer(slot, Statement(price=9), (7, 8, 9), now_ms=NOW, zones=zones)
+    later = edited(slot, now_ms=NOW + DAY_MS, quantity=50)
+    assert dict(later) == dict(slot) | {"quantity": 50}
+    priced = edited(slot, (7, 8, 9), price=9)
     assert dict(priced) == dict(slot) | {"price_mutual": 7, "price_one_way": 8, "reserve": 9}
-    moved = edit_offer(slot, Statement(to_ms=NOW + 2 * DAY_MS), None, now_ms=NOW, zones=zones)
+    moved = edited(slot, to_ms=NOW + 2 * DAY_MS)
     assert moved.windows == slot.windows[:2]
     assert moved.recurrence == slot.recurrence
 
 
 def test_an_edit_of_one_end_keeps_the_other():
     slot = offered(from_ms=NOW + 5, to_ms=NOW + 50)
-    later = edit_offer(slot, Statement(to_ms=NOW + 60), None, now_ms=NOW, zones=zones)
+    later = edited(slot, to_ms=NOW + 60)
     assert later.windows == ((NOW + 5, NOW + 60),)
-    shorter = edit_offer(slot, Statement(from_ms=NOW + 9), None, now_ms=NOW, zones=zones)
+    shorter = edited(slot, from_ms=NOW + 9)
     assert shorter.windows == ((NOW + 9, NOW + 50),)
 
 
@@ -187,9 +183,9 @@ def test_an_edit_of_one_end_keeps_the_other():
 )
 def test_a_changed_need_begins_a_new_number(said, is_new):
     need = needed().model_copy(update={"caps": ((PROVIDER, 10),), "number": 4})
-    edited = edit_need(need, Statement(**said), now_ms=NOW, zones=zones)
-    assert (edited.number, edited.caps) == ((5, ()) if is_new else (4, need.caps))
-    assert edited.slot_id == need.slot_id
+    later = edited(need, **said)
+    assert (later.number, later.caps) == ((5, ()) if is_new else (4, need.caps))
+    assert later.slot_id == need.slot_id
 
 
 def test_slots_and_needs_are_added_replaced_and_taken_out():
@@ -255,15 +251,23 @@ def test_what_is_over_is_dropped_and_what_recurs_goes_on():
     assert [need.slot_id[-1] for need in gone.needs] == [4, 6]
 
 
-MADE = {"now_ms": NOW, "zones": zones, "owner": "alice"}
-
-
 def test_a_need_of_storage_is_spread_over_providers_and_an_offer_is_not():
-    need = make_need(b"n" * 16, "storage", Statement(100, price=2, spread=6), **MADE)
+    need = needed("storage", spread=6)
     assert (need.spread, need.most(PROVIDER)) == (6, 17)
-    again = edit_need(need, Statement(spread=5), now_ms=NOW, zones=zones)
+    again = edited(need, spread=5)
     assert (again.spread, again.number) == (5, 2)
     with pytest.raises(ArgumentInvalid, match="no spread"):
-        make_offer(b"s" * 16, "storage", Statement(100, spread=6), (1, 1, 1), **MADE)
+        offered("storage", spread=6)
     with pytest.raises(ArgumentInvalid, match="spread"):
-        make_need(b"n" * 16, "storage", Statement(100, price=2, spread=0), **MADE)
+        needed("storage", spread=0)
+
+
+def test_a_hint_names_the_command_that_was_meant():
+    for work, command in (
+        (lambda: offered(quantity=0), "offer"),
+        (lambda: needed(quantity=0), "need"),
+        (lambda: edited(needed(), quantity=0), "edit"),
+    ):
+        with pytest.raises(ArgumentInvalid) as refused:
+            work()
+        assert refused.value.hint == f"`xsc market {command} --help` shows what it takes"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.allocation.test_declaring import NOW, zones
-from xsc.allocation.declaring import Statement, edit_need, edit_offer, find, with_slot, without
+from tests.unit.allocation.test_declaring import NOW, edited
+from xsc.allocation.declaring import find, priced, with_slot, without
 from xsc.allocation.standing import (
     NOTHING,
-    Leasable,
     Wanted,
     counted,
     kept_steps,
@@ -27,14 +26,11 @@ GIB = 1 << 30
 
 
 def stood(commitment, storage, compute=0, *, rungs=(5, 8, 13), now_ms=NOW):
-    return with_standing(
-        commitment,
-        {"storage": Leasable(storage, rungs), "compute": Leasable(compute, rungs)},
-        {"storage": b"s" * 16, "compute": b"c" * 16},
-        now_ms=now_ms,
-        location="berlin",
-        owner="alice",
-    )
+    follows = priced(rungs) | {"location": "berlin", "owner": "alice"}
+    for kind, level in (("compute", compute), ("storage", storage)):
+        new_id = kind.encode()[:1] * 16
+        commitment = with_standing(commitment, kind, level, follows, new_id=new_id, now_ms=now_ms)
+    return commitment
 
 
 def test_a_standing_slot_is_all_that_a_node_has_in_whole_steps():
@@ -74,15 +70,14 @@ def test_a_standing_slot_follows_what_its_node_has_and_asks():
 )
 def test_an_edit_of_what_a_standing_slot_follows_makes_it_a_stated_one(said, standing):
     made = stood(Commitment(), 3 * STEP["storage"])
-    rungs = (5, 8, 13) if "price" in said else None
     (slot,) = made.slots
-    edited = edit_offer(slot, Statement(**said), rungs, now_ms=NOW, zones=zones)
-    assert edited.standing is standing
-    after = stood(with_slot(made, edited), 9 * STEP["storage"], rungs=(1, 1, 1))
+    changed = edited(slot, **said)
+    assert changed.standing is standing
+    after = stood(with_slot(made, changed), 9 * STEP["storage"], rungs=(1, 1, 1))
     assert [each.slot_id for each in after.slots] == [slot.slot_id]
-    assert (after.slots[0] == edited) is not standing
-    assert after.slots[0].filters == edited.filters
-    assert after.slots[0].rule == edited.rule
+    assert (after.slots[0] == changed) is not standing
+    assert after.slots[0].filters == changed.filters
+    assert after.slots[0].rule == changed.rule
 
 
 def test_a_withdrawn_standing_slot_stays_away():
@@ -100,7 +95,7 @@ def test_what_is_worth_more_than_any_amount_is_not_offered():
 def needing(commitment, held, short=0, spread=1, *, price=9, kind="storage"):
     new_id = {"storage": b"n" * 16, "compute": b"m" * 16}[kind]
     wanted = Wanted(held, short, spread, price)
-    return with_standing_need(commitment, kind, wanted, lambda: new_id, owner="alice")
+    return with_standing_need(commitment, kind, wanted, new_id=new_id, owner="alice")
 
 
 def hosts(count):
@@ -142,7 +137,7 @@ def test_a_part_has_room_for_what_others_lose_where_there_are_more_than_an_objec
 def test_a_default_need_follows_its_node_and_is_edited_by_nobody():
     need = standing_need(needing(Commitment(), {hosts(1)[0]: 1}))
     with pytest.raises(ArgumentInvalid, match="follows what the node stores"):
-        edit_need(need, Statement(quantity=5), now_ms=NOW, zones=zones)
+        edited(need, quantity=5)
 
 
 def test_a_need_of_more_than_any_amount_is_not_stated():

@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar
 
 import pytest
 from pydantic import Field, ValidationError
-from xsc.terms.lease_denial import LeaseDenial
 
 from tests.strategies import vectors
 from xsc.base.encoding import decode, encode
