@@ -48,15 +48,20 @@ def test_a_customer_learns_what_its_provider_would_say_from_the_checked_record()
         await world.until(lambda: (of(provider, early), of(provider, late)) == (20, 80))
         await heard(world, early, provider)
         (row,) = (await why(early, behind)).rows
-        assert (row.why.tier, row.why.weight, row.why.quantity) == ("one_way", 300_000, 20)
-        assert (
-            row.said.because == "the rest went to others: it stands in the tier one_way with 30.0%"
+        assert (row.outcome.tier, row.outcome.weight, row.outcome.quantity) == (
+            "one_way",
+            300_000,
+            20,
         )
-        assert row.said.changes[-1] == "mutual recognition of 7.9% would have given it 1.3 GiB"
+        assert row.because == ("the rest went to others: it stands in the tier one_way with 30.0%")
+        assert (
+            row.outcome.changes[-1].said("storage")
+            == "mutual recognition of 7.9% would have given it 1.3 GiB"
+        )
         told = {each.pair.need.slot_id: each for each in (await why(provider, slot)).rows}
         assert told.keys() == {behind, ahead}
-        assert (told[behind].said, told[behind].why) == (row.said, row.why)
-        assert told[ahead].said.because == "all that it asked for was there"
+        assert told[behind].outcome == row.outcome
+        assert told[ahead].because == "all that it asked for was there"
         # By the clearing: the provider learns of all, a customer of its own needs.
         assert len((await why(provider, row.clearing)).rows) == 2
         assert (await why(early, row.clearing)).rows == [row]
@@ -65,7 +70,7 @@ def test_a_customer_learns_what_its_provider_would_say_from_the_checked_record()
         assert (await early.explaining.by_node(provider.key.node_id)).rows == [row]
         assert (await early.explaining.by_node(early.key.node_id)).rows == [row]
         (told_of,) = (await provider.explaining.by_node(early.key.node_id)).rows
-        assert told_of.why == row.why
+        assert told_of.outcome == row.outcome
         with pytest.raises(NotFound):
             await early.explaining.by_id("zzzz")
 
@@ -83,9 +88,7 @@ def test_a_need_that_nothing_matches_learns_which_slots_were_seen():
         await world.until(lambda: len(customer.commitments.of(peer).slots) == 2)
 
         async def reasons():
-            return {
-                row.pair.slot.kind: row.said.because for row in (await why(customer, wanted)).rows
-            }
+            return {row.pair.slot.kind: row.because for row in (await why(customer, wanted)).rows}
 
         assert await reasons() == {
             "storage": "the slot is at 'Oslo', and the need at 'Bern'",
@@ -100,13 +103,13 @@ def test_a_need_that_nothing_matches_learns_which_slots_were_seen():
 
         async def too_dear():
             rows = (await why(customer, wanted)).rows
-            return rows[0].why is not None and "it pays at most 0.000001" in rows[0].said.because
+            return "it pays at most 0.000001" in rows[0].because
 
         while not await too_dear():
             await world.clock.sleep_ms(1_000)
         (row,) = (await why(customer, wanted)).rows
         assert row.pair.slot.slot_id == slot
-        assert any("a greatest price of 0.000160" in change for change in row.said.changes)
+        assert "a greatest price of 0.000160" in row.outcome.changes[-1].said("storage")
 
     run(32, 2, play, SETTINGS)
 
@@ -136,8 +139,8 @@ def test_a_record_that_does_not_recompute_is_not_explained():
             await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
             await heard(world, customer, provider, lie)
             (row,) = (await why(customer, wanted)).rows
-            assert row.why is None
-            assert expected in row.said.because
+            assert row.outcome is None
+            assert expected in row.because
         with pytest.raises(ProofInvalid):
             await why(customer, signed.id)
 
@@ -192,9 +195,9 @@ def test_a_need_that_took_no_part_learns_why():
         await world.until(lambda: provider.allocator.state.slot_denominators[0].clearing != cleared)
         await heard(world, early, provider)
         (row,) = (await why(early, wanted)).rows
-        assert row.why is None
+        assert row.outcome is None
         kept = format_size(100 * SLOT_STEP_BYTES)
-        assert f"it has drawn {kept} and keeps that" in row.said.because
+        assert f"it has drawn {kept} and keeps that" in row.because
 
     run(34, 3, play, SETTINGS)
 

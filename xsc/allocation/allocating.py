@@ -60,7 +60,7 @@ from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change, Entry
-from xsc.terms.clearing import LineValue, SpaceValue, TwoTierAllocationState
+from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import Commitment, Entitlement, EntitlementKey, NeedSlot
 
 _CLEARED: Final = b"allocation/cleared/"
@@ -190,17 +190,6 @@ class Allocator:
     def present(self) -> list[Cleared]:
         """Return the clearings that hold now."""
         return [each for _, each in sorted(self._cleared.items())]
-
-    def stages(self, provider: bytes, clearing: bytes) -> dict[bytes, tuple[LineValue, ...]]:
-        """Return by customer how the stages of a present clearing served needs.
-
-        Of another provider it is what its checked record gives this node.
-        """
-        records = self.proofs.of(provider)
-        if provider == self._node:
-            records = {each.id: each.record for each in self._cleared.values()}
-        record = records.get(clearing)
-        return {} if record is None else {each.customer: each.lines for each in record.participants}
 
     def proof(self, record_id: bytes) -> bytes:
         """Return a clearing record with what it names: an own one, or a false one of another.

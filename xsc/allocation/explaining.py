@@ -7,22 +7,23 @@ first. Where no slot matches a need, the matching rule says why (docs/design/all
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
 
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Checked
 from xsc.allocation.commitments import Commitments
-from xsc.allocation.matching import Party
-from xsc.allocation.reasons import Pair, Said, of_absence, of_mismatch, of_outcome
+from xsc.allocation.declaring import Either
+from xsc.allocation.matching import Party, mismatch
 from xsc.allocation.recognition import tier_of
-from xsc.allocation.why import Why, explain
+from xsc.allocation.why import Outcome, Pair, absence, explain
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.limits import WHY_RECORDS_MAX, WHYS_MAX
 from xsc.base.peering import Peers
 from xsc.identity.context import Context
-from xsc.terms.slot import AvailabilitySlot, Commitment, EntitlementKey, NeedSlot, Window
+from xsc.terms.slot import EntitlementKey, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,11 @@ class Explained:
     """One need in one window of one slot; in none where nothing of the slot was cleared for it."""
 
     pair: Pair
-    said: Said
+    because: str = ""
     clearing: bytes | None = None
     window: Window | None = None
-    why: Why | None = None
+    outcome: Outcome | None = None
+    """None where it took no part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,104 +85,100 @@ class Explaining:
         Raises:
             NotFound: there is none, or more than one.
         """
-        own = [each for each in _both(self._commitments.own) if _begins(each.slot_id, text)]
-        if not own:
-            clearings = {
-                each: provider
-                for each, provider in self._allocator.named().items()
-                if _begins(each, text)
-            }
-            slots = [
-                (node, slot)
-                for node in self._peers.peers()
-                for slot in self._commitments.of(node).slots
-                if _begins(slot.slot_id, text)
-            ]
-            if len(clearings) == 1 and not slots:
-                ((record_id, provider),) = clearings.items()
-                return await self._of_clearing(provider, record_id)
-            if len(slots) == 1 and not clearings:
-                ((node, slot),) = slots
-                return await self._of_pairs(self._pairs(node, [slot], self._node, self._own_needs))
-        elif len(own) == 1:
-            (one,) = own
-            if isinstance(one, NeedSlot):
-                return await self._of_pairs(
-                    pair
-                    for node in self._peers.peers()
-                    for pair in self._pairs(
-                        node, self._commitments.of(node).slots, self._node, [one]
-                    )
-                )
-            return await self._of_pairs(
-                pair
-                for node in self._peers.peers()
-                for pair in self._pairs(self._node, [one], node, self._commitments.of(node).needs)
+
+        def begins(raw: bytes) -> bool:
+            return to_text(raw).startswith(text)
+
+        peers = self._peers.peers()
+        found = [each for each in self._commitments.own.both if begins(each.slot_id)]
+        clearings: dict[bytes, bytes] = {}
+        if not found:
+            theirs = (slot for peer in peers for slot in self._commitments.of(peer).slots)
+            found = [slot for slot in theirs if begins(slot.slot_id)]
+            clearings = {each: of for each, of in self._allocator.named().items() if begins(each)}
+        if len(found) + len(clearings) != 1:
+            raise NotFound(
+                f"{'more than one' if found or clearings else 'no'} need, slot or clearing that is"
+                f" known here has an id that begins with '{text}'",
+                hint="`xsc market slots`, `clearings` and `xsc allocation show` list them",
             )
-        many = own or clearings or slots
-        raise NotFound(
-            f"{'more than one' if many else 'no'} need, slot or clearing that is known here has an "
-            f"id that begins with '{text}'",
-            hint="`xsc market slots`, `clearings`, `leases` and `xsc allocation show` list them",
-        )
+        for record_id, provider in clearings.items():
+            return await self._of_clearing(provider, record_id)
+        return await self._answer(pair for peer in peers for pair in self._pairs(peer, found[0]))
 
     async def by_node(self, node: bytes) -> Explanation:
         """Explain what a node has of this one and this one of it; of this node, all its needs."""
-        pairs: list[Pair] = []
-        for peer in self._peers.peers() if node == self._node else [node]:
-            theirs = self._commitments.of(peer)
-            if peer == node:
-                own = self._commitments.own.slots
-                pairs += self._pairs(self._node, own, peer, theirs.needs)
-            pairs += self._pairs(peer, theirs.slots, self._node, self._own_needs)
-        return await self._of_pairs(pairs)
+        if node != self._node:
+            return await self._answer(self._pairs(node))
+        pairs = (pair for peer in self._peers.peers() for pair in self._pairs(peer))
+        return await self._answer(pair for pair in pairs if pair.customer.node == node)
 
-    @property
-    def _own_needs(self) -> tuple[NeedSlot, ...]:
-        return self._commitments.own.needs
-
-    def _pairs(
-        self,
-        provider: bytes,
-        slots: Iterable[AvailabilitySlot],
-        customer: bytes,
-        needs: Iterable[NeedSlot],
-    ) -> list[Pair]:
-        """Return all pairs of two nodes, one of which is this one."""
-        peer = customer if provider == self._node else provider
+    def _sides(self, peer: bytes) -> tuple[Party, Party]:
+        """Return this node and a peer, as each sees the other."""
         mine, theirs = self._weights(peer)
-        here, there = tier_of(mine, theirs), tier_of(theirs, mine)
-        tiers = (there, here) if provider == self._node else (here, there)
-        sides = Party(provider, tiers[0]), Party(customer, tiers[1])
-        needs = tuple(needs)
-        return [Pair(slot, sides[0], need, sides[1]) for slot in slots for need in needs]
+        return Party(self._node, tier_of(theirs, mine)), Party(peer, tier_of(mine, theirs))
 
-    async def _of_pairs(self, pairs: Iterable[Pair]) -> Explanation:
+    def _pairs(self, peer: bytes, one: Either | None = None) -> Iterator[Pair]:
+        """Return the pairs of this node and a peer; those of one slot or need where it is given."""
+        here, there = self._sides(peer)
+        own, said = self._commitments.own, self._commitments.of(peer)
+        for provider, slots, customer, needs in (
+            (here, own.slots, there, said.needs),
+            (there, said.slots, here, own.needs),
+        ):
+            for slot, need in product(slots, needs):
+                if one is None or one is slot or one is need:
+                    yield Pair(slot, provider, need, customer)
+
+    async def _of_clearing(self, provider: bytes, record_id: bytes) -> Explanation:
+        """Explain everybody of an own clearing, and the own needs of another's."""
+        checked = await self._allocator.opened(provider, record_id)
+        slot, pairs = checked.record.slot, []
+        if provider == self._node:
+            for each in checked.customers:
+                here, there = self._sides(each.node)
+                pairs += [Pair(slot, here, need, there) for need in each.commitment.needs]
+        else:
+            here, there = self._sides(provider)
+            pairs = [Pair(slot, there, need, here) for need in self._commitments.own.needs]
+        return await self._answer(pairs, (record_id, checked))
+
+    async def _answer(
+        self, pairs: Iterable[Pair], only: tuple[bytes, Checked] | None = None
+    ) -> Explanation:
+        """Explain pairs in all windows that were cleared, or in one clearing only."""
+        opened: dict[bytes, Checked | str] = {}
+        took_part: set[tuple[bytes, bytes]] = set()
+        if only is not None:
+            opened = {only[0]: only[1]}
+            parts = only[1].record.participants
+            took_part = {(each.customer, need) for each in parts for need, _ in each.eligible}
         matched: list[Pair] = []
         others: list[Explained] = []
         for pair in pairs:
-            reason = pair.mismatch()
-            if reason is None:
+            reason = mismatch(pair.slot, pair.provider, pair.need, pair.customer)
+            if reason is None or (pair.customer.node, pair.need.slot_id) in took_part:
                 matched.append(pair)
             elif len(others) <= WHYS_MAX:
-                others.append(Explained(pair, of_mismatch(pair, reason)))
+                others.append(Explained(pair, reason))
         if not matched:
             return Explanation(others[:WHYS_MAX], len(others) > WHYS_MAX)
         rows: list[Explained] = []
-        opened: dict[bytes, Checked | Said] = {}
         for pair in matched:
-            windows = self._cleared(pair)
-            if not windows:
-                said = Said("they match, and no clearing of the slot is known here yet")
-                rows.append(Explained(pair, said))
-            for window, record_id in windows:
-                provider, is_open = pair.provider.node, record_id in opened
+            provider = pair.provider.node
+            cleared = [(only[1].record.window, only[0])] if only else self._cleared(pair)
+            if not cleared:
+                rows.append(
+                    Explained(pair, "they match, and no clearing of the slot is known here yet")
+                )
+            for window, record_id in cleared:
                 is_full = provider != self._node and len(opened) >= WHY_RECORDS_MAX
-                if len(rows) >= WHYS_MAX or (is_full and not is_open):
+                if len(rows) >= WHYS_MAX or (is_full and record_id not in opened):
                     return Explanation(rows, True)
-                if not is_open:
+                if record_id not in opened:
                     opened[record_id] = await self._open(provider, record_id)
-                rows.append(await self._of_window(pair, window, record_id, opened[record_id]))
+                row = Explained(pair, clearing=record_id, window=window)
+                rows.append(await self._explained(row, window, opened[record_id]))
         return Explanation(rows[:WHYS_MAX], len(rows) > WHYS_MAX)
 
     def _cleared(self, pair: Pair) -> list[tuple[Window, bytes]]:
@@ -199,68 +197,30 @@ class Explaining:
             if each.slot == slot_id
         ]
 
-    async def _open(self, provider: bytes, record_id: bytes) -> Checked | Said:
+    async def _open(self, provider: bytes, record_id: bytes) -> Checked | str:
         """Return a record that may be explained, or why it may not."""
         try:
             return await self._allocator.opened(provider, record_id)
         except (NotFound, UnavailableError, LimitError):
-            return Said("its clearing record is not here, and its provider does not give it now")
+            return "its clearing record is not here, and its provider does not give it now"
         except PeerError as fault:
-            return Said(f"its provider gave no clearing record: {fault.message}")
+            return f"its provider gave no clearing record: {fault.message}"
         except ProofInvalid as fault:
-            return Said(
+            return (
                 f"its clearing record does not recompute, so nothing of it counts: {fault.message}"
             )
 
-    async def _of_window(
-        self, pair: Pair, window: Window, record_id: bytes, checked: Checked | Said
-    ) -> Explained:
-        if isinstance(checked, Said):
-            return Explained(pair, checked, record_id, window)
-        record = checked.record
+    async def _explained(self, row: Explained, window: Window, checked: Checked | str) -> Explained:
+        if isinstance(checked, str):
+            return replace(row, because=checked)
+        pair, record = row.pair, checked.record
         if (record.slot.slot_id, record.window) != (pair.slot.slot_id, window):
-            said = Said("the clearing record that its provider names is of another slot or window")
-            return Explained(pair, said, record_id, window)
-        customer, need = pair.customer.node, pair.need
-        try:
-            async with self._turn:
-                why = await self._executor.run(explain, checked, customer, need.slot_id)
-        except NotFound:
-            slot_id = record.slot.slot_id
-            key = EntitlementKey(record.provider, slot_id, window[0], customer, need.slot_id)
-            drawn = self._drawn().get(key, 0)
-            return Explained(pair, of_absence(pair, checked, drawn), record_id, window)
-        return Explained(pair, of_outcome(why, need), record_id, window, why)
-
-    async def _of_clearing(self, provider: bytes, record_id: bytes) -> Explanation:
-        """Explain everybody of an own clearing, and the own needs of another's."""
-        checked = await self._allocator.opened(provider, record_id)
-        record = checked.record
-        if provider == self._node:
-            seen = {each.node: each.commitment.needs for each in checked.customers}
-        else:
-            seen = {self._node: self._own_needs}
-        took_part = {
-            (each.customer, need) for each in record.participants for need, _ in each.eligible
-        }
-        rows: list[Explained] = []
-        others: list[Explained] = []
-        for customer, needs in seen.items():
-            for pair in self._pairs(provider, [record.slot], customer, needs):
-                reason = pair.mismatch()
-                if reason is None or (customer, pair.need.slot_id) in took_part:
-                    if len(rows) == WHYS_MAX:
-                        return Explanation(rows, True)
-                    rows.append(await self._of_window(pair, record.window, record_id, checked))
-                else:
-                    said = of_mismatch(pair, reason)
-                    others.append(Explained(pair, said, record_id, record.window))
-        return Explanation(rows or others[:WHYS_MAX], not rows and len(others) > WHYS_MAX)
-
-
-def _both(commitment: Commitment) -> tuple[AvailabilitySlot | NeedSlot, ...]:
-    return (*commitment.slots, *commitment.needs)
-
-
-def _begins(raw: bytes, text: str) -> bool:
-    return to_text(raw).startswith(text)
+            because = "the clearing record that its provider names is of another slot or window"
+            return replace(row, because=because)
+        slot_id, customer, need_id = pair.slot.slot_id, pair.customer.node, pair.need.slot_id
+        async with self._turn:
+            outcome = await self._executor.run(explain, checked, customer, need_id)
+        if outcome is not None:
+            return replace(row, because=outcome.because, outcome=outcome)
+        key = EntitlementKey(record.provider, slot_id, window[0], customer, need_id)
+        return replace(row, because=absence(pair, checked, self._drawn().get(key, 0)))

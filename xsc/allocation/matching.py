@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import node_id_from_text, to_text
@@ -30,27 +30,11 @@ class Party:
     """How the node that sets the filter stands to this one."""
 
 
-def _node(wanted: str, party: Party, _slot: Slot) -> bool:
-    return to_text(party.node) == wanted
-
-
-def _owner(wanted: str, _party: Party, slot: Slot) -> bool:
-    return slot.owner.casefold() == wanted.casefold()
-
-
-def _location(wanted: str, _party: Party, slot: Slot) -> bool:
-    return slot.location.casefold() == wanted.casefold()
-
-
-def _tier(wanted: str, party: Party, _slot: Slot) -> bool:
-    return _RANKS[party.tier] >= _RANKS.get(wanted, len(_RANKS))
-
-
 FILTERS: Final[Mapping[str, Callable[[str, Party, Slot], bool]]] = {
-    "node": _node,
-    "owner": _owner,
-    "location": _location,
-    "tier": _tier,
+    "node": lambda wanted, party, _: to_text(party.node) == wanted,
+    "owner": lambda wanted, _, slot: slot.owner.casefold() == wanted.casefold(),
+    "location": lambda wanted, _, slot: slot.location.casefold() == wanted.casefold(),
+    "tier": lambda wanted, party, _: _RANKS[party.tier] >= _RANKS.get(wanted, len(_RANKS)),
 }
 """Each says whether the other side meets what is wanted. `tier` is the least tier."""
 
@@ -78,14 +62,14 @@ def check_filters(filters: Iterable[tuple[str, str]]) -> None:
             )
 
 
-def unmet(slot: Slot, other: Slot, party: Party) -> tuple[str, str] | None:
+def _unmet(slot: Slot, other: Slot, party: Party) -> str | None:
     """Return the first filter of a slot that the other side does not meet, if any.
 
     An unknown filter is met by nobody.
     """
     for name, wanted in slot.filters:
         if name not in FILTERS or not FILTERS[name](wanted, party, other):
-            return name, wanted
+            return f"{name}={wanted}"
     return None
 
 
@@ -125,30 +109,27 @@ def _meet(left: Sequence[Window], right: Sequence[Window]) -> bool:
     return any(overlap(window, many) is not None for window in few)
 
 
-Mismatch: TypeAlias = Literal[
-    "kind", "node", "location", "filter_of_slot", "filter_of_need", "time"
-]
-"""What keeps a slot from serving a need."""
-
-
 def mismatch(
     slot: AvailabilitySlot, provider: Party, need: NeedSlot, customer: Party
-) -> Mismatch | None:
+) -> str | None:
     """Return why a slot can serve a need of another node in none of its windows; None if it can.
 
-    Of several reasons it is the first, in the order of `Mismatch`.
+    Of several reasons it is the first: kind, node, location, filters of the slot and of the need,
+    time.
     """
     if slot.kind != need.kind:
-        return "kind"
+        return f"the slot offers {slot.kind}, and the need is of {need.kind}"
     if provider.node == customer.node:
-        return "node"
+        return "a node does not serve itself"
     if slot.location and need.location and slot.location.casefold() != need.location.casefold():
-        return "location"
-    if unmet(slot, need, customer) is not None:
-        return "filter_of_slot"
-    if unmet(need, slot, provider) is not None:
-        return "filter_of_need"
-    return None if _meet(slot.windows, windows_of(need)) else "time"
+        return f"the slot is at '{slot.location}', and the need at '{need.location}'"
+    if found := _unmet(slot, need, customer):
+        return f"the slot serves only {found}, which the customer is not"
+    if found := _unmet(need, slot, provider):
+        return f"the need takes only {found}, which the provider is not"
+    if not _meet(slot.windows, windows_of(need)):
+        return "no window of the slot overlaps one of the need"
+    return None
 
 
 def match(slot: AvailabilitySlot, provider: Party, need: NeedSlot, customer: Party) -> bool:

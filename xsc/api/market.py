@@ -291,7 +291,7 @@ class Allocation:
     need: str
     quantity: int
     price: int
-    stages: list[Stage]
+    """What is charged: of two stages the mean."""
     drawn: int
     granted_ms: int
     until_ms: int
@@ -378,14 +378,14 @@ class Entitled:
     slot: str
     need: str
     kind: str
-    tier: str | None
-    quantity: int
+    tier: str | None = None
+    quantity: int = 0
     drawn: int
     price: int
     window: Window
-    granted_ms: int | None
+    granted_ms: int | None = None
     until_ms: int
-    clearing: str | None
+    clearing: str | None = None
 
 
 @model

@@ -72,21 +72,19 @@ def show_all(settings: Settings) -> None:
 
 
 def _granted(slot: Document) -> list[list[str]]:
-    """Return who has what of a slot: a line for each stage that served a need."""
+    """Return who has what of a slot, at the price that is charged."""
     kind = slot["kind"]
-    rows = []
-    for line in slot["allocations"]:
-        for number, stage in enumerate(line["stages"] or [line]):
-            rows.append(
-                [
-                    named(line, line["node"]),
-                    stage["tier"],
-                    format_level(kind, stage["quantity"]),
-                    "" if number else format_level(kind, line["drawn"]),
-                    format_credits(stage["price"]),
-                    _lapses(line),
-                ]
-            )
+    rows = [
+        [
+            named(line, line["node"]),
+            line["tier"],
+            format_level(kind, line["quantity"]),
+            format_level(kind, line["drawn"]),
+            format_credits(line["price"]),
+            _lapses(line),
+        ]
+        for line in slot["allocations"]
+    ]
     rows += [
         [named(line, line["node"]), "pinned", "", format_level(kind, line["quantity"]), "", ""]
         for line in slot["pinned"]
@@ -101,10 +99,7 @@ def _lapses(line: Document) -> str:
 
 def _bar(slot: Document) -> str:
     """Return what the tiers have of a slot's capacity as a bar, a letter each at least."""
-    of_tier = dict.fromkeys(_LETTERS, 0)
-    for line in slot["allocations"]:
-        for stage in line["stages"] or [line]:
-            of_tier[stage["tier"]] += stage["quantity"]
+    of_tier = {tier["tier"]: tier["given"] for tier in slot["tiers"]}
     of_tier["pinned"] = sum(line["quantity"] for line in slot["pinned"])
     whole = max(1, slot["capacity"] + of_tier["pinned"])
     bar, taken = "", 0

@@ -116,17 +116,18 @@ def test_filters_of_a_slot_judge_the_customer(filters, tier, expected):
     ("of_slot", "of_need", "expected"),
     [
         ({}, {}, None),
-        ({"kind": "storage"}, {"filters": (("owner", "x"),)}, "kind"),
-        ({"location": "Bern"}, {"location": "Berlin"}, "location"),
-        ({"filters": (("tier", "mutual"),)}, {}, "filter_of_slot"),
-        ({}, {"filters": (("owner", "x"),)}, "filter_of_need"),
-        ({}, {"valid_until_ms": at("2027-06-01")}, "time"),
+        ({"kind": "storage"}, {"filters": (("owner", "x"),)}, "the slot offers storage"),
+        ({"location": "Bern"}, {"location": "Berlin"}, "the slot is at 'Bern'"),
+        ({"filters": (("tier", "mutual"),)}, {}, "the slot serves only tier=mutual"),
+        ({}, {"filters": (("owner", "x"),)}, "the need takes only owner=x"),
+        ({}, {"valid_until_ms": at("2027-06-01")}, "no window of the slot"),
     ],
 )
 def test_the_rule_names_what_keeps_a_slot_from_serving_a_need(of_slot, of_need, expected):
     provider, customer = Party(PROVIDER, "open"), Party(CUSTOMER, "open")
     slot, wanted = offer(**of_slot), need(**of_need)
-    assert mismatch(slot, provider, wanted, customer) == expected
+    said = mismatch(slot, provider, wanted, customer)
+    assert said is None if expected is None else said.startswith(expected)
     assert match(slot, provider, wanted, customer) is (expected is None)
 
 

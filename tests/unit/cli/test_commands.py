@@ -675,18 +675,10 @@ LINE = {
     "need": NODE,
     "quantity": 64 * GIB,
     "price": 8,
-    "stages": [],
     "drawn": 0,
     "until_ms": 3_600_000,
 }
-STAGED = {
-    **LINE,
-    "drawn": 7 * GIB,
-    "stages": [
-        {"tier": "mutual", "quantity": 24 * GIB, "price": 6},
-        {"tier": "open", "quantity": 40 * GIB, "price": 9},
-    ],
-}
+STAGED = {**LINE, "drawn": 7 * GIB, "price": 9}
 CLEARED = {
     "slots": [
         {
@@ -696,6 +688,11 @@ CLEARED = {
             "kind": "storage",
             "window": [0, 3_600_000],
             "capacity": 2048 * GIB,
+            "tiers": [
+                {"tier": "mutual", "given": 88 * GIB},
+                {"tier": "one_way", "given": 0},
+                {"tier": "open", "given": 40 * GIB},
+            ],
             "allocations": [LINE, STAGED],
             "pinned": [{"node": NODE, "name": "eve", "need": NODE, "quantity": 3 * GIB}],
         }
@@ -793,8 +790,7 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
             WHY | {"why": [], "passed_over": [PASSED]},
             "passed over: it is too small",
         ),
-        (["allocation", "show"], "/v1/allocation", CLEARED, "24.0 GiB  7.0 GiB  0.000006"),
-        (["allocation", "show"], "/v1/allocation", CLEARED, "40.0 GiB           0.000009"),
+        (["allocation", "show"], "/v1/allocation", CLEARED, "64.0 GiB  7.0 GiB  0.000009"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "eve       pinned"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "storage  mop" + 37 * "."),
         (["allocation", "show"], "/v1/allocation", ENDLESS, "storage  always"),

@@ -2,151 +2,139 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 from xsc.allocation.convergence import network_has_converged
 from xsc.allocation.explaining import Explained, Explanation
-from xsc.allocation.granting import until_ms
-from xsc.allocation.queries import (
-    Participant,
-    denominator_of,
-    groups,
-)
+from xsc.allocation.granting import price_of, until_ms
+from xsc.allocation.queries import Participant, denominator_of, groups
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import NotFound
 from xsc.base.ids import to_text
-from xsc.market.lease_entry import LeaseEntry
 from xsc.node.api.serving import Answers
 from xsc.node.build import Node
 from xsc.node.routes.market import begins_with
 from xsc.node.routes.objects import passed_over
 from xsc.space.paths import UserSpacePaths
-from xsc.terms.clearing import (
-    LineValue,
-    SlotAllocationRecord,
-    SlotDenominators,
-    TwoTierAllocationState,
-)
-from xsc.terms.quote import Kind, Tier
+from xsc.terms.clearing import SlotAllocationRecord, SlotDenominators, TwoTierAllocationState
+from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP, Entitlement, EntitlementKey
 
 
-def _stage(kind: Kind, tier: Tier, steps: int, price: int) -> api.Stage:
-    return api.Stage(tier=tier, quantity=steps * STEP[kind], price=price)
+def _cleared(
+    node: Node,
+    provider: bytes,
+    slot: SlotDenominators,
+    lines: list[SlotAllocationRecord],
+    drawn: Mapping[EntitlementKey, int],
+) -> api.Cleared:
+    """Return a window of a slot, what it gives, and what is known here to be drawn of it."""
+    step = STEP[slot.kind]
+    keys = {
+        EntitlementKey(provider, slot.slot, slot.window[0], line.customer, line.need): line
+        for line in lines
+    }
+    return api.Cleared(
+        slot=to_text(slot.slot),
+        node=to_text(provider),
+        name=node.name_of(provider),
+        kind=slot.kind,
+        rule=slot.rule,
+        window=slot.window,
+        clearing=to_text(slot.clearing),
+        capacity=slot.capacity * step,
+        tiers=[
+            api.Tier(
+                tier=each.tier,
+                capacity=each.capacity * step,
+                given=each.given * step,
+                denominator=denominator_of(each.denominator),
+            )
+            for each in slot.tiers
+        ],
+        allocations=[
+            api.Allocation(
+                node=to_text(line.customer),
+                name=node.name_of(line.customer),
+                tier=line.tier,
+                need=to_text(line.need),
+                quantity=line.quantity * step,
+                price=line.price,
+                drawn=drawn.get(key, 0) * step,
+                granted_ms=line.granted_ms,
+                until_ms=until_ms(line.granted_ms, slot.window),
+            )
+            for key, line in keys.items()
+        ],
+        pinned=[
+            api.Pinned(
+                node=to_text(key.customer),
+                name=node.name_of(key.customer),
+                need=to_text(key.need),
+                quantity=steps * step,
+            )
+            for key, steps in sorted(drawn.items())
+            if steps and key not in keys
+        ],
+    )
 
 
 def _slots(
     node: Node,
     provider: bytes,
     state: TwoTierAllocationState,
-    drawn: Mapping[EntitlementKey, int],
+    drawn: Mapping[tuple[bytes, bytes, int], Mapping[EntitlementKey, int]],
 ) -> list[api.Cleared]:
-    """Return the windows of a provider's slots, with what is known here to be drawn of them."""
-
-    def allocation(
-        slot: SlotDenominators, line: SlotAllocationRecord, stages: Sequence[LineValue]
-    ) -> api.Allocation:
-        return api.Allocation(
-            node=to_text(line.customer),
-            name=node.name_of(line.customer),
-            tier=line.tier,
-            need=to_text(line.need),
-            quantity=line.quantity * STEP[slot.kind],
-            price=line.price,
-            stages=[_stage(slot.kind, *each[1:]) for each in stages if each[0] == line.need],
-            drawn=drawn.get(
-                EntitlementKey(provider, slot.slot, slot.window[0], line.customer, line.need), 0
-            )
-            * STEP[slot.kind],
-            granted_ms=line.granted_ms,
-            until_ms=until_ms(line.granted_ms, slot.window),
+    """Return the windows of a provider's slots; `drawn` is by provider, slot and window."""
+    lines: defaultdict[object, list[SlotAllocationRecord]] = defaultdict(list)
+    for line in state.slot_allocations:
+        lines[line.slot, line.window].append(line)
+    return [
+        _cleared(
+            node,
+            provider,
+            slot,
+            lines[slot.slot, slot.window],
+            drawn.get((provider, slot.slot, slot.window[0]), {}),
         )
-
-    rows = []
-    for slot in state.slot_denominators:
-        lines = [
-            line
-            for line in state.slot_allocations
-            if (line.slot, line.window) == (slot.slot, slot.window)
-        ]
-        stages = node.allocator.stages(provider, slot.clearing)
-        granted = {(line.customer, line.need) for line in lines}
-        rows.append(
-            api.Cleared(
-                slot=to_text(slot.slot),
-                node=to_text(provider),
-                name=node.name_of(provider),
-                kind=slot.kind,
-                rule=slot.rule,
-                window=slot.window,
-                clearing=to_text(slot.clearing),
-                capacity=slot.capacity * STEP[slot.kind],
-                tiers=[
-                    api.Tier(
-                        tier=line.tier,
-                        capacity=line.capacity * STEP[slot.kind],
-                        given=line.given * STEP[slot.kind],
-                        denominator=denominator_of(line.denominator),
-                    )
-                    for line in slot.tiers
-                ],
-                allocations=[
-                    allocation(slot, line, stages.get(line.customer, ())) for line in lines
-                ],
-                pinned=[
-                    api.Pinned(
-                        node=to_text(each.customer),
-                        name=node.name_of(each.customer),
-                        need=to_text(each.need),
-                        quantity=steps * STEP[slot.kind],
-                    )
-                    for each, steps in sorted(drawn.items())
-                    if each[:3] == (provider, slot.slot, slot.window[0])
-                    and steps
-                    and (each.customer, each.need) not in granted
-                ],
-            )
-        )
-    return rows
+        for slot in state.slot_denominators
+    ]
 
 
-def _entitlement(each: Entitlement, drawn: int, name: str) -> api.Entitled:
+def _entitled(
+    node: Node,
+    key: EntitlementKey,
+    kind: Kind,
+    drawn: int,
+    **told: Any,  # noqa: ANN401
+) -> api.Entitled:
     return api.Entitled(
-        node=to_text(each.provider),
-        name=name,
-        slot=to_text(each.slot),
-        need=to_text(each.need),
-        kind=each.kind,
+        node=to_text(key.provider),
+        name=node.name_of(key.provider),
+        slot=to_text(key.slot),
+        need=to_text(key.need),
+        kind=kind,
+        drawn=drawn * STEP[kind],
+        **told,
+    )
+
+
+def _granted(node: Node, each: Entitlement, drawn: int) -> api.Entitled:
+    return _entitled(
+        node,
+        each.key,
+        each.kind,
+        drawn,
         tier=each.tier,
         quantity=each.quantity * STEP[each.kind],
-        drawn=drawn * STEP[each.kind],
         price=each.price,
         window=each.window,
         granted_ms=each.granted_ms,
         until_ms=each.until_ms,
         clearing=to_text(each.clearing),
-    )
-
-
-def _kept(entry: LeaseEntry, key: EntitlementKey, drawn: int, name: str) -> api.Entitled:
-    """Return what a lease has drawn of what is granted no more, or by whom does not answer."""
-    closes_ms = entry.terms.end_ms if entry.draw is None else entry.draw.end_ms
-    return api.Entitled(
-        node=to_text(entry.terms.provider),
-        name=name,
-        slot=to_text(key.slot),
-        need=to_text(key.need),
-        kind=entry.terms.kind,
-        tier=None,
-        quantity=0,
-        drawn=drawn * STEP[entry.terms.kind],
-        price=entry.terms.price,
-        window=(key.opens_ms, closes_ms),
-        granted_ms=None,
-        until_ms=closes_ms,
-        clearing=None,
     )
 
 
@@ -167,10 +155,14 @@ def _known(node: Node) -> dict[bytes, Participant]:
 async def show(node: Node, _: Nothing) -> api.Shown:
     """Show what was cleared."""
     own, states = node.allocator.state, node.allocator.states()
-    drawn = node.drawn_steps()
-    rows = _slots(node, node.key.node_id, own, drawn)
-    for provider, state in sorted(states.items()):
-        rows += _slots(node, provider, state, drawn)
+    drawn: defaultdict[tuple[bytes, bytes, int], dict[EntitlementKey, int]] = defaultdict(dict)
+    for key, steps in node.drawn_steps().items():
+        drawn[key[:3]][key] = steps
+    rows = [
+        row
+        for provider, state in ((node.key.node_id, own), *sorted(states.items()))
+        for row in _slots(node, provider, state, drawn)
+    ]
     known = _known(node)
     converged = {peer: each.has_converged for peer, each in known.items() if each.is_active}
     totals: defaultdict[str, dict[Kind, int]] = defaultdict(dict)
@@ -227,44 +219,42 @@ async def consistent(node: Node, _: Nothing) -> api.Consistent:
     return api.Consistent(commitments=rows)
 
 
-def _entitlements(node: Node, *, only_drawn: bool) -> api.Entitlements:
-    drawn = node.drawn_steps()
-    rows: list[api.Entitled] = []
-    totals: dict[str, int] = {}
-    for each in node.allocator.received():
-        taken = drawn.get(each.key, 0)
-        if taken or not only_drawn:
-            rows.append(_entitlement(each, taken, node.name_of(each.provider)))
-            need = to_text(each.need)
-            steps = taken if only_drawn else each.quantity
-            totals[need] = totals.get(need, 0) + steps * STEP[each.kind]
-    if only_drawn:
-        # What was drawn stays, whatever is granted now and whoever answers.
-        seen = {each.key for each in node.allocator.received()}
-        for entry in node.market.store.all("customer"):
-            key = node.market.store.counts_for(entry)
-            if key not in seen:
-                seen.add(key)
-                if taken := drawn.get(key, 0):
-                    name, need = node.name_of(entry.terms.provider), to_text(key.need)
-                    rows.append(_kept(entry, key, taken, name))
-                    totals[need] = totals.get(need, 0) + taken * STEP[entry.terms.kind]
-    return api.Entitlements(allocations=rows, totals=totals)
-
-
 async def expected(node: Node, _: Nothing) -> api.Entitlements:
     """Show what own needs are granted."""
-    return _entitlements(node, only_drawn=False)
+    drawn = node.drawn_steps()
+    rows = [_granted(node, each, drawn.get(each.key, 0)) for each in node.allocator.received()]
+    totals = Counter[str]()
+    for row in rows:
+        totals[row.need] += row.quantity
+    return api.Entitlements(allocations=rows, totals=dict(totals))
 
 
 async def received(node: Node, _: Nothing) -> api.Entitlements:
-    """Show what was drawn of it."""
-    return _entitlements(node, only_drawn=True)
+    """Show what was drawn of it: that stays, whatever is granted now and whoever answers."""
+    drawn = node.drawn_steps()
+    rows = {
+        each.key: _granted(node, each, drawn[each.key])
+        for each in node.allocator.received()
+        if drawn.get(each.key, 0)
+    }
+    for entry in node.market.store.all("customer"):
+        key, terms = node.market.store.counts_for(entry), entry.terms
+        if drawn.get(key, 0) and key not in rows:
+            end_ms = terms.end_ms if entry.draw is None else entry.draw.end_ms
+            window = key.opens_ms, end_ms
+            rows[key] = _entitled(
+                node, key, terms.kind, drawn[key], price=terms.price, window=window, until_ms=end_ms
+            )
+    totals = Counter[str]()
+    for row in rows.values():
+        totals[row.need] += row.drawn
+    return api.Entitlements(allocations=list(rows.values()), totals=dict(totals))
 
 
 def _explained(node: Node, each: Explained) -> api.Explained:
-    pair, why = each.pair, each.why
-    provider, customer = pair.provider.node, pair.customer.node
+    pair, outcome = each.pair, each.outcome
+    provider, customer, kind = pair.provider.node, pair.customer.node, pair.need.kind
+    lines = [] if outcome is None else [(x.tier, x.quantity, x.price) for x in outcome.lines]
     return api.Explained(
         clearing=None if each.clearing is None else to_text(each.clearing),
         provider=to_text(provider),
@@ -273,18 +263,19 @@ def _explained(node: Node, each: Explained) -> api.Explained:
         window=each.window,
         node=to_text(customer),
         name=node.name_of(customer),
-        kind=pair.need.kind,
+        kind=kind,
         need=to_text(pair.need.slot_id),
-        tier=pair.customer.tier if why is None else why.tier,
-        weight=None if why is None else why.weight,
-        eligible=None if why is None else why.eligible * STEP[pair.need.kind],
-        granted=None if why is None else why.quantity * STEP[pair.need.kind],
-        stages=[]
-        if why is None
-        else [_stage(pair.need.kind, line.tier, line.quantity, line.price) for line in why.lines],
-        price=None if why is None else max((x.price for x in why.lines), default=None),
-        because=each.said.because,
-        changes=list(each.said.changes),
+        tier=pair.customer.tier if outcome is None else outcome.tier,
+        weight=None if outcome is None else outcome.weight,
+        eligible=None if outcome is None else outcome.eligible * STEP[kind],
+        granted=None if outcome is None else outcome.quantity * STEP[kind],
+        stages=[
+            api.Stage(tier=tier, quantity=steps * STEP[kind], price=price)
+            for tier, steps, price in lines
+        ],
+        price=price_of(lines) if lines else None,
+        because=each.because,
+        changes=[] if outcome is None else [change.said(kind) for change in outcome.changes],
     )
 
 
