@@ -95,7 +95,7 @@ class Slots:
 
 @model
 class Declared(Id):
-    """A slot or need that was made, and what all of it comes to."""
+    """A slot or need that was made or changed, and what all of it comes to."""
 
     day_micro: int
     month_micro: int
@@ -104,8 +104,8 @@ class Declared(Id):
     """Of a need of storage: what objects fit in it with the default code; null of all else."""
     spread: int | None
     """Over how many providers that goes."""
-    domains: int | None
-    """Failure domains of peers whose offers of storage are known here."""
+    warnings: list[str]
+    """What may keep it from being met, a sentence each."""
 
 
 @model
@@ -398,7 +398,7 @@ class Entitlements:
 
 SLOTS = Endpoint("GET", "/v1/market/slots", Nothing, Slots, "List offers and needs.")
 DECLARE = Endpoint("POST", "/v1/market/slots", Declare, Declared, "Make an offer or a need.")
-EDIT = Endpoint("PUT", "/v1/market/slots/{id}", Edit, Id, "Change an own offer or need.")
+EDIT = Endpoint("PUT", "/v1/market/slots/{id}", Edit, Declared, "Change an own offer or need.")
 WITHDRAW = Endpoint("DELETE", "/v1/market/slots/{id}", Id, Id, "Withdraw one.")
 QUOTES = Endpoint("GET", "/v1/market/quotes", Nothing, Quotes, "Ask all peers for their prices.")
 ESTIMATE = Endpoint(

@@ -35,8 +35,9 @@ from xsc.cli.options import (
     Parsed,
     Settings,
     pass_settings,
+    table_of,
 )
-from xsc.cli.output import moment, named, say, short, show, show_json, show_pairs, show_table
+from xsc.cli.output import moment, named, say, short, show, show_json, show_pairs, show_table, warn
 from xsc.client.allocation import AllocationCalls
 from xsc.client.calls import Calls
 from xsc.client.core import Document
@@ -111,11 +112,12 @@ def _moment(text: str) -> int:
 
 MOMENT = Parsed("TIME", _moment)
 _STATED: Final = (
-    click.option("--from", "begin", type=MOMENT, help="When it begins; now by default."),
-    click.option("--to", "end", type=MOMENT, help="When it ends."),
+    click.option("--from", "from_ms", type=MOMENT, help="When it begins; now by default."),
+    click.option("--to", "to_ms", type=MOMENT, help="When it ends."),
     click.option("--every", metavar="RULE", help='When it recurs: "Mon-Fri 20:00-08:00 ZONE".'),
     click.option(
         "--price",
+        "price_micro",
         type=CREDITS,
         help="Credits a GiB and hour, or a Gfuel: the reserve, or the most paid.",
     ),
@@ -191,20 +193,8 @@ def _estimate(settings: Settings, kind: str | None, asked: dict[str, Any]) -> No
 
 def _document(quantity: str | None, options: dict[str, Any]) -> Document:
     """Return what the options state, as the node takes it."""
-    filters = dict(options["filters"])
-    if len(filters) < len(options["filters"]):
-        raise ArgumentInvalid("--filter: a name is given twice", hint="give each name once")
-    return {
-        **({} if quantity is None else _quantity(quantity)),
-        "from_ms": options["begin"],
-        "to_ms": options["end"],
-        "every": options["every"],
-        "price_micro": options["price"],
-        "filters": filters or None,
-        "location": options["location"],
-        "rule": options.get("rule"),
-        "spread": options.get("spread"),
-    }
+    filters = table_of(options["filters"], "filter") or None
+    return {**options, "filters": filters, **({} if quantity is None else _quantity(quantity))}
 
 
 def _declare(settings: Settings, role: str, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
@@ -220,13 +210,10 @@ def _declare(settings: Settings, role: str, kind: str, quantity: str, **options:
     comes = "all of it comes to" if role == "offer" else "it comes to at most"
     say(f"{comes} {day} credits a day, {month} in 30 days")
     if (size := answer["object_bytes"]) is not None:
-        spread, domains = answer["spread"], answer["domains"]
+        spread = answer["spread"]
         say(f"it goes over {spread} providers: objects of {format_size(size)} in all fit in it")
-        if domains < spread:
-            say(
-                f"warning: failure domains that offer storage, as far as known here: {domains};"
-                f" more friends, or `--spread {max(1, domains)}`, would fill it"
-            )
+    for sentence in answer["warnings"]:
+        warn(sentence)
 
 
 @market.command()
@@ -279,6 +266,9 @@ def edit(settings: Settings, /, slot_id: str, quantity: str | None, **options: A
     answer = calls.edit(slot_id, _document(quantity, options))
     if settings.json:
         show_json(answer)
+        return
+    for sentence in answer["warnings"]:
+        warn(sentence)
 
 
 @market.command()

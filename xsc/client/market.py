@@ -11,17 +11,19 @@ from xsc.base.errors import ArgumentInvalid
 from xsc.client.core import Core, Document
 
 
+def _id_of(text: str, most: int, what: str, hint: str) -> str:
+    if not re.fullmatch(f"[a-z2-7]{{1,{most}}}", text):
+        raise ArgumentInvalid(f"'{text}' is no id of {what}", hint=hint)
+    return text
+
+
 def slot_id_of(text: str) -> str:
     """Return the id of a slot or need, or the beginning of one.
 
     Raises:
         ArgumentInvalid: it is none.
     """
-    if not re.fullmatch(r"[a-z2-7]{1,26}", text):
-        raise ArgumentInvalid(
-            f"'{text}' is no id of an offer or need", hint="`xsc market slots` lists them"
-        )
-    return text
+    return _id_of(text, 26, "an offer or need", "`xsc market slots` lists them")
 
 
 def explained_id_of(text: str) -> str:
@@ -30,12 +32,8 @@ def explained_id_of(text: str) -> str:
     Raises:
         ArgumentInvalid: it is none.
     """
-    if not re.fullmatch(r"[a-z2-7]{1,52}", text):
-        raise ArgumentInvalid(
-            f"'{text}' is no id of a lease, an offer, a need or a clearing",
-            hint="`xsc market leases`, `slots` and `clearings` list them",
-        )
-    return text
+    hint = "`xsc market leases`, `slots` and `clearings` list them"
+    return _id_of(text, 52, "a lease, an offer, a need or a clearing", hint)
 
 
 class MarketCalls:
@@ -52,7 +50,7 @@ class MarketCalls:
         )
 
     def edit(self, slot_id: str, stated: Document) -> Document:
-        """Change what is stated of an own offer or need; return its `id`."""
+        """Change what is stated of an own offer or need; return what `declare` does."""
         return self.core.ask(api.EDIT, api.Edit(id=slot_id_of(slot_id), **stated))
 
     def withdraw(self, slot_id: str) -> Document:

@@ -136,9 +136,14 @@ def why(quote: Quote, price: int, *, renewed: bool = False) -> str:
 
 
 def domain_of(quote: Quote) -> bytes:
+    """Return the failure domain of a provider."""
+    return domain(quote.site, quote.owner, quote.provider)
+
+
+def domain(site: str, owner: str, node: bytes) -> bytes:
     """Return the failure domain: the site, else the owner, else the node by itself."""
-    if quote.site:
-        return b"site/" + quote.site.encode()
-    if quote.owner:
-        return b"owner/" + quote.owner.encode()
-    return b"node/" + quote.provider
+    if site:
+        return b"site/" + site.encode()
+    if owner:
+        return b"owner/" + owner.encode()
+    return b"node/" + node

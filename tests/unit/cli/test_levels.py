@@ -7,6 +7,14 @@ import pytest
 from xsc.base.limits import GIB, MFUEL, MIB
 
 ID = "a" * 26
+DECLARED = {
+    "id": ID,
+    "day_micro": 0,
+    "month_micro": 0,
+    "object_bytes": None,
+    "spread": None,
+    "warnings": [],
+}
 
 
 @pytest.mark.parametrize(
@@ -24,8 +32,8 @@ ID = "a" * 26
     ],
 )
 def test_a_level_is_sent_with_its_unit(xsc, stand_in, text, stated):
-    stand_in.answers("POST", "/v1/market/slots", {"id": ID}, 201)
-    stand_in.answers("PUT", f"/v1/market/slots/{ID}", {"id": ID})
+    stand_in.answers("POST", "/v1/market/slots", DECLARED, 201)
+    stand_in.answers("PUT", f"/v1/market/slots/{ID}", DECLARED)
     empty = {"quantity": None, "unit": None, "workers": None}
     for words in (("offer", "compute", text), ("need", "storage", text)):
         assert xsc("market", *words).out.decode().strip() == ID
@@ -34,6 +42,16 @@ def test_a_level_is_sent_with_its_unit(xsc, stand_in, text, stated):
     assert xsc("market", "edit", ID, "--quantity", text).code == 0
     sent = json.loads(stand_in.last.body)
     assert {name: sent.get(name) for name in empty} == empty | stated
+
+
+def test_what_a_node_warns_of_is_said_where_it_is_stated_and_where_it_is_changed(xsc, stand_in):
+    warned = DECLARED | {"warnings": ["it pays nothing"]}
+    stand_in.answers("POST", "/v1/market/slots", warned, 201)
+    stand_in.answers("PUT", f"/v1/market/slots/{ID}", warned)
+    for words in (("need", "storage", "1GiB"), ("edit", ID)):
+        done = xsc("market", *words, "--price", "0")
+        assert "warning: it pays nothing" in done.err
+        assert json.loads(stand_in.last.body)["price_micro"] == 0
 
 
 @pytest.mark.parametrize(

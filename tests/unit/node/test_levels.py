@@ -8,9 +8,11 @@ import pytest
 from tests.sim.network import run
 from tests.sim.test_slots import SETTINGS, mutual, need, of, offer
 from tests.unit.node.test_routes import Api
+from xsc.api.market import Edit
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import GIB, MFUEL, SLOT_STEP_BYTES, SLOT_STEP_FUEL
+from xsc.node.routes import market
 from xsc.space.itc import join_events
 
 UNIT = {"storage": "bytes", "compute": "fuel_per_s"}
@@ -53,6 +55,34 @@ def test_an_offer_rounds_down_to_a_step_and_a_need_up():
         assert await stated("need", "compute", workers=3) == 600
 
     run(41, 1, play, SETTINGS)
+
+
+def test_a_need_that_pays_nothing_is_warned_of_and_an_offer_for_nothing_is_not():
+    async def play(world):
+        api = Api(world.nodes[0])
+
+        async def warned(role, **stated):
+            body = {"kind": "compute", "quantity": 10 * MFUEL, **stated}
+            return await send(api, "/v1/market/slots", role=role, **body)
+
+        said = ["it pays nothing, so it matches only offers for nothing"]
+        assert (await warned("need", price_micro=0))["warnings"] == said
+        assert (await warned("offer", price_micro=0))["warnings"] == []
+        made = await warned("need", price_micro=1)
+        assert made["warnings"] == []
+        changed = await market.edit(world.nodes[0], Edit(id=made["id"], price_micro=0))
+        assert changed.warnings == said
+
+    run(45, 1, play, SETTINGS)
+
+
+def test_what_a_small_level_comes_to_a_day_is_not_rounded_down_each_hour():
+    async def play(world):
+        body = {"role": "offer", "kind": "storage", "quantity": SLOT_STEP_BYTES, "price_micro": 15}
+        made = await send(Api(world.nodes[0]), "/v1/market/slots", **body)
+        assert (made["day_micro"], made["month_micro"]) == (15 * 24 // 16, 30 * (15 * 24 // 16))
+
+    run(46, 1, play, SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
-from xsc.allocation.declaring import Statement, find
+from xsc.allocation.declaring import Either, Statement, find
 from xsc.allocation.queries import granted_level, is_open
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
@@ -16,18 +16,15 @@ from xsc.base.ids import to_text
 from xsc.base.limits import EPOCH_MS, MFUEL
 from xsc.base.units import ceil_div, format_level
 from xsc.market.pricing import MarketPricing, PriceList
+from xsc.market.quote import domain
 from xsc.node.api.serving import Answers
 from xsc.node.build import DAY_MS, Node, market_settings
 from xsc.node.routes.objects import code_of
 from xsc.terms.pricing import slot_amount
 from xsc.terms.quote import UNITS, Kind
-from xsc.terms.slot import STEP, STEPS_MAX, AvailabilitySlot, Commitment, NeedSlot
+from xsc.terms.slot import STEP, STEPS_MAX, AvailabilitySlot, NeedSlot
 
 _UNIT: Final[dict[Kind, api.Unit]] = {"storage": "bytes", "compute": "fuel_per_s"}
-
-
-def _both(commitment: Commitment) -> tuple[AvailabilitySlot | NeedSlot, ...]:
-    return (*commitment.slots, *commitment.needs)
 
 
 def _steps(node: Node, asked: api.Statement, role: api.Role, kind: Kind) -> int | None:
@@ -112,9 +109,10 @@ def begins_with(text: str, ids: Iterable[bytes], what: str, hint: str) -> bytes:
     return found[0]
 
 
-def _slot_of(node: Node, text: str) -> bytes:
-    ids = (slot.slot_id for slot in _both(node.commitments.own))
-    return begins_with(text, ids, "own offer or need", "`xsc market slots` lists them")
+def _own(node: Node, text: str) -> Either:
+    """Return the own offer or need whose id begins so."""
+    own = {slot.slot_id: slot for slot in node.commitments.own.both}
+    return own[begins_with(text, own, "own offer or need", "`xsc market slots` lists them")]
 
 
 def own_granted(node: Node) -> Counter[bytes]:
@@ -155,7 +153,7 @@ def _own_used(node: Node) -> Counter[bytes]:
 def _row(
     node: Node,
     owner: bytes,
-    slot: AvailabilitySlot | NeedSlot,
+    slot: Either,
     granted: Counter[bytes] | None,
     used: Counter[bytes] | None,
 ) -> api.Slot:
@@ -180,7 +178,7 @@ def _row(
 async def slots(node: Node, _: Nothing) -> api.Slots:
     """List offers and needs."""
     own, used = own_granted(node), _own_used(node)
-    rows = [_row(node, node.key.node_id, slot, own, used) for slot in _both(node.commitments.own)]
+    rows = [_row(node, node.key.node_id, slot, own, used) for slot in node.commitments.own.both]
     for peer in sorted(node.peers.roster.peers()):
         theirs, granted = node.commitments.of(peer), _granted_by(node, peer)
         rows += [_row(node, peer, slot, granted, None) for slot in theirs.slots]
@@ -230,31 +228,37 @@ async def estimate(node: Node, asked: api.Estimate) -> api.Cost:
 
 
 def _declared(node: Node, slot_id: bytes) -> api.Declared:
-    """Return an own slot or need, and what all of it comes to."""
+    """Return an own slot or need, what all of it comes to, and what may keep it from being met."""
     slot = find(node.commitments.own, slot_id)
-    price = slot.reserve if isinstance(slot, AvailabilitySlot) else slot.price_max
-    hour = slot_amount(slot.kind, price, slot.quantity)
-    is_spread = isinstance(slot, NeedSlot) and slot.kind == "storage"
+    is_need = isinstance(slot, NeedSlot)
+    price = slot.price_max if isinstance(slot, NeedSlot) else slot.reserve
+    day_micro = slot_amount(slot.kind, price, slot.quantity * DAY_MS // EPOCH_MS)
+    warnings = []
+    if is_need and price == 0:
+        warnings.append("it pays nothing, so it matches only offers for nothing")
+    spread = slot.spread if isinstance(slot, NeedSlot) and slot.kind == "storage" else None
     k, m = code_of(None)
+    if spread is not None:
+        domains = len(
+            {
+                domain(offer.location, offer.owner, peer)
+                for peer in node.peers.peers()
+                for offer in node.commitments.of(peer).slots
+                if offer.kind == "storage"
+            }
+        )
+        if domains < spread:
+            warnings.append(
+                f"failure domains that offer storage, as far as known here: {domains}; more"
+                f" friends, or `--spread {max(1, domains)}`, would fill it"
+            )
     return api.Declared(
         id=to_text(slot_id),
-        day_micro=hour * DAY_MS // EPOCH_MS,
-        month_micro=hour * api.MONTH_MS // EPOCH_MS,
-        object_bytes=slot.quantity * STEP["storage"] * k // (k + m) if is_spread else None,
-        spread=slot.spread if isinstance(slot, NeedSlot) and is_spread else None,
-        domains=_domains(node) if is_spread else None,
-    )
-
-
-def _domains(node: Node) -> int:
-    """Return how many failure domains of peers offer storage, as far as it is known here."""
-    return len(
-        {
-            (bool(slot.location), slot.location or slot.owner or to_text(peer))
-            for peer in node.peers.peers()
-            for slot in node.commitments.of(peer).slots
-            if slot.kind == "storage"
-        }
+        day_micro=day_micro,
+        month_micro=day_micro * api.MONTH_MS // DAY_MS,
+        object_bytes=None if spread is None else slot.quantity * STEP["storage"] * k // (k + m),
+        spread=spread,
+        warnings=warnings,
     )
 
 
@@ -269,7 +273,8 @@ async def declare(node: Node, asked: api.Declare) -> api.Declared:
         return _declared(node, await node.commitments.offer_all(asked.kind))
     said = _statement(node, asked, asked.role, asked.kind)
     if said.quantity is None:
-        raise ArgumentInvalid("a quantity is missing", hint="`xsc market offer --help` shows it")
+        hint = f"`xsc market {asked.role} --help` shows it"
+        raise ArgumentInvalid("a quantity is missing", hint=hint)
     if asked.role == "offer":
         slot_id = await node.commitments.offer(asked.kind, said)
     else:
@@ -281,18 +286,17 @@ async def declare(node: Node, asked: api.Declare) -> api.Declared:
     return _declared(node, slot_id)
 
 
-async def edit(node: Node, asked: api.Edit) -> Id:
+async def edit(node: Node, asked: api.Edit) -> api.Declared:
     """Change an own offer or need."""
-    slot_id = _slot_of(node, asked.id)
-    slot = find(node.commitments.own, slot_id)
+    slot = _own(node, asked.id)
     role: api.Role = "offer" if isinstance(slot, AvailabilitySlot) else "need"
-    await node.commitments.edit(slot_id, _statement(node, asked, role, slot.kind))
-    return Id(id=to_text(slot_id))
+    await node.commitments.edit(slot.slot_id, _statement(node, asked, role, slot.kind))
+    return _declared(node, slot.slot_id)
 
 
 async def withdraw(node: Node, asked: Id) -> Id:
     """Withdraw an own offer or need."""
-    slot_id = _slot_of(node, asked.id)
+    slot_id = _own(node, asked.id).slot_id
     await node.commitments.withdraw(slot_id)
     return Id(id=to_text(slot_id))
 
