@@ -9,12 +9,10 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.market.fakes import A_MIB, NET, admit
-from tests.unit.market.test_renewals import DAY_MS, HALF_MS, rounds, stored
 from tests.unit.market.test_signing import PRICE, entitle, leased_all, need_of, needs, signed
 from xsc.base.errors import LeaseExhausted, RateLimited, RecordInvalid, SpaceExhausted
 from xsc.base.limits import (
     COMPUTE_LEASE_MS,
-    EPOCH_MS,
     MIB,
     OFFER_MS,
     SLOT_STEP_BYTES,
@@ -22,9 +20,7 @@ from xsc.base.limits import (
     TIMEOUT_MS_MAX,
 )
 from xsc.identity.envelope import sign
-from xsc.market import lease as rules
 from xsc.market.granter import LOWER
-from xsc.market.keeping import begin_ms
 from xsc.market.lease_requests import LEASE
 from xsc.terms.lease import LeaseRequest
 
@@ -69,7 +65,7 @@ async def halfway(world, customer, provider, size_bytes):
     provider.room.stored = size_bytes
     world.later(old.terms.start_ms + STORAGE_LEASE_MS // 2 - world.clock.now_ms())
     provider.granted[:] = [replace(granted, until_ms=2**60)]
-    start_ms = begin_ms(old.terms, world.clock.now_ms())
+    start_ms = world.clock.now_ms()
     return old, {
         "draw": granted.draw,
         "quantity": 50 * SLOT_STEP_BYTES,
@@ -145,39 +141,6 @@ async def test_what_stays_under_an_old_lease_keeps_its_level_and_is_paid(world, 
     moved(provider, old, new, 10 * MIB)
     assert (old.use.held_bytes, new.use.held_bytes) == (50 * SLOT_STEP_BYTES - 11 * MIB, 11 * MIB)
     assert (old.use.level, new.use.level) == (old.use.held_bytes, 11 * MIB), "levels go over, too"
-
-
-async def test_a_provider_that_counts_less_under_the_old_lease_is_not_paid_again(world, pair):
-    customer, provider = pair
-    old_id = await stored(world, customer, provider, 100 * MIB)
-    await rounds(world, customer, world.clock.now_ms() + HALF_MS - DAY_MS)
-
-    async def renew(old_id, new_id, customer_id):
-        size = provider.kept(b"test/disk/", old_id) - MIB  # the renewal never ends
-        if size > 0:
-            fits = provider.market.granted.admit_renewal(old_id, new_id, customer_id, size)
-            for lease_id, delta in ((old_id, -fits), (new_id, fits)):
-                held = provider.kept(b"test/disk/", lease_id)
-                provider.keep(b"test/disk/", {lease_id: held + delta})
-            provider.market.granted.renewed(old_id, new_id, fits, fits)
-
-    async def lie(old_id, new_id):
-        old, new = (customer.market.store.get("customer", each) for each in (old_id, new_id))
-        return max(0, old.use.used - new.use.held_bytes * (new.use.epoch + 1))
-
-    provider.renew, provider.market.granted.renewal_used = renew, lie
-    while not (renewing := [view for view in customer.market.leases() if view.renews]):
-        world.later(EPOCH_MS)
-        await world.drive(customer.market.renewals.round())
-    (new,) = renewing
-    for _ in range(72):
-        world.later(EPOCH_MS)
-        await world.drive(customer.market.renewals.round())
-    entry = customer.market.store.get("customer", new.lease_id)
-    assert entry.terms.renews == old_id
-    use = rules.advance(entry.terms, entry.use, world.clock.now_ms())
-    epochs = (world.clock.now_ms() - entry.terms.start_ms) // EPOCH_MS + 1
-    assert rules.due_micro(entry.terms, use) <= rules.due_for(entry.terms, 100 * MIB * epochs)
 
 
 async def test_a_call_that_waits_past_the_end_of_its_rate_is_refused(world, three):

@@ -16,7 +16,6 @@ from xsc.base.errors import (
     ArgumentInvalid,
     ComputeExhausted,
     CreditExceeded,
-    EntryRefused,
     LeaseExhausted,
     NoOffers,
     NotAllowed,
@@ -29,8 +28,8 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import short
 from xsc.base.limits import (
-    BOOKINGS_ASKED_A_CUSTOMER_MAX,
-    BOOKINGS_ASKED_MS,
+    ACCOUNTS_A_CUSTOMER_MAX,
+    ACCOUNTS_MS,
     COMPUTE_LEASE_MICRO_MAX,
     COMPUTE_LEASE_MS,
     EPOCH_MS,
@@ -39,7 +38,6 @@ from xsc.base.limits import (
     LEASE_KEPT_MS,
     LEASE_REQUESTS_A_CUSTOMER_MAX,
     LEASE_REQUESTS_MS,
-    LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     MIB,
     PRICES_POSTED_MS,
@@ -56,18 +54,17 @@ from xsc.base.limits import (
     STORAGE_LEASE_BYTES,
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
-    VOUCHERS_A_CUSTOMER_MAX,
-    VOUCHERS_MS,
 )
 from xsc.base.refusals import refusal
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.pricing import PriceList
 from xsc.market.quote import open_quote
-from xsc.market.settlement import SETTLE
+from xsc.market.settlement import ACCOUNT
 from xsc.node.offline.verify import verify_file
+from xsc.terms.count import LeaseCount
 from xsc.terms.lease import OWN_LEASE, LeaseRequest
 from xsc.terms.pricing import compute_amount
-from xsc.terms.voucher import Voucher
+from xsc.terms.voucher import Voucher, leases_account
 
 STEPS = 1_000_000_000
 
@@ -611,7 +608,8 @@ async def test_an_idle_lease_goes_back(world, pair):
     provider.market.tidy()
     customer.market.tidy()
     assert provider.market.leases() == customer.market.leases() == []
-    assert provider.state.table == customer.state.table == {}
+    for node in (customer, provider):
+        assert all(key.startswith(b"market/account/") for key in node.state.table)
 
 
 async def test_a_lease_in_use_stays(world, pair):
@@ -649,7 +647,7 @@ async def test_a_run_is_reserved_used_and_spent(world, pair):
     provider.market.granted.used_compute(lease.lease_id, STEPS, 5_000_000)
     assert provider.market.limits.left(customer.id) == left - 204
     amount = compute_amount(40 * A_MIB, 5_000_000)
-    await customer.market.taken.spent(lease.lease_id, 5_000_000, amount)
+    await customer.market.taken.spent(lease.lease_id, 5_000_000)
     assert provider.one("provider").due_micro == customer.one("customer").due_micro == amount == 204
     assert provider.one("provider").used == 5_000_000
     await customer.market.settlement.settle_all()
@@ -662,7 +660,7 @@ async def test_of_compute_leases_alone_price_and_room_are_told(world, pair):
     leases = customer.market.taken
     quantity = customer.one("customer").quantity
     assert leases.price_and_room(lease.lease_id, provider.id) == (40 * A_MIB, quantity)
-    await leases.spent(lease.lease_id, quantity + 1, 1)
+    await leases.spent(lease.lease_id, quantity + 1)
     assert leases.price_and_room(lease.lease_id, provider.id) == (40 * A_MIB, 0)
     assert leases.price_and_room(lease.lease_id, customer.id) is None
     (host,) = await leased(world, customer)
@@ -686,7 +684,7 @@ async def test_admission_of_runs_keeps_to_the_lease(world, pair):
         provider.stores(lease.lease_id, customer.id, 1)
     provider.market.granted.used_compute(b"\1" * 32, 1, 1)
     with pytest.raises(LeaseExhausted):
-        await customer.market.taken.spent(b"\1" * 32, 1, 1)
+        await customer.market.taken.spent(b"\1" * 32, 1)
     with pytest.raises(LeaseExhausted):
         await customer.market.taken.used(b"\1" * 32, 1)
 
@@ -757,7 +755,7 @@ async def test_own_compute_comes_last_and_is_free(world):
     assert (await computing(world, customer, on=customer.id)).node == customer.id
     assert (await admit(world, customer, OWN_LEASE, customer)).price == 0
     customer.market.granted.used_compute(OWN_LEASE, STEPS, STEPS)
-    await customer.market.taken.spent(OWN_LEASE, STEPS, 0)
+    await customer.market.taken.spent(OWN_LEASE, STEPS)
     with pytest.raises(LeaseExhausted):
         customer.market.granted.compute_terms(OWN_LEASE, world.nodes[2].id, 1)
 
@@ -911,7 +909,7 @@ async def test_debt_stops_new_leases_until_it_is_repaid(world, pair):
     world.later(COMPUTE_LEASE_MS)
     with pytest.raises(CreditExceeded):
         await computing(world, customer)
-    await customer.market.taken.spent(lease.lease_id, STEPS, 40 * A_MIB)
+    await customer.market.taken.spent(lease.lease_id, STEPS)
     await customer.market.settlement.settle_all()
     with pytest.raises(CreditExceeded):
         await computing(world, customer)
@@ -1020,13 +1018,6 @@ async def test_a_lease_id_stands_for_one_request(world, pair):
         ]
     )
     assert [isinstance(item, RecordInvalid) for item in both] == [False, True]
-
-
-async def test_a_settled_lease_id_cannot_be_used_again(world, pair):
-    customer, provider = pair
-    provider.ledger.booked[b"x" * 16] = (customer.id, 500, b"\x07" * 32)
-    with pytest.raises(RecordInvalid):
-        await ask(world, customer, provider, await request_of(world, customer, provider))
 
 
 @pytest.mark.parametrize(
@@ -1166,7 +1157,7 @@ async def test_a_write_that_fails_costs_nothing_and_one_that_is_repeated_costs_o
     with pytest.raises(LeaseExhausted):
         provider.market.granted.admit(host.lease_id, customer.id, 57 * MIB)
     provider.market.granted.stored(host.lease_id, 100 * MIB, 0)
-    assert provider.one("provider").due_micro == 4_000
+    assert provider.one("provider").held_bytes == 100 * MIB
     provider.market.granted.stored(b"\1" * 32, 1, 1)
 
 
@@ -1184,7 +1175,7 @@ async def test_who_owes_more_than_its_limit_keeps_what_lies_there_and_adds_nothi
     customer, provider = pair
     host = await holding(world, customer, provider)
     provider.ledger.limit = 12_001
-    world.later(2 * EPOCH_MS)
+    world.later(3 * EPOCH_MS)
     provider.market.tidy()
     provider.stores(host.lease_id, customer.id, 1)
     provider.ledger.limit = 12_000
@@ -1206,7 +1197,7 @@ async def test_who_owes_more_than_its_limit_keeps_what_lies_there_and_adds_nothi
 
 async def test_at_its_limit_a_customer_is_served_nothing_more_booked_or_not(world, pair):
     customer, provider = pair
-    host = await holding(world, customer, provider)
+    host = await due(world, customer, provider)
     job = await computing(world, customer)
     await admit(world, provider, job.lease_id, customer, 1)
     await customer.market.settlement.settle_all()
@@ -1275,17 +1266,15 @@ async def test_a_grant_whose_answer_was_lost_is_found_again_by_its_id(world, pai
     known = {view.lease_id for view in provider.market.leases()}
     assert len(known) == granted
     world.wire.down.add(provider.id)
-    await world.drive(customer.market.requests.find_grants())
+    await world.drive(customer.market.settlement.agree(provider.id))
     world.wire.down.clear()
-    await world.drive(customer.market.requests.find_grants())
+    await world.drive(customer.market.settlement.agree(provider.id))
     found = customer.one("customer")
     assert provider.one("provider").lease_id == found.lease_id
     assert not known or known == {found.lease_id}
     (host,) = await leased(world, customer)
     assert host.lease_id == found.lease_id
-    calls = len(world.wire.calls)
-    await world.drive(customer.market.requests.find_grants())
-    assert len(world.wire.calls) == calls
+    assert not customer.market.requests.unheard_at()
 
 
 async def test_a_put_that_is_given_up_while_it_leases_loses_no_grant(world, pair):
@@ -1307,26 +1296,8 @@ async def test_a_put_that_is_given_up_while_it_leases_loses_no_grant(world, pair
     answered.set()
     with suppress(asyncio.CancelledError):
         await task
-    await world.drive(customer.market.requests.find_grants())
+    await world.drive(customer.market.settlement.agree(provider.id))
     assert customer.one("customer").lease_id == provider.one("provider").lease_id
-
-
-async def test_a_lost_grant_is_given_up_where_it_is_refused_or_too_late(world, pair):
-    customer, provider = pair
-    for refuse in (False, True):
-        losing(world, "market.lease", False)
-        customer.market = customer.make()
-        with pytest.raises(NoOffers):
-            await leased(world, customer)
-        if refuse:
-            provider.ledger.limit = 0
-        else:
-            world.later(STORAGE_LEASE_IDLE_MS)
-        before = len(world.wire.calls)
-        for _ in range(2):
-            await world.drive(customer.market.requests.find_grants())
-        assert len(world.wire.calls) - before == refuse
-        assert customer.market.leases() == []
 
 
 async def short_leases(world, customer, provider, count, first=0, **change):
@@ -1376,67 +1347,18 @@ async def test_leases_that_are_over_at_once_do_not_fill_the_disk(world, pair):
     assert provider.market.leases()
 
 
-async def test_leases_that_are_over_and_not_paid_count_until_they_are(world, pair):
-    customer, provider = pair
-    most, step = LEASES_A_CUSTOMER_MAX, 32
-    soon = {"quantity": 16 * MIB}
-    for first in range(0, most, step):
-        now_ms = world.clock.now_ms()
-        await short_leases(world, customer, provider, step, first, end_ms=now_ms + 1_000, **soon)
-        for number in range(first + 1, first + step + 1):
-            provider.stores(number.to_bytes(32, "little"), customer.id, 1)
-            provider.market.granted.settle_use(number.to_bytes(32, "little"), -1)
-        world.later(REQUEST_WINDOW_MS)
-    assert {view.status for view in provider.market.leases()} == {"closing"}
-    with pytest.raises(RateLimited):
-        await short_leases(world, customer, provider, 1, most)
-
-
-async def test_a_voucher_that_says_nothing_new_is_not_written(world, pair):
-    customer, provider = pair
-    host = await holding(world, customer, provider)
-    assert await redeem(customer, provider, await voucher_of(customer, host.lease_id, provider))
-    before = provider.state.synced
-    for number in range(2, 9):
-        raw = await voucher_of(customer, host.lease_id, provider, number=number)
-        assert await redeem(customer, provider, raw) == 4_000
-    assert provider.state.synced == before
-
-
-async def test_vouchers_by_the_micro_credit_are_taken_at_a_pace(world, pair):
-    """Each costs the provider three synced writes and a line of its ledger."""
-    customer, provider = pair
-    host = await holding(world, customer, provider)
-
-    def part(number):
-        quantity = -(-number * MIB // 40)
-        return voucher_of(
-            customer, host.lease_id, provider, number=number, amount_micro=number, quantity=quantity
-        )
-
-    for number in range(1, VOUCHERS_A_CUSTOMER_MAX + 1):
-        assert await redeem(customer, provider, await part(number)) == number
-    before = provider.state.synced
-    with pytest.raises(RateLimited):
-        await redeem(customer, provider, await part(number + 1))
-    assert provider.state.synced == before
-    world.later(VOUCHERS_MS)
-    # It is taken, and booked when its provider decides: so many were booked as they were asked for.
-    assert number == BOOKINGS_ASKED_A_CUSTOMER_MAX
-    assert await redeem(customer, provider, await part(number + 1)) == number
-    kept = provider.market.store.get("provider", host.lease_id)
-    assert kept.use.voucher_micro == number + 1
-    world.later(BOOKINGS_ASKED_MS)
-    assert await redeem(customer, provider, await part(number + 2)) == number + 2
-
-
 # Settlement
 
 
 async def holding(world, customer, provider, size=100 * MIB):
-    (host,) = await leased(world, customer)
+    """Return a lease with bytes under it, whose other room has lapsed: an hour costs 4,000."""
+    (host,) = await leased(world, customer, size_bytes=size)
     provider.stores(host.lease_id, customer.id, size)
     await customer.market.taken.used(host.lease_id, size)
+    for node, role in ((customer, "customer"), (provider, "provider")):
+        entry = node.market.store.get(role, host.lease_id)
+        entry.use = replace(entry.use, level=0)
+        node.market.store.save(entry)
     return host
 
 
@@ -1445,7 +1367,7 @@ async def test_settling_with_one_peer_ends_soon_whatever_happens(world, pair, tr
     """Its operator is about to block it, which must not depend on that."""
     customer, provider = pair
     monkeypatch.setattr("xsc.market.settlement.SETTLE_LAST_MS", 20)
-    await holding(world, customer, provider)
+    await due(world, customer, provider)
 
     async def full(_changes):
         raise SpaceExhausted("the disk is full")
@@ -1457,7 +1379,7 @@ async def test_settling_with_one_peer_ends_soon_whatever_happens(world, pair, tr
     if trouble == "disk":
         customer.market.store._commit = full
     else:
-        world.wire.handlers[provider.id] = {**handlers, SETTLE: never}
+        world.wire.handlers[provider.id] = {**handlers, ACCOUNT: never}
     await customer.market.settlement.settle_with(provider.id)
     assert provider.ledger.owed(customer.id) == 0
     customer.market.store._commit, world.wire.handlers[provider.id] = commit, handlers
@@ -1465,48 +1387,9 @@ async def test_settling_with_one_peer_ends_soon_whatever_happens(world, pair, tr
     assert provider.ledger.owed(customer.id) == 40 * 100
 
 
-async def test_storage_is_owed_by_begun_epochs_and_settled_once(world, pair):
-    customer, provider = pair
-    await holding(world, customer, provider)
-    for epochs in (1, 2, 3):
-        await customer.market.settlement.settle_all()
-        await customer.market.settlement.settle_all()
-        assert provider.ledger.owed(customer.id) == 40 * 100 * epochs
-        world.later(EPOCH_MS)
-    assert len(provider.ledger.asked) == 3
-    assert customer.one("customer").settled_micro == provider.one("provider").settled_micro
-
-
-async def test_the_timer_promises_at_once_and_books_after_an_hour(world, pair):
-    customer, provider = pair
-    await holding(world, customer, provider)
-    tasks = [asyncio.create_task(node.market.run()) for node in pair]
-
-    async def passing(steps):
-        for _ in range(steps):
-            await settle()
-            world.later(5_000)
-        await settle()
-
-    await passing(6)
-    (entry,) = provider.market.store.all("provider")
-    assert entry.use.voucher_micro == 4_000
-    assert provider.ledger.booked == {}
-    vouchers = [call for call in world.wire.calls if call[2] == SETTLE]
-    await passing(710)
-    assert provider.ledger.booked == {}
-    assert [call for call in world.wire.calls if call[2] == SETTLE] == vouchers, "sent again"
-    await passing(20)
-    for task in tasks:
-        task.cancel()
-    # With what the next epoch costs, in one entry.
-    assert len(provider.ledger.booked) == 1
-    assert provider.ledger.owed(customer.id) == 8_000
-
-
 async def test_who_leaves_is_asked_to_book_at_once(world, pair):
     customer, provider = pair
-    await holding(world, customer, provider)
+    await due(world, customer, provider)
     await customer.market.settlement.settle_due()
     assert provider.ledger.owed(customer.id) == 0
     customer.leaving.add(provider.id)
@@ -1514,23 +1397,9 @@ async def test_who_leaves_is_asked_to_book_at_once(world, pair):
     assert provider.ledger.owed(customer.id) == 4_000
 
 
-async def test_a_voucher_that_is_not_booked_for_long_is_sent_again(world, pair):
-    customer, provider = pair
-    host = await holding(world, customer, provider)
-    await customer.market.taken.used(host.lease_id, -100 * MIB)
-
-    def sent():
-        return sum(call[2] == SETTLE for call in world.wire.calls)
-
-    for hours, times in ((0, 1), (1, 1), (1, 2), (1, 2)):
-        world.later(hours * EPOCH_MS)
-        await customer.market.settlement.settle_due()
-        assert sent() == times
-
-
 async def test_closing_settles(world, pair):
     customer, provider = pair
-    await holding(world, customer, provider)
+    await due(world, customer, provider)
     await world.drive(customer.market.close())
     assert provider.ledger.owed(customer.id) == 4_000
 
@@ -1540,12 +1409,12 @@ async def test_closing_settles(world, pair):
 )
 async def test_a_failed_booking_is_made_up_for_and_never_doubled(world, pair, trouble):
     customer, provider = pair
-    await holding(world, customer, provider)
+    await due(world, customer, provider)
     provider.ledger.trouble = list(trouble)
     for _ in range(5):
         await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 4_000
-    assert customer.one("customer").settled_micro == 4_000
+    assert customer.market.accounts()[0].settled_micro == 4_000
     world.later(EPOCH_MS)
     provider.ledger.trouble = list(trouble)
     for _ in range(5):
@@ -1556,7 +1425,7 @@ async def test_a_failed_booking_is_made_up_for_and_never_doubled(world, pair, tr
 @pytest.mark.parametrize("trouble", ["silent", "late", "lost", "refused"])
 async def test_a_crash_in_a_booking_neither_loses_nor_doubles_it(world, pair, trouble):
     customer, provider = pair
-    await holding(world, customer, provider)
+    await due(world, customer, provider)
     provider.ledger.trouble = [trouble]
     await customer.market.settlement.settle_all()
     # A newer voucher comes before the first was ever answered, after both came back.
@@ -1566,13 +1435,13 @@ async def test_a_crash_in_a_booking_neither_loses_nor_doubles_it(world, pair, tr
     await customer.market.settlement.settle_all()
     await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 8_000
-    assert provider.ledger.settled(provider.one("provider").lease_id) == 8_000
-    assert customer.one("customer").settled_micro == 8_000
+    assert provider.ledger.settled(leases_account(provider.id, customer.id)) == 8_000
+    assert customer.market.accounts()[0].settled_micro == 8_000
 
 
 async def test_the_provider_books_again_by_itself(world, pair):
     customer, provider = pair
-    await holding(world, customer, provider)
+    await due(world, customer, provider)
     provider.ledger.trouble = ["silent"]
     await customer.market.settlement.settle_all()
     world.wire.down.add(customer.id)
@@ -1582,216 +1451,13 @@ async def test_the_provider_books_again_by_itself(world, pair):
 
 async def test_a_provider_that_is_down_is_paid_later(world, pair):
     customer, provider = pair
-    await holding(world, customer, provider)
+    await due(world, customer, provider)
     world.wire.down.add(provider.id)
     await customer.market.settlement.settle_all()
     world.wire.down.clear()
     world.later(EPOCH_MS)
     await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 8_000
-
-
-async def voucher_of(customer, lease_id, provider, /, **change):
-    fields = {
-        "lease_id": lease_id,
-        "provider": provider.id,
-        "customer": customer.id,
-        "number": 1,
-        "amount_micro": 4_000,
-        "quantity": 100 * MIB,
-        "until_ms": 1,
-    } | change
-    return sign(Voucher(**fields), customer.key, NET).raw
-
-
-async def redeem(customer, provider, raw, caller=None):
-    handler = provider.market.handlers()["market.settle"]
-    header = {"voucher": raw, "book_now": True}
-    return (await handler(caller or customer.id, header, ()))[0]["settled_micro"]
-
-
-async def test_vouchers_are_cumulative_and_old_ones_change_nothing(world, pair):
-    customer, provider = pair
-    host = await holding(world, customer, provider)
-    part = await voucher_of(customer, host.lease_id, provider, amount_micro=400, quantity=10 * MIB)
-    assert await redeem(customer, provider, part) == 400
-    whole = await voucher_of(customer, host.lease_id, provider, number=2)
-    assert await redeem(customer, provider, whole) == 4_000
-    assert await redeem(customer, provider, part) == 4_000
-    assert await redeem(customer, provider, whole) == 4_000
-    assert provider.ledger.owed(customer.id) == 4_000
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"number": 5, "amount_micro": 3_960, "quantity": 99 * MIB},
-        {"number": 2, "amount_micro": 4_001},
-        {"number": 5, "amount_micro": 4_001},
-        {"number": 5, "amount_micro": 40 * 357, "quantity": 357 * MIB},
-        {"number": 5, "provider": b"\3" * 32, "amount_micro": 8_000, "quantity": 200 * MIB},
-    ],
-    ids=["falls", "two of one number", "wrong price", "more than was held", "other provider"],
-)
-async def test_a_wrong_voucher_is_refused(world, pair, change):
-    customer, provider = pair
-    host = await holding(world, customer, provider)
-    await redeem(customer, provider, await voucher_of(customer, host.lease_id, provider, number=2))
-    with pytest.raises(RecordInvalid):
-        await redeem(
-            customer, provider, await voucher_of(customer, host.lease_id, provider, **change)
-        )
-    assert provider.ledger.owed(customer.id) == 4_000
-
-
-async def test_a_voucher_of_anybody_else_is_refused(world, pair):
-    customer, provider = pair
-    host = await holding(world, customer, provider)
-    thief = world.node(3)
-    with pytest.raises(NotAllowed):
-        await redeem(thief, provider, await voucher_of(thief, host.lease_id, provider))
-    with pytest.raises(SignatureInvalid):
-        await redeem(
-            thief, provider, await voucher_of(customer, host.lease_id, provider), caller=thief.id
-        )
-
-
-async def test_a_lease_that_its_provider_signs_not_to_know_is_over_for_its_customer(world, pair):
-    customer, provider = pair
-    denied = await holding(world, customer, provider)
-    state, provider.state = provider.state, Memory()
-    await provider.restart()
-    await customer.market.settlement.settle_all()
-    assert customer.one("customer").status == "denied"
-    assert customer.denied == [{denied.lease_id}]
-    assert customer.market.taken.is_denied(denied.lease_id)
-    (host,) = await leased(world, customer)
-    assert host.lease_id != denied.lease_id
-    provider.market.granted.admit(host.lease_id, customer.id, 1)
-    # What was owed by then is owed; nothing is from there on, and it stays so.
-    world.later(3 * EPOCH_MS)
-    await customer.restart()
-    (view,) = (view for view in customer.market.leases() if view.lease_id == denied.lease_id)
-    assert (view.status, view.due_micro) == ("denied", 4_000)
-    end = customer.market.renewals.end_of(denied.lease_id)
-    assert end.end_ms <= world.clock.now_ms()
-    assert "signed" in end.reason
-    # Also where it knows the lease again.
-    provider.state = state
-    await provider.restart()
-    await customer.market.settlement.settle_all()
-    assert provider.ledger.owed(customer.id) == 0
-    assert customer.market.taken.is_denied(denied.lease_id)
-    text = verify_file(customer.market.denial_record(denied.lease_id))
-    assert text.startswith("lease denial: ")
-
-
-async def test_a_lease_that_was_taken_back_empty_is_denied_and_the_denial_blames_nobody(
-    world, pair
-):
-    """Its customer never used it, and asks an honest host long before its end."""
-    customer, provider = pair
-    (host,) = await leased(world, customer)
-    ask = provider.market.handlers()[KNOWN]
-    world.later(STORAGE_LEASE_IDLE_MS)
-    provider.market.tidy()
-    world.later(LEASE_KEPT_MS)
-    provider.market.tidy()
-    (answer, _) = await ask(customer.id, {"leases": [host.lease_id]}, ())
-    denial = open_signed(answer["denial"], LeaseDenial, network=NET, author=provider.id).record
-    assert denial.leases == (host.lease_id,)
-    assert denial.denied_ms < customer.one("customer").end_ms
-    assert "does not show that it broke one" in verify_file(answer["denial"])
-
-
-async def test_a_bare_word_ends_no_lease(world, pair):
-    """The provider has signed it: what it only says ends neither it, nor what is owed."""
-    customer, provider = pair
-    kept = await holding(world, customer, provider)
-
-    async def deny(*_):
-        raise NotAllowed("this customer has no such lease here")
-
-    world.wire.handlers[provider.id] |= {"market.settle": deny, KNOWN: deny}
-    before = customer.one("customer")
-    await customer.market.settlement.settle_all()
-    assert customer.one("customer") == before
-    assert (before.status, before.due_micro) == ("open", 4_000)
-    # For some minutes nothing new is begun under it.
-    (host,) = await leased(world, customer)
-    assert host.lease_id != kept.lease_id
-
-
-async def test_a_provider_denies_what_it_does_not_have_and_nothing_else(world, pair):
-    customer, provider = pair
-    host = await holding(world, customer, provider)
-    thief = world.node(3)
-    ask = provider.market.handlers()[KNOWN]
-    assert await ask(customer.id, {"leases": [host.lease_id]}, ()) == ({"denial": None}, ())
-    assert (await ask(customer.id, {"leases": []}, ()))[0] == {"denial": None}
-    (answer, _) = await ask(thief.id, {"leases": [host.lease_id, b"x" * 32]}, ())
-    denial = open_signed(answer["denial"], LeaseDenial, network=NET, author=provider.id).record
-    assert denial.customer == thief.id
-    assert denial.leases == (host.lease_id, b"x" * 32)
-    for leases in ([b"x"], ["x" * 32], [b"x" * 32] * (LEASES_A_CUSTOMER_MAX + 1), None):
-        with pytest.raises(RecordInvalid):
-            await ask(customer.id, {"leases": leases}, ())
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"provider": b"o" * 32},
-        {"customer": b"o" * 32},
-        {"leases": (b"l" * 32, b"m" * 32)},
-        {"denied_ms": 10**12 + REQUEST_WINDOW_MS + 1},
-        {"denied_ms": 10**12 - REQUEST_WINDOW_MS - 1},
-    ],
-    ids=["provider", "customer", "not asked for", "later", "earlier"],
-)
-def test_a_denial_of_anything_else_is_none(change):
-    fields = {"provider": b"p" * 32, "customer": b"c" * 32, "leases": (b"l" * 32,)}
-    denial = LeaseDenial(**fields, denied_ms=10**12)
-    asked = {"provider": b"p" * 32, "customer": b"c" * 32, "asked": [b"l" * 32], "now_ms": 10**12}
-    assert check_denial(denial, **asked) is None
-    assert check_denial(denial.model_copy(update=change), **asked) is not None
-
-
-async def test_a_refusal_costs_the_ledger_of_a_provider_little_however_often_it_comes(world, pair):
-    """Each try is an entry and its withdrawal, which are kept for ever."""
-    customer, provider = pair
-    host = await holding(world, customer, provider)
-    provider.ledger.trouble = ["refused"] * 1_000
-    voucher = await voucher_of(customer, host.lease_id, provider)
-    for _ in range(200):
-        with suppress(EntryRefused):
-            await redeem(customer, provider, voucher)
-        await provider.market.settlement.settle_all()
-    assert len(provider.ledger.asked) <= 2
-    begun_ms = world.clock.now_ms()
-    for _ in range(2_000):
-        world.later(10_000)
-        with suppress(EntryRefused):
-            await redeem(customer, provider, voucher)
-        await provider.market.settlement.settle_all()
-    passed = (world.clock.now_ms() - begun_ms) // REFUSED_RETRY_MS
-    assert len(provider.ledger.asked) <= 3 + passed.bit_length()
-    # Who signs at last is booked, at the latest a day after.
-    provider.ledger.trouble = []
-    world.later(REFUSED_RETRY_MS_MAX)
-    await provider.market.settlement.settle_all()
-    assert provider.ledger.settled(host.lease_id) == 4_000
-
-
-async def test_vouchers_that_promise_no_more_are_not_written(world, pair):
-    customer, provider = pair
-    host = await holding(world, customer, provider)
-    await redeem(customer, provider, await voucher_of(customer, host.lease_id, provider))
-    before = provider.state.synced
-    for number in range(2, 100):
-        again = await voucher_of(customer, host.lease_id, provider, number=number)
-        assert await redeem(customer, provider, again) == 4_000
-    assert provider.state.synced == before
 
 
 async def test_vouchers_that_come_together_share_one_write(world, pair):
@@ -1802,6 +1468,292 @@ async def test_vouchers_that_come_together_share_one_write(world, pair):
     before = provider.state.synced
     await asyncio.gather(*(provider.market.store.sync(entry) for _ in range(50)))
     assert provider.state.synced - before <= 2
+
+
+async def voucher_of(customer, provider, /, **change):
+    fields = {
+        "account": leases_account(provider.id, customer.id),
+        "provider": provider.id,
+        "customer": customer.id,
+        "number": 1,
+        "amount_micro": 4_000,
+        "until_ms": 1,
+        "count": bytes(32),
+    } | change
+    return sign(Voucher(**fields), customer.key, NET).raw
+
+
+async def redeem(customer, provider, raw, caller=None, leases=()):
+    """Show a provider a voucher; return its answer."""
+    handler = provider.market.handlers()[ACCOUNT]
+    header = {"voucher": raw, "book_now": True, "leases": [*leases]}
+    return (await handler(caller or customer.id, header, ()))[0]
+
+
+async def due(world, customer, provider):
+    host = await holding(world, customer, provider)
+    world.later(EPOCH_MS)
+    return host
+
+
+def told(world):
+    return sum(call[2] == ACCOUNT for call in world.wire.calls)
+
+
+async def test_storage_is_owed_by_the_millisecond_and_booked_once(world, pair):
+    customer, provider = pair
+    await holding(world, customer, provider)
+    await customer.market.settlement.settle_all()
+    assert provider.ledger.owed(customer.id) == 0
+    for epochs in (1, 2, 3):
+        world.later(EPOCH_MS)
+        await customer.market.settlement.settle_all()
+        await customer.market.settlement.settle_all()
+        assert provider.ledger.owed(customer.id) == 40 * 100 * epochs
+    assert len(provider.ledger.asked) == 3
+    assert customer.market.accounts()[0].settled_micro == 12_000
+    assert provider.market.accounts()[0].settled_micro == 12_000
+
+
+async def test_the_timer_promises_at_once_and_books_after_an_hour(world, pair):
+    customer, provider = pair
+    await due(world, customer, provider)
+    tasks = [asyncio.create_task(node.market.run()) for node in pair]
+
+    async def passing(steps):
+        for _ in range(steps):
+            await settle()
+            world.later(5_000)
+        await settle()
+
+    await passing(6)
+    account = provider.market.store.account("provider", customer.id)
+    assert account.signed_micro >= 4_000
+    assert provider.ledger.booked == {}
+    await passing(700)
+    assert provider.ledger.booked == {}
+    await passing(40)
+    for task in tasks:
+        task.cancel()
+    assert len(provider.ledger.booked) == 1
+    assert 8_000 <= provider.ledger.owed(customer.id) <= account.signed_micro
+
+
+async def test_vouchers_are_cumulative_and_old_ones_change_nothing(world, pair):
+    customer, provider = pair
+    await due(world, customer, provider)
+    part = await voucher_of(customer, provider, amount_micro=400)
+    whole = await voucher_of(customer, provider, number=2)
+    for raw, settled in ((part, 400), (whole, 4_000), (part, 4_000), (whole, 4_000)):
+        assert (await redeem(customer, provider, raw))["settled_micro"] == settled
+    assert provider.ledger.owed(customer.id) == 4_000
+    assert len(provider.ledger.booked) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": 5, "amount_micro": 3_999},
+        {"number": 2, "amount_micro": 4_001},
+        {"number": 5, "provider": b"\3" * 32, "amount_micro": 8_000},
+        {"number": 5, "account": b"\3" * 32, "amount_micro": 8_000},
+    ],
+    ids=["falls", "two of one number", "other provider", "other account"],
+)
+async def test_a_wrong_voucher_is_refused(world, pair, change):
+    customer, provider = pair
+    await due(world, customer, provider)
+    await redeem(customer, provider, await voucher_of(customer, provider, number=2))
+    with pytest.raises(RecordInvalid):
+        await redeem(customer, provider, await voucher_of(customer, provider, **change))
+    assert provider.ledger.owed(customer.id) == 4_000
+
+
+async def test_a_voucher_of_an_older_number_over_more_promises_nothing(world, pair):
+    customer, provider = pair
+    await due(world, customer, provider)
+    await redeem(customer, provider, await voucher_of(customer, provider, number=3))
+    raw = await voucher_of(customer, provider, number=2, amount_micro=9_000)
+    with pytest.raises(RecordInvalid):
+        await redeem(customer, provider, raw)
+    assert provider.ledger.owed(customer.id) == 4_000
+
+
+async def test_a_voucher_of_anybody_else_is_refused(world, pair):
+    customer, provider = pair
+    await due(world, customer, provider)
+    thief = world.node(3)
+    raw = await voucher_of(customer, provider)
+    with pytest.raises(SignatureInvalid):
+        await redeem(thief, provider, raw, caller=thief.id)
+    assert provider.ledger.booked == {}
+
+
+async def test_counts_are_asked_for_at_a_pace_and_vouchers_of_no_more_are_not_kept(world, pair):
+    customer, provider = pair
+    await due(world, customer, provider)
+    for number in range(1, ACCOUNTS_A_CUSTOMER_MAX + 1):
+        await redeem(customer, provider, await voucher_of(customer, provider, number=number))
+    account = provider.market.store.account("provider", customer.id)
+    assert (account.number, len(provider.ledger.booked)) == (1, 1)
+    before = provider.state.synced
+    with pytest.raises(RateLimited):
+        await redeem(customer, provider, await voucher_of(customer, provider, number=number + 1))
+    assert provider.state.synced == before
+    world.later(ACCOUNTS_MS)
+    await redeem(customer, provider, await voucher_of(customer, provider, number=number + 1))
+
+
+async def test_a_lease_that_its_provider_signs_not_to_know_is_over_for_its_customer(world, pair):
+    customer, provider = pair
+    denied = await holding(world, customer, provider)
+    world.later(EPOCH_MS)
+    provider.state = Memory()
+    await provider.restart()
+    await customer.market.settlement.settle_all()
+    assert customer.denied == [{denied.lease_id}]
+    assert customer.market.taken.is_denied(denied.lease_id)
+    (host,) = await leased(world, customer)
+    assert host.lease_id != denied.lease_id
+    provider.market.granted.admit(host.lease_id, customer.id, 1)
+    # Nothing more is owed from there on, and it stays so.
+    world.later(3 * EPOCH_MS)
+    await customer.restart()
+    (view,) = (view for view in customer.market.leases() if view.lease_id == denied.lease_id)
+    assert view.status == "denied"
+    end = customer.market.renewals.end_of(denied.lease_id)
+    assert end.end_ms <= world.clock.now_ms()
+    assert "signed" in end.reason
+    count = open_signed(
+        customer.market.denial_record(denied.lease_id), LeaseCount, network=NET, author=provider.id
+    ).record
+    assert denied.lease_id not in {line.lease_id for line in count.leases}
+    assert verify_file(customer.market.denial_record(denied.lease_id))
+
+
+async def test_a_bare_word_ends_no_lease(world, pair):
+    """The provider has signed it: what it only says ends neither it, nor what is owed."""
+    customer, provider = pair
+    kept = await holding(world, customer, provider)
+    world.later(EPOCH_MS)
+
+    async def deny(*_):
+        raise NotAllowed("this customer has no such lease here")
+
+    world.wire.handlers[provider.id] |= {ACCOUNT: deny}
+    before = customer.one("customer")
+    await customer.market.settlement.settle_all()
+    await customer.market.taken.refused(kept.lease_id)
+    assert customer.one("customer") == before
+    assert (before.status, before.due_micro) == ("open", 4_000)
+
+
+@pytest.mark.parametrize("lie", ["other", "customer", "late", "twice", "thief"])
+async def test_a_count_of_anything_else_changes_nothing(world, pair, lie):
+    customer, provider = pair
+    await due(world, customer, provider)
+    thief, honest = world.node(3), world.wire.handlers[provider.id][ACCOUNT]
+
+    async def answer(*given):
+        header, parts = await honest(*given)
+        count = open_signed(header["count"], LeaseCount, network=NET).record
+        change = {
+            "other": {"provider": thief.id},
+            "customer": {"customer": thief.id},
+            "late": {"counted_ms": count.counted_ms + REQUEST_WINDOW_MS + 1},
+            "twice": {"leases": count.leases * 2},
+            "thief": {},
+        }[lie]
+        key = thief.key if lie == "thief" else provider.key
+        raw = sign(count.model_copy(update={"leases": (), **change}), key, NET).raw
+        return header | {"count": raw}, parts
+
+    world.wire.handlers[provider.id] |= {ACCOUNT: answer}
+    before = customer.one("customer")
+    await customer.market.settlement.agree(provider.id)
+    assert customer.one("customer") == before
+    assert customer.denied == []
+
+
+async def test_who_counts_too_much_is_reported_once_and_its_count_is_kept(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    world.later(EPOCH_MS)
+    await customer.market.settlement.settle_all()
+    entry = provider.market.store.get("provider", host.lease_id)
+    entry.use = replace(entry.use, used=entry.use.used * 3)
+    quality = customer.health.quality_ppm(provider.id)
+    for _ in range(3):
+        world.later(1)
+        await customer.market.settlement.settle_all()
+    account = customer.market.store.account("customer", provider.id)
+    assert account.disputed is not None
+    open_signed(account.disputed, LeaseCount, network=NET, author=provider.id)
+    assert customer.health.quality_ppm(provider.id) == quality // 2
+    assert provider.ledger.owed(customer.id) == 4_000
+    await customer.restart()
+    world.later(1)
+    await customer.market.settlement.settle_all()
+    assert customer.health.quality_ppm(provider.id) == quality // 2, "also over a restart"
+
+
+async def test_a_refusal_costs_the_ledger_of_a_provider_little_however_often_it_comes(world, pair):
+    """Each try is an entry and its withdrawal, which are kept for ever."""
+    customer, provider = pair
+    await due(world, customer, provider)
+    await customer.market.settlement.settle_due()
+    provider.ledger.trouble = ["refused"] * 1_000
+    for _ in range(200):
+        await provider.market.settlement.settle_all()
+    assert len(provider.ledger.asked) <= 2
+    begun_ms = world.clock.now_ms()
+    for _ in range(2_000):
+        world.later(10_000)
+        await provider.market.settlement.settle_all()
+    passed = (world.clock.now_ms() - begun_ms) // REFUSED_RETRY_MS
+    assert len(provider.ledger.asked) <= 3 + passed.bit_length()
+    # Who signs at last is booked, at the latest a day after.
+    provider.ledger.trouble = []
+    world.later(REFUSED_RETRY_MS_MAX)
+    await provider.market.settlement.settle_all()
+    assert provider.ledger.owed(customer.id) == 4_000
+
+
+async def test_a_provider_that_lost_its_disk_is_paid_what_was_signed(world, pair):
+    customer, provider = pair
+    await due(world, customer, provider)
+    await customer.market.settlement.settle_due()
+    signed = customer.market.store.account("customer", provider.id).signed_micro
+    assert (signed, provider.ledger.owed(customer.id)) == (4_000, 0)
+    provider.state = Memory()
+    await provider.restart()
+    await customer.market.settlement.settle_all()
+    assert provider.ledger.owed(customer.id) == 4_000
+    assert provider.market.limits.left(customer.id) == provider.ledger.credit_left(customer.id)
+
+
+async def test_a_customer_that_lost_its_disk_signs_no_number_twice(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    world.later(EPOCH_MS)
+    await customer.market.settlement.settle_all()
+    before = customer.one("customer")
+    account = provider.market.store.account("provider", customer.id)
+    number = account.number
+    customer.state = Memory()
+    await customer.restart()
+    customer.market.settlement.lost({provider.id: {host.lease_id: 100 * MIB}})
+    world.later(EPOCH_MS)
+    await customer.market.settlement.agree(provider.id, book_now=True)
+    after = customer.one("customer")
+    assert (after.lease_id, after.held_bytes, after.end_ms) == (
+        before.lease_id,
+        100 * MIB,
+        before.end_ms,
+    )
+    assert (account.number, account.signed_micro) == (number + 1, 8_000)
+    assert provider.ledger.owed(customer.id) == 8_000
+    assert customer.market.store.account("customer", provider.id).disputed is None
 
 
 # Restart
@@ -1825,17 +1777,18 @@ async def test_both_sides_come_back_with_their_leases(world, pair):
 
 async def test_promises_and_debts_are_on_the_disk_before_they_are_said(world, pair):
     customer, provider = pair
-    await holding(world, customer, provider)
+    await due(world, customer, provider)
     granted, taken = provider.state.synced, customer.state.synced
     assert (granted, taken) == (1, 1)
     heard = []
     handlers = provider.market.handlers()
 
     async def listen(caller, header, parts):
-        heard.append(customer.state.synced)
-        return await handlers["market.settle"](caller, header, parts)
+        if header["voucher"] is not None:
+            heard.append(customer.state.synced)
+        return await handlers[ACCOUNT](caller, header, parts)
 
-    world.wire.handlers[provider.id] = handlers | {"market.settle": listen}
+    world.wire.handlers[provider.id] = handlers | {ACCOUNT: listen}
     await customer.market.settlement.settle_all()
     assert heard == [taken + 1]
 

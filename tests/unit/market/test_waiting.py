@@ -51,7 +51,7 @@ class Shop:
         finally:
             self.in_flight -= 1
             book.used_compute(lease.lease_id, need, RUN_FUEL)
-        await self.customer.market.taken.spent(lease.lease_id, RUN_FUEL, 0)
+        await self.customer.market.taken.spent(lease.lease_id, RUN_FUEL)
 
     @property
     def waiting(self):
