@@ -82,7 +82,7 @@ SHELL = {
     "xsc.market.quotes": "asks providers for quotes",
     "xsc.market.renewals": "takes leases that renew others",
     "xsc.market.service": "starts the parts of the market, tidies and closes them",
-    "xsc.market.settlement": "sends vouchers, and books those of customers",
+    "xsc.market.settlement": "agrees with peers on counts, and signs and books vouchers",
     "xsc.market.waiting": "has calls wait in line",
     "xsc.market.taken": "counts what is used of leases, and asks hosts that refuse one",
     "xsc.net.transport.flow": "bounds the time of transfers",

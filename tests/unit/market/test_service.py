@@ -4,9 +4,6 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from xsc.market.denial import check_denial
-from xsc.market.denials import KNOWN
-from xsc.terms.lease_denial import LeaseDenial
 
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
