@@ -94,11 +94,11 @@ class Pair:
             )
 
     def lower(self, terms, level):
-        before = self.theirs[terms.lease_id].use.level
-        if before:
-            self.change(
-                terms.lease_id, lambda t, use, now_ms: lowered(t, use, level, now_ms), before
-            )
+        """Give room up by the customer's clock on both sides."""
+        for side in (self.mine, self.theirs):
+            entry = side[terms.lease_id]
+            if entry.use.level:
+                entry.use = lowered(terms, entry.use, level, self.now_ms)
 
     def run(self, terms, steps):
         if max(self.now_ms, self.their_ms) < terms.end_ms:
@@ -110,6 +110,7 @@ class Pair:
             for entry in (old, new):
                 entry.changed(STORAGE.quantity)
             fits = min(size, max(0, NEXT.quantity - new.use.held_bytes))
+            new.leeway += fits * max(0, now_ms - new.terms.start_ms)
             old.use, new.use = moved((old.terms, old.use), (new.terms, new.use), fits, now_ms)
 
     def count(self):
@@ -124,15 +125,17 @@ class Pair:
             self.own,
             list(self.mine.values()),
             count,
+            moving=(),
             asked_ms=self.now_ms + 1,
             now_ms=self.now_ms,
         )
         disputed = {entry.terms.lease_id for entry in agreed.disputed}
         self.own.closed = agreed.closed
         for entry, use in agreed.uses:
-            entry.use = use
-            if entry.terms.lease_id not in disputed:
-                entry.leeway = 0
+            if entry.terms.lease_id in disputed:
+                entry.use = use
+            else:
+                entry.agreed(use)
         for entry in (*agreed.gone, *agreed.denied):
             if entry.terms.lease_id not in {line.lease_id for line in count.leases}:
                 del self.mine[entry.terms.lease_id]
@@ -421,5 +424,5 @@ def test_room_that_lapsed_stays_lapsed_whoever_looks_and_when(events, looks):
 @given(events, st.integers(0, 40 * EPOCH_MS))
 def test_what_was_ended_is_billed_no_more(events, wait):
     for now, use in played(events):
-        over = ended(use, used=use.used)
+        over = ended(use)
         assert advance(STORAGE, over, now + wait).used == use.used

@@ -242,6 +242,8 @@ def check_voucher(account: Account, voucher: Voucher, raw: bytes) -> str | None:
         return "two different vouchers bear the same number"
     if voucher.number > account.number and voucher.amount_micro < account.signed_micro:
         return "the voucher falls behind the last one"
+    if voucher.number < account.number and voucher.amount_micro > account.signed_micro:
+        return "the voucher promises more under an older number"
     return None
 
 

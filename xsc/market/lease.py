@@ -281,18 +281,17 @@ def follow(
         stood: whether nothing has changed here since it was asked.
     """
     theirs = number_of(line.used)
-    paid = min(use.used, theirs)
     if not _has_time(terms):
-        return use, paid, theirs <= use.used
-    counted_ms = min(counted_ms, terms.end_ms)
+        return use, min(use.used, theirs), theirs <= use.used
     most = terms.quantity * (counted_ms - terms.start_ms)
+    counted_ms = min(counted_ms, terms.end_ms)
     if theirs > min(advance(terms, use, counted_ms).used + leeway, most):
-        return use, paid, False
+        return use, use.used, False
     use = replace(use, used=theirs, counted_ms=counted_ms)
     if stood:
         held, level = min(use.held_bytes, line.held_bytes), min(use.level, line.level)
         use = replace(use, held_bytes=held, level=level)
-    return use, paid, True
+    return use, theirs, True
 
 
 def room(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:

@@ -84,6 +84,13 @@ class LeaseEntry:
         """Take note that so much more or less is held, or kept free, than at the last count."""
         self.leeway += abs(quantity) * REQUEST_WINDOW_MS
 
+    def agreed(self, use: LeaseUse) -> None:
+        """Take over what a count says of the lease, from which the next one follows."""
+        self.use, self.leeway = use, 0
+        if use.level and not self.terms.cleared:
+            # Its room will lapse by two clocks.
+            self.changed(use.level)
+
     def promised_at(self, now_ms: int) -> int:
         """Return the quantity handed out; what was never heard of is forgotten in time."""
         self.promised = [item for item in self.promised if item[0] > now_ms]

@@ -33,9 +33,8 @@ def _until_ms(entry: LeaseEntry, now_ms: int) -> int:
     terms, use = entry.terms, entry.use
     if not use.level or is_over(terms, use, now_ms):
         return _NEVER_MS
-    if terms.cleared:
-        return terms.end_ms
-    return min(terms.end_ms, use.touched_ms + STORAGE_LEASE_IDLE_MS)
+    lapse_ms = terms.end_ms if terms.cleared else use.touched_ms + STORAGE_LEASE_IDLE_MS
+    return min(terms.end_ms, lapse_ms) if now_ms < lapse_ms else _NEVER_MS
 
 
 class Reserved:

@@ -145,7 +145,13 @@ class Settlement:
         }
         # Who leaves may not be there in an hour.
         leaving = self._leaving()
-        await self._settle(self._providers(), due, book_now=lambda peer: peer in leaving)
+        providers = {
+            account.peer
+            for account in self._store.accounts("customer")
+            if account.peer in leaving and account.unbooked_micro
+        }
+        providers.update(self._providers())
+        await self._settle(sorted(providers), due, book_now=lambda peer: peer in leaving)
 
     async def _settle(
         self,
@@ -288,9 +294,10 @@ class Settlement:
         disputed = {entry.terms.lease_id for entry in agreed.disputed}
         account.closed = agreed.closed
         for entry, use in agreed.uses:
-            entry.use = use
-            if entry.terms.lease_id not in disputed:
-                entry.leeway = 0
+            if entry.terms.lease_id in disputed:
+                entry.use = use
+            else:
+                entry.agreed(use)
         for entry in agreed.denied:
             entry.denial = raw
         if disputed and account.disputed is None:

@@ -9,7 +9,15 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.market.fakes import A_MIB, NET, admit
-from tests.unit.market.test_signing import PRICE, entitle, leased_all, need_of, needs, signed
+from tests.unit.market.test_signing import (
+    PRICE,
+    entitle,
+    leased_all,
+    lowering,
+    need_of,
+    needs,
+    signed,
+)
 from xsc.base.errors import LeaseExhausted, RateLimited, RecordInvalid, SpaceExhausted
 from xsc.base.limits import (
     COMPUTE_LEASE_MS,
@@ -135,7 +143,7 @@ async def test_what_stays_under_an_old_lease_keeps_its_level_and_is_paid(world, 
     assert (old.use.level, new.use.level) == (50 * SLOT_STEP_BYTES - MIB, MIB)
     world.later(OFFER_MS)
     lower = provider.market.handlers()[LOWER]
-    await lower(customer.id, {"lease_id": new.terms.lease_id, "level": 0}, ())
+    await lower(customer.id, lowering(world, new.terms.lease_id, 0), ())
     assert old.use.level >= old.use.held_bytes
     assert new.use.level >= new.use.held_bytes
     moved(provider, old, new, 10 * MIB)

@@ -92,7 +92,7 @@ def line_of(terms, used, *, held=0, level=0):
 
 def test_what_follows_is_taken_over_and_what_does_not_is_not_paid():
     at = T0 + EPOCH_MS
-    use = replace(hold(STORAGE, FRESH, GIB, T0), level=0)
+    use = advance(STORAGE, replace(hold(STORAGE, FRESH, GIB, T0), level=0), at)
     most, leeway = GIB * EPOCH_MS, GIB * REQUEST_WINDOW_MS
     for used, good in (
         (most, True),

@@ -153,7 +153,7 @@ def test_a_view_shows_the_lease_as_of_now_and_a_denied_one_as_it_ended():
     account = Account("customer", HOST, CUSTOMER)
     (seen,) = views(account, [held], T0 + EPOCH_MS)
     assert (seen.status, seen.due_micro, seen.settled_micro, seen.peer) == ("open", 3, 0, HOST)
-    held.denial, held.use = b"d", ended(held.use, used=held.use.used)
+    held.denial, held.use = b"d", ended(held.use)
     (seen,) = views(account, [held], T0 + EPOCH_MS)
     assert (seen.status, seen.due_micro) == ("denied", 0)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.unit.allocation.fakes import Memory
 from tests.unit.market.fakes import A_MIB, RATE, Ledger, World
 from tests.unit.market.test_attacks import ask
-from tests.unit.market.test_signing import DAY_MS, entitle
+from tests.unit.market.test_signing import DAY_MS, entitle, lowering
 from xsc.base.errors import XscError
 from xsc.base.limits import (
     COMPUTE_LEASE_MS,
@@ -134,7 +134,7 @@ class Law:
             size = amount * UNIT[kind]
             if what == "lower":
                 lower = provider.market.handlers()[LOWER]
-                await lower(customer, {"lease_id": lease_id, "level": size}, ())
+                await lower(customer, lowering(self.world, lease_id, size), ())
             elif kind == "storage" and what == "store":
                 provider.market.granted.admit(lease_id, customer, size)
                 provider.market.granted.stored(lease_id, size, size)
@@ -170,7 +170,7 @@ class Law:
             price=1_000 * A_MIB,
         )
         # Its customer knows of it.
-        entry.use = replace(entry.use, voucher_number=1)
+        entry.use = replace(entry.use, known=True)
 
     def check(self):
         """Count what was signed at each lease's word, by no rule of the market."""
