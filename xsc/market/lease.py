@@ -283,9 +283,10 @@ def follow(
     theirs = number_of(line.used)
     if not _has_time(terms):
         return use, min(use.used, theirs), theirs <= use.used
-    most = terms.quantity * (counted_ms - terms.start_ms)
+    most = terms.quantity * (max(counted_ms, use.counted_ms) - terms.start_ms)
     counted_ms = min(counted_ms, terms.end_ms)
-    if theirs > min(advance(terms, use, counted_ms).used + leeway, most):
+    own = advance(terms, use, counted_ms).used
+    if theirs > max(own, min(own + leeway, most)):
         return use, use.used, False
     use = replace(use, used=theirs, counted_ms=counted_ms)
     if stood:
