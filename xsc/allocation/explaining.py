@@ -183,18 +183,12 @@ class Explaining:
 
     def _cleared(self, pair: Pair) -> list[tuple[Window, bytes]]:
         """Return the windows of a slot that were cleared, and the records' ids."""
-        slot_id, provider = pair.slot.slot_id, pair.provider.node
-        if provider == self._node:
-            return [
-                (each.record.window, each.id)
-                for each in self._allocator.present()
-                if each.record.slot.slot_id == slot_id
-            ]
-        state = self._allocator.states().get(provider)
+        provider = pair.provider.node
+        states = {**self._allocator.states(), self._node: self._allocator.state}
         return [
             (each.window, each.clearing)
-            for each in (() if state is None else state.slot_denominators)
-            if each.slot == slot_id
+            for each in (states[provider].slot_denominators if provider in states else ())
+            if each.slot == pair.slot.slot_id
         ]
 
     async def _open(self, provider: bytes, record_id: bytes) -> Checked | str:

@@ -141,27 +141,54 @@ def _fill(capacity: int, claims: Sequence[Claim]) -> tuple[dict[bytes, int], Fra
     return given, level
 
 
-def _split(claims: Sequence[Claim]) -> tuple[list[Claim], ...]:
+_Served: TypeAlias = tuple[dict[bytes, int], Fraction, Fraction | None]
+"""Units by claim, denominator and level of one tier."""
+
+
+def _divide(
+    capacity: int,
+    claims: Sequence[Claim],
+    serve: Callable[[Tier, int, Sequence[Claim]], _Served],
+) -> Division:
+    """Divide tier after tier; each gets what those before it left."""
+    assert capacity >= 0, "a capacity is not negative"
     assert len({claim.id for claim in claims}) == len(claims), "one claim an id"
-    return tuple(
-        [claim for claim in claims if claim.tier == tier and claim.need > 0] for tier in TIERS
-    )
+    allocations = {claim.id: 0 for claim in claims}
+    results = []
+    rest = capacity
+    for tier in TIERS:
+        members = [claim for claim in claims if claim.tier == tier and claim.need > 0]
+        given, denominator, level = serve(tier, rest, members)
+        allocations.update(given)
+        total = sum(given.values())
+        results.append(TierResult(tier, rest, total, denominator, level))
+        rest -= total
+    return Division(allocations, tuple(results))
+
+
+def _fill_tier(_: Tier, capacity: int, claims: Sequence[Claim]) -> _Served:
+    given, level = _fill(capacity, claims)
+    return given, Fraction(sum(_weight(claim) for claim in claims)), level
 
 
 def weighted_uniform(capacity: int, claims: Sequence[Claim]) -> Division:
     """Divide by water-filling, tier after tier, in O(n log n)."""
-    assert capacity >= 0, "a capacity is not negative"
-    allocations = {claim.id: 0 for claim in claims}
-    results = []
-    rest = capacity
-    for tier, members in zip(TIERS, _split(claims), strict=True):
-        given, level = _fill(rest, members)
-        allocations.update(given)
-        total = sum(given.values())
-        denominator = Fraction(sum(_weight(claim) for claim in members))
-        results.append(TierResult(tier, rest, total, denominator, level))
-        rest -= total
-    return Division(allocations, tuple(results))
+    return _divide(capacity, claims, _fill_tier)
+
+
+def _share_tier(tier: Tier, capacity: int, claims: Sequence[Claim]) -> _Served:
+    if capacity == 0 and tier != "mutual":
+        return {}, Fraction(0), None
+    weights = sum(_weight(claim) for claim in claims)
+    numerators = {
+        claim.id: Fraction(_weight(claim) * claim.need * claim.damping_ppm, weights * PPM)
+        for claim in claims
+    }
+    denominator = sum(numerators.values(), Fraction(0))
+    level = capacity / max(denominator, DENOMINATOR_FLOOR)
+    given = {claim.id: min(claim.need, int(level * numerators[claim.id])) for claim in claims}
+    sated = all(given[claim.id] == claim.need for claim in claims)
+    return given, denominator, None if sated else level
 
 
 def proportional(capacity: int, claims: Sequence[Claim]) -> Division:
@@ -173,30 +200,7 @@ def proportional(capacity: int, claims: Sequence[Claim]) -> Division:
     seed, D is published without its floor, a tier that finds nothing left publishes 0, and
     what caps and rounding leave is not handed out again inside of the tier.
     """
-    assert capacity >= 0, "a capacity is not negative"
-    allocations = {claim.id: 0 for claim in claims}
-    results = []
-    rest = capacity
-    for tier, members in zip(TIERS, _split(claims), strict=True):
-        if rest == 0 and tier != "mutual":
-            results.append(TierResult(tier, 0, 0, Fraction(0), None))
-            continue
-        weights = sum(_weight(claim) for claim in members)
-        numerators = {
-            claim.id: Fraction(_weight(claim) * claim.need * claim.damping_ppm, weights * PPM)
-            for claim in members
-        }
-        denominator = sum(numerators.values(), Fraction(0))
-        level = rest / max(denominator, DENOMINATOR_FLOOR)
-        total = 0
-        for claim in members:
-            raw = level * numerators[claim.id]
-            allocations[claim.id] = min(claim.need, raw.numerator // raw.denominator)
-            total += allocations[claim.id]
-        sated = all(allocations[claim.id] == claim.need for claim in members)
-        results.append(TierResult(tier, rest, total, denominator, None if sated else level))
-        rest -= total
-    return Division(allocations, tuple(results))
+    return _divide(capacity, claims, _share_tier)
 
 
 RULES: Final[dict[str, Rule]] = {
