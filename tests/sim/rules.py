@@ -10,9 +10,10 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from random import Random
 
-from xsc.allocation.acceptance import Granted, keep
+from xsc.allocation.acceptance import keep
 from xsc.allocation.clearing import Bid, SlotTerms, Standing, clear
 from xsc.allocation.recognition import mutual_ppm, tier_of
+from xsc.allocation.tiers import Claim
 
 NEED_ID = bytes(16)
 
@@ -30,7 +31,7 @@ class Market:
     weights: list[dict[int, int]]
     """By node, what it gives to others, in ppm."""
     caps: list[dict[bytes, int]] = field(default_factory=list)
-    offers: list[dict[bytes, Granted]] = field(default_factory=list)
+    offers: list[dict[bytes, Claim]] = field(default_factory=list)
     """By customer, what each provider grants it."""
     messages: list[int] = field(default_factory=list)
     """By node, what it published, counted once for each node that follows it."""
@@ -68,13 +69,13 @@ class Market:
         for customer in self.customers_of(provider):
             units = given.get((name(customer), NEED_ID), 0)
             before = self.offers[customer].get(name(provider))
-            if units != (before.quantity if before else 0):
+            if units != (before.need if before else 0):
                 theirs = self.weights[customer].get(provider, 0)
                 tier = tier_of(theirs, self.weights[provider][customer])
                 weight = max(1, mutual_ppm(theirs, self.weights[provider][customer]))
                 if tier == "one_way":
                     weight = theirs
-                self.offers[customer][name(provider)] = Granted(name(provider), units, tier, weight)
+                self.offers[customer][name(provider)] = Claim(name(provider), tier, weight, units)
                 changed.add(customer)
         if changed:
             self.messages[provider] += len(self.weights[provider])
@@ -115,15 +116,15 @@ class Market:
 
     def served(self) -> list[int]:
         """Return what each need is granted in the end."""
-        return [sum(offer.quantity for offer in offers.values()) for offers in self.offers]
+        return [sum(offer.need for offer in offers.values()) for offers in self.offers]
 
     def lines(self) -> dict[tuple[int, bytes], int]:
         """Return what each provider grants each customer."""
         return {
-            (customer, provider): offer.quantity
+            (customer, provider): offer.need
             for customer, offers in enumerate(self.offers)
             for provider, offer in offers.items()
-            if offer.quantity
+            if offer.need
         }
 
     def flow(self) -> int:

@@ -10,23 +10,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import accumulate
 
 from xsc.allocation.tiers import Claim, weighted_uniform
 from xsc.terms.quote import Tier
 from xsc.terms.slot import Entitlement, NeedSlot, Window
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """What one provider offers a need, and the tier and weight that the customer gives it."""
-
-    provider: bytes
-    quantity: int
-    tier: Tier
-    weight: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +30,7 @@ class Kept:
 
 def keep(
     quantity: int,
-    offers: Sequence[Granted],
+    offers: Sequence[Claim],
     caps: Mapping[bytes, int],
     parts: Mapping[bytes, int] | None = None,
 ) -> Kept:
@@ -52,23 +42,20 @@ def keep(
 
     Args:
         quantity: of the need.
-        offers: what each provider grants at present, at most one each.
+        offers: what each provider grants at present, at most one each, with the tier and weight
+            that the customer gives it.
         caps: those before.
         parts: what is of one provider alone, no more than the quantity in all.
     """
     claims, sure = [], {}
     for offer in offers:
-        bounded = min(offer.quantity, caps.get(offer.provider, offer.quantity))
-        sure[offer.provider] = min(bounded, (parts or {}).get(offer.provider, 0))
-        if bounded > sure[offer.provider]:
-            rest = bounded - sure[offer.provider]
-            claims.append(Claim(offer.provider, offer.tier, offer.weight, rest))
+        bounded = min(offer.need, caps.get(offer.id, offer.need))
+        sure[offer.id] = min(bounded, (parts or {}).get(offer.id, 0))
+        claims.append(replace(offer, need=bounded - sure[offer.id]))
     kept = weighted_uniform(quantity - sum(sure.values()), claims).allocations
-    quantities = {provider: steps + kept.get(provider, 0) for provider, steps in sure.items()}
+    quantities = {provider: steps + kept[provider] for provider, steps in sure.items()}
     refused = {
-        offer.provider: quantities[offer.provider]
-        for offer in offers
-        if quantities[offer.provider] < offer.quantity
+        offer.id: quantities[offer.id] for offer in offers if quantities[offer.id] < offer.need
     }
     merged = {
         provider: min(caps.get(provider, cap), cap)
@@ -167,10 +154,10 @@ def answered(
         if each.need == need.slot_id and each.provider in ranks:
             lines[each.provider].append((each.window, each.quantity))
     offers = [
-        Granted(
+        Claim(
             provider,
-            min(need.most(provider), max(at_once(lines[provider]), held.get(provider, 0))),
             *ranks[provider],
+            min(need.most(provider), max(at_once(lines[provider]), held.get(provider, 0))),
         )
         for provider in sorted(lines.keys() | (held.keys() & ranks.keys()))
     ]
@@ -178,8 +165,8 @@ def answered(
     kept = keep(need.quantity, offers, caps, parts)
     units = sum(kept.quantities.values())
     if caps and units < need.quantity:
-        again = [offer for offer in offers if offer.provider not in caps]
-        again += [Granted(each, need.most(each), *ranks[each]) for each in caps if each in ranks]
+        again = [offer for offer in offers if offer.id not in caps]
+        again += [Claim(each, *ranks[each], need.most(each)) for each in caps if each in ranks]
         more = keep(need.quantity, again, {}, parts)
         if sum(more.quantities.values()) > units:
             begun = NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})

@@ -1,5 +1,7 @@
 """What a need keeps of offers, and what it still wants of a provider."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,27 +9,26 @@ from hypothesis import strategies as st
 from tests.unit.allocation.clearings import HOUR, NOW_MS, UNTIL_MS, key, need, steps_of
 from xsc.allocation.acceptance import (
     Given,
-    Granted,
     at_once,
     keep,
     still_wanted,
     to_lease,
 )
-from xsc.allocation.tiers import TIERS
+from xsc.allocation.tiers import TIERS, Claim
 from xsc.terms.slot import Entitlement, pack_windows
 
 PROVIDER = key(1).node_id
 
 
 def offer(number, quantity, tier="mutual", weight=1):
-    return Granted(bytes([number]) * 32, quantity, tier, weight)
+    return Claim(bytes([number]) * 32, tier, weight, quantity)
 
 
 def test_mutual_providers_are_kept_first_and_the_rest_is_released():
     offers = [offer(1, 6, "open"), offer(2, 6, "one_way"), offer(3, 6, "mutual")]
     kept = keep(10, offers, {})
     assert list(kept.quantities.values()) == [0, 4, 6]
-    assert kept.caps == {offers[0].provider: 0, offers[1].provider: 4}
+    assert kept.caps == {offers[0].id: 0, offers[1].id: 4}
 
 
 def test_within_a_tier_providers_share_by_recognition():
@@ -47,16 +48,11 @@ def test_caps_only_fall_and_nothing_is_kept_beyond_need_offer_or_cap(quantity, m
     kept = keep(quantity, offers, caps)
     assert sum(kept.quantities.values()) <= quantity
     for each in offers:
-        assert kept.quantities[each.provider] <= min(
-            each.quantity, caps.get(each.provider, each.quantity)
-        )
+        assert kept.quantities[each.id] <= min(each.need, caps.get(each.id, each.need))
     for provider, cap in caps.items():
         assert kept.caps[provider] <= cap
     # What was kept is kept again: no choice changes its mind.
-    left = [
-        Granted(each.provider, kept.quantities[each.provider], each.tier, each.weight)
-        for each in offers
-    ]
+    left = [replace(each, need=kept.quantities[each.id]) for each in offers]
     again = keep(quantity, left, kept.caps)
     assert again.quantities == kept.quantities
     assert again.caps == kept.caps
