@@ -12,7 +12,7 @@ from typing import Any, Final, get_args
 
 from xsc.allocation.declaring import (
     Either,
-    Rungs,
+    Posted,
     Statement,
     find,
     next_end_ms,
@@ -52,7 +52,7 @@ class Commitments:
     Args:
         context: of the node.
         space: keeps all commitments.
-        rungs: returns the prices of an offer of a kind at a reserve; at the present one for None.
+        posted: what this node asks.
         level: returns what this node has to lease of a kind: bytes, or fuel a second.
         wanted: returns what this node needs of a kind by default.
         on_withdrawn: called once a standing need of that kind was withdrawn by its owner.
@@ -66,7 +66,7 @@ class Commitments:
         context: Context,
         space: Space,
         *,
-        rungs: Callable[[Kind, int | None], Rungs],
+        posted: Posted,
         level: Callable[[Kind], int],
         wanted: Callable[[Kind], Wanted],
         on_withdrawn: Callable[[Kind], None],
@@ -79,7 +79,7 @@ class Commitments:
         self._entropy = context.entropy
         self._log = context.log
         self._space = space
-        self._rungs = rungs
+        self._posted = posted
         self._level = level
         self._wanted = wanted
         self._on_withdrawn = on_withdrawn
@@ -187,7 +187,7 @@ class Commitments:
 
     async def _state(self, role: type[Either], before: dict[str, Any], said: Statement) -> bytes:
         now_ms = self._clock.now_ms()
-        slot = stated(role, before, said, rungs=self._rungs, now_ms=now_ms, zones=offsets_of)
+        slot = stated(role, before, said, posted=self._posted, now_ms=now_ms, zones=offsets_of)
         await self._publish(with_slot(self._own, slot))
         return slot.slot_id
 
@@ -297,7 +297,7 @@ class Commitments:
     def _standing(self, commitment: Commitment) -> Commitment:
         kinds: tuple[Kind, ...] = get_args(Kind)
         for kind in sorted(kinds):
-            follows = priced(self._rungs(kind, None))
+            follows = priced(self._posted(kind, None))
             commitment = with_standing(
                 commitment,
                 kind,

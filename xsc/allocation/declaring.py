@@ -22,6 +22,7 @@ from xsc.allocation.windows import (
 )
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
 from xsc.base.limits import COMMITMENT_BYTES_MAX, NEEDS_MAX, SLOT_HORIZON_MS, SLOTS_MAX
+from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Kind
 from xsc.terms.slot import (
     AvailabilitySlot,
@@ -38,8 +39,8 @@ S = TypeVar("S", bound=Slot)
 Either: TypeAlias = AvailabilitySlot | NeedSlot
 Zones: TypeAlias = Callable[[str, int, int], Offsets]
 """Returns the offsets of a zone between two moments."""
-Rungs: TypeAlias = tuple[int, int, int]
-"""Prices: mutual, one-way, reserve."""
+Posted: TypeAlias = Callable[[Kind, int | None], Ladder]
+"""Returns the prices of an offer of a kind at a reserve; at the present one for None."""
 
 _AROUND_MS: Final = 2 * DAY_MS
 """A window that overlaps a moment begins and ends within this of it."""
@@ -148,9 +149,13 @@ def made(kind: type[S], fields: Mapping[str, Any], hint: str = "") -> S:
     return slot
 
 
-def priced(rungs: Rungs) -> dict[str, object]:
+def priced(ladder: Ladder) -> dict[str, object]:
     """Return the fields of an offer's prices."""
-    return dict(zip(("price_mutual", "price_one_way", "reserve"), rungs, strict=True))
+    return {
+        "price_mutual": ladder.mutual,
+        "price_one_way": ladder.one_way,
+        "reserve": ladder.reserve,
+    }
 
 
 def stated(
@@ -158,7 +163,7 @@ def stated(
     before: Mapping[str, Any],
     said: Statement,
     *,
-    rungs: Callable[[Kind, int | None], Rungs],
+    posted: Posted,
     now_ms: int,
     zones: Zones,
 ) -> S:
@@ -172,7 +177,7 @@ def stated(
         role: which of both it is.
         before: its fields; of a new one those that are not stated: id, kind and owner.
         said: what is stated.
-        rungs: returns the prices of an offer of a kind at a reserve; at the present one for None.
+        posted: what this node asks.
         now_ms: the time.
         zones: looks up time zones.
 
@@ -201,7 +206,7 @@ def stated(
     }
     fields = dict(before) | {name: value for name, value in told.items() if value is not None}
     if is_offer and (is_new or said.price is not None):
-        fields |= priced(rungs(kind, said.price))
+        fields |= priced(posted(kind, said.price))
     if (said.from_ms, said.to_ms, said.every) != (None, None, None):
         fields |= _resolve(kind, said if is_new else _with_times(said, before), now_ms, zones)
     elif is_new:

@@ -171,7 +171,7 @@ def _because(
     has_others: bool,
 ) -> str:
     tier, weight = standing
-    asked = {"mutual": slot.price_mutual, "one_way": slot.price_one_way, "open": slot.reserve}[tier]
+    asked = slot.ladder.rung(tier)
     if sum(line.quantity for line in lines) >= bid.quantity:
         if bid.quantity < need.quantity:
             return (

@@ -44,9 +44,9 @@ from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, ahead_micro, is_done
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
-from xsc.market.pricing import Ladder
 from xsc.market.quote import make_quote, open_quote
 from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Draw, Kind, Quote
 
 LOWER: Final = "market.lower"

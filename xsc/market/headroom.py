@@ -14,8 +14,9 @@ from xsc.market.credit_limits import CreditLimits
 from xsc.market.lease_entry import LeaseEntry, held_or_kept
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.pricing import Ladder, MarketPricing, utilisation_ppm
+from xsc.market.pricing import MarketPricing, utilisation_ppm
 from xsc.market.room import LEASE_UNIT, is_present, slot_left, undrawn
+from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Draw, Kind
 from xsc.terms.slot import Entitlement, EntitlementKey
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from xsc.base.limits import PPM
-from xsc.terms.pricing import compute_amount, fuel_steps, storage_amount
-from xsc.terms.quote import Kind, Tier
+from xsc.terms.pricing import Ladder, compute_amount, fuel_steps, storage_amount
+from xsc.terms.quote import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +37,6 @@ class PriceList:
     def base(self, kind: Kind) -> int:
         """Return the price of an idle node."""
         return self.storage if kind == "storage" else self.compute
-
-
-@dataclass(frozen=True, slots=True)
-class Ladder:
-    """Prices: mutual <= one-way <= reserve."""
-
-    mutual: int
-    one_way: int
-    reserve: int
-
-    def rung(self, tier: Tier) -> int:
-        """Return the price of a tier."""
-        return {"mutual": self.mutual, "one_way": self.one_way, "open": self.reserve}[tier]
 
 
 def utilisation_ppm(free: int, capacity: int) -> int:

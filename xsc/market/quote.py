@@ -17,8 +17,7 @@ from xsc.base.limits import (
     STORAGE_LEASE_BYTES,
 )
 from xsc.identity.envelope import Signed, open_signed
-from xsc.market.pricing import Ladder
-from xsc.terms.pricing import affordable
+from xsc.terms.pricing import Ladder, affordable
 from xsc.terms.quote import Draw, Kind, Quote, Tier
 
 QUANTITY_MAX: Final = 2**63 - 1

@@ -97,6 +97,7 @@ from xsc.storage.repair.maintained_object import RepairSettings
 from xsc.storage.service import StorageService, StorageSettings
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.sweeper import Sweeper, Swept
+from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP, EntitlementKey
 
@@ -359,7 +360,7 @@ class Node:
         self.commitments = Commitments(
             context,
             self.space,
-            rungs=self._rungs,
+            posted=self._posted,
             level=self._level,
             # Bound late: the market is made after the commitments.
             wanted=lambda kind: self._wanted(kind),  # noqa: PLW0108
@@ -426,11 +427,10 @@ class Node:
         self.parts.sandbox.keep_workers(self.market.headroom.cleared_workers)
         self._providers = Providers(self.key.node_id, self.market, self.health, self.peers.roster)
 
-    def _rungs(self, kind: Kind, reserve: int | None) -> tuple[int, int, int]:
+    def _posted(self, kind: Kind, reserve: int | None) -> Ladder:
         """Return the prices of an offer at a reserve, or at the present one for None."""
         pricing = self.market.headroom.pricing()
-        rungs = ladder(pricing.unit_price(kind) if reserve is None else reserve, pricing.prices)
-        return rungs.mutual, rungs.one_way, rungs.reserve
+        return ladder(pricing.unit_price(kind) if reserve is None else reserve, pricing.prices)
 
     def _need_withdrawn(self, kind: Kind) -> None:
         """Wait no more for room that was refused, if that is the need that was withdrawn."""

@@ -13,6 +13,7 @@ prices are the same prices, and their amounts are `slot_amount`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import lcm
 from typing import Final
 
@@ -29,7 +30,7 @@ from xsc.base.limits import (
     SLOT_STEP_FUEL,
 )
 from xsc.base.units import ceil_div
-from xsc.terms.quote import Kind
+from xsc.terms.quote import Kind, Tier
 
 PRICE_UNIT: Final[dict[Kind, int]] = {
     "storage": PRICE_BYTES,
@@ -45,6 +46,19 @@ _STORED: Final = PRICE_BYTES * EPOCH_MS
 _RATED: Final = PRICE_FUEL * COMPUTE_LEASE_MS
 WORTH: Final = lcm(_STORED, _RATED)
 """Into so many parts a micro-credit is divided, so that what leases come to needs no rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Prices: mutual <= one-way <= reserve."""
+
+    mutual: int
+    one_way: int
+    reserve: int
+
+    def rung(self, tier: Tier) -> int:
+        """Return the price of a tier."""
+        return {"mutual": self.mutual, "one_way": self.one_way, "open": self.reserve}[tier]
 
 
 def memory_steps(memory_bytes: int) -> int:

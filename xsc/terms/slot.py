@@ -35,7 +35,7 @@ from xsc.base.limits import (
 )
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import Count, Id32, Record
-from xsc.terms.pricing import slot_amount
+from xsc.terms.pricing import Ladder, slot_amount
 from xsc.terms.quote import Draw, Kind, Label, SlotId, Tier
 
 STEPS_MAX: Final = 2**33 - 1
@@ -189,6 +189,11 @@ class AvailabilitySlot(Slot):
     """How a tier is divided."""
     standing: bool = False
     """Whether it is one by default: its node keeps quantity and prices at what it has and asks."""
+
+    @property
+    def ladder(self) -> Ladder:
+        """What it asks of each tier."""
+        return Ladder(self.price_mutual, self.price_one_way, self.reserve)
 
     @model_validator(mode="after")
     def _is_an_offer(self) -> Self:

@@ -29,6 +29,7 @@ from xsc.space.limits import DEBOUNCE_MS
 from xsc.space.paths import UserSpacePaths
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
+from xsc.terms.pricing import Ladder
 from xsc.terms.slot import Commitment
 
 PATH = UserSpacePaths.COMMITMENT
@@ -67,7 +68,7 @@ class Node:
         self.commitments = Commitments(
             context,
             self.space,
-            rungs=self.rungs,
+            posted=self.ask,
             level=lambda kind: self.levels[kind],
             wanted=lambda kind: self.wanted if kind == "storage" else self.runs,
             on_withdrawn=lambda kind: self.told.append(f"{kind} withdrawn"),
@@ -79,9 +80,9 @@ class Node:
         self.told = []
         self.commitments.on_change(self.told.append)
 
-    def rungs(self, _, reserve):
+    def ask(self, _, reserve):
         reserve = self.posted if reserve is None else reserve
-        return reserve // 4, reserve // 2, reserve
+        return Ladder(reserve // 4, reserve // 2, reserve)
 
     async def before_stand(self):
         return self.has_peers

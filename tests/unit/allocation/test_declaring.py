@@ -15,6 +15,7 @@ from xsc.allocation.declaring import (
 from xsc.allocation.windows import DAY_MS, ENDLESS_MS
 from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
+from xsc.terms.pricing import Ladder
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 NOW = 20_000 * DAY_MS + 12 * limits.EPOCH_MS
@@ -36,7 +37,12 @@ def new(first, number, kind):
 
 def resolved(role, before, said, rungs=(5, 8, 13), now_ms=NOW):
     return stated(
-        role, before, Statement(**said), rungs=lambda *_: rungs, now_ms=now_ms, zones=zones
+        role,
+        before,
+        Statement(**said),
+        posted=lambda *_: Ladder(*rungs),
+        now_ms=now_ms,
+        zones=zones,
     )
 
 

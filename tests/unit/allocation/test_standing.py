@@ -19,6 +19,7 @@ from xsc.allocation.standing import (
 from xsc.allocation.windows import DAY_MS, ENDLESS_MS
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.units import ceil_div
+from xsc.terms.pricing import Ladder
 from xsc.terms.slot import STEP, STEPS_MAX, Commitment, EntitlementKey
 
 STEP_BYTES = STEP["storage"]
@@ -26,7 +27,7 @@ GIB = 1 << 30
 
 
 def stood(commitment, storage, compute=0, *, rungs=(5, 8, 13), now_ms=NOW):
-    follows = priced(rungs) | {"location": "berlin", "owner": "alice"}
+    follows = priced(Ladder(*rungs)) | {"location": "berlin", "owner": "alice"}
     for kind, level in (("compute", compute), ("storage", storage)):
         new_id = kind.encode()[:1] * 16
         commitment = with_standing(commitment, kind, level, follows, new_id=new_id, now_ms=now_ms)

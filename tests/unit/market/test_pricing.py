@@ -2,13 +2,13 @@ import pytest
 
 from xsc.base.limits import GIB, MIB, PPM
 from xsc.market.pricing import (
-    Ladder,
     MarketPricing,
     PriceList,
     ladder,
     unit_price,
     utilisation_ppm,
 )
+from xsc.terms.pricing import Ladder
 
 
 def test_the_seeds_three_methods():

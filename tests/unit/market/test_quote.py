@@ -12,8 +12,8 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.market.pricing import Ladder
 from xsc.market.quote import domain_of, is_valid, make_quote, open_quote, wanted_quantity, why
+from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Draw
 
 KEY, NET, T0 = KeyPair(b"\1" * 32), network_id("test"), 1_000_000
