@@ -167,7 +167,7 @@ def test_recognition_decides_ahead_of_use_and_anybody_recomputes_it(net, tmp_pat
         wait_for(lambda: provider("allocation show --json").json["converged"])
         for words in ("show", "groups", "expected", "received", f"why {early.id}"):
             assert provider(f"allocation {words}").code == 0
-        provider("allocation why nobody").fails(2, "peer_unknown")
+        provider("allocation why nobody").fails(2, "not_found")
     finally:
         for member, need in needs:
             member(f"market withdraw {need}")

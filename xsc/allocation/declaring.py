@@ -97,7 +97,8 @@ def _resolve(kind: Kind, said: Statement, now_ms: int, zones: Zones) -> dict[str
         )
     check_begin(begin, now_ms)
     if end != ENDLESS_MS:
-        occurrences(recurrence, [(0, 0)], max(begin, now_ms - _AROUND_MS), end)  # are they too many
+        # Refuses what would be too many until then.
+        occurrences(recurrence, [(0, 0)], max(begin, now_ms - _AROUND_MS), end)
     windows = _windows(recurrence, (), (begin, end), now_ms, zones)
     if not windows:
         raise ArgumentInvalid(

@@ -100,7 +100,7 @@ class Explaining:
             raise NotFound(
                 f"{'more than one' if found or clearings else 'no'} need, slot or clearing that is"
                 f" known here has an id that begins with '{text}'",
-                hint="`xsc market slots`, `clearings` and `xsc allocation show` list them",
+                hint="`xsc market slots` and `xsc market clearings` list them",
             )
         for record_id, provider in clearings.items():
             return await self._of_clearing(provider, record_id)

@@ -412,7 +412,6 @@ CLEARINGS = Endpoint("GET", "/v1/market/clearings", Nothing, Clearings, "List ow
 CLEARING = Endpoint(
     "GET", "/v1/market/clearings/{id}", Id, bytes, "Return a clearing record.", gives="cbor"
 )
-WHY = Endpoint("GET", "/v1/market/why/{id}", Id, Explanation, "Explain an outcome.")
 SHOW = Endpoint("GET", "/v1/allocation", Nothing, Shown, "Show what was cleared.")
 GROUPS = Endpoint("GET", "/v1/allocation/groups", Nothing, Groups, "List the groups of nodes.")
 CONSISTENT = Endpoint(
@@ -424,10 +423,10 @@ EXPECTED = Endpoint(
 RECEIVED = Endpoint(
     "GET", "/v1/allocation/received", Nothing, Entitlements, "Show what was drawn of it."
 )
-WHY_ALLOCATED = Endpoint(
+WHY = Endpoint(
     "GET", "/v1/allocation/why/{id}", Id, Explanation, "Explain an outcome, or a node's."
 )
 ENDPOINTS = (
-    *(SLOTS, DECLARE, EDIT, WITHDRAW, QUOTES, ESTIMATE, LEASES, LEASE, CLEARINGS, CLEARING, WHY),
-    *(SHOW, GROUPS, CONSISTENT, EXPECTED, RECEIVED, WHY_ALLOCATED),
+    *(SLOTS, DECLARE, EDIT, WITHDRAW, QUOTES, ESTIMATE, LEASES, LEASE, CLEARINGS, CLEARING),
+    *(SHOW, GROUPS, CONSISTENT, EXPECTED, RECEIVED, WHY),
 )

@@ -35,7 +35,7 @@ class AllocationCalls:
 
     def why(self, node_or_slot: str) -> Document:
         """Return why needs were granted what they were: by slot, need, clearing or node."""
-        return self.core.ask(api.WHY_ALLOCATED, Id(id=node_or_slot))
+        return self.core.ask(api.WHY, Id(id=node_or_slot))
 
     def clearings(self) -> Document:
         """Return the clearings of this node's slots."""

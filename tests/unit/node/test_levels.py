@@ -8,11 +8,12 @@ import pytest
 from tests.sim.network import run
 from tests.sim.test_slots import SETTINGS, mutual, need, of, offer
 from tests.unit.node.test_routes import Api
+from xsc.api.endpoint import Id
 from xsc.api.market import Edit
-from xsc.base.errors import ArgumentInvalid
+from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.ids import to_text
 from xsc.base.limits import GIB, MFUEL, SLOT_STEP_BYTES, SLOT_STEP_FUEL
-from xsc.node.routes import market
+from xsc.node.routes import allocation, market
 from xsc.space.itc import join_events
 
 UNIT = {"storage": "bytes", "compute": "fuel_per_s"}
@@ -120,6 +121,16 @@ def test_a_level_that_is_none_is_refused_and_changes_nothing(body, says):
         assert node.commitments.own == before
 
     run(42, 1, play, SETTINGS)
+
+
+def test_what_names_nothing_that_could_be_explained_is_not_found():
+    async def play(world):
+        node = world.nodes[0]
+        with pytest.raises(NotFound, match="no need, slot or clearing"):
+            await allocation.why(node, Id(id="nobody"))
+        assert (await allocation.why(node, Id(id=node.config.name))).why == []
+
+    run(47, 1, play, SETTINGS)
 
 
 def test_totals_are_by_kind_and_who_offers_nothing_has_converged():

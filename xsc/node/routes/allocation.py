@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xsc.allocation.convergence import network_has_converged
@@ -12,7 +12,7 @@ from xsc.allocation.granting import price_of, until_ms
 from xsc.allocation.queries import Participant, denominator_of, groups
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
-from xsc.base.errors import NotFound
+from xsc.base.errors import NotFound, PeerUnknown
 from xsc.base.ids import to_text
 from xsc.node.api.serving import Answers
 from xsc.node.build import Node
@@ -279,31 +279,36 @@ def _explained(node: Node, each: Explained) -> api.Explained:
     )
 
 
-def _answer(node: Node, found: Explanation) -> api.Explanation:
-    rows = [_explained(node, each) for each in found.rows]
-    return api.Explanation(why=rows, more=found.is_cut, passed_over=[])
-
-
-async def why_allocated(node: Node, asked: Id) -> api.Explanation:
-    """Explain a slot, need or clearing, or else what a node has of this one, or gives it."""
-    try:
-        found = await node.explaining.by_id(asked.id)
-    except NotFound:
-        found = await node.explaining.by_node(node.find(asked.id))
-    return _answer(node, found)
+def _passed_over(node: Node, text: str) -> list[api.PassedOver]:
+    """Return why leases and providers of such an id were passed over of late."""
+    passed = {to_text(each.lease_id or each.node): each for each in node.market.chooser.passed()}
+    return [passed_over(each) for found, each in passed.items() if found.startswith(text)]
 
 
 async def why(node: Node, asked: Id) -> api.Explanation:
-    """Explain an outcome, or why a lease or provider was passed over of late."""
-    known = {to_text(each.lease_id) for each in node.market.leases()}
-    passed = {to_text(each.lease_id or each.node): each for each in node.market.chooser.passed()}
+    """Explain a slot, need or clearing, or else what a node has of this one, or gives it.
+
+    Of a lease, and of a node, also why it was passed over of late.
+    """
     try:
-        return _answer(node, await node.explaining.by_id(asked.id))
-    except NotFound:
-        if not any(text.startswith(asked.id) for text in (*known, *passed)):
-            raise
-        rows = [passed_over(each) for text, each in passed.items() if text.startswith(asked.id)]
-        return api.Explanation(why=[], more=False, passed_over=rows)
+        found = await node.explaining.by_id(asked.id)
+    except NotFound as fault:
+        try:
+            peer = node.find(asked.id)
+        except PeerUnknown:
+            leases = (to_text(each.lease_id) for each in node.market.leases())
+            passed = _passed_over(node, asked.id)
+            if not passed and not any(text.startswith(asked.id) for text in leases):
+                raise fault from None
+            return api.Explanation(why=[], more=False, passed_over=passed)
+        found = await node.explaining.by_node(peer)
+        return _answer(node, found, _passed_over(node, to_text(peer)))
+    return _answer(node, found, [])
+
+
+def _answer(node: Node, found: Explanation, passed: Sequence[api.PassedOver]) -> api.Explanation:
+    rows = [_explained(node, each) for each in found.rows]
+    return api.Explanation(why=rows, more=found.is_cut, passed_over=[*passed])
 
 
 async def clearings(node: Node, _: Nothing) -> api.Clearings:
@@ -336,7 +341,6 @@ ANSWERS: Answers = {
     api.CONSISTENT: consistent,
     api.EXPECTED: expected,
     api.RECEIVED: received,
-    api.WHY_ALLOCATED: why_allocated,
     api.WHY: why,
     api.CLEARINGS: clearings,
     api.CLEARING: clearing,
