@@ -9,12 +9,12 @@ import click
 from xsc.base.units import format_credits, format_level, format_share
 from xsc.cli.options import Group, Settings, pass_settings
 from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table
-from xsc.client.allocation import AllocationCalls
 from xsc.client.core import Document
+from xsc.client.market import MarketCalls
 
 
-def _calls(settings: Settings) -> AllocationCalls:
-    return AllocationCalls(settings.calls().core)
+def _calls(settings: Settings) -> MarketCalls:
+    return MarketCalls(settings.calls().core)
 
 
 def _time(window: list[int]) -> str:

@@ -38,7 +38,6 @@ from xsc.cli.options import (
     table_of,
 )
 from xsc.cli.output import moment, named, say, short, show, show_json, show_pairs, show_table, warn
-from xsc.client.allocation import AllocationCalls
 from xsc.client.calls import Calls
 from xsc.client.core import Document
 from xsc.client.files import check_target, write_whole
@@ -498,7 +497,7 @@ def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> 
 @pass_settings
 def clearings(settings: Settings) -> None:
     """List the clearings of this node's slots that are kept."""
-    answer = AllocationCalls(settings.calls().core).clearings()
+    answer = MarketCalls(settings.calls().core).clearings()
     if settings.json:
         show_json(answer)
         return
@@ -528,7 +527,7 @@ def clearing(settings: Settings, clearing_id: str, output: Path) -> None:
     ID is that of the clearing, or the beginning of it.
     """
     check_target(output)
-    with AllocationCalls(settings.calls().core).clearing(clearing_id) as download:
+    with MarketCalls(settings.calls().core).clearing(clearing_id) as download:
         size = write_whole(output, download.blocks())
     if settings.json:
         show_json({"file": str(output), "size_bytes": size})

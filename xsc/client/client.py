@@ -19,7 +19,6 @@ from typing import Any, BinaryIO, Self, TypeVar, Unpack
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.jobs import JobItem, JobOptions, JobResult, JobSpec, LimitOptions
 from xsc.base.limits import BATCH_ITEMS_MAX
-from xsc.client.allocation import AllocationCalls
 from xsc.client.calls import Calls, read_module, unreadable
 from xsc.client.core import Core, Document, Progress
 from xsc.client.files import size_of, write_whole
@@ -128,7 +127,7 @@ class Node:
         self._calls = Calls(core)
         self._services = ServiceCalls(core)
         self.space = Space(SpaceCalls(core))
-        self.allocation = Allocation(AllocationCalls(core))
+        self.allocation = Allocation(MarketCalls(core))
         self.market = Market(MarketCalls(core))
         self.programs = Programs(ProgramCalls(core))
         self.id = ""
@@ -694,7 +693,7 @@ async def _gathered(
 class Allocation:
     """What was granted to needs ahead of use; each answer as its command prints it in JSON."""
 
-    def __init__(self, calls: AllocationCalls) -> None:
+    def __init__(self, calls: MarketCalls) -> None:
         self._calls = calls
 
     async def show(self) -> dict[str, Any]:
