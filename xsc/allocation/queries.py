@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Final
 
 from xsc.allocation.recognition import mutual_ppm, tier_of
@@ -100,11 +99,7 @@ def granted_level(each: Entitlement, drawn: int, now_ms: int) -> int:
     return each.quantity if now_ms < each.until_ms else min(drawn, each.quantity)
 
 
-def _number(value: Fraction) -> int | str:
-    """Return a fraction as JSON has it: a number where it is whole."""
-    return value.numerator if value.denominator == 1 else str(value)
-
-
 def denominator_of(raw: tuple[bytes, bytes]) -> int | str:
-    """Return a published denominator as JSON has it."""
-    return _number(from_ratio(raw))
+    """Return a published denominator as JSON has it: a number where it is whole."""
+    value = from_ratio(raw)
+    return value.numerator if value.denominator == 1 else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -35,11 +36,9 @@ def offsets_of(name: str, from_ms: int, until_ms: int) -> Offsets:
 
     found = [(from_ms, offset_ms(from_ms))]
     for step in range(from_ms, until_ms, _STEP_MS):
-        low, high = step, step + _STEP_MS
-        if offset_ms(high) == found[-1][1]:
-            continue
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if offset_ms(middle) == found[-1][1] else (low, middle)
-        found.append((high, offset_ms(high)))
+        before, after = found[-1][1], offset_ms(step + _STEP_MS)
+        if after != before:
+            moments = range(step, step + _STEP_MS)
+            place = bisect_left(moments, True, key=lambda m, old=before: offset_ms(m) != old)  # type: ignore[misc]
+            found.append((step + place, after))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -22,7 +22,7 @@ from xsc.node.build import DAY_MS, Node, market_settings
 from xsc.node.routes.objects import code_of
 from xsc.terms.pricing import slot_amount
 from xsc.terms.quote import UNITS, Kind
-from xsc.terms.slot import STEP, STEPS_MAX, AvailabilitySlot, NeedSlot
+from xsc.terms.slot import STEP, STEPS_MAX, AvailabilitySlot, EntitlementKey, NeedSlot
 
 _UNIT: Final[dict[Kind, api.Unit]] = {"storage": "bytes", "compute": "fuel_per_s"}
 
@@ -125,6 +125,11 @@ def own_granted(node: Node) -> Counter[bytes]:
     for each in (*node.allocator.granted(), *node.allocator.received()):
         taken = drawn.get(each.key, 0)
         levels[each.key] = max(taken, granted_level(each, taken, now_ms))
+    return _by_own_id(node, levels)
+
+
+def _by_own_id(node: Node, levels: Mapping[EntitlementKey, int]) -> Counter[bytes]:
+    """Return the steps of own slots and of own needs, by id."""
     found = Counter[bytes]()
     for key, steps in levels.items():
         found[key.slot if key.provider == node.key.node_id else key.need] += steps
@@ -139,14 +144,6 @@ def _granted_by(node: Node, owner: bytes) -> Counter[bytes] | None:
     found = Counter[bytes]()
     for line in state.slot_allocations:
         found[line.slot] += line.quantity * is_open(line.window, now_ms)
-    return found
-
-
-def _own_used(node: Node) -> Counter[bytes]:
-    """Return the steps that are drawn of own slots, and by own needs, by id."""
-    found = Counter[bytes]()
-    for each, steps in node.drawn_steps().items():
-        found[each.slot if each.provider == node.key.node_id else each.need] += steps
     return found
 
 
@@ -177,7 +174,7 @@ def _row(
 
 async def slots(node: Node, _: Nothing) -> api.Slots:
     """List offers and needs."""
-    own, used = own_granted(node), _own_used(node)
+    own, used = own_granted(node), _by_own_id(node, node.drawn_steps())
     rows = [_row(node, node.key.node_id, slot, own, used) for slot in node.commitments.own.both]
     for peer in sorted(node.peers.roster.peers()):
         theirs, granted = node.commitments.of(peer), _granted_by(node, peer)
