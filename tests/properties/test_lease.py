@@ -227,7 +227,7 @@ def test_after_a_last_count_both_totals_are_equal_and_within_what_was_leased(ste
         pair.own.closed + sum(worth(entry.terms, entry.use.used) for entry in pair.mine.values())
     ) // WORTH
     assert own == theirs == count.amount_micro
-    # A level that was given up since may have been paid further than the own clock: it is owed next.
+    # A level that was given up since may have been paid for a minute more: it is owed next.
     ahead = sum(worth(each, each.quantity * max(0, skew)) for each in (CLEARED, RATE)) // WORTH
     assert theirs <= pair.own.signed_micro == pair.other.signed_micro <= theirs + ahead + 1
     runs = sum(e.use.used for e in pair.theirs.values() if e.terms is COMPUTE)

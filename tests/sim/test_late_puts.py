@@ -8,7 +8,7 @@ from xsc.base.limits import BODY_OVERHEAD_BYTES, MIB, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
 from xsc.storage.object.erasure import StorageShard
-from xsc.terms.lease import OWN_LEASE
+from xsc.terms.lease import OWN_STORAGE
 
 
 def test_nothing_is_left_of_a_put_whose_undoing_overtook_its_bodies():
@@ -63,7 +63,7 @@ def test_own_puts_that_come_together_leave_the_room_that_is_promised():
         (lease,) = offered.leases
         promised = {view.lease_id: view for view in node.market.leases()}[lease.lease_id].quantity
         assert 0 < promised < room
-        own = type(lease)(node.key.node_id, OWN_LEASE, 0)
+        own = type(lease)(node.key.node_id, OWN_STORAGE, 0)
         data = content(4 * MIB - BODY_OVERHEAD_BYTES)
         each = held_bytes(len(data))
         shard = StorageShard(0, data, root_of(data))

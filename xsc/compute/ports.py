@@ -35,7 +35,7 @@ class ComputeLease(Protocol):
 
     @property
     def lease_id(self) -> bytes:
-        """The lease; OWN_LEASE on the own node."""
+        """The lease."""
 
     @property
     def price(self) -> int:

@@ -28,11 +28,11 @@ from xsc.market.default_need import DefaultNeed
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, usable
 from xsc.market.lease_store import LeaseStore
+from xsc.market.own import OWN
 from xsc.market.ports import MarketPorts
 from xsc.market.quote import QUANTITY_MAX
 from xsc.market.quotes import Quotes
 from xsc.market.waiting import WaitingLines
-from xsc.terms.lease import OWN_LEASE
 from xsc.terms.quote import Kind
 
 KINDS: Final[tuple[Kind, ...]] = ("storage", "compute")
@@ -40,7 +40,7 @@ KINDS: Final[tuple[Kind, ...]] = ("storage", "compute")
 
 @dataclass(frozen=True, slots=True)
 class LeaseHandle:
-    """A lease to use: at a peer, or OWN_LEASE at price 0 on the own node."""
+    """A lease to use; one with oneself costs nothing."""
 
     node: bytes
     lease_id: bytes
@@ -117,7 +117,7 @@ class LeaseBuyer:
         refused = chosen.faults
         if len(hosts) < count and self._own not in exclude:
             if self._own not in leaving and self._headroom.free("storage") >= size_bytes:
-                hosts.append(LeaseHandle(self._own, OWN_LEASE, 0))
+                hosts.append(self._hand_out_own("storage"))
             else:
                 refused[self._own] = SpaceExhausted("this node has no room for that")
         if hosts:
@@ -159,7 +159,7 @@ class LeaseBuyer:
             raise ArgumentInvalid("the fuel to lease is out of range")
         if on == self._own:
             if self._headroom.free("compute"):
-                return LeaseHandle(self._own, OWN_LEASE, 0)
+                return self._hand_out_own("compute")
             raise ComputeExhausted("all fuel of this node is leased ahead of use, or it has none")
         until_ms = self._clock.monotonic_ms() + wait_ms
         while True:
@@ -174,7 +174,7 @@ class LeaseBuyer:
                     entry.is_apart = apart
                     return self._hand_out(entry, 0 if apart else fuel_steps)
             if on is None and self._headroom.free("compute"):
-                return LeaseHandle(self._own, OWN_LEASE, 0)
+                return self._hand_out_own("compute")
             raise refusal(chosen.faults, "no node offers the fuel that is needed")
 
     def _may_ask(self, on: bytes | None) -> bool:
@@ -246,6 +246,11 @@ class LeaseBuyer:
     def _score(self, entry: LeaseEntry) -> tuple[int, bytes]:
         node = entry.terms.provider
         return entry.terms.price * 2**40 // self._chooser.rank(node), node
+
+    def _hand_out_own(self, kind: Kind) -> LeaseHandle:
+        entry = self._store.get("customer", OWN[kind])
+        assert entry is not None, "a node has a lease of each kind with itself"
+        return self._hand_out(entry, 0)
 
     def _hand_out(self, entry: LeaseEntry, quantity: int) -> LeaseHandle:
         now_ms = self._clock.now_ms()

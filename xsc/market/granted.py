@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from xsc.base.errors import CreditExceeded, LeaseExhausted, SpaceExhausted
+from xsc.base.errors import CreditExceeded, LeaseExhausted
 from xsc.base.ids import short
 from xsc.base.limits import JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX
 from xsc.base.units import format_credits
@@ -21,7 +21,7 @@ from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
 from xsc.market.waiting import WaitingLines
-from xsc.terms.lease import OWN_LEASE, RunTerms
+from xsc.terms.lease import RunTerms
 from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import Kind
 
@@ -79,14 +79,7 @@ class GrantedLeases:
         Raises:
             LeaseExhausted: no such lease of that customer, over, or without that room.
             CreditExceeded: the customer has reached its limit.
-            SpaceExhausted: the own node has promised its room to others.
         """
-        if lease_id == OWN_LEASE:
-            if customer != self._own:
-                raise LeaseExhausted("only the node itself stores without a lease")
-            if size_bytes > self._headroom.free("storage"):
-                raise SpaceExhausted("this node has no room left that is not promised")
-            return
         entry = self._open(lease_id, customer, "storage")
         self._limits.check(customer)
         now_ms = self._clock.now_ms()
@@ -95,7 +88,7 @@ class GrantedLeases:
         reserved = rules.reserved(entry.terms, entry.use, now_ms)
         if not reserved and size_bytes > self._headroom.free("storage"):
             raise LeaseExhausted(
-                "the room of this lease is not kept any more and is no longer free",
+                "no room is kept for this lease any more, and none is free",
                 hint="take a further lease, here or at another node",
             )
         entry.reserved += size_bytes
@@ -109,7 +102,7 @@ class GrantedLeases:
 
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         """Change the bytes held: more (+) that were stored, fewer (-) that were deleted."""
-        if lease_id == OWN_LEASE or not delta_bytes:
+        if not delta_bytes:
             return
         entry = self._store.get("provider", lease_id)
         if entry is None:
@@ -165,16 +158,11 @@ class GrantedLeases:
             LeaseExhausted: no such lease of that customer, over, or never of so many steps.
             CreditExceeded: the customer has reached its limit, or has not so much credit.
         """
-        if lease_id == OWN_LEASE:
-            if customer != self._own:
-                raise LeaseExhausted("only the node itself runs without a lease")
-            return RunTerms(0, "mutual", cleared=False)
         entry = self._open(lease_id, customer, "compute")
         self._check(entry, fuel_steps)
         terms = entry.terms
-        return RunTerms(
-            rules.run_price(terms), self._standing.tier(customer), cleared=terms.cleared
-        )
+        tier = "mutual" if customer == self._own else self._standing.tier(customer)
+        return RunTerms(rules.run_price(terms), tier, cleared=terms.cleared)
 
     async def admit_compute(
         self, lease_id: bytes, customer: bytes, fuel_steps: int, wait_ms: int
@@ -190,7 +178,7 @@ class GrantedLeases:
             RateLimited: its other calls did not end in time, or too many of them wait, or of all.
         """
         entry = self._store.get("provider", lease_id)
-        if lease_id == OWN_LEASE or entry is None:
+        if entry is None:
             return
         await self._lines.enter(
             customer,
@@ -251,8 +239,6 @@ class GrantedLeases:
 
     def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
         """Release reserved steps, and bill those that were used as their receipt does."""
-        if lease_id == OWN_LEASE:
-            return
         entry = self._store.get("provider", lease_id)
         if entry is None:
             self._log.warning(

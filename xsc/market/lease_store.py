@@ -28,6 +28,7 @@ from xsc.market.account import Account, Booking
 from xsc.market.keeping import room_left
 from xsc.market.lease import LeaseUse, half_ms, new_use, terms_of, worth
 from xsc.market.lease_entry import LeaseEntry, Role, drawn
+from xsc.market.own import own_leases
 from xsc.market.ports import Commit, CountsFor
 from xsc.market.reserved import Reserved
 from xsc.market.room import LEASE_UNIT
@@ -149,7 +150,7 @@ class LeaseStore:
     ) -> None:
         self._state = state
         self._network = network
-        self._own = own
+        self._node = own
         self._commit = commit
         self._entries: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
         self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(dict)
@@ -157,6 +158,10 @@ class LeaseStore:
         self._touched: dict[bytes, LeaseEntry] = {}
         self._is_flushed_soon = False
         self._counts_for = counts_for
+        self._own: dict[Role, dict[bytes, LeaseEntry]] = {
+            "customer": own_leases("customer", own),
+            "provider": own_leases("provider", own),
+        }
         self.reserved = Reserved()
         """Under the leases as the provider."""
         self.complete = False
@@ -203,7 +208,7 @@ class LeaseStore:
         """Return the account with a peer, in which this node has that role."""
         account = self._accounts.get((role, peer))
         if account is None:
-            parties = (self._own, peer) if role == "provider" else (peer, self._own)
+            parties = (self._node, peer) if role == "provider" else (peer, self._node)
             account = Account(role, *parties)
             self._accounts[role, peer] = account
         return account
@@ -238,8 +243,8 @@ class LeaseStore:
         return entry
 
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
-        """Return a lease, or None."""
-        return self._entries[role].get(lease_id)
+        """Return a lease, also one with oneself, or None."""
+        return self._own[role].get(lease_id) or self._entries[role].get(lease_id)
 
     def all(self, role: Role) -> Iterator[LeaseEntry]:
         """Yield the leases of a role, in the order in which they came to be known."""
@@ -377,8 +382,10 @@ class LeaseStore:
     def keep(self, entry: LeaseEntry) -> None:
         """Keep a change of use, unsynced, at the end of this turn of the event loop.
 
-        What many small puts do to one lease is written once.
+        What many small puts do to one lease is written once. Of a lease with oneself nothing is.
         """
+        if entry.terms.lease_id in self._own[entry.role]:
+            return
         if not self._is_flushed_soon:
             self._is_flushed_soon = True
             asyncio.get_running_loop().call_soon(self.flush)

@@ -53,9 +53,8 @@ class MarketService:
         self._settings = settings
         self._credit = ports.credit
         self._is_up = ports.quality.is_up
-        self.store = LeaseStore(
-            state, context.network, context.key.node_id, commit, ports.counts_for
-        )
+        own = context.key.node_id
+        self.store = LeaseStore(state, context.network, own, commit, ports.counts_for)
         self.limits = CreditLimits(context, ports, self.store)
         self.headroom = Headroom(context, ports, settings, self.store, self.limits)
         self.granted = GrantedLeases(context, ports, self.store, self.limits, self.headroom)

@@ -15,7 +15,6 @@ from xsc.market import lease as rules
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
 from xsc.market.waiting import WaitingLines
-from xsc.terms.lease import OWN_LEASE
 
 
 class TakenLeases:
@@ -68,8 +67,6 @@ class TakenLeases:
         Raises:
             LeaseExhausted: no such lease.
         """
-        if lease_id == OWN_LEASE:
-            return
         entry = self._known(lease_id)
         entry.keep_promise(delta_bytes)
         entry.changed(delta_bytes)
@@ -107,8 +104,6 @@ class TakenLeases:
         Raises:
             LeaseExhausted: no such lease.
         """
-        if lease_id == OWN_LEASE:
-            return
         entry = self._known(lease_id)
         entry.end_promise(fuel_steps)
         entry.use = rules.spend(entry.terms, entry.use, fuel_steps, self._clock.now_ms())

@@ -42,7 +42,7 @@ class HostLease(Protocol):
 
     @property
     def lease_id(self) -> bytes:
-        """The lease to store under; OWN_LEASE at the own node."""
+        """The lease to store under."""
 
     @property
     def price(self) -> int:

@@ -36,7 +36,6 @@ from xsc.storage.shardstore.sweep_rules import (
     under_ended,
 )
 from xsc.storage.transfer import deletions
-from xsc.terms.lease import OWN_LEASE
 
 MARKS: Final = b"storage/mark/"
 ORPHANS: Final = b"storage/orphan/"
@@ -164,7 +163,7 @@ class Sweeper:
         """Return when each lease under which something is held ends or ended."""
         ends: dict[bytes, int] = {}
         changes: list[Change] = []
-        held = set(self._node.usage) - {OWN_LEASE}
+        held = set(self._node.usage)
         for lease_id in sorted(held):
             end_ms = self._leases.end_ms(lease_id)
             key = ORPHANS + lease_id

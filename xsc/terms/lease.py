@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.quote import Kind, Tier
 
-OWN_LEASE = b"\0" * 32
-"""The lease id of what a node holds or runs for itself: nothing is settled under it."""
+OWN_STORAGE = b"\0" * 32
+OWN_COMPUTE = b"\xff" * 32
+"""The ids of a node's leases with itself."""
 
 
 class LeaseRequest(Record):

@@ -62,7 +62,7 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.execution import ExecutionReceipt, Order
-from xsc.terms.lease import RunTerms
+from xsc.terms.lease import OWN_COMPUTE, RunTerms
 
 LIMITS = Limits(fuel=5_000_000)
 PRICE = PRICE_FUEL  # a micro-credit a unit of fuel
@@ -319,7 +319,7 @@ async def test_here_nothing_is_asked_and_nothing_is_paid(world):
         assert from_text(done.provider) == world.customer.key.node_id
         receipt = open_signed(done.receipt, ExecutionReceipt, network=world.network).record
         order = open_signed(receipt.order, Order, network=world.network).record
-        assert order.lease_id == bytes(32)
+        assert order.lease_id == OWN_COMPUTE
     assert world.wire.sent == world.customer.market.spending == []
 
 
@@ -676,7 +676,6 @@ async def test_an_order_that_failed_may_be_given_again(world):
     [
         ({"customer": b"x" * 32}, RecordInvalid),
         ({"provider": b"x" * 32}, RecordInvalid),
-        ({"lease_id": bytes(32)}, RecordInvalid),
         ({"module": b"x" * 32}, ModuleUnknown),
         ({"input": b"x" * 32}, RecordInvalid),
     ],

@@ -59,7 +59,7 @@ from xsc.market.quote import open_quote
 from xsc.market.settlement import ACCOUNT
 from xsc.node.offline.verify import verify_file
 from xsc.terms.count import LeaseCount
-from xsc.terms.lease import OWN_LEASE, LeaseRequest
+from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, LeaseRequest
 from xsc.terms.pricing import compute_amount
 from xsc.terms.voucher import Voucher, leases_account
 
@@ -493,14 +493,14 @@ async def test_the_own_node_comes_last_and_settles_nothing(world):
     customer, _ = world.node(1), world.node(2)
     hosts = await leased(world, customer, count=6)
     assert [host.node for host in hosts] == [world.nodes[2].id, customer.id]
-    assert (hosts[-1].lease_id, hosts[-1].price) == (OWN_LEASE, 0)
-    customer.market.granted.admit(OWN_LEASE, customer.id, MIB)
-    await customer.market.taken.used(OWN_LEASE, MIB)
-    customer.market.granted.settle_use(OWN_LEASE, -MIB)
+    assert (hosts[-1].lease_id, hosts[-1].price) == (OWN_STORAGE, 0)
+    customer.market.granted.admit(OWN_STORAGE, customer.id, MIB)
+    await customer.market.taken.used(OWN_STORAGE, MIB)
+    customer.market.granted.settle_use(OWN_STORAGE, -MIB)
     with pytest.raises(LeaseExhausted):
-        customer.market.granted.admit(OWN_LEASE, world.nodes[2].id, MIB)
-    with pytest.raises(SpaceExhausted):
-        customer.market.granted.admit(OWN_LEASE, customer.id, customer.room.storage + 1)
+        customer.market.granted.admit(OWN_STORAGE, world.nodes[2].id, MIB)
+    with pytest.raises(LeaseExhausted):
+        customer.market.granted.admit(OWN_STORAGE, customer.id, customer.room.storage + 1)
 
 
 async def test_excluded_and_silent_nodes_are_not_asked(world):
@@ -549,8 +549,8 @@ async def test_room_that_is_promised_is_not_offered_again(world, pair):
     customer, provider = pair
     await leased(world, customer)
     assert provider.market.headroom.free("storage") == provider.room.storage - STORAGE_LEASE_BYTES
-    with pytest.raises(SpaceExhausted):
-        provider.market.granted.admit(OWN_LEASE, provider.id, provider.room.storage)
+    with pytest.raises(LeaseExhausted):
+        provider.market.granted.admit(OWN_STORAGE, provider.id, provider.room.storage)
 
 
 async def test_a_small_node_leases_what_it_has(world, pair):
@@ -744,15 +744,15 @@ async def test_compute_on_a_node_by_name(world, pair):
 async def test_own_compute_comes_last_and_is_free(world):
     customer = world.node(1)
     lease = await computing(world, customer)
-    assert (lease.node, lease.lease_id, lease.price) == (customer.id, OWN_LEASE, 0)
+    assert (lease.node, lease.lease_id, lease.price) == (customer.id, OWN_COMPUTE, 0)
     world.node(2)
     assert (await computing(world, customer)).node == world.nodes[2].id
     assert (await computing(world, customer, on=customer.id)).node == customer.id
-    assert (await admit(world, customer, OWN_LEASE, customer)).price == 0
-    customer.market.granted.used_compute(OWN_LEASE, STEPS, STEPS)
-    await customer.market.taken.spent(OWN_LEASE, STEPS)
+    assert (await admit(world, customer, OWN_COMPUTE, customer)).price == 0
+    customer.market.granted.used_compute(OWN_COMPUTE, STEPS, STEPS)
+    await customer.market.taken.spent(OWN_COMPUTE, STEPS)
     with pytest.raises(LeaseExhausted):
-        customer.market.granted.compute_terms(OWN_LEASE, world.nodes[2].id, 1)
+        customer.market.granted.compute_terms(OWN_COMPUTE, world.nodes[2].id, 1)
 
 
 # Near the data
@@ -1021,7 +1021,8 @@ async def test_a_lease_id_stands_for_one_request(world, pair):
         {"price": 10 * A_MIB - 1},
         {"kind": "compute"},
         {"provider": b"\3" * 32},
-        {"lease_id": OWN_LEASE},
+        {"lease_id": OWN_STORAGE},
+        {"lease_id": OWN_COMPUTE},
         {"start_ms": 5},
         {"end_ms": 2**60},
         {"price": 2**56, "quantity": 2**40},

@@ -25,7 +25,7 @@ from xsc.identity.envelope import open_signed
 from xsc.identity.keys import KeyPair, network_id
 from xsc.storage.service import StorageService, StorageSettings
 from xsc.storage.shardstore.store import StorageNode
-from xsc.terms.lease import OWN_LEASE
+from xsc.terms.lease import OWN_STORAGE
 from xsc.terms.storage_receipt import StorageReceipt
 
 NETWORK = network_id("test")
@@ -182,7 +182,7 @@ class Host:
 
     def lease_id(self, node: bytes) -> bytes:
         if node == self.id:
-            return OWN_LEASE
+            return OWN_STORAGE
         return root_of(self.id + node)
 
     async def lease_hosts(self, *, size_bytes, count, exclude=frozenset()):
@@ -216,7 +216,7 @@ class Host:
         self.short.pop(size_bytes, None)
 
     async def used(self, lease_id, delta_bytes):
-        assert lease_id != OWN_LEASE
+        assert lease_id != OWN_STORAGE
         self.customer_used[lease_id] = self.customer_used.get(lease_id, 0) + delta_bytes
         assert self.customer_used[lease_id] >= 0
 
@@ -232,7 +232,7 @@ class Host:
         self.refusals.append(lease_id)
 
     async def refused(self, lease_id):
-        assert lease_id != OWN_LEASE
+        assert lease_id != OWN_STORAGE
         self.refusals.append(lease_id)
 
     def is_denied(self, lease_id):

@@ -61,7 +61,7 @@ from xsc.compute.wasm.sandbox import Sandbox
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.terms.deployment import Deployment
-from xsc.terms.lease import OWN_LEASE, RunTerms
+from xsc.terms.lease import OWN_COMPUTE, RunTerms
 
 HEADS = {
     "service.deploy": HeadBound(asked=SERVICE_RECORD_BYTES_MAX + 4 * KIB),
@@ -260,7 +260,7 @@ class ServiceHolder:
                 return lease_id, terms
         until_ms = self._clock.monotonic_ms() + record.timeout_ms
         while True:
-            lease_id = service.lease_id if record.owner != self._own else OWN_LEASE
+            lease_id = service.lease_id if record.owner != self._own else OWN_COMPUTE
             left_ms = max(0, until_ms - self._clock.monotonic_ms())
             try:
                 terms = self._book.compute_terms(lease_id, record.owner, steps)
@@ -394,8 +394,6 @@ class ServiceHolder:
 
     def _check_lease(self, lease_id: bytes, record: Deployment) -> None:
         """Return if a request can be run under the lease."""
-        if lease_id == OWN_LEASE:
-            raise RecordInvalid("the deployment names no lease")
         steps = rules.steps_of(record, record.fuel_max)
         self._book.compute_terms(lease_id, record.owner, steps)
 

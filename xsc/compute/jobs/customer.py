@@ -47,7 +47,7 @@ from xsc.identity.batch_signer import BatchSigner
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.terms.execution import Order
-from xsc.terms.lease import OWN_LEASE
+from xsc.terms.lease import OWN_COMPUTE
 
 _NONCE_BYTES = 16
 
@@ -95,7 +95,7 @@ class JobCustomer:
     async def run_here(self, task: Task, output: OutputBuffer | None) -> Delivered:
         """Run a task on this node, where nobody is paid."""
         task = await _brought(task, task.objects)
-        order = await self._order(task, self._own, OWN_LEASE)
+        order = await self._order(task, self._own, OWN_COMPUTE)
         granted = GrantedOrder(
             task.module, task.given, task.limits.output_bytes, wait_ms=task.wait_ms
         )

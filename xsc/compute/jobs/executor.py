@@ -58,7 +58,7 @@ from xsc.identity.batch_signer import BatchSigner
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.execution import Order
-from xsc.terms.lease import OWN_LEASE, RunTerms
+from xsc.terms.lease import RunTerms
 from xsc.terms.pricing import run_steps
 
 RUN = "compute.run"
@@ -201,8 +201,6 @@ class JobExecutor:
         asked = order.record
         if asked.customer != caller or asked.provider != self._own:
             raise RecordInvalid("the order is between other nodes")
-        if asked.lease_id == OWN_LEASE:
-            raise RecordInvalid("the order names no lease")
         known = self._orders.find((caller, asked.nonce))
         if known is None:
             known = await self._accept(order, header, parts)

@@ -18,7 +18,6 @@ from xsc.compute.wasm.limits import Limits, limits_of
 from xsc.compute.wasm.program import Program
 from xsc.compute.wasm.values import parse_arguments
 from xsc.terms.execution import Number, Order
-from xsc.terms.lease import OWN_LEASE
 from xsc.terms.pricing import run_steps
 
 _ROOM_BYTES = FRAME_HEADER_BYTES_MAX + 4096
@@ -97,7 +96,7 @@ class Task:
             timeout_ms=self.limits.timeout_ms,
             created_ms=now_ms,
             grants=self.grants,
-            given_bytes=0 if lease_id == OWN_LEASE else self.given_bytes,
+            given_bytes=0 if provider == customer else self.given_bytes,
         )
 
 

@@ -37,7 +37,7 @@ from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Order
-from xsc.terms.lease import OWN_LEASE, Lease, LeaseRequest
+from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import UNITS, Quote
 from xsc.terms.slot import STEP
@@ -222,11 +222,8 @@ def _open_execution(raw: bytes, lease: bytes | None) -> Execution:
 
 def _price_of(asked: Order, receipt: Signed[ExecutionReceipt], lease: bytes | None) -> int | None:
     """Return the price that an order was run at, where it is known."""
-    if asked.lease_id == OWN_LEASE:
-        _require(
-            asked.customer == asked.provider, "between two nodes there is no run without lease"
-        )
-        _require(lease is None, "it was run without a lease, by the customer's own node")
+    if asked.customer == asked.provider:
+        _require(lease is None, "it was run by the customer's own node, where nobody is paid")
         return 0
     if lease is None:
         return None
@@ -284,7 +281,7 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
         compiling = f" and {compiled * COMPILE_BYTE_FUEL} to compile"
     if asked.grants:
         ended += f", seeing the provider's {' and '.join(asked.grants)}"
-    if asked.lease_id != OWN_LEASE:
+    if asked.customer != asked.provider:
         priced = f", {'under' if lease is None else 'as agreed in'} lease {short(asked.lease_id)}"
     return (
         f"execution receipt: {short(signed.author)} ran {call} of module "

@@ -24,7 +24,6 @@ from xsc.storage.repair.surveyor import Surveyor
 from xsc.storage.transfer.get import Located
 from xsc.storage.transfer.host_client import HostClient, requests_of, together
 from xsc.storage.transfer.put import Held
-from xsc.terms.lease import OWN_LEASE
 
 
 class RecordWriter:
@@ -102,9 +101,7 @@ class RecordWriter:
         # The newest lease first: the others may be full, or over.
         known = [item.lease_id for item in reversed(maintained.held) if item.node == node]
         leases: list[HostLease] = [KnownLease(node, id_) for id_ in dict.fromkeys(known)]
-        if node == self._own:
-            leases = [KnownLease(node, OWN_LEASE)]
-        elif room is not None:
+        if room is not None:
             leases = [room]
         try:
             for lease in leases:

@@ -40,7 +40,6 @@ from xsc.storage.transfer import latency
 from xsc.storage.transfer.latency import LatencyEstimate
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt
-from xsc.terms.lease import OWN_LEASE
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
 VERIFIED_AT_ONCE_BYTES = MIB
@@ -210,41 +209,42 @@ class OwnHost:
 
     async def store(
         self,
-        _lease: HostLease,
+        lease: HostLease,
         locate: bytes,
         generation: int,
         *,
         shards: Sequence[tuple[int, StorageShard]],
         record: ObjectRecord | None,
     ) -> int:
-        """Store in the shard store; return the bytes that it counts for.
-
-        The own node has no lease with itself, but room that is promised to others.
-        """
-        size = _size_of(shards, record)
-        self._leases.admit(OWN_LEASE, self._own, size)
-        await self._node.store(
-            bodies_of(
-                customer=self._own,
-                lease_id=OWN_LEASE,
-                locate=locate,
-                generation=generation,
-                shards=shards,
-                record=record,
-            )
+        """Store in the shard store; return the bytes that it counts for."""
+        size, held = _size_of(shards, record), 0
+        self._leases.admit(lease.lease_id, self._own, size)
+        bodies = bodies_of(
+            customer=self._own,
+            lease_id=lease.lease_id,
+            locate=locate,
+            generation=generation,
+            shards=shards,
+            record=record,
         )
+        try:
+            await self._node.store(bodies)
+            held = size
+        finally:
+            self._leases.stored(lease.lease_id, size, held)
         return size
 
     async def held_shards(
         self,
-        _lease: HostLease,
+        lease: HostLease,
         locate: bytes,
         generation: int,
         wanted: Sequence[Wanted],
         _size_of: Callable[[Wanted], int],
     ) -> set[tuple[int, int]]:
         """Return segment and column of those shards that can be read."""
-        own = await self._node.held_shards(locate, generation, self._own, OWN_LEASE, wanted)
+        held = self._node.held_shards
+        own = await held(locate, generation, self._own, lease.lease_id, wanted)
         return {(want.segment, want.column) for want, _ in own}
 
     async def keep(

@@ -66,7 +66,7 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.execution import Observed
-from xsc.terms.lease import OWN_LEASE, RunTerms
+from xsc.terms.lease import OWN_COMPUTE, RunTerms
 
 LIMITS = Limits(fuel=50_000_000)
 PRICE = PRICE_FUEL  # a micro-credit a unit of fuel
@@ -111,7 +111,7 @@ class ServiceMarket(Market):
         terms = super().compute_terms(lease_id, customer, fuel_steps)
         if lease_id in self.rates:
             return RunTerms(0, "open", cleared=True)
-        return replace(terms, price=0) if lease_id == OWN_LEASE else terms
+        return replace(terms, price=0) if lease_id == OWN_COMPUTE else terms
 
 
 @dataclass
@@ -1076,7 +1076,6 @@ async def place(
         ({"caller": KeyPair(b"x" * 32).node_id}, SignatureInvalid),
         ({"owner": b"\7" * 32}, RecordInvalid),
         ({"provider": b"\7" * 32}, RecordInvalid),
-        ({"lease": b"\0" * 32}, RecordInvalid),
         ({"fuel_max": 10**15}, LeaseExhausted),
         ({"environment": (("B", ""), ("A", ""))}, RecordInvalid),
         ({"environment": (("A", ""), ("A", ""))}, RecordInvalid),

@@ -14,7 +14,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.storage import sweeper
 from xsc.storage.shardstore.sweep_rules import Mark, ended, needless, older_than
 from xsc.storage.sweeper import MARKS, ORPHANS, Sweeper
-from xsc.terms.lease import OWN_LEASE
+from xsc.terms.lease import OWN_STORAGE
 
 HOUR = 3_600_000
 DAY = 24 * HOUR
@@ -60,7 +60,7 @@ class Scene:
     async def store(self, *bodies):
         for body in bodies:
             await self.node.store([body])
-            if body.lease_id != OWN_LEASE:
+            if body.lease_id != OWN_STORAGE:
                 self.book.used[body.lease_id] = (
                     self.book.used.get(body.lease_id, 0) + body.held_bytes
                 )
@@ -121,7 +121,7 @@ async def test_debt_and_fullness_delete_nothing(scene):
 
 
 async def test_own_objects_never_run_out(scene):
-    await scene.store(shard(lease=OWN_LEASE), record())
+    await scene.store(shard(lease=OWN_STORAGE), record())
     scene.book.ends_ms = {LEASE: scene.clock.now_ms() + 4000 * DAY}
     scene.clock.later_ms = 3000 * DAY
     assert await scene.hours(30) == (0, 0)
