@@ -3,7 +3,7 @@
 import asyncio
 
 from tests.sim.network import content, run
-from xsc.base.errors import ArgumentInvalid, SpaceExhausted
+from xsc.base.errors import ArgumentInvalid, LeaseExhausted
 from xsc.base.limits import BODY_OVERHEAD_BYTES, MIB, SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
@@ -77,7 +77,7 @@ def test_own_puts_that_come_together_leave_the_room_that_is_promised():
         done = await asyncio.gather(
             *(store(node, own, number) for number in range(count)), return_exceptions=True
         )
-        assert any(isinstance(item, SpaceExhausted) for item in done)
+        assert any(isinstance(item, LeaseExhausted) for item in done)
         assert node.shards.used_bytes == room - promised
         assert node.shards.reserved_bytes == 0
         for number in range(promised // each):

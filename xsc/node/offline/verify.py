@@ -37,7 +37,7 @@ from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Order
-from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
 from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import UNITS, Quote
 from xsc.terms.slot import STEP
@@ -225,6 +225,8 @@ def _price_of(asked: Order, receipt: Signed[ExecutionReceipt], lease: bytes | No
     if asked.customer == asked.provider:
         _require(lease is None, "it was run by the customer's own node, where nobody is paid")
         return 0
+    is_own = asked.lease_id in (OWN_STORAGE, OWN_COMPUTE)
+    _require(not is_own, "between two nodes there is no run without lease")
     if lease is None:
         return None
     parties = (asked.customer, asked.provider)

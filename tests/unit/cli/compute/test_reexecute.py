@@ -21,7 +21,7 @@ from xsc.identity.keys import KeyPair
 from xsc.node.offline.verify import verify_file
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import Number
-from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
 from xsc.terms.quote import Quote
 
 PRICE = 3 * PRICE_FUEL
@@ -144,8 +144,9 @@ def test_a_receipt_that_its_lease_does_not_bear_out(signed, a_lease, changed, re
         verify_file(signed, lease=a_lease(**changed))
 
 
-def test_between_two_nodes_there_is_no_run_without_a_lease(made, alice, bob, network):
-    order = sign(made[0].record.model_copy(update={"lease_id": bytes(32)}), alice, network)
+@pytest.mark.parametrize("lease_id", [OWN_STORAGE, OWN_COMPUTE])
+def test_between_two_nodes_there_is_no_run_without_a_lease(made, alice, bob, network, lease_id):
+    order = sign(made[0].record.model_copy(update={"lease_id": lease_id}), alice, network)
     receipt = made[1].model_copy(update={"order": order.raw})
     with pytest.raises(ProofInvalid, match="no run without lease"):
         verify_file(sign(receipt, bob, network).raw)
