@@ -4,7 +4,6 @@ Providers clear over the caps that needs publish, needs answer what is granted t
 `answered` as the allocator calls it, in any order.
 """
 
-from dataclasses import replace
 from random import Random
 
 import pytest
@@ -12,10 +11,10 @@ import pytest
 from xsc.allocation import acceptance
 from xsc.allocation.acceptance import Kept, answered
 from xsc.allocation.clearing_record import Published, standing
-from xsc.allocation.granting import Inputs, Turn, clear_all
+from xsc.allocation.granting import Inputs, clear_all, entitlements
 from xsc.base.limits import ALLOCATION_LOOK_MS, MIB
 from xsc.market.room import SlotRoom
-from xsc.terms.clearing import SpaceValue
+from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 
 NOTHING = SpaceValue(record=b"", value=b"")
@@ -69,7 +68,7 @@ class Market:
             )
             for node, quantity in zip(self.customers, needs, strict=True)
         }
-        self.cleared = {node: {} for node in self.providers}
+        self.last = dict.fromkeys(self.providers, TwoTierAllocationState())
         self.granted = dict.fromkeys(self.providers, ())
         self.begun = dict.fromkeys(self.customers, 0)
         self.on_the_way = {}
@@ -98,21 +97,25 @@ class Market:
             pinned={},
             credit=dict.fromkeys(self.customers, 10**9),
             free={},
-            before=self.cleared[provider],
             is_pending=False,
         )
-        made = clear_all(inputs, SlotRoom({"storage": 10**6 * MIB, "compute": 0}, self.now_ms))
-        before, self.granted[provider] = self.granted[provider], made.granted
         # Here nothing lapses: what is offered stands until all are at rest, and is leased then.
-        self.cleared[provider] = {
-            key: replace(each, turns=dict.fromkeys(each.turns, Turn(self.now_ms)))
-            for key, each in made.cleared.items()
-        }
+        last = self.last[provider]
+        lines = tuple(
+            line.model_copy(update={"granted_ms": self.now_ms}) for line in last.slot_allocations
+        )
+        last = last.model_copy(update={"slot_allocations": lines, "pauses": ()})
+        room = SlotRoom({"storage": 10**6 * MIB, "compute": 0}, self.now_ms)
+        made = self.last[provider] = clear_all(inputs, last, room).state
+        slots = {slot.slot_id: slot for slot in self.slots.values()}
+        needs = {(node, need.slot_id): need for node, need in self.needs.items()}
+        before = self.granted[provider]
+        self.granted[provider] = tuple(entitlements(provider, made, slots, needs))
 
         def shown(granted):
             return [(each.customer, each.quantity) for each in granted]
 
-        return shown(before) != shown(made.granted)
+        return shown(before) != shown(self.granted[provider])
 
     def heard(self, customer):
         """Return what a customer is granted, as far as it has arrived."""

@@ -4,11 +4,12 @@ TEST_ALLOCATION_MARKETS plays more of them (`make test-long`: 1 000).
 """
 
 import os
+from functools import partial
 from random import Random
 
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.damping import factor_ppm
-from xsc.allocation.deciding import granted_by, granted_of, state_after
+from xsc.allocation.deciding import state_after
 from xsc.allocation.gathered import from_bytes, parts_of, to_bytes
 from xsc.allocation.granting import Inputs, clear_all
 from xsc.allocation.program import NOBODY, AllocationProgram
@@ -24,7 +25,13 @@ from xsc.programs.frame import Execution
 from xsc.programs.functions import Functions
 from xsc.programs.limits import GIVEN_BYTES_MAX
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+from xsc.terms.slot import (
+    AvailabilitySlot,
+    Commitment,
+    EntitlementKey,
+    NeedSlot,
+    pack_windows,
+)
 
 MARKETS = int(os.environ.get("TEST_ALLOCATION_MARKETS", "100"))
 ROUNDS = 3
@@ -93,7 +100,7 @@ class Market:
         self.slots = tuple(slot_of(random, number) for number in range(random.randint(1, 3)))
         self.nodes = [bytes([number]) * 32 for number in range(1, random.randint(2, 6))]
         self.others = {}
-        self.before, self.granted = {}, ()
+        self.last = TwoTierAllocationState()
         self.now_ms = NOW_MS
         for node in self.nodes:
             self.change(node)
@@ -113,8 +120,9 @@ class Market:
         history = tuple((random.randint(0, 3), NOW_MS) for _ in range(random.randint(0, 3)))
         own = Commitment(slots=self.slots, damping_history=history)
         drawn = {
-            each.key: random.randint(0, each.quantity)
-            for each in self.granted
+            EntitlementKey(OWN, slot, window[0], *of): random.randint(0, line.quantity)
+            for line in self.last.slot_allocations
+            for slot, window, *of in [line.key]
             if random.random() < 0.4
         }
         return Inputs(
@@ -129,12 +137,11 @@ class Market:
                 "storage": random.randint(0, 60) * MIB,
                 "compute": random.randint(0, 10**12),
             },
-            before=self.before,
             is_pending=random.random() < 0.3,
         )
 
-    def step(self, outcome):
-        self.before, self.granted = outcome.cleared, outcome.granted
+    def step(self, state):
+        self.last = state
         self.now_ms += self.random.choice([0, 1_000, HOUR_MS])
         if self.random.random() < 0.6:
             self.change(self.random.choice(self.nodes))
@@ -145,13 +152,13 @@ def play(seed):
     market = Market(Random(seed))
     rules = AllocationProgram(SlotRoom)
     execution = Execution.begin(program_of(rules))
-    last, published = TwoTierAllocationState(), b""
+    published = b""
     states = 0
     for _ in range(ROUNDS):
         inputs = market.inputs()
-        outcome = clear_all(inputs, SlotRoom(inputs.free, inputs.now_ms))
+        granted = clear_all(inputs, market.last, SlotRoom(inputs.free, inputs.now_ms)).state
         history = inputs.own.commitment.damping_history
-        state = state_after(inputs, granted_of(outcome), last, factor_ppm(history))
+        state = state_after(inputs, granted, market.last, factor_ppm(history))
         ring = [units for units, _ in history]
         gathered = to_bytes(inputs)
         execution.run(
@@ -163,12 +170,11 @@ def play(seed):
         )
         assert not execution.errors, seed
         assert not execution.stale, seed
-        assert granted_by(state, outcome) == outcome, seed
         assert execution.output("state") == state.to_bytes(), seed
         assert to_bytes(from_bytes(gathered)) == gathered, seed
-        last, published = state, state.to_bytes()
+        published = state.to_bytes()
         states += bool(state.slot_allocations)
-        market.step(outcome)
+        market.step(state)
     return states
 
 
@@ -202,14 +208,20 @@ def changed(random, value):
 def test_what_a_peer_makes_up_is_refused_or_computed():
     function, *_ = allocation_functions(AllocationProgram(SlotRoom))
     computed = 0
+
+    def played(last, raw):
+        return function.run("", raw, last)
+
     for seed in range(MARKETS):
         market = Market(Random(seed))
         inputs = market.inputs()
-        market.step(clear_all(inputs, SlotRoom(inputs.free, inputs.now_ms)))
+        room = SlotRoom(inputs.free, inputs.now_ms)
+        last = clear_all(inputs, market.last, room).state
+        market.step(last)
         found = decode(to_bytes(market.inputs()))
         for _ in range(5):
             raw = encode(changed(market.random, found))
-            for run in (lambda raw: function.run("", raw), parts_of):
+            for run in (partial(played, last.to_bytes()), parts_of):
                 try:
                     run(raw)
                     computed += 1

@@ -1,14 +1,12 @@
 """The laws of granting ahead of use, over any order of needs, draws, own use and time."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xsc.allocation import granting
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.granting import Inputs, clear_all
+from xsc.allocation.granting import Inputs, clear_all, entitlements
 from xsc.base.limits import (
     OFFER_MS,
     OFFER_PAUSE_MS,
@@ -17,7 +15,7 @@ from xsc.base.limits import (
     SLOT_STEP_BYTES,
 )
 from xsc.market.room import SlotRoom
-from xsc.terms.clearing import SpaceValue
+from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import (
     AvailabilitySlot,
     Commitment,
@@ -70,7 +68,7 @@ class Model:
         self.drawn = {}
         self.own = 0
         self.credit_micro = 10**9
-        self.cleared = {}
+        self.last = TwoTierAllocationState()
         self.granted = []
         self.pinned = None
         """What of the draws is not cleared again; all of it where None."""
@@ -95,14 +93,15 @@ class Model:
             pinned=self.drawn if self.pinned is None else self.pinned,
             credit=dict.fromkeys(self.needs, self.credit_micro),
             free={},
-            before=self.cleared,
             is_pending=False,
         )
         room = SlotRoom({"storage": self.free * SLOT_STEP_BYTES, "compute": 0}, self.now_ms)
-        made, before = clear_all(inputs, room), self.cleared
-        self.cleared, self.granted = made.cleared, made.granted
-        known = {each.inputs for each in before.values()}
-        return any(each.inputs not in known for each in made.cleared.values())
+        made = clear_all(inputs, self.last, room)
+        self.last, self.records = made.state, made.records
+        needs = {(node, need.slot_id): need for node, need in self.needs.items()}
+        slots = {slot.slot_id: slot for slot in SLOTS}
+        self.granted = list(entitlements(PROVIDER, made.state, slots, needs))
+        return bool(made.records)
 
     def left(self, each):
         key = each.key
@@ -317,10 +316,10 @@ def test_where_too_many_take_part_nothing_is_cleared_again_either(monkeypatch):
     for number in range(100):
         model.needs[number.to_bytes(32, "big")] = need_of(1, price_max=1)
     assert model.clear()
-    for each in model.cleared.values():
-        taking = {one.customer for one in each.record.participants}
+    for record in model.records.values():
+        taking = {one.customer for one in record.participants}
         assert len(taking) == 60
-        assert set(each.record.left_out) == model.needs.keys() - taking, "they are named"
+        assert set(record.left_out) == model.needs.keys() - taking, "they are named"
     assert not model.clear()
 
 
@@ -363,7 +362,8 @@ def test_of_needs_that_are_withdrawn_nothing_is_kept():
         model.needs[CUSTOMERS[0]] = need_of(10, slot_id=bytes([number]) * 16)
         model.clear()
         assert len(model.granted) == 1
-    assert all(len(each.turns) <= 1 for each in model.cleared.values())
+    assert len(model.last.pauses) <= len(SLOTS)
+    assert len(model.last.slot_allocations) <= 1
 
 
 def test_no_more_is_granted_than_one_state_says(monkeypatch):
@@ -372,8 +372,8 @@ def test_no_more_is_granted_than_one_state_says(monkeypatch):
     for number in range(9):
         model.needs[bytes([number]) * 32] = need_of(4)
     model.clear()
-    first, *_ = model.cleared.values()
-    assert len(first.record.left_out) == 5
+    first, *_ = model.records.values()
+    assert len(first.left_out) == 5
     assert len(model.granted) == 4
     for node in list(model.needs)[:6]:
         del model.needs[node]
@@ -450,11 +450,9 @@ def test_one_customer_leaves_others_what_one_state_can_grant(limit, weights, mos
         pinned={},
         credit={node: 10**9},
         free={},
-        before={},
         is_pending=False,
     )
     room = {"storage": CAPACITY * SLOT_STEP_BYTES, "compute": 0}
-    made = clear_all(inputs, SlotRoom(room, 0))
-    assert len(made.granted) == most
-    again = clear_all(replace(inputs, before=made.cleared), SlotRoom(room, 0))
-    assert again.granted == made.granted
+    made = clear_all(inputs, TwoTierAllocationState(), SlotRoom(room, 0)).state
+    assert len(made.slot_allocations) == most
+    assert clear_all(inputs, made, SlotRoom(room, 0)).state == made

@@ -456,6 +456,7 @@ def said_state(victim, slot_id, windows, quantity, price=40 * A_STEP):
                 rule="weighted-uniform",
                 capacity=quantity,
                 clearing=bytes(32),
+                inputs=bytes(32),
                 tiers=tiers,
             )
             for window in windows

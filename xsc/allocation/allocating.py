@@ -1,13 +1,9 @@
 """Clears the slots of this node when something changed, publishes the outcome, and answers for it.
 
 Own slots are cleared from what this node and others have published (`granting`). `records` keeps
-the clearing records, and what they come to is the value at `allocation/state`. What others grant to
-this node is read from their states. This node keeps the best offers for each need and lowers its
-caps for the others.
-
-Beside the space one table in the state database says what a restart must not compute again:
-
-    allocation/cleared/<slot><start>   the record's id, the hash of its inputs, first grants
+the clearing records, and what they come to is the value at `allocation/state`: what is granted is
+what that says, also after a restart. What others grant to this node is read from their states. This
+node keeps the best offers for each need and lowers its caps for the others.
 """
 
 from __future__ import annotations
@@ -21,16 +17,7 @@ from xsc.allocation.acceptance import answered, to_lease
 from xsc.allocation.clearing_record import Checked, Published, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
-from xsc.allocation.deciding import granted_by
-from xsc.allocation.granting import (
-    Cleared,
-    Inputs,
-    Key,
-    Outcome,
-    Turn,
-    clear_all,
-    entitlements,
-)
+from xsc.allocation.granting import Inputs, Outcome, clear_all, entitlements
 from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
@@ -39,12 +26,9 @@ from xsc.allocation.receiving import clearings_of, lines_for, received, still_re
 from xsc.allocation.recognition import read_weights
 from xsc.allocation.records import Records
 from xsc.base.clock import event_within
-from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
-from xsc.base.fields import take_bytes, take_int, take_list
 from xsc.base.ids import short
-from xsc.base.keyvalue import Change as Row
-from xsc.base.keyvalue import KeyValue, prefix_end
+from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     ALLOCATION_LOOK_MS,
@@ -55,16 +39,14 @@ from xsc.base.limits import (
 )
 from xsc.base.peering import Peers
 from xsc.identity.context import Context
-from xsc.identity.envelope import sign
+from xsc.identity.envelope import Signed, sign
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change, Entry
-from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.slot import Commitment, Entitlement, EntitlementKey, NeedSlot
+from xsc.terms.clearing import ClearingRecord, SpaceValue, TwoTierAllocationState
+from xsc.terms.slot import Commitment, Entitlement, NeedSlot
 
-_CLEARED: Final = b"allocation/cleared/"
-_VERSION: Final = 1
 _NOTHING: Final = SpaceValue(record=b"", value=b"")
 _LOOKED_AT: Final = frozenset(
     {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
@@ -100,7 +82,6 @@ class Allocator:
         self._commitments = commitments
         self._peers = peers
         self._market = market
-        self._rows = state
         self._follow = follow
         self._followed: set[str] = set()
         self._is_up = is_up
@@ -109,7 +90,8 @@ class Allocator:
         self._changed: set[bytes] = set()
         self._parsed: dict[bytes, Published] = {}
         """What this node and known peers have published, read once."""
-        self._cleared: Mapping[Key, Cleared] = {}
+        self._present: dict[bytes, Signed[ClearingRecord]] = {}
+        """The clearing records that the state names, by id."""
         self._granted: tuple[Entitlement, ...] = ()
         self._received: tuple[Entitlement, ...] = ()
         self._state, self._raw = TwoTierAllocationState(), b""
@@ -118,9 +100,7 @@ class Allocator:
         self._program: Program | None = None
         self._fails = False
         self._decided: frozenset[bytes] = frozenset()
-        """The clearings from which the program made the present state."""
-        self._offered_ms: dict[EntitlementKey, int] = {}
-        """When each entitlement of that state was offered."""
+        """From what the windows were cleared of which the program made the present state."""
         self._states: dict[bytes, TwoTierAllocationState] = {}
         self._received_of: dict[bytes, list[Entitlement]] = {}
         """By provider: it holds while what its next state says is checked."""
@@ -181,15 +161,15 @@ class Allocator:
     def has_converged(self) -> bool:
         """Whether what this node grants has settled; where nothing is cleared it grants nothing."""
         slots = self._commitments.own.slots
-        return not (slots and self._cleared) or self._state.converged
+        return not (slots and self._present) or self._state.converged
 
     def states(self) -> Mapping[bytes, TwoTierAllocationState]:
         """Return the published states of other nodes, as far as they are here."""
         return self._states
 
-    def present(self) -> list[Cleared]:
-        """Return the clearings that hold now."""
-        return [each for _, each in sorted(self._cleared.items())]
+    def present(self) -> list[Signed[ClearingRecord]]:
+        """Return the clearings that hold now, by slot and window."""
+        return list(self._present.values())
 
     def proof(self, record_id: bytes) -> bytes:
         """Return a clearing record with what it names: an own one, or a false one of another.
@@ -240,49 +220,34 @@ class Allocator:
         """
         self.records.start()
         self.proofs.start()
-        cleared = {}
-        for key, value in self._rows.scan(_CLEARED, prefix_end(_CLEARED)):
-            try:
-                place, each = self._restore(key, value)
-                cleared[place] = each
-            except NotFound:
-                continue  # a power loss took the record: the window is cleared anew
-            except RecordInvalid as fault:
-                raise StoreDamaged(f"a kept clearing cannot be read: {fault.message}") from fault
-        self._cleared = cleared
-        self._raw = self._raw_state_of(self._node) or b""
-        self._state = self.rules.read_state(self._raw)
+        raw = self._raw_state_of(self._node) or b""
+        named = self._named_by(raw)
+        try:
+            self._grant(raw, {each: self.records.opened(each) for each in named})
+        except NotFound:
+            pass  # a power loss took a record: all is cleared anew
+        except RecordInvalid as fault:
+            raise StoreDamaged(f"a kept clearing cannot be read: {fault.message}") from fault
+        self._decided = frozenset(each.inputs for each in self._state.slot_denominators)
         self._began_ms = self._clock.now_ms()
-        known = set(self._peers.peers())
-        customers = {p.customer for each in self.present() for p in each.record.participants}
-        needs = {
-            (node, need.slot_id): need
-            for node in customers & known
-            for need in self._published(node).commitment.needs
-        }
-        self._decided = frozenset(each.clearing for each in self._state.slot_denominators)
-        kept = tuple(e for each in self.present() for e in entitlements(each, needs))
-        self._granted = granted_by(self._state, Outcome(self._cleared, kept)).granted
         self._changed.update(self._peers.peers(), {self._node})
 
-    def _restore(self, key: bytes, raw: bytes) -> tuple[Key, Cleared]:
-        row = decode(raw)
-        if not isinstance(row, dict) or row.get("v") != _VERSION:
-            raise RecordInvalid("a clearing is of an unknown version")
-        record_id = take_bytes(row, "id")
-        signed = self.records.opened(record_id)
-        turns = {}
-        for item in take_list(row, "turns"):
-            if not isinstance(item, dict):
-                raise RecordInvalid("a turn is of no known form")
-            turns[take_bytes(item, "customer")] = Turn(
-                take_int(item, "offered_ms"),
-                take_int(item, "lapses"),
-                take_int(item, "paused_until_ms"),
-            )
-        tail = key.removeprefix(_CLEARED)
-        place = tail[:-8], int.from_bytes(tail[-8:], "big")
-        return place, Cleared(take_bytes(row, "inputs"), signed.record, record_id, turns)
+    def _named_by(self, raw: bytes) -> list[bytes]:
+        """Return the clearings of a state of this node, by slot and window."""
+        return [each.clearing for each in self.rules.read_state(raw).slot_denominators]
+
+    def _grant(self, raw: bytes, records: dict[bytes, Signed[ClearingRecord]]) -> None:
+        """Grant what a state says that is on the disk with its records."""
+        state = self.rules.read_state(raw)
+        slots = {slot.slot_id: slot for slot in self._published(self._node).commitment.slots}
+        needs = {
+            (node, need.slot_id): need
+            for node in {line.customer for line in state.slot_allocations}
+            & set(self._peers.peers())
+            for need in self._published(node).commitment.needs
+        }
+        self._granted = tuple(entitlements(self._node, state, slots, needs))
+        self._state, self._raw, self._present = state, raw, records
 
     async def run(self) -> None:
         """Allocate whenever something changed, and look at the capacity in between.
@@ -310,7 +275,7 @@ class Allocator:
             if moment > now_ms
         ]
         look_ms = ALLOCATION_LOOK_MS
-        if self._cleared and not self._state.converged:
+        if self._present and not self._state.converged:
             look_ms = CONVERGED_LOOK_MS
         # Customers choose moments, and cause no more rounds by them than this.
         pause_ms = max(CONVERGED_LOOK_MS, min([look_ms, *(each - now_ms for each in moments)]))
@@ -405,27 +370,23 @@ class Allocator:
 
     async def _clear(self) -> None:
         inputs = self._inputs()
-        if not (inputs.own.commitment.slots or self._cleared or self._state.slot_denominators):
+        last = self._state
+        if not (inputs.own.commitment.slots or last.slot_denominators):
             return
         room = self._market.room(inputs.free, inputs.now_ms)
-        outcome = await self._executor.run(clear_all, inputs, room)
-        ids = frozenset(each.id for each in outcome.cleared.values())
-        held = granted_by(self._state, outcome)
+        outcome = await self._executor.run(clear_all, inputs, last, room)
+        cleared = frozenset(each.inputs for each in outcome.state.slot_denominators)
         # Customers see when something was offered to them again in the state alone.
+        offered = {line.key: line.granted_ms for line in last.slot_allocations}
         is_offered_again = any(
-            0 < each.granted_ms != self._offered_ms.get(each.key, each.granted_ms)
-            for each in held.granted
+            line.granted_ms != offered.get(line.key, line.granted_ms)
+            for line in outcome.state.slot_allocations
         )
-        if ids != self._decided or is_offered_again or (ids and not self._state.converged):
+        if cleared != self._decided or is_offered_again or (cleared and not last.converged):
             raw = await self._decide(inputs, outcome)
-            if raw is None:
-                return
-            state = self.rules.read_state(raw)
-            held = granted_by(state, outcome)
-            await self._publish(inputs, held, state, raw)
-            self._decided = ids
-            self._offered_ms = {each.key: each.granted_ms for each in held.granted}
-        self._granted, self._cleared = held.granted, held.cleared
+            if raw is not None:
+                await self._publish(inputs, outcome, raw)
+                self._decided = cleared
 
     async def _decide(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
         """Return the state that the program gives; None where it fails: nothing new is granted."""
@@ -434,7 +395,7 @@ class Allocator:
         over = [units for units, _ in inputs.own.commitment.damping_history]
         found = self._program.run(
             {
-                "gathered": await self._executor.run(self.rules.gather, inputs, outcome),
+                "gathered": await self._executor.run(self.rules.gather, inputs, self._raw, outcome),
                 "last": self._raw,
                 "over": (*[NOBODY] * (DAMPING_HISTORY_MAX - len(over)), *over),
             }
@@ -472,38 +433,26 @@ class Allocator:
             pinned=self._market.pinned(),
             credit={node: self._market.credit_micro(node, takers) for node in takers},
             free=self._market.free(),
-            before=self._cleared,
             is_pending=bool(self._changed),
         )
 
-    async def _publish(
-        self, inputs: Inputs, outcome: Outcome, state: TwoTierAllocationState, raw: bytes
-    ) -> None:
-        """Keep and publish the clearings that a state names; the oldest records go."""
-        cleared = outcome.cleared
-        known = {each.id for each in self._cleared.values()}
+    async def _publish(self, inputs: Inputs, outcome: Outcome, raw: bytes) -> None:
+        """Keep the clearings that a state names, and publish it; the oldest records go."""
+        named = self._named_by(raw)
         made = {
-            each.id: sign(each.record, self._context.key, self._context.network)
-            for each in cleared.values()
-            if each.id not in known
+            each: sign(outcome.records[each], self._context.key, self._context.network)
+            for each in named
+            if each in outcome.records
         }
-        present = {each.id for each in cleared.values()}
         values, names = self.records.changes(
-            made.values(), present, (inputs.own, *inputs.others.values())
+            made.values(), named, (inputs.own, *inputs.others.values())
         )
         # Written before anybody can draw on it, so that what is kept free has its proof.
         await self._put(values | {UserSpacePaths.ALLOCATION_STATE: raw})
         self.records.wrote(names)
-        rows: list[Row] = [(_row_key(key), None) for key in self._cleared.keys() - cleared.keys()]
-        rows += [
-            (_row_key(key), _row(each))
-            for key, each in cleared.items()
-            if each is not self._cleared.get(key)
-        ]
-        self._rows.write(rows, sync=True)
-        self._cleared = cleared
-        self._state, self._raw = state, raw
-        for each in outcome.granted:
+        known = self._present | made
+        self._grant(raw, {each: known[each] for each in named})
+        for each in self._granted:
             if each.clearing in made:
                 self._log.info(
                     "allocation.granted",
@@ -611,7 +560,9 @@ class Allocator:
                 theirs = still_received(before.get(provider, ()), lines)
             else:
                 records = self.proofs.of(provider)
-                theirs = received(self._node, lines, records, needs, slots)
+                theirs = received(
+                    self._node, provider, state, records=records, needs=needs, slots=slots
+                )
             self._received_of[provider] = theirs
         self.proofs.keep(self._received_of)
         self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
@@ -628,20 +579,3 @@ def _read_state(value: bytes) -> TwoTierAllocationState:
 
 def _check_state(_owner: bytes, value: bytes) -> None:
     _read_state(value)
-
-
-def _row_key(key: Key) -> bytes:
-    return _CLEARED + key[0] + key[1].to_bytes(8, "big")
-
-
-def _row(cleared: Cleared) -> bytes:
-    turns: list[Value] = [
-        {
-            "customer": customer,
-            "offered_ms": turn.offered_ms,
-            "lapses": turn.lapses,
-            "paused_until_ms": turn.paused_until_ms,
-        }
-        for customer, turn in sorted(cleared.turns.items())
-    ]
-    return encode({"v": _VERSION, "id": cleared.id, "inputs": cleared.inputs, "turns": turns})

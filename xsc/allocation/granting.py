@@ -5,15 +5,16 @@ A round goes over the windows in the order in which they begin, and clears each 
 leases in the first half of their term have more than it is granted now keeps that, and the rest is
 cleared without both. So a customer gains nothing by drawing early, and no lease is recalled.
 
-What a need got in one window counts in those after it, so no need is filled twice. A window
-whose inputs are those of its last clearing keeps that record.
+What a need got in one window counts in those after it, so no need is filled twice. The last state
+is all that a round remembers: what it offered and when, who is paused, and from what each window
+was cleared. A window whose inputs are the same keeps its record.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from xsc.allocation.acceptance import Given, still_wanted
@@ -39,10 +40,17 @@ from xsc.base.limits import (
     OFFER_MS,
     OFFER_PAUSE_MS,
     OFFER_PAUSE_MS_MAX,
+    OFFER_PAUSES_MAX,
     WINDOWS_AHEAD,
 )
 from xsc.base.units import ceil_div
-from xsc.terms.clearing import ClearingRecord
+from xsc.terms.clearing import (
+    ClearingRecord,
+    SlotAllocationRecord,
+    SlotDenominators,
+    TwoTierAllocationState,
+    recipient_totals,
+)
 from xsc.terms.pricing import SLOT_UNIT, affordable, slot_amount
 from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSlot, Window
@@ -70,20 +78,7 @@ class Turn:
 def lapsed(turn: Turn, now_ms: int) -> Turn:
     """Return the turn of a customer that has let an offer lapse."""
     pause_ms = min(OFFER_PAUSE_MS << min(turn.lapses, 16), OFFER_PAUSE_MS_MAX)
-    return Turn(turn.offered_ms, turn.lapses + 1, now_ms + pause_ms)
-
-
-@dataclass(frozen=True, slots=True)
-class Cleared:
-    """The last clearing of one window of one slot."""
-
-    inputs: bytes
-    """Hash of what it followed from."""
-    record: ClearingRecord
-    id: bytes
-    """Of the signed record."""
-    turns: Mapping[bytes, Turn]
-    """By customer that has something to take, or is paused."""
+    return Turn(lapses=turn.lapses + 1, paused_until_ms=now_ms + pause_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +99,6 @@ class Inputs:
     """By customer: the micro-credits that it may still come to owe."""
     free: Mapping[Kind, int]
     """What is neither used nor reserved."""
-    before: Mapping[Key, Cleared]
     is_pending: bool
     """Whether something has changed that is not in here yet."""
 
@@ -113,8 +107,10 @@ class Inputs:
 class Outcome:
     """What a round comes to."""
 
-    cleared: Mapping[Key, Cleared]
-    granted: tuple[Entitlement, ...]
+    state: TwoTierAllocationState
+    """Its slots, allocations, totals and pauses; `deciding.state_after` adds the rest."""
+    records: Mapping[bytes, ClearingRecord]
+    """Of the windows that were cleared anew, by id."""
 
 
 def windows_ahead(slots: Iterable[AvailabilitySlot], now_ms: int) -> list[tuple[Window, Key]]:
@@ -128,14 +124,9 @@ def windows_ahead(slots: Iterable[AvailabilitySlot], now_ms: int) -> list[tuple[
     return sorted(found, key=lambda item: (item[0][0], item[1]))[:CLEARED_SLOTS_MAX]
 
 
-def begins_ms(offered_ms: int, time: Window) -> int:
-    """Return from when a lease can be taken on what is offered."""
-    return max(offered_ms, time[0])
-
-
 def until_ms(offered_ms: int, time: Window) -> int:
-    """Return when an offer lapses."""
-    return min(time[1], begins_ms(offered_ms, time) + OFFER_MS)
+    """Return when an offer lapses: a minute after a lease can be taken on it."""
+    return min(time[1], max(offered_ms, time[0]) + OFFER_MS)
 
 
 def price_of(lines: Sequence[tuple[Tier, int, int]]) -> int:
@@ -144,61 +135,52 @@ def price_of(lines: Sequence[tuple[Tier, int, int]]) -> int:
     Of two stages the mean, rounded up. Where needs go unserved it can be above the reserve: what
     others lose by it is charged, or it would cost nothing to state a higher price.
     """
-    units = sum(line[1] for line in lines)
-    return ceil_div(sum(line[1] * line[2] for line in lines), units)
+    return ceil_div(sum(units * price for _, units, price in lines), sum(line[1] for line in lines))
+
+
+def granted_by(record: ClearingRecord) -> dict[Pin, tuple[Tier, int, int]]:
+    """Return tier, steps and price of what a clearing grants, by customer and need."""
+    lines: defaultdict[Pin, list[tuple[Tier, int, int]]] = defaultdict(list)
+    for each in record.participants:
+        for need, tier, units, price in each.lines:
+            lines[each.customer, need].append((tier, units, price))
+    return {pin: (of[0][0], sum(line[1] for line in of), price_of(of)) for pin, of in lines.items()}
 
 
 def entitlements(
-    cleared: Cleared, needs: Mapping[tuple[bytes, bytes], NeedSlot]
-) -> list[Entitlement]:
-    """Return what a clearing grants to the needs that are still there."""
-    record, found = cleared.record, []
-    for participant in record.participants:
-        lines: defaultdict[bytes, list[tuple[Tier, int, int]]] = defaultdict(list)
-        for slot_id, tier, units, price in participant.lines:
-            lines[slot_id].append((tier, units, price))
-        for need_id, parts in lines.items():
-            key = participant.customer, need_id
-            need, turn = needs.get(key), cleared.turns.get(key[0], Turn())
-            time = None if need is None else overlap(record.window, windows_of(need))
-            if need is None or time is None:
-                continue
-            quantity = sum(part[1] for part in parts)
-            found.append(
-                Entitlement(
-                    slot=record.slot.slot_id,
-                    opens_ms=record.window[0],
-                    closes_ms=record.window[1],
-                    window=time,
-                    provider=record.provider,
-                    customer=participant.customer,
-                    need=need_id,
-                    kind=record.slot.kind,
-                    quantity=quantity,
-                    slot_quantity=record.slot.quantity,
-                    tier=parts[0][0],
-                    price=price_of(parts),
-                    granted_ms=turn.offered_ms,
-                    until_ms=until_ms(turn.offered_ms, time),
-                    clearing=cleared.id,
-                )
+    provider: bytes,
+    state: TwoTierAllocationState,
+    slots: Mapping[bytes, AvailabilitySlot],
+    needs: Mapping[Pin, NeedSlot],
+) -> Iterator[Entitlement]:
+    """Yield what a provider's state grants of slots and to needs that are still there."""
+    clearings = {(each.slot, each.window): each.clearing for each in state.slot_denominators}
+    for line in state.slot_allocations:
+        need, slot = needs.get((line.customer, line.need)), slots.get(line.slot)
+        time = None if need is None else overlap(line.window, windows_of(need))
+        if slot is not None and time is not None:
+            yield Entitlement(
+                slot=line.slot,
+                opens_ms=line.window[0],
+                closes_ms=line.window[1],
+                window=time,
+                provider=provider,
+                customer=line.customer,
+                need=line.need,
+                kind=slot.kind,
+                quantity=line.quantity,
+                slot_quantity=slot.quantity,
+                tier=line.tier,
+                price=line.price,
+                granted_ms=line.granted_ms,
+                until_ms=until_ms(line.granted_ms, time),
+                clearing=clearings[line.slot, line.window],
             )
-    return found
 
 
-def _units(record: ClearingRecord) -> Counter[Pin]:
-    """Return the steps that a clearing gives each need."""
-    units = Counter[Pin]()
-    for participant in record.participants:
-        for need_id, _, quantity, _ in participant.lines:
-            units[participant.customer, need_id] += quantity
-    return units
-
-
-def _beyond(record: ClearingRecord, pinned: Mapping[Pin, int]) -> dict[Pin, int]:
-    """Return what is pinned of needs that a clearing gives less than that."""
-    units = _units(record)
-    return {pin: steps for pin, steps in pinned.items() if steps > units[pin]}
+def _beyond(units: Mapping[Pin, int], pinned: Mapping[Pin, int]) -> dict[Pin, int]:
+    """Return what is pinned of needs beyond what they are given."""
+    return {pin: more for pin, steps in pinned.items() if (more := steps - units.get(pin, 0)) > 0}
 
 
 def _inputs(
@@ -235,69 +217,122 @@ def _by_window(drawn: Mapping[EntitlementKey, int]) -> dict[Key, dict[Pin, int]]
     return found
 
 
+_Lines: TypeAlias = dict[bytes, list[SlotAllocationRecord]]
+"""What is granted of one window, by customer."""
+
+
+@dataclass(slots=True)
+class _Last:
+    """What the last state says of one window."""
+
+    divided: SlotDenominators | None = None
+    lines: _Lines = field(default_factory=dict)
+    turns: dict[bytes, Turn] = field(default_factory=dict)
+    """By customer that has something to take, or let an offer lapse."""
+
+
+def _by_last_window(state: TwoTierAllocationState) -> defaultdict[Key, _Last]:
+    found: defaultdict[Key, _Last] = defaultdict(_Last)
+    for divided in state.slot_denominators:
+        found[divided.slot, divided.window[0]].divided = divided
+    for slot, start, customer, lapses, paused_until_ms in state.pauses:
+        turn = Turn(lapses=lapses, paused_until_ms=paused_until_ms)
+        found[slot, start].turns[customer] = turn
+    for line in state.slot_allocations:
+        last, customer = found[line.slot, line.window[0]], line.customer
+        last.lines.setdefault(customer, []).append(line)
+        if line.granted_ms:
+            turn = last.turns.get(customer, Turn())
+            last.turns[customer] = replace(turn, offered_ms=line.granted_ms)
+    return found
+
+
 class _Round:
     """What the windows that begin first have taken of needs, credit and capacity."""
 
-    def __init__(self, inputs: Inputs, room: SlotRoom) -> None:
+    def __init__(self, inputs: Inputs, last: TwoTierAllocationState, room: SlotRoom) -> None:
         self._inputs = inputs
         self._room = room
-        self._drawn = _by_window(inputs.drawn)
+        self._last = _by_last_window(last)
+        self._leased = _by_window(inputs.drawn)
         self._pinned = _by_window(inputs.pinned)
-        self._turns: dict[bytes, Turn] = {}
-        """By customer, in the window that is cleared now."""
-        self._given: dict[Pin, Given] = {}
-        self._credit = dict(inputs.credit)
+        self._given: defaultdict[Pin, Given] = defaultdict(Given)
+        self._credit = Counter(inputs.credit)
         self._lines = Counter[bytes]()
-        self.granted: list[Entitlement] = []
+        self._divided: list[SlotDenominators] = []
+        self._granted: list[SlotAllocationRecord] = []
+        self._pauses: list[tuple[bytes, int, bytes, int, int]] = []
+        self._records: dict[bytes, ClearingRecord] = {}
+        # Of the window that is cleared now:
+        self._drawn: Mapping[Pin, int] = {}
+        self._times: dict[bytes, dict[bytes, Window]] = {}
+        """By customer and need, when that can take a lease."""
+        self._turns: dict[bytes, Turn] = {}
 
-    def clear(self, slot: AvailabilitySlot, window: Window, bytes_max: int) -> Cleared | None:
-        """Clear a window, and count what it grants. None where nobody needs anything of it."""
+    def outcome(self) -> Outcome:
+        """Return what all windows came to."""
+        slots = sorted(self._divided, key=lambda each: (each.slot, each.window))
+        lines = sorted(self._granted, key=lambda line: line.key)
+        # Of more than a state says, those that end first are forgotten.
+        pauses = sorted(self._pauses, key=lambda each: -each[-1])[:OFFER_PAUSES_MAX]
+        state = TwoTierAllocationState(
+            slot_denominators=tuple(slots),
+            slot_allocations=tuple(lines),
+            recipient_totals=recipient_totals(slots, lines),
+            pauses=tuple(sorted(pauses)),
+        )
+        return Outcome(state, self._records)
+
+    def clear(self, slot: AvailabilitySlot, window: Window, bytes_max: int) -> None:
+        """Clear a window where somebody needs something of it, and count what it grants."""
         inputs, key = self._inputs, (slot.slot_id, window[0])
-        drawn = self._drawn.get(key, {})
-        free = self._room.left(slot.kind, window)
-        taken = sum(drawn.values())
-        capacity, room = min(slot.quantity, taken + free), min(free, slot.quantity - taken)
-        offer = Offer(slot, window, inputs.now_ms, capacity)
-        takers = self._takers(offer)
-        before = inputs.before.get(key)
-        if not takers and before is None:
-            return None
+        self._drawn = self._leased.get(key, {})
+        free, taken = self._room.left(slot.kind, window), sum(self._drawn.values())
+        offer = Offer(slot, window, inputs.now_ms, min(slot.quantity, taken + free))
+        takers, last = self._takers(offer), self._last[key]
+        if not takers and last.divided is None:
+            return
         # All records of a round fit the own space, and all that it grants one state.
         taking = admitted(
             inputs.own,
             takers,
             slot,
             bytes_max=bytes_max,
-            needs_max=ALLOCATIONS_MAX - len(self.granted),
+            needs_max=ALLOCATIONS_MAX - len(self._granted),
         )
-        self._turns = {}
-        eligible = {
-            taker.published.node: self._eligible(offer, taker, before, drawn, room)
+        self._times = {
+            taker.published.node: {
+                need.slot_id: time
+                for need in taker.needs
+                if (time := overlap(window, windows_of(need))) is not None
+            }
             for taker in taking
         }
+        room = min(free, slot.quantity - taken)
+        self._turns = {node: self._turn(node, last, room) for node in self._times}
+        eligible = {taker.published.node: self._eligible(offer, taker) for taker in taking}
         pinned = self._pinned.get(key, {})
-
-        def inputs_of(record: ClearingRecord) -> bytes:
-            return _inputs(offer, taking, eligible, _beyond(record, pinned))
-
-        if before is None or before.inputs != inputs_of(before.record):
-            nodes = {taker.published.node for taker in taking}
-            left_out = {taker.published.node for taker in takers} - nodes
+        divided, lines = last.divided, last.lines
+        beyond = _beyond(_units(lines), pinned)
+        if divided is None or divided.inputs != _inputs(offer, taking, eligible, beyond):
+            left_out = {each.published.node for each in takers} - self._turns.keys()
             record = self._divide(offer, taking, eligible, pinned, left_out)
-            turns = before.turns if before else {}
-            before = Cleared(inputs_of(record), record, record.id, turns)
-        before = replace(before, turns=self._turns_after(before, taking, drawn))
-        needs = {
-            (taker.published.node, need.slot_id): need for taker in taking for need in taker.needs
-        }
-        for each in entitlements(before, needs):
-            self._count(each, needs[each.customer, each.need])
-        units = _units(before.record)
-        for pin, steps in _beyond(before.record, pinned).items():
-            time = overlap(window, windows_of(needs[pin])) if pin in needs else None
-            if time is not None:
-                self._given_of(pin[0], needs[pin]).add(time, steps - units[pin])
-        return before
+            self._records[record.id] = record
+            lines = _lines_of(record)
+            beyond = _beyond(_units(lines), pinned)
+            divided = _divided(record, _inputs(offer, taking, eligible, beyond))
+        self._divided.append(divided)
+        turns = self._turns_after(last, lines)
+        for node, turn in turns.items():
+            if turn.lapses:
+                self._pauses.append((*key, node, turn.lapses, turn.paused_until_ms))
+        for node in self._times:
+            offered_ms = turns.get(node, Turn()).offered_ms
+            for line in lines.get(node, ()):
+                self._count(slot.kind, _offered(line, offered_ms))
+        for pin, steps in beyond.items():
+            if (time := self._times.get(pin[0], {}).get(pin[1])) is not None:
+                self._given[pin].add(time, steps)
 
     def _takers(self, offer: Offer) -> list[Taker]:
         """Return those with a need that matches, by rank."""
@@ -309,113 +344,77 @@ class _Round:
                 found.append(Taker(other, *standing(own, other), needs))
         return sorted(found, key=lambda taker: rank(taker, offer.salt))
 
-    def _count(self, each: Entitlement, need: NeedSlot) -> None:
+    def _count(self, kind: Kind, line: SlotAllocationRecord) -> None:
         """Count what was granted against its need, its customer's credit and the capacity."""
-        self._given_of(each.customer, need).add(each.window, each.quantity)
-        self._lines[each.customer] += 1
-        drawn = self._inputs.drawn.get(each.key, 0)
-        left = max(0, each.quantity - drawn) if each.until_ms > self._inputs.now_ms else 0
-        self._credit[each.customer] = self._credit.get(each.customer, 0) - slot_amount(
-            each.kind, each.price, left
-        )
-        self._room.take(each.kind, each.window, left)
-        self.granted.append(each)
+        pin, time = (line.customer, line.need), self._times[line.customer][line.need]
+        self._given[pin].add(time, line.quantity)
+        self._lines[line.customer] += 1
+        if until_ms(line.granted_ms, time) > self._inputs.now_ms:
+            left = max(0, line.quantity - self._drawn.get(pin, 0))
+            self._credit[line.customer] -= slot_amount(kind, line.price, left)
+            self._room.take(kind, time, left)
+        self._granted.append(line)
 
-    def _given_of(self, customer: bytes, need: NeedSlot) -> Given:
-        return self._given.setdefault((customer, need.slot_id), Given())
-
-    def _eligible(
-        self,
-        offer: Offer,
-        taker: Taker,
-        before: Cleared | None,
-        drawn: Mapping[Pin, int],
-        free: int,
-    ) -> dict[bytes, int]:
+    def _eligible(self, offer: Offer, taker: Taker) -> dict[bytes, int]:
         """Return what each need may be granted of a window, of what it wants."""
         found: dict[bytes, int] = {}
         customer, now_ms = taker.published.node, self._inputs.now_ms
-        credit = self._credit.get(customer, 0)
-        is_open = taker.tier == "open"
-        turn = self._turn(taker, before, drawn, free)
+        credit, is_open = self._credit[customer], taker.tier == "open"
+        is_paused = now_ms < self._turns[customer].paused_until_ms
         lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
         lines -= self._lines[customer]
         for need in taker.needs:
-            time = overlap(offer.window, windows_of(need))
-            if time is None:
-                continue
-            mine = drawn.get((customer, need.slot_id), 0)
-            given = self._given_of(customer, need)
-            most = still_wanted(need, self._inputs.own.node, time, given)
+            pin, time = (customer, need.slot_id), self._times[customer][need.slot_id]
+            mine = self._drawn.get(pin, 0)
+            most = still_wanted(need, self._inputs.own.node, time, self._given[pin])
             # Not at what the need says that it pays: who said less would be eligible for more.
             kind, price = offer.slot.kind, offer.slot.reserve
             more = affordable(kind, price, credit)
             if more is not None:
                 most = min(most, mine + more // SLOT_UNIT[kind])
             # A stranger would hold for nothing what begins later. What was taken stays.
-            if (
-                now_ms < turn.paused_until_ms
-                or (is_open and time[0] > now_ms)
-                or len(found) >= lines
-            ):
+            if is_paused or (is_open and time[0] > now_ms) or len(found) >= lines:
                 most = min(most, mine)
             if most > 0:
                 found[need.slot_id] = most
                 credit -= slot_amount(kind, price, max(0, most - mine))
         return found
 
-    def _turn(
-        self, taker: Taker, before: Cleared | None, drawn: Mapping[Pin, int], free: int
-    ) -> Turn:
-        """Return how a customer stands with this window now."""
-        customer, now_ms = taker.published.node, self._inputs.now_ms
-        turn = Turn() if before is None else before.turns.get(customer, Turn())
-        if turn.paused_until_ms:
-            turn = turn if now_ms < turn.paused_until_ms else Turn(lapses=turn.lapses)
-        elif before is not None and turn.offered_ms:
-            waiting = self._waiting(before, taker, drawn)
-            if waiting and all(until_ms(turn.offered_ms, time) <= now_ms for time, _ in waiting):
-                # What others still hold can be taken by nobody: it stands until some falls free.
-                turn = lapsed(turn, now_ms) if free > 0 else Turn(now_ms, turn.lapses)
-        self._turns[customer] = turn
-        return turn
-
-    @staticmethod
-    def _waiting(
-        before: Cleared, taker: Taker, drawn: Mapping[Pin, int]
-    ) -> list[tuple[Window, int]]:
-        """Return times and steps of what a customer was offered and has not taken."""
-        needs = {need.slot_id: need for need in taker.needs}
-        node = taker.published.node
+    def _waiting(self, lines: Iterable[SlotAllocationRecord]) -> list[Window]:
+        """Return when a customer can take what lines offer it, and it has not taken."""
         return [
-            (time, quantity - drawn.get((node, need_id), 0))
-            for (customer, need_id), quantity in _units(before.record).items()
-            if customer == node
-            and need_id in needs
-            and quantity > drawn.get((node, need_id), 0)
-            and (time := overlap(before.record.window, windows_of(needs[need_id]))) is not None
+            times[line.need]
+            for line in lines
+            if line.need in (times := self._times[line.customer])
+            and line.quantity > self._drawn.get((line.customer, line.need), 0)
         ]
 
-    def _turns_after(
-        self, cleared: Cleared, takers: Iterable[Taker], drawn: Mapping[Pin, int]
-    ) -> dict[bytes, Turn]:
+    def _turn(self, customer: bytes, last: _Last, free: int) -> Turn:
+        """Return how a customer stands with this window now."""
+        turn, now_ms = last.turns.get(customer, Turn()), self._inputs.now_ms
+        if turn.paused_until_ms:
+            return turn if now_ms < turn.paused_until_ms else Turn(lapses=turn.lapses)
+        waiting = self._waiting(last.lines.get(customer, ())) if turn.offered_ms else []
+        if waiting and all(until_ms(turn.offered_ms, time) <= now_ms for time in waiting):
+            # What others still hold can be taken by nobody: it stands until some falls free.
+            return lapsed(turn, now_ms) if free > 0 else Turn(now_ms, turn.lapses)
+        return turn
+
+    def _turns_after(self, last: _Last, lines: _Lines) -> dict[bytes, Turn]:
         """Return the turns of all: a pause holds also for who states nothing meanwhile.
 
         To withdraw what was offered and not taken is to let it lapse.
         """
-        now_ms = self._inputs.now_ms
-        turns = {}
-        for node, turn in cleared.turns.items():
+        now_ms, turns = self._inputs.now_ms, {}
+        for node, turn in last.turns.items():
             if turn.paused_until_ms > now_ms:
                 turns[node] = turn
             elif turn.offered_ms and node not in self._turns:
                 turns[node] = lapsed(turn, now_ms)
-        for taker in takers:
-            node = taker.published.node
-            turn = self._turns[node]
+        for node, turn in self._turns.items():
             if turn.paused_until_ms:
                 turns[node] = turn
-            elif self._waiting(cleared, taker, drawn):
+            elif self._waiting(lines.get(node, ())):
                 turns[node] = Turn(turn.offered_ms or now_ms, turn.lapses)
         return turns
 
@@ -435,26 +434,67 @@ class _Round:
             capacity = max(0, offer.capacity - sum(pinned[pin] for pin in stays))
             least = replace(offer, capacity=capacity)
             record = clear_window(least, self._inputs.own, customers, taking, left_out=left_out)
-            short = _beyond(record, pinned).keys() - stays
+            short = _beyond(_units(_lines_of(record)), pinned).keys() - stays
             if not short:
                 return record
             for node, need_id in short:
                 del taking[node][need_id]
 
 
-def clear_all(inputs: Inputs, room: SlotRoom) -> Outcome:
+def _units(lines: _Lines) -> dict[Pin, int]:
+    return {(line.customer, line.need): line.quantity for of in lines.values() for line in of}
+
+
+def _lines_of(record: ClearingRecord) -> _Lines:
+    """Return what a clearing grants, by customer; nothing of it is offered yet."""
+    lines: defaultdict[bytes, list[SlotAllocationRecord]] = defaultdict(list)
+    for (customer, need), (tier, units, price) in granted_by(record).items():
+        line = SlotAllocationRecord(
+            slot=record.slot.slot_id,
+            window=record.window,
+            customer=customer,
+            need=need,
+            tier=tier,
+            quantity=units,
+            price=price,
+            granted_ms=0,
+        )
+        lines[customer].append(line)
+    return lines
+
+
+def _divided(record: ClearingRecord, inputs: bytes) -> SlotDenominators:
+    """Return how a clearing divided its window, as a state says it."""
+    return SlotDenominators(
+        slot=record.slot.slot_id,
+        window=record.window,
+        kind=record.slot.kind,
+        rule=record.slot.rule,
+        capacity=record.capacity,
+        clearing=record.id,
+        inputs=inputs,
+        tiers=record.tiers,
+    )
+
+
+def _offered(line: SlotAllocationRecord, offered_ms: int) -> SlotAllocationRecord:
+    if line.granted_ms == offered_ms:
+        return line
+    return line.model_copy(update={"granted_ms": offered_ms})
+
+
+def clear_all(inputs: Inputs, last: TwoTierAllocationState, room: SlotRoom) -> Outcome:
     """Clear all windows that are ahead.
 
     Args:
         inputs: what the round follows from.
+        last: the state that was published before.
         room: what `inputs.free` has room for; it is used up.
     """
     slots = {slot.slot_id: slot for slot in inputs.own.commitment.slots}
     windows = windows_ahead(slots.values(), inputs.now_ms)
     bytes_max = CLEARINGS_BYTES_MAX // max(1, len(windows))
-    made, cleared = _Round(inputs, room), {}
+    made = _Round(inputs, last, room)
     for window, key in windows:
-        found = made.clear(slots[key[0]], window, bytes_max)
-        if found is not None:
-            cleared[key] = found
-    return Outcome(cleared, tuple(made.granted))
+        made.clear(slots[key[0]], window, bytes_max)
+    return made.outcome()

@@ -1,7 +1,7 @@
 """The functions of the allocation program: each calls a rule.
 
 They are given bytes and give bytes, so that they can be run again from their provenance. What was
-read or made last is remembered, so that a node does not parse what it has just written.
+read or made last is remembered, so that a node computes nothing twice in a round.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 from xsc.allocation.damping import factor_ppm
-from xsc.allocation.deciding import Granted, granted_of, state_after
-from xsc.allocation.gathered import from_bytes, granted_bytes, read_granted, to_bytes
+from xsc.allocation.deciding import state_after
+from xsc.allocation.gathered import from_bytes, to_bytes
 from xsc.allocation.granting import Inputs, Outcome, clear_all
 from xsc.allocation.ports import SlotRoom
 from xsc.space.limits import VALUE_BYTES_MAX
@@ -22,25 +22,31 @@ NOBODY: Final = -1
 """In the ring of damping: no computation yet."""
 Room = Callable[[Mapping[Kind, int], int], SlotRoom]
 """Returns what so much has room for, at a time."""
-T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
+_REMEMBERED: Final = 3
+"""A frame reads what is granted and the last state, and makes the next."""
 
 
-class _Last(Generic[T]):
-    """The bytes that were read or made last, and what they stand for."""
+class _Latest(Generic[K, V]):
+    """What was read or made last, by what it follows from."""
 
-    def __init__(self, read: Callable[[bytes], T]) -> None:
-        self._read = read
-        self._known: tuple[bytes, T] | None = None
+    def __init__(self, make: Callable[[K], V]) -> None:
+        self._make = make
+        self._known: tuple[tuple[K, V], ...] = ()
 
-    def note(self, raw: bytes, value: T) -> bytes:
-        self._known = raw, value
-        return raw
+    def note(self, key: K, value: V) -> K:
+        # A replay in another thread may note something else meanwhile.
+        self._known = ((key, value), *self._known[: _REMEMBERED - 1])
+        return key
 
-    def get(self, raw: bytes) -> T:
-        known = self._known  # a replay in another thread may note something else meanwhile
-        if known is None or known[0] != raw:
-            known = self._known = raw, self._read(raw)
-        return known[1]
+    def get(self, key: K) -> V:
+        for known, value in self._known:
+            if known == key:
+                return value
+        value = self._make(key)
+        self.note(key, value)
+        return value
 
 
 def _read_state(raw: bytes) -> TwoTierAllocationState:
@@ -58,24 +64,25 @@ class AllocationProgram:
 
     def __init__(self, room: Room) -> None:
         self._room = room
-        self._inputs = _Last[Inputs](from_bytes)
-        self._granted = _Last[Granted](read_granted)
-        self._outcomes = _Last[Outcome](self._clear)
-        self._states = _Last[TwoTierAllocationState](_read_state)
+        self._inputs = _Latest[bytes, Inputs](from_bytes)
+        self._outcomes = _Latest[tuple[bytes, bytes], Outcome](self._clear)
+        self._states = _Latest[bytes, TwoTierAllocationState](_read_state)
 
-    def gather(self, inputs: Inputs, outcome: Outcome) -> bytes:
+    def gather(self, inputs: Inputs, last: bytes, outcome: Outcome) -> bytes:
         """Return the bytes of what a round follows from, whose outcome is known by now."""
         gathered = self._inputs.note(to_bytes(inputs), inputs)
-        return self._outcomes.note(gathered, outcome)
+        self._outcomes.note((gathered, last), outcome)
+        return gathered
 
-    def clear(self, gathered: bytes) -> bytes:
-        """Clear the windows, and return what is granted."""
-        granted = granted_of(self._outcomes.get(gathered))
-        return self._granted.note(granted_bytes(granted), granted)
+    def clear(self, gathered: bytes, last: bytes) -> bytes:
+        """Clear the windows, and return what of a state is granted."""
+        granted = self._outcomes.get((gathered, last)).state
+        return self._states.note(granted.to_bytes(), granted)
 
-    def _clear(self, gathered: bytes) -> Outcome:
-        inputs = self._inputs.get(gathered)
-        return clear_all(inputs, self._room(inputs.free, inputs.now_ms))
+    def _clear(self, given: tuple[bytes, bytes]) -> Outcome:
+        inputs = self._inputs.get(given[0])
+        room = self._room(inputs.free, inputs.now_ms)
+        return clear_all(inputs, self.read_state(given[1]), room)
 
     def damping(self, over: Sequence[int]) -> int:
         """Return the factor of a ring of the last computations, in ppm."""
@@ -83,9 +90,8 @@ class AllocationProgram:
 
     def state(self, granted: bytes, last: bytes, damping: int, gathered: bytes) -> bytes:
         """Return the state that is published."""
-        before = self._states.get(last)
-        inputs, made = self._inputs.get(gathered), self._granted.get(granted)
-        state = state_after(inputs, made, before, damping)
+        before, made = self.read_state(last), self.read_state(granted)
+        state = state_after(self._inputs.get(gathered), made, before, damping)
         return self._states.note(state.to_bytes(), state)
 
     def read_state(self, raw: bytes) -> TwoTierAllocationState:

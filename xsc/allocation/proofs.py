@@ -36,6 +36,7 @@ from xsc.base.limits import (
     CLEARING_ASKED_MAX,
     CLEARING_DRAW,
     CONVERGED_LOOK_MS,
+    FALSE_CLEARING_BYTES_MAX,
     FALSE_CLEARINGS_MAX,
 )
 from xsc.identity.context import Context
@@ -269,7 +270,7 @@ class Proofs:
         if provider in self._false:
             return
         self._report(provider, "clearing")
-        if len(self._false) < FALSE_CLEARINGS_MAX:
-            proof = packed(self._context, signed.raw, named)
+        proof = packed(self._context, signed.raw, named)
+        if len(self._false) < FALSE_CLEARINGS_MAX and len(proof) <= FALSE_CLEARING_BYTES_MAX:
             self._rows.write([(_FALSE + provider, proof)], sync=False)
             self._false[provider] = signed.id

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
-from xsc.allocation.granting import Cleared, entitlements, until_ms
+from xsc.allocation.granting import entitlements, granted_by
 from xsc.allocation.matching import places
 from xsc.terms.clearing import ClearingRecord, SlotAllocationRecord, TwoTierAllocationState
 from xsc.terms.quote import Tier
@@ -70,7 +70,9 @@ def is_line_right(record: ClearingRecord, customer: bytes, tier: Tier) -> bool:
 
 def received(
     customer: bytes,
-    lines: Lines,
+    provider: bytes,
+    state: TwoTierAllocationState,
+    *,
     records: Mapping[bytes, ClearingRecord],
     needs: Mapping[bytes, NeedSlot],
     slots: Mapping[bytes, Mapping[bytes, AvailabilitySlot]],
@@ -79,37 +81,32 @@ def received(
 
     Args:
         customer: whose needs they are.
-        lines: of the provider's state.
-        records: of the provider, which it names, by id.
+        provider: whose state it is.
+        state: what it says.
+        records: of the provider, which its state names, by id.
         needs: of the customer, by id.
         slots: of the provider, by need that they match and id, as they are published.
     """
-    stated, found = {(customer, need_id): need for need_id, need in needs.items()}, []
-    for record_id, record in records.items():
-        for each in entitlements(Cleared(b"", record, record_id, {}), stated):
-            line = lines.get((each.slot, record.window, each.need))
-            slot = slots.get(each.need, {}).get(each.slot)
-            if line is None or slot is None:
-                continue
-            first, _ = places(record.window, slot.windows)
-            need = needs[each.need]
-            if (
-                (line.tier, line.quantity, line.price) == (each.tier, each.quantity, each.price)
-                and slot.kind == each.kind
-                and slot.windows[first : first + 1] == (record.window,)
-                and each.quantity <= min(need.most(each.provider), slot.quantity)
-                and each.price <= need.price_max
-            ):
-                granted_ms = line.granted_ms
-                found.append(
-                    replace(
-                        each,
-                        slot_quantity=slot.quantity,
-                        granted_ms=granted_ms,
-                        until_ms=until_ms(granted_ms, each.window),
-                    )
-                )
-    return found
+    mine = {(customer, need_id): need for need_id, need in needs.items()}
+    offered = {slot_id: slot for of in slots.values() for slot_id, slot in of.items()}
+    granted = {record_id: granted_by(record) for record_id, record in records.items()}
+
+    def is_right(each: Entitlement) -> bool:
+        record, need = records.get(each.clearing), needs[each.need]
+        if record is None or each.slot not in slots.get(each.need, ()):
+            return False
+        line, window = granted[each.clearing].get((customer, each.need)), record.window
+        first, _ = places(window, offered[each.slot].windows)
+        return (
+            line == (each.tier, each.quantity, each.price)
+            and (record.slot.slot_id, record.slot.kind) == (each.slot, each.kind)
+            and (each.opens_ms, each.closes_ms) == window
+            and offered[each.slot].windows[first : first + 1] == (window,)
+            and each.quantity <= min(need.most(provider), each.slot_quantity)
+            and each.price <= need.price_max
+        )
+
+    return [each for each in entitlements(provider, state, offered, mine) if is_right(each)]
 
 
 def still_received(before: Iterable[Entitlement], lines: Lines) -> list[Entitlement]:

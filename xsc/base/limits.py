@@ -606,6 +606,8 @@ OFFER_MS = 60_000
 OFFER_PAUSE_MS = 10 * 60_000
 """A customer that took no lease is offered nothing of the slot for so long; then twice as long."""
 OFFER_PAUSE_MS_MAX = 24 * 3_600_000
+OFFER_PAUSES_MAX = 1_000
+"""Pauses in one published state; of more, those that end first are forgotten."""
 OFFER_SETTLE_MS = 10_000
 """How long a customer waits at most for other providers before it takes what it is offered."""
 LOWER_MS = 2 * OFFER_MS
@@ -662,6 +664,8 @@ CLEARING_DRAW = 16
 """A customer recomputes one in so many of the clearings that grant it something."""
 FALSE_CLEARINGS_MAX = 16
 """Clearings that did not recompute and are kept as evidence, of one provider each."""
+FALSE_CLEARING_BYTES_MAX = 2 * MIB
+"""Of one of them with what it names. A larger one counts against its provider all the same."""
 GATHERED_BYTES_MAX = 16 * MIB
 """Of all that one round of the allocation follows from. Beyond it the program does not serve."""
 SPACE_EVIDENCE_BYTES_MAX = 24 * KIB

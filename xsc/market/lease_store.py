@@ -310,12 +310,19 @@ class LeaseStore:
     def drawn_steps(
         self, role: Role, now_ms: int, *, young: bool = False
     ) -> dict[EntitlementKey, int]:
-        """Return the same in steps of slots, rounded up."""
-        return {
-            key: ceil_div(level, LEASE_UNIT[kind])
-            for kind, levels in self._levels(role, now_ms, young=young).items()
-            for key, level in levels.items()
-        }
+        """Return the same in steps of slots.
+
+        What one customer has of a window is rounded up together: many small needs take no more.
+        """
+        found: dict[EntitlementKey, int] = {}
+        for kind, levels in self._levels(role, now_ms, young=young).items():
+            had = Counter[tuple[bytes, bytes, int, bytes]]()
+            for key, level in sorted(levels.items(), key=lambda item: (-item[1], item[0])):
+                customer = had[key[:4]]
+                had[key[:4]] += level
+                unit = LEASE_UNIT[kind]
+                found[key] = ceil_div(customer + level, unit) - ceil_div(customer, unit)
+        return found
 
     def counts_for(self, entry: LeaseEntry) -> EntitlementKey:
         """Return what a lease counts for in clearings."""

@@ -9,7 +9,7 @@ from xsc.programs.functions import Function
 
 ALLOCATION: Final = b"""
 id = "allocation"
-version = "1"
+version = "2"
 description = "What this node grants of its slots, from what it and its peers have published."
 debounce_ms = 0
 
@@ -39,7 +39,7 @@ output = "damping"
 
 [computations.clear]
 function = "allocation.clear"
-inputs = { gathered = "gathered" }
+inputs = { gathered = "gathered", last = "last" }
 outputs.granted = { memory = true }
 
 [computations.swing]
@@ -64,13 +64,13 @@ def allocation_functions(rules: AllocationProgram) -> tuple[Function, ...]:
     return (
         Function(
             "allocation.clear",
-            1,
-            {"gathered": "bytes"},
+            2,
+            {"gathered": "bytes", "last": "bytes"},
             "bytes",
-            lambda _, gathered: rules.clear(gathered),
+            lambda _, gathered, last: rules.clear(gathered, last),
         ),
         Function(
             "allocation.damping", 1, {"over": "[i32]"}, "i32", lambda _, over: rules.damping(over)
         ),
-        Function("allocation.state", 1, params, "bytes", state),
+        Function("allocation.state", 2, params, "bytes", state),
     )

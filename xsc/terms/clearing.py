@@ -25,13 +25,14 @@ from xsc.base.limits import (
     DAMPING_HISTORY_MAX,
     KIB,
     NEEDS_MAX,
+    OFFER_PAUSES_MAX,
     PEERS_MAX,
     PPM,
     SPACE_EVIDENCE_BYTES_MAX,
 )
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.quote import Kind, SlotId, Tier
-from xsc.terms.slot import AvailabilitySlot, DivisionRule, Steps
+from xsc.terms.slot import AvailabilitySlot, DivisionRule, Steps, Window
 
 _Number = Annotated[bytes, Field(max_length=64)]
 Ratio: TypeAlias = tuple[_Number, _Number]
@@ -206,7 +207,12 @@ class SlotAllocationRecord(Record):
     quantity: Steps
     price: Count
     granted_ms: Count
-    """When it was offered last: it lapses, and costs nothing before a lease is signed."""
+    """When it was offered last; 0 where nothing is left to take, or its customer is paused."""
+
+    @property
+    def key(self) -> tuple[bytes, Window, bytes, bytes]:
+        """What names it in a state."""
+        return self.slot, self.window, self.customer, self.need
 
 
 class SlotDenominators(Record):
@@ -221,6 +227,8 @@ class SlotDenominators(Record):
     capacity: Count
     clearing: Id32
     """Id of the clearing record."""
+    inputs: Id32
+    """Hash of what decided it: while that is the same, the provider does not clear it again."""
     tiers: Annotated[tuple[TierLine, ...], Field(min_length=3, max_length=3)]
 
 
@@ -255,6 +263,11 @@ class TwoTierAllocationState(Record):
         tuple[tuple[Id32, Kind, Count], ...], Field(max_length=2 * PEERS_MAX)
     ] = ()
     """By rising id and kind: steps over all windows, as the sum of `slot_allocations`."""
+    pauses: Annotated[
+        tuple[tuple[SlotId, Count, Id32, Count, Count], ...], Field(max_length=OFFER_PAUSES_MAX)
+    ] = ()
+    """By rising slot, start of its window and customer: how often in a row that let an offer lapse,
+    and until when it is offered nothing more."""
     mr_values: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
     """By rising ids: mutual recognition above 0, in ppm."""
     damping_factor: Annotated[int, Field(ge=0, le=PPM)] = PPM
@@ -276,7 +289,7 @@ class TwoTierAllocationState(Record):
         cleared = [(slot.slot, slot.window) for slot in self.slot_denominators]
         if any(one >= other for one, other in pairwise(cleared)):
             raise ValueError("the slots and windows do not rise")
-        lines = [(x.slot, x.window, x.customer, x.need) for x in self.slot_allocations]
+        lines = [line.key for line in self.slot_allocations]
         if any(one >= other for one, other in pairwise(lines)):
             raise ValueError("the allocations do not rise")
         given: defaultdict[tuple[bytes, tuple[int, int]], int] = defaultdict(int)
@@ -290,4 +303,6 @@ class TwoTierAllocationState(Record):
                 raise ValueError("more is allocated than was divided")
         if any(one[0] >= other[0] for one, other in pairwise(self.mr_values)):
             raise ValueError("the recognised peers do not rise")
+        if any(one[:3] >= other[:3] for one, other in pairwise(self.pauses)):
+            raise ValueError("the pauses do not rise")
         return self

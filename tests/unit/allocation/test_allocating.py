@@ -27,6 +27,8 @@ from xsc.base.limits import (
     CLEARINGS_BYTES_MAX,
     CLEARINGS_KEPT_MAX,
     CONVERGED_LOOK_MS,
+    OFFER_MS,
+    OFFER_PAUSE_MS,
     PPM,
     ROUND_REST,
     SLOTS_MAX,
@@ -114,7 +116,7 @@ class Direct:
         self.rules = rules
 
     def run(self, given):
-        granted = self.rules.clear(given["gathered"])
+        granted = self.rules.clear(given["gathered"], given["last"])
         damping = self.rules.damping(given["over"])
         return {"state": self.rules.state(granted, given["last"], damping, given["gathered"])}
 
@@ -291,6 +293,42 @@ async def test_a_full_space_leaves_what_is_granted_and_stops_no_start(
     assert provider.quantities() == [20]
 
 
+async def test_a_restart_knows_from_the_state_who_is_paused(provider, bob, alice, network):
+    await provider.needs(bob, need_of(10))
+    await provider.allocator.allocate()
+    provider.pass_ms(OFFER_MS)
+    await provider.allocator.allocate()
+    assert provider.quantities() == []
+    (pause,) = provider.allocator.state.pauses
+    assert pause[2:] == (bob.node_id, 1, provider.clock.now_ms() + OFFER_PAUSE_MS)
+    again = Allocating(alice, network, bob, db=provider.db)
+    again.clock.advance_to(pause[-1] - 1)
+    await again.allocator.allocate()
+    assert again.quantities() == []
+    again.pass_ms(1)
+    await again.allocator.allocate()
+    assert again.quantities() == [10]
+    again.take()
+    await again.allocator.allocate()
+    assert again.allocator.state.pauses == (), "who takes a lease begins anew"
+
+
+async def test_where_a_power_loss_took_a_record_its_window_is_cleared_anew(
+    provider, bob, alice, network
+):
+    await provider.needs(bob, need_of(10))
+    await provider.allocator.allocate()
+    (before,) = provider.allocator.present()
+    await provider.space.rm(UserSpacePaths.clearing(before.id))
+    again = Allocating(alice, network, bob, db=provider.db)
+    assert again.quantities() == []
+    again.pass_ms(1)
+    await again.allocator.allocate()
+    assert again.quantities() == [10]
+    (present,) = again.allocator.present()
+    assert present.id != before.id
+
+
 def test_the_records_of_all_windows_fit_the_own_space():
     assert CLEARINGS_BYTES_MAX <= tables.OWNER_BYTES_MAX // 2
     assert CLEARINGS_BYTES_MAX // CLEARING_VALUE_BYTES <= RECORDS_MAX * 9 // 10
@@ -317,12 +355,11 @@ def test_the_records_of_all_windows_fit_the_own_space():
             pinned={},
             credit={},
             free={},
-            before={},
             is_pending=False,
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(granting, "admitted", admitted)
-            clear_all(inputs, Plenty())
+            clear_all(inputs, TwoTierAllocationState(), Plenty())
         assert len(asked) == count
         assert sum(asked) <= CLEARINGS_BYTES_MAX
 
@@ -433,6 +470,7 @@ def state_of(slot, customer, need, quantity):
                 rule=slot.rule,
                 capacity=slot.quantity,
                 clearing=bytes(32),
+                inputs=bytes(32),
                 tiers=tiers,
             ),
         ),

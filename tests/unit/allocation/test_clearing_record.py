@@ -358,12 +358,14 @@ def a_state(slots, allocations, peers):
                 rule="weighted-uniform",
                 capacity=2**60,
                 clearing=bytes(32),
+                inputs=bytes(32),
                 tiers=lines,
             )
             for window in windows
         ),
         slot_allocations=granted,
         recipient_totals=tuple(sorted((*of, total) for of, total in totals.items())),
+        pauses=tuple((bytes(16), 2**50, node, 99, 2**41) for node in nodes),
         mr_values=tuple((node, 10_000) for node in nodes),
         damping_history=((5, NOW_MS),),
         converged=True,
@@ -400,6 +402,7 @@ def test_a_state_that_does_not_add_up_is_refused():
         ("slot_denominators", value["slot_denominators"][:1]),
         ("slot_denominators", value["slot_denominators"][::-1]),
         ("mr_values", value["mr_values"][::-1]),
+        ("pauses", value["pauses"][::-1]),
     ):
         with pytest.raises(RecordInvalid):
             TwoTierAllocationState.from_value({**value, name: wrong})

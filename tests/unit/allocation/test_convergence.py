@@ -74,6 +74,7 @@ def test_what_is_published_is_what_is_compared():
         rule="proportional",
         capacity=10,
         clearing=bytes(32),
+        inputs=bytes(32),
         tiers=lines,
     )
     shares = shares_of([cleared])

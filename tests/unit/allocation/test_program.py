@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.allocation.test_allocating import SLOT, Allocating, Plenty, need_of
-from xsc.allocation.deciding import Granted
-from xsc.allocation.gathered import granted_bytes, parts_of
+from xsc.allocation.gathered import parts_of
 from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.base.clock import InlineExecutor
 from xsc.identity.keys import KeyPair
@@ -23,7 +22,7 @@ from xsc.programs.served import ServedProgram
 from xsc.programs.why import Why, replay, steps_of
 from xsc.space import table as tables
 from xsc.space.paths import UserSpacePaths
-from xsc.terms.clearing import TwoTierAllocationState
+from xsc.terms.clearing import TwoTierAllocationState, recipient_totals
 from xsc.terms.slot import Commitment
 
 STATE = UserSpacePaths.ALLOCATION_STATE
@@ -125,9 +124,9 @@ async def test_where_the_program_fails_nothing_is_granted_and_that_is_said_once(
 
 async def test_with_a_program_that_grants_nobody_nobody_is_granted(node, peers, monkeypatch):
     rules = node.allocator.rules
-    nobody = granted_bytes(Granted((), ()))
+    nobody = TwoTierAllocationState().to_bytes()
     with monkeypatch.context() as mean:
-        mean.setattr(rules, "clear", lambda _: nobody)
+        mean.setattr(rules, "clear", lambda *_: nobody)
         await play(node, *peers)
         assert node.quantities() == []
         assert node.allocator.present() == []
@@ -261,13 +260,17 @@ async def test_an_outcome_that_does_not_follow_from_what_was_gathered_is_found(
 ):
     rules = node.allocator.rules
 
-    def unfair(inputs, outcome):
-        first, *_ = outcome.granted
-        return type(rules).gather(rules, inputs, replace(outcome, granted=(first,)))
+    def unfair(inputs, last, outcome):
+        (line,), slots = outcome.state.slot_allocations[:1], outcome.state.slot_denominators
+        alone = {"slot_allocations": (line,), "recipient_totals": recipient_totals(slots, [line])}
+        state = outcome.state.model_copy(update=alone)
+        return type(rules).gather(rules, inputs, last, replace(outcome, state=state))
 
     with monkeypatch.context() as lying:
-        lying.setattr(rules, "gather", unfair)
         await play(node, *peers)
+        lying.setattr(rules, "gather", unfair)
+        await node.needs(peers[0], need_of(5, 9))
+        await node.allocator.allocate()
     root = await node.why(replayed=True)
     assert root.verified
     wrong = [one for one in steps_of(root) if one.replayed is False]

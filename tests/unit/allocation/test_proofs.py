@@ -192,6 +192,17 @@ async def test_a_false_clearing_is_kept_as_evidence_that_anybody_can_check(made,
     assert checking.reports == [(NODE, "clearing")], "one proves the point"
 
 
+async def test_evidence_that_is_too_large_is_counted_and_not_kept(made, network, both, monkeypatch):
+    false = false_of(made, network, price=7)
+    size = len((await checked(false, network, both)).proofs.evidence(NODE))
+    for bound, kept in ((size, {NODE: false.id}), (size - 1, {})):
+        monkeypatch.setattr("xsc.allocation.proofs.FALSE_CLEARING_BYTES_MAX", bound)
+        checking = await checked(false, network, both)
+        assert checking.proofs.false_clearings() == kept
+        assert checking.reports == [(NODE, "clearing")]
+        assert checking.proofs.of(NODE) == {}
+
+
 async def test_what_is_not_here_of_what_a_record_names_its_provider_gives(made, network, both):
     own, other = both
     asked = [*own.named.values(), *other.named.values()]

@@ -85,6 +85,7 @@ def test_a_line_counts_only_as_the_slot_the_need_and_the_checked_record_have_it(
                     rule=offered.rule,
                     capacity=100,
                     clearing=signed.id,
+                    inputs=bytes(32),
                     tiers=record.tiers,
                 ),
             ),
@@ -95,7 +96,14 @@ def test_a_line_counts_only_as_the_slot_the_need_and_the_checked_record_have_it(
         lines = lines_for(customer.node_id, state, needs)
         assert clearings_of(lines, state) == ({signed.id} if lines else set())
         matching = {asked.slot_id: {each.slot_id: each for each in slots}}
-        return received(customer.node_id, lines, records, needs, matching)
+        return received(
+            customer.node_id,
+            provider.node_id,
+            state,
+            records=records,
+            needs=needs,
+            slots=matching,
+        )
 
     (entitlement,) = taken()
     assert still_received([entitlement], {}) == []

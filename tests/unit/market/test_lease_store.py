@@ -16,7 +16,7 @@ from xsc.market.account import Booking
 from xsc.market.lease import worth
 from xsc.market.lease_store import LeaseStore
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Quote
+from xsc.terms.quote import Draw, Quote
 
 KEY, NET = KeyPair(b"\1" * 32), network_id("test")
 QUOTE = Quote(
@@ -35,13 +35,13 @@ QUOTE = Quote(
 )
 
 
-def lease(number):
+def lease(number, draw=None):
     request = LeaseRequest(
         lease_id=bytes([number]) * 32,
         provider=b"p" * 32,
         customer=b"c" * 32,
         kind="storage",
-        quote=sign(QUOTE, KEY, NET).raw,
+        quote=sign(QUOTE.model_copy(update={"draw": draw}), KEY, NET).raw,
         quantity=10,
         quantity_min=5,
         price=3,
@@ -84,6 +84,18 @@ async def test_both_roles_come_back_with_everything(state):
     assert (mine.peer, theirs.peer) == (b"p" * 32, b"c" * 32)
     assert [entry.role for entry in again.all("provider")] == ["provider"]
     assert again.get("provider", b"\2" * 32) is None
+
+
+def test_small_needs_of_one_customer_are_rounded_up_together(state):
+    """Each took a step of 64 MiB of what is cleared, for some bytes."""
+    store = store_on(state)
+    for number in range(1, 10):
+        draw = Draw(slot=b"s" * 16, start_ms=0, end_ms=100, need=bytes([number]) * 16)
+        store.add([store.entry_of("provider", lease(number, draw), 1)])
+    assert set(store.drawn("provider", 5).values()) == {7}
+    drawn = store.drawn_steps("provider", 5)
+    assert len(drawn) == 9
+    assert sum(drawn.values()) == 1
 
 
 def test_of_what_is_forgotten_only_what_it_came_to_is_kept(state):
