@@ -23,7 +23,6 @@ from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.allocation.proofs import Proofs, packed
 from xsc.allocation.receiving import clearings_of, lines_for, received, still_received
-from xsc.allocation.recognition import read_weights
 from xsc.allocation.records import Records
 from xsc.base.clock import event_within
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
@@ -44,10 +43,9 @@ from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change, Entry
-from xsc.terms.clearing import ClearingRecord, SpaceValue, TwoTierAllocationState
+from xsc.terms.clearing import ClearingRecord, TwoTierAllocationState
 from xsc.terms.slot import Commitment, Entitlement, NeedSlot
 
-_NOTHING: Final = SpaceValue(record=b"", value=b"")
 _LOOKED_AT: Final = frozenset(
     {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
 )
@@ -87,9 +85,7 @@ class Allocator:
         self._is_up = is_up
         self._on_offered = on_offered
         self._held = held
-        self._changed: set[bytes] = set()
-        self._parsed: dict[bytes, Published] = {}
-        """What this node and known peers have published, read once."""
+        self._heard = commitments.heard
         self._present: dict[bytes, Signed[ClearingRecord]] = {}
         """The clearing records that the state names, by id."""
         self._granted: tuple[Entitlement, ...] = ()
@@ -101,7 +97,6 @@ class Allocator:
         self._fails = False
         self._decided: frozenset[bytes] = frozenset()
         """From what the windows were cleared of which the program made the present state."""
-        self._states: dict[bytes, TwoTierAllocationState] = {}
         self._received_of: dict[bytes, list[Entitlement]] = {}
         """By provider: it holds while what its next state says is checked."""
         self._asked: dict[bytes, set[bytes]] = {}
@@ -116,9 +111,9 @@ class Allocator:
             context,
             state=state,
             read=read,
-            published=self._parsed.get,
+            published=self._heard.of,
             once=once,
-            told=self._wake,
+            told=lambda _: self.wake(),
             report=report,
         )
         self._answer_ms: int | None = None
@@ -127,7 +122,7 @@ class Allocator:
         self._woken = asyncio.Event()
         space.register_schema(UserSpacePaths.ALLOCATION_STATE, _check_state)
         space.on_change(self._space_changed)
-        commitments.on_change(self._wake)
+        commitments.on_change(lambda _: self.wake())
 
     # What the market asks
 
@@ -165,7 +160,8 @@ class Allocator:
 
     def states(self) -> Mapping[bytes, TwoTierAllocationState]:
         """Return the published states of other nodes, as far as they are here."""
-        return self._states
+        states = {node: self._heard.state_of(node) for node in self._peers.peers()}
+        return {node: state for node, state in states.items() if state is not None}
 
     def present(self) -> list[Signed[ClearingRecord]]:
         """Return the clearings that hold now, by slot and window."""
@@ -197,7 +193,7 @@ class Allocator:
         """Return the providers of all clearings that are kept here or named by a state."""
         found = {
             slot.clearing: provider
-            for provider, state in self._states.items()
+            for provider, state in self.states().items()
             for slot in state.slot_denominators
         }
         return found | dict.fromkeys(self.records.ids(), self._node)
@@ -220,7 +216,7 @@ class Allocator:
         """
         self.records.start()
         self.proofs.start()
-        raw = self._raw_state_of(self._node) or b""
+        raw = self._heard.raw_state_of(self._node) or b""
         named = self._named_by(raw)
         try:
             self._grant(raw, {each: self.records.opened(each) for each in named})
@@ -230,7 +226,6 @@ class Allocator:
             raise StoreDamaged(f"a kept clearing cannot be read: {fault.message}") from fault
         self._decided = frozenset(each.inputs for each in self._state.slot_denominators)
         self._began_ms = self._clock.now_ms()
-        self._changed.update(self._peers.peers(), {self._node})
 
     def _named_by(self, raw: bytes) -> list[bytes]:
         """Return the clearings of a state of this node, by slot and window."""
@@ -239,12 +234,12 @@ class Allocator:
     def _grant(self, raw: bytes, records: dict[bytes, Signed[ClearingRecord]]) -> None:
         """Grant what a state says that is on the disk with its records."""
         state = self.rules.read_state(raw)
-        slots = {slot.slot_id: slot for slot in self._published(self._node).commitment.slots}
+        slots = {slot.slot_id: slot for slot in self._heard.of(self._node).commitment.slots}
         needs = {
             (node, need.slot_id): need
             for node in {line.customer for line in state.slot_allocations}
             & set(self._peers.peers())
-            for need in self._published(node).commitment.needs
+            for need in self._heard.of(node).commitment.needs
         }
         self._granted = tuple(entitlements(self._node, state, slots, needs))
         self._state, self._raw, self._present = state, raw, records
@@ -283,28 +278,22 @@ class Allocator:
             pause_ms = min(pause_ms, max(ALLOCATION_DEBOUNCE_MS, self._answer_ms - now_ms))
         return pause_ms
 
-    def _wake(self, node: bytes) -> None:
-        self._changed.add(node)
-        self._woken.set()
-
     def wake(self) -> None:
-        """Look at everything again: who is known, recognised or blocked has changed."""
-        self._changed.update(self._peers.peers(), self._states, self._parsed, {self._node})
+        """Look at everything again: what somebody published, or who is known, has changed."""
         self._woken.set()
 
     def _space_changed(self, change: Change) -> None:
         if change.path in _LOOKED_AT and not (
             change.owner == self._node and change.path == UserSpacePaths.ALLOCATION_STATE
         ):
-            self._wake(change.owner)
+            self.wake()
 
     # One round
 
     async def allocate(self) -> None:
         """Clear what changed, publish it, and answer what others offer."""
         self._woken.clear()
-        changed, self._changed = self._changed, set()
-        await self._gather(changed)
+        await self._gather()
         full = False
         for step in (self._clear, self._accept):
             try:
@@ -316,57 +305,21 @@ class Allocator:
                 full = True
         self._full = full
 
-    async def _gather(self, changed: set[bytes]) -> None:
-        """Read again what changed nodes have published."""
+    async def _gather(self) -> None:
+        """Read what nodes have published."""
         if (wanted := self.prefixes()) != self._followed:
             self._followed = wanted
             self._follow()
-        known = set(self._peers.peers())
-        if self._node in changed:
-            # The own recognition can have changed, and with it the standing of all.
-            changed = changed | known
-        for node in changed - {self._node}:
-            self._states.pop(node, None)
-            if node not in known:
-                self._parsed.pop(node, None)
-                continue
-            is_new = node not in self._parsed
-            self._published(node)
-            if (raw := self._raw_state_of(node)) is not None:
-                self._states[node] = _read_state(raw)
-            if is_new:
-                await asyncio.sleep(0)  # each may need reading, and there may be many
-
-    def _value(self, path: str, node: bytes) -> SpaceValue | None:
-        try:
-            entry = self._space.get(path, node)
-        except NotFound:
-            return None
-        if entry.value is None:
-            return None
-        return SpaceValue(record=entry.signed.raw, value=entry.value)
-
-    def _published(self, node: bytes) -> Published:
-        """Return what a node has published, as far as it is here."""
-        commitment = self._value(UserSpacePaths.COMMITMENT, node) or _NOTHING
-        recognition = self._value(UserSpacePaths.RECOGNITION, node)
-        known = self._parsed.get(node)
-        if known and (known.commitment_value, known.recognition_value) == (commitment, recognition):
-            return known
-        weights = {} if recognition is None else read_weights(node, recognition.value)
-        said = Commitment.read(commitment.value) if commitment.value else Commitment()
-        found = self._parsed[node] = Published(node, said, commitment, weights, recognition)
-        return found
+        peers = self._peers.peers()
+        self._heard.keep({*peers, self._node})
+        for node in peers:
+            if not self._heard.knows(node):
+                self._heard.of(node), self._heard.state_of(node)
+                await asyncio.sleep(0)  # there may be many
 
     def _others(self) -> list[Published]:
         """Return what known peers have published, by rising id."""
-        return [each for node, each in sorted(self._parsed.items()) if node != self._node]
-
-    def _raw_state_of(self, node: bytes) -> bytes | None:
-        try:
-            return self._space.get(UserSpacePaths.ALLOCATION_STATE, node).value
-        except NotFound:
-            return None
+        return [self._heard.of(node) for node in sorted(self._peers.peers())]
 
     async def _clear(self) -> None:
         inputs = self._inputs()
@@ -417,7 +370,7 @@ class Allocator:
 
     def _inputs(self) -> Inputs:
         """Gather what the round follows from."""
-        own, others = self._published(self._node), self._others()
+        own, others = self._heard.of(self._node), self._others()
         kinds = {slot.kind for slot in own.commitment.slots}
         takers = {
             other.node: other
@@ -433,7 +386,7 @@ class Allocator:
             pinned=self._market.pinned(),
             credit={node: self._market.credit_micro(node, takers) for node in takers},
             free=self._market.free(),
-            is_pending=bool(self._changed),
+            is_pending=self._woken.is_set(),
         )
 
     async def _publish(self, inputs: Inputs, outcome: Outcome, raw: bytes) -> None:
@@ -485,12 +438,12 @@ class Allocator:
         needs = {need.slot_id: need for need in own.needs}
         self._receive(needs)
         received = self._received
-        mine = self._published(self._node)
+        mine = self._heard.of(self._node)
         held = self._held()
         capped = {node for each in own.needs for node, _ in each.caps if self._is_up(node)}
         capped |= {node for _, node in held}
         ranks = {
-            provider: standing(mine, self._published(provider))
+            provider: standing(mine, self._heard.of(provider))
             for provider in capped | {each.provider for each in received}
         }
         now_ms = self._clock.now_ms()
@@ -533,7 +486,7 @@ class Allocator:
 
     def _receive(self, needs: Mapping[bytes, NeedSlot]) -> None:
         """Take of what others say that they grant what their checked records have."""
-        own = self._published(self._node)
+        own = self._heard.of(self._node)
         before, self._received_of = self._received_of, {}
         self._asked = {}
         for other in self._others():
@@ -553,7 +506,7 @@ class Allocator:
             for need_id in needs:
                 if slots[need_id]:
                     self._asked.setdefault(need_id, set()).add(provider)
-            if (state := self._states.get(provider)) is None:
+            if (state := self._heard.state_of(provider)) is None:
                 continue
             lines = lines_for(self._node, state, needs)
             if self.proofs.want(provider, clearings_of(lines, state)):
@@ -573,9 +526,5 @@ class Allocator:
         self._on_offered()
 
 
-def _read_state(value: bytes) -> TwoTierAllocationState:
-    return TwoTierAllocationState.from_bytes(value, size_max=VALUE_BYTES_MAX)
-
-
 def _check_state(_owner: bytes, value: bytes) -> None:
-    _read_state(value)
+    TwoTierAllocationState.from_bytes(value, size_max=VALUE_BYTES_MAX)

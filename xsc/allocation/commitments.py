@@ -22,11 +22,12 @@ from xsc.allocation.declaring import (
     with_slot,
     without,
 )
+from xsc.allocation.heard import Heard
 from xsc.allocation.standing import Wanted, standing_slot, with_standing, with_standing_need
 from xsc.allocation.windows import DAY_MS
 from xsc.allocation.zones import offsets_of
 from xsc.base.clock import event_within
-from xsc.base.errors import ArgumentInvalid, NotFound, SpaceExhausted, TooLarge, XscError
+from xsc.base.errors import ArgumentInvalid, SpaceExhausted, TooLarge, XscError
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     NEED_INTERVAL_MS,
@@ -94,8 +95,8 @@ class Commitments:
         self._own = Commitment()
         self._write: asyncio.Future[None] | None = None
         """The last write."""
-        self._known: dict[bytes, tuple[bytes, Commitment]] = {}
-        """Of each node: the hash of the value, and what it says."""
+        self.heard = Heard(space)
+        """What all nodes have published."""
         self._told: list[Callable[[bytes], None]] = []
         space.register_schema(_PATH, lambda _, value: Commitment.read(value))
         space.on_change(self._changed)
@@ -106,7 +107,7 @@ class Commitments:
         Raises:
             RecordInvalid: what is there is none.
         """
-        self._own = self._stored(self._node)
+        self._own = self.heard.of(self._node).commitment
 
     def on_change(self, told: Callable[[bytes], None]) -> None:
         """Call a function with each node, this one included, whose commitment changed."""
@@ -119,20 +120,7 @@ class Commitments:
 
     def of(self, node: bytes) -> Commitment:
         """Return what a node offers and needs, as far as that is here."""
-        return self._own if node == self._node else self._stored(node)
-
-    def _stored(self, node: bytes) -> Commitment:
-        try:
-            entry = self._space.get(_PATH, node)
-        except NotFound:
-            self._known.pop(node, None)
-            return Commitment()
-        digest = entry.signed.record.digest
-        if digest is None or entry.value is None:
-            return Commitment()
-        if node not in self._known or self._known[node][0] != digest:
-            self._known[node] = (digest, Commitment.read(entry.value))
-        return self._known[node][1]
+        return self._own if node == self._node else self.heard.of(node).commitment
 
     async def offer(self, kind: Kind, said: Statement) -> bytes:
         """Publish a new slot and return its id, once it is on the disk.
@@ -220,7 +208,7 @@ class Commitments:
                 return await asyncio.shield(write)
             except XscError:
                 if self._write in (write, None):
-                    self._own, self._write = self._stored(self._node), None
+                    self._own, self._write = self.heard.of(self._node).commitment, None
                     raise
                 write = self._write
 
@@ -228,7 +216,7 @@ class Commitments:
         if change.path != _PATH:
             return
         if change.owner == self._node and (self._write is None or self._write.done()):
-            self._own = self._stored(self._node)  # `xsc space put` wrote it
+            self._own = self.heard.of(self._node).commitment  # `xsc space put` wrote it
         for told in self._told:
             told(change.owner)
 

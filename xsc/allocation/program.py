@@ -13,8 +13,8 @@ from xsc.allocation.damping import factor_ppm
 from xsc.allocation.deciding import state_after
 from xsc.allocation.gathered import from_bytes, to_bytes
 from xsc.allocation.granting import Inputs, Outcome, clear_all
+from xsc.allocation.heard import read_state
 from xsc.allocation.ports import SlotRoom
-from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import Kind
 
@@ -49,12 +49,6 @@ class _Latest(Generic[K, V]):
         return value
 
 
-def _read_state(raw: bytes) -> TwoTierAllocationState:
-    if not raw:
-        return TwoTierAllocationState()
-    return TwoTierAllocationState.from_bytes(raw, size_max=VALUE_BYTES_MAX)
-
-
 class AllocationProgram:
     """What the computations of one node's allocation program call.
 
@@ -66,7 +60,7 @@ class AllocationProgram:
         self._room = room
         self._inputs = _Latest[bytes, Inputs](from_bytes)
         self._outcomes = _Latest[tuple[bytes, bytes], Outcome](self._clear)
-        self._states = _Latest[bytes, TwoTierAllocationState](_read_state)
+        self._states = _Latest[bytes, TwoTierAllocationState](read_state)
 
     def gather(self, inputs: Inputs, last: bytes, outcome: Outcome) -> bytes:
         """Return the bytes of what a round follows from, whose outcome is known by now."""

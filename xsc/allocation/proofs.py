@@ -74,7 +74,7 @@ class Proofs:
         *,
         state: KeyValue,
         read: Callable[[bytes, str], Awaitable[Entry]],
-        published: Callable[[bytes], Published | None],
+        published: Callable[[bytes], Published],
         once: Callable[[str, Callable[[], Awaitable[None]]], None],
         told: Callable[[bytes], None],
         report: Callable[[bytes, str], None],
@@ -195,7 +195,7 @@ class Proofs:
         signed = await self._record(provider, record_id)
         own = self._context.key.node_id
         here, there = self._published(own), self._published(provider)
-        tier = "open" if here is None or there is None else standing(there, here)[0]
+        tier = standing(there, here)[0]
         if self._is_drawn(record_id) or not is_line_right(signed.record, own, tier):
             await self._recompute(signed)
         return own_part(signed.record, own)
@@ -251,8 +251,7 @@ class Proofs:
         """Return what a record names: mostly what its customers still publish, which is here."""
         here: dict[bytes, SpaceValue] = {}
         for node in (record.provider, *(each.customer for each in record.participants)):
-            published = self._published(node)
-            here |= {} if published is None else published.named
+            here |= self._published(node).named
         found = []
         for name in sorted(record.names):
             value = here.get(name)

@@ -11,7 +11,7 @@ from tests.settle import settle
 from tests.unit.allocation.clearings import NOW_MS, cleared, key, need, published, slot
 from tests.unit.allocation.fakes import Memory
 from tests.unit.allocation.test_commitments import Lines
-from xsc.allocation.clearing_record import Offer
+from xsc.allocation.clearing_record import Offer, Published
 from xsc.allocation.proofs import Proofs
 from xsc.allocation.receiving import own_part
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
@@ -26,6 +26,7 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.node.offline.verify import verify_file
 from xsc.space.paths import UserSpacePaths
+from xsc.terms.clearing import SpaceValue
 from xsc.terms.slot import Commitment
 
 PROVIDER, CUSTOMER = key(1), key(2)
@@ -61,11 +62,15 @@ class Checking:
             self.context,
             state=self.state,
             read=self.read,
-            published=self.here.get,
+            published=self.published,
             once=self.once,
             told=self.told.append,
             report=lambda peer, what: self.reports.append((peer, what)),
         )
+
+    def published(self, node):
+        nothing = SpaceValue(record=b"", value=b"")
+        return self.here.get(node, Published(node, Commitment(), nothing))
 
     async def read(self, owner, path):
         self.reads.append(path)
