@@ -232,7 +232,7 @@ class Allocator:
         return [each.clearing for each in self.rules.read_state(raw).slot_denominators]
 
     def _grant(self, raw: bytes, records: dict[bytes, Signed[ClearingRecord]]) -> None:
-        """Grant what a state says that is on the disk with its records."""
+        """Grant what a state says that is on the disk, as far as its records are."""
         state = self.rules.read_state(raw)
         slots = {slot.slot_id: slot for slot in self._heard.of(self._node).commitment.slots}
         needs = {
@@ -241,7 +241,8 @@ class Allocator:
             & set(self._peers.peers())
             for need in self._heard.of(node).commitment.needs
         }
-        self._granted = tuple(entitlements(self._node, state, slots, needs))
+        named = entitlements(self._node, state, slots, needs)
+        self._granted = tuple(each for each in named if each.clearing in records)
         self._state, self._raw, self._present = state, raw, records
 
     async def run(self) -> None:
@@ -404,7 +405,7 @@ class Allocator:
         await self._put(values | {UserSpacePaths.ALLOCATION_STATE: raw})
         self.records.wrote(names)
         known = self._present | made
-        self._grant(raw, {each: known[each] for each in named})
+        self._grant(raw, {each: known[each] for each in named if each in known})
         for each in self._granted:
             if each.clearing in made:
                 self._log.info(

@@ -139,6 +139,24 @@ async def test_with_a_program_that_grants_nobody_nobody_is_granted(node, peers, 
     assert 3 in node.quantities()
 
 
+async def test_a_program_that_names_a_clearing_that_there_is_not_grants_nothing_of_it(
+    node, peers, monkeypatch
+):
+    rules = node.allocator.rules
+
+    def made_up(*given):
+        raw = type(rules).state(rules, *given)
+        said = TwoTierAllocationState.from_bytes(raw, size_max=VALUE_BYTES_MAX)
+        slots = [each.model_copy(update={"clearing": bytes(32)}) for each in said.slot_denominators]
+        return said.model_copy(update={"slot_denominators": tuple(slots)}).to_bytes()
+
+    with monkeypatch.context() as lying:
+        lying.setattr(rules, "state", made_up)
+        await play(node, *peers)
+        assert node.allocator.state.slot_allocations
+        assert node.quantities() == []
+
+
 async def test_a_frame_that_cannot_be_written_did_not_happen(node, peers, monkeypatch):
     await play(node, *peers)
     before = node.program.results()
