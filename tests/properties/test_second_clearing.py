@@ -16,11 +16,11 @@ from tests.independent import clearing as second
 from tests.strategies import vectors
 from xsc.allocation.clearing import Bid, SlotTerms, clear, salt_of
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.granting import Inputs, clear_all
+from xsc.allocation.granting import Inputs, clear_all, entitlements
 from xsc.allocation.tiers import TIERS
 from xsc.base.limits import SLOT_STEP_BYTES, SLOT_STEP_FUEL
-from xsc.market.entitlements import SlotRoom
-from xsc.terms.clearing import SpaceValue
+from xsc.market.room import SlotRoom
+from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import (
     AvailabilitySlot,
     Commitment,
@@ -220,8 +220,12 @@ def world(random):
     return published
 
 
-def both(published, drawn=None, pinned=None, before=None):
-    """Clear all windows twice; return what each comes to, by slot and window, and the outcome."""
+FIRST = TwoTierAllocationState(), {}
+"""The state before the first clearing, and the records that it names."""
+
+
+def both(published, drawn=None, pinned=None, last=FIRST):
+    """Clear all windows twice; return what each comes to by slot and window, and the state."""
     drawn, pinned = drawn or {}, pinned or {}
     inputs = Inputs(
         now_ms=NOW_MS,
@@ -232,14 +236,16 @@ def both(published, drawn=None, pinned=None, before=None):
         pinned={EntitlementKey(PROVIDER, *key): units for key, units in pinned.items()},
         credit=dict.fromkeys(published, 2**62),
         free=ABUNDANT,
-        before=before or {},
         is_pending=False,
     )
-    outcome = clear_all(inputs, SlotRoom(inputs.free, NOW_MS))
+    state, records = last
+    outcome = clear_all(inputs, state, SlotRoom(inputs.free, NOW_MS))
+    records = {**records, **outcome.records}
     first = {}
-    for (slot_id, start), made in outcome.cleared.items():
-        lines = [(each.customer, *line) for each in made.record.participants for line in each.lines]
-        first[slot_id, start] = made.record.capacity, lines
+    for each in outcome.state.slot_denominators:
+        record = records[each.clearing]
+        lines = [(each.customer, *line) for each in record.participants for line in each.lines]
+        first[each.slot, each.window[0]] = record.capacity, lines
     other = second.Provider(
         PROVIDER,
         {node: cbor2.loads(each.commitment.to_bytes()) for node, each in published.items()},
@@ -257,26 +263,37 @@ def both(published, drawn=None, pinned=None, before=None):
         (slot_id, window[0]): (capacity, lines_of(lines))
         for slot_id, window, capacity, lines in other.clear_all(by_window(drawn), by_window(pinned))
     }
-    return first, again, outcome
+    return first, again, (outcome.state, records)
+
+
+def granted(published, state):
+    """Return what the state of the provider grants."""
+    slots = {slot.slot_id: slot for slot in published[PROVIDER].commitment.slots}
+    needs = {
+        (node, need.slot_id): need
+        for node, each in published.items()
+        for need in each.commitment.needs
+    }
+    return list(entitlements(PROVIDER, state, slots, needs))
 
 
 SEEDS = st.integers(0, 2**32)
 
 
-def check(published, drawn=None, pinned=None, before=None):
-    """Assert that both clear a provider alike; return the outcome."""
-    first, again, outcome = both(published, drawn, pinned, before)
+def check(published, drawn=None, pinned=None, last=FIRST):
+    """Assert that both clear a provider alike; return its state and the records."""
+    first, again, last = both(published, drawn, pinned, last)
     for key, (capacity, lines) in first.items():
         assert again.pop(key) == (capacity, lines)
     assert all(not lines for _, lines in again.values()), "nobody wants these"
-    for each in outcome.granted:
+    for each in granted(published, last[0]):
         mine = [line for line in first[each.slot, each.opens_ms][1] if line[:2] == each.key[3:]]
         units = sum(line[3] for line in mine)
         assert (each.quantity, each.price) == (
             units,
             -(-sum(line[3] * line[4] for line in mine) // units),
         )
-    return outcome
+    return last
 
 
 @given(SEEDS)
@@ -289,15 +306,16 @@ def test_all_windows_of_a_provider_are_cleared_alike(seed):
 def test_all_windows_are_cleared_alike_around_what_leases_have(seed):
     random = Random(seed)
     published = world(random)
-    drawn = {each.key[1:]: random.randint(1, each.quantity) for each in check(published).granted}
+    state, _ = check(published)
+    drawn = {each.key[1:]: random.randint(1, each.quantity) for each in granted(published, state)}
     for _ in range(4):
         # Leases end their first half, and half of the nodes state something else.
         pinned = {key: random.choice([0, units, units]) for key, units in drawn.items()}
         changed = world(random)
         nodes = [node for node in published if node in changed and node != PROVIDER]
         now = {node: changed[node] for node in nodes if random.random() < 0.5}
-        outcome = check(published | now, drawn, pinned)
+        last = check(published | now, drawn, pinned)
         # What has been cleared is not cleared again, unless that comes to something else.
-        check(published | now, drawn, dict.fromkeys(pinned, 0), outcome.cleared)
+        check(published | now, drawn, dict.fromkeys(pinned, 0), last)
         fewer = {key: random.randint(0, units) for key, units in drawn.items()}
-        check(published | now, fewer, fewer, outcome.cleared)
+        check(published | now, fewer, fewer, last)

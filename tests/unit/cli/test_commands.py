@@ -832,7 +832,7 @@ def test_settle(xsc, stand_in):
     stand_in.answers("POST", "/v1/ledger/settle", {"settled": [row], "pending": 2})
     text = xsc("ledger", "settle").text
     assert "0.000040" in text
-    assert "2 more wait" in text
+    assert "with 2 peers something is still owed" in text
 
 
 def test_what_was_paid_outside_waits_for_the_other_side(xsc, stand_in):

@@ -35,6 +35,7 @@ from xsc.base.limits import (
     LEASE_KEPT_MS,
     LEASE_REQUESTS_A_CUSTOMER_MAX,
     LEASE_REQUESTS_MS,
+    LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     MIB,
     PRICES_POSTED_MS,
@@ -1322,6 +1323,16 @@ async def test_one_customer_asks_for_so_many_leases_at_a_pace(world, pair):
     world.later(LEASE_REQUESTS_MS)
     answers = await short_leases(world, customer, provider, 2, most + 3)
     assert not any(isinstance(item, RateLimited) for item in answers)
+
+
+async def test_one_customer_has_so_many_leases_in_use(world, pair):
+    customer, provider = pair
+    later = {"end_ms": world.clock.now_ms() + 20 * LEASE_REQUESTS_MS}
+    for first in range(0, LEASES_A_CUSTOMER_MAX + 32, 32):
+        answers = await short_leases(world, customer, provider, 32, first, **later)
+        world.later(LEASE_REQUESTS_MS)
+    assert all(isinstance(item, RateLimited) for item in answers)
+    assert len(provider.market.leases()) == LEASES_A_CUSTOMER_MAX
 
 
 async def test_a_lease_that_cannot_be_kept_is_not_granted_and_the_next_one_is(world, pair):

@@ -244,6 +244,8 @@ def test_an_object_that_is_deleted_while_it_is_repaired_is_paid_for_no_more(coun
         for host in world.hosts[1:]:
             lease = owner.lease_id(host.id)
             held = host.node.usage.get(lease, 0)
-            assert (owner.customer_used.get(lease, 0), host.book.used.get(lease, 0)) == (held, held)
+            assert host.book.used.get(lease, 0) == held
+            # What its records miss, the host's next count says.
+            assert owner.customer_used.get(lease, 0) >= held
 
     play(story, 5)

@@ -91,6 +91,9 @@ class Book:
         if moved_bytes:
             self.settle_use(old_id, -moved_bytes)
 
+    async def keep_renewal(self, old_id: bytes, new_id: bytes) -> None:
+        """Do nothing: all that is counted here is kept."""
+
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         assert delta_bytes <= 0
         self.used[lease_id] += delta_bytes
