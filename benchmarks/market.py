@@ -152,7 +152,7 @@ async def quoted(count: int) -> float:
     )
     own, now_ms, capacity = context.key.node_id, context.clock.now_ms(), Capacity()
     customers = [bytes([number]) * 32 for number in range(LEASES // LEASES_A_CUSTOMER_MAX + 1)]
-    store = LeaseStore(MemoryKeyValue(), context.network, NOBODY, NOBODY)
+    store = LeaseStore(MemoryKeyValue(), context.network, own, NOBODY, NOBODY)
     store.add(
         [
             LeaseEntry(

@@ -23,9 +23,10 @@ def state(member):
             for row in member("peer ls --json").json["peers"]
         ),
     )
-    leases = {row["lease_id"]: row["role"] for row in member("market leases --json").json["leases"]}
+    rows = member("market leases --json").json["leases"]
+    leases = {row["lease_id"]: (row["role"], row["peer"]) for row in rows}
     entries = member("ledger log --limit 1000 --json").json["entries"]
-    return kept, leases, {row["entry_id"]: row["lease_id"] for row in entries}
+    return kept, leases, {row["entry_id"]: row["peer"] for row in entries}
 
 
 CALLS = [
@@ -85,9 +86,10 @@ def unchanged(net):
     kept_after, leases_after, entries_after = state(net[2])
     assert kept_after == kept
     # What was open before may lapse and be settled meanwhile; this node takes nothing new.
-    assert "customer" not in {leases_after[new] for new in leases_after.keys() - leases.keys()}
-    settled = {entries_after[new] for new in entries_after.keys() - entries.keys()}
-    assert settled <= leases.keys() | set(entries.values())
+    new = [leases_after[key] for key in leases_after.keys() - leases.keys()]
+    assert "customer" not in {role for role, _ in new}
+    settled = {entries_after[key] for key in entries_after.keys() - entries.keys()}
+    assert settled <= {peer for _, peer in leases.values()} | set(entries.values())
 
 
 def talk(member, method: str, path: str, body: bytes = b"", **headers) -> tuple[int, dict]:

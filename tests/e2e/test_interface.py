@@ -141,7 +141,7 @@ HEALTH = {
 }
 BALANCE = {"peer", "name", "balance_micro", "limit_micro"}
 ENTRY = {
-    *("seq", "kind", "peer", "name", "amount_micro", "direction", "lease_id", "created_ms"),
+    *("seq", "kind", "peer", "name", "amount_micro", "direction", "account", "created_ms"),
     *("entry_id", "state"),
 }
 

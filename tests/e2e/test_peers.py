@@ -38,7 +38,7 @@ STRANGERS = {
 }
 METHODS = [
     *("peers.join", "peers.batch", "health.ping", "compute.run", "ledger.propose", "ledger.head"),
-    *("market.quote", "market.lease", "market.settle", "space.next", "storage.put"),
+    *("market.quote", "market.lease", "market.account", "space.next", "storage.put"),
     *("storage.get", "storage.stat", "storage.find", "storage.delete"),
 ]
 QUICK_S = 5.0

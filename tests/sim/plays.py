@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 from xsc.allocation.acceptance import answered
 from xsc.allocation.clearing_record import Published, standing
-from xsc.allocation.granting import Inputs, clear_all
+from xsc.allocation.granting import Inputs, clear_all, entitlements
 from xsc.allocation.standing import Wanted, standing_need, with_standing_need
 from xsc.base.limits import PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.market.entitlements import to_take
 from xsc.market.room import LEASE_UNIT, SlotRoom, undrawn
-from xsc.terms.clearing import SpaceValue
+from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import AvailabilitySlot, Commitment, Entitlement, EntitlementKey, pack_windows
 
 DAY_MS = 24 * 3_600_000
@@ -57,7 +57,7 @@ class Host:
     weights: dict[bytes, int] = field(default_factory=dict)
     leases: list[Lease] = field(default_factory=list)
     granted: tuple[Entitlement, ...] = ()
-    before: dict = field(default_factory=dict)
+    state: TwoTierAllocationState = field(default_factory=TwoTierAllocationState)
 
     def __post_init__(self) -> None:
         self.slot = AvailabilitySlot(
@@ -144,11 +144,16 @@ class Days:
                 pinned=self.drawn(host, young=True),
                 credit=dict.fromkeys(others, 2**60),
                 free=free,
-                before=host.before,
                 is_pending=False,
             )
-            made = clear_all(inputs, SlotRoom(free, self.now_ms))
-            host.before, host.granted = dict(made.cleared), made.granted
+            host.state = clear_all(inputs, host.state, SlotRoom(free, self.now_ms)).state
+            needs = {
+                (node, need.slot_id): need
+                for node, each in others.items()
+                for need in each.commitment.needs
+            }
+            slots = {host.slot.slot_id: host.slot}
+            host.granted = tuple(entitlements(host.node, host.state, slots, needs))
 
     def settle(self) -> None:
         """Let all needs answer and hosts clear, until no cap falls any more."""
