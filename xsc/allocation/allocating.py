@@ -70,6 +70,7 @@ class Allocator:
         on_offered: Callable[[], None],
         held: Callable[[], Mapping[tuple[bytes, bytes], int]],
         report: Callable[[bytes, str], None],
+        look_ms: int = ALLOCATION_LOOK_MS,
     ) -> None:
         self._context = context
         self._node = context.key.node_id
@@ -85,6 +86,7 @@ class Allocator:
         self._is_up = is_up
         self._on_offered = on_offered
         self._held = held
+        self._look_ms = look_ms
         self._heard = commitments.heard
         self._present: dict[bytes, Signed[ClearingRecord]] = {}
         """The clearing records that the state names, by id."""
@@ -270,7 +272,7 @@ class Allocator:
             for moment in (each.window[0], each.until_ms)
             if moment > now_ms
         ]
-        look_ms = ALLOCATION_LOOK_MS
+        look_ms = self._look_ms
         if self._present and not self._state.converged:
             look_ms = CONVERGED_LOOK_MS
         # Customers choose moments, and cause no more rounds by them than this.

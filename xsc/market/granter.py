@@ -76,6 +76,7 @@ class LeaseGranter:
         self._headroom = headroom
         self._leaving = ports.leaving
         self._labels = settings.labels
+        self._storage_ms = settings.storage_lease_ms
         self._asked = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
         self._lowered = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
         self._lowering = Turns[bytes]()
@@ -164,7 +165,8 @@ class LeaseGranter:
             kind=request.kind,
             now_ms=now_ms,
         )
-        if (refusal := rules.check_request(request, quote.record, now_ms)) is not None:
+        refusal = rules.check_request(request, quote.record, now_ms, self._storage_ms)
+        if refusal is not None:
             raise RecordInvalid(refusal)
         if self._store.get("customer", request.lease_id) is not None:
             raise RecordInvalid("the lease id was used before")

@@ -30,14 +30,21 @@ SPREAD = 8
 """Renewals are spread over so great a part of the term, one eighth, from its half on."""
 
 
-def due_ms(terms: LeaseTerms) -> int:
-    """Return when a customer renews: at half-life, spread by what the lease is.
+def eighth_ms(terms: LeaseTerms) -> int:
+    """Return the part of a term after its half within which it is renewed."""
+    return max(1, (terms.end_ms - terms.start_ms) // SPREAD)
 
-    Every lease has its own moment, the same after each restart.
+
+def due_ms(terms: LeaseTerms) -> int:
+    """Return when a customer renews: soon after half-life, spread by what the lease is.
+
+    By then its provider has cleared what it has again. Every lease has its own moment, the same
+    after each restart.
     """
-    spread = max(1, (terms.end_ms - terms.start_ms) // SPREAD)
+    spread_ms = eighth_ms(terms)
     number = int.from_bytes(tagged_sha256("renewal/due", terms.lease_id)[:8], "big")
-    return half_ms(terms) + number % spread
+    first_ms = spread_ms // 4
+    return half_ms(terms) + first_ms + number % (spread_ms - first_ms)
 
 
 def is_renewable(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
@@ -71,8 +78,8 @@ def check_renewal(
         return "nothing is held under the lease that it renews"
     if now_ms + REQUEST_WINDOW_MS < half_ms(terms):
         return "the lease that it renews is in the first half of its term"
-    if request.end_ms - terms.end_ms < EPOCH_MS or request.end_ms - now_ms < EPOCH_MS:
-        return "the lease ends less than an hour after the one that it renews"
+    if request.end_ms - max(now_ms, terms.end_ms) < min(EPOCH_MS, eighth_ms(terms)):
+        return "the lease ends too soon after the one that it renews"
     if request.quantity > wanted(terms, use):
         return "the lease is for more than the one that it renews"
     return None

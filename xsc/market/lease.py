@@ -32,16 +32,13 @@ from xsc.base.limits import (
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
 )
-from xsc.base.units import ceil_div
+from xsc.base.units import ceil_div, format_duration
 from xsc.terms.count import CountLine, number_of
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import amount
 from xsc.terms.pricing import worth as worth_of
 from xsc.terms.quote import Kind, Quote
 
-LENGTH_MS: Final[dict[Kind, int]] = {"storage": STORAGE_LEASE_MS, "compute": COMPUTE_LEASE_MS}
-CLEARED_MS: Final[dict[Kind, int]] = {"storage": STORAGE_LEASE_MS, "compute": CLEARED_COMPUTE_MS}
-"""How long a lease lasts at most that a clearing granted."""
 _EPOCH_MS: Final[dict[Kind, int]] = {"storage": EPOCH_MS, "compute": COMPUTE_LEASE_MS}
 LEVEL_UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": MFUEL}
 """Levels of cleared leases are whole MiB, or millions of fuel steps a minute."""
@@ -108,7 +105,19 @@ def terms_of(request: LeaseRequest, quantity: int, *, cleared: bool = False) -> 
     )
 
 
-def end_of(quote: Quote, until_ms: int | None, now_ms: int) -> int:
+def longest_ms(quote: Quote, storage_ms: int) -> int:
+    """Return how long a lease lasts at most that is taken under a quote.
+
+    Args:
+        quote: that it is taken under.
+        storage_ms: how long leases of storage last at most, as this node has it.
+    """
+    if quote.kind == "storage":
+        return storage_ms
+    return COMPUTE_LEASE_MS if quote.draw is None else CLEARED_COMPUTE_MS
+
+
+def end_of(quote: Quote, until_ms: int | None, now_ms: int, storage_ms: int) -> int:
     """Return when a lease ends that begins now: what a clearing grants ends with its window.
 
     What is stored does not go then, so storage goes on.
@@ -117,11 +126,10 @@ def end_of(quote: Quote, until_ms: int | None, now_ms: int) -> int:
         quote: that it is taken under.
         until_ms: when the need can no longer use it, where a clearing granted it.
         now_ms: the present.
+        storage_ms: how long leases of storage last.
     """
-    if until_ms is None:
-        return now_ms + LENGTH_MS[quote.kind]
-    end_ms = now_ms + CLEARED_MS[quote.kind]
-    return end_ms if quote.kind == "storage" else min(end_ms, until_ms)
+    end_ms = now_ms + longest_ms(quote, storage_ms)
+    return end_ms if until_ms is None or quote.kind == "storage" else min(end_ms, until_ms)
 
 
 def new_use(terms: LeaseTerms, now_ms: int) -> LeaseUse:
@@ -134,8 +142,17 @@ def new_use(terms: LeaseTerms, now_ms: int) -> LeaseUse:
     return LeaseUse(touched_ms=now_ms, level=level, counted_ms=terms.start_ms)
 
 
-def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | None:
-    """Return what is wrong with a request under this provider's own valid quote."""
+def check_request(
+    request: LeaseRequest, quote: Quote, now_ms: int, storage_ms: int = STORAGE_LEASE_MS
+) -> str | None:
+    """Return what is wrong with a request under this provider's own valid quote.
+
+    Args:
+        request: the customer's.
+        quote: that it names.
+        now_ms: the present.
+        storage_ms: how long leases of storage last here at most.
+    """
     if request.lease_id == bytes(len(request.lease_id)):
         return "the lease id is the one of a node's own capacity"
     if request.provider != quote.provider or request.customer != quote.customer:
@@ -146,16 +163,15 @@ def check_request(request: LeaseRequest, quote: Quote, now_ms: int) -> str | Non
         return f"the price {request.price} is below the quote's {quote.price}"
     if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
         return "the lease does not begin now"
-    longest = LENGTH_MS
     if quote.draw is not None:
-        longest = CLEARED_MS
         if request.quantity % LEVEL_UNIT[request.kind] or request.quantity_min != request.quantity:
             return "the level is not one of whole units"
         if request.end_ms - request.start_ms < COMPUTE_LEASE_MS:
             # A rate is full again each minute, so a shorter one would give more than it costs.
             return "the lease is shorter than a minute"
-    if request.end_ms - request.start_ms > longest[request.kind]:
-        return "the lease is longer than any may be"
+    longest = longest_ms(quote, storage_ms)
+    if request.end_ms - request.start_ms > longest:
+        return f"the lease is longer than {format_duration(longest)}, the longest here"
     epochs = ceil_div(request.end_ms - request.start_ms, _EPOCH_MS[request.kind])
     if amount(request.kind, request.price, request.quantity * epochs) > AMOUNT_MAX:
         return "the lease is worth more than an amount can be"

@@ -16,7 +16,7 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import lease as rules
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import MarketPorts
+from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.quote import domain_of
 from xsc.market.quotes import Quotes
 from xsc.terms.lease import Lease, LeaseRequest
@@ -40,7 +40,12 @@ class LeaseRequests:
     """The requests of this node as a customer."""
 
     def __init__(
-        self, context: Context, ports: MarketPorts, store: LeaseStore, quotes: Quotes
+        self,
+        context: Context,
+        ports: MarketPorts,
+        settings: MarketSettings,
+        store: LeaseStore,
+        quotes: Quotes,
     ) -> None:
         self._key = context.key
         self._network = context.network
@@ -51,6 +56,7 @@ class LeaseRequests:
         self._store = store
         self._quotes = quotes
         self._quality = ports.quality
+        self._storage_ms = settings.storage_lease_ms
         self._unheard: dict[tuple[Kind, bytes, Draw | None, bytes | None], _SentRequest] = {}
         """By kind, provider, draw and the lease that is renewed, the newest request whose answer
         was lost."""
@@ -97,7 +103,7 @@ class LeaseRequests:
             quantity_min=quantity_min,
             price=price,
             start_ms=now_ms,
-            end_ms=rules.end_of(quote.record, until_ms, now_ms),
+            end_ms=rules.end_of(quote.record, until_ms, now_ms, self._storage_ms),
             renews=renews,
         )
         raw, domain = sign(request, self._key, self._network).raw, domain_of(quote.record)

@@ -14,7 +14,7 @@ from typing import Final, Protocol, TypeAlias
 
 from xsc.base.errors import ComputeExhausted, SpaceExhausted, XscError
 from xsc.base.keyvalue import Change
-from xsc.base.limits import LEASE_WARNING_MS
+from xsc.base.limits import LEASE_WARNING_MS, STORAGE_LEASE_MS
 from xsc.base.peering import Peers
 from xsc.market.pricing import PriceList
 from xsc.terms.quote import Kind, Tier
@@ -116,6 +116,8 @@ class MarketSettings:
     owner: str = ""
     lease_warning_ms: int = LEASE_WARNING_MS
     """How long before its end a lease that was not renewed is warned of."""
+    storage_lease_ms: int = STORAGE_LEASE_MS
+    """How long leases of storage last: those that are taken, and at most those that are granted."""
 
     @property
     def labels(self) -> tuple[str, str]:

@@ -81,6 +81,9 @@ class Renewals:
         self._on_renewed = ports.on_renewed
         self._price_max = settings.storage_price_max
         self._warning_ms = settings.lease_warning_ms
+        # Within the eighth of a term over which renewals are spread there are several looks.
+        self._look_ms = min(RENEWAL_INTERVAL_MS, settings.storage_lease_ms // (4 * rules.SPREAD))
+        self._retry_ms = min(RENEWAL_RETRY_MS, settings.storage_lease_ms // (2 * rules.SPREAD))
         self._tried: dict[bytes, _Tried] = {}
         self._answered: set[bytes] = set()
         """Leases of which all went over that fits, since this process began."""
@@ -88,10 +91,10 @@ class Renewals:
 
     async def run(self) -> None:
         """Renew what is due, until cancelled."""
-        await self._clock.sleep_ms(RENEWAL_FIRST_MS)
+        await self._clock.sleep_ms(min(RENEWAL_FIRST_MS, self._look_ms))
         while True:
             await self.round()
-            await self._clock.sleep_ms(RENEWAL_INTERVAL_MS)
+            await self._clock.sleep_ms(self._look_ms)
 
     async def round(self) -> None:
         """Renew once all that is due, and warn of what ends soon."""
@@ -117,7 +120,7 @@ class Renewals:
             return False
         tried = self._tried.get(entry.terms.lease_id)
         # A silent host costs no call: it is looked at each time.
-        return tried is None or tried.reason == SILENT or now_ms - tried.at_ms >= RENEWAL_RETRY_MS
+        return tried is None or tried.reason == SILENT or now_ms - tried.at_ms >= self._retry_ms
 
     async def _move(self) -> None:
         """Have hosts count under the new leases what lies under those that they renew."""

@@ -65,7 +65,7 @@ class MarketService:
             context.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX
         )
         self.quotes = Quotes(context, ports, settings)
-        self.requests = LeaseRequests(context, ports, self.store, self.quotes)
+        self.requests = LeaseRequests(context, ports, settings, self.store, self.quotes)
         self.settlement = Settlement(
             context,
             ports,

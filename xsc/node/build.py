@@ -33,6 +33,7 @@ from xsc.base.errors import (
 from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
+    ALLOCATION_LOOK_MS,
     COMPUTE_LEASE_MS,
     MFUEL,
     PROBE_TIMEOUT_MS,
@@ -204,7 +205,8 @@ def market_settings(config: Config) -> MarketSettings:
         booking_interval_ms=config.booking_interval_ms,
         site=config.site,
         owner=config.owner,
-        lease_warning_ms=config.lease_warning_ms,
+        lease_warning_ms=config.warned_ms,
+        storage_lease_ms=config.storage_lease_ms,
     )
 
 
@@ -217,8 +219,9 @@ def storage_settings(config: Config) -> StorageSettings:
             config.repair_bytes_a_second,
             config.repair_interval_ms,
             config.moved_kept_ms,
+            config.storage_lease_ms,
         ),
-        lease_warning_ms=config.lease_warning_ms,
+        lease_warning_ms=config.warned_ms,
         custody_bytes=config.guard_bytes,
         survive=config.survive,
     )
@@ -415,6 +418,7 @@ class Node:
             on_offered=self.market.signing.wake,
             held=self.market.signing.held_steps,
             report=self.health.report,
+            look_ms=min(ALLOCATION_LOOK_MS, config.storage_lease_ms // 64),
         )
         self.explaining = Explaining(
             context,

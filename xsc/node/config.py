@@ -75,6 +75,7 @@ class Config:
     probe_interval_ms: int
     settle_interval_ms: int
     booking_interval_ms: int
+    storage_lease_ms: int
     lease_grace_ms: int
     lease_warning_ms: int
     leftover_after_ms: int
@@ -90,6 +91,11 @@ class Config:
     moved_kept_ms: int
     keep_versions: int
     keep_days: int
+
+    @property
+    def warned_ms(self) -> int:
+        """How long before the end of a lease the node warns: less than is left at a renewal."""
+        return min(self.lease_warning_ms, self.storage_lease_ms * 3 // 8)
 
     @property
     def lives_ms(self) -> tuple[int, ...]:
@@ -338,6 +344,12 @@ KEYS: Final[dict[str, Key]] = {
         _between(100, 86_400_000, parse_duration_ms),
         "how long what a peer signed waits at most until it is booked in the ledger",
     ),
+    "storage_lease_term": Key(
+        "storage_lease_ms",
+        "90d",
+        _between(limits.COMPUTE_LEASE_MS, limits.STORAGE_LEASE_MS, parse_duration_ms),
+        "how long leases of storage last that this node takes, and at most those that it grants",
+    ),
     "lease_grace": Key(
         "lease_grace_ms",
         "30d",
@@ -349,7 +361,8 @@ KEYS: Final[dict[str, Key]] = {
         "30d",
         # More than 33 days are left of every lease that is renewed in time.
         _between(0, 33 * 86_400_000, parse_duration_ms),
-        "how long before the end of a lease that was not renewed the node warns",
+        "how long before the end of a lease that was not renewed the node warns; at most three "
+        "eighths of storage_lease_term",
     ),
     "leftover_after": Key(
         "leftover_after_ms",

@@ -154,3 +154,16 @@ def test_every_key_is_documented():
     text = Path("docs/configuration.md").read_text(encoding="utf-8")
     for name, key in KEYS.items():
         assert f"| `{name}` | `{key.default or '(none)'}` | {key.meaning} |" in text
+
+
+@pytest.mark.parametrize("term", ["59s", "91d", "0s", "soon", ""])
+def test_a_term_of_leases_that_is_none_is_refused_in_one_sentence(tmp_path, term):
+    with pytest.raises(ConfigInvalid, match="XSC_STORAGE_LEASE_TERM") as caught:
+        load(tmp_path, {"XSC_STORAGE_LEASE_TERM": term}, {})
+    assert "\n" not in caught.value.message
+
+
+def test_leases_are_warned_of_after_they_could_be_renewed(tmp_path):
+    assert load(tmp_path, {}, {}).warned_ms == 30 * 86_400_000
+    short = load(tmp_path, {"XSC_STORAGE_LEASE_TERM": "80min"}, {})
+    assert short.warned_ms == 30 * 60_000

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from xsc.base.limits import LEASE_LAST_MS, LEASE_URGENT_MS
+from xsc.base.limits import STORAGE_LEASE_MS
 from xsc.storage.object.inventory import HeldColumn, HeldObject, HeldRecord
 from xsc.storage.object.manifest import Manifest, expected_digest
 from xsc.storage.object.placement import State
@@ -24,6 +24,11 @@ class HostEnd:
     """None: no lease bounds it, or nothing is known of its lease."""
     reason: str = ""
     """Why the lease was not renewed although it is time to."""
+
+
+def before_end(time_ms: int, lease_ms: int) -> int:
+    """Return so much time before the end of a lease, shorter as the leases of a node are."""
+    return time_ms * lease_ms // STORAGE_LEASE_MS
 
 
 def own_ends(
@@ -121,13 +126,12 @@ def own_expiring(
     *,
     ends: Iterable[HostEnd],
     own: bytes,
-    now_ms: int,
+    until_ms: int,
 ) -> frozenset[int]:
-    """Return the columns that their owner must move, because a lease was refused and ends soon.
+    """Return the columns that their owner must move, because a lease was refused and ends by then.
 
     What the host says of the own copy decides where it says more than is known here.
     """
-    until_ms = now_ms + LEASE_URGENT_MS
     refused = {end.node for end in ending(ends, until_ms) if end.ends_ms is not None and end.reason}
     found = set()
     for column, (node, state) in enumerate(zip(columns, states, strict=True)):
@@ -150,13 +154,14 @@ def custody_expiring(
     trusted: Collection[bytes],
     now_ms: int,
     rescue_ms: int,
+    last_ms: int,
 ) -> tuple[frozenset[int], frozenset[int]]:
     """Return the columns that a custodian must keep where they are, and those it must move.
 
     A column is safe while one of those trusted, the owner or a custodian before this one, or this
     node keeps it for longer than `rescue_ms`. It is kept where it
     is, under a lease of the custodian, unless it has one there already, which was not renewed,
-    or the end is near and the host has not given it one.
+    or the end is nearer than `last_ms` and the host has not given it one.
     """
     here, elsewhere = set(), set()
     for column, (node, state) in enumerate(zip(columns, states, strict=True)):
@@ -168,11 +173,11 @@ def custody_expiring(
         known = [end for _, end in copies if end is not None]
         if not every or len(known) < len(copies):
             continue
-        last_ms = max(known, default=now_ms + LEASE_LAST_MS + 1)
-        if known and last_ms > now_ms + rescue_ms:
+        kept_ms = max(known, default=now_ms + last_ms + 1)
+        if known and kept_ms > now_ms + rescue_ms:
             continue
         mine = any(customer == own for customer, _ in copies)
-        if mine or last_ms <= now_ms + LEASE_LAST_MS:
+        if mine or kept_ms <= now_ms + last_ms:
             elsewhere.add(column)
         else:
             here.add(column)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from xsc.base.limits import STORAGE_LEASE_MS
 from xsc.base.turns import Turns
 from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.placement import Placement
@@ -28,6 +29,8 @@ class RepairSettings:
     """How often every host of every object is asked, even if nothing happened."""
     kept_ms: int
     """How long the old copy of a moved column stays: readers may still use the old placement."""
+    lease_ms: int = STORAGE_LEASE_MS
+    """How long leases last that this node takes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ class Repairer:
             watch=watch,
             leaving=drain.leaving,
             bandwidth=bandwidth,
+            lease_ms=settings.lease_ms,
         )
         self._mover = ColumnMover(context, client, objects, bandwidth)
         self._records = RecordWriter(context, client, objects, self.surveyor)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from xsc.base.limits import LEASE_LAST_MS, LEASE_URGENT_MS, STORAGE_LEASE_MS
 from xsc.base.units import held_bytes
 from xsc.storage.object.durability import HostLabels
-from xsc.storage.object.expiry import HostEnd, custody_expiring, own_expiring
+from xsc.storage.object.expiry import HostEnd, before_end, custody_expiring, own_expiring
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import Manifest, code_of, expected_digest
 from xsc.storage.object.placement import (
@@ -149,6 +150,7 @@ def columns_to_pay_for(
     own: bytes,
     ends: Iterable[HostEnd],
     now_ms: int,
+    lease_ms: int = STORAGE_LEASE_MS,
 ) -> tuple[frozenset[int], frozenset[int]]:
     """Return the columns that need a lease of this node where they are, and those elsewhere.
 
@@ -161,6 +163,7 @@ def columns_to_pay_for(
         own: this node.
         ends: at the owner, when its leases at the hosts end.
         now_ms: the time.
+        lease_ms: how long leases last.
     """
     if maintained.only_clean:
         return frozenset(), frozenset()
@@ -173,10 +176,19 @@ def columns_to_pay_for(
             own=own,
             trusted={maintained.owner, *maintained.before},
             now_ms=now_ms,
-            rescue_ms=maintained.rescue_ms,
+            rescue_ms=before_end(maintained.rescue_ms, lease_ms),
+            last_ms=before_end(LEASE_LAST_MS, lease_ms),
         )
     unpaid = columns_paid_by_others(manifest, columns, states, answers, own)
-    ending = own_expiring(manifest, columns, states, answers, ends=ends, own=own, now_ms=now_ms)
+    ending = own_expiring(
+        manifest,
+        columns,
+        states,
+        answers,
+        ends=ends,
+        own=own,
+        until_ms=now_ms + before_end(LEASE_URGENT_MS, lease_ms),
+    )
     return unpaid, ending - unpaid
 
 

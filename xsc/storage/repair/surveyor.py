@@ -40,6 +40,7 @@ class Surveyor:
         watch: NodeWatch,
         leaving: Callable[[], frozenset[bytes]],
         bandwidth: Bandwidth,
+        lease_ms: int,
     ) -> None:
         self._context = context
         self._own = context.key.node_id
@@ -49,6 +50,7 @@ class Surveyor:
         self._watch = watch
         self._leaving = leaving
         self._bandwidth = bandwidth
+        self._lease_ms = lease_ms
         self._unreadable: dict[bytes, frozenset[tuple[int, bytes]]] = {}
         """By object: column and node of what could not be read although its host has it."""
 
@@ -98,6 +100,7 @@ class Surveyor:
             own=self._own,
             ends=own_ends(held, self._own, self._client.hosts.lease_end),
             now_ms=self._context.clock.now_ms(),
+            lease_ms=self._lease_ms,
         )
         displaced = lost | {c for c, node in enumerate(columns) if node in leaving} | expiring
         labels = None

@@ -156,6 +156,7 @@ async def test_a_custodian_keeps_what_ends_soon_and_moves_what_it_cannot_keep(si
             trusted={A, B},
             now_ms=NOW,
             rescue_ms=LEASE_RESCUE_MS,
+            last_ms=LEASE_LAST_MS,
         )
 
     assert expiring() == ({1}, {3, 4})
@@ -183,7 +184,7 @@ async def test_an_owner_moves_what_was_refused_unless_the_host_keeps_it_after_al
     ends[3] = HostEnd(columns[3], soon)
     ends[4] = HostEnd(columns[4], far, "debt")
     states = ["ok"] * 6
-    found = own_expiring(manifest, columns, states, answers, ends=ends, own=OWN, now_ms=NOW)
+    found = own_expiring(manifest, columns, states, answers, ends=ends, own=OWN, until_ms=soon)
     assert found == {0, 2}, "not what is only due, has time, or is silent"
 
 
