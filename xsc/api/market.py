@@ -204,6 +204,13 @@ class LeaseId(Id):
 
 
 @model
+class AccountId(Id):
+    """What is between this node and a provider: the newest voucher, or the count that it pays."""
+
+    count: bool = False
+
+
+@model
 class Stage:
     """What a stage of a clearing gives."""
 
@@ -408,6 +415,14 @@ LEASES = Endpoint("GET", "/v1/market/leases", Nothing, Leases, "List leases in b
 LEASE = Endpoint(
     "GET", "/v1/market/leases/{id}", LeaseId, bytes, "Return a signed lease.", gives="cbor"
 )
+ACCOUNT = Endpoint(
+    "GET",
+    "/v1/market/accounts/{id}",
+    AccountId,
+    bytes,
+    "Return the newest voucher for a provider.",
+    gives="cbor",
+)
 CLEARINGS = Endpoint("GET", "/v1/market/clearings", Nothing, Clearings, "List own clearings.")
 CLEARING = Endpoint(
     "GET", "/v1/market/clearings/{id}", Id, bytes, "Return a clearing record.", gives="cbor"
@@ -427,6 +442,6 @@ WHY = Endpoint(
     "GET", "/v1/allocation/why/{id}", Id, Explanation, "Explain an outcome, or a node's."
 )
 ENDPOINTS = (
-    *(SLOTS, DECLARE, EDIT, WITHDRAW, QUOTES, ESTIMATE, LEASES, LEASE, CLEARINGS, CLEARING),
-    *(SHOW, GROUPS, CONSISTENT, EXPECTED, RECEIVED, WHY),
+    *(SLOTS, DECLARE, EDIT, WITHDRAW, QUOTES, ESTIMATE, LEASES, LEASE, ACCOUNT),
+    *(CLEARINGS, CLEARING, SHOW, GROUPS, CONSISTENT, EXPECTED, RECEIVED, WHY),
 )

@@ -30,6 +30,7 @@ from xsc.cli.options import (
     LEASE,
     PAIR,
     PATH,
+    PEER,
     SIZE,
     Group,
     Parsed,
@@ -417,6 +418,20 @@ def lease(settings: Settings, lease_id: str, output: Path, *, denial: bool) -> N
     """
     check_target(output)
     with settings.calls().lease(lease_id, denial=denial) as download:
+        size = write_whole(output, download.blocks())
+    if settings.json:
+        show_json({"file": str(output), "size_bytes": size})
+
+
+@market.command()
+@click.argument("peer", type=PEER)
+@click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write.")
+@click.option("--count", is_flag=True, help="The provider's signed count that it pays.")
+@pass_settings
+def account(settings: Settings, peer: str, output: Path, *, count: bool) -> None:
+    """Write the newest voucher of this node for PEER to a file, for `xsc verify`."""
+    check_target(output)
+    with settings.calls().account(peer, count=count) as download:
         size = write_whole(output, download.blocks())
     if settings.json:
         show_json({"file": str(output), "size_bytes": size})

@@ -421,6 +421,13 @@ class Calls:
         asked = api.market.LeaseId(id=found, denial=denial)
         return self.core.download(api.market.LEASE, asked)
 
+    def account(self, who: str, *, count: bool = False) -> Download:
+        """Return the newest voucher for a provider, or the count that it pays, as a file.
+
+        To be used in a `with`.
+        """
+        return self.core.download(api.market.ACCOUNT, api.market.AccountId(id=who, count=count))
+
     def settle(self) -> Document:
         """Settle now what is owed by leases."""
         return self.core.ask(api.ledger.SETTLE, Nothing())

@@ -53,6 +53,8 @@ class Account:
     signed_micro: int = 0
     """What that promises."""
     voucher: bytes | None = None
+    count: bytes | None = None
+    """Customer: the count that the newest voucher pays."""
     settled_micro: int = 0
     """Of that, what the ledger has booked."""
     booking: Booking | None = None

@@ -81,6 +81,7 @@ _KEPT_OF_ACCOUNT: Final = (
     "number",
     "signed_micro",
     "voucher",
+    "count",
     "settled_micro",
     "refusals",
     "agreed_ms",
@@ -108,6 +109,7 @@ def read_account(account: Account, raw: bytes) -> None:
     account.agreed_ms = take_int(value, "agreed_ms")
     account.settled_micro = take_int(value, "settled_micro")
     account.voucher = take_opt_bytes(value, "voucher")
+    account.count = take_opt_bytes(value, "count")
     account.disputed = take_opt_bytes(value, "disputed")
     if value.get("booking") is not None:
         under_way = take_map(value, "booking")

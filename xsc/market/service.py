@@ -206,6 +206,21 @@ class MarketService:
             return entry.raw
         raise NotFound("this node has no such lease", hint="`xsc market leases` lists them")
 
+    def account_record(self, peer: bytes, *, count: bool) -> bytes:
+        """Return the newest voucher for a provider, or the count that it pays, for `xsc verify`.
+
+        Raises:
+            NotFound: this node has signed none, or its disk lost the count.
+        """
+        account = self.store.account("customer", peer)
+        record = account.count if count else account.voucher
+        if record is None:
+            raise NotFound(
+                "this node has signed no voucher for that provider",
+                hint="`xsc ledger settle` signs what is owed now",
+            )
+        return record
+
     def denial_record(self, lease_id: bytes) -> bytes:
         """Return the provider's signed count in which a lease is not, for `xsc verify`.
 

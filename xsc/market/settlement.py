@@ -309,7 +309,7 @@ class Settlement:
         voucher = rules.next_voucher(account, agreed.amount_micro, count)
         if voucher is not None:
             rules.with_voucher(account, voucher, sign(voucher, self._key, self._network).raw)
-            account.taken_ms = None
+            account.count, account.taken_ms = raw, None
         if agreed.uses or voucher is not None:
             # Before it is sent: a number must never mean two amounts.
             await self._store.sync(*(entry for entry, _ in agreed.uses), account=account)

@@ -336,6 +336,11 @@ async def lease(node: Node, asked: api.LeaseId) -> bytes:
     return node.market.lease_record(lease_id)
 
 
+async def account(node: Node, asked: api.AccountId) -> bytes:
+    """Return the newest voucher for a provider, or the count that it pays."""
+    return node.market.account_record(node.peers.find(asked.id), count=asked.count)
+
+
 ANSWERS: Answers = {
     api.SLOTS: slots,
     api.DECLARE: declare,
@@ -344,5 +349,6 @@ ANSWERS: Answers = {
     api.QUOTES: quotes,
     api.ESTIMATE: estimate,
     api.LEASES: leases,
+    api.ACCOUNT: account,
     api.LEASE: lease,
 }
