@@ -75,6 +75,13 @@ def ending(ends: Iterable[HostEnd], until_ms: int) -> list[HostEnd]:
     ]
 
 
+def refusing(ends: Iterable[HostEnd], until_ms: int) -> frozenset[bytes]:
+    """Return the hosts that did not renew a lease which ends by then."""
+    return frozenset(
+        end.node for end in ending(ends, until_ms) if end.ends_ms is not None and end.reason
+    )
+
+
 def first_end(ends: Iterable[HostEnd]) -> int | None:
     """Return when the first host stops; None where none is known to."""
     return min((end.ends_ms for end in ends if end.ends_ms is not None), default=None)
@@ -132,7 +139,7 @@ def own_expiring(
 
     What the host says of the own copy decides where it says more than is known here.
     """
-    refused = {end.node for end in ending(ends, until_ms) if end.ends_ms is not None and end.reason}
+    refused = refusing(ends, until_ms)
     found = set()
     for column, (node, state) in enumerate(zip(columns, states, strict=True)):
         held = answers[node]

@@ -58,6 +58,8 @@ class Survey:
     """Nodes that answer, of those at which this node pays for something."""
     dropped: frozenset[tuple[bytes, bytes]] = frozenset()
     """Host and lease of what silent hosts must have dropped by themselves since."""
+    refusing: frozenset[bytes] = frozenset()
+    """Nodes that did not renew a lease of this node which ends soon."""
 
     @property
     def manifest(self) -> Manifest:
@@ -319,9 +321,13 @@ def whole_columns(survey: Survey, said: HeldObject | None) -> frozenset[int]:
 def may_delete_copy(survey: Survey, node: bytes, column: int) -> bool:
     """Say whether a good copy of a column may be deleted at a node.
 
-    Not if the column is now at a node that has several: then the copy adds more safety.
+    Not if the column is now at a node that has several: then the copy adds more safety. But where
+    its lease is not renewed others wait for the room.
     """
-    return node in survey.leaving or survey.columns.count(survey.columns[column]) == 1
+    return (
+        node in survey.leaving | survey.refusing
+        or survey.columns.count(survey.columns[column]) == 1
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Collection, Iterable
 
 from xsc.base.errors import ObjectUnknown, RecordInvalid
 from xsc.base.ids import short
+from xsc.base.limits import LEASE_URGENT_MS
 from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.object.durability import HostLabels
-from xsc.storage.object.expiry import own_ends
+from xsc.storage.object.expiry import before_end, own_ends, refusing
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.placement import State, column_state, column_states
@@ -91,6 +92,8 @@ class Surveyor:
         leaving = self._leaving()
         lost = lost_columns(columns, states, self._watch.gone(set(columns)))
         held = [(item.node, item.lease_id) for item in maintained.held if item.size_bytes]
+        ends = own_ends(held, self._own, self._client.hosts.lease_end)
+        now_ms = self._context.clock.now_ms()
         unpaid, expiring = columns_to_pay_for(
             maintained,
             manifest,
@@ -98,8 +101,8 @@ class Surveyor:
             states,
             answers,
             own=self._own,
-            ends=own_ends(held, self._own, self._client.hosts.lease_end),
-            now_ms=self._context.clock.now_ms(),
+            ends=ends,
+            now_ms=now_ms,
             lease_ms=self._lease_ms,
         )
         displaced = lost | {c for c, node in enumerate(columns) if node in leaving} | expiring
@@ -129,6 +132,7 @@ class Surveyor:
                 and node not in up
                 and self._client.has_dropped(node, lease_id)
             ),
+            refusing(ends, now_ms + before_end(LEASE_URGENT_MS, self._lease_ms)),
         )
 
     async def _labels(self, nodes: Iterable[bytes]) -> dict[bytes, HostLabels]:

@@ -239,8 +239,9 @@ def test_a_copy_stays_while_its_column_is_at_a_node_that_has_several():
     survey = survey_of(columns=columns, kept=paying_at(SPARE))
     plan = plan_cleanup(survey, {SPARE: held(MANIFEST, 0)})
     assert (plan.copies, plan.blocked) == ((), True)
-    leaving = replace(survey, leaving=frozenset({SPARE}))
-    assert plan_cleanup(leaving, {SPARE: held(MANIFEST, 0)}).copies == ((SPARE, frozenset()),)
+    for vacated in ({"leaving": frozenset({SPARE})}, {"refusing": frozenset({SPARE})}):
+        plan = plan_cleanup(replace(survey, **vacated), {SPARE: held(MANIFEST, 0)})
+        assert plan.copies == ((SPARE, frozenset()),), "others wait for the room"
 
 
 def test_a_surplus_column_of_a_present_host_is_named():
