@@ -166,7 +166,8 @@ def check_request(
     if quote.draw is not None:
         if request.quantity % LEVEL_UNIT[request.kind] or request.quantity_min != request.quantity:
             return "the level is not one of whole units"
-        if request.end_ms - request.start_ms < COMPUTE_LEASE_MS:
+        length_ms = request.end_ms - request.start_ms
+        if request.kind == "compute" and length_ms < COMPUTE_LEASE_MS:
             # A rate is full again each minute, so a shorter one would give more than it costs.
             return "the lease is shorter than a minute"
     longest = longest_ms(quote, storage_ms)

@@ -347,7 +347,7 @@ KEYS: Final[dict[str, Key]] = {
     "storage_lease_term": Key(
         "storage_lease_ms",
         "90d",
-        _between(limits.COMPUTE_LEASE_MS, limits.STORAGE_LEASE_MS, parse_duration_ms),
+        _between(30_000, limits.STORAGE_LEASE_MS, parse_duration_ms),
         "how long leases of storage last that this node takes, and at most those that it grants",
     ),
     "lease_grace": Key(
