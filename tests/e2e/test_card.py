@@ -27,7 +27,7 @@ def net(tmp_path):
         XSC_STORAGE_LEASE_TERM="40s",
         XSC_STORAGE_PRICE_GIB_HOUR="1000000",
         XSC_STORAGE_PRICE_MAX_GIB_HOUR="4000000",
-        XSC_SETTLE_INTERVAL="1s",
+        XSC_SETTLE_INTERVAL="3s",
         XSC_REPAIR_INTERVAL="2s",
         XSC_REPAIR_GRACE="4s",
         XSC_MOVED_KEPT="1s",
@@ -121,6 +121,15 @@ def test_room_goes_to_a_friend_before_a_stranger_and_the_stranger_s_bytes_move(n
     check(net, tmp_path)
 
 
+def account(member, peer, folder) -> tuple | None:
+    """Return the count and voucher of a pair; None where a newer voucher came in between."""
+    words = ["market", "account", peer]
+    before = written(member, words, folder / "voucher")
+    count = written(member, [*words, "--count"], folder / "count")
+    voucher = written(member, words, folder / "voucher")
+    return (count, voucher) if voucher == before else None
+
+
 def check(net, folder) -> None:
     """Have the independent checker look at all that was published and signed."""
     members = [net[index] for index in range(len(CAPACITIES))]
@@ -131,11 +140,7 @@ def check(net, folder) -> None:
             words = ["market", "lease", lease_id]
             signed[lease_id] = written(member, words, folder / lease_id)
         for peer in {row["peer"] for row in rows if row["role"] == "customer"}:
-            words = ["market", "account", peer]
-            pair = [
-                written(member, [*words, "--count"], folder / f"count-{len(accounts)}"),
-                written(member, words, folder / f"voucher-{len(accounts)}"),
-            ]
+            pair = wait_for(lambda member=member, peer=peer: account(member, peer, folder))
             accounts += [pair] if all(pair) else []
     spaces = {bytes_of(member.id): space_of(member) for member in members}
     said = list(signed.values())
