@@ -159,8 +159,13 @@ def test_books_agree_after_all(crowd):
     ids = [row["id"] for row in crowd.net.status()]
     for index in range(NODES):
         crowd.wait_for_sight(index)
-    for index in range(NODES):
-        assert crowd.member(index)("ledger settle").code == 0
+
+    def settles():
+        for index in range(NODES):
+            assert crowd.member(index)("ledger settle").code == 0
+        return any(row["balance_micro"] for row in crowd.calls(OWNER).balances()["balances"])
+
+    wait_for(settles)
     books = []
     for index in range(NODES):
         assert crowd.member(index)("ledger verify").code == 0

@@ -23,9 +23,13 @@ def test_a_lost_home_comes_back_with_objects_names_and_ledger(small_net, tmp_pat
     assert owner(f"peer recognise {friend.id} 25%").code == 0
     key = tmp_path / "key"
     node_id = owner(["node", "identity", "export", key]).line
-    assert owner("ledger settle").code == 0
+
+    def settles():
+        assert owner("ledger settle").code == 0
+        return owner("ledger verify --json").json["settled"] > 0
+
+    wait_for(settles)
     before = owner("ledger verify --json").json
-    assert before["settled"] > 0
     have_told(owner)
     rows = owner("store ls --versions --json").json["objects"]
     (row,) = [row for row in small_net.status() if row["id"] == node_id]

@@ -168,6 +168,9 @@ def traced(folder: Path, name: str) -> Iterator[Member]:
     member = Member(folder / name)
     words = [sys.executable, "-m", "xsc", "--home", str(member.home), "node", "start"]
     options = ["--name", name, "--settle-interval", "1h", "--compute-workers", "1"]
+    # Something falls due within seconds.
+    options += ["--storage-price-gib-hour", "10000000"]
+    options += ["--storage-price-max-gib-hour", "40000000"]
     with (folder / f"{name}.log").open("wb") as log:
         strace = subprocess.Popen(
             [*STRACE, "-o", str(folder / f"{name}.trace"), *words, *options],
