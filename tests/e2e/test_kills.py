@@ -107,6 +107,9 @@ def crowd(tmp_path_factory):
         "XSC_PROBE_INTERVAL": "1s",
         "XSC_SETTLE_INTERVAL": "1s",
         "XSC_BOOKING_INTERVAL": "1s",
+        # Something falls due within seconds.
+        "XSC_STORAGE_PRICE_GIB_HOUR": "1000000",
+        "XSC_STORAGE_PRICE_MAX_GIB_HOUR": "4000000",
     }
     net = Net(tmp_path_factory.mktemp("kills"), **settings)
     net.up(NODES)

@@ -293,7 +293,8 @@ def test_vouchers_and_entries_follow_their_syncs(traces):
         assert owner.synced("state", began, voucher.asked)
 
     proposed = peers(host.asked, "ledger.propose")
-    assert len(proposed) == len(vouchers)
+    # What fell due since is booked as the nodes stop.
+    assert len(proposed) >= len(vouchers)
     for entry in proposed:
         (voucher,) = [
             item
@@ -304,7 +305,7 @@ def test_vouchers_and_entries_follow_their_syncs(traces):
         assert len(host.synced("state", voucher.whole, entry.asked)) >= 3
         assert len(host.synced("state", entry.answered, voucher.answered)) >= 2
     countersigned = peers(owner.answered, "ledger.propose")
-    assert [entry.status for entry in countersigned] == [200] * len(vouchers)
+    assert [entry.status for entry in countersigned] == [200] * len(proposed)
     for entry in countersigned:
         assert owner.synced("state", entry.whole, entry.answered)
 
