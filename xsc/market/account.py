@@ -180,6 +180,8 @@ def agree(
         use = rules.advance(terms, entry.use, now_ms)
         is_open = not entry.is_over(now_ms) and count.counted_ms < terms.end_ms
         is_moving = terms.lease_id in moving
+        if line is None and entry.denial is not None:
+            continue  # What it came to is in `closed`.
         if line is None and is_moving:
             paid += rules.worth(terms, use.used)
             continue

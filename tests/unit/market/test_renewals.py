@@ -392,7 +392,7 @@ async def answer_to(provider, caller, request):
     [
         ({"start_ms": 5}, "begin now"),
         ({"end_ms": 2**60}, "longer"),
-        ({"end_ms": 2}, "less than an hour"),
+        ({"end_ms": 2}, "too soon after"),
         ({"quantity": 2**40}, "more than the one"),
         ({"renews": b"\x05" * 32}, "no such lease"),
         ({"kind": "compute"}, ""),
