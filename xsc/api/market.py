@@ -128,7 +128,7 @@ class Cost:
     """The bytes with their parity shards."""
     code: str
     hours: int
-    """Begun hours, which is what storage is billed by."""
+    """Rounded up: storage is billed by the millisecond."""
     storage_price_micro: int
     """A GiB and hour, of the dearest of as many hosts as the code has shards; 0 for no bytes."""
     storage_micro: int

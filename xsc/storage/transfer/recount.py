@@ -3,8 +3,8 @@
 What a host confirms is counted at once and synced with the next record that names
 it, so that a power loss in between leaves more at the host than is known here.
 Every look at an object has each host say what lies there under which lease, and
-the count follows: down, because who counts less for itself is believed; up no
-further than what this node ordered there, which its own records bound.
+the record of the object follows: down, because who counts less for itself is believed; up
+no further than what this node ordered there. What is paid follows the host's signed count.
 Design: docs/design/storage-repair.md, R12.
 """
 
