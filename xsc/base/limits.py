@@ -553,6 +553,8 @@ RESERVE_STEPS = 8
 QUOTE_TIMEOUT_MS = 2_000
 LEASE_TIMEOUT_MS = 5_000
 SETTLE_TIMEOUT_MS = 15_000
+AGREE_TIMEOUT_MS = 2 * SETTLE_TIMEOUT_MS
+"""For a count and the leases that it names and this node does not know."""
 SETTLE_LAST_MS = 3_000
 """How long a peer is waited for that is settled with before it is blocked or removed."""
 LEASE_REQUESTS_A_CUSTOMER_MAX = 256

@@ -255,6 +255,7 @@ class LeaseGranter:
         """Forget a customer's oldest leases that are done, beyond LEASES_DONE_A_CUSTOMER_MAX."""
         done = [e for e in self._store.of("provider", customer) if is_done(e, now_ms)]
         for entry in done[: max(0, len(done) - LEASES_DONE_A_CUSTOMER_MAX)]:
+            entry.use = rules.advance(entry.terms, entry.use, now_ms)
             self._store.forget(entry)
 
 

@@ -86,7 +86,7 @@ class LeaseUse:
     lapsed: bool = False
     """Provider: the level is no longer kept free, though billed: its customer reached its limit."""
     known: bool = False
-    """Provider: the customer has asked for a count since the lease was granted."""
+    """Provider: the customer has asked for a count since the lease was granted, or used it."""
 
 
 def terms_of(request: LeaseRequest, quantity: int, *, cleared: bool = False) -> LeaseTerms:
@@ -219,7 +219,8 @@ def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> Lea
     """
     assert terms.kind == "storage", "only storage holds bytes"
     use = advance(terms, use, now_ms)
-    return replace(use, touched_ms=now_ms, held_bytes=max(0, use.held_bytes + delta_bytes))
+    held = max(0, use.held_bytes + delta_bytes)
+    return replace(use, touched_ms=now_ms, held_bytes=held, known=True)
 
 
 def spent(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
@@ -240,7 +241,7 @@ def spend(terms: LeaseTerms, use: LeaseUse, steps: int, now_ms: int) -> LeaseUse
     if not terms.cleared:
         return replace(use, used=use.used + steps)
     minute = (now_ms - terms.start_ms) // COMPUTE_LEASE_MS
-    return replace(use, minute=minute, spent=spent(terms, use, now_ms) + steps)
+    return replace(use, minute=minute, known=True, spent=spent(terms, use, now_ms) + steps)
 
 
 def least_level(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
@@ -258,8 +259,9 @@ def lowered(terms: LeaseTerms, use: LeaseUse, level: int, now_ms: int) -> LeaseU
     """Return the use of a cleared lease once its customer gave up room; without any it is over.
 
     It is billed up to `now_ms`, by the customer's clock on both sides, also where it was counted
-    further.
+    further; but for its first minute, from which nothing is given up.
     """
+    now_ms = max(now_ms, terms.start_ms + OFFER_MS)
     use, unit = advance(terms, use, now_ms), LEVEL_UNIT[terms.kind]
     level = min(use.level, ceil_div(max(level, use.held_bytes), unit) * unit)
     back = (use.level - level) * (use.counted_ms - now_ms) if use.counted_ms > now_ms else 0
@@ -305,6 +307,10 @@ def follow(
     own = advance(terms, use, counted_ms).used
     if theirs > max(own, min(own + leeway, most)):
         return use, use.used, False
+    late = max(use.held_bytes, use.level) * max(0, use.counted_ms - max(counted_ms, terms.start_ms))
+    if theirs > own - late + leeway:
+        # What it counts is of now, whatever it says: a minute is paid once.
+        counted_ms = max(counted_ms, use.counted_ms)
     use = replace(use, used=theirs, counted_ms=counted_ms)
     if stood:
         held, level = min(use.held_bytes, line.held_bytes), min(use.level, line.level)

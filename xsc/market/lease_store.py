@@ -383,10 +383,18 @@ class LeaseStore:
             if entry.denial is not None
         ]
         await self._commit(changes)
+        # What has changed meanwhile can have been written before those rows.
+        later: list[Change] = []
+        if account is not None:
+            row = _ACCOUNT + _LETTERS[account.role] + account.peer
+            later.append((row, write_account(account)))
         for entry in entries:
             if self.get(entry.role, entry.terms.lease_id) is entry:
-                # What has changed meanwhile can have been written before that row.
                 self.keep(entry)
+            else:
+                later.append((_USE + _LETTERS[entry.role] + entry.terms.lease_id, None))
+        if any(change not in changes for change in later):
+            self._state.write(later, sync=False)
 
     def keep(self, entry: LeaseEntry) -> None:
         """Keep a change of use, unsynced, at the end of this turn of the event loop.

@@ -52,7 +52,6 @@ class MarketService:
         self._clock = context.clock
         self._settings = settings
         self._credit = ports.credit
-        self._is_up = ports.quality.is_up
         own = context.key.node_id
         self.store = LeaseStore(state, context.network, own, commit, ports.counts_for)
         self.limits = CreditLimits(context, ports, self.store)
@@ -137,9 +136,6 @@ class MarketService:
         while True:
             await self._clock.sleep_ms(min(TIDY_MS, self._settings.settle_interval_ms))
             self.tidy()
-            for peer in self.requests.unheard_at():
-                if self._is_up(peer):
-                    await self.settlement.agree(peer)
             if self._clock.monotonic_ms() >= settle_ms:
                 await self.settlement.settle_due()
                 settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms

@@ -36,6 +36,7 @@ from xsc.base.limits import (
     ACCOUNT_LEASES_MAX,
     ACCOUNTS_A_CUSTOMER_MAX,
     ACCOUNTS_MS,
+    AGREE_TIMEOUT_MS,
     BOOKINGS_ASKED_A_CUSTOMER_MAX,
     BOOKINGS_ASKED_MS,
     KIB,
@@ -43,6 +44,7 @@ from xsc.base.limits import (
     REQUEST_WINDOW_MS,
     SETTLE_LAST_MS,
     SETTLE_TIMEOUT_MS,
+    STORAGE_LEASE_IDLE_MS,
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
@@ -176,6 +178,7 @@ class Settlement:
             account.peer
             for account in self._store.accounts("customer")
             if self._is_untold(account)
+            or account.peer in self._requests.unheard_at()
             or rules.is_open(account, list(self._store.of("customer", account.peer)), now_ms)
         ]
 
@@ -217,7 +220,8 @@ class Settlement:
         """
         async with self._turns.of(("customer", peer)):
             try:
-                voucher = await self._agree(peer)
+                async with asyncio.timeout(AGREE_TIMEOUT_MS / 1000):
+                    voucher = await self._agree(peer)
                 account = self._store.account("customer", peer)
                 if voucher is not None and (
                     self._is_untold(account) or (book_now and account.unbooked_micro)
@@ -225,6 +229,8 @@ class Settlement:
                     await self._ask(account, voucher, book_now=book_now)
             except XscError as fault:
                 self._log.warning("market.not_settled", peer=short(peer), code=fault.code)
+            except TimeoutError:
+                self._log.warning("market.not_settled", peer=short(peer), code="timeout")
 
     async def _ask(
         self,
@@ -263,8 +269,14 @@ class Settlement:
             self._recall_voucher(account, take_opt_bytes(answer, "voucher"))
         await self._find(account, count, lost or {})
         if lost is not None:
-            account.closed = min(number_of(count.closed), account.signed_micro * WORTH)
-            self._state.write([(LOST + peer, None)], sync=False)
+            # What was signed pays for what these leases came to by then, too.
+            counted = {line.lease_id: number_of(line.used) for line in count.leases}
+            again = sum(
+                leases.worth(entry.terms, counted.get(entry.terms.lease_id, 0))
+                for entry in self._store.of("customer", peer)
+            )
+            signed = max(0, account.signed_micro * WORTH - again)
+            account.closed = min(number_of(count.closed), signed)
         account.agreed_ms = asked_ms
         known |= {line.lease_id for line in count.leases}
         entries = [
@@ -276,6 +288,10 @@ class Settlement:
             account, entries, count, moving=moving, asked_ms=asked_ms, now_ms=now_ms
         )
         await self._take_over(account, count, agreed, take_bytes(answer, "count"))
+        if lost is not None:
+            # All that it told is on the disk.
+            await self._store.sync(account=account)
+            self._state.write([(LOST + peer, None)], sync=False)
         return account.voucher
 
     def _opened(self, peer: bytes, answer: dict[str, Value]) -> LeaseCount:
@@ -294,8 +310,8 @@ class Settlement:
         disputed = {entry.terms.lease_id for entry in agreed.disputed}
         account.closed = agreed.closed
         for entry, use in agreed.uses:
-            if entry.terms.lease_id in disputed:
-                entry.use = use
+            if entry.terms.lease_id in disputed or use.touched_ms >= account.agreed_ms:
+                entry.use = use  # what changed since may not be counted yet
             else:
                 entry.agreed(use)
         for entry in agreed.denied:
@@ -315,6 +331,7 @@ class Settlement:
             await self._store.sync(*(entry for entry, _ in agreed.uses), account=account)
         for entry in agreed.gone:
             if entry.denial is None and self._store.get("customer", entry.terms.lease_id) is entry:
+                self._refused.add(entry.terms.lease_id)
                 self._store.forget(entry)
         if agreed.denied:
             self._log.warning(
@@ -388,7 +405,10 @@ class Settlement:
             page = wanted[start : start + ACCOUNT_LEASES_MAX]
             answer = await self._ask(account, None, wanted=page)
             fresh = []
-            for raw in take_list(answer, "leases", most=ACCOUNT_LEASES_MAX):
+            told = take_list(answer, "leases", most=ACCOUNT_LEASES_MAX)
+            if len(told) < len(page):
+                raise RecordInvalid("a lease that was counted is not shown")
+            for raw in told:
                 if not isinstance(raw, bytes):
                     raise RecordInvalid("the field 'leases' must list leases")
                 entry = self._recalled(account.peer, raw)
@@ -401,6 +421,9 @@ class Settlement:
                     continue
                 # What it was billed for before is known to its provider alone.
                 past_ms = max(0, count.counted_ms - entry.terms.start_ms)
+                if not held:
+                    # A provider that refused can grant it later: for what it kept free since.
+                    past_ms = min(past_ms, STORAGE_LEASE_IDLE_MS + REQUEST_WINDOW_MS)
                 entry.leeway += entry.terms.quantity * past_ms
                 size = held.get(entry.terms.lease_id, 0)
                 entry.use = replace(use, held_bytes=size, level=min(use.level, line.level))
@@ -477,13 +500,16 @@ class Settlement:
         if wrong is not None:
             raise RecordInvalid(wrong)
         if voucher.record.amount_micro > account.signed_micro:
-            rules.with_voucher(account, voucher.record, raw)
-            entries = self._store.of("provider", account.customer)
+            entries = list(self._store.of("provider", account.customer))
+            due_micro = rules.due_micro(account, entries, self._clock.now_ms())
             # More than is due here: this node lost its disk, and the customer has not.
-            short_micro = account.signed_micro - rules.due_micro(
-                account, entries, self._clock.now_ms()
-            )
-            account.closed += max(0, short_micro) * WORTH
+            more_micro = max(0, voucher.record.amount_micro - due_micro)
+            settled = self._credit.settled(account.id)
+            credit = max(0, self._credit.credit_left(account.customer))
+            if more_micro and voucher.record.amount_micro > settled + due_micro + credit:
+                raise RecordInvalid("the voucher promises more than may be owed here")
+            rules.with_voucher(account, voucher.record, raw)
+            account.closed += more_micro * WORTH
 
     async def _collect(self, account: Account) -> None:
         """Book what the newest voucher says beyond what is booked; in the account's turn."""

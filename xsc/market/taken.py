@@ -85,9 +85,10 @@ class TakenLeases:
         """
         old, new = self._known(old_id), self._known(new_id)
         sides, now_ms = ((old.terms, old.use), (new.terms, new.use)), self._clock.now_ms()
-        old.use, new.use = keeping.moved(*sides, size_bytes, now_ms)
-        for entry in (old, new):
-            entry.changed(old.terms.quantity)
+        uses = keeping.moved(*sides, size_bytes, now_ms)
+        for entry, use in zip((old, new), uses, strict=True):
+            entry.changed(max(size_bytes, abs(use.level - entry.use.level)))
+            entry.use = use
         # Where an answer was lost, they lie there longer than this node knows.
         new.leeway += size_bytes * max(0, now_ms - new.terms.start_ms)
         self._store.save(old, new)
