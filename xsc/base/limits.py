@@ -401,6 +401,8 @@ STREAM_PAUSE_MS = 50
 """Before an order is asked about again that has not arrived yet."""
 STREAM_TRIES_MAX = 100
 PROVIDERS_TRIED_MAX = 3
+RATE_PAUSE_MS = 100
+"""Before a provider that has too many requests of this node is asked again, within `--wait`."""
 PROVIDERS_VERIFYING_MAX = 9
 """Providers that one order can be run by at once."""
 DISSENTS_KEPT_MAX = 1024

@@ -46,6 +46,7 @@ from xsc.base.limits import (
     MILLISECOND_FUEL,
     MODULE_LOST_MS,
     PRICE_FUEL,
+    PROVIDERS_TRIED_MAX,
     REQUEST_WINDOW_MS,
     RUN_FUEL,
 )
@@ -295,6 +296,26 @@ async def test_a_function_is_run_by_a_peer_and_paid(world):
     )
     order = open_signed(receipt.record.order, Order, network=world.network)
     assert order.author == world.customer.key.node_id
+
+
+async def test_who_asks_faster_than_a_provider_takes_waits_a_moment_and_is_served(world):
+    refused = []
+
+    def tap(answer):
+        if len(refused) < PROVIDERS_TRIED_MAX - 1:
+            refused.append(answer)
+            raise RateLimited("more than 2000 requests a second")
+        return answer
+
+    world.wire.tap = tap
+    calling = asyncio.create_task(world.invoke(wait_ms=60_000))
+    await until(lambda: world.clock.next_ms() is not None)
+    while not calling.done():
+        if (next_ms := world.clock.next_ms()) is not None:
+            world.clock.advance_to(next_ms)
+        await until(lambda: calling.done() or world.clock.next_ms() is not None)
+    assert (await calling).results == ("5",)
+    assert len(refused) == PROVIDERS_TRIED_MAX - 1
 
 
 async def test_a_module_is_sent_once(world):

@@ -29,6 +29,7 @@ from xsc.base.limits import (
     MODULES_REMEMBERED_MAX,
     PEER_TIMEOUT_MS,
     PROVIDERS_TRIED_MAX,
+    RATE_PAUSE_MS,
 )
 from xsc.base.merkle import Part, root_of
 from xsc.compute.jobs.executor import RUN, GrantedOrder, JobExecutor
@@ -137,8 +138,10 @@ class JobCustomer:
                 last = fault
                 if output is not None and output.size_bytes:
                     break  # another run would not begin with the output that was shown
-                if isinstance(fault, RateLimited) and task.wait_ms and now() >= purchase.until_ms:
-                    break
+                if isinstance(fault, RateLimited) and task.wait_ms:
+                    if now() >= purchase.until_ms:
+                        break
+                    await self._context.clock.sleep_ms(RATE_PAUSE_MS)
             except LeaseExhausted as fault:
                 if compiling or lease.node not in purchase.module_sent_to:
                     # Another one is taken: this one is over by the provider's clock, or spent.
