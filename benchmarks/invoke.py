@@ -17,6 +17,7 @@ from statistics import median
 from benchmarks import beside, load
 from benchmarks.size import least
 from xsc.base.jobs import JobSpec
+from xsc.base.limits import COMPUTE_WAIT_MS
 from xsc.client import connect
 from xsc.client.calls import Calls
 from xsc.client.core import find_place
@@ -56,6 +57,7 @@ def job(module: bytes, on: str | None, local: bool) -> bytes:
             "on": on,
             "local": local,
             "module_bytes": len(module),
+            "wait_ms": COMPUTE_WAIT_MS,
         }
     ).encode()
     return len(head).to_bytes(4, "big") + head + module
