@@ -1,9 +1,10 @@
-"""A second implementation of the clearing of slots, written from docs/design without the code.
+"""A second implementation of the clearing of slots, from docs/design.
 
-It shares no code with `xsc`. `clear` divides one window; a `Provider` clears all of its windows, by
-commitments, recognition and leases; `recompute` checks a packed clearing record, but for its
-signatures. Commitments are dicts, as their bytes decode. Names in brackets are rules: of
-allocation.md, or of the page that stands before them.
+What divides a window and the auction were written before their author saw the code. It shares no
+code with `xsc`. `clear` divides one window; a `Provider` clears all of its windows, by commitments,
+recognition and leases; `recompute` checks a packed clearing record, but for its signatures.
+Commitments are dicts, as their bytes decode. Names in brackets are rules: of allocation.md, or of
+the page that stands before them.
 """
 
 import base64
