@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 import xsc
 from tests.strategies import vectors
@@ -20,8 +21,7 @@ from xsc.base.encoding import decode
 from xsc.base.errors import XscError
 from xsc.base.limits import MANIFEST_BYTES_MAX
 from xsc.identity.envelope import Record, open_signed
-from xsc.market import lease_store
-from xsc.market.account import Account
+from xsc.market.lease_store import ACCOUNTS, USES, read_row, write_row
 from xsc.net.calls import frame
 from xsc.net.peers import invitation
 from xsc.storage.catalogue import names
@@ -66,15 +66,13 @@ def read_text(raw: bytes, parse: Callable[[str], Any]) -> Any:
     return parse(raw.decode("latin-1"))
 
 
-def read_account(raw: bytes) -> Account:
-    account = Account("provider", bytes(32), bytes(32))
-    lease_store.read_account(account, raw)
-    return account
-
-
 def write_frame(value: frame.Frame) -> bytes:
     head = frame.pack_head(value.header, value.parts)
     return b"".join([head, *(part.data for part in value.parts)])
+
+
+def row_format(kind: TypeAdapter[Any], **known: Any) -> Format:
+    return Format(lambda raw: read_row(kind, raw, **known), lambda row: write_row(kind, row))
 
 
 def format_of(case: dict[str, Any]) -> Format:
@@ -112,9 +110,9 @@ def format_of(case: dict[str, Any]) -> Format:
         case "last":
             return Format(names.read_last, lambda last: names.last_row("", last)[1] or b"")
         case "use":
-            return Format(lease_store.read_use, lease_store.write_use)
+            return row_format(USES)
         case "account":
-            return Format(read_account, lease_store.write_account)
+            return row_format(ACCOUNTS, role="provider", provider=bytes(32), customer=bytes(32))
         case "damaged":
             return Format(bodies.decode_damaged, lambda value: bodies.encode_damaged(*value))
         case other:

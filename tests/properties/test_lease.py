@@ -14,6 +14,7 @@ from xsc.base.limits import (
     REQUEST_WINDOW_MS,
     STORAGE_LEASE_IDLE_MS,
 )
+from xsc.identity.envelope import Signed
 from xsc.market import account as rules
 from xsc.market.account import Account
 from xsc.market.keeping import moved
@@ -27,6 +28,7 @@ from xsc.market.lease import (
     reserved,
     room,
     spend,
+    widened,
     worth,
 )
 from xsc.market.lease_entry import LeaseEntry
@@ -66,18 +68,15 @@ class Pair:
     def __post_init__(self):
         self.mine = {each.lease_id: entry_of("customer", each) for each in self.terms}
         self.theirs = {each.lease_id: entry_of("provider", each) for each in self.terms}
-        for entry in self.mine.values():
-            entry.changed(entry.terms.quantity)
         self.own, self.other = Account("customer", P, C), Account("provider", P, C)
 
     @property
     def their_ms(self):
         return self.now_ms + self.skew_ms
 
-    def change(self, lease_id, change, quantity):
+    def change(self, lease_id, change):
         """Have a change of a use happen at both sides, each by its own clock."""
         mine, theirs = self.mine[lease_id], self.theirs[lease_id]
-        mine.changed(quantity)
         mine.use = change(mine.terms, mine.use, self.now_ms)
         theirs.use = change(theirs.terms, theirs.use, self.their_ms)
 
@@ -89,9 +88,7 @@ class Pair:
             return
         delta = max(-theirs.use.held_bytes, min(delta, room(terms, theirs.use, self.their_ms)))
         if delta:
-            self.change(
-                terms.lease_id, lambda t, use, now_ms: hold(t, use, delta, now_ms), abs(delta)
-            )
+            self.change(terms.lease_id, lambda t, use, now_ms: hold(t, use, delta, now_ms))
 
     def lower(self, terms, level):
         """Give room up by the customer's clock on both sides."""
@@ -102,16 +99,15 @@ class Pair:
 
     def run(self, terms, steps):
         if max(self.now_ms, self.their_ms) < terms.end_ms:
-            self.change(terms.lease_id, lambda t, use, now_ms: spend(t, use, steps, now_ms), 0)
+            self.change(terms.lease_id, lambda t, use, now_ms: spend(t, use, steps, now_ms))
 
     def move(self, size):
         for side, now_ms in ((self.mine, self.now_ms), (self.theirs, self.their_ms)):
             old, new = side[STORAGE.lease_id], side[NEXT.lease_id]
-            for entry in (old, new):
-                entry.changed(STORAGE.quantity)
             fits = min(size, max(0, NEXT.quantity - new.use.held_bytes))
-            new.leeway += fits * max(0, now_ms - new.terms.start_ms)
-            old.use, new.use = moved((old.terms, old.use), (new.terms, new.use), fits, now_ms)
+            uses = moved((old.terms, old.use), (new.terms, new.use), fits, now_ms)
+            old.use, new.use = (widened(use, STORAGE.quantity) for use in uses)
+            new.use = widened(new.use, fits, max(0, now_ms - new.terms.start_ms))
 
     def count(self):
         """Return what the provider signs now."""
@@ -124,21 +120,17 @@ class Pair:
         agreed = rules.agree(
             self.own,
             list(self.mine.values()),
-            count,
+            Signed(count, P, b"net", count.id, b"count"),
             moving=(),
             asked_ms=self.now_ms + 1,
             now_ms=self.now_ms,
         )
-        disputed = {entry.terms.lease_id for entry in agreed.disputed}
         self.own.closed = agreed.closed
         for entry, use in agreed.uses:
-            if entry.terms.lease_id in disputed:
-                entry.use = use
-            else:
-                entry.agreed(use)
-        for entry in (*agreed.gone, *agreed.denied):
-            if entry.terms.lease_id not in {line.lease_id for line in count.leases}:
-                del self.mine[entry.terms.lease_id]
+            entry.use = use
+        for lease_id in {entry.terms.lease_id for entry in agreed.gone} | agreed.denied:
+            if lease_id not in {line.lease_id for line in count.leases}:
+                del self.mine[lease_id]
         voucher = rules.next_voucher(self.own, agreed.amount_micro, count)
         if voucher is not None:
             rules.with_voucher(self.own, voucher, voucher.to_bytes())
@@ -281,7 +273,7 @@ def test_who_counts_more_than_follows_is_never_paid_for_it(steps, skew, lie, mor
     entry = pair.mine[line.lease_id]
     if lie == "used":
         at = advance(entry.terms, entry.use, max(pair.now_ms, pair.their_ms))
-        lines[place] = line.model_copy(update={"used": wide(at.used + entry.leeway + more)})
+        lines[place] = line.model_copy(update={"used": wide(at.used + entry.use.leeway + more)})
     elif lie == "held":
         lines[place] = line.model_copy(update={"held_bytes": line.held_bytes + min(more, 2**60)})
     elif lie == "level":
@@ -297,7 +289,7 @@ def test_who_counts_more_than_follows_is_never_paid_for_it(steps, skew, lie, mor
     change["amount_micro"] = min(2**60, most + more)
     lying = honest.model_copy(update={"leases": tuple(lines), **change})
     if lie == "twice":
-        wrong = rules.check_count(lying, provider=P, customer=C, now_ms=pair.now_ms)
+        wrong = rules.check_count(pair.own, lying, pair.now_ms)
         assert wrong is not None
         return
     agreed = pair.take(lying)
@@ -308,7 +300,7 @@ def test_who_counts_more_than_follows_is_never_paid_for_it(steps, skew, lie, mor
     )
     assert agreed.amount_micro <= max(most, (pair.own.closed + explained) // WORTH)
     if lie == "used":
-        assert line.lease_id in {each.terms.lease_id for each in agreed.disputed}
+        assert line.lease_id in agreed.disputed
     else:
         assert agreed.amount_micro == most
     # Whatever it said, the honest count pays what is due.

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
+
+from pydantic import Field
 
 from xsc.base.limits import (
     BOOKING_CREDIT_PPM,
@@ -18,24 +20,29 @@ from xsc.base.limits import (
     REFUSED_RETRY_MS,
     REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
+    STORAGE_LEASE_IDLE_MS,
 )
+from xsc.identity.envelope import Count, Signed
 from xsc.market import lease as rules
-from xsc.market.lease import LeaseUse
+from xsc.market.lease import LeaseUse, WideNumber
 from xsc.market.lease_entry import LeaseEntry, Role
 from xsc.terms.count import CountLine, LeaseCount, number_of, wide
 from xsc.terms.pricing import WORTH
 from xsc.terms.quote import Draw, Kind
 from xsc.terms.voucher import Voucher, leases_account
 
+_UNKEPT: Final = Field(exclude=True)
+"""Marks what the key of an account says, or what only this process knows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Booking:
     """A part of a voucher on its way into the ledger: asked for again until it is booked."""
 
-    number: int
+    number: Count
     """Of the voucher."""
-    attempt: int
-    amount_micro: int
+    attempt: Count
+    amount_micro: Count
     voucher: bytes
 
 
@@ -43,33 +50,38 @@ class Booking:
 class Account:
     """The account of one pair, as this node keeps it in one role."""
 
-    role: Role
-    provider: bytes
-    customer: bytes
-    closed: int = 0
+    role: Annotated[Role, _UNKEPT]
+    provider: Annotated[bytes, _UNKEPT]
+    customer: Annotated[bytes, _UNKEPT]
+    closed: WideNumber = 0
     """What leases came to that are forgotten, in WORTHths of a micro-credit."""
-    number: int = 0
+    number: Count = 0
     """Of the newest voucher."""
-    signed_micro: int = 0
+    signed_micro: Count = 0
     """What that promises."""
     voucher: bytes | None = None
     count: bytes | None = None
     """Customer: the count that the newest voucher pays."""
-    settled_micro: int = 0
+    settled_micro: Count = 0
     """Of that, what the ledger has booked."""
     booking: Booking | None = None
-    refusals: int = 0
+    refusals: Count = 0
     """How many bookings the ledger refused for good; each needs an id of its own."""
-    agreed_ms: int = 0
+    agreed_ms: Count = 0
     """Customer: when the provider was asked for the last count that was taken over."""
     disputed: bytes | None = None
     """Customer: the newest count of the provider that did not follow."""
-    taken_ms: int | None = None
+    taken_ms: Annotated[int | None, _UNKEPT] = None
     """Customer: when the provider took the newest voucher, by a steady clock; None: not yet."""
-    refused: int = 0
+    lost: dict[str, Count] | None = None
+    """Customer: what the directory knows to lie there, once this node lost its leases and until it
+    has asked for them; by lease in hexadecimal digits, its bytes."""
+    waits_ms: Annotated[int | None, _UNKEPT] = None
+    """Provider: since when something signed waits to be booked, by a steady clock."""
+    refused: Annotated[int, _UNKEPT] = 0
     """Provider: how many bookings were refused in a row, in this process."""
-    refused_ms: int = 0
-    """When the last of them was, by a steady clock."""
+    retry_ms: Annotated[int, _UNKEPT] = 0
+    """Until when the next one waits, by a steady clock."""
 
     @property
     def id(self) -> bytes:
@@ -123,9 +135,9 @@ def count_of(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> 
     )
 
 
-def check_count(count: LeaseCount, *, provider: bytes, customer: bytes, now_ms: int) -> str | None:
+def check_count(account: Account, count: LeaseCount, now_ms: int) -> str | None:
     """Return what is wrong with a count that a provider gave, whatever it says of leases."""
-    if (count.provider, count.customer) != (provider, customer):
+    if (count.provider, count.customer) != (account.provider, account.customer):
         return "the count is between other nodes"
     if abs(count.counted_ms - now_ms) > REQUEST_WINDOW_MS:
         return "the count is of another time"
@@ -144,16 +156,16 @@ class Agreed:
     uses: list[tuple[LeaseEntry, LeaseUse]]
     gone: list[LeaseEntry]
     """Leases that the provider names no more, and that are over here, too."""
-    denied: list[LeaseEntry]
+    denied: set[bytes]
     """Leases that are open here, and that it has signed not to have: they are over now."""
-    disputed: list[LeaseEntry]
+    disputed: set[bytes]
     """Those of which it counts more than follows; that is not paid."""
 
 
 def agree(
     account: Account,
     entries: Iterable[LeaseEntry],
-    count: LeaseCount,
+    signed: Signed[LeaseCount],
     *,
     moving: Collection[bytes],
     asked_ms: int,
@@ -164,16 +176,16 @@ def agree(
     Args:
         account: with the provider.
         entries: all leases there that were known when it was asked.
-        count: what it signed.
+        signed: its count.
         moving: leases whose bytes go over to others: an answer that was lost tells when.
         asked_ms: when it was asked, by the own clock.
         now_ms: the present.
     """
+    count = signed.record
     lines = {line.lease_id: line for line in count.leases}
     uses: list[tuple[LeaseEntry, LeaseUse]] = []
     gone: list[LeaseEntry] = []
-    denied: list[LeaseEntry] = []
-    disputed: list[LeaseEntry] = []
+    denied, disputed = set[bytes](), set[bytes]()
     closed, paid = account.closed, 0
     for entry in entries:
         terms, line = entry.terms, lines.get(entry.terms.lease_id)
@@ -186,25 +198,44 @@ def agree(
             paid += rules.worth(terms, use.used)
             continue
         if line is None:
-            (denied if is_open else gone).append(entry)
             closed += rules.worth(terms, use.used)
-            uses.append((entry, replace(rules.ended(use), used=0, held_bytes=0)))
-            continue
-        if is_open and line.end_ms <= count.counted_ms:
-            use = rules.ended(use)
-            if use.held_bytes or terms.cleared:
-                denied.append(entry)
-        stood = use.touched_ms < asked_ms and not is_moving
-        use, used, follows = rules.follow(
-            terms, use, line, count.counted_ms, leeway=entry.leeway, stood=stood
-        )
-        if not follows and not is_moving:
-            disputed.append(entry)
-        paid += rules.worth(terms, used)
+            use = replace(rules.ended(use), used=0, held_bytes=0)
+            if is_open:
+                denied.add(terms.lease_id)
+            else:
+                gone.append(entry)
+        else:
+            if is_open and line.end_ms <= count.counted_ms:
+                use = rules.ended(use)
+                if use.held_bytes or terms.cleared:
+                    denied.add(terms.lease_id)
+            stood = use.touched_ms < asked_ms
+            use, used, follows = rules.follow(
+                terms, use, line, count.counted_ms, stood=stood and not is_moving
+            )
+            paid += rules.worth(terms, used)
+            if not follows and not is_moving:
+                disputed.add(terms.lease_id)
+            elif stood:  # What changed since may not be counted yet.
+                use = rules.agreed(terms, use)
+        if terms.lease_id in denied:
+            use = replace(use, denial=signed.raw)
         uses.append((entry, use))
     closed = min(closed, number_of(count.closed))
     amount_micro = min((closed + paid) // WORTH, count.amount_micro)
     return Agreed(amount_micro, closed, uses, gone, denied, disputed)
+
+
+def closed_before(account: Account, entries: Iterable[LeaseEntry], count: LeaseCount) -> int:
+    """Return what forgotten leases came to at most, for a customer that has lost its disk.
+
+    What was signed pays for what the other leases came to by then, too.
+    """
+    counted = {line.lease_id: number_of(line.used) for line in count.leases}
+    others = sum(
+        rules.worth(entry.terms, counted.get(entry.terms.lease_id, 0)) for entry in entries
+    )
+    return min(number_of(count.closed), max(0, account.signed_micro * WORTH - others))
 
 
 def is_open(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> bool:
@@ -212,6 +243,15 @@ def is_open(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> b
     return (
         any(entry.terms.start_ms >= account.agreed_ms for entry in entries)
         or due_micro(account, entries, now_ms) > account.signed_micro
+    )
+
+
+def is_unheard(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> bool:
+    """Return whether a provider may soon take a cleared lease back: it heard no more of it."""
+    return any(
+        entry.terms.cleared
+        and account.agreed_ms <= entry.terms.start_ms <= now_ms - STORAGE_LEASE_IDLE_MS // 2
+        for entry in entries
     )
 
 
@@ -357,7 +397,7 @@ def views(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> list[
                 terms.price,
                 use.level if terms.cleared else terms.quantity,
                 use.held_bytes,
-                rules.run(terms, use, now_ms),
+                rules.spent(terms, use, now_ms),
                 due,
                 settled,
                 terms.start_ms,

@@ -26,9 +26,8 @@ from xsc.market import lease as rules
 from xsc.market.choosing import Chosen, LeaseChooser, PassedOver
 from xsc.market.default_need import DefaultNeed
 from xsc.market.headroom import Headroom
-from xsc.market.lease_entry import LeaseEntry, usable
+from xsc.market.lease_entry import OWN, LeaseEntry, usable
 from xsc.market.lease_store import LeaseStore
-from xsc.market.own import OWN
 from xsc.market.ports import MarketPorts
 from xsc.market.quote import QUANTITY_MAX
 from xsc.market.quotes import Quotes

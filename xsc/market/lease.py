@@ -17,7 +17,9 @@ A check returns the first rule that is broken, as a sentence, or None.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Annotated, Final
+
+from pydantic import BeforeValidator, PlainSerializer
 
 from xsc.base.limits import (
     AMOUNT_MAX,
@@ -33,7 +35,8 @@ from xsc.base.limits import (
     STORAGE_LEASE_MS,
 )
 from xsc.base.units import ceil_div, format_duration
-from xsc.terms.count import CountLine, number_of
+from xsc.identity.envelope import Count
+from xsc.terms.count import CountLine, number_of, wide
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import amount
 from xsc.terms.pricing import worth as worth_of
@@ -42,6 +45,8 @@ from xsc.terms.quote import Kind, Quote
 _EPOCH_MS: Final[dict[Kind, int]] = {"storage": EPOCH_MS, "compute": COMPUTE_LEASE_MS}
 LEVEL_UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": MFUEL}
 """Levels of cleared leases are whole MiB, or millions of fuel steps a minute."""
+WideNumber = Annotated[int, BeforeValidator(number_of), PlainSerializer(wide)]
+"""A number that passes 2^64: it is kept as `wide` bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +74,29 @@ class LeaseTerms:
 class LeaseUse:
     """What became of it so far, as one side saw it."""
 
-    touched_ms: int
+    touched_ms: Count
     """When bytes were last held or given back, or the lease was granted."""
-    held_bytes: int = 0
-    level: int = 0
+    held_bytes: Count = 0
+    level: Count = 0
     """What is kept free and billed: bytes, or fuel steps a minute. It only falls."""
-    used: int = 0
+    used: WideNumber = 0
     """What is billed: byte-milliseconds, of a cleared rate its level times milliseconds, of compute
     for now fuel steps."""
-    counted_ms: int = 0
+    counted_ms: Count = 0
     """Up to when time is counted in that."""
+    leeway: WideNumber = 0
+    """By how much `used` may differ at the customer: a minute of each change since the last count,
+    as the clocks of both sides may."""
     minute: int = 0
     """Of a cleared rate: the minute, counted from the start, in which `spent` fuel steps ran."""
-    spent: int = 0
+    spent: Count = 0
     given_back: bool = False
     lapsed: bool = False
     """Provider: the level is no longer kept free, though billed: its customer reached its limit."""
     known: bool = False
     """Provider: the customer has asked for a count since the lease was granted, or used it."""
+    denial: bytes | None = None
+    """Customer: the provider's signed count, in which it is not, or over."""
 
 
 def terms_of(request: LeaseRequest, quantity: int, *, cleared: bool = False) -> LeaseTerms:
@@ -139,7 +149,20 @@ def new_use(terms: LeaseTerms, now_ms: int) -> LeaseUse:
     """
     keeps = terms.renews is None and (terms.cleared or terms.kind == "storage")
     level = terms.quantity if keeps else 0
-    return LeaseUse(touched_ms=now_ms, level=level, counted_ms=terms.start_ms)
+    use = LeaseUse(touched_ms=now_ms, level=level, counted_ms=terms.start_ms)
+    # The room of one for now lapses by two clocks.
+    return use if terms.cleared else widened(use, terms.quantity)
+
+
+def widened(use: LeaseUse, quantity: int, ms: int = REQUEST_WINDOW_MS) -> LeaseUse:
+    """Return the use with leeway for so much more or less, at a moment that two clocks tell."""
+    return replace(use, leeway=use.leeway + abs(quantity) * ms)
+
+
+def agreed(terms: LeaseTerms, use: LeaseUse) -> LeaseUse:
+    """Return a use that a count says, from which the next one follows."""
+    use = replace(use, leeway=0)
+    return use if terms.cleared else widened(use, use.level)
 
 
 def check_request(
@@ -190,7 +213,7 @@ def check_grant(request_raw: bytes, request: LeaseRequest, lease: Lease) -> str 
 
 def advance(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> LeaseUse:
     """Return the use after the time that has passed; nothing is counted after the end."""
-    if use.given_back or not _has_time(terms):
+    if use.given_back or not has_time(terms):
         return use
     until_ms = min(now_ms, terms.end_ms)
     lapse_ms = use.touched_ms + STORAGE_LEASE_IDLE_MS
@@ -207,7 +230,7 @@ def _counted(use: LeaseUse, until_ms: int) -> LeaseUse:
     return replace(use, used=use.used + billed * passed_ms, counted_ms=until_ms)
 
 
-def _has_time(terms: LeaseTerms) -> bool:
+def has_time(terms: LeaseTerms) -> bool:
     """Return whether time alone adds to what is owed; else each run does."""
     return terms.kind == "storage" or terms.cleared
 
@@ -220,19 +243,14 @@ def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> Lea
     assert terms.kind == "storage", "only storage holds bytes"
     use = advance(terms, use, now_ms)
     held = max(0, use.held_bytes + delta_bytes)
-    return replace(use, touched_ms=now_ms, held_bytes=held, known=True)
+    return widened(replace(use, touched_ms=now_ms, held_bytes=held, known=True), delta_bytes)
 
 
 def spent(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
-    """Return the fuel steps that ran under a cleared rate within the present minute."""
-    return use.spent if use.minute == (now_ms - terms.start_ms) // COMPUTE_LEASE_MS else 0
-
-
-def run(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     """Return the fuel steps that ran under a lease; under a cleared rate, in this minute."""
-    if terms.kind == "storage":
-        return 0
-    return spent(terms, use, now_ms) if terms.cleared else use.used
+    if not has_time(terms):
+        return use.used
+    return use.spent if use.minute == (now_ms - terms.start_ms) // COMPUTE_LEASE_MS else 0
 
 
 def spend(terms: LeaseTerms, use: LeaseUse, steps: int, now_ms: int) -> LeaseUse:
@@ -284,7 +302,7 @@ def worth(terms: LeaseTerms, used: int) -> int:
 
 
 def follow(
-    terms: LeaseTerms, use: LeaseUse, line: CountLine, counted_ms: int, *, leeway: int, stood: bool
+    terms: LeaseTerms, use: LeaseUse, line: CountLine, counted_ms: int, *, stood: bool
 ) -> tuple[LeaseUse, int, bool]:
     """Return a customer's use once its provider counted, what of that it pays, and if it follows.
 
@@ -296,19 +314,18 @@ def follow(
         use: as this node counted it up to now.
         line: what the provider signed.
         counted_ms: when, by its clock.
-        leeway: what a minute more or less of each change since the last count comes to.
         stood: whether nothing has changed here since it was asked.
     """
     theirs = number_of(line.used)
-    if not _has_time(terms):
+    if not has_time(terms):
         return use, min(use.used, theirs), theirs <= use.used
     most = terms.quantity * (max(counted_ms, use.counted_ms) - terms.start_ms)
     counted_ms = min(counted_ms, terms.end_ms)
     own = advance(terms, use, counted_ms).used
-    if theirs > max(own, min(own + leeway, most)):
+    if theirs > max(own, min(own + use.leeway, most)):
         return use, use.used, False
     late = max(use.held_bytes, use.level) * max(0, use.counted_ms - max(counted_ms, terms.start_ms))
-    if theirs > own - late + leeway:
+    if theirs > own - late + use.leeway:
         # What it counts is of now, whatever it says: a minute is paid once.
         counted_ms = max(counted_ms, use.counted_ms)
     use = replace(use, used=theirs, counted_ms=counted_ms)
@@ -370,13 +387,3 @@ def is_useful(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
 def half_ms(terms: LeaseTerms) -> int:
     """Return when the second half of the term begins."""
     return terms.start_ms + (terms.end_ms - terms.start_ms) // 2
-
-
-def ahead_micro(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
-    """Return what a provider may come to lose beside what is owed and beside runs: an hour more.
-
-    A lease of compute for now allows nothing by itself: what runs may cost is counted with them.
-    """
-    if is_over(terms, use, now_ms) or not _has_time(terms):
-        return 0
-    return amount(terms.kind, terms.price, terms.quantity)

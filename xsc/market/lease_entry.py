@@ -13,17 +13,21 @@ from typing import Final, Literal, TypeAlias
 from xsc.base.limits import (
     LEASE_KEPT_MS,
     PROMISE_MS,
-    REQUEST_WINDOW_MS,
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
 )
 from xsc.market import lease as rules
 from xsc.market.lease import LeaseTerms, LeaseUse
-from xsc.terms.pricing import compute_amount
+from xsc.market.quote import QUANTITY_MAX
+from xsc.market.room import EVER_MS
+from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE
+from xsc.terms.pricing import amount, compute_amount
 from xsc.terms.quote import Draw, Kind
 from xsc.terms.slot import EntitlementKey
 
 Role: TypeAlias = Literal["customer", "provider"]
+ROLES: Final[tuple[Role, Role]] = ("customer", "provider")
+OWN: Final[dict[Kind, bytes]] = {"storage": OWN_STORAGE, "compute": OWN_COMPUTE}
 _PROMISE_STEP_MS: Final = PROMISE_MS // 60
 _TOLD: Final = frozenset({"terms", "use", "reserved"})
 
@@ -41,13 +45,8 @@ class LeaseEntry:
     domain: bytes = b""
     draw: Draw | None = None
     """The entitlement that it draws on, by its quote."""
-    denial: bytes | None = None
-    """Customer: the provider's signed count, in which it is not, or over."""
     reserved: int = 0
     """Provider: steps of runs that wait or are under way, or bytes that are being written."""
-    leeway: int = 0
-    """Customer: what a minute more or less of each change since the last count comes to, in `used`:
-    the provider's clock and this node's may differ by so much."""
     promised: list[tuple[int, int]] = field(default_factory=list)
     """Customer: (until ms, quantity) of what was handed out and not yet heard of."""
     is_apart: bool = False
@@ -69,6 +68,11 @@ class LeaseEntry:
         return self.terms.provider if self.role == "customer" else self.terms.customer
 
     @property
+    def denial(self) -> bytes | None:
+        """The provider's signed count that denies it."""
+        return self.use.denial
+
+    @property
     def drawn_key(self) -> EntitlementKey | None:
         """The entitlement that it draws on."""
         if self.draw is None:
@@ -79,17 +83,6 @@ class LeaseEntry:
     def is_over(self, now_ms: int) -> bool:
         """Return whether nothing more comes under it."""
         return rules.is_over(self.terms, self.use, now_ms)
-
-    def changed(self, quantity: int) -> None:
-        """Take note that so much more or less is held, or kept free, than at the last count."""
-        self.leeway += abs(quantity) * REQUEST_WINDOW_MS
-
-    def agreed(self, use: LeaseUse) -> None:
-        """Take over what a count says of the lease, from which the next one follows."""
-        self.use, self.leeway = use, 0
-        if use.level and not self.terms.cleared:
-            # Its room will lapse by two clocks.
-            self.changed(use.level)
 
     def promised_at(self, now_ms: int) -> int:
         """Return the quantity handed out; what was never heard of is forgotten in time."""
@@ -119,14 +112,30 @@ class LeaseEntry:
 
     def end_promise(self, quantity: int) -> None:
         """Take out one whole promise: the least that covers the quantity, else the largest."""
-        if not self.promised:
-            return
-        covering = [item for item in self.promised if item[1] >= quantity]
-        if covering:
-            ended = min(covering, key=lambda item: item[1])
-        else:
-            ended = max(self.promised, key=lambda item: item[1])
-        self.promised.remove(ended)
+
+        def fit(promise: tuple[int, int]) -> tuple[bool, int]:
+            return promise[1] < quantity, abs(promise[1] - quantity)
+
+        if self.promised:
+            self.promised.remove(min(self.promised, key=fit))
+
+
+def own_leases(role: Role, node: bytes) -> dict[bytes, LeaseEntry]:
+    """Return the leases of a node with itself: of no price and no end, under which it uses its own.
+
+    Nothing is kept free for them or owed under them, so nobody signs them, and they are in no list
+    of leases and on no disk.
+    """
+    return {
+        lease_id: LeaseEntry(
+            role,
+            LeaseTerms(lease_id, kind, node, node, 0, QUANTITY_MAX, 0, EVER_MS),
+            LeaseUse(touched_ms=0, lapsed=True),
+            raw=b"",
+            request_id=b"",
+        )
+        for kind, lease_id in OWN.items()
+    }
 
 
 def is_done(entry: LeaseEntry, now_ms: int) -> bool:
@@ -175,7 +184,10 @@ def drawn(entry: LeaseEntry, now_ms: int) -> int:
     """Return how much of a slot a lease takes: bytes, or fuel steps a minute.
 
     A lease for now takes what it holds, and of compute nothing; so does one whose level lapsed.
+    One that its provider signed not to know takes nothing.
     """
+    if entry.denial is not None:
+        return 0
     if not entry.terms.cleared or entry.use.lapsed:
         return entry.use.held_bytes
     if entry.is_over(now_ms):
@@ -201,8 +213,14 @@ def calls_micro(entries: Iterable[LeaseEntry]) -> int:
 
 
 def ahead_micro(entry: LeaseEntry, now_ms: int) -> int:
-    """Return what a provider may come to lose under a lease beside what is owed and beside runs."""
-    return rules.ahead_micro(entry.terms, entry.use, now_ms)
+    """Return what a provider may come to lose beside what is owed and beside runs: an hour more.
+
+    A lease of compute for now allows nothing by itself: what runs may cost is counted with them.
+    """
+    terms = entry.terms
+    if entry.is_over(now_ms) or not rules.has_time(terms):
+        return 0
+    return amount(terms.kind, terms.price, terms.quantity)
 
 
 def usable(

@@ -2,7 +2,6 @@
 
     market/lease/<c|p>/<lease id>    the signed lease, whole, and its failure domain
     market/use/<c|p>/<lease id>      its use
-    market/denial/c/<lease id>       the provider's signed count, in which the lease is not, or over
     market/account/<c|p>/<peer>      what is owed in all: newest voucher and the booking under way
     market/closed                    there while the node is stopped, where it stopped in order
 
@@ -14,121 +13,77 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Final
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from typing import Any, ClassVar, Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
-from xsc.base.fields import take_bool, take_bytes, take_int, take_map, take_opt_bytes
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.units import ceil_div
-from xsc.identity.envelope import open_signed
-from xsc.market.account import Account, Booking
+from xsc.identity.envelope import Record, open_signed
+from xsc.market.account import Account
 from xsc.market.keeping import room_left
 from xsc.market.lease import LeaseUse, half_ms, new_use, terms_of, worth
-from xsc.market.lease_entry import LeaseEntry, Role, drawn
-from xsc.market.own import own_leases
+from xsc.market.lease_entry import LeaseEntry, Role, drawn, own_leases
 from xsc.market.ports import Commit, CountsFor
 from xsc.market.reserved import Reserved
 from xsc.market.room import LEASE_UNIT
-from xsc.terms.count import number_of, wide
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Kind, Quote
 from xsc.terms.slot import EntitlementKey
 
+T = TypeVar("T")
 _VERSION: Final = 1
 _LEASE: Final = b"market/lease/"
 _USE: Final = b"market/use/"
-_DENIAL: Final = b"market/denial/c/"
+_ACCOUNT: Final = b"market/account/"
 _CLOSED: Final = b"market/closed"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
-_ACCOUNT: Final = b"market/account/"
-CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _DENIAL, _ACCOUNT + b"c/")
+CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _ACCOUNT + b"c/")
 """Where the leases of a node as the customer begin."""
+USES: Final = TypeAdapter(LeaseUse)
+ACCOUNTS: Final = TypeAdapter(Account)
 
 
-def write_use(use: LeaseUse) -> bytes:
-    """Return the bytes of a lease's use."""
-    return encode({"v": _VERSION, **asdict(use), "used": wide(use.used)})
+class KeptLease(Record):
+    """A lease as it is kept beside its use."""
+
+    KIND: ClassVar[str] = "kept_lease"
+
+    lease: bytes
+    """Signed."""
+    domain: bytes
+    """The failure domain of its provider."""
 
 
-def read_use(raw: bytes) -> LeaseUse:
-    """Return a lease's use.
-
-    Raises:
-        RecordInvalid: it is none.
-    """
-    value = _opened(raw)
-    use = LeaseUse(
-        touched_ms=take_int(value, "touched_ms"),
-        held_bytes=take_int(value, "held_bytes"),
-        level=take_int(value, "level"),
-        used=number_of(take_bytes(value, "used")),
-        counted_ms=take_int(value, "counted_ms"),
-        minute=take_int(value, "minute"),
-        spent=take_int(value, "spent"),
-        given_back=take_bool(value, "given_back"),
-        lapsed=take_bool(value, "lapsed"),
-        known=take_bool(value, "known"),
-    )
-    if write_use(use) != raw:
-        raise RecordInvalid("the use of a lease has a field that is not known")
-    return use
+def write_row(kind: TypeAdapter[T], row: T) -> bytes:
+    """Return the bytes of a use or an account."""
+    return encode({"v": _VERSION, **kind.dump_python(row)})
 
 
-_KEPT_OF_ACCOUNT: Final = (
-    "number",
-    "signed_micro",
-    "voucher",
-    "count",
-    "settled_micro",
-    "refusals",
-    "agreed_ms",
-    "disputed",
-)
+def read_row(kind: TypeAdapter[T], raw: bytes, **known: Value) -> T:
+    """Return the use or account of its bytes.
 
-
-def write_account(account: Account) -> bytes:
-    """Return the bytes of an account."""
-    kept: dict[str, Value] = {name: getattr(account, name) for name in _KEPT_OF_ACCOUNT}
-    booking: Value = None if account.booking is None else dict(asdict(account.booking))
-    return encode({"v": _VERSION, "closed": wide(account.closed), "booking": booking, **kept})
-
-
-def read_account(account: Account, raw: bytes) -> None:
-    """Fill an account in from its bytes.
+    Args:
+        kind: USES or ACCOUNTS.
+        raw: what `write_row` returned.
+        known: what its key says.
 
     Raises:
         RecordInvalid: it is none.
     """
-    value = _opened(raw)
-    account.closed = number_of(take_bytes(value, "closed"))
-    account.number, account.refusals = take_int(value, "number"), take_int(value, "refusals")
-    account.signed_micro = take_int(value, "signed_micro")
-    account.agreed_ms = take_int(value, "agreed_ms")
-    account.settled_micro = take_int(value, "settled_micro")
-    account.voucher = take_opt_bytes(value, "voucher")
-    account.count = take_opt_bytes(value, "count")
-    account.disputed = take_opt_bytes(value, "disputed")
-    if value.get("booking") is not None:
-        under_way = take_map(value, "booking")
-        account.booking = Booking(
-            take_int(under_way, "number"),
-            take_int(under_way, "attempt"),
-            take_int(under_way, "amount_micro"),
-            take_bytes(under_way, "voucher"),
-        )
-    if write_account(account) != raw:
+    value: Any = decode(raw)
+    try:
+        row = kind.validate_python({**value, **known})
+    except (TypeError, ValidationError) as fault:
+        raise RecordInvalid(f"a row is wrong: {fault}") from None
+    if write_row(kind, row) != raw:
         # A name that is not known hides one that is: a voucher or a booking would be lost.
-        raise RecordInvalid("an account has a field that is not known")
-
-
-def _opened(raw: bytes) -> dict[str, Value]:
-    value = decode(raw)
-    if not isinstance(value, dict) or value.get("v") != _VERSION:
-        raise RecordInvalid("it is of an unknown version")
-    return value
+        raise RecordInvalid("a row is of an unknown version, or has a field that is not known")
+    return row
 
 
 class LeaseStore:
@@ -154,16 +109,17 @@ class LeaseStore:
         self._network = network
         self._node = own
         self._commit = commit
+        self._counts_for = counts_for
         self._entries: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
         self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(dict)
-        self._accounts: dict[tuple[Role, bytes], Account] = {}
-        self._touched: dict[bytes, LeaseEntry] = {}
-        self._is_flushed_soon = False
-        self._counts_for = counts_for
         self._own: dict[Role, dict[bytes, LeaseEntry]] = {
             "customer": own_leases("customer", own),
             "provider": own_leases("provider", own),
         }
+        self._accounts: dict[Role, dict[bytes, Account]] = {"customer": {}, "provider": {}}
+        self._touched: dict[tuple[Role, bytes], LeaseEntry | Account] = {}
+        """By lease, or by account."""
+        self._is_flushed_soon = False
         self.reserved = Reserved()
         """Under the leases as the provider."""
         self.complete = False
@@ -179,45 +135,41 @@ class LeaseStore:
         if self.complete:
             # Before anything else is written: a power loss must never leave it there.
             self._state.write([(_CLOSED, None)], sync=True)
-        for role, letter in _LETTERS.items():
-            prefix = _LEASE + letter
-            for key, value in self._state.scan(prefix, prefix_end(prefix)):
-                lease_id = key.removeprefix(prefix)
-                try:
-                    tail = letter + lease_id
-                    entry = self._read(role, value, self._state.get(_USE + tail))
-                    if role == "customer":
-                        entry.denial = self._state.get(_DENIAL + lease_id)
-                except RecordInvalid as fault:
-                    raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
-                self._know(entry)
-            prefix = _ACCOUNT + letter
-            for key, value in self._state.scan(prefix, prefix_end(prefix)):
-                try:
-                    read_account(self.account(role, key.removeprefix(prefix)), value)
-                except RecordInvalid as fault:
-                    raise StoreDamaged(f"an account cannot be read: {fault.message}") from fault
+        for role in _LETTERS:
+            try:
+                self._load(role)
+            except RecordInvalid as fault:
+                raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
 
-    def _read(self, role: Role, kept: bytes, kept_use: bytes | None) -> LeaseEntry:
-        value = _opened(kept)
-        if kept_use is None:
-            raise RecordInvalid("a lease has no use")
-        entry = self.entry_of(role, take_bytes(value, "lease"), 0, take_bytes(value, "domain"))
-        entry.use = read_use(kept_use)
-        return entry
+    def _load(self, role: Role) -> None:
+        letter = _LETTERS[role]
+        for lease_id, raw in self._below(_LEASE + letter):
+            kept, use = KeptLease.from_bytes(raw), self._state.get(_USE + letter + lease_id)
+            if use is None:
+                raise RecordInvalid("a lease has no use")
+            entry = self.entry_of(role, kept.lease, 0, kept.domain)
+            entry.use = read_row(USES, use)
+            self._know(entry)
+        for peer, raw in self._below(_ACCOUNT + letter):
+            of = self.account(role, peer)
+            known = {"role": role, "provider": of.provider, "customer": of.customer}
+            self._accounts[role][peer] = read_row(ACCOUNTS, raw, **known)
+
+    def _below(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for key, raw in self._state.scan(prefix, prefix_end(prefix)):
+            yield key.removeprefix(prefix), raw
 
     def account(self, role: Role, peer: bytes) -> Account:
         """Return the account with a peer, in which this node has that role."""
-        account = self._accounts.get((role, peer))
+        account = self._accounts[role].get(peer)
         if account is None:
             parties = (self._node, peer) if role == "provider" else (peer, self._node)
-            account = Account(role, *parties)
-            self._accounts[role, peer] = account
+            account = self._accounts[role][peer] = Account(role, *parties)
         return account
 
-    def accounts(self, role: Role) -> Iterator[Account]:
-        """Yield the accounts of a role."""
-        yield from [account for account in self._accounts.values() if account.role == role]
+    def accounts(self, role: Role) -> list[Account]:
+        """Return the accounts of a role."""
+        return list(self._accounts[role].values())
 
     def entry_of(self, role: Role, raw: bytes, now_ms: int, domain: bytes = b"") -> LeaseEntry:
         """Return the entry of a signed lease that was not used yet.
@@ -230,32 +182,20 @@ class LeaseStore:
         quote = open_signed(request.record.quote, Quote, network=self._network)
         cleared = quote.record.draw is not None
         terms = terms_of(request.record, lease.record.quantity, cleared=cleared)
-        entry = LeaseEntry(
-            role,
-            terms,
-            new_use(terms, now_ms),
-            raw,
-            request.id,
-            domain,
-            quote.record.draw,
-        )
-        if not terms.cleared:
-            # Its room lapses by two clocks, and what was noted of a lease that was kept is gone.
-            entry.changed(terms.quantity)
-        return entry
+        use = new_use(terms, now_ms)
+        return LeaseEntry(role, terms, use, raw, request.id, domain, quote.record.draw)
 
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
         """Return a lease, also one with oneself, or None."""
         return self._own[role].get(lease_id) or self._entries[role].get(lease_id)
 
-    def all(self, role: Role) -> Iterator[LeaseEntry]:
-        """Yield the leases of a role, in the order in which they came to be known."""
-        yield from list(self._entries[role].values())
+    def all(self, role: Role) -> list[LeaseEntry]:
+        """Return the leases of a role, in the order in which they came to be known."""
+        return list(self._entries[role].values())
 
-    def both(self) -> Iterator[LeaseEntry]:
-        """Yield the leases of both roles, those as the customer first."""
-        yield from self.all("customer")
-        yield from self.all("provider")
+    def of(self, role: Role, peer: bytes) -> list[LeaseEntry]:
+        """Return the leases of a role with one peer, in the order in which they came."""
+        return list(self._by_peer.get((role, peer), {}).values())
 
     def pairs(self, role: Role) -> Iterator[tuple[LeaseEntry, LeaseEntry]]:
         """Yield each lease that another renews, and that one."""
@@ -276,37 +216,38 @@ class LeaseStore:
             and room_left(new.terms, new.use)
         ]
 
-    def find(self, lease_id: bytes) -> Iterator[LeaseEntry]:
-        """Yield the leases of that id, as the customer first; at most one in each role."""
-        for leases in self._entries.values():
-            if lease_id in leases:
-                yield leases[lease_id]
+    def counts_for(self, entry: LeaseEntry) -> EntitlementKey:
+        """Return what a lease counts for in clearings."""
+        terms = entry.terms
+        return self._counts_for(terms.kind, terms.provider, terms.customer, entry.drawn_key)
 
-    def of(self, role: Role, peer: bytes) -> Iterator[LeaseEntry]:
-        """Yield the leases of a role with one peer, in the order in which they came to be known."""
-        yield from list(self._by_peer.get((role, peer), {}).values())
-
-    def _know(self, entry: LeaseEntry) -> None:
-        self._entries[entry.role][entry.terms.lease_id] = entry
-        self.account(entry.role, entry.peer)
-        self._by_peer[entry.role, entry.peer][entry.terms.lease_id] = entry
-        if entry.role == "provider":
-            entry.told = self.reserved.change
-            self.reserved.change(entry)
-
-    def drawn(self, role: Role, now_ms: int, *, young: bool = False) -> dict[EntitlementKey, int]:
+    def drawn(
+        self,
+        role: Role,
+        now_ms: int,
+        kinds: Collection[Kind] = tuple(LEASE_UNIT),
+        *,
+        young: bool = False,
+    ) -> Counter[EntitlementKey]:
         """Return what leases have of each entitlement: bytes, or fuel steps a minute.
-
-        A lease that its provider signed not to know has nothing.
 
         Args:
             role: of this node in the leases.
             now_ms: the present.
+            kinds: of the leases.
             young: leave out what is cleared again: storage is from half-life on.
         """
-        found: dict[EntitlementKey, int] = {}
-        for levels in self._levels(role, now_ms, young=young).values():
-            found |= levels
+        found = Counter[EntitlementKey]()
+        known: dict[tuple[Kind, bytes, EntitlementKey | None], EntitlementKey] = {}
+        for entry in self._entries[role].values():
+            terms = entry.terms
+            is_old = young and terms.kind == "storage" and now_ms >= half_ms(terms)
+            level = drawn(entry, now_ms)
+            if level and terms.kind in kinds and not is_old:
+                place = (terms.kind, entry.peer, entry.drawn_key)
+                if place not in known:
+                    known[place] = self.counts_for(entry)
+                found[known[place]] += level
         return found
 
     def drawn_steps(
@@ -317,36 +258,13 @@ class LeaseStore:
         What one customer has of a window is rounded up together: many small needs take no more.
         """
         found: dict[EntitlementKey, int] = {}
-        for kind, levels in self._levels(role, now_ms, young=young).items():
+        for kind, unit in LEASE_UNIT.items():
+            levels = self.drawn(role, now_ms, (kind,), young=young)
             had = Counter[tuple[bytes, bytes, int, bytes]]()
             for key, level in sorted(levels.items(), key=lambda item: (-item[1], item[0])):
-                customer = had[key[:4]]
+                before = had[key[:4]]
                 had[key[:4]] += level
-                unit = LEASE_UNIT[kind]
-                found[key] = ceil_div(customer + level, unit) - ceil_div(customer, unit)
-        return found
-
-    def counts_for(self, entry: LeaseEntry) -> EntitlementKey:
-        """Return what a lease counts for in clearings."""
-        terms = entry.terms
-        return self._counts_for(terms.kind, terms.provider, terms.customer, entry.drawn_key)
-
-    def _levels(
-        self, role: Role, now_ms: int, *, young: bool
-    ) -> dict[Kind, Counter[EntitlementKey]]:
-        found: dict[Kind, Counter[EntitlementKey]] = {"storage": Counter(), "compute": Counter()}
-        known: dict[tuple[bytes, EntitlementKey | None], EntitlementKey] = {}
-        for entry in self._entries[role].values():
-            terms = entry.terms
-            is_old = terms.kind == "storage" and now_ms >= half_ms(terms)
-            if entry.denial is not None or (young and is_old):
-                continue
-            level = drawn(entry, now_ms)
-            if level:
-                place = (entry.peer, entry.drawn_key)
-                if place not in known:
-                    known[place] = self.counts_for(entry)
-                found[terms.kind][known[place]] += level
+                found[key] = ceil_div(before + level, unit) - ceil_div(before, unit)
         return found
 
     def add(self, entries: list[LeaseEntry]) -> None:
@@ -354,68 +272,61 @@ class LeaseStore:
         changes: list[Change] = []
         for entry in entries:
             tail = _LETTERS[entry.role] + entry.terms.lease_id
-            row: Value = {"v": _VERSION, "lease": entry.raw, "domain": entry.domain}
-            changes.append((_LEASE + tail, encode(row)))
-            changes.append((_USE + tail, write_use(entry.use)))
+            kept = KeptLease(lease=entry.raw, domain=entry.domain)
+            changes.append((_LEASE + tail, kept.to_bytes()))
+            changes.append((_USE + tail, write_row(USES, entry.use)))
         if changes:
             self._state.write(changes, sync=True)
         for entry in entries:
             self._know(entry)
 
+    def _know(self, entry: LeaseEntry) -> None:
+        self._entries[entry.role][entry.terms.lease_id] = entry
+        self.account(entry.role, entry.peer)
+        self._by_peer[entry.role, entry.peer][entry.terms.lease_id] = entry
+        if entry.role == "provider":
+            entry.told = self.reserved.change
+            self.reserved.change(entry)
+
+    def _row(self, changed: LeaseEntry | Account) -> Change:
+        """Return the row of an account, or of a lease's use: none once it is forgotten."""
+        letter = _LETTERS[changed.role]
+        if isinstance(changed, Account):
+            return _ACCOUNT + letter + changed.peer, write_row(ACCOUNTS, changed)
+        lease_id = changed.terms.lease_id
+        is_known = self.get(changed.role, lease_id) is changed
+        return _USE + letter + lease_id, write_row(USES, changed.use) if is_known else None
+
     def save(self, *entries: LeaseEntry) -> None:
         """Keep what became of leases, all or none, unsynced."""
-        self._state.write([self.use_row(entry) for entry in entries], sync=False)
+        self._state.write([self._row(entry) for entry in entries], sync=False)
 
-    @staticmethod
-    def use_row(entry: LeaseEntry) -> Change:
-        """Return the row that keeps what became of a lease so far."""
-        return _USE + _LETTERS[entry.role] + entry.terms.lease_id, write_use(entry.use)
-
-    async def sync(self, *entries: LeaseEntry, account: Account | None = None) -> None:
-        """Keep what became of leases, and an account, on the disk on return."""
-        changes = [self.use_row(entry) for entry in entries]
-        if account is not None:
-            row = _ACCOUNT + _LETTERS[account.role] + account.peer
-            changes.append((row, write_account(account)))
-        changes += [
-            (_DENIAL + entry.terms.lease_id, entry.denial)
-            for entry in entries
-            if entry.denial is not None
-        ]
-        await self._commit(changes)
+    async def sync(self, *changed: LeaseEntry | Account) -> None:
+        """Keep what became of leases and of accounts, on the disk on return."""
+        await self._commit([self._row(each) for each in changed])
         # What has changed meanwhile can have been written before those rows.
-        later: list[Change] = []
-        if account is not None:
-            row = _ACCOUNT + _LETTERS[account.role] + account.peer
-            later.append((row, write_account(account)))
-        for entry in entries:
-            if self.get(entry.role, entry.terms.lease_id) is entry:
-                self.keep(entry)
-            else:
-                later.append((_USE + _LETTERS[entry.role] + entry.terms.lease_id, None))
-        if any(change not in changes for change in later):
-            self._state.write(later, sync=False)
+        self.keep(*changed)
 
-    def keep(self, entry: LeaseEntry) -> None:
-        """Keep a change of use, unsynced, at the end of this turn of the event loop.
+    def keep(self, *changed: LeaseEntry | Account) -> None:
+        """Keep changes, unsynced, at the end of this turn of the event loop.
 
         What many small puts do to one lease is written once. Of a lease with oneself nothing is.
         """
-        if entry.terms.lease_id in self._own[entry.role]:
-            return
-        if not self._is_flushed_soon:
+        for each in changed:
+            key = each.id if isinstance(each, Account) else each.terms.lease_id
+            if key not in self._own[each.role]:
+                self._touched[each.role, key] = each
+        if self._touched and not self._is_flushed_soon:
             self._is_flushed_soon = True
             asyncio.get_running_loop().call_soon(self.flush)
-        self._touched[_LETTERS[entry.role] + entry.terms.lease_id] = entry
 
     def flush(self) -> None:
         """Write what was noted since the last time, unsynced; where the disk is full, later."""
         self._is_flushed_soon = False
-        changes: list[Change] = [self.use_row(entry) for entry in self._touched.values()]
-        if not changes:
+        if not self._touched:
             return
         try:
-            self._state.write(changes, sync=False)
+            self._state.write([self._row(each) for each in self._touched.values()], sync=False)
         except SpaceExhausted:
             return  # nothing here is lost: it is written with the next change, or at the end
         self._touched.clear()
@@ -427,21 +338,18 @@ class LeaseStore:
 
     def forget(self, entry: LeaseEntry) -> None:
         """Drop a lease that is over; the account keeps what it came to."""
-        tail = _LETTERS[entry.role] + entry.terms.lease_id
+        lease_id, tail = entry.terms.lease_id, _LETTERS[entry.role] + entry.terms.lease_id
         account = self.account(entry.role, entry.peer)
-        account.closed += worth(entry.terms, entry.use.used)
-        self._touched.pop(tail, None)
-        keys = [_LEASE + tail, _USE + tail]
-        if entry.role == "customer":
-            keys.append(_DENIAL + entry.terms.lease_id)
-        changes: list[Change] = [(key, None) for key in keys]
-        changes.append((_ACCOUNT + _LETTERS[entry.role] + entry.peer, write_account(account)))
-        self._state.write(changes, sync=False)
-        del self._entries[entry.role][entry.terms.lease_id]
+        closed = account.closed + worth(entry.terms, entry.use.used)
+        row = self._row(replace(account, closed=closed))
+        self._state.write([(_LEASE + tail, None), (_USE + tail, None), row], sync=False)
+        account.closed = closed
+        self._touched.pop((entry.role, lease_id), None)
+        del self._entries[entry.role][lease_id]
         if entry.role == "provider":
             entry.told = None
             self.reserved.forget(entry)
         with_peer = self._by_peer[entry.role, entry.peer]
-        del with_peer[entry.terms.lease_id]
+        del with_peer[lease_id]
         if not with_peer:
             del self._by_peer[entry.role, entry.peer]

@@ -22,7 +22,7 @@ from xsc.market.default_need import DefaultNeed
 from xsc.market.granted import GrantedLeases
 from xsc.market.granter import LOWER, LeaseGranter
 from xsc.market.headroom import Headroom
-from xsc.market.lease_entry import tidied
+from xsc.market.lease_entry import ROLES, tidied
 from xsc.market.lease_requests import LEASE, LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import Commit, MarketPorts, MarketSettings
@@ -70,7 +70,6 @@ class MarketService:
             ports,
             self.store,
             self.requests,
-            state,
             booking_interval_ms=settings.booking_interval_ms,
         )
         self.taken = TakenLeases(context, self.store, self.settlement.agree, lines)
@@ -136,6 +135,7 @@ class MarketService:
         while True:
             await self._clock.sleep_ms(min(TIDY_MS, self._settings.settle_interval_ms))
             self.tidy()
+            await self.settlement.settle_new()
             if self._clock.monotonic_ms() >= settle_ms:
                 await self.settlement.settle_due()
                 settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
@@ -159,7 +159,7 @@ class MarketService:
         now_ms = self._clock.now_ms()
         # What went over to one whose answer was lost is not known here.
         waiting = {new.terms.lease_id for _, new in self.store.renewing(now_ms)}
-        for entry in self.store.both():
+        for entry in [entry for role in ROLES for entry in self.store.all(role)]:
             if entry.role == "customer" and entry.terms.lease_id in waiting:
                 continue
             before = entry.use
@@ -179,7 +179,8 @@ class MarketService:
         now_ms = self._clock.now_ms()
         return [
             view
-            for account in (*self.store.accounts("customer"), *self.store.accounts("provider"))
+            for role in ROLES
+            for account in self.store.accounts(role)
             for view in views(account, self.store.of(account.role, account.peer), now_ms)
         ]
 
@@ -188,7 +189,8 @@ class MarketService:
         now_ms = self._clock.now_ms()
         return [
             AccountView(account.role, account.peer, account.settled_micro, owed)
-            for account in (*self.store.accounts("customer"), *self.store.accounts("provider"))
+            for role in ROLES
+            for account in self.store.accounts(role)
             for owed in [owed_micro(account, self.store.of(account.role, account.peer), now_ms)]
         ]
 
@@ -198,8 +200,10 @@ class MarketService:
         Raises:
             NotFound: this node knows no such lease.
         """
-        for entry in self.store.find(lease_id):
-            return entry.raw
+        for role in ROLES:
+            entry = self.store.get(role, lease_id)
+            if entry is not None:
+                return entry.raw
         raise NotFound("this node has no such lease", hint="`xsc market leases` lists them")
 
     def account_record(self, peer: bytes, *, count: bool) -> bytes:

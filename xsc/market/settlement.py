@@ -17,21 +17,14 @@ neither loses nor doubles it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from xsc.base.encoding import Value, decode, encode, tagged_sha256
-from xsc.base.errors import ArgumentInvalid, EntryRefused, RecordInvalid, StoreDamaged, XscError
-from xsc.base.fields import (
-    take_bool,
-    take_bytes,
-    take_int,
-    take_list,
-    take_opt_bytes,
-)
-from xsc.base.ids import ID_BYTES, short
-from xsc.base.keyvalue import Change, KeyValue
+from xsc.base.encoding import Value, tagged_sha256
+from xsc.base.errors import ArgumentInvalid, EntryRefused, RecordInvalid, XscError
+from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes
+from xsc.base.ids import short
 from xsc.base.limits import (
     ACCOUNT_LEASES_MAX,
     ACCOUNTS_A_CUSTOMER_MAX,
@@ -55,12 +48,12 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
 from xsc.market.account import Account, Booking
-from xsc.market.lease_entry import LeaseEntry, Role
+from xsc.market.lease_entry import ROLES, LeaseEntry, Role
 from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
 from xsc.market.quote import domain_of
-from xsc.terms.count import LeaseCount, number_of
+from xsc.terms.count import LeaseCount
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
 from xsc.terms.quote import Quote
@@ -69,10 +62,7 @@ from xsc.terms.voucher import Voucher
 ACCOUNT: Final = "market.account"
 HEADS: Final = {ACCOUNT: HeadBound(answered=RECORD_BYTES_MAX + ACCOUNT_LEASES_MAX * 8 * KIB)}
 """The count, and of each lease that was asked for the request with its quote: 4 KiB."""
-LOST: Final = b"market/lost/"
-"""By peer: bytes by lease that the directory names, while what it knows is still to be asked."""
 _XID_BYTES: Final = 16
-_VERSION: Final = 1
 
 
 def _xid(account_id: bytes, booking: Booking) -> bytes:
@@ -94,7 +84,6 @@ class Settlement:
         ports: MarketPorts,
         store: LeaseStore,
         requests: LeaseRequests,
-        state: KeyValue,
         *,
         booking_interval_ms: int,
     ) -> None:
@@ -105,7 +94,6 @@ class Settlement:
         self._log = context.log
         self._store = store
         self._requests = requests
-        self._state = state
         self._credit = ports.credit
         self._quality = ports.quality
         self._leaving = ports.leaving
@@ -116,14 +104,11 @@ class Settlement:
         self._booking_interval_ms = booking_interval_ms
         self._refused: set[bytes] = set()
         """Leases that providers name and that are none."""
-        self._waiting_ms: dict[bytes, int] = {}
-        """Since when something that a customer signed waits to be booked, by a steady clock."""
 
     async def settle_all(self) -> None:
         """Agree with all peers that are up, and have all that is signed booked now."""
-        customers = {account.peer for account in self._store.accounts("provider")}
-        providers = [account.peer for account in self._store.accounts("customer")]
-        await self._settle(providers, customers, book_now=lambda _: True)
+        customers, providers = self._store.accounts("provider"), self._store.accounts("customer")
+        await self._settle(providers, customers, book_now=True)
 
     async def settle_with(self, peer: bytes) -> None:
         """Do the same with one peer, if it is up, as far as it can be done within a short time.
@@ -132,55 +117,55 @@ class Settlement:
         """
         if not self._quality.is_up(peer):
             return
+        both = [[self._store.account(role, peer)] for role in ROLES]
         try:
             async with asyncio.timeout(SETTLE_LAST_MS / 1000):
-                await self._settle([peer], [peer], book_now=lambda _: True)
-        except (XscError, TimeoutError) as fault:
-            self._log.warning("market.not_settled", peer=short(peer), fault=repr(fault))
+                await self._settle(*both, book_now=True)
+        except TimeoutError:
+            self._log.warning("market.not_settled", peer=short(peer), code="timeout")
 
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
-        due = self._due() | {
-            account.peer
-            for account in self._store.accounts("provider")
-            if account.booking is not None
-        }
-        # Who leaves may not be there in an hour.
-        leaving = self._leaving()
-        providers = {
-            account.peer
+        now_ms, leaving = self._clock.now_ms(), self._leaving()
+        unheard = self._requests.unheard_at()
+        providers = [
+            account
             for account in self._store.accounts("customer")
-            if account.peer in leaving and account.unbooked_micro
-        }
-        providers.update(self._providers())
-        await self._settle(sorted(providers), due, book_now=lambda peer: peer in leaving)
+            if self._is_untold(account)
+            or account.peer in unheard
+            or (account.peer in leaving and account.unbooked_micro)
+            or rules.is_open(account, self._store.of("customer", account.peer), now_ms)
+        ]
+        await self._settle(providers, self._due())
+
+    async def settle_new(self) -> None:
+        """Agree with providers that else would take a cleared lease back: nothing was agreed of it.
+
+        It does not wait for the interval, which may be longer than they wait.
+        """
+        now_ms = self._clock.now_ms()
+        providers = [
+            account
+            for account in self._store.accounts("customer")
+            if rules.is_unheard(account, self._store.of("customer", account.peer), now_ms)
+        ]
+        await self._settle(providers, [])
 
     async def _settle(
         self,
-        providers: Sequence[bytes],
-        customers: Sequence[bytes] | set[bytes],
+        providers: Sequence[Account],
+        customers: Sequence[Account],
         *,
-        book_now: Callable[[bytes], bool],
+        book_now: bool = False,
     ) -> None:
         await asyncio.gather(
             *(
-                self.agree(peer, book_now=book_now(peer))
-                for peer in providers
-                if self._quality.is_up(peer)
+                self.agree(account.peer, book_now=book_now)
+                for account in providers
+                if self._quality.is_up(account.peer)
             ),
-            *(self._collect_again(peer) for peer in customers),
+            *(self._collect_again(account) for account in customers),
         )
-
-    def _providers(self) -> list[bytes]:
-        """Return the providers with which something is to be agreed."""
-        now_ms = self._clock.now_ms()
-        return [
-            account.peer
-            for account in self._store.accounts("customer")
-            if self._is_untold(account)
-            or account.peer in self._requests.unheard_at()
-            or rules.is_open(account, list(self._store.of("customer", account.peer)), now_ms)
-        ]
 
     def _is_untold(self, account: Account) -> bool:
         """Return whether a provider has still to take the newest voucher, or not booked it."""
@@ -189,24 +174,27 @@ class Settlement:
         late_ms, now_ms = 2 * self._booking_interval_ms, self._clock.monotonic_ms()
         return account.taken_ms is None or now_ms - account.taken_ms >= late_ms
 
-    def _due(self) -> set[bytes]:
+    def _due(self) -> list[Account]:
         """Return the customers with whom it is time to book; their next hour begins."""
-        unbooked = {
-            account.peer: account
-            for account in self._store.accounts("provider")
-            if account.unbooked_micro
-        }
         now_ms = self._clock.monotonic_ms()
-        self._waiting_ms = {peer: self._waiting_ms.get(peer, now_ms) for peer in unbooked}
-        due = set()
-        for peer, since_ms in self._waiting_ms.items():
-            together = self._credit.shares_with(peer)
-            sharing = [unbooked[each] for each in together if each in unbooked]
-            if now_ms - since_ms >= self._booking_interval_ms or rules.is_booking_due(
-                sharing, self._credit.credit_left(peer)
-            ):
-                due.add(peer)
-        self._waiting_ms |= dict.fromkeys(due, now_ms)
+        accounts = {account.peer: account for account in self._store.accounts("provider")}
+        due = []
+        for peer, account in accounts.items():
+            if not account.unbooked_micro:
+                account.waits_ms = None
+            else:
+                since_ms = now_ms if account.waits_ms is None else account.waits_ms
+                together = self._credit.shares_with(peer)
+                sharing = [accounts[each] for each in together if each in accounts]
+                left_micro = self._credit.credit_left(peer)
+                is_late = now_ms - since_ms >= self._booking_interval_ms
+                is_due = is_late or rules.is_booking_due(sharing, left_micro)
+                account.waits_ms = now_ms if is_due else since_ms
+                if is_due:
+                    due.append(account)
+                    continue
+            if account.booking is not None:
+                due.append(account)
         return due
 
     # The customer's side
@@ -216,17 +204,18 @@ class Settlement:
 
         Args:
             peer: the provider.
-            book_now: ask it to book at once what is signed.
+            book_now: ask it to book at once what is signed, as one that leaves the network.
         """
+        # Who leaves may not be there in an hour.
+        book_now = book_now or peer in self._leaving()
         async with self._turns.of(("customer", peer)):
+            account = self._store.account("customer", peer)
             try:
                 async with asyncio.timeout(AGREE_TIMEOUT_MS / 1000):
-                    voucher = await self._agree(peer)
-                account = self._store.account("customer", peer)
-                if voucher is not None and (
-                    self._is_untold(account) or (book_now and account.unbooked_micro)
-                ):
-                    await self._ask(account, voucher, book_now=book_now)
+                    await self._agree(account)
+                is_told = not self._is_untold(account) and not book_now
+                if account.unbooked_micro and not is_told:
+                    await self._ask(account, account.voucher, book_now=book_now)
             except XscError as fault:
                 self._log.warning("market.not_settled", peer=short(peer), code=fault.code)
             except TimeoutError:
@@ -253,32 +242,30 @@ class Settlement:
         account.settled_micro = max(settled, account.settled_micro, booked)
         return reply.header
 
-    async def _agree(self, peer: bytes) -> bytes | None:
-        """Take a provider's count over, and return the newest voucher, which is on the disk.
+    async def _agree(self, account: Account) -> None:
+        """Take a provider's count over, and have the newest voucher on the disk.
 
         Raises:
             XscError: the provider does not answer, or what it answers is no count.
         """
-        account = self._store.account("customer", peer)
-        lost = self._lost(peer)
+        peer, asked_ms = account.peer, self._clock.now_ms()
         known = {entry.terms.lease_id for entry in self._store.of("customer", peer)}
-        asked_ms = self._clock.now_ms()
         answer = await self._ask(account, None)
-        count = self._opened(peer, answer)
-        if lost is not None:
+        count = open_signed(
+            take_bytes(answer, "count"), LeaseCount, network=self._network, author=peer
+        )
+        wrong = rules.check_count(account, count.record, self._clock.now_ms())
+        if wrong is not None:
+            raise RecordInvalid(wrong)
+        if account.lost is not None:
             self._recall_voucher(account, take_opt_bytes(answer, "voucher"))
-        await self._find(account, count, lost or {})
-        if lost is not None:
-            # What was signed pays for what these leases came to by then, too.
-            counted = {line.lease_id: number_of(line.used) for line in count.leases}
-            again = sum(
-                leases.worth(entry.terms, counted.get(entry.terms.lease_id, 0))
-                for entry in self._store.of("customer", peer)
+        await self._find(account, count.record)
+        if account.lost is not None:
+            account.closed = rules.closed_before(
+                account, self._store.of("customer", peer), count.record
             )
-            signed = max(0, account.signed_micro * WORTH - again)
-            account.closed = min(number_of(count.closed), signed)
         account.agreed_ms = asked_ms
-        known |= {line.lease_id for line in count.leases}
+        known |= {line.lease_id for line in count.record.leases}
         entries = [
             entry for entry in self._store.of("customer", peer) if entry.terms.lease_id in known
         ]
@@ -287,89 +274,47 @@ class Settlement:
         agreed = rules.agree(
             account, entries, count, moving=moving, asked_ms=asked_ms, now_ms=now_ms
         )
-        await self._take_over(account, count, agreed, take_bytes(answer, "count"))
-        if lost is not None:
-            # All that it told is on the disk.
-            await self._store.sync(account=account)
-            self._state.write([(LOST + peer, None)], sync=False)
-        return account.voucher
-
-    def _opened(self, peer: bytes, answer: dict[str, Value]) -> LeaseCount:
-        raw = take_bytes(answer, "count")
-        count = open_signed(raw, LeaseCount, network=self._network, author=peer).record
-        wrong = rules.check_count(
-            count, provider=peer, customer=self._key.node_id, now_ms=self._clock.now_ms()
-        )
-        if wrong is not None:
-            raise RecordInvalid(wrong)
-        return count
+        await self._take_over(account, count, agreed)
 
     async def _take_over(
-        self, account: Account, count: LeaseCount, agreed: rules.Agreed, raw: bytes
+        self, account: Account, count: Signed[LeaseCount], agreed: rules.Agreed
     ) -> None:
-        disputed = {entry.terms.lease_id for entry in agreed.disputed}
-        account.closed = agreed.closed
+        peer, account.closed = short(account.peer), agreed.closed
         for entry, use in agreed.uses:
-            if entry.terms.lease_id in disputed or use.touched_ms >= account.agreed_ms:
-                entry.use = use  # what changed since may not be counted yet
-            else:
-                entry.agreed(use)
-        for entry in agreed.denied:
-            entry.denial = raw
-        if disputed and account.disputed is None:
-            self._log.warning(
-                "market.count_disputed", peer=short(account.peer), leases=len(disputed)
-            )
+            entry.use = use
+        if agreed.disputed and account.disputed is None:
+            self._log.warning("market.count_disputed", peer=peer, leases=len(agreed.disputed))
             self._quality.report(account.peer, "lease_count")
-        account.disputed = raw if disputed else None
-        voucher = rules.next_voucher(account, agreed.amount_micro, count)
+        account.disputed = count.raw if agreed.disputed else None
+        voucher = rules.next_voucher(account, agreed.amount_micro, count.record)
         if voucher is not None:
             rules.with_voucher(account, voucher, sign(voucher, self._key, self._network).raw)
-            account.count, account.taken_ms = raw, None
-        if agreed.uses or voucher is not None:
+            account.count, account.taken_ms = count.raw, None
+        if agreed.uses or voucher is not None or account.lost is not None:
             # Before it is sent: a number must never mean two amounts.
-            await self._store.sync(*(entry for entry, _ in agreed.uses), account=account)
+            await self._store.sync(*(entry for entry, _ in agreed.uses), account)
+        if account.lost is not None:
+            # All that the provider told is on the disk.
+            account.lost = None
+            self._store.keep(account)
         for entry in agreed.gone:
-            if entry.denial is None and self._store.get("customer", entry.terms.lease_id) is entry:
+            if self._store.get("customer", entry.terms.lease_id) is entry:
                 self._refused.add(entry.terms.lease_id)
                 self._store.forget(entry)
         if agreed.denied:
-            self._log.warning(
-                "market.leases_denied", peer=short(account.peer), leases=len(agreed.denied)
-            )
+            self._log.warning("market.leases_denied", peer=peer, leases=len(agreed.denied))
             self._quality.report(account.peer, "lease_denial")
-            await self._on_denied({entry.terms.lease_id for entry in agreed.denied})
+            await self._on_denied(agreed.denied)
 
     # Leases that this node does not know
 
-    def lost(self, held: Mapping[bytes, Mapping[bytes, int]]) -> None:
+    async def lost(self, held: Mapping[bytes, Mapping[bytes, int]]) -> None:
         """Note that this node lost its leases, and what its directory knows of bytes at peers."""
-        changes: list[Change] = []
-        for peer, by_lease in sorted(held.items()):
-            listed: list[Value] = [[lease_id, size] for lease_id, size in sorted(by_lease.items())]
-            changes.append((LOST + peer, encode({"v": _VERSION, "held": listed})))
-        if changes:
-            self._state.write(changes, sync=True)
-
-    def _lost(self, peer: bytes) -> dict[bytes, int] | None:
-        """Return by lease what the directory knew of bytes at a peer that is still to be asked."""
-        raw = self._state.get(LOST + peer)
-        if raw is None:
-            return None
-        found: dict[bytes, int] = {}
-        try:
-            value = decode(raw)
-            if not isinstance(value, dict):
-                raise RecordInvalid("it is no map")
-            for item in take_list(value, "held"):
-                match item:
-                    case [bytes(lease_id), int(size)] if len(lease_id) == ID_BYTES and size >= 0:
-                        found[lease_id] = size
-                    case _:
-                        raise RecordInvalid("an item is of no known form")
-        except XscError as fault:
-            raise StoreDamaged(f"a note of what was lost is damaged: {fault.message}") from None
-        return found
+        accounts = [self._store.account("customer", peer) for peer in sorted(held)]
+        for account in accounts:
+            of_peer = held[account.peer]
+            account.lost = {lease_id.hex(): size for lease_id, size in of_peer.items()}
+        await self._store.sync(*accounts)
 
     def _recall_voucher(self, account: Account, raw: bytes | None) -> None:
         """Take the newest voucher back that this node signed before it lost its disk.
@@ -386,7 +331,7 @@ class Settlement:
             rules.with_voucher(account, signed.record, raw)
             account.taken_ms = self._clock.monotonic_ms()
 
-    async def _find(self, account: Account, count: LeaseCount, held: Mapping[bytes, int]) -> None:
+    async def _find(self, account: Account, count: LeaseCount) -> None:
         """Take leases over that a provider counts and this node does not know.
 
         They began since the last count: their answers were lost, or this node's newest writes, or
@@ -414,18 +359,18 @@ class Settlement:
                 entry = self._recalled(account.peer, raw)
                 if entry.terms.lease_id not in page:
                     raise RecordInvalid("the lease was not asked for")
-                line, use = lines[entry.terms.lease_id], entry.use
+                line = lines[entry.terms.lease_id]
                 if entry.terms.start_ms < account.agreed_ms - REQUEST_WINDOW_MS:
                     # It was known, is over, and has been paid.
                     self._refused.add(entry.terms.lease_id)
                     continue
                 # What it was billed for before is known to its provider alone.
                 past_ms = max(0, count.counted_ms - entry.terms.start_ms)
-                if not held:
+                if not account.lost:
                     # A provider that refused can grant it later: for what it kept free since.
                     past_ms = min(past_ms, STORAGE_LEASE_IDLE_MS + REQUEST_WINDOW_MS)
-                entry.leeway += entry.terms.quantity * past_ms
-                size = held.get(entry.terms.lease_id, 0)
+                use = leases.widened(entry.use, entry.terms.quantity, past_ms)
+                size = (account.lost or {}).get(entry.terms.lease_id.hex(), 0)
                 entry.use = replace(use, held_bytes=size, level=min(use.level, line.level))
                 fresh.append(entry)
             self._store.add(fresh)
@@ -472,7 +417,7 @@ class Settlement:
             count = rules.count_of(account, entries, now_ms)
             if entries or account.number:
                 # What is signed must not be more than what is known after a power loss.
-                await self._store.sync(*entries, account=account)
+                await self._store.sync(*entries, account)
             steady_ms = self._clock.monotonic_ms()
             # Each booking is kept in the ledger for ever, and costs its customer nothing.
             may_book = not self._bookings.wait_ms(caller, steady_ms)
@@ -518,15 +463,14 @@ class Settlement:
                 settled = self._credit.settled(account.id)
                 if settled != account.settled_micro:
                     account.settled_micro = settled
-                    await self._store.sync(account=account)
-                waits_ms = rules.retry_ms(account.refused)
-                if self._clock.monotonic_ms() < account.refused_ms + waits_ms:
+                    await self._store.sync(account)
+                if self._clock.monotonic_ms() < account.retry_ms:
                     return
                 account.booking = rules.next_booking(account, settled)
                 if account.booking is None:
                     return
                 # Before it is asked for: the same number must never mean another amount.
-                await self._store.sync(account=account)
+                await self._store.sync(account)
             booking = account.booking
             try:
                 settled = await self._credit.collect(
@@ -541,15 +485,14 @@ class Settlement:
                 # ledger what is left and uses another id.
                 account.booking = None
                 account.refusals += 1
-                account.refused, account.refused_ms = (
-                    account.refused + 1,
-                    self._clock.monotonic_ms(),
-                )
-                await self._store.sync(account=account)
+                account.refused += 1
+                waits_ms = rules.retry_ms(account.refused)
+                account.retry_ms = self._clock.monotonic_ms() + waits_ms
+                await self._store.sync(account)
                 raise
             account.booking, account.refused = None, 0
             account.settled_micro = settled
-            await self._store.sync(account=account)
+            await self._store.sync(account)
             self._log.info(
                 "market.leases_settled",
                 customer=short(account.customer),
@@ -557,10 +500,11 @@ class Settlement:
                 settled_micro=settled,
             )
 
-    async def _collect_again(self, peer: bytes) -> None:
-        async with self._turns.of(("provider", peer)):
+    async def _collect_again(self, account: Account) -> None:
+        async with self._turns.of(("provider", account.peer)):
             try:
-                await self._collect(self._store.account("provider", peer))
+                await self._collect(account)
             except XscError as fault:
                 # Kept as it is and tried again at the next interval.
-                self._log.warning("market.not_collected", customer=short(peer), code=fault.code)
+                customer = short(account.peer)
+                self._log.warning("market.not_collected", customer=customer, code=fault.code)

@@ -58,7 +58,8 @@ class TakenLeases:
             if most > use.held_bytes:
                 self._log.warning("market.count_raised", lease=short(terms.lease_id), most=most)
                 # It was held since then: what follows from that is believed.
-                entry.use = replace(use, held_bytes=most, touched_ms=use.counted_ms)
+                use = replace(use, held_bytes=most, touched_ms=use.counted_ms)
+                entry.use = rules.widened(use, terms.quantity)
                 self._store.save(entry)
 
     async def used(self, lease_id: bytes, delta_bytes: int) -> None:
@@ -69,7 +70,6 @@ class TakenLeases:
         """
         entry = self._known(lease_id)
         entry.keep_promise(delta_bytes)
-        entry.changed(delta_bytes)
         entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
         self._store.keep(entry)
 
@@ -87,10 +87,10 @@ class TakenLeases:
         sides, now_ms = ((old.terms, old.use), (new.terms, new.use)), self._clock.now_ms()
         uses = keeping.moved(*sides, size_bytes, now_ms)
         for entry, use in zip((old, new), uses, strict=True):
-            entry.changed(max(size_bytes, abs(use.level - entry.use.level)))
-            entry.use = use
+            held, level = use.held_bytes - entry.use.held_bytes, use.level - entry.use.level
+            entry.use = rules.widened(use, max(size_bytes, abs(level)) - abs(held))
         # Where an answer was lost, they lie there longer than this node knows.
-        new.leeway += size_bytes * max(0, now_ms - new.terms.start_ms)
+        new.use = rules.widened(new.use, size_bytes, max(0, now_ms - new.terms.start_ms))
         self._store.save(old, new)
 
     def renewal_ended(self, lease_id: bytes) -> None:

@@ -1,7 +1,10 @@
 """What a peer gains by a false count, a false voucher, or none, between two nodes in memory."""
 
+import asyncio
+
 import pytest
 
+from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
 from tests.unit.market.fakes import NET, admit
 from tests.unit.market.test_attacks import ask
@@ -16,13 +19,14 @@ from xsc.base.limits import (
     REQUEST_WINDOW_MS,
     SLOT_STEP_BYTES,
     STORAGE_LEASE_IDLE_MS,
+    TIDY_MS,
 )
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.granter import LOWER
 from xsc.market.lease_requests import LEASE
 from xsc.market.room import LEASE_UNIT
 from xsc.market.settlement import ACCOUNT
-from xsc.terms.count import CountLine, LeaseCount, wide
+from xsc.terms.count import CountLine, LeaseCount, number_of, wide
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
 from xsc.terms.pricing import worth as worth_of
@@ -169,7 +173,7 @@ async def test_after_a_lost_disk_what_was_paid_is_not_paid_again(world, pair):
     paid = signed_of(customer, provider)
     customer.state = Memory()
     await customer.restart()
-    customer.market.settlement.lost({provider.id: {host.lease_id: 100 * MIB}})
+    await customer.market.settlement.lost({provider.id: {host.lease_id: 100 * MIB}})
     lying(world, provider, lambda _: {"closed": wide(paid * WORTH), "amount_micro": 2**60})
     await customer.market.settlement.agree(provider.id)
     assert signed_of(customer, provider) == paid > 0
@@ -212,3 +216,43 @@ async def test_a_lease_that_is_left_out_and_shown_again_is_paid_once(world, pair
             await customer.market.settlement.agree(provider.id)
     most = worth_of("storage", entry.terms.price, quantity * 50_000, cleared=False) // WORTH
     assert signed_of(customer, provider) <= most
+
+
+async def test_a_restart_of_the_customer_explains_no_minute_more(world, pair):
+    """What a minute between two clocks comes to is allowed for changes, once for each."""
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    world.later(1)
+    await customer.market.settlement.agree(provider.id)
+    quantity = provider.market.store.get("provider", host.lease_id).terms.quantity
+    more = []
+
+    def lie(count):
+        (line,) = count.leases
+        used = number_of(line.used) + quantity * REQUEST_WINDOW_MS * len(more)
+        return {"leases": (line.model_copy(update={"used": wide(used)}),), "amount_micro": 2**60}
+
+    lying(world, provider, lie)
+    for _ in range(5):
+        more.append(host)
+        world.later(EPOCH_MS)
+        await customer.restart()
+        await customer.market.settlement.agree(provider.id)
+    assert signed_of(customer, provider) == 5 * 4_000
+
+
+async def test_a_cleared_lease_is_agreed_on_in_time_whatever_the_interval(world, three):
+    """Its provider takes one back of which its customer has heard nothing for ten minutes."""
+    customer, _, provider = three
+    customer.settings["settle_interval_ms"] = DAY_MS
+    await customer.restart()
+    await leased_all(world, customer, provider, 50)
+    running = asyncio.create_task(customer.market.run())
+    for _ in range(2 * STORAGE_LEASE_IDLE_MS // TIDY_MS):
+        await settle()
+        world.clock.advance_to(world.clock.now_ms() + TIDY_MS)
+        provider.market.tidy()
+    running.cancel()
+    (entry,) = provider.market.store.of("provider", customer.id)
+    assert not entry.use.given_back
+    assert signed_of(customer, provider) > 0

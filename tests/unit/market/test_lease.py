@@ -16,7 +16,6 @@ from xsc.base.limits import (
 from xsc.market.lease import (
     LeaseTerms,
     advance,
-    ahead_micro,
     check_grant,
     check_request,
     follow,
@@ -31,6 +30,7 @@ from xsc.market.lease import (
     terms_of,
     worth,
 )
+from xsc.market.lease_entry import LeaseEntry, ahead_micro
 from xsc.terms.count import CountLine, wide
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
@@ -92,8 +92,9 @@ def line_of(terms, used, *, held=0, level=0):
 
 def test_what_follows_is_taken_over_and_what_does_not_is_not_paid():
     at = T0 + EPOCH_MS
-    use = advance(STORAGE, replace(hold(STORAGE, FRESH, GIB, T0), level=0), at)
     most, leeway = GIB * EPOCH_MS, GIB * REQUEST_WINDOW_MS
+    use = replace(hold(STORAGE, FRESH, GIB, T0), level=0, leeway=leeway)
+    use = advance(STORAGE, use, at)
     for used, good in (
         (most, True),
         (most + leeway, True),
@@ -102,7 +103,7 @@ def test_what_follows_is_taken_over_and_what_does_not_is_not_paid():
         (2**200, False),
     ):
         line = line_of(STORAGE, used, held=GIB)
-        after, paid, follows = follow(STORAGE, use, line, at, leeway=leeway, stood=True)
+        after, paid, follows = follow(STORAGE, use, line, at, stood=True)
         assert follows == good
         assert paid == after.used == (used if good else most)
         assert after.held_bytes == GIB
@@ -113,14 +114,14 @@ def test_a_count_lowers_what_is_held_only_where_nothing_changed_meanwhile():
     use = replace(hold(STORAGE, FRESH, GIB, T0), level=0)
     for stood, said, held in ((True, 5, 5), (False, 5, GIB), (True, 9 * GIB, GIB)):
         line = line_of(STORAGE, 0, held=said)
-        after, _, _ = follow(STORAGE, use, line, at, leeway=0, stood=stood)
+        after, _, _ = follow(STORAGE, use, line, at, stood=stood)
         assert after.held_bytes == held
 
 
 def test_fuel_that_never_ran_is_not_paid():
     use = spend(COMPUTE, BARE, 5, T0)
     for said, paid, follows in ((4, 4, True), (5, 5, True), (6, 5, False)):
-        after, pays, good = follow(COMPUTE, use, line_of(COMPUTE, said), T0, leeway=0, stood=True)
+        after, pays, good = follow(COMPUTE, use, line_of(COMPUTE, said), T0, stood=True)
         assert (after, pays, good) == (use, paid, follows)
 
 
@@ -153,9 +154,12 @@ def test_a_customer_stops_using_a_lease_in_time():
 
 
 def test_what_may_come_to_be_lost_beside_what_is_owed_is_an_hour_more():
-    assert ahead_micro(STORAGE, FRESH, T0) == 80
-    assert ahead_micro(COMPUTE, BARE, T0) == 0
-    assert ahead_micro(STORAGE, FRESH, STORAGE.end_ms) == 0
+    def ahead(terms, use, now_ms):
+        return ahead_micro(LeaseEntry("provider", terms, use, b"lease", b"id"), now_ms)
+
+    assert ahead(STORAGE, FRESH, T0) == 80
+    assert ahead(COMPUTE, BARE, T0) == 0
+    assert ahead(STORAGE, FRESH, STORAGE.end_ms) == 0
 
 
 QUOTE = Quote(

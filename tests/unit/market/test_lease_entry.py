@@ -1,5 +1,7 @@
 """What follows from leases as a node keeps them."""
 
+from dataclasses import replace
+
 from xsc.base.limits import (
     AMOUNT_MAX,
     EPOCH_MS,
@@ -131,7 +133,7 @@ def test_the_cheapest_usable_lease_of_each_node_is_found():
     assert found(*mine, quantity=10 * GIB) == [2]
     assert found(*mine, quantity=10 * GIB + 1) == []
     assert found(*mine, kind="compute") == []
-    assert found(entry("customer", denial=b"d")) == []
+    assert found(entry("customer", use=LeaseUse(T0, level=10 * GIB, denial=b"d"))) == []
     assert found(entry("customer", avoided_until_ms=T0 + 1)) == []
     assert found(entry("customer", avoided_until_ms=T0)) == [1]
     assert found(entry("customer", end_ms=T0)) == []
@@ -153,7 +155,7 @@ def test_a_view_shows_the_lease_as_of_now_and_a_denied_one_as_it_ended():
     account = Account("customer", HOST, CUSTOMER)
     (seen,) = views(account, [held], T0 + EPOCH_MS)
     assert (seen.status, seen.due_micro, seen.settled_micro, seen.peer) == ("open", 3, 0, HOST)
-    held.denial, held.use = b"d", ended(held.use)
+    held.use = replace(ended(held.use), denial=b"d")
     (seen,) = views(account, [held], T0 + EPOCH_MS)
     assert (seen.status, seen.due_micro) == ("denied", 0)
 

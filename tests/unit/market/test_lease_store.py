@@ -68,16 +68,17 @@ async def test_both_roles_come_back_with_everything(state):
     theirs = store.entry_of("provider", lease(1), 6)
     store.add([mine, theirs])
     mine.use = replace(mine.use, held_bytes=3, used=2**70, level=1, spent=2, given_back=True)
-    mine.denial = b"d"
+    mine.use = replace(mine.use, denial=b"d", leeway=2**70)
     await store.sync(mine)
     theirs.use = replace(theirs.use, known=True, minute=4)
     account = store.account("provider", theirs.peer)
     account.number, account.signed_micro, account.voucher = 4, 60, b"v"
     account.booking, account.refusals = Booking(4, 1, 50, b"w"), 1
     account.closed, account.settled_micro = 2**90, 10
-    await store.sync(theirs, account=account)
+    account.lost = {"ab": 7}
+    await store.sync(theirs, account)
     again = store_on(state)
-    assert again.get("customer", b"\1" * 32) == replace(mine, leeway=mine.leeway)
+    assert again.get("customer", b"\1" * 32) == mine
     assert again.get("provider", b"\1" * 32) == theirs
     assert again.account("provider", theirs.peer) == account
     assert mine.terms.quantity == 7
@@ -202,7 +203,7 @@ async def test_uses_that_a_full_disk_does_not_take_are_written_later(state):
 
 async def test_a_damaged_account_is_reported(state):
     store = store_on(state)
-    await store.sync(account=store.account("customer", b"p" * 32))
+    await store.sync(store.account("customer", b"p" * 32))
     (key,) = [key for key in state.table if key.startswith(b"market/account/")]
     value = decode(state.table[key])
     for change in ({"v": 2}, {"more": 1}, {"number": -1}, {"voucher": 3}):

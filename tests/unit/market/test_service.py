@@ -1753,7 +1753,7 @@ async def test_a_customer_that_lost_its_disk_signs_no_number_twice(world, pair):
     number = account.number
     customer.state = Memory()
     await customer.restart()
-    customer.market.settlement.lost({provider.id: {host.lease_id: 100 * MIB}})
+    await customer.market.settlement.lost({provider.id: {host.lease_id: 100 * MIB}})
     world.later(EPOCH_MS)
     for _ in range(2):  # what it has there is asked for first, and paid with the next count
         await customer.market.settlement.agree(provider.id, book_now=True)

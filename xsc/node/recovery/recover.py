@@ -290,7 +290,7 @@ async def recall_leases(node: Node, listed: Sequence[DirectoryEntry]) -> None:
             at[host.lease_id] = at.get(host.lease_id, 0) + host.size_bytes
     held.pop(node.key.node_id, None)
     await node.market.start()
-    node.market.settlement.lost(held)
+    await node.market.settlement.lost(held)
     await asyncio.gather(*(node.market.settlement.agree(peer) for peer in sorted(held)))
 
 
