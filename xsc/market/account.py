@@ -71,8 +71,8 @@ class Account:
     """Customer: when the provider was asked for the last count that was taken over."""
     disputed: bytes | None = None
     """Customer: the newest count of the provider that did not follow."""
-    taken_ms: Annotated[int | None, _UNKEPT] = None
-    """Customer: when the provider took the newest voucher, by a steady clock; None: not yet."""
+    is_taken: Annotated[bool, _UNKEPT] = False
+    """Customer: whether the provider has taken the newest voucher, as far as it is known."""
     lost: dict[str, Count] | None = None
     """Customer: what the directory knows to lie there, once this node lost its leases and until it
     has asked for them; by lease in hexadecimal digits, its bytes."""
@@ -297,13 +297,11 @@ def with_voucher(account: Account, voucher: Voucher, raw: bytes) -> None:
     account.voucher = raw
 
 
-def next_booking(account: Account, settled_micro: int) -> Booking | None:
+def next_booking(account: Account) -> Booking | None:
     """Return what the newest voucher promises beyond what is booked; None where it is all."""
-    if account.voucher is None or account.signed_micro <= settled_micro:
+    if account.voucher is None or not account.unbooked_micro:
         return None
-    return Booking(
-        account.number, account.refusals, account.signed_micro - settled_micro, account.voucher
-    )
+    return Booking(account.number, account.refusals, account.unbooked_micro, account.voucher)
 
 
 def is_booking_due(sharing: Iterable[Account], credit_left_micro: int) -> bool:

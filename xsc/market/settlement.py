@@ -131,9 +131,8 @@ class Settlement:
         providers = [
             account
             for account in self._store.accounts("customer")
-            if self._is_untold(account)
-            or account.peer in unheard
-            or (account.peer in leaving and account.unbooked_micro)
+            if account.peer in unheard
+            or (account.unbooked_micro and (not account.is_taken or account.peer in leaving))
             or rules.is_open(account, self._store.of("customer", account.peer), now_ms)
         ]
         await self._settle(providers, self._due())
@@ -166,13 +165,6 @@ class Settlement:
             ),
             *(self._collect_again(account) for account in customers),
         )
-
-    def _is_untold(self, account: Account) -> bool:
-        """Return whether a provider has still to take the newest voucher, or not booked it."""
-        if not account.unbooked_micro:
-            return False
-        late_ms, now_ms = 2 * self._booking_interval_ms, self._clock.monotonic_ms()
-        return account.taken_ms is None or now_ms - account.taken_ms >= late_ms
 
     def _due(self) -> list[Account]:
         """Return the customers with whom it is time to book; their next hour begins."""
@@ -212,9 +204,9 @@ class Settlement:
             account = self._store.account("customer", peer)
             try:
                 async with asyncio.timeout(AGREE_TIMEOUT_MS / 1000):
-                    await self._agree(account)
-                is_told = not self._is_untold(account) and not book_now
-                if account.unbooked_micro and not is_told:
+                    theirs = await self._agree(account)
+                account.is_taken = account.voucher == theirs
+                if account.unbooked_micro and (book_now or not account.is_taken):
                     await self._ask(account, account.voucher, book_now=book_now)
             except XscError as fault:
                 self._log.warning("market.not_settled", peer=short(peer), code=fault.code)
@@ -236,14 +228,16 @@ class Settlement:
         }
         reply = await self._caller.call(account.peer, ACCOUNT, header, timeout_ms=SETTLE_TIMEOUT_MS)
         settled = min(take_int(reply.header, "settled_micro"), account.signed_micro)
-        if voucher is not None:
-            account.taken_ms = self._clock.monotonic_ms()
+        account.is_taken = account.is_taken or voucher is not None
         booked = self._credit.settled(account.id)
         account.settled_micro = max(settled, account.settled_micro, booked)
         return reply.header
 
-    async def _agree(self, account: Account) -> None:
+    async def _agree(self, account: Account) -> bytes | None:
         """Take a provider's count over, and have the newest voucher on the disk.
+
+        Returns:
+            The newest one that the provider has.
 
         Raises:
             XscError: the provider does not answer, or what it answers is no count.
@@ -257,8 +251,9 @@ class Settlement:
         wrong = rules.check_count(account, count.record, self._clock.now_ms())
         if wrong is not None:
             raise RecordInvalid(wrong)
-        if account.lost is not None:
-            self._recall_voucher(account, take_opt_bytes(answer, "voucher"))
+        theirs = take_opt_bytes(answer, "voucher")
+        if account.lost is not None and theirs is not None:
+            self._recall_voucher(account, theirs)
         await self._find(account, count.record)
         if account.lost is not None:
             account.closed = rules.closed_before(
@@ -275,6 +270,7 @@ class Settlement:
             account, entries, count, moving=moving, asked_ms=asked_ms, now_ms=now_ms
         )
         await self._take_over(account, count, agreed)
+        return theirs
 
     async def _take_over(
         self, account: Account, count: Signed[LeaseCount], agreed: rules.Agreed
@@ -289,7 +285,7 @@ class Settlement:
         voucher = rules.next_voucher(account, agreed.amount_micro, count.record)
         if voucher is not None:
             rules.with_voucher(account, voucher, sign(voucher, self._key, self._network).raw)
-            account.count, account.taken_ms = count.raw, None
+            account.count, account.is_taken = count.raw, False
         if agreed.uses or voucher is not None or account.lost is not None:
             # Before it is sent: a number must never mean two amounts.
             await self._store.sync(*(entry for entry, _ in agreed.uses), account)
@@ -316,20 +312,17 @@ class Settlement:
             account.lost = {lease_id.hex(): size for lease_id, size in of_peer.items()}
         await self._store.sync(*accounts)
 
-    def _recall_voucher(self, account: Account, raw: bytes | None) -> None:
+    def _recall_voucher(self, account: Account, raw: bytes) -> None:
         """Take the newest voucher back that this node signed before it lost its disk.
 
         Raises:
             RecordInvalid, SignatureInvalid: it is not this node's.
         """
-        if raw is None:
-            return
         signed = open_signed(raw, Voucher, network=self._network, author=self._key.node_id)
         if signed.record.account != account.id:
             raise RecordInvalid("the voucher is of another account")
         if signed.record.number > account.number:
             rules.with_voucher(account, signed.record, raw)
-            account.taken_ms = self._clock.monotonic_ms()
 
     async def _find(self, account: Account, count: LeaseCount) -> None:
         """Take leases over that a provider counts and this node does not know.
@@ -460,13 +453,10 @@ class Settlement:
         """Book what the newest voucher says beyond what is booked; in the account's turn."""
         while True:
             if account.booking is None:
-                settled = self._credit.settled(account.id)
-                if settled != account.settled_micro:
-                    account.settled_micro = settled
-                    await self._store.sync(account)
+                account.settled_micro = self._credit.settled(account.id)
                 if self._clock.monotonic_ms() < account.retry_ms:
                     return
-                account.booking = rules.next_booking(account, settled)
+                account.booking = rules.next_booking(account)
                 if account.booking is None:
                     return
                 # Before it is asked for: the same number must never mean another amount.
@@ -490,8 +480,7 @@ class Settlement:
                 account.retry_ms = self._clock.monotonic_ms() + waits_ms
                 await self._store.sync(account)
                 raise
-            account.booking, account.refused = None, 0
-            account.settled_micro = settled
+            account.booking, account.refused, account.settled_micro = None, 0, settled
             await self._store.sync(account)
             self._log.info(
                 "market.leases_settled",

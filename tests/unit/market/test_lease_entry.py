@@ -144,10 +144,12 @@ def test_the_cheapest_usable_lease_of_each_node_is_found():
 def test_what_a_voucher_promises_beyond_what_is_booked_is_booked_next():
     signed = Account("provider", HOST, CUSTOMER, number=7, signed_micro=50, voucher=b"v")
     signed.refusals = 2
-    assert next_booking(signed, 20) == Booking(7, 2, 30, b"v")
-    assert next_booking(signed, 49) == Booking(7, 2, 1, b"v")
-    assert next_booking(signed, 50) is None
-    assert next_booking(Account("provider", HOST, CUSTOMER), 0) is None
+    for settled_micro, booking in ((20, Booking(7, 2, 30, b"v")), (49, Booking(7, 2, 1, b"v"))):
+        signed.settled_micro = settled_micro
+        assert next_booking(signed) == booking
+    signed.settled_micro = 50
+    assert next_booking(signed) is None
+    assert next_booking(Account("provider", HOST, CUSTOMER)) is None
 
 
 def test_a_view_shows_the_lease_as_of_now_and_a_denied_one_as_it_ended():
