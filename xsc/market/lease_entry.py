@@ -20,9 +20,9 @@ from xsc.market import lease as rules
 from xsc.market.lease import LeaseTerms, LeaseUse
 from xsc.market.quote import QUANTITY_MAX
 from xsc.market.room import EVER_MS
-from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE
+from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Draw
 from xsc.terms.pricing import amount, compute_amount
-from xsc.terms.quote import Draw, Kind
+from xsc.terms.quote import Kind
 from xsc.terms.slot import EntitlementKey
 
 Role: TypeAlias = Literal["customer", "provider"]

@@ -32,7 +32,7 @@ from xsc.market.ports import Commit, CountsFor
 from xsc.market.reserved import Reserved
 from xsc.market.room import LEASE_UNIT
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Kind, Quote
+from xsc.terms.quote import Kind
 from xsc.terms.slot import EntitlementKey
 
 T = TypeVar("T")
@@ -179,11 +179,9 @@ class LeaseStore:
         """
         lease = open_signed(raw, Lease, network=self._network)
         request = open_signed(lease.record.request, LeaseRequest, network=self._network)
-        quote = open_signed(request.record.quote, Quote, network=self._network)
-        cleared = quote.record.draw is not None
-        terms = terms_of(request.record, lease.record.quantity, cleared=cleared)
-        use = new_use(terms, now_ms)
-        return LeaseEntry(role, terms, use, raw, request.id, domain, quote.record.draw)
+        terms = terms_of(request.record, lease.record.quantity)
+        use, draw = new_use(terms, now_ms), request.record.draw
+        return LeaseEntry(role, terms, use, raw, request.id, domain, draw)
 
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
         """Return a lease, also one with oneself, or None."""
