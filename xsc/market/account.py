@@ -77,7 +77,7 @@ class Account:
     lost: dict[str, Count] | None = None
     """Customer: what the directory knows to lie there, once this node lost its leases and until it
     has asked for them; by lease in hexadecimal digits, its bytes."""
-    waits_ms: Annotated[int | None, _UNKEPT] = None
+    waits_ms: Annotated[int, _UNKEPT] = 0
     """Provider: since when something signed waits to be booked, by a steady clock."""
     refused: Annotated[int, _UNKEPT] = 0
     """Provider: how many bookings were refused in a row, in this process."""

@@ -27,7 +27,7 @@ from xsc.identity.envelope import Record, open_signed
 from xsc.market.account import Account
 from xsc.market.keeping import room_left
 from xsc.market.lease import LeaseUse, half_ms, new_use, terms_of, worth
-from xsc.market.lease_entry import LeaseEntry, Role, drawn, own_leases
+from xsc.market.lease_entry import ROLES, LeaseEntry, Role, drawn, own_leases
 from xsc.market.ports import Commit, CountsFor
 from xsc.market.reserved import Reserved
 from xsc.market.room import LEASE_UNIT
@@ -110,13 +110,10 @@ class LeaseStore:
         self._node = own
         self._commit = commit
         self._counts_for = counts_for
-        self._entries: dict[Role, dict[bytes, LeaseEntry]] = {"customer": {}, "provider": {}}
+        self._entries: dict[Role, dict[bytes, LeaseEntry]] = {role: {} for role in ROLES}
         self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(dict)
-        self._own: dict[Role, dict[bytes, LeaseEntry]] = {
-            "customer": own_leases("customer", own),
-            "provider": own_leases("provider", own),
-        }
-        self._accounts: dict[Role, dict[bytes, Account]] = {"customer": {}, "provider": {}}
+        self._own = {role: own_leases(role, own) for role in ROLES}
+        self._accounts: dict[Role, dict[bytes, Account]] = {role: {} for role in ROLES}
         self._touched: dict[tuple[Role, bytes], LeaseEntry | Account] = {}
         """By lease, or by account."""
         self._is_flushed_soon = False
@@ -135,7 +132,7 @@ class LeaseStore:
         if self.complete:
             # Before anything else is written: a power loss must never leave it there.
             self._state.write([(_CLOSED, None)], sync=True)
-        for role in _LETTERS:
+        for role in ROLES:
             try:
                 self._load(role)
             except RecordInvalid as fault:
@@ -347,7 +344,4 @@ class LeaseStore:
         if entry.role == "provider":
             entry.told = None
             self.reserved.forget(entry)
-        with_peer = self._by_peer[entry.role, entry.peer]
-        del with_peer[lease_id]
-        if not with_peer:
-            del self._by_peer[entry.role, entry.peer]
+        del self._by_peer[entry.role, entry.peer][lease_id]

@@ -65,13 +65,7 @@ class MarketService:
         )
         self.quotes = Quotes(context, ports, settings)
         self.requests = LeaseRequests(context, ports, settings, self.store, self.quotes)
-        self.settlement = Settlement(
-            context,
-            ports,
-            self.store,
-            self.requests,
-            booking_interval_ms=settings.booking_interval_ms,
-        )
+        self.settlement = Settlement(context, ports, settings, self.store, self.requests)
         self.taken = TakenLeases(context, self.store, self.settlement.agree, lines)
         self.default_need = DefaultNeed(
             context,
@@ -196,17 +190,21 @@ class MarketService:
             for owed in [owed_micro(account, self.store.of(account.role, account.peer), now_ms)]
         ]
 
-    def lease_record(self, lease_id: bytes) -> bytes:
-        """Return the signed lease of that id, in either role, for `xsc verify`.
+    def lease_record(self, lease_id: bytes, *, denial: bool = False) -> bytes:
+        """Return the signed lease of that id, or its denial, in either role, for `xsc verify`.
+
+        A denial is the provider's signed count in which the lease is not.
 
         Raises:
-            NotFound: this node knows no such lease.
+            NotFound: this node knows no such lease, or it was not denied.
         """
         for role in ROLES:
             entry = self.store.get(role, lease_id)
-            if entry is not None:
-                return entry.raw
-        raise NotFound("this node has no such lease", hint="`xsc market leases` lists them")
+            record = None if entry is None else entry.denial if denial else entry.raw
+            if record is not None:
+                return record
+        what = "no provider has denied this lease" if denial else "this node has no such lease"
+        raise NotFound(what, hint="`xsc market leases` lists them")
 
     def account_record(self, peer: bytes, *, count: bool) -> bytes:
         """Return the newest voucher for a provider, or the count that it pays, for `xsc verify`.
@@ -222,14 +220,3 @@ class MarketService:
                 hint="`xsc ledger settle` signs what is owed now",
             )
         return record
-
-    def denial_record(self, lease_id: bytes) -> bytes:
-        """Return the provider's signed count in which a lease is not, for `xsc verify`.
-
-        Raises:
-            NotFound: no such lease, or it was not denied.
-        """
-        entry = self.store.get("customer", lease_id)
-        if entry is None or entry.denial is None:
-            raise NotFound("no provider has denied this lease")
-        return entry.denial

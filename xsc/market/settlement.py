@@ -17,7 +17,7 @@ neither loses nor doubles it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -48,10 +48,10 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
 from xsc.market.account import Account, Booking
-from xsc.market.lease_entry import ROLES, LeaseEntry, Role
+from xsc.market.lease_entry import ROLES, LeaseEntry
 from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import MarketPorts
+from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.terms.count import LeaseCount
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
@@ -70,61 +70,54 @@ def _xid(account_id: bytes, booking: Booking) -> bytes:
 
 
 class Settlement:
-    """Settles the leases of this node in both roles.
-
-    Args:
-        booking_interval_ms: how long what customers sign waits at most until it is booked.
-    """
+    """Settles the leases of this node in both roles."""
 
     def __init__(
         self,
         context: Context,
         ports: MarketPorts,
+        settings: MarketSettings,
         store: LeaseStore,
         requests: LeaseRequests,
-        *,
-        booking_interval_ms: int,
     ) -> None:
         self._key = context.key
         self._network = context.network
         self._clock = context.clock
         self._caller = context.caller
         self._log = context.log
+        self._ports = ports
+        self._settings = settings
         self._store = store
         self._requests = requests
-        self._credit = ports.credit
-        self._quality = ports.quality
-        self._leaving = ports.leaving
-        self._on_denied = ports.on_denied
-        self._turns: Turns[tuple[Role, bytes]] = Turns()
+        self._turns: Turns[bytes] = Turns()
+        """By account."""
         self._asked = Tally(ACCOUNTS_A_CUSTOMER_MAX, ACCOUNTS_MS)
         self._bookings = Tally(BOOKINGS_ASKED_A_CUSTOMER_MAX, BOOKINGS_ASKED_MS)
-        self._booking_interval_ms = booking_interval_ms
         self._refused: set[bytes] = set()
         """Leases that providers name and that are none."""
 
     async def settle_all(self) -> None:
         """Agree with all peers that are up, and have all that is signed booked now."""
-        customers, providers = self._store.accounts("provider"), self._store.accounts("customer")
-        await self._settle(providers, customers, book_now=True)
+        accounts = [account for role in ROLES for account in self._store.accounts(role)]
+        await self._settle(accounts, book_now=True)
 
     async def settle_with(self, peer: bytes) -> None:
         """Do the same with one peer, if it is up, as far as it can be done within a short time.
 
         What cannot stays owed: it keeps nobody from blocking the peer.
         """
-        if not self._quality.is_up(peer):
+        if not self._ports.quality.is_up(peer):
             return
-        both = [[self._store.account(role, peer)] for role in ROLES]
+        both = [self._store.account(role, peer) for role in ROLES]
         try:
             async with asyncio.timeout(SETTLE_LAST_MS / 1000):
-                await self._settle(*both, book_now=True)
+                await self._settle(both, book_now=True)
         except TimeoutError:
             self._log.warning("market.not_settled", peer=short(peer), code="timeout")
 
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
-        now_ms, leaving = self._clock.now_ms(), self._leaving()
+        now_ms, leaving = self._clock.now_ms(), self._ports.leaving()
         unheard = self._requests.unheard_at()
         providers = [
             account
@@ -133,7 +126,7 @@ class Settlement:
             or (account.unbooked_micro and (not account.is_taken or account.peer in leaving))
             or rules.is_open(account, self._store.of("customer", account.peer), now_ms)
         ]
-        await self._settle(providers, self._due())
+        await self._settle([*providers, *self._due()])
 
     async def settle_new(self) -> None:
         """Agree with providers that else would take a cleared lease back: nothing was agreed of it.
@@ -141,49 +134,39 @@ class Settlement:
         It does not wait for the interval, which may be longer than they wait.
         """
         now_ms = self._clock.now_ms()
-        providers = [
+        await self._settle(
             account
             for account in self._store.accounts("customer")
             if rules.is_unheard(account, self._store.of("customer", account.peer), now_ms)
-        ]
-        await self._settle(providers, [])
-
-    async def _settle(
-        self,
-        providers: Sequence[Account],
-        customers: Sequence[Account],
-        *,
-        book_now: bool = False,
-    ) -> None:
-        await asyncio.gather(
-            *(
-                self.agree(account.peer, book_now=book_now)
-                for account in providers
-                if self._quality.is_up(account.peer)
-            ),
-            *(self._collect_again(account) for account in customers),
         )
+
+    async def _settle(self, accounts: Iterable[Account], *, book_now: bool = False) -> None:
+        await asyncio.gather(*(self._settle_one(account, book_now) for account in accounts))
+
+    async def _settle_one(self, account: Account, book_now: bool) -> None:
+        if account.role == "customer":
+            if self._ports.quality.is_up(account.peer):
+                await self.agree(account.peer, book_now=book_now)
+            return
+        async with self._turns.of(account.id):
+            try:
+                await self._collect(account)
+            except XscError as fault:
+                # Kept as it is and tried again at the next interval.
+                customer = short(account.peer)
+                self._log.warning("market.not_collected", customer=customer, code=fault.code)
 
     def _due(self) -> list[Account]:
         """Return the customers with whom it is time to book; their next hour begins."""
-        now_ms = self._clock.monotonic_ms()
+        now_ms, credit = self._clock.monotonic_ms(), self._ports.credit
         accounts = {account.peer: account for account in self._store.accounts("provider")}
         due = []
         for peer, account in accounts.items():
-            if not account.unbooked_micro:
-                account.waits_ms = None
-            else:
-                since_ms = now_ms if account.waits_ms is None else account.waits_ms
-                together = self._credit.shares_with(peer)
-                sharing = [accounts[each] for each in together if each in accounts]
-                left_micro = self._credit.credit_left(peer)
-                is_late = now_ms - since_ms >= self._booking_interval_ms
-                is_due = is_late or rules.is_booking_due(sharing, left_micro)
-                account.waits_ms = now_ms if is_due else since_ms
-                if is_due:
-                    due.append(account)
-                    continue
-            if account.booking is not None:
+            sharing = [accounts[each] for each in credit.shares_with(peer) if each in accounts]
+            is_late = now_ms - account.waits_ms >= self._settings.booking_interval_ms
+            is_time = is_late or rules.is_booking_due(sharing, credit.credit_left(peer))
+            if account.booking is not None or (account.unbooked_micro and is_time):
+                account.waits_ms = now_ms
                 due.append(account)
         return due
 
@@ -197,19 +180,18 @@ class Settlement:
             book_now: ask it to book at once what is signed, as one that leaves the network.
         """
         # Who leaves may not be there in an hour.
-        book_now = book_now or peer in self._leaving()
-        async with self._turns.of(("customer", peer)):
-            account = self._store.account("customer", peer)
+        book_now = book_now or peer in self._ports.leaving()
+        account = self._store.account("customer", peer)
+        async with self._turns.of(account.id):
             try:
                 async with asyncio.timeout(AGREE_TIMEOUT_MS / 1000):
                     theirs = await self._agree(account)
                 account.is_taken = account.voucher == theirs
                 if account.unbooked_micro and (book_now or not account.is_taken):
                     await self._ask(account, account.voucher, book_now=book_now)
-            except XscError as fault:
-                self._log.warning("market.not_settled", peer=short(peer), code=fault.code)
-            except TimeoutError:
-                self._log.warning("market.not_settled", peer=short(peer), code="timeout")
+            except (XscError, TimeoutError) as fault:
+                code = fault.code if isinstance(fault, XscError) else "timeout"
+                self._log.warning("market.not_settled", peer=short(peer), code=code)
 
     async def _ask(
         self,
@@ -227,7 +209,7 @@ class Settlement:
         reply = await self._caller.call(account.peer, ACCOUNT, header, timeout_ms=SETTLE_TIMEOUT_MS)
         settled = min(take_int(reply.header, "settled_micro"), account.signed_micro)
         account.is_taken = account.is_taken or voucher is not None
-        booked = self._credit.settled(account.id)
+        booked = self._ports.credit.settled(account.id)
         account.settled_micro = max(settled, account.settled_micro, booked)
         return reply.header
 
@@ -278,7 +260,7 @@ class Settlement:
             entry.use = use
         if agreed.disputed and account.disputed is None:
             self._log.warning("market.count_disputed", peer=peer, leases=len(agreed.disputed))
-            self._quality.report(account.peer, "lease_count")
+            self._ports.quality.report(account.peer, "lease_count")
         account.disputed = count.raw if agreed.disputed else None
         voucher = rules.next_voucher(account, agreed.amount_micro, count.record)
         if voucher is not None:
@@ -297,8 +279,8 @@ class Settlement:
                 self._store.forget(entry)
         if agreed.denied:
             self._log.warning("market.leases_denied", peer=peer, leases=len(agreed.denied))
-            self._quality.report(account.peer, "lease_denial")
-            await self._on_denied(agreed.denied)
+            self._ports.quality.report(account.peer, "lease_denial")
+            await self._ports.on_denied(agreed.denied)
 
     # Leases that this node does not know
 
@@ -396,8 +378,8 @@ class Settlement:
         raw, book_now = take_opt_bytes(header, "voucher"), take_bool(header, "book_now")
         wanted = take_list(header, "leases", most=ACCOUNT_LEASES_MAX)
         self._asked.count(caller, self._clock.monotonic_ms(), "accounts")
-        async with self._turns.of(("provider", caller)):
-            account = self._store.account("provider", caller)
+        account = self._store.account("provider", caller)
+        async with self._turns.of(account.id):
             if raw is not None:
                 self._take_voucher(account, raw)
             now_ms = self._clock.now_ms()
@@ -440,10 +422,12 @@ class Settlement:
             due_micro = rules.due_micro(account, entries, self._clock.now_ms())
             # More than is due here: this node lost its disk, and the customer has not.
             more_micro = max(0, voucher.record.amount_micro - due_micro)
-            settled = self._credit.settled(account.id)
-            credit = max(0, self._credit.credit_left(account.customer))
+            settled = self._ports.credit.settled(account.id)
+            credit = max(0, self._ports.credit.credit_left(account.customer))
             if more_micro and voucher.record.amount_micro > settled + due_micro + credit:
                 raise RecordInvalid("the voucher promises more than may be owed here")
+            if not account.unbooked_micro:
+                account.waits_ms = self._clock.monotonic_ms()
             rules.with_voucher(account, voucher.record, raw)
             account.closed += more_micro * WORTH
 
@@ -451,7 +435,7 @@ class Settlement:
         """Book what the newest voucher says beyond what is booked; in the account's turn."""
         while True:
             if account.booking is None:
-                account.settled_micro = self._credit.settled(account.id)
+                account.settled_micro = self._ports.credit.settled(account.id)
                 if self._clock.monotonic_ms() < account.retry_ms:
                     return
                 account.booking = rules.next_booking(account)
@@ -461,7 +445,7 @@ class Settlement:
                 await self._store.sync(account)
             booking = account.booking
             try:
-                settled = await self._credit.collect(
+                settled = await self._ports.credit.collect(
                     xid=_xid(account.id, booking),
                     debtor=account.customer,
                     amount_micro=booking.amount_micro,
@@ -486,12 +470,3 @@ class Settlement:
                 amount_micro=booking.amount_micro,
                 settled_micro=settled,
             )
-
-    async def _collect_again(self, account: Account) -> None:
-        async with self._turns.of(("provider", account.peer)):
-            try:
-                await self._collect(account)
-            except XscError as fault:
-                # Kept as it is and tried again at the next interval.
-                customer = short(account.peer)
-                self._log.warning("market.not_collected", customer=customer, code=fault.code)

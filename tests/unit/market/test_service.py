@@ -1636,10 +1636,13 @@ async def test_a_lease_that_its_provider_signs_not_to_know_is_over_for_its_custo
     assert end.end_ms <= world.clock.now_ms()
     assert "signed" in end.reason
     count = open_signed(
-        customer.market.denial_record(denied.lease_id), LeaseCount, network=NET, author=provider.id
+        customer.market.lease_record(denied.lease_id, denial=True),
+        LeaseCount,
+        network=NET,
+        author=provider.id,
     ).record
     assert denied.lease_id not in {line.lease_id for line in count.leases}
-    assert verify_file(customer.market.denial_record(denied.lease_id))
+    assert verify_file(customer.market.lease_record(denied.lease_id, denial=True))
 
 
 async def test_a_bare_word_ends_no_lease(world, pair):

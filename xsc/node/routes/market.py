@@ -331,9 +331,7 @@ async def lease(node: Node, asked: api.LeaseId) -> bytes:
     """Return a signed lease or its denial."""
     known = {row.lease_id for row in node.market.leases()}
     lease_id = begins_with(asked.id, known, "lease", "`xsc market leases` lists them")
-    if asked.denial:
-        return node.market.denial_record(lease_id)
-    return node.market.lease_record(lease_id)
+    return node.market.lease_record(lease_id, denial=asked.denial)
 
 
 async def account(node: Node, asked: api.AccountId) -> bytes:
