@@ -9,7 +9,7 @@ A check returns the first rule that is broken, as a sentence, or None.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field
@@ -24,12 +24,11 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import Count, Signed
 from xsc.market import lease as rules
-from xsc.market.lease import LeaseUse, WideNumber
+from xsc.market.lease import LeaseTerms, LeaseUse, WideNumber
 from xsc.market.lease_entry import LeaseEntry, Role
 from xsc.terms.count import CountLine, LeaseCount, number_of, wide
 from xsc.terms.lease import Draw
 from xsc.terms.pricing import WORTH
-from xsc.terms.quote import Kind
 from xsc.terms.voucher import Voucher, leases_account
 
 _UNKEPT: Final = Field(exclude=True)
@@ -67,7 +66,7 @@ class Account:
     """Of that, what the ledger has booked."""
     booking: Booking | None = None
     refusals: Count = 0
-    """How many bookings the ledger refused for good; each needs an id of its own."""
+    """How many bookings in a row the ledger refused for good; each needs an id of its own."""
     agreed_ms: Count = 0
     """Customer: when the provider was asked for the last count that was taken over."""
     disputed: bytes | None = None
@@ -79,10 +78,8 @@ class Account:
     has asked for them; by lease in hexadecimal digits, its bytes."""
     waits_ms: Annotated[int, _UNKEPT] = 0
     """Provider: since when something signed waits to be booked, by a steady clock."""
-    refused: Annotated[int, _UNKEPT] = 0
-    """Provider: how many bookings were refused in a row, in this process."""
     retry_ms: Annotated[int, _UNKEPT] = 0
-    """Until when the next one waits, by a steady clock."""
+    """Provider: until when the next booking waits, by a steady clock."""
 
     @property
     def id(self) -> bytes:
@@ -344,28 +341,20 @@ class AccountView:
 Status: TypeAlias = Literal["open", "closing", "settled", "expired", "denied"]
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseView:
-    """One lease, for people."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseView(LeaseTerms):
+    """One lease, for people: its terms, the quantity as it is now, and what became of it."""
 
     role: Role
-    kind: Kind
     peer: bytes
-    lease_id: bytes
     status: Status
     """`closing`: over and not settled. `expired`: over, and nothing was owed. `denied`: this node
     is the customer, and the provider signed that it has no such lease."""
-    price: int
-    quantity: int
     held_bytes: int
     used: int
     """Fuel steps that ran; under a cleared rate, in this minute."""
     due_micro: int
     settled_micro: int
-    start_ms: int
-    end_ms: int
-    renews: bytes | None
-    """The lease whose bytes it keeps."""
     draw: Draw | None
     """What it serves, where a clearing granted it."""
 
@@ -386,23 +375,18 @@ def views(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> list[
             status = "denied"
         elif rules.is_over(terms, use, now_ms):
             status = "closing" if settled < due else "settled" if due else "expired"
+        quantity = use.level if terms.cleared else terms.quantity
         found.append(
             LeaseView(
-                entry.role,
-                terms.kind,
-                entry.peer,
-                terms.lease_id,
-                status,
-                terms.price,
-                use.level if terms.cleared else terms.quantity,
-                use.held_bytes,
-                rules.spent(terms, use, now_ms),
-                due,
-                settled,
-                terms.start_ms,
-                terms.end_ms,
-                terms.renews,
-                entry.draw,
+                **asdict(replace(terms, quantity=quantity)),
+                role=entry.role,
+                peer=entry.peer,
+                status=status,
+                held_bytes=use.held_bytes,
+                used=rules.spent(terms, use, now_ms),
+                due_micro=due,
+                settled_micro=settled,
+                draw=entry.draw,
             )
         )
     return found

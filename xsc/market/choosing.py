@@ -29,7 +29,7 @@ from xsc.identity.envelope import Signed
 from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Winner, near, place, reserve
 from xsc.market.headroom import Headroom
 from xsc.market.lease import is_useful
-from xsc.market.lease_entry import LeaseEntry, joined, room_at_hand, usable
+from xsc.market.lease_entry import LeaseEntry, room_at_hand, usable
 from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
@@ -247,10 +247,7 @@ class LeaseChooser:
         entries = [] if new else list(self._store.all("customer"))
         at_hand = {
             entry.terms.provider: entry
-            for entry in (
-                *(joined(entries, quantity, set(nodes), now_ms) if kind == "storage" else ()),
-                *usable(entries, kind, quantity, set(nodes), now_ms),
-            )
+            for entry in usable(entries, kind, quantity, set(nodes), now_ms)
         }
         held = Counter[bytes]()
         for entry in entries:

@@ -6,6 +6,7 @@ by work under way (provider), and what was handed out and has not been reported 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
@@ -228,43 +229,23 @@ def usable(
 ) -> list[LeaseEntry]:
     """Return a customer's leases with room for `quantity`, one for each of `nodes` that has one.
 
-    Of one node it is one on an entitlement, else the cheapest, and of those the first.
+    Of one node it is one on an entitlement, else the cheapest, and of those the first. Where none
+    has that room alone, cleared leases of storage have it together: it is the one that has most,
+    and who uses it goes on under the next one there.
     """
-
-    def rank(entry: LeaseEntry) -> tuple[bool, int]:
-        return entry.draw is None, entry.terms.price
-
-    found: dict[bytes, LeaseEntry] = {}
+    by_node: defaultdict[bytes, list[tuple[int, LeaseEntry]]] = defaultdict(list)
     for entry in entries:
-        before = found.get(entry.terms.provider)
-        if (
-            entry.terms.kind == kind
-            and entry.terms.provider in nodes
-            and (before is None or rank(entry) < rank(before))
-            and room_at_hand(entry, now_ms) >= quantity
-        ):
-            found[entry.terms.provider] = entry
-    return list(found.values())
-
-
-def joined(
-    entries: Iterable[LeaseEntry], size_bytes: int, nodes: Collection[bytes], now_ms: int
-) -> list[LeaseEntry]:
-    """Return of each node whose cleared leases together have that room the one that has most.
-
-    Who uses it goes on under the next one there.
-    """
-    rooms: dict[bytes, list[tuple[int, LeaseEntry]]] = {}
-    for entry in entries:
-        terms = entry.terms
-        if terms.cleared and terms.kind == "storage" and terms.provider in nodes:
-            left = room_at_hand(entry, now_ms)
-            rooms.setdefault(terms.provider, []).append((left, entry))
-    return [
-        max(leases, key=lambda item: item[0])[1]
-        for leases in rooms.values()
-        if sum(left for left, _ in leases) >= size_bytes
-    ]
+        if entry.terms.kind == kind and entry.terms.provider in nodes:
+            by_node[entry.terms.provider].append((room_at_hand(entry, now_ms), entry))
+    found = []
+    for leases in by_node.values():
+        whole = [entry for left, entry in leases if left >= quantity]
+        parts = [each for each in leases if each[1].terms.cleared and kind == "storage"]
+        if whole:
+            found.append(min(whole, key=lambda entry: (entry.draw is None, entry.terms.price)))
+        elif parts and sum(left for left, _ in parts) >= quantity:
+            found.append(max(parts, key=lambda part: part[0])[1])
+    return found
 
 
 def room_at_hand(entry: LeaseEntry, now_ms: int) -> int:

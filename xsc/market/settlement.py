@@ -457,12 +457,11 @@ class Settlement:
                 # ledger what is left and uses another id.
                 account.booking = None
                 account.refusals += 1
-                account.refused += 1
-                waits_ms = rules.retry_ms(account.refused)
+                waits_ms = rules.retry_ms(account.refusals)
                 account.retry_ms = self._clock.monotonic_ms() + waits_ms
                 await self._store.sync(account)
                 raise
-            account.booking, account.refused, account.settled_micro = None, 0, settled
+            account.booking, account.refusals, account.settled_micro = None, 0, settled
             await self._store.sync(account)
             self._log.info(
                 "market.leases_settled",
