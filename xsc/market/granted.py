@@ -216,8 +216,6 @@ class GrantedLeases:
         """
         customer, terms, now_ms = entry.terms.customer, entry.terms, self._clock.now_ms()
         self._limits.check(customer)
-        if terms.cleared and now_ms < terms.start_ms:
-            raise LeaseExhausted("the lease has not begun")
         if terms.cleared and rules.is_over(terms, entry.use, now_ms):
             raise LeaseExhausted("the lease is over", hint="take a new lease")
         if terms.cleared and entry.use.lapsed:

@@ -103,9 +103,6 @@ def moved(kept: Side, keeping: Side, size_bytes: int, now_ms: int) -> tuple[Leas
     if size <= 0:
         return old, new
     old, new = hold(old_terms, old, -size, now_ms), hold(new_terms, new, size, now_ms)
-    # What was kept after the end is paid when it goes on.
-    late_ms = max(0, now_ms - old_terms.end_ms)
-    old = replace(old, used=old.used + size * late_ms)
     unit = LEVEL_UNIT["storage"]
     rest = ceil_div(old.held_bytes, unit) * unit
     if not new_terms.cleared:

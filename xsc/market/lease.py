@@ -26,6 +26,7 @@ from xsc.base.limits import (
     CLEARED_COMPUTE_MS,
     COMPUTE_LEASE_MS,
     EPOCH_MS,
+    LATE_MS,
     LEASE_TIMEOUT_MS,
     MFUEL,
     MIB,
@@ -99,16 +100,19 @@ class LeaseUse:
     """Customer: the provider's signed count, in which it is not, or over."""
 
 
-def terms_of(request: LeaseRequest, quantity: int) -> LeaseTerms:
-    """Return the terms of a request that was granted that quantity."""
+def terms_of(request: LeaseRequest, lease: Lease) -> LeaseTerms:
+    """Return the terms of a request that was granted.
+
+    It begins when it was granted, if that is earlier: it can be used from then on.
+    """
     return LeaseTerms(
         request.lease_id,
         request.kind,
         request.provider,
         request.customer,
         request.price,
-        quantity,
-        request.start_ms,
+        lease.quantity,
+        min(request.start_ms, lease.granted_ms),
         request.end_ms,
         cleared=request.draw is not None,
         renews=request.renews,
@@ -190,25 +194,31 @@ def check_grant(request_raw: bytes, request: LeaseRequest, lease: Lease) -> str 
         return "the lease is on another request"
     if not request.quantity_min <= lease.quantity <= request.quantity:
         return "the lease grants more or less than was asked for"
+    if abs(lease.granted_ms - request.start_ms) > REQUEST_WINDOW_MS:
+        return "the lease was granted at another time than it begins"
     return None
 
 
 def advance(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> LeaseUse:
-    """Return the use after the time that has passed; nothing is counted after the end."""
+    """Return the use after the time that has passed.
+
+    After the end what is held is counted, for LATE_MS at most: the host keeps it for a while.
+    """
     if use.given_back or not has_time(terms):
         return use
     until_ms = min(now_ms, terms.end_ms)
     lapse_ms = use.touched_ms + STORAGE_LEASE_IDLE_MS
     if not terms.cleared and use.level and until_ms >= lapse_ms:
-        use = replace(_counted(use, lapse_ms), level=0)
-    return _counted(use, until_ms)
+        use = replace(_counted(use, lapse_ms, use.level), level=0)
+    use = _counted(use, until_ms, use.level)
+    return _counted(use, min(now_ms, terms.end_ms + LATE_MS), 0) if use.held_bytes else use
 
 
-def _counted(use: LeaseUse, until_ms: int) -> LeaseUse:
+def _counted(use: LeaseUse, until_ms: int, level: int) -> LeaseUse:
     passed_ms = until_ms - use.counted_ms
     if passed_ms <= 0:
         return use
-    billed = max(use.held_bytes, use.level)
+    billed = max(use.held_bytes, level)
     return replace(use, used=use.used + billed * passed_ms, counted_ms=until_ms)
 
 
@@ -302,7 +312,7 @@ def follow(
     if not has_time(terms):
         return use, min(use.used, theirs), theirs <= use.used
     most = terms.quantity * (max(counted_ms, use.counted_ms) - terms.start_ms)
-    counted_ms = min(counted_ms, terms.end_ms)
+    counted_ms = min(counted_ms, terms.end_ms + (LATE_MS if use.held_bytes else 0))
     own = advance(terms, use, counted_ms).used
     if theirs > max(own, min(own + use.leeway, most)):
         return use, use.used, False
@@ -323,8 +333,10 @@ def room(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
         return max(0, terms.quantity - (use.held_bytes if terms.kind == "storage" else use.used))
     if terms.kind == "storage":
         return max(0, use.level - use.held_bytes)
-    # Nothing is billed before the start, which another clock may have set.
-    return max(0, use.level - spent(terms, use, now_ms)) if now_ms >= terms.start_ms else 0
+    # The last minute can be shorter, and costs and gives as much less.
+    minute_ms = (now_ms - terms.start_ms) // COMPUTE_LEASE_MS * COMPUTE_LEASE_MS
+    left_ms = min(COMPUTE_LEASE_MS, terms.end_ms - terms.start_ms - minute_ms)
+    return max(0, use.level * left_ms // COMPUTE_LEASE_MS - spent(terms, use, now_ms))
 
 
 def reserved(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:

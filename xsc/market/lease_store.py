@@ -176,7 +176,7 @@ class LeaseStore:
         """
         lease = open_signed(raw, Lease, network=self._network)
         request = open_signed(lease.record.request, LeaseRequest, network=self._network)
-        terms = terms_of(request.record, lease.record.quantity)
+        terms = terms_of(request.record, lease.record)
         use, draw = new_use(terms, now_ms), request.record.draw
         return LeaseEntry(role, terms, use, raw, request.id, domain, draw)
 

@@ -7,7 +7,9 @@ from xsc.base.limits import (
     COMPUTE_LEASE_MS,
     EPOCH_MS,
     GIB,
+    LATE_MS,
     LEASE_TIMEOUT_MS,
+    MFUEL,
     PRICE_FUEL,
     REQUEST_WINDOW_MS,
     STORAGE_LEASE_IDLE_MS,
@@ -69,7 +71,16 @@ def test_what_is_held_is_billed_by_the_millisecond():
     assert due(STORAGE, use, T0 + EPOCH_MS) == 10
     gone = hold(STORAGE, use, -GIB, T0 + EPOCH_MS)
     assert due(STORAGE, gone, T0 + 9 * EPOCH_MS) == 10
-    assert advance(STORAGE, use, STORAGE.end_ms + EPOCH_MS).used == GIB * STORAGE_LEASE_MS
+
+
+def test_what_is_kept_after_the_end_is_billed_while_it_is_held_and_no_longer_than_it_has_to_be():
+    use, late = hold(CLEARED, new_use(CLEARED, T0), GIB, T0), CLEARED.end_ms + EPOCH_MS
+    whole = CLEARED.quantity * (CLEARED.end_ms - T0)
+    assert advance(CLEARED, use, CLEARED.end_ms).used == whole
+    assert advance(CLEARED, use, late).used == whole + GIB * EPOCH_MS, "the level has ended"
+    assert advance(CLEARED, use, late + 2 * LATE_MS).used == whole + GIB * LATE_MS
+    gone = hold(CLEARED, use, -GIB, late)
+    assert advance(CLEARED, gone, late + EPOCH_MS).used == whole + GIB * EPOCH_MS
 
 
 def test_a_cleared_lease_is_billed_for_its_level_until_that_is_lowered():
@@ -214,11 +225,26 @@ def test_the_worth_of_a_request_counts_every_epoch_that_begins():
 
 def test_grants():
     request = wish()
-    assert terms_of(request, 7).quantity == 7
     for quantity, good in ((4, False), (5, True), (10, True), (11, False)):
         lease = Lease(request=b"raw", quantity=quantity, granted_ms=T0)
         assert (check_grant(b"raw", request, lease) is None) == good
     assert check_grant(b"other", request, Lease(request=b"raw", quantity=7, granted_ms=T0))
+    far = Lease(request=b"raw", quantity=7, granted_ms=T0 - REQUEST_WINDOW_MS - 1)
+    assert check_grant(b"raw", request, far)
+
+
+@pytest.mark.parametrize(("granted_ms", "start_ms"), [(T0 - 9, T0 - 9), (T0 + 9, T0)])
+def test_a_lease_begins_as_soon_as_it_can_be_used(granted_ms, start_ms):
+    terms = terms_of(wish(), Lease(request=b"raw", quantity=7, granted_ms=granted_ms))
+    assert (terms.quantity, terms.start_ms) == (7, start_ms)
+    assert new_use(terms, T0).counted_ms == start_ms
+
+
+def test_the_last_part_of_a_minute_gives_and_costs_as_much_less():
+    rate = replace(COMPUTE, cleared=True, quantity=60 * MFUEL, end_ms=T0 + 60_500)
+    use = new_use(rate, T0)
+    assert room(rate, use, T0 + 59_999) == 60 * MFUEL
+    assert room(rate, use, T0 + 60_000) == 60 * MFUEL // 120
 
 
 def test_a_kind_is_used_as_what_it_is():
