@@ -16,7 +16,7 @@ provider that is needed for that can gain by asking for more than its cost, and 
 (docs/adr/0074-reserve-price.md). A provider that recognises the buyer has posted its
 price, and is paid that.
 
-`xsc.market.choosing` decides which nodes are asked for bids, and what to do when too few win.
+`xsc.market.buyer` decides which nodes are asked for bids, and what to do when too few win.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ by work under way (provider), and what was handed out and has not been reported 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
@@ -20,7 +20,7 @@ from xsc.base.limits import (
 from xsc.market import lease as rules
 from xsc.market.lease import LeaseTerms, LeaseUse
 from xsc.terms.pricing import compute_amount
-from xsc.terms.quote import Draw, Kind
+from xsc.terms.quote import Draw
 from xsc.terms.slot import EntitlementKey
 
 Role: TypeAlias = Literal["customer", "provider"]
@@ -203,59 +203,3 @@ def calls_micro(entries: Iterable[LeaseEntry]) -> int:
 def ahead_micro(entry: LeaseEntry, now_ms: int) -> int:
     """Return what a provider may come to lose under a lease beside what is owed and beside runs."""
     return rules.ahead_micro(entry.terms, entry.use, now_ms)
-
-
-def usable(
-    entries: Iterable[LeaseEntry], kind: Kind, quantity: int, nodes: Collection[bytes], now_ms: int
-) -> list[LeaseEntry]:
-    """Return a customer's leases with room for `quantity`, one for each of `nodes` that has one.
-
-    Of one node it is one on an entitlement, else the cheapest, and of those the first.
-    """
-
-    def rank(entry: LeaseEntry) -> tuple[bool, int]:
-        return entry.draw is None, entry.terms.price
-
-    found: dict[bytes, LeaseEntry] = {}
-    for entry in entries:
-        before = found.get(entry.terms.provider)
-        if (
-            entry.terms.kind == kind
-            and entry.terms.provider in nodes
-            and (before is None or rank(entry) < rank(before))
-            and room_at_hand(entry, now_ms) >= quantity
-        ):
-            found[entry.terms.provider] = entry
-    return list(found.values())
-
-
-def joined(
-    entries: Iterable[LeaseEntry], size_bytes: int, nodes: Collection[bytes], now_ms: int
-) -> list[LeaseEntry]:
-    """Return of each node whose cleared leases together have that room the one that has most.
-
-    Who uses it goes on under the next one there.
-    """
-    rooms: dict[bytes, list[tuple[int, LeaseEntry]]] = {}
-    for entry in entries:
-        terms = entry.terms
-        if terms.cleared and terms.kind == "storage" and terms.provider in nodes:
-            left = room_at_hand(entry, now_ms)
-            rooms.setdefault(terms.provider, []).append((left, entry))
-    return [
-        max(leases, key=lambda item: item[0])[1]
-        for leases in rooms.values()
-        if sum(left for left, _ in leases) >= size_bytes
-    ]
-
-
-def room_at_hand(entry: LeaseEntry, now_ms: int) -> int:
-    """Return what a customer can begin to use of a lease: bytes, or fuel steps."""
-    if (
-        entry.denial is not None
-        or entry.is_apart
-        or entry.avoided_until_ms > now_ms
-        or not rules.is_useful(entry.terms, entry.use, now_ms)
-    ):
-        return 0
-    return max(0, rules.room(entry.terms, entry.use, now_ms) - entry.promised_at(now_ms))

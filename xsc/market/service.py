@@ -16,7 +16,6 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market.account import AccountView, LeaseView, owed_micro, views
 from xsc.market.buyer import LeaseBuyer
-from xsc.market.choosing import LeaseChooser
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.default_need import DefaultNeed
 from xsc.market.granted import GrantedLeases
@@ -82,7 +81,7 @@ class MarketService:
             offers=ports.received,
             on_change=ports.on_need,
         )
-        self.chooser = LeaseChooser(
+        self.buyer = LeaseBuyer(
             context,
             ports,
             settings,
@@ -90,16 +89,7 @@ class MarketService:
             quotes=self.quotes,
             requests=self.requests,
             headroom=self.headroom,
-        )
-        self.buyer = LeaseBuyer(
-            context,
-            ports,
-            self.store,
-            quotes=self.quotes,
-            headroom=self.headroom,
-            chooser=self.chooser,
             lines=lines,
-            default_need=self.default_need,
         )
         self.signing = Signing(context, ports, self.store, self.quotes, self.requests)
         self.renewals = Renewals(
