@@ -73,14 +73,7 @@ class MarketService:
             booking_interval_ms=settings.booking_interval_ms,
         )
         self.taken = TakenLeases(context, self.store, self.settlement.agree, lines)
-        self.default_need = DefaultNeed(
-            context,
-            self.store,
-            state,
-            needs=ports.needs,
-            offers=ports.received,
-            on_change=ports.on_need,
-        )
+        self.default_need = DefaultNeed(context, ports, self.store, state)
         self.buyer = LeaseBuyer(
             context,
             ports,
