@@ -121,11 +121,10 @@ class LeaseBuyer:
         """
         wanted = [peer for peer in self._ports.peers.peers() if peer not in exclude]
         leaving = self._ports.leaving()
-        staying = [peer for peer in wanted if peer not in leaving]
-        nodes = self._quotes.up(staying)
-        if len(nodes) < min(count, len(wanted)):
+        staying = [node for node in wanted if node not in leaving]
+        if len(self._quotes.up(staying)) < min(count, len(wanted)):
             await self._ports.quality.probe_unknown()
-            nodes = self._quotes.up(staying)
+        nodes = self._quotes.up(staying)
         absent: dict[bytes, XscError] = {}
         for node in wanted:
             if node in leaving:
