@@ -157,8 +157,10 @@ def entitlements(
     clearings = {(each.slot, each.window): each.clearing for each in state.slot_denominators}
     for line in state.slot_allocations:
         need, slot = needs.get((line.customer, line.need)), slots.get(line.slot)
-        time = None if need is None else overlap(line.window, windows_of(need))
-        if slot is not None and time is not None:
+        if need is None or slot is None:
+            continue
+        time = overlap(line.window, windows_of(need))
+        if time is not None:
             yield Entitlement(
                 slot=line.slot,
                 opens_ms=line.window[0],
