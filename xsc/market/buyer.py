@@ -39,8 +39,8 @@ from xsc.market.choosing import (
     Candidate,
     PassedOver,
     Wish,
+    asked,
     at_hand,
-    bid_of,
     is_dear,
     why_lost,
     why_unused,
@@ -263,7 +263,7 @@ class LeaseBuyer:
                 rest = [node for node in wish.nodes if node not in chosen and node not in faults]
                 found, refused = await self._candidates(wish, rest)
                 faults |= refused
-                taken = {entry.domain for entry in chosen.values()} if by_domain else set()
+                taken = {self._quotes.domain(node) for node in chosen} if by_domain else set()
                 bids = [each.bid for each in found.values() if each.bid.domain not in taken]
                 winners = self._won(wish, bids, count - len(chosen), by_domain=by_domain)
                 if not winners:
@@ -276,7 +276,7 @@ class LeaseBuyer:
                         faults[winner.node] = answer
                     else:
                         chosen[winner.node] = answer
-        domains = {entry.domain: node for node, entry in chosen.items()}
+        domains = {self._quotes.domain(node): node for node in chosen}
         for node, each in found.items():
             if node not in chosen and node not in faults:
                 faults[node] = NoOffers(why_lost(each.bid, domains, self._price_max(wish.kind)))
@@ -327,14 +327,17 @@ class LeaseBuyer:
         for node in nodes:
             quote, lease = quotes.get(node), leases.get(node)
             quoted = None if quote is None else quote.record
-            worth = near(self._rank(node), node, wish.saved)
             if quoted is None or not has_room(quoted, wish.quantity):
                 quote = None
-            if lease is not None or quote is not None:
-                bid = bid_of(lease, quoted, worth, held[node], self._price_max(kind))
-                found[node] = Candidate(bid, lease, quote)
-            else:
+            if lease is None and quote is None:
                 faults.setdefault(node, _too_small(kind, node))
+                continue
+            price, posted = asked(lease, quoted, self._price_max(kind))
+            worth = near(self._rank(node), node, wish.saved)
+            # Where room is paid in any case comes first, then who holds least.
+            tie = -1 if lease is not None and lease.terms.cleared else held[node]
+            bid = Bid(node, price, worth, self._quotes.domain(node), posted, tie)
+            found[node] = Candidate(bid, lease, quote)
         return found, faults
 
     async def _take(self, wish: Wish, candidate: Candidate, price: int) -> LeaseEntry | XscError:

@@ -18,7 +18,6 @@ from xsc.identity.envelope import Signed
 from xsc.market import lease as rules
 from xsc.market.auction import Bid
 from xsc.market.lease_entry import LeaseEntry
-from xsc.market.quote import domain_of
 from xsc.terms.quote import Kind, Quote
 
 
@@ -59,26 +58,18 @@ class Candidate:
     """One that has the room."""
 
 
-def bid_of(
-    lease: LeaseEntry | None, quote: Quote | None, worth_ppm: int, held: int, price_max: int
-) -> Bid:
-    """Return what a provider asks; what was posted or agreed is what is paid.
+def asked(lease: LeaseEntry | None, quote: Quote | None, price_max: int) -> tuple[int, bool]:
+    """Return what a provider asks, and whether that was posted or agreed: then it is what is paid.
 
     Args:
         lease: the one at hand there.
         quote: the provider's; where there is none, there is a lease.
-        worth_ppm: its quality, and what it saves.
-        held: the bytes that it holds for this node: of bids of one score the least comes first, but
-            after those where room is paid.
         price_max: the most that this node pays; above it a lease at hand can still be used.
     """
-    tie = -1 if lease is not None and lease.terms.cleared else held
     if lease is None or (quote is not None and quote.price <= price_max):
         assert quote is not None, "a provider without a quote has a lease"
-        posted = quote.tier != "open"
-        return Bid(quote.provider, quote.price, worth_ppm, domain_of(quote), posted, tie)
-    domain = lease.domain if quote is None else domain_of(quote)
-    return Bid(lease.peer, lease.terms.price, worth_ppm, domain, posted=True, tie=tie)
+        return quote.price, quote.tier != "open"
+    return lease.terms.price, True
 
 
 def is_dear(lease: LeaseEntry, price: int) -> bool:

@@ -38,7 +38,6 @@ class LeaseEntry:
     raw: bytes
     """The signed lease, with request and quote inside."""
     request_id: bytes
-    domain: bytes = b""
     draw: Draw | None = None
     """The entitlement that it draws on, by its quote."""
     denial: bytes | None = None

@@ -1,6 +1,6 @@
 """The leases of a node, in both roles, kept in the state database.
 
-    market/lease/<c|p>/<lease id>    the signed lease, whole, and its failure domain
+    market/lease/<c|p>/<lease id>    the signed lease, whole
     market/use/<c|p>/<lease id>      its use
     market/denial/c/<lease id>       the provider's signed count, in which the lease is not, or over
     market/account/<c|p>/<peer>      what is owed in all: newest voucher and the booking under way
@@ -202,7 +202,7 @@ class LeaseStore:
         value = _opened(kept)
         if kept_use is None:
             raise RecordInvalid("a lease has no use")
-        entry = self.entry_of(role, take_bytes(value, "lease"), 0, take_bytes(value, "domain"))
+        entry = self.entry_of(role, take_bytes(value, "lease"), 0)
         entry.use = read_use(kept_use)
         return entry
 
@@ -219,7 +219,7 @@ class LeaseStore:
         """Yield the accounts of a role."""
         yield from [account for account in self._accounts.values() if account.role == role]
 
-    def entry_of(self, role: Role, raw: bytes, now_ms: int, domain: bytes = b"") -> LeaseEntry:
+    def entry_of(self, role: Role, raw: bytes, now_ms: int) -> LeaseEntry:
         """Return the entry of a signed lease that was not used yet.
 
         Raises:
@@ -234,7 +234,6 @@ class LeaseStore:
             new_use(terms, now_ms),
             raw,
             request.id,
-            domain,
             request.record.draw,
         )
         if not terms.cleared:
@@ -352,7 +351,7 @@ class LeaseStore:
         changes: list[Change] = []
         for entry in entries:
             tail = _LETTERS[entry.role] + entry.terms.lease_id
-            row: Value = {"v": _VERSION, "lease": entry.raw, "domain": entry.domain}
+            row: Value = {"v": _VERSION, "lease": entry.raw}
             changes.append((_LEASE + tail, encode(row)))
             changes.append((_USE + tail, write_use(entry.use)))
         if changes:

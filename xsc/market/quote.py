@@ -100,11 +100,6 @@ def why(quote: Quote | None, price: int, *, renewed: bool = False) -> str:
     )
 
 
-def domain_of(quote: Quote) -> bytes:
-    """Return the failure domain of a provider."""
-    return domain(quote.site, quote.owner, quote.provider)
-
-
 def domain(site: str, owner: str, node: bytes) -> bytes:
     """Return the failure domain: the site, else the owner, else the node by itself."""
     if site:

@@ -14,7 +14,7 @@ from xsc.base.limits import LEASE_TIMEOUT_MS, QUOTE_TIMEOUT_MS
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.quote import has_room, is_valid, open_quote
+from xsc.market.quote import domain, has_room, is_valid, open_quote
 from xsc.terms.quote import Kind, Quote
 
 QUOTE: Final = "market.quote"
@@ -52,6 +52,11 @@ class Quotes:
     def labels(self, node: bytes) -> tuple[str, str, str]:
         """Return the site and owner in a node's newest quote, and the peer that introduced it."""
         return *self._labels.get(node, ("", "")), self._peers.introducer_of(node)
+
+    def domain(self, node: bytes) -> bytes:
+        """Return the failure domain of a node, by its newest quote."""
+        site, owner, _ = self.labels(node)
+        return domain(site, owner, node)
 
     def learn(self, node: bytes, quote: Quote) -> None:
         """Remember the labels of a node's quote."""

@@ -12,7 +12,7 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.market.quote import domain_of, is_valid, open_quote, wanted_quantity, why
+from xsc.market.quote import domain, is_valid, open_quote, wanted_quantity, why
 from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Quote
 
@@ -117,10 +117,10 @@ def test_a_quote_of_another_is_refused():
 
 
 def test_the_domain_is_the_site_then_the_owner_then_the_node():
-    assert domain_of(made(site="attic", owner="eva")) == domain_of(made(site="attic", owner="leo"))
-    assert domain_of(made(owner="eva")) != domain_of(made(site="eva"))
-    assert KEY.node_id in domain_of(made())
-    assert domain_of(made(owner="eva")) == domain_of(made(owner="eva", provider=b"p" * 32))
+    assert domain("attic", "eva", CUSTOMER) == domain("attic", "leo", CUSTOMER)
+    assert domain("", "eva", CUSTOMER) != domain("eva", "", CUSTOMER)
+    assert CUSTOMER in domain("", "", CUSTOMER)
+    assert domain("", "eva", CUSTOMER) == domain("", "eva", b"p" * 32)
 
 
 @pytest.mark.parametrize(
