@@ -251,9 +251,13 @@ class NeedSlot(Slot):
         """What is of no one provider alone."""
         return self.quantity - sum(steps for _, steps in self.parts)
 
+    def part(self, provider: bytes) -> int:
+        """Return what the need has for a provider alone."""
+        return _of(self.parts, provider, 0)
+
     def most(self, provider: bytes) -> int:
         """Return what the need has for a provider: its part, and a share of the open rest."""
-        return _of(self.parts, provider, 0) + ceil_div(self.open_steps, self.spread)
+        return self.part(provider) + ceil_div(self.open_steps, self.spread)
 
     def cap(self, provider: bytes) -> int:
         """Return what the need accepts of a provider."""
