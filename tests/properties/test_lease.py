@@ -204,6 +204,19 @@ SKEWS = st.integers(-REQUEST_WINDOW_MS, REQUEST_WINDOW_MS)
 
 # Room for now lapses by two clocks, long after the last change was agreed on.
 @example(steps=[("hold", 0, 1), ("count", 0, 0)], skew=REQUEST_WINDOW_MS, wait=EPOCH_MS)
+# The provider counts of a moment before the one at which a level was given up by the other clock.
+@example(
+    steps=[
+        ("hold", 60_000, 0),
+        ("lower", 0, 1),
+        ("hold", 1, 0),
+        ("count", 0, 0),
+        ("lower", 0, 0),
+        ("count", 0, 0),
+    ],
+    skew=-2,
+    wait=0,
+)
 @given(st.lists(STEPS, max_size=20), SKEWS, st.integers(0, 3 * LONG_MS))
 def test_after_a_last_count_both_totals_are_equal_and_within_what_was_leased(steps, skew, wait):
     pair = Pair(skew)

@@ -1,7 +1,7 @@
 """A customer that wants room only so that others have none, beside customers that use theirs."""
 
 import asyncio
-from functools import partial
+from dataclasses import replace
 
 import pytest
 
@@ -16,12 +16,12 @@ SIZE = 4 * MIB + 1
 
 def greedy(node):
     """Make a node ask for all that a host offers, anew for each object."""
-    chooser = node.market.buyer._chooser
     lease = node.market.requests.lease
     node.market.requests.lease = lambda quote, price, _wanted, least: lease(
         quote, price, quote.record.available, least
     )
-    chooser.choose = partial(chooser.choose, new=True)
+    choose = node.market.buyer._choose
+    node.market.buyer._choose = lambda wish, *rest: choose(replace(wish, new=True), *rest)
 
 
 async def hoard(node, seed):

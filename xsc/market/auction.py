@@ -16,7 +16,7 @@ provider that is needed for that can gain by asking for more than its cost, and 
 (docs/adr/0074-reserve-price.md). A provider that recognises the buyer has posted its
 price, and is paid that.
 
-`xsc.market.choosing` decides which nodes are asked for bids, and what to do when too few win.
+`xsc.market.buyer` decides which nodes are asked for bids, and what to do when too few win.
 """
 
 from __future__ import annotations
@@ -122,22 +122,15 @@ def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"")
     ranked = sorted(
         (bid for bid in bids if bid.price <= price_max), key=lambda bid: order_of(bid, seed)
     )
-    # The best bid of a domain takes part for it; the second best limits what that is paid.
-    seconds: dict[bytes, Bid] = {}
-    best: dict[bytes, Bid] = {}
+    by_domain: dict[bytes, list[Bid]] = {}
     for bid in ranked:
-        if bid.domain not in best:
-            best[bid.domain] = bid
-        elif bid.domain not in seconds:
-            seconds[bid.domain] = bid
-    champions = list(best.values())
+        by_domain.setdefault(bid.domain, []).append(bid)
+    # The best bid of a domain takes part for it; the second best limits what that is paid.
+    champions = [best for best, *_ in by_domain.values()]
     winners = []
     for bid in champions[:count]:
-        rivals = [seconds[bid.domain]] if bid.domain in seconds else []
-        rivals += champions[count : count + 1]
-        price = price_max
-        for rival in rivals:
-            # Rounded down it is still at least the ask, which is a whole number below it.
-            price = min(price, bid.quality_ppm * rival.price // rival.quality_ppm)
-        winners.append(Winner(bid.node, bid.price if bid.posted else price))
+        rivals = by_domain[bid.domain][1:2] + champions[count : count + 1]
+        # Rounded down it is still at least the ask, which is a whole number below it.
+        limits = [bid.quality_ppm * rival.price // rival.quality_ppm for rival in rivals]
+        winners.append(Winner(bid.node, bid.price if bid.posted else min([price_max, *limits])))
     return winners

@@ -1,35 +1,56 @@
 """Finds leases for what this node stores and runs: those at hand first, new ones by auction.
 
-The rules are in `auction`, `lease_entry.usable` and `quote.wanted_quantity`.
+The rules are in `choosing`, `auction` and `quote.wanted_quantity`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Final
 
+from xsc.base.bounded import Bounded
 from xsc.base.errors import (
     ArgumentInvalid,
     ComputeExhausted,
+    NoOffers,
     PeerLeaving,
     PeerSilent,
     SpaceExhausted,
     XscError,
 )
 from xsc.base.ids import short
-from xsc.base.limits import COMPUTE_IN_FLIGHT_MAX
+from xsc.base.limits import (
+    COMPUTE_IN_FLIGHT_MAX,
+    NEAR_PRICE_PPM,
+    NONCE_BYTES,
+    PASSED_OVER_MAX,
+    PPM,
+    QUALITY_STEP_PPM,
+)
 from xsc.base.refusals import refusal
 from xsc.identity.context import Context
 from xsc.market import lease as rules
-from xsc.market.choosing import Chosen, LeaseChooser, PassedOver
-from xsc.market.default_need import DefaultNeed
+from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Winner, near, place, reserve
+from xsc.market.choosing import (
+    Candidate,
+    PassedOver,
+    Wish,
+    asked,
+    at_hand,
+    is_dear,
+    why_lost,
+    why_unused,
+)
 from xsc.market.headroom import Headroom
-from xsc.market.lease_entry import OWN, LeaseEntry, usable
+from xsc.market.lease_entry import OWN, LeaseEntry
+from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import MarketPorts
-from xsc.market.quote import QUANTITY_MAX
+from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
+from xsc.market.quote import QUANTITY_MAX, has_room, wanted_quantity
 from xsc.market.quotes import Quotes
 from xsc.market.waiting import WaitingLines
 from xsc.terms.quote import Kind
@@ -63,26 +84,28 @@ class LeaseBuyer:
         self,
         context: Context,
         ports: MarketPorts,
+        settings: MarketSettings,
         store: LeaseStore,
         *,
         quotes: Quotes,
+        requests: LeaseRequests,
         headroom: Headroom,
-        chooser: LeaseChooser,
         lines: WaitingLines[bytes | None],
-        default_need: DefaultNeed,
     ) -> None:
-        self._default_need = default_need
-        self._lines = lines
-        self._chooser = chooser
         self._own = context.key.node_id
         self._clock = context.clock
+        self._entropy = context.entropy
+        self._log = context.log
+        self._ports = ports
+        self._price_max = settings.price_max
         self._store = store
-        self._peers = ports.peers
         self._quotes = quotes
-        self._quality = ports.quality
+        self._requests = requests
         self._headroom = headroom
-        self._leaving = ports.leaving
+        self._lines = lines
         self._locks: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
+        self._passed_over: Bounded[bytes, PassedOver] = Bounded(PASSED_OVER_MAX)
+        """What the last choices passed over, by lease or node, for `market why`."""
 
     # What is leased
 
@@ -95,15 +118,12 @@ class LeaseBuyer:
         auction. Then domains are ignored. The own node, which settles nothing, is last.
         Where fewer than `count` are found, the answer says why each other node gave none.
         """
-        if not 0 < size_bytes <= QUANTITY_MAX:
-            raise ArgumentInvalid("the size to lease is out of range")
-        wanted = [peer for peer in self._peers.peers() if peer not in exclude]
-        leaving = self._leaving()
-        staying = [peer for peer in wanted if peer not in leaving]
+        wanted = [peer for peer in self._ports.peers.peers() if peer not in exclude]
+        leaving = self._ports.leaving()
+        staying = [node for node in wanted if node not in leaving]
+        if len(self._quotes.up(staying)) < min(count, len(wanted)):
+            await self._ports.quality.probe_unknown()
         nodes = self._quotes.up(staying)
-        if len(nodes) < min(count, len(wanted)):
-            await self._quality.probe_unknown()
-            nodes = self._quotes.up(staying)
         absent: dict[bytes, XscError] = {}
         for node in wanted:
             if node in leaving:
@@ -111,21 +131,17 @@ class LeaseBuyer:
             elif node not in nodes:
                 absent[node] = PeerSilent(f"{short(node)} does not answer")
         async with self._locks["storage"]:
-            chosen = await self._chooser.choose("storage", nodes, size_bytes, count, absent=absent)
-            hosts = [self._hand_out(entry, size_bytes) for entry in chosen.leases]
-        refused = chosen.faults
-        if len(hosts) < count and self._own not in exclude:
-            if self._own not in leaving and self._headroom.free("storage") >= size_bytes:
-                hosts.append(self._hand_out_own("storage"))
-            else:
-                refused[self._own] = SpaceExhausted("this node has no room for that")
-        if hosts:
-            self._default_need.on_change()
-        if len(hosts) >= count:
-            refused = {}
-        for host in hosts:
-            refused.pop(host.node, None)
-        return LeasedHosts(hosts, refused, chosen.passed_over)
+            found = await self._choose(Wish("storage", size_bytes, nodes), count, absent)
+            if len(found.leases) < count and self._own not in exclude:
+                if self._own not in leaving and self._headroom.free("storage") >= size_bytes:
+                    found.leases.append(self._hand_out_own("storage"))
+                else:
+                    found.refused[self._own] = SpaceExhausted("this node has no room for that")
+        if found.leases:
+            self._ports.on_need()
+        if len(found.leases) >= count:
+            found.refused.clear()
+        return found
 
     async def lease_compute(
         self,
@@ -138,6 +154,7 @@ class LeaseBuyer:
     ) -> LeaseHandle:
         """Return a lease to run under, on that node or on the best.
 
+        A lease at hand is used, a cleared one first, unless a node without one saves more bytes.
         Where COMPUTE_IN_FLIGHT_MAX runs of this node are under way there, it waits until one of
         them ends: calls wait in a line for each `on`.
 
@@ -154,8 +171,6 @@ class LeaseBuyer:
             CreditExceeded, ComputeExhausted: every node refused for this reason.
             RateLimited: too many runs of this node are under way, and none ended in time.
         """
-        if not 0 < fuel_steps <= QUANTITY_MAX:
-            raise ArgumentInvalid("the fuel to lease is out of range")
         if on == self._own:
             if self._headroom.free("compute"):
                 return self._hand_out_own("compute")
@@ -168,49 +183,15 @@ class LeaseBuyer:
             async with self._locks["compute"]:
                 if not apart and not self._may_ask(on):
                     continue  # Others that looked at the same time came before it.
-                chosen = await self._take_fuel(fuel_steps, on, saved or {}, apart=apart)
-                for entry in chosen.leases:
-                    entry.is_apart = apart
-                    return self._hand_out(entry, 0 if apart else fuel_steps)
+                nodes = self._targets(on) if apart else self._idle(on)
+                saved = saved if on is None else None
+                wish = Wish("compute", fuel_steps, nodes, saved or {}, apart, not apart)
+                found = await self._choose(wish, 1)
+            if found.leases:
+                return found.leases[0]
             if on is None and self._headroom.free("compute"):
                 return self._hand_out_own("compute")
-            raise refusal(chosen.faults, "no node offers the fuel that is needed")
-
-    def _may_ask(self, on: bytes | None) -> bool:
-        """Return whether a node can be asked where this one has not too many runs under way."""
-        nodes = [on] if on is not None else self._quotes.up()
-        return not nodes or any(self._in_flight(node) < COMPUTE_IN_FLIGHT_MAX for node in nodes)
-
-    async def _take_fuel(
-        self, fuel_steps: int, on: bytes | None, saved: Mapping[bytes, int], *, apart: bool
-    ) -> Chosen:
-        """Return a lease to run under, or why each node gave none.
-
-        It is one at hand, a cleared one first, unless a node without one saves more bytes.
-        """
-        nodes = [on] if on is not None else self._quotes.up()
-        if not apart:
-            nodes = [node for node in nodes if self._in_flight(node) < COMPUTE_IN_FLIGHT_MAX]
-            at_hand = self._usable("compute", fuel_steps, nodes)
-            cleared = [entry for entry in at_hand if entry.terms.cleared]
-            most = max((saved.get(node, 0) for node in nodes), default=0)
-            near = [entry for entry in at_hand if saved.get(entry.terms.provider, 0) >= most]
-            if cleared or near:
-                chosen = Chosen([(cleared or near)[0]])
-                self._chooser.explain("compute", nodes, fuel_steps, chosen)
-                return chosen
-        return await self._chooser.choose(
-            "compute", nodes, fuel_steps, 1, new=apart, saved=None if on else saved
-        )
-
-    def _in_flight(self, node: bytes) -> int:
-        """Return how many runs of this node wait or are under way at another."""
-        now_ms = self._clock.now_ms()
-        return sum(
-            len(entry.promised)
-            for entry in self._store.of("customer", node)
-            if entry.terms.kind == "compute" and entry.promised_at(now_ms)
-        )
+            raise refusal(found.refused, "no node offers the fuel that is needed")
 
     async def lease_providers(
         self, *, fuel_steps: int, count: int, exclude: frozenset[bytes] = frozenset()
@@ -223,28 +204,26 @@ class LeaseBuyer:
             NoOffers: no node offers it at a price within the reserve, or none answers.
             CreditExceeded, ComputeExhausted: every node refused for this reason.
         """
-        if not 0 < fuel_steps <= QUANTITY_MAX:
-            raise ArgumentInvalid("the fuel to lease is out of range")
+        nodes = [peer for peer in self._quotes.up() if peer not in exclude]
         async with self._locks["compute"]:
-            nodes = [peer for peer in self._quotes.up() if peer not in exclude]
-            chosen = await self._chooser.choose("compute", nodes, fuel_steps, count)
-            if not chosen.leases:
-                raise refusal(chosen.faults, "no node offers the fuel that is needed")
-            return [self._hand_out(entry, fuel_steps) for entry in chosen.leases]
+            found = await self._choose(Wish("compute", fuel_steps, nodes), count)
+        if not found.leases:
+            raise refusal(found.refused, "no node offers the fuel that is needed")
+        return found.leases
 
-    def _usable(self, kind: Kind, quantity: int, nodes: Iterable[bytes]) -> list[LeaseEntry]:
-        """Return leases with room at those nodes, one a node, best price for quality first."""
-        now_ms = self._clock.now_ms()
-        # One that is to take over what lies under another has its room for that.
-        filling = {new.terms.lease_id for _, new in self._store.renewing(now_ms)}
-        entries = [
-            entry for entry in self._store.all("customer") if entry.terms.lease_id not in filling
-        ]
-        return sorted(usable(entries, kind, quantity, set(nodes), now_ms), key=self._score)
+    def _targets(self, on: bytes | None) -> list[bytes]:
+        return [on] if on is not None else self._quotes.up()
 
-    def _score(self, entry: LeaseEntry) -> tuple[int, bytes]:
-        node = entry.terms.provider
-        return entry.terms.price * 2**40 // self._chooser.rank(node), node
+    def _idle(self, on: bytes | None) -> list[bytes]:
+        """Return the nodes at which not too many runs of this one wait or are under way."""
+        now_ms, runs = self._clock.now_ms(), Counter[bytes]()
+        for entry in self._store.all("customer"):
+            if entry.terms.kind == "compute" and entry.promised_at(now_ms):
+                runs[entry.peer] += len(entry.promised)
+        return [node for node in self._targets(on) if runs[node] < COMPUTE_IN_FLIGHT_MAX]
+
+    def _may_ask(self, on: bytes | None) -> bool:
+        return bool(self._idle(on)) or not self._targets(on)
 
     def _hand_out_own(self, kind: Kind) -> LeaseHandle:
         entry = self._store.get("customer", OWN[kind])
@@ -252,11 +231,185 @@ class LeaseBuyer:
         return self._hand_out(entry, 0)
 
     def _hand_out(self, entry: LeaseEntry, quantity: int) -> LeaseHandle:
-        now_ms = self._clock.now_ms()
-        if entry.terms.cleared and entry.terms.kind == "storage":
-            quantity = min(quantity, rules.room(entry.terms, entry.use, now_ms))
+        terms, now_ms = entry.terms, self._clock.now_ms()
+        if terms.cleared and terms.kind == "storage":
+            quantity = min(quantity, rules.room(terms, entry.use, now_ms))
         if quantity:
             entry.promise(quantity, now_ms)
-        terms = entry.terms
         price = rules.run_price(terms) if terms.kind == "compute" else terms.price
         return LeaseHandle(terms.provider, terms.lease_id, price)
+
+    # How providers are chosen
+
+    async def _choose(
+        self, wish: Wish, count: int, absent: Mapping[bytes, XscError] | None = None
+    ) -> LeasedHosts:
+        """Hand out leases at up to `count` distinct nodes, and say why others gave none.
+
+        They are in distinct failure domains as far as there are such; then domains do not matter.
+
+        Args:
+            wish: what is needed.
+            count: at how many nodes.
+            absent: nodes that cannot be asked, and why.
+        """
+        if not 0 < wish.quantity <= QUANTITY_MAX:
+            raise ArgumentInvalid("the quantity to lease is out of range")
+        chosen = self._preferred(wish) if wish.at_hand else {}
+        faults, found = dict(absent or {}), dict[bytes, Candidate]()
+        for by_domain in (True, False):
+            while len(chosen) < count:
+                rest = [node for node in wish.nodes if node not in chosen and node not in faults]
+                found, refused = await self._candidates(wish, rest)
+                faults |= refused
+                taken = {self._quotes.domain(node) for node in chosen} if by_domain else set()
+                bids = [each.bid for each in found.values() if each.bid.domain not in taken]
+                winners = self._won(wish, bids, count - len(chosen), by_domain=by_domain)
+                if not winners:
+                    break
+                answers = await asyncio.gather(
+                    *(self._take(wish, found[each.node], each.price) for each in winners)
+                )
+                for winner, answer in zip(winners, answers, strict=True):
+                    if isinstance(answer, XscError):
+                        faults[winner.node] = answer
+                    else:
+                        chosen[winner.node] = answer
+        domains = {self._quotes.domain(node): node for node in chosen}
+        for node, each in found.items():
+            if node not in chosen and node not in faults:
+                faults[node] = NoOffers(why_lost(each.bid, domains, self._price_max(wish.kind)))
+        passed_over = self._passed(wish, chosen, faults)
+        for entry in chosen.values():
+            entry.is_apart = wish.new
+        quantity = 0 if wish.new else wish.quantity
+        leases = [self._hand_out(entry, quantity) for entry in chosen.values()]
+        return LeasedHosts(leases, faults, passed_over)
+
+    def _preferred(self, wish: Wish) -> dict[bytes, LeaseEntry]:
+        """Return the lease at hand that does without asking anybody, if there is one."""
+        most = max((wish.saved.get(node, 0) for node in wish.nodes), default=0)
+        found = [
+            entry
+            for node, entry in self._at_hand(wish).items()
+            if entry.terms.cleared or wish.saved.get(node, 0) >= most
+        ]
+        return {entry.peer: entry for entry in sorted(found, key=self._preference)[:1]}
+
+    def _preference(self, entry: LeaseEntry) -> tuple[bool, Fraction, bytes]:
+        """Sort cleared leases first, then by price for quality."""
+        score = Fraction(entry.terms.price, self._rank(entry.peer))
+        return not entry.terms.cleared, score, entry.peer
+
+    def _at_hand(self, wish: Wish) -> dict[bytes, LeaseEntry]:
+        now_ms = self._clock.now_ms()
+        # One that is to take over what lies under another has its room for that.
+        filling = {new.terms.lease_id for _, new in self._store.renewing(now_ms)}
+        entries = (e for e in self._store.all("customer") if e.terms.lease_id not in filling)
+        return at_hand(entries, wish, now_ms)
+
+    async def _candidates(
+        self, wish: Wish, nodes: Sequence[bytes]
+    ) -> tuple[dict[bytes, Candidate], dict[bytes, XscError]]:
+        """Return those of the nodes with room, and why others have none."""
+        kind, now_ms, held = wish.kind, self._clock.now_ms(), Counter[bytes]()
+        leases = {} if wish.new else self._at_hand(replace(wish, nodes=nodes))
+        for entry in self._store.all("customer"):
+            if entry.terms.kind == kind:
+                held[entry.peer] += entry.use.held_bytes + entry.promised_at(now_ms)
+        lacking = [node for node in nodes if node not in leases]
+        (quotes, faults), (others, _) = await asyncio.gather(
+            self._quotes.ask(kind, lacking, wish.quantity), self._quotes.ask(kind, [*leases], 0)
+        )
+        quotes |= others
+        found = {}
+        for node in nodes:
+            quote, lease = quotes.get(node), leases.get(node)
+            quoted = None if quote is None else quote.record
+            if quoted is None or not has_room(quoted, wish.quantity):
+                quote = None
+            if lease is None and quote is None:
+                faults.setdefault(node, _too_small(kind, node))
+                continue
+            price, posted = asked(lease, quoted, self._price_max(kind))
+            worth = near(self._rank(node), node, wish.saved)
+            # Where room is paid in any case comes first, then who holds least.
+            tie = -1 if lease is not None and lease.terms.cleared else held[node]
+            bid = Bid(node, price, worth, self._quotes.domain(node), posted, tie)
+            found[node] = Candidate(bid, lease, quote)
+        return found, faults
+
+    async def _take(self, wish: Wish, candidate: Candidate, price: int) -> LeaseEntry | XscError:
+        """Return a lease at a provider that was chosen: the one at hand, if it is not dear."""
+        lease, quote = candidate.lease, candidate.quote
+        if lease is not None and (quote is None or not is_dear(lease, price)):
+            return lease
+        assert quote is not None, "a provider without a quote has a lease"
+        wanted = wanted_quantity(quote.record, price, wish.quantity)
+        answer = await self._requests.lease(quote, price, wanted, wish.quantity)
+        return lease if isinstance(answer, XscError) and lease is not None else answer
+
+    def _won(self, wish: Wish, bids: Sequence[Bid], count: int, *, by_domain: bool) -> list[Winner]:
+        """Return the winners of an auction of this node, and what they are paid.
+
+        Nearness to data is worth something above the own price, too.
+        """
+        if not by_domain:
+            bids = [replace(bid, domain=bid.node) for bid in bids]
+        own_price = self._headroom.pricing().unit_price(wish.kind)
+        if wish.saved:
+            own_price = own_price * NEAR_PRICE_PPM // PPM
+        price_max = reserve(bids, count, own_price, self._price_max(wish.kind))
+        return place(bids, count, price_max, seed=self._entropy.token(NONCE_BYTES))
+
+    def _rank(self, node: bytes) -> int:
+        """Return the quality of a node, in ppm: in steps, so that those alike are."""
+        quality = self._ports.quality.quality_ppm(node)
+        return max(QUALITY_PPM_LEAST, quality - quality % QUALITY_STEP_PPM)
+
+    async def price(self, kind: Kind, count: int) -> int | None:
+        """Return the most that one of so many providers would be paid now; None: none would win."""
+        wish = Wish(kind, 0, self._quotes.up(), new=True)
+        found, _ = await self._candidates(wish, wish.nodes)
+        bids = [each.bid for each in found.values()]
+        winners = self._won(wish, bids, count, by_domain=True)
+        if len(winners) < count:
+            winners = self._won(wish, bids, count, by_domain=False)
+        return max((winner.price for winner in winners), default=None)
+
+    # What is passed over
+
+    def _passed(
+        self,
+        wish: Wish,
+        chosen: Mapping[bytes, LeaseEntry],
+        faults: Mapping[bytes, XscError],
+    ) -> list[PassedOver]:
+        """Return what was passed over and why; log and keep it."""
+        passed = [PassedOver(node, None, fault.message) for node, fault in faults.items()]
+        passed += [
+            PassedOver(entry.peer, entry.terms.lease_id, reason)
+            for entry in self._store.all("customer")
+            if (reason := why_unused(entry, wish, chosen, self._clock.now_ms()))
+        ]
+        said = []
+        for each in passed:
+            self._passed_over.put(each.lease_id or each.node, each)
+            said.append(f"{short(each.node)} {short(each.lease_id or b'')}: {each.reason}")
+        if said:
+            nodes = [short(node) for node in chosen]
+            self._log.info("market.passed_over", kind=wish.kind, chosen=nodes, passed_over=said)
+        return passed
+
+    def passed_over(self) -> list[PassedOver]:
+        """Return what was passed over of late: of each lease or provider, the newest reason."""
+        kept = self._passed_over
+        return [each for key in list(kept) if (each := kept.get(key))]
+
+
+def _too_small(kind: Kind, node: bytes) -> XscError:
+    return EXHAUSTED[kind](
+        f"{short(node)} has not so much {kind} left for this node, beyond the share of a node",
+        hint=f"`xsc market quote {kind}` shows what it offers to this node; nodes "
+        "that it recognises have a larger share",
+    )

@@ -1,4 +1,4 @@
-"""Chooses providers by auction, and the leases there that are used or taken.
+"""The rules by which leases are chosen, and the words for what is passed over.
 
 Providers are chosen as if this node had no leases: by price for quality, one a failure domain; at
 one price those where room is paid in any case, then those that hold least. So what is stored
@@ -8,34 +8,34 @@ hand is used, if it costs about as much as a new one; else a new one is taken.
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from xsc.base.bounded import Bounded
-from xsc.base.errors import NoOffers, XscError
 from xsc.base.ids import short
-from xsc.base.limits import (
-    DEAR_PPM,
-    NEAR_PRICE_PPM,
-    NONCE_BYTES,
-    PASSED_OVER_MAX,
-    PPM,
-    QUALITY_STEP_PPM,
-)
-from xsc.identity.context import Context
+from xsc.base.limits import DEAR_PPM, PPM
 from xsc.identity.envelope import Signed
-from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Winner, near, place, reserve
-from xsc.market.headroom import Headroom
-from xsc.market.lease import is_useful
-from xsc.market.lease_entry import LeaseEntry, room_at_hand, usable
-from xsc.market.lease_requests import LeaseRequests
-from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
-from xsc.market.quote import domain_of, has_room, wanted_quantity
-from xsc.market.quotes import Quotes
+from xsc.market import lease as rules
+from xsc.market.auction import Bid
+from xsc.market.lease_entry import LeaseEntry
 from xsc.terms.quote import Kind, Quote
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be leased at each of some nodes."""
+
+    kind: Kind
+    quantity: int
+    """Bytes, or fuel steps."""
+    nodes: Sequence[bytes]
+    """Those that may be asked."""
+    saved: Mapping[bytes, int] = field(default_factory=dict)
+    """By node, the bytes that need not be sent to it."""
+    new: bool = False
+    """Whether only a new lease does, which no other wish uses."""
+    at_hand: bool = False
+    """Whether a lease at hand does without asking others, unless one of those saves more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,271 +48,61 @@ class PassedOver:
     reason: str
 
 
-@dataclass(slots=True)
-class Chosen:
-    """What came of a choice."""
-
-    leases: list[LeaseEntry] = field(default_factory=list)
-    """At distinct nodes, the preferred first."""
-    faults: dict[bytes, XscError] = field(default_factory=dict)
-    """Why nodes gave none."""
-    passed_over: list[PassedOver] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class Candidate:
     """A provider with room: under a lease at hand, by its quote, or both."""
 
-    node: bytes
+    bid: Bid
     lease: LeaseEntry | None
     quote: Signed[Quote] | None
-    offers: bool
-    """Whether the quote has the room."""
-    tie: int
-    """Of those of one score the least comes first: what it holds, or less where room is paid."""
-
-    @property
-    def domain(self) -> bytes:
-        """The failure domain."""
-        if self.quote is not None:
-            return domain_of(self.quote.record)
-        return b"" if self.lease is None else self.lease.domain
+    """One that has the room."""
 
 
-class LeaseChooser:
-    """Finds leases for what this node stores and runs."""
+def asked(lease: LeaseEntry | None, quote: Quote | None, price_max: int) -> tuple[int, bool]:
+    """Return what a provider asks, and whether that was posted or agreed: then it is what is paid.
 
-    def __init__(
-        self,
-        context: Context,
-        ports: MarketPorts,
-        settings: MarketSettings,
-        store: LeaseStore,
-        *,
-        quotes: Quotes,
-        requests: LeaseRequests,
-        headroom: Headroom,
-    ) -> None:
-        self._clock = context.clock
-        self._entropy = context.entropy
-        self._log = context.log
-        self._store = store
-        self._quotes = quotes
-        self._requests = requests
-        self._quality = ports.quality
-        self._headroom = headroom
-        self._price_max = settings.price_max
-        self.passed_over: Bounded[bytes, PassedOver] = Bounded(PASSED_OVER_MAX)
-        """What the last choices passed over, by lease or node, for `market why`."""
-
-    async def choose(
-        self,
-        kind: Kind,
-        nodes: Collection[bytes],
-        quantity: int,
-        count: int,
-        *,
-        new: bool = False,
-        saved: Mapping[bytes, int] | None = None,
-        absent: Mapping[bytes, XscError] | None = None,
-    ) -> Chosen:
-        """Return leases with that room at up to `count` distinct nodes.
-
-        They are in distinct failure domains as far as there are such; then domains do not matter.
-
-        Args:
-            kind: of the leases.
-            nodes: where.
-            quantity: bytes, or fuel steps, that each has room for.
-            count: how many.
-            new: whether only new leases do.
-            saved: by node, the bytes that need not be sent to it.
-            absent: nodes that cannot be asked, and why.
-        """
-        outcome = Chosen(faults=dict(absent or {}))
-        chosen, faults = outcome.leases, outcome.faults
-        asked: dict[bytes, _Candidate] = {}
-        tried: set[bytes] = set()
-        for by_domain in (True, False):
-            while len(chosen) < count:
-                tried.update(entry.terms.provider for entry in chosen)
-                rest = [node for node in nodes if node not in tried]
-                found, refused = await self._candidates(kind, rest, quantity, new=new)
-                faults |= refused
-                tried |= refused.keys()
-                taken = {entry.domain for entry in chosen} if by_domain else set()
-                asked |= {each.node: each for each in found}
-                fitting = {each.node: each for each in found if each.domain not in taken}
-                bids = [
-                    self._bid(each, each.domain if by_domain else each.node, saved)
-                    for each in fitting.values()
-                ]
-                winners = self.won(kind, bids, count - len(chosen), near_data=bool(saved))
-                if not winners:
-                    if not by_domain:
-                        faults |= {
-                            bid.node: NoOffers(
-                                f"{short(bid.node)} asks {bid.price}, which is too much"
-                            )
-                            for bid in bids
-                        }
-                    break
-                answers = await asyncio.gather(
-                    *(self._take(fitting[each.node], each.price, quantity) for each in winners)
-                )
-                for winner, answer in zip(winners, answers, strict=True):
-                    if isinstance(answer, XscError):
-                        tried.add(winner.node)
-                        faults[winner.node] = answer
-                    else:
-                        chosen.append(answer)
-        self.explain(kind, nodes, quantity, outcome, asked)
-        return outcome
-
-    def explain(
-        self,
-        kind: Kind,
-        nodes: Collection[bytes],
-        quantity: int,
-        outcome: Chosen,
-        asked: Mapping[bytes, _Candidate] | None = None,
-    ) -> None:
-        """Add to an outcome what it passed over and why, and log it."""
-        now_ms = self._clock.now_ms()
-        chosen = {entry.terms.provider: entry for entry in outcome.leases}
-        domains = {entry.domain: short(node) for node, entry in chosen.items()}
-        passed = outcome.passed_over
-        for node, candidate in (asked or {}).items():
-            reason = "others ask less for their quality, or hold less"
-            if candidate.domain in domains:
-                reason = f"{domains[candidate.domain]} is in its failure domain, and was chosen"
-            if node not in chosen and node not in outcome.faults:
-                passed.append(PassedOver(node, None, reason))
-        passed += [
-            PassedOver(node, None, fault.message)
-            for node, fault in outcome.faults.items()
-            if node not in chosen
-        ]
-        used = {entry.terms.lease_id for entry in outcome.leases}
-        for entry in self._store.all("customer"):
-            terms = entry.terms
-            if terms.kind != kind or terms.provider not in nodes or terms.lease_id in used:
-                continue
-            winner = chosen.get(terms.provider)
-            if winner is not None and winner.terms.cleared and terms.cleared:
-                continue  # They are used together.
-            unfit = why_unfit(entry, quantity, now_ms)
-            if unfit is None and winner is not None:
-                unfit = f"it costs {terms.price}, and the one that is used {winner.terms.price}"
-            if unfit:
-                passed.append(PassedOver(terms.provider, terms.lease_id, unfit))
-        for each in passed:
-            self.passed_over.put(each.lease_id or each.node, each)
-        if passed:
-            self._log.info(
-                "market.passed_over",
-                kind=kind,
-                chosen=[short(node) for node in chosen],
-                passed_over=[
-                    f"{short(each.node)} {short(each.lease_id or b'')}: {each.reason}"
-                    for each in passed
-                ],
-            )
-
-    def passed(self) -> list[PassedOver]:
-        """Return what was passed over of late: of each lease or provider, the newest reason."""
-        return [each for key in list(self.passed_over) if (each := self.passed_over.get(key))]
-
-    async def price(self, kind: Kind, count: int) -> int | None:
-        """Return the most that one of so many providers would be paid now; None: none would win."""
-        quotes, _ = await self._quotes.ask(kind, self._quotes.up(), 0)
-        for by_domain in (True, False):
-            bids = [
-                self._bid(
-                    _Candidate(node, None, quote, offers=True, tie=0),
-                    domain_of(quote.record) if by_domain else node,
-                )
-                for node, quote in quotes.items()
-            ]
-            winners = self.won(kind, bids, count)
-            if len(winners) == count:
-                break
-        return max((winner.price for winner in winners), default=None)
-
-    async def _candidates(
-        self, kind: Kind, nodes: Sequence[bytes], quantity: int, *, new: bool
-    ) -> tuple[list[_Candidate], dict[bytes, XscError]]:
-        """Return the nodes with room, and why others have none."""
-        now_ms = self._clock.now_ms()
-        entries = [] if new else list(self._store.all("customer"))
-        at_hand = {
-            entry.terms.provider: entry
-            for entry in usable(entries, kind, quantity, set(nodes), now_ms)
-        }
-        held = Counter[bytes]()
-        for entry in entries:
-            held[entry.peer] += entry.use.held_bytes + entry.promised_at(now_ms)
-        lacking = [node for node in nodes if node not in at_hand]
-        (quotes, faults), (others, _) = await asyncio.gather(
-            self._quotes.ask(kind, lacking, quantity), self._quotes.ask(kind, list(at_hand), 0)
-        )
-        found = []
-        for node in nodes:
-            quote, lease = (quotes | others).get(node), at_hand.get(node)
-            offers = quote is not None and has_room(quote.record, quantity)
-            if lease is None and not offers:
-                faults.setdefault(node, _too_small(kind, node))
-                continue
-            paid = lease is not None and lease.terms.cleared
-            found.append(_Candidate(node, lease, quote, offers, -1 if paid else held[node]))
-        return found, faults
-
-    async def _take(
-        self, candidate: _Candidate, price: int, quantity: int
-    ) -> LeaseEntry | XscError:
-        """Return a lease at a provider that was chosen: the one at hand, if it is not dear."""
-        lease, quote = candidate.lease, candidate.quote
-        if lease is not None and (
-            lease.terms.cleared
-            or not candidate.offers
-            or lease.terms.price * PPM <= price * DEAR_PPM
-        ):
-            return lease
+    Args:
+        lease: the one at hand there.
+        quote: the provider's; where there is none, there is a lease.
+        price_max: the most that this node pays; above it a lease at hand can still be used.
+    """
+    if lease is None or (quote is not None and quote.price <= price_max):
         assert quote is not None, "a provider without a quote has a lease"
-        wanted = wanted_quantity(quote.record, price, quantity)
-        answer = await self._requests.lease(quote, price, wanted, quantity)
-        return lease if isinstance(answer, XscError) and lease is not None else answer
+        return quote.price, quote.tier != "open"
+    return lease.terms.price, True
 
-    def won(
-        self, kind: Kind, bids: Sequence[Bid], count: int, *, near_data: bool = False
-    ) -> list[Winner]:
-        """Return the winners of an auction of this node, and what they are paid.
 
-        Nearness to data is worth something above the own price, too.
-        """
-        own_price = self._headroom.pricing().unit_price(kind)
-        if near_data:
-            own_price = own_price * NEAR_PRICE_PPM // PPM
-        price_max = reserve(bids, count, own_price, self._price_max(kind))
-        return place(bids, count, price_max, seed=self._entropy.token(NONCE_BYTES))
+def is_dear(lease: LeaseEntry, price: int) -> bool:
+    """Return whether a lease is not used where a new one costs that."""
+    return not lease.terms.cleared and lease.terms.price * PPM > price * DEAR_PPM
 
-    def rank(self, node: bytes) -> int:
-        """Return the quality of a node, in ppm: in steps, so that those alike are."""
-        quality = self._quality.quality_ppm(node)
-        return max(QUALITY_PPM_LEAST, quality - quality % QUALITY_STEP_PPM)
 
-    def _bid(
-        self, candidate: _Candidate, domain: bytes, saved: Mapping[bytes, int] | None = None
-    ) -> Bid:
-        """Return what a candidate asks; what was posted or agreed is what is paid."""
-        quote, lease, node = candidate.quote, candidate.lease, candidate.node
-        rank, tie = near(self.rank(node), node, saved or {}), candidate.tie
-        if quote is not None:
-            asked, posted = quote.record.price, quote.record.tier != "open"
-            if lease is None or asked <= self._price_max(quote.record.kind):
-                return Bid(node, asked, rank, domain, posted, tie)
-        assert lease is not None, "a provider without a quote has a lease"
-        return Bid(node, lease.terms.price, rank, domain, posted=True, tie=tie)
+def at_hand(entries: Iterable[LeaseEntry], wish: Wish, now_ms: int) -> dict[bytes, LeaseEntry]:
+    """Return by node a customer's lease to use there.
+
+    It is a cleared one, else the cheapest, and of those the first. Where none has the room, but
+    cleared leases of storage have it together, it is the one of those that has most: who uses it
+    goes on under the next one there.
+    """
+    fit: defaultdict[bytes, list[tuple[int, LeaseEntry]]] = defaultdict(list)
+    for entry in entries:
+        is_there = entry.terms.kind == wish.kind and entry.peer in wish.nodes
+        if is_there and why_unfit(entry, 1, now_ms) is None:
+            fit[entry.peer].append((_left(entry, now_ms), entry))
+    found = {}
+    for node, leases in fit.items():
+        whole = [entry for left, entry in leases if left >= wish.quantity]
+        cleared = [item for item in leases if item[1].terms.cleared]
+        if whole:
+            found[node] = min(whole, key=lambda each: (not each.terms.cleared, each.terms.price))
+        elif wish.kind == "storage" and sum(left for left, _ in cleared) >= wish.quantity:
+            found[node] = max(cleared, key=lambda item: item[0])[1]
+    return found
+
+
+def _left(entry: LeaseEntry, now_ms: int) -> int:
+    """Return what is left of a lease beside what was handed out: bytes, or fuel steps."""
+    return max(0, rules.room(entry.terms, entry.use, now_ms) - entry.promised_at(now_ms))
 
 
 def why_unfit(entry: LeaseEntry, quantity: int, now_ms: int) -> str | None:
@@ -329,17 +119,48 @@ def why_unfit(entry: LeaseEntry, quantity: int, now_ms: int) -> str | None:
         return "its provider has signed that it does not know it"
     if entry.avoided_until_ms > now_ms:
         return "its provider refused work under it a moment ago"
-    if not is_useful(entry.terms, entry.use, now_ms):
+    if not rules.is_useful(entry.terms, entry.use, now_ms):
         return "it is in the second half of its term, or was empty for long"
-    left = room_at_hand(entry, now_ms)
+    left = _left(entry, now_ms)
     if left < quantity:
-        return f"{left} of the {quantity} that are needed are left in it"
+        when = " in this minute" if entry.terms.cleared and entry.terms.kind == "compute" else ""
+        return f"{left} of the {quantity} that are needed are left in it{when}"
     return None
 
 
-def _too_small(kind: Kind, node: bytes) -> XscError:
-    return EXHAUSTED[kind](
-        f"{short(node)} has not so much {kind} left for this node, beyond the share of a node",
-        hint=f"`xsc market quote {kind}` shows what it offers to this node; nodes "
-        "that it recognises have a larger share",
-    )
+def why_lost(bid: Bid, chosen: Mapping[bytes, bytes], price_max: int) -> str:
+    """Return why a bidder was not chosen.
+
+    Args:
+        bid: of the bidder.
+        chosen: the nodes that were, by domain.
+        price_max: the most that this node pays.
+    """
+    if bid.price > price_max:
+        return f"{short(bid.node)} asks {bid.price}, which is too much"
+    if bid.domain in chosen:
+        return f"{short(chosen[bid.domain])} is in its failure domain, and was chosen"
+    return "others ask less for their quality, or hold less"
+
+
+def why_unused(
+    entry: LeaseEntry, wish: Wish, chosen: Mapping[bytes, LeaseEntry], now_ms: int
+) -> str | None:
+    """Return why a lease taken is not used for a wish; nothing to say where it is, or is over.
+
+    Args:
+        entry: of a customer.
+        wish: what is needed.
+        chosen: the leases that are used, by node.
+        now_ms: the present.
+    """
+    used = chosen.get(entry.peer)
+    if entry.terms.kind != wish.kind or entry.peer not in wish.nodes or entry is used:
+        return None
+    is_cleared = wish.kind == "storage" and entry.terms.cleared
+    if used is not None and is_cleared and used.terms.cleared:
+        return None  # They are used together.
+    reason = why_unfit(entry, wish.quantity, now_ms)
+    if reason is None and used is not None:
+        reason = f"it costs {entry.terms.price}, and the one that is used {used.terms.price}"
+    return reason

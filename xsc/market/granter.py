@@ -28,6 +28,7 @@ from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     NONCE_BYTES,
+    QUOTE_TTL_MS,
     REQUEST_WINDOW_MS,
 )
 from xsc.base.merkle import Part
@@ -44,9 +45,9 @@ from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, ahead_micro, is_done
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
-from xsc.market.quote import make_quote, open_quote
+from xsc.market.quote import open_quote
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Kind
+from xsc.terms.quote import Kind, Quote
 from xsc.terms.slot import Entitlement
 
 LOWER: Final = "market.lower"
@@ -87,15 +88,20 @@ class LeaseGranter:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Quote the caller's price and what it may still reserve."""
         kind = _kind(header)
-        site, owner = self._labels
-        quote = make_quote(
+        ladder, tier = self._headroom.asked(kind), self._standing.tier(caller)
+        now_ms, (site, owner) = self._clock.now_ms(), self._labels
+        quote = Quote(
             provider=self._key.node_id,
             customer=caller,
             kind=kind,
-            tier=self._standing.tier(caller),
-            ladder=self._headroom.asked(kind),
+            tier=tier,
+            price_mutual=ladder.mutual,
+            price_one_way=ladder.one_way,
+            reserve=ladder.reserve,
+            price=ladder.rung(tier),
             available=self._headroom.offered(kind, caller),
-            now_ms=self._clock.now_ms(),
+            valid_from_ms=now_ms,
+            valid_until_ms=now_ms + QUOTE_TTL_MS,
             nonce=self._entropy.token(NONCE_BYTES),
             site=site,
             owner=owner,

@@ -275,7 +275,9 @@ def lowered(terms: LeaseTerms, use: LeaseUse, level: int, now_ms: int) -> LeaseU
     use, unit = advance(terms, use, now_ms), LEVEL_UNIT[terms.kind]
     level = min(use.level, ceil_div(max(level, use.held_bytes), unit) * unit)
     back = (use.level - level) * (use.counted_ms - now_ms) if use.counted_ms > now_ms else 0
-    return replace(use, level=level, given_back=not level, used=max(0, use.used - back))
+    use = replace(use, level=level, given_back=not level, used=max(0, use.used - back))
+    # By its own clock the provider may count of an earlier moment than it was lowered at.
+    return widened(use, level)
 
 
 def ended(use: LeaseUse) -> LeaseUse:

@@ -6,8 +6,7 @@ by work under way (provider), and what was handed out and has not been reported 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
@@ -43,7 +42,6 @@ class LeaseEntry:
     raw: bytes
     """The signed lease, with request and quote inside."""
     request_id: bytes
-    domain: bytes = b""
     draw: Draw | None = None
     """The entitlement that it draws on, by its quote."""
     reserved: int = 0
@@ -222,39 +220,3 @@ def ahead_micro(entry: LeaseEntry, now_ms: int) -> int:
     if entry.is_over(now_ms) or not rules.has_time(terms):
         return 0
     return amount(terms.kind, terms.price, terms.quantity)
-
-
-def usable(
-    entries: Iterable[LeaseEntry], kind: Kind, quantity: int, nodes: Collection[bytes], now_ms: int
-) -> list[LeaseEntry]:
-    """Return a customer's leases with room for `quantity`, one for each of `nodes` that has one.
-
-    Of one node it is one on an entitlement, else the cheapest, and of those the first. Where none
-    has that room alone, cleared leases of storage have it together: it is the one that has most,
-    and who uses it goes on under the next one there.
-    """
-    by_node: defaultdict[bytes, list[tuple[int, LeaseEntry]]] = defaultdict(list)
-    for entry in entries:
-        if entry.terms.kind == kind and entry.terms.provider in nodes:
-            by_node[entry.terms.provider].append((room_at_hand(entry, now_ms), entry))
-    found = []
-    for leases in by_node.values():
-        whole = [entry for left, entry in leases if left >= quantity]
-        parts = [each for each in leases if each[1].terms.cleared and kind == "storage"]
-        if whole:
-            found.append(min(whole, key=lambda entry: (entry.draw is None, entry.terms.price)))
-        elif parts and sum(left for left, _ in parts) >= quantity:
-            found.append(max(parts, key=lambda part: part[0])[1])
-    return found
-
-
-def room_at_hand(entry: LeaseEntry, now_ms: int) -> int:
-    """Return what a customer can begin to use of a lease: bytes, or fuel steps."""
-    if (
-        entry.denial is not None
-        or entry.is_apart
-        or entry.avoided_until_ms > now_ms
-        or not rules.is_useful(entry.terms, entry.use, now_ms)
-    ):
-        return 0
-    return max(0, rules.room(entry.terms, entry.use, now_ms) - entry.promised_at(now_ms))

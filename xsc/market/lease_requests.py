@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from xsc.base.errors import PeerSilent, RecordInvalid, XscError
 from xsc.base.fields import take_bytes
@@ -17,23 +16,13 @@ from xsc.market import lease as rules
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.quote import domain
 from xsc.market.quotes import Quotes
 from xsc.terms.lease import Draw, Lease, LeaseRequest
 from xsc.terms.quote import Kind, Quote
 from xsc.terms.slot import Entitlement, EntitlementKey
 
 LEASE: Final = "market.lease"
-
-
-@dataclass(frozen=True, slots=True)
-class _SentRequest:
-    """A lease that this node asked for."""
-
-    request: LeaseRequest
-    raw: bytes
-    domain: bytes
-    asked_ms: int
+_Asked: TypeAlias = tuple[Kind, bytes, Draw | None, bytes | None]
 
 
 class LeaseRequests:
@@ -57,7 +46,7 @@ class LeaseRequests:
         self._quotes = quotes
         self._quality = ports.quality
         self._storage_ms = settings.storage_lease_ms
-        self._unheard: dict[tuple[Kind, bytes, Draw | None, bytes | None], _SentRequest] = {}
+        self._unheard: dict[_Asked, Signed[LeaseRequest]] = {}
         """By kind, provider, draw and the lease that is renewed, the newest request whose answer
         was lost."""
 
@@ -68,7 +57,7 @@ class LeaseRequests:
                 key = EntitlementKey(
                     provider, draw.slot, draw.start_ms, self._key.node_id, draw.need
                 )
-                yield key, asked.request.quantity
+                yield key, asked.record.quantity
 
     async def lease(
         self,
@@ -114,8 +103,7 @@ class LeaseRequests:
             end_ms=end_ms,
             renews=renews,
         )
-        raw = sign(request, self._key, self._network).raw
-        asked = _SentRequest(request, raw, self.domain_of(provider), now_ms)
+        asked = sign(request, self._key, self._network)
         at = (kind, provider, draw, renews)
         # Whatever the answer, the next quote is to say what is left afterwards.
         self._quotes.drop(kind, provider)
@@ -130,31 +118,26 @@ class LeaseRequests:
             self._log.warning("market.no_lease", peer=short(provider), kind=kind, code=fault.code)
             return fault
 
-    def domain_of(self, provider: bytes) -> bytes:
-        """Return the failure domain of a provider, by its newest quote."""
-        site, owner, _ = self._quotes.labels(provider)
-        return domain(site, owner, provider)
-
     def unheard_at(self) -> set[bytes]:
         """Return the providers that may have granted a lease whose answer was lost."""
-        return {request.request.provider for request in self._unheard.values()}
+        return {each.record.provider for each in self._unheard.values()}
 
     def heard(self, provider: bytes, counted_ms: int) -> None:
         """Forget what a provider has counted since, or can grant no more."""
         for at, asked in list(self._unheard.items()):
-            request = asked.request
-            is_late = counted_ms - asked.asked_ms > QUOTE_TTL_MS + REQUEST_WINDOW_MS
+            request = asked.record
+            is_late = counted_ms - request.start_ms > QUOTE_TTL_MS + REQUEST_WINDOW_MS
             is_known = self._store.get("customer", request.lease_id) is not None
             if request.provider == provider and (is_late or is_known):
                 del self._unheard[at]
 
-    async def _granted(self, asked: _SentRequest) -> LeaseEntry:
+    async def _granted(self, asked: Signed[LeaseRequest]) -> LeaseEntry:
         """Return the lease that a provider grants on a request, kept; the same one each time.
 
         Raises:
             XscError: it refuses, does not answer, or grants what was not asked for.
         """
-        request = asked.request
+        request = asked.record
         reply = await self._caller.call(
             request.provider, LEASE, {"request": asked.raw}, timeout_ms=LEASE_TIMEOUT_MS
         )
@@ -163,6 +146,6 @@ class LeaseRequests:
         refusal = rules.check_grant(asked.raw, request, granted.record)
         if refusal is not None:
             raise RecordInvalid(refusal)
-        entry = self._store.entry_of("customer", raw, asked.asked_ms, asked.domain)
+        entry = self._store.entry_of("customer", raw, request.start_ms)
         self._store.add([entry])
         return entry

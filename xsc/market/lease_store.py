@@ -1,6 +1,6 @@
 """The leases of a node, in both roles, kept in the state database.
 
-    market/lease/<c|p>/<lease id>    the signed lease, whole, and its failure domain
+    market/lease/<c|p>/<lease id>    the lease as it was signed
     market/use/<c|p>/<lease id>      its use
     market/account/<c|p>/<peer>      what is owed in all: newest voucher and the booking under way
     market/closed                    there while the node is stopped, where it stopped in order
@@ -15,7 +15,7 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,7 +23,7 @@ from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.units import ceil_div
-from xsc.identity.envelope import Record, open_signed
+from xsc.identity.envelope import open_signed
 from xsc.market.account import Account
 from xsc.market.keeping import room_left
 from xsc.market.lease import LeaseUse, half_ms, new_use, terms_of, worth
@@ -46,17 +46,6 @@ CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _ACCOUNT + b"c/")
 """Where the leases of a node as the customer begin."""
 USES: Final = TypeAdapter(LeaseUse)
 ACCOUNTS: Final = TypeAdapter(Account)
-
-
-class KeptLease(Record):
-    """A lease as it is kept beside its use."""
-
-    KIND: ClassVar[str] = "kept_lease"
-
-    lease: bytes
-    """Signed."""
-    domain: bytes
-    """The failure domain of its provider."""
 
 
 def write_row(kind: TypeAdapter[T], row: T) -> bytes:
@@ -141,10 +130,10 @@ class LeaseStore:
     def _load(self, role: Role) -> None:
         letter = _LETTERS[role]
         for lease_id, raw in self._below(_LEASE + letter):
-            kept, use = KeptLease.from_bytes(raw), self._state.get(_USE + letter + lease_id)
+            use = self._state.get(_USE + letter + lease_id)
             if use is None:
                 raise RecordInvalid("a lease has no use")
-            entry = self.entry_of(role, kept.lease, 0, kept.domain)
+            entry = self.entry_of(role, raw, 0)
             entry.use = read_row(USES, use)
             self._know(entry)
         for peer, raw in self._below(_ACCOUNT + letter):
@@ -168,7 +157,7 @@ class LeaseStore:
         """Return the accounts of a role."""
         return list(self._accounts[role].values())
 
-    def entry_of(self, role: Role, raw: bytes, now_ms: int, domain: bytes = b"") -> LeaseEntry:
+    def entry_of(self, role: Role, raw: bytes, now_ms: int) -> LeaseEntry:
         """Return the entry of a signed lease that was not used yet.
 
         Raises:
@@ -177,8 +166,8 @@ class LeaseStore:
         lease = open_signed(raw, Lease, network=self._network)
         request = open_signed(lease.record.request, LeaseRequest, network=self._network)
         terms = terms_of(request.record, lease.record)
-        use, draw = new_use(terms, now_ms), request.record.draw
-        return LeaseEntry(role, terms, use, raw, request.id, domain, draw)
+        use = new_use(terms, now_ms)
+        return LeaseEntry(role, terms, use, raw, request.id, request.record.draw)
 
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
         """Return a lease, also one with oneself, or None."""
@@ -267,8 +256,7 @@ class LeaseStore:
         changes: list[Change] = []
         for entry in entries:
             tail = _LETTERS[entry.role] + entry.terms.lease_id
-            kept = KeptLease(lease=entry.raw, domain=entry.domain)
-            changes.append((_LEASE + tail, kept.to_bytes()))
+            changes.append((_LEASE + tail, entry.raw))
             changes.append((_USE + tail, write_row(USES, entry.use)))
         if changes:
             self._state.write(changes, sync=True)

@@ -1,4 +1,4 @@
-"""How a quote is made for one customer, and what makes a quote good.
+"""What makes a quote good, and what a customer makes of it.
 
 A quote is the provider's word: signed, for one customer, for a minute. A lease
 embeds it, so that a later price cannot touch the lease.
@@ -17,42 +17,10 @@ from xsc.base.limits import (
     STORAGE_LEASE_BYTES,
 )
 from xsc.identity.envelope import Signed, open_signed
-from xsc.terms.pricing import Ladder, affordable
-from xsc.terms.quote import Kind, Quote, Tier
+from xsc.terms.pricing import affordable
+from xsc.terms.quote import Kind, Quote
 
 QUANTITY_MAX: Final = 2**63 - 1
-
-
-def make_quote(
-    *,
-    provider: bytes,
-    customer: bytes,
-    kind: Kind,
-    tier: Tier,
-    ladder: Ladder,
-    available: int,
-    now_ms: int,
-    nonce: bytes,
-    site: str = "",
-    owner: str = "",
-) -> Quote:
-    """Return the quote for a customer on its rung, good from now for QUOTE_TTL_MS."""
-    return Quote(
-        provider=provider,
-        customer=customer,
-        kind=kind,
-        tier=tier,
-        price_mutual=ladder.mutual,
-        price_one_way=ladder.one_way,
-        reserve=ladder.reserve,
-        price=ladder.rung(tier),
-        available=available,
-        valid_from_ms=now_ms,
-        valid_until_ms=now_ms + QUOTE_TTL_MS,
-        nonce=nonce,
-        site=site,
-        owner=owner,
-    )
 
 
 def is_valid(quote: Quote, now_ms: int, *, margin_ms: int = 0) -> bool:
@@ -130,11 +98,6 @@ def why(quote: Quote | None, price: int, *, renewed: bool = False) -> str:
         "the auction pays the most that the provider could have asked and still won: what the "
         "next one asked, or else the reserve, which is the customer's own price"
     )
-
-
-def domain_of(quote: Quote) -> bytes:
-    """Return the failure domain of a provider."""
-    return domain(quote.site, quote.owner, quote.provider)
 
 
 def domain(site: str, owner: str, node: bytes) -> bytes:

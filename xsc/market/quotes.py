@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from xsc.base.encoding import Value
@@ -15,18 +14,10 @@ from xsc.base.limits import LEASE_TIMEOUT_MS, QUOTE_TIMEOUT_MS
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.quote import has_room, is_valid, open_quote
+from xsc.market.quote import domain, has_room, is_valid, open_quote
 from xsc.terms.quote import Kind, Quote
 
 QUOTE: Final = "market.quote"
-
-
-@dataclass(frozen=True, slots=True)
-class _KeptQuote:
-    """A quote, and how both nodes recognised each other when it was given."""
-
-    quote: Signed[Quote]
-    weights_ppm: tuple[int, int]
 
 
 class Quotes:
@@ -41,7 +32,8 @@ class Quotes:
         self._peers = ports.peers
         self._quality = ports.quality
         self._standing = ports.standing
-        self._kept: dict[tuple[Kind, bytes], _KeptQuote] = {}
+        self._kept: dict[tuple[Kind, bytes], tuple[Signed[Quote], tuple[int, int]]] = {}
+        """By kind and peer the newest quote, and how both recognised each other when it came."""
         self._labels: dict[bytes, tuple[str, str]] = {self._own: settings.labels}
 
     def up(self, peers: Collection[bytes] | None = None) -> list[bytes]:
@@ -61,6 +53,11 @@ class Quotes:
         """Return the site and owner in a node's newest quote, and the peer that introduced it."""
         return *self._labels.get(node, ("", "")), self._peers.introducer_of(node)
 
+    def domain(self, node: bytes) -> bytes:
+        """Return the failure domain of a node, by its newest quote."""
+        site, owner, _ = self.labels(node)
+        return domain(site, owner, node)
+
     def learn(self, node: bytes, quote: Quote) -> None:
         """Remember the labels of a node's quote."""
         self._labels[node] = quote.site, quote.owner
@@ -78,32 +75,31 @@ class Quotes:
         A kept quote is used while it is valid, offers at least `quantity`, and both nodes
         recognise each other as they did.
         """
-        now_ms = self._clock.now_ms()
+        answers = await asyncio.gather(*(self._quote(kind, peer, quantity) for peer in peers))
         quotes: dict[bytes, Signed[Quote]] = {}
-        missing = []
-        for peer in peers:
-            kept = self._kept.get((kind, peer))
-            if (
-                kept is not None
-                and kept.weights_ppm == self._weights_ppm(peer)
-                and is_valid(kept.quote.record, now_ms, margin_ms=LEASE_TIMEOUT_MS)
-                and has_room(kept.quote.record, quantity)
-            ):
-                quotes[peer] = kept.quote
-            else:
-                missing.append(peer)
         faults: dict[bytes, XscError] = {}
-        answers = await asyncio.gather(*(self.fresh(kind, peer) for peer in missing))
-        for peer, answer in zip(missing, answers, strict=True):
+        for peer, answer in zip(peers, answers, strict=True):
             if isinstance(answer, XscError):
-                self._log.warning("market.no_quote", peer=short(peer), kind=kind, code=answer.code)
-                self.drop(kind, peer)
                 faults[peer] = answer
             else:
                 quotes[peer] = answer
-                self._kept[kind, peer] = _KeptQuote(answer, self._weights_ppm(peer))
-                self.learn(peer, answer.record)
         return quotes, faults
+
+    async def _quote(self, kind: Kind, peer: bytes, quantity: int) -> Signed[Quote] | XscError:
+        weights = self._standing.weight_ppm(peer), self._standing.their_weight_ppm(peer)
+        if (kind, peer) in self._kept:
+            kept, kept_weights = self._kept[kind, peer]
+            holds = is_valid(kept.record, self._clock.now_ms(), margin_ms=LEASE_TIMEOUT_MS)
+            if holds and kept_weights == weights and has_room(kept.record, quantity):
+                return kept
+        answer = await self.fresh(kind, peer)
+        if isinstance(answer, XscError):
+            self._log.warning("market.no_quote", peer=short(peer), kind=kind, code=answer.code)
+            self.drop(kind, peer)
+        else:
+            self._kept[kind, peer] = answer, weights
+            self.learn(peer, answer.record)
+        return answer
 
     async def fresh(self, kind: Kind, peer: bytes) -> Signed[Quote] | XscError:
         """Return a peer's quote as of now, or why there is none."""
@@ -124,6 +120,3 @@ class Quotes:
     def drop(self, kind: Kind, peer: bytes) -> None:
         """Forget the kept quote of a peer."""
         self._kept.pop((kind, peer), None)
-
-    def _weights_ppm(self, peer: bytes) -> tuple[int, int]:
-        return self._standing.weight_ppm(peer), self._standing.their_weight_ppm(peer)

@@ -16,7 +16,6 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market.account import AccountView, LeaseView, owed_micro, views
 from xsc.market.buyer import LeaseBuyer
-from xsc.market.choosing import LeaseChooser
 from xsc.market.credit_limits import CreditLimits
 from xsc.market.default_need import DefaultNeed
 from xsc.market.granted import GrantedLeases
@@ -67,15 +66,8 @@ class MarketService:
         self.requests = LeaseRequests(context, ports, settings, self.store, self.quotes)
         self.settlement = Settlement(context, ports, settings, self.store, self.requests)
         self.taken = TakenLeases(context, self.store, self.settlement.agree, lines)
-        self.default_need = DefaultNeed(
-            context,
-            self.store,
-            state,
-            needs=ports.needs,
-            offers=ports.received,
-            on_change=ports.on_need,
-        )
-        self.chooser = LeaseChooser(
+        self.default_need = DefaultNeed(context, ports, self.store, state)
+        self.buyer = LeaseBuyer(
             context,
             ports,
             settings,
@@ -83,16 +75,7 @@ class MarketService:
             quotes=self.quotes,
             requests=self.requests,
             headroom=self.headroom,
-        )
-        self.buyer = LeaseBuyer(
-            context,
-            ports,
-            self.store,
-            quotes=self.quotes,
-            headroom=self.headroom,
-            chooser=self.chooser,
             lines=lines,
-            default_need=self.default_need,
         )
         self.signing = Signing(context, ports, self.store, self.requests)
         self.renewals = Renewals(

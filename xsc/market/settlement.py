@@ -365,9 +365,7 @@ class Settlement:
         refusal = leases.check_grant(lease.request, request.record, lease)
         if refusal is not None:
             raise RecordInvalid(refusal)
-        return self._store.entry_of(
-            "customer", raw, self._clock.now_ms(), self._requests.domain_of(peer)
-        )
+        return self._store.entry_of("customer", raw, self._clock.now_ms())
 
     # The provider's side
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.unit.market.test_signing import (
     DAY_MS,
     entitle,
@@ -10,6 +12,7 @@ from tests.unit.market.test_signing import (
     needs,
     signed,
 )
+from xsc.base.errors import StoreDamaged
 from xsc.base.limits import (
     MIB,
     SHORT_FILLED_MS,
@@ -110,3 +113,11 @@ async def test_so_many_refusals_count_and_the_oldest_goes_first(world, three):
     need.refused(2, 6)
     need.refused(DAY_MS, 1)
     assert need.short() == (sum(range(3, SHORTS_MAX + 2)) + DAY_MS, 6), "as old as its first"
+
+
+async def test_what_was_refused_and_cannot_be_read_is_said_at_the_start(world, three):
+    customer, *_ = three
+    customer.market.default_need.refused(64 * MIB, 1)
+    customer.state.write([(b"market/short", b"\0")], sync=False)
+    with pytest.raises(StoreDamaged, match="what was refused"):
+        await customer.restart()

@@ -23,7 +23,6 @@ from xsc.market.lease_entry import (
     is_done,
     kept_free,
     tidied,
-    usable,
 )
 from xsc.terms.pricing import WORTH
 
@@ -120,25 +119,6 @@ def test_what_a_customer_still_counts_as_held_is_forgotten_a_term_later():
     held = entry("customer", use=holding(GIB))
     assert not tidied(held, END + STORAGE_LEASE_MS - 1)[1]
     assert tidied(held, END + STORAGE_LEASE_MS)[1]
-
-
-def test_the_cheapest_usable_lease_of_each_node_is_found():
-    def found(*entries, kind="storage", quantity=GIB, nodes=(HOST, OTHER)):
-        return [at.terms.lease_id[0] for at in usable(entries, kind, quantity, nodes, T0)]
-
-    mine = [entry("customer"), entry("customer", number=2, price=2)]
-    assert found(*mine, entry("customer", number=3, price=2)) == [2], "of equals the first"
-    assert found(*mine, entry("customer", number=3, provider=OTHER)) == [2, 3]
-    assert found(*mine, nodes=(OTHER,)) == []
-    assert found(*mine, quantity=10 * GIB) == [2]
-    assert found(*mine, quantity=10 * GIB + 1) == []
-    assert found(*mine, kind="compute") == []
-    assert found(entry("customer", use=LeaseUse(T0, level=10 * GIB, denial=b"d"))) == []
-    assert found(entry("customer", avoided_until_ms=T0 + 1)) == []
-    assert found(entry("customer", avoided_until_ms=T0)) == [1]
-    assert found(entry("customer", end_ms=T0)) == []
-    handed_out = entry("customer", promised=[(T0 + 1, 10 * GIB)])
-    assert found(handed_out) == []
 
 
 def test_what_a_voucher_promises_beyond_what_is_booked_is_booked_next():

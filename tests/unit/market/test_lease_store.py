@@ -65,7 +65,7 @@ def store_on(state):
 
 async def test_both_roles_come_back_with_everything(state):
     store = store_on(state)
-    mine = store.entry_of("customer", lease(1), 5, b"site/attic")
+    mine = store.entry_of("customer", lease(1), 5)
     theirs = store.entry_of("provider", lease(1), 6)
     store.add([mine, theirs])
     mine.use = replace(mine.use, held_bytes=3, used=2**70, level=1, spent=2, given_back=True)

@@ -12,25 +12,31 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.market.quote import domain_of, is_valid, make_quote, open_quote, wanted_quantity, why
+from xsc.market.quote import domain, is_valid, open_quote, wanted_quantity, why
 from xsc.terms.pricing import Ladder
+from xsc.terms.quote import Quote
 
 KEY, NET, T0 = KeyPair(b"\1" * 32), network_id("test"), 1_000_000
 CUSTOMER = b"c" * 32
+LADDER = Ladder(1, 2, 3)
 
 
-def made(**change):
+def made(tier="one_way", ladder=LADDER, **change):
     fields = {
         "provider": KEY.node_id,
         "customer": CUSTOMER,
         "kind": "storage",
-        "tier": "one_way",
-        "ladder": Ladder(1, 2, 3),
+        "tier": tier,
+        "price_mutual": ladder.mutual,
+        "price_one_way": ladder.one_way,
+        "reserve": ladder.reserve,
+        "price": ladder.rung(tier),
         "available": 7,
-        "now_ms": T0,
+        "valid_from_ms": T0,
+        "valid_until_ms": T0 + QUOTE_TTL_MS,
         "nonce": b"n" * 16,
     }
-    return make_quote(**(fields | change))
+    return Quote(**(fields | change))
 
 
 def opened(quote, key=KEY, **change):
@@ -111,10 +117,10 @@ def test_a_quote_of_another_is_refused():
 
 
 def test_the_domain_is_the_site_then_the_owner_then_the_node():
-    assert domain_of(made(site="attic", owner="eva")) == domain_of(made(site="attic", owner="leo"))
-    assert domain_of(made(owner="eva")) != domain_of(made(site="eva"))
-    assert KEY.node_id in domain_of(made())
-    assert domain_of(made(owner="eva")) == domain_of(made(owner="eva", provider=b"p" * 32))
+    assert domain("attic", "eva", CUSTOMER) == domain("attic", "leo", CUSTOMER)
+    assert domain("", "eva", CUSTOMER) != domain("eva", "", CUSTOMER)
+    assert CUSTOMER in domain("", "", CUSTOMER)
+    assert domain("", "eva", CUSTOMER) == domain("", "eva", b"p" * 32)
 
 
 @pytest.mark.parametrize(

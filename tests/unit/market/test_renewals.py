@@ -170,6 +170,23 @@ async def test_new_objects_go_on_under_the_new_lease_once_it_has_all(world, pair
     assert await stored(world, customer, provider) == new_id != lease_id
 
 
+async def test_nothing_new_takes_the_room_of_what_is_to_go_over(world, pair, monkeypatch):
+    customer, provider = pair
+    old_id = await stored(world, customer, provider)
+
+    async def away(_pairs):
+        return ()
+
+    monkeypatch.setattr(customer.market.renewals, "_on_renewed", away)
+    world.later(LATEST_MS)
+    await world.drive(customer.market.renewals.round())
+    renewing = customer.newest("customer")
+    assert (renewing.renews, renewing.held_bytes) == (old_id, 0)
+    offered = await world.drive(customer.market.buyer.lease_hosts(size_bytes=MIB, count=1))
+    assert offered.leases[0].node == provider.id
+    assert offered.leases[0].lease_id not in {old_id, renewing.lease_id}
+
+
 async def test_an_empty_lease_is_not_renewed(world, pair):
     customer, provider = pair
     lease_id = await stored(world, customer, provider)

@@ -1,7 +1,6 @@
 import asyncio
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
@@ -78,12 +77,12 @@ async def leased(world, node, **wish):
 
 def hoarding(node):
     """Let a node ask for all that is offered to it, anew each time."""
-    chooser = node.market.buyer._chooser
     lease = node.market.requests.lease
     node.market.requests.lease = lambda quote, price, _wanted, least: lease(
         quote, price, quote.record.available, least
     )
-    chooser.choose = partial(chooser.choose, new=True)
+    choose = node.market.buyer._choose
+    node.market.buyer._choose = lambda wish, *rest: choose(replace(wish, new=True), *rest)
 
 
 async def computing(world, node, steps=STEPS, on=None):
@@ -409,10 +408,9 @@ async def test_what_is_passed_over_is_said_with_the_reason(world):
         got = await world.drive(wish)
         by_id = {node.id: number for number, node in nodes.items()}
         said = {(by_id[each.node], each.lease_id): each.reason for each in got.passed_over}
-        known = customer.market.chooser.passed_over
-        assert {known.get(lease or nodes[number].id).reason for number, lease in said} == set(
-            said.values()
-        )
+        kept = customer.market.buyer.passed_over()
+        known = {(each.lease_id or each.node): each.reason for each in kept}
+        assert {known[lease or nodes[number].id] for number, lease in said} == set(said.values())
         return [(by_id[host.node], host.lease_id) for host in got.leases], said
 
     nodes[6].room.storage = 0

@@ -616,6 +616,8 @@ async def test_what_is_too_large_for_a_cleared_rate_runs_for_now(world, three):
 
     assert (await lease(level // 2)).lease_id == cleared
     assert (await lease(level + 1)).lease_id != cleared
+    said = {each.lease_id: each.reason for each in customer.market.buyer.passed_over()}
+    assert f"of the {level + 1} that are needed are left in it in this minute" in said[cleared]
     assert (await lease(level)).lease_id != cleared, "a run has the rest of the rate"
     assert (await lease(level // 2)).lease_id == cleared
 

@@ -281,7 +281,7 @@ def _explained(node: Node, each: Explained) -> api.Explained:
 
 def _passed_over(node: Node, text: str) -> list[api.PassedOver]:
     """Return why leases and providers of such an id were passed over of late."""
-    passed = {to_text(each.lease_id or each.node): each for each in node.market.chooser.passed()}
+    passed = {to_text(each.lease_id or each.node): each for each in node.market.buyer.passed_over()}
     return [passed_over(each) for found, each in passed.items() if found.startswith(text)]
 
 

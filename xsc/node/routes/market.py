@@ -189,7 +189,7 @@ async def _price(node: Node, kind: Kind, count: int) -> int:
     Raises:
         NoOffers: none asks what this node pays.
     """
-    found = await node.market.chooser.price(kind, count)
+    found = await node.market.buyer.price(kind, count)
     if found is None:
         raise NoOffers(
             f"no peer offers {kind} at a price that this node pays",
