@@ -22,7 +22,7 @@ from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.allocation.proofs import Proofs, packed
-from xsc.allocation.receiving import clearings_of, lines_for, received, still_received
+from xsc.allocation.receiving import received
 from xsc.allocation.records import Records
 from xsc.base.clock import event_within
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
@@ -100,7 +100,7 @@ class Allocator:
         self._decided: frozenset[bytes] = frozenset()
         """From what the windows were cleared of which the program made the present state."""
         self._received_of: dict[bytes, list[Entitlement]] = {}
-        """By provider: it holds while what its next state says is checked."""
+        """By provider: what has counted of its state."""
         self._asked: dict[bytes, set[bytes]] = {}
         """By need, the providers that are up with a slot that matches it."""
         self._since_ms: dict[bytes, int] = {}
@@ -113,9 +113,9 @@ class Allocator:
             context,
             state=state,
             read=read,
-            published=self._heard.of,
+            heard=self._heard,
             once=once,
-            told=lambda _: self.wake(),
+            told=self.wake,
             report=report,
         )
         self._answer_ms: int | None = None
@@ -218,7 +218,8 @@ class Allocator:
         """
         self.records.start()
         self.proofs.start()
-        raw = self._heard.raw_state_of(self._node) or b""
+        said = self._heard.value(UserSpacePaths.ALLOCATION_STATE, self._node)
+        raw = b"" if said is None else said.value
         named = self._named_by(raw)
         try:
             self._grant(raw, {each: self.records.opened(each) for each in named})
@@ -488,7 +489,7 @@ class Allocator:
         )
 
     def _receive(self, needs: Mapping[bytes, NeedSlot]) -> None:
-        """Take of what others say that they grant what their checked records have."""
+        """Take of what others say that they grant what can be right."""
         own = self._heard.of(self._node)
         before, self._received_of = self._received_of, {}
         self._asked = {}
@@ -511,15 +512,17 @@ class Allocator:
                     self._asked.setdefault(need_id, set()).add(provider)
             if (state := self._heard.state_of(provider)) is None:
                 continue
-            lines = lines_for(self._node, state, needs)
-            if self.proofs.want(provider, clearings_of(lines, state)):
-                theirs = still_received(before.get(provider, ()), lines)
-            else:
-                records = self.proofs.of(provider)
-                theirs = received(
-                    self._node, provider, state, records=records, needs=needs, slots=slots
-                )
-            self._received_of[provider] = theirs
+            counts, doubted = received(
+                self._node,
+                provider,
+                state,
+                tier=here.tier,
+                needs=needs,
+                slots=slots,
+                before=before.get(provider, ()),
+            )
+            is_trusted = self.proofs.want(provider, (each.clearing for each in counts), doubted)
+            self._received_of[provider] = counts if is_trusted else []
         self.proofs.keep(self._received_of)
         self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
         self._received = tuple(each for theirs in self._received_of.values() for each in theirs)

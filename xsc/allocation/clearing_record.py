@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeAlias
 
 from xsc.allocation.clearing import Bid, SlotClearing, SlotTerms, Standing, clear, lot, salt_of
@@ -26,21 +27,28 @@ from xsc.base.limits import (
     CLEARING_VALUE_BYTES,
     CLEARINGS_BYTES_MAX,
     KIB,
+    SPACE_EVIDENCE_BYTES_MAX,
     STRANGER_BYTES_MAX,
 )
+from xsc.base.units import ceil_div
 from xsc.identity.envelope import Signed, open_signed
+from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import check_value, open_record
+from xsc.space.record import SpaceRecord, check_value, open_record
 from xsc.terms.clearing import (
     ClearingRecord,
     LineValue,
     Participant,
     SpaceValue,
     TierLine,
+    TwoTierAllocationState,
     to_ratio,
 )
 from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, Window
+
+Pin: TypeAlias = tuple[bytes, bytes]
+"""A customer and one of its needs."""
 
 _PARTICIPANT_BYTES = 256
 """Of a participant, beside what it published and what grows with its needs."""
@@ -48,6 +56,8 @@ _NEED_BYTES = 192
 """Of a need: what is eligible, and two lines."""
 _FRAME_BYTES = 4 * KIB
 """Of the record, beside its slot, participants and what the provider published."""
+_STATES_READ = 4
+"""States that are read once: a frame of the allocation program reads and makes three."""
 
 
 def charged(size_bytes: int) -> int:
@@ -346,6 +356,18 @@ def offer_of(record: ClearingRecord) -> Offer:
     return Offer(record.slot, record.window, record.at_ms, record.capacity)
 
 
+@lru_cache(maxsize=_STATES_READ)
+def read_state(raw: bytes) -> TwoTierAllocationState:
+    """Return the state of its bytes; an empty one where there are none.
+
+    Raises:
+        TooLarge, RecordInvalid: they are of no such thing.
+    """
+    if not raw:
+        return TwoTierAllocationState()
+    return TwoTierAllocationState.from_bytes(raw, size_max=VALUE_BYTES_MAX)
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """A clearing record that recomputes, and what it followed from."""
@@ -397,6 +419,53 @@ def open_clearing(raw: bytes, network: bytes | None = None) -> Signed[ClearingRe
     return signed
 
 
+def price_of(lines: Sequence[tuple[Tier, int, int]]) -> int:
+    """Return the price of an entitlement, by tier, units and price of its lines.
+
+    Of two stages the mean, rounded up. Where needs go unserved it can be above the reserve: what
+    others lose by it is charged, or it would cost nothing to state a higher price.
+    """
+    return ceil_div(sum(units * price for _, units, price in lines), sum(line[1] for line in lines))
+
+
+def granted_by(record: ClearingRecord) -> dict[Pin, tuple[Tier, int, int]]:
+    """Return tier, steps and price of what a clearing grants, by customer and need."""
+    lines: defaultdict[Pin, list[tuple[Tier, int, int]]] = defaultdict(list)
+    for each in record.participants:
+        for need, tier, units, price in each.lines:
+            lines[each.customer, need].append((tier, units, price))
+    return {pin: (of[0][0], sum(line[1] for line in of), price_of(of)) for pin, of in lines.items()}
+
+
+def _check_said(signed: Signed[ClearingRecord], said: SpaceValue) -> None:
+    """Check that a state of the provider has of a clearing only lines that its record has.
+
+    Raises:
+        PeerError, LimitError: it has another.
+    """
+    record = signed.record
+    by = open_signed(
+        said.record, SpaceRecord, network=signed.network, size_max=SPACE_EVIDENCE_BYTES_MAX
+    )
+    if (by.author, by.record.path) != (record.provider, UserSpacePaths.ALLOCATION_STATE):
+        return
+    state, granted = read_state(check_value(by.record, said.value)), granted_by(record)
+    named = {
+        (each.slot, each.window) for each in state.slot_denominators if each.clearing == signed.id
+    }
+    for line in state.slot_allocations:
+        of = (line.slot, line.window)
+        if of not in named:
+            continue
+        told = (line.tier, line.quantity, line.price)
+        is_of = of == (record.slot.slot_id, record.window)
+        if not is_of or granted.get((line.customer, line.need)) != told:
+            raise RecordInvalid(
+                f"the state grants {short(line.customer)} {line.quantity} in {line.tier} at "
+                f"{line.price}, and the clearing that it names does not"
+            )
+
+
 def check_clearing(
     raw: bytes, values: Iterable[SpaceValue], *, network: bytes | None = None
 ) -> Checked:
@@ -404,7 +473,8 @@ def check_clearing(
 
     Args:
         raw: the record.
-        values: those that it names, and maybe others.
+        values: those that it names, and maybe others: of a state of its provider the lines are
+            compared.
         network: its network; None for any.
 
     Raises:
@@ -422,6 +492,8 @@ def check_clearing(
             eligible_of(record),
             left_out=record.left_out,
         )
+        for name in sorted(named.keys() - record.names):
+            _check_said(signed, named[name])
     except (PeerError, LimitError) as fault:
         raise ProofInvalid(fault.message, hint=fault.hint) from None
     for said, right in zip(record.participants, again.participants, strict=True):

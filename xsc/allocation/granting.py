@@ -20,10 +20,12 @@ from typing import TypeAlias
 from xsc.allocation.acceptance import Given, still_wanted
 from xsc.allocation.clearing_record import (
     Offer,
+    Pin,
     Published,
     Taker,
     admitted,
     clear_window,
+    granted_by,
     rank,
     standing,
     wanted,
@@ -43,7 +45,6 @@ from xsc.base.limits import (
     OFFER_PAUSES_MAX,
     WINDOWS_AHEAD,
 )
-from xsc.base.units import ceil_div
 from xsc.terms.clearing import (
     ClearingRecord,
     SlotAllocationRecord,
@@ -52,13 +53,11 @@ from xsc.terms.clearing import (
     recipient_totals,
 )
 from xsc.terms.pricing import SLOT_UNIT, affordable, slot_amount
-from xsc.terms.quote import Kind, Tier
+from xsc.terms.quote import Kind
 from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSlot, Window
 
 Key: TypeAlias = tuple[bytes, int]
 """A slot and the start of one of its windows."""
-Pin: TypeAlias = tuple[bytes, bytes]
-"""A customer and one of its needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,24 +126,6 @@ def windows_ahead(slots: Iterable[AvailabilitySlot], now_ms: int) -> list[tuple[
 def until_ms(offered_ms: int, time: Window) -> int:
     """Return when an offer lapses: a minute after a lease can be taken on it."""
     return min(time[1], max(offered_ms, time[0]) + OFFER_MS)
-
-
-def price_of(lines: Sequence[tuple[Tier, int, int]]) -> int:
-    """Return the price of an entitlement, by tier, units and price of its lines.
-
-    Of two stages the mean, rounded up. Where needs go unserved it can be above the reserve: what
-    others lose by it is charged, or it would cost nothing to state a higher price.
-    """
-    return ceil_div(sum(units * price for _, units, price in lines), sum(line[1] for line in lines))
-
-
-def granted_by(record: ClearingRecord) -> dict[Pin, tuple[Tier, int, int]]:
-    """Return tier, steps and price of what a clearing grants, by customer and need."""
-    lines: defaultdict[Pin, list[tuple[Tier, int, int]]] = defaultdict(list)
-    for each in record.participants:
-        for need, tier, units, price in each.lines:
-            lines[each.customer, need].append((tier, units, price))
-    return {pin: (of[0][0], sum(line[1] for line in of), price_of(of)) for pin, of in lines.items()}
 
 
 def entitlements(

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
+from xsc.allocation.clearing_record import read_state
 from xsc.allocation.damping import factor_ppm
 from xsc.allocation.deciding import state_after
 from xsc.allocation.gathered import from_bytes, to_bytes
 from xsc.allocation.granting import Inputs, Outcome, clear_all
-from xsc.allocation.heard import read_state
 from xsc.allocation.ports import SlotRoom
 from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import Kind

@@ -1,11 +1,12 @@
-"""Fetches the clearing records that the states of other nodes name, and checks them.
+"""Recomputes the clearing records of other nodes, in the background.
 
-Of each record this node reads its own line. It recomputes the whole of one in CLEARING_DRAW, by a
-draw that nobody else can foretell, and of each whose line cannot be right. A record that does not
-recompute is evidence, because its provider signed it: it is kept, and its provider is reported.
+A customer takes what a state grants it before it has seen the clearing. Of the clearings that grant
+it something it recomputes one in CLEARING_DRAW, by a draw that nobody else can foretell, and each
+whose line cannot be right. One that does not recompute, or of which the state says other lines than
+it has, is evidence, because its provider signed both: it is kept, and its provider is reported.
 
-One record at a time is checked of all providers, beside the event loop. A provider that does not
-give what is asked for, or gives what is wrong, offers nothing until it does.
+One record at a time is recomputed of all providers, beside the event loop. Of a provider nothing
+counts while its state names a false clearing, or one that it does not give.
 
 Beside the space one table in the state database has the evidence:
 
@@ -15,24 +16,17 @@ Beside the space one table in the state database has the evidence:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Final
 
-from xsc.allocation.clearing_record import (
-    Checked,
-    Published,
-    check_clearing,
-    open_clearing,
-    standing,
-)
-from xsc.allocation.receiving import is_line_right, own_part
+from xsc.allocation.clearing_record import Checked, check_clearing, open_clearing
+from xsc.allocation.heard import Heard
 from xsc.base.encoding import tagged_sha256
-from xsc.base.errors import NotFound, ProofInvalid, UnavailableError, XscError
+from xsc.base.errors import NotFound, ProofInvalid, XscError
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
-    ALLOCATION_LOOK_MS,
     CLEARING_ASKED_MAX,
     CLEARING_DRAW,
     CONVERGED_LOOK_MS,
@@ -56,15 +50,15 @@ def packed(context: Context, record: bytes, named: Collection[SpaceValue]) -> by
 
 
 class Proofs:
-    """What checked clearing records of other nodes grant to this one.
+    """Which providers a customer trusts, and the evidence against others.
 
     Args:
         context: of the node.
         state: keeps the evidence.
         read: returns the record at a path of another node's space, fetched if it is not here.
-        published: returns what a node has published, as far as that is here.
+        heard: has what nodes have published, as far as that is here.
         once: runs something in the background.
-        told: hears of a provider once its records are checked, or one was refused.
+        told: hears that a provider counts from now on, or does not.
         report: counts that a node said something that is plainly wrong.
     """
 
@@ -74,24 +68,24 @@ class Proofs:
         *,
         state: KeyValue,
         read: Callable[[bytes, str], Awaitable[Entry]],
-        published: Callable[[bytes], Published],
+        heard: Heard,
         once: Callable[[str, Callable[[], Awaitable[None]]], None],
-        told: Callable[[bytes], None],
+        told: Callable[[], None],
         report: Callable[[bytes, str], None],
     ) -> None:
         self._context = context
         self._rows = state
         self._read = read
-        self._published = published
+        self._heard = heard
         self._once = once
         self._told = told
         self._report = report
         self._secret = context.entropy.token(_SECRET_BYTES)
-        self._wanted: dict[bytes, frozenset[bytes]] = {}
-        self._proven: dict[bytes, dict[bytes, ClearingRecord]] = {}
-        """By provider and id: of the records that its state names now, what is this node's."""
-        self._refused: set[bytes] = set()
+        self._found: dict[bytes, dict[bytes, bool | None]] = {}
+        """By provider and id of what is wanted of it, whether it is right; None: not known yet."""
         self._running: set[bytes] = set()
+        self._silent: set[bytes] = set()
+        """Providers that do not give what is wanted of them."""
         self._turn = asyncio.Lock()
         self._false: dict[bytes, bytes] = {}
         """By provider, the id of the record that is kept as evidence against it."""
@@ -126,92 +120,86 @@ class Proofs:
     def _proof(raw: bytes) -> ClearingProof:
         return open_signed(raw, ClearingProof, network=None, size_max=len(raw)).record
 
-    def want(self, provider: bytes, ids: frozenset[bytes]) -> bool:
-        """Have these records of a provider checked, and forget all others.
+    def want(self, provider: bytes, taken: Iterable[bytes], doubted: Collection[bytes]) -> bool:
+        """Have clearings of a provider recomputed, and forget all others of it.
+
+        Args:
+            provider: whose state names them.
+            taken: those that grant something which can be right; of these some by a draw.
+            doubted: those that grant what cannot be right.
 
         Returns:
-            Whether what they grant is not known yet.
+            Whether anything of the provider counts, as far as is known.
         """
-        self._wanted[provider] = ids
-        known = self._proven.get(provider, {})
-        self._proven[provider] = {each: known[each] for each in ids & known.keys()}
-        missing = ids - known.keys()
-        if missing and provider not in self._running:
+        known = self._found.get(provider, {})
+        wanted = {*doubted, *filter(self._is_drawn, taken)}
+        self._found[provider] = {each: known.get(each) for each in wanted}
+        if self._next(provider) is not None and provider not in self._running:
             self._running.add(provider)
             self._once(f"clearings_of_{short(provider)}", lambda: self._check(provider))
-        return bool(missing) and provider not in self._refused
-
-    def of(self, provider: bytes) -> dict[bytes, ClearingRecord]:
-        """Return this node's part of the wanted records; nothing while one of them is refused."""
-        return {} if provider in self._refused else self._proven.get(provider, {})
+        return provider not in self._silent and False not in self._found[provider].values()
 
     def keep(self, providers: Collection[bytes]) -> None:
         """Forget all other providers."""
-        for gone in self._wanted.keys() - set(providers):
-            del self._wanted[gone], self._proven[gone]
-
-    def _missing(self, provider: bytes) -> frozenset[bytes]:
-        return self._wanted.get(provider, frozenset()) - self._proven.get(provider, {}).keys()
-
-    async def _check(self, provider: bytes) -> None:
-        clock = self._context.clock
-        asked = 0
-        try:
-            while missing := self._missing(provider):
-                record_id = min(missing)
-                try:
-                    record = await self._prove(provider, record_id)
-                except (NotFound, UnavailableError):
-                    asked += 1
-                    if asked >= CLEARING_ASKED_MAX:
-                        self._refuse(provider)
-                    await clock.sleep_ms(CONVERGED_LOOK_MS)
-                except XscError as fault:
-                    self._context.log.warning(
-                        "allocation.clearing_refused",
-                        peer=short(provider),
-                        code=fault.code,
-                        fault=fault.message,
-                    )
-                    self._refuse(provider)
-                    await clock.sleep_ms(ALLOCATION_LOOK_MS)
-                else:
-                    asked = 0
-                    if record_id in self._wanted.get(provider, ()):
-                        self._proven[provider][record_id] = record
-                    if self._missing(provider):
-                        await clock.sleep_ms(ALLOCATION_DEBOUNCE_MS)
-        finally:
-            self._running.discard(provider)
-            self._refused.discard(provider)
-        self._told(provider)
-
-    def _refuse(self, provider: bytes) -> None:
-        if provider not in self._refused:
-            self._refused.add(provider)
-            self._told(provider)
-
-    async def _prove(self, provider: bytes, record_id: bytes) -> ClearingRecord:
-        signed = await self._record(provider, record_id)
-        own = self._context.key.node_id
-        here, there = self._published(own), self._published(provider)
-        tier = standing(there, here)[0]
-        if self._is_drawn(record_id) or not is_line_right(signed.record, own, tier):
-            await self._recompute(signed)
-        return own_part(signed.record, own)
+        for gone in self._found.keys() - set(providers):
+            del self._found[gone]
 
     def _is_drawn(self, record_id: bytes) -> bool:
         drawn = tagged_sha256("clearing/draw", self._secret, record_id)
         return int.from_bytes(drawn, "big") % CLEARING_DRAW == 0
 
+    def _next(self, provider: bytes) -> bytes | None:
+        """Return what is wanted of a provider and not known yet, if anything."""
+        found = self._found.get(provider, {})
+        return next((each for each, is_right in found.items() if is_right is None), None)
+
+    async def _check(self, provider: bytes) -> None:
+        clock, asked = self._context.clock, 0
+        try:
+            while (record_id := self._next(provider)) is not None:
+                try:
+                    await self.open(provider, record_id)
+                    is_right = True
+                except ProofInvalid as fault:
+                    self._context.log.warning(
+                        "allocation.clearing_false", peer=short(provider), fault=fault.message
+                    )
+                    is_right = False
+                except XscError:
+                    # What it does not give, or not in its form, proves nothing.
+                    asked += 1
+                    if asked == CLEARING_ASKED_MAX:
+                        self._silent.add(provider)
+                        self._told()
+                    await clock.sleep_ms(CONVERGED_LOOK_MS)
+                    continue
+                asked = 0
+                self._silent.discard(provider)
+                if record_id in self._found.get(provider, ()):
+                    self._found[provider][record_id] = is_right
+                self._told()
+                await clock.sleep_ms(ALLOCATION_DEBOUNCE_MS)
+        finally:
+            self._running.discard(provider)
+            self._silent.discard(provider)
+        self._told()
+
     async def open(self, provider: bytes, record_id: bytes) -> Checked:
         """Return a clearing record of another node, fetched and recomputed.
 
         Raises:
-            NotFound, UnavailableError: it is not here, and its provider does not give it.
-            ProofInvalid: it does not recompute, or is another.
+            NotFound, UnavailableError, PeerError, LimitError: its provider does not give it.
+            ProofInvalid: it does not recompute, or the provider's state has other lines of it.
         """
-        return await self._recompute(await self._record(provider, record_id))
+        signed = await self._record(provider, record_id)
+        values = await self._named(signed.record)
+        if (said := self._heard.value(UserSpacePaths.ALLOCATION_STATE, provider)) is not None:
+            values.append(said)
+        try:
+            return await self.check(signed.raw, values)
+        except ProofInvalid:
+            self._keep_evidence(signed, values)
+            raise
 
     async def _value(self, provider: bytes, path: str) -> bytes:
         value = (await self._read(provider, path)).value
@@ -225,16 +213,8 @@ class Proofs:
         async with self._turn:
             signed = await self._context.executor.run(open_clearing, raw, self._context.network)
         if (signed.author, signed.id) != (provider, record_id):
-            raise ProofInvalid("the clearing is not the one that the state names")
+            raise NotFound("the provider gives another clearing than its state names")
         return signed
-
-    async def _recompute(self, signed: Signed[ClearingRecord]) -> Checked:
-        named = await self._named(signed.record)
-        try:
-            return await self.check(signed.raw, named)
-        except ProofInvalid:
-            self._keep_evidence(signed, named)
-            raise
 
     async def check(self, raw: bytes, named: Collection[SpaceValue]) -> Checked:
         """Recompute a record from what it names, one at a time of all.
@@ -251,7 +231,7 @@ class Proofs:
         """Return what a record names: mostly what its customers still publish, which is here."""
         here: dict[bytes, SpaceValue] = {}
         for node in (record.provider, *(each.customer for each in record.participants)):
-            here |= self._published(node).named
+            here |= self._heard.of(node).named
         found = []
         for name in sorted(record.names):
             value = here.get(name)

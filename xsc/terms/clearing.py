@@ -70,7 +70,7 @@ class SpaceValue(Record):
     KIND: ClassVar[str] = "space_value"
 
     record: Annotated[bytes, Field(max_length=SPACE_EVIDENCE_BYTES_MAX)]
-    value: Annotated[bytes, Field(max_length=COMMITMENT_BYTES_MAX)]
+    value: Annotated[bytes, Field(max_length=CLEARING_BYTES_MAX)]
 
     @classmethod
     def read(cls, raw: bytes) -> Self:

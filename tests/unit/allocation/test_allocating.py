@@ -15,7 +15,6 @@ from xsc.allocation import granting, records
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all, windows_ahead
-from xsc.allocation.proofs import Proofs
 from xsc.allocation.tiers import TIERS
 from xsc.base.clock import InlineExecutor, SeededEntropy
 from xsc.base.errors import NotFound, StoreDamaged
@@ -41,8 +40,6 @@ from xsc.space import table as tables
 from xsc.space.limits import RECORDS_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import (
-    ClearingRecord,
-    Participant,
     SlotAllocationRecord,
     SlotDenominators,
     SpaceValue,
@@ -491,41 +488,13 @@ def state_of(slot, customer, need, quantity):
     )
 
 
-async def test_an_answer_that_waits_stops_no_clearing_of_own_slots(
-    alice, bob, network, monkeypatch
-):
+async def test_an_answer_that_waits_stops_no_clearing_of_own_slots(alice, bob, network):
     carol = KeyPair(b"\xc0" * 32)
     node = Allocating(alice, network, bob, carol)
     own = Commitment(slots=(SLOT,), needs=(need_of(10),))
     swings = tuple((5, NOW_MS) for _ in range(3))
     own = own.model_copy(update={"damping_history": swings})
     await node.space.put(UserSpacePaths.COMMITMENT, own.to_bytes())
-    need_id = need_of(10).slot_id
-    mine = Participant(
-        customer=alice.node_id,
-        commitment=bytes(32),
-        recognition=None,
-        eligible=((need_id, 10),),
-        lines=((need_id, "open", 10, 10),),
-    )
-
-    def checked(_proofs, provider):
-        record = ClearingRecord(
-            provider=provider,
-            slot=SLOT,
-            window=SLOT.windows[0],
-            at_ms=NOW_MS,
-            capacity=SLOT.quantity,
-            commitment=bytes(32),
-            recognition=None,
-            participants=(mine,),
-            left_out=(),
-            tiers=state_of(SLOT, alice.node_id, need_of(10), 10).slot_denominators[0].tiers,
-        )
-        return {bytes(32): record}
-
-    monkeypatch.setattr(Proofs, "want", lambda *_: False)  # the records are checked
-    monkeypatch.setattr(Proofs, "of", checked)
     for peer in (bob, carol):
         slots = Commitment(slots=(SLOT,)).to_bytes()
         await node.says(peer, UserSpacePaths.COMMITMENT, slots)

@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xsc.allocation.clearing_record import price_of
 from xsc.allocation.convergence import network_has_converged
 from xsc.allocation.explaining import Explained, Explanation
-from xsc.allocation.granting import price_of, until_ms
+from xsc.allocation.granting import until_ms
 from xsc.allocation.queries import Participant, denominator_of, groups
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
