@@ -6,7 +6,7 @@ from tests.independent import clearing
 from tests.sim.network import content, put, run
 from xsc.allocation.clearing_record import check_clearing
 from xsc.allocation.declaring import Statement
-from xsc.allocation.gathered import parts_of
+from xsc.allocation.program import parts_of
 from xsc.base.limits import (
     ALLOCATION_LOOK_MS,
     CLEARING_ASKED_MAX,

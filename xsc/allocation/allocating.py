@@ -14,9 +14,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from xsc.allocation.acceptance import answered, to_lease
-from xsc.allocation.clearing_record import Checked, Published, standing
+from xsc.allocation.clearing_record import Checked, Published, read_state, standing
 from xsc.allocation.commitments import Commitments
-from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.allocation.granting import Inputs, Outcome, clear_all, entitlements
 from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market, Program
@@ -24,6 +23,7 @@ from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.allocation.proofs import Proofs, packed
 from xsc.allocation.receiving import received
 from xsc.allocation.records import Records
+from xsc.allocation.settling import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.base.clock import event_within
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.ids import short
@@ -232,11 +232,11 @@ class Allocator:
 
     def _named_by(self, raw: bytes) -> list[bytes]:
         """Return the clearings of a state of this node, by slot and window."""
-        return [each.clearing for each in self.rules.read_state(raw).slot_denominators]
+        return [each.clearing for each in read_state(raw).slot_denominators]
 
     def _grant(self, raw: bytes, records: dict[bytes, Signed[ClearingRecord]]) -> None:
         """Grant what a state says that is on the disk, as far as its records are."""
-        state = self.rules.read_state(raw)
+        state = read_state(raw)
         slots = {slot.slot_id: slot for slot in self._heard.of(self._node).commitment.slots}
         needs = {
             (node, need.slot_id): need

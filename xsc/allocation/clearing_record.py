@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from xsc.allocation.clearing import Bid, SlotClearing, SlotTerms, Standing, clear, lot, salt_of
 from xsc.allocation.matching import Party, match, overlap, windows_of
@@ -88,6 +88,17 @@ class Published:
         size += sum(charged(len(each.record) + len(each.value)) for each in named.values())
         object.__setattr__(self, "named", named)
         object.__setattr__(self, "size_bytes", size)
+
+    @classmethod
+    def read(cls, node: bytes, commitment: SpaceValue, recognition: SpaceValue | None) -> Self:
+        """Return what a node published; who signed it is not checked.
+
+        Raises:
+            TooLarge, RecordInvalid: a value is none of its kind.
+        """
+        said = Commitment.read(commitment.value) if commitment.value else Commitment()
+        weights = {} if recognition is None else read_weights(node, recognition.value)
+        return cls(node, said, commitment, weights, recognition)
 
     @property
     def recognition_name(self) -> bytes | None:
@@ -323,11 +334,11 @@ def clear_window(
     )
 
 
-def _value(evidence: SpaceValue, path: str, node: bytes, network: bytes, at_ms: int) -> bytes:
-    signed = open_record(evidence.record, owner=node, network=network, now_ms=at_ms)
+def _check_value(value: SpaceValue, path: str, node: bytes, network: bytes, at_ms: int) -> None:
+    signed = open_record(value.record, owner=node, network=network, now_ms=at_ms)
     if signed.record.path != path:
         raise RecordInvalid(f"a record of {short(node)} is of {signed.record.path}, not of {path}")
-    return check_value(signed.record, evidence.value)
+    check_value(signed.record, value.value)
 
 
 def read_published(
@@ -343,12 +354,13 @@ def read_published(
     Raises:
         PeerError, LimitError: a signature, digest, path, date or value is wrong.
     """
-    said = Commitment.read(_value(commitment, UserSpacePaths.COMMITMENT, node, network, at_ms))
-    weights: Mapping[bytes, int] = {}
-    if recognition is not None:
-        raw = _value(recognition, UserSpacePaths.RECOGNITION, node, network, at_ms)
-        weights = read_weights(node, raw)
-    return Published(node, said, commitment, weights, recognition)
+    for value, path in (
+        (commitment, UserSpacePaths.COMMITMENT),
+        (recognition, UserSpacePaths.RECOGNITION),
+    ):
+        if value is not None:
+            _check_value(value, path, node, network, at_ms)
+    return Published.read(node, commitment, recognition)
 
 
 def offer_of(record: ClearingRecord) -> Offer:

@@ -107,7 +107,7 @@ class Outcome:
     """What a round comes to."""
 
     state: TwoTierAllocationState
-    """Its slots, allocations, totals and pauses; `deciding.state_after` adds the rest."""
+    """Its slots, allocations, totals and pauses; `settling.state_after` adds the rest."""
     records: Mapping[bytes, ClearingRecord]
     """Of the windows that were cleared anew, by id."""
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from xsc.allocation.clearing_record import Published, read_state
-from xsc.allocation.recognition import read_weights
 from xsc.base.errors import NotFound
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.slot import Commitment
 
 _NOTHING = SpaceValue(record=b"", value=b"")
 
@@ -46,9 +44,7 @@ class Heard:
         if node not in self._published:
             commitment = self.value(UserSpacePaths.COMMITMENT, node) or _NOTHING
             recognition = self.value(UserSpacePaths.RECOGNITION, node)
-            said = Commitment.read(commitment.value) if commitment.value else Commitment()
-            weights = {} if recognition is None else read_weights(node, recognition.value)
-            self._published[node] = Published(node, said, commitment, weights, recognition)
+            self._published[node] = Published.read(node, commitment, recognition)
         return self._published[node]
 
     def state_of(self, node: bytes) -> TwoTierAllocationState | None:

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.allocation.test_allocating import SLOT, Allocating, Plenty, need_of
-from xsc.allocation.gathered import parts_of
-from xsc.allocation.program import NOBODY, AllocationProgram
+from xsc.allocation.program import NOBODY, AllocationProgram, parts_of
 from xsc.base.clock import InlineExecutor
 from xsc.identity.keys import KeyPair
 from xsc.node.built_in import ALLOCATION, allocation_functions
