@@ -8,6 +8,7 @@ import pytest
 
 from tests.sim.network import run
 from tests.sim.test_slots import SETTINGS, mutual, need, of, offer, recognise
+from tests.unit.allocation.clearings import present
 from xsc.allocation import explaining
 from xsc.allocation.declaring import Statement
 from xsc.api.endpoint import Id, Nothing
@@ -121,7 +122,7 @@ def test_a_record_that_does_not_recompute_is_not_explained():
         await offer(provider, 100)
         wanted = await need(customer, 60)
         await world.until(customer.allocator.received)
-        (cleared,) = provider.allocator.present()
+        (cleared,) = present(provider.allocator)
         (part,) = cleared.record.participants
         false = cleared.record.model_copy(
             update={"participants": (part.model_copy(update={"lines": ()}),)}
@@ -156,7 +157,7 @@ def test_health_shows_a_false_clearing_and_anybody_can_check_it():
         await world.until(customer.allocator.received)
         (before,) = (await status.health(customer, Nothing())).peers
         assert before.false_clearing is None
-        (cleared,) = provider.allocator.present()
+        (cleared,) = present(provider.allocator)
         (part,) = cleared.record.participants
         lines = tuple((*line[:3], line[3] + 1) for line in part.lines)
         dear = part.model_copy(update={"lines": lines})

@@ -4,6 +4,7 @@ import pytest
 
 from tests.independent import clearing
 from tests.sim.network import content, put, run
+from tests.unit.allocation.clearings import present
 from xsc.allocation.clearing_record import check_clearing
 from xsc.allocation.declaring import Statement
 from xsc.allocation.program import parts_of
@@ -98,7 +99,7 @@ def recompute_all(provider):
         assert by_rule == told
     heard = provider.commitments.heard
     said = heard.value(UserSpacePaths.ALLOCATION_STATE, provider.key.node_id)
-    for signed in provider.allocator.present():
+    for signed in present(provider.allocator):
         named = provider.allocator.records.named(signed.id)
         assert check_clearing(signed.raw, [*named, said]).signed == signed
 

@@ -25,7 +25,7 @@ from xsc.allocation.receiving import received
 from xsc.allocation.records import Records
 from xsc.allocation.settling import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.base.clock import event_within
-from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
+from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
@@ -38,12 +38,12 @@ from xsc.base.limits import (
 )
 from xsc.base.peering import Peers
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, sign
+from xsc.identity.envelope import sign
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change, Entry
-from xsc.terms.clearing import ClearingRecord, TwoTierAllocationState
+from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.slot import Commitment, Entitlement, NeedSlot
 
 _LOOKED_AT: Final = frozenset(
@@ -88,12 +88,10 @@ class Allocator:
         self._held = held
         self._look_ms = look_ms
         self._heard = commitments.heard
-        self._present: dict[bytes, Signed[ClearingRecord]] = {}
-        """The clearing records that the state names, by id."""
         self._granted: tuple[Entitlement, ...] = ()
         self._received: tuple[Entitlement, ...] = ()
-        self._state, self._raw = TwoTierAllocationState(), b""
-        """What is published of it, and its bytes."""
+        self._state = TwoTierAllocationState()
+        """What is published of it."""
         self.rules = AllocationProgram(market.room)
         self._program: Program | None = None
         self._fails = False
@@ -158,16 +156,12 @@ class Allocator:
     def has_converged(self) -> bool:
         """Whether what this node grants has settled; where nothing is cleared it grants nothing."""
         slots = self._commitments.own.slots
-        return not (slots and self._present) or self._state.converged
+        return not (slots and self._state.slot_denominators) or self._state.converged
 
     def states(self) -> Mapping[bytes, TwoTierAllocationState]:
         """Return the published states of other nodes, as far as they are here."""
         states = {node: self._heard.state_of(node) for node in self._peers.peers()}
         return {node: state for node, state in states.items() if state is not None}
-
-    def present(self) -> list[Signed[ClearingRecord]]:
-        """Return the clearings that hold now, by slot and window."""
-        return list(self._present.values())
 
     def proof(self, record_id: bytes) -> bytes:
         """Return a clearing record with what it names: an own one, or a false one of another.
@@ -216,27 +210,20 @@ class Allocator:
         Raises:
             StoreDamaged: it cannot be read.
         """
-        self.records.start()
-        self.proofs.start()
-        said = self._heard.value(UserSpacePaths.ALLOCATION_STATE, self._node)
-        raw = b"" if said is None else said.value
-        named = self._named_by(raw)
         try:
-            self._grant(raw, {each: self.records.opened(each) for each in named})
-        except NotFound:
-            pass  # a power loss took a record: all is cleared anew
+            self.records.start()
         except RecordInvalid as fault:
             raise StoreDamaged(f"a kept clearing cannot be read: {fault.message}") from fault
+        self.proofs.start()
+        state = self._heard.state_of(self._node)
+        # Where a power loss took a record, all is cleared anew.
+        if state is not None and set(_named_by(state)) <= set(self.records.ids()):
+            self._grant(state)
         self._decided = frozenset(each.inputs for each in self._state.slot_denominators)
         self._began_ms = self._clock.now_ms()
 
-    def _named_by(self, raw: bytes) -> list[bytes]:
-        """Return the clearings of a state of this node, by slot and window."""
-        return [each.clearing for each in read_state(raw).slot_denominators]
-
-    def _grant(self, raw: bytes, records: dict[bytes, Signed[ClearingRecord]]) -> None:
+    def _grant(self, state: TwoTierAllocationState) -> None:
         """Grant what a state says that is on the disk, as far as its records are."""
-        state = read_state(raw)
         slots = {slot.slot_id: slot for slot in self._heard.of(self._node).commitment.slots}
         needs = {
             (node, need.slot_id): need
@@ -244,9 +231,9 @@ class Allocator:
             & set(self._peers.peers())
             for need in self._heard.of(node).commitment.needs
         }
-        named = entitlements(self._node, state, slots, needs)
-        self._granted = tuple(each for each in named if each.clearing in records)
-        self._state, self._raw, self._present = state, raw, records
+        named, kept = entitlements(self._node, state, slots, needs), set(self.records.ids())
+        self._granted = tuple(each for each in named if each.clearing in kept)
+        self._state = state
 
     async def run(self) -> None:
         """Allocate whenever something changed, and look at the capacity in between.
@@ -274,7 +261,7 @@ class Allocator:
             if moment > now_ms
         ]
         look_ms = self._look_ms
-        if self._present and not self._state.converged:
+        if self._state.slot_denominators and not self._state.converged:
             look_ms = CONVERGED_LOOK_MS
         # Customers choose moments, and cause no more rounds by them than this.
         pause_ms = max(CONVERGED_LOOK_MS, min([look_ms, *(each - now_ms for each in moments)]))
@@ -350,10 +337,11 @@ class Allocator:
         if self._program is None:
             return None
         over = [units for units, _ in inputs.own.commitment.damping_history]
+        last = self._state.to_bytes()
         found = self._program.run(
             {
-                "gathered": await self._executor.run(self.rules.gather, inputs, self._raw, outcome),
-                "last": self._raw,
+                "gathered": await self._executor.run(self.rules.gather, inputs, last, outcome),
+                "last": last,
                 "over": (*[NOBODY] * (DAMPING_HISTORY_MAX - len(over)), *over),
             }
         )
@@ -395,22 +383,20 @@ class Allocator:
 
     async def _publish(self, inputs: Inputs, outcome: Outcome, raw: bytes) -> None:
         """Keep the clearings that a state names, and publish it; the oldest records go."""
-        named = self._named_by(raw)
-        made = {
-            each: sign(outcome.records[each], self._context.key, self._context.network)
+        state = read_state(raw)
+        named = _named_by(state)
+        made = [
+            sign(outcome.records[each], self._context.key, self._context.network)
             for each in named
             if each in outcome.records
-        }
-        values, names = self.records.changes(
-            made.values(), named, (inputs.own, *inputs.others.values())
-        )
+        ]
+        values, names = self.records.changes(made, named, (inputs.own, *inputs.others.values()))
         # Written before anybody can draw on it, so that what is kept free has its proof.
         await self._put(values | {UserSpacePaths.ALLOCATION_STATE: raw})
         self.records.wrote(names)
-        known = self._present | made
-        self._grant(raw, {each: known[each] for each in named if each in known})
+        self._grant(state)
         for each in self._granted:
-            if each.clearing in made:
+            if each.clearing in outcome.records:
                 self._log.info(
                     "allocation.granted",
                     customer=short(each.customer),
@@ -534,3 +520,8 @@ class Allocator:
 
 def _check_state(_owner: bytes, value: bytes) -> None:
     TwoTierAllocationState.from_bytes(value, size_max=VALUE_BYTES_MAX)
+
+
+def _named_by(state: TwoTierAllocationState) -> list[bytes]:
+    """Return the clearings that a state names."""
+    return [each.clearing for each in state.slot_denominators]

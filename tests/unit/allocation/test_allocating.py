@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from tests.settle import settle
+from tests.unit.allocation.clearings import present
 from tests.unit.allocation.test_commitments import Node
 from tests.unit.space.test_store import record
 from xsc.allocation import granting, records
@@ -210,7 +211,7 @@ async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
         await provider.needs(bob, need_of(10 + number, 1 + number))
         await provider.allocator.allocate()
         assert provider.quantities() == [10 + number]
-        ids += [each.id for each in provider.allocator.present()]
+        ids += [each.id for each in present(provider.allocator)]
         assert {each.id for each in kept.clearings()} == set(ids[-3:])
         for record_id in ids[-3:]:
             assert "divided" in verify_file(provider.allocator.proof(record_id))
@@ -315,15 +316,15 @@ async def test_where_a_power_loss_took_a_record_its_window_is_cleared_anew(
 ):
     await provider.needs(bob, need_of(10))
     await provider.allocator.allocate()
-    (before,) = provider.allocator.present()
+    (before,) = present(provider.allocator)
     await provider.space.rm(UserSpacePaths.clearing(before.id))
     again = Allocating(alice, network, bob, db=provider.db)
     assert again.quantities() == []
     again.pass_ms(1)
     await again.allocator.allocate()
     assert again.quantities() == [10]
-    (present,) = again.allocator.present()
-    assert present.id != before.id
+    (after,) = present(again.allocator)
+    assert after.id != before.id
 
 
 def test_the_records_of_all_windows_fit_the_own_space():
