@@ -170,7 +170,7 @@ def test_health_shows_a_false_clearing_and_anybody_can_check_it():
         said["slot_allocations"] = (line.model_copy(update={"price": lines[0][3]}),)
         lie = TwoTierAllocationState(**said)
         await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
-        await world.until(customer.allocator.proofs.false_clearings)
+        await world.until(customer.allocator.records.false_clearings)
         (row,) = (await status.health(customer, Nothing())).peers
         assert (row.false_clearing, row.wrong) == (to_text(signed.id), 1)
         assert row.quality_ppm < before.quality_ppm

@@ -86,7 +86,7 @@ def of(provider, customer):
 
 def records(node):
     """Return the clearings that a node keeps, as it exports them."""
-    return [node.allocator.proof(record_id) for record_id in node.allocator.records.ids()]
+    return [node.allocator.records.proof(record_id) for record_id in node.allocator.records.ids()]
 
 
 def recompute_all(provider):
@@ -496,7 +496,7 @@ def test_states_without_a_slot_take_no_need_from_its_provider(is_drawn):
         await need(victim, 90)
         await world.until(lambda: of(honest, victim) == 90)
         (slot,) = honest.commitments.own.slots
-        victim.allocator.proofs._is_drawn = lambda _: is_drawn
+        victim.allocator.records._is_drawn = lambda _: is_drawn
 
         async def nothing():
             pass

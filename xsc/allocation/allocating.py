@@ -14,13 +14,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from xsc.allocation.acceptance import answered, to_lease
-from xsc.allocation.clearing_record import Checked, Published, read_state, standing
+from xsc.allocation.clearing_record import Published, read_state, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import Inputs, Outcome, clear_all, entitlements
 from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
-from xsc.allocation.proofs import Proofs, packed
 from xsc.allocation.receiving import received
 from xsc.allocation.records import Records
 from xsc.allocation.settling import factor_ppm, observe, over_allocated, publish_delay_ms
@@ -106,9 +105,9 @@ class Allocator:
         self._renewed: dict[bytes, int] = {}
         """By need, when it last began a new number because it was short."""
         self._began_ms = 0
-        self.records = Records(space, context.network)
-        self.proofs = Proofs(
+        self.records = Records(
             context,
+            space=space,
             state=state,
             read=read,
             heard=self._heard,
@@ -163,28 +162,6 @@ class Allocator:
         states = {node: self._heard.state_of(node) for node in self._peers.peers()}
         return {node: state for node, state in states.items() if state is not None}
 
-    def proof(self, record_id: bytes) -> bytes:
-        """Return a clearing record with what it names: an own one, or a false one of another.
-
-        Raises:
-            NotFound: it is not kept.
-        """
-        for provider, false_id in self.proofs.false_clearings().items():
-            if false_id == record_id:
-                return self.proofs.evidence(provider)
-        return packed(self._context, self.records.raw(record_id), self.records.named(record_id))
-
-    async def opened(self, provider: bytes, record_id: bytes) -> Checked:
-        """Return a clearing record, recomputed: an own one that is kept, or another's.
-
-        Raises:
-            NotFound, UnavailableError: it is not kept, or its provider does not give it.
-            ProofInvalid: another's does not recompute.
-        """
-        if provider != self._node:
-            return await self.proofs.open(provider, record_id)
-        return await self.proofs.check(self.records.raw(record_id), self.records.named(record_id))
-
     def named(self) -> dict[bytes, bytes]:
         """Return the providers of all clearings that are kept here or named by a state."""
         found = {
@@ -214,7 +191,6 @@ class Allocator:
             self.records.start()
         except RecordInvalid as fault:
             raise StoreDamaged(f"a kept clearing cannot be read: {fault.message}") from fault
-        self.proofs.start()
         state = self._heard.state_of(self._node)
         # Where a power loss took a record, all is cleared anew.
         if state is not None and set(_named_by(state)) <= set(self.records.ids()):
@@ -507,9 +483,9 @@ class Allocator:
                 slots=slots,
                 before=before.get(provider, ()),
             )
-            is_trusted = self.proofs.want(provider, (each.clearing for each in counts), doubted)
+            is_trusted = self.records.want(provider, (each.clearing for each in counts), doubted)
             self._received_of[provider] = counts if is_trusted else []
-        self.proofs.keep(self._received_of)
+        self.records.keep(self._received_of)
         self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
         self._received = tuple(each for theirs in self._received_of.values() for each in theirs)
         now_ms = self._clock.now_ms()

@@ -214,9 +214,9 @@ async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
         ids += [each.id for each in present(provider.allocator)]
         assert {each.id for each in kept.clearings()} == set(ids[-3:])
         for record_id in ids[-3:]:
-            assert "divided" in verify_file(provider.allocator.proof(record_id))
+            assert "divided" in verify_file(provider.allocator.records.proof(record_id))
         with pytest.raises(NotFound):
-            provider.allocator.proof(ids[-4] if len(ids) > 3 else bytes(32))
+            provider.allocator.records.proof(ids[-4] if len(ids) > 3 else bytes(32))
         named = {each.path for each in provider.space.ls(UserSpacePaths.NAMED)}
         assert len(named) == 1 + min(3, len(ids)), "what no record names any more has gone with it"
     monkeypatch.setattr(records, "CLEARINGS_KEPT_MAX", 2)
@@ -228,7 +228,7 @@ async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
     again = Allocating(alice, network, bob, db=provider.db).allocator
     assert again.records.clearings() == kept.clearings()
     for record_id in kept.ids():
-        assert again.proof(record_id) == provider.allocator.proof(record_id)
+        assert again.records.proof(record_id) == provider.allocator.records.proof(record_id)
 
 
 async def test_what_no_record_names_goes_with_the_next_write(provider, bob):
@@ -243,7 +243,7 @@ async def test_what_no_record_names_goes_with_the_next_write(provider, bob):
         UserSpacePaths.named(min(provider.allocator.records.opened(record_id).record.names))
     )
     with pytest.raises(NotFound):
-        provider.allocator.proof(record_id)
+        provider.allocator.records.proof(record_id)
 
 
 async def test_who_is_removed_is_granted_nothing_any_more(provider, bob):

@@ -13,6 +13,7 @@ from tests.unit.allocation.clearings import (
     cleared,
     key,
     need,
+    proof,
     published,
     slot,
     space_value,
@@ -20,7 +21,7 @@ from tests.unit.allocation.clearings import (
 from tests.unit.allocation.fakes import Memory
 from tests.unit.allocation.test_commitments import Lines
 from xsc.allocation.clearing_record import Offer, Published
-from xsc.allocation.proofs import Proofs, packed
+from xsc.allocation.records import Records
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import NotFound, ProofInvalid
 from xsc.base.limits import (
@@ -45,7 +46,7 @@ NODE = PROVIDER.node_id
 
 
 class Checking:
-    """The proofs of one customer, and what the space of its provider has."""
+    """The records of one customer, and what the space of its provider has."""
 
     def __init__(self, network, published=(), seed=b"7"):
         self.clock = ManualClock()
@@ -67,11 +68,12 @@ class Checking:
             Lines(),
         )
         self.context = context
-        self.proofs = self.make()
+        self.records = self.make()
 
     def make(self):
-        return Proofs(
+        return Records(
             self.context,
+            space=self,
             state=self.state,
             read=self.read,
             heard=self,
@@ -84,6 +86,12 @@ class Checking:
         nothing = SpaceValue(record=b"", value=b"")
         return self.here.get(node, Published(node, Commitment(), nothing))
 
+    def register_schema(self, pattern, check):
+        pass
+
+    def ls(self, prefix):
+        return []
+
     def value(self, path, node):
         assert path == UserSpacePaths.ALLOCATION_STATE
         return self.states.get(node)
@@ -91,7 +99,7 @@ class Checking:
     def counts(self, record_id, *, node=NODE, doubted=True):
         """Return whether anything of the provider counts whose state names a record."""
         ids = {record_id}
-        return self.proofs.want(node, () if doubted else ids, ids if doubted else ())
+        return self.records.want(node, () if doubted else ids, ids if doubted else ())
 
     async def read(self, owner, path):
         self.reads.append(path)
@@ -181,7 +189,7 @@ async def test_of_who_does_not_give_a_record_nothing_counts_until_it_does(made, 
     assert len(checking.told) == 1
     assert not checking.counts(made.id)
     assert checking.counts(made.id, node=key(3).node_id), "another provider does"
-    checking.proofs.keep({NODE})
+    checking.records.keep({NODE})
     checking.values[path] = made.raw
     checking.values |= {UserSpacePaths.named(name): b"nonsense" for name in made.record.names}
     await checking.pass_ms(CONVERGED_LOOK_MS)
@@ -226,7 +234,7 @@ async def test_a_customer_recomputes_one_in_sixteen_by_a_draw_of_its_own(made, n
         checking = await checked(false, network, both, seed=str(number).encode(), doubted=False)
         counts = checking.counts(false.id, doubted=False)
         assert bool(checking.reads) == bool(checking.reports) != counts
-        assert checking.proofs.false_clearings() == ({} if counts else {NODE: false.id})
+        assert checking.records.false_clearings() == ({} if counts else {NODE: false.id})
         found += not counts
     assert 4 <= found <= 40, "16 of 256 on average: each customer draws others"
 
@@ -249,32 +257,32 @@ async def test_a_state_with_other_lines_than_its_clearing_is_evidence(made, netw
         assert not checking.counts(made.id)
         assert checking.reports == [(NODE, "clearing")]
         with pytest.raises(ProofInvalid, match="the clearing that it names does not"):
-            verify_file(checking.proofs.evidence(NODE))
+            verify_file(checking.records.proof(made.id))
     # Another's state proves nothing of this provider.
     foreign = space_value(CUSTOMER, network, UserSpacePaths.ALLOCATION_STATE, b"")
     values = [*both[0].named.values(), *both[1].named.values()]
-    assert "divided" in verify_file(packed(checking.context, made.raw, [*values, foreign]))
+    assert "divided" in verify_file(proof(made, [*values, foreign], CUSTOMER))
 
 
 async def test_a_false_clearing_is_kept_as_evidence_that_anybody_can_check(made, network, both):
     false = false_of(made, network, price=7)
     checking = await checked(false, network, both)
-    for proofs in (checking.proofs, checking.make()):
-        proofs.start()
-        assert proofs.false_clearings() == {NODE: false.id}
+    for records in (checking.records, checking.make()):
+        records.start()
+        assert records.false_clearings() == {NODE: false.id}
         with pytest.raises(ProofInvalid, match="by the rule"):
-            verify_file(proofs.evidence(NODE))
+            verify_file(records.proof(false.id))
     await checking.pass_ms(CONVERGED_LOOK_MS)
     assert checking.reports == [(NODE, "clearing")], "one proves the point"
 
 
 async def test_evidence_that_is_too_large_is_counted_and_not_kept(made, network, both, monkeypatch):
     false = false_of(made, network, price=7)
-    size = len((await checked(false, network, both)).proofs.evidence(NODE))
+    size = len((await checked(false, network, both)).records.proof(false.id))
     for bound, kept in ((size, {NODE: false.id}), (size - 1, {})):
-        monkeypatch.setattr("xsc.allocation.proofs.FALSE_CLEARING_BYTES_MAX", bound)
+        monkeypatch.setattr("xsc.allocation.records.FALSE_CLEARING_BYTES_MAX", bound)
         checking = await checked(false, network, both)
-        assert checking.proofs.false_clearings() == kept
+        assert checking.records.false_clearings() == kept
         assert checking.reports == [(NODE, "clearing")]
         assert not checking.counts(false.id)
 
@@ -292,6 +300,6 @@ async def test_what_is_not_here_of_what_a_record_names_its_provider_gives(made, 
     right = await checked(made, network, (), values=asked)
     right.values[UserSpacePaths.named(asked[0].name)] = asked[1].to_bytes()
     with pytest.raises(NotFound):
-        await right.proofs.open(NODE, made.id)
+        await right.records.checked(NODE, made.id)
     assert swapped.reports
     assert right.reports == []

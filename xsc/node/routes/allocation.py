@@ -331,9 +331,9 @@ async def clearings(node: Node, _: Nothing) -> api.Clearings:
 async def clearing(node: Node, asked: Id) -> bytes:
     """Return a clearing record with what it names: of an own slot, or a false one of another."""
     allocator = node.allocator
-    known = [*allocator.records.ids(), *allocator.proofs.false_clearings().values()]
+    known = [*allocator.records.ids(), *allocator.records.false_clearings().values()]
     hint = "`xsc market clearings` lists them"
-    return allocator.proof(begins_with(asked.id, known, "clearing", hint))
+    return allocator.records.proof(begins_with(asked.id, known, "clearing", hint))
 
 
 ANSWERS: Answers = {
