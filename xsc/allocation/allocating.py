@@ -13,14 +13,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from xsc.allocation.acceptance import answered, to_lease
+from xsc.allocation.acceptance import answered, received, to_lease
 from xsc.allocation.clearing_record import Published, read_state, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import Inputs, Outcome, clear_all, entitlements
 from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
-from xsc.allocation.receiving import received
 from xsc.allocation.records import Records
 from xsc.allocation.settling import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.base.clock import event_within
@@ -88,9 +87,8 @@ class Allocator:
         self._look_ms = look_ms
         self._heard = commitments.heard
         self._granted: tuple[Entitlement, ...] = ()
-        self._received: tuple[Entitlement, ...] = ()
-        self._state = TwoTierAllocationState()
-        """What is published of it."""
+        self.state = TwoTierAllocationState()
+        """What is published of what is granted."""
         self.rules = AllocationProgram(market.room)
         self._program: Program | None = None
         self._fails = False
@@ -131,7 +129,7 @@ class Allocator:
 
     def received(self) -> tuple[Entitlement, ...]:
         """Return what needs of this node were granted by others."""
-        return self._received
+        return tuple(each for theirs in self._received_of.values() for each in theirs)
 
     def offered(self) -> list[Entitlement]:
         """Return what leases are to be taken on.
@@ -144,18 +142,13 @@ class Allocator:
         needs = {need.slot_id: need for need in self._commitments.own.needs}
         if self._answer_ms is not None:
             needs = {need_id: need for need_id, need in needs.items() if need_id in settled}
-        return to_lease(self._received, needs, self._asked, settled)
-
-    @property
-    def state(self) -> TwoTierAllocationState:
-        """What is published of it."""
-        return self._state
+        return to_lease(self.received(), needs, self._asked, settled)
 
     @property
     def has_converged(self) -> bool:
         """Whether what this node grants has settled; where nothing is cleared it grants nothing."""
         slots = self._commitments.own.slots
-        return not (slots and self._state.slot_denominators) or self._state.converged
+        return not (slots and self.state.slot_denominators) or self.state.converged
 
     def states(self) -> Mapping[bytes, TwoTierAllocationState]:
         """Return the published states of other nodes, as far as they are here."""
@@ -195,7 +188,7 @@ class Allocator:
         # Where a power loss took a record, all is cleared anew.
         if state is not None and set(_named_by(state)) <= set(self.records.ids()):
             self._grant(state)
-        self._decided = frozenset(each.inputs for each in self._state.slot_denominators)
+        self._decided = frozenset(each.inputs for each in self.state.slot_denominators)
         self._began_ms = self._clock.now_ms()
 
     def _grant(self, state: TwoTierAllocationState) -> None:
@@ -209,7 +202,7 @@ class Allocator:
         }
         named, kept = entitlements(self._node, state, slots, needs), set(self.records.ids())
         self._granted = tuple(each for each in named if each.clearing in kept)
-        self._state = state
+        self.state = state
 
     async def run(self) -> None:
         """Allocate whenever something changed, and look at the capacity in between.
@@ -237,7 +230,7 @@ class Allocator:
             if moment > now_ms
         ]
         look_ms = self._look_ms
-        if self._state.slot_denominators and not self._state.converged:
+        if self.state.slot_denominators and not self.state.converged:
             look_ms = CONVERGED_LOOK_MS
         # Customers choose moments, and cause no more rounds by them than this.
         pause_ms = max(CONVERGED_LOOK_MS, min([look_ms, *(each - now_ms for each in moments)]))
@@ -290,7 +283,7 @@ class Allocator:
 
     async def _clear(self) -> None:
         inputs = self._inputs()
-        last = self._state
+        last = self.state
         if not (inputs.own.commitment.slots or last.slot_denominators):
             return
         room = self._market.room(inputs.free, inputs.now_ms)
@@ -313,7 +306,7 @@ class Allocator:
         if self._program is None:
             return None
         over = [units for units, _ in inputs.own.commitment.damping_history]
-        last = self._state.to_bytes()
+        last = self.state.to_bytes()
         found = self._program.run(
             {
                 "gathered": await self._executor.run(self.rules.gather, inputs, last, outcome),
@@ -403,20 +396,20 @@ class Allocator:
         own = self._commitments.own
         needs = {need.slot_id: need for need in own.needs}
         self._receive(needs)
-        received = self._received
+        grants = self.received()
         mine = self._heard.of(self._node)
         held = self._held()
         capped = {node for each in own.needs for node, _ in each.caps if self._is_up(node)}
         capped |= {node for _, node in held}
         ranks = {
             provider: standing(mine, self._heard.of(provider))
-            for provider in capped | {each.provider for each in received}
+            for provider in capped | {each.provider for each in grants}
         }
         now_ms = self._clock.now_ms()
         changed = {
             need_id: answered(
                 need,
-                received,
+                grants,
                 {node: steps for (of, node), steps in held.items() if of == need_id},
                 ranks,
                 is_due=now_ms - self._renewed.get(need_id, self._began_ms) >= ALLOCATION_LOOK_MS,
@@ -427,7 +420,7 @@ class Allocator:
             self._answer_ms = None
             return
         totals = Counter[bytes]()
-        for each in received:
+        for each in grants:
             totals[each.need] += each.quantity
         asked = {need_id: need.quantity for need_id, need in needs.items()}
         history = observe(own.damping_history, over_allocated(asked, totals), now_ms)
@@ -487,9 +480,8 @@ class Allocator:
             self._received_of[provider] = counts if is_trusted else []
         self.records.keep(self._received_of)
         self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
-        self._received = tuple(each for theirs in self._received_of.values() for each in theirs)
         now_ms = self._clock.now_ms()
-        open_needs = {each.need for each in self._received}
+        open_needs = {each.need for each in self.received()}
         self._since_ms = {need: self._since_ms.get(need, now_ms) for need in open_needs}
         self._on_offered()
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from typing import TypeAlias
 
-from xsc.allocation.acceptance import Given, still_wanted
 from xsc.allocation.clearing_record import (
     Offer,
     Pin,
@@ -58,6 +58,31 @@ from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSl
 
 Key: TypeAlias = tuple[bytes, int]
 """A slot and the start of one of its windows."""
+
+
+class Given:
+    """What a provider has granted a need in windows that began before, of all of its slots."""
+
+    def __init__(self) -> None:
+        self._units = 0
+        self._open: list[tuple[int, int]] = []
+        """End of the window and units; those that end first stand first."""
+
+    def add(self, window: Window, units: int) -> None:
+        """Count units; none of the windows that are asked for later may begin before this one."""
+        heappush(self._open, (window[1], units))
+        self._units += units
+
+    def beside(self, window: Window) -> int:
+        """Return what is granted when a window begins; later ones begin no earlier."""
+        while self._open and self._open[0][0] <= window[0]:
+            self._units -= heappop(self._open)[1]
+        return self._units
+
+
+def still_wanted(need: NeedSlot, provider: bytes, window: Window, given: Given) -> int:
+    """Return what a need still accepts of a provider in a window, after its other slots."""
+    return max(0, need.cap(provider) - given.beside(window))
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +335,8 @@ class _Round:
         for node in self._times:
             offered_ms = turns.get(node, Turn()).offered_ms
             for line in lines.get(node, ()):
-                self._count(slot.kind, _offered(line, offered_ms))
+                offered = line.model_copy(update={"granted_ms": offered_ms})
+                self._count(slot.kind, offered)
         for pin, steps in beyond.items():
             if (time := self._times.get(pin[0], {}).get(pin[1])) is not None:
                 self._given[pin].add(time, steps)
@@ -456,12 +482,6 @@ def _divided(record: ClearingRecord, inputs: bytes) -> SlotDenominators:
         inputs=inputs,
         tiers=record.tiers,
     )
-
-
-def _offered(line: SlotAllocationRecord, offered_ms: int) -> SlotAllocationRecord:
-    if line.granted_ms == offered_ms:
-        return line
-    return line.model_copy(update={"granted_ms": offered_ms})
 
 
 def clear_all(inputs: Inputs, last: TwoTierAllocationState, room: SlotRoom) -> Outcome:

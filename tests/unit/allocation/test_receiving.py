@@ -10,8 +10,7 @@ from tests.unit.allocation.clearings import (
     need,
     slot,
 )
-from xsc.allocation.acceptance import at_once
-from xsc.allocation.receiving import received
+from xsc.allocation.acceptance import at_once, received
 from xsc.allocation.tiers import TIERS
 from xsc.terms.clearing import (
     SlotAllocationRecord,
