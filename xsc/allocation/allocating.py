@@ -435,11 +435,12 @@ class Allocator:
                 self._renewed[need_id] = now_ms
         await self._commitments.replace(
             Commitment(
-                slots=own.slots,
-                needs=tuple(changed[need.slot_id] for need in own.needs),
-                standing_made=own.standing_made,
-                damping_ppm=factor,
-                damping_history=history,
+                **dict(own)
+                | {
+                    "needs": tuple(changed[need.slot_id] for need in own.needs),
+                    "damping_ppm": factor,
+                    "damping_history": history,
+                }
             )
         )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Self, TypeAlias
 
-from xsc.allocation.clearing import Bid, SlotClearing, SlotTerms, Standing, clear, lot, salt_of
+from xsc.allocation.clearing import Bid, SlotTerms, Standing, clear, lot, salt_of
 from xsc.allocation.matching import Party, match, overlap, windows_of
 from xsc.allocation.recognition import mutual_ppm, read_weights, tier_of
 from xsc.allocation.tiers import TIERS
@@ -260,20 +260,6 @@ def terms_of(offer: Offer) -> SlotTerms:
     return SlotTerms(offer.capacity, slot.price_mutual, slot.price_one_way, slot.reserve, slot.rule)
 
 
-def tier_lines(cleared: SlotClearing) -> tuple[TierLine, ...]:
-    """Return how each stage was served, as records have it."""
-    return tuple(
-        TierLine(
-            tier=result.tier,
-            capacity=result.capacity,
-            given=result.given,
-            denominator=to_ratio(result.denominator),
-            level=None if result.level is None else to_ratio(result.level),
-        )
-        for result in cleared.tiers
-    )
-
-
 def clear_window(
     offer: Offer,
     provider: Published,
@@ -330,7 +316,16 @@ def clear_window(
             for customer in sorted(customers, key=lambda customer: customer.node)
         ),
         left_out=tuple(sorted(left_out)),
-        tiers=tier_lines(cleared),
+        tiers=tuple(
+            TierLine(
+                tier=result.tier,
+                capacity=result.capacity,
+                given=result.given,
+                denominator=to_ratio(result.denominator),
+                level=None if result.level is None else to_ratio(result.level),
+            )
+            for result in cleared.tiers
+        ),
     )
 
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from xsc.allocation.clearing_record import (
@@ -56,17 +55,6 @@ from xsc.terms.clearing import ClearingProof, ClearingRecord, SpaceValue
 
 _FALSE: Final = b"allocation/false/"
 _SECRET_BYTES: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Clearing:
-    """A clearing record that is kept, for people."""
-
-    id: bytes
-    slot: bytes
-    kind: str
-    at_ms: int
-    rule: str
 
 
 class Records:
@@ -126,7 +114,6 @@ class Records:
         Raises:
             RecordInvalid: one cannot be read.
         """
-        self._names = {}
         for each in self._space.ls(UserSpacePaths.CLEARINGS):
             record_id = _last(each.path)
             try:
@@ -144,14 +131,10 @@ class Records:
         """Return the ids of the records that are kept."""
         return [each for each, names in self._names.items() if names]
 
-    def clearings(self) -> list[Clearing]:
+    def clearings(self) -> list[Signed[ClearingRecord]]:
         """Return the records that are kept, the newest first."""
-        found = []
-        for record_id in self.ids():
-            record = self.opened(record_id).record
-            slot = record.slot
-            found.append(Clearing(record_id, slot.slot_id, slot.kind, record.at_ms, slot.rule))
-        return sorted(found, key=lambda each: (-each.at_ms, each.id))
+        found = [self.opened(record_id) for record_id in self.ids()]
+        return sorted(found, key=lambda each: (-each.record.at_ms, each.id))
 
     def _own(self, record_id: bytes) -> bytes:
         raw = self._space.get(UserSpacePaths.clearing(record_id)).value

@@ -318,10 +318,10 @@ async def clearings(node: Node, _: Nothing) -> api.Clearings:
         clearings=[
             api.Clearing(
                 id=to_text(row.id),
-                slot=to_text(row.slot),
-                kind=row.kind,
-                at_ms=row.at_ms,
-                rule=row.rule,
+                slot=to_text(row.record.slot.slot_id),
+                kind=row.record.slot.kind,
+                at_ms=row.record.at_ms,
+                rule=row.record.slot.rule,
             )
             for row in node.allocator.records.clearings()
         ]
