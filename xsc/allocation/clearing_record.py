@@ -39,6 +39,7 @@ from xsc.terms.clearing import (
     ClearingRecord,
     LineValue,
     Participant,
+    SlotAllocationRecord,
     SpaceValue,
     TierLine,
     TwoTierAllocationState,
@@ -160,12 +161,11 @@ class Taker:
     needs: tuple[NeedSlot, ...]
 
 
-Rank: TypeAlias = tuple[int, int, bytes, bytes]
-"""Tier, weight, lot and node: the most recognised stand first, strangers by lot."""
+def rank(taker: Taker, salt: bytes) -> tuple[int, int, bytes, bytes]:
+    """Return the place of a customer among those that want to take part.
 
-
-def rank(taker: Taker, salt: bytes) -> Rank:
-    """Return the place of a customer among those that want to take part."""
+    It is by tier, weight, lot and node: the most recognised stand first, strangers by lot.
+    """
     node = taker.published.node
     return TIERS.index(taker.tier), -taker.weight, lot(salt, node), node
 
@@ -435,13 +435,25 @@ def price_of(lines: Sequence[tuple[Tier, int, int]]) -> int:
     return ceil_div(sum(units * price for _, units, price in lines), sum(line[1] for line in lines))
 
 
-def granted_by(record: ClearingRecord) -> dict[Pin, tuple[Tier, int, int]]:
-    """Return tier, steps and price of what a clearing grants, by customer and need."""
+def lines_of(record: ClearingRecord) -> list[SlotAllocationRecord]:
+    """Return what a clearing grants, by customer and need; nothing of it is offered yet."""
     lines: defaultdict[Pin, list[tuple[Tier, int, int]]] = defaultdict(list)
     for each in record.participants:
         for need, tier, units, price in each.lines:
             lines[each.customer, need].append((tier, units, price))
-    return {pin: (of[0][0], sum(line[1] for line in of), price_of(of)) for pin, of in lines.items()}
+    return [
+        SlotAllocationRecord(
+            slot=record.slot.slot_id,
+            window=record.window,
+            customer=customer,
+            need=need,
+            tier=of[0][0],
+            quantity=sum(units for _, units, _ in of),
+            price=price_of(of),
+            granted_ms=0,
+        )
+        for (customer, need), of in lines.items()
+    ]
 
 
 def _check_said(signed: Signed[ClearingRecord], said: SpaceValue) -> None:
@@ -456,17 +468,15 @@ def _check_said(signed: Signed[ClearingRecord], said: SpaceValue) -> None:
     )
     if (by.author, by.record.path) != (record.provider, UserSpacePaths.ALLOCATION_STATE):
         return
-    state, granted = read_state(check_value(by.record, said.value)), granted_by(record)
+    state = read_state(check_value(by.record, said.value))
+    granted = {line.key: line for line in lines_of(record)}
     named = {
         (each.slot, each.window) for each in state.slot_denominators if each.clearing == signed.id
     }
     for line in state.slot_allocations:
-        of = (line.slot, line.window)
-        if of not in named:
-            continue
-        told = (line.tier, line.quantity, line.price)
-        is_of = of == (record.slot.slot_id, record.window)
-        if not is_of or granted.get((line.customer, line.need)) != told:
+        right = granted.get(line.key)
+        is_right = right is not None and right == line.model_copy(update={"granted_ms": 0})
+        if (line.slot, line.window) in named and not is_right:
             raise RecordInvalid(
                 f"the state grants {short(line.customer)} {line.quantity} in {line.tier} at "
                 f"{line.price}, and the clearing that it names does not"

@@ -25,7 +25,7 @@ from xsc.allocation.clearing_record import (
     Taker,
     admitted,
     clear_window,
-    granted_by,
+    lines_of,
     rank,
     standing,
     wanted,
@@ -453,20 +453,9 @@ def _units(lines: _Lines) -> dict[Pin, int]:
 
 
 def _lines_of(record: ClearingRecord) -> _Lines:
-    """Return what a clearing grants, by customer; nothing of it is offered yet."""
     lines: defaultdict[bytes, list[SlotAllocationRecord]] = defaultdict(list)
-    for (customer, need), (tier, units, price) in granted_by(record).items():
-        line = SlotAllocationRecord(
-            slot=record.slot.slot_id,
-            window=record.window,
-            customer=customer,
-            need=need,
-            tier=tier,
-            quantity=units,
-            price=price,
-            granted_ms=0,
-        )
-        lines[customer].append(line)
+    for line in lines_of(record):
+        lines[line.customer].append(line)
     return lines
 
 
