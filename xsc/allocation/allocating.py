@@ -92,8 +92,8 @@ class Allocator:
         self.rules = AllocationProgram(market.room)
         self._program: Program | None = None
         self._fails = False
-        self._decided: frozenset[bytes] = frozenset()
-        """From what the windows were cleared of which the program made the present state."""
+        self._decided = _granted_of(self.state)
+        """Of what was granted the program made the present state."""
         self._received_of: dict[bytes, list[Entitlement]] = {}
         """By provider: what has counted of its state."""
         self._asked: dict[bytes, set[bytes]] = {}
@@ -188,7 +188,7 @@ class Allocator:
         # Where a power loss took a record, all is cleared anew.
         if state is not None and set(_named_by(state)) <= set(self.records.ids()):
             self._grant(state)
-        self._decided = frozenset(each.inputs for each in self.state.slot_denominators)
+        self._decided = _granted_of(self.state)
         self._began_ms = self._clock.now_ms()
 
     def _grant(self, state: TwoTierAllocationState) -> None:
@@ -288,18 +288,14 @@ class Allocator:
             return
         room = self._market.room(inputs.free, inputs.now_ms)
         outcome = await self._executor.run(clear_all, inputs, last, room)
-        cleared = frozenset(each.inputs for each in outcome.state.slot_denominators)
         # Customers see when something was offered to them again in the state alone.
-        offered = {line.key: line.granted_ms for line in last.slot_allocations}
-        is_offered_again = any(
-            line.granted_ms != offered.get(line.key, line.granted_ms)
-            for line in outcome.state.slot_allocations
-        )
-        if cleared != self._decided or is_offered_again or (cleared and not last.converged):
+        decided = _granted_of(outcome.state)
+        has_settled = last.converged or not outcome.state.slot_denominators
+        if decided != self._decided or not has_settled:
             raw = await self._decide(inputs, outcome)
             if raw is not None:
                 await self._publish(inputs, outcome, raw)
-                self._decided = cleared
+                self._decided = decided
 
     async def _decide(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
         """Return the state that the program gives; None where it fails: nothing new is granted."""
@@ -494,3 +490,8 @@ def _check_state(_owner: bytes, value: bytes) -> None:
 def _named_by(state: TwoTierAllocationState) -> list[bytes]:
     """Return the clearings that a state names."""
     return [each.clearing for each in state.slot_denominators]
+
+
+def _granted_of(state: TwoTierAllocationState) -> tuple[object, ...]:
+    """Return what a state says of windows and lines."""
+    return state.slot_denominators, state.slot_allocations
