@@ -469,14 +469,13 @@ def _check_said(signed: Signed[ClearingRecord], said: SpaceValue) -> None:
     if (by.author, by.record.path) != (record.provider, UserSpacePaths.ALLOCATION_STATE):
         return
     state = read_state(check_value(by.record, said.value))
-    granted = {line.key: line for line in lines_of(record)}
+    granted = set(lines_of(record))
     named = {
         (each.slot, each.window) for each in state.slot_denominators if each.clearing == signed.id
     }
     for line in state.slot_allocations:
-        right = granted.get(line.key)
-        is_right = right is not None and right == line.model_copy(update={"granted_ms": 0})
-        if (line.slot, line.window) in named and not is_right:
+        told = line.model_copy(update={"granted_ms": 0})
+        if (line.slot, line.window) in named and told not in granted:
             raise RecordInvalid(
                 f"the state grants {short(line.customer)} {line.quantity} in {line.tier} at "
                 f"{line.price}, and the clearing that it names does not"
