@@ -26,7 +26,7 @@ SHELL = {
     "xsc.allocation.zones": "reads the time zone database",
     "xsc.allocation.allocating": "clears slots, publishes the outcome, answers offers",
     "xsc.allocation.explaining": "has the clearing records of other nodes fetched and recomputed",
-    "xsc.allocation.proofs": "fetches the clearing records of other nodes and has them checked",
+    "xsc.allocation.records": "fetches the clearing records of other nodes and has them checked",
     "xsc.allocation.commitments": "writes the own commitment, and reads those of others",
     "xsc.api": "imports its subjects where they are first used",
     "xsc.base.clock": "declares the ports of time, chance and work",

@@ -8,12 +8,10 @@ from functools import partial
 from random import Random
 
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.damping import factor_ppm
-from xsc.allocation.deciding import state_after
-from xsc.allocation.gathered import from_bytes, parts_of, to_bytes
 from xsc.allocation.granting import Inputs, clear_all
-from xsc.allocation.program import NOBODY, AllocationProgram
+from xsc.allocation.program import NOBODY, AllocationProgram, from_bytes, parts_of, to_bytes
 from xsc.allocation.recognition import value_of
+from xsc.allocation.settling import factor_ppm, state_after
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import XscError
 from xsc.base.limits import GATHERED_BYTES_MAX, MIB

@@ -8,6 +8,7 @@ import pytest
 
 from tests.sim.network import run
 from tests.sim.test_slots import SETTINGS, mutual, need, of, offer, recognise
+from tests.unit.allocation.clearings import present
 from xsc.allocation import explaining
 from xsc.allocation.declaring import Statement
 from xsc.api.endpoint import Id, Nothing
@@ -121,7 +122,7 @@ def test_a_record_that_does_not_recompute_is_not_explained():
         await offer(provider, 100)
         wanted = await need(customer, 60)
         await world.until(customer.allocator.received)
-        (cleared,) = provider.allocator.present()
+        (cleared,) = present(provider.allocator)
         (part,) = cleared.record.participants
         false = cleared.record.model_copy(
             update={"participants": (part.model_copy(update={"lines": ()}),)}
@@ -156,7 +157,7 @@ def test_health_shows_a_false_clearing_and_anybody_can_check_it():
         await world.until(customer.allocator.received)
         (before,) = (await status.health(customer, Nothing())).peers
         assert before.false_clearing is None
-        (cleared,) = provider.allocator.present()
+        (cleared,) = present(provider.allocator)
         (part,) = cleared.record.participants
         lines = tuple((*line[:3], line[3] + 1) for line in part.lines)
         dear = part.model_copy(update={"lines": lines})
@@ -169,7 +170,7 @@ def test_health_shows_a_false_clearing_and_anybody_can_check_it():
         said["slot_allocations"] = (line.model_copy(update={"price": lines[0][3]}),)
         lie = TwoTierAllocationState(**said)
         await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
-        await world.until(customer.allocator.proofs.false_clearings)
+        await world.until(customer.allocator.records.false_clearings)
         (row,) = (await status.health(customer, Nothing())).peers
         assert (row.false_clearing, row.wrong) == (to_text(signed.id), 1)
         assert row.quality_ppm < before.quality_ppm

@@ -4,10 +4,13 @@ import pytest
 
 from tests.independent import clearing
 from tests.sim.network import content, put, run
+from tests.unit.allocation.clearings import present
+from xsc.allocation.clearing_record import check_clearing
 from xsc.allocation.declaring import Statement
-from xsc.allocation.gathered import parts_of
+from xsc.allocation.program import parts_of
 from xsc.base.limits import (
     ALLOCATION_LOOK_MS,
+    CLEARING_ASKED_MAX,
     DAMPING_HISTORY_MAX,
     EPOCH_MS,
     MIB,
@@ -83,7 +86,7 @@ def of(provider, customer):
 
 def records(node):
     """Return the clearings that a node keeps, as it exports them."""
-    return [node.allocator.proof(record_id) for record_id in node.allocator.records.ids()]
+    return [node.allocator.records.proof(record_id) for record_id in node.allocator.records.ids()]
 
 
 def recompute_all(provider):
@@ -94,6 +97,11 @@ def recompute_all(provider):
         verify_file(raw)
         by_rule, told = clearing.recompute(raw)
         assert by_rule == told
+    heard = provider.commitments.heard
+    said = heard.value(UserSpacePaths.ALLOCATION_STATE, provider.key.node_id)
+    for signed in present(provider.allocator):
+        named = provider.allocator.records.named(signed.id)
+        assert check_clearing(signed.raw, [*named, said]).signed == signed
 
 
 def cleared(node, role="customer"):
@@ -369,7 +377,7 @@ def test_the_settled_bill_of_a_recognised_customer_is_its_rung():
     run(9, 4, play, SETTINGS)
 
 
-def test_a_state_that_no_clearing_record_proves_is_not_paid():
+def test_a_state_that_says_what_cannot_be_right_is_not_paid():
     async def play(world):
         provider, customer = world.nodes
         await mutual(provider, customer)
@@ -478,24 +486,32 @@ def said_state(victim, slot_id, windows, quantity, price=40 * A_STEP):
     )
 
 
-def test_states_without_a_slot_or_a_clearing_record_take_no_need_from_its_provider():
+@pytest.mark.parametrize("is_drawn", [False, True])
+def test_states_without_a_slot_take_no_need_from_its_provider(is_drawn):
+    """Nor does one whose clearing record is drawn, and is not there."""
+
     async def play(world):
         honest, victim, *liars = world.nodes
         await offer(honest, 100)
         await need(victim, 90)
         await world.until(lambda: of(honest, victim) == 90)
         (slot,) = honest.commitments.own.slots
+        victim.allocator.records._is_drawn = lambda _: is_drawn
 
         async def nothing():
             pass
 
         for liar in liars:
             liar.allocator.allocate = nothing  # it publishes what it likes, and clears nothing
-            if liar is liars[-1]:
+            if is_drawn:
                 value = Commitment(slots=(slot,)).to_bytes()
                 await liar.space.put(UserSpacePaths.COMMITMENT, value)
             state = said_state(victim, slot.slot_id, [slot.windows[0]], 90)
             await liar.space.put(UserSpacePaths.ALLOCATION_STATE, state.to_bytes())
+        if is_drawn:
+            await world.clock.sleep_ms(2 * CLEARING_ASKED_MAX * 1_000)
+            # What was kept of the liars is gone, and the need begins a new number.
+            await world.until(lambda: of(honest, victim) == 90, 2 * ALLOCATION_LOOK_MS)
         for _ in range(20):
             await world.clock.sleep_ms(1_000)
             assert of(honest, victim) == 90

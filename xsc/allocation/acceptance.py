@@ -1,9 +1,13 @@
-"""Deferred acceptance: how a need takes offers of several providers, so that none is filled twice.
+"""Decides which grants of other nodes a customer takes, so that no need is filled twice.
 
-Each provider offers by itself. The need keeps the best offers up to its quantity, and caps what it
-accepts of each other provider at what it kept; providers then offer what was released to others.
-Caps only fall, so this ends, and with the divisions of `xsc.allocation.tiers` it ends in the same
-allocation whoever acts first (docs/design/allocation.md, G1 to G3).
+The state of a provider is enough: it is a value of its space, which it has signed. A line of it
+counts if the provider publishes a slot with that window which matches the need, and if the line is
+of the tier and at a price that both publish (docs/design/allocation.md, G8).
+
+Acceptance is deferred. Each provider offers by itself. The need keeps the best offers up to its
+quantity, and caps what it accepts of each other provider at what it kept; providers then offer what
+was released to others. Caps only fall, so this ends, and with the divisions of
+`xsc.allocation.tiers` it ends in the same allocation whoever acts first (G1 to G3).
 """
 
 from __future__ import annotations
@@ -11,12 +15,80 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
 from itertools import accumulate
 
+from xsc.allocation.granting import entitlements
+from xsc.allocation.matching import places
 from xsc.allocation.tiers import Claim, weighted_uniform
+from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import Tier
-from xsc.terms.slot import Entitlement, NeedSlot, Window
+from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot, Window
+
+
+def _fits(each: Entitlement, need: NeedSlot, slot: AvailabilitySlot) -> bool:
+    """Return whether a line is of a window of its slot, and within what slot and need say."""
+    window = each.opens_ms, each.closes_ms
+    first, _ = places(window, slot.windows)
+    return (
+        slot.windows[first : first + 1] == (window,)
+        and each.quantity <= min(need.most(each.provider), slot.quantity)
+        and each.price <= need.price_max
+    )
+
+
+def is_line_right(each: Entitlement, slot: AvailabilitySlot, tier: Tier) -> bool:
+    """Return whether a line is of the tier of its customer, at what its slot asks of that.
+
+    Under `proportional` the division can leave a need a rest that the auction sells it: the price
+    is then the mean of both stages.
+    """
+    rung, is_mixed = slot.ladder.rung(each.tier), slot.rule == "proportional"
+    if each.tier == "open" or is_mixed:
+        return each.price >= rung and (each.tier == tier or (is_mixed and each.tier == "open"))
+    return each.price == rung and each.tier == tier
+
+
+def received(
+    customer: bytes,
+    provider: bytes,
+    state: TwoTierAllocationState,
+    *,
+    tier: Tier,
+    needs: Mapping[bytes, NeedSlot],
+    slots: Mapping[bytes, Mapping[bytes, AvailabilitySlot]],
+    before: Iterable[Entitlement],
+) -> tuple[list[Entitlement], set[bytes]]:
+    """Return what counts of a provider's state, and the clearings whose lines cannot be right.
+
+    A line that has counted goes on: where recognition or a price changes, the provider clears
+    again, and its state is a moment behind.
+
+    Args:
+        customer: whose needs they are.
+        provider: whose state it is.
+        state: what it says.
+        tier: on which the provider serves the customer now.
+        needs: of the customer, by id.
+        slots: of the provider, by need that they match and id, as they are published.
+        before: what counted of the state before.
+    """
+    mine = {(customer, need_id): need for need_id, need in needs.items()}
+    offered = {slot_id: slot for of in slots.values() for slot_id, slot in of.items()}
+    known = {_said(each) for each in before}
+    counts, doubted = list[Entitlement](), set[bytes]()
+    for each in entitlements(provider, state, offered, mine):
+        slot = slots[each.need].get(each.slot)
+        if slot is None or not _fits(each, needs[each.need], slot):
+            continue
+        if _said(each) in known or is_line_right(each, slot, tier):
+            counts.append(each)
+        else:
+            doubted.add(each.clearing)
+    return counts, doubted
+
+
+def _said(each: Entitlement) -> tuple[object, ...]:
+    return each.key, each.clearing, each.tier, each.quantity, each.price
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +134,6 @@ def keep(
         for provider, cap in (dict(caps) | refused).items()
     }
     return Kept(quantities, merged)
-
-
-class Given:
-    """What a provider has granted a need in windows that began before, of all of its slots."""
-
-    def __init__(self) -> None:
-        self._units = 0
-        self._open: list[tuple[int, int]] = []
-        """End of the window and units; those that end first stand first."""
-
-    def add(self, window: Window, units: int) -> None:
-        """Count units; none of the windows that are asked for later may begin before this one."""
-        heappush(self._open, (window[1], units))
-        self._units += units
-
-    def beside(self, window: Window) -> int:
-        """Return what is granted when a window begins; later ones begin no earlier."""
-        while self._open and self._open[0][0] <= window[0]:
-            self._units -= heappop(self._open)[1]
-        return self._units
-
-
-def still_wanted(need: NeedSlot, provider: bytes, window: Window, given: Given) -> int:
-    """Return what a need still accepts of a provider in a window, after its other slots."""
-    return max(0, need.cap(provider) - given.beside(window))
 
 
 def at_once(lines: Iterable[tuple[Window, int]]) -> int:

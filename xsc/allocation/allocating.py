@@ -13,19 +13,17 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from xsc.allocation.acceptance import answered, to_lease
-from xsc.allocation.clearing_record import Checked, Published, standing
+from xsc.allocation.acceptance import answered, received, to_lease
+from xsc.allocation.clearing_record import Published, read_state, standing
 from xsc.allocation.commitments import Commitments
-from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.allocation.granting import Inputs, Outcome, clear_all, entitlements
 from xsc.allocation.matching import Party, match
 from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
-from xsc.allocation.proofs import Proofs, packed
-from xsc.allocation.receiving import clearings_of, lines_for, received, still_received
 from xsc.allocation.records import Records
+from xsc.allocation.settling import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.base.clock import event_within
-from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
+from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
@@ -38,12 +36,12 @@ from xsc.base.limits import (
 )
 from xsc.base.peering import Peers
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, sign
+from xsc.identity.envelope import sign
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change, Entry
-from xsc.terms.clearing import ClearingRecord, TwoTierAllocationState
+from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.slot import Commitment, Entitlement, NeedSlot
 
 _LOOKED_AT: Final = frozenset(
@@ -88,19 +86,16 @@ class Allocator:
         self._held = held
         self._look_ms = look_ms
         self._heard = commitments.heard
-        self._present: dict[bytes, Signed[ClearingRecord]] = {}
-        """The clearing records that the state names, by id."""
         self._granted: tuple[Entitlement, ...] = ()
-        self._received: tuple[Entitlement, ...] = ()
-        self._state, self._raw = TwoTierAllocationState(), b""
-        """What is published of it, and its bytes."""
+        self.state = TwoTierAllocationState()
+        """What is published of what is granted."""
         self.rules = AllocationProgram(market.room)
         self._program: Program | None = None
         self._fails = False
-        self._decided: frozenset[bytes] = frozenset()
-        """From what the windows were cleared of which the program made the present state."""
+        self._decided = _granted_of(self.state)
+        """Of what was granted the program made the present state."""
         self._received_of: dict[bytes, list[Entitlement]] = {}
-        """By provider: it holds while what its next state says is checked."""
+        """By provider: what has counted of its state."""
         self._asked: dict[bytes, set[bytes]] = {}
         """By need, the providers that are up with a slot that matches it."""
         self._since_ms: dict[bytes, int] = {}
@@ -108,14 +103,14 @@ class Allocator:
         self._renewed: dict[bytes, int] = {}
         """By need, when it last began a new number because it was short."""
         self._began_ms = 0
-        self.records = Records(space, context.network)
-        self.proofs = Proofs(
+        self.records = Records(
             context,
+            space=space,
             state=state,
             read=read,
-            published=self._heard.of,
+            heard=self._heard,
             once=once,
-            told=lambda _: self.wake(),
+            told=self.wake,
             report=report,
         )
         self._answer_ms: int | None = None
@@ -134,7 +129,7 @@ class Allocator:
 
     def received(self) -> tuple[Entitlement, ...]:
         """Return what needs of this node were granted by others."""
-        return self._received
+        return tuple(each for theirs in self._received_of.values() for each in theirs)
 
     def offered(self) -> list[Entitlement]:
         """Return what leases are to be taken on.
@@ -147,49 +142,18 @@ class Allocator:
         needs = {need.slot_id: need for need in self._commitments.own.needs}
         if self._answer_ms is not None:
             needs = {need_id: need for need_id, need in needs.items() if need_id in settled}
-        return to_lease(self._received, needs, self._asked, settled)
-
-    @property
-    def state(self) -> TwoTierAllocationState:
-        """What is published of it."""
-        return self._state
+        return to_lease(self.received(), needs, self._asked, settled)
 
     @property
     def has_converged(self) -> bool:
         """Whether what this node grants has settled; where nothing is cleared it grants nothing."""
         slots = self._commitments.own.slots
-        return not (slots and self._present) or self._state.converged
+        return not (slots and self.state.slot_denominators) or self.state.converged
 
     def states(self) -> Mapping[bytes, TwoTierAllocationState]:
         """Return the published states of other nodes, as far as they are here."""
         states = {node: self._heard.state_of(node) for node in self._peers.peers()}
         return {node: state for node, state in states.items() if state is not None}
-
-    def present(self) -> list[Signed[ClearingRecord]]:
-        """Return the clearings that hold now, by slot and window."""
-        return list(self._present.values())
-
-    def proof(self, record_id: bytes) -> bytes:
-        """Return a clearing record with what it names: an own one, or a false one of another.
-
-        Raises:
-            NotFound: it is not kept.
-        """
-        for provider, false_id in self.proofs.false_clearings().items():
-            if false_id == record_id:
-                return self.proofs.evidence(provider)
-        return packed(self._context, self.records.raw(record_id), self.records.named(record_id))
-
-    async def opened(self, provider: bytes, record_id: bytes) -> Checked:
-        """Return a clearing record, recomputed: an own one that is kept, or another's.
-
-        Raises:
-            NotFound, UnavailableError: it is not kept, or its provider does not give it.
-            ProofInvalid: another's does not recompute.
-        """
-        if provider != self._node:
-            return await self.proofs.open(provider, record_id)
-        return await self.proofs.check(self.records.raw(record_id), self.records.named(record_id))
 
     def named(self) -> dict[bytes, bytes]:
         """Return the providers of all clearings that are kept here or named by a state."""
@@ -216,26 +180,19 @@ class Allocator:
         Raises:
             StoreDamaged: it cannot be read.
         """
-        self.records.start()
-        self.proofs.start()
-        raw = self._heard.raw_state_of(self._node) or b""
-        named = self._named_by(raw)
         try:
-            self._grant(raw, {each: self.records.opened(each) for each in named})
-        except NotFound:
-            pass  # a power loss took a record: all is cleared anew
+            self.records.start()
         except RecordInvalid as fault:
             raise StoreDamaged(f"a kept clearing cannot be read: {fault.message}") from fault
-        self._decided = frozenset(each.inputs for each in self._state.slot_denominators)
+        state = self._heard.state_of(self._node)
+        # Where a power loss took a record, all is cleared anew.
+        if state is not None and set(_named_by(state)) <= set(self.records.ids()):
+            self._grant(state)
+        self._decided = _granted_of(self.state)
         self._began_ms = self._clock.now_ms()
 
-    def _named_by(self, raw: bytes) -> list[bytes]:
-        """Return the clearings of a state of this node, by slot and window."""
-        return [each.clearing for each in self.rules.read_state(raw).slot_denominators]
-
-    def _grant(self, raw: bytes, records: dict[bytes, Signed[ClearingRecord]]) -> None:
+    def _grant(self, state: TwoTierAllocationState) -> None:
         """Grant what a state says that is on the disk, as far as its records are."""
-        state = self.rules.read_state(raw)
         slots = {slot.slot_id: slot for slot in self._heard.of(self._node).commitment.slots}
         needs = {
             (node, need.slot_id): need
@@ -243,9 +200,9 @@ class Allocator:
             & set(self._peers.peers())
             for need in self._heard.of(node).commitment.needs
         }
-        named = entitlements(self._node, state, slots, needs)
-        self._granted = tuple(each for each in named if each.clearing in records)
-        self._state, self._raw, self._present = state, raw, records
+        named, kept = entitlements(self._node, state, slots, needs), set(self.records.ids())
+        self._granted = tuple(each for each in named if each.clearing in kept)
+        self.state = state
 
     async def run(self) -> None:
         """Allocate whenever something changed, and look at the capacity in between.
@@ -273,7 +230,7 @@ class Allocator:
             if moment > now_ms
         ]
         look_ms = self._look_ms
-        if self._present and not self._state.converged:
+        if self.state.slot_denominators and not self.state.converged:
             look_ms = CONVERGED_LOOK_MS
         # Customers choose moments, and cause no more rounds by them than this.
         pause_ms = max(CONVERGED_LOOK_MS, min([look_ms, *(each - now_ms for each in moments)]))
@@ -326,33 +283,30 @@ class Allocator:
 
     async def _clear(self) -> None:
         inputs = self._inputs()
-        last = self._state
+        last = self.state
         if not (inputs.own.commitment.slots or last.slot_denominators):
             return
         room = self._market.room(inputs.free, inputs.now_ms)
         outcome = await self._executor.run(clear_all, inputs, last, room)
-        cleared = frozenset(each.inputs for each in outcome.state.slot_denominators)
         # Customers see when something was offered to them again in the state alone.
-        offered = {line.key: line.granted_ms for line in last.slot_allocations}
-        is_offered_again = any(
-            line.granted_ms != offered.get(line.key, line.granted_ms)
-            for line in outcome.state.slot_allocations
-        )
-        if cleared != self._decided or is_offered_again or (cleared and not last.converged):
+        decided = _granted_of(outcome.state)
+        has_settled = last.converged or not outcome.state.slot_denominators
+        if decided != self._decided or not has_settled:
             raw = await self._decide(inputs, outcome)
             if raw is not None:
                 await self._publish(inputs, outcome, raw)
-                self._decided = cleared
+                self._decided = decided
 
     async def _decide(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
         """Return the state that the program gives; None where it fails: nothing new is granted."""
         if self._program is None:
             return None
         over = [units for units, _ in inputs.own.commitment.damping_history]
+        last = self.state.to_bytes()
         found = self._program.run(
             {
-                "gathered": await self._executor.run(self.rules.gather, inputs, self._raw, outcome),
-                "last": self._raw,
+                "gathered": await self._executor.run(self.rules.gather, inputs, last, outcome),
+                "last": last,
                 "over": (*[NOBODY] * (DAMPING_HISTORY_MAX - len(over)), *over),
             }
         )
@@ -394,22 +348,20 @@ class Allocator:
 
     async def _publish(self, inputs: Inputs, outcome: Outcome, raw: bytes) -> None:
         """Keep the clearings that a state names, and publish it; the oldest records go."""
-        named = self._named_by(raw)
-        made = {
-            each: sign(outcome.records[each], self._context.key, self._context.network)
+        state = read_state(raw)
+        named = _named_by(state)
+        made = [
+            sign(outcome.records[each], self._context.key, self._context.network)
             for each in named
             if each in outcome.records
-        }
-        values, names = self.records.changes(
-            made.values(), named, (inputs.own, *inputs.others.values())
-        )
+        ]
+        values, names = self.records.changes(made, named, (inputs.own, *inputs.others.values()))
         # Written before anybody can draw on it, so that what is kept free has its proof.
         await self._put(values | {UserSpacePaths.ALLOCATION_STATE: raw})
         self.records.wrote(names)
-        known = self._present | made
-        self._grant(raw, {each: known[each] for each in named if each in known})
+        self._grant(state)
         for each in self._granted:
-            if each.clearing in made:
+            if each.clearing in outcome.records:
                 self._log.info(
                     "allocation.granted",
                     customer=short(each.customer),
@@ -440,20 +392,20 @@ class Allocator:
         own = self._commitments.own
         needs = {need.slot_id: need for need in own.needs}
         self._receive(needs)
-        received = self._received
+        grants = self.received()
         mine = self._heard.of(self._node)
         held = self._held()
         capped = {node for each in own.needs for node, _ in each.caps if self._is_up(node)}
         capped |= {node for _, node in held}
         ranks = {
             provider: standing(mine, self._heard.of(provider))
-            for provider in capped | {each.provider for each in received}
+            for provider in capped | {each.provider for each in grants}
         }
         now_ms = self._clock.now_ms()
         changed = {
             need_id: answered(
                 need,
-                received,
+                grants,
                 {node: steps for (of, node), steps in held.items() if of == need_id},
                 ranks,
                 is_due=now_ms - self._renewed.get(need_id, self._began_ms) >= ALLOCATION_LOOK_MS,
@@ -464,7 +416,7 @@ class Allocator:
             self._answer_ms = None
             return
         totals = Counter[bytes]()
-        for each in received:
+        for each in grants:
             totals[each.need] += each.quantity
         asked = {need_id: need.quantity for need_id, need in needs.items()}
         history = observe(own.damping_history, over_allocated(asked, totals), now_ms)
@@ -479,16 +431,17 @@ class Allocator:
                 self._renewed[need_id] = now_ms
         await self._commitments.replace(
             Commitment(
-                slots=own.slots,
-                needs=tuple(changed[need.slot_id] for need in own.needs),
-                standing_made=own.standing_made,
-                damping_ppm=factor,
-                damping_history=history,
+                **dict(own)
+                | {
+                    "needs": tuple(changed[need.slot_id] for need in own.needs),
+                    "damping_ppm": factor,
+                    "damping_history": history,
+                }
             )
         )
 
     def _receive(self, needs: Mapping[bytes, NeedSlot]) -> None:
-        """Take of what others say that they grant what their checked records have."""
+        """Take of what others say that they grant what can be right."""
         own = self._heard.of(self._node)
         before, self._received_of = self._received_of, {}
         self._asked = {}
@@ -511,23 +464,34 @@ class Allocator:
                     self._asked.setdefault(need_id, set()).add(provider)
             if (state := self._heard.state_of(provider)) is None:
                 continue
-            lines = lines_for(self._node, state, needs)
-            if self.proofs.want(provider, clearings_of(lines, state)):
-                theirs = still_received(before.get(provider, ()), lines)
-            else:
-                records = self.proofs.of(provider)
-                theirs = received(
-                    self._node, provider, state, records=records, needs=needs, slots=slots
-                )
-            self._received_of[provider] = theirs
-        self.proofs.keep(self._received_of)
+            counts, doubted = received(
+                self._node,
+                provider,
+                state,
+                tier=here.tier,
+                needs=needs,
+                slots=slots,
+                before=before.get(provider, ()),
+            )
+            is_trusted = self.records.want(provider, (each.clearing for each in counts), doubted)
+            self._received_of[provider] = counts if is_trusted else []
+        self.records.keep(self._received_of)
         self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
-        self._received = tuple(each for theirs in self._received_of.values() for each in theirs)
         now_ms = self._clock.now_ms()
-        open_needs = {each.need for each in self._received}
+        open_needs = {each.need for each in self.received()}
         self._since_ms = {need: self._since_ms.get(need, now_ms) for need in open_needs}
         self._on_offered()
 
 
 def _check_state(_owner: bytes, value: bytes) -> None:
     TwoTierAllocationState.from_bytes(value, size_max=VALUE_BYTES_MAX)
+
+
+def _named_by(state: TwoTierAllocationState) -> list[bytes]:
+    """Return the clearings that a state names."""
+    return [each.clearing for each in state.slot_denominators]
+
+
+def _granted_of(state: TwoTierAllocationState) -> tuple[object, ...]:
+    """Return what a state says of windows and lines."""
+    return state.slot_denominators, state.slot_allocations

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import lru_cache
+from typing import Self, TypeAlias
 
-from xsc.allocation.clearing import Bid, SlotClearing, SlotTerms, Standing, clear, lot, salt_of
+from xsc.allocation.clearing import Bid, SlotTerms, Standing, clear, lot, salt_of
 from xsc.allocation.matching import Party, match, overlap, windows_of
 from xsc.allocation.recognition import mutual_ppm, read_weights, tier_of
 from xsc.allocation.tiers import TIERS
@@ -26,21 +27,29 @@ from xsc.base.limits import (
     CLEARING_VALUE_BYTES,
     CLEARINGS_BYTES_MAX,
     KIB,
+    SPACE_EVIDENCE_BYTES_MAX,
     STRANGER_BYTES_MAX,
 )
+from xsc.base.units import ceil_div
 from xsc.identity.envelope import Signed, open_signed
+from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import check_value, open_record
+from xsc.space.record import SpaceRecord, check_value, open_record
 from xsc.terms.clearing import (
     ClearingRecord,
     LineValue,
     Participant,
+    SlotAllocationRecord,
     SpaceValue,
     TierLine,
+    TwoTierAllocationState,
     to_ratio,
 )
 from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, Window
+
+Pin: TypeAlias = tuple[bytes, bytes]
+"""A customer and one of its needs."""
 
 _PARTICIPANT_BYTES = 256
 """Of a participant, beside what it published and what grows with its needs."""
@@ -48,6 +57,8 @@ _NEED_BYTES = 192
 """Of a need: what is eligible, and two lines."""
 _FRAME_BYTES = 4 * KIB
 """Of the record, beside its slot, participants and what the provider published."""
+_STATES_READ = 4
+"""States that are read once: a frame of the allocation program reads and makes three."""
 
 
 def charged(size_bytes: int) -> int:
@@ -78,6 +89,17 @@ class Published:
         size += sum(charged(len(each.record) + len(each.value)) for each in named.values())
         object.__setattr__(self, "named", named)
         object.__setattr__(self, "size_bytes", size)
+
+    @classmethod
+    def read(cls, node: bytes, commitment: SpaceValue, recognition: SpaceValue | None) -> Self:
+        """Return what a node published; who signed it is not checked.
+
+        Raises:
+            TooLarge, RecordInvalid: a value is none of its kind.
+        """
+        said = Commitment.read(commitment.value) if commitment.value else Commitment()
+        weights = {} if recognition is None else read_weights(node, recognition.value)
+        return cls(node, said, commitment, weights, recognition)
 
     @property
     def recognition_name(self) -> bytes | None:
@@ -139,12 +161,11 @@ class Taker:
     needs: tuple[NeedSlot, ...]
 
 
-Rank: TypeAlias = tuple[int, int, bytes, bytes]
-"""Tier, weight, lot and node: the most recognised stand first, strangers by lot."""
+def rank(taker: Taker, salt: bytes) -> tuple[int, int, bytes, bytes]:
+    """Return the place of a customer among those that want to take part.
 
-
-def rank(taker: Taker, salt: bytes) -> Rank:
-    """Return the place of a customer among those that want to take part."""
+    It is by tier, weight, lot and node: the most recognised stand first, strangers by lot.
+    """
     node = taker.published.node
     return TIERS.index(taker.tier), -taker.weight, lot(salt, node), node
 
@@ -239,20 +260,6 @@ def terms_of(offer: Offer) -> SlotTerms:
     return SlotTerms(offer.capacity, slot.price_mutual, slot.price_one_way, slot.reserve, slot.rule)
 
 
-def tier_lines(cleared: SlotClearing) -> tuple[TierLine, ...]:
-    """Return how each stage was served, as records have it."""
-    return tuple(
-        TierLine(
-            tier=result.tier,
-            capacity=result.capacity,
-            given=result.given,
-            denominator=to_ratio(result.denominator),
-            level=None if result.level is None else to_ratio(result.level),
-        )
-        for result in cleared.tiers
-    )
-
-
 def clear_window(
     offer: Offer,
     provider: Published,
@@ -309,15 +316,24 @@ def clear_window(
             for customer in sorted(customers, key=lambda customer: customer.node)
         ),
         left_out=tuple(sorted(left_out)),
-        tiers=tier_lines(cleared),
+        tiers=tuple(
+            TierLine(
+                tier=result.tier,
+                capacity=result.capacity,
+                given=result.given,
+                denominator=to_ratio(result.denominator),
+                level=None if result.level is None else to_ratio(result.level),
+            )
+            for result in cleared.tiers
+        ),
     )
 
 
-def _value(evidence: SpaceValue, path: str, node: bytes, network: bytes, at_ms: int) -> bytes:
-    signed = open_record(evidence.record, owner=node, network=network, now_ms=at_ms)
+def _check_value(value: SpaceValue, path: str, node: bytes, network: bytes, at_ms: int) -> None:
+    signed = open_record(value.record, owner=node, network=network, now_ms=at_ms)
     if signed.record.path != path:
         raise RecordInvalid(f"a record of {short(node)} is of {signed.record.path}, not of {path}")
-    return check_value(signed.record, evidence.value)
+    check_value(signed.record, value.value)
 
 
 def read_published(
@@ -333,17 +349,30 @@ def read_published(
     Raises:
         PeerError, LimitError: a signature, digest, path, date or value is wrong.
     """
-    said = Commitment.read(_value(commitment, UserSpacePaths.COMMITMENT, node, network, at_ms))
-    weights: Mapping[bytes, int] = {}
-    if recognition is not None:
-        raw = _value(recognition, UserSpacePaths.RECOGNITION, node, network, at_ms)
-        weights = read_weights(node, raw)
-    return Published(node, said, commitment, weights, recognition)
+    for value, path in (
+        (commitment, UserSpacePaths.COMMITMENT),
+        (recognition, UserSpacePaths.RECOGNITION),
+    ):
+        if value is not None:
+            _check_value(value, path, node, network, at_ms)
+    return Published.read(node, commitment, recognition)
 
 
 def offer_of(record: ClearingRecord) -> Offer:
     """Return what a record says was cleared."""
     return Offer(record.slot, record.window, record.at_ms, record.capacity)
+
+
+@lru_cache(maxsize=_STATES_READ)
+def read_state(raw: bytes) -> TwoTierAllocationState:
+    """Return the state of its bytes; an empty one where there are none.
+
+    Raises:
+        TooLarge, RecordInvalid: they are of no such thing.
+    """
+    if not raw:
+        return TwoTierAllocationState()
+    return TwoTierAllocationState.from_bytes(raw, size_max=VALUE_BYTES_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,6 +426,62 @@ def open_clearing(raw: bytes, network: bytes | None = None) -> Signed[ClearingRe
     return signed
 
 
+def price_of(lines: Sequence[tuple[Tier, int, int]]) -> int:
+    """Return the price of an entitlement, by tier, units and price of its lines.
+
+    Of two stages the mean, rounded up. Where needs go unserved it can be above the reserve: what
+    others lose by it is charged, or it would cost nothing to state a higher price.
+    """
+    return ceil_div(sum(units * price for _, units, price in lines), sum(line[1] for line in lines))
+
+
+def lines_of(record: ClearingRecord) -> list[SlotAllocationRecord]:
+    """Return what a clearing grants, by customer and need; nothing of it is offered yet."""
+    lines: defaultdict[Pin, list[tuple[Tier, int, int]]] = defaultdict(list)
+    for each in record.participants:
+        for need, tier, units, price in each.lines:
+            lines[each.customer, need].append((tier, units, price))
+    return [
+        SlotAllocationRecord(
+            slot=record.slot.slot_id,
+            window=record.window,
+            customer=customer,
+            need=need,
+            tier=of[0][0],
+            quantity=sum(units for _, units, _ in of),
+            price=price_of(of),
+            granted_ms=0,
+        )
+        for (customer, need), of in lines.items()
+    ]
+
+
+def _check_said(signed: Signed[ClearingRecord], said: SpaceValue) -> None:
+    """Check that a state of the provider has of a clearing only lines that its record has.
+
+    Raises:
+        PeerError, LimitError: it has another.
+    """
+    record = signed.record
+    by = open_signed(
+        said.record, SpaceRecord, network=signed.network, size_max=SPACE_EVIDENCE_BYTES_MAX
+    )
+    if (by.author, by.record.path) != (record.provider, UserSpacePaths.ALLOCATION_STATE):
+        return
+    state = read_state(check_value(by.record, said.value))
+    granted = set(lines_of(record))
+    named = {
+        (each.slot, each.window) for each in state.slot_denominators if each.clearing == signed.id
+    }
+    for line in state.slot_allocations:
+        told = line.model_copy(update={"granted_ms": 0})
+        if (line.slot, line.window) in named and told not in granted:
+            raise RecordInvalid(
+                f"the state grants {short(line.customer)} {line.quantity} in {line.tier} at "
+                f"{line.price}, and the clearing that it names does not"
+            )
+
+
 def check_clearing(
     raw: bytes, values: Iterable[SpaceValue], *, network: bytes | None = None
 ) -> Checked:
@@ -404,7 +489,8 @@ def check_clearing(
 
     Args:
         raw: the record.
-        values: those that it names, and maybe others.
+        values: those that it names, and maybe others: of a state of its provider the lines are
+            compared.
         network: its network; None for any.
 
     Raises:
@@ -422,6 +508,8 @@ def check_clearing(
             eligible_of(record),
             left_out=record.left_out,
         )
+        for name in sorted(named.keys() - record.names):
+            _check_said(signed, named[name])
     except (PeerError, LimitError) as fault:
         raise ProofInvalid(fault.message, hint=fault.hint) from None
     for said, right in zip(record.participants, again.participants, strict=True):

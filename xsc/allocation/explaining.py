@@ -132,7 +132,7 @@ class Explaining:
 
     async def _of_clearing(self, provider: bytes, record_id: bytes) -> Explanation:
         """Explain everybody of an own clearing, and the own needs of another's."""
-        checked = await self._allocator.opened(provider, record_id)
+        checked = await self._allocator.records.checked(provider, record_id)
         slot, pairs = checked.record.slot, []
         if provider == self._node:
             for each in checked.customers:
@@ -194,7 +194,7 @@ class Explaining:
     async def _open(self, provider: bytes, record_id: bytes) -> Checked | str:
         """Return a record that may be explained, or why it may not."""
         try:
-            return await self._allocator.opened(provider, record_id)
+            return await self._allocator.records.checked(provider, record_id)
         except (NotFound, UnavailableError, LimitError):
             return "its clearing record is not here, and its provider does not give it now"
         except PeerError as fault:

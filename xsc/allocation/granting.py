@@ -15,15 +15,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 from typing import TypeAlias
 
-from xsc.allocation.acceptance import Given, still_wanted
 from xsc.allocation.clearing_record import (
     Offer,
+    Pin,
     Published,
     Taker,
     admitted,
     clear_window,
+    lines_of,
     rank,
     standing,
     wanted,
@@ -43,7 +45,6 @@ from xsc.base.limits import (
     OFFER_PAUSES_MAX,
     WINDOWS_AHEAD,
 )
-from xsc.base.units import ceil_div
 from xsc.terms.clearing import (
     ClearingRecord,
     SlotAllocationRecord,
@@ -52,13 +53,36 @@ from xsc.terms.clearing import (
     recipient_totals,
 )
 from xsc.terms.pricing import SLOT_UNIT, affordable, slot_amount
-from xsc.terms.quote import Kind, Tier
+from xsc.terms.quote import Kind
 from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSlot, Window
 
 Key: TypeAlias = tuple[bytes, int]
 """A slot and the start of one of its windows."""
-Pin: TypeAlias = tuple[bytes, bytes]
-"""A customer and one of its needs."""
+
+
+class Given:
+    """What a provider has granted a need in windows that began before, of all of its slots."""
+
+    def __init__(self) -> None:
+        self._units = 0
+        self._open: list[tuple[int, int]] = []
+        """End of the window and units; those that end first stand first."""
+
+    def add(self, window: Window, units: int) -> None:
+        """Count units; none of the windows that are asked for later may begin before this one."""
+        heappush(self._open, (window[1], units))
+        self._units += units
+
+    def beside(self, window: Window) -> int:
+        """Return what is granted when a window begins; later ones begin no earlier."""
+        while self._open and self._open[0][0] <= window[0]:
+            self._units -= heappop(self._open)[1]
+        return self._units
+
+
+def still_wanted(need: NeedSlot, provider: bytes, window: Window, given: Given) -> int:
+    """Return what a need still accepts of a provider in a window, after its other slots."""
+    return max(0, need.cap(provider) - given.beside(window))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +132,7 @@ class Outcome:
     """What a round comes to."""
 
     state: TwoTierAllocationState
-    """Its slots, allocations, totals and pauses; `deciding.state_after` adds the rest."""
+    """Its slots, allocations, totals and pauses; `settling.state_after` adds the rest."""
     records: Mapping[bytes, ClearingRecord]
     """Of the windows that were cleared anew, by id."""
 
@@ -127,24 +151,6 @@ def windows_ahead(slots: Iterable[AvailabilitySlot], now_ms: int) -> list[tuple[
 def until_ms(offered_ms: int, time: Window) -> int:
     """Return when an offer lapses: a minute after a lease can be taken on it."""
     return min(time[1], max(offered_ms, time[0]) + OFFER_MS)
-
-
-def price_of(lines: Sequence[tuple[Tier, int, int]]) -> int:
-    """Return the price of an entitlement, by tier, units and price of its lines.
-
-    Of two stages the mean, rounded up. Where needs go unserved it can be above the reserve: what
-    others lose by it is charged, or it would cost nothing to state a higher price.
-    """
-    return ceil_div(sum(units * price for _, units, price in lines), sum(line[1] for line in lines))
-
-
-def granted_by(record: ClearingRecord) -> dict[Pin, tuple[Tier, int, int]]:
-    """Return tier, steps and price of what a clearing grants, by customer and need."""
-    lines: defaultdict[Pin, list[tuple[Tier, int, int]]] = defaultdict(list)
-    for each in record.participants:
-        for need, tier, units, price in each.lines:
-            lines[each.customer, need].append((tier, units, price))
-    return {pin: (of[0][0], sum(line[1] for line in of), price_of(of)) for pin, of in lines.items()}
 
 
 def entitlements(
@@ -331,7 +337,8 @@ class _Round:
         for node in self._times:
             offered_ms = turns.get(node, Turn()).offered_ms
             for line in lines.get(node, ()):
-                self._count(slot.kind, _offered(line, offered_ms))
+                offered = line.model_copy(update={"granted_ms": offered_ms})
+                self._count(slot.kind, offered)
         for pin, steps in beyond.items():
             if (time := self._times.get(pin[0], {}).get(pin[1])) is not None:
                 self._given[pin].add(time, steps)
@@ -458,20 +465,9 @@ def _units(lines: _Lines) -> dict[Pin, int]:
 
 
 def _lines_of(record: ClearingRecord) -> _Lines:
-    """Return what a clearing grants, by customer; nothing of it is offered yet."""
     lines: defaultdict[bytes, list[SlotAllocationRecord]] = defaultdict(list)
-    for (customer, need), (tier, units, price) in granted_by(record).items():
-        line = SlotAllocationRecord(
-            slot=record.slot.slot_id,
-            window=record.window,
-            customer=customer,
-            need=need,
-            tier=tier,
-            quantity=units,
-            price=price,
-            granted_ms=0,
-        )
-        lines[customer].append(line)
+    for line in lines_of(record):
+        lines[line.customer].append(line)
     return lines
 
 
@@ -487,12 +483,6 @@ def _divided(record: ClearingRecord, inputs: bytes) -> SlotDenominators:
         inputs=inputs,
         tiers=record.tiers,
     )
-
-
-def _offered(line: SlotAllocationRecord, offered_ms: int) -> SlotAllocationRecord:
-    if line.granted_ms == offered_ms:
-        return line
-    return line.model_copy(update={"granted_ms": offered_ms})
 
 
 def clear_all(inputs: Inputs, last: TwoTierAllocationState, room: SlotRoom) -> Outcome:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from xsc.allocation.clearing_record import Published
-from xsc.allocation.recognition import read_weights
+from xsc.allocation.clearing_record import Published, read_state
 from xsc.base.errors import NotFound
-from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
-from xsc.space.record import Change, Entry
+from xsc.space.record import Change
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.slot import Commitment
 
 _NOTHING = SpaceValue(record=b"", value=b"")
 
@@ -45,44 +42,24 @@ class Heard:
     def of(self, node: bytes) -> Published:
         """Return what a node offers, needs and recognises."""
         if node not in self._published:
-            commitment = self._value(UserSpacePaths.COMMITMENT, node) or _NOTHING
-            recognition = self._value(UserSpacePaths.RECOGNITION, node)
-            said = Commitment.read(commitment.value) if commitment.value else Commitment()
-            weights = {} if recognition is None else read_weights(node, recognition.value)
-            self._published[node] = Published(node, said, commitment, weights, recognition)
+            commitment = self.value(UserSpacePaths.COMMITMENT, node) or _NOTHING
+            recognition = self.value(UserSpacePaths.RECOGNITION, node)
+            self._published[node] = Published.read(node, commitment, recognition)
         return self._published[node]
 
     def state_of(self, node: bytes) -> TwoTierAllocationState | None:
         """Return what a node says that it grants."""
         if node not in self._states:
-            raw = self.raw_state_of(node)
-            self._states[node] = None if raw is None else read_state(raw)
+            said = self.value(UserSpacePaths.ALLOCATION_STATE, node)
+            self._states[node] = None if said is None else read_state(said.value)
         return self._states[node]
 
-    def raw_state_of(self, node: bytes) -> bytes | None:
-        """Return the bytes of that."""
-        entry = self._entry(UserSpacePaths.ALLOCATION_STATE, node)
-        return None if entry is None else entry.value
-
-    def _entry(self, path: str, node: bytes) -> Entry | None:
+    def value(self, path: str, node: bytes) -> SpaceValue | None:
+        """Return what a node has at a path, with the record that signs it; None for nothing."""
         try:
-            return self._space.get(path, node)
+            entry = self._space.get(path, node)
         except NotFound:
             return None
-
-    def _value(self, path: str, node: bytes) -> SpaceValue | None:
-        entry = self._entry(path, node)
-        if entry is None or entry.value is None:
+        if entry.value is None:
             return None
         return SpaceValue(record=entry.signed.raw, value=entry.value)
-
-
-def read_state(raw: bytes) -> TwoTierAllocationState:
-    """Return the state of its bytes; an empty one where there are none.
-
-    Raises:
-        TooLarge, RecordInvalid: they are of no such thing.
-    """
-    if not raw:
-        return TwoTierAllocationState()
-    return TwoTierAllocationState.from_bytes(raw, size_max=VALUE_BYTES_MAX)

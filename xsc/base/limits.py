@@ -636,7 +636,7 @@ CONVERGED_LOOK_MS = 1_000
 """How long a node waits for further changes before it says that it has converged."""
 CLEARING_ASKED_MAX = 10
 """How often a clearing record that its provider does not give is asked for, a second apart, before
-the provider offers nothing."""
+nothing of the provider counts."""
 COMMITMENT_BYTES_MAX = 64 * KIB
 DAMPING_HISTORY_MAX = 3
 LEDGER_RECORD_BYTES_MAX = 4 * KIB

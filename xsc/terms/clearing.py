@@ -70,7 +70,7 @@ class SpaceValue(Record):
     KIND: ClassVar[str] = "space_value"
 
     record: Annotated[bytes, Field(max_length=SPACE_EVIDENCE_BYTES_MAX)]
-    value: Annotated[bytes, Field(max_length=COMMITMENT_BYTES_MAX)]
+    value: Annotated[bytes, Field(max_length=CLEARING_BYTES_MAX)]
 
     @classmethod
     def read(cls, raw: bytes) -> Self:
@@ -271,7 +271,7 @@ class TwoTierAllocationState(Record):
     mr_values: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
     """By rising ids: mutual recognition above 0, in ppm."""
     damping_factor: Annotated[int, Field(ge=0, le=PPM)] = PPM
-    """In ppm, from the history (`xsc.allocation.damping`)."""
+    """In ppm, from the history (`xsc.allocation.settling`)."""
     damping_history: Annotated[
         tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
     ] = ()

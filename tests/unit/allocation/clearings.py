@@ -197,3 +197,9 @@ def random_clearing(
     capacity = random.randint(0, offered.quantity)
     signed = cleared(Offer(offered, window, NOW_MS, capacity), provider, own, others, network)
     return signed, named(own, *others)
+
+
+def present(allocator) -> list[Signed[ClearingRecord]]:
+    """Return the clearings that a node's state names."""
+    named = [each.clearing for each in allocator.state.slot_denominators]
+    return [allocator.records.opened(record_id) for record_id in named]

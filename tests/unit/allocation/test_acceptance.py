@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 
 from tests.unit.allocation.clearings import HOUR, NOW_MS, UNTIL_MS, key, need, steps_of
 from xsc.allocation.acceptance import (
-    Given,
     at_once,
     keep,
-    still_wanted,
     to_lease,
 )
+from xsc.allocation.granting import Given, still_wanted
 from xsc.allocation.tiers import TIERS, Claim
 from xsc.terms.slot import Entitlement, pack_windows
 

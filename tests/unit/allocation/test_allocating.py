@@ -9,13 +9,13 @@ from itertools import pairwise
 import pytest
 
 from tests.settle import settle
+from tests.unit.allocation.clearings import present
 from tests.unit.allocation.test_commitments import Node
 from tests.unit.space.test_store import record
 from xsc.allocation import granting, records
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all, windows_ahead
-from xsc.allocation.proofs import Proofs
 from xsc.allocation.tiers import TIERS
 from xsc.base.clock import InlineExecutor, SeededEntropy
 from xsc.base.errors import NotFound, StoreDamaged
@@ -41,8 +41,6 @@ from xsc.space import table as tables
 from xsc.space.limits import RECORDS_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import (
-    ClearingRecord,
-    Participant,
     SlotAllocationRecord,
     SlotDenominators,
     SpaceValue,
@@ -213,12 +211,12 @@ async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
         await provider.needs(bob, need_of(10 + number, 1 + number))
         await provider.allocator.allocate()
         assert provider.quantities() == [10 + number]
-        ids += [each.id for each in provider.allocator.present()]
+        ids += [each.id for each in present(provider.allocator)]
         assert {each.id for each in kept.clearings()} == set(ids[-3:])
         for record_id in ids[-3:]:
-            assert "divided" in verify_file(provider.allocator.proof(record_id))
+            assert "divided" in verify_file(provider.allocator.records.proof(record_id))
         with pytest.raises(NotFound):
-            provider.allocator.proof(ids[-4] if len(ids) > 3 else bytes(32))
+            provider.allocator.records.proof(ids[-4] if len(ids) > 3 else bytes(32))
         named = {each.path for each in provider.space.ls(UserSpacePaths.NAMED)}
         assert len(named) == 1 + min(3, len(ids)), "what no record names any more has gone with it"
     monkeypatch.setattr(records, "CLEARINGS_KEPT_MAX", 2)
@@ -230,7 +228,7 @@ async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
     again = Allocating(alice, network, bob, db=provider.db).allocator
     assert again.records.clearings() == kept.clearings()
     for record_id in kept.ids():
-        assert again.proof(record_id) == provider.allocator.proof(record_id)
+        assert again.records.proof(record_id) == provider.allocator.records.proof(record_id)
 
 
 async def test_what_no_record_names_goes_with_the_next_write(provider, bob):
@@ -245,7 +243,7 @@ async def test_what_no_record_names_goes_with_the_next_write(provider, bob):
         UserSpacePaths.named(min(provider.allocator.records.opened(record_id).record.names))
     )
     with pytest.raises(NotFound):
-        provider.allocator.proof(record_id)
+        provider.allocator.records.proof(record_id)
 
 
 async def test_who_is_removed_is_granted_nothing_any_more(provider, bob):
@@ -318,15 +316,15 @@ async def test_where_a_power_loss_took_a_record_its_window_is_cleared_anew(
 ):
     await provider.needs(bob, need_of(10))
     await provider.allocator.allocate()
-    (before,) = provider.allocator.present()
+    (before,) = present(provider.allocator)
     await provider.space.rm(UserSpacePaths.clearing(before.id))
     again = Allocating(alice, network, bob, db=provider.db)
     assert again.quantities() == []
     again.pass_ms(1)
     await again.allocator.allocate()
     assert again.quantities() == [10]
-    (present,) = again.allocator.present()
-    assert present.id != before.id
+    (after,) = present(again.allocator)
+    assert after.id != before.id
 
 
 def test_the_records_of_all_windows_fit_the_own_space():
@@ -491,41 +489,13 @@ def state_of(slot, customer, need, quantity):
     )
 
 
-async def test_an_answer_that_waits_stops_no_clearing_of_own_slots(
-    alice, bob, network, monkeypatch
-):
+async def test_an_answer_that_waits_stops_no_clearing_of_own_slots(alice, bob, network):
     carol = KeyPair(b"\xc0" * 32)
     node = Allocating(alice, network, bob, carol)
     own = Commitment(slots=(SLOT,), needs=(need_of(10),))
     swings = tuple((5, NOW_MS) for _ in range(3))
     own = own.model_copy(update={"damping_history": swings})
     await node.space.put(UserSpacePaths.COMMITMENT, own.to_bytes())
-    need_id = need_of(10).slot_id
-    mine = Participant(
-        customer=alice.node_id,
-        commitment=bytes(32),
-        recognition=None,
-        eligible=((need_id, 10),),
-        lines=((need_id, "open", 10, 10),),
-    )
-
-    def checked(_proofs, provider):
-        record = ClearingRecord(
-            provider=provider,
-            slot=SLOT,
-            window=SLOT.windows[0],
-            at_ms=NOW_MS,
-            capacity=SLOT.quantity,
-            commitment=bytes(32),
-            recognition=None,
-            participants=(mine,),
-            left_out=(),
-            tiers=state_of(SLOT, alice.node_id, need_of(10), 10).slot_denominators[0].tiers,
-        )
-        return {bytes(32): record}
-
-    monkeypatch.setattr(Proofs, "want", lambda *_: False)  # the records are checked
-    monkeypatch.setattr(Proofs, "of", checked)
     for peer in (bob, carol):
         slots = Commitment(slots=(SLOT,)).to_bytes()
         await node.says(peer, UserSpacePaths.COMMITMENT, slots)

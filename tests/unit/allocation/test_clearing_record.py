@@ -30,7 +30,6 @@ from xsc.allocation.clearing_record import (
     read_published,
     wanted,
 )
-from xsc.allocation.receiving import is_line_right
 from xsc.allocation.recognition import value_of
 from xsc.base.errors import ProofInvalid, RecordInvalid, XscError
 from xsc.base.limits import (
@@ -99,16 +98,6 @@ def test_a_clearing_is_recomputed_from_its_record(world, network):
     assert "divided" in verify_file(proof(signed, values, STRANGER)), "whoever packs it"
     with pytest.raises(ProofInvalid, match="had published is missing"):
         check_clearing(signed.raw, values[1:])
-
-
-def test_the_own_lines_begin_with_the_own_tier_at_what_the_slot_asks(world, network):
-    own, others = world
-    record = cleared(offer(), PROVIDER, own, others, network).record
-    for customer, tier in ((MUTUAL, "mutual"), (ONE_WAY, "one_way"), (STRANGER, "open")):
-        assert is_line_right(record, customer.node_id, tier)
-    assert not is_line_right(record, ONE_WAY.node_id, "mutual"), "served behind its tier"
-    dearer = slot(price_mutual=3)
-    assert not is_line_right(record.model_copy(update={"slot": dearer}), MUTUAL.node_id, "mutual")
 
 
 @pytest.mark.parametrize("case", GOLDEN["records"], ids=lambda case: case["name"])

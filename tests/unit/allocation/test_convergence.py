@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from xsc.allocation.convergence import (
+from xsc.allocation.settling import (
     EPSILON_PPM,
     change_ppm,
     network_has_converged,

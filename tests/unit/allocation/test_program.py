@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from tests.unit.allocation.clearings import present
 from tests.unit.allocation.test_allocating import SLOT, Allocating, Plenty, need_of
-from xsc.allocation.gathered import parts_of
-from xsc.allocation.program import NOBODY, AllocationProgram
+from xsc.allocation.program import NOBODY, AllocationProgram, parts_of
 from xsc.base.clock import InlineExecutor
 from xsc.identity.keys import KeyPair
 from xsc.node.built_in import ALLOCATION, allocation_functions
@@ -81,7 +81,7 @@ def node(alice, network, peers):
 async def test_the_program_publishes_what_the_rule_publishes(alice, network, peers, node):
     beside = Allocating(alice, network, *peers)
     assert await play(node, *peers) == await play(beside, *peers)
-    assert node.allocator.present() == beside.allocator.present()
+    assert present(node.allocator) == present(beside.allocator)
     assert node.allocator.granted() == beside.allocator.granted()
     assert node.program.results().outputs["state"] == node.published().hex()
     assert (node.program.results().built_in, node.program.results().state) == (True, "active")
@@ -129,7 +129,7 @@ async def test_with_a_program_that_grants_nobody_nobody_is_granted(node, peers, 
         mean.setattr(rules, "clear", lambda *_: nobody)
         await play(node, *peers)
         assert node.quantities() == []
-        assert node.allocator.present() == []
+        assert present(node.allocator) == []
         assert node.allocator.state.slot_allocations == ()
         frame_number = node.program.results().frame
         await node.allocator.allocate()

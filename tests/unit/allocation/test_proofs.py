@@ -1,4 +1,4 @@
-"""Clearing records of other nodes are fetched, checked once, and asked for again."""
+"""Clearing records of other nodes are fetched, recomputed once, and asked for again."""
 
 from __future__ import annotations
 
@@ -8,16 +8,23 @@ from types import SimpleNamespace
 import pytest
 
 from tests.settle import settle
-from tests.unit.allocation.clearings import NOW_MS, cleared, key, need, published, slot
+from tests.unit.allocation.clearings import (
+    NOW_MS,
+    cleared,
+    key,
+    need,
+    proof,
+    published,
+    slot,
+    space_value,
+)
 from tests.unit.allocation.fakes import Memory
 from tests.unit.allocation.test_commitments import Lines
 from xsc.allocation.clearing_record import Offer, Published
-from xsc.allocation.proofs import Proofs
-from xsc.allocation.receiving import own_part
+from xsc.allocation.records import Records
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import NotFound, ProofInvalid
 from xsc.base.limits import (
-    ALLOCATION_LOOK_MS,
     CLEARING_ASKED_MAX,
     CLEARING_DRAW,
     CONVERGED_LOOK_MS,
@@ -26,7 +33,12 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.node.offline.verify import verify_file
 from xsc.space.paths import UserSpacePaths
-from xsc.terms.clearing import SpaceValue
+from xsc.terms.clearing import (
+    SlotAllocationRecord,
+    SlotDenominators,
+    SpaceValue,
+    TwoTierAllocationState,
+)
 from xsc.terms.slot import Commitment
 
 PROVIDER, CUSTOMER = key(1), key(2)
@@ -34,7 +46,7 @@ NODE = PROVIDER.node_id
 
 
 class Checking:
-    """The proofs of one customer, and what the space of its provider has."""
+    """The records of one customer, and what the space of its provider has."""
 
     def __init__(self, network, published=(), seed=b"7"):
         self.clock = ManualClock()
@@ -42,6 +54,7 @@ class Checking:
         self.reports = []
         self.here = {each.node: each for each in published}
         self.values = {}
+        self.states = {}
         self.reads = []
         self.told = []
         self.tasks = []
@@ -55,22 +68,38 @@ class Checking:
             Lines(),
         )
         self.context = context
-        self.proofs = self.make()
+        self.records = self.make()
 
     def make(self):
-        return Proofs(
+        return Records(
             self.context,
+            space=self,
             state=self.state,
             read=self.read,
-            published=self.published,
+            heard=self,
             once=self.once,
-            told=self.told.append,
+            told=lambda: self.told.append(self.clock.now_ms()),
             report=lambda peer, what: self.reports.append((peer, what)),
         )
 
-    def published(self, node):
+    def of(self, node):
         nothing = SpaceValue(record=b"", value=b"")
         return self.here.get(node, Published(node, Commitment(), nothing))
+
+    def register_schema(self, pattern, check):
+        pass
+
+    def ls(self, prefix):
+        return []
+
+    def value(self, path, node):
+        assert path == UserSpacePaths.ALLOCATION_STATE
+        return self.states.get(node)
+
+    def counts(self, record_id, *, node=NODE, doubted=True):
+        """Return whether anything of the provider counts whose state names a record."""
+        ids = {record_id}
+        return self.records.want(node, () if doubted else ids, ids if doubted else ())
 
     async def read(self, owner, path):
         self.reads.append(path)
@@ -86,11 +115,15 @@ class Checking:
         await settle()
 
 
-@pytest.fixture
-def both(network):
-    """What the provider and the customer have published."""
+def made_of(network):
+    """Return what the provider and the customer have published."""
     own = published(PROVIDER, network, Commitment(slots=(slot(),)), {})
     return own, published(CUSTOMER, network, Commitment(needs=(need(),)), {})
+
+
+@pytest.fixture
+def both(network):
+    return made_of(network)
 
 
 @pytest.fixture
@@ -110,59 +143,87 @@ def false_of(made, network, **changes):
     return sign(made.record.model_copy(update={"participants": (wrong,)}), PROVIDER, network)
 
 
-async def test_a_record_that_is_absent_or_wrong_offers_nothing_and_is_asked_for_again(
-    made, network
-):
+def state_of(made, network, **changes):
+    """Return what the provider publishes of a clearing, with another line."""
+    record, (part,) = made.record, made.record.participants
+    need_id, tier, units, price = part.lines[0]
+    line = {
+        "slot": record.slot.slot_id,
+        "window": record.window,
+        "customer": part.customer,
+        "need": need_id,
+        "tier": tier,
+        "quantity": units,
+        "price": price,
+        "granted_ms": NOW_MS,
+    }
+    divided = SlotDenominators(
+        slot=record.slot.slot_id,
+        window=record.window,
+        kind=record.slot.kind,
+        rule=record.slot.rule,
+        capacity=record.capacity,
+        clearing=made.id,
+        inputs=bytes(32),
+        tiers=record.tiers,
+    )
+    said = SlotAllocationRecord(**line | changes)
+    state = TwoTierAllocationState(
+        slot_denominators=(divided,),
+        slot_allocations=(said,),
+        recipient_totals=((said.customer, record.slot.kind, said.quantity),),
+    )
+    return space_value(PROVIDER, network, UserSpacePaths.ALLOCATION_STATE, state.to_bytes())
+
+
+async def test_of_who_does_not_give_a_record_nothing_counts_until_it_does(made, network):
     checking = Checking(network)
-    proofs = checking.proofs
-    assert proofs.want(NODE, frozenset({made.id}))
+    assert checking.counts(made.id), "it counts while the record is asked for"
     await settle()
     (path,) = checking.reads
     for _ in range(CLEARING_ASKED_MAX - 1):
         assert checking.told == []
-        assert proofs.want(NODE, frozenset({made.id})), "what was proven before stays for a while"
+        assert checking.counts(made.id)
         await checking.pass_ms(CONVERGED_LOOK_MS)
     assert checking.reads == [path] * CLEARING_ASKED_MAX
-    assert checking.told == [NODE]
-    assert not proofs.want(NODE, frozenset({made.id})), "absent: it offers nothing"
-    checking.reads.clear()
-    assert proofs.of(NODE) == {}
-    checking.values[path] = false_of(made, network, units=39).raw
-    await checking.pass_ms(CONVERGED_LOOK_MS)
-    assert len(checking.reads) == 1
-    await checking.pass_ms(CONVERGED_LOOK_MS)
-    assert len(checking.reads) == 1, "what is wrong is not looked at again at once"
-    assert proofs.of(NODE) == {}
+    assert len(checking.told) == 1
+    assert not checking.counts(made.id)
+    assert checking.counts(made.id, node=key(3).node_id), "another provider does"
+    checking.records.keep({NODE})
     checking.values[path] = made.raw
-    await checking.pass_ms(ALLOCATION_LOOK_MS)
-    assert proofs.of(NODE) == {made.id: own_part(made.record, CUSTOMER.node_id)}
-    assert not proofs.want(NODE, frozenset({made.id}))
-    await settle()
-    assert len(checking.reads) == 2, "a record is checked once"
-    assert checking.told == [NODE, NODE]
-    proofs.keep(())
-    assert proofs.of(NODE) == {}
+    checking.values |= {UserSpacePaths.named(name): b"nonsense" for name in made.record.names}
+    await checking.pass_ms(CONVERGED_LOOK_MS)
+    assert not checking.counts(made.id), "what it names is wanted as well"
+    checking.here = {each.node: each for each in made_of(network)}
+    await checking.pass_ms(CONVERGED_LOOK_MS)
+    assert checking.counts(made.id)
+    await checking.pass_ms(CONVERGED_LOOK_MS)
+    checking.reads.clear()
+    assert checking.counts(made.id)
+    await checking.pass_ms(CONVERGED_LOOK_MS)
+    assert path not in checking.reads, "a record is recomputed once"
+    assert checking.reports == []
 
 
-async def test_a_right_record_of_another_provider_or_id_proves_nothing(made, network):
-    checking = Checking(network)
+async def test_a_right_record_of_another_provider_or_id_proves_nothing(made, network, both):
+    checking = Checking(network, both)
     for node, record_id in ((NODE, bytes(32)), (key(3).node_id, made.id)):
-        checking.reads.clear()
-        checking.proofs.want(node, frozenset({record_id}))
-        await settle()
-        checking.values[checking.reads[0]] = made.raw
-        await checking.pass_ms(CONVERGED_LOOK_MS)
-        assert len(checking.reads) == 2
-        assert checking.proofs.of(node) == {}
-        assert not checking.proofs.want(node, frozenset({record_id}))
+        checking.values[UserSpacePaths.clearing(record_id)] = made.raw
+        checking.counts(record_id, node=node)
+        for _ in range(CLEARING_ASKED_MAX):
+            await checking.pass_ms(CONVERGED_LOOK_MS)
+        assert not checking.counts(record_id, node=node)
+    assert checking.reports == []
 
 
-async def checked(made, network, both, seed=b"7", values=()):
+async def checked(made, network, both, seed=b"7", values=(), *, doubted=True, said=None):
     """Let a customer see one record, and return how it did."""
     checking = Checking(network, both, seed)
     checking.values[UserSpacePaths.clearing(made.id)] = made.raw
     checking.values |= {UserSpacePaths.named(each.name): each.to_bytes() for each in values}
-    checking.proofs.want(NODE, frozenset({made.id}))
+    if said is not None:
+        checking.states[NODE] = said
+    checking.counts(made.id, doubted=doubted)
     await settle()
     return checking
 
@@ -170,42 +231,60 @@ async def checked(made, network, both, seed=b"7", values=()):
 async def test_a_customer_recomputes_one_in_sixteen_by_a_draw_of_its_own(made, network, both):
     false, found = false_of(made, network, units=39), 0
     for number in range(16 * CLEARING_DRAW):
-        checking = await checked(false, network, both, seed=str(number).encode())
-        taken = checking.proofs.of(NODE)
-        assert bool(taken) != bool(checking.reports)
-        assert checking.proofs.false_clearings() == ({} if taken else {NODE: false.id})
-        found += not taken
+        checking = await checked(false, network, both, seed=str(number).encode(), doubted=False)
+        counts = checking.counts(false.id, doubted=False)
+        assert bool(checking.reads) == bool(checking.reports) != counts
+        assert checking.records.false_clearings() == ({} if counts else {NODE: false.id})
+        found += not counts
     assert 4 <= found <= 40, "16 of 256 on average: each customer draws others"
 
 
-async def test_a_line_whose_price_its_slot_does_not_ask_is_always_recomputed(made, network, both):
+async def test_a_line_that_cannot_be_right_is_always_recomputed(made, network, both):
     for change in ({"price": 7}, {"tier": "mutual"}, {"tier": "one_way", "price": 2}):
-        checking = await checked(false_of(made, network, **change), network, both)
-        assert checking.proofs.of(NODE) == {}
+        false = false_of(made, network, **change)
+        checking = await checked(false, network, both)
+        assert not checking.counts(false.id)
+        assert checking.counts(bytes(32)), "while its state names this"
         assert checking.reports == [(NODE, "clearing")]
+    right = await checked(made, network, both, said=state_of(made, network))
+    assert right.counts(made.id), "recognition changes, too"
+    assert right.reports == []
+
+
+async def test_a_state_with_other_lines_than_its_clearing_is_evidence(made, network, both):
+    for change in ({"quantity": 39}, {"price": 9}, {"tier": "mutual"}, {"customer": bytes(32)}):
+        checking = await checked(made, network, both, said=state_of(made, network, **change))
+        assert not checking.counts(made.id)
+        assert checking.reports == [(NODE, "clearing")]
+        with pytest.raises(ProofInvalid, match="the clearing that it names does not"):
+            verify_file(checking.records.proof(made.id))
+    # Another's state proves nothing of this provider.
+    foreign = space_value(CUSTOMER, network, UserSpacePaths.ALLOCATION_STATE, b"")
+    values = [*both[0].named.values(), *both[1].named.values()]
+    assert "divided" in verify_file(proof(made, [*values, foreign], CUSTOMER))
 
 
 async def test_a_false_clearing_is_kept_as_evidence_that_anybody_can_check(made, network, both):
     false = false_of(made, network, price=7)
     checking = await checked(false, network, both)
-    for proofs in (checking.proofs, checking.make()):
-        proofs.start()
-        assert proofs.false_clearings() == {NODE: false.id}
+    for records in (checking.records, checking.make()):
+        records.start()
+        assert records.false_clearings() == {NODE: false.id}
         with pytest.raises(ProofInvalid, match="by the rule"):
-            verify_file(proofs.evidence(NODE))
-    await checking.pass_ms(ALLOCATION_LOOK_MS)
+            verify_file(records.proof(false.id))
+    await checking.pass_ms(CONVERGED_LOOK_MS)
     assert checking.reports == [(NODE, "clearing")], "one proves the point"
 
 
 async def test_evidence_that_is_too_large_is_counted_and_not_kept(made, network, both, monkeypatch):
     false = false_of(made, network, price=7)
-    size = len((await checked(false, network, both)).proofs.evidence(NODE))
+    size = len((await checked(false, network, both)).records.proof(false.id))
     for bound, kept in ((size, {NODE: false.id}), (size - 1, {})):
-        monkeypatch.setattr("xsc.allocation.proofs.FALSE_CLEARING_BYTES_MAX", bound)
+        monkeypatch.setattr("xsc.allocation.records.FALSE_CLEARING_BYTES_MAX", bound)
         checking = await checked(false, network, both)
-        assert checking.proofs.false_clearings() == kept
+        assert checking.records.false_clearings() == kept
         assert checking.reports == [(NODE, "clearing")]
-        assert checking.proofs.of(NODE) == {}
+        assert not checking.counts(false.id)
 
 
 async def test_what_is_not_here_of_what_a_record_names_its_provider_gives(made, network, both):
@@ -216,11 +295,11 @@ async def test_what_is_not_here_of_what_a_record_names_its_provider_gives(made, 
     # What it does not give, or gives another value for, proves nothing against it.
     for values in ((), asked[:1]):
         checking = await checked(false, network, (), values=values)
-        assert (checking.reports, checking.proofs.of(NODE)) == ([], {})
+        assert checking.reports == []
     swapped = await checked(false, network, (), values=asked)
     right = await checked(made, network, (), values=asked)
     right.values[UserSpacePaths.named(asked[0].name)] = asked[1].to_bytes()
     with pytest.raises(NotFound):
-        await right.proofs.open(NODE, made.id)
+        await right.records.checked(NODE, made.id)
     assert swapped.reports
     assert right.reports == []

@@ -1,25 +1,25 @@
 """What a customer takes of the states of other nodes, and what it comes to."""
 
+from fractions import Fraction
 from random import Random
 
 from tests.unit.allocation.clearings import (
     NOW_MS,
     UNTIL_MS,
-    cleared,
     key,
     need,
-    published,
     slot,
 )
-from xsc.allocation.acceptance import at_once
-from xsc.allocation.clearing_record import Offer
-from xsc.allocation.receiving import clearings_of, lines_for, own_part, received, still_received
+from xsc.allocation.acceptance import at_once, received
+from xsc.allocation.tiers import TIERS
 from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,
+    TierLine,
     TwoTierAllocationState,
+    to_ratio,
 )
-from xsc.terms.slot import Commitment, Entitlement
+from xsc.terms.slot import Entitlement
 
 
 def test_the_sweep_is_what_looking_at_every_moment_gives():
@@ -54,75 +54,117 @@ def test_what_many_lines_come_to_takes_few_steps():
     assert steps <= 4 * 4096
 
 
-def test_a_line_counts_only_as_the_slot_the_need_and_the_checked_record_have_it(network):
-    provider, customer = key(1), key(2)
-    offered, asked = slot(), need()
-    own = published(provider, network, Commitment(slots=(offered,)), {})
-    other = published(customer, network, Commitment(needs=(asked,)), {})
-    window = offered.windows[0]
-    signed = cleared(Offer(offered, window, NOW_MS, 100), provider, own, [other], network)
-    record = signed.record
-    records = {signed.id: own_part(record, customer.node_id)}
-    right = {
-        "slot": offered.slot_id,
-        "window": window,
-        "customer": customer.node_id,
-        "need": asked.slot_id,
-        "tier": "open",
-        "quantity": 40,
-        "price": 8,
-        "granted_ms": NOW_MS,
-    }
+RIGHT = {
+    "slot": slot().slot_id,
+    "window": slot().windows[0],
+    "customer": key(2).node_id,
+    "need": need().slot_id,
+    "tier": "open",
+    "quantity": 40,
+    "price": 8,
+    "granted_ms": NOW_MS,
+}
+CLEARING = bytes(32)
 
-    def taken(asked=asked, slots=(offered,), **changes) -> list[Entitlement]:
-        line = SlotAllocationRecord(**{**right, **changes})
-        state = TwoTierAllocationState(
-            slot_denominators=(
-                SlotDenominators(
-                    slot=line.slot,
-                    window=line.window,
-                    kind=offered.kind,
-                    rule=offered.rule,
-                    capacity=100,
-                    clearing=signed.id,
-                    inputs=bytes(32),
-                    tiers=record.tiers,
-                ),
-            ),
-            slot_allocations=(line,),
-            recipient_totals=((line.customer, offered.kind, line.quantity),),
-        )
-        needs = {asked.slot_id: asked}
-        lines = lines_for(customer.node_id, state, needs)
-        assert clearings_of(lines, state) == ({signed.id} if lines else set())
-        matching = {asked.slot_id: {each.slot_id: each for each in slots}}
-        return received(
-            customer.node_id,
-            provider.node_id,
-            state,
-            records=records,
-            needs=needs,
-            slots=matching,
-        )
 
-    (entitlement,) = taken()
-    assert still_received([entitlement], {}) == []
-    assert (entitlement.quantity, entitlement.price, entitlement.tier) == (40, 8, "open")
+def taken(asked=None, slots=None, standing="open", before=(), **changes):
+    """Return what counts of a state of one line, and the clearings that are doubted."""
+    line, asked = SlotAllocationRecord(**{**RIGHT, **changes}), asked or need()
+    slots = (slot(),) if slots is None else slots
+    empty = to_ratio(Fraction(0))
+    tiers = tuple(
+        TierLine(
+            tier=stage,
+            capacity=100,
+            given=line.quantity if stage == line.tier else 0,
+            denominator=empty,
+            level=None,
+        )
+        for stage in TIERS
+    )
+    divided = SlotDenominators(
+        slot=line.slot,
+        window=line.window,
+        kind="compute",
+        rule="weighted-uniform",
+        capacity=100,
+        clearing=CLEARING,
+        inputs=bytes(32),
+        tiers=tiers,
+    )
+    state = TwoTierAllocationState(
+        slot_denominators=(divided,),
+        slot_allocations=(line,),
+        recipient_totals=((line.customer, "compute", line.quantity),),
+    )
+    return received(
+        key(2).node_id,
+        key(1).node_id,
+        state,
+        tier=standing,
+        needs={asked.slot_id: asked},
+        slots={asked.slot_id: {each.slot_id: each for each in slots}},
+        before=before,
+    )
+
+
+def test_a_line_counts_only_within_what_slot_and_need_say():
+    (each,), doubted = taken()
+    assert (each.quantity, each.price, each.tier, doubted) == (40, 8, "open", set())
+    start, end = RIGHT["window"]
     for changes in (
         {"slot": b"f" * 16},
-        {"window": (window[0], window[1] - 1)},
+        {"window": (start, end - 1)},
         {"customer": key(3).node_id},
         {"need": b"x" * 16},
-        {"tier": "mutual"},
-        {"quantity": 39},
-        {"price": 7},
-        {"price": 10},
+        {"price": 11},
         {"slots": ()},
         {"slots": (slot(quantity=39),)},
         {"asked": need(quantity=39)},
         {"asked": need(price_max=7)},
     ):
-        assert not taken(**changes), changes
+        assert taken(**changes) == ([], set()), changes
+
+
+def test_a_line_counts_only_on_its_tier_at_what_its_slot_asks():
+    mixed = (slot(rule="proportional"),)
+    for changes in (
+        {"price": 9},
+        {"tier": "mutual", "price": 2},
+        {"tier": "one_way", "price": 4},
+        {"slots": mixed, "tier": "one_way", "price": 5},
+        {"slots": mixed, "tier": "mutual", "stage": "open"},
+    ):
+        stage = changes.pop("stage", changes.get("tier", "open"))
+        counts, doubted = lines_of(stage=stage, **changes)
+        assert (len(counts), doubted) == (1, set()), changes
+    for tier, stage, price, slots in (
+        ("open", "open", 7, None),
+        ("open", "mutual", 2, None),
+        ("mutual", "open", 8, None),
+        ("mutual", "mutual", 3, None),
+        ("one_way", "mutual", 2, None),
+        ("one_way", "mutual", 2, mixed),
+        ("one_way", "one_way", 3, mixed),
+        ("open", "one_way", 4, mixed),
+    ):
+        assert lines_of(tier=tier, stage=stage, price=price, slots=slots) == ([], {CLEARING})
+
+
+def lines_of(*, stage, tier="open", **changes):
+    """As `taken`: a line of a stage for a customer of a tier."""
+    return taken(standing=tier, tier=stage, **changes)
+
+
+def test_a_line_that_has_counted_goes_on_while_its_provider_clears_again():
+    """Where a price or recognition changes, the state is a moment behind."""
+    before, _ = taken()
+    dearer = (slot(reserve=9),)
+    assert taken(slots=dearer) == ([], {CLEARING})
+    assert taken(slots=dearer, before=before) == (before, set())
+    assert taken(standing="mutual", before=before) == (before, set())
+    for changes in ({"quantity": 39}, {"price": 7}, {"tier": "mutual"}):
+        assert taken(slots=dearer, before=before, **changes) == ([], {CLEARING}), changes
 
 
 def granted(number, quantity, window, provider=b"p" * 32, asked="storage"):

@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xsc.allocation.convergence import network_has_converged
+from xsc.allocation.clearing_record import price_of
 from xsc.allocation.explaining import Explained, Explanation
-from xsc.allocation.granting import price_of, until_ms
+from xsc.allocation.granting import until_ms
 from xsc.allocation.queries import Participant, denominator_of, groups
+from xsc.allocation.settling import network_has_converged
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import NotFound, PeerUnknown
@@ -317,10 +318,10 @@ async def clearings(node: Node, _: Nothing) -> api.Clearings:
         clearings=[
             api.Clearing(
                 id=to_text(row.id),
-                slot=to_text(row.slot),
-                kind=row.kind,
-                at_ms=row.at_ms,
-                rule=row.rule,
+                slot=to_text(row.record.slot.slot_id),
+                kind=row.record.slot.kind,
+                at_ms=row.record.at_ms,
+                rule=row.record.slot.rule,
             )
             for row in node.allocator.records.clearings()
         ]
@@ -330,9 +331,9 @@ async def clearings(node: Node, _: Nothing) -> api.Clearings:
 async def clearing(node: Node, asked: Id) -> bytes:
     """Return a clearing record with what it names: of an own slot, or a false one of another."""
     allocator = node.allocator
-    known = [*allocator.records.ids(), *allocator.proofs.false_clearings().values()]
+    known = [*allocator.records.ids(), *allocator.records.false_clearings().values()]
     hint = "`xsc market clearings` lists them"
-    return allocator.proof(begins_with(asked.id, known, "clearing", hint))
+    return allocator.records.proof(begins_with(asked.id, known, "clearing", hint))
 
 
 ANSWERS: Answers = {

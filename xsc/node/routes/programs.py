@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
-from xsc.allocation.gathered import parts_of
+from xsc.allocation.program import parts_of
 from xsc.api import programs as api
 from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge

@@ -107,7 +107,7 @@ async def status(node: Node, _: Nothing, *, home: Path) -> Status:
 
 async def health(node: Node, _: Nothing) -> Health:
     """Return what probes say of each peer, and which clearing of it does not recompute."""
-    false = node.allocator.proofs.false_clearings()
+    false = node.allocator.records.false_clearings()
     return Health(
         peers=[
             PeerHealth(

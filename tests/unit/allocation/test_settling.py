@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from xsc.allocation.damping import (
+from xsc.allocation.settling import (
     MODERATE_PPM,
     OSCILLATING_PPM,
     SMOOTH_PPM,
