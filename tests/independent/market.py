@@ -33,12 +33,10 @@ class Lease(NamedTuple):
     start_ms: int
     end_ms: int
     renews: bytes | None
-    quote: dict
+    quote: dict | None
+    draw: dict | None
+    clearing: bytes | None
     asked: dict
-
-    @property
-    def draw(self):
-        return self.quote["draw"]
 
 
 def hashed(tag, *parts):
@@ -61,9 +59,9 @@ def lease_of(raw):
     """Return a lease that both its parties signed [L1]."""
     provider, granted = opened(raw, "lease")
     customer, asked = opened(granted["request"], "lease_request")
-    quoter, quote = opened(asked["quote"], "quote")
-    parties = [(asked["provider"], asked["customer"]), (quote["provider"], quote["customer"])]
-    if quoter != provider or parties != [(provider, customer)] * 2:
+    quoter, quote = (provider, None) if asked["draw"] else opened(asked["quote"], "quote")
+    parties = [(each["provider"], each["customer"]) for each in (asked, quote) if each]
+    if quoter != provider or set(parties) != {(provider, customer)}:
         raise Broken("a lease is between others than those who signed it")
     if not asked["quantity_min"] <= granted["quantity"] <= asked["quantity"]:
         raise Broken("a lease is of another quantity than was asked for")
@@ -77,6 +75,8 @@ def lease_of(raw):
         asked["end_ms"],
         asked["renews"],
         quote,
+        asked["draw"],
+        granted["clearing"],
         asked,
     )
 
@@ -87,7 +87,7 @@ class Published:
     def __init__(self, spaces):
         self.commitments = {node: [] for node in spaces}
         self.weights = {node: {} for node in spaces}
-        self.clearings = {node: [] for node in spaces}
+        self.clearings = {node: {} for node in spaces}
         for node, rows in spaces.items():
             for path, value in rows:
                 if path == COMMITMENT:
@@ -98,7 +98,7 @@ class Published:
                     author, record = opened(value, "clearing")
                     if author != node:
                         raise Broken("a clearing is signed by another than its provider")
-                    self.clearings[node].append(record)
+                    self.clearings[node][hashed("clearing", cbor2.loads(value)["body"])] = record
 
     def of(self, node, what, **fields):
         """Return the slots or needs that a node published, in all versions, with those fields."""
@@ -116,23 +116,26 @@ class Published:
         return "mutual" if min(given, taken) >= 10_000 else "one_way" if given else "open"
 
     def granted(self, lease):
-        """Yield units and price of what clearings grant to what a lease names [allocation P1]."""
-        draw = lease.draw
-        for record in self.clearings[lease.provider]:
-            window = [draw["start_ms"], draw["end_ms"]]
-            if record["slot"]["slot_id"] != draw["slot"] or list(record["window"]) != window:
-                continue
-            for said in record["participants"]:
-                lines = [line[1:] for line in said["lines"] if line[0] == draw["need"]]
-                if said["customer"] == lease.customer and lines:
-                    units = sum(line[1] for line in lines)
-                    yield units, -(-sum(line[1] * line[2] for line in lines) // units)
+        """Yield tier, units and price of what the clearing grants that a lease names [P1]."""
+        draw, record = lease.draw, self.clearings[lease.provider].get(lease.clearing)
+        if record is None or record["slot"]["slot_id"] != draw["slot"]:
+            return
+        for said in record["participants"]:
+            lines = [line[1:] for line in said["lines"] if line[0] == draw["need"]]
+            if (said["customer"], list(record["window"]), bool(lines)) == (
+                lease.customer,
+                [draw["start_ms"], draw["end_ms"]],
+                True,
+            ):
+                units = sum(line[1] for line in lines)
+                price = -(-sum(line[1] * line[2] for line in lines) // units)
+                yield lines[0][0], units, price
 
 
 def lease_faults(lease, published):
     """Yield what is wrong with a lease by itself: its slot, its need, its price."""
-    quote, tier = lease.quote, lease.quote["tier"]
-    if quote["price"] != quote[RUNGS[tier]] or lease.price < quote["price"]:
+    quote, tier = lease.quote, (lease.draw or lease.quote)["tier"]
+    if quote and (quote["price"] != quote[RUNGS[tier]] or lease.price < quote["price"]):
         yield "its price is not that of its quote"
     if tier != published.tier(lease.provider, lease.customer):
         yield "its tier is not what both published"
@@ -141,7 +144,7 @@ def lease_faults(lease, published):
         slots = published.of(lease.provider, "slots", standing=True)
         cleared = {
             line[3]
-            for r in published.clearings[lease.provider]
+            for r in published.clearings[lease.provider].values()
             for p in r["participants"]
             for line in p["lines"]
         }
@@ -156,14 +159,13 @@ def lease_faults(lease, published):
             yield "who recognises its customer is paid more than its rung"
         return
     slots = published.of(lease.provider, "slots", slot_id=lease.draw["slot"])
-    needs = published.of(lease.customer, "needs", slot_id=lease.draw["need"])
+    stated = {"slot_id": lease.draw["need"], "number": lease.draw["number"]}
+    needs = published.of(lease.customer, "needs", **stated)
     if not slots:
         yield "it names no slot that its provider published"
     if not any(lease.price <= need["price_max"] for need in needs):
         yield "it names no need that its customer published at that price"
-    rungs = {slot[RUNGS[tier]] for slot in slots}
-    prices = {price for _, price in published.granted(lease)}
-    if lease.price not in prices | {rung for rung in rungs if any(rung <= p for p in prices)}:
+    if (tier, lease.price) not in {(of, price) for of, _, price in published.granted(lease)}:
         yield "its price is not what was cleared"
 
 
@@ -203,7 +205,9 @@ def sum_faults(leases, published, ends):
             key = lease.provider, lease.draw["slot"], lease.customer, lease.draw["need"]
             drawn.setdefault(key, []).append(lease)
     for (provider, _, customer, need_id), mine in drawn.items():
-        units = max((units for lease in mine for units, _ in published.granted(lease)), default=0)
+        units = max(
+            (units for lease in mine for _, units, _ in published.granted(lease)), default=0
+        )
         if most(mine, ends) > STEP * units:
             yield "the leases of a need come to more than a clearing granted"
         needs = published.of(customer, "needs", slot_id=need_id)

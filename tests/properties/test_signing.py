@@ -11,8 +11,8 @@ from xsc.market.entitlements import to_lower, to_take
 from xsc.market.lease import LeaseTerms, lowered, new_use
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.room import LEASE_UNIT
+from xsc.terms.lease import Draw
 from xsc.terms.pricing import WORTH, slot_amount
-from xsc.terms.quote import Draw
 from xsc.terms.slot import Entitlement, NeedSlot
 
 CUSTOMER = b"c" * 32
@@ -96,7 +96,7 @@ class Node:
                 cleared=True,
             )
             use = new_use(terms, self.now_ms)
-            self.leases.append(LeaseEntry("customer", terms, use, b"", b"", draw=each.draw))
+            self.leases.append(LeaseEntry("customer", terms, use, b"", b"", draw=each.draw(1)))
 
     def pass_time(self, duration_ms):
         for need_id, need in self.needs.items():
@@ -161,6 +161,11 @@ def test_a_draw_names_what_it_takes():
     node.look([offer])
     (entry,) = node.leases
     assert entry.draw == Draw(
-        slot=offer.slot, start_ms=offer.opens_ms, end_ms=ENDS_MS, need=NEEDS[0]
+        slot=offer.slot,
+        start_ms=offer.opens_ms,
+        end_ms=ENDS_MS,
+        need=NEEDS[0],
+        number=1,
+        tier="open",
     )
     assert entry.drawn_key == offer.key

@@ -163,8 +163,10 @@ def entitlements(
     clearings = {(each.slot, each.window): each.clearing for each in state.slot_denominators}
     for line in state.slot_allocations:
         need, slot = needs.get((line.customer, line.need)), slots.get(line.slot)
-        time = None if need is None else overlap(line.window, windows_of(need))
-        if slot is not None and time is not None:
+        if need is None or slot is None:
+            continue
+        time = overlap(line.window, windows_of(need))
+        if time is not None:
             yield Entitlement(
                 slot=line.slot,
                 opens_ms=line.window[0],
@@ -316,7 +318,7 @@ class _Round:
         }
         room = min(free, slot.quantity - taken)
         self._turns = {node: self._turn(node, last, room) for node in self._times}
-        eligible = {taker.published.node: self._eligible(offer, taker) for taker in taking}
+        eligible = {taker.published.node: self._eligible(offer, taker, free) for taker in taking}
         pinned = self._pinned.get(key, {})
         divided, lines = last.divided, last.lines
         beyond = _beyond(_units(lines), pinned)
@@ -362,8 +364,14 @@ class _Round:
             self._room.take(kind, time, left)
         self._granted.append(line)
 
-    def _eligible(self, offer: Offer, taker: Taker) -> dict[bytes, int]:
-        """Return what each need may be granted of a window, of what it wants."""
+    def _eligible(self, offer: Offer, taker: Taker, free: int) -> dict[bytes, int]:
+        """Return what each need may be granted of a window, of what it wants.
+
+        Args:
+            offer: the window.
+            taker: whose needs they are.
+            free: what no lease has of the window.
+        """
         found: dict[bytes, int] = {}
         customer, now_ms = taker.published.node, self._inputs.now_ms
         credit, is_open = self._credit[customer], taker.tier == "open"
@@ -373,7 +381,11 @@ class _Round:
         for need in taker.needs:
             pin, time = (customer, need.slot_id), self._times[customer][need.slot_id]
             mine = self._drawn.get(pin, 0)
-            most = still_wanted(need, self._inputs.own.node, time, self._given[pin])
+            provider = self._inputs.own.node
+            most = still_wanted(need, provider, time, self._given[pin])
+            # A margin asks for free room, and not for what lies under others' leases.
+            margin = max(0, need.part(provider) - mine)
+            most = min(most, need.most(provider) - max(0, margin - free))
             # Not at what the need says that it pays: who said less would be eligible for more.
             kind, price = offer.slot.kind, offer.slot.reserve
             more = affordable(kind, price, credit)

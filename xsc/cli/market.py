@@ -474,33 +474,33 @@ def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> 
     from xsc.terms.quote import UNITS
 
     found = explain_price(raw)
-    quote = found.quote
+    asked, ladder = found.request, found.ladder
     if settings.json:
         show_json(
             {
-                "provider": to_text(quote.provider),
-                "customer": to_text(quote.customer),
-                "kind": quote.kind,
-                "price_micro": found.price,
-                "asked_micro": quote.price,
-                "tier": quote.tier,
-                "price_mutual_micro": quote.price_mutual,
-                "price_one_way_micro": quote.price_one_way,
-                "reserve_micro": quote.reserve,
+                "provider": to_text(asked.provider),
+                "customer": to_text(asked.customer),
+                "kind": asked.kind,
+                "price_micro": asked.price,
+                "asked_micro": found.asked,
+                "tier": found.tier,
+                "price_mutual_micro": ladder.mutual,
+                "price_one_way_micro": ladder.one_way,
+                "reserve_micro": ladder.reserve,
                 "why": found.why,
                 "passed_over": passed_over,
             }
         )
         return
-    ladder = (quote.price_mutual, quote.price_one_way, quote.reserve)
-    mutual, one_way, others = map(format_credits, ladder)
+    rungs = (ladder.mutual, ladder.one_way, ladder.reserve)
+    mutual, one_way, others = map(format_credits, rungs)
     show_pairs(
         [
-            ("provider", short(to_text(quote.provider))),
-            ("customer", short(to_text(quote.customer))),
-            ("price", f"{format_credits(found.price)} credits a {UNITS[quote.kind]}"),
-            ("asked", format_credits(quote.price)),
-            ("tier", _TIERS[quote.tier]),
+            ("provider", short(to_text(asked.provider))),
+            ("customer", short(to_text(asked.customer))),
+            ("price", f"{format_credits(asked.price)} credits a {UNITS[asked.kind]}"),
+            ("asked", format_credits(found.asked)),
+            ("tier", _TIERS[found.tier]),
             ("posted", f"mutual {mutual}, one_way {one_way}, open {others}"),
             ("why", found.why),
             *(("passed over", row["reason"]) for row in passed_over),

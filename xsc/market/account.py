@@ -23,8 +23,9 @@ from xsc.market import lease as rules
 from xsc.market.lease import LeaseUse
 from xsc.market.lease_entry import LeaseEntry, Role
 from xsc.terms.count import CountLine, LeaseCount, number_of, wide
+from xsc.terms.lease import Draw
 from xsc.terms.pricing import WORTH
-from xsc.terms.quote import Draw, Kind
+from xsc.terms.quote import Kind
 from xsc.terms.voucher import Voucher, leases_account
 
 

@@ -26,6 +26,8 @@ def to_take(
 ) -> Iterator[tuple[Entitlement, int]]:
     """Yield what is taken of offers: the cheapest first, and no more than each need has left.
 
+    It is whole steps of slots.
+
     Args:
         offers: to needs of this node.
         needs: of this node, by id.
@@ -44,6 +46,7 @@ def to_take(
         most = need.most(each.provider) * LEASE_UNIT[need.kind]
         had = had_of[each.need, each.provider]
         level = min(undrawn(each, taken), left.get(each.need, 0), most - had)
+        level -= level % LEASE_UNIT[each.kind]
         # A lease is not shorter than a minute.
         is_long = now_ms + COMPUTE_LEASE_MS <= each.window[1]
         if level > 0 and is_long and is_present(each, now_ms) and each.price <= need.price_max:

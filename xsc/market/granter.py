@@ -46,8 +46,8 @@ from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
 from xsc.market.quote import make_quote, open_quote
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.pricing import Ladder
-from xsc.terms.quote import Draw, Kind, Quote
+from xsc.terms.quote import Kind
+from xsc.terms.slot import Entitlement
 
 LOWER: Final = "market.lower"
 
@@ -85,30 +85,20 @@ class LeaseGranter:
     async def on_quote(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
-        """Quote the caller's price and what it may still reserve, or draw of an entitlement."""
+        """Quote the caller's price and what it may still reserve."""
         kind = _kind(header)
-        draw = None if header.get("draw") is None else Draw.from_value(header["draw"])
         site, owner = self._labels
-        ladder, tier = self._headroom.asked(kind), self._standing.tier(caller)
-        if draw is None:
-            available = self._headroom.offered(kind, caller)
-        else:
-            entitlement, available = self._headroom.entitled(kind, caller, draw)
-            # No more than is asked now without it.
-            price = min(entitlement.price, ladder.rung(tier))
-            ladder, tier = Ladder(price, price, price), entitlement.tier
         quote = make_quote(
             provider=self._key.node_id,
             customer=caller,
             kind=kind,
-            tier=tier,
-            ladder=ladder,
-            available=available,
+            tier=self._standing.tier(caller),
+            ladder=self._headroom.asked(kind),
+            available=self._headroom.offered(kind, caller),
             now_ms=self._clock.now_ms(),
             nonce=self._entropy.token(NONCE_BYTES),
             site=site,
             owner=owner,
-            draw=draw,
         )
         return {"quote": sign(quote, self._key, self._network).raw}, ()
 
@@ -124,8 +114,7 @@ class LeaseGranter:
                 raise RecordInvalid("another lease has the same id")
             return {"lease": known.raw}, ()
         self._asked.count(caller, self._clock.monotonic_ms(), "leases")
-        quote = self._check_request(request.record)
-        return {"lease": self._grant(request, quote, raw)}, ()
+        return {"lease": self._grant(request, self._granting(request.record, caller), raw)}, ()
 
     async def on_lower(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -155,17 +144,30 @@ class LeaseGranter:
                 raise
             return {"level": entry.use.level}, ()
 
-    def _check_request(self, request: LeaseRequest) -> Quote:
-        now_ms = self._clock.now_ms()
-        quote = open_quote(
-            request.quote,
-            network=self._network,
-            provider=self._key.node_id,
-            customer=request.customer,
-            kind=request.kind,
-            now_ms=now_ms,
-        )
-        refusal = rules.check_request(request, quote.record, now_ms, self._storage_ms)
+    def _granting(self, request: LeaseRequest, caller: bytes) -> Entitlement | None:
+        """Return what a request draws on, once it was checked; None for now.
+
+        Raises:
+            XscError: the first thing that is wrong with it.
+        """
+        own, now_ms, granting = self._key.node_id, self._clock.now_ms(), None
+        if (request.provider, request.customer) != (own, caller):
+            raise RecordInvalid("the request is between other nodes")
+        if request.draw is not None:
+            granting = self._headroom.entitled(request.kind, caller, request.draw)
+            price = granting.price
+            if request.kind == "compute" and request.end_ms > granting.window[1]:
+                raise RecordInvalid("the lease ends after what was granted")
+        else:
+            price = open_quote(
+                request.quote or b"",
+                network=self._network,
+                provider=own,
+                customer=caller,
+                kind=request.kind,
+                now_ms=now_ms,
+            ).record.price
+        refusal = rules.check_request(request, price, now_ms, self._storage_ms)
         if refusal is not None:
             raise RecordInvalid(refusal)
         if self._store.get("customer", request.lease_id) is not None:
@@ -180,7 +182,7 @@ class LeaseGranter:
                 f"one customer may have {LEASES_A_CUSTOMER_MAX} leases that are in use",
                 hint="give back what is not needed: `xsc market leases`",
             )
-        return quote.record
+        return granting
 
     def _check_renewal(self, request: LeaseRequest, now_ms: int) -> None:
         if request.renews is None:
@@ -194,12 +196,14 @@ class LeaseGranter:
         if refusal is not None:
             raise RecordInvalid(refusal)
 
-    def _grant(self, signed: Signed[LeaseRequest], quote: Quote, raw: bytes) -> bytes:
+    def _grant(
+        self, signed: Signed[LeaseRequest], granting: Entitlement | None, raw: bytes
+    ) -> bytes:
         """Return the signed lease on a request that was checked, on the disk.
 
         Raises:
             CreditExceeded, SpaceExhausted, ComputeExhausted: nothing useful can be granted.
-            NoOffers: it cannot be kept, or the entitlement of its quote is no more.
+            NoOffers: it cannot be kept.
         """
         request, now_ms = signed.record, self._clock.now_ms()
         customer = request.customer
@@ -208,12 +212,13 @@ class LeaseGranter:
         if old is not None:
             # What may still come to be owed under it goes over with the bytes.
             credit += ahead_micro(old, now_ms)
-        quantity = self._granted(request, quote, credit, old)
+        quantity = self._granted(request, granting, credit, old)
         if isinstance(quantity, str):
             if old is not None and quantity != "credit":
                 raise LeaseExhausted("a clearing granted its room to others: its data has to move")
             raise _refusal(request.kind, quantity, credit)
-        lease = Lease(request=raw, quantity=quantity, granted_ms=now_ms)
+        clearing = None if granting is None else granting.clearing
+        lease = Lease(request=raw, quantity=quantity, granted_ms=now_ms, clearing=clearing)
         entry = self._store.entry_of("provider", sign(lease, self._key, self._network).raw, now_ms)
         try:
             self._store.add([entry])
@@ -231,14 +236,16 @@ class LeaseGranter:
         return entry.raw
 
     def _granted(
-        self, request: LeaseRequest, quote: Quote, credit: int, renewed: LeaseEntry | None
+        self,
+        request: LeaseRequest,
+        granting: Entitlement | None,
+        credit: int,
+        renewed: LeaseEntry | None,
     ) -> int | room.Reason:
         """Return the quantity that a request is granted, or why it is refused."""
         kind, customer = request.kind, request.customer
-        if quote.draw is not None:
-            entitlement, left = self._headroom.entitled(kind, customer, quote.draw, renewed)
-            if kind == "compute" and request.end_ms > entitlement.window[1]:
-                raise RecordInvalid("the lease ends after what was granted")
+        if granting is not None:
+            left = self._headroom.left_of(granting, renewed)
             return room.grant(request, credit, free=left, left=left)
         if kind == "compute":
             if request.price and self._limits.left(customer) + self._limits.calls(customer) <= 0:

@@ -11,13 +11,15 @@ from xsc.identity.context import Context
 from xsc.market import lease as rules
 from xsc.market import room
 from xsc.market.credit_limits import CreditLimits
+from xsc.market.lease import LEVEL_UNIT
 from xsc.market.lease_entry import LeaseEntry, held_or_kept
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import MarketPricing, utilisation_ppm
 from xsc.market.room import LEASE_UNIT, is_present, slot_left, undrawn
+from xsc.terms.lease import Draw
 from xsc.terms.pricing import Ladder
-from xsc.terms.quote import Draw, Kind
+from xsc.terms.quote import Kind
 from xsc.terms.slot import Entitlement, EntitlementKey
 
 
@@ -84,27 +86,31 @@ class Headroom:
         strangers = frozenset(customer for customer in reserved if tier(customer) == "open")
         return room.FreeRoom(self.free("storage"), reserved, strangers)
 
-    def entitled(
-        self, kind: Kind, customer: bytes, draw: Draw, renewed: LeaseEntry | None = None
-    ) -> tuple[Entitlement, int]:
-        """Return the entitlement that a customer names, and what it can draw of it now.
-
-        What a lease has that is renewed by the one that draws counts as free.
+    def entitled(self, kind: Kind, customer: bytes, draw: Draw) -> Entitlement:
+        """Return what a customer was granted and names.
 
         Raises:
             NoOffers: the customer has none of that name, kind and time.
         """
         for each in self._present(kind):
-            if (each.customer, each.draw) == (customer, draw):
-                drawn, has = self._drawn(), 0
-                if renewed is not None:
-                    has = self._goes_over(renewed)
-                    if (key := self._store.counts_for(renewed)) in drawn:
-                        drawn[key] = max(0, drawn[key] - has)
-                left = min(undrawn(each, drawn), slot_left(each, drawn))
-                # It is kept free; others can still hold some of it, or the disk have less.
-                return each, min(left, self.unreserved(kind) + has)
+            if (each.customer, each.draw(draw.number)) == (customer, draw):
+                return each
         raise NoOffers("this node has no such entitlement here, or none any more")
+
+    def left_of(self, each: Entitlement, renewed: LeaseEntry | None) -> int:
+        """Return what can be drawn of an entitlement now, in whole units of leases.
+
+        What a lease has that is renewed by the one that draws counts as free.
+        """
+        drawn, has = self._drawn(), 0
+        if renewed is not None:
+            has = self._goes_over(renewed)
+            if (key := self._store.counts_for(renewed)) in drawn:
+                drawn[key] = max(0, drawn[key] - has)
+        # It is kept free; others can still hold some of it, or the disk have less.
+        room = self.unreserved(each.kind) + has
+        left = min(undrawn(each, drawn), slot_left(each, drawn), room)
+        return left - left % LEVEL_UNIT[each.kind]
 
     def offered(self, kind: Kind, customer: bytes) -> int:
         """Return what a customer may still reserve of its share; of compute, the rate that is left.

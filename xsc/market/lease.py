@@ -37,7 +37,7 @@ from xsc.terms.count import CountLine, number_of
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import amount
 from xsc.terms.pricing import worth as worth_of
-from xsc.terms.quote import Kind, Quote
+from xsc.terms.quote import Kind
 
 _EPOCH_MS: Final[dict[Kind, int]] = {"storage": EPOCH_MS, "compute": COMPUTE_LEASE_MS}
 LEVEL_UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": MFUEL}
@@ -89,7 +89,7 @@ class LeaseUse:
     """Provider: the customer has asked for a count since the lease was granted, or used it."""
 
 
-def terms_of(request: LeaseRequest, quantity: int, *, cleared: bool = False) -> LeaseTerms:
+def terms_of(request: LeaseRequest, quantity: int) -> LeaseTerms:
     """Return the terms of a request that was granted that quantity."""
     return LeaseTerms(
         request.lease_id,
@@ -100,36 +100,22 @@ def terms_of(request: LeaseRequest, quantity: int, *, cleared: bool = False) -> 
         quantity,
         request.start_ms,
         request.end_ms,
-        cleared=cleared,
+        cleared=request.draw is not None,
         renews=request.renews,
     )
 
 
-def longest_ms(quote: Quote, storage_ms: int) -> int:
-    """Return how long a lease lasts at most that is taken under a quote.
+def longest_ms(kind: Kind, storage_ms: int, *, cleared: bool) -> int:
+    """Return how long a lease lasts at most.
 
     Args:
-        quote: that it is taken under.
+        kind: of the lease.
         storage_ms: how long leases of storage last at most, as this node has it.
+        cleared: whether a clearing granted it.
     """
-    if quote.kind == "storage":
+    if kind == "storage":
         return storage_ms
-    return COMPUTE_LEASE_MS if quote.draw is None else CLEARED_COMPUTE_MS
-
-
-def end_of(quote: Quote, until_ms: int | None, now_ms: int, storage_ms: int) -> int:
-    """Return when a lease ends that begins now: what a clearing grants ends with its window.
-
-    What is stored does not go then, so storage goes on.
-
-    Args:
-        quote: that it is taken under.
-        until_ms: when the need can no longer use it, where a clearing granted it.
-        now_ms: the present.
-        storage_ms: how long leases of storage last.
-    """
-    end_ms = now_ms + longest_ms(quote, storage_ms)
-    return end_ms if until_ms is None or quote.kind == "storage" else min(end_ms, until_ms)
+    return CLEARED_COMPUTE_MS if cleared else COMPUTE_LEASE_MS
 
 
 def new_use(terms: LeaseTerms, now_ms: int) -> LeaseUse:
@@ -143,35 +129,31 @@ def new_use(terms: LeaseTerms, now_ms: int) -> LeaseUse:
 
 
 def check_request(
-    request: LeaseRequest, quote: Quote, now_ms: int, storage_ms: int = STORAGE_LEASE_MS
+    request: LeaseRequest, price: int, now_ms: int, storage_ms: int = STORAGE_LEASE_MS
 ) -> str | None:
-    """Return what is wrong with a request under this provider's own valid quote.
+    """Return what is wrong with a request at its provider.
 
     Args:
         request: the customer's.
-        quote: that it names.
+        price: that was quoted or granted.
         now_ms: the present.
         storage_ms: how long leases of storage last here at most.
     """
     if request.lease_id == bytes(len(request.lease_id)):
         return "the lease id is the one of a node's own capacity"
-    if request.provider != quote.provider or request.customer != quote.customer:
-        return "the request is between other nodes than its quote"
-    if request.kind != quote.kind:
-        return "the request is for another kind than its quote"
-    if request.price < quote.price:
-        return f"the price {request.price} is below the quote's {quote.price}"
+    if request.price < price:
+        return f"the price {request.price} is below the {price} that was quoted or granted"
     if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
         return "the lease does not begin now"
-    if quote.draw is not None:
-        if request.quantity % LEVEL_UNIT[request.kind] or request.quantity_min != request.quantity:
-            return "the level is not one of whole units"
-        length_ms = request.end_ms - request.start_ms
-        if request.kind == "compute" and length_ms < COMPUTE_LEASE_MS:
-            # A rate is full again each minute, so a shorter one would give more than it costs.
-            return "the lease is shorter than a minute"
-    longest = longest_ms(quote, storage_ms)
-    if request.end_ms - request.start_ms > longest:
+    length_ms, cleared = request.end_ms - request.start_ms, request.draw is not None
+    unit = LEVEL_UNIT[request.kind]
+    if cleared and (request.quantity % unit or request.quantity_min % unit):
+        return "the level is not one of whole units"
+    if cleared and request.kind == "compute" and length_ms < COMPUTE_LEASE_MS:
+        # A rate is full again each minute, so a shorter one would give more than it costs.
+        return "the lease is shorter than a minute"
+    longest = longest_ms(request.kind, storage_ms, cleared=cleared)
+    if length_ms > longest:
         return f"the lease is longer than {format_duration(longest)}, the longest here"
     epochs = ceil_div(request.end_ms - request.start_ms, _EPOCH_MS[request.kind])
     if amount(request.kind, request.price, request.quantity * epochs) > AMOUNT_MAX:

@@ -19,8 +19,9 @@ from xsc.base.limits import (
 )
 from xsc.market import lease as rules
 from xsc.market.lease import LeaseTerms, LeaseUse
+from xsc.terms.lease import Draw
 from xsc.terms.pricing import compute_amount
-from xsc.terms.quote import Draw, Kind
+from xsc.terms.quote import Kind
 from xsc.terms.slot import EntitlementKey
 
 Role: TypeAlias = Literal["customer", "provider"]

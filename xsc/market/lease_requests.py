@@ -17,11 +17,11 @@ from xsc.market import lease as rules
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.quote import domain_of
+from xsc.market.quote import domain
 from xsc.market.quotes import Quotes
-from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Draw, Kind, Quote
-from xsc.terms.slot import EntitlementKey
+from xsc.terms.lease import Draw, Lease, LeaseRequest
+from xsc.terms.quote import Kind, Quote
+from xsc.terms.slot import Entitlement, EntitlementKey
 
 LEASE: Final = "market.lease"
 
@@ -72,43 +72,51 @@ class LeaseRequests:
 
     async def lease(
         self,
-        quote: Signed[Quote],
+        offer: Signed[Quote] | Entitlement,
         price: int,
         quantity: int,
         quantity_min: int,
         *,
-        until_ms: int | None = None,
+        number: int = 0,
         renewed: LeaseEntry | None = None,
     ) -> LeaseEntry | XscError:
-        """Ask for a lease under a quote and keep it; a refusal is returned.
+        """Ask for a lease and keep it; a refusal is returned.
 
         Args:
-            quote: of the provider.
+            offer: the provider's quote, or what a clearing granted.
             price: that is paid.
             quantity: that is asked for.
             quantity_min: the least that is of use.
-            until_ms: when what a clearing granted ends.
+            number: of the need to which it was granted.
             renewed: the lease whose bytes it keeps.
         """
-        kind, provider = quote.record.kind, quote.record.provider
-        now_ms = self._clock.now_ms()
+        terms: Quote | Entitlement
+        if isinstance(offer, Entitlement):
+            terms, quote, draw = offer, None, offer.draw(number)
+        else:
+            terms, quote, draw = offer.record, offer.raw, None
+        kind, provider, now_ms = terms.kind, terms.provider, self._clock.now_ms()
+        end_ms = now_ms + rules.longest_ms(kind, self._storage_ms, cleared=draw is not None)
+        if isinstance(offer, Entitlement) and kind == "compute":
+            end_ms = min(end_ms, offer.window[1])
         renews = None if renewed is None else renewed.terms.lease_id
         request = LeaseRequest(
             lease_id=self._entropy.token(ID_BYTES),
             provider=provider,
             customer=self._key.node_id,
             kind=kind,
-            quote=quote.raw,
+            quote=quote,
+            draw=draw,
             quantity=quantity,
             quantity_min=quantity_min,
             price=price,
             start_ms=now_ms,
-            end_ms=rules.end_of(quote.record, until_ms, now_ms, self._storage_ms),
+            end_ms=end_ms,
             renews=renews,
         )
-        raw, domain = sign(request, self._key, self._network).raw, domain_of(quote.record)
-        asked = _SentRequest(request, raw, domain, now_ms)
-        at = (kind, provider, quote.record.draw, renews)
+        raw = sign(request, self._key, self._network).raw
+        asked = _SentRequest(request, raw, self.domain_of(provider), now_ms)
+        at = (kind, provider, draw, renews)
         # Whatever the answer, the next quote is to say what is left afterwards.
         self._quotes.drop(kind, provider)
         try:
@@ -121,6 +129,11 @@ class LeaseRequests:
                 self._unheard[at] = asked
             self._log.warning("market.no_lease", peer=short(provider), kind=kind, code=fault.code)
             return fault
+
+    def domain_of(self, provider: bytes) -> bytes:
+        """Return the failure domain of a provider, by its newest quote."""
+        site, owner, _ = self._quotes.labels(provider)
+        return domain(site, owner, provider)
 
     def unheard_at(self) -> set[bytes]:
         """Return the providers that may have granted a lease whose answer was lost."""

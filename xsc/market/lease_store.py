@@ -34,7 +34,7 @@ from xsc.market.reserved import Reserved
 from xsc.market.room import LEASE_UNIT
 from xsc.terms.count import number_of, wide
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Kind, Quote
+from xsc.terms.quote import Kind
 from xsc.terms.slot import EntitlementKey
 
 _VERSION: Final = 1
@@ -227,9 +227,7 @@ class LeaseStore:
         """
         lease = open_signed(raw, Lease, network=self._network)
         request = open_signed(lease.record.request, LeaseRequest, network=self._network)
-        quote = open_signed(request.record.quote, Quote, network=self._network)
-        cleared = quote.record.draw is not None
-        terms = terms_of(request.record, lease.record.quantity, cleared=cleared)
+        terms = terms_of(request.record, lease.record.quantity)
         entry = LeaseEntry(
             role,
             terms,
@@ -237,7 +235,7 @@ class LeaseStore:
             raw,
             request.id,
             domain,
-            quote.record.draw,
+            request.record.draw,
         )
         if not terms.cleared:
             # Its room lapses by two clocks, and what was noted of a lease that was kept is gone.

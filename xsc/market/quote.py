@@ -18,7 +18,7 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.pricing import Ladder, affordable
-from xsc.terms.quote import Draw, Kind, Quote, Tier
+from xsc.terms.quote import Kind, Quote, Tier
 
 QUANTITY_MAX: Final = 2**63 - 1
 
@@ -35,7 +35,6 @@ def make_quote(
     nonce: bytes,
     site: str = "",
     owner: str = "",
-    draw: Draw | None = None,
 ) -> Quote:
     """Return the quote for a customer on its rung, good from now for QUOTE_TTL_MS."""
     return Quote(
@@ -53,7 +52,6 @@ def make_quote(
         nonce=nonce,
         site=site,
         owner=owner,
-        draw=draw,
     )
 
 
@@ -111,19 +109,19 @@ def has_room(quote: Quote, least: int) -> bool:
     return quote.available >= (1 if quote.kind == "compute" else least)
 
 
-def why(quote: Quote, price: int, *, renewed: bool = False) -> str:
+def why(quote: Quote | None, price: int, *, renewed: bool = False) -> str:
     """Return why a lease has its price, as a sentence for people.
 
     Args:
-        quote: the one that the lease carries.
+        quote: the one that the lease carries; None of one on what a clearing granted.
         price: of the lease, micro-credits a GiB and hour, or a Gfuel.
         renewed: whether it is the price of a renewal.
     """
+    if quote is None:
+        return "a lease on an entitlement costs what was granted for it ahead of use"
     assert price >= quote.price, "a lease below its quote is none"
     if renewed:
         return "a renewal costs what the provider posts on that day to this customer"
-    if quote.draw is not None:
-        return "a lease on an entitlement costs what was granted for it ahead of use"
     if quote.tier != "open":
         return "a provider that recognises its customer is paid what it has posted"
     if price == quote.price:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from xsc.base.encoding import Value
-from xsc.base.errors import RecordInvalid, XscError
+from xsc.base.errors import XscError
 from xsc.base.fields import take_bytes
 from xsc.base.ids import short
 from xsc.base.limits import LEASE_TIMEOUT_MS, QUOTE_TIMEOUT_MS
@@ -16,7 +16,7 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.quote import has_room, is_valid, open_quote
-from xsc.terms.quote import Draw, Kind, Quote
+from xsc.terms.quote import Kind, Quote
 
 QUOTE: Final = "market.quote"
 
@@ -105,16 +105,12 @@ class Quotes:
                 self.learn(peer, answer.record)
         return quotes, faults
 
-    async def fresh(
-        self, kind: Kind, peer: bytes, draw: Draw | None = None
-    ) -> Signed[Quote] | XscError:
-        """Return a peer's quote as of now, for the share or to draw, or why there is none."""
+    async def fresh(self, kind: Kind, peer: bytes) -> Signed[Quote] | XscError:
+        """Return a peer's quote as of now, or why there is none."""
         asked: dict[str, Value] = {"kind": kind}
-        if draw is not None:
-            asked["draw"] = draw.to_value()
         try:
             reply = await self._caller.call(peer, QUOTE, asked, timeout_ms=QUOTE_TIMEOUT_MS)
-            quote = open_quote(
+            return open_quote(
                 take_bytes(reply.header, "quote"),
                 network=self._network,
                 provider=peer,
@@ -122,11 +118,8 @@ class Quotes:
                 kind=kind,
                 now_ms=self._clock.now_ms(),
             )
-            if quote.record.draw != draw:
-                raise RecordInvalid("the quote is for another entitlement, or for the share")
         except XscError as fault:
             return fault
-        return quote
 
     def drop(self, kind: Kind, peer: bytes) -> None:
         """Forget the kept quote of a peer."""

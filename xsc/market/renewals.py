@@ -22,7 +22,7 @@ from xsc.base.limits import (
 )
 from xsc.base.units import format_credits, format_duration
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, open_signed
+from xsc.identity.envelope import open_signed
 from xsc.market import keeping as rules
 from xsc.market.lease import LEVEL_UNIT
 from xsc.market.lease_entry import LeaseEntry, drawn
@@ -32,7 +32,7 @@ from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.quotes import Quotes
 from xsc.market.room import is_present, undrawn
 from xsc.terms.count import LeaseCount
-from xsc.terms.quote import Quote
+from xsc.terms.slot import NeedSlot
 
 DAY_MS = 86_400_000
 SILENT = "the host is silent"
@@ -167,11 +167,11 @@ class Renewals:
             return LeaseExhausted(SILENT)
         most = self._price_max
         if entry.draw is not None:
-            prices = [need.price_max for need in self._needs() if need.slot_id == entry.draw.need]
-            if not prices:
+            stated = [need for need in self._needs() if need.slot_id == entry.draw.need]
+            if not stated:
                 return LeaseExhausted("its need is no more, or pays less")
-            most = prices[0]
-            drawing = await self._on_entitlement(entry, most)
+            most = stated[0].price_max
+            drawing = await self._on_entitlement(entry, stated[0])
             if drawing is not None:
                 return drawing
         quote = await self._quotes.fresh("storage", peer)
@@ -185,12 +185,12 @@ class Renewals:
                 f"its price of {format_credits(price)} is above storage_price_max_gib_hour"
             )
         least = min(entry.use.held_bytes, LEVEL_UNIT["storage"])
-        return await self._lease(quote, rules.wanted(entry.terms, entry.use), least, entry)
+        wanted = rules.wanted(entry.terms, entry.use)
+        return await self._requests.lease(quote, price, wanted, least, renewed=entry)
 
-    async def _on_entitlement(self, entry: LeaseEntry, most: int) -> LeaseEntry | None:
+    async def _on_entitlement(self, entry: LeaseEntry, need: NeedSlot) -> LeaseEntry | None:
         """Return a lease on what a clearing grants to the need of a lease; None: on nothing."""
         now_ms, unit = self._clock.now_ms(), LEVEL_UNIT["storage"]
-        assert entry.draw is not None
         taken = dict(self._store.drawn("customer", now_ms))
         if (key := self._store.counts_for(entry)) in taken:
             taken[key] -= drawn(entry, now_ms)
@@ -198,29 +198,17 @@ class Renewals:
             level = min(rules.wanted(entry.terms, entry.use), undrawn(offer, taken))
             level -= level % unit
             if (
-                (offer.provider, offer.need) == (entry.peer, entry.draw.need)
+                (offer.provider, offer.need) == (entry.peer, need.slot_id)
                 and is_present(offer, now_ms)
-                and offer.price <= most
+                and offer.price <= need.price_max
                 and level
             ):
-                quote = await self._quotes.fresh("storage", entry.peer, offer.draw)
-                if isinstance(quote, Signed) and quote.record.price <= offer.price:
-                    answer = await self._lease(quote, level, level, entry, offer.window[1])
-                    if isinstance(answer, LeaseEntry):
-                        return answer
+                answer = await self._requests.lease(
+                    offer, offer.price, level, level, number=need.number, renewed=entry
+                )
+                if isinstance(answer, LeaseEntry):
+                    return answer
         return None
-
-    async def _lease(
-        self,
-        quote: Signed[Quote],
-        quantity: int,
-        quantity_min: int,
-        entry: LeaseEntry,
-        until_ms: int | None = None,
-    ) -> LeaseEntry | XscError:
-        return await self._requests.lease(
-            quote, quote.record.price, quantity, quantity_min, until_ms=until_ms, renewed=entry
-        )
 
     def _failed(self, entry: LeaseEntry, reason: str) -> None:
         lease_id = entry.terms.lease_id

@@ -22,7 +22,7 @@ from xsc.market.default_need import DefaultNeed
 from xsc.market.granted import GrantedLeases
 from xsc.market.granter import LOWER, LeaseGranter
 from xsc.market.headroom import Headroom
-from xsc.market.lease_entry import tidied
+from xsc.market.lease_entry import LeaseEntry, tidied
 from xsc.market.lease_requests import LEASE, LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import Commit, MarketPorts, MarketSettings
@@ -101,7 +101,7 @@ class MarketService:
             lines=lines,
             default_need=self.default_need,
         )
-        self.signing = Signing(context, ports, self.store, self.quotes, self.requests)
+        self.signing = Signing(context, ports, self.store, self.requests)
         self.renewals = Renewals(
             context,
             ports,
@@ -122,13 +122,15 @@ class MarketService:
         for account in self.store.accounts("provider"):
             account.settled_micro = self._credit.settled(account.id)
         for entry in self.store.all("customer"):
-            self.quotes.learn(entry.terms.provider, self._quote_of(entry.raw))
+            self._learn_labels(entry)
 
-    def _quote_of(self, raw: bytes) -> Quote:
-        """Return the quote that a kept lease carries."""
-        lease = open_signed(raw, Lease, network=self._network).record
+    def _learn_labels(self, entry: LeaseEntry) -> None:
+        """Remember site and owner of a provider, as the quote in a kept lease has them."""
+        lease = open_signed(entry.raw, Lease, network=self._network).record
         request = open_signed(lease.request, LeaseRequest, network=self._network).record
-        return open_signed(request.quote, Quote, network=self._network).record
+        if request.quote is not None:
+            quote = open_signed(request.quote, Quote, network=self._network).record
+            self.quotes.learn(entry.terms.provider, quote)
 
     async def run(self) -> None:
         """Settle at every interval and tidy up, until cancelled."""

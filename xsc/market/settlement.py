@@ -59,11 +59,9 @@ from xsc.market.lease_entry import LeaseEntry, Role
 from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
-from xsc.market.quote import domain_of
 from xsc.terms.count import LeaseCount, number_of
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
-from xsc.terms.quote import Quote
 from xsc.terms.voucher import Voucher
 
 ACCOUNT: Final = "market.account"
@@ -447,9 +445,9 @@ class Settlement:
         refusal = leases.check_grant(lease.request, request.record, lease)
         if refusal is not None:
             raise RecordInvalid(refusal)
-        quote = open_signed(request.record.quote, Quote, network=self._network, author=peer).record
-        now_ms = self._clock.now_ms()
-        return self._store.entry_of("customer", raw, now_ms, domain_of(quote))
+        return self._store.entry_of(
+            "customer", raw, self._clock.now_ms(), self._requests.domain_of(peer)
+        )
 
     # The provider's side
 

@@ -30,7 +30,6 @@ from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
-from xsc.market.quotes import Quotes
 from xsc.market.room import LEASE_UNIT
 from xsc.terms.slot import Entitlement, NeedSlot
 
@@ -43,7 +42,6 @@ class Signing:
         context: Context,
         ports: MarketPorts,
         store: LeaseStore,
-        quotes: Quotes,
         requests: LeaseRequests,
     ) -> None:
         self._clock = context.clock
@@ -53,7 +51,6 @@ class Signing:
         self._needs = ports.needs
         self._quality = ports.quality
         self._store = store
-        self._quotes = quotes
         self._requests = requests
         self._woken = asyncio.Event()
         self._later_ms: dict[bytes, int] = {}
@@ -94,30 +91,17 @@ class Signing:
         self._later_ms = {node: at_ms for node, at_ms in self._later_ms.items() if at_ms > now_ms}
         open_offers = [each for each in self._offers() if each.provider not in self._later_ms]
         offers = list(to_take(open_offers, needs, taken, now_ms))
-        await asyncio.gather(*(self._take(each, level) for each, level in offers))
+        await asyncio.gather(*(self._take(each, needs[each.need], level) for each, level in offers))
 
-    async def _take(self, offer: Entitlement, level: int) -> None:
-        quote = await self._quotes.fresh(offer.kind, offer.provider, offer.draw)
-        now_ms = self._clock.now_ms()
-        answer: XscError | LeaseEntry | None = None
-        if isinstance(quote, XscError):
-            answer = quote
-        elif next(to_take([offer], self._stated(), {}, now_ms), None) is None:
-            return  # The need or the window went meanwhile.
-        elif steps := min(level, quote.record.available) // LEASE_UNIT[offer.kind]:
-            level, price = steps * LEASE_UNIT[offer.kind], quote.record.price
-            if price <= offer.price:
-                answer = await self._requests.lease(
-                    quote, price, level, level, until_ms=offer.window[1]
-                )
+    async def _take(self, offer: Entitlement, need: NeedSlot, level: int) -> None:
+        least = LEASE_UNIT[offer.kind]
+        answer = await self._requests.lease(offer, offer.price, level, least, number=need.number)
         if isinstance(answer, XscError):
             self._log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
-        if isinstance(answer, LeaseEntry):
-            need = self._stated().get(offer.need)
-            # What is needed by default is for deployments, and not for other runs.
-            answer.is_apart = offer.kind == "compute" and need is not None and need.standing
-        else:
             self._later_ms[offer.provider] = self._clock.now_ms() + OFFER_SETTLE_MS
+        else:
+            # What is needed by default is for deployments, and not for other runs.
+            answer.is_apart = offer.kind == "compute" and need.standing
 
     async def _lower(self, entry: LeaseEntry, level: int) -> None:
         """Give up room; what the provider confirms is no longer billed.

@@ -17,8 +17,15 @@ from xsc.allocation.allocating import Allocator
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import AllocationProgram
+from xsc.allocation.recognition import tier_of
 from xsc.allocation.service import AllocationService
-from xsc.allocation.standing import Wanted, counted, standing_need
+from xsc.allocation.standing import (
+    OBJECT_HOSTS,
+    Wanted,
+    counted,
+    standing_need,
+    standing_slot,
+)
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
     LedgerDamaged,
@@ -36,6 +43,7 @@ from xsc.base.limits import (
     ALLOCATION_LOOK_MS,
     COMPUTE_LEASE_MS,
     MFUEL,
+    PPM,
     PROBE_TIMEOUT_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
     SWEEP_INTERVAL_MS,
@@ -61,8 +69,10 @@ from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
 from xsc.market import settlement
+from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, ladder
+from xsc.market.quote import domain
 from xsc.market.room import SlotRoom
 from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
@@ -453,10 +463,24 @@ class Node:
             rates = self.services.owner.rates({node: steps * STEP[kind] for node, steps in parts})
             return Wanted(rates, 0, 1, self.config.compute_price_max_micro)
         short_bytes, spread = self.market.default_need.short()
-        price = self.market.headroom.pricing().unit_price("storage")
         most = self.config.storage_price_max_micro
-        held = self.market.default_need.held()
-        return Wanted(held, short_bytes, spread, most if short_bytes else min(price, most))
+        price = most if short_bytes else self._storage_price(most)
+        return Wanted(self.market.default_need.held(), short_bytes, spread, price)
+
+    def _storage_price(self, price_max: int) -> int:
+        """Return what a put would pay at most now, by what peers offer by default."""
+        bids = [
+            Bid(
+                peer,
+                slot.ladder.rung(tier_of(*reversed(self.allocation.weights_of(peer)))),
+                PPM,
+                domain(slot.location, slot.owner, peer),
+            )
+            for peer in self.peers.roster.peers()
+            if (slot := standing_slot(self.commitments.of(peer), "storage")) is not None
+        ]
+        own_price = self.market.headroom.pricing().unit_price("storage")
+        return reserve(bids, OBJECT_HOSTS, own_price, price_max)
 
     def _level(self, kind: Kind) -> int:
         """Return what is offered of a kind by default: bytes, or fuel a second."""

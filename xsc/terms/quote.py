@@ -22,18 +22,6 @@ UNITS: Final[dict[Kind, str]] = {
 """What a price is for, in words (`xsc.terms.pricing`)."""
 
 
-class Draw(Record):
-    """Names the entitlement on which a lease draws, of one customer at one provider."""
-
-    KIND: ClassVar[str] = "draw"
-
-    slot: SlotId
-    start_ms: Count
-    """Of the slot's window."""
-    end_ms: Count
-    need: SlotId
-
-
 class Quote(Record):
     """A price ladder and the rung on which the customer stands.
 
@@ -56,8 +44,8 @@ class Quote(Record):
     price: Count
     """The rung of `tier`: what this customer pays at least."""
     available: Count
-    """What this customer may still reserve or draw: bytes of storage, or fuel steps (fuel times
-    memory steps) a minute of compute, of which for now nothing is reserved: it is what is left."""
+    """What this customer may still reserve: bytes of storage, or fuel steps (fuel times memory
+    steps) a minute of compute, of which nothing is reserved: it is what is left."""
     valid_from_ms: Count
     valid_until_ms: Count
     nonce: Annotated[bytes, Field(min_length=16, max_length=16)]
@@ -65,8 +53,6 @@ class Quote(Record):
     """Failure domain: where the provider stands; empty where unknown."""
     owner: Label = ""
     """Failure domain: who runs the provider; empty where unknown."""
-    draw: Draw | None = None
-    """What a lease under the quote draws on; None for a part of the customer's share."""
 
     @model_validator(mode="after")
     def _ladder(self) -> Quote:

@@ -35,8 +35,9 @@ from xsc.base.limits import (
 )
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import Count, Id32, Record
+from xsc.terms.lease import Draw
 from xsc.terms.pricing import Ladder, slot_amount
-from xsc.terms.quote import Draw, Kind, Label, SlotId, Tier
+from xsc.terms.quote import Kind, Label, SlotId, Tier
 
 STEPS_MAX: Final = 2**33 - 1
 Steps = Annotated[int, Field(gt=0, le=STEPS_MAX)]
@@ -250,9 +251,13 @@ class NeedSlot(Slot):
         """What is of no one provider alone."""
         return self.quantity - sum(steps for _, steps in self.parts)
 
+    def part(self, provider: bytes) -> int:
+        """Return what the need has for a provider alone."""
+        return _of(self.parts, provider, 0)
+
     def most(self, provider: bytes) -> int:
         """Return what the need has for a provider: its part, and a share of the open rest."""
-        return _of(self.parts, provider, 0) + ceil_div(self.open_steps, self.spread)
+        return self.part(provider) + ceil_div(self.open_steps, self.spread)
 
     def cap(self, provider: bytes) -> int:
         """Return what the need accepts of a provider."""
@@ -335,7 +340,13 @@ class Entitlement:
         """What names it among all."""
         return EntitlementKey(self.provider, self.slot, self.opens_ms, self.customer, self.need)
 
-    @property
-    def draw(self) -> Draw:
-        """What names it in a quote."""
-        return Draw(slot=self.slot, start_ms=self.opens_ms, end_ms=self.closes_ms, need=self.need)
+    def draw(self, number: int) -> Draw:
+        """Return what names it in a lease under a number of its need."""
+        return Draw(
+            slot=self.slot,
+            start_ms=self.opens_ms,
+            end_ms=self.closes_ms,
+            need=self.need,
+            number=number,
+            tier=self.tier,
+        )

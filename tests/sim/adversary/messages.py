@@ -39,7 +39,7 @@ from xsc.space.record import value_digest
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import GET_MAX
-from xsc.terms.quote import Draw
+from xsc.terms.lease import Draw
 from xsc.terms.voucher import Voucher
 
 Column = Annotated[int, Field(ge=0, le=COLUMN_MAX)]

@@ -87,7 +87,7 @@ async def test_what_ran_or_lay_there_is_owed_although_no_count_was_asked_for(wor
         customer,
         provider,
         1,
-        draw=provider.granted[-1].draw,
+        draw=provider.granted[-1].draw(1),
         start_ms=now_ms,
         end_ms=now_ms + EPOCH_MS,
         **rate,

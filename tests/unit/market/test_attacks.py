@@ -37,8 +37,10 @@ GFUEL = 10**9
 
 async def ask(world, customer, provider, number, *, kind="storage", draw=None, **change):
     """Ask for a lease as a customer that states what it likes."""
-    head = {"kind": kind} | ({} if draw is None else {"draw": draw.to_value()})
-    quote = (await provider.market.handlers()["market.quote"](customer.id, head, ()))[0]["quote"]
+    quote = None
+    if draw is None:
+        answer = await provider.market.handlers()["market.quote"](customer.id, {"kind": kind}, ())
+        quote = answer[0]["quote"]
     now_ms = world.clock.now_ms()
     fields = {
         "lease_id": number.to_bytes(32, "big"),
@@ -46,6 +48,7 @@ async def ask(world, customer, provider, number, *, kind="storage", draw=None, *
         "customer": customer.id,
         "kind": kind,
         "quote": quote,
+        "draw": draw,
         "quantity": 1,
         "quantity_min": 1,
         "price": 40 * A_MIB,
@@ -75,7 +78,7 @@ async def halfway(world, customer, provider, size_bytes):
     provider.granted[:] = [replace(granted, until_ms=2**60)]
     start_ms = world.clock.now_ms()
     return old, {
-        "draw": granted.draw,
+        "draw": granted.draw(1),
         "quantity": 50 * SLOT_STEP_BYTES,
         "quantity_min": 50 * SLOT_STEP_BYTES,
         "start_ms": start_ms,

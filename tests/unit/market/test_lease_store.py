@@ -15,8 +15,8 @@ from xsc.identity.keys import KeyPair, network_id
 from xsc.market.account import Booking
 from xsc.market.lease import worth
 from xsc.market.lease_store import LeaseStore
-from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Draw, Quote
+from xsc.terms.lease import Draw, Lease, LeaseRequest
+from xsc.terms.quote import Quote
 
 KEY, NET = KeyPair(b"\1" * 32), network_id("test")
 QUOTE = Quote(
@@ -41,7 +41,8 @@ def lease(number, draw=None):
         provider=b"p" * 32,
         customer=b"c" * 32,
         kind="storage",
-        quote=sign(QUOTE.model_copy(update={"draw": draw}), KEY, NET).raw,
+        quote=sign(QUOTE, KEY, NET).raw if draw is None else None,
+        draw=draw,
         quantity=10,
         quantity_min=5,
         price=3,
@@ -90,7 +91,14 @@ def test_small_needs_of_one_customer_are_rounded_up_together(state):
     """Each took a step of 64 MiB of what is cleared, for some bytes."""
     store = store_on(state)
     for number in range(1, 10):
-        draw = Draw(slot=b"s" * 16, start_ms=0, end_ms=100, need=bytes([number]) * 16)
+        draw = Draw(
+            slot=b"s" * 16,
+            start_ms=0,
+            end_ms=100,
+            need=bytes([number]) * 16,
+            number=1,
+            tier="open",
+        )
         store.add([store.entry_of("provider", lease(number, draw), 1)])
     assert set(store.drawn("provider", 5).values()) == {7}
     drawn = store.drawn_steps("provider", 5)

@@ -155,7 +155,7 @@ class Law:
             offers = [e for e in provider.granted if (e.customer, e.kind) == (customer.id, kind)]
             if not offers:
                 return
-            draw = offers[-1].draw
+            draw = offers[-1].draw(1)
         self.number += 1
         entry = await ask(
             self.world,

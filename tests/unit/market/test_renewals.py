@@ -397,7 +397,7 @@ async def answer_to(provider, caller, request):
         ({"renews": b"\x05" * 32}, "no such lease"),
         ({"kind": "compute"}, ""),
         ({"quote": b"no quote"}, ""),
-        ({"price": 0}, "below the quote"),
+        ({"price": 0}, "below the 10240"),
     ],
     ids=lambda item: next(iter(item)) if isinstance(item, dict) else "",
 )

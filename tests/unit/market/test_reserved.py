@@ -10,9 +10,9 @@ from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, GIB
 from xsc.market.lease import LeaseUse, hold, spend
 from xsc.market.lease_entry import kept_free
 from xsc.market.reserved import Reserved
-from xsc.terms.quote import Draw
+from xsc.terms.lease import Draw
 
-DRAW = Draw(slot=b"s" * 16, start_ms=0, end_ms=T0, need=b"n" * 16)
+DRAW = Draw(slot=b"s" * 16, start_ms=0, end_ms=T0, need=b"n" * 16, number=1, tier="open")
 
 
 def kept(*entries):

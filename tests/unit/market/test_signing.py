@@ -31,7 +31,6 @@ from xsc.base.limits import (
     STORAGE_LEASE_MS,
 )
 from xsc.market import keeping, lease_requests
-from xsc.market import lease as rules
 from xsc.market.granter import LOWER
 from xsc.market.room import LEASE_UNIT
 from xsc.terms.lease import LeaseRequest
@@ -160,15 +159,16 @@ async def test_an_offer_of_a_later_window_holds_its_room_once_it_begins(world, t
 async def test_an_entitlement_that_is_not_there_is_refused(world, three):
     customer, other, provider = three
     granted = entitle(world, customer, provider, 8)
-    quotes = customer.market.quotes
-    named = replace(granted, slot=b"x" * 16).draw
-    for asking, draw in ((quotes, named), (other.market.quotes, granted.draw)):
+    for asking, named in (
+        (customer, replace(granted, slot=b"x" * 16)),
+        (customer, replace(granted, tier="open")),
+        (other, granted),
+    ):
         with pytest.raises(NoOffers):
-            await world.drive(asking.fresh("storage", provider.id, draw))
-    quote = await world.drive(quotes.fresh("storage", provider.id, granted.draw))
+            await world.drive(asking.market.requests.lease(named, PRICE, MIB, MIB))
     provider.granted.clear()
-    with pytest.raises(NoOffers):  # also when it was quoted before
-        await world.drive(customer.market.requests.lease(quote, PRICE, MIB, MIB))
+    with pytest.raises(NoOffers):
+        await world.drive(customer.market.requests.lease(granted, PRICE, MIB, MIB))
 
 
 async def test_leases_of_providers_that_are_down_count(world, three):
@@ -205,7 +205,7 @@ async def test_an_offer_that_the_provider_has_no_room_for_is_tried_again_later(w
     entitle(world, customer, provider, 50, until_ms=2**60)
     for _ in range(3):
         await signed(world, customer)
-    assert len([call for call in world.wire.calls if call[2] == "market.quote"]) == 1
+    assert len([call for call in world.wire.calls if call[2] == "market.lease"]) == 1
     provider.room.stored = 0
     world.later(OFFER_SETTLE_MS)
     await signed(world, customer)
@@ -487,7 +487,7 @@ async def test_a_renewal_on_an_entitlement_takes_the_level_of_the_old_lease_and_
     await world.drive(customer.market.renewals.round())
     for node, role in (customer, "customer"), (provider, "provider"):
         new = node.newest(role)
-        assert (new.renews, new.draw) == (old_id, provider.granted[0].draw)
+        assert (new.renews, new.draw) == (old_id, provider.granted[0].draw(1))
         assert (new.quantity, new.held_bytes) == (100 * SLOT_STEP_BYTES, size)
         levels = [view.quantity for view in node.market.leases() if view.lease_id == old_id]
         assert levels == [0]
@@ -653,6 +653,11 @@ async def test_fuel_that_ran_is_billed_to_the_end_of_its_minute(world, three):
     assert provider.one("provider").due_micro == slot_amount("compute", PRICE, 50) // 30
 
 
+def ending(end_ms):
+    """Return what makes requests that end then."""
+    return lambda **fields: LeaseRequest(**(fields | {"end_ms": end_ms}))
+
+
 async def test_a_rate_is_leased_for_a_minute_at_least_and_never_past_its_need(
     world, three, monkeypatch
 ):
@@ -664,7 +669,7 @@ async def test_a_rate_is_leased_for_a_minute_at_least_and_never_past_its_need(
         customer.received.clear()
         entitle(world, customer, provider, 50, kind="compute", window=(now_ms, end_ms))
         with monkeypatch.context() as patch:
-            patch.setattr(rules, "end_of", lambda *_, end_ms=end_ms: end_ms + 1)
+            patch.setattr(lease_requests, "LeaseRequest", ending(end_ms + 1))
             await signed(world, customer)
         assert not provider.market.leases()
     world.later(DAY_MS)
@@ -779,7 +784,7 @@ async def test_offers_that_fail_keep_a_need_from_nobody(world, three):
     async def refuse(_caller, _header, _parts):
         raise NoOffers("no")
 
-    world.wire.handlers[sham.id]["market.quote"] = refuse
+    world.wire.handlers[sham.id]["market.lease"] = refuse
     needs(customer, need_of(50))
     for number in range(4):
         entitle(world, customer, sham, 25, slot=bytes([number]) * 16, price=1, until_ms=2**60)

@@ -5,27 +5,12 @@ import pytest
 from xsc.base.limits import COMPUTE_LEASE_MS, STORAGE_LEASE_MS
 from xsc.base.units import format_duration
 from xsc.market.keeping import check_renewal, due_ms
-from xsc.market.lease import LeaseTerms, LeaseUse, check_request, end_of
-from xsc.market.pricing import Ladder
-from xsc.market.quote import make_quote
+from xsc.market.lease import LeaseTerms, LeaseUse, check_request, longest_ms
 from xsc.storage.object.expiry import before_end
 from xsc.terms.lease import LeaseRequest
 
 P, C, LEASE = b"p" * 32, b"c" * 32, b"l" * 32
 T0, MINUTE_MS = 1_700_000_000_000, 60_000
-
-
-def quoted(kind="storage"):
-    return make_quote(
-        provider=P,
-        customer=C,
-        kind=kind,
-        tier="open",
-        ladder=Ladder(1, 1, 1),
-        available=2**20,
-        now_ms=T0,
-        nonce=bytes(16),
-    )
 
 
 def asked(end_ms, **fields):
@@ -48,15 +33,14 @@ def asked(end_ms, **fields):
 
 @pytest.mark.parametrize("term_ms", [MINUTE_MS, STORAGE_LEASE_MS])
 def test_a_provider_refuses_a_longer_lease_than_it_grants_and_says_how_long_that_is(term_ms):
-    end_ms = end_of(quoted(), None, T0, term_ms)
-    assert end_ms == T0 + term_ms
-    assert check_request(asked(end_ms), quoted(), T0, term_ms) is None
-    refusal = check_request(asked(end_ms + 1), quoted(), T0, term_ms)
+    end_ms = T0 + longest_ms("storage", term_ms, cleared=False)
+    assert check_request(asked(end_ms), 1, T0, term_ms) is None
+    refusal = check_request(asked(end_ms + 1), 1, T0, term_ms)
     assert refusal == f"the lease is longer than {format_duration(term_ms)}, the longest here"
 
 
 def test_the_term_of_storage_says_nothing_of_compute():
-    assert end_of(quoted("compute"), None, T0, STORAGE_LEASE_MS) == T0 + COMPUTE_LEASE_MS
+    assert longest_ms("compute", MINUTE_MS, cleared=False) == COMPUTE_LEASE_MS
 
 
 @pytest.mark.parametrize("term_ms", [MINUTE_MS, STORAGE_LEASE_MS])

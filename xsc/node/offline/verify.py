@@ -38,8 +38,8 @@ from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Order
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
-from xsc.terms.pricing import compute_amount
-from xsc.terms.quote import UNITS, Quote
+from xsc.terms.pricing import Ladder, compute_amount
+from xsc.terms.quote import UNITS, Quote, Tier
 from xsc.terms.slot import STEP
 from xsc.terms.storage_receipt import StorageReceipt
 from xsc.terms.voucher import Voucher
@@ -51,10 +51,12 @@ S = TypeVar("S", bound=Record)
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """What a lease costs, what its provider had asked, and why it is so."""
+    """What was agreed, what its provider asked of this tier and of each, and why it is so."""
 
-    quote: Quote
-    price: int
+    request: LeaseRequest
+    asked: int
+    tier: Tier
+    ladder: Ladder
     why: str
 
 
@@ -91,13 +93,14 @@ def _lease(raw: bytes) -> str:
     _same_network(request, signed)
     _require(signed.author == asked.provider, "the lease is not signed by its provider")
     _require(request.author == asked.customer, "the request is not signed by its customer")
-    quote = _open(asked.quote, Quote, asked.provider)
-    _same_network(quote, signed)
-    _require(
-        (quote.record.customer, quote.record.kind) == (asked.customer, asked.kind),
-        "the quote is for another customer or kind",
-    )
-    _require(asked.price >= quote.record.price, "the price is below the quote")
+    if asked.quote is not None:
+        quote = _open(asked.quote, Quote, asked.provider)
+        _same_network(quote, signed)
+        _require(
+            (quote.record.customer, quote.record.kind) == (asked.customer, asked.kind),
+            "the quote is for another customer or kind",
+        )
+        _require(asked.price >= quote.record.price, "the price is below the quote")
     _require(
         asked.quantity_min <= quantity <= asked.quantity,
         "the grant is outside of what was asked for",
@@ -125,9 +128,13 @@ def explain_price(raw: bytes) -> Priced:
     """
     _lease(raw)
     asked = _open(_open(raw, Lease).record.request, LeaseRequest).record
-    quote = _open(asked.quote, Quote).record
-    renewed = asked.renews is not None and quote.draw is None
-    return Priced(quote, asked.price, why(quote, asked.price, renewed=renewed))
+    if asked.draw is not None:
+        ladder = Ladder(asked.price, asked.price, asked.price)
+        return Priced(asked, asked.price, asked.draw.tier, ladder, why(None, asked.price))
+    quote = _open(asked.quote or b"", Quote).record
+    ladder = Ladder(quote.price_mutual, quote.price_one_way, quote.reserve)
+    because = why(quote, asked.price, renewed=asked.renews is not None)
+    return Priced(asked, quote.price, quote.tier, ladder, because)
 
 
 def _voucher(raw: bytes) -> str:
