@@ -158,6 +158,8 @@ def narrowed(offers: Mapping[bytes, int], spread: int) -> dict[bytes, int]:
     meanwhile. At last what no object fits beside goes, the least offers first.
     """
     wide, top = width(offers.values(), spread), max(offers.values(), default=0)
+    if not wide:
+        return {}
     if top > wide:
         lower = max(wide, *(each for each in offers.values() if each < top), 0)
         return {provider: lower for provider, each in offers.items() if each == top}
@@ -177,6 +179,15 @@ def at_once(lines: Iterable[tuple[Window, int]]) -> int:
         change for (start, end), units in lines for change in ((start, units), (end, -units))
     ]
     return max(accumulate(units for _, units in sorted(changes)), default=0)
+
+
+def is_settled(
+    need: NeedSlot, received: Iterable[Entitlement], matching: Mapping[bytes, Collection[bytes]]
+) -> bool:
+    """Return whether every provider that matches a need has offered something or is capped."""
+    heard = {each.provider for each in received if each.need == need.slot_id}
+    heard |= {node for node, _ in need.caps}
+    return heard.issuperset(matching.get(need.slot_id, ()))
 
 
 def to_lease(
@@ -203,8 +214,7 @@ def to_lease(
         need = needs.get(need_id)
         if need is None:
             continue
-        heard = {each.provider for each in offers} | {node for node, _ in need.caps}
-        if need_id in settled or heard.issuperset(matching.get(need_id, ())):
+        if need_id in settled or is_settled(need, offers, matching):
             found += [each for each in offers if each.quantity <= need.cap(each.provider)]
     return found
 
