@@ -138,7 +138,7 @@ def keep(
 
 
 def width(offers: Collection[int], spread: int) -> int:
-    """Return the most D with Σ min(offer, D) >= spread · D: what each of so many providers can have.
+    """Return what each of so many providers can have: the most D with Σ min(offer, D) >= spread · D.
 
     Args:
         offers: of each provider.
