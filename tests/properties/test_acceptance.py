@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from xsc.allocation import acceptance
-from xsc.allocation.acceptance import Kept, answered
+from xsc.allocation.acceptance import Kept, answered, width
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.granting import Inputs, clear_all, entitlements
 from xsc.base.limits import ALLOCATION_LOOK_MS, MIB
@@ -36,8 +36,10 @@ class Market:
         weights: by the numbers of a provider and a customer, what each gives the other, in ppm.
     """
 
-    def __init__(self, supplies, needs, weights):
+    def __init__(self, supplies, needs, weights, spread=1, *, narrows=False):
         self.now_ms = 1_000
+        self.narrows = narrows
+        """Whether spread needs give back what no object fits beside."""
         self.providers = [name(1 + number) for number in range(len(supplies))]
         self.customers = [name(101 + number) for number in range(len(needs))]
         self.up = set(self.providers)
@@ -63,6 +65,7 @@ class Market:
                 slot_id=node[-16:],
                 kind="storage",
                 quantity=quantity,
+                spread=spread,
                 price_max=9,
                 valid_until_ms=END_MS,
             )
@@ -129,7 +132,9 @@ class Market:
     def answered(self, customer, received, *, is_due):
         """Return the need of a customer as it would publish it now."""
         ranks = {node: standing(self.published(customer), self.published(node)) for node in self.up}
-        return answered(self.needs[customer], received, {}, ranks, is_due=is_due)
+        return answered(
+            self.needs[customer], received, {}, ranks, is_due=is_due, is_settled=self.narrows
+        )
 
     def answer(self, customer):
         """Answer what is granted; return whether the need is published anew."""
@@ -278,6 +283,25 @@ def test_of_parts_and_a_spread_rest_no_provider_has_more_than_its_own_in_any_ord
         market.rest(Random(order))
         assert all(market.units(node) == need.quantity for node, need in market.needs.items())
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_spread_needs_come_to_rest_with_what_fits_and_begin_anew_without_an_offer(seed):
+    random = Random(seed)
+    supplies, needs, weights = drawn_by(random)
+    market = Market(supplies, [3 * need for need in needs], weights, 2, narrows=True)
+
+    def check():
+        market.rest(random, minutes=60)
+        market.check()
+        for customer, need in market.needs.items():
+            units = [units for _, node, units in market.lines() if node == customer]
+            wide = width(units, 2)
+            assert not wide or sum(units) in (2 * wide, need.quantity)
+
+    check()
+    market.up.discard(random.choice(market.providers))
+    check()
 
 
 KEEP = acceptance.keep

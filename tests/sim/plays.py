@@ -169,12 +169,14 @@ class Days:
                 ranks = {
                     host.node: standing(customer.published, host.published) for host in self.hosts
                 }
+                grants = [each for host in self.hosts for each in host.granted]
                 made = answered(
                     need,
-                    [each for host in self.hosts for each in host.granted],
+                    grants,
                     {h.node: self.drawn(h).get(self.key(h, customer.node), 0) for h in self.hosts},
                     ranks,
                     is_due=False,
+                    is_settled=True,
                 )
                 if made != need:
                     changed = True

@@ -12,6 +12,7 @@ was released to others. Caps only fall, so this ends, and with the divisions of
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -136,12 +137,57 @@ def keep(
     return Kept(quantities, merged)
 
 
+def width(offers: Collection[int], spread: int) -> int:
+    """Return what each of so many providers can have: the most D with Σ min(offer, D) >= spread · D.
+
+    Args:
+        offers: of each provider.
+        spread: over how many providers an object goes.
+    """
+    return bisect_right(
+        range(1, max(offers, default=0) + 1),
+        0,
+        key=lambda wide: spread * wide - sum(min(offer, wide) for offer in offers),
+    )
+
+
+def narrowed(offers: Mapping[bytes, int], spread: int) -> dict[bytes, int]:
+    """Return what is kept of offers of which less than all is of use: none above their width.
+
+    The greatest fall to the next lower ones, so that others that give back as well find a width
+    meanwhile. At last what no object fits beside goes, the least offers first.
+    """
+    wide, top = width(offers.values(), spread), max(offers.values(), default=0)
+    if not wide:
+        return {}
+    if top > wide:
+        lower = max(wide, *(each for each in offers.values() if each < top), 0)
+        return {provider: lower for provider, each in offers.items() if each == top}
+    beyond, kept = sum(offers.values()) - spread * wide, dict[bytes, int]()
+    if not beyond:
+        return {}
+    for provider, each in sorted(offers.items(), key=lambda item: (item[1], item[0])):
+        cut = min(each, beyond)
+        beyond -= cut
+        kept[provider] = each - cut
+    return kept
+
+
 def at_once(lines: Iterable[tuple[Window, int]]) -> int:
     """Return the most that the lines of one provider come to at any moment."""
     changes = [
         change for (start, end), units in lines for change in ((start, units), (end, -units))
     ]
     return max(accumulate(units for _, units in sorted(changes)), default=0)
+
+
+def is_settled(
+    need: NeedSlot, received: Iterable[Entitlement], matching: Mapping[bytes, Collection[bytes]]
+) -> bool:
+    """Return whether every provider that matches a need has offered something or is capped."""
+    heard = {each.provider for each in received if each.need == need.slot_id}
+    heard |= {node for node, _ in need.caps}
+    return heard.issuperset(matching.get(need.slot_id, ()))
 
 
 def to_lease(
@@ -168,8 +214,7 @@ def to_lease(
         need = needs.get(need_id)
         if need is None:
             continue
-        heard = {each.provider for each in offers} | {node for node, _ in need.caps}
-        if need_id in settled or heard.issuperset(matching.get(need_id, ())):
+        if need_id in settled or is_settled(need, offers, matching):
             found += [each for each in offers if each.quantity <= need.cap(each.provider)]
     return found
 
@@ -181,12 +226,13 @@ def answered(
     ranks: Mapping[bytes, tuple[Tier, int]],
     *,
     is_due: bool,
+    is_settled: bool,
 ) -> NeedSlot:
     """Return a need with the caps that follow from the offers.
 
-    Caps fall only where a need is filled. If one that has caps would
-    keep more without them, an offer that it kept is gone, and others may offer again: a new number
-    begins.
+    Caps fall only where a need is filled, or is spread and gets less than fits objects. If one that
+    has caps would keep more without them, an offer that it kept is gone, and others may offer
+    again: a new number begins.
 
     Args:
         need: as it is published.
@@ -195,6 +241,8 @@ def answered(
         ranks: tier and weight that this node gives to all these providers, and to those with a cap
             that are up.
         is_due: whether a new number may begin already.
+        is_settled: whether no offer is pending: all providers that match have offered or are
+            capped.
     """
     lines: defaultdict[bytes, list[tuple[Window, int]]] = defaultdict(list)
     for each in received:
@@ -211,11 +259,20 @@ def answered(
     caps, parts = dict(need.caps), dict(need.parts)
     kept = keep(need.quantity, offers, caps, parts)
     units = sum(kept.quantities.values())
-    if caps and units < need.quantity:
+    begun = NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})
+    if units < need.quantity and need.spread > 1 and is_settled and kept.caps == caps:
+        spare = {each: steps - need.part(each) for each, steps in kept.quantities.items()}
+        spare = {each: steps for each, steps in spare.items() if steps > 0}
+        lower = {each: need.part(each) + at for each, at in narrowed(spare, need.spread).items()}
+        if lower:
+            return NeedSlot(**dict(need) | {"caps": tuple(sorted((caps | lower).items()))})
+        level = max((cap - need.part(each) for each, cap in caps.items()), default=0)
+        is_other = caps and level != width(spare.values(), need.spread)
+        return begun if is_other and is_due else need
+    if caps and units < need.quantity and need.spread == 1:
         again = [offer for offer in offers if offer.id not in caps]
         again += [Claim(each, *ranks[each], need.most(each)) for each in caps if each in ranks]
         more = keep(need.quantity, again, {}, parts)
         if sum(more.quantities.values()) > units:
-            begun = NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})
             return begun if is_due else need
     return NeedSlot(**dict(need) | {"caps": tuple(sorted(kept.caps.items()))})

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from xsc.allocation.acceptance import answered, received, to_lease
+from xsc.allocation.acceptance import answered, is_settled, received, to_lease
 from xsc.allocation.clearing_record import Published, read_state, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import Inputs, Outcome, clear_all, entitlements
@@ -229,6 +229,8 @@ class Allocator:
             for moment in (each.window[0], each.until_ms)
             if moment > now_ms
         ]
+        narrows = (since_ms + OFFER_SETTLE_MS // 2 for since_ms in self._since_ms.values())
+        moments += [moment for moment in narrows if moment > now_ms]
         look_ms = self._look_ms
         if self.state.slot_denominators and not self.state.converged:
             look_ms = CONVERGED_LOOK_MS
@@ -409,6 +411,8 @@ class Allocator:
                 {node: steps for (of, node), steps in held.items() if of == need_id},
                 ranks,
                 is_due=now_ms - self._renewed.get(need_id, self._began_ms) >= ALLOCATION_LOOK_MS,
+                is_settled=is_settled(need, grants, self._asked)
+                or now_ms - self._since_ms.get(need_id, now_ms) >= OFFER_SETTLE_MS // 2,
             )
             for need_id, need in needs.items()
         }
