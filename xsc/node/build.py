@@ -423,8 +423,7 @@ class Node:
         self.explaining = Explaining(
             context,
             allocator=self.allocator,
-            commitments=self.commitments,
-            weights=self.allocation.weights_of,
+            heard=self.commitments.heard,
             peers=self.peers.roster,
             drawn=self.drawn_steps,
         )
