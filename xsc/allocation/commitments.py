@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, get_args
+from zoneinfo import ZoneInfo
 
 from xsc.allocation.declaring import (
     Either,
@@ -25,7 +26,6 @@ from xsc.allocation.declaring import (
 from xsc.allocation.heard import Heard
 from xsc.allocation.standing import Wanted, standing_slot, with_standing, with_standing_need
 from xsc.allocation.windows import DAY_MS
-from xsc.allocation.zones import offsets_of
 from xsc.base.clock import event_within
 from xsc.base.errors import ArgumentInvalid, SpaceExhausted, TooLarge, XscError
 from xsc.base.limits import (
@@ -45,6 +45,21 @@ RENEW_INTERVAL_MS: Final = DAY_MS
 LOOK_INTERVAL_MS: Final = 60_000
 """How soon after its end a slot is dropped."""
 _PATH: Final = UserSpacePaths.COMMITMENT
+
+
+def zone_of(name: str) -> ZoneInfo:
+    """Return the time zone of a name.
+
+    Raises:
+        ArgumentInvalid: this machine knows none.
+    """
+    try:
+        return ZoneInfo(name)
+    except (OSError, ValueError, KeyError):  # a folder, a path, and a name without a file
+        raise ArgumentInvalid(
+            f"'{name}' is no time zone",
+            hint="write for example Europe/Berlin, America/New_York or UTC",
+        ) from None
 
 
 class Commitments:
@@ -175,7 +190,7 @@ class Commitments:
 
     async def _state(self, role: type[Either], before: dict[str, Any], said: Statement) -> bytes:
         now_ms = self._clock.now_ms()
-        slot = stated(role, before, said, posted=self._posted, now_ms=now_ms, zones=offsets_of)
+        slot = stated(role, before, said, posted=self._posted, now_ms=now_ms, zones=zone_of)
         await self._publish(with_slot(self._own, slot))
         return slot.slot_id
 
@@ -298,7 +313,7 @@ class Commitments:
 
     async def _renew(self, now_ms: int) -> None:
         try:
-            later = renewed(self._own, now_ms, offsets_of)
+            later = renewed(self._own, now_ms, zone_of)
         except ArgumentInvalid as fault:
             # This machine does not know a zone any more: the published windows stay.
             self._log.warning("allocation.windows_not_continued", fault=fault.message)

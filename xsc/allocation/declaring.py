@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias, TypeVar
+from datetime import tzinfo
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
@@ -12,9 +13,6 @@ from xsc.allocation.matching import check_filters
 from xsc.allocation.windows import (
     DAY_MS,
     ENDLESS_MS,
-    Offsets,
-    Recurrence,
-    check_begin,
     continued,
     occurrences,
     parse_recurrence,
@@ -37,13 +35,10 @@ from xsc.terms.slot import (
 
 S = TypeVar("S", bound=Slot)
 Either: TypeAlias = AvailabilitySlot | NeedSlot
-Zones: TypeAlias = Callable[[str, int, int], Offsets]
-"""Returns the offsets of a zone between two moments."""
+Zones: TypeAlias = Callable[[str], tzinfo]
+"""Returns the time zone of a name."""
 Posted: TypeAlias = Callable[[Kind, int | None], Ladder]
 """Returns the prices of an offer of a kind at a reserve; at the present one for None."""
-
-_AROUND_MS: Final = 2 * DAY_MS
-"""A window that overlaps a moment begins and ends within this of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,49 +59,33 @@ class Statement:
     """Of a need: over how many providers it goes."""
 
 
-def _windows(
-    recurrence: Recurrence,
-    published: Sequence[Window],
-    times: Window,
-    now_ms: int,
-    zones: Zones,
-) -> tuple[Window, ...]:
-    """Return published windows that are not over, and those that follow them to the horizon."""
-    begin = max(times[0], now_ms - _AROUND_MS)
-    until = min(times[1], now_ms + SLOT_HORIZON_MS + _AROUND_MS)
-    offsets = zones(recurrence.zone, begin - _AROUND_MS, until + _AROUND_MS)
-    return continued(published, occurrences(recurrence, offsets, begin, until), now_ms)
-
-
-def _resolve(kind: Kind, said: Statement, now_ms: int, zones: Zones) -> dict[str, object]:
-    """Return the fields of a slot that follow from its times."""
-    begin = now_ms if said.from_ms is None else said.from_ms
-    end = ENDLESS_MS if said.to_ms is None else said.to_ms
-    if said.every is None:
+def _resolve(
+    said: Statement, before: Mapping[str, Any], now_ms: int, zones: Zones
+) -> dict[str, object]:
+    """Return the fields that follow from what is stated of times; what is not is as before."""
+    every, begin, end = said.every, said.from_ms, said.to_ms
+    if every is None and before["recurrence"]:
+        every = f"{before['recurrence']} {before['time_zone']}"
+    if begin is None:
+        windows = unpack_windows(before["windows_packed"])
+        begin = windows[0][0] if windows else now_ms
+    if end is None:
+        end = before["valid_until_ms"]
+    if every is None:
         window = single(begin, end, now_ms)
         return timed((window,), window[1])
-    if kind == "storage":
-        raise ArgumentInvalid(
-            "storage does not recur: it has a start and an end",
-            hint="leave out --every; compute can recur",
-        )
-    recurrence = parse_recurrence(said.every)
-    if end <= max(begin, now_ms - _AROUND_MS):
-        raise ArgumentInvalid(
-            "the recurrence has no length: its end is not after its start", hint="end it later"
-        )
-    check_begin(begin, now_ms)
+    recurrence = parse_recurrence(every)
+    zone = zones(recurrence.zone)
     if end != ENDLESS_MS:
-        # Refuses what would be too many until then.
-        occurrences(recurrence, [(0, 0)], max(begin, now_ms - _AROUND_MS), end)
-    windows = _windows(recurrence, (), (begin, end), now_ms, zones)
-    if not windows:
+        occurrences(recurrence, zone, max(begin, now_ms), end)  # refuses too many until then
+    resolved = continued(recurrence, zone, (), (begin, end), now_ms)
+    if not resolved:
         raise ArgumentInvalid(
-            f"'{said.every}' has no window before its end, or none within"
+            f"'{every}' has no window before its end, or none within"
             f" {SLOT_HORIZON_MS // DAY_MS} days",
             hint="end it later, or choose other days",
         )
-    return timed(windows, end, recurrence.text, recurrence.zone)
+    return timed(resolved, end, recurrence.text, recurrence.zone)
 
 
 def timed(
@@ -205,13 +184,13 @@ def stated(
         "spread": said.spread,
         "price_max": None if is_offer else said.price,
     }
-    fields = dict(before) | {name: value for name, value in told.items() if value is not None}
+    fields = timed((), ENDLESS_MS) | dict(before)
+    fields |= {name: value for name, value in told.items() if value is not None}
     if is_offer and (is_new or said.price is not None):
         fields |= priced(posted(kind, said.price))
-    if (said.from_ms, said.to_ms, said.every) != (None, None, None):
-        fields |= _resolve(kind, said if is_new else _with_times(said, before), now_ms, zones)
-    elif is_new:
-        fields |= _resolve(kind, said, now_ms, zones) if is_offer else timed((), ENDLESS_MS)
+    has_times = (said.from_ms, said.to_ms, said.every) != (None, None, None)
+    if has_times or (is_offer and is_new):
+        fields |= _resolve(said, fields, now_ms, zones)
     if is_offer and replace(said, filters=None, rule=None) != Statement():
         fields["standing"] = False
     asked = ("quantity", "spread", "price_max", "windows_packed", "valid_until_ms")
@@ -219,17 +198,6 @@ def stated(
         fields |= {"number": before["number"] + 1, "caps": ()}
     command = "edit" if not is_new else "offer" if is_offer else "need"
     return made(role, fields, f"`xsc market {command} --help` shows what it takes")
-
-
-def _with_times(said: Statement, before: Mapping[str, Any]) -> Statement:
-    """Return what is stated, with the times before where only some are stated."""
-    if said.every is None and before["recurrence"]:
-        said = replace(said, every=f"{before['recurrence']} {before['time_zone']}")
-    if said.from_ms is None and before["windows_packed"]:
-        said = replace(said, from_ms=unpack_windows(before["windows_packed"])[0][0])
-    if said.to_ms is None and before["valid_until_ms"] != ENDLESS_MS:
-        said = replace(said, to_ms=before["valid_until_ms"])
-    return said
 
 
 def find(commitment: Commitment, slot_id: bytes) -> Either:
@@ -291,8 +259,8 @@ def renewed(commitment: Commitment, now_ms: int, zones: Zones) -> Commitment:
             continue
         if slot.recurrence:
             recurrence = parse_recurrence(f"{slot.recurrence} {slot.time_zone}")
-            times = 0, slot.valid_until_ms
-            windows = _windows(recurrence, slot.windows, times, now_ms, zones)
+            zone, times = zones(recurrence.zone), (0, slot.valid_until_ms)
+            windows = continued(recurrence, zone, slot.windows, times, now_ms)
             if not windows:
                 continue
             slot = type(slot)(**dict(slot) | {"windows_packed": pack_windows(windows)})  # noqa: PLW2901

@@ -433,10 +433,10 @@ async def test_a_zone_that_is_gone_leaves_the_windows(node, monkeypatch):
     await node.done(node.commitments.offer("compute", Statement(100, every=NIGHTS, price=2)))
     before = node.stored()
 
-    def unknown(name, _from_ms, _until_ms):
+    def unknown(name):
         raise ArgumentInvalid(f"'{name}' is no time zone")
 
-    monkeypatch.setattr("xsc.allocation.commitments.offsets_of", unknown)
+    monkeypatch.setattr("xsc.allocation.commitments.zone_of", unknown)
     loop = asyncio.ensure_future(node.commitments.run())
     await settle()
     node.pass_ms(RENEW_INTERVAL_MS)
