@@ -57,7 +57,7 @@ def test_it_holds_over_restarts_and_what_was_said_meanwhile_is_heard():
         await world.clock.sleep_ms(A_MOMENT_MS)
         await world.crash(0)
         ada = world.make(0)
-        await ada.allocation.start()
+        ada.allocation.start()
         assert ada.allocation.tier(bea.key.node_id) == "mutual", "before it reaches anybody"
         await bea.allocation.recognise(ada.key.node_id, 0)
         ada = await world.restart(0)
@@ -116,7 +116,7 @@ def test_who_is_blocked_or_removed_counts_for_nothing_and_the_budget_is_free_aga
             assert ada.allocation.tier(node.key.node_id) == "open"
             assert ada.allocation.their_weight_ppm(node.key.node_id) == 0
             assert followed(ada, node) == set()
-        assert ada.allocation.weights() == {bea.key.node_id: 500_000}
+        assert ada.commitments.heard.of(ada.key.node_id).weights == {bea.key.node_id: 500_000}
 
     run(6, 3, play, SETTINGS)
 

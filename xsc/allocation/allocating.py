@@ -124,7 +124,6 @@ class Allocator:
         self._woken = asyncio.Event()
         space.register_schema(UserSpacePaths.ALLOCATION_STATE, _check_state)
         space.on_change(self._space_changed)
-        commitments.on_change(lambda _: self.wake())
 
     # What the market asks
 
@@ -477,7 +476,7 @@ class Allocator:
         for need_id, need in needs.items():
             if changed[need_id].number > need.number:
                 self._renewed[need_id] = now_ms
-        await self._commitments.replace(
+        await self._commitments.publish(
             Commitment(
                 slots=own.slots,
                 needs=tuple(changed[need.slot_id] for need in own.needs),

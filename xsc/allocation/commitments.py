@@ -45,6 +45,7 @@ RENEW_INTERVAL_MS: Final = DAY_MS
 LOOK_INTERVAL_MS: Final = 60_000
 """How soon after its end a slot is dropped."""
 _PATH: Final = UserSpacePaths.COMMITMENT
+_KINDS: Final[tuple[Kind, ...]] = tuple(sorted(get_args(Kind)))
 
 
 def zone_of(name: str) -> ZoneInfo:
@@ -100,11 +101,9 @@ class Commitments:
         self._wanted = wanted
         self._on_withdrawn = on_withdrawn
         self._stirred = asyncio.Event()
-        self._needed_ms: int | None = None
-        """When a standing need last changed."""
         self._before_stand = before_stand
-        self._stood_ms: int | None = None
-        """When standing slots last followed what this node has and asks."""
+        self._next_ms: dict[str, int] = {}
+        """When standing slots or needs may change again, by the event of their fault."""
         self._site = site
         self._owner = owner
         self._own = Commitment()
@@ -112,7 +111,6 @@ class Commitments:
         """The last write."""
         self.heard = Heard(space)
         """What all nodes have published."""
-        self._told: list[Callable[[bytes], None]] = []
         space.register_schema(_PATH, lambda _, value: Commitment.read(value))
         space.on_change(self._changed)
 
@@ -123,10 +121,6 @@ class Commitments:
             RecordInvalid: what is there is none.
         """
         self._own = self.heard.of(self._node).commitment
-
-    def on_change(self, told: Callable[[bytes], None]) -> None:
-        """Call a function with each node, this one included, whose commitment changed."""
-        self._told.append(told)
 
     @property
     def own(self) -> Commitment:
@@ -159,7 +153,7 @@ class Commitments:
                 f"this node has no {kind} to offer",
                 hint="look at the settings offer, storage_capacity and worker_speed",
             )
-        await self._publish(later)
+        await self.publish(later)
         return slot.slot_id
 
     async def need(self, kind: Kind, said: Statement) -> bytes:
@@ -191,7 +185,7 @@ class Commitments:
     async def _state(self, role: type[Either], before: dict[str, Any], said: Statement) -> bytes:
         now_ms = self._clock.now_ms()
         slot = stated(role, before, said, posted=self._posted, now_ms=now_ms, zones=zone_of)
-        await self._publish(with_slot(self._own, slot))
+        await self.publish(with_slot(self._own, slot))
         return slot.slot_id
 
     async def withdraw(self, slot_id: bytes) -> None:
@@ -201,16 +195,12 @@ class Commitments:
             NotFound: it is not there.
         """
         found = find(self._own, slot_id)
-        await self._publish(without(self._own, slot_id))
+        await self.publish(without(self._own, slot_id))
         if isinstance(found, NeedSlot) and found.standing:
             self._on_withdrawn(found.kind)
 
-    async def replace(self, commitment: Commitment) -> None:
-        """Publish another commitment in the place of the own one, with others within 100 ms."""
-        await self._publish(commitment)
-
-    async def _publish(self, commitment: Commitment) -> None:
-        """Write the own commitment; several within 100 ms are one write.
+    async def publish(self, commitment: Commitment) -> None:
+        """Write the own commitment anew; several within 100 ms are one write.
 
         A later one has the changes of those before it: where one fails that is not the last, what
         becomes of the last counts.
@@ -228,12 +218,10 @@ class Commitments:
                 write = self._write
 
     def _changed(self, change: Change) -> None:
-        if change.path != _PATH:
+        if (change.path, change.owner) != (_PATH, self._node):
             return
-        if change.owner == self._node and (self._write is None or self._write.done()):
+        if self._write is None or self._write.done():
             self._own = self.heard.of(self._node).commitment  # `xsc space put` wrote it
-        for told in self._told:
-            told(change.owner)
 
     async def run(self) -> None:
         """Continue recurrences, drop what is over, and follow what is leased; never returns."""
@@ -256,50 +244,43 @@ class Commitments:
         self._stirred.set()
 
     async def state_need(self) -> None:
-        """Have the standing needs be what this node stores, could not place, and has run.
-
-        They change at most once in NEED_INTERVAL_MS.
-        """
-        now_ms = self._clock.monotonic_ms()
-        if self._needed_ms is not None and now_ms - self._needed_ms < NEED_INTERVAL_MS:
-            return
-        try:
-            if self._with_need() != self._own and await self._before_stand():
-                self._needed_ms = now_ms
-                await self._publish(self._with_need())
-        except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
-            self._log.warning("allocation.need_not_stated", fault=fault.message)
+        """Have the standing needs be what this node stores, could not place, and has run."""
+        await self._follow("allocation.need_not_stated", self._with_need, NEED_INTERVAL_MS)
 
     async def stand(self) -> None:
-        """Have the standing slots be what this node has to lease and asks, at most once an hour.
+        """Have the standing slots be what this node has to lease and asks."""
+        await self._follow("allocation.capacity_not_offered", self._standing, PRICES_POSTED_MS)
+
+    async def _follow(
+        self, fault_event: str, made: Callable[[Commitment], Commitment], interval_ms: int
+    ) -> None:
+        """Publish what follows this node where it changed, at most once in an interval.
 
         A node without peers has nobody to tell.
         """
         now_ms = self._clock.monotonic_ms()
-        if self._stood_ms is not None and now_ms - self._stood_ms < PRICES_POSTED_MS:
+        if now_ms < self._next_ms.get(fault_event, now_ms):
             return
-        self._stood_ms = now_ms  # no other call asks for an interval meanwhile
-        if not await self._before_stand():
-            self._stood_ms = None
-            return
+        self._next_ms[fault_event] = now_ms + interval_ms  # no other call does so meanwhile
         try:
-            later = self._standing(self._own)
-            if later != self._own:
-                await self._publish(later)
+            if made(self._own) != self._own and await self._before_stand():
+                await self.publish(made(self._own))
+                return
         except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
-            self._log.warning("allocation.capacity_not_offered", fault=fault.message)
+            self._log.warning(fault_event, fault=fault.message)
+            return
+        del self._next_ms[fault_event]
 
-    def _with_need(self) -> Commitment:
-        later, kinds = self._own, get_args(Kind)
-        for kind in kinds:
-            new_id = self._entropy.token(SLOT_ID_BYTES)
-            wanted = self._wanted(kind)
-            later = with_standing_need(later, kind, wanted, new_id=new_id, owner=self._owner)
-        return later
+    def _with_need(self, commitment: Commitment) -> Commitment:
+        for kind in _KINDS:
+            new_id, wanted = self._entropy.token(SLOT_ID_BYTES), self._wanted(kind)
+            commitment = with_standing_need(
+                commitment, kind, wanted, new_id=new_id, owner=self._owner
+            )
+        return commitment
 
     def _standing(self, commitment: Commitment) -> Commitment:
-        kinds: tuple[Kind, ...] = get_args(Kind)
-        for kind in sorted(kinds):
+        for kind in _KINDS:
             follows = priced(self._posted(kind, None))
             commitment = with_standing(
                 commitment,
@@ -319,4 +300,4 @@ class Commitments:
             self._log.warning("allocation.windows_not_continued", fault=fault.message)
             return
         if later != self._own:
-            await self._publish(later)
+            await self.publish(later)

@@ -324,8 +324,21 @@ class Node:
             interval_ms=config.probe_interval_ms,
             timeout_ms=min(config.probe_interval_ms, PROBE_TIMEOUT_MS),
         )
+        self.commitments = Commitments(
+            context,
+            self.space,
+            posted=self._posted,
+            level=self._level,
+            # Bound late: the market is made after the commitments.
+            wanted=lambda kind: self._wanted(kind),  # noqa: PLW0108
+            on_withdrawn=self._need_withdrawn,
+            before_stand=self._before_stand,
+            site=config.site,
+            owner=config.owner,
+        )
         self.allocation = AllocationService(
             self.space,
+            self.commitments.heard,
             self.peers.roster,
             context.log,
             # Bound late: whom a node follows depends on its recognition.
@@ -359,18 +372,6 @@ class Node:
             # Bound late: it needs the commitments, and these what is followed.
             everybody=lambda: self.allocator.prefixes(),  # noqa: PLW0108
             also=self.cells.subscriptions,
-        )
-        self.commitments = Commitments(
-            context,
-            self.space,
-            posted=self._posted,
-            level=self._level,
-            # Bound late: the market is made after the commitments.
-            wanted=lambda kind: self._wanted(kind),  # noqa: PLW0108
-            on_withdrawn=self._need_withdrawn,
-            before_stand=self._before_stand,
-            site=config.site,
-            owner=config.owner,
         )
         self.circle = CircleSync(
             self.peers,
@@ -678,7 +679,7 @@ class Node:
         try:
             await self.compute.start()
             await self.shards.start()
-            await self.allocation.start()
+            self.allocation.start()
             self.commitments.start()
             # What was granted ahead of use is kept free from the first request on.
             self.allocator.start()
