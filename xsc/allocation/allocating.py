@@ -18,7 +18,7 @@ from xsc.allocation.clearing_record import Checked, Published, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.damping import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.allocation.granting import Inputs, Outcome, clear_all, entitlements
-from xsc.allocation.matching import Party, match
+from xsc.allocation.matching import Party, mismatch
 from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.allocation.proofs import Proofs, packed
@@ -501,7 +501,7 @@ class Allocator:
                 need_id: {
                     slot.slot_id: slot
                     for slot in other.commitment.slots
-                    if match(slot, there, need, here)
+                    if mismatch(slot, there, need, here) is None
                 }
                 for need_id, need in needs.items()
             }

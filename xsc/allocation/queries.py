@@ -51,26 +51,18 @@ class Participant:
         return tier_of(self.weight_ppm, self.their_weight_ppm)
 
 
-def _recognises(each: Participant) -> bool:
-    return each.their_weight_ppm > 0 and each.tier != "mutual"
-
-
-def _offers(each: Participant) -> bool:
-    return bool(each.commitment.slots)
-
-
-def _needs(each: Participant) -> bool:
-    return bool(each.commitment.needs)
-
-
-GROUPS: Final[Mapping[str, Callable[[Participant], bool]]] = {
+GROUPS: Final[Mapping[str, Callable[[Participant], object]]] = {
     "my_mutual_recognition": lambda each: each.mutual_ppm > 0,
     "my_mutual_beneficiaries": lambda each: each.tier == "mutual",
     "my_non_mutual_beneficiaries": lambda each: each.tier == "one_way",
-    "mutual_providers_for_me": lambda each: each.tier == "mutual" and _offers(each),
-    "non_mutual_providers_for_me": lambda each: _recognises(each) and _offers(each),
-    "mutual_beneficiaries_with_needs": lambda each: each.tier == "mutual" and _needs(each),
-    "non_mutual_beneficiaries_with_needs": lambda each: each.tier == "one_way" and _needs(each),
+    "mutual_providers_for_me": lambda each: each.tier == "mutual" and each.commitment.slots,
+    "non_mutual_providers_for_me": lambda each: (
+        each.tier != "mutual" and each.their_weight_ppm and each.commitment.slots
+    ),
+    "mutual_beneficiaries_with_needs": lambda each: each.tier == "mutual" and each.commitment.needs,
+    "non_mutual_beneficiaries_with_needs": lambda each: (
+        each.tier == "one_way" and each.commitment.needs
+    ),
     "all_mutual_partners": lambda each: each.tier == "mutual",
     "active_participants": lambda each: each.is_active,
     "oscillating_participants": lambda each: each.commitment.damping_ppm < PPM,

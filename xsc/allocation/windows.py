@@ -112,27 +112,22 @@ def occurrences(recurrence: Recurrence, zone: tzinfo, from_ms: int, until_ms: in
     Raises:
         ArgumentInvalid: there are more than SLOT_WINDOWS_MAX.
     """
-    too_many = ArgumentInvalid(
-        f"'{recurrence.text}' has more than {SLOT_WINDOWS_MAX} windows until its end",
-        hint="leave out the end for a recurrence that goes on until it is withdrawn",
-    )
-    first, last = from_ms // DAY_MS - 2, until_ms // DAY_MS + 1
-    if (last - first) * len(recurrence.days) // 7 > SLOT_WINDOWS_MAX + 7:
-        raise too_many
     found: list[Window] = []
-    for day in range(first, last + 1):
+    for day in range(from_ms // DAY_MS - 2, until_ms // DAY_MS + 2):
         if (_EPOCH.weekday() + day) % 7 not in recurrence.days:
             continue
-        midnight = day * DAY_MS
         start, end = (
-            moment_at(midnight + minute * MINUTE_MS, zone)
+            moment_at(day * DAY_MS + minute * MINUTE_MS, zone)
             for minute in (recurrence.start_minute, recurrence.end_minute)
         )
         start, end = max(start, from_ms), min(end, until_ms)
         if start < end:
             found.append((start, end))
-    if len(found) > SLOT_WINDOWS_MAX:
-        raise too_many
+        if len(found) > SLOT_WINDOWS_MAX:
+            raise ArgumentInvalid(
+                f"'{recurrence.text}' has more than {SLOT_WINDOWS_MAX} windows until its end",
+                hint="leave out the end for a recurrence that goes on until it is withdrawn",
+            )
     return found
 
 

@@ -14,11 +14,10 @@ from functools import partial
 
 from xsc import __version__
 from xsc.allocation.allocating import Allocator
-from xsc.allocation.commitments import Commitments
+from xsc.allocation.commitments import AllocationService, Commitments
+from xsc.allocation.declaring import Wanted, counted, standing_need
 from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import AllocationProgram
-from xsc.allocation.service import AllocationService
-from xsc.allocation.standing import Wanted, counted, standing_need
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
     LedgerDamaged,

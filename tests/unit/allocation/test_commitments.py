@@ -10,8 +10,7 @@ from tests.settle import settle
 from tests.unit.allocation.test_declaring import NIGHTS
 from tests.unit.space.test_store import Journal, record
 from xsc.allocation.commitments import LOOK_INTERVAL_MS, RENEW_INTERVAL_MS, Commitments
-from xsc.allocation.declaring import Statement
-from xsc.allocation.standing import Wanted, standing_need
+from xsc.allocation.declaring import Statement, Wanted, standing_need
 from xsc.allocation.windows import DAY_MS
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhausted, TooLarge

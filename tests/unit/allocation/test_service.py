@@ -2,9 +2,9 @@
 
 import pytest
 
+from xsc.allocation.commitments import AllocationService
 from xsc.allocation.heard import Heard
 from xsc.allocation.recognition import read_weights, value_of
-from xsc.allocation.service import AllocationService
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.encoding import encode
 from xsc.base.errors import ArgumentInvalid, RecordInvalid, SpaceExhausted, StoreDamaged
