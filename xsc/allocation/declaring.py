@@ -7,6 +7,7 @@ nobody's command (docs/design/slots.md, C1 to C4 and D1 to D8).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import tzinfo
@@ -57,6 +58,8 @@ OBJECT_HOSTS: Final = DATA_SHARDS_DEFAULT + PARITY_SHARDS_DEFAULT
 """Providers that an object needs."""
 NOTHING: Final = bytes(SLOT_ID_BYTES)
 """In the place of a slot or need, where none is stated."""
+_ASKED: Final = ("quantity", "parts", "spread", "price_max", "windows_packed", "valid_until_ms")
+"""What a need asks for."""
 S = TypeVar("S", bound=Slot)
 Either: TypeAlias = AvailabilitySlot | NeedSlot
 Zones: TypeAlias = Callable[[str], tzinfo]
@@ -85,7 +88,7 @@ class Statement:
 
 def _resolve(
     said: Statement, before: Mapping[str, Any], now_ms: int, zones: Zones
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Return the fields that follow from what is stated of times; what is not is as before."""
     every, begin, end = said.every, said.from_ms, said.to_ms
     if every is None and before["recurrence"]:
@@ -114,7 +117,7 @@ def _resolve(
 
 def timed(
     windows: Sequence[Window], end_ms: int, recurrence: str = "", zone: str = ""
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Return the fields of windows that a slot or need has until it ends."""
     return {
         "windows_packed": pack_windows(windows),
@@ -124,36 +127,30 @@ def timed(
     }
 
 
-def _refusal(fault: ValidationError, hint: str) -> ArgumentInvalid:
-    """Return what is wrong first with a statement, in our words."""
-    first = fault.errors()[0]
-    place = "".join(str(part) for part in first["loc"][:1])
-    if first["type"] in ("too_long", "string_too_long"):
-        what = "characters" if first["type"] == "string_too_long" else place
-        said = f"{place} must have at most {first['ctx']['max_length']} {what}"
-    elif first["msg"].startswith("Input should be"):
-        said = f"{place} {first['msg'].replace('Input should', 'must')}"
-    else:
-        said = first["msg"].removeprefix("Value error, ")
-        said = f"{place}: {said}" if place else said
-    return ArgumentInvalid(said, hint=hint)
-
-
-def made(kind: type[S], fields: Mapping[str, Any], hint: str = "") -> S:
-    """Return a slot or need of those fields.
+def made(role: type[S], before: Mapping[str, Any], changes: Mapping[str, Any], hint: str = "") -> S:
+    """Return a slot or need with changed fields: a need with what is asked anew has a new number.
 
     Raises:
-        ArgumentInvalid: they make none.
+        ArgumentInvalid: they make none; the first thing that is wrong.
     """
+    fields = dict(before) | dict(changes)
+    if "number" in before and any(fields[name] != before[name] for name in _ASKED):
+        fields |= {"number": before["number"] + 1, "caps": ()}
     try:
-        slot = kind(**fields)
+        slot = role(**fields)
     except ValidationError as fault:
-        raise _refusal(fault, hint) from None
+        first = fault.errors()[0]
+        place = "".join(str(part) for part in first["loc"][:1])
+        said = first["msg"].removeprefix("Value error, ")
+        if place:
+            said, count = re.subn("^(Input|String|Tuple) should", f"{place} must", said)
+            said = said if count else f"{place}: {said}"
+        raise ArgumentInvalid(said, hint=hint) from None
     check_filters(slot.filters)
     return slot
 
 
-def priced(ladder: Ladder) -> dict[str, object]:
+def priced(ladder: Ladder) -> dict[str, Any]:
     """Return the fields of an offer's prices."""
     return {
         "price_mutual": ladder.mutual,
@@ -199,7 +196,6 @@ def stated(
             hint="`xsc market need` states another, `xsc market withdraw` ends what waits for "
             "room, `xsc compute undeploy` what is deployed",
         )
-    kind: Kind = before["kind"]
     told: dict[str, Any] = {
         "quantity": said.quantity,
         "filters": None if said.filters is None else tuple(sorted(said.filters)),
@@ -208,20 +204,17 @@ def stated(
         "spread": said.spread,
         "price_max": None if is_offer else said.price,
     }
-    fields = timed((), ENDLESS_MS) | dict(before)
-    fields |= {name: value for name, value in told.items() if value is not None}
+    before = timed((), ENDLESS_MS) | dict(before)
+    changes = {name: value for name, value in told.items() if value is not None}
     if is_offer and (is_new or said.price is not None):
-        fields |= priced(posted(kind, said.price))
+        changes |= priced(posted(before["kind"], said.price))
     has_times = (said.from_ms, said.to_ms, said.every) != (None, None, None)
     if has_times or (is_offer and is_new):
-        fields |= _resolve(said, fields, now_ms, zones)
+        changes |= _resolve(said, before, now_ms, zones)
     if is_offer and replace(said, filters=None, rule=None) != Statement():
-        fields["standing"] = False
-    asked = ("quantity", "spread", "price_max", "windows_packed", "valid_until_ms")
-    if not (is_offer or is_new) and any(fields[name] != before[name] for name in asked):
-        fields |= {"number": before["number"] + 1, "caps": ()}
+        changes["standing"] = False
     command = "edit" if not is_new else "offer" if is_offer else "need"
-    return made(role, fields, f"`xsc market {command} --help` shows what it takes")
+    return made(role, before, changes, f"`xsc market {command} --help` shows what it takes")
 
 
 def find(commitment: Commitment, slot_id: bytes) -> Either:
@@ -326,10 +319,9 @@ def with_standing(
             commitment = without(commitment, found.slot_id)
     elif found is not None or kind not in made_of:
         made_of.add(kind)
-        fields = (
-            _new(new_id, kind, ((now_ms, ENDLESS_MS),)) if found is None else dict(found)
-        ) | dict(follows)
-        commitment = with_slot(commitment, made(AvailabilitySlot, fields | {"quantity": steps}))
+        before = _new(new_id, kind, ((now_ms, ENDLESS_MS),)) if found is None else dict(found)
+        slot = made(AvailabilitySlot, before, {**follows, "quantity": steps})
+        commitment = with_slot(commitment, slot)
     return commitment.model_copy(update={"standing_made": tuple(sorted(made_of))})
 
 
@@ -391,17 +383,15 @@ def with_standing_need(
     quantity = sum(steps for _, steps in parts) + short
     if quantity == 0:
         return commitment if found is None else without(commitment, found.slot_id)
-    fields = _new(new_id, kind, ()) if found is None else dict(found)
-    fields |= {
+    before = _new(new_id, kind, ()) if found is None else dict(found)
+    changes = {
         "quantity": quantity,
         "parts": parts,
         "spread": min(wanted.spread, PEERS_MAX) if short else 1,
         "price_max": wanted.price_max,
         "owner": owner,
     }
-    if found is not None and fields != dict(found):
-        fields |= {"number": found.number + 1, "caps": ()}
-    return with_slot(commitment, made(NeedSlot, fields))
+    return with_slot(commitment, made(NeedSlot, before, changes))
 
 
 def standing_need(commitment: Commitment, kind: Kind = "storage") -> NeedSlot | None:

@@ -111,7 +111,7 @@ def test_a_recurrence_has_windows_to_the_horizon_and_no_end():
         ({"filters": (("a", "1"),) * 2}, "filters do not rise"),
         (
             {"filters": tuple((f"{n}", "") for n in range(9))},
-            "^filters must have at most 8 filters$",
+            "^filters must have at most 8 items",
         ),
     ],
     ids=str,
