@@ -1,7 +1,8 @@
-"""Keeps what this node offers and needs, and knows what other nodes do.
+"""Keeps what this node offers, needs and recognises, and knows what other nodes do.
 
 A commitment is one value in the space of its node, which is where it is kept: there is no other
-table. docs/design/slots.md, C1 to C6.
+table (docs/design/slots.md, C1 to C6). So is recognition. Every node follows the recognition of
+each peer (docs/design/space.md, S11), so nothing is sent from here.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ from xsc.base.limits import (
     PRICES_POSTED_MS,
     SLOT_ID_BYTES,
 )
-from xsc.base.log import Log
 from xsc.base.peering import Peers
 from xsc.identity.context import Context
 from xsc.space.paths import UserSpacePaths
@@ -70,15 +70,17 @@ def zone_of(name: str) -> ZoneInfo:
 
 
 class Commitments:
-    """The commitment of this node, and those of other nodes as far as they are here.
+    """The commitment and recognition of this node, and those of others as far as they are here.
 
     Args:
         context: of the node.
-        space: keeps all commitments.
+        space: keeps all of them.
+        peers: who is known; nobody else is recognised or recognises.
         posted: what this node asks.
         level: returns what this node has to lease of a kind: bytes, or fuel a second.
         wanted: returns what this node needs of a kind by default.
         on_withdrawn: called once a standing need of that kind was withdrawn by its owner.
+        on_recognised: called once own recognition, or what a peer gives to this node, changed.
         before_stand: done before standing slots are published; says whether anybody is there.
         site: where this node is; empty where unknown.
         owner: who runs this node; empty where unknown.
@@ -88,11 +90,13 @@ class Commitments:
         self,
         context: Context,
         space: Space,
+        peers: Peers,
         *,
         posted: Posted,
         level: Callable[[Kind], int],
         wanted: Callable[[Kind], Wanted],
         on_withdrawn: Callable[[Kind], None],
+        on_recognised: Callable[[], None],
         before_stand: Callable[[], Awaitable[bool]],
         site: str = "",
         owner: str = "",
@@ -102,10 +106,15 @@ class Commitments:
         self._entropy = context.entropy
         self._log = context.log
         self._space = space
+        self._peers = peers
         self._posted = posted
         self._level = level
         self._wanted = wanted
         self._on_withdrawn = on_withdrawn
+        self._on_recognised = on_recognised
+        self._setting = asyncio.Lock()
+        self._told: dict[bytes, int] = {}
+        """What each owner gave to this node when that was last told."""
         self._stirred = asyncio.Event()
         self._before_stand = before_stand
         self._next_ms: dict[str, int] = {}
@@ -118,14 +127,18 @@ class Commitments:
         self.heard = Heard(space)
         """What all nodes have published."""
         space.register_schema(_PATH, lambda _, value: Commitment.read(value))
+        space.register_schema(UserSpacePaths.RECOGNITION, read_weights)
         space.on_change(self._changed)
 
     def start(self) -> None:
-        """Read the own commitment from the space.
+        """Read what the space has.
 
         Raises:
-            RecordInvalid: what is there is none.
+            StoreDamaged: the store fails its checksums.
+            RecordInvalid: a kept value is not what was written.
         """
+        for owner in self._space.owners():
+            self._told[owner] = self._given(owner, self._node)
         self._own = self.heard.of(self._node).commitment
 
     @property
@@ -224,10 +237,17 @@ class Commitments:
                 write = self._write
 
     def _changed(self, change: Change) -> None:
-        if (change.path, change.owner) != (_PATH, self._node):
+        owner, is_own = change.owner, change.owner == self._node
+        if change.path == _PATH and is_own and (self._write is None or self._write.done()):
+            self._own = self.heard.of(owner).commitment  # `xsc space put` wrote it
+        if change.path != UserSpacePaths.RECOGNITION:
             return
-        if self._write is None or self._write.done():
-            self._own = self.heard.of(self._node).commitment  # `xsc space put` wrote it
+        theirs = self._given(owner, self._node)
+        if is_own or theirs != self._told.get(owner):
+            self._told[owner] = theirs
+            if not is_own:
+                self._log.info("allocation.recognised", peer=short(owner), their_weight_ppm=theirs)
+            self._on_recognised()
 
     async def run(self) -> None:
         """Continue recurrences, drop what is over, and follow what is leased; never returns."""
@@ -309,63 +329,19 @@ class Commitments:
         if later != self._own:
             await self.publish(later)
 
-
-class AllocationService:
-    """The node's recognition: its own, and what peers say of theirs."""
-
-    def __init__(
-        self,
-        space: Space,
-        heard: Heard,
-        peers: Peers,
-        log: Log,
-        *,
-        on_change: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._space = space
-        self._heard = heard
-        self._peers = peers
-        self._log = log
-        self._on_change = on_change
-        self._told: dict[bytes, int] = {}
-        """What each owner gave to this node when that was last told."""
-        self._setting = asyncio.Lock()
-        space.register_schema(UserSpacePaths.RECOGNITION, read_weights)
-        space.on_change(self._changed)
-
-    def start(self) -> None:
-        """Read what the space has.
-
-        Raises:
-            StoreDamaged: the store fails its checksums.
-            RecordInvalid: a kept value is not what was written.
-        """
-        for owner in self._space.owners():
-            self._told[owner] = self._given(owner, self._space.owner)
-
-    def _changed(self, change: Change) -> None:
-        owner = change.owner
-        if change.path != UserSpacePaths.RECOGNITION:
-            return
-        if owner != self._space.owner:
-            theirs = self._given(owner, self._space.owner)
-            if theirs == self._told.get(owner):
-                return
-            self._told[owner] = theirs
-            self._log.info("allocation.recognised", peer=short(owner), their_weight_ppm=theirs)
-        self._on_change()
+    # Recognition
 
     def _given(self, owner: bytes, node: bytes) -> int:
         """Return what an owner gives to a node."""
-        return self._heard.of(owner).weights.get(node, 0)
+        return self.heard.of(owner).weights.get(node, 0)
 
     def weight_ppm(self, peer: bytes) -> int:
         """Return this node's recognition of a peer; 0 of one that is blocked or not known."""
-        return self._given(self._space.owner, peer) if self._peers.is_peer(peer) else 0
+        return self._given(self._node, peer) if self._peers.is_peer(peer) else 0
 
     def their_weight_ppm(self, peer: bytes) -> int:
         """Return a peer's recognition of this node as its space has it; else as `weight_ppm`."""
-        return self._given(peer, self._space.owner) if self._peers.is_peer(peer) else 0
+        return self._given(peer, self._node) if self._peers.is_peer(peer) else 0
 
     def tier(self, peer: bytes) -> Tier:
         """Return the tier on which the peer is served here."""
@@ -377,10 +353,10 @@ class AllocationService:
         Raises:
             ArgumentInvalid: this node itself, out of range, or more than is left to give.
         """
-        if peer == self._space.owner:
+        if peer == self._node:
             raise ArgumentInvalid("a node does not recognise itself")
         async with self._setting:
-            before = self._heard.of(self._space.owner).weights
+            before = self.heard.of(self._node).weights
             weights = with_weight(before, peer, ppm)
             if weights != before:
                 await self._space.put(UserSpacePaths.RECOGNITION, value_of(weights))

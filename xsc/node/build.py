@@ -14,7 +14,7 @@ from functools import partial
 
 from xsc import __version__
 from xsc.allocation.allocating import Allocator
-from xsc.allocation.commitments import AllocationService, Commitments
+from xsc.allocation.commitments import Commitments
 from xsc.allocation.declaring import Wanted, counted, standing_need
 from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import AllocationProgram
@@ -326,22 +326,17 @@ class Node:
         self.commitments = Commitments(
             context,
             self.space,
+            self.peers.roster,
             posted=self._posted,
             level=self._level,
             # Bound late: the market is made after the commitments.
             wanted=lambda kind: self._wanted(kind),  # noqa: PLW0108
             on_withdrawn=self._need_withdrawn,
+            # Whom a node follows depends on its recognition.
+            on_recognised=self._recognition_changed,
             before_stand=self._before_stand,
             site=config.site,
             owner=config.owner,
-        )
-        self.allocation = AllocationService(
-            self.space,
-            self.commitments.heard,
-            self.peers.roster,
-            context.log,
-            # Bound late: whom a node follows depends on its recognition.
-            on_change=self._recognition_changed,
         )
         self.sync = SpaceSync(
             self.space,
@@ -364,7 +359,7 @@ class Node:
         self.following = Following(
             self.sync,
             self.peers.roster,
-            self.allocation,
+            self.commitments,
             self.tasks.start,
             clock=context.clock,
             log=context.log,
@@ -388,7 +383,7 @@ class Node:
                 peers=self.peers.roster,
                 credit=self.ledger,
                 quality=self.health,
-                standing=self.allocation,
+                standing=self.commitments,
                 capacity=self.capacity,
                 # Bound late: storage is made after the market.
                 leaving=lambda: self.storage.drain.leaving(),  # noqa: PLW0108
@@ -482,7 +477,7 @@ class Node:
             state=parts.state,
             commit=self._state_commit.commit,
             settings=storage_settings(config),
-            weight_ppm=self.allocation.weight_ppm,
+            weight_ppm=self.commitments.weight_ppm,
             custodian_for=self._custodian_for,
         )
         self.sweeper = Sweeper(
@@ -564,7 +559,7 @@ class Node:
     def _custodian_for(self, peer: bytes) -> bool:
         """Say whether this node looks after objects of a peer while that is away."""
         if self.config.guard == "recognised":
-            return self.allocation.weight_ppm(peer) > 0
+            return self.commitments.weight_ppm(peer) > 0
         return self.config.guard == "all"
 
     def describe(self) -> NodeInfo:
@@ -678,7 +673,6 @@ class Node:
         try:
             await self.compute.start()
             await self.shards.start()
-            self.allocation.start()
             self.commitments.start()
             # What was granted ahead of use is kept free from the first request on.
             self.allocator.start()
@@ -818,7 +812,7 @@ class Node:
         elif what in {"removed", "blocked"}:
             self.health.forget(peer)
         if what == "removed":
-            self.tasks.once("recognition", lambda: self.allocation.recognise(peer, 0))
+            self.tasks.once("recognition", lambda: self.commitments.recognise(peer, 0))
 
     def _is_direct(self, peer: bytes) -> bool:
         return self.peers.roster.introducer_of(peer) == to_text(peer)

@@ -67,10 +67,12 @@ class Node:
         self.commitments = Commitments(
             context,
             self.space,
+            None,
             posted=self.ask,
             level=lambda kind: self.levels[kind],
             wanted=lambda kind: self.wanted if kind == "storage" else self.runs,
             on_withdrawn=lambda kind: self.told.append(f"{kind} withdrawn"),
+            on_recognised=lambda: None,
             before_stand=self.before_stand,
             site="berlin",
             owner="alice",

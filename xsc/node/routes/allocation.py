@@ -143,8 +143,8 @@ def _known(node: Node) -> dict[bytes, Participant]:
     return {
         peer: Participant(
             node.commitments.of(peer),
-            node.allocation.weight_ppm(peer),
-            node.allocation.their_weight_ppm(peer),
+            node.commitments.weight_ppm(peer),
+            node.commitments.their_weight_ppm(peer),
             node.health.is_up(peer),
             states.get(peer),
         )

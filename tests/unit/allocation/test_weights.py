@@ -2,15 +2,15 @@
 
 import pytest
 
-from xsc.allocation.commitments import AllocationService
-from xsc.allocation.heard import Heard
+from xsc.allocation.commitments import Commitments
 from xsc.allocation.recognition import read_weights, value_of
-from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.encoding import encode
 from xsc.base.errors import ArgumentInvalid, RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.limits import PEERS_MAX, PPM
 from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
 from xsc.space.limits import VALUE_INLINE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
@@ -36,13 +36,21 @@ class Node:
     def begin(self):
         self.store = SpaceStore(self.db, InlineExecutor(), self.world.clock, self.key, NET)
         self.space = SpaceService(self.store, self.world.clock)
-        self.heard = Heard(self.space)
-        self.service = AllocationService(
-            self.space, self.heard, self, SilentLog(), on_change=self.count_change
+        entropy, log = SeededEntropy(b"7"), SilentLog()
+        self.service = Commitments(
+            Context(self.key, NET, self.world.clock, entropy, InlineExecutor(), None, log),
+            self.space,
+            self,
+            posted=None,
+            level=None,
+            wanted=None,
+            on_withdrawn=None,
+            on_recognised=self.count_change,
+            before_stand=None,
         )
 
     def weights(self):
-        return self.heard.of(self.id).weights
+        return self.service.heard.of(self.id).weights
 
     def weights_of(self, peer):
         return self.service.weight_ppm(peer), self.service.their_weight_ppm(peer)
