@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from xsc.allocation.recognition import mutual_ppm, tier_of
+from xsc.allocation.recognition import tier_of
 from xsc.base.limits import PPM
 from xsc.terms.clearing import TwoTierAllocationState, from_ratio
 from xsc.terms.quote import Tier
@@ -41,18 +41,13 @@ class Participant:
         return not self.commitment.slots or self.state is None or self.state.converged
 
     @property
-    def mutual_ppm(self) -> int:
-        """The lesser of both weights."""
-        return mutual_ppm(self.weight_ppm, self.their_weight_ppm)
-
-    @property
     def tier(self) -> Tier:
         """The tier on which this node serves it."""
         return tier_of(self.weight_ppm, self.their_weight_ppm)
 
 
 GROUPS: Final[Mapping[str, Callable[[Participant], object]]] = {
-    "my_mutual_recognition": lambda each: each.mutual_ppm > 0,
+    "my_mutual_recognition": lambda each: each.weight_ppm and each.their_weight_ppm,
     "my_mutual_beneficiaries": lambda each: each.tier == "mutual",
     "my_non_mutual_beneficiaries": lambda each: each.tier == "one_way",
     "mutual_providers_for_me": lambda each: each.tier == "mutual" and each.commitment.slots,
