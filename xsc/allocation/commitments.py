@@ -114,7 +114,7 @@ class Commitments:
         self._on_recognised = on_recognised
         self._setting = asyncio.Lock()
         self._told: dict[bytes, int] = {}
-        """What each owner gave to this node when that was last told."""
+        """What each owner gave to this node when that was last told since the start."""
         self._stirred = asyncio.Event()
         self._before_stand = before_stand
         self._next_ms: dict[str, int] = {}
@@ -131,14 +131,12 @@ class Commitments:
         space.on_change(self._changed)
 
     def start(self) -> None:
-        """Read what the space has.
+        """Read what the own space has.
 
         Raises:
             StoreDamaged: the store fails its checksums.
             RecordInvalid: a kept value is not what was written.
         """
-        for owner in self._space.owners():
-            self._told[owner] = self._given(owner, self._node)
         self._own = self.heard.of(self._node).commitment
 
     @property
