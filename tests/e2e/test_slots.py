@@ -156,6 +156,10 @@ def test_recognition_decides_ahead_of_use_and_anybody_recomputes_it(net, tmp_pat
         wait_for(lambda: asked(early, need) == asked(provider, slot, early) != [])
         assert early(f"market why {slot}").code == 0
         early("market why zzzz").fails(2, "not_found")
+        (name,) = (
+            row["name"] for row in early("peer ls --json").json["peers"] if row["id"] == provider.id
+        )
+        assert early(["market", "why", name, "--json"]).json["why"]
         (shown,) = (
             line
             for row in provider("allocation show --json").json["slots"]

@@ -22,12 +22,10 @@ PROGRAMS = ("xsc.node", "xsc.client", "xsc.cli", "xsc.__main__")
 """They exist to touch the world."""
 
 SHELL = {
-    "xsc.allocation.service": "writes weights into the space",
-    "xsc.allocation.zones": "reads the time zone database",
     "xsc.allocation.allocating": "clears slots, publishes the outcome, answers offers",
     "xsc.allocation.explaining": "has the clearing records of other nodes fetched and recomputed",
     "xsc.allocation.records": "fetches the clearing records of other nodes and has them checked",
-    "xsc.allocation.commitments": "writes the own commitment, and reads those of others",
+    "xsc.allocation.commitments": "writes the own commitment and weights, and looks up time zones",
     "xsc.api": "imports its subjects where they are first used",
     "xsc.base.clock": "declares the ports of time, chance and work",
     "xsc.base.peering": "declares the port to peers, and bounds the time of a history",

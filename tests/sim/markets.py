@@ -79,7 +79,7 @@ def settle(count: int, degree: int, seed: int = 13) -> Settled:
         for index, node in enumerate(world.nodes):
             for other in world.neighbours(index):
                 weight = PPM // degree - random.randint(0, PPM // (2 * degree))
-                await node.allocation.recognise(world.nodes[other].key.node_id, weight)
+                await node.commitments.recognise(world.nodes[other].key.node_id, weight)
         await world.clock.sleep_ms(REST_MS)
         start_ms, start = world.clock.now_ms(), len(world.net.trace)
         await asyncio.gather(*map(state, world.nodes, slots, needs))

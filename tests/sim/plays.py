@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from xsc.allocation.acceptance import answered
 from xsc.allocation.clearing_record import Published, standing
+from xsc.allocation.declaring import Wanted, standing_need, with_standing_need
 from xsc.allocation.granting import Inputs, clear_all, entitlements
-from xsc.allocation.standing import Wanted, standing_need, with_standing_need
 from xsc.base.limits import PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.market.entitlements import to_take
 from xsc.market.room import LEASE_UNIT, SlotRoom, undrawn

@@ -8,8 +8,8 @@ def test_in_a_network_of_seven_nodes_a_put_costs_what_is_asked_and_mutual_peers_
     async def play(world):
         owner, friend = world.nodes[0], world.nodes[1]
         for one, other in ((owner, friend), (friend, owner)):
-            await one.allocation.recognise(other.key.node_id, 100_000)
-        await world.until(lambda: friend.allocation.tier(owner.key.node_id) == "mutual")
+            await one.commitments.recognise(other.key.node_id, 100_000)
+        await world.until(lambda: friend.commitments.tier(owner.key.node_id) == "mutual")
         await put(owner, content(3 * MIB))
         prices = {lease.peer: lease.price for lease in owner.market.leases()}
         assert len(prices) == 6

@@ -2,7 +2,7 @@
 
 from tests.sim.network import content, put, run
 from tests.sim.test_slots import SETTINGS, cleared, granted, leased, mutual, need, recompute_all
-from xsc.allocation.standing import standing_need
+from xsc.allocation.declaring import standing_need
 from xsc.base.limits import EPOCH_MS, MIB, SLOT_STEP_BYTES, STORAGE_LEASE_MS
 
 OFFERING = {key: value for key, value in SETTINGS.items() if key != "offer"}

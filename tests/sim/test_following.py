@@ -50,14 +50,14 @@ def test_recognition_adds_what_is_followed_and_a_block_ends_it():
         always = {UserSpacePaths.NODES, UserSpacePaths.INTERVAL}
         basic = always | {UserSpacePaths.RECOGNITION}
         assert followed(ada, bea) == followed(bea, ada) == basic
-        await ada.allocation.recognise(bea.key.node_id, 100_000)
+        await ada.commitments.recognise(bea.key.node_id, 100_000)
         await world.clock.sleep_ms(FOLLOWING_SETTLE_MS)
         assert followed(ada, bea) == basic | {UserSpacePaths.COMMITMENT}
         assert followed(bea, ada) == basic | {
             UserSpacePaths.COMMITMENT,
             UserSpacePaths.ALLOCATION_STATE,
         }
-        await bea.allocation.recognise(ada.key.node_id, 100_000)
+        await bea.commitments.recognise(ada.key.node_id, 100_000)
         await world.clock.sleep_ms(2 * FOLLOWING_SETTLE_MS)
         mutual = always | {UserSpacePaths.ALLOCATION}
         assert followed(ada, bea) == followed(bea, ada) == mutual
@@ -75,9 +75,9 @@ def test_a_peer_that_changes_its_recognition_all_the_time_replaces_few_requests(
         ada, bea, _ = world.nodes
         ada.sync.subscribe, told = counted(ada.sync.subscribe)
         for number in range(50):
-            await bea.allocation.recognise(ada.key.node_id, number % 2)
+            await bea.commitments.recognise(ada.key.node_id, number % 2)
             await world.clock.sleep_ms(100)
-        assert ada.allocation.their_weight_ppm(bea.key.node_id) == 1
+        assert ada.commitments.their_weight_ppm(bea.key.node_id) == 1
         await world.clock.sleep_ms(FOLLOWING_SETTLE_MS)
         assert followed(ada, bea) >= {UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
         assert 0 < len(told) <= 2 * (50 * 100 // FOLLOWING_SETTLE_MS + 2)

@@ -106,7 +106,7 @@ async def debts(world):
 async def story(world):
     owner = world.nodes[OWNER]
     friend = world.nodes[3].key.node_id
-    await owner.allocation.recognise(friend, 250_000)
+    await owner.commitments.recognise(friend, 250_000)
     kept = {
         await put_named(owner, "a", content(10)): content(10),
         await put_named(owner, "a", content(9 * MIB + 1)): content(9 * MIB + 1),
@@ -131,7 +131,7 @@ async def story(world):
     assert owner.ledger.head()[0] == owner.ledger.chain.state.first_seq > chain[0]
     assert {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()} == balances
     assert owner.ledger.limit(friend) == 123_456_789
-    assert owner.allocation.weight_ppm(friend) == 250_000
+    assert owner.commitments.weight_ppm(friend) == 250_000
     assert owner.storage.catalogue.directory() == before
     for capability, data in kept.items():
         assert await get(owner, capability) == data

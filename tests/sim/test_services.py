@@ -8,7 +8,7 @@ import pytest
 
 from tests.sim.network import run
 from tests.unit.compute.programs import wasm
-from xsc.allocation.standing import standing_need
+from xsc.allocation.declaring import standing_need
 from xsc.base.errors import NotAllowed, NotFound, PeerSilent
 from xsc.base.ids import to_text
 from xsc.base.limits import COMPUTE_LEASE_MS, GIB

@@ -55,7 +55,7 @@ SETTINGS = {
 
 async def recognise(node, *peers, ppm=300_000):
     for peer in peers:
-        await node.allocation.recognise(peer.key.node_id, ppm)
+        await node.commitments.recognise(peer.key.node_id, ppm)
 
 
 async def mutual(one, *others):

@@ -138,7 +138,7 @@ def keep(
 
 
 def width(offers: Collection[int], spread: int) -> int:
-    """Return what each of so many providers can have: the most D with Σ min(offer, D) >= spread · D.
+    """Return the most D with Σ min(offer, D) >= spread · D: what so many can have each.
 
     Args:
         offers: of each provider.

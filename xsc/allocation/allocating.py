@@ -17,7 +17,7 @@ from xsc.allocation.acceptance import answered, is_settled, received, to_lease
 from xsc.allocation.clearing_record import Published, read_state, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import Inputs, Outcome, clear_all, entitlements
-from xsc.allocation.matching import Party, match
+from xsc.allocation.matching import Party, mismatch
 from xsc.allocation.ports import Market, Program
 from xsc.allocation.program import NOBODY, AllocationProgram
 from xsc.allocation.records import Records
@@ -119,7 +119,6 @@ class Allocator:
         self._woken = asyncio.Event()
         space.register_schema(UserSpacePaths.ALLOCATION_STATE, _check_state)
         space.on_change(self._space_changed)
-        commitments.on_change(lambda _: self.wake())
 
     # What the market asks
 
@@ -433,7 +432,7 @@ class Allocator:
         for need_id, need in needs.items():
             if changed[need_id].number > need.number:
                 self._renewed[need_id] = now_ms
-        await self._commitments.replace(
+        await self._commitments.publish(
             Commitment(
                 **dict(own)
                 | {
@@ -459,7 +458,7 @@ class Allocator:
                 need_id: {
                     slot.slot_id: slot
                     for slot in other.commitment.slots
-                    if match(slot, there, need, here)
+                    if mismatch(slot, there, need, here) is None
                 }
                 for need_id, need in needs.items()
             }

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Self, TypeAlias
 
 from xsc.allocation.clearing import Bid, SlotTerms, Standing, clear, lot, salt_of
-from xsc.allocation.matching import Party, match, overlap, windows_of
+from xsc.allocation.matching import Party, mismatch, overlap, windows_of
 from xsc.allocation.recognition import mutual_ppm, read_weights, tier_of
 from xsc.allocation.tiers import TIERS
 from xsc.base.errors import LimitError, PeerError, ProofInvalid, RecordInvalid
@@ -146,7 +146,7 @@ def wanted(offer: Offer, provider: Published, customer: Published) -> dict[bytes
         if need.kind == slot.kind
         and need.valid_until_ms > now_ms
         and overlap(ahead, windows_of(need)) is not None
-        and match(slot, there, need, here)
+        and mismatch(slot, there, need, here) is None
     }
     return {need_id: units for need_id, units in found.items() if units}
 

@@ -1,7 +1,8 @@
-"""Keeps what this node offers and needs, and knows what other nodes do.
+"""Keeps what this node offers, needs and recognises, and knows what other nodes do.
 
 A commitment is one value in the space of its node, which is where it is kept: there is no other
-table. docs/design/slots.md, C1 to C6.
+table (docs/design/slots.md, C1 to C6). So is recognition. Every node follows the recognition of
+each peer (docs/design/space.md, S11), so nothing is sent from here.
 """
 
 from __future__ import annotations
@@ -9,54 +10,77 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, get_args
+from zoneinfo import ZoneInfo
 
 from xsc.allocation.declaring import (
     Either,
     Posted,
     Statement,
+    Wanted,
     find,
-    next_end_ms,
     priced,
     renewed,
+    standing_slot,
     stated,
     with_slot,
+    with_standing,
+    with_standing_need,
     without,
 )
 from xsc.allocation.heard import Heard
-from xsc.allocation.standing import Wanted, standing_slot, with_standing, with_standing_need
+from xsc.allocation.recognition import read_weights, tier_of, value_of, with_weight
 from xsc.allocation.windows import DAY_MS
-from xsc.allocation.zones import offsets_of
 from xsc.base.clock import event_within
 from xsc.base.errors import ArgumentInvalid, SpaceExhausted, TooLarge, XscError
+from xsc.base.ids import short
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     NEED_INTERVAL_MS,
     PRICES_POSTED_MS,
     SLOT_ID_BYTES,
 )
+from xsc.base.peering import Peers
 from xsc.identity.context import Context
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
-from xsc.terms.quote import Kind
+from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 RENEW_INTERVAL_MS: Final = DAY_MS
 LOOK_INTERVAL_MS: Final = 60_000
 """How soon after its end a slot is dropped."""
 _PATH: Final = UserSpacePaths.COMMITMENT
+_KINDS: Final[tuple[Kind, ...]] = tuple(sorted(get_args(Kind)))
+
+
+def zone_of(name: str) -> ZoneInfo:
+    """Return the time zone of a name.
+
+    Raises:
+        ArgumentInvalid: this machine knows none.
+    """
+    try:
+        return ZoneInfo(name)
+    except (OSError, ValueError, KeyError):  # a folder, a path, and a name without a file
+        raise ArgumentInvalid(
+            f"'{name}' is no time zone",
+            hint="write for example Europe/Berlin, America/New_York or UTC",
+        ) from None
 
 
 class Commitments:
-    """The commitment of this node, and those of other nodes as far as they are here.
+    """The commitment and recognition of this node, and those of others as far as they are here.
 
     Args:
         context: of the node.
-        space: keeps all commitments.
+        space: keeps all of them.
+        peers: who is known; nobody else is recognised or recognises.
         posted: what this node asks.
         level: returns what this node has to lease of a kind: bytes, or fuel a second.
         wanted: returns what this node needs of a kind by default.
         on_withdrawn: called once a standing need of that kind was withdrawn by its owner.
+        on_recognised: called once own recognition, or what a peer gives to this node, changed.
         before_stand: done before standing slots are published; says whether anybody is there.
         site: where this node is; empty where unknown.
         owner: who runs this node; empty where unknown.
@@ -66,11 +90,13 @@ class Commitments:
         self,
         context: Context,
         space: Space,
+        peers: Peers,
         *,
         posted: Posted,
         level: Callable[[Kind], int],
         wanted: Callable[[Kind], Wanted],
         on_withdrawn: Callable[[Kind], None],
+        on_recognised: Callable[[], None],
         before_stand: Callable[[], Awaitable[bool]],
         site: str = "",
         owner: str = "",
@@ -80,16 +106,19 @@ class Commitments:
         self._entropy = context.entropy
         self._log = context.log
         self._space = space
+        self._peers = peers
         self._posted = posted
         self._level = level
         self._wanted = wanted
         self._on_withdrawn = on_withdrawn
+        self._on_recognised = on_recognised
+        self._setting = asyncio.Lock()
+        self._told: dict[bytes, int] = {}
+        """What each owner gave to this node when that was last told since the start."""
         self._stirred = asyncio.Event()
-        self._needed_ms: int | None = None
-        """When a standing need last changed."""
         self._before_stand = before_stand
-        self._stood_ms: int | None = None
-        """When standing slots last followed what this node has and asks."""
+        self._next_ms: dict[str, int] = {}
+        """When standing slots or needs may change again, by the event of their fault."""
         self._site = site
         self._owner = owner
         self._own = Commitment()
@@ -97,21 +126,18 @@ class Commitments:
         """The last write."""
         self.heard = Heard(space)
         """What all nodes have published."""
-        self._told: list[Callable[[bytes], None]] = []
         space.register_schema(_PATH, lambda _, value: Commitment.read(value))
+        space.register_schema(UserSpacePaths.RECOGNITION, read_weights)
         space.on_change(self._changed)
 
     def start(self) -> None:
-        """Read the own commitment from the space.
+        """Read what the own space has.
 
         Raises:
-            RecordInvalid: what is there is none.
+            StoreDamaged: the store fails its checksums.
+            RecordInvalid: a kept value is not what was written.
         """
         self._own = self.heard.of(self._node).commitment
-
-    def on_change(self, told: Callable[[bytes], None]) -> None:
-        """Call a function with each node, this one included, whose commitment changed."""
-        self._told.append(told)
 
     @property
     def own(self) -> Commitment:
@@ -144,7 +170,7 @@ class Commitments:
                 f"this node has no {kind} to offer",
                 hint="look at the settings offer, storage_capacity and worker_speed",
             )
-        await self._publish(later)
+        await self.publish(later)
         return slot.slot_id
 
     async def need(self, kind: Kind, said: Statement) -> bytes:
@@ -175,8 +201,8 @@ class Commitments:
 
     async def _state(self, role: type[Either], before: dict[str, Any], said: Statement) -> bytes:
         now_ms = self._clock.now_ms()
-        slot = stated(role, before, said, posted=self._posted, now_ms=now_ms, zones=offsets_of)
-        await self._publish(with_slot(self._own, slot))
+        slot = stated(role, before, said, posted=self._posted, now_ms=now_ms, zones=zone_of)
+        await self.publish(with_slot(self._own, slot))
         return slot.slot_id
 
     async def withdraw(self, slot_id: bytes) -> None:
@@ -186,16 +212,12 @@ class Commitments:
             NotFound: it is not there.
         """
         found = find(self._own, slot_id)
-        await self._publish(without(self._own, slot_id))
+        await self.publish(without(self._own, slot_id))
         if isinstance(found, NeedSlot) and found.standing:
             self._on_withdrawn(found.kind)
 
-    async def replace(self, commitment: Commitment) -> None:
-        """Publish another commitment in the place of the own one, with others within 100 ms."""
-        await self._publish(commitment)
-
-    async def _publish(self, commitment: Commitment) -> None:
-        """Write the own commitment; several within 100 ms are one write.
+    async def publish(self, commitment: Commitment) -> None:
+        """Write the own commitment anew; several within 100 ms are one write.
 
         A later one has the changes of those before it: where one fails that is not the last, what
         becomes of the last counts.
@@ -213,19 +235,25 @@ class Commitments:
                 write = self._write
 
     def _changed(self, change: Change) -> None:
-        if change.path != _PATH:
+        owner, is_own = change.owner, change.owner == self._node
+        if change.path == _PATH and is_own and (self._write is None or self._write.done()):
+            self._own = self.heard.of(owner).commitment  # `xsc space put` wrote it
+        if change.path != UserSpacePaths.RECOGNITION:
             return
-        if change.owner == self._node and (self._write is None or self._write.done()):
-            self._own = self.heard.of(self._node).commitment  # `xsc space put` wrote it
-        for told in self._told:
-            told(change.owner)
+        theirs = self._given(owner, self._node)
+        if is_own or theirs != self._told.get(owner):
+            self._told[owner] = theirs
+            if not is_own:
+                self._log.info("allocation.recognised", peer=short(owner), their_weight_ppm=theirs)
+            self._on_recognised()
 
     async def run(self) -> None:
         """Continue recurrences, drop what is over, and follow what is leased; never returns."""
         renewed_ms = 0
         while True:
             now_ms = self._clock.now_ms()
-            if now_ms - renewed_ms >= RENEW_INTERVAL_MS or next_end_ms(self._own) <= now_ms:
+            is_over = any(slot.valid_until_ms <= now_ms for slot in self._own.both)
+            if is_over or now_ms - renewed_ms >= RENEW_INTERVAL_MS:
                 renewed_ms = now_ms
                 await self._renew(now_ms)
             await self.stand()
@@ -241,50 +269,43 @@ class Commitments:
         self._stirred.set()
 
     async def state_need(self) -> None:
-        """Have the standing needs be what this node stores, could not place, and has run.
-
-        They change at most once in NEED_INTERVAL_MS.
-        """
-        now_ms = self._clock.monotonic_ms()
-        if self._needed_ms is not None and now_ms - self._needed_ms < NEED_INTERVAL_MS:
-            return
-        try:
-            if self._with_need() != self._own and await self._before_stand():
-                self._needed_ms = now_ms
-                await self._publish(self._with_need())
-        except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
-            self._log.warning("allocation.need_not_stated", fault=fault.message)
+        """Have the standing needs be what this node stores, could not place, and has run."""
+        await self._follow("allocation.need_not_stated", self._with_need, NEED_INTERVAL_MS)
 
     async def stand(self) -> None:
-        """Have the standing slots be what this node has to lease and asks, at most once an hour.
+        """Have the standing slots be what this node has to lease and asks."""
+        await self._follow("allocation.capacity_not_offered", self._standing, PRICES_POSTED_MS)
+
+    async def _follow(
+        self, fault_event: str, made: Callable[[Commitment], Commitment], interval_ms: int
+    ) -> None:
+        """Publish what follows this node where it changed, at most once in an interval.
 
         A node without peers has nobody to tell.
         """
         now_ms = self._clock.monotonic_ms()
-        if self._stood_ms is not None and now_ms - self._stood_ms < PRICES_POSTED_MS:
+        if now_ms < self._next_ms.get(fault_event, now_ms):
             return
-        self._stood_ms = now_ms  # no other call asks for an interval meanwhile
-        if not await self._before_stand():
-            self._stood_ms = None
-            return
+        self._next_ms[fault_event] = now_ms + interval_ms  # no other call does so meanwhile
         try:
-            later = self._standing(self._own)
-            if later != self._own:
-                await self._publish(later)
+            if made(self._own) != self._own and await self._before_stand():
+                await self.publish(made(self._own))
+                return
         except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
-            self._log.warning("allocation.capacity_not_offered", fault=fault.message)
+            self._log.warning(fault_event, fault=fault.message)
+            return
+        del self._next_ms[fault_event]
 
-    def _with_need(self) -> Commitment:
-        later, kinds = self._own, get_args(Kind)
-        for kind in kinds:
-            new_id = self._entropy.token(SLOT_ID_BYTES)
-            wanted = self._wanted(kind)
-            later = with_standing_need(later, kind, wanted, new_id=new_id, owner=self._owner)
-        return later
+    def _with_need(self, commitment: Commitment) -> Commitment:
+        for kind in _KINDS:
+            new_id, wanted = self._entropy.token(SLOT_ID_BYTES), self._wanted(kind)
+            commitment = with_standing_need(
+                commitment, kind, wanted, new_id=new_id, owner=self._owner
+            )
+        return commitment
 
     def _standing(self, commitment: Commitment) -> Commitment:
-        kinds: tuple[Kind, ...] = get_args(Kind)
-        for kind in sorted(kinds):
+        for kind in _KINDS:
             follows = priced(self._posted(kind, None))
             commitment = with_standing(
                 commitment,
@@ -298,10 +319,42 @@ class Commitments:
 
     async def _renew(self, now_ms: int) -> None:
         try:
-            later = renewed(self._own, now_ms, offsets_of)
+            later = renewed(self._own, now_ms, zone_of)
         except ArgumentInvalid as fault:
             # This machine does not know a zone any more: the published windows stay.
             self._log.warning("allocation.windows_not_continued", fault=fault.message)
             return
         if later != self._own:
-            await self._publish(later)
+            await self.publish(later)
+
+    # Recognition
+
+    def _given(self, owner: bytes, node: bytes) -> int:
+        """Return what an owner gives to a node."""
+        return self.heard.of(owner).weights.get(node, 0)
+
+    def weight_ppm(self, peer: bytes) -> int:
+        """Return this node's recognition of a peer; 0 of one that is blocked or not known."""
+        return self._given(self._node, peer) if self._peers.is_peer(peer) else 0
+
+    def their_weight_ppm(self, peer: bytes) -> int:
+        """Return a peer's recognition of this node as its space has it; else as `weight_ppm`."""
+        return self._given(peer, self._node) if self._peers.is_peer(peer) else 0
+
+    def tier(self, peer: bytes) -> Tier:
+        """Return the tier on which the peer is served here."""
+        return tier_of(self.weight_ppm(peer), self.their_weight_ppm(peer))
+
+    async def recognise(self, peer: bytes, ppm: int) -> None:
+        """Set the weight of a peer; return once that is on the disk.
+
+        Raises:
+            ArgumentInvalid: this node itself, out of range, or more than is left to give.
+        """
+        if peer == self._node:
+            raise ArgumentInvalid("a node does not recognise itself")
+        async with self._setting:
+            before = self.heard.of(self._node).weights
+            weights = with_weight(before, peer, ppm)
+            if weights != before:
+                await self._space.put(UserSpacePaths.RECOGNITION, value_of(weights))

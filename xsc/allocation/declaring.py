@@ -1,9 +1,16 @@
-"""Makes and edits slots and needs from what their owner states (docs/design/slots.md, C1 to C4)."""
+"""Makes and edits slots and needs: from what their owner states, and those of the node by default.
+
+Whoever states nothing offers all that it has, and needs room for what it stores and a rate for what
+its deployments run. A standing slot or need is made and changed by the rules for them, and by
+nobody's command (docs/design/slots.md, C1 to C4 and D1 to D8).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import tzinfo
 from typing import Any, Final, TypeAlias, TypeVar
 
 from pydantic import ValidationError
@@ -12,22 +19,34 @@ from xsc.allocation.matching import check_filters
 from xsc.allocation.windows import (
     DAY_MS,
     ENDLESS_MS,
-    Offsets,
-    Recurrence,
-    check_begin,
     continued,
     occurrences,
     parse_recurrence,
     single,
 )
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
-from xsc.base.limits import COMMITMENT_BYTES_MAX, NEEDS_MAX, SLOT_HORIZON_MS, SLOTS_MAX
+from xsc.base.limits import (
+    COMMITMENT_BYTES_MAX,
+    DATA_SHARDS_DEFAULT,
+    NEED_MARGIN_PPM,
+    NEEDS_MAX,
+    PARITY_SHARDS_DEFAULT,
+    PEERS_MAX,
+    PPM,
+    SLOT_HORIZON_MS,
+    SLOT_ID_BYTES,
+    SLOTS_MAX,
+)
+from xsc.base.units import ceil_div
 from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Kind
 from xsc.terms.slot import (
+    STEP,
+    STEPS_MAX,
     AvailabilitySlot,
     Commitment,
     DivisionRule,
+    EntitlementKey,
     NeedSlot,
     Slot,
     Window,
@@ -35,15 +54,18 @@ from xsc.terms.slot import (
     unpack_windows,
 )
 
+OBJECT_HOSTS: Final = DATA_SHARDS_DEFAULT + PARITY_SHARDS_DEFAULT
+"""Providers that an object needs."""
+NOTHING: Final = bytes(SLOT_ID_BYTES)
+"""In the place of a slot or need, where none is stated."""
+_ASKED: Final = ("quantity", "parts", "spread", "price_max", "windows_packed", "valid_until_ms")
+"""What a need asks for."""
 S = TypeVar("S", bound=Slot)
 Either: TypeAlias = AvailabilitySlot | NeedSlot
-Zones: TypeAlias = Callable[[str, int, int], Offsets]
-"""Returns the offsets of a zone between two moments."""
+Zones: TypeAlias = Callable[[str], tzinfo]
+"""Returns the time zone of a name."""
 Posted: TypeAlias = Callable[[Kind, int | None], Ladder]
 """Returns the prices of an offer of a kind at a reserve; at the present one for None."""
-
-_AROUND_MS: Final = 2 * DAY_MS
-"""A window that overlaps a moment begins and ends within this of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,54 +86,38 @@ class Statement:
     """Of a need: over how many providers it goes."""
 
 
-def _windows(
-    recurrence: Recurrence,
-    published: Sequence[Window],
-    times: Window,
-    now_ms: int,
-    zones: Zones,
-) -> tuple[Window, ...]:
-    """Return published windows that are not over, and those that follow them to the horizon."""
-    begin = max(times[0], now_ms - _AROUND_MS)
-    until = min(times[1], now_ms + SLOT_HORIZON_MS + _AROUND_MS)
-    offsets = zones(recurrence.zone, begin - _AROUND_MS, until + _AROUND_MS)
-    return continued(published, occurrences(recurrence, offsets, begin, until), now_ms)
-
-
-def _resolve(kind: Kind, said: Statement, now_ms: int, zones: Zones) -> dict[str, object]:
-    """Return the fields of a slot that follow from its times."""
-    begin = now_ms if said.from_ms is None else said.from_ms
-    end = ENDLESS_MS if said.to_ms is None else said.to_ms
-    if said.every is None:
+def _resolve(
+    said: Statement, before: Mapping[str, Any], now_ms: int, zones: Zones
+) -> dict[str, Any]:
+    """Return the fields that follow from what is stated of times; what is not is as before."""
+    every, begin, end = said.every, said.from_ms, said.to_ms
+    if every is None and before["recurrence"]:
+        every = f"{before['recurrence']} {before['time_zone']}"
+    if begin is None:
+        windows = unpack_windows(before["windows_packed"])
+        begin = windows[0][0] if windows else now_ms
+    if end is None:
+        end = before["valid_until_ms"]
+    if every is None:
         window = single(begin, end, now_ms)
         return timed((window,), window[1])
-    if kind == "storage":
+    recurrence = parse_recurrence(every)
+    zone = zones(recurrence.zone)
+    resolved = continued(recurrence, zone, (), (begin, end), now_ms)
+    if not resolved:
         raise ArgumentInvalid(
-            "storage does not recur: it has a start and an end",
-            hint="leave out --every; compute can recur",
-        )
-    recurrence = parse_recurrence(said.every)
-    if end <= max(begin, now_ms - _AROUND_MS):
-        raise ArgumentInvalid(
-            "the recurrence has no length: its end is not after its start", hint="end it later"
-        )
-    check_begin(begin, now_ms)
-    if end != ENDLESS_MS:
-        # Refuses what would be too many until then.
-        occurrences(recurrence, [(0, 0)], max(begin, now_ms - _AROUND_MS), end)
-    windows = _windows(recurrence, (), (begin, end), now_ms, zones)
-    if not windows:
-        raise ArgumentInvalid(
-            f"'{said.every}' has no window before its end, or none within"
+            f"'{every}' has no window before its end, or none within"
             f" {SLOT_HORIZON_MS // DAY_MS} days",
             hint="end it later, or choose other days",
         )
-    return timed(windows, end, recurrence.text, recurrence.zone)
+    if end != ENDLESS_MS:
+        occurrences(recurrence, zone, max(begin, now_ms), end)  # refuses too many until then
+    return timed(resolved, end, recurrence.text, recurrence.zone)
 
 
 def timed(
     windows: Sequence[Window], end_ms: int, recurrence: str = "", zone: str = ""
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Return the fields of windows that a slot or need has until it ends."""
     return {
         "windows_packed": pack_windows(windows),
@@ -121,36 +127,30 @@ def timed(
     }
 
 
-def _refusal(fault: ValidationError, hint: str) -> ArgumentInvalid:
-    """Return what is wrong first with a statement, in our words."""
-    first = fault.errors()[0]
-    place = "".join(str(part) for part in first["loc"][:1])
-    if first["type"] in ("too_long", "string_too_long"):
-        what = "characters" if first["type"] == "string_too_long" else place
-        said = f"{place} must have at most {first['ctx']['max_length']} {what}"
-    elif first["msg"].startswith("Input should be"):
-        said = f"{place} {first['msg'].replace('Input should', 'must')}"
-    else:
-        said = first["msg"].removeprefix("Value error, ")
-        said = f"{place}: {said}" if place else said
-    return ArgumentInvalid(said, hint=hint)
-
-
-def made(kind: type[S], fields: Mapping[str, Any], hint: str = "") -> S:
-    """Return a slot or need of those fields.
+def made(role: type[S], before: Mapping[str, Any], changes: Mapping[str, Any], hint: str = "") -> S:
+    """Return a slot or need with changed fields: a need with what is asked anew has a new number.
 
     Raises:
-        ArgumentInvalid: they make none.
+        ArgumentInvalid: they make none; the first thing that is wrong.
     """
+    fields = dict(before) | dict(changes)
+    if "number" in before and any(fields[name] != before[name] for name in _ASKED):
+        fields |= {"number": before["number"] + 1, "caps": ()}
     try:
-        slot = kind(**fields)
+        slot = role(**fields)
     except ValidationError as fault:
-        raise _refusal(fault, hint) from None
+        first = fault.errors()[0]
+        place = "".join(str(part) for part in first["loc"][:1])
+        said = first["msg"].removeprefix("Value error, ")
+        if place:
+            said, count = re.subn("^(Input|String|Tuple) should", f"{place} must", said)
+            said = said if count else f"{place}: {said}"
+        raise ArgumentInvalid(said, hint=hint) from None
     check_filters(slot.filters)
     return slot
 
 
-def priced(ladder: Ladder) -> dict[str, object]:
+def priced(ladder: Ladder) -> dict[str, Any]:
     """Return the fields of an offer's prices."""
     return {
         "price_mutual": ladder.mutual,
@@ -196,7 +196,6 @@ def stated(
             hint="`xsc market need` states another, `xsc market withdraw` ends what waits for "
             "room, `xsc compute undeploy` what is deployed",
         )
-    kind: Kind = before["kind"]
     told: dict[str, Any] = {
         "quantity": said.quantity,
         "filters": None if said.filters is None else tuple(sorted(said.filters)),
@@ -205,31 +204,17 @@ def stated(
         "spread": said.spread,
         "price_max": None if is_offer else said.price,
     }
-    fields = dict(before) | {name: value for name, value in told.items() if value is not None}
+    before = timed((), ENDLESS_MS) | dict(before)
+    changes = {name: value for name, value in told.items() if value is not None}
     if is_offer and (is_new or said.price is not None):
-        fields |= priced(posted(kind, said.price))
-    if (said.from_ms, said.to_ms, said.every) != (None, None, None):
-        fields |= _resolve(kind, said if is_new else _with_times(said, before), now_ms, zones)
-    elif is_new:
-        fields |= _resolve(kind, said, now_ms, zones) if is_offer else timed((), ENDLESS_MS)
+        changes |= priced(posted(before["kind"], said.price))
+    has_times = (said.from_ms, said.to_ms, said.every) != (None, None, None)
+    if has_times or (is_offer and is_new):
+        changes |= _resolve(said, before, now_ms, zones)
     if is_offer and replace(said, filters=None, rule=None) != Statement():
-        fields["standing"] = False
-    asked = ("quantity", "spread", "price_max", "windows_packed", "valid_until_ms")
-    if not (is_offer or is_new) and any(fields[name] != before[name] for name in asked):
-        fields |= {"number": before["number"] + 1, "caps": ()}
+        changes["standing"] = False
     command = "edit" if not is_new else "offer" if is_offer else "need"
-    return made(role, fields, f"`xsc market {command} --help` shows what it takes")
-
-
-def _with_times(said: Statement, before: Mapping[str, Any]) -> Statement:
-    """Return what is stated, with the times before where only some are stated."""
-    if said.every is None and before["recurrence"]:
-        said = replace(said, every=f"{before['recurrence']} {before['time_zone']}")
-    if said.from_ms is None and before["windows_packed"]:
-        said = replace(said, from_ms=unpack_windows(before["windows_packed"])[0][0])
-    if said.to_ms is None and before["valid_until_ms"] != ENDLESS_MS:
-        said = replace(said, to_ms=before["valid_until_ms"])
-    return said
+    return made(role, before, changes, f"`xsc market {command} --help` shows what it takes")
 
 
 def find(commitment: Commitment, slot_id: bytes) -> Either:
@@ -291,8 +276,8 @@ def renewed(commitment: Commitment, now_ms: int, zones: Zones) -> Commitment:
             continue
         if slot.recurrence:
             recurrence = parse_recurrence(f"{slot.recurrence} {slot.time_zone}")
-            times = 0, slot.valid_until_ms
-            windows = _windows(recurrence, slot.windows, times, now_ms, zones)
+            zone, times = zones(recurrence.zone), (0, slot.valid_until_ms)
+            windows = continued(recurrence, zone, slot.windows, times, now_ms)
             if not windows:
                 continue
             slot = type(slot)(**dict(slot) | {"windows_packed": pack_windows(windows)})  # noqa: PLW2901
@@ -300,6 +285,149 @@ def renewed(commitment: Commitment, now_ms: int, zones: Zones) -> Commitment:
     return _of(kept, commitment)
 
 
-def next_end_ms(commitment: Commitment) -> int:
-    """Return when the next slot or need is over."""
-    return min((slot.valid_until_ms for slot in commitment.both), default=ENDLESS_MS)
+def with_standing(
+    commitment: Commitment,
+    kind: Kind,
+    level: int,
+    follows: Mapping[str, Any],
+    *,
+    new_id: bytes,
+    now_ms: int,
+) -> Commitment:
+    """Return a commitment whose standing slot of a kind is what its node has to lease.
+
+    It is made once: what the owner withdrew or states itself is not offered beside. Where there is
+    nothing to lease, the standing slot goes, and is made again later.
+
+    Args:
+        commitment: of the node.
+        kind: of the slot.
+        level: bytes, or fuel a second; 0 of a node that offers nothing of the kind.
+        follows: the fields that follow the node: prices, location and owner.
+        new_id: of a slot that is made.
+        now_ms: the time.
+
+    Raises:
+        ArgumentInvalid, TooLarge: a level at its price is more than any amount, or as `with_slot`.
+    """
+    made_of = {*commitment.standing_made}
+    found = standing_slot(commitment, kind)
+    steps = min(level // STEP[kind], STEPS_MAX)
+    if steps == 0:
+        made_of.discard(kind)
+        if found is not None:
+            commitment = without(commitment, found.slot_id)
+    elif found is not None or kind not in made_of:
+        made_of.add(kind)
+        before = _new(new_id, kind, ((now_ms, ENDLESS_MS),)) if found is None else dict(found)
+        slot = made(AvailabilitySlot, before, {**follows, "quantity": steps})
+        commitment = with_slot(commitment, slot)
+    return commitment.model_copy(update={"standing_made": tuple(sorted(made_of))})
+
+
+def _new(new_id: bytes, kind: Kind, windows: tuple[Window, ...]) -> dict[str, Any]:
+    return {"slot_id": new_id, "kind": kind, "standing": True} | timed(windows, ENDLESS_MS)
+
+
+def standing_slot(commitment: Commitment, kind: Kind) -> AvailabilitySlot | None:
+    """Return the standing slot of a kind; None without one."""
+    return next((s for s in commitment.slots if s.standing and s.kind == kind), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a node needs by default of one kind."""
+
+    held: Mapping[bytes, int]
+    """By provider: the bytes that it keeps for this node, or the fuel a second that it runs."""
+    short: int
+    """What each of `spread` providers more would have to give; 0 where all has its place."""
+    spread: int
+    price_max: int
+    """What the node would pay now."""
+
+
+def kept_steps(held: int, providers: int, kind: Kind = "storage") -> int:
+    """Return the steps of a part: what a provider holds, with a margin to repair others there.
+
+    Up to as many providers as an object needs there is no margin: none could take a lost
+    one's place. What runs is repaired nowhere. A part is rounded up to an eighth of the power of
+    two below, so that it seldom changes.
+    """
+    margin = 0
+    if kind == "storage" and providers > OBJECT_HOSTS:
+        margin = max(held * NEED_MARGIN_PPM // PPM, ceil_div(held, providers - 1))
+    return _rounded(kind, held + margin)
+
+
+def _rounded(kind: Kind, level: int) -> int:
+    steps = ceil_div(level, STEP[kind])
+    unit = max(1, (1 << steps.bit_length()) // 16)
+    return ceil_div(steps, unit) * unit
+
+
+def with_standing_need(
+    commitment: Commitment, kind: Kind, wanted: Wanted, *, new_id: bytes, owner: str
+) -> Commitment:
+    """Return a commitment whose standing need of a kind is what its node needs.
+
+    Raises:
+        ArgumentInvalid, TooLarge: its price comes to more than any amount, or as `with_slot`.
+    """
+    found = standing_need(commitment, kind)
+    held = {node: level for node, level in wanted.held.items() if level}
+    parts = tuple(
+        (node, kept_steps(level, len(held), kind)) for node, level in sorted(held.items())
+    )
+    short = _rounded(kind, wanted.short) * wanted.spread if wanted.short else 0
+    quantity = sum(steps for _, steps in parts) + short
+    if quantity == 0:
+        return commitment if found is None else without(commitment, found.slot_id)
+    before = _new(new_id, kind, ()) if found is None else dict(found)
+    changes = {
+        "quantity": quantity,
+        "parts": parts,
+        "spread": min(wanted.spread, PEERS_MAX) if short else 1,
+        "price_max": wanted.price_max,
+        "owner": owner,
+    }
+    return with_slot(commitment, made(NeedSlot, before, changes))
+
+
+def standing_need(commitment: Commitment, kind: Kind = "storage") -> NeedSlot | None:
+    """Return the standing need of a kind; None without one."""
+    return next((need for need in commitment.needs if need.standing and need.kind == kind), None)
+
+
+def counted(
+    kind: Kind,
+    provider: bytes,
+    customer: bytes,
+    named: EntitlementKey | None,
+    *,
+    commitment_of: Callable[[bytes], Commitment],
+) -> EntitlementKey:
+    """Return what a lease counts for in clearings.
+
+    A lease for now counts for its provider's standing slot and its customer's standing need, as
+    what was cleared ahead does; one whose need is stated no more for the latter.
+
+    Args:
+        kind: of the lease.
+        provider: of the lease.
+        customer: of the lease; it may state no need.
+        named: what the lease names; None for now.
+        commitment_of: returns what a node publishes.
+    """
+    said = commitment_of(customer)
+    standing = standing_need(said, kind)
+    if named is not None:
+        is_stated = any(need.slot_id == named.need for need in said.needs)
+        if is_stated or standing is None:
+            return named
+        return named._replace(need=standing.slot_id)
+    slot = standing_slot(commitment_of(provider), kind)
+    need_id = NOTHING if standing is None else standing.slot_id
+    if slot is None:
+        return EntitlementKey(provider, NOTHING, 0, customer, need_id)
+    return EntitlementKey(provider, slot.slot_id, slot.windows[0][0], customer, need_id)

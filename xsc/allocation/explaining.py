@@ -9,15 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import product
 
 from xsc.allocation.allocating import Allocator
-from xsc.allocation.clearing_record import Checked
-from xsc.allocation.commitments import Commitments
-from xsc.allocation.declaring import Either
-from xsc.allocation.matching import Party, mismatch
-from xsc.allocation.recognition import tier_of
-from xsc.allocation.why import Outcome, Pair, absence, explain
+from xsc.allocation.clearing_record import Checked, eligible_of
+from xsc.allocation.heard import Heard
+from xsc.allocation.matching import mismatch
+from xsc.allocation.why import Outcome, Pair, absence, explain, pairs_of
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.limits import WHY_RECORDS_MAX, WHYS_MAX
@@ -31,7 +28,7 @@ class Explained:
     """One need in one window of one slot; in none where nothing of the slot was cleared for it."""
 
     pair: Pair
-    because: str = ""
+    because: str
     clearing: bytes | None = None
     window: Window | None = None
     outcome: Outcome | None = None
@@ -53,8 +50,7 @@ class Explaining:
     Args:
         context: of the node.
         allocator: has the clearings.
-        commitments: what nodes offer and need.
-        weights: returns what this node gives to another, and what that gives to this one.
+        heard: what nodes offer, need and recognise.
         peers: who is known.
         drawn: returns what leases have drawn of entitlements, of both roles, in steps.
     """
@@ -64,16 +60,14 @@ class Explaining:
         context: Context,
         *,
         allocator: Allocator,
-        commitments: Commitments,
-        weights: Callable[[bytes], tuple[int, int]],
+        heard: Heard,
         peers: Peers,
         drawn: Callable[[], Mapping[EntitlementKey, int]],
     ) -> None:
         self._node = context.key.node_id
         self._executor = context.executor
         self._allocator = allocator
-        self._commitments = commitments
-        self._weights = weights
+        self._heard = heard
         self._peers = peers
         self._drawn = drawn
         self._turn = asyncio.Lock()
@@ -86,135 +80,108 @@ class Explaining:
             NotFound: there is none, or more than one.
         """
 
-        def begins(raw: bytes) -> bool:
-            return to_text(raw).startswith(text)
+        def beginning(ids: Iterable[bytes]) -> list[bytes]:
+            return [each for each in ids if to_text(each).startswith(text)]
 
-        peers = self._peers.peers()
-        found = [each for each in self._commitments.own.both if begins(each.slot_id)]
-        clearings: dict[bytes, bytes] = {}
-        if not found:
-            theirs = (slot for peer in peers for slot in self._commitments.of(peer).slots)
-            found = [slot for slot in theirs if begins(slot.slot_id)]
-            clearings = {each: of for each, of in self._allocator.named().items() if begins(each)}
-        if len(found) + len(clearings) != 1:
+        peers, clearings = self._peers.peers(), self._allocator.named()
+        said = {node: self._heard.of(node).commitment for node in (self._node, *peers)}
+        theirs = [slot.slot_id for peer in peers for slot in said[peer].slots]
+        own = beginning(each.slot_id for each in said[self._node].both)
+        found = own or beginning([*theirs, *clearings])
+        if len(found) != 1:
             raise NotFound(
-                f"{'more than one' if found or clearings else 'no'} need, slot or clearing that is"
-                f" known here has an id that begins with '{text}'",
+                f"{'more than one' if found else 'no'} need, slot or clearing that is known here"
+                f" has an id that begins with '{text}'",
                 hint="`xsc market slots` and `xsc market clearings` list them",
             )
-        for record_id, provider in clearings.items():
-            return await self._of_clearing(provider, record_id)
-        return await self._answer(pair for peer in peers for pair in self._pairs(peer, found[0]))
+        (one,) = found
+        if one in clearings:
+            return await self._of_clearing(clearings[one], one)
+        return await self._answer(self._pairs(peers, one))
 
     async def by_node(self, node: bytes) -> Explanation:
         """Explain what a node has of this one and this one of it; of this node, all its needs."""
         if node != self._node:
-            return await self._answer(self._pairs(node))
-        pairs = (pair for peer in self._peers.peers() for pair in self._pairs(peer))
+            return await self._answer(self._pairs([node]))
+        pairs = self._pairs(self._peers.peers())
         return await self._answer(pair for pair in pairs if pair.customer.node == node)
 
-    def _sides(self, peer: bytes) -> tuple[Party, Party]:
-        """Return this node and a peer, as each sees the other."""
-        mine, theirs = self._weights(peer)
-        return Party(self._node, tier_of(theirs, mine)), Party(peer, tier_of(mine, theirs))
-
-    def _pairs(self, peer: bytes, one: Either | None = None) -> Iterator[Pair]:
-        """Return the pairs of this node and a peer; those of one slot or need where it is given."""
-        here, there = self._sides(peer)
-        own, said = self._commitments.own, self._commitments.of(peer)
-        for provider, slots, customer, needs in (
-            (here, own.slots, there, said.needs),
-            (there, said.slots, here, own.needs),
-        ):
-            for slot, need in product(slots, needs):
-                if one is None or one is slot or one is need:
-                    yield Pair(slot, provider, need, customer)
+    def _pairs(self, peers: Iterable[bytes], one: bytes | None = None) -> Iterator[Pair]:
+        """Return the pairs of this node and peers; those of one slot or need where it is given."""
+        own = self._heard.of(self._node)
+        for peer in peers:
+            other = self._heard.of(peer)
+            yield from pairs_of(own, other, one)
+            yield from pairs_of(other, own, one)
 
     async def _of_clearing(self, provider: bytes, record_id: bytes) -> Explanation:
         """Explain everybody of an own clearing, and the own needs of another's."""
-        checked = await self._allocator.records.checked(provider, record_id)
-        slot, pairs = checked.record.slot, []
-        if provider == self._node:
-            for each in checked.customers:
-                here, there = self._sides(each.node)
-                pairs += [Pair(slot, here, need, there) for need in each.commitment.needs]
-        else:
-            here, there = self._sides(provider)
-            pairs = [Pair(slot, there, need, here) for need in self._commitments.own.needs]
-        return await self._answer(pairs, (record_id, checked))
+        only = await self._allocator.records.checked(provider, record_id)
+        is_own, slot_id = provider == self._node, only.record.slot.slot_id
+        customers = only.customers if is_own else [self._heard.of(self._node)]
+        pairs = (pair for each in customers for pair in pairs_of(only.provider, each, slot_id))
+        return await self._answer(pairs, only)
 
-    async def _answer(
-        self, pairs: Iterable[Pair], only: tuple[bytes, Checked] | None = None
-    ) -> Explanation:
+    async def _answer(self, pairs: Iterable[Pair], only: Checked | None = None) -> Explanation:
         """Explain pairs in all windows that were cleared, or in one clearing only."""
-        opened: dict[bytes, Checked | str] = {}
-        took_part: set[tuple[bytes, bytes]] = set()
-        if only is not None:
-            opened = {only[0]: only[1]}
-            parts = only[1].record.participants
-            took_part = {(each.customer, need) for each in parts for need, _ in each.eligible}
-        matched: list[Pair] = []
+        took_part = {} if only is None else eligible_of(only.record)
+        rows: list[Explained] = []
         others: list[Explained] = []
         for pair in pairs:
             reason = mismatch(pair.slot, pair.provider, pair.need, pair.customer)
-            if reason is None or (pair.customer.node, pair.need.slot_id) in took_part:
-                matched.append(pair)
+            if reason is None or pair.need.slot_id in took_part.get(pair.customer.node, ()):
+                rows += self._cleared(pair, only)
             elif len(others) <= WHYS_MAX:
                 others.append(Explained(pair, reason))
-        if not matched:
-            return Explanation(others[:WHYS_MAX], len(others) > WHYS_MAX)
-        rows: list[Explained] = []
-        for pair in matched:
-            provider = pair.provider.node
-            cleared = [(only[1].record.window, only[0])] if only else self._cleared(pair)
-            if not cleared:
-                rows.append(
-                    Explained(pair, "they match, and no clearing of the slot is known here yet")
-                )
-            for window, record_id in cleared:
-                is_full = provider != self._node and len(opened) >= WHY_RECORDS_MAX
-                if len(rows) >= WHYS_MAX or (is_full and record_id not in opened):
-                    return Explanation(rows, True)
-                if record_id not in opened:
-                    opened[record_id] = await self._open(provider, record_id)
-                row = Explained(pair, clearing=record_id, window=window)
-                rows.append(await self._explained(row, window, opened[record_id]))
-        return Explanation(rows[:WHYS_MAX], len(rows) > WHYS_MAX)
+            if len(rows) > WHYS_MAX:
+                break
+        asked, done = rows or others, list[Explained]()
+        opened: dict[bytes, Checked | str] = {} if only is None else {only.signed.id: only}
+        for row in asked[:WHYS_MAX]:
+            provider, record_id = row.pair.provider.node, row.clearing
+            if record_id is None:
+                done.append(row)
+                continue
+            if record_id not in opened:
+                if provider != self._node and len(opened) >= WHY_RECORDS_MAX:
+                    return Explanation(done, True)
+                opened[record_id] = await self._open(provider, record_id)
+            done.append(await self._explained(row, opened[record_id]))
+        return Explanation(done, len(asked) > WHYS_MAX)
 
-    def _cleared(self, pair: Pair) -> list[tuple[Window, bytes]]:
-        """Return the windows of a slot that were cleared, and the records' ids."""
-        provider = pair.provider.node
-        states = {**self._allocator.states(), self._node: self._allocator.state}
+    def _cleared(self, pair: Pair, only: Checked | None) -> list[Explained]:
+        """Return the windows of a slot that were cleared, not explained yet."""
+        if only is not None:
+            return [Explained(pair, "", only.signed.id, only.record.window)]
+        state = self._heard.state_of(pair.provider.node)
         return [
-            (each.window, each.clearing)
-            for each in (states[provider].slot_denominators if provider in states else ())
+            Explained(pair, "", each.clearing, each.window)
+            for each in (() if state is None else state.slot_denominators)
             if each.slot == pair.slot.slot_id
-        ]
+        ] or [Explained(pair, "they match, and no clearing of the slot is known here yet")]
 
     async def _open(self, provider: bytes, record_id: bytes) -> Checked | str:
         """Return a record that may be explained, or why it may not."""
         try:
             return await self._allocator.records.checked(provider, record_id)
-        except (NotFound, UnavailableError, LimitError):
-            return "its clearing record is not here, and its provider does not give it now"
-        except PeerError as fault:
-            return f"its provider gave no clearing record: {fault.message}"
         except ProofInvalid as fault:
             return (
                 f"its clearing record does not recompute, so nothing of it counts: {fault.message}"
             )
+        except (NotFound, UnavailableError, LimitError, PeerError) as fault:
+            return f"its clearing record is not here, and its provider gives none: {fault.message}"
 
-    async def _explained(self, row: Explained, window: Window, checked: Checked | str) -> Explained:
+    async def _explained(self, row: Explained, checked: Checked | str) -> Explained:
         if isinstance(checked, str):
             return replace(row, because=checked)
         pair, record = row.pair, checked.record
-        if (record.slot.slot_id, record.window) != (pair.slot.slot_id, window):
+        slot_id, customer, need_id = pair.slot.slot_id, pair.customer.node, pair.need.slot_id
+        if (record.slot.slot_id, record.window) != (slot_id, row.window):
             because = "the clearing record that its provider names is of another slot or window"
             return replace(row, because=because)
-        slot_id, customer, need_id = pair.slot.slot_id, pair.customer.node, pair.need.slot_id
         async with self._turn:
             outcome = await self._executor.run(explain, checked, customer, need_id)
         if outcome is not None:
             return replace(row, because=outcome.because, outcome=outcome)
-        key = EntitlementKey(record.provider, slot_id, window[0], customer, need_id)
+        key = EntitlementKey(record.provider, slot_id, record.window[0], customer, need_id)
         return replace(row, because=absence(pair, checked, self._drawn().get(key, 0)))

@@ -130,8 +130,3 @@ def mismatch(
     if not _meet(slot.windows, windows_of(need)):
         return "no window of the slot overlaps one of the need"
     return None
-
-
-def match(slot: AvailabilitySlot, provider: Party, need: NeedSlot, customer: Party) -> bool:
-    """Return whether a slot can serve a need of another node in some of its windows."""
-    return mismatch(slot, provider, need, customer) is None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from xsc.allocation.recognition import mutual_ppm, tier_of
+from xsc.allocation.recognition import tier_of
 from xsc.base.limits import PPM
 from xsc.terms.clearing import TwoTierAllocationState, from_ratio
 from xsc.terms.quote import Tier
@@ -41,36 +41,23 @@ class Participant:
         return not self.commitment.slots or self.state is None or self.state.converged
 
     @property
-    def mutual_ppm(self) -> int:
-        """The lesser of both weights."""
-        return mutual_ppm(self.weight_ppm, self.their_weight_ppm)
-
-    @property
     def tier(self) -> Tier:
         """The tier on which this node serves it."""
         return tier_of(self.weight_ppm, self.their_weight_ppm)
 
 
-def _recognises(each: Participant) -> bool:
-    return each.their_weight_ppm > 0 and each.tier != "mutual"
-
-
-def _offers(each: Participant) -> bool:
-    return bool(each.commitment.slots)
-
-
-def _needs(each: Participant) -> bool:
-    return bool(each.commitment.needs)
-
-
-GROUPS: Final[Mapping[str, Callable[[Participant], bool]]] = {
-    "my_mutual_recognition": lambda each: each.mutual_ppm > 0,
+GROUPS: Final[Mapping[str, Callable[[Participant], object]]] = {
+    "my_mutual_recognition": lambda each: each.weight_ppm and each.their_weight_ppm,
     "my_mutual_beneficiaries": lambda each: each.tier == "mutual",
     "my_non_mutual_beneficiaries": lambda each: each.tier == "one_way",
-    "mutual_providers_for_me": lambda each: each.tier == "mutual" and _offers(each),
-    "non_mutual_providers_for_me": lambda each: _recognises(each) and _offers(each),
-    "mutual_beneficiaries_with_needs": lambda each: each.tier == "mutual" and _needs(each),
-    "non_mutual_beneficiaries_with_needs": lambda each: each.tier == "one_way" and _needs(each),
+    "mutual_providers_for_me": lambda each: each.tier == "mutual" and each.commitment.slots,
+    "non_mutual_providers_for_me": lambda each: (
+        each.tier != "mutual" and each.their_weight_ppm and each.commitment.slots
+    ),
+    "mutual_beneficiaries_with_needs": lambda each: each.tier == "mutual" and each.commitment.needs,
+    "non_mutual_beneficiaries_with_needs": lambda each: (
+        each.tier == "one_way" and each.commitment.needs
+    ),
     "all_mutual_partners": lambda each: each.tier == "mutual",
     "active_participants": lambda each: each.is_active,
     "oscillating_participants": lambda each: each.commitment.damping_ppm < PPM,

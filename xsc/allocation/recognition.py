@@ -6,7 +6,7 @@ reciprocity would jump the whole queue (docs/design/allocation.md). Recognition 
 budgeted report, not a truthful one: nothing here proves that it is deserved.
 
 The weights are a value in the space of the node (docs/design/space.md), whose record has the
-owner, the sequence and the signature. This module only decides; `xsc.allocation.service` reads
+owner, the sequence and the signature. This module only decides; `xsc.allocation.commitments` reads
 and writes the values.
 """
 

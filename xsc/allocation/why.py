@@ -7,22 +7,24 @@ what would have happened and not a guess (docs/design/allocation.md, W1).
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from itertools import product
+from typing import Final, Literal, TypeAlias
 
-from xsc.allocation.clearing import STRANGER, Bid, Line, SlotTerms, Standing, clear
+from xsc.allocation.clearing import STRANGER, Bid, SlotTerms, Standing, clear
 from xsc.allocation.clearing_record import (
     Checked,
+    Published,
     bids_of,
     eligible_of,
     offer_of,
+    standing,
     terms_of,
     weights_of,
 )
 from xsc.allocation.matching import Party, overlap, windows_of
-from xsc.allocation.tiers import TIERS
 from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PPM
 from xsc.base.units import ceil_div, format_credits, format_level, format_share
 from xsc.terms.quote import Kind, Tier
@@ -30,7 +32,8 @@ from xsc.terms.slot import STEP, AvailabilitySlot, NeedSlot
 
 _SHARE_STEP_PPM: Final = 1000
 """Shares are shown with one decimal; a bound is rounded up, so that it suffices."""
-_CHANGES: Final[Mapping[str, tuple[str, Callable[[int], str]]]] = {
+What: TypeAlias = Literal["mutual", "one_way", "price"]
+_CHANGES: Final[Mapping[What, tuple[str, Callable[[int], str]]]] = {
     "mutual": ("mutual recognition", format_share),
     "one_way": ("recognition by the provider", format_share),
     "price": ("a greatest price", format_credits),
@@ -47,12 +50,20 @@ class Pair:
     customer: Party
 
 
+def pairs_of(provider: Published, customer: Published, one: bytes | None = None) -> Iterator[Pair]:
+    """Return the pairs of what two nodes have published; those of one slot or need where given."""
+    there = Party(provider.node, standing(customer, provider)[0])
+    here = Party(customer.node, standing(provider, customer)[0])
+    for slot, need in product(provider.commitment.slots, customer.commitment.needs):
+        if one in (None, slot.slot_id, need.slot_id):
+            yield Pair(slot, there, need, here)
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One thing that, alone, would have given the need more."""
 
-    what: str
-    """mutual, one_way or price."""
+    what: What
     bound: int
     """The least recognition in ppm, or the least greatest price."""
     quantity: int
@@ -76,14 +87,15 @@ class Outcome:
     weight: int
     eligible: int
     """The need, its cap and what credit and shares left of it, the least of these."""
-    lines: tuple[Line, ...]
+    stages: tuple[tuple[Tier, int, int], ...]
+    """What each stage gave it, in units, and its price."""
     because: str
     changes: tuple[Change, ...]
 
     @property
     def quantity(self) -> int:
         """The units granted in all."""
-        return sum(line.quantity for line in self.lines)
+        return sum(units for _, units, _ in self.stages)
 
 
 def _shown(kind: Kind, steps: int) -> str:
@@ -99,100 +111,82 @@ def changes_of(
     less.
     """
 
-    def standing(tier: Tier, weight: int) -> int:
-        """Serve the whole customer in a tier: its needs stand there together."""
-        changed = {**weights, bid.customer: (tier, weight)}
-        return clear(terms, bids, changed, salt).given().get(bid.key, 0)
+    def given(what: What, bound: int) -> int:
+        told, changed = list(bids), dict(weights)
+        if what == "price":
+            told = [replace(each, price_max=bound) if each == bid else each for each in bids]
+        else:  # the whole customer is served in the tier: its needs stand there together
+            changed[bid.customer] = (what, bound)
+        return clear(terms, told, changed, salt).given().get(bid.key, 0)
 
-    def paying(price_max: int) -> int:
-        told = [replace(each, price_max=price_max) if each == bid else each for each in bids]
-        return clear(terms, told, weights, salt).given().get(bid.key, 0)
-
-    own_tier, own_weight = weights.get(bid.customer, STRANGER)
-    now = paying(bid.price_max)
+    now = given("price", bid.price_max)
     if now >= bid.quantity:
         return []
-    tries: list[tuple[str, int, int, Callable[[int], int]]] = []
-    lows: tuple[tuple[Tier, int], ...] = (
-        ("one_way", 1),
-        ("mutual", MUTUAL_RECOGNITION_THRESHOLD_PPM),
-    )
-    for tier, low in lows:
-        if TIERS.index(tier) <= TIERS.index(own_tier):
-            least = max(low, own_weight + 1) if tier == own_tier else low
-            tries.append((tier, least, PPM, partial(standing, tier)))
     top = max(terms.reserve, *(each.price_max for each in bids)) + 1
-    tries.append(("price", bid.price_max + 1, top, paying))
+    tries: dict[What, range] = {
+        "one_way": range(1, PPM + 1),
+        "mutual": range(MUTUAL_RECOGNITION_THRESHOLD_PPM, PPM + 1),
+        "price": range(bid.price_max + 1, top + 1),
+    }
+    tier, weight = weights.get(bid.customer, STRANGER)
+    if tier == "mutual":
+        del tries["one_way"]
+    if tier != "open":
+        tries[tier] = range(weight + 1, PPM + 1)
     changes = []
-    for what, low, high, serve in tries:
-        if low <= high and serve(high) > now:
-            more = range(low, high)
-            bound = low + bisect_left(more, True, key=lambda tried, of=serve: of(tried) > now)  # type: ignore[misc]
-            changes.append(Change(what, bound, serve(bound)))
+    for what, bounds in tries.items():
+        if bounds and given(what, bounds[-1]) > now:
+            least = bounds[bisect_left(bounds, now + 1, key=partial(given, what))]
+            changes.append(Change(what, least, given(what, least)))
     return changes
 
 
 def explain(checked: Checked, customer: bytes, need_id: bytes) -> Outcome | None:
     """Return why a need was granted what a clearing record says; None if it took no part."""
-    offer = offer_of(checked.record)
-    bids = bids_of(checked.customers, eligible_of(checked.record))
+    record = checked.record
+    bids = bids_of(checked.customers, eligible_of(record))
     bid = next((each for each in bids if each.key == (customer, need_id)), None)
     if bid is None:
         return None
-    weights = weights_of(checked.provider, checked.customers)
-    (need,) = (
-        need
-        for each in checked.customers
-        if each.node == customer
-        for need in each.commitment.needs
-        if need.slot_id == need_id
-    )
-    terms = terms_of(offer)
-    lines = clear(terms, bids, weights, offer.salt).lines
-    mine = tuple(line for line in lines if (line.customer, line.need) == bid.key)
+    offer, weights = offer_of(record), weights_of(checked.provider, checked.customers)
+    lines = [(each.customer, line) for each in record.participants for line in each.lines]
+    stages = tuple(line[1:] for taker, line in lines if (taker, line[0]) == bid.key)
+    need = _needs_of(checked, customer)[need_id]
     tier, weight = weights.get(customer, STRANGER)
-    return Outcome(
-        tier,
-        weight,
-        bid.quantity,
-        mine,
-        _because(offer.slot, need, bid, (tier, weight), mine, has_others=len(mine) < len(lines)),
-        tuple(changes_of(terms, bids, weights, offer.salt, bid)),
-    )
-
-
-def _because(
-    slot: AvailabilitySlot,
-    need: NeedSlot,
-    bid: Bid,
-    standing: Standing,
-    lines: Sequence[Line],
-    *,
-    has_others: bool,
-) -> str:
-    tier, weight = standing
-    asked = slot.ladder.rung(tier)
-    if sum(line.quantity for line in lines) >= bid.quantity:
-        if bid.quantity < need.quantity:
-            return (
-                f"it asks for {_shown(need.kind, need.quantity)}, and its customer's credit and "
-                "share, what it took of others, and other windows leave no more"
+    asked = offer.slot.ladder.rung(tier)
+    if sum(units for _, units, _ in stages) < bid.quantity:
+        if bid.price_max < asked:
+            because = (
+                f"it pays at most {format_credits(bid.price_max)}, and the slot asks "
+                f"{format_credits(asked)} of the tier {tier}"
             )
-        return "all that it asked for was there"
-    if bid.price_max < asked:
-        return (
-            f"it pays at most {format_credits(bid.price_max)}, and the slot asks "
-            f"{format_credits(asked)} of the tier {tier}"
+        elif len(stages) == len(lines):
+            because = "the slot has no more"
+        elif tier == "open":
+            because = "others are recognised, or bid more"
+        else:
+            because = (
+                f"the rest went to others: it stands in the tier {tier} with {format_share(weight)}"
+            )
+    elif bid.quantity < need.quantity:
+        because = (
+            f"it asks for {_shown(need.kind, need.quantity)}, and its customer's credit and "
+            "share, what it took of others, and other windows leave no more"
         )
-    if not has_others:
-        return "the slot has no more"
-    if tier == "open":
-        return "others are recognised, or bid more"
-    return f"the rest went to others: it stands in the tier {tier} with {format_share(weight)}"
+    else:
+        because = "all that it asked for was there"
+    changes = changes_of(terms_of(offer), bids, weights, offer.salt, bid)
+    return Outcome(tier, weight, bid.quantity, stages, because, tuple(changes))
+
+
+def _needs_of(checked: Checked, customer: bytes) -> dict[bytes, NeedSlot]:
+    """Return the needs of a customer, as its provider saw them when it cleared."""
+    said = (each.commitment.needs for each in checked.customers if each.node == customer)
+    return {need.slot_id: need for need in next(said, ())}
 
 
 def absence(pair: Pair, checked: Checked, drawn: int) -> str:
-    """Return why a need that matches a slot took no part in a clearing.
+    """Return why a need that matches a slot took no part in a clearing: what fails first, now.
 
     Args:
         pair: the slot and the need, as they are now.
@@ -201,6 +195,7 @@ def absence(pair: Pair, checked: Checked, drawn: int) -> str:
     """
     need, customer, record = pair.need, pair.customer.node, checked.record
     time = overlap(record.window, windows_of(need))
+    seen = _needs_of(checked, customer).get(need.slot_id)
     if time is None:
         return "this window of the slot overlaps none of the need"
     if drawn:
@@ -210,15 +205,11 @@ def absence(pair: Pair, checked: Checked, drawn: int) -> str:
         return "others fill it, so it takes nothing more of this provider"
     if customer in record.left_out:
         return "its provider had no room for all customers, and left this one out"
-    seen = next((each.commitment for each in checked.customers if each.node == customer), None)
-    if seen is None:
-        return "its provider had not seen the need when it cleared"
-    if {each.slot_id: each.number for each in seen.needs}.get(need.slot_id) != need.number:
-        return "the need was stated or changed after this clearing"
+    if seen is None or seen.number != need.number:
+        return "its provider had not seen the need as it is now when it cleared"
     if pair.customer.tier == "open" and time[0] > record.at_ms:
         return "what begins later is granted only to customers that the provider recognises"
     return (
-        "the provider found nothing of it eligible: its other slots fill the need, its customer's "
-        "credit or its share is used up, or it took no lease on what it was granted; payment of "
-        "what is owed, or a changed need, lets it take part again"
+        "its provider found nothing of it eligible: other slots fill the need, its customer's "
+        "credit or share is used up, or it took no lease on what it was granted"
     )

@@ -1,17 +1,17 @@
 """Resolves recurrences to explicit windows: half-open intervals of UTC.
 
 An owner writes `Mon-Fri 20:00-08:00 Europe/Berlin` and publishes the resolved windows, so that
-no reader needs a time zone database. The offsets of the zone are an argument;
-`xsc.allocation.zones` looks them up. docs/design/slots.md, W1 to W5.
+no reader needs a time zone database. The zone is an argument. docs/design/slots.md, W1 to W5.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
-from typing import Final, TypeAlias
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Final
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.limits import SLOT_HORIZON_MS, SLOT_WINDOWS_MAX
@@ -21,10 +21,9 @@ MINUTE_MS: Final = 60_000
 DAY_MS: Final = 24 * 60 * MINUTE_MS
 ENDLESS_MS: Final = 2**63 - 1
 """The end of a slot that is valid until it is withdrawn."""
-Offsets: TypeAlias = Sequence[tuple[int, int]]
-"""The moment from which each offset holds, and the offset from UTC, both in milliseconds. The first
-offset also holds before its moment."""
-
+_AROUND_MS: Final = 2 * DAY_MS
+"""A window that overlaps a moment begins and ends within this of it."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _TEXT = re.compile(r"([A-Za-z,-]+) +(\d\d?):(\d\d)-(\d\d?):(\d\d)(?: +(\S+))?")
 _HINT: Final = 'write for example "daily 22:00-06:00 Europe/Berlin" or "Mon-Fri 09:00-17:00"'
@@ -79,66 +78,57 @@ def parse_recurrence(text: str) -> Recurrence:
     return Recurrence(days, start, end if end > start else end + 24 * 60, shown, match[6] or "UTC")
 
 
-def moment_at(wall_ms: int, offsets: Offsets) -> int:
+def _offset_ms(moment: datetime) -> int:
+    """Return how far the local time of a moment is ahead of UTC."""
+    offset = moment.utcoffset()
+    assert offset is not None, "a moment has a zone"
+    return offset // timedelta(milliseconds=1)
+
+
+def moment_at(wall_ms: int, zone: tzinfo) -> int:
     """Return the first moment at which the local clock shows `wall_ms` or later.
 
     A local time that is skipped in spring becomes the moment of the change. Of a local time that
     occurs twice in autumn, the first counts. The result never falls while `wall_ms` rises, so
     windows that are disjoint in local time are disjoint in UTC.
     """
-    for number, (begin, offset) in enumerate(offsets):
-        moment = wall_ms - offset
-        if number:
-            moment = max(begin, moment)
-        if number + 1 == len(offsets) or moment < offsets[number + 1][0]:
-            return moment
-    raise ValueError("a zone without any offset")
+    wall = (_EPOCH + timedelta(milliseconds=wall_ms)).replace(tzinfo=zone)
+    before, after = (wall_ms - _offset_ms(wall.replace(fold=fold)) for fold in (0, 1))
+    if before <= after:
+        return before
+
+    def shown_ms(moment_ms: int) -> int:
+        moment = _EPOCH + timedelta(milliseconds=moment_ms)
+        return moment_ms + _offset_ms(moment.astimezone(zone))
+
+    # No clock shows it: with the new offset it would be before the change, with the old one after.
+    moments = range(after, before)
+    return after + bisect_left(moments, wall_ms, key=shown_ms)
 
 
-def occurrences(
-    recurrence: Recurrence, offsets: Offsets, from_ms: int, until_ms: int
-) -> list[Window]:
+def occurrences(recurrence: Recurrence, zone: tzinfo, from_ms: int, until_ms: int) -> list[Window]:
     """Return the windows of a recurrence between two moments, cut at these.
 
     Raises:
         ArgumentInvalid: there are more than SLOT_WINDOWS_MAX.
     """
-    too_many = ArgumentInvalid(
-        f"'{recurrence.text}' has more than {SLOT_WINDOWS_MAX} windows until its end",
-        hint="leave out the end for a recurrence that goes on until it is withdrawn",
-    )
-    first, last = from_ms // DAY_MS - 2, until_ms // DAY_MS + 1
-    if (last - first) * len(recurrence.days) // 7 > SLOT_WINDOWS_MAX + 7:
-        raise too_many
-    epoch = date(1970, 1, 1).weekday()
     found: list[Window] = []
-    for day in range(first, last + 1):
-        if (epoch + day) % 7 not in recurrence.days:
+    for day in range(from_ms // DAY_MS - 2, until_ms // DAY_MS + 2):
+        if (_EPOCH.weekday() + day) % 7 not in recurrence.days:
             continue
-        midnight = day * DAY_MS
         start, end = (
-            moment_at(midnight + minute * MINUTE_MS, offsets)
+            moment_at(day * DAY_MS + minute * MINUTE_MS, zone)
             for minute in (recurrence.start_minute, recurrence.end_minute)
         )
         start, end = max(start, from_ms), min(end, until_ms)
         if start < end:
             found.append((start, end))
-    if len(found) > SLOT_WINDOWS_MAX:
-        raise too_many
+        if len(found) > SLOT_WINDOWS_MAX:
+            raise ArgumentInvalid(
+                f"'{recurrence.text}' has more than {SLOT_WINDOWS_MAX} windows until its end",
+                hint="leave out the end for a recurrence that goes on until it is withdrawn",
+            )
     return found
-
-
-def check_begin(from_ms: int, now_ms: int) -> None:
-    """Refuse what begins at the horizon or later.
-
-    Raises:
-        ArgumentInvalid: it does.
-    """
-    if from_ms >= now_ms + SLOT_HORIZON_MS:
-        raise ArgumentInvalid(
-            f"it begins more than {SLOT_HORIZON_MS // DAY_MS} days from now",
-            hint="begin it earlier, for example --from +2h; declare the rest when it is closer",
-        )
 
 
 def single(from_ms: int, until_ms: int, now_ms: int) -> Window:
@@ -147,7 +137,11 @@ def single(from_ms: int, until_ms: int, now_ms: int) -> Window:
     Raises:
         ArgumentInvalid: the window has no length, is over, or begins or ends beyond the horizon.
     """
-    check_begin(from_ms, now_ms)
+    if from_ms >= now_ms + SLOT_HORIZON_MS:
+        raise ArgumentInvalid(
+            f"it begins more than {SLOT_HORIZON_MS // DAY_MS} days from now",
+            hint="begin it earlier, for example --from +2h; declare the rest when it is closer",
+        )
     if until_ms == ENDLESS_MS:
         until_ms = now_ms + SLOT_HORIZON_MS
     if until_ms <= from_ms:
@@ -165,15 +159,20 @@ def single(from_ms: int, until_ms: int, now_ms: int) -> Window:
 
 
 def continued(
-    windows: Sequence[Window], found: Iterable[Window], now_ms: int
+    recurrence: Recurrence, zone: tzinfo, windows: Sequence[Window], times: Window, now_ms: int
 ) -> tuple[Window, ...]:
-    """Return the published windows that are not over, and the found ones that follow them.
+    """Return the published windows that are not over, and those that follow them to the horizon.
 
     A published window is never changed, not even where the rules of its zone change. A new window
     is added once it ends before the horizon, so that none is cut there.
     """
-    last = windows[-1][1] if windows else 0
     horizon = now_ms + SLOT_HORIZON_MS
+    begin, until = max(times[0], now_ms - _AROUND_MS), min(times[1], horizon + _AROUND_MS)
+    last = windows[-1][1] if windows else 0
     kept = [window for window in windows if window[1] > now_ms]
-    kept += [(start, end) for start, end in found if start >= last and now_ms < end <= horizon]
+    kept += [
+        (start, end)
+        for start, end in occurrences(recurrence, zone, begin, until)
+        if start >= last and now_ms < end <= horizon
+    ]
     return tuple(kept)

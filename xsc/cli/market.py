@@ -42,7 +42,7 @@ from xsc.cli.output import moment, named, say, short, show, show_json, show_pair
 from xsc.client.calls import Calls
 from xsc.client.core import Document
 from xsc.client.files import check_target, write_whole
-from xsc.client.market import MarketCalls, explained_id_of, slot_id_of
+from xsc.client.market import MarketCalls, slot_id_of
 
 KINDS = ("storage", "compute")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -445,16 +445,19 @@ _TIERS = {
 
 
 def _explained(calls: Calls) -> Iterable[str]:
-    return [*_own_slots(calls), *(row["lease_id"] for row in calls.leases()["leases"])]
+    leases, peers = calls.leases()["leases"], calls.peers()["peers"]
+    ids = (row["lease_id"] for row in leases)
+    return [*_own_slots(calls), *ids, *(row["name"] for row in peers)]
 
 
 @market.command()
-@click.argument("some_id", metavar="ID", type=Parsed("ID", explained_id_of, _explained))
+@click.argument("some_id", metavar="ID|NODE", type=Parsed("ID|NODE", str, _explained))
 @pass_settings
 def why(settings: Settings, some_id: str) -> None:
     """Explain a lease, a need, an offer or a clearing, and what would change it.
 
-    ID is its id, or the beginning of it. The price of a lease is explained from
+    ID is its id, or the beginning of it. NODE is a peer: what it was granted
+    here, and what it grants to this node. The price of a lease is explained from
     what both sides have signed; what a need was granted, from the clearing
     records of its providers, recomputed first.
     """
@@ -462,7 +465,7 @@ def why(settings: Settings, some_id: str) -> None:
     try:
         with calls.lease(some_id) as download:
             raw = b"".join(download.blocks())
-    except NotFound:
+    except (ArgumentInvalid, NotFound):  # a name need not look like the id of a lease
         show_why(settings, MarketCalls(calls.core).why(some_id))
     else:
         _show_price(settings, raw, MarketCalls(calls.core).why(some_id)["passed_over"])

@@ -11,29 +11,16 @@ from xsc.base.errors import ArgumentInvalid
 from xsc.client.core import Core, Document, Download
 
 
-def _id_of(text: str, most: int, what: str, hint: str) -> str:
-    if not re.fullmatch(f"[a-z2-7]{{1,{most}}}", text):
-        raise ArgumentInvalid(f"'{text}' is no id of {what}", hint=hint)
-    return text
-
-
 def slot_id_of(text: str) -> str:
     """Return the id of a slot or need, or the beginning of one.
 
     Raises:
         ArgumentInvalid: it is none.
     """
-    return _id_of(text, 26, "an offer or need", "`xsc market slots` lists them")
-
-
-def explained_id_of(text: str) -> str:
-    """Return the id of what `why` explains, or the beginning of one.
-
-    Raises:
-        ArgumentInvalid: it is none.
-    """
-    hint = "`xsc market leases`, `slots` and `clearings` list them"
-    return _id_of(text, 52, "a lease, an offer, a need or a clearing", hint)
+    if not re.fullmatch("[a-z2-7]{1,26}", text):
+        hint = "`xsc market slots` lists them"
+        raise ArgumentInvalid(f"'{text}' is no id of an offer or need", hint=hint)
+    return text
 
 
 class MarketCalls:

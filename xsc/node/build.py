@@ -14,18 +14,17 @@ from functools import partial
 
 from xsc import __version__
 from xsc.allocation.allocating import Allocator
+from xsc.allocation.clearing_record import standing
 from xsc.allocation.commitments import Commitments
-from xsc.allocation.explaining import Explaining
-from xsc.allocation.program import AllocationProgram
-from xsc.allocation.recognition import tier_of
-from xsc.allocation.service import AllocationService
-from xsc.allocation.standing import (
+from xsc.allocation.declaring import (
     OBJECT_HOSTS,
     Wanted,
     counted,
     standing_need,
     standing_slot,
 )
+from xsc.allocation.explaining import Explaining
+from xsc.allocation.program import AllocationProgram
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
     LedgerDamaged,
@@ -334,12 +333,20 @@ class Node:
             interval_ms=config.probe_interval_ms,
             timeout_ms=min(config.probe_interval_ms, PROBE_TIMEOUT_MS),
         )
-        self.allocation = AllocationService(
+        self.commitments = Commitments(
+            context,
             self.space,
             self.peers.roster,
-            context.log,
-            # Bound late: whom a node follows depends on its recognition.
-            on_change=self._recognition_changed,
+            posted=self._posted,
+            level=self._level,
+            # Bound late: the market is made after the commitments.
+            wanted=lambda kind: self._wanted(kind),  # noqa: PLW0108
+            on_withdrawn=self._need_withdrawn,
+            # Whom a node follows depends on its recognition.
+            on_recognised=self._recognition_changed,
+            before_stand=self._before_stand,
+            site=config.site,
+            owner=config.owner,
         )
         self.sync = SpaceSync(
             self.space,
@@ -362,25 +369,13 @@ class Node:
         self.following = Following(
             self.sync,
             self.peers.roster,
-            self.allocation,
+            self.commitments,
             self.tasks.start,
             clock=context.clock,
             log=context.log,
             # Bound late: it needs the commitments, and these what is followed.
             everybody=lambda: self.allocator.prefixes(),  # noqa: PLW0108
             also=self.cells.subscriptions,
-        )
-        self.commitments = Commitments(
-            context,
-            self.space,
-            posted=self._posted,
-            level=self._level,
-            # Bound late: the market is made after the commitments.
-            wanted=lambda kind: self._wanted(kind),  # noqa: PLW0108
-            on_withdrawn=self._need_withdrawn,
-            before_stand=self._before_stand,
-            site=config.site,
-            owner=config.owner,
         )
         self.circle = CircleSync(
             self.peers,
@@ -398,7 +393,7 @@ class Node:
                 peers=self.peers.roster,
                 credit=self.ledger,
                 quality=self.health,
-                standing=self.allocation,
+                standing=self.commitments,
                 capacity=self.capacity,
                 # Bound late: storage is made after the market.
                 leaving=lambda: self.storage.drain.leaving(),  # noqa: PLW0108
@@ -433,8 +428,7 @@ class Node:
         self.explaining = Explaining(
             context,
             allocator=self.allocator,
-            commitments=self.commitments,
-            weights=self.allocation.weights_of,
+            heard=self.commitments.heard,
             peers=self.peers.roster,
             drawn=self.drawn_steps,
         )
@@ -469,16 +463,14 @@ class Node:
 
     def _storage_price(self, price_max: int) -> int:
         """Return what a put would pay at most now, by what peers offer by default."""
-        bids = [
-            Bid(
-                peer,
-                slot.ladder.rung(tier_of(*reversed(self.allocation.weights_of(peer)))),
-                PPM,
-                domain(slot.location, slot.owner, peer),
-            )
-            for peer in self.peers.roster.peers()
-            if (slot := standing_slot(self.commitments.of(peer), "storage")) is not None
-        ]
+        heard, bids = self.commitments.heard, []
+        for peer in self.peers.roster.peers():
+            there = heard.of(peer)
+            slot = standing_slot(there.commitment, "storage")
+            if slot is not None:
+                tier, _ = standing(there, heard.of(self.key.node_id))
+                where = domain(slot.location, slot.owner, peer)
+                bids.append(Bid(peer, slot.ladder.rung(tier), PPM, where))
         own_price = self.market.headroom.pricing().unit_price("storage")
         return reserve(bids, OBJECT_HOSTS, own_price, price_max)
 
@@ -507,7 +499,7 @@ class Node:
             state=parts.state,
             commit=self._state_commit.commit,
             settings=storage_settings(config),
-            weight_ppm=self.allocation.weight_ppm,
+            weight_ppm=self.commitments.weight_ppm,
             custodian_for=self._custodian_for,
         )
         self.sweeper = Sweeper(
@@ -589,7 +581,7 @@ class Node:
     def _custodian_for(self, peer: bytes) -> bool:
         """Say whether this node looks after objects of a peer while that is away."""
         if self.config.guard == "recognised":
-            return self.allocation.weight_ppm(peer) > 0
+            return self.commitments.weight_ppm(peer) > 0
         return self.config.guard == "all"
 
     def describe(self) -> NodeInfo:
@@ -703,7 +695,6 @@ class Node:
         try:
             await self.compute.start()
             await self.shards.start()
-            await self.allocation.start()
             self.commitments.start()
             # What was granted ahead of use is kept free from the first request on.
             self.allocator.start()
@@ -843,7 +834,7 @@ class Node:
         elif what in {"removed", "blocked"}:
             self.health.forget(peer)
         if what == "removed":
-            self.tasks.once("recognition", lambda: self.allocation.recognise(peer, 0))
+            self.tasks.once("recognition", lambda: self.commitments.recognise(peer, 0))
 
     def _is_direct(self, peer: bytes) -> bool:
         return self.peers.roster.introducer_of(peer) == to_text(peer)

@@ -18,9 +18,6 @@ class Space(Protocol):
     def owner(self) -> bytes:
         """The id of this node."""
 
-    def owners(self) -> list[bytes]:
-        """Return every owner of whom something is stored."""
-
     def get(self, path: str, owner: bytes | None = None) -> Entry:
         """Return the newest record of a path with its value.
 

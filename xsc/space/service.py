@@ -201,10 +201,6 @@ class SpaceService:
         """
         return self._store.versions(path)
 
-    def owners(self) -> list[bytes]:
-        """Return every owner of whom something is stored."""
-        return self._store.owners()
-
     def ls(self, prefix: str, owner: bytes | None = None) -> list[SpaceRecord]:
         """Return the live records under a prefix."""
         return self._store.ls(owner or self._store.owner, prefix)

@@ -656,14 +656,14 @@ class Oracle:
         honest = [index for index, peer in enumerate(keys) if peer != self.foe]
         for index in self.up():
             node = self.world.nodes[index]
-            for peer, ppm in node.allocation.weights().items():
+            for peer, ppm in node.commitments.heard.of(node.key.node_id).weights.items():
                 expect(
                     ppm in self.given[index, peer],
                     "recognition",
                     f"node-{index} gives {ppm} ppm, which nobody told it to",
                 )
             for other in honest:
-                theirs = node.allocation.their_weight_ppm(keys[other])
+                theirs = node.commitments.their_weight_ppm(keys[other])
                 expect(
                     theirs in {0, *self.given[other, node.key.node_id]},
                     "recognition",

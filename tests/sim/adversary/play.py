@@ -130,7 +130,7 @@ class Play:
         nodes = self.world.nodes
         for index in (1, 2):
             await self._recognise(index, self.oracle.foe)
-        await nodes[FOE].allocation.recognise(nodes[1].key.node_id, 200_000)
+        await nodes[FOE].commitments.recognise(nodes[1].key.node_id, 200_000)
         for node in nodes:
             for path in SPACE_PATHS:
                 await node.space.put(path, self.rng.randbytes(20))
@@ -306,7 +306,7 @@ class Play:
     async def _recognise(self, index: int, peer: bytes) -> None:
         ppm = self.rng.choice((0, 10_000, 100_000))
         self.oracle.given[index, peer].add(ppm)
-        await self.node(index).allocation.recognise(peer, ppm)
+        await self.node(index).commitments.recognise(peer, ppm)
 
     def write(self) -> None:
         """Write or delete own values, which all others follow."""

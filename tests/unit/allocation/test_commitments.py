@@ -10,8 +10,7 @@ from tests.settle import settle
 from tests.unit.allocation.test_declaring import NIGHTS
 from tests.unit.space.test_store import Journal, record
 from xsc.allocation.commitments import LOOK_INTERVAL_MS, RENEW_INTERVAL_MS, Commitments
-from xsc.allocation.declaring import Statement
-from xsc.allocation.standing import Wanted, standing_need
+from xsc.allocation.declaring import Statement, Wanted, standing_need
 from xsc.allocation.windows import DAY_MS
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhausted, TooLarge
@@ -68,17 +67,18 @@ class Node:
         self.commitments = Commitments(
             context,
             self.space,
+            None,
             posted=self.ask,
             level=lambda kind: self.levels[kind],
             wanted=lambda kind: self.wanted if kind == "storage" else self.runs,
             on_withdrawn=lambda kind: self.told.append(f"{kind} withdrawn"),
+            on_recognised=lambda: None,
             before_stand=self.before_stand,
             site="berlin",
             owner="alice",
         )
         self.commitments.start()
         self.told = []
-        self.commitments.on_change(self.told.append)
 
     def ask(self, _, reserve):
         reserve = self.posted if reserve is None else reserve
@@ -141,7 +141,6 @@ async def test_changes_that_come_together_are_one_write(node):
     assert {slot.slot_id for slot in node.stored().slots} == set(slot_ids)
     assert len(set(slot_ids)) == 5
     assert len(node.db.writes) == writes + 1
-    assert node.told == [node.space.owner]
 
 
 async def test_a_command_returns_once_its_change_is_on_the_disk(node):
@@ -257,7 +256,6 @@ async def test_the_commitment_of_a_peer_is_known_once_it_is_here(node, bob, netw
         signed = record(bob, network, PATH, sequence, value)
         await node.space.take(bob.node_id, [(signed, value)])
         assert node.commitments.of(bob.node_id) == (Commitment() if value is None else theirs)
-        assert node.told == [bob.node_id] * sequence
 
 
 async def test_recurrences_go_on_and_what_is_over_is_dropped(node):
@@ -433,10 +431,10 @@ async def test_a_zone_that_is_gone_leaves_the_windows(node, monkeypatch):
     await node.done(node.commitments.offer("compute", Statement(100, every=NIGHTS, price=2)))
     before = node.stored()
 
-    def unknown(name, _from_ms, _until_ms):
+    def unknown(name):
         raise ArgumentInvalid(f"'{name}' is no time zone")
 
-    monkeypatch.setattr("xsc.allocation.commitments.offsets_of", unknown)
+    monkeypatch.setattr("xsc.allocation.commitments.zone_of", unknown)
     loop = asyncio.ensure_future(node.commitments.run())
     await settle()
     node.pass_ms(RENEW_INTERVAL_MS)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.allocation.test_declaring import NOW, edited
-from xsc.allocation.declaring import find, priced, with_slot, without
-from xsc.allocation.standing import (
+from xsc.allocation.declaring import (
     NOTHING,
     Wanted,
     counted,
+    find,
     kept_steps,
+    priced,
     standing_need,
     standing_slot,
+    with_slot,
     with_standing,
     with_standing_need,
+    without,
 )
 from xsc.allocation.windows import DAY_MS, ENDLESS_MS
 from xsc.base.errors import ArgumentInvalid

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from zoneinfo import available_timezones
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xsc.allocation.commitments import zone_of
 from xsc.allocation.windows import (
     DAY_MS,
     ENDLESS_MS,
@@ -18,13 +20,11 @@ from xsc.allocation.windows import (
     parse_recurrence,
     single,
 )
-from xsc.allocation.zones import offsets_of
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.limits import SLOT_HORIZON_MS, SLOT_WINDOWS_MAX
 from xsc.terms.slot import pack_windows
 
 HOUR = 60 * MINUTE_MS
-UTC_OFFSETS = [(0, 0)]
 
 
 def at(text):
@@ -41,7 +41,7 @@ def shown(windows):
 def resolved(text, first, last):
     recurrence = parse_recurrence(text)
     start, end = at(first), at(last)
-    return occurrences(recurrence, offsets_of(recurrence.zone, start, end), start, end)
+    return occurrences(recurrence, zone_of(recurrence.zone), start, end)
 
 
 @pytest.mark.parametrize(
@@ -96,21 +96,65 @@ def test_of_an_hour_that_occurs_twice_in_autumn_the_first_counts(times, window):
     assert shown(resolved(f"Sun {times} Europe/Berlin", "2027-10-29", "2027-11-02")) == window
 
 
+ZONES = sorted(available_timezones())
+
+
 @given(
-    wall=st.lists(st.integers(0, 10 * DAY_MS), min_size=2, max_size=8),
-    changes=st.lists(st.integers(0, 10 * DAY_MS), max_size=4, unique=True),
-    offsets=st.lists(st.integers(-14 * HOUR, 14 * HOUR), min_size=5, max_size=5),
+    name=st.sampled_from(ZONES),
+    wall=st.lists(st.integers(at("1990-01-01"), at("2037-01-01")), min_size=2, max_size=8),
 )
-def test_windows_that_are_disjoint_in_local_time_are_so_in_utc(wall, changes, offsets):
-    zone = list(zip([0, *sorted(changes)], offsets, strict=False))
+def test_windows_that_are_disjoint_in_local_time_are_so_in_utc(name, wall):
+    zone = zone_of(name)
     moments = [moment_at(moment, zone) for moment in sorted(wall)]
     assert moments == sorted(moments)
 
 
+def changes(zone, first, last):
+    """Return the hours in which a zone changes its offset, with the offsets before and after."""
+    offsets = {}
+    for moment in range(first, last, HOUR):
+        local = datetime.fromtimestamp(moment // 1000, UTC).astimezone(zone)
+        offsets[moment] = local.utcoffset() // timedelta(milliseconds=1)
+    return [
+        (moment, offsets[moment - HOUR], offset)
+        for moment, offset in offsets.items()
+        if moment > first and offset != offsets[moment - HOUR]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "year"),
+    [
+        ("Europe/Berlin", 2027),
+        ("America/New_York", 2026),
+        ("Australia/Lord_Howe", 2026),  # half an hour
+        ("Pacific/Apia", 2011),  # a day that never was
+        ("America/Caracas", 2016),
+        ("Africa/Casablanca", 2026),
+    ],
+)
+def test_a_local_time_is_the_first_moment_that_shows_it_or_a_later_one(name, year):
+    zone, minute = zone_of(name), 60_000
+    found = changes(zone, at(f"{year}-01-01"), at(f"{year + 1}-01-01"))
+    assert found
+    for hour, before, after in found:
+        around = range(hour - 30 * HOUR, hour + 30 * HOUR, minute)
+        local = [datetime.fromtimestamp(m // 1000, UTC).astimezone(zone) for m in around]
+        shown = [at(each.replace(tzinfo=None).isoformat()) for each in local]
+        first = max(shown[0], hour + min(before, after) - 27 * HOUR)
+        for wall in range(first, hour + max(before, after) + 2 * HOUR, 10 * minute):
+            expected = next(m for m, face in zip(around, shown, strict=True) if face >= wall)
+            assert moment_at(wall, zone) == expected
+
+
 def test_offsets_are_exact_to_the_millisecond():
-    found = offsets_of("Europe/Berlin", at("2027-01-01"), at("2028-01-01"))
-    assert found[1:] == [(at("2027-03-28T01:00"), 2 * HOUR), (at("2027-10-31T01:00"), HOUR)]
-    assert found[0][1] == HOUR
+    zone = zone_of("Europe/Berlin")
+    skipped, twice = at("2027-03-28T02:00"), at("2027-10-31T02:00")
+    spring, autumn = at("2027-03-28T01:00"), at("2027-10-31T01:00")
+    assert [moment_at(skipped + late, zone) - spring for late in (-1, 0, 1, HOUR)] == [-1, 0, 0, 0]
+    assert moment_at(skipped + HOUR + 1, zone) == spring + 1
+    assert [moment_at(twice + late, zone) - autumn for late in (0, HOUR - 1)] == [-HOUR, -1]
+    assert moment_at(twice + HOUR, zone) == autumn + HOUR
 
 
 @pytest.mark.parametrize(
@@ -118,7 +162,7 @@ def test_offsets_are_exact_to_the_millisecond():
 )
 def test_an_unknown_zone_is_refused_in_one_sentence(name):
     with pytest.raises(ArgumentInvalid, match="is no time zone") as refused:
-        offsets_of(name, 0, DAY_MS)
+        zone_of(name)
     assert "Europe/Berlin" in refused.value.hint
 
 
@@ -148,8 +192,8 @@ def test_a_million_occurrences_are_refused_at_once():
     daily = parse_recurrence("daily 10:00-12:00")
     for days in (SLOT_WINDOWS_MAX + 1, 10**6, 2**62 // DAY_MS):
         with pytest.raises(ArgumentInvalid, match="more than 400 windows"):
-            occurrences(daily, UTC_OFFSETS, 0, days * DAY_MS)
-    assert len(occurrences(daily, UTC_OFFSETS, 0, SLOT_WINDOWS_MAX * DAY_MS)) == SLOT_WINDOWS_MAX
+            occurrences(daily, UTC, 0, days * DAY_MS)
+    assert len(occurrences(daily, UTC, 0, SLOT_WINDOWS_MAX * DAY_MS)) == SLOT_WINDOWS_MAX
 
 
 def test_a_window_without_an_end_ends_at_the_horizon():
@@ -179,9 +223,8 @@ def test_a_recurrence_goes_on_as_the_horizon_moves():
     windows: tuple[tuple[int, int], ...] = ()
     for hours in range(0, 24 * 200, 7):
         now = begin + hours * HOUR
-        first = now if not windows else now - 2 * DAY_MS
-        found = occurrences(daily, UTC_OFFSETS, first, now + SLOT_HORIZON_MS + 2 * DAY_MS)
-        later = continued(windows, found, now)
+        times = (0 if windows else now, ENDLESS_MS)
+        later = continued(daily, UTC, windows, times, now)
         assert set(windows) - set(later) == {window for window in windows if window[1] <= now}
         assert pack_windows(later)
         assert now + SLOT_HORIZON_MS - DAY_MS <= later[-1][1] <= now + SLOT_HORIZON_MS

@@ -784,6 +784,7 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "elsewhere\nchange"),
         (["allocation", "why", "bob"], "/v1/allocation/why/bob", WHY, "there is more"),
         (["allocation", "why", "x"], "/v1/allocation/why/x", WHY | {"why": []}, "nobody"),
+        (["market", "why", "node-2"], "/v1/allocation/why/node-2", WHY, "mutual, 25.0%"),
         (
             ["allocation", "why", "x"],
             "/v1/allocation/why/x",

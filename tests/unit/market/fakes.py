@@ -7,7 +7,7 @@ from functools import partial
 
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory, Wire
-from xsc.allocation.standing import counted
+from xsc.allocation.declaring import counted
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import (
     ArgumentInvalid,

@@ -13,7 +13,7 @@ from aiohttp.test_utils import make_mocked_request
 
 from tests.sim.network import content, put, run
 from tests.sim.test_slots import A_STEP, SETTINGS, leased, need, offer, recognise
-from xsc.allocation.standing import standing_need
+from xsc.allocation.declaring import standing_need
 from xsc.api import objects
 from xsc.api.serial import document
 from xsc.base.errors import (

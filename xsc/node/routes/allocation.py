@@ -144,8 +144,8 @@ def _known(node: Node) -> dict[bytes, Participant]:
     return {
         peer: Participant(
             node.commitments.of(peer),
-            node.allocation.weight_ppm(peer),
-            node.allocation.their_weight_ppm(peer),
+            node.commitments.weight_ppm(peer),
+            node.commitments.their_weight_ppm(peer),
             node.health.is_up(peer),
             states.get(peer),
         )
@@ -255,7 +255,7 @@ async def received(node: Node, _: Nothing) -> api.Entitlements:
 def _explained(node: Node, each: Explained) -> api.Explained:
     pair, outcome = each.pair, each.outcome
     provider, customer, kind = pair.provider.node, pair.customer.node, pair.need.kind
-    lines = [] if outcome is None else [(x.tier, x.quantity, x.price) for x in outcome.lines]
+    stages = () if outcome is None else outcome.stages
     return api.Explained(
         clearing=None if each.clearing is None else to_text(each.clearing),
         provider=to_text(provider),
@@ -272,9 +272,9 @@ def _explained(node: Node, each: Explained) -> api.Explained:
         granted=None if outcome is None else outcome.quantity * STEP[kind],
         stages=[
             api.Stage(tier=tier, quantity=steps * STEP[kind], price=price)
-            for tier, steps, price in lines
+            for tier, steps, price in stages
         ],
-        price=price_of(lines) if lines else None,
+        price=price_of(stages) if stages else None,
         because=each.because,
         changes=[] if outcome is None else [change.said(kind) for change in outcome.changes],
     )

@@ -28,9 +28,9 @@ def _row(node: Node, peer: bytes) -> api.Peer:
         availability_ppm=seen.availability_ppm,
         response_ms=seen.response_ms,
         last_seen_ms=seen.last_seen_ms,
-        recognised_ppm=node.allocation.weight_ppm(peer),
-        recognises_ppm=node.allocation.their_weight_ppm(peer),
-        tier=node.allocation.tier(peer),
+        recognised_ppm=node.commitments.weight_ppm(peer),
+        recognises_ppm=node.commitments.their_weight_ppm(peer),
+        tier=node.commitments.tier(peer),
         balance_micro=node.ledger.balance(peer),
         limit_micro=node.ledger.limit(peer),
         shared_through=shared_through(node, peer),
@@ -60,7 +60,7 @@ async def join(node: Node, asked: api.Join) -> api.NamedPeer:
 async def recognise(node: Node, asked: api.Recognise) -> api.RecognisedPeer:
     """Weigh a peer."""
     peer = node.peers.find(asked.who)
-    await node.allocation.recognise(peer, asked.weight_ppm)
+    await node.commitments.recognise(peer, asked.weight_ppm)
     name = node.peers.info(peer).name
     return api.RecognisedPeer(id=to_text(peer), name=name, weight_ppm=asked.weight_ppm)
 

@@ -78,7 +78,7 @@ def test_a_peer_that_refuses_custody_is_left_out_and_others_are_asked():
     async def play(world):
         owner = world.nodes[0]
         for node in world.nodes[1:]:
-            await owner.allocation.recognise(
+            await owner.commitments.recognise(
                 node.key.node_id, 500_000 if node is world.nodes[1] else 1_000
             )
         await put(owner, content(MIB))

@@ -2,14 +2,15 @@
 
 import pytest
 
+from xsc.allocation.commitments import Commitments
 from xsc.allocation.recognition import read_weights, value_of
-from xsc.allocation.service import AllocationService
-from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.encoding import encode
 from xsc.base.errors import ArgumentInvalid, RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.limits import PEERS_MAX, PPM
 from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
 from xsc.space.limits import VALUE_INLINE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
@@ -35,7 +36,24 @@ class Node:
     def begin(self):
         self.store = SpaceStore(self.db, InlineExecutor(), self.world.clock, self.key, NET)
         self.space = SpaceService(self.store, self.world.clock)
-        self.service = AllocationService(self.space, self, SilentLog(), on_change=self.count_change)
+        entropy, log = SeededEntropy(b"7"), SilentLog()
+        self.service = Commitments(
+            Context(self.key, NET, self.world.clock, entropy, InlineExecutor(), None, log),
+            self.space,
+            self,
+            posted=None,
+            level=None,
+            wanted=None,
+            on_withdrawn=None,
+            on_recognised=self.count_change,
+            before_stand=None,
+        )
+
+    def weights(self):
+        return self.service.heard.of(self.id).weights
+
+    def weights_of(self, peer):
+        return self.service.weight_ppm(peer), self.service.their_weight_ppm(peer)
 
     def count_change(self):
         self.changes += 1
@@ -82,8 +100,8 @@ async def test_recognition_becomes_mutual(two):
     await b.service.recognise(a.id, 200_000)
     await a.hear(b)
     assert a.service.tier(b.id) == b.service.tier(a.id) == "mutual"
-    assert a.service.weights_of(b.id) == (300_000, 200_000)
-    assert b.service.weights_of(a.id) == (200_000, 300_000)
+    assert a.weights_of(b.id) == (300_000, 200_000)
+    assert b.weights_of(a.id) == (200_000, 300_000)
 
 
 async def test_a_withdrawn_weight_reaches_the_peer(two):
@@ -91,7 +109,7 @@ async def test_a_withdrawn_weight_reaches_the_peer(two):
     await a.service.recognise(b.id, 300_000)
     await b.hear(a)
     await a.service.recognise(b.id, 0)
-    assert a.service.weights() == {}
+    assert a.weights() == {}
     await b.hear(a)
     assert b.service.their_weight_ppm(a.id) == 0
 
@@ -101,7 +119,7 @@ async def test_a_deleted_recognition_recognises_nobody(two):
     await a.service.recognise(b.id, 300_000)
     await b.hear(a)
     await a.space.rm(PATH)
-    assert a.service.weights() == {}
+    assert a.weights() == {}
     await b.hear(a)
     assert b.service.their_weight_ppm(a.id) == 0
 
@@ -113,8 +131,8 @@ async def test_everything_survives_a_restart(two):
     await a.hear(b)
     a.db = a.db.after_crash()
     a.begin()
-    await a.service.start()
-    assert a.service.weights_of(b.id) == (300_000, 200_000)
+    a.service.start()
+    assert a.weights_of(b.id) == (300_000, 200_000)
     await a.service.recognise(b.id, 100_000)
     await b.hear(a)
     assert b.service.their_weight_ppm(a.id) == 100_000
@@ -126,7 +144,7 @@ async def test_a_damaged_store_is_no_empty_one(two):
     a.db.write([(META + a.id + PATH.encode(), b"x")], sync=True)
     a.begin()
     with pytest.raises(StoreDamaged):
-        await a.service.start()
+        a.service.start()
 
 
 async def test_a_weight_holds_once_it_is_on_the_disk(two):
@@ -184,7 +202,7 @@ async def test_a_false_value_is_refused_and_the_last_one_holds(world, two, false
     assert [type(fault) for fault in taken.refused] == [RecordInvalid]
     assert b.service.their_weight_ppm(a.id) == 300_000
     b.begin()
-    await b.service.start()
+    b.service.start()
     assert b.service.their_weight_ppm(a.id) == 300_000
 
 
@@ -235,9 +253,9 @@ async def test_the_budget_holds(world, two):
         await a.service.recognise(c.id, 300_001)
     with pytest.raises(ArgumentInvalid):
         await a.service.recognise(a.id, 1)
-    assert a.service.weights() == {b.id: 700_000}
+    assert a.weights() == {b.id: 700_000}
     await a.service.recognise(c.id, 300_000)
-    assert sum(a.service.weights().values()) == PPM
+    assert sum(a.weights().values()) == PPM
 
 
 async def test_so_many_weights_as_peers_are_more_than_a_small_value(two):
