@@ -181,7 +181,7 @@ def serves(member: Member, pid: int) -> bool:
     return ours and Core(member.home).alive()
 
 
-def wait_for(condition, seconds: float = 60.0):
+def wait_for(condition, seconds: float = 120.0):
     """Return what the condition gives, once it is true."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
