@@ -154,7 +154,7 @@ BAD = [
         "offer compute 10Mfuel/s --every 'daily 10:00-12:00' --to 4764-01-01",
         "more than 400 windows",
     ),
-    ("offer storage 10GiB --every 'daily 10:00-12:00'", "storage does not recur"),
+    ("offer storage 10GiB --every 'daily 10:00-12:00'", "storage has one window"),
     ("offer compute 10Mfuel/s --filter tier", "NAME=VALUE"),
     ("offer compute 10Mfuel/s --filter a=1 --filter a=2", "given twice"),
     (

@@ -17,6 +17,7 @@ STEP = 64 * 2**20
 PRICED = 2**30 * 3_600_000
 """Byte-milliseconds that a price is for."""
 COMMITMENT, RECOGNITION = "allocation/commitment", "allocation/recognition"
+LATE_MS = 30 * 24 * 3_600_000
 RUNGS = {"mutual": "price_mutual", "one_way": "price_one_way", "open": "reserve"}
 
 
@@ -71,7 +72,7 @@ def lease_of(raw):
         customer,
         granted["quantity"],
         asked["price"],
-        asked["start_ms"],
+        min(asked["start_ms"], granted["granted_ms"]),
         asked["end_ms"],
         asked["renews"],
         quote,
@@ -250,9 +251,11 @@ def bill_faults(raw_count, raw_voucher, leases):
             yield "the count names a lease that was not signed"
             continue
         time_ms = min(count["counted_ms"], lease.end_ms) - lease.start_ms
-        if used > lease.quantity * time_ms:
+        late_ms = min(max(0, count["counted_ms"] - lease.end_ms), LATE_MS)
+        if used > lease.quantity * (time_ms + late_ms):
             yield "more is counted than quantity times time"
-        if line["level"] == lease.quantity and used != lease.quantity * time_ms:
+        is_whole = line["level"] == lease.quantity and not late_ms
+        if is_whole and used != lease.quantity * time_ms:
             yield "what was kept free all the time is not what is counted"
         owed += Fraction(lease.price * used, PRICED)
     if int.from_bytes(count["closed"], "big"):
