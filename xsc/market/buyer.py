@@ -47,11 +47,10 @@ from xsc.market.choosing import (
 )
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import OWN, LeaseEntry
-from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
+from xsc.market.providers import Providers
 from xsc.market.quote import QUANTITY_MAX, has_room, wanted_quantity
-from xsc.market.quotes import Quotes
 from xsc.market.waiting import WaitingLines
 from xsc.terms.quote import Kind
 
@@ -87,8 +86,7 @@ class LeaseBuyer:
         settings: MarketSettings,
         store: LeaseStore,
         *,
-        quotes: Quotes,
-        requests: LeaseRequests,
+        providers: Providers,
         headroom: Headroom,
         lines: WaitingLines[bytes | None],
     ) -> None:
@@ -99,8 +97,7 @@ class LeaseBuyer:
         self._ports = ports
         self._price_max = settings.price_max
         self._store = store
-        self._quotes = quotes
-        self._requests = requests
+        self._providers = providers
         self._headroom = headroom
         self._lines = lines
         self._locks: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
@@ -121,9 +118,9 @@ class LeaseBuyer:
         wanted = [peer for peer in self._ports.peers.peers() if peer not in exclude]
         leaving = self._ports.leaving()
         staying = [node for node in wanted if node not in leaving]
-        if len(self._quotes.up(staying)) < min(count, len(wanted)):
+        if len(self._providers.up(staying)) < min(count, len(wanted)):
             await self._ports.quality.probe_unknown()
-        nodes = self._quotes.up(staying)
+        nodes = self._providers.up(staying)
         absent: dict[bytes, XscError] = {}
         for node in wanted:
             if node in leaving:
@@ -204,7 +201,7 @@ class LeaseBuyer:
             NoOffers: no node offers it at a price within the reserve, or none answers.
             CreditExceeded, ComputeExhausted: every node refused for this reason.
         """
-        nodes = [peer for peer in self._quotes.up() if peer not in exclude]
+        nodes = [peer for peer in self._providers.up() if peer not in exclude]
         async with self._locks["compute"]:
             found = await self._choose(Wish("compute", fuel_steps, nodes), count)
         if not found.leases:
@@ -212,7 +209,7 @@ class LeaseBuyer:
         return found.leases
 
     def _targets(self, on: bytes | None) -> list[bytes]:
-        return [on] if on is not None else self._quotes.up()
+        return [on] if on is not None else self._providers.up()
 
     def _idle(self, on: bytes | None) -> list[bytes]:
         """Return the nodes at which not too many runs of this one wait or are under way."""
@@ -262,7 +259,7 @@ class LeaseBuyer:
                 rest = [node for node in wish.nodes if node not in chosen and node not in faults]
                 found, refused = await self._candidates(wish, rest)
                 faults |= refused
-                taken = {self._quotes.domain(node) for node in chosen} if by_domain else set()
+                taken = {self._providers.domain(node) for node in chosen} if by_domain else set()
                 bids = [each.bid for each in found.values() if each.bid.domain not in taken]
                 winners = self._won(wish, bids, count - len(chosen), by_domain=by_domain)
                 if not winners:
@@ -275,7 +272,7 @@ class LeaseBuyer:
                         faults[winner.node] = answer
                     else:
                         chosen[winner.node] = answer
-        domains = {self._quotes.domain(node): node for node in chosen}
+        domains = {self._providers.domain(node): node for node in chosen}
         for node, each in found.items():
             if node not in chosen and node not in faults:
                 faults[node] = NoOffers(why_lost(each.bid, domains, self._price_max(wish.kind)))
@@ -319,7 +316,8 @@ class LeaseBuyer:
                 held[entry.peer] += entry.use.held_bytes + entry.promised_at(now_ms)
         lacking = [node for node in nodes if node not in leases]
         (quotes, faults), (others, _) = await asyncio.gather(
-            self._quotes.ask(kind, lacking, wish.quantity), self._quotes.ask(kind, [*leases], 0)
+            self._providers.ask(kind, lacking, wish.quantity),
+            self._providers.ask(kind, [*leases], 0),
         )
         quotes |= others
         found = {}
@@ -335,7 +333,7 @@ class LeaseBuyer:
             worth = near(self._rank(node), node, wish.saved)
             # Where room is paid in any case comes first, then who holds least.
             tie = -1 if lease is not None and lease.terms.cleared else held[node]
-            bid = Bid(node, price, worth, self._quotes.domain(node), posted, tie)
+            bid = Bid(node, price, worth, self._providers.domain(node), posted, tie)
             found[node] = Candidate(bid, lease, quote)
         return found, faults
 
@@ -346,7 +344,7 @@ class LeaseBuyer:
             return lease
         assert quote is not None, "a provider without a quote has a lease"
         wanted = wanted_quantity(quote.record, price, wish.quantity)
-        answer = await self._requests.lease(quote, price, wanted, wish.quantity)
+        answer = await self._providers.lease(quote, price, wanted, wish.quantity)
         return lease if isinstance(answer, XscError) and lease is not None else answer
 
     def _won(self, wish: Wish, bids: Sequence[Bid], count: int, *, by_domain: bool) -> list[Winner]:
@@ -369,7 +367,7 @@ class LeaseBuyer:
 
     async def price(self, kind: Kind, count: int) -> int | None:
         """Return the most that one of so many providers would be paid now; None: none would win."""
-        wish = Wish(kind, 0, self._quotes.up(), new=True)
+        wish = Wish(kind, 0, self._providers.up(), new=True)
         found, _ = await self._candidates(wish, wish.nodes)
         bids = [each.bid for each in found.values()]
         winners = self._won(wish, bids, count, by_domain=True)

@@ -26,10 +26,9 @@ from xsc.identity.envelope import open_signed
 from xsc.market import keeping as rules
 from xsc.market.lease import LEVEL_UNIT
 from xsc.market.lease_entry import LeaseEntry, drawn
-from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.quotes import Quotes
+from xsc.market.providers import Providers
 from xsc.market.room import is_present, undrawn
 from xsc.terms.count import LeaseCount
 from xsc.terms.slot import NeedSlot
@@ -65,17 +64,14 @@ class Renewals:
         ports: MarketPorts,
         settings: MarketSettings,
         store: LeaseStore,
-        *,
-        quotes: Quotes,
-        requests: LeaseRequests,
+        providers: Providers,
     ) -> None:
         self._network = context.network
         self._clock = context.clock
         self._log = context.log
         self._store = store
         self._quality = ports.quality
-        self._quotes = quotes
-        self._requests = requests
+        self._providers = providers
         self._needs = ports.needs
         self._offers = ports.received
         self._on_renewed = ports.on_renewed
@@ -174,7 +170,7 @@ class Renewals:
             drawing = await self._on_entitlement(entry, stated[0])
             if drawing is not None:
                 return drawing
-        quote = await self._quotes.fresh("storage", peer)
+        quote = await self._providers.fresh("storage", peer)
         if isinstance(quote, XscError):
             return quote
         price = quote.record.price
@@ -186,7 +182,7 @@ class Renewals:
             )
         least = min(entry.use.held_bytes, LEVEL_UNIT["storage"])
         wanted = rules.wanted(entry.terms, entry.use)
-        return await self._requests.lease(quote, price, wanted, least, renewed=entry)
+        return await self._providers.lease(quote, price, wanted, least, renewed=entry)
 
     async def _on_entitlement(self, entry: LeaseEntry, need: NeedSlot) -> LeaseEntry | None:
         """Return a lease on what a clearing grants to the need of a lease; None: on nothing."""
@@ -203,7 +199,7 @@ class Renewals:
                 and offer.price <= need.price_max
                 and level
             ):
-                answer = await self._requests.lease(
+                answer = await self._providers.lease(
                     offer, offer.price, level, level, number=need.number, renewed=entry
                 )
                 if isinstance(answer, LeaseEntry):

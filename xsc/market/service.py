@@ -22,10 +22,9 @@ from xsc.market.granted import GrantedLeases
 from xsc.market.granter import LOWER, LeaseGranter
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import ROLES, LeaseEntry, tidied
-from xsc.market.lease_requests import LEASE, LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import Commit, MarketPorts, MarketSettings
-from xsc.market.quotes import QUOTE, Quotes
+from xsc.market.providers import LEASE, QUOTE, Providers
 from xsc.market.renewals import Renewals
 from xsc.market.settlement import ACCOUNT, Settlement
 from xsc.market.signing import Signing
@@ -62,9 +61,8 @@ class MarketService:
         lines: WaitingLines[bytes | None] = WaitingLines(
             context.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX
         )
-        self.quotes = Quotes(context, ports, settings)
-        self.requests = LeaseRequests(context, ports, settings, self.store, self.quotes)
-        self.settlement = Settlement(context, ports, settings, self.store, self.requests)
+        self.providers = Providers(context, ports, settings, self.store)
+        self.settlement = Settlement(context, ports, settings, self.store, self.providers)
         self.taken = TakenLeases(context, self.store, self.settlement.agree, lines)
         self.default_need = DefaultNeed(context, ports, self.store, state)
         self.buyer = LeaseBuyer(
@@ -72,19 +70,17 @@ class MarketService:
             ports,
             settings,
             self.store,
-            quotes=self.quotes,
-            requests=self.requests,
+            providers=self.providers,
             headroom=self.headroom,
             lines=lines,
         )
-        self.signing = Signing(context, ports, self.store, self.requests)
+        self.signing = Signing(context, ports, self.store, self.providers)
         self.renewals = Renewals(
             context,
             ports,
             settings,
             self.store,
-            quotes=self.quotes,
-            requests=self.requests,
+            self.providers,
         )
 
     async def start(self) -> None:
@@ -106,7 +102,7 @@ class MarketService:
         request = open_signed(lease.request, LeaseRequest, network=self._network).record
         if request.quote is not None:
             quote = open_signed(request.quote, Quote, network=self._network).record
-            self.quotes.learn(entry.terms.provider, quote)
+            self.providers.learn(entry.terms.provider, quote)
 
     async def run(self) -> None:
         """Settle at every interval and tidy up, until cancelled."""

@@ -49,9 +49,9 @@ from xsc.market import account as rules
 from xsc.market import lease as leases
 from xsc.market.account import Account, Booking
 from xsc.market.lease_entry import ROLES, LeaseEntry
-from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
+from xsc.market.providers import Providers
 from xsc.terms.count import LeaseCount
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
@@ -78,7 +78,7 @@ class Settlement:
         ports: MarketPorts,
         settings: MarketSettings,
         store: LeaseStore,
-        requests: LeaseRequests,
+        providers: Providers,
     ) -> None:
         self._key = context.key
         self._network = context.network
@@ -88,7 +88,7 @@ class Settlement:
         self._ports = ports
         self._settings = settings
         self._store = store
-        self._requests = requests
+        self._providers = providers
         self._turns: Turns[bytes] = Turns()
         """By account."""
         self._asked = Tally(ACCOUNTS_A_CUSTOMER_MAX, ACCOUNTS_MS)
@@ -118,7 +118,7 @@ class Settlement:
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
         now_ms, leaving = self._clock.now_ms(), self._ports.leaving()
-        unheard = self._requests.unheard_at()
+        unheard = self._providers.unheard_at()
         providers = [
             account
             for account in self._store.accounts("customer")
@@ -347,7 +347,7 @@ class Settlement:
                 entry.use = replace(use, held_bytes=size, level=min(use.level, line.level))
                 fresh.append(entry)
             self._store.add(fresh)
-        self._requests.heard(account.peer, count.counted_ms)
+        self._providers.heard(account.peer, count.counted_ms)
         if wanted:
             self._log.info("market.leases_recalled", peer=short(account.peer), leases=len(wanted))
 

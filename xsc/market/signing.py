@@ -27,9 +27,9 @@ from xsc.market import lease as rules
 from xsc.market.entitlements import to_lower, to_take
 from xsc.market.granter import LOWER
 from xsc.market.lease_entry import LeaseEntry
-from xsc.market.lease_requests import LeaseRequests
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts
+from xsc.market.providers import Providers
 from xsc.market.room import LEASE_UNIT
 from xsc.terms.slot import Entitlement, NeedSlot
 
@@ -42,7 +42,7 @@ class Signing:
         context: Context,
         ports: MarketPorts,
         store: LeaseStore,
-        requests: LeaseRequests,
+        providers: Providers,
     ) -> None:
         self._clock = context.clock
         self._caller = context.caller
@@ -51,7 +51,7 @@ class Signing:
         self._needs = ports.needs
         self._quality = ports.quality
         self._store = store
-        self._requests = requests
+        self._providers = providers
         self._woken = asyncio.Event()
         self._later_ms: dict[bytes, int] = {}
         """By provider that had no room for what it offered, or did not answer: when its offers
@@ -87,7 +87,7 @@ class Signing:
             *(self._lower(entry, level) for entry, level in less if self._quality.is_up(entry.peer))
         )
         taken = Counter(self._store.drawn("customer", now_ms))
-        taken.update(dict(self._requests.unheard()))
+        taken.update(dict(self._providers.unheard()))
         self._later_ms = {node: at_ms for node, at_ms in self._later_ms.items() if at_ms > now_ms}
         open_offers = [each for each in self._offers() if each.provider not in self._later_ms]
         offers = list(to_take(open_offers, needs, taken, now_ms))
@@ -95,7 +95,7 @@ class Signing:
 
     async def _take(self, offer: Entitlement, need: NeedSlot, level: int) -> None:
         least = LEASE_UNIT[offer.kind]
-        answer = await self._requests.lease(offer, offer.price, level, least, number=need.number)
+        answer = await self._providers.lease(offer, offer.price, level, least, number=need.number)
         if isinstance(answer, XscError):
             self._log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
             self._later_ms[offer.provider] = self._clock.now_ms() + OFFER_SETTLE_MS

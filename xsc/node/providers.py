@@ -17,8 +17,8 @@ class Providers:
         self._health = health
         self.peers = peers.peers
         self.report = health.report
-        self.labels = market.quotes.labels
-        self.learn_labels = market.quotes.learn_labels
+        self.labels = market.providers.labels
+        self.learn_labels = market.providers.learn_labels
         self.lease_hosts = market.buyer.lease_hosts
         self.unplaced = market.default_need.refused
         self.placed = market.default_need.placed

@@ -23,7 +23,7 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.granter import LOWER
-from xsc.market.lease_requests import LEASE
+from xsc.market.providers import LEASE
 from xsc.market.room import LEASE_UNIT
 from xsc.market.settlement import ACCOUNT
 from xsc.terms.count import CountLine, LeaseCount, number_of, wide

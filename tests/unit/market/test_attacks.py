@@ -29,7 +29,7 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import sign
 from xsc.market.granter import LOWER
-from xsc.market.lease_requests import LEASE
+from xsc.market.providers import LEASE
 from xsc.terms.lease import LeaseRequest
 
 GFUEL = 10**9

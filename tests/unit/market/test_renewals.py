@@ -17,8 +17,8 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.keeping import due_ms
-from xsc.market.lease_requests import LEASE
 from xsc.market.pricing import PriceList
+from xsc.market.providers import LEASE
 from xsc.node.offline.verify import explain_price, verify_file
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import storage_amount

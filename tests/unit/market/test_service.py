@@ -77,8 +77,8 @@ async def leased(world, node, **wish):
 
 def hoarding(node):
     """Let a node ask for all that is offered to it, anew each time."""
-    lease = node.market.requests.lease
-    node.market.requests.lease = lambda quote, price, _wanted, least: lease(
+    lease = node.market.providers.lease
+    node.market.providers.lease = lambda quote, price, _wanted, least: lease(
         quote, price, quote.record.available, least
     )
     choose = node.market.buyer._choose
@@ -131,7 +131,7 @@ async def test_who_verifies_is_of_another_owner_where_there_is_one(world):
 async def test_a_quote_stands_on_the_customers_rung(world, pair):
     customer, provider = pair
     provider.standing.mutual[customer.id] = 50_000
-    (quote,) = await world.drive(customer.market.quotes.offers("storage"))
+    (quote,) = await world.drive(customer.market.providers.offers("storage"))
     assert (quote.price_mutual, quote.price_one_way, quote.reserve) == (
         8 * A_MIB,
         9 * A_MIB,
@@ -148,13 +148,13 @@ async def test_offers_are_cheapest_first_and_leave_out_who_is_down(world):
         node.standing.weights = {}
         node.settings["prices"] = type(node.settings["prices"])(price, price)
         node.market = node.make()
-    assert [q.price for q in await world.drive(customer.market.quotes.offers("compute"))] == [
+    assert [q.price for q in await world.drive(customer.market.providers.offers("compute"))] == [
         10,
         20,
         30,
     ]
     world.wire.down.add(world.nodes[3].id)
-    assert [q.price for q in await world.drive(customer.market.quotes.offers("compute"))] == [
+    assert [q.price for q in await world.drive(customer.market.providers.offers("compute"))] == [
         20,
         30,
     ]
@@ -163,25 +163,25 @@ async def test_offers_are_cheapest_first_and_leave_out_who_is_down(world):
 async def test_offers_are_kept_while_they_hold_and_used_for_the_next_lease(world, pair):
     customer, provider = pair
     for _ in range(3):
-        (quote,) = await world.drive(customer.market.quotes.offers("storage"))
+        (quote,) = await world.drive(customer.market.providers.offers("storage"))
     assert len(world.wire.calls) == 1, "a quote holds"
     await leased(world, customer)
     assert [call[2] for call in world.wire.calls[1:]] == ["market.lease"]
-    await world.drive(customer.market.quotes.offers("storage"))
+    await world.drive(customer.market.providers.offers("storage"))
     assert len(world.wire.calls) == 3, "a lease changes what is offered"
     world.clock.advance_to(quote.valid_until_ms)
-    await world.drive(customer.market.quotes.offers("storage"))
+    await world.drive(customer.market.providers.offers("storage"))
     assert len(world.wire.calls) == 4
     for change in (customer.standing.weights, customer.standing.theirs):
         change[provider.id] = 50_000
-        await world.drive(customer.market.quotes.offers("storage"))
+        await world.drive(customer.market.providers.offers("storage"))
     assert len(world.wire.calls) == 6, "who is recognised is on another rung"
 
 
 async def test_the_price_rises_with_use(world, pair):
     customer, provider = pair
     provider.room.stored = provider.room.storage // 2
-    (quote,) = await world.drive(customer.market.quotes.offers("storage"))
+    (quote,) = await world.drive(customer.market.providers.offers("storage"))
     assert quote.reserve == 15 * A_MIB
 
 
@@ -190,7 +190,7 @@ async def test_posted_prices_move_at_most_once_an_hour(world, pair):
 
     async def posted():
         world.later(QUOTE_TTL_MS)
-        (quote,) = await world.drive(customer.market.quotes.offers("storage"))
+        (quote,) = await world.drive(customer.market.providers.offers("storage"))
         assert quote.reserve == provider.market.headroom.pricing().unit_price("storage")
         return quote.reserve
 
@@ -482,9 +482,9 @@ async def test_a_new_domain_comes_before_a_lease_at_hand_in_a_used_one(world):
 
 async def test_after_a_lease_its_provider_is_asked_anew(world, pair):
     customer, provider = pair
-    await world.drive(customer.market.quotes.offers("storage"))
+    await world.drive(customer.market.providers.offers("storage"))
     await leased(world, customer)
-    (quote,) = await world.drive(customer.market.quotes.offers("storage"))
+    (quote,) = await world.drive(customer.market.providers.offers("storage"))
     assert quote.available == provider.room.storage // ROOM_PART_OPEN - STORAGE_LEASE_BYTES
 
 
@@ -1262,7 +1262,7 @@ async def test_a_grant_whose_answer_was_lost_is_found_in_the_next_count(world, p
     assert len(known) == granted
     world.wire.down.add(provider.id)
     await world.drive(customer.market.settlement.agree(provider.id))
-    assert customer.market.requests.unheard_at() == {provider.id}
+    assert customer.market.providers.unheard_at() == {provider.id}
     world.wire.down.clear()
     await world.drive(customer.market.settlement.agree(provider.id))
     assert {view.lease_id for view in customer.market.leases()} == known
@@ -1273,7 +1273,7 @@ async def test_a_grant_whose_answer_was_lost_is_found_in_the_next_count(world, p
         # It may still come to be granted, until its quote is no longer valid.
         world.later(QUOTE_TTL_MS + REQUEST_WINDOW_MS + 1)
         await world.drive(customer.market.settlement.agree(provider.id))
-    assert not customer.market.requests.unheard_at()
+    assert not customer.market.providers.unheard_at()
 
 
 async def test_a_put_that_is_given_up_while_it_leases_loses_no_grant(world, pair):

@@ -30,7 +30,7 @@ from xsc.base.limits import (
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
 )
-from xsc.market import keeping, lease_requests
+from xsc.market import keeping, providers
 from xsc.market.granter import LOWER
 from xsc.market.room import LEASE_UNIT
 from xsc.terms.lease import LeaseRequest
@@ -165,10 +165,10 @@ async def test_an_entitlement_that_is_not_there_is_refused(world, three):
         (other, granted),
     ):
         with pytest.raises(NoOffers):
-            await world.drive(asking.market.requests.lease(named, PRICE, MIB, MIB))
+            await world.drive(asking.market.providers.lease(named, PRICE, MIB, MIB))
     provider.granted.clear()
     with pytest.raises(NoOffers):
-        await world.drive(customer.market.requests.lease(granted, PRICE, MIB, MIB))
+        await world.drive(customer.market.providers.lease(granted, PRICE, MIB, MIB))
 
 
 async def test_leases_of_providers_that_are_down_count(world, three):
@@ -671,7 +671,7 @@ async def test_a_rate_is_leased_for_a_minute_at_least_and_never_past_its_need(
         customer.received.clear()
         entitle(world, customer, provider, 50, kind="compute", window=(now_ms, end_ms))
         with monkeypatch.context() as patch:
-            patch.setattr(lease_requests, "LeaseRequest", ending(end_ms + 1))
+            patch.setattr(providers, "LeaseRequest", ending(end_ms + 1))
             await signed(world, customer)
         assert not provider.market.leases()
     world.later(DAY_MS)
@@ -691,7 +691,7 @@ async def test_what_runs_before_a_lease_begins_by_another_clock_is_paid(world, t
         moved = {name: fields[name] + REQUEST_WINDOW_MS for name in ("start_ms", "end_ms")}
         return made(**(fields | moved))
 
-    monkeypatch.setattr(lease_requests, "LeaseRequest", later)
+    monkeypatch.setattr(providers, "LeaseRequest", later)
     needs(customer, need_of(50, kind="compute"))
     now_ms = world.clock.now_ms()
     entitle(world, customer, provider, 50, kind="compute", window=(now_ms, now_ms + 2 * DAY_MS))

@@ -1,62 +1,156 @@
-"""Asks providers for leases, and remembers where an answer was lost."""
+"""Asks providers for quotes and for leases.
+
+Quotes are kept while they hold, and tell the labels of nodes. Where the answer to a request was
+lost, that is remembered until the provider has counted.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final, TypeAlias
 
+from xsc.base.encoding import Value
 from xsc.base.errors import PeerSilent, RecordInvalid, XscError
 from xsc.base.fields import take_bytes
 from xsc.base.ids import ID_BYTES, short
-from xsc.base.limits import LEASE_TIMEOUT_MS, QUOTE_TTL_MS, REQUEST_WINDOW_MS
+from xsc.base.limits import (
+    LEASE_TIMEOUT_MS,
+    QUOTE_TIMEOUT_MS,
+    QUOTE_TTL_MS,
+    REQUEST_WINDOW_MS,
+)
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import lease as rules
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
 from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.quotes import Quotes
+from xsc.market.quote import domain, has_room, is_valid, open_quote
 from xsc.terms.lease import Draw, Lease, LeaseRequest
 from xsc.terms.quote import Kind, Quote
 from xsc.terms.slot import Entitlement, EntitlementKey
 
+QUOTE: Final = "market.quote"
 LEASE: Final = "market.lease"
 _Asked: TypeAlias = tuple[Kind, bytes, Draw | None, bytes | None]
 
 
-class LeaseRequests:
-    """The requests of this node as a customer."""
+class Providers:
+    """The providers of this node: their quotes, and its requests for leases there."""
 
     def __init__(
-        self,
-        context: Context,
-        ports: MarketPorts,
-        settings: MarketSettings,
-        store: LeaseStore,
-        quotes: Quotes,
+        self, context: Context, ports: MarketPorts, settings: MarketSettings, store: LeaseStore
     ) -> None:
         self._key = context.key
+        self._own = context.key.node_id
         self._network = context.network
         self._clock = context.clock
         self._entropy = context.entropy
         self._caller = context.caller
         self._log = context.log
         self._store = store
-        self._quotes = quotes
+        self._peers = ports.peers
         self._quality = ports.quality
+        self._standing = ports.standing
         self._storage_ms = settings.storage_lease_ms
+        self._kept: dict[tuple[Kind, bytes], tuple[Signed[Quote], tuple[int, int]]] = {}
+        """By kind and peer the newest quote, and how both recognised each other when it came."""
+        self._labels: dict[bytes, tuple[str, str]] = {self._own: settings.labels}
         self._unheard: dict[_Asked, Signed[LeaseRequest]] = {}
         """By kind, provider, draw and the lease that is renewed, the newest request whose answer
         was lost."""
+
+    # Quotes
+
+    def up(self, peers: Collection[bytes] | None = None) -> list[bytes]:
+        """Return those of `peers`, or of all peers, that answered lately."""
+        known = self._peers.peers() if peers is None else peers
+        return [peer for peer in known if self._quality.is_up(peer)]
+
+    async def offers(self, kind: Kind) -> list[Quote]:
+        """Return the quotes of all peers that are up, cheapest first; kept ones while they hold."""
+        quotes, _ = await self.ask(kind, self.up(), 0)
+        return sorted(
+            (quote.record for quote in quotes.values()),
+            key=lambda quote: (quote.price, quote.provider),
+        )
+
+    def labels(self, node: bytes) -> tuple[str, str, str]:
+        """Return the site and owner in a node's newest quote, and the peer that introduced it."""
+        return *self._labels.get(node, ("", "")), self._peers.introducer_of(node)
+
+    def domain(self, node: bytes) -> bytes:
+        """Return the failure domain of a node, by its newest quote."""
+        site, owner, _ = self.labels(node)
+        return domain(site, owner, node)
+
+    def learn(self, node: bytes, quote: Quote) -> None:
+        """Remember the labels of a node's quote."""
+        self._labels[node] = quote.site, quote.owner
+
+    async def learn_labels(self, nodes: Collection[bytes]) -> frozenset[bytes]:
+        """Ask nodes of unknown labels that are up for a quote; return those of known labels."""
+        await self.ask("storage", self.up([node for node in nodes if node not in self._labels]), 0)
+        return frozenset(node for node in nodes if node in self._labels)
+
+    async def ask(
+        self, kind: Kind, peers: Sequence[bytes], quantity: int
+    ) -> tuple[dict[bytes, Signed[Quote]], dict[bytes, XscError]]:
+        """Return a valid quote of each peer that gives one, and the errors of the others.
+
+        A kept quote is used while it is valid, offers at least `quantity`, and both nodes
+        recognise each other as they did.
+        """
+        answers = await asyncio.gather(*(self._quote(kind, peer, quantity) for peer in peers))
+        quotes: dict[bytes, Signed[Quote]] = {}
+        faults: dict[bytes, XscError] = {}
+        for peer, answer in zip(peers, answers, strict=True):
+            if isinstance(answer, XscError):
+                faults[peer] = answer
+            else:
+                quotes[peer] = answer
+        return quotes, faults
+
+    async def _quote(self, kind: Kind, peer: bytes, quantity: int) -> Signed[Quote] | XscError:
+        weights = self._standing.weight_ppm(peer), self._standing.their_weight_ppm(peer)
+        if (kind, peer) in self._kept:
+            kept, kept_weights = self._kept[kind, peer]
+            holds = is_valid(kept.record, self._clock.now_ms(), margin_ms=LEASE_TIMEOUT_MS)
+            if holds and kept_weights == weights and has_room(kept.record, quantity):
+                return kept
+        answer = await self.fresh(kind, peer)
+        if isinstance(answer, XscError):
+            self._log.warning("market.no_quote", peer=short(peer), kind=kind, code=answer.code)
+            self._kept.pop((kind, peer), None)
+        else:
+            self._kept[kind, peer] = answer, weights
+            self.learn(peer, answer.record)
+        return answer
+
+    async def fresh(self, kind: Kind, peer: bytes) -> Signed[Quote] | XscError:
+        """Return a peer's quote as of now, or why there is none."""
+        asked: dict[str, Value] = {"kind": kind}
+        try:
+            reply = await self._caller.call(peer, QUOTE, asked, timeout_ms=QUOTE_TIMEOUT_MS)
+            return open_quote(
+                take_bytes(reply.header, "quote"),
+                network=self._network,
+                provider=peer,
+                customer=self._own,
+                kind=kind,
+                now_ms=self._clock.now_ms(),
+            )
+        except XscError as fault:
+            return fault
+
+    # Leases
 
     def unheard(self) -> Iterator[tuple[EntitlementKey, int]]:
         """Yield on what leases may have been granted whose answers were lost, and how much."""
         for (_, provider, draw, renews), asked in self._unheard.items():
             if draw is not None and renews is None:
-                key = EntitlementKey(
-                    provider, draw.slot, draw.start_ms, self._key.node_id, draw.need
-                )
+                key = EntitlementKey(provider, draw.slot, draw.start_ms, self._own, draw.need)
                 yield key, asked.record.quantity
 
     async def lease(
@@ -92,7 +186,7 @@ class LeaseRequests:
         request = LeaseRequest(
             lease_id=self._entropy.token(ID_BYTES),
             provider=provider,
-            customer=self._key.node_id,
+            customer=self._own,
             kind=kind,
             quote=quote,
             draw=draw,
@@ -106,7 +200,7 @@ class LeaseRequests:
         asked = sign(request, self._key, self._network)
         at = (kind, provider, draw, renews)
         # Whatever the answer, the next quote is to say what is left afterwards.
-        self._quotes.drop(kind, provider)
+        self._kept.pop((kind, provider), None)
         try:
             return await self._granted(asked)
         except asyncio.CancelledError:
