@@ -15,7 +15,6 @@ from xsc.base.units import format_credits
 from xsc.identity.context import Context
 from xsc.market import keeping
 from xsc.market import lease as rules
-from xsc.market.credit_limits import CreditLimits
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
@@ -34,14 +33,12 @@ class GrantedLeases:
         context: Context,
         ports: MarketPorts,
         store: LeaseStore,
-        limits: CreditLimits,
         headroom: Headroom,
     ) -> None:
         self._own = context.key.node_id
         self._clock = context.clock
         self._log = context.log
         self._store = store
-        self._limits = limits
         self._headroom = headroom
         self._standing = ports.standing
         self._lines: WaitingLines[bytes] = WaitingLines(
@@ -81,7 +78,7 @@ class GrantedLeases:
             CreditExceeded: the customer has reached its limit.
         """
         entry = self._open(lease_id, customer, "storage")
-        self._limits.check(customer)
+        self._headroom.check_credit(customer)
         now_ms = self._clock.now_ms()
         if size_bytes > rules.room(entry.terms, entry.use, now_ms) - entry.reserved:
             raise LeaseExhausted("the lease has no room for that", hint="take a further lease")
@@ -206,7 +203,9 @@ class GrantedLeases:
         room = rules.room(entry.terms, entry.use, self._clock.now_ms())
         if fuel_steps > room - entry.reserved:
             return False
-        return others_micro is None or self._limits.calls(entry.terms.customer) <= others_micro
+        return (
+            others_micro is None or self._headroom.calls_micro(entry.terms.customer) <= others_micro
+        )
 
     def _check(self, entry: LeaseEntry, fuel_steps: int) -> int | None:
         """Return what other calls may cost beside a run; None where it costs nothing itself.
@@ -215,7 +214,7 @@ class GrantedLeases:
             LeaseExhausted, CreditExceeded: it can never be admitted.
         """
         customer, terms, now_ms = entry.terms.customer, entry.terms, self._clock.now_ms()
-        self._limits.check(customer)
+        self._headroom.check_credit(customer)
         if terms.cleared and rules.is_over(terms, entry.use, now_ms):
             raise LeaseExhausted("the lease is over", hint="take a new lease")
         if terms.cleared and entry.use.lapsed:
@@ -226,7 +225,7 @@ class GrantedLeases:
         cost = compute_amount(rules.run_price(terms), fuel_steps)
         if not cost:
             return None
-        left = self._limits.left(customer) + self._limits.calls(customer)
+        left = self._headroom.credit_left(customer) + self._headroom.calls_micro(customer)
         if cost > left:
             raise CreditExceeded(
                 f"this call may cost {format_credits(cost)}, and no more than "

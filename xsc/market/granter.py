@@ -40,7 +40,6 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import keeping, room
 from xsc.market import lease as rules
 from xsc.market.buyer import KINDS
-from xsc.market.credit_limits import CreditLimits
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, ahead_micro, is_done
 from xsc.market.lease_store import LeaseStore
@@ -62,8 +61,6 @@ class LeaseGranter:
         ports: MarketPorts,
         settings: MarketSettings,
         store: LeaseStore,
-        *,
-        limits: CreditLimits,
         headroom: Headroom,
     ) -> None:
         self._key = context.key
@@ -73,7 +70,6 @@ class LeaseGranter:
         self._log = context.log
         self._store = store
         self._standing = ports.standing
-        self._limits = limits
         self._headroom = headroom
         self._leaving = ports.leaving
         self._labels = settings.labels
@@ -213,7 +209,7 @@ class LeaseGranter:
         """
         request, now_ms = signed.record, self._clock.now_ms()
         customer = request.customer
-        credit = self._limits.left(customer)
+        credit = self._headroom.credit_left(customer)
         old = None if request.renews is None else self._store.get("provider", request.renews)
         if old is not None:
             # What may still come to be owed under it goes over with the bytes.
@@ -254,7 +250,10 @@ class LeaseGranter:
             left = self._headroom.left_of(granting, renewed)
             return room.grant(request, credit, free=left, left=left)
         if kind == "compute":
-            if request.price and self._limits.left(customer) + self._limits.calls(customer) <= 0:
+            if (
+                request.price
+                and self._headroom.credit_left(customer) + self._headroom.calls_micro(customer) <= 0
+            ):
                 return "credit"
             return request.quantity if self._headroom.free("compute") else "capacity"
         if renewed is not None:

@@ -16,7 +16,6 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market.account import AccountView, LeaseView, owed_micro, views
 from xsc.market.buyer import LeaseBuyer
-from xsc.market.credit_limits import CreditLimits
 from xsc.market.default_need import DefaultNeed
 from xsc.market.granted import GrantedLeases
 from xsc.market.granter import LOWER, LeaseGranter
@@ -52,12 +51,9 @@ class MarketService:
         self._credit = ports.credit
         own = context.key.node_id
         self.store = LeaseStore(state, context.network, own, commit, ports.counts_for)
-        self.limits = CreditLimits(context, ports, self.store)
-        self.headroom = Headroom(context, ports, settings, self.store, self.limits)
-        self.granted = GrantedLeases(context, ports, self.store, self.limits, self.headroom)
-        self.granter = LeaseGranter(
-            context, ports, settings, self.store, limits=self.limits, headroom=self.headroom
-        )
+        self.headroom = Headroom(context, ports, settings, self.store)
+        self.granted = GrantedLeases(context, ports, self.store, self.headroom)
+        self.granter = LeaseGranter(context, ports, settings, self.store, self.headroom)
         lines: WaitingLines[bytes | None] = WaitingLines(
             context.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX
         )
@@ -144,8 +140,7 @@ class MarketService:
             elif entry.use.given_back != before.given_back:
                 self.store.save(entry)
         self.default_need.tidy()
-        self.limits.refresh()
-        self.headroom.keep_levels()
+        self.headroom.refresh()
 
     # What people see
 

@@ -523,7 +523,7 @@ class Node:
             on_old_copy=self._is_old_copy,
         )
         self.payments = Payments(
-            context, ledger=self.ledger, left=self.market.limits.left, state=parts.state
+            context, ledger=self.ledger, left=self.market.headroom.credit_left, state=parts.state
         )
 
     def _make_compute(self) -> None:

@@ -634,12 +634,12 @@ async def test_runs_share_a_compute_lease(world, pair):
 async def test_a_run_is_reserved_used_and_spent(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
-    left = provider.market.limits.left(customer.id)
+    left = provider.market.headroom.credit_left(customer.id)
     assert (await admit(world, provider, lease.lease_id, customer)).price == 40 * A_MIB
     assert provider.market.headroom.free("compute") == provider.room.steps
-    assert provider.market.limits.left(customer.id) == left - 40 * A_MIB
+    assert provider.market.headroom.credit_left(customer.id) == left - 40 * A_MIB
     provider.market.granted.used_compute(lease.lease_id, STEPS, 5_000_000)
-    assert provider.market.limits.left(customer.id) == left - 204
+    assert provider.market.headroom.credit_left(customer.id) == left - 204
     amount = compute_amount(40 * A_MIB, 5_000_000)
     await customer.market.taken.spent(lease.lease_id, 5_000_000)
     assert provider.one("provider").due_micro == customer.one("customer").due_micro == amount == 204
@@ -687,11 +687,11 @@ async def test_a_compute_lease_ends_after_a_minute(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
     await admit(world, provider, lease.lease_id, customer)
-    left = provider.market.limits.left(customer.id)
+    left = provider.market.headroom.credit_left(customer.id)
     world.later(COMPUTE_LEASE_MS)
-    assert provider.market.limits.left(customer.id) == left, "a run outlives its lease"
+    assert provider.market.headroom.credit_left(customer.id) == left, "a run outlives its lease"
     provider.market.granted.used_compute(lease.lease_id, STEPS, 0)
-    assert provider.market.limits.left(customer.id) > left
+    assert provider.market.headroom.credit_left(customer.id) > left
     with pytest.raises(LeaseExhausted):
         provider.market.granted.compute_terms(lease.lease_id, customer.id, 1)
     assert (await computing(world, customer)).lease_id != lease.lease_id
@@ -825,7 +825,7 @@ async def test_calls_wait_for_the_credit_that_others_may_use_and_come_in_their_o
         granted.compute_terms(lease.lease_id, customer.id, steps)
         await granted.admit_compute(lease.lease_id, customer.id, steps, 60_000)
         ran.append(number)
-        assert provider.market.limits.left(customer.id) >= 0
+        assert provider.market.headroom.credit_left(customer.id) >= 0
         await world.clock.sleep_ms(100)
         granted.used_compute(lease.lease_id, steps, 1)
 
@@ -1741,7 +1741,9 @@ async def test_a_provider_that_lost_its_disk_is_paid_what_was_signed(world, pair
     await provider.restart()
     await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 4_000
-    assert provider.market.limits.left(customer.id) == provider.ledger.credit_left(customer.id)
+    assert provider.market.headroom.credit_left(customer.id) == provider.ledger.credit_left(
+        customer.id
+    )
 
 
 async def test_a_customer_that_lost_its_disk_signs_no_number_twice(world, pair):

@@ -801,7 +801,9 @@ async def test_nothing_unsigned_is_owed(world, three):
     world.later(STORAGE_LEASE_IDLE_MS)
     provider.market.tidy()
     assert provider.one("provider").due_micro == 0
-    assert provider.market.limits.left(customer.id) == provider.ledger.credit_left(customer.id)
+    assert provider.market.headroom.credit_left(customer.id) == provider.ledger.credit_left(
+        customer.id
+    )
 
 
 async def test_nothing_is_kept_of_a_rate_for_who_reached_its_limit(world, three):
@@ -814,7 +816,7 @@ async def test_nothing_is_kept_of_a_rate_for_who_reached_its_limit(world, three)
     provider.granted.clear()
     world.later(3 * EPOCH_MS)
     provider.market.tidy()
-    assert customer.id in provider.market.limits.at_limit
+    assert customer.id in provider.market.headroom.at_limit
     assert provider.market.headroom.unreserved("compute") == 100 * LEASE_UNIT["compute"]
 
 

@@ -168,7 +168,7 @@ async def test_every_wait_ends_and_who_goes_away_takes_nothing_along(world, shop
         assert answer is None or isinstance(answer, LimitError | NoOffers) or call in gone
     assert shop.waiting == 0
     assert len(shop.provider.market.granted._lines) == 0
-    assert shop.provider.market.limits.left(shop.customer.id) >= 0
+    assert shop.provider.market.headroom.credit_left(shop.customer.id) >= 0
 
 
 async def _all(world, calls):
