@@ -45,6 +45,7 @@ from xsc.market.headroom import Headroom
 from xsc.market.lease import LeaseTerms, LeaseUse
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore
+from xsc.market.market_node import MarketNode
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
 from xsc.node.system import SystemClock, SystemEntropy
@@ -189,8 +190,8 @@ async def quoted(count: int) -> float:
         on_denied=NOBODY,
     )
     settings = MarketSettings(PriceList(1370, 278, 200_000, 100_000), 5480, 1112, 10_000, 3_600_000)
-    headroom = Headroom(context, ports, settings, store)
-    granter = LeaseGranter(context, ports, settings, store, headroom)
+    node = MarketNode(context, ports, settings, store)
+    granter = LeaseGranter(node, Headroom(node))
     took = []
     for number in range(count):
         lease = store.get("provider", number.to_bytes(32, "big"))

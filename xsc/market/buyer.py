@@ -32,7 +32,6 @@ from xsc.base.limits import (
     QUALITY_STEP_PPM,
 )
 from xsc.base.refusals import refusal
-from xsc.identity.context import Context
 from xsc.market import lease as rules
 from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Winner, near, place, reserve
 from xsc.market.choosing import (
@@ -47,8 +46,8 @@ from xsc.market.choosing import (
 )
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import OWN, LeaseEntry
-from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
+from xsc.market.market_node import MarketNode
+from xsc.market.ports import EXHAUSTED
 from xsc.market.providers import Providers
 from xsc.market.quote import QUANTITY_MAX, has_room, wanted_quantity
 from xsc.market.waiting import WaitingLines
@@ -81,22 +80,15 @@ class LeaseBuyer:
 
     def __init__(
         self,
-        context: Context,
-        ports: MarketPorts,
-        settings: MarketSettings,
-        store: LeaseStore,
-        *,
+        node: MarketNode,
         providers: Providers,
         headroom: Headroom,
         lines: WaitingLines[bytes | None],
     ) -> None:
-        self._own = context.key.node_id
-        self._clock = context.clock
-        self._entropy = context.entropy
-        self._log = context.log
-        self._ports = ports
-        self._price_max = settings.price_max
-        self._store = store
+        self._node = node
+        self._clock = node.clock
+        self._store = node.store
+        self._ports = node.ports
         self._providers = providers
         self._headroom = headroom
         self._lines = lines
@@ -129,11 +121,11 @@ class LeaseBuyer:
                 absent[node] = PeerSilent(f"{short(node)} does not answer")
         async with self._locks["storage"]:
             found = await self._choose(Wish("storage", size_bytes, nodes), count, absent)
-            if len(found.leases) < count and self._own not in exclude:
-                if self._own not in leaving and self._headroom.free("storage") >= size_bytes:
+            if len(found.leases) < count and self._node.id not in exclude:
+                if self._node.id not in leaving and self._headroom.free("storage") >= size_bytes:
                     found.leases.append(self._hand_out_own("storage"))
                 else:
-                    found.refused[self._own] = SpaceExhausted("this node has no room for that")
+                    found.refused[self._node.id] = SpaceExhausted("this node has no room for that")
         if found.leases:
             self._ports.on_need()
         if len(found.leases) >= count:
@@ -168,7 +160,7 @@ class LeaseBuyer:
             CreditExceeded, ComputeExhausted: every node refused for this reason.
             RateLimited: too many runs of this node are under way, and none ended in time.
         """
-        if on == self._own:
+        if on == self._node.id:
             if self._headroom.free("compute"):
                 return self._hand_out_own("compute")
             raise ComputeExhausted("all fuel of this node is leased ahead of use, or it has none")
@@ -275,7 +267,9 @@ class LeaseBuyer:
         domains = {self._providers.domain(node): node for node in chosen}
         for node, each in found.items():
             if node not in chosen and node not in faults:
-                faults[node] = NoOffers(why_lost(each.bid, domains, self._price_max(wish.kind)))
+                faults[node] = NoOffers(
+                    why_lost(each.bid, domains, self._node.settings.price_max(wish.kind))
+                )
         passed_over = self._passed(wish, chosen, faults)
         for entry in chosen.values():
             entry.is_apart = wish.new
@@ -329,7 +323,7 @@ class LeaseBuyer:
             if lease is None and quote is None:
                 faults.setdefault(node, _too_small(kind, node))
                 continue
-            price, posted = asked(lease, quoted, self._price_max(kind))
+            price, posted = asked(lease, quoted, self._node.settings.price_max(kind))
             worth = near(self._rank(node), node, wish.saved)
             # Where room is paid in any case comes first, then who holds least.
             tie = -1 if lease is not None and lease.terms.cleared else held[node]
@@ -357,8 +351,8 @@ class LeaseBuyer:
         own_price = self._headroom.pricing().unit_price(wish.kind)
         if wish.saved:
             own_price = own_price * NEAR_PRICE_PPM // PPM
-        price_max = reserve(bids, count, own_price, self._price_max(wish.kind))
-        return place(bids, count, price_max, seed=self._entropy.token(NONCE_BYTES))
+        price_max = reserve(bids, count, own_price, self._node.settings.price_max(wish.kind))
+        return place(bids, count, price_max, seed=self._node.entropy.token(NONCE_BYTES))
 
     def _rank(self, node: bytes) -> int:
         """Return the quality of a node, in ppm: in steps, so that those alike are."""
@@ -396,7 +390,9 @@ class LeaseBuyer:
             said.append(f"{short(each.node)} {short(each.lease_id or b'')}: {each.reason}")
         if said:
             nodes = [short(node) for node in chosen]
-            self._log.info("market.passed_over", kind=wish.kind, chosen=nodes, passed_over=said)
+            self._node.log.info(
+                "market.passed_over", kind=wish.kind, chosen=nodes, passed_over=said
+            )
         return passed
 
     def passed_over(self) -> list[PassedOver]:

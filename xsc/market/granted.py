@@ -12,13 +12,11 @@ from xsc.base.errors import CreditExceeded, LeaseExhausted
 from xsc.base.ids import short
 from xsc.base.limits import JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX
 from xsc.base.units import format_credits
-from xsc.identity.context import Context
 from xsc.market import keeping
 from xsc.market import lease as rules
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry
-from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import MarketPorts
+from xsc.market.market_node import MarketNode
 from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import RunTerms
 from xsc.terms.pricing import compute_amount
@@ -28,21 +26,14 @@ from xsc.terms.quote import Kind
 class GrantedLeases:
     """Implements the ports of providers: storage's `Leases`, compute's `ServiceBook`."""
 
-    def __init__(
-        self,
-        context: Context,
-        ports: MarketPorts,
-        store: LeaseStore,
-        headroom: Headroom,
-    ) -> None:
-        self._own = context.key.node_id
-        self._clock = context.clock
-        self._log = context.log
-        self._store = store
+    def __init__(self, node: MarketNode, headroom: Headroom) -> None:
+        self._node = node
+        self._clock = node.clock
+        self._store = node.store
+        self._ports = node.ports
         self._headroom = headroom
-        self._standing = ports.standing
         self._lines: WaitingLines[bytes] = WaitingLines(
-            context.clock, most=JOBS_QUEUED_MAX, each=JOBS_QUEUED_A_PEER_MAX
+            node.clock, most=JOBS_QUEUED_MAX, each=JOBS_QUEUED_A_PEER_MAX
         )
 
     def reconcile(self, held: Mapping[bytes, int]) -> None:
@@ -59,7 +50,7 @@ class GrantedLeases:
                 continue
             delta = held.get(entry.terms.lease_id, 0) - entry.use.held_bytes
             if delta:
-                self._log.warning(
+                self._node.log.warning(
                     "market.use_reconciled", lease=short(entry.terms.lease_id), delta=delta
                 )
                 entry.use = rules.hold(entry.terms, entry.use, delta, self._clock.now_ms())
@@ -103,7 +94,7 @@ class GrantedLeases:
             return
         entry = self._store.get("provider", lease_id)
         if entry is None:
-            self._log.warning(
+            self._node.log.warning(
                 "market.use_of_unknown_lease", lease=short(lease_id), delta=delta_bytes
             )
             return
@@ -128,7 +119,10 @@ class GrantedLeases:
 
     def renewed(self, old_id: bytes, new_id: bytes, admitted_bytes: int, moved_bytes: int) -> None:
         """Release the room for admitted bytes, and count those that went over."""
-        old, new = self._store.get("provider", old_id), self._store.get("provider", new_id)
+        old, new = (
+            self._store.get("provider", old_id),
+            self._store.get("provider", new_id),
+        )
         if old is None or new is None:
             return
         new.reserved = max(0, new.reserved - admitted_bytes)
@@ -158,7 +152,7 @@ class GrantedLeases:
         entry = self._open(lease_id, customer, "compute")
         self._check(entry, fuel_steps)
         terms = entry.terms
-        tier = "mutual" if customer == self._own else self._standing.tier(customer)
+        tier = "mutual" if customer == self._node.id else self._ports.standing.tier(customer)
         return RunTerms(rules.run_price(terms), tier, cleared=terms.cleared)
 
     async def admit_compute(
@@ -238,7 +232,7 @@ class GrantedLeases:
         """Release reserved steps, and bill those that were used as their receipt does."""
         entry = self._store.get("provider", lease_id)
         if entry is None:
-            self._log.warning(
+            self._node.log.warning(
                 "market.use_of_unknown_lease", lease=short(lease_id), steps=used_steps
             )
             return

@@ -35,15 +35,14 @@ from xsc.base.merkle import Part
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns
 from xsc.base.units import format_credits
-from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import keeping, room
 from xsc.market import lease as rules
 from xsc.market.buyer import KINDS
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, ahead_micro, is_done
-from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
+from xsc.market.market_node import MarketNode
+from xsc.market.ports import EXHAUSTED
 from xsc.market.quote import open_quote
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Kind, Quote
@@ -55,25 +54,12 @@ LOWER: Final = "market.lower"
 class LeaseGranter:
     """The provider's side of quotes and leases."""
 
-    def __init__(
-        self,
-        context: Context,
-        ports: MarketPorts,
-        settings: MarketSettings,
-        store: LeaseStore,
-        headroom: Headroom,
-    ) -> None:
-        self._key = context.key
-        self._network = context.network
-        self._clock = context.clock
-        self._entropy = context.entropy
-        self._log = context.log
-        self._store = store
-        self._standing = ports.standing
+    def __init__(self, node: MarketNode, headroom: Headroom) -> None:
+        self._node = node
+        self._clock = node.clock
+        self._store = node.store
+        self._ports = node.ports
         self._headroom = headroom
-        self._leaving = ports.leaving
-        self._labels = settings.labels
-        self._storage_ms = settings.storage_lease_ms
         self._asked = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
         self._lowered = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
         self._lowering = Turns[bytes]()
@@ -84,10 +70,10 @@ class LeaseGranter:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Quote the caller's price and what it may still reserve."""
         kind = _kind(header)
-        ladder, tier = self._headroom.asked(kind), self._standing.tier(caller)
-        now_ms, (site, owner) = self._clock.now_ms(), self._labels
+        ladder, tier = self._headroom.asked(kind), self._ports.standing.tier(caller)
+        now_ms, (site, owner) = self._clock.now_ms(), self._node.settings.labels
         quote = Quote(
-            provider=self._key.node_id,
+            provider=self._node.id,
             customer=caller,
             kind=kind,
             tier=tier,
@@ -98,18 +84,18 @@ class LeaseGranter:
             available=self._headroom.offered(kind, caller),
             valid_from_ms=now_ms,
             valid_until_ms=now_ms + QUOTE_TTL_MS,
-            nonce=self._entropy.token(NONCE_BYTES),
+            nonce=self._node.entropy.token(NONCE_BYTES),
             site=site,
             owner=owner,
         )
-        return {"quote": sign(quote, self._key, self._network).raw}, ()
+        return {"quote": sign(quote, self._node.key, self._node.network).raw}, ()
 
     async def on_lease(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Grant a request; the same request gets the same lease."""
         raw = take_bytes(header, "request")
-        request = open_signed(raw, LeaseRequest, network=self._network, author=caller)
+        request = open_signed(raw, LeaseRequest, network=self._node.network, author=caller)
         known = self._store.get("provider", request.record.lease_id)
         if known is not None:
             if known.request_id != request.id:
@@ -152,7 +138,7 @@ class LeaseGranter:
         Raises:
             XscError: the first thing that is wrong with it.
         """
-        own, now_ms, granting = self._key.node_id, self._clock.now_ms(), None
+        own, now_ms, granting = self._node.id, self._clock.now_ms(), None
         if (request.provider, request.customer) != (own, caller):
             raise RecordInvalid("the request is between other nodes")
         if request.draw is not None:
@@ -163,13 +149,13 @@ class LeaseGranter:
         else:
             price = open_quote(
                 request.quote or b"",
-                network=self._network,
+                network=self._node.network,
                 provider=own,
                 customer=caller,
                 kind=request.kind,
                 now_ms=now_ms,
             ).record.price
-        refusal = rules.check_request(request, price, now_ms, self._storage_ms)
+        refusal = rules.check_request(request, price, now_ms, self._node.settings.storage_lease_ms)
         if refusal is not None:
             raise RecordInvalid(refusal)
         if self._store.get("customer", request.lease_id) is not None:
@@ -192,7 +178,7 @@ class LeaseGranter:
         old = self._store.get("provider", request.renews)
         if old is None:
             raise LeaseExhausted("this customer has no such lease here")
-        if self._key.node_id in self._leaving():
+        if self._node.id in self._ports.leaving():
             raise LeaseExhausted("this node is leaving the network and renews no lease")
         refusal = keeping.check_renewal(request, old.terms, old.use, now_ms)
         if refusal is not None:
@@ -221,14 +207,16 @@ class LeaseGranter:
             raise _refusal(request.kind, quantity, credit)
         clearing = None if granting is None else granting.clearing
         lease = Lease(request=raw, quantity=quantity, granted_ms=now_ms, clearing=clearing)
-        entry = self._store.entry_of("provider", sign(lease, self._key, self._network).raw, now_ms)
+        entry = self._store.entry_of(
+            "provider", sign(lease, self._node.key, self._node.network).raw, now_ms
+        )
         try:
             self._store.add([entry])
         except XscError as fault:
-            self._log.error("market.lease_not_kept", fault=repr(fault))
+            self._node.log.error("market.lease_not_kept", fault=repr(fault))
             raise NoOffers("the provider could not grant the lease") from fault
         self._forget_done(customer, now_ms)
-        self._log.info(
+        self._node.log.info(
             "market.lease_granted",
             kind=request.kind,
             customer=short(customer),
@@ -260,7 +248,7 @@ class LeaseGranter:
             left = self._headroom.renewable(renewed)
             return room.grant(request, credit, free=left, left=left)
         free_room = self._headroom.room()
-        left = room.left(free_room, customer, self._standing.tier(customer))
+        left = room.left(free_room, customer, self._ports.standing.tier(customer))
         return room.grant(request, credit, free=free_room.free, left=left)
 
     def _forget_done(self, customer: bytes, now_ms: int) -> None:

@@ -13,14 +13,12 @@ from xsc.base.errors import CreditExceeded, NoOffers
 from xsc.base.ids import short
 from xsc.base.limits import PRICES_POSTED_MS
 from xsc.base.units import format_credits
-from xsc.identity.context import Context
 from xsc.market import lease as rules
 from xsc.market import room
 from xsc.market.account import owed_micro
 from xsc.market.lease import LEVEL_UNIT
 from xsc.market.lease_entry import LeaseEntry, ahead_micro, calls_micro, held_or_kept
-from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import MarketPorts, MarketSettings
+from xsc.market.market_node import MarketNode
 from xsc.market.pricing import MarketPricing, utilisation_ppm
 from xsc.market.room import LEASE_UNIT, is_present, slot_left, undrawn
 from xsc.terms.lease import Draw
@@ -32,21 +30,11 @@ from xsc.terms.slot import Entitlement, EntitlementKey
 class Headroom:
     """Measures what is neither used nor reserved, in all and for one customer, and its credit."""
 
-    def __init__(
-        self,
-        context: Context,
-        ports: MarketPorts,
-        settings: MarketSettings,
-        store: LeaseStore,
-    ) -> None:
-        self._clock = context.clock
-        self._store = store
-        self._capacity = ports.capacity
-        self._standing = ports.standing
-        self._log = context.log
-        self._credit = ports.credit
-        self._prices = settings.prices
-        self._entitlements = ports.granted
+    def __init__(self, node: MarketNode) -> None:
+        self._node = node
+        self._clock = node.clock
+        self._store = node.store
+        self._ports = node.ports
         self._posted: tuple[MarketPricing, int] | None = None
         """The posted prices, and since when."""
         self.at_limit: frozenset[bytes] = frozenset()
@@ -67,9 +55,9 @@ class Headroom:
         if self._posted is None or now_ms - self._posted[1] >= PRICES_POSTED_MS:
             free_bytes, free_steps = self.free("storage"), self.free("compute")
             pricing = MarketPricing(
-                self._prices,
-                utilisation_ppm(free_bytes, self._capacity.storage_capacity_bytes()),
-                utilisation_ppm(free_steps, self._capacity.compute_capacity_steps()),
+                self._node.settings.prices,
+                utilisation_ppm(free_bytes, self._ports.capacity.storage_capacity_bytes()),
+                utilisation_ppm(free_steps, self._ports.capacity.compute_capacity_steps()),
             )
             self._posted = pricing, now_ms
         return self._posted[0]
@@ -82,7 +70,7 @@ class Headroom:
         posted, now_ms = self.pricing().ladder(kind), self._clock.now_ms()
         cleared = [
             each.price
-            for each in self._entitlements()
+            for each in self._ports.granted()
             if each.kind == kind and each.window[0] <= now_ms < each.window[1]
         ]
         return replace(posted, reserve=max([posted.reserve, *cleared]))
@@ -90,7 +78,7 @@ class Headroom:
     def room(self) -> room.FreeRoom:
         """Return what storage is free and what each customer has reserved."""
         reserved, _ = self._store.reserved.at("storage", self._clock.now_ms())
-        tier = self._standing.tier
+        tier = self._ports.standing.tier
         strangers = frozenset(customer for customer in reserved if tier(customer) == "open")
         return room.FreeRoom(self.free("storage"), reserved, strangers)
 
@@ -127,18 +115,18 @@ class Headroom:
         """
         if kind == "compute":
             return self.free("compute")
-        return room.left(self.room(), customer, self._standing.tier(customer))
+        return room.left(self.room(), customer, self._ports.standing.tier(customer))
 
     def cleared_workers(self, workers: int) -> int:
         """Return how many whole workers the cleared rates come to, of so many."""
-        capacity = self._capacity.compute_capacity_steps()
+        capacity = self._ports.capacity.compute_capacity_steps()
         _, cleared = self._store.reserved.at("compute", self._clock.now_ms())
         return min(workers, cleared * workers // capacity) if capacity else 0
 
     def unreserved(self, kind: Kind) -> int:
         """Return what is neither used nor under leases: slots can grant it."""
         reserved, cleared = self._store.reserved.at(kind, self._clock.now_ms())
-        capacity = self._capacity
+        capacity = self._ports.capacity
         free = capacity.storage_free_bytes if kind == "storage" else capacity.compute_steps_free
         return max(0, free() - cleared - sum(reserved.values()))
 
@@ -156,7 +144,7 @@ class Headroom:
     def _present(self, kind: Kind) -> list[Entitlement]:
         """Return the offers of a kind that hold their room now."""
         now_ms = self._clock.now_ms()
-        return [e for e in self._entitlements() if e.kind == kind and is_present(e, now_ms)]
+        return [e for e in self._ports.granted() if e.kind == kind and is_present(e, now_ms)]
 
     def renewable(self, entry: LeaseEntry) -> int:
         """Return the bytes for which a lease is renewed for now: nobody else was granted them.
@@ -170,7 +158,7 @@ class Headroom:
         # An offer of room that others still hold is made again each minute, until it lapses.
         granted = [
             each
-            for each in self._entitlements()
+            for each in self._ports.granted()
             if each.kind == "storage" and each.window[0] <= now_ms
         ]
         waiting = sum(undrawn(each, drawn) for each in granted)
@@ -210,7 +198,7 @@ class Headroom:
 
     def credit_left(self, customer: bytes) -> int:
         """Return the micro-credits that a customer may still come to owe, its leases counted."""
-        return self._credit.credit_left(customer) - self.exposure(customer)
+        return self._ports.credit.credit_left(customer) - self.exposure(customer)
 
     def calls_micro(self, customer: bytes) -> int:
         """Return the part of it that is of calls, which wait or are under way."""
@@ -218,7 +206,7 @@ class Headroom:
 
     def shares_with(self, customer: bytes) -> Sequence[bytes]:
         """Return the customers that share one credit with a customer, itself among them."""
-        return self._credit.shares_with(customer)
+        return self._ports.credit.shares_with(customer)
 
     def check_credit(self, customer: bytes) -> None:
         """Refuse new work to a customer that had reached its limit at the last `refresh`.
@@ -228,7 +216,7 @@ class Headroom:
         """
         if customer in self.at_limit:
             owed = self._owed(customer)
-            left = self._credit.credit_left(customer)
+            left = self._ports.credit.credit_left(customer)
             raise CreditExceeded(
                 f"this node serves nothing more on credit: {format_credits(owed)} are not settled, "
                 f"and {format_credits(max(0, left))} may still be owed here",
@@ -240,16 +228,18 @@ class Headroom:
         now_ms = self._clock.now_ms()
         return sum(
             owed_micro(
-                self._store.account("provider", other), self._store.of("provider", other), now_ms
+                self._store.account("provider", other),
+                self._store.of("provider", other),
+                now_ms,
             )
-            for other in self._credit.shares_with(customer)
+            for other in self._ports.credit.shares_with(customer)
         )
 
     def _sold_to(self, customer: bytes) -> Sequence[LeaseEntry]:
         """Return the leases whose debts count together with a customer's."""
         return [
             entry
-            for other in self._credit.shares_with(customer)
+            for other in self._ports.credit.shares_with(customer)
             for entry in self._store.of("provider", other)
         ]
 
@@ -264,17 +254,17 @@ class Headroom:
             account.peer
             for account in self._store.accounts("provider")
             if any(entry.terms.price for entry in self._sold_to(account.peer))
-            and self._owed(account.peer) >= self._credit.credit_left(account.peer)
+            and self._owed(account.peer) >= self._ports.credit.credit_left(account.peer)
         )
         for customer in sorted(self.at_limit - before):
-            self._log.warning(
+            self._node.log.warning(
                 "market.customer_at_limit",
                 customer=short(customer),
                 owed_micro=self._owed(customer),
-                credit_left_micro=self._credit.credit_left(customer),
+                credit_left_micro=self._ports.credit.credit_left(customer),
             )
         for customer in sorted(before - self.at_limit):
-            self._log.info("market.customer_within_limit", customer=short(customer))
+            self._node.log.info("market.customer_within_limit", customer=short(customer))
         now_ms = self._clock.now_ms()
         for entry in self._store.all("provider"):
             terms, use = entry.terms, entry.use

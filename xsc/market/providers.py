@@ -20,12 +20,10 @@ from xsc.base.limits import (
     QUOTE_TTL_MS,
     REQUEST_WINDOW_MS,
 )
-from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import lease as rules
 from xsc.market.lease_entry import LeaseEntry
-from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import MarketPorts, MarketSettings
+from xsc.market.market_node import MarketNode
 from xsc.market.quote import domain, has_room, is_valid, open_quote
 from xsc.terms.lease import Draw, Lease, LeaseRequest
 from xsc.terms.quote import Kind, Quote
@@ -39,24 +37,14 @@ _Asked: TypeAlias = tuple[Kind, bytes, Draw | None, bytes | None]
 class Providers:
     """The providers of this node: their quotes, and its requests for leases there."""
 
-    def __init__(
-        self, context: Context, ports: MarketPorts, settings: MarketSettings, store: LeaseStore
-    ) -> None:
-        self._key = context.key
-        self._own = context.key.node_id
-        self._network = context.network
-        self._clock = context.clock
-        self._entropy = context.entropy
-        self._caller = context.caller
-        self._log = context.log
-        self._store = store
-        self._peers = ports.peers
-        self._quality = ports.quality
-        self._standing = ports.standing
-        self._storage_ms = settings.storage_lease_ms
+    def __init__(self, node: MarketNode) -> None:
+        self._node = node
+        self._clock = node.clock
+        self._store = node.store
+        self._ports = node.ports
         self._kept: dict[tuple[Kind, bytes], tuple[Signed[Quote], tuple[int, int]]] = {}
         """By kind and peer the newest quote, and how both recognised each other when it came."""
-        self._labels: dict[bytes, tuple[str, str]] = {self._own: settings.labels}
+        self._labels: dict[bytes, tuple[str, str]] = {self._node.id: node.settings.labels}
         self._unheard: dict[_Asked, Signed[LeaseRequest]] = {}
         """By kind, provider, draw and the lease that is renewed, the newest request whose answer
         was lost."""
@@ -65,8 +53,8 @@ class Providers:
 
     def up(self, peers: Collection[bytes] | None = None) -> list[bytes]:
         """Return those of `peers`, or of all peers, that answered lately."""
-        known = self._peers.peers() if peers is None else peers
-        return [peer for peer in known if self._quality.is_up(peer)]
+        known = self._ports.peers.peers() if peers is None else peers
+        return [peer for peer in known if self._ports.quality.is_up(peer)]
 
     async def offers(self, kind: Kind) -> list[Quote]:
         """Return the quotes of all peers that are up, cheapest first; kept ones while they hold."""
@@ -78,7 +66,7 @@ class Providers:
 
     def labels(self, node: bytes) -> tuple[str, str, str]:
         """Return the site and owner in a node's newest quote, and the peer that introduced it."""
-        return *self._labels.get(node, ("", "")), self._peers.introducer_of(node)
+        return *self._labels.get(node, ("", "")), self._ports.peers.introducer_of(node)
 
     def domain(self, node: bytes) -> bytes:
         """Return the failure domain of a node, by its newest quote."""
@@ -113,7 +101,10 @@ class Providers:
         return quotes, faults
 
     async def _quote(self, kind: Kind, peer: bytes, quantity: int) -> Signed[Quote] | XscError:
-        weights = self._standing.weight_ppm(peer), self._standing.their_weight_ppm(peer)
+        weights = (
+            self._ports.standing.weight_ppm(peer),
+            self._ports.standing.their_weight_ppm(peer),
+        )
         if (kind, peer) in self._kept:
             kept, kept_weights = self._kept[kind, peer]
             holds = is_valid(kept.record, self._clock.now_ms(), margin_ms=LEASE_TIMEOUT_MS)
@@ -121,7 +112,7 @@ class Providers:
                 return kept
         answer = await self.fresh(kind, peer)
         if isinstance(answer, XscError):
-            self._log.warning("market.no_quote", peer=short(peer), kind=kind, code=answer.code)
+            self._node.log.warning("market.no_quote", peer=short(peer), kind=kind, code=answer.code)
             self._kept.pop((kind, peer), None)
         else:
             self._kept[kind, peer] = answer, weights
@@ -132,12 +123,12 @@ class Providers:
         """Return a peer's quote as of now, or why there is none."""
         asked: dict[str, Value] = {"kind": kind}
         try:
-            reply = await self._caller.call(peer, QUOTE, asked, timeout_ms=QUOTE_TIMEOUT_MS)
+            reply = await self._node.caller.call(peer, QUOTE, asked, timeout_ms=QUOTE_TIMEOUT_MS)
             return open_quote(
                 take_bytes(reply.header, "quote"),
-                network=self._network,
+                network=self._node.network,
                 provider=peer,
-                customer=self._own,
+                customer=self._node.id,
                 kind=kind,
                 now_ms=self._clock.now_ms(),
             )
@@ -150,7 +141,7 @@ class Providers:
         """Yield on what leases may have been granted whose answers were lost, and how much."""
         for (_, provider, draw, renews), asked in self._unheard.items():
             if draw is not None and renews is None:
-                key = EntitlementKey(provider, draw.slot, draw.start_ms, self._own, draw.need)
+                key = EntitlementKey(provider, draw.slot, draw.start_ms, self._node.id, draw.need)
                 yield key, asked.record.quantity
 
     async def lease(
@@ -179,14 +170,16 @@ class Providers:
         else:
             terms, quote, draw = offer.record, offer.raw, None
         kind, provider, now_ms = terms.kind, terms.provider, self._clock.now_ms()
-        end_ms = now_ms + rules.longest_ms(kind, self._storage_ms, cleared=draw is not None)
+        end_ms = now_ms + rules.longest_ms(
+            kind, self._node.settings.storage_lease_ms, cleared=draw is not None
+        )
         if isinstance(offer, Entitlement) and kind == "compute":
             end_ms = min(end_ms, offer.window[1])
         renews = None if renewed is None else renewed.terms.lease_id
         request = LeaseRequest(
-            lease_id=self._entropy.token(ID_BYTES),
+            lease_id=self._node.entropy.token(ID_BYTES),
             provider=provider,
-            customer=self._own,
+            customer=self._node.id,
             kind=kind,
             quote=quote,
             draw=draw,
@@ -197,7 +190,7 @@ class Providers:
             end_ms=end_ms,
             renews=renews,
         )
-        asked = sign(request, self._key, self._network)
+        asked = sign(request, self._node.key, self._node.network)
         at = (kind, provider, draw, renews)
         # Whatever the answer, the next quote is to say what is left afterwards.
         self._kept.pop((kind, provider), None)
@@ -209,7 +202,9 @@ class Providers:
         except XscError as fault:
             if isinstance(fault, PeerSilent):
                 self._unheard[at] = asked
-            self._log.warning("market.no_lease", peer=short(provider), kind=kind, code=fault.code)
+            self._node.log.warning(
+                "market.no_lease", peer=short(provider), kind=kind, code=fault.code
+            )
             return fault
 
     def unheard_at(self) -> set[bytes]:
@@ -232,11 +227,11 @@ class Providers:
             XscError: it refuses, does not answer, or grants what was not asked for.
         """
         request = asked.record
-        reply = await self._caller.call(
+        reply = await self._node.caller.call(
             request.provider, LEASE, {"request": asked.raw}, timeout_ms=LEASE_TIMEOUT_MS
         )
         raw = take_bytes(reply.header, "lease")
-        granted = open_signed(raw, Lease, network=self._network, author=request.provider)
+        granted = open_signed(raw, Lease, network=self._node.network, author=request.provider)
         refusal = rules.check_grant(asked.raw, request, granted.record)
         if refusal is not None:
             raise RecordInvalid(refusal)

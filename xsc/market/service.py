@@ -22,6 +22,7 @@ from xsc.market.granter import LOWER, LeaseGranter
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import ROLES, LeaseEntry, tidied
 from xsc.market.lease_store import LeaseStore
+from xsc.market.market_node import MarketNode
 from xsc.market.ports import Commit, MarketPorts, MarketSettings
 from xsc.market.providers import LEASE, QUOTE, Providers
 from xsc.market.renewals import Renewals
@@ -45,39 +46,23 @@ class MarketService:
         commit: Commit,
         settings: MarketSettings,
     ) -> None:
-        self._network = context.network
-        self._clock = context.clock
-        self._settings = settings
-        self._credit = ports.credit
         own = context.key.node_id
         self.store = LeaseStore(state, context.network, own, commit, ports.counts_for)
-        self.headroom = Headroom(context, ports, settings, self.store)
-        self.granted = GrantedLeases(context, ports, self.store, self.headroom)
-        self.granter = LeaseGranter(context, ports, settings, self.store, self.headroom)
+        self._node = node = MarketNode(context, ports, settings, self.store)
+        self._clock = context.clock
+        self.headroom = Headroom(node)
+        self.granted = GrantedLeases(node, self.headroom)
+        self.granter = LeaseGranter(node, self.headroom)
         lines: WaitingLines[bytes | None] = WaitingLines(
             context.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX
         )
-        self.providers = Providers(context, ports, settings, self.store)
-        self.settlement = Settlement(context, ports, settings, self.store, self.providers)
-        self.taken = TakenLeases(context, self.store, self.settlement.agree, lines)
-        self.default_need = DefaultNeed(context, ports, self.store, state)
-        self.buyer = LeaseBuyer(
-            context,
-            ports,
-            settings,
-            self.store,
-            providers=self.providers,
-            headroom=self.headroom,
-            lines=lines,
-        )
-        self.signing = Signing(context, ports, self.store, self.providers)
-        self.renewals = Renewals(
-            context,
-            ports,
-            settings,
-            self.store,
-            self.providers,
-        )
+        self.providers = Providers(node)
+        self.settlement = Settlement(node, self.providers)
+        self.taken = TakenLeases(node, self.settlement.agree, lines)
+        self.default_need = DefaultNeed(node, state)
+        self.buyer = LeaseBuyer(node, self.providers, self.headroom, lines)
+        self.signing = Signing(node, self.providers)
+        self.renewals = Renewals(node, self.providers)
 
     async def start(self) -> None:
         """Read the leases that were kept, and what the ledger has booked of them.
@@ -88,28 +73,28 @@ class MarketService:
         self.store.load()
         self.default_need.load()
         for account in self.store.accounts("provider"):
-            account.settled_micro = self._credit.settled(account.id)
+            account.settled_micro = self._node.ports.credit.settled(account.id)
         for entry in self.store.all("customer"):
             self._learn_labels(entry)
 
     def _learn_labels(self, entry: LeaseEntry) -> None:
         """Remember site and owner of a provider, as the quote in a kept lease has them."""
-        lease = open_signed(entry.raw, Lease, network=self._network).record
-        request = open_signed(lease.request, LeaseRequest, network=self._network).record
+        lease = open_signed(entry.raw, Lease, network=self._node.network).record
+        request = open_signed(lease.request, LeaseRequest, network=self._node.network).record
         if request.quote is not None:
-            quote = open_signed(request.quote, Quote, network=self._network).record
+            quote = open_signed(request.quote, Quote, network=self._node.network).record
             self.providers.learn(entry.terms.provider, quote)
 
     async def run(self) -> None:
         """Settle at every interval and tidy up, until cancelled."""
-        settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
+        settle_ms = self._clock.monotonic_ms() + self._node.settings.settle_interval_ms
         while True:
-            await self._clock.sleep_ms(min(TIDY_MS, self._settings.settle_interval_ms))
+            await self._clock.sleep_ms(min(TIDY_MS, self._node.settings.settle_interval_ms))
             self.tidy()
             await self.settlement.settle_new()
             if self._clock.monotonic_ms() >= settle_ms:
                 await self.settlement.settle_due()
-                settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
+                settle_ms = self._clock.monotonic_ms() + self._node.settings.settle_interval_ms
 
     async def close(self) -> None:
         """Settle what can be settled, and write what is left."""

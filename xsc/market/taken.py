@@ -9,11 +9,10 @@ from dataclasses import replace
 from xsc.base.errors import LeaseExhausted
 from xsc.base.ids import short
 from xsc.base.limits import LEASE_REFUSED_MS
-from xsc.identity.context import Context
 from xsc.market import keeping
 from xsc.market import lease as rules
 from xsc.market.lease_entry import LeaseEntry
-from xsc.market.lease_store import LeaseStore
+from xsc.market.market_node import MarketNode
 from xsc.market.waiting import WaitingLines
 
 
@@ -22,15 +21,14 @@ class TakenLeases:
 
     def __init__(
         self,
-        context: Context,
-        store: LeaseStore,
+        node: MarketNode,
         agree: Callable[[bytes], Awaitable[None]],
         lines: WaitingLines[bytes | None],
     ) -> None:
+        self._node = node
+        self._clock = node.clock
+        self._store = node.store
         self._lines = lines
-        self._clock = context.clock
-        self._log = context.log
-        self._store = store
         self._agree = agree
 
     def reconcile(self, held: Mapping[bytes, int], doubts: Collection[bytes]) -> None:
@@ -56,7 +54,9 @@ class TakenLeases:
                 continue
             most = terms.quantity if terms.lease_id in doubts else left.get(terms.lease_id, 0)
             if most > use.held_bytes:
-                self._log.warning("market.count_raised", lease=short(terms.lease_id), most=most)
+                self._node.log.warning(
+                    "market.count_raised", lease=short(terms.lease_id), most=most
+                )
                 # It was held since then: what follows from that is believed.
                 use = replace(use, held_bytes=most, touched_ms=use.counted_ms)
                 entry.use = rules.widened(use, terms.quantity)

@@ -222,7 +222,7 @@ class Node:
                 needs=lambda: list(self.needs.values()),
                 counts_for=partial(counted, commitment_of=self.world.stated),
                 on_need=lambda: None,
-                on_renewed=self.on_renewed,
+                on_renewed=lambda pairs: self.on_renewed(pairs),  # noqa: PLW0108 - tests replace it
                 on_denied=self.on_denied,
             ),
             state=self.state,

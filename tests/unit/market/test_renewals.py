@@ -177,7 +177,7 @@ async def test_nothing_new_takes_the_room_of_what_is_to_go_over(world, pair, mon
     async def away(_pairs):
         return ()
 
-    monkeypatch.setattr(customer.market.renewals, "_on_renewed", away)
+    monkeypatch.setattr(customer, "on_renewed", away)
     world.later(LATEST_MS)
     await world.drive(customer.market.renewals.round())
     renewing = customer.newest("customer")
@@ -503,7 +503,7 @@ async def test_a_lease_that_its_host_took_back_empty_is_followed_by_another(
         return {old_id for _, old_id, _ in pairs}
 
     with monkeypatch.context() as patch:
-        patch.setattr(customer.market.renewals, "_on_renewed", away)
+        patch.setattr(customer, "on_renewed", away)
         await world.drive(customer.market.renewals.round())
     empty = customer.newest("customer").lease_id
     world.later(STORAGE_LEASE_IDLE_MS)
