@@ -188,10 +188,8 @@ def check_request(
     return None
 
 
-def check_grant(request_raw: bytes, request: LeaseRequest, lease: Lease) -> str | None:
+def check_grant(request: LeaseRequest, lease: Lease) -> str | None:
     """Return what is wrong with a lease that a provider granted on a request."""
-    if lease.request != request_raw:
-        return "the lease is on another request"
     if not request.quantity_min <= lease.quantity <= request.quantity:
         return "the lease grants more or less than was asked for"
     if abs(lease.granted_ms - request.start_ms) > REQUEST_WINDOW_MS:

@@ -20,13 +20,13 @@ from typing import Any, Final, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
+from xsc.base.errors import RecordInvalid, SignatureInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed
 from xsc.market.account import Account
 from xsc.market.keeping import room_left
-from xsc.market.lease import LeaseUse, half_ms, new_use, terms_of, worth
+from xsc.market.lease import LeaseUse, check_grant, half_ms, new_use, terms_of, worth
 from xsc.market.lease_entry import ROLES, LeaseEntry, Role, drawn, own_leases
 from xsc.market.ports import Commit, CountsFor
 from xsc.market.reserved import Reserved
@@ -124,7 +124,7 @@ class LeaseStore:
         for role in ROLES:
             try:
                 self._load(role)
-            except RecordInvalid as fault:
+            except (RecordInvalid, SignatureInvalid) as fault:
                 raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
 
     def _load(self, role: Role) -> None:
@@ -161,11 +161,18 @@ class LeaseStore:
         """Return the entry of a signed lease that was not used yet.
 
         Raises:
-            RecordInvalid, SignatureInvalid: it is no lease.
+            RecordInvalid, SignatureInvalid: it is no lease, or is not what its customer asked for.
         """
         lease = open_signed(raw, Lease, network=self._network)
         request = open_signed(lease.record.request, LeaseRequest, network=self._network)
         terms = terms_of(request.record, lease.record)
+        if (lease.author, request.author) != (terms.provider, terms.customer):
+            raise SignatureInvalid(
+                "a lease is signed by its provider, and its request by its customer"
+            )
+        refusal = check_grant(request.record, lease.record)
+        if refusal is not None:
+            raise RecordInvalid(refusal)
         use = new_use(terms, now_ms)
         return LeaseEntry(role, terms, use, raw, request.id, request.record.draw)
 

@@ -47,11 +47,10 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
 from xsc.market.account import Account, Booking
-from xsc.market.lease_entry import ROLES, LeaseEntry
+from xsc.market.lease_entry import ROLES
 from xsc.market.market_node import MarketNode
 from xsc.market.providers import Providers
 from xsc.terms.count import LeaseCount
-from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import Voucher
 
@@ -320,7 +319,10 @@ class Settlement:
             for raw in told:
                 if not isinstance(raw, bytes):
                     raise RecordInvalid("the field 'leases' must list leases")
-                entry = self._recalled(account.peer, raw)
+                entry = self._store.entry_of("customer", raw, self._clock.now_ms())
+                parties = entry.terms.provider, entry.terms.customer
+                if parties != (account.provider, account.customer):
+                    raise RecordInvalid("the lease is between other nodes")
                 if entry.terms.lease_id not in page:
                     raise RecordInvalid("the lease was not asked for")
                 line = lines[entry.terms.lease_id]
@@ -343,22 +345,6 @@ class Settlement:
             self._node.log.info(
                 "market.leases_recalled", peer=short(account.peer), leases=len(wanted)
             )
-
-    def _recalled(self, peer: bytes, raw: bytes) -> LeaseEntry:
-        """Return a lease that a provider shows, once it is known to be this node's there.
-
-        Raises:
-            RecordInvalid, SignatureInvalid: it is not.
-        """
-        lease = open_signed(raw, Lease, network=self._node.network, author=peer).record
-        own = self._node.id
-        request = open_signed(lease.request, LeaseRequest, network=self._node.network, author=own)
-        if (request.record.provider, request.record.customer) != (peer, own):
-            raise RecordInvalid("the lease is between other nodes")
-        refusal = leases.check_grant(lease.request, request.record, lease)
-        if refusal is not None:
-            raise RecordInvalid(refusal)
-        return self._store.entry_of("customer", raw, self._clock.now_ms())
 
     # The provider's side
 
