@@ -12,7 +12,6 @@ from xsc.base.errors import CreditExceeded, LeaseExhausted
 from xsc.base.ids import short
 from xsc.base.limits import JOBS_QUEUED_A_PEER_MAX, JOBS_QUEUED_MAX
 from xsc.base.units import format_credits
-from xsc.market import keeping
 from xsc.market import lease as rules
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry
@@ -113,7 +112,7 @@ class GrantedLeases:
         new = self._open(new_id, customer, "storage")
         if new.terms.renews != old_id:
             raise LeaseExhausted("that lease does not renew the other")
-        size = max(0, min(size_bytes, keeping.room_left(new.terms, new.use) - new.reserved))
+        size = max(0, min(size_bytes, rules.room_left(new.terms, new.use) - new.reserved))
         new.reserved += size
         return size
 
@@ -131,11 +130,10 @@ class GrantedLeases:
     def _move(self, old: LeaseEntry, new: LeaseEntry, size_bytes: int) -> None:
         now_ms = self._clock.now_ms()
         if size_bytes > 0:
-            old.use, new.use = keeping.moved(
+            old.use, new.use = rules.moved(
                 (old.terms, old.use), (new.terms, new.use), size_bytes, now_ms
             )
-            self._store.keep(old)
-            self._store.keep(new)
+            self._store.keep(old, new)
 
     async def keep_renewal(self, old_id: bytes, new_id: bytes) -> None:
         """Have what went over on the disk: the customer is told of it, and counts by that."""

@@ -36,8 +36,8 @@ from xsc.base.tally import Tally
 from xsc.base.turns import Turns
 from xsc.base.units import format_credits
 from xsc.identity.envelope import Signed, open_signed, sign
-from xsc.market import keeping, room
 from xsc.market import lease as rules
+from xsc.market import room
 from xsc.market.buyer import KINDS
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, ahead_micro, is_done
@@ -180,7 +180,7 @@ class LeaseGranter:
             raise LeaseExhausted("this customer has no such lease here")
         if self._node.id in self._ports.leaving():
             raise LeaseExhausted("this node is leaving the network and renews no lease")
-        refusal = keeping.check_renewal(request, old.terms, old.use, now_ms)
+        refusal = rules.check_renewal(request, old.terms, old.use, now_ms)
         if refusal is not None:
             raise RecordInvalid(refusal)
 

@@ -25,8 +25,7 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed
 from xsc.market.account import Account
-from xsc.market.keeping import room_left
-from xsc.market.lease import LeaseUse, check_grant, half_ms, new_use, terms_of, worth
+from xsc.market.lease import LeaseUse, check_grant, half_ms, new_use, room_left, terms_of, worth
 from xsc.market.lease_entry import ROLES, LeaseEntry, Role, drawn, own_leases
 from xsc.market.ports import Commit, CountsFor
 from xsc.market.reserved import Reserved

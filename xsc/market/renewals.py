@@ -3,7 +3,7 @@
 At half-life, each lease at a moment of its own, the node takes a new lease at that provider by the
 ordinary way. Then the host counts what lies under the old lease under the new one, piece by piece
 (`MarketPorts.on_renewed`). Refused renewals are tried again; the last reason is kept and
-shown. The rules are in `keeping`.
+shown. The rules are in `lease`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xsc.base.limits import (
 )
 from xsc.base.units import format_credits, format_duration
 from xsc.identity.envelope import open_signed
-from xsc.market import keeping as rules
+from xsc.market import lease as rules
 from xsc.market.lease import LEVEL_UNIT
 from xsc.market.lease_entry import LeaseEntry, drawn
 from xsc.market.market_node import MarketNode

@@ -9,7 +9,6 @@ from dataclasses import replace
 from xsc.base.errors import LeaseExhausted
 from xsc.base.ids import short
 from xsc.base.limits import LEASE_REFUSED_MS
-from xsc.market import keeping
 from xsc.market import lease as rules
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.market_node import MarketNode
@@ -85,7 +84,7 @@ class TakenLeases:
         """
         old, new = self._known(old_id), self._known(new_id)
         sides, now_ms = ((old.terms, old.use), (new.terms, new.use)), self._clock.now_ms()
-        uses = keeping.moved(*sides, size_bytes, now_ms)
+        uses = rules.moved(*sides, size_bytes, now_ms)
         for entry, use in zip((old, new), uses, strict=True):
             held, level = use.held_bytes - entry.use.held_bytes, use.level - entry.use.level
             entry.use = rules.widened(use, max(size_bytes, abs(level)) - abs(held))

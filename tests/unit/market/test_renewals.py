@@ -16,7 +16,7 @@ from xsc.base.limits import (
     STORAGE_LEASE_MS,
 )
 from xsc.identity.envelope import open_signed, sign
-from xsc.market.keeping import due_ms
+from xsc.market.lease import due_ms
 from xsc.market.pricing import PriceList
 from xsc.market.providers import LEASE
 from xsc.node.offline.verify import explain_price, verify_file

@@ -30,7 +30,7 @@ from xsc.base.limits import (
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
 )
-from xsc.market import keeping, providers
+from xsc.market import lease, providers
 from xsc.market.granter import LOWER
 from xsc.market.room import LEASE_UNIT
 from xsc.terms.lease import LeaseRequest
@@ -526,7 +526,7 @@ async def test_a_renewal_gives_back_nothing_that_was_given_up(world, three, monk
     assert taken(provider, "provider") == 99
     provider.granted.clear()
     world.later(STORAGE_LEASE_MS * 5 // 8)
-    monkeypatch.setattr(keeping, "wanted", lambda terms, _: terms.quantity)
+    monkeypatch.setattr(lease, "wanted", lambda terms, _: terms.quantity)
     await world.drive(customer.market.renewals.round())
     assert provider.newest("provider").quantity == SLOT_STEP_BYTES
     assert taken(provider, "provider") == 99, "what is held still counts"
