@@ -1,8 +1,8 @@
 """The node on the market: puts its parts together, starts, tidies and closes them.
 
-as a provider    `granter` quotes and grants leases, `granted` counts what is used of them
-as a customer    `buyer` finds leases, `signing` takes what clearings offer, `renewals`
-takes what goes on, `taken` counts
+as a provider    `granter` quotes and grants leases, and counts what is used of them
+as a customer    `buyer` finds leases and counts what is used, `signing` takes what clearings
+offer, `renewals` takes what goes on
 in both roles    `settlement` agrees with peers on which leases there are, and pays
 """
 
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from xsc.base.errors import NotFound
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import COMPUTE_WAITING_MAX, TIDY_MS
+from xsc.base.limits import TIDY_MS
 from xsc.base.peering import Handler
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market.account import AccountView, LeaseView, owed_micro, views
 from xsc.market.buyer import LeaseBuyer
 from xsc.market.default_need import DefaultNeed
-from xsc.market.granted import GrantedLeases
 from xsc.market.granter import LOWER, LeaseGranter
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import ROLES, LeaseEntry, tidied
@@ -28,8 +27,6 @@ from xsc.market.providers import LEASE, QUOTE, Providers
 from xsc.market.renewals import Renewals
 from xsc.market.settlement import ACCOUNT, Settlement
 from xsc.market.signing import Signing
-from xsc.market.taken import TakenLeases
-from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
 
@@ -51,16 +48,11 @@ class MarketService:
         self._node = node = MarketNode(context, ports, settings, self.store)
         self._clock = context.clock
         self.headroom = Headroom(node)
-        self.granted = GrantedLeases(node, self.headroom)
         self.granter = LeaseGranter(node, self.headroom)
-        lines: WaitingLines[bytes | None] = WaitingLines(
-            context.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX
-        )
         self.providers = Providers(node)
         self.settlement = Settlement(node, self.providers)
-        self.taken = TakenLeases(node, self.settlement.agree, lines)
         self.default_need = DefaultNeed(node, state)
-        self.buyer = LeaseBuyer(node, self.providers, self.headroom, lines)
+        self.buyer = LeaseBuyer(node, self.providers, self.headroom, self.settlement.agree)
         self.signing = Signing(node, self.providers)
         self.renewals = Renewals(node, self.providers)
 

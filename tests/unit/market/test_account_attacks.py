@@ -97,7 +97,7 @@ async def test_what_ran_or_lay_there_is_owed_although_no_count_was_asked_for(wor
         **rate,
     )
     await admit(world, provider, entry.terms.lease_id, customer, level)
-    provider.market.granted.used_compute(entry.terms.lease_id, level, level)
+    provider.market.granter.used_compute(entry.terms.lease_id, level, level)
     world.later(EPOCH_MS)
     provider.market.tidy()
     assert owed_to(provider) == worth_of("compute", PRICE, level * EPOCH_MS, cleared=True) // WORTH

@@ -224,7 +224,7 @@ async def test_a_lower_need_gives_up_the_newest_room_and_keeps_what_is_used(worl
     for node in (first, second):
         view = node.one("provider")
         node.stores(view.lease_id, customer.id, 5 * SLOT_STEP_BYTES)
-        await customer.market.taken.used(view.lease_id, 5 * SLOT_STEP_BYTES)
+        await customer.market.buyer.used(view.lease_id, 5 * SLOT_STEP_BYTES)
     needs(customer, need_of(33))
     await signed(world, customer)
     assert [taken(node, "provider") for node in (first, second)] == [30, 20], "for a minute"
@@ -235,8 +235,8 @@ async def test_a_lower_need_gives_up_the_newest_room_and_keeps_what_is_used(worl
     await signed(world, customer)
     assert [taken(node, "provider") for node in (first, second)] == [5, 5]
     assert taken(customer, "customer") == 10
-    first.market.granted.settle_use(first.one("provider").lease_id, -5 * SLOT_STEP_BYTES)
-    await customer.market.taken.used(first.one("provider").lease_id, -5 * SLOT_STEP_BYTES)
+    first.market.granter.settle_use(first.one("provider").lease_id, -5 * SLOT_STEP_BYTES)
+    await customer.market.buyer.used(first.one("provider").lease_id, -5 * SLOT_STEP_BYTES)
     world.later(EPOCH_MS)
     await signed(world, customer)
     assert taken(first, "provider") == 0
@@ -352,7 +352,7 @@ async def test_a_level_costs_its_price_by_time_on_both_sides(world, three):
     await world.drive(customer.market.settlement.settle_due())
     lease_id = provider.one("provider").lease_id
     provider.stores(lease_id, customer.id, 20 * SLOT_STEP_BYTES)
-    await customer.market.taken.used(lease_id, 20 * SLOT_STEP_BYTES)
+    await customer.market.buyer.used(lease_id, 20 * SLOT_STEP_BYTES)
     world.later(10 * EPOCH_MS + EPOCH_MS // 2)
     hour = slot_amount("storage", PRICE, 10)
     for node, role in ((customer, "customer"), (provider, "provider")):
@@ -377,11 +377,11 @@ async def test_a_rate_is_full_again_each_minute(world, three):
         assert (lease.lease_id, lease.price) == (lease_id, 0)
         terms = await admit(world, provider, lease_id, customer, level)
         assert (terms.price, terms.cleared) == (0, True)
-        provider.market.granted.used_compute(lease_id, level, level)
-        await customer.market.taken.spent(lease_id, level)
-        assert customer.market.taken.price_and_room(lease_id, provider.id) == (0, 0)
+        provider.market.granter.used_compute(lease_id, level, level)
+        await customer.market.buyer.spent(lease_id, level)
+        assert customer.market.buyer.price_and_room(lease_id, provider.id) == (0, 0)
         world.later(COMPUTE_LEASE_MS)
-        assert customer.market.taken.price_and_room(lease_id, provider.id) == (0, level)
+        assert customer.market.buyer.price_and_room(lease_id, provider.id) == (0, level)
         for node, role in ((customer, "customer"), (provider, "provider")):
             # A run under a cleared lease costs nothing more.
             hour = slot_amount("compute", PRICE, 50)
@@ -441,7 +441,7 @@ async def test_a_renewal_needs_what_a_clearing_grants_where_others_wait_for_the_
     provider.stores(lease_id, customer.id, 60 * SLOT_STEP_BYTES)
     provider.room.stored = 60 * SLOT_STEP_BYTES
     customer.keep(RECORDS, {lease_id: 60 * SLOT_STEP_BYTES})
-    await customer.market.taken.used(lease_id, 60 * SLOT_STEP_BYTES)
+    await customer.market.buyer.used(lease_id, 60 * SLOT_STEP_BYTES)
     world.later(STORAGE_LEASE_MS * 5 // 8)
     young = provider.market.headroom.drawn_steps(young=True)
     assert not any(young.values()), "what is held is cleared again"
@@ -479,7 +479,7 @@ async def test_a_renewal_on_an_entitlement_takes_the_level_of_the_old_lease_and_
     size = 60 * SLOT_STEP_BYTES
     provider.stores(old_id, customer.id, size)
     provider.room.stored = size
-    await customer.market.taken.used(old_id, size)
+    await customer.market.buyer.used(old_id, size)
     customer.keep(RECORDS, {old_id: size})
     world.later(STORAGE_LEASE_MS * 5 // 8 + late_ms)
     customer.received.clear()
@@ -514,7 +514,7 @@ async def test_a_renewal_gives_back_nothing_that_was_given_up(world, three, monk
     lease_id = provider.one("provider").lease_id
     provider.stores(lease_id, customer.id, MIB)
     provider.room.stored = MIB
-    await customer.market.taken.used(lease_id, MIB)
+    await customer.market.buyer.used(lease_id, MIB)
     needs(customer, need_of(1))
     world.later(OFFER_MS)
     await signed(world, customer)
@@ -540,7 +540,7 @@ async def test_a_lease_is_not_renewed_above_the_price_of_its_need(world, three):
     await world.drive(customer.market.settlement.settle_due())
     lease_id = provider.one("provider").lease_id
     provider.stores(lease_id, customer.id, MIB)
-    await customer.market.taken.used(lease_id, MIB)
+    await customer.market.buyer.used(lease_id, MIB)
     provider.granted.clear()
     world.later(STORAGE_LEASE_MS * 5 // 8)
     await world.drive(customer.market.renewals.round())
@@ -561,7 +561,7 @@ async def test_a_run_waits_for_the_next_minute_of_its_rate_and_never_for_more_th
     level, lease_id = 50 * LEASE_UNIT["compute"], provider.one("provider").lease_id
     begun_ms = world.clock.now_ms()
     await admit(world, provider, lease_id, customer, level)
-    provider.market.granted.used_compute(lease_id, level, level)
+    provider.market.granter.used_compute(lease_id, level, level)
     with pytest.raises(RateLimited):
         await admit(world, provider, lease_id, customer, 1)
     await admit(world, provider, lease_id, customer, 1, wait_ms=2 * COMPUTE_LEASE_MS)
@@ -581,7 +581,7 @@ async def test_many_cleared_rates_have_no_more_places_to_wait_than_one(world, th
 
     def call(entry, wait_ms=COMPUTE_LEASE_MS):
         terms = entry.terms
-        return provider.market.granted.admit_compute(terms.lease_id, terms.customer, level, wait_ms)
+        return provider.market.granter.admit_compute(terms.lease_id, terms.customer, level, wait_ms)
 
     leases = list(provider.market.store.all("provider"))
     (others,) = (entry for entry in leases if entry.peer == other.id)
@@ -598,7 +598,7 @@ async def test_many_cleared_rates_have_no_more_places_to_wait_than_one(world, th
     await settle()
     assert not last.done(), "another customer has its own places"
     for entry in leases:
-        provider.market.granted.used_compute(entry.terms.lease_id, level, 0)
+        provider.market.granter.used_compute(entry.terms.lease_id, level, 0)
     await world.drive(last, *(each for each in waiting if not each.done()))
 
 
@@ -646,7 +646,7 @@ async def test_fuel_that_ran_is_billed_to_the_end_of_its_minute(world, three):
     needs(customer)
     await signed(world, customer)
     assert taken(provider, "provider") == 50
-    provider.market.granted.used_compute(lease_id, level, level)
+    provider.market.granter.used_compute(lease_id, level, level)
     await signed(world, customer)
     assert taken(provider, "provider") == 50
     world.later(COMPUTE_LEASE_MS)
