@@ -44,8 +44,7 @@ from xsc.market.granter import LeaseGranter
 from xsc.market.headroom import Headroom
 from xsc.market.lease import LeaseTerms, LeaseUse
 from xsc.market.lease_entry import LeaseEntry
-from xsc.market.lease_store import LeaseStore
-from xsc.market.market_node import MarketNode
+from xsc.market.lease_store import LeaseStore, MarketNode
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
 from xsc.node.system import SystemClock, SystemEntropy

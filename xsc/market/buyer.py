@@ -51,7 +51,7 @@ from xsc.market.choosing import (
 )
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import OWN, LeaseEntry
-from xsc.market.market_node import MarketNode
+from xsc.market.lease_store import MarketNode
 from xsc.market.ports import EXHAUSTED
 from xsc.market.providers import Providers
 from xsc.market.quote import QUANTITY_MAX, has_room, wanted_quantity
@@ -316,20 +316,17 @@ class LeaseBuyer:
         for entry in self._store.all("customer"):
             if entry.terms.kind == kind:
                 held[entry.peer] += entry.use.held_bytes + entry.promised_at(now_ms)
-        lacking = [node for node in nodes if node not in leases]
-        (quotes, faults), (others, _) = await asyncio.gather(
-            self._providers.ask(kind, lacking, wish.quantity),
-            self._providers.ask(kind, [*leases], 0),
-        )
-        quotes |= others
-        found = {}
-        for node in nodes:
-            quote, lease = quotes.get(node), leases.get(node)
-            quoted = None if quote is None else quote.record
-            if quoted is None or not has_room(quoted, wish.quantity):
-                quote = None
+        found, faults = dict[bytes, Candidate](), dict[bytes, XscError]()
+        for node, answer in (await self._providers.ask(kind, nodes, wish.quantity)).items():
+            lease, quoted, quote = leases.get(node), None, None
+            fault = _too_small(kind, node)
+            if isinstance(answer, XscError):
+                fault = answer
+            else:
+                quoted = answer.record
+                quote = answer if has_room(quoted, wish.quantity) else None
             if lease is None and quote is None:
-                faults.setdefault(node, _too_small(kind, node))
+                faults[node] = fault
                 continue
             price, posted = asked(lease, quoted, self._node.settings.price_max(kind))
             worth = near(self._rank(node), node, wish.saved)

@@ -13,7 +13,7 @@ from xsc.base.errors import RecordInvalid, StoreDamaged
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import SHORT_FILLED_MS, SHORT_MS, SHORTS_MAX
 from xsc.identity.envelope import Count, Record
-from xsc.market.market_node import MarketNode
+from xsc.market.lease_store import MarketNode
 from xsc.market.room import undrawn
 
 _SHORT: Final = b"market/short"

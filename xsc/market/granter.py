@@ -46,7 +46,7 @@ from xsc.market import room
 from xsc.market.buyer import KINDS
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, ahead_micro, is_done
-from xsc.market.market_node import MarketNode
+from xsc.market.lease_store import MarketNode
 from xsc.market.ports import EXHAUSTED
 from xsc.market.quote import open_quote
 from xsc.market.waiting import WaitingLines

@@ -18,7 +18,7 @@ from xsc.market import room
 from xsc.market.account import owed_micro
 from xsc.market.lease import LEVEL_UNIT
 from xsc.market.lease_entry import LeaseEntry, ahead_micro, calls_micro, held_or_kept
-from xsc.market.market_node import MarketNode
+from xsc.market.lease_store import MarketNode
 from xsc.market.pricing import MarketPricing, utilisation_ppm
 from xsc.market.room import LEASE_UNIT, is_present, slot_left, undrawn
 from xsc.terms.lease import Draw

@@ -23,7 +23,7 @@ from xsc.base.limits import (
 from xsc.identity.envelope import Signed, sign
 from xsc.market import lease as rules
 from xsc.market.lease_entry import LeaseEntry
-from xsc.market.market_node import MarketNode
+from xsc.market.lease_store import MarketNode
 from xsc.market.quote import domain, has_room, is_valid, open_quote
 from xsc.terms.lease import Draw, LeaseRequest
 from xsc.terms.quote import Kind, Quote
@@ -58,11 +58,9 @@ class Providers:
 
     async def offers(self, kind: Kind) -> list[Quote]:
         """Return the quotes of all peers that are up, cheapest first; kept ones while they hold."""
-        quotes, _ = await self.ask(kind, self.up(), 0)
-        return sorted(
-            (quote.record for quote in quotes.values()),
-            key=lambda quote: (quote.price, quote.provider),
-        )
+        answers = await self.ask(kind, self.up(), 0)
+        quotes = [each.record for each in answers.values() if isinstance(each, Signed)]
+        return sorted(quotes, key=lambda quote: (quote.price, quote.provider))
 
     def labels(self, node: bytes) -> tuple[str, str, str]:
         """Return the site and owner in a node's newest quote, and the peer that introduced it."""
@@ -84,21 +82,14 @@ class Providers:
 
     async def ask(
         self, kind: Kind, peers: Sequence[bytes], quantity: int
-    ) -> tuple[dict[bytes, Signed[Quote]], dict[bytes, XscError]]:
-        """Return a valid quote of each peer that gives one, and the errors of the others.
+    ) -> dict[bytes, Signed[Quote] | XscError]:
+        """Return a valid quote of each peer, or why it gives none.
 
         A kept quote is used while it is valid, offers at least `quantity`, and both nodes
         recognise each other as they did.
         """
         answers = await asyncio.gather(*(self._quote(kind, peer, quantity) for peer in peers))
-        quotes: dict[bytes, Signed[Quote]] = {}
-        faults: dict[bytes, XscError] = {}
-        for peer, answer in zip(peers, answers, strict=True):
-            if isinstance(answer, XscError):
-                faults[peer] = answer
-            else:
-                quotes[peer] = answer
-        return quotes, faults
+        return dict(zip(peers, answers, strict=True))
 
     async def _quote(self, kind: Kind, peer: bytes, quantity: int) -> Signed[Quote] | XscError:
         weights = (

@@ -25,7 +25,7 @@ from xsc.identity.envelope import open_signed
 from xsc.market import lease as rules
 from xsc.market.lease import LEVEL_UNIT
 from xsc.market.lease_entry import LeaseEntry, drawn
-from xsc.market.market_node import MarketNode
+from xsc.market.lease_store import MarketNode
 from xsc.market.providers import Providers
 from xsc.market.room import is_present, undrawn
 from xsc.terms.count import LeaseCount

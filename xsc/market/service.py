@@ -20,8 +20,7 @@ from xsc.market.default_need import DefaultNeed
 from xsc.market.granter import LOWER, LeaseGranter
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import ROLES, LeaseEntry, tidied
-from xsc.market.lease_store import LeaseStore
-from xsc.market.market_node import MarketNode
+from xsc.market.lease_store import LeaseStore, MarketNode
 from xsc.market.ports import Commit, MarketPorts, MarketSettings
 from xsc.market.providers import LEASE, QUOTE, Providers
 from xsc.market.renewals import Renewals

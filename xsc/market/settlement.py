@@ -48,7 +48,7 @@ from xsc.market import account as rules
 from xsc.market import lease as leases
 from xsc.market.account import Account, Booking
 from xsc.market.lease_entry import ROLES
-from xsc.market.market_node import MarketNode
+from xsc.market.lease_store import MarketNode
 from xsc.market.providers import Providers
 from xsc.terms.count import LeaseCount
 from xsc.terms.pricing import WORTH

@@ -26,7 +26,7 @@ from xsc.market import lease as rules
 from xsc.market.entitlements import to_lower, to_take
 from xsc.market.granter import LOWER
 from xsc.market.lease_entry import LeaseEntry
-from xsc.market.market_node import MarketNode
+from xsc.market.lease_store import MarketNode
 from xsc.market.providers import Providers
 from xsc.market.room import LEASE_UNIT
 from xsc.terms.slot import Entitlement, NeedSlot
@@ -68,7 +68,8 @@ class Signing:
     async def look(self) -> None:
         """Take what is offered, and give up what is not needed."""
         now_ms = self._clock.now_ms()
-        needs, entries = self._stated(), self._store.all("customer")
+        needs = {need.slot_id: need for need in self._ports.needs()}
+        entries = self._store.all("customer")
         less = list(to_lower(entries, needs, self._store.counts_for, now_ms))
         asked = {entry.terms.lease_id for entry, _ in less}
         self._unlowered_ms = {id_: at for id_, at in self._unlowered_ms.items() if id_ in asked}
@@ -121,6 +122,3 @@ class Signing:
             self._unlowered_ms.pop(lease_id, None)
         entry.use = rules.lowered(entry.terms, entry.use, left, now_ms)
         self._store.save(entry)
-
-    def _stated(self) -> dict[bytes, NeedSlot]:
-        return {need.slot_id: need for need in self._ports.needs()}
