@@ -248,21 +248,19 @@ class LeaseGranter:
         """Return the quantity that a request is granted, or why it is refused."""
         kind, customer = request.kind, request.customer
         if granting is not None:
-            left = self._headroom.left_of(granting, renewed)
-            return room.grant(request, credit, free=left, left=left)
-        if kind == "compute":
+            free = left = self._headroom.left_of(granting, renewed)
+        elif kind == "compute":
             if (
                 request.price
                 and self._headroom.credit_left(customer) + self._headroom.calls_micro(customer) <= 0
             ):
                 return "credit"
             return request.quantity if self._headroom.free("compute") else "capacity"
-        if renewed is not None:
-            left = self._headroom.renewable(renewed)
-            return room.grant(request, credit, free=left, left=left)
-        free_room = self._headroom.room()
-        left = room.left(free_room, customer, self._ports.standing.tier(customer))
-        return room.grant(request, credit, free=free_room.free, left=left)
+        elif renewed is not None:
+            free = left = self._headroom.renewable(renewed)
+        else:
+            free, left = self._headroom.free(kind), self._headroom.offered(kind, customer)
+        return room.grant(request, credit, free=free, left=left)
 
     def _forget_done(self, customer: bytes, now_ms: int) -> None:
         """Forget a customer's oldest leases that are done, beyond LEASES_DONE_A_CUSTOMER_MAX."""

@@ -17,7 +17,7 @@ from xsc.market import lease as rules
 from xsc.market import room
 from xsc.market.account import owed_micro
 from xsc.market.lease import LEVEL_UNIT
-from xsc.market.lease_entry import LeaseEntry, ahead_micro, calls_micro, held_or_kept
+from xsc.market.lease_entry import LeaseEntry, ahead_micro, calls_micro
 from xsc.market.lease_store import MarketNode
 from xsc.market.pricing import MarketPricing, utilisation_ppm
 from xsc.market.room import LEASE_UNIT, is_present, slot_left, undrawn
@@ -75,13 +75,6 @@ class Headroom:
         ]
         return replace(posted, reserve=max([posted.reserve, *cleared]))
 
-    def room(self) -> room.FreeRoom:
-        """Return what storage is free and what each customer has reserved."""
-        reserved, _ = self._store.reserved.at("storage", self._clock.now_ms())
-        tier = self._ports.standing.tier
-        strangers = frozenset(customer for customer in reserved if tier(customer) == "open")
-        return room.FreeRoom(self.free("storage"), reserved, strangers)
-
     def entitled(self, kind: Kind, customer: bytes, draw: Draw) -> Entitlement:
         """Return what a customer was granted and names.
 
@@ -115,7 +108,11 @@ class Headroom:
         """
         if kind == "compute":
             return self.free("compute")
-        return room.left(self.room(), customer, self._ports.standing.tier(customer))
+        reserved, _ = self._store.reserved.at(kind, self._clock.now_ms())
+        tier = self._ports.standing.tier
+        strangers = frozenset(other for other in reserved if tier(other) == "open")
+        free_room = room.FreeRoom(self.free(kind), reserved, strangers)
+        return room.left(free_room, customer, tier(customer))
 
     def cleared_workers(self, workers: int) -> int:
         """Return how many whole workers the cleared rates come to, of so many."""
@@ -154,7 +151,10 @@ class Headroom:
         have.
         """
         now_ms, drawn = self._clock.now_ms(), self._drawn()
-        has = held_or_kept(entry, now_ms)
+        terms, use = entry.terms, entry.use
+        has = use.held_bytes
+        if not entry.is_over(now_ms) and not (terms.cleared and use.lapsed):
+            has = max(has, use.level if terms.cleared else terms.quantity)
         # An offer of room that others still hold is made again each minute, until it lapses.
         granted = [
             each

@@ -23,7 +23,7 @@ from xsc.base.limits import (
     TIDY_MS,
 )
 from xsc.market import lease as rules
-from xsc.market.entitlements import to_lower, to_take
+from xsc.market.choosing import to_lower, to_take
 from xsc.market.granter import LOWER
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import MarketNode
