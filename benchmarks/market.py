@@ -40,12 +40,11 @@ from xsc.client.space import SpaceCalls, value_of
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair
-from xsc.market.credit_limits import CreditLimits
 from xsc.market.granter import LeaseGranter
 from xsc.market.headroom import Headroom
 from xsc.market.lease import LeaseTerms, LeaseUse
 from xsc.market.lease_entry import LeaseEntry
-from xsc.market.lease_store import LeaseStore
+from xsc.market.lease_store import LeaseStore, MarketNode
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
 from xsc.node.system import SystemClock, SystemEntropy
@@ -190,9 +189,8 @@ async def quoted(count: int) -> float:
         on_denied=NOBODY,
     )
     settings = MarketSettings(PriceList(1370, 278, 200_000, 100_000), 5480, 1112, 10_000, 3_600_000)
-    limits = CreditLimits(context, ports, store)
-    headroom = Headroom(context, ports, settings, store, limits)
-    granter = LeaseGranter(context, ports, settings, store, limits=limits, headroom=headroom)
+    node = MarketNode(context, ports, settings, store)
+    granter = LeaseGranter(node, Headroom(node))
     took = []
     for number in range(count):
         lease = store.get("provider", number.to_bytes(32, "big"))

@@ -17,13 +17,13 @@ from xsc.base.limits import (
 from xsc.identity.envelope import Signed
 from xsc.market import account as rules
 from xsc.market.account import Account
-from xsc.market.keeping import moved
 from xsc.market.lease import (
     LeaseTerms,
     advance,
     ended,
     hold,
     lowered,
+    moved,
     new_use,
     reserved,
     room,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from xsc.base.limits import EPOCH_MS, OFFER_MS, STORAGE_LEASE_MS
 from xsc.market.account import worth
-from xsc.market.entitlements import to_lower, to_take
+from xsc.market.choosing import to_lower, to_take
 from xsc.market.lease import LeaseTerms, lowered, new_use
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.room import LEASE_UNIT

@@ -15,7 +15,7 @@ from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.declaring import Wanted, standing_need, with_standing_need
 from xsc.allocation.granting import Inputs, clear_all, entitlements
 from xsc.base.limits import PRICE_BYTES, SLOT_STEP_BYTES
-from xsc.market.entitlements import to_take
+from xsc.market.choosing import to_take
 from xsc.market.room import LEASE_UNIT, SlotRoom, undrawn
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import AvailabilitySlot, Commitment, Entitlement, EntitlementKey, pack_windows

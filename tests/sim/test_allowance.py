@@ -123,7 +123,7 @@ def test_a_need_is_granted_at_no_more_than_its_provider_quotes_to_everybody():
         await world.clock.sleep_ms(20_000)
         for customer in filter(sum_of, customers):
             quoted = {
-                provider.key.node_id: await customer.market.quotes.fresh(
+                provider.key.node_id: await customer.market.providers.fresh(
                     "storage", provider.key.node_id
                 )
                 for provider in (one, other)

@@ -225,7 +225,7 @@ def test_those_that_one_peer_introduced_share_one_starter_credit():
             greedy(sham)
 
         def owed():
-            return host.market.limits.exposure(shams[0].key.node_id)
+            return host.market.headroom.exposure(shams[0].key.node_id)
 
         # At the same time, and one after the other, until nobody gets any more.
         granted = await asyncio.gather(*(takes(host, sham) for sham in shams))
@@ -237,7 +237,7 @@ def test_those_that_one_peer_introduced_share_one_starter_credit():
         for sham in shams:
             host.peers.roster.confirm(sham.key.node_id)
         assert any([await takes(host, sham) for sham in shams])
-        assert sum(host.market.limits.exposure(sham.key.node_id) for sham in shams) > limit
+        assert sum(host.market.headroom.exposure(sham.key.node_id) for sham in shams) > limit
 
     settings = {**INTRODUCED, "starter_credit": "0.001", "storage_capacity": "8GiB"}
     run(7, 6, play, settings, kind=Star)
@@ -271,7 +271,7 @@ def test_a_credit_that_several_share_is_shown_once_and_not_as_one_each():
         greedy(world.nodes[2])
         assert await takes(node, world.nodes[2])
         (credit,) = (await shown())[1]["shared"]
-        assert credit["left_micro"] == limit - node.market.limits.exposure(two) < limit
+        assert credit["left_micro"] == limit - node.market.headroom.exposure(two) < limit
         node.peers.roster.confirm(one)
         through, answer = await shown()
         assert set(through.values()) == {None}
@@ -312,13 +312,13 @@ def test_who_is_removed_leaves_its_group_no_credit_that_it_used():
         greedy(two)
         while await takes(host, one):
             pass
-        owed = host.market.limits.exposure(two.key.node_id)
+        owed = host.market.headroom.exposure(two.key.node_id)
         assert owed > host.config.starter_credit_micro // 2
         host.peers.roster.remove(one.key.node_id)
         for _ in range(2):
             host = world.nodes[1]
-            assert host.market.limits.exposure(two.key.node_id) == owed
-            assert host.market.limits.exposure(one.key.node_id) == owed
+            assert host.market.headroom.exposure(two.key.node_id) == owed
+            assert host.market.headroom.exposure(one.key.node_id) == owed
             assert not await takes(host, two)
             await world.crash(1)
             await world.restart(1)

@@ -101,7 +101,7 @@ def test_what_a_host_forgot_in_the_middle_of_a_put_is_stored_again():
         done = await owner.storage.put(source(), name="a", size_hint=20 * MIB)
         ref = next(ref for ref, entry in owner.storage.catalogue.entries())
         entry = owner.storage.catalogue.entry(ref)
-        live = [at for at in entry.held if not owner.market.taken.is_denied(at.lease_id)]
+        live = [at for at in entry.held if not owner.market.buyer.is_denied(at.lease_id)]
         assert len(live) == 6
         assert len({at.size_bytes for at in live}) == 1, "each holds its column, whole"
         assert len(set(done.hosts)) == 6

@@ -158,7 +158,7 @@ def test_a_node_that_leaves_takes_nothing_new():
             before
         )
         assert [
-            quote.available for quote in await world.nodes[0].market.quotes.offers("compute")
+            quote.available for quote in await world.nodes[0].market.providers.offers("compute")
         ].count(0) == 1
 
     run(73, 7, play, QUICK | {"storage_capacity": "4GiB"})

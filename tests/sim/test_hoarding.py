@@ -16,8 +16,8 @@ SIZE = 4 * MIB + 1
 
 def greedy(node):
     """Make a node ask for all that a host offers, anew for each object."""
-    lease = node.market.requests.lease
-    node.market.requests.lease = lambda quote, price, _wanted, least: lease(
+    lease = node.market.providers.lease
+    node.market.providers.lease = lambda quote, price, _wanted, least: lease(
         quote, price, quote.record.available, least
     )
     choose = node.market.buyer._choose

@@ -246,7 +246,7 @@ def test_a_payment_gives_room_up_to_the_limit_again():
         me = debtor.key.node_id
         assert before.left_micro == creditor.ledger.credit_left(
             me
-        ) - creditor.market.limits.exposure(me)
+        ) - creditor.market.headroom.exposure(me)
         await debtor.payments.say(creditor.key.node_id, owed)
         assert await creditor.payments.say(me, owed)
         after = await debtor.payments.standing(creditor.key.node_id)

@@ -12,7 +12,7 @@ import pytest
 from tests.sim.network import content, get, put, run, stream
 from tests.sim.test_recovery import back, place_of, told
 from xsc.base.limits import EPOCH_MS, MIB, STORAGE_LEASE_MS
-from xsc.market.keeping import due_ms
+from xsc.market.lease import due_ms
 from xsc.terms.pricing import storage_amount
 from xsc.terms.voucher import leases_account
 

@@ -15,7 +15,7 @@ from xsc.base.limits import COMPUTE_LEASE_MS, GIB
 from xsc.compute.deployments.wagi import Request
 from xsc.compute.wasm.limits import Limits
 from xsc.identity.envelope import open_signed
-from xsc.market.entitlements import LEASE_UNIT
+from xsc.market.choosing import LEASE_UNIT
 from xsc.node.offline.verify import verify_file
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.deployment import ServiceReceipt

@@ -1,4 +1,6 @@
-"""Finds leases for what this node stores and runs: those at hand first, new ones by auction.
+"""Finds leases for what this node stores and runs, and counts what is used of them.
+
+Those at hand come first, new ones are taken by auction. What is used hosts and receipts say.
 
 The rules are in `choosing`, `auction` and `quote.wanted_quantity`.
 """
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
@@ -16,6 +18,7 @@ from xsc.base.bounded import Bounded
 from xsc.base.errors import (
     ArgumentInvalid,
     ComputeExhausted,
+    LeaseExhausted,
     NoOffers,
     PeerLeaving,
     PeerSilent,
@@ -25,6 +28,8 @@ from xsc.base.errors import (
 from xsc.base.ids import short
 from xsc.base.limits import (
     COMPUTE_IN_FLIGHT_MAX,
+    COMPUTE_WAITING_MAX,
+    LEASE_REFUSED_MS,
     NEAR_PRICE_PPM,
     NONCE_BYTES,
     PASSED_OVER_MAX,
@@ -32,7 +37,6 @@ from xsc.base.limits import (
     QUALITY_STEP_PPM,
 )
 from xsc.base.refusals import refusal
-from xsc.identity.context import Context
 from xsc.market import lease as rules
 from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Winner, near, place, reserve
 from xsc.market.choosing import (
@@ -47,11 +51,10 @@ from xsc.market.choosing import (
 )
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import OWN, LeaseEntry
-from xsc.market.lease_requests import LeaseRequests
-from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
+from xsc.market.lease_store import MarketNode
+from xsc.market.ports import EXHAUSTED
+from xsc.market.providers import Providers
 from xsc.market.quote import QUANTITY_MAX, has_room, wanted_quantity
-from xsc.market.quotes import Quotes
 from xsc.market.waiting import WaitingLines
 from xsc.terms.quote import Kind
 
@@ -78,31 +81,25 @@ class LeasedHosts:
 
 
 class LeaseBuyer:
-    """Leases capacity for this node."""
+    """Leases capacity for this node, and counts what storage and compute use of it."""
 
     def __init__(
         self,
-        context: Context,
-        ports: MarketPorts,
-        settings: MarketSettings,
-        store: LeaseStore,
-        *,
-        quotes: Quotes,
-        requests: LeaseRequests,
+        node: MarketNode,
+        providers: Providers,
         headroom: Headroom,
-        lines: WaitingLines[bytes | None],
+        agree: Callable[[bytes], Awaitable[None]],
     ) -> None:
-        self._own = context.key.node_id
-        self._clock = context.clock
-        self._entropy = context.entropy
-        self._log = context.log
-        self._ports = ports
-        self._price_max = settings.price_max
-        self._store = store
-        self._quotes = quotes
-        self._requests = requests
+        self._node = node
+        self._clock = node.clock
+        self._store = node.store
+        self._ports = node.ports
+        self._providers = providers
         self._headroom = headroom
-        self._lines = lines
+        self._agree = agree
+        self._lines: WaitingLines[bytes | None] = WaitingLines(
+            node.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX
+        )
         self._locks: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
         self._passed_over: Bounded[bytes, PassedOver] = Bounded(PASSED_OVER_MAX)
         """What the last choices passed over, by lease or node, for `market why`."""
@@ -121,9 +118,9 @@ class LeaseBuyer:
         wanted = [peer for peer in self._ports.peers.peers() if peer not in exclude]
         leaving = self._ports.leaving()
         staying = [node for node in wanted if node not in leaving]
-        if len(self._quotes.up(staying)) < min(count, len(wanted)):
+        if len(self._providers.up(staying)) < min(count, len(wanted)):
             await self._ports.quality.probe_unknown()
-        nodes = self._quotes.up(staying)
+        nodes = self._providers.up(staying)
         absent: dict[bytes, XscError] = {}
         for node in wanted:
             if node in leaving:
@@ -132,11 +129,11 @@ class LeaseBuyer:
                 absent[node] = PeerSilent(f"{short(node)} does not answer")
         async with self._locks["storage"]:
             found = await self._choose(Wish("storage", size_bytes, nodes), count, absent)
-            if len(found.leases) < count and self._own not in exclude:
-                if self._own not in leaving and self._headroom.free("storage") >= size_bytes:
+            if len(found.leases) < count and self._node.id not in exclude:
+                if self._node.id not in leaving and self._headroom.free("storage") >= size_bytes:
                     found.leases.append(self._hand_out_own("storage"))
                 else:
-                    found.refused[self._own] = SpaceExhausted("this node has no room for that")
+                    found.refused[self._node.id] = SpaceExhausted("this node has no room for that")
         if found.leases:
             self._ports.on_need()
         if len(found.leases) >= count:
@@ -171,7 +168,7 @@ class LeaseBuyer:
             CreditExceeded, ComputeExhausted: every node refused for this reason.
             RateLimited: too many runs of this node are under way, and none ended in time.
         """
-        if on == self._own:
+        if on == self._node.id:
             if self._headroom.free("compute"):
                 return self._hand_out_own("compute")
             raise ComputeExhausted("all fuel of this node is leased ahead of use, or it has none")
@@ -204,7 +201,7 @@ class LeaseBuyer:
             NoOffers: no node offers it at a price within the reserve, or none answers.
             CreditExceeded, ComputeExhausted: every node refused for this reason.
         """
-        nodes = [peer for peer in self._quotes.up() if peer not in exclude]
+        nodes = [peer for peer in self._providers.up() if peer not in exclude]
         async with self._locks["compute"]:
             found = await self._choose(Wish("compute", fuel_steps, nodes), count)
         if not found.leases:
@@ -212,7 +209,7 @@ class LeaseBuyer:
         return found.leases
 
     def _targets(self, on: bytes | None) -> list[bytes]:
-        return [on] if on is not None else self._quotes.up()
+        return [on] if on is not None else self._providers.up()
 
     def _idle(self, on: bytes | None) -> list[bytes]:
         """Return the nodes at which not too many runs of this one wait or are under way."""
@@ -262,7 +259,7 @@ class LeaseBuyer:
                 rest = [node for node in wish.nodes if node not in chosen and node not in faults]
                 found, refused = await self._candidates(wish, rest)
                 faults |= refused
-                taken = {self._quotes.domain(node) for node in chosen} if by_domain else set()
+                taken = {self._providers.domain(node) for node in chosen} if by_domain else set()
                 bids = [each.bid for each in found.values() if each.bid.domain not in taken]
                 winners = self._won(wish, bids, count - len(chosen), by_domain=by_domain)
                 if not winners:
@@ -275,10 +272,12 @@ class LeaseBuyer:
                         faults[winner.node] = answer
                     else:
                         chosen[winner.node] = answer
-        domains = {self._quotes.domain(node): node for node in chosen}
+        domains = {self._providers.domain(node): node for node in chosen}
         for node, each in found.items():
             if node not in chosen and node not in faults:
-                faults[node] = NoOffers(why_lost(each.bid, domains, self._price_max(wish.kind)))
+                faults[node] = NoOffers(
+                    why_lost(each.bid, domains, self._node.settings.price_max(wish.kind))
+                )
         passed_over = self._passed(wish, chosen, faults)
         for entry in chosen.values():
             entry.is_apart = wish.new
@@ -317,25 +316,23 @@ class LeaseBuyer:
         for entry in self._store.all("customer"):
             if entry.terms.kind == kind:
                 held[entry.peer] += entry.use.held_bytes + entry.promised_at(now_ms)
-        lacking = [node for node in nodes if node not in leases]
-        (quotes, faults), (others, _) = await asyncio.gather(
-            self._quotes.ask(kind, lacking, wish.quantity), self._quotes.ask(kind, [*leases], 0)
-        )
-        quotes |= others
-        found = {}
-        for node in nodes:
-            quote, lease = quotes.get(node), leases.get(node)
-            quoted = None if quote is None else quote.record
-            if quoted is None or not has_room(quoted, wish.quantity):
-                quote = None
+        found, faults = dict[bytes, Candidate](), dict[bytes, XscError]()
+        for node, answer in (await self._providers.ask(kind, nodes, wish.quantity)).items():
+            lease, quoted, quote = leases.get(node), None, None
+            fault = _too_small(kind, node)
+            if isinstance(answer, XscError):
+                fault = answer
+            else:
+                quoted = answer.record
+                quote = answer if has_room(quoted, wish.quantity) else None
             if lease is None and quote is None:
-                faults.setdefault(node, _too_small(kind, node))
+                faults[node] = fault
                 continue
-            price, posted = asked(lease, quoted, self._price_max(kind))
+            price, posted = asked(lease, quoted, self._node.settings.price_max(kind))
             worth = near(self._rank(node), node, wish.saved)
             # Where room is paid in any case comes first, then who holds least.
             tie = -1 if lease is not None and lease.terms.cleared else held[node]
-            bid = Bid(node, price, worth, self._quotes.domain(node), posted, tie)
+            bid = Bid(node, price, worth, self._providers.domain(node), posted, tie)
             found[node] = Candidate(bid, lease, quote)
         return found, faults
 
@@ -346,7 +343,7 @@ class LeaseBuyer:
             return lease
         assert quote is not None, "a provider without a quote has a lease"
         wanted = wanted_quantity(quote.record, price, wish.quantity)
-        answer = await self._requests.lease(quote, price, wanted, wish.quantity)
+        answer = await self._providers.lease(quote, price, wanted, wish.quantity)
         return lease if isinstance(answer, XscError) and lease is not None else answer
 
     def _won(self, wish: Wish, bids: Sequence[Bid], count: int, *, by_domain: bool) -> list[Winner]:
@@ -359,8 +356,8 @@ class LeaseBuyer:
         own_price = self._headroom.pricing().unit_price(wish.kind)
         if wish.saved:
             own_price = own_price * NEAR_PRICE_PPM // PPM
-        price_max = reserve(bids, count, own_price, self._price_max(wish.kind))
-        return place(bids, count, price_max, seed=self._entropy.token(NONCE_BYTES))
+        price_max = reserve(bids, count, own_price, self._node.settings.price_max(wish.kind))
+        return place(bids, count, price_max, seed=self._node.entropy.token(NONCE_BYTES))
 
     def _rank(self, node: bytes) -> int:
         """Return the quality of a node, in ppm: in steps, so that those alike are."""
@@ -369,7 +366,7 @@ class LeaseBuyer:
 
     async def price(self, kind: Kind, count: int) -> int | None:
         """Return the most that one of so many providers would be paid now; None: none would win."""
-        wish = Wish(kind, 0, self._quotes.up(), new=True)
+        wish = Wish(kind, 0, self._providers.up(), new=True)
         found, _ = await self._candidates(wish, wish.nodes)
         bids = [each.bid for each in found.values()]
         winners = self._won(wish, bids, count, by_domain=True)
@@ -398,13 +395,138 @@ class LeaseBuyer:
             said.append(f"{short(each.node)} {short(each.lease_id or b'')}: {each.reason}")
         if said:
             nodes = [short(node) for node in chosen]
-            self._log.info("market.passed_over", kind=wish.kind, chosen=nodes, passed_over=said)
+            self._node.log.info(
+                "market.passed_over", kind=wish.kind, chosen=nodes, passed_over=said
+            )
         return passed
 
     def passed_over(self) -> list[PassedOver]:
         """Return what was passed over of late: of each lease or provider, the newest reason."""
         kept = self._passed_over
         return [each for key in list(kept) if (each := kept.get(key))]
+
+    # What was used, as hosts and receipts say
+
+    def reconcile(self, held: Mapping[bytes, int], doubts: Collection[bytes]) -> None:
+        """Take over what the own records name under each lease, after a power loss.
+
+        Uses are kept unsynced, the records are synced. They only raise a count: the provider's next
+        one lowers it to what is there. Where a transfer was under way, all that was leased may be
+        there.
+
+        Args:
+            held: bytes by lease.
+            doubts: leases under which a transfer was under way.
+        """
+        left = dict(held)
+        for old, new in self._store.pairs("customer"):
+            # The count of what went over to another lease is on the disk before its records.
+            ahead = max(0, new.use.held_bytes - held.get(new.terms.lease_id, 0))
+            old_id = old.terms.lease_id
+            left[old_id] = max(0, left.get(old_id, 0) - ahead)
+        for entry in self._store.all("customer"):
+            terms, use = entry.terms, entry.use
+            if terms.kind != "storage" or use.given_back:
+                continue
+            most = terms.quantity if terms.lease_id in doubts else left.get(terms.lease_id, 0)
+            if most > use.held_bytes:
+                self._node.log.warning(
+                    "market.count_raised", lease=short(terms.lease_id), most=most
+                )
+                # It was held since then: what follows from that is believed.
+                use = replace(use, held_bytes=most, touched_ms=use.counted_ms)
+                entry.use = rules.widened(use, terms.quantity)
+                self._store.save(entry)
+
+    async def used(self, lease_id: bytes, delta_bytes: int) -> None:
+        """Count bytes that a host confirmed to hold (+) or to have deleted (-).
+
+        Raises:
+            LeaseExhausted: no such lease.
+        """
+        entry = self._known(lease_id)
+        entry.keep_promise(delta_bytes)
+        entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
+        self._store.keep(entry)
+
+    def renewed(self, old_id: bytes, new_id: bytes, size_bytes: int) -> None:
+        """Count bytes that went over to the lease that renews theirs, as the host said.
+
+        It is written before the records of objects, which are synced: so it is never behind them.
+
+        Args:
+            old_id: the lease that they lay under.
+            new_id: the one that they lie under now.
+            size_bytes: how many.
+        """
+        old, new = self._known(old_id), self._known(new_id)
+        sides, now_ms = ((old.terms, old.use), (new.terms, new.use)), self._clock.now_ms()
+        uses = rules.moved(*sides, size_bytes, now_ms)
+        for entry, use in zip((old, new), uses, strict=True):
+            held, level = use.held_bytes - entry.use.held_bytes, use.level - entry.use.level
+            entry.use = rules.widened(use, max(size_bytes, abs(level)) - abs(held))
+        # Where an answer was lost, they lie there longer than this node knows.
+        new.use = rules.widened(new.use, size_bytes, max(0, now_ms - new.terms.start_ms))
+        self._store.save(old, new)
+
+    def renewal_ended(self, lease_id: bytes) -> None:
+        """Give back a lease that renews another: its host took it back before anything came."""
+        entry = self._known(lease_id)
+        entry.use = rules.ended(entry.use)
+        self._store.save(entry)
+
+    async def spent(self, lease_id: bytes, fuel_steps: int) -> None:
+        """Count what a verified receipt bills.
+
+        Raises:
+            LeaseExhausted: no such lease.
+        """
+        entry = self._known(lease_id)
+        entry.end_promise(fuel_steps)
+        entry.use = rules.spend(entry.terms, entry.use, fuel_steps, self._clock.now_ms())
+        self._store.keep(entry)
+        self._lines.wake()
+        await asyncio.sleep(0)  # it is kept before the result is returned
+
+    def unused(self, lease_id: bytes, fuel_steps: int) -> None:
+        """Take back what was handed out for a run that its provider refused, or could not end."""
+        entry = self._store.get("customer", lease_id)
+        if entry is not None:
+            entry.end_promise(fuel_steps)
+            self._lines.wake()
+
+    async def refused(self, lease_id: bytes) -> None:
+        """Prefer other leases for LEASE_REFUSED_MS, because a host takes no more under this one.
+
+        The host is asked what it counts: where the lease is not in that, it is over.
+        """
+        entry = self._store.get("customer", lease_id)
+        if entry is not None:
+            entry.avoided_until_ms = self._clock.now_ms() + LEASE_REFUSED_MS
+            if entry.denial is None:
+                await self._agree(entry.peer)
+
+    def is_denied(self, lease_id: bytes) -> bool:
+        """Return whether the host of a lease has signed a count without it."""
+        entry = self._store.get("customer", lease_id)
+        return entry is not None and entry.denial is not None
+
+    def price_and_room(self, lease_id: bytes, provider: bytes) -> tuple[int, int] | None:
+        """Return the price a Gfuel of a compute lease taken there, and the steps left under it.
+
+        None where no such lease is known.
+        """
+        entry = self._store.get("customer", lease_id)
+        if entry is None or entry.peer != provider or entry.terms.kind != "compute":
+            return None
+        room = rules.room(entry.terms, entry.use, self._clock.now_ms())
+        return rules.run_price(entry.terms), room
+
+    def _known(self, lease_id: bytes) -> LeaseEntry:
+        entry = self._store.get("customer", lease_id)
+        if entry is None:
+            raise LeaseExhausted("this node has no such lease")
+        return entry
 
 
 def _too_small(kind: Kind, node: bytes) -> XscError:

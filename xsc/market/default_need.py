@@ -12,10 +12,8 @@ from typing import ClassVar, Final
 from xsc.base.errors import RecordInvalid, StoreDamaged
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import SHORT_FILLED_MS, SHORT_MS, SHORTS_MAX
-from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record
-from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import MarketPorts
+from xsc.market.lease_store import MarketNode
 from xsc.market.room import undrawn
 
 _SHORT: Final = b"market/short"
@@ -46,12 +44,10 @@ class Shorts(Record):
 class DefaultNeed:
     """Remembers what providers refused, and sums up what they hold."""
 
-    def __init__(
-        self, context: Context, ports: MarketPorts, store: LeaseStore, state: KeyValue
-    ) -> None:
-        self._clock = context.clock
-        self._ports = ports
-        self._store = store
+    def __init__(self, node: MarketNode, state: KeyValue) -> None:
+        self._clock = node.clock
+        self._store = node.store
+        self._ports = node.ports
         self._state = state
         self._kept = Shorts()
 

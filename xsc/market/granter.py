@@ -1,12 +1,15 @@
-"""Quotes to customers, and grants their requests for leases.
+"""The provider's side of leases: quotes, grants, admits work under them and counts what is used.
 
 A request is granted when it comes: of the entitlement that its quote names, or of what is left for
 all. A lease is on the disk before it is answered. The rules are in `quote`, `lease` and `room`.
+
+The shard store and the job executor ask before they take anything, and report what became of it.
+Use is kept unsynced; after a power loss the shard store says what is held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -23,6 +26,8 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes, take_int, take_str
 from xsc.base.ids import short
 from xsc.base.limits import (
+    JOBS_QUEUED_A_PEER_MAX,
+    JOBS_QUEUED_MAX,
     LEASE_REQUESTS_A_CUSTOMER_MAX,
     LEASE_REQUESTS_MS,
     LEASES_A_CUSTOMER_MAX,
@@ -35,18 +40,18 @@ from xsc.base.merkle import Part
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns
 from xsc.base.units import format_credits
-from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
-from xsc.market import keeping, room
 from xsc.market import lease as rules
+from xsc.market import room
 from xsc.market.buyer import KINDS
-from xsc.market.credit_limits import CreditLimits
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, ahead_micro, is_done
-from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import EXHAUSTED, MarketPorts, MarketSettings
+from xsc.market.lease_store import MarketNode
+from xsc.market.ports import EXHAUSTED
 from xsc.market.quote import open_quote
-from xsc.terms.lease import Lease, LeaseRequest
+from xsc.market.waiting import WaitingLines
+from xsc.terms.lease import Lease, LeaseRequest, RunTerms
+from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import Kind, Quote
 from xsc.terms.slot import Entitlement
 
@@ -54,44 +59,34 @@ LOWER: Final = "market.lower"
 
 
 class LeaseGranter:
-    """The provider's side of quotes and leases."""
+    """Quotes to customers, grants leases, and counts what is used under them.
 
-    def __init__(
-        self,
-        context: Context,
-        ports: MarketPorts,
-        settings: MarketSettings,
-        store: LeaseStore,
-        *,
-        limits: CreditLimits,
-        headroom: Headroom,
-    ) -> None:
-        self._key = context.key
-        self._network = context.network
-        self._clock = context.clock
-        self._entropy = context.entropy
-        self._log = context.log
-        self._store = store
-        self._standing = ports.standing
-        self._limits = limits
+    Implements the ports of providers: storage's `Leases`, compute's `ServiceBook`.
+    """
+
+    def __init__(self, node: MarketNode, headroom: Headroom) -> None:
+        self._node = node
+        self._clock = node.clock
+        self._store = node.store
+        self._ports = node.ports
         self._headroom = headroom
-        self._leaving = ports.leaving
-        self._labels = settings.labels
-        self._storage_ms = settings.storage_lease_ms
         self._asked = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
         self._lowered = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
         self._lowering = Turns[bytes]()
         """By lease: who fails to write puts back the level that it found, and no later one."""
+        self._lines: WaitingLines[bytes] = WaitingLines(
+            node.clock, most=JOBS_QUEUED_MAX, each=JOBS_QUEUED_A_PEER_MAX
+        )
 
     async def on_quote(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Quote the caller's price and what it may still reserve."""
         kind = _kind(header)
-        ladder, tier = self._headroom.asked(kind), self._standing.tier(caller)
-        now_ms, (site, owner) = self._clock.now_ms(), self._labels
+        ladder, tier = self._headroom.asked(kind), self._ports.standing.tier(caller)
+        now_ms, (site, owner) = self._clock.now_ms(), self._node.settings.labels
         quote = Quote(
-            provider=self._key.node_id,
+            provider=self._node.id,
             customer=caller,
             kind=kind,
             tier=tier,
@@ -102,18 +97,18 @@ class LeaseGranter:
             available=self._headroom.offered(kind, caller),
             valid_from_ms=now_ms,
             valid_until_ms=now_ms + QUOTE_TTL_MS,
-            nonce=self._entropy.token(NONCE_BYTES),
+            nonce=self._node.entropy.token(NONCE_BYTES),
             site=site,
             owner=owner,
         )
-        return {"quote": sign(quote, self._key, self._network).raw}, ()
+        return {"quote": sign(quote, self._node.key, self._node.network).raw}, ()
 
     async def on_lease(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Grant a request; the same request gets the same lease."""
         raw = take_bytes(header, "request")
-        request = open_signed(raw, LeaseRequest, network=self._network, author=caller)
+        request = open_signed(raw, LeaseRequest, network=self._node.network, author=caller)
         known = self._store.get("provider", request.record.lease_id)
         if known is not None:
             if known.request_id != request.id:
@@ -156,7 +151,7 @@ class LeaseGranter:
         Raises:
             XscError: the first thing that is wrong with it.
         """
-        own, now_ms, granting = self._key.node_id, self._clock.now_ms(), None
+        own, now_ms, granting = self._node.id, self._clock.now_ms(), None
         if (request.provider, request.customer) != (own, caller):
             raise RecordInvalid("the request is between other nodes")
         if request.draw is not None:
@@ -167,13 +162,13 @@ class LeaseGranter:
         else:
             price = open_quote(
                 request.quote or b"",
-                network=self._network,
+                network=self._node.network,
                 provider=own,
                 customer=caller,
                 kind=request.kind,
                 now_ms=now_ms,
             ).record.price
-        refusal = rules.check_request(request, price, now_ms, self._storage_ms)
+        refusal = rules.check_request(request, price, now_ms, self._node.settings.storage_lease_ms)
         if refusal is not None:
             raise RecordInvalid(refusal)
         if self._store.get("customer", request.lease_id) is not None:
@@ -196,9 +191,9 @@ class LeaseGranter:
         old = self._store.get("provider", request.renews)
         if old is None:
             raise LeaseExhausted("this customer has no such lease here")
-        if self._key.node_id in self._leaving():
+        if self._node.id in self._ports.leaving():
             raise LeaseExhausted("this node is leaving the network and renews no lease")
-        refusal = keeping.check_renewal(request, old.terms, old.use, now_ms)
+        refusal = rules.check_renewal(request, old.terms, old.use, now_ms)
         if refusal is not None:
             raise RecordInvalid(refusal)
 
@@ -213,7 +208,7 @@ class LeaseGranter:
         """
         request, now_ms = signed.record, self._clock.now_ms()
         customer = request.customer
-        credit = self._limits.left(customer)
+        credit = self._headroom.credit_left(customer)
         old = None if request.renews is None else self._store.get("provider", request.renews)
         if old is not None:
             # What may still come to be owed under it goes over with the bytes.
@@ -225,14 +220,16 @@ class LeaseGranter:
             raise _refusal(request.kind, quantity, credit)
         clearing = None if granting is None else granting.clearing
         lease = Lease(request=raw, quantity=quantity, granted_ms=now_ms, clearing=clearing)
-        entry = self._store.entry_of("provider", sign(lease, self._key, self._network).raw, now_ms)
+        entry = self._store.entry_of(
+            "provider", sign(lease, self._node.key, self._node.network).raw, now_ms
+        )
         try:
             self._store.add([entry])
         except XscError as fault:
-            self._log.error("market.lease_not_kept", fault=repr(fault))
+            self._node.log.error("market.lease_not_kept", fault=repr(fault))
             raise NoOffers("the provider could not grant the lease") from fault
         self._forget_done(customer, now_ms)
-        self._log.info(
+        self._node.log.info(
             "market.lease_granted",
             kind=request.kind,
             customer=short(customer),
@@ -251,18 +248,19 @@ class LeaseGranter:
         """Return the quantity that a request is granted, or why it is refused."""
         kind, customer = request.kind, request.customer
         if granting is not None:
-            left = self._headroom.left_of(granting, renewed)
-            return room.grant(request, credit, free=left, left=left)
-        if kind == "compute":
-            if request.price and self._limits.left(customer) + self._limits.calls(customer) <= 0:
+            free = left = self._headroom.left_of(granting, renewed)
+        elif kind == "compute":
+            if (
+                request.price
+                and self._headroom.credit_left(customer) + self._headroom.calls_micro(customer) <= 0
+            ):
                 return "credit"
             return request.quantity if self._headroom.free("compute") else "capacity"
-        if renewed is not None:
-            left = self._headroom.renewable(renewed)
-            return room.grant(request, credit, free=left, left=left)
-        free_room = self._headroom.room()
-        left = room.left(free_room, customer, self._standing.tier(customer))
-        return room.grant(request, credit, free=free_room.free, left=left)
+        elif renewed is not None:
+            free = left = self._headroom.renewable(renewed)
+        else:
+            free, left = self._headroom.free(kind), self._headroom.offered(kind, customer)
+        return room.grant(request, credit, free=free, left=left)
 
     def _forget_done(self, customer: bytes, now_ms: int) -> None:
         """Forget a customer's oldest leases that are done, beyond LEASES_DONE_A_CUSTOMER_MAX."""
@@ -270,6 +268,220 @@ class LeaseGranter:
         for entry in done[: max(0, len(done) - LEASES_DONE_A_CUSTOMER_MAX)]:
             entry.use = rules.advance(entry.terms, entry.use, now_ms)
             self._store.forget(entry)
+
+    # What comes under leases: storage asks before it writes, compute before it runs
+
+    def reconcile(self, held: Mapping[bytes, int]) -> None:
+        """Take over what the shard store holds under each lease, once it has started.
+
+        Bodies are synced and uses are not: after a power loss, what is held decides.
+        """
+        for old, new in self._store.pairs("provider"):
+            gone = old.use.held_bytes - held.get(old.terms.lease_id, 0)
+            come = held.get(new.terms.lease_id, 0) - new.use.held_bytes
+            self._move(old, new, min(gone, come))
+        for entry in self._store.all("provider"):
+            if entry.terms.kind != "storage":
+                continue
+            delta = held.get(entry.terms.lease_id, 0) - entry.use.held_bytes
+            if delta:
+                self._node.log.warning(
+                    "market.use_reconciled", lease=short(entry.terms.lease_id), delta=delta
+                )
+                entry.use = rules.hold(entry.terms, entry.use, delta, self._clock.now_ms())
+                self._store.save(entry)
+
+    def end_ms(self, lease_id: bytes) -> int | None:
+        """Return when a lease ends; None where it is not known."""
+        entry = self._store.get("provider", lease_id)
+        return None if entry is None else entry.terms.end_ms
+
+    def admit(self, lease_id: bytes, customer: bytes, size_bytes: int) -> None:
+        """Keep room under a lease for bytes that are being written, until `stored` is called.
+
+        Raises:
+            LeaseExhausted: no such lease of that customer, over, or without that room.
+            CreditExceeded: the customer has reached its limit.
+        """
+        entry = self._open(lease_id, customer, "storage")
+        self._headroom.check_credit(customer)
+        now_ms = self._clock.now_ms()
+        if size_bytes > rules.room(entry.terms, entry.use, now_ms) - entry.reserved:
+            raise LeaseExhausted("the lease has no room for that", hint="take a further lease")
+        reserved = rules.reserved(entry.terms, entry.use, now_ms)
+        if not reserved and size_bytes > self._headroom.free("storage"):
+            raise LeaseExhausted(
+                "no room is kept for this lease any more, and none is free",
+                hint="take a further lease, here or at another node",
+            )
+        entry.reserved += size_bytes
+
+    def stored(self, lease_id: bytes, admitted_bytes: int, held_bytes: int) -> None:
+        """Release the room for admitted bytes, and count those that are held now."""
+        entry = self._store.get("provider", lease_id)
+        if entry is not None:
+            entry.reserved = max(0, entry.reserved - admitted_bytes)
+        self.settle_use(lease_id, held_bytes)
+
+    def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
+        """Change the bytes held: more (+) that were stored, fewer (-) that were deleted."""
+        if not delta_bytes:
+            return
+        entry = self._store.get("provider", lease_id)
+        if entry is None:
+            self._node.log.warning(
+                "market.use_of_unknown_lease", lease=short(lease_id), delta=delta_bytes
+            )
+            return
+        entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
+        self._store.keep(entry)
+
+    def admit_renewal(self, old_id: bytes, new_id: bytes, customer: bytes, size_bytes: int) -> int:
+        """Keep room for bytes that go over to the lease that renews theirs, until `renewed`.
+
+        Returns:
+            What of them has room there.
+
+        Raises:
+            LeaseExhausted: no such leases of that customer, or the second is over.
+        """
+        new = self._open(new_id, customer, "storage")
+        if new.terms.renews != old_id:
+            raise LeaseExhausted("that lease does not renew the other")
+        size = max(0, min(size_bytes, rules.room_left(new.terms, new.use) - new.reserved))
+        new.reserved += size
+        return size
+
+    def renewed(self, old_id: bytes, new_id: bytes, admitted_bytes: int, moved_bytes: int) -> None:
+        """Release the room for admitted bytes, and count those that went over."""
+        old, new = (
+            self._store.get("provider", old_id),
+            self._store.get("provider", new_id),
+        )
+        if old is None or new is None:
+            return
+        new.reserved = max(0, new.reserved - admitted_bytes)
+        self._move(old, new, moved_bytes)
+
+    def _move(self, old: LeaseEntry, new: LeaseEntry, size_bytes: int) -> None:
+        now_ms = self._clock.now_ms()
+        if size_bytes > 0:
+            old.use, new.use = rules.moved(
+                (old.terms, old.use), (new.terms, new.use), size_bytes, now_ms
+            )
+            self._store.keep(old, new)
+
+    async def keep_renewal(self, old_id: bytes, new_id: bytes) -> None:
+        """Have what went over on the disk: the customer is told of it, and counts by that."""
+        found = [self._store.get("provider", lease_id) for lease_id in (old_id, new_id)]
+        await self._store.sync(*(entry for entry in found if entry is not None))
+
+    def compute_terms(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> RunTerms:
+        """Return the terms of a run that may be billed so much; `admit_compute` comes next.
+
+        Raises:
+            LeaseExhausted: no such lease of that customer, over, or never of so many steps.
+            CreditExceeded: the customer has reached its limit, or has not so much credit.
+        """
+        entry = self._open(lease_id, customer, "compute")
+        self._check(entry, fuel_steps)
+        terms = entry.terms
+        tier = "mutual" if customer == self._node.id else self._ports.standing.tier(customer)
+        return RunTerms(rules.run_price(terms), tier, cleared=terms.cleared)
+
+    async def admit_compute(
+        self, lease_id: bytes, customer: bytes, fuel_steps: int, wait_ms: int
+    ) -> None:
+        """Reserve steps under a lease; `compute_terms` has named its terms.
+
+        It waits until what the run may cost is within the customer's credit, beside its other
+        calls, and its steps within the lease: within the rate where that is cleared.
+
+        Raises:
+            LeaseExhausted: others have used what the lease was for.
+            CreditExceeded: the customer has reached its limit, or has not so much credit.
+            RateLimited: its other calls did not end in time, or too many of them wait, or of all.
+        """
+        entry = self._store.get("provider", lease_id)
+        if entry is None:
+            return
+        await self._lines.enter(
+            customer,
+            lambda: self._has_room(lease_id, fuel_steps),
+            wait_ms,
+            line=lease_id if entry.terms.cleared else b"",
+        )
+        self._still(lease_id).reserved += fuel_steps
+
+    def _still(self, lease_id: bytes) -> LeaseEntry:
+        """Return a lease under which a call has waited.
+
+        Raises:
+            LeaseExhausted: it was settled and forgotten meanwhile, so nothing can be billed.
+        """
+        entry = self._store.get("provider", lease_id)
+        if entry is None:
+            raise LeaseExhausted("the lease is over", hint="take a new lease")
+        return entry
+
+    def _has_room(self, lease_id: bytes, fuel_steps: int) -> bool:
+        """Return whether a run fits beside those of its customer that wait or are under way."""
+        entry = self._still(lease_id)
+        others_micro = self._check(entry, fuel_steps)
+        room = rules.room(entry.terms, entry.use, self._clock.now_ms())
+        if fuel_steps > room - entry.reserved:
+            return False
+        return (
+            others_micro is None or self._headroom.calls_micro(entry.terms.customer) <= others_micro
+        )
+
+    def _check(self, entry: LeaseEntry, fuel_steps: int) -> int | None:
+        """Return what other calls may cost beside a run; None where it costs nothing itself.
+
+        Raises:
+            LeaseExhausted, CreditExceeded: it can never be admitted.
+        """
+        customer, terms, now_ms = entry.terms.customer, entry.terms, self._clock.now_ms()
+        self._headroom.check_credit(customer)
+        if terms.cleared and rules.is_over(terms, entry.use, now_ms):
+            raise LeaseExhausted("the lease is over", hint="take a new lease")
+        if terms.cleared and entry.use.lapsed:
+            raise LeaseExhausted("its rate was released while debts were at their limit")
+        most = entry.use.level if terms.cleared else rules.room(terms, entry.use, now_ms)
+        if fuel_steps > most:
+            raise LeaseExhausted("the lease is not for so much fuel", hint="take a new lease")
+        cost = compute_amount(rules.run_price(terms), fuel_steps)
+        if not cost:
+            return None
+        left = self._headroom.credit_left(customer) + self._headroom.calls_micro(customer)
+        if cost > left:
+            raise CreditExceeded(
+                f"this call may cost {format_credits(cost)}, and no more than "
+                f"{format_credits(max(0, left))} may still be owed here",
+                hint="give it less with --fuel and --memory, or settle what is owed",
+            )
+        return left - cost
+
+    def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
+        """Release reserved steps, and bill those that were used as their receipt does."""
+        entry = self._store.get("provider", lease_id)
+        if entry is None:
+            self._node.log.warning(
+                "market.use_of_unknown_lease", lease=short(lease_id), steps=used_steps
+            )
+            return
+        entry.reserved = max(0, entry.reserved - reserved_steps)
+        entry.use = rules.spend(entry.terms, entry.use, used_steps, self._clock.now_ms())
+        self._store.keep(entry)
+        self._lines.wake()
+
+    def _open(self, lease_id: bytes, customer: bytes, kind: Kind) -> LeaseEntry:
+        entry = self._store.get("provider", lease_id)
+        if entry is None or entry.terms.customer != customer or entry.terms.kind != kind:
+            raise LeaseExhausted("this customer has no such lease here")
+        if rules.is_over(entry.terms, entry.use, self._clock.now_ms()):
+            raise LeaseExhausted("the lease is over", hint="take a new lease")
+        return entry
 
 
 def _kind(header: dict[str, Value]) -> Kind:

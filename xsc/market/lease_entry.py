@@ -194,14 +194,6 @@ def drawn(entry: LeaseEntry, now_ms: int) -> int:
     return entry.use.level
 
 
-def held_or_kept(entry: LeaseEntry, now_ms: int) -> int:
-    """Return the bytes of a lease of storage: those held, or what is kept free for more."""
-    terms, use = entry.terms, entry.use
-    if entry.is_over(now_ms) or (terms.cleared and use.lapsed):
-        return use.held_bytes
-    return max(use.held_bytes, use.level if terms.cleared else terms.quantity)
-
-
 def calls_micro(entries: Iterable[LeaseEntry]) -> int:
     """Return what the runs that are under way may cost, and those that wait: their limits."""
     return sum(

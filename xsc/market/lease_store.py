@@ -1,4 +1,4 @@
-"""The leases of a node, in both roles, kept in the state database.
+"""The leases of a node, in both roles, kept in the state database; and the node that has them.
 
     market/lease/<c|p>/<lease id>    the lease as it was signed
     market/use/<c|p>/<lease id>      its use
@@ -20,15 +20,15 @@ from typing import Any, Final, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from xsc.base.encoding import Value, decode, encode
-from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
+from xsc.base.errors import RecordInvalid, SignatureInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.units import ceil_div
+from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market.account import Account
-from xsc.market.keeping import room_left
-from xsc.market.lease import LeaseUse, half_ms, new_use, terms_of, worth
+from xsc.market.lease import LeaseUse, check_grant, half_ms, new_use, room_left, terms_of, worth
 from xsc.market.lease_entry import ROLES, LeaseEntry, Role, drawn, own_leases
-from xsc.market.ports import Commit, CountsFor
+from xsc.market.ports import Commit, CountsFor, MarketPorts, MarketSettings
 from xsc.market.reserved import Reserved
 from xsc.market.room import LEASE_UNIT
 from xsc.terms.lease import Lease, LeaseRequest
@@ -124,7 +124,7 @@ class LeaseStore:
         for role in ROLES:
             try:
                 self._load(role)
-            except RecordInvalid as fault:
+            except (RecordInvalid, SignatureInvalid) as fault:
                 raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
 
     def _load(self, role: Role) -> None:
@@ -161,11 +161,18 @@ class LeaseStore:
         """Return the entry of a signed lease that was not used yet.
 
         Raises:
-            RecordInvalid, SignatureInvalid: it is no lease.
+            RecordInvalid, SignatureInvalid: it is no lease, or is not what its customer asked for.
         """
         lease = open_signed(raw, Lease, network=self._network)
         request = open_signed(lease.record.request, LeaseRequest, network=self._network)
         terms = terms_of(request.record, lease.record)
+        if (lease.author, request.author) != (terms.provider, terms.customer):
+            raise SignatureInvalid(
+                "a lease is signed by its provider, and its request by its customer"
+            )
+        refusal = check_grant(request.record, lease.record)
+        if refusal is not None:
+            raise RecordInvalid(refusal)
         use = new_use(terms, now_ms)
         return LeaseEntry(role, terms, use, raw, request.id, request.record.draw)
 
@@ -333,3 +340,21 @@ class LeaseStore:
             entry.told = None
             self.reserved.forget(entry)
         del self._by_peer[entry.role, entry.peer][lease_id]
+
+
+class MarketNode:
+    """This node on the market: who it is, what it needs of others, and its leases."""
+
+    def __init__(
+        self, context: Context, ports: MarketPorts, settings: MarketSettings, store: LeaseStore
+    ) -> None:
+        self.id = context.key.node_id
+        self.key = context.key
+        self.network = context.network
+        self.clock = context.clock
+        self.entropy = context.entropy
+        self.caller = context.caller
+        self.log = context.log
+        self.ports = ports
+        self.settings = settings
+        self.store = store

@@ -3,7 +3,7 @@
 At half-life, each lease at a moment of its own, the node takes a new lease at that provider by the
 ordinary way. Then the host counts what lies under the old lease under the new one, piece by piece
 (`MarketPorts.on_renewed`). Refused renewals are tried again; the last reason is kept and
-shown. The rules are in `keeping`.
+shown. The rules are in `lease`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,12 @@ from xsc.base.limits import (
     RENEWAL_RETRY_MS,
 )
 from xsc.base.units import format_credits, format_duration
-from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
-from xsc.market import keeping as rules
+from xsc.market import lease as rules
 from xsc.market.lease import LEVEL_UNIT
 from xsc.market.lease_entry import LeaseEntry, drawn
-from xsc.market.lease_requests import LeaseRequests
-from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.quotes import Quotes
+from xsc.market.lease_store import MarketNode
+from xsc.market.providers import Providers
 from xsc.market.room import is_present, undrawn
 from xsc.terms.count import LeaseCount
 from xsc.terms.slot import NeedSlot
@@ -59,31 +56,17 @@ class _Tried:
 class Renewals:
     """Takes leases that renew others, and has what lies there counted under them."""
 
-    def __init__(
-        self,
-        context: Context,
-        ports: MarketPorts,
-        settings: MarketSettings,
-        store: LeaseStore,
-        *,
-        quotes: Quotes,
-        requests: LeaseRequests,
-    ) -> None:
-        self._network = context.network
-        self._clock = context.clock
-        self._log = context.log
-        self._store = store
-        self._quality = ports.quality
-        self._quotes = quotes
-        self._requests = requests
-        self._needs = ports.needs
-        self._offers = ports.received
-        self._on_renewed = ports.on_renewed
-        self._price_max = settings.storage_price_max
-        self._warning_ms = settings.lease_warning_ms
+    def __init__(self, node: MarketNode, providers: Providers) -> None:
+        self._node = node
+        self._clock = node.clock
+        self._store = node.store
+        self._ports = node.ports
+        self._providers = providers
         # Within the eighth of a term over which renewals are spread there are several looks.
-        self._look_ms = min(RENEWAL_INTERVAL_MS, settings.storage_lease_ms // (4 * rules.SPREAD))
-        self._retry_ms = min(RENEWAL_RETRY_MS, settings.storage_lease_ms // (2 * rules.SPREAD))
+        self._look_ms = min(
+            RENEWAL_INTERVAL_MS, node.settings.storage_lease_ms // (4 * rules.SPREAD)
+        )
+        self._retry_ms = min(RENEWAL_RETRY_MS, node.settings.storage_lease_ms // (2 * rules.SPREAD))
         self._tried: dict[bytes, _Tried] = {}
         self._answered: set[bytes] = set()
         """Leases of which all went over that fits, since this process began."""
@@ -127,11 +110,11 @@ class Renewals:
         pairs = [
             (old, new)
             for old, new in self._store.renewing(self._clock.now_ms())
-            if self._quality.is_up(new.peer)
+            if self._ports.quality.is_up(new.peer)
         ]
         if not pairs:
             return
-        unheard = await self._on_renewed(
+        unheard = await self._ports.on_renewed(
             [(new.peer, old.terms.lease_id, new.terms.lease_id) for old, new in pairs]
         )
         self._answered |= {old.terms.lease_id for old, _ in pairs}.difference(unheard)
@@ -152,7 +135,7 @@ class Renewals:
                 self._failed(entry, answer.message)
                 continue
             self._tried.pop(entry.terms.lease_id, None)
-            self._log.info(
+            self._node.log.info(
                 "market.lease_renewed",
                 peer=short(peer),
                 lease=short(entry.terms.lease_id),
@@ -163,18 +146,18 @@ class Renewals:
 
     async def _renewed(self, peer: bytes, entry: LeaseEntry) -> LeaseEntry | XscError:
         """Return the lease that renews one: on an entitlement of its need, else for now."""
-        if not self._quality.is_up(peer):
+        if not self._ports.quality.is_up(peer):
             return LeaseExhausted(SILENT)
-        most = self._price_max
+        most = self._node.settings.storage_price_max
         if entry.draw is not None:
-            stated = [need for need in self._needs() if need.slot_id == entry.draw.need]
+            stated = [need for need in self._ports.needs() if need.slot_id == entry.draw.need]
             if not stated:
                 return LeaseExhausted("its need is no more, or pays less")
             most = stated[0].price_max
             drawing = await self._on_entitlement(entry, stated[0])
             if drawing is not None:
                 return drawing
-        quote = await self._quotes.fresh("storage", peer)
+        quote = await self._providers.fresh("storage", peer)
         if isinstance(quote, XscError):
             return quote
         price = quote.record.price
@@ -186,7 +169,7 @@ class Renewals:
             )
         least = min(entry.use.held_bytes, LEVEL_UNIT["storage"])
         wanted = rules.wanted(entry.terms, entry.use)
-        return await self._requests.lease(quote, price, wanted, least, renewed=entry)
+        return await self._providers.lease(quote, price, wanted, least, renewed=entry)
 
     async def _on_entitlement(self, entry: LeaseEntry, need: NeedSlot) -> LeaseEntry | None:
         """Return a lease on what a clearing grants to the need of a lease; None: on nothing."""
@@ -194,7 +177,7 @@ class Renewals:
         taken = dict(self._store.drawn("customer", now_ms))
         if (key := self._store.counts_for(entry)) in taken:
             taken[key] -= drawn(entry, now_ms)
-        for offer in self._offers():
+        for offer in self._ports.received():
             level = min(rules.wanted(entry.terms, entry.use), undrawn(offer, taken))
             level -= level % unit
             if (
@@ -203,7 +186,7 @@ class Renewals:
                 and offer.price <= need.price_max
                 and level
             ):
-                answer = await self._requests.lease(
+                answer = await self._providers.lease(
                     offer, offer.price, level, level, number=need.number, renewed=entry
                 )
                 if isinstance(answer, LeaseEntry):
@@ -215,7 +198,7 @@ class Renewals:
         before = self._tried.get(lease_id)
         self._tried[lease_id] = _Tried(reason, self._clock.now_ms())
         if before is None or before.reason != reason:
-            self._log.warning(
+            self._node.log.warning(
                 "market.lease_not_renewed",
                 peer=short(entry.peer),
                 lease=short(lease_id),
@@ -228,7 +211,7 @@ class Renewals:
         if entry is None:
             return None
         if entry.denial is not None:
-            count = open_signed(entry.denial, LeaseCount, network=self._network).record
+            count = open_signed(entry.denial, LeaseCount, network=self._node.network).record
             return LeaseExpiry(entry.peer, min(count.counted_ms, entry.terms.end_ms), DENIED)
         tried = self._tried.get(lease_id)
         return LeaseExpiry(entry.peer, entry.terms.end_ms, "" if tried is None else tried.reason)
@@ -251,7 +234,7 @@ class Renewals:
     def _warn(self, now_ms: int) -> None:
         """Log once a day what ends soon."""
         by_host: defaultdict[bytes, list[LeaseExpiry]] = defaultdict(list)
-        for item in self.ending(self._warning_ms):
+        for item in self.ending(self._node.settings.lease_warning_ms):
             by_host[item.node].append(item)
         self._warned = {node: at for node, at in self._warned.items() if node in by_host}
         for node, items in sorted(by_host.items()):
@@ -259,7 +242,7 @@ class Renewals:
                 continue
             self._warned[node] = now_ms
             left_ms = items[0].end_ms - now_ms
-            self._log.warning(
+            self._node.log.warning(
                 "market.leases_end_soon",
                 peer=short(node),
                 leases=len(items),

@@ -5,7 +5,7 @@ the time of a lease). So room is capacity less levels: those of leases (`reserve
 clearing offers while it can be taken.
 
 A lease of compute for now has no level: it is granted while any of the rate is left, and what its
-calls may cost is bounded when they come (`granted`).
+calls may cost is bounded when they come (`granter`).
 
 The share limits what a customer may have reserved and not used. It is smaller for customers
 that the node does not recognise; these have a share together as well. So the next customer

@@ -1,8 +1,8 @@
 """The node on the market: puts its parts together, starts, tidies and closes them.
 
-as a provider    `granter` quotes and grants leases, `granted` counts what is used of them
-as a customer    `buyer` finds leases, `signing` takes what clearings offer, `renewals`
-takes what goes on, `taken` counts
+as a provider    `granter` quotes and grants leases, and counts what is used of them
+as a customer    `buyer` finds leases and counts what is used, `signing` takes what clearings
+offer, `renewals` takes what goes on
 in both roles    `settlement` agrees with peers on which leases there are, and pays
 """
 
@@ -10,27 +10,22 @@ from __future__ import annotations
 
 from xsc.base.errors import NotFound
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import COMPUTE_WAITING_MAX, TIDY_MS
+from xsc.base.limits import TIDY_MS
 from xsc.base.peering import Handler
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.market.account import AccountView, LeaseView, owed_micro, views
 from xsc.market.buyer import LeaseBuyer
-from xsc.market.credit_limits import CreditLimits
 from xsc.market.default_need import DefaultNeed
-from xsc.market.granted import GrantedLeases
 from xsc.market.granter import LOWER, LeaseGranter
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import ROLES, LeaseEntry, tidied
-from xsc.market.lease_requests import LEASE, LeaseRequests
-from xsc.market.lease_store import LeaseStore
+from xsc.market.lease_store import LeaseStore, MarketNode
 from xsc.market.ports import Commit, MarketPorts, MarketSettings
-from xsc.market.quotes import QUOTE, Quotes
+from xsc.market.providers import LEASE, QUOTE, Providers
 from xsc.market.renewals import Renewals
 from xsc.market.settlement import ACCOUNT, Settlement
 from xsc.market.signing import Signing
-from xsc.market.taken import TakenLeases
-from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Quote
 
@@ -47,45 +42,18 @@ class MarketService:
         commit: Commit,
         settings: MarketSettings,
     ) -> None:
-        self._network = context.network
-        self._clock = context.clock
-        self._settings = settings
-        self._credit = ports.credit
         own = context.key.node_id
         self.store = LeaseStore(state, context.network, own, commit, ports.counts_for)
-        self.limits = CreditLimits(context, ports, self.store)
-        self.headroom = Headroom(context, ports, settings, self.store, self.limits)
-        self.granted = GrantedLeases(context, ports, self.store, self.limits, self.headroom)
-        self.granter = LeaseGranter(
-            context, ports, settings, self.store, limits=self.limits, headroom=self.headroom
-        )
-        lines: WaitingLines[bytes | None] = WaitingLines(
-            context.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX
-        )
-        self.quotes = Quotes(context, ports, settings)
-        self.requests = LeaseRequests(context, ports, settings, self.store, self.quotes)
-        self.settlement = Settlement(context, ports, settings, self.store, self.requests)
-        self.taken = TakenLeases(context, self.store, self.settlement.agree, lines)
-        self.default_need = DefaultNeed(context, ports, self.store, state)
-        self.buyer = LeaseBuyer(
-            context,
-            ports,
-            settings,
-            self.store,
-            quotes=self.quotes,
-            requests=self.requests,
-            headroom=self.headroom,
-            lines=lines,
-        )
-        self.signing = Signing(context, ports, self.store, self.requests)
-        self.renewals = Renewals(
-            context,
-            ports,
-            settings,
-            self.store,
-            quotes=self.quotes,
-            requests=self.requests,
-        )
+        self._node = node = MarketNode(context, ports, settings, self.store)
+        self._clock = context.clock
+        self.headroom = Headroom(node)
+        self.granter = LeaseGranter(node, self.headroom)
+        self.providers = Providers(node)
+        self.settlement = Settlement(node, self.providers)
+        self.default_need = DefaultNeed(node, state)
+        self.buyer = LeaseBuyer(node, self.providers, self.headroom, self.settlement.agree)
+        self.signing = Signing(node, self.providers)
+        self.renewals = Renewals(node, self.providers)
 
     async def start(self) -> None:
         """Read the leases that were kept, and what the ledger has booked of them.
@@ -96,28 +64,28 @@ class MarketService:
         self.store.load()
         self.default_need.load()
         for account in self.store.accounts("provider"):
-            account.settled_micro = self._credit.settled(account.id)
+            account.settled_micro = self._node.ports.credit.settled(account.id)
         for entry in self.store.all("customer"):
             self._learn_labels(entry)
 
     def _learn_labels(self, entry: LeaseEntry) -> None:
         """Remember site and owner of a provider, as the quote in a kept lease has them."""
-        lease = open_signed(entry.raw, Lease, network=self._network).record
-        request = open_signed(lease.request, LeaseRequest, network=self._network).record
+        lease = open_signed(entry.raw, Lease, network=self._node.network).record
+        request = open_signed(lease.request, LeaseRequest, network=self._node.network).record
         if request.quote is not None:
-            quote = open_signed(request.quote, Quote, network=self._network).record
-            self.quotes.learn(entry.terms.provider, quote)
+            quote = open_signed(request.quote, Quote, network=self._node.network).record
+            self.providers.learn(entry.terms.provider, quote)
 
     async def run(self) -> None:
         """Settle at every interval and tidy up, until cancelled."""
-        settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
+        settle_ms = self._clock.monotonic_ms() + self._node.settings.settle_interval_ms
         while True:
-            await self._clock.sleep_ms(min(TIDY_MS, self._settings.settle_interval_ms))
+            await self._clock.sleep_ms(min(TIDY_MS, self._node.settings.settle_interval_ms))
             self.tidy()
             await self.settlement.settle_new()
             if self._clock.monotonic_ms() >= settle_ms:
                 await self.settlement.settle_due()
-                settle_ms = self._clock.monotonic_ms() + self._settings.settle_interval_ms
+                settle_ms = self._clock.monotonic_ms() + self._node.settings.settle_interval_ms
 
     async def close(self) -> None:
         """Settle what can be settled, and write what is left."""
@@ -148,8 +116,7 @@ class MarketService:
             elif entry.use.given_back != before.given_back:
                 self.store.save(entry)
         self.default_need.tidy()
-        self.limits.refresh()
-        self.headroom.keep_levels()
+        self.headroom.refresh()
 
     # What people see
 

@@ -43,17 +43,14 @@ from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns
-from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
 from xsc.market.account import Account, Booking
-from xsc.market.lease_entry import ROLES, LeaseEntry
-from xsc.market.lease_requests import LeaseRequests
-from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import MarketPorts, MarketSettings
+from xsc.market.lease_entry import ROLES
+from xsc.market.lease_store import MarketNode
+from xsc.market.providers import Providers
 from xsc.terms.count import LeaseCount
-from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import Voucher
 
@@ -72,23 +69,12 @@ def _xid(account_id: bytes, booking: Booking) -> bytes:
 class Settlement:
     """Settles the leases of this node in both roles."""
 
-    def __init__(
-        self,
-        context: Context,
-        ports: MarketPorts,
-        settings: MarketSettings,
-        store: LeaseStore,
-        requests: LeaseRequests,
-    ) -> None:
-        self._key = context.key
-        self._network = context.network
-        self._clock = context.clock
-        self._caller = context.caller
-        self._log = context.log
-        self._ports = ports
-        self._settings = settings
-        self._store = store
-        self._requests = requests
+    def __init__(self, node: MarketNode, providers: Providers) -> None:
+        self._node = node
+        self._clock = node.clock
+        self._store = node.store
+        self._ports = node.ports
+        self._providers = providers
         self._turns: Turns[bytes] = Turns()
         """By account."""
         self._asked = Tally(ACCOUNTS_A_CUSTOMER_MAX, ACCOUNTS_MS)
@@ -113,12 +99,12 @@ class Settlement:
             async with asyncio.timeout(SETTLE_LAST_MS / 1000):
                 await self._settle(both, book_now=True)
         except TimeoutError:
-            self._log.warning("market.not_settled", peer=short(peer), code="timeout")
+            self._node.log.warning("market.not_settled", peer=short(peer), code="timeout")
 
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
         now_ms, leaving = self._clock.now_ms(), self._ports.leaving()
-        unheard = self._requests.unheard_at()
+        unheard = self._providers.unheard_at()
         providers = [
             account
             for account in self._store.accounts("customer")
@@ -154,7 +140,7 @@ class Settlement:
             except XscError as fault:
                 # Kept as it is and tried again at the next interval.
                 customer = short(account.peer)
-                self._log.warning("market.not_collected", customer=customer, code=fault.code)
+                self._node.log.warning("market.not_collected", customer=customer, code=fault.code)
 
     def _due(self) -> list[Account]:
         """Return the customers with whom it is time to book; their next hour begins."""
@@ -163,7 +149,7 @@ class Settlement:
         due = []
         for peer, account in accounts.items():
             sharing = [accounts[each] for each in credit.shares_with(peer) if each in accounts]
-            is_late = now_ms - account.waits_ms >= self._settings.booking_interval_ms
+            is_late = now_ms - account.waits_ms >= self._node.settings.booking_interval_ms
             is_time = is_late or rules.is_booking_due(sharing, credit.credit_left(peer))
             if account.booking is not None or (account.unbooked_micro and is_time):
                 account.waits_ms = now_ms
@@ -191,7 +177,7 @@ class Settlement:
                     await self._ask(account, account.voucher, book_now=book_now)
             except (XscError, TimeoutError) as fault:
                 code = fault.code if isinstance(fault, XscError) else "timeout"
-                self._log.warning("market.not_settled", peer=short(peer), code=code)
+                self._node.log.warning("market.not_settled", peer=short(peer), code=code)
 
     async def _ask(
         self,
@@ -206,7 +192,9 @@ class Settlement:
             "book_now": book_now,
             "leases": [*wanted],
         }
-        reply = await self._caller.call(account.peer, ACCOUNT, header, timeout_ms=SETTLE_TIMEOUT_MS)
+        reply = await self._node.caller.call(
+            account.peer, ACCOUNT, header, timeout_ms=SETTLE_TIMEOUT_MS
+        )
         settled = min(take_int(reply.header, "settled_micro"), account.signed_micro)
         account.is_taken = account.is_taken or voucher is not None
         booked = self._ports.credit.settled(account.id)
@@ -226,7 +214,7 @@ class Settlement:
         known = {entry.terms.lease_id for entry in self._store.of("customer", peer)}
         answer = await self._ask(account, None)
         count = open_signed(
-            take_bytes(answer, "count"), LeaseCount, network=self._network, author=peer
+            take_bytes(answer, "count"), LeaseCount, network=self._node.network, author=peer
         )
         wrong = rules.check_count(account, count.record, self._clock.now_ms())
         if wrong is not None:
@@ -259,12 +247,14 @@ class Settlement:
         for entry, use in agreed.uses:
             entry.use = use
         if agreed.disputed and account.disputed is None:
-            self._log.warning("market.count_disputed", peer=peer, leases=len(agreed.disputed))
+            self._node.log.warning("market.count_disputed", peer=peer, leases=len(agreed.disputed))
             self._ports.quality.report(account.peer, "lease_count")
         account.disputed = count.raw if agreed.disputed else None
         voucher = rules.next_voucher(account, agreed.amount_micro, count.record)
         if voucher is not None:
-            rules.with_voucher(account, voucher, sign(voucher, self._key, self._network).raw)
+            rules.with_voucher(
+                account, voucher, sign(voucher, self._node.key, self._node.network).raw
+            )
             account.count, account.is_taken = count.raw, False
         if agreed.uses or voucher is not None or account.lost is not None:
             # Before it is sent: a number must never mean two amounts.
@@ -278,7 +268,7 @@ class Settlement:
                 self._refused.add(entry.terms.lease_id)
                 self._store.forget(entry)
         if agreed.denied:
-            self._log.warning("market.leases_denied", peer=peer, leases=len(agreed.denied))
+            self._node.log.warning("market.leases_denied", peer=peer, leases=len(agreed.denied))
             self._ports.quality.report(account.peer, "lease_denial")
             await self._ports.on_denied(agreed.denied)
 
@@ -298,7 +288,7 @@ class Settlement:
         Raises:
             RecordInvalid, SignatureInvalid: it is not this node's.
         """
-        signed = open_signed(raw, Voucher, network=self._network, author=self._key.node_id)
+        signed = open_signed(raw, Voucher, network=self._node.network, author=self._node.id)
         if signed.record.account != account.id:
             raise RecordInvalid("the voucher is of another account")
         if signed.record.number > account.number:
@@ -329,7 +319,10 @@ class Settlement:
             for raw in told:
                 if not isinstance(raw, bytes):
                     raise RecordInvalid("the field 'leases' must list leases")
-                entry = self._recalled(account.peer, raw)
+                entry = self._store.entry_of("customer", raw, self._clock.now_ms())
+                parties = entry.terms.provider, entry.terms.customer
+                if parties != (account.provider, account.customer):
+                    raise RecordInvalid("the lease is between other nodes")
                 if entry.terms.lease_id not in page:
                     raise RecordInvalid("the lease was not asked for")
                 line = lines[entry.terms.lease_id]
@@ -347,25 +340,11 @@ class Settlement:
                 entry.use = replace(use, held_bytes=size, level=min(use.level, line.level))
                 fresh.append(entry)
             self._store.add(fresh)
-        self._requests.heard(account.peer, count.counted_ms)
+        self._providers.heard(account.peer, count.counted_ms)
         if wanted:
-            self._log.info("market.leases_recalled", peer=short(account.peer), leases=len(wanted))
-
-    def _recalled(self, peer: bytes, raw: bytes) -> LeaseEntry:
-        """Return a lease that a provider shows, once it is known to be this node's there.
-
-        Raises:
-            RecordInvalid, SignatureInvalid: it is not.
-        """
-        lease = open_signed(raw, Lease, network=self._network, author=peer).record
-        own = self._key.node_id
-        request = open_signed(lease.request, LeaseRequest, network=self._network, author=own)
-        if (request.record.provider, request.record.customer) != (peer, own):
-            raise RecordInvalid("the lease is between other nodes")
-        refusal = leases.check_grant(lease.request, request.record, lease)
-        if refusal is not None:
-            raise RecordInvalid(refusal)
-        return self._store.entry_of("customer", raw, self._clock.now_ms())
+            self._node.log.info(
+                "market.leases_recalled", peer=short(account.peer), leases=len(wanted)
+            )
 
     # The provider's side
 
@@ -397,7 +376,7 @@ class Settlement:
                 await self._collect(account)
         shown = [entry.raw for entry in entries if entry.terms.lease_id in wanted]
         return {
-            "count": sign(count, self._key, self._network).raw,
+            "count": sign(count, self._node.key, self._node.network).raw,
             "voucher": account.voucher,
             "leases": [*shown],
             "settled_micro": account.settled_micro,
@@ -410,7 +389,7 @@ class Settlement:
             RecordInvalid, SignatureInvalid: it is not that customer's, or wrong.
         """
         voucher: Signed[Voucher] = open_signed(
-            raw, Voucher, network=self._network, author=account.customer
+            raw, Voucher, network=self._node.network, author=account.customer
         )
         wrong = rules.check_voucher(account, voucher.record, raw)
         if wrong is not None:
@@ -461,7 +440,7 @@ class Settlement:
                 raise
             account.booking, account.refusals, account.settled_micro = None, 0, settled
             await self._store.sync(account)
-            self._log.info(
+            self._node.log.info(
                 "market.leases_settled",
                 customer=short(account.customer),
                 amount_micro=booking.amount_micro,

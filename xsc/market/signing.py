@@ -22,14 +22,12 @@ from xsc.base.limits import (
     OFFER_SETTLE_MS,
     TIDY_MS,
 )
-from xsc.identity.context import Context
 from xsc.market import lease as rules
-from xsc.market.entitlements import to_lower, to_take
+from xsc.market.choosing import to_lower, to_take
 from xsc.market.granter import LOWER
 from xsc.market.lease_entry import LeaseEntry
-from xsc.market.lease_requests import LeaseRequests
-from xsc.market.lease_store import LeaseStore
-from xsc.market.ports import MarketPorts
+from xsc.market.lease_store import MarketNode
+from xsc.market.providers import Providers
 from xsc.market.room import LEASE_UNIT
 from xsc.terms.slot import Entitlement, NeedSlot
 
@@ -37,21 +35,12 @@ from xsc.terms.slot import Entitlement, NeedSlot
 class Signing:
     """Keeps the leases of this node in step with what it is offered and what it needs."""
 
-    def __init__(
-        self,
-        context: Context,
-        ports: MarketPorts,
-        store: LeaseStore,
-        requests: LeaseRequests,
-    ) -> None:
-        self._clock = context.clock
-        self._caller = context.caller
-        self._log = context.log
-        self._offers = ports.received
-        self._needs = ports.needs
-        self._quality = ports.quality
-        self._store = store
-        self._requests = requests
+    def __init__(self, node: MarketNode, providers: Providers) -> None:
+        self._node = node
+        self._clock = node.clock
+        self._store = node.store
+        self._ports = node.ports
+        self._providers = providers
         self._woken = asyncio.Event()
         self._later_ms: dict[bytes, int] = {}
         """By provider that had no room for what it offered, or did not answer: when its offers
@@ -79,25 +68,32 @@ class Signing:
     async def look(self) -> None:
         """Take what is offered, and give up what is not needed."""
         now_ms = self._clock.now_ms()
-        needs, entries = self._stated(), self._store.all("customer")
+        needs = {need.slot_id: need for need in self._ports.needs()}
+        entries = self._store.all("customer")
         less = list(to_lower(entries, needs, self._store.counts_for, now_ms))
         asked = {entry.terms.lease_id for entry, _ in less}
         self._unlowered_ms = {id_: at for id_, at in self._unlowered_ms.items() if id_ in asked}
         await asyncio.gather(
-            *(self._lower(entry, level) for entry, level in less if self._quality.is_up(entry.peer))
+            *(
+                self._lower(entry, level)
+                for entry, level in less
+                if self._ports.quality.is_up(entry.peer)
+            )
         )
         taken = Counter(self._store.drawn("customer", now_ms))
-        taken.update(dict(self._requests.unheard()))
+        taken.update(dict(self._providers.unheard()))
         self._later_ms = {node: at_ms for node, at_ms in self._later_ms.items() if at_ms > now_ms}
-        open_offers = [each for each in self._offers() if each.provider not in self._later_ms]
+        open_offers = [
+            each for each in self._ports.received() if each.provider not in self._later_ms
+        ]
         offers = list(to_take(open_offers, needs, taken, now_ms))
         await asyncio.gather(*(self._take(each, needs[each.need], level) for each, level in offers))
 
     async def _take(self, offer: Entitlement, need: NeedSlot, level: int) -> None:
         least = LEASE_UNIT[offer.kind]
-        answer = await self._requests.lease(offer, offer.price, level, least, number=need.number)
+        answer = await self._providers.lease(offer, offer.price, level, least, number=need.number)
         if isinstance(answer, XscError):
-            self._log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
+            self._node.log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
             self._later_ms[offer.provider] = self._clock.now_ms() + OFFER_SETTLE_MS
         else:
             # What is needed by default is for deployments, and not for other runs.
@@ -114,16 +110,15 @@ class Signing:
         asked: dict[str, Value] = {"lease_id": lease_id, "level": level, "at_ms": now_ms}
         first_ms = self._unlowered_ms.setdefault(lease_id, now_ms)
         try:
-            reply = await self._caller.call(entry.peer, LOWER, asked, timeout_ms=LEASE_TIMEOUT_MS)
+            reply = await self._node.caller.call(
+                entry.peer, LOWER, asked, timeout_ms=LEASE_TIMEOUT_MS
+            )
             left = take_int(reply.header, "level", most=entry.use.level)
         except XscError as fault:
-            self._log.info("market.not_lowered", peer=short(entry.peer), code=fault.code)
+            self._node.log.info("market.not_lowered", peer=short(entry.peer), code=fault.code)
             left = entry.use.level
         if left <= level or now_ms - first_ms >= LOWER_MS:
             left = min(left, level)
             self._unlowered_ms.pop(lease_id, None)
         entry.use = rules.lowered(entry.terms, entry.use, left, now_ms)
         self._store.save(entry)
-
-    def _stated(self) -> dict[bytes, NeedSlot]:
-        return {need.slot_id: need for need in self._needs()}

@@ -494,7 +494,7 @@ class Node:
         self.storage = StorageService(
             self._attending,
             hosts=self._providers,
-            leases=self.market.granted,
+            leases=self.market.granter,
             node=self.shards,
             state=parts.state,
             commit=self._state_commit.commit,
@@ -504,7 +504,7 @@ class Node:
         )
         self.sweeper = Sweeper(
             node=self.shards,
-            leases=self.market.granted,
+            leases=self.market.granter,
             state=parts.state,
             clock=context.clock,
             executor=context.executor,
@@ -523,7 +523,7 @@ class Node:
             on_old_copy=self._is_old_copy,
         )
         self.payments = Payments(
-            context, ledger=self.ledger, left=self.market.limits.left, state=parts.state
+            context, ledger=self.ledger, left=self.market.headroom.credit_left, state=parts.state
         )
 
     def _make_compute(self) -> None:
@@ -534,7 +534,7 @@ class Node:
         self.compute = ComputeService(
             self._attending,
             leases=self._providers,
-            book=self.market.granted,
+            book=self.market.granter,
             sandbox=parts.sandbox,
             evidence=self.evidence,
             inputs=self.storage,
@@ -545,7 +545,7 @@ class Node:
         self.services = DeploymentService(
             self._attending,
             leases=self._providers,
-            book=self.market.granted,
+            book=self.market.granter,
             sandbox=parts.sandbox,
             state=parts.state,
             serving=bool(config.services_listen),
@@ -699,9 +699,9 @@ class Node:
             # What was granted ahead of use is kept free from the first request on.
             self.allocator.start()
             await self.market.start()
-            self.market.granted.reconcile(self.shards.usage)
+            self.market.granter.reconcile(self.shards.usage)
             if not self.market.store.complete:
-                self.market.taken.reconcile(*self.storage.orders())
+                self.market.buyer.reconcile(*self.storage.orders())
             await self.services.start()
             # Nothing is signed before those who answer were asked for this ledger's end.
             # Their claims are heard when each is found to be up.

@@ -17,23 +17,23 @@ class Providers:
         self._health = health
         self.peers = peers.peers
         self.report = health.report
-        self.labels = market.quotes.labels
-        self.learn_labels = market.quotes.learn_labels
+        self.labels = market.providers.labels
+        self.learn_labels = market.providers.learn_labels
         self.lease_hosts = market.buyer.lease_hosts
         self.unplaced = market.default_need.refused
         self.placed = market.default_need.placed
         self.lease_compute = market.buyer.lease_compute
         self.lease_providers = market.buyer.lease_providers
         self.lease_end = market.renewals.end_of
-        self.used = market.taken.used
-        self.renewed = market.taken.renewed
+        self.used = market.buyer.used
+        self.renewed = market.buyer.renewed
         self.is_renewing = market.renewals.is_renewing
-        self.renewal_ended = market.taken.renewal_ended
-        self.spent = market.taken.spent
-        self.unused = market.taken.unused
-        self.refused = market.taken.refused
-        self.is_denied = market.taken.is_denied
-        self.price_and_room = market.taken.price_and_room
+        self.renewal_ended = market.buyer.renewal_ended
+        self.spent = market.buyer.spent
+        self.unused = market.buyer.unused
+        self.refused = market.buyer.refused
+        self.is_denied = market.buyer.is_denied
+        self.price_and_room = market.buyer.price_and_room
         self.rates_at = market.default_need.rates_at
 
     def is_up(self, node: bytes) -> bool:

@@ -38,5 +38,5 @@ class SlotMarket:
 
         It has an equal part of a credit that it shares with others of these takers.
         """
-        sharing = {*self._market.limits.shares_with(customer), customer}
-        return self._market.limits.left(customer) // len(sharing & {customer, *takers})
+        sharing = {*self._market.headroom.shares_with(customer), customer}
+        return self._market.headroom.credit_left(customer) // len(sharing & {customer, *takers})

@@ -222,7 +222,7 @@ class Node:
                 needs=lambda: list(self.needs.values()),
                 counts_for=partial(counted, commitment_of=self.world.stated),
                 on_need=lambda: None,
-                on_renewed=self.on_renewed,
+                on_renewed=lambda pairs: self.on_renewed(pairs),  # noqa: PLW0108 - tests replace it
                 on_denied=self.on_denied,
             ),
             state=self.state,
@@ -239,17 +239,17 @@ class Node:
             try:
                 await host.renew(old_id, new_id, self.id)
             except LeaseExhausted:
-                self.market.taken.renewal_ended(new_id)
+                self.market.buyer.renewal_ended(new_id)
                 continue
             old, new = self.kept(RECORDS, old_id), self.kept(RECORDS, new_id)
             kept = min(old + new, host.kept(DISK, new_id))
-            self.market.taken.renewed(old_id, new_id, kept - new)
+            self.market.buyer.renewed(old_id, new_id, kept - new)
             self.keep(RECORDS, {old_id: old + new - kept, new_id: kept})
         return ()
 
     async def renew(self, old_id, new_id, customer):
         """Count what a customer has here under a lease under another, as a host would."""
-        granted, size = self.market.granted, self.kept(DISK, old_id)
+        granted, size = self.market.granter, self.kept(DISK, old_id)
         moved = granted.admit_renewal(old_id, new_id, customer, size)
         self.keep(DISK, {old_id: size - moved, new_id: self.kept(DISK, new_id) + moved})
         granted.renewed(old_id, new_id, moved, moved)
@@ -273,13 +273,13 @@ class Node:
 
     def stores(self, lease_id, customer, size_bytes):
         """Hold bytes under a lease, as a put would."""
-        self.market.granted.admit(lease_id, customer, size_bytes)
-        self.market.granted.stored(lease_id, size_bytes, size_bytes)
+        self.market.granter.admit(lease_id, customer, size_bytes)
+        self.market.granter.stored(lease_id, size_bytes, size_bytes)
         self.keep(DISK, {lease_id: self.kept(DISK, lease_id) + size_bytes})
 
     def drops(self, lease_id, size_bytes):
         """Hold bytes no more, as after a deletion."""
-        self.market.granted.settle_use(lease_id, -size_bytes)
+        self.market.granter.settle_use(lease_id, -size_bytes)
         self.keep(DISK, {lease_id: self.kept(DISK, lease_id) - size_bytes})
 
     def newest(self, role):
@@ -342,7 +342,7 @@ def by_node(calls):
 
 async def admit(world, provider, lease_id, customer, steps=10**9, *, wait_ms=0):
     """Admit a run at a provider, and return its terms."""
-    granted = provider.market.granted
+    granted = provider.market.granter
     terms = granted.compute_terms(lease_id, customer.id, steps)
     await world.drive(granted.admit_compute(lease_id, customer.id, steps, wait_ms))
     return terms

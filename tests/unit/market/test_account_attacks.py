@@ -23,7 +23,7 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.granter import LOWER
-from xsc.market.lease_requests import LEASE
+from xsc.market.providers import LEASE
 from xsc.market.room import LEASE_UNIT
 from xsc.market.settlement import ACCOUNT
 from xsc.terms.count import CountLine, LeaseCount, number_of, wide
@@ -97,7 +97,7 @@ async def test_what_ran_or_lay_there_is_owed_although_no_count_was_asked_for(wor
         **rate,
     )
     await admit(world, provider, entry.terms.lease_id, customer, level)
-    provider.market.granted.used_compute(entry.terms.lease_id, level, level)
+    provider.market.granter.used_compute(entry.terms.lease_id, level, level)
     world.later(EPOCH_MS)
     provider.market.tidy()
     assert owed_to(provider) == worth_of("compute", PRICE, level * EPOCH_MS, cleared=True) // WORTH

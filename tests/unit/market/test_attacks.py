@@ -29,7 +29,7 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import sign
 from xsc.market.granter import LOWER
-from xsc.market.lease_requests import LEASE
+from xsc.market.providers import LEASE
 from xsc.terms.lease import LeaseRequest
 
 GFUEL = 10**9
@@ -62,7 +62,7 @@ async def ask(world, customer, provider, number, *, kind="storage", draw=None, *
 
 
 def moved(provider, old, new, size_bytes):
-    granted, ids = provider.market.granted, (old.terms.lease_id, new.terms.lease_id)
+    granted, ids = provider.market.granter, (old.terms.lease_id, new.terms.lease_id)
     fits = granted.admit_renewal(*ids, old.terms.customer, size_bytes)
     granted.renewed(*ids, fits, fits)
 
@@ -164,7 +164,7 @@ async def test_a_call_that_waits_past_the_end_of_its_rate_is_refused(world, thre
     (entry,) = provider.market.store.all("provider")
     level, lease_id = entry.use.level, entry.terms.lease_id
     await admit(world, provider, lease_id, customer, level)
-    provider.market.granted.used_compute(lease_id, level, level)
+    provider.market.granter.used_compute(lease_id, level, level)
     with pytest.raises((LeaseExhausted, RateLimited)):
         await admit(world, provider, lease_id, customer, level, wait_ms=TIMEOUT_MS_MAX)
     assert entry.reserved == 0
@@ -173,7 +173,7 @@ async def test_a_call_that_waits_past_the_end_of_its_rate_is_refused(world, thre
 async def test_calls_whose_lease_is_forgotten_while_they_wait_are_refused(world, pair):
     customer, provider = pair
     provider.ledger.limit = 40 * A_MIB
-    granted = provider.market.granted
+    granted = provider.market.granter
     first = await ask(world, customer, provider, 1, kind="compute", quantity=10 * GFUEL)
     await granted.admit_compute(first.terms.lease_id, customer.id, GFUEL, 0)
     short = await ask(world, customer, provider, 2, kind="compute", quantity=1_000 * GFUEL)

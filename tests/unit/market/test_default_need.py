@@ -27,13 +27,13 @@ async def test_what_is_held_is_needed_beside_what_other_needs_have(world, three)
     lease = await leased(world, customer, provider, MIB)
     need = customer.market.default_need
     assert not need.held().total(), "what was only handed out"
-    await customer.market.taken.used(lease.lease_id, MIB)
+    await customer.market.buyer.used(lease.lease_id, MIB)
     assert need.held() == {provider.id: MIB}
     needs(customer, need_of(2))
     entitle(world, customer, provider, 2)
     await signed(world, customer)
     stored = await leased(world, customer, provider, 2 * MIB)
-    await customer.market.taken.used(stored.lease_id, 2 * MIB)
+    await customer.market.buyer.used(stored.lease_id, 2 * MIB)
     assert need.held() == {provider.id: MIB}
     needs(customer)
     assert need.held() == {provider.id: 3 * MIB}, "no other need has it any more"

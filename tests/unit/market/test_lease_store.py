@@ -18,10 +18,10 @@ from xsc.market.lease_store import LeaseStore
 from xsc.terms.lease import Draw, Lease, LeaseRequest
 from xsc.terms.quote import Quote
 
-KEY, NET = KeyPair(b"\1" * 32), network_id("test")
+PROVIDER, CUSTOMER, NET = KeyPair(b"p" * 32), KeyPair(b"c" * 32), network_id("test")
 QUOTE = Quote(
-    provider=b"p" * 32,
-    customer=b"c" * 32,
+    provider=PROVIDER.node_id,
+    customer=CUSTOMER.node_id,
     kind="storage",
     tier="open",
     price_mutual=1,
@@ -38,10 +38,10 @@ QUOTE = Quote(
 def lease(number, draw=None):
     request = LeaseRequest(
         lease_id=bytes([number]) * 32,
-        provider=b"p" * 32,
-        customer=b"c" * 32,
+        provider=PROVIDER.node_id,
+        customer=CUSTOMER.node_id,
         kind="storage",
-        quote=sign(QUOTE, KEY, NET).raw if draw is None else None,
+        quote=sign(QUOTE, PROVIDER, NET).raw if draw is None else None,
         draw=draw,
         quantity=10,
         quantity_min=5,
@@ -49,7 +49,8 @@ def lease(number, draw=None):
         start_ms=1,
         end_ms=100,
     )
-    return sign(Lease(request=sign(request, KEY, NET).raw, quantity=7, granted_ms=2), KEY, NET).raw
+    asked = sign(request, CUSTOMER, NET).raw
+    return sign(Lease(request=asked, quantity=7, granted_ms=2), PROVIDER, NET).raw
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ async def test_both_roles_come_back_with_everything(state):
     assert again.get("provider", b"\1" * 32) == theirs
     assert again.account("provider", theirs.peer) == account
     assert mine.terms.quantity == 7
-    assert (mine.peer, theirs.peer) == (b"p" * 32, b"c" * 32)
+    assert (mine.peer, theirs.peer) == (PROVIDER.node_id, CUSTOMER.node_id)
     assert [entry.role for entry in again.all("provider")] == ["provider"]
     assert again.get("provider", b"\2" * 32) is None
 
@@ -211,7 +212,7 @@ async def test_uses_that_a_full_disk_does_not_take_are_written_later(state):
 
 async def test_a_damaged_account_is_reported(state):
     store = store_on(state)
-    await store.sync(store.account("customer", b"p" * 32))
+    await store.sync(store.account("customer", PROVIDER.node_id))
     (key,) = [key for key in state.table if key.startswith(b"market/account/")]
     value = decode(state.table[key])
     for change in ({"v": 2}, {"more": 1}, {"number": -1}, {"voucher": 3}):

@@ -104,7 +104,7 @@ class Law:
         elif what == "kill":
             provider.state.lose()
             await provider.restart()
-            provider.market.granted.reconcile(self.held)
+            provider.market.granter.reconcile(self.held)
         elif what in ("debt", "paid"):
             change = provider.ledger.short.add if what == "debt" else provider.ledger.short.discard
             change(self.customers[index].id)
@@ -136,12 +136,12 @@ class Law:
                 lower = provider.market.handlers()[LOWER]
                 await lower(customer, lowering(self.world, lease_id, size), ())
             elif kind == "storage" and what == "store":
-                provider.market.granted.admit(lease_id, customer, size)
-                provider.market.granted.stored(lease_id, size, size)
+                provider.market.granter.admit(lease_id, customer, size)
+                provider.market.granter.stored(lease_id, size, size)
                 self.count(lease_id, size)
             elif kind == "storage":
                 size = min(size, self.held[lease_id])
-                provider.market.granted.settle_use(lease_id, -size)
+                provider.market.granter.settle_use(lease_id, -size)
                 self.count(lease_id, -size)
 
     def count(self, lease_id, size):

@@ -16,9 +16,9 @@ from xsc.base.limits import (
     STORAGE_LEASE_MS,
 )
 from xsc.identity.envelope import open_signed, sign
-from xsc.market.keeping import due_ms
-from xsc.market.lease_requests import LEASE
+from xsc.market.lease import due_ms
 from xsc.market.pricing import PriceList
+from xsc.market.providers import LEASE
 from xsc.node.offline.verify import explain_price, verify_file
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import storage_amount
@@ -33,7 +33,7 @@ async def stored(world, customer, provider, size=10 * MIB):
     offered = await world.drive(customer.market.buyer.lease_hosts(size_bytes=size, count=1))
     (host,) = offered.leases
     provider.stores(host.lease_id, customer.id, size)
-    await customer.market.taken.used(host.lease_id, size)
+    await customer.market.buyer.used(host.lease_id, size)
     customer.keep(RECORDS, {host.lease_id: customer.kept(RECORDS, host.lease_id) + size})
     await world.drive()
     return host.lease_id
@@ -177,7 +177,7 @@ async def test_nothing_new_takes_the_room_of_what_is_to_go_over(world, pair, mon
     async def away(_pairs):
         return ()
 
-    monkeypatch.setattr(customer.market.renewals, "_on_renewed", away)
+    monkeypatch.setattr(customer, "on_renewed", away)
     world.later(LATEST_MS)
     await world.drive(customer.market.renewals.round())
     renewing = customer.newest("customer")
@@ -190,7 +190,7 @@ async def test_nothing_new_takes_the_room_of_what_is_to_go_over(world, pair, mon
 async def test_an_empty_lease_is_not_renewed(world, pair):
     customer, provider = pair
     lease_id = await stored(world, customer, provider)
-    await customer.market.taken.used(lease_id, -10 * MIB)
+    await customer.market.buyer.used(lease_id, -10 * MIB)
     await rounds(world, customer, world.clock.now_ms() + LATEST_MS + DAY_MS)
     assert len(requests(world)) == 1
 
@@ -450,7 +450,7 @@ async def test_only_its_customer_renews_a_lease_and_what_is_held_goes_over_once(
     raw = await request_of(world, customer, provider, lease_id)
     first = await answer_to(provider, customer, raw)
     assert await answer_to(provider, customer, raw) == first, "a replay gets the same lease"
-    granted = provider.market.granted
+    granted = provider.market.granter
     new_id = b"\x07" * 32
     for old, new, caller in (
         (new_id, lease_id, customer),
@@ -503,7 +503,7 @@ async def test_a_lease_that_its_host_took_back_empty_is_followed_by_another(
         return {old_id for _, old_id, _ in pairs}
 
     with monkeypatch.context() as patch:
-        patch.setattr(customer.market.renewals, "_on_renewed", away)
+        patch.setattr(customer, "on_renewed", away)
         await world.drive(customer.market.renewals.round())
     empty = customer.newest("customer").lease_id
     world.later(STORAGE_LEASE_IDLE_MS)
@@ -586,9 +586,9 @@ async def test_a_kill_at_every_write_of_a_renewal_loses_nothing_and_pays_once(wo
         await customer.restart()
         await provider.restart()
         held = {key: provider.kept(DISK, key) for key in leases(provider, "provider")}
-        provider.market.granted.reconcile(held)
+        provider.market.granter.reconcile(held)
         known = {key: customer.kept(RECORDS, key) for key in leases(customer, "customer")}
-        customer.market.taken.reconcile(known, set())
+        customer.market.buyer.reconcile(known, set())
         world.later(RENEWAL_RETRY_MS)
         await world.drive(customer.market.renewals.round())
         world.later(EPOCH_MS)

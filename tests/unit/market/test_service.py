@@ -77,8 +77,8 @@ async def leased(world, node, **wish):
 
 def hoarding(node):
     """Let a node ask for all that is offered to it, anew each time."""
-    lease = node.market.requests.lease
-    node.market.requests.lease = lambda quote, price, _wanted, least: lease(
+    lease = node.market.providers.lease
+    node.market.providers.lease = lambda quote, price, _wanted, least: lease(
         quote, price, quote.record.available, least
     )
     choose = node.market.buyer._choose
@@ -131,7 +131,7 @@ async def test_who_verifies_is_of_another_owner_where_there_is_one(world):
 async def test_a_quote_stands_on_the_customers_rung(world, pair):
     customer, provider = pair
     provider.standing.mutual[customer.id] = 50_000
-    (quote,) = await world.drive(customer.market.quotes.offers("storage"))
+    (quote,) = await world.drive(customer.market.providers.offers("storage"))
     assert (quote.price_mutual, quote.price_one_way, quote.reserve) == (
         8 * A_MIB,
         9 * A_MIB,
@@ -148,13 +148,13 @@ async def test_offers_are_cheapest_first_and_leave_out_who_is_down(world):
         node.standing.weights = {}
         node.settings["prices"] = type(node.settings["prices"])(price, price)
         node.market = node.make()
-    assert [q.price for q in await world.drive(customer.market.quotes.offers("compute"))] == [
+    assert [q.price for q in await world.drive(customer.market.providers.offers("compute"))] == [
         10,
         20,
         30,
     ]
     world.wire.down.add(world.nodes[3].id)
-    assert [q.price for q in await world.drive(customer.market.quotes.offers("compute"))] == [
+    assert [q.price for q in await world.drive(customer.market.providers.offers("compute"))] == [
         20,
         30,
     ]
@@ -163,25 +163,25 @@ async def test_offers_are_cheapest_first_and_leave_out_who_is_down(world):
 async def test_offers_are_kept_while_they_hold_and_used_for_the_next_lease(world, pair):
     customer, provider = pair
     for _ in range(3):
-        (quote,) = await world.drive(customer.market.quotes.offers("storage"))
+        (quote,) = await world.drive(customer.market.providers.offers("storage"))
     assert len(world.wire.calls) == 1, "a quote holds"
     await leased(world, customer)
     assert [call[2] for call in world.wire.calls[1:]] == ["market.lease"]
-    await world.drive(customer.market.quotes.offers("storage"))
+    await world.drive(customer.market.providers.offers("storage"))
     assert len(world.wire.calls) == 3, "a lease changes what is offered"
     world.clock.advance_to(quote.valid_until_ms)
-    await world.drive(customer.market.quotes.offers("storage"))
+    await world.drive(customer.market.providers.offers("storage"))
     assert len(world.wire.calls) == 4
     for change in (customer.standing.weights, customer.standing.theirs):
         change[provider.id] = 50_000
-        await world.drive(customer.market.quotes.offers("storage"))
+        await world.drive(customer.market.providers.offers("storage"))
     assert len(world.wire.calls) == 6, "who is recognised is on another rung"
 
 
 async def test_the_price_rises_with_use(world, pair):
     customer, provider = pair
     provider.room.stored = provider.room.storage // 2
-    (quote,) = await world.drive(customer.market.quotes.offers("storage"))
+    (quote,) = await world.drive(customer.market.providers.offers("storage"))
     assert quote.reserve == 15 * A_MIB
 
 
@@ -190,7 +190,7 @@ async def test_posted_prices_move_at_most_once_an_hour(world, pair):
 
     async def posted():
         world.later(QUOTE_TTL_MS)
-        (quote,) = await world.drive(customer.market.quotes.offers("storage"))
+        (quote,) = await world.drive(customer.market.providers.offers("storage"))
         assert quote.reserve == provider.market.headroom.pricing().unit_price("storage")
         return quote.reserve
 
@@ -230,7 +230,7 @@ async def test_a_full_lease_is_topped_up_by_a_further_one(world, pair):
     (first,) = await leased(world, customer, size_bytes=200 * MIB)
     provider.stores(first.lease_id, customer.id, 200 * MIB)
     provider.room.stored += 200 * MIB
-    await customer.market.taken.used(first.lease_id, 200 * MIB)
+    await customer.market.buyer.used(first.lease_id, 200 * MIB)
     (second,) = await leased(world, customer, size_bytes=100 * MIB)
     assert second.lease_id != first.lease_id
     (third,) = await leased(world, customer, size_bytes=50 * MIB)
@@ -313,7 +313,7 @@ async def test_at_one_price_what_is_stored_spreads_over_all_providers(world):
         world.node(number)
     for _ in range(16):
         for host in await leased(world, customer, count=2):
-            await customer.market.taken.used(host.lease_id, MIB)
+            await customer.market.buyer.used(host.lease_id, MIB)
     held = customer.market.default_need.held()
     assert set(held.values()) == {4 * MIB}, "the emptiest come first"
     # Who answers only half the time comes last, and alike is who answers nearly always.
@@ -337,7 +337,7 @@ async def test_cleared_leases_at_a_host_are_joined_where_none_has_the_room(world
     everybody = others(world, provider)
     (host,) = await leased(world, customer, size_bytes=170 * MIB, exclude=everybody)
     assert leases[host.lease_id] == 2 * SLOT_STEP_BYTES, "the larger one first"
-    await customer.market.taken.used(host.lease_id, 128 * MIB)
+    await customer.market.buyer.used(host.lease_id, 128 * MIB)
     (rest,) = await leased(world, customer, size_bytes=42 * MIB, exclude=everybody)
     assert leases[rest.lease_id] == SLOT_STEP_BYTES
     with pytest.raises(SpaceExhausted):
@@ -369,7 +369,7 @@ async def test_leases_at_hand_take_nothing_new_once_the_same_costs_less(world):
     first = set(await leased(world, customer, count=3))
     assert {host.price for host in first} == {40 * A_MIB}
     for host in first:
-        await customer.market.taken.used(host.lease_id, MIB)
+        await customer.market.buyer.used(host.lease_id, MIB)
     world.later(QUOTE_TTL_MS)
     assert set(await leased(world, customer, count=3)) == first, "the same would cost the same"
     customer.settings["prices"] = PriceList(10 * A_MIB, 10 * A_MIB)
@@ -380,7 +380,7 @@ async def test_leases_at_hand_take_nothing_new_once_the_same_costs_less(world):
     assert {host.price for host in second} == {20 * A_MIB}
     assert not {host.lease_id for host in second} & {host.lease_id for host in first}
     for host in second:
-        await customer.market.taken.used(host.lease_id, MIB)
+        await customer.market.buyer.used(host.lease_id, MIB)
     for _ in range(3):
         world.later(QUOTE_TTL_MS)
         assert set(await leased(world, customer, count=3)) == second, "nor back and forth"
@@ -423,7 +423,7 @@ async def test_what_is_passed_over_is_said_with_the_reason(world):
     lease = dict(chosen)[2]
     _, said = await passed(1, 2, size=nodes[2].room.storage // 2)
     assert "are left in it" in said[2, lease]
-    await customer.market.taken.used(lease, MIB)
+    await customer.market.buyer.used(lease, MIB)
     world.later(STORAGE_LEASE_MS // 2)
     _, said = await passed(1, 2, 3)
     assert "second half of its term" in said[2, lease]
@@ -433,7 +433,7 @@ async def test_what_is_passed_over_is_said_with_the_reason(world):
 async def test_a_dear_lease_is_used_where_no_other_can_be_had(world, pair):
     customer, provider = pair
     (first,) = await leased(world, customer)
-    await customer.market.taken.used(first.lease_id, MIB)
+    await customer.market.buyer.used(first.lease_id, MIB)
     provider.standing.mutual[customer.id] = 20_000
     world.later(QUOTE_TTL_MS)
     real = provider.market.handlers()
@@ -482,9 +482,9 @@ async def test_a_new_domain_comes_before_a_lease_at_hand_in_a_used_one(world):
 
 async def test_after_a_lease_its_provider_is_asked_anew(world, pair):
     customer, provider = pair
-    await world.drive(customer.market.quotes.offers("storage"))
+    await world.drive(customer.market.providers.offers("storage"))
     await leased(world, customer)
-    (quote,) = await world.drive(customer.market.quotes.offers("storage"))
+    (quote,) = await world.drive(customer.market.providers.offers("storage"))
     assert quote.available == provider.room.storage // ROOM_PART_OPEN - STORAGE_LEASE_BYTES
 
 
@@ -493,13 +493,13 @@ async def test_the_own_node_comes_last_and_settles_nothing(world):
     hosts = await leased(world, customer, count=6)
     assert [host.node for host in hosts] == [world.nodes[2].id, customer.id]
     assert (hosts[-1].lease_id, hosts[-1].price) == (OWN_STORAGE, 0)
-    customer.market.granted.admit(OWN_STORAGE, customer.id, MIB)
-    await customer.market.taken.used(OWN_STORAGE, MIB)
-    customer.market.granted.settle_use(OWN_STORAGE, -MIB)
+    customer.market.granter.admit(OWN_STORAGE, customer.id, MIB)
+    await customer.market.buyer.used(OWN_STORAGE, MIB)
+    customer.market.granter.settle_use(OWN_STORAGE, -MIB)
     with pytest.raises(LeaseExhausted):
-        customer.market.granted.admit(OWN_STORAGE, world.nodes[2].id, MIB)
+        customer.market.granter.admit(OWN_STORAGE, world.nodes[2].id, MIB)
     with pytest.raises(LeaseExhausted):
-        customer.market.granted.admit(OWN_STORAGE, customer.id, customer.room.storage + 1)
+        customer.market.granter.admit(OWN_STORAGE, customer.id, customer.room.storage + 1)
 
 
 async def test_excluded_and_silent_nodes_are_not_asked(world):
@@ -549,7 +549,7 @@ async def test_room_that_is_promised_is_not_offered_again(world, pair):
     await leased(world, customer)
     assert provider.market.headroom.free("storage") == provider.room.storage - STORAGE_LEASE_BYTES
     with pytest.raises(LeaseExhausted):
-        provider.market.granted.admit(OWN_STORAGE, provider.id, provider.room.storage)
+        provider.market.granter.admit(OWN_STORAGE, provider.id, provider.room.storage)
 
 
 async def test_a_small_node_leases_what_it_has(world, pair):
@@ -573,15 +573,15 @@ async def test_admission_keeps_to_the_lease(world, pair):
     with pytest.raises(LeaseExhausted):
         provider.stores(host.lease_id, customer.id, 2)
     provider.stores(host.lease_id, customer.id, 1)
-    provider.market.granted.settle_use(host.lease_id, -STORAGE_LEASE_BYTES)
+    provider.market.granter.settle_use(host.lease_id, -STORAGE_LEASE_BYTES)
     provider.stores(host.lease_id, customer.id, STORAGE_LEASE_BYTES)
     with pytest.raises(LeaseExhausted):
         provider.stores(host.lease_id, provider.id, 1)
     with pytest.raises(LeaseExhausted):
         provider.stores(b"\1" * 32, customer.id, 1)
     with pytest.raises(LeaseExhausted):
-        provider.market.granted.compute_terms(host.lease_id, customer.id, 1)
-    provider.market.granted.settle_use(b"\1" * 32, -1)
+        provider.market.granter.compute_terms(host.lease_id, customer.id, 1)
+    provider.market.granter.settle_use(b"\1" * 32, -1)
 
 
 async def test_an_idle_lease_goes_back(world, pair):
@@ -634,14 +634,14 @@ async def test_runs_share_a_compute_lease(world, pair):
 async def test_a_run_is_reserved_used_and_spent(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
-    left = provider.market.limits.left(customer.id)
+    left = provider.market.headroom.credit_left(customer.id)
     assert (await admit(world, provider, lease.lease_id, customer)).price == 40 * A_MIB
     assert provider.market.headroom.free("compute") == provider.room.steps
-    assert provider.market.limits.left(customer.id) == left - 40 * A_MIB
-    provider.market.granted.used_compute(lease.lease_id, STEPS, 5_000_000)
-    assert provider.market.limits.left(customer.id) == left - 204
+    assert provider.market.headroom.credit_left(customer.id) == left - 40 * A_MIB
+    provider.market.granter.used_compute(lease.lease_id, STEPS, 5_000_000)
+    assert provider.market.headroom.credit_left(customer.id) == left - 204
     amount = compute_amount(40 * A_MIB, 5_000_000)
-    await customer.market.taken.spent(lease.lease_id, 5_000_000)
+    await customer.market.buyer.spent(lease.lease_id, 5_000_000)
     assert provider.one("provider").due_micro == customer.one("customer").due_micro == amount == 204
     assert provider.one("provider").used == 5_000_000
     await customer.market.settlement.settle_all()
@@ -651,7 +651,7 @@ async def test_a_run_is_reserved_used_and_spent(world, pair):
 async def test_of_compute_leases_alone_price_and_room_are_told(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
-    leases = customer.market.taken
+    leases = customer.market.buyer
     quantity = customer.one("customer").quantity
     assert leases.price_and_room(lease.lease_id, provider.id) == (40 * A_MIB, quantity)
     await leases.spent(lease.lease_id, quantity + 1)
@@ -670,30 +670,30 @@ async def test_admission_of_runs_keeps_to_the_lease(world, pair):
         await admit(world, provider, lease.lease_id, customer, 1)
     with pytest.raises(LeaseExhausted):
         await admit(world, provider, lease.lease_id, customer, quantity + 1)
-    provider.market.granted.used_compute(lease.lease_id, quantity, 0)
+    provider.market.granter.used_compute(lease.lease_id, quantity, 0)
     await admit(world, provider, lease.lease_id, customer, 1)
     with pytest.raises(LeaseExhausted):
         await admit(world, provider, lease.lease_id, provider, 1)
     with pytest.raises(LeaseExhausted):
         provider.stores(lease.lease_id, customer.id, 1)
-    provider.market.granted.used_compute(b"\1" * 32, 1, 1)
+    provider.market.granter.used_compute(b"\1" * 32, 1, 1)
     with pytest.raises(LeaseExhausted):
-        await customer.market.taken.spent(b"\1" * 32, 1)
+        await customer.market.buyer.spent(b"\1" * 32, 1)
     with pytest.raises(LeaseExhausted):
-        await customer.market.taken.used(b"\1" * 32, 1)
+        await customer.market.buyer.used(b"\1" * 32, 1)
 
 
 async def test_a_compute_lease_ends_after_a_minute(world, pair):
     customer, provider = pair
     lease = await computing(world, customer)
     await admit(world, provider, lease.lease_id, customer)
-    left = provider.market.limits.left(customer.id)
+    left = provider.market.headroom.credit_left(customer.id)
     world.later(COMPUTE_LEASE_MS)
-    assert provider.market.limits.left(customer.id) == left, "a run outlives its lease"
-    provider.market.granted.used_compute(lease.lease_id, STEPS, 0)
-    assert provider.market.limits.left(customer.id) > left
+    assert provider.market.headroom.credit_left(customer.id) == left, "a run outlives its lease"
+    provider.market.granter.used_compute(lease.lease_id, STEPS, 0)
+    assert provider.market.headroom.credit_left(customer.id) > left
     with pytest.raises(LeaseExhausted):
-        provider.market.granted.compute_terms(lease.lease_id, customer.id, 1)
+        provider.market.granter.compute_terms(lease.lease_id, customer.id, 1)
     assert (await computing(world, customer)).lease_id != lease.lease_id
     assert {view.status for view in customer.market.leases()} == {"open", "expired"}
 
@@ -748,10 +748,10 @@ async def test_own_compute_comes_last_and_is_free(world):
     assert (await computing(world, customer)).node == world.nodes[2].id
     assert (await computing(world, customer, on=customer.id)).node == customer.id
     assert (await admit(world, customer, OWN_COMPUTE, customer)).price == 0
-    customer.market.granted.used_compute(OWN_COMPUTE, STEPS, STEPS)
-    await customer.market.taken.spent(OWN_COMPUTE, STEPS)
+    customer.market.granter.used_compute(OWN_COMPUTE, STEPS, STEPS)
+    await customer.market.buyer.spent(OWN_COMPUTE, STEPS)
     with pytest.raises(LeaseExhausted):
-        customer.market.granted.compute_terms(OWN_COMPUTE, world.nodes[2].id, 1)
+        customer.market.granter.compute_terms(OWN_COMPUTE, world.nodes[2].id, 1)
 
 
 # Near the data
@@ -821,11 +821,11 @@ async def test_calls_wait_for_the_credit_that_others_may_use_and_come_in_their_o
     ran = []
 
     async def call(number, steps=STEPS):
-        granted = provider.market.granted
+        granted = provider.market.granter
         granted.compute_terms(lease.lease_id, customer.id, steps)
         await granted.admit_compute(lease.lease_id, customer.id, steps, 60_000)
         ran.append(number)
-        assert provider.market.limits.left(customer.id) >= 0
+        assert provider.market.headroom.credit_left(customer.id) >= 0
         await world.clock.sleep_ms(100)
         granted.used_compute(lease.lease_id, steps, 1)
 
@@ -833,7 +833,7 @@ async def test_calls_wait_for_the_credit_that_others_may_use_and_come_in_their_o
     await world.drive(*(call(number, (1 + number % 2) * STEPS) for number in range(20)))
     assert ran == list(range(20))
     assert world.clock.now_ms() - before == 2_000
-    assert len(provider.market.granted._lines) == 0
+    assert len(provider.market.granter._lines) == 0
 
 
 async def test_a_call_that_may_cost_more_than_all_credit_is_refused_in_a_sentence(world, pair):
@@ -864,7 +864,7 @@ async def test_so_many_calls_wait_for_credit_and_no_more(world, pair):
     provider.ledger.limit = 40 * A_MIB
     lease = await computing(world, customer)
     await admit(world, provider, lease.lease_id, customer)
-    granted = provider.market.granted
+    granted = provider.market.granter
     waiting = [
         asyncio.ensure_future(granted.admit_compute(lease.lease_id, customer.id, STEPS, 60_000))
         for _ in range(JOBS_QUEUED_A_PEER_MAX)
@@ -890,7 +890,7 @@ async def test_credit_bounds_everything_that_is_open(world, pair):
     others = {world.node(3).id, customer.id}
     with pytest.raises(CreditExceeded):
         await leased(world, customer, size_bytes=300 * MIB, exclude=others)
-    provider.market.granted.used_compute(lease.lease_id, STEPS, 0)
+    provider.market.granter.used_compute(lease.lease_id, STEPS, 0)
     await leased(world, customer, size_bytes=300 * MIB, exclude=others)
 
 
@@ -899,11 +899,11 @@ async def test_debt_stops_new_leases_until_it_is_repaid(world, pair):
     provider.ledger.limit = 40 * A_MIB
     lease = await computing(world, customer)
     await admit(world, provider, lease.lease_id, customer)
-    provider.market.granted.used_compute(lease.lease_id, STEPS, STEPS)
+    provider.market.granter.used_compute(lease.lease_id, STEPS, STEPS)
     world.later(COMPUTE_LEASE_MS)
     with pytest.raises(CreditExceeded):
         await computing(world, customer)
-    await customer.market.taken.spent(lease.lease_id, STEPS)
+    await customer.market.buyer.spent(lease.lease_id, STEPS)
     await customer.market.settlement.settle_all()
     with pytest.raises(CreditExceeded):
         await computing(world, customer)
@@ -1124,7 +1124,7 @@ async def test_room_that_lapsed_is_used_where_it_is_free_and_refused_where_not(w
     customer, provider = pair
     (host,) = await leased(world, customer)
     provider.stores(host.lease_id, customer.id, 1)
-    await customer.market.taken.used(host.lease_id, 1)
+    await customer.market.buyer.used(host.lease_id, 1)
     provider.stores(host.lease_id, customer.id, MIB)
     world.later(EPOCH_MS)
     assert provider.market.headroom.free("storage") == provider.room.storage
@@ -1132,8 +1132,8 @@ async def test_room_that_lapsed_is_used_where_it_is_free_and_refused_where_not(w
     provider.stores(host.lease_id, customer.id, MIB)
     provider.room.stored = provider.room.storage - 64 * MIB
     with pytest.raises(LeaseExhausted):
-        provider.market.granted.admit(host.lease_id, customer.id, 65 * MIB)
-    await customer.market.taken.refused(host.lease_id)
+        provider.market.granter.admit(host.lease_id, customer.id, 65 * MIB)
+    await customer.market.buyer.refused(host.lease_id)
     (other,) = await leased(world, customer)
     assert other.lease_id != host.lease_id
     world.later(STORAGE_LEASE_IDLE_MS)
@@ -1144,25 +1144,25 @@ async def test_room_that_lapsed_is_used_where_it_is_free_and_refused_where_not(w
 async def test_a_write_that_fails_costs_nothing_and_one_that_is_repeated_costs_once(world, pair):
     customer, provider = pair
     (host,) = await leased(world, customer)
-    provider.market.granted.admit(host.lease_id, customer.id, 100 * MIB)
-    provider.market.granted.stored(host.lease_id, 100 * MIB, 0)
+    provider.market.granter.admit(host.lease_id, customer.id, 100 * MIB)
+    provider.market.granter.stored(host.lease_id, 100 * MIB, 0)
     assert provider.one("provider").due_micro == 0
     provider.stores(host.lease_id, customer.id, 100 * MIB)
-    provider.market.granted.admit(host.lease_id, customer.id, 100 * MIB)
+    provider.market.granter.admit(host.lease_id, customer.id, 100 * MIB)
     with pytest.raises(LeaseExhausted):
-        provider.market.granted.admit(host.lease_id, customer.id, 57 * MIB)
-    provider.market.granted.stored(host.lease_id, 100 * MIB, 0)
+        provider.market.granter.admit(host.lease_id, customer.id, 57 * MIB)
+    provider.market.granter.stored(host.lease_id, 100 * MIB, 0)
     assert provider.one("provider").held_bytes == 100 * MIB
-    provider.market.granted.stored(b"\1" * 32, 1, 1)
+    provider.market.granter.stored(b"\1" * 32, 1, 1)
 
 
 async def test_a_lease_is_not_idle_while_something_is_written(world, pair):
     customer, provider = pair
     (host,) = await leased(world, customer)
-    provider.market.granted.admit(host.lease_id, customer.id, MIB)
+    provider.market.granter.admit(host.lease_id, customer.id, MIB)
     world.later(STORAGE_LEASE_IDLE_MS)
     provider.market.tidy()
-    provider.market.granted.stored(host.lease_id, MIB, MIB)
+    provider.market.granter.stored(host.lease_id, MIB, MIB)
     assert provider.one("provider").status == "open"
 
 
@@ -1176,12 +1176,12 @@ async def test_who_owes_more_than_its_limit_keeps_what_lies_there_and_adds_nothi
     provider.ledger.limit = 12_000
     provider.market.tidy()
     with pytest.raises(CreditExceeded, match=r"0\.012000 .* 0\.012000"):
-        provider.market.granted.admit(host.lease_id, customer.id, 1)
+        provider.market.granter.admit(host.lease_id, customer.id, 1)
     provider.ledger.limit = 12_001
     world.later(EPOCH_MS)
     provider.market.tidy()
     with pytest.raises(CreditExceeded):
-        provider.market.granted.admit(host.lease_id, customer.id, 1)
+        provider.market.granter.admit(host.lease_id, customer.id, 1)
     assert provider.one("provider").held_bytes == 100 * MIB + 1
     assert provider.market.headroom.free("storage") == provider.room.storage
     provider.ledger.limit *= 4
@@ -1200,8 +1200,8 @@ async def test_at_its_limit_a_customer_is_served_nothing_more_booked_or_not(worl
     assert provider.ledger.limit > 0
     provider.market.tidy()
     for serve in (
-        lambda: provider.market.granted.admit(host.lease_id, customer.id, 1),
-        lambda: provider.market.granted.compute_terms(job.lease_id, customer.id, 1),
+        lambda: provider.market.granter.admit(host.lease_id, customer.id, 1),
+        lambda: provider.market.granter.compute_terms(job.lease_id, customer.id, 1),
     ):
         with pytest.raises(CreditExceeded):
             serve()
@@ -1210,7 +1210,7 @@ async def test_at_its_limit_a_customer_is_served_nothing_more_booked_or_not(worl
     provider.ledger.limit *= 2
     provider.market.tidy()
     provider.market.tidy()
-    provider.market.granted.admit(host.lease_id, customer.id, 1)
+    provider.market.granter.admit(host.lease_id, customer.id, 1)
     said = [event for event, _ in provider.log.lines]
     assert (said.count("market.customer_at_limit"), said.count("market.customer_within_limit")) == (
         1,
@@ -1262,7 +1262,7 @@ async def test_a_grant_whose_answer_was_lost_is_found_in_the_next_count(world, p
     assert len(known) == granted
     world.wire.down.add(provider.id)
     await world.drive(customer.market.settlement.agree(provider.id))
-    assert customer.market.requests.unheard_at() == {provider.id}
+    assert customer.market.providers.unheard_at() == {provider.id}
     world.wire.down.clear()
     await world.drive(customer.market.settlement.agree(provider.id))
     assert {view.lease_id for view in customer.market.leases()} == known
@@ -1273,7 +1273,7 @@ async def test_a_grant_whose_answer_was_lost_is_found_in_the_next_count(world, p
         # It may still come to be granted, until its quote is no longer valid.
         world.later(QUOTE_TTL_MS + REQUEST_WINDOW_MS + 1)
         await world.drive(customer.market.settlement.agree(provider.id))
-    assert not customer.market.requests.unheard_at()
+    assert not customer.market.providers.unheard_at()
 
 
 async def test_a_put_that_is_given_up_while_it_leases_loses_no_grant(world, pair):
@@ -1363,7 +1363,7 @@ async def holding(world, customer, provider, size=100 * MIB):
     """Return a lease with bytes under it, whose other room has lapsed: an hour costs 4,000."""
     (host,) = await leased(world, customer, size_bytes=size)
     provider.stores(host.lease_id, customer.id, size)
-    await customer.market.taken.used(host.lease_id, size)
+    await customer.market.buyer.used(host.lease_id, size)
     for node, role in ((customer, "customer"), (provider, "provider")):
         entry = node.market.store.get(role, host.lease_id)
         entry.use = replace(entry.use, level=0)
@@ -1621,10 +1621,10 @@ async def test_a_lease_that_its_provider_signs_not_to_know_is_over_for_its_custo
     await provider.restart()
     await customer.market.settlement.settle_all()
     assert customer.denied == [{denied.lease_id}]
-    assert customer.market.taken.is_denied(denied.lease_id)
+    assert customer.market.buyer.is_denied(denied.lease_id)
     (host,) = await leased(world, customer)
     assert host.lease_id != denied.lease_id
-    provider.market.granted.admit(host.lease_id, customer.id, 1)
+    provider.market.granter.admit(host.lease_id, customer.id, 1)
     # Nothing more is owed from there on, and it stays so.
     world.later(3 * EPOCH_MS)
     await customer.restart()
@@ -1655,7 +1655,7 @@ async def test_a_bare_word_ends_no_lease(world, pair):
     world.wire.handlers[provider.id] |= {ACCOUNT: deny}
     before = customer.one("customer")
     await customer.market.settlement.settle_all()
-    await customer.market.taken.refused(kept.lease_id)
+    await customer.market.buyer.refused(kept.lease_id)
     assert customer.one("customer") == before
     assert (before.status, before.due_micro) == ("open", 4_000)
 
@@ -1741,7 +1741,9 @@ async def test_a_provider_that_lost_its_disk_is_paid_what_was_signed(world, pair
     await provider.restart()
     await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 4_000
-    assert provider.market.limits.left(customer.id) == provider.ledger.credit_left(customer.id)
+    assert provider.market.headroom.credit_left(customer.id) == provider.ledger.credit_left(
+        customer.id
+    )
 
 
 async def test_a_customer_that_lost_its_disk_signs_no_number_twice(world, pair):

@@ -30,7 +30,7 @@ from xsc.base.limits import (
     STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
 )
-from xsc.market import keeping, lease_requests
+from xsc.market import lease, providers
 from xsc.market.granter import LOWER
 from xsc.market.room import LEASE_UNIT
 from xsc.terms.lease import LeaseRequest
@@ -165,10 +165,10 @@ async def test_an_entitlement_that_is_not_there_is_refused(world, three):
         (other, granted),
     ):
         with pytest.raises(NoOffers):
-            await world.drive(asking.market.requests.lease(named, PRICE, MIB, MIB))
+            await world.drive(asking.market.providers.lease(named, PRICE, MIB, MIB))
     provider.granted.clear()
     with pytest.raises(NoOffers):
-        await world.drive(customer.market.requests.lease(granted, PRICE, MIB, MIB))
+        await world.drive(customer.market.providers.lease(granted, PRICE, MIB, MIB))
 
 
 async def test_leases_of_providers_that_are_down_count(world, three):
@@ -224,7 +224,7 @@ async def test_a_lower_need_gives_up_the_newest_room_and_keeps_what_is_used(worl
     for node in (first, second):
         view = node.one("provider")
         node.stores(view.lease_id, customer.id, 5 * SLOT_STEP_BYTES)
-        await customer.market.taken.used(view.lease_id, 5 * SLOT_STEP_BYTES)
+        await customer.market.buyer.used(view.lease_id, 5 * SLOT_STEP_BYTES)
     needs(customer, need_of(33))
     await signed(world, customer)
     assert [taken(node, "provider") for node in (first, second)] == [30, 20], "for a minute"
@@ -235,8 +235,8 @@ async def test_a_lower_need_gives_up_the_newest_room_and_keeps_what_is_used(worl
     await signed(world, customer)
     assert [taken(node, "provider") for node in (first, second)] == [5, 5]
     assert taken(customer, "customer") == 10
-    first.market.granted.settle_use(first.one("provider").lease_id, -5 * SLOT_STEP_BYTES)
-    await customer.market.taken.used(first.one("provider").lease_id, -5 * SLOT_STEP_BYTES)
+    first.market.granter.settle_use(first.one("provider").lease_id, -5 * SLOT_STEP_BYTES)
+    await customer.market.buyer.used(first.one("provider").lease_id, -5 * SLOT_STEP_BYTES)
     world.later(EPOCH_MS)
     await signed(world, customer)
     assert taken(first, "provider") == 0
@@ -352,7 +352,7 @@ async def test_a_level_costs_its_price_by_time_on_both_sides(world, three):
     await world.drive(customer.market.settlement.settle_due())
     lease_id = provider.one("provider").lease_id
     provider.stores(lease_id, customer.id, 20 * SLOT_STEP_BYTES)
-    await customer.market.taken.used(lease_id, 20 * SLOT_STEP_BYTES)
+    await customer.market.buyer.used(lease_id, 20 * SLOT_STEP_BYTES)
     world.later(10 * EPOCH_MS + EPOCH_MS // 2)
     hour = slot_amount("storage", PRICE, 10)
     for node, role in ((customer, "customer"), (provider, "provider")):
@@ -377,11 +377,11 @@ async def test_a_rate_is_full_again_each_minute(world, three):
         assert (lease.lease_id, lease.price) == (lease_id, 0)
         terms = await admit(world, provider, lease_id, customer, level)
         assert (terms.price, terms.cleared) == (0, True)
-        provider.market.granted.used_compute(lease_id, level, level)
-        await customer.market.taken.spent(lease_id, level)
-        assert customer.market.taken.price_and_room(lease_id, provider.id) == (0, 0)
+        provider.market.granter.used_compute(lease_id, level, level)
+        await customer.market.buyer.spent(lease_id, level)
+        assert customer.market.buyer.price_and_room(lease_id, provider.id) == (0, 0)
         world.later(COMPUTE_LEASE_MS)
-        assert customer.market.taken.price_and_room(lease_id, provider.id) == (0, level)
+        assert customer.market.buyer.price_and_room(lease_id, provider.id) == (0, level)
         for node, role in ((customer, "customer"), (provider, "provider")):
             # A run under a cleared lease costs nothing more.
             hour = slot_amount("compute", PRICE, 50)
@@ -441,7 +441,7 @@ async def test_a_renewal_needs_what_a_clearing_grants_where_others_wait_for_the_
     provider.stores(lease_id, customer.id, 60 * SLOT_STEP_BYTES)
     provider.room.stored = 60 * SLOT_STEP_BYTES
     customer.keep(RECORDS, {lease_id: 60 * SLOT_STEP_BYTES})
-    await customer.market.taken.used(lease_id, 60 * SLOT_STEP_BYTES)
+    await customer.market.buyer.used(lease_id, 60 * SLOT_STEP_BYTES)
     world.later(STORAGE_LEASE_MS * 5 // 8)
     young = provider.market.headroom.drawn_steps(young=True)
     assert not any(young.values()), "what is held is cleared again"
@@ -479,7 +479,7 @@ async def test_a_renewal_on_an_entitlement_takes_the_level_of_the_old_lease_and_
     size = 60 * SLOT_STEP_BYTES
     provider.stores(old_id, customer.id, size)
     provider.room.stored = size
-    await customer.market.taken.used(old_id, size)
+    await customer.market.buyer.used(old_id, size)
     customer.keep(RECORDS, {old_id: size})
     world.later(STORAGE_LEASE_MS * 5 // 8 + late_ms)
     customer.received.clear()
@@ -514,7 +514,7 @@ async def test_a_renewal_gives_back_nothing_that_was_given_up(world, three, monk
     lease_id = provider.one("provider").lease_id
     provider.stores(lease_id, customer.id, MIB)
     provider.room.stored = MIB
-    await customer.market.taken.used(lease_id, MIB)
+    await customer.market.buyer.used(lease_id, MIB)
     needs(customer, need_of(1))
     world.later(OFFER_MS)
     await signed(world, customer)
@@ -526,7 +526,7 @@ async def test_a_renewal_gives_back_nothing_that_was_given_up(world, three, monk
     assert taken(provider, "provider") == 99
     provider.granted.clear()
     world.later(STORAGE_LEASE_MS * 5 // 8)
-    monkeypatch.setattr(keeping, "wanted", lambda terms, _: terms.quantity)
+    monkeypatch.setattr(lease, "wanted", lambda terms, _: terms.quantity)
     await world.drive(customer.market.renewals.round())
     assert provider.newest("provider").quantity == SLOT_STEP_BYTES
     assert taken(provider, "provider") == 99, "what is held still counts"
@@ -540,7 +540,7 @@ async def test_a_lease_is_not_renewed_above_the_price_of_its_need(world, three):
     await world.drive(customer.market.settlement.settle_due())
     lease_id = provider.one("provider").lease_id
     provider.stores(lease_id, customer.id, MIB)
-    await customer.market.taken.used(lease_id, MIB)
+    await customer.market.buyer.used(lease_id, MIB)
     provider.granted.clear()
     world.later(STORAGE_LEASE_MS * 5 // 8)
     await world.drive(customer.market.renewals.round())
@@ -561,7 +561,7 @@ async def test_a_run_waits_for_the_next_minute_of_its_rate_and_never_for_more_th
     level, lease_id = 50 * LEASE_UNIT["compute"], provider.one("provider").lease_id
     begun_ms = world.clock.now_ms()
     await admit(world, provider, lease_id, customer, level)
-    provider.market.granted.used_compute(lease_id, level, level)
+    provider.market.granter.used_compute(lease_id, level, level)
     with pytest.raises(RateLimited):
         await admit(world, provider, lease_id, customer, 1)
     await admit(world, provider, lease_id, customer, 1, wait_ms=2 * COMPUTE_LEASE_MS)
@@ -581,7 +581,7 @@ async def test_many_cleared_rates_have_no_more_places_to_wait_than_one(world, th
 
     def call(entry, wait_ms=COMPUTE_LEASE_MS):
         terms = entry.terms
-        return provider.market.granted.admit_compute(terms.lease_id, terms.customer, level, wait_ms)
+        return provider.market.granter.admit_compute(terms.lease_id, terms.customer, level, wait_ms)
 
     leases = list(provider.market.store.all("provider"))
     (others,) = (entry for entry in leases if entry.peer == other.id)
@@ -598,7 +598,7 @@ async def test_many_cleared_rates_have_no_more_places_to_wait_than_one(world, th
     await settle()
     assert not last.done(), "another customer has its own places"
     for entry in leases:
-        provider.market.granted.used_compute(entry.terms.lease_id, level, 0)
+        provider.market.granter.used_compute(entry.terms.lease_id, level, 0)
     await world.drive(last, *(each for each in waiting if not each.done()))
 
 
@@ -646,7 +646,7 @@ async def test_fuel_that_ran_is_billed_to_the_end_of_its_minute(world, three):
     needs(customer)
     await signed(world, customer)
     assert taken(provider, "provider") == 50
-    provider.market.granted.used_compute(lease_id, level, level)
+    provider.market.granter.used_compute(lease_id, level, level)
     await signed(world, customer)
     assert taken(provider, "provider") == 50
     world.later(COMPUTE_LEASE_MS)
@@ -671,7 +671,7 @@ async def test_a_rate_is_leased_for_a_minute_at_least_and_never_past_its_need(
         customer.received.clear()
         entitle(world, customer, provider, 50, kind="compute", window=(now_ms, end_ms))
         with monkeypatch.context() as patch:
-            patch.setattr(lease_requests, "LeaseRequest", ending(end_ms + 1))
+            patch.setattr(providers, "LeaseRequest", ending(end_ms + 1))
             await signed(world, customer)
         assert not provider.market.leases()
     world.later(DAY_MS)
@@ -691,7 +691,7 @@ async def test_what_runs_before_a_lease_begins_by_another_clock_is_paid(world, t
         moved = {name: fields[name] + REQUEST_WINDOW_MS for name in ("start_ms", "end_ms")}
         return made(**(fields | moved))
 
-    monkeypatch.setattr(lease_requests, "LeaseRequest", later)
+    monkeypatch.setattr(providers, "LeaseRequest", later)
     needs(customer, need_of(50, kind="compute"))
     now_ms = world.clock.now_ms()
     entitle(world, customer, provider, 50, kind="compute", window=(now_ms, now_ms + 2 * DAY_MS))
@@ -801,7 +801,9 @@ async def test_nothing_unsigned_is_owed(world, three):
     world.later(STORAGE_LEASE_IDLE_MS)
     provider.market.tidy()
     assert provider.one("provider").due_micro == 0
-    assert provider.market.limits.left(customer.id) == provider.ledger.credit_left(customer.id)
+    assert provider.market.headroom.credit_left(customer.id) == provider.ledger.credit_left(
+        customer.id
+    )
 
 
 async def test_nothing_is_kept_of_a_rate_for_who_reached_its_limit(world, three):
@@ -814,7 +816,7 @@ async def test_nothing_is_kept_of_a_rate_for_who_reached_its_limit(world, three)
     provider.granted.clear()
     world.later(3 * EPOCH_MS)
     provider.market.tidy()
-    assert customer.id in provider.market.limits.at_limit
+    assert customer.id in provider.market.headroom.at_limit
     assert provider.market.headroom.unreserved("compute") == 100 * LEASE_UNIT["compute"]
 
 

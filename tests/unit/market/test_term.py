@@ -4,8 +4,7 @@ import pytest
 
 from xsc.base.limits import COMPUTE_LEASE_MS, STORAGE_LEASE_MS
 from xsc.base.units import format_duration
-from xsc.market.keeping import check_renewal, due_ms
-from xsc.market.lease import LeaseTerms, LeaseUse, check_request, longest_ms
+from xsc.market.lease import LeaseTerms, LeaseUse, check_renewal, check_request, due_ms, longest_ms
 from xsc.storage.object.expiry import before_end
 from xsc.terms.lease import LeaseRequest
 

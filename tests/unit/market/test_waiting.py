@@ -38,7 +38,7 @@ class Shop:
 
     async def call(self, number=0, *, need=NEED, wait_ms=COMPUTE_WAIT_MS, run_ms=RUN_MS, on=True):
         """Lease fuel, run for so long, and pay for next to nothing, as a small call does."""
-        buyer, book = self.customer.market.buyer, self.provider.market.granted
+        buyer, book = self.customer.market.buyer, self.provider.market.granter
         target = self.provider.id if on else None
         lease = await buyer.lease_compute(fuel_steps=need, on=target, wait_ms=wait_ms)
         book.compute_terms(lease.lease_id, self.customer.id, need)
@@ -51,7 +51,7 @@ class Shop:
         finally:
             self.in_flight -= 1
             book.used_compute(lease.lease_id, need, RUN_FUEL)
-        await self.customer.market.taken.spent(lease.lease_id, RUN_FUEL)
+        await self.customer.market.buyer.spent(lease.lease_id, RUN_FUEL)
 
     @property
     def waiting(self):
@@ -109,7 +109,7 @@ async def test_a_run_that_was_refused_or_lost_makes_room_at_once(world, shop):
     await settle()
     assert not shop.ran
     before = world.clock.now_ms()
-    shop.customer.market.taken.unused(lease.lease_id, NEED)
+    shop.customer.market.buyer.unused(lease.lease_id, NEED)
     await world.drive(call)
     assert world.clock.now_ms() - before == RUN_MS
 
@@ -167,8 +167,8 @@ async def test_every_wait_ends_and_who_goes_away_takes_nothing_along(world, shop
     for call, answer in zip(calls, answers, strict=True):
         assert answer is None or isinstance(answer, LimitError | NoOffers) or call in gone
     assert shop.waiting == 0
-    assert len(shop.provider.market.granted._lines) == 0
-    assert shop.provider.market.limits.left(shop.customer.id) >= 0
+    assert len(shop.provider.market.granter._lines) == 0
+    assert shop.provider.market.headroom.credit_left(shop.customer.id) >= 0
 
 
 async def _all(world, calls):

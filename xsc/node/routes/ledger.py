@@ -39,7 +39,7 @@ def _shared_credits(node: Node) -> list[api.SharedCredit]:
                 through=through,
                 name=node.name_of(from_text(through)),
                 limit_micro=limit,
-                left_micro=node.market.limits.left(widest),
+                left_micro=node.market.headroom.credit_left(widest),
                 peers=[NamedPeer(id=to_text(each), name=node.name_of(each)) for each in sharing],
             )
         )
@@ -68,7 +68,7 @@ async def balance(node: Node, _: Nothing) -> api.Balances:
             limit_micro=row.limit_micro,
             credit_left_micro=row.credit_left_micro,
             unproven_micro=row.unproven_micro,
-            left_micro=node.market.limits.left(row.peer),
+            left_micro=node.market.headroom.credit_left(row.peer),
             shared_through=shared_through(node, row.peer),
             own_limit_micro=None if own is None else own.limit_micro,
             own_left_micro=None if own is None else own.left_micro,

@@ -91,7 +91,7 @@ async def quotes(node: Node, _: Nothing) -> api.Quotes:
                 valid_until_ms=quote.valid_until_ms,
             )
             for kind, unit in UNITS.items()
-            for quote in await node.market.quotes.offers(kind)
+            for quote in await node.market.providers.offers(kind)
         ]
     )
 
