@@ -8,17 +8,14 @@ G6).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from fractions import Fraction
-from math import ceil
+from collections.abc import Mapping
 from typing import Final, TypeAlias
 
 from xsc.allocation.granting import Inputs
 from xsc.allocation.recognition import mutual_ppm
 from xsc.base.limits import DAMPING_HISTORY_MAX, PPM
 from xsc.base.units import ceil_div
-from xsc.terms.clearing import SlotDenominators, TwoTierAllocationState, from_ratio
-from xsc.terms.slot import Window
+from xsc.terms.clearing import TwoTierAllocationState
 
 SMOOTH_PPM: Final = PPM
 MODERATE_PPM: Final = 800_000
@@ -30,14 +27,7 @@ OVER_MAX: Final = 2**31 - 1
 History: TypeAlias = tuple[tuple[int, int], ...]
 """What was granted beyond the needs, in ppm of them, and when in milliseconds, the oldest first."""
 
-EPSILON_PPM: Final = 1_000
-"""0.1 %: a denominator or level that changes by no more is stable."""
 NETWORK_PPM: Final = 800_000
-
-Shares: TypeAlias = Mapping[tuple[bytes, Window, str], tuple[Fraction, Fraction | None]]
-"""By slot, window and tier, what the tier is divided by, and the units a unit of weight.
-
-The latter is None where every need is sated."""
 
 
 def over_allocated(needs: Mapping[bytes, int], received: Mapping[bytes, int]) -> int:
@@ -81,40 +71,6 @@ def publish_delay_ms(debounce_ms: int, damping_ppm: int) -> int:
     return ceil_div(debounce_ms * PPM, damping_ppm)
 
 
-def shares_of(cleared: Collection[SlotDenominators]) -> Shares:
-    """Return what is compared of the present clearings."""
-    return {
-        (slot.slot, slot.window, line.tier): (
-            from_ratio(line.denominator),
-            None if line.level is None else from_ratio(line.level),
-        )
-        for slot in cleared
-        for line in slot.tiers
-    }
-
-
-def _moved_ppm(before: Fraction | None, after: Fraction | None) -> int:
-    if before == after:
-        return 0
-    if not before or after is None:
-        return PPM
-    return min(PPM, ceil(abs(after - before) * PPM / before))
-
-
-def change_ppm(before: Shares, after: Shares) -> int:
-    """Return the greatest relative change of a denominator or level, rounded up, at most PPM.
-
-    What appears or vanishes has changed as a whole.
-    """
-    appeared = before.keys() != after.keys()
-    moved = (
-        _moved_ppm(*pair)
-        for place in before.keys() & after.keys()
-        for pair in zip(before[place], after[place], strict=True)
-    )
-    return PPM if appeared else max(moved, default=0)
-
-
 def network_has_converged(flags: Mapping[bytes, bool]) -> bool:
     """Return whether 80 % of the nodes say that they have: an estimate, over those heard lately.
 
@@ -140,17 +96,16 @@ def state_after(
     """
     weights = inputs.own.weights
     mutual = {peer: mutual_ppm(weights.get(peer, 0), ppm) for peer, ppm in inputs.theirs.items()}
-    slots = granted.slot_denominators
-    moved = change_ppm(shares_of(last.slot_denominators), shares_of(slots))
-    known = {each.clearing for each in last.slot_denominators}
-    is_kept = all(each.clearing in known for each in slots)
-    changes = (*last.convergence_history, (moved, inputs.now_ms))
+    before, now = ({each.clearing for each in state.slot_denominators} for state in (last, granted))
+    changed = ceil_div(len(before ^ now) * PPM, max(1, len(before | now)))
+    changes = (*last.convergence_history, (changed, inputs.now_ms))
     return granted.model_copy(
         update={
             "mr_values": tuple(sorted((peer, ppm) for peer, ppm in mutual.items() if ppm)),
             "damping_factor": damping_ppm,
             "damping_history": inputs.own.commitment.damping_history,
-            "converged": is_kept and not inputs.is_pending and moved <= EPSILON_PPM,
+            # While a clearing is the same, no denominator and no level of it moves at all.
+            "converged": changed == 0 and not inputs.is_pending,
             "convergence_history": changes[-DAMPING_HISTORY_MAX:],
         }
     )

@@ -280,7 +280,7 @@ class TwoTierAllocationState(Record):
     convergence_history: Annotated[
         tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
     ] = ()
-    """Greatest relative change of a denominator or level in ppm, and when; the oldest first."""
+    """Share of the clearings that were new or gone, in ppm, and when; the oldest first."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
