@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Checked, eligible_of
-from xsc.allocation.heard import Heard
+from xsc.allocation.commitments import Heard
 from xsc.allocation.matching import mismatch
 from xsc.allocation.why import Outcome, Pair, absence, explain, pairs_of
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
