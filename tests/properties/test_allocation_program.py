@@ -9,9 +9,16 @@ from random import Random
 
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all
-from xsc.allocation.program import NOBODY, AllocationProgram, from_bytes, parts_of, to_bytes
+from xsc.allocation.program import (
+    NOBODY,
+    AllocationProgram,
+    factor_ppm,
+    from_bytes,
+    parts_of,
+    state_after,
+    to_bytes,
+)
 from xsc.allocation.recognition import value_of
-from xsc.allocation.settling import factor_ppm, state_after
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import XscError
 from xsc.base.limits import GATHERED_BYTES_MAX, MIB

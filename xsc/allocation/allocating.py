@@ -10,22 +10,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, Protocol
 
 from xsc.allocation.acceptance import answered, is_settled, received, to_lease
 from xsc.allocation.clearing_record import Published, read_state, standing
 from xsc.allocation.commitments import Commitments
-from xsc.allocation.granting import Inputs, Outcome, clear_all, entitlements
+from xsc.allocation.granting import Inputs, Outcome, SlotRoom, clear_all, entitlements
 from xsc.allocation.matching import Party, mismatch
-from xsc.allocation.ports import Market, Program
-from xsc.allocation.program import NOBODY, AllocationProgram
+from xsc.allocation.program import (
+    NOBODY,
+    AllocationProgram,
+    Program,
+    factor_ppm,
+    observe,
+    over_allocated,
+    publish_delay_ms,
+)
 from xsc.allocation.records import Records
-from xsc.allocation.settling import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.base.clock import event_within
 from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.ids import short
-from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     ALLOCATION_LOOK_MS,
@@ -40,13 +45,36 @@ from xsc.identity.envelope import sign
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
-from xsc.space.record import Change, Entry
+from xsc.space.record import Change
 from xsc.terms.clearing import TwoTierAllocationState
-from xsc.terms.slot import Commitment, Entitlement, NeedSlot
+from xsc.terms.quote import Kind
+from xsc.terms.slot import Commitment, Entitlement, EntitlementKey, NeedSlot
 
 _LOOKED_AT: Final = frozenset(
     {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
 )
+
+
+class Market(Protocol):
+    """Capacity, what was drawn of it, and credit."""
+
+    def free(self) -> Mapping[Kind, int]:
+        """Return what is neither used nor reserved now."""
+
+    def room(self, free: Mapping[Kind, int], now_ms: int) -> SlotRoom:
+        """Return what so much has room for."""
+
+    def drawn(self) -> Mapping[EntitlementKey, int]:
+        """Return the steps that leases have drawn of each entitlement, rounded up."""
+
+    def pinned(self) -> Mapping[EntitlementKey, int]:
+        """Return the same of those that are not cleared again yet."""
+
+    def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
+        """Return the micro-credits that a customer may still come to owe.
+
+        It has an equal part of a credit that it shares with others of these takers.
+        """
 
 
 class Allocator:
@@ -60,14 +88,11 @@ class Allocator:
         commitments: Commitments,
         peers: Peers,
         market: Market,
-        state: KeyValue,
+        records: Records,
         is_up: Callable[[bytes], bool],
         follow: Callable[[], None],
-        read: Callable[[bytes, str], Awaitable[Entry]],
-        once: Callable[[str, Callable[[], Awaitable[None]]], None],
         on_offered: Callable[[], None],
         held: Callable[[], Mapping[tuple[bytes, bytes], int]],
-        report: Callable[[bytes, str], None],
         look_ms: int = ALLOCATION_LOOK_MS,
     ) -> None:
         self._context = context
@@ -103,16 +128,7 @@ class Allocator:
         self._renewed: dict[bytes, int] = {}
         """By need, when it last began a new number because it was short."""
         self._began_ms = 0
-        self.records = Records(
-            context,
-            space=space,
-            state=state,
-            read=read,
-            heard=self._heard,
-            once=once,
-            told=self.wake,
-            report=report,
-        )
+        self.records = records
         self._answer_ms: int | None = None
         """When changed caps are published."""
         self._full = False

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from xsc.allocation.clearing_record import (
     Offer,
@@ -31,7 +31,6 @@ from xsc.allocation.clearing_record import (
     wanted,
 )
 from xsc.allocation.matching import overlap, places, windows_of
-from xsc.allocation.ports import SlotRoom
 from xsc.base.encoding import Value, encode, tagged_sha256
 from xsc.base.limits import (
     ALLOCATIONS_A_CUSTOMER_MAX,
@@ -58,6 +57,16 @@ from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSl
 
 Key: TypeAlias = tuple[bytes, int]
 """A slot and the start of one of its windows."""
+
+
+class SlotRoom(Protocol):
+    """What this node can grant, as one pass over its slots takes it."""
+
+    def left(self, kind: Kind, window: Window) -> int:
+        """Return the steps that can be granted over a window, beside what is drawn."""
+
+    def take(self, kind: Kind, window: Window, steps: int) -> None:
+        """Count steps as granted over a window."""
 
 
 class Given:
@@ -132,7 +141,7 @@ class Outcome:
     """What a round comes to."""
 
     state: TwoTierAllocationState
-    """Its slots, allocations, totals and pauses; `settling.state_after` adds the rest."""
+    """Its slots, allocations, totals and pauses; `program.state_after` adds the rest."""
     records: Mapping[bytes, ClearingRecord]
     """Of the windows that were cleared anew, by id."""
 

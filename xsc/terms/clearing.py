@@ -271,7 +271,7 @@ class TwoTierAllocationState(Record):
     mr_values: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
     """By rising ids: mutual recognition above 0, in ppm."""
     damping_factor: Annotated[int, Field(ge=0, le=PPM)] = PPM
-    """In ppm, from the history (`xsc.allocation.settling`)."""
+    """In ppm, from the history (`xsc.allocation.program`)."""
     damping_history: Annotated[
         tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
     ] = ()

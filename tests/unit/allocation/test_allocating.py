@@ -16,6 +16,7 @@ from xsc.allocation import granting, records
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all, windows_ahead
+from xsc.allocation.records import Records
 from xsc.allocation.tiers import TIERS
 from xsc.base.clock import InlineExecutor, SeededEntropy
 from xsc.base.errors import NotFound, StoreDamaged
@@ -158,14 +159,20 @@ class Allocating(Node):
             commitments=self.commitments,
             peers=self.known,
             market=self.market,
-            state=self.db,
+            records=Records(
+                self.context,
+                space=self.space,
+                state=self.db,
+                read=self.read,
+                heard=self.commitments.heard,
+                once=self.once,
+                told=lambda: self.allocator.wake(),  # noqa: PLW0108 (bound late)
+                report=lambda peer, what: self.reports.append((peer, what)),
+            ),
             is_up=self.up.__contains__,
             follow=lambda: None,
-            read=self.read,
-            once=self.once,
             on_offered=lambda: None,
             held=dict,
-            report=lambda peer, what: self.reports.append((peer, what)),
         )
         self.reports = []
         self.allocator.serve_by(Direct(self.allocator.rules))

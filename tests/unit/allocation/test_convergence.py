@@ -6,7 +6,8 @@ import pytest
 
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs
-from xsc.allocation.settling import network_has_converged, state_after
+from xsc.allocation.program import state_after
+from xsc.allocation.queries import network_has_converged
 from xsc.allocation.tiers import Claim, proportional
 from xsc.base.limits import PPM
 from xsc.terms.clearing import (
