@@ -16,7 +16,15 @@ from typing import Final, Protocol
 from xsc.allocation.acceptance import answered, is_settled, received, to_lease
 from xsc.allocation.clearing_record import Published, read_state, standing
 from xsc.allocation.commitments import Commitments
-from xsc.allocation.granting import Inputs, Outcome, SlotRoom, clear_all, entitlements
+from xsc.allocation.granting import (
+    Gathered,
+    Inputs,
+    Outcome,
+    SlotRoom,
+    clear_all,
+    entitlements,
+    rows_of,
+)
 from xsc.allocation.matching import Party, mismatch
 from xsc.allocation.program import (
     NOBODY,
@@ -303,7 +311,7 @@ class Allocator:
         last = self.state
         if not (inputs.own.commitment.slots or last.slot_denominators):
             return
-        room = self._market.room(inputs.free, inputs.now_ms)
+        room = self._market.room(inputs.gathered.free, inputs.gathered.now_ms)
         outcome = await self._executor.run(clear_all, inputs, last, room)
         # Customers see when something was offered to them again in the state alone.
         decided = _granted_of(outcome.state)
@@ -346,22 +354,22 @@ class Allocator:
         """Gather what the round follows from."""
         own, others = self._heard.of(self._node), self._others()
         kinds = {slot.kind for slot in own.commitment.slots}
-        takers = {
-            other.node: other
-            for other in others
-            if any(need.kind in kinds for need in other.commitment.needs)
-        }
-        return Inputs(
+        takers = [
+            other for other in others if any(need.kind in kinds for need in other.commitment.needs)
+        ]
+        market, nodes = self._market, {taker.node for taker in takers}
+        gathered = Gathered(
             now_ms=self._clock.now_ms(),
-            own=own,
-            others=takers,
-            theirs={each.node: ppm for each in others if (ppm := each.weights.get(own.node, 0))},
-            drawn=self._market.drawn(),
-            pinned=self._market.pinned(),
-            credit={node: self._market.credit_micro(node, takers) for node in takers},
-            free=self._market.free(),
+            own=own.said,
+            others=tuple(taker.said for taker in takers),
+            theirs=tuple((each.node, w) for each in others if (w := each.weights.get(own.node, 0))),
+            drawn=rows_of(market.drawn()),
+            pinned=rows_of(market.pinned()),
+            credit=tuple((each.node, market.credit_micro(each.node, nodes)) for each in takers),
+            free=dict(market.free()),
             is_pending=self._woken.is_set(),
         )
+        return Inputs(gathered, own, takers)
 
     async def _publish(self, inputs: Inputs, outcome: Outcome, raw: bytes) -> None:
         """Keep the clearings that a state names, and publish it; the oldest records go."""
@@ -372,7 +380,7 @@ class Allocator:
             for each in named
             if each in outcome.records
         ]
-        values, names = self.records.changes(made, named, (inputs.own, *inputs.others.values()))
+        values, names = self.records.changes(made, named, (inputs.own, *inputs.others))
         # Written before anybody can draw on it, so that what is kept free has its proof.
         await self._put(values | {UserSpacePaths.ALLOCATION_STATE: raw})
         self.records.wrote(names)

@@ -31,7 +31,7 @@ from xsc.base.limits import (
     STRANGER_BYTES_MAX,
 )
 from xsc.base.units import ceil_div
-from xsc.identity.envelope import Signed, open_signed
+from xsc.identity.envelope import Id32, Signed, open_signed
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceRecord, check_value, open_record
@@ -50,6 +50,9 @@ from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, Window
 
 Pin: TypeAlias = tuple[bytes, bytes]
 """A customer and one of its needs."""
+
+Said: TypeAlias = tuple[Id32, SpaceValue, SpaceValue | None]
+"""A node, its commitment, and its recognition where it has one."""
 
 _PARTICIPANT_BYTES = 256
 """Of a participant, beside what it published and what grows with its needs."""
@@ -100,6 +103,11 @@ class Published:
         said = Commitment.read(commitment.value) if commitment.value else Commitment()
         weights = {} if recognition is None else read_weights(node, recognition.value)
         return cls(node, said, commitment, weights, recognition)
+
+    @property
+    def said(self) -> Said:
+        """What `read` makes it from."""
+        return self.node, self.commitment_value, self.recognition_value
 
     @property
     def recognition_name(self) -> bytes | None:

@@ -16,12 +16,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
-from typing import Protocol, TypeAlias
+from typing import Annotated, ClassVar, Protocol, Self, TypeAlias
+
+from pydantic import Field
 
 from xsc.allocation.clearing_record import (
     Offer,
     Pin,
     Published,
+    Said,
     Taker,
     admitted,
     clear_window,
@@ -38,12 +41,15 @@ from xsc.base.limits import (
     ALLOCATIONS_MAX,
     CLEARED_SLOTS_MAX,
     CLEARINGS_BYTES_MAX,
+    GATHERED_BYTES_MAX,
     OFFER_MS,
     OFFER_PAUSE_MS,
     OFFER_PAUSE_MS_MAX,
     OFFER_PAUSES_MAX,
+    PPM,
     WINDOWS_AHEAD,
 )
+from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.clearing import (
     ClearingRecord,
     SlotAllocationRecord,
@@ -52,11 +58,13 @@ from xsc.terms.clearing import (
     recipient_totals,
 )
 from xsc.terms.pricing import SLOT_UNIT, affordable, slot_amount
-from xsc.terms.quote import Kind
+from xsc.terms.quote import Kind, SlotId
 from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSlot, Window
 
 Key: TypeAlias = tuple[bytes, int]
 """A slot and the start of one of its windows."""
+Drawn: TypeAlias = tuple[SlotId, Count, Id32, SlotId, Count]
+"""Slot, start of its window, customer, need and steps."""
 
 
 class SlotRoom(Protocol):
@@ -114,26 +122,56 @@ def lapsed(turn: Turn, now_ms: int) -> Turn:
     return Turn(lapses=turn.lapses + 1, paused_until_ms=now_ms + pause_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Everything that a round follows from, beside the last state."""
+class Gathered(Record):
+    """All that a round follows from, beside the last state, as its bytes have it."""
 
-    now_ms: int
-    own: Published
-    others: Mapping[bytes, Published]
-    """By node: at least whose needs match a slot."""
-    theirs: Mapping[bytes, int]
-    """By peer: the weight that it gives this node, in ppm, above 0."""
-    drawn: Mapping[EntitlementKey, int]
+    KIND: ClassVar[str] = "gathered"
+
+    now_ms: Count
+    own: Said
+    others: tuple[Said, ...]
+    """By rising id: at least those whose needs match a slot."""
+    theirs: tuple[tuple[Id32, Annotated[int, Field(gt=0, le=PPM)]], ...]
+    """By rising id of a peer: the weight that it gives this node."""
+    drawn: tuple[Drawn, ...]
     """The steps that leases have of what was granted."""
-    pinned: Mapping[EntitlementKey, int]
+    pinned: tuple[Drawn, ...]
     """Those of them that are not cleared again yet."""
-    credit: Mapping[bytes, int]
-    """By customer: the micro-credits that it may still come to owe."""
-    free: Mapping[Kind, int]
+    credit: tuple[tuple[Id32, int], ...]
+    """By rising id of a customer: the micro-credits that it may still come to owe."""
+    free: dict[Kind, Count]
     """What is neither used nor reserved."""
     is_pending: bool
     """Whether something has changed that is not in here yet."""
+
+    @classmethod
+    def read(cls, raw: bytes) -> Self:
+        """Return what bytes have.
+
+        Raises:
+            TooLarge, RecordInvalid: they are of no such thing.
+        """
+        return cls.from_bytes(raw, size_max=GATHERED_BYTES_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What was gathered, with what nodes have published as it was read from there."""
+
+    gathered: Gathered
+    own: Published
+    others: Sequence[Published]
+
+    @classmethod
+    def read(cls, raw: bytes) -> Self:
+        """Return what a round follows from.
+
+        Raises:
+            TooLarge, RecordInvalid: the bytes are of no such thing.
+        """
+        found = Gathered.read(raw)
+        others = [Published.read(*said) for said in found.others]
+        return cls(found, Published.read(*found.own), others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,11 +264,16 @@ def _inputs(
     )
 
 
-def _by_window(drawn: Mapping[EntitlementKey, int]) -> dict[Key, dict[Pin, int]]:
+def rows_of(drawn: Mapping[EntitlementKey, int]) -> tuple[Drawn, ...]:
+    """Return what was drawn of a provider's entitlements as it is gathered."""
+    return tuple((*key[1:], steps) for key, steps in sorted(drawn.items()))
+
+
+def _by_window(drawn: Iterable[Drawn]) -> dict[Key, dict[Pin, int]]:
     found: defaultdict[Key, dict[Pin, int]] = defaultdict(dict)
-    for each, steps in drawn.items():
+    for slot, opens_ms, customer, need, steps in drawn:
         if steps:
-            found[each.slot, each.opens_ms][each.customer, each.need] = steps
+            found[slot, opens_ms][customer, need] = steps
     return found
 
 
@@ -268,13 +311,14 @@ class _Round:
     """What the windows that begin first have taken of needs, credit and capacity."""
 
     def __init__(self, inputs: Inputs, last: TwoTierAllocationState, room: SlotRoom) -> None:
-        self._inputs = inputs
+        self._own, self._others = inputs.own, inputs.others
+        self._now_ms = inputs.gathered.now_ms
         self._room = room
         self._last = _by_last_window(last)
-        self._leased = _by_window(inputs.drawn)
-        self._pinned = _by_window(inputs.pinned)
+        self._leased = _by_window(inputs.gathered.drawn)
+        self._pinned = _by_window(inputs.gathered.pinned)
         self._given: defaultdict[Pin, Given] = defaultdict(Given)
-        self._credit = Counter(inputs.credit)
+        self._credit = Counter(dict(inputs.gathered.credit))
         self._lines = Counter[bytes]()
         self._divided: list[SlotDenominators] = []
         self._granted: list[SlotAllocationRecord] = []
@@ -302,16 +346,16 @@ class _Round:
 
     def clear(self, slot: AvailabilitySlot, window: Window, bytes_max: int) -> None:
         """Clear a window where somebody needs something of it, and count what it grants."""
-        inputs, key = self._inputs, (slot.slot_id, window[0])
+        key = slot.slot_id, window[0]
         self._drawn = self._leased.get(key, {})
         free, taken = self._room.left(slot.kind, window), sum(self._drawn.values())
-        offer = Offer(slot, window, inputs.now_ms, min(slot.quantity, taken + free))
+        offer = Offer(slot, window, self._now_ms, min(slot.quantity, taken + free))
         takers, last = self._takers(offer), self._last[key]
         if not takers and last.divided is None:
             return
         # All records of a round fit the own space, and all that it grants one state.
         taking = admitted(
-            inputs.own,
+            self._own,
             takers,
             slot,
             bytes_max=bytes_max,
@@ -354,8 +398,8 @@ class _Round:
 
     def _takers(self, offer: Offer) -> list[Taker]:
         """Return those with a need that matches, by rank."""
-        own, found = self._inputs.own, []
-        for other in self._inputs.others.values():
+        own, found = self._own, []
+        for other in self._others:
             units = wanted(offer, own, other)
             if units:
                 needs = tuple(need for need in other.commitment.needs if need.slot_id in units)
@@ -367,7 +411,7 @@ class _Round:
         pin, time = (line.customer, line.need), self._times[line.customer][line.need]
         self._given[pin].add(time, line.quantity)
         self._lines[line.customer] += 1
-        if until_ms(line.granted_ms, time) > self._inputs.now_ms:
+        if until_ms(line.granted_ms, time) > self._now_ms:
             left = max(0, line.quantity - self._drawn.get(pin, 0))
             self._credit[line.customer] -= slot_amount(kind, line.price, left)
             self._room.take(kind, time, left)
@@ -382,7 +426,7 @@ class _Round:
             free: what no lease has of the window.
         """
         found: dict[bytes, int] = {}
-        customer, now_ms = taker.published.node, self._inputs.now_ms
+        customer, now_ms = taker.published.node, self._now_ms
         credit, is_open = self._credit[customer], taker.tier == "open"
         is_paused = now_ms < self._turns[customer].paused_until_ms
         lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
@@ -390,7 +434,7 @@ class _Round:
         for need in taker.needs:
             pin, time = (customer, need.slot_id), self._times[customer][need.slot_id]
             mine = self._drawn.get(pin, 0)
-            provider = self._inputs.own.node
+            provider = self._own.node
             most = still_wanted(need, provider, time, self._given[pin])
             # A margin asks for free room, and not for what lies under others' leases.
             margin = max(0, need.part(provider) - mine)
@@ -419,7 +463,7 @@ class _Round:
 
     def _turn(self, customer: bytes, last: _Last, free: int) -> Turn:
         """Return how a customer stands with this window now."""
-        turn, now_ms = last.turns.get(customer, Turn()), self._inputs.now_ms
+        turn, now_ms = last.turns.get(customer, Turn()), self._now_ms
         if turn.paused_until_ms:
             return turn if now_ms < turn.paused_until_ms else Turn(lapses=turn.lapses)
         waiting = self._waiting(last.lines.get(customer, ())) if turn.offered_ms else []
@@ -433,7 +477,7 @@ class _Round:
 
         To withdraw what was offered and not taken is to let it lapse.
         """
-        now_ms, turns = self._inputs.now_ms, {}
+        now_ms, turns = self._now_ms, {}
         for node, turn in last.turns.items():
             if turn.paused_until_ms > now_ms:
                 turns[node] = turn
@@ -461,7 +505,7 @@ class _Round:
             stays = [pin for pin in pinned if pin[1] not in taking.get(pin[0], {})]
             capacity = max(0, offer.capacity - sum(pinned[pin] for pin in stays))
             least = replace(offer, capacity=capacity)
-            record = clear_window(least, self._inputs.own, customers, taking, left_out=left_out)
+            record = clear_window(least, self._own, customers, taking, left_out=left_out)
             short = _beyond(_units(_lines_of(record)), pinned).keys() - stays
             if not short:
                 return record
@@ -500,10 +544,10 @@ def clear_all(inputs: Inputs, last: TwoTierAllocationState, room: SlotRoom) -> O
     Args:
         inputs: what the round follows from.
         last: the state that was published before.
-        room: what `inputs.free` has room for; it is used up.
+        room: what is free has room for; it is used up.
     """
     slots = {slot.slot_id: slot for slot in inputs.own.commitment.slots}
-    windows = windows_ahead(slots.values(), inputs.now_ms)
+    windows = windows_ahead(slots.values(), inputs.gathered.now_ms)
     bytes_max = CLEARINGS_BYTES_MAX // max(1, len(windows))
     made = _Round(inputs, last, room)
     for window, key in windows:

@@ -13,21 +13,17 @@ G6).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
-from pydantic import Field
-
-from xsc.allocation.clearing_record import Published, read_state
-from xsc.allocation.granting import Inputs, Outcome, SlotRoom, clear_all
+from xsc.allocation.clearing_record import read_state
+from xsc.allocation.granting import Gathered, Inputs, Outcome, SlotRoom, clear_all
 from xsc.allocation.recognition import mutual_ppm
-from xsc.base.limits import DAMPING_HISTORY_MAX, GATHERED_BYTES_MAX, PPM
+from xsc.base.limits import DAMPING_HISTORY_MAX, PPM
 from xsc.base.units import ceil_div
-from xsc.identity.envelope import Count, Id32, Record
 from xsc.space.paths import UserSpacePaths
-from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.quote import Kind, SlotId
-from xsc.terms.slot import EntitlementKey
+from xsc.terms.clearing import TwoTierAllocationState
+from xsc.terms.quote import Kind
 
 SMOOTH_PPM: Final = PPM
 MODERATE_PPM: Final = 800_000
@@ -42,83 +38,6 @@ NOBODY: Final = -1
 """In the ring of damping: no computation yet."""
 Room: TypeAlias = Callable[[Mapping[Kind, int], int], SlotRoom]
 """Returns what so much has room for, at a time."""
-_Said = tuple[Id32, SpaceValue, SpaceValue | None]
-"""A node, its commitment, and its recognition where it has one."""
-_Drawn = tuple[SlotId, Count, Id32, SlotId, Count]
-"""Slot, start of its window, customer, need and steps."""
-
-
-class Gathered(Record):
-    """All that a round follows from, as its bytes have it."""
-
-    KIND: ClassVar[str] = "gathered"
-
-    now_ms: Count
-    own: _Said
-    others: tuple[_Said, ...]
-    theirs: tuple[tuple[Id32, Annotated[int, Field(gt=0, le=PPM)]], ...]
-    drawn: tuple[_Drawn, ...]
-    pinned: tuple[_Drawn, ...]
-    credit: tuple[tuple[Id32, int], ...]
-    free: dict[Kind, Count]
-    is_pending: bool
-
-    @classmethod
-    def read(cls, raw: bytes) -> Gathered:
-        """Return what bytes have.
-
-        Raises:
-            TooLarge, RecordInvalid: they are of no such thing.
-        """
-        return cls.from_bytes(raw, size_max=GATHERED_BYTES_MAX)
-
-
-def _said(each: Published) -> _Said:
-    return each.node, each.commitment_value, each.recognition_value
-
-
-def _rows(drawn: Mapping[EntitlementKey, int]) -> tuple[_Drawn, ...]:
-    return tuple((*key[1:], steps) for key, steps in sorted(drawn.items()))
-
-
-def _of_rows(provider: bytes, rows: Iterable[_Drawn]) -> dict[EntitlementKey, int]:
-    return {EntitlementKey(provider, *row[:4]): row[4] for row in rows}
-
-
-def to_bytes(inputs: Inputs) -> bytes:
-    """Return the canonical bytes of what a round follows from."""
-    return Gathered(
-        now_ms=inputs.now_ms,
-        own=_said(inputs.own),
-        others=tuple(_said(each) for _, each in sorted(inputs.others.items())),
-        theirs=tuple(sorted(inputs.theirs.items())),
-        drawn=_rows(inputs.drawn),
-        pinned=_rows(inputs.pinned),
-        credit=tuple(sorted(inputs.credit.items())),
-        free=dict(inputs.free),
-        is_pending=inputs.is_pending,
-    ).to_bytes()
-
-
-def from_bytes(raw: bytes) -> Inputs:
-    """Return what a round follows from.
-
-    Raises:
-        TooLarge, RecordInvalid: the bytes are of no such thing.
-    """
-    found = Gathered.read(raw)
-    own = Published.read(*found.own)
-    return Inputs(
-        now_ms=found.now_ms,
-        own=own,
-        others={said[0]: Published.read(*said) for said in found.others},
-        theirs=dict(found.theirs),
-        drawn=_of_rows(own.node, found.drawn),
-        pinned=_of_rows(own.node, found.pinned),
-        credit=dict(found.credit),
-        free=found.free,
-        is_pending=found.is_pending,
-    )
 
 
 class Part(NamedTuple):
@@ -202,17 +121,17 @@ def state_after(
         damping_ppm: the factor of the own history.
     """
     weights = inputs.own.weights
-    mutual = {peer: mutual_ppm(weights.get(peer, 0), ppm) for peer, ppm in inputs.theirs.items()}
+    mutual = {peer: mutual_ppm(weights.get(peer, 0), ppm) for peer, ppm in inputs.gathered.theirs}
     before, now = ({each.clearing for each in state.slot_denominators} for state in (last, granted))
     changed = ceil_div(len(before ^ now) * PPM, max(1, len(before | now)))
-    changes = (*last.convergence_history, (changed, inputs.now_ms))
+    changes = (*last.convergence_history, (changed, inputs.gathered.now_ms))
     return granted.model_copy(
         update={
             "mr_values": tuple(sorted((peer, ppm) for peer, ppm in mutual.items() if ppm)),
             "damping_factor": damping_ppm,
             "damping_history": inputs.own.commitment.damping_history,
             # While a clearing is the same, no denominator and no level of it moves at all.
-            "converged": changed == 0 and not inputs.is_pending,
+            "converged": changed == 0 and not inputs.gathered.is_pending,
             "convergence_history": changes[-DAMPING_HISTORY_MAX:],
         }
     )
@@ -251,7 +170,7 @@ class AllocationProgram:
 
     def gather(self, inputs: Inputs, last: bytes, outcome: Outcome) -> bytes:
         """Return the bytes of what a round follows from, whose outcome is known by now."""
-        gathered = to_bytes(inputs)
+        gathered = inputs.gathered.to_bytes()
         self._last = (gathered, last, inputs, outcome)
         return gathered
 
@@ -260,8 +179,8 @@ class AllocationProgram:
         known = self._last
         if known is not None and known[:2] == (gathered, last):
             return known[2:]
-        inputs = from_bytes(gathered)
-        room = self._room(inputs.free, inputs.now_ms)
+        inputs = Inputs.read(gathered)
+        room = self._room(inputs.gathered.free, inputs.gathered.now_ms)
         outcome = clear_all(inputs, read_state(last), room)
         self._last = (gathered, last, inputs, outcome)
         return inputs, outcome

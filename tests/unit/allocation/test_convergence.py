@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import pytest
 
+from tests.gathering import inputs_of
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.granting import Inputs
 from xsc.allocation.program import state_after
 from xsc.allocation.queries import network_has_converged
 from xsc.allocation.tiers import Claim, proportional
@@ -57,15 +57,10 @@ def test_a_node_has_converged_while_its_clearings_are_the_same(
     before, after, is_pending, has, changed
 ):
     """What appears, vanishes or is cleared anew has changed, and so has what waits."""
-    inputs = Inputs(
+    inputs = inputs_of(
         now_ms=1,
         own=Published(b"p" * 32, Commitment(), SpaceValue(record=b"", value=b"")),
         others={},
-        theirs={},
-        drawn={},
-        pinned={},
-        credit={},
-        free={},
         is_pending=is_pending,
     )
     granted, last = (TwoTierAllocationState(slot_denominators=slots) for slots in (after, before))
