@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final, Protocol
 
 from xsc.allocation.acceptance import answered, is_settled, received, to_lease
-from xsc.allocation.clearing_record import Published, read_state, standing
+from xsc.allocation.clearing_record import Published, parties, read_state, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import (
     Gathered,
@@ -25,7 +25,7 @@ from xsc.allocation.granting import (
     entitlements,
     rows_of,
 )
-from xsc.allocation.matching import Party, mismatch
+from xsc.allocation.matching import mismatch
 from xsc.allocation.program import (
     NOBODY,
     AllocationProgram,
@@ -476,8 +476,7 @@ class Allocator:
             provider = other.node
             if not self._is_up(provider):
                 continue
-            there = Party(provider, standing(own, other)[0])
-            here = Party(self._node, standing(other, own)[0])
+            there, here = parties(other, own)
             slots = {
                 need_id: {
                     slot.slot_id: slot

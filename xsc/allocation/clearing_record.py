@@ -54,6 +54,9 @@ Pin: TypeAlias = tuple[bytes, bytes]
 Said: TypeAlias = tuple[Id32, SpaceValue, SpaceValue | None]
 """A node, its commitment, and its recognition where it has one."""
 
+Game: TypeAlias = tuple[SlotTerms, list[Bid], dict[bytes, Standing], bytes]
+"""Terms, bids, weights and salt."""
+
 _PARTICIPANT_BYTES = 256
 """Of a participant, beside what it published and what grows with its needs."""
 _NEED_BYTES = 192
@@ -140,14 +143,21 @@ def standing(provider: Published, customer: Published) -> Standing:
     return tier, mutual_ppm(mine, theirs) if tier == "mutual" else mine
 
 
+def parties(provider: Published, customer: Published) -> tuple[Party, Party]:
+    """Return the provider as the customer sees it, and the customer as the provider does."""
+    return (
+        Party(provider.node, standing(customer, provider)[0]),
+        Party(customer.node, standing(provider, customer)[0]),
+    )
+
+
 def wanted(offer: Offer, provider: Published, customer: Published) -> dict[bytes, int]:
     """Return what each need that matches accepts of this provider: its quantity, or its cap."""
     slot, now_ms = offer.slot, offer.at_ms
     ahead = max(offer.window[0], now_ms), offer.window[1]
     if min(offer.window[1], slot.valid_until_ms) <= now_ms:
         return {}
-    there = Party(provider.node, standing(customer, provider)[0])
-    here = Party(customer.node, standing(provider, customer)[0])
+    there, here = parties(provider, customer)
     found = {
         need.slot_id: min(need.quantity, need.cap(provider.node))
         for need in customer.commitment.needs
@@ -210,22 +220,23 @@ def admitted(
     return taken
 
 
-def weights_of(provider: Published, customers: Iterable[Published]) -> dict[bytes, Standing]:
-    """Return the tier and weight of customers at a provider."""
-    return {customer.node: standing(provider, customer) for customer in customers}
-
-
-def bids_of(
-    customers: Iterable[Published], eligible: Mapping[bytes, Mapping[bytes, int]]
-) -> list[Bid]:
-    """Return the bids that take part in a clearing.
+def game_of(
+    offer: Offer,
+    provider: Published,
+    customers: Iterable[Published],
+    eligible: Mapping[bytes, Mapping[bytes, int]],
+) -> Game:
+    """Return what `clear` takes.
 
     Args:
+        offer: what is cleared.
+        provider: whose slot it is.
         customers: those that take part.
         eligible: units by customer and need, as `check_eligible` wants them.
     """
-    bids = []
+    slot, bids, weights = offer.slot, list[Bid](), dict[bytes, Standing]()
     for customer in customers:
+        weights[customer.node] = standing(provider, customer)
         units = eligible.get(customer.node, {})
         bids += [
             Bid(
@@ -238,7 +249,8 @@ def bids_of(
             for need in customer.commitment.needs
             if need.slot_id in units
         ]
-    return bids
+    ladder = slot.price_mutual, slot.price_one_way, slot.reserve
+    return SlotTerms(offer.capacity, *ladder, slot.rule), bids, weights, offer.salt
 
 
 def check_eligible(
@@ -260,12 +272,6 @@ def check_eligible(
                     f"need {to_text(need_id)} of {short(customer.node)} does not match the slot, "
                     "or asks for less than is said to be eligible"
                 )
-
-
-def terms_of(offer: Offer) -> SlotTerms:
-    """Return the terms of the slot, with the capacity that is divided."""
-    slot = offer.slot
-    return SlotTerms(offer.capacity, slot.price_mutual, slot.price_one_way, slot.reserve, slot.rule)
 
 
 def clear_window(
@@ -290,12 +296,7 @@ def clear_window(
     """
     if offer.slot not in provider.commitment.slots:
         raise RecordInvalid("the provider does not publish this slot")
-    cleared = clear(
-        terms_of(offer),
-        bids_of(customers, eligible),
-        weights_of(provider, customers),
-        offer.salt,
-    )
+    cleared = clear(*game_of(offer, provider, customers, eligible))
     lines: defaultdict[bytes, list[LineValue]] = defaultdict(list)
     for line in cleared.lines:
         lines[line.customer].append((line.need, line.tier, line.quantity, line.price))
@@ -395,6 +396,12 @@ class Checked:
     def record(self) -> ClearingRecord:
         """The record."""
         return self.signed.record
+
+    @property
+    def game(self) -> Game:
+        """What was cleared, as `clear` takes it."""
+        eligible = eligible_of(self.record)
+        return game_of(offer_of(self.record), self.provider, self.customers, eligible)
 
 
 def _open_inputs(
@@ -508,14 +515,9 @@ def check_clearing(
         signed = open_clearing(raw, network)
         record, named = signed.record, {each.name: each for each in values}
         provider, customers = _open_inputs(record, named, signed.network)
-        check_eligible(offer_of(record), provider, customers, eligible_of(record))
-        again = clear_window(
-            offer_of(record),
-            provider,
-            customers,
-            eligible_of(record),
-            left_out=record.left_out,
-        )
+        what = offer_of(record), provider, customers, eligible_of(record)
+        check_eligible(*what)
+        again = clear_window(*what, left_out=record.left_out)
         for name in sorted(named.keys() - record.names):
             _check_said(signed, named[name])
     except (PeerError, LimitError) as fault:

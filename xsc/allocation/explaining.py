@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Checked, eligible_of
@@ -21,6 +22,9 @@ from xsc.base.limits import WHY_RECORDS_MAX, WHYS_MAX
 from xsc.base.peering import Peers
 from xsc.identity.context import Context
 from xsc.terms.slot import EntitlementKey, Window
+
+_PAIRS_AT_ONCE: Final = 512
+"""Pairs of slots and needs that are matched before others have their turn: there may be many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,9 @@ class Explaining:
         took_part = {} if only is None else eligible_of(only.record)
         rows: list[Explained] = []
         others: list[Explained] = []
-        for pair in pairs:
+        for number, pair in enumerate(pairs):
+            if number % _PAIRS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             reason = mismatch(pair.slot, pair.provider, pair.need, pair.customer)
             if reason is None or pair.need.slot_id in took_part.get(pair.customer.node, ()):
                 rows += self._cleared(pair, only)

@@ -14,16 +14,7 @@ from itertools import product
 from typing import Final, Literal, TypeAlias
 
 from xsc.allocation.clearing import STRANGER, Bid, SlotTerms, Standing, clear
-from xsc.allocation.clearing_record import (
-    Checked,
-    Published,
-    bids_of,
-    eligible_of,
-    offer_of,
-    standing,
-    terms_of,
-    weights_of,
-)
+from xsc.allocation.clearing_record import Checked, Published, parties
 from xsc.allocation.matching import Party, overlap, windows_of
 from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PPM
 from xsc.base.units import ceil_div, format_credits, format_level, format_share
@@ -52,8 +43,7 @@ class Pair:
 
 def pairs_of(provider: Published, customer: Published, one: bytes | None = None) -> Iterator[Pair]:
     """Return the pairs of what two nodes have published; those of one slot or need where given."""
-    there = Party(provider.node, standing(customer, provider)[0])
-    here = Party(customer.node, standing(provider, customer)[0])
+    there, here = parties(provider, customer)
     for slot, need in product(provider.commitment.slots, customer.commitment.needs):
         if one in (None, slot.slot_id, need.slot_id):
             yield Pair(slot, there, need, here)
@@ -143,17 +133,16 @@ def changes_of(
 
 def explain(checked: Checked, customer: bytes, need_id: bytes) -> Outcome | None:
     """Return why a need was granted what a clearing record says; None if it took no part."""
-    record = checked.record
-    bids = bids_of(checked.customers, eligible_of(record))
+    terms, bids, weights, salt = checked.game
     bid = next((each for each in bids if each.key == (customer, need_id)), None)
     if bid is None:
         return None
-    offer, weights = offer_of(record), weights_of(checked.provider, checked.customers)
-    lines = [(each.customer, line) for each in record.participants for line in each.lines]
+    taking = checked.record.participants
+    lines = [(each.customer, line) for each in taking for line in each.lines]
     stages = tuple(line[1:] for taker, line in lines if (taker, line[0]) == bid.key)
     need = _needs_of(checked, customer)[need_id]
     tier, weight = weights.get(customer, STRANGER)
-    asked = offer.slot.ladder.rung(tier)
+    asked = checked.record.slot.ladder.rung(tier)
     if sum(units for _, units, _ in stages) < bid.quantity:
         if bid.price_max < asked:
             because = (
@@ -175,7 +164,7 @@ def explain(checked: Checked, customer: bytes, need_id: bytes) -> Outcome | None
         )
     else:
         because = "all that it asked for was there"
-    changes = changes_of(terms_of(offer), bids, weights, offer.salt, bid)
+    changes = changes_of(terms, bids, weights, salt, bid)
     return Outcome(tier, weight, bid.quantity, stages, because, tuple(changes))
 
 

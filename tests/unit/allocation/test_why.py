@@ -5,14 +5,7 @@ from random import Random
 
 from tests.unit.allocation.clearings import key, random_clearing
 from xsc.allocation.clearing import Bid, SlotTerms, clear
-from xsc.allocation.clearing_record import (
-    bids_of,
-    check_clearing,
-    eligible_of,
-    offer_of,
-    terms_of,
-    weights_of,
-)
+from xsc.allocation.clearing_record import check_clearing
 from xsc.allocation.why import Change, changes_of, explain
 
 SALT = b"salt"
@@ -52,10 +45,7 @@ def test_every_change_has_the_effect_that_is_named(network):
     for _ in range(25):
         signed, values = random_clearing(random, network)
         record, checked = signed.record, check_clearing(signed.raw, values)
-        provider, customers = checked.provider, checked.customers
-        offer = offer_of(record)
-        bids = bids_of(customers, eligible_of(record))
-        weights = weights_of(provider, customers)
+        terms, bids, weights, salt = checked.game
         lines = {each.customer: each.lines for each in record.participants}
         for one in bids:
             said = explain(checked, *one.key)
@@ -70,7 +60,7 @@ def test_every_change_has_the_effect_that_is_named(network):
                     told = [raised if other == one else other for other in bids]
                 else:
                     stands = {**weights, one.customer: (change.what, change.bound)}
-                cleared = clear(terms_of(offer), told, stands, offer.salt)
+                cleared = clear(terms, told, stands, salt)
                 assert cleared.given().get(one.key, 0) == change.quantity
     assert found == {"price", "mutual", "one_way"}
 
