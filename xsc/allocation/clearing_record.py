@@ -450,14 +450,14 @@ def price_of(lines: Sequence[tuple[Tier, int, int]]) -> int:
     return ceil_div(sum(units * price for _, units, price in lines), sum(line[1] for line in lines))
 
 
-def lines_of(record: ClearingRecord) -> list[SlotAllocationRecord]:
-    """Return what a clearing grants, by customer and need; nothing of it is offered yet."""
+def lines_of(record: ClearingRecord) -> dict[Pin, SlotAllocationRecord]:
+    """Return what a clearing grants; nothing of it is offered yet."""
     lines: defaultdict[Pin, list[tuple[Tier, int, int]]] = defaultdict(list)
     for each in record.participants:
         for need, tier, units, price in each.lines:
             lines[each.customer, need].append((tier, units, price))
-    return [
-        SlotAllocationRecord(
+    return {
+        (customer, need): SlotAllocationRecord(
             slot=record.slot.slot_id,
             window=record.window,
             customer=customer,
@@ -468,7 +468,7 @@ def lines_of(record: ClearingRecord) -> list[SlotAllocationRecord]:
             granted_ms=0,
         )
         for (customer, need), of in lines.items()
-    ]
+    }
 
 
 def _check_said(signed: Signed[ClearingRecord], said: SpaceValue) -> None:
@@ -484,7 +484,7 @@ def _check_said(signed: Signed[ClearingRecord], said: SpaceValue) -> None:
     if (by.author, by.record.path) != (record.provider, UserSpacePaths.ALLOCATION_STATE):
         return
     state = read_state(check_value(by.record, said.value))
-    granted = set(lines_of(record))
+    granted = set(lines_of(record).values())
     named = {
         (each.slot, each.window) for each in state.slot_denominators if each.clearing == signed.id
     }

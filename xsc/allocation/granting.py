@@ -116,12 +116,6 @@ class Turn:
     paused_until_ms: int = 0
 
 
-def lapsed(turn: Turn, now_ms: int) -> Turn:
-    """Return the turn of a customer that has let an offer lapse."""
-    pause_ms = min(OFFER_PAUSE_MS << min(turn.lapses, 16), OFFER_PAUSE_MS_MAX)
-    return Turn(lapses=turn.lapses + 1, paused_until_ms=now_ms + pause_ms)
-
-
 class Gathered(Record):
     """All that a round follows from, beside the last state, as its bytes have it."""
 
@@ -277,8 +271,8 @@ def _by_window(drawn: Iterable[Drawn]) -> dict[Key, dict[Pin, int]]:
     return found
 
 
-_Lines: TypeAlias = dict[bytes, list[SlotAllocationRecord]]
-"""What is granted of one window, by customer."""
+_Lines: TypeAlias = Mapping[Pin, SlotAllocationRecord]
+"""What is granted of one window."""
 
 
 @dataclass(slots=True)
@@ -286,7 +280,7 @@ class _Last:
     """What the last state says of one window."""
 
     divided: SlotDenominators | None = None
-    lines: _Lines = field(default_factory=dict)
+    lines: dict[Pin, SlotAllocationRecord] = field(default_factory=dict)
     turns: dict[bytes, Turn] = field(default_factory=dict)
     """By customer that has something to take, or let an offer lapse."""
 
@@ -300,7 +294,7 @@ def _by_last_window(state: TwoTierAllocationState) -> defaultdict[Key, _Last]:
         found[slot, start].turns[customer] = turn
     for line in state.slot_allocations:
         last, customer = found[line.slot, line.window[0]], line.customer
-        last.lines.setdefault(customer, []).append(line)
+        last.lines[customer, line.need] = line
         if line.granted_ms:
             turn = last.turns.get(customer, Turn())
             last.turns[customer] = replace(turn, offered_ms=line.granted_ms)
@@ -370,28 +364,30 @@ class _Round:
             for taker in taking
         }
         room = min(free, slot.quantity - taken)
-        self._turns = {node: self._turn(node, last, room) for node in self._times}
+        self._turns = self._turns_now(last, room)
         eligible = {taker.published.node: self._eligible(offer, taker, free) for taker in taking}
         pinned = self._pinned.get(key, {})
         divided, lines = last.divided, last.lines
         beyond = _beyond(_units(lines), pinned)
         if divided is None or divided.inputs != _inputs(offer, taking, eligible, beyond):
-            left_out = {each.published.node for each in takers} - self._turns.keys()
+            left_out = {each.published.node for each in takers} - self._times.keys()
             record = self._divide(offer, taking, eligible, pinned, left_out)
             self._records[record.id] = record
-            lines = _lines_of(record)
+            lines = lines_of(record)
             beyond = _beyond(_units(lines), pinned)
             divided = _divided(record, _inputs(offer, taking, eligible, beyond))
         self._divided.append(divided)
-        turns = self._turns_after(last, lines)
-        for node, turn in turns.items():
+        waiting = self._waiting(lines)
+        for node, turn in self._turns.items():
+            if turn.paused_until_ms == 0:
+                offered_ms = turn.offered_ms or self._now_ms
+                turn = Turn(offered_ms, turn.lapses) if waiting[node] else Turn()  # noqa: PLW2901
             if turn.lapses:
                 self._pauses.append((*key, node, turn.lapses, turn.paused_until_ms))
-        for node in self._times:
-            offered_ms = turns.get(node, Turn()).offered_ms
-            for line in lines.get(node, ()):
-                offered = line.model_copy(update={"granted_ms": offered_ms})
-                self._count(slot.kind, offered)
+            self._turns[node] = turn
+        for (node, _), line in lines.items():
+            offered = line.model_copy(update={"granted_ms": self._turns[node].offered_ms})
+            self._count(slot.kind, offered)
         for pin, steps in beyond.items():
             if (time := self._times.get(pin[0], {}).get(pin[1])) is not None:
                 self._given[pin].add(time, steps)
@@ -452,42 +448,35 @@ class _Round:
                 credit -= slot_amount(kind, price, max(0, most - mine))
         return found
 
-    def _waiting(self, lines: Iterable[SlotAllocationRecord]) -> list[Window]:
-        """Return when a customer can take what lines offer it, and it has not taken."""
-        return [
-            times[line.need]
-            for line in lines
-            if line.need in (times := self._times[line.customer])
-            and line.quantity > self._drawn.get((line.customer, line.need), 0)
-        ]
+    def _waiting(self, lines: _Lines) -> defaultdict[bytes, list[Window]]:
+        """Return by customer when it can take what lines offer it, and it has not taken."""
+        found: defaultdict[bytes, list[Window]] = defaultdict(list)
+        for pin, line in lines.items():
+            time = self._times.get(pin[0], {}).get(pin[1])
+            if time is not None and line.quantity > self._drawn.get(pin, 0):
+                found[pin[0]].append(time)
+        return found
 
-    def _turn(self, customer: bytes, last: _Last, free: int) -> Turn:
-        """Return how a customer stands with this window now."""
-        turn, now_ms = last.turns.get(customer, Turn()), self._now_ms
-        if turn.paused_until_ms:
-            return turn if now_ms < turn.paused_until_ms else Turn(lapses=turn.lapses)
-        waiting = self._waiting(last.lines.get(customer, ())) if turn.offered_ms else []
-        if waiting and all(until_ms(turn.offered_ms, time) <= now_ms for time in waiting):
-            # What others still hold can be taken by nobody: it stands until some falls free.
-            return lapsed(turn, now_ms) if free > 0 else Turn(now_ms, turn.lapses)
-        return turn
-
-    def _turns_after(self, last: _Last, lines: _Lines) -> dict[bytes, Turn]:
-        """Return the turns of all: a pause holds also for who states nothing meanwhile.
+    def _turns_now(self, last: _Last, free: int) -> dict[bytes, Turn]:
+        """Return how all customers stand: a pause holds also for who states nothing meanwhile.
 
         To withdraw what was offered and not taken is to let it lapse.
         """
-        now_ms, turns = self._now_ms, {}
-        for node, turn in last.turns.items():
-            if turn.paused_until_ms > now_ms:
-                turns[node] = turn
-            elif turn.offered_ms and node not in self._turns:
-                turns[node] = lapsed(turn, now_ms)
-        for node, turn in self._turns.items():
-            if turn.paused_until_ms:
-                turns[node] = turn
-            elif self._waiting(lines.get(node, ())):
-                turns[node] = Turn(turn.offered_ms or now_ms, turn.lapses)
+        now_ms, turns, waiting = self._now_ms, dict[bytes, Turn](), self._waiting(last.lines)
+        for node in dict.fromkeys((*self._times, *last.turns)):
+            turn, is_gone = last.turns.get(node, Turn()), node not in self._times
+            if turn.paused_until_ms <= now_ms:
+                turn = Turn(turn.offered_ms, turn.lapses)
+            ends_ms = [until_ms(turn.offered_ms, time) for time in waiting[node]]
+            is_over = bool(ends_ms) and max(ends_ms) <= now_ms
+            if turn.offered_ms and (is_gone or is_over):
+                # What others still hold can be taken by nobody: it stands until some falls free.
+                if is_gone or free > 0:
+                    pause_ms = min(OFFER_PAUSE_MS << min(turn.lapses, 16), OFFER_PAUSE_MS_MAX)
+                    turn = Turn(0, turn.lapses + 1, now_ms + pause_ms)
+                else:
+                    turn = Turn(now_ms, turn.lapses)
+            turns[node] = turn
         return turns
 
     def _divide(
@@ -506,7 +495,7 @@ class _Round:
             capacity = max(0, offer.capacity - sum(pinned[pin] for pin in stays))
             least = replace(offer, capacity=capacity)
             record = clear_window(least, self._own, customers, taking, left_out=left_out)
-            short = _beyond(_units(_lines_of(record)), pinned).keys() - stays
+            short = _beyond(_units(lines_of(record)), pinned).keys() - stays
             if not short:
                 return record
             for node, need_id in short:
@@ -514,14 +503,7 @@ class _Round:
 
 
 def _units(lines: _Lines) -> dict[Pin, int]:
-    return {(line.customer, line.need): line.quantity for of in lines.values() for line in of}
-
-
-def _lines_of(record: ClearingRecord) -> _Lines:
-    lines: defaultdict[bytes, list[SlotAllocationRecord]] = defaultdict(list)
-    for line in lines_of(record):
-        lines[line.customer].append(line)
-    return lines
+    return {pin: line.quantity for pin, line in lines.items()}
 
 
 def _divided(record: ClearingRecord, inputs: bytes) -> SlotDenominators:
