@@ -320,8 +320,8 @@ class _Round:
         self._records: dict[bytes, ClearingRecord] = {}
         # Of the window that is cleared now:
         self._drawn: Mapping[Pin, int] = {}
-        self._times: dict[bytes, dict[bytes, Window]] = {}
-        """By customer and need, when that can take a lease."""
+        self._times: dict[Pin, Window] = {}
+        """When a need that takes part can take a lease."""
         self._turns: dict[bytes, Turn] = {}
 
     def outcome(self) -> Outcome:
@@ -356,12 +356,10 @@ class _Round:
             needs_max=ALLOCATIONS_MAX - len(self._granted),
         )
         self._times = {
-            taker.published.node: {
-                need.slot_id: time
-                for need in taker.needs
-                if (time := overlap(window, windows_of(need))) is not None
-            }
+            (taker.published.node, need.slot_id): time
             for taker in taking
+            for need in taker.needs
+            if (time := overlap(window, windows_of(need))) is not None
         }
         room = min(free, slot.quantity - taken)
         self._turns = self._turns_now(last, room)
@@ -370,7 +368,7 @@ class _Round:
         divided, lines = last.divided, last.lines
         beyond = _beyond(_units(lines), pinned)
         if divided is None or divided.inputs != _inputs(offer, taking, eligible, beyond):
-            left_out = {each.published.node for each in takers} - self._times.keys()
+            left_out = {each.published.node for each in takers} - eligible.keys()
             record = self._divide(offer, taking, eligible, pinned, left_out)
             self._records[record.id] = record
             lines = lines_of(record)
@@ -389,7 +387,7 @@ class _Round:
             offered = line.model_copy(update={"granted_ms": self._turns[node].offered_ms})
             self._count(slot.kind, offered)
         for pin, steps in beyond.items():
-            if (time := self._times.get(pin[0], {}).get(pin[1])) is not None:
+            if (time := self._times.get(pin)) is not None:
                 self._given[pin].add(time, steps)
 
     def _takers(self, offer: Offer) -> list[Taker]:
@@ -404,7 +402,8 @@ class _Round:
 
     def _count(self, kind: Kind, line: SlotAllocationRecord) -> None:
         """Count what was granted against its need, its customer's credit and the capacity."""
-        pin, time = (line.customer, line.need), self._times[line.customer][line.need]
+        pin = line.customer, line.need
+        time = self._times[pin]
         self._given[pin].add(time, line.quantity)
         self._lines[line.customer] += 1
         if until_ms(line.granted_ms, time) > self._now_ms:
@@ -428,7 +427,8 @@ class _Round:
         lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
         lines -= self._lines[customer]
         for need in taker.needs:
-            pin, time = (customer, need.slot_id), self._times[customer][need.slot_id]
+            pin = customer, need.slot_id
+            time = self._times[pin]
             mine = self._drawn.get(pin, 0)
             provider = self._own.node
             most = still_wanted(need, provider, time, self._given[pin])
@@ -452,7 +452,7 @@ class _Round:
         """Return by customer when it can take what lines offer it, and it has not taken."""
         found: defaultdict[bytes, list[Window]] = defaultdict(list)
         for pin, line in lines.items():
-            time = self._times.get(pin[0], {}).get(pin[1])
+            time = self._times.get(pin)
             if time is not None and line.quantity > self._drawn.get(pin, 0):
                 found[pin[0]].append(time)
         return found
@@ -463,8 +463,9 @@ class _Round:
         To withdraw what was offered and not taken is to let it lapse.
         """
         now_ms, turns, waiting = self._now_ms, dict[bytes, Turn](), self._waiting(last.lines)
-        for node in dict.fromkeys((*self._times, *last.turns)):
-            turn, is_gone = last.turns.get(node, Turn()), node not in self._times
+        taking = dict.fromkeys(node for node, _ in self._times)
+        for node in taking | last.turns:
+            turn, is_gone = last.turns.get(node, Turn()), node not in taking
             if turn.paused_until_ms <= now_ms:
                 turn = Turn(turn.offered_ms, turn.lapses)
             ends_ms = [until_ms(turn.offered_ms, time) for time in waiting[node]]
