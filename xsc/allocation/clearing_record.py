@@ -288,7 +288,7 @@ def clear_window(
         offer: what is cleared.
         provider: whose slot it is.
         customers: those that `admitted` returned, each with a need that matches.
-        eligible: units by customer and need, of what `wanted` says at most; zeros take no part.
+        eligible: units by customer and need, above 0 and of what `wanted` says at most.
         left_out: customers that were not admitted.
 
     Raises:
@@ -313,13 +313,7 @@ def clear_window(
                 customer=customer.node,
                 commitment=customer.commitment_value.name,
                 recognition=customer.recognition_name,
-                eligible=tuple(
-                    sorted(
-                        (need, units)
-                        for need, units in eligible.get(customer.node, {}).items()
-                        if units
-                    )
-                ),
+                eligible=tuple(sorted(eligible.get(customer.node, {}).items())),
                 lines=tuple(lines[customer.node]),
             )
             for customer in sorted(customers, key=lambda customer: customer.node)

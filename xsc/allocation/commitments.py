@@ -201,13 +201,16 @@ class Commitments:
         """Return what a node offers and needs, as far as that is here."""
         return self._own if node == self._node else self.heard.of(node).commitment
 
-    async def offer(self, kind: Kind, said: Statement) -> bytes:
-        """Publish a new slot and return its id, once it is on the disk.
+    async def declare(self, role: type[Either], kind: Kind, said: Statement) -> bytes:
+        """Publish a new slot or need and return its id, once it is on the disk.
 
         Raises:
             ArgumentInvalid, TooLarge: it cannot be one.
         """
-        return await self._state(AvailabilitySlot, self._new(kind, location=self._site), said)
+        before = {"slot_id": self._entropy.token(SLOT_ID_BYTES), "kind": kind, "owner": self._owner}
+        if role is AvailabilitySlot:
+            before["location"] = self._site
+        return await self._state(role, before, said)
 
     async def offer_all(self, kind: Kind) -> bytes:
         """Publish the standing slot of a kind again, and return its id; one that is there stays.
@@ -225,22 +228,6 @@ class Commitments:
             )
         await self.publish(later)
         return slot.slot_id
-
-    async def need(self, kind: Kind, said: Statement) -> bytes:
-        """Publish a new need and return its id, once it is on the disk.
-
-        Raises:
-            ArgumentInvalid, TooLarge: it cannot be one.
-        """
-        return await self._state(NeedSlot, self._new(kind), said)
-
-    def _new(self, kind: Kind, **fields: Any) -> dict[str, Any]:  # noqa: ANN401
-        return {
-            "slot_id": self._entropy.token(SLOT_ID_BYTES),
-            "kind": kind,
-            "owner": self._owner,
-            **fields,
-        }
 
     async def edit(self, slot_id: bytes, said: Statement) -> None:
         """Publish a slot or need with what is stated anew.
