@@ -8,10 +8,11 @@ from random import Random
 
 import pytest
 
+from tests.gathering import inputs_of
 from xsc.allocation import acceptance
 from xsc.allocation.acceptance import Kept, answered, width
 from xsc.allocation.clearing_record import Published, standing
-from xsc.allocation.granting import Inputs, clear_all, entitlements
+from xsc.allocation.granting import clear_all, entitlements
 from xsc.base.limits import ALLOCATION_LOOK_MS, MIB
 from xsc.market.room import SlotRoom
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
@@ -91,16 +92,11 @@ class Market:
 
     def clear(self, provider):
         """Clear the slot; return whether others are granted anything else."""
-        inputs = Inputs(
+        inputs = inputs_of(
             now_ms=self.now_ms,
             own=self.published(provider),
             others={node: self.published(node) for node in self.customers},
-            theirs={},
-            drawn={},
-            pinned={},
             credit=dict.fromkeys(self.customers, 10**9),
-            free={},
-            is_pending=False,
         )
         # Here nothing lapses: what is offered stands until all are at rest, and is leased then.
         last = self.last[provider]

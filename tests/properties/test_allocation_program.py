@@ -7,11 +7,17 @@ import os
 from functools import partial
 from random import Random
 
+from tests.gathering import inputs_of
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all
-from xsc.allocation.program import NOBODY, AllocationProgram, from_bytes, parts_of, to_bytes
+from xsc.allocation.program import (
+    NOBODY,
+    AllocationProgram,
+    factor_ppm,
+    parts_of,
+    state_after,
+)
 from xsc.allocation.recognition import value_of
-from xsc.allocation.settling import factor_ppm, state_after
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import XscError
 from xsc.base.limits import GATHERED_BYTES_MAX, MIB
@@ -123,7 +129,7 @@ class Market:
             for slot, window, *of in [line.key]
             if random.random() < 0.4
         }
-        return Inputs(
+        return inputs_of(
             now_ms=self.now_ms,
             own=said(random, OWN, own, weights),
             others=dict(sorted(self.others.items())),
@@ -154,11 +160,13 @@ def play(seed):
     states = 0
     for _ in range(ROUNDS):
         inputs = market.inputs()
-        granted = clear_all(inputs, market.last, SlotRoom(inputs.free, inputs.now_ms)).state
+        granted = clear_all(
+            inputs, market.last, SlotRoom(inputs.gathered.free, inputs.gathered.now_ms)
+        ).state
         history = inputs.own.commitment.damping_history
         state = state_after(inputs, granted, market.last, factor_ppm(history))
         ring = [units for units, _ in history]
-        gathered = to_bytes(inputs)
+        gathered = inputs.gathered.to_bytes()
         execution.run(
             {
                 "gathered": gathered,
@@ -169,7 +177,7 @@ def play(seed):
         assert not execution.errors, seed
         assert not execution.stale, seed
         assert execution.output("state") == state.to_bytes(), seed
-        assert to_bytes(from_bytes(gathered)) == gathered, seed
+        assert Inputs.read(gathered).gathered.to_bytes() == gathered, seed
         published = state.to_bytes()
         states += bool(state.slot_allocations)
         market.step(state)
@@ -213,10 +221,10 @@ def test_what_a_peer_makes_up_is_refused_or_computed():
     for seed in range(MARKETS):
         market = Market(Random(seed))
         inputs = market.inputs()
-        room = SlotRoom(inputs.free, inputs.now_ms)
+        room = SlotRoom(inputs.gathered.free, inputs.gathered.now_ms)
         last = clear_all(inputs, market.last, room).state
         market.step(last)
-        found = decode(to_bytes(market.inputs()))
+        found = decode(market.inputs().gathered.to_bytes())
         for _ in range(5):
             raw = encode(changed(market.random, found))
             for run in (partial(played, last.to_bytes()), parts_of):

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.gathering import inputs_of
 from xsc.allocation import granting
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.granting import Inputs, clear_all, entitlements
+from xsc.allocation.granting import clear_all, entitlements
 from xsc.base.limits import (
     OFFER_MS,
     OFFER_PAUSE_MS,
@@ -84,16 +85,13 @@ class Model:
 
     def clear(self):
         """Clear everything; return whether a window was cleared anew."""
-        inputs = Inputs(
+        inputs = inputs_of(
             now_ms=self.now_ms,
             own=OWN,
             others={node: self.published(node) for node in self.needs},
-            theirs={},
             drawn=self.drawn,
             pinned=self.drawn if self.pinned is None else self.pinned,
             credit=dict.fromkeys(self.needs, self.credit_micro),
-            free={},
-            is_pending=False,
         )
         room = SlotRoom({"storage": self.free * SLOT_STEP_BYTES, "compute": 0}, self.now_ms)
         made = clear_all(inputs, self.last, room)
@@ -441,16 +439,11 @@ def test_one_customer_leaves_others_what_one_state_can_grant(limit, weights, mos
     monkeypatch.setattr(granting, limit, most)
     node = CUSTOMERS[1]
     needs = tuple(need_of(2, slot_id=bytes([n]) * 16) for n in range(8))
-    inputs = Inputs(
+    inputs = inputs_of(
         now_ms=0,
         own=Published(PROVIDER, OWN.commitment, NOTHING, weights, None),
         others={node: Published(node, Commitment(needs=needs), NOTHING)},
-        theirs={},
-        drawn={},
-        pinned={},
         credit={node: 10**9},
-        free={},
-        is_pending=False,
     )
     room = {"storage": CAPACITY * SLOT_STEP_BYTES, "compute": 0}
     made = clear_all(inputs, TwoTierAllocationState(), SlotRoom(room, 0)).state

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.gathering import inputs_of
 from tests.independent import clearing as second
 from tests.strategies import vectors
 from xsc.allocation.clearing import Bid, SlotTerms, clear, salt_of
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.granting import Inputs, clear_all, entitlements
+from xsc.allocation.granting import clear_all, entitlements
 from xsc.allocation.tiers import TIERS
 from xsc.base.limits import SLOT_STEP_BYTES, SLOT_STEP_FUEL
 from xsc.market.room import SlotRoom
@@ -227,19 +228,17 @@ FIRST = TwoTierAllocationState(), {}
 def both(published, drawn=None, pinned=None, last=FIRST):
     """Clear all windows twice; return what each comes to by slot and window, and the state."""
     drawn, pinned = drawn or {}, pinned or {}
-    inputs = Inputs(
+    inputs = inputs_of(
         now_ms=NOW_MS,
         own=published[PROVIDER],
         others={node: each for node, each in published.items() if node != PROVIDER},
-        theirs={},
         drawn={EntitlementKey(PROVIDER, *key): units for key, units in drawn.items()},
         pinned={EntitlementKey(PROVIDER, *key): units for key, units in pinned.items()},
         credit=dict.fromkeys(published, 2**62),
         free=ABUNDANT,
-        is_pending=False,
     )
     state, records = last
-    outcome = clear_all(inputs, state, SlotRoom(inputs.free, NOW_MS))
+    outcome = clear_all(inputs, state, SlotRoom(ABUNDANT, NOW_MS))
     records = {**records, **outcome.records}
     first = {}
     for each in outcome.state.slot_denominators:

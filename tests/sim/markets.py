@@ -10,6 +10,7 @@ from tests.sim.network import World, run
 from xsc.allocation.declaring import Statement
 from xsc.base.limits import PPM
 from xsc.node.build import Node
+from xsc.terms.slot import AvailabilitySlot, NeedSlot
 
 SETTINGS = {
     "offer": "none",
@@ -59,8 +60,8 @@ class Settled:
 
 
 async def state(node: Node, slot: int, need: int) -> None:
-    await node.commitments.offer("storage", Statement(quantity=slot, price=10))
-    await node.commitments.need("storage", Statement(quantity=need, price=40))
+    await node.commitments.declare(AvailabilitySlot, "storage", Statement(quantity=slot, price=10))
+    await node.commitments.declare(NeedSlot, "storage", Statement(quantity=need, price=40))
 
 
 def settle(count: int, degree: int, seed: int = 13) -> Settled:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tests.gathering import inputs_of
 from xsc.allocation.acceptance import answered
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.declaring import Wanted, standing_need, with_standing_need
-from xsc.allocation.granting import Inputs, clear_all, entitlements
+from xsc.allocation.granting import clear_all, entitlements
 from xsc.base.limits import PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.market.choosing import to_take
 from xsc.market.room import LEASE_UNIT, SlotRoom, undrawn
@@ -135,16 +136,14 @@ class Days:
         others = {c.node: c.published for c in self.customers if c.commitment.needs}
         for host in self.hosts:
             free = {"storage": host.free * SLOT_STEP_BYTES, "compute": 0}
-            inputs = Inputs(
+            inputs = inputs_of(
                 now_ms=self.now_ms,
                 own=host.published,
                 others=others,
-                theirs={},
                 drawn=self.drawn(host),
                 pinned=self.drawn(host, young=True),
                 credit=dict.fromkeys(others, 2**60),
                 free=free,
-                is_pending=False,
             )
             host.state = clear_all(inputs, host.state, SlotRoom(free, self.now_ms)).state
             needs = {

@@ -25,6 +25,7 @@ from xsc.node.routes.peers import _row
 from xsc.node.routes.status import status_of
 from xsc.storage.catalogue.directory import open_body, open_head
 from xsc.storage.object.durability import KINDS, Domains, parse
+from xsc.terms.slot import AvailabilitySlot, NeedSlot
 
 DAY_MS = 86_400_000
 INTRODUCED = {"accept_peers": "introduced"}
@@ -286,9 +287,13 @@ def test_those_that_share_a_credit_have_leases_of_no_more_than_it_pays():
     async def play(world):
         host, shams = world.nodes[1], world.nodes[2:]
         for sham in shams:
-            await sham.commitments.need("storage", Statement(quantity=4_000, price=1_000 * A_STEP))
+            await sham.commitments.declare(
+                NeedSlot, "storage", Statement(quantity=4_000, price=1_000 * A_STEP)
+            )
         # Alone, the first to be heard would have all of the credit.
-        await host.commitments.offer("storage", Statement(quantity=8_000, price=10 * A_STEP))
+        await host.commitments.declare(
+            AvailabilitySlot, "storage", Statement(quantity=8_000, price=10 * A_STEP)
+        )
         await world.until(
             lambda: len({view.peer for view in cleared(host, "provider")}) > 1, within_ms=600_000
         )

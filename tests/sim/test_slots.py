@@ -30,7 +30,7 @@ from xsc.terms.clearing import (
     TierLine,
     TwoTierAllocationState,
 )
-from xsc.terms.slot import Commitment
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 from xsc.terms.voucher import leases_account
 
 A_STEP = PRICE_BYTES // SLOT_STEP_BYTES
@@ -65,11 +65,15 @@ async def mutual(one, *others):
 
 
 def offer(node, quantity, kind="storage", price=10, **said):
-    return node.commitments.offer(kind, Statement(quantity=quantity, price=price * A_STEP, **said))
+    return node.commitments.declare(
+        AvailabilitySlot, kind, Statement(quantity=quantity, price=price * A_STEP, **said)
+    )
 
 
 def need(node, quantity, kind="storage", price=40, **said):
-    return node.commitments.need(kind, Statement(quantity=quantity, price=price * A_STEP, **said))
+    return node.commitments.declare(
+        NeedSlot, kind, Statement(quantity=quantity, price=price * A_STEP, **said)
+    )
 
 
 def granted(provider):

@@ -10,22 +10,35 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, Protocol
 
 from xsc.allocation.acceptance import answered, is_settled, received, to_lease
-from xsc.allocation.clearing_record import Published, read_state, standing
+from xsc.allocation.clearing_record import Published, parties, read_state, standing
 from xsc.allocation.commitments import Commitments
-from xsc.allocation.granting import Inputs, Outcome, clear_all, entitlements
-from xsc.allocation.matching import Party, mismatch
-from xsc.allocation.ports import Market, Program
-from xsc.allocation.program import NOBODY, AllocationProgram
+from xsc.allocation.granting import (
+    Gathered,
+    Inputs,
+    Outcome,
+    SlotRoom,
+    clear_all,
+    entitlements,
+    rows_of,
+)
+from xsc.allocation.matching import mismatch
+from xsc.allocation.program import (
+    NOBODY,
+    AllocationProgram,
+    Program,
+    factor_ppm,
+    observe,
+    over_allocated,
+    publish_delay_ms,
+)
 from xsc.allocation.records import Records
-from xsc.allocation.settling import factor_ppm, observe, over_allocated, publish_delay_ms
 from xsc.base.clock import event_within
 from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.ids import short
-from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     ALLOCATION_LOOK_MS,
@@ -40,13 +53,36 @@ from xsc.identity.envelope import sign
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
-from xsc.space.record import Change, Entry
+from xsc.space.record import Change
 from xsc.terms.clearing import TwoTierAllocationState
-from xsc.terms.slot import Commitment, Entitlement, NeedSlot
+from xsc.terms.quote import Kind
+from xsc.terms.slot import Commitment, Entitlement, EntitlementKey, NeedSlot
 
 _LOOKED_AT: Final = frozenset(
     {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
 )
+
+
+class Market(Protocol):
+    """Capacity, what was drawn of it, and credit."""
+
+    def free(self) -> Mapping[Kind, int]:
+        """Return what is neither used nor reserved now."""
+
+    def room(self, free: Mapping[Kind, int], now_ms: int) -> SlotRoom:
+        """Return what so much has room for."""
+
+    def drawn(self) -> Mapping[EntitlementKey, int]:
+        """Return the steps that leases have drawn of each entitlement, rounded up."""
+
+    def pinned(self) -> Mapping[EntitlementKey, int]:
+        """Return the same of those that are not cleared again yet."""
+
+    def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
+        """Return the micro-credits that a customer may still come to owe.
+
+        It has an equal part of a credit that it shares with others of these takers.
+        """
 
 
 class Allocator:
@@ -60,14 +96,11 @@ class Allocator:
         commitments: Commitments,
         peers: Peers,
         market: Market,
-        state: KeyValue,
+        records: Records,
         is_up: Callable[[bytes], bool],
         follow: Callable[[], None],
-        read: Callable[[bytes, str], Awaitable[Entry]],
-        once: Callable[[str, Callable[[], Awaitable[None]]], None],
         on_offered: Callable[[], None],
         held: Callable[[], Mapping[tuple[bytes, bytes], int]],
-        report: Callable[[bytes, str], None],
         look_ms: int = ALLOCATION_LOOK_MS,
     ) -> None:
         self._context = context
@@ -103,16 +136,7 @@ class Allocator:
         self._renewed: dict[bytes, int] = {}
         """By need, when it last began a new number because it was short."""
         self._began_ms = 0
-        self.records = Records(
-            context,
-            space=space,
-            state=state,
-            read=read,
-            heard=self._heard,
-            once=once,
-            told=self.wake,
-            report=report,
-        )
+        self.records = records
         self._answer_ms: int | None = None
         """When changed caps are published."""
         self._full = False
@@ -287,7 +311,7 @@ class Allocator:
         last = self.state
         if not (inputs.own.commitment.slots or last.slot_denominators):
             return
-        room = self._market.room(inputs.free, inputs.now_ms)
+        room = self._market.room(inputs.gathered.free, inputs.gathered.now_ms)
         outcome = await self._executor.run(clear_all, inputs, last, room)
         # Customers see when something was offered to them again in the state alone.
         decided = _granted_of(outcome.state)
@@ -330,22 +354,22 @@ class Allocator:
         """Gather what the round follows from."""
         own, others = self._heard.of(self._node), self._others()
         kinds = {slot.kind for slot in own.commitment.slots}
-        takers = {
-            other.node: other
-            for other in others
-            if any(need.kind in kinds for need in other.commitment.needs)
-        }
-        return Inputs(
+        takers = [
+            other for other in others if any(need.kind in kinds for need in other.commitment.needs)
+        ]
+        market, nodes = self._market, {taker.node for taker in takers}
+        gathered = Gathered(
             now_ms=self._clock.now_ms(),
-            own=own,
-            others=takers,
-            theirs={each.node: ppm for each in others if (ppm := each.weights.get(own.node, 0))},
-            drawn=self._market.drawn(),
-            pinned=self._market.pinned(),
-            credit={node: self._market.credit_micro(node, takers) for node in takers},
-            free=self._market.free(),
+            own=own.said,
+            others=tuple(taker.said for taker in takers),
+            theirs=tuple((each.node, w) for each in others if (w := each.weights.get(own.node, 0))),
+            drawn=rows_of(market.drawn()),
+            pinned=rows_of(market.pinned()),
+            credit=tuple((each.node, market.credit_micro(each.node, nodes)) for each in takers),
+            free=dict(market.free()),
             is_pending=self._woken.is_set(),
         )
+        return Inputs(gathered, own, takers)
 
     async def _publish(self, inputs: Inputs, outcome: Outcome, raw: bytes) -> None:
         """Keep the clearings that a state names, and publish it; the oldest records go."""
@@ -356,7 +380,7 @@ class Allocator:
             for each in named
             if each in outcome.records
         ]
-        values, names = self.records.changes(made, named, (inputs.own, *inputs.others.values()))
+        values, names = self.records.changes(made, named, (inputs.own, *inputs.others))
         # Written before anybody can draw on it, so that what is kept free has its proof.
         await self._put(values | {UserSpacePaths.ALLOCATION_STATE: raw})
         self.records.wrote(names)
@@ -452,8 +476,7 @@ class Allocator:
             provider = other.node
             if not self._is_up(provider):
                 continue
-            there = Party(provider, standing(own, other)[0])
-            here = Party(self._node, standing(other, own)[0])
+            there, here = parties(other, own)
             slots = {
                 need_id: {
                     slot.slot_id: slot

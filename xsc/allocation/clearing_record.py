@@ -31,7 +31,7 @@ from xsc.base.limits import (
     STRANGER_BYTES_MAX,
 )
 from xsc.base.units import ceil_div
-from xsc.identity.envelope import Signed, open_signed
+from xsc.identity.envelope import Id32, Signed, open_signed
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceRecord, check_value, open_record
@@ -50,6 +50,12 @@ from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, Window
 
 Pin: TypeAlias = tuple[bytes, bytes]
 """A customer and one of its needs."""
+
+Said: TypeAlias = tuple[Id32, SpaceValue, SpaceValue | None]
+"""A node, its commitment, and its recognition where it has one."""
+
+Game: TypeAlias = tuple[SlotTerms, list[Bid], dict[bytes, Standing], bytes]
+"""Terms, bids, weights and salt."""
 
 _PARTICIPANT_BYTES = 256
 """Of a participant, beside what it published and what grows with its needs."""
@@ -102,6 +108,11 @@ class Published:
         return cls(node, said, commitment, weights, recognition)
 
     @property
+    def said(self) -> Said:
+        """What `read` makes it from."""
+        return self.node, self.commitment_value, self.recognition_value
+
+    @property
     def recognition_name(self) -> bytes | None:
         """How a record names its recognition."""
         return None if self.recognition_value is None else self.recognition_value.name
@@ -132,14 +143,21 @@ def standing(provider: Published, customer: Published) -> Standing:
     return tier, mutual_ppm(mine, theirs) if tier == "mutual" else mine
 
 
+def parties(provider: Published, customer: Published) -> tuple[Party, Party]:
+    """Return the provider as the customer sees it, and the customer as the provider does."""
+    return (
+        Party(provider.node, standing(customer, provider)[0]),
+        Party(customer.node, standing(provider, customer)[0]),
+    )
+
+
 def wanted(offer: Offer, provider: Published, customer: Published) -> dict[bytes, int]:
     """Return what each need that matches accepts of this provider: its quantity, or its cap."""
     slot, now_ms = offer.slot, offer.at_ms
     ahead = max(offer.window[0], now_ms), offer.window[1]
     if min(offer.window[1], slot.valid_until_ms) <= now_ms:
         return {}
-    there = Party(provider.node, standing(customer, provider)[0])
-    here = Party(customer.node, standing(provider, customer)[0])
+    there, here = parties(provider, customer)
     found = {
         need.slot_id: min(need.quantity, need.cap(provider.node))
         for need in customer.commitment.needs
@@ -202,22 +220,23 @@ def admitted(
     return taken
 
 
-def weights_of(provider: Published, customers: Iterable[Published]) -> dict[bytes, Standing]:
-    """Return the tier and weight of customers at a provider."""
-    return {customer.node: standing(provider, customer) for customer in customers}
-
-
-def bids_of(
-    customers: Iterable[Published], eligible: Mapping[bytes, Mapping[bytes, int]]
-) -> list[Bid]:
-    """Return the bids that take part in a clearing.
+def game_of(
+    offer: Offer,
+    provider: Published,
+    customers: Iterable[Published],
+    eligible: Mapping[bytes, Mapping[bytes, int]],
+) -> Game:
+    """Return what `clear` takes.
 
     Args:
+        offer: what is cleared.
+        provider: whose slot it is.
         customers: those that take part.
         eligible: units by customer and need, as `check_eligible` wants them.
     """
-    bids = []
+    slot, bids, weights = offer.slot, list[Bid](), dict[bytes, Standing]()
     for customer in customers:
+        weights[customer.node] = standing(provider, customer)
         units = eligible.get(customer.node, {})
         bids += [
             Bid(
@@ -230,7 +249,8 @@ def bids_of(
             for need in customer.commitment.needs
             if need.slot_id in units
         ]
-    return bids
+    ladder = slot.price_mutual, slot.price_one_way, slot.reserve
+    return SlotTerms(offer.capacity, *ladder, slot.rule), bids, weights, offer.salt
 
 
 def check_eligible(
@@ -254,12 +274,6 @@ def check_eligible(
                 )
 
 
-def terms_of(offer: Offer) -> SlotTerms:
-    """Return the terms of the slot, with the capacity that is divided."""
-    slot = offer.slot
-    return SlotTerms(offer.capacity, slot.price_mutual, slot.price_one_way, slot.reserve, slot.rule)
-
-
 def clear_window(
     offer: Offer,
     provider: Published,
@@ -274,7 +288,7 @@ def clear_window(
         offer: what is cleared.
         provider: whose slot it is.
         customers: those that `admitted` returned, each with a need that matches.
-        eligible: units by customer and need, of what `wanted` says at most; zeros take no part.
+        eligible: units by customer and need, above 0 and of what `wanted` says at most.
         left_out: customers that were not admitted.
 
     Raises:
@@ -282,12 +296,7 @@ def clear_window(
     """
     if offer.slot not in provider.commitment.slots:
         raise RecordInvalid("the provider does not publish this slot")
-    cleared = clear(
-        terms_of(offer),
-        bids_of(customers, eligible),
-        weights_of(provider, customers),
-        offer.salt,
-    )
+    cleared = clear(*game_of(offer, provider, customers, eligible))
     lines: defaultdict[bytes, list[LineValue]] = defaultdict(list)
     for line in cleared.lines:
         lines[line.customer].append((line.need, line.tier, line.quantity, line.price))
@@ -304,13 +313,7 @@ def clear_window(
                 customer=customer.node,
                 commitment=customer.commitment_value.name,
                 recognition=customer.recognition_name,
-                eligible=tuple(
-                    sorted(
-                        (need, units)
-                        for need, units in eligible.get(customer.node, {}).items()
-                        if units
-                    )
-                ),
+                eligible=tuple(sorted(eligible.get(customer.node, {}).items())),
                 lines=tuple(lines[customer.node]),
             )
             for customer in sorted(customers, key=lambda customer: customer.node)
@@ -388,6 +391,12 @@ class Checked:
         """The record."""
         return self.signed.record
 
+    @property
+    def game(self) -> Game:
+        """What was cleared, as `clear` takes it."""
+        eligible = eligible_of(self.record)
+        return game_of(offer_of(self.record), self.provider, self.customers, eligible)
+
 
 def _open_inputs(
     record: ClearingRecord, named: Mapping[bytes, SpaceValue], network: bytes
@@ -435,14 +444,14 @@ def price_of(lines: Sequence[tuple[Tier, int, int]]) -> int:
     return ceil_div(sum(units * price for _, units, price in lines), sum(line[1] for line in lines))
 
 
-def lines_of(record: ClearingRecord) -> list[SlotAllocationRecord]:
-    """Return what a clearing grants, by customer and need; nothing of it is offered yet."""
+def lines_of(record: ClearingRecord) -> dict[Pin, SlotAllocationRecord]:
+    """Return what a clearing grants; nothing of it is offered yet."""
     lines: defaultdict[Pin, list[tuple[Tier, int, int]]] = defaultdict(list)
     for each in record.participants:
         for need, tier, units, price in each.lines:
             lines[each.customer, need].append((tier, units, price))
-    return [
-        SlotAllocationRecord(
+    return {
+        (customer, need): SlotAllocationRecord(
             slot=record.slot.slot_id,
             window=record.window,
             customer=customer,
@@ -453,7 +462,7 @@ def lines_of(record: ClearingRecord) -> list[SlotAllocationRecord]:
             granted_ms=0,
         )
         for (customer, need), of in lines.items()
-    ]
+    }
 
 
 def _check_said(signed: Signed[ClearingRecord], said: SpaceValue) -> None:
@@ -469,7 +478,7 @@ def _check_said(signed: Signed[ClearingRecord], said: SpaceValue) -> None:
     if (by.author, by.record.path) != (record.provider, UserSpacePaths.ALLOCATION_STATE):
         return
     state = read_state(check_value(by.record, said.value))
-    granted = set(lines_of(record))
+    granted = set(lines_of(record).values())
     named = {
         (each.slot, each.window) for each in state.slot_denominators if each.clearing == signed.id
     }
@@ -500,14 +509,9 @@ def check_clearing(
         signed = open_clearing(raw, network)
         record, named = signed.record, {each.name: each for each in values}
         provider, customers = _open_inputs(record, named, signed.network)
-        check_eligible(offer_of(record), provider, customers, eligible_of(record))
-        again = clear_window(
-            offer_of(record),
-            provider,
-            customers,
-            eligible_of(record),
-            left_out=record.left_out,
-        )
+        what = offer_of(record), provider, customers, eligible_of(record)
+        check_eligible(*what)
+        again = clear_window(*what, left_out=record.left_out)
         for name in sorted(named.keys() - record.names):
             _check_said(signed, named[name])
     except (PeerError, LimitError) as fault:

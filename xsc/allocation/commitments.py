@@ -8,10 +8,11 @@ each peer (docs/design/space.md, S11), so nothing is sent from here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final, get_args
 from zoneinfo import ZoneInfo
 
+from xsc.allocation.clearing_record import Published, read_state
 from xsc.allocation.declaring import (
     Either,
     Posted,
@@ -27,11 +28,10 @@ from xsc.allocation.declaring import (
     with_standing_need,
     without,
 )
-from xsc.allocation.heard import Heard
 from xsc.allocation.recognition import read_weights, tier_of, value_of, with_weight
 from xsc.allocation.windows import DAY_MS
 from xsc.base.clock import event_within
-from xsc.base.errors import ArgumentInvalid, SpaceExhausted, TooLarge, XscError
+from xsc.base.errors import ArgumentInvalid, NotFound, SpaceExhausted, TooLarge, XscError
 from xsc.base.ids import short
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
@@ -44,6 +44,7 @@ from xsc.identity.context import Context
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
+from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
@@ -52,6 +53,7 @@ LOOK_INTERVAL_MS: Final = 60_000
 """How soon after its end a slot is dropped."""
 _PATH: Final = UserSpacePaths.COMMITMENT
 _KINDS: Final[tuple[Kind, ...]] = tuple(sorted(get_args(Kind)))
+_NOTHING = SpaceValue(record=b"", value=b"")
 
 
 def zone_of(name: str) -> ZoneInfo:
@@ -67,6 +69,57 @@ def zone_of(name: str) -> ZoneInfo:
             f"'{name}' is no time zone",
             hint="write for example Europe/Berlin, America/New_York or UTC",
         ) from None
+
+
+class Heard:
+    """The commitments, recognition and states of this node and others."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._published: dict[bytes, Published] = {}
+        self._states: dict[bytes, TwoTierAllocationState | None] = {}
+        space.on_change(self._changed)
+
+    def _changed(self, change: Change) -> None:
+        if change.path == UserSpacePaths.ALLOCATION_STATE:
+            self._states.pop(change.owner, None)
+        elif change.path in {UserSpacePaths.COMMITMENT, UserSpacePaths.RECOGNITION}:
+            self._published.pop(change.owner, None)
+
+    def keep(self, nodes: Collection[bytes]) -> None:
+        """Forget all other nodes."""
+        for known in (self._published, self._states):
+            for gone in known.keys() - set(nodes):
+                del known[gone]
+
+    def knows(self, node: bytes) -> bool:
+        """Return whether what a node has published needs no reading."""
+        return node in self._published and node in self._states
+
+    def of(self, node: bytes) -> Published:
+        """Return what a node offers, needs and recognises."""
+        if node not in self._published:
+            commitment = self.value(UserSpacePaths.COMMITMENT, node) or _NOTHING
+            recognition = self.value(UserSpacePaths.RECOGNITION, node)
+            self._published[node] = Published.read(node, commitment, recognition)
+        return self._published[node]
+
+    def state_of(self, node: bytes) -> TwoTierAllocationState | None:
+        """Return what a node says that it grants."""
+        if node not in self._states:
+            said = self.value(UserSpacePaths.ALLOCATION_STATE, node)
+            self._states[node] = None if said is None else read_state(said.value)
+        return self._states[node]
+
+    def value(self, path: str, node: bytes) -> SpaceValue | None:
+        """Return what a node has at a path, with the record that signs it; None for nothing."""
+        try:
+            entry = self._space.get(path, node)
+        except NotFound:
+            return None
+        if entry.value is None:
+            return None
+        return SpaceValue(record=entry.signed.raw, value=entry.value)
 
 
 class Commitments:
@@ -148,13 +201,16 @@ class Commitments:
         """Return what a node offers and needs, as far as that is here."""
         return self._own if node == self._node else self.heard.of(node).commitment
 
-    async def offer(self, kind: Kind, said: Statement) -> bytes:
-        """Publish a new slot and return its id, once it is on the disk.
+    async def declare(self, role: type[Either], kind: Kind, said: Statement) -> bytes:
+        """Publish a new slot or need and return its id, once it is on the disk.
 
         Raises:
             ArgumentInvalid, TooLarge: it cannot be one.
         """
-        return await self._state(AvailabilitySlot, self._new(kind, location=self._site), said)
+        before = {"slot_id": self._entropy.token(SLOT_ID_BYTES), "kind": kind, "owner": self._owner}
+        if role is AvailabilitySlot:
+            before["location"] = self._site
+        return await self._state(role, before, said)
 
     async def offer_all(self, kind: Kind) -> bytes:
         """Publish the standing slot of a kind again, and return its id; one that is there stays.
@@ -172,22 +228,6 @@ class Commitments:
             )
         await self.publish(later)
         return slot.slot_id
-
-    async def need(self, kind: Kind, said: Statement) -> bytes:
-        """Publish a new need and return its id, once it is on the disk.
-
-        Raises:
-            ArgumentInvalid, TooLarge: it cannot be one.
-        """
-        return await self._state(NeedSlot, self._new(kind), said)
-
-    def _new(self, kind: Kind, **fields: Any) -> dict[str, Any]:  # noqa: ANN401
-        return {
-            "slot_id": self._entropy.token(SLOT_ID_BYTES),
-            "kind": kind,
-            "owner": self._owner,
-            **fields,
-        }
 
     async def edit(self, slot_id: bytes, said: Statement) -> None:
         """Publish a slot or need with what is stated anew.

@@ -9,30 +9,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Checked, eligible_of
-from xsc.allocation.heard import Heard
+from xsc.allocation.commitments import Heard
 from xsc.allocation.matching import mismatch
-from xsc.allocation.why import Outcome, Pair, absence, explain, pairs_of
+from xsc.allocation.why import Explained, Pair, explain, pairs_of
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.limits import WHY_RECORDS_MAX, WHYS_MAX
 from xsc.base.peering import Peers
 from xsc.identity.context import Context
-from xsc.terms.slot import EntitlementKey, Window
+from xsc.terms.slot import EntitlementKey
 
-
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """One need in one window of one slot; in none where nothing of the slot was cleared for it."""
-
-    pair: Pair
-    because: str
-    clearing: bytes | None = None
-    window: Window | None = None
-    outcome: Outcome | None = None
-    """None where it took no part."""
+_PAIRS_AT_ONCE: Final = 512
+"""Pairs of slots and needs that are matched before others have their turn: there may be many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +119,9 @@ class Explaining:
         took_part = {} if only is None else eligible_of(only.record)
         rows: list[Explained] = []
         others: list[Explained] = []
-        for pair in pairs:
+        for number, pair in enumerate(pairs):
+            if number % _PAIRS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             reason = mismatch(pair.slot, pair.provider, pair.need, pair.customer)
             if reason is None or pair.need.slot_id in took_part.get(pair.customer.node, ()):
                 rows += self._cleared(pair, only)
@@ -179,9 +173,7 @@ class Explaining:
         if (record.slot.slot_id, record.window) != (slot_id, row.window):
             because = "the clearing record that its provider names is of another slot or window"
             return replace(row, because=because)
-        async with self._turn:
-            outcome = await self._executor.run(explain, checked, customer, need_id)
-        if outcome is not None:
-            return replace(row, because=outcome.because, outcome=outcome)
         key = EntitlementKey(record.provider, slot_id, record.window[0], customer, need_id)
-        return replace(row, because=absence(pair, checked, self._drawn().get(key, 0)))
+        drawn = self._drawn().get(key, 0)
+        async with self._turn:
+            return await self._executor.run(explain, row, checked, drawn)

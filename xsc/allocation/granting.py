@@ -16,12 +16,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
-from typing import TypeAlias
+from typing import Annotated, ClassVar, Protocol, Self, TypeAlias
+
+from pydantic import Field
 
 from xsc.allocation.clearing_record import (
     Offer,
     Pin,
     Published,
+    Said,
     Taker,
     admitted,
     clear_window,
@@ -31,7 +34,6 @@ from xsc.allocation.clearing_record import (
     wanted,
 )
 from xsc.allocation.matching import overlap, places, windows_of
-from xsc.allocation.ports import SlotRoom
 from xsc.base.encoding import Value, encode, tagged_sha256
 from xsc.base.limits import (
     ALLOCATIONS_A_CUSTOMER_MAX,
@@ -39,12 +41,15 @@ from xsc.base.limits import (
     ALLOCATIONS_MAX,
     CLEARED_SLOTS_MAX,
     CLEARINGS_BYTES_MAX,
+    GATHERED_BYTES_MAX,
     OFFER_MS,
     OFFER_PAUSE_MS,
     OFFER_PAUSE_MS_MAX,
     OFFER_PAUSES_MAX,
+    PPM,
     WINDOWS_AHEAD,
 )
+from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.clearing import (
     ClearingRecord,
     SlotAllocationRecord,
@@ -53,11 +58,23 @@ from xsc.terms.clearing import (
     recipient_totals,
 )
 from xsc.terms.pricing import SLOT_UNIT, affordable, slot_amount
-from xsc.terms.quote import Kind
+from xsc.terms.quote import Kind, SlotId
 from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSlot, Window
 
 Key: TypeAlias = tuple[bytes, int]
 """A slot and the start of one of its windows."""
+Drawn: TypeAlias = tuple[SlotId, Count, Id32, SlotId, Count]
+"""Slot, start of its window, customer, need and steps."""
+
+
+class SlotRoom(Protocol):
+    """What this node can grant, as one pass over its slots takes it."""
+
+    def left(self, kind: Kind, window: Window) -> int:
+        """Return the steps that can be granted over a window, beside what is drawn."""
+
+    def take(self, kind: Kind, window: Window, steps: int) -> None:
+        """Count steps as granted over a window."""
 
 
 class Given:
@@ -99,32 +116,56 @@ class Turn:
     paused_until_ms: int = 0
 
 
-def lapsed(turn: Turn, now_ms: int) -> Turn:
-    """Return the turn of a customer that has let an offer lapse."""
-    pause_ms = min(OFFER_PAUSE_MS << min(turn.lapses, 16), OFFER_PAUSE_MS_MAX)
-    return Turn(lapses=turn.lapses + 1, paused_until_ms=now_ms + pause_ms)
+class Gathered(Record):
+    """All that a round follows from, beside the last state, as its bytes have it."""
+
+    KIND: ClassVar[str] = "gathered"
+
+    now_ms: Count
+    own: Said
+    others: tuple[Said, ...]
+    """By rising id: at least those whose needs match a slot."""
+    theirs: tuple[tuple[Id32, Annotated[int, Field(gt=0, le=PPM)]], ...]
+    """By rising id of a peer: the weight that it gives this node."""
+    drawn: tuple[Drawn, ...]
+    """The steps that leases have of what was granted."""
+    pinned: tuple[Drawn, ...]
+    """Those of them that are not cleared again yet."""
+    credit: tuple[tuple[Id32, int], ...]
+    """By rising id of a customer: the micro-credits that it may still come to owe."""
+    free: dict[Kind, Count]
+    """What is neither used nor reserved."""
+    is_pending: bool
+    """Whether something has changed that is not in here yet."""
+
+    @classmethod
+    def read(cls, raw: bytes) -> Self:
+        """Return what bytes have.
+
+        Raises:
+            TooLarge, RecordInvalid: they are of no such thing.
+        """
+        return cls.from_bytes(raw, size_max=GATHERED_BYTES_MAX)
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Everything that a round follows from, beside the last state."""
+    """What was gathered, with what nodes have published as it was read from there."""
 
-    now_ms: int
+    gathered: Gathered
     own: Published
-    others: Mapping[bytes, Published]
-    """By node: at least whose needs match a slot."""
-    theirs: Mapping[bytes, int]
-    """By peer: the weight that it gives this node, in ppm, above 0."""
-    drawn: Mapping[EntitlementKey, int]
-    """The steps that leases have of what was granted."""
-    pinned: Mapping[EntitlementKey, int]
-    """Those of them that are not cleared again yet."""
-    credit: Mapping[bytes, int]
-    """By customer: the micro-credits that it may still come to owe."""
-    free: Mapping[Kind, int]
-    """What is neither used nor reserved."""
-    is_pending: bool
-    """Whether something has changed that is not in here yet."""
+    others: Sequence[Published]
+
+    @classmethod
+    def read(cls, raw: bytes) -> Self:
+        """Return what a round follows from.
+
+        Raises:
+            TooLarge, RecordInvalid: the bytes are of no such thing.
+        """
+        found = Gathered.read(raw)
+        others = [Published.read(*said) for said in found.others]
+        return cls(found, Published.read(*found.own), others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +173,7 @@ class Outcome:
     """What a round comes to."""
 
     state: TwoTierAllocationState
-    """Its slots, allocations, totals and pauses; `settling.state_after` adds the rest."""
+    """Its slots, allocations, totals and pauses; `program.state_after` adds the rest."""
     records: Mapping[bytes, ClearingRecord]
     """Of the windows that were cleared anew, by id."""
 
@@ -217,16 +258,21 @@ def _inputs(
     )
 
 
-def _by_window(drawn: Mapping[EntitlementKey, int]) -> dict[Key, dict[Pin, int]]:
+def rows_of(drawn: Mapping[EntitlementKey, int]) -> tuple[Drawn, ...]:
+    """Return what was drawn of a provider's entitlements as it is gathered."""
+    return tuple((*key[1:], steps) for key, steps in sorted(drawn.items()))
+
+
+def _by_window(drawn: Iterable[Drawn]) -> dict[Key, dict[Pin, int]]:
     found: defaultdict[Key, dict[Pin, int]] = defaultdict(dict)
-    for each, steps in drawn.items():
+    for slot, opens_ms, customer, need, steps in drawn:
         if steps:
-            found[each.slot, each.opens_ms][each.customer, each.need] = steps
+            found[slot, opens_ms][customer, need] = steps
     return found
 
 
-_Lines: TypeAlias = dict[bytes, list[SlotAllocationRecord]]
-"""What is granted of one window, by customer."""
+_Lines: TypeAlias = Mapping[Pin, SlotAllocationRecord]
+"""What is granted of one window."""
 
 
 @dataclass(slots=True)
@@ -234,7 +280,7 @@ class _Last:
     """What the last state says of one window."""
 
     divided: SlotDenominators | None = None
-    lines: _Lines = field(default_factory=dict)
+    lines: dict[Pin, SlotAllocationRecord] = field(default_factory=dict)
     turns: dict[bytes, Turn] = field(default_factory=dict)
     """By customer that has something to take, or let an offer lapse."""
 
@@ -248,7 +294,7 @@ def _by_last_window(state: TwoTierAllocationState) -> defaultdict[Key, _Last]:
         found[slot, start].turns[customer] = turn
     for line in state.slot_allocations:
         last, customer = found[line.slot, line.window[0]], line.customer
-        last.lines.setdefault(customer, []).append(line)
+        last.lines[customer, line.need] = line
         if line.granted_ms:
             turn = last.turns.get(customer, Turn())
             last.turns[customer] = replace(turn, offered_ms=line.granted_ms)
@@ -259,13 +305,14 @@ class _Round:
     """What the windows that begin first have taken of needs, credit and capacity."""
 
     def __init__(self, inputs: Inputs, last: TwoTierAllocationState, room: SlotRoom) -> None:
-        self._inputs = inputs
+        self._own, self._others = inputs.own, inputs.others
+        self._now_ms = inputs.gathered.now_ms
         self._room = room
         self._last = _by_last_window(last)
-        self._leased = _by_window(inputs.drawn)
-        self._pinned = _by_window(inputs.pinned)
+        self._leased = _by_window(inputs.gathered.drawn)
+        self._pinned = _by_window(inputs.gathered.pinned)
         self._given: defaultdict[Pin, Given] = defaultdict(Given)
-        self._credit = Counter(inputs.credit)
+        self._credit = Counter(dict(inputs.gathered.credit))
         self._lines = Counter[bytes]()
         self._divided: list[SlotDenominators] = []
         self._granted: list[SlotAllocationRecord] = []
@@ -273,8 +320,8 @@ class _Round:
         self._records: dict[bytes, ClearingRecord] = {}
         # Of the window that is cleared now:
         self._drawn: Mapping[Pin, int] = {}
-        self._times: dict[bytes, dict[bytes, Window]] = {}
-        """By customer and need, when that can take a lease."""
+        self._times: dict[Pin, Window] = {}
+        """When a need that takes part can take a lease."""
         self._turns: dict[bytes, Turn] = {}
 
     def outcome(self) -> Outcome:
@@ -293,60 +340,60 @@ class _Round:
 
     def clear(self, slot: AvailabilitySlot, window: Window, bytes_max: int) -> None:
         """Clear a window where somebody needs something of it, and count what it grants."""
-        inputs, key = self._inputs, (slot.slot_id, window[0])
+        key = slot.slot_id, window[0]
         self._drawn = self._leased.get(key, {})
         free, taken = self._room.left(slot.kind, window), sum(self._drawn.values())
-        offer = Offer(slot, window, inputs.now_ms, min(slot.quantity, taken + free))
+        offer = Offer(slot, window, self._now_ms, min(slot.quantity, taken + free))
         takers, last = self._takers(offer), self._last[key]
         if not takers and last.divided is None:
             return
         # All records of a round fit the own space, and all that it grants one state.
         taking = admitted(
-            inputs.own,
+            self._own,
             takers,
             slot,
             bytes_max=bytes_max,
             needs_max=ALLOCATIONS_MAX - len(self._granted),
         )
         self._times = {
-            taker.published.node: {
-                need.slot_id: time
-                for need in taker.needs
-                if (time := overlap(window, windows_of(need))) is not None
-            }
+            (taker.published.node, need.slot_id): time
             for taker in taking
+            for need in taker.needs
+            if (time := overlap(window, windows_of(need))) is not None
         }
         room = min(free, slot.quantity - taken)
-        self._turns = {node: self._turn(node, last, room) for node in self._times}
+        self._turns = self._turns_now(last, room)
         eligible = {taker.published.node: self._eligible(offer, taker, free) for taker in taking}
         pinned = self._pinned.get(key, {})
         divided, lines = last.divided, last.lines
         beyond = _beyond(_units(lines), pinned)
         if divided is None or divided.inputs != _inputs(offer, taking, eligible, beyond):
-            left_out = {each.published.node for each in takers} - self._turns.keys()
+            left_out = {each.published.node for each in takers} - eligible.keys()
             record = self._divide(offer, taking, eligible, pinned, left_out)
             self._records[record.id] = record
-            lines = _lines_of(record)
+            lines = lines_of(record)
             beyond = _beyond(_units(lines), pinned)
             divided = _divided(record, _inputs(offer, taking, eligible, beyond))
         self._divided.append(divided)
-        turns = self._turns_after(last, lines)
-        for node, turn in turns.items():
+        waiting = self._waiting(lines)
+        for node, turn in self._turns.items():
+            if turn.paused_until_ms == 0:
+                offered_ms = turn.offered_ms or self._now_ms
+                turn = Turn(offered_ms, turn.lapses) if waiting[node] else Turn()  # noqa: PLW2901
             if turn.lapses:
                 self._pauses.append((*key, node, turn.lapses, turn.paused_until_ms))
-        for node in self._times:
-            offered_ms = turns.get(node, Turn()).offered_ms
-            for line in lines.get(node, ()):
-                offered = line.model_copy(update={"granted_ms": offered_ms})
-                self._count(slot.kind, offered)
+            self._turns[node] = turn
+        for (node, _), line in lines.items():
+            offered = line.model_copy(update={"granted_ms": self._turns[node].offered_ms})
+            self._count(slot.kind, offered)
         for pin, steps in beyond.items():
-            if (time := self._times.get(pin[0], {}).get(pin[1])) is not None:
+            if (time := self._times.get(pin)) is not None:
                 self._given[pin].add(time, steps)
 
     def _takers(self, offer: Offer) -> list[Taker]:
         """Return those with a need that matches, by rank."""
-        own, found = self._inputs.own, []
-        for other in self._inputs.others.values():
+        own, found = self._own, []
+        for other in self._others:
             units = wanted(offer, own, other)
             if units:
                 needs = tuple(need for need in other.commitment.needs if need.slot_id in units)
@@ -355,10 +402,11 @@ class _Round:
 
     def _count(self, kind: Kind, line: SlotAllocationRecord) -> None:
         """Count what was granted against its need, its customer's credit and the capacity."""
-        pin, time = (line.customer, line.need), self._times[line.customer][line.need]
+        pin = line.customer, line.need
+        time = self._times[pin]
         self._given[pin].add(time, line.quantity)
         self._lines[line.customer] += 1
-        if until_ms(line.granted_ms, time) > self._inputs.now_ms:
+        if until_ms(line.granted_ms, time) > self._now_ms:
             left = max(0, line.quantity - self._drawn.get(pin, 0))
             self._credit[line.customer] -= slot_amount(kind, line.price, left)
             self._room.take(kind, time, left)
@@ -373,15 +421,16 @@ class _Round:
             free: what no lease has of the window.
         """
         found: dict[bytes, int] = {}
-        customer, now_ms = taker.published.node, self._inputs.now_ms
+        customer, now_ms = taker.published.node, self._now_ms
         credit, is_open = self._credit[customer], taker.tier == "open"
         is_paused = now_ms < self._turns[customer].paused_until_ms
         lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
         lines -= self._lines[customer]
         for need in taker.needs:
-            pin, time = (customer, need.slot_id), self._times[customer][need.slot_id]
+            pin = customer, need.slot_id
+            time = self._times[pin]
             mine = self._drawn.get(pin, 0)
-            provider = self._inputs.own.node
+            provider = self._own.node
             most = still_wanted(need, provider, time, self._given[pin])
             # A margin asks for free room, and not for what lies under others' leases.
             margin = max(0, need.part(provider) - mine)
@@ -399,42 +448,36 @@ class _Round:
                 credit -= slot_amount(kind, price, max(0, most - mine))
         return found
 
-    def _waiting(self, lines: Iterable[SlotAllocationRecord]) -> list[Window]:
-        """Return when a customer can take what lines offer it, and it has not taken."""
-        return [
-            times[line.need]
-            for line in lines
-            if line.need in (times := self._times[line.customer])
-            and line.quantity > self._drawn.get((line.customer, line.need), 0)
-        ]
+    def _waiting(self, lines: _Lines) -> defaultdict[bytes, list[Window]]:
+        """Return by customer when it can take what lines offer it, and it has not taken."""
+        found: defaultdict[bytes, list[Window]] = defaultdict(list)
+        for pin, line in lines.items():
+            time = self._times.get(pin)
+            if time is not None and line.quantity > self._drawn.get(pin, 0):
+                found[pin[0]].append(time)
+        return found
 
-    def _turn(self, customer: bytes, last: _Last, free: int) -> Turn:
-        """Return how a customer stands with this window now."""
-        turn, now_ms = last.turns.get(customer, Turn()), self._inputs.now_ms
-        if turn.paused_until_ms:
-            return turn if now_ms < turn.paused_until_ms else Turn(lapses=turn.lapses)
-        waiting = self._waiting(last.lines.get(customer, ())) if turn.offered_ms else []
-        if waiting and all(until_ms(turn.offered_ms, time) <= now_ms for time in waiting):
-            # What others still hold can be taken by nobody: it stands until some falls free.
-            return lapsed(turn, now_ms) if free > 0 else Turn(now_ms, turn.lapses)
-        return turn
-
-    def _turns_after(self, last: _Last, lines: _Lines) -> dict[bytes, Turn]:
-        """Return the turns of all: a pause holds also for who states nothing meanwhile.
+    def _turns_now(self, last: _Last, free: int) -> dict[bytes, Turn]:
+        """Return how all customers stand: a pause holds also for who states nothing meanwhile.
 
         To withdraw what was offered and not taken is to let it lapse.
         """
-        now_ms, turns = self._inputs.now_ms, {}
-        for node, turn in last.turns.items():
-            if turn.paused_until_ms > now_ms:
-                turns[node] = turn
-            elif turn.offered_ms and node not in self._turns:
-                turns[node] = lapsed(turn, now_ms)
-        for node, turn in self._turns.items():
-            if turn.paused_until_ms:
-                turns[node] = turn
-            elif self._waiting(lines.get(node, ())):
-                turns[node] = Turn(turn.offered_ms or now_ms, turn.lapses)
+        now_ms, turns, waiting = self._now_ms, dict[bytes, Turn](), self._waiting(last.lines)
+        taking = dict.fromkeys(node for node, _ in self._times)
+        for node in taking | last.turns:
+            turn, is_gone = last.turns.get(node, Turn()), node not in taking
+            if turn.paused_until_ms <= now_ms:
+                turn = Turn(turn.offered_ms, turn.lapses)
+            ends_ms = [until_ms(turn.offered_ms, time) for time in waiting[node]]
+            is_over = bool(ends_ms) and max(ends_ms) <= now_ms
+            if turn.offered_ms and (is_gone or is_over):
+                # What others still hold can be taken by nobody: it stands until some falls free.
+                if is_gone or free > 0:
+                    pause_ms = min(OFFER_PAUSE_MS << min(turn.lapses, 16), OFFER_PAUSE_MS_MAX)
+                    turn = Turn(0, turn.lapses + 1, now_ms + pause_ms)
+                else:
+                    turn = Turn(now_ms, turn.lapses)
+            turns[node] = turn
         return turns
 
     def _divide(
@@ -452,8 +495,8 @@ class _Round:
             stays = [pin for pin in pinned if pin[1] not in taking.get(pin[0], {})]
             capacity = max(0, offer.capacity - sum(pinned[pin] for pin in stays))
             least = replace(offer, capacity=capacity)
-            record = clear_window(least, self._inputs.own, customers, taking, left_out=left_out)
-            short = _beyond(_units(_lines_of(record)), pinned).keys() - stays
+            record = clear_window(least, self._own, customers, taking, left_out=left_out)
+            short = _beyond(_units(lines_of(record)), pinned).keys() - stays
             if not short:
                 return record
             for node, need_id in short:
@@ -461,14 +504,7 @@ class _Round:
 
 
 def _units(lines: _Lines) -> dict[Pin, int]:
-    return {(line.customer, line.need): line.quantity for of in lines.values() for line in of}
-
-
-def _lines_of(record: ClearingRecord) -> _Lines:
-    lines: defaultdict[bytes, list[SlotAllocationRecord]] = defaultdict(list)
-    for line in lines_of(record):
-        lines[line.customer].append(line)
-    return lines
+    return {pin: line.quantity for pin, line in lines.items()}
 
 
 def _divided(record: ClearingRecord, inputs: bytes) -> SlotDenominators:
@@ -491,10 +527,10 @@ def clear_all(inputs: Inputs, last: TwoTierAllocationState, room: SlotRoom) -> O
     Args:
         inputs: what the round follows from.
         last: the state that was published before.
-        room: what `inputs.free` has room for; it is used up.
+        room: what is free has room for; it is used up.
     """
     slots = {slot.slot_id: slot for slot in inputs.own.commitment.slots}
-    windows = windows_ahead(slots.values(), inputs.now_ms)
+    windows = windows_ahead(slots.values(), inputs.gathered.now_ms)
     bytes_max = CLEARINGS_BYTES_MAX // max(1, len(windows))
     made = _Round(inputs, last, room)
     for window, key in windows:

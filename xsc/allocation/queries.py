@@ -16,6 +16,8 @@ from xsc.terms.clearing import TwoTierAllocationState, from_ratio
 from xsc.terms.quote import Tier
 from xsc.terms.slot import Commitment, Entitlement, Window
 
+NETWORK_PPM: Final = 800_000
+
 
 @dataclass(frozen=True, slots=True)
 class Participant:
@@ -72,6 +74,15 @@ def groups(known: Mapping[bytes, Participant]) -> dict[str, list[bytes]]:
         name: sorted(node for node, each in known.items() if belongs(each))
         for name, belongs in GROUPS.items()
     }
+
+
+def network_has_converged(flags: Mapping[bytes, bool]) -> bool:
+    """Return whether 80 % of the nodes say that they have: an estimate, over those heard lately.
+
+    Args:
+        flags: what each known fresh participant says, this node among them.
+    """
+    return sum(flags.values()) * PPM >= NETWORK_PPM * len(flags)
 
 
 def is_open(window: Window, now_ms: int) -> bool:

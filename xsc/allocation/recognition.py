@@ -69,11 +69,9 @@ def with_weight(weights: Mapping[bytes, int], peer: bytes, ppm: int) -> dict[byt
     Raises:
         ArgumentInvalid: out of range, more than the budget, or more peers than are kept.
     """
-    if not 0 <= ppm <= PPM:
-        raise ArgumentInvalid(f"a weight is from 0 to {PPM} ppm, this is {ppm}")
     changed = {other: weight for other, weight in weights.items() if other != peer}
     left = PPM - sum(changed.values())
-    if ppm > left:
+    if not 0 <= ppm <= left:
         raise ArgumentInvalid(
             f"only {format_share(left)} of the recognition is left to give",
             hint="lower the weight of another peer first",

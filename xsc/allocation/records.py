@@ -31,7 +31,7 @@ from xsc.allocation.clearing_record import (
     check_clearing,
     open_clearing,
 )
-from xsc.allocation.heard import Heard
+from xsc.allocation.commitments import Heard
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import NotFound, ProofInvalid, XscError
 from xsc.base.ids import from_text, short

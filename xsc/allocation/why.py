@@ -14,21 +14,12 @@ from itertools import product
 from typing import Final, Literal, TypeAlias
 
 from xsc.allocation.clearing import STRANGER, Bid, SlotTerms, Standing, clear
-from xsc.allocation.clearing_record import (
-    Checked,
-    Published,
-    bids_of,
-    eligible_of,
-    offer_of,
-    standing,
-    terms_of,
-    weights_of,
-)
+from xsc.allocation.clearing_record import Checked, Published, parties
 from xsc.allocation.matching import Party, overlap, windows_of
 from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PPM
 from xsc.base.units import ceil_div, format_credits, format_level, format_share
 from xsc.terms.quote import Kind, Tier
-from xsc.terms.slot import STEP, AvailabilitySlot, NeedSlot
+from xsc.terms.slot import STEP, AvailabilitySlot, NeedSlot, Window
 
 _SHARE_STEP_PPM: Final = 1000
 """Shares are shown with one decimal; a bound is rounded up, so that it suffices."""
@@ -52,8 +43,7 @@ class Pair:
 
 def pairs_of(provider: Published, customer: Published, one: bytes | None = None) -> Iterator[Pair]:
     """Return the pairs of what two nodes have published; those of one slot or need where given."""
-    there = Party(provider.node, standing(customer, provider)[0])
-    here = Party(customer.node, standing(provider, customer)[0])
+    there, here = parties(provider, customer)
     for slot, need in product(provider.commitment.slots, customer.commitment.needs):
         if one in (None, slot.slot_id, need.slot_id):
             yield Pair(slot, there, need, here)
@@ -79,18 +69,21 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a clearing gave a need that took part, explained."""
+class Explained:
+    """One need in one window of one slot; in none where nothing of the slot was cleared for it."""
 
-    tier: Tier
-    """How the provider stands to the customer."""
-    weight: int
-    eligible: int
-    """The need, its cap and what credit and shares left of it, the least of these."""
-    stages: tuple[tuple[Tier, int, int], ...]
-    """What each stage gave it, in units, and its price."""
+    pair: Pair
     because: str
-    changes: tuple[Change, ...]
+    clearing: bytes | None = None
+    window: Window | None = None
+    tier: Tier | None = None
+    """How the provider stood to the customer; None where the need took no part."""
+    weight: int | None = None
+    eligible: int | None = None
+    """The need, its cap and what credit and shares left of it, the least of these."""
+    stages: tuple[tuple[Tier, int, int], ...] = ()
+    """What each stage gave it, in units, and its price."""
+    changes: tuple[Change, ...] = ()
 
     @property
     def quantity(self) -> int:
@@ -141,19 +134,25 @@ def changes_of(
     return changes
 
 
-def explain(checked: Checked, customer: bytes, need_id: bytes) -> Outcome | None:
-    """Return why a need was granted what a clearing record says; None if it took no part."""
-    record = checked.record
-    bids = bids_of(checked.customers, eligible_of(record))
+def explain(row: Explained, checked: Checked, drawn: int) -> Explained:
+    """Return why a need was granted what a clearing record says, or why it took no part.
+
+    Args:
+        row: the slot and the need, as they are now.
+        checked: the clearing.
+        drawn: steps that the need has drawn of the window.
+    """
+    terms, bids, weights, salt = checked.game
+    customer, need_id = row.pair.customer.node, row.pair.need.slot_id
     bid = next((each for each in bids if each.key == (customer, need_id)), None)
     if bid is None:
-        return None
-    offer, weights = offer_of(record), weights_of(checked.provider, checked.customers)
-    lines = [(each.customer, line) for each in record.participants for line in each.lines]
+        return replace(row, because=_absence(row.pair, checked, drawn))
+    taking = checked.record.participants
+    lines = [(each.customer, line) for each in taking for line in each.lines]
     stages = tuple(line[1:] for taker, line in lines if (taker, line[0]) == bid.key)
     need = _needs_of(checked, customer)[need_id]
     tier, weight = weights.get(customer, STRANGER)
-    asked = offer.slot.ladder.rung(tier)
+    asked = checked.record.slot.ladder.rung(tier)
     if sum(units for _, units, _ in stages) < bid.quantity:
         if bid.price_max < asked:
             because = (
@@ -175,8 +174,16 @@ def explain(checked: Checked, customer: bytes, need_id: bytes) -> Outcome | None
         )
     else:
         because = "all that it asked for was there"
-    changes = changes_of(terms_of(offer), bids, weights, offer.salt, bid)
-    return Outcome(tier, weight, bid.quantity, stages, because, tuple(changes))
+    changes = changes_of(terms, bids, weights, salt, bid)
+    return replace(
+        row,
+        because=because,
+        tier=tier,
+        weight=weight,
+        eligible=bid.quantity,
+        stages=stages,
+        changes=tuple(changes),
+    )
 
 
 def _needs_of(checked: Checked, customer: bytes) -> dict[bytes, NeedSlot]:
@@ -185,14 +192,8 @@ def _needs_of(checked: Checked, customer: bytes) -> dict[bytes, NeedSlot]:
     return {need.slot_id: need for need in next(said, ())}
 
 
-def absence(pair: Pair, checked: Checked, drawn: int) -> str:
-    """Return why a need that matches a slot took no part in a clearing: what fails first, now.
-
-    Args:
-        pair: the slot and the need, as they are now.
-        checked: the clearing.
-        drawn: steps that the need has drawn of the window.
-    """
+def _absence(pair: Pair, checked: Checked, drawn: int) -> str:
+    """Return why a need that matches a slot took no part in a clearing: what fails first, now."""
     need, customer, record = pair.need, pair.customer.node, checked.record
     time = overlap(record.window, windows_of(need))
     seen = _needs_of(checked, customer).get(need.slot_id)

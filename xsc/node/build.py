@@ -25,6 +25,7 @@ from xsc.allocation.declaring import (
 )
 from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import AllocationProgram
+from xsc.allocation.records import Records
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
     LedgerDamaged,
@@ -409,20 +410,27 @@ class Node:
             commit=self._state_commit.commit,
             settings=market_settings(config),
         )
+        records = Records(
+            context,
+            space=self.space,
+            state=parts.state,
+            read=self.read_space,
+            heard=self.commitments.heard,
+            once=self.tasks.once,
+            told=lambda: self.allocator.wake(),  # noqa: PLW0108 (bound late)
+            report=self.health.report,
+        )
         self.allocator = Allocator(
             context,
             space=self.space,
             commitments=self.commitments,
             peers=self.peers.roster,
             market=SlotMarket(self.market),
-            state=parts.state,
+            records=records,
             is_up=self.health.is_up,
             follow=self.following.update,
-            read=self.read_space,
-            once=self.tasks.once,
             on_offered=self.market.signing.wake,
             held=self.market.signing.held_steps,
-            report=self.health.report,
             look_ms=min(ALLOCATION_LOOK_MS, config.storage_lease_ms // 64),
         )
         self.explaining = Explaining(

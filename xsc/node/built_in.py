@@ -72,5 +72,5 @@ def allocation_functions(rules: AllocationProgram) -> tuple[Function, ...]:
         Function(
             "allocation.damping", 1, {"over": "[i32]"}, "i32", lambda _, over: rules.damping(over)
         ),
-        Function("allocation.state", 2, params, "bytes", state),
+        Function("allocation.state", 3, params, "bytes", state),
     )

@@ -271,7 +271,7 @@ class TwoTierAllocationState(Record):
     mr_values: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
     """By rising ids: mutual recognition above 0, in ppm."""
     damping_factor: Annotated[int, Field(ge=0, le=PPM)] = PPM
-    """In ppm, from the history (`xsc.allocation.settling`)."""
+    """In ppm, from the history (`xsc.allocation.program`)."""
     damping_history: Annotated[
         tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
     ] = ()
@@ -280,7 +280,7 @@ class TwoTierAllocationState(Record):
     convergence_history: Annotated[
         tuple[tuple[Count, Count], ...], Field(max_length=DAMPING_HISTORY_MAX)
     ] = ()
-    """Greatest relative change of a denominator or level in ppm, and when; the oldest first."""
+    """Share of the clearings that were new or gone, in ppm, and when; the oldest first."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

@@ -468,7 +468,7 @@ class Play:
             # Less than hosts have: what a need takes leases on nobody else can put into.
             needed = Statement(quantity=100, price=price)
             stated_ms = clock.now_ms()
-            stated = self.do(node.commitments.need(kind, needed))
+            stated = self.do(node.commitments.declare(NeedSlot, kind, needed))
             needs += [
                 (stated_ms, need) for need in node.commitments.own.needs if need.slot_id == stated
             ]

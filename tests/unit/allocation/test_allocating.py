@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 
+from tests.gathering import inputs_of
 from tests.settle import settle
 from tests.unit.allocation.clearings import present
 from tests.unit.allocation.test_commitments import Node
@@ -15,7 +16,8 @@ from tests.unit.space.test_store import record
 from xsc.allocation import granting, records
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.granting import Inputs, clear_all, windows_ahead
+from xsc.allocation.granting import clear_all, windows_ahead
+from xsc.allocation.records import Records
 from xsc.allocation.tiers import TIERS
 from xsc.base.clock import InlineExecutor, SeededEntropy
 from xsc.base.errors import NotFound, StoreDamaged
@@ -158,14 +160,20 @@ class Allocating(Node):
             commitments=self.commitments,
             peers=self.known,
             market=self.market,
-            state=self.db,
+            records=Records(
+                self.context,
+                space=self.space,
+                state=self.db,
+                read=self.read,
+                heard=self.commitments.heard,
+                once=self.once,
+                told=lambda: self.allocator.wake(),  # noqa: PLW0108 (bound late)
+                report=lambda peer, what: self.reports.append((peer, what)),
+            ),
             is_up=self.up.__contains__,
             follow=lambda: None,
-            read=self.read,
-            once=self.once,
             on_offered=lambda: None,
             held=dict,
-            report=lambda peer, what: self.reports.append((peer, what)),
         )
         self.reports = []
         self.allocator.serve_by(Direct(self.allocator.rules))
@@ -344,16 +352,10 @@ def test_the_records_of_all_windows_fit_the_own_space():
     for count in (1, SLOTS_MAX):
         asked.clear()
         own = Published(b"p" * 32, Commitment(slots=tuple(slots[:count])), NOTHING)
-        inputs = Inputs(
+        inputs = inputs_of(
             now_ms=NOW_MS,
             own=own,
             others={other.node: other},
-            theirs={},
-            drawn={},
-            pinned={},
-            credit={},
-            free={},
-            is_pending=False,
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(granting, "admitted", admitted)

@@ -29,7 +29,7 @@ from xsc.space.paths import UserSpacePaths
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.terms.pricing import Ladder
-from xsc.terms.slot import Commitment
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 PATH = UserSpacePaths.COMMITMENT
 STATED = Statement(quantity=100, price=20)
@@ -108,8 +108,8 @@ def node(alice, network):
 
 
 async def test_the_space_is_where_the_commitment_is_kept(node, alice, network):
-    slot_id = await node.done(node.commitments.offer("compute", STATED))
-    need_id = await node.done(node.commitments.need("storage", STATED))
+    slot_id = await node.done(node.commitments.declare(AvailabilitySlot, "compute", STATED))
+    need_id = await node.done(node.commitments.declare(NeedSlot, "storage", STATED))
     assert node.stored() == node.commitments.own == node.commitments.of(alice.node_id)
     (slot,), (need,) = node.commitments.own.slots, node.commitments.own.needs
     assert (slot.slot_id, need.slot_id) == (slot_id, need_id)
@@ -129,14 +129,16 @@ async def test_the_space_is_where_the_commitment_is_kept(node, alice, network):
     assert again.commitments.own == Commitment()
     await again.space.rm(PATH)
     assert again.commitments.own == Commitment()
-    await again.done(again.commitments.offer("storage", STATED))
+    await again.done(again.commitments.declare(AvailabilitySlot, "storage", STATED))
     assert again.stored() == again.commitments.own
 
 
 async def test_changes_that_come_together_are_one_write(node):
     writes = len(node.db.writes)
     slot_ids = await node.done(
-        asyncio.gather(*(node.commitments.offer("compute", STATED) for _ in range(5)))
+        asyncio.gather(
+            *(node.commitments.declare(AvailabilitySlot, "compute", STATED) for _ in range(5))
+        )
     )
     assert {slot.slot_id for slot in node.stored().slots} == set(slot_ids)
     assert len(set(slot_ids)) == 5
@@ -144,7 +146,7 @@ async def test_changes_that_come_together_are_one_write(node):
 
 
 async def test_a_command_returns_once_its_change_is_on_the_disk(node):
-    task = asyncio.ensure_future(node.commitments.offer("compute", STATED))
+    task = asyncio.ensure_future(node.commitments.declare(AvailabilitySlot, "compute", STATED))
     await settle()
     assert not task.done()
     with pytest.raises(NotFound):
@@ -155,7 +157,7 @@ async def test_a_command_returns_once_its_change_is_on_the_disk(node):
 
 
 async def test_a_write_that_fails_leaves_what_was_there(node):
-    await node.done(node.commitments.offer("compute", STATED))
+    await node.done(node.commitments.declare(AvailabilitySlot, "compute", STATED))
     before = node.commitments.own
 
     def full(*_, **__):
@@ -163,7 +165,7 @@ async def test_a_write_that_fails_leaves_what_was_there(node):
 
     node.db.write = full
     with pytest.raises(SpaceExhausted):
-        await node.done(node.commitments.offer("compute", STATED))
+        await node.done(node.commitments.declare(AvailabilitySlot, "compute", STATED))
     assert node.commitments.own == before
 
 
@@ -180,11 +182,11 @@ async def two_writes(node, fail):
         raise SpaceExhausted("the disk is full")
 
     node.space.write = fails
-    tasks = [asyncio.ensure_future(node.commitments.offer("compute", STATED))]
+    tasks = [asyncio.ensure_future(node.commitments.declare(AvailabilitySlot, "compute", STATED))]
     await settle()
     node.pass_ms(DEBOUNCE_MS)
     await settle()
-    tasks.append(asyncio.ensure_future(node.commitments.need("compute", STATED)))
+    tasks.append(asyncio.ensure_future(node.commitments.declare(NeedSlot, "compute", STATED)))
     await settle()
     reached.set()
     await settle()
@@ -209,11 +211,11 @@ async def test_of_two_writes_that_fail_nothing_stays(node):
 
 
 async def test_a_wrong_statement_is_refused_and_changes_nothing(node):
-    slot_id = await node.done(node.commitments.offer("compute", STATED))
+    slot_id = await node.done(node.commitments.declare(AvailabilitySlot, "compute", STATED))
     writes = len(node.db.writes)
     for work in (
-        node.commitments.offer("compute", Statement(quantity=0, price=1)),
-        node.commitments.need("compute", Statement(quantity=1)),
+        node.commitments.declare(AvailabilitySlot, "compute", Statement(quantity=0, price=1)),
+        node.commitments.declare(NeedSlot, "compute", Statement(quantity=1)),
         node.commitments.edit(slot_id, Statement(quantity=0)),
         node.commitments.edit(slot_id, Statement(every="daily 1:00-2:00 Mars/Base")),
     ):
@@ -224,11 +226,11 @@ async def test_a_wrong_statement_is_refused_and_changes_nothing(node):
 
 
 async def test_an_edited_offer_has_the_rungs_of_its_new_reserve(node):
-    slot_id = await node.done(node.commitments.offer("compute", STATED))
+    slot_id = await node.done(node.commitments.declare(AvailabilitySlot, "compute", STATED))
     await node.done(node.commitments.edit(slot_id, Statement(price=40)))
     (slot,) = node.stored().slots
     assert (slot.price_mutual, slot.price_one_way, slot.reserve) == (10, 20, 40)
-    need_id = await node.done(node.commitments.need("compute", STATED))
+    need_id = await node.done(node.commitments.declare(NeedSlot, "compute", STATED))
     await node.done(node.commitments.edit(need_id, Statement(quantity=7)))
     assert node.stored().needs[0].number == 2
 
@@ -249,7 +251,7 @@ async def test_a_commitment_that_is_none_is_refused_before_it_is_stored(node, al
 
 async def test_the_commitment_of_a_peer_is_known_once_it_is_here(node, bob, network):
     other = Node(bob, network)
-    await other.done(other.commitments.offer("compute", STATED))
+    await other.done(other.commitments.declare(AvailabilitySlot, "compute", STATED))
     theirs = other.stored()
     assert node.commitments.of(bob.node_id) == Commitment()
     for sequence, value in enumerate((theirs.to_bytes(), None), 1):
@@ -260,10 +262,10 @@ async def test_the_commitment_of_a_peer_is_known_once_it_is_here(node, bob, netw
 
 async def test_recurrences_go_on_and_what_is_over_is_dropped(node):
     nights = await node.done(
-        node.commitments.offer("compute", Statement(100, every=NIGHTS, price=2))
+        node.commitments.declare(AvailabilitySlot, "compute", Statement(100, every=NIGHTS, price=2))
     )
     short = Statement(100, price=2, to_ms=node.clock.now_ms() + 90_000)
-    await node.done(node.commitments.offer("compute", short))
+    await node.done(node.commitments.declare(AvailabilitySlot, "compute", short))
     loop = asyncio.ensure_future(node.commitments.run())
     await settle()
     sequence = node.space.get(PATH).signed.record.sequence
@@ -345,7 +347,7 @@ async def test_a_node_that_offers_nothing_withdraws_what_it_offered_by_default(
 ):
     node.has_peers = True
     await node.done(node.commitments.stand())
-    stated = await node.done(node.commitments.offer("compute", STATED))
+    stated = await node.done(node.commitments.declare(AvailabilitySlot, "compute", STATED))
     for levels, standing in (({"storage": 0, "compute": 0}, 0), (node.levels, 2)):
         again = Node(alice, network, node.db, node.clock)
         again.has_peers, again.levels = True, levels
@@ -428,7 +430,9 @@ async def test_a_node_looks_at_its_need_soon_after_it_stored_something(node, bob
 
 
 async def test_a_zone_that_is_gone_leaves_the_windows(node, monkeypatch):
-    await node.done(node.commitments.offer("compute", Statement(100, every=NIGHTS, price=2)))
+    await node.done(
+        node.commitments.declare(AvailabilitySlot, "compute", Statement(100, every=NIGHTS, price=2))
+    )
     before = node.stored()
 
     def unknown(name):

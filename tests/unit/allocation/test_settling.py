@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from xsc.allocation.settling import (
+from xsc.allocation.program import (
     MODERATE_PPM,
     OSCILLATING_PPM,
     SMOOTH_PPM,

@@ -3,17 +3,10 @@
 from dataclasses import replace
 from random import Random
 
-from tests.unit.allocation.clearings import key, random_clearing
+from tests.unit.allocation.clearings import need, random_clearing
 from xsc.allocation.clearing import Bid, SlotTerms, clear
-from xsc.allocation.clearing_record import (
-    bids_of,
-    check_clearing,
-    eligible_of,
-    offer_of,
-    terms_of,
-    weights_of,
-)
-from xsc.allocation.why import Change, changes_of, explain
+from xsc.allocation.clearing_record import check_clearing
+from xsc.allocation.why import Change, Explained, changes_of, explain, pairs_of
 
 SALT = b"salt"
 NEED = bytes(16)
@@ -52,13 +45,15 @@ def test_every_change_has_the_effect_that_is_named(network):
     for _ in range(25):
         signed, values = random_clearing(random, network)
         record, checked = signed.record, check_clearing(signed.raw, values)
-        provider, customers = checked.provider, checked.customers
-        offer = offer_of(record)
-        bids = bids_of(customers, eligible_of(record))
-        weights = weights_of(provider, customers)
+        terms, bids, weights, salt = checked.game
         lines = {each.customer: each.lines for each in record.participants}
+        rows = {
+            (pair.customer.node, pair.need.slot_id): Explained(pair, "")
+            for customer in checked.customers
+            for pair in pairs_of(checked.provider, customer, record.slot.slot_id)
+        }
         for one in bids:
-            said = explain(checked, *one.key)
+            said = explain(rows[one.key], checked, 0)
             told = sum(line[2] for line in lines[one.customer] if line[0] == one.need)
             assert said.quantity == told
             for change in said.changes:
@@ -70,11 +65,19 @@ def test_every_change_has_the_effect_that_is_named(network):
                     told = [raised if other == one else other for other in bids]
                 else:
                     stands = {**weights, one.customer: (change.what, change.bound)}
-                cleared = clear(terms_of(offer), told, stands, offer.salt)
+                cleared = clear(terms, told, stands, salt)
                 assert cleared.given().get(one.key, 0) == change.quantity
     assert found == {"price", "mutual", "one_way"}
 
 
-def test_a_need_that_took_no_part_has_no_explanation(network):
-    signed, values = random_clearing(Random(1), network)
-    assert explain(check_clearing(signed.raw, values), key(99).node_id, NEED) is None
+def test_a_need_that_took_no_part_has_only_a_reason(network):
+    random = Random(1)
+    signed, values = random_clearing(random, network)
+    checked = check_clearing(signed.raw, values)
+    pair, *_ = (
+        pair for customer in checked.customers for pair in pairs_of(checked.provider, customer)
+    )
+    other = replace(pair, need=need(77))
+    said = explain(Explained(other, ""), checked, 0)
+    assert (said.tier, said.eligible, said.stages, said.changes) == (None, None, (), ())
+    assert said.because == "its provider had not seen the need as it is now when it cleared"

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xsc.allocation.clearing_record import price_of
-from xsc.allocation.explaining import Explained, Explanation
+from xsc.allocation.explaining import Explanation
 from xsc.allocation.granting import until_ms
-from xsc.allocation.queries import Participant, denominator_of, groups
-from xsc.allocation.settling import network_has_converged
+from xsc.allocation.queries import Participant, denominator_of, groups, network_has_converged
+from xsc.allocation.why import Explained
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import NotFound, PeerUnknown
@@ -253,9 +253,8 @@ async def received(node: Node, _: Nothing) -> api.Entitlements:
 
 
 def _explained(node: Node, each: Explained) -> api.Explained:
-    pair, outcome = each.pair, each.outcome
-    provider, customer, kind = pair.provider.node, pair.customer.node, pair.need.kind
-    stages = () if outcome is None else outcome.stages
+    pair, step = each.pair, STEP[each.pair.need.kind]
+    provider, customer, has_part = pair.provider.node, pair.customer.node, each.tier is not None
     return api.Explained(
         clearing=None if each.clearing is None else to_text(each.clearing),
         provider=to_text(provider),
@@ -264,19 +263,19 @@ def _explained(node: Node, each: Explained) -> api.Explained:
         window=each.window,
         node=to_text(customer),
         name=node.name_of(customer),
-        kind=kind,
+        kind=pair.need.kind,
         need=to_text(pair.need.slot_id),
-        tier=pair.customer.tier if outcome is None else outcome.tier,
-        weight=None if outcome is None else outcome.weight,
-        eligible=None if outcome is None else outcome.eligible * STEP[kind],
-        granted=None if outcome is None else outcome.quantity * STEP[kind],
+        tier=each.tier or pair.customer.tier,
+        weight=each.weight,
+        eligible=None if each.eligible is None else each.eligible * step,
+        granted=each.quantity * step if has_part else None,
         stages=[
-            api.Stage(tier=tier, quantity=steps * STEP[kind], price=price)
-            for tier, steps, price in stages
+            api.Stage(tier=tier, quantity=steps * step, price=price)
+            for tier, steps, price in each.stages
         ],
-        price=price_of(stages) if stages else None,
+        price=price_of(each.stages) if each.stages else None,
         because=each.because,
-        changes=[] if outcome is None else [change.said(kind) for change in outcome.changes],
+        changes=[change.said(pair.need.kind) for change in each.changes],
     )
 
 

@@ -272,15 +272,13 @@ async def declare(node: Node, asked: api.Declare) -> api.Declared:
     if said.quantity is None:
         hint = f"`xsc market {asked.role} --help` shows it"
         raise ArgumentInvalid("a quantity is missing", hint=hint)
-    if asked.role == "offer":
-        slot_id = await node.commitments.offer(asked.kind, said)
-    else:
+    if asked.role == "need":
         if asked.price_micro is None:
             said = replace(said, price=market_settings(node.config).price_max(asked.kind))
         if asked.kind == "storage" and asked.spread is None:
             said = replace(said, spread=sum(code_of(None)))
-        slot_id = await node.commitments.need(asked.kind, said)
-    return _declared(node, slot_id)
+    role = AvailabilitySlot if asked.role == "offer" else NeedSlot
+    return _declared(node, await node.commitments.declare(role, asked.kind, said))
 
 
 async def edit(node: Node, asked: api.Edit) -> api.Declared:
