@@ -72,7 +72,7 @@ def lease_of(raw):
         customer,
         granted["quantity"],
         asked["price"],
-        min(asked["start_ms"], granted["granted_ms"]),
+        asked["start_ms"],
         asked["end_ms"],
         asked["renews"],
         quote,

@@ -493,6 +493,8 @@ COMPUTE_LEASE_MS = 60_000
 CLEARED_COMPUTE_MS = 24 * 3_600_000
 """How long a lease of compute lasts at most that a clearing granted."""
 STORAGE_LEASE_MS = 90 * 24 * 3_600_000
+LEASES_REFUSED_MAX = 4_096
+"""So many requests that were refused are remembered: later the provider cannot grant them."""
 LATE_MS = 30 * 24 * 3_600_000
 """For so long after its end what is held under a lease of storage is paid."""
 STORAGE_LEASE_BYTES = 256 * MIB

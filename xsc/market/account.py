@@ -158,6 +158,8 @@ class Agreed:
     """Leases that are open here, and that it has signed not to have: they are over now."""
     disputed: set[bytes]
     """Those of which it counts more than follows; that is not paid."""
+    broken: bool
+    """Whether bytes of this node lay under one that it denies."""
 
 
 def agree(
@@ -183,7 +185,7 @@ def agree(
     lines = {line.lease_id: line for line in count.leases}
     uses: list[tuple[LeaseEntry, LeaseUse]] = []
     gone: list[LeaseEntry] = []
-    denied, disputed = set[bytes](), set[bytes]()
+    denied, disputed, broken = set[bytes](), set[bytes](), False
     closed, paid = account.closed, 0
     for entry in entries:
         terms, line = entry.terms, lines.get(entry.terms.lease_id)
@@ -217,11 +219,12 @@ def agree(
             elif stood:  # What changed since may not be counted yet.
                 use = rules.agreed(terms, use)
         if terms.lease_id in denied:
+            broken |= entry.use.held_bytes > 0
             use = replace(use, denial=signed.raw)
         uses.append((entry, use))
     closed = min(closed, number_of(count.closed))
     amount_micro = min((closed + paid) // WORTH, count.amount_micro)
-    return Agreed(amount_micro, closed, uses, gone, denied, disputed)
+    return Agreed(amount_micro, closed, uses, gone, denied, disputed, broken)
 
 
 def closed_before(account: Account, entries: Iterable[LeaseEntry], count: LeaseCount) -> int:

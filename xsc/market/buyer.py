@@ -472,8 +472,9 @@ class LeaseBuyer:
     def renewal_ended(self, lease_id: bytes) -> None:
         """Give back a lease that renews another: its host took it back before anything came."""
         entry = self._known(lease_id)
-        entry.use = rules.ended(entry.use)
-        self._store.save(entry)
+        if not entry.use.held_bytes:
+            entry.use = rules.ended(entry.use)
+            self._store.save(entry)
 
     async def spent(self, lease_id: bytes, fuel_steps: int) -> None:
         """Count what a verified receipt bills.

@@ -26,6 +26,7 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes, take_int, take_str
 from xsc.base.ids import short
 from xsc.base.limits import (
+    COMPUTE_LEASE_MS,
     JOBS_QUEUED_A_PEER_MAX,
     JOBS_QUEUED_MAX,
     LEASE_REQUESTS_A_CUSTOMER_MAX,
@@ -132,16 +133,25 @@ class LeaseGranter:
             raise RecordInvalid("the level is not given up now")
         self._lowered.count(caller, self._clock.monotonic_ms(), "lowered leases")
         async with self._lowering.of(entry.terms.lease_id):
-            before = entry.use
-            least = rules.least_level(entry.terms, before, self._clock.now_ms()) + entry.reserved
-            use = rules.lowered(entry.terms, before, max(level, least), at_ms)
+            terms, before = entry.terms, entry.use
+            if before.spent:  # Fuel that ran is billed to the end of its minute.
+                at_ms = max(at_ms, terms.start_ms + before.minute * COMPUTE_LEASE_MS)
+            least = entry.reserved + max(
+                rules.least_level(terms, before, when) for when in (at_ms, self._clock.now_ms())
+            )
+            use = rules.lowered(terms, before, max(level, least), at_ms)
             if use.level == before.level:
                 return {"level": use.level}, ()
             entry.use = use
             try:
                 await self._store.sync(entry)
             except XscError:
-                entry.use = replace(entry.use, level=before.level, given_back=before.given_back)
+                entry.use = replace(
+                    entry.use,
+                    level=before.level,
+                    given_back=before.given_back,
+                    used=entry.use.used + rules.advance(terms, before, at_ms).used - use.used,
+                )
                 raise
             return {"level": entry.use.level}, ()
 
@@ -367,7 +377,11 @@ class LeaseGranter:
         now_ms = self._clock.now_ms()
         if size_bytes > 0:
             old.use, new.use = rules.moved(
-                (old.terms, old.use), (new.terms, new.use), size_bytes, now_ms
+                (old.terms, old.use),
+                (new.terms, new.use),
+                size_bytes,
+                now_ms,
+                free=self._headroom.unreserved("storage"),
             )
             self._store.keep(old, new)
 
@@ -443,6 +457,8 @@ class LeaseGranter:
         """
         customer, terms, now_ms = entry.terms.customer, entry.terms, self._clock.now_ms()
         self._headroom.check_credit(customer)
+        if terms.cleared and now_ms < terms.start_ms:
+            raise LeaseExhausted("the lease has not begun")
         if terms.cleared and rules.is_over(terms, entry.use, now_ms):
             raise LeaseExhausted("the lease is over", hint="take a new lease")
         if terms.cleared and entry.use.lapsed:

@@ -87,9 +87,10 @@ class Headroom:
         raise NoOffers("this node has no such entitlement here, or none any more")
 
     def left_of(self, each: Entitlement, renewed: LeaseEntry | None) -> int:
-        """Return what can be drawn of an entitlement now, in whole units of leases.
+        """Return what can be drawn of an entitlement now, in whole steps of slots.
 
-        What a lease has that is renewed by the one that draws counts as free.
+        What a lease has that is renewed by the one that draws counts as free, and goes over in
+        whole units of leases.
         """
         drawn, has = self._drawn(), 0
         if renewed is not None:
@@ -99,7 +100,7 @@ class Headroom:
         # It is kept free; others can still hold some of it, or the disk have less.
         room = self.unreserved(each.kind) + has
         left = min(undrawn(each, drawn), slot_left(each, drawn), room)
-        return left - left % LEVEL_UNIT[each.kind]
+        return left - left % (LEASE_UNIT if renewed is None else LEVEL_UNIT)[each.kind]
 
     def offered(self, kind: Kind, customer: bytes) -> int:
         """Return what a customer may still reserve of its share; of compute, the rate that is left.

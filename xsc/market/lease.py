@@ -108,10 +108,7 @@ Side: TypeAlias = tuple[LeaseTerms, LeaseUse]
 
 
 def terms_of(request: LeaseRequest, lease: Lease) -> LeaseTerms:
-    """Return the terms of a request that was granted.
-
-    It begins when it was granted, if that is earlier: it can be used from then on.
-    """
+    """Return the terms of a request that was granted."""
     return LeaseTerms(
         request.lease_id,
         request.kind,
@@ -119,7 +116,7 @@ def terms_of(request: LeaseRequest, lease: Lease) -> LeaseTerms:
         request.customer,
         request.price,
         lease.quantity,
-        min(request.start_ms, lease.granted_ms),
+        request.start_ms,
         request.end_ms,
         cleared=request.draw is not None,
         renews=request.renews,
@@ -279,7 +276,9 @@ def lowered(terms: LeaseTerms, use: LeaseUse, level: int, now_ms: int) -> LeaseU
     now_ms = max(now_ms, terms.start_ms + OFFER_MS)
     use, unit = advance(terms, use, now_ms), LEVEL_UNIT[terms.kind]
     level = min(use.level, ceil_div(max(level, use.held_bytes), unit) * unit)
-    back = (use.level - level) * (use.counted_ms - now_ms) if use.counted_ms > now_ms else 0
+    if level == use.level:
+        return use
+    back = (use.level - level) * max(0, min(use.counted_ms, terms.end_ms) - now_ms)
     use = replace(use, level=level, given_back=not level, used=max(0, use.used - back))
     # By its own clock the provider may count of an earlier moment than it was lowered at.
     return widened(use, level)
@@ -340,6 +339,8 @@ def room(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
         return max(0, terms.quantity - (use.held_bytes if terms.kind == "storage" else use.used))
     if terms.kind == "storage":
         return max(0, use.level - use.held_bytes)
+    if now_ms < terms.start_ms:
+        return 0  # Nothing is billed before the start, which another clock may have set.
     # The last minute can be shorter, and costs and gives as much less.
     minute_ms = (now_ms - terms.start_ms) // COMPUTE_LEASE_MS * COMPUTE_LEASE_MS
     left_ms = min(COMPUTE_LEASE_MS, terms.end_ms - terms.start_ms - minute_ms)
@@ -456,10 +457,19 @@ def room_left(terms: LeaseTerms, use: LeaseUse) -> int:
     return max(0, terms.quantity - use.held_bytes)
 
 
-def moved(kept: Side, keeping: Side, size_bytes: int, now_ms: int) -> tuple[LeaseUse, LeaseUse]:
+def moved(
+    kept: Side, keeping: Side, size_bytes: int, now_ms: int, *, free: int | None = None
+) -> tuple[LeaseUse, LeaseUse]:
     """Return the uses of a lease and of the one that renews it, once bytes went over.
 
     The old one keeps nothing free for them.
+
+    Args:
+        kept: the old one.
+        keeping: the one that renews it.
+        size_bytes: how much went over.
+        now_ms: the present.
+        free: what no lease has at the provider; its customer does not know.
     """
     (old_terms, old), (new_terms, new) = kept, keeping
     size = min(size_bytes, old.held_bytes)
@@ -472,7 +482,13 @@ def moved(kept: Side, keeping: Side, size_bytes: int, now_ms: int) -> tuple[Leas
         return replace(old, level=min(old.level, rest)), new
     # The first bytes bring the level along that is not needed for the rest; later ones their own.
     more = ceil_div(max(0, new.held_bytes - new.level), unit) * unit
-    if new.held_bytes == size:
-        more = max(more, new_terms.quantity - rest)
+    if not new.level:
+        brings = new_terms.quantity - rest
+        if free is not None:
+            # What the old one gave up, or keeps no more, others may have by now.
+            is_kept = not old.lapsed and now_ms < old_terms.end_ms
+            had = max(0, old.level - rest) if is_kept else more
+            brings = min(brings, had + free // unit * unit)
+        more = max(more, brings)
     level = max(rest, old.level - more)
     return replace(old, level=level), replace(new, level=new.level + more)

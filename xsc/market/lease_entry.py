@@ -7,7 +7,7 @@ by work under way (provider), and what was handed out and has not been reported 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 from xsc.base.limits import (
@@ -161,7 +161,7 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
         )
         if is_unsigned:
             # Nothing unsigned is owed.
-            use = replace(rules.ended(use), used=0)
+            use = rules.ended(use)
         elif rules.is_idle(terms, use, now_ms):
             use = rules.ended(use)
     ended_ms = use.touched_ms if use.given_back else terms.end_ms

@@ -10,12 +10,14 @@ import asyncio
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, TypeAlias
 
+from xsc.base.bounded import Bounded
 from xsc.base.encoding import Value
 from xsc.base.errors import PeerSilent, RecordInvalid, XscError
 from xsc.base.fields import take_bytes
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.limits import (
     LEASE_TIMEOUT_MS,
+    LEASES_REFUSED_MAX,
     QUOTE_TIMEOUT_MS,
     QUOTE_TTL_MS,
     REQUEST_WINDOW_MS,
@@ -45,6 +47,8 @@ class Providers:
         self._kept: dict[tuple[Kind, bytes], tuple[Signed[Quote], tuple[int, int]]] = {}
         """By kind and peer the newest quote, and how both recognised each other when it came."""
         self._labels: dict[bytes, tuple[str, str]] = {self._node.id: node.settings.labels}
+        self.refused: Bounded[bytes, None] = Bounded(LEASES_REFUSED_MAX)
+        """The newest requests that were refused: nothing is owed under them."""
         self._unheard: dict[_Asked, Signed[LeaseRequest]] = {}
         """By kind, provider, draw and the lease that is renewed, the newest request whose answer
         was lost."""
@@ -193,6 +197,8 @@ class Providers:
         except XscError as fault:
             if isinstance(fault, PeerSilent):
                 self._unheard[at] = asked
+            else:
+                self.refused.put(request.lease_id, None)
             self._node.log.warning(
                 "market.no_lease", peer=short(provider), kind=kind, code=fault.code
             )

@@ -269,7 +269,8 @@ class Settlement:
                 self._store.forget(entry)
         if agreed.denied:
             self._node.log.warning("market.leases_denied", peer=peer, leases=len(agreed.denied))
-            self._ports.quality.report(account.peer, "lease_denial")
+            if agreed.broken:
+                self._ports.quality.report(account.peer, "lease_denial")
             await self._ports.on_denied(agreed.denied)
 
     # Leases that this node does not know
@@ -307,6 +308,7 @@ class Settlement:
             for line in count.leases
             if self._store.get("customer", line.lease_id) is None
             and line.lease_id not in self._refused
+            and line.lease_id not in self._providers.refused
         }
         wanted = sorted(lines)
         for start in range(0, len(wanted), ACCOUNT_LEASES_MAX):
@@ -337,7 +339,11 @@ class Settlement:
                     past_ms = min(past_ms, STORAGE_LEASE_IDLE_MS + REQUEST_WINDOW_MS)
                 use = leases.widened(entry.use, entry.terms.quantity, past_ms)
                 size = (account.lost or {}).get(entry.terms.lease_id.hex(), 0)
-                entry.use = replace(use, held_bytes=size, level=min(use.level, line.level))
+                use = replace(use, held_bytes=size, level=min(use.level, line.level))
+                if not account.lost:
+                    # What was before is explained by the leeway alone.
+                    use = replace(use, counted_ms=max(use.counted_ms, self._clock.now_ms()))
+                entry.use = use
                 fresh.append(entry)
             self._store.add(fresh)
         self._providers.heard(account.peer, count.counted_ms)

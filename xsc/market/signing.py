@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 
 from xsc.base.clock import rest
 from xsc.base.encoding import Value
@@ -69,7 +70,9 @@ class Signing:
         """Take what is offered, and give up what is not needed."""
         now_ms = self._clock.now_ms()
         needs = {need.slot_id: need for need in self._ports.needs()}
-        entries = self._store.all("customer")
+        entries = list(self._store.all("customer"))
+        for entry in entries:
+            self._set_apart(entry, needs)
         less = list(to_lower(entries, needs, self._store.counts_for, now_ms))
         asked = {entry.terms.lease_id for entry, _ in less}
         self._unlowered_ms = {id_: at for id_, at in self._unlowered_ms.items() if id_ in asked}
@@ -96,8 +99,13 @@ class Signing:
             self._node.log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
             self._later_ms[offer.provider] = self._clock.now_ms() + OFFER_SETTLE_MS
         else:
-            # What is needed by default is for deployments, and not for other runs.
-            answer.is_apart = offer.kind == "compute" and need.standing
+            self._set_apart(answer, {need.slot_id: need})
+
+    @staticmethod
+    def _set_apart(entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]) -> None:
+        """Keep what is needed of compute by default for deployments, and not for other runs."""
+        if entry.terms.kind == "compute" and entry.draw is not None and entry.draw.need in needs:
+            entry.is_apart = needs[entry.draw.need].standing
 
     async def _lower(self, entry: LeaseEntry, level: int) -> None:
         """Give up room; what the provider confirms is no longer billed.
@@ -118,7 +126,7 @@ class Signing:
             self._node.log.info("market.not_lowered", peer=short(entry.peer), code=fault.code)
             left = entry.use.level
         if left <= level or now_ms - first_ms >= LOWER_MS:
-            left = min(left, level)
+            left = level
             self._unlowered_ms.pop(lease_id, None)
         entry.use = rules.lowered(entry.terms, entry.use, left, now_ms)
         self._store.save(entry)

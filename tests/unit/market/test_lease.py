@@ -29,7 +29,6 @@ from xsc.market.lease import (
     reserved,
     room,
     spend,
-    terms_of,
     worth,
 )
 from xsc.market.lease_entry import LeaseEntry, ahead_micro
@@ -230,13 +229,6 @@ def test_grants():
         assert (check_grant(request, lease) is None) == good
     far = Lease(request=b"raw", quantity=7, granted_ms=T0 - REQUEST_WINDOW_MS - 1)
     assert check_grant(request, far)
-
-
-@pytest.mark.parametrize(("granted_ms", "start_ms"), [(T0 - 9, T0 - 9), (T0 + 9, T0)])
-def test_a_lease_begins_as_soon_as_it_can_be_used(granted_ms, start_ms):
-    terms = terms_of(wish(), Lease(request=b"raw", quantity=7, granted_ms=granted_ms))
-    assert (terms.quantity, terms.start_ms) == (7, start_ms)
-    assert new_use(terms, T0).counted_ms == start_ms
 
 
 def test_the_last_part_of_a_minute_gives_and_costs_as_much_less():

@@ -683,7 +683,7 @@ async def test_a_rate_is_leased_for_a_minute_at_least_and_never_past_its_need(
     assert provider.one("provider").due_micro == slot_amount("compute", PRICE, 50)
 
 
-async def test_what_runs_before_a_lease_begins_by_another_clock_is_paid(world, three, monkeypatch):
+async def test_nothing_runs_under_a_lease_that_has_not_begun(world, three, monkeypatch):
     customer, _, provider = three
     made = LeaseRequest
 
@@ -697,9 +697,10 @@ async def test_what_runs_before_a_lease_begins_by_another_clock_is_paid(world, t
     entitle(world, customer, provider, 50, kind="compute", window=(now_ms, now_ms + 2 * DAY_MS))
     await signed(world, customer)
     lease_id = provider.one("provider").lease_id
-    await admit(world, provider, lease_id, customer, 1)
+    with pytest.raises(LeaseExhausted):
+        await admit(world, provider, lease_id, customer, 1)
     world.later(REQUEST_WINDOW_MS)
-    assert provider.one("provider").due_micro == slot_amount("compute", PRICE, 50) // 60
+    await admit(world, provider, lease_id, customer, 1)
 
 
 async def test_who_needs_nothing_owes_nothing_more_whatever_its_provider_says(world, three):
@@ -795,15 +796,16 @@ async def test_offers_that_fail_keep_a_need_from_nobody(world, three):
     assert taken(honest, "provider") == 50
 
 
-async def test_nothing_unsigned_is_owed(world, three):
+async def test_who_asks_for_no_count_owes_what_was_kept_for_it(world, three):
+    """It signed for it: else it would hold room for nothing, again and again."""
     customer, _, provider = three
     await leased_all(world, customer, provider, 50)
     world.later(STORAGE_LEASE_IDLE_MS)
     provider.market.tidy()
-    assert provider.one("provider").due_micro == 0
-    assert provider.market.headroom.credit_left(customer.id) == provider.ledger.credit_left(
-        customer.id
-    )
+    owed = provider.one("provider").due_micro
+    assert owed == slot_amount("storage", PRICE, 50) // 6
+    await world.drive(customer.market.settlement.settle_all())
+    assert provider.ledger.owed(customer.id) == owed
 
 
 async def test_nothing_is_kept_of_a_rate_for_who_reached_its_limit(world, three):
