@@ -97,8 +97,9 @@ class Records:
         self._found: dict[bytes, dict[bytes, bool | None]] = {}
         """By provider and id of what is wanted of it, whether it is right; None: not known yet."""
         self._running: set[bytes] = set()
-        self._silent: set[bytes] = set()
-        """Providers that do not give what is wanted of them."""
+        self._distrusted: set[bytes] = set()
+        """Providers that did not give what was wanted of them, or gave what is false: nothing of
+        theirs counts until what grants it was recomputed."""
         self._turn = asyncio.Lock()
         self._false: dict[bytes, bytes] = {}
         """By provider, the id of the record that is kept as evidence against it."""
@@ -271,12 +272,13 @@ class Records:
             Whether anything of the provider counts, as far as is known.
         """
         known = self._found.get(provider, {})
-        wanted = {*doubted, *filter(self._is_drawn, taken)}
+        is_trusted = provider not in self._distrusted
+        wanted = {*doubted, *(each for each in taken if not is_trusted or self._is_drawn(each))}
         self._found[provider] = {each: known.get(each) for each in wanted}
         if self._next(provider) is not None and provider not in self._running:
             self._running.add(provider)
             self._once(f"clearings_of_{short(provider)}", lambda: self._check(provider))
-        return provider not in self._silent and False not in self._found[provider].values()
+        return is_trusted and False not in self._found[provider].values()
 
     def keep(self, providers: Collection[bytes]) -> None:
         """Forget all other providers."""
@@ -299,28 +301,28 @@ class Records:
                 try:
                     await self.checked(provider, record_id)
                     is_right = True
+                    self._distrusted.discard(provider)
                 except ProofInvalid as fault:
                     self._context.log.warning(
                         "allocation.clearing_false", peer=short(provider), fault=fault.message
                     )
                     is_right = False
+                    self._distrusted.add(provider)
                 except XscError:
                     # What it does not give, or not in its form, proves nothing.
                     asked += 1
                     if asked == CLEARING_ASKED_MAX:
-                        self._silent.add(provider)
+                        self._distrusted.add(provider)
                         self._told()
                     await clock.sleep_ms(CONVERGED_LOOK_MS)
                     continue
                 asked = 0
-                self._silent.discard(provider)
                 if record_id in self._found.get(provider, ()):
                     self._found[provider][record_id] = is_right
                 self._told()
                 await clock.sleep_ms(ALLOCATION_DEBOUNCE_MS)
         finally:
             self._running.discard(provider)
-            self._silent.discard(provider)
         self._told()
 
     async def _value(self, provider: bytes, path: str) -> bytes:
@@ -343,13 +345,13 @@ class Records:
         here: dict[bytes, SpaceValue] = {}
         for node in (record.provider, *(each.customer for each in record.participants)):
             here |= self._heard.of(node).named
-        found = []
+        found, size_bytes = [], 0
         for name in sorted(record.names):
             value = here.get(name)
             if value is None:
-                path = UserSpacePaths.named(name)
-                value = SpaceValue.read(await self._value(record.provider, path))
-                if value.name != name:
+                raw = await self._value(record.provider, UserSpacePaths.named(name))
+                value, size_bytes = SpaceValue.read(raw), size_bytes + len(raw)
+                if value.name != name or size_bytes > CLEARINGS_BYTES_MAX:
                     raise NotFound("the provider does not give what its clearing names")
             found.append(value)
         return found

@@ -25,8 +25,12 @@ from xsc.allocation.records import Records
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import NotFound, ProofInvalid
 from xsc.base.limits import (
+    ALLOCATIONS_MAX,
     CLEARING_ASKED_MAX,
+    CLEARING_BYTES_MAX,
     CLEARING_DRAW,
+    CLEARINGS_BYTES_MAX,
+    COMMITMENT_BYTES_MAX,
     CONVERGED_LOOK_MS,
 )
 from xsc.identity.context import Context
@@ -244,7 +248,7 @@ async def test_a_line_that_cannot_be_right_is_always_recomputed(made, network, b
         false = false_of(made, network, **change)
         checking = await checked(false, network, both)
         assert not checking.counts(false.id)
-        assert checking.counts(bytes(32)), "while its state names this"
+        assert not checking.counts(bytes(32)), "until what grants it recomputes"
         assert checking.reports == [(NODE, "clearing")]
     right = await checked(made, network, both, said=state_of(made, network))
     assert right.counts(made.id), "recognition changes, too"
@@ -303,3 +307,96 @@ async def test_what_is_not_here_of_what_a_record_names_its_provider_gives(made, 
         await right.records.checked(NODE, made.id)
     assert swapped.reports
     assert right.reports == []
+
+
+def drawn_id(checking):
+    return next(
+        number.to_bytes(32, "big")
+        for number in range(10_000)
+        if checking.records._is_drawn(number.to_bytes(32, "big"))
+    )
+
+
+def other_id(checking):
+    return next(
+        number.to_bytes(32, "big")
+        for number in range(10_000)
+        if not checking.records._is_drawn(number.to_bytes(32, "big"))
+    )
+
+
+async def test_who_withholds_a_record_that_was_drawn_does_not_count_with_the_next_one(network):
+    """It sees what is asked for, never gives it, and clears again under another id."""
+    checking = Checking(network)
+    drawn, other = drawn_id(checking), other_id(checking)
+    checking.counts(drawn, doubted=False)
+    for _ in range(CLEARING_ASKED_MAX + 1):
+        await checking.pass_ms(CONVERGED_LOOK_MS)
+    assert len(checking.reads) >= CLEARING_ASKED_MAX
+    assert not checking.counts(drawn, doubted=False)
+    checking.counts(other, doubted=False)
+    await checking.pass_ms(CONVERGED_LOOK_MS)
+    assert not checking.counts(other, doubted=False), "the one that was drawn was never given"
+
+
+async def test_a_false_clearing_does_not_count_after_its_provider_was_down(made, network, both):
+    false = false_of(made, network, price=7)
+    checking = Checking(network, both)
+    checking.values[UserSpacePaths.clearing(false.id)] = false.raw
+    checking.counts(false.id)
+    await checking.pass_ms(0)
+    assert not checking.counts(false.id)
+    checking.records.keep(())  # it is down for a moment
+    assert not checking.counts(false.id)
+
+
+async def test_what_one_record_names_is_not_held_without_bound(made, network, both):
+    """A line that cannot be right is recomputed: its record names what its provider likes."""
+    import tracemalloc
+
+    checking = Checking(network, both)
+    count = 2_000  # ALLOCATIONS_MAX participants fit the record, with two names each
+
+    def value_of(number):
+        return SpaceValue(
+            record=number.to_bytes(4, "big") * 5_000, value=bytes(COMMITMENT_BYTES_MAX)
+        )
+
+    part = made.record.participants[0]
+    by_path, parts = {}, []
+    for number in range(0, count, 2):
+        names = [value_of(number + each).name for each in range(2)]
+        for each, name in enumerate(names):
+            by_path[UserSpacePaths.named(name)] = number + each
+        parts.append(
+            part.model_copy(
+                update={
+                    "customer": number.to_bytes(32, "big"),
+                    "commitment": names[0],
+                    "recognition": names[1],
+                    "eligible": (),
+                    "lines": (),
+                }
+            )
+        )
+    signed = sign(made.record.model_copy(update={"participants": tuple(parts)}), PROVIDER, network)
+    assert len(signed.raw) * 2 * ALLOCATIONS_MAX // count < CLEARING_BYTES_MAX
+    held = []
+
+    async def read(_owner, path):
+        held.append(path)
+        if path == UserSpacePaths.clearing(signed.id):
+            return SimpleNamespace(value=signed.raw)
+        if path in by_path:
+            return SimpleNamespace(value=value_of(by_path[path]).to_bytes())
+        raise NotFound("nothing is there")
+
+    checking.records._read = read
+    tracemalloc.start()
+    checking.counts(signed.id)
+    await checking.pass_ms(0)
+    for _ in range(400):
+        await settle()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= 2 * CLEARINGS_BYTES_MAX, f"{peak >> 20} MiB, in {len(held)} reads"
