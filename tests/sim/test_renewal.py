@@ -61,13 +61,14 @@ def settled_in_full(world, owner):
         for theirs in node.market.accounts():
             if (theirs.role, theirs.peer) == ("provider", own):
                 if node.key.node_id not in accounts:
-                    assert not theirs.settled_micro + theirs.owed_micro
+                    assert not theirs.settled_micro + node.market.owed_micro(theirs)
                     continue
                 ours = accounts[node.key.node_id]
-                settled = theirs.settled_micro
-                assert (settled, theirs.owed_micro) == (ours.settled_micro, ours.owed_micro)
+                settled, owed = theirs.settled_micro, node.market.owed_micro(theirs)
+                assert settled == ours.settled_micro
+                assert owed == owner.market.owed_micro(ours)
                 # What fell due since it was settled, just now.
-                assert theirs.owed_micro <= 1
+                assert owed <= 1
                 account = leases_account(node.key.node_id, own)
                 assert node.ledger.settled(account) == settled
                 paid += settled

@@ -86,9 +86,11 @@ def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
             [each for each in world.nodes[index].market.accounts() if each.role == role]
             for index, role in ((0, "customer"), (1, "provider"))
         )
-        assert (ours.settled_micro, ours.owed_micro) == (account.settled_micro, account.owed_micro)
+        owed = world.nodes[1].market.owed_micro(account)
+        assert ours.settled_micro == account.settled_micro
+        assert world.nodes[0].market.owed_micro(ours) == owed
         rates = sum(lease.due_micro for lease in theirs if lease.draw is not None)
-        assert account.settled_micro + account.owed_micro - rates in bills
+        assert account.settled_micro + owed - rates in bills
         for row in rows(world):
             assert "greet" in verify_file(row.receipt)
 

@@ -330,17 +330,6 @@ def retry_ms(refusals: int) -> int:
     return min(REFUSED_RETRY_MS << min(refusals - 2, 16), REFUSED_RETRY_MS_MAX)
 
 
-@dataclass(frozen=True, slots=True)
-class AccountView:
-    """One account, for people."""
-
-    role: Role
-    peer: bytes
-    settled_micro: int
-    owed_micro: int
-    """What is not settled."""
-
-
 Status: TypeAlias = Literal["open", "closing", "settled", "expired", "denied"]
 
 

@@ -2,7 +2,7 @@
 
 Those at hand come first, new ones are taken by auction. What is used hosts and receipts say.
 
-The rules are in `choosing`, `auction` and `quote.wanted_quantity`.
+The rules are in `choosing`, `auction` and `pricing.wanted_quantity`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Final
 
 from xsc.base.bounded import Bounded
 from xsc.base.errors import (
@@ -53,12 +52,10 @@ from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import OWN, LeaseEntry
 from xsc.market.lease_store import MarketNode
 from xsc.market.ports import EXHAUSTED
+from xsc.market.pricing import KINDS, QUANTITY_MAX, has_room, wanted_quantity
 from xsc.market.providers import Providers
-from xsc.market.quote import QUANTITY_MAX, has_room, wanted_quantity
 from xsc.market.waiting import WaitingLines
 from xsc.terms.quote import Kind
-
-KINDS: Final[tuple[Kind, ...]] = ("storage", "compute")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The provider's side of leases: quotes, grants, admits work under them and counts what is used.
 
 A request is granted when it comes: of the entitlement that its quote names, or of what is left for
-all. A lease is on the disk before it is answered. The rules are in `quote`, `lease` and `room`.
+all. A lease is on the disk before it is answered. The rules are in `pricing`, `lease` and `room`.
 
 The shard store and the job executor ask before they take anything, and report what became of it.
 Use is kept unsynced; after a power loss the shard store says what is held.
@@ -44,12 +44,11 @@ from xsc.base.units import format_credits
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import lease as rules
 from xsc.market import room
-from xsc.market.buyer import KINDS
 from xsc.market.headroom import Headroom
 from xsc.market.lease_entry import LeaseEntry, ahead_micro, is_done
 from xsc.market.lease_store import MarketNode
 from xsc.market.ports import EXHAUSTED
-from xsc.market.quote import open_quote
+from xsc.market.pricing import KINDS, open_quote
 from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import Lease, LeaseRequest, RunTerms
 from xsc.terms.pricing import compute_amount
@@ -416,9 +415,7 @@ class LeaseGranter:
             CreditExceeded: the customer has reached its limit, or has not so much credit.
             RateLimited: its other calls did not end in time, or too many of them wait, or of all.
         """
-        entry = self._store.get("provider", lease_id)
-        if entry is None:
-            return
+        entry = self._still(lease_id)
         await self._lines.enter(
             customer,
             lambda: self._has_room(lease_id, fuel_steps),

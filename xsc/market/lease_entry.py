@@ -18,7 +18,7 @@ from xsc.base.limits import (
 )
 from xsc.market import lease as rules
 from xsc.market.lease import LeaseTerms, LeaseUse
-from xsc.market.quote import QUANTITY_MAX
+from xsc.market.pricing import QUANTITY_MAX
 from xsc.market.room import EVER_MS
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Draw
 from xsc.terms.pricing import amount, compute_amount

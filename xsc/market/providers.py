@@ -26,7 +26,7 @@ from xsc.identity.envelope import Signed, sign
 from xsc.market import lease as rules
 from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import MarketNode
-from xsc.market.quote import domain, has_room, is_valid, open_quote
+from xsc.market.pricing import domain, has_room, is_valid, open_quote
 from xsc.terms.lease import Draw, LeaseRequest
 from xsc.terms.quote import Kind, Quote
 from xsc.terms.slot import Entitlement, EntitlementKey

@@ -14,7 +14,7 @@ from xsc.base.limits import TIDY_MS
 from xsc.base.peering import Handler
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
-from xsc.market.account import AccountView, LeaseView, owed_micro, views
+from xsc.market.account import Account, LeaseView, owed_micro, views
 from xsc.market.buyer import LeaseBuyer
 from xsc.market.default_need import DefaultNeed
 from xsc.market.granter import LOWER, LeaseGranter
@@ -125,20 +125,18 @@ class MarketService:
         now_ms = self._clock.now_ms()
         return [
             view
-            for role in ROLES
-            for account in self.store.accounts(role)
+            for account in self.accounts()
             for view in views(account, self.store.of(account.role, account.peer), now_ms)
         ]
 
-    def accounts(self) -> list[AccountView]:
-        """Return what is owed with each peer, in both roles."""
-        now_ms = self._clock.now_ms()
-        return [
-            AccountView(account.role, account.peer, account.settled_micro, owed)
-            for role in ROLES
-            for account in self.store.accounts(role)
-            for owed in [owed_micro(account, self.store.of(account.role, account.peer), now_ms)]
-        ]
+    def accounts(self) -> list[Account]:
+        """Return the accounts with peers, in both roles."""
+        return [account for role in ROLES for account in self.store.accounts(role)]
+
+    def owed_micro(self, account: Account) -> int:
+        """Return what of an account is not settled."""
+        entries = self.store.of(account.role, account.peer)
+        return owed_micro(account, entries, self._clock.now_ms())
 
     def lease_record(self, lease_id: bytes, *, denial: bool = False) -> bytes:
         """Return the signed lease of that id, or its denial, in either role, for `xsc verify`.

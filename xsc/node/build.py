@@ -71,8 +71,7 @@ from xsc.ledger.service import LedgerService
 from xsc.market import settlement
 from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.pricing import PriceList, ladder
-from xsc.market.quote import domain
+from xsc.market.pricing import PriceList, domain, ladder
 from xsc.market.room import SlotRoom
 from xsc.market.service import MarketService
 from xsc.net.service import PeerNet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from xsc.market.buyer import KINDS
+from xsc.market.pricing import KINDS
 from xsc.market.room import SlotRoom
 from xsc.market.service import MarketService
 from xsc.terms.quote import Kind

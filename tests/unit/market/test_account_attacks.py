@@ -54,7 +54,7 @@ def signed_of(customer, provider):
 
 def owed_to(provider):
     (account,) = provider.market.accounts()
-    return account.owed_micro + account.settled_micro
+    return provider.market.owed_micro(account) + account.settled_micro
 
 
 async def test_a_count_with_an_old_date_is_paid_each_minute_once(world, pair):

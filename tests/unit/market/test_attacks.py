@@ -170,6 +170,12 @@ async def test_a_call_that_waits_past_the_end_of_its_rate_is_refused(world, thre
     assert entry.reserved == 0
 
 
+async def test_a_call_whose_lease_is_forgotten_before_it_waits_is_refused(pair):
+    customer, provider = pair
+    with pytest.raises(LeaseExhausted):
+        await provider.market.granter.admit_compute(b"x" * 32, customer.id, GFUEL, 0)
+
+
 async def test_calls_whose_lease_is_forgotten_while_they_wait_are_refused(world, pair):
     customer, provider = pair
     provider.ledger.limit = 40 * A_MIB

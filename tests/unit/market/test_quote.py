@@ -12,7 +12,7 @@ from xsc.base.limits import (
 )
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.market.quote import domain, is_valid, open_quote, wanted_quantity, why
+from xsc.market.pricing import domain, is_valid, open_quote, wanted_quantity, why
 from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Quote
 

@@ -54,8 +54,7 @@ from xsc.base.limits import (
 )
 from xsc.base.refusals import refusal
 from xsc.identity.envelope import open_signed, sign
-from xsc.market.pricing import PriceList
-from xsc.market.quote import open_quote
+from xsc.market.pricing import PriceList, open_quote
 from xsc.market.settlement import ACCOUNT
 from xsc.node.offline.verify import verify_file
 from xsc.terms.count import LeaseCount

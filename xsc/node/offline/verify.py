@@ -25,7 +25,7 @@ from xsc.compute.wasm.values import format_number
 from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import SettledEntry
-from xsc.market.quote import why
+from xsc.market.pricing import why
 from xsc.programs.numbers import format_value
 from xsc.programs.proof import check_record, value_in
 from xsc.programs.provenance import ProvenanceInput, ProvenanceOutput, ProvenanceRecord

@@ -56,7 +56,7 @@ async def collect(node: Node, _: Nothing) -> api.Collected:
 async def _drain(node: Node, wait_ms: int = 0) -> api.Drain:
     status = await node.storage.drain.status(wait_ms)
     remaining = status.remaining
-    owed = [each.owed_micro for each in node.market.accounts() if each.role == "provider"]
+    owed = [node.market.owed_micro(each) for each in node.market.store.accounts("provider")]
     return api.Drain(
         state=status.phase,
         since_ms=status.since_ms,

@@ -140,7 +140,7 @@ async def settle(node: Node, _: Nothing) -> api.Settlement:
             for row in after
             if row.settled_micro > before.get((row.role, row.peer), 0)
         ],
-        pending=sum(row.owed_micro > 0 for row in after),
+        pending=sum(node.market.owed_micro(row) > 0 for row in after),
     )
 
 

@@ -15,8 +15,7 @@ from xsc.base.errors import ArgumentInvalid, NoOffers, NotFound
 from xsc.base.ids import to_text
 from xsc.base.limits import EPOCH_MS, MFUEL
 from xsc.base.units import ceil_div, format_level
-from xsc.market.pricing import MarketPricing, PriceList
-from xsc.market.quote import domain
+from xsc.market.pricing import MarketPricing, PriceList, domain
 from xsc.node.api.serving import Answers
 from xsc.node.build import DAY_MS, Node, market_settings
 from xsc.node.routes.objects import code_of
