@@ -13,7 +13,7 @@ was cleared. A window whose inputs are the same keeps its record.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Annotated, ClassVar, Protocol, Self, TypeAlias
@@ -75,6 +75,28 @@ class SlotRoom(Protocol):
 
     def take(self, kind: Kind, window: Window, steps: int) -> None:
         """Count steps as granted over a window."""
+
+
+class Market(Protocol):
+    """Capacity, what was drawn of it, and credit."""
+
+    def free(self) -> Mapping[Kind, int]:
+        """Return what is neither used nor reserved now."""
+
+    def room(self, free: Mapping[Kind, int], now_ms: int) -> SlotRoom:
+        """Return what so much has room for."""
+
+    def drawn(self) -> Mapping[EntitlementKey, int]:
+        """Return the steps that leases have drawn of each entitlement, rounded up."""
+
+    def pinned(self) -> Mapping[EntitlementKey, int]:
+        """Return the same of those that are not cleared again yet."""
+
+    def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
+        """Return the micro-credits that a customer may still come to owe.
+
+        It has an equal part of a credit that it shares with others of these takers.
+        """
 
 
 class Given:
