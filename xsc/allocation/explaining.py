@@ -15,7 +15,7 @@ from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Checked, eligible_of
 from xsc.allocation.commitments import Heard
 from xsc.allocation.matching import mismatch
-from xsc.allocation.why import Explained, Pair, explain, pairs_of
+from xsc.allocation.queries import Explained, Pair, explain, pairs_of
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.limits import WHY_RECORDS_MAX, WHYS_MAX
