@@ -96,9 +96,8 @@ class Records:
         self._secret = context.entropy.token(_SECRET_BYTES)
         self._found: dict[bytes, dict[bytes, bool | None]] = {}
         """By provider and id of what is wanted of it, whether it is right; None: not known yet."""
-        self._running: set[bytes] = set()
-        self._silent: set[bytes] = set()
-        """Providers that do not give what is wanted of them."""
+        self._silent: dict[bytes, bool] = {}
+        """By provider that is asked now, whether it does not give what is wanted of it."""
         self._turn = asyncio.Lock()
         self._false: dict[bytes, bytes] = {}
         """By provider, the id of the record that is kept as evidence against it."""
@@ -273,10 +272,11 @@ class Records:
         known = self._found.get(provider, {})
         wanted = {*doubted, *filter(self._is_drawn, taken)}
         self._found[provider] = {each: known.get(each) for each in wanted}
-        if self._next(provider) is not None and provider not in self._running:
-            self._running.add(provider)
+        if self._next(provider) is not None and provider not in self._silent:
+            self._silent[provider] = False
             self._once(f"clearings_of_{short(provider)}", lambda: self._check(provider))
-        return provider not in self._silent and False not in self._found[provider].values()
+        is_silent = self._silent.get(provider, False)
+        return not is_silent and False not in self._found[provider].values()
 
     def keep(self, providers: Collection[bytes]) -> None:
         """Forget all other providers."""
@@ -308,19 +308,17 @@ class Records:
                     # What it does not give, or not in its form, proves nothing.
                     asked += 1
                     if asked == CLEARING_ASKED_MAX:
-                        self._silent.add(provider)
+                        self._silent[provider] = True
                         self._told()
                     await clock.sleep_ms(CONVERGED_LOOK_MS)
                     continue
-                asked = 0
-                self._silent.discard(provider)
+                asked, self._silent[provider] = 0, False
                 if record_id in self._found.get(provider, ()):
                     self._found[provider][record_id] = is_right
                 self._told()
                 await clock.sleep_ms(ALLOCATION_DEBOUNCE_MS)
         finally:
-            self._running.discard(provider)
-            self._silent.discard(provider)
+            del self._silent[provider]
         self._told()
 
     async def _value(self, provider: bytes, path: str) -> bytes:
