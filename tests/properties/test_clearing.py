@@ -25,9 +25,8 @@ from random import Random
 
 import pytest
 
-from xsc.allocation.clearing import Bid, Line, SlotClearing, SlotTerms, clear
+from xsc.allocation.clearing import TIERS, Bid, Line, SlotClearing, SlotTerms, clear
 from xsc.allocation.recognition import mutual_ppm, tier_of
-from xsc.allocation.tiers import TIERS
 from xsc.terms.quote import Tier
 
 SALT = b"salt"

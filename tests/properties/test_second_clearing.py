@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from tests.gathering import inputs_of
 from tests.independent import clearing as second
 from tests.strategies import vectors
-from xsc.allocation.clearing import Bid, SlotTerms, clear, salt_of
+from xsc.allocation.clearing import TIERS, Bid, SlotTerms, clear, salt_of
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import clear_all, entitlements
-from xsc.allocation.tiers import TIERS
 from xsc.base.limits import SLOT_STEP_BYTES, SLOT_STEP_FUEL
 from xsc.market.room import SlotRoom
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.allocation.tiers import RULES, TIERS, Claim, proportional, weighted_uniform
+from xsc.allocation.clearing import RULES, TIERS, Claim, proportional, weighted_uniform
 
 WEIGHTS = st.integers(1, 1_000_000)
 

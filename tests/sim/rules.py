@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 from xsc.allocation.acceptance import keep
-from xsc.allocation.clearing import Bid, SlotTerms, Standing, clear
+from xsc.allocation.clearing import Bid, Claim, SlotTerms, Standing, clear
 from xsc.allocation.recognition import mutual_ppm, tier_of
-from xsc.allocation.tiers import Claim
 
 NEED_ID = bytes(16)
 

@@ -15,11 +15,10 @@ import pytest
 from tests.sim.plays import HALF_DAYS, PRICE, TERM_DAYS, Customer, Days, Host, Lease, name
 from tests.sim.rules import random_market
 from tests.unit.compute.worker.test_fair_queue import AJob, Workers
-from xsc.allocation.clearing import Bid, SlotTerms, clear, salt_of
+from xsc.allocation.clearing import TIERS, Bid, SlotTerms, clear, salt_of
 from xsc.allocation.declaring import OBJECT_HOSTS, kept_steps
 from xsc.allocation.granting import until_ms
 from xsc.allocation.recognition import tier_of
-from xsc.allocation.tiers import TIERS
 from xsc.base.limits import (
     MIB,
     OFFER_PAUSE_MS_MAX,

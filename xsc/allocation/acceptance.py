@@ -7,7 +7,7 @@ of the tier and at a price that both publish (docs/design/allocation.md, G8).
 Acceptance is deferred. Each provider offers by itself. The need keeps the best offers up to its
 quantity, and caps what it accepts of each other provider at what it kept; providers then offer what
 was released to others. Caps only fall, so this ends, and with the divisions of
-`xsc.allocation.tiers` it ends in the same allocation whoever acts first (G1 to G3).
+`xsc.allocation.clearing` it ends in the same allocation whoever acts first (G1 to G3).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from xsc.allocation.clearing import Claim, weighted_uniform
 from xsc.allocation.granting import entitlements
 from xsc.allocation.matching import places
-from xsc.allocation.tiers import Claim, weighted_uniform
 from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot, Window

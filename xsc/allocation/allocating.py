@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
 
 from xsc.allocation.acceptance import answered, is_settled, received, to_lease
 from xsc.allocation.clearing_record import Published, parties, read_state, standing
@@ -19,8 +20,8 @@ from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import (
     Gathered,
     Inputs,
+    Market,
     Outcome,
-    SlotRoom,
     clear_all,
     entitlements,
     rows_of,
@@ -55,34 +56,11 @@ from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
 from xsc.terms.clearing import TwoTierAllocationState
-from xsc.terms.quote import Kind
-from xsc.terms.slot import Commitment, Entitlement, EntitlementKey, NeedSlot
+from xsc.terms.slot import Commitment, Entitlement, NeedSlot
 
 _LOOKED_AT: Final = frozenset(
     {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
 )
-
-
-class Market(Protocol):
-    """Capacity, what was drawn of it, and credit."""
-
-    def free(self) -> Mapping[Kind, int]:
-        """Return what is neither used nor reserved now."""
-
-    def room(self, free: Mapping[Kind, int], now_ms: int) -> SlotRoom:
-        """Return what so much has room for."""
-
-    def drawn(self) -> Mapping[EntitlementKey, int]:
-        """Return the steps that leases have drawn of each entitlement, rounded up."""
-
-    def pinned(self) -> Mapping[EntitlementKey, int]:
-        """Return the same of those that are not cleared again yet."""
-
-    def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
-        """Return the micro-credits that a customer may still come to owe.
-
-        It has an equal part of a credit that it shares with others of these takers.
-        """
 
 
 class Allocator:
@@ -141,7 +119,8 @@ class Allocator:
         """When changed caps are published."""
         self._full = False
         self._woken = asyncio.Event()
-        space.register_schema(UserSpacePaths.ALLOCATION_STATE, _check_state)
+        read = partial(TwoTierAllocationState.from_bytes, size_max=VALUE_BYTES_MAX)
+        space.register_schema(UserSpacePaths.ALLOCATION_STATE, lambda _, value: read(value))
         space.on_change(self._space_changed)
 
     # What the market asks
@@ -507,10 +486,6 @@ class Allocator:
         open_needs = {each.need for each in self.received()}
         self._since_ms = {need: self._since_ms.get(need, now_ms) for need in open_needs}
         self._on_offered()
-
-
-def _check_state(_owner: bytes, value: bytes) -> None:
-    TwoTierAllocationState.from_bytes(value, size_max=VALUE_BYTES_MAX)
 
 
 def _named_by(state: TwoTierAllocationState) -> list[bytes]:

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Self, TypeAlias
 
-from xsc.allocation.clearing import Bid, SlotTerms, Standing, clear, lot, salt_of
+from xsc.allocation.clearing import TIERS, Bid, SlotTerms, Standing, clear, lot, salt_of
 from xsc.allocation.matching import Party, mismatch, overlap, windows_of
 from xsc.allocation.recognition import mutual_ppm, read_weights, tier_of
-from xsc.allocation.tiers import TIERS
 from xsc.base.errors import LimitError, PeerError, ProofInvalid, RecordInvalid
 from xsc.base.ids import short, to_text
 from xsc.base.limits import (
@@ -332,13 +331,6 @@ def clear_window(
     )
 
 
-def _check_value(value: SpaceValue, path: str, node: bytes, network: bytes, at_ms: int) -> None:
-    signed = open_record(value.record, owner=node, network=network, now_ms=at_ms)
-    if signed.record.path != path:
-        raise RecordInvalid(f"a record of {short(node)} is of {signed.record.path}, not of {path}")
-    check_value(signed.record, value.value)
-
-
 def read_published(
     node: bytes,
     commitment: SpaceValue,
@@ -357,7 +349,10 @@ def read_published(
         (recognition, UserSpacePaths.RECOGNITION),
     ):
         if value is not None:
-            _check_value(value, path, node, network, at_ms)
+            record = open_record(value.record, owner=node, network=network, now_ms=at_ms).record
+            if record.path != path:
+                raise RecordInvalid(f"a record of {short(node)} is of {record.path}, not of {path}")
+            check_value(record, value.value)
     return Published.read(node, commitment, recognition)
 
 

@@ -15,7 +15,7 @@ from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing_record import Checked, eligible_of
 from xsc.allocation.commitments import Heard
 from xsc.allocation.matching import mismatch
-from xsc.allocation.why import Explained, Pair, explain, pairs_of
+from xsc.allocation.queries import Explained, Pair, explain, pairs_of
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.limits import WHY_RECORDS_MAX, WHYS_MAX
@@ -95,8 +95,8 @@ class Explaining:
         """Explain what a node has of this one and this one of it; of this node, all its needs."""
         if node != self._node:
             return await self._answer(self._pairs([node]))
-        pairs = self._pairs(self._peers.peers())
-        return await self._answer(pair for pair in pairs if pair.customer.node == node)
+        own, others = self._heard.of(node), map(self._heard.of, self._peers.peers())
+        return await self._answer(pair for other in others for pair in pairs_of(other, own))
 
     def _pairs(self, peers: Iterable[bytes], one: bytes | None = None) -> Iterator[Pair]:
         """Return the pairs of this node and peers; those of one slot or need where it is given."""

@@ -13,7 +13,7 @@ was cleared. A window whose inputs are the same keeps its record.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Annotated, ClassVar, Protocol, Self, TypeAlias
@@ -65,6 +65,8 @@ Key: TypeAlias = tuple[bytes, int]
 """A slot and the start of one of its windows."""
 Drawn: TypeAlias = tuple[SlotId, Count, Id32, SlotId, Count]
 """Slot, start of its window, customer, need and steps."""
+_Lines: TypeAlias = Mapping[Pin, SlotAllocationRecord]
+"""What is granted of one window."""
 
 
 class SlotRoom(Protocol):
@@ -75,6 +77,28 @@ class SlotRoom(Protocol):
 
     def take(self, kind: Kind, window: Window, steps: int) -> None:
         """Count steps as granted over a window."""
+
+
+class Market(Protocol):
+    """Capacity, what was drawn of it, and credit."""
+
+    def free(self) -> Mapping[Kind, int]:
+        """Return what is neither used nor reserved now."""
+
+    def room(self, free: Mapping[Kind, int], now_ms: int) -> SlotRoom:
+        """Return what so much has room for."""
+
+    def drawn(self) -> Mapping[EntitlementKey, int]:
+        """Return the steps that leases have drawn of each entitlement, rounded up."""
+
+    def pinned(self) -> Mapping[EntitlementKey, int]:
+        """Return the same of those that are not cleared again yet."""
+
+    def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
+        """Return the micro-credits that a customer may still come to owe.
+
+        It has an equal part of a credit that it shares with others of these takers.
+        """
 
 
 class Given:
@@ -227,9 +251,10 @@ def entitlements(
             )
 
 
-def _beyond(units: Mapping[Pin, int], pinned: Mapping[Pin, int]) -> dict[Pin, int]:
+def _beyond(lines: _Lines, pinned: Mapping[Pin, int]) -> dict[Pin, int]:
     """Return what is pinned of needs beyond what they are given."""
-    return {pin: more for pin, steps in pinned.items() if (more := steps - units.get(pin, 0)) > 0}
+    given = {pin: line.quantity for pin, line in lines.items()}
+    return {pin: more for pin, steps in pinned.items() if (more := steps - given.get(pin, 0)) > 0}
 
 
 def _inputs(
@@ -269,10 +294,6 @@ def _by_window(drawn: Iterable[Drawn]) -> dict[Key, dict[Pin, int]]:
         if steps:
             found[slot, opens_ms][customer, need] = steps
     return found
-
-
-_Lines: TypeAlias = Mapping[Pin, SlotAllocationRecord]
-"""What is granted of one window."""
 
 
 @dataclass(slots=True)
@@ -366,13 +387,13 @@ class _Round:
         eligible = {taker.published.node: self._eligible(offer, taker, free) for taker in taking}
         pinned = self._pinned.get(key, {})
         divided, lines = last.divided, last.lines
-        beyond = _beyond(_units(lines), pinned)
+        beyond = _beyond(lines, pinned)
         if divided is None or divided.inputs != _inputs(offer, taking, eligible, beyond):
             left_out = {each.published.node for each in takers} - eligible.keys()
             record = self._divide(offer, taking, eligible, pinned, left_out)
             self._records[record.id] = record
             lines = lines_of(record)
-            beyond = _beyond(_units(lines), pinned)
+            beyond = _beyond(lines, pinned)
             divided = _divided(record, _inputs(offer, taking, eligible, beyond))
         self._divided.append(divided)
         waiting = self._waiting(lines)
@@ -496,15 +517,11 @@ class _Round:
             capacity = max(0, offer.capacity - sum(pinned[pin] for pin in stays))
             least = replace(offer, capacity=capacity)
             record = clear_window(least, self._own, customers, taking, left_out=left_out)
-            short = _beyond(_units(lines_of(record)), pinned).keys() - stays
+            short = _beyond(lines_of(record), pinned).keys() - stays
             if not short:
                 return record
             for node, need_id in short:
                 del taking[node][need_id]
-
-
-def _units(lines: _Lines) -> dict[Pin, int]:
-    return {pin: line.quantity for pin, line in lines.items()}
 
 
 def _divided(record: ClearingRecord, inputs: bytes) -> SlotDenominators:

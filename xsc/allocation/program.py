@@ -14,7 +14,7 @@ G6).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from xsc.allocation.clearing_record import read_state
 from xsc.allocation.granting import Gathered, Inputs, Outcome, SlotRoom, clear_all
@@ -40,17 +40,10 @@ Room: TypeAlias = Callable[[Mapping[Kind, int], int], SlotRoom]
 """Returns what so much has room for, at a time."""
 
 
-class Part(NamedTuple):
-    """A value of a space that was gathered, and the record that signs it."""
-
-    owner: bytes
-    path: str
-    record: bytes
-    value: bytes
-
-
-def parts_of(raw: bytes) -> list[Part]:
+def parts_of(raw: bytes) -> list[tuple[bytes, str, bytes, bytes]]:
     """Return the values of spaces that were gathered, those of this node first.
+
+    Each is its owner, its path, the record that signs it, and the value.
 
     Raises:
         TooLarge, RecordInvalid: the bytes are of no such thing.
@@ -58,7 +51,7 @@ def parts_of(raw: bytes) -> list[Part]:
     gathered = Gathered.read(raw)
     paths = (UserSpacePaths.COMMITMENT, UserSpacePaths.RECOGNITION)
     return [
-        Part(node, path, value.record, value.value)
+        (node, path, value.record, value.value)
         for node, *said in (gathered.own, *gathered.others)
         for path, value in zip(paths, said, strict=True)
         if value is not None and value.record

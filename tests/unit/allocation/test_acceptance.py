@@ -12,8 +12,8 @@ from xsc.allocation.acceptance import (
     keep,
     to_lease,
 )
+from xsc.allocation.clearing import TIERS, Claim
 from xsc.allocation.granting import Given, still_wanted
-from xsc.allocation.tiers import TIERS, Claim
 from xsc.terms.slot import Entitlement, pack_windows
 
 PROVIDER = key(1).node_id

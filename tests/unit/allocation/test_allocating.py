@@ -15,10 +15,10 @@ from tests.unit.allocation.test_commitments import Node
 from tests.unit.space.test_store import record
 from xsc.allocation import granting, records
 from xsc.allocation.allocating import Allocator
+from xsc.allocation.clearing import TIERS
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import clear_all, windows_ahead
 from xsc.allocation.records import Records
-from xsc.allocation.tiers import TIERS
 from xsc.base.clock import InlineExecutor, SeededEntropy
 from xsc.base.errors import NotFound, StoreDamaged
 from xsc.base.limits import (

@@ -5,10 +5,10 @@ from fractions import Fraction
 import pytest
 
 from tests.gathering import inputs_of
+from xsc.allocation.clearing import Claim, proportional
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.program import state_after
 from xsc.allocation.queries import network_has_converged
-from xsc.allocation.tiers import Claim, proportional
 from xsc.base.limits import PPM
 from xsc.terms.clearing import (
     SlotDenominators,

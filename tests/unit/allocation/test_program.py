@@ -335,7 +335,7 @@ async def test_an_exchanged_part_is_forged(node, peers, bob):
     await play(node, *peers)
 
     def exchanged(raw):
-        return [part._replace(value=part.value + b"x") for part in parts_of(raw)]
+        return [(*rest, value + b"x") for *rest, value in parts_of(raw)]
 
     root = await Why(node.read, node.network, exchanged).walk(node.space.owner, STATE)
     assert not root.verified

@@ -11,7 +11,7 @@ from tests.unit.allocation.clearings import (
     slot,
 )
 from xsc.allocation.acceptance import at_once, received
-from xsc.allocation.tiers import TIERS
+from xsc.allocation.clearing import TIERS
 from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,

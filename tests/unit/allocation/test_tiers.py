@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from xsc.allocation.tiers import RULES, Claim, proportional, weighted_uniform
+from xsc.allocation.clearing import RULES, Claim, proportional, weighted_uniform
 
 VECTORS = json.loads(
     (Path(__file__).parents[2] / "vectors" / "two_tier.json").read_text(encoding="utf-8")

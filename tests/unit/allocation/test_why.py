@@ -6,7 +6,7 @@ from random import Random
 from tests.unit.allocation.clearings import need, random_clearing
 from xsc.allocation.clearing import Bid, SlotTerms, clear
 from xsc.allocation.clearing_record import check_clearing
-from xsc.allocation.why import Change, Explained, changes_of, explain, pairs_of
+from xsc.allocation.queries import Change, Explained, changes_of, explain, pairs_of
 
 SALT = b"salt"
 NEED = bytes(16)

@@ -9,8 +9,13 @@ from typing import Any
 from xsc.allocation.clearing_record import price_of
 from xsc.allocation.explaining import Explanation
 from xsc.allocation.granting import until_ms
-from xsc.allocation.queries import Participant, denominator_of, groups, network_has_converged
-from xsc.allocation.why import Explained
+from xsc.allocation.queries import (
+    Explained,
+    Participant,
+    denominator_of,
+    groups,
+    network_has_converged,
+)
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import NotFound, PeerUnknown
