@@ -21,10 +21,8 @@ from xsc.allocation.clearing import clear
 from xsc.allocation.clearing_record import (
     Offer,
     Published,
-    bids_of,
-    terms_of,
+    game_of,
     wanted,
-    weights_of,
 )
 from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
@@ -122,9 +120,7 @@ def rules(quick: bool) -> None:
     def all_at_once() -> None:
         served.clear()
         eligible = {other.node: wanted(offer, own, other) for other in others}
-        cleared = clear(
-            terms_of(offer), bids_of(others, eligible), weights_of(own, others), offer.salt
-        )
+        cleared = clear(*game_of(offer, own, others, eligible))
         served.update(line.tier for line in cleared.lines)
 
     took = [_ms(all_at_once) for _ in range(1 if quick else 5)]
