@@ -174,6 +174,8 @@ def explain(row: Explained, checked: Checked, drawn: int) -> Explained:
             because = (
                 f"the rest went to others: it stands in the tier {tier} with {format_share(weight)}"
             )
+    elif bid.quantity == need.most(checked.record.provider) < need.quantity:
+        because = "all that it asked for of this provider was there"
     elif bid.quantity < need.quantity:
         because = (
             f"it asks for {_shown(need.kind, need.quantity)}, and its customer's credit and "

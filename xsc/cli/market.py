@@ -275,7 +275,7 @@ def edit(settings: Settings, /, slot_id: str, quantity: str | None, **options: A
 @click.argument("slot_id", metavar="ID", type=SLOT)
 @pass_settings
 def withdraw(settings: Settings, slot_id: str) -> None:
-    """Withdraw an offer or a need. What was agreed under it stays."""
+    """Withdraw an offer or a need. What is used of leases under it stays."""
     answer = MarketCalls(settings.calls().core).withdraw(slot_id)
     if settings.json:
         show_json(answer)

@@ -50,7 +50,7 @@ from xsc.market.account import Account, Booking
 from xsc.market.lease_entry import ROLES
 from xsc.market.lease_store import MarketNode
 from xsc.market.providers import Providers
-from xsc.terms.count import LeaseCount
+from xsc.terms.count import LeaseCount, number_of
 from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import Voucher
 
@@ -334,15 +334,17 @@ class Settlement:
                     continue
                 # What it was billed for before is known to its provider alone.
                 past_ms = max(0, count.counted_ms - entry.terms.start_ms)
-                if not account.lost:
+                if account.lost is None:
                     # A provider that refused can grant it later: for what it kept free since.
                     past_ms = min(past_ms, STORAGE_LEASE_IDLE_MS + REQUEST_WINDOW_MS)
                 use = leases.widened(entry.use, entry.terms.quantity, past_ms)
                 size = (account.lost or {}).get(entry.terms.lease_id.hex(), 0)
                 use = replace(use, held_bytes=size, level=min(use.level, line.level))
-                if not account.lost:
+                if account.lost is None:
                     # What was before is explained by the leeway alone.
                     use = replace(use, counted_ms=max(use.counted_ms, self._clock.now_ms()))
+                elif not leases.has_time(entry.terms):
+                    use = replace(use, used=min(number_of(line.used), entry.terms.quantity))
                 entry.use = use
                 fresh.append(entry)
             self._store.add(fresh)

@@ -1770,6 +1770,21 @@ async def test_a_customer_that_lost_its_disk_signs_no_number_twice(world, pair):
     assert customer.market.store.account("customer", provider.id).disputed is None
 
 
+async def test_a_customer_that_lost_its_disk_pays_what_ran_and_reports_nobody(world, pair):
+    customer, provider = pair
+    lease, steps = await computing(world, customer), 10**6
+    await admit(world, provider, lease.lease_id, customer, steps)
+    provider.market.granter.used_compute(lease.lease_id, steps, steps)
+    customer.state = Memory()
+    await customer.restart()
+    await customer.market.settlement.lost({provider.id: {}})
+    await customer.market.settlement.agree(provider.id, book_now=True)
+    account = customer.market.store.account("customer", provider.id)
+    assert account.disputed is None
+    assert account.signed_micro == provider.one("provider").due_micro > 0
+    assert customer.health.quality_ppm(provider.id) == 900_000
+
+
 # Restart
 
 
