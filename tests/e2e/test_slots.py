@@ -128,7 +128,7 @@ def test_recognition_decides_ahead_of_use_and_anybody_recomputes_it(net, tmp_pat
         (row,) = wait_for(lambda: late("allocation received --json").json["allocations"])
         assert (row["node"], row["slot"], row["quantity"]) == (provider.id, slot, LEVEL)
         assert (row["tier"], row["price"], row["drawn"]) == ("mutual", 8, LEVEL)
-        late.put(os.urandom(1_000_000))
+        late.put(os.urandom(1_000_000), "--survive 0node")
         leases = late("market leases --json").json["leases"]
         assert 8 in {
             lease["price_micro"]

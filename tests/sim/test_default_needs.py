@@ -4,6 +4,7 @@ from tests.sim.network import content, put, run
 from tests.sim.test_slots import SETTINGS, cleared, granted, leased, mutual, need, recompute_all
 from xsc.allocation.declaring import standing_need
 from xsc.base.limits import EPOCH_MS, MIB, SLOT_STEP_BYTES, STORAGE_LEASE_MS
+from xsc.storage.object.durability import Contract
 
 OFFERING = {key: value for key, value in SETTINGS.items() if key != "offer"}
 
@@ -73,7 +74,7 @@ def test_at_half_life_what_a_put_leased_for_now_is_cleared_against_the_needs_of_
     async def play(world):
         provider, stranger, friend = world.nodes
         await mutual(provider, friend)
-        await put(stranger, content(MIB))
+        await put(stranger, content(MIB), contract=Contract(0))
         (lease,) = [view for view in stranger.market.leases() if view.peer == provider.key.node_id]
         await world.until(lambda: granted(provider) == {stranger.key.node_id: 1})
         (slot,) = [slot for slot in provider.commitments.own.slots if slot.kind == "storage"]

@@ -24,6 +24,7 @@ from xsc.node.offline.verify import verify_file
 from xsc.programs.why import Why, steps_of
 from xsc.space import table as tables
 from xsc.space.paths import UserSpacePaths
+from xsc.storage.object.durability import Contract
 from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,
@@ -136,7 +137,7 @@ def test_recognition_decides_what_is_leased_and_not_who_asks_first():
         (lease,) = cleared(late)
         assert lease.quantity == 100 * SLOT_STEP_BYTES
         assert lease.price == 8 * A_STEP, "its rung: 20 % below the reserve"
-        await put(late, content(MIB))
+        await put(late, content(MIB), contract=Contract(0))
         assert any(view.lease_id == lease.lease_id and view.held_bytes for view in cleared(late))
         # No clearing touches a signed lease, and freed room is cleared first.
         await world.clock.sleep_ms(120_000)
@@ -161,7 +162,7 @@ def test_at_half_life_the_room_goes_to_who_ranks_before_when_it_falls_free():
         whole = provider.market.headroom.free("storage") // SLOT_STEP_BYTES
         wanted = await need(stranger, whole, price=1_000)
         await world.until(lambda: leased(stranger) == whole)
-        await put(stranger, content(MIB))
+        await put(stranger, content(MIB), contract=Contract(0))
         (lease,) = [view for view in cleared(stranger) if view.peer == provider.key.node_id]
         assert lease.held_bytes
         await need(friend, whole, price=1_000)
@@ -364,7 +365,7 @@ def test_the_settled_bill_of_a_recognised_customer_is_its_rung():
         for node, _ in customers:
             await need(node, 80)
             await world.until(lambda node=node: leased(node) == 80)
-        await put(friend, content(MIB))
+        await put(friend, content(MIB), contract=Contract(0))
         await world.clock.sleep_ms(20_000)
         await world.skip(3 * EPOCH_MS, EPOCH_MS // 4)
         await world.clock.sleep_ms(10_000)
@@ -633,3 +634,26 @@ def test_what_a_node_grants_is_explained_to_others_and_outlives_a_crash():
         assert restarted.frame == row.frame
 
     run(4, 3, play, SETTINGS)
+
+
+def test_a_node_leases_for_now_what_it_offers_and_to_whom():
+    """A node that only buys serves nobody, and an offer to friends is for them alone."""
+
+    async def play(world):
+        customer, friends, buyer = world.nodes
+        ids = [node.key.node_id for node in world.nodes]
+
+        async def quoted():
+            found = await customer.market.providers.offers("storage")
+            return {quote.provider for quote in found}
+
+        assert await quoted() == set()
+        mutuals = Statement(quantity=10, filters=(("tier", "mutual"),))
+        await friends.commitments.declare(AvailabilitySlot, "storage", mutuals)
+        assert await quoted() == set()
+        await mutual(customer, friends)
+        await world.until(lambda: friends.commitments.serves("storage", ids[0]))
+        assert await quoted() == {ids[1]}
+        assert not buyer.commitments.own.slots
+
+    run(11, 3, play, SETTINGS)

@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final, get_args
 from zoneinfo import ZoneInfo
 
-from xsc.allocation.clearing_record import Published, read_state
+from xsc.allocation.clearing_record import Published, parties, read_state
 from xsc.allocation.declaring import (
+    NOTHING,
     Either,
     Posted,
     Statement,
@@ -28,6 +29,7 @@ from xsc.allocation.declaring import (
     with_standing_need,
     without,
 )
+from xsc.allocation.matching import mismatch
 from xsc.allocation.recognition import read_weights, tier_of, value_of, with_weight
 from xsc.allocation.windows import DAY_MS
 from xsc.base.clock import event_within
@@ -46,7 +48,7 @@ from xsc.space.port import Space
 from xsc.space.record import Change
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.quote import Kind, Tier
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 
 RENEW_INTERVAL_MS: Final = DAY_MS
 LOOK_INTERVAL_MS: Final = 60_000
@@ -200,6 +202,26 @@ class Commitments:
     def of(self, node: bytes) -> Commitment:
         """Return what a node offers and needs, as far as that is here."""
         return self._own if node == self._node else self.heard.of(node).commitment
+
+    def serves(self, kind: Kind, peer: bytes) -> bool:
+        """Return whether what this node offers now is for a peer, too.
+
+        Until it has published any offer of the kind, it offers all that it has.
+        """
+        slots = [slot for slot in self._own.slots if slot.kind == kind]
+        if not slots and kind not in self._own.standing_made:
+            return self._level(kind) > 0
+        now_ms = self._clock.now_ms()
+        need = NeedSlot(
+            slot_id=NOTHING,
+            kind=kind,
+            quantity=1,
+            price_max=0,
+            windows_packed=pack_windows([(now_ms, now_ms + 1)]),
+            valid_until_ms=now_ms + 1,
+        )
+        here, there = parties(self.heard.of(self._node), self.heard.of(peer))
+        return any(mismatch(slot, here, need, there) is None for slot in slots)
 
     async def declare(self, role: type[Either], kind: Kind, said: Statement) -> bytes:
         """Publish a new slot or need and return its id, once it is on the disk.

@@ -83,6 +83,8 @@ class LeaseGranter:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Quote the caller's price and what it may still reserve."""
         kind = _kind(header)
+        if not self._ports.standing.serves(kind, caller):
+            raise NoOffers(f"this node offers no {kind} to this one now")
         ladder, tier = self._headroom.asked(kind), self._ports.standing.tier(caller)
         now_ms, (site, owner) = self._clock.now_ms(), self._node.settings.labels
         quote = Quote(

@@ -80,6 +80,9 @@ class Standing(Protocol):
     def weight_ppm(self, peer: bytes) -> int:
         """Return this node's recognition of the peer."""
 
+    def serves(self, kind: Kind, peer: bytes) -> bool:
+        """Return whether what this node offers now is for a peer, too."""
+
     def their_weight_ppm(self, peer: bytes) -> int:
         """Return the peer's recognition of this node, as far as it said."""
 

@@ -130,6 +130,9 @@ class Recognised:
     def weight_ppm(self, peer):
         return self.weights.get(peer, 0)
 
+    def serves(self, kind, peer):
+        return True
+
     def their_weight_ppm(self, peer):
         return self.theirs.get(peer, 0)
 
