@@ -117,7 +117,7 @@ class LeaseGranter:
                 raise RecordInvalid("another lease has the same id")
             return {"lease": known.raw}, ()
         self._asked.count(caller, self._clock.monotonic_ms(), "leases")
-        return {"lease": self._grant(request, self._granting(request.record, caller), raw)}, ()
+        return {"lease": self._grant(request, self._granting(request.record, caller))}, ()
 
     async def on_lower(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -208,9 +208,7 @@ class LeaseGranter:
         if refusal is not None:
             raise RecordInvalid(refusal)
 
-    def _grant(
-        self, signed: Signed[LeaseRequest], granting: Entitlement | None, raw: bytes
-    ) -> bytes:
+    def _grant(self, signed: Signed[LeaseRequest], granting: Entitlement | None) -> bytes:
         """Return the signed lease on a request that was checked, on the disk.
 
         Raises:
@@ -230,7 +228,7 @@ class LeaseGranter:
                 raise LeaseExhausted("a clearing granted its room to others: its data has to move")
             raise _refusal(request.kind, quantity, credit)
         clearing = None if granting is None else granting.clearing
-        lease = Lease(request=raw, quantity=quantity, granted_ms=now_ms, clearing=clearing)
+        lease = Lease(request=signed.raw, quantity=quantity, granted_ms=now_ms, clearing=clearing)
         entry = self._store.entry_of(
             "provider", sign(lease, self._node.key, self._node.network).raw, now_ms
         )
