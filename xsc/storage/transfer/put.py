@@ -221,7 +221,7 @@ class Upload:
         """Nodes that gave no room, and why."""
         self._passed_over: dict[tuple[bytes, bytes | None], PassedOver] = {}
         self._asked: dict[int, int] = {}
-        """By room that was asked for, how many nodes more were to give it; the first choice first."""
+        """By room that was asked for, how many nodes more were to give it; in this order."""
         self._choosing = asyncio.Lock()
         self._live: dict[int, list[StorageShard]] = {}
         self._sealed: dict[int, SealedSegment] = {}
