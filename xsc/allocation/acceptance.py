@@ -181,7 +181,7 @@ def passed_over(need: NeedSlot, offers: Sequence[Claim]) -> dict[bytes, int]:
     best of them keep theirs: of an even division none would hold one.
     """
     share = ceil_div(need.open_steps, need.spread)
-    if not need.standing or need.spread == 1 or not share:
+    if not need.standing or not share:
         return {}
     cap_of = {offer.id: need.cap(offer.id) for offer in offers}
     whole = [

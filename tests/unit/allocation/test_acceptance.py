@@ -51,6 +51,15 @@ def test_a_default_need_takes_whole_columns_of_as_many_providers_as_it_is_spread
     assert answered(capped, lines, {}, ranks, is_due=True, is_settled=True) == capped
 
 
+def test_what_one_provider_more_is_to_hold_is_not_divided_among_all_that_offer():
+    one, two = sorted(key(number).node_id for number in (1, 2))
+    stated = need(1, quantity=3, standing=True)
+    lines = [granted(each, 3, stated) for each in (one, two)]
+    ranks = {one: ("open", 0), two: ("open", 0)}
+    capped = answered(stated, lines, {}, ranks, is_due=True, is_settled=True)
+    assert dict(capped.caps) == {two: 0}
+
+
 OFFERS = st.lists(
     st.tuples(st.integers(0, 9), st.sampled_from(TIERS), st.integers(1, 3)), max_size=5
 )
