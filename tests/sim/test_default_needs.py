@@ -1,10 +1,22 @@
 """What nodes need by default takes part in clearings: no market command is typed but one."""
 
+import pytest
+
 from tests.sim.network import content, put, run
 from tests.sim.test_slots import SETTINGS, cleared, granted, leased, mutual, need, recompute_all
-from xsc.allocation.declaring import standing_need
-from xsc.base.limits import EPOCH_MS, MIB, SLOT_STEP_BYTES, STORAGE_LEASE_MS
+from xsc.allocation.declaring import OBJECT_HOSTS, standing_need
+from xsc.base.errors import SpaceExhausted
+from xsc.base.limits import (
+    DATA_SHARDS_DEFAULT,
+    EPOCH_MS,
+    MIB,
+    SLOT_STEP_BYTES,
+    STORAGE_LEASE_MS,
+)
+from xsc.base.units import ceil_div
 from xsc.storage.object.durability import Contract
+
+COLUMN_BYTES = 143 * MIB
 
 OFFERING = {key: value for key, value in SETTINGS.items() if key != "offer"}
 
@@ -100,3 +112,32 @@ def test_at_half_life_what_a_put_leased_for_now_is_cleared_against_the_needs_of_
         OFFERING | {"storage_capacity": "2GiB", "settle_interval": "20h"},
         prepare=prepare,
     )
+
+
+def test_a_put_that_was_refused_needs_a_column_at_each_host_and_succeeds_once_it_is_granted():
+    """A column is more than a provider leases to a stranger for now, and no whole steps."""
+
+    async def play(world):
+        customer = world.nodes[0]
+        data = content(COLUMN_BYTES * DATA_SHARDS_DEFAULT)
+        for _ in range(2):
+            with pytest.raises(SpaceExhausted):
+                await put(customer, data)
+            size_bytes, providers = customer.market.default_need.short()
+            assert COLUMN_BYTES < size_bytes < COLUMN_BYTES + MIB
+            assert 1 < providers <= OBJECT_HOSTS
+        steps = ceil_div(size_bytes, SLOT_STEP_BYTES)
+
+        def has_columns():
+            there = [lease.quantity for lease in cleared(customer)]
+            return len([each for each in there if each >= size_bytes]) >= providers
+
+        await world.until(lambda: standing_need(customer.commitments.own) is not None)
+        assert standing_need(customer.commitments.own).open_steps == steps * providers
+        await world.until(has_columns)
+        assert len(cleared(customer)) == providers
+        await put(customer, data)
+        assert customer.market.default_need.short() == (0, 1)
+        await world.until(lambda: standing_need(customer.commitments.own).open_steps == 0)
+
+    run(44, 7, play, OFFERING | {"storage_capacity": "1GiB"})

@@ -18,9 +18,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from xsc.allocation.clearing import Claim, weighted_uniform
+from xsc.allocation.clearing import TIERS, Claim, weighted_uniform
 from xsc.allocation.granting import entitlements
 from xsc.allocation.matching import places
+from xsc.base.units import ceil_div
 from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot, Window
@@ -173,6 +174,32 @@ def narrowed(offers: Mapping[bytes, int], spread: int) -> dict[bytes, int]:
     return kept
 
 
+def passed_over(need: NeedSlot, offers: Sequence[Claim]) -> dict[bytes, int]:
+    """Return caps for those whose share a default need does not use: their parts.
+
+    Its open rest is whole columns. Where more providers than it is spread over offer a column, the
+    best of them keep theirs: of an even division none would hold one.
+    """
+    share = ceil_div(need.open_steps, need.spread)
+    if not need.standing or not share:
+        return {}
+    cap_of = {offer.id: need.cap(offer.id) for offer in offers}
+    whole = [
+        offer
+        for offer in offers
+        if min(offer.need, cap_of[offer.id]) >= need.part(offer.id) + share
+    ]
+    if len(whole) < need.spread:
+        return {}
+    whole.sort(key=lambda offer: (TIERS.index(offer.tier), -offer.weight, offer.id))
+    best = {offer.id for offer in whole[: need.spread]}
+    return {
+        offer.id: min(cap_of[offer.id], need.part(offer.id))
+        for offer in offers
+        if offer.id not in best and offer.need > need.part(offer.id)
+    }
+
+
 def at_once(lines: Iterable[tuple[Window, int]]) -> int:
     """Return the most that the lines of one provider come to at any moment."""
     changes = [
@@ -257,6 +284,7 @@ def answered(
         for provider in sorted(lines.keys() | (held.keys() & ranks.keys()))
     ]
     caps, parts = dict(need.caps), dict(need.parts)
+    caps |= passed_over(need, offers)
     kept = keep(need.quantity, offers, caps, parts)
     units = sum(kept.quantities.values())
     begun = NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})

@@ -98,12 +98,16 @@ class DefaultNeed:
     # What was refused
 
     def refused(self, size_bytes: int, providers: int) -> None:
-        """Remember that so many more providers were to hold that much, and had no room."""
+        """Remember that so many more providers were to hold that much, and had no room.
+
+        Tried again it needs no more, and no less: what it found room for since counts for it.
+        """
         self.tidy()
         known = {each.size_bytes: each for each in self._kept.shorts}
         until_ms = self._clock.now_ms() + SHORT_MS
         if size_bytes in known:
             until_ms = known[size_bytes].until_ms
+            providers = max(providers, known[size_bytes].providers)
         known[size_bytes] = Short(size_bytes=size_bytes, providers=providers, until_ms=until_ms)
         newest = sorted(known.values(), key=lambda each: each.until_ms)[-SHORTS_MAX:]
         self._keep(tuple(newest), self._kept.filled_ms)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.unit.allocation.clearings import HOUR, NOW_MS, UNTIL_MS, key, need, steps_of
 from xsc.allocation.acceptance import (
+    answered,
     at_once,
     keep,
     to_lease,
@@ -33,6 +34,30 @@ def test_mutual_providers_are_kept_first_and_the_rest_is_released():
 def test_within_a_tier_providers_share_by_recognition():
     kept = keep(6, [offer(1, 9, weight=1), offer(2, 9, weight=2)], {})
     assert list(kept.quantities.values()) == [2, 4]
+
+
+def test_a_default_need_takes_whole_columns_of_as_many_providers_as_it_is_spread_over():
+    """Of six that offer three steps each, five: an even division of 15 leaves three with two."""
+    providers = [key(number).node_id for number in range(1, 7)]
+    stated = need(1, quantity=16, spread=5, standing=True, parts=((providers[0], 1),))
+    ranks = dict.fromkeys(providers, ("open", 0)) | {providers[5]: ("mutual", 1)}
+    offered = dict.fromkeys(providers, 3) | {providers[0]: 4}
+    (last,) = sorted(providers[:5])[-1:]
+    lines = [granted(each, steps, stated) for each, steps in offered.items()]
+    capped = answered(stated, lines, {}, ranks, is_due=True, is_settled=True)
+    assert dict(capped.caps) == {last: stated.part(last)}
+    lines = [granted(each, capped.cap(each), capped) for each in providers if capped.cap(each)]
+    assert sum(each.quantity for each in lines) in (15, 16)
+    assert answered(capped, lines, {}, ranks, is_due=True, is_settled=True) == capped
+
+
+def test_what_one_provider_more_is_to_hold_is_not_divided_among_all_that_offer():
+    one, two = sorted(key(number).node_id for number in (1, 2))
+    stated = need(1, quantity=3, standing=True)
+    lines = [granted(each, 3, stated) for each in (one, two)]
+    ranks = {one: ("open", 0), two: ("open", 0)}
+    capped = answered(stated, lines, {}, ranks, is_due=True, is_settled=True)
+    assert dict(capped.caps) == {two: 0}
 
 
 OFFERS = st.lists(

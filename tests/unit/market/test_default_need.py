@@ -54,6 +54,15 @@ async def test_what_was_refused_is_needed_until_it_finds_room_or_is_withdrawn(wo
     assert customer.market.default_need.short() == (0, 1)
 
 
+async def test_a_put_that_is_tried_again_needs_no_more_and_no_less(three):
+    need = three[0].market.default_need
+    need.refused(143 * MIB, 5)
+    need.refused(143 * MIB, 3)
+    assert need.short() == (143 * MIB, 5), "what it found since is leased under this need"
+    need.placed(143 * MIB)
+    assert need.short() == (0, 1)
+
+
 async def test_what_was_refused_is_needed_for_thirty_days_and_for_a_day_where_it_has_room(
     world, three
 ):

@@ -221,7 +221,7 @@ class Upload:
         """Nodes that gave no room, and why."""
         self._passed_over: dict[tuple[bytes, bytes | None], PassedOver] = {}
         self._asked: dict[int, int] = {}
-        """By room that was asked for, how many nodes more were to give it."""
+        """By room that was asked for, how many nodes more were to give it; in this order."""
         self._choosing = asyncio.Lock()
         self._live: dict[int, list[StorageShard]] = {}
         self._sealed: dict[int, SealedSegment] = {}
@@ -280,7 +280,8 @@ class Upload:
             self._abandoned = not isinstance(fault, UnavailableError)
             raise
         else:
-            for room_bytes in self._asked:
+            # A try that went on may have asked for less than the one that was refused.
+            for room_bytes in {*self._asked, self._room(self._code.n)}:
                 self._client.hosts.placed(room_bytes)
             return uploaded
         finally:
@@ -412,14 +413,17 @@ class Upload:
             self._size_hint = 2 * read_bytes
 
     def _note_unplaced(self) -> None:
-        """Note what was refused for want of room: it is needed until it is placed."""
+        """Note what was refused for want of room: it is needed until it is placed.
+
+        That is the first choice alone: whatever was asked for after it was to do in its stead.
+        """
         full = sum(
             isinstance(fault, SpaceExhausted) and node != self._client.own
             for node, fault in self._refused.items()
         )
         short = [(size, nodes) for size, nodes in self._asked.items() if nodes]
         if full and short:
-            room_bytes, lacking = short[-1]
+            room_bytes, lacking = short[0]
             self._client.hosts.unplaced(room_bytes, min(self._code.n, lacking, full))
 
     def _room(self, hosts: int) -> int:
@@ -469,8 +473,8 @@ class Upload:
         self._refused |= offered.refused
         for each in offered.passed_over:
             self._passed_over[each.node, each.lease_id] = each
-        self._asked.pop(size_bytes, None)
-        self._asked[size_bytes] = count - len(offered.leases)
+        lacking = count - len(offered.leases)
+        self._asked[size_bytes] = max(lacking, self._asked.get(size_bytes, 0))
         if not offered.leases:
             raise refusal(offered.refused, "no node offers the room that is needed")
         return offered.leases
@@ -752,8 +756,12 @@ class Upload:
         slot.extended_at = held
         there = sum(size for (at, _), size in self._held.items() if at == node)
         lacking = self._room(len(set(self._columns()))) - there
-        lease = await self._lease_at(node, lacking if lacking > 0 else there)
+        more = lacking if lacking > 0 else there
+        before = self._asked.get(more, 0)
+        lease = await self._lease_at(node, more)
         if lease is None:
+            # Another host is asked for the whole column next.
+            self._asked[more] = before
             return False
         slot.lease = lease
         return True

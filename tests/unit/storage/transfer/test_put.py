@@ -293,6 +293,22 @@ async def test_what_finds_no_room_is_needed_until_the_same_put_succeeds():
     assert world[0].short == {}
 
 
+async def test_what_a_fallback_finds_no_room_for_is_not_needed_beside_the_first_choice():
+    """Columns fit into three nodes; half an object, as few nodes would hold, into none."""
+    world = await World(8).start()
+    column = FOUR_SEGMENTS // 4
+    for host in world.hosts:
+        host.node._writer.capacity_bytes = 0
+    for host in world.hosts[1:3]:
+        host.node._writer.capacity_bytes = column * 5 // 4
+    for tries in range(2):
+        with pytest.raises(XscError):
+            await put(world[0], content(FOUR_SEGMENTS))
+        ((size_bytes, providers),) = world[0].short.items()
+        assert column < size_bytes < column * 4 // 3, tries
+        assert providers == 4, tries
+
+
 async def test_a_put_that_fails_leaves_nothing_behind():
     world = await World(7).start()
 
