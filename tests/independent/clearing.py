@@ -177,6 +177,21 @@ def accepted(need, provider):
     return min(parts.get(provider, 0) + share, caps.get(provider, need["quantity"]))
 
 
+def next_common(kind, window, windows, at_ms):
+    """Return when what is granted of a window is leased; of compute its next piece [slots M2]."""
+    if kind == "storage":
+        return common(window, windows)
+    pieces = []
+    for starts, ends in sorted(windows):
+        begin, end = max(window[0], starts), min(window[1], ends)
+        if begin < end:
+            if pieces and pieces[-1][1] == begin:
+                begin = pieces.pop()[0]
+            pieces.append((begin, end))
+    ahead = [each for each in pieces if each[1] > at_ms] or pieces[-1:]
+    return ahead[0] if ahead else None
+
+
 def most(held, time):
     """Return the most of (who, begin, end, units) at any moment of a time [G3]."""
     moments = {time[0]} | {begin for _, begin, _, _ in held if time[0] < begin < time[1]}
@@ -199,7 +214,7 @@ class Provider:
         me = self.node
         for customer, said in self.commitments.items():
             for need in said["needs"]:
-                time = common(window, windows_of(need))
+                time = next_common(slot["kind"], window, windows_of(need), self.at_ms)
                 places = {of["location"].casefold() for of in (slot, need)} - {""}
                 if (
                     time is not None

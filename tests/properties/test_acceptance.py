@@ -109,7 +109,7 @@ class Market:
         slots = {slot.slot_id: slot for slot in self.slots.values()}
         needs = {(node, need.slot_id): need for node, need in self.needs.items()}
         before = self.granted[provider]
-        self.granted[provider] = tuple(entitlements(provider, made, slots, needs))
+        self.granted[provider] = tuple(entitlements(provider, made, slots, needs, self.now_ms))
 
         def shown(granted):
             return [(each.customer, each.quantity) for each in granted]

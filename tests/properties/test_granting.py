@@ -98,7 +98,7 @@ class Model:
         self.last, self.records = made.state, made.records
         needs = {(node, need.slot_id): need for node, need in self.needs.items()}
         slots = {slot.slot_id: slot for slot in SLOTS}
-        self.granted = list(entitlements(PROVIDER, made.state, slots, needs))
+        self.granted = list(entitlements(PROVIDER, made.state, slots, needs, self.now_ms))
         return bool(made.records)
 
     def left(self, each):

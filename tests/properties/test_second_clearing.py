@@ -272,7 +272,7 @@ def granted(published, state):
         for node, each in published.items()
         for need in each.commitment.needs
     }
-    return list(entitlements(PROVIDER, state, slots, needs))
+    return list(entitlements(PROVIDER, state, slots, needs, 0))
 
 
 SEEDS = st.integers(0, 2**32)

@@ -152,7 +152,7 @@ class Days:
                 for need in each.commitment.needs
             }
             slots = {host.slot.slot_id: host.slot}
-            host.granted = tuple(entitlements(host.node, host.state, slots, needs))
+            host.granted = tuple(entitlements(host.node, host.state, slots, needs, self.now_ms))
 
     def settle(self) -> None:
         """Let all needs answer and hosts clear, until no cap falls any more."""

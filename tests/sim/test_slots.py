@@ -312,6 +312,37 @@ def test_compute_is_granted_and_leased_too():
     run(7, 2, play, SETTINGS)
 
 
+def test_a_need_that_recurs_is_leased_and_billed_in_its_windows_alone():
+    async def play(world):
+        provider, customer = world.nodes
+        await mutual(provider, customer)
+        await offer(provider, 400, "compute")
+        minute_ms, now_ms = 60_000, world.clock.now_ms()
+        start_ms = now_ms // minute_ms * minute_ms + 2 * minute_ms
+        end_ms, day_ms = start_ms + 3 * minute_ms, 24 * 60 * minute_ms
+
+        def shown(moment_ms):
+            hour, minute = divmod(moment_ms // minute_ms % (24 * 60), 60)
+            return f"{hour:02}:{minute:02}"
+
+        await need(customer, 300, "compute", every=f"daily {shown(start_ms)}-{shown(end_ms)}")
+        await world.clock.sleep_ms(start_ms - 5_000 - world.clock.now_ms())
+        assert not cleared(customer)
+        await world.until(lambda: cleared(customer))
+        (view,) = cleared(customer)
+        assert start_ms <= view.start_ms < view.end_ms == end_ms
+        await world.clock.sleep_ms(end_ms + minute_ms - world.clock.now_ms())
+        assert not cleared(customer)
+        assert not cleared(provider, "provider")
+        # Both sides know what comes next.
+        for (each,) in (provider.allocator.granted(), customer.allocator.received()):
+            assert each.window == (start_ms + day_ms, end_ms + day_ms)
+        (only,) = [each for each in customer.market.leases() if each.draw is not None]
+        assert only.lease_id == view.lease_id
+
+    run(49, 2, play, SETTINGS)
+
+
 def test_no_need_is_filled_twice():
     async def play(world):
         one, other, customer, rival = world.nodes

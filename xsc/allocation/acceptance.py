@@ -59,6 +59,7 @@ def received(
     needs: Mapping[bytes, NeedSlot],
     slots: Mapping[bytes, Mapping[bytes, AvailabilitySlot]],
     before: Iterable[Entitlement],
+    now_ms: int,
 ) -> tuple[list[Entitlement], set[bytes]]:
     """Return what counts of a provider's state, and the clearings whose lines cannot be right.
 
@@ -73,12 +74,13 @@ def received(
         needs: of the customer, by id.
         slots: of the provider, by need that they match and id, as they are published.
         before: what counted of the state before.
+        now_ms: the present.
     """
     mine = {(customer, need_id): need for need_id, need in needs.items()}
     offered = {slot_id: slot for of in slots.values() for slot_id, slot in of.items()}
     known = {_said(each) for each in before}
     counts, doubted = list[Entitlement](), set[bytes]()
-    for each in entitlements(provider, state, offered, mine):
+    for each in entitlements(provider, state, offered, mine, now_ms):
         slot = slots[each.need].get(each.slot)
         if slot is None or not _fits(each, needs[each.need], slot):
             continue

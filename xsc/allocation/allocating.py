@@ -202,7 +202,8 @@ class Allocator:
             & set(self._peers.peers())
             for need in self._heard.of(node).commitment.needs
         }
-        named, kept = entitlements(self._node, state, slots, needs), set(self.records.ids())
+        now_ms, kept = self._clock.now_ms(), set(self.records.ids())
+        named = entitlements(self._node, state, slots, needs, now_ms)
         self._granted = tuple(each for each in named if each.clearing in kept)
         self.state = state
 
@@ -227,8 +228,8 @@ class Allocator:
         now_ms = self._clock.now_ms()
         moments = [
             moment
-            for each in self._granted
-            for moment in (each.window[0], each.until_ms)
+            for each in (*self._granted, *self.received())
+            for moment in (each.window[0], each.until_ms, each.window[1])
             if moment > now_ms
         ]
         narrows = (since_ms + OFFER_SETTLE_MS // 2 for since_ms in self._since_ms.values())
@@ -288,6 +289,8 @@ class Allocator:
     async def _clear(self) -> None:
         inputs = self._inputs()
         last = self.state
+        if any(each.window[1] <= inputs.gathered.now_ms for each in self._granted):
+            self._grant(last)  # Of a need that recurs, what comes next counts.
         if not (inputs.own.commitment.slots or last.slot_denominators):
             return
         room = self._market.room(inputs.gathered.free, inputs.gathered.now_ms)
@@ -477,6 +480,7 @@ class Allocator:
                 needs=needs,
                 slots=slots,
                 before=before.get(provider, ()),
+                now_ms=self._clock.now_ms(),
             )
             is_trusted = self.records.want(provider, (each.clearing for each in counts), doubted)
             self._received_of[provider] = counts if is_trusted else []

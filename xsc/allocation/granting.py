@@ -33,7 +33,7 @@ from xsc.allocation.clearing_record import (
     standing,
     wanted,
 )
-from xsc.allocation.matching import overlap, places, windows_of
+from xsc.allocation.matching import piece, places, windows_of
 from xsc.base.encoding import Value, encode, tagged_sha256
 from xsc.base.limits import (
     ALLOCATIONS_A_CUSTOMER_MAX,
@@ -223,14 +223,15 @@ def entitlements(
     state: TwoTierAllocationState,
     slots: Mapping[bytes, AvailabilitySlot],
     needs: Mapping[Pin, NeedSlot],
+    now_ms: int,
 ) -> Iterator[Entitlement]:
-    """Yield what a provider's state grants of slots and to needs that are still there."""
+    """Yield what a provider's state grants now of slots and to needs that are still there."""
     clearings = {(each.slot, each.window): each.clearing for each in state.slot_denominators}
     for line in state.slot_allocations:
         need, slot = needs.get((line.customer, line.need)), slots.get(line.slot)
         if need is None or slot is None:
             continue
-        time = overlap(line.window, windows_of(need))
+        time = piece(line.window, windows_of(need), kind=slot.kind, now_ms=now_ms)
         if time is not None:
             yield Entitlement(
                 slot=line.slot,
@@ -380,7 +381,7 @@ class _Round:
             (taker.published.node, need.slot_id): time
             for taker in taking
             for need in taker.needs
-            if (time := overlap(window, windows_of(need))) is not None
+            if (time := self._time(slot, window, need)) is not None
         }
         room = min(free, slot.quantity - taken)
         self._turns = self._turns_now(last, room)
@@ -410,6 +411,10 @@ class _Round:
         for pin, steps in beyond.items():
             if (time := self._times.get(pin)) is not None:
                 self._given[pin].add(time, steps)
+
+    def _time(self, slot: AvailabilitySlot, window: Window, need: NeedSlot) -> Window | None:
+        """Return when a need can take a lease on what it is granted of a window."""
+        return piece(window, windows_of(need), kind=slot.kind, now_ms=self._now_ms)
 
     def _takers(self, offer: Offer) -> list[Taker]:
         """Return those with a need that matches, by rank."""

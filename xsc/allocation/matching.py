@@ -15,7 +15,7 @@ from typing import Final
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import node_id_from_text, to_text
-from xsc.terms.quote import Tier
+from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import AvailabilitySlot, NeedSlot, Slot, Window
 
 _RANKS: Final[Mapping[str, int]] = {"open": 0, "one_way": 1, "mutual": 2}
@@ -101,6 +101,27 @@ def overlap(window: Window, windows: Sequence[Window]) -> Window | None:
     if first >= after:
         return None
     return max(window[0], windows[first][0]), min(window[1], windows[after - 1][1])
+
+
+def piece(window: Window, windows: Sequence[Window], *, kind: Kind, now_ms: int) -> Window | None:
+    """Return when what is granted of a window can be leased: it serves windows, which rise.
+
+    Of compute it is the first common piece that has not ended, or the last one of all. Windows that
+    touch make one piece. What is stored does not go between two pieces, so of storage it is all of
+    the time from the first to the last.
+    """
+    whole = overlap(window, windows)
+    if kind == "storage" or whole is None:
+        return whole
+    first, after = places(window, windows)
+    start, end = whole[0], windows[first][1]
+    for begins, ends in windows[first + 1 : after]:
+        if begins > end:
+            if end > now_ms:
+                break
+            start = begins
+        end = ends
+    return start, min(end, whole[1])
 
 
 def _meet(left: Sequence[Window], right: Sequence[Window]) -> bool:

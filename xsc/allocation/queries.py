@@ -19,7 +19,7 @@ from typing import Final, Literal, TypeAlias
 
 from xsc.allocation.clearing import STRANGER, Bid, SlotTerms, Standing, clear
 from xsc.allocation.clearing_record import Checked, Published, parties
-from xsc.allocation.matching import Party, overlap, windows_of
+from xsc.allocation.matching import Party, piece, windows_of
 from xsc.allocation.recognition import tier_of
 from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PPM
 from xsc.base.units import ceil_div, format_credits, format_level, format_share
@@ -204,7 +204,7 @@ def _needs_of(checked: Checked, customer: bytes) -> dict[bytes, NeedSlot]:
 def _absence(pair: Pair, checked: Checked, drawn: int) -> str:
     """Return why a need that matches a slot took no part in a clearing: what fails first, now."""
     need, customer, record = pair.need, pair.customer.node, checked.record
-    time = overlap(record.window, windows_of(need))
+    time = piece(record.window, windows_of(need), kind=need.kind, now_ms=record.at_ms)
     seen = _needs_of(checked, customer).get(need.slot_id)
     if time is None:
         return "this window of the slot overlaps none of the need"

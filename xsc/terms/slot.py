@@ -318,7 +318,7 @@ class Entitlement:
     closes_ms: int
     """Start and end of the slot's window."""
     window: Window
-    """When it may be drawn: where the slot's window and the need's overlap."""
+    """When it may be drawn: where the slot's window and the need's overlap now or next."""
     provider: bytes
     customer: bytes
     need: bytes

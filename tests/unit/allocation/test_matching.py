@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.allocation.matching import Party, mismatch, overlap
+from xsc.allocation.matching import Party, mismatch, overlap, piece
 from xsc.allocation.windows import ENDLESS_MS
 from xsc.base.ids import to_text
 from xsc.terms.slot import AvailabilitySlot, NeedSlot, pack_windows
@@ -177,3 +177,14 @@ def test_a_window_after_all_of_many_meets_none_of_them():
 )
 def test_the_time_of_an_entitlement_is_what_both_have_in_common(window, windows, expected):
     assert overlap(window, windows) == expected
+
+
+@pytest.mark.parametrize(
+    ("now_ms", "expected"),
+    [(0, (12, 20)), (19, (12, 20)), (20, (30, 40)), (39, (30, 40)), (40, (50, 55)), (60, (50, 55))],
+)
+def test_a_rate_is_granted_for_the_next_piece_that_has_not_ended(now_ms, expected):
+    window, windows = (12, 55), [(0, 5), (10, 15), (15, 20), (30, 40), (50, 70), (80, 90)]
+    assert piece(window, windows, kind="compute", now_ms=now_ms) == expected
+    assert piece(window, windows, kind="storage", now_ms=now_ms) == (12, 55)
+    assert piece((20, 30), windows, kind="compute", now_ms=now_ms) is None

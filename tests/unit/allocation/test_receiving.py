@@ -105,6 +105,7 @@ def taken(asked=None, slots=None, standing="open", before=(), **changes):
         needs={asked.slot_id: asked},
         slots={asked.slot_id: {each.slot_id: each for each in slots}},
         before=before,
+        now_ms=0,
     )
 
 

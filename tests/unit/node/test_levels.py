@@ -12,7 +12,7 @@ from xsc.api.endpoint import Id
 from xsc.api.market import Edit
 from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.ids import to_text
-from xsc.base.limits import GIB, MFUEL, SLOT_STEP_BYTES, SLOT_STEP_FUEL
+from xsc.base.limits import EPOCH_MS, GIB, MFUEL, SLOT_STEP_BYTES, SLOT_STEP_FUEL
 from xsc.node.routes import allocation, market
 from xsc.space.itc import join_events
 
@@ -81,9 +81,40 @@ def test_what_a_small_level_comes_to_a_day_is_not_rounded_down_each_hour():
     async def play(world):
         body = {"role": "offer", "kind": "storage", "quantity": SLOT_STEP_BYTES, "price_micro": 15}
         made = await send(Api(world.nodes[0]), "/v1/market/slots", **body)
-        assert (made["day_micro"], made["month_micro"]) == (15 * 24 // 16, 30 * (15 * 24 // 16))
+        assert (made["day_micro"], made["month_micro"]) == (15 * 24 // 16, 15 * 24 * 30 // 16)
 
     run(46, 1, play, SETTINGS)
+
+
+@pytest.mark.parametrize("role", ["offer", "need"])
+@pytest.mark.parametrize("kind", ["storage", "compute"])
+def test_what_a_level_comes_to_is_that_of_its_time_alone(role, kind):
+    async def play(world):
+        node = world.nodes[0]
+        # What a level costs an hour at that price.
+        level, hour_micro = {"storage": (GIB, 10_000), "compute": (10 * MFUEL, 360_000)}[kind]
+
+        async def hours(begin=None, end=None, every=None):
+            """Return for how many hours a level comes to what is said of a day, and of 30."""
+            now_ms = node.clock.now_ms()
+            times = {"every": every} if every else {}
+            if begin is not None:
+                times["from_ms"] = now_ms + begin * EPOCH_MS
+            if end is not None:
+                times["to_ms"] = now_ms + end * EPOCH_MS
+            body = {"role": role, "kind": kind, "quantity": level, "price_micro": 10_000, **times}
+            made = await send(Api(node), "/v1/market/slots", **body)
+            return tuple(round(made[of] / hour_micro) for of in ("day_micro", "month_micro"))
+
+        assert await hours() == (24, 720)
+        assert await hours(end=1) == (1, 1)
+        assert await hours(begin=1, end=3) == (2, 2)
+        assert await hours(begin=23, end=26) == (1, 3)
+        assert await hours(begin=25, end=26) == (0, 1)
+        if kind == "compute":
+            assert await hours(every="daily 01:00-03:00") == (2, 60)
+
+    run(48, 1, play, SETTINGS)
 
 
 @pytest.mark.parametrize(

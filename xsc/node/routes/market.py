@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from xsc.allocation.declaring import Either, Statement, find
+from xsc.allocation.matching import windows_of
 from xsc.allocation.queries import granted_level, is_open
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
@@ -223,14 +224,27 @@ async def estimate(node: Node, asked: api.Estimate) -> api.Cost:
     )
 
 
+def _cost_micro(slot: Either, now_ms: int, for_ms: int) -> int:
+    """Return what all of a slot or need comes to within a time from now.
+
+    What is stored does not go when a window ends, so storage counts also between windows.
+    """
+    price = slot.price_max if isinstance(slot, NeedSlot) else slot.reserve
+    until_ms = min(now_ms + for_ms, slot.valid_until_ms)
+    windows = windows_of(slot)
+    if slot.kind == "storage":
+        windows = ((windows[0][0], windows[-1][1]),)
+    times = (min(end, until_ms) - max(start, now_ms) for start, end in windows)
+    open_ms = sum(max(0, time) for time in times)
+    return slot_amount(slot.kind, price, slot.quantity * open_ms) // EPOCH_MS
+
+
 def _declared(node: Node, slot_id: bytes) -> api.Declared:
     """Return an own slot or need, what all of it comes to, and what may keep it from being met."""
     slot = find(node.commitments.own, slot_id)
-    is_need = isinstance(slot, NeedSlot)
-    price = slot.price_max if isinstance(slot, NeedSlot) else slot.reserve
-    day_micro = slot_amount(slot.kind, price, slot.quantity * DAY_MS // EPOCH_MS)
+    now_ms = node.clock.now_ms()
     warnings = []
-    if is_need and price == 0:
+    if isinstance(slot, NeedSlot) and slot.price_max == 0:
         warnings.append("it pays nothing, so it matches only offers for nothing")
     spread = slot.spread if isinstance(slot, NeedSlot) and slot.kind == "storage" else None
     k, m = code_of(None)
@@ -250,8 +264,8 @@ def _declared(node: Node, slot_id: bytes) -> api.Declared:
             )
     return api.Declared(
         id=to_text(slot_id),
-        day_micro=day_micro,
-        month_micro=day_micro * api.MONTH_MS // DAY_MS,
+        day_micro=_cost_micro(slot, now_ms, DAY_MS),
+        month_micro=_cost_micro(slot, now_ms, api.MONTH_MS),
         object_bytes=None if spread is None else slot.quantity * STEP["storage"] * k // (k + m),
         spread=spread,
         warnings=warnings,
