@@ -49,7 +49,7 @@ from xsc.node.system import SystemClock, SystemEntropy
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.quote import Tier
+from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 
 PEERS: Final = least(1_000, 100)
@@ -138,6 +138,9 @@ class Capacity:
 
     def tier(self, customer: bytes) -> Tier:
         return "mutual" if customer[0] % 2 else "open"
+
+    def serves(self, _kind: Kind, _peer: bytes) -> bool:
+        return True
 
 
 async def quoted(count: int) -> float:

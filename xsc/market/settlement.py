@@ -148,6 +148,8 @@ class Settlement:
         accounts = {account.peer: account for account in self._store.accounts("provider")}
         due = []
         for peer, account in accounts.items():
+            if not (account.waits_ms and account.unbooked_micro):
+                account.waits_ms = now_ms  # Nothing waits, or since before this process began.
             sharing = [accounts[each] for each in credit.shares_with(peer) if each in accounts]
             is_late = now_ms - account.waits_ms >= self._node.settings.booking_interval_ms
             is_time = is_late or rules.is_booking_due(sharing, credit.credit_left(peer))
