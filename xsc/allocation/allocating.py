@@ -226,19 +226,15 @@ class Allocator:
     def _pause_ms(self) -> int:
         """Return how long until something lapses, begins or ends, or capacity is looked at."""
         now_ms = self._clock.now_ms()
-        moments = [
-            moment
-            for each in (*self._granted, *self.received())
-            for moment in (each.window[0], each.until_ms, each.window[1])
-            if moment > now_ms
-        ]
-        narrows = (since_ms + OFFER_SETTLE_MS // 2 for since_ms in self._since_ms.values())
-        moments += [moment for moment in narrows if moment > now_ms]
+        moments = [since_ms + OFFER_SETTLE_MS // 2 for since_ms in self._since_ms.values()]
+        for each in (*self._granted, *self.received()):
+            moments += (each.window[0], each.until_ms, each.window[1])
+        ahead = [moment - now_ms for moment in moments if moment > now_ms]
         look_ms = self._look_ms
         if self.state.slot_denominators and not self.state.converged:
             look_ms = CONVERGED_LOOK_MS
         # Customers choose moments, and cause no more rounds by them than this.
-        pause_ms = max(CONVERGED_LOOK_MS, min([look_ms, *(each - now_ms for each in moments)]))
+        pause_ms = max(CONVERGED_LOOK_MS, min([look_ms, *ahead]))
         if self._answer_ms is not None and not self._full:
             pause_ms = min(pause_ms, max(ALLOCATION_DEBOUNCE_MS, self._answer_ms - now_ms))
         return pause_ms
