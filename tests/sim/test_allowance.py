@@ -10,6 +10,7 @@ from tests.sim.test_slots import A_STEP, SETTINGS, need, offer, recognise
 from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, MIB, PRICE_FUEL, SLOT_STEP_FUEL
 from xsc.identity.envelope import open_signed, sign
 from xsc.space.paths import UserSpacePaths
+from xsc.storage.object.durability import Contract
 from xsc.terms.count import LeaseCount, number_of, wide
 from xsc.terms.pricing import WORTH, slot_amount
 from xsc.terms.slot import AvailabilitySlot, Commitment, pack_windows
@@ -131,7 +132,7 @@ def test_a_need_is_granted_at_no_more_than_its_provider_quotes_to_everybody():
             price_of = {node: quote.record.price for node, quote in quoted.items()}
             for each in customer.allocator.received():
                 assert each.price <= price_of[each.provider]
-            await put(customer, content(3 * MIB))
+            await put(customer, content(3 * MIB), contract=Contract(0))
             leases = [entry for entry in customer.market.store.all("customer") if entry.draw]
             for entry in leases:
                 assert entry.terms.price <= price_of[entry.terms.provider]
