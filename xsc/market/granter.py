@@ -1,6 +1,6 @@
 """The provider's side of leases: quotes, grants, admits work under them and counts what is used.
 
-A request is granted when it comes: of the entitlement that its quote names, or of what is left for
+A request is granted when it comes: of the entitlement that it names, or of what is left for
 all. A lease is on the disk before it is answered. The rules are in `pricing`, `lease` and `room`.
 
 The shard store and the job executor ask before they take anything, and report what became of it.

@@ -43,7 +43,7 @@ class LeaseEntry:
     """The signed lease, with request and quote inside."""
     request_id: bytes
     draw: Draw | None = None
-    """The entitlement that it draws on, by its quote."""
+    """The entitlement that it draws on, by its request."""
     reserved: int = 0
     """Provider: steps of runs that wait or are under way, or bytes that are being written."""
     promised: list[tuple[int, int]] = field(default_factory=list)
