@@ -488,34 +488,14 @@ SLOT_STEP_FUEL = 10_000_000
 """Slots and needs of compute are stated in so many fuel steps a second."""
 MFUEL = 1_000_000
 MEMORY_STEP_BYTES = 64 * MIB
-QUOTE_TTL_MS = 60_000
 COMPUTE_LEASE_MS = 60_000
 CLEARED_COMPUTE_MS = 24 * 3_600_000
 """How long a lease of compute lasts at most that a clearing granted."""
 STORAGE_LEASE_MS = 90 * 24 * 3_600_000
-LEASES_REFUSED_MAX = 4_096
-"""So many requests that were refused are remembered: later the provider cannot grant them."""
+UNHEARD_MS = 600_000
+"""A provider takes a cleared lease back of which its customer asked for no count for so long."""
 LATE_MS = 30 * 24 * 3_600_000
 """For so long after its end what is held under a lease of storage is paid."""
-STORAGE_LEASE_BYTES = 256 * MIB
-"""Asked for at least, so that many small objects share one lease."""
-SHARE_LEASES = 4
-"""Of what a host still offers it, a customer takes one part in so many, where it needs no more."""
-STORAGE_LEASE_IDLE_MS = 600_000
-"""A provider takes a lease back that held nothing for so long; customers stop at half of it. A
-lease for now to which nothing came for so long keeps nothing free any more."""
-ROOM_PART_OPEN = 8
-"""What is reserved and not used of one customer is at most one part in so many of what is free."""
-ROOM_PART_ONE_WAY = 4
-ROOM_PART_MUTUAL = 2
-ROOM_PART_STRANGERS = 2
-"""The same of all customers together that are not recognised."""
-ROOM_LEAST_BYTES = 16 * MIB
-"""So much each customer may reserve, where it is free."""
-RENEWAL_FIRST_MS = 60_000
-"""After its start a node lets so much pass before it renews: its peers must be seen first."""
-RENEWAL_INTERVAL_MS = 3_600_000
-"""How often leases are looked through for what is due."""
 RENEWAL_RETRY_MS = 6 * 3_600_000
 """After a refusal; silent hosts are asked at the first look at which they are up."""
 RENEWAL_OBJECTS_MAX = 256
@@ -536,9 +516,6 @@ LEASE_LAST_MS = 7 * 24 * 3_600_000
 """Then it moves what it cannot keep where it is."""
 LEASE_WARNING_MS = 30 * 24 * 3_600_000
 """So long before its end a lease that was not renewed is spoken of."""
-COMPUTE_LEASE_MICRO_MAX = 1_000_000
-"""Worth of what may be billed under a lease of compute for now, where one run does not need more: a
-worker's hour at the default price."""
 COMPUTE_WAIT_MS = 60_000
 """How long a call waits for its turn."""
 COMPUTE_WAITING_MAX = 1024
@@ -556,7 +533,6 @@ QUALITY_STEP_PPM = 100_000
 """Providers whose quality is of one such step are alike."""
 RESERVE_STEPS = 8
 """From a buyer's own price to the most that it pays, where fewer win than could."""
-QUOTE_TIMEOUT_MS = 2_000
 LEASE_TIMEOUT_MS = 5_000
 SETTLE_TIMEOUT_MS = 15_000
 AGREE_TIMEOUT_MS = 2 * SETTLE_TIMEOUT_MS
@@ -577,8 +553,8 @@ BOOKINGS_ASKED_MS = 3_600_000
 ACCOUNTS_A_CUSTOMER_MAX = 64
 """Counts that one customer may ask for within ACCOUNTS_MS: each is signed and kept."""
 ACCOUNTS_MS = 30_000
-COUNT_LEASES_MAX = 2 * LEASES_A_CUSTOMER_MAX + LEASES_DONE_A_CUSTOMER_MAX
-"""Leases of one customer in a count: those that are open, those that renew them, those over."""
+COUNT_LEASES_MAX = LEASES_A_CUSTOMER_MAX + LEASES_DONE_A_CUSTOMER_MAX
+"""Leases of one customer in a count: those that are open, and those that are over."""
 LEASE_KEPT_MS = 3_600_000
 """How long a lease that is over is remembered."""
 LEASE_REFUSED_MS = 600_000
@@ -748,7 +724,6 @@ assert LEASE_URGENT_MS < STORAGE_LEASE_MS // 2 - STORAGE_LEASE_MS // 8
 assert LEASE_LAST_MS < LEASE_RESCUE_MS - (CUSTODIANS - 1) * LEASE_TURN_MS
 assert LEASE_RESCUE_MS < LEASE_URGENT_MS
 assert LEASE_WARNING_MS < STORAGE_LEASE_MS // 2 - STORAGE_LEASE_MS // 8
-assert QUOTE_TIMEOUT_MS < LEASE_TIMEOUT_MS < QUOTE_TTL_MS
 assert TIMEOUT_MS_DEFAULT <= TIMEOUT_MS_MAX
 assert (
     FUEL_MAX + RUN_FUEL + MODULE_BYTES_MAX * COMPILE_BYTE_FUEL + BATCH_ITEMS_MAX * BATCH_CALL_FUEL

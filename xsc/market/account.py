@@ -9,7 +9,7 @@ A check returns the first rule that is broken, as a sentence, or None.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field
@@ -20,14 +20,12 @@ from xsc.base.limits import (
     REFUSED_RETRY_MS,
     REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
-    STORAGE_LEASE_IDLE_MS,
+    UNHEARD_MS,
 )
 from xsc.identity.envelope import Count, Signed
 from xsc.market import lease as rules
-from xsc.market.lease import LeaseTerms, LeaseUse, WideNumber
-from xsc.market.lease_entry import LeaseEntry, Role
+from xsc.market.lease import LeaseEntry, LeaseUse, Role, WideNumber
 from xsc.terms.count import CountLine, LeaseCount, number_of, wide
-from xsc.terms.lease import Draw
 from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import Voucher, leases_account
 
@@ -99,7 +97,7 @@ class Account:
 
 def worth(entry: LeaseEntry, now_ms: int) -> int:
     """Return what a lease comes to by now, in WORTHths of a micro-credit."""
-    return rules.worth(entry.terms, rules.advance(entry.terms, entry.use, now_ms).used)
+    return rules.advance(entry.terms, entry.use, now_ms).used
 
 
 def due_micro(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> int:
@@ -121,7 +119,7 @@ def count_of(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> 
         closed=wide(account.closed),
         leases=tuple(
             CountLine(
-                lease_id=entry.terms.lease_id,
+                lease_id=entry.id,
                 held_bytes=entry.use.held_bytes,
                 level=entry.use.level,
                 used=wide(entry.use.used),
@@ -144,21 +142,21 @@ def check_count(account: Account, count: LeaseCount, now_ms: int) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Agreed:
     """What a customer makes of a count."""
 
     amount_micro: int
     """What it owes in all, by the count and by its own."""
     closed: int
-    uses: list[tuple[LeaseEntry, LeaseUse]]
-    gone: list[LeaseEntry]
+    uses: list[tuple[LeaseEntry, LeaseUse]] = field(default_factory=list)
+    gone: list[LeaseEntry] = field(default_factory=list)
     """Leases that the provider names no more, and that are over here, too."""
-    denied: set[bytes]
+    denied: set[bytes] = field(default_factory=set)
     """Leases that are open here, and that it has signed not to have: they are over now."""
-    disputed: set[bytes]
+    disputed: set[bytes] = field(default_factory=set)
     """Those of which it counts more than follows; that is not paid."""
-    broken: bool
+    broken: bool = False
     """Whether bytes of this node lay under one that it denies."""
 
 
@@ -167,7 +165,6 @@ def agree(
     entries: Iterable[LeaseEntry],
     signed: Signed[LeaseCount],
     *,
-    moving: Collection[bytes],
     asked_ms: int,
     now_ms: int,
 ) -> Agreed:
@@ -177,66 +174,68 @@ def agree(
         account: with the provider.
         entries: all leases there that were known when it was asked.
         signed: its count.
-        moving: leases whose bytes go over to others: an answer that was lost tells when.
         asked_ms: when it was asked, by the own clock.
         now_ms: the present.
     """
     count = signed.record
     lines = {line.lease_id: line for line in count.leases}
-    uses: list[tuple[LeaseEntry, LeaseUse]] = []
-    gone: list[LeaseEntry] = []
-    denied, disputed, broken = set[bytes](), set[bytes](), False
-    closed, paid = account.closed, 0
+    made = Agreed(0, account.closed)
+    paid = 0
     for entry in entries:
-        terms, line = entry.terms, lines.get(entry.terms.lease_id)
+        terms, line, was_held = entry.terms, lines.get(entry.id), entry.use.held_bytes > 0
         use = rules.advance(terms, entry.use, now_ms)
         is_open = not entry.is_over(now_ms) and count.counted_ms < terms.end_ms
-        is_moving = terms.lease_id in moving
-        if line is None and entry.denial is not None:
-            continue  # What it came to is in `closed`.
-        if line is None and is_moving:
-            paid += rules.worth(terms, use.used)
-            continue
+        is_denied = False
         if line is None:
-            closed += rules.worth(terms, use.used)
+            if use.denial is not None:
+                continue  # What it came to is in `closed`.
+            made.closed += use.used
             use = replace(rules.ended(use), used=0, held_bytes=0)
-            if is_open:
-                denied.add(terms.lease_id)
-            else:
-                gone.append(entry)
+            is_denied = is_open
+            if not is_open:
+                made.gone.append(entry)
         else:
             if is_open and line.end_ms <= count.counted_ms:
                 use = rules.ended(use)
-                if use.held_bytes or terms.cleared:
-                    denied.add(terms.lease_id)
+                is_denied = was_held or terms.cleared
             stood = use.touched_ms < asked_ms
-            use, used, follows = rules.follow(
-                terms, use, line, count.counted_ms, stood=stood and not is_moving
-            )
-            paid += rules.worth(terms, used)
-            if not follows and not is_moving:
-                disputed.add(terms.lease_id)
-            elif stood:  # What changed since may not be counted yet.
-                use = rules.agreed(terms, use)
-        if terms.lease_id in denied:
-            broken |= entry.use.held_bytes > 0
+            use, used, follows = rules.follow(terms, use, line, count.counted_ms, stood=stood)
+            paid += used
+            if not follows:
+                made.disputed.add(entry.id)
+        if is_denied:
+            made.denied.add(entry.id)
+            made.broken |= was_held
             use = replace(use, denial=signed.raw)
-        uses.append((entry, use))
-    closed = min(closed, number_of(count.closed))
-    amount_micro = min((closed + paid) // WORTH, count.amount_micro)
-    return Agreed(amount_micro, closed, uses, gone, denied, disputed, broken)
+        made.uses.append((entry, use))
+    made.closed = min(made.closed, number_of(count.closed))
+    made.amount_micro = min((made.closed + paid) // WORTH, count.amount_micro)
+    return made
 
 
-def closed_before(account: Account, entries: Iterable[LeaseEntry], count: LeaseCount) -> int:
-    """Return what forgotten leases came to at most, for a customer that has lost its disk.
+def restore(account: Account, entries: Iterable[LeaseEntry], count: LeaseCount) -> None:
+    """Believe what a provider counted, for a customer that has lost its disk.
 
-    What was signed pays for what the other leases came to by then, too.
+    No more in all than the customer had signed, and what the present terms can have come to.
     """
-    counted = {line.lease_id: number_of(line.used) for line in count.leases}
-    others = sum(
-        rules.worth(entry.terms, counted.get(entry.terms.lease_id, 0)) for entry in entries
-    )
-    return min(number_of(count.closed), max(0, account.signed_micro * WORTH - others))
+    assert account.lost is not None, "the customer has lost its disk"
+    lines = {line.lease_id: line for line in count.leases}
+    signed = account.signed_micro * WORTH
+    for entry in entries:
+        line, size = lines[entry.id], account.lost.get(entry.id.hex(), 0)
+        counted, level = number_of(line.used), min(entry.use.level, line.level)
+        before = min(counted, signed)
+        signed -= before
+        since_ms = max(0, count.counted_ms - entry.terms.start_ms)
+        most = rules.worth(entry.terms, max(size, entry.use.level) * since_ms)
+        entry.use = replace(
+            entry.use,
+            held_bytes=size,
+            level=level,
+            used=min(counted, before + (most if rules.has_time(entry.terms) else 0)),
+            counted_ms=max(count.counted_ms, entry.terms.start_ms),
+        )
+    account.closed = min(number_of(count.closed), signed)
 
 
 def is_open(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> bool:
@@ -251,7 +250,7 @@ def is_unheard(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> 
     """Return whether a provider may soon take a cleared lease back: it heard no more of it."""
     return any(
         entry.terms.cleared
-        and account.agreed_ms <= entry.terms.start_ms <= now_ms - STORAGE_LEASE_IDLE_MS // 2
+        and account.agreed_ms <= entry.terms.start_ms <= now_ms - UNHEARD_MS // 2
         for entry in entries
     )
 
@@ -333,22 +332,18 @@ def retry_ms(refusals: int) -> int:
 Status: TypeAlias = Literal["open", "closing", "settled", "expired", "denied"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseView(LeaseTerms):
-    """One lease, for people: its terms, the quantity as it is now, and what became of it."""
+@dataclass(frozen=True, slots=True)
+class LeaseView:
+    """One lease, for people, and what became of it."""
 
-    role: Role
-    peer: bytes
+    entry: LeaseEntry
+    use: LeaseUse
+    """As of now."""
     status: Status
     """`closing`: over and not settled. `expired`: over, and nothing was owed. `denied`: this node
     is the customer, and the provider signed that it has no such lease."""
-    held_bytes: int
-    used: int
-    """Fuel steps that ran; under a cleared rate, in this minute."""
     due_micro: int
     settled_micro: int
-    draw: Draw | None
-    """What it serves, where a clearing granted it."""
 
 
 def views(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> list[LeaseView]:
@@ -358,27 +353,14 @@ def views(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> list[
     """
     found, left_micro = [], max(0, account.settled_micro - account.closed // WORTH)
     for entry in entries:
-        terms, use = entry.terms, rules.advance(entry.terms, entry.use, now_ms)
-        due = rules.worth(terms, use.used) // WORTH
+        use = rules.advance(entry.terms, entry.use, now_ms)
+        due = use.used // WORTH
         settled = min(due, left_micro)
         left_micro -= settled
         status: Status = "open"
-        if entry.denial is not None:
+        if use.denial is not None:
             status = "denied"
-        elif rules.is_over(terms, use, now_ms):
+        elif entry.is_over(now_ms):
             status = "closing" if settled < due else "settled" if due else "expired"
-        quantity = use.level if terms.cleared else terms.quantity
-        found.append(
-            LeaseView(
-                **asdict(replace(terms, quantity=quantity)),
-                role=entry.role,
-                peer=entry.peer,
-                status=status,
-                held_bytes=use.held_bytes,
-                used=rules.spent(terms, use, now_ms),
-                due_micro=due,
-                settled_micro=settled,
-                draw=entry.draw,
-            )
-        )
+        found.append(LeaseView(entry, use, status, due, settled))
     return found

@@ -2,7 +2,7 @@
 
 Those at hand come first, new ones are taken by auction. What is used hosts and receipts say.
 
-The rules are in `choosing`, `auction` and `pricing.wanted_quantity`.
+The rules are in `choosing` and `auction`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from xsc.base.limits import (
     PASSED_OVER_MAX,
     PPM,
     QUALITY_STEP_PPM,
+    SLOT_STEP_BYTES,
 )
 from xsc.base.refusals import refusal
 from xsc.market import lease as rules
@@ -49,13 +50,11 @@ from xsc.market.choosing import (
     why_unused,
 )
 from xsc.market.headroom import Headroom
-from xsc.market.lease_entry import OWN, LeaseEntry
+from xsc.market.lease import OWN, QUANTITY_MAX, LeaseEntry
 from xsc.market.lease_store import MarketNode
-from xsc.market.ports import EXHAUSTED
-from xsc.market.pricing import KINDS, QUANTITY_MAX, has_room, wanted_quantity
 from xsc.market.providers import Providers
 from xsc.market.waiting import WaitingLines
-from xsc.terms.quote import Kind
+from xsc.terms.quote import KINDS, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,13 +248,13 @@ class LeaseBuyer:
         """
         if not 0 < wish.quantity <= QUANTITY_MAX:
             raise ArgumentInvalid("the quantity to lease is out of range")
+        await self._ports.standing.learn(wish.nodes)
         chosen = self._preferred(wish) if wish.at_hand else {}
         faults, found = dict(absent or {}), dict[bytes, Candidate]()
         for by_domain in (True, False):
             while len(chosen) < count:
                 rest = [node for node in wish.nodes if node not in chosen and node not in faults]
-                found, refused = await self._candidates(wish, rest)
-                faults |= refused
+                found = self._candidates(replace(wish, nodes=rest))
                 taken = {self._providers.domain(node) for node in chosen} if by_domain else set()
                 bids = [each.bid for each in found.values() if each.bid.domain not in taken]
                 winners = self._won(wish, bids, count - len(chosen), by_domain=by_domain)
@@ -270,11 +269,12 @@ class LeaseBuyer:
                     else:
                         chosen[winner.node] = answer
         domains = {self._providers.domain(node): node for node in chosen}
-        for node, each in found.items():
-            if node not in chosen and node not in faults:
-                faults[node] = NoOffers(
-                    why_lost(each.bid, domains, self._node.settings.price_max(wish.kind))
-                )
+        for node in wish.nodes:
+            if node in found and node not in chosen and node not in faults:
+                most = self._node.settings.price_max(wish.kind)
+                faults[node] = NoOffers(why_lost(found[node].bid, domains, most))
+            elif node not in chosen and node not in faults:
+                faults[node] = NoOffers(f"{short(node)} offers no {wish.kind} to this node now")
         passed_over = self._passed(wish, chosen, faults)
         for entry in chosen.values():
             entry.is_apart = wish.new
@@ -298,40 +298,28 @@ class LeaseBuyer:
         return not entry.terms.cleared, score, entry.peer
 
     def _at_hand(self, wish: Wish) -> dict[bytes, LeaseEntry]:
-        now_ms = self._clock.now_ms()
-        # One that is to take over what lies under another has its room for that.
-        filling = {new.terms.lease_id for _, new in self._store.renewing(now_ms)}
-        entries = (e for e in self._store.all("customer") if e.terms.lease_id not in filling)
-        return at_hand(entries, wish, now_ms)
+        return at_hand(self._store.all("customer"), wish, self._clock.now_ms())
 
-    async def _candidates(
-        self, wish: Wish, nodes: Sequence[bytes]
-    ) -> tuple[dict[bytes, Candidate], dict[bytes, XscError]]:
-        """Return those of the nodes with room, and why others have none."""
+    def _candidates(self, wish: Wish) -> dict[bytes, Candidate]:
+        """Return those of the nodes that can serve a wish, as far as they say."""
         kind, now_ms, held = wish.kind, self._clock.now_ms(), Counter[bytes]()
-        leases = {} if wish.new else self._at_hand(replace(wish, nodes=nodes))
+        leases = {} if wish.new else self._at_hand(wish)
         for entry in self._store.all("customer"):
             if entry.terms.kind == kind:
                 held[entry.peer] += entry.use.held_bytes + entry.promised_at(now_ms)
-        found, faults = dict[bytes, Candidate](), dict[bytes, XscError]()
-        for node, answer in (await self._providers.ask(kind, nodes, wish.quantity)).items():
-            lease, quoted, quote = leases.get(node), None, None
-            fault = _too_small(kind, node)
-            if isinstance(answer, XscError):
-                fault = answer
-            else:
-                quoted = answer.record
-                quote = answer if has_room(quoted, wish.quantity) else None
+        found = dict[bytes, Candidate]()
+        for node in wish.nodes:
+            lease = leases.get(node)
+            quote = self._ports.standing.quote(kind, node, self._node.id)
             if lease is None and quote is None:
-                faults[node] = fault
                 continue
-            price, posted = asked(lease, quoted, self._node.settings.price_max(kind))
+            price, posted = asked(lease, quote, self._node.settings.price_max(kind))
             worth = near(self._rank(node), node, wish.saved)
             # Where room is paid in any case comes first, then who holds least.
             tie = -1 if lease is not None and lease.terms.cleared else held[node]
             bid = Bid(node, price, worth, self._providers.domain(node), posted, tie)
             found[node] = Candidate(bid, lease, quote)
-        return found, faults
+        return found
 
     async def _take(self, wish: Wish, candidate: Candidate, price: int) -> LeaseEntry | XscError:
         """Return a lease at a provider that was chosen: the one at hand, if it is not dear."""
@@ -339,8 +327,7 @@ class LeaseBuyer:
         if lease is not None and (quote is None or not is_dear(lease, price)):
             return lease
         assert quote is not None, "a provider without a quote has a lease"
-        wanted = wanted_quantity(quote.record, price, wish.quantity)
-        answer = await self._providers.lease(quote, price, wanted, wish.quantity)
+        answer = await self._providers.lease(quote, price, least=wish.quantity)
         return lease if isinstance(answer, XscError) and lease is not None else answer
 
     def _won(self, wish: Wish, bids: Sequence[Bid], count: int, *, by_domain: bool) -> list[Winner]:
@@ -364,8 +351,8 @@ class LeaseBuyer:
     async def price(self, kind: Kind, count: int) -> int | None:
         """Return the most that one of so many providers would be paid now; None: none would win."""
         wish = Wish(kind, 0, self._providers.up(), new=True)
-        found, _ = await self._candidates(wish, wish.nodes)
-        bids = [each.bid for each in found.values()]
+        await self._ports.standing.learn(wish.nodes)
+        bids = [each.bid for each in self._candidates(wish).values()]
         winners = self._won(wish, bids, count, by_domain=True)
         if len(winners) < count:
             winners = self._won(wish, bids, count, by_domain=False)
@@ -382,7 +369,7 @@ class LeaseBuyer:
         """Return what was passed over and why; log and keep it."""
         passed = [PassedOver(node, None, fault.message) for node, fault in faults.items()]
         passed += [
-            PassedOver(entry.peer, entry.terms.lease_id, reason)
+            PassedOver(entry.peer, entry.id, reason)
             for entry in self._store.all("customer")
             if (reason := why_unused(entry, wish, chosen, self._clock.now_ms()))
         ]
@@ -408,31 +395,21 @@ class LeaseBuyer:
         """Take over what the own records name under each lease, after a power loss.
 
         Uses are kept unsynced, the records are synced. They only raise a count: the provider's next
-        one lowers it to what is there. Where a transfer was under way, all that was leased may be
-        there.
+        one lowers it to what is there. Where a transfer was under way, up to SLOT_STEP_BYTES more
+        may be there.
 
         Args:
             held: bytes by lease.
             doubts: leases under which a transfer was under way.
         """
-        left = dict(held)
-        for old, new in self._store.pairs("customer"):
-            # The count of what went over to another lease is on the disk before its records.
-            ahead = max(0, new.use.held_bytes - held.get(new.terms.lease_id, 0))
-            old_id = old.terms.lease_id
-            left[old_id] = max(0, left.get(old_id, 0) - ahead)
         for entry in self._store.all("customer"):
             terms, use = entry.terms, entry.use
-            if terms.kind != "storage" or use.given_back:
-                continue
-            most = terms.quantity if terms.lease_id in doubts else left.get(terms.lease_id, 0)
-            if most > use.held_bytes:
-                self._node.log.warning(
-                    "market.count_raised", lease=short(terms.lease_id), most=most
-                )
+            most = held.get(entry.id, 0) + SLOT_STEP_BYTES * (entry.id in doubts)
+            if terms.kind == "storage" and not use.given_back and most > use.held_bytes:
+                self._node.log.warning("market.count_raised", lease=short(entry.id), most=most)
                 # It was held since then: what follows from that is believed.
                 use = replace(use, held_bytes=most, touched_ms=use.counted_ms)
-                entry.use = rules.widened(use, terms.quantity)
+                entry.use = rules.widened(terms, use, most)
                 self._store.save(entry)
 
     async def used(self, lease_id: bytes, delta_bytes: int) -> None:
@@ -442,36 +419,9 @@ class LeaseBuyer:
             LeaseExhausted: no such lease.
         """
         entry = self._known(lease_id)
-        entry.keep_promise(delta_bytes)
+        entry.heard(delta_bytes)
         entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
         self._store.keep(entry)
-
-    def renewed(self, old_id: bytes, new_id: bytes, size_bytes: int) -> None:
-        """Count bytes that went over to the lease that renews theirs, as the host said.
-
-        It is written before the records of objects, which are synced: so it is never behind them.
-
-        Args:
-            old_id: the lease that they lay under.
-            new_id: the one that they lie under now.
-            size_bytes: how many.
-        """
-        old, new = self._known(old_id), self._known(new_id)
-        sides, now_ms = ((old.terms, old.use), (new.terms, new.use)), self._clock.now_ms()
-        uses = rules.moved(*sides, size_bytes, now_ms)
-        for entry, use in zip((old, new), uses, strict=True):
-            held, level = use.held_bytes - entry.use.held_bytes, use.level - entry.use.level
-            entry.use = rules.widened(use, max(size_bytes, abs(level)) - abs(held))
-        # Where an answer was lost, they lie there longer than this node knows.
-        new.use = rules.widened(new.use, size_bytes, max(0, now_ms - new.terms.start_ms))
-        self._store.save(old, new)
-
-    def renewal_ended(self, lease_id: bytes) -> None:
-        """Give back a lease that renews another: its host took it back before anything came."""
-        entry = self._known(lease_id)
-        if not entry.use.held_bytes:
-            entry.use = rules.ended(entry.use)
-            self._store.save(entry)
 
     async def spent(self, lease_id: bytes, fuel_steps: int) -> None:
         """Count what a verified receipt bills.
@@ -480,7 +430,7 @@ class LeaseBuyer:
             LeaseExhausted: no such lease.
         """
         entry = self._known(lease_id)
-        entry.end_promise(fuel_steps)
+        entry.heard(fuel_steps)
         entry.use = rules.spend(entry.terms, entry.use, fuel_steps, self._clock.now_ms())
         self._store.keep(entry)
         self._lines.wake()
@@ -490,7 +440,7 @@ class LeaseBuyer:
         """Take back what was handed out for a run that its provider refused, or could not end."""
         entry = self._store.get("customer", lease_id)
         if entry is not None:
-            entry.end_promise(fuel_steps)
+            entry.heard(fuel_steps)
             self._lines.wake()
 
     async def refused(self, lease_id: bytes) -> None:
@@ -501,13 +451,13 @@ class LeaseBuyer:
         entry = self._store.get("customer", lease_id)
         if entry is not None:
             entry.avoided_until_ms = self._clock.now_ms() + LEASE_REFUSED_MS
-            if entry.denial is None:
+            if entry.use.denial is None:
                 await self._agree(entry.peer)
 
     def is_denied(self, lease_id: bytes) -> bool:
         """Return whether the host of a lease has signed a count without it."""
         entry = self._store.get("customer", lease_id)
-        return entry is not None and entry.denial is not None
+        return entry is not None and entry.use.denial is not None
 
     def price_and_room(self, lease_id: bytes, provider: bytes) -> tuple[int, int] | None:
         """Return the price a Gfuel of a compute lease taken there, and the steps left under it.
@@ -525,11 +475,3 @@ class LeaseBuyer:
         if entry is None:
             raise LeaseExhausted("this node has no such lease")
         return entry
-
-
-def _too_small(kind: Kind, node: bytes) -> XscError:
-    return EXHAUSTED[kind](
-        f"{short(node)} has not so much {kind} left for this node, beyond the share of a node",
-        hint=f"`xsc market quote {kind}` shows what it offers to this node; nodes "
-        "that it recognises have a larger share",
-    )

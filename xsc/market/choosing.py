@@ -2,12 +2,8 @@
 
 Providers are chosen as if this node had no leases: by price for quality, one a failure domain; at
 one price those where room is paid in any case, then those that hold least. So what is stored
-spreads, and a lease that has become dear keeps nothing. At a provider that is chosen a lease at
+spreads, and a lease that has become dear takes nothing new. At a provider that is chosen a lease at
 hand is used, if it costs about as much as a new one; else a new one is taken.
-
-Needs are served ahead of use: an offer (`xsc.terms.slot.Entitlement`) is capacity of one window of
-a slot that a clearing granted to a need. A lease draws on one, for all of it or a part, and several
-leases can draw on the same. What is drawn stays with the lease, whatever is cleared later.
 """
 
 from __future__ import annotations
@@ -19,13 +15,13 @@ from dataclasses import dataclass, field
 from xsc.base.ids import short
 from xsc.base.limits import COMPUTE_LEASE_MS, DEAR_PPM, PPM
 from xsc.base.units import ceil_div
-from xsc.identity.envelope import Signed
 from xsc.market import lease as rules
 from xsc.market.auction import Bid
-from xsc.market.lease_entry import LeaseEntry
-from xsc.market.room import LEASE_UNIT, is_present, undrawn
-from xsc.terms.quote import Kind, Quote
-from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot
+from xsc.market.headroom import is_present, undrawn
+from xsc.market.lease import LeaseEntry
+from xsc.terms.pricing import Quote
+from xsc.terms.quote import Kind
+from xsc.terms.slot import LEASE_UNIT, Entitlement, EntitlementKey, NeedSlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +53,11 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A provider with room: under a lease at hand, by its quote, or both."""
+    """A provider that can serve a wish: under a lease at hand, at what it asks, or both."""
 
     bid: Bid
     lease: LeaseEntry | None
-    quote: Signed[Quote] | None
-    """One that has the room."""
+    quote: Quote | None
 
 
 def asked(lease: LeaseEntry | None, quote: Quote | None, price_max: int) -> tuple[int, bool]:
@@ -122,12 +117,12 @@ def why_unfit(entry: LeaseEntry, quantity: int, now_ms: int) -> str | None:
     """
     if entry.is_over(now_ms) or entry.is_apart:
         return ""
-    if entry.denial is not None:
+    if entry.use.denial is not None:
         return "its provider has signed that it does not know it"
     if entry.avoided_until_ms > now_ms:
         return "its provider refused work under it a moment ago"
     if not rules.is_useful(entry.terms, entry.use, now_ms):
-        return "it is in the second half of its term, or was empty for long"
+        return "it is in the second half of its term"
     left = _left(entry, now_ms)
     if left < quantity:
         when = " in this minute" if entry.terms.cleared and entry.terms.kind == "compute" else ""
@@ -216,7 +211,7 @@ def to_take(
 def to_lower(
     entries: Iterable[LeaseEntry],
     needs: Mapping[bytes, NeedSlot],
-    counts_for: Callable[[LeaseEntry], EntitlementKey],
+    key_of: Callable[[LeaseEntry], EntitlementKey],
     now_ms: int,
 ) -> Iterator[tuple[LeaseEntry, int]]:
     """Yield the cleared leases that need less, the newest first, and what each is lowered to.
@@ -226,14 +221,14 @@ def to_lower(
     Args:
         entries: leases of this node.
         needs: of this node, by id.
-        counts_for: returns what a lease counts for.
+        key_of: returns what a lease counts for.
         now_ms: the present.
     """
     by_need: defaultdict[bytes, list[LeaseEntry]] = defaultdict(list)
     beside = Counter[tuple[bytes, bytes]]()
     for entry in entries:
-        if entry.denial is None:
-            need_id = counts_for(entry).need
+        if entry.use.denial is None:
+            need_id = key_of(entry).need
             if entry.terms.cleared and not entry.is_over(now_ms):
                 by_need[need_id].append(entry)
             else:
@@ -241,7 +236,7 @@ def to_lower(
     for need_id, leases in by_need.items():
         need = needs.get(need_id)
         leases.sort(key=lambda entry: -entry.terms.start_ms)
-        levels = {entry.terms.lease_id: entry.use.level for entry in leases}
+        levels = {entry.id: entry.use.level for entry in leases}
         for provider in sorted({entry.peer for entry in leases}):
             most = 0 if need is None else need.most(provider) * LEASE_UNIT[need.kind]
             here = [entry for entry in leases if entry.peer == provider]
@@ -250,16 +245,16 @@ def to_lower(
         others = sum(held for (of, _), held in beside.items() if of == need_id)
         _lower(leases, levels, most - others, now_ms)
         for entry in leases:
-            if levels[entry.terms.lease_id] < entry.use.level:
-                yield entry, levels[entry.terms.lease_id]
+            if levels[entry.id] < entry.use.level:
+                yield entry, levels[entry.id]
 
 
 def _lower(leases: Sequence[LeaseEntry], levels: dict[bytes, int], most: int, now_ms: int) -> None:
     """Lower the levels of leases, in their order, until together they are no more than that."""
-    beyond = sum(levels[entry.terms.lease_id] for entry in leases) - most
+    beyond = sum(levels[entry.id] for entry in leases) - most
     for entry in leases:
         least = rules.least_level(entry.terms, entry.use, now_ms) + entry.promised_at(now_ms)
-        level, unit = levels[entry.terms.lease_id], rules.LEVEL_UNIT[entry.terms.kind]
+        level, unit = levels[entry.id], rules.LEVEL_UNIT[entry.terms.kind]
         less = max(least, level - max(0, beyond))
-        less = levels[entry.terms.lease_id] = min(level, ceil_div(less, unit) * unit)
+        less = levels[entry.id] = min(level, ceil_div(less, unit) * unit)
         beyond -= level - less

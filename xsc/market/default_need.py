@@ -1,33 +1,25 @@
 """What this node needs by default: room for what it stores and for what was refused.
 
-Kept at `market/short` of the state database: what a put or a repair found no room for, and since
-when leases have room for all of it.
+Kept at `market/short` of the state database: what a put or a repair found no room for.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final, TypeAlias
+
+from pydantic import Field
 
 from xsc.base.errors import RecordInvalid, StoreDamaged
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import SHORT_FILLED_MS, SHORT_MS, SHORTS_MAX
 from xsc.identity.envelope import Count, Record
+from xsc.market.headroom import undrawn
 from xsc.market.lease_store import MarketNode
-from xsc.market.room import undrawn
 
 _SHORT: Final = b"market/short"
-
-
-class Short(Record):
-    """Room that was refused: so many bytes at so many providers each."""
-
-    KIND: ClassVar[str] = "short"
-
-    size_bytes: Count
-    providers: Count
-    until_ms: Count
-    """When it is forgotten."""
+Short: TypeAlias = tuple[Count, Count, Count]
+"""Bytes at a provider, at how many providers, and when it is forgotten; one of a size."""
 
 
 class Shorts(Record):
@@ -35,10 +27,7 @@ class Shorts(Record):
 
     KIND: ClassVar[str] = "shorts"
 
-    shorts: tuple[Short, ...] = ()
-    """One of a size."""
-    filled_ms: Count | None = None
-    """Since when leases have room for all of it."""
+    shorts: Annotated[tuple[Short, ...], Field(max_length=SHORTS_MAX)] = ()
 
 
 class DefaultNeed:
@@ -49,7 +38,9 @@ class DefaultNeed:
         self._store = node.store
         self._ports = node.ports
         self._state = state
-        self._kept = Shorts()
+        self._shorts: tuple[Short, ...] = ()
+        self._filled_ms: int | None = None
+        """Since when leases have room for all that was refused."""
 
     def load(self) -> None:
         """Read what was kept.
@@ -59,7 +50,7 @@ class DefaultNeed:
         """
         raw = self._state.get(_SHORT)
         try:
-            self._kept = Shorts() if raw is None else Shorts.from_bytes(raw)
+            self._shorts = () if raw is None else Shorts.from_bytes(raw).shorts
         except RecordInvalid as fault:
             raise StoreDamaged(f"what was refused cannot be read: {fault.message}") from fault
 
@@ -74,8 +65,7 @@ class DefaultNeed:
         others = {need.slot_id for need in self._ports.needs() if not need.standing}
         found = Counter[bytes]()
         for entry in self._store.all("customer"):
-            is_others = entry.draw is not None and entry.draw.need in others
-            if entry.terms.kind == "storage" and entry.denial is None and not is_others:
+            if entry.use.denial is None and entry.terms.need not in others:
                 found[entry.peer] += entry.use.held_bytes
         return found
 
@@ -87,13 +77,11 @@ class DefaultNeed:
             entry
             for entry in self._store.of("customer", provider)
             if entry.terms.kind == "compute"
-            and entry.draw is not None
-            and entry.draw.need in standing
-            and entry.denial is None
+            and entry.terms.need in standing
+            and entry.use.denial is None
             and not entry.is_over(now_ms)
         ]
-        found.sort(key=lambda entry: -entry.use.level)
-        return [entry.terms.lease_id for entry in found]
+        return [entry.id for entry in sorted(found, key=lambda entry: -entry.use.level)]
 
     # What was refused
 
@@ -103,52 +91,43 @@ class DefaultNeed:
         Tried again it needs no more, and no less: what it found room for since counts for it.
         """
         self.tidy()
-        known = {each.size_bytes: each for each in self._kept.shorts}
-        until_ms = self._clock.now_ms() + SHORT_MS
-        if size_bytes in known:
-            until_ms = known[size_bytes].until_ms
-            providers = max(providers, known[size_bytes].providers)
-        known[size_bytes] = Short(size_bytes=size_bytes, providers=providers, until_ms=until_ms)
-        newest = sorted(known.values(), key=lambda each: each.until_ms)[-SHORTS_MAX:]
-        self._keep(tuple(newest), self._kept.filled_ms)
+        others = [each for each in self._shorts if each[0] != size_bytes]
+        (known,) = [each for each in self._shorts if each[0] == size_bytes] or [(0, 0, 0)]
+        until_ms = known[2] or self._clock.now_ms() + SHORT_MS
+        self._keep([*others, (size_bytes, max(providers, known[1]), until_ms)][-SHORTS_MAX:])
 
     def placed(self, size_bytes: int) -> None:
         """Forget a refusal: what was to be held found its room."""
-        left = tuple(each for each in self._kept.shorts if each.size_bytes != size_bytes)
-        self._keep(left, self._kept.filled_ms)
+        self._keep([each for each in self._shorts if each[0] != size_bytes])
 
     def withdraw(self) -> None:
         """Forget all refusals."""
-        self._keep((), None)
+        self._keep([])
 
     def tidy(self) -> None:
         """Forget what was refused for SHORT_MS, or had its room for SHORT_FILLED_MS.
 
-        It is not forgotten within SHORT_FILLED_MS of a promise of room that others still hold.
+        While a provider promises room that others still hold, nothing is forgotten.
         """
-        now_ms, shorts = self._clock.now_ms(), self._kept.shorts
-        ending = [each for each in shorts if each.until_ms <= now_ms + SHORT_FILLED_MS // 2]
-        if ending and self._is_promised(now_ms):
-            longer = {"until_ms": now_ms + SHORT_FILLED_MS}
-            shorts = tuple(e.model_copy(update=longer) if e in ending else e for e in shorts)
-        shorts = tuple(each for each in shorts if each.until_ms > now_ms)
-        filled_ms = None
-        if self._is_filled(*_summed(shorts)):
-            filled_ms = now_ms if self._kept.filled_ms is None else self._kept.filled_ms
-            if now_ms - filled_ms >= SHORT_FILLED_MS:
-                shorts, filled_ms = (), None
-        self._keep(shorts, filled_ms)
+        now_ms = self._clock.now_ms()
+        if not self._is_filled():
+            self._filled_ms = None
+        elif self._filled_ms is None:
+            self._filled_ms = now_ms
+        is_done = self._filled_ms is not None and now_ms - self._filled_ms >= SHORT_FILLED_MS
+        is_kept = self._shorts and self._is_promised(now_ms)
+        self._keep([] if is_done else [e for e in self._shorts if is_kept or e[2] > now_ms])
 
     def short(self) -> tuple[int, int]:
         """Return the bytes that were refused at a provider, and at how many."""
-        now_ms = self._clock.now_ms()
-        return _summed(tuple(each for each in self._kept.shorts if each.until_ms > now_ms))
+        providers = max((providers for _, providers, _ in self._shorts), default=1)
+        return sum(size for size, _, _ in self._shorts), providers
 
-    def _is_filled(self, size_bytes: int, providers: int) -> bool:
+    def _is_filled(self) -> bool:
         """Return whether cleared leases have room for all that was refused."""
-        spare = Counter[bytes]()
+        spare, (size_bytes, providers) = Counter[bytes](), self.short()
         for entry in self._store.all("customer"):
-            if entry.terms.cleared and entry.terms.kind == "storage" and entry.denial is None:
+            if entry.terms.kind == "storage" and entry.use.denial is None:
                 spare[entry.peer] += max(0, entry.use.level - entry.use.held_bytes)
         return size_bytes > 0 and sum(room >= size_bytes for room in spare.values()) >= providers
 
@@ -163,14 +142,9 @@ class DefaultNeed:
             for each in self._ports.received()
         )
 
-    def _keep(self, shorts: tuple[Short, ...], filled_ms: int | None) -> None:
-        kept = Shorts(shorts=shorts, filled_ms=filled_ms)
-        if kept != self._kept:
-            self._kept = kept
-            self._state.write([(_SHORT, kept.to_bytes() if shorts else None)], sync=False)
+    def _keep(self, shorts: list[Short]) -> None:
+        if tuple(shorts) != self._shorts:
+            self._shorts = tuple(shorts)
+            raw = Shorts(shorts=self._shorts).to_bytes() if shorts else None
+            self._state.write([(_SHORT, raw)], sync=False)
             self._ports.on_need()
-
-
-def _summed(shorts: tuple[Short, ...]) -> tuple[int, int]:
-    size_bytes = sum(each.size_bytes for each in shorts)
-    return size_bytes, max((each.providers for each in shorts), default=1)

@@ -1,13 +1,12 @@
 """The life of a lease: what it allows, what is used of it, and what that comes to.
 
 Customer and provider run the same steps over what each of them saw; the provider signs its count,
-and the customer takes it over as far as it follows from what it ordered itself (`follow`). Only
-these move a lease:
+and the customer takes it over as far as it follows from what it ordered itself (`follow`). The
+terms of a lease are its signed request. Only these move it:
 
 - storage: bytes are *held*. By the millisecond it is billed for what is held or for its *level*,
-  whichever is more: the level is what is kept free for the customer. Where a clearing granted the
-  lease, the customer lowers it. Of a lease for now it is the whole quantity, and ends once nothing
-  came for ten minutes; bytes still come after that where there is room.
+  whichever is more. The level is what is kept free for the customer: what a clearing granted, less
+  what the customer gave up. A lease for now has none: it takes bytes while there is room.
 - compute: a *cleared* lease is a rate, billed by time; runs within it cost nothing more. Of a lease
   for now the fuel steps that ran are billed.
 
@@ -16,8 +15,9 @@ A check returns the first rule that is broken, as a sentence, or None.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Final, TypeAlias
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, PlainSerializer
 
@@ -28,64 +28,51 @@ from xsc.base.limits import (
     COMPUTE_LEASE_MS,
     EPOCH_MS,
     LATE_MS,
+    LEASE_KEPT_MS,
     LEASE_TIMEOUT_MS,
     MFUEL,
     MIB,
     OFFER_MS,
+    PROMISE_MS,
     REQUEST_WINDOW_MS,
-    STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
+    UNHEARD_MS,
 )
 from xsc.base.units import ceil_div, format_duration
 from xsc.identity.envelope import Count
 from xsc.terms.count import CountLine, number_of, wide
-from xsc.terms.lease import Lease, LeaseRequest
+from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
 from xsc.terms.pricing import amount
 from xsc.terms.pricing import worth as worth_of
 from xsc.terms.quote import Kind
+from xsc.terms.slot import EntitlementKey
 
-_EPOCH_MS: Final[dict[Kind, int]] = {"storage": EPOCH_MS, "compute": COMPUTE_LEASE_MS}
+Role: TypeAlias = Literal["customer", "provider"]
+ROLES: Final[tuple[Role, Role]] = ("customer", "provider")
+OWN: Final[dict[Kind, bytes]] = {"storage": OWN_STORAGE, "compute": OWN_COMPUTE}
+QUANTITY_MAX: Final = 2**63 - 1
 LEVEL_UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": MFUEL}
-"""Levels of cleared leases are whole MiB, or millions of fuel steps a minute."""
+"""Levels are whole MiB, or millions of fuel steps a minute."""
 SPREAD: Final = 8
 """Renewals are spread over so great a part of the term, one eighth, from its half on."""
+NO_NEED: Final = bytes(16)
+"""In the place of a need, for a customer that states none."""
+_EPOCH_MS: Final[dict[Kind, int]] = {"storage": EPOCH_MS, "compute": COMPUTE_LEASE_MS}
 WideNumber = Annotated[int, BeforeValidator(number_of), PlainSerializer(wide)]
 """A number that passes 2^64: it is kept as `wide` bytes."""
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseTerms:
-    """What was agreed; it never changes."""
-
-    lease_id: bytes
-    kind: Kind
-    provider: bytes
-    customer: bytes
-    price: int
-    """Micro-credits a GiB and hour, or a Gfuel."""
-    quantity: int
-    """Storage: bytes held at any one time. Compute: fuel steps a minute if cleared; else those that
-    may be billed under it, of which none is kept free."""
-    start_ms: int
-    end_ms: int
-    cleared: bool = False
-    """Whether a clearing granted it."""
-    renews: bytes | None = None
-    """The lease whose bytes it keeps."""
-
-
-@dataclass(frozen=True, slots=True)
 class LeaseUse:
-    """What became of it so far, as one side saw it."""
+    """What became of a lease so far, as one side saw it."""
 
     touched_ms: Count
-    """When bytes were last held or given back, or the lease was granted."""
+    """When bytes were last held or given back, or the lease was granted or renewed."""
     held_bytes: Count = 0
     level: Count = 0
-    """What is kept free and billed: bytes, or fuel steps a minute. It only falls."""
+    """What is kept free and billed: bytes, or fuel steps a minute. Within a term it only falls."""
     used: WideNumber = 0
-    """What is billed: byte-milliseconds, of a cleared rate its level times milliseconds, of compute
-    for now fuel steps."""
+    """What it comes to, of all its terms: in WORTHths of a micro-credit."""
     counted_ms: Count = 0
     """Up to when time is counted in that."""
     leeway: WideNumber = 0
@@ -103,24 +90,113 @@ class LeaseUse:
     """Customer: the provider's signed count, in which it is not, or over."""
 
 
-Side: TypeAlias = tuple[LeaseTerms, LeaseUse]
-"""A lease of two: the one that is kept from, or the one that renews it."""
+@dataclass(slots=True)
+class LeaseEntry:
+    """One lease as this node keeps it, in either role, with what only this process knows."""
+
+    role: Role
+    terms: LeaseRequest
+    use: LeaseUse
+    raw: bytes
+    """The signed lease, with the request inside; empty while its provider has not answered."""
+    request_id: bytes
+    reserved: int = 0
+    """Provider: steps of runs that wait or are under way, or bytes that are being written."""
+    promised: list[tuple[int, int]] = field(default_factory=list)
+    """Customer: (until ms, quantity) of what was handed out and not yet heard of."""
+    is_apart: bool = False
+    """Customer: services at the provider use it, and runs of this node do not."""
+    avoided_until_ms: int = 0
+    """Customer: until when others are preferred, because the host refused a write."""
+    less: tuple[int, int] | None = None
+    """Customer: the level down to which room is given up, and since when."""
+    told: Callable[[LeaseEntry], None] | None = field(default=None, init=False, compare=False)
+    """Called when its use or what is reserved by work changes."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+        if name in {"terms", "use", "reserved"} and getattr(self, "told", None) is not None:
+            assert self.told is not None
+            self.told(self)
+
+    @property
+    def id(self) -> bytes:
+        """The lease's id."""
+        return self.terms.lease_id
+
+    @property
+    def peer(self) -> bytes:
+        """The other side."""
+        return self.terms.provider if self.role == "customer" else self.terms.customer
+
+    def is_over(self, now_ms: int) -> bool:
+        """Return whether nothing more comes under it."""
+        return is_over(self.terms, self.use, now_ms)
+
+    def promised_at(self, now_ms: int) -> int:
+        """Return the quantity handed out; what was never heard of is forgotten in time."""
+        self.promised = [item for item in self.promised if item[0] > now_ms]
+        return sum(quantity for _, quantity in self.promised)
+
+    def promise(self, quantity: int, now_ms: int) -> None:
+        """Record what was handed out; of storage within ten seconds as one."""
+        until_ms = now_ms + PROMISE_MS
+        if self.terms.kind == "storage" and self.promised:
+            last_ms, before = self.promised[-1]
+            if until_ms - last_ms < PROMISE_MS // 60:
+                self.promised[-1] = (last_ms, before + quantity)
+                return
+        self.promised.append((until_ms, quantity))
+
+    def heard(self, quantity: int) -> None:
+        """Take so much out of what was handed out, the oldest first; of compute one whole run."""
+        while self.promised and quantity > 0:
+            until_ms, oldest = self.promised.pop(0)
+            if self.terms.kind == "compute":
+                return
+            if oldest > quantity:
+                self.promised.insert(0, (until_ms, oldest - quantity))
+            quantity -= oldest
 
 
-def terms_of(request: LeaseRequest, lease: Lease) -> LeaseTerms:
-    """Return the terms of a request that was granted."""
-    return LeaseTerms(
-        request.lease_id,
-        request.kind,
-        request.provider,
-        request.customer,
-        request.price,
-        lease.quantity,
-        request.start_ms,
-        request.end_ms,
-        cleared=request.draw is not None,
-        renews=request.renews,
-    )
+def own_leases(role: Role, node: bytes) -> dict[bytes, LeaseEntry]:
+    """Return the leases of a node with itself: of no price and no end, under which it uses its own.
+
+    Nothing is kept free for them or owed under them, so nobody signs them, and they are in no list
+    of leases and on no disk.
+    """
+    return {
+        lease_id: LeaseEntry(
+            role,
+            LeaseRequest(
+                lease_id=lease_id,
+                provider=node,
+                customer=node,
+                kind=kind,
+                slot=NO_NEED,
+                window=(0, QUANTITY_MAX),
+                tier="mutual",
+                need=None,
+                number=0,
+                level=0,
+                price=0,
+                start_ms=0,
+                end_ms=QUANTITY_MAX,
+            ),
+            LeaseUse(touched_ms=0),
+            raw=b"",
+            request_id=b"",
+        )
+        for kind, lease_id in OWN.items()
+    }
+
+
+def key_of(terms: LeaseRequest, need: bytes) -> EntitlementKey:
+    """Return what a lease counts for in clearings, as one of that need."""
+    return EntitlementKey(terms.provider, terms.slot, terms.window[0], terms.customer, need)
+
+
+# What is agreed
 
 
 def longest_ms(kind: Kind, storage_ms: int, *, cleared: bool) -> int:
@@ -136,100 +212,96 @@ def longest_ms(kind: Kind, storage_ms: int, *, cleared: bool) -> int:
     return CLEARED_COMPUTE_MS if cleared else COMPUTE_LEASE_MS
 
 
-def new_use(terms: LeaseTerms, now_ms: int) -> LeaseUse:
-    """Return the use of a lease that begins.
-
-    One that renews another keeps nothing free yet: it is for bytes that lie there.
-    """
-    keeps = terms.renews is None and (terms.cleared or terms.kind == "storage")
-    level = terms.quantity if keeps else 0
-    use = LeaseUse(touched_ms=now_ms, level=level, counted_ms=terms.start_ms)
-    # The room of one for now lapses by two clocks.
-    return use if terms.cleared else widened(use, terms.quantity)
-
-
-def widened(use: LeaseUse, quantity: int, ms: int = REQUEST_WINDOW_MS) -> LeaseUse:
-    """Return the use with leeway for so much more or less, at a moment that two clocks tell."""
-    return replace(use, leeway=use.leeway + abs(quantity) * ms)
-
-
-def agreed(terms: LeaseTerms, use: LeaseUse) -> LeaseUse:
-    """Return a use that a count says, from which the next one follows."""
-    use = replace(use, leeway=0)
-    return use if terms.cleared else widened(use, use.level)
-
-
-def check_request(
-    request: LeaseRequest, price: int, now_ms: int, storage_ms: int = STORAGE_LEASE_MS
-) -> str | None:
+def check_request(request: LeaseRequest, price: int, now_ms: int, storage_ms: int) -> str | None:
     """Return what is wrong with a request at its provider.
 
     Args:
         request: the customer's.
-        price: that was quoted or granted.
+        price: that is asked or was granted.
         now_ms: the present.
         storage_ms: how long leases of storage last here at most.
     """
-    if request.lease_id == bytes(len(request.lease_id)):
+    if request.lease_id in OWN.values():
         return "the lease id is the one of a node's own capacity"
     if request.price < price:
-        return f"the price {request.price} is below the {price} that was quoted or granted"
+        return f"the price {request.price} is below the {price} that is asked or was granted"
     if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
         return "the lease does not begin now"
-    length_ms, cleared = request.end_ms - request.start_ms, request.draw is not None
-    unit = LEVEL_UNIT[request.kind]
-    if cleared and (request.quantity % unit or request.quantity_min % unit):
+    length_ms = request.end_ms - request.start_ms
+    if request.level % LEVEL_UNIT[request.kind]:
         return "the level is not one of whole units"
-    if cleared and request.kind == "compute" and length_ms < COMPUTE_LEASE_MS:
+    if request.cleared and request.kind == "compute" and length_ms < COMPUTE_LEASE_MS:
         # A rate is full again each minute, so a shorter one would give more than it costs.
         return "the lease is shorter than a minute"
-    longest = longest_ms(request.kind, storage_ms, cleared=cleared)
+    longest = longest_ms(request.kind, storage_ms, cleared=request.cleared)
     if length_ms > longest:
         return f"the lease is longer than {format_duration(longest)}, the longest here"
-    epochs = ceil_div(request.end_ms - request.start_ms, _EPOCH_MS[request.kind])
-    if amount(request.kind, request.price, request.quantity * epochs) > AMOUNT_MAX:
+    epochs = ceil_div(length_ms, _EPOCH_MS[request.kind])
+    if amount(request.kind, request.price, request.level * epochs) > AMOUNT_MAX:
         return "the lease is worth more than an amount can be"
     return None
 
 
 def check_grant(request: LeaseRequest, lease: Lease) -> str | None:
     """Return what is wrong with a lease that a provider granted on a request."""
-    if not request.quantity_min <= lease.quantity <= request.quantity:
-        return "the lease grants more or less than was asked for"
+    if lease.level > request.level or (request.cleared and not lease.level):
+        return "the lease grants more than was asked for, or nothing"
     if abs(lease.granted_ms - request.start_ms) > REQUEST_WINDOW_MS:
         return "the lease was granted at another time than it begins"
     return None
 
 
-def advance(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> LeaseUse:
+# What is used
+
+
+def new_use(terms: LeaseRequest, level: int, now_ms: int) -> LeaseUse:
+    """Return the use of a lease that begins."""
+    return LeaseUse(touched_ms=now_ms, level=level, counted_ms=terms.start_ms)
+
+
+def worth(terms: LeaseRequest, used: int) -> int:
+    """Return what use comes to, in WORTHths of a micro-credit.
+
+    Args:
+        terms: of the lease.
+        used: byte-milliseconds; of a cleared rate its level times milliseconds, else fuel steps.
+    """
+    return worth_of(terms.kind, terms.price, used, cleared=terms.cleared)
+
+
+def widened(
+    terms: LeaseRequest, use: LeaseUse, quantity: int, ms: int = REQUEST_WINDOW_MS
+) -> LeaseUse:
+    """Return the use with leeway for so much more or less, at a moment that two clocks tell."""
+    return replace(use, leeway=use.leeway + worth(terms, abs(quantity) * ms))
+
+
+def has_time(terms: LeaseRequest) -> bool:
+    """Return whether time alone adds to what is owed; else each run does."""
+    return terms.kind == "storage" or terms.cleared
+
+
+def advance(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> LeaseUse:
     """Return the use after the time that has passed.
 
     After the end what is held is counted, for LATE_MS at most: the host keeps it for a while.
     """
     if use.given_back or not has_time(terms):
         return use
-    until_ms = min(now_ms, terms.end_ms)
-    lapse_ms = use.touched_ms + STORAGE_LEASE_IDLE_MS
-    if not terms.cleared and use.level and until_ms >= lapse_ms:
-        use = replace(_counted(use, lapse_ms, use.level), level=0)
-    use = _counted(use, until_ms, use.level)
-    return _counted(use, min(now_ms, terms.end_ms + LATE_MS), 0) if use.held_bytes else use
+    use = _counted(terms, use, min(now_ms, terms.end_ms), use.level)
+    late_ms = min(now_ms, terms.end_ms + LATE_MS)
+    return _counted(terms, use, late_ms, 0) if use.held_bytes else use
 
 
-def _counted(use: LeaseUse, until_ms: int, level: int) -> LeaseUse:
+def _counted(terms: LeaseRequest, use: LeaseUse, until_ms: int, level: int) -> LeaseUse:
     passed_ms = until_ms - use.counted_ms
     if passed_ms <= 0:
         return use
-    billed = max(use.held_bytes, level)
-    return replace(use, used=use.used + billed * passed_ms, counted_ms=until_ms)
+    more = worth(terms, max(use.held_bytes, level) * passed_ms)
+    return replace(use, used=use.used + more, counted_ms=until_ms)
 
 
-def has_time(terms: LeaseTerms) -> bool:
-    """Return whether time alone adds to what is owed; else each run does."""
-    return terms.kind == "storage" or terms.cleared
-
-
-def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> LeaseUse:
+def hold(terms: LeaseRequest, use: LeaseUse, delta_bytes: int, now_ms: int) -> LeaseUse:
     """Return the use after bytes came (+) or went (-).
 
     No more goes than was held: one side may have missed what the other saw.
@@ -237,26 +309,25 @@ def hold(terms: LeaseTerms, use: LeaseUse, delta_bytes: int, now_ms: int) -> Lea
     assert terms.kind == "storage", "only storage holds bytes"
     use = advance(terms, use, now_ms)
     held = max(0, use.held_bytes + delta_bytes)
-    return widened(replace(use, touched_ms=now_ms, held_bytes=held, known=True), delta_bytes)
+    use = replace(use, touched_ms=now_ms, held_bytes=held, known=True)
+    return widened(terms, use, delta_bytes)
 
 
-def spent(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
-    """Return the fuel steps that ran under a lease; under a cleared rate, in this minute."""
-    if not has_time(terms):
-        return use.used
+def spent(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> int:
+    """Return the fuel steps that ran in this minute under a cleared rate."""
     return use.spent if use.minute == (now_ms - terms.start_ms) // COMPUTE_LEASE_MS else 0
 
 
-def spend(terms: LeaseTerms, use: LeaseUse, steps: int, now_ms: int) -> LeaseUse:
+def spend(terms: LeaseRequest, use: LeaseUse, steps: int, now_ms: int) -> LeaseUse:
     """Return the use after a run that was billed; under a cleared lease it is paid by time."""
     assert terms.kind == "compute", "only compute is spent"
     if not terms.cleared:
-        return replace(use, used=use.used + steps)
+        return replace(use, used=use.used + worth(terms, steps))
     minute = (now_ms - terms.start_ms) // COMPUTE_LEASE_MS
     return replace(use, minute=minute, known=True, spent=spent(terms, use, now_ms) + steps)
 
 
-def least_level(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
+def least_level(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> int:
     """Return below which level a cleared lease is not lowered now.
 
     Of its first minute nothing is given up, or taking leases and giving them up would hold room
@@ -267,7 +338,7 @@ def least_level(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     return use.held_bytes if terms.kind == "storage" else spent(terms, use, now_ms)
 
 
-def lowered(terms: LeaseTerms, use: LeaseUse, level: int, now_ms: int) -> LeaseUse:
+def lowered(terms: LeaseRequest, use: LeaseUse, level: int, now_ms: int) -> LeaseUse:
     """Return the use of a cleared lease once its customer gave up room; without any it is over.
 
     It is billed up to `now_ms`, by the customer's clock on both sides, also where it was counted
@@ -278,10 +349,11 @@ def lowered(terms: LeaseTerms, use: LeaseUse, level: int, now_ms: int) -> LeaseU
     level = min(use.level, ceil_div(max(level, use.held_bytes), unit) * unit)
     if level == use.level:
         return use
-    back = (use.level - level) * max(0, min(use.counted_ms, terms.end_ms) - now_ms)
+    back_ms = max(0, min(use.counted_ms, terms.end_ms) - now_ms)
+    back = worth(terms, (use.level - level) * back_ms)
     use = replace(use, level=level, given_back=not level, used=max(0, use.used - back))
     # By its own clock the provider may count of an earlier moment than it was lowered at.
-    return widened(use, level)
+    return widened(terms, use, level)
 
 
 def ended(use: LeaseUse) -> LeaseUse:
@@ -289,18 +361,13 @@ def ended(use: LeaseUse) -> LeaseUse:
     return replace(use, given_back=True, level=0)
 
 
-def run_price(terms: LeaseTerms) -> int:
+def run_price(terms: LeaseRequest) -> int:
     """Return the price of a run under a lease of compute, a Gfuel."""
     return 0 if terms.cleared else terms.price
 
 
-def worth(terms: LeaseTerms, used: int) -> int:
-    """Return what so much use comes to, in WORTHths of a micro-credit."""
-    return worth_of(terms.kind, terms.price, used, cleared=terms.cleared)
-
-
 def follow(
-    terms: LeaseTerms, use: LeaseUse, line: CountLine, counted_ms: int, *, stood: bool
+    terms: LeaseRequest, use: LeaseUse, line: CountLine, counted_ms: int, *, stood: bool
 ) -> tuple[LeaseUse, int, bool]:
     """Return a customer's use once its provider counted, what of that it pays, and if it follows.
 
@@ -317,26 +384,29 @@ def follow(
     theirs = number_of(line.used)
     if not has_time(terms):
         return use, min(use.used, theirs), theirs <= use.used
-    most = terms.quantity * (max(counted_ms, use.counted_ms) - terms.start_ms)
     counted_ms = min(counted_ms, terms.end_ms + (LATE_MS if use.held_bytes else 0))
     own = advance(terms, use, counted_ms).used
-    if theirs > max(own, min(own + use.leeway, most)):
+    if theirs > own + use.leeway:
         return use, use.used, False
-    late = max(use.held_bytes, use.level) * max(0, use.counted_ms - max(counted_ms, terms.start_ms))
+    late_ms = max(0, use.counted_ms - max(counted_ms, terms.start_ms))
+    late = worth(terms, max(use.held_bytes, use.level) * late_ms)
     if theirs > own - late + use.leeway:
         # What it counts is of now, whatever it says: a minute is paid once.
         counted_ms = max(counted_ms, use.counted_ms)
     use = replace(use, used=theirs, counted_ms=counted_ms)
     if stood:
         held, level = min(use.held_bytes, line.held_bytes), min(use.level, line.level)
-        use = replace(use, held_bytes=held, level=level)
+        use = replace(use, held_bytes=held, level=level, leeway=0)
     return use, theirs, True
 
 
-def room(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
-    """Return what is left: bytes that can still be held, or steps that can still be spent now."""
+# What is left
+
+
+def room(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> int:
+    """Return what a lease allows still: bytes, or fuel steps now; one for now sets no bound."""
     if not terms.cleared:
-        return max(0, terms.quantity - (use.held_bytes if terms.kind == "storage" else use.used))
+        return QUANTITY_MAX
     if terms.kind == "storage":
         return max(0, use.level - use.held_bytes)
     if now_ms < terms.start_ms:
@@ -347,61 +417,99 @@ def room(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
     return max(0, use.level * left_ms // COMPUTE_LEASE_MS - spent(terms, use, now_ms))
 
 
-def reserved(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> int:
-    """Return the part of what is left that the provider keeps free for the customer."""
-    if use.lapsed or is_over(terms, use, now_ms):
+def kept_free(entry: LeaseEntry) -> int:
+    """Return what a provider keeps free for a lease that is not over: bytes, or fuel steps."""
+    if entry.use.lapsed or entry.use.given_back:
         return 0
-    return max(0, advance(terms, use, now_ms).level - use.held_bytes)
+    kept = max(0, entry.use.level - entry.use.held_bytes)
+    # Bytes that are being written have their room from the shard store already.
+    return max(0, kept - entry.reserved) if entry.terms.kind == "storage" else kept
 
 
-def is_over(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
+def drawn(entry: LeaseEntry, now_ms: int) -> int:
+    """Return how much of a slot a lease takes: bytes, or fuel steps a minute.
+
+    A lease for now takes what it holds, and of compute nothing; so does one whose level lapsed.
+    One that its provider signed not to know takes nothing.
+    """
+    if entry.use.denial is not None:
+        return 0
+    if not entry.terms.cleared or entry.use.lapsed:
+        return entry.use.held_bytes
+    return entry.use.held_bytes if entry.is_over(now_ms) else entry.use.level
+
+
+def ahead_micro(entry: LeaseEntry, now_ms: int) -> int:
+    """Return what a provider may come to lose beside what is owed and beside runs: an hour more."""
+    terms = entry.terms
+    if entry.is_over(now_ms) or not has_time(terms):
+        return 0
+    return amount(terms.kind, terms.price, max(entry.use.level, entry.use.held_bytes))
+
+
+# Its end
+
+
+def is_over(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> bool:
     """Return whether nothing new can be done under the lease."""
     return use.given_back or now_ms >= terms.end_ms
 
 
-def is_idle(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
-    """Return whether the provider may take an empty lease of storage back."""
-    return (
-        terms.kind == "storage"
-        and not (terms.cleared and use.level)
-        and use.held_bytes == 0
-        and now_ms - use.touched_ms >= STORAGE_LEASE_IDLE_MS
-    )
-
-
-def is_useful(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
+def is_useful(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> bool:
     """Return whether a customer should still begin something under the lease.
 
     Compute: while an order can still arrive in time. Storage: until half of its time, so
-    that nothing new is put where it must soon move, and not once the provider might be
-    about to take an empty lease back.
+    that nothing new is put where it may soon have to move.
     """
-    if is_over(terms, use, now_ms):
-        return False
     if terms.kind == "compute":
-        return now_ms + LEASE_TIMEOUT_MS < terms.end_ms
-    idle_ms = 0 if terms.cleared or use.held_bytes else now_ms - use.touched_ms
-    if idle_ms >= STORAGE_LEASE_IDLE_MS // 2:
-        return False
-    return now_ms < half_ms(terms)
+        return not use.given_back and now_ms + LEASE_TIMEOUT_MS < terms.end_ms
+    return not use.given_back and now_ms < half_ms(terms)
 
 
-def half_ms(terms: LeaseTerms) -> int:
+def is_done(entry: LeaseEntry, now_ms: int) -> bool:
+    """Return whether a lease is over, and nothing is held or under way under it."""
+    return entry.is_over(now_ms) and not entry.use.held_bytes and not entry.reserved
+
+
+def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
+    """Return the use as of now, and whether the lease can be forgotten.
+
+    At its end nothing is kept free any more. A cleared lease whose customer never asked for a count
+    of it is taken back: its answer may have been lost. A provider forgets a lease LEASE_KEPT_MS
+    after its end; a customer once the provider names it no more, or much later.
+    """
+    terms, use = entry.terms, advance(entry.terms, entry.use, now_ms)
+    is_unheard = entry.role == "provider" and terms.cleared and not use.known
+    if is_unheard and not use.given_back and now_ms - use.touched_ms >= UNHEARD_MS:
+        use = ended(use)  # Nothing unsigned is owed.
+    if now_ms >= terms.end_ms:
+        use = replace(use, level=0)
+    ended_ms = use.touched_ms if use.given_back else terms.end_ms
+    kept_ms = STORAGE_LEASE_MS if entry.role == "customer" else LEASE_KEPT_MS
+    is_kept = entry.reserved or (entry.role == "provider" and use.held_bytes > 0)
+    return use, is_over(terms, use, now_ms) and not is_kept and now_ms - ended_ms >= kept_ms
+
+
+# Renewal: a request with the id of a lease of storage gives that a new term, at its own price. What
+# is held stays where it is. At half-life a provider clears it anew (`is_young`).
+
+
+def half_ms(terms: LeaseRequest) -> int:
     """Return when the second half of the term begins."""
     return terms.start_ms + (terms.end_ms - terms.start_ms) // 2
 
 
-# Renewal: a new lease keeps what lies under an old one, at its own price and term. Its request
-# names the old one (`renews`). What lies there goes over in pieces, and room is not counted twice:
-# the new lease keeps nothing free at first; a cleared one takes its level with the first bytes.
+def is_young(terms: LeaseRequest, now_ms: int) -> bool:
+    """Return whether a clearing leaves a lease what it has."""
+    return terms.kind == "compute" or now_ms < half_ms(terms)
 
 
-def eighth_ms(terms: LeaseTerms) -> int:
+def eighth_ms(terms: LeaseRequest) -> int:
     """Return the part of a term after its half within which it is renewed."""
     return max(1, (terms.end_ms - terms.start_ms) // SPREAD)
 
 
-def due_ms(terms: LeaseTerms) -> int:
+def due_ms(terms: LeaseRequest) -> int:
     """Return when a customer renews: soon after half-life, spread by what the lease is.
 
     By then its provider has cleared what it has again. Every lease has its own moment, the same
@@ -413,82 +521,46 @@ def due_ms(terms: LeaseTerms) -> int:
     return half_ms(terms) + first_ms + number % (spread_ms - first_ms)
 
 
-def is_renewable(terms: LeaseTerms, use: LeaseUse, now_ms: int) -> bool:
-    """Return whether a lease can be renewed by its time: bytes held, second half begun.
+def is_due(entry: LeaseEntry, now_ms: int) -> bool:
+    """Return whether a customer should renew a lease now: bytes are held, and it is time.
 
-    A lease that is over can still be renewed while its bytes are kept; what was kept
-    since is paid then.
+    One that is over can still be renewed while its bytes are kept.
     """
-    return (
-        terms.kind == "storage"
-        and not use.given_back
-        and use.held_bytes > 0
-        and now_ms >= half_ms(terms)
-    )
-
-
-def wanted(terms: LeaseTerms, use: LeaseUse) -> int:
-    """Return the bytes for which a lease is renewed at most."""
-    return max(use.level if terms.cleared else terms.quantity, use.held_bytes)
+    terms, use = entry.terms, entry.use
+    is_held = terms.kind == "storage" and use.held_bytes > 0 and not use.given_back
+    return is_held and use.denial is None and now_ms >= due_ms(terms)
 
 
 def check_renewal(
-    request: LeaseRequest, terms: LeaseTerms, use: LeaseUse, now_ms: int
+    request: LeaseRequest, terms: LeaseRequest, use: LeaseUse, now_ms: int
 ) -> str | None:
-    """Return what is wrong with a request for a lease that renews this one, at its provider."""
-    if (request.customer, request.kind) != (terms.customer, terms.kind):
-        return "the lease that it renews is another customer's, or of another kind"
-    if use.given_back or not use.held_bytes:
-        return "nothing is held under the lease that it renews"
+    """Return what is wrong with a request that renews a lease, at its provider."""
+    if (request.customer, request.kind, request.cleared) != (
+        terms.customer,
+        terms.kind,
+        terms.cleared,
+    ):
+        return "the lease is another customer's, or of another kind"
+    if terms.kind != "storage" or use.given_back or not use.held_bytes:
+        return "nothing is held under the lease"
     if now_ms + REQUEST_WINDOW_MS < half_ms(terms):
-        return "the lease that it renews is in the first half of its term"
+        return "the lease is in the first half of its term"
     if request.end_ms - max(now_ms, terms.end_ms) < min(EPOCH_MS, eighth_ms(terms)):
-        return "the lease ends too soon after the one that it renews"
-    if request.quantity > wanted(terms, use):
-        return "the lease is for more than the one that it renews"
+        return "the lease ends too soon after its present end"
+    if request.level > max(use.level, ceil_div(use.held_bytes, MIB) * MIB):
+        return "the lease is for more than it has"
     return None
 
 
-def room_left(terms: LeaseTerms, use: LeaseUse) -> int:
-    """Return the bytes that can still come over to a lease from the one that it renews.
+def renewed(old: LeaseRequest, use: LeaseUse, terms: LeaseRequest, level: int) -> LeaseUse:
+    """Return the use of a lease whose new term begins.
 
-    The level of one that a clearing granted grows with them, so that both have no more than one.
+    What is counted beyond that moment, by another clock or as the answer was lost, is counted again
+    at the new price.
     """
-    return max(0, terms.quantity - use.held_bytes)
-
-
-def moved(
-    kept: Side, keeping: Side, size_bytes: int, now_ms: int, *, free: int | None = None
-) -> tuple[LeaseUse, LeaseUse]:
-    """Return the uses of a lease and of the one that renews it, once bytes went over.
-
-    The old one keeps nothing free for them.
-
-    Args:
-        kept: the old one.
-        keeping: the one that renews it.
-        size_bytes: how much went over.
-        now_ms: the present.
-        free: what no lease has at the provider; its customer does not know.
-    """
-    (old_terms, old), (new_terms, new) = kept, keeping
-    size = min(size_bytes, old.held_bytes)
-    if size <= 0:
-        return old, new
-    old, new = hold(old_terms, old, -size, now_ms), hold(new_terms, new, size, now_ms)
-    unit = LEVEL_UNIT["storage"]
-    rest = ceil_div(old.held_bytes, unit) * unit
-    if not new_terms.cleared:
-        return replace(old, level=min(old.level, rest)), new
-    # The first bytes bring the level along that is not needed for the rest; later ones their own.
-    more = ceil_div(max(0, new.held_bytes - new.level), unit) * unit
-    if not new.level:
-        brings = new_terms.quantity - rest
-        if free is not None:
-            # What the old one gave up, or keeps no more, others may have by now.
-            is_kept = not old.lapsed and now_ms < old_terms.end_ms
-            had = max(0, old.level - rest) if is_kept else more
-            brings = min(brings, had + free // unit * unit)
-        more = max(more, brings)
-    level = max(rest, old.level - more)
-    return replace(old, level=level), replace(new, level=new.level + more)
+    use = advance(old, use, terms.start_ms)
+    ahead = max(use.held_bytes, use.level) * max(0, use.counted_ms - terms.start_ms)
+    used = max(0, use.used - worth(old, ahead) + worth(terms, ahead))
+    touched_ms = max(use.touched_ms, terms.start_ms)
+    use = replace(use, touched_ms=touched_ms, level=level, used=used, lapsed=False)
+    return widened(terms, use, max(use.held_bytes, level))

@@ -2,6 +2,7 @@
 
     market/lease/<c|p>/<lease id>    the lease as it was signed
     market/use/<c|p>/<lease id>      its use
+    market/asked/<lease id>          a request for a cleared lease that was not answered yet
     market/account/<c|p>/<peer>      what is owed in all: newest voucher and the booking under way
     market/closed                    there while the node is stopped, where it stopped in order
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -24,25 +25,37 @@ from xsc.base.errors import RecordInvalid, SignatureInvalid, SpaceExhausted, Sto
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.units import ceil_div
 from xsc.identity.context import Context
-from xsc.identity.envelope import open_signed
+from xsc.identity.envelope import Signed, open_signed
 from xsc.market.account import Account
-from xsc.market.lease import LeaseUse, check_grant, half_ms, new_use, room_left, terms_of, worth
-from xsc.market.lease_entry import ROLES, LeaseEntry, Role, drawn, own_leases
-from xsc.market.ports import Commit, CountsFor, MarketPorts, MarketSettings
-from xsc.market.reserved import Reserved
-from xsc.market.room import LEASE_UNIT
+from xsc.market.lease import (
+    NO_NEED,
+    ROLES,
+    LeaseEntry,
+    LeaseUse,
+    Role,
+    check_grant,
+    drawn,
+    is_young,
+    kept_free,
+    key_of,
+    new_use,
+    own_leases,
+    renewed,
+)
+from xsc.market.ports import Commit, MarketPorts, MarketSettings, NeedOf
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import Kind
-from xsc.terms.slot import EntitlementKey
+from xsc.terms.slot import LEASE_UNIT, EntitlementKey
 
 T = TypeVar("T")
 _VERSION: Final = 1
 _LEASE: Final = b"market/lease/"
 _USE: Final = b"market/use/"
+_ASKED: Final = b"market/asked/"
 _ACCOUNT: Final = b"market/account/"
 _CLOSED: Final = b"market/closed"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
-CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _ACCOUNT + b"c/")
+CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _ASKED, _ACCOUNT + b"c/")
 """Where the leases of a node as the customer begin."""
 USES: Final = TypeAdapter(LeaseUse)
 ACCOUNTS: Final = TypeAdapter(Account)
@@ -83,22 +96,17 @@ class LeaseStore:
         network: the network of all leases.
         own: this node.
         commit: writes to `state` and syncs, together with what others commit at the time.
-        counts_for: as in `MarketPorts`.
+        need_of: as in `MarketPorts`.
     """
 
     def __init__(
-        self,
-        state: KeyValue,
-        network: bytes,
-        own: bytes,
-        commit: Commit,
-        counts_for: CountsFor,
+        self, state: KeyValue, network: bytes, own: bytes, commit: Commit, need_of: NeedOf
     ) -> None:
         self._state = state
         self._network = network
         self._node = own
         self._commit = commit
-        self._counts_for = counts_for
+        self._need_of = need_of
         self._entries: dict[Role, dict[bytes, LeaseEntry]] = {role: {} for role in ROLES}
         self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(dict)
         self._own = {role: own_leases(role, own) for role in ROLES}
@@ -106,8 +114,12 @@ class LeaseStore:
         self._touched: dict[tuple[Role, bytes], LeaseEntry | Account] = {}
         """By lease, or by account."""
         self._is_flushed_soon = False
-        self.reserved = Reserved()
-        """Under the leases as the provider."""
+        self.asked: dict[bytes, Signed[LeaseRequest]] = {}
+        """Own requests for cleared leases that were not answered yet, by lease."""
+        self._kept_of: dict[bytes, int] = {}
+        """By lease of a customer, what is kept free for it."""
+        self.kept: Counter[Kind] = Counter()
+        """What is kept free for all leases as the provider, until `tidied` sees that they end."""
         self.complete = False
         """Whether what was loaded is all that there was: the node before stopped in order."""
 
@@ -121,11 +133,13 @@ class LeaseStore:
         if self.complete:
             # Before anything else is written: a power loss must never leave it there.
             self._state.write([(_CLOSED, None)], sync=True)
-        for role in ROLES:
-            try:
+        try:
+            for role in ROLES:
                 self._load(role)
-            except (RecordInvalid, SignatureInvalid) as fault:
-                raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
+            for lease_id, raw in self._below(_ASKED):
+                self.asked[lease_id] = open_signed(raw, LeaseRequest, network=self._network)
+        except (RecordInvalid, SignatureInvalid) as fault:
+            raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
 
     def _load(self, role: Role) -> None:
         letter = _LETTERS[role]
@@ -133,7 +147,7 @@ class LeaseStore:
             use = self._state.get(_USE + letter + lease_id)
             if use is None:
                 raise RecordInvalid("a lease has no use")
-            entry = self.entry_of(role, raw, 0)
+            entry = self.entry_of(role, raw)
             entry.use = read_row(USES, use)
             self._know(entry)
         for peer, raw in self._below(_ACCOUNT + letter):
@@ -157,7 +171,7 @@ class LeaseStore:
         """Return the accounts of a role."""
         return list(self._accounts[role].values())
 
-    def entry_of(self, role: Role, raw: bytes, now_ms: int) -> LeaseEntry:
+    def entry_of(self, role: Role, raw: bytes) -> LeaseEntry:
         """Return the entry of a signed lease that was not used yet.
 
         Raises:
@@ -165,16 +179,16 @@ class LeaseStore:
         """
         lease = open_signed(raw, Lease, network=self._network)
         request = open_signed(lease.record.request, LeaseRequest, network=self._network)
-        terms = terms_of(request.record, lease.record)
+        terms = request.record
         if (lease.author, request.author) != (terms.provider, terms.customer):
             raise SignatureInvalid(
                 "a lease is signed by its provider, and its request by its customer"
             )
-        refusal = check_grant(request.record, lease.record)
+        refusal = check_grant(terms, lease.record)
         if refusal is not None:
             raise RecordInvalid(refusal)
-        use = new_use(terms, now_ms)
-        return LeaseEntry(role, terms, use, raw, request.id, request.record.draw)
+        use = new_use(terms, lease.record.level, lease.record.granted_ms)
+        return LeaseEntry(role, terms, use, raw, request.id)
 
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
         """Return a lease, also one with oneself, or None."""
@@ -188,57 +202,26 @@ class LeaseStore:
         """Return the leases of a role with one peer, in the order in which they came."""
         return list(self._by_peer.get((role, peer), {}).values())
 
-    def pairs(self, role: Role) -> Iterator[tuple[LeaseEntry, LeaseEntry]]:
-        """Yield each lease that another renews, and that one."""
-        for entry in self.all(role):
-            if entry.terms.renews is not None:
-                old = self.get(role, entry.terms.renews)
-                if old is not None:
-                    yield old, entry
-
-    def renewing(self, now_ms: int) -> list[tuple[LeaseEntry, LeaseEntry]]:
-        """Return the same of this node where bytes are to come, or came as it does not know yet."""
-        return [
-            (old, new)
-            for old, new in self.pairs("customer")
-            if old.use.held_bytes
-            and new.denial is None
-            and not new.is_over(now_ms)
-            and room_left(new.terms, new.use)
-        ]
-
-    def counts_for(self, entry: LeaseEntry) -> EntitlementKey:
+    def key(self, entry: LeaseEntry) -> EntitlementKey:
         """Return what a lease counts for in clearings."""
         terms = entry.terms
-        return self._counts_for(terms.kind, terms.provider, terms.customer, entry.drawn_key)
+        return key_of(terms, self._need_of(terms.customer, terms.kind, terms.need))
 
-    def drawn(
-        self,
-        role: Role,
-        now_ms: int,
-        kinds: Collection[Kind] = tuple(LEASE_UNIT),
-        *,
-        young: bool = False,
-    ) -> Counter[EntitlementKey]:
+    def drawn(self, role: Role, now_ms: int, *, young: bool = False) -> Counter[EntitlementKey]:
         """Return what leases have of each entitlement: bytes, or fuel steps a minute.
 
         Args:
             role: of this node in the leases.
             now_ms: the present.
-            kinds: of the leases.
             young: leave out what is cleared again: storage is from half-life on.
         """
         found = Counter[EntitlementKey]()
-        known: dict[tuple[Kind, bytes, EntitlementKey | None], EntitlementKey] = {}
         for entry in self._entries[role].values():
-            terms = entry.terms
-            is_old = young and terms.kind == "storage" and now_ms >= half_ms(terms)
             level = drawn(entry, now_ms)
-            if level and terms.kind in kinds and not is_old:
-                place = (terms.kind, entry.peer, entry.drawn_key)
-                if place not in known:
-                    known[place] = self.counts_for(entry)
-                found[known[place]] += level
+            if level and not (young and not is_young(entry.terms, now_ms)):
+                found[self.key(entry)] += level
+        for asked in self.asked.values() if role == "customer" else ():
+            found[key_of(asked.record, asked.record.need or NO_NEED)] += asked.record.level
         return found
 
     def drawn_steps(
@@ -249,43 +232,66 @@ class LeaseStore:
         What one customer has of a window is rounded up together: many small needs take no more.
         """
         found: dict[EntitlementKey, int] = {}
-        for kind, unit in LEASE_UNIT.items():
-            levels = self.drawn(role, now_ms, (kind,), young=young)
-            had = Counter[tuple[bytes, bytes, int, bytes]]()
-            for key, level in sorted(levels.items(), key=lambda item: (-item[1], item[0])):
-                before = had[key[:4]]
-                had[key[:4]] += level
-                found[key] = ceil_div(before + level, unit) - ceil_div(before, unit)
+        kinds = {each.terms.slot: each.terms.kind for each in self._entries[role].values()}
+        kinds |= {each.record.slot: each.record.kind for each in self.asked.values()}
+        levels = self.drawn(role, now_ms, young=young)
+        had = Counter[tuple[bytes, bytes, int, bytes]]()
+        for key, level in sorted(levels.items(), key=lambda item: (-item[1], item[0])):
+            before, unit = had[key[:4]], LEASE_UNIT[kinds[key.slot]]
+            had[key[:4]] += level
+            found[key] = ceil_div(before + level, unit) - ceil_div(before, unit)
         return found
 
-    def add(self, entries: list[LeaseEntry]) -> None:
-        """Keep new leases: they are on the disk on return, because they are promises."""
-        changes: list[Change] = []
-        for entry in entries:
-            tail = _LETTERS[entry.role] + entry.terms.lease_id
-            changes.append((_LEASE + tail, entry.raw))
-            changes.append((_USE + tail, write_row(USES, entry.use)))
-        if changes:
-            self._state.write(changes, sync=True)
-        for entry in entries:
-            self._know(entry)
+    def add(self, entry: LeaseEntry) -> None:
+        """Keep a new lease: it is on the disk on return, because it is a promise."""
+        tail = _LETTERS[entry.role] + entry.id
+        rows = [(_LEASE + tail, entry.raw), (_USE + tail, write_row(USES, entry.use))]
+        self._state.write([*rows, (_ASKED + entry.id, None)], sync=True)
+        self.asked.pop(entry.id, None)
+        self._know(entry)
+
+    def renew(self, entry: LeaseEntry, raw: bytes) -> None:
+        """Begin the next term of a lease; it is on the disk on return."""
+        after = self.entry_of(entry.role, raw)
+        use = renewed(entry.terms, entry.use, after.terms, after.use.level)
+        tail = _LETTERS[entry.role] + entry.id
+        self._state.write([(_LEASE + tail, raw), (_USE + tail, write_row(USES, use))], sync=True)
+        entry.terms, entry.raw, entry.request_id = after.terms, raw, after.request_id
+        entry.use = use
+
+    def ask(self, request: Signed[LeaseRequest]) -> None:
+        """Keep a request for a cleared lease: on the disk before it is sent, as it may be granted.
+
+        It counts for its need until its provider has answered, or can grant it no more.
+        """
+        self._state.write([(_ASKED + request.record.lease_id, request.raw)], sync=True)
+        self.asked[request.record.lease_id] = request
+
+    def refused(self, lease_id: bytes) -> None:
+        """Forget a request that is not granted."""
+        self._state.write([(_ASKED + lease_id, None)], sync=False)
+        self.asked.pop(lease_id, None)
 
     def _know(self, entry: LeaseEntry) -> None:
-        self._entries[entry.role][entry.terms.lease_id] = entry
+        self._entries[entry.role][entry.id] = entry
         self.account(entry.role, entry.peer)
-        self._by_peer[entry.role, entry.peer][entry.terms.lease_id] = entry
+        self._by_peer[entry.role, entry.peer][entry.id] = entry
         if entry.role == "provider":
-            entry.told = self.reserved.change
-            self.reserved.change(entry)
+            entry.told = self._recount
+            self._recount(entry)
+
+    def _recount(self, entry: LeaseEntry) -> None:
+        kept = kept_free(entry)
+        self.kept[entry.terms.kind] += kept - self._kept_of.get(entry.id, 0)
+        self._kept_of[entry.id] = kept
 
     def _row(self, changed: LeaseEntry | Account) -> Change:
         """Return the row of an account, or of a lease's use: none once it is forgotten."""
         letter = _LETTERS[changed.role]
         if isinstance(changed, Account):
             return _ACCOUNT + letter + changed.peer, write_row(ACCOUNTS, changed)
-        lease_id = changed.terms.lease_id
-        is_known = self.get(changed.role, lease_id) is changed
-        return _USE + letter + lease_id, write_row(USES, changed.use) if is_known else None
+        is_known = self.get(changed.role, changed.id) is changed
+        return _USE + letter + changed.id, write_row(USES, changed.use) if is_known else None
 
     def save(self, *entries: LeaseEntry) -> None:
         """Keep what became of leases, all or none, unsynced."""
@@ -303,9 +309,8 @@ class LeaseStore:
         What many small puts do to one lease is written once. Of a lease with oneself nothing is.
         """
         for each in changed:
-            key = each.id if isinstance(each, Account) else each.terms.lease_id
-            if key not in self._own[each.role]:
-                self._touched[each.role, key] = each
+            if each.id not in self._own[each.role]:
+                self._touched[each.role, each.id] = each
         if self._touched and not self._is_flushed_soon:
             self._is_flushed_soon = True
             asyncio.get_running_loop().call_soon(self.flush)
@@ -328,18 +333,18 @@ class LeaseStore:
 
     def forget(self, entry: LeaseEntry) -> None:
         """Drop a lease that is over; the account keeps what it came to."""
-        lease_id, tail = entry.terms.lease_id, _LETTERS[entry.role] + entry.terms.lease_id
+        tail = _LETTERS[entry.role] + entry.id
         account = self.account(entry.role, entry.peer)
-        closed = account.closed + worth(entry.terms, entry.use.used)
+        closed = account.closed + entry.use.used
         row = self._row(replace(account, closed=closed))
         self._state.write([(_LEASE + tail, None), (_USE + tail, None), row], sync=False)
         account.closed = closed
-        self._touched.pop((entry.role, lease_id), None)
-        del self._entries[entry.role][lease_id]
+        self._touched.pop((entry.role, entry.id), None)
+        del self._entries[entry.role][entry.id]
         if entry.role == "provider":
             entry.told = None
-            self.reserved.forget(entry)
-        del self._by_peer[entry.role, entry.peer][lease_id]
+            self.kept[entry.terms.kind] -= self._kept_of.pop(entry.id, 0)
+        del self._by_peer[entry.role, entry.peer][entry.id]
 
 
 class MarketNode:

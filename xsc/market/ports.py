@@ -17,8 +17,9 @@ from xsc.base.keyvalue import Change
 from xsc.base.limits import LEASE_WARNING_MS, STORAGE_LEASE_MS
 from xsc.base.peering import Peers
 from xsc.market.pricing import PriceList
+from xsc.terms.pricing import Quote
 from xsc.terms.quote import Kind, Tier
-from xsc.terms.slot import Entitlement, EntitlementKey, NeedSlot
+from xsc.terms.slot import Entitlement, NeedSlot
 
 EXHAUSTED: Final[dict[Kind, type[XscError]]] = {
     "storage": SpaceExhausted,
@@ -26,7 +27,8 @@ EXHAUSTED: Final[dict[Kind, type[XscError]]] = {
 }
 """The error of a node that has too little left to lease."""
 
-CountsFor: TypeAlias = Callable[[Kind, bytes, bytes, EntitlementKey | None], EntitlementKey]
+NeedOf: TypeAlias = Callable[[bytes, Kind, bytes | None], bytes]
+"""Returns the need that a lease counts for; by customer, kind, and the need that it names."""
 Commit: TypeAlias = Callable[[list[Change]], Awaitable[None]]
 """Writes changes to the state, all or none, and returns once they are on the disk."""
 
@@ -72,19 +74,19 @@ class Quality(Protocol):
 
 
 class Standing(Protocol):
-    """Recognition between this node and its peers."""
+    """What nodes have published: recognition, and what they offer."""
 
     def tier(self, peer: bytes) -> Tier:
         """Return the tier on which the peer is served."""
 
-    def weight_ppm(self, peer: bytes) -> int:
-        """Return this node's recognition of the peer."""
+    def quote(self, kind: Kind, provider: bytes, customer: bytes) -> Quote | None:
+        """Return what a provider asks of a customer now; None where it offers it nothing."""
 
-    def serves(self, kind: Kind, peer: bytes) -> bool:
-        """Return whether what this node offers now is for a peer, too."""
+    def labels(self, node: bytes) -> tuple[str, str] | None:
+        """Return the site and the owner that a node names; None where it has published nothing."""
 
-    def their_weight_ppm(self, peer: bytes) -> int:
-        """Return the peer's recognition of this node, as far as it said."""
+    async def learn(self, nodes: Sequence[bytes]) -> None:
+        """Fetch what nodes that are up have published, where it is not here yet."""
 
 
 class Capacity(Protocol):
@@ -149,13 +151,8 @@ class MarketPorts:
     """Returns what others offer to this node's needs, once it is to take leases on it."""
     needs: Callable[[], Sequence[NeedSlot]]
     """Returns what this node says that it needs."""
-    counts_for: CountsFor
-    """Returns what a lease counts for in clearings; by kind, parties and what it names."""
+    need_of: NeedOf
     on_need: Callable[[], None]
     """Called when what this node needs by default may have changed."""
-    on_renewed: Callable[[Sequence[tuple[bytes, bytes, bytes]]], Awaitable[Collection[bytes]]]
-    """Called with provider, lease, and the lease that renews it: what lies there is to go over.
-
-    Returns the leases of which not all went over, or stays, by the provider's answer."""
     on_denied: Callable[[Collection[bytes]], Awaitable[None]]
     """Called with the leases of this node that a provider has signed not to know."""

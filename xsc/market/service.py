@@ -1,8 +1,8 @@
 """The node on the market: puts its parts together, starts, tidies and closes them.
 
-as a provider    `granter` quotes and grants leases, and counts what is used of them
+as a provider    `granter` grants leases, and counts what is used of them
 as a customer    `buyer` finds leases and counts what is used, `signing` takes what clearings
-offer, `renewals` takes what goes on
+offer, gives up what is not needed and renews
 in both roles    `settlement` agrees with peers on which leases there are, and pays
 """
 
@@ -13,21 +13,17 @@ from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import TIDY_MS
 from xsc.base.peering import Handler
 from xsc.identity.context import Context
-from xsc.identity.envelope import open_signed
 from xsc.market.account import Account, LeaseView, owed_micro, views
 from xsc.market.buyer import LeaseBuyer
 from xsc.market.default_need import DefaultNeed
-from xsc.market.granter import LOWER, LeaseGranter
+from xsc.market.granter import LeaseGranter
 from xsc.market.headroom import Headroom
-from xsc.market.lease_entry import ROLES, LeaseEntry, tidied
+from xsc.market.lease import ROLES, tidied
 from xsc.market.lease_store import LeaseStore, MarketNode
 from xsc.market.ports import Commit, MarketPorts, MarketSettings
-from xsc.market.providers import LEASE, QUOTE, Providers
-from xsc.market.renewals import Renewals
+from xsc.market.providers import LEASE, Providers
 from xsc.market.settlement import ACCOUNT, Settlement
 from xsc.market.signing import Signing
-from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Quote
 
 
 class MarketService:
@@ -43,17 +39,16 @@ class MarketService:
         settings: MarketSettings,
     ) -> None:
         own = context.key.node_id
-        self.store = LeaseStore(state, context.network, own, commit, ports.counts_for)
+        self.store = LeaseStore(state, context.network, own, commit, ports.need_of)
         self._node = node = MarketNode(context, ports, settings, self.store)
         self._clock = context.clock
         self.headroom = Headroom(node)
         self.granter = LeaseGranter(node, self.headroom)
         self.providers = Providers(node)
-        self.settlement = Settlement(node, self.providers)
+        self.settlement = Settlement(node)
         self.default_need = DefaultNeed(node, state)
         self.buyer = LeaseBuyer(node, self.providers, self.headroom, self.settlement.agree)
-        self.signing = Signing(node, self.providers)
-        self.renewals = Renewals(node, self.providers)
+        self.signing = Signing(node, self.providers, self.settlement.agree)
 
     async def start(self) -> None:
         """Read the leases that were kept, and what the ledger has booked of them.
@@ -65,16 +60,6 @@ class MarketService:
         self.default_need.load()
         for account in self.store.accounts("provider"):
             account.settled_micro = self._node.ports.credit.settled(account.id)
-        for entry in self.store.all("customer"):
-            self._learn_labels(entry)
-
-    def _learn_labels(self, entry: LeaseEntry) -> None:
-        """Remember site and owner of a provider, as the quote in a kept lease has them."""
-        lease = open_signed(entry.raw, Lease, network=self._node.network).record
-        request = open_signed(lease.request, LeaseRequest, network=self._node.network).record
-        if request.quote is not None:
-            quote = open_signed(request.quote, Quote, network=self._node.network).record
-            self.providers.learn(entry.terms.provider, quote)
 
     async def run(self) -> None:
         """Settle at every interval and tidy up, until cancelled."""
@@ -95,25 +80,19 @@ class MarketService:
     def handlers(self) -> dict[str, Handler]:
         """Return the methods that peers may call."""
         return {
-            QUOTE: self.granter.on_quote,
             LEASE: self.granter.on_lease,
-            LOWER: self.granter.on_lower,
             ACCOUNT: self.settlement.on_account,
         }
 
     def tidy(self) -> None:
-        """Give back leases that hold nothing for long; forget those that are over for long."""
+        """Take back what nobody asked for; forget leases that are over for long."""
         now_ms = self._clock.now_ms()
-        # What went over to one whose answer was lost is not known here.
-        waiting = {new.terms.lease_id for _, new in self.store.renewing(now_ms)}
         for entry in [entry for role in ROLES for entry in self.store.all(role)]:
-            if entry.role == "customer" and entry.terms.lease_id in waiting:
-                continue
             before = entry.use
             entry.use, is_over = tidied(entry, now_ms)
             if is_over:
                 self.store.forget(entry)
-            elif entry.use.given_back != before.given_back:
+            elif (entry.use.given_back, entry.use.level) != (before.given_back, before.level):
                 self.store.save(entry)
         self.default_need.tidy()
         self.headroom.refresh()
@@ -148,7 +127,7 @@ class MarketService:
         """
         for role in ROLES:
             entry = self.store.get(role, lease_id)
-            record = None if entry is None else entry.denial if denial else entry.raw
+            record = None if entry is None else entry.use.denial if denial else entry.raw
             if record is not None:
                 return record
         what = "no provider has denied this lease" if denial else "this node has no such lease"

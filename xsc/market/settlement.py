@@ -1,13 +1,13 @@
 """Agrees with peers on what is owed for leases, in both roles.
 
-    market.account  voucher, book_now, leases -> count, voucher, leases, settled_micro
+    market.account  voucher, book_now, leases, less -> count, voucher, leases, settled_micro
 
 A customer asks its provider for a signed count of all leases between them, and signs a voucher for
-what of it follows from its own orders (`account.agree`). The same answer tells it of leases whose
-grant was lost, of leases that the provider does not have, and, after it lost its own disk, which
-it has there. Vouchers go at every interval: what a provider may lose does not wait for the ledger.
-They are booked once an hour and customer, earlier where much of its credit is waiting or one side
-asks (`account.is_booking_due`).
+what of it follows from its own orders (`account.agree`). It gives up room by the same call. The
+answer tells it of grants whose answer was lost, of leases that the provider does not have, and,
+after it lost its own disk, which it has there. Vouchers go at every interval: what a provider may
+lose does not wait for the ledger. They are booked once an hour and customer, earlier where much of
+its credit is waiting or one side asks (`account.is_booking_due`).
 
 A voucher, and a booking with its amount, are on the disk before they are sent. A booking is asked
 for again under the same transfer id until the ledger confirms it, so that a crash or a lost answer
@@ -32,12 +32,13 @@ from xsc.base.limits import (
     AGREE_TIMEOUT_MS,
     BOOKINGS_ASKED_A_CUSTOMER_MAX,
     BOOKINGS_ASKED_MS,
+    COMPUTE_LEASE_MS,
     KIB,
+    LEASES_A_CUSTOMER_MAX,
     RECORD_BYTES_MAX,
     REQUEST_WINDOW_MS,
     SETTLE_LAST_MS,
     SETTLE_TIMEOUT_MS,
-    STORAGE_LEASE_IDLE_MS,
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
@@ -47,10 +48,9 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
 from xsc.market.account import Account, Booking
-from xsc.market.lease_entry import ROLES
+from xsc.market.lease import ROLES, LeaseEntry
 from xsc.market.lease_store import MarketNode
-from xsc.market.providers import Providers
-from xsc.terms.count import LeaseCount, number_of
+from xsc.terms.count import CountLine, LeaseCount
 from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import Voucher
 
@@ -69,18 +69,15 @@ def _xid(account_id: bytes, booking: Booking) -> bytes:
 class Settlement:
     """Settles the leases of this node in both roles."""
 
-    def __init__(self, node: MarketNode, providers: Providers) -> None:
+    def __init__(self, node: MarketNode) -> None:
         self._node = node
         self._clock = node.clock
         self._store = node.store
         self._ports = node.ports
-        self._providers = providers
         self._turns: Turns[bytes] = Turns()
         """By account."""
         self._asked = Tally(ACCOUNTS_A_CUSTOMER_MAX, ACCOUNTS_MS)
         self._bookings = Tally(BOOKINGS_ASKED_A_CUSTOMER_MAX, BOOKINGS_ASKED_MS)
-        self._refused: set[bytes] = set()
-        """Leases that providers name and that are none."""
 
     async def settle_all(self) -> None:
         """Agree with all peers that are up, and have all that is signed booked now."""
@@ -104,7 +101,7 @@ class Settlement:
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
         now_ms, leaving = self._clock.now_ms(), self._ports.leaving()
-        unheard = self._providers.unheard_at()
+        unheard = {asked.record.provider for asked in self._store.asked.values()}
         providers = [
             account
             for account in self._store.accounts("customer")
@@ -189,10 +186,12 @@ class Settlement:
         book_now: bool = False,
         wanted: Sequence[bytes] = (),
     ) -> dict[str, Value]:
+        entries = self._store.of("customer", account.peer)
         header: dict[str, Value] = {
             "voucher": voucher,
             "book_now": book_now,
             "leases": [*wanted],
+            "less": [[entry.id, *entry.less] for entry in entries if entry.less is not None],
         }
         reply = await self._node.caller.call(
             account.peer, ACCOUNT, header, timeout_ms=SETTLE_TIMEOUT_MS
@@ -213,7 +212,7 @@ class Settlement:
             XscError: the provider does not answer, or what it answers is no count.
         """
         peer, asked_ms = account.peer, self._clock.now_ms()
-        known = {entry.terms.lease_id for entry in self._store.of("customer", peer)}
+        known = {entry.id for entry in self._store.of("customer", peer)}
         answer = await self._ask(account, None)
         count = open_signed(
             take_bytes(answer, "count"), LeaseCount, network=self._node.network, author=peer
@@ -225,20 +224,11 @@ class Settlement:
         if account.lost is not None and theirs is not None:
             self._recall_voucher(account, theirs)
         await self._find(account, count.record)
-        if account.lost is not None:
-            account.closed = rules.closed_before(
-                account, self._store.of("customer", peer), count.record
-            )
         account.agreed_ms = asked_ms
         known |= {line.lease_id for line in count.record.leases}
-        entries = [
-            entry for entry in self._store.of("customer", peer) if entry.terms.lease_id in known
-        ]
+        entries = [entry for entry in self._store.of("customer", peer) if entry.id in known]
         now_ms = self._clock.now_ms()
-        moving = {entry.terms.lease_id for pair in self._store.renewing(now_ms) for entry in pair}
-        agreed = rules.agree(
-            account, entries, count, moving=moving, asked_ms=asked_ms, now_ms=now_ms
-        )
+        agreed = rules.agree(account, entries, count, asked_ms=asked_ms, now_ms=now_ms)
         await self._take_over(account, count, agreed)
         return theirs
 
@@ -266,8 +256,7 @@ class Settlement:
             account.lost = None
             self._store.keep(account)
         for entry in agreed.gone:
-            if self._store.get("customer", entry.terms.lease_id) is entry:
-                self._refused.add(entry.terms.lease_id)
+            if self._store.get("customer", entry.id) is entry:
                 self._store.forget(entry)
         if agreed.denied:
             self._node.log.warning("market.leases_denied", peer=peer, leases=len(agreed.denied))
@@ -298,63 +287,48 @@ class Settlement:
             rules.with_voucher(account, signed.record, raw)
 
     async def _find(self, account: Account, count: LeaseCount) -> None:
-        """Take leases over that a provider counts and this node does not know.
+        """Take over grants and renewals whose answers were lost; after a lost disk, all of them.
 
-        They began since the last count: their answers were lost, or this node's newest writes, or
-        its disk.
-        Each bears this node's signature, so a provider cannot tell of others; of what it says it
-        counted under them, no more is believed than they allow.
+        Each bears this node's signature, so a provider cannot tell of others.
         """
-        lines = {
-            line.lease_id: line
-            for line in count.leases
-            if self._store.get("customer", line.lease_id) is None
-            and line.lease_id not in self._refused
-            and line.lease_id not in self._providers.refused
-        }
-        wanted = sorted(lines)
+        news = {line.lease_id: line for line in count.leases if self._is_news(account, line)}
+        wanted, found = sorted(news), dict[bytes, LeaseEntry]()
         for start in range(0, len(wanted), ACCOUNT_LEASES_MAX):
             page = wanted[start : start + ACCOUNT_LEASES_MAX]
             answer = await self._ask(account, None, wanted=page)
-            fresh = []
-            told = take_list(answer, "leases", most=ACCOUNT_LEASES_MAX)
-            if len(told) < len(page):
-                raise RecordInvalid("a lease that was counted is not shown")
-            for raw in told:
+            for raw in take_list(answer, "leases", most=ACCOUNT_LEASES_MAX):
                 if not isinstance(raw, bytes):
                     raise RecordInvalid("the field 'leases' must list leases")
-                entry = self._store.entry_of("customer", raw, self._clock.now_ms())
+                entry = self._store.entry_of("customer", raw)
                 parties = entry.terms.provider, entry.terms.customer
-                if parties != (account.provider, account.customer):
-                    raise RecordInvalid("the lease is between other nodes")
-                if entry.terms.lease_id not in page:
-                    raise RecordInvalid("the lease was not asked for")
-                line = lines[entry.terms.lease_id]
-                if entry.terms.start_ms < account.agreed_ms - REQUEST_WINDOW_MS:
-                    # It was known, is over, and has been paid.
-                    self._refused.add(entry.terms.lease_id)
-                    continue
-                # What it was billed for before is known to its provider alone.
-                past_ms = max(0, count.counted_ms - entry.terms.start_ms)
-                if account.lost is None:
-                    # A provider that refused can grant it later: for what it kept free since.
-                    past_ms = min(past_ms, STORAGE_LEASE_IDLE_MS + REQUEST_WINDOW_MS)
-                use = leases.widened(entry.use, entry.terms.quantity, past_ms)
-                size = (account.lost or {}).get(entry.terms.lease_id.hex(), 0)
-                use = replace(use, held_bytes=size, level=min(use.level, line.level))
-                if account.lost is None:
-                    # What was before is explained by the leeway alone.
-                    use = replace(use, counted_ms=max(use.counted_ms, self._clock.now_ms()))
-                elif not leases.has_time(entry.terms):
-                    use = replace(use, used=min(number_of(line.used), entry.terms.quantity))
-                entry.use = use
-                fresh.append(entry)
-            self._store.add(fresh)
-        self._providers.heard(account.peer, count.counted_ms)
+                if parties != (account.provider, account.customer) or entry.id not in page:
+                    raise RecordInvalid("the lease was not asked for, or is between other nodes")
+                found[entry.id] = entry
+        if len(found) < len(wanted):
+            raise RecordInvalid("a lease that was counted is not shown")
+        if account.lost is not None:
+            rules.restore(account, found.values(), count)
+        for entry in found.values():
+            known = self._store.get("customer", entry.id)
+            if known is None:
+                self._store.add(entry)
+            elif entry.terms.end_ms > known.terms.end_ms:
+                self._store.renew(known, entry.raw)
+        for lease_id, asked in list(self._store.asked.items()):
+            is_late = count.counted_ms - asked.record.start_ms > REQUEST_WINDOW_MS
+            if asked.record.provider == account.peer and is_late:
+                self._store.refused(lease_id)  # It is not in the count, and can come no more.
         if wanted:
             self._node.log.info(
                 "market.leases_recalled", peer=short(account.peer), leases=len(wanted)
             )
+
+    def _is_news(self, account: Account, line: CountLine) -> bool:
+        """Return whether a count has something of a lease that this node does not know."""
+        known = self._store.get("customer", line.lease_id)
+        if known is not None:
+            return line.end_ms > known.terms.end_ms and not known.use.given_back
+        return line.lease_id in self._store.asked or account.lost is not None
 
     # The provider's side
 
@@ -364,11 +338,14 @@ class Settlement:
         """Take a customer's voucher, and sign what this node counts of its leases."""
         raw, book_now = take_opt_bytes(header, "voucher"), take_bool(header, "book_now")
         wanted = take_list(header, "leases", most=ACCOUNT_LEASES_MAX)
+        less = take_list(header, "less", most=LEASES_A_CUSTOMER_MAX)
         self._asked.count(caller, self._clock.monotonic_ms(), "accounts")
         account = self._store.account("provider", caller)
         async with self._turns.of(account.id):
             if raw is not None:
                 self._take_voucher(account, raw)
+            for item in less:
+                self._lower(caller, item)
             now_ms = self._clock.now_ms()
             entries = list(self._store.of("provider", caller))
             for entry in entries:
@@ -384,13 +361,35 @@ class Settlement:
             if book_now and account.unbooked_micro and may_book:
                 self._bookings.note(caller, steady_ms)
                 await self._collect(account)
-        shown = [entry.raw for entry in entries if entry.terms.lease_id in wanted]
+        shown = [entry.raw for entry in entries if entry.id in wanted]
         return {
             "count": sign(count, self._node.key, self._node.network).raw,
             "voucher": account.voucher,
             "leases": [*shown],
             "settled_micro": account.settled_micro,
         }, ()
+
+    def _lower(self, customer: bytes, item: Value) -> None:
+        """Give up room of a cleared lease that its customer does not use; it is no more billed.
+
+        Raises:
+            RecordInvalid: the item says nothing of that kind.
+        """
+        match item:
+            case [bytes() as lease_id, int() as level, int() as at_ms] if level >= 0:
+                entry = self._store.get("provider", lease_id)
+            case _:
+                raise RecordInvalid("the field 'less' must list leases, their levels and times")
+        if entry is None or entry.peer != customer or not entry.terms.cleared:
+            return
+        terms, use, now_ms = entry.terms, entry.use, self._clock.now_ms()
+        at_ms = min(max(at_ms, now_ms - REQUEST_WINDOW_MS), now_ms + REQUEST_WINDOW_MS)
+        if use.spent:  # Fuel that ran is billed to the end of its minute.
+            at_ms = max(at_ms, terms.start_ms + use.minute * COMPUTE_LEASE_MS)
+        least = entry.reserved + max(
+            leases.least_level(terms, use, when) for when in (at_ms, now_ms)
+        )
+        entry.use = leases.lowered(terms, use, max(level, least), at_ms)
 
     def _take_voucher(self, account: Account, raw: bytes) -> None:
         """Take a voucher over that promises more than the last one; any other changes nothing.

@@ -1,53 +1,72 @@
-"""Takes leases on what clearings offer to needs of this node, and gives up what these need no more.
+"""Keeps the leases of this node in step with its needs: takes, gives up and renews.
 
 A clearing offers and the customer signs: a lease begins when its provider has confirmed the request
 (docs/design/market.md). A request is signed only while all leases under the need, over every
 provider, slot and window, stay within its level and its price. So the need bounds what is owed,
 whatever providers offer.
+
+At half-life, each at a moment of its own, a lease of storage that holds bytes is renewed: it gets a
+new term at the present price, or its provider says why not. Refusals are tried again; the last
+reason is kept and shown.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from xsc.base.clock import rest
-from xsc.base.encoding import Value
-from xsc.base.errors import XscError
-from xsc.base.fields import take_int
+from xsc.base.errors import LeaseExhausted, XscError
 from xsc.base.ids import short
-from xsc.base.limits import (
-    LEASE_TIMEOUT_MS,
-    LOWER_MS,
-    OFFER_SETTLE_MS,
-    TIDY_MS,
-)
+from xsc.base.limits import LOWER_MS, MIB, OFFER_SETTLE_MS, RENEWAL_RETRY_MS, TIDY_MS
+from xsc.base.units import ceil_div, format_credits, format_duration
+from xsc.identity.envelope import open_signed
 from xsc.market import lease as rules
 from xsc.market.choosing import to_lower, to_take
-from xsc.market.granter import LOWER
-from xsc.market.lease_entry import LeaseEntry
+from xsc.market.lease import SPREAD, LeaseEntry
 from xsc.market.lease_store import MarketNode
 from xsc.market.providers import Providers
-from xsc.market.room import LEASE_UNIT
+from xsc.terms.count import LeaseCount
+from xsc.terms.pricing import Quote
 from xsc.terms.slot import Entitlement, NeedSlot
+
+DAY_MS = 86_400_000
+SILENT = "the host is silent"
+DENIED = "the host has signed that it does not know the lease"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseExpiry:
+    """The present end of a lease that this node took."""
+
+    node: bytes
+    end_ms: int
+    reason: str
+    """Why it was not renewed although it is time to; empty while all is well."""
 
 
 class Signing:
-    """Keeps the leases of this node in step with what it is offered and what it needs."""
+    """Takes, gives up and renews the leases of this node."""
 
-    def __init__(self, node: MarketNode, providers: Providers) -> None:
+    def __init__(
+        self, node: MarketNode, providers: Providers, agree: Callable[[bytes], Awaitable[None]]
+    ) -> None:
         self._node = node
         self._clock = node.clock
         self._store = node.store
         self._ports = node.ports
         self._providers = providers
+        self._agree = agree
         self._woken = asyncio.Event()
         self._later_ms: dict[bytes, int] = {}
         """By provider that had no room for what it offered, or did not answer: when its offers
         are tried again. Meanwhile those of others are taken."""
-        self._unlowered_ms: dict[bytes, int] = {}
-        """By lease that its provider has not lowered: when it was asked first."""
+        self._retry_ms = min(RENEWAL_RETRY_MS, node.settings.storage_lease_ms // (2 * SPREAD))
+        self._tried: dict[bytes, tuple[str, int]] = {}
+        """By lease that is not renewed: why, and when that was said last."""
+        self._warned_ms: dict[bytes, int] = {}
 
     def wake(self) -> None:
         """Look again soon: something is offered, or a need has changed."""
@@ -67,34 +86,24 @@ class Signing:
             await rest(self._clock, self._woken, TIDY_MS)
 
     async def look(self) -> None:
-        """Take what is offered, and give up what is not needed."""
-        now_ms = self._clock.now_ms()
+        """Give up what is not needed, take what is offered, and renew what is due."""
         needs = {need.slot_id: need for need in self._ports.needs()}
-        entries = list(self._store.all("customer"))
+        entries = self._store.all("customer")
         for entry in entries:
             self._set_apart(entry, needs)
-        less = list(to_lower(entries, needs, self._store.counts_for, now_ms))
-        asked = {entry.terms.lease_id for entry, _ in less}
-        self._unlowered_ms = {id_: at for id_, at in self._unlowered_ms.items() if id_ in asked}
-        await asyncio.gather(
-            *(
-                self._lower(entry, level)
-                for entry, level in less
-                if self._ports.quality.is_up(entry.peer)
-            )
-        )
-        taken = Counter(self._store.drawn("customer", now_ms))
-        taken.update(dict(self._providers.unheard()))
+        await self._lower(entries, needs)
+        now_ms = self._clock.now_ms()
+        taken = self._store.drawn("customer", now_ms)
         self._later_ms = {node: at_ms for node, at_ms in self._later_ms.items() if at_ms > now_ms}
-        open_offers = [
-            each for each in self._ports.received() if each.provider not in self._later_ms
-        ]
+        open_offers = [e for e in self._ports.received() if e.provider not in self._later_ms]
         offers = list(to_take(open_offers, needs, taken, now_ms))
         await asyncio.gather(*(self._take(each, needs[each.need], level) for each, level in offers))
+        self._tried = {e.id: self._tried[e.id] for e in entries if e.id in self._tried}
+        await asyncio.gather(*(self._renew(entry, needs) for entry in entries))
+        self._warn()
 
     async def _take(self, offer: Entitlement, need: NeedSlot, level: int) -> None:
-        least = LEASE_UNIT[offer.kind]
-        answer = await self._providers.lease(offer, offer.price, level, least, number=need.number)
+        answer = await self._providers.lease(offer, offer.price, level=level, need=need)
         if isinstance(answer, XscError):
             self._node.log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
             self._later_ms[offer.provider] = self._clock.now_ms() + OFFER_SETTLE_MS
@@ -104,29 +113,140 @@ class Signing:
     @staticmethod
     def _set_apart(entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]) -> None:
         """Keep what is needed of compute by default for deployments, and not for other runs."""
-        if entry.terms.kind == "compute" and entry.draw is not None and entry.draw.need in needs:
-            entry.is_apart = needs[entry.draw.need].standing
+        need = needs.get(entry.terms.need or b"")
+        if entry.terms.kind == "compute" and need is not None:
+            entry.is_apart = need.standing
 
-    async def _lower(self, entry: LeaseEntry, level: int) -> None:
-        """Give up room; what the provider confirms is no longer billed.
+    # What is not needed
+
+    async def _lower(self, entries: Sequence[LeaseEntry], needs: Mapping[bytes, NeedSlot]) -> None:
+        """Give up room; what the provider confirms in its count is no longer billed.
 
         A provider that does not confirm it for LOWER_MS is paid nothing more for it either: whoever
         needs nothing any more owes nothing more.
         """
-        lease_id = entry.terms.lease_id
         now_ms = self._clock.now_ms()
-        asked: dict[str, Value] = {"lease_id": lease_id, "level": level, "at_ms": now_ms}
-        first_ms = self._unlowered_ms.setdefault(lease_id, now_ms)
+        wanted = {
+            entry.id: level for entry, level in to_lower(entries, needs, self._store.key, now_ms)
+        }
+        asked = []
+        for entry in entries:
+            level = wanted.get(entry.id)
+            if level is None:
+                entry.less = None
+                continue
+            if entry.less is None or entry.less[0] != level:
+                entry.less = level, now_ms
+            asked.append(entry.peer)
+        for peer in sorted({*asked}):
+            if self._ports.quality.is_up(peer):
+                await self._agree(peer)
+        for entry in entries:
+            if entry.less is not None and self._clock.now_ms() - entry.less[1] >= LOWER_MS:
+                entry.use = rules.lowered(entry.terms, entry.use, *entry.less)
+                self._store.save(entry)
+
+    # Renewal
+
+    async def _renew(self, entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]) -> None:
+        """Renew a lease that is due; where that fails, note why."""
+        now_ms = self._clock.now_ms()
+        reason, at_ms = self._tried.get(entry.id, (SILENT, 0))
+        # A silent host costs no call: it is looked at each time.
+        if not rules.is_due(entry, now_ms) or (
+            reason != SILENT and now_ms - at_ms < self._retry_ms
+        ):
+            return
         try:
-            reply = await self._node.caller.call(
-                entry.peer, LOWER, asked, timeout_ms=LEASE_TIMEOUT_MS
-            )
-            left = take_int(reply.header, "level", most=entry.use.level)
+            await self._next_term(entry, needs)
         except XscError as fault:
-            self._node.log.info("market.not_lowered", peer=short(entry.peer), code=fault.code)
-            left = entry.use.level
-        if left <= level or now_ms - first_ms >= LOWER_MS:
-            left = level
-            self._unlowered_ms.pop(lease_id, None)
-        entry.use = rules.lowered(entry.terms, entry.use, left, now_ms)
-        self._store.save(entry)
+            if self._tried.get(entry.id, ("", 0))[0] != fault.message:
+                self._node.log.warning(
+                    "market.lease_not_renewed",
+                    peer=short(entry.peer),
+                    lease=short(entry.id),
+                    reason=fault.message,
+                )
+            self._tried[entry.id] = fault.message, now_ms
+            return
+        self._tried.pop(entry.id, None)
+        self._node.log.info(
+            "market.lease_renewed",
+            peer=short(entry.peer),
+            lease=short(entry.id),
+            price=entry.terms.price,
+            days=(entry.terms.end_ms - now_ms) // DAY_MS,
+        )
+
+    async def _next_term(self, entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]) -> None:
+        """Renew a lease: at what a clearing grants its need, else at what its provider asks.
+
+        Raises:
+            XscError: why it is not renewed.
+        """
+        if not self._ports.quality.is_up(entry.peer):
+            raise LeaseExhausted(SILENT)
+        need, most = None, self._node.settings.storage_price_max
+        offer: Quote | Entitlement | None
+        offer = self._ports.standing.quote("storage", entry.peer, self._node.id)
+        if entry.terms.cleared:
+            need = needs.get(entry.terms.need or b"")
+            if need is None:
+                raise LeaseExhausted("its need is no more")
+            most, key = need.price_max, self._store.key(entry)
+            offer = next((each for each in self._ports.received() if each.key == key), offer)
+        if offer is None:
+            raise LeaseExhausted("the host offers nothing to this node")
+        if offer.price > most:
+            raise LeaseExhausted(
+                f"its price of {format_credits(offer.price)} is above what is paid, "
+                f"{format_credits(most)}"
+            )
+        held = ceil_div(entry.use.held_bytes, MIB) * MIB
+        level = max(entry.use.level, held) if entry.terms.cleared else 0
+        answer = await self._providers.lease(
+            offer, offer.price, level=level, need=need, renewed=entry
+        )
+        if isinstance(answer, XscError):
+            raise answer
+
+    def end_of(self, lease_id: bytes) -> LeaseExpiry | None:
+        """Return when a lease that this node took ends, and why it was not renewed."""
+        entry = self._store.get("customer", lease_id)
+        if entry is None:
+            return None
+        if entry.use.denial is not None:
+            count = open_signed(entry.use.denial, LeaseCount, network=self._node.network).record
+            return LeaseExpiry(entry.peer, min(count.counted_ms, entry.terms.end_ms), DENIED)
+        reason, _ = self._tried.get(lease_id, ("", 0))
+        return LeaseExpiry(entry.peer, entry.terms.end_ms, reason)
+
+    def ending(self, within_ms: int) -> list[LeaseExpiry]:
+        """Return the leases with something under them that end so soon, the first one first."""
+        until_ms = self._clock.now_ms() + within_ms
+        found = [
+            self.end_of(entry.id)
+            for entry in self._store.all("customer")
+            if entry.use.held_bytes and not entry.use.denial and entry.terms.end_ms <= until_ms
+        ]
+        known = [item for item in found if item is not None]
+        return sorted(known, key=lambda item: (item.end_ms, item.node))
+
+    def _warn(self) -> None:
+        """Log once a day what ends soon."""
+        now_ms, by_host = self._clock.now_ms(), defaultdict[bytes, list[LeaseExpiry]](list)
+        for item in self.ending(self._node.settings.lease_warning_ms):
+            by_host[item.node].append(item)
+        self._warned_ms = {node: at for node, at in self._warned_ms.items() if node in by_host}
+        for node, items in sorted(by_host.items()):
+            if now_ms - self._warned_ms.get(node, -DAY_MS) < DAY_MS:
+                continue
+            self._warned_ms[node] = now_ms
+            left_ms = items[0].end_ms - now_ms
+            self._node.log.warning(
+                "market.leases_end_soon",
+                peer=short(node),
+                leases=len(items),
+                first="over" if left_ms <= 0 else f"in {format_duration(left_ms)}",
+                reason=items[0].reason or "not asked yet",
+            )

@@ -13,62 +13,52 @@ from xsc.terms.quote import Kind, SlotId, Tier
 OWN_STORAGE = b"\0" * 32
 OWN_COMPUTE = b"\xff" * 32
 """The ids of a node's leases with itself."""
-
-
-class Draw(Record):
-    """Names what a clearing granted, as the customer of a lease on it read it in the state."""
-
-    KIND: ClassVar[str] = "draw"
-
-    slot: SlotId
-    start_ms: Count
-    """Of the slot's window."""
-    end_ms: Count
-    need: SlotId
-    number: Count
-    """Of the need."""
-    tier: Tier
-    """Of the first stage that served it."""
+Level = Annotated[int, Field(ge=0, lt=2**63)]
+"""Bytes held at any one time, or fuel steps a minute."""
 
 
 class LeaseRequest(Record):
-    """Signed by the customer: for now under a quote, or on what a clearing granted.
+    """Signed by the customer, on what a clearing granted or for now. It fixes the price.
 
-    Either fixes the terms: later prices cannot touch them.
+    A request with the id of a lease renews that: what is held stays where it is.
     """
 
     KIND: ClassVar[str] = "lease_request"
 
     lease_id: Id32
-    """Made by the customer before the first send: the same id asks for the same lease."""
+    """Made by the customer before the first send: the same request gets the same lease."""
     provider: Id32
     customer: Id32
     kind: Kind
-    quote: bytes | None
-    """The provider's signed quote, whole, of a lease for now."""
-    draw: Draw | None = None
-    """What was granted, of a cleared lease."""
-    quantity: Annotated[int, Field(gt=0, lt=2**63)]
-    """Storage: bytes held at any one time. Compute: fuel steps, of a lease that a clearing granted
-    those of each minute, of one for now those that may be billed under it."""
-    quantity_min: Annotated[int, Field(gt=0, lt=2**63)]
-    """A grant of less is of no use to the customer."""
+    slot: SlotId
+    """Of the provider, as it is published."""
+    window: tuple[Count, Count]
+    """Of the slot."""
+    tier: Tier
+    """On which the provider serves the customer."""
+    need: SlotId | None
+    """Of the customer, to which a clearing granted it; None: it is needed for now."""
+    number: Count
+    """Of the need; 0 for now."""
+    level: Level
+    """What is kept free; 0 for now."""
     price: Count
-    """Micro-credits a GiB and hour, or a Gfuel, at least what was quoted or granted (the auction
+    """Micro-credits a GiB and hour, or a Gfuel: at least what is asked or was granted (the auction
     may pay more)."""
     start_ms: Count
     end_ms: Count
-    renews: Id32 | None = None
-    """The lease whose bytes it keeps, of the same parties; None: new bytes."""
+
+    @property
+    def cleared(self) -> bool:
+        """Whether a clearing granted it ahead of use."""
+        return self.need is not None
 
     @model_validator(mode="after")
-    def _ordered(self) -> LeaseRequest:
+    def _is_one(self) -> LeaseRequest:
         if self.end_ms <= self.start_ms:
             raise ValueError("the lease ends before it begins")
-        if (self.quote is None) == (self.draw is None):
-            raise ValueError("a lease is under a quote, or on what was granted")
-        if self.quantity_min > self.quantity:
-            raise ValueError("the least useful quantity is above the quantity")
+        if self.cleared != (self.level > 0):
+            raise ValueError("a cleared lease has a level, and one for now has none")
         return self
 
 
@@ -79,11 +69,11 @@ class Lease(Record):
 
     request: bytes
     """The customer's signed request, whole."""
-    quantity: Annotated[int, Field(gt=0, lt=2**63)]
-    """What was granted: between the request's least and its quantity."""
+    level: Level
+    """What was granted, up to the level of the request; 0 for now."""
     granted_ms: Count
     clearing: Id32 | None = None
-    """Id of the clearing record that granted a cleared lease; None for now."""
+    """Id of the clearing record that granted a cleared lease."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,25 @@ class Ladder:
         return {"mutual": self.mutual, "one_way": self.one_way, "open": self.reserve}[tier]
 
 
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a provider asks of one customer now, as its published slots say."""
+
+    provider: bytes
+    kind: Kind
+    slot: bytes
+    window: tuple[int, int]
+    """Of the slot; it is open now."""
+    tier: Tier
+    ladder: Ladder
+    """Its reserve is what strangers pay: more than the slot's while needs compete for that."""
+
+    @property
+    def price(self) -> int:
+        """The rung of the tier: what the customer pays at least."""
+        return self.ladder.rung(self.tier)
+
+
 def memory_steps(memory_bytes: int) -> int:
     """Return the begun memory steps of a memory limit, at least one."""
     return max(1, ceil_div(memory_bytes, MEMORY_STEP_BYTES))

@@ -23,6 +23,7 @@ from xsc.base.errors import RecordInvalid
 from xsc.base.limits import (
     AMOUNT_MAX,
     COMMITMENT_BYTES_MAX,
+    COMPUTE_LEASE_MS,
     DAMPING_HISTORY_MAX,
     NEEDS_MAX,
     PEERS_MAX,
@@ -35,7 +36,6 @@ from xsc.base.limits import (
 )
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import Count, Id32, Record
-from xsc.terms.lease import Draw
 from xsc.terms.pricing import Ladder, slot_amount
 from xsc.terms.quote import Kind, Label, SlotId, Tier
 
@@ -46,6 +46,11 @@ Rising = Annotated[int, Field(gt=0, lt=2**63)]
 DivisionRule = Literal["weighted-uniform", "proportional"]
 STEP: Final[dict[Kind, int]] = {"storage": SLOT_STEP_BYTES, "compute": SLOT_STEP_FUEL}
 """What a step of a level is: bytes, or fuel steps a second."""
+LEASE_UNIT: Final[dict[Kind, int]] = {
+    "storage": SLOT_STEP_BYTES,
+    "compute": SLOT_STEP_FUEL * COMPUTE_LEASE_MS // 1_000,
+}
+"""What a step of a level is in a lease: bytes, or fuel steps a minute."""
 Window: TypeAlias = tuple[int, int]
 """From a moment to another one, which is not part of it; milliseconds of UTC."""
 
@@ -339,14 +344,3 @@ class Entitlement:
     def key(self) -> EntitlementKey:
         """What names it among all."""
         return EntitlementKey(self.provider, self.slot, self.opens_ms, self.customer, self.need)
-
-    def draw(self, number: int) -> Draw:
-        """Return what names it in a lease under a number of its need."""
-        return Draw(
-            slot=self.slot,
-            start_ms=self.opens_ms,
-            end_ms=self.closes_ms,
-            need=self.need,
-            number=number,
-            tier=self.tier,
-        )
