@@ -121,7 +121,6 @@ SHELL = {
     "xsc.storage.repair.own_objects": "writes where objects are",
     "xsc.storage.repair.peer_departures": "keeps the notices of peers that leave",
     "xsc.storage.repair.record_writer": "stores object records at hosts",
-    "xsc.storage.repair.renewer": "has hosts count what lies there under other leases",
     "xsc.storage.repair.repairer": "looks after objects, in rounds",
     "xsc.storage.repair.room": "leases room at hosts, has them delete",
     "xsc.storage.repair.surveyor": "asks hosts, and reads columns",

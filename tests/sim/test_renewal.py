@@ -32,18 +32,6 @@ def held_by(world, owner):
     }
 
 
-def held_at(world, owner):
-    """Return the bytes that each node holds for another, under whatever lease."""
-    return {
-        node.key.node_id: sum(
-            lease.held_bytes
-            for lease in node.market.leases()
-            if lease.role == "provider" and lease.peer == owner.key.node_id
-        )
-        for node in world.nodes
-    }
-
-
 def settled_in_full(world, owner):
     """Hold both sides of all leases of an owner against each other and against the ledgers."""
     own = owner.key.node_id
@@ -89,12 +77,12 @@ def test_an_object_whose_owner_runs_is_readable_for_ever_and_never_swept():
             await put(owner, content(size), code=(1, 1)): content(size)
             for size in (10, 70_000, 2 * MIB)
         }
-        before = held_at(world, owner)
+        before = held_by(world, owner)
         leases = {view.lease_id for view in owner.market.leases()}
         start_ms = world.clock.now_ms()
         for number in range(10):
             await world.skip(40 * DAY_MS, 8 * DAY_MS)
-            assert held_at(world, owner) == before
+            assert held_by(world, owner) == before
             for capability, data in kept.items():
                 assert await get(owner, capability) == data
             if number % 3 == 2:
@@ -102,9 +90,7 @@ def test_an_object_whose_owner_runs_is_readable_for_ever_and_never_swept():
                 await world.restart(number % 2)
                 owner = world.nodes[OWNER]
         assert world.clock.now_ms() - start_ms >= 400 * DAY_MS
-        renewed = [view for view in owner.market.leases() if view.held_bytes]
-        assert len(renewed) == len(leases)
-        assert all(view.renews is not None for view in renewed)
+        assert {view.lease_id for view in owner.market.leases() if view.held_bytes} == leases
         await settle(world)
         assert settled_in_full(world, owner) > 0
         for view in owner.market.leases():
@@ -138,7 +124,7 @@ def test_a_recovered_owner_goes_on_with_its_leases():
         await world.skip(60 * DAY_MS, 4 * DAY_MS)
         now_ms = world.clock.now_ms()
         live = [view for view in owner.market.leases() if view.held_bytes]
-        assert {view.renews for view in live} == set(held), "it renews, and buys nothing anew"
+        assert {view.lease_id for view in live} == set(held), "it renews, and buys nothing anew"
         assert all(view.end_ms > now_ms + STORAGE_LEASE_MS // 3 for view in live)
         await settle(world)
         assert settled_in_full(world, owner) > 0
@@ -452,7 +438,7 @@ def test_a_power_loss_at_any_write_of_a_renewal_loses_nothing_and_is_paid_once(w
         kept_objects = {}
         for size in SIZES:
             kept_objects[await put(world.nodes[OWNER], content(size), code=(1, 1))] = content(size)
-        held = held_at(world, world.nodes[OWNER])
+        held = held_by(world, world.nodes[OWNER])
         host = next(i for i in range(1, 4) if world.nodes[i].shards.used_bytes)
         terms = [
             entry.terms
@@ -474,8 +460,10 @@ def test_a_power_loss_at_any_write_of_a_renewal_loses_nothing_and_is_paid_once(w
         owner = world.nodes[OWNER]
         await world.until(lambda: all(world.sees_all(node) for node in world.nodes), 600_000)
         await world.skip(15 * DAY_MS, 3 * DAY_MS, 120_000)
-        assert held_at(world, owner) == held
-        assert all(view.renews for view in owner.market.leases() if view.held_bytes)
+        assert held_by(world, owner) == held
+        live = [view for view in owner.market.leases() if view.held_bytes]
+        assert {view.lease_id for view in live} == set(held)
+        assert all(view.end_ms > due + 3 * STORAGE_LEASE_MS // 4 for view in live)
         counted_exactly(world, range(1, 4))
         await settle(world)
         assert settled_in_full(world, owner) > 0

@@ -498,12 +498,6 @@ LATE_MS = 30 * 24 * 3_600_000
 """For so long after its end what is held under a lease of storage is paid."""
 RENEWAL_RETRY_MS = 6 * 3_600_000
 """After a refusal; silent hosts are asked at the first look at which they are up."""
-RENEWAL_OBJECTS_MAX = 256
-"""Objects named in one call for what goes over to the lease that renews theirs."""
-RENEWAL_ROWS_MAX = 512
-"""Bodies that a host looks at for one of those calls."""
-RENEWAL_BYTES_MAX = 16 * MIB
-"""Bytes that a host writes for one of those calls."""
 ACCOUNT_LEASES_MAX = 32
 """Leases that a customer may ask for at once of those that a count names."""
 LEASE_URGENT_MS = 30 * 24 * 3_600_000

@@ -8,7 +8,7 @@ before it; what it needs of a later one is bound late.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -125,6 +125,11 @@ HEADS: Mapping[str, HeadBound] = {
     **space_sync.HEADS,
 }
 """Of all methods that need larger heads than others, or wait with theirs."""
+
+
+async def _unmoved(renewals: Iterable[tuple[bytes, bytes, bytes]]) -> set[bytes]:
+    """Stand in for a part that the market will need no more: nothing goes over to a renewal."""
+    return {old_id for _, old_id, _ in renewals}
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +407,7 @@ class Node:
                 needs=lambda: self.commitments.own.needs,
                 counts_for=partial(counted, commitment_of=self.commitments.of),
                 on_need=self.commitments.stir,
-                on_renewed=lambda pairs: self.storage.leases_renewed(pairs),  # noqa: PLW0108
+                on_renewed=_unmoved,
                 on_denied=lambda leases: self.storage.leases_denied(leases),  # noqa: PLW0108
             ),
             state=parts.state,

@@ -26,9 +26,6 @@ class Providers:
         self.lease_providers = market.buyer.lease_providers
         self.lease_end = market.renewals.end_of
         self.used = market.buyer.used
-        self.renewed = market.buyer.renewed
-        self.is_renewing = market.renewals.is_renewing
-        self.renewal_ended = market.buyer.renewal_ended
         self.spent = market.buyer.spent
         self.unused = market.buyer.unused
         self.refused = market.buyer.refused

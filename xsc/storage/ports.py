@@ -119,24 +119,6 @@ class Hosts(Protocol):
     def is_denied(self, lease_id: bytes) -> bool:
         """Return whether the host of a lease has signed that it does not know it."""
 
-    def renewed(self, old_id: bytes, new_id: bytes, size_bytes: int) -> None:
-        """Take note that bytes went over to the lease that renews theirs.
-
-        Args:
-            old_id: the lease that they lay under.
-            new_id: the one that they lie under now.
-            size_bytes: how many.
-
-        Raises:
-            LeaseExhausted: no such leases.
-        """
-
-    def is_renewing(self, lease_id: bytes) -> bool:
-        """Return whether its host may count what lies under a lease under another by now."""
-
-    def renewal_ended(self, lease_id: bytes) -> None:
-        """Take note that a host has taken back a lease that was to renew another."""
-
     def lease_end(self, lease_id: bytes) -> LeaseEnd | None:
         """Return when a lease that this node took ends; None where it is not known."""
 
@@ -180,24 +162,8 @@ class Leases(Protocol):
     def end_ms(self, lease_id: bytes) -> int | None:
         """Return when a lease ends or ended; None where it is not known."""
 
-    def admit_renewal(self, old_id: bytes, new_id: bytes, customer: bytes, size_bytes: int) -> int:
-        """Keep room for bytes that go over to the lease that renews theirs, until `renewed`.
-
-        Returns:
-            What of them has room there.
-
-        Raises:
-            LeaseExhausted: no such leases of that customer, or the second is over.
-        """
-
-    def renewed(self, old_id: bytes, new_id: bytes, admitted_bytes: int, moved_bytes: int) -> None:
-        """Count what came of a renewal that was admitted: so many bytes went over."""
-
-    async def keep_renewal(self, old_id: bytes, new_id: bytes) -> None:
-        """Return once what went over between two leases is on the disk."""
-
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
-        """Count bytes that are held no more (-), or under another lease than was written to."""
+        """Count bytes that are held no more under a lease (-)."""
 
 
 Commit: TypeAlias = Callable[[list[Change]], Awaitable[None]]

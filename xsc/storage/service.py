@@ -70,7 +70,6 @@ from xsc.storage.repair.maintained_object import (
 from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.repair.own_objects import OwnObjects
-from xsc.storage.repair.renewer import Renewal, Renewer
 from xsc.storage.repair.repairer import Repairer
 from xsc.storage.reports import (
     UNFOUND_MARGIN,
@@ -232,13 +231,6 @@ class StorageService:
                 if any(item.lease_id in leases for item in entry.held)
             ]
         )
-
-    async def leases_renewed(self, pairs: Sequence[Renewal]) -> set[bytes]:
-        """Have what lies under leases of this node go over to those that renew them.
-
-        Returns the leases of which a host has not answered for all.
-        """
-        return await Renewer(self._client, (self._owned, self.custodian)).renew(pairs)
 
     # Customer: putting
 

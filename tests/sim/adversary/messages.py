@@ -25,7 +25,6 @@ from xsc.base.limits import (
     HEAD_BYTES_MAX,
     LEAF_BYTES,
     OUTPUT_BYTES_MAX,
-    RENEWAL_OBJECTS_MAX,
     SERVICE_RATES_MAX,
     SHARDS_MAX,
 )
@@ -88,12 +87,6 @@ HEADERS: dict[str, dict[str, Any]] = {
     "storage.get": {**OBJECT, "shards": Many(SHARD, GET_MAX)},
     "storage.have": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX)},
     "storage.keep": {"lease": Id32, **OBJECT, "shards": Many(SHARD, GET_MAX)},
-    "storage.renew": {
-        "from": Id32,
-        "to": Id32,
-        "objects": Many(Id32, RENEWAL_OBJECTS_MAX),
-        "after": bytes,
-    },
     "storage.stat": {**OBJECT, "manifest": Id32},
     "storage.find": {"locate": Id32, "manifest": Id32},
     "storage.holds": {**OBJECT, "manifest": Id32, "roots": Many(Id32, SHARDS_MAX)},

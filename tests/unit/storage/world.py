@@ -81,19 +81,6 @@ class Book:
     def stored(self, lease_id: bytes, admitted_bytes: int, held_bytes: int) -> None:
         self.settle_use(lease_id, held_bytes - admitted_bytes)
 
-    def admit_renewal(self, old_id: bytes, new_id: bytes, customer: bytes, size_bytes: int) -> int:
-        room = self.room.get(new_id, 2**60) - self.used.get(new_id, 0)
-        self.used[new_id] = self.used.get(new_id, 0) + min(room, size_bytes)
-        return min(room, size_bytes)
-
-    def renewed(self, old_id: bytes, new_id: bytes, admitted_bytes: int, moved_bytes: int) -> None:
-        self.settle_use(new_id, moved_bytes - admitted_bytes)
-        if moved_bytes:
-            self.settle_use(old_id, -moved_bytes)
-
-    async def keep_renewal(self, old_id: bytes, new_id: bytes) -> None:
-        """Do nothing: all that is counted here is kept."""
-
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         assert delta_bytes <= 0
         self.used[lease_id] += delta_bytes
@@ -115,7 +102,6 @@ class Host:
         self.refusals: list[bytes] = []
         self.short: dict[int, int] = {}
         self.denied: set[bytes] = set()
-        self.renewing: set[bytes] = set()
         self.ends: dict[bytes, End | None] = {}
         self.reports: list[tuple[bytes, str]] = []
         self.up = True
@@ -222,17 +208,6 @@ class Host:
         assert lease_id != OWN_STORAGE
         self.customer_used[lease_id] = self.customer_used.get(lease_id, 0) + delta_bytes
         assert self.customer_used[lease_id] >= 0
-
-    def renewed(self, old_id, new_id, size_bytes):
-        self.customer_used[old_id] -= size_bytes
-        self.customer_used[new_id] = self.customer_used.get(new_id, 0) + size_bytes
-        assert self.customer_used[old_id] >= 0
-
-    def is_renewing(self, lease_id):
-        return lease_id in self.renewing
-
-    def renewal_ended(self, lease_id):
-        self.refusals.append(lease_id)
 
     async def refused(self, lease_id):
         assert lease_id != OWN_STORAGE

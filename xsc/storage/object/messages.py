@@ -7,7 +7,6 @@ Header; parts -> answer; its parts:
     storage.get     locate, generation, shards with roots -> states, proofs; what is ok of them
     storage.stat    locate, generation, manifest, after -> record, columns, records, mine, until
     storage.keep    lease, locate, generation, shards with roots -> receipt
-    storage.renew   from, to, objects, after -> kept, after, used
     storage.find    locate, manifest -> ; sealed manifest where it is held
     storage.holds   locate, generation, manifest, roots -> columns, record
     storage.delete  order -> receipt
@@ -38,7 +37,6 @@ from xsc.base.limits import (
     KIB,
     MANIFEST_BYTES_MAX,
     PEER_BODY_BYTES_MAX,
-    RENEWAL_OBJECTS_MAX,
     SEGMENT_BYTES,
     SHARDS_MAX,
 )
@@ -59,14 +57,11 @@ from xsc.storage.object.inventory import (
 )
 from xsc.terms.storage_receipt import HeldShard
 
-INDEX_KEY_BYTES_MAX = 128
-"""The place in a host's list of what it holds of an object, where an answer ended."""
 PUT = "storage.put"
 GET = "storage.get"
 STAT = "storage.stat"
 FIND = "storage.find"
 KEEP = "storage.keep"
-RENEW = "storage.renew"
 HOLDS = "storage.holds"
 DELETE = "storage.delete"
 SHARD_BYTES_MAX = SEGMENT_BYTES
@@ -271,60 +266,6 @@ def read_keep(header: Mapping[str, Value]) -> tuple[bytes, bytes, int, list[Want
     if not wanted or any(item.span is not None for item in wanted):
         raise RecordInvalid("whole shards are kept, one at least")
     return take_bytes(header, "lease", size=ID_BYTES), locate, generation, wanted
-
-
-def renew_message(
-    old_id: bytes, new_id: bytes, objects: Sequence[bytes], after: bytes
-) -> dict[str, Value]:
-    """Return the header of a `storage.renew`: of these objects, what lies under a lease goes over.
-
-    Args:
-        old_id: the lease that pays for it.
-        new_id: the one that renews that.
-        objects: locate ids.
-        after: where the answer before ended, in the first object.
-    """
-    return {"from": old_id, "to": new_id, "objects": [*objects], "after": after}
-
-
-def read_renew(header: Mapping[str, Value]) -> tuple[bytes, bytes, list[bytes], bytes]:
-    """Return both leases, the objects, and where the answer before ended.
-
-    Raises:
-        RecordInvalid: it breaks a rule.
-    """
-    objects = [
-        take_bytes({"object": item}, "object", size=ID_BYTES)
-        for item in take_list(header, "objects", most=RENEWAL_OBJECTS_MAX)
-    ]
-    after = take_bytes(header, "after")
-    if not objects or len(after) > INDEX_KEY_BYTES_MAX:
-        raise RecordInvalid("it is about no object, or begins at no place")
-    old_id, new_id = (take_bytes(header, name, size=ID_BYTES) for name in ("from", "to"))
-    return old_id, new_id, objects, after
-
-
-def renew_answer(kept: Sequence[int], after: bytes) -> dict[str, Value]:
-    """Return the answer to a `storage.renew`.
-
-    Args:
-        kept: of each object in turn, the bytes under the new lease in what was looked at.
-        after: where the last of them is to be gone on with; empty: it is done.
-    """
-    return {"kept": [*kept], "after": after}
-
-
-def read_renewed(header: Mapping[str, Value], asked: int) -> tuple[list[int], bytes]:
-    """Return what a host answered to a `storage.renew` of so many objects, at least about one.
-
-    Raises:
-        RecordInvalid: it breaks a rule.
-    """
-    kept = [take_int({"size": item}, "size") for item in take_list(header, "kept", most=asked)]
-    after = take_bytes(header, "after")
-    if not kept or len(after) > INDEX_KEY_BYTES_MAX:
-        raise RecordInvalid("the answer is about no object")
-    return kept, after
 
 
 def get_answer(found: Sequence[FoundShard]) -> tuple[dict[str, Value], list[Buffer]]:

@@ -1,1 +1,1 @@
-"""Keeps objects whole: survey, repair, renewal, custody, drain."""
+"""Keeps objects whole: survey, repair, custody, drain."""

@@ -265,18 +265,6 @@ class Repairer:
     async def _corrected(self, survey: Survey) -> Survey:
         """Write down what hosts have of an object and where it was found, if that changed."""
         maintained, held = survey.maintained, recounted_held(survey)
-        changed = {node for node, _, _ in differences(maintained.held, held)}
-        # There the renewal finds out what counts under which lease, and since when.
-        left = {
-            item.node
-            for item in maintained.held
-            if item.node in changed and self._client.hosts.is_renewing(item.lease_id)
-        }
-        if left:
-            held = (
-                *(item for item in held if item.node not in left),
-                *(item for item in maintained.held if item.node in left),
-            )
         for node, lease_id, more_bytes in differences(maintained.held, held):
             self._context.log.info(
                 "repair.recounted",

@@ -186,17 +186,6 @@ class ShardIndex:
                 mine.append((key, entry))
         return mine
 
-    def page(self, locate: bytes, customer: bytes, after: bytes, most: int) -> list[Put]:
-        """Return up to `most` entries of a customer of an object behind a key, in order."""
-        found: list[Put] = []
-        for prefix in (formats.RECORDS + locate, formats.locate_prefix(locate)):
-            for key, raw in self._store.scan(max(prefix, after + b"\0"), prefix_end(prefix)):
-                if key.endswith(customer):
-                    if len(found) == most:
-                        return found
-                    found.append((key, formats.decode_entry(raw)))
-        return found
-
     def is_leftover(self, locate: bytes, customer: bytes, before: int) -> bool:
         """Return whether an object has no record, and a customer no shard of it from `before` on.
 

@@ -29,7 +29,7 @@ from xsc.storage.object.manifest import column_digest, hash_of
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import Body, IndexEntry, RecordBody, ShardBody
 from xsc.storage.shardstore.damage import DamagedBodies
-from xsc.storage.shardstore.fsck import Damage, is_whole
+from xsc.storage.shardstore.fsck import Damage
 from xsc.storage.shardstore.index import Put, ShardIndex
 
 
@@ -77,17 +77,6 @@ class ShardReader:
         except StoreDamaged as fault:
             self._log.error("storage.body_damaged", sequence=entry.sequence, reason=fault.message)
             return None
-
-    def bodies(self, held: Sequence[Put]) -> list[Body]:
-        """Return the bodies of entries that can be read and are whole."""
-        found = []
-        for key, entry in held:
-            body = self._body(entry)
-            if body is not None and body.index_key == key and is_whole(body):
-                found.append(body)
-            else:
-                self._damaged.note(Damage(key, entry, "unreadable" if body is None else "mismatch"))
-        return found
 
     def _read_shard(self, key: bytes, entry: IndexEntry, span: Span | None = None) -> FoundShard:
         body = self._body(entry)

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, XscError
 from xsc.base.fields import take_bytes
-from xsc.base.limits import RENEWAL_BYTES_MAX, RENEWAL_ROWS_MAX
 from xsc.base.merkle import Part
 from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.base.turns import Turns
@@ -31,9 +29,7 @@ from xsc.storage.object.messages import ObjectRecord, PutRequest
 from xsc.storage.object.receipts import expected_receipt, order_fault
 from xsc.storage.ports import Departure, Leases
 from xsc.storage.shardstore.bodies import bodies_of
-from xsc.storage.shardstore.index import Put
 from xsc.storage.shardstore.store import StorageNode
-from xsc.storage.shardstore.write_rules import fitting
 from xsc.storage.shardstore.writer import Write
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt, Freed
@@ -63,7 +59,6 @@ class ShardServer:
             messages.GET: self._on_get,
             held_shards.HAVE: self._on_have,
             messages.KEEP: self._on_keep,
-            messages.RENEW: self._on_renew,
             messages.STAT: self._on_stat,
             messages.FIND: self._on_find,
             messages.HOLDS: self._on_holds,
@@ -177,71 +172,6 @@ class ShardServer:
             raise held
         signed = await self._signer.sign(self._receipt(caller, request, None))
         return {"receipt": signed.raw}, []
-
-    async def _on_renew(
-        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
-    ) -> tuple[dict[str, Value], Sequence[Buffer]]:
-        """Count what lies under a lease of the caller under the one that renews it.
-
-        Bodies name their lease, so they are written anew, all that fit and can be read. The
-        answer is the same where they went over before.
-        """
-        old_id, new_id, objects, after = messages.read_renew(header)
-        kept: list[int] = []
-        writes: list[tuple[int, Write]] = []
-        rows, size = RENEWAL_ROWS_MAX, RENEWAL_BYTES_MAX
-        async with self._looks.of(caller):
-            try:
-                for locate in objects:
-                    held = await self._node.page(locate, caller, after, rows)
-                    write, looked = await self._renewal(caller, old_id, new_id, held, size)
-                    if write is not None:
-                        writes.append((len(kept), write))
-                        size -= sum(body.held_bytes for body in write.bodies)
-                    found = [entry for _, entry in held[:looked] if entry.lease_id == new_id]
-                    kept.append(sum(entry.held_bytes for entry in found))
-                    is_whole = looked == len(held) < rows
-                    after = b"" if is_whole else held[looked - 1][0]
-                    rows -= looked
-                    if not is_whole or not rows or size <= 0:
-                        break
-            except BaseException:
-                for _, write in writes:
-                    write.told({})
-                raise
-            stored = await self._node.store_together([write for _, write in writes])
-        for (number, _), moved in zip(writes, stored, strict=True):
-            if isinstance(moved, XscError):
-                raise moved
-            kept[number] += moved.get(new_id, 0)
-        await self._leases.keep_renewal(old_id, new_id)
-        return messages.renew_answer(kept, after), []
-
-    async def _renewal(
-        self, caller: bytes, old_id: bytes, new_id: bytes, held: Sequence[Put], most_bytes: int
-    ) -> tuple[Write | None, int]:
-        """Return what is to be written for an object, and how many of its entries were looked at.
-
-        Raises:
-            LeaseExhausted: the leases are not this caller's, or the new one is over.
-        """
-        size = sum(entry.held_bytes for _, entry in held if entry.lease_id == old_id)
-        room = self._leases.admit_renewal(old_id, new_id, caller, size)
-
-        def settle(moved: Mapping[bytes, int]) -> None:
-            self._leases.renewed(old_id, new_id, room, moved.get(new_id, 0))
-
-        write: Write | None = None
-        try:
-            chosen, looked = fitting(held, old_id, room, most_bytes)
-            bodies = await self._node.bodies(chosen)
-            if bodies:
-                anew = [replace(body, lease_id=new_id) for body in bodies]
-                write = Write(anew, settle, renews=old_id)
-        finally:
-            if write is None:
-                settle({})
-        return write, looked
 
     async def _on_get(
         self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]

@@ -306,17 +306,6 @@ class StorageNode:
         """Return the entries of the index from one key up to another: few enough for a list."""
         return await self._executor.run(lambda: list(self._index.between(start, stop)))
 
-    # Renewing
-
-    async def page(self, locate: bytes, customer: bytes, after: bytes, most: int) -> list[Put]:
-        """Return up to `most` entries of a customer of an object behind a key, in order."""
-        await self._committer.catch_up()
-        return await self._executor.run(self._index.page, locate, customer, after, most)
-
-    async def bodies(self, held: Sequence[Put]) -> list[Body]:
-        """Return the bodies of entries that can be read and are whole."""
-        return await self._executor.run(self._reader.bodies, held)
-
     # Damage
 
     @property

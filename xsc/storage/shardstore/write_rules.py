@@ -31,7 +31,6 @@ def plan_write(
     *,
     free_bytes: int,
     capacity_bytes: int,
-    renews: bytes | None = None,
 ) -> WritePlan:
     """Return what a write of some bodies stores.
 
@@ -41,8 +40,6 @@ def plan_write(
         damaged: the sequences of bodies that are damaged.
         free_bytes: what they may take.
         capacity_bytes: of the store, for the error.
-        renews: the lease that they lay under; what is held no more, or under another, is not
-            stored. None: they are new.
 
     Raises:
         ShardMismatch: another shard or manifest is held in that place.
@@ -53,19 +50,12 @@ def plan_write(
     for body in bodies:
         old = held.get(body.index_key)
         if old is not None:
-            if renews == old.lease_id and body.proof == old.proof:
-                fresh.append(body)
-                replaced.append(old)
-            if renews is not None:
-                continue
             if body.proof != old.proof:
                 what = "shard" if isinstance(body, ShardBody) else "manifest"
                 raise ShardMismatch(f"another {what} is held in that place already")
             if old.sequence not in damaged:
                 continue
             replaced.append(old)
-        elif renews is not None:
-            continue
         fresh.append(body)
     plan = WritePlan(fresh, replaced)
     for body in fresh:
@@ -79,28 +69,6 @@ def plan_write(
             hint="free space, raise `storage_capacity`, or add peers",
         )
     return plan
-
-
-def fitting(
-    held: Sequence[tuple[bytes, IndexEntry]], lease_id: bytes, room_bytes: int, most_bytes: int
-) -> tuple[list[tuple[bytes, IndexEntry]], int]:
-    """Return which entries of an object go over in one write, and how many were looked at.
-
-    Args:
-        held: the entries, in order.
-        lease_id: that they lie under.
-        room_bytes: under the lease that renews it: what does not fit there stays.
-        most_bytes: of the write; the last body may pass it.
-    """
-    chosen: list[tuple[bytes, IndexEntry]] = []
-    size = 0
-    for number, (key, entry) in enumerate(held):
-        if entry.lease_id == lease_id and entry.held_bytes <= room_bytes - size:
-            if size >= most_bytes:
-                return chosen, number
-            chosen.append((key, entry))
-            size += entry.held_bytes
-    return chosen, len(held)
 
 
 def changes_of(

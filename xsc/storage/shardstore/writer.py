@@ -27,8 +27,6 @@ class Write:
     bodies: Sequence[Body]
     told: Callable[[Mapping[bytes, int]], None] = lambda _: None
     """Called once with what was stored, also where the caller was cancelled; empty: nothing."""
-    renews: bytes | None = None
-    """The lease that they lie under now, where they are only to count under another."""
     keys: list[bytes] = field(init=False)
     owner: tuple[bytes, bytes] = field(init=False)
     reserved: int = 0
@@ -186,7 +184,6 @@ class ShardWriter:
                 self._damaged,
                 free_bytes=free,
                 capacity_bytes=self.capacity_bytes,
-                renews=write.renews,
             )
         except XscError as fault:
             write.fault = fault

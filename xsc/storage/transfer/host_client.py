@@ -322,19 +322,6 @@ class HostClient:
         """
         return self._at(node).delete(node, locate, columns=columns, final=final)
 
-    async def renew(
-        self, node: bytes, old_id: bytes, new_id: bytes, objects: Sequence[bytes]
-    ) -> dict[bytes, int]:
-        """Have a host count what lies under a lease under the one that renews it.
-
-        Returns:
-            The bytes under the new lease, of each object.
-
-        Raises:
-            XscError: what the host answered, or that it is silent.
-        """
-        return await self._peer_hosts.renew(node, old_id, new_id, objects)
-
     async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
         """Take note of bytes that a host confirmed to have deleted."""
         if node == self.own or not size_bytes:

@@ -21,9 +21,9 @@ from xsc.base.errors import (
 )
 from xsc.base.fields import take_bytes
 from xsc.base.ids import short
-from xsc.base.limits import MIB, RENEWAL_OBJECTS_MAX, STORAGE_QUESTION_TIMEOUT_MS
+from xsc.base.limits import MIB, STORAGE_QUESTION_TIMEOUT_MS
 from xsc.base.log import Log
-from xsc.base.peering import History, Reply
+from xsc.base.peering import Reply
 from xsc.base.units import held_bytes
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, sign
@@ -452,30 +452,6 @@ class PeerHosts:
         self._check_receipt(lease.node, reply.header, expected)
         await self._hosts.used(lease.lease_id, size)
         return size
-
-    async def renew(
-        self, node: bytes, old_id: bytes, new_id: bytes, objects: Sequence[bytes]
-    ) -> dict[bytes, int]:
-        """Have a peer count what lies under a lease under the one that renews it.
-
-        Returns:
-            The bytes under the new lease, of each object.
-
-        Raises:
-            XscError: what the peer answered, that it is silent, or that it comes to no end. What
-                went over stays so, and the next call passes it quickly.
-        """
-        kept = dict.fromkeys(objects, 0)
-        left, after = list(objects), b""
-        pages = History(self._context.caller, self._context.clock, node, messages.RENEW)
-        while left:
-            asked = left[:RENEWAL_OBJECTS_MAX]
-            reply = await pages.page(messages.renew_message(old_id, new_id, asked, after))
-            sizes, after = messages.read_renewed(reply.header, len(asked))
-            for locate, size in zip(asked, sizes, strict=False):
-                kept[locate] += size
-            left = left[len(sizes) - bool(after) :]
-        return kept
 
     async def fetch(
         self,
