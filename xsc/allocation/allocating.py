@@ -167,12 +167,8 @@ class Allocator:
         return found | dict.fromkeys(self.records.ids(), self._node)
 
     def prefixes(self) -> set[str]:
-        """Return what has to be followed of all peers: what they need, and what they grant."""
-        own = self._commitments.own
-        found = {UserSpacePaths.COMMITMENT} if own.slots or own.needs else set()
-        if own.needs:
-            found.add(UserSpacePaths.ALLOCATION_STATE)
-        return found
+        """Return what has to be followed of all peers: what they offer, need and grant."""
+        return {UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
 
     # Its life
 

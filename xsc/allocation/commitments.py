@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 from typing import Any, Final, get_args
 from zoneinfo import ZoneInfo
 
@@ -29,7 +30,7 @@ from xsc.allocation.declaring import (
     with_standing_need,
     without,
 )
-from xsc.allocation.matching import mismatch
+from xsc.allocation.matching import mismatch, places
 from xsc.allocation.recognition import read_weights, tier_of, value_of, with_weight
 from xsc.allocation.windows import DAY_MS
 from xsc.base.clock import event_within
@@ -47,6 +48,7 @@ from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
+from xsc.terms.pricing import Quote
 from xsc.terms.quote import Kind, Tier
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 
@@ -203,15 +205,14 @@ class Commitments:
         """Return what a node offers and needs, as far as that is here."""
         return self._own if node == self._node else self.heard.of(node).commitment
 
-    def serves(self, kind: Kind, peer: bytes) -> bool:
-        """Return whether what this node offers now is for a peer, too.
+    def quote(self, kind: Kind, provider: bytes, customer: bytes) -> Quote | None:
+        """Return what a provider's slots ask of a customer now: the cheapest that serves it.
 
-        Until it has published any offer of the kind, it offers all that it has.
+        While needs compete for a slot, strangers are asked what its clearing costs. None: nothing
+        is offered to that customer now, as far as is known here.
         """
-        slots = [slot for slot in self._own.slots if slot.kind == kind]
-        if not slots and kind not in self._own.standing_made:
-            return self._level(kind) > 0
         now_ms = self._clock.now_ms()
+        there, here = parties(self.heard.of(provider), self.heard.of(customer))
         need = NeedSlot(
             slot_id=NOTHING,
             kind=kind,
@@ -220,8 +221,27 @@ class Commitments:
             windows_packed=pack_windows([(now_ms, now_ms + 1)]),
             valid_until_ms=now_ms + 1,
         )
-        here, there = parties(self.heard.of(self._node), self.heard.of(peer))
-        return any(mismatch(slot, here, need, there) is None for slot in slots)
+        found = []
+        for slot in self.of(provider).slots:
+            if mismatch(slot, there, need, here) is None:
+                window = slot.windows[places((now_ms, now_ms + 1), slot.windows)[0]]
+                ladder = slot.ladder
+                if here.tier == "open" and (state := self.heard.state_of(provider)) is not None:
+                    lines = state.slot_allocations
+                    costs = [e.price for e in lines if (e.slot, e.window) == (slot.slot_id, window)]
+                    ladder = replace(ladder, reserve=max(ladder.reserve, *costs, 0))
+                found.append(Quote(provider, kind, slot.slot_id, window, here.tier, ladder))
+        return min(found, key=lambda quote: (quote.price, quote.slot), default=None)
+
+    def labels(self, node: bytes) -> tuple[str, str] | None:
+        """Return the site and owner that a node's slots name; None where it published nothing."""
+        there = self.heard.of(node)
+        if not there.commitment_value.record:
+            return None
+        slots = there.commitment.slots
+        return max((s.location for s in slots), default=""), max(
+            (s.owner for s in slots), default=""
+        )
 
     async def declare(self, role: type[Either], kind: Kind, said: Statement) -> bytes:
         """Publish a new slot or need and return its id, once it is on the disk.

@@ -46,7 +46,6 @@ from xsc.terms.slot import (
     AvailabilitySlot,
     Commitment,
     DivisionRule,
-    EntitlementKey,
     NeedSlot,
     Slot,
     Window,
@@ -399,35 +398,18 @@ def standing_need(commitment: Commitment, kind: Kind = "storage") -> NeedSlot | 
     return next((need for need in commitment.needs if need.standing and need.kind == kind), None)
 
 
-def counted(
-    kind: Kind,
-    provider: bytes,
-    customer: bytes,
-    named: EntitlementKey | None,
-    *,
-    commitment_of: Callable[[bytes], Commitment],
-) -> EntitlementKey:
-    """Return what a lease counts for in clearings.
+def need_of(said: Commitment, kind: Kind, named: bytes | None) -> bytes:
+    """Return the need that a lease counts for in clearings: NOTHING for a node that states none.
 
-    A lease for now counts for its provider's standing slot and its customer's standing need, as
-    what was cleared ahead does; one whose need is stated no more for the latter.
+    A lease for now counts for the standing need of its customer, as what was cleared ahead does;
+    so does one whose need is stated no more.
 
     Args:
+        said: what the customer of the lease publishes.
         kind: of the lease.
-        provider: of the lease.
-        customer: of the lease; it may state no need.
-        named: what the lease names; None for now.
-        commitment_of: returns what a node publishes.
+        named: the need that it names; None for now.
     """
-    said = commitment_of(customer)
+    if named is not None and any(need.slot_id == named for need in said.needs):
+        return named
     standing = standing_need(said, kind)
-    if named is not None:
-        is_stated = any(need.slot_id == named.need for need in said.needs)
-        if is_stated or standing is None:
-            return named
-        return named._replace(need=standing.slot_id)
-    slot = standing_slot(commitment_of(provider), kind)
-    need_id = NOTHING if standing is None else standing.slot_id
-    if slot is None:
-        return EntitlementKey(provider, NOTHING, 0, customer, need_id)
-    return EntitlementKey(provider, slot.slot_id, slot.windows[0][0], customer, need_id)
+    return standing.slot_id if standing is not None else named or NOTHING

@@ -150,9 +150,10 @@ class Quote:
     price_mutual_micro: int
     price_one_way_micro: int
     reserve_micro: int
+    slot: str
     available: int
+    """What of the slot nothing is granted of: bytes, or fuel a second."""
     unit: str
-    valid_until_ms: int
 
 
 @model
@@ -170,23 +171,23 @@ class Lease:
     role: Literal["customer", "provider"]
     peer: str
     name: str
+    slot: str
+    need: str | None
+    """Of a cleared lease, the need that it serves."""
+    origin: Literal["cleared", "now"]
+    tier: str
     kind: str
     state: str
     quantity: int
+    """What is kept free: bytes, or fuel steps a minute; 0 for now."""
     held_bytes: int
     used: int
-    """Fuel steps that ran; under a cleared rate, in this minute."""
+    """Fuel steps that ran in this minute under a cleared rate."""
     price_micro: int
     due_micro: int
     settled_micro: int
     start_ms: int
     end_ms: int
-    renews: str | None
-    """The lease whose bytes it keeps."""
-    origin: Literal["cleared", "now"]
-    slot: str | None
-    """Of a cleared lease, the slot and the need that it serves."""
-    need: str | None
 
 
 @model

@@ -347,17 +347,17 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
         show_json(answer)
         return
     show_table(
-        ["node", "kind", "<available", "<price", "<reserve", "for a", "tier", "valid until"],
+        ["node", "kind", "<available", "<price", "<reserve", "for a", "tier", "slot"],
         [
             [
                 named(row, row["node"]),
                 row["kind"],
-                _amount(row["kind"], row["available"]),
+                format_level(row["kind"], row["available"]),
                 format_credits(row["price_micro"]),
                 format_credits(row["reserve_micro"]),
-                row["unit"],
+                _PRICED[row["kind"]],
                 row["tier"],
-                moment(row["valid_until_ms"]),
+                short(row["slot"]),
             ]
             for row in answer["quotes"]
         ],
@@ -365,9 +365,14 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
     )
 
 
+_PRICED: Final = {"storage": "GiB and hour", "compute": "Gfuel"}
+
+
 def _lease_level(row: Document) -> str:
     """Return what a lease is over; of a rate the quantity is that of COMPUTE_LEASE_MS."""
-    if (row["kind"], row["origin"]) == ("compute", "cleared"):
+    if row["origin"] == "now":
+        return "-"
+    if row["kind"] == "compute":
         return format_level("compute", row["quantity"] * 1_000 // COMPUTE_LEASE_MS)
     return _amount(row["kind"], row["quantity"])
 
@@ -476,8 +481,7 @@ def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> 
     from xsc.node.offline.verify import explain_price
     from xsc.terms.quote import UNITS
 
-    found = explain_price(raw)
-    asked, ladder = found.request, found.ladder
+    asked, because = explain_price(raw)
     if settings.json:
         show_json(
             {
@@ -485,27 +489,22 @@ def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> 
                 "customer": to_text(asked.customer),
                 "kind": asked.kind,
                 "price_micro": asked.price,
-                "asked_micro": found.asked,
-                "tier": found.tier,
-                "price_mutual_micro": ladder.mutual,
-                "price_one_way_micro": ladder.one_way,
-                "reserve_micro": ladder.reserve,
-                "why": found.why,
+                "tier": asked.tier,
+                "slot": to_text(asked.slot),
+                "need": None if asked.need is None else to_text(asked.need),
+                "why": because,
                 "passed_over": passed_over,
             }
         )
         return
-    rungs = (ladder.mutual, ladder.one_way, ladder.reserve)
-    mutual, one_way, others = map(format_credits, rungs)
     show_pairs(
         [
             ("provider", short(to_text(asked.provider))),
             ("customer", short(to_text(asked.customer))),
             ("price", f"{format_credits(asked.price)} credits a {UNITS[asked.kind]}"),
-            ("asked", format_credits(found.asked)),
-            ("tier", _TIERS[found.tier]),
-            ("posted", f"mutual {mutual}, one_way {one_way}, open {others}"),
-            ("why", found.why),
+            ("tier", _TIERS[asked.tier]),
+            ("slot", short(to_text(asked.slot))),
+            ("why", because),
             *(("passed over", row["reason"]) for row in passed_over),
         ]
     )

@@ -8,9 +8,8 @@ before it; what it needs of a later one is bound late.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from xsc import __version__
 from xsc.allocation.allocating import Allocator
@@ -19,7 +18,7 @@ from xsc.allocation.commitments import Commitments
 from xsc.allocation.declaring import (
     OBJECT_HOSTS,
     Wanted,
-    counted,
+    need_of,
     standing_need,
     standing_slot,
 )
@@ -42,6 +41,7 @@ from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     ALLOCATION_LOOK_MS,
     COMPUTE_LEASE_MS,
+    LEASE_TIMEOUT_MS,
     MFUEL,
     PPM,
     PROBE_TIMEOUT_MS,
@@ -72,7 +72,6 @@ from xsc.market import settlement
 from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain, ladder
-from xsc.market.room import SlotRoom
 from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
 from xsc.net.transport.metered import Metered
@@ -85,7 +84,7 @@ from xsc.node.jobs.exports import Exports
 from xsc.node.jobs.inputs import JobInputs
 from xsc.node.jobs.modules import Modules
 from xsc.node.providers import Providers
-from xsc.node.slot_market import SlotMarket
+from xsc.node.slot_market import SlotMarket, SlotRoom
 from xsc.node.tasks import Tasks
 from xsc.programs import running as programs_running
 from xsc.programs.functions import Functions
@@ -95,6 +94,7 @@ from xsc.space import sync as space_sync
 from xsc.space.cell_sync import CellSyncManager
 from xsc.space.following import Following
 from xsc.space.intervals import Intervals
+from xsc.space.paths import UserSpacePaths
 from xsc.space.record import Entry
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
@@ -125,11 +125,6 @@ HEADS: Mapping[str, HeadBound] = {
     **space_sync.HEADS,
 }
 """Of all methods that need larger heads than others, or wait with theirs."""
-
-
-async def _unmoved(renewals: Iterable[tuple[bytes, bytes, bytes]]) -> set[bytes]:
-    """Stand in for a part that the market will need no more: nothing goes over to a renewal."""
-    return {old_id for _, old_id, _ in renewals}
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +234,28 @@ def storage_settings(config: Config) -> StorageSettings:
         custody_bytes=config.guard_bytes,
         survive=config.survive,
     )
+
+
+class _Published:
+    """What nodes have published, as the market asks for it; what is not here is fetched."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.tier = node.commitments.tier
+        self.quote = node.commitments.quote
+        self.labels = node.commitments.labels
+
+    async def learn(self, nodes: Sequence[bytes]) -> None:
+        """Fetch what nodes that are up have published, where it is not here yet."""
+        unknown = [node for node in nodes if self.labels(node) is None]
+        await asyncio.gather(*(self._fetch(node) for node in unknown))
+
+    async def _fetch(self, node: bytes) -> None:
+        try:
+            async with asyncio.timeout(LEASE_TIMEOUT_MS / 1_000):
+                await self._node.read_space(node, UserSpacePaths.COMMITMENT)
+        except (XscError, TimeoutError) as fault:
+            self._node.log.info("market.no_offer_heard", peer=short(node), fault=repr(fault))
 
 
 class Node:
@@ -398,16 +415,15 @@ class Node:
                 peers=self.peers.roster,
                 credit=self.ledger,
                 quality=self.health,
-                standing=self.commitments,
+                standing=_Published(self),
                 capacity=self.capacity,
                 # Bound late: storage is made after the market.
                 leaving=lambda: self.storage.drain.leaving(),  # noqa: PLW0108
                 granted=lambda: self.allocator.granted(),  # noqa: PLW0108
                 received=lambda: self.allocator.offered(),  # noqa: PLW0108
                 needs=lambda: self.commitments.own.needs,
-                counts_for=partial(counted, commitment_of=self.commitments.of),
+                need_of=lambda who, kind, named: need_of(self.commitments.of(who), kind, named),
                 on_need=self.commitments.stir,
-                on_renewed=_unmoved,
                 on_denied=lambda leases: self.storage.leases_denied(leases),  # noqa: PLW0108
             ),
             state=parts.state,
@@ -760,7 +776,6 @@ class Node:
         self.tasks.start("allocator", self.allocator.run)
         self.tasks.start("signing", self.market.signing.run)
         self.tasks.start("market", self.market.run)
-        self.tasks.start("renewal", self.market.renewals.run)
         self.tasks.start("ledger", self.ledger.run)
         self.tasks.start("payments", self.payments.run)
         self.tasks.start("directory", self.directory.run)

@@ -24,7 +24,7 @@ class Providers:
         self.placed = market.default_need.placed
         self.lease_compute = market.buyer.lease_compute
         self.lease_providers = market.buyer.lease_providers
-        self.lease_end = market.renewals.end_of
+        self.lease_end = market.signing.end_of
         self.used = market.buyer.used
         self.spent = market.buyer.spent
         self.unused = market.buyer.unused

@@ -5,7 +5,7 @@ import pytest
 from tests.unit.market.fakes import A_MIB, World
 from xsc.base.limits import SLOT_STEP_BYTES
 from xsc.market.pricing import PriceList
-from xsc.market.room import LEASE_UNIT
+from xsc.terms.slot import LEASE_UNIT
 
 
 @pytest.fixture

@@ -3,17 +3,15 @@
 import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
-from functools import partial
 
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory, Wire
-from xsc.allocation.declaring import counted
+from xsc.allocation.declaring import need_of
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import (
     ArgumentInvalid,
     CreditExceeded,
     EntryRefused,
-    LeaseExhausted,
     PeerSilent,
 )
 from xsc.base.limits import GIB, PRICE_BYTES, SLOT_STEP_BYTES
@@ -22,9 +20,9 @@ from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
-from xsc.market.room import LEASE_UNIT
 from xsc.market.service import MarketService
-from xsc.terms.slot import Commitment
+from xsc.terms.pricing import Quote
+from xsc.terms.slot import LEASE_UNIT, Commitment
 
 NET = network_id("test")
 
@@ -116,8 +114,14 @@ class Health:
         return 7
 
 
+OFFERED = {"storage": b"s" * 16, "compute": b"c" * 16}
+"""The slots that a node publishes here, which are open for ever."""
+ALWAYS = (0, 2**62)
+
+
 @dataclass
 class Recognised:
+    world: object
     weights: dict = field(default_factory=dict)
     mutual: dict = field(default_factory=dict)
     theirs: dict = field(default_factory=dict)
@@ -130,11 +134,21 @@ class Recognised:
     def weight_ppm(self, peer):
         return self.weights.get(peer, 0)
 
-    def serves(self, kind, peer):
-        return True
+    def quote(self, kind, provider, customer):
+        """Return what a node asks, as its published slot would say."""
+        node = self.world.of(provider)
+        if node is None or not node.offers:
+            return None
+        tier = node.standing.tier(customer)
+        ladder = node.market.headroom.pricing().ladder(kind)
+        return Quote(provider, kind, OFFERED[kind], ALWAYS, tier, ladder)
 
-    def their_weight_ppm(self, peer):
-        return self.theirs.get(peer, 0)
+    def labels(self, node):
+        node = self.world.of(node)
+        return None if node is None else (node.settings["site"], node.settings["owner"])
+
+    async def learn(self, nodes):
+        """Do nothing: what all nodes publish is here."""
 
 
 @dataclass
@@ -169,11 +183,6 @@ class Lines:
     warning = error = info
 
 
-def named(_kind, _provider, _customer, key):
-    """Return what a lease counts for where no need is one by default."""
-    return key
-
-
 class Node:
     def __init__(self, world, number, **settings):
         self.world = world
@@ -182,7 +191,7 @@ class Node:
         self.state = Memory()
         self.ledger = Ledger()
         self.health = Health(world.wire)
-        self.standing = Recognised()
+        self.standing = Recognised(world)
         self.room = Room()
         self.log = Lines()
         self.settings = {
@@ -196,6 +205,7 @@ class Node:
         } | settings
         self.entropy = SeededEntropy(bytes([number]))
         self.leaving = set()
+        self.offers = True
         self.denied = []
         self.granted = []
         self.received = []
@@ -223,9 +233,8 @@ class Node:
                 granted=lambda: self.granted,
                 received=lambda: self.received,
                 needs=lambda: list(self.needs.values()),
-                counts_for=partial(counted, commitment_of=self.world.stated),
+                need_of=lambda who, kind, named: need_of(self.world.stated(who), kind, named),
                 on_need=lambda: None,
-                on_renewed=lambda pairs: self.on_renewed(pairs),  # noqa: PLW0108 - tests replace it
                 on_denied=self.on_denied,
             ),
             state=self.state,
@@ -234,28 +243,6 @@ class Node:
         )
         self.world.wire.handlers[self.id] = market.handlers()
         return market
-
-    async def on_renewed(self, pairs):
-        """Have hosts count bytes under the leases that renew theirs, as storage would."""
-        for peer, old_id, new_id in pairs:
-            host = next(node for node in self.world.nodes.values() if node.id == peer)
-            try:
-                await host.renew(old_id, new_id, self.id)
-            except LeaseExhausted:
-                self.market.buyer.renewal_ended(new_id)
-                continue
-            old, new = self.kept(RECORDS, old_id), self.kept(RECORDS, new_id)
-            kept = min(old + new, host.kept(DISK, new_id))
-            self.market.buyer.renewed(old_id, new_id, kept - new)
-            self.keep(RECORDS, {old_id: old + new - kept, new_id: kept})
-        return ()
-
-    async def renew(self, old_id, new_id, customer):
-        """Count what a customer has here under a lease under another, as a host would."""
-        granted, size = self.market.granter, self.kept(DISK, old_id)
-        moved = granted.admit_renewal(old_id, new_id, customer, size)
-        self.keep(DISK, {old_id: size - moved, new_id: self.kept(DISK, new_id) + moved})
-        granted.renewed(old_id, new_id, moved, moved)
 
     def kept(self, where, lease_id):
         """Return the bytes under a lease, as the disk says."""
@@ -286,14 +273,16 @@ class Node:
         self.keep(DISK, {lease_id: self.kept(DISK, lease_id) - size_bytes})
 
     def newest(self, role):
-        """Return the lease of a role that began last, with something under it or not."""
-        views = [view for view in self.market.leases() if view.role == role]
-        return max(views, key=lambda view: (view.renews is not None, view.start_ms))
+        """Return the lease of a role that began last."""
+        return max(self.market.store.all(role), key=lambda entry: entry.terms.start_ms)
+
+    def views(self, role):
+        """Return the leases of a role, as people see them."""
+        return [view for view in self.market.leases() if view.entry.role == role]
 
     def one(self, role):
-        views = [view for view in self.market.leases() if view.role == role]
-        assert len(views) == 1
-        return views[0]
+        (view,) = self.views(role)
+        return view
 
 
 class World:
@@ -307,6 +296,10 @@ class World:
     def node(self, number, **settings):
         self.nodes[number] = Node(self, number, **settings)
         return self.nodes[number]
+
+    def of(self, node_id):
+        """Return the node of an id; None where there is none."""
+        return next((node for node in self.nodes.values() if node.id == node_id), None)
 
     def stated(self, node_id):
         """Return what a node publishes."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from xsc.allocation.clearing_record import Checked, check_clearing
@@ -25,6 +24,7 @@ from xsc.compute.wasm.values import format_number
 from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import SettledEntry
+from xsc.market.lease import check_grant
 from xsc.market.pricing import why
 from xsc.programs.numbers import format_value
 from xsc.programs.proof import check_record, value_in
@@ -38,8 +38,8 @@ from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import ExecutionReceipt, Order
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
-from xsc.terms.pricing import Ladder, compute_amount
-from xsc.terms.quote import UNITS, Quote, Tier
+from xsc.terms.pricing import compute_amount
+from xsc.terms.quote import UNITS
 from xsc.terms.slot import STEP
 from xsc.terms.storage_receipt import StorageReceipt
 from xsc.terms.voucher import Voucher
@@ -47,17 +47,6 @@ from xsc.terms.voucher import Voucher
 SHOWN_CHARS = 60
 """Of a value of a program."""
 S = TypeVar("S", bound=Record)
-
-
-@dataclass(frozen=True, slots=True)
-class Priced:
-    """What was agreed, what its provider asked of this tier and of each, and why it is so."""
-
-    request: LeaseRequest
-    asked: int
-    tier: Tier
-    ladder: Ladder
-    why: str
 
 
 Execution: TypeAlias = tuple[Signed[Order], Signed[ExecutionReceipt]]
@@ -76,65 +65,40 @@ def _same_network(inner: Signed[R], outer: Signed[S]) -> None:
     _require(inner.network == outer.network, "a record inside is of another network")
 
 
-def _quote(raw: bytes) -> str:
-    signed = _open(raw, Quote)
-    quote = signed.record
-    _require(signed.author == quote.provider, "the quote is not signed by its provider")
-    return (
-        f"quote: {short(quote.provider)} offers {quote.kind} to {short(quote.customer)} at "
-        f"{format_credits(quote.price)} credits a {UNITS[quote.kind]} ({quote.tier})"
-    )
-
-
 def _lease(raw: bytes) -> str:
     signed = _open(raw, Lease)
     request = _open(signed.record.request, LeaseRequest)
-    asked, quantity = request.record, signed.record.quantity
+    asked = request.record
     _same_network(request, signed)
     _require(signed.author == asked.provider, "the lease is not signed by its provider")
     _require(request.author == asked.customer, "the request is not signed by its customer")
-    if asked.quote is not None:
-        quote = _open(asked.quote, Quote, asked.provider)
-        _same_network(quote, signed)
-        _require(
-            (quote.record.customer, quote.record.kind) == (asked.customer, asked.kind),
-            "the quote is for another customer or kind",
-        )
-        _require(asked.price >= quote.record.price, "the price is below the quote")
-    _require(
-        asked.quantity_min <= quantity <= asked.quantity,
-        "the grant is outside of what was asked for",
-    )
-    renewing = "" if asked.renews is None else f", renewing lease {short(asked.renews)}"
+    wrong = check_grant(asked, signed.record)
+    _require(wrong is None, wrong or "")
+    what = f"{asked.kind} for now"
+    if asked.cleared:
+        what = f"{_quantity(asked.kind, signed.record.level)}, cleared ahead of use,"
     return (
-        f"lease: {short(asked.provider)} grants {short(asked.customer)} "
-        f"{_quantity(asked.kind, quantity)} at {format_credits(asked.price)} "
-        f"credits a {UNITS[asked.kind]}{renewing}"
+        f"lease: {short(asked.provider)} grants {short(asked.customer)} {what} at "
+        f"{format_credits(asked.price)} credits a {UNITS[asked.kind]}"
     )
 
 
-def _quantity(kind: str, quantity: int) -> str:
-    """Return what a lease grants, in the words of people."""
+def _quantity(kind: str, level: int) -> str:
+    """Return what a cleared lease grants, in the words of people."""
     if kind == "storage":
-        return f"{format_size(quantity)} of storage"
-    return f"{quantity // MFUEL} million fuel steps of compute"
+        return f"{format_size(level)} of storage"
+    return f"{level // MFUEL} million fuel steps a minute of compute"
 
 
-def explain_price(raw: bytes) -> Priced:
-    """Return how the price of a signed lease came about.
+def explain_price(raw: bytes) -> tuple[LeaseRequest, str]:
+    """Return the request of a signed lease, and how its price came about.
 
     Raises:
         ProofInvalid, RecordInvalid, SignatureInvalid: it proves nothing.
     """
     _lease(raw)
     asked = _open(_open(raw, Lease).record.request, LeaseRequest).record
-    if asked.draw is not None:
-        ladder = Ladder(asked.price, asked.price, asked.price)
-        return Priced(asked, asked.price, asked.draw.tier, ladder, why(None, asked.price))
-    quote = _open(asked.quote or b"", Quote).record
-    ladder = Ladder(quote.price_mutual, quote.price_one_way, quote.reserve)
-    because = why(quote, asked.price, renewed=asked.renews is not None)
-    return Priced(asked, quote.price, quote.tier, ladder, because)
+    return asked, why(asked)
 
 
 def _voucher(raw: bytes) -> str:
@@ -451,7 +415,6 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
         ServiceReceipt.KIND: lambda data: _service_receipt(data, module, lease),
         Lease.KIND: _lease,
         LeaseCount.KIND: _lease_count,
-        Quote.KIND: _quote,
         Voucher.KIND: _voucher,
         ClearingProof.KIND: _clearing,
         SettledEntry.KIND: verify_settled,

@@ -244,12 +244,16 @@ async def received(node: Node, _: Nothing) -> api.Entitlements:
         if drawn.get(each.key, 0)
     }
     for entry in node.market.store.all("customer"):
-        key, terms = node.market.store.counts_for(entry), entry.terms
+        key, terms = node.market.store.key(entry), entry.terms
         if drawn.get(key, 0) and key not in rows:
-            end_ms = terms.end_ms if entry.draw is None else entry.draw.end_ms
-            window = key.opens_ms, end_ms
             rows[key] = _entitled(
-                node, key, terms.kind, drawn[key], price=terms.price, window=window, until_ms=end_ms
+                node,
+                key,
+                terms.kind,
+                drawn[key],
+                price=terms.price,
+                window=terms.window,
+                until_ms=terms.window[1],
             )
     totals = Counter[str]()
     for row in rows.values():
@@ -301,7 +305,7 @@ async def why(node: Node, asked: Id) -> api.Explanation:
         try:
             peer = node.find(asked.id)
         except PeerUnknown:
-            leases = (to_text(each.lease_id) for each in node.market.leases())
+            leases = (to_text(view.entry.id) for view in node.market.leases())
             passed = _passed_over(node, asked.id)
             if not passed and not any(text.startswith(asked.id) for text in leases):
                 raise fault from None

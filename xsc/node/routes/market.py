@@ -16,12 +16,14 @@ from xsc.base.errors import ArgumentInvalid, NoOffers, NotFound
 from xsc.base.ids import to_text
 from xsc.base.limits import EPOCH_MS, MFUEL
 from xsc.base.units import ceil_div, format_level
+from xsc.market.account import LeaseView
+from xsc.market.lease import spent
 from xsc.market.pricing import MarketPricing, PriceList, domain
 from xsc.node.api.serving import Answers
 from xsc.node.build import DAY_MS, Node, market_settings
 from xsc.node.routes.objects import code_of
 from xsc.terms.pricing import slot_amount
-from xsc.terms.quote import UNITS, Kind
+from xsc.terms.quote import KINDS, Kind
 from xsc.terms.slot import STEP, STEPS_MAX, AvailabilitySlot, EntitlementKey, NeedSlot
 
 _UNIT: Final[dict[Kind, api.Unit]] = {"storage": "bytes", "compute": "fuel_per_s"}
@@ -74,26 +76,29 @@ def _statement(node: Node, body: api.Statement, role: api.Role, kind: Kind) -> S
 
 
 async def quotes(node: Node, _: Nothing) -> api.Quotes:
-    """Ask all peers for their prices."""
-    return api.Quotes(
-        quotes=[
-            api.Quote(
+    """List what the slots of all peers that are up ask of this node now."""
+    rows, peers = [], node.market.providers.up()
+    await node.market.providers.learn_labels(peers)
+    for kind in KINDS:
+        found = [node.commitments.quote(kind, peer, node.key.node_id) for peer in peers]
+        for quote in sorted((q for q in found if q), key=lambda q: (q.price, q.provider)):
+            slot = find(node.commitments.of(quote.provider), quote.slot)
+            granted = _granted_by(node, quote.provider) or Counter[bytes]()
+            row = api.Quote(
                 node=to_text(quote.provider),
                 name=node.name_of(quote.provider),
                 kind=kind,
                 tier=quote.tier,
                 price_micro=quote.price,
-                price_mutual_micro=quote.price_mutual,
-                price_one_way_micro=quote.price_one_way,
-                reserve_micro=quote.reserve,
-                available=quote.available,
-                unit=unit,
-                valid_until_ms=quote.valid_until_ms,
+                price_mutual_micro=quote.ladder.mutual,
+                price_one_way_micro=quote.ladder.one_way,
+                reserve_micro=quote.ladder.reserve,
+                slot=to_text(quote.slot),
+                available=max(0, slot.quantity - granted[quote.slot]) * STEP[kind],
+                unit=_UNIT[kind],
             )
-            for kind, unit in UNITS.items()
-            for quote in await node.market.providers.offers(kind)
-        ]
-    )
+            rows.append(row)
+    return api.Quotes(quotes=rows)
 
 
 def begins_with(text: str, ids: Iterable[bytes], what: str, hint: str) -> bytes:
@@ -311,36 +316,36 @@ async def withdraw(node: Node, asked: Id) -> Id:
 
 async def leases(node: Node, _: Nothing) -> api.Leases:
     """List leases in both roles."""
-    return api.Leases(
-        leases=[
-            api.Lease(
-                lease_id=to_text(lease.lease_id),
-                role=lease.role,
-                peer=to_text(lease.peer),
-                name=node.name_of(lease.peer),
-                kind=lease.kind,
-                state=lease.status,
-                quantity=lease.quantity,
-                held_bytes=lease.held_bytes,
-                used=lease.used,
-                price_micro=lease.price,
-                due_micro=lease.due_micro,
-                settled_micro=lease.settled_micro,
-                start_ms=lease.start_ms,
-                end_ms=lease.end_ms,
-                renews=None if lease.renews is None else to_text(lease.renews),
-                origin="now" if lease.draw is None else "cleared",
-                slot=None if lease.draw is None else to_text(lease.draw.slot),
-                need=None if lease.draw is None else to_text(lease.draw.need),
-            )
-            for lease in node.market.leases()
-        ]
+    return api.Leases(leases=[_lease(node, view) for view in node.market.leases()])
+
+
+def _lease(node: Node, view: LeaseView) -> api.Lease:
+    terms, use = view.entry.terms, view.use
+    return api.Lease(
+        lease_id=to_text(terms.lease_id),
+        role=view.entry.role,
+        peer=to_text(view.entry.peer),
+        name=node.name_of(view.entry.peer),
+        slot=to_text(terms.slot),
+        need=None if terms.need is None else to_text(terms.need),
+        origin="cleared" if terms.cleared else "now",
+        tier=terms.tier,
+        kind=terms.kind,
+        state=view.status,
+        quantity=use.level,
+        held_bytes=use.held_bytes,
+        used=spent(terms, use, node.clock.now_ms()),
+        price_micro=terms.price,
+        due_micro=view.due_micro,
+        settled_micro=view.settled_micro,
+        start_ms=terms.start_ms,
+        end_ms=terms.end_ms,
     )
 
 
 async def lease(node: Node, asked: api.LeaseId) -> bytes:
     """Return a signed lease or its denial."""
-    known = {row.lease_id for row in node.market.leases()}
+    known = {view.entry.id for view in node.market.leases()}
     lease_id = begins_with(asked.id, known, "lease", "`xsc market leases` lists them")
     return node.market.lease_record(lease_id, denial=asked.denial)
 

@@ -90,7 +90,7 @@ def _peers(node: Node) -> PeersStatus:
 
 
 def _leases(node: Node) -> LeasesStatus:
-    soon = node.market.renewals.ending(node.config.warned_ms)
+    soon = node.market.signing.ending(node.config.warned_ms)
     return LeasesStatus(
         ending=len(soon),
         # The list of objects is gone through only where there is something to find.
