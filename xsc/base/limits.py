@@ -492,8 +492,6 @@ COMPUTE_LEASE_MS = 60_000
 CLEARED_COMPUTE_MS = 24 * 3_600_000
 """How long a lease of compute lasts at most that a clearing granted."""
 STORAGE_LEASE_MS = 90 * 24 * 3_600_000
-UNHEARD_MS = 600_000
-"""A provider takes a cleared lease back of which its customer asked for no count for so long."""
 LATE_MS = 30 * 24 * 3_600_000
 """For so long after its end what is held under a lease of storage is paid."""
 RENEWAL_RETRY_MS = 6 * 3_600_000

@@ -36,7 +36,6 @@ from xsc.base.limits import (
     PROMISE_MS,
     REQUEST_WINDOW_MS,
     STORAGE_LEASE_MS,
-    UNHEARD_MS,
 )
 from xsc.base.units import ceil_div, format_duration
 from xsc.identity.envelope import Count
@@ -84,8 +83,6 @@ class LeaseUse:
     given_back: bool = False
     lapsed: bool = False
     """Provider: the level is no longer kept free, though billed: its customer reached its limit."""
-    known: bool = False
-    """Provider: the customer has asked for a count since the lease was granted, or used it."""
     denial: bytes | None = None
     """Customer: the provider's signed count, in which it is not, or over."""
 
@@ -309,7 +306,7 @@ def hold(terms: LeaseRequest, use: LeaseUse, delta_bytes: int, now_ms: int) -> L
     assert terms.kind == "storage", "only storage holds bytes"
     use = advance(terms, use, now_ms)
     held = max(0, use.held_bytes + delta_bytes)
-    use = replace(use, touched_ms=now_ms, held_bytes=held, known=True)
+    use = replace(use, touched_ms=now_ms, held_bytes=held)
     return widened(terms, use, delta_bytes)
 
 
@@ -324,7 +321,7 @@ def spend(terms: LeaseRequest, use: LeaseUse, steps: int, now_ms: int) -> LeaseU
     if not terms.cleared:
         return replace(use, used=use.used + worth(terms, steps))
     minute = (now_ms - terms.start_ms) // COMPUTE_LEASE_MS
-    return replace(use, minute=minute, known=True, spent=spent(terms, use, now_ms) + steps)
+    return replace(use, minute=minute, spent=spent(terms, use, now_ms) + steps)
 
 
 def least_level(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> int:
@@ -474,14 +471,10 @@ def is_done(entry: LeaseEntry, now_ms: int) -> bool:
 def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
     """Return the use as of now, and whether the lease can be forgotten.
 
-    At its end nothing is kept free any more. A cleared lease whose customer never asked for a count
-    of it is taken back: its answer may have been lost. A provider forgets a lease LEASE_KEPT_MS
-    after its end; a customer once the provider names it no more, or much later.
+    At its end nothing is kept free any more. A provider forgets a lease LEASE_KEPT_MS after its
+    end; a customer once the provider names it no more, or much later.
     """
     terms, use = entry.terms, advance(entry.terms, entry.use, now_ms)
-    is_unheard = entry.role == "provider" and terms.cleared and not use.known
-    if is_unheard and not use.given_back and now_ms - use.touched_ms >= UNHEARD_MS:
-        use = ended(use)  # Nothing unsigned is owed.
     if now_ms >= terms.end_ms:
         use = replace(use, level=0)
     ended_ms = use.touched_ms if use.given_back else terms.end_ms

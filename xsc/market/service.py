@@ -67,7 +67,6 @@ class MarketService:
         while True:
             await self._clock.sleep_ms(min(TIDY_MS, self._node.settings.settle_interval_ms))
             self.tidy()
-            await self.settlement.settle_new()
             if self._clock.monotonic_ms() >= settle_ms:
                 await self.settlement.settle_due()
                 settle_ms = self._clock.monotonic_ms() + self._node.settings.settle_interval_ms

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from xsc.base.encoding import Value, tagged_sha256
@@ -110,18 +109,6 @@ class Settlement:
             or rules.is_open(account, self._store.of("customer", account.peer), now_ms)
         ]
         await self._settle([*providers, *self._due()])
-
-    async def settle_new(self) -> None:
-        """Agree with providers that else would take a cleared lease back: nothing was agreed of it.
-
-        It does not wait for the interval, which may be longer than they wait.
-        """
-        now_ms = self._clock.now_ms()
-        await self._settle(
-            account
-            for account in self._store.accounts("customer")
-            if rules.is_unheard(account, self._store.of("customer", account.peer), now_ms)
-        )
 
     async def _settle(self, accounts: Iterable[Account], *, book_now: bool = False) -> None:
         await asyncio.gather(*(self._settle_one(account, book_now) for account in accounts))
@@ -349,8 +336,7 @@ class Settlement:
             now_ms = self._clock.now_ms()
             entries = list(self._store.of("provider", caller))
             for entry in entries:
-                use = leases.advance(entry.terms, entry.use, now_ms)
-                entry.use = replace(use, known=True)
+                entry.use = leases.advance(entry.terms, entry.use, now_ms)
             count = rules.count_of(account, entries, now_ms)
             if entries or account.number:
                 # What is signed must not be more than what is known after a power loss.
