@@ -101,7 +101,6 @@ def test_nobody_wipes_its_own_debt_by_a_word():
                 await debtor.ledger.collect(
                     xid=xid,
                     debtor=peer,
-                    amount_micro=owed,
                     account=own.record.account,
                     voucher=own.raw,
                 )
@@ -158,7 +157,6 @@ def test_what_the_creditors_operator_took_back_or_corrected_is_not_booked(then):
                 await debtor.ledger.collect(
                     xid=xid,
                     debtor=peer,
-                    amount_micro=amount_micro,
                     account=account,
                     voucher=raw,
                 )

@@ -62,9 +62,7 @@ class Accounts(Protocol):
     def settled_between(self, account: bytes, *, debtor: bytes, creditor: bytes) -> int:
         """Return what was settled in an account in all that one party owes the other for."""
 
-    async def collect(
-        self, *, xid: bytes, debtor: bytes, amount_micro: int, account: bytes, voucher: bytes
-    ) -> int:
+    async def collect(self, *, xid: bytes, debtor: bytes, account: bytes, voucher: bytes) -> int:
         """Book what a voucher leaves unsettled."""
 
 
@@ -235,7 +233,6 @@ class Payments:
         await self._ledger.collect(
             xid=off_books.xid_of(voucher, payment),
             debtor=peer,
-            amount_micro=payment.amount_micro,
             account=voucher.account,
             voucher=raw,
         )

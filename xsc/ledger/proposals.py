@@ -98,17 +98,15 @@ class Proposals:
         await self._chain.extend(self._limit("limit", peer, amount_micro))
         self._chain.on_change()
 
-    async def collect(
-        self, *, xid: bytes, debtor: bytes, amount_micro: int, account: bytes, voucher: bytes
-    ) -> int:
+    async def collect(self, *, xid: bytes, debtor: bytes, account: bytes, voucher: bytes) -> int:
         """Book what a voucher leaves unsettled, and return what is settled of the account in all.
 
-        An entry in the same account that is still open is finished first.
+        An entry in the same account that is still open is finished first, so the same call can be
+        made again after any fault.
 
         Args:
             xid: 16 bytes; the same ones book the same entry, once.
             debtor: the node that signed the voucher.
-            amount_micro: the voucher's amount less what is settled already.
             account: the voucher's.
             voucher: the signed voucher.
 
@@ -117,17 +115,15 @@ class Proposals:
             EntryRefused: the debtor refused; the entry is withdrawn, its xid is spent.
             CreditExceeded: the limit would be passed; nothing is written.
             ReceiptInvalid: the voucher is another's, or the debtor's answer does not fit.
-            ArgumentInvalid: another amount than is left, or another entry has this xid.
+            ArgumentInvalid: another entry has this xid.
         """
         if len(xid) != XID_BYTES:
             raise ArgumentInvalid(f"an xid has {XID_BYTES} bytes, this has {len(xid)}")
         signed = open_voucher(voucher, network=self._network)
         await self._exchange.hear(debtor)
         while True:
-            seq, mine = await self._chain.exclusive(
-                self._prepare, xid, debtor, amount_micro, account, signed
-            )
-            refusal = await self._propose(seq)
+            seq, mine = await self._chain.exclusive(self._prepare, xid, debtor, account, signed)
+            refusal = None if seq is None else await self._propose(seq)
             if mine and refusal is not None:
                 raise EntryRefused(f"the peer refused the entry: {refusal}")
             if mine:
@@ -136,33 +132,24 @@ class Proposals:
                 )
 
     async def _prepare(
-        self,
-        xid: bytes,
-        debtor: bytes,
-        amount_micro: int,
-        account: bytes,
-        voucher: Signed[Voucher],
-    ) -> tuple[int, bool]:
-        """Return the entry to propose, and whether it is the one asked for."""
+        self, xid: bytes, debtor: bytes, account: bytes, voucher: Signed[Voucher]
+    ) -> tuple[int | None, bool]:
+        """Return the entry to propose, if anything is left, and whether it is the one asked for."""
         state, me = self._chain.state, self._key.node_id
         if debtor == me:
             raise ArgumentInvalid("a node has no account with itself")
-        if not 0 < amount_micro <= AMOUNT_MAX:
-            raise ArgumentInvalid("an amount is from 1 to 2^63 - 1 micro-credits")
         if (known := state.entries.get((me, xid))) is not None:
             written = self._chain.own(known.seq).record
-            wanted = ("post", debtor, amount_micro, account, voucher.id)
-            if wanted != (
-                written.kind,
-                written.peer,
-                written.amount_micro,
-                written.account,
-                written.receipt,
-            ):
+            wanted = ("post", debtor, account, voucher.id)
+            if wanted != (written.kind, written.peer, written.account, written.receipt):
                 raise ArgumentInvalid("this xid stands for another entry already")
             return known.seq, True
         if (busy := state.open_under(debtor, account)) is not None:
             return busy, False
+        settled = state.settled_under(account, debtor=debtor, creditor=me)
+        amount_micro = voucher.record.amount_micro - settled
+        if amount_micro <= 0:
+            return None, True
         if debtor not in state.limits:
             await self._chain.extend(self._limit("open", debtor, self._starter_limit))
         post = post_half(

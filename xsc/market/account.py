@@ -32,17 +32,6 @@ _UNKEPT: Final = Field(exclude=True)
 """Marks what the key of an account says, or what only this process knows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Booking:
-    """A part of a voucher on its way into the ledger: asked for again until it is booked."""
-
-    number: Count
-    """Of the voucher."""
-    attempt: Count
-    amount_micro: Count
-    voucher: bytes
-
-
 @dataclass(slots=True)
 class Account:
     """The account of one pair, as this node keeps it in one role."""
@@ -61,7 +50,6 @@ class Account:
     """Customer: the count that the newest voucher pays."""
     settled_micro: Count = 0
     """Of that, what the ledger has booked."""
-    booking: Booking | None = None
     refusals: Count = 0
     """How many bookings in a row the ledger refused for good; each needs an id of its own."""
     agreed_ms: Count = 0
@@ -285,13 +273,6 @@ def with_voucher(account: Account, voucher: Voucher, raw: bytes) -> None:
     """Take the newest voucher over."""
     account.number, account.signed_micro = voucher.number, voucher.amount_micro
     account.voucher = raw
-
-
-def next_booking(account: Account) -> Booking | None:
-    """Return what the newest voucher promises beyond what is booked; None where it is all."""
-    if account.voucher is None or not account.unbooked_micro:
-        return None
-    return Booking(account.number, account.refusals, account.unbooked_micro, account.voucher)
 
 
 def is_booking_due(sharing: Iterable[Account], credit_left_micro: int) -> bool:

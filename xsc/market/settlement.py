@@ -9,9 +9,8 @@ after it lost its own disk, which it has there. Vouchers go at every interval: w
 lose does not wait for the ledger. They are booked once an hour and customer, earlier where much of
 its credit is waiting or one side asks (`account.is_booking_due`).
 
-A voucher, and a booking with its amount, are on the disk before they are sent. A booking is asked
-for again under the same transfer id until the ledger confirms it, so that a crash or a lost answer
-neither loses nor doubles it.
+A voucher is on the disk before it is sent. What it leaves unsettled the ledger books, once, however
+often it is asked to.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from xsc.base.turns import Turns
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
-from xsc.market.account import Account, Booking
+from xsc.market.account import Account
 from xsc.market.lease import ROLES, LeaseEntry
 from xsc.market.lease_store import MarketNode
 from xsc.terms.count import CountLine, LeaseCount
@@ -59,10 +58,10 @@ HEADS: Final = {ACCOUNT: HeadBound(answered=RECORD_BYTES_MAX + ACCOUNT_LEASES_MA
 _XID_BYTES: Final = 16
 
 
-def _xid(account_id: bytes, booking: Booking) -> bytes:
-    """Return the transfer id of a booking: the same each time the same attempt is made."""
-    number, attempt = booking.number.to_bytes(8, "big"), booking.attempt.to_bytes(8, "big")
-    return tagged_sha256("settle/xid", account_id, number, attempt)[:_XID_BYTES]
+def _xid(account: Account) -> bytes:
+    """Return the transfer id for the newest voucher: another one after each refusal."""
+    number, attempt = account.number.to_bytes(8, "big"), account.refusals.to_bytes(8, "big")
+    return tagged_sha256("settle/xid", account.id, number, attempt)[:_XID_BYTES]
 
 
 class Settlement:
@@ -137,7 +136,7 @@ class Settlement:
             sharing = [accounts[each] for each in credit.shares_with(peer) if each in accounts]
             is_late = now_ms - account.waits_ms >= self._node.settings.booking_interval_ms
             is_time = is_late or rules.is_booking_due(sharing, credit.credit_left(peer))
-            if account.booking is not None or (account.unbooked_micro and is_time):
+            if account.unbooked_micro and is_time:
                 account.waits_ms = now_ms
                 due.append(account)
         return due
@@ -405,39 +404,29 @@ class Settlement:
 
     async def _collect(self, account: Account) -> None:
         """Book what the newest voucher says beyond what is booked; in the account's turn."""
-        while True:
-            if account.booking is None:
-                account.settled_micro = self._ports.credit.settled(account.id)
-                if self._clock.monotonic_ms() < account.retry_ms:
-                    return
-                account.booking = rules.next_booking(account)
-                if account.booking is None:
-                    return
-                # Before it is asked for: the same number must never mean another amount.
-                await self._store.sync(account)
-            booking = account.booking
-            try:
-                settled = await self._ports.credit.collect(
-                    xid=_xid(account.id, booking),
-                    debtor=account.customer,
-                    amount_micro=booking.amount_micro,
-                    account=account.id,
-                    voucher=booking.voucher,
-                )
-            except (EntryRefused, ArgumentInvalid):
-                # It was not booked and never will be under this id. The next attempt asks the
-                # ledger what is left and uses another id.
-                account.booking = None
-                account.refusals += 1
-                waits_ms = rules.retry_ms(account.refusals)
-                account.retry_ms = self._clock.monotonic_ms() + waits_ms
-                await self._store.sync(account)
-                raise
-            account.booking, account.refusals, account.settled_micro = None, 0, settled
-            await self._store.sync(account)
-            self._node.log.info(
-                "market.leases_settled",
-                customer=short(account.customer),
-                amount_micro=booking.amount_micro,
-                settled_micro=settled,
+        account.settled_micro = self._ports.credit.settled(account.id)
+        is_early = self._clock.monotonic_ms() < account.retry_ms
+        if account.voucher is None or not account.unbooked_micro or is_early:
+            return
+        amount_micro = account.unbooked_micro
+        try:
+            account.settled_micro = await self._ports.credit.collect(
+                xid=_xid(account),
+                debtor=account.customer,
+                account=account.id,
+                voucher=account.voucher,
             )
+        except (EntryRefused, ArgumentInvalid):
+            # It was not booked and never will be under this id: the next attempt has another one.
+            account.refusals += 1
+            account.retry_ms = self._clock.monotonic_ms() + rules.retry_ms(account.refusals)
+            await self._store.sync(account)
+            raise
+        account.refusals = 0
+        self._store.keep(account)
+        self._node.log.info(
+            "market.leases_settled",
+            customer=short(account.customer),
+            amount_micro=amount_micro,
+            settled_micro=account.settled_micro,
+        )

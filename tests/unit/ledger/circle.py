@@ -165,7 +165,6 @@ async def collect(
     return await creditor.ledger.collect(
         xid=xid.to_bytes(16, "big"),
         debtor=debtor.id,
-        amount_micro=amount_micro,
         account=bytes([account]) * 32,
         voucher=signed.raw,
     )

@@ -61,8 +61,7 @@ async def test_both_books_say_the_same(a, b):
 async def test_a_lease_is_settled_voucher_by_voucher(a, b):
     assert await collect(a, b, 100, xid=1) == 100
     assert await collect(a, b, 50, of=150, xid=2) == 150
-    with pytest.raises(ArgumentInvalid, match="the voucher leaves 0"):
-        await collect(a, b, 50, of=150, xid=3)
+    assert await collect(a, b, 50, of=150, xid=3) == 150, "it leaves nothing"
     assert a.ledger.balance(b.id) == 150
 
 
@@ -73,9 +72,7 @@ async def test_the_same_xid_books_once_and_another_body_is_refused(a, b):
     with pytest.raises(ArgumentInvalid, match="another entry"):
         await collect(a, b, 50, of=150)
     with pytest.raises(ArgumentInvalid, match="16 bytes"):
-        await a.ledger.collect(
-            xid=b"x", debtor=b.id, amount_micro=1, account=LEASE, voucher=voucher(b, a, 1).raw
-        )
+        await a.ledger.collect(xid=b"x", debtor=b.id, account=LEASE, voucher=voucher(b, a, 1).raw)
 
 
 async def test_what_the_debtor_never_signed_is_not_written(a, b, circle):
@@ -84,23 +81,14 @@ async def test_what_the_debtor_never_signed_is_not_written(a, b, circle):
         (voucher(b, a, 10), b"o" * 32, ReceiptInvalid),
     ):
         with pytest.raises(fault):
-            await a.ledger.collect(
-                xid=b"x" * 16, debtor=b.id, amount_micro=10, account=account, voucher=wrong.raw
-            )
+            await a.ledger.collect(xid=b"x" * 16, debtor=b.id, account=account, voucher=wrong.raw)
     raw = voucher(b, a, 10).raw
     place = raw.index(b"csig") + 10
     broken = raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
     with pytest.raises(SignatureInvalid):
-        await a.ledger.collect(
-            xid=b"x" * 16, debtor=b.id, amount_micro=10, account=LEASE, voucher=broken
-        )
-    for amount in (0, 2**63):
-        with pytest.raises(ArgumentInvalid, match="an amount is from"):
-            await collect(a, b, amount, of=10)
+        await a.ledger.collect(xid=b"x" * 16, debtor=b.id, account=LEASE, voucher=broken)
     with pytest.raises(ArgumentInvalid, match="itself"):
-        await a.ledger.collect(
-            xid=b"x" * 16, debtor=a.id, amount_micro=10, account=LEASE, voucher=raw
-        )
+        await a.ledger.collect(xid=b"x" * 16, debtor=a.id, account=LEASE, voucher=raw)
     assert circle.sent == []
 
 
