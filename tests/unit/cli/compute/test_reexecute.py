@@ -123,6 +123,12 @@ def test_a_receipt_is_billed_by_its_lease(xsc, signed, a_lease, tmp_path):
     assert (alone.code, "execution receipt alone" in alone.err) == (6, True)
 
 
+def test_a_run_within_a_cleared_rate_costs_nothing_more(made, bob, network, a_lease):
+    rate = a_lease(need=bytes(16), level=10**6)
+    free = sign(made[1].model_copy(update={"amount_micro": 0}), bob, network).raw
+    assert "0.000000 credits, as agreed in lease" in verify_file(free, lease=rate)
+
+
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
