@@ -1,7 +1,6 @@
 """The laws of leases: both sides come to the same, and nobody pays what does not follow."""
 
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, field
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -9,51 +8,69 @@ from hypothesis import strategies as st
 from xsc.base.limits import (
     COMPUTE_LEASE_MS,
     EPOCH_MS,
+    LATE_MS,
     MFUEL,
     MIB,
+    OFFER_MS,
     REQUEST_WINDOW_MS,
-    STORAGE_LEASE_IDLE_MS,
 )
 from xsc.identity.envelope import Signed
 from xsc.market import account as rules
 from xsc.market.account import Account
 from xsc.market.lease import (
-    LeaseTerms,
+    LeaseEntry,
     advance,
+    check_renewal,
     ended,
     hold,
     lowered,
-    moved,
     new_use,
-    reserved,
+    renewed,
     room,
     spend,
-    widened,
     worth,
 )
-from xsc.market.lease_entry import LeaseEntry
 from xsc.terms.count import wide
+from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import WORTH, compute_amount
 
-EPOCHS = 20
+EPOCHS = 8
 START = 1_700_000_000_000
 LONG_MS = EPOCHS * EPOCH_MS
 P, C = b"p" * 32, b"c" * 32
-STORAGE = LeaseTerms(b"l" * 32, "storage", P, C, 40, 64 * MIB, START, START + LONG_MS)
-COMPUTE = LeaseTerms(b"j" * 32, "compute", P, C, 40, 10**12, START, START + COMPUTE_LEASE_MS)
-CLEARED = replace(STORAGE, lease_id=b"k" * 32, cleared=True)
-RATE = LeaseTerms(
-    b"r" * 32, "compute", P, C, 40_000, 900 * MFUEL, START, START + LONG_MS, cleared=True
+MOST = 64 * MIB
+"""Of bytes under a lease."""
+DEAR = 45
+"""The highest price of a renewal."""
+STORAGE = LeaseRequest(
+    lease_id=b"l" * 32,
+    provider=P,
+    customer=C,
+    kind="storage",
+    slot=b"s" * 16,
+    window=(0, 2**60),
+    tier="open",
+    need=None,
+    number=0,
+    level=0,
+    price=40,
+    start_ms=START,
+    end_ms=START + LONG_MS,
 )
-NEXT = replace(
-    STORAGE, lease_id=b"n" * 32, price=41, renews=STORAGE.lease_id, end_ms=START + 2 * LONG_MS
-)
-FRESH = new_use(STORAGE, START)
-ALL = (STORAGE, COMPUTE, CLEARED, RATE, NEXT)
+
+
+def terms_of(letter, **changes):
+    return STORAGE.model_copy(update={"lease_id": letter * 32, **changes})
+
+
+CLEARED = terms_of(b"k", need=b"n" * 16, level=MOST)
+COMPUTE = terms_of(b"j", kind="compute", end_ms=START + COMPUTE_LEASE_MS)
+RATE = terms_of(b"r", kind="compute", need=b"m" * 16, level=900 * MFUEL, price=40_000)
+ALL = (STORAGE, COMPUTE, CLEARED, RATE)
 
 
 def entry_of(role, terms):
-    return LeaseEntry(role, terms, new_use(terms, terms.start_ms), b"raw", b"id")
+    return LeaseEntry(role, terms, new_use(terms, terms.level, terms.start_ms), b"raw", b"id")
 
 
 @dataclass
@@ -82,11 +99,13 @@ class Pair:
 
     def hold(self, terms, delta):
         theirs = self.theirs[terms.lease_id]
-        if theirs.use.given_back or not terms.start_ms <= min(self.now_ms, self.their_ms):
+        terms, use = theirs.terms, theirs.use
+        if use.given_back or not terms.start_ms <= min(self.now_ms, self.their_ms):
             return
         if max(self.now_ms, self.their_ms) >= terms.end_ms:
             return
-        delta = max(-theirs.use.held_bytes, min(delta, room(terms, theirs.use, self.their_ms)))
+        left = min(room(terms, use, self.their_ms), MOST - use.held_bytes)
+        delta = max(-use.held_bytes, min(delta, left))
         if delta:
             self.change(terms.lease_id, lambda t, use, now_ms: hold(t, use, delta, now_ms))
 
@@ -101,13 +120,26 @@ class Pair:
         if max(self.now_ms, self.their_ms) < terms.end_ms:
             self.change(terms.lease_id, lambda t, use, now_ms: spend(t, use, steps, now_ms))
 
-    def move(self, size):
-        for side, now_ms in ((self.mine, self.now_ms), (self.theirs, self.their_ms)):
-            old, new = side[STORAGE.lease_id], side[NEXT.lease_id]
-            fits = min(size, max(0, NEXT.quantity - new.use.held_bytes))
-            uses = moved((old.terms, old.use), (new.terms, new.use), fits, now_ms)
-            old.use, new.use = (widened(use, STORAGE.quantity) for use in uses)
-            new.use = widened(new.use, fits, max(0, now_ms - new.terms.start_ms))
+    def renew(self, lease_id, price, *, is_heard):
+        """Begin the next term at the provider, and at the customer where it hears of it."""
+        theirs = self.theirs[lease_id]
+        changes = {"price": price, "start_ms": self.now_ms, "end_ms": self.now_ms + LONG_MS}
+        later = theirs.terms.model_copy(update=changes)
+        if check_renewal(later, theirs.terms, theirs.use, self.their_ms) is not None:
+            return
+        self.next_term(theirs, later, theirs.use.level)
+        if is_heard:
+            self.hear(lease_id)
+
+    def hear(self, lease_id):
+        mine, theirs = self.mine.get(lease_id), self.theirs[lease_id]
+        if mine is not None and mine.terms is not theirs.terms:
+            self.next_term(mine, theirs.terms, theirs.use.level)
+
+    @staticmethod
+    def next_term(entry, terms, level):
+        use = renewed(entry.terms, entry.use, terms, level)
+        entry.terms, entry.use = terms, use
 
     def count(self):
         """Return what the provider signs now."""
@@ -117,11 +149,14 @@ class Pair:
 
     def take(self, count):
         """Have the customer take a count over; return what it makes of it."""
+        for line in count.leases:
+            mine = self.mine.get(line.lease_id)
+            if mine is not None and line.end_ms > mine.terms.end_ms:
+                self.hear(line.lease_id)  # It asks for the signed lease, so nobody can make it up.
         agreed = rules.agree(
             self.own,
             list(self.mine.values()),
             Signed(count, P, b"net", count.id, b"count"),
-            moving=(),
             asked_ms=self.now_ms + 1,
             now_ms=self.now_ms,
         )
@@ -159,8 +194,10 @@ class Pair:
                 self.run(COMPUTE, abs(number))
             case "run rate":
                 self.run(RATE, abs(number))
-            case "move":
-                self.move(abs(number))
+            case "renew" | "renewed, answer lost" | "renew cleared":
+                of = CLEARED if what == "renew cleared" else STORAGE
+                price = 40 + number % (DEAR - 40 + 1)
+                self.renew(of.lease_id, price, is_heard=what != "renewed, answer lost")
             case "count":
                 assert not self.take(self.count()).disputed
                 self.pay()
@@ -170,13 +207,20 @@ class Pair:
                 assert not self.take(self.count()).disputed
 
     def ceiling(self, now_ms):
-        """Return quantity, price and time of every lease, in WORTHths of a micro-credit."""
-        total = 0
-        for terms in self.terms:
-            most = terms.quantity
-            if terms.kind == "storage" or terms.cleared:
-                most *= max(0, min(now_ms, terms.end_ms) - terms.start_ms)
-            total += worth(terms, most)
+        """Return the most that all leases can come to, in WORTHths of a micro-credit."""
+        total, now_ms = 0, max(now_ms, START + OFFER_MS)  # It is paid whatever is given up.
+        for entry in self.theirs.values():
+            terms = entry.terms
+            most = terms.level or MOST
+            if terms.kind == "storage":
+                most = max(most, MOST) * (min(now_ms, terms.end_ms + LATE_MS) - START)
+                terms = terms.model_copy(update={"price": DEAR})
+            elif terms.cleared:
+                most *= min(now_ms, terms.end_ms) - START
+            else:
+                total += entry.use.used
+                continue
+            total += worth(terms, max(0, most))
         return total
 
 
@@ -190,7 +234,9 @@ STEPS = st.tuples(
             "lower rate",
             "run",
             "run rate",
-            "move",
+            "renew",
+            "renewed, answer lost",
+            "renew cleared",
             "count",
             "count, answer lost",
             "count, voucher lost",
@@ -202,8 +248,6 @@ STEPS = st.tuples(
 SKEWS = st.integers(-REQUEST_WINDOW_MS, REQUEST_WINDOW_MS)
 
 
-# Room for now lapses by two clocks, long after the last change was agreed on.
-@example(steps=[("hold", 0, 1), ("count", 0, 0)], skew=REQUEST_WINDOW_MS, wait=EPOCH_MS)
 # The provider counts of a moment before the one at which a level was given up by the other clock.
 @example(
     steps=[
@@ -228,15 +272,12 @@ def test_after_a_last_count_both_totals_are_equal_and_within_what_was_leased(ste
     pair.pay()
     assert not agreed.disputed
     theirs = rules.due_micro(pair.other, pair.theirs.values(), pair.their_ms)
-    own = (
-        pair.own.closed + sum(worth(entry.terms, entry.use.used) for entry in pair.mine.values())
-    ) // WORTH
+    own = (pair.own.closed + sum(entry.use.used for entry in pair.mine.values())) // WORTH
     assert own == theirs == count.amount_micro
     # A level that was given up since may have been paid for a minute more: it is owed next.
-    ahead = sum(worth(each, each.quantity * max(0, skew)) for each in (CLEARED, RATE)) // WORTH
+    ahead = sum(worth(each, each.level * max(0, skew)) for each in (CLEARED, RATE)) // WORTH
     assert theirs <= pair.own.signed_micro == pair.other.signed_micro <= theirs + ahead + 1
-    runs = sum(e.use.used for e in pair.theirs.values() if e.terms is COMPUTE)
-    assert theirs <= (pair.ceiling(pair.their_ms) + worth(COMPUTE, runs)) // WORTH
+    assert theirs <= pair.ceiling(max(pair.now_ms, pair.their_ms)) // WORTH
 
 
 @given(st.lists(STEPS, max_size=20), st.lists(st.integers(0, 3 * EPOCH_MS), max_size=6))
@@ -278,6 +319,8 @@ def test_who_counts_more_than_follows_is_never_paid_for_it(steps, skew, lie, mor
     for step in steps:
         pair.play(step)
     pair.now_ms += EPOCH_MS
+    for lease_id in pair.theirs:
+        pair.hear(lease_id)
     honest = pair.count()
     most = honest.amount_micro
     lines, change = list(honest.leases), {}
@@ -308,8 +351,7 @@ def test_who_counts_more_than_follows_is_never_paid_for_it(steps, skew, lie, mor
     agreed = pair.take(lying)
     # What a minute of each clock explains is the most that a lie gains, and no voucher more.
     explained = sum(
-        worth(each.terms, advance(each.terms, each.use, pair.their_ms).used)
-        for each in pair.mine.values()
+        advance(each.terms, each.use, pair.their_ms).used for each in pair.mine.values()
     )
     assert agreed.amount_micro <= max(most, (pair.own.closed + explained) // WORTH)
     if lie == "used":
@@ -328,109 +370,88 @@ events = st.lists(
 )
 
 
-def played(events, terms=STORAGE):
+both = st.sampled_from([STORAGE, CLEARED])
+
+
+def played(events, terms):
     """Yield (time, use) after each event, where a delta is kept inside of the lease."""
-    now, use = terms.start_ms, FRESH
+    now, use = START, new_use(terms, terms.level, START)
     for wait, delta in events:
         now += wait
-        use = hold(terms, use, min(delta, room(terms, use, now)), now)
+        most = min(room(terms, use, now), MOST - use.held_bytes) if now < terms.end_ms else 0
+        use = hold(terms, use, min(delta, most), now)
         yield now, use
 
 
-def by_the_second(events, until_ms):
-    """Reference: what is held or kept free, for each stretch of time between two changes."""
-    now, touched, held, total = START, START, 0, 0
-    end_ms = STORAGE.end_ms
-    lapsed = False
-    for wait, delta in [*events, (until_ms, 0)]:
-        then = min(until_ms, now + wait)
-        marks = sorted({now, then, min(max(touched + STORAGE_LEASE_IDLE_MS, now), then)})
-        for first, last in pairwise(marks):
-            lapsed = lapsed or first >= touched + STORAGE_LEASE_IDLE_MS
-            billed = held if lapsed else max(held, STORAGE.quantity)
-            total += billed * max(0, min(last, end_ms) - min(first, end_ms))
-        if then >= touched + STORAGE_LEASE_IDLE_MS:
-            lapsed = lapsed or touched + STORAGE_LEASE_IDLE_MS <= end_ms
-        now = then
-        held = max(0, held + min(delta, STORAGE.quantity - held))
-        touched = now
-    return total
+@given(events, both)
+def test_the_use_is_what_was_held_or_kept_free_for_each_millisecond(events, terms):
+    total = held = 0
+    now = START
+    for then, use in played(events, terms):
+        total += max(held, terms.level) * max(0, min(then, terms.end_ms) - now)
+        total += held * max(0, then - max(now, terms.end_ms))
+        now, held = then, use.held_bytes
+        assert use.used == worth(terms, total)
 
 
-@given(events)
-def test_the_use_is_what_was_held_or_kept_free_for_each_millisecond(events):
-    now, last = [(START, FRESH), *played(events)][-1]
-    assert last.used == by_the_second(events, now)
-
-
-@given(events)
-def test_what_is_owed_never_falls(events):
+@given(events, both)
+def test_what_is_owed_never_falls(events, terms):
     used = 0
-    for _, use in played(events):
+    for _, use in played(events, terms):
         assert use.used >= used
-        assert 0 <= use.held_bytes <= STORAGE.quantity
+        assert 0 <= use.held_bytes <= MOST
         used = use.used
 
 
-@given(events, st.lists(st.integers(0, 30 * EPOCH_MS), max_size=5))
-def test_looking_changes_nothing(events, looks):
-    for now, use in played(events):
+@given(events, both, st.lists(st.integers(0, 30 * EPOCH_MS), max_size=5))
+def test_looking_changes_nothing(events, terms, looks):
+    for now, use in played(events, terms):
         seen = use
         for later in sorted(looks):
-            seen = advance(STORAGE, seen, now + later)
+            seen = advance(terms, seen, now + later)
         end = now + max(looks, default=0)
-        assert advance(STORAGE, use, end) == seen
-        assert advance(STORAGE, seen, now - 1) == seen
+        assert advance(terms, use, end) == seen
+        assert advance(terms, seen, now - 1) == seen
 
 
 @given(st.lists(st.integers(0, 10**10), max_size=20))
 def test_a_compute_lease_comes_to_the_fuel_that_ran(runs):
-    use = new_use(COMPUTE, START)
+    use = new_use(COMPUTE, 0, START)
     for steps in runs:
         use = spend(COMPUTE, use, steps, START)
-    assert use.used == sum(runs)
-    assert worth(COMPUTE, use.used) // WORTH == compute_amount(COMPUTE.price, sum(runs))
+    assert use.used == worth(COMPUTE, sum(runs))
+    assert use.used // WORTH == compute_amount(COMPUTE.price, sum(runs))
 
 
-moves = st.lists(
-    st.tuples(st.integers(0, 5 * EPOCH_MS), st.integers(0, 4 * MIB)), min_size=1, max_size=12
+renewals = st.lists(
+    st.tuples(
+        st.integers(REQUEST_WINDOW_MS, 5 * EPOCH_MS),
+        st.integers(0, REQUEST_WINDOW_MS),
+        st.integers(0, DEAR),
+        st.integers(-4 * MIB, 4 * MIB),
+    ),
+    max_size=12,
 )
 
 
-@given(st.integers(0, 30 * EPOCH_MS), st.integers(1, 8 * MIB), moves)
-def test_each_byte_is_billed_once_whenever_it_goes_over(wait, size, moves):
-    """A twin that is never renewed, and does not end, counts as much as old and new together."""
-    endless = replace(STORAGE, end_ms=2**60)
-    now = START
-    old = twin = replace(hold(endless, FRESH, size, now), level=0)
-    now += wait
-    renewing = replace(NEXT, start_ms=now, end_ms=2**60)
-    new = new_use(renewing, now)
-    for wait_ms, delta in moves:
-        now += wait_ms
-        old, new = moved((endless, old), (renewing, new), delta, now)
-        twin = advance(endless, twin, now)
-        assert old.held_bytes + new.held_bytes == size
-    later = now + 3 * EPOCH_MS
-    old, new = advance(endless, old, later), advance(renewing, new, later)
-    assert old.used + new.used == advance(endless, twin, later).used
+@given(renewals, both)
+def test_each_byte_is_billed_at_the_price_of_the_term_in_which_it_lay(renewals, terms):
+    """Also where a term began before what was counted already, by another clock."""
+    use, now, total = new_use(terms, terms.level, START), START, 0
+    for wait, before, price, delta in renewals:
+        now += wait
+        use, start, held = advance(terms, use, now), now - before, use.held_bytes
+        billed = max(held, use.level)
+        changes = {"start_ms": start, "end_ms": start + LONG_MS, "price": price}
+        later = terms.model_copy(update=changes)
+        total += worth(terms, billed * (wait - before)) + worth(later, billed * before)
+        use, terms = renewed(terms, use, later, use.level), later
+        assert (use.used, use.held_bytes) == (total, held)
+        use = hold(terms, use, min(delta, MOST - held, room(terms, use, now)), now)
 
 
-@given(events, st.lists(st.integers(0, 30 * EPOCH_MS), max_size=5))
-def test_room_that_lapsed_stays_lapsed_whoever_looks_and_when(events, looks):
-    lapsed = False
-    for now, use in played(events):
-        for later in looks:
-            kept = reserved(STORAGE, use, now + later)
-            assert kept in (0, room(STORAGE, use, START))
-            seen = advance(STORAGE, use, now + later)
-            assert reserved(STORAGE, seen, now + later) == kept
-        assert not use.level or not lapsed
-        lapsed = not use.level
-
-
-@given(events, st.integers(0, 40 * EPOCH_MS))
-def test_what_was_ended_is_billed_no_more(events, wait):
-    for now, use in played(events):
+@given(events, both, st.integers(0, 40 * EPOCH_MS))
+def test_what_was_ended_is_billed_no_more(events, terms, wait):
+    for now, use in played(events, terms):
         over = ended(use)
-        assert advance(STORAGE, over, now + wait).used == use.used
+        assert advance(terms, over, now + wait).used == use.used

@@ -598,18 +598,19 @@ OFFER = {
     "reserve_micro": 10,
     "price_mutual_micro": 8,
     "price_one_way_micro": 9,
-    "available": 1000,
-    "unit": "MiB",
-    "valid_until_ms": 0,
+    "slot": NODE,
+    "available": GIB,
+    "unit": "bytes",
 }
 LEASE = {
     "lease_id": NODE,
     "role": "customer",
     "peer": NODE,
-    "kind": "compute",
-    "origin": "cleared",
     "slot": NODE,
     "need": NODE,
+    "origin": "cleared",
+    "tier": "mutual",
+    "kind": "compute",
     "quantity": 600_000_000,
     "used": 1,
     "price_micro": 8,
@@ -618,6 +619,7 @@ LEASE = {
     "state": "open",
     "end_ms": 0,
 }
+FOR_NOW = {"origin": "now", "need": None, "quantity": 0}
 ENTRY = {
     "seq": 1,
     "kind": "transfer",
@@ -758,7 +760,7 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
             "bob   abcdefghij  up     no          alice",
         ),
         (["health"], "/v1/health", {"peers": [PEER]}, "99.9%"),
-        (["market", "quote"], "/v1/market/quotes", {"quotes": [OFFER]}, "0.000008"),
+        (["market", "quote"], "/v1/market/quotes", {"quotes": [OFFER]}, "1.0 GiB  0.000008"),
         (["market", "slots"], "/v1/market/slots", {"slots": [SLOT, NEED]}, "always"),
         (["market", "slots"], "/v1/market/slots", {"slots": [SLOT]}, "500 Mfuel/s     ?"),
         (["allocation", "show"], "/v1/allocation", CLEARED, "bob   storage"),
@@ -798,6 +800,7 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
         (["allocation", "show"], "/v1/allocation", UNSERVED, "program fails: sum: too large"),
         (["market", "leases"], "/v1/market/leases", {"leases": [LEASE]}, "0.000040"),
         (["market", "leases"], "/v1/market/leases", {"leases": [LEASE]}, "10 Mfuel/s"),
+        (["market", "leases"], "/v1/market/leases", {"leases": [LEASE | FOR_NOW]}, " - "),
         (["ledger", "balance"], "/v1/ledger/balance", BALANCES, "-0.000005"),
         (["ledger", "log"], "/v1/ledger/log", {**ENTRIES, "more": False}, "+0.000080"),
         (

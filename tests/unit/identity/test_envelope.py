@@ -32,7 +32,6 @@ from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Quote
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 from xsc.terms.voucher import Voucher
 
@@ -51,7 +50,6 @@ KINDS: dict[str, type[Record]] = {
         Observed,
         Order,
         Outcome,
-        Quote,
         StorageReceipt,
         Voucher,
     )

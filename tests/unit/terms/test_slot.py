@@ -9,9 +9,15 @@ from xsc.base import limits
 from xsc.base.encoding import decode
 from xsc.base.errors import RecordInvalid, TooLarge, XscError
 from xsc.base.units import ceil_div
-from xsc.market.room import LEASE_UNIT
 from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows, unpack_windows
+from xsc.terms.slot import (
+    LEASE_UNIT,
+    AvailabilitySlot,
+    Commitment,
+    NeedSlot,
+    pack_windows,
+    unpack_windows,
+)
 
 GOLDEN = vectors("slots")
 KINDS = {kind.KIND: kind for kind in (AvailabilitySlot, NeedSlot, Commitment)}

@@ -11,8 +11,7 @@ from xsc.base.errors import RecordInvalid
 from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
-from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Quote
+from xsc.terms.lease import LeaseRequest
 from xsc.terms.storage_receipt import HeldShard, StorageReceipt
 
 BODIES = {
@@ -25,73 +24,31 @@ def made(record, **changes):
 
 
 @pytest.mark.parametrize(
-    "ladder",
+    ("changes", "reason"),
     [
-        {"price_mutual": 9},
-        {"price_one_way": 14, "price": 14},
-        {"price_one_way": 4, "price": 4},
-        {"reserve": 7},
+        ({"end_ms": 1_700_000_000_000}, "ends before it begins"),
+        ({"end_ms": 0}, "ends before it begins"),
+        ({"level": 0}, "a cleared lease has a level"),
+        ({"need": None}, "one for now has none"),
+        ({"level": 2**63}, "level"),
+        ({"level": -1}, "level"),
+        ({"price": -1}, "price"),
+        ({"kind": "egress"}, "kind"),
+        ({"tier": "best"}, "tier"),
+        ({"slot": bytes(15)}, "slot"),
+        ({"window": [1]}, "window"),
+        ({"provider": bytes(31)}, "provider"),
     ],
     ids=str,
 )
-def test_a_price_ladder_never_falls(ladder):
-    with pytest.raises(RecordInvalid, match="ladder must not fall"):
-        made(Quote, **ladder)
-
-
-def test_a_flat_ladder_is_a_ladder():
-    assert made(Quote, price_mutual=8, price_one_way=8, reserve=8).price == 8
-    assert made(Quote, price_mutual=0, price_one_way=0, reserve=0, price=0).price == 0
-
-
-@pytest.mark.parametrize(("tier", "price"), [("mutual", 5), ("one_way", 8), ("open", 13)])
-def test_a_quote_asks_the_rung_of_its_tier_and_nothing_else(tier, price):
-    assert made(Quote, tier=tier, price=price).price == price
-    for other in (price - 1, price + 1):
-        with pytest.raises(RecordInvalid, match="rung of its tier"):
-            made(Quote, tier=tier, price=other)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"valid_until_ms": 1_700_000_000_000},
-        {"valid_until_ms": 0},
-        {"kind": "egress"},
-        {"tier": "best"},
-        {"nonce": bytes(15)},
-        {"site": "x" * 65},
-        {"provider": bytes(31)},
-    ],
-    ids=str,
-)
-def test_a_quote_is_refused(changes):
-    with pytest.raises(RecordInvalid):
-        made(Quote, **changes)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"end_ms": 1_700_000_000_000},
-        {"end_ms": 0},
-        {"quantity": 0, "quantity_min": 0},
-        {"quantity_min": 0},
-        {"quantity_min": 10**9 + 1},
-        {"quantity": 2**63},
-        {"price": -1},
-    ],
-    ids=str,
-)
-def test_a_lease_request_is_refused(changes):
-    with pytest.raises(RecordInvalid):
+def test_a_lease_request_is_refused(changes, reason):
+    with pytest.raises(RecordInvalid, match=reason):
         made(LeaseRequest, **changes)
 
 
-def test_a_lease_grants_something():
-    assert made(Lease, quantity=1).quantity == 1
-    with pytest.raises(RecordInvalid):
-        made(Lease, quantity=0)
+def test_a_request_for_now_has_no_level_and_no_need():
+    assert not made(LeaseRequest, need=None, level=0).cleared
+    assert made(LeaseRequest).cleared
 
 
 @pytest.mark.parametrize("number_type", ["i32", "i64", "f32", "f64"])

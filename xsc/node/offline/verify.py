@@ -24,7 +24,7 @@ from xsc.compute.wasm.values import format_number
 from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import SettledEntry
-from xsc.market.lease import check_grant
+from xsc.market.lease import check_grant, run_price
 from xsc.market.pricing import why
 from xsc.programs.numbers import format_value
 from xsc.programs.proof import check_record, value_in
@@ -207,7 +207,7 @@ def _price_of(asked: Order, receipt: Signed[ExecutionReceipt], lease: bytes | No
 def _lease_price(
     lease: bytes, receipt: Signed[R], lease_id: bytes, parties: tuple[bytes, bytes], at_ms: int
 ) -> int:
-    """Return the price of the lease that a run of that moment was made under."""
+    """Return the price of a run of that moment under the lease that it was made under."""
     _lease(lease)
     granted = _open(lease, Lease)
     _same_network(granted, receipt)
@@ -218,7 +218,7 @@ def _lease_price(
         "the lease is between others, or not for compute",
     )
     _require(at_ms < terms.end_ms, "the order was made when the lease was over")
-    return terms.price
+    return run_price(terms)
 
 
 def _is_of(module: bytes | None, expected: bytes) -> None:

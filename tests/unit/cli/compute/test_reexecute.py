@@ -22,7 +22,6 @@ from xsc.node.offline.verify import verify_file
 from xsc.terms.dissent import Dissent
 from xsc.terms.execution import Number
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
-from xsc.terms.quote import Quote
 
 PRICE = 3 * PRICE_FUEL
 
@@ -93,31 +92,25 @@ def a_lease(made, alice, bob, network):
 
 
 def make_lease(order, alice, bob, network, **changed):
-    rungs = dict.fromkeys(("price_mutual", "price_one_way", "reserve", "price"), PRICE)
-    quote = Quote(
-        provider=bob.node_id,
-        customer=alice.node_id,
-        kind=changed.get("kind", "compute"),
-        tier="open",
-        available=10**12,
-        valid_from_ms=0,
-        valid_until_ms=99,
-        nonce=bytes(16),
-        **rungs,
-    )
     fields = {
         "lease_id": order.lease_id,
         "provider": bob.node_id,
         "customer": alice.node_id,
         "kind": "compute",
-        "quantity": 10**9,
-        "quantity_min": 1,
+        "slot": bytes(16),
+        "window": (0, 99),
+        "tier": "open",
+        "need": None,
+        "number": 0,
+        "level": 0,
         "price": PRICE,
         "start_ms": 0,
         "end_ms": 99,
     }
-    request = LeaseRequest(quote=sign(quote, bob, network).raw, **{**fields, **changed})
-    granted = Lease(request=sign(request, alice, network).raw, quantity=10**9, granted_ms=1)
+    request = LeaseRequest(**{**fields, **changed})
+    granted = Lease(
+        request=sign(request, alice, network).raw, level=request.level, granted_ms=1
+    )
     return sign(granted, bob, network).raw
 
 
@@ -128,6 +121,12 @@ def test_a_receipt_is_billed_by_its_lease(xsc, signed, a_lease, tmp_path):
     assert ", under lease" in xsc("verify", tmp_path / "r").text
     alone = xsc("verify", tmp_path / "l", "--lease", tmp_path / "l")
     assert (alone.code, "execution receipt alone" in alone.err) == (6, True)
+
+
+def test_a_run_within_a_cleared_rate_costs_nothing_more(made, bob, network, a_lease):
+    rate = a_lease(need=bytes(16), level=10**6)
+    free = sign(made[1].model_copy(update={"amount_micro": 0}), bob, network).raw
+    assert "0.000000 credits, as agreed in lease" in verify_file(free, lease=rate)
 
 
 @pytest.mark.parametrize(

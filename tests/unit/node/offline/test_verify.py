@@ -15,11 +15,11 @@ from tests.unit.allocation.clearings import (
     slot,
 )
 from xsc.allocation.clearing_record import Offer
+from xsc.base.errors import ProofInvalid
 from xsc.base.ids import short
 from xsc.identity.envelope import sign
 from xsc.node.offline.verify import verify_file
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Quote
 from xsc.terms.slot import Commitment
 
 NETWORK = bytes(32)
@@ -45,43 +45,36 @@ def test_verify_names_what_is_the_provider_s_word(gives):
 
 
 @pytest.mark.parametrize(
-    ("kind", "quantity", "shown"),
+    ("kind", "level", "shown"),
     [
-        ("storage", 3 << 20, "3.0 MiB of storage at 0.000008 credits a GiB and hour"),
+        ("storage", 3 << 20, "3.0 MiB of storage, cleared ahead of use, at 0.000008 credits"),
+        ("compute", 0, "compute for now at 0.000008 credits a Gfuel"),
         (
             "compute",
             5_000_000,
-            "5 million fuel steps of compute at 0.000008 credits a Gfuel",
+            "5 million fuel steps a minute of compute, cleared ahead of use, at 0.000008 credits",
         ),
     ],
 )
-def test_verify_gives_the_size_and_unit_of_a_lease(kind, quantity, shown):
-    quote = Quote(
-        provider=PROVIDER.node_id,
-        customer=CUSTOMER.node_id,
-        kind=kind,
-        tier="open",
-        price_mutual=8,
-        price_one_way=8,
-        reserve=8,
-        price=8,
-        available=quantity,
-        valid_from_ms=0,
-        valid_until_ms=1,
-        nonce=bytes(16),
-    )
+def test_verify_gives_the_size_and_unit_of_a_lease(kind, level, shown):
     request = LeaseRequest(
         lease_id=bytes(32),
         provider=PROVIDER.node_id,
         customer=CUSTOMER.node_id,
         kind=kind,
-        quote=sign(quote, PROVIDER, NETWORK).raw,
-        quantity=quantity,
-        quantity_min=1,
+        slot=bytes(16),
+        window=(0, 1),
+        tier="open",
+        need=bytes(16) if level else None,
+        number=0,
+        level=level,
         price=8,
         start_ms=0,
         end_ms=1,
     )
     asked = sign(request, CUSTOMER, NETWORK).raw
-    lease = Lease(request=asked, quantity=quantity, granted_ms=0)
+    lease = Lease(request=asked, level=level, granted_ms=0)
     assert shown in verify_file(sign(lease, PROVIDER, NETWORK).raw)
+    more = lease.model_copy(update={"level": level + 1})
+    with pytest.raises(ProofInvalid, match="grants more than was asked for"):
+        verify_file(sign(more, PROVIDER, NETWORK).raw)
