@@ -94,6 +94,8 @@ class World:
         """Of each node; `ahead_ms` sets one."""
         self.places: dict[int, str] = {}
         """Where a node that moved is now."""
+        self.full: set[int] = set()
+        """Nodes whose disk has no room left."""
 
     nowhere = NO_HOME
 
@@ -144,7 +146,7 @@ class World:
             space=disk.space,
             sandbox=LocalSandbox(executor),
             log=SilentLog(),
-            disk_free_bytes=lambda: 2**40,
+            disk_free_bytes=lambda: 0 if index in self.full else 2**40,
         )
 
     async def start(self) -> None:

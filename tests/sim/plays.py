@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from xsc.market.room import LEASE_UNIT, SlotRoom, undrawn
+
 from tests.gathering import inputs_of
 from xsc.allocation.acceptance import answered
 from xsc.allocation.clearing_record import Published, standing
@@ -17,7 +19,6 @@ from xsc.allocation.declaring import Wanted, standing_need, with_standing_need
 from xsc.allocation.granting import clear_all, entitlements
 from xsc.base.limits import PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.market.choosing import to_take
-from xsc.market.room import LEASE_UNIT, SlotRoom, undrawn
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import AvailabilitySlot, Commitment, Entitlement, EntitlementKey, pack_windows
 

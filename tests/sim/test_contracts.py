@@ -103,11 +103,12 @@ def test_a_small_object_on_few_nodes_is_whole(count):
 
 def test_where_hosts_are_full_a_put_is_refused():
     async def play(world):
+        world.full = {1, 2}
         fault = await refused(world, world.nodes[0], SpaceExhausted)
         assert f"no room: {names(world, 1, 2)}" in fault.message
         assert "`--survive 1node`" in fault.hint
 
-    run(312, 7, play, prepare=with_settings((1, 2), {"storage_capacity": "1"}))
+    run(312, 7, play)
 
 
 def test_while_hosts_are_silent_a_put_is_refused_and_works_when_they_are_back():
@@ -147,7 +148,7 @@ def test_hosts_that_leave_are_named_as_leaving_and_not_as_full():
 def test_each_host_has_its_own_reason():
     def prepare(world):
         world.settings_of[1] = {"starter_credit": "0"}
-        world.settings_of[2] = {"storage_capacity": "1"}
+        world.full = {2}
         world.settings_of[3] = {"storage_price_gib_hour": "4000001"}
 
     async def play(world):

@@ -125,9 +125,9 @@ def test_what_a_node_was_owed_is_settled_to_the_micro_credit():
         await agree(world)
         for node in world.nodes:
             await node.market.settlement.settle_all()
-        given = [v for v in world.nodes[leaver].market.leases() if v.role == "provider"]
-        storage = [view for view in given if view.kind == "storage"]
-        assert all(view.held_bytes == 0 for view in storage)
+        given = [v for v in world.nodes[leaver].market.leases() if v.entry.role == "provider"]
+        storage = [view for view in given if view.entry.terms.kind == "storage"]
+        assert all(view.use.held_bytes == 0 for view in storage)
         assert all(view.due_micro == view.settled_micro > 0 for view in storage)
 
     run(72, 8, play, QUICK | {"storage_price_gib_hour": "1024"})
@@ -138,7 +138,7 @@ def test_a_node_that_leaves_takes_nothing_new():
         await put(world.nodes[0], content(MIB))
         await put(world.nodes[2], content(MIB))
         leaver = world.nodes[1]
-        before = {view.lease_id for view in leaver.market.leases()}
+        before = {view.entry.id for view in leaver.market.leases()}
         # Nobody hears of it: the leases at hand must not help either.
         alone(world, 1)
         await leaver.storage.drain.begin()
@@ -154,9 +154,9 @@ def test_a_node_that_leaves_takes_nothing_new():
         assert leaver.key.node_id not in own.hosts, "it still stores elsewhere"
         assert set(await held_by(world, 1)) <= set(held)
         await refuses_to_keep(world, leaver)
-        assert {view.lease_id for view in leaver.market.leases() if view.role == "provider"} <= (
-            before
-        )
+        assert {
+            view.entry.id for view in leaver.market.leases() if view.entry.role == "provider"
+        } <= (before)
         assert [
             quote.available for quote in await world.nodes[0].market.providers.offers("compute")
         ].count(0) == 1

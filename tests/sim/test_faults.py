@@ -217,10 +217,12 @@ def test_a_full_network_refuses_before_a_byte_is_written():
     async def play(world):
         before = [node.shards.used_bytes for node in world.nodes]
         with pytest.raises(SpaceExhausted):
-            await put(world.nodes[0], content(24 * MIB))
+            await world.nodes[0].storage.put(
+                stream(content(5 * MIB)), name="x", size_hint=600 * MIB
+            )
         assert [node.shards.used_bytes for node in world.nodes] == before
 
-    run(27, 7, play, {"storage_capacity": "4MiB"})
+    run(27, 7, play, {"storage_capacity": "64MiB"})
 
 
 def test_a_removed_object_is_gone_everywhere_and_its_space_is_free():
@@ -281,8 +283,8 @@ def test_bytes_keep_their_lease_through_a_power_loss():
         held = world.nodes[host].shards.used_bytes
         await world.crash(host)
         node = await world.restart(host)
-        (lease,) = [lease for lease in node.market.leases() if lease.role == "provider"]
-        assert lease.held_bytes == held == node.shards.used_bytes
+        (lease,) = [lease for lease in node.market.leases() if lease.entry.role == "provider"]
+        assert lease.use.held_bytes == held == node.shards.used_bytes
         await world.until(lambda: world.sees_all(node))
         await world.skip(EPOCH_MS, EPOCH_MS)
         await world.nodes[0].market.settlement.settle_all()

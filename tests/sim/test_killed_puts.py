@@ -54,6 +54,8 @@ def test_what_a_killed_stream_has_sent_is_deleted_once_its_owner_is_back(moment_
             await world.until(lambda: lies(world) == before, 2 * UPLOADS_INTERVAL_MS)
         assert lies(world) == before
         assert rows(world) == []
+        # What it was told of none of is counted by the hosts.
+        await world.nodes[0].market.settlement.settle_all()
         await agree(world)
         assert await get(world.nodes[3], kept) == content(300_000, seed=1)
 

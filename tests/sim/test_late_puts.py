@@ -48,7 +48,7 @@ def test_nothing_is_left_of_a_put_whose_undoing_overtook_its_bodies():
         await asyncio.gather(*late, return_exceptions=True)
         assert [other.shards.used_bytes for other in world.nodes] == [0] * 7
         for other in world.nodes:
-            assert all(lease.held_bytes == 0 for lease in other.market.leases())
+            assert all(lease.use.held_bytes == 0 for lease in other.market.leases())
 
     run(91, 7, play)
 
@@ -61,7 +61,7 @@ def test_own_puts_that_come_together_leave_the_room_that_is_promised():
             size_bytes=MIB, count=1, exclude=frozenset({customer.key.node_id})
         )
         (lease,) = offered.leases
-        promised = {view.lease_id: view for view in node.market.leases()}[lease.lease_id].quantity
+        promised = {view.entry.id: view for view in node.market.leases()}[lease.lease_id].quantity
         assert 0 < promised < room
         own = type(lease)(node.key.node_id, OWN_STORAGE, 0)
         data = content(4 * MIB - BODY_OVERHEAD_BYTES)

@@ -594,17 +594,17 @@ class Laws(RuleBasedStateMachine):
         for index in self.up():
             named, _ = self.world.nodes[index].storage.orders()
             for lease in self.world.nodes[index].market.leases():
-                host = ids.get(lease.peer)
-                if lease.role != "customer" or host is None or not self.is_up(host):
+                host = ids.get(lease.entry.peer)
+                if lease.entry.role != "customer" or host is None or not self.is_up(host):
                     continue
-                views = {v.lease_id: v for v in self.world.nodes[host].market.leases()}
-                held = self.world.nodes[host].shards.usage.get(lease.lease_id, 0)
-                theirs = views[lease.lease_id].held_bytes if lease.lease_id in views else 0
+                views = {v.entry.id: v for v in self.world.nodes[host].market.leases()}
+                held = self.world.nodes[host].shards.usage.get(lease.entry.id, 0)
+                theirs = views[lease.entry.id].use.held_bytes if lease.entry.id in views else 0
                 assert theirs == held, "a host bills what it does not hold"
                 # What a put that was killed left behind no record names.
-                low, high = named[lease.lease_id], max(held, named[lease.lease_id])
-                assert named[lease.lease_id] <= held, "a record names what is not there"
-                assert low <= lease.held_bytes <= high, "a host is not paid, or paid too much"
+                low, high = named[lease.entry.id], max(held, named[lease.entry.id])
+                assert named[lease.entry.id] <= held, "a record names what is not there"
+                assert low <= lease.use.held_bytes <= high, "a host is not paid, or paid too much"
 
 
 Laws.TestCase.settings = settings(

@@ -11,6 +11,7 @@ from collections import Counter
 from random import Random
 
 import pytest
+from xsc.market.room import FreeRoom, left
 
 from tests.sim.plays import HALF_DAYS, PRICE, TERM_DAYS, Customer, Days, Host, Lease, name
 from tests.sim.rules import random_market
@@ -34,7 +35,6 @@ from xsc.market.auction import Bid as Ask
 from xsc.market.auction import place, reserve
 from xsc.market.lease import LeaseTerms, advance, new_use, worth
 from xsc.market.pricing import unit_price, utilisation_ppm
-from xsc.market.room import FreeRoom, left
 from xsc.terms.pricing import WORTH
 
 HOUR_MS = 3_600_000

@@ -25,27 +25,29 @@ POWER = {**SETTINGS, "repair_grace": "60s", "repair_interval": "60s", "probe_int
 def held_by(world, owner):
     """Return the bytes that every node holds for another, by lease."""
     return {
-        lease.lease_id: lease.held_bytes
+        lease.entry.id: lease.use.held_bytes
         for node in world.nodes
         for lease in node.market.leases()
-        if lease.role == "provider" and lease.peer == owner.key.node_id and lease.held_bytes
+        if lease.entry.role == "provider"
+        and lease.entry.peer == owner.key.node_id
+        and lease.use.held_bytes
     }
 
 
 def settled_in_full(world, owner):
     """Hold both sides of all leases of an owner against each other and against the ledgers."""
     own = owner.key.node_id
-    mine = {view.lease_id: view for view in owner.market.leases() if view.role == "customer"}
+    mine = {view.entry.id: view for view in owner.market.leases() if view.entry.role == "customer"}
     accounts = {each.peer: each for each in owner.market.accounts() if each.role == "customer"}
     paid = 0
     for node in world.nodes:
         if node is owner:
             continue
         for view in node.market.leases():
-            if view.role == "provider" and view.peer == own:
-                assert view.held_bytes == node.shards.usage.get(view.lease_id, 0)
-                assert view.held_bytes == mine[view.lease_id].held_bytes
-                assert view.due_micro == mine[view.lease_id].due_micro
+            if view.entry.role == "provider" and view.entry.peer == own:
+                assert view.use.held_bytes == node.shards.usage.get(view.entry.id, 0)
+                assert view.use.held_bytes == mine[view.entry.id].use.held_bytes
+                assert view.due_micro == mine[view.entry.id].due_micro
         for theirs in node.market.accounts():
             if (theirs.role, theirs.peer) == ("provider", own):
                 if node.key.node_id not in accounts:
@@ -78,7 +80,7 @@ def test_an_object_whose_owner_runs_is_readable_for_ever_and_never_swept():
             for size in (10, 70_000, 2 * MIB)
         }
         before = held_by(world, owner)
-        leases = {view.lease_id for view in owner.market.leases()}
+        leases = {view.entry.id for view in owner.market.leases()}
         start_ms = world.clock.now_ms()
         for number in range(10):
             await world.skip(40 * DAY_MS, 8 * DAY_MS)
@@ -90,12 +92,15 @@ def test_an_object_whose_owner_runs_is_readable_for_ever_and_never_swept():
                 await world.restart(number % 2)
                 owner = world.nodes[OWNER]
         assert world.clock.now_ms() - start_ms >= 400 * DAY_MS
-        assert {view.lease_id for view in owner.market.leases() if view.held_bytes} == leases
+        assert {view.entry.id for view in owner.market.leases() if view.use.held_bytes} == leases
         await settle(world)
         assert settled_in_full(world, owner) > 0
         for view in owner.market.leases():
-            hours = (world.clock.now_ms() - view.start_ms) // EPOCH_MS + 1
-            assert view.due_micro <= storage_amount(view.price, hours * max(before.values())) + 1
+            hours = (world.clock.now_ms() - start_ms) // EPOCH_MS + 1
+            assert (
+                view.due_micro
+                <= storage_amount(view.entry.terms.price, hours * max(before.values())) + 1
+            )
         counted_exactly(world, range(3))
 
     run(11, 3, play, SETTINGS)
@@ -109,23 +114,25 @@ def test_a_recovered_owner_goes_on_with_its_leases():
             await owner.storage.put(stream(data), name=name, size_hint=len(data), code=(1, 1))
         await settle(world)
         await told(world)
-        before = {view.lease_id: view for view in owner.market.leases()}
+        before = {view.entry.id: view for view in owner.market.leases()}
         held = held_by(world, owner)
         assert sum(held.values()) > 4 * MIB
         await world.lose(OWNER)
         await back(world, OWNER, place_of(world, 1))
         owner = world.nodes[OWNER]
-        after = {view.lease_id: view for view in owner.market.leases()}
-        assert {key: view.held_bytes for key, view in after.items() if view.held_bytes} == held
-        assert {key: view.end_ms for key, view in after.items()} == {
-            key: view.end_ms for key, view in before.items() if key in after
+        after = {view.entry.id: view for view in owner.market.leases()}
+        assert {
+            key: view.use.held_bytes for key, view in after.items() if view.use.held_bytes
+        } == held
+        assert {key: view.entry.terms.end_ms for key, view in after.items()} == {
+            key: view.entry.terms.end_ms for key, view in before.items() if key in after
         }
         await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
         await world.skip(60 * DAY_MS, 4 * DAY_MS)
         now_ms = world.clock.now_ms()
-        live = [view for view in owner.market.leases() if view.held_bytes]
-        assert {view.lease_id for view in live} == set(held), "it renews, and buys nothing anew"
-        assert all(view.end_ms > now_ms + STORAGE_LEASE_MS // 3 for view in live)
+        live = [view for view in owner.market.leases() if view.use.held_bytes]
+        assert {view.entry.id for view in live} == set(held), "it renews, and buys nothing anew"
+        assert all(view.entry.terms.end_ms > now_ms + STORAGE_LEASE_MS // 3 for view in live)
         await settle(world)
         assert settled_in_full(world, owner) > 0
         (capability,) = owner.storage.catalogue.named("a")
@@ -136,7 +143,7 @@ def test_a_recovered_owner_goes_on_with_its_leases():
         assert sum(held_by(world, owner).values()) * 2 == sum(held.values())
         await owner.storage.rm(left)
         assert held_by(world, owner) == {}
-        assert not any(view.held_bytes for view in owner.market.leases())
+        assert not any(view.use.held_bytes for view in owner.market.leases())
         await settle(world)
         settled_in_full(world, owner)
 
@@ -166,9 +173,9 @@ def counted_exactly(world, nodes):
     for index in nodes:
         node = world.nodes[index]
         held = {
-            view.lease_id: view.held_bytes
+            view.entry.id: view.use.held_bytes
             for view in node.market.leases()
-            if view.role == "provider" and view.held_bytes
+            if view.entry.role == "provider" and view.use.held_bytes
         }
         assert {key: size for key, size in node.shards.usage.items() if any(key)} == held
         assert sum(node.shards.usage.values()) == node.shards.used_bytes
@@ -214,10 +221,10 @@ def test_with_the_owner_away_one_custodian_keeps_an_object_for_ever_and_gives_it
             await read_all(world, 2, kept)
         counted_exactly(world, range(1, 4))
         for node in world.nodes[1:]:
-            views = [view for view in node.market.leases() if view.held_bytes]
-            assert all(view.peer != owner_id for view in views), "the owner's part is swept"
+            views = [view for view in node.market.leases() if view.use.held_bytes]
+            assert all(view.entry.peer != owner_id for view in views), "the owner's part is swept"
         custodian = world.nodes[1]
-        assert any(view.held_bytes for view in custodian.market.leases())
+        assert any(view.use.held_bytes for view in custodian.market.leases())
 
         owner = await world.restart(OWNER)
         await world.until(lambda: all(world.sees_all(node) for node in world.nodes))
@@ -226,12 +233,12 @@ def test_with_the_owner_away_one_custodian_keeps_an_object_for_ever_and_gives_it
             "the owner took all of it over"
         )
         custodian_id = custodian.key.node_id
-        mine = {view.lease_id for view in owner.market.leases() if view.held_bytes}
+        mine = {view.entry.id for view in owner.market.leases() if view.use.held_bytes}
         for node in world.nodes[1:]:
             for view in node.market.leases():
-                if view.role == "provider" and view.held_bytes:
-                    assert view.peer != custodian_id
-                    assert view.lease_id in mine
+                if view.entry.role == "provider" and view.use.held_bytes:
+                    assert view.entry.peer != custodian_id
+                    assert view.entry.id in mine
         counted_exactly(world, range(4))
         await world.skip(70 * DAY_MS, 10 * DAY_MS)
         await read_all(world, 2, kept)
@@ -246,7 +253,7 @@ def test_what_a_host_does_not_renew_moves_before_the_end():
     async def play(world):
         kept = await put_all(world)
         owner = world.nodes[OWNER]
-        ends = {view.lease_id: view.end_ms for view in owner.market.leases()}
+        ends = {view.entry.id: view.entry.terms.end_ms for view in owner.market.leases()}
         stingy = next(node for node in world.nodes[1:] if node.shards.used_bytes)
         await stingy.ledger.set_limit(owner.key.node_id, 0)
         await world.skip(59 * DAY_MS, 4 * DAY_MS)
@@ -277,7 +284,11 @@ def test_a_deletion_that_a_lost_host_cannot_confirm_ends_with_its_lease_and_the_
         there = world.nodes[gone].key.node_id
         await world.lose(gone)
         assert (await owner.storage.rm(doomed)).partly
-        (end_ms,) = {v.end_ms for v in owner.market.leases() if v.peer == there and v.held_bytes}
+        (end_ms,) = {
+            v.entry.terms.end_ms
+            for v in owner.market.leases()
+            if v.entry.peer == there and v.use.held_bytes
+        }
 
         def named():
             return [
@@ -294,12 +305,14 @@ def test_a_deletion_that_a_lost_host_cannot_confirm_ends_with_its_lease_and_the_
         await world.skip(280 * DAY_MS, 40 * DAY_MS)
         assert not named(), "objects that moved away name it no more either"
         assert [entry.deleting for _, entry in owner.storage.catalogue.entries()] == [False] * 2
-        assert not any(view.held_bytes for view in owner.market.leases() if view.peer == there)
+        assert not any(
+            view.use.held_bytes for view in owner.market.leases() if view.entry.peer == there
+        )
         await read_all(world, OWNER, kept)
         for other in set(range(1, 4)) - {gone}:
             counted_exactly(world, [other])
         held = held_by(world, owner)
-        paid = {v.lease_id: v.held_bytes for v in owner.market.leases() if v.held_bytes}
+        paid = {v.entry.id: v.use.held_bytes for v in owner.market.leases() if v.use.held_bytes}
         assert paid.items() <= held.items()
         assert sum(paid.values()) == sum(
             node.shards.used_bytes for i, node in enumerate(world.nodes) if i not in (OWNER, gone)
@@ -377,9 +390,9 @@ async def pays_for_all(world, payer):
     counted_exactly(world, range(1, 4))
     assert settled_in_full(world, payer) > 0
     assert held_by(world, payer) == {
-        view.lease_id: view.held_bytes
+        view.entry.id: view.use.held_bytes
         for view in payer.market.leases()
-        if view.role == "customer" and view.held_bytes
+        if view.entry.role == "customer" and view.use.held_bytes
     }
 
 
@@ -461,9 +474,9 @@ def test_a_power_loss_at_any_write_of_a_renewal_loses_nothing_and_is_paid_once(w
         await world.until(lambda: all(world.sees_all(node) for node in world.nodes), 600_000)
         await world.skip(15 * DAY_MS, 3 * DAY_MS, 120_000)
         assert held_by(world, owner) == held
-        live = [view for view in owner.market.leases() if view.held_bytes]
-        assert {view.lease_id for view in live} == set(held)
-        assert all(view.end_ms > due + 3 * STORAGE_LEASE_MS // 4 for view in live)
+        live = [view for view in owner.market.leases() if view.use.held_bytes]
+        assert {view.entry.id for view in live} == set(held)
+        assert all(view.entry.terms.end_ms > due + 3 * STORAGE_LEASE_MS // 4 for view in live)
         counted_exactly(world, range(1, 4))
         await settle(world)
         assert settled_in_full(world, owner) > 0

@@ -88,11 +88,15 @@ async def agree(world):
     """Customers and hosts count the same bytes under every lease."""
     for node in world.nodes:
         for lease in node.market.leases():
-            if lease.role != "customer":
+            if lease.entry.role != "customer":
                 continue
-            host = world.nodes[world.index_of(lease.peer)]
-            theirs = {view.lease_id: view for view in host.market.leases()}[lease.lease_id]
-            assert lease.held_bytes == theirs.held_bytes == host.shards.usage.get(lease.lease_id, 0)
+            host = world.nodes[world.index_of(lease.entry.peer)]
+            theirs = {view.entry.id: view for view in host.market.leases()}[lease.entry.id]
+            assert (
+                lease.use.held_bytes
+                == theirs.use.held_bytes
+                == host.shards.usage.get(lease.entry.id, 0)
+            )
 
 
 def test_where_nothing_can_be_deleted_hosts_are_asked_no_more_often_than_ever():
@@ -335,8 +339,8 @@ def test_custodians_heal_while_the_owner_is_away_and_it_takes_over_when_it_is_ba
         own = world.nodes[0].key.node_id
         for node in world.nodes:
             for lease in node.market.leases():
-                if lease.role == "provider" and lease.peer != own:
-                    assert lease.held_bytes == 0, "who is back pays"
+                if lease.entry.role == "provider" and lease.entry.peer != own:
+                    assert lease.use.held_bytes == 0, "who is back pays"
 
     run(51, 10, play, QUICK | {"storage_capacity": "1GiB"})
 

@@ -55,7 +55,7 @@ def leases(world, index, role):
     return [
         lease
         for lease in world.nodes[index].market.leases()
-        if (lease.role, lease.kind) == (role, "compute")
+        if (lease.entry.role, lease.entry.terms.kind) == (role, "compute")
     ]
 
 
@@ -63,7 +63,7 @@ def held(world):
     """Return the leases for now for services that the owner has, and that are not over."""
     now_ms = world.clock.now_ms()
     accounts = world.nodes[0].market.store.all("customer")
-    return [entry for entry in accounts if entry.draw is None and not entry.is_over(now_ms)]
+    return [entry for entry in accounts if not entry.terms.cleared and not entry.is_over(now_ms)]
 
 
 def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
@@ -81,7 +81,7 @@ def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
         bills = range(billed, billed + len(rows(world)))
         assert all(row.fuel_used > 0 for row in rows(world))
         mine, theirs = leases(world, 0, "customer"), leases(world, 1, "provider")
-        assert any(lease.draw is not None for lease in mine), "its rate is paid by time"
+        assert any(lease.entry.terms.cleared for lease in mine), "its rate is paid by time"
         assert len(mine) > 5
         (ours,), (account,) = (
             [each for each in world.nodes[index].market.accounts() if each.role == role]
@@ -90,7 +90,7 @@ def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
         owed = world.nodes[1].market.owed_micro(account)
         assert ours.settled_micro == account.settled_micro
         assert world.nodes[0].market.owed_micro(ours) == owed
-        rates = sum(lease.due_micro for lease in theirs if lease.draw is not None)
+        rates = sum(lease.due_micro for lease in theirs if lease.entry.terms.cleared)
         assert account.settled_micro + owed - rates in bills
         for row in rows(world):
             assert "greet" in verify_file(row.receipt)
@@ -255,29 +255,29 @@ def test_a_deployment_states_a_need_of_compute_and_runs_at_the_rate_that_it_is_g
             return [
                 lease
                 for lease in leases(world, index, role)
-                if lease.draw is not None and lease.status == "open"
+                if lease.entry.terms.cleared and lease.status == "open"
             ]
 
         await deploy(world)
         await world.until(lambda: cleared(0, "customer"))
         (lease,) = cleared(0, "customer")
         assert stated().parts == ((holder.key.node_id, 1),)
-        assert (lease.peer, lease.draw.need) == (holder.key.node_id, stated().slot_id)
-        assert lease.quantity == LEASE_UNIT["compute"]
-        await world.until(lambda: service_at(holder, owner).rates == (lease.lease_id,))
+        assert (lease.entry.peer, lease.entry.terms.need) == (holder.key.node_id, stated().slot_id)
+        assert lease.use.level == LEASE_UNIT["compute"]
+        await world.until(lambda: service_at(holder, owner).rates == (lease.entry.id,))
         for _ in range(3):
             assert (await ask(world)).status == 200
         await world.until(lambda: len(rows(world)) == 3)
-        assert {receipt_of(world, row).lease_id for row in rows(world)} == {lease.lease_id}
+        assert {receipt_of(world, row).lease_id for row in rows(world)} == {lease.entry.id}
         assert {row.amount_micro for row in rows(world)} == {0}
         run = await owner.market.buyer.lease_compute(fuel_steps=10**8, on=holder.key.node_id)
-        assert run.lease_id != lease.lease_id, "its rate is for what is deployed"
+        assert run.lease_id != lease.entry.id, "its rate is for what is deployed"
         await owner.services.owner.undeploy("greet")
         await world.until(lambda: stated() is None)
         await world.until(lambda: not cleared(0, "customer") and not cleared(1, "provider"))
         await owner.market.settlement.settle_all()
-        (mine,) = [each for each in leases(world, 0, "customer") if each.draw is not None]
-        (theirs,) = [each for each in leases(world, 1, "provider") if each.draw is not None]
+        (mine,) = [each for each in leases(world, 0, "customer") if each.entry.terms.cleared]
+        (theirs,) = [each for each in leases(world, 1, "provider") if each.entry.terms.cleared]
         assert mine.due_micro == theirs.due_micro
 
     run(7, 2, play, SERVING)
@@ -290,9 +290,9 @@ def test_a_need_of_compute_rises_and_falls_with_what_runs():
     async def play(world):
         def steps(index, role):
             return sum(
-                lease.quantity // LEASE_UNIT["compute"]
+                lease.use.level // LEASE_UNIT["compute"]
                 for lease in leases(world, index, role)
-                if lease.draw is not None and lease.status == "open"
+                if lease.entry.terms.cleared and lease.status == "open"
             )
 
         await deploy(world, limits=limits)

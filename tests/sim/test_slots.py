@@ -114,13 +114,13 @@ def cleared(node, role="customer"):
     return [
         view
         for view in node.market.leases()
-        if (view.role, view.status) == (role, "open") and view.draw is not None
+        if (view.entry.role, view.status) == (role, "open") and view.entry.terms.cleared
     ]
 
 
 def leased(node, role="customer"):
     """Return the steps of storage that cleared leases have."""
-    return sum(view.quantity for view in cleared(node, role)) // SLOT_STEP_BYTES
+    return sum(view.use.level for view in cleared(node, role)) // SLOT_STEP_BYTES
 
 
 def test_recognition_decides_what_is_leased_and_not_who_asks_first():

@@ -251,6 +251,7 @@ class LeaseBuyer:
         await self._ports.standing.learn(wish.nodes)
         chosen = self._preferred(wish) if wish.at_hand else {}
         faults, found = dict(absent or {}), dict[bytes, Candidate]()
+        heard = set[bytes]()
         for by_domain in (True, False):
             while len(chosen) < count:
                 rest = [node for node in wish.nodes if node not in chosen and node not in faults]
@@ -263,11 +264,16 @@ class LeaseBuyer:
                 answers = await asyncio.gather(
                     *(self._take(wish, found[each.node], each.price) for each in winners)
                 )
+                stale = []
                 for winner, answer in zip(winners, answers, strict=True):
-                    if isinstance(answer, XscError):
+                    if isinstance(answer, NoOffers) and winner.node not in heard:
+                        stale.append(winner.node)  # It has published something else since.
+                    elif isinstance(answer, XscError):
                         faults[winner.node] = answer
                     else:
                         chosen[winner.node] = answer
+                await self._ports.standing.learn(stale, anew=True)
+                heard.update(stale)
         domains = {self._providers.domain(node): node for node in chosen}
         for node in wish.nodes:
             if node in found and node not in chosen and node not in faults:

@@ -83,8 +83,8 @@ class Standing(Protocol):
     def labels(self, node: bytes) -> tuple[str, str] | None:
         """Return the site and the owner that a node names; None where it has published nothing."""
 
-    async def learn(self, nodes: Sequence[bytes]) -> None:
-        """Fetch what nodes that are up have published, where it is not here yet."""
+    async def learn(self, nodes: Sequence[bytes], *, anew: bool = False) -> None:
+        """Fetch what nodes that are up have published, where it is not here yet, or anew."""
 
 
 class Capacity(Protocol):

@@ -245,15 +245,15 @@ class _Published:
         self.quote = node.commitments.quote
         self.labels = node.commitments.labels
 
-    async def learn(self, nodes: Sequence[bytes]) -> None:
-        """Fetch what nodes that are up have published, where it is not here yet."""
-        unknown = [node for node in nodes if self.labels(node) is None]
+    async def learn(self, nodes: Sequence[bytes], *, anew: bool = False) -> None:
+        """Fetch what nodes that are up have published, where it is not here yet, or anew."""
+        unknown = [node for node in nodes if anew or self.labels(node) is None]
         await asyncio.gather(*(self._fetch(node) for node in unknown))
 
     async def _fetch(self, node: bytes) -> None:
         try:
             async with asyncio.timeout(LEASE_TIMEOUT_MS / 1_000):
-                await self._node.read_space(node, UserSpacePaths.COMMITMENT)
+                await self._node.read_space(node, UserSpacePaths.COMMITMENT, anew=True)
         except (XscError, TimeoutError) as fault:
             self._node.log.info("market.no_offer_heard", peer=short(node), fault=repr(fault))
 
@@ -679,15 +679,20 @@ class Node:
         taken = self.market.store.drawn_steps("customer", self.clock.now_ms())
         return taken | self.market.headroom.drawn_steps()
 
-    async def read_space(self, owner: bytes, path: str) -> Entry:
+    async def read_space(self, owner: bytes, path: str, *, anew: bool = False) -> Entry:
         """Return the newest record at a path, fetched from its owner where that is needed.
+
+        Args:
+            owner: of the space.
+            path: of the record.
+            anew: fetch it although it is followed: what is new can be on its way.
 
         Raises:
             NotFound: nothing is there, or its value is not on this node and the owner is away.
         """
         if owner != self.key.node_id and self.health.is_up(owner):
             try:
-                followed = self.sync.is_followed(owner, path)
+                followed = not anew and self.sync.is_followed(owner, path)
                 if not followed and not await self.sync.fetch(owner, path):
                     raise NotFound(
                         f"nothing is at '{path}'", hint="`xsc space ls` shows what is there"

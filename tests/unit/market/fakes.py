@@ -146,7 +146,7 @@ class Recognised:
         node = self.world.of(node)
         return None if node is None else (node.settings["site"], node.settings["owner"])
 
-    async def learn(self, nodes):
+    async def learn(self, nodes, *, anew=False):
         """Do nothing: what all nodes publish is here."""
 
 
