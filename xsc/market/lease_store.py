@@ -269,8 +269,8 @@ class LeaseStore:
 
     def refused(self, lease_id: bytes) -> None:
         """Forget a request that is not granted."""
-        self._state.write([(_ASKED + lease_id, None)], sync=False)
-        self.asked.pop(lease_id, None)
+        if self.asked.pop(lease_id, None) is not None:
+            self._state.write([(_ASKED + lease_id, None)], sync=False)
 
     def _know(self, entry: LeaseEntry) -> None:
         self._entries[entry.role][entry.id] = entry
@@ -299,9 +299,11 @@ class LeaseStore:
 
     async def sync(self, *changed: LeaseEntry | Account) -> None:
         """Keep what became of leases and of accounts, on the disk on return."""
-        await self._commit([self._row(each) for each in changed])
-        # What has changed meanwhile can have been written before those rows.
-        self.keep(*changed)
+        try:
+            await self._commit([self._row(each) for each in changed])
+        finally:
+            # What has changed meanwhile can have been written before those rows, or they were not.
+            self.keep(*changed)
 
     def keep(self, *changed: LeaseEntry | Account) -> None:
         """Keep changes, unsynced, at the end of this turn of the event loop.

@@ -226,7 +226,11 @@ class Settlement:
         await self._find(account, count.record)
         account.agreed_ms = asked_ms
         known |= {line.lease_id for line in count.record.leases}
-        entries = [entry for entry in self._store.of("customer", peer) if entry.id in known]
+        entries = [
+            entry
+            for entry in self._store.of("customer", peer)
+            if entry.id in known and entry.terms.start_ms <= asked_ms  # else it was renewed since
+        ]
         now_ms = self._clock.now_ms()
         agreed = rules.agree(account, entries, count, asked_ms=asked_ms, now_ms=now_ms)
         await self._take_over(account, count, agreed)
@@ -315,7 +319,8 @@ class Settlement:
             elif entry.terms.end_ms > known.terms.end_ms:
                 self._store.renew(known, entry.raw)
         for lease_id, asked in list(self._store.asked.items()):
-            is_late = count.counted_ms - asked.record.start_ms > REQUEST_WINDOW_MS
+            at_ms = min(count.counted_ms, self._clock.now_ms())
+            is_late = at_ms - asked.record.start_ms > REQUEST_WINDOW_MS
             if asked.record.provider == account.peer and is_late:
                 self._store.refused(lease_id)  # It is not in the count, and can come no more.
         if wanted:
