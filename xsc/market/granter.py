@@ -172,11 +172,11 @@ class LeaseGranter:
         if self._node.id in self._ports.leaving():
             raise LeaseExhausted("this node is leaving the network and renews no lease")
         most, grant = self._headroom.renewable(known)
+        if most < held:
+            raise LeaseExhausted("a clearing granted its room to others: its data has to move")
         if grant is not None and not is_named(grant, request):
             raise NoOffers("this node has granted something else for what is held")
         self._check_terms(request, self._asks(request) if grant is None else grant.price)
-        if most < held:
-            raise LeaseExhausted("a clearing granted its room to others: its data has to move")
         level = min(request.level, ceil_div(most, MIB) * MIB)
         # What may still come to be owed under it goes over to its next term.
         credit = self._headroom.credit_left(request.customer) + ahead_micro(known, now_ms)

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from xsc.market.room import LEASE_UNIT
 
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
@@ -24,7 +25,6 @@ from xsc.base.limits import (
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.granter import LOWER
 from xsc.market.providers import LEASE
-from xsc.market.room import LEASE_UNIT
 from xsc.market.settlement import ACCOUNT
 from xsc.terms.count import CountLine, LeaseCount, number_of, wide
 from xsc.terms.lease import Lease, LeaseRequest
