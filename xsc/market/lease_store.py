@@ -137,7 +137,9 @@ class LeaseStore:
             for role in ROLES:
                 self._load(role)
             for lease_id, raw in self._below(_ASKED):
-                self.asked[lease_id] = open_signed(raw, LeaseRequest, network=self._network)
+                asked = open_signed(raw, LeaseRequest, network=self._network)
+                self.asked[lease_id] = asked
+                self.account("customer", asked.record.provider)
         except (RecordInvalid, SignatureInvalid) as fault:
             raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
 
@@ -266,6 +268,7 @@ class LeaseStore:
         """
         self._state.write([(_ASKED + request.record.lease_id, request.raw)], sync=True)
         self.asked[request.record.lease_id] = request
+        self.account("customer", request.record.provider)
 
     def refused(self, lease_id: bytes) -> None:
         """Forget a request that is not granted."""

@@ -101,12 +101,10 @@ class Settlement:
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
         now_ms, leaving = self._clock.now_ms(), self._ports.leaving()
-        unheard = {asked.record.provider for asked in self._store.asked.values()}
         providers = [
             account
             for account in self._store.accounts("customer")
-            if account.peer in unheard
-            or (account.unbooked_micro and (not account.is_taken or account.peer in leaving))
+            if (account.unbooked_micro and (not account.is_taken or account.peer in leaving))
             or rules.is_open(account, self._store.of("customer", account.peer), now_ms)
         ]
         await self._settle([*providers, *self._due()])
@@ -114,13 +112,20 @@ class Settlement:
     async def settle_new(self) -> None:
         """Agree with providers that else would take a cleared lease back: nothing was agreed of it.
 
-        It does not wait for the interval, which may be longer than they wait.
+        And with those that did not answer a request, once they can grant it no more. It does not
+        wait for the interval, which may be longer than they wait.
         """
         now_ms = self._clock.now_ms()
+        late = {
+            asked.record.provider
+            for asked in self._store.asked.values()
+            if now_ms - asked.record.start_ms > REQUEST_WINDOW_MS
+        }
         await self._settle(
             account
             for account in self._store.accounts("customer")
-            if rules.is_unheard(account, self._store.of("customer", account.peer), now_ms)
+            if account.peer in late
+            or rules.is_unheard(account, self._store.of("customer", account.peer), now_ms)
         )
 
     async def _settle(self, accounts: Iterable[Account], *, book_now: bool = False) -> None:
@@ -242,7 +247,8 @@ class Settlement:
         peer, account.closed = short(account.peer), agreed.closed
         for entry, use in agreed.uses:
             entry.use = use
-        if agreed.disputed and account.disputed is None:
+        # Who lost its disk does not know what ran since it signed last.
+        if agreed.disputed and account.disputed is None and account.lost is None:
             self._node.log.warning("market.count_disputed", peer=peer, leases=len(agreed.disputed))
             self._ports.quality.report(account.peer, "lease_count")
         account.disputed = count.raw if agreed.disputed else None

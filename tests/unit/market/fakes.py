@@ -353,7 +353,7 @@ async def admit(world, provider, lease_id, customer, steps=10**9, *, wait_ms=0):
     return terms
 
 
-def request_of(world, customer, provider, kind="storage", offer=None, **change):
+def request_of(world, customer, provider, /, kind="storage", offer=None, **change):
     """Return a signed request on what is published or was granted, but for some fields."""
     now_ms = world.clock.now_ms()
     fields = {
@@ -392,9 +392,8 @@ async def granted_on(customer, provider, request, least=0):
     return answer["lease"]
 
 
-async def ask(world, customer, provider, lease=7, **change):
+async def ask(world, customer, provider, lease_id=b"\x07" * 32, /, **change):
     """Ask for a lease as a customer that states what it likes; return the provider's entry."""
-    lease_id = lease.to_bytes(32, "big") if isinstance(lease, int) else lease
-    raw = request_of(world, customer, provider, **({"lease_id": lease_id} | change))
+    raw = request_of(world, customer, provider, lease_id=lease_id, **change)
     await granted_on(customer, provider, raw)
     return provider.market.store.get("provider", lease_id)

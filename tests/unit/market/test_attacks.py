@@ -162,9 +162,9 @@ async def test_calls_whose_lease_is_forgotten_while_they_wait_are_refused(world,
     customer, provider = pair
     provider.ledger.limit = 40 * A_MIB
     granted = provider.market.granter
-    first = await ask(world, customer, provider, 1, kind="compute")
+    first = await ask(world, customer, provider, b"1" * 32, kind="compute")
     await granted.admit_compute(first.id, customer.id, GFUEL, 0)
-    short = await ask(world, customer, provider, 2, kind="compute")
+    short = await ask(world, customer, provider, b"2" * 32, kind="compute")
     waiting = asyncio.ensure_future(
         granted.admit_compute(short.id, customer.id, GFUEL, TIMEOUT_MS_MAX)
     )
