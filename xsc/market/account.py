@@ -184,7 +184,8 @@ def agree(
         else:
             if is_open and line.end_ms <= count.counted_ms:
                 use = rules.ended(use)
-                is_denied = was_held or terms.cleared
+                is_asked = entry.less is not None and not entry.less[0]
+                is_denied = was_held or (terms.cleared and not is_asked)
             stood = use.touched_ms < asked_ms
             use, used, follows = rules.follow(terms, use, line, count.counted_ms, stood=stood)
             paid += used

@@ -38,7 +38,7 @@ from xsc.base.tally import Tally
 from xsc.base.units import ceil_div, format_credits
 from xsc.identity.envelope import open_signed, sign
 from xsc.market import lease as rules
-from xsc.market.headroom import Headroom
+from xsc.market.headroom import Headroom, is_named
 from xsc.market.lease import LeaseEntry, ahead_micro, is_done, kept_free
 from xsc.market.lease_store import MarketNode
 from xsc.market.ports import EXHAUSTED
@@ -171,10 +171,12 @@ class LeaseGranter:
             raise RecordInvalid(refusal)
         if self._node.id in self._ports.leaving():
             raise LeaseExhausted("this node is leaving the network and renews no lease")
-        most, price = self._headroom.renewable(known)
-        self._check_terms(request, self._asks(request) if price is None else price)
+        most, grant = self._headroom.renewable(known)
         if most < held:
             raise LeaseExhausted("a clearing granted its room to others: its data has to move")
+        if grant is not None and not is_named(grant, request):
+            raise NoOffers("this node has granted something else for what is held")
+        self._check_terms(request, self._asks(request) if grant is None else grant.price)
         level = min(request.level, ceil_div(most, MIB) * MIB)
         # What may still come to be owed under it goes over to its next term.
         credit = self._headroom.credit_left(request.customer) + ahead_micro(known, now_ms)

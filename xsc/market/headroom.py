@@ -43,6 +43,12 @@ def slot_left(offer: Entitlement, drawn: Mapping[EntitlementKey, int]) -> int:
     return max(0, offer.slot_quantity * LEASE_UNIT[offer.kind] - taken)
 
 
+def is_named(offer: Entitlement, request: LeaseRequest) -> bool:
+    """Return whether a request is for what a clearing granted."""
+    named = key_of(request, request.need or b""), request.window[1], request.tier
+    return (offer.key, offer.closes_ms, offer.tier) == named
+
+
 class Headroom:
     """Measures what is neither used nor reserved, in all and for one customer, and its credit."""
 
@@ -93,8 +99,7 @@ class Headroom:
             NoOffers: nothing of that name, kind and tier.
         """
         for each in self._present(request.kind):
-            named = key_of(request, request.need or b"")
-            if (each.key, each.closes_ms, each.tier) == (named, request.window[1], request.tier):
+            if is_named(each, request):
                 return each
         raise NoOffers("this node has no such entitlement here, or none any more")
 
@@ -126,8 +131,8 @@ class Headroom:
         now_ms = self._clock.now_ms()
         return [e for e in self._ports.granted() if e.kind == kind and is_present(e, now_ms)]
 
-    def renewable(self, entry: LeaseEntry) -> tuple[int, int | None]:
-        """Return the bytes for which a lease of storage is renewed, and the price granted for them.
+    def renewable(self, entry: LeaseEntry) -> tuple[int, Entitlement | None]:
+        """Return the bytes for which a lease of storage is renewed, and what was granted for them.
 
         That is what a clearing grants its need beside the need's young leases; or all that it has,
         where no grant waits for room. Never more than it has: what it gave up others may have.
@@ -139,16 +144,16 @@ class Headroom:
             if each.kind == "storage" and each.window[0] <= now_ms < each.window[1]
         ]
         mine = [each for each in granted if each.key == key]
-        price = mine[0].price if mine and entry.terms.cleared else None
+        grant = mine[0] if mine and entry.terms.cleared else None
         has = max(entry.use.held_bytes, 0 if entry.use.lapsed else entry.use.level)
         waiting = sum(undrawn(each, drawn) for each in granted)
         # An offer of room that others still hold is made again each minute, until it lapses.
         if waiting <= self.unreserved("storage") and all(
             undrawn(each, drawn) <= slot_left(each, drawn) for each in granted
         ):
-            return has, price
+            return has, grant
         steps = sum(each.quantity for each in mine) - self.drawn_steps(young=True).get(key, 0)
-        return max(0, min(has, steps * LEASE_UNIT["storage"])), price
+        return max(0, min(has, steps * LEASE_UNIT["storage"])), grant
 
     # What customers may owe
 

@@ -528,12 +528,8 @@ def check_renewal(
     request: LeaseRequest, terms: LeaseRequest, use: LeaseUse, now_ms: int
 ) -> str | None:
     """Return what is wrong with a request that renews a lease, at its provider."""
-    if (request.customer, request.kind, request.cleared) != (
-        terms.customer,
-        terms.kind,
-        terms.cleared,
-    ):
-        return "the lease is another customer's, or of another kind"
+    if (request.customer, request.kind, request.need) != (terms.customer, terms.kind, terms.need):
+        return "the lease is another customer's, of another kind, or for another need"
     if terms.kind != "storage" or use.given_back or not use.held_bytes:
         return "nothing is held under the lease"
     if now_ms + REQUEST_WINDOW_MS < half_ms(terms):
@@ -549,11 +545,12 @@ def renewed(old: LeaseRequest, use: LeaseUse, terms: LeaseRequest, level: int) -
     """Return the use of a lease whose new term begins.
 
     What is counted beyond that moment, by another clock or as the answer was lost, is counted again
-    at the new price.
+    at the new price and level. What was given up since it was asked for does not come back.
     """
-    use = advance(old, use, terms.start_ms)
-    ahead = max(use.held_bytes, use.level) * max(0, use.counted_ms - terms.start_ms)
-    used = max(0, use.used - worth(old, ahead) + worth(terms, ahead))
+    use, ahead_ms = advance(old, use, terms.start_ms), max(0, use.counted_ms - terms.start_ms)
+    level = min(level, max(use.level, ceil_div(use.held_bytes, MIB) * MIB))
+    counted = worth(old, max(use.held_bytes, use.level) * ahead_ms)
+    used = max(0, use.used - counted + worth(terms, max(use.held_bytes, level) * ahead_ms))
     touched_ms = max(use.touched_ms, terms.start_ms)
     use = replace(use, touched_ms=touched_ms, level=level, used=used, lapsed=False)
     return widened(terms, use, max(use.held_bytes, level))

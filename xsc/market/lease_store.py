@@ -137,7 +137,9 @@ class LeaseStore:
             for role in ROLES:
                 self._load(role)
             for lease_id, raw in self._below(_ASKED):
-                self.asked[lease_id] = open_signed(raw, LeaseRequest, network=self._network)
+                asked = open_signed(raw, LeaseRequest, network=self._network)
+                self.asked[lease_id] = asked
+                self.account("customer", asked.record.provider)
         except (RecordInvalid, SignatureInvalid) as fault:
             raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
 
@@ -266,11 +268,12 @@ class LeaseStore:
         """
         self._state.write([(_ASKED + request.record.lease_id, request.raw)], sync=True)
         self.asked[request.record.lease_id] = request
+        self.account("customer", request.record.provider)
 
     def refused(self, lease_id: bytes) -> None:
         """Forget a request that is not granted."""
-        self._state.write([(_ASKED + lease_id, None)], sync=False)
-        self.asked.pop(lease_id, None)
+        if self.asked.pop(lease_id, None) is not None:
+            self._state.write([(_ASKED + lease_id, None)], sync=False)
 
     def _know(self, entry: LeaseEntry) -> None:
         self._entries[entry.role][entry.id] = entry
@@ -299,9 +302,11 @@ class LeaseStore:
 
     async def sync(self, *changed: LeaseEntry | Account) -> None:
         """Keep what became of leases and of accounts, on the disk on return."""
-        await self._commit([self._row(each) for each in changed])
-        # What has changed meanwhile can have been written before those rows.
-        self.keep(*changed)
+        try:
+            await self._commit([self._row(each) for each in changed])
+        finally:
+            # What has changed meanwhile can have been written before those rows, or they were not.
+            self.keep(*changed)
 
     def keep(self, *changed: LeaseEntry | Account) -> None:
         """Keep changes, unsynced, at the end of this turn of the event loop.

@@ -98,9 +98,9 @@ class Providers:
             end_ms=end_ms,
         )
         asked = sign(request, self._node.key, self._node.network)
-        if need is not None and renewed is None:
-            self._store.ask(asked)
         try:
+            if need is not None and renewed is None:
+                self._store.ask(asked)
             return await self._granted(asked, least, renewed)
         except XscError as fault:
             if not isinstance(fault, PeerSilent):

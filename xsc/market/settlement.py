@@ -99,11 +99,15 @@ class Settlement:
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
         now_ms, leaving = self._clock.now_ms(), self._ports.leaving()
-        unheard = {asked.record.provider for asked in self._store.asked.values()}
+        late = {
+            asked.record.provider
+            for asked in self._store.asked.values()
+            if now_ms - asked.record.start_ms > REQUEST_WINDOW_MS
+        }
         providers = [
             account
             for account in self._store.accounts("customer")
-            if account.peer in unheard
+            if account.peer in late
             or (account.unbooked_micro and (not account.is_taken or account.peer in leaving))
             or rules.is_open(account, self._store.of("customer", account.peer), now_ms)
         ]
@@ -212,7 +216,11 @@ class Settlement:
         await self._find(account, count.record)
         account.agreed_ms = asked_ms
         known |= {line.lease_id for line in count.record.leases}
-        entries = [entry for entry in self._store.of("customer", peer) if entry.id in known]
+        entries = [
+            entry
+            for entry in self._store.of("customer", peer)
+            if entry.id in known and entry.terms.start_ms <= asked_ms  # else it was renewed since
+        ]
         now_ms = self._clock.now_ms()
         agreed = rules.agree(account, entries, count, asked_ms=asked_ms, now_ms=now_ms)
         await self._take_over(account, count, agreed)
@@ -224,7 +232,8 @@ class Settlement:
         peer, account.closed = short(account.peer), agreed.closed
         for entry, use in agreed.uses:
             entry.use = use
-        if agreed.disputed and account.disputed is None:
+        # Who lost its disk does not know what ran since it signed last.
+        if agreed.disputed and account.disputed is None and account.lost is None:
             self._node.log.warning("market.count_disputed", peer=peer, leases=len(agreed.disputed))
             self._ports.quality.report(account.peer, "lease_count")
         account.disputed = count.raw if agreed.disputed else None
@@ -301,7 +310,8 @@ class Settlement:
             elif entry.terms.end_ms > known.terms.end_ms:
                 self._store.renew(known, entry.raw)
         for lease_id, asked in list(self._store.asked.items()):
-            is_late = count.counted_ms - asked.record.start_ms > REQUEST_WINDOW_MS
+            at_ms = min(count.counted_ms, self._clock.now_ms())
+            is_late = at_ms - asked.record.start_ms > REQUEST_WINDOW_MS
             if asked.record.provider == account.peer and is_late:
                 self._store.refused(lease_id)  # It is not in the count, and can come no more.
         if wanted:

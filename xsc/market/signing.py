@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xsc.base.clock import rest
-from xsc.base.errors import LeaseExhausted, XscError
+from xsc.base.errors import LeaseExhausted, PeerSilent, XscError
 from xsc.base.ids import short
 from xsc.base.limits import LOWER_MS, MIB, OFFER_SETTLE_MS, RENEWAL_RETRY_MS, TIDY_MS
 from xsc.base.units import ceil_div, format_credits, format_duration
@@ -138,9 +138,9 @@ class Signing:
             if entry.less is None or entry.less[0] != level:
                 entry.less = level, now_ms
             asked.append(entry.peer)
-        for peer in sorted({*asked}):
-            if self._ports.quality.is_up(peer):
-                await self._agree(peer)
+        # One that stalls must not keep the others waiting.
+        up = (peer for peer in sorted({*asked}) if self._ports.quality.is_up(peer))
+        await asyncio.gather(*(self._agree(peer) for peer in up))
         for entry in entries:
             if entry.less is not None and self._clock.now_ms() - entry.less[1] >= LOWER_MS:
                 entry.use = rules.lowered(entry.terms, entry.use, *entry.less)
@@ -160,14 +160,16 @@ class Signing:
         try:
             await self._next_term(entry, needs)
         except XscError as fault:
-            if self._tried.get(entry.id, ("", 0))[0] != fault.message:
+            # Who does not answer may have renewed it: it is asked again at the next look.
+            reason = SILENT if isinstance(fault, PeerSilent) else fault.message
+            if self._tried.get(entry.id, ("", 0))[0] != reason:
                 self._node.log.warning(
                     "market.lease_not_renewed",
                     peer=short(entry.peer),
                     lease=short(entry.id),
-                    reason=fault.message,
+                    reason=reason,
                 )
-            self._tried[entry.id] = fault.message, now_ms
+            self._tried[entry.id] = reason, now_ms
             return
         self._tried.pop(entry.id, None)
         self._node.log.info(

@@ -14,13 +14,22 @@ from xsc.base.errors import (
     EntryRefused,
     PeerSilent,
 )
-from xsc.base.limits import GIB, PRICE_BYTES, SLOT_STEP_BYTES
+from xsc.base.limits import (
+    COMPUTE_LEASE_MS,
+    GIB,
+    PRICE_BYTES,
+    SLOT_STEP_BYTES,
+    STORAGE_LEASE_MS,
+)
 from xsc.db.group import GroupCommit
 from xsc.identity.context import Context
+from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
+from xsc.market.providers import LEASE
 from xsc.market.service import MarketService
+from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import Quote
 from xsc.terms.slot import LEASE_UNIT, Commitment
 
@@ -341,3 +350,49 @@ async def admit(world, provider, lease_id, customer, steps=10**9, *, wait_ms=0):
     terms = granted.compute_terms(lease_id, customer.id, steps)
     await world.drive(granted.admit_compute(lease_id, customer.id, steps, wait_ms))
     return terms
+
+
+def request_of(world, customer, provider, /, kind="storage", offer=None, **change):
+    """Return a signed request on what is published or was granted, but for some fields."""
+    now_ms = world.clock.now_ms()
+    fields = {
+        "lease_id": b"\x07" * 32,
+        "provider": provider.id,
+        "customer": customer.id,
+        "kind": kind,
+        "slot": OFFERED[kind],
+        "window": ALWAYS,
+        "tier": provider.standing.tier(customer.id),
+        "need": None,
+        "number": 0,
+        "level": 0,
+        "price": 40 * A_MIB,
+        "start_ms": now_ms,
+        "end_ms": now_ms + (STORAGE_LEASE_MS if kind == "storage" else COMPUTE_LEASE_MS),
+    }
+    if offer is not None:
+        fields |= {
+            "kind": offer.kind,
+            "slot": offer.slot,
+            "window": (offer.opens_ms, offer.closes_ms),
+            "tier": offer.tier,
+            "need": offer.need,
+            "number": 1,
+            "level": offer.quantity * LEASE_UNIT[offer.kind],
+            "price": offer.price,
+        }
+    return sign(LeaseRequest(**(fields | change)), customer.key, NET).raw
+
+
+async def granted_on(customer, provider, request, least=0):
+    """Return the lease that a provider signs on a request, as it came."""
+    header = {"request": request, "least": least}
+    answer, _ = await provider.market.handlers()[LEASE](customer.id, header, ())
+    return answer["lease"]
+
+
+async def ask(world, customer, provider, lease_id=b"\x07" * 32, /, **change):
+    """Ask for a lease as a customer that states what it likes; return the provider's entry."""
+    raw = request_of(world, customer, provider, lease_id=lease_id, **change)
+    await granted_on(customer, provider, raw)
+    return provider.market.store.get("provider", lease_id)

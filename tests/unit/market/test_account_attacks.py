@@ -6,11 +6,18 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
-from tests.unit.market.fakes import NET, admit
-from tests.unit.market.test_attacks import ask
-from tests.unit.market.test_service import holding, leased, redeem, voucher_of
-from tests.unit.market.test_signing import PRICE, entitle, leased_all, lowering
-from xsc.base.errors import RecordInvalid, SpaceExhausted, XscError
+from tests.unit.market.fakes import NET, admit, ask, granted_on
+from tests.unit.market.test_service import holding, redeem, voucher_of
+from tests.unit.market.test_signing import (
+    PRICE,
+    entitle,
+    give_up,
+    leased_all,
+    need_of,
+    needs,
+    signed,
+)
+from xsc.base.errors import PeerSilent, RecordInvalid, SpaceExhausted
 from xsc.base.limits import (
     EPOCH_MS,
     LEASE_KEPT_MS,
@@ -18,18 +25,16 @@ from xsc.base.limits import (
     OFFER_MS,
     REQUEST_WINDOW_MS,
     SLOT_STEP_BYTES,
-    STORAGE_LEASE_IDLE_MS,
     TIDY_MS,
+    UNHEARD_MS,
 )
 from xsc.identity.envelope import open_signed, sign
-from xsc.market.granter import LOWER
 from xsc.market.providers import LEASE
-from xsc.market.room import LEASE_UNIT
 from xsc.market.settlement import ACCOUNT
 from xsc.terms.count import CountLine, LeaseCount, number_of, wide
-from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
 from xsc.terms.pricing import worth as worth_of
+from xsc.terms.slot import LEASE_UNIT
 
 DAY_MS = 24 * EPOCH_MS
 
@@ -61,12 +66,13 @@ async def test_a_count_with_an_old_date_is_paid_each_minute_once(world, pair):
     customer, provider = pair
     host = await holding(world, customer, provider)
     terms = provider.market.store.get("provider", host.lease_id).terms
-    size, told = 100 * MIB, {"used": 0, "at": terms.start_ms}
+    minute = worth_of("storage", terms.price, 100 * MIB, cleared=False)
+    told = {"used": 0, "at": terms.start_ms}
 
     def lie(count):
         # What the customer itself believes by now, said to be of a minute ago.
         (line,), now_ms = count.leases, count.counted_ms
-        told["used"] += size * (now_ms - told["at"])
+        told["used"] += minute * (now_ms - told["at"])
         told["at"] = now_ms - REQUEST_WINDOW_MS
         lines = (line.model_copy(update={"used": wide(told["used"])}),)
         return {"counted_ms": told["at"], "amount_micro": 2**60, "leases": lines}
@@ -75,29 +81,21 @@ async def test_a_count_with_an_old_date_is_paid_each_minute_once(world, pair):
     for _ in range(360):
         world.later(10_000)
         await customer.market.settlement.settle_due()
-    most = terms.quantity * (world.clock.now_ms() - terms.start_ms)
-    allowed = worth_of("storage", terms.price, most, cleared=False) // WORTH
-    assert signed_of(customer, provider) <= allowed
+    allowed = minute * (world.clock.now_ms() - terms.start_ms) // WORTH
+    # What came is told by two clocks, a minute apart at most.
+    assert signed_of(customer, provider) <= allowed + minute * REQUEST_WINDOW_MS // WORTH
 
 
 async def test_what_ran_or_lay_there_is_owed_although_no_count_was_asked_for(world, three):
     customer, _, provider = three
     now_ms, level = world.clock.now_ms(), 50 * LEASE_UNIT["compute"]
     window = (now_ms, now_ms + DAY_MS)
-    entitle(world, customer, provider, 50, kind="compute", window=window, until_ms=window[1])
-    rate = {"kind": "compute", "quantity": level, "quantity_min": level, "price": PRICE}
-    entry = await ask(
-        world,
-        customer,
-        provider,
-        1,
-        draw=provider.granted[-1].draw(1),
-        start_ms=now_ms,
-        end_ms=now_ms + EPOCH_MS,
-        **rate,
+    granted = entitle(
+        world, customer, provider, 50, kind="compute", window=window, until_ms=window[1]
     )
-    await admit(world, provider, entry.terms.lease_id, customer, level)
-    provider.market.granter.used_compute(entry.terms.lease_id, level, level)
+    entry = await ask(world, customer, provider, offer=granted, end_ms=now_ms + EPOCH_MS)
+    await admit(world, provider, entry.id, customer, level)
+    provider.market.granter.used_compute(entry.id, level, level)
     world.later(EPOCH_MS)
     provider.market.tidy()
     assert owed_to(provider) == worth_of("compute", PRICE, level * EPOCH_MS, cleared=True) // WORTH
@@ -107,11 +105,11 @@ async def test_a_deletion_takes_no_debt_with_it(world, three):
     customer, _, provider = three
     await leased_all(world, customer, provider, 50)
     (entry,) = provider.market.store.of("provider", customer.id)
-    provider.stores(entry.terms.lease_id, customer.id, 50 * SLOT_STEP_BYTES)
-    world.later(2 * STORAGE_LEASE_IDLE_MS)
+    provider.stores(entry.id, customer.id, 50 * SLOT_STEP_BYTES)
+    world.later(2 * UNHEARD_MS)
     provider.market.tidy()
     owed = owed_to(provider)
-    provider.drops(entry.terms.lease_id, 50 * SLOT_STEP_BYTES)
+    provider.drops(entry.id, 50 * SLOT_STEP_BYTES)
     provider.market.tidy()
     assert owed_to(provider) == owed > 0
 
@@ -121,48 +119,68 @@ async def test_a_level_is_not_given_up_before_its_first_minute_is_paid(world, th
     await leased_all(world, customer, provider, 50)
     (entry,) = provider.market.store.of("provider", customer.id)
     world.later(OFFER_MS)
-    asked = lowering(world, entry.terms.lease_id, 0)
-    asked["at_ms"] -= REQUEST_WINDOW_MS
-    await provider.market.handlers()[LOWER](customer.id, asked, ())
+    await give_up(world, customer, provider, entry.id, 0, ago_ms=REQUEST_WINDOW_MS)
     minute = 50 * SLOT_STEP_BYTES * OFFER_MS
     assert owed_to(provider) == worth_of("storage", PRICE, minute, cleared=True) // WORTH
 
 
-async def test_a_request_that_was_refused_is_not_paid_for_a_week(world, pair):
-    customer, provider = pair
-    seen = []
-    grant = world.wire.handlers[provider.id][LEASE]
+@pytest.mark.parametrize("silent", [False, True])
+async def test_a_request_that_was_refused_is_not_paid_for_a_week(world, three, silent):
+    """Nor one that was not answered, once its provider counted without it."""
+    customer, _, provider = three
+    grant, seen = world.wire.handlers[provider.id][LEASE], []
 
     async def refuse(_caller, header, _parts):
         seen.append(header["request"])
-        raise SpaceExhausted("too little room")
+        raise PeerSilent("no answer") if silent else SpaceExhausted("too little room")
 
     world.wire.handlers[provider.id][LEASE] = refuse
-    with pytest.raises(XscError):
-        await leased(world, customer)
+    needs(customer, need_of(50))
+    entitle(world, customer, provider, 50)
+    await signed(world, customer)
     world.wire.handlers[provider.id][LEASE] = grant
+    raw = await granted_on(customer, provider, seen[0])
+    assert len(customer.market.store.asked) == silent
+    honest = world.wire.handlers[provider.id]
+    lying(world, provider, lambda _: {"leases": (), "amount_micro": 0})
+    world.later(REQUEST_WINDOW_MS + 1)
+    await customer.market.settlement.settle_new()
+    assert not customer.market.store.asked
+    world.wire.handlers[provider.id] = honest
     world.later(7 * DAY_MS)
-    request = open_signed(seen[0], LeaseRequest, network=NET).record
-    late = Lease(request=seen[0], quantity=request.quantity, granted_ms=request.start_ms)
-
-    def lie(count):
-        used = request.quantity * (count.counted_ms - request.start_ms)
-        line = CountLine(
-            lease_id=request.lease_id,
-            held_bytes=0,
-            level=0,
-            used=wide(used),
-            end_ms=request.end_ms,
-        )
-        return {"leases": (line,), "amount_micro": 2**60}
-
-    lying(world, provider, lie, [sign(late, provider.key, NET).raw])
+    lying(world, provider, lambda _: {"amount_micro": 2**60}, [raw])
     await customer.market.settlement.agree(provider.id)
-    kept = request.quantity * (STORAGE_LEASE_IDLE_MS + REQUEST_WINDOW_MS)
-    assert (
-        signed_of(customer, provider)
-        <= worth_of("storage", request.price, kept, cleared=False) // WORTH
+    assert signed_of(customer, provider) == 0
+    assert not customer.market.leases()
+
+
+async def test_a_clock_that_is_ahead_grants_no_need_twice(world, three):
+    """Its provider says that it granted nothing, while it keeps the answer back."""
+    customer, _, provider = three
+    asked, late = asyncio.Event(), asyncio.Event()
+    honest = world.wire.handlers[provider.id][LEASE]
+
+    async def grant(*given):
+        asked.set()
+        await late.wait()
+        return await honest(*given)
+
+    world.wire.handlers[provider.id] |= {LEASE: grant}
+    needs(customer, need_of(50))
+    entitle(world, customer, provider, 50)
+    looking = asyncio.ensure_future(customer.market.signing.look())
+    await asked.wait()
+    lying(
+        world,
+        provider,
+        lambda count: {"leases": (), "counted_ms": count.counted_ms + REQUEST_WINDOW_MS},
     )
+    world.later(1)
+    await customer.market.settlement.agree(provider.id)
+    assert customer.market.store.asked, "its answer still counts"
+    late.set()
+    await looking
+    assert len(customer.market.leases()) == 1
 
 
 async def test_after_a_lost_disk_what_was_paid_is_not_paid_again(world, pair):
@@ -192,21 +210,19 @@ async def test_a_voucher_over_more_than_may_be_owed_is_refused_and_counts_go_on(
     assert 0 < signed_of(customer, provider) < provider.ledger.limit
 
 
-async def test_a_lease_that_is_left_out_and_shown_again_is_paid_once(world, pair):
-    customer, provider = pair
-    (host,) = await leased(world, customer, size_bytes=100 * MIB)
-    entry = provider.market.store.get("provider", host.lease_id)
-    start_ms, quantity, shows = entry.terms.start_ms, entry.terms.quantity, [True]
+async def test_a_lease_that_is_left_out_and_shown_again_is_paid_once(world, three):
+    customer, _, provider = three
+    await leased_all(world, customer, provider, 50)
+    (entry,) = provider.market.store.of("provider", customer.id)
+    start_ms, shows = entry.terms.start_ms, [True]
+
+    def worth(ms):
+        return worth_of("storage", PRICE, 50 * SLOT_STEP_BYTES * ms, cleared=True)
 
     def lie(count):
-        line = CountLine(
-            lease_id=host.lease_id,
-            held_bytes=0,
-            level=0,
-            used=wide(quantity * (count.counted_ms - start_ms)),
-            end_ms=count.counted_ms,
-        )
-        lines = (line,) if shows[0] else ()
+        (line,) = count.leases
+        more = {"used": wide(worth(count.counted_ms - start_ms)), "end_ms": count.counted_ms}
+        lines = (line.model_copy(update=more),) if shows[0] else ()
         return {"leases": lines, "closed": wide(2**120), "amount_micro": 2**60}
 
     lying(world, provider, lie, [entry.raw])
@@ -214,8 +230,33 @@ async def test_a_lease_that_is_left_out_and_shown_again_is_paid_once(world, pair
         world.later(10_000)
         for shows[0] in (True, False):
             await customer.market.settlement.agree(provider.id)
-    most = worth_of("storage", entry.terms.price, quantity * 50_000, cleared=False) // WORTH
-    assert signed_of(customer, provider) <= most
+    assert 0 < signed_of(customer, provider) <= worth(50_000) // WORTH
+
+
+async def test_leases_that_were_never_asked_for_are_no_matter(world, three):
+    """A provider lists them, or shows one of another customer, or that was over long ago."""
+    customer, other, provider = three
+    mine, theirs = [await ask(world, node, provider, node.id[::-1]) for node in (customer, other)]
+
+    def lie(count):
+        lines = [
+            CountLine(
+                lease_id=bytes([number]) * 32,
+                held_bytes=2**40,
+                level=2**40,
+                used=wide(2**200),
+                end_ms=2**60,
+            )
+            for number in range(256)
+        ]
+        return {"leases": tuple(lines) + count.leases, "amount_micro": 2**60}
+
+    lying(world, provider, lie, [mine.raw, theirs.raw])
+    for _ in range(2):
+        world.later(EPOCH_MS)
+        await customer.market.settlement.agree(provider.id)
+        assert not customer.market.leases()
+        assert signed_of(customer, provider) == 0
 
 
 async def test_a_restart_of_the_customer_explains_no_minute_more(world, pair):
@@ -224,12 +265,13 @@ async def test_a_restart_of_the_customer_explains_no_minute_more(world, pair):
     host = await holding(world, customer, provider)
     world.later(1)
     await customer.market.settlement.agree(provider.id)
-    quantity = provider.market.store.get("provider", host.lease_id).terms.quantity
+    price = provider.market.store.get("provider", host.lease_id).terms.price
+    minute = worth_of("storage", price, 100 * MIB * REQUEST_WINDOW_MS, cleared=False)
     more = []
 
     def lie(count):
         (line,) = count.leases
-        used = number_of(line.used) + quantity * REQUEST_WINDOW_MS * len(more)
+        used = number_of(line.used) + minute * len(more)
         return {"leases": (line.model_copy(update={"used": wide(used)}),), "amount_micro": 2**60}
 
     lying(world, provider, lie)
@@ -248,7 +290,7 @@ async def test_a_cleared_lease_is_agreed_on_in_time_whatever_the_interval(world,
     await customer.restart()
     await leased_all(world, customer, provider, 50)
     running = asyncio.create_task(customer.market.run())
-    for _ in range(2 * STORAGE_LEASE_IDLE_MS // TIDY_MS):
+    for _ in range(2 * UNHEARD_MS // TIDY_MS):
         await settle()
         world.clock.advance_to(world.clock.now_ms() + TIDY_MS)
         provider.market.tidy()

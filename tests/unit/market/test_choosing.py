@@ -1,6 +1,6 @@
 """Which leases are used, and what is said of those that are not."""
 
-from tests.unit.market.test_lease_entry import HOST, OTHER, T0, entry
+from tests.unit.market.test_lease import HOST, OTHER, T0, entry
 from xsc.base.limits import GIB
 from xsc.market.choosing import Wish, at_hand, why_unused
 from xsc.market.lease import LeaseUse
@@ -13,7 +13,7 @@ def found(*entries, kind="storage", quantity=GIB, nodes=(HOST, OTHER)):
 
 def cleared(number, level, kind="storage"):
     use = LeaseUse(T0, level=level, counted_ms=T0)
-    return entry("customer", kind, number=number, use=use, cleared=True, quantity=level)
+    return entry("customer", kind, number=number, use=use, level=level)
 
 
 def test_the_cheapest_usable_lease_of_each_node_is_found():
@@ -21,15 +21,13 @@ def test_the_cheapest_usable_lease_of_each_node_is_found():
     assert found(*mine, entry("customer", number=3, price=2)) == [2], "of equals the first"
     assert found(*mine, entry("customer", number=3, provider=OTHER)) == [2, 3]
     assert found(*mine, nodes=(OTHER,)) == []
-    assert found(*mine, quantity=10 * GIB) == [2]
-    assert found(*mine, quantity=10 * GIB + 1) == []
+    assert found(*mine, quantity=100 * GIB) == [2], "its provider says what it has"
     assert found(*mine, kind="compute") == []
-    assert found(entry("customer", use=LeaseUse(T0, level=10 * GIB, denial=b"d"))) == []
+    assert found(entry("customer", use=LeaseUse(T0, denial=b"d"))) == []
     assert found(entry("customer", avoided_until_ms=T0 + 1)) == []
     assert found(entry("customer", avoided_until_ms=T0)) == [1]
-    assert found(entry("customer", end_ms=T0)) == []
-    handed_out = entry("customer", promised=[(T0 + 1, 10 * GIB)])
-    assert found(handed_out) == []
+    assert found(entry("customer", start_ms=T0 - 1, end_ms=T0)) == []
+    assert found(entry("customer", level=10 * GIB, promised=[(T0 + 1, 10 * GIB)])) == []
 
 
 def test_cleared_leases_come_first_and_are_joined_where_none_has_the_room():

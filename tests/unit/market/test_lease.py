@@ -1,6 +1,9 @@
+"""The life of a lease: what it allows, what it comes to, and what follows of a count."""
+
 from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 
 from xsc.base.limits import (
     AMOUNT_MAX,
@@ -8,82 +11,126 @@ from xsc.base.limits import (
     EPOCH_MS,
     GIB,
     LATE_MS,
+    LEASE_KEPT_MS,
     LEASE_TIMEOUT_MS,
     MFUEL,
+    MIB,
     PRICE_FUEL,
+    REFUSED_RETRY_MS,
+    REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
-    STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
+    UNHEARD_MS,
 )
+from xsc.base.units import format_duration
+from xsc.market import account as accounts
+from xsc.market import lease as rules
+from xsc.market.account import Account, Booking, is_booking_due, next_booking, views
 from xsc.market.lease import (
-    LeaseTerms,
+    OWN,
+    QUANTITY_MAX,
+    LeaseEntry,
+    LeaseUse,
     advance,
+    ahead_micro,
     check_grant,
+    check_renewal,
     check_request,
+    due_ms,
+    ended,
     follow,
     hold,
-    is_idle,
+    is_done,
     is_useful,
+    kept_free,
     lowered,
     new_use,
-    reserved,
+    renewed,
     room,
     spend,
+    tidied,
     worth,
 )
-from xsc.market.lease_entry import LeaseEntry, ahead_micro
+from xsc.storage.object.expiry import before_end
 from xsc.terms.count import CountLine, wide
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
 
-T0 = 1_000_000
-P, C, L = b"p" * 32, b"c" * 32, b"l" * 32
-STORAGE = LeaseTerms(L, "storage", P, C, 10, 8 * GIB, T0, T0 + STORAGE_LEASE_MS)
-COMPUTE = LeaseTerms(L, "compute", P, C, 10, 5 * PRICE_FUEL, T0, T0 + COMPUTE_LEASE_MS)
-CLEARED = replace(STORAGE, cleared=True)
-FRESH = new_use(STORAGE, T0)
-BARE = new_use(COMPUTE, T0)
-LAPSE = T0 + STORAGE_LEASE_IDLE_MS
+T0 = 1_700_000_000_000
+END = T0 + STORAGE_LEASE_MS
+HOST, OTHER, CUSTOMER, L = b"h" * 32, b"o" * 32, b"c" * 32, b"\1" * 32
+NEED = b"n" * 16
+ACCOUNT = Account("provider", HOST, CUSTOMER)
+
+
+def asked(kind="storage", level=0, **change):
+    """Return the terms of a lease: cleared where it has a level."""
+    fields = {
+        "lease_id": L,
+        "provider": HOST,
+        "customer": CUSTOMER,
+        "kind": kind,
+        "slot": b"s" * 16,
+        "window": (0, 2**60),
+        "tier": "open",
+        "need": NEED if level else None,
+        "number": 1 if level else 0,
+        "level": level,
+        "price": 10,
+        "start_ms": T0,
+        "end_ms": END if kind == "storage" else T0 + COMPUTE_LEASE_MS,
+    }
+    return LeaseRequest(**(fields | change))
+
+
+STORAGE, COMPUTE = asked(), asked("compute")
+CLEARED = asked(level=8 * GIB)
+FRESH, BARE, FULL = new_use(STORAGE, 0, T0), new_use(COMPUTE, 0, T0), new_use(CLEARED, 8 * GIB, T0)
+
+
+def entry(role="provider", kind="storage", *, number=1, use=None, level=0, price=3, **changed):
+    of_entry = {"reserved", "promised", "avoided_until_ms", "is_apart"} & changed.keys()
+    given = {name: changed.pop(name) for name in of_entry}
+    terms = asked(kind, level, price=price, lease_id=bytes([number]) * 32, **changed)
+    return LeaseEntry(role, terms, use or new_use(terms, level, T0), b"lease", b"id", **given)
+
+
+def holding(size, **changed):
+    return LeaseUse(T0, held_bytes=size, counted_ms=T0, **changed)
 
 
 def due(terms, use, now_ms):
-    return worth(terms, advance(terms, use, now_ms).used) // WORTH
+    return advance(terms, use, now_ms).used // WORTH
 
 
-def test_a_lease_for_now_keeps_all_of_it_free_until_nothing_came_for_ten_minutes():
-    assert reserved(STORAGE, FRESH, LAPSE - 1) == 8 * GIB
-    assert reserved(STORAGE, FRESH, LAPSE) == 0
-    assert due(STORAGE, FRESH, T0) == 0
-    assert due(STORAGE, FRESH, LAPSE) == due(STORAGE, FRESH, T0 + 9 * EPOCH_MS) == 80 // 6
-    use = hold(STORAGE, FRESH, GIB, LAPSE - 1)
-    assert reserved(STORAGE, use, 2 * LAPSE - T0 - 2) == 7 * GIB, "what comes keeps it free"
-    assert reserved(STORAGE, use, 2 * LAPSE - T0 - 1) == 0
-    late = hold(STORAGE, use, GIB, T0 + EPOCH_MS)
-    assert reserved(STORAGE, late, T0 + EPOCH_MS) == 0, "for good"
-    assert room(STORAGE, late, T0) == 6 * GIB, "it may still be used where there is room"
-
-
-def test_what_is_held_is_billed_by_the_millisecond():
-    use = replace(hold(STORAGE, FRESH, GIB, T0), level=0)
-    assert advance(STORAGE, use, T0 + 7).used == 7 * GIB
+def test_a_lease_for_now_keeps_nothing_free_and_is_billed_for_what_is_held():
+    assert kept_free(entry()) == 0
+    assert due(STORAGE, FRESH, END) == 0
+    assert room(STORAGE, FRESH, T0) == QUANTITY_MAX, "its provider says what there is"
+    use = hold(STORAGE, FRESH, GIB, T0)
+    assert advance(STORAGE, use, T0 + 7).used == worth(STORAGE, 7 * GIB)
     assert due(STORAGE, use, T0 + EPOCH_MS - 1) == 9
     assert due(STORAGE, use, T0 + EPOCH_MS) == 10
     gone = hold(STORAGE, use, -GIB, T0 + EPOCH_MS)
     assert due(STORAGE, gone, T0 + 9 * EPOCH_MS) == 10
+    assert hold(STORAGE, FRESH, -GIB, T0).held_bytes == 0, "no more goes than was held"
 
 
 def test_what_is_kept_after_the_end_is_billed_while_it_is_held_and_no_longer_than_it_has_to_be():
-    use, late = hold(CLEARED, new_use(CLEARED, T0), GIB, T0), CLEARED.end_ms + EPOCH_MS
-    whole = CLEARED.quantity * (CLEARED.end_ms - T0)
-    assert advance(CLEARED, use, CLEARED.end_ms).used == whole
-    assert advance(CLEARED, use, late).used == whole + GIB * EPOCH_MS, "the level has ended"
-    assert advance(CLEARED, use, late + 2 * LATE_MS).used == whole + GIB * LATE_MS
-    gone = hold(CLEARED, use, -GIB, late)
-    assert advance(CLEARED, gone, late + EPOCH_MS).used == whole + GIB * EPOCH_MS
+    use, late = hold(CLEARED, FULL, GIB, T0), CLEARED.end_ms + EPOCH_MS
+    whole = 8 * GIB * (CLEARED.end_ms - T0)
+
+    def comes_to(use, at_ms, used):
+        return advance(CLEARED, use, at_ms).used == worth(CLEARED, used)
+
+    assert comes_to(use, CLEARED.end_ms, whole)
+    assert comes_to(use, late, whole + GIB * EPOCH_MS), "the level has ended"
+    assert comes_to(use, late + 2 * LATE_MS, whole + GIB * LATE_MS)
+    assert comes_to(hold(CLEARED, use, -GIB, late), late + EPOCH_MS, whole + GIB * EPOCH_MS)
 
 
 def test_a_cleared_lease_is_billed_for_its_level_until_that_is_lowered():
-    use = hold(CLEARED, new_use(CLEARED, T0), GIB, T0)
+    use = hold(CLEARED, FULL, GIB, T0)
     assert due(CLEARED, use, T0 + EPOCH_MS) == 80, "also for what is free"
     low = lowered(CLEARED, use, 0, T0 + EPOCH_MS)
     assert (low.level, low.given_back) == (GIB, False), "not below what is held"
@@ -101,9 +148,8 @@ def line_of(terms, used, *, held=0, level=0):
 
 def test_what_follows_is_taken_over_and_what_does_not_is_not_paid():
     at = T0 + EPOCH_MS
-    most, leeway = GIB * EPOCH_MS, GIB * REQUEST_WINDOW_MS
-    use = replace(hold(STORAGE, FRESH, GIB, T0), level=0, leeway=leeway)
-    use = advance(STORAGE, use, at)
+    most, leeway = (worth(STORAGE, GIB * ms) for ms in (EPOCH_MS, REQUEST_WINDOW_MS))
+    use = advance(STORAGE, replace(hold(STORAGE, FRESH, GIB, T0), leeway=leeway), at)
     for used, good in (
         (most, True),
         (most + leeway, True),
@@ -119,121 +165,75 @@ def test_what_follows_is_taken_over_and_what_does_not_is_not_paid():
 
 
 def test_a_count_lowers_what_is_held_only_where_nothing_changed_meanwhile():
-    at = T0 + EPOCH_MS
-    use = replace(hold(STORAGE, FRESH, GIB, T0), level=0)
+    use = hold(STORAGE, FRESH, GIB, T0)
     for stood, said, held in ((True, 5, 5), (False, 5, GIB), (True, 9 * GIB, GIB)):
         line = line_of(STORAGE, 0, held=said)
-        after, _, _ = follow(STORAGE, use, line, at, stood=stood)
+        after, _, _ = follow(STORAGE, use, line, T0 + EPOCH_MS, stood=stood)
         assert after.held_bytes == held
 
 
 def test_fuel_that_never_ran_is_not_paid():
-    use = spend(COMPUTE, BARE, 5, T0)
+    use, step = spend(COMPUTE, BARE, 5, T0), worth(COMPUTE, 1)
     for said, paid, follows in ((4, 4, True), (5, 5, True), (6, 5, False)):
-        after, pays, good = follow(COMPUTE, use, line_of(COMPUTE, said), T0, stood=True)
-        assert (after, pays, good) == (use, paid, follows)
-
-
-def test_no_more_goes_than_was_held():
-    assert hold(STORAGE, FRESH, -GIB, T0).held_bytes == 0
+        line = line_of(COMPUTE, said * step)
+        assert follow(COMPUTE, use, line, T0, stood=True) == (use, paid * step, follows)
 
 
 def test_room_is_what_is_left():
-    assert room(STORAGE, hold(STORAGE, FRESH, 3 * GIB, T0), T0) == 5 * GIB
-    assert room(COMPUTE, spend(COMPUTE, BARE, 2 * PRICE_FUEL, T0), T0) == 3 * PRICE_FUEL
-    assert room(COMPUTE, spend(COMPUTE, BARE, 9 * PRICE_FUEL, T0), T0) == 0
-
-
-def test_an_empty_lease_becomes_idle():
-    assert not is_idle(STORAGE, FRESH, T0 + STORAGE_LEASE_IDLE_MS - 1)
-    assert is_idle(STORAGE, FRESH, T0 + STORAGE_LEASE_IDLE_MS)
-    assert not is_idle(STORAGE, hold(STORAGE, FRESH, 1, T0), T0 + STORAGE_LEASE_IDLE_MS)
-    assert not is_idle(COMPUTE, FRESH, T0 + STORAGE_LEASE_IDLE_MS)
+    assert room(CLEARED, hold(CLEARED, FULL, 3 * GIB, T0), T0) == 5 * GIB
+    assert room(CLEARED, hold(CLEARED, FULL, 9 * GIB, T0), T0) == 0
 
 
 def test_a_customer_stops_using_a_lease_in_time():
-    held = hold(STORAGE, FRESH, 1, T0)
-    assert is_useful(STORAGE, FRESH, T0 + STORAGE_LEASE_IDLE_MS // 2 - 1)
-    assert not is_useful(STORAGE, FRESH, T0 + STORAGE_LEASE_IDLE_MS // 2)
-    assert is_useful(STORAGE, held, T0 + STORAGE_LEASE_MS // 2 - 1)
-    assert not is_useful(STORAGE, held, T0 + STORAGE_LEASE_MS // 2)
-    assert is_useful(COMPUTE, FRESH, T0)
-    assert not is_useful(COMPUTE, FRESH, COMPUTE.end_ms - 1)
-    assert not is_useful(STORAGE, replace(held, given_back=True), T0)
-
-
-def test_what_may_come_to_be_lost_beside_what_is_owed_is_an_hour_more():
-    def ahead(terms, use, now_ms):
-        return ahead_micro(LeaseEntry("provider", terms, use, b"lease", b"id"), now_ms)
-
-    assert ahead(STORAGE, FRESH, T0) == 80
-    assert ahead(COMPUTE, BARE, T0) == 0
-    assert ahead(STORAGE, FRESH, STORAGE.end_ms) == 0
-
-
-def wish(**change):
-    fields = {
-        "lease_id": L,
-        "provider": P,
-        "customer": C,
-        "kind": "storage",
-        "quote": b"q",
-        "quantity": 10,
-        "quantity_min": 5,
-        "price": 3,
-        "start_ms": T0,
-        "end_ms": T0 + STORAGE_LEASE_MS,
-    }
-    return LeaseRequest(**(fields | change))
+    assert is_useful(STORAGE, FRESH, T0 + STORAGE_LEASE_MS // 2 - 1)
+    assert not is_useful(STORAGE, FRESH, T0 + STORAGE_LEASE_MS // 2)
+    assert is_useful(COMPUTE, BARE, T0)
+    assert is_useful(COMPUTE, BARE, COMPUTE.end_ms - LEASE_TIMEOUT_MS - 1), "an order must arrive"
+    assert not is_useful(COMPUTE, BARE, COMPUTE.end_ms - LEASE_TIMEOUT_MS)
+    assert not is_useful(STORAGE, replace(FRESH, given_back=True), T0)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({}, None),
-        ({"price": 4}, None),
-        ({"lease_id": b"\0" * 32}, "own capacity"),
-        ({"price": 2}, "below the 3"),
+        ({"price": 11}, None),
+        ({"start_ms": T0 - REQUEST_WINDOW_MS, "end_ms": T0 + 1}, None),
+        ({"start_ms": T0 + REQUEST_WINDOW_MS}, None),
+        ({"price": AMOUNT_MAX, "level": GIB, "end_ms": T0 + EPOCH_MS}, None),
+        *(({"lease_id": each}, "own capacity") for each in OWN.values()),
+        ({"price": 9}, "below the 10"),
+        ({"level": MIB + 1}, "whole units"),
         ({"start_ms": T0 - REQUEST_WINDOW_MS - 1, "end_ms": T0 + 1}, "begin now"),
         ({"start_ms": T0 + REQUEST_WINDOW_MS + 1}, "begin now"),
-        ({"end_ms": T0 + STORAGE_LEASE_MS + 1}, "longer"),
-        ({"price": 2**47, "quantity": 2**47}, "worth more"),
+        ({"end_ms": END + 1}, "longer"),
+        ({"price": AMOUNT_MAX, "level": GIB, "end_ms": T0 + EPOCH_MS + 1}, "worth more"),
     ],
 )
 def test_requests(change, reason):
-    refusal = check_request(wish(**change), 3, T0)
+    refusal = check_request(asked(**change), 10, T0, STORAGE_LEASE_MS)
     assert (refusal is None) if reason is None else reason in refusal
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"start_ms": T0 - REQUEST_WINDOW_MS, "end_ms": T0 + 1},
-        {"start_ms": T0 + REQUEST_WINDOW_MS},
-        {"price": AMOUNT_MAX, "quantity": GIB, "quantity_min": 1, "end_ms": T0 + EPOCH_MS},
-    ],
-)
-def test_a_request_at_a_bound_is_within_it(change):
-    assert check_request(wish(**change), 3, T0) is None
-
-
-def test_the_worth_of_a_request_counts_every_epoch_that_begins():
-    most = {"price": AMOUNT_MAX, "quantity": GIB, "quantity_min": 1}
-    assert check_request(wish(**most, end_ms=T0 + EPOCH_MS + 1), 3, T0)
+def test_a_request_is_for_now_or_names_a_need_and_its_level():
+    for change in ({"need": NEED}, {"level": 1, "need": None}, {"end_ms": T0}):
+        with pytest.raises(ValidationError):
+            asked(**change)
 
 
 def test_grants():
-    request = wish()
-    for quantity, good in ((4, False), (5, True), (10, True), (11, False)):
-        lease = Lease(request=b"raw", quantity=quantity, granted_ms=T0)
+    request = asked(level=10)
+    for level, good in ((0, False), (1, True), (10, True), (11, False)):
+        lease = Lease(request=b"raw", level=level, granted_ms=T0)
         assert (check_grant(request, lease) is None) == good
-    far = Lease(request=b"raw", quantity=7, granted_ms=T0 - REQUEST_WINDOW_MS - 1)
+    assert check_grant(STORAGE, Lease(request=b"raw", level=1, granted_ms=T0))
+    far = Lease(request=b"raw", level=7, granted_ms=T0 - REQUEST_WINDOW_MS - 1)
     assert check_grant(request, far)
 
 
 def test_the_last_part_of_a_minute_gives_and_costs_as_much_less():
-    rate = replace(COMPUTE, cleared=True, quantity=60 * MFUEL, end_ms=T0 + 60_500)
-    use = new_use(rate, T0)
+    rate = asked("compute", 60 * MFUEL, end_ms=T0 + 60_500)
+    use = new_use(rate, 60 * MFUEL, T0)
     assert room(rate, use, T0 + 59_999) == 60 * MFUEL
     assert room(rate, use, T0 + 60_000) == 60 * MFUEL // 120
 
@@ -246,12 +246,163 @@ def test_a_kind_is_used_as_what_it_is():
     assert advance(COMPUTE, BARE, T0 + EPOCH_MS) == BARE
 
 
-def test_nothing_is_reserved_under_a_lease_that_is_over():
-    assert reserved(STORAGE, FRESH, STORAGE.end_ms) == 0
-    assert reserved(STORAGE, replace(FRESH, given_back=True), T0) == 0
-    assert reserved(COMPUTE, BARE, T0) == 0
+# Renewal
 
 
-def test_an_order_must_still_arrive_in_time():
-    assert is_useful(COMPUTE, FRESH, COMPUTE.end_ms - LEASE_TIMEOUT_MS - 1)
-    assert not is_useful(COMPUTE, FRESH, COMPUTE.end_ms - LEASE_TIMEOUT_MS)
+@pytest.mark.parametrize("term_ms", [60_000, STORAGE_LEASE_MS])
+def test_a_provider_refuses_a_longer_lease_than_it_grants_and_says_how_long_that_is(term_ms):
+    end_ms = T0 + rules.longest_ms("storage", term_ms, cleared=False)
+    assert check_request(asked(end_ms=end_ms), 1, T0, term_ms) is None
+    refusal = check_request(asked(end_ms=end_ms + 1), 1, T0, term_ms)
+    assert refusal == f"the lease is longer than {format_duration(term_ms)}, the longest here"
+    assert rules.longest_ms("compute", term_ms, cleared=False) == COMPUTE_LEASE_MS
+
+
+@pytest.mark.parametrize("term_ms", [60_000, STORAGE_LEASE_MS])
+def test_a_lease_of_any_term_is_renewed_between_its_half_and_the_warning(term_ms):
+    old = asked(end_ms=T0 + term_ms)
+    for number in range(64):
+        terms = asked(lease_id=bytes([number]) * 32, end_ms=T0 + term_ms)
+        assert term_ms // 2 < due_ms(terms) - T0 <= term_ms * 5 // 8
+        left_ms = terms.end_ms - due_ms(terms)
+        assert left_ms > before_end(30 * 86_400_000, term_ms), "before its bytes would move"
+    use, now_ms = holding(10), T0 + term_ms // 2 + 1
+    assert check_renewal(asked(start_ms=now_ms, end_ms=now_ms + term_ms), old, use, now_ms) is None
+    assert check_renewal(asked(start_ms=now_ms, end_ms=old.end_ms + 1), old, use, now_ms)
+
+
+@pytest.mark.parametrize("counted_ms", [-50, 0, 40])
+def test_a_term_begins_at_one_moment_whatever_was_counted_before(counted_ms):
+    """Each side has counted up to another moment when it hears of it."""
+    now_ms = T0 + 1_000
+    use = advance(CLEARED, hold(CLEARED, FULL, GIB, T0), now_ms + counted_ms)
+    new = asked(level=2 * GIB, price=7, start_ms=now_ms, end_ms=now_ms + STORAGE_LEASE_MS)
+    after = advance(new, renewed(CLEARED, use, new, 2 * GIB), now_ms + 100)
+    assert after.used == worth(CLEARED, 8 * GIB * 1_000) + worth(new, 2 * GIB * 100)
+
+
+def test_a_new_term_brings_back_no_level_that_was_given_up():
+    use = lowered(CLEARED, hold(CLEARED, FULL, GIB, T0), 0, T0 + EPOCH_MS)
+    assert renewed(CLEARED, use, CLEARED, 8 * GIB).level == GIB
+
+
+# What follows for a node
+
+
+def test_what_is_kept_free_is_the_level_less_what_is_held_or_being_written():
+    assert kept_free(entry(level=10 * GIB)) == 10 * GIB
+    assert kept_free(entry(level=10 * GIB, reserved=3 * GIB)) == 7 * GIB
+    assert kept_free(entry(level=10 * GIB, use=holding(4 * GIB, level=10 * GIB))) == 6 * GIB
+    assert kept_free(entry(level=GIB, use=holding(0, level=GIB, lapsed=True))) == 0
+    assert kept_free(entry(kind="compute", reserved=30)) == 0, "nothing for now"
+    assert kept_free(entry(kind="compute", level=100, reserved=30)) == 100
+
+
+def test_debts_of_several_leases_add_up_and_are_rounded_down_once():
+    entries = [entry(use=holding(GIB)), entry(number=2, use=holding(2 * GIB))]
+    assert accounts.owed_micro(ACCOUNT, entries, T0) == 0
+    assert accounts.owed_micro(ACCOUNT, entries, T0 + EPOCH_MS) == 9
+    assert accounts.owed_micro(ACCOUNT, entries, T0 + EPOCH_MS - 1) == 8
+    small = [entry(number=number, price=1, use=holding(GIB // 2)) for number in (1, 2)]
+    assert accounts.owed_micro(ACCOUNT, small, T0 + EPOCH_MS) == 1, "two halves"
+    assert accounts.owed_micro(ACCOUNT, [], T0) == 0
+    assert [ahead_micro(each, T0) for each in entries] == [3, 6], "an hour more of each"
+    assert ahead_micro(entry(level=GIB), T0) == 3
+    assert ahead_micro(entry(kind="compute"), T0) == ahead_micro(entries[0], END) == 0
+
+
+def test_a_lease_is_done_once_it_is_over_empty_and_no_work_is_left():
+    assert not is_done(entry(), T0)
+    assert is_done(entry(), END)
+    assert not is_done(entry(reserved=1), END)
+    assert not is_done(entry(use=holding(GIB)), END), "it holds bytes"
+
+
+def test_a_cleared_lease_of_which_nobody_heard_is_taken_back_and_keeps_nothing_after_its_end():
+    at, mine = T0 + UNHEARD_MS, entry(level=GIB)
+    assert not tidied(mine, at - 1)[0].given_back
+    assert (tidied(mine, at)[0].given_back, tidied(mine, at)[0].level) == (True, 0)
+    assert not tidied(entry("customer", level=GIB), at)[0].given_back
+    assert not tidied(entry(), at)[0].given_back
+    known = entry(level=GIB, use=LeaseUse(T0, level=GIB, counted_ms=T0, known=True))
+    assert [tidied(known, at_ms)[0].level for at_ms in (at, END - 1, END)] == [GIB, GIB, 0]
+
+
+def test_a_provider_forgets_a_lease_some_time_after_its_end():
+    at = END + LEASE_KEPT_MS
+    assert not tidied(entry(use=holding(GIB)), END - 1)[1]
+    assert not tidied(entry(reserved=1), at)[1], "something is written"
+    assert not tidied(entry(use=holding(GIB)), at)[1], "it holds bytes"
+    empty = entry(use=LeaseUse(T0, given_back=True))
+    assert not tidied(empty, T0 + LEASE_KEPT_MS - 1)[1]
+    assert tidied(empty, T0 + LEASE_KEPT_MS)[1], "its end was when it was given back"
+
+
+def test_what_a_customer_still_counts_as_held_is_forgotten_a_term_later():
+    held = entry("customer", use=holding(GIB))
+    assert not tidied(held, END + STORAGE_LEASE_MS - 1)[1]
+    assert tidied(held, END + STORAGE_LEASE_MS)[1]
+
+
+def test_what_a_voucher_promises_beyond_what_is_booked_is_booked_next():
+    signed = Account("provider", HOST, CUSTOMER, number=7, signed_micro=50, voucher=b"v")
+    signed.refusals = 2
+    for settled_micro, booking in ((20, Booking(7, 2, 30, b"v")), (49, Booking(7, 2, 1, b"v"))):
+        signed.settled_micro = settled_micro
+        assert next_booking(signed) == booking
+    signed.settled_micro = 50
+    assert next_booking(signed) is None
+    assert next_booking(Account("provider", HOST, CUSTOMER)) is None
+
+
+def test_a_view_shows_the_lease_as_of_now_and_a_denied_one_as_it_ended():
+    held = entry("customer", use=holding(GIB))
+    account = Account("customer", HOST, CUSTOMER)
+    (seen,) = views(account, [held], T0 + EPOCH_MS)
+    assert (seen.status, seen.due_micro, seen.settled_micro, seen.entry.peer) == (
+        "open",
+        3,
+        0,
+        HOST,
+    )
+    held.use = replace(ended(held.use), denial=b"d")
+    (seen,) = views(account, [held], T0 + EPOCH_MS)
+    assert (seen.status, seen.due_micro) == ("denied", 0)
+
+
+def test_what_is_settled_counts_for_leases_in_their_order():
+    entries = [entry(number=number, use=holding(GIB)) for number in (1, 2, 3)]
+    account = Account("provider", HOST, CUSTOMER, closed=WORTH, settled_micro=5)
+    dues = [view.due_micro for view in views(account, entries, END)]
+    account.settled_micro = dues[0] + 3
+    seen = views(account, entries, END)
+    assert [view.settled_micro for view in seen] == [dues[0], 2, 0], "what is forgotten comes first"
+    assert [view.status for view in seen] == ["settled", "closing", "closing"]
+
+
+def test_a_quarter_of_the_credit_that_is_left_is_booked_at_once():
+    def signed(micro, settled=0):
+        return Account("provider", HOST, CUSTOMER, signed_micro=micro, settled_micro=settled)
+
+    waits = [signed(1), signed(24)]
+    assert is_booking_due(waits, 100)
+    assert not is_booking_due(waits, 101)
+    assert not is_booking_due([signed(1), signed(24, 1)], 100), "what is booked waits no more"
+    # Nothing can be booked where nothing is left.
+    assert not is_booking_due(waits, 0)
+    assert not is_booking_due(waits, -1)
+    assert not is_booking_due(waits, AMOUNT_MAX)
+
+
+def test_refused_bookings_are_tried_ever_more_rarely():
+    waits = [accounts.retry_ms(refusals) for refusals in range(40)]
+    assert waits[:4] == [0, 0, REFUSED_RETRY_MS, 2 * REFUSED_RETRY_MS]
+    assert waits == sorted(waits)
+    assert waits[-1] == REFUSED_RETRY_MS_MAX
+
+
+def test_what_a_rate_costs_is_no_more_for_what_ran_within_it():
+    rate = asked("compute", PRICE_FUEL)
+    use = new_use(rate, PRICE_FUEL, T0)
+    ran = spend(rate, use, PRICE_FUEL, T0)
+    assert due(rate, ran, rate.end_ms) == due(rate, use, rate.end_ms) == 10

@@ -4,7 +4,6 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
-from tests.unit.market.fakes import named
 from xsc.base.clock import InlineExecutor
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import SpaceExhausted, StoreDamaged
@@ -13,44 +12,34 @@ from xsc.db.group import GroupCommit
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.market.account import Booking
-from xsc.market.lease import worth
 from xsc.market.lease_store import LeaseStore
-from xsc.terms.lease import Draw, Lease, LeaseRequest
-from xsc.terms.quote import Quote
+from xsc.terms.lease import Lease, LeaseRequest
 
 PROVIDER, CUSTOMER, NET = KeyPair(b"p" * 32), KeyPair(b"c" * 32), network_id("test")
-QUOTE = Quote(
-    provider=PROVIDER.node_id,
-    customer=CUSTOMER.node_id,
-    kind="storage",
-    tier="open",
-    price_mutual=1,
-    price_one_way=2,
-    reserve=3,
-    price=3,
-    available=9,
-    valid_from_ms=1,
-    valid_until_ms=2,
-    nonce=b"n" * 16,
-)
 
 
-def lease(number, draw=None):
+def request_of(number, need=None, end_ms=100):
     request = LeaseRequest(
         lease_id=bytes([number]) * 32,
         provider=PROVIDER.node_id,
         customer=CUSTOMER.node_id,
         kind="storage",
-        quote=sign(QUOTE, PROVIDER, NET).raw if draw is None else None,
-        draw=draw,
-        quantity=10,
-        quantity_min=5,
+        slot=b"s" * 16,
+        window=(0, 100),
+        tier="open",
+        need=need,
+        number=1 if need else 0,
+        level=10 if need else 0,
         price=3,
         start_ms=1,
-        end_ms=100,
+        end_ms=end_ms,
     )
-    asked = sign(request, CUSTOMER, NET).raw
-    return sign(Lease(request=asked, quantity=7, granted_ms=2), PROVIDER, NET).raw
+    return sign(request, CUSTOMER, NET)
+
+
+def lease(number, need=None, end_ms=100):
+    asked = request_of(number, need, end_ms).raw
+    return sign(Lease(request=asked, level=7 if need else 0, granted_ms=2), PROVIDER, NET).raw
 
 
 @pytest.fixture
@@ -59,16 +48,18 @@ def state():
 
 
 def store_on(state):
-    store = LeaseStore(state, NET, b"o" * 32, GroupCommit(state, InlineExecutor()).commit, named)
+    commit = GroupCommit(state, InlineExecutor()).commit
+    store = LeaseStore(state, NET, b"o" * 32, commit, lambda _customer, _kind, named: named)
     store.load()
     return store
 
 
 async def test_both_roles_come_back_with_everything(state):
     store = store_on(state)
-    mine = store.entry_of("customer", lease(1), 5)
-    theirs = store.entry_of("provider", lease(1), 6)
-    store.add([mine, theirs])
+    mine = store.entry_of("customer", lease(1))
+    theirs = store.entry_of("provider", lease(1))
+    store.add(mine)
+    store.add(theirs)
     mine.use = replace(mine.use, held_bytes=3, used=2**70, level=1, spent=2, given_back=True)
     mine.use = replace(mine.use, denial=b"d", leeway=2**70)
     await store.sync(mine)
@@ -83,7 +74,6 @@ async def test_both_roles_come_back_with_everything(state):
     assert again.get("customer", b"\1" * 32) == mine
     assert again.get("provider", b"\1" * 32) == theirs
     assert again.account("provider", theirs.peer) == account
-    assert mine.terms.quantity == 7
     assert (mine.peer, theirs.peer) == (PROVIDER.node_id, CUSTOMER.node_id)
     assert [entry.role for entry in again.all("provider")] == ["provider"]
     assert again.get("provider", b"\2" * 32) is None
@@ -93,15 +83,7 @@ def test_small_needs_of_one_customer_are_rounded_up_together(state):
     """Each took a step of 64 MiB of what is cleared, for some bytes."""
     store = store_on(state)
     for number in range(1, 10):
-        draw = Draw(
-            slot=b"s" * 16,
-            start_ms=0,
-            end_ms=100,
-            need=bytes([number]) * 16,
-            number=1,
-            tier="open",
-        )
-        store.add([store.entry_of("provider", lease(number, draw), 1)])
+        store.add(store.entry_of("provider", lease(number, bytes([number]) * 16)))
     assert set(store.drawn("provider", 5).values()) == {7}
     drawn = store.drawn_steps("provider", 5)
     assert len(drawn) == 9
@@ -110,20 +92,20 @@ def test_small_needs_of_one_customer_are_rounded_up_together(state):
 
 def test_of_what_is_forgotten_only_what_it_came_to_is_kept(state):
     store = store_on(state)
-    entry = store.entry_of("provider", lease(1), 5)
-    store.add([entry])
+    entry = store.entry_of("provider", lease(1))
+    store.add(entry)
     entry.use = replace(entry.use, used=9)
     store.forget(entry)
     assert [key.split(b"/")[1] for key in state.table] == [b"account"]
     assert store.get("provider", b"\1" * 32) is None
     again = store_on(state)
-    assert again.account("provider", entry.peer).closed == worth(entry.terms, 9)
+    assert again.account("provider", entry.peer).closed == 9
 
 
 def test_only_promises_and_debts_wait_for_the_disk(state):
     store = store_on(state)
-    entry = store.entry_of("provider", lease(1), 5)
-    store.add([entry])
+    entry = store.entry_of("provider", lease(1))
+    store.add(entry)
     store.save(entry)
     assert state.synced == 1
 
@@ -131,7 +113,7 @@ def test_only_promises_and_debts_wait_for_the_disk(state):
 @pytest.mark.parametrize("table", [b"market/lease/", b"market/use/"])
 def test_another_version_is_not_guessed_at(state, table):
     store = store_on(state)
-    store.add([store.entry_of("provider", lease(1), 5)])
+    store.add(store.entry_of("provider", lease(1)))
     key = next(key for key in state.table if key.startswith(table))
     value = decode(state.table[key])
     state.table[key] = encode(value | {"v": 2})
@@ -140,28 +122,51 @@ def test_another_version_is_not_guessed_at(state, table):
 
 
 def test_promises_are_kept_ended_and_forgotten(state):
-    entry = store_on(state).entry_of("customer", lease(1), 5)
+    entry = store_on(state).entry_of("customer", lease(1))
     entry.promised = [(100, 10), (200, 20)]
     assert entry.promised_at(50) == 30
-    entry.keep_promise(4)
-    assert entry.promised_at(50) == 26
-    entry.keep_promise(8)
-    assert entry.promised_at(50) == 18
-    entry.keep_promise(-5)
-    assert entry.promised_at(50) == 18
+    for heard, left in ((4, 26), (8, 18), (-5, 18)):
+        entry.heard(heard)
+        assert entry.promised_at(50) == left
     assert entry.promised_at(200) == 0
+    entry.terms = entry.terms.model_copy(update={"kind": "compute"})
     entry.promised = [(100, 10), (200, 20), (300, 30)]
-    entry.end_promise(15)
-    assert entry.promised_at(50) == 40
-    entry.end_promise(99)
-    assert entry.promised_at(50) == 10
-    entry.end_promise(0)
-    entry.end_promise(0)
-    assert entry.promised_at(50) == 0
+    for heard, left in ((15, 50), (99, 30), (5, 0), (5, 0)):
+        entry.heard(heard)
+        assert entry.promised_at(50) == left, "of compute one whole run"
+
+
+def test_a_request_counts_until_it_is_refused_or_granted_also_over_a_restart(state):
+    store, need = store_on(state), b"n" * 16
+    for number in (1, 2):
+        store.ask(request_of(number, need))
+    assert state.synced == 2, "before it is sent"
+    store = store_on(state)
+    assert set(store.drawn("customer", 5).values()) == {20}
+    store.refused(b"\1" * 32)
+    store.add(store.entry_of("customer", lease(2, need)))
+    for again in (store, store_on(state)):
+        assert not again.asked
+        assert set(again.drawn("customer", 5).values()) == {7}
+
+
+@pytest.mark.parametrize("role", ["customer", "provider"])
+def test_a_renewal_keeps_the_id_and_what_is_held_and_is_on_the_disk(state, role):
+    store, need = store_on(state), b"n" * 16
+    store.add(store.entry_of(role, lease(1, need)))
+    entry = store.get(role, b"\1" * 32)
+    entry.use = replace(entry.use, held_bytes=5)
+    synced = state.synced
+    store.renew(entry, lease(1, need, 200))
+    assert state.synced == synced + 1
+    again = store_on(state).get(role, b"\1" * 32)
+    assert again == entry
+    assert (again.terms.end_ms, again.use.held_bytes, again.use.level) == (200, 5, 7)
+    assert store.kept == ({"storage": 2} if role == "provider" else {})
 
 
 def test_promises_of_storage_are_counted_by_the_time_and_not_one_by_one(state):
-    entry = store_on(state).entry_of("customer", lease(1), 5)
+    entry = store_on(state).entry_of("customer", lease(1))
     for now_ms in range(0, 3 * PROMISE_MS, 50):
         entry.promise(1, now_ms)
         assert len(entry.promised) <= 61
@@ -172,8 +177,8 @@ def test_promises_of_storage_are_counted_by_the_time_and_not_one_by_one(state):
 
 async def test_what_happens_to_leases_in_one_turn_of_the_loop_is_written_once(state):
     store = store_on(state)
-    entry = store.entry_of("customer", lease(1), 5)
-    store.add([entry])
+    entry = store.entry_of("customer", lease(1))
+    store.add(entry)
     writes = state.writes
     for held in range(10):
         entry.use = replace(entry.use, held_bytes=held)
@@ -191,8 +196,8 @@ async def test_what_happens_to_leases_in_one_turn_of_the_loop_is_written_once(st
 
 async def test_uses_that_a_full_disk_does_not_take_are_written_later(state):
     store = store_on(state)
-    entry = store.entry_of("customer", lease(1), 5)
-    store.add([entry])
+    entry = store.entry_of("customer", lease(1))
+    store.add(entry)
     write = state.write
 
     def full(changes, *, sync):
@@ -203,8 +208,8 @@ async def test_uses_that_a_full_disk_does_not_take_are_written_later(state):
     store.keep(entry)
     await settle()
     state.write = write
-    other = store.entry_of("customer", lease(2), 5)
-    store.add([other])
+    other = store.entry_of("customer", lease(2))
+    store.add(other)
     store.keep(other)
     await settle()
     assert store_on(state).get("customer", b"\1" * 32) == entry

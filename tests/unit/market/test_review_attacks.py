@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from xsc.market.room import LEASE_UNIT
 
 from tests.unit.market.fakes import NET, RECORDS, admit
 from tests.unit.market.test_account_attacks import lying, owed_to, signed_of
@@ -32,7 +33,6 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.market import lease as rules
 from xsc.market.granter import LOWER
 from xsc.market.providers import LEASE
-from xsc.market.room import LEASE_UNIT
 from xsc.market.settlement import ACCOUNT
 from xsc.terms.count import CountLine, LeaseCount, number_of, wide
 from xsc.terms.lease import Lease, LeaseRequest

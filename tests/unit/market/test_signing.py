@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from tests.settle import settle
-from tests.unit.market.fakes import A_MIB, RECORDS, Memory, admit
+from tests.unit.market.fakes import A_MIB, NET, Memory, admit, ask
 from xsc.base.errors import (
     LeaseExhausted,
     NoOffers,
-    NotAllowed,
     PeerSilent,
     RateLimited,
+    RecordInvalid,
     SpaceExhausted,
 )
 from xsc.base.limits import (
@@ -20,22 +20,22 @@ from xsc.base.limits import (
     EPOCH_MS,
     JOBS_QUEUED_A_PEER_MAX,
     JOBS_QUEUED_MAX,
-    LEASE_REQUESTS_A_CUSTOMER_MAX,
     LOWER_MS,
     MIB,
     OFFER_MS,
     OFFER_SETTLE_MS,
     REQUEST_WINDOW_MS,
     SLOT_STEP_BYTES,
-    STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
+    UNHEARD_MS,
 )
-from xsc.market import lease, providers
-from xsc.market.granter import LOWER
-from xsc.market.room import LEASE_UNIT
+from xsc.identity.envelope import open_signed
+from xsc.market import providers
+from xsc.market.settlement import ACCOUNT
+from xsc.terms.count import LeaseCount
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import slot_amount
-from xsc.terms.slot import Entitlement, NeedSlot
+from xsc.terms.slot import LEASE_UNIT, Entitlement, NeedSlot
 
 DAY_MS = 24 * EPOCH_MS
 NEED = b"n" * 16
@@ -114,9 +114,28 @@ async def leased(world, customer, provider, size_bytes):
     return got.leases[0]
 
 
-def lowering(world, lease_id, level):
-    """Return what a customer asks that gives room up now."""
-    return {"lease_id": lease_id, "level": level, "at_ms": world.clock.now_ms()}
+async def give_up(world, customer, provider, lease_id, level, *, ago_ms=0):
+    """Give up room as a customer that says what it likes; return the level that is counted."""
+    less = [lease_id, level, world.clock.now_ms() - ago_ms]
+    header = {"voucher": None, "book_now": False, "leases": [], "less": [less]}
+    reply = await world.wire.caller(customer.id).call(provider.id, ACCOUNT, header)
+    count = open_signed(reply.header["count"], LeaseCount, network=NET).record
+    return next((line.level for line in count.leases if line.lease_id == lease_id), None)
+
+
+def refusing_less(world, provider, after=False):
+    """Have the answers of a provider be lost that are to confirm less, after it heard or before."""
+    honest, lost = provider.market.handlers()[ACCOUNT], [True]
+
+    async def lose(caller, header, parts):
+        if not lost or not header["less"]:
+            return await honest(caller, header, parts)
+        if after:
+            await honest(caller, header, parts)
+        raise PeerSilent("lost")
+
+    world.wire.handlers[provider.id] |= {ACCOUNT: lose}
+    return lost
 
 
 async def test_a_holder_pays_the_price_of_its_entitlement_and_no_share_bounds_it(world, three):
@@ -124,13 +143,14 @@ async def test_a_holder_pays_the_price_of_its_entitlement_and_no_share_bounds_it
     await leased_all(world, customer, provider, 80)
     for node, role in ((customer, "customer"), (provider, "provider")):
         lease = node.one(role)
-        assert (lease.quantity, lease.price, lease.draw.need) == (80 * SLOT_STEP_BYTES, PRICE, NEED)
+        terms = lease.entry.terms
+        assert (lease.use.level, terms.price, terms.need) == (80 * SLOT_STEP_BYTES, PRICE, NEED)
         assert taken(node, role) == 80
     await signed(world, customer)
-    assert customer.one("customer").quantity == 80 * SLOT_STEP_BYTES, "once"
+    assert customer.one("customer").use.level == 80 * SLOT_STEP_BYTES, "once"
     # A put uses it before it takes a further lease.
     host = await leased(world, customer, provider, 79 * SLOT_STEP_BYTES)
-    assert host.lease_id == customer.one("customer").lease_id
+    assert host.lease_id == customer.one("customer").entry.id
 
 
 async def test_what_is_entitled_is_kept_from_all_others_until_it_lapses(world, three):
@@ -150,25 +170,33 @@ async def test_an_offer_of_a_later_window_holds_its_room_once_it_begins(world, t
     later = (begins_ms, begins_ms + DAY_MS)
     entitle(world, customer, provider, 80, window=later, until_ms=begins_ms + OFFER_MS)
     assert provider.market.headroom.free("storage") == 100 * SLOT_STEP_BYTES
-    await leased(world, other, provider, 30 * SLOT_STEP_BYTES)
+    lease_id = (await leased(world, other, provider, 30 * SLOT_STEP_BYTES)).lease_id
+    provider.stores(lease_id, other.id, 20 * SLOT_STEP_BYTES)
+    provider.room.stored = 20 * SLOT_STEP_BYTES
+    provider.stores(lease_id, other.id, 1)
     world.later(DAY_MS)
-    with pytest.raises(SpaceExhausted):
-        await leased(world, other, provider, 30 * SLOT_STEP_BYTES)
+    with pytest.raises(LeaseExhausted):
+        provider.stores(lease_id, other.id, 1)
 
 
 async def test_an_entitlement_that_is_not_there_is_refused(world, three):
     customer, other, provider = three
     granted = entitle(world, customer, provider, 8)
+
+    async def asked(node, offer):
+        wish = {"level": SLOT_STEP_BYTES, "need": need_of(8)}
+        return await world.drive(node.market.providers.lease(offer, PRICE, **wish))
+
     for asking, named in (
         (customer, replace(granted, slot=b"x" * 16)),
         (customer, replace(granted, tier="open")),
         (other, granted),
     ):
         with pytest.raises(NoOffers):
-            await world.drive(asking.market.providers.lease(named, PRICE, MIB, MIB))
+            await asked(asking, named)
     provider.granted.clear()
     with pytest.raises(NoOffers):
-        await world.drive(customer.market.providers.lease(granted, PRICE, MIB, MIB))
+        await asked(customer, granted)
 
 
 async def test_leases_of_providers_that_are_down_count(world, three):
@@ -223,8 +251,8 @@ async def test_a_lower_need_gives_up_the_newest_room_and_keeps_what_is_used(worl
     await signed(world, customer)
     for node in (first, second):
         view = node.one("provider")
-        node.stores(view.lease_id, customer.id, 5 * SLOT_STEP_BYTES)
-        await customer.market.buyer.used(view.lease_id, 5 * SLOT_STEP_BYTES)
+        node.stores(view.entry.id, customer.id, 5 * SLOT_STEP_BYTES)
+        await customer.market.buyer.used(view.entry.id, 5 * SLOT_STEP_BYTES)
     needs(customer, need_of(33))
     await signed(world, customer)
     assert [taken(node, "provider") for node in (first, second)] == [30, 20], "for a minute"
@@ -235,8 +263,8 @@ async def test_a_lower_need_gives_up_the_newest_room_and_keeps_what_is_used(worl
     await signed(world, customer)
     assert [taken(node, "provider") for node in (first, second)] == [5, 5]
     assert taken(customer, "customer") == 10
-    first.market.granter.settle_use(first.one("provider").lease_id, -5 * SLOT_STEP_BYTES)
-    await customer.market.buyer.used(first.one("provider").lease_id, -5 * SLOT_STEP_BYTES)
+    first.market.granter.settle_use(first.one("provider").entry.id, -5 * SLOT_STEP_BYTES)
+    await customer.market.buyer.used(first.one("provider").entry.id, -5 * SLOT_STEP_BYTES)
     world.later(EPOCH_MS)
     await signed(world, customer)
     assert taken(first, "provider") == 0
@@ -244,80 +272,74 @@ async def test_a_lower_need_gives_up_the_newest_room_and_keeps_what_is_used(worl
 
 
 def customer_view(customer, provider):
-    (view,) = [view for view in customer.market.leases() if view.peer == provider.id]
+    (view,) = [view for view in customer.market.leases() if view.entry.peer == provider.id]
     return view
 
 
 async def test_only_its_customer_lowers_a_lease_and_it_only_falls(world, three):
     customer, other, provider = three
     await leased_all(world, customer, provider, 50)
-    lease_id = provider.one("provider").lease_id
+    lease_id = provider.one("provider").entry.id
 
-    async def asked(node, lease_id, level):
-        caller = world.wire.caller(node.id)
-        reply = await caller.call(provider.id, LOWER, lowering(world, lease_id, level))
-        return reply.header["level"]
+    def level():
+        return provider.one("provider").use.level // SLOT_STEP_BYTES
 
-    for node, named in ((other, lease_id), (customer, bytes(32))):
-        with pytest.raises(NotAllowed):
-            await asked(node, named, 0)
-    assert await asked(customer, lease_id, 0) == 50 * SLOT_STEP_BYTES, "its first minute"
-    world.later(OFFER_MS)
-    assert await asked(customer, lease_id, 2**62) == 50 * SLOT_STEP_BYTES
-    assert await asked(customer, lease_id, 10 * SLOT_STEP_BYTES) == 10 * SLOT_STEP_BYTES
-    assert await asked(customer, lease_id, 50 * SLOT_STEP_BYTES) == 10 * SLOT_STEP_BYTES
+    async def asked(steps, node=customer, **more):
+        await give_up(world, node, provider, lease_id, steps * SLOT_STEP_BYTES, **more)
+        return level()
+
+    world.later(OFFER_MS - 1)
+    for ago_ms in (0, DAY_MS, -1, -DAY_MS):
+        assert await asked(0, ago_ms=ago_ms) == 50, "its first minute, whatever is said of it"
+    world.later(1)
+    assert await asked(0, other) == 50
+    for wrong in ([lease_id, -1, 0], [lease_id, "0", 0], [lease_id, 0], [7, 0, 0], 7):
+        header = {"voucher": None, "book_now": False, "leases": [], "less": [wrong]}
+        with pytest.raises(RecordInvalid):
+            await provider.market.handlers()[ACCOUNT](customer.id, header, ())
+    for steps, left in ((2**30, 50), (10, 10), (50, 10)):
+        assert await asked(steps) == left
     await provider.restart()
-    assert provider.one("provider").quantity == 10 * SLOT_STEP_BYTES, "also after a restart"
+    assert level() == 10, "also after a restart"
     provider.stores(lease_id, customer.id, MIB)
-    assert await asked(customer, lease_id, 0) == MIB, "not below what is held"
-    # A lease for now has no level to give up.
-    other_id = (await leased(world, other, provider, MIB)).lease_id
-    with pytest.raises(NotAllowed):
-        await asked(other, other_id, 0)
+    await asked(0)
+    assert provider.one("provider").use.level == MIB, "not below what is held"
 
 
 async def test_of_two_lowerings_the_one_that_is_not_written_puts_back_no_level(world, three):
-    customer, _, provider = three
+    customer, other, provider = three
     await leased_all(world, customer, provider, 50)
     world.later(OFFER_MS)
-    store, caller = provider.market.store, world.wire.caller(customer.id)
-    lease_id, sync = provider.one("provider").lease_id, store.sync
+    store, lease_id, commit = provider.market.store, provider.one("provider").entry.id, []
     reached, failing = asyncio.Event(), asyncio.Event()
 
     async def fail(*_):
-        store.sync = sync
+        store._commit = commit.pop()
         reached.set()
         await failing.wait()
         raise SpaceExhausted("the disk is full")
 
-    async def lower(steps):
-        asked = lowering(world, lease_id, steps * SLOT_STEP_BYTES)
-        return await caller.call(provider.id, LOWER, asked)
-
-    store.sync = fail
-    first = asyncio.create_task(lower(40))
+    commit.append(store._commit)
+    store._commit = fail
+    steps = (40 * SLOT_STEP_BYTES, 30 * SLOT_STEP_BYTES)
+    tasks = [
+        asyncio.create_task(give_up(world, customer, provider, lease_id, level)) for level in steps
+    ]
     await reached.wait()
-    second = asyncio.create_task(lower(30))
     await settle()
     failing.set()
+    first, second = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(first, SpaceExhausted)
+    assert second == provider.one("provider").use.level == 30 * SLOT_STEP_BYTES
+    # Where none is written by its answer, the room is others' all the same.
+    store._commit, _ = fail, commit.append(store._commit)
     with pytest.raises(SpaceExhausted):
-        await first
-    assert (await second).header["level"] == 30 * SLOT_STEP_BYTES
-    assert provider.one("provider").quantity == 30 * SLOT_STEP_BYTES
-
-
-async def test_a_lowering_that_lowers_nothing_writes_nothing_and_one_customer_has_a_share(
-    world, three
-):
-    customer, _, provider = three
-    await leased_all(world, customer, provider, 50)
-    caller, writes = world.wire.caller(customer.id), provider.state.writes
-    asked = lowering(world, provider.one("provider").lease_id, 2**62)
-    for _ in range(LEASE_REQUESTS_A_CUSTOMER_MAX):
-        await caller.call(provider.id, LOWER, asked)
-    assert provider.state.writes == writes
-    with pytest.raises(RateLimited, match="lowered"):
-        await caller.call(provider.id, LOWER, asked)
+        await give_up(world, customer, provider, lease_id, 0)
+    await settle()
+    provider.granted.clear()
+    await leased_all(world, other, provider, 100)
+    await provider.restart()
+    assert taken(provider, "provider") == 100
 
 
 async def test_a_lease_that_its_provider_signs_not_to_know_fills_no_need(world, three):
@@ -339,7 +361,7 @@ async def test_a_cleared_lease_that_nobody_signs_for_is_taken_back(world, three)
     """The answer to its request was lost, and its customer does not know of it."""
     customer, _, provider = three
     await leased_all(world, customer, provider, 50)
-    world.later(STORAGE_LEASE_IDLE_MS)
+    world.later(UNHEARD_MS)
     provider.market.tidy()
     assert taken(provider, "provider") == 0
     provider.granted.clear()
@@ -350,7 +372,7 @@ async def test_a_level_costs_its_price_by_time_on_both_sides(world, three):
     customer, _, provider = three
     await leased_all(world, customer, provider, 50)
     await world.drive(customer.market.settlement.settle_due())
-    lease_id = provider.one("provider").lease_id
+    lease_id = provider.one("provider").entry.id
     provider.stores(lease_id, customer.id, 20 * SLOT_STEP_BYTES)
     await customer.market.buyer.used(lease_id, 20 * SLOT_STEP_BYTES)
     world.later(10 * EPOCH_MS + EPOCH_MS // 2)
@@ -369,7 +391,7 @@ async def test_a_level_costs_its_price_by_time_on_both_sides(world, three):
 async def test_a_rate_is_full_again_each_minute(world, three):
     customer, _, provider = three
     await leased_all(world, customer, provider, 50, kind="compute")
-    level, lease_id = 50 * LEASE_UNIT["compute"], provider.one("provider").lease_id
+    level, lease_id = 50 * LEASE_UNIT["compute"], provider.one("provider").entry.id
     for minute in range(3):
         lease = await world.drive(
             customer.market.buyer.lease_compute(fuel_steps=level, on=provider.id)
@@ -394,7 +416,7 @@ async def test_a_lease_that_costs_nothing_yet_is_confirmed_all_the_same(world, t
     entitle(world, customer, provider, 50, price=0)
     await signed(world, customer)
     await world.drive(customer.market.settlement.settle_due())
-    world.later(STORAGE_LEASE_IDLE_MS)
+    world.later(UNHEARD_MS)
     provider.market.tidy()
     assert taken(provider, "provider") == 50
 
@@ -422,46 +444,55 @@ async def test_a_cleared_lease_survives_a_restart_of_both_sides(world, three):
     assert taken(customer, "customer") == taken(provider, "provider") == 50
 
 
-def held_under(customer, provider, lease_id):
-    """Return the bytes under a lease, as both sides count them."""
-    (held,) = {
-        view.held_bytes
-        for node in (customer, provider)
-        for view in node.market.leases()
-        if view.lease_id == lease_id
-    }
-    return held
+async def held_half(world, customer, provider, level, held):
+    """Have bytes lie under a cleared lease until its renewal is due."""
+    granted = await leased_all(world, customer, provider, level)
+    await world.drive(customer.market.settlement.settle_due())
+    lease_id = provider.one("provider").entry.id
+    provider.stores(lease_id, customer.id, held)
+    provider.room.stored = held
+    await customer.market.buyer.used(lease_id, held)
+    provider.granted.clear()
+    customer.received.clear()
+    world.later(STORAGE_LEASE_MS * 5 // 8)
+    return granted, lease_id
+
+
+def ends(*nodes):
+    return [view.entry.terms.end_ms for node in nodes for view in node.market.leases()]
 
 
 async def test_a_renewal_needs_what_a_clearing_grants_where_others_wait_for_the_room(world, three):
     customer, other, provider = three
-    granted = await leased_all(world, customer, provider, 100)
-    await world.drive(customer.market.settlement.settle_due())
-    lease_id = provider.one("provider").lease_id
-    provider.stores(lease_id, customer.id, 60 * SLOT_STEP_BYTES)
-    provider.room.stored = 60 * SLOT_STEP_BYTES
-    customer.keep(RECORDS, {lease_id: 60 * SLOT_STEP_BYTES})
-    await customer.market.buyer.used(lease_id, 60 * SLOT_STEP_BYTES)
-    world.later(STORAGE_LEASE_MS * 5 // 8)
+    held = 60 * SLOT_STEP_BYTES
+    granted, lease_id = await held_half(world, customer, provider, 100, held)
     young = provider.market.headroom.drawn_steps(young=True)
     assert not any(young.values()), "what is held is cleared again"
-    now_ms = world.clock.now_ms()
-    provider.granted[:] = [replace(granted, quantity=50)]
-    entitle(world, other, provider, 50, until_ms=now_ms + DAY_MS)
-    await world.drive(customer.market.renewals.round())
-    view = provider.newest("provider")
-    assert (view.renews, view.quantity) == (lease_id, 50 * SLOT_STEP_BYTES)
-    old = customer.market.renewals.end_of(lease_id)
-    assert "only a part" in old.reason
-    assert held_under(customer, provider, lease_id) == 10 * SLOT_STEP_BYTES
-    provider.granted[:] = [replace(granted, quantity=0), provider.granted[1]]
-    world.later(7 * EPOCH_MS)
-    await world.drive(customer.market.renewals.round())
-    assert "granted its room to others" in customer.market.renewals.end_of(lease_id).reason
-    provider.granted[:] = [replace(granted, quantity=80)]
-    world.later(7 * EPOCH_MS)
-    await world.drive(customer.market.renewals.round())
-    assert held_under(customer, provider, lease_id) == 0, "nobody waits any more"
+    before = ends(customer, provider)
+    entitle(world, other, provider, 50, until_ms=world.clock.now_ms() + DAY_MS)
+    waits = provider.granted[0]
+    for quantity in (59, 0):
+        provider.granted[:] = [replace(granted, quantity=quantity), waits]
+        customer.received[:] = provider.granted[:1]
+        await signed(world, customer)
+        assert ends(customer, provider) == before
+        why = customer.market.signing.end_of(lease_id).reason
+        assert "granted its room to others: its data has to move" in why
+        world.later(7 * EPOCH_MS)
+    # Its owner moves what is more than was granted.
+    provider.drops(lease_id, 20 * SLOT_STEP_BYTES)
+    await customer.market.buyer.used(lease_id, -20 * SLOT_STEP_BYTES)
+    provider.granted[:] = [replace(granted, quantity=50), waits]
+    customer.received[:] = provider.granted[:1]
+    await signed(world, customer)
+    for node, role in ((customer, "customer"), (provider, "provider")):
+        view = node.one(role)
+        assert view.entry.id == lease_id
+        assert view.entry.terms.end_ms == world.clock.now_ms() + STORAGE_LEASE_MS
+        assert (view.use.level, view.use.held_bytes) == (
+            50 * SLOT_STEP_BYTES,
+            40 * SLOT_STEP_BYTES,
+        )
 
 
 @pytest.mark.parametrize("late_ms", [0, STORAGE_LEASE_MS // 2], ids=["half", "over"])
@@ -469,49 +500,40 @@ async def test_a_renewal_on_an_entitlement_takes_the_level_of_the_old_lease_and_
     world, three, late_ms
 ):
     customer, _, provider = three
-    needs(customer, need_of(100))
-    entitle(world, customer, provider, 100, until_ms=2**60)
-    provider.room.storage = 100 * SLOT_STEP_BYTES
+    begun_ms, size = world.clock.now_ms(), 60 * SLOT_STEP_BYTES
+    granted, lease_id = await held_half(world, customer, provider, 100, size)
+    world.later(late_ms)
+    for node in (customer, provider):
+        node.market.tidy()
+    provider.granted[:] = customer.received[:] = [replace(granted, until_ms=2**60, price=PRICE)]
+    level = 60 if late_ms else 100
     await signed(world, customer)
-    await world.drive(customer.market.settlement.settle_due())
-    begun_ms = world.clock.now_ms()
-    old_id = provider.one("provider").lease_id
-    size = 60 * SLOT_STEP_BYTES
-    provider.stores(old_id, customer.id, size)
-    provider.room.stored = size
-    await customer.market.buyer.used(old_id, size)
-    customer.keep(RECORDS, {old_id: size})
-    world.later(STORAGE_LEASE_MS * 5 // 8 + late_ms)
-    customer.received.clear()
-    customer.received.append(provider.granted[0])
-    await world.drive(customer.market.renewals.round())
-    for node, role in (customer, "customer"), (provider, "provider"):
-        new = node.newest(role)
-        assert (new.renews, new.draw) == (old_id, provider.granted[0].draw(1))
-        assert (new.quantity, new.held_bytes) == (100 * SLOT_STEP_BYTES, size)
-        levels = [view.quantity for view in node.market.leases() if view.lease_id == old_id]
-        assert levels == [0]
-        assert held_under(customer, provider, old_id) == 0
-    world.later(2 * STORAGE_LEASE_IDLE_MS)
+    for node, role in ((customer, "customer"), (provider, "provider")):
+        (old,) = [view for view in node.views(role) if view.entry.id == lease_id]
+        assert old.entry.terms.end_ms == world.clock.now_ms() + STORAGE_LEASE_MS
+        assert (old.use.level, old.use.held_bytes) == (level * SLOT_STEP_BYTES, size)
     for _ in range(2):
+        world.later(UNHEARD_MS // 2)
         await signed(world, customer)
-        customer.market.tidy()
-        provider.market.tidy()
-    assert taken(customer, "customer") == taken(provider, "provider") == 100
+        await world.drive(customer.market.settlement.settle_due())
+        for node in (customer, provider):
+            node.market.tidy()
+        assert taken(customer, "customer") == taken(provider, "provider") == 100
     world.later(DAY_MS)
     await world.drive(customer.market.settlement.settle_all())
     passed_ms = world.clock.now_ms() - begun_ms
     due = slot_amount("storage", PRICE, 100) * passed_ms // EPOCH_MS
     # After its end a lease keeps nothing free, and what is held is paid once it is renewed.
     due -= slot_amount("storage", PRICE, 40) * late_ms // 4 // EPOCH_MS
-    assert abs(provider.ledger.owed(customer.id) - due) <= 2, "each millisecond of the level once"
+    owed = provider.ledger.owed(customer.id)
+    assert abs(owed - due) <= 2, "each millisecond of the level once"
 
 
-async def test_a_renewal_gives_back_nothing_that_was_given_up(world, three, monkeypatch):
+async def test_a_renewal_gives_back_nothing_that_was_given_up(world, three):
     customer, other, provider = three
     await leased_all(world, customer, provider, 100)
     await world.drive(customer.market.settlement.settle_due())
-    lease_id = provider.one("provider").lease_id
+    lease_id = provider.one("provider").entry.id
     provider.stores(lease_id, customer.id, MIB)
     provider.room.stored = MIB
     await customer.market.buyer.used(lease_id, MIB)
@@ -526,29 +548,26 @@ async def test_a_renewal_gives_back_nothing_that_was_given_up(world, three, monk
     assert taken(provider, "provider") == 99
     provider.granted.clear()
     world.later(STORAGE_LEASE_MS * 5 // 8)
-    monkeypatch.setattr(lease, "wanted", lambda terms, _: terms.quantity)
-    await world.drive(customer.market.renewals.round())
-    assert provider.newest("provider").quantity == SLOT_STEP_BYTES
+    more = {"need": NEED, "number": 1, "level": 100 * SLOT_STEP_BYTES, "tier": "open"}
+    with pytest.raises(RecordInvalid, match="more than it has"):
+        await ask(world, customer, provider, lease_id, **more)
+    await signed(world, customer)
+    assert customer_view(provider, customer).use.level == SLOT_STEP_BYTES
     assert taken(provider, "provider") == 99, "what is held still counts"
 
 
 async def test_a_lease_is_not_renewed_above_the_price_of_its_need(world, three):
     customer, _, provider = three
+    _, lease_id = await held_half(world, customer, provider, 50, MIB)
+    before = ends(customer)
     needs(customer, need_of(50, price_max=PRICE - 1))
-    entitle(world, customer, provider, 50, price=PRICE - 1)
     await signed(world, customer)
-    await world.drive(customer.market.settlement.settle_due())
-    lease_id = provider.one("provider").lease_id
-    provider.stores(lease_id, customer.id, MIB)
-    await customer.market.buyer.used(lease_id, MIB)
-    provider.granted.clear()
-    world.later(STORAGE_LEASE_MS * 5 // 8)
-    await world.drive(customer.market.renewals.round())
-    assert customer.one("customer").renews is None
+    assert ends(customer) == before
+    assert "above what is paid" in customer.market.signing.end_of(lease_id).reason
     needs(customer, need_of(50))
     world.later(DAY_MS)
-    await world.drive(customer.market.renewals.round())
-    assert customer.newest("customer").renews == lease_id
+    await signed(world, customer)
+    assert ends(customer) == [world.clock.now_ms() + STORAGE_LEASE_MS] != before
 
 
 async def test_a_run_waits_for_the_next_minute_of_its_rate_and_never_for_more_than_it_is(
@@ -558,7 +577,7 @@ async def test_a_run_waits_for_the_next_minute_of_its_rate_and_never_for_more_th
     needs(customer, need_of(50, kind="compute"))
     entitle(world, customer, provider, 50, kind="compute")
     await signed(world, customer)
-    level, lease_id = 50 * LEASE_UNIT["compute"], provider.one("provider").lease_id
+    level, lease_id = 50 * LEASE_UNIT["compute"], provider.one("provider").entry.id
     begun_ms = world.clock.now_ms()
     await admit(world, provider, lease_id, customer, level)
     provider.market.granter.used_compute(lease_id, level, level)
@@ -608,7 +627,7 @@ async def test_what_is_too_large_for_a_cleared_rate_runs_for_now(world, three):
     needs(customer, need_of(50, kind="compute"))
     entitle(world, customer, provider, 50, kind="compute")
     await signed(world, customer)
-    level, cleared = 50 * LEASE_UNIT["compute"], provider.one("provider").lease_id
+    level, cleared = 50 * LEASE_UNIT["compute"], provider.one("provider").entry.id
 
     async def lease(steps):
         wish = customer.market.buyer.lease_compute(fuel_steps=steps, on=provider.id)
@@ -640,13 +659,14 @@ async def test_fuel_that_ran_is_billed_to_the_end_of_its_minute(world, three):
     customer, _, provider = three
     level = 50 * LEASE_UNIT["compute"]
     await leased_all(world, customer, provider, 50, kind="compute")
-    lease_id = provider.one("provider").lease_id
+    lease_id = provider.one("provider").entry.id
     world.later(OFFER_MS)
     await admit(world, provider, lease_id, customer, level)
     needs(customer)
     await signed(world, customer)
     assert taken(provider, "provider") == 50
     provider.market.granter.used_compute(lease_id, level, level)
+    await customer.market.buyer.spent(lease_id, level)
     await signed(world, customer)
     assert taken(provider, "provider") == 50
     world.later(COMPUTE_LEASE_MS)
@@ -696,7 +716,7 @@ async def test_nothing_runs_under_a_lease_that_has_not_begun(world, three, monke
     now_ms = world.clock.now_ms()
     entitle(world, customer, provider, 50, kind="compute", window=(now_ms, now_ms + 2 * DAY_MS))
     await signed(world, customer)
-    lease_id = provider.one("provider").lease_id
+    lease_id = provider.one("provider").entry.id
     with pytest.raises(LeaseExhausted):
         await admit(world, provider, lease_id, customer, 1)
     world.later(REQUEST_WINDOW_MS)
@@ -707,10 +727,7 @@ async def test_who_needs_nothing_owes_nothing_more_whatever_its_provider_says(wo
     customer, _, provider = three
     await leased_all(world, customer, provider, 50)
 
-    async def refuse(_caller, _header, _parts):
-        return {"level": 50 * SLOT_STEP_BYTES}, ()
-
-    world.wire.handlers[provider.id][LOWER] = refuse
+    refusing_less(world, provider)
     needs(customer)
     world.later(EPOCH_MS)
     for _ in range(20):
@@ -733,7 +750,9 @@ async def test_a_rate_whose_need_is_withdrawn_is_given_up_beside_what_is_stored(
     world.later(OFFER_MS)
     await signed(world, customer)
     levels = {
-        view.kind: view.quantity for view in provider.market.leases() if view.status == "open"
+        view.entry.terms.kind: view.use.level
+        for view in provider.market.leases()
+        if view.status == "open"
     }
     assert levels == {"storage": 3 * SLOT_STEP_BYTES}, "a default need of storage has no rates"
 
@@ -742,10 +761,7 @@ async def test_each_lowering_is_asked_for_two_minutes_from_its_own_first_call(wo
     customer, _, provider = three
     await leased_all(world, customer, provider, 50)
 
-    async def refuse(_caller, _header, _parts):
-        return {"level": 50 * SLOT_STEP_BYTES}, ()
-
-    world.wire.handlers[provider.id][LOWER] = refuse
+    refusing_less(world, provider)
     world.later(EPOCH_MS)
     for stated in (10, 50, 10):
         needs(customer, need_of(stated))
@@ -800,7 +816,7 @@ async def test_who_asks_for_no_count_owes_what_was_kept_for_it(world, three):
     """It signed for it: else it would hold room for nothing, again and again."""
     customer, _, provider = three
     await leased_all(world, customer, provider, 50)
-    world.later(STORAGE_LEASE_IDLE_MS)
+    world.later(UNHEARD_MS)
     provider.market.tidy()
     owed = provider.one("provider").due_micro
     assert owed == slot_amount("storage", PRICE, 50) // 6
@@ -859,15 +875,7 @@ async def test_a_lowering_whose_answer_was_lost_leaves_one_bill(world, three):
     await leased_all(world, customer, provider, 50)
     world.later(EPOCH_MS)
     await world.drive(customer.market.settlement.settle_all())
-    lower, lost = world.wire.handlers[provider.id][LOWER], [True]
-
-    async def lose(caller, header, parts):
-        got = await lower(caller, header, parts)
-        if lost:
-            raise PeerSilent("lost")
-        return got
-
-    world.wire.handlers[provider.id][LOWER] = lose
+    lost = refusing_less(world, provider, after=True)
     needs(customer)
     await signed(world, customer)
     lost.clear()
