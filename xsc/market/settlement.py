@@ -99,16 +99,10 @@ class Settlement:
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
         now_ms, leaving = self._clock.now_ms(), self._ports.leaving()
-        late = {
-            asked.record.provider
-            for asked in self._store.asked.values()
-            if now_ms - asked.record.start_ms > REQUEST_WINDOW_MS
-        }
         providers = [
             account
             for account in self._store.accounts("customer")
-            if account.peer in late
-            or (account.unbooked_micro and (not account.is_taken or account.peer in leaving))
+            if (account.unbooked_micro and (not account.is_taken or account.peer in leaving))
             or rules.is_open(account, self._store.of("customer", account.peer), now_ms)
         ]
         await self._settle([*providers, *self._due()])

@@ -20,7 +20,14 @@ from dataclasses import dataclass
 from xsc.base.clock import rest
 from xsc.base.errors import LeaseExhausted, PeerSilent, XscError
 from xsc.base.ids import short
-from xsc.base.limits import LOWER_MS, MIB, OFFER_SETTLE_MS, RENEWAL_RETRY_MS, TIDY_MS
+from xsc.base.limits import (
+    LOWER_MS,
+    MIB,
+    OFFER_SETTLE_MS,
+    RENEWAL_RETRY_MS,
+    REQUEST_WINDOW_MS,
+    TIDY_MS,
+)
 from xsc.base.units import ceil_div, format_credits, format_duration
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as rules
@@ -122,6 +129,7 @@ class Signing:
     async def _lower(self, entries: Sequence[LeaseEntry], needs: Mapping[bytes, NeedSlot]) -> None:
         """Give up room; what the provider confirms in its count is no longer billed.
 
+        Who did not answer a request, and can grant it no more, is asked for a count as well.
         A provider that does not confirm it for LOWER_MS is paid nothing more for it either: whoever
         needs nothing any more owes nothing more.
         """
@@ -129,7 +137,11 @@ class Signing:
         wanted = {
             entry.id: level for entry, level in to_lower(entries, needs, self._store.key, now_ms)
         }
-        asked = []
+        asked = [
+            each.record.provider
+            for each in self._store.asked.values()
+            if now_ms - each.record.start_ms > REQUEST_WINDOW_MS
+        ]
         for entry in entries:
             level = wanted.get(entry.id)
             if level is None:

@@ -335,7 +335,7 @@ KEYS: Final[dict[str, Key]] = {
     "settle_interval": Key(
         "settle_interval_ms",
         "10s",
-        _between(100, 300_000, parse_duration_ms),
+        _between(100, 86_400_000, parse_duration_ms),
         "time after which a debt to a peer is signed again",
     ),
     "booking_interval": Key(
