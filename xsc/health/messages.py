@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
@@ -16,8 +16,6 @@ Label = Annotated[str, Field(max_length=64)]
 class Ping(Record):
     """Signed by the prober."""
 
-    KIND: ClassVar[str] = "ping"
-
     node: Id32
     """The node that is asked."""
     nonce: Nonce
@@ -26,8 +24,6 @@ class Ping(Record):
 
 class Pong(Record):
     """Signed by the probed node: alive, and this is what it has to offer."""
-
-    KIND: ClassVar[str] = "pong"
 
     node: Id32
     """The node that answers."""

@@ -16,10 +16,11 @@ envelope of each has `place` and `path` beside. What is signed alone has version
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeAlias, TypeVar, Unpack, cast
 
 from pydantic import (
     BaseModel,
@@ -65,13 +66,23 @@ def _fail_fast(schema: object) -> None:
 
 
 class Record(BaseModel):
-    """A value that is sent, stored or signed: frozen, strict, versioned, without floats."""
+    """A value that is sent, stored or signed: frozen, strict, versioned, without floats.
+
+    Its kind, which its hash and signature cover, is its class's name in snake case where the class
+    states no other.
+    """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-    KIND: ClassVar[str]
+    KIND: ClassVar[str] = "record"
     VERSION: ClassVar[int] = 1
 
     v: int = 1
+
+    def __init_subclass__(cls, **given: Unpack[ConfigDict]) -> None:
+        """Name the kind."""
+        super().__init_subclass__(**given)
+        if "KIND" not in cls.__dict__:
+            cls.KIND = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> Any:  # noqa: ANN401 (pydantic's own)

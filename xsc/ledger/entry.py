@@ -85,8 +85,6 @@ class Half(Record):
 class SettledEntry(Record):
     """Both halves of an entry and the voucher under it: all that a third party needs."""
 
-    KIND: ClassVar[str] = "settled_entry"
-
     half: bytes
     """The initiator's signed half."""
     counter: bytes

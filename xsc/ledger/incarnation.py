@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from xsc.base.encoding import Value, decode, encode, tagged_sha256
 from xsc.base.errors import RecordInvalid
@@ -34,8 +33,6 @@ _NOTED_BYTES_MAX = DIRECTORY_HEAD_BYTES_MAX
 
 class Incarnation(Record):
     """Signed by its author: its chain goes on here, and what came before may have gaps."""
-
-    KIND: ClassVar[str] = "incarnation"
 
     first_seq: Count
     """Number of its first half, which follows on this record; the higher one counts."""

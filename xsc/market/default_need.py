@@ -6,7 +6,7 @@ Kept at `market/short` of the state database: what a put or a repair found no ro
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, ClassVar, Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 from pydantic import Field
 
@@ -24,8 +24,6 @@ Short: TypeAlias = tuple[Count, Count, Count]
 
 class Shorts(Record):
     """All room that was refused."""
-
-    KIND: ClassVar[str] = "shorts"
 
     shorts: Annotated[tuple[Short, ...], Field(max_length=SHORTS_MAX)] = ()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Self, TypeAlias
+from typing import Annotated, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -32,8 +32,6 @@ Json: TypeAlias = "str | dict[str, str] | None"
 
 class SpaceRecord(Record):
     """One version of one path: the value of a hash, or a tombstone where there is no hash."""
-
-    KIND: ClassVar[str] = "space_record"
 
     path: str
     sequence: Sequence
@@ -59,8 +57,6 @@ class SpaceRecord(Record):
 
 class SpaceHead(Record):
     """What is live in a space at a sequence: the hash of the tree of paths, None without any."""
-
-    KIND: ClassVar[str] = "space_head"
 
     sequence: Count
     written_ms: Count

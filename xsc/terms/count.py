@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -27,8 +27,6 @@ def number_of(raw: bytes) -> int:
 class CountLine(Record):
     """One lease."""
 
-    KIND: ClassVar[str] = "count_line"
-
     lease_id: Id32
     held_bytes: Count
     level: Count
@@ -45,8 +43,6 @@ class LeaseCount(Record):
     So it is its word, too, that it knows no other lease of that customer. It is not signed before
     what it says is on the provider's disk.
     """
-
-    KIND: ClassVar[str] = "lease_count"
 
     provider: Id32
     customer: Id32

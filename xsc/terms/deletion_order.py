@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
@@ -14,8 +14,6 @@ class DeletionOrder(Record):
 
     A host that leaves keeps the orders as its proof that nobody needs what it held.
     """
-
-    KIND: ClassVar[str] = "deletion_order"
 
     customer: Id32
     host: Id32

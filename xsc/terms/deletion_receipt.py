@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
@@ -11,8 +11,6 @@ from xsc.identity.envelope import Count, Id32, Record
 
 class Freed(Record):
     """What one lease got back."""
-
-    KIND: ClassVar[str] = "freed"
 
     lease_id: Id32
     size_bytes: Count
@@ -23,8 +21,6 @@ class DeletionReceipt(Record):
 
     The host held nothing before where `freed` is empty: deleting twice is once.
     """
-
-    KIND: ClassVar[str] = "deletion_receipt"
 
     host: Id32
     customer: Id32

@@ -7,7 +7,7 @@ receipt over it for each request, where somebody pays (docs/design/services.md).
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
@@ -33,8 +33,6 @@ class Deployment(Record):
     Of two deployments of one service the one of the higher generation holds.
     """
 
-    KIND: ClassVar[str] = "deployment"
-
     owner: Id32
     provider: Id32
     """The node that holds it."""
@@ -56,8 +54,6 @@ class Deployment(Record):
 
 class ServiceReceipt(Record):
     """Signed by the node that holds a deployment, for one request."""
-
-    KIND: ClassVar[str] = "service_receipt"
 
     deployment: bytes
     """The owner's signed deployment, whole."""

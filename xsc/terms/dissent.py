@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from xsc.identity.envelope import Count, Id32, Record
 
 
 class Dissent(Record):
     """Signed by the customer that gave both orders, which differ in provider and lease alone."""
-
-    KIND: ClassVar[str] = "dissent"
 
     customer: Id32
     first: bytes

@@ -6,7 +6,7 @@ holds what a second run must reproduce bit for bit, `observed` what it cannot.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,8 +28,6 @@ WIDTHS = {"i32": 4, "i64": 8, "f32": 4, "f64": 8}
 class Number(Record):
     """A WebAssembly number as its raw bits, so that a NaN keeps its payload."""
 
-    KIND: ClassVar[str] = "number"
-
     type: NumberType
     bits: Annotated[bytes, Field(min_length=4, max_length=8)]
     """Little-endian, four or eight bytes by type."""
@@ -43,8 +41,6 @@ class Number(Record):
 
 class Order(Record):
     """Signed by the customer: run this, within these limits, under that lease."""
-
-    KIND: ClassVar[str] = "order"
 
     nonce: Annotated[bytes, Field(min_length=16, max_length=16)]
     lease_id: Id32
@@ -80,8 +76,6 @@ class Order(Record):
 class Outcome(Record):
     """What a run of the same order on the same engine gives again."""
 
-    KIND: ClassVar[str] = "outcome"
-
     module: Id32
     mode: Mode
     function: Text
@@ -106,8 +100,6 @@ class Outcome(Record):
 class Observed(Record):
     """What the provider saw and no second run must see."""
 
-    KIND: ClassVar[str] = "observed"
-
     started_ms: Count
     wall_ms: Count
     saved_bytes: Count
@@ -120,8 +112,6 @@ class Observed(Record):
 
 class ExecutionReceipt(Record):
     """Signed by the provider over the customer's signed order."""
-
-    KIND: ClassVar[str] = "execution_receipt"
 
     order: bytes
     """The customer's signed order, whole."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -22,8 +22,6 @@ class LeaseRequest(Record):
 
     A request with the id of a lease renews that: what is held stays where it is.
     """
-
-    KIND: ClassVar[str] = "lease_request"
 
     lease_id: Id32
     """Made by the customer before the first send: the same request gets the same lease."""
@@ -64,8 +62,6 @@ class LeaseRequest(Record):
 
 class Lease(Record):
     """Signed by the provider over the customer's signed request."""
-
-    KIND: ClassVar[str] = "lease"
 
     request: bytes
     """The customer's signed request, whole."""

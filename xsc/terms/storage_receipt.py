@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
@@ -11,8 +11,6 @@ from xsc.identity.envelope import Count, Id32, Record
 
 class HeldShard(Record):
     """One shard that a receipt speaks of."""
-
-    KIND: ClassVar[str] = "held_shard"
 
     segment: Count
     column: Annotated[int, Field(ge=0, lt=256)]
@@ -23,8 +21,6 @@ class HeldShard(Record):
 
 class StorageReceipt(Record):
     """Signed by the host. Names everything that one request stored."""
-
-    KIND: ClassVar[str] = "storage_receipt"
 
     host: Id32
     customer: Id32

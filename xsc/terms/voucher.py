@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from xsc.base.encoding import tagged_sha256
 from xsc.identity.envelope import Count, Id32, Record
 
@@ -20,8 +18,6 @@ def off_books_account(payer: bytes, payee: bytes) -> bytes:
 
 class Voucher(Record):
     """Signed by the customer. The highest number wins; losing all but the last changes nothing."""
-
-    KIND: ClassVar[str] = "voucher"
 
     account: Id32
     provider: Id32

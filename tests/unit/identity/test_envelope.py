@@ -79,6 +79,7 @@ class Letter(Record):
 class NewNote(Note):
     """What a later release may write."""
 
+    KIND: ClassVar[str] = "note"
     VERSION: ClassVar[int] = 2
 
     v: int = 2

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
@@ -30,8 +30,6 @@ _author_of = lru_cache(maxsize=PEERS_MAX)(author_of)
 class Member(Record):
     """Signed by its origin: this node is of my circle."""
 
-    KIND: ClassVar[str] = "member"
-
     node: Id32
     hops: Annotated[int, Field(ge=1, le=1)]
     """Between the two of them: nobody signs for whom others introduced to it."""
@@ -41,8 +39,6 @@ class Member(Record):
 
 class Introduction(Record):
     """What a node publishes of one peer that it introduces; both parts are signed themselves."""
-
-    KIND: ClassVar[str] = "introduction"
 
     member: bytes
     """By the origin."""

@@ -38,8 +38,6 @@ KEPT_MS = 7 * 24 * 3_600_000
 class Invitation(Record):
     """What the text says."""
 
-    KIND: ClassVar[str] = "invitation"
-
     node_id: Id32
     name: Name
     addresses: Annotated[Addresses, Field(min_length=1)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -39,8 +38,6 @@ _ENTRIES_MAX = 2**24
 
 class DirectoryHead(Record):
     """Signed by the owner: the state of its directory at one generation."""
-
-    KIND: ClassVar[str] = "directory_head"
 
     locate: Id32
     """Derived from the owner's identity."""

@@ -8,7 +8,7 @@ storage/unfound/<manifest hash>      an object of the directory that a recovery 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -45,8 +45,6 @@ UNFOUND: Final = b"storage/unfound/"
 
 class ObjectEntry(Record):
     """An object that this node stored, as its state database has it."""
-
-    KIND: ClassVar[str] = "object_entry"
 
     name: Annotated[str, Field(max_length=NAME_CHARS_MAX)]
     capability: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from xsc.base.errors import ShardsInsufficient
 from xsc.base.ids import ID_BYTES
@@ -42,8 +42,6 @@ PLACE_BYTES = 4 + 1 + ID_BYTES
 
 class HeldAt(Record):
     """A host of an object, and what it confirmed under which lease."""
-
-    KIND: ClassVar[str] = "held_at"
 
     node: Id32
     lease_id: Id32

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -44,8 +44,6 @@ Tag = Annotated[bytes, Field(min_length=TAG_BYTES, max_length=TAG_BYTES)]
 
 class Manifest(Record):
     """The unsealed manifest. Lengths of segments follow from the object's size."""
-
-    KIND: ClassVar[str] = "manifest"
 
     owner: Id32
     """The node that stored the object."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -41,8 +41,6 @@ State = Literal["ok", "missing", "corrupt", "unreachable"]
 
 class Placement(Record):
     """The node of each column, as the owner or a custodian keeps it for itself."""
-
-    KIND: ClassVar[str] = "placement"
 
     k: Annotated[int, Field(ge=1, le=SHARDS_MAX)]
     columns: Annotated[tuple[Id32, ...], Field(min_length=1, max_length=SHARDS_MAX)]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from xsc.base.clock import event_within, rest
 from xsc.base.encoding import Value
@@ -59,8 +59,6 @@ DrainPhase: TypeAlias = Literal["staying", "leaving", "done"]
 
 class DrainState(Record):
     """The own notice as the state database has it."""
-
-    KIND: ClassVar[str] = "drain_state"
 
     leaving: bool
     said_ms: Count
