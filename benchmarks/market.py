@@ -15,6 +15,8 @@ from random import Random
 from statistics import median
 from typing import Any, Final, cast
 
+from xsc.market.lease_entry import LeaseEntry
+
 from benchmarks import flight
 from benchmarks.size import least
 from xsc.allocation.clearing import clear
@@ -41,7 +43,6 @@ from xsc.identity.keys import KeyPair
 from xsc.market.granter import LeaseGranter
 from xsc.market.headroom import Headroom
 from xsc.market.lease import LeaseTerms, LeaseUse
-from xsc.market.lease_entry import LeaseEntry
 from xsc.market.lease_store import LeaseStore, MarketNode
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList

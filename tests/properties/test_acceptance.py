@@ -7,6 +7,7 @@ Providers clear over the caps that needs publish, needs answer what is granted t
 from random import Random
 
 import pytest
+from xsc.market.room import SlotRoom
 
 from tests.gathering import inputs_of
 from xsc.allocation import acceptance
@@ -14,7 +15,6 @@ from xsc.allocation.acceptance import Kept, answered, width
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.granting import clear_all, entitlements
 from xsc.base.limits import ALLOCATION_LOOK_MS, MIB
-from xsc.market.room import SlotRoom
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 

@@ -7,6 +7,8 @@ import os
 from functools import partial
 from random import Random
 
+from xsc.market.room import SlotRoom
+
 from tests.gathering import inputs_of
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all
@@ -21,7 +23,6 @@ from xsc.allocation.recognition import value_of
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import XscError
 from xsc.base.limits import GATHERED_BYTES_MAX, MIB
-from xsc.market.room import SlotRoom
 from xsc.node.built_in import ALLOCATION, allocation_functions
 from xsc.programs.compile import compile_program
 from xsc.programs.document import parse, resolve

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xsc.market.room import SlotRoom
 
 from tests.gathering import inputs_of
 from xsc.allocation import granting
@@ -15,7 +16,6 @@ from xsc.base.limits import (
     PRICE_BYTES,
     SLOT_STEP_BYTES,
 )
-from xsc.market.room import SlotRoom
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import (
     AvailabilitySlot,

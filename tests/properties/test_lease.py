@@ -30,9 +30,9 @@ from xsc.market.lease import (
     spend,
     worth,
 )
-from xsc.terms.count import wide
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import WORTH, compute_amount
+from xsc.terms.voucher import wide
 
 EPOCHS = 8
 START = 1_700_000_000_000

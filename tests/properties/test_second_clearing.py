@@ -11,6 +11,7 @@ import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xsc.market.room import SlotRoom
 
 from tests.gathering import inputs_of
 from tests.independent import clearing as second
@@ -19,7 +20,6 @@ from xsc.allocation.clearing import TIERS, Bid, SlotTerms, clear, salt_of
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import clear_all, entitlements
 from xsc.base.limits import SLOT_STEP_BYTES, SLOT_STEP_FUEL
-from xsc.market.room import SlotRoom
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import (
     AvailabilitySlot,

@@ -4,13 +4,13 @@ from collections import defaultdict
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xsc.market.lease_entry import LeaseEntry
+from xsc.market.room import LEASE_UNIT
 
 from xsc.base.limits import EPOCH_MS, OFFER_MS, STORAGE_LEASE_MS
 from xsc.market.account import worth
 from xsc.market.choosing import to_lower, to_take
 from xsc.market.lease import LeaseTerms, lowered, new_use
-from xsc.market.lease_entry import LeaseEntry
-from xsc.market.room import LEASE_UNIT
 from xsc.terms.lease import Draw
 from xsc.terms.pricing import WORTH, slot_amount
 from xsc.terms.slot import Entitlement, NeedSlot

@@ -11,9 +11,9 @@ from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, MIB, PRICE_FUEL, SLOT_ST
 from xsc.identity.envelope import open_signed, sign
 from xsc.space.paths import UserSpacePaths
 from xsc.storage.object.durability import Contract
-from xsc.terms.count import LeaseCount, number_of, wide
 from xsc.terms.pricing import WORTH, slot_amount
 from xsc.terms.slot import AvailabilitySlot, Commitment, pack_windows
+from xsc.terms.voucher import LeaseCount, number_of, wide
 
 SECONDS = 90
 

@@ -45,8 +45,7 @@ from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import RecordBody, ShardBody
 from xsc.storage.transfer.get import roots_of
 from xsc.storage.transfer.host_client import together
-from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.storage_receipt import StorageReceipt
+from xsc.terms.storage_receipt import DeletionOrder, StorageReceipt
 
 EXAMPLES = int(os.environ.get("TEST_LAWS_EXAMPLES", "0"))
 STEPS = int(os.environ.get("TEST_LAWS_STEPS", "20"))

@@ -24,9 +24,8 @@ from xsc.base.limits import (
 from xsc.identity.envelope import Count, Signed
 from xsc.market import lease as rules
 from xsc.market.lease import LeaseEntry, LeaseUse, Role, WideNumber
-from xsc.terms.count import CountLine, LeaseCount, number_of, wide
 from xsc.terms.pricing import WORTH
-from xsc.terms.voucher import Voucher, leases_account
+from xsc.terms.voucher import CountLine, LeaseCount, Voucher, leases_account, number_of, wide
 
 _UNKEPT: Final = Field(exclude=True)
 """Marks what the key of an account says, or what only this process knows."""

@@ -39,12 +39,12 @@ from xsc.base.limits import (
 )
 from xsc.base.units import ceil_div, format_duration
 from xsc.identity.envelope import Count
-from xsc.terms.count import CountLine, number_of, wide
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
 from xsc.terms.pricing import amount
 from xsc.terms.pricing import worth as worth_of
 from xsc.terms.quote import Kind
 from xsc.terms.slot import EntitlementKey
+from xsc.terms.voucher import CountLine, number_of, wide
 
 Role: TypeAlias = Literal["customer", "provider"]
 ROLES: Final[tuple[Role, Role]] = ("customer", "provider")

@@ -48,9 +48,8 @@ from xsc.market import lease as leases
 from xsc.market.account import Account
 from xsc.market.lease import ROLES, LeaseEntry
 from xsc.market.lease_store import MarketNode
-from xsc.terms.count import CountLine, LeaseCount
 from xsc.terms.pricing import WORTH
-from xsc.terms.voucher import Voucher
+from xsc.terms.voucher import CountLine, LeaseCount, Voucher
 
 ACCOUNT: Final = "market.account"
 HEADS: Final = {ACCOUNT: HeadBound(answered=RECORD_BYTES_MAX + ACCOUNT_LEASES_MAX * 8 * KIB)}

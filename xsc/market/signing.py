@@ -35,9 +35,9 @@ from xsc.market.choosing import to_lower, to_take
 from xsc.market.lease import SPREAD, LeaseEntry
 from xsc.market.lease_store import MarketNode
 from xsc.market.providers import Providers
-from xsc.terms.count import LeaseCount
 from xsc.terms.pricing import Quote
 from xsc.terms.slot import Entitlement, NeedSlot
+from xsc.terms.voucher import LeaseCount
 
 DAY_MS = 86_400_000
 SILENT = "the host is silent"

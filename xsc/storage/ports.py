@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias
 from xsc.base.errors import XscError
 from xsc.base.keyvalue import Change
 from xsc.identity.envelope import Signed
-from xsc.terms.deletion_order import DeletionOrder
+from xsc.terms.storage_receipt import DeletionOrder
 
 
 class Departure(Protocol):

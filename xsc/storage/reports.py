@@ -14,7 +14,7 @@ from xsc.storage.object.placement import Condition, State, column_state
 from xsc.storage.ports import PassedOver
 from xsc.storage.transfer.deep_read import BadShard
 from xsc.storage.transfer.get import Located
-from xsc.terms.deletion_receipt import DeletionReceipt
+from xsc.terms.storage_receipt import DeletionReceipt
 
 UNFOUND_MARGIN = -1
 """Of an object that a recovery did not find: it cannot be read, and its code is not known."""

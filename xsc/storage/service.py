@@ -91,7 +91,7 @@ from xsc.storage.transfer.locality import Referred, open_reference, refer, spare
 from xsc.storage.transfer.put import Upload, Uploaded
 from xsc.storage.transfer.read_ahead_cache import ReadAheadCache
 from xsc.storage.transfer.resume import ResumeJournals
-from xsc.terms.deletion_receipt import DeletionReceipt
+from xsc.terms.storage_receipt import DeletionReceipt
 
 T = TypeVar("T")
 REPAIR_DEFAULTS = RepairSettings(

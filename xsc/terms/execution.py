@@ -119,3 +119,14 @@ class ExecutionReceipt(Record):
     observed: Observed
     amount_micro: Count
     """The price of this run under the lease."""
+
+
+class Dissent(Record):
+    """Signed by the customer that gave both orders, which differ in provider and lease alone."""
+
+    customer: Id32
+    first: bytes
+    """The signed execution receipt of one provider, whole."""
+    second: bytes
+    """Of another: same engine and configuration, another outcome."""
+    found_ms: Count

@@ -1,9 +1,58 @@
-"""What a customer owes a provider, so far (docs/design/market.md: counts and vouchers)."""
+"""What a provider counts of leases, and what its customer signs for (docs/design/market.md)."""
 
 from __future__ import annotations
 
+from typing import Annotated, Final
+
+from pydantic import Field
+
 from xsc.base.encoding import tagged_sha256
+from xsc.base.limits import COUNT_LEASES_MAX
 from xsc.identity.envelope import Count, Id32, Record
+
+_WIDE_BYTES: Final = 32
+Wide = Annotated[bytes, Field(min_length=_WIDE_BYTES, max_length=_WIDE_BYTES)]
+"""A number from 0 to 2^256 - 1, big-endian: byte-milliseconds pass 2^64 within a day."""
+
+
+def wide(number: int) -> bytes:
+    """Return the bytes of a wide number."""
+    return number.to_bytes(_WIDE_BYTES, "big")
+
+
+def number_of(raw: bytes) -> int:
+    """Return the number of wide bytes."""
+    return int.from_bytes(raw, "big")
+
+
+class CountLine(Record):
+    """One lease."""
+
+    lease_id: Id32
+    held_bytes: Count
+    level: Count
+    """What is kept free and billed by time: bytes, or fuel steps a minute."""
+    used: Wide
+    """What is billed (`xsc.terms.pricing.worth`)."""
+    end_ms: Count
+    """When it ends, or ended."""
+
+
+class LeaseCount(Record):
+    """Signed by the provider: all leases of a customer that are not settled and forgotten.
+
+    So it is its word, too, that it knows no other lease of that customer. It is not signed before
+    what it says is on the provider's disk.
+    """
+
+    provider: Id32
+    customer: Id32
+    counted_ms: Count
+    closed: Wide
+    """What leases came to in all that are over and forgotten, in WORTHths of a micro-credit."""
+    leases: Annotated[tuple[CountLine, ...], Field(max_length=COUNT_LEASES_MAX)]
+    amount_micro: Count
+    """What all of it comes to, rounded down once."""
 
 
 def leases_account(provider: bytes, customer: bytes) -> bytes:

@@ -56,9 +56,9 @@ from xsc.storage.object.manifest import Manifest
 from xsc.storage.shardstore import bodies as formats
 from xsc.storage.shardstore.bodies import RecordBody, ShardBody
 from xsc.storage.transfer.get import roots_of
-from xsc.terms.deletion_order import DeletionOrder
 from xsc.terms.pricing import WORTH, compute_amount, fuel_steps, slot_amount
 from xsc.terms.slot import NeedSlot
+from xsc.terms.storage_receipt import DeletionOrder
 from xsc.terms.voucher import Voucher
 
 UNFOUNDED = {"not_allowed", "record_invalid", "signature_invalid", "receipt_invalid", "peer_error"}

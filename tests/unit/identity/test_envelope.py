@@ -27,13 +27,10 @@ from xsc.identity.envelope import (
     sign_jointly,
 )
 from xsc.identity.keys import KeyPair, network_id
-from xsc.terms.count import LeaseCount
-from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.storage_receipt import HeldShard, StorageReceipt
-from xsc.terms.voucher import Voucher
+from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, HeldShard, StorageReceipt
+from xsc.terms.voucher import LeaseCount, Voucher
 
 GOLDEN = vectors("envelope")
 KINDS: dict[str, type[Record]] = {

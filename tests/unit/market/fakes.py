@@ -9,7 +9,6 @@ from tests.unit.allocation.fakes import Memory, Wire
 from xsc.allocation.declaring import need_of
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import (
-    ArgumentInvalid,
     CreditExceeded,
     EntryRefused,
     PeerSilent,
@@ -23,7 +22,7 @@ from xsc.base.limits import (
 )
 from xsc.db.group import GroupCommit
 from xsc.identity.context import Context
-from xsc.identity.envelope import sign
+from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
@@ -32,6 +31,7 @@ from xsc.market.service import MarketService
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import Quote
 from xsc.terms.slot import LEASE_UNIT, Commitment
+from xsc.terms.voucher import Voucher
 
 NET = network_id("test")
 
@@ -79,12 +79,14 @@ class Ledger:
         await asyncio.sleep(0)
         self.booked |= self.under_way
         self.under_way = {}
-        entry = (debtor, amount_micro, account)
+        signed = open_signed(voucher, Voucher, network=NET).record
+        amount_micro = signed.amount_micro - self.settled(account)
+        entry = self.booked.get(xid, (debtor, amount_micro, account))
+        if not amount_micro:
+            return self.settled(account)
         trouble = self.trouble.pop(0) if self.trouble else ""
         if xid in self.spent:
             raise EntryRefused("the entry was withdrawn")
-        if self.booked.get(xid, entry) != entry:
-            raise ArgumentInvalid("this xid stands for another entry already")
         if trouble == "silent":
             raise PeerSilent("the debtor does not answer")
         if trouble == "late":

@@ -31,10 +31,10 @@ from xsc.base.limits import (
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.providers import LEASE
 from xsc.market.settlement import ACCOUNT
-from xsc.terms.count import CountLine, LeaseCount, number_of, wide
 from xsc.terms.pricing import WORTH
 from xsc.terms.pricing import worth as worth_of
 from xsc.terms.slot import LEASE_UNIT
+from xsc.terms.voucher import CountLine, LeaseCount, number_of, wide
 
 DAY_MS = 24 * EPOCH_MS
 

@@ -52,9 +52,9 @@ from xsc.market.lease import (
     worth,
 )
 from xsc.storage.object.expiry import before_end
-from xsc.terms.count import CountLine, wide
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
+from xsc.terms.voucher import CountLine, wide
 
 T0 = 1_700_000_000_000
 END = T0 + STORAGE_LEASE_MS

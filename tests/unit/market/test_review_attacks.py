@@ -34,10 +34,10 @@ from xsc.market import lease as rules
 from xsc.market.granter import LOWER
 from xsc.market.providers import LEASE
 from xsc.market.settlement import ACCOUNT
-from xsc.terms.count import CountLine, LeaseCount, number_of, wide
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
 from xsc.terms.pricing import worth as worth_of
+from xsc.terms.voucher import CountLine, LeaseCount, number_of, wide
 
 DAY_MS = 24 * EPOCH_MS
 

@@ -59,10 +59,9 @@ from xsc.market.lease import QUANTITY_MAX
 from xsc.market.pricing import PriceList
 from xsc.market.settlement import ACCOUNT
 from xsc.node.offline.verify import verify_file
-from xsc.terms.count import LeaseCount
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE
 from xsc.terms.pricing import compute_amount
-from xsc.terms.voucher import Voucher, leases_account
+from xsc.terms.voucher import LeaseCount, Voucher, leases_account
 
 STEPS = 1_000_000_000
 

@@ -32,10 +32,10 @@ from xsc.base.limits import (
 from xsc.identity.envelope import open_signed
 from xsc.market import providers
 from xsc.market.settlement import ACCOUNT
-from xsc.terms.count import LeaseCount
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import slot_amount
 from xsc.terms.slot import LEASE_UNIT, Entitlement, NeedSlot
+from xsc.terms.voucher import LeaseCount
 
 DAY_MS = 24 * EPOCH_MS
 NEED = b"n" * 16

@@ -16,7 +16,7 @@ from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.repair.departures import DepartureNotice
 from xsc.storage.repair.drain import LEAVING, OWN, RELEASED, STAYS, DrainState
-from xsc.terms.deletion_order import DeletionOrder
+from xsc.terms.storage_receipt import DeletionOrder
 
 
 def kept_word(host):

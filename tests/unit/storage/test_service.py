@@ -38,9 +38,7 @@ from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord, put_message
 from xsc.storage.shardstore import bodies
 from xsc.storage.transfer import deletions
-from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.deletion_receipt import DeletionReceipt, Freed
-from xsc.terms.storage_receipt import StorageReceipt
+from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, Freed, StorageReceipt
 
 MIB = 2**20
 

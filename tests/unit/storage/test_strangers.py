@@ -25,7 +25,7 @@ from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.manifest import expected_digest
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.repair.custodian import HEALED
-from xsc.terms.deletion_order import DeletionOrder
+from xsc.terms.storage_receipt import DeletionOrder
 
 SIZES = [100, 50_000, 2 * SEGMENT_BYTES + 5]
 

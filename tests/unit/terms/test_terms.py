@@ -8,11 +8,9 @@ from tests.strategies import vectors
 from xsc.base import limits
 from xsc.base.encoding import decode
 from xsc.base.errors import RecordInvalid
-from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.execution import ExecutionReceipt, Number, Observed, Order, Outcome
 from xsc.terms.lease import LeaseRequest
-from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, HeldShard, StorageReceipt
 
 BODIES = {
     case["kind"]: decode(bytes.fromhex(case["body"])) for case in vectors("envelope")["records"]

@@ -15,8 +15,7 @@ from xsc.base.ids import to_text
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import DISSENTS_KEPT_MAX
 from xsc.identity.envelope import Signed, open_signed
-from xsc.terms.dissent import Dissent
-from xsc.terms.execution import ExecutionReceipt
+from xsc.terms.execution import Dissent, ExecutionReceipt
 
 _ROOT = b"compute/dissent/"
 

@@ -23,8 +23,7 @@ from xsc.compute.jobs.replies import Delivered
 from xsc.compute.ports import ComputeLease, ComputeLeases
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
-from xsc.terms.dissent import Dissent
-from xsc.terms.execution import Order
+from xsc.terms.execution import Dissent, Order
 
 
 @dataclass(frozen=True, slots=True)

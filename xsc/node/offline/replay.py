@@ -34,8 +34,7 @@ from xsc.compute.worker.pool import PoolSandbox
 from xsc.identity.envelope import kind_of
 from xsc.node.offline.verify import open_dissent, open_execution
 from xsc.node.system import SystemClock
-from xsc.terms.dissent import Dissent
-from xsc.terms.execution import ExecutionReceipt, Order, Outcome
+from xsc.terms.execution import Dissent, ExecutionReceipt, Order, Outcome
 
 
 @dataclass(frozen=True, slots=True)

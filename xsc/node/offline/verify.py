@@ -32,17 +32,14 @@ from xsc.programs.provenance import ProvenanceInput, ProvenanceOutput, Provenanc
 from xsc.space.record import SpaceRecord
 from xsc.storage.repair.departures import check_proof
 from xsc.terms.clearing import ClearingProof, SpaceValue
-from xsc.terms.count import LeaseCount
-from xsc.terms.deletion_receipt import DeletionReceipt
 from xsc.terms.deployment import Deployment, ServiceReceipt
-from xsc.terms.dissent import Dissent
-from xsc.terms.execution import ExecutionReceipt, Order
+from xsc.terms.execution import Dissent, ExecutionReceipt, Order
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
 from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import UNITS
 from xsc.terms.slot import STEP
-from xsc.terms.storage_receipt import StorageReceipt
-from xsc.terms.voucher import Voucher
+from xsc.terms.storage_receipt import DeletionReceipt, StorageReceipt
+from xsc.terms.voucher import LeaseCount, Voucher
 
 SHOWN_CHARS = 60
 """Of a value of a program."""

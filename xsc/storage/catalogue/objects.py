@@ -36,7 +36,7 @@ from xsc.storage.ports import Commit
 from xsc.storage.transfer import deletions
 from xsc.storage.transfer.get import Located
 from xsc.storage.transfer.put import Held, Uploaded
-from xsc.terms.deletion_receipt import DeletionReceipt
+from xsc.terms.storage_receipt import DeletionReceipt
 
 OBJECTS: Final = b"storage/object/"
 MANIFESTS: Final = b"storage/manifest/"

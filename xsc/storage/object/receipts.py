@@ -12,9 +12,7 @@ from xsc.identity.envelope import Signed, open_body
 from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.manifest import Manifest, code_of, root_at, segments_of
 from xsc.storage.object.segment import length_of
-from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.deletion_receipt import DeletionReceipt
-from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, HeldShard, StorageReceipt
 
 
 def expected_receipt(

@@ -22,7 +22,7 @@ from xsc.base.errors import LimitError, PeerError, ProofInvalid, RecordInvalid
 from xsc.base.limits import RECORD_BYTES_MAX
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, sign
 from xsc.identity.keys import KeyPair
-from xsc.terms.deletion_order import DeletionOrder
+from xsc.terms.storage_receipt import DeletionOrder
 
 MAGIC: Final = b"XSC drain proof 1\n"
 ORDER: Final = b"o"

@@ -45,7 +45,7 @@ from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.repair.peer_departures import PeerDepartures
 from xsc.storage.shardstore import bodies
 from xsc.storage.shardstore.store import StorageNode
-from xsc.terms.deletion_order import DeletionOrder
+from xsc.terms.storage_receipt import DeletionOrder
 
 LEAVING: Final = "storage.leaving"
 STAYS: Final = "storage.stays"

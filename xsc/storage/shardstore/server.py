@@ -31,9 +31,13 @@ from xsc.storage.ports import Departure, Leases
 from xsc.storage.shardstore.bodies import bodies_of
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.shardstore.writer import Write
-from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.deletion_receipt import DeletionReceipt, Freed
-from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+from xsc.terms.storage_receipt import (
+    DeletionOrder,
+    DeletionReceipt,
+    Freed,
+    HeldShard,
+    StorageReceipt,
+)
 
 
 class ShardServer:

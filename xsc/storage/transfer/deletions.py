@@ -17,7 +17,7 @@ from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import STORAGE_LEASE_MS
 from xsc.identity.envelope import Signed
 from xsc.storage.shardstore.bodies import decode_number, encode_number
-from xsc.terms.deletion_receipt import DeletionReceipt
+from xsc.terms.storage_receipt import DeletionReceipt
 
 DELETED: Final = b"storage/deleted/"
 ENDED: Final = b"storage/ended/"

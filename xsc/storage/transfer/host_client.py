@@ -49,8 +49,7 @@ from xsc.storage.transfer import latency
 from xsc.storage.transfer.deletions import dropped_ms
 from xsc.storage.transfer.segment_decoder import SegmentDecoder
 from xsc.storage.transfer.storage_host import OwnHost, PeerHosts, StorageHost, Take
-from xsc.terms.deletion_receipt import DeletionReceipt
-from xsc.terms.storage_receipt import HeldShard
+from xsc.terms.storage_receipt import DeletionReceipt, HeldShard
 
 T = TypeVar("T")
 More: TypeAlias = Callable[[], Awaitable[Sequence["Source"]]]

@@ -38,9 +38,7 @@ from xsc.storage.shardstore.bodies import bodies_of
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer import latency
 from xsc.storage.transfer.latency import LatencyEstimate
-from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.deletion_receipt import DeletionReceipt
-from xsc.terms.storage_receipt import HeldShard, StorageReceipt
+from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, HeldShard, StorageReceipt
 
 VERIFIED_AT_ONCE_BYTES = MIB
 """Up to here a shard is verified where it arrives. A thread would give up and take the interpreter

@@ -19,8 +19,7 @@ from xsc.compute.wasm.limits import Limits
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.node.offline.verify import verify_file
-from xsc.terms.dissent import Dissent
-from xsc.terms.execution import Number
+from xsc.terms.execution import Dissent, Number
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
 
 PRICE = 3 * PRICE_FUEL
@@ -108,9 +107,7 @@ def make_lease(order, alice, bob, network, **changed):
         "end_ms": 99,
     }
     request = LeaseRequest(**{**fields, **changed})
-    granted = Lease(
-        request=sign(request, alice, network).raw, level=request.level, granted_ms=1
-    )
+    granted = Lease(request=sign(request, alice, network).raw, level=request.level, granted_ms=1)
     return sign(granted, bob, network).raw
 
 

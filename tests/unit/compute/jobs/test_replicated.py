@@ -28,8 +28,7 @@ from xsc.compute.jobs.replay import why_not
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import open_signed, sign
 from xsc.node.offline.verify import verify_file
-from xsc.terms.dissent import Dissent
-from xsc.terms.execution import ExecutionReceipt, Number, Order
+from xsc.terms.execution import Dissent, ExecutionReceipt, Number, Order
 
 TWO_OF_THREE = "2of3"
 

@@ -6,8 +6,7 @@ from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.storage.object.erasure import Code, cut
 from xsc.storage.object.receipts import deletion_fault, expected_receipt, receipt_fault
-from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.deletion_receipt import DeletionReceipt, Freed
+from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, Freed
 
 SHARDS = [(3, shard) for shard in cut(content(100), Code())[:2]]
 SENT = expected_receipt(

@@ -132,13 +132,12 @@ def test_damage_in_every_column_is_repaired_in_place_and_nothing_else_is_sent():
         assert stat.hosts == before, "every column is where it was"
         assert not any(node.shards.damaged for node in world.nodes)
         assert await get(world.nodes[3], capability) == data
-        for lease in owner.market.leases():
+        for lease in owner.market.store.all("customer"):
             host = next(n for n in world.nodes if n.key.node_id == lease.peer)
-            assert lease.held_bytes == host.shards.usage.get(lease.lease_id, 0)
+            assert lease.use.held_bytes == host.shards.usage.get(lease.id, 0)
         for node in world.nodes:
-            for lease in node.market.leases():
-                if lease.role == "provider":
-                    assert lease.held_bytes == node.shards.usage.get(lease.lease_id, 0)
+            for lease in node.market.store.all("provider"):
+                assert lease.use.held_bytes == node.shards.usage.get(lease.id, 0)
 
     settings = {"repair_grace": "1h", "repair_interval": "1d", "probe_interval": "15s"}
     run(95, 7, play, settings)

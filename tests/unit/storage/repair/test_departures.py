@@ -20,7 +20,7 @@ from xsc.storage.repair.departures import (
     stuck_reason,
     write_proof,
 )
-from xsc.terms.deletion_order import DeletionOrder
+from xsc.terms.storage_receipt import DeletionOrder
 
 GOLDEN = vectors("leaving")
 NETWORK = bytes.fromhex(GOLDEN["network"])

@@ -19,8 +19,7 @@ from xsc.storage.object.erasure import StorageShard
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.repair.departures import DepartureNotice
-from xsc.terms.deletion_order import DeletionOrder
-from xsc.terms.deletion_receipt import DeletionReceipt, Freed
+from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, Freed
 
 COLUMNS = (0, 5, 255)
 SEALED = b"sealed"
