@@ -113,8 +113,8 @@ def test_room_goes_to_a_friend_before_a_stranger_and_the_stranger_s_bytes_move(n
     wait_for(lambda: not leases(holder, ids[PROVIDER], state="open"))
     net.up(5)
     other = net[OTHER].id
-    wait_for(lambda: not sum(row["held_bytes"] for row in leases(holder, ids[PROVIDER])))
-    assert sum(row["held_bytes"] for row in leases(holder, other)) > MIB
+    wait_for(lambda: not sum(row["held"] for row in leases(holder, ids[PROVIDER])))
+    assert sum(row["held"] for row in leases(holder, other)) > MIB
     assert holder.get(kept) == content
     wait_for(lambda: cleared(friend, ids[PROVIDER]) == WHOLE)
     assert cleared(stranger, ids[PROVIDER]) == 0

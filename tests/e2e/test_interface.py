@@ -133,7 +133,7 @@ OFFER = {
 }
 LEASE = {
     *("lease_id", "role", "peer", "name", "kind", "quantity", "used", "held_bytes"),
-    *("price_micro", "due_micro", "settled_micro", "state", "start_ms", "end_ms"),
+    *("price_micro", "billed_micro", "settled_micro", "state", "start_ms", "end_ms"),
 }
 HEALTH = {
     *("id", "name", "state", "availability_ppm", "response_ms", "quality_ppm", "probes"),

@@ -82,6 +82,8 @@ class Slot:
     price_micro: int
     """The reserve, or the most that a need pays."""
     price_unit: PriceUnit
+    parts: dict[str, int]
+    """Of a need, what of its quantity is of one provider alone, by node."""
     windows: list[Window]
     """A need without any is there until it is withdrawn, and so is a window without an end."""
 
@@ -174,17 +176,20 @@ class Lease:
     slot: str
     need: str | None
     """Of a cleared lease, the need that it serves."""
+    clearing: str | None
+    """The record that granted it, for `xsc market clearing` at its provider."""
     origin: Literal["cleared", "now"]
     tier: str
     kind: str
     state: str
     quantity: int
     """What is kept free: bytes, or fuel steps a minute; 0 for now."""
-    held_bytes: int
+    held: int
+    """Bytes that are stored."""
     used: int
     """Fuel steps that ran in this minute under a cleared rate."""
     price_micro: int
-    due_micro: int
+    billed_micro: int
     settled_micro: int
     start_ms: int
     end_ms: int

@@ -182,7 +182,7 @@ class LeaseGranter:
         credit = self._headroom.credit_left(request.customer) + ahead_micro(known, now_ms)
         if amount("storage", request.price, max(level, held)) > max(0, credit):
             raise _too_dear(credit)
-        return _Granted(level, None)
+        return _Granted(level, None if grant is None else grant.clearing)
 
     def _check_terms(self, request: LeaseRequest, price: int) -> None:
         longest_ms = self._node.settings.storage_lease_ms

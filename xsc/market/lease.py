@@ -97,6 +97,8 @@ class LeaseEntry:
     raw: bytes
     """The signed lease, with the request inside; empty while its provider has not answered."""
     request_id: bytes
+    clearing: bytes | None = None
+    """Id of the clearing record that granted it."""
     reserved: int = 0
     """Provider: steps of runs that wait or are under way, or bytes that are being written."""
     promised: list[tuple[int, int]] = field(default_factory=list)

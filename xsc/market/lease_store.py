@@ -190,7 +190,7 @@ class LeaseStore:
         if refusal is not None:
             raise RecordInvalid(refusal)
         use = new_use(terms, lease.record.level, lease.record.granted_ms)
-        return LeaseEntry(role, terms, use, raw, request.id)
+        return LeaseEntry(role, terms, use, raw, request.id, lease.record.clearing)
 
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
         """Return a lease, also one with oneself, or None."""
@@ -258,8 +258,8 @@ class LeaseStore:
         use = renewed(entry.terms, entry.use, after.terms, after.use.level)
         tail = _LETTERS[entry.role] + entry.id
         self._state.write([(_LEASE + tail, raw), (_USE + tail, write_row(USES, use))], sync=True)
-        entry.terms, entry.raw, entry.request_id = after.terms, raw, after.request_id
-        entry.use = use
+        entry.terms, entry.raw, entry.use = after.terms, raw, use
+        entry.request_id, entry.clearing = after.request_id, after.clearing
 
     def ask(self, request: Signed[LeaseRequest]) -> None:
         """Keep a request for a cleared lease: on the disk before it is sent, as it may be granted.

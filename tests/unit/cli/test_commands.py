@@ -614,7 +614,7 @@ LEASE = {
     "quantity": 600_000_000,
     "used": 1,
     "price_micro": 8,
-    "due_micro": 80,
+    "billed_micro": 80,
     "settled_micro": 40,
     "state": "open",
     "end_ms": 0,

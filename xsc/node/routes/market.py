@@ -173,6 +173,10 @@ def _row(
         used=None if used is None else used[slot.slot_id] * step,
         price_micro=slot.reserve if isinstance(slot, AvailabilitySlot) else slot.price_max,
         price_unit="GiB_hour" if slot.kind == "storage" else "Gfuel",
+        parts={
+            to_text(peer): steps * step
+            for peer, steps in (slot.parts if isinstance(slot, NeedSlot) else ())
+        },
         windows=list(slot.windows),
     )
 
@@ -328,15 +332,16 @@ def _lease(node: Node, view: LeaseView) -> api.Lease:
         name=node.name_of(view.entry.peer),
         slot=to_text(terms.slot),
         need=None if terms.need is None else to_text(terms.need),
+        clearing=None if view.entry.clearing is None else to_text(view.entry.clearing),
         origin="cleared" if terms.cleared else "now",
         tier=terms.tier,
         kind=terms.kind,
         state=view.status,
         quantity=use.level,
-        held_bytes=use.held_bytes,
+        held=use.held_bytes,
         used=spent(terms, use, node.clock.now_ms()),
         price_micro=terms.price,
-        due_micro=view.due_micro,
+        billed_micro=view.due_micro,
         settled_micro=view.settled_micro,
         start_ms=terms.start_ms,
         end_ms=terms.end_ms,
