@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xsc.base.clock import rest
-from xsc.base.errors import LeaseExhausted, XscError
+from xsc.base.errors import LeaseExhausted, PeerSilent, XscError
 from xsc.base.ids import short
 from xsc.base.limits import LOWER_MS, MIB, OFFER_SETTLE_MS, RENEWAL_RETRY_MS, TIDY_MS
 from xsc.base.units import ceil_div, format_credits, format_duration
@@ -151,23 +151,25 @@ class Signing:
     async def _renew(self, entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]) -> None:
         """Renew a lease that is due; where that fails, note why."""
         now_ms = self._clock.now_ms()
-        reason, at_ms = self._tried.get(entry.id, (SILENT, 0))
+        said, at_ms = self._tried.get(entry.id, (SILENT, 0))
         # A silent host costs no call: it is looked at each time.
         if not rules.is_due(entry, now_ms) or (
-            reason != SILENT and now_ms - at_ms < self._retry_ms
+            said != SILENT and now_ms - at_ms < self._retry_ms
         ):
             return
         try:
             await self._next_term(entry, needs)
         except XscError as fault:
-            if self._tried.get(entry.id, ("", 0))[0] != fault.message:
+            # One that did not answer may have renewed it: it is asked again at the next look.
+            reason = SILENT if isinstance(fault, PeerSilent) else fault.message
+            if reason != said or not at_ms:
                 self._node.log.warning(
                     "market.lease_not_renewed",
                     peer=short(entry.peer),
                     lease=short(entry.id),
-                    reason=fault.message,
+                    reason=reason,
                 )
-            self._tried[entry.id] = fault.message, now_ms
+            self._tried[entry.id] = reason, now_ms
             return
         self._tried.pop(entry.id, None)
         self._node.log.info(
