@@ -164,7 +164,9 @@ def lease_faults(lease, published):
     posted = {slot[RUNGS[lease.tier]] for slot in slots}
     if lease.need is None:
         # For now: the request is the need [L1]. Strangers may be paid more, by an auction.
-        if lease.price not in posted and (lease.tier != "open" or lease.price < min(posted, default=0)):
+        if lease.price not in posted and (
+            lease.tier != "open" or lease.price < min(posted, default=0)
+        ):
             yield "its price is not what its provider posted"
         return
     needs = published.of(lease.customer, "needs", slot_id=lease.need, number=lease.number)
@@ -173,9 +175,7 @@ def lease_faults(lease, published):
     cleared = {(tier, price) for tier, _, price in published.granted(lease)}
     if not cleared:
         yield "no clearing granted it"
-    elif (lease.tier, lease.price) not in cleared and (
-        lease.clearing or lease.price not in posted
-    ):
+    elif (lease.tier, lease.price) not in cleared and (lease.clearing or lease.price not in posted):
         yield "its price is not what was cleared"
 
 

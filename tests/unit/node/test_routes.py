@@ -345,6 +345,8 @@ def test_what_is_stored_is_needed_by_default_once_no_other_need_has_it():
         (row,) = (await Api(customer).call("GET", "/v1/allocation/received"))["allocations"]
         assert (row["need"], row["drawn"]) == (to_text(standing.slot_id), SLOT_STEP_BYTES)
         (lease,) = customer.market.leases()
-        assert to_text(lease.entry.terms.need) == to_text(wanted), "what lies there needs no second one"
+        assert to_text(lease.entry.terms.need) == to_text(wanted), (
+            "what lies there needs no second one"
+        )
 
     run(93, 2, play, SETTINGS)

@@ -108,9 +108,7 @@ def make_lease(order, alice, bob, network, **changed):
         "end_ms": 99,
     }
     request = LeaseRequest(**{**fields, **changed})
-    granted = Lease(
-        request=sign(request, alice, network).raw, level=request.level, granted_ms=1
-    )
+    granted = Lease(request=sign(request, alice, network).raw, level=request.level, granted_ms=1)
     return sign(granted, bob, network).raw
 
 
