@@ -1,4 +1,4 @@
-"""What a clearing takes, a quote, and how soon what is granted is published.
+"""What a clearing takes, a quote, a lease, and how soon what is granted is published.
 
 The clearing is the rules of one node that knows 1,000 others, without any of them. From a need to
 what is granted to it is of real nodes and the Python client.
@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from statistics import median
+from types import SimpleNamespace
 from typing import Any, Final, cast
-
-from xsc.market.lease_entry import LeaseEntry
 
 from benchmarks import flight
 from benchmarks.size import least
@@ -26,11 +25,13 @@ from xsc.allocation.clearing_record import (
     game_of,
     wanted,
 )
+from xsc.allocation.commitments import Commitments
+from xsc.base.clock import ManualClock
+from xsc.base.errors import NotFound
 from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
     PPM,
     SLOT_STEP_BYTES,
-    STORAGE_LEASE_BYTES,
     STORAGE_LEASE_MS,
 )
 from xsc.base.log import SilentLog
@@ -39,18 +40,19 @@ from xsc.client.market import MarketCalls
 from xsc.client.space import SpaceCalls, value_of
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
+from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.market.granter import LeaseGranter
 from xsc.market.headroom import Headroom
-from xsc.market.lease import LeaseTerms, LeaseUse
+from xsc.market.lease import LeaseEntry, LeaseUse
 from xsc.market.lease_store import LeaseStore, MarketNode
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList
-from xsc.node.system import SystemClock, SystemEntropy
+from xsc.node.system import SystemEntropy
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.quote import Kind, Tier
+from xsc.terms.lease import LeaseRequest
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
 
 PEERS: Final = least(1_000, 100)
@@ -129,77 +131,117 @@ def rules(quick: bool) -> None:
     print(f"  match and clear one scarce slot                    {median(took):7.0f} ms ({stages})")
 
 
-class Capacity:
-    """What a provider has."""
+class Node:
+    """What a provider has, and whom it knows: all that the market asks of others here."""
 
     def storage_capacity_bytes(self) -> int:
         return 2**50
 
     compute_capacity_steps = storage_free_bytes = compute_steps_free = storage_capacity_bytes
 
-    def tier(self, customer: bytes) -> Tier:
-        return "mutual" if customer[0] % 2 else "open"
+    def credit_left(self, _peer: bytes) -> int:
+        return 10**12
 
-    def serves(self, _kind: Kind, _peer: bytes) -> bool:
-        return True
+    def shares_with(self, peer: bytes) -> Sequence[bytes]:
+        return [peer]
 
 
-async def quoted(count: int) -> float:
-    """Return the processor time of a signed quote at a provider with LEASES open leases, in ms."""
+class Spaces:
+    """What nodes published: nothing but commitments."""
+
+    def __init__(self, commitments: Mapping[bytes, Commitment]) -> None:
+        self._values = {node: value.to_bytes() for node, value in commitments.items()}
+
+    def get(self, path: str, owner: bytes) -> Any:
+        if path != UserSpacePaths.COMMITMENT or owner not in self._values:
+            raise NotFound("nothing is there")
+        return SimpleNamespace(
+            value=self._values[owner], signed=SimpleNamespace(raw=NO_RECORD.record)
+        )
+
+    def on_change(self, _told: object) -> None:
+        pass
+
+    def register_schema(self, _path: str, _check: object) -> None:
+        pass
+
+
+def _request(provider: bytes, customer: bytes, number: int, now_ms: int) -> LeaseRequest:
+    slot = _slot(0, 1)
+    return LeaseRequest(
+        lease_id=number.to_bytes(32, "big"),
+        provider=provider,
+        customer=customer,
+        kind="storage",
+        slot=slot.slot_id,
+        window=slot.windows[0],
+        tier="open",
+        need=None,
+        number=0,
+        level=0,
+        price=slot.reserve,
+        start_ms=now_ms,
+        end_ms=now_ms + STORAGE_LEASE_MS,
+    )
+
+
+async def leased(count: int) -> tuple[float, float]:
+    """Return the processor time, in ms, of a quote and of a lease for now that is granted.
+
+    It is at a provider with LEASES open leases.
+    """
+    clock = ManualClock(NOW_MS)
     context = Context(
-        KeyPair(b"k" * 32), bytes(32), SystemClock(), SystemEntropy(), NOBODY, NOBODY, SilentLog()
+        KeyPair(b"k" * 32), bytes(32), clock, SystemEntropy(), NOBODY, NOBODY, SilentLog()
     )
-    own, now_ms, capacity = context.key.node_id, context.clock.now_ms(), Capacity()
-    customers = [bytes([number]) * 32 for number in range(LEASES // LEASES_A_CUSTOMER_MAX + 1)]
+    own = context.key.node_id
+    many = [number.to_bytes(32, "little") for number in range(LEASES // LEASES_A_CUSTOMER_MAX + 1)]
+    keys = [KeyPair(number.to_bytes(32, "big")) for number in range(1, count + 1)]
+    slots = tuple(_slot(number, 1_000) for number in range(SLOTS_EACH))
+    commitments = Commitments(
+        context,
+        cast(Any, Spaces({own: Commitment(slots=slots)})),
+        NOBODY,
+        posted=NOBODY,
+        level=NOBODY,
+        wanted=NOBODY,
+        on_withdrawn=NOBODY,
+        on_recognised=NOBODY,
+        before_stand=NOBODY,
+    )
+    commitments.start()
     store = LeaseStore(MemoryKeyValue(), context.network, own, NOBODY, NOBODY)
-    store.add(
-        [
-            LeaseEntry(
-                "provider",
-                LeaseTerms(
-                    lease_id=number.to_bytes(32, "big"),
-                    kind="storage" if number % 2 else "compute",
-                    provider=own,
-                    customer=customers[number % len(customers)],
-                    price=3,
-                    quantity=STORAGE_LEASE_BYTES,
-                    start_ms=now_ms,
-                    end_ms=now_ms + STORAGE_LEASE_MS,
-                ),
-                LeaseUse(now_ms),
-                b"",
-                b"",
-            )
-            for number in range(LEASES)
-        ]
-    )
+    for number in range(LEASES):
+        request = _request(own, many[number % len(many)], 2**64 + number, NOW_MS)
+        use = LeaseUse(NOW_MS, held_bytes=SLOT_STEP_BYTES)
+        store.add(LeaseEntry("provider", request, use, b"", b""))
     ports = MarketPorts(
         peers=NOBODY,
-        credit=NOBODY,
+        credit=cast(Any, Node()),
         quality=NOBODY,
-        standing=cast(Any, capacity),
-        capacity=cast(Any, capacity),
+        standing=cast(Any, commitments),
+        capacity=cast(Any, Node()),
         leaving=NOBODY,
         granted=tuple,
         received=NOBODY,
         needs=NOBODY,
-        counts_for=NOBODY,
+        need_of=NOBODY,
         on_need=NOBODY,
-        on_renewed=NOBODY,
         on_denied=NOBODY,
     )
     settings = MarketSettings(PriceList(1370, 278, 200_000, 100_000), 5480, 1112, 10_000, 3_600_000)
     node = MarketNode(context, ports, settings, store)
     granter = LeaseGranter(node, Headroom(node))
-    took = []
-    for number in range(count):
-        lease = store.get("provider", number.to_bytes(32, "big"))
-        assert lease is not None
-        lease.reserved += 1
+    quotes, grants = [], []
+    for number, key in enumerate(keys, 1):
         begun = time.process_time_ns()
-        await granter.on_quote(customers[0], {"kind": ("storage", "compute")[number % 2]}, ())
-        took.append((time.process_time_ns() - begun) / 1e6)
-    return median(took)
+        assert commitments.quote("storage", own, key.node_id)
+        quotes.append((time.process_time_ns() - begun) / 1e6)
+        asked = sign(_request(own, key.node_id, number, NOW_MS), key, context.network).raw
+        begun = time.process_time_ns()
+        await granter.on_lease(key.node_id, {"request": asked, "least": SLOT_STEP_BYTES}, ())
+        grants.append((time.process_time_ns() - begun) / 1e6)
+    return median(quotes), median(grants)
 
 
 def granted(homes: Sequence[Path], quick: bool) -> None:
@@ -232,7 +274,8 @@ def run(homes: Sequence[Path], quick: bool) -> None:
     """Measure, and print."""
     print("\nmarket: what is granted ahead of use")
     rules(quick)
-    took = asyncio.run(quoted(least(100, 10)))
-    print(f"  a signed quote at a provider of {LEASES} open leases    {took:7.2f} ms")
+    quote, grant = asyncio.run(leased(least(100, 10)))
+    print(f"  a quote from the slots of a provider               {quote:7.2f} ms")
+    print(f"  a lease for now at a provider of {LEASES} open leases  {grant:7.2f} ms")
     granted(homes, quick)
     flight.run(homes, quick)

@@ -17,6 +17,8 @@ from xsc.base.limits import MIB, SLOT_STEP_BYTES
 WHOLE = 2 * SLOT_STEP_BYTES
 PROVIDER, HOLDER, STRANGER, FRIEND, OTHER = range(5)
 CAPACITIES = (WHOLE + 64 * 1024, 1, 1, 1, 16 * SLOT_STEP_BYTES)
+ASKED, PAID = (1, 1, 1, 1, 3), (4, 4, 2, 2, 4)
+"""In credits a GiB and hour: what the other one asks is too much for friend and stranger."""
 
 
 @pytest.fixture
@@ -25,8 +27,6 @@ def net(tmp_path):
     own = Net(
         tmp_path / "net",
         XSC_STORAGE_LEASE_TERM="40s",
-        XSC_STORAGE_PRICE_GIB_HOUR="1000000",
-        XSC_STORAGE_PRICE_MAX_GIB_HOUR="4000000",
         XSC_SETTLE_INTERVAL="3s",
         XSC_REPAIR_INTERVAL="2s",
         XSC_REPAIR_GRACE="4s",
@@ -37,6 +37,8 @@ def net(tmp_path):
         home = own[index].home
         home.mkdir(mode=0o700, parents=True)
         config = CONFIG.format(home.name) + f'storage_capacity = "{capacity}B"\n'
+        config += f"storage_price_gib_hour = {ASKED[index]}_000_000\n"
+        config += f"storage_price_max_gib_hour = {PAID[index]}_000_000\n"
         (home / "config.toml").write_text(config)
     yield own
     own.down()
@@ -46,10 +48,20 @@ def leases(member, peer, **fields) -> list[dict]:
     """Return the leases that a node took of another, with those fields."""
     return [
         lease
-        for lease in member("market leases --json").json["leases"]
-        if (lease["role"], lease["peer"], lease["kind"]) == ("customer", peer, "storage")
-        and fields.items() <= lease.items()
+        for lease in signed(member)
+        if (lease["role"], lease["peer"]) == ("customer", peer) and fields.items() <= lease.items()
     ]
+
+
+def signed(member) -> list[dict]:
+    """Return a node's leases of storage; each of their terms is written down, once it is seen."""
+    rows = member("market leases --json").json["leases"]
+    rows = [row for row in rows if row["kind"] == "storage"]
+    for row in rows:
+        path = member.home.parent / f"lease-{row['lease_id']}-{row['start_ms']}"
+        if not path.exists():
+            written(member, ["market", "lease", row["lease_id"]], path)
+    return rows
 
 
 def cleared(member, peer) -> int:
@@ -102,7 +114,7 @@ def test_room_goes_to_a_friend_before_a_stranger_and_the_stranger_s_bytes_move(n
     large.touch()
     os.truncate(large, 5 * SLOT_STEP_BYTES)
     for member, node in ((stranger, ids[STRANGER]), (friend, ids[FRIEND])):
-        member(["store", "put", large, "--survive", "0node"]).fails(4, "space_exhausted")
+        member(["store", "put", large, "--survive", "0node"]).fails(5, "no_offers")
         wait_for(lambda node=node: node in needs_seen(provider))
     assert cleared(friend, ids[PROVIDER]) == 0
     # Room falls free: the friend asked last, and gets it.
@@ -133,17 +145,13 @@ def account(member, peer, folder) -> tuple | None:
 def check(net, folder) -> None:
     """Have the independent checker look at all that was published and signed."""
     members = [net[index] for index in range(len(CAPACITIES))]
-    signed, accounts = {}, []
+    accounts = []
     for member in members:
-        rows = member("market leases --json").json["leases"]
-        for lease_id in {row["lease_id"] for row in rows if row["kind"] == "storage"}:
-            words = ["market", "lease", lease_id]
-            signed[lease_id] = written(member, words, folder / lease_id)
-        for peer in {row["peer"] for row in rows if row["role"] == "customer"}:
+        for peer in {row["peer"] for row in signed(member) if row["role"] == "customer"}:
             pair = wait_for(lambda member=member, peer=peer: account(member, peer, folder))
             accounts += [pair] if all(pair) else []
     spaces = {bytes_of(member.id): space_of(member) for member in members}
-    said = list(signed.values())
+    said = [path.read_bytes() for path in sorted(net.folder.glob("lease-*"))]
     assert faults(spaces, said, accounts) == []
     # It would have said so: without what was published, what was signed does not follow.
     for path in ("allocation/commitment", "allocation/recognition", "market/clearings/"):

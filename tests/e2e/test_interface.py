@@ -129,10 +129,11 @@ PEER = {
 }
 OFFER = {
     *("node", "name", "kind", "tier", "price_micro", "reserve_micro", "price_mutual_micro"),
-    *("price_one_way_micro", "available", "unit", "valid_until_ms"),
+    *("price_one_way_micro", "slot", "available", "unit"),
 }
 LEASE = {
-    *("lease_id", "role", "peer", "name", "kind", "quantity", "used", "held_bytes"),
+    *("lease_id", "role", "peer", "name", "slot", "need", "origin", "tier", "kind"),
+    *("quantity", "used", "held", "clearing"),
     *("price_micro", "billed_micro", "settled_micro", "state", "start_ms", "end_ms"),
 }
 HEALTH = {

@@ -98,8 +98,9 @@ def test_a_lease_s_price_is_explained_on_both_sides(net):
     rows = net[3]("market leases --json").json["leases"]
     lease = next(row for row in rows if (row["role"], row["kind"]) == ("customer", "storage"))
     told = net[3](f"market why {lease['lease_id']} --json").json
-    assert told["price_micro"] == lease["price_micro"] >= told["asked_micro"]
+    assert told["price_micro"] == lease["price_micro"]
     assert (told["provider"], told["customer"]) == (lease["peer"], net[3].id)
+    assert (told["slot"], told["need"]) == (lease["slot"], None)
     provider = next(
         member for member in map(net.__getitem__, range(7)) if member.id == lease["peer"]
     )

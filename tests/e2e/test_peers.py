@@ -38,7 +38,7 @@ STRANGERS = {
 }
 METHODS = [
     *("peers.join", "peers.batch", "health.ping", "compute.run", "ledger.propose", "ledger.head"),
-    *("market.quote", "market.lease", "market.account", "space.next", "storage.put"),
+    *("market.lease", "market.account", "space.next", "storage.put"),
     *("storage.get", "storage.stat", "storage.find", "storage.delete"),
 ]
 QUICK_S = 5.0
@@ -222,7 +222,8 @@ def test_a_captured_request_works_once_also_over_restarts(start):
         assert [request.send(alice).code for request in captured] == ["replay_refused"] * 3
 
     # The clock of the last one is ahead: it lies after the next start as well.
-    captured = [signed(key, to), signed(key, to, "market.quote", {"kind": "storage"})]
+    header = {"voucher": None, "book_now": False, "leases": [], "less": []}
+    captured = [signed(key, to), signed(key, to, "market.account", header)]
     captured.append(signed(key, to, ahead_ms=30_000))
     assert [request.send(alice).status for request in captured] == [200] * 3
     refused()

@@ -6,7 +6,8 @@ Names in brackets are rules: of market.md, or of the page that stands before the
 """
 
 import hashlib
-from fractions import Fraction
+from itertools import pairwise
+from math import lcm
 from typing import NamedTuple
 
 import cbor2
@@ -14,10 +15,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 STEP = 64 * 2**20
+LATE_MS = 30 * 24 * 3_600_000
 PRICED = 2**30 * 3_600_000
 """Byte-milliseconds that a price is for."""
+WORTH = lcm(PRICED, 10**9 * 60_000)
+"""Parts of a micro-credit in which use is counted, of storage and of compute."""
 COMMITMENT, RECOGNITION = "allocation/commitment", "allocation/recognition"
-LATE_MS = 30 * 24 * 3_600_000
 RUNGS = {"mutual": "price_mutual", "one_way": "price_one_way", "open": "reserve"}
 
 
@@ -26,18 +29,21 @@ class Broken(Exception):
 
 
 class Lease(NamedTuple):
+    """One term of a lease: one that is renewed has several, of one id."""
+
     id: bytes
     provider: bytes
     customer: bytes
-    quantity: int
+    slot: bytes
+    window: list
+    tier: str
+    need: bytes | None
+    number: int
+    level: int
     price: int
     start_ms: int
     end_ms: int
-    renews: bytes | None
-    quote: dict | None
-    draw: dict | None
     clearing: bytes | None
-    asked: dict
 
 
 def hashed(tag, *parts):
@@ -60,26 +66,36 @@ def lease_of(raw):
     """Return a lease that both its parties signed [L1]."""
     provider, granted = opened(raw, "lease")
     customer, asked = opened(granted["request"], "lease_request")
-    quoter, quote = (provider, None) if asked["draw"] else opened(asked["quote"], "quote")
-    parties = [(each["provider"], each["customer"]) for each in (asked, quote) if each]
-    if quoter != provider or set(parties) != {(provider, customer)}:
+    if (asked["provider"], asked["customer"]) != (provider, customer):
         raise Broken("a lease is between others than those who signed it")
-    if not asked["quantity_min"] <= granted["quantity"] <= asked["quantity"]:
-        raise Broken("a lease is of another quantity than was asked for")
+    if not (asked["need"] is not None) <= granted["level"] <= asked["level"]:
+        raise Broken("a lease is of another level than was asked for")
+    names = ("slot", "window", "tier", "need", "number")
     return Lease(
         asked["lease_id"],
         provider,
         customer,
-        granted["quantity"],
-        asked["price"],
-        asked["start_ms"],
-        asked["end_ms"],
-        asked["renews"],
-        quote,
-        asked["draw"],
+        *(asked[name] for name in names),
+        granted["level"],
+        *(asked[name] for name in ("price", "start_ms", "end_ms")),
         granted["clearing"],
-        asked,
     )
+
+
+def windows(packed):
+    """Return the windows of a slot: gap and length of each, in little-endian base 128 [slots]."""
+    numbers, number, shift = [], 0, 0
+    for byte in packed:
+        number |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            numbers.append(number)
+            number = shift = 0
+    found, at = [], 0
+    for gap, length in zip(numbers[::2], numbers[1::2], strict=True):
+        found.append([at + gap, at + gap + length])
+        at += gap + length
+    return found
 
 
 class Published:
@@ -117,94 +133,95 @@ class Published:
         return "mutual" if min(given, taken) >= 10_000 else "one_way" if given else "open"
 
     def granted(self, lease):
-        """Yield tier, units and price of what the clearing grants that a lease names [P1]."""
-        draw, record = lease.draw, self.clearings[lease.provider].get(lease.clearing)
-        if record is None or record["slot"]["slot_id"] != draw["slot"]:
-            return
-        for said in record["participants"]:
-            lines = [line[1:] for line in said["lines"] if line[0] == draw["need"]]
-            if (said["customer"], list(record["window"]), bool(lines)) == (
-                lease.customer,
-                [draw["start_ms"], draw["end_ms"]],
-                True,
-            ):
-                units = sum(line[1] for line in lines)
-                price = -(-sum(line[1] * line[2] for line in lines) // units)
-                yield lines[0][0], units, price
+        """Yield tier, units and price of what clearings granted the need of a lease there [P1].
+
+        It is the clearing that the lease names; its next terms name none.
+        """
+        records = self.clearings[lease.provider]
+        named = [records.get(lease.clearing)] if lease.clearing else records.values()
+        for record in filter(None, named):
+            if (record["slot"]["slot_id"], list(record["window"])) != (lease.slot, lease.window):
+                continue
+            for said in record["participants"]:
+                lines = [line[1:] for line in said["lines"] if line[0] == lease.need]
+                if said["customer"] == lease.customer and lines:
+                    units = sum(line[1] for line in lines)
+                    price = -(-sum(line[1] * line[2] for line in lines) // units)
+                    yield lines[0][0], units, price
 
 
 def lease_faults(lease, published):
     """Yield what is wrong with a lease by itself: its slot, its need, its price."""
-    quote, tier = lease.quote, (lease.draw or lease.quote)["tier"]
-    if quote and (quote["price"] != quote[RUNGS[tier]] or lease.price < quote["price"]):
-        yield "its price is not that of its quote"
-    if tier != published.tier(lease.provider, lease.customer):
-        yield "its tier is not what both published"
-    if lease.draw is None:
-        # For now: of the standing slot, at the rung of its ladder; the request is the need [L1].
-        slots = published.of(lease.provider, "slots", standing=True)
-        cleared = {
-            line[3]
-            for r in published.clearings[lease.provider].values()
-            for p in r["participants"]
-            for line in p["lines"]
-        }
-        if not any(
-            (slot["price_mutual"], slot["price_one_way"])
-            == (quote["price_mutual"], quote["price_one_way"])
-            and quote["reserve"] in {slot["reserve"], *cleared}
-            for slot in slots
-        ):
-            yield "it is of no slot that its provider published at that price"
-        if tier != "open" and lease.price != quote["price"]:
-            yield "who recognises its customer is paid more than its rung"
-        return
-    slots = published.of(lease.provider, "slots", slot_id=lease.draw["slot"])
-    stated = {"slot_id": lease.draw["need"], "number": lease.draw["number"]}
-    needs = published.of(lease.customer, "needs", **stated)
+    slots = [
+        slot
+        for slot in published.of(lease.provider, "slots", slot_id=lease.slot)
+        if lease.window in windows(slot["windows_packed"])
+    ]
     if not slots:
         yield "it names no slot that its provider published"
+    if lease.tier != published.tier(lease.provider, lease.customer):
+        yield "its tier is not what both published"
+    posted = {slot[RUNGS[lease.tier]] for slot in slots}
+    if lease.need is None:
+        # For now: the request is the need [L1]. Strangers may be paid more, by an auction.
+        if lease.price not in posted and (
+            lease.tier != "open" or lease.price < min(posted, default=0)
+        ):
+            yield "its price is not what its provider posted"
+        return
+    needs = published.of(lease.customer, "needs", slot_id=lease.need, number=lease.number)
     if not any(lease.price <= need["price_max"] for need in needs):
         yield "it names no need that its customer published at that price"
-    if (tier, lease.price) not in {(of, price) for of, _, price in published.granted(lease)}:
+    cleared = {(tier, price) for tier, _, price in published.granted(lease)}
+    if not cleared:
+        yield "no clearing granted it"
+    elif (lease.tier, lease.price) not in cleared and (lease.clearing or lease.price not in posted):
         yield "its price is not what was cleared"
 
 
-def moments(leases, ends):
-    """Yield at each moment the levels that leases have at most, by the first that each renews.
+def terms_of(leases):
+    """Return the terms of each lease, by its id, in their order."""
+    found = {}
+    for lease in sorted(leases, key=lambda each: each.start_ms):
+        found.setdefault(lease.id, []).append(lease)
+    return found
 
-    A lease that renews another takes the level of what comes over, so that both have no more than
-    the larger of them [N4].
-    """
-    by_id = {lease.id: lease for lease in leases}
 
-    def root(lease):
-        return root(by_id[lease.renews]) if lease.renews in by_id else lease.id
-
-    for now_ms in sorted({lease.start_ms for lease in leases}):
-        levels = {}
-        for lease in leases:
-            if lease.start_ms <= now_ms < ends.get(lease.id, lease.end_ms):
-                levels[root(lease)] = max(levels.get(root(lease), 0), lease.quantity)
-        yield now_ms, sum(levels.values())
+def spans(terms, until_ms):
+    """Yield each term of a lease with its time: to its end, or until the next one begins [N4]."""
+    starts = [lease.start_ms for lease in terms] + [until_ms]
+    for lease, (start, then) in zip(terms, pairwise(starts), strict=True):
+        yield lease, start, max(start, min(then, lease.end_ms, until_ms))
 
 
 def most(leases, ends):
-    return max((level for _, level in moments(leases, ends)), default=0)
+    """Return the most that leases have at any moment: what is kept free for them."""
+    levels = [
+        (start, end, lease.level)
+        for lease_id, terms in terms_of(leases).items()
+        for lease, start, end in spans(terms, ends.get(lease_id, terms[-1].end_ms))
+    ]
+    return max(
+        (
+            sum(level for start, end, level in levels if start <= now_ms < end)
+            for now_ms, _, _ in levels
+        ),
+        default=0,
+    )
 
 
 def sum_faults(leases, published, ends):
     """Yield which leases come to more than a slot, a grant or a need."""
-    for provider in {lease.provider for lease in leases}:
-        mine = [lease for lease in leases if lease.provider == provider]
-        slots = published.of(provider, "slots", standing=True)
+    cleared = [lease for lease in leases if lease.need is not None]
+    for provider, slot_id in {(lease.provider, lease.slot) for lease in cleared}:
+        mine = [x for x in cleared if (x.provider, x.slot) == (provider, slot_id)]
+        slots = published.of(provider, "slots", slot_id=slot_id)
         if most(mine, ends) > STEP * max((slot["quantity"] for slot in slots), default=0):
-            yield "the leases of a provider come to more than its slot"
+            yield "the leases of a slot come to more than it"
     drawn = {}
-    for lease in leases:
-        if lease.draw is not None:
-            key = lease.provider, lease.draw["slot"], lease.customer, lease.draw["need"]
-            drawn.setdefault(key, []).append(lease)
+    for lease in cleared:
+        key = lease.provider, lease.slot, lease.customer, lease.need
+        drawn.setdefault(key, []).append(lease)
     for (provider, _, customer, need_id), mine in drawn.items():
         units = max(
             (units for lease in mine for _, units, _ in published.granted(lease)), default=0
@@ -226,7 +243,7 @@ def sum_faults(leases, published, ends):
             yield "the leases of a need come to more than it states"
 
 
-def bill_faults(raw_count, raw_voucher, leases):
+def bill_faults(raw_count, raw_voucher, leases, published):
     """Yield what is wrong with what a pair settles: use, sum and voucher [V1, V3, U1]."""
     provider, count = opened(raw_count, "lease_count")
     customer, voucher = opened(raw_voucher, "voucher")
@@ -236,32 +253,37 @@ def bill_faults(raw_count, raw_voucher, leases):
         yield "the voucher is of another account"
     if voucher["count"] != hashed("lease_count", cbor2.loads(raw_count)["body"]):
         yield "the voucher pays another count"
-    known = {
-        lease.id: lease
-        for lease in leases
-        if (lease.provider, lease.customer) == (provider, customer)
-    }
+    known = terms_of(
+        x
+        for x in leases
+        if (x.provider, x.customer) == (provider, customer) and x.start_ms < count["counted_ms"]
+    )
     lines = {line["lease_id"]: line for line in count["leases"]}
-    if {x.id for x in known.values() if x.start_ms < count["counted_ms"]} - lines.keys():
+    if known.keys() - lines.keys():
         yield "the count leaves a lease out"
-    owed = Fraction(0)
-    for lease_id, line in lines.items():
-        lease, used = known.get(lease_id), int.from_bytes(line["used"], "big")
-        if lease is None:
-            yield "the count names a lease that was not signed"
-            continue
-        time_ms = min(count["counted_ms"], lease.end_ms) - lease.start_ms
-        late_ms = min(max(0, count["counted_ms"] - lease.end_ms), LATE_MS)
-        if used > lease.quantity * (time_ms + late_ms):
-            yield "more is counted than quantity times time"
-        is_whole = line["level"] == lease.quantity and not late_ms
-        if is_whole and used != lease.quantity * time_ms:
+    if lines.keys() - known.keys():
+        yield "the count names a lease that was not signed"
+    for lease_id in known.keys() & lines.keys():
+        line, terms = lines[lease_id], known[lease_id]
+        used, until_ms = int.from_bytes(line["used"], "big"), count["counted_ms"]
+        last, part = terms[-1], WORTH // PRICED
+        # One for now keeps nothing free, and has at most the whole slot.
+        slots = published.of(provider, "slots", slot_id=last.slot)
+        room = last.level or STEP * max((slot["quantity"] for slot in slots), default=0)
+        kept = sum(
+            (x.level or room) * x.price * (end - start) for x, start, end in spans(terms, until_ms)
+        )
+        late_ms = min(max(0, until_ms - last.end_ms), LATE_MS)
+        if used > (kept + room * last.price * late_ms) * part:
+            yield "more is counted than level times time"
+        is_whole = {x.level for x in terms} == {line["level"]} != {0} and not late_ms
+        if is_whole and used != kept * part:
             yield "what was kept free all the time is not what is counted"
-        owed += Fraction(lease.price * used, PRICED)
     if int.from_bytes(count["closed"], "big"):
         yield "what forgotten leases came to is in no record"
-    if not int(owed) == count["amount_micro"] == voucher["amount_micro"]:
-        yield "what is paid is not price times use"
+    owed = sum(int.from_bytes(line["used"], "big") for line in lines.values()) // WORTH
+    if not owed == count["amount_micro"] == voucher["amount_micro"]:
+        yield "what is paid is not what was used"
 
 
 def faults(spaces, raw_leases, accounts):
@@ -269,15 +291,15 @@ def faults(spaces, raw_leases, accounts):
 
     Args:
         spaces: by node, pairs of path and value: those that were replaced, too.
-        raw_leases: the signed leases of storage.
+        raw_leases: the signed leases of storage, of all their terms.
         accounts: the signed count and voucher of each pair that owes something.
     """
     published = Published(spaces)
-    leases = list({lease.id: lease for lease in map(lease_of, raw_leases)}.values())
+    leases = list({(x.id, x.start_ms): x for x in map(lease_of, raw_leases)}.values())
     found = [fault for lease in leases for fault in lease_faults(lease, published)]
     ends = {}
     for raw_count, raw_voucher in accounts:
         _, count = opened(raw_count, "lease_count")
         ends |= {line["lease_id"]: line["end_ms"] for line in count["leases"]}
-        found += bill_faults(raw_count, raw_voucher, leases)
+        found += bill_faults(raw_count, raw_voucher, leases, published)
     return found + list(sum_faults(leases, published, ends))

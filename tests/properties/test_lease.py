@@ -22,6 +22,7 @@ from xsc.market.lease import (
     advance,
     check_renewal,
     ended,
+    half_ms,
     hold,
     lowered,
     new_use,
@@ -114,21 +115,28 @@ class Pair:
         for side in (self.mine, self.theirs):
             entry = side[terms.lease_id]
             if entry.use.level:
-                entry.use = lowered(terms, entry.use, level, self.now_ms)
+                entry.use = lowered(entry.terms, entry.use, level, self.now_ms)
 
     def run(self, terms, steps):
         if max(self.now_ms, self.their_ms) < terms.end_ms:
             self.change(terms.lease_id, lambda t, use, now_ms: spend(t, use, steps, now_ms))
 
     def renew(self, lease_id, price, *, is_heard):
-        """Begin the next term at the provider, and at the customer where it hears of it."""
+        """Begin the next term after half-life, at the customer too where it hears of it at once."""
+        self.hear_all()
         theirs = self.theirs[lease_id]
+        self.now_ms = max(self.now_ms, half_ms(theirs.terms))
         changes = {"price": price, "start_ms": self.now_ms, "end_ms": self.now_ms + LONG_MS}
         later = theirs.terms.model_copy(update=changes)
         if check_renewal(later, theirs.terms, theirs.use, self.their_ms) is not None:
             return
         self.next_term(theirs, later, theirs.use.level)
         if is_heard:
+            self.hear(lease_id)
+
+    def hear_all(self):
+        """Ask again for what was not answered; the answer is the same."""
+        for lease_id in self.theirs:
             self.hear(lease_id)
 
     def hear(self, lease_id):
@@ -180,6 +188,9 @@ class Pair:
 
     def play(self, step):
         what, wait_ms, number = step
+        starts = [e.terms.start_ms for k, e in self.theirs.items() if k in self.mine]
+        if self.now_ms + wait_ms - max(starts, default=0) > REQUEST_WINDOW_MS:
+            self.hear_all()
         self.now_ms += wait_ms
         match what:
             case "hold":
@@ -283,7 +294,7 @@ def test_after_a_last_count_both_totals_are_equal_and_within_what_was_leased(ste
 @given(st.lists(STEPS, max_size=20), st.lists(st.integers(0, 3 * EPOCH_MS), max_size=6))
 def test_any_counts_in_between_give_the_total_of_one(steps, looks):
     one, many = Pair(), Pair()
-    steps = [step for step in steps if not step[0].startswith("count")]
+    steps = [step for step in steps if not step[0].startswith("count") and "lost" not in step[0]]
     for step in steps:
         for part in sorted({min(look, step[1]) for look in looks}):
             many.now_ms, before = many.now_ms + part, many.now_ms
@@ -319,8 +330,7 @@ def test_who_counts_more_than_follows_is_never_paid_for_it(steps, skew, lie, mor
     for step in steps:
         pair.play(step)
     pair.now_ms += EPOCH_MS
-    for lease_id in pair.theirs:
-        pair.hear(lease_id)
+    pair.hear_all()
     honest = pair.count()
     most = honest.amount_micro
     lines, change = list(honest.leases), {}

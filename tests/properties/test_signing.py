@@ -4,16 +4,14 @@ from collections import defaultdict
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xsc.market.lease_entry import LeaseEntry
-from xsc.market.room import LEASE_UNIT
 
 from xsc.base.limits import EPOCH_MS, OFFER_MS, STORAGE_LEASE_MS
 from xsc.market.account import worth
 from xsc.market.choosing import to_lower, to_take
-from xsc.market.lease import LeaseTerms, lowered, new_use
-from xsc.terms.lease import Draw
+from xsc.market.lease import NO_NEED, LeaseEntry, key_of, lowered, new_use
+from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import WORTH, slot_amount
-from xsc.terms.slot import Entitlement, NeedSlot
+from xsc.terms.slot import LEASE_UNIT, Entitlement, NeedSlot
 
 CUSTOMER = b"c" * 32
 NEEDS = [bytes([number]) * 16 for number in range(2)]
@@ -40,8 +38,8 @@ def need_of(need_id, quantity, price_max, spread=1):
     )
 
 
-def counts_for(entry):
-    return entry.drawn_key
+def drawn_key(entry):
+    return key_of(entry.terms, entry.terms.need or NO_NEED)
 
 
 class Node:
@@ -58,7 +56,7 @@ class Node:
         found = defaultdict(int)
         for entry in self.leases:
             if not entry.is_over(self.now_ms):
-                found[entry.drawn_key] += entry.use.level
+                found[drawn_key(entry)] += entry.use.level
         return found
 
     def offer(self, provider, need, quantity, price, opens_ms):
@@ -81,22 +79,26 @@ class Node:
         )
 
     def look(self, offers):
-        for entry, level in list(to_lower(self.leases, self.needs, counts_for, self.now_ms)):
+        for entry, level in list(to_lower(self.leases, self.needs, drawn_key, self.now_ms)):
             entry.use = lowered(entry.terms, entry.use, level, self.now_ms)
         for each, level in to_take(offers, self.needs, self.taken(), self.now_ms):
-            terms = LeaseTerms(
-                len(self.leases).to_bytes(32, "big"),
-                "storage",
-                each.provider,
-                CUSTOMER,
-                each.price,
-                level,
-                self.now_ms,
-                self.now_ms + STORAGE_LEASE_MS,
-                cleared=True,
+            terms = LeaseRequest(
+                lease_id=len(self.leases).to_bytes(32, "big"),
+                provider=each.provider,
+                customer=CUSTOMER,
+                kind="storage",
+                slot=each.slot,
+                window=(each.opens_ms, each.closes_ms),
+                tier=each.tier,
+                need=each.need,
+                number=1,
+                level=level,
+                price=each.price,
+                start_ms=self.now_ms,
+                end_ms=self.now_ms + STORAGE_LEASE_MS,
             )
-            use = new_use(terms, self.now_ms)
-            self.leases.append(LeaseEntry("customer", terms, use, b"", b"", draw=each.draw(1)))
+            use = new_use(terms, level, self.now_ms)
+            self.leases.append(LeaseEntry("customer", terms, use, b"", b""))
 
     def pass_time(self, duration_ms):
         for need_id, need in self.needs.items():
@@ -107,9 +109,9 @@ class Node:
         levels, at_provider = defaultdict(int), defaultdict(int)
         for entry in self.leases:
             if not entry.is_over(self.now_ms):
-                levels[entry.draw.need] += entry.use.level
-                at_provider[entry.draw.need, entry.peer] += entry.use.level
-                need = self.needs.get(entry.draw.need)
+                levels[entry.terms.need] += entry.use.level
+                at_provider[entry.terms.need, entry.peer] += entry.use.level
+                need = self.needs.get(entry.terms.need)
                 assert need is not None
         for need_id, level in levels.items():
             assert level <= self.needs[need_id].quantity * UNIT
@@ -152,20 +154,3 @@ def test_nobody_owes_more_for_a_need_than_its_level_and_price_allow(said, pauses
     owed = sum(worth(entry, node.now_ms) for entry in node.leases) // WORTH
     hour = slot_amount("storage", need.price_max, need.quantity)
     assert owed <= hour * (node.now_ms - 10**12) // EPOCH_MS
-
-
-def test_a_draw_names_what_it_takes():
-    node = Node()
-    node.needs[NEEDS[0]] = need_of(NEEDS[0], 40, 20)
-    offer = node.offer(1, NEEDS[0], 30, 3, node.now_ms)
-    node.look([offer])
-    (entry,) = node.leases
-    assert entry.draw == Draw(
-        slot=offer.slot,
-        start_ms=offer.opens_ms,
-        end_ms=ENDS_MS,
-        need=NEEDS[0],
-        number=1,
-        tier="open",
-    )
-    assert entry.drawn_key == offer.key

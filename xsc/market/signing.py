@@ -163,18 +163,16 @@ class Signing:
     async def _renew(self, entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]) -> None:
         """Renew a lease that is due; where that fails, note why."""
         now_ms = self._clock.now_ms()
-        reason, at_ms = self._tried.get(entry.id, (SILENT, 0))
+        said, at_ms = self._tried.get(entry.id, (SILENT, 0))
         # A silent host costs no call: it is looked at each time.
-        if not rules.is_due(entry, now_ms) or (
-            reason != SILENT and now_ms - at_ms < self._retry_ms
-        ):
+        if not rules.is_due(entry, now_ms) or (said != SILENT and now_ms - at_ms < self._retry_ms):
             return
         try:
             await self._next_term(entry, needs)
         except XscError as fault:
-            # Who does not answer may have renewed it: it is asked again at the next look.
+            # One that did not answer may have renewed it: it is asked again at the next look.
             reason = SILENT if isinstance(fault, PeerSilent) else fault.message
-            if self._tried.get(entry.id, ("", 0))[0] != reason:
+            if reason != said or not at_ms:
                 self._node.log.warning(
                     "market.lease_not_renewed",
                     peer=short(entry.peer),
