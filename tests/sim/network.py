@@ -19,12 +19,15 @@ from tests.sim.loop import simulate
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.limits import MIB
 from xsc.base.log import SilentLog
+from xsc.base.merkle import root_of
 from xsc.compute.worker.local import LocalSandbox
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair
+from xsc.market.buyer import LeaseHandle
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, load
+from xsc.storage.object.erasure import StorageShard
 
 SEEDS = int(os.environ.get("TEST_SIM_SEEDS", "1"))
 """With how many seeds a story that draws its faults is played; with all kill points where more."""
@@ -237,6 +240,12 @@ async def stream(data: bytes, block_bytes: int = MIB) -> AsyncIterator[bytes]:
 async def put(node: Node, data: bytes, **options: object) -> str:
     done = await node.storage.put(stream(data), name="object", size_hint=len(data), **options)
     return done.capability
+
+
+async def store(node: Node, lease: LeaseHandle, number: int, data: bytes) -> None:
+    """Have a host hold bytes under a lease, as a segment of that number."""
+    shard = StorageShard(0, data, root_of(data))
+    await node.storage._client.store(lease, b"l" * 32, 0, shards=[(number, shard)], record=None)
 
 
 async def get(node: Node, capability: str) -> bytes:

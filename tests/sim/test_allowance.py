@@ -110,7 +110,7 @@ def test_a_new_slot_every_three_seconds_costs_what_one_slot_does(kind, quantity)
     run(22, 2, play, SETTINGS | {"storage_capacity": "128GiB"})
 
 
-def test_a_need_is_granted_at_no_more_than_its_provider_quotes_to_everybody():
+def test_a_need_is_granted_at_no_more_than_its_provider_asks_everybody():
     def sum_of(customer):
         return sum(each.quantity for each in customer.allocator.received())
 
@@ -123,13 +123,11 @@ def test_a_need_is_granted_at_no_more_than_its_provider_quotes_to_everybody():
         await world.until(lambda: sum(map(sum_of, customers)) == 200)
         await world.clock.sleep_ms(20_000)
         for customer in filter(sum_of, customers):
-            quoted = {
-                provider.key.node_id: await customer.market.providers.fresh(
-                    "storage", provider.key.node_id
-                )
-                for provider in (one, other)
+            own, asks = customer.key.node_id, customer.commitments.quote
+            price_of = {
+                node: asks("storage", node, own).price
+                for node in (one.key.node_id, other.key.node_id)
             }
-            price_of = {node: quote.record.price for node, quote in quoted.items()}
             for each in customer.allocator.received():
                 assert each.price <= price_of[each.provider]
             await put(customer, content(3 * MIB), contract=Contract(0))

@@ -11,8 +11,14 @@ from xsc.space.limits import ACTIVE_MS, FOLLOWING_SETTLE_MS, HEAD_INTERVAL_MS, R
 from xsc.space.paths import UserSpacePaths
 
 SETTINGS = {"probe_interval": "60s"}
-BUYERS = {**SETTINGS, "offer": "none"}
-"""Who offers something follows what all need, recognised or not."""
+FOLLOWED = {
+    UserSpacePaths.NODES,
+    UserSpacePaths.INTERVAL,
+    UserSpacePaths.RECOGNITION,
+    UserSpacePaths.COMMITMENT,
+    UserSpacePaths.ALLOCATION_STATE,
+}
+"""What is followed of every peer."""
 
 
 def has(node, owner, path):
@@ -47,19 +53,11 @@ def test_what_is_always_followed_comes_at_once_and_nothing_else_does():
 def test_recognition_adds_what_is_followed_and_a_block_ends_it():
     async def play(world):
         ada, bea, _ = world.nodes
-        always = {UserSpacePaths.NODES, UserSpacePaths.INTERVAL}
-        basic = always | {UserSpacePaths.RECOGNITION}
-        assert followed(ada, bea) == followed(bea, ada) == basic
+        assert followed(ada, bea) == followed(bea, ada) == FOLLOWED
         await ada.commitments.recognise(bea.key.node_id, 100_000)
-        await world.clock.sleep_ms(FOLLOWING_SETTLE_MS)
-        assert followed(ada, bea) == basic | {UserSpacePaths.COMMITMENT}
-        assert followed(bea, ada) == basic | {
-            UserSpacePaths.COMMITMENT,
-            UserSpacePaths.ALLOCATION_STATE,
-        }
         await bea.commitments.recognise(ada.key.node_id, 100_000)
         await world.clock.sleep_ms(2 * FOLLOWING_SETTLE_MS)
-        mutual = always | {UserSpacePaths.ALLOCATION}
+        mutual = {UserSpacePaths.NODES, UserSpacePaths.INTERVAL, UserSpacePaths.ALLOCATION}
         assert followed(ada, bea) == followed(bea, ada) == mutual
         ada.peers.roster.block(bea.key.node_id)
         await ada.space.put("nodes/x", b"1")
@@ -67,19 +65,20 @@ def test_recognition_adds_what_is_followed_and_a_block_ends_it():
         assert followed(ada, bea) == set()
         assert has(world.nodes[2], ada, "nodes/x") == b"1"
 
-    run(2, 3, play, BUYERS)
+    run(2, 3, play, SETTINGS)
 
 
 def test_a_peer_that_changes_its_recognition_all_the_time_replaces_few_requests():
     async def play(world):
         ada, bea, _ = world.nodes
+        await ada.commitments.recognise(bea.key.node_id, 100_000)
         ada.sync.subscribe, told = counted(ada.sync.subscribe)
         for number in range(50):
             await bea.commitments.recognise(ada.key.node_id, number % 2)
             await world.clock.sleep_ms(100)
         assert ada.commitments.their_weight_ppm(bea.key.node_id) == 1
         await world.clock.sleep_ms(FOLLOWING_SETTLE_MS)
-        assert followed(ada, bea) >= {UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
+        assert UserSpacePaths.ALLOCATION in followed(ada, bea)
         assert 0 < len(told) <= 2 * (50 * 100 // FOLLOWING_SETTLE_MS + 2)
 
     run(9, 3, play, SETTINGS)
@@ -277,13 +276,7 @@ def test_cursors_and_heads_say_how_far_a_node_follows_and_who_is_there():
         await world.clock.sleep_ms(HEAD_INTERVAL_MS + 1_000)
         cursors = {at[:2]: at[2] for at in await ada.sync.cursors()}
         assert set(cursors) == {
-            (owner.key.node_id, prefix)
-            for owner in world.nodes[1:]
-            for prefix in (
-                UserSpacePaths.NODES,
-                UserSpacePaths.RECOGNITION,
-                UserSpacePaths.INTERVAL,
-            )
+            (owner.key.node_id, prefix) for owner in world.nodes[1:] for prefix in FOLLOWED
         }
         assert cursors[bea.key.node_id, UserSpacePaths.NODES] == last
         await world.crash(1)
@@ -292,4 +285,4 @@ def test_cursors_and_heads_say_how_far_a_node_follows_and_who_is_there():
         active = {owner for owner, seen in ada.sync.seen_ms.items() if now_ms - seen <= ACTIVE_MS}
         assert active == {world.nodes[2].key.node_id}
 
-    run(10, 3, play, BUYERS)
+    run(10, 3, play, SETTINGS)

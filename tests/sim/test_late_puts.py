@@ -2,12 +2,12 @@
 
 import asyncio
 
-from tests.sim.network import content, run
-from xsc.base.errors import ArgumentInvalid, LeaseExhausted
+from tests.sim.network import content, run, store
+from tests.sim.test_repair import agree
+from xsc.base.errors import ArgumentInvalid, LeaseExhausted, SpaceExhausted
 from xsc.base.limits import BODY_OVERHEAD_BYTES, MIB, SEGMENT_BYTES
-from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
-from xsc.storage.object.erasure import StorageShard
+from xsc.market.buyer import LeaseHandle
 from xsc.terms.lease import OWN_STORAGE
 
 
@@ -53,35 +53,26 @@ def test_nothing_is_left_of_a_put_whose_undoing_overtook_its_bodies():
     run(91, 7, play)
 
 
-def test_own_puts_that_come_together_leave_the_room_that_is_promised():
+def test_puts_that_come_together_to_a_host_that_is_nearly_full_take_all_room_and_no_more():
     async def play(world):
         node, customer = world.nodes
-        room = node.market.headroom.free("storage")
+        room, data = node.market.headroom.free("storage"), content(4 * MIB - BODY_OVERHEAD_BYTES)
         offered = await customer.market.buyer.lease_hosts(
             size_bytes=MIB, count=1, exclude=frozenset({customer.key.node_id})
         )
-        (lease,) = offered.leases
-        promised = {view.entry.id: view for view in node.market.leases()}[lease.lease_id].quantity
-        assert 0 < promised < room
-        own = type(lease)(node.key.node_id, OWN_STORAGE, 0)
-        data = content(4 * MIB - BODY_OVERHEAD_BYTES)
-        each = held_bytes(len(data))
-        shard = StorageShard(0, data, root_of(data))
-
-        async def store(by, where, number):
-            await by.storage._client.store(
-                where, b"l" * 32, 0, shards=[(number, shard)], record=None
-            )
-
-        count = room // each
+        own = LeaseHandle(node.key.node_id, OWN_STORAGE, 0)
+        most = room // held_bytes(len(data))
         done = await asyncio.gather(
-            *(store(node, own, number) for number in range(count)), return_exceptions=True
+            *(store(node, own, 2 * number, data) for number in range(most)),
+            *(store(customer, *offered.leases, 2 * number + 1, data) for number in range(most)),
+            return_exceptions=True,
         )
-        assert any(isinstance(item, LeaseExhausted) for item in done)
-        assert node.shards.used_bytes == room - promised
+        refused = [item for item in done if item is not None]
+        assert len(refused) == most
+        assert {type(item) for item in refused} <= {LeaseExhausted, SpaceExhausted}
+        assert node.shards.used_bytes == most * held_bytes(len(data))
         assert node.shards.reserved_bytes == 0
-        for number in range(promised // each):
-            await store(customer, lease, number)
-        assert node.shards.free_bytes == 0
+        await customer.market.settlement.settle_all()
+        await agree(world)
 
-    run(92, 2, play, {"storage_capacity": "512MiB"})
+    run(92, 2, play, {"storage_capacity": "128MiB"})

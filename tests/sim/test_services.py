@@ -8,7 +8,7 @@ import pytest
 
 from tests.sim.network import run
 from tests.unit.compute.programs import wasm
-from xsc.allocation.declaring import Statement, standing_need
+from xsc.allocation.declaring import standing_need
 from xsc.base.errors import NotAllowed, NotFound, PeerSilent
 from xsc.base.ids import to_text
 from xsc.base.limits import COMPUTE_LEASE_MS, GIB
@@ -19,7 +19,6 @@ from xsc.market.choosing import LEASE_UNIT
 from xsc.node.offline.verify import verify_file
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.deployment import ServiceReceipt
-from xsc.terms.slot import AvailabilitySlot
 
 SERVING = {"services_listen": "8080"}
 # The next lease is taken while the one before it is open, at a node that is used: it costs up
@@ -119,9 +118,10 @@ def test_a_request_that_costs_is_settled_in_both_books():
 
 def test_without_its_owner_a_service_stops_and_comes_back_with_it():
     async def play(world):
-        # The holder offers nothing ahead of use that its owner would pay.
-        dear = Statement(quantity=1, price=10**9)
-        await world.nodes[1].commitments.declare(AvailabilitySlot, "compute", dear)
+        async def nothing(*_):
+            """Take no rate that is paid by time."""
+
+        world.nodes[0].market.signing._take = nothing
         await deploy(world)
         assert (await ask(world)).status == 200
         await world.clock.sleep_ms(3_000)
@@ -138,7 +138,7 @@ def test_without_its_owner_a_service_stops_and_comes_back_with_it():
         await world.until(lambda: len(rows(world)) == 3)
         assert len({row.number for row in rows(world)}) == 3
 
-    run(3, 2, play, SERVING | {"offer": "none"})
+    run(3, 2, play, SERVING)
 
 
 def test_a_service_goes_on_without_its_owner_at_the_rate_that_is_paid_by_time():

@@ -179,7 +179,7 @@ def to_take(
 ) -> Iterator[tuple[Entitlement, int]]:
     """Yield what is taken of offers: the cheapest first, and no more than each need has left.
 
-    It is whole steps of slots.
+    It is whole steps of slots, and what a provider has of a need counts as such: so it was stated.
 
     Args:
         offers: to needs of this node.
@@ -190,8 +190,11 @@ def to_take(
     left = {need_id: need.quantity * LEASE_UNIT[need.kind] for need_id, need in needs.items()}
     had_of = Counter[tuple[bytes, bytes]]()
     for key, level in taken.items():
-        left[key.need] = left.get(key.need, 0) - level
         had_of[key.need, key.provider] += level
+    for (need_id, _), had in had_of.items():
+        if need_id in needs:
+            unit = LEASE_UNIT[needs[need_id].kind]
+            left[need_id] -= ceil_div(had, unit) * unit
     for each in sorted(offers, key=lambda each: (each.price, each.provider, each.key)):
         need = needs.get(each.need)
         if need is None:

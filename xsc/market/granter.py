@@ -236,6 +236,7 @@ class LeaseGranter:
 
         Raises:
             LeaseExhausted: no such lease of that customer, over, or without that room.
+            SpaceExhausted: none is kept for it, and none is free.
             CreditExceeded: the customer has reached its limit.
         """
         entry = self._open(lease_id, customer, "storage")
@@ -243,10 +244,7 @@ class LeaseGranter:
         if size_bytes > rules.room(entry.terms, entry.use, self._clock.now_ms()) - entry.reserved:
             raise LeaseExhausted("the lease has no room for that", hint="take a further lease")
         if not kept_free(entry) and size_bytes > self._headroom.free("storage"):
-            raise LeaseExhausted(
-                "no room is kept for this lease, and none is free",
-                hint="take a further lease, here or at another node",
-            )
+            raise EXHAUSTED["storage"]("no room is kept for this lease, and none is free")
         entry.reserved += size_bytes
 
     def stored(self, lease_id: bytes, admitted_bytes: int, held_bytes: int) -> None:

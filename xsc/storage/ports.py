@@ -153,7 +153,7 @@ class Leases(Protocol):
         Raises:
             LeaseExhausted: no such lease of that customer, over, or without that room.
             CreditExceeded: the customer owes too much already.
-            SpaceExhausted: promised room is gone.
+            SpaceExhausted: none is kept for it, and none is free.
         """
 
     def stored(self, lease_id: bytes, admitted_bytes: int, held_bytes: int) -> None:

@@ -35,7 +35,6 @@ NUMBERS = (0, 1, 2, 2**31, 2**53, 2**62, 2**63 - 2, 2**63 - 1)
 FRESH = {"nonce", "xid"}
 """Fields that are new in each honest record."""
 INSIDE = {
-    ("lease_request", "quote"): "quote",
     ("lease", "request"): "lease_request",
     ("execution_receipt", "order"): "order",
     ("service_receipt", "deployment"): "deployment",

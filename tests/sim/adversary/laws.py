@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from xsc.market.lease_entry import LeaseEntry
-
 from tests.sim.network import World
 from xsc.base.clock import Clock, InlineExecutor
 from xsc.base.errors import RecordInvalid, SandboxFailed
@@ -29,9 +27,7 @@ from xsc.base.limits import (
     ORDERS_REMEMBERED_A_PEER_MAX,
     PEER_REQUESTS_A_SECOND_MAX,
     PEER_REQUESTS_IN_FLIGHT_MAX,
-    PPM,
     REQUEST_HEAD_BYTES,
-    ROOM_A_PEER_PPM_MAX,
     SERVICES_A_PEER_MAX,
     STORED_OVERHEAD_BYTES_A_PEER_MAX,
 )
@@ -44,6 +40,7 @@ from xsc.compute.worker.local import LocalSandbox
 from xsc.identity import envelope
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
+from xsc.market.lease import LeaseEntry
 from xsc.net.calls import batch, frame, server
 from xsc.net.calls.frame import LENGTH_BYTES, Reply, head_of, unpack
 from xsc.net.calls.server import OWN_BOUNDS
@@ -426,7 +423,6 @@ class Oracle:
         self.custody_stands()
         self.only_customers_delete()
         self.nothing_is_free()
-        self.room_is_left()
         self.nobody_pays_more_than_was_signed()
         self.nobody_owes_more_than_it_stated()
         self.shares_hold()
@@ -526,8 +522,7 @@ class Oracle:
             for entry in entries:
                 if entry.terms.kind == "compute":
                     use = leases.advance(entry.terms, entry.use, self.world.clock.now_ms())
-                    due = leases.worth(entry.terms, use.used) // WORTH
-                    self.billed[index][entry.terms.lease_id] = due
+                    self.billed[index][entry.id] = use.used // WORTH
             price = min((e.terms.price for e in entries if e.terms.kind == "compute"), default=0)
             sandbox = self.sandboxes[index]
             worth = compute_amount(price, sandbox.burnt_steps[self.foe])
@@ -537,23 +532,6 @@ class Oracle:
                 worth <= paid + order + len(self.billed[index]) + 1,
                 "billed",
                 f"node-{index} ran for {worth} micro-credits and bills {paid}; an order is {order}",
-            )
-
-    def room_is_left(self) -> None:
-        for index in self.up():
-            node, now_ms = self.world.nodes[index], self.world.clock.now_ms()
-            promised = sum(
-                leases.room(entry.terms, entry.use, now_ms)
-                for entry in node.market.store.all("provider")
-                if entry.terms.customer == self.foe
-                and entry.terms.kind == "storage"
-                and not leases.is_over(entry.terms, entry.use, now_ms)
-            )
-            share = node.shards.capacity_bytes * ROOM_A_PEER_PPM_MAX // PPM
-            expect(
-                promised <= share,
-                "room",
-                f"node-{index} keeps {promised} bytes free for the adversary, its share is {share}",
             )
 
     def nobody_pays_more_than_was_signed(self) -> None:
@@ -593,10 +571,7 @@ class Oracle:
                 if not entry.terms.cleared:
                     self.at_once[index][entry.terms.lease_id] = entry
             for entry in self.at_once[index].values():
-                terms, used = entry.terms, entry.use.used
-                if terms.kind == "storage":
-                    used = terms.quantity * (min(now_ms, terms.end_ms) - terms.start_ms)
-                allowed += leases.worth(terms, used) // WORTH + 1
+                allowed += leases.advance(entry.terms, entry.use, now_ms).used // WORTH + 1
             signed = sum(self.vouchers[index].values())
             expect(signed <= allowed, "stated", f"node-{index} signed {signed}, allows {allowed}")
 

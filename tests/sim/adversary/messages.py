@@ -24,6 +24,7 @@ from xsc.base.limits import (
     GIB,
     HEAD_BYTES_MAX,
     LEAF_BYTES,
+    LEASES_A_CUSTOMER_MAX,
     OUTPUT_BYTES_MAX,
     SERVICE_RATES_MAX,
     SHARDS_MAX,
@@ -38,7 +39,6 @@ from xsc.space.record import value_digest
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import GET_MAX
-from xsc.terms.lease import Draw
 from xsc.terms.voucher import Voucher
 
 Column = Annotated[int, Field(ge=0, le=COLUMN_MAX)]
@@ -103,13 +103,12 @@ HEADERS: dict[str, dict[str, Any]] = {
     "storage.stays": {"locate": Id32, "reason": Name},
     "storage.head_put": {},
     "storage.head_get": {"locate": Id32},
-    "market.quote": {"kind": Name, "draw": Draw | None},
-    "market.lease": {"request": Sealed("lease_request")},
-    "market.lower": {"lease_id": Id32, "level": Count, "at_ms": Count},
+    "market.lease": {"request": Sealed("lease_request"), "least": Count},
     "market.account": {
         "voucher": Sealed("voucher"),
         "book_now": bool,
         "leases": Many(Id32, ACCOUNT_LEASES_MAX),
+        "less": Many((Id32, Count, Count), LEASES_A_CUSTOMER_MAX),
     },
     "ledger.propose": {"half": Sealed("entry"), "voucher": Sealed("voucher")},
     "ledger.head": {"incarnation": Sealed("incarnation")},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from xsc.base.errors import LeaseExhausted, XscError
+from xsc.base.errors import LeaseExhausted, SpaceExhausted, XscError
 from xsc.base.ids import short
 from xsc.base.merkle import root_of
 from xsc.identity.context import Context
@@ -107,7 +107,7 @@ class RecordWriter:
             for lease in leases:
                 try:
                     return await self._store_under(lease, located, record)
-                except LeaseExhausted:
+                except (LeaseExhausted, SpaceExhausted):
                     continue
             fresh, _ = await room_at(self._client, frozenset({node}), record.held_bytes)
             return None if fresh is None else await self._store_under(fresh, located, record)

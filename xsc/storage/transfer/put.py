@@ -415,16 +415,19 @@ class Upload:
     def _note_unplaced(self) -> None:
         """Note what was refused for want of room: it is needed until it is placed.
 
-        That is the first choice alone: whatever was asked for after it was to do in its stead.
+        That is the first choice alone: whatever was asked for after it was to do in its stead. Who
+        was chosen and had no room left for the bytes is lacking, too.
         """
-        full = sum(
-            isinstance(fault, SpaceExhausted) and node != self._client.own
-            for node, fault in self._refused.items()
-        )
+        full = {
+            node
+            for node, fault in {**self._refused, **self._gone}.items()
+            if isinstance(fault, SpaceExhausted) and node != self._client.own
+        }
         short = [(size, nodes) for size, nodes in self._asked.items() if nodes]
         if full and short:
             room_bytes, lacking = short[0]
-            self._client.hosts.unplaced(room_bytes, min(self._code.n, lacking, full))
+            lacking = max(lacking, len(full & {*self._gone}))
+            self._client.hosts.unplaced(room_bytes, min(self._code.n, lacking, len(full)))
 
     def _room(self, hosts: int) -> int:
         size = host_bytes(self._size_hint, self._code, hosts, SEGMENT_BYTES)

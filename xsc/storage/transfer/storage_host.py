@@ -17,6 +17,7 @@ from xsc.base.errors import (
     RecordInvalid,
     ShardMismatch,
     ShardsInsufficient,
+    SpaceExhausted,
     XscError,
 )
 from xsc.base.fields import take_bytes
@@ -353,7 +354,7 @@ class PeerHosts:
         size = _size_of(shards, record)
         try:
             await self._store(lease, locate, generation, shards, record)
-        except (CreditExceeded, LeaseExhausted):
+        except (CreditExceeded, LeaseExhausted, SpaceExhausted):
             await self._hosts.refused(lease.lease_id)
             raise
         await self._hosts.used(lease.lease_id, size)
