@@ -50,6 +50,8 @@ RELEASED = [
     (what, index, "storage", 20) for what, index in (("cleared", 0), ("debt", 0), ("cleared", 1))
 ]
 PAID = ("paid", 0, "storage", 1)
+KILL = ("kill", 0, "storage", 1)
+FOR_NOW = ("for now", 1, "storage", 1)
 
 
 class Disk(Memory):
@@ -101,6 +103,7 @@ class Law:
             self.world.later(amount)
             provider.market.tidy()
         elif what == "kill":
+            await asyncio.sleep(0)  # what is noted is written: nobody writes after its end
             provider.state.lose()
             await provider.restart()
             provider.market.granter.reconcile(self.held)
@@ -187,7 +190,28 @@ class Law:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(steps, max_size=24))
 @example([*RELEASED, PAID])
-@example([*RELEASED, ("kill", 0, "storage", 1)])
+@example([*RELEASED, KILL])
+@example([FOR_NOW, *RELEASED[:2], ("store", 0, "storage", 20), KILL])
+@example(
+    [
+        FOR_NOW,
+        RELEASED[0],
+        KILL,
+        ("time", 0, "storage", DAY_MS),
+        ("store", 0, "storage", 25),
+        KILL,
+    ]
+)
+@example(
+    [
+        RELEASED[0],
+        ("store", 0, "storage", 5),
+        ("time", 0, "storage", STORAGE_LEASE_MS // 2),
+        ("lower", 0, "storage", 0),
+        ("cleared", 1, "storage", 25),
+        ("renew", 0, "storage", 20),
+    ]
+)
 @example([(what, index, "compute", size) for what, index, _, size in RELEASED] + [PAID])
 def test_the_levels_of_all_leases_never_exceed_the_capacity(taken):
     async def play():
