@@ -173,22 +173,20 @@ def agree(
         is_open = not entry.is_over(now_ms) and count.counted_ms < terms.end_ms
         is_denied = False
         if line is None:
-            if use.denial is not None:
-                continue  # What it came to is in `closed`.
             made.closed += use.used
             use = replace(rules.ended(use), used=0, held_bytes=0)
             is_denied = is_open
-            if not is_open:
-                made.gone.append(entry)
+            if not is_open and use.denial is None:
+                made.gone.append(entry)  # What was denied is kept as evidence.
         else:
+            stood = use.touched_ms < asked_ms
+            use, used, follows = rules.follow(terms, use, line, count.counted_ms, stood=stood)
             if is_open and line.end_ms <= count.counted_ms:
                 use = rules.ended(use)
                 is_asked = entry.less is not None and not entry.less[0]
                 is_denied = was_held or (terms.cleared and not is_asked)
-            stood = use.touched_ms < asked_ms
-            use, used, follows = rules.follow(terms, use, line, count.counted_ms, stood=stood)
             paid += used
-            if not follows:
+            if not follows and entry.less is None:  # else it may have heard of that too late
                 made.disputed.add(entry.id)
         if is_denied:
             made.denied.add(entry.id)

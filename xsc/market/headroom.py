@@ -241,6 +241,7 @@ class Headroom:
             )
         for customer in sorted(before - self.at_limit):
             self._node.log.info("market.customer_within_limit", customer=short(customer))
+        changed = []
         for entry in store.all("provider"):
             at_limit = entry.peer in self.at_limit
             if at_limit == entry.use.lapsed or not entry.use.level:
@@ -248,4 +249,5 @@ class Headroom:
             again = replace(entry, use=replace(entry.use, lapsed=False))
             if at_limit or kept_free(again) <= self.free(entry.terms.kind):
                 entry.use = replace(entry.use, lapsed=at_limit)
-                store.save(entry)
+                changed.append(entry)
+        store.save(*changed)

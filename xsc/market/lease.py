@@ -392,10 +392,10 @@ def follow(
     if theirs > own - late + use.leeway:
         # What it counts is of now, whatever it says: a minute is paid once.
         counted_ms = max(counted_ms, use.counted_ms)
-    use = replace(use, used=theirs, counted_ms=counted_ms)
+    # A level only falls: what was given up is not taken off once more.
+    use = replace(use, used=theirs, counted_ms=counted_ms, level=min(use.level, line.level))
     if stood:
-        held, level = min(use.held_bytes, line.held_bytes), min(use.level, line.level)
-        use = replace(use, held_bytes=held, level=level, leeway=0)
+        use = replace(use, held_bytes=min(use.held_bytes, line.held_bytes), leeway=0)
     return use, theirs, True
 
 
@@ -479,7 +479,8 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
     terms, use = entry.terms, advance(entry.terms, entry.use, now_ms)
     if now_ms >= terms.end_ms:
         use = replace(use, level=0)
-    ended_ms = use.touched_ms if use.given_back else terms.end_ms
+    # What was deleted after the end is counted once more with the customer.
+    ended_ms = use.touched_ms if use.given_back else max(use.touched_ms, terms.end_ms)
     kept_ms = STORAGE_LEASE_MS if entry.role == "customer" else LEASE_KEPT_MS
     is_kept = entry.reserved or (entry.role == "provider" and use.held_bytes > 0)
     return use, is_over(terms, use, now_ms) and not is_kept and now_ms - ended_ms >= kept_ms
@@ -550,7 +551,8 @@ def renewed(old: LeaseRequest, use: LeaseUse, terms: LeaseRequest, level: int) -
     at the new price and level. What was given up since it was asked for does not come back.
     """
     use, ahead_ms = advance(old, use, terms.start_ms), max(0, use.counted_ms - terms.start_ms)
-    level = min(level, max(use.level, ceil_div(use.held_bytes, MIB) * MIB))
+    if terms.start_ms < old.end_ms:
+        level = min(level, max(use.level, ceil_div(use.held_bytes, MIB) * MIB))
     counted = worth(old, max(use.held_bytes, use.level) * ahead_ms)
     used = max(0, use.used - counted + worth(terms, max(use.held_bytes, level) * ahead_ms))
     touched_ms = max(use.touched_ms, terms.start_ms)

@@ -297,8 +297,9 @@ class LeaseStore:
         return _USE + letter + changed.id, write_row(USES, changed.use) if is_known else None
 
     def save(self, *entries: LeaseEntry) -> None:
-        """Keep what became of leases, all or none, unsynced."""
-        self._state.write([self._row(entry) for entry in entries], sync=False)
+        """Keep what became of leases: on the disk on return, as others may have their room."""
+        if entries:
+            self._state.write([self._row(entry) for entry in entries], sync=True)
 
     async def sync(self, *changed: LeaseEntry | Account) -> None:
         """Keep what became of leases and of accounts, on the disk on return."""

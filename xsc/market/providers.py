@@ -125,7 +125,9 @@ class Providers:
         entry = self._store.entry_of("customer", take_bytes(reply.header, "lease"))
         if renewed is not None:
             # It may be one whose answer was lost; this node has signed that, too.
-            if entry.id != lease_id or entry.terms.end_ms <= renewed.terms.end_ms:
+            named = entry.id, entry.terms.provider, entry.terms.customer
+            is_later = entry.terms.end_ms > renewed.terms.end_ms
+            if named != (lease_id, provider, self._node.id) or not is_later:
                 raise RecordInvalid("the provider gives another lease than the one that it renews")
             self._store.renew(renewed, entry.raw)
             return renewed

@@ -85,14 +85,15 @@ class MarketService:
 
     def tidy(self) -> None:
         """Take back what nobody asked for; forget leases that are over for long."""
-        now_ms = self._clock.now_ms()
+        now_ms, changed = self._clock.now_ms(), []
         for entry in [entry for role in ROLES for entry in self.store.all(role)]:
             before = entry.use
             entry.use, is_over = tidied(entry, now_ms)
-            if is_over:
+            if (entry.use.given_back, entry.use.level) != (before.given_back, before.level):
+                changed.append(entry)
+            elif is_over:
                 self.store.forget(entry)
-            elif (entry.use.given_back, entry.use.level) != (before.given_back, before.level):
-                self.store.save(entry)
+        self.store.save(*changed)
         self.default_need.tidy()
         self.headroom.refresh()
 

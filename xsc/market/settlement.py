@@ -371,7 +371,7 @@ class Settlement:
         if entry is None or entry.peer != customer or not entry.terms.cleared:
             return
         terms, use, now_ms = entry.terms, entry.use, self._clock.now_ms()
-        at_ms = min(max(at_ms, now_ms - REQUEST_WINDOW_MS), now_ms + REQUEST_WINDOW_MS)
+        at_ms = min(max(at_ms, now_ms - REQUEST_WINDOW_MS), now_ms)
         if use.spent:  # Fuel that ran is billed to the end of its minute.
             at_ms = max(at_ms, terms.start_ms + use.minute * COMPUTE_LEASE_MS)
         least = entry.reserved + max(

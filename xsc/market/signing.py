@@ -144,17 +144,19 @@ class Signing:
         ]
         for entry in entries:
             level = wanted.get(entry.id)
-            if level is None:
-                entry.less = None
-                continue
-            if entry.less is None or entry.less[0] != level:
-                entry.less = level, now_ms
-            asked.append(entry.peer)
+            if level is not None:
+                if entry.less is None or entry.less[0] != level:
+                    entry.less = level, now_ms
+                asked.append(entry.peer)
+            elif entry.less is not None and entry.use.level > entry.less[0]:
+                entry.less = None  # It is needed again. Else its provider may not have heard yet.
         # One that stalls must not keep the others waiting.
         up = (peer for peer in sorted({*asked}) if self._ports.quality.is_up(peer))
         await asyncio.gather(*(self._agree(peer) for peer in up))
         for entry in entries:
-            if entry.less is not None and self._clock.now_ms() - entry.less[1] >= LOWER_MS:
+            if entry.less is None or entry.use.level <= entry.less[0]:
+                continue
+            if self._clock.now_ms() - entry.less[1] >= LOWER_MS:
                 entry.use = rules.lowered(entry.terms, entry.use, *entry.less)
                 self._store.save(entry)
 

@@ -193,7 +193,24 @@ class Lines:
     warning = error = info
 
 
+@dataclass
+class Skewed:
+    """A clock that is ahead of another one."""
+
+    clock: ManualClock
+    ahead_ms: int
+
+    def now_ms(self):
+        return self.clock.now_ms() + self.ahead_ms
+
+    def __getattr__(self, name):
+        return getattr(self.clock, name)
+
+
 class Node:
+    ahead_ms = 0
+    """By how much its clock is ahead of the others'."""
+
     def __init__(self, world, number, **settings):
         self.world = world
         self.key = KeyPair(bytes([number]) * 32)
@@ -227,7 +244,7 @@ class Node:
             Context(
                 self.key,
                 NET,
-                self.world.clock,
+                Skewed(self.world.clock, self.ahead_ms),
                 self.entropy,
                 InlineExecutor(),
                 self.world.wire.caller(self.id),

@@ -8,22 +8,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.allocation.fakes import Memory
-from tests.unit.market.fakes import A_MIB, RATE, Ledger, World
-from tests.unit.market.test_attacks import ask
-from tests.unit.market.test_signing import DAY_MS, entitle, lowering
+from tests.unit.market.fakes import RATE, Ledger, World, ask
+from tests.unit.market.test_signing import DAY_MS, entitle, give_up
 from xsc.base.errors import XscError
 from xsc.base.limits import (
-    COMPUTE_LEASE_MS,
     EPOCH_MS,
     OFFER_MS,
     SLOT_STEP_BYTES,
-    STORAGE_LEASE_IDLE_MS,
     STORAGE_LEASE_MS,
+    UNHEARD_MS,
 )
-from xsc.market.granter import LOWER
 
 CAPACITY = 30
 UNIT = {"storage": SLOT_STEP_BYTES, "compute": RATE}
+LENGTH_MS = {"storage": STORAGE_LEASE_MS, "compute": EPOCH_MS}
 numbers = st.integers(0, 2)
 kinds = st.sampled_from(["storage", "storage", "compute"])
 sizes = st.integers(1, CAPACITY)
@@ -34,6 +32,7 @@ steps = st.one_of(
     st.tuples(st.just("cleared"), numbers, kinds, sizes),
     st.tuples(st.just("cleared"), numbers, kinds, sizes),
     st.tuples(st.just("for now"), numbers, kinds, sizes),
+    st.tuples(st.just("renew"), st.integers(0, 9), kinds, sizes),
     st.tuples(st.just("lower"), st.integers(0, 9), kinds, st.integers(0, CAPACITY)),
     st.tuples(st.just("store"), st.integers(0, 9), kinds, sizes),
     st.tuples(st.just("drop"), st.integers(0, 9), kinds, sizes),
@@ -42,7 +41,7 @@ steps = st.one_of(
         st.just("time"),
         numbers,
         kinds,
-        st.sampled_from([OFFER_MS, EPOCH_MS, STORAGE_LEASE_IDLE_MS, DAY_MS, STORAGE_LEASE_MS // 2]),
+        st.sampled_from([OFFER_MS, EPOCH_MS, UNHEARD_MS, DAY_MS, STORAGE_LEASE_MS // 2]),
     ),
 )
 
@@ -51,6 +50,8 @@ RELEASED = [
     (what, index, "storage", 20) for what, index in (("cleared", 0), ("debt", 0), ("cleared", 1))
 ]
 PAID = ("paid", 0, "storage", 1)
+KILL = ("kill", 0, "storage", 1)
+FOR_NOW = ("for now", 1, "storage", 1)
 
 
 class Disk(Memory):
@@ -102,6 +103,7 @@ class Law:
             self.world.later(amount)
             provider.market.tidy()
         elif what == "kill":
+            await asyncio.sleep(0)  # what is noted is written: nobody writes after its end
             provider.state.lose()
             await provider.restart()
             provider.market.granter.reconcile(self.held)
@@ -130,11 +132,12 @@ class Law:
             await self.lease(self.customers[index], kind, amount, is_for_now=what == "for now")
         elif entries := [e for e in provider.market.store.all("provider") if e.terms.kind == kind]:
             entry = entries[index % len(entries)]
-            lease_id, customer = entry.terms.lease_id, entry.terms.customer
+            lease_id, customer = entry.id, entry.peer
             size = amount * UNIT[kind]
             if what == "lower":
-                lower = provider.market.handlers()[LOWER]
-                await lower(customer, lowering(self.world, lease_id, size), ())
+                await give_up(self.world, self.world.of(customer), provider, lease_id, size)
+            elif what == "renew":
+                await self.renew(entry, size)
             elif kind == "storage" and what == "store":
                 provider.market.granter.admit(lease_id, customer, size)
                 provider.market.granter.stored(lease_id, size, size)
@@ -149,41 +152,37 @@ class Law:
         self.provider.room.stored = sum(self.held.values())
 
     async def lease(self, customer, kind, steps, *, is_for_now):
-        now_ms, provider = self.world.clock.now_ms(), self.provider
-        draw, length_ms = None, STORAGE_LEASE_MS if kind == "storage" else COMPUTE_LEASE_MS
+        provider, change = self.provider, {"kind": kind}
         if not is_for_now:
             offers = [e for e in provider.granted if (e.customer, e.kind) == (customer.id, kind)]
             if not offers:
                 return
-            draw = offers[-1].draw(1)
+            end_ms = self.world.clock.now_ms() + LENGTH_MS[kind]
+            change = {"offer": offers[-1], "level": steps * UNIT[kind], "end_ms": end_ms}
         self.number += 1
-        entry = await ask(
-            self.world,
-            customer,
-            provider,
-            self.number,
-            kind=kind,
-            draw=draw,
-            quantity=steps * UNIT[kind],
-            quantity_min=1 if is_for_now else steps * UNIT[kind],
-            end_ms=now_ms + length_ms,
-            price=1_000 * A_MIB,
-        )
+        lease_id = self.number.to_bytes(32, "big")
+        entry = await ask(self.world, customer, provider, lease_id, **change)
         # Its customer knows of it.
         entry.use = replace(entry.use, known=True)
+
+    async def renew(self, entry, size):
+        """Ask for the next term on what was granted last, or at what is posted."""
+        terms, change = entry.terms, {"need": entry.terms.need, "number": entry.terms.number}
+        offers = [
+            e for e in self.provider.granted if e.key == self.provider.market.store.key(entry)
+        ]
+        if terms.cleared:
+            change |= {"offer": offers[-1]} if offers else {}
+            change |= {"level": size}
+        await ask(self.world, self.world.of(entry.peer), self.provider, entry.id, **change)
 
     def check(self):
         """Count what was signed at each lease's word, by no rule of the market."""
         now_ms, taken = self.world.clock.now_ms(), Counter()
         for entry in self.provider.market.store.all("provider"):
             terms, use = entry.terms, entry.use
-            held = self.held[terms.lease_id]
             is_open = now_ms < terms.end_ms and not use.given_back and not use.lapsed
-            level = use.level if terms.cleared else terms.quantity * (terms.kind == "storage")
-            if is_open and not terms.cleared and terms.kind == "storage":
-                epochs = (now_ms - terms.start_ms) // EPOCH_MS
-                level *= use.held_bytes * 16 >= epochs * terms.quantity
-            taken[terms.kind] += max(held, level * is_open)
+            taken[terms.kind] += max(self.held[entry.id], use.level * is_open)
         for kind, sum_ in taken.items():
             assert sum_ <= CAPACITY * UNIT[kind]
 
@@ -191,7 +190,28 @@ class Law:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(steps, max_size=24))
 @example([*RELEASED, PAID])
-@example([*RELEASED, ("kill", 0, "storage", 1)])
+@example([*RELEASED, KILL])
+@example([FOR_NOW, *RELEASED[:2], ("store", 0, "storage", 20), KILL])
+@example(
+    [
+        FOR_NOW,
+        RELEASED[0],
+        KILL,
+        ("time", 0, "storage", DAY_MS),
+        ("store", 0, "storage", 25),
+        KILL,
+    ]
+)
+@example(
+    [
+        RELEASED[0],
+        ("store", 0, "storage", 5),
+        ("time", 0, "storage", STORAGE_LEASE_MS // 2),
+        ("lower", 0, "storage", 0),
+        ("cleared", 1, "storage", 25),
+        ("renew", 0, "storage", 20),
+    ]
+)
 @example([(what, index, "compute", size) for what, index, _, size in RELEASED] + [PAID])
 def test_the_levels_of_all_leases_never_exceed_the_capacity(taken):
     async def play():

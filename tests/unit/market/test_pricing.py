@@ -1,12 +1,15 @@
 import pytest
 
+from tests.unit.market.test_lease import CUSTOMER, asked
 from xsc.base.limits import GIB, MIB, PPM
 from xsc.market.pricing import (
     MarketPricing,
     PriceList,
+    domain,
     ladder,
     unit_price,
     utilisation_ppm,
+    why,
 )
 from xsc.terms.pricing import Ladder
 
@@ -69,3 +72,23 @@ def test_a_price_list_out_of_order_is_a_bug():
 
 def test_a_great_amount_stays_exact():
     assert MarketPricing(PriceList(10**12, 1)).storage_price(100 * GIB, 2160) == 10**12 * 100 * 2160
+
+
+@pytest.mark.parametrize(
+    ("terms", "says"),
+    [
+        ({"tier": "mutual"}, "what it has posted"),
+        ({"tier": "one_way"}, "what it has posted"),
+        ({"tier": "open"}, "the most that the provider could have asked"),
+        ({"level": GIB}, "what was granted for it"),
+    ],
+)
+def test_a_price_is_explained_by_what_was_signed(terms, says):
+    assert says in why(asked(**terms))
+
+
+def test_the_domain_is_the_site_then_the_owner_then_the_node():
+    assert domain("attic", "eva", CUSTOMER) == domain("attic", "leo", CUSTOMER)
+    assert domain("", "eva", CUSTOMER) != domain("eva", "", CUSTOMER)
+    assert CUSTOMER in domain("", "", CUSTOMER)
+    assert domain("", "eva", CUSTOMER) == domain("", "eva", b"p" * 32)

@@ -20,6 +20,7 @@ from xsc.base.limits import (
     EPOCH_MS,
     JOBS_QUEUED_A_PEER_MAX,
     JOBS_QUEUED_MAX,
+    LEASE_KEPT_MS,
     LOWER_MS,
     MIB,
     OFFER_MS,
@@ -885,3 +886,65 @@ async def test_a_lowering_whose_answer_was_lost_leaves_one_bill(world, three):
     theirs, own = provider.one("provider"), customer.one("customer")
     assert own.due_micro == theirs.due_micro == theirs.settled_micro
     assert theirs.settled_micro == slot_amount("storage", PRICE, 50)
+
+
+async def test_what_is_given_up_while_bytes_come_is_taken_off_once(world, three):
+    """The level of a count is taken over also where what it holds is not of now any more."""
+    customer, _, provider = three
+    await leased_all(world, customer, provider, 50)
+    await world.drive(customer.market.settlement.settle_due())
+    lease_id = provider.one("provider").entry.id
+    needs(customer, need_of(25))
+    for _ in range(2 + LOWER_MS // OFFER_MS):
+        world.later(OFFER_MS)
+        provider.stores(lease_id, customer.id, MIB)
+        await customer.market.buyer.used(lease_id, MIB)
+        await signed(world, customer)
+        assert customer.one("customer").due_micro == provider.one("provider").due_micro
+    assert taken(customer, "customer") == taken(provider, "provider") == 25
+
+
+async def test_a_provider_that_was_down_hears_later_what_was_given_up(world, three):
+    """It is paid no more for that, and not reported for what it counted meanwhile."""
+    customer, _, provider = three
+    await leased_all(world, customer, provider, 50)
+    await world.drive(customer.market.settlement.settle_due())
+    quality = customer.health.quality_ppm(provider.id)
+    world.later(EPOCH_MS)
+    world.wire.down.add(provider.id)
+    needs(customer, need_of(25))
+    for _ in range(10):
+        await signed(world, customer)
+        world.later(OFFER_MS)
+    assert (taken(customer, "customer"), taken(provider, "provider")) == (25, 50)
+    world.wire.down.clear()
+    for _ in range(2):
+        await world.drive(customer.market.settlement.settle_due())
+        assert taken(provider, "provider") == 25
+        world.later(OFFER_MS)
+    assert customer.health.quality_ppm(provider.id) == quality
+
+
+@pytest.mark.parametrize("ahead_ms", [0, 20_000])
+async def test_what_was_taken_back_or_denied_is_still_paid(world, three, ahead_ms):
+    """Its customer was away: it is owed up to then, and stays so once it is forgotten."""
+    customer, _, provider = three
+    provider.ahead_ms = ahead_ms
+    await provider.restart()
+    await leased_all(world, customer, provider, 50)
+    world.later(UNHEARD_MS)
+    provider.market.tidy()
+    owed = provider.one("provider").due_micro
+    for _ in range(3):
+        await world.drive(customer.market.settlement.settle_all())
+        world.later(LEASE_KEPT_MS)
+        provider.market.tidy()
+    assert not provider.market.leases()
+    assert customer.one("customer").status == "denied"
+    assert customer.market.store.account("customer", provider.id).disputed is None
+    customer.received.clear()
+    await leased_all(world, customer, provider, 50)
+    world.later(OFFER_MS)
+    await world.drive(customer.market.settlement.settle_all())
+    minute = slot_amount("storage", PRICE, 50) * (OFFER_MS + ahead_ms) // EPOCH_MS
+    assert owed + minute <= provider.ledger.owed(customer.id) <= owed + minute + 1

@@ -17,7 +17,7 @@ from xsc.base.limits import (
     FUEL_DEFAULT,
     RUN_FUEL,
 )
-from xsc.market.service import LEASE, QUOTE
+from xsc.market.providers import LEASE
 from xsc.market.waiting import WaitingLines
 
 NEED = FUEL_DEFAULT + RUN_FUEL
@@ -86,7 +86,6 @@ async def test_calls_need_one_lease_a_minute_for_as_long_as_they_come(world, sho
 
     await world.drive(*(one_by_one() for _ in range(16)), steps=20_000)
     assert shop.asked(LEASE) <= minutes + 2
-    assert shop.asked(QUOTE) <= minutes + 2
 
 
 @pytest.mark.parametrize("wait_ms", [0, 1, 50])
