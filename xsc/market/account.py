@@ -20,7 +20,6 @@ from xsc.base.limits import (
     REFUSED_RETRY_MS,
     REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
-    UNHEARD_MS,
 )
 from xsc.identity.envelope import Count, Signed
 from xsc.market import lease as rules
@@ -242,15 +241,6 @@ def is_open(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> b
     return (
         any(entry.terms.start_ms >= account.agreed_ms for entry in entries)
         or due_micro(account, entries, now_ms) > account.signed_micro
-    )
-
-
-def is_unheard(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> bool:
-    """Return whether a provider may soon take a cleared lease back: it heard no more of it."""
-    return any(
-        entry.terms.cleared
-        and account.agreed_ms <= entry.terms.start_ms <= now_ms - UNHEARD_MS // 2
-        for entry in entries
     )
 
 

@@ -115,18 +115,17 @@ class Settlement:
         And with those that did not answer a request, once they can grant it no more. It does not
         wait for the interval, which may be longer than they wait.
         """
+        store, account_with = self._store, self._store.account
+        starts = [(asked.record.provider, asked.record.start_ms) for asked in store.asked.values()]
+        starts += [
+            (entry.peer, entry.terms.start_ms)
+            for entry in store.all("customer")
+            if entry.terms.cleared
+            and entry.terms.start_ms >= account_with("customer", entry.peer).agreed_ms
+        ]
         now_ms = self._clock.now_ms()
-        late = {
-            asked.record.provider
-            for asked in self._store.asked.values()
-            if now_ms - asked.record.start_ms > REQUEST_WINDOW_MS
-        }
-        await self._settle(
-            account
-            for account in self._store.accounts("customer")
-            if account.peer in late
-            or rules.is_unheard(account, self._store.of("customer", account.peer), now_ms)
-        )
+        late = {peer for peer, start_ms in starts if now_ms - start_ms > REQUEST_WINDOW_MS}
+        await self._settle(account_with("customer", peer) for peer in sorted(late))
 
     async def _settle(self, accounts: Iterable[Account], *, book_now: bool = False) -> None:
         await asyncio.gather(*(self._settle_one(account, book_now) for account in accounts))
