@@ -137,9 +137,7 @@ class LeaseStore:
             for role in ROLES:
                 self._load(role)
             for lease_id, raw in self._below(_ASKED):
-                asked = open_signed(raw, LeaseRequest, network=self._network)
-                self.asked[lease_id] = asked
-                self.account("customer", asked.record.provider)
+                self.asked[lease_id] = open_signed(raw, LeaseRequest, network=self._network)
         except (RecordInvalid, SignatureInvalid) as fault:
             raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
 
@@ -268,7 +266,6 @@ class LeaseStore:
         """
         self._state.write([(_ASKED + request.record.lease_id, request.raw)], sync=True)
         self.asked[request.record.lease_id] = request
-        self.account("customer", request.record.provider)
 
     def refused(self, lease_id: bytes) -> None:
         """Forget a request that is not granted."""
