@@ -34,6 +34,7 @@ from xsc.terms.slot import LEASE_UNIT, Commitment
 from xsc.terms.voucher import Voucher
 
 NET = network_id("test")
+TEN_MINUTES_MS = 600_000
 
 A_MIB = 1024
 """The price a GiB and hour that is a micro-credit a MiB and hour."""

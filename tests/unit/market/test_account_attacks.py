@@ -4,9 +4,8 @@ import asyncio
 
 import pytest
 
-from tests.settle import settle
 from tests.unit.allocation.fakes import Memory
-from tests.unit.market.fakes import NET, admit, ask, granted_on
+from tests.unit.market.fakes import NET, TEN_MINUTES_MS, admit, ask, granted_on
 from tests.unit.market.test_service import holding, redeem, voucher_of
 from tests.unit.market.test_signing import (
     PRICE,
@@ -25,8 +24,6 @@ from xsc.base.limits import (
     OFFER_MS,
     REQUEST_WINDOW_MS,
     SLOT_STEP_BYTES,
-    TIDY_MS,
-    UNHEARD_MS,
 )
 from xsc.identity.envelope import open_signed, sign
 from xsc.market.providers import LEASE
@@ -106,7 +103,7 @@ async def test_a_deletion_takes_no_debt_with_it(world, three):
     await leased_all(world, customer, provider, 50)
     (entry,) = provider.market.store.of("provider", customer.id)
     provider.stores(entry.id, customer.id, 50 * SLOT_STEP_BYTES)
-    world.later(2 * UNHEARD_MS)
+    world.later(2 * TEN_MINUTES_MS)
     provider.market.tidy()
     owed = owed_to(provider)
     provider.drops(entry.id, 50 * SLOT_STEP_BYTES)
@@ -144,7 +141,7 @@ async def test_a_request_that_was_refused_is_not_paid_for_a_week(world, three, s
     honest = world.wire.handlers[provider.id]
     lying(world, provider, lambda _: {"leases": (), "amount_micro": 0})
     world.later(REQUEST_WINDOW_MS + 1)
-    await customer.market.settlement.settle_new()
+    await customer.market.signing.look()
     assert not customer.market.store.asked
     world.wire.handlers[provider.id] = honest
     world.later(7 * DAY_MS)
@@ -281,20 +278,3 @@ async def test_a_restart_of_the_customer_explains_no_minute_more(world, pair):
         await customer.restart()
         await customer.market.settlement.agree(provider.id)
     assert signed_of(customer, provider) == 5 * 4_000
-
-
-async def test_a_cleared_lease_is_agreed_on_in_time_whatever_the_interval(world, three):
-    """Its provider takes one back of which its customer has heard nothing for ten minutes."""
-    customer, _, provider = three
-    customer.settings["settle_interval_ms"] = DAY_MS
-    await customer.restart()
-    await leased_all(world, customer, provider, 50)
-    running = asyncio.create_task(customer.market.run())
-    for _ in range(2 * UNHEARD_MS // TIDY_MS):
-        await settle()
-        world.clock.advance_to(world.clock.now_ms() + TIDY_MS)
-        provider.market.tidy()
-    running.cancel()
-    (entry,) = provider.market.store.of("provider", customer.id)
-    assert not entry.use.given_back
-    assert signed_of(customer, provider) > 0

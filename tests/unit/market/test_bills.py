@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.settle import settle
-from tests.unit.market.fakes import A_MIB, World
+from tests.unit.market.fakes import A_MIB, TEN_MINUTES_MS, World
 from tests.unit.market.test_signing import (
     DAY_MS,
     PRICE,
@@ -25,12 +25,11 @@ from xsc.base.limits import (
     REQUEST_WINDOW_MS,
     SLOT_STEP_BYTES,
     STORAGE_LEASE_MS,
-    UNHEARD_MS,
 )
 from xsc.market.account import due_micro
 from xsc.market.pricing import PriceList
 
-times = [1, 5_000, 61_000, UNHEARD_MS, EPOCH_MS, DAY_MS, STORAGE_LEASE_MS * 5 // 8]
+times = [1, 5_000, 61_000, TEN_MINUTES_MS, EPOCH_MS, DAY_MS, STORAGE_LEASE_MS * 5 // 8]
 sizes = st.integers(1, 60)
 steps = st.one_of(
     st.tuples(st.just("need"), st.integers(0, 60)),
@@ -120,7 +119,7 @@ class Pair:
             await settle()
             await customer.restart()
         elif what == "time":
-            parts = [amount] if amount <= 61_000 else [62_000, 62_000, UNHEARD_MS // 3, amount]
+            parts = [amount] if amount <= 61_000 else [62_000, 62_000, TEN_MINUTES_MS // 3, amount]
             for part_ms in parts:
                 world.later(part_ms)
                 await self.settle()
@@ -131,7 +130,7 @@ class Pair:
         for entry in self.provider.market.store.all("provider"):
             if now_ms > entry.terms.end_ms + LATE_MS:
                 self.provider.drops(entry.id, entry.use.held_bytes)
-        await self.world.drive(self.customer.market.settlement.settle_new())
+        await self.world.drive(self.customer.market.signing.look())
         for node in (self.customer, self.provider):
             node.market.tidy()
         await self.world.drive(self.customer.market.settlement.settle_due())

@@ -20,12 +20,11 @@ from xsc.base.limits import (
     REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
     STORAGE_LEASE_MS,
-    UNHEARD_MS,
 )
 from xsc.base.units import format_duration
 from xsc.market import account as accounts
 from xsc.market import lease as rules
-from xsc.market.account import Account, Booking, is_booking_due, next_booking, views
+from xsc.market.account import Account, is_booking_due, views
 from xsc.market.lease import (
     OWN,
     QUANTITY_MAX,
@@ -318,14 +317,9 @@ def test_a_lease_is_done_once_it_is_over_empty_and_no_work_is_left():
     assert not is_done(entry(use=holding(GIB)), END), "it holds bytes"
 
 
-def test_a_cleared_lease_of_which_nobody_heard_is_taken_back_and_keeps_nothing_after_its_end():
-    at, mine = T0 + UNHEARD_MS, entry(level=GIB)
-    assert not tidied(mine, at - 1)[0].given_back
-    assert (tidied(mine, at)[0].given_back, tidied(mine, at)[0].level) == (True, 0)
-    assert not tidied(entry("customer", level=GIB), at)[0].given_back
-    assert not tidied(entry(), at)[0].given_back
-    known = entry(level=GIB, use=LeaseUse(T0, level=GIB, counted_ms=T0, known=True))
-    assert [tidied(known, at_ms)[0].level for at_ms in (at, END - 1, END)] == [GIB, GIB, 0]
+def test_a_cleared_lease_keeps_nothing_after_its_end():
+    mine = entry(level=GIB)
+    assert [tidied(mine, at_ms)[0].level for at_ms in (T0, END - 1, END)] == [GIB, GIB, 0]
 
 
 def test_a_provider_forgets_a_lease_some_time_after_its_end():
@@ -342,17 +336,6 @@ def test_what_a_customer_still_counts_as_held_is_forgotten_a_term_later():
     held = entry("customer", use=holding(GIB))
     assert not tidied(held, END + STORAGE_LEASE_MS - 1)[1]
     assert tidied(held, END + STORAGE_LEASE_MS)[1]
-
-
-def test_what_a_voucher_promises_beyond_what_is_booked_is_booked_next():
-    signed = Account("provider", HOST, CUSTOMER, number=7, signed_micro=50, voucher=b"v")
-    signed.refusals = 2
-    for settled_micro, booking in ((20, Booking(7, 2, 30, b"v")), (49, Booking(7, 2, 1, b"v"))):
-        signed.settled_micro = settled_micro
-        assert next_booking(signed) == booking
-    signed.settled_micro = 50
-    assert next_booking(signed) is None
-    assert next_booking(Account("provider", HOST, CUSTOMER)) is None
 
 
 def test_a_view_shows_the_lease_as_of_now_and_a_denied_one_as_it_ended():

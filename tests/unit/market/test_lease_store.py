@@ -11,7 +11,6 @@ from xsc.base.limits import PROMISE_MS
 from xsc.db.group import GroupCommit
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
-from xsc.market.account import Booking
 from xsc.market.lease_store import LeaseStore
 from xsc.terms.lease import Lease, LeaseRequest
 
@@ -63,10 +62,10 @@ async def test_both_roles_come_back_with_everything(state):
     mine.use = replace(mine.use, held_bytes=3, used=2**70, level=1, spent=2, given_back=True)
     mine.use = replace(mine.use, denial=b"d", leeway=2**70)
     await store.sync(mine)
-    theirs.use = replace(theirs.use, known=True, minute=4)
+    theirs.use = replace(theirs.use, minute=4)
     account = store.account("provider", theirs.peer)
     account.number, account.signed_micro, account.voucher = 4, 60, b"v"
-    account.booking, account.refusals = Booking(4, 1, 50, b"w"), 1
+    account.refusals = 1
     account.closed, account.settled_micro = 2**90, 10
     account.lost = {"ab": 7}
     await store.sync(theirs, account)

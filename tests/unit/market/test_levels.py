@@ -2,13 +2,12 @@
 
 import asyncio
 from collections import Counter
-from dataclasses import replace
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.allocation.fakes import Memory
-from tests.unit.market.fakes import RATE, Ledger, World, ask
+from tests.unit.market.fakes import RATE, TEN_MINUTES_MS, Ledger, World, ask
 from tests.unit.market.test_signing import DAY_MS, entitle, give_up
 from xsc.base.errors import XscError
 from xsc.base.limits import (
@@ -16,7 +15,6 @@ from xsc.base.limits import (
     OFFER_MS,
     SLOT_STEP_BYTES,
     STORAGE_LEASE_MS,
-    UNHEARD_MS,
 )
 
 CAPACITY = 30
@@ -41,7 +39,7 @@ steps = st.one_of(
         st.just("time"),
         numbers,
         kinds,
-        st.sampled_from([OFFER_MS, EPOCH_MS, UNHEARD_MS, DAY_MS, STORAGE_LEASE_MS // 2]),
+        st.sampled_from([OFFER_MS, EPOCH_MS, TEN_MINUTES_MS, DAY_MS, STORAGE_LEASE_MS // 2]),
     ),
 )
 
@@ -161,9 +159,7 @@ class Law:
             change = {"offer": offers[-1], "level": steps * UNIT[kind], "end_ms": end_ms}
         self.number += 1
         lease_id = self.number.to_bytes(32, "big")
-        entry = await ask(self.world, customer, provider, lease_id, **change)
-        # Its customer knows of it.
-        entry.use = replace(entry.use, known=True)
+        await ask(self.world, customer, provider, lease_id, **change)
 
     async def renew(self, entry, size):
         """Ask for the next term on what was granted last, or at what is posted."""

@@ -4,7 +4,12 @@ import pytest
 
 from tests.unit.allocation.fakes import Memory
 from tests.unit.market.fakes import A_MIB, DISK, NET, RECORDS, ask, granted_on, request_of
-from xsc.base.errors import LeaseExhausted, RecordInvalid, StoreDamaged, XscError
+from xsc.base.errors import (
+    RecordInvalid,
+    SpaceExhausted,
+    StoreDamaged,
+    XscError,
+)
 from xsc.base.limits import (
     EPOCH_MS,
     MIB,
@@ -307,7 +312,7 @@ async def test_a_renewal_reserves_nothing_and_takes_what_is_free(world, pair, la
     await world.drive(customer.market.signing.look())
     lease_id = provider.newest("provider").id
     assert provider.market.headroom.free("storage") == 3 * MIB
-    with pytest.raises(LeaseExhausted):
+    with pytest.raises(SpaceExhausted):
         provider.stores(lease_id, customer.id, 3 * MIB + 1)
     provider.stores(lease_id, customer.id, 3 * MIB)
 

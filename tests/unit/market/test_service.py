@@ -405,7 +405,7 @@ async def test_the_own_node_comes_last_and_settles_nothing(world):
     customer.market.granter.settle_use(OWN_STORAGE, -MIB)
     with pytest.raises(LeaseExhausted):
         customer.market.granter.admit(OWN_STORAGE, world.nodes[2].id, MIB)
-    with pytest.raises(LeaseExhausted):
+    with pytest.raises(SpaceExhausted):
         customer.market.granter.admit(OWN_STORAGE, customer.id, customer.room.storage + 1)
 
 
@@ -877,7 +877,7 @@ async def test_a_lease_for_now_is_used_where_room_is_free_and_refused_where_not(
     (host,) = await leased(world, customer)
     provider.stores(host.lease_id, customer.id, MIB)
     provider.room.stored = provider.room.storage - 64 * MIB
-    with pytest.raises(LeaseExhausted):
+    with pytest.raises(SpaceExhausted):
         provider.market.granter.admit(host.lease_id, customer.id, 65 * MIB)
     await customer.market.buyer.refused(host.lease_id)
     (other,) = await leased(world, customer)
@@ -995,10 +995,10 @@ async def test_a_grant_whose_answer_was_lost_is_found_in_the_next_count(world, t
     assert taken(customer, "customer") == 50, "also over a restart"
     world.wire.down.add(provider.id)
     world.later(REQUEST_WINDOW_MS + 1)
-    await customer.market.settlement.settle_new()
+    await customer.market.signing.look()
     assert taken(customer, "customer") == 50
     world.wire.down.clear()
-    await customer.market.settlement.settle_new()
+    await customer.market.signing.look()
     assert taken(customer, "customer") == taken(provider, "provider") == 50 * granted
     assert [view.entry.raw for view in customer.market.leases()] == [
         view.entry.raw for view in provider.market.leases()
