@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.sim.network import content, put, run
+from tests.sim.network import content, get, put, run
 from tests.sim.test_slots import SETTINGS, cleared, granted, leased, mutual, need, recompute_all
 from xsc.allocation.declaring import standing_need
 from xsc.base.errors import SpaceExhausted
@@ -86,7 +86,7 @@ def test_at_half_life_what_a_put_leased_for_now_is_cleared_against_the_needs_of_
     async def play(world):
         provider, stranger, friend = world.nodes
         await mutual(provider, friend)
-        await put(stranger, content(MIB), contract=Contract(0))
+        capability = await put(stranger, content(MIB), contract=Contract(0))
         (lease,) = [
             view for view in stranger.market.leases() if view.entry.peer == provider.key.node_id
         ]
@@ -101,6 +101,10 @@ def test_at_half_life_what_a_put_leased_for_now_is_cleared_against_the_needs_of_
         (after,) = [view for view in provider.market.leases() if view.entry.id == lease.entry.id]
         assert after.entry.raw == lease.entry.raw, "its room was granted to the friend"
         assert granted(provider) == {friend.key.node_id: slot.quantity}
+        await world.skip(STORAGE_LEASE_MS // 4, 96 * EPOCH_MS, 120_000)
+        assert lease.entry.id not in provider.shards.usage, "its bytes have moved"
+        assert await get(stranger, capability) == content(MIB)
+        assert leased(friend) == slot.quantity
 
     def prepare(world):
         world.settings_of[1] = world.settings_of[2] = {"offer": "none"}
