@@ -1,8 +1,8 @@
 """Decides which grants of other nodes a customer takes, so that no need is filled twice.
 
 The state of a provider is enough: it is a value of its space, which it has signed. A line of it
-counts if the provider publishes a slot with that window which matches the need, and if the line is
-of the tier and at a price that both publish (docs/design/allocation.md, G8).
+counts if the provider publishes a slot that matches the need now, and if the line is of the tier
+and at a price that both publish (docs/design/allocation.md, G8).
 
 Acceptance is deferred. Each provider offers by itself. The need keeps the best offers up to its
 quantity, and caps what it accepts of each other provider at what it kept; providers then offer what
@@ -13,29 +13,16 @@ was released to others. Caps only fall, so this ends, and with the divisions of
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 from xsc.allocation.clearing import TIERS, Claim, weighted_uniform
 from xsc.allocation.granting import entitlements
-from xsc.allocation.matching import places
 from xsc.base.units import ceil_div
 from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import Tier
-from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot, Window
-
-
-def _fits(each: Entitlement, need: NeedSlot, slot: AvailabilitySlot) -> bool:
-    """Return whether a line is of a window of its slot, and within what slot and need say."""
-    window = each.opens_ms, each.closes_ms
-    first, _ = places(window, slot.windows)
-    return (
-        slot.windows[first : first + 1] == (window,)
-        and each.quantity <= min(need.most(each.provider), slot.quantity)
-        and each.price <= need.price_max
-    )
+from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot
 
 
 def is_line_right(each: Entitlement, slot: AvailabilitySlot, tier: Tier) -> bool:
@@ -82,7 +69,10 @@ def received(
     counts, doubted = list[Entitlement](), set[bytes]()
     for each in entitlements(provider, state, offered, mine, now_ms):
         slot = slots[each.need].get(each.slot)
-        if slot is None or not _fits(each, needs[each.need], slot):
+        need = needs[each.need]
+        if slot is None or each.price > need.price_max:
+            continue
+        if each.quantity > min(need.most(provider), slot.quantity):
             continue
         if _said(each) in known or is_line_right(each, slot, tier):
             counts.append(each)
@@ -202,14 +192,6 @@ def passed_over(need: NeedSlot, offers: Sequence[Claim]) -> dict[bytes, int]:
     }
 
 
-def at_once(lines: Iterable[tuple[Window, int]]) -> int:
-    """Return the most that the lines of one provider come to at any moment."""
-    changes = [
-        change for (start, end), units in lines for change in ((start, units), (end, -units))
-    ]
-    return max(accumulate(units for _, units in sorted(changes)), default=0)
-
-
 def is_settled(
     need: NeedSlot, received: Iterable[Entitlement], matching: Mapping[bytes, Collection[bytes]]
 ) -> bool:
@@ -273,17 +255,17 @@ def answered(
         is_settled: whether no offer is pending: all providers that match have offered or are
             capped.
     """
-    lines: defaultdict[bytes, list[tuple[Window, int]]] = defaultdict(list)
+    granted = Counter[bytes]()
     for each in received:
-        if each.need == need.slot_id and each.provider in ranks:
-            lines[each.provider].append((each.window, each.quantity))
+        if each.need == need.slot_id:
+            granted[each.provider] += each.quantity
     offers = [
         Claim(
             provider,
             *ranks[provider],
-            min(need.most(provider), max(at_once(lines[provider]), held.get(provider, 0))),
+            min(need.most(provider), max(granted[provider], held.get(provider, 0))),
         )
-        for provider in sorted(lines.keys() | (held.keys() & ranks.keys()))
+        for provider in sorted((granted.keys() | held.keys()) & ranks.keys())
     ]
     caps, parts = dict(need.caps), dict(need.parts)
     caps |= passed_over(need, offers)

@@ -56,7 +56,7 @@ from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
 from xsc.terms.clearing import TwoTierAllocationState
-from xsc.terms.slot import Commitment, Entitlement, NeedSlot
+from xsc.terms.slot import Commitment, Entitlement, NeedSlot, Slot
 
 _LOOKED_AT: Final = frozenset(
     {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
@@ -100,7 +100,7 @@ class Allocator:
         self._granted: tuple[Entitlement, ...] = ()
         self.state = TwoTierAllocationState()
         """What is published of what is granted."""
-        self.rules = AllocationProgram(market.room)
+        self.rules = AllocationProgram()
         self._program: Program | None = None
         self._fails = False
         self._decided = _granted_of(self.state)
@@ -227,8 +227,13 @@ class Allocator:
         """Return how long until something lapses, begins or ends, or capacity is looked at."""
         now_ms = self._clock.now_ms()
         moments = [since_ms + OFFER_SETTLE_MS // 2 for since_ms in self._since_ms.values()]
-        for each in (*self._granted, *self.received()):
-            moments += (each.window[0], each.until_ms, each.window[1])
+        moments += [each.until_ms for each in (*self._granted, *self.received())]
+        # What begins or ends is cleared then, and not ahead.
+        slots: list[Slot] = [*self._commitments.own.slots]
+        for other in self._others() if slots else ():
+            slots += other.commitment.needs
+        for slot in slots:
+            moments += slot.next_window(now_ms) or ()
         ahead = [moment - now_ms for moment in moments if moment > now_ms]
         look_ms = self._look_ms
         if self.state.slot_denominators and not self.state.converged:
@@ -285,12 +290,9 @@ class Allocator:
     async def _clear(self) -> None:
         inputs = self._inputs()
         last = self.state
-        if any(each.window[1] <= inputs.gathered.now_ms for each in self._granted):
-            self._grant(last)  # Of a need that recurs, what comes next counts.
         if not (inputs.own.commitment.slots or last.slot_denominators):
             return
-        room = self._market.room(inputs.gathered.free, inputs.gathered.now_ms)
-        outcome = await self._executor.run(clear_all, inputs, last, room)
+        outcome = await self._executor.run(clear_all, inputs, last)
         # Customers see when something was offered to them again in the state alone.
         decided = _granted_of(outcome.state)
         has_settled = last.converged or not outcome.state.slot_denominators
@@ -448,6 +450,7 @@ class Allocator:
     def _receive(self, needs: Mapping[bytes, NeedSlot]) -> None:
         """Take of what others say that they grant what can be right."""
         own = self._heard.of(self._node)
+        now_ms = self._clock.now_ms()
         before, self._received_of = self._received_of, {}
         self._asked = {}
         for other in self._others():
@@ -459,7 +462,7 @@ class Allocator:
                 need_id: {
                     slot.slot_id: slot
                     for slot in other.commitment.slots
-                    if mismatch(slot, there, need, here) is None
+                    if mismatch(slot, there, need, here, now_ms) is None
                 }
                 for need_id, need in needs.items()
             }
@@ -476,13 +479,12 @@ class Allocator:
                 needs=needs,
                 slots=slots,
                 before=before.get(provider, ()),
-                now_ms=self._clock.now_ms(),
+                now_ms=now_ms,
             )
             is_trusted = self.records.want(provider, (each.clearing for each in counts), doubted)
             self._received_of[provider] = counts if is_trusted else []
         self.records.keep(self._received_of)
         self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
-        now_ms = self._clock.now_ms()
         open_needs = {each.need for each in self.received()}
         self._since_ms = {need: self._since_ms.get(need, now_ms) for need in open_needs}
         self._on_offered()

@@ -48,7 +48,7 @@ from xsc.space.port import Space
 from xsc.space.record import Change
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.quote import Kind, Tier
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 RENEW_INTERVAL_MS: Final = DAY_MS
 LOOK_INTERVAL_MS: Final = 60_000
@@ -217,11 +217,10 @@ class Commitments:
             kind=kind,
             quantity=1,
             price_max=0,
-            windows_packed=pack_windows([(now_ms, now_ms + 1)]),
             valid_until_ms=now_ms + 1,
         )
         here, there = parties(self.heard.of(self._node), self.heard.of(peer))
-        return any(mismatch(slot, here, need, there) is None for slot in slots)
+        return any(mismatch(slot, here, need, there, now_ms) is None for slot in slots)
 
     async def declare(self, role: type[Either], kind: Kind, said: Statement) -> bytes:
         """Publish a new slot or need and return its id, once it is on the disk.

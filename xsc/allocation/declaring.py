@@ -33,7 +33,7 @@ from xsc.base.limits import (
     PARITY_SHARDS_DEFAULT,
     PEERS_MAX,
     PPM,
-    SLOT_HORIZON_MS,
+    RECURRENCE_AHEAD_MS,
     SLOT_ID_BYTES,
     SLOTS_MAX,
 )
@@ -50,15 +50,13 @@ from xsc.terms.slot import (
     NeedSlot,
     Slot,
     Window,
-    pack_windows,
-    unpack_windows,
 )
 
 OBJECT_HOSTS: Final = DATA_SHARDS_DEFAULT + PARITY_SHARDS_DEFAULT
 """Providers that an object needs."""
 NOTHING: Final = bytes(SLOT_ID_BYTES)
 """In the place of a slot or need, where none is stated."""
-_ASKED: Final = ("quantity", "parts", "spread", "price_max", "windows_packed", "valid_until_ms")
+_ASKED: Final = ("quantity", "parts", "spread", "price_max", "windows", "valid_until_ms")
 """What a need asks for."""
 S = TypeVar("S", bound=Slot)
 Either: TypeAlias = AvailabilitySlot | NeedSlot
@@ -94,8 +92,7 @@ def _resolve(
     if every is None and before["recurrence"]:
         every = f"{before['recurrence']} {before['time_zone']}"
     if begin is None:
-        windows = unpack_windows(before["windows_packed"])
-        begin = windows[0][0] if windows else now_ms
+        begin = before["windows"][0][0] if before["windows"] else now_ms
     if end is None:
         end = before["valid_until_ms"]
     if every is None:
@@ -107,7 +104,7 @@ def _resolve(
     if not resolved:
         raise ArgumentInvalid(
             f"'{every}' has no window before its end, or none within"
-            f" {SLOT_HORIZON_MS // DAY_MS} days",
+            f" {RECURRENCE_AHEAD_MS // DAY_MS} days",
             hint="end it later, or choose other days",
         )
     if end != ENDLESS_MS:
@@ -120,7 +117,7 @@ def timed(
 ) -> dict[str, Any]:
     """Return the fields of windows that a slot or need has until it ends."""
     return {
-        "windows_packed": pack_windows(windows),
+        "windows": tuple(windows),
         "valid_until_ms": end_ms,
         "recurrence": recurrence,
         "time_zone": zone,
@@ -280,7 +277,7 @@ def renewed(commitment: Commitment, now_ms: int, zones: Zones) -> Commitment:
             windows = continued(recurrence, zone, slot.windows, times, now_ms)
             if not windows:
                 continue
-            slot = type(slot)(**dict(slot) | {"windows_packed": pack_windows(windows)})  # noqa: PLW2901
+            slot = type(slot)(**dict(slot) | {"windows": windows})  # noqa: PLW2901
         kept.append(slot)
     return _of(kept, commitment)
 

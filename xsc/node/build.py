@@ -72,7 +72,6 @@ from xsc.market import settlement
 from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain, ladder
-from xsc.market.room import SlotRoom
 from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
 from xsc.net.transport.metered import Metered
@@ -582,7 +581,7 @@ class Node:
     def _serve_allocation(self) -> None:
         """Let the allocation be a program, beside its rule."""
         own = allocation_functions(self.allocator.rules)
-        again = allocation_functions(AllocationProgram(SlotRoom))
+        again = allocation_functions(AllocationProgram())
         self.allocator.serve_by(self.programs.serve(ALLOCATION, own, again))
 
     def _custodian_for(self, peer: bytes) -> bool:

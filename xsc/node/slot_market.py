@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from xsc.market.pricing import KINDS
-from xsc.market.room import SlotRoom
 from xsc.market.service import MarketService
 from xsc.terms.quote import Kind
-from xsc.terms.slot import EntitlementKey
+from xsc.terms.slot import LEASE_UNIT, EntitlementKey
 
 
 class SlotMarket:
@@ -18,12 +17,9 @@ class SlotMarket:
         self._market = market
 
     def free(self) -> dict[Kind, int]:
-        """Return what is neither used nor reserved now."""
-        return {kind: self._market.headroom.unreserved(kind) for kind in KINDS}
-
-    def room(self, free: Mapping[Kind, int], now_ms: int) -> SlotRoom:
-        """Return what so much has room for."""
-        return SlotRoom(free, now_ms)
+        """Return the steps that are neither used nor reserved now."""
+        headroom = self._market.headroom
+        return {kind: headroom.unreserved(kind) // LEASE_UNIT[kind] for kind in KINDS}
 
     def drawn(self) -> Mapping[EntitlementKey, int]:
         """Return the steps that leases have drawn of each entitlement, rounded up."""

@@ -46,7 +46,7 @@ from xsc.storage.object.manifest import open_manifest
 from xsc.storage.transfer.get import roots_of
 from xsc.storage.transfer.host_client import together
 from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 ROUNDS = 10
 """Seeds that share a world."""
@@ -488,7 +488,7 @@ class Play:
             slot_id=self.rng.randbytes(16),
             kind=need.kind,
             quantity=need.quantity,
-            windows_packed=pack_windows(windows),
+            windows=tuple(windows),
             price_mutual=need.price_max,
             price_one_way=need.price_max,
             reserve=need.price_max,

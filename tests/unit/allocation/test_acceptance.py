@@ -2,22 +2,17 @@
 
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.allocation.clearings import HOUR, NOW_MS, UNTIL_MS, key, need, steps_of
+from tests.unit.allocation.clearings import HOUR, NOW_MS, key, need, steps_of
 from xsc.allocation.acceptance import (
     answered,
-    at_once,
     keep,
     to_lease,
 )
 from xsc.allocation.clearing import TIERS, Claim
-from xsc.allocation.granting import Given, still_wanted
-from xsc.terms.slot import Entitlement, pack_windows
-
-PROVIDER = key(1).node_id
+from xsc.terms.slot import Entitlement
 
 
 def offer(number, quantity, tier="mutual", weight=1):
@@ -80,74 +75,6 @@ def test_caps_only_fall_and_nothing_is_kept_beyond_need_offer_or_cap(quantity, m
     again = keep(quantity, left, kept.caps)
     assert again.quantities == kept.quantities
     assert again.caps == kept.caps
-
-
-def left(asked, window, *lines):
-    """Return what is still wanted after lines."""
-    given = Given()
-    for line in lines:
-        given.add(*line)
-    return still_wanted(asked, PROVIDER, window, given)
-
-
-def test_d2_two_slots_of_one_provider_do_not_fill_one_need_twice():
-    one = need(quantity=10)
-    window = (NOW_MS + HOUR, NOW_MS + 2 * HOUR)
-    assert left(one, window) == 10
-    assert left(one, window, (window, 10)) == 0
-    assert left(one, window, (window, 4)) == 6
-
-
-def test_a_cap_bounds_all_slots_of_a_provider_together():
-    one = need(quantity=10, caps=((PROVIDER, 3),))
-    window = (NOW_MS + HOUR, NOW_MS + 2 * HOUR)
-    assert left(one, window) == 3
-    assert left(one, window, (window, 3)) == 0
-
-
-@pytest.mark.parametrize("kind", ["storage", "compute"])
-def test_a_level_counts_at_a_moment_whatever_the_kind(kind):
-    early, late = (NOW_MS + HOUR, NOW_MS + 2 * HOUR), (NOW_MS + 2 * HOUR, NOW_MS + 3 * HOUR)
-    asked = need(kind=kind, quantity=10, windows_packed=pack_windows([(NOW_MS, UNTIL_MS)]))
-    assert left(asked, early, (early, 10)) == 0
-    assert left(asked, late, (early, 10)) == 10
-    assert left(asked, late, (early, 10), ((NOW_MS + HOUR, NOW_MS + 3 * HOUR), 4)) == 6
-
-
-WINDOWS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=8)
-
-
-@given(WINDOWS)
-def test_what_is_given_is_what_comparing_every_line_gives(offered):
-    given, lines = Given(), []
-    for at, length in sorted(offered):
-        plainly = sum(units for (_, end), units in lines if at < end)
-        assert given.beside((at, at + length)) == plainly
-        given.add((at, at + length), length)
-        lines.append(((at, at + length), length))
-
-
-def test_a_need_of_many_windows_takes_few_steps():
-    hours = [(2 * hour * HOUR, (2 * hour + 1) * HOUR) for hour in range(400)]
-    asked = need(windows_packed=pack_windows(hours), valid_until_ms=2**42)
-
-    def granted(count):
-        given = Given()
-        for window in hours[:count]:
-            assert still_wanted(asked, PROVIDER, window, given) == asked.quantity
-            given.add(window, 1)
-
-    few, many = (steps_of(lambda count=count: granted(count)) for count in (32, 256))
-    assert many <= 10 * few
-    assert many <= 256 * 500
-
-
-def test_what_one_provider_grants_at_once_is_what_counts():
-    one, two = (NOW_MS, NOW_MS + HOUR), (NOW_MS + HOUR, NOW_MS + 2 * HOUR)
-    both = (NOW_MS, NOW_MS + 2 * HOUR)
-    assert at_once([]) == 0
-    assert at_once([(one, 3), (two, 4)]) == 4
-    assert at_once([(one, 3), (two, 4), (both, 2)]) == 6
 
 
 def granted(provider, quantity, asked):

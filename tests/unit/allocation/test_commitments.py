@@ -20,7 +20,7 @@ from xsc.base.limits import (
     GIB,
     NEED_INTERVAL_MS,
     PRICES_POSTED_MS,
-    SLOT_HORIZON_MS,
+    RECURRENCE_AHEAD_MS,
     SLOT_STEP_FUEL,
 )
 from xsc.identity.context import Context
@@ -284,7 +284,8 @@ async def test_recurrences_go_on_and_what_is_over_is_dropped(node):
         await settle()
     (later,) = node.stored().slots
     now = node.clock.now_ms()
-    assert now + SLOT_HORIZON_MS - 2 * DAY_MS < later.windows[-1][1] <= now + SLOT_HORIZON_MS
+    ahead = now + RECURRENCE_AHEAD_MS
+    assert ahead - 2 * DAY_MS < later.windows[-1][1] <= ahead
     assert later.windows[0][1] > now - RENEW_INTERVAL_MS
     assert set(later.windows) & set(slot.windows)
     loop.cancel()
