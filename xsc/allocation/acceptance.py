@@ -18,7 +18,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from xsc.allocation.clearing import TIERS, Claim, weighted_uniform
+from xsc.allocation.clearing_record import Published, parties
 from xsc.allocation.granting import entitlements
+from xsc.allocation.matching import mismatch
 from xsc.base.units import ceil_div
 from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import Tier
@@ -38,14 +40,12 @@ def is_line_right(each: Entitlement, slot: AvailabilitySlot, tier: Tier) -> bool
 
 
 def received(
-    customer: bytes,
-    provider: bytes,
-    state: TwoTierAllocationState,
-    *,
-    tier: Tier,
+    own: Published,
     needs: Mapping[bytes, NeedSlot],
-    slots: Mapping[bytes, Mapping[bytes, AvailabilitySlot]],
+    other: Published,
+    state: TwoTierAllocationState,
     before: Iterable[Entitlement],
+    *,
     now_ms: int,
 ) -> tuple[list[Entitlement], set[bytes]]:
     """Return what counts of a provider's state, and the clearings whose lines cannot be right.
@@ -54,31 +54,43 @@ def received(
     again, and its state is a moment behind.
 
     Args:
-        customer: whose needs they are.
-        provider: whose state it is.
-        state: what it says.
-        tier: on which the provider serves the customer now.
+        own: what the customer has published.
         needs: of the customer, by id.
-        slots: of the provider, by need that they match and id, as they are published.
+        other: what the provider has published.
+        state: what it says that it grants.
         before: what counted of the state before.
         now_ms: the present.
     """
-    mine = {(customer, need_id): need for need_id, need in needs.items()}
-    offered = {slot_id: slot for of in slots.values() for slot_id, slot in of.items()}
+    there, here = parties(other, own)
+    mine = {(own.node, need_id): need for need_id, need in needs.items()}
+    slots = {slot.slot_id: slot for slot in other.commitment.slots}
     known = {_said(each) for each in before}
     counts, doubted = list[Entitlement](), set[bytes]()
-    for each in entitlements(provider, state, offered, mine, now_ms):
-        slot = slots[each.need].get(each.slot)
-        need = needs[each.need]
-        if slot is None or each.price > need.price_max:
+    for each in entitlements(other.node, state, slots, mine, now_ms):
+        need, slot = needs[each.need], slots[each.slot]
+        if each.price > need.price_max or each.quantity > min(need.most(other.node), slot.quantity):
             continue
-        if each.quantity > min(need.most(provider), slot.quantity):
+        if mismatch(slot, there, need, here, now_ms) is not None:
             continue
-        if _said(each) in known or is_line_right(each, slot, tier):
+        if _said(each) in known or is_line_right(each, slot, here.tier):
             counts.append(each)
         else:
             doubted.add(each.clearing)
     return counts, doubted
+
+
+def asked(
+    own: Published, needs: Mapping[bytes, NeedSlot], others: Iterable[Published], now_ms: int
+) -> dict[bytes, set[bytes]]:
+    """Return by need the providers that have a slot which matches it now."""
+    found: dict[bytes, set[bytes]] = {need_id: set() for need_id in needs}
+    for other in others:
+        there, here = parties(other, own)
+        for need_id, need in needs.items():
+            reasons = (mismatch(slot, there, need, here, now_ms) for slot in other.commitment.slots)
+            if None in reasons:
+                found[need_id].add(other.node)
+    return found
 
 
 def _said(each: Entitlement) -> tuple[object, ...]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from xsc.allocation.acceptance import answered, is_settled, received, to_lease
-from xsc.allocation.clearing_record import Published, parties, read_state, standing
+from xsc.allocation.acceptance import answered, asked, is_settled, received, to_lease
+from xsc.allocation.clearing_record import Published, read_state, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import (
     Gathered,
@@ -26,7 +26,6 @@ from xsc.allocation.granting import (
     entitlements,
     rows_of,
 )
-from xsc.allocation.matching import mismatch
 from xsc.allocation.program import (
     NOBODY,
     AllocationProgram,
@@ -296,11 +295,11 @@ class Allocator:
         # Customers see when something was offered to them again in the state alone.
         decided = _granted_of(outcome.state)
         has_settled = last.converged or not outcome.state.slot_denominators
-        if decided != self._decided or not has_settled:
-            raw = await self._decide(inputs, outcome)
-            if raw is not None:
-                await self._publish(inputs, outcome, raw)
-                self._decided = decided
+        if decided == self._decided and has_settled:
+            self._grant(last)  # the time of a need may be another one
+        elif (raw := await self._decide(inputs, outcome)) is not None:
+            await self._publish(inputs, outcome, raw)
+            self._decided = decided
 
     async def _decide(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
         """Return the state that the program gives; None where it fails: nothing new is granted."""
@@ -394,19 +393,14 @@ class Allocator:
 
     async def _accept(self) -> None:
         """Read what needs of this node are granted; keep the best and release the rest."""
-        own = self._commitments.own
-        needs = {need.slot_id: need for need in own.needs}
-        self._receive(needs)
+        commitment, now_ms = self._commitments.own, self._clock.now_ms()
+        needs = {need.slot_id: need for need in commitment.needs}
+        up = [other for other in self._others() if self._is_up(other.node)]
+        self._receive(needs, up, now_ms)
+        held, own = self._held(), self._heard.of(self._node)
+        nodes = {other.node for other in up} | {node for _, node in held}
+        ranks = {node: standing(own, self._heard.of(node)) for node in nodes} if needs else {}
         grants = self.received()
-        mine = self._heard.of(self._node)
-        held = self._held()
-        capped = {node for each in own.needs for node, _ in each.caps if self._is_up(node)}
-        capped |= {node for _, node in held}
-        ranks = {
-            provider: standing(mine, self._heard.of(provider))
-            for provider in capped | {each.provider for each in grants}
-        }
-        now_ms = self._clock.now_ms()
         changed = {
             need_id: answered(
                 need,
@@ -425,8 +419,8 @@ class Allocator:
         totals = Counter[bytes]()
         for each in grants:
             totals[each.need] += each.quantity
-        asked = {need_id: need.quantity for need_id, need in needs.items()}
-        history = observe(own.damping_history, over_allocated(asked, totals), now_ms)
+        over = over_allocated({need_id: need.quantity for need_id, need in needs.items()}, totals)
+        history = observe(commitment.damping_history, over, now_ms)
         factor = factor_ppm(history)
         if self._answer_ms is None:  # Who swings answers later.
             self._answer_ms = now_ms + publish_delay_ms(ALLOCATION_DEBOUNCE_MS, factor)
@@ -436,53 +430,22 @@ class Allocator:
         for need_id, need in needs.items():
             if changed[need_id].number > need.number:
                 self._renewed[need_id] = now_ms
-        await self._commitments.publish(
-            Commitment(
-                **dict(own)
-                | {
-                    "needs": tuple(changed[need.slot_id] for need in own.needs),
-                    "damping_ppm": factor,
-                    "damping_history": history,
-                }
-            )
-        )
+        said = {"damping_ppm": factor, "damping_history": history, "needs": (*changed.values(),)}
+        await self._commitments.publish(Commitment(**dict(commitment) | said))
 
-    def _receive(self, needs: Mapping[bytes, NeedSlot]) -> None:
+    def _receive(
+        self, needs: Mapping[bytes, NeedSlot], up: Sequence[Published], now_ms: int
+    ) -> None:
         """Take of what others say that they grant what can be right."""
-        own = self._heard.of(self._node)
-        now_ms = self._clock.now_ms()
-        before, self._received_of = self._received_of, {}
-        self._asked = {}
-        for other in self._others():
-            provider = other.node
-            if not self._is_up(provider):
-                continue
-            there, here = parties(other, own)
-            slots = {
-                need_id: {
-                    slot.slot_id: slot
-                    for slot in other.commitment.slots
-                    if mismatch(slot, there, need, here, now_ms) is None
-                }
-                for need_id, need in needs.items()
-            }
-            for need_id in needs:
-                if slots[need_id]:
-                    self._asked.setdefault(need_id, set()).add(provider)
-            if (state := self._heard.state_of(provider)) is None:
-                continue
-            counts, doubted = received(
-                self._node,
-                provider,
-                state,
-                tier=here.tier,
-                needs=needs,
-                slots=slots,
-                before=before.get(provider, ()),
-                now_ms=now_ms,
-            )
-            is_trusted = self.records.want(provider, (each.clearing for each in counts), doubted)
-            self._received_of[provider] = counts if is_trusted else []
+        own, before = self._heard.of(self._node), self._received_of
+        self._received_of, self._asked = {}, asked(own, needs, up, now_ms)
+        for other in up:
+            if (state := self._heard.state_of(other.node)) is not None:
+                last = before.get(other.node, ())
+                counts, doubted = received(own, needs, other, state, last, now_ms=now_ms)
+                ids = {each.clearing for each in counts}
+                is_trusted = self.records.want(other.node, ids, doubted)
+                self._received_of[other.node] = counts if is_trusted else []
         self.records.keep(self._received_of)
         self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
         open_needs = {each.need for each in self.received()}

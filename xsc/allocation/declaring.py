@@ -266,12 +266,12 @@ def _of(both: Iterable[Either], before: Commitment) -> Commitment:
 
 
 def renewed(commitment: Commitment, now_ms: int, zones: Zones) -> Commitment:
-    """Return a commitment with recurrences continued to the horizon and without what is over."""
+    """Return a commitment without what is over; a recurrence goes on as its windows end."""
     kept: list[Either] = []
     for slot in commitment.both:
         if slot.valid_until_ms <= now_ms:
             continue
-        if slot.recurrence:
+        if slot.recurrence and slot.windows[0][1] <= now_ms:
             recurrence = parse_recurrence(f"{slot.recurrence} {slot.time_zone}")
             zone, times = zones(recurrence.zone), (0, slot.valid_until_ms)
             windows = continued(recurrence, zone, slot.windows, times, now_ms)

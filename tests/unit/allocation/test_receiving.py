@@ -10,13 +10,16 @@ from tests.unit.allocation.clearings import (
 )
 from xsc.allocation.acceptance import received
 from xsc.allocation.clearing import TIERS
+from xsc.allocation.clearing_record import Published
 from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,
+    SpaceValue,
     TierLine,
     TwoTierAllocationState,
     to_ratio,
 )
+from xsc.terms.slot import Commitment
 
 RIGHT = {
     "slot": slot().slot_id,
@@ -28,6 +31,7 @@ RIGHT = {
     "granted_ms": NOW_MS,
 }
 CLEARING = bytes(32)
+NOTHING = SpaceValue(record=b"", value=b"")
 
 
 def taken(asked=None, slots=None, standing="open", before=(), window=None, **changes):
@@ -59,16 +63,11 @@ def taken(asked=None, slots=None, standing="open", before=(), window=None, **cha
         slot_allocations=(line,),
         recipient_totals=((line.customer, "compute", line.quantity),),
     )
-    return received(
-        key(2).node_id,
-        key(1).node_id,
-        state,
-        tier=standing,
-        needs={asked.slot_id: asked},
-        slots={asked.slot_id: {each.slot_id: each for each in slots}},
-        before=before,
-        now_ms=NOW_MS,
-    )
+    gives = {"open": ({}, {}), "one_way": ({key(2).node_id: 50_000}, {})}
+    gives["mutual"] = gives["one_way"][0], {key(1).node_id: 50_000}
+    nodes = [Published(key(1).node_id, Commitment(slots=slots), NOTHING, gives[standing][0])]
+    nodes.append(Published(key(2).node_id, Commitment(needs=(asked,)), NOTHING, gives[standing][1]))
+    return received(nodes[1], {asked.slot_id: asked}, nodes[0], state, before, now_ms=NOW_MS)
 
 
 def test_a_line_counts_only_within_what_slot_and_need_say():
