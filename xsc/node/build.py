@@ -836,7 +836,7 @@ class Node:
         self.allocator.wake()
         if what == "added":
             self.health.watch(peer)
-            self.tasks.once("offer", self.commitments.stand)
+            self.commitments.stir()
         elif what in {"removed", "blocked"}:
             self.health.forget(peer)
         if what == "removed":
