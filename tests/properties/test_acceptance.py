@@ -10,7 +10,7 @@ import pytest
 
 from tests.gathering import inputs_of
 from xsc.allocation import acceptance
-from xsc.allocation.acceptance import Kept, answered, width
+from xsc.allocation.acceptance import answered, width
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.granting import clear_all, entitlements
 from xsc.base.limits import ALLOCATION_LOOK_MS
@@ -307,8 +307,8 @@ def keep_everything(quantity, offers, caps, parts):
 
 
 def caps_that_rise(quantity, offers, caps, parts):
-    kept = KEEP(quantity, offers, {}, parts)
-    return kept if sum(kept.quantities.values()) == quantity else Kept(kept.quantities, {})
+    kept, lowered = KEEP(quantity, offers, {}, parts)
+    return kept, lowered if sum(kept.values()) == quantity else {}
 
 
 @pytest.mark.parametrize("broken", [keep_everything, caps_that_rise])

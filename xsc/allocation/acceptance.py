@@ -15,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from xsc.allocation.clearing import TIERS, Claim, weighted_uniform
 from xsc.allocation.clearing_record import Published, parties
@@ -97,24 +97,16 @@ def _said(each: Entitlement) -> tuple[object, ...]:
     return each.key, each.clearing, each.tier, each.quantity, each.price
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What a need keeps of each offer, and what it accepts of each provider from now on."""
-
-    quantities: dict[bytes, int]
-    caps: dict[bytes, int]
-    """Of providers that were ever refused anything; never above the caps before."""
-
-
 def keep(
     quantity: int,
     offers: Sequence[Claim],
     caps: Mapping[bytes, int],
     parts: Mapping[bytes, int] | None = None,
-) -> Kept:
-    """Return what a need keeps: of mutual providers first, by recognition within a tier.
+) -> tuple[dict[bytes, int], dict[bytes, int]]:
+    """Return what a need keeps of each offer, and its caps from now on.
 
-    What is of a provider alone is kept before the rest is divided. Caps fall only, so this ends
+    It keeps those of mutual providers first, by recognition within a tier. What is of a provider
+    alone is kept before the rest is divided. Caps fall only, so this ends
     also where recognition changes meanwhile; a cap that an earlier recognition lowered stays until
     the need has a new number.
 
@@ -139,7 +131,7 @@ def keep(
         provider: min(caps.get(provider, cap), cap)
         for provider, cap in (dict(caps) | refused).items()
     }
-    return Kept(quantities, merged)
+    return quantities, merged
 
 
 def width(offers: Collection[int], spread: int) -> int:
@@ -281,11 +273,11 @@ def answered(
     ]
     caps, parts = dict(need.caps), dict(need.parts)
     caps |= passed_over(need, offers)
-    kept = keep(need.quantity, offers, caps, parts)
-    units = sum(kept.quantities.values())
+    kept, lowered = keep(need.quantity, offers, caps, parts)
+    units = sum(kept.values())
     begun = NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})
-    if units < need.quantity and need.spread > 1 and is_settled and kept.caps == caps:
-        spare = {each: steps - need.part(each) for each, steps in kept.quantities.items()}
+    if units < need.quantity and need.spread > 1 and is_settled and lowered == caps:
+        spare = {each: steps - need.part(each) for each, steps in kept.items()}
         spare = {each: steps for each, steps in spare.items() if steps > 0}
         lower = {each: need.part(each) + at for each, at in narrowed(spare, need.spread).items()}
         if lower:
@@ -296,7 +288,7 @@ def answered(
     if caps and units < need.quantity and need.spread == 1:
         again = [offer for offer in offers if offer.id not in caps]
         again += [Claim(each, *ranks[each], need.most(each)) for each in caps if each in ranks]
-        more = keep(need.quantity, again, {}, parts)
-        if sum(more.quantities.values()) > units:
+        more, _ = keep(need.quantity, again, {}, parts)
+        if sum(more.values()) > units:
             return begun if is_due else need
-    return NeedSlot(**dict(need) | {"caps": tuple(sorted(kept.caps.items()))})
+    return NeedSlot(**dict(need) | {"caps": tuple(sorted(lowered.items()))})

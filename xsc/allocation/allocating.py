@@ -38,7 +38,6 @@ from xsc.allocation.program import (
 from xsc.allocation.records import Records
 from xsc.base.clock import event_within
 from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
-from xsc.base.ids import short
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     ALLOCATION_LOOK_MS,
@@ -364,16 +363,7 @@ class Allocator:
         await self._put(values | {UserSpacePaths.ALLOCATION_STATE: raw})
         self.records.wrote(names)
         self._grant(state)
-        for each in self._granted:
-            if each.clearing in outcome.records:
-                self._log.info(
-                    "allocation.granted",
-                    customer=short(each.customer),
-                    kind=each.kind,
-                    quantity=each.quantity,
-                    price=each.price,
-                    tier=each.tier,
-                )
+        self._log.info("allocation.granted", clearings=len(made), lines=len(self._granted))
 
     async def _put(self, values: Mapping[str, bytes | None]) -> None:
         """Write values with what the program keeps of the frame that gave them."""

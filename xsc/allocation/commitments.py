@@ -31,6 +31,7 @@ from xsc.allocation.declaring import (
 )
 from xsc.allocation.matching import mismatch
 from xsc.allocation.recognition import read_weights, tier_of, value_of, with_weight
+from xsc.allocation.windows import ENDLESS_MS
 from xsc.base.clock import event_within
 from xsc.base.errors import ArgumentInvalid, NotFound, SpaceExhausted, TooLarge, XscError
 from xsc.base.ids import short
@@ -209,14 +210,10 @@ class Commitments:
         slots = [slot for slot in self._own.slots if slot.kind == kind]
         if not slots and kind not in self._own.standing_made:
             return self._level(kind) > 0
-        now_ms = self._clock.now_ms()
         need = NeedSlot(
-            slot_id=NOTHING,
-            kind=kind,
-            quantity=1,
-            price_max=0,
-            valid_until_ms=now_ms + 1,
+            slot_id=NOTHING, kind=kind, quantity=1, price_max=0, valid_until_ms=ENDLESS_MS
         )
+        now_ms = self._clock.now_ms()
         here, there = parties(self.heard.of(self._node), self.heard.of(peer))
         return any(mismatch(slot, here, need, there, now_ms) is None for slot in slots)
 

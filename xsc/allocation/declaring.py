@@ -193,15 +193,10 @@ def stated(
             hint="`xsc market need` states another, `xsc market withdraw` ends what waits for "
             "room, `xsc compute undeploy` what is deployed",
         )
-    told: dict[str, Any] = {
-        "quantity": said.quantity,
-        "filters": None if said.filters is None else tuple(sorted(said.filters)),
-        "location": said.location,
-        "rule": said.rule,
-        "spread": said.spread,
-        "price_max": None if is_offer else said.price,
-    }
     before = timed((), ENDLESS_MS) | dict(before)
+    told = {name: getattr(said, name) for name in ("quantity", "location", "rule", "spread")}
+    told["filters"] = None if said.filters is None else tuple(sorted(said.filters))
+    told["price_max"] = None if is_offer else said.price
     changes = {name: value for name, value in told.items() if value is not None}
     if is_offer and (is_new or said.price is not None):
         changes |= priced(posted(before["kind"], said.price))

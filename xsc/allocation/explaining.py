@@ -170,11 +170,11 @@ def explain(row: Explained, checked: Checked, drawn: int) -> Explained:
         stages=stages,
         changes=tuple(changes_of(terms, bids, weights, salt, bid)),
     )
-    if said.quantity == bid.quantity == need.quantity:
-        because = "all that it asked for was there"
-    elif said.quantity == bid.quantity == need.most(row.provider.node):
-        because = "all that it asked for of this provider was there"
-    elif said.quantity == bid.quantity:
+    is_all = said.quantity == bid.quantity
+    if is_all and bid.quantity == need.most(row.provider.node):
+        of = "" if bid.quantity == need.quantity else " of this provider"
+        because = f"all that it asked for{of} was there"
+    elif is_all:
         because = (
             f"it asks for {_shown(need.kind, need.quantity)}, and its customer's credit and "
             "share, and what it took of others, leave no more"
@@ -215,6 +215,12 @@ def _absence(row: Explained, checked: Checked, drawn: int) -> str:
         "its provider found nothing of it eligible: other slots fill the need, its customer's "
         "credit or share is used up, or it took no lease on what it was granted"
     )
+
+
+def _of(pair: Explained, checked: Checked) -> Explained:
+    """Return a pair with a clearing, not explained yet."""
+    window = checked.record.slot.window_at(checked.record.at_ms)
+    return replace(pair, clearing=checked.signed.id, window=window)
 
 
 class Explaining:
@@ -311,32 +317,26 @@ class Explaining:
                 await asyncio.sleep(0)
             reason = mismatch(pair.slot, pair.provider, pair.need, pair.customer, at_ms)
             if reason is None:
-                match.append(pair)
+                match.append(self._cleared(pair) if only is None else _of(pair, only))
             elif len(others) <= WHYS_MAX:
                 others.append(replace(pair, because=reason))
             if len(match) > WHYS_MAX:
                 break
-        if not match:
-            return Explanation(others[:WHYS_MAX], len(others) > WHYS_MAX)
-        rows, opened = list[Explained](), dict[bytes, Checked | str]()
-        if only is not None:
-            opened[only.signed.id] = only
-        for pair in match[:WHYS_MAX]:
-            provider, row = pair.provider.node, self._cleared(pair, only)
-            if row.clearing is not None:
-                if row.clearing not in opened:
-                    if provider != self._node and len(opened) >= WHY_RECORDS_MAX:
-                        return Explanation(rows, True)
-                    opened[row.clearing] = await self._open(provider, row.clearing)
-                row = await self._explained(row, opened[row.clearing])
-            rows.append(row)
-        return Explanation(rows, len(match) > WHYS_MAX)
+        rows, found = list[Explained](), match or others
+        opened: dict[bytes, Checked | str] = {} if only is None else {only.signed.id: only}
+        for row in found[:WHYS_MAX]:
+            if row.clearing is None:
+                rows.append(row)
+                continue
+            if row.clearing not in opened:
+                if row.provider.node != self._node and len(opened) >= WHY_RECORDS_MAX:
+                    return Explanation(rows, True)
+                opened[row.clearing] = await self._open(row.provider.node, row.clearing)
+            rows.append(await self._explained(row, opened[row.clearing]))
+        return Explanation(rows, len(found) > WHYS_MAX)
 
-    def _cleared(self, pair: Explained, only: Checked | None) -> Explained:
-        """Return a pair with its clearing, not explained yet."""
-        if only is not None:
-            window = only.record.slot.window_at(only.record.at_ms)
-            return replace(pair, clearing=only.signed.id, window=window)
+    def _cleared(self, pair: Explained) -> Explained:
+        """Return a pair with the clearing that its provider names, not explained yet."""
         state = self._heard.state_of(pair.provider.node)
         for each in () if state is None else state.slot_denominators:
             if each.slot == pair.slot.slot_id:
@@ -357,12 +357,12 @@ class Explaining:
     async def _explained(self, row: Explained, checked: Checked | str) -> Explained:
         if isinstance(checked, str):
             return replace(row, because=checked)
-        slot, provider = checked.record.slot, checked.record.provider
-        window = slot.window_at(checked.record.at_ms)
-        if window is None or (slot.slot_id, window) != (row.slot.slot_id, row.window):
+        slot_id, window = checked.record.slot.slot_id, _of(row, checked).window
+        if window is None or (slot_id, window) != (row.slot.slot_id, row.window):
             because = "the clearing record that its provider names is of another slot or window"
             return replace(row, because=because)
-        key = EntitlementKey(provider, slot.slot_id, window[0], row.customer.node, row.need.slot_id)
+        provider, customer = row.provider.node, row.customer.node
+        key = EntitlementKey(provider, slot_id, window[0], customer, row.need.slot_id)
         drawn = self._drawn().get(key, 0)
         async with self._turn:
             return await self._executor.run(explain, row, checked, drawn)
