@@ -227,8 +227,9 @@ class Allocator:
         moments = [since_ms + OFFER_SETTLE_MS // 2 for since_ms in self._since_ms.values()]
         moments += [each.until_ms for each in (*self._granted, *self.received())]
         # What begins or ends is cleared then, and not ahead.
-        slots: list[Slot] = [*self._commitments.own.slots]
-        for other in self._others() if slots else ():
+        own = self._commitments.own
+        slots: list[Slot] = [*own.both]
+        for other in self._others() if own.slots else ():
             slots += other.commitment.needs
         for slot in slots:
             moments += slot.next_window(now_ms) or ()
