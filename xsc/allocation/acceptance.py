@@ -13,7 +13,7 @@ was released to others. Caps only fall, so this ends, and with the divisions of
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -196,42 +196,39 @@ def passed_over(need: NeedSlot, offers: Sequence[Claim]) -> dict[bytes, int]:
     }
 
 
-def is_settled(
-    need: NeedSlot, received: Iterable[Entitlement], matching: Mapping[bytes, Collection[bytes]]
-) -> bool:
-    """Return whether every provider that matches a need has offered something or is capped."""
-    heard = {each.provider for each in received if each.need == need.slot_id}
-    heard |= {node for node, _ in need.caps}
-    return heard.issuperset(matching.get(need.slot_id, ()))
-
-
-def to_lease(
-    received: Iterable[Entitlement],
+def settled(
     needs: Mapping[bytes, NeedSlot],
+    received: Iterable[Entitlement],
     matching: Mapping[bytes, Collection[bytes]],
-    settled: Collection[bytes],
-) -> list[Entitlement]:
-    """Return the offers on which leases are taken: other providers take nothing of them any more.
+) -> set[bytes]:
+    """Return the needs of which every provider that matches has offered something or is capped.
 
-    That is so once every provider that matches the need has offered something or is capped.
+    Args:
+        needs: of this node, by id, as they are published.
+        received: what providers that are up grant to them.
+        matching: by need, the providers that are up with a slot that matches it.
+    """
+    heard = {(each.need, each.provider) for each in received}
+    heard |= {(need_id, node) for need_id, need in needs.items() for node, _ in need.caps}
+    return {
+        need_id
+        for need_id in needs
+        if all((need_id, node) in heard for node in matching.get(need_id, ()))
+    }
+
+
+def to_lease(received: Iterable[Entitlement], needs: Mapping[bytes, NeedSlot]) -> list[Entitlement]:
+    """Return the offers on which leases are taken: other providers take nothing of them any more.
 
     Args:
         received: what providers that are up grant to needs of this node.
-        needs: of this node, by id, as they are published.
-        matching: by need, the providers that are up with a slot that matches it.
-        settled: needs that wait for no further offer.
+        needs: those that wait for no further offer, by id, as they are published.
     """
-    by_need: defaultdict[bytes, list[Entitlement]] = defaultdict(list)
-    for each in received:
-        by_need[each.need].append(each)
-    found = []
-    for need_id, offers in by_need.items():
-        need = needs.get(need_id)
-        if need is None:
-            continue
-        if need_id in settled or is_settled(need, offers, matching):
-            found += [each for each in offers if each.quantity <= need.cap(each.provider)]
-    return found
+    return [
+        each
+        for each in received
+        if each.need in needs and each.quantity <= needs[each.need].cap(each.provider)
+    ]
 
 
 def answered(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from xsc.allocation.acceptance import answered, asked, is_settled, received, to_lease
+from xsc.allocation.acceptance import answered, asked, received, settled, to_lease
 from xsc.allocation.clearing_record import Published, read_state, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import (
@@ -138,11 +138,11 @@ class Allocator:
         published.
         """
         since_ms = self._clock.now_ms() - OFFER_SETTLE_MS
-        settled = {need for need, first_ms in self._since_ms.items() if first_ms <= since_ms}
         needs = {need.slot_id: need for need in self._commitments.own.needs}
-        if self._answer_ms is not None:
-            needs = {need_id: need for need_id, need in needs.items() if need_id in settled}
-        return to_lease(self.received(), needs, self._asked, settled)
+        ready = {need for need, first_ms in self._since_ms.items() if first_ms <= since_ms}
+        if self._answer_ms is None:
+            ready |= settled(needs, self.received(), self._asked)
+        return to_lease(self.received(), {each: needs[each] for each in ready & needs.keys()})
 
     @property
     def has_converged(self) -> bool:
@@ -392,6 +392,7 @@ class Allocator:
         nodes = {other.node for other in up} | {node for _, node in held}
         ranks = {node: standing(own, self._heard.of(node)) for node in nodes} if needs else {}
         grants = self.received()
+        all_heard = settled(needs, grants, self._asked)
         changed = {
             need_id: answered(
                 need,
@@ -399,7 +400,7 @@ class Allocator:
                 {node: steps for (of, node), steps in held.items() if of == need_id},
                 ranks,
                 is_due=now_ms - self._renewed.get(need_id, self._began_ms) >= ALLOCATION_LOOK_MS,
-                is_settled=is_settled(need, grants, self._asked)
+                is_settled=need_id in all_heard
                 or now_ms - self._since_ms.get(need_id, now_ms) >= OFFER_SETTLE_MS // 2,
             )
             for need_id, need in needs.items()

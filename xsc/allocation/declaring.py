@@ -412,14 +412,11 @@ def counted(
         commitment_of: returns what a node publishes.
     """
     said = commitment_of(customer)
-    standing = standing_need(said, kind)
+    need = standing_need(said, kind)
     if named is not None:
-        is_stated = any(need.slot_id == named.need for need in said.needs)
-        if is_stated or standing is None:
-            return named
-        return named._replace(need=standing.slot_id)
+        is_stated = any(each.slot_id == named.need for each in said.needs)
+        return named if is_stated or need is None else named._replace(need=need.slot_id)
     slot = standing_slot(commitment_of(provider), kind)
-    need_id = NOTHING if standing is None else standing.slot_id
-    if slot is None:
-        return EntitlementKey(provider, NOTHING, 0, customer, need_id)
-    return EntitlementKey(provider, slot.slot_id, slot.windows[0][0], customer, need_id)
+    slot_id, opens_ms = (NOTHING, 0) if slot is None else (slot.slot_id, slot.windows[0][0])
+    need_id = NOTHING if need is None else need.slot_id
+    return EntitlementKey(provider, slot_id, opens_ms, customer, need_id)

@@ -217,12 +217,6 @@ def _absence(row: Explained, checked: Checked, drawn: int) -> str:
     )
 
 
-def _of(pair: Explained, checked: Checked) -> Explained:
-    """Return a pair with a clearing, not explained yet."""
-    window = checked.record.slot.window_at(checked.record.at_ms)
-    return replace(pair, clearing=checked.signed.id, window=window)
-
-
 class Explaining:
     """Explains the clearings of this node, and of others what they gave to this node's needs.
 
@@ -317,7 +311,7 @@ class Explaining:
                 await asyncio.sleep(0)
             reason = mismatch(pair.slot, pair.provider, pair.need, pair.customer, at_ms)
             if reason is None:
-                match.append(self._cleared(pair) if only is None else _of(pair, only))
+                match.append(self._cleared(pair, only))
             elif len(others) <= WHYS_MAX:
                 others.append(replace(pair, because=reason))
             if len(match) > WHYS_MAX:
@@ -335,8 +329,11 @@ class Explaining:
             rows.append(await self._explained(row, opened[row.clearing]))
         return Explanation(rows, len(found) > WHYS_MAX)
 
-    def _cleared(self, pair: Explained) -> Explained:
+    def _cleared(self, pair: Explained, only: Checked | None) -> Explained:
         """Return a pair with the clearing that its provider names, not explained yet."""
+        if only is not None:
+            window = only.record.slot.window_at(only.record.at_ms)
+            return replace(pair, clearing=only.signed.id, window=window)
         state = self._heard.state_of(pair.provider.node)
         for each in () if state is None else state.slot_denominators:
             if each.slot == pair.slot.slot_id:
@@ -357,10 +354,9 @@ class Explaining:
     async def _explained(self, row: Explained, checked: Checked | str) -> Explained:
         if isinstance(checked, str):
             return replace(row, because=checked)
-        slot_id, window = checked.record.slot.slot_id, _of(row, checked).window
-        if window is None or (slot_id, window) != (row.slot.slot_id, row.window):
-            because = "the clearing record that its provider names is of another slot or window"
-            return replace(row, because=because)
+        slot_id, window = row.slot.slot_id, row.window
+        if window is None or slot_id != checked.record.slot.slot_id:
+            return replace(row, because="the record that its provider names is of another slot")
         provider, customer = row.provider.node, row.customer.node
         key = EntitlementKey(provider, slot_id, window[0], customer, row.need.slot_id)
         drawn = self._drawn().get(key, 0)

@@ -9,6 +9,7 @@ from tests.unit.allocation.clearings import HOUR, NOW_MS, key, need, steps_of
 from xsc.allocation.acceptance import (
     answered,
     keep,
+    settled,
     to_lease,
 )
 from xsc.allocation.clearing import TIERS, Claim
@@ -102,11 +103,13 @@ def test_a_need_is_leased_once_all_that_match_it_have_answered_or_its_time_is_ov
     offers = [granted(one, 6, asked), granted(one, 6, other)]
     matching = {each.slot_id: {one, two} for each in (asked, other)}
 
-    def leased(*needs, offers=offers, settled=()):
-        return to_lease(offers, {each.slot_id: each for each in needs}, matching, settled)
+    def leased(*needs, offers=offers, late=()):
+        stated = {each.slot_id: each for each in needs}
+        ready = settled(stated, offers, matching) | {*late}
+        return to_lease(offers, {each: stated[each] for each in ready})
 
     assert leased(asked, other) == [], "another one that matches has not answered yet"
-    assert leased(asked, other, settled={asked.slot_id}) == offers[:1]
+    assert leased(asked, other, late={asked.slot_id}) == offers[:1]
     both = [*offers, granted(two, 4, asked)]
     assert leased(asked, other, offers=both) == [both[0], both[2]]
     capped = need(1, quantity=10, caps=((one, 4), (two, 0)))
@@ -126,6 +129,6 @@ def test_many_offers_to_many_needs_take_few_steps():
             for provider in providers
         ]
         matching = dict.fromkeys(needs, frozenset(providers))
-        return steps_of(lambda: to_lease(offers, needs, matching, ()))
+        return steps_of(lambda: settled(needs, offers, matching))
 
     assert work(64) <= 10 * work(8)
