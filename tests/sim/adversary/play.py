@@ -88,11 +88,13 @@ class HostileWorld(World):
 
     def parts(self, index: int, seed: bytes) -> Parts:
         parts = super().parts(index, seed)
-        if index == FOE:
-            self.proxy = Proxy(parts.transport, self.forge, self.clock)
-            return Parts(**{**fields_of(parts), "transport": self.proxy})
         assert self.oracle.meter is not None
         executor = MeteredExecutor(self.oracle.meter)
+        if index == FOE:
+            # A loop of it can have begun in a task of an honest node, which is metered.
+            self.proxy = Proxy(parts.transport, self.forge, self.clock)
+            own = {"transport": self.proxy, "executor": executor}
+            return Parts(**{**fields_of(parts), **own})
         transport = MeteredTransport(self.net, self.place(index)).meter(
             self.oracle.meter, index, self.name(FOE)
         )
