@@ -101,10 +101,6 @@ class Division:
     tiers: tuple[TierResult, ...]
     """`mutual`, `one_way`, `open`, always all three."""
 
-    def tier(self, tier: Tier) -> TierResult:
-        """Return the result of one tier."""
-        return self.tiers[TIERS.index(tier)]
-
 
 Rule: TypeAlias = Callable[[int, Sequence[Claim]], Division]
 
