@@ -20,9 +20,8 @@ from benchmarks import flight
 from benchmarks.size import least
 from xsc.allocation.clearing import clear
 from xsc.allocation.clearing_record import (
-    Offer,
+    Clearing,
     Published,
-    game_of,
     wanted,
 )
 from xsc.allocation.commitments import Commitments
@@ -53,7 +52,7 @@ from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.lease import LeaseRequest
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 PEERS: Final = least(1_000, 100)
 SLOTS_EACH: Final = 10
@@ -72,7 +71,7 @@ def _slot(number: int, quantity: int) -> AvailabilitySlot:
         slot_id=bytes([0, number]) * 8,
         kind="storage",
         quantity=quantity,
-        windows_packed=pack_windows([(NOW_MS - HOUR_MS, NOW_MS + 80 * HOUR_MS)]),
+        windows=((NOW_MS - HOUR_MS, NOW_MS + 80 * HOUR_MS),),
         valid_until_ms=NOW_MS + 80 * HOUR_MS,
         price_mutual=2,
         price_one_way=4,
@@ -117,13 +116,13 @@ def rules(quick: bool) -> None:
     ]
     weights = dict.fromkeys(friends, PPM // len(friends))
     own = Published(OWN, Commitment(slots=(slot,)), NO_RECORD, weights)
-    offer = Offer(slot, slot.windows[0], NOW_MS, slot.quantity)
     served: Counter[str] = Counter()
 
     def all_at_once() -> None:
         served.clear()
-        eligible = {other.node: wanted(offer, own, other) for other in others}
-        cleared = clear(*game_of(offer, own, others, eligible))
+        eligible = {other.node: wanted(slot, NOW_MS, own, other) for other in others}
+        made = Clearing(slot, NOW_MS, slot.quantity, own, others, eligible)
+        cleared = clear(*made.game)
         served.update(line.tier for line in cleared.lines)
 
     took = [_ms(all_at_once) for _ in range(1 if quick else 5)]

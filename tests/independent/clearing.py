@@ -1,7 +1,7 @@
 """A second implementation of the clearing of slots, from docs/design.
 
-What divides a window and the auction were written before their author saw the code. It shares no
-code with `xsc`. `clear` divides one window; a `Provider` clears all of its windows, by commitments,
+What divides a slot and the auction were written before their author saw the code. It shares no
+code with `xsc`. `clear` divides one slot; a `Provider` clears all of its slots, by commitments,
 recognition and leases; `recompute` checks a packed clearing record, but for its signatures.
 Commitments are dicts, as their bytes decode. Names in brackets are rules: of allocation.md, or of
 the page that stands before them.
@@ -83,7 +83,7 @@ def divide(rule, capacity, claims, stage):
 
 
 def clear(slot, capacity, bids, standings, salt):
-    """Return the lines of one window, by customer, stage and need, and its stages [C2 to C4].
+    """Return the lines of one slot, by customer, stage and need, and its stages [C2 to C4].
 
     Args:
         slot: its prices and rule.
@@ -141,22 +141,10 @@ def auction(reserve, capacity, bids, lots):
     return [(bid, prices[bid.customer]) for bid in won]
 
 
-def windows_of(slot):
-    """[slots F4, M2]"""
-    moments, number, shift = [0], 0, 0
-    for byte in slot["windows_packed"]:
-        number, shift = number + ((byte & 127) << shift), shift + 7
-        if byte < 128:
-            moments.append(moments[-1] + number)
-            number, shift = 0, 0
-    return list(zip(moments[1::2], moments[2::2], strict=True)) or [(0, slot["valid_until_ms"])]
-
-
-def common(window, windows):
-    """Return the time from the first common moment to the last, or None [slots M2]."""
-    both = [(max(window[0], begin), min(window[1], end)) for begin, end in windows]
-    both = [(begin, end) for begin, end in both if begin < end]
-    return (both[0][0], both[-1][1]) if both else None
+def now_of(slot, at_ms):
+    """Return the window that a moment is in, or None [slots F3, M2]"""
+    windows = slot["windows"] or [(0, slot["valid_until_ms"])]
+    return next(((begin, end) for begin, end in windows if begin <= at_ms < end), None)
 
 
 def meets(filters, other, node, tier):
@@ -177,27 +165,6 @@ def accepted(need, provider):
     return min(parts.get(provider, 0) + share, caps.get(provider, need["quantity"]))
 
 
-def next_common(kind, window, windows, at_ms):
-    """Return when what is granted of a window is leased; of compute its next piece [slots M2]."""
-    if kind == "storage":
-        return common(window, windows)
-    pieces = []
-    for starts, ends in sorted(windows):
-        begin, end = max(window[0], starts), min(window[1], ends)
-        if begin < end:
-            if pieces and pieces[-1][1] == begin:
-                begin = pieces.pop()[0]
-            pieces.append((begin, end))
-    ahead = [each for each in pieces if each[1] > at_ms] or pieces[-1:]
-    return ahead[0] if ahead else None
-
-
-def most(held, time):
-    """Return the most of (who, begin, end, units) at any moment of a time [G3]."""
-    moments = {time[0]} | {begin for _, begin, _, _ in held if time[0] < begin < time[1]}
-    return max(sum(u for _, begin, end, u in held if begin <= now < end) for now in moments)
-
-
 class Provider:
     """One node that clears its slots at a time, by what all nodes publish."""
 
@@ -209,16 +176,15 @@ class Provider:
         given = self.weights.get(other, {}).get(one, 0)
         return standing_of(given, self.weights.get(one, {}).get(other, 0))
 
-    def bids(self, slot, window):
-        """Yield a bid of what each need that matches accepts, and their common time [slots M1]."""
+    def bids(self, slot):
+        """Yield a bid of what each need that matches now accepts [slots M1]."""
         me = self.node
         for customer, said in self.commitments.items():
             for need in said["needs"]:
-                time = next_common(slot["kind"], window, windows_of(need), self.at_ms)
                 places = {of["location"].casefold() for of in (slot, need)} - {""}
                 if (
-                    time is not None
-                    and min(time[1], need["valid_until_ms"]) > self.at_ms
+                    now_of(slot, self.at_ms)
+                    and now_of(need, self.at_ms)
                     and slot["kind"] == need["kind"]
                     and customer != me
                     and len(places) < 2
@@ -226,34 +192,30 @@ class Provider:
                     and meets(need["filters"], slot, me, self.standing(me, customer)[0])
                 ):
                     units = accepted(need, me)
-                    yield Bid(customer, need["slot_id"], units, need["price_max"]), time
+                    yield Bid(customer, need["slot_id"], units, need["price_max"])
 
     def clear(self, slot, capacity, bids):
         said, me = self.commitments, self.node
         standings = {who: (*self.standing(who, me), said[who]["damping_ppm"]) for who in said}
         return clear(slot, capacity, bids, standings, salt_of(slot["slot_id"], self.at_ms))
 
-    def clear_all(self, drawn, pinned):
-        """Yield slot, window, capacity and lines of all windows, where credit and room abound.
+    def clear_all(self, pinned):
+        """Yield slot, capacity and lines of all slots, where credit and room abound.
 
         Args:
-            drawn: {(slot, start): {(customer, need): units}}: what leases have of a window.
-            pinned: the same of those in the first half of their term.
+            pinned: {(slot, start of its window): {(customer, need): units}}, of leases in the first
+                half of their term.
         """
-        windows, granted = [], []
+        granted = {}
         for slot in self.commitments[self.node]["slots"]:
-            ahead = [window for window in windows_of(slot) if window[1] > self.at_ms]
-            windows += [(window, slot["slot_id"], slot) for window in ahead[:8]]
-        for window, slot_id, slot in sorted(windows, key=lambda of: (of[0][0], of[1])):
-            has, kept = (of.get((slot_id, window[0]), {}) for of in (drawn, pinned))
-            bids, times = {}, {}
-            for bid, time in self.bids(slot, window):
-                who = bid[:2]
-                units = bid.units - most([of for of in granted if of[0] == who], time)
-                if self.standing(bid.customer, self.node)[0] == "open" and time[0] > self.at_ms:
-                    units = min(units, has.get(who, 0))  # [entitlements E10]
-                times[who] = time
-                bids |= {who: bid._replace(units=units)} if units > 0 else {}
+            window = now_of(slot, self.at_ms)
+            if window is None:
+                continue
+            kept = pinned.get((slot["slot_id"], window[0]), {})
+            bids, whole = {}, [bid[:2] for bid in self.bids(slot)]
+            for bid in self.bids(slot):
+                units = bid.units - granted.get(bid[:2], 0)
+                bids |= {bid[:2]: bid._replace(units=units)} if units > 0 else {}
             short = {None}
             while short:  # [entitlements E3]
                 stays = sum(kept[who] for who in kept.keys() - bids.keys())
@@ -262,9 +224,10 @@ class Provider:
                 got = {who: sum(line.units for line in lines if line[:2] == who) for who in bids}
                 short = {who for who in bids if got[who] < kept.get(who, 0)}
                 bids = {who: bid for who, bid in bids.items() if who not in short}
-            got = {who: max(got.get(who, 0), kept.get(who, 0)) for who in times}
-            granted += [(who, *times[who], got[who]) for who in times]
-            yield slot_id, window, capacity, lines
+            for who in whole:
+                more = max(got.get(who, 0), kept.get(who, 0))
+                granted[who] = granted.get(who, 0) + more
+            yield slot["slot_id"], capacity, lines
 
 
 def recompute(raw):
@@ -278,7 +241,7 @@ def recompute(raw):
         commitments[who] = cbor2.loads(named[said["commitment"]])
         weights[who] = dict(cbor2.loads(named[given])["weights"] if given else ())
     provider = Provider(node, commitments, weights, record["at_ms"])
-    matching = {bid[:2]: bid for bid, _ in provider.bids(slot, record["window"])}
+    matching = {bid[:2]: bid for bid in provider.bids(slot)}
     bids, told = [], []
     for said in record["participants"]:
         told += [(said["customer"], *line) for line in said["lines"]]

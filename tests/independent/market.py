@@ -82,22 +82,6 @@ def lease_of(raw):
     )
 
 
-def windows(packed):
-    """Return the windows of a slot: gap and length of each, in little-endian base 128 [slots]."""
-    numbers, number, shift = [], 0, 0
-    for byte in packed:
-        number |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            numbers.append(number)
-            number = shift = 0
-    found, at = [], 0
-    for gap, length in zip(numbers[::2], numbers[1::2], strict=True):
-        found.append([at + gap, at + gap + length])
-        at += gap + length
-    return found
-
-
 class Published:
     """What all nodes publish, or did. `spaces`: by node, pairs of path and value."""
 
@@ -155,7 +139,7 @@ def lease_faults(lease, published):
     slots = [
         slot
         for slot in published.of(lease.provider, "slots", slot_id=lease.slot)
-        if lease.window in windows(slot["windows_packed"])
+        if list(lease.window) in slot["windows"]
     ]
     if not slots:
         yield "it names no slot that its provider published"

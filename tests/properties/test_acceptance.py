@@ -7,16 +7,15 @@ Providers clear over the caps that needs publish, needs answer what is granted t
 from random import Random
 
 import pytest
-from xsc.market.room import SlotRoom
 
 from tests.gathering import inputs_of
 from xsc.allocation import acceptance
-from xsc.allocation.acceptance import Kept, answered, width
+from xsc.allocation.acceptance import answered, width
 from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.granting import clear_all, entitlements
-from xsc.base.limits import ALLOCATION_LOOK_MS, MIB
+from xsc.base.limits import ALLOCATION_LOOK_MS
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 NOTHING = SpaceValue(record=b"", value=b"")
 END_MS = 60 * 24 * 3_600_000
@@ -53,7 +52,7 @@ class Market:
                 slot_id=node[-16:],
                 kind="storage",
                 quantity=quantity,
-                windows_packed=pack_windows([(0, END_MS)]),
+                windows=((0, END_MS),),
                 valid_until_ms=END_MS,
                 price_mutual=1,
                 price_one_way=2,
@@ -97,6 +96,7 @@ class Market:
             own=self.published(provider),
             others={node: self.published(node) for node in self.customers},
             credit=dict.fromkeys(self.customers, 10**9),
+            free={"storage": 10**6},
         )
         # Here nothing lapses: what is offered stands until all are at rest, and is leased then.
         last = self.last[provider]
@@ -104,8 +104,7 @@ class Market:
             line.model_copy(update={"granted_ms": self.now_ms}) for line in last.slot_allocations
         )
         last = last.model_copy(update={"slot_allocations": lines, "pauses": ()})
-        room = SlotRoom({"storage": 10**6 * MIB, "compute": 0}, self.now_ms)
-        made = self.last[provider] = clear_all(inputs, last, room).state
+        made = self.last[provider] = clear_all(inputs, last).state
         slots = {slot.slot_id: slot for slot in self.slots.values()}
         needs = {(node, need.slot_id): need for node, need in self.needs.items()}
         before = self.granted[provider]
@@ -308,8 +307,8 @@ def keep_everything(quantity, offers, caps, parts):
 
 
 def caps_that_rise(quantity, offers, caps, parts):
-    kept = KEEP(quantity, offers, {}, parts)
-    return kept if sum(kept.quantities.values()) == quantity else Kept(kept.quantities, {})
+    kept, lowered = KEEP(quantity, offers, {}, parts)
+    return kept, lowered if sum(kept.values()) == quantity else {}
 
 
 @pytest.mark.parametrize("broken", [keep_everything, caps_that_rise])

@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from xsc.market.room import SlotRoom
 
 from tests.gathering import inputs_of
 from xsc.allocation import granting
@@ -22,7 +21,6 @@ from xsc.terms.slot import (
     Commitment,
     EntitlementKey,
     NeedSlot,
-    pack_windows,
 )
 
 NOTHING = SpaceValue(record=b"", value=b"")
@@ -39,7 +37,7 @@ def slot_of(number, quantity, start, end):
         slot_id=bytes([number]) * 16,
         kind="storage",
         quantity=quantity,
-        windows_packed=pack_windows([(start, end)]),
+        windows=((start, end),),
         valid_until_ms=end,
         price_mutual=8 * A_STEP,
         price_one_way=9 * A_STEP,
@@ -92,9 +90,9 @@ class Model:
             drawn=self.drawn,
             pinned=self.drawn if self.pinned is None else self.pinned,
             credit=dict.fromkeys(self.needs, self.credit_micro),
+            free={"storage": self.free},
         )
-        room = SlotRoom({"storage": self.free * SLOT_STEP_BYTES, "compute": 0}, self.now_ms)
-        made = clear_all(inputs, self.last, room)
+        made = clear_all(inputs, self.last)
         self.last, self.records = made.state, made.records
         needs = {(node, need.slot_id): need for node, need in self.needs.items()}
         slots = {slot.slot_id: slot for slot in SLOTS}
@@ -268,7 +266,7 @@ def test_what_a_lease_keeps_counts_in_the_other_slots_of_its_provider():
 def test_a_need_whose_time_is_over_takes_nothing_from_others():
     model = Model()
     model.step("time", 0, 5 * DAY_MS)
-    past = {"windows_packed": pack_windows([(2 * DAY_MS, 3 * DAY_MS)])}
+    past = {"windows": ((2 * DAY_MS, 3 * DAY_MS),)}
     model.needs[CUSTOMERS[0]] = need_of(40).model_copy(update=past)
     model.needs[CUSTOMERS[2]] = need_of(30)
     model.clear()
@@ -331,7 +329,7 @@ def test_a_need_that_changes_moves_no_tie_of_others():
     assert len({each.quantity for each in before}) > 1, "a tie decides"
     for number in range(20):
         model.needs[CUSTOMERS[2]] = need_of(5, 1 + number, price_max=1 + number % 9)
-        assert model.clear()
+        model.clear()
         assert [(e.customer, e.quantity) for e in model.granted if e.customer in equal] == [
             (e.customer, e.quantity) for e in before
         ]
@@ -379,33 +377,28 @@ def test_no_more_is_granted_than_one_state_says(monkeypatch):
     assert {each.customer for each in model.granted} == set(model.needs)
 
 
-def test_a_stranger_is_granted_nothing_that_begins_later():
-    later = SLOTS[1].slot_id
-    for node, ahead in ((CUSTOMERS[0], True), (CUSTOMERS[1], True), (CUSTOMERS[2], False)):
+def test_what_begins_later_is_granted_to_nobody_before():
+    for node in CUSTOMERS:
         model = Model()
         model.needs[node] = need_of(40)
         model.clear()
-        assert [each.slot for each in model.granted] == [SLOTS[0].slot_id, later][: 1 + ahead]
+        assert [each.slot for each in model.granted] == [SLOTS[0].slot_id]
         model.step("time", 0, 2 * DAY_MS)
         model.clear()
-        assert later in {each.slot for each in model.granted}, "once it begins"
+        assert SLOTS[1].slot_id in {each.slot for each in model.granted}, "once it begins"
 
 
-def test_a_stranger_that_has_drawn_keeps_that_and_no_more_of_what_begins_later():
-    """It moved its need ahead each time before it began, and held the rest for nothing."""
-    model = Model()
-    stranger = CUSTOMERS[2]
-    model.needs[stranger] = need_of(40)
-    model.clear()
-    model.step("draw", 0, 3)
-    (drawn,) = model.drawn.values()
-    assert 0 < drawn < 40
-    moved = (model.now_ms + DAY_MS, model.now_ms + 2 * DAY_MS)
-    model.needs[stranger] = need_of(40).model_copy(
-        update={"windows_packed": pack_windows([moved]), "number": 2}
-    )
-    model.clear()
-    assert {each.quantity for each in model.granted if each.slot == SLOTS[0].slot_id} == {drawn}
+@pytest.mark.parametrize(("caps", "most"), [((), 10), (((PROVIDER, 3),), 3)])
+def test_d2_two_slots_of_one_provider_do_not_fill_one_need_twice(caps, most):
+    for kept in (0, 2):
+        model = Model()
+        model.step("time", 0, 2 * DAY_MS)
+        model.needs[CUSTOMERS[0]] = need_of(10).model_copy(update={"caps": caps})
+        if kept:
+            key = EntitlementKey(PROVIDER, SLOTS[0].slot_id, 0, CUSTOMERS[0], b"n" * 16)
+            model.drawn[key] = kept
+        model.clear()
+        assert sum(each.quantity for each in model.granted) == most
 
 
 @pytest.mark.parametrize(("customer", "prices"), [(0, (8, 9, 10, 40)), (1, (9, 10)), (2, (10, 11))])
@@ -444,8 +437,8 @@ def test_one_customer_leaves_others_what_one_state_can_grant(limit, weights, mos
         own=Published(PROVIDER, OWN.commitment, NOTHING, weights, None),
         others={node: Published(node, Commitment(needs=needs), NOTHING)},
         credit={node: 10**9},
+        free={"storage": CAPACITY},
     )
-    room = {"storage": CAPACITY * SLOT_STEP_BYTES, "compute": 0}
-    made = clear_all(inputs, TwoTierAllocationState(), SlotRoom(room, 0)).state
+    made = clear_all(inputs, TwoTierAllocationState()).state
     assert len(made.slot_allocations) == most
-    assert clear_all(inputs, made, SlotRoom(room, 0)).state == made
+    assert clear_all(inputs, made).state == made

@@ -78,7 +78,7 @@ GIVEN: dict[tuple[str, str], Value] = {
     ("invitation", "addresses"): ["127.0.0.1:1"],
     ("program_source", "kind"): "space",
     ("slot", "kind"): "compute",
-    ("slot", "windows_packed"): b"\0\1",
+    ("slot", "windows"): [[0, 1]],
     ("slot_denominators", "capacity"): 2**60,
 }
 """Fields whose rule is not in their type."""

@@ -11,7 +11,6 @@ import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from xsc.market.room import SlotRoom
 
 from tests.gathering import inputs_of
 from tests.independent import clearing as second
@@ -19,14 +18,12 @@ from tests.strategies import vectors
 from xsc.allocation.clearing import TIERS, Bid, SlotTerms, clear, salt_of
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import clear_all, entitlements
-from xsc.base.limits import SLOT_STEP_BYTES, SLOT_STEP_FUEL
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import (
     AvailabilitySlot,
     Commitment,
     EntitlementKey,
     NeedSlot,
-    pack_windows,
 )
 
 RULES = ("weighted-uniform", "proportional")
@@ -36,7 +33,7 @@ PROVIDER = NODES[0]
 NOTHING = SpaceValue(record=b"", value=b"")
 HOUR_MS = 3_600_000
 NOW_MS = 1_700_000_000_000
-ABUNDANT = {"storage": 10**6 * SLOT_STEP_BYTES, "compute": 10**9 * SLOT_STEP_FUEL}
+ABUNDANT = {"storage": 2**40, "compute": 2**40}
 PPM = st.sampled_from([1, 9_999, 10_000, 10_001, 30_000, 60_000, 100_000])
 UNITS = st.integers(1, 12) | st.integers(1, 1_000)
 PRICES = st.integers(0, 9)
@@ -152,7 +149,7 @@ def windows(random, kind):
         end = at + random.randint(1, 5)
         found.append((NOW_MS + at * HOUR_MS, NOW_MS + end * HOUR_MS))
         at = end + random.randint(0, 2)
-    return pack_windows(found)
+    return tuple(found)
 
 
 def stated(random):
@@ -162,7 +159,7 @@ def stated(random):
     return {
         "kind": kind,
         "quantity": random.choice([random.randint(1, 12), random.randint(1, 300)]),
-        "windows_packed": windows(random, kind),
+        "windows": windows(random, kind),
         "valid_until_ms": NOW_MS + 48 * HOUR_MS,
         "location": random.choice([*[""] * 6, "Berlin", "berlin", "Paris"]),
         "filters": random.choice([*[()] * 6, *filters]),
@@ -183,7 +180,7 @@ def need_of(random, need_id):
     common = stated(random)
     if random.random() < 0.6:
         common |= {
-            "windows_packed": b"",
+            "windows": (),
             "valid_until_ms": NOW_MS + random.choice([0, 3, 20, 20, 20]) * HOUR_MS,
         }
     quantity = common["quantity"]
@@ -225,7 +222,7 @@ FIRST = TwoTierAllocationState(), {}
 
 
 def both(published, drawn=None, pinned=None, last=FIRST):
-    """Clear all windows twice; return what each comes to by slot and window, and the state."""
+    """Clear all slots twice; return what each comes to, and the state."""
     drawn, pinned = drawn or {}, pinned or {}
     inputs = inputs_of(
         now_ms=NOW_MS,
@@ -237,13 +234,13 @@ def both(published, drawn=None, pinned=None, last=FIRST):
         free=ABUNDANT,
     )
     state, records = last
-    outcome = clear_all(inputs, state, SlotRoom(ABUNDANT, NOW_MS))
+    outcome = clear_all(inputs, state)
     records = {**records, **outcome.records}
     first = {}
     for each in outcome.state.slot_denominators:
         record = records[each.clearing]
         lines = [(each.customer, *line) for each in record.participants for line in each.lines]
-        first[each.slot, each.window[0]] = record.capacity, lines
+        first[each.slot] = record.capacity, lines
     other = second.Provider(
         PROVIDER,
         {node: cbor2.loads(each.commitment.to_bytes()) for node, each in published.items()},
@@ -258,8 +255,8 @@ def both(published, drawn=None, pinned=None, last=FIRST):
         return found
 
     again = {
-        (slot_id, window[0]): (capacity, lines_of(lines))
-        for slot_id, window, capacity, lines in other.clear_all(by_window(drawn), by_window(pinned))
+        slot_id: (capacity, lines_of(lines))
+        for slot_id, capacity, lines in other.clear_all(by_window(pinned))
     }
     return first, again, (outcome.state, records)
 
@@ -272,7 +269,7 @@ def granted(published, state):
         for node, each in published.items()
         for need in each.commitment.needs
     }
-    return list(entitlements(PROVIDER, state, slots, needs, 0))
+    return list(entitlements(PROVIDER, state, slots, needs, NOW_MS))
 
 
 SEEDS = st.integers(0, 2**32)
@@ -285,7 +282,7 @@ def check(published, drawn=None, pinned=None, last=FIRST):
         assert again.pop(key) == (capacity, lines)
     assert all(not lines for _, lines in again.values()), "nobody wants these"
     for each in granted(published, last[0]):
-        mine = [line for line in first[each.slot, each.opens_ms][1] if line[:2] == each.key[3:]]
+        mine = [line for line in first[each.slot][1] if line[:2] == each.key[3:]]
         units = sum(line[3] for line in mine)
         assert (each.quantity, each.price) == (
             units,
@@ -295,13 +292,13 @@ def check(published, drawn=None, pinned=None, last=FIRST):
 
 
 @given(SEEDS)
-def test_all_windows_of_a_provider_are_cleared_alike(seed):
+def test_all_slots_of_a_provider_are_cleared_alike(seed):
     """Matching, parts, spread, caps, and what overlaps in several slots of one provider."""
     check(world(Random(seed)))
 
 
 @given(SEEDS)
-def test_all_windows_are_cleared_alike_around_what_leases_have(seed):
+def test_all_slots_are_cleared_alike_around_what_leases_have(seed):
     random = Random(seed)
     published = world(random)
     state, _ = check(published)

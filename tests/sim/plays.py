@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from xsc.market.room import LEASE_UNIT, SlotRoom, undrawn
-
 from tests.gathering import inputs_of
 from xsc.allocation.acceptance import answered
 from xsc.allocation.clearing_record import Published, standing
@@ -19,8 +17,9 @@ from xsc.allocation.declaring import Wanted, standing_need, with_standing_need
 from xsc.allocation.granting import clear_all, entitlements
 from xsc.base.limits import PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.market.choosing import to_take
+from xsc.market.headroom import undrawn
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.slot import AvailabilitySlot, Commitment, Entitlement, EntitlementKey, pack_windows
+from xsc.terms.slot import LEASE_UNIT, AvailabilitySlot, Commitment, Entitlement, EntitlementKey
 
 DAY_MS = 24 * 3_600_000
 TERM_DAYS, HALF_DAYS = 90, 45
@@ -66,7 +65,7 @@ class Host:
             slot_id=self.node[-16:],
             kind="storage",
             quantity=self.steps,
-            windows_packed=pack_windows([(0, END_MS)]),
+            windows=((0, END_MS),),
             valid_until_ms=END_MS,
             price_mutual=PRICE * 8 // 10,
             price_one_way=PRICE * 9 // 10,
@@ -136,7 +135,6 @@ class Days:
     def clear(self) -> None:
         others = {c.node: c.published for c in self.customers if c.commitment.needs}
         for host in self.hosts:
-            free = {"storage": host.free * SLOT_STEP_BYTES, "compute": 0}
             inputs = inputs_of(
                 now_ms=self.now_ms,
                 own=host.published,
@@ -144,9 +142,9 @@ class Days:
                 drawn=self.drawn(host),
                 pinned=self.drawn(host, young=True),
                 credit=dict.fromkeys(others, 2**60),
-                free=free,
+                free={"storage": max(0, host.free)},
             )
-            host.state = clear_all(inputs, host.state, SlotRoom(free, self.now_ms)).state
+            host.state = clear_all(inputs, host.state).state
             needs = {
                 (node, need.slot_id): need
                 for node, each in others.items()

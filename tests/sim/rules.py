@@ -82,13 +82,13 @@ class Market:
 
     def accept(self, customer: int) -> set[int]:
         """Keep the best offers and return the providers whose cap fell."""
-        kept = keep(self.need[customer], list(self.offers[customer].values()), self.caps[customer])
+        offers, before = [*self.offers[customer].values()], self.caps[customer]
+        _, self.caps[customer] = keep(self.need[customer], offers, before)
         fell = {
             int.from_bytes(provider, "big")
-            for provider, cap in kept.caps.items()
-            if cap < self.caps[customer].get(provider, 1 << 62)
+            for provider, cap in self.caps[customer].items()
+            if cap < before.get(provider, 1 << 62)
         }
-        self.caps[customer] = kept.caps
         if fell:
             self.messages[customer] += len(self.recognised_by[customer])
         return fell

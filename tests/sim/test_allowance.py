@@ -12,7 +12,7 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.space.paths import UserSpacePaths
 from xsc.storage.object.durability import Contract
 from xsc.terms.pricing import WORTH, slot_amount
-from xsc.terms.slot import AvailabilitySlot, Commitment, pack_windows
+from xsc.terms.slot import AvailabilitySlot, Commitment
 from xsc.terms.voucher import LeaseCount, number_of, wide
 
 SECONDS = 90
@@ -23,7 +23,7 @@ def slot_of(number, kind, quantity, windows, price):
         slot_id=number.to_bytes(16, "big"),
         kind=kind,
         quantity=quantity,
-        windows_packed=pack_windows(windows),
+        windows=tuple(windows),
         price_mutual=price,
         price_one_way=price,
         reserve=price,

@@ -49,7 +49,7 @@ def test_a_customer_learns_what_its_provider_would_say_from_the_checked_record()
         await world.until(lambda: (of(provider, early), of(provider, late)) == (20, 80))
         await heard(world, early, provider)
         (row,) = (await why(early, behind)).rows
-        assert (row.tier, row.weight, row.quantity) == (
+        assert (row.customer.tier, row.weight, row.quantity) == (
             "one_way",
             300_000,
             20,
@@ -59,7 +59,7 @@ def test_a_customer_learns_what_its_provider_would_say_from_the_checked_record()
             row.changes[-1].said("storage")
             == "mutual recognition of 7.9% would have given it 1.3 GiB"
         )
-        told = {each.pair.need.slot_id: each for each in (await why(provider, slot)).rows}
+        told = {each.need.slot_id: each for each in (await why(provider, slot)).rows}
         assert told.keys() == {behind, ahead}
         assert told[behind] == row
         assert told[ahead].because == "all that it asked for was there"
@@ -89,7 +89,7 @@ def test_a_need_that_nothing_matches_learns_which_slots_were_seen():
         await world.until(lambda: len(customer.commitments.of(peer).slots) == 2)
 
         async def reasons():
-            return {row.pair.slot.kind: row.because for row in (await why(customer, wanted)).rows}
+            return {row.slot.kind: row.because for row in (await why(customer, wanted)).rows}
 
         assert await reasons() == {
             "storage": "the slot is at 'Oslo', and the need at 'Bern'",
@@ -109,7 +109,7 @@ def test_a_need_that_nothing_matches_learns_which_slots_were_seen():
         while not await too_dear():
             await world.clock.sleep_ms(1_000)
         (row,) = (await why(customer, wanted)).rows
-        assert row.pair.slot.slot_id == slot
+        assert row.slot.slot_id == slot
         assert "a greatest price of 0.000160" in row.changes[-1].said("storage")
 
     run(32, 2, play, SETTINGS)
@@ -140,7 +140,7 @@ def test_a_record_that_does_not_recompute_is_not_explained():
             await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
             await heard(world, customer, provider, lie)
             (row,) = (await why(customer, wanted)).rows
-            assert row.tier is None
+            assert row.eligible is None
             assert expected in row.because
         with pytest.raises(ProofInvalid):
             await why(customer, signed.id)
@@ -196,7 +196,7 @@ def test_a_need_that_took_no_part_learns_why():
         await world.until(lambda: provider.allocator.state.slot_denominators[0].clearing != cleared)
         await heard(world, early, provider)
         (row,) = (await why(early, wanted)).rows
-        assert row.tier is None
+        assert row.eligible is None
         kept = format_size(100 * SLOT_STEP_BYTES)
         assert f"it has drawn {kept} and keeps that" in row.because
 

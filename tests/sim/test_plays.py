@@ -11,7 +11,6 @@ from collections import Counter
 from random import Random
 
 import pytest
-from xsc.market.room import FreeRoom, left
 
 from tests.sim.plays import HALF_DAYS, PRICE, TERM_DAYS, Customer, Days, Host, Lease, name
 from tests.sim.rules import random_market
@@ -24,9 +23,6 @@ from xsc.base.limits import (
     MIB,
     OFFER_PAUSE_MS_MAX,
     PPM,
-    ROOM_PART_MUTUAL,
-    ROOM_PART_ONE_WAY,
-    ROOM_PART_OPEN,
     SHORT_MS,
     SLOT_STEP_BYTES,
     SLOT_STEP_FUEL,
@@ -173,33 +169,6 @@ def test_a_need_that_never_signs_keeps_a_slot_from_others_for_minutes_of_a_month
     assert offers == 37
     assert kept_ms <= 30 * DAY_MS // 1_000, "a thousandth"
     assert OFFER_PAUSE_MS_MAX == DAY_MS
-
-
-@pytest.mark.parametrize(
-    ("tier", "part", "steps"),
-    [
-        ("open", ROOM_PART_OPEN, 128),
-        ("one_way", ROOM_PART_ONE_WAY, 256),
-        ("mutual", ROOM_PART_MUTUAL, 512),
-    ],
-)
-def test_twenty_empty_leases_hold_no_more_than_a_share(tier, part, steps):
-    whole, hoarder = 1_024 * SLOT_STEP_BYTES, STRANGERS[0]
-    reserved = 0
-    for _ in range(20):
-        strangers = frozenset({hoarder} if tier == "open" else ())
-        room = FreeRoom(whole - reserved, {hoarder: reserved}, strangers)
-        reserved += left(room, hoarder, tier)
-    assert reserved == whole // part == steps * SLOT_STEP_BYTES
-
-
-def test_twenty_strangers_hold_no_more_than_one_half():
-    whole, reserved = 1_024 * SLOT_STEP_BYTES, dict.fromkeys(STRANGERS, 0)
-    for _ in range(3):
-        for node in STRANGERS:
-            free = whole - sum(reserved.values())
-            reserved[node] += left(FreeRoom(free, reserved, frozenset(STRANGERS)), node, "open")
-    assert sum(reserved.values()) <= whole // 2 + 20 * 16 * MIB
 
 
 def six_wide(hosts_count, seed):

@@ -1,8 +1,8 @@
 """Decides which grants of other nodes a customer takes, so that no need is filled twice.
 
 The state of a provider is enough: it is a value of its space, which it has signed. A line of it
-counts if the provider publishes a slot with that window which matches the need, and if the line is
-of the tier and at a price that both publish (docs/design/allocation.md, G8).
+counts if the provider publishes a slot that matches the need now, and if the line is of the tier
+and at a price that both publish (docs/design/allocation.md, G8).
 
 Acceptance is deferred. Each provider offers by itself. The need keeps the best offers up to its
 quantity, and caps what it accepts of each other provider at what it kept; providers then offer what
@@ -13,29 +13,18 @@ was released to others. Caps only fall, so this ends, and with the divisions of
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import replace
 
 from xsc.allocation.clearing import TIERS, Claim, weighted_uniform
+from xsc.allocation.clearing_record import Published, parties
 from xsc.allocation.granting import entitlements
-from xsc.allocation.matching import places
+from xsc.allocation.matching import mismatch
 from xsc.base.units import ceil_div
 from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import Tier
-from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot, Window
-
-
-def _fits(each: Entitlement, need: NeedSlot, slot: AvailabilitySlot) -> bool:
-    """Return whether a line is of a window of its slot, and within what slot and need say."""
-    window = each.opens_ms, each.closes_ms
-    first, _ = places(window, slot.windows)
-    return (
-        slot.windows[first : first + 1] == (window,)
-        and each.quantity <= min(need.most(each.provider), slot.quantity)
-        and each.price <= need.price_max
-    )
+from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot
 
 
 def is_line_right(each: Entitlement, slot: AvailabilitySlot, tier: Tier) -> bool:
@@ -51,14 +40,12 @@ def is_line_right(each: Entitlement, slot: AvailabilitySlot, tier: Tier) -> bool
 
 
 def received(
-    customer: bytes,
-    provider: bytes,
-    state: TwoTierAllocationState,
-    *,
-    tier: Tier,
+    own: Published,
     needs: Mapping[bytes, NeedSlot],
-    slots: Mapping[bytes, Mapping[bytes, AvailabilitySlot]],
+    other: Published,
+    state: TwoTierAllocationState,
     before: Iterable[Entitlement],
+    *,
     now_ms: int,
 ) -> tuple[list[Entitlement], set[bytes]]:
     """Return what counts of a provider's state, and the clearings whose lines cannot be right.
@@ -67,41 +54,47 @@ def received(
     again, and its state is a moment behind.
 
     Args:
-        customer: whose needs they are.
-        provider: whose state it is.
-        state: what it says.
-        tier: on which the provider serves the customer now.
+        own: what the customer has published.
         needs: of the customer, by id.
-        slots: of the provider, by need that they match and id, as they are published.
+        other: what the provider has published.
+        state: what it says that it grants.
         before: what counted of the state before.
         now_ms: the present.
     """
-    mine = {(customer, need_id): need for need_id, need in needs.items()}
-    offered = {slot_id: slot for of in slots.values() for slot_id, slot in of.items()}
+    there, here = parties(other, own)
+    mine = {(own.node, need_id): need for need_id, need in needs.items()}
+    slots = {slot.slot_id: slot for slot in other.commitment.slots}
     known = {_said(each) for each in before}
     counts, doubted = list[Entitlement](), set[bytes]()
-    for each in entitlements(provider, state, offered, mine, now_ms):
-        slot = slots[each.need].get(each.slot)
-        if slot is None or not _fits(each, needs[each.need], slot):
+    for each in entitlements(other.node, state, slots, mine, now_ms):
+        need, slot = needs[each.need], slots[each.slot]
+        if each.price > need.price_max or each.quantity > min(need.most(other.node), slot.quantity):
             continue
-        if _said(each) in known or is_line_right(each, slot, tier):
+        if mismatch(slot, there, need, here, now_ms) is not None:
+            continue
+        if _said(each) in known or is_line_right(each, slot, here.tier):
             counts.append(each)
         else:
             doubted.add(each.clearing)
     return counts, doubted
 
 
+def asked(
+    own: Published, needs: Mapping[bytes, NeedSlot], others: Iterable[Published], now_ms: int
+) -> dict[bytes, set[bytes]]:
+    """Return by need the providers that have a slot which matches it now."""
+    found: dict[bytes, set[bytes]] = {need_id: set() for need_id in needs}
+    for other in others:
+        there, here = parties(other, own)
+        for need_id, need in needs.items():
+            reasons = (mismatch(slot, there, need, here, now_ms) for slot in other.commitment.slots)
+            if None in reasons:
+                found[need_id].add(other.node)
+    return found
+
+
 def _said(each: Entitlement) -> tuple[object, ...]:
     return each.key, each.clearing, each.tier, each.quantity, each.price
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What a need keeps of each offer, and what it accepts of each provider from now on."""
-
-    quantities: dict[bytes, int]
-    caps: dict[bytes, int]
-    """Of providers that were ever refused anything; never above the caps before."""
 
 
 def keep(
@@ -109,10 +102,11 @@ def keep(
     offers: Sequence[Claim],
     caps: Mapping[bytes, int],
     parts: Mapping[bytes, int] | None = None,
-) -> Kept:
-    """Return what a need keeps: of mutual providers first, by recognition within a tier.
+) -> tuple[dict[bytes, int], dict[bytes, int]]:
+    """Return what a need keeps of each offer, and its caps from now on.
 
-    What is of a provider alone is kept before the rest is divided. Caps fall only, so this ends
+    It keeps those of mutual providers first, by recognition within a tier. What is of a provider
+    alone is kept before the rest is divided. Caps fall only, so this ends
     also where recognition changes meanwhile; a cap that an earlier recognition lowered stays until
     the need has a new number.
 
@@ -137,7 +131,7 @@ def keep(
         provider: min(caps.get(provider, cap), cap)
         for provider, cap in (dict(caps) | refused).items()
     }
-    return Kept(quantities, merged)
+    return quantities, merged
 
 
 def width(offers: Collection[int], spread: int) -> int:
@@ -202,50 +196,39 @@ def passed_over(need: NeedSlot, offers: Sequence[Claim]) -> dict[bytes, int]:
     }
 
 
-def at_once(lines: Iterable[tuple[Window, int]]) -> int:
-    """Return the most that the lines of one provider come to at any moment."""
-    changes = [
-        change for (start, end), units in lines for change in ((start, units), (end, -units))
-    ]
-    return max(accumulate(units for _, units in sorted(changes)), default=0)
-
-
-def is_settled(
-    need: NeedSlot, received: Iterable[Entitlement], matching: Mapping[bytes, Collection[bytes]]
-) -> bool:
-    """Return whether every provider that matches a need has offered something or is capped."""
-    heard = {each.provider for each in received if each.need == need.slot_id}
-    heard |= {node for node, _ in need.caps}
-    return heard.issuperset(matching.get(need.slot_id, ()))
-
-
-def to_lease(
-    received: Iterable[Entitlement],
+def settled(
     needs: Mapping[bytes, NeedSlot],
+    received: Iterable[Entitlement],
     matching: Mapping[bytes, Collection[bytes]],
-    settled: Collection[bytes],
-) -> list[Entitlement]:
-    """Return the offers on which leases are taken: other providers take nothing of them any more.
+) -> set[bytes]:
+    """Return the needs of which every provider that matches has offered something or is capped.
 
-    That is so once every provider that matches the need has offered something or is capped.
+    Args:
+        needs: of this node, by id, as they are published.
+        received: what providers that are up grant to them.
+        matching: by need, the providers that are up with a slot that matches it.
+    """
+    heard = {(each.need, each.provider) for each in received}
+    heard |= {(need_id, node) for need_id, need in needs.items() for node, _ in need.caps}
+    return {
+        need_id
+        for need_id in needs
+        if all((need_id, node) in heard for node in matching.get(need_id, ()))
+    }
+
+
+def to_lease(received: Iterable[Entitlement], needs: Mapping[bytes, NeedSlot]) -> list[Entitlement]:
+    """Return the offers on which leases are taken: other providers take nothing of them any more.
 
     Args:
         received: what providers that are up grant to needs of this node.
-        needs: of this node, by id, as they are published.
-        matching: by need, the providers that are up with a slot that matches it.
-        settled: needs that wait for no further offer.
+        needs: those that wait for no further offer, by id, as they are published.
     """
-    by_need: defaultdict[bytes, list[Entitlement]] = defaultdict(list)
-    for each in received:
-        by_need[each.need].append(each)
-    found = []
-    for need_id, offers in by_need.items():
-        need = needs.get(need_id)
-        if need is None:
-            continue
-        if need_id in settled or is_settled(need, offers, matching):
-            found += [each for each in offers if each.quantity <= need.cap(each.provider)]
-    return found
+    return [
+        each
+        for each in received
+        if each.need in needs and each.quantity <= needs[each.need].cap(each.provider)
+    ]
 
 
 def answered(
@@ -273,25 +256,25 @@ def answered(
         is_settled: whether no offer is pending: all providers that match have offered or are
             capped.
     """
-    lines: defaultdict[bytes, list[tuple[Window, int]]] = defaultdict(list)
+    granted = Counter[bytes]()
     for each in received:
-        if each.need == need.slot_id and each.provider in ranks:
-            lines[each.provider].append((each.window, each.quantity))
+        if each.need == need.slot_id:
+            granted[each.provider] += each.quantity
     offers = [
         Claim(
             provider,
             *ranks[provider],
-            min(need.most(provider), max(at_once(lines[provider]), held.get(provider, 0))),
+            min(need.most(provider), max(granted[provider], held.get(provider, 0))),
         )
-        for provider in sorted(lines.keys() | (held.keys() & ranks.keys()))
+        for provider in sorted((granted.keys() | held.keys()) & ranks.keys())
     ]
     caps, parts = dict(need.caps), dict(need.parts)
     caps |= passed_over(need, offers)
-    kept = keep(need.quantity, offers, caps, parts)
-    units = sum(kept.quantities.values())
+    kept, lowered = keep(need.quantity, offers, caps, parts)
+    units = sum(kept.values())
     begun = NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})
-    if units < need.quantity and need.spread > 1 and is_settled and kept.caps == caps:
-        spare = {each: steps - need.part(each) for each, steps in kept.quantities.items()}
+    if units < need.quantity and need.spread > 1 and is_settled and lowered == caps:
+        spare = {each: steps - need.part(each) for each, steps in kept.items()}
         spare = {each: steps for each, steps in spare.items() if steps > 0}
         lower = {each: need.part(each) + at for each, at in narrowed(spare, need.spread).items()}
         if lower:
@@ -302,7 +285,7 @@ def answered(
     if caps and units < need.quantity and need.spread == 1:
         again = [offer for offer in offers if offer.id not in caps]
         again += [Claim(each, *ranks[each], need.most(each)) for each in caps if each in ranks]
-        more = keep(need.quantity, again, {}, parts)
-        if sum(more.quantities.values()) > units:
+        more, _ = keep(need.quantity, again, {}, parts)
+        if sum(more.values()) > units:
             return begun if is_due else need
-    return NeedSlot(**dict(need) | {"caps": tuple(sorted(kept.caps.items()))})
+    return NeedSlot(**dict(need) | {"caps": tuple(sorted(lowered.items()))})

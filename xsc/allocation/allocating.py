@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from xsc.allocation.acceptance import answered, is_settled, received, to_lease
-from xsc.allocation.clearing_record import Published, parties, read_state, standing
+from xsc.allocation.acceptance import answered, asked, received, settled, to_lease
+from xsc.allocation.clearing_record import Published, read_state, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import (
     Gathered,
@@ -26,7 +26,6 @@ from xsc.allocation.granting import (
     entitlements,
     rows_of,
 )
-from xsc.allocation.matching import mismatch
 from xsc.allocation.program import (
     NOBODY,
     AllocationProgram,
@@ -39,7 +38,6 @@ from xsc.allocation.program import (
 from xsc.allocation.records import Records
 from xsc.base.clock import event_within
 from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
-from xsc.base.ids import short
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     ALLOCATION_LOOK_MS,
@@ -56,7 +54,7 @@ from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
 from xsc.terms.clearing import TwoTierAllocationState
-from xsc.terms.slot import Commitment, Entitlement, NeedSlot
+from xsc.terms.slot import Commitment, Entitlement, NeedSlot, Slot
 
 _LOOKED_AT: Final = frozenset(
     {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
@@ -100,7 +98,7 @@ class Allocator:
         self._granted: tuple[Entitlement, ...] = ()
         self.state = TwoTierAllocationState()
         """What is published of what is granted."""
-        self.rules = AllocationProgram(market.room)
+        self.rules = AllocationProgram()
         self._program: Program | None = None
         self._fails = False
         self._decided = _granted_of(self.state)
@@ -140,11 +138,11 @@ class Allocator:
         published.
         """
         since_ms = self._clock.now_ms() - OFFER_SETTLE_MS
-        settled = {need for need, first_ms in self._since_ms.items() if first_ms <= since_ms}
         needs = {need.slot_id: need for need in self._commitments.own.needs}
-        if self._answer_ms is not None:
-            needs = {need_id: need for need_id, need in needs.items() if need_id in settled}
-        return to_lease(self.received(), needs, self._asked, settled)
+        ready = {need for need, first_ms in self._since_ms.items() if first_ms <= since_ms}
+        if self._answer_ms is None:
+            ready |= settled(needs, self.received(), self._asked)
+        return to_lease(self.received(), {each: needs[each] for each in ready & needs.keys()})
 
     @property
     def has_converged(self) -> bool:
@@ -223,8 +221,14 @@ class Allocator:
         """Return how long until something lapses, begins or ends, or capacity is looked at."""
         now_ms = self._clock.now_ms()
         moments = [since_ms + OFFER_SETTLE_MS // 2 for since_ms in self._since_ms.values()]
-        for each in (*self._granted, *self.received()):
-            moments += (each.window[0], each.until_ms, each.window[1])
+        moments += [each.until_ms for each in (*self._granted, *self.received())]
+        # What begins or ends is cleared then, and not ahead.
+        own = self._commitments.own
+        slots: list[Slot] = [*own.both]
+        for other in self._others() if own.slots else ():
+            slots += other.commitment.needs
+        for slot in slots:
+            moments += slot.next_window(now_ms) or ()
         ahead = [moment - now_ms for moment in moments if moment > now_ms]
         look_ms = self._look_ms
         if self.state.slot_denominators and not self.state.converged:
@@ -281,20 +285,17 @@ class Allocator:
     async def _clear(self) -> None:
         inputs = self._inputs()
         last = self.state
-        if any(each.window[1] <= inputs.gathered.now_ms for each in self._granted):
-            self._grant(last)  # Of a need that recurs, what comes next counts.
         if not (inputs.own.commitment.slots or last.slot_denominators):
             return
-        room = self._market.room(inputs.gathered.free, inputs.gathered.now_ms)
-        outcome = await self._executor.run(clear_all, inputs, last, room)
+        outcome = await self._executor.run(clear_all, inputs, last)
         # Customers see when something was offered to them again in the state alone.
         decided = _granted_of(outcome.state)
         has_settled = last.converged or not outcome.state.slot_denominators
-        if decided != self._decided or not has_settled:
-            raw = await self._decide(inputs, outcome)
-            if raw is not None:
-                await self._publish(inputs, outcome, raw)
-                self._decided = decided
+        if decided == self._decided and has_settled:
+            self._grant(last)  # the time of a need may be another one
+        elif (raw := await self._decide(inputs, outcome)) is not None:
+            await self._publish(inputs, outcome, raw)
+            self._decided = decided
 
     async def _decide(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
         """Return the state that the program gives; None where it fails: nothing new is granted."""
@@ -359,16 +360,7 @@ class Allocator:
         await self._put(values | {UserSpacePaths.ALLOCATION_STATE: raw})
         self.records.wrote(names)
         self._grant(state)
-        for each in self._granted:
-            if each.clearing in outcome.records:
-                self._log.info(
-                    "allocation.granted",
-                    customer=short(each.customer),
-                    kind=each.kind,
-                    quantity=each.quantity,
-                    price=each.price,
-                    tier=each.tier,
-                )
+        self._log.info("allocation.granted", clearings=len(made), lines=len(self._granted))
 
     async def _put(self, values: Mapping[str, bytes | None]) -> None:
         """Write values with what the program keeps of the frame that gave them."""
@@ -388,19 +380,15 @@ class Allocator:
 
     async def _accept(self) -> None:
         """Read what needs of this node are granted; keep the best and release the rest."""
-        own = self._commitments.own
-        needs = {need.slot_id: need for need in own.needs}
-        self._receive(needs)
+        commitment, now_ms = self._commitments.own, self._clock.now_ms()
+        needs = {need.slot_id: need for need in commitment.needs}
+        up = [other for other in self._others() if self._is_up(other.node)]
+        self._receive(needs, up, now_ms)
+        held, own = self._held(), self._heard.of(self._node)
+        nodes = {other.node for other in up} | {node for _, node in held}
+        ranks = {node: standing(own, self._heard.of(node)) for node in nodes} if needs else {}
         grants = self.received()
-        mine = self._heard.of(self._node)
-        held = self._held()
-        capped = {node for each in own.needs for node, _ in each.caps if self._is_up(node)}
-        capped |= {node for _, node in held}
-        ranks = {
-            provider: standing(mine, self._heard.of(provider))
-            for provider in capped | {each.provider for each in grants}
-        }
-        now_ms = self._clock.now_ms()
+        all_heard = settled(needs, grants, self._asked)
         changed = {
             need_id: answered(
                 need,
@@ -408,7 +396,7 @@ class Allocator:
                 {node: steps for (of, node), steps in held.items() if of == need_id},
                 ranks,
                 is_due=now_ms - self._renewed.get(need_id, self._began_ms) >= ALLOCATION_LOOK_MS,
-                is_settled=is_settled(need, grants, self._asked)
+                is_settled=need_id in all_heard
                 or now_ms - self._since_ms.get(need_id, now_ms) >= OFFER_SETTLE_MS // 2,
             )
             for need_id, need in needs.items()
@@ -419,8 +407,8 @@ class Allocator:
         totals = Counter[bytes]()
         for each in grants:
             totals[each.need] += each.quantity
-        asked = {need_id: need.quantity for need_id, need in needs.items()}
-        history = observe(own.damping_history, over_allocated(asked, totals), now_ms)
+        over = over_allocated({need_id: need.quantity for need_id, need in needs.items()}, totals)
+        history = observe(commitment.damping_history, over, now_ms)
         factor = factor_ppm(history)
         if self._answer_ms is None:  # Who swings answers later.
             self._answer_ms = now_ms + publish_delay_ms(ALLOCATION_DEBOUNCE_MS, factor)
@@ -430,55 +418,24 @@ class Allocator:
         for need_id, need in needs.items():
             if changed[need_id].number > need.number:
                 self._renewed[need_id] = now_ms
-        await self._commitments.publish(
-            Commitment(
-                **dict(own)
-                | {
-                    "needs": tuple(changed[need.slot_id] for need in own.needs),
-                    "damping_ppm": factor,
-                    "damping_history": history,
-                }
-            )
-        )
+        said = {"damping_ppm": factor, "damping_history": history, "needs": (*changed.values(),)}
+        await self._commitments.publish(Commitment(**dict(commitment) | said))
 
-    def _receive(self, needs: Mapping[bytes, NeedSlot]) -> None:
+    def _receive(
+        self, needs: Mapping[bytes, NeedSlot], up: Sequence[Published], now_ms: int
+    ) -> None:
         """Take of what others say that they grant what can be right."""
-        own = self._heard.of(self._node)
-        before, self._received_of = self._received_of, {}
-        self._asked = {}
-        for other in self._others():
-            provider = other.node
-            if not self._is_up(provider):
-                continue
-            there, here = parties(other, own)
-            slots = {
-                need_id: {
-                    slot.slot_id: slot
-                    for slot in other.commitment.slots
-                    if mismatch(slot, there, need, here) is None
-                }
-                for need_id, need in needs.items()
-            }
-            for need_id in needs:
-                if slots[need_id]:
-                    self._asked.setdefault(need_id, set()).add(provider)
-            if (state := self._heard.state_of(provider)) is None:
-                continue
-            counts, doubted = received(
-                self._node,
-                provider,
-                state,
-                tier=here.tier,
-                needs=needs,
-                slots=slots,
-                before=before.get(provider, ()),
-                now_ms=self._clock.now_ms(),
-            )
-            is_trusted = self.records.want(provider, (each.clearing for each in counts), doubted)
-            self._received_of[provider] = counts if is_trusted else []
+        own, before = self._heard.of(self._node), self._received_of
+        self._received_of, self._asked = {}, asked(own, needs, up, now_ms)
+        for other in up:
+            if (state := self._heard.state_of(other.node)) is not None:
+                last = before.get(other.node, ())
+                counts, doubted = received(own, needs, other, state, last, now_ms=now_ms)
+                ids = {each.clearing for each in counts}
+                is_trusted = self.records.want(other.node, ids, doubted)
+                self._received_of[other.node] = counts if is_trusted else []
         self.records.keep(self._received_of)
         self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
-        now_ms = self._clock.now_ms()
         open_needs = {each.need for each in self.received()}
         self._since_ms = {need: self._since_ms.get(need, now_ms) for need in open_needs}
         self._on_offered()

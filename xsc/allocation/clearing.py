@@ -15,7 +15,7 @@ have one signature:
 
 Both are exact: no floats, no order of input, no state.
 
-A slot is cleared ahead of use. Three stages divide the capacity (C1 to C8):
+A slot is cleared before its room is used. Three stages divide the capacity (C1 to C8):
 
 1. Mutually recognised customers, at the price for them, by the slot's division rule.
 2. Customers that the provider recognises, at the price for them, from what is left.
@@ -31,8 +31,7 @@ Credit, caps and shares bound the quantity of a bid before it comes here.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -42,6 +41,7 @@ from typing import Final, TypeAlias
 from xsc.base.encoding import tagged_sha256
 from xsc.base.limits import PPM
 from xsc.base.units import ceil_div
+from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Tier
 from xsc.terms.slot import DivisionRule
 
@@ -101,66 +101,12 @@ class Division:
     tiers: tuple[TierResult, ...]
     """`mutual`, `one_way`, `open`, always all three."""
 
-    def tier(self, tier: Tier) -> TierResult:
-        """Return the result of one tier."""
-        return self.tiers[TIERS.index(tier)]
-
 
 Rule: TypeAlias = Callable[[int, Sequence[Claim]], Division]
 
 
 def _weight(claim: Claim) -> int:
     return 1 if claim.tier == "open" else claim.weight
-
-
-def _level(capacity: int, claims: Sequence[Claim]) -> Fraction | None:
-    """Return L with sum(min(need, L · weight)) = capacity, or None where all needs fit.
-
-    Claims are sated in the order of need / weight; the first that the rest of the
-    capacity cannot sate fixes the level.
-    """
-    rest = capacity
-    weights = sum(_weight(claim) for claim in claims)
-    for claim in sorted(claims, key=lambda claim: Fraction(claim.need, _weight(claim))):
-        if claim.need * weights > rest * _weight(claim):
-            return Fraction(rest, weights)
-        rest -= claim.need
-        weights -= _weight(claim)
-    return None
-
-
-def _fill(capacity: int, claims: Sequence[Claim]) -> tuple[dict[bytes, int], Fraction | None]:
-    """Return the units of each claim of one tier, and the level.
-
-    The units up to the level are exactly those with weight / unit >= 1 / level, so they
-    are the first that the unit-by-unit rule hands out. What is left by rounding down is
-    less than one unit a claim, and is handed out by that rule itself.
-    """
-    level = _level(capacity, claims)
-    if level is None:
-        return {claim.id: claim.need for claim in claims}, None
-    given = {
-        claim.id: min(claim.need, level.numerator * _weight(claim) // level.denominator)
-        for claim in claims
-    }
-    # (units + 1) / weight as an integer: two different fractions with denominators up to w
-    # differ by 1 / w² at least, so scaled by w² they differ after rounding down as well.
-    scale = max(_weight(claim) for claim in claims) ** 2
-    waiting = [
-        ((given[claim.id] + 1) * scale // _weight(claim), claim.id, claim)
-        for claim in claims
-        if given[claim.id] < claim.need
-    ]
-    heapq.heapify(waiting)
-    for _ in range(capacity - sum(given.values())):
-        _, _, claim = waiting[0]
-        given[claim.id] += 1
-        if given[claim.id] < claim.need:
-            key = (given[claim.id] + 1) * scale // _weight(claim)
-            heapq.heapreplace(waiting, (key, claim.id, claim))
-        else:
-            heapq.heappop(waiting)
-    return given, level
 
 
 _Served: TypeAlias = tuple[dict[bytes, int], Fraction, Fraction | None]
@@ -188,9 +134,41 @@ def _divide(
     return Division(allocations, tuple(results))
 
 
-def _fill_tier(_: Tier, capacity: int, claims: Sequence[Claim]) -> _Served:
-    given, level = _fill(capacity, claims)
-    return given, Fraction(sum(_weight(claim) for claim in claims)), level
+def _fill_tier(_tier: Tier, capacity: int, claims: Sequence[Claim]) -> _Served:
+    """Serve a tier by water-filling, up to the level L with sum(min(need, L · weight)) = capacity.
+
+    Claims are sated in the order of need / weight; the first that the rest of the capacity cannot
+    sate fixes the level. The units up to it are exactly those with weight / unit >= 1 / level, so
+    they are the first that the unit-by-unit rule hands out. What is left by rounding down is less
+    than one unit a claim, and is handed out by that rule itself.
+    """
+    level, rest = None, capacity
+    denominator = weights = sum(_weight(claim) for claim in claims)
+    for claim in sorted(claims, key=lambda claim: Fraction(claim.need, _weight(claim))):
+        if claim.need * weights > rest * _weight(claim):
+            level = Fraction(rest, weights)
+            break
+        rest -= claim.need
+        weights -= _weight(claim)
+    if level is None:
+        return {claim.id: claim.need for claim in claims}, Fraction(denominator), None
+    given = {
+        claim.id: min(claim.need, level.numerator * _weight(claim) // level.denominator)
+        for claim in claims
+    }
+    waiting = [
+        (Fraction(given[claim.id] + 1, _weight(claim)), claim.id, claim)
+        for claim in claims
+        if given[claim.id] < claim.need
+    ]
+    heapq.heapify(waiting)
+    for _ in range(capacity - sum(given.values())):
+        first = heapq.heappop(waiting)[2]
+        given[first.id] += 1
+        if given[first.id] < first.need:
+            again = Fraction(given[first.id] + 1, _weight(first))
+            heapq.heappush(waiting, (again, first.id, first))
+    return given, Fraction(denominator), level
 
 
 def weighted_uniform(capacity: int, claims: Sequence[Claim]) -> Division:
@@ -246,6 +224,10 @@ class SlotTerms:
         assert self.capacity >= 0, "a capacity is not negative"
         assert 0 <= self.price_mutual <= self.price_one_way <= self.reserve, "a ladder rises"
 
+    def rung(self, tier: Tier) -> int:
+        """Return what a tier pays at least."""
+        return Ladder(self.price_mutual, self.price_one_way, self.reserve).rung(tier)
+
 
 @dataclass(frozen=True, slots=True)
 class Bid:
@@ -289,7 +271,7 @@ class SlotClearing:
 
     def given(self) -> dict[tuple[bytes, bytes], int]:
         """Return the units of each need that got any, over all stages."""
-        units: defaultdict[tuple[bytes, bytes], int] = defaultdict(int)
+        units = Counter[tuple[bytes, bytes]]()
         for line in self.lines:
             units[line.customer, line.need] += line.quantity
         return dict(units)
@@ -306,68 +288,6 @@ def lot(salt: bytes, customer: bytes) -> bytes:
     return tagged_sha256("clearing/lot", salt, customer)
 
 
-def _serve(
-    tier: Tier,
-    capacity: int,
-    bids: Iterable[Bid],
-    weights: Mapping[bytes, Standing],
-    *,
-    rule: DivisionRule,
-    salt: bytes,
-) -> tuple[dict[tuple[bytes, bytes], int], TierResult]:
-    """Clear stage 1 or 2: one claim a customer, split among its needs by falling price."""
-    needs: defaultdict[bytes, list[Bid]] = defaultdict(list)
-    for bid in bids:
-        needs[bid.customer].append(bid)
-    claims = {
-        customer: Claim(
-            lot(salt, customer),
-            tier,
-            weights[customer][1],
-            sum(bid.quantity for bid in members),
-            members[0].damping_ppm,
-        )
-        for customer, members in needs.items()
-    }
-    division = RULES[rule](capacity, list(claims.values()))
-    given: dict[tuple[bytes, bytes], int] = {}
-    for customer, members in needs.items():
-        units = division.allocations[claims[customer].id]
-        for bid in sorted(members, key=lambda bid: (-bid.price_max, bid.need)):
-            given[bid.key] = min(bid.quantity, units)
-            units -= given[bid.key]
-    return given, division.tier(tier)
-
-
-class _Waiting:
-    """The units that win nothing, by rank, and what so many of them would have gained."""
-
-    def __init__(self) -> None:
-        self._ends = [0]
-        self._gains = [0]
-        self._surplus: list[int] = []
-        self._own: defaultdict[bytes, list[tuple[int, int, int]]] = defaultdict(list)
-
-    def add(self, customer: bytes, units: int, surplus: int) -> None:
-        """Add units of the next lower rank."""
-        self._own[customer].append((self._ends[-1], units, surplus))
-        self._ends.append(self._ends[-1] + units)
-        self._gains.append(self._gains[-1] + units * surplus)
-        self._surplus.append(surplus)
-
-    def lost_by(self, customer: bytes, units: int) -> int:
-        """Return what the units of a customer would have gained others: it skips its own."""
-        most, own = units, 0
-        for start, count, surplus in self._own.get(customer, ()):
-            if start >= most:
-                break
-            most, own = most + count, own + count * surplus
-        most = min(most, self._ends[-1])
-        place = max(1, bisect_left(self._ends, most))
-        beyond = self._ends[place] - most if place < len(self._ends) else 0
-        return self._gains[place] - beyond * self._surplus[place - 1] - own if most else 0
-
-
 def _auction(
     capacity: int, reserve: int, bids: Iterable[Bid], salt: bytes
 ) -> tuple[list[Line], dict[bytes, int]]:
@@ -376,8 +296,7 @@ def _auction(
         (bid for bid in bids if bid.price_max >= reserve),
         key=lambda bid: (-bid.price_max, lot(salt, bid.customer), bid.need),
     )
-    waiting, won = _Waiting(), defaultdict[bytes, int](int)
-    sold: list[tuple[Bid, int]] = []
+    won, sold, unsold = Counter[bytes](), list[tuple[Bid, int]](), list[tuple[Bid, int]]()
     for bid in ranked:
         units = min(capacity, bid.quantity)
         capacity -= units
@@ -385,14 +304,23 @@ def _auction(
             sold.append((bid, units))
             won[bid.customer] += units
         if units < bid.quantity:
-            waiting.add(bid.customer, bid.quantity - units, bid.price_max - reserve)
-    lost = {customer: waiting.lost_by(customer, units) for customer, units in won.items()}
+            unsold.append((bid, bid.quantity - units))
+    payments = {}
+    for customer, units in won.items():
+        left, payments[customer] = units, reserve * units
+        for bid, waiting in unsold:
+            if bid.customer != customer:
+                more = min(left, waiting)
+                left -= more
+                payments[customer] += more * (bid.price_max - reserve)
+            if not left:
+                break
     # Who waits bids less than each unit that won, so no need pays above its bid, also rounded up.
     lines = [
-        Line(*bid.key, OPEN, units, reserve + ceil_div(lost[bid.customer], won[bid.customer]))
+        Line(*bid.key, OPEN, units, ceil_div(payments[bid.customer], won[bid.customer]))
         for bid, units in sold
     ]
-    return lines, {customer: reserve * won[customer] + lost[customer] for customer in won}
+    return lines, payments
 
 
 def clear(
@@ -407,29 +335,38 @@ def clear(
         salt: under which ties fall.
     """
     assert len({bid.key for bid in needs}) == len(needs), "one bid a need"
-    rest = slot.capacity
-    lines: list[Line] = []
-    tiers: list[TierResult] = []
-    served: dict[tuple[bytes, bytes], int] = {}
-    stages: tuple[tuple[Tier, int], ...] = (
-        ("mutual", slot.price_mutual),
-        ("one_way", slot.price_one_way),
-    )
-    for tier, price in stages:
-        members = [
-            bid
-            for bid in needs
-            if bid.quantity
-            and bid.price_max >= price
-            and weights.get(bid.customer, STRANGER)[0] == tier
-        ]
-        given, result = _serve(tier, rest, members, weights, rule=slot.rule, salt=salt)
-        tiers.append(result)
-        rest -= result.given
-        served |= given
-        lines += [Line(*key, tier, given[key], price) for key in sorted(given) if given[key]]
+    # A recognised customer is one claim, which is split among its needs by falling price.
+    members: defaultdict[bytes, list[Bid]] = defaultdict(list)
+    for bid in needs:
+        tier = weights.get(bid.customer, STRANGER)[0]
+        if tier != OPEN and bid.quantity and bid.price_max >= slot.rung(tier):
+            members[bid.customer].append(bid)
+    claims = [
+        Claim(
+            lot(salt, customer),
+            *weights[customer],
+            sum(bid.quantity for bid in of),
+            of[0].damping_ppm,
+        )
+        for customer, of in members.items()
+    ]
+    division, lines = RULES[slot.rule](slot.capacity, claims), list[Line]()
+    for claim, of in zip(claims, members.values(), strict=True):
+        tier, units = claim.tier, division.allocations[claim.id]
+        for bid in sorted(of, key=lambda bid: (-bid.price_max, bid.need)):
+            if given := min(bid.quantity, units):
+                lines.append(Line(*bid.key, tier, given, slot.rung(tier)))
+            units -= given
+    served = {(line.customer, line.need): line.quantity for line in lines}
     left = [replace(bid, quantity=bid.quantity - served.get(bid.key, 0)) for bid in needs]
-    sold, payments = _auction(rest, slot.reserve, left, salt)
-    lines += sorted(sold, key=lambda line: (line.customer, line.need))
-    tiers.append(TierResult(OPEN, rest, sum(line.quantity for line in sold), Fraction(0), None))
-    return SlotClearing(tuple(lines), tuple(tiers), payments)
+    mutual, one_way, rest = division.tiers
+    sold, payments = _auction(rest.capacity, slot.reserve, left, salt)
+    total = sum(line.quantity for line in sold)
+    auction = TierResult(OPEN, rest.capacity, total, Fraction(0), None)
+
+    def place(line: Line) -> tuple[int, bytes, bytes]:
+        return TIERS.index(line.tier), line.customer, line.need
+
+    return SlotClearing(
+        tuple(sorted([*lines, *sold], key=place)), (mutual, one_way, auction), payments
+    )

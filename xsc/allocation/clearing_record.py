@@ -16,15 +16,13 @@ from functools import lru_cache
 from typing import Self, TypeAlias
 
 from xsc.allocation.clearing import TIERS, Bid, SlotTerms, Standing, clear, lot, salt_of
-from xsc.allocation.matching import Party, mismatch, overlap, windows_of
+from xsc.allocation.matching import Party, mismatch
 from xsc.allocation.recognition import mutual_ppm, read_weights, tier_of
 from xsc.base.errors import LimitError, PeerError, ProofInvalid, RecordInvalid
 from xsc.base.ids import short, to_text
 from xsc.base.limits import (
-    ALLOCATIONS_MAX,
     CLEARING_BYTES_MAX,
     CLEARING_VALUE_BYTES,
-    CLEARINGS_BYTES_MAX,
     KIB,
     SPACE_EVIDENCE_BYTES_MAX,
     STRANGER_BYTES_MAX,
@@ -38,20 +36,22 @@ from xsc.terms.clearing import (
     ClearingRecord,
     LineValue,
     Participant,
-    SlotAllocationRecord,
     SpaceValue,
     TierLine,
     TwoTierAllocationState,
     to_ratio,
 )
 from xsc.terms.quote import Tier
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, Window
+from xsc.terms.slot import AvailabilitySlot, Commitment
 
 Pin: TypeAlias = tuple[bytes, bytes]
 """A customer and one of its needs."""
 
 Said: TypeAlias = tuple[Id32, SpaceValue, SpaceValue | None]
 """A node, its commitment, and its recognition where it has one."""
+
+Granted: TypeAlias = tuple[Tier, int, int]
+"""Tier, units and price."""
 
 Game: TypeAlias = tuple[SlotTerms, list[Bid], dict[bytes, Standing], bytes]
 """Terms, bids, weights and salt."""
@@ -82,18 +82,20 @@ class Published:
     """What it gives to others, in ppm."""
     recognition_value: SpaceValue | None = None
 
-    named: Mapping[bytes, SpaceValue] = field(init=False)
-    """What records name of it: its commitment, then its recognition where it has one."""
-    size_bytes: int = field(init=False)
-    """What it takes of what is kept, with what is granted to it."""
-
-    def __post_init__(self) -> None:
+    @property
+    def named(self) -> dict[bytes, SpaceValue]:
+        """What records name of it: its commitment, then its recognition where it has one."""
         values = (self.commitment_value, self.recognition_value)
-        named = {value.name: value for value in values if value is not None}
-        size = _PARTICIPANT_BYTES + _NEED_BYTES * len(self.commitment.needs)
-        size += sum(charged(len(each.record) + len(each.value)) for each in named.values())
-        object.__setattr__(self, "named", named)
-        object.__setattr__(self, "size_bytes", size)
+        return {value.name: value for value in values if value is not None}
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes of what is kept, with what is granted to it."""
+        values = (self.commitment_value, self.recognition_value)
+        sizes = [len(each.record) + len(each.value) for each in values if each is not None]
+        return (
+            _PARTICIPANT_BYTES + _NEED_BYTES * len(self.commitment.needs) + sum(map(charged, sizes))
+        )
 
     @classmethod
     def read(cls, node: bytes, commitment: SpaceValue, recognition: SpaceValue | None) -> Self:
@@ -117,21 +119,6 @@ class Published:
         return None if self.recognition_value is None else self.recognition_value.name
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """What is cleared: one window of one slot, and what only the provider can say of it."""
-
-    slot: AvailabilitySlot
-    window: Window
-    at_ms: int
-    capacity: int
-
-    @property
-    def salt(self) -> bytes:
-        """Under which ties fall."""
-        return salt_of(self.slot.slot_id, self.at_ms)
-
-
 def standing(provider: Published, customer: Published) -> Standing:
     """Return the tier and weight of a customer at a provider."""
     mine = provider.weights.get(customer.node, 0)
@@ -150,50 +137,53 @@ def parties(provider: Published, customer: Published) -> tuple[Party, Party]:
     )
 
 
-def wanted(offer: Offer, provider: Published, customer: Published) -> dict[bytes, int]:
-    """Return what each need that matches accepts of this provider: its quantity, or its cap."""
-    slot, now_ms = offer.slot, offer.at_ms
-    ahead = max(offer.window[0], now_ms), offer.window[1]
-    if min(offer.window[1], slot.valid_until_ms) <= now_ms:
-        return {}
+def wanted(
+    slot: AvailabilitySlot, at_ms: int, provider: Published, customer: Published
+) -> dict[bytes, int]:
+    """Return what each need that matches a slot then accepts of its provider, above 0."""
     there, here = parties(provider, customer)
     found = {
-        need.slot_id: min(need.quantity, need.cap(provider.node))
+        need.slot_id: need.cap(provider.node)
         for need in customer.commitment.needs
-        if need.kind == slot.kind
-        and need.valid_until_ms > now_ms
-        and overlap(ahead, windows_of(need)) is not None
-        and mismatch(slot, there, need, here) is None
+        if need.kind == slot.kind and mismatch(slot, there, need, here, at_ms) is None
     }
     return {need_id: units for need_id, units in found.items() if units}
 
 
 @dataclass(frozen=True, slots=True)
 class Taker:
-    """A customer as it stands at a provider, with the needs that match one of its slots."""
+    """A customer as it stands at a provider, with what its needs that match a slot accept."""
 
     published: Published
     tier: Tier
     weight: int
-    needs: tuple[NeedSlot, ...]
+    wanted: Mapping[bytes, int]
 
 
-def rank(taker: Taker, salt: bytes) -> tuple[int, int, bytes, bytes]:
-    """Return the place of a customer among those that want to take part.
+def takers_of(
+    slot: AvailabilitySlot, at_ms: int, provider: Published, others: Iterable[Published]
+) -> list[Taker]:
+    """Return who needs something of a slot: the most recognised stand first, strangers by lot."""
+    found = [
+        Taker(other, *standing(provider, other), units)
+        for other in others
+        if (units := wanted(slot, at_ms, provider, other))
+    ]
+    salt = salt_of(slot.slot_id, at_ms)
 
-    It is by tier, weight, lot and node: the most recognised stand first, strangers by lot.
-    """
-    node = taker.published.node
-    return TIERS.index(taker.tier), -taker.weight, lot(salt, node), node
+    def rank(taker: Taker) -> tuple[int, int, bytes]:
+        return TIERS.index(taker.tier), -taker.weight, lot(salt, taker.published.node)
+
+    return sorted(found, key=rank)
 
 
 def admitted(
+    slot: AvailabilitySlot,
     provider: Published,
     takers: Iterable[Taker],
-    slot: AvailabilitySlot,
     *,
-    bytes_max: int = CLEARINGS_BYTES_MAX,
-    needs_max: int = ALLOCATIONS_MAX,
+    bytes_max: int,
+    needs_max: int,
 ) -> list[Taker]:
     """Return the customers that take part, so that there is room for what is granted and named.
 
@@ -201,9 +191,9 @@ def admitted(
     publishes more than STRANGER_BYTES_MAX as well.
 
     Args:
-        provider: whose slot it is.
-        takers: by rising `rank`.
         slot: what is cleared.
+        provider: whose slot it is.
+        takers: of the slot, in their order.
         bytes_max: of the record with what it names.
         needs_max: of those that take part.
     """
@@ -211,7 +201,7 @@ def admitted(
     lines = needs_max
     taken: list[Taker] = []
     for taker in takers:
-        size, needs = taker.published.size_bytes, len(taker.needs)
+        size, needs = taker.published.size_bytes, len(taker.wanted)
         if size > room or needs > lines or (taker.tier == "open" and size > STRANGER_BYTES_MAX):
             continue
         taken.append(taker)
@@ -219,116 +209,89 @@ def admitted(
     return taken
 
 
-def game_of(
-    offer: Offer,
-    provider: Published,
-    customers: Iterable[Published],
-    eligible: Mapping[bytes, Mapping[bytes, int]],
-) -> Game:
-    """Return what `clear` takes.
+@dataclass(frozen=True, slots=True)
+class Clearing:
+    """All that the division of a slot at a time follows from."""
 
-    Args:
-        offer: what is cleared.
-        provider: whose slot it is.
-        customers: those that take part.
-        eligible: units by customer and need, as `check_eligible` wants them.
-    """
-    slot, bids, weights = offer.slot, list[Bid](), dict[bytes, Standing]()
-    for customer in customers:
-        weights[customer.node] = standing(provider, customer)
-        units = eligible.get(customer.node, {})
-        bids += [
-            Bid(
-                customer.node,
-                need.slot_id,
-                units[need.slot_id],
-                need.price_max,
-                customer.commitment.damping_ppm,
-            )
-            for need in customer.commitment.needs
-            if need.slot_id in units
-        ]
-    ladder = slot.price_mutual, slot.price_one_way, slot.reserve
-    return SlotTerms(offer.capacity, *ladder, slot.rule), bids, weights, offer.salt
+    slot: AvailabilitySlot
+    at_ms: int
+    capacity: int
+    provider: Published
+    customers: Sequence[Published]
+    """Those that take part."""
+    eligible: Mapping[bytes, Mapping[bytes, int]]
+    """Units by customer and need: above 0, and what `wanted` says at most."""
+    left_out: Iterable[bytes] = ()
+    """Customers for whom there was no room."""
 
+    @property
+    def game(self) -> Game:
+        """What `clear` takes."""
+        slot, bids = self.slot, list[Bid]()
+        for customer in self.customers:
+            units, damping_ppm = self.eligible[customer.node], customer.commitment.damping_ppm
+            bids += [
+                Bid(customer.node, need.slot_id, units[need.slot_id], need.price_max, damping_ppm)
+                for need in customer.commitment.needs
+                if need.slot_id in units
+            ]
+        weights = {each.node: standing(self.provider, each) for each in self.customers}
+        prices = slot.price_mutual, slot.price_one_way, slot.reserve
+        salt = salt_of(slot.slot_id, self.at_ms)
+        return SlotTerms(self.capacity, *prices, slot.rule), bids, weights, salt
 
-def check_eligible(
-    offer: Offer,
-    provider: Published,
-    customers: Iterable[Published],
-    eligible: Mapping[bytes, Mapping[bytes, int]],
-) -> None:
-    """Check that each need that is eligible matches the slot, and asks for as much.
+    def check(self) -> None:
+        """Check that the slot is published, and each eligible need matches it and asks for as much.
 
-    Raises:
-        RecordInvalid: one does not.
-    """
-    for customer in customers:
-        most = wanted(offer, provider, customer)
-        for need_id, units in eligible.get(customer.node, {}).items():
-            if units > most.get(need_id, 0):
-                raise RecordInvalid(
-                    f"need {to_text(need_id)} of {short(customer.node)} does not match the slot, "
-                    "or asks for less than is said to be eligible"
+        Raises:
+            RecordInvalid: it is not so.
+        """
+        if self.slot not in self.provider.commitment.slots:
+            raise RecordInvalid("the provider does not publish this slot")
+        for customer in self.customers:
+            most = wanted(self.slot, self.at_ms, self.provider, customer)
+            for need_id, units in self.eligible[customer.node].items():
+                if units > most.get(need_id, 0):
+                    raise RecordInvalid(
+                        f"need {to_text(need_id)} of {short(customer.node)} does not match the "
+                        "slot, or asks for less than is said to be eligible"
+                    )
+
+    def record(self) -> ClearingRecord:
+        """Divide the slot, and return the record, not yet signed."""
+        cleared, provider = clear(*self.game), self.provider
+        lines: defaultdict[bytes, list[LineValue]] = defaultdict(list)
+        for line in cleared.lines:
+            lines[line.customer].append((line.need, line.tier, line.quantity, line.price))
+        return ClearingRecord(
+            provider=provider.node,
+            slot=self.slot,
+            at_ms=self.at_ms,
+            capacity=self.capacity,
+            commitment=provider.commitment_value.name,
+            recognition=provider.recognition_name,
+            participants=tuple(
+                Participant(
+                    customer=customer.node,
+                    commitment=customer.commitment_value.name,
+                    recognition=customer.recognition_name,
+                    eligible=tuple(sorted(self.eligible[customer.node].items())),
+                    lines=tuple(lines[customer.node]),
                 )
-
-
-def clear_window(
-    offer: Offer,
-    provider: Published,
-    customers: Sequence[Published],
-    eligible: Mapping[bytes, Mapping[bytes, int]],
-    *,
-    left_out: Iterable[bytes] = (),
-) -> ClearingRecord:
-    """Clear one window of a slot and return the record, not yet signed.
-
-    Args:
-        offer: what is cleared.
-        provider: whose slot it is.
-        customers: those that `admitted` returned, each with a need that matches.
-        eligible: units by customer and need, above 0 and of what `wanted` says at most.
-        left_out: customers that were not admitted.
-
-    Raises:
-        RecordInvalid: the slot is not published.
-    """
-    if offer.slot not in provider.commitment.slots:
-        raise RecordInvalid("the provider does not publish this slot")
-    cleared = clear(*game_of(offer, provider, customers, eligible))
-    lines: defaultdict[bytes, list[LineValue]] = defaultdict(list)
-    for line in cleared.lines:
-        lines[line.customer].append((line.need, line.tier, line.quantity, line.price))
-    return ClearingRecord(
-        provider=provider.node,
-        slot=offer.slot,
-        window=offer.window,
-        at_ms=offer.at_ms,
-        capacity=offer.capacity,
-        commitment=provider.commitment_value.name,
-        recognition=provider.recognition_name,
-        participants=tuple(
-            Participant(
-                customer=customer.node,
-                commitment=customer.commitment_value.name,
-                recognition=customer.recognition_name,
-                eligible=tuple(sorted(eligible.get(customer.node, {}).items())),
-                lines=tuple(lines[customer.node]),
-            )
-            for customer in sorted(customers, key=lambda customer: customer.node)
-        ),
-        left_out=tuple(sorted(left_out)),
-        tiers=tuple(
-            TierLine(
-                tier=result.tier,
-                capacity=result.capacity,
-                given=result.given,
-                denominator=to_ratio(result.denominator),
-                level=None if result.level is None else to_ratio(result.level),
-            )
-            for result in cleared.tiers
-        ),
-    )
+                for customer in sorted(self.customers, key=lambda customer: customer.node)
+            ),
+            left_out=tuple(sorted(self.left_out)),
+            tiers=tuple(
+                TierLine(
+                    tier=result.tier,
+                    capacity=result.capacity,
+                    given=result.given,
+                    denominator=to_ratio(result.denominator),
+                    level=None if result.level is None else to_ratio(result.level),
+                )
+                for result in cleared.tiers
+            ),
+        )
 
 
 def read_published(
@@ -356,11 +319,6 @@ def read_published(
     return Published.read(node, commitment, recognition)
 
 
-def offer_of(record: ClearingRecord) -> Offer:
-    """Return what a record says was cleared."""
-    return Offer(record.slot, record.window, record.at_ms, record.capacity)
-
-
 @lru_cache(maxsize=_STATES_READ)
 def read_state(raw: bytes) -> TwoTierAllocationState:
     """Return the state of its bytes; an empty one where there are none.
@@ -378,25 +336,18 @@ class Checked:
     """A clearing record that recomputes, and what it followed from."""
 
     signed: Signed[ClearingRecord]
-    provider: Published
-    customers: list[Published]
+    clearing: Clearing
 
     @property
     def record(self) -> ClearingRecord:
         """The record."""
         return self.signed.record
 
-    @property
-    def game(self) -> Game:
-        """What was cleared, as `clear` takes it."""
-        eligible = eligible_of(self.record)
-        return game_of(offer_of(self.record), self.provider, self.customers, eligible)
 
-
-def _open_inputs(
+def _clearing_of(
     record: ClearingRecord, named: Mapping[bytes, SpaceValue], network: bytes
-) -> tuple[Published, list[Published]]:
-    """Return what the provider and the customers published, all signatures checked.
+) -> Clearing:
+    """Return what a record says that it followed from, all signatures checked.
 
     Raises:
         PeerError, LimitError: as `read_published`, or a value is missing.
@@ -408,14 +359,16 @@ def _open_inputs(
         given = None if recognition is None else named[recognition]
         return read_published(node, named[commitment], given, network=network, at_ms=record.at_ms)
 
-    return read(record.provider, record.commitment, record.recognition), [
-        read(each.customer, each.commitment, each.recognition) for each in record.participants
-    ]
-
-
-def eligible_of(record: ClearingRecord) -> dict[bytes, dict[bytes, int]]:
-    """Return the eligible units by customer and need."""
-    return {each.customer: dict(each.eligible) for each in record.participants}
+    taking = record.participants
+    return Clearing(
+        record.slot,
+        record.at_ms,
+        record.capacity,
+        read(record.provider, record.commitment, record.recognition),
+        [read(each.customer, each.commitment, each.recognition) for each in taking],
+        {each.customer: dict(each.eligible) for each in taking},
+        record.left_out,
+    )
 
 
 def open_clearing(raw: bytes, network: bytes | None = None) -> Signed[ClearingRecord]:
@@ -430,8 +383,8 @@ def open_clearing(raw: bytes, network: bytes | None = None) -> Signed[ClearingRe
     return signed
 
 
-def price_of(lines: Sequence[tuple[Tier, int, int]]) -> int:
-    """Return the price of an entitlement, by tier, units and price of its lines.
+def price_of(lines: Sequence[Granted]) -> int:
+    """Return the price of an entitlement of some lines.
 
     Of two stages the mean, rounded up. Where needs go unserved it can be above the reserve: what
     others lose by it is charged, or it would cost nothing to state a higher price.
@@ -439,24 +392,14 @@ def price_of(lines: Sequence[tuple[Tier, int, int]]) -> int:
     return ceil_div(sum(units * price for _, units, price in lines), sum(line[1] for line in lines))
 
 
-def lines_of(record: ClearingRecord) -> dict[Pin, SlotAllocationRecord]:
-    """Return what a clearing grants; nothing of it is offered yet."""
-    lines: defaultdict[Pin, list[tuple[Tier, int, int]]] = defaultdict(list)
+def lines_of(record: ClearingRecord) -> dict[Pin, Granted]:
+    """Return what a clearing grants."""
+    lines: defaultdict[Pin, list[Granted]] = defaultdict(list)
     for each in record.participants:
         for need, tier, units, price in each.lines:
             lines[each.customer, need].append((tier, units, price))
     return {
-        (customer, need): SlotAllocationRecord(
-            slot=record.slot.slot_id,
-            window=record.window,
-            customer=customer,
-            need=need,
-            tier=of[0][0],
-            quantity=sum(units for _, units, _ in of),
-            price=price_of(of),
-            granted_ms=0,
-        )
-        for (customer, need), of in lines.items()
+        pin: (of[0][0], sum(units for _, units, _ in of), price_of(of)) for pin, of in lines.items()
     }
 
 
@@ -473,13 +416,11 @@ def _check_said(signed: Signed[ClearingRecord], said: SpaceValue) -> None:
     if (by.author, by.record.path) != (record.provider, UserSpacePaths.ALLOCATION_STATE):
         return
     state = read_state(check_value(by.record, said.value))
-    granted = set(lines_of(record).values())
-    named = {
-        (each.slot, each.window) for each in state.slot_denominators if each.clearing == signed.id
-    }
+    granted = lines_of(record)
+    named = {each.slot for each in state.slot_denominators if each.clearing == signed.id}
     for line in state.slot_allocations:
-        told = line.model_copy(update={"granted_ms": 0})
-        if (line.slot, line.window) in named and told not in granted:
+        of = granted.get((line.customer, line.need))
+        if line.slot in named and line.said != of:
             raise RecordInvalid(
                 f"the state grants {short(line.customer)} {line.quantity} in {line.tier} at "
                 f"{line.price}, and the clearing that it names does not"
@@ -503,10 +444,9 @@ def check_clearing(
     try:
         signed = open_clearing(raw, network)
         record, named = signed.record, {each.name: each for each in values}
-        provider, customers = _open_inputs(record, named, signed.network)
-        what = offer_of(record), provider, customers, eligible_of(record)
-        check_eligible(*what)
-        again = clear_window(*what, left_out=record.left_out)
+        clearing = _clearing_of(record, named, signed.network)
+        clearing.check()
+        again = clearing.record()
         for name in sorted(named.keys() - record.names):
             _check_said(signed, named[name])
     except (PeerError, LimitError) as fault:
@@ -520,7 +460,7 @@ def check_clearing(
     for told, true in zip(record.tiers, again.tiers, strict=True):
         if told != true:
             raise ProofInvalid(f"the stage {told.tier} is not as the rule serves it")
-    return Checked(signed, provider, customers)
+    return Checked(signed, clearing)
 
 
 def _outcome(participant: Participant) -> str:

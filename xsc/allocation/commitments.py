@@ -30,9 +30,9 @@ from xsc.allocation.declaring import (
     with_standing_need,
     without,
 )
-from xsc.allocation.matching import mismatch, places
+from xsc.allocation.matching import mismatch
 from xsc.allocation.recognition import read_weights, tier_of, value_of, with_weight
-from xsc.allocation.windows import DAY_MS
+from xsc.allocation.windows import ENDLESS_MS
 from xsc.base.clock import event_within
 from xsc.base.errors import ArgumentInvalid, NotFound, SpaceExhausted, TooLarge, XscError
 from xsc.base.ids import short
@@ -50,9 +50,8 @@ from xsc.space.record import Change
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.pricing import Quote
 from xsc.terms.quote import Kind, Tier
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
-RENEW_INTERVAL_MS: Final = DAY_MS
 LOOK_INTERVAL_MS: Final = 60_000
 """How soon after its end a slot is dropped."""
 _PATH: Final = UserSpacePaths.COMMITMENT
@@ -175,7 +174,7 @@ class Commitments:
         self._stirred = asyncio.Event()
         self._before_stand = before_stand
         self._next_ms: dict[str, int] = {}
-        """When standing slots or needs may change again, by the event of their fault."""
+        """When what follows this node may change again, by the event of its fault."""
         self._site = site
         self._owner = owner
         self._own = Commitment()
@@ -214,21 +213,15 @@ class Commitments:
         now_ms = self._clock.now_ms()
         there, here = parties(self.heard.of(provider), self.heard.of(customer))
         need = NeedSlot(
-            slot_id=NOTHING,
-            kind=kind,
-            quantity=1,
-            price_max=0,
-            windows_packed=pack_windows([(now_ms, now_ms + 1)]),
-            valid_until_ms=now_ms + 1,
+            slot_id=NOTHING, kind=kind, quantity=1, price_max=0, valid_until_ms=ENDLESS_MS
         )
         found = []
         for slot in self.of(provider).slots:
-            if mismatch(slot, there, need, here) is None:
-                window = slot.windows[places((now_ms, now_ms + 1), slot.windows)[0]]
-                ladder = slot.ladder
+            window, ladder = slot.window_at(now_ms), slot.ladder
+            if window is not None and mismatch(slot, there, need, here, now_ms) is None:
                 if here.tier == "open" and (state := self.heard.state_of(provider)) is not None:
                     lines = state.slot_allocations
-                    costs = [e.price for e in lines if (e.slot, e.window) == (slot.slot_id, window)]
+                    costs = [line.price for line in lines if line.slot == slot.slot_id]
                     ladder = replace(ladder, reserve=max(ladder.reserve, *costs, 0))
                 found.append(Quote(provider, kind, slot.slot_id, window, here.tier, ladder))
         return min(found, key=lambda quote: (quote.price, quote.slot), default=None)
@@ -330,16 +323,9 @@ class Commitments:
             self._on_recognised()
 
     async def run(self) -> None:
-        """Continue recurrences, drop what is over, and follow what is leased; never returns."""
-        renewed_ms = 0
+        """Follow the time, what this node leases, and what it needs; never returns."""
         while True:
-            now_ms = self._clock.now_ms()
-            is_over = any(slot.valid_until_ms <= now_ms for slot in self._own.both)
-            if is_over or now_ms - renewed_ms >= RENEW_INTERVAL_MS:
-                renewed_ms = now_ms
-                await self._renew(now_ms)
-            await self.stand()
-            await self.state_need()
+            await self.follow()
             await event_within(self._clock, self._stirred, LOOK_INTERVAL_MS)
             if self._stirred.is_set():
                 # A put takes several leases at once.
@@ -350,33 +336,30 @@ class Commitments:
         """Look again soon at what this node needs: what it stores, lacks or deploys changed."""
         self._stirred.set()
 
-    async def state_need(self) -> None:
-        """Have the standing needs be what this node stores, could not place, and has run."""
-        await self._follow("allocation.need_not_stated", self._with_need, NEED_INTERVAL_MS)
+    async def follow(self) -> None:
+        """Publish what follows the time and this node where it changed.
 
-    async def stand(self) -> None:
-        """Have the standing slots be what this node has to lease and asks."""
-        await self._follow("allocation.capacity_not_offered", self._standing, PRICES_POSTED_MS)
-
-    async def _follow(
-        self, fault_event: str, made: Callable[[Commitment], Commitment], interval_ms: int
-    ) -> None:
-        """Publish what follows this node where it changed, at most once in an interval.
-
-        A node without peers has nobody to tell.
+        What follows the node changes at most once in an interval each. A node without peers has
+        nobody to tell.
         """
-        now_ms = self._clock.monotonic_ms()
-        if now_ms < self._next_ms.get(fault_event, now_ms):
-            return
-        self._next_ms[fault_event] = now_ms + interval_ms  # no other call does so meanwhile
-        try:
-            if made(self._own) != self._own and await self._before_stand():
+        for event, made, interval_ms in (
+            ("allocation.windows_not_continued", self._continued, 0),
+            ("allocation.capacity_not_offered", self._standing, PRICES_POSTED_MS),
+            ("allocation.need_not_stated", self._with_need, NEED_INTERVAL_MS),
+        ):
+            now_ms = self._clock.monotonic_ms()
+            if now_ms < self._next_ms.get(event, 0):
+                continue
+            try:
+                if made(self._own) == self._own or not await self._before_stand():
+                    continue
                 await self.publish(made(self._own))
-                return
-        except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
-            self._log.warning(fault_event, fault=fault.message)
-            return
-        del self._next_ms[fault_event]
+            except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
+                self._log.warning(event, fault=fault.message)
+            self._next_ms[event] = now_ms + interval_ms
+
+    def _continued(self, commitment: Commitment) -> Commitment:
+        return renewed(commitment, self._clock.now_ms(), zone_of)
 
     def _with_need(self, commitment: Commitment) -> Commitment:
         for kind in _KINDS:
@@ -398,16 +381,6 @@ class Commitments:
                 now_ms=self._clock.now_ms(),
             )
         return commitment
-
-    async def _renew(self, now_ms: int) -> None:
-        try:
-            later = renewed(self._own, now_ms, zone_of)
-        except ArgumentInvalid as fault:
-            # This machine does not know a zone any more: the published windows stay.
-            self._log.warning("allocation.windows_not_continued", fault=fault.message)
-            return
-        if later != self._own:
-            await self.publish(later)
 
     # Recognition
 

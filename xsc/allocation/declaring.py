@@ -33,7 +33,7 @@ from xsc.base.limits import (
     PARITY_SHARDS_DEFAULT,
     PEERS_MAX,
     PPM,
-    SLOT_HORIZON_MS,
+    RECURRENCE_AHEAD_MS,
     SLOT_ID_BYTES,
     SLOTS_MAX,
 )
@@ -49,15 +49,13 @@ from xsc.terms.slot import (
     NeedSlot,
     Slot,
     Window,
-    pack_windows,
-    unpack_windows,
 )
 
 OBJECT_HOSTS: Final = DATA_SHARDS_DEFAULT + PARITY_SHARDS_DEFAULT
 """Providers that an object needs."""
 NOTHING: Final = bytes(SLOT_ID_BYTES)
 """In the place of a slot or need, where none is stated."""
-_ASKED: Final = ("quantity", "parts", "spread", "price_max", "windows_packed", "valid_until_ms")
+_ASKED: Final = ("quantity", "parts", "spread", "price_max", "windows", "valid_until_ms")
 """What a need asks for."""
 S = TypeVar("S", bound=Slot)
 Either: TypeAlias = AvailabilitySlot | NeedSlot
@@ -93,8 +91,7 @@ def _resolve(
     if every is None and before["recurrence"]:
         every = f"{before['recurrence']} {before['time_zone']}"
     if begin is None:
-        windows = unpack_windows(before["windows_packed"])
-        begin = windows[0][0] if windows else now_ms
+        begin = before["windows"][0][0] if before["windows"] else now_ms
     if end is None:
         end = before["valid_until_ms"]
     if every is None:
@@ -106,7 +103,7 @@ def _resolve(
     if not resolved:
         raise ArgumentInvalid(
             f"'{every}' has no window before its end, or none within"
-            f" {SLOT_HORIZON_MS // DAY_MS} days",
+            f" {RECURRENCE_AHEAD_MS // DAY_MS} days",
             hint="end it later, or choose other days",
         )
     if end != ENDLESS_MS:
@@ -119,7 +116,7 @@ def timed(
 ) -> dict[str, Any]:
     """Return the fields of windows that a slot or need has until it ends."""
     return {
-        "windows_packed": pack_windows(windows),
+        "windows": tuple(windows),
         "valid_until_ms": end_ms,
         "recurrence": recurrence,
         "time_zone": zone,
@@ -195,15 +192,10 @@ def stated(
             hint="`xsc market need` states another, `xsc market withdraw` ends what waits for "
             "room, `xsc compute undeploy` what is deployed",
         )
-    told: dict[str, Any] = {
-        "quantity": said.quantity,
-        "filters": None if said.filters is None else tuple(sorted(said.filters)),
-        "location": said.location,
-        "rule": said.rule,
-        "spread": said.spread,
-        "price_max": None if is_offer else said.price,
-    }
     before = timed((), ENDLESS_MS) | dict(before)
+    told = {name: getattr(said, name) for name in ("quantity", "location", "rule", "spread")}
+    told["filters"] = None if said.filters is None else tuple(sorted(said.filters))
+    told["price_max"] = None if is_offer else said.price
     changes = {name: value for name, value in told.items() if value is not None}
     if is_offer and (is_new or said.price is not None):
         changes |= priced(posted(before["kind"], said.price))
@@ -268,18 +260,18 @@ def _of(both: Iterable[Either], before: Commitment) -> Commitment:
 
 
 def renewed(commitment: Commitment, now_ms: int, zones: Zones) -> Commitment:
-    """Return a commitment with recurrences continued to the horizon and without what is over."""
+    """Return a commitment without what is over; a recurrence goes on as its windows end."""
     kept: list[Either] = []
     for slot in commitment.both:
         if slot.valid_until_ms <= now_ms:
             continue
-        if slot.recurrence:
+        if slot.recurrence and slot.windows[0][1] <= now_ms:
             recurrence = parse_recurrence(f"{slot.recurrence} {slot.time_zone}")
             zone, times = zones(recurrence.zone), (0, slot.valid_until_ms)
             windows = continued(recurrence, zone, slot.windows, times, now_ms)
             if not windows:
                 continue
-            slot = type(slot)(**dict(slot) | {"windows_packed": pack_windows(windows)})  # noqa: PLW2901
+            slot = type(slot)(**dict(slot) | {"windows": windows})  # noqa: PLW2901
         kept.append(slot)
     return _of(kept, commitment)
 

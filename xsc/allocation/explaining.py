@@ -1,30 +1,87 @@
 """Explains to people what needs were granted of slots, here and at other providers.
 
-A clearing of another node is explained from its record alone, which is fetched and recomputed
-first. Where no slot matches a need, the matching rule says why (docs/design/allocation.md, W1).
+Why a need came out at a slot as it did is said in sentences, from a clearing record that was
+recomputed first. What would have changed it is found by clearing again with that one thing changed,
+so it is what would have happened and not a guess. Where no slot matches a need, the matching rule
+says why (docs/design/allocation.md, W1 to W4).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import partial
+from itertools import product
+from typing import Final, Literal, TypeAlias
 
 from xsc.allocation.allocating import Allocator
-from xsc.allocation.clearing_record import Checked, eligible_of
+from xsc.allocation.clearing import STRANGER, Bid, SlotTerms, Standing, clear
+from xsc.allocation.clearing_record import Checked, Granted, Published, parties
 from xsc.allocation.commitments import Heard
-from xsc.allocation.matching import mismatch
-from xsc.allocation.queries import Explained, Pair, explain, pairs_of
+from xsc.allocation.matching import Party, mismatch
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
 from xsc.base.ids import to_text
-from xsc.base.limits import WHY_RECORDS_MAX, WHYS_MAX
+from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PPM, WHY_RECORDS_MAX, WHYS_MAX
 from xsc.base.peering import Peers
+from xsc.base.units import ceil_div, format_credits, format_level, format_share
 from xsc.identity.context import Context
-from xsc.terms.slot import EntitlementKey
+from xsc.terms.quote import Kind
+from xsc.terms.slot import STEP, AvailabilitySlot, EntitlementKey, NeedSlot, Window
 
 _PAIRS_AT_ONCE: Final = 512
 """Pairs of slots and needs that are matched before others have their turn: there may be many."""
+_SHARE_STEP_PPM: Final = 1000
+"""Shares are shown with one decimal; a bound is rounded up, so that it suffices."""
+What: TypeAlias = Literal["mutual", "one_way", "price"]
+_SAID: Final[Mapping[What, str]] = {
+    "mutual": "mutual recognition",
+    "one_way": "recognition by the provider",
+    "price": "a greatest price",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that, alone, would have given the need more."""
+
+    what: What
+    bound: int
+    """The least recognition in ppm, or the least greatest price."""
+    quantity: int
+    """What the need would have been granted."""
+
+    def said(self, kind: Kind) -> str:
+        """Return it as a sentence."""
+        share = min(PPM, ceil_div(self.bound, _SHARE_STEP_PPM) * _SHARE_STEP_PPM)
+        bound = format_credits(self.bound) if self.what == "price" else format_share(share)
+        given = _shown(kind, self.quantity)
+        return f"{_SAID[self.what]} of {bound} would have given it {given}"
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A slot and a need of two nodes, as each sees the other, and how they came out."""
+
+    provider: Party
+    slot: AvailabilitySlot
+    customer: Party
+    need: NeedSlot
+    because: str = ""
+    clearing: bytes | None = None
+    window: Window | None = None
+    weight: int | None = None
+    eligible: int | None = None
+    """The need, its cap and what credit and shares left of it, the least; None: no part."""
+    stages: tuple[Granted, ...] = ()
+    """What each stage gave it, in units, and its price."""
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def quantity(self) -> int:
+        """The units granted in all."""
+        return sum(units for _, units, _ in self.stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +91,130 @@ class Explanation:
     rows: list[Explained]
     is_cut: bool
     """Whether there is more than one answer may say."""
+
+
+def pairs_of(
+    provider: Published, customer: Published, one: bytes | None = None
+) -> Iterator[Explained]:
+    """Return the pairs of what two nodes have published; those of one slot or need where given."""
+    there, here = parties(provider, customer)
+    for slot, need in product(provider.commitment.slots, customer.commitment.needs):
+        if one in (None, slot.slot_id, need.slot_id):
+            yield Explained(there, slot, here, need)
+
+
+def _shown(kind: Kind, steps: int) -> str:
+    return format_level(kind, steps * STEP[kind])
+
+
+def changes_of(
+    terms: SlotTerms, bids: Sequence[Bid], weights: Mapping[bytes, Standing], salt: bytes, bid: Bid
+) -> list[Change]:
+    """Return each change that, alone, would have given one of the bids more.
+
+    Found by halving, and so the least one where more recognition or a higher price never serves
+    less.
+    """
+
+    def given(what: What, bound: int) -> int:
+        told, changed = list(bids), dict(weights)
+        if what == "price":
+            told = [replace(each, price_max=bound) if each == bid else each for each in bids]
+        else:  # the whole customer is served in the tier: its needs stand there together
+            changed[bid.customer] = (what, bound)
+        return clear(terms, told, changed, salt).given().get(bid.key, 0)
+
+    now = given("price", bid.price_max)
+    if now >= bid.quantity:
+        return []
+    top = max(terms.reserve, *(each.price_max for each in bids)) + 1
+    tier, weight = weights.get(bid.customer, STRANGER)
+    tries: dict[What, int] = {} if tier == "mutual" else {"one_way": 1}
+    tries |= {"mutual": MUTUAL_RECOGNITION_THRESHOLD_PPM, "price": bid.price_max + 1}
+    if tier != "open":
+        tries[tier] = weight + 1
+    changes = []
+    for what, least in tries.items():
+        bounds = range(least, (top if what == "price" else PPM) + 1)
+        if bounds and given(what, bounds[-1]) > now:
+            bound = bounds[bisect_left(bounds, now + 1, key=partial(given, what))]
+            changes.append(Change(what, bound, given(what, bound)))
+    return changes
+
+
+def explain(row: Explained, checked: Checked, drawn: int) -> Explained:
+    """Return why a need was granted what a clearing record says, or why it took no part.
+
+    Args:
+        row: the slot and the need, as they are now.
+        checked: the clearing.
+        drawn: steps that the need has drawn of the window.
+    """
+    terms, bids, weights, salt = checked.clearing.game
+    need, pin = row.need, (row.customer.node, row.need.slot_id)
+    bid = next((each for each in bids if each.key == pin), None)
+    if bid is None:
+        return replace(row, because=_absence(row, checked, drawn))
+    stages = tuple(
+        (tier, units, price)
+        for each in checked.record.participants
+        for need_id, tier, units, price in each.lines
+        if (each.customer, need_id) == pin
+    )
+    tier, weight = weights[bid.customer]
+    rung = terms.rung(tier)
+    said = replace(
+        row,
+        weight=weight,
+        eligible=bid.quantity,
+        stages=stages,
+        changes=tuple(changes_of(terms, bids, weights, salt, bid)),
+    )
+    is_all = said.quantity == bid.quantity
+    if is_all and bid.quantity == need.most(row.provider.node):
+        of = "" if bid.quantity == need.quantity else " of this provider"
+        because = f"all that it asked for{of} was there"
+    elif is_all:
+        because = (
+            f"it asks for {_shown(need.kind, need.quantity)}, and its customer's credit and "
+            "share, and what it took of others, leave no more"
+        )
+    elif bid.price_max < rung:
+        because = (
+            f"it pays at most {format_credits(bid.price_max)}, and the slot asks "
+            f"{format_credits(rung)} of the tier {tier}"
+        )
+    elif said.quantity == sum(line.given for line in checked.record.tiers):
+        because = "the slot has no more"
+    elif tier == "open":
+        because = "others are recognised, or bid more"
+    else:
+        because = (
+            f"the rest went to others: it stands in the tier {tier} with {format_share(weight)}"
+        )
+    return replace(said, because=because)
+
+
+def _absence(row: Explained, checked: Checked, drawn: int) -> str:
+    """Return why a need that matches a slot took no part in a clearing: what fails first, now."""
+    seen = {
+        (customer.node, need.slot_id)
+        for customer in checked.clearing.customers
+        for need in customer.commitment.needs
+    }
+    if drawn:
+        has = _shown(row.need.kind, drawn)
+        return f"it has drawn {has} and keeps that; only the rest was cleared"
+    if row.need.cap(row.provider.node) == 0:
+        return "others fill it, so it takes nothing more of this provider"
+    if row.customer.node in checked.record.left_out:
+        return "its provider had no room for all customers, and left this one out"
+    if (row.customer.node, row.need.slot_id) not in seen:
+        return "its provider had not seen the need when it cleared"
+    return (
+        "its provider found nothing of it eligible: other slots fill the need, its customer's "
+        "credit or share is used up, or it took no lease on what it was granted"
+    )
 
 
 class Explaining:
@@ -57,6 +238,7 @@ class Explaining:
         drawn: Callable[[], Mapping[EntitlementKey, int]],
     ) -> None:
         self._node = context.key.node_id
+        self._clock = context.clock
         self._executor = context.executor
         self._allocator = allocator
         self._heard = heard
@@ -76,10 +258,10 @@ class Explaining:
             return [each for each in ids if to_text(each).startswith(text)]
 
         peers, clearings = self._peers.peers(), self._allocator.named()
-        said = {node: self._heard.of(node).commitment for node in (self._node, *peers)}
-        theirs = [slot.slot_id for peer in peers for slot in said[peer].slots]
-        own = beginning(each.slot_id for each in said[self._node].both)
-        found = own or beginning([*theirs, *clearings])
+        own = self._heard.of(self._node).commitment
+        theirs = [slot.slot_id for peer in peers for slot in self._heard.of(peer).commitment.slots]
+        mine = beginning(each.slot_id for each in own.both)
+        found = mine or beginning([*theirs, *clearings])
         if len(found) != 1:
             raise NotFound(
                 f"{'more than one' if found else 'no'} need, slot or clearing that is known here"
@@ -98,7 +280,7 @@ class Explaining:
         own, others = self._heard.of(node), map(self._heard.of, self._peers.peers())
         return await self._answer(pair for other in others for pair in pairs_of(other, own))
 
-    def _pairs(self, peers: Iterable[bytes], one: bytes | None = None) -> Iterator[Pair]:
+    def _pairs(self, peers: Iterable[bytes], one: bytes | None = None) -> Iterator[Explained]:
         """Return the pairs of this node and peers; those of one slot or need where it is given."""
         own = self._heard.of(self._node)
         for peer in peers:
@@ -108,51 +290,55 @@ class Explaining:
 
     async def _of_clearing(self, provider: bytes, record_id: bytes) -> Explanation:
         """Explain everybody of an own clearing, and the own needs of another's."""
-        only = await self._allocator.records.checked(provider, record_id)
-        is_own, slot_id = provider == self._node, only.record.slot.slot_id
-        customers = only.customers if is_own else [self._heard.of(self._node)]
-        pairs = (pair for each in customers for pair in pairs_of(only.provider, each, slot_id))
-        return await self._answer(pairs, only)
+        checked = await self._allocator.records.checked(provider, record_id)
+        clearing, slot_id = checked.clearing, checked.record.slot.slot_id
+        customers = {each.node: each for each in clearing.customers}
+        if provider != self._node:
+            customers = {self._node: customers.get(self._node, self._heard.of(self._node))}
+        pairs = (
+            pair
+            for each in customers.values()
+            for pair in pairs_of(clearing.provider, each, slot_id)
+        )
+        return await self._answer(pairs, checked)
 
-    async def _answer(self, pairs: Iterable[Pair], only: Checked | None = None) -> Explanation:
-        """Explain pairs in all windows that were cleared, or in one clearing only."""
-        took_part = {} if only is None else eligible_of(only.record)
-        rows: list[Explained] = []
-        others: list[Explained] = []
+    async def _answer(self, pairs: Iterable[Explained], only: Checked | None = None) -> Explanation:
+        """Explain pairs by what was cleared last, or by one clearing alone."""
+        at_ms = self._clock.now_ms() if only is None else only.record.at_ms
+        match, others = list[Explained](), list[Explained]()
         for number, pair in enumerate(pairs):
             if number % _PAIRS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            reason = mismatch(pair.slot, pair.provider, pair.need, pair.customer)
-            if reason is None or pair.need.slot_id in took_part.get(pair.customer.node, ()):
-                rows += self._cleared(pair, only)
+            reason = mismatch(pair.slot, pair.provider, pair.need, pair.customer, at_ms)
+            if reason is None:
+                match.append(self._cleared(pair, only))
             elif len(others) <= WHYS_MAX:
-                others.append(Explained(pair, reason))
-            if len(rows) > WHYS_MAX:
+                others.append(replace(pair, because=reason))
+            if len(match) > WHYS_MAX:
                 break
-        asked, done = rows or others, list[Explained]()
+        rows, found = list[Explained](), match or others
         opened: dict[bytes, Checked | str] = {} if only is None else {only.signed.id: only}
-        for row in asked[:WHYS_MAX]:
-            provider, record_id = row.pair.provider.node, row.clearing
-            if record_id is None:
-                done.append(row)
+        for row in found[:WHYS_MAX]:
+            if row.clearing is None:
+                rows.append(row)
                 continue
-            if record_id not in opened:
-                if provider != self._node and len(opened) >= WHY_RECORDS_MAX:
-                    return Explanation(done, True)
-                opened[record_id] = await self._open(provider, record_id)
-            done.append(await self._explained(row, opened[record_id]))
-        return Explanation(done, len(asked) > WHYS_MAX)
+            if row.clearing not in opened:
+                if row.provider.node != self._node and len(opened) >= WHY_RECORDS_MAX:
+                    return Explanation(rows, True)
+                opened[row.clearing] = await self._open(row.provider.node, row.clearing)
+            rows.append(await self._explained(row, opened[row.clearing]))
+        return Explanation(rows, len(found) > WHYS_MAX)
 
-    def _cleared(self, pair: Pair, only: Checked | None) -> list[Explained]:
-        """Return the windows of a slot that were cleared, not explained yet."""
+    def _cleared(self, pair: Explained, only: Checked | None) -> Explained:
+        """Return a pair with the clearing that its provider names, not explained yet."""
         if only is not None:
-            return [Explained(pair, "", only.signed.id, only.record.window)]
+            window = only.record.slot.window_at(only.record.at_ms)
+            return replace(pair, clearing=only.signed.id, window=window)
         state = self._heard.state_of(pair.provider.node)
-        return [
-            Explained(pair, "", each.clearing, each.window)
-            for each in (() if state is None else state.slot_denominators)
-            if each.slot == pair.slot.slot_id
-        ] or [Explained(pair, "they match, and no clearing of the slot is known here yet")]
+        for each in () if state is None else state.slot_denominators:
+            if each.slot == pair.slot.slot_id:
+                return replace(pair, clearing=each.clearing, window=each.window)
+        return replace(pair, because="they match, and no clearing of the slot is known here yet")
 
     async def _open(self, provider: bytes, record_id: bytes) -> Checked | str:
         """Return a record that may be explained, or why it may not."""
@@ -168,12 +354,11 @@ class Explaining:
     async def _explained(self, row: Explained, checked: Checked | str) -> Explained:
         if isinstance(checked, str):
             return replace(row, because=checked)
-        pair, record = row.pair, checked.record
-        slot_id, customer, need_id = pair.slot.slot_id, pair.customer.node, pair.need.slot_id
-        if (record.slot.slot_id, record.window) != (slot_id, row.window):
-            because = "the clearing record that its provider names is of another slot or window"
-            return replace(row, because=because)
-        key = EntitlementKey(record.provider, slot_id, record.window[0], customer, need_id)
+        slot_id, window = row.slot.slot_id, row.window
+        if window is None or slot_id != checked.record.slot.slot_id:
+            return replace(row, because="the record that its provider names is of another slot")
+        provider, customer = row.provider.node, row.customer.node
+        key = EntitlementKey(provider, slot_id, window[0], customer, row.need.slot_id)
         drawn = self._drawn().get(key, 0)
         async with self._turn:
             return await self._executor.run(explain, row, checked, drawn)

@@ -1,21 +1,20 @@
 """Decides which needs a slot can serve: time, location, kind and filters.
 
-`mismatch` decides one pair, and says why. What is not stated matches: a slot without a location
-serves any location, and a need without a window is met at any time. Filters are demands, and must
-be met by what the other side states; an unknown filter refuses. docs/design/slots.md, M1 to M4.
+`mismatch` decides one pair at a moment, and says why. What is not stated matches: a slot without a
+location serves any location, and a need without a window is met at any time. Filters are demands,
+and must be met by what the other side states; an unknown filter refuses. docs/design/slots.md, M1
+to M4.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Final
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import node_id_from_text, to_text
-from xsc.terms.quote import Kind, Tier
+from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, NeedSlot, Slot, Window
 
 _RANKS: Final[Mapping[str, int]] = {"open": 0, "one_way": 1, "mutual": 2}
@@ -73,67 +72,18 @@ def _unmet(slot: Slot, other: Slot, party: Party) -> str | None:
     return None
 
 
-def windows_of(slot: Slot) -> tuple[Window, ...]:
-    """Return the windows of a slot; a need without any is met at any time until it ends."""
-    return slot.windows or ((0, slot.valid_until_ms),)
-
-
-_start_of, _end_of = itemgetter(0), itemgetter(1)
-
-
-def places(window: Window, windows: Sequence[Window]) -> Window:
-    """Return the place of the first of windows that a window overlaps, and the one after the last.
-
-    The windows rise; where it overlaps none, the first place is not before the other one.
-    """
-    return (
-        bisect_right(windows, window[0], key=_end_of),
-        bisect_left(windows, window[1], key=_start_of),
-    )
-
-
-def overlap(window: Window, windows: Sequence[Window]) -> Window | None:
-    """Return the time from the first common moment of a window and others, which rise, to the last.
-
-    None where no time of any length is common.
-    """
-    first, after = places(window, windows)
-    if first >= after:
+def common(slot: Slot, need: Slot, now_ms: int) -> Window | None:
+    """Return what two windows that a moment is in have in common; None where it is not in both."""
+    one, other = slot.window_at(now_ms), need.window_at(now_ms)
+    if one is None or other is None:
         return None
-    return max(window[0], windows[first][0]), min(window[1], windows[after - 1][1])
-
-
-def piece(window: Window, windows: Sequence[Window], *, kind: Kind, now_ms: int) -> Window | None:
-    """Return when what is granted of a window can be leased: it serves windows, which rise.
-
-    Of compute it is the first common piece that has not ended, or the last one of all. Windows that
-    touch make one piece. What is stored does not go between two pieces, so of storage it is all of
-    the time from the first to the last.
-    """
-    whole = overlap(window, windows)
-    if kind == "storage" or whole is None:
-        return whole
-    first, after = places(window, windows)
-    start, end = whole[0], windows[first][1]
-    for begins, ends in windows[first + 1 : after]:
-        if begins > end:
-            if end > now_ms:
-                break
-            start = begins
-        end = ends
-    return start, min(end, whole[1])
-
-
-def _meet(left: Sequence[Window], right: Sequence[Window]) -> bool:
-    """Return whether any two windows overlap; both sides rise."""
-    few, many = sorted((left, right), key=len)
-    return any(overlap(window, many) is not None for window in few)
+    return max(one[0], other[0]), min(one[1], other[1])
 
 
 def mismatch(
-    slot: AvailabilitySlot, provider: Party, need: NeedSlot, customer: Party
+    slot: AvailabilitySlot, provider: Party, need: NeedSlot, customer: Party, now_ms: int
 ) -> str | None:
-    """Return why a slot can serve a need of another node in none of its windows; None if it can.
+    """Return why a slot does not serve a need of another node at a moment; None if it does.
 
     Of several reasons it is the first: kind, node, location, filters of the slot and of the need,
     time.
@@ -148,6 +98,8 @@ def mismatch(
         return f"the slot serves only {found}, which the customer is not"
     if found := _unmet(need, slot, provider):
         return f"the need takes only {found}, which the provider is not"
-    if not _meet(slot.windows, windows_of(need)):
-        return "no window of the slot overlaps one of the need"
+    if slot.window_at(now_ms) is None:
+        return "the slot has no window now"
+    if need.window_at(now_ms) is None:
+        return "the need has no window now"
     return None

@@ -13,17 +13,16 @@ G6).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 from xsc.allocation.clearing_record import read_state
-from xsc.allocation.granting import Gathered, Inputs, Outcome, SlotRoom, clear_all
+from xsc.allocation.granting import Inputs, Outcome, clear_all
 from xsc.allocation.recognition import mutual_ppm
 from xsc.base.limits import DAMPING_HISTORY_MAX, PPM
 from xsc.base.units import ceil_div
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import TwoTierAllocationState
-from xsc.terms.quote import Kind
 
 SMOOTH_PPM: Final = PPM
 MODERATE_PPM: Final = 800_000
@@ -36,8 +35,6 @@ History: TypeAlias = tuple[tuple[int, int], ...]
 """What was granted beyond the needs, in ppm of them, and when in milliseconds, the oldest first."""
 NOBODY: Final = -1
 """In the ring of damping: no computation yet."""
-Room: TypeAlias = Callable[[Mapping[Kind, int], int], SlotRoom]
-"""Returns what so much has room for, at a time."""
 
 
 def parts_of(raw: bytes) -> list[tuple[bytes, str, bytes, bytes]]:
@@ -48,12 +45,12 @@ def parts_of(raw: bytes) -> list[tuple[bytes, str, bytes, bytes]]:
     Raises:
         TooLarge, RecordInvalid: the bytes are of no such thing.
     """
-    gathered = Gathered.read(raw)
+    inputs = Inputs.read(raw)
     paths = (UserSpacePaths.COMMITMENT, UserSpacePaths.RECOGNITION)
     return [
-        (node, path, value.record, value.value)
-        for node, *said in (gathered.own, *gathered.others)
-        for path, value in zip(paths, said, strict=True)
+        (each.node, path, value.record, value.value)
+        for each in (inputs.own, *inputs.others)
+        for path, value in zip(paths, each.said[1:], strict=True)
         if value is not None and value.record
     ]
 
@@ -150,16 +147,10 @@ class Program(Protocol):
 
 
 class AllocationProgram:
-    """What the computations of one node's allocation program call.
+    """What the computations of one node's allocation program call."""
 
-    Args:
-        room: the market's rule for what can be granted.
-    """
-
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self._last: tuple[bytes, bytes, Inputs, Outcome] | None = None
-        """The last round: what was gathered, the state before it, and what they came to."""
+    _last: tuple[bytes, bytes, Inputs, Outcome] | None = None
+    """The last round: what was gathered, the state before it, and what they came to."""
 
     def gather(self, inputs: Inputs, last: bytes, outcome: Outcome) -> bytes:
         """Return the bytes of what a round follows from, whose outcome is known by now."""
@@ -173,13 +164,12 @@ class AllocationProgram:
         if known is not None and known[:2] == (gathered, last):
             return known[2:]
         inputs = Inputs.read(gathered)
-        room = self._room(inputs.gathered.free, inputs.gathered.now_ms)
-        outcome = clear_all(inputs, read_state(last), room)
+        outcome = clear_all(inputs, read_state(last))
         self._last = (gathered, last, inputs, outcome)
         return inputs, outcome
 
     def clear(self, gathered: bytes, last: bytes) -> bytes:
-        """Clear the windows, and return what of a state is granted."""
+        """Clear the slots, and return what of a state is granted."""
         return self._round(gathered, last)[1].state.to_bytes()
 
     def damping(self, over: Sequence[int]) -> int:

@@ -14,7 +14,7 @@ counts while its state names a false clearing, or one that it does not give.
 
 Beside the space one table in the state database has the evidence:
 
-    allocation/false/<provider>    the first of its records that did not recompute, as a proof
+    allocation/false/<provider><id>    the first of its records that did not recompute, as a proof
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Final
 
 from xsc.allocation.clearing_record import (
@@ -47,14 +48,14 @@ from xsc.base.limits import (
     FALSE_CLEARINGS_MAX,
 )
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.identity.envelope import Signed, sign
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Entry
 from xsc.terms.clearing import ClearingProof, ClearingRecord, SpaceValue
 
 _FALSE: Final = b"allocation/false/"
-_SECRET_BYTES: Final = 32
+_ID_BYTES: Final = 32
 
 
 class Records:
@@ -93,13 +94,13 @@ class Records:
         self._report = report
         self._names: dict[bytes, frozenset[bytes]] = {}
         """By own record that is kept, what it names."""
-        self._secret = context.entropy.token(_SECRET_BYTES)
+        self._secret = context.entropy.token(_ID_BYTES)
         self._found: dict[bytes, dict[bytes, bool | None]] = {}
         """By provider and id of what is wanted of it, whether it is right; None: not known yet."""
         self._running: set[bytes] = set()
-        self._distrusted: set[bytes] = set()
-        """Providers that did not give what was wanted of them, or gave what is false: nothing of
-        theirs counts until what grants it was recomputed."""
+        self._failed = Counter[bytes]()
+        """How often in a row a provider did not give what was wanted of it. Of CLEARING_ASKED_MAX
+        times, and of what is false, nothing counts until what grants it was recomputed."""
         self._turn = asyncio.Lock()
         self._false: dict[bytes, bytes] = {}
         """By provider, the id of the record that is kept as evidence against it."""
@@ -116,21 +117,17 @@ class Records:
             RecordInvalid: one cannot be read.
         """
         for each in self._space.ls(UserSpacePaths.CLEARINGS):
-            record_id = _last(each.path)
-            try:
-                self._names[record_id] = self.opened(record_id).record.names
-            except NotFound:
-                # What peers gave back after a loss of the disk can lack its value.
-                self._names[record_id] = frozenset()
-        for key, raw in self._rows.scan(_FALSE, prefix_end(_FALSE)):
-            proof = open_signed(raw, ClearingProof, network=None, size_max=len(raw)).record
-            self._false[key.removeprefix(_FALSE)] = open_clearing(proof.clearing).id
+            # What peers gave back after a loss of the disk can lack its value.
+            with suppress(NotFound):
+                self._names[_last(each.path)] = self.opened(_last(each.path)).record.names
+        for key, _ in self._rows.scan(_FALSE, prefix_end(_FALSE)):
+            self._false[key[len(_FALSE) : -_ID_BYTES]] = key[-_ID_BYTES:]
 
     # Those of this node
 
     def ids(self) -> list[bytes]:
         """Return the ids of the records that are kept."""
-        return [each for each, names in self._names.items() if names]
+        return [*self._names]
 
     def clearings(self) -> list[Signed[ClearingRecord]]:
         """Return the records that are kept, the newest first."""
@@ -173,38 +170,32 @@ class Records:
             present: the ids of all records that hold now.
             published: those that took part, and others.
         """
-        values: Mapping[bytes, SpaceValue] = {
-            name: value for each in published for name, value in each.named.items()
-        }
-        names, writes = self._names.copy(), dict[str, bytes | None]()
-        uses = Counter(name for each in names.values() for name in each)
-        for signed in made:
-            names[signed.id] = signed.record.names
-            writes[UserSpacePaths.clearing(signed.id)] = signed.raw
-            for name in signed.record.names:
-                if not uses[name]:
-                    writes[UserSpacePaths.named(name)] = values[name].to_bytes()
-                uses[name] += 1
-        records = self._space.ls(UserSpacePaths.CLEARINGS)
-        named = self._space.ls(UserSpacePaths.NAMED)
-        sizes = {each.path: charged(each.size_bytes) for each in (*records, *named)}
-        sizes |= {path: charged(len(raw)) for path, raw in writes.items() if raw is not None}
-        over = sum(sizes.values()) - CLEARINGS_BYTES_MAX
-        gone: dict[str, bytes | None] = {}
-        for each in sorted(records, key=lambda each: each.sequence):
-            if over <= 0 and len(names) <= CLEARINGS_KEPT_MAX:
+        named = {name: value for each in published for name, value in each.named.items()}
+        names = self._names | {signed.id: signed.record.names for signed in made}
+        paths = UserSpacePaths.CLEARINGS, UserSpacePaths.NAMED
+        stored = {_last(each.path): each for path in paths for each in self._space.ls(path)}
+        new = {UserSpacePaths.clearing(signed.id): signed.raw for signed in made}
+        for name in {name for signed in made for name in signed.record.names} - stored.keys():
+            new[UserSpacePaths.named(name)] = named[name].to_bytes()
+        sizes = {each: charged(entry.size_bytes) for each, entry in stored.items()}
+        sizes |= {_last(path): charged(len(raw)) for path, raw in new.items()}
+
+        def age(record_id: bytes) -> tuple[bool, int]:
+            was = stored.get(record_id)
+            return record_id not in present, 0 if was is None else -was.sequence
+
+        kept, seen, size_bytes = dict[bytes, frozenset[bytes]](), set[bytes](), 0
+        for record_id in sorted(names, key=age):
+            more = {record_id, *names[record_id]} - seen
+            size_bytes += sum(sizes.get(each, 0) for each in more)
+            is_over = size_bytes > CLEARINGS_BYTES_MAX or len(kept) >= CLEARINGS_KEPT_MAX
+            if is_over and record_id not in present:
                 break
-            record_id = _last(each.path)
-            if record_id in present:
-                continue
-            mine = names.pop(record_id, frozenset())
-            uses.subtract(mine)
-            paths = [UserSpacePaths.named(name) for name in mine if not uses[name]]
-            over -= sizes[each.path] + sum(sizes.get(path, 0) for path in paths)
-            gone[each.path] = None
-        gone |= {each.path: None for each in named if not uses[_last(each.path)]}
+            kept[record_id] = names[record_id]
+            seen |= more
         # Those that go make room for the others.
-        return gone | writes, names
+        gone = dict.fromkeys(entry.path for each, entry in stored.items() if each not in seen)
+        return {**gone, **{path: raw for path, raw in new.items() if _last(path) in seen}}, kept
 
     def wrote(self, names: Mapping[bytes, frozenset[bytes]]) -> None:
         """Note what the kept records name, once it was written."""
@@ -219,8 +210,7 @@ class Records:
             NotFound: it is not kept.
         """
         for provider, false_id in self._false.items():
-            raw = self._rows.get(_FALSE + provider)
-            if false_id == record_id and raw is not None:
+            if false_id == record_id and (raw := self._rows.get(_FALSE + provider + false_id)):
                 return raw
         return self._packed(self._own(record_id), self.named(record_id))
 
@@ -272,16 +262,16 @@ class Records:
             Whether anything of the provider counts, as far as is known.
         """
         known = self._found.get(provider, {})
-        is_trusted = provider not in self._distrusted
+        is_trusted = self._failed[provider] < CLEARING_ASKED_MAX
         wanted = {*doubted, *(each for each in taken if not is_trusted or self._is_drawn(each))}
         self._found[provider] = {each: known.get(each) for each in wanted}
-        if self._next(provider) is not None and provider not in self._running:
+        if None in self._found[provider].values() and provider not in self._running:
             self._running.add(provider)
             self._once(f"clearings_of_{short(provider)}", lambda: self._check(provider))
         return is_trusted and False not in self._found[provider].values()
 
     def keep(self, providers: Collection[bytes]) -> None:
-        """Forget all other providers."""
+        """Forget all other providers, but for whom nothing counts."""
         for gone in self._found.keys() - set(providers):
             del self._found[gone]
 
@@ -289,41 +279,38 @@ class Records:
         drawn = tagged_sha256("clearing/draw", self._secret, record_id)
         return int.from_bytes(drawn, "big") % CLEARING_DRAW == 0
 
-    def _next(self, provider: bytes) -> bytes | None:
-        """Return what is wanted of a provider and not known yet, if anything."""
-        found = self._found.get(provider, {})
-        return next((each for each, is_right in found.items() if is_right is None), None)
-
     async def _check(self, provider: bytes) -> None:
-        clock, asked = self._context.clock, 0
+        """Recompute what is wanted of a provider, one after the other."""
         try:
-            while (record_id := self._next(provider)) is not None:
-                try:
-                    await self.checked(provider, record_id)
-                    is_right = True
-                    self._distrusted.discard(provider)
-                except ProofInvalid as fault:
-                    self._context.log.warning(
-                        "allocation.clearing_false", peer=short(provider), fault=fault.message
-                    )
-                    is_right = False
-                    self._distrusted.add(provider)
-                except XscError:
-                    # What it does not give, or not in its form, proves nothing.
-                    asked += 1
-                    if asked == CLEARING_ASKED_MAX:
-                        self._distrusted.add(provider)
-                        self._told()
-                    await clock.sleep_ms(CONVERGED_LOOK_MS)
-                    continue
-                asked = 0
+            while None in (found := self._found.get(provider, {})).values():
+                record_id = next(each for each, is_right in found.items() if is_right is None)
+                is_right = await self._is_right(provider, record_id)
                 if record_id in self._found.get(provider, ()):
                     self._found[provider][record_id] = is_right
-                self._told()
-                await clock.sleep_ms(ALLOCATION_DEBOUNCE_MS)
+                if is_right is not None or self._failed[provider] == CLEARING_ASKED_MAX:
+                    self._told()
+                pause_ms = CONVERGED_LOOK_MS if is_right is None else ALLOCATION_DEBOUNCE_MS
+                await self._context.clock.sleep_ms(pause_ms)
         finally:
             self._running.discard(provider)
         self._told()
+
+    async def _is_right(self, provider: bytes, record_id: bytes) -> bool | None:
+        """Return whether a record recomputes; None where its provider does not give it."""
+        try:
+            await self.checked(provider, record_id)
+        except ProofInvalid as fault:
+            self._failed[provider] = CLEARING_ASKED_MAX
+            self._context.log.warning(
+                "allocation.clearing_false", peer=short(provider), fault=fault.message
+            )
+            return False
+        except XscError:
+            # What it does not give, or not in its form, proves nothing.
+            self._failed[provider] += 1
+            return None
+        del self._failed[provider]
+        return True
 
     async def _value(self, provider: bytes, path: str) -> bytes:
         value = (await self._read(provider, path)).value
@@ -364,7 +351,7 @@ class Records:
         self._report(provider, "clearing")
         proof = self._packed(signed.raw, named)
         if len(self._false) < FALSE_CLEARINGS_MAX and len(proof) <= FALSE_CLEARING_BYTES_MAX:
-            self._rows.write([(_FALSE + provider, proof)], sync=False)
+            self._rows.write([(_FALSE + provider + signed.id, proof)], sync=False)
             self._false[provider] = signed.id
 
 

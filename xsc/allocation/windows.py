@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Final
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import SLOT_HORIZON_MS, SLOT_WINDOWS_MAX
+from xsc.base.limits import RECURRENCE_AHEAD_MS, SLOT_HORIZON_MS, SLOT_WINDOWS_MAX
 from xsc.terms.slot import Window
 
 MINUTE_MS: Final = 60_000
@@ -161,12 +161,12 @@ def single(from_ms: int, until_ms: int, now_ms: int) -> Window:
 def continued(
     recurrence: Recurrence, zone: tzinfo, windows: Sequence[Window], times: Window, now_ms: int
 ) -> tuple[Window, ...]:
-    """Return the published windows that are not over, and those that follow them to the horizon.
+    """Return the published windows that are not over, and those that follow them for a month.
 
     A published window is never changed, not even where the rules of its zone change. A new window
-    is added once it ends before the horizon, so that none is cut there.
+    is added once it ends before then, so that none is cut there.
     """
-    horizon = now_ms + SLOT_HORIZON_MS
+    horizon = now_ms + RECURRENCE_AHEAD_MS
     begin, until = max(times[0], now_ms - _AROUND_MS), min(times[1], horizon + _AROUND_MS)
     last = windows[-1][1] if windows else 0
     kept = [window for window in windows if window[1] > now_ms]

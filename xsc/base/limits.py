@@ -574,9 +574,9 @@ SHORTS_MAX = 64
 SLOT_WINDOWS_MAX = 400
 SLOT_FILTERS_MAX = 8
 SLOT_HORIZON_MS = 90 * 24 * 3_600_000
-"""No window ends later than so long from now; a recurrence without an end goes on to there."""
-WINDOWS_AHEAD = 8
-"""Windows of one slot that are cleared ahead: those that begin first."""
+"""No window ends later than so long from now."""
+RECURRENCE_AHEAD_MS = 31 * 24 * 3_600_000
+"""How far ahead the windows of a recurrence are published: a month, as prices are shown for one."""
 OFFER_MS = 60_000
 """How long what a clearing grants is kept free for its customer to take a lease on it."""
 OFFER_PAUSE_MS = 10 * 60_000
@@ -600,7 +600,7 @@ WHY_RECORDS_MAX = 16
 CLEARINGS_KEPT_MAX = 512
 """Clearing records in the own space: the present ones, and the newest of the others."""
 CLEARINGS_BYTES_MAX = 32 * MIB
-"""Of these records with what they name. Each window has an equal part of it; it is half of what an
+"""Of these records with what they name. Each slot has an equal part of it; it is half of what an
 owner has in its space."""
 CONVERGED_LOOK_MS = 1_000
 """How long a node waits for further changes before it says that it has converged."""
@@ -646,10 +646,8 @@ GATHERED_BYTES_MAX = 16 * MIB
 """Of all that one round of the allocation follows from. Beyond it the program does not serve."""
 SPACE_EVIDENCE_BYTES_MAX = 24 * KIB
 """Of a record of a space inside of a clearing record."""
-CLEARED_SLOTS_MAX = 256
-"""Windows of slots in one published state: those that begin first."""
 ALLOCATIONS_MAX = 4_096
-"""What needs are granted of these, in one published state. Who comes later takes no part."""
+"""What needs are granted of slots, in one published state. Who comes later takes no part."""
 ALLOCATIONS_A_CUSTOMER_MAX = 512
 """Of them, those of one customer that its provider recognises."""
 ALLOCATIONS_A_STRANGER_MAX = 64

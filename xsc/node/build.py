@@ -84,7 +84,7 @@ from xsc.node.jobs.exports import Exports
 from xsc.node.jobs.inputs import JobInputs
 from xsc.node.jobs.modules import Modules
 from xsc.node.providers import Providers
-from xsc.node.slot_market import SlotMarket, SlotRoom
+from xsc.node.slot_market import SlotMarket
 from xsc.node.tasks import Tasks
 from xsc.programs import running as programs_running
 from xsc.programs.functions import Functions
@@ -603,7 +603,7 @@ class Node:
     def _serve_allocation(self) -> None:
         """Let the allocation be a program, beside its rule."""
         own = allocation_functions(self.allocator.rules)
-        again = allocation_functions(AllocationProgram(SlotRoom))
+        again = allocation_functions(AllocationProgram())
         self.allocator.serve_by(self.programs.serve(ALLOCATION, own, again))
 
     def _custodian_for(self, peer: bytes) -> bool:
@@ -862,7 +862,7 @@ class Node:
         self.allocator.wake()
         if what == "added":
             self.health.watch(peer)
-            self.tasks.once("offer", self.commitments.stand)
+            self.commitments.stir()
         elif what in {"removed", "blocked"}:
             self.health.forget(peer)
         if what == "removed":

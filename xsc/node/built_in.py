@@ -9,7 +9,7 @@ from xsc.programs.functions import Function
 
 ALLOCATION: Final = b"""
 id = "allocation"
-version = "2"
+version = "3"
 description = "What this node grants of its slots, from what it and its peers have published."
 debounce_ms = 0
 
@@ -64,7 +64,7 @@ def allocation_functions(rules: AllocationProgram) -> tuple[Function, ...]:
     return (
         Function(
             "allocation.clear",
-            2,
+            3,
             {"gathered": "bytes", "last": "bytes"},
             "bytes",
             lambda _, gathered, last: rules.clear(gathered, last),
@@ -72,5 +72,5 @@ def allocation_functions(rules: AllocationProgram) -> tuple[Function, ...]:
         Function(
             "allocation.damping", 1, {"over": "[i32]"}, "i32", lambda _, over: rules.damping(over)
         ),
-        Function("allocation.state", 3, params, "bytes", state),
+        Function("allocation.state", 4, params, "bytes", state),
     )

@@ -8,10 +8,9 @@ present clearings of a node; it is the value at `allocation/state`.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from fractions import Fraction
-from itertools import pairwise
 from typing import Annotated, ClassVar, Self, TypeAlias
 
 from pydantic import Field, model_validator
@@ -19,7 +18,6 @@ from pydantic import Field, model_validator
 from xsc.base.encoding import tagged_sha256
 from xsc.base.limits import (
     ALLOCATIONS_MAX,
-    CLEARED_SLOTS_MAX,
     CLEARING_BYTES_MAX,
     COMMITMENT_BYTES_MAX,
     DAMPING_HISTORY_MAX,
@@ -28,11 +26,12 @@ from xsc.base.limits import (
     OFFER_PAUSES_MAX,
     PEERS_MAX,
     PPM,
+    SLOTS_MAX,
     SPACE_EVIDENCE_BYTES_MAX,
 )
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.terms.quote import Kind, SlotId, Tier
-from xsc.terms.slot import AvailabilitySlot, DivisionRule, Steps, Window
+from xsc.terms.slot import AvailabilitySlot, DivisionRule, Steps, check_rising
 
 _Number = Annotated[bytes, Field(max_length=64)]
 Ratio: TypeAlias = tuple[_Number, _Number]
@@ -129,21 +128,19 @@ class Participant(Record):
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
-        needs = [need for need, _ in self.eligible]
-        if any(one >= other for one, other in pairwise(needs)):
-            raise ValueError("the needs do not rise")
+        check_rising("needs", [need for need, _ in self.eligible])
         return self
 
 
 class ClearingRecord(Record):
-    """Signed by the provider: one window of one of its slots, divided among standing needs."""
+    """Signed by the provider: one of its slots, divided among the needs that there were then."""
 
     KIND: ClassVar[str] = "clearing"
 
     provider: Id32
     slot: AvailabilitySlot
-    window: tuple[Count, Count]
     at_ms: Count
+    """Within the window of the slot that is divided."""
     capacity: Count
     """What is divided: the slot's quantity without what is pinned, at most; the provider's word."""
     commitment: Id32
@@ -159,13 +156,12 @@ class ClearingRecord(Record):
 
     @model_validator(mode="after")
     def _is_well_formed(self) -> Self:
-        if self.window not in self.slot.windows:
-            raise ValueError("the window is not one of the slot's")
+        if self.slot.window_at(self.at_ms) is None:
+            raise ValueError("the slot has no window at that time")
         if self.capacity > self.slot.quantity:
             raise ValueError("more is divided than the slot has")
-        customers = [participant.customer for participant in self.participants]
-        if any(one >= other for ids in (customers, self.left_out) for one, other in pairwise(ids)):
-            raise ValueError("the customers do not rise")
+        check_rising("customers", [each.customer for each in self.participants])
+        check_rising("customers that were left out", self.left_out)
         if sum(len(each.eligible) for each in self.participants) > ALLOCATIONS_MAX:
             raise ValueError(f"it has more than {ALLOCATIONS_MAX} lines")
         if [line.tier for line in self.tiers] != ["mutual", "one_way", "open"]:
@@ -195,12 +191,11 @@ class ClearingProof(Record):
 
 
 class SlotAllocationRecord(Record):
-    """What one need is granted of one window of one slot."""
+    """What one need is granted of the present window of one slot."""
 
     KIND: ClassVar[str] = "slot_allocation"
 
     slot: SlotId
-    window: tuple[Count, Count]
     customer: Id32
     need: SlotId
     tier: Tier
@@ -210,13 +205,18 @@ class SlotAllocationRecord(Record):
     """When it was offered last; 0 where nothing is left to take, or its customer is paused."""
 
     @property
-    def key(self) -> tuple[bytes, Window, bytes, bytes]:
+    def key(self) -> tuple[bytes, bytes, bytes]:
         """What names it in a state."""
-        return self.slot, self.window, self.customer, self.need
+        return self.slot, self.customer, self.need
+
+    @property
+    def said(self) -> tuple[Tier, int, int]:
+        """What is granted: tier, steps and price."""
+        return self.tier, self.quantity, self.price
 
 
 class SlotDenominators(Record):
-    """How one window of one slot was divided."""
+    """How the present window of one slot was divided."""
 
     KIND: ClassVar[str] = "slot_denominators"
 
@@ -226,9 +226,7 @@ class SlotDenominators(Record):
     rule: DivisionRule
     capacity: Count
     clearing: Id32
-    """Id of the clearing record."""
-    inputs: Id32
-    """Hash of what decided it: while that is the same, the provider does not clear it again."""
+    """Id of the clearing record: the first one of those that came to the same."""
     tiers: Annotated[tuple[TierLine, ...], Field(min_length=3, max_length=3)]
 
 
@@ -237,7 +235,7 @@ def recipient_totals(
 ) -> tuple[tuple[bytes, Kind, int], ...]:
     """Return by customer and kind what all lines of divided slots come to, in steps."""
     kinds = {slot.slot: slot.kind for slot in slots}
-    totals: defaultdict[tuple[bytes, Kind], int] = defaultdict(int)
+    totals = Counter[tuple[bytes, Kind]]()
     for line in lines:
         if line.slot in kinds:
             totals[line.customer, kinds[line.slot]] += line.quantity
@@ -252,22 +250,21 @@ class TwoTierAllocationState(Record):
 
     KIND: ClassVar[str] = "allocation_state"
 
-    slot_denominators: Annotated[
-        tuple[SlotDenominators, ...], Field(max_length=CLEARED_SLOTS_MAX)
-    ] = ()
+    slot_denominators: Annotated[tuple[SlotDenominators, ...], Field(max_length=SLOTS_MAX)] = ()
+    """By rising slot."""
     slot_allocations: Annotated[
         tuple[SlotAllocationRecord, ...], Field(max_length=ALLOCATIONS_MAX)
     ] = ()
-    """By rising slot, window, customer and need; of a window no more than its stages gave."""
+    """By rising slot, customer and need; of a slot no more than its stages gave."""
     recipient_totals: Annotated[
         tuple[tuple[Id32, Kind, Count], ...], Field(max_length=2 * PEERS_MAX)
     ] = ()
-    """By rising id and kind: steps over all windows, as the sum of `slot_allocations`."""
+    """By rising id and kind: steps over all slots, as the sum of `slot_allocations`."""
     pauses: Annotated[
-        tuple[tuple[SlotId, Count, Id32, Count, Count], ...], Field(max_length=OFFER_PAUSES_MAX)
+        tuple[tuple[SlotId, Id32, Count, Count], ...], Field(max_length=OFFER_PAUSES_MAX)
     ] = ()
-    """By rising slot, start of its window and customer: how often in a row that let an offer lapse,
-    and until when it is offered nothing more."""
+    """By rising slot and customer: how often in a row that let an offer lapse, and until when it is
+    offered nothing more."""
     mr_values: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
     """By rising ids: mutual recognition above 0, in ppm."""
     damping_factor: Annotated[int, Field(ge=0, le=PPM)] = PPM
@@ -286,23 +283,20 @@ class TwoTierAllocationState(Record):
     def _adds_up(self) -> Self:
         if recipient_totals(self.slot_denominators, self.slot_allocations) != self.recipient_totals:
             raise ValueError("the totals are not the sums of the allocations")
-        cleared = [(slot.slot, slot.window) for slot in self.slot_denominators]
-        if any(one >= other for one, other in pairwise(cleared)):
-            raise ValueError("the slots and windows do not rise")
-        lines = [line.key for line in self.slot_allocations]
-        if any(one >= other for one, other in pairwise(lines)):
-            raise ValueError("the allocations do not rise")
-        given: defaultdict[tuple[bytes, tuple[int, int]], int] = defaultdict(int)
+        check_rising("slots", [slot.slot for slot in self.slot_denominators])
+        check_rising("allocations", [line.key for line in self.slot_allocations])
+        check_rising("recognised peers", [peer for peer, _ in self.mr_values])
+        check_rising("pauses", [pause[:2] for pause in self.pauses])
+        given = Counter[bytes]()
         for line in self.slot_allocations:
-            given[line.slot, line.window] += line.quantity
-        if not given.keys() <= set(cleared):
-            raise ValueError("an allocation is of a slot that was not divided")
+            given[line.slot] += line.quantity
         for slot in self.slot_denominators:
-            stages = sum(tier.given for tier in slot.tiers)
-            if not given[slot.slot, slot.window] <= stages <= slot.capacity:
+            if (
+                not given.pop(slot.slot, 0)
+                <= sum(tier.given for tier in slot.tiers)
+                <= slot.capacity
+            ):
                 raise ValueError("more is allocated than was divided")
-        if any(one[0] >= other[0] for one, other in pairwise(self.mr_values)):
-            raise ValueError("the recognised peers do not rise")
-        if any(one[:3] >= other[:3] for one, other in pairwise(self.pauses)):
-            raise ValueError("the pauses do not rise")
+        if given:
+            raise ValueError("an allocation is of a slot that was not divided")
         return self

@@ -10,16 +10,15 @@ steps a second, in steps of SLOT_STEP_FUEL. Levels add up over any moment. Price
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
-from typing import Annotated, ClassVar, Final, Literal, NamedTuple, Self, TypeAlias
+from operator import itemgetter
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from xsc.base.errors import RecordInvalid
 from xsc.base.limits import (
     AMOUNT_MAX,
     COMMITMENT_BYTES_MAX,
@@ -66,67 +65,14 @@ class EntitlementKey(NamedTuple):
     need: bytes
 
 
-_WINDOWS_KEPT = 512
-"""Lists of windows that are read once: 32 MiB at most, whoever publishes them."""
-_VARINT_BYTES_MAX = 9
-"""Of a number below 2^63, seven bits a byte."""
-
-
-def pack_windows(windows: Iterable[Window]) -> bytes:
-    """Return windows as a record has them: each as the gap before it and its length.
-
-    Numbers are in little-endian base 128: a window of some hours takes some eight bytes.
+def check_rising(what: str, items: Iterable[Any]) -> None:
+    """Check that each of some things is above the one before.
 
     Raises:
-        RecordInvalid: they do not rise, overlap, have no length, or are too many.
+        ValueError: one is not.
     """
-    packed, last = bytearray(), 0
-    for number, (start, end) in enumerate(windows, 1):
-        if number > SLOT_WINDOWS_MAX:
-            raise RecordInvalid(f"a slot has at most {SLOT_WINDOWS_MAX} windows")
-        if end <= start:
-            raise RecordInvalid("a window has no length: its end is not after its start")
-        if start < last:
-            raise RecordInvalid("windows overlap, or do not rise")
-        if end >= 2**63:
-            raise RecordInvalid("a window ends beyond all times")
-        for count in (start - last, end - start):
-            left = count
-            while left > 0x7F:
-                packed.append(left & 0x7F | 0x80)
-                left >>= 7
-            packed.append(left)
-        last = end
-    return bytes(packed)
-
-
-@lru_cache(maxsize=_WINDOWS_KEPT)
-def unpack_windows(packed: bytes) -> tuple[Window, ...]:
-    """Return the windows that a record has.
-
-    Raises:
-        RecordInvalid: these are not the bytes that `pack_windows` gives for some windows.
-    """
-    if len(packed) > 2 * _VARINT_BYTES_MAX * SLOT_WINDOWS_MAX:
-        raise RecordInvalid(f"a slot has at most {SLOT_WINDOWS_MAX} windows")
-    counts: list[int] = []
-    count = shift = 0
-    for byte in packed:
-        count |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            counts.append(count)
-            count = shift = 0
-    if shift or len(counts) % 2:
-        raise RecordInvalid("the windows break off")
-    windows: list[Window] = []
-    last = 0
-    for gap, length in zip(counts[::2], counts[1::2], strict=True):
-        windows.append((last + gap, last + gap + length))
-        last += gap + length
-    if pack_windows(windows) != packed:
-        raise RecordInvalid("the windows are not in their shortest form")
-    return tuple(windows)
+    if any(one >= other for one, other in pairwise(items)):
+        raise ValueError(f"the {what} do not rise")
 
 
 def _check_amount(kind: Kind, quantity: int, price: int) -> None:
@@ -143,7 +89,8 @@ class Slot(Record):
     """Random; kept when the slot is edited."""
     kind: Kind
     quantity: Steps
-    windows_packed: bytes = b""
+    windows: Annotated[tuple[tuple[Count, Count], ...], Field(max_length=SLOT_WINDOWS_MAX)] = ()
+    """Rising and disjoint."""
     recurrence: Annotated[str, Field(max_length=128)] = ""
     """As the owner said it, for people and for resolving anew; empty without."""
     time_zone: Annotated[str, Field(max_length=64)] = ""
@@ -156,16 +103,28 @@ class Slot(Record):
     valid_until_ms: Count
 
     @property
-    def windows(self) -> tuple[Window, ...]:
-        """The windows, rising and disjoint."""
-        return unpack_windows(self.windows_packed)
+    def times(self) -> tuple[Window, ...]:
+        """The windows; a need without any is there until it ends."""
+        return self.windows or ((0, self.valid_until_ms),)
+
+    def next_window(self, now_ms: int) -> Window | None:
+        """Return the first window that has not ended."""
+        times = self.times
+        place = bisect_right(times, now_ms, key=itemgetter(1))
+        return times[place] if place < len(times) else None
+
+    def window_at(self, now_ms: int) -> Window | None:
+        """Return the window that a moment is in."""
+        found = self.next_window(now_ms)
+        return found if found is not None and found[0] <= now_ms else None
 
     @model_validator(mode="after")
     def _is_well_formed(self) -> Self:
-        try:
-            windows = self.windows
-        except RecordInvalid as fault:
-            raise ValueError(fault.message) from None
+        windows = self.windows
+        if any(end <= start for start, end in windows):
+            raise ValueError("a window has no length: its end is not after its start")
+        if any(later[0] < earlier[1] for earlier, later in pairwise(windows)):
+            raise ValueError("windows overlap, or do not rise")
         if windows and windows[-1][1] > self.valid_until_ms:
             raise ValueError("a window ends after the slot does")
         if self.kind == "storage" and (len(windows) > 1 or self.recurrence):
@@ -174,9 +133,7 @@ class Slot(Record):
             raise ValueError("a recurrence and its time zone go together")
         if self.recurrence and not windows:
             raise ValueError("a recurrence has no windows")
-        names = [name for name, _ in self.filters]
-        if "" in names or any(left >= right for left, right in pairwise(names)):
-            raise ValueError("the filters do not rise by their names")
+        check_rising("filters", ["", *(name for name, _ in self.filters)])
         return self
 
 
@@ -205,7 +162,7 @@ class AvailabilitySlot(Slot):
     def _is_an_offer(self) -> Self:
         if not self.price_mutual <= self.price_one_way <= self.reserve:
             raise ValueError("the price ladder must not fall: mutual <= one-way <= reserve")
-        if not self.windows_packed:
+        if not self.windows:
             raise ValueError("an offer has a window")
         _check_amount(self.kind, self.quantity, self.reserve)
         return self
@@ -240,12 +197,10 @@ class NeedSlot(Slot):
 
     @model_validator(mode="after")
     def _is_a_need(self) -> Self:
-        if any(left[0] >= right[0] for left, right in pairwise(self.caps)):
-            raise ValueError("the providers of the caps do not rise")
+        check_rising("providers of the caps", [provider for provider, _ in self.caps])
+        check_rising("providers of the parts", [provider for provider, _ in self.parts])
         if any(cap >= self.quantity for _, cap in self.caps):
             raise ValueError("a cap is not below the quantity")
-        if any(left[0] >= right[0] for left, right in pairwise(self.parts)):
-            raise ValueError("the providers of the parts do not rise")
         if self.open_steps < 0:
             raise ValueError("the parts are more than the quantity")
         _check_amount(self.kind, self.quantity, self.price_max)
@@ -286,15 +241,12 @@ class Commitment(Record):
 
     @model_validator(mode="after")
     def _ids_rise(self) -> Self:
-        for of in (self.slots, self.needs):
-            if any(left.slot_id >= right.slot_id for left, right in pairwise(of)):
-                raise ValueError("the ids do not rise, or one is there twice")
-        if not {slot.slot_id for slot in self.slots}.isdisjoint(
-            need.slot_id for need in self.needs
-        ):
+        slots, needs = ([each.slot_id for each in of] for of in (self.slots, self.needs))
+        check_rising("ids of the slots", slots)
+        check_rising("ids of the needs", needs)
+        if not set(slots).isdisjoint(needs):
             raise ValueError("a slot and a need have one id")
-        if any(left >= right for left, right in pairwise(self.standing_made)):
-            raise ValueError("the kinds of standing slots do not rise")
+        check_rising("kinds of standing slots", self.standing_made)
         if any(left[1] > right[1] for left, right in pairwise(self.damping_history)):
             raise ValueError("the damping history does not rise")
         return self
@@ -323,7 +275,7 @@ class Entitlement:
     closes_ms: int
     """Start and end of the slot's window."""
     window: Window
-    """When it may be drawn: where the slot's window and the need's overlap now or next."""
+    """When it may be drawn: what the slot's window and the need's have in common."""
     provider: bytes
     customer: bytes
     need: bytes

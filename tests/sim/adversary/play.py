@@ -46,7 +46,7 @@ from xsc.storage.object.manifest import open_manifest
 from xsc.storage.transfer.get import roots_of
 from xsc.storage.transfer.host_client import together
 from xsc.terms.pricing import PRICE_UNIT, SLOT_UNIT
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 ROUNDS = 10
 """Seeds that share a world."""
@@ -88,11 +88,13 @@ class HostileWorld(World):
 
     def parts(self, index: int, seed: bytes) -> Parts:
         parts = super().parts(index, seed)
-        if index == FOE:
-            self.proxy = Proxy(parts.transport, self.forge, self.clock)
-            return Parts(**{**fields_of(parts), "transport": self.proxy})
         assert self.oracle.meter is not None
         executor = MeteredExecutor(self.oracle.meter)
+        if index == FOE:
+            # A loop of it can have begun in a task of an honest node, which is metered.
+            self.proxy = Proxy(parts.transport, self.forge, self.clock)
+            own = {"transport": self.proxy, "executor": executor}
+            return Parts(**{**fields_of(parts), **own})
         transport = MeteredTransport(self.net, self.place(index)).meter(
             self.oracle.meter, index, self.name(FOE)
         )
@@ -488,7 +490,7 @@ class Play:
             slot_id=self.rng.randbytes(16),
             kind=need.kind,
             quantity=need.quantity,
-            windows_packed=pack_windows(windows),
+            windows=tuple(windows),
             price_mutual=need.price_max,
             price_one_way=need.price_max,
             reserve=need.price_max,

@@ -8,29 +8,25 @@ from collections.abc import Callable, Iterable
 from random import Random
 
 from xsc.allocation.clearing_record import (
-    Offer,
+    Clearing,
     Published,
-    Taker,
     admitted,
-    clear_window,
-    rank,
     read_published,
-    standing,
-    wanted,
+    takers_of,
 )
 from xsc.allocation.recognition import value_of
-from xsc.base.limits import CLEARINGS_BYTES_MAX
+from xsc.base.limits import ALLOCATIONS_MAX, CLEARINGS_BYTES_MAX
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.space.itc import event_bytes
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceRecord, value_digest
 from xsc.terms.clearing import ClearingProof, ClearingRecord, SpaceValue
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 NOW_MS = 1_700_000_000_000
 HOUR = 3_600_000
-DAY = pack_windows([(NOW_MS + HOUR, NOW_MS + 25 * HOUR)])
+DAY = ((NOW_MS - HOUR, NOW_MS + 24 * HOUR),)
 UNTIL_MS = NOW_MS + 48 * HOUR
 
 
@@ -43,7 +39,7 @@ def slot(**changes) -> AvailabilitySlot:
         "slot_id": bytes(16),
         "kind": "compute",
         "quantity": 100,
-        "windows_packed": DAY,
+        "windows": DAY,
         "valid_until_ms": UNTIL_MS,
         "price_mutual": 2,
         "price_one_way": 4,
@@ -111,35 +107,32 @@ def steps_of(work: Callable[[], object]) -> int:
     return steps
 
 
-def takers(own: Published, others: Iterable[Published], offer: Offer) -> list[Taker]:
-    """Return those with a need that the slot can serve, in the order in which they are admitted."""
-    found = [
-        Taker(other, *standing(own, other), needs)
-        for other in others
-        if (units := wanted(offer, own, other))
-        and (needs := tuple(n for n in other.commitment.needs if n.slot_id in units))
-    ]
-    return sorted(found, key=lambda taker: rank(taker, offer.salt))
-
-
 def taking(
-    own: Published, others: Iterable[Published], offer: Offer, bytes_max: int = CLEARINGS_BYTES_MAX
-) -> list[Published]:
-    """Return those that take part."""
-    found = admitted(own, takers(own, others, offer), offer.slot, bytes_max=bytes_max)
-    return [taker.published for taker in found]
+    own: Published,
+    others: Iterable[Published],
+    offered: AvailabilitySlot,
+    bytes_max: int = CLEARINGS_BYTES_MAX,
+) -> dict[bytes, dict[bytes, int]]:
+    """Return what the needs of those that take part want, by customer in order of admission."""
+    takers = takers_of(offered, NOW_MS, own, others)
+    found = admitted(offered, own, takers, bytes_max=bytes_max, needs_max=ALLOCATIONS_MAX)
+    return {taker.published.node: dict(taker.wanted) for taker in found}
 
 
 def cleared(
-    offer: Offer, provider: KeyPair, own: Published, others: list[Published], network: bytes
+    provider: KeyPair,
+    own: Published,
+    others: list[Published],
+    network: bytes,
+    capacity: int = 100,
 ) -> Signed[ClearingRecord]:
-    """Clear as a provider does; everything that is wanted is eligible."""
-    taken = taking(own, others, offer)
-    eligible = {other.node: wanted(offer, own, other) for other in taken}
-    nodes = {other.node for other in taken}
-    left_out = {other.node for other in others} - nodes
-    record = clear_window(offer, own, taken, eligible, left_out=left_out)
-    return sign(record, provider, network)
+    """Clear the one slot as a provider does; everything that is wanted is eligible."""
+    (offered,) = own.commitment.slots
+    eligible = taking(own, others, offered)
+    customers = [other for other in others if other.node in eligible]
+    left_out = {other.node for other in others} - eligible.keys()
+    made = Clearing(offered, NOW_MS, capacity, own, customers, eligible, left_out)
+    return sign(made.record(), provider, network)
 
 
 def named(*published: Published) -> list[SpaceValue]:
@@ -183,9 +176,7 @@ def random_clearing(
                 price_max=random.randint(1, 20),
                 location=random.choice(["", "", "berlin", "Paris"]),
                 filters=random.choice([(), (), (("location", "berlin"),), (("sort", "x"),)]),
-                windows_packed=random.choice(
-                    [b"", pack_windows([(NOW_MS, NOW_MS + random.choice([1, 30]) * HOUR)])]
-                ),
+                windows=random.choice([(), ((NOW_MS, NOW_MS + random.choice([1, 30]) * HOUR),)]),
                 caps=((provider.node_id, most // 2),) if random.random() < 0.3 else (),
             )
             for number in range(1, random.randint(2, 4))
@@ -193,9 +184,7 @@ def random_clearing(
         gives = {provider.node_id: 60_000} if random.random() < 0.6 else {}
         said = Commitment(needs=needs, damping_ppm=random.choice([1_000_000, 500_000]))
         others.append(published(customer, network, said, gives))
-    window = offered.windows[0]
-    capacity = random.randint(0, offered.quantity)
-    signed = cleared(Offer(offered, window, NOW_MS, capacity), provider, own, others, network)
+    signed = cleared(provider, own, others, network, random.randint(0, offered.quantity))
     return signed, named(own, *others)
 
 

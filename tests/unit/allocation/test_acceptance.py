@@ -2,22 +2,18 @@
 
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.allocation.clearings import HOUR, NOW_MS, UNTIL_MS, key, need, steps_of
+from tests.unit.allocation.clearings import HOUR, NOW_MS, key, need, steps_of
 from xsc.allocation.acceptance import (
     answered,
-    at_once,
     keep,
+    settled,
     to_lease,
 )
 from xsc.allocation.clearing import TIERS, Claim
-from xsc.allocation.granting import Given, still_wanted
-from xsc.terms.slot import Entitlement, pack_windows
-
-PROVIDER = key(1).node_id
+from xsc.terms.slot import Entitlement
 
 
 def offer(number, quantity, tier="mutual", weight=1):
@@ -26,14 +22,14 @@ def offer(number, quantity, tier="mutual", weight=1):
 
 def test_mutual_providers_are_kept_first_and_the_rest_is_released():
     offers = [offer(1, 6, "open"), offer(2, 6, "one_way"), offer(3, 6, "mutual")]
-    kept = keep(10, offers, {})
-    assert list(kept.quantities.values()) == [0, 4, 6]
-    assert kept.caps == {offers[0].id: 0, offers[1].id: 4}
+    kept, caps = keep(10, offers, {})
+    assert list(kept.values()) == [0, 4, 6]
+    assert caps == {offers[0].id: 0, offers[1].id: 4}
 
 
 def test_within_a_tier_providers_share_by_recognition():
-    kept = keep(6, [offer(1, 9, weight=1), offer(2, 9, weight=2)], {})
-    assert list(kept.quantities.values()) == [2, 4]
+    kept, _ = keep(6, [offer(1, 9, weight=1), offer(2, 9, weight=2)], {})
+    assert list(kept.values()) == [2, 4]
 
 
 def test_a_default_need_takes_whole_columns_of_as_many_providers_as_it_is_spread_over():
@@ -69,85 +65,15 @@ OFFERS = st.lists(
 def test_caps_only_fall_and_nothing_is_kept_beyond_need_offer_or_cap(quantity, made, said):
     offers = [offer(n, units, tier, weight) for n, (units, tier, weight) in enumerate(made)]
     caps = {bytes([n]) * 32: cap for n, cap in said.items()}
-    kept = keep(quantity, offers, caps)
-    assert sum(kept.quantities.values()) <= quantity
+    kept, lowered = keep(quantity, offers, caps)
+    assert sum(kept.values()) <= quantity
     for each in offers:
-        assert kept.quantities[each.id] <= min(each.need, caps.get(each.id, each.need))
+        assert kept[each.id] <= min(each.need, caps.get(each.id, each.need))
     for provider, cap in caps.items():
-        assert kept.caps[provider] <= cap
+        assert lowered[provider] <= cap
     # What was kept is kept again: no choice changes its mind.
-    left = [replace(each, need=kept.quantities[each.id]) for each in offers]
-    again = keep(quantity, left, kept.caps)
-    assert again.quantities == kept.quantities
-    assert again.caps == kept.caps
-
-
-def left(asked, window, *lines):
-    """Return what is still wanted after lines."""
-    given = Given()
-    for line in lines:
-        given.add(*line)
-    return still_wanted(asked, PROVIDER, window, given)
-
-
-def test_d2_two_slots_of_one_provider_do_not_fill_one_need_twice():
-    one = need(quantity=10)
-    window = (NOW_MS + HOUR, NOW_MS + 2 * HOUR)
-    assert left(one, window) == 10
-    assert left(one, window, (window, 10)) == 0
-    assert left(one, window, (window, 4)) == 6
-
-
-def test_a_cap_bounds_all_slots_of_a_provider_together():
-    one = need(quantity=10, caps=((PROVIDER, 3),))
-    window = (NOW_MS + HOUR, NOW_MS + 2 * HOUR)
-    assert left(one, window) == 3
-    assert left(one, window, (window, 3)) == 0
-
-
-@pytest.mark.parametrize("kind", ["storage", "compute"])
-def test_a_level_counts_at_a_moment_whatever_the_kind(kind):
-    early, late = (NOW_MS + HOUR, NOW_MS + 2 * HOUR), (NOW_MS + 2 * HOUR, NOW_MS + 3 * HOUR)
-    asked = need(kind=kind, quantity=10, windows_packed=pack_windows([(NOW_MS, UNTIL_MS)]))
-    assert left(asked, early, (early, 10)) == 0
-    assert left(asked, late, (early, 10)) == 10
-    assert left(asked, late, (early, 10), ((NOW_MS + HOUR, NOW_MS + 3 * HOUR), 4)) == 6
-
-
-WINDOWS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=8)
-
-
-@given(WINDOWS)
-def test_what_is_given_is_what_comparing_every_line_gives(offered):
-    given, lines = Given(), []
-    for at, length in sorted(offered):
-        plainly = sum(units for (_, end), units in lines if at < end)
-        assert given.beside((at, at + length)) == plainly
-        given.add((at, at + length), length)
-        lines.append(((at, at + length), length))
-
-
-def test_a_need_of_many_windows_takes_few_steps():
-    hours = [(2 * hour * HOUR, (2 * hour + 1) * HOUR) for hour in range(400)]
-    asked = need(windows_packed=pack_windows(hours), valid_until_ms=2**42)
-
-    def granted(count):
-        given = Given()
-        for window in hours[:count]:
-            assert still_wanted(asked, PROVIDER, window, given) == asked.quantity
-            given.add(window, 1)
-
-    few, many = (steps_of(lambda count=count: granted(count)) for count in (32, 256))
-    assert many <= 10 * few
-    assert many <= 256 * 500
-
-
-def test_what_one_provider_grants_at_once_is_what_counts():
-    one, two = (NOW_MS, NOW_MS + HOUR), (NOW_MS + HOUR, NOW_MS + 2 * HOUR)
-    both = (NOW_MS, NOW_MS + 2 * HOUR)
-    assert at_once([]) == 0
-    assert at_once([(one, 3), (two, 4)]) == 4
-    assert at_once([(one, 3), (two, 4), (both, 2)]) == 6
+    left = [replace(each, need=kept[each.id]) for each in offers]
+    assert keep(quantity, left, lowered) == (kept, lowered)
 
 
 def granted(provider, quantity, asked):
@@ -177,11 +103,13 @@ def test_a_need_is_leased_once_all_that_match_it_have_answered_or_its_time_is_ov
     offers = [granted(one, 6, asked), granted(one, 6, other)]
     matching = {each.slot_id: {one, two} for each in (asked, other)}
 
-    def leased(*needs, offers=offers, settled=()):
-        return to_lease(offers, {each.slot_id: each for each in needs}, matching, settled)
+    def leased(*needs, offers=offers, late=()):
+        stated = {each.slot_id: each for each in needs}
+        ready = settled(stated, offers, matching) | {*late}
+        return to_lease(offers, {each: stated[each] for each in ready})
 
     assert leased(asked, other) == [], "another one that matches has not answered yet"
-    assert leased(asked, other, settled={asked.slot_id}) == offers[:1]
+    assert leased(asked, other, late={asked.slot_id}) == offers[:1]
     both = [*offers, granted(two, 4, asked)]
     assert leased(asked, other, offers=both) == [both[0], both[2]]
     capped = need(1, quantity=10, caps=((one, 4), (two, 0)))
@@ -201,6 +129,6 @@ def test_many_offers_to_many_needs_take_few_steps():
             for provider in providers
         ]
         matching = dict.fromkeys(needs, frozenset(providers))
-        return steps_of(lambda: to_lease(offers, needs, matching, ()))
+        return steps_of(lambda: settled(needs, offers, matching))
 
     assert work(64) <= 10 * work(8)

@@ -17,14 +17,13 @@ from xsc.allocation import granting, records
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing import TIERS
 from xsc.allocation.clearing_record import Published
-from xsc.allocation.granting import clear_all, windows_ahead
+from xsc.allocation.granting import clear_all
 from xsc.allocation.records import Records
 from xsc.base.clock import InlineExecutor, SeededEntropy
 from xsc.base.errors import NotFound, StoreDamaged
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     ALLOCATION_LOOK_MS,
-    CLEARED_SLOTS_MAX,
     CLEARING_VALUE_BYTES,
     CLEARINGS_BYTES_MAX,
     CLEARINGS_KEPT_MAX,
@@ -34,7 +33,6 @@ from xsc.base.limits import (
     PPM,
     ROUND_REST,
     SLOTS_MAX,
-    WINDOWS_AHEAD,
 )
 from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair
@@ -50,7 +48,7 @@ from xsc.terms.clearing import (
     TwoTierAllocationState,
     to_ratio,
 )
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot, pack_windows
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 NOW_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
@@ -59,13 +57,14 @@ SLOT = AvailabilitySlot(
     slot_id=b"s" * 16,
     kind="storage",
     quantity=100,
-    windows_packed=pack_windows([(NOW_MS, END_MS)]),
+    windows=((NOW_MS, END_MS),),
     valid_until_ms=END_MS,
     price_mutual=8,
     price_one_way=9,
     reserve=10,
 )
 NOTHING = SpaceValue(record=b"", value=b"")
+State = TwoTierAllocationState
 
 
 def need_of(quantity, number=1, **changes):
@@ -84,16 +83,7 @@ class Plenty:
     """A market with room and credit for everything."""
 
     def free(self):
-        return {}
-
-    def room(self, free, now_ms):
-        return self
-
-    def left(self, kind, window):
-        return 10**9
-
-    def take(self, kind, window, steps):
-        pass
+        return {"storage": 10**9, "compute": 10**9}
 
     def __init__(self):
         self.leased = {}
@@ -306,7 +296,7 @@ async def test_a_restart_knows_from_the_state_who_is_paused(provider, bob, alice
     await provider.allocator.allocate()
     assert provider.quantities() == []
     (pause,) = provider.allocator.state.pauses
-    assert pause[2:] == (bob.node_id, 1, provider.clock.now_ms() + OFFER_PAUSE_MS)
+    assert pause[1:] == (bob.node_id, 1, provider.clock.now_ms() + OFFER_PAUSE_MS)
     again = Allocating(alice, network, bob, db=provider.db)
     again.clock.advance_to(pause[-1] - 1)
     await again.allocator.allocate()
@@ -338,13 +328,13 @@ async def test_where_a_power_loss_took_a_record_its_window_is_cleared_anew(
 def test_the_records_of_all_windows_fit_the_own_space():
     assert CLEARINGS_BYTES_MAX <= tables.OWNER_BYTES_MAX // 2
     assert CLEARINGS_BYTES_MAX // CLEARING_VALUE_BYTES <= RECORDS_MAX * 9 // 10
-    assert CLEARED_SLOTS_MAX <= CLEARINGS_KEPT_MAX
+    assert SLOTS_MAX <= CLEARINGS_KEPT_MAX
     slots = [
         SLOT.model_copy(update={"slot_id": bytes([number]) * 16}) for number in range(SLOTS_MAX)
     ]
     asked = []
 
-    def admitted(_own, _takers, _slot, *, bytes_max, needs_max):
+    def admitted(_slot, _own, _takers, *, bytes_max, needs_max):
         asked.append(bytes_max)
         return []
 
@@ -359,32 +349,38 @@ def test_the_records_of_all_windows_fit_the_own_space():
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(granting, "admitted", admitted)
-            clear_all(inputs, TwoTierAllocationState(), Plenty())
+            clear_all(inputs, TwoTierAllocationState())
         assert len(asked) == count
         assert sum(asked) <= CLEARINGS_BYTES_MAX
 
 
-def test_the_next_windows_of_a_slot_are_cleared_and_so_many_at_most():
-    hours = [(NOW_MS + hour * HOUR_MS, NOW_MS + (hour + 1) * HOUR_MS) for hour in range(0, 24, 2)]
-    slots = [
-        AvailabilitySlot(
-            **dict(SLOT)
-            | {
-                "slot_id": number.to_bytes(16, "big"),
-                "kind": "compute",
-                "windows_packed": pack_windows(hours),
-            }
-        )
-        for number in range(CLEARED_SLOTS_MAX // WINDOWS_AHEAD + 1)
-    ]
-    assert len(hours) > WINDOWS_AHEAD
-    first = [window for window, _ in windows_ahead(slots[:1], NOW_MS)]
-    assert first == hours[:WINDOWS_AHEAD]
-    later = [window for window, _ in windows_ahead(slots[:1], NOW_MS + 2 * HOUR_MS)]
-    assert later == hours[1 : WINDOWS_AHEAD + 1], "what has ended makes room for the next"
-    every = windows_ahead(slots, NOW_MS)
-    assert len(every) == CLEARED_SLOTS_MAX
-    assert {window for window, _ in every} == set(hours[:WINDOWS_AHEAD])
+def test_a_slot_is_cleared_once_its_window_begins():
+    hours = tuple((NOW_MS + h * HOUR_MS, NOW_MS + (h + 1) * HOUR_MS) for h in (2, 4))
+    slot = AvailabilitySlot(**dict(SLOT) | {"kind": "compute", "windows": hours})
+    need = NeedSlot(**dict(need_of(10)) | {"kind": "compute"})
+    others = {b"q" * 32: Published(b"q" * 32, Commitment(needs=(need,)), NOTHING)}
+    own, last, cleared = Published(b"p" * 32, Commitment(slots=(slot,)), NOTHING), State(), []
+    for hour in range(6):
+        now_ms, credit = NOW_MS + hour * HOUR_MS, dict.fromkeys(others, 10**9)
+        free = {"compute": 99}
+        last = clear_all(inputs_of(now_ms, own, others, credit=credit, free=free), last).state
+        cleared.append([each.window for each in last.slot_denominators])
+        assert [line.quantity for line in last.slot_allocations] == [10] * len(cleared[-1])
+    assert cleared == [[], [], [hours[0]], [], [hours[1]], []]
+
+
+async def test_what_begins_is_looked_at_then(provider, bob):
+    """What others need, and what this node offers."""
+    await provider.needs(bob, need_of(10, windows=((NOW_MS + 7_000, END_MS),)))
+    running = asyncio.create_task(provider.allocator.run())
+    await settle()
+    provider.pass_ms(6_999)
+    await settle()
+    assert provider.quantities() == []
+    provider.pass_ms(1)
+    await settle()
+    assert provider.quantities() == [10]
+    running.cancel()
 
 
 async def test_what_has_not_settled_is_looked_at_again_in_a_second(provider, bob):
@@ -471,14 +467,12 @@ def state_of(slot, customer, need, quantity):
                 rule=slot.rule,
                 capacity=slot.quantity,
                 clearing=bytes(32),
-                inputs=bytes(32),
                 tiers=tiers,
             ),
         ),
         slot_allocations=(
             SlotAllocationRecord(
                 slot=slot.slot_id,
-                window=window,
                 customer=customer,
                 need=need.slot_id,
                 tier="open",

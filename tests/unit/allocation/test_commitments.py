@@ -9,7 +9,7 @@ import pytest
 from tests.settle import settle
 from tests.unit.allocation.test_declaring import NIGHTS
 from tests.unit.space.test_store import Journal, record
-from xsc.allocation.commitments import LOOK_INTERVAL_MS, RENEW_INTERVAL_MS, Commitments
+from xsc.allocation.commitments import LOOK_INTERVAL_MS, Commitments
 from xsc.allocation.declaring import Statement, Wanted, standing_need
 from xsc.allocation.windows import DAY_MS
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
@@ -20,7 +20,7 @@ from xsc.base.limits import (
     GIB,
     NEED_INTERVAL_MS,
     PRICES_POSTED_MS,
-    SLOT_HORIZON_MS,
+    RECURRENCE_AHEAD_MS,
     SLOT_STEP_FUEL,
 )
 from xsc.identity.context import Context
@@ -261,6 +261,7 @@ async def test_the_commitment_of_a_peer_is_known_once_it_is_here(node, bob, netw
 
 
 async def test_recurrences_go_on_and_what_is_over_is_dropped(node):
+    node.has_peers, node.levels = True, dict.fromkeys(node.levels, 0)
     nights = await node.done(
         node.commitments.declare(AvailabilitySlot, "compute", Statement(100, every=NIGHTS, price=2))
     )
@@ -278,14 +279,15 @@ async def test_recurrences_go_on_and_what_is_over_is_dropped(node):
     assert slot.slot_id == nights
     assert node.space.get(PATH).signed.record.sequence == sequence + 1
     for _ in range(3):
-        node.pass_ms(RENEW_INTERVAL_MS)
+        node.pass_ms(DAY_MS)
         await settle()
         node.pass_ms(DEBOUNCE_MS)
         await settle()
     (later,) = node.stored().slots
     now = node.clock.now_ms()
-    assert now + SLOT_HORIZON_MS - 2 * DAY_MS < later.windows[-1][1] <= now + SLOT_HORIZON_MS
-    assert later.windows[0][1] > now - RENEW_INTERVAL_MS
+    ahead = now + RECURRENCE_AHEAD_MS
+    assert ahead - 2 * DAY_MS < later.windows[-1][1] <= ahead
+    assert later.windows[0][1] > now - DAY_MS
     assert set(later.windows) & set(slot.windows)
     loop.cancel()
 
@@ -296,7 +298,7 @@ async def test_a_node_offers_what_it_has_once_it_has_a_peer(node, alice, network
     with pytest.raises(NotFound):
         node.space.get(PATH)
     node.has_peers = True
-    await node.done(node.commitments.stand())
+    await node.done(node.commitments.follow())
     compute, storage = sorted(node.stored().slots, key=lambda slot: slot.kind)
     assert (compute.quantity, storage.quantity) == (200, 48)
     assert {slot.standing for slot in (compute, storage)} == {True}
@@ -316,7 +318,7 @@ async def test_a_node_offers_what_it_has_once_it_has_a_peer(node, alice, network
     # What the node has to lease is looked at when it starts.
     again = Node(alice, network, node.db, node.clock)
     again.has_peers, again.levels["storage"] = True, GIB
-    await again.done(again.commitments.stand())
+    await again.done(again.commitments.follow())
     assert {slot.slot_id: slot.quantity for slot in again.stored().slots} == {
         compute.slot_id: 200,
         storage.slot_id: 16,
@@ -327,13 +329,13 @@ async def test_what_its_owner_withdraws_or_states_is_offered_by_default_no_more(
     node, alice, network
 ):
     node.has_peers = True
-    await node.done(node.commitments.stand())
+    await node.done(node.commitments.follow())
     ids = {slot.kind: slot.slot_id for slot in node.commitments.own.slots}
     await node.done(node.commitments.withdraw(ids["storage"]))
     await node.done(node.commitments.edit(ids["compute"], Statement(price=7)))
     again = Node(alice, network, node.db, node.clock)
     again.has_peers = True
-    await again.done(again.commitments.stand())
+    await again.done(again.commitments.follow())
     (stated,) = again.stored().slots
     assert (stated.slot_id, stated.standing, stated.reserve) == (ids["compute"], False, 7)
     # It is offered again on demand, once.
@@ -346,12 +348,12 @@ async def test_a_node_that_offers_nothing_withdraws_what_it_offered_by_default(
     node, alice, network
 ):
     node.has_peers = True
-    await node.done(node.commitments.stand())
+    await node.done(node.commitments.follow())
     stated = await node.done(node.commitments.declare(AvailabilitySlot, "compute", STATED))
     for levels, standing in (({"storage": 0, "compute": 0}, 0), (node.levels, 2)):
         again = Node(alice, network, node.db, node.clock)
         again.has_peers, again.levels = True, levels
-        await again.done(again.commitments.stand())
+        await again.done(again.commitments.follow())
         slots = {slot.slot_id: slot.standing for slot in again.stored().slots}
         assert slots.pop(stated) is False
         assert list(slots.values()) == [True] * standing
@@ -368,22 +370,23 @@ async def test_a_full_disk_is_logged_and_what_there_is_is_offered_an_hour_later(
         raise SpaceExhausted("the disk is full")
 
     node.db.write = full
-    await node.done(node.commitments.stand())
+    await node.done(node.commitments.follow())
     assert node.log.events == ["allocation.capacity_not_offered"]
     assert node.commitments.own == Commitment()
     node.db.write = write
     node.pass_ms(PRICES_POSTED_MS)
-    await node.done(node.commitments.stand())
+    await node.done(node.commitments.follow())
     assert len(node.stored().slots) == 2
 
 
 async def test_a_need_follows_what_is_stored_and_changes_at_most_once_a_minute(node, bob):
     async def stored(size_bytes, short=0):
         node.wanted = Wanted({bob.node_id: size_bytes}, short, 2, 9)
-        await node.done(node.commitments.state_need())
+        await node.done(node.commitments.follow())
         need = standing_need(node.commitments.own)
         return None if need is None else need.quantity
 
+    node.levels = dict.fromkeys(node.levels, 0)
     assert await stored(GIB) is None, "there is nobody to tell"
     node.has_peers = True
     assert await stored(GIB) == 16
@@ -399,15 +402,15 @@ async def test_a_need_follows_what_is_stored_and_changes_at_most_once_a_minute(n
 
 
 async def test_a_need_of_each_kind_stands_by_itself(node, bob):
-    node.has_peers = True
+    node.has_peers, node.levels = True, dict.fromkeys(node.levels, 0)
     node.wanted = Wanted({bob.node_id: GIB}, 0, 1, 9)
     node.runs = Wanted({bob.node_id: 1}, 0, 1, 5)
-    await node.done(node.commitments.state_need())
+    await node.done(node.commitments.follow())
     stored, runs = (standing_need(node.stored(), kind) for kind in ("storage", "compute"))
     assert (runs.quantity, runs.parts, runs.price_max) == (1, ((bob.node_id, 1),), 5)
     node.pass_ms(NEED_INTERVAL_MS)
     node.runs = Wanted({bob.node_id: 2 * SLOT_STEP_FUEL}, 0, 1, 5)
-    await node.done(node.commitments.state_need())
+    await node.done(node.commitments.follow())
     assert standing_need(node.stored(), "compute").quantity == 2
     assert standing_need(node.stored()) == stored
     await node.done(node.commitments.withdraw(runs.slot_id))
@@ -430,6 +433,7 @@ async def test_a_node_looks_at_its_need_soon_after_it_stored_something(node, bob
 
 
 async def test_a_zone_that_is_gone_leaves_the_windows(node, monkeypatch):
+    node.has_peers, node.levels = True, dict.fromkeys(node.levels, 0)
     await node.done(
         node.commitments.declare(AvailabilitySlot, "compute", Statement(100, every=NIGHTS, price=2))
     )
@@ -441,7 +445,7 @@ async def test_a_zone_that_is_gone_leaves_the_windows(node, monkeypatch):
     monkeypatch.setattr("xsc.allocation.commitments.zone_of", unknown)
     loop = asyncio.ensure_future(node.commitments.run())
     await settle()
-    node.pass_ms(RENEW_INTERVAL_MS)
+    node.pass_ms(DAY_MS)
     await settle()
     assert node.stored() == before
     assert "allocation.windows_not_continued" in node.log.events

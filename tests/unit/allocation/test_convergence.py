@@ -20,15 +20,14 @@ from xsc.terms.clearing import (
 from xsc.terms.slot import Commitment
 
 
-def divided(clearing, start=0):
+def divided(clearing, slot=0):
     return SlotDenominators(
-        slot=bytes(16),
-        window=(start, start + 1),
+        slot=bytes([slot]) * 16,
+        window=(0, 1),
         kind="compute",
         rule="proportional",
         capacity=0,
         clearing=clearing * 32,
-        inputs=bytes(32),
         tiers=tuple(
             TierLine(tier=tier, capacity=0, given=0, denominator=to_ratio(Fraction(0)), level=None)
             for tier in ("mutual", "one_way", "open")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.allocation.clearings import present
-from tests.unit.allocation.test_allocating import SLOT, Allocating, Plenty, need_of
+from tests.unit.allocation.test_allocating import SLOT, Allocating, need_of
 from xsc.allocation.program import NOBODY, AllocationProgram, parts_of
 from xsc.base.clock import InlineExecutor
 from xsc.identity.keys import KeyPair
@@ -34,7 +34,7 @@ class Serving(Allocating):
     def __init__(self, key, network, *peers, db=None):
         super().__init__(key, network, *peers, db=db)
         own = Functions(allocation_functions(self.allocator.rules))
-        self.functions = Functions(allocation_functions(AllocationProgram(Plenty().room)))
+        self.functions = Functions(allocation_functions(AllocationProgram()))
         program = resolve(parse(ALLOCATION, "toml"), {}, {})
         compiled = compile_program(program, own, built_in=True)
         self.program = ServedProgram(compiled, self.space, Recorder(self.space, key, network))

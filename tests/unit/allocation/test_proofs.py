@@ -20,7 +20,7 @@ from tests.unit.allocation.clearings import (
 )
 from tests.unit.allocation.fakes import Memory
 from tests.unit.allocation.test_commitments import Lines
-from xsc.allocation.clearing_record import Offer, Published
+from xsc.allocation.clearing_record import Published
 from xsc.allocation.records import Records
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import NotFound, ProofInvalid
@@ -132,8 +132,7 @@ def both(network):
 
 @pytest.fixture
 def made(network, both):
-    at = Offer(slot(), slot().windows[0], NOW_MS, 100)
-    return cleared(at, PROVIDER, both[0], [both[1]], network)
+    return cleared(PROVIDER, both[0], [both[1]], network)
 
 
 def false_of(made, network, **changes):
@@ -153,7 +152,6 @@ def state_of(made, network, **changes):
     need_id, tier, units, price = part.lines[0]
     line = {
         "slot": record.slot.slot_id,
-        "window": record.window,
         "customer": part.customer,
         "need": need_id,
         "tier": tier,
@@ -163,12 +161,11 @@ def state_of(made, network, **changes):
     }
     divided = SlotDenominators(
         slot=record.slot.slot_id,
-        window=record.window,
+        window=record.slot.windows[0],
         kind=record.slot.kind,
         rule=record.slot.rule,
         capacity=record.capacity,
         clearing=made.id,
-        inputs=bytes(32),
         tiers=record.tiers,
     )
     said = SlotAllocationRecord(**line | changes)

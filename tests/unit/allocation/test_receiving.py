@@ -1,62 +1,28 @@
 """What a customer takes of the states of other nodes, and what it comes to."""
 
 from fractions import Fraction
-from random import Random
 
 from tests.unit.allocation.clearings import (
     NOW_MS,
-    UNTIL_MS,
     key,
     need,
     slot,
 )
-from xsc.allocation.acceptance import at_once, received
+from xsc.allocation.acceptance import received
 from xsc.allocation.clearing import TIERS
+from xsc.allocation.clearing_record import Published
 from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,
+    SpaceValue,
     TierLine,
     TwoTierAllocationState,
     to_ratio,
 )
-from xsc.terms.slot import Entitlement
-
-
-def test_the_sweep_is_what_looking_at_every_moment_gives():
-    random = Random(7)
-    for _ in range(300):
-        lines = [
-            ((start, start + random.randint(1, 20)), random.randint(1, 9))
-            for start in (random.randrange(60) for _ in range(random.randint(0, 9)))
-        ]
-        plainly = [
-            sum(units for (start, end), units in lines if start <= at < end) for at in range(80)
-        ]
-        assert at_once(lines) == max(plainly)
-
-
-def test_what_many_lines_come_to_takes_few_steps():
-    steps = 0
-
-    class Counted(int):
-        def __add__(self, other):
-            nonlocal steps
-            steps += 1
-            return Counted(int(self) + int(other))
-
-        __radd__ = __add__
-
-        def __neg__(self):
-            return Counted(-int(self))
-
-    lines = [((NOW_MS, UNTIL_MS), Counted(1)) for _ in range(4096)]
-    assert at_once(lines) == 4096
-    assert steps <= 4 * 4096
-
+from xsc.terms.slot import Commitment
 
 RIGHT = {
     "slot": slot().slot_id,
-    "window": slot().windows[0],
     "customer": key(2).node_id,
     "need": need().slot_id,
     "tier": "open",
@@ -65,9 +31,10 @@ RIGHT = {
     "granted_ms": NOW_MS,
 }
 CLEARING = bytes(32)
+NOTHING = SpaceValue(record=b"", value=b"")
 
 
-def taken(asked=None, slots=None, standing="open", before=(), **changes):
+def taken(asked=None, slots=None, standing="open", before=(), window=None, **changes):
     """Return what counts of a state of one line, and the clearings that are doubted."""
     line, asked = SlotAllocationRecord(**{**RIGHT, **changes}), asked or need()
     slots = (slot(),) if slots is None else slots
@@ -84,12 +51,11 @@ def taken(asked=None, slots=None, standing="open", before=(), **changes):
     )
     divided = SlotDenominators(
         slot=line.slot,
-        window=line.window,
+        window=window or slot().windows[0],
         kind="compute",
         rule="weighted-uniform",
         capacity=100,
         clearing=CLEARING,
-        inputs=bytes(32),
         tiers=tiers,
     )
     state = TwoTierAllocationState(
@@ -97,22 +63,17 @@ def taken(asked=None, slots=None, standing="open", before=(), **changes):
         slot_allocations=(line,),
         recipient_totals=((line.customer, "compute", line.quantity),),
     )
-    return received(
-        key(2).node_id,
-        key(1).node_id,
-        state,
-        tier=standing,
-        needs={asked.slot_id: asked},
-        slots={asked.slot_id: {each.slot_id: each for each in slots}},
-        before=before,
-        now_ms=0,
-    )
+    gives = {"open": ({}, {}), "one_way": ({key(2).node_id: 50_000}, {})}
+    gives["mutual"] = gives["one_way"][0], {key(1).node_id: 50_000}
+    nodes = [Published(key(1).node_id, Commitment(slots=slots), NOTHING, gives[standing][0])]
+    nodes.append(Published(key(2).node_id, Commitment(needs=(asked,)), NOTHING, gives[standing][1]))
+    return received(nodes[1], {asked.slot_id: asked}, nodes[0], state, before, now_ms=NOW_MS)
 
 
 def test_a_line_counts_only_within_what_slot_and_need_say():
     (each,), doubted = taken()
     assert (each.quantity, each.price, each.tier, doubted) == (40, 8, "open", set())
-    start, end = RIGHT["window"]
+    start, end = slot().windows[0]
     for changes in (
         {"slot": b"f" * 16},
         {"window": (start, end - 1)},
@@ -120,6 +81,7 @@ def test_a_line_counts_only_within_what_slot_and_need_say():
         {"need": b"x" * 16},
         {"price": 11},
         {"slots": ()},
+        {"asked": need(valid_until_ms=NOW_MS)},
         {"slots": (slot(quantity=39),)},
         {"asked": need(quantity=39)},
         {"asked": need(price_max=7)},
@@ -166,22 +128,3 @@ def test_a_line_that_has_counted_goes_on_while_its_provider_clears_again():
     assert taken(standing="mutual", before=before) == (before, set())
     for changes in ({"quantity": 39}, {"price": 7}, {"tier": "mutual"}):
         assert taken(slots=dearer, before=before, **changes) == ([], {CLEARING}), changes
-
-
-def granted(number, quantity, window, provider=b"p" * 32, asked="storage"):
-    return Entitlement(
-        slot=bytes([number]) * 16,
-        opens_ms=window[0],
-        closes_ms=window[1],
-        window=window,
-        provider=provider,
-        customer=b"c" * 32,
-        need=need(kind=asked).slot_id,
-        kind=asked,
-        quantity=quantity,
-        tier="open",
-        price=8,
-        granted_ms=window[0],
-        until_ms=window[1],
-        clearing=bytes(32),
-    )

@@ -65,7 +65,7 @@ def test_d1_tier_one_is_sated_before_tier_two():
     assert by_hex(weighted_uniform(100, claims_of(case))) == {"aa": 1, "bb": 99, "cc": 0}
     original = proportional(100, claims_of(case))
     assert by_hex(original) == {"aa": 1, "bb": 91, "cc": 8}
-    assert original.tier("mutual").denominator == Fraction(109, 10)
+    assert original.tiers[0].denominator == Fraction(109, 10)
 
 
 def test_d6_damping_cancels_for_a_lone_recipient():
@@ -75,7 +75,7 @@ def test_d6_damping_cancels_for_a_lone_recipient():
 def test_d7_damping_of_zero_is_zero():
     lone = Claim(b"a", "mutual", 500_000, 10, 0)
     assert proportional(10, [lone]).allocations == {b"a": 0}
-    assert proportional(10, [lone]).tier("mutual").denominator == 0
+    assert proportional(10, [lone]).tiers[0].denominator == 0
 
 
 def test_d9_the_guide_is_water_filling():
@@ -87,14 +87,14 @@ def test_d9_the_guide_is_water_filling():
 def test_the_level_is_capacity_over_denominator_while_no_need_caps():
     claims = [Claim(b"a", "mutual", 2, 900), Claim(b"b", "mutual", 3, 900)]
     for rule in RULES.values():
-        tier = rule(100, claims).tier("mutual")
+        tier = rule(100, claims).tiers[0]
         assert tier.level == Fraction(100) / tier.denominator
 
 
 def test_the_level_lets_each_claimant_check_its_own_line():
     claims = [Claim(b"a", "mutual", 2, 10), Claim(b"b", "mutual", 3, 90), Claim(b"c", "open", 0, 5)]
     division = weighted_uniform(77, claims)
-    level = division.tier("mutual").level
+    level = division.tiers[0].level
     assert level == Fraction(77 - 10, 3)
     assert division.allocations == {b"a": 10, b"b": 67, b"c": 0}
 
@@ -108,7 +108,7 @@ def test_no_level_binds_where_all_are_sated():
 
 def test_the_denominator_is_never_taken_for_less_than_a_ten_thousandth():
     lone = Claim(b"a", "mutual", 500_000, 10, 5)
-    tier = proportional(10, [lone]).tier("mutual")
+    tier = proportional(10, [lone]).tiers[0]
     assert tier.denominator == Fraction(5 * 10, 1_000_000)
     assert (tier.level, tier.given) == (10 * 10_000, 5)
 
@@ -125,7 +125,7 @@ def test_a_claim_that_needs_nothing_changes_nothing(rule):
 
 def test_a_tier_that_finds_nothing_left_says_so():
     claims = [Claim(b"a", "mutual", 1, 10), Claim(b"b", "one_way", 1, 10)]
-    tier = proportional(10, claims).tier("one_way")
+    tier = proportional(10, claims).tiers[1]
     assert (tier.capacity, tier.given, tier.denominator, tier.level) == (0, 0, 0, None)
 
 
@@ -133,12 +133,12 @@ def test_no_level_binds_where_the_needs_fit_to_the_unit():
     claims = [Claim(b"a", "mutual", 1, 4), Claim(b"b", "mutual", 1, 4), Claim(b"c", "open", 0, 2)]
     division = weighted_uniform(10, claims)
     assert [result.level for result in division.tiers] == [None, None, None]
-    assert weighted_uniform(7, claims).tier("mutual").level == Fraction(7, 2)
+    assert weighted_uniform(7, claims).tiers[0].level == Fraction(7, 2)
 
 
 def test_the_level_binds_while_one_claim_lacks_something():
     claims = [Claim(b"a", "mutual", 900, 1), Claim(b"b", "mutual", 100, 90)]
-    tier = proportional(20, claims).tier("mutual")
+    tier = proportional(20, claims).tiers[0]
     assert tier.given < 20
     assert tier.level == 20 / tier.denominator
 

@@ -6,7 +6,7 @@ from random import Random
 from tests.unit.allocation.clearings import need, random_clearing
 from xsc.allocation.clearing import Bid, SlotTerms, clear
 from xsc.allocation.clearing_record import check_clearing
-from xsc.allocation.queries import Change, Explained, changes_of, explain, pairs_of
+from xsc.allocation.explaining import Change, changes_of, explain, pairs_of
 
 SALT = b"salt"
 NEED = bytes(16)
@@ -45,12 +45,12 @@ def test_every_change_has_the_effect_that_is_named(network):
     for _ in range(25):
         signed, values = random_clearing(random, network)
         record, checked = signed.record, check_clearing(signed.raw, values)
-        terms, bids, weights, salt = checked.game
+        terms, bids, weights, salt = checked.clearing.game
         lines = {each.customer: each.lines for each in record.participants}
         rows = {
-            (pair.customer.node, pair.need.slot_id): Explained(pair, "")
-            for customer in checked.customers
-            for pair in pairs_of(checked.provider, customer, record.slot.slot_id)
+            (pair.customer.node, pair.need.slot_id): pair
+            for customer in checked.clearing.customers
+            for pair in pairs_of(checked.clearing.provider, customer, record.slot.slot_id)
         }
         for one in bids:
             said = explain(rows[one.key], checked, 0)
@@ -74,10 +74,8 @@ def test_a_need_that_took_no_part_has_only_a_reason(network):
     random = Random(1)
     signed, values = random_clearing(random, network)
     checked = check_clearing(signed.raw, values)
-    pair, *_ = (
-        pair for customer in checked.customers for pair in pairs_of(checked.provider, customer)
-    )
-    other = replace(pair, need=need(77))
-    said = explain(Explained(other, ""), checked, 0)
-    assert (said.tier, said.eligible, said.stages, said.changes) == (None, None, (), ())
-    assert said.because == "its provider had not seen the need as it is now when it cleared"
+    provider, customers = checked.clearing.provider, checked.clearing.customers
+    pair, *_ = (pair for customer in customers for pair in pairs_of(provider, customer))
+    said = explain(replace(pair, need=need(77)), checked, 0)
+    assert (said.weight, said.eligible, said.stages, said.changes) == (None, None, (), ())
+    assert said.because == "its provider had not seen the need when it cleared"

@@ -361,7 +361,7 @@ def _inputs(checked: Checked) -> str:
             if each.recognition_value is None
             else f"recognition {_dated(each.recognition_value)}"
         )
-        for each in (checked.provider, *checked.customers)
+        for each in (checked.clearing.provider, *checked.clearing.customers)
     )
 
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xsc.allocation.clearing_record import price_of
-from xsc.allocation.explaining import Explanation
+from xsc.allocation.explaining import Explained, Explanation
 from xsc.allocation.granting import until_ms
 from xsc.allocation.queries import (
-    Explained,
     Participant,
     denominator_of,
     groups,
@@ -95,15 +94,15 @@ def _slots(
     drawn: Mapping[tuple[bytes, bytes, int], Mapping[EntitlementKey, int]],
 ) -> list[api.Cleared]:
     """Return the windows of a provider's slots; `drawn` is by provider, slot and window."""
-    lines: defaultdict[object, list[SlotAllocationRecord]] = defaultdict(list)
+    lines: defaultdict[bytes, list[SlotAllocationRecord]] = defaultdict(list)
     for line in state.slot_allocations:
-        lines[line.slot, line.window].append(line)
+        lines[line.slot].append(line)
     return [
         _cleared(
             node,
             provider,
             slot,
-            lines[slot.slot, slot.window],
+            lines[slot.slot],
             drawn.get((provider, slot.slot, slot.window[0]), {}),
         )
         for slot in state.slot_denominators
@@ -262,29 +261,28 @@ async def received(node: Node, _: Nothing) -> api.Entitlements:
 
 
 def _explained(node: Node, each: Explained) -> api.Explained:
-    pair, step = each.pair, STEP[each.pair.need.kind]
-    provider, customer, has_part = pair.provider.node, pair.customer.node, each.tier is not None
+    provider, customer, step = each.provider.node, each.customer.node, STEP[each.need.kind]
     return api.Explained(
         clearing=None if each.clearing is None else to_text(each.clearing),
         provider=to_text(provider),
         provider_name=node.name_of(provider),
-        slot=to_text(pair.slot.slot_id),
+        slot=to_text(each.slot.slot_id),
         window=each.window,
         node=to_text(customer),
         name=node.name_of(customer),
-        kind=pair.need.kind,
-        need=to_text(pair.need.slot_id),
-        tier=each.tier or pair.customer.tier,
+        kind=each.need.kind,
+        need=to_text(each.need.slot_id),
+        tier=each.customer.tier,
         weight=each.weight,
         eligible=None if each.eligible is None else each.eligible * step,
-        granted=each.quantity * step if has_part else None,
+        granted=None if each.eligible is None else each.quantity * step,
         stages=[
             api.Stage(tier=tier, quantity=steps * step, price=price)
             for tier, steps, price in each.stages
         ],
         price=price_of(each.stages) if each.stages else None,
         because=each.because,
-        changes=[change.said(pair.need.kind) for change in each.changes],
+        changes=[change.said(each.need.kind) for change in each.changes],
     )
 
 

@@ -8,8 +8,6 @@ from dataclasses import replace
 from typing import Final
 
 from xsc.allocation.declaring import Either, Statement, find
-from xsc.allocation.matching import windows_of
-from xsc.allocation.queries import granted_level, is_open
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import ArgumentInvalid, NoOffers, NotFound
@@ -128,8 +126,8 @@ def own_granted(node: Node) -> Counter[bytes]:
     drawn, now_ms = node.drawn_steps(), node.clock.now_ms()
     levels = dict(drawn)
     for each in (*node.allocator.granted(), *node.allocator.received()):
-        taken = drawn.get(each.key, 0)
-        levels[each.key] = max(taken, granted_level(each, taken, now_ms))
+        if now_ms < each.until_ms:
+            levels[each.key] = max(drawn.get(each.key, 0), each.quantity)
     return _by_own_id(node, levels)
 
 
@@ -146,9 +144,10 @@ def _granted_by(node: Node, owner: bytes) -> Counter[bytes] | None:
     state, now_ms = node.allocator.states().get(owner), node.clock.now_ms()
     if state is None:
         return None
+    ended = {each.slot for each in state.slot_denominators if each.window[1] <= now_ms}
     found = Counter[bytes]()
     for line in state.slot_allocations:
-        found[line.slot] += line.quantity * is_open(line.window, now_ms)
+        found[line.slot] += 0 if line.slot in ended else line.quantity
     return found
 
 
@@ -240,7 +239,7 @@ def _cost_micro(slot: Either, now_ms: int, for_ms: int) -> int:
     """
     price = slot.price_max if isinstance(slot, NeedSlot) else slot.reserve
     until_ms = min(now_ms + for_ms, slot.valid_until_ms)
-    windows = windows_of(slot)
+    windows = slot.times
     if slot.kind == "storage":
         windows = ((windows[0][0], windows[-1][1]),)
     times = (min(end, until_ms) - max(start, now_ms) for start, end in windows)

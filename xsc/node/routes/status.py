@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from xsc import __version__
-from xsc.allocation.queries import is_open
 from xsc.api import status as api
 from xsc.api.endpoint import Nothing
 from xsc.api.status import (
@@ -72,7 +71,7 @@ def _levels(node: Node) -> tuple[Counter[Kind], Counter[Kind]]:
     offered, granted = Counter[Kind](), Counter[Kind]()
     for slot in node.commitments.own.slots:
         granted[slot.kind] += steps[slot.slot_id] * STEP[slot.kind]
-        if any(is_open(window, now_ms) for window in slot.windows):
+        if slot.window_at(now_ms) is not None:
             offered[slot.kind] += slot.quantity * STEP[slot.kind]
     return offered, granted
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.allocation.clearings import (
-    NOW_MS,
     cleared,
     key,
     named,
@@ -14,7 +13,6 @@ from tests.unit.allocation.clearings import (
     published,
     slot,
 )
-from xsc.allocation.clearing_record import Offer
 from xsc.base.errors import ProofInvalid
 from xsc.base.ids import short
 from xsc.identity.envelope import sign
@@ -30,10 +28,7 @@ PROVIDER, CUSTOMER = key(1), key(2)
 def test_verify_names_what_is_the_provider_s_word(gives):
     own = published(PROVIDER, NETWORK, Commitment(slots=(slot(),)), {CUSTOMER.node_id: 50_000})
     other = published(CUSTOMER, NETWORK, Commitment(needs=(need(),)), gives)
-    offer = Offer(slot(), slot().windows[0], NOW_MS, 100)
-    said = verify_file(
-        proof(cleared(offer, PROVIDER, own, [other], NETWORK), named(own, other), CUSTOMER)
-    )
+    said = verify_file(proof(cleared(PROVIDER, own, [other], NETWORK), named(own, other), CUSTOMER))
     assert "divided 1000 Mfuel/s of compute" in said
     assert "no recognition is missing" in said
     assert "nothing of this had been replaced are the provider's word" in said
