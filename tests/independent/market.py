@@ -124,7 +124,8 @@ class Published:
         records = self.clearings[lease.provider]
         named = [records.get(lease.clearing)] if lease.clearing else records.values()
         for record in filter(None, named):
-            if (record["slot"]["slot_id"], list(record["window"])) != (lease.slot, lease.window):
+            begins, ends = lease.window
+            if record["slot"]["slot_id"] != lease.slot or not begins <= record["at_ms"] < ends:
                 continue
             for said in record["participants"]:
                 lines = [line[1:] for line in said["lines"] if line[0] == lease.need]

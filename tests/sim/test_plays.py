@@ -25,13 +25,10 @@ from xsc.base.limits import (
     PPM,
     SHORT_MS,
     SLOT_STEP_BYTES,
-    SLOT_STEP_FUEL,
 )
 from xsc.market.auction import Bid as Ask
 from xsc.market.auction import place, reserve
-from xsc.market.lease import LeaseTerms, advance, new_use, worth
 from xsc.market.pricing import unit_price, utilisation_ppm
-from xsc.terms.pricing import WORTH
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -336,22 +333,6 @@ def test_margins_heal_what_one_provider_loses_where_any_can(providers, least):
     percents = [healed(providers, seed) for seed in range(5)]
     assert min(percents) >= least
     assert kept_steps(100 * SLOT_STEP_BYTES, 6) in range(100, 105), "none where none helps"
-
-
-def test_a_wait_for_own_credit_takes_nothing_off_the_bill_of_a_cleared_rate():
-    terms = LeaseTerms(
-        lease_id=bytes(16),
-        kind="compute",
-        provider=name(1),
-        customer=name(2),
-        price=1_000,
-        quantity=60 * SLOT_STEP_FUEL,
-        start_ms=0,
-        end_ms=HOUR_MS,
-        cleared=True,
-    )
-    use = advance(terms, new_use(terms, 0), HOUR_MS)
-    assert worth(terms, use.used) // WORTH == 1_000 * SLOT_STEP_FUEL * 3_600 // 10**9
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -8,12 +8,11 @@ from tests.unit.allocation.test_declaring import NOW, edited
 from xsc.allocation.declaring import (
     NOTHING,
     Wanted,
-    counted,
     find,
     kept_steps,
+    need_of,
     priced,
     standing_need,
-    standing_slot,
     with_slot,
     with_standing,
     with_standing_need,
@@ -23,7 +22,7 @@ from xsc.allocation.windows import DAY_MS, ENDLESS_MS
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.units import ceil_div
 from xsc.terms.pricing import Ladder
-from xsc.terms.slot import STEP, STEPS_MAX, Commitment, EntitlementKey
+from xsc.terms.slot import STEP, STEPS_MAX, Commitment
 
 STEP_BYTES = STEP["storage"]
 GIB = 1 << 30
@@ -149,26 +148,15 @@ def test_a_need_of_more_than_any_amount_is_not_stated():
         needing(Commitment(), {hosts(1)[0]: 2**55}, price=10**14)
 
 
-def test_leases_for_now_count_for_the_standing_slot_and_the_standing_need():
-    provider, customer, silent = hosts(3)
-    offering = stood(Commitment(), 9 * STEP_BYTES)
-    said = {provider: offering, customer: needing(Commitment(), {provider: 1})}
-
-    def counts(by, of, named, kind="storage"):
-        return counted(kind, by, of, named, commitment_of=lambda node: said.get(node, Commitment()))
-
-    slot, need = standing_slot(offering, "storage"), standing_need(said[customer])
-    key = EntitlementKey(provider, slot.slot_id, NOW, customer, need.slot_id)
-    assert counts(provider, customer, None) == key
-    assert counts(provider, silent, None) == key._replace(customer=silent, need=NOTHING)
-    unoffered = EntitlementKey(silent, NOTHING, 0, customer, need.slot_id)
-    assert counts(silent, customer, None) == unoffered
+def test_leases_for_now_count_for_the_standing_need():
+    node, other = hosts(1)[0], bytes([5]) * 16
+    said = needing(Commitment(), {node: 1})
+    need_id = standing_need(said).slot_id
+    assert need_of(said, "storage", None) == need_id
+    assert need_of(Commitment(), "storage", None) == NOTHING
     # A lease of a need that is stated no more counts for the standing one, too, but of compute.
-    other = key._replace(need=bytes([5]) * 16)
-    assert counts(provider, customer, other) == counts(provider, customer, key) == key
-    assert counts(provider, customer, other, "compute") == other
-    gone = other._replace(customer=silent)
-    assert counts(provider, silent, gone) == gone
+    assert need_of(said, "storage", other) == need_of(said, "storage", need_id) == need_id
+    assert need_of(said, "compute", other) == need_of(Commitment(), "storage", other) == other
 
 
 def test_a_need_of_compute_is_the_rate_at_each_provider_without_a_margin():
