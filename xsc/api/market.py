@@ -182,7 +182,7 @@ class Lease:
     """What is kept free: bytes, or fuel steps a minute; 0 for now."""
     held_bytes: int
     used: int
-    """Fuel steps that ran in this minute under a cleared rate."""
+    """Fuel steps that ran; under a cleared rate, in this minute."""
     price_micro: int
     due_micro: int
     settled_micro: int
