@@ -153,9 +153,7 @@ class Signing:
         now_ms = self._clock.now_ms()
         said, at_ms = self._tried.get(entry.id, (SILENT, 0))
         # A silent host costs no call: it is looked at each time.
-        if not rules.is_due(entry, now_ms) or (
-            said != SILENT and now_ms - at_ms < self._retry_ms
-        ):
+        if not rules.is_due(entry, now_ms) or (said != SILENT and now_ms - at_ms < self._retry_ms):
             return
         try:
             await self._next_term(entry, needs)
