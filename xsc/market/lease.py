@@ -561,6 +561,8 @@ def check_renewal(
         return "the lease ends too soon after its present end"
     if request.level > max(use.level, ceil_div(use.held_bytes, MIB) * MIB):
         return "the lease is for more than it has"
+    if request.cleared and request.level < use.held_bytes:
+        return "the lease is for less than is held under it"
     return None
 
 
