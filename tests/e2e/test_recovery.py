@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tests.e2e.conftest import Member, have_told, wait_for
+from tests.e2e.conftest import PROGRAMS, Member, have_told, wait_for
 from xsc.base.ids import from_text
 from xsc.db.leveldb import LevelDBKeyValue
 
@@ -25,6 +25,8 @@ def test_a_lost_home_comes_back_with_objects_names_and_ledger(small_net, tmp_pat
     node_id = owner(["node", "identity", "export", key]).line
 
     def settles():
+        words = ["compute", "invoke", PROGRAMS / "add.wasm", "add", "1", "2", "--on", friend.id]
+        assert owner(words).code == 0
         assert owner("ledger settle").code == 0
         return owner("ledger verify --json").json["settled"] > 0
 

@@ -75,7 +75,6 @@ SHELL = {
     "xsc.market.signing": "takes leases on what clearings grant",
     "xsc.market.lease_store": "keeps leases on the disk",
     "xsc.market.providers": "asks providers for quotes and leases",
-    "xsc.market.renewals": "takes leases that renew others",
     "xsc.market.service": "starts the parts of the market, tidies and closes them",
     "xsc.market.settlement": "agrees with peers on counts, and signs and books vouchers",
     "xsc.market.waiting": "has calls wait in line",

@@ -26,6 +26,7 @@ from xsc.market.lease import (
     hold,
     lowered,
     new_use,
+    ran,
     renewed,
     room,
     spend,
@@ -431,6 +432,7 @@ def test_a_compute_lease_comes_to_the_fuel_that_ran(runs):
         use = spend(COMPUTE, use, steps, START)
     assert use.used == worth(COMPUTE, sum(runs))
     assert use.used // WORTH == compute_amount(COMPUTE.price, sum(runs))
+    assert ran(COMPUTE, use, START) == sum(runs)
 
 
 renewals = st.lists(

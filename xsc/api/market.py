@@ -187,7 +187,7 @@ class Lease:
     held: int
     """Bytes that are stored."""
     used: int
-    """Fuel steps that ran in this minute under a cleared rate."""
+    """Fuel steps that ran; under a cleared rate, in this minute."""
     price_micro: int
     billed_micro: int
     settled_micro: int

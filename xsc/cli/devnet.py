@@ -34,6 +34,7 @@ from xsc.cli.options import DIRECTORY, DURATION, WHOLE, Group, Settings, pass_se
 from xsc.cli.output import say, short, show, show_json, show_table, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Core, Document
+from xsc.client.market import MarketCalls
 
 NODES_DEFAULT = 7
 """Six hold the shards of an object; the seventh is what heals it."""
@@ -41,6 +42,8 @@ NODES_MAX = 64
 STARTS_AT_ONCE = 3
 READY_TIMEOUT_MS = 60_000
 STOP_TIMEOUT_S = 20.0
+OFFERED_S = 10.0
+"""For so long the slots of new nodes are waited for."""
 _FORMAT = 1
 _EACH_ITS_OWN = (
     "XSC_HOME",
@@ -391,8 +394,22 @@ def _wait_until_healthy(members: list[Member], deadline: float) -> None:
                 break
             waiting.pop(0)
         else:
+            _wait_until_offered(members, deadline)
             return
     raise NodeUnreachable(f"{blind.name} did not see {unseen.name} in time", hint=_log_hint(unseen))
+
+
+def _wait_until_offered(members: list[Member], deadline: float) -> None:
+    """Return when every member knows what every other offers, or soon: one may offer nothing."""
+    waiting, ids = list(members), {member.id for member in members}
+    for _ in poll(min(deadline, time.monotonic() + OFFERED_S)):
+        while waiting:
+            rows = MarketCalls(waiting[0].calls().core).slots()["slots"]
+            if not ids <= {row["node"] for row in rows if row["role"] == "offer"}:
+                break
+            waiting.pop(0)
+        else:
+            return
 
 
 def _stop(members: list[Member]) -> None:

@@ -336,6 +336,8 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
 
     With --size or --fuel, say what that would cost at these prices.
     """
+    from xsc.terms.quote import UNITS
+
     given = {name: value for name, value in asked.items() if value is not None}
     if given:
         _estimate(settings, kind, given)
@@ -355,7 +357,7 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
                 format_level(row["kind"], row["available"]),
                 format_credits(row["price_micro"]),
                 format_credits(row["reserve_micro"]),
-                _PRICED[row["kind"]],
+                UNITS[row["kind"]],
                 row["tier"],
                 short(row["slot"]),
             ]
@@ -363,9 +365,6 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
         ],
         "nobody offers anything",
     )
-
-
-_PRICED: Final = {"storage": "GiB and hour", "compute": "Gfuel"}
 
 
 def _lease_level(row: Document) -> str:
@@ -504,6 +503,7 @@ def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> 
             ("price", f"{format_credits(asked.price)} credits a {UNITS[asked.kind]}"),
             ("tier", _TIERS[asked.tier]),
             ("slot", short(to_text(asked.slot))),
+            *([] if asked.need is None else [("need", short(to_text(asked.need)))]),
             ("why", because),
             *(("passed over", row["reason"]) for row in passed_over),
         ]

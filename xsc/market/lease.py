@@ -317,6 +317,18 @@ def spent(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> int:
     return use.spent if use.minute == (now_ms - terms.start_ms) // COMPUTE_LEASE_MS else 0
 
 
+def ran(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> int:
+    """Return the fuel steps that ran, for people: under a cleared rate those of this minute.
+
+    For now they follow from what they came to: what costs nothing is not counted.
+    """
+    if terms.kind == "storage":
+        return 0
+    if terms.cleared:
+        return spent(terms, use, now_ms)
+    return use.used // worth(terms, 1) if terms.price else 0
+
+
 def spend(terms: LeaseRequest, use: LeaseUse, steps: int, now_ms: int) -> LeaseUse:
     """Return the use after a run that was billed; under a cleared lease it is paid by time."""
     assert terms.kind == "compute", "only compute is spent"
@@ -541,6 +553,8 @@ def check_renewal(
         return "the lease ends too soon after its present end"
     if request.level > max(use.level, ceil_div(use.held_bytes, MIB) * MIB):
         return "the lease is for more than it has"
+    if request.cleared and request.level < use.held_bytes:
+        return "the lease is for less than is held under it"
     return None
 
 

@@ -15,7 +15,7 @@ from xsc.base.ids import to_text
 from xsc.base.limits import EPOCH_MS, MFUEL
 from xsc.base.units import ceil_div, format_level
 from xsc.market.account import LeaseView
-from xsc.market.lease import spent
+from xsc.market.lease import ran
 from xsc.market.pricing import MarketPricing, PriceList, domain
 from xsc.node.api.serving import Answers
 from xsc.node.build import DAY_MS, Node, market_settings
@@ -338,7 +338,7 @@ def _lease(node: Node, view: LeaseView) -> api.Lease:
         state=view.status,
         quantity=use.level,
         held=use.held_bytes,
-        used=spent(terms, use, node.clock.now_ms()),
+        used=ran(terms, use, node.clock.now_ms()),
         price_micro=terms.price,
         billed_micro=view.due_micro,
         settled_micro=view.settled_micro,
