@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Protocol, Self, TypeAlias
+from typing import Annotated, Protocol, Self, TypeAlias
 
 from pydantic import Field
 
@@ -80,8 +80,6 @@ class Market(Protocol):
 
 class Gathered(Record):
     """All that a round follows from, beside the last state, as its bytes have it."""
-
-    KIND: ClassVar[str] = "gathered"
 
     now_ms: Count
     own: Said

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -29,8 +29,6 @@ Weight = Annotated[int, Field(gt=0, le=PPM)]
 
 class Recognition(Record):
     """All weights that a node gives."""
-
-    KIND: ClassVar[str] = "recognition"
 
     weights: Annotated[tuple[tuple[Id32, Weight], ...], Field(max_length=PEERS_MAX)]
     """Peers by rising id with what they are given, in ppm; an absent peer is given nothing."""

@@ -66,8 +66,6 @@ def from_ratio(value: tuple[bytes, bytes]) -> Fraction:
 class SpaceValue(Record):
     """A value of a space with the record that signs it; whoever reads it checks both."""
 
-    KIND: ClassVar[str] = "space_value"
-
     record: Annotated[bytes, Field(max_length=SPACE_EVIDENCE_BYTES_MAX)]
     value: Annotated[bytes, Field(max_length=CLEARING_BYTES_MAX)]
 
@@ -89,8 +87,6 @@ class SpaceValue(Record):
 
 class TierLine(Record):
     """How one stage was served."""
-
-    KIND: ClassVar[str] = "tier_line"
 
     tier: Tier
     capacity: Count
@@ -183,8 +179,6 @@ class ClearingProof(Record):
     Whoever packs it signs it, which proves nothing more.
     """
 
-    KIND: ClassVar[str] = "clearing_proof"
-
     clearing: Annotated[bytes, Field(max_length=CLEARING_BYTES_MAX)]
     """The record, signed by its provider."""
     named: Annotated[tuple[SpaceValue, ...], Field(max_length=2 * ALLOCATIONS_MAX)]
@@ -217,8 +211,6 @@ class SlotAllocationRecord(Record):
 
 class SlotDenominators(Record):
     """How the present window of one slot was divided."""
-
-    KIND: ClassVar[str] = "slot_denominators"
 
     slot: SlotId
     window: tuple[Count, Count]

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
-from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -83,8 +83,6 @@ def _check_amount(kind: Kind, quantity: int, price: int) -> None:
 class Slot(Record):
     """What offers and needs have in common."""
 
-    KIND: ClassVar[str] = "slot"
-
     slot_id: SlotId
     """Random; kept when the slot is edited."""
     kind: Kind
@@ -140,8 +138,6 @@ class Slot(Record):
 class AvailabilitySlot(Slot):
     """Capacity that a node offers, at a price ladder that does not fall."""
 
-    KIND: ClassVar[str] = "availability_slot"
-
     price_mutual: Count
     """For mutually recognised peers (p1)."""
     price_one_way: Count
@@ -179,8 +175,6 @@ def _of(pairs: tuple[tuple[bytes, int], ...], provider: bytes, default: int) -> 
 
 class NeedSlot(Slot):
     """Capacity that a node needs. Without a window it needs it always, until it ends."""
-
-    KIND: ClassVar[str] = "need_slot"
 
     price_max: Count
     """What the node pays at most."""
@@ -226,8 +220,6 @@ class NeedSlot(Slot):
 
 class Commitment(Record):
     """Everything that a node offers and needs; the one value at `allocation/commitment`."""
-
-    KIND: ClassVar[str] = "commitment"
 
     slots: Annotated[tuple[AvailabilitySlot, ...], Field(max_length=SLOTS_MAX)] = ()
     needs: Annotated[tuple[NeedSlot, ...], Field(max_length=NEEDS_MAX)] = ()
