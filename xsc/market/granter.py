@@ -92,6 +92,8 @@ class LeaseGranter:
             is_early = rules.is_young(known.terms, now_ms + REQUEST_WINDOW_MS)
             if known.request_id == signed.id or is_early:
                 return {"lease": known.raw}, ()
+        if known is None and request.renews:
+            raise LeaseExhausted("this node does not know the lease that is to be renewed")
         self._asked.count(caller, self._clock.monotonic_ms(), "leases")
         granted = self._granted(request, least) if known is None else self._renewal(request, known)
         lease = Lease(
@@ -364,6 +366,7 @@ class LeaseGranter:
         entry.reserved = max(0, entry.reserved - reserved_steps)
         entry.use = rules.spend(entry.terms, entry.use, used_steps, self._clock.now_ms())
         self._store.keep(entry)
+        self._headroom.owes_more(entry.terms.customer)
         self._lines.wake()
 
     def _open(self, lease_id: bytes, customer: bytes, kind: Kind) -> LeaseEntry:

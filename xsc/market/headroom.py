@@ -202,6 +202,10 @@ class Headroom:
             )
         self._left[sharing] = left - more_micro
 
+    def owes_more(self, customer: bytes) -> None:
+        """Compute anew what a customer may still come to owe: something was billed."""
+        self._left.pop(min(self.shares_with(customer), default=customer), None)
+
     def _owed(self, customer: bytes) -> int:
         """Return what a customer, and those that share its credit, owe and have not settled."""
         store, now_ms = self._store, self._clock.now_ms()

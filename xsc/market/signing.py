@@ -172,7 +172,6 @@ class Signing:
         try:
             await self._next_term(entry, needs)
         except XscError as fault:
-            # One that did not answer may have renewed it: it is asked again at the next look.
             reason = SILENT if isinstance(fault, PeerSilent) else fault.message
             if reason != said or not at_ms:
                 self._node.log.warning(
@@ -182,6 +181,8 @@ class Signing:
                     reason=reason,
                 )
             self._tried[entry.id] = reason, now_ms
+            if isinstance(fault, LeaseExhausted) and reason != SILENT:
+                await self._agree(entry.peer)  # It may not know the lease any more.
             return
         self._tried.pop(entry.id, None)
         self._node.log.info(

@@ -38,6 +38,8 @@ class LeaseRequest(Record):
     """Of the customer, to which a clearing granted it; None: it is needed for now."""
     number: Count
     """Of the need; 0 for now."""
+    renews: bool = False
+    """Whether its provider has the lease: one that lost its disk does not grant it anew."""
     level: Level
     """What is kept free; 0 for now."""
     price: Count

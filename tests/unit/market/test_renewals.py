@@ -264,7 +264,7 @@ async def test_a_host_that_lost_the_lease_or_what_lay_under_it_says_so(world, pa
 
 
 async def test_what_is_asked_again_of_a_host_that_lost_it_is_not_paid(world, pair):
-    """To it the renewal is a new lease, under which nothing lies."""
+    """It grants nothing anew under the lease's id, and its count says that it has none."""
     customer, provider = pair
     await stored(world, customer, provider)
     world.later(LATEST_MS)
@@ -275,7 +275,8 @@ async def test_what_is_asked_again_of_a_host_that_lost_it_is_not_paid(world, pai
     await world.drive(customer.market.signing.look())
     world.later(DAY_MS)
     await world.drive(customer.market.settlement.settle_all())
-    assert both(customer, provider, "held_bytes") == [0, 0]
+    assert len(customer.denied) == 1
+    assert not provider.market.leases()
     assert provider.ledger.owed(customer.id) == paid
 
 
