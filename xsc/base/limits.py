@@ -679,8 +679,6 @@ OTHERS_GET_MS_MAX = 30_000
 """Within this a small object is read while k of its columns lie at honest nodes that are up."""
 OTHERS_PUT_MS_MAX = 60_000
 """Within this a small object is stored while enough honest nodes are up."""
-ROOM_A_PEER_PPM_MAX = 500_000
-"""How much of a node's room one customer may keep from others without using it."""
 STORED_OVERHEAD_BYTES_A_PEER_MAX = 32 * KIB
 """What a customer's bodies may take on a disk beyond twice what it is billed for."""
 

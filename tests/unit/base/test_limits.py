@@ -44,5 +44,3 @@ def test_every_nonce_of_a_window_can_be_remembered():
     assert limits.PEER_REQUESTS_A_SECOND_MAX * window_s <= limits.NONCES_MAX
 
 
-def test_a_quote_outlives_the_auction_that_uses_it():
-    assert limits.PEER_TIMEOUT_MS < limits.QUOTE_TTL_MS
