@@ -112,7 +112,7 @@ def recompute_all(provider):
 def cleared(node, role="customer"):
     """Return the cleared leases of a node in a role that are open."""
     return [
-        view
+        view.entry
         for view in node.market.leases()
         if (view.entry.role, view.status) == (role, "open") and view.entry.terms.cleared
     ]
@@ -120,7 +120,7 @@ def cleared(node, role="customer"):
 
 def leased(node, role="customer"):
     """Return the steps of storage that cleared leases have."""
-    return sum(view.use.level for view in cleared(node, role)) // SLOT_STEP_BYTES
+    return sum(lease.use.level for lease in cleared(node, role)) // SLOT_STEP_BYTES
 
 
 def test_recognition_decides_what_is_leased_and_not_who_asks_first():
@@ -135,10 +135,10 @@ def test_recognition_decides_what_is_leased_and_not_who_asks_first():
         await offer(provider, 100)
         await world.until(lambda: cleared(late))
         (lease,) = cleared(late)
-        assert lease.quantity == 100 * SLOT_STEP_BYTES
-        assert lease.price == 8 * A_STEP, "its rung: 20 % below the reserve"
+        assert lease.use.level == 100 * SLOT_STEP_BYTES
+        assert lease.terms.price == 8 * A_STEP, "its rung: 20 % below the reserve"
         await put(late, content(MIB), contract=Contract(0))
-        assert any(view.lease_id == lease.lease_id and view.held_bytes for view in cleared(late))
+        assert any(each.id == lease.id and each.use.held_bytes for each in cleared(late))
         # No clearing touches a signed lease, and freed room is cleared first.
         await world.clock.sleep_ms(120_000)
         assert leased(early) == 0
@@ -163,13 +163,14 @@ def test_at_half_life_the_room_goes_to_who_ranks_before_when_it_falls_free():
         wanted = await need(stranger, whole, price=1_000)
         await world.until(lambda: leased(stranger) == whole)
         await put(stranger, content(MIB), contract=Contract(0))
-        (lease,) = [view for view in cleared(stranger) if view.peer == provider.key.node_id]
-        assert lease.held_bytes
+        (lease,) = [each for each in cleared(stranger) if each.peer == provider.key.node_id]
+        end_ms = lease.terms.end_ms
+        assert lease.use.held_bytes
         await need(friend, whole, price=1_000)
         await world.clock.sleep_ms(60_000)
         assert leased(friend) == 0, "the stranger has signed for the room"
         await world.skip(STORAGE_LEASE_MS * 3 // 4, 12 * EPOCH_MS)
-        assert not any(view.renews == lease.lease_id for view in provider.market.leases())
+        assert lease.terms.end_ms == end_ms, "it is not renewed"
         assert of(provider, friend) == whole, "what is granted stands until the room is free"
         await stranger.commitments.withdraw(wanted)
         await world.until(lambda: leased(friend) > 0, within_ms=600_000)
@@ -202,7 +203,7 @@ def test_what_was_drawn_stays_and_the_rest_goes_by_recognition():
         await offer(provider, 100)
         wanted = await need(early, 100)
         await world.until(lambda: leased(early) == 100)
-        assert cleared(early)[0].price == 9 * A_STEP
+        assert cleared(early)[0].terms.price == 9 * A_STEP
         await mutual(provider, late)
         await need(late, 80)
         await world.clock.sleep_ms(20_000)
@@ -301,12 +302,12 @@ def test_compute_is_granted_and_leased_too():
         await need(customer, 300, "compute")
         await world.until(lambda: of(provider, customer) == 300)
         await world.until(lambda: cleared(customer))
-        (view,) = cleared(customer)
-        assert view.price == 8 * A_STEP
+        (taken,) = cleared(customer)
+        assert taken.terms.price == 8 * A_STEP
         lease = await customer.market.buyer.lease_compute(
             fuel_steps=4_000_000_000, on=provider.key.node_id
         )
-        assert (lease.lease_id, lease.price) == (view.lease_id, 0), "it is paid by time"
+        assert (lease.lease_id, lease.price) == (taken.id, 0), "it is paid by time"
         assert sum(provider.market.headroom.drawn_steps().values()) == 300
 
     run(7, 2, play, SETTINGS)
@@ -329,15 +330,16 @@ def test_a_need_that_recurs_is_leased_and_billed_in_its_windows_alone():
         await world.clock.sleep_ms(start_ms - 5_000 - world.clock.now_ms())
         assert not cleared(customer)
         await world.until(lambda: cleared(customer))
-        (view,) = cleared(customer)
-        assert start_ms <= view.start_ms < view.end_ms == end_ms
+        (lease,) = cleared(customer)
+        assert start_ms <= lease.terms.start_ms < lease.terms.end_ms == end_ms
         await world.clock.sleep_ms(end_ms + minute_ms - world.clock.now_ms())
         assert not cleared(customer)
         assert not cleared(provider, "provider")
         assert not provider.allocator.granted(), "nothing before it begins"
         assert not customer.allocator.received()
-        (only,) = [each for each in customer.market.leases() if each.draw is not None]
-        assert only.lease_id == view.lease_id
+        assert [each for each in customer.market.store.all("customer") if each.terms.cleared] == [
+            lease
+        ]
 
     run(49, 2, play, SETTINGS)
 
@@ -400,9 +402,12 @@ def test_the_settled_bill_of_a_recognised_customer_is_its_rung():
         await world.skip(3 * EPOCH_MS, EPOCH_MS // 4)
         await world.clock.sleep_ms(10_000)
         for node, rung in customers:
-            (mine,) = cleared(node)
-            (theirs,) = [v for v in provider.market.leases() if v.lease_id == mine.lease_id]
-            held_ms = world.clock.now_ms() - mine.start_ms
+            (lease,) = cleared(node)
+            mine, theirs = (
+                next(view for view in side.market.leases() if view.entry.id == lease.id)
+                for side in (node, provider)
+            )
+            held_ms = world.clock.now_ms() - lease.terms.start_ms
             assert mine.due_micro == theirs.due_micro == 80 * rung * held_ms // EPOCH_MS
             await node.market.settlement.settle_all()
             account = leases_account(provider.key.node_id, node.key.node_id)
@@ -450,7 +455,7 @@ def test_a_state_that_says_what_cannot_be_right_is_not_paid():
             await world.clock.sleep_ms(1_000)
             for each in customer.allocator.received():
                 assert (each.quantity, each.price) == (60, 8 * A_STEP)
-            assert [(v.quantity, v.price) for v in cleared(customer)] == [
+            assert [(each.use.level, each.terms.price) for each in cleared(customer)] == [
                 (60 * SLOT_STEP_BYTES, 8 * A_STEP)
             ]
 
@@ -603,7 +608,7 @@ def test_a_small_entitlement_sells_no_share_at_its_price():
         leases = list(provider.market.store.of("provider", customer.key.node_id))
         assert leases
         for entry in leases:
-            assert entry.terms.price >= posted or entry.terms.quantity <= SLOT_STEP_BYTES
+            assert entry.terms.price >= posted or entry.use.level <= SLOT_STEP_BYTES
 
     run(12, 2, play, SETTINGS)
 
@@ -670,17 +675,18 @@ def test_a_node_leases_for_now_what_it_offers_and_to_whom():
         customer, friends, buyer = world.nodes
         ids = [node.key.node_id for node in world.nodes]
 
-        async def quoted():
-            found = await customer.market.providers.offers("storage")
-            return {quote.provider for quote in found}
+        def quoted():
+            quotes = (customer.commitments.quote("storage", each, ids[0]) for each in ids[1:])
+            return {quote.provider for quote in quotes if quote}
 
-        assert await quoted() == set()
+        assert quoted() == set()
         mutuals = Statement(quantity=10, filters=(("tier", "mutual"),))
         await friends.commitments.declare(AvailabilitySlot, "storage", mutuals)
-        assert await quoted() == set()
+        await world.until(lambda: customer.commitments.of(ids[1]).slots)
+        assert quoted() == set()
         await mutual(customer, friends)
-        await world.until(lambda: friends.commitments.serves("storage", ids[0]))
-        assert await quoted() == {ids[1]}
+        await world.until(quoted)
+        assert quoted() == {ids[1]}
         assert not buyer.commitments.own.slots
 
     run(11, 3, play, SETTINGS)
