@@ -42,5 +42,3 @@ def test_the_most_expensive_job_is_billed_within_64_bits():
 def test_every_nonce_of_a_window_can_be_remembered():
     window_s = 2 * limits.REQUEST_WINDOW_MS // 1000
     assert limits.PEER_REQUESTS_A_SECOND_MAX * window_s <= limits.NONCES_MAX
-
-
