@@ -147,7 +147,7 @@ class Pair:
 
     @staticmethod
     def next_term(entry, terms, level):
-        use = renewed(entry.terms, entry.use, terms, level)
+        use = renewed(entry.role, entry.terms, entry.use, terms, level)
         entry.terms, entry.use = terms, use
 
     def count(self):
@@ -457,7 +457,7 @@ def test_each_byte_is_billed_at_the_price_of_the_term_in_which_it_lay(renewals, 
         changes = {"start_ms": start, "end_ms": start + LONG_MS, "price": price}
         later = terms.model_copy(update=changes)
         total += worth(terms, billed * (wait - before)) + worth(later, billed * before)
-        use, terms = renewed(terms, use, later, use.level), later
+        use, terms = renewed("customer", terms, use, later, use.level), later
         assert (use.used, use.held_bytes) == (total, held)
         use = hold(terms, use, min(delta, MOST - held, room(terms, use, now)), now)
 

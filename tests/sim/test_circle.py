@@ -301,7 +301,7 @@ def test_those_that_share_a_credit_have_leases_of_no_more_than_it_pays():
             AvailabilitySlot, "storage", Statement(quantity=8_000, price=10 * A_STEP)
         )
         await world.until(
-            lambda: len({view.entry.peer for view in cleared(host, "provider")}) > 1,
+            lambda: len({view.peer for view in cleared(host, "provider")}) > 1,
             within_ms=600_000,
         )
         await world.clock.sleep_ms(5_000)

@@ -70,7 +70,7 @@ def test_room_that_falls_free_goes_to_a_friend_before_a_stranger_that_asked_firs
         await world.until(lambda: leased(friend) == whole)
         assert leased(stranger) == 0
         (lease,) = (await ask(friend, whole)).leases
-        assert lease.lease_id == cleared(friend)[0].entry.id
+        assert lease.lease_id == cleared(friend)[0].id
         recompute_all(provider)
 
     def prepare(world):

@@ -436,7 +436,7 @@ class Allocator:
                 self._received_of[other.node] = counts if is_trusted else []
         self.records.keep(self._received_of)
         self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
-        open_needs = {each.need for each in self.received()}
+        open_needs = {each.need for each in self.received() if each.granted_ms}
         self._since_ms = {need: self._since_ms.get(need, now_ms) for need in open_needs}
         self._on_offered()
 

@@ -215,14 +215,14 @@ class Commitments:
         need = NeedSlot(
             slot_id=NOTHING, kind=kind, quantity=1, price_max=0, valid_until_ms=ENDLESS_MS
         )
-        found = []
+        found, costs = list[Quote](), dict[bytes, int]()
+        if here.tier == "open" and (state := self.heard.state_of(provider)) is not None:
+            for line in state.slot_allocations:
+                costs[line.slot] = max(line.price, costs.get(line.slot, 0))
         for slot in self.of(provider).slots:
             window, ladder = slot.window_at(now_ms), slot.ladder
             if window is not None and mismatch(slot, there, need, here, now_ms) is None:
-                if here.tier == "open" and (state := self.heard.state_of(provider)) is not None:
-                    lines = state.slot_allocations
-                    costs = [line.price for line in lines if line.slot == slot.slot_id]
-                    ladder = replace(ladder, reserve=max(ladder.reserve, *costs, 0))
+                ladder = replace(ladder, reserve=max(ladder.reserve, costs.get(slot.slot_id, 0)))
                 found.append(Quote(provider, kind, slot.slot_id, window, here.tier, ladder))
         return min(found, key=lambda quote: (quote.price, quote.slot), default=None)
 
@@ -343,9 +343,9 @@ class Commitments:
         nobody to tell.
         """
         for event, made, interval_ms in (
-            ("allocation.windows_not_continued", self._continued, 0),
             ("allocation.capacity_not_offered", self._standing, PRICES_POSTED_MS),
             ("allocation.need_not_stated", self._with_need, NEED_INTERVAL_MS),
+            ("allocation.windows_not_continued", self._continued, 0),
         ):
             now_ms = self._clock.monotonic_ms()
             if now_ms < self._next_ms.get(event, 0):

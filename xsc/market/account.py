@@ -49,12 +49,18 @@ class Account:
     """Customer: the count that the newest voucher pays."""
     settled_micro: Count = 0
     """Of that, what the ledger has booked."""
+    told_micro: Count = 0
+    """Provider: the most that it has signed in a count."""
     refusals: Count = 0
     """How many bookings in a row the ledger refused for good; each needs an id of its own."""
     agreed_ms: Count = 0
     """Customer: when the provider was asked for the last count that was taken over."""
     disputed: bytes | None = None
     """Customer: the newest count of the provider that did not follow."""
+    strange: Annotated[tuple[bytes, ...], _UNKEPT] = ()
+    """Customer: leases of the last count that this node does not know: it wants none of them."""
+    paid_until_ms: Annotated[int, _UNKEPT] = 0
+    """Customer: up to when the voucher pays that it was given back after it lost its disk."""
     is_taken: Annotated[bool, _UNKEPT] = False
     """Customer: whether the provider has taken the newest voucher, as far as it is known."""
     lost: dict[str, Count] | None = None
@@ -186,7 +192,9 @@ def agree(
                 is_asked = entry.less is not None and not entry.less[0]
                 is_denied = was_held or (terms.cleared and not is_asked)
             paid += used
-            if not follows and entry.less is None:  # else it may have heard of that too late
+            # It may hold what this node was not told of, or not have heard of what was given up.
+            knows = entry.less is None and line.level <= entry.use.level
+            if not follows and knows and line.held_bytes <= entry.use.held_bytes:
                 made.disputed.add(entry.id)
         if is_denied:
             made.denied.add(entry.id)
@@ -208,16 +216,17 @@ def restore(account: Account, entries: Iterable[LeaseEntry], count: LeaseCount) 
     signed = account.signed_micro * WORTH
     for entry in entries:
         line, size = lines[entry.id], account.lost.get(entry.id.hex(), 0)
-        counted, level = number_of(line.used), min(entry.use.level, line.level)
+        # One under which nothing lies may have been refused once: it keeps nothing.
+        level = min(entry.use.level, line.level) if size else 0
+        counted, begins_ms = number_of(line.used), max(entry.terms.start_ms, account.paid_until_ms)
         before = min(counted, signed)
         signed -= before
-        since_ms = max(0, count.counted_ms - entry.terms.start_ms)
-        most = rules.worth(entry.terms, max(size, entry.use.level) * since_ms)
+        most = max(size, level) * max(0, count.counted_ms - begins_ms)
         entry.use = replace(
             entry.use,
             held_bytes=size,
             level=level,
-            used=min(counted, before + (most if rules.has_time(entry.terms) else 0)),
+            used=min(counted, before + rules.worth(entry.terms, most)),
             counted_ms=max(count.counted_ms, entry.terms.start_ms),
         )
     account.closed = min(number_of(count.closed), signed)

@@ -24,6 +24,8 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes, take_int
 from xsc.base.ids import short
 from xsc.base.limits import (
+    COMPUTE_LEASE_MS,
+    EPOCH_MS,
     JOBS_QUEUED_A_PEER_MAX,
     JOBS_QUEUED_MAX,
     LEASE_REQUESTS_A_CUSTOMER_MAX,
@@ -31,6 +33,7 @@ from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     MIB,
+    PRICE_BYTES,
     REQUEST_WINDOW_MS,
 )
 from xsc.base.merkle import Part
@@ -153,6 +156,8 @@ class LeaseGranter:
         if kind == "compute" and request.end_ms > each.window[1]:
             raise RecordInvalid("the lease ends after what was granted")
         unit, most = LEASE_UNIT[kind], affordable(kind, request.price, credit)
+        if most is not None and kind == "compute":
+            most = most * COMPUTE_LEASE_MS // EPOCH_MS  # An hour of it, as of storage.
         level = request.level if most is None else min(request.level, most - most % unit)
         if level <= 0:
             raise _too_dear(credit)
@@ -242,7 +247,8 @@ class LeaseGranter:
             CreditExceeded: the customer has reached its limit.
         """
         entry = self._open(lease_id, customer, "storage")
-        self._headroom.check_credit(customer, amount("storage", entry.terms.price, size_bytes))
+        cost = ceil_div(entry.terms.price * size_bytes, PRICE_BYTES)
+        self._headroom.check_credit(customer, cost)
         if size_bytes > rules.room(entry.terms, entry.use, self._clock.now_ms()) - entry.reserved:
             raise LeaseExhausted("the lease has no room for that", hint="take a further lease")
         if not kept_free(entry) and size_bytes > self._headroom.free("storage"):

@@ -18,7 +18,7 @@ from xsc.base.ids import short
 from xsc.base.limits import PRICES_POSTED_MS
 from xsc.base.units import format_credits
 from xsc.market.account import owed_micro
-from xsc.market.lease import LeaseEntry, ahead_micro, kept_free, key_of, run_price
+from xsc.market.lease import LeaseEntry, ahead_micro, drawn, kept_free, key_of, run_price
 from xsc.market.lease_store import MarketNode
 from xsc.market.pricing import MarketPricing, utilisation_ppm
 from xsc.terms.lease import LeaseRequest
@@ -72,9 +72,12 @@ class Headroom:
 
     def free(self, kind: Kind) -> int:
         """Return what of that no clearing offers now."""
-        present = self._present(kind)
-        drawn = self._drawn() if present else {}
-        return max(0, self.unreserved(kind) - sum(undrawn(each, drawn) for each in present))
+        waiting = 0
+        for each in self._present(kind):
+            of = self._store.of("provider", each.customer)
+            now_ms, is_its = self._clock.now_ms(), (e for e in of if self._store.key(e) == each.key)
+            waiting += undrawn(each, {each.key: sum(drawn(entry, now_ms) for entry in is_its)})
+        return max(0, self.unreserved(kind) - waiting)
 
     def pricing(self) -> MarketPricing:
         """Return this node's posted prices: at a utilisation of within PRICES_POSTED_MS.
@@ -86,8 +89,8 @@ class Headroom:
             capacity = self._ports.capacity
             pricing = MarketPricing(
                 self._node.settings.prices,
-                utilisation_ppm(self.free("storage"), capacity.storage_capacity_bytes()),
-                utilisation_ppm(self.free("compute"), capacity.compute_capacity_steps()),
+                utilisation_ppm(self.unreserved("storage"), capacity.storage_capacity_bytes()),
+                utilisation_ppm(self.unreserved("compute"), capacity.compute_capacity_steps()),
             )
             self._posted = pricing, now_ms
         return self._posted[0]
@@ -105,9 +108,9 @@ class Headroom:
 
     def left_of(self, each: Entitlement) -> int:
         """Return what can be leased of an entitlement now, in whole steps of slots."""
-        drawn = self._drawn()
+        levels = self._drawn()
         # It is kept free; others can still hold some of it, or the disk have less.
-        left = min(undrawn(each, drawn), slot_left(each, drawn), self.unreserved(each.kind))
+        left = min(undrawn(each, levels), slot_left(each, levels), self.unreserved(each.kind))
         return left - left % LEASE_UNIT[each.kind]
 
     def cleared_workers(self, workers: int) -> int:
@@ -137,7 +140,7 @@ class Headroom:
         That is what a clearing grants its need beside the need's young leases; or all that it has,
         where no grant waits for room. Never more than it has: what it gave up others may have.
         """
-        now_ms, drawn, key = self._clock.now_ms(), self._drawn(), self._store.key(entry)
+        now_ms, levels, key = self._clock.now_ms(), self._drawn(), self._store.key(entry)
         granted = [
             each
             for each in self._ports.granted()
@@ -146,10 +149,10 @@ class Headroom:
         mine = [each for each in granted if each.key == key]
         grant = mine[0] if mine and entry.terms.cleared else None
         has = max(entry.use.held_bytes, 0 if entry.use.lapsed else entry.use.level)
-        waiting = sum(undrawn(each, drawn) for each in granted)
+        waiting = sum(undrawn(each, levels) for each in granted)
         # An offer of room that others still hold is made again each minute, until it lapses.
         if waiting <= self.unreserved("storage") and all(
-            undrawn(each, drawn) <= slot_left(each, drawn) for each in granted
+            undrawn(each, levels) <= slot_left(each, levels) for each in granted
         ):
             return has, grant
         steps = sum(each.quantity for each in mine) - self.drawn_steps(young=True).get(key, 0)

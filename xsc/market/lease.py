@@ -229,8 +229,8 @@ def check_request(request: LeaseRequest, price: int, now_ms: int, storage_ms: in
     length_ms = request.end_ms - request.start_ms
     if request.level % LEVEL_UNIT[request.kind]:
         return "the level is not one of whole units"
-    if request.cleared and request.kind == "compute" and length_ms < COMPUTE_LEASE_MS:
-        # A rate is full again each minute, so a shorter one would give more than it costs.
+    if request.cleared and length_ms < min(COMPUTE_LEASE_MS, storage_ms):
+        # A rate is full again each minute, and an offer that was taken is made again.
         return "the lease is shorter than a minute"
     longest = longest_ms(request.kind, storage_ms, cleared=request.cleared)
     if length_ms > longest:
@@ -255,7 +255,9 @@ def check_grant(request: LeaseRequest, lease: Lease) -> str | None:
 
 def new_use(terms: LeaseRequest, level: int, now_ms: int) -> LeaseUse:
     """Return the use of a lease that begins."""
-    return LeaseUse(touched_ms=now_ms, level=level, counted_ms=terms.start_ms)
+    # For now nothing is billed before something is held, which may be before the start.
+    counted_ms = terms.start_ms if terms.cleared else min(terms.start_ms, now_ms)
+    return LeaseUse(touched_ms=now_ms, level=level, counted_ms=counted_ms)
 
 
 def worth(terms: LeaseRequest, used: int) -> int:
@@ -405,9 +407,12 @@ def follow(
         # What it counts is of now, whatever it says: a minute is paid once.
         counted_ms = max(counted_ms, use.counted_ms)
     # A level only falls: what was given up is not taken off once more.
-    use = replace(use, used=theirs, counted_ms=counted_ms, level=min(use.level, line.level))
+    # What explained a difference once explains no other.
+    leeway = 0 if stood else use.leeway - max(0, theirs - own)
+    level = min(use.level, line.level)
+    use = replace(use, used=theirs, counted_ms=counted_ms, level=level, leeway=leeway)
     if stood:
-        use = replace(use, held_bytes=min(use.held_bytes, line.held_bytes), leeway=0)
+        use = replace(use, held_bytes=min(use.held_bytes, line.held_bytes))
     return use, theirs, True
 
 
@@ -455,7 +460,8 @@ def ahead_micro(entry: LeaseEntry, now_ms: int) -> int:
     terms = entry.terms
     if entry.is_over(now_ms) or not has_time(terms):
         return 0
-    return amount(terms.kind, terms.price, max(entry.use.level, entry.use.held_bytes))
+    epochs = EPOCH_MS // _EPOCH_MS[terms.kind]
+    return amount(terms.kind, terms.price, max(entry.use.level, entry.use.held_bytes) * epochs)
 
 
 # Its end
@@ -488,7 +494,10 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
     At its end nothing is kept free any more. A provider forgets a lease LEASE_KEPT_MS after its
     end; a customer once the provider names it no more, or much later.
     """
-    terms, use = entry.terms, advance(entry.terms, entry.use, now_ms)
+    terms, use = entry.terms, entry.use
+    if not entry.is_over(now_ms):
+        return use, False
+    use = advance(terms, use, now_ms)
     if now_ms >= terms.end_ms:
         use = replace(use, level=0)
     # What was deleted after the end is counted once more with the customer.
@@ -558,17 +567,22 @@ def check_renewal(
     return None
 
 
-def renewed(old: LeaseRequest, use: LeaseUse, terms: LeaseRequest, level: int) -> LeaseUse:
+def renewed(
+    role: Role, old: LeaseRequest, use: LeaseUse, terms: LeaseRequest, level: int
+) -> LeaseUse:
     """Return the use of a lease whose new term begins.
 
-    What is counted beyond that moment, by another clock or as the answer was lost, is counted again
-    at the new price and level. What was given up since it was asked for does not come back.
+    What is counted beyond that moment stays as it is for the provider, who began the term by its
+    own clock. The customer may hear of it late: it counts that time again at the new price and
+    level. What was given up since it was asked for does not come back.
     """
-    use, ahead_ms = advance(old, use, terms.start_ms), max(0, use.counted_ms - terms.start_ms)
-    if terms.start_ms < old.end_ms:
-        level = min(level, max(use.level, ceil_div(use.held_bytes, MIB) * MIB))
-    counted = worth(old, max(use.held_bytes, use.level) * ahead_ms)
-    used = max(0, use.used - counted + worth(terms, max(use.held_bytes, level) * ahead_ms))
+    use = advance(old, use, terms.start_ms)
+    level = min(level, max(use.level, ceil_div(use.held_bytes, MIB) * MIB))
+    most, used = max(use.held_bytes, use.level, level), use.used
+    if role == "customer":
+        ahead_ms = max(0, use.counted_ms - terms.start_ms)
+        used -= worth(old, max(use.held_bytes, use.level) * ahead_ms)
+        used = max(0, used + worth(terms, max(use.held_bytes, level) * ahead_ms))
     touched_ms = max(use.touched_ms, terms.start_ms)
     use = replace(use, touched_ms=touched_ms, level=level, used=used, lapsed=False)
-    return widened(terms, use, max(use.held_bytes, level))
+    return widened(old, widened(terms, use, most), most)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -44,7 +44,7 @@ from xsc.market.lease import (
 )
 from xsc.market.ports import Commit, MarketPorts, MarketSettings, NeedOf
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.quote import Kind
+from xsc.terms.quote import KINDS, Kind
 from xsc.terms.slot import LEASE_UNIT, EntitlementKey
 
 T = TypeVar("T")
@@ -207,20 +207,25 @@ class LeaseStore:
         terms = entry.terms
         return key_of(terms, self._need_of(terms.customer, terms.kind, terms.need))
 
-    def drawn(self, role: Role, now_ms: int, *, young: bool = False) -> Counter[EntitlementKey]:
+    def drawn(
+        self, role: Role, now_ms: int, kinds: Sequence[Kind] = KINDS, *, young: bool = False
+    ) -> Counter[EntitlementKey]:
         """Return what leases have of each entitlement: bytes, or fuel steps a minute.
 
         Args:
             role: of this node in the leases.
             now_ms: the present.
+            kinds: of the leases.
             young: leave out what is cleared again: storage is from half-life on.
         """
         found = Counter[EntitlementKey]()
         for entry in self._entries[role].values():
-            level = drawn(entry, now_ms)
+            level = drawn(entry, now_ms) if entry.terms.kind in kinds else 0
             if level and not (young and not is_young(entry.terms, now_ms)):
                 found[self.key(entry)] += level
         for asked in self.asked.values() if role == "customer" else ():
+            if asked.record.kind not in kinds:
+                continue
             found[key_of(asked.record, asked.record.need or NO_NEED)] += asked.record.level
         return found
 
@@ -232,28 +237,30 @@ class LeaseStore:
         What one customer has of a window is rounded up together: many small needs take no more.
         """
         found: dict[EntitlementKey, int] = {}
-        kinds = {each.terms.slot: each.terms.kind for each in self._entries[role].values()}
-        kinds |= {each.record.slot: each.record.kind for each in self.asked.values()}
-        levels = self.drawn(role, now_ms, young=young)
-        had = Counter[tuple[bytes, bytes, int, bytes]]()
-        for key, level in sorted(levels.items(), key=lambda item: (-item[1], item[0])):
-            before, unit = had[key[:4]], LEASE_UNIT[kinds[key.slot]]
-            had[key[:4]] += level
-            found[key] = ceil_div(before + level, unit) - ceil_div(before, unit)
+        for kind, unit in LEASE_UNIT.items():
+            levels = self.drawn(role, now_ms, (kind,), young=young)
+            had = Counter[tuple[bytes, bytes, int, bytes]]()
+            for key, level in sorted(levels.items(), key=lambda item: (-item[1], item[0])):
+                before = had[key[:4]]
+                had[key[:4]] += level
+                found[key] = ceil_div(before + level, unit) - ceil_div(before, unit)
         return found
 
     def add(self, entry: LeaseEntry) -> None:
         """Keep a new lease: it is on the disk on return, because it is a promise."""
         tail = _LETTERS[entry.role] + entry.id
-        rows = [(_LEASE + tail, entry.raw), (_USE + tail, write_row(USES, entry.use))]
-        self._state.write([*rows, (_ASKED + entry.id, None)], sync=True)
-        self.asked.pop(entry.id, None)
+        rows: list[Change] = [(_LEASE + tail, entry.raw), (_USE + tail, write_row(USES, entry.use))]
+        if entry.role == "customer":
+            rows.append((_ASKED + entry.id, None))
+        self._state.write(rows, sync=True)
+        if entry.role == "customer":
+            self.asked.pop(entry.id, None)
         self._know(entry)
 
     def renew(self, entry: LeaseEntry, raw: bytes) -> None:
         """Begin the next term of a lease; it is on the disk on return."""
         after = self.entry_of(entry.role, raw)
-        use = renewed(entry.terms, entry.use, after.terms, after.use.level)
+        use = renewed(entry.role, entry.terms, entry.use, after.terms, after.use.level)
         tail = _LETTERS[entry.role] + entry.id
         self._state.write([(_LEASE + tail, raw), (_USE + tail, write_row(USES, use))], sync=True)
         entry.terms, entry.raw, entry.use = after.terms, raw, use

@@ -170,11 +170,13 @@ class Settlement:
         wanted: Sequence[bytes] = (),
     ) -> dict[str, Value]:
         entries = self._store.of("customer", account.peer)
+        less: list[Value] = [[entry.id, *entry.less] for entry in entries if entry.less is not None]
+        less += [[lease_id, 0, self._clock.now_ms()] for lease_id in account.strange]
         header: dict[str, Value] = {
             "voucher": voucher,
             "book_now": book_now,
             "leases": [*wanted],
-            "less": [[entry.id, *entry.less] for entry in entries if entry.less is not None],
+            "less": less,
         }
         reply = await self._node.caller.call(
             account.peer, ACCOUNT, header, timeout_ms=SETTLE_TIMEOUT_MS
@@ -207,6 +209,11 @@ class Settlement:
         if account.lost is not None and theirs is not None:
             self._recall_voucher(account, theirs)
         await self._find(account, count.record)
+        account.strange = tuple(
+            line.lease_id
+            for line in count.record.leases
+            if line.level and self._store.get("customer", line.lease_id) is None
+        )
         account.agreed_ms = asked_ms
         known |= {line.lease_id for line in count.record.leases}
         entries = [
@@ -273,6 +280,7 @@ class Settlement:
             raise RecordInvalid("the voucher is of another account")
         if signed.record.number > account.number:
             rules.with_voucher(account, signed.record, raw)
+            account.paid_until_ms = signed.record.until_ms
 
     async def _find(self, account: Account, count: LeaseCount) -> None:
         """Take over grants and renewals whose answers were lost; after a lost disk, all of them.
@@ -340,6 +348,7 @@ class Settlement:
             for entry in entries:
                 entry.use = leases.advance(entry.terms, entry.use, now_ms)
             count = rules.count_of(account, entries, now_ms)
+            account.told_micro = max(account.told_micro, count.amount_micro)
             if entries or account.number:
                 # What is signed must not be more than what is known after a power loss.
                 await self._store.sync(*entries, account)
@@ -372,8 +381,9 @@ class Settlement:
             return
         terms, use, now_ms = entry.terms, entry.use, self._clock.now_ms()
         at_ms = min(max(at_ms, now_ms - REQUEST_WINDOW_MS), now_ms)
-        if use.spent:  # Fuel that ran is billed to the end of its minute.
-            at_ms = max(at_ms, terms.start_ms + use.minute * COMPUTE_LEASE_MS)
+        # Fuel that ran is billed to the end of its minute, and bytes while they were there.
+        ran_ms = terms.start_ms + use.minute * COMPUTE_LEASE_MS if use.spent else 0
+        at_ms = max(at_ms, use.touched_ms if terms.kind == "storage" else ran_ms)
         least = entry.reserved + max(
             leases.least_level(terms, use, when) for when in (at_ms, now_ms)
         )
@@ -395,7 +405,7 @@ class Settlement:
             entries = list(self._store.of("provider", account.customer))
             due_micro = rules.due_micro(account, entries, self._clock.now_ms())
             # More than is due here: this node lost its disk, and the customer has not.
-            more_micro = max(0, voucher.record.amount_micro - due_micro)
+            more_micro = max(0, voucher.record.amount_micro - max(due_micro, account.told_micro))
             settled = self._ports.credit.settled(account.id)
             credit = max(0, self._ports.credit.credit_left(account.customer))
             if more_micro and voucher.record.amount_micro > settled + due_micro + credit:

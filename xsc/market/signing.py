@@ -21,6 +21,7 @@ from xsc.base.clock import rest
 from xsc.base.errors import LeaseExhausted, PeerSilent, XscError
 from xsc.base.ids import short
 from xsc.base.limits import (
+    LEASES_A_CUSTOMER_MAX,
     LOWER_MS,
     MIB,
     OFFER_SETTLE_MS,
@@ -110,6 +111,8 @@ class Signing:
         self._warn()
 
     async def _take(self, offer: Entitlement, need: NeedSlot, level: int) -> None:
+        if len(self._store.of("customer", offer.provider)) >= LEASES_A_CUSTOMER_MAX:
+            return  # It grants crumbs, or ends what it grants.
         answer = await self._providers.lease(offer, offer.price, level=level, need=need)
         if isinstance(answer, XscError):
             self._node.log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
@@ -137,6 +140,9 @@ class Signing:
         wanted = {
             entry.id: level for entry, level in to_lower(entries, needs, self._store.key, now_ms)
         }
+        for lease_id, each in list(self._store.asked.items()):
+            if now_ms - each.record.start_ms > REQUEST_WINDOW_MS + LOWER_MS:
+                self._store.refused(lease_id)  # Its provider says nothing, and blocks no need.
         asked = [
             each.record.provider
             for each in self._store.asked.values()

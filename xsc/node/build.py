@@ -115,6 +115,8 @@ RECLAIM_INTERVAL_MS = 10_000
 RECLAIM_PAUSE_MS = 20
 """Between two slices of a compaction, for writers."""
 DAY_MS = 86_400_000
+_OFFER_PAUSES_MS = (100, 200, 400, 800)
+"""Between looks for what a peer offers that has published nothing yet."""
 SPACE_COMPACT_INTERVAL_MS = 6 * 3_600_000
 HEADS: Mapping[str, HeadBound] = {
     **storage_messages.HEADS,
@@ -241,14 +243,25 @@ class _Published:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._silent: set[bytes] = set()
+        """Nodes that were waited for, and published nothing."""
         self.tier = node.commitments.tier
         self.quote = node.commitments.quote
         self.labels = node.commitments.labels
 
     async def learn(self, nodes: Sequence[bytes], *, anew: bool = False) -> None:
-        """Fetch what nodes that are up have published, where it is not here yet, or anew."""
-        unknown = [node for node in nodes if anew or self.labels(node) is None]
-        await asyncio.gather(*(self._fetch(node) for node in unknown))
+        """Fetch what nodes that are up have published, where it is not here yet, or anew.
+
+        One that has just come is waited for, once: it publishes what it offers in a moment.
+        """
+        for pause_ms in _OFFER_PAUSES_MS:
+            unknown = [node for node in nodes if anew or self.labels(node) is None]
+            await asyncio.gather(*(self._fetch(node) for node in unknown))
+            unknown = [node for node in unknown if self.labels(node) is None]
+            if anew or self._silent.issuperset(unknown):
+                return
+            await self._node.clock.sleep_ms(pause_ms)
+        self._silent.update(unknown)
 
     async def _fetch(self, node: bytes) -> None:
         try:

@@ -276,13 +276,13 @@ def test_a_term_begins_at_one_moment_whatever_was_counted_before(counted_ms):
     now_ms = T0 + 1_000
     use = advance(CLEARED, hold(CLEARED, FULL, GIB, T0), now_ms + counted_ms)
     new = asked(level=2 * GIB, price=7, start_ms=now_ms, end_ms=now_ms + STORAGE_LEASE_MS)
-    after = advance(new, renewed(CLEARED, use, new, 2 * GIB), now_ms + 100)
+    after = advance(new, renewed("customer", CLEARED, use, new, 2 * GIB), now_ms + 100)
     assert after.used == worth(CLEARED, 8 * GIB * 1_000) + worth(new, 2 * GIB * 100)
 
 
 def test_a_new_term_brings_back_no_level_that_was_given_up():
     use = lowered(CLEARED, hold(CLEARED, FULL, GIB, T0), 0, T0 + EPOCH_MS)
-    assert renewed(CLEARED, use, CLEARED, 8 * GIB).level == GIB
+    assert renewed("provider", CLEARED, use, CLEARED, 8 * GIB).level == GIB
 
 
 # What follows for a node

@@ -902,7 +902,7 @@ async def test_a_write_that_fails_costs_nothing_and_one_that_is_repeated_costs_o
 async def test_who_owes_more_than_its_limit_keeps_what_lies_there_and_adds_nothing(world, pair):
     customer, provider = pair
     host = await holding(world, customer, provider)
-    provider.ledger.limit = 12_001
+    provider.ledger.limit = 16_001  # three hours, one ahead, and one more byte
     world.later(3 * EPOCH_MS)
     provider.market.tidy()
     provider.stores(host.lease_id, customer.id, 1)
@@ -940,7 +940,7 @@ async def test_at_its_limit_a_customer_is_served_nothing_more_booked_or_not(worl
             serve()
     said = [event for event, _ in provider.log.lines]
     assert said.count("market.customer_at_limit") == 1
-    provider.ledger.limit *= 2
+    provider.ledger.limit *= 4
     provider.market.tidy()
     provider.market.tidy()
     provider.market.granter.admit(host.lease_id, customer.id, 1)
