@@ -93,8 +93,9 @@ def _granted(slot: Document) -> list[list[str]]:
 
 
 def _lapses(line: Document) -> str:
-    """Return when what is not leased lapses; nothing where all is."""
-    return moment(line["until_ms"]) if line["drawn"] < line["quantity"] else ""
+    """Return when an offer that is not leased lapses; nothing where none is made."""
+    offered = line["granted_ms"] and line["drawn"] < line["quantity"]
+    return moment(line["until_ms"]) if offered else ""
 
 
 def _bar(slot: Document) -> str:

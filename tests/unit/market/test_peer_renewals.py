@@ -23,7 +23,7 @@ async def renew(world, customer, provider, entry, **change):
     )
 
 
-async def test_a_customer_takes_its_debt_off_by_two_renewals(world, pair):
+async def test_two_renewals_take_no_debt_off(world, pair):
     """A dear term that begins in a minute, then a cheap one that began a minute ago.
 
     The second takes two minutes off at the dear price, which were never counted at it.
