@@ -461,7 +461,8 @@ def ahead_micro(entry: LeaseEntry, now_ms: int) -> int:
     if entry.is_over(now_ms) or not has_time(terms):
         return 0
     epochs = EPOCH_MS // _EPOCH_MS[terms.kind]
-    return amount(terms.kind, terms.price, max(entry.use.level, entry.use.held_bytes) * epochs)
+    held = entry.use.held_bytes + (entry.reserved if terms.kind == "storage" else 0)
+    return amount(terms.kind, terms.price, max(entry.use.level, held) * epochs)
 
 
 # Its end

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.market.fakes import ask
-from xsc.base.errors import XscError
+from xsc.base.errors import CreditExceeded, XscError
 from xsc.base.limits import GIB, KIB, MIB
 
 
@@ -31,3 +31,17 @@ async def test_small_writes_are_within_the_credit_as_well(world, pair, size):
         provider.market.tidy()
     hour = asked * entry.use.held_bytes // GIB
     assert hour <= 2 * provider.ledger.limit
+
+
+async def test_bytes_under_way_are_within_the_credit_as_well(world, pair):
+    customer, provider = pair
+    asked = provider.market.headroom.pricing().ladder("storage").rung("open")
+    provider.ledger.limit = 100
+    entry = await ask(world, customer, provider, price=asked)
+    for _ in range(5):
+        with pytest.raises(CreditExceeded):
+            while True:
+                provider.market.granter.admit(entry.id, customer.id, MIB)
+        world.later(5_000)
+        provider.market.tidy()
+    assert asked * entry.reserved // GIB <= provider.ledger.limit
