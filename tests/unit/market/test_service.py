@@ -1096,7 +1096,6 @@ async def holding(world, customer, provider, size=100 * MIB):
 async def test_settling_with_one_peer_ends_soon_whatever_happens(world, pair, trouble, monkeypatch):
     """Its operator is about to block it, which must not depend on that."""
     customer, provider = pair
-    monkeypatch.setattr("xsc.market.settlement.SETTLE_LAST_MS", 20)
     await due(world, customer, provider)
 
     async def full(_changes):
@@ -1110,7 +1109,9 @@ async def test_settling_with_one_peer_ends_soon_whatever_happens(world, pair, tr
         customer.market.store._commit = full
     else:
         world.wire.handlers[provider.id] = {**handlers, ACCOUNT: never}
-    await customer.market.settlement.settle_with(provider.id)
+    with monkeypatch.context() as brief:
+        brief.setattr("xsc.market.settlement.SETTLE_LAST_MS", 20)
+        await customer.market.settlement.settle_with(provider.id)
     assert provider.ledger.owed(customer.id) == 0
     customer.market.store._commit, world.wire.handlers[provider.id] = commit, handlers
     await customer.market.settlement.settle_with(provider.id)
