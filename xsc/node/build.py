@@ -177,8 +177,12 @@ class NodeCapacity:
     ) -> None:
         self._shards = shards
         self._disk_free_bytes = disk_free_bytes
-        self.steps_a_second = steps_a_second
+        self._steps_a_second = steps_a_second
         self._leaving = leaving
+
+    def level(self, kind: Kind) -> int:
+        """Return what there is of a kind in all: bytes, or fuel a second."""
+        return self.storage_capacity_bytes() if kind == "storage" else self._steps_a_second
 
     def storage_capacity_bytes(self) -> int:
         """Return the bytes offered in all."""
@@ -194,7 +198,7 @@ class NodeCapacity:
 
     def compute_capacity_steps(self) -> int:
         """Return the fuel steps that the workers can run within COMPUTE_LEASE_MS."""
-        return self.steps_a_second * COMPUTE_LEASE_MS // 1_000
+        return self._steps_a_second * COMPUTE_LEASE_MS // 1_000
 
     def compute_steps_free(self) -> int:
         """Return the same: leases, not running jobs, take from it, and the market counts those."""
@@ -517,10 +521,7 @@ class Node:
 
     def _level(self, kind: Kind) -> int:
         """Return what is offered of a kind by default: bytes, or fuel a second."""
-        if self.config.offer == "none":
-            return 0
-        capacity = self.capacity
-        return capacity.storage_capacity_bytes() if kind == "storage" else capacity.steps_a_second
+        return 0 if self.config.offer == "none" else self.capacity.level(kind)
 
     async def _before_stand(self) -> bool:
         """Get an interval for what is published, and say whether there is anybody to tell."""

@@ -77,6 +77,20 @@ def test_a_need_that_pays_nothing_is_warned_of_and_an_offer_for_nothing_is_not()
     run(45, 1, play, SETTINGS)
 
 
+def test_an_offer_of_more_than_the_node_has_is_warned_of():
+    async def play(world):
+        node = world.nodes[0]
+        for kind, step in STEP.items():
+            most = node.capacity.level(kind)
+            level = most - most % step
+            for over, said in ((0, []), (step, ["this node has "])):
+                body = {"role": "offer", "kind": kind, "quantity": level + over, "price_micro": 1}
+                made = await send(Api(node), "/v1/market/slots", **body)
+                assert [text[:14] for text in made["warnings"]] == said
+
+    run(46, 1, play, SETTINGS)
+
+
 def test_what_a_small_level_comes_to_a_day_is_not_rounded_down_each_hour():
     async def play(world):
         body = {"role": "offer", "kind": "storage", "quantity": SLOT_STEP_BYTES, "price_micro": 15}

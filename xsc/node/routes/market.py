@@ -254,6 +254,9 @@ def _declared(node: Node, slot_id: bytes) -> api.Declared:
     warnings = []
     if isinstance(slot, NeedSlot) and slot.price_max == 0:
         warnings.append("it pays nothing, so it matches only offers for nothing")
+    level, most = slot.quantity * STEP[slot.kind], node.capacity.level(slot.kind)
+    if isinstance(slot, AvailabilitySlot) and level > most:
+        warnings.append(f"this node has {format_level(slot.kind, most)} in all, and grants no more")
     spread = slot.spread if isinstance(slot, NeedSlot) and slot.kind == "storage" else None
     k, m = code_of(None)
     if spread is not None:
