@@ -94,8 +94,9 @@ def _granted(slot: Document) -> list[list[str]]:
 
 def _lapses(line: Document) -> str:
     """Return when an offer that is not leased lapses; nothing where none is made."""
-    offered = line["granted_ms"] and line["drawn"] < line["quantity"]
-    return moment(line["until_ms"]) if offered else ""
+    if line.get("granted_ms") == 0 or line["drawn"] >= line["quantity"]:
+        return ""
+    return moment(line["until_ms"])
 
 
 def _bar(slot: Document) -> str:
