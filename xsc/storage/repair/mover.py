@@ -35,7 +35,7 @@ from xsc.storage.repair.maintained_object import (
 )
 from xsc.storage.repair.migration import next_move
 from xsc.storage.repair.room import KnownLease, delete_at, room_at
-from xsc.storage.repair.survey import Survey, bytes_of_column, bytes_of_record, without_ended
+from xsc.storage.repair.survey import Survey, bytes_of_column, bytes_of_record
 from xsc.storage.transfer.get import Located, roots_of
 from xsc.storage.transfer.host_client import HostClient, Source, in_order, race, together
 from xsc.storage.transfer.put import Held
@@ -141,7 +141,7 @@ class ColumnMover:
         except XscError as fault:
             transfer.fail(fault.message)
         leases = dict(sorted(transfer.leases.items()))
-        held = self._without_ended(merged(transfer.held, transfer.sent), leases.values())
+        held = merged(transfer.held, transfer.sent)
         if not leases:
             await self._objects.save(maintained.ref, maintained.placement, held)
             return replace(maintained, held=held), (), transfer.fault
@@ -212,18 +212,6 @@ class ColumnMover:
                 continue
             to_send.discard(column)
         return to_send
-
-    def _without_ended(
-        self, held: Sequence[Held], leases: Collection[HostLease]
-    ) -> tuple[Held, ...]:
-        now_ms = self._context.clock.now_ms()
-        ends = {item: self._client.hosts.lease_end(item.lease_id) for item in held}
-        ended = {
-            (item.node, item.lease_id)
-            for item, end in ends.items()
-            if item.node != self._client.own and (end is None or end.end_ms <= now_ms)
-        }
-        return without_ended(held, {(lease.node, lease.lease_id) for lease in leases}, ended)
 
     # Shards
 

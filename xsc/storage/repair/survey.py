@@ -194,28 +194,6 @@ def columns_to_pay_for(
     return unpaid, ending - unpaid
 
 
-def without_ended(
-    held: Iterable[Held],
-    fresh: Collection[tuple[bytes, bytes]],
-    ended: Collection[tuple[bytes, bytes]],
-) -> tuple[Held, ...]:
-    """Return what is held, without ended leases at nodes that gave a new one.
-
-    Args:
-        held: by host and lease.
-        fresh: host and lease of the new ones.
-        ended: host and lease of those that are over.
-    """
-    renewed = {node for node, _ in fresh}
-    return tuple(
-        item
-        for item in held
-        if (item.node, item.lease_id) in fresh
-        or item.node not in renewed
-        or (item.node, item.lease_id) not in ended
-    )
-
-
 # What is recorded
 
 

@@ -23,7 +23,6 @@ from xsc.storage.repair.survey import (
     plan_cleanup,
     recounted_held,
     surplus_by_host,
-    without_ended,
 )
 from xsc.storage.transfer.get import Located
 from xsc.storage.transfer.put import Held
@@ -155,14 +154,6 @@ def test_a_custodian_that_only_deletes_takes_no_lease():
         maintained, MANIFEST, NODES, EVERY_COLUMN, answers, own=OWN, ends=(), now_ms=0
     )
     assert found == (frozenset(), frozenset())
-
-
-def test_an_ended_lease_is_forgotten_only_where_there_is_a_new_one():
-    old, new = b"o" * 32, b"n" * 32
-    held_now = [Held(node, old, 5) for node in NODES[:3]] + [Held(NODES[0], new, 5)]
-    left = without_ended(held_now, {(NODES[0], new)}, {(NODES[0], old), (NODES[1], old)})
-    assert left == (Held(NODES[1], old, 5), Held(NODES[2], old, 5), Held(NODES[0], new, 5))
-    assert without_ended(held_now, {(NODES[0], new)}, set()) == tuple(held_now)
 
 
 # Records
