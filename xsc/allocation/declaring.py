@@ -265,14 +265,14 @@ def renewed(commitment: Commitment, now_ms: int, zones: Zones) -> Commitment:
     for slot in commitment.both:
         if slot.valid_until_ms <= now_ms:
             continue
-        if slot.recurrence and slot.windows[0][1] <= now_ms:
-            recurrence = parse_recurrence(f"{slot.recurrence} {slot.time_zone}")
-            zone, times = zones(recurrence.zone), (0, slot.valid_until_ms)
-            windows = continued(recurrence, zone, slot.windows, times, now_ms)
-            if not windows:
-                continue
-            slot = type(slot)(**dict(slot) | {"windows": windows})  # noqa: PLW2901
-        kept.append(slot)
+        if not slot.recurrence or slot.windows[0][1] > now_ms:
+            kept.append(slot)
+            continue
+        recurrence = parse_recurrence(f"{slot.recurrence} {slot.time_zone}")
+        zone, times = zones(recurrence.zone), (0, slot.valid_until_ms)
+        windows = continued(recurrence, zone, slot.windows, times, now_ms)
+        if windows:
+            kept.append(type(slot)(**dict(slot) | {"windows": windows}))
     return _of(kept, commitment)
 
 

@@ -52,7 +52,7 @@ async def test_short_terms_cost_nothing_for_ever(world, pair):
     asked = provider.market.headroom.pricing().ladder("storage").rung("open")
     size = 1024 * MIB
     hour = asked * size // 2**30
-    provider.ledger.limit = 4 * hour  # four hours of what lies there
+    provider.ledger.limit = 4 * hour  # four hours of what is stored
     now = world.clock.now_ms()
     entry = await ask(world, customer, provider, price=asked, end_ms=now + 8_000)
     provider.stores(entry.id, customer.id, size)
@@ -97,7 +97,7 @@ async def test_a_renewal_that_was_refused_is_not_shown_once_the_bytes_moved(worl
     world.later(entry.terms.end_ms + 1 - world.clock.now_ms())
     for node in (customer, provider):
         node.market.tidy()
-    await signed(world, customer)  # asked after the end, as the bytes still lie there
+    await signed(world, customer)  # asked after the end, while the bytes are still stored
     request = open_signed(seen[-1], LeaseRequest, network=NET).record
     assert request.start_ms > entry.terms.end_ms
     # Its data is moved away, and its need is withdrawn.

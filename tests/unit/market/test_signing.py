@@ -417,7 +417,7 @@ async def test_a_cleared_lease_survives_a_restart_of_both_sides(world, three):
 
 
 async def held_half(world, customer, provider, level, held):
-    """Have bytes lie under a cleared lease until its renewal is due."""
+    """Store bytes under a cleared lease, and wait until its renewal is due."""
     granted = await leased_all(world, customer, provider, level)
     await world.drive(customer.market.settlement.settle_due())
     lease_id = provider.one("provider").entry.id

@@ -96,7 +96,7 @@ async def test_a_lease_that_is_over_keeps_its_bodies_through_the_grace_and_no_lo
 
 
 async def test_only_what_lies_under_the_lease_that_is_over_goes(scene):
-    """Of an object that lies under two leases, what is under the other one stays."""
+    """Of an object stored under two leases, what the other lease holds stays."""
     await scene.store(
         shard(0), shard(1, lease=OTHER), record(), shard(0, locate=ELSEWHERE, customer=BOB)
     )
