@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.unit.allocation.fakes import Memory
 from tests.unit.market.fakes import NET, TEN_MINUTES_MS, admit, ask, granted_on, request_of
 from tests.unit.market.test_account_attacks import lying, owed_to, signed_of
 from tests.unit.market.test_attacks import halfway
@@ -61,7 +62,9 @@ def levels(provider):
 # 1. A provider refuses, and grants what it refused once it likes
 
 
-async def test_a_need_is_billed_once_however_often_its_provider_refused(world, three):
+@pytest.mark.parametrize("is_disk_lost", [False, True])
+async def test_a_need_is_billed_once_however_often_its_provider_refused(world, three, is_disk_lost):
+    """Also where the provider shows all that it refused once its customer has lost its disk."""
     customer, _, provider = three
     needs(customer, need_of(50))
     seen = []
@@ -78,6 +81,11 @@ async def test_a_need_is_billed_once_however_often_its_provider_refused(world, t
         await signed(world, customer)
         world.later(60_000)
     assert len(seen) > 30
+    if is_disk_lost:
+        world.later(10 * DAY_MS)
+        customer.state = Memory()
+        await customer.restart()
+        await customer.market.settlement.lost({provider.id: {}})
     requests = [open_signed(raw, LeaseRequest, network=NET).record for raw in seen]
     shown = [
         sign(
