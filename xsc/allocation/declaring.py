@@ -8,9 +8,8 @@ nobody's command (docs/design/slots.md, C1 to C4 and D1 to D8).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import tzinfo
 from typing import Any, Final, TypeAlias, TypeVar
 
 from pydantic import ValidationError
@@ -19,8 +18,8 @@ from xsc.allocation.matching import check_filters
 from xsc.allocation.windows import (
     DAY_MS,
     ENDLESS_MS,
-    continued,
-    occurrences,
+    Zones,
+    next_window,
     parse_recurrence,
     single,
 )
@@ -33,7 +32,7 @@ from xsc.base.limits import (
     PARITY_SHARDS_DEFAULT,
     PEERS_MAX,
     PPM,
-    RECURRENCE_AHEAD_MS,
+    SLOT_HORIZON_MS,
     SLOT_ID_BYTES,
     SLOTS_MAX,
 )
@@ -59,8 +58,6 @@ _ASKED: Final = ("quantity", "parts", "spread", "price_max", "windows", "valid_u
 """What a need asks for."""
 S = TypeVar("S", bound=Slot)
 Either: TypeAlias = AvailabilitySlot | NeedSlot
-Zones: TypeAlias = Callable[[str], tzinfo]
-"""Returns the time zone of a name."""
 Posted: TypeAlias = Callable[[Kind, int | None], Ladder]
 """Returns the prices of an offer of a kind at a reserve; at the present one for None."""
 
@@ -96,27 +93,24 @@ def _resolve(
         end = before["valid_until_ms"]
     if every is None:
         window = single(begin, end, now_ms)
-        return timed((window,), window[1])
-    recurrence = parse_recurrence(every)
-    zone = zones(recurrence.zone)
-    resolved = continued(recurrence, zone, (), (begin, end), now_ms)
-    if not resolved:
+        return _timed(window, window[1])
+    found = next_window(every, zones, begin, end, now_ms)
+    if found is None:
         raise ArgumentInvalid(
             f"'{every}' has no window before its end, or none within"
-            f" {RECURRENCE_AHEAD_MS // DAY_MS} days",
+            f" {SLOT_HORIZON_MS // DAY_MS} days",
             hint="end it later, or choose other days",
         )
-    if end != ENDLESS_MS:
-        occurrences(recurrence, zone, max(begin, now_ms), end)  # refuses too many until then
-    return timed(resolved, end, recurrence.text, recurrence.zone)
+    recurrence = parse_recurrence(every)
+    return _timed(found, end, recurrence.text, recurrence.zone)
 
 
-def timed(
-    windows: Sequence[Window], end_ms: int, recurrence: str = "", zone: str = ""
+def _timed(
+    window: Window | None, end_ms: int, recurrence: str = "", zone: str = ""
 ) -> dict[str, Any]:
-    """Return the fields of windows that a slot or need has until it ends."""
+    """Return the fields of the times of a slot or need that ends then."""
     return {
-        "windows": tuple(windows),
+        "windows": () if window is None else (window,),
         "valid_until_ms": end_ms,
         "recurrence": recurrence,
         "time_zone": zone,
@@ -144,6 +138,11 @@ def made(role: type[S], before: Mapping[str, Any], changes: Mapping[str, Any], h
         raise ArgumentInvalid(said, hint=hint) from None
     check_filters(slot.filters)
     return slot
+
+
+def offered(kind: Kind, level: int, ladder: Ladder) -> dict[str, Any]:
+    """Return the fields of a standing slot: a level, bytes or fuel a second, in whole steps."""
+    return priced(ladder) | {"quantity": min(level // STEP[kind], STEPS_MAX)}
 
 
 def priced(ladder: Ladder) -> dict[str, Any]:
@@ -192,7 +191,7 @@ def stated(
             hint="`xsc market need` states another, `xsc market withdraw` ends what waits for "
             "room, `xsc compute undeploy` what is deployed",
         )
-    before = timed((), ENDLESS_MS) | dict(before)
+    before = _timed(None, ENDLESS_MS) | dict(before)
     told = {name: getattr(said, name) for name in ("quantity", "location", "rule", "spread")}
     told["filters"] = None if said.filters is None else tuple(sorted(said.filters))
     told["price_max"] = None if is_offer else said.price
@@ -231,7 +230,7 @@ def with_slot(commitment: Commitment, slot: Either) -> Commitment:
     if len(changed.to_bytes()) > COMMITMENT_BYTES_MAX:
         raise TooLarge(
             f"offers and needs together take more than {COMMITMENT_BYTES_MAX} bytes",
-            hint="a recurrence with fewer windows takes less",
+            hint="withdraw one: `xsc market slots` lists them",
         )
     return changed
 
@@ -260,64 +259,72 @@ def _of(both: Iterable[Either], before: Commitment) -> Commitment:
 
 
 def renewed(commitment: Commitment, now_ms: int, zones: Zones) -> Commitment:
-    """Return a commitment without what is over; a recurrence goes on as its windows end."""
+    """Return a commitment without what is over; of a recurrence the next window follows."""
     kept: list[Either] = []
     for slot in commitment.both:
-        if slot.valid_until_ms <= now_ms:
-            continue
-        if not slot.recurrence or slot.windows[0][1] > now_ms:
+        if slot.next_window(now_ms) is not None:
             kept.append(slot)
-            continue
-        recurrence = parse_recurrence(f"{slot.recurrence} {slot.time_zone}")
-        zone, times = zones(recurrence.zone), (0, slot.valid_until_ms)
-        windows = continued(recurrence, zone, slot.windows, times, now_ms)
-        if windows:
-            kept.append(type(slot)(**dict(slot) | {"windows": windows}))
+        elif slot.recurrence:
+            every, until_ms = f"{slot.recurrence} {slot.time_zone}", slot.valid_until_ms
+            window = next_window(every, zones, now_ms, until_ms, now_ms)
+            if window is not None:
+                kept.append(type(slot)(**dict(slot) | {"windows": (window,)}))
     return _of(kept, commitment)
 
 
 def with_standing(
     commitment: Commitment,
+    role: type[Either],
     kind: Kind,
-    level: int,
-    follows: Mapping[str, Any],
+    fields: Mapping[str, Any],
     *,
     new_id: bytes,
-    now_ms: int,
+    window: Window | None = None,
+) -> Commitment:
+    """Return a commitment whose standing slot or need of a kind has these fields; none of 0.
+
+    Args:
+        commitment: of the node.
+        role: which of both it is.
+        kind: of it.
+        fields: what follows the node, the quantity among them.
+        new_id: of one that is made.
+        window: of one that is made.
+
+    Raises:
+        ArgumentInvalid, TooLarge: its price comes to more than any amount, or as `with_slot`.
+    """
+    is_offer = role is AvailabilitySlot
+    found = standing_slot(commitment, kind) if is_offer else standing_need(commitment, kind)
+    if not fields["quantity"]:
+        return commitment if found is None else without(commitment, found.slot_id)
+    new = {"slot_id": new_id, "kind": kind, "standing": True} | _timed(window, ENDLESS_MS)
+    return with_slot(commitment, made(role, new if found is None else dict(found), fields))
+
+
+def with_standing_slot(
+    commitment: Commitment, kind: Kind, fields: Mapping[str, Any], *, new_id: bytes, now_ms: int
 ) -> Commitment:
     """Return a commitment whose standing slot of a kind is what its node has to lease.
 
     It is made once: what the owner withdrew or states itself is not offered beside. Where there is
     nothing to lease, the standing slot goes, and is made again later.
 
-    Args:
-        commitment: of the node.
-        kind: of the slot.
-        level: bytes, or fuel a second; 0 of a node that offers nothing of the kind.
-        follows: the fields that follow the node: prices, location and owner.
-        new_id: of a slot that is made.
-        now_ms: the time.
-
     Raises:
-        ArgumentInvalid, TooLarge: a level at its price is more than any amount, or as `with_slot`.
+        ArgumentInvalid, TooLarge: as `with_standing`.
     """
-    made_of = {*commitment.standing_made}
-    found = standing_slot(commitment, kind)
-    steps = min(level // STEP[kind], STEPS_MAX)
-    if steps == 0:
-        made_of.discard(kind)
-        if found is not None:
-            commitment = without(commitment, found.slot_id)
-    elif found is not None or kind not in made_of:
-        made_of.add(kind)
-        before = _new(new_id, kind, ((now_ms, ENDLESS_MS),)) if found is None else dict(found)
-        slot = made(AvailabilitySlot, before, {**follows, "quantity": steps})
-        commitment = with_slot(commitment, slot)
-    return commitment.model_copy(update={"standing_made": tuple(sorted(made_of))})
-
-
-def _new(new_id: bytes, kind: Kind, windows: tuple[Window, ...]) -> dict[str, Any]:
-    return {"slot_id": new_id, "kind": kind, "standing": True} | timed(windows, ENDLESS_MS)
+    stands = {*commitment.standing_made}
+    if fields["quantity"] == 0:
+        stands.discard(kind)
+    elif kind in stands and standing_slot(commitment, kind) is None:
+        return commitment
+    else:
+        stands.add(kind)
+    window = now_ms, ENDLESS_MS
+    changed = with_standing(
+        commitment, AvailabilitySlot, kind, fields, new_id=new_id, window=window
+    )
+    return changed.model_copy(update={"standing_made": tuple(sorted(stands))})
 
 
 def standing_slot(commitment: Commitment, kind: Kind) -> AvailabilitySlot | None:
@@ -357,32 +364,19 @@ def _rounded(kind: Kind, level: int) -> int:
     return ceil_div(steps, unit) * unit
 
 
-def with_standing_need(
-    commitment: Commitment, kind: Kind, wanted: Wanted, *, new_id: bytes, owner: str
-) -> Commitment:
-    """Return a commitment whose standing need of a kind is what its node needs.
-
-    Raises:
-        ArgumentInvalid, TooLarge: its price comes to more than any amount, or as `with_slot`.
-    """
-    found = standing_need(commitment, kind)
+def needed(kind: Kind, wanted: Wanted) -> dict[str, Any]:
+    """Return the fields of a standing need."""
     held = {node: level for node, level in wanted.held.items() if level}
     parts = tuple(
         (node, kept_steps(level, len(held), kind)) for node, level in sorted(held.items())
     )
     short = _rounded(kind, wanted.short) * wanted.spread if wanted.short else 0
-    quantity = sum(steps for _, steps in parts) + short
-    if quantity == 0:
-        return commitment if found is None else without(commitment, found.slot_id)
-    before = _new(new_id, kind, ()) if found is None else dict(found)
-    changes = {
-        "quantity": quantity,
+    return {
+        "quantity": sum(steps for _, steps in parts) + short,
         "parts": parts,
         "spread": min(wanted.spread, PEERS_MAX) if short else 1,
         "price_max": wanted.price_max,
-        "owner": owner,
     }
-    return with_slot(commitment, made(NeedSlot, before, changes))
 
 
 def standing_need(commitment: Commitment, kind: Kind = "storage") -> NeedSlot | None:

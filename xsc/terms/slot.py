@@ -10,11 +10,10 @@ steps a second, in steps of SLOT_STEP_FUEL. Levels add up over any moment. Price
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import itemgetter
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import Field, model_validator
@@ -30,7 +29,6 @@ from xsc.base.limits import (
     SLOT_FILTERS_MAX,
     SLOT_STEP_BYTES,
     SLOT_STEP_FUEL,
-    SLOT_WINDOWS_MAX,
     SLOTS_MAX,
 )
 from xsc.base.units import ceil_div
@@ -87,10 +85,10 @@ class Slot(Record):
     """Random; kept when the slot is edited."""
     kind: Kind
     quantity: Steps
-    windows: Annotated[tuple[tuple[Count, Count], ...], Field(max_length=SLOT_WINDOWS_MAX)] = ()
-    """Rising and disjoint."""
+    windows: Annotated[tuple[tuple[Count, Count], ...], Field(max_length=1)] = ()
+    """The present or next one; a need without any is there until it ends."""
     recurrence: Annotated[str, Field(max_length=128)] = ""
-    """As the owner said it, for people and for resolving anew; empty without."""
+    """As the owner said it: what follows the window; empty where nothing does."""
     time_zone: Annotated[str, Field(max_length=64)] = ""
     location: Label = ""
     """Failure domain: the site; empty where nothing is said."""
@@ -100,37 +98,29 @@ class Slot(Record):
     """What the other side must be, by rising names (`xsc.allocation.matching`)."""
     valid_until_ms: Count
 
-    @property
-    def times(self) -> tuple[Window, ...]:
-        """The windows; a need without any is there until it ends."""
-        return self.windows or ((0, self.valid_until_ms),)
-
     def next_window(self, now_ms: int) -> Window | None:
-        """Return the first window that has not ended."""
-        times = self.times
-        place = bisect_right(times, now_ms, key=itemgetter(1))
-        return times[place] if place < len(times) else None
+        """Return the window; None once it has ended."""
+        (window,) = self.windows or ((0, self.valid_until_ms),)
+        return window if now_ms < window[1] else None
 
     def window_at(self, now_ms: int) -> Window | None:
-        """Return the window that a moment is in."""
-        found = self.next_window(now_ms)
-        return found if found is not None and found[0] <= now_ms else None
+        """Return the window if a moment is in it."""
+        window = self.next_window(now_ms)
+        return window if window is not None and window[0] <= now_ms else None
 
     @model_validator(mode="after")
     def _is_well_formed(self) -> Self:
-        windows = self.windows
-        if any(end <= start for start, end in windows):
-            raise ValueError("a window has no length: its end is not after its start")
-        if any(later[0] < earlier[1] for earlier, later in pairwise(windows)):
-            raise ValueError("windows overlap, or do not rise")
-        if windows and windows[-1][1] > self.valid_until_ms:
-            raise ValueError("a window ends after the slot does")
-        if self.kind == "storage" and (len(windows) > 1 or self.recurrence):
+        for start, end in self.windows:
+            if end <= start:
+                raise ValueError("a window has no length: its end is not after its start")
+            if end > self.valid_until_ms:
+                raise ValueError("a window ends after the slot does")
+        if self.kind == "storage" and self.recurrence:
             raise ValueError("storage has one window, with a start and an end")
         if bool(self.recurrence) != bool(self.time_zone):
             raise ValueError("a recurrence and its time zone go together")
-        if self.recurrence and not windows:
-            raise ValueError("a recurrence has no windows")
+        if self.recurrence and not self.windows:
+            raise ValueError("a recurrence has no window")
         check_rising("filters", ["", *(name for name, _ in self.filters)])
         return self
 
@@ -185,7 +175,7 @@ class NeedSlot(Slot):
     standing: bool = False
     """Whether it is one by default: its node keeps it at what it stores, runs, or lacks."""
     number: Rising = 1
-    """Rises when quantity, parts, price or windows change; caps are of one number."""
+    """Rises when its owner changes quantity, parts, price or times; caps are of one number."""
     caps: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
     """What the need still accepts of a provider, by rising ids. Within a number it only falls."""
 

@@ -11,28 +11,29 @@ from xsc.allocation.declaring import (
     find,
     kept_steps,
     need_of,
-    priced,
+    needed,
+    offered,
     standing_need,
     with_slot,
     with_standing,
-    with_standing_need,
+    with_standing_slot,
     without,
 )
 from xsc.allocation.windows import DAY_MS, ENDLESS_MS
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.units import ceil_div
 from xsc.terms.pricing import Ladder
-from xsc.terms.slot import STEP, STEPS_MAX, Commitment
+from xsc.terms.slot import STEP, STEPS_MAX, Commitment, NeedSlot
 
 STEP_BYTES = STEP["storage"]
 GIB = 1 << 30
 
 
 def stood(commitment, storage, compute=0, *, rungs=(5, 8, 13), now_ms=NOW):
-    follows = priced(Ladder(*rungs)) | {"location": "berlin", "owner": "alice"}
     for kind, level in (("compute", compute), ("storage", storage)):
+        fields = offered(kind, level, Ladder(*rungs)) | {"location": "berlin", "owner": "alice"}
         new_id = kind.encode()[:1] * 16
-        commitment = with_standing(commitment, kind, level, follows, new_id=new_id, now_ms=now_ms)
+        commitment = with_standing_slot(commitment, kind, fields, new_id=new_id, now_ms=now_ms)
     return commitment
 
 
@@ -97,8 +98,8 @@ def test_what_is_worth_more_than_any_amount_is_not_offered():
 
 def needing(commitment, held, short=0, spread=1, *, price=9, kind="storage"):
     new_id = {"storage": b"n" * 16, "compute": b"m" * 16}[kind]
-    wanted = Wanted(held, short, spread, price)
-    return with_standing_need(commitment, kind, wanted, new_id=new_id, owner="alice")
+    fields = needed(kind, Wanted(held, short, spread, price)) | {"owner": "alice"}
+    return with_standing(commitment, NeedSlot, kind, fields, new_id=new_id)
 
 
 def hosts(count):
