@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from tests.gathering import inputs_of
 from xsc.allocation.acceptance import answered
 from xsc.allocation.clearing_record import Published, standing
-from xsc.allocation.declaring import Wanted, needed, standing_need, with_standing
+from xsc.allocation.declaring import needed, standing_need, with_standing
 from xsc.allocation.granting import clear_all, entitlements
 from xsc.base.limits import PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.market.choosing import to_take
@@ -104,8 +104,8 @@ class Customer:
 
     def state(self, hosts: list[Host]) -> None:
         held = {host.node: host.of(self.node) * SLOT_STEP_BYTES for host in hosts}
-        wanted = Wanted(held, self.short * SLOT_STEP_BYTES, self.spread, self.price_max)
-        fields, new_id = needed("storage", wanted), self.node[-16:]
+        short, new_id = self.short * SLOT_STEP_BYTES, self.node[-16:]
+        fields = needed("storage", held, self.price_max, short, self.spread)
         self.commitment = with_standing(self.commitment, NeedSlot, "storage", fields, new_id=new_id)
 
     @property

@@ -19,9 +19,7 @@ from xsc.allocation.declaring import (
     Either,
     Posted,
     Statement,
-    Wanted,
     find,
-    needed,
     offered,
     renewed,
     standing_slot,
@@ -134,7 +132,7 @@ class Commitments:
         peers: who is known; nobody else is recognised or recognises.
         posted: what this node asks.
         level: returns what this node has to lease of a kind: bytes, or fuel a second.
-        wanted: returns what this node needs of a kind by default.
+        wanted: returns the fields of what this node needs of a kind by default (`needed`).
         on_withdrawn: called once a standing need of that kind was withdrawn by its owner.
         on_recognised: called once own recognition, or what a peer gives to this node, changed.
         before_stand: done before standing slots are published; says whether anybody is there.
@@ -150,7 +148,7 @@ class Commitments:
         *,
         posted: Posted,
         level: Callable[[Kind], int],
-        wanted: Callable[[Kind], Wanted],
+        wanted: Callable[[Kind], dict[str, Any]],
         on_withdrawn: Callable[[Kind], None],
         on_recognised: Callable[[], None],
         before_stand: Callable[[], Awaitable[bool]],
@@ -303,9 +301,9 @@ class Commitments:
                 await self._space.put(_PATH, changed.to_bytes())
 
     def _changed(self, change: Change) -> None:
-        owner, is_own = change.owner, change.owner == self._node
         if change.path != UserSpacePaths.RECOGNITION:
             return
+        owner, is_own = change.owner, change.owner == self._node
         theirs = self._given(owner, self._node)
         if is_own or theirs != self._told.get(owner):
             self._told[owner] = theirs
@@ -354,7 +352,7 @@ class Commitments:
 
     def _with_need(self, own: Commitment) -> Commitment:
         for kind in KINDS:
-            fields = needed(kind, self._wanted(kind)) | {"owner": self._owner}
+            fields = self._wanted(kind) | {"owner": self._owner}
             new_id = self._entropy.token(SLOT_ID_BYTES)
             own = with_standing(own, NeedSlot, kind, fields, new_id=new_id)
         return own
@@ -363,8 +361,8 @@ class Commitments:
         place = {"location": self._site, "owner": self._owner}
         for kind in KINDS:
             fields = offered(kind, self._level(kind), self._posted(kind, None)) | place
-            new_id, now_ms = self._entropy.token(SLOT_ID_BYTES), self._clock.now_ms()
-            own = with_standing_slot(own, kind, fields, new_id=new_id, now_ms=now_ms)
+            new_id = self._entropy.token(SLOT_ID_BYTES)
+            own = with_standing_slot(own, kind, fields, new_id=new_id)
         return own
 
     # Recognition

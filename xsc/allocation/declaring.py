@@ -279,7 +279,6 @@ def with_standing(
     fields: Mapping[str, Any],
     *,
     new_id: bytes,
-    window: Window | None = None,
 ) -> Commitment:
     """Return a commitment whose standing slot or need of a kind has these fields; none of 0.
 
@@ -289,7 +288,6 @@ def with_standing(
         kind: of it.
         fields: what follows the node, the quantity among them.
         new_id: of one that is made.
-        window: of one that is made.
 
     Raises:
         ArgumentInvalid, TooLarge: its price comes to more than any amount, or as `with_slot`.
@@ -298,12 +296,12 @@ def with_standing(
     found = standing_slot(commitment, kind) if is_offer else standing_need(commitment, kind)
     if not fields["quantity"]:
         return commitment if found is None else without(commitment, found.slot_id)
-    new = {"slot_id": new_id, "kind": kind, "standing": True} | _timed(window, ENDLESS_MS)
+    new = {"slot_id": new_id, "kind": kind, "standing": True} | _timed(None, ENDLESS_MS)
     return with_slot(commitment, made(role, new if found is None else dict(found), fields))
 
 
 def with_standing_slot(
-    commitment: Commitment, kind: Kind, fields: Mapping[str, Any], *, new_id: bytes, now_ms: int
+    commitment: Commitment, kind: Kind, fields: Mapping[str, Any], *, new_id: bytes
 ) -> Commitment:
     """Return a commitment whose standing slot of a kind is what its node has to lease.
 
@@ -320,29 +318,13 @@ def with_standing_slot(
         return commitment
     else:
         stands.add(kind)
-    window = now_ms, ENDLESS_MS
-    changed = with_standing(
-        commitment, AvailabilitySlot, kind, fields, new_id=new_id, window=window
-    )
+    changed = with_standing(commitment, AvailabilitySlot, kind, fields, new_id=new_id)
     return changed.model_copy(update={"standing_made": tuple(sorted(stands))})
 
 
 def standing_slot(commitment: Commitment, kind: Kind) -> AvailabilitySlot | None:
     """Return the standing slot of a kind; None without one."""
     return next((s for s in commitment.slots if s.standing and s.kind == kind), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a node needs by default of one kind."""
-
-    held: Mapping[bytes, int]
-    """By provider: the bytes that it keeps for this node, or the fuel a second that it runs."""
-    short: int
-    """What each of `spread` providers more would have to give; 0 where all has its place."""
-    spread: int
-    price_max: int
-    """What the node would pay now."""
 
 
 def kept_steps(held: int, providers: int, kind: Kind = "storage") -> int:
@@ -364,18 +346,28 @@ def _rounded(kind: Kind, level: int) -> int:
     return ceil_div(steps, unit) * unit
 
 
-def needed(kind: Kind, wanted: Wanted) -> dict[str, Any]:
-    """Return the fields of a standing need."""
-    held = {node: level for node, level in wanted.held.items() if level}
+def needed(
+    kind: Kind, held: Mapping[bytes, int], price_max: int, short: int = 0, spread: int = 1
+) -> dict[str, Any]:
+    """Return the fields of a standing need.
+
+    Args:
+        kind: of it.
+        held: by provider: the bytes that it keeps for this node, or the fuel a second that it runs.
+        price_max: what the node would pay now.
+        short: what each of `spread` providers more would have to give; 0 where all has its place.
+        spread: how many those are.
+    """
+    providers = sum(level > 0 for level in held.values())
     parts = tuple(
-        (node, kept_steps(level, len(held), kind)) for node, level in sorted(held.items())
+        (node, kept_steps(level, providers, kind)) for node, level in sorted(held.items()) if level
     )
-    short = _rounded(kind, wanted.short) * wanted.spread if wanted.short else 0
+    open_steps = _rounded(kind, short) * spread
     return {
-        "quantity": sum(steps for _, steps in parts) + short,
+        "quantity": sum(steps for _, steps in parts) + open_steps,
         "parts": parts,
-        "spread": min(wanted.spread, PEERS_MAX) if short else 1,
-        "price_max": wanted.price_max,
+        "spread": min(spread, PEERS_MAX) if short else 1,
+        "price_max": price_max,
     }
 
 

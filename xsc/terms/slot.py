@@ -86,7 +86,7 @@ class Slot(Record):
     kind: Kind
     quantity: Steps
     windows: Annotated[tuple[tuple[Count, Count], ...], Field(max_length=1)] = ()
-    """The present or next one; a need without any is there until it ends."""
+    """The present or next one; without any it is there until it ends."""
     recurrence: Annotated[str, Field(max_length=128)] = ""
     """As the owner said it: what follows the window; empty where nothing does."""
     time_zone: Annotated[str, Field(max_length=64)] = ""
@@ -148,8 +148,6 @@ class AvailabilitySlot(Slot):
     def _is_an_offer(self) -> Self:
         if not self.price_mutual <= self.price_one_way <= self.reserve:
             raise ValueError("the price ladder must not fall: mutual <= one-way <= reserve")
-        if not self.windows:
-            raise ValueError("an offer has a window")
         _check_amount(self.kind, self.quantity, self.reserve)
         return self
 
@@ -164,7 +162,7 @@ def _of(pairs: tuple[tuple[bytes, int], ...], provider: bytes, default: int) -> 
 
 
 class NeedSlot(Slot):
-    """Capacity that a node needs. Without a window it needs it always, until it ends."""
+    """Capacity that a node needs."""
 
     price_max: Count
     """What the node pays at most."""

@@ -10,7 +10,7 @@ from tests.settle import settle
 from tests.unit.allocation.test_declaring import NIGHTS
 from tests.unit.space.test_store import Journal, record
 from xsc.allocation.commitments import LOOK_INTERVAL_MS, Commitments
-from xsc.allocation.declaring import Statement, Wanted, standing_need
+from xsc.allocation.declaring import Statement, needed, standing_need
 from xsc.allocation.windows import DAY_MS
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhausted, TooLarge
@@ -56,8 +56,8 @@ class Node:
         self.levels = {"storage": 3 * GIB + 1, "compute": 2 * 10**9}
         self.posted = 40
         self.has_peers = False
-        self.wanted = Wanted({}, 0, 1, 9)
-        self.runs = Wanted({}, 0, 1, 9)
+        self.wanted = needed("storage", {}, 9)
+        self.runs = needed("compute", {}, 9)
         store = SpaceStore(self.db, InlineExecutor(), self.clock, key, network)
         self.space = SpaceService(store, self.clock)
         context = Context(
@@ -367,7 +367,7 @@ async def test_a_full_disk_is_logged_and_what_there_is_is_offered_an_hour_later(
 
 async def test_a_need_follows_what_is_stored_and_changes_at_most_once_a_minute(node, bob):
     async def stored(size_bytes, short=0):
-        node.wanted = Wanted({bob.node_id: size_bytes}, short, 2, 9)
+        node.wanted = needed("storage", {bob.node_id: size_bytes}, 9, short, 2)
         await node.done(node.commitments.follow())
         need = standing_need(node.commitments.own)
         return None if need is None else need.quantity
@@ -389,13 +389,13 @@ async def test_a_need_follows_what_is_stored_and_changes_at_most_once_a_minute(n
 
 async def test_a_need_of_each_kind_stands_by_itself(node, bob):
     node.has_peers, node.levels = True, dict.fromkeys(node.levels, 0)
-    node.wanted = Wanted({bob.node_id: GIB}, 0, 1, 9)
-    node.runs = Wanted({bob.node_id: 1}, 0, 1, 5)
+    node.wanted = needed("storage", {bob.node_id: GIB}, 9)
+    node.runs = needed("compute", {bob.node_id: 1}, 5)
     await node.done(node.commitments.follow())
     stored, runs = (standing_need(node.stored(), kind) for kind in ("storage", "compute"))
     assert (runs.quantity, runs.parts, runs.price_max) == (1, ((bob.node_id, 1),), 5)
     node.pass_ms(NEED_INTERVAL_MS)
-    node.runs = Wanted({bob.node_id: 2 * SLOT_STEP_FUEL}, 0, 1, 5)
+    node.runs = needed("compute", {bob.node_id: 2 * SLOT_STEP_FUEL}, 5)
     await node.done(node.commitments.follow())
     assert standing_need(node.stored(), "compute").quantity == 2
     assert standing_need(node.stored()) == stored
@@ -408,7 +408,7 @@ async def test_a_node_looks_at_its_need_soon_after_it_stored_something(node, bob
     node.has_peers = True
     loop = asyncio.ensure_future(node.commitments.run())
     await settle()
-    node.wanted = Wanted({bob.node_id: 1}, 0, 1, 9)
+    node.wanted = needed("storage", {bob.node_id: 1}, 9)
     node.commitments.stir()
     await settle()
     for _ in range(3):

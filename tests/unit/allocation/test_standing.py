@@ -7,7 +7,6 @@ import pytest
 from tests.unit.allocation.test_declaring import NOW, edited
 from xsc.allocation.declaring import (
     NOTHING,
-    Wanted,
     find,
     kept_steps,
     need_of,
@@ -29,11 +28,11 @@ STEP_BYTES = STEP["storage"]
 GIB = 1 << 30
 
 
-def stood(commitment, storage, compute=0, *, rungs=(5, 8, 13), now_ms=NOW):
+def stood(commitment, storage, compute=0, *, rungs=(5, 8, 13)):
     for kind, level in (("compute", compute), ("storage", storage)):
         fields = offered(kind, level, Ladder(*rungs)) | {"location": "berlin", "owner": "alice"}
         new_id = kind.encode()[:1] * 16
-        commitment = with_standing_slot(commitment, kind, fields, new_id=new_id, now_ms=now_ms)
+        commitment = with_standing_slot(commitment, kind, fields, new_id=new_id)
     return commitment
 
 
@@ -43,7 +42,8 @@ def test_a_standing_slot_is_all_that_a_node_has_in_whole_steps():
     (slot,) = made.slots
     assert (slot.kind, slot.quantity, slot.standing) == ("storage", 2, True)
     assert (slot.price_mutual, slot.price_one_way, slot.reserve) == (5, 8, 13)
-    assert (slot.windows, slot.valid_until_ms) == (((NOW, ENDLESS_MS),), ENDLESS_MS)
+    assert (slot.windows, slot.valid_until_ms) == ((), ENDLESS_MS)
+    assert slot.window_at(NOW) == (0, ENDLESS_MS)
     assert made.standing_made == ("storage",)
     assert stood(Commitment(), 2**63).slots[0].quantity == STEPS_MAX
 
@@ -51,8 +51,8 @@ def test_a_standing_slot_is_all_that_a_node_has_in_whole_steps():
 def test_a_standing_slot_follows_what_its_node_has_and_asks():
     step = STEP["storage"]
     made = stood(Commitment(), 3 * step, STEP["compute"])
-    assert stood(made, 3 * step, STEP["compute"], now_ms=NOW + DAY_MS) == made
-    later = stood(made, 5 * step, rungs=(6, 9, 14), now_ms=NOW + DAY_MS)
+    assert stood(made, 3 * step, STEP["compute"]) == made
+    later = stood(made, 5 * step, rungs=(6, 9, 14))
     (slot,) = later.slots
     before = find(made, slot.slot_id)
     assert (slot.quantity, slot.reserve, slot.windows) == (5, 14, before.windows)
@@ -98,7 +98,7 @@ def test_what_is_worth_more_than_any_amount_is_not_offered():
 
 def needing(commitment, held, short=0, spread=1, *, price=9, kind="storage"):
     new_id = {"storage": b"n" * 16, "compute": b"m" * 16}[kind]
-    fields = needed(kind, Wanted(held, short, spread, price)) | {"owner": "alice"}
+    fields = needed(kind, held, price, short, spread) | {"owner": "alice"}
     return with_standing(commitment, NeedSlot, kind, fields, new_id=new_id)
 
 

@@ -113,10 +113,6 @@ def test_a_slot_is_refused(kind, changes, why):
         ({"price_mutual": 9}, "ladder must not fall"),
         ({"price_one_way": 14}, "ladder must not fall"),
         ({"reserve": 7}, "ladder must not fall"),
-        (
-            {"windows": [], "recurrence": "", "time_zone": ""},
-            "an offer has a window",
-        ),
         ({"rule": "first-come"}, "rule"),
         ({"quantity": 2**32, "reserve": 2**62}, "more than any amount"),
         ({"price_max": 1}, "price_max"),
