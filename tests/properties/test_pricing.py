@@ -33,7 +33,7 @@ def test_utilisation_is_a_share_and_falls_with_what_is_free(capacity, free, othe
 def test_the_rungs_stand_in_order(reserve, one, other):
     low, high = sorted((one, other))
     rungs = MarketPricing(PriceList(1, 1, high, low)).ladder("compute", reserve)
-    assert 0 <= rungs.mutual <= rungs.one_way <= rungs.reserve == reserve
+    assert 0 <= rungs.price_mutual <= rungs.price_one_way <= rungs.reserve == reserve
 
 
 @given(PRICE, SHARE, st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 2200))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeAlias, TypeVar
 
 from pydantic import ValidationError
@@ -47,13 +47,14 @@ from xsc.terms.slot import (
     DivisionRule,
     NeedSlot,
     Slot,
-    Window,
 )
 
 OBJECT_HOSTS: Final = DATA_SHARDS_DEFAULT + PARITY_SHARDS_DEFAULT
 """Providers that an object needs."""
 NOTHING: Final = bytes(SLOT_ID_BYTES)
 """In the place of a slot or need, where none is stated."""
+_ALWAYS = dict[str, Any](windows=(), valid_until_ms=ENDLESS_MS, recurrence="", time_zone="")
+"""The times of what is there until it is withdrawn."""
 _ASKED: Final = ("quantity", "parts", "spread", "price_max", "windows", "valid_until_ms")
 """What a need asks for."""
 S = TypeVar("S", bound=Slot)
@@ -93,28 +94,17 @@ def _resolve(
         end = before["valid_until_ms"]
     if every is None:
         window = single(begin, end, now_ms)
-        return _timed(window, window[1])
-    found = next_window(every, zones, begin, end, now_ms)
-    if found is None:
+        return _ALWAYS | {"windows": (window,), "valid_until_ms": window[1]}
+    first = next_window(every, zones, begin, end, now_ms)
+    if first is None:
         raise ArgumentInvalid(
             f"'{every}' has no window before its end, or none within"
             f" {SLOT_HORIZON_MS // DAY_MS} days",
             hint="end it later, or choose other days",
         )
     recurrence = parse_recurrence(every)
-    return _timed(found, end, recurrence.text, recurrence.zone)
-
-
-def _timed(
-    window: Window | None, end_ms: int, recurrence: str = "", zone: str = ""
-) -> dict[str, Any]:
-    """Return the fields of the times of a slot or need that ends then."""
-    return {
-        "windows": () if window is None else (window,),
-        "valid_until_ms": end_ms,
-        "recurrence": recurrence,
-        "time_zone": zone,
-    }
+    text, zone = recurrence.text, recurrence.zone
+    return {"windows": (first,), "valid_until_ms": end, "recurrence": text, "time_zone": zone}
 
 
 def made(role: type[S], before: Mapping[str, Any], changes: Mapping[str, Any], hint: str = "") -> S:
@@ -142,16 +132,7 @@ def made(role: type[S], before: Mapping[str, Any], changes: Mapping[str, Any], h
 
 def offered(kind: Kind, level: int, ladder: Ladder) -> dict[str, Any]:
     """Return the fields of a standing slot: a level, bytes or fuel a second, in whole steps."""
-    return priced(ladder) | {"quantity": min(level // STEP[kind], STEPS_MAX)}
-
-
-def priced(ladder: Ladder) -> dict[str, Any]:
-    """Return the fields of an offer's prices."""
-    return {
-        "price_mutual": ladder.mutual,
-        "price_one_way": ladder.one_way,
-        "reserve": ladder.reserve,
-    }
+    return asdict(ladder) | {"quantity": min(level // STEP[kind], STEPS_MAX)}
 
 
 def stated(
@@ -191,13 +172,13 @@ def stated(
             hint="`xsc market need` states another, `xsc market withdraw` ends what waits for "
             "room, `xsc compute undeploy` what is deployed",
         )
-    before = _timed(None, ENDLESS_MS) | dict(before)
+    before = _ALWAYS | dict(before)
     told = {name: getattr(said, name) for name in ("quantity", "location", "rule", "spread")}
     told["filters"] = None if said.filters is None else tuple(sorted(said.filters))
     told["price_max"] = None if is_offer else said.price
     changes = {name: value for name, value in told.items() if value is not None}
     if is_offer and (is_new or said.price is not None):
-        changes |= priced(posted(before["kind"], said.price))
+        changes |= asdict(posted(before["kind"], said.price))
     has_times = (said.from_ms, said.to_ms, said.every) != (None, None, None)
     if has_times or (is_offer and is_new):
         changes |= _resolve(said, before, now_ms, zones)
@@ -225,8 +206,7 @@ def with_slot(commitment: Commitment, slot: Either) -> Commitment:
     Raises:
         TooLarge: there are too many, or they take too many bytes.
     """
-    others = [other for other in commitment.both if other.slot_id != slot.slot_id]
-    changed = _of([*others, slot], commitment)
+    changed = _of([*without(commitment, slot.slot_id).both, slot], commitment)
     if len(changed.to_bytes()) > COMMITMENT_BYTES_MAX:
         raise TooLarge(
             f"offers and needs together take more than {COMMITMENT_BYTES_MAX} bytes",
@@ -296,7 +276,7 @@ def with_standing(
     found = standing_slot(commitment, kind) if is_offer else standing_need(commitment, kind)
     if not fields["quantity"]:
         return commitment if found is None else without(commitment, found.slot_id)
-    new = {"slot_id": new_id, "kind": kind, "standing": True} | _timed(None, ENDLESS_MS)
+    new = {"slot_id": new_id, "kind": kind, "standing": True, "valid_until_ms": ENDLESS_MS}
     return with_slot(commitment, made(role, new if found is None else dict(found), fields))
 
 

@@ -27,13 +27,6 @@ class PriceList:
     mutual_discount_ppm: int = 0
     one_way_discount_ppm: int = 0
 
-    def __post_init__(self) -> None:
-        assert self.storage >= 0, "a price is not negative"
-        assert self.compute >= 0, "a price is not negative"
-        assert 0 <= self.one_way_discount_ppm <= self.mutual_discount_ppm <= PPM, (
-            "mutual peers do not pay more than one-way peers"
-        )
-
 
 def utilisation_ppm(free: int, capacity: int) -> int:
     """Return the share in use; a node that offers nothing is full."""

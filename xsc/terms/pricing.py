@@ -45,15 +45,16 @@ WORTH: Final = lcm(PRICE_BYTES * EPOCH_MS, PRICE_FUEL * COMPUTE_LEASE_MS)
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """Prices: mutual <= one-way <= reserve."""
+    """Prices: mutual <= one-way <= reserve, named as in an offer."""
 
-    mutual: int
-    one_way: int
+    price_mutual: int
+    price_one_way: int
     reserve: int
 
     def rung(self, tier: Tier) -> int:
         """Return the price of a tier."""
-        return {"mutual": self.mutual, "one_way": self.one_way, "open": self.reserve}[tier]
+        mutual, one_way = self.price_mutual, self.price_one_way
+        return {"mutual": mutual, "one_way": one_way, "open": self.reserve}[tier]
 
 
 @dataclass(frozen=True, slots=True)
