@@ -389,8 +389,6 @@ class Commitments:
         Raises:
             ArgumentInvalid: this node itself, out of range, or more than is left to give.
         """
-        if peer == self._node:
-            raise ArgumentInvalid("a node does not recognise itself")
         async with self._setting:
             before = self.heard.of(self._node).weights
             weights = with_weight(before, peer, ppm)

@@ -143,24 +143,15 @@ def single(from_ms: int, until_ms: int, now_ms: int) -> Window:
     """Return the window of a slot without a recurrence. Without an end it ends at the horizon.
 
     Raises:
-        ArgumentInvalid: the window has no length, is over, or begins or ends beyond the horizon.
+        ArgumentInvalid: the window is over, or begins or ends beyond the horizon.
     """
-    if from_ms >= now_ms + SLOT_HORIZON_MS:
+    horizon = now_ms + SLOT_HORIZON_MS
+    until_ms = horizon if until_ms == ENDLESS_MS else until_ms
+    if from_ms >= horizon or until_ms > horizon:
         raise ArgumentInvalid(
-            f"it begins more than {SLOT_HORIZON_MS // DAY_MS} days from now",
-            hint="begin it earlier, for example --from +2h; declare the rest when it is closer",
+            f"it begins or ends more than {SLOT_HORIZON_MS // DAY_MS} days from now",
+            hint="end it earlier, for example --to +30d; declare the rest when it is closer",
         )
-    if until_ms == ENDLESS_MS:
-        until_ms = now_ms + SLOT_HORIZON_MS
-    if until_ms <= from_ms:
-        raise ArgumentInvalid(
-            "the window has no length: its end is not after its start", hint="end it later"
-        )
-    if until_ms <= now_ms:
+    if from_ms < until_ms <= now_ms:
         raise ArgumentInvalid("the window is over", hint="end it after now, for example --to +8h")
-    if until_ms > now_ms + SLOT_HORIZON_MS:
-        raise ArgumentInvalid(
-            f"the window ends more than {SLOT_HORIZON_MS // DAY_MS} days from now",
-            hint="end it earlier; declare the rest when it is closer",
-        )
     return from_ms, until_ms

@@ -117,10 +117,6 @@ class Slot(Record):
                 raise ValueError("a window ends after the slot does")
         if self.kind == "storage" and self.recurrence:
             raise ValueError("storage has one window, with a start and an end")
-        if bool(self.recurrence) != bool(self.time_zone):
-            raise ValueError("a recurrence and its time zone go together")
-        if self.recurrence and not self.windows:
-            raise ValueError("a recurrence has no window")
         check_rising("filters", ["", *(name for name, _ in self.filters)])
         return self
 
@@ -227,8 +223,6 @@ class Commitment(Record):
         if not set(slots).isdisjoint(needs):
             raise ValueError("a slot and a need have one id")
         check_rising("kinds of standing slots", self.standing_made)
-        if any(left[1] > right[1] for left, right in pairwise(self.damping_history)):
-            raise ValueError("the damping history does not rise")
         return self
 
     @property

@@ -95,7 +95,7 @@ def test_a_recurrence_has_its_next_window_and_no_end():
         ({"to_ms": NOW}, "no length"),
         ({"from_ms": NOW - 5, "to_ms": NOW - 1}, "is over"),
         ({"to_ms": NOW + 91 * DAY_MS}, "more than 90 days"),
-        ({"from_ms": NOW + 90 * DAY_MS}, "begins more than 90 days"),
+        ({"from_ms": NOW + 90 * DAY_MS}, "begins or ends more than 90 days"),
         ({"from_ms": NOW + 91 * DAY_MS, "every": NIGHTS}, "none within 90 days"),
         ({"from_ms": NOW + 9, "to_ms": NOW + 9, "every": NIGHTS}, "no window before its end"),
         ({"to_ms": NOW + DAY_MS // 4, "every": NIGHTS}, "no window before its end"),
