@@ -106,7 +106,7 @@ class Customer:
         held = {host.node: host.of(self.node) * SLOT_STEP_BYTES for host in hosts}
         short, new_id = self.short * SLOT_STEP_BYTES, self.node[-16:]
         fields = needed("storage", held, self.price_max, short, self.spread)
-        self.commitment = with_standing(self.commitment, NeedSlot, "storage", fields, new_id=new_id)
+        self.commitment = with_standing(self.commitment, NeedSlot, "storage", fields, new_id)
 
     @property
     def published(self) -> Published:

@@ -26,7 +26,6 @@ from xsc.allocation.declaring import (
     stated,
     with_slot,
     with_standing,
-    with_standing_slot,
     without,
 )
 from xsc.allocation.matching import mismatch
@@ -227,9 +226,7 @@ class Commitments:
         if not there.commitment_value.record:
             return None
         slots = there.commitment.slots
-        return max((s.location for s in slots), default=""), max(
-            (s.owner for s in slots), default=""
-        )
+        return max(((slot.location, slot.owner) for slot in slots), default=("", ""))
 
     async def declare(self, role: type[Either], kind: Kind, said: Statement) -> bytes:
         """Publish a new slot or need and return its id, once it is on the disk.
@@ -354,7 +351,7 @@ class Commitments:
         for kind in KINDS:
             fields = self._wanted(kind) | {"owner": self._owner}
             new_id = self._entropy.token(SLOT_ID_BYTES)
-            own = with_standing(own, NeedSlot, kind, fields, new_id=new_id)
+            own = with_standing(own, NeedSlot, kind, fields, new_id)
         return own
 
     def _standing(self, own: Commitment) -> Commitment:
@@ -362,7 +359,7 @@ class Commitments:
         for kind in KINDS:
             fields = offered(kind, self._level(kind), self._posted(kind, None)) | place
             new_id = self._entropy.token(SLOT_ID_BYTES)
-            own = with_standing_slot(own, kind, fields, new_id=new_id)
+            own = with_standing(own, AvailabilitySlot, kind, fields, new_id)
         return own
 
     # Recognition

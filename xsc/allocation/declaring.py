@@ -253,14 +253,12 @@ def renewed(commitment: Commitment, now_ms: int, zones: Zones) -> Commitment:
 
 
 def with_standing(
-    commitment: Commitment,
-    role: type[Either],
-    kind: Kind,
-    fields: Mapping[str, Any],
-    *,
-    new_id: bytes,
+    commitment: Commitment, role: type[Either], kind: Kind, fields: Mapping[str, Any], new_id: bytes
 ) -> Commitment:
-    """Return a commitment whose standing slot or need of a kind has these fields; none of 0.
+    """Return a commitment whose standing slot or need of a kind follows its node.
+
+    A slot is made once: what the owner withdrew or states itself is not offered beside. Where there
+    is nothing to lease or to need, it goes, and is made again later.
 
     Args:
         commitment: of the node.
@@ -272,33 +270,20 @@ def with_standing(
     Raises:
         ArgumentInvalid, TooLarge: its price comes to more than any amount, or as `with_slot`.
     """
-    is_offer = role is AvailabilitySlot
+    is_offer, stands = role is AvailabilitySlot, {*commitment.standing_made}
     found = standing_slot(commitment, kind) if is_offer else standing_need(commitment, kind)
-    if not fields["quantity"]:
-        return commitment if found is None else without(commitment, found.slot_id)
-    new = {"slot_id": new_id, "kind": kind, "standing": True, "valid_until_ms": ENDLESS_MS}
-    return with_slot(commitment, made(role, new if found is None else dict(found), fields))
-
-
-def with_standing_slot(
-    commitment: Commitment, kind: Kind, fields: Mapping[str, Any], *, new_id: bytes
-) -> Commitment:
-    """Return a commitment whose standing slot of a kind is what its node has to lease.
-
-    It is made once: what the owner withdrew or states itself is not offered beside. Where there is
-    nothing to lease, the standing slot goes, and is made again later.
-
-    Raises:
-        ArgumentInvalid, TooLarge: as `with_standing`.
-    """
-    stands = {*commitment.standing_made}
     if fields["quantity"] == 0:
+        changed = commitment if found is None else without(commitment, found.slot_id)
         stands.discard(kind)
-    elif kind in stands and standing_slot(commitment, kind) is None:
+    elif is_offer and found is None and kind in stands:
         return commitment
     else:
+        new = {"slot_id": new_id, "kind": kind, "standing": True, "valid_until_ms": ENDLESS_MS}
+        before = new if found is None else dict(found)
+        changed = with_slot(commitment, made(role, before, fields))
         stands.add(kind)
-    changed = with_standing(commitment, AvailabilitySlot, kind, fields, new_id=new_id)
+    if not is_offer:
+        return changed
     return changed.model_copy(update={"standing_made": tuple(sorted(stands))})
 
 

@@ -39,7 +39,6 @@ from xsc.terms.quote import Kind, Label, SlotId, Tier
 STEPS_MAX: Final = 2**33 - 1
 Steps = Annotated[int, Field(gt=0, le=STEPS_MAX)]
 """Of a level. In bytes, or in fuel steps in the time of a lease, it is below 2^63."""
-Rising = Annotated[int, Field(gt=0, lt=2**63)]
 DivisionRule = Literal["weighted-uniform", "proportional"]
 STEP: Final[dict[Kind, int]] = {"storage": SLOT_STEP_BYTES, "compute": SLOT_STEP_FUEL}
 """What a step of a level is: bytes, or fuel steps a second."""
@@ -168,7 +167,7 @@ class NeedSlot(Slot):
     """Over how many providers the open rest goes: none has more than its share of it."""
     standing: bool = False
     """Whether it is one by default: its node keeps it at what it stores, runs, or lacks."""
-    number: Rising = 1
+    number: Annotated[int, Field(gt=0, lt=2**63)] = 1
     """Rises when its owner changes quantity, parts, price or times; caps are of one number."""
     caps: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
     """What the need still accepts of a provider, by rising ids. Within a number it only falls."""

@@ -15,14 +15,13 @@ from xsc.allocation.declaring import (
     standing_need,
     with_slot,
     with_standing,
-    with_standing_slot,
     without,
 )
 from xsc.allocation.windows import DAY_MS, ENDLESS_MS
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.units import ceil_div
 from xsc.terms.pricing import Ladder
-from xsc.terms.slot import STEP, STEPS_MAX, Commitment, NeedSlot
+from xsc.terms.slot import STEP, STEPS_MAX, AvailabilitySlot, Commitment, NeedSlot
 
 STEP_BYTES = STEP["storage"]
 GIB = 1 << 30
@@ -32,7 +31,7 @@ def stood(commitment, storage, compute=0, *, rungs=(5, 8, 13)):
     for kind, level in (("compute", compute), ("storage", storage)):
         fields = offered(kind, level, Ladder(*rungs)) | {"location": "berlin", "owner": "alice"}
         new_id = kind.encode()[:1] * 16
-        commitment = with_standing_slot(commitment, kind, fields, new_id=new_id)
+        commitment = with_standing(commitment, AvailabilitySlot, kind, fields, new_id)
     return commitment
 
 
@@ -99,7 +98,7 @@ def test_what_is_worth_more_than_any_amount_is_not_offered():
 def needing(commitment, held, short=0, spread=1, *, price=9, kind="storage"):
     new_id = {"storage": b"n" * 16, "compute": b"m" * 16}[kind]
     fields = needed(kind, held, price, short, spread) | {"owner": "alice"}
-    return with_standing(commitment, NeedSlot, kind, fields, new_id=new_id)
+    return with_standing(commitment, NeedSlot, kind, fields, new_id)
 
 
 def hosts(count):
