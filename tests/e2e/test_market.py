@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from itertools import pairwise
 
 import pytest
 
@@ -66,8 +65,7 @@ def test_offers_and_needs_are_made_edited_told_to_peers_and_withdrawn(small_net)
         "price_unit": "Gfuel",
         "parts": {},
     }
-    assert 20 <= len(nights) <= 24, "31 days ahead"
-    assert all(left[1] <= right[0] for left, right in pairwise(nights))
+    assert len(nights) == 1, "the next one"
     ((start_ms, end_ms),) = rows[disk]["windows"]
     assert (rows[disk]["quantity"], end_ms - start_ms) == (2 * GIB, 90 * DAY_MS)
     assert rows[disk]["unit"] == "bytes"
@@ -152,8 +150,8 @@ BAD = [
     ("offer compute 10Mfuel/s --every 'daily 10:00-12:00 Mars/Base'", "is no time zone"),
     ("offer compute 10Mfuel/s --every 'daily 10:00-12:00 ../../etc/passwd'", "is no time zone"),
     (
-        "offer compute 10Mfuel/s --every 'daily 10:00-12:00' --to 4764-01-01",
-        "more than 400 windows",
+        "offer compute 10Mfuel/s --every 'daily 10:00-12:00' --from 4764-01-01",
+        "none within 90 days",
     ),
     ("offer storage 10GiB --every 'daily 10:00-12:00'", "storage has one window"),
     ("offer compute 10Mfuel/s --filter tier", "NAME=VALUE"),

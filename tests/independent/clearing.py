@@ -224,7 +224,8 @@ class Provider:
                 got = {who: sum(line.units for line in lines if line[:2] == who) for who in bids}
                 short = {who for who in bids if got[who] < kept.get(who, 0)}
                 bids = {who: bid for who, bid in bids.items() if who not in short}
-            for who in whole:
+            # What leases have counts also where its need matches no more, if others take part.
+            for who in {*whole, *kept} if whole else ():
                 more = max(got.get(who, 0), kept.get(who, 0))
                 granted[who] = granted.get(who, 0) + more
             yield slot["slot_id"], capacity, lines

@@ -140,7 +140,7 @@ def lease_faults(lease, published):
     slots = [
         slot
         for slot in published.of(lease.provider, "slots", slot_id=lease.slot)
-        if list(lease.window) in slot["windows"]
+        if list(lease.window) in (slot["windows"] or [[0, slot["valid_until_ms"]]])
     ]
     if not slots:
         yield "it names no slot that its provider published"

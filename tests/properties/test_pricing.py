@@ -7,7 +7,6 @@ from xsc.base.limits import MIB, PPM, PRICE_FUEL
 from xsc.market.pricing import (
     MarketPricing,
     PriceList,
-    ladder,
     unit_price,
     utilisation_ppm,
 )
@@ -33,8 +32,8 @@ def test_utilisation_is_a_share_and_falls_with_what_is_free(capacity, free, othe
 @given(PRICE, SHARE, SHARE)
 def test_the_rungs_stand_in_order(reserve, one, other):
     low, high = sorted((one, other))
-    rungs = ladder(reserve, PriceList(1, 1, high, low))
-    assert 0 <= rungs.mutual <= rungs.one_way <= rungs.reserve == reserve
+    rungs = MarketPricing(PriceList(1, 1, high, low)).ladder("compute", reserve)
+    assert 0 <= rungs.price_mutual <= rungs.price_one_way <= rungs.reserve == reserve
 
 
 @given(PRICE, SHARE, st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 2200))

@@ -142,14 +142,9 @@ def test_units_go_one_by_one_to_the_highest_weight(game, capacity):
     assert second.divide("weighted-uniform", capacity, claims, 0)[0] == units
 
 
-def windows(random, kind):
-    """Return up to three packed windows that rise; storage has one."""
-    found, at = [], random.randint(-4, 4)
-    for _ in range(1 if kind == "storage" else random.randint(1, 3)):
-        end = at + random.randint(1, 5)
-        found.append((NOW_MS + at * HOUR_MS, NOW_MS + end * HOUR_MS))
-        at = end + random.randint(0, 2)
-    return tuple(found)
+def window(random):
+    start = random.randint(-4, 4)
+    return NOW_MS + start * HOUR_MS, NOW_MS + (start + random.randint(1, 5)) * HOUR_MS
 
 
 def stated(random):
@@ -159,7 +154,7 @@ def stated(random):
     return {
         "kind": kind,
         "quantity": random.choice([random.randint(1, 12), random.randint(1, 300)]),
-        "windows": windows(random, kind),
+        "windows": (window(random),),
         "valid_until_ms": NOW_MS + 48 * HOUR_MS,
         "location": random.choice([*[""] * 6, "Berlin", "berlin", "Paris"]),
         "filters": random.choice([*[()] * 6, *filters]),

@@ -13,13 +13,20 @@ from dataclasses import dataclass, field
 from tests.gathering import inputs_of
 from xsc.allocation.acceptance import answered
 from xsc.allocation.clearing_record import Published, standing
-from xsc.allocation.declaring import Wanted, standing_need, with_standing_need
+from xsc.allocation.declaring import needed, standing_need, with_standing
 from xsc.allocation.granting import clear_all, entitlements
 from xsc.base.limits import PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.market.choosing import to_take
 from xsc.market.headroom import undrawn
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.slot import LEASE_UNIT, AvailabilitySlot, Commitment, Entitlement, EntitlementKey
+from xsc.terms.slot import (
+    LEASE_UNIT,
+    AvailabilitySlot,
+    Commitment,
+    Entitlement,
+    EntitlementKey,
+    NeedSlot,
+)
 
 DAY_MS = 24 * 3_600_000
 TERM_DAYS, HALF_DAYS = 90, 45
@@ -97,11 +104,9 @@ class Customer:
 
     def state(self, hosts: list[Host]) -> None:
         held = {host.node: host.of(self.node) * SLOT_STEP_BYTES for host in hosts}
-        wanted = Wanted(held, self.short * SLOT_STEP_BYTES, self.spread, self.price_max)
-        new_id = self.node[-16:]
-        self.commitment = with_standing_need(
-            self.commitment, "storage", wanted, new_id=new_id, owner=""
-        )
+        short, new_id = self.short * SLOT_STEP_BYTES, self.node[-16:]
+        fields = needed("storage", held, self.price_max, short, self.spread)
+        self.commitment = with_standing(self.commitment, NeedSlot, "storage", fields, new_id)
 
     @property
     def published(self) -> Published:

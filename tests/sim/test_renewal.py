@@ -13,7 +13,7 @@ from tests.sim.network import content, get, put, run, stream
 from tests.sim.test_recovery import back, place_of, told
 from xsc.base.limits import EPOCH_MS, MIB, STORAGE_LEASE_MS
 from xsc.market.lease import due_ms
-from xsc.terms.pricing import storage_amount
+from xsc.terms.pricing import amount
 from xsc.terms.voucher import leases_account
 
 OWNER = 0
@@ -99,7 +99,7 @@ def test_an_object_whose_owner_runs_is_readable_for_ever_and_never_swept():
             hours = (world.clock.now_ms() - start_ms) // EPOCH_MS + 1
             assert (
                 view.due_micro
-                <= storage_amount(view.entry.terms.price, hours * max(before.values())) + 1
+                <= amount("storage", view.entry.terms.price, hours * max(before.values())) + 1
             )
         counted_exactly(world, range(3))
 

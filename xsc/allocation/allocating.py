@@ -419,7 +419,9 @@ class Allocator:
             if changed[need_id].number > need.number:
                 self._renewed[need_id] = now_ms
         said = {"damping_ppm": factor, "damping_history": history, "needs": (*changed.values(),)}
-        await self._commitments.publish(Commitment(**dict(commitment) | said))
+        answer = Commitment(**dict(commitment) | said)
+        # What changed meanwhile is answered in the next round.
+        await self._commitments.publish(lambda own: answer if own == commitment else own)
 
     def _receive(
         self, needs: Mapping[bytes, NeedSlot], up: Sequence[Published], now_ms: int

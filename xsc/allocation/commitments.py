@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
-from typing import Any, Final, get_args
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from xsc.allocation.clearing_record import Published, parties, read_state
@@ -19,22 +19,20 @@ from xsc.allocation.declaring import (
     Either,
     Posted,
     Statement,
-    Wanted,
     find,
-    priced,
+    offered,
     renewed,
     standing_slot,
     stated,
     with_slot,
     with_standing,
-    with_standing_need,
     without,
 )
 from xsc.allocation.matching import mismatch
 from xsc.allocation.recognition import read_weights, tier_of, value_of, with_weight
 from xsc.allocation.windows import ENDLESS_MS
 from xsc.base.clock import event_within
-from xsc.base.errors import ArgumentInvalid, NotFound, SpaceExhausted, TooLarge, XscError
+from xsc.base.errors import ArgumentInvalid, NotFound, SpaceExhausted, TooLarge
 from xsc.base.ids import short
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
@@ -49,13 +47,12 @@ from xsc.space.port import Space
 from xsc.space.record import Change
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.pricing import Quote
-from xsc.terms.quote import Kind, Tier
+from xsc.terms.quote import KINDS, Kind, Tier
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 LOOK_INTERVAL_MS: Final = 60_000
 """How soon after its end a slot is dropped."""
 _PATH: Final = UserSpacePaths.COMMITMENT
-_KINDS: Final[tuple[Kind, ...]] = tuple(sorted(get_args(Kind)))
 _NOTHING = SpaceValue(record=b"", value=b"")
 
 
@@ -134,7 +131,7 @@ class Commitments:
         peers: who is known; nobody else is recognised or recognises.
         posted: what this node asks.
         level: returns what this node has to lease of a kind: bytes, or fuel a second.
-        wanted: returns what this node needs of a kind by default.
+        wanted: returns the fields of what this node needs of a kind by default (`needed`).
         on_withdrawn: called once a standing need of that kind was withdrawn by its owner.
         on_recognised: called once own recognition, or what a peer gives to this node, changed.
         before_stand: done before standing slots are published; says whether anybody is there.
@@ -150,7 +147,7 @@ class Commitments:
         *,
         posted: Posted,
         level: Callable[[Kind], int],
-        wanted: Callable[[Kind], Wanted],
+        wanted: Callable[[Kind], dict[str, Any]],
         on_withdrawn: Callable[[Kind], None],
         on_recognised: Callable[[], None],
         before_stand: Callable[[], Awaitable[bool]],
@@ -177,9 +174,6 @@ class Commitments:
         """When what follows this node may change again, by the event of its fault."""
         self._site = site
         self._owner = owner
-        self._own = Commitment()
-        self._write: asyncio.Future[None] | None = None
-        """The last write."""
         self.heard = Heard(space)
         """What all nodes have published."""
         space.register_schema(_PATH, lambda _, value: Commitment.read(value))
@@ -193,16 +187,16 @@ class Commitments:
             StoreDamaged: the store fails its checksums.
             RecordInvalid: a kept value is not what was written.
         """
-        self._own = self.heard.of(self._node).commitment
+        self.heard.of(self._node)
 
     @property
     def own(self) -> Commitment:
         """What this node offers and needs."""
-        return self._own
+        return self.of(self._node)
 
     def of(self, node: bytes) -> Commitment:
         """Return what a node offers and needs, as far as that is here."""
-        return self._own if node == self._node else self.heard.of(node).commitment
+        return self.heard.of(node).commitment
 
     def quote(self, kind: Kind, provider: bytes, customer: bytes) -> Quote | None:
         """Return what a provider's slots ask of a customer now: the cheapest that serves it.
@@ -232,9 +226,7 @@ class Commitments:
         if not there.commitment_value.record:
             return None
         slots = there.commitment.slots
-        return max((s.location for s in slots), default=""), max(
-            (s.owner for s in slots), default=""
-        )
+        return max(((slot.location, slot.owner) for slot in slots), default=("", ""))
 
     async def declare(self, role: type[Either], kind: Kind, said: Statement) -> bytes:
         """Publish a new slot or need and return its id, once it is on the disk.
@@ -242,10 +234,12 @@ class Commitments:
         Raises:
             ArgumentInvalid, TooLarge: it cannot be one.
         """
-        before = {"slot_id": self._entropy.token(SLOT_ID_BYTES), "kind": kind, "owner": self._owner}
+        slot_id = self._entropy.token(SLOT_ID_BYTES)
+        before = {"slot_id": slot_id, "kind": kind, "owner": self._owner}
         if role is AvailabilitySlot:
             before["location"] = self._site
-        return await self._state(role, before, said)
+        await self.publish(lambda own: with_slot(own, self._stated(role, before, said)))
+        return slot_id
 
     async def offer_all(self, kind: Kind) -> bytes:
         """Publish the standing slot of a kind again, and return its id; one that is there stays.
@@ -253,15 +247,18 @@ class Commitments:
         Raises:
             ArgumentInvalid, TooLarge: there is nothing to offer, or it cannot be one.
         """
-        made = tuple(each for each in self._own.standing_made if each != kind)
-        later = self._standing(self._own.model_copy(update={"standing_made": made}))
-        slot = standing_slot(later, kind)
+
+        def with_all(own: Commitment) -> Commitment:
+            made = tuple(each for each in own.standing_made if each != kind)
+            return self._standing(own.model_copy(update={"standing_made": made}))
+
+        await self.publish(with_all)
+        slot = standing_slot(self.own, kind)
         if slot is None:
             raise ArgumentInvalid(
                 f"this node has no {kind} to offer",
                 hint="look at the settings offer, storage_capacity and worker_speed",
             )
-        await self.publish(later)
         return slot.slot_id
 
     async def edit(self, slot_id: bytes, said: Statement) -> None:
@@ -271,14 +268,16 @@ class Commitments:
             NotFound: it is not there.
             ArgumentInvalid, TooLarge: it cannot be so.
         """
-        found = find(self._own, slot_id)
-        await self._state(type(found), dict(found), said)
 
-    async def _state(self, role: type[Either], before: dict[str, Any], said: Statement) -> bytes:
+        def edited(own: Commitment) -> Commitment:
+            found = find(own, slot_id)
+            return with_slot(own, self._stated(type(found), dict(found), said))
+
+        await self.publish(edited)
+
+    def _stated(self, role: type[Either], before: dict[str, Any], said: Statement) -> Either:
         now_ms = self._clock.now_ms()
-        slot = stated(role, before, said, posted=self._posted, now_ms=now_ms, zones=zone_of)
-        await self.publish(with_slot(self._own, slot))
-        return slot.slot_id
+        return stated(role, before, said, posted=self._posted, now_ms=now_ms, zones=zone_of)
 
     async def withdraw(self, slot_id: bytes) -> None:
         """Withdraw a slot or need.
@@ -286,35 +285,22 @@ class Commitments:
         Raises:
             NotFound: it is not there.
         """
-        found = find(self._own, slot_id)
-        await self.publish(without(self._own, slot_id))
+        found = find(self.own, slot_id)
+        await self.publish(lambda own: without(own, slot_id))
         if isinstance(found, NeedSlot) and found.standing:
             self._on_withdrawn(found.kind)
 
-    async def publish(self, commitment: Commitment) -> None:
-        """Write the own commitment anew; several within 100 ms are one write.
-
-        A later one has the changes of those before it: where one fails that is not the last, what
-        becomes of the last counts.
-        """
-        self._own = commitment
-        put = self._space.put_soon(_PATH, commitment.to_bytes())
-        write = self._write = asyncio.ensure_future(put)
-        while True:
-            try:
-                return await asyncio.shield(write)
-            except XscError:
-                if self._write in (write, None):
-                    self._own, self._write = self.heard.of(self._node).commitment, None
-                    raise
-                write = self._write
+    async def publish(self, change: Callable[[Commitment], Commitment]) -> None:
+        """Write what becomes of the own commitment; return once that is on the disk."""
+        async with self._setting:
+            changed = change(self.own)
+            if changed != self.own:
+                await self._space.put(_PATH, changed.to_bytes())
 
     def _changed(self, change: Change) -> None:
-        owner, is_own = change.owner, change.owner == self._node
-        if change.path == _PATH and is_own and (self._write is None or self._write.done()):
-            self._own = self.heard.of(owner).commitment  # `xsc space put` wrote it
         if change.path != UserSpacePaths.RECOGNITION:
             return
+        owner, is_own = change.owner, change.owner == self._node
         theirs = self._given(owner, self._node)
         if is_own or theirs != self._told.get(owner):
             self._told[owner] = theirs
@@ -351,36 +337,30 @@ class Commitments:
             if now_ms < self._next_ms.get(event, 0):
                 continue
             try:
-                if made(self._own) == self._own or not await self._before_stand():
+                if made(self.own) == self.own or not await self._before_stand():
                     continue
-                await self.publish(made(self._own))
+                await self.publish(made)
             except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
                 self._log.warning(event, fault=fault.message)
             self._next_ms[event] = now_ms + interval_ms
 
-    def _continued(self, commitment: Commitment) -> Commitment:
-        return renewed(commitment, self._clock.now_ms(), zone_of)
+    def _continued(self, own: Commitment) -> Commitment:
+        return renewed(own, self._clock.now_ms(), zone_of)
 
-    def _with_need(self, commitment: Commitment) -> Commitment:
-        for kind in _KINDS:
-            new_id, wanted = self._entropy.token(SLOT_ID_BYTES), self._wanted(kind)
-            commitment = with_standing_need(
-                commitment, kind, wanted, new_id=new_id, owner=self._owner
-            )
-        return commitment
+    def _with_need(self, own: Commitment) -> Commitment:
+        for kind in KINDS:
+            fields = self._wanted(kind) | {"owner": self._owner}
+            new_id = self._entropy.token(SLOT_ID_BYTES)
+            own = with_standing(own, NeedSlot, kind, fields, new_id)
+        return own
 
-    def _standing(self, commitment: Commitment) -> Commitment:
-        for kind in _KINDS:
-            follows = priced(self._posted(kind, None))
-            commitment = with_standing(
-                commitment,
-                kind,
-                self._level(kind),
-                follows | {"location": self._site, "owner": self._owner},
-                new_id=self._entropy.token(SLOT_ID_BYTES),
-                now_ms=self._clock.now_ms(),
-            )
-        return commitment
+    def _standing(self, own: Commitment) -> Commitment:
+        place = {"location": self._site, "owner": self._owner}
+        for kind in KINDS:
+            fields = offered(kind, self._level(kind), self._posted(kind, None)) | place
+            new_id = self._entropy.token(SLOT_ID_BYTES)
+            own = with_standing(own, AvailabilitySlot, kind, fields, new_id)
+        return own
 
     # Recognition
 
@@ -406,8 +386,6 @@ class Commitments:
         Raises:
             ArgumentInvalid: this node itself, out of range, or more than is left to give.
         """
-        if peer == self._node:
-            raise ArgumentInvalid("a node does not recognise itself")
         async with self._setting:
             before = self.heard.of(self._node).weights
             weights = with_weight(before, peer, ppm)

@@ -8,9 +8,8 @@ nobody's command (docs/design/slots.md, C1 to C4 and D1 to D8).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import tzinfo
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, TypeAlias, TypeVar
 
 from pydantic import ValidationError
@@ -19,8 +18,8 @@ from xsc.allocation.matching import check_filters
 from xsc.allocation.windows import (
     DAY_MS,
     ENDLESS_MS,
-    continued,
-    occurrences,
+    Zones,
+    next_window,
     parse_recurrence,
     single,
 )
@@ -33,7 +32,7 @@ from xsc.base.limits import (
     PARITY_SHARDS_DEFAULT,
     PEERS_MAX,
     PPM,
-    RECURRENCE_AHEAD_MS,
+    SLOT_HORIZON_MS,
     SLOT_ID_BYTES,
     SLOTS_MAX,
 )
@@ -48,19 +47,18 @@ from xsc.terms.slot import (
     DivisionRule,
     NeedSlot,
     Slot,
-    Window,
 )
 
 OBJECT_HOSTS: Final = DATA_SHARDS_DEFAULT + PARITY_SHARDS_DEFAULT
 """Providers that an object needs."""
 NOTHING: Final = bytes(SLOT_ID_BYTES)
 """In the place of a slot or need, where none is stated."""
+_ALWAYS = dict[str, Any](windows=(), valid_until_ms=ENDLESS_MS, recurrence="", time_zone="")
+"""The times of what is there until it is withdrawn."""
 _ASKED: Final = ("quantity", "parts", "spread", "price_max", "windows", "valid_until_ms")
 """What a need asks for."""
 S = TypeVar("S", bound=Slot)
 Either: TypeAlias = AvailabilitySlot | NeedSlot
-Zones: TypeAlias = Callable[[str], tzinfo]
-"""Returns the time zone of a name."""
 Posted: TypeAlias = Callable[[Kind, int | None], Ladder]
 """Returns the prices of an offer of a kind at a reserve; at the present one for None."""
 
@@ -96,31 +94,17 @@ def _resolve(
         end = before["valid_until_ms"]
     if every is None:
         window = single(begin, end, now_ms)
-        return timed((window,), window[1])
-    recurrence = parse_recurrence(every)
-    zone = zones(recurrence.zone)
-    resolved = continued(recurrence, zone, (), (begin, end), now_ms)
-    if not resolved:
+        return _ALWAYS | {"windows": (window,), "valid_until_ms": window[1]}
+    first = next_window(every, zones, begin, end, now_ms)
+    if first is None:
         raise ArgumentInvalid(
             f"'{every}' has no window before its end, or none within"
-            f" {RECURRENCE_AHEAD_MS // DAY_MS} days",
+            f" {SLOT_HORIZON_MS // DAY_MS} days",
             hint="end it later, or choose other days",
         )
-    if end != ENDLESS_MS:
-        occurrences(recurrence, zone, max(begin, now_ms), end)  # refuses too many until then
-    return timed(resolved, end, recurrence.text, recurrence.zone)
-
-
-def timed(
-    windows: Sequence[Window], end_ms: int, recurrence: str = "", zone: str = ""
-) -> dict[str, Any]:
-    """Return the fields of windows that a slot or need has until it ends."""
-    return {
-        "windows": tuple(windows),
-        "valid_until_ms": end_ms,
-        "recurrence": recurrence,
-        "time_zone": zone,
-    }
+    recurrence = parse_recurrence(every)
+    text, zone = recurrence.text, recurrence.zone
+    return {"windows": (first,), "valid_until_ms": end, "recurrence": text, "time_zone": zone}
 
 
 def made(role: type[S], before: Mapping[str, Any], changes: Mapping[str, Any], hint: str = "") -> S:
@@ -146,13 +130,9 @@ def made(role: type[S], before: Mapping[str, Any], changes: Mapping[str, Any], h
     return slot
 
 
-def priced(ladder: Ladder) -> dict[str, Any]:
-    """Return the fields of an offer's prices."""
-    return {
-        "price_mutual": ladder.mutual,
-        "price_one_way": ladder.one_way,
-        "reserve": ladder.reserve,
-    }
+def offered(kind: Kind, level: int, ladder: Ladder) -> dict[str, Any]:
+    """Return the fields of a standing slot: a level, bytes or fuel a second, in whole steps."""
+    return asdict(ladder) | {"quantity": min(level // STEP[kind], STEPS_MAX)}
 
 
 def stated(
@@ -192,13 +172,13 @@ def stated(
             hint="`xsc market need` states another, `xsc market withdraw` ends what waits for "
             "room, `xsc compute undeploy` what is deployed",
         )
-    before = timed((), ENDLESS_MS) | dict(before)
+    before = _ALWAYS | dict(before)
     told = {name: getattr(said, name) for name in ("quantity", "location", "rule", "spread")}
     told["filters"] = None if said.filters is None else tuple(sorted(said.filters))
     told["price_max"] = None if is_offer else said.price
     changes = {name: value for name, value in told.items() if value is not None}
     if is_offer and (is_new or said.price is not None):
-        changes |= priced(posted(before["kind"], said.price))
+        changes |= asdict(posted(before["kind"], said.price))
     has_times = (said.from_ms, said.to_ms, said.every) != (None, None, None)
     if has_times or (is_offer and is_new):
         changes |= _resolve(said, before, now_ms, zones)
@@ -226,12 +206,11 @@ def with_slot(commitment: Commitment, slot: Either) -> Commitment:
     Raises:
         TooLarge: there are too many, or they take too many bytes.
     """
-    others = [other for other in commitment.both if other.slot_id != slot.slot_id]
-    changed = _of([*others, slot], commitment)
+    changed = _of([*without(commitment, slot.slot_id).both, slot], commitment)
     if len(changed.to_bytes()) > COMMITMENT_BYTES_MAX:
         raise TooLarge(
             f"offers and needs together take more than {COMMITMENT_BYTES_MAX} bytes",
-            hint="a recurrence with fewer windows takes less",
+            hint="withdraw one: `xsc market slots` lists them",
         )
     return changed
 
@@ -260,82 +239,57 @@ def _of(both: Iterable[Either], before: Commitment) -> Commitment:
 
 
 def renewed(commitment: Commitment, now_ms: int, zones: Zones) -> Commitment:
-    """Return a commitment without what is over; a recurrence goes on as its windows end."""
+    """Return a commitment without what is over; of a recurrence the next window follows."""
     kept: list[Either] = []
     for slot in commitment.both:
-        if slot.valid_until_ms <= now_ms:
-            continue
-        if not slot.recurrence or slot.windows[0][1] > now_ms:
+        if slot.next_window(now_ms) is not None:
             kept.append(slot)
-            continue
-        recurrence = parse_recurrence(f"{slot.recurrence} {slot.time_zone}")
-        zone, times = zones(recurrence.zone), (0, slot.valid_until_ms)
-        windows = continued(recurrence, zone, slot.windows, times, now_ms)
-        if windows:
-            kept.append(type(slot)(**dict(slot) | {"windows": windows}))
+        elif slot.recurrence:
+            every, until_ms = f"{slot.recurrence} {slot.time_zone}", slot.valid_until_ms
+            window = next_window(every, zones, now_ms, until_ms, now_ms)
+            if window is not None:
+                kept.append(type(slot)(**dict(slot) | {"windows": (window,)}))
     return _of(kept, commitment)
 
 
 def with_standing(
-    commitment: Commitment,
-    kind: Kind,
-    level: int,
-    follows: Mapping[str, Any],
-    *,
-    new_id: bytes,
-    now_ms: int,
+    commitment: Commitment, role: type[Either], kind: Kind, fields: Mapping[str, Any], new_id: bytes
 ) -> Commitment:
-    """Return a commitment whose standing slot of a kind is what its node has to lease.
+    """Return a commitment whose standing slot or need of a kind follows its node.
 
-    It is made once: what the owner withdrew or states itself is not offered beside. Where there is
-    nothing to lease, the standing slot goes, and is made again later.
+    A slot is made once: what the owner withdrew or states itself is not offered beside. Where there
+    is nothing to lease or to need, it goes, and is made again later.
 
     Args:
         commitment: of the node.
-        kind: of the slot.
-        level: bytes, or fuel a second; 0 of a node that offers nothing of the kind.
-        follows: the fields that follow the node: prices, location and owner.
-        new_id: of a slot that is made.
-        now_ms: the time.
+        role: which of both it is.
+        kind: of it.
+        fields: what follows the node, the quantity among them.
+        new_id: of one that is made.
 
     Raises:
-        ArgumentInvalid, TooLarge: a level at its price is more than any amount, or as `with_slot`.
+        ArgumentInvalid, TooLarge: its price comes to more than any amount, or as `with_slot`.
     """
-    made_of = {*commitment.standing_made}
-    found = standing_slot(commitment, kind)
-    steps = min(level // STEP[kind], STEPS_MAX)
-    if steps == 0:
-        made_of.discard(kind)
-        if found is not None:
-            commitment = without(commitment, found.slot_id)
-    elif found is not None or kind not in made_of:
-        made_of.add(kind)
-        before = _new(new_id, kind, ((now_ms, ENDLESS_MS),)) if found is None else dict(found)
-        slot = made(AvailabilitySlot, before, {**follows, "quantity": steps})
-        commitment = with_slot(commitment, slot)
-    return commitment.model_copy(update={"standing_made": tuple(sorted(made_of))})
-
-
-def _new(new_id: bytes, kind: Kind, windows: tuple[Window, ...]) -> dict[str, Any]:
-    return {"slot_id": new_id, "kind": kind, "standing": True} | timed(windows, ENDLESS_MS)
+    is_offer, stands = role is AvailabilitySlot, {*commitment.standing_made}
+    found = standing_slot(commitment, kind) if is_offer else standing_need(commitment, kind)
+    if fields["quantity"] == 0:
+        changed = commitment if found is None else without(commitment, found.slot_id)
+        stands.discard(kind)
+    elif is_offer and found is None and kind in stands:
+        return commitment
+    else:
+        new = {"slot_id": new_id, "kind": kind, "standing": True, "valid_until_ms": ENDLESS_MS}
+        before = new if found is None else dict(found)
+        changed = with_slot(commitment, made(role, before, fields))
+        stands.add(kind)
+    if not is_offer:
+        return changed
+    return changed.model_copy(update={"standing_made": tuple(sorted(stands))})
 
 
 def standing_slot(commitment: Commitment, kind: Kind) -> AvailabilitySlot | None:
     """Return the standing slot of a kind; None without one."""
     return next((s for s in commitment.slots if s.standing and s.kind == kind), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a node needs by default of one kind."""
-
-    held: Mapping[bytes, int]
-    """By provider: the bytes that it keeps for this node, or the fuel a second that it runs."""
-    short: int
-    """What each of `spread` providers more would have to give; 0 where all has its place."""
-    spread: int
-    price_max: int
-    """What the node would pay now."""
 
 
 def kept_steps(held: int, providers: int, kind: Kind = "storage") -> int:
@@ -357,32 +311,29 @@ def _rounded(kind: Kind, level: int) -> int:
     return ceil_div(steps, unit) * unit
 
 
-def with_standing_need(
-    commitment: Commitment, kind: Kind, wanted: Wanted, *, new_id: bytes, owner: str
-) -> Commitment:
-    """Return a commitment whose standing need of a kind is what its node needs.
+def needed(
+    kind: Kind, held: Mapping[bytes, int], price_max: int, short: int = 0, spread: int = 1
+) -> dict[str, Any]:
+    """Return the fields of a standing need.
 
-    Raises:
-        ArgumentInvalid, TooLarge: its price comes to more than any amount, or as `with_slot`.
+    Args:
+        kind: of it.
+        held: by provider: the bytes that it keeps for this node, or the fuel a second that it runs.
+        price_max: what the node would pay now.
+        short: what each of `spread` providers more would have to give; 0 where all has its place.
+        spread: how many those are.
     """
-    found = standing_need(commitment, kind)
-    held = {node: level for node, level in wanted.held.items() if level}
+    providers = sum(level > 0 for level in held.values())
     parts = tuple(
-        (node, kept_steps(level, len(held), kind)) for node, level in sorted(held.items())
+        (node, kept_steps(level, providers, kind)) for node, level in sorted(held.items()) if level
     )
-    short = _rounded(kind, wanted.short) * wanted.spread if wanted.short else 0
-    quantity = sum(steps for _, steps in parts) + short
-    if quantity == 0:
-        return commitment if found is None else without(commitment, found.slot_id)
-    before = _new(new_id, kind, ()) if found is None else dict(found)
-    changes = {
-        "quantity": quantity,
+    open_steps = _rounded(kind, short) * spread
+    return {
+        "quantity": sum(steps for _, steps in parts) + open_steps,
         "parts": parts,
-        "spread": min(wanted.spread, PEERS_MAX) if short else 1,
-        "price_max": wanted.price_max,
-        "owner": owner,
+        "spread": min(spread, PEERS_MAX) if short else 1,
+        "price_max": price_max,
     }
-    return with_slot(commitment, made(NeedSlot, before, changes))
 
 
 def standing_need(commitment: Commitment, kind: Kind = "storage") -> NeedSlot | None:

@@ -13,7 +13,6 @@ and writes the values.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -23,6 +22,7 @@ from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PEERS_MAX, PPM
 from xsc.base.units import format_share
 from xsc.identity.envelope import Id32, Record
 from xsc.terms.quote import Tier
+from xsc.terms.slot import check_rising
 
 Weight = Annotated[int, Field(gt=0, le=PPM)]
 
@@ -35,9 +35,7 @@ class Recognition(Record):
 
     @model_validator(mode="after")
     def _budget(self) -> Recognition:
-        peers = [peer for peer, _ in self.weights]
-        if any(left >= right for left, right in pairwise(peers)):
-            raise ValueError("the peers do not rise")
+        check_rising("peers", [peer for peer, _ in self.weights])
         # Never made to fit in silence: a sum above the whole is a false statement.
         if sum(ppm for _, ppm in self.weights) > PPM:
             raise ValueError(f"the weights are above {PPM} ppm together")

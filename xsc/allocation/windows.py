@@ -1,28 +1,29 @@
 """Resolves recurrences to explicit windows: half-open intervals of UTC.
 
-An owner writes `Mon-Fri 20:00-08:00 Europe/Berlin` and publishes the resolved windows, so that
-no reader needs a time zone database. The zone is an argument. docs/design/slots.md, W1 to W5.
+An owner writes `Mon-Fri 20:00-08:00 Europe/Berlin` and publishes one window after the other, so
+that no reader needs a time zone database. Zones are looked up by the caller. docs/design/slots.md,
+W1 to W4.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
-from typing import Final
+from typing import Final, TypeAlias
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.limits import RECURRENCE_AHEAD_MS, SLOT_HORIZON_MS, SLOT_WINDOWS_MAX
+from xsc.base.limits import SLOT_HORIZON_MS
 from xsc.terms.slot import Window
 
 MINUTE_MS: Final = 60_000
 DAY_MS: Final = 24 * 60 * MINUTE_MS
 ENDLESS_MS: Final = 2**63 - 1
 """The end of a slot that is valid until it is withdrawn."""
-_AROUND_MS: Final = 2 * DAY_MS
-"""A window that overlaps a moment begins and ends within this of it."""
+Zones: TypeAlias = Callable[[str], tzinfo]
+"""Returns the time zone of a name."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _TEXT = re.compile(r"([A-Za-z,-]+) +(\d\d?):(\d\d)-(\d\d?):(\d\d)(?: +(\S+))?")
@@ -106,13 +107,14 @@ def moment_at(wall_ms: int, zone: tzinfo) -> int:
     return after + bisect_left(moments, wall_ms, key=shown_ms)
 
 
-def occurrences(recurrence: Recurrence, zone: tzinfo, from_ms: int, until_ms: int) -> list[Window]:
-    """Return the windows of a recurrence between two moments, cut at these.
+def occurrences(text: str, zones: Zones, from_ms: int, until_ms: int) -> Iterator[Window]:
+    """Yield the windows of a recurrence between two moments, cut at these.
 
     Raises:
-        ArgumentInvalid: there are more than SLOT_WINDOWS_MAX.
+        ArgumentInvalid: it is no recurrence, or its zone is not known.
     """
-    found: list[Window] = []
+    recurrence = parse_recurrence(text)
+    zone = zones(recurrence.zone)
     for day in range(from_ms // DAY_MS - 2, until_ms // DAY_MS + 2):
         if (_EPOCH.weekday() + day) % 7 not in recurrence.days:
             continue
@@ -122,57 +124,34 @@ def occurrences(recurrence: Recurrence, zone: tzinfo, from_ms: int, until_ms: in
         )
         start, end = max(start, from_ms), min(end, until_ms)
         if start < end:
-            found.append((start, end))
-        if len(found) > SLOT_WINDOWS_MAX:
-            raise ArgumentInvalid(
-                f"'{recurrence.text}' has more than {SLOT_WINDOWS_MAX} windows until its end",
-                hint="leave out the end for a recurrence that goes on until it is withdrawn",
-            )
-    return found
+            yield start, end
+
+
+def next_window(text: str, zones: Zones, from_ms: int, until_ms: int, now_ms: int) -> Window | None:
+    """Return the first window of a recurrence between two moments that is not over.
+
+    It is cut at these, at now and at the horizon. None: there is none.
+
+    Raises:
+        ArgumentInvalid: as `occurrences`.
+    """
+    begin, end = max(from_ms, now_ms), min(until_ms, now_ms + SLOT_HORIZON_MS)
+    return next(occurrences(text, zones, begin, end), None)
 
 
 def single(from_ms: int, until_ms: int, now_ms: int) -> Window:
     """Return the window of a slot without a recurrence. Without an end it ends at the horizon.
 
     Raises:
-        ArgumentInvalid: the window has no length, is over, or begins or ends beyond the horizon.
+        ArgumentInvalid: the window is over, or begins or ends beyond the horizon.
     """
-    if from_ms >= now_ms + SLOT_HORIZON_MS:
+    horizon = now_ms + SLOT_HORIZON_MS
+    until_ms = horizon if until_ms == ENDLESS_MS else until_ms
+    if from_ms >= horizon or until_ms > horizon:
         raise ArgumentInvalid(
-            f"it begins more than {SLOT_HORIZON_MS // DAY_MS} days from now",
-            hint="begin it earlier, for example --from +2h; declare the rest when it is closer",
+            f"it begins or ends more than {SLOT_HORIZON_MS // DAY_MS} days from now",
+            hint="end it earlier, for example --to +30d; declare the rest when it is closer",
         )
-    if until_ms == ENDLESS_MS:
-        until_ms = now_ms + SLOT_HORIZON_MS
-    if until_ms <= from_ms:
-        raise ArgumentInvalid(
-            "the window has no length: its end is not after its start", hint="end it later"
-        )
-    if until_ms <= now_ms:
+    if from_ms < until_ms <= now_ms:
         raise ArgumentInvalid("the window is over", hint="end it after now, for example --to +8h")
-    if until_ms > now_ms + SLOT_HORIZON_MS:
-        raise ArgumentInvalid(
-            f"the window ends more than {SLOT_HORIZON_MS // DAY_MS} days from now",
-            hint="end it earlier; declare the rest when it is closer",
-        )
     return from_ms, until_ms
-
-
-def continued(
-    recurrence: Recurrence, zone: tzinfo, windows: Sequence[Window], times: Window, now_ms: int
-) -> tuple[Window, ...]:
-    """Return the published windows that are not over, and those that follow them for a month.
-
-    A published window is never changed, not even where the rules of its zone change. A new window
-    is added once it ends before then, so that none is cut there.
-    """
-    horizon = now_ms + RECURRENCE_AHEAD_MS
-    begin, until = max(times[0], now_ms - _AROUND_MS), min(times[1], horizon + _AROUND_MS)
-    last = windows[-1][1] if windows else 0
-    kept = [window for window in windows if window[1] > now_ms]
-    kept += [
-        (start, end)
-        for start, end in occurrences(recurrence, zone, begin, until)
-        if start >= last and now_ms < end <= horizon
-    ]
-    return tuple(kept)

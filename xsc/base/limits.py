@@ -571,12 +571,9 @@ SHORT_FILLED_MS = 24 * 3_600_000
 """How long it keeps room for that once it has leased it."""
 SHORTS_MAX = 64
 """Refusals for which it states a need."""
-SLOT_WINDOWS_MAX = 400
 SLOT_FILTERS_MAX = 8
 SLOT_HORIZON_MS = 90 * 24 * 3_600_000
 """No window ends later than so long from now."""
-RECURRENCE_AHEAD_MS = 31 * 24 * 3_600_000
-"""How far ahead the windows of a recurrence are published: a month, as prices are shown for one."""
 OFFER_MS = 60_000
 """How long what a clearing grants is kept free for its customer to take a lease on it."""
 OFFER_PAUSE_MS = 10 * 60_000

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from xsc.base.limits import PPM
 from xsc.terms.lease import LeaseRequest
-from xsc.terms.pricing import Ladder, compute_amount, fuel_steps, storage_amount
+from xsc.terms.pricing import Ladder, amount, fuel_steps
 from xsc.terms.quote import Kind
 
 
@@ -26,17 +26,6 @@ class PriceList:
     """Micro-credits a Gfuel."""
     mutual_discount_ppm: int = 0
     one_way_discount_ppm: int = 0
-
-    def __post_init__(self) -> None:
-        assert self.storage >= 0, "a price is not negative"
-        assert self.compute >= 0, "a price is not negative"
-        assert 0 <= self.one_way_discount_ppm <= self.mutual_discount_ppm <= PPM, (
-            "mutual peers do not pay more than one-way peers"
-        )
-
-    def base(self, kind: Kind) -> int:
-        """Return the price of an idle node."""
-        return self.storage if kind == "storage" else self.compute
 
 
 def utilisation_ppm(free: int, capacity: int) -> int:
@@ -52,15 +41,6 @@ def unit_price(base: int, used_ppm: int) -> int:
     return base * (PPM + used_ppm) // PPM
 
 
-def ladder(reserve: int, prices: PriceList) -> Ladder:
-    """Return the rungs below a reserve, each rounded down."""
-    return Ladder(
-        reserve * (PPM - prices.mutual_discount_ppm) // PPM,
-        reserve * (PPM - prices.one_way_discount_ppm) // PPM,
-        reserve,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class MarketPricing:
     """A price list at one moment's utilisation, in integers.
@@ -74,20 +54,26 @@ class MarketPricing:
 
     def unit_price(self, kind: Kind) -> int:
         """Return the reserve: micro-credits a GiB and hour, or a Gfuel."""
-        used = self.storage_used_ppm if kind == "storage" else self.compute_used_ppm
-        return unit_price(self.prices.base(kind), used)
+        if kind == "storage":
+            return unit_price(self.prices.storage, self.storage_used_ppm)
+        return unit_price(self.prices.compute, self.compute_used_ppm)
 
-    def ladder(self, kind: Kind) -> Ladder:
-        """Return the rungs of a kind."""
-        return ladder(self.unit_price(kind), self.prices)
+    def ladder(self, kind: Kind, reserve: int | None = None) -> Ladder:
+        """Return the rungs below a reserve, the present one for None, each rounded down."""
+        top = self.unit_price(kind) if reserve is None else reserve
+        return Ladder(
+            top * (PPM - self.prices.mutual_discount_ppm) // PPM,
+            top * (PPM - self.prices.one_way_discount_ppm) // PPM,
+            top,
+        )
 
     def storage_price(self, size_bytes: int, epochs: int) -> int:
         """Return the micro-credits for holding bytes over epochs, at the reserve."""
-        return storage_amount(self.unit_price("storage"), size_bytes * epochs)
+        return amount("storage", self.unit_price("storage"), size_bytes * epochs)
 
     def compute_price(self, fuel: int, memory_bytes: int) -> int:
         """Return the micro-credits for a run of that fuel under that memory limit."""
-        return compute_amount(self.unit_price("compute"), fuel_steps(fuel, memory_bytes))
+        return amount("compute", self.unit_price("compute"), fuel_steps(fuel, memory_bytes))
 
     def total_price(self, storage_micro: int, compute_micro: int) -> int:
         """Return both prices together."""

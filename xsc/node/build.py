@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from xsc import __version__
 from xsc.allocation.allocating import Allocator
@@ -17,8 +18,8 @@ from xsc.allocation.clearing_record import standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.declaring import (
     OBJECT_HOSTS,
-    Wanted,
     need_of,
+    needed,
     standing_need,
     standing_slot,
 )
@@ -71,7 +72,7 @@ from xsc.ledger.service import LedgerService
 from xsc.market import settlement
 from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
-from xsc.market.pricing import PriceList, domain, ladder
+from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
 from xsc.net.transport.metered import Metered
@@ -482,15 +483,14 @@ class Node:
 
     def _posted(self, kind: Kind, reserve: int | None) -> Ladder:
         """Return the prices of an offer at a reserve, or at the present one for None."""
-        pricing = self.market.headroom.pricing()
-        return ladder(pricing.unit_price(kind) if reserve is None else reserve, pricing.prices)
+        return self.market.headroom.pricing().ladder(kind, reserve)
 
     def _need_withdrawn(self, kind: Kind) -> None:
         """Wait no more for room that was refused, if that is the need that was withdrawn."""
         if kind == "storage":
             self.market.default_need.withdraw()
 
-    def _wanted(self, kind: Kind) -> Wanted:
+    def _wanted(self, kind: Kind) -> dict[str, Any]:
         """Return what this node needs of a kind by default, and what it would pay for that now.
 
         Where it was refused room, that is the most that it pays for any. So it is for what runs at
@@ -500,11 +500,11 @@ class Node:
             need = standing_need(self.commitments.own, kind)
             parts = () if need is None else need.parts
             rates = self.services.owner.rates({node: steps * STEP[kind] for node, steps in parts})
-            return Wanted(rates, 0, 1, self.config.compute_price_max_micro)
+            return needed(kind, rates, self.config.compute_price_max_micro)
         short_bytes, spread = self.market.default_need.short()
         most = self.config.storage_price_max_micro
         price = most if short_bytes else self._storage_price(most)
-        return Wanted(self.market.default_need.held(), short_bytes, spread, price)
+        return needed(kind, self.market.default_need.held(), price, short_bytes, spread)
 
     def _storage_price(self, price_max: int) -> int:
         """Return what a put would pay at most now, by what peers offer by default."""

@@ -31,9 +31,6 @@ class Space(Protocol):
     async def put_all(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         """Write several values, all or none, and return their sequences; None deletes."""
 
-    async def put_soon(self, path: str, value: bytes) -> None:
-        """Write a value within 100 ms, with others; return once it is on the disk."""
-
     async def rm(self, path: str) -> int:
         """Delete a path and return the sequence of its tombstone."""
 

@@ -32,33 +32,29 @@ from xsc.base.limits import (
 from xsc.base.units import ceil_div
 from xsc.terms.quote import Kind, Tier
 
-PRICE_UNIT: Final[dict[Kind, int]] = {
-    "storage": PRICE_BYTES,
-    "compute": PRICE_FUEL,
-}
+PRICE_UNIT: Final[dict[Kind, int]] = {"storage": PRICE_BYTES, "compute": PRICE_FUEL}
 """For how much a price is: bytes (of storage, for an epoch), or fuel steps."""
 SLOT_UNIT: Final[dict[Kind, int]] = {
     "storage": SLOT_STEP_BYTES,
     "compute": SLOT_STEP_FUEL * EPOCH_MS // 1_000,
 }
 """What a step of a slot or need comes to in an epoch: bytes, or fuel steps."""
-_STORED: Final = PRICE_BYTES * EPOCH_MS
-_RATED: Final = PRICE_FUEL * COMPUTE_LEASE_MS
-WORTH: Final = lcm(_STORED, _RATED)
+WORTH: Final = lcm(PRICE_BYTES * EPOCH_MS, PRICE_FUEL * COMPUTE_LEASE_MS)
 """Into so many parts a micro-credit is divided, so that what leases come to needs no rounding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """Prices: mutual <= one-way <= reserve."""
+    """Prices: mutual <= one-way <= reserve, named as in an offer."""
 
-    mutual: int
-    one_way: int
+    price_mutual: int
+    price_one_way: int
     reserve: int
 
     def rung(self, tier: Tier) -> int:
         """Return the price of a tier."""
-        return {"mutual": self.mutual, "one_way": self.one_way, "open": self.reserve}[tier]
+        mutual, one_way = self.price_mutual, self.price_one_way
+        return {"mutual": mutual, "one_way": one_way, "open": self.reserve}[tier]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +104,8 @@ def compute_amount(price: int, steps: int) -> int:
     return price * steps // PRICE_FUEL
 
 
-def storage_amount(price: int, byte_epochs: int) -> int:
-    """Return the micro-credits for byte-epochs at a price a GiB and epoch."""
-    return price * byte_epochs // PRICE_BYTES
-
-
 def amount(kind: Kind, price: int, quantity: int) -> int:
-    """Return the micro-credits for an epoch of bytes, or for fuel steps."""
+    """Return the micro-credits for byte-epochs, or for fuel steps."""
     return price * quantity // PRICE_UNIT[kind]
 
 
@@ -128,9 +119,8 @@ def worth(kind: Kind, price: int, used: int, *, cleared: bool) -> int:
             times milliseconds.
         cleared: whether a clearing granted it.
     """
-    if kind == "storage":
-        return price * used * (WORTH // _STORED)
-    return price * used * (WORTH // (_RATED if cleared else PRICE_FUEL))
+    times = {"storage": EPOCH_MS, "compute": COMPUTE_LEASE_MS if cleared else 1}
+    return price * used * WORTH // (PRICE_UNIT[kind] * times[kind])
 
 
 def slot_amount(kind: Kind, price: int, steps: int) -> int:

@@ -10,11 +10,10 @@ steps a second, in steps of SLOT_STEP_FUEL. Levels add up over any moment. Price
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from operator import itemgetter
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeAlias
 
 from pydantic import Field, model_validator
@@ -30,7 +29,6 @@ from xsc.base.limits import (
     SLOT_FILTERS_MAX,
     SLOT_STEP_BYTES,
     SLOT_STEP_FUEL,
-    SLOT_WINDOWS_MAX,
     SLOTS_MAX,
 )
 from xsc.base.units import ceil_div
@@ -41,7 +39,6 @@ from xsc.terms.quote import Kind, Label, SlotId, Tier
 STEPS_MAX: Final = 2**33 - 1
 Steps = Annotated[int, Field(gt=0, le=STEPS_MAX)]
 """Of a level. In bytes, or in fuel steps in the time of a lease, it is below 2^63."""
-Rising = Annotated[int, Field(gt=0, lt=2**63)]
 DivisionRule = Literal["weighted-uniform", "proportional"]
 STEP: Final[dict[Kind, int]] = {"storage": SLOT_STEP_BYTES, "compute": SLOT_STEP_FUEL}
 """What a step of a level is: bytes, or fuel steps a second."""
@@ -87,10 +84,10 @@ class Slot(Record):
     """Random; kept when the slot is edited."""
     kind: Kind
     quantity: Steps
-    windows: Annotated[tuple[tuple[Count, Count], ...], Field(max_length=SLOT_WINDOWS_MAX)] = ()
-    """Rising and disjoint."""
+    windows: Annotated[tuple[tuple[Count, Count], ...], Field(max_length=1)] = ()
+    """The present or next one; without any it is there until it ends."""
     recurrence: Annotated[str, Field(max_length=128)] = ""
-    """As the owner said it, for people and for resolving anew; empty without."""
+    """As the owner said it: what follows the window; empty where nothing does."""
     time_zone: Annotated[str, Field(max_length=64)] = ""
     location: Label = ""
     """Failure domain: the site; empty where nothing is said."""
@@ -100,37 +97,25 @@ class Slot(Record):
     """What the other side must be, by rising names (`xsc.allocation.matching`)."""
     valid_until_ms: Count
 
-    @property
-    def times(self) -> tuple[Window, ...]:
-        """The windows; a need without any is there until it ends."""
-        return self.windows or ((0, self.valid_until_ms),)
-
     def next_window(self, now_ms: int) -> Window | None:
-        """Return the first window that has not ended."""
-        times = self.times
-        place = bisect_right(times, now_ms, key=itemgetter(1))
-        return times[place] if place < len(times) else None
+        """Return the window; None once it has ended."""
+        (window,) = self.windows or ((0, self.valid_until_ms),)
+        return window if now_ms < window[1] else None
 
     def window_at(self, now_ms: int) -> Window | None:
-        """Return the window that a moment is in."""
-        found = self.next_window(now_ms)
-        return found if found is not None and found[0] <= now_ms else None
+        """Return the window if a moment is in it."""
+        window = self.next_window(now_ms)
+        return window if window is not None and window[0] <= now_ms else None
 
     @model_validator(mode="after")
     def _is_well_formed(self) -> Self:
-        windows = self.windows
-        if any(end <= start for start, end in windows):
-            raise ValueError("a window has no length: its end is not after its start")
-        if any(later[0] < earlier[1] for earlier, later in pairwise(windows)):
-            raise ValueError("windows overlap, or do not rise")
-        if windows and windows[-1][1] > self.valid_until_ms:
-            raise ValueError("a window ends after the slot does")
-        if self.kind == "storage" and (len(windows) > 1 or self.recurrence):
+        for start, end in self.windows:
+            if end <= start:
+                raise ValueError("a window has no length: its end is not after its start")
+            if end > self.valid_until_ms:
+                raise ValueError("a window ends after the slot does")
+        if self.kind == "storage" and self.recurrence:
             raise ValueError("storage has one window, with a start and an end")
-        if bool(self.recurrence) != bool(self.time_zone):
-            raise ValueError("a recurrence and its time zone go together")
-        if self.recurrence and not windows:
-            raise ValueError("a recurrence has no windows")
         check_rising("filters", ["", *(name for name, _ in self.filters)])
         return self
 
@@ -158,8 +143,6 @@ class AvailabilitySlot(Slot):
     def _is_an_offer(self) -> Self:
         if not self.price_mutual <= self.price_one_way <= self.reserve:
             raise ValueError("the price ladder must not fall: mutual <= one-way <= reserve")
-        if not self.windows:
-            raise ValueError("an offer has a window")
         _check_amount(self.kind, self.quantity, self.reserve)
         return self
 
@@ -174,7 +157,7 @@ def _of(pairs: tuple[tuple[bytes, int], ...], provider: bytes, default: int) -> 
 
 
 class NeedSlot(Slot):
-    """Capacity that a node needs. Without a window it needs it always, until it ends."""
+    """Capacity that a node needs."""
 
     price_max: Count
     """What the node pays at most."""
@@ -184,8 +167,8 @@ class NeedSlot(Slot):
     """Over how many providers the open rest goes: none has more than its share of it."""
     standing: bool = False
     """Whether it is one by default: its node keeps it at what it stores, runs, or lacks."""
-    number: Rising = 1
-    """Rises when quantity, parts, price or windows change; caps are of one number."""
+    number: Annotated[int, Field(gt=0, lt=2**63)] = 1
+    """Rises when its owner changes quantity, parts, price or times; caps are of one number."""
     caps: Annotated[tuple[tuple[Id32, Count], ...], Field(max_length=PEERS_MAX)] = ()
     """What the need still accepts of a provider, by rising ids. Within a number it only falls."""
 
@@ -239,8 +222,6 @@ class Commitment(Record):
         if not set(slots).isdisjoint(needs):
             raise ValueError("a slot and a need have one id")
         check_rising("kinds of standing slots", self.standing_made)
-        if any(left[1] > right[1] for left, right in pairwise(self.damping_history)):
-            raise ValueError("the damping history does not rise")
         return self
 
     @property

@@ -477,24 +477,26 @@ class Play:
         need = next(need for _, need in needs if need.kind == kind)
         step_ms, times = rng.choice(((3_000, 6), (9_000, 4)))
         begin_ms = clock.now_ms() + 1_000
-        windows = [(begin_ms + i * step_ms, begin_ms + (i + 1) * step_ms) for i in range(times)]
         self.tell(f"the adversary offers {kind} to node-{index} in {times} x {step_ms} ms")
-        for start, end in windows:
-            if kind == "storage" or start == begin_ms:
-                self._offer(need, [(start, end)] if kind == "storage" else windows)
+        slot_id = rng.randbytes(16)
+        for start in range(begin_ms, begin_ms + times * step_ms, step_ms):
+            # Of compute the next window of one slot, of storage a new slot.
+            if kind == "storage":
+                slot_id = rng.randbytes(16)
+            self._offer(need, slot_id, (start, start + step_ms))
             self.do(clock.sleep_ms(step_ms))
         self.do(node.market.settlement.settle_all())
 
-    def _offer(self, need: NeedSlot, windows: list[tuple[int, int]]) -> None:
+    def _offer(self, need: NeedSlot, slot_id: bytes, window: tuple[int, int]) -> None:
         slot = AvailabilitySlot(
-            slot_id=self.rng.randbytes(16),
+            slot_id=slot_id,
             kind=need.kind,
             quantity=need.quantity,
-            windows=tuple(windows),
+            windows=(window,),
             price_mutual=need.price_max,
             price_one_way=need.price_max,
             reserve=need.price_max,
-            valid_until_ms=windows[-1][1],
+            valid_until_ms=window[1],
         )
         value = Commitment(slots=(slot,)).to_bytes()
         self.do(self.node(FOE).space.put(UserSpacePaths.COMMITMENT, value))

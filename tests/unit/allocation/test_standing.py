@@ -7,32 +7,31 @@ import pytest
 from tests.unit.allocation.test_declaring import NOW, edited
 from xsc.allocation.declaring import (
     NOTHING,
-    Wanted,
     find,
     kept_steps,
     need_of,
-    priced,
+    needed,
+    offered,
     standing_need,
     with_slot,
     with_standing,
-    with_standing_need,
     without,
 )
 from xsc.allocation.windows import DAY_MS, ENDLESS_MS
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.units import ceil_div
 from xsc.terms.pricing import Ladder
-from xsc.terms.slot import STEP, STEPS_MAX, Commitment
+from xsc.terms.slot import STEP, STEPS_MAX, AvailabilitySlot, Commitment, NeedSlot
 
 STEP_BYTES = STEP["storage"]
 GIB = 1 << 30
 
 
-def stood(commitment, storage, compute=0, *, rungs=(5, 8, 13), now_ms=NOW):
-    follows = priced(Ladder(*rungs)) | {"location": "berlin", "owner": "alice"}
+def stood(commitment, storage, compute=0, *, rungs=(5, 8, 13)):
     for kind, level in (("compute", compute), ("storage", storage)):
+        fields = offered(kind, level, Ladder(*rungs)) | {"location": "berlin", "owner": "alice"}
         new_id = kind.encode()[:1] * 16
-        commitment = with_standing(commitment, kind, level, follows, new_id=new_id, now_ms=now_ms)
+        commitment = with_standing(commitment, AvailabilitySlot, kind, fields, new_id)
     return commitment
 
 
@@ -42,7 +41,8 @@ def test_a_standing_slot_is_all_that_a_node_has_in_whole_steps():
     (slot,) = made.slots
     assert (slot.kind, slot.quantity, slot.standing) == ("storage", 2, True)
     assert (slot.price_mutual, slot.price_one_way, slot.reserve) == (5, 8, 13)
-    assert (slot.windows, slot.valid_until_ms) == (((NOW, ENDLESS_MS),), ENDLESS_MS)
+    assert (slot.windows, slot.valid_until_ms) == ((), ENDLESS_MS)
+    assert slot.window_at(NOW) == (0, ENDLESS_MS)
     assert made.standing_made == ("storage",)
     assert stood(Commitment(), 2**63).slots[0].quantity == STEPS_MAX
 
@@ -50,8 +50,8 @@ def test_a_standing_slot_is_all_that_a_node_has_in_whole_steps():
 def test_a_standing_slot_follows_what_its_node_has_and_asks():
     step = STEP["storage"]
     made = stood(Commitment(), 3 * step, STEP["compute"])
-    assert stood(made, 3 * step, STEP["compute"], now_ms=NOW + DAY_MS) == made
-    later = stood(made, 5 * step, rungs=(6, 9, 14), now_ms=NOW + DAY_MS)
+    assert stood(made, 3 * step, STEP["compute"]) == made
+    later = stood(made, 5 * step, rungs=(6, 9, 14))
     (slot,) = later.slots
     before = find(made, slot.slot_id)
     assert (slot.quantity, slot.reserve, slot.windows) == (5, 14, before.windows)
@@ -97,8 +97,8 @@ def test_what_is_worth_more_than_any_amount_is_not_offered():
 
 def needing(commitment, held, short=0, spread=1, *, price=9, kind="storage"):
     new_id = {"storage": b"n" * 16, "compute": b"m" * 16}[kind]
-    wanted = Wanted(held, short, spread, price)
-    return with_standing_need(commitment, kind, wanted, new_id=new_id, owner="alice")
+    fields = needed(kind, held, price, short, spread) | {"owner": "alice"}
+    return with_standing(commitment, NeedSlot, kind, fields, new_id)
 
 
 def hosts(count):

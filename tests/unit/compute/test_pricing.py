@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsc.base.limits import GIB, MEMORY_STEP_BYTES, PRICE_FUEL
-from xsc.terms.pricing import compute_amount, fuel_steps, memory_steps, storage_amount
+from xsc.terms.pricing import amount, compute_amount, fuel_steps, memory_steps
 
 
 def test_memory_is_paid_in_begun_steps():
@@ -16,8 +16,8 @@ def test_memory_is_paid_in_begun_steps():
 def test_a_gfuel_costs_the_price():
     assert compute_amount(5, PRICE_FUEL) == 5
     assert compute_amount(5, PRICE_FUEL - 1) == 4
-    assert storage_amount(3, 10 * GIB) == 30
-    assert storage_amount(3, GIB // 3 - 1) == 0
+    assert amount("storage", 3, 10 * GIB) == 30
+    assert amount("storage", 3, GIB // 3 - 1) == 0
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**60), st.integers(0, 2**60))

@@ -24,7 +24,7 @@ from xsc.market.pricing import PriceList
 from xsc.market.providers import LEASE
 from xsc.node.offline.verify import explain_price, verify_file
 from xsc.terms.lease import Lease, LeaseRequest
-from xsc.terms.pricing import storage_amount
+from xsc.terms.pricing import amount
 
 DAY_MS = 86_400_000
 HALF_MS = STORAGE_LEASE_MS // 2
@@ -124,7 +124,7 @@ async def test_for_a_year_and_more_both_sides_agree_and_each_hour_is_paid_once(w
     assert ends_in(customer, provider, world) > STORAGE_LEASE_MS // 4
     assert 7 <= len(requests(world)) <= 10
     # The auction paid it at most, and what it posts since is less.
-    days = storage_amount(1, 400 * 24 * 10 * MIB)
+    days = amount("storage", 1, 400 * 24 * 10 * MIB)
     assert days * 10 * A_MIB < provider.ledger.owed(customer.id) < days * 40 * A_MIB
 
 
@@ -153,7 +153,7 @@ async def test_each_lease_has_its_price_from_the_moment_at_which_it_begins(world
     world.later(48 * EPOCH_MS)
     await world.drive(customer.market.settlement.settle_all())
     more = customer.one("customer").due_micro - before
-    assert more == storage_amount(20 * A_MIB, 48 * 10 * MIB)
+    assert more == amount("storage", 20 * A_MIB, 48 * 10 * MIB)
     agree(customer, provider)
 
 
@@ -196,7 +196,7 @@ async def test_debt_refuses_a_renewal_until_it_is_paid(world, pair):
     assert ends_in(customer, provider, world) < HALF_MS
     # What is held is renewed whole or not at all.
     await world.drive(customer.market.settlement.settle_all())
-    hour = storage_amount(10 * A_MIB, 10 * MIB)
+    hour = amount("storage", 10 * A_MIB, 10 * MIB)
     provider.ledger.limit = provider.ledger.owed(customer.id) + hour - 1
     world.later(RENEWAL_RETRY_MS)
     await world.drive(customer.market.signing.look())
@@ -294,7 +294,7 @@ async def test_what_ended_can_be_renewed_while_it_is_kept(world, pair):
 async def test_what_was_kept_between_the_end_of_a_lease_and_its_renewal_is_paid(world, pair):
     customer, provider = pair
     await stored(world, customer, provider)
-    gap = storage_amount(40 * A_MIB, 10 * MIB * (20 * DAY_MS // EPOCH_MS))
+    gap = amount("storage", 40 * A_MIB, 10 * MIB * (20 * DAY_MS // EPOCH_MS))
     world.later(STORAGE_LEASE_MS)
     await world.drive(customer.market.settlement.settle_all())
     before = provider.ledger.owed(customer.id)
@@ -337,9 +337,9 @@ async def test_what_a_host_counts_beyond_what_follows_is_not_paid_and_stays_owed
     await rounds(world, customer, world.clock.now_ms() + LATEST_MS)
     (account,) = provider.market.accounts()
     assert provider.market.owed_micro(account) > 0
-    paid = storage_amount(40 * A_MIB, 10 * MIB * (LATEST_MS // EPOCH_MS))
+    paid = amount("storage", 40 * A_MIB, 10 * MIB * (LATEST_MS // EPOCH_MS))
     # Of what came it knows nothing but that two clocks can differ by a minute.
-    assert account.settled_micro <= paid + storage_amount(40 * A_MIB, 10 * MIB)
+    assert account.settled_micro <= paid + amount("storage", 40 * A_MIB, 10 * MIB)
 
 
 # What is asked

@@ -97,7 +97,7 @@ def test_a_credit_is_a_gib_for_a_month_and_a_workers_hour_and_no_run_is_for_noth
     assert credit <= pricing.compute_price(hour, 1) < credit * 1001 // 1000
     year = pricing.storage_price(150 * GIB // 6, 365 * 24)
     assert year <= config.starter_credit_micro + credit, "100 GiB, coded, at six hosts"
-    cheapest = pricing.ladder("compute").mutual
+    cheapest = pricing.ladder("compute").price_mutual
     assert compute_amount(cheapest, run_steps(0, 1)) >= 1
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from xsc.allocation.commitments import zone_of
 from xsc.allocation.declaring import Either, Statement, find
+from xsc.allocation.windows import occurrences
 from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import ArgumentInvalid, NoOffers, NotFound
@@ -88,8 +90,8 @@ async def quotes(node: Node, _: Nothing) -> api.Quotes:
                 kind=kind,
                 tier=quote.tier,
                 price_micro=quote.price,
-                price_mutual_micro=quote.ladder.mutual,
-                price_one_way_micro=quote.ladder.one_way,
+                price_mutual_micro=quote.ladder.price_mutual,
+                price_one_way_micro=quote.ladder.price_one_way,
                 reserve_micro=quote.ladder.reserve,
                 slot=to_text(quote.slot),
                 available=max(0, slot.quantity - granted[quote.slot]) * STEP[kind],
@@ -233,17 +235,16 @@ async def estimate(node: Node, asked: api.Estimate) -> api.Cost:
 
 
 def _cost_micro(slot: Either, now_ms: int, for_ms: int) -> int:
-    """Return what all of a slot or need comes to within a time from now.
-
-    What is stored does not go when a window ends, so storage counts also between windows.
-    """
+    """Return what all of a slot or need comes to within a time from now."""
     price = slot.price_max if isinstance(slot, NeedSlot) else slot.reserve
     until_ms = min(now_ms + for_ms, slot.valid_until_ms)
-    windows = slot.times
-    if slot.kind == "storage":
-        windows = ((windows[0][0], windows[-1][1]),)
-    times = (min(end, until_ms) - max(start, now_ms) for start, end in windows)
-    open_ms = sum(max(0, time) for time in times)
+    ((begin, end),) = slot.windows or ((now_ms, until_ms),)
+    begin, end = max(begin, now_ms), min(end, until_ms)
+    times = [(begin, end)]
+    if slot.recurrence:
+        every = f"{slot.recurrence} {slot.time_zone}"
+        times = [*occurrences(every, zone_of, begin, until_ms)]
+    open_ms = sum(max(0, end - begin) for begin, end in times)
     return slot_amount(slot.kind, price, slot.quantity * open_ms) // EPOCH_MS
 
 
