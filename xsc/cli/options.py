@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from xsc import api
 from xsc.api.ranges import check_range
-from xsc.base.errors import ArgumentInvalid, IdentityInvalid, TooLarge, XscError
+from xsc.base.errors import ArgumentInvalid, IdentityInvalid, PeerUnknown, TooLarge, XscError
 from xsc.base.jobs import JobOptions
 from xsc.base.limits import (
     COMPUTE_WAIT_MS,
@@ -35,15 +36,19 @@ from xsc.base.units import (
     parse_share_ppm,
     parse_size,
 )
-from xsc.cli.output import warn
+from xsc.cli.output import Columns, show, show_json, show_rows, warn
 from xsc.client.calls import Calls, read_file, unreadable
-from xsc.client.core import Core, default_home
+from xsc.client.core import ANSWER_TIMEOUT_S, Core, Document, default_home
+from xsc.client.files import check_target, write_whole
 from xsc.client.targets import Named
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from xsc.api.endpoint import Endpoint
+
 F = TypeVar("F", bound=Callable[..., Any])
+Q = TypeVar("Q")
 T = TypeVar("T")
 
 CAPABILITY_BYTES_MAX = 4096
@@ -53,6 +58,8 @@ READS = "xsc:r:"
 PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
 _PLAIN_WORD = re.compile(r"[\w./@%+:,-]+")
 """What means itself to every shell."""
+_PEER = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
+"""All that names a peer; nothing else would survive in the path of a request."""
 PROGRAM_EXIT_BASE = 120
 """Added to XSC's own exit codes where a program's code is passed on (docs/cli.md)."""
 
@@ -80,6 +87,41 @@ class Settings:
     @staticmethod
     def _trace(line: str) -> None:
         click.echo(line, err=True)
+
+    def ask(
+        self,
+        endpoint: Endpoint[Q, Any],
+        asked: Q | None = None,
+        *,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> Document:
+        """Return what the node answers."""
+        return self.calls().core.ask(endpoint, asked, timeout_s=timeout_s)
+
+    def view(self, answer: object, view: str | Callable[[Any], object] | None = None) -> None:
+        """Print an answer: as JSON, or for people.
+
+        Args:
+            answer: JSON of the API, or of its form.
+            view: a line for people, what prints the answer for them, or nothing.
+        """
+        if self.json:
+            show_json(answer)
+        elif isinstance(view, str):
+            show(view)
+        elif view is not None:
+            view(answer)
+
+    def table(self, answer: Document, key: str, columns: Columns, empty: str) -> None:
+        """Print an answer: as JSON, or the rows under a key of it as a table (`show_rows`)."""
+        self.view(answer, lambda _: show_rows(answer[key], columns, empty))
+
+    def save(self, endpoint: Endpoint[Q, bytes], asked: Q, path: Path) -> None:
+        """Write what the node answers to a file, and print as JSON what was written."""
+        check_target(path)
+        with self.calls().core.download(endpoint, asked) as download:
+            size = write_whole(path, download.blocks())
+        self.view({"file": str(path), "size_bytes": size})
 
 
 def _note(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
@@ -160,18 +202,18 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
     Args:
         name: what stands for it in help.
         read: returns the value that a text stands for.
-        offer: asks the node what a shell may complete it to.
+        offers: asks the node what a shell may complete it to.
     """
 
     def __init__(
         self,
         name: str,
         read: Callable[[str], Any],
-        offer: Callable[[Calls], Iterable[str]] | None = None,
+        offers: Callable[[Calls], Iterable[str]] | None = None,
     ) -> None:
         self.name = name
         self._read = read
-        self.offer = offer
+        self.offers = offers or _nothing
 
     def convert(
         self,
@@ -205,10 +247,8 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         """
         from click.shell_completion import CompletionItem
 
-        if self.offer is None:
-            return []
         try:
-            known = set(self.offer(ctx.ensure_object(Settings).calls()))
+            known = set(self.offers(ctx.ensure_object(Settings).calls()))
         except XscError:
             return []
         words = sorted(word for word in known if _PLAIN_WORD.fullmatch(word))
@@ -245,8 +285,12 @@ class _Module(click.Path):
         return [CompletionItem(word) for word in shown if _PLAIN_WORD.fullmatch(word)]
 
 
+def _nothing(_: Calls) -> Iterable[str]:
+    return ()
+
+
 def _peers(calls: Calls) -> Iterable[str]:
-    return [row["name"] for row in calls.peers()["peers"]]
+    return [row["name"] for row in calls.core.ask(api.peers.LIST)["peers"]]
 
 
 def _objects(calls: Calls) -> Iterable[str]:
@@ -254,13 +298,18 @@ def _objects(calls: Calls) -> Iterable[str]:
 
 
 def _services(calls: Calls) -> Iterable[str]:
-    from xsc.client.services import ServiceCalls
-
-    return [row["name"] for row in ServiceCalls(calls.core).services()["services"]]
+    return [row["name"] for row in calls.core.ask(api.services.LIST)["services"]]
 
 
 def _leases(calls: Calls) -> Iterable[str]:
-    return [row["lease_id"] for row in calls.leases()["leases"]]
+    return [row["lease_id"] for row in calls.core.ask(api.market.LEASES)["leases"]]
+
+
+def _peer(text: str) -> str:
+    if not _PEER.fullmatch(text):
+        hint = "`xsc peer ls` shows names and ids of peers"
+        raise PeerUnknown(f"there is no peer '{text}'", hint=hint)
+    return text
 
 
 def _directory(text: str) -> Path:
@@ -388,7 +437,7 @@ def _input(text: str) -> tuple[str, str | Named]:
 
 OBJECT = Parsed("CAP", object_of, _objects)
 NAME = Parsed("NAME", str, _objects)
-PEER = Parsed("PEER", str, _peers)
+PEER = Parsed("PEER", _peer, _peers)
 SERVICE = Parsed("NAME", str, _services)
 LEASE = Parsed("LEASE", str, _leases)
 INVITATION = Parsed("INVITATION", _capability)
@@ -411,6 +460,17 @@ INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)
 PATH = click.Path(path_type=Path)
 MODULE = _Module(path_type=Path)
+
+
+def check_id(text: str, pattern: str, what: str, hint: str) -> str:
+    """Return an id as it may stand in the path of a request.
+
+    Raises:
+        ArgumentInvalid: it is none.
+    """
+    if not re.fullmatch(pattern, text):
+        raise ArgumentInvalid(f"'{text[:80]}' is no {what}", hint=hint)
+    return text
 
 
 def read_key_file(file: Path) -> str:
@@ -509,4 +569,8 @@ def table_of(pairs: tuple[tuple[str, T], ...], what: str) -> dict[str, T]:
     return table
 
 
+output_option = click.option(
+    "-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write."
+)
+"""Of commands that write one file."""
 pass_settings = click.make_pass_decorator(Settings, ensure=True)

@@ -65,7 +65,7 @@ def ignore_progress(_: int) -> None:
 
 
 def _written(
-    endpoint: Endpoint[Q, Any], asked: Q, parts: Sequence[bytes]
+    endpoint: Endpoint[Q, Any], asked: Q | None, parts: Sequence[bytes]
 ) -> tuple[str, Mapping[str, str], Sequence[bytes]]:
     """Return the path, the headers and the body of a request.
 
@@ -73,7 +73,8 @@ def _written(
         ArgumentInvalid: a text in it is none.
     """
     try:
-        path, headers, document = written(endpoint, asked)
+        said = endpoint.request() if asked is None else asked
+        path, headers, document = written(endpoint, said)
         head = serial.to_text(document).encode() if endpoint.has_json else b""
     except UnicodeEncodeError:
         raise ArgumentInvalid("what is given is not Unicode text") from None
@@ -167,7 +168,7 @@ class Core:
     def ask(
         self,
         endpoint: Endpoint[Q, Any],
-        asked: Q,
+        asked: Q | None = None,
         *parts: bytes,
         timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> Document:
@@ -175,7 +176,7 @@ class Core:
 
         Args:
             endpoint: what is asked.
-            asked: the request.
+            asked: the request; None of one without fields.
             parts: bytes in memory that follow it.
             timeout_s: without a byte in either direction.
 
@@ -249,7 +250,7 @@ class Core:
                 exchange.push(b"0\r\n\r\n")
             return exchange.document()
 
-    def download(self, endpoint: Endpoint[Q, bytes], asked: Q) -> Download:
+    def download(self, endpoint: Endpoint[Q, bytes], asked: Q | None = None) -> Download:
         """Return an answer of bytes as a stream, to be used in a `with`.
 
         Raises:
