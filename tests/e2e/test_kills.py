@@ -19,9 +19,9 @@ from io import BytesIO
 import pytest
 
 from tests.e2e.conftest import Done, Member, Net, wait_for
+from xsc import api
 from xsc.base.errors import NodeUnreachable
 from xsc.client.calls import Calls
-from xsc.client.core import Core
 
 SEED = 31
 NODES = 8
@@ -44,7 +44,7 @@ class Crowd:
         return self.net[index]
 
     def calls(self, index: int) -> Calls:
-        return Calls(Core(self.net[index].home))
+        return Calls(self.net[index].home)
 
     def kill(self, index: int) -> None:
         self.net.kill([self.net.status()[index]])
@@ -52,7 +52,12 @@ class Crowd:
     def wait_for_sight(self, index: int) -> None:
         """Return when a node sees all others."""
         calls = self.calls(index)
-        wait_for(lambda: [row["state"] for row in calls.health()["peers"]] == ["up"] * (NODES - 1))
+        wait_for(
+            lambda: (
+                [row["state"] for row in calls.ask(api.status.HEALTH)["peers"]]
+                == ["up"] * (NODES - 1)
+            )
+        )
 
     def put(self, content: bytes, moment: float, strike: Callable[[], None]) -> Done:
         """Put a stream at the owner, and strike at a moment: 1 is the end of the stream."""

@@ -18,9 +18,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Final
 
 import click
 
+from xsc import api
 from xsc.base.errors import (
     ArgumentInvalid,
     ConfigInvalid,
@@ -31,11 +33,18 @@ from xsc.base.errors import (
 )
 from xsc.cli.background import LOG, launch, poll, serving, start_ticks
 from xsc.cli.options import DIRECTORY, DURATION, WHOLE, Group, Settings, pass_settings
-from xsc.cli.output import say, short, show, show_json, show_table, warn
+from xsc.cli.output import Columns, say, short, show, show_json, warn
 from xsc.client.calls import Calls
-from xsc.client.core import Core, Document
-from xsc.client.market import MarketCalls
+from xsc.client.core import Document
 
+_COLUMNS: Final[Columns] = {
+    "name": "name",
+    "id": ("id", short),
+    "state": "state",
+    "<pid": lambda row: str(row["pid"] or "-"),
+    "API": lambda row: str(row["api_url"] or "-"),
+    "home": "home",
+}
 NODES_DEFAULT = 7
 """Six hold the shards of an object; the seventh is what heals it."""
 NODES_MAX = 64
@@ -79,7 +88,7 @@ class Member:
 
     def calls(self) -> Calls:
         """Return the calls of the node."""
-        return Calls(Core(self.path))
+        return Calls(self.path)
 
 
 @click.group(cls=Group)
@@ -162,10 +171,8 @@ def down(settings: Settings, directory: Path) -> None:
     with _locked(directory):
         running = [member for member in _read(directory) if member.runs]
         _stop(running)
-    if settings.json:
-        show_json({"stopped": [member.name for member in running]})
-    else:
-        show(f"stopped {len(running)} node" + ("" if len(running) == 1 else "s"))
+    stopped = f"stopped {len(running)} node" + ("" if len(running) == 1 else "s")
+    settings.view({"stopped": [member.name for member in running]}, stopped)
 
 
 @devnet.command()
@@ -178,31 +185,14 @@ def status(settings: Settings, directory: Path) -> None:
         raise HomeInvalid(
             f"there is no devnet in {directory}", hint="`xsc devnet up --dir DIR` makes one"
         )
-    if settings.json:
-        show_json({"nodes": rows})
-        return
-    show_table(
-        ["name", "id", "state", "<pid", "API", "home"],
-        [
-            [
-                str(row["name"]),
-                short(str(row["id"])),
-                str(row["state"]),
-                str(row["pid"] or "-"),
-                str(row["api_url"] or "-"),
-                str(row["home"]),
-            ]
-            for row in rows
-        ],
-        "it has no nodes",
-    )
+    settings.table({"nodes": rows}, "nodes", _COLUMNS, "it has no nodes")
 
 
 def _row(member: Member) -> Document:
     place = _place(member) if member.runs else {}
     if not member.runs:
         state = "stopped"
-    elif member.calls().core.alive():
+    elif member.calls().alive():
         state = "running"
     else:
         state = "silent"
@@ -270,7 +260,7 @@ def _present(member: Member) -> Member:
         pid = int((member.path / "node.pid").read_text())
         ticks = start_ticks(pid)
         # The number alone may be a stranger's by now: the node proves that it is this home's.
-        if ticks is not None and Core(member.path).alive():
+        if ticks is not None and member.calls().alive():
             return replace(member, pid=pid, start_ticks=ticks)
     except (FileNotFoundError, ValueError, HomeInvalid):
         pass
@@ -360,9 +350,9 @@ def _introduce(members: list[Member]) -> None:
     for host, guest in combinations(members, 2):
         if guest.id in known[host.name] and host.id in known[guest.name]:
             continue
-        invitation = host.calls().invite()["invitation"]
+        invitation = host.calls().ask(api.peers.INVITE)["invitation"]
         try:
-            guest.calls().join(invitation)
+            guest.calls().ask(api.peers.JOIN, api.peers.Join(invitation=invitation))
         except XscError as fault:
             raise NodeUnreachable(
                 f"{guest.name} could not join {host.name}: {fault.message}", hint=_log_hint(guest)
@@ -370,12 +360,14 @@ def _introduce(members: list[Member]) -> None:
 
 
 def _direct_peers(member: Member) -> set[str]:
-    rows = member.calls().peers()["peers"]
+    rows = member.calls().ask(api.peers.LIST)["peers"]
     return {str(row["id"]) for row in rows if row["introducer"] is None}
 
 
 def _states(member: Member) -> dict[str, str]:
-    return {str(row["id"]): str(row["state"]) for row in member.calls().peers()["peers"]}
+    return {
+        str(row["id"]): str(row["state"]) for row in member.calls().ask(api.peers.LIST)["peers"]
+    }
 
 
 def _wait_until_healthy(members: list[Member], deadline: float) -> None:
@@ -404,7 +396,7 @@ def _wait_until_offered(members: list[Member], deadline: float) -> None:
     waiting, ids = list(members), {member.id for member in members}
     for _ in poll(min(deadline, time.monotonic() + OFFERED_S)):
         while waiting:
-            rows = MarketCalls(waiting[0].calls().core).slots()["slots"]
+            rows = waiting[0].calls().ask(api.market.SLOTS)["slots"]
             if not ids <= {row["node"] for row in rows if row["role"] == "offer"}:
                 break
             waiting.pop(0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -45,14 +45,14 @@ from xsc.cli.options import (
 from xsc.cli.output import Columns, by_name, level_of, moment, say, short, show_pairs, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document
-from xsc.client.market import slot_id_of
+from xsc.client.market import declaration, slot_id_of
 
 KINDS = ("storage", "compute")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _own_slots(calls: Calls) -> Iterable[str]:
-    return [row["id"] for row in calls.core.ask(api.market.SLOTS)["slots"]]
+    return [row["id"] for row in calls.ask(api.market.SLOTS)["slots"]]
 
 
 SLOT = Parsed("ID", slot_id_of, _own_slots)
@@ -204,10 +204,7 @@ def _document(quantity: str | None, options: dict[str, Any]) -> Document:
 def _declare(settings: Settings, role: str, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
     is_all = role == "offer" and quantity == "all"
     stated = _document(None if is_all else quantity, options) | {"standing": is_all}
-    asked = api.market.Declare(
-        role=cast("api.market.Role", role), kind=cast("api.market.Kind", kind), **stated
-    )
-    answer = settings.ask(api.market.DECLARE, asked)
+    answer = settings.ask(api.market.DECLARE, declaration(role, kind, stated))
     settings.view(answer, answer["id"])
     if settings.json:
         return
@@ -436,7 +433,7 @@ def why(settings: Settings, some_id: str) -> None:
     records of its providers, recomputed first.
     """
     try:
-        with settings.calls().core.download(api.market.LEASE, _lease_id(some_id)) as download:
+        with settings.calls().download(api.market.LEASE, _lease_id(some_id)) as download:
             raw = b"".join(download.blocks())
     except (ArgumentInvalid, NotFound):  # a name need not look like the id of a lease
         settings.view(settings.ask(api.market.WHY, Id(id=some_id)), show_why)

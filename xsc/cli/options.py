@@ -38,7 +38,7 @@ from xsc.base.units import (
 )
 from xsc.cli.output import Columns, show, show_json, show_rows, warn
 from xsc.client.calls import Calls, read_file, unreadable
-from xsc.client.core import ANSWER_TIMEOUT_S, Core, Document, default_home
+from xsc.client.core import ANSWER_TIMEOUT_S, Document, default_home
 from xsc.client.files import check_target, write_whole
 from xsc.client.targets import Named
 
@@ -82,7 +82,11 @@ class Settings:
 
     def calls(self) -> Calls:
         """Return the calls of the node at the home."""
-        return Calls(Core(self.home, trace=self._trace if self.verbose else None))
+        return Calls(self.home, trace=self._trace if self.verbose else None)
+
+    def runs(self) -> bool:
+        """Say whether the node of the home runs, without asking what has never run."""
+        return (self.home / "api.json").exists() and self.calls().alive()
 
     @staticmethod
     def _trace(line: str) -> None:
@@ -92,11 +96,11 @@ class Settings:
         self,
         endpoint: Endpoint[Q, Any],
         asked: Q | None = None,
-        *,
+        *parts: bytes,
         timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> Document:
-        """Return what the node answers."""
-        return self.calls().core.ask(endpoint, asked, timeout_s=timeout_s)
+        """Return what the node answers (`Core.ask`)."""
+        return self.calls().ask(endpoint, asked, *parts, timeout_s=timeout_s)
 
     def view(self, answer: object, view: str | Callable[[Any], object] | None = None) -> None:
         """Print an answer: as JSON, or for people.
@@ -119,7 +123,7 @@ class Settings:
     def save(self, endpoint: Endpoint[Q, bytes], asked: Q, path: Path) -> None:
         """Write what the node answers to a file, and print as JSON what was written."""
         check_target(path)
-        with self.calls().core.download(endpoint, asked) as download:
+        with self.calls().download(endpoint, asked) as download:
             size = write_whole(path, download.blocks())
         self.view({"file": str(path), "size_bytes": size})
 
@@ -290,7 +294,7 @@ def _nothing(_: Calls) -> Iterable[str]:
 
 
 def _peers(calls: Calls) -> Iterable[str]:
-    return [row["name"] for row in calls.core.ask(api.peers.LIST)["peers"]]
+    return [row["name"] for row in calls.ask(api.peers.LIST)["peers"]]
 
 
 def _objects(calls: Calls) -> Iterable[str]:
@@ -298,11 +302,11 @@ def _objects(calls: Calls) -> Iterable[str]:
 
 
 def _services(calls: Calls) -> Iterable[str]:
-    return [row["name"] for row in calls.core.ask(api.services.LIST)["services"]]
+    return [row["name"] for row in calls.ask(api.services.LIST)["services"]]
 
 
 def _leases(calls: Calls) -> Iterable[str]:
-    return [row["lease_id"] for row in calls.core.ask(api.market.LEASES)["leases"]]
+    return [row["lease_id"] for row in calls.ask(api.market.LEASES)["leases"]]
 
 
 def _peer(text: str) -> str:

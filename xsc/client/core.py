@@ -579,6 +579,10 @@ class Download:
         self._response.close()
         self._exchange.close()
 
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the body (`blocks`)."""
+        return self.blocks()
+
     def blocks(self, progress: Progress = ignore_progress) -> Iterator[bytes]:
         """Yield the body; it ends without an error only if all of it came.
 

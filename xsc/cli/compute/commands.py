@@ -238,7 +238,7 @@ def _run_job(
     """Run a job by the node, or in this process where no node runs; save its receipt."""
     calls = settings.calls()
     needs_node = spec.on or spec.verify or spec.inputs or spec.store is not None
-    if needs_node or calls.core.alive():
+    if needs_node or calls.alive():
         done = calls.job(spec, show)
     else:
         if not spec.local:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Unpack
+from typing import Final, Unpack
 
 import click
 
+from xsc import api
 from xsc.base.jobs import LimitOptions
 from xsc.base.units import format_credits, format_size
 from xsc.cli.options import (
@@ -24,16 +25,14 @@ from xsc.cli.options import (
     pass_settings,
     table_of,
 )
-from xsc.cli.output import moment, named, say, show, show_json, show_table, warn
-from xsc.client.calls import read_module
+from xsc.cli.output import Columns, moment, say, short, show, warn
+from xsc.client.calls import follow as rows_of
+from xsc.client.calls import read_module, service_name
 from xsc.client.core import Document
-from xsc.client.services import ServiceCalls
 
 ROWS_SHOWN = 20
-
-
-def _calls(settings: Settings) -> ServiceCalls:
-    return ServiceCalls(settings.calls().core)
+WAIT_MS = 20_000
+"""How long one call waits for the next row of a log that is followed."""
 
 
 @click.command(cls=Command)
@@ -73,7 +72,7 @@ def deploy(
     Each request runs it anew: fields, query and path come as variables, the
     body as standard input (WAGI); what it writes is the answer.
     """
-    done = _calls(settings).deploy(
+    done = settings.calls().deploy(
         read_module(module),
         name,
         version=version,
@@ -85,37 +84,31 @@ def deploy(
     _tell(settings, done)
 
 
+_SERVICES: Final[Columns] = {
+    "name": "name",
+    "owner": lambda row: row["owner_name"] or short(row["owner"]),
+    "version": "version",
+    "at": lambda row: row["node_name"] or short(row["node"]),
+    "state": "state",
+    "<requests": ("requests", str),
+    "<failed": ("failures", str),
+    "<refused": ("refused", str),
+    "url": lambda row: row["url"] or "-",
+}
+
+
 @click.command(cls=Command, name="ls")
 @pass_settings
 def services(settings: Settings) -> None:
     """List services: one's own, and those that are held for peers."""
-    answer = _calls(settings).services()
+    answer = settings.ask(api.services.LIST)
+    settings.table(answer, "services", _SERVICES, "there are no services")
     if settings.json:
-        show_json(answer)
         return
-    rows = answer["services"]
-    show_table(
-        ["name", "owner", "version", "at", "state", "<requests", "<failed", "<refused", "url"],
-        [
-            [
-                row["name"],
-                named({"name": row["owner_name"]}, row["owner"]),
-                row["version"],
-                named({"name": row["node_name"]}, row["node"]),
-                row["state"],
-                str(row["requests"]),
-                str(row["failures"]),
-                str(row["refused"]),
-                row["url"] or "-",
-            ]
-            for row in rows
-        ],
-        "there are no services",
-    )
-    for row in rows:
+    for row in answer["services"]:
         if row["fault"]:
             warn(f"{row['name']}: {row['fault']}")
-    if any(row["state"] == "off" for row in rows):
+    if any(row["state"] == "off" for row in answer["services"]):
         say("this node answers no requests: set services_listen, for example to 8080")
 
 
@@ -129,15 +122,18 @@ def logs(settings: Settings, *, name: str, follow: bool, count: int) -> None:
 
     With --json, one document a line where it follows, else one with all.
     """
-    calls = _calls(settings)
-    if settings.json and not follow:
-        show_json({"requests": calls.log(name, count)})
+    calls = settings.calls()
+    if follow:
+        for row in rows_of(calls, name, count, WAIT_MS):
+            settings.view(row, _show_row)
         return
-    for row in calls.follow(name, count) if follow else calls.log(name, count):
-        if settings.json:
-            show_json(row)
-        else:
-            _show_row(row)
+    asked = api.services.Log(name=service_name(name), n=count)
+    settings.view(calls.ask(api.services.LOG, asked), _show_rows)
+
+
+def _show_rows(answer: Document) -> None:
+    for row in answer["requests"]:
+        _show_row(row)
 
 
 def _show_row(row: Document) -> None:
@@ -158,7 +154,8 @@ def _show_row(row: Document) -> None:
 @pass_settings
 def rollback(settings: Settings, *, name: str, to: str | None) -> None:
     """Go back to a version of a service; requests that run end with theirs."""
-    _tell(settings, _calls(settings).rollback(name, to))
+    asked = api.services.Rollback(name=service_name(name), to=to)
+    _tell(settings, settings.ask(api.services.ROLLBACK, asked))
 
 
 @click.command(cls=Command)
@@ -166,18 +163,19 @@ def rollback(settings: Settings, *, name: str, to: str | None) -> None:
 @pass_settings
 def undeploy(settings: Settings, *, name: str) -> None:
     """Remove a service, all of its versions and its log."""
-    done = _calls(settings).undeploy(name)
-    if settings.json:
-        show_json(done)
-    elif done["warning"]:
+    done = settings.ask(api.services.UNDEPLOY, api.services.Named(name=service_name(name)))
+    settings.view(done, _warn)
+
+
+def _warn(done: Document) -> None:
+    if done["warning"]:
         warn(done["warning"])
 
 
 def _tell(settings: Settings, done: Document) -> None:
+    settings.view(done, done["url"] or f"/fn/{done['owner']}/{done['name']}")
     if settings.json:
-        show_json(done)
         return
-    show(done["url"] or f"/fn/{done['owner']}/{done['name']}")
     if settings.verbose:
         say(f"version {done['version']} is active")
     if done["state"] == "off":

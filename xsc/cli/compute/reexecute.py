@@ -9,7 +9,7 @@ import click
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.limits import INPUT_BYTES_MAX, PEER_BODY_BYTES_MAX, STDIN_BYTES_MAX
 from xsc.cli.options import PAIR, PATH, WHOLE, Command, Settings, pass_settings
-from xsc.cli.output import say, short, show, show_json
+from xsc.cli.output import say, short, show
 from xsc.client.calls import read_file, read_module
 from xsc.client.core import Document
 
@@ -66,12 +66,13 @@ def verify(
         code,
         Given(arguments, dict(env), text, files, item_fuel),
     )
-    if settings.json:
-        show_json(answer)
-    else:
-        for row in answer.get("providers", [answer]):
-            who = f"{short(row['provider'])} " if "provider" in row else ""
-            show(who + row["verdict"].replace("_", " "))
-            for reason in row["reasons"]:
-                say(reason)
+    settings.view(answer, _show_verdicts)
     return EXITS[answer["verdict"]]
+
+
+def _show_verdicts(answer: Document) -> None:
+    for row in answer.get("providers", [answer]):
+        who = f"{short(row['provider'])} " if "provider" in row else ""
+        show(who + row["verdict"].replace("_", " "))
+        for reason in row["reasons"]:
+            say(reason)

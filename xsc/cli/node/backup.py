@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from xsc import api
 from xsc.base.errors import ArgumentInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.units import format_size
 from xsc.cli.options import PATH, Command, Settings, key_passphrase, pass_settings, read_key_file
-from xsc.cli.output import moment, progress_bar, say, show, show_json, show_pairs, warn
+from xsc.cli.output import moment, progress_bar, say, show_json, show_pairs, warn
 from xsc.client.calls import read_file, unreadable
-from xsc.client.core import Core, Progress
+from xsc.client.core import Progress
 from xsc.client.files import check_target, write_whole
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def backup(
         secret = read_passphrase(passphrase_file)
     elif passphrase:
         secret = _ask(twice=True)
-    how = {"identity": not no_identity, "bodies": not no_bodies}
+    identity, bodies = not no_identity, not no_bodies
 
     def write(blocks: Iterable[bytes]) -> tuple[Reader, int]:
         with progress_bar("backing up", None) as progress:
@@ -129,25 +130,25 @@ def backup(
             size = write_whole(file, resealed(reader, opens, head, closes), mode=0o600)
             return reader, size
 
-    if (settings.home / "api.json").exists() and Core(settings.home).alive():
-        with settings.calls().backup(**how) as download:
-            reader, size = write(download.blocks())
+    if settings.runs():
+        asked = api.home.Backup(identity=identity, bodies=bodies)
+        with settings.calls().download(api.home.BACKUP, asked) as download:
+            reader, size = write(download)
     else:
-        reader, size = write(stream_stopped(settings.home, key_passphrase(settings.home), **how))
-    if settings.json:
-        show_json(
-            {
-                "file": str(file),
-                "size_bytes": size,
-                "id": to_text(reader.head.node),
-                "created_ms": reader.head.created_ms,
-                "identity": not no_identity,
-                "bodies": not no_bodies,
-                "locked": no_identity or bool(secret),
-            }
+        passphrase_of_key = key_passphrase(settings.home)
+        reader, size = write(
+            stream_stopped(settings.home, passphrase_of_key, identity=identity, bodies=bodies)
         )
-    else:
-        show(str(file))
+    answer = {
+        "file": str(file),
+        "size_bytes": size,
+        "id": to_text(reader.head.node),
+        "created_ms": reader.head.created_ms,
+        "identity": identity,
+        "bodies": bodies,
+        "locked": no_identity or bool(secret),
+    }
+    settings.view(answer, str(file))
     if not no_identity and not secret:
         warn(f"{file} is not locked: who can read it, is this node")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
 
+from xsc import api
 from xsc.base.errors import ArgumentInvalid, StoreDamaged, UnavailableError, unwritable
 from xsc.base.units import format_credits, format_duration, format_level, format_size
 from xsc.cli.node.backup import backup, restore
@@ -23,8 +25,9 @@ from xsc.cli.options import (
     pass_settings,
     read_key_file,
 )
-from xsc.cli.output import moment, say, short, show, show_json, show_pairs, warn
-from xsc.client.core import Core
+from xsc.cli.output import moment, say, short, show, show_pairs, warn
+from xsc.client.calls import FSCK_TIMEOUT_S
+from xsc.client.core import Document
 from xsc.client.files import check_target
 
 
@@ -50,11 +53,9 @@ def init(settings: Settings, name: str | None, network: str | None, *, passphras
 
     secret = _new_passphrase(ask=passphrase)
     made = init_home(settings.home, passphrase=secret, name=name, network=network)
-    if settings.json:
-        show_json(made)
-        return
-    show(made["id"])
-    say(f"made {made['home']}; keep a copy of the key: xsc node identity export FILE")
+    settings.view(made, made["id"])
+    if not settings.json:
+        say(f"made {made['home']}; keep a copy of the key: xsc node identity export FILE")
 
 
 @node.command()
@@ -114,31 +115,28 @@ def recover(
             f"unproven with {short(to_text(peer))}: {who} {format_credits(abs(amount))} credits "
             "more than any entry that was shown"
         )
-    if settings.json:
-        show_json(
-            {
-                "id": node_id,
-                "home": str(settings.home),
-                "state": "signing",
-                "peers": signing.peers,
-                "objects": None if found is None else found.objects,
-                "entries": signing.entries,
-                "incarnation": signing.incarnation,
-                "silent": [to_text(peer) for peer in signing.silent],
-                "unproven": [
-                    {"peer": to_text(peer), "amount_micro": amount}
-                    for peer, amount in sorted(signing.unproven.items())
-                ],
-                "lost": list(lost),
-            }
+    answer = {
+        "id": node_id,
+        "home": str(settings.home),
+        "state": "signing",
+        "peers": signing.peers,
+        "objects": None if found is None else found.objects,
+        "entries": signing.entries,
+        "incarnation": signing.incarnation,
+        "silent": [to_text(peer) for peer in signing.silent],
+        "unproven": [
+            {"peer": to_text(peer), "amount_micro": amount}
+            for peer, amount in sorted(signing.unproven.items())
+        ],
+        "lost": list(lost),
+    }
+    settings.view(answer, node_id)
+    if not settings.json:
+        objects = "" if found is None else f"{found.objects} objects, "
+        say(
+            f"recovered {objects}{signing.peers} peers and {signing.entries} ledger "
+            "entries; `xsc node start` runs it"
         )
-        return
-    show(node_id)
-    objects = "" if found is None else f"{found.objects} objects, "
-    say(
-        f"recovered {objects}{signing.peers} peers and {signing.entries} ledger "
-        "entries; `xsc node start` runs it"
-    )
 
 
 class _StartCommand(Command):
@@ -191,25 +189,24 @@ def _start_in_background(settings: Settings, overrides: dict[str, str], passphra
     options = [f"--{name.replace('_', '-')}={text}" for name, text in overrides.items()]
     answer = start_and_wait(settings.home, options, passphrase)
     log = str(settings.home / LOG)
-    if settings.json:
-        shown = ("id", "name", "home", "pid", "api_url", "peer_url", "addresses")
-        show_json({**{key: answer[key] for key in shown}, "log": log})
-        return
-    show(
+    shown = ("id", "name", "home", "pid", "api_url", "peer_url", "addresses")
+    settings.view(
+        {**{key: answer[key] for key in shown}, "log": log},
         f"node {answer['id']} serves: API at {answer['api_url']}, "
-        f"peers at {', '.join(answer['addresses'])}"
+        f"peers at {', '.join(answer['addresses'])}",
     )
-    say(f"it logs to {log}")
+    if not settings.json:
+        say(f"it logs to {log}")
 
 
 @node.command()
 @pass_settings
 def status(settings: Settings) -> None:
     """Show what the node is, holds and does."""
-    answer = settings.calls().status()
-    if settings.json:
-        show_json(answer)
-        return
+    settings.view(settings.ask(api.status.STATUS), _show_status)
+
+
+def _show_status(answer: Document) -> None:
     peers, storage, compute = answer["peers"], answer["storage"], answer["compute"]
     used, reserved, capacity = (
         format_size(storage[f"{what}_bytes"]) for what in ("used", "reserved", "capacity")
@@ -272,33 +269,19 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     something is damaged; what is stays listed until it is stored anew or
     deleted.
     """
-    running = (settings.home / "api.json").exists() and Core(settings.home).alive()
+    running = settings.runs()
     if running and salvage:
         raise ArgumentInvalid("the node runs", hint="stop it first")
     if running:
-        answer = settings.calls().fsck(deep=deep)
+        answer = settings.ask(api.home.FSCK, api.home.Fsck(deep=deep), timeout_s=FSCK_TIMEOUT_S)
     else:
         from xsc.api import serial
         from xsc.node.offline.fsck import check_home
 
         found = check_home(settings.home, deep=deep, salvaged=salvage).shown()
         answer = serial.document(found)
-    if settings.json:
-        show_json(answer)
-    else:
-        show_pairs(
-            [
-                ("bodies", str(answer["bodies"])),
-                ("held", format_size(answer["bytes_held"])),
-                ("counted", format_size(answer["bytes_counted"])),
-                ("index", answer["index"]),
-                ("damaged", str(len(answer["damaged"]))),
-                ("space", f"{answer['space_records']} records"),
-            ]
-        )
-    for fault in answer["index_faults"]:
-        warn(fault)
-    for fault in answer["space_faults"]:
+    settings.view(answer, _show_fsck)
+    for fault in [*answer["index_faults"], *answer["space_faults"]]:
         warn(fault)
     for first, last in answer["unreadable"]:
         warn(f"what was stored as {first} to {last} cannot be read")
@@ -308,6 +291,19 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     if answer["kept"] is not None:
         say(f"the damaged directory is {answer['kept']}; delete it when nothing is missed")
     return 0 if answer["whole"] else StoreDamaged.exit_code
+
+
+def _show_fsck(answer: Document) -> None:
+    show_pairs(
+        [
+            ("bodies", str(answer["bodies"])),
+            ("held", format_size(answer["bytes_held"])),
+            ("counted", format_size(answer["bytes_counted"])),
+            ("index", answer["index"]),
+            ("damaged", str(len(answer["damaged"]))),
+            ("space", f"{answer['space_records']} records"),
+        ]
+    )
 
 
 @node.command()
@@ -323,16 +319,18 @@ def doctor(settings: Settings) -> int:
 
     from xsc.node.offline.doctor import examine
 
-    found = examine(settings.home, settings.calls().status)
+    found = examine(settings.home, partial(settings.ask, api.status.STATUS))
     failed = any(finding.verdict == "fail" for finding in found)
-    if settings.json:
-        show_json({"works": not failed, "findings": [asdict(finding) for finding in found]})
-    else:
-        for finding in found:
-            show(f"{finding.verdict:<4}  {finding.check:<10}  {finding.text}")
-            if finding.hint:
-                show(f"      {'':<10}  hint: {finding.hint}")
+    answer = {"works": not failed, "findings": [asdict(finding) for finding in found]}
+    settings.view(answer, _show_findings)
     return UnavailableError.exit_code if failed else 0
+
+
+def _show_findings(answer: Document) -> None:
+    for finding in answer["findings"]:
+        show(f"{finding['verdict']:<4}  {finding['check']:<10}  {finding['text']}")
+        if finding["hint"]:
+            show(f"      {'':<10}  hint: {finding['hint']}")
 
 
 node.add_command(drain)
@@ -367,10 +365,8 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
         keyfile.write(file, keyfile.to_line(key, SystemEntropy(), locked_by))
     except OSError as fault:
         raise unwritable(f"{file} cannot be written", fault) from None
-    if settings.json:
-        show_json({"id": to_text(key.node_id), "file": str(file), "locked": bool(locked_by)})
-    else:
-        show(to_text(key.node_id))
+    node_id = to_text(key.node_id)
+    settings.view({"id": node_id, "file": str(file), "locked": bool(locked_by)}, node_id)
     if not locked_by:
         say(f"{file} is not locked: who can read it, is this node")
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
+from xsc import api
 from xsc.base.errors import EXIT_PARTLY
 from xsc.base.units import format_credits, format_size
 from xsc.cli.options import PATH, Command, Settings, pass_settings
-from xsc.cli.output import progress_bar, say, short, show, show_json, show_pairs, warn
+from xsc.cli.output import progress_bar, say, short, show, show_pairs, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document
 from xsc.client.files import check_target, write_whole
@@ -37,22 +38,15 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     calls = settings.calls()
     target = proof if proof is not None else settings.home / "drain.proof"
     if what == "cancel":
-        answer = calls.stay()
-        if settings.json:
-            show_json(answer)
-        else:
-            show("the node stays; what has moved stays where it is")
+        settings.view(calls.ask(api.home.STAY), "the node stays; what has moved stays where it is")
         return 0
     if proof is not None:
         check_target(proof)
-    answer = calls.drain() if what == "status" else _drained(calls)
+    answer = calls.ask(api.home.DRAIN) if what == "status" else _drained(calls)
     if answer["state"] != "staying" and (what is None or proof is not None):
-        with calls.drain_proof() as download:
+        with calls.download(api.home.PROOF) as download:
             write_whole(target, download.blocks())
-    if settings.json:
-        show_json(answer)
-    else:
-        _show_drain(answer)
+    settings.view(answer, _show_drain)
     if answer["state"] == "staying":
         return 0
     for line in _drain_warnings(answer):
@@ -67,7 +61,7 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
 
 def _drained(calls: Calls) -> Document:
     """Begin to leave and wait until all has moved that can; return how it stands then."""
-    answer = calls.leave()
+    answer = calls.ask(api.home.LEAVE)
     with progress_bar("moving away", answer["total_bytes"]) as progress:
         shown, said = 0, ""
         waiting: set[str] = set()
@@ -86,7 +80,7 @@ def _drained(calls: Calls) -> Document:
                 if row["object"] not in waiting:
                     waiting.add(row["object"])
                     say(_stays(row))
-            answer = calls.drain(DRAIN_WAIT_MS)
+            answer = calls.ask(api.home.DRAIN, api.home.Look(wait_ms=DRAIN_WAIT_MS))
     return answer
 
 

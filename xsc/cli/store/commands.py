@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from xsc import api
+from xsc.api.endpoint import Id
 from xsc.base.errors import (
     EXIT_PARTLY,
     ArgumentInvalid,
@@ -49,7 +51,7 @@ from xsc.cli.output import (
 )
 from xsc.cli.store import tree
 from xsc.cli.store.cost import say_cost
-from xsc.client.calls import Calls, unreadable
+from xsc.client.calls import FSCK_TIMEOUT_S, Calls, unreadable
 from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, size_of, upload_id, write_whole
 from xsc.client.placement import survey
@@ -173,7 +175,9 @@ def _upload(
         if not settings.json:
             say_cost(calls, size, how["code"])
         resume = upload_id(file, source, how["name"], how["survive"], how["code"])
-        if resume is not None and (before := calls.upload(resume)["stored_bytes"]):
+        if resume is not None and (
+            before := calls.ask(api.objects.UPLOAD, Id(id=resume))["stored_bytes"]
+        ):
             say(f"going on: {format_size(before)} were stored before")
         try:
             with progress_bar(f"storing {file.name}", size) as progress:
@@ -744,7 +748,7 @@ def gc(settings: Settings) -> int:
     confirmed yet. The node does all of it by itself in time. Exits with 7 if a
     host is still to be asked.
     """
-    answer = settings.calls().collect_garbage()
+    answer = settings.ask(api.home.GC, timeout_s=FSCK_TIMEOUT_S)
     if settings.json:
         show_json(answer)
     else:
