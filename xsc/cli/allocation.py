@@ -9,7 +9,7 @@ import click
 from xsc import api
 from xsc.api.endpoint import Id
 from xsc.base.units import format_credits, format_level, format_share
-from xsc.cli.options import Group, Settings, pass_settings
+from xsc.cli.options import Group, Settings
 from xsc.cli.output import (
     Columns,
     by_name,
@@ -37,7 +37,6 @@ def allocation() -> None:
 
 
 @allocation.command("show")
-@pass_settings
 def show_all(settings: Settings) -> None:
     """Show what was cleared, here and by the nodes that this one follows."""
     settings.view(settings.ask(api.market.SHOW), _show_cleared)
@@ -126,7 +125,6 @@ _BARS: Final[Columns] = {
 
 
 @allocation.command()
-@pass_settings
 def groups(settings: Settings) -> None:
     """Show who recognises whom, who offers, who needs and who is there."""
     settings.view(settings.ask(api.market.GROUPS), _show_groups)
@@ -162,7 +160,6 @@ _GROUPS: Final = {
 
 
 @allocation.command()
-@pass_settings
 def consistent(settings: Settings) -> None:
     """Show which commitments are of one cut.
 
@@ -200,7 +197,6 @@ _ENTITLEMENTS: Final[Columns] = {
 
 
 @allocation.command()
-@pass_settings
 def expected(settings: Settings) -> None:
     """Show what the needs of this node are granted by others."""
     empty = "nobody grants anything to needs of this node"
@@ -208,7 +204,6 @@ def expected(settings: Settings) -> None:
 
 
 @allocation.command()
-@pass_settings
 def received(settings: Settings) -> None:
     """Show what the cleared leases of this node have."""
     empty = "no lease was taken on an offer yet"
@@ -217,7 +212,6 @@ def received(settings: Settings) -> None:
 
 @allocation.command()
 @click.argument("node_or_slot", metavar="NODE|SLOT")
-@pass_settings
 def why(settings: Settings, node_or_slot: str) -> None:
     """Explain what needs were granted, and what would have changed that.
 

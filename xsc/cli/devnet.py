@@ -32,7 +32,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.cli.background import LOG, launch, poll, serving, start_ticks
-from xsc.cli.options import DIRECTORY, DURATION, WHOLE, Group, Settings, pass_settings
+from xsc.cli.options import DIRECTORY, DURATION, WHOLE, Group, Settings
 from xsc.cli.output import Columns, say, short, show, show_json, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document
@@ -107,24 +107,19 @@ directory_option = click.option(
     "directory",
     type=DIRECTORY,
     default=_default_directory,
-    metavar="DIR",
     help="Where the homes are.  [xsc-devnet in the user's data directory]",
 )
 
 
 @devnet.command()
-@click.option(
-    "--nodes", type=WHOLE, metavar="N", help=f"How many.  [as before, else {NODES_DEFAULT}]"
-)
+@click.option("--nodes", type=WHOLE, help=f"How many.  [as before, else {NODES_DEFAULT}]")
 @directory_option
 @click.option(
     "--timeout",
     type=DURATION,
     default=READY_TIMEOUT_MS,
-    metavar="DURATION",
     help=f"Give up after that long.  [{READY_TIMEOUT_MS // 1000}s]",
 )
-@pass_settings
 def up(settings: Settings, nodes: int | None, directory: Path, timeout: int) -> None:
     """Start N nodes and return when each sees all others.
 
@@ -165,7 +160,6 @@ def _show_started(settings: Settings, directory: Path, members: list[Member]) ->
 
 @devnet.command()
 @directory_option
-@pass_settings
 def down(settings: Settings, directory: Path) -> None:
     """Stop the nodes; what they hold stays."""
     with _locked(directory):
@@ -177,7 +171,6 @@ def down(settings: Settings, directory: Path) -> None:
 
 @devnet.command()
 @directory_option
-@pass_settings
 def status(settings: Settings, directory: Path) -> None:
     """Show the nodes and which of them run."""
     rows = [_row(member) for member in _read(directory)]

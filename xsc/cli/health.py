@@ -8,7 +8,7 @@ import click
 
 from xsc import api
 from xsc.base.units import format_share
-from xsc.cli.options import Command, Settings, pass_settings
+from xsc.cli.options import Command, Settings
 from xsc.cli.output import Columns, by_name, moment, short
 
 _PEERS: Final[Columns] = {
@@ -26,7 +26,6 @@ _PEERS: Final[Columns] = {
 
 
 @click.command(cls=Command)
-@pass_settings
 def health(settings: Settings) -> None:
     """Show how the peers answer this node's probes."""
     empty = "this node knows no peers; `xsc peer invite` makes an invitation for one"

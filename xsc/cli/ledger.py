@@ -20,7 +20,6 @@ from xsc.cli.options import (
     Settings,
     check_id,
     output_option,
-    pass_settings,
 )
 from xsc.cli.output import (
     Columns,
@@ -134,7 +133,6 @@ def _show_entries(answer: Document) -> None:
 
 
 @ledger.command()
-@pass_settings
 def balance(settings: Settings) -> None:
     """Show what each peer owes this node and may owe, and this node there.
 
@@ -147,7 +145,6 @@ limit_option = click.option(
     "--limit",
     type=WHOLE,
     default=ENTRIES_DEFAULT,
-    metavar="N",
     help=f"Show the newest N entries.  [{ENTRIES_DEFAULT}]",
 )
 
@@ -155,7 +152,6 @@ limit_option = click.option(
 @ledger.command()
 @limit_option
 @click.option("--before", type=WHOLE, metavar="SEQ", help="Show those before entry SEQ.")
-@pass_settings
 def log(settings: Settings, limit: int, before: int | None) -> None:
     """List the entries of this node's ledger, newest first."""
     asked = api.ledger.Page(limit=limit, before=before)
@@ -164,7 +160,6 @@ def log(settings: Settings, limit: int, before: int | None) -> None:
 
 @ledger.command()
 @limit_option
-@pass_settings
 def statement(settings: Settings, limit: int) -> None:
     """Show balances and entries together."""
     balances = settings.ask(api.ledger.BALANCE)
@@ -179,7 +174,6 @@ def _show_statement(answer: Document) -> None:
 
 
 @ledger.command()
-@pass_settings
 def verify(settings: Settings) -> None:
     """Replay this node's ledger and check every signature and link in it."""
     answer = settings.ask(api.ledger.VERIFY)
@@ -189,7 +183,6 @@ def verify(settings: Settings) -> None:
 @ledger.command()
 @click.argument("peer", type=PEER)
 @click.argument("credits_", metavar="CREDITS", type=CREDITS)
-@pass_settings
 def limit(settings: Settings, peer: str, credits_: int) -> None:
     """Set how much PEER may owe this node at most, in credits.
 
@@ -209,10 +202,8 @@ def limit(settings: Settings, peer: str, credits_: int) -> None:
 @click.option(
     "--off-books",
     type=CREDITS,
-    metavar="CREDITS",
     help="Say that so much of the debt with PEER was paid off the books; 0 takes it back.",
 )
-@pass_settings
 def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
     """Settle now what is owed by leases; the node books it by itself once an hour.
 
@@ -266,7 +257,6 @@ def _show_payment(amount_micro: int, answer: Document) -> None:
 @ledger.command()
 @click.argument("entry_id", metavar="ENTRY")
 @output_option
-@pass_settings
 def entry(settings: Settings, entry_id: str, output: Path) -> None:
     """Write one entry, signed by both sides, to a file that `xsc verify` checks."""
     hint = "`xsc ledger log --json` shows them"

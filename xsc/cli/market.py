@@ -39,7 +39,6 @@ from xsc.cli.options import (
     Settings,
     check_id,
     output_option,
-    pass_settings,
     table_of,
 )
 from xsc.cli.output import Columns, by_name, level_of, moment, say, short, show_pairs, warn
@@ -227,7 +226,6 @@ def _warn(answer: Document) -> None:
 @click.argument("quantity", metavar="QUANTITY")
 @_stated
 @_RULE
-@pass_settings
 def offer(settings: Settings, /, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
     """Offer capacity ahead of use, and print the id of the slot.
 
@@ -244,7 +242,6 @@ def offer(settings: Settings, /, kind: str, quantity: str, **options: Any) -> No
 @click.argument("quantity", metavar="QUANTITY")
 @_stated
 @_SPREAD
-@pass_settings
 def need(settings: Settings, /, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
     """State a need ahead of use, and print its id.
 
@@ -262,7 +259,6 @@ def need(settings: Settings, /, kind: str, quantity: str, **options: Any) -> Non
 @_stated
 @_RULE
 @_SPREAD
-@pass_settings
 def edit(settings: Settings, /, slot_id: str, quantity: str | None, **options: Any) -> None:  # noqa: ANN401
     """Change an offer or a need; what is not given stays as it is.
 
@@ -274,7 +270,6 @@ def edit(settings: Settings, /, slot_id: str, quantity: str | None, **options: A
 
 @market.command()
 @click.argument("slot_id", metavar="ID", type=SLOT)
-@pass_settings
 def withdraw(settings: Settings, slot_id: str) -> None:
     """Withdraw an offer or a need. What is used of leases under it stays."""
     settings.view(settings.ask(api.market.WITHDRAW, Id(id=slot_id)))
@@ -303,7 +298,6 @@ _SLOTS: Final[Columns] = {
 
 
 @market.command()
-@pass_settings
 def slots(settings: Settings) -> None:
     """List offers and needs: those of this node, and those of peers that it follows."""
     empty = "nobody offers or needs anything; this node offers what it has once it has a peer"
@@ -314,10 +308,9 @@ def slots(settings: Settings) -> None:
 @click.argument("kind", metavar="[KIND]", required=False, type=click.Choice(KINDS))
 @click.option("--size", "size_bytes", type=SIZE, help="Say what it costs to store so much.")
 @click.option("--for", "duration_ms", type=DURATION, help="For how long.  [30d]")
-@click.option("--code", type=CODE, metavar="K,M", help="K data shards and M parity shards.  [4,2]")
-@click.option("--fuel", type=FUEL, metavar="N", help="Say what so much fuel costs, as 1e12.")
+@click.option("--code", type=CODE, help="K data shards and M parity shards.  [4,2]")
+@click.option("--fuel", type=FUEL, help="Say what so much fuel costs, as 1e12.")
 @click.option("--memory", "memory_bytes", type=SIZE, help="Under that memory limit.  [64MiB]")
-@pass_settings
 def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noqa: ANN401
     """Show what all peers ask now, without an order; KIND is storage or compute.
 
@@ -375,7 +368,6 @@ _LEASES: Final[Columns] = {
 
 
 @market.command()
-@pass_settings
 def leases(settings: Settings) -> None:
     """List the leases that this node has given and taken."""
     answer = settings.ask(api.market.LEASES)
@@ -386,7 +378,6 @@ def leases(settings: Settings) -> None:
 @click.argument("lease_id", metavar="LEASE", type=LEASE)
 @output_option
 @click.option("--denial", is_flag=True, help="The host's signed count without it.")
-@pass_settings
 def lease(settings: Settings, lease_id: str, output: Path, *, denial: bool) -> None:
     """Write a signed lease to a file, for `xsc verify --lease`.
 
@@ -404,7 +395,6 @@ def _lease_id(text: str, *, denial: bool = False) -> api.market.LeaseId:
 @click.argument("peer", type=PEER)
 @output_option
 @click.option("--count", is_flag=True, help="The provider's signed count that it pays.")
-@pass_settings
 def account(settings: Settings, peer: str, output: Path, *, count: bool) -> None:
     """Write the newest voucher of this node for PEER to a file, for `xsc verify`."""
     settings.save(api.market.ACCOUNT, api.market.AccountId(id=peer, count=count), output)
@@ -423,7 +413,6 @@ def _explained(calls: Calls) -> Iterable[str]:
 
 @market.command()
 @click.argument("some_id", metavar="ID|NODE", type=Parsed("ID|NODE", str, _explained))
-@pass_settings
 def why(settings: Settings, some_id: str) -> None:
     """Explain a lease, a need, an offer or a clearing, and what would change it.
 
@@ -479,7 +468,6 @@ def _show_reasons(answer: Document) -> None:
 
 
 @market.command()
-@pass_settings
 def clearings(settings: Settings) -> None:
     """List the clearings of this node's slots that are kept."""
     columns: Columns = {
@@ -496,7 +484,6 @@ def clearings(settings: Settings) -> None:
 @market.command()
 @click.argument("clearing_id", metavar="ID")
 @output_option
-@pass_settings
 def clearing(settings: Settings, clearing_id: str, output: Path) -> None:
     """Write a signed clearing record to a file, which `xsc verify` recomputes.
 

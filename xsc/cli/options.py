@@ -168,9 +168,10 @@ def _shared() -> list[click.Parameter]:
 
 
 class Command(click.Command):
-    """A command that takes the shared options."""
+    """A command that takes the shared options; its function gets them first, as settings."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - click's own
+        kwargs["callback"] = click.make_pass_decorator(Settings, ensure=True)(kwargs["callback"])
         super().__init__(*args, **kwargs)
         self.params.extend(_shared())
 
@@ -523,14 +524,12 @@ def job_options(function: F) -> F:
             "--timeout",
             "timeout_ms",
             type=RUN_TIME,
-            metavar="DURATION",
             help="Most time it may take.",
         ),
         click.option(
             "--wait",
             "wait_ms",
             type=RUN_WAIT,
-            metavar="DURATION",
             default=COMPUTE_WAIT_MS,
             help="How long it waits for its turn; not part of --timeout.  [60s]",
         ),
@@ -538,10 +537,9 @@ def job_options(function: F) -> F:
             "--memory",
             "memory_bytes",
             type=RUN_MEMORY,
-            metavar="SIZE",
             help="Most memory it may have.",
         ),
-        click.option("--fuel", type=RUN_FUEL, metavar="N", help="Most fuel it may use."),
+        click.option("--fuel", type=RUN_FUEL, help="Most fuel it may use."),
         click.option(
             "--verify",
             metavar="KofN",
@@ -577,4 +575,3 @@ output_option = click.option(
     "-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write."
 )
 """Of commands that write one file."""
-pass_settings = click.make_pass_decorator(Settings, ensure=True)

@@ -15,7 +15,6 @@ from xsc.cli.options import (
     SHARE,
     Group,
     Settings,
-    pass_settings,
 )
 from xsc.cli.output import Columns, moment, say, short
 from xsc.client.core import Document
@@ -38,8 +37,7 @@ def _called(answer: Document) -> str:
 
 
 @peer.command()
-@click.option("--ttl", type=DURATION, metavar="DURATION", help="Valid for so long.  [1d]")
-@pass_settings
+@click.option("--ttl", type=DURATION, help="Valid for so long.  [1d]")
 def invite(settings: Settings, ttl: int | None) -> None:
     """Print an invitation, by which one node becomes a member of the circle.
 
@@ -57,7 +55,6 @@ def invite(settings: Settings, ttl: int | None) -> None:
 @peer.command()
 @click.argument("invitation", type=INVITATION)
 @click.option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]")
-@pass_settings
 def add(settings: Settings, invitation: str, name: str | None) -> None:
     """Add the node that gave the INVITATION (or @FILE, or -)."""
     answer = settings.ask(api.peers.JOIN, api.peers.Join(invitation=invitation, name=name))
@@ -92,7 +89,6 @@ _PEERS: Final[Columns] = {
 
 
 @peer.command("ls")
-@pass_settings
 def listing(settings: Settings) -> None:
     """List all peers, and who introduced whom.
 
@@ -105,7 +101,6 @@ def listing(settings: Settings) -> None:
 
 @peer.command()
 @who_argument
-@pass_settings
 def rm(settings: Settings, who: str) -> None:
     """Forget a peer; it can be added again."""
     answer = settings.ask(api.peers.REMOVE, api.peers.Who(who=who))
@@ -115,7 +110,6 @@ def rm(settings: Settings, who: str) -> None:
 @peer.command()
 @who_argument
 @click.argument("name", metavar="NAME")
-@pass_settings
 def rename(settings: Settings, who: str, name: str) -> None:
     """Call a peer NAME on this node; others call it as they like."""
     answer = settings.ask(api.peers.RENAME, api.peers.Rename(who=who, name=name))
@@ -124,7 +118,6 @@ def rename(settings: Settings, who: str, name: str) -> None:
 
 @peer.command()
 @who_argument
-@pass_settings
 def confirm(settings: Settings, who: str) -> None:
     """Answer for an introduced peer as for one that you invited.
 
@@ -137,7 +130,6 @@ def confirm(settings: Settings, who: str) -> None:
 
 @peer.command()
 @who_argument
-@pass_settings
 def block(settings: Settings, who: str) -> None:
     """Refuse a peer everything from now on."""
     answer = settings.ask(api.peers.BLOCK, api.peers.Who(who=who))
@@ -147,7 +139,6 @@ def block(settings: Settings, who: str) -> None:
 @peer.command()
 @who_argument
 @click.argument("share", type=SHARE)
-@pass_settings
 def recognise(settings: Settings, who: str, share: int) -> None:
     """Recognise a peer with a SHARE, for example 25%.
 

@@ -8,7 +8,7 @@ import click
 
 from xsc import api
 from xsc.base.errors import ProofInvalid
-from xsc.cli.options import PATH, Group, Parsed, Settings, pass_settings
+from xsc.cli.options import PATH, Group, Parsed, Settings
 from xsc.cli.output import Branch, Columns, say, show_table, show_tree
 from xsc.client.calls import FSCK_TIMEOUT_S
 from xsc.client.core import Document
@@ -33,7 +33,6 @@ def program() -> None:
 
 @program.command()
 @file_argument
-@pass_settings
 def register(settings: Settings, file: Path) -> None:
     """Check and keep a program, and print its hash; it does not run yet."""
     answer = register_document(settings.calls(), *read_document(file))
@@ -42,7 +41,6 @@ def register(settings: Settings, file: Path) -> None:
 
 @program.command()
 @hash_argument
-@pass_settings
 def activate(settings: Settings, program: str) -> None:
     """Run a registered program from now on, after each start of the node too."""
     settings.view(settings.ask(api.programs.ACTIVATE, hash_of(program)))
@@ -50,7 +48,6 @@ def activate(settings: Settings, program: str) -> None:
 
 @program.command()
 @hash_argument
-@pass_settings
 def deactivate(settings: Settings, program: str) -> None:
     """Run a program no more; what it published stays."""
     settings.view(settings.ask(api.programs.DEACTIVATE, hash_of(program)))
@@ -58,7 +55,6 @@ def deactivate(settings: Settings, program: str) -> None:
 
 @program.command()
 @file_argument
-@pass_settings
 def run(settings: Settings, file: Path) -> None:
     """Register and activate a program, and print its results as they change, until Ctrl-C.
 
@@ -88,7 +84,6 @@ def _shown(value: str | None) -> str:
 
 @program.command()
 @hash_argument
-@pass_settings
 def results(settings: Settings, program: str) -> None:
     """Show what a program read and computed last."""
     settings.view(settings.ask(api.programs.SHOW, hash_of(program)), _show_results)
@@ -109,7 +104,6 @@ def _show_results(answer: Document) -> None:
 @hash_argument
 @click.argument("variable", metavar="VARIABLE")
 @click.argument("value", metavar="VALUE")
-@pass_settings
 def set_(settings: Settings, program: str, variable: str, value: str) -> None:
     """Give a variable a value, and compute what depends on it at once."""
     asked = api.programs.Set(hash=hash_of(program).hash, name=variable, value=value)
@@ -117,7 +111,6 @@ def set_(settings: Settings, program: str, variable: str, value: str) -> None:
 
 
 @program.command("ls")
-@pass_settings
 def ls(settings: Settings) -> None:
     """List the registered programs, and whether they run."""
     columns: Columns = {
@@ -133,7 +126,6 @@ def ls(settings: Settings) -> None:
 @program.command()
 @click.argument("path", metavar="[OWNER:]PATH", type=Parsed("PATH", address_of))
 @click.option("--replay", is_flag=True, help="Run every function and module again, too.")
-@pass_settings
 def why(settings: Settings, path: str, replay: bool) -> None:
     """Show what is behind a value, link by link, and whether each link holds.
 

@@ -11,7 +11,7 @@ import click
 
 from xsc import api
 from xsc.base.units import format_duration, format_size
-from xsc.cli.options import Group, Parsed, Settings, pass_settings
+from xsc.cli.options import Group, Parsed, Settings
 from xsc.cli.output import Columns, say, short, show, show_pairs, show_rows, yes_or_no
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls, read_bounded
 from xsc.client.core import Document
@@ -44,7 +44,6 @@ def space() -> None:
 @space.command(context_settings={"ignore_unknown_options": True})
 @click.argument("path", metavar="PATH", type=ADDRESS)
 @click.argument("value", metavar="VALUE|-")
-@pass_settings
 def put(settings: Settings, path: str, value: str) -> None:
     """Write a value at a path of this node, and print its sequence.
 
@@ -71,7 +70,6 @@ def put(settings: Settings, path: str, value: str) -> None:
     type=click.IntRange(min=1),
     help="A replaced value of this node, as `versions` lists them.",
 )
-@pass_settings
 def get(settings: Settings, path: str, sequence: int | None) -> None:
     """Print the value at a path, byte for byte."""
     answer = settings.ask(api.space.GET, api.space.Get(at=path, sequence=sequence))
@@ -89,7 +87,6 @@ def _show_value(answer: Document) -> None:
 
 @space.command()
 @click.argument("path", metavar="PATH", type=ADDRESS)
-@pass_settings
 def rm(settings: Settings, path: str) -> None:
     """Delete a path of this node."""
     settings.view(settings.ask(api.space.REMOVE, api.space.At(at=path)))
@@ -97,7 +94,6 @@ def rm(settings: Settings, path: str) -> None:
 
 @space.command()
 @click.argument("prefix", metavar="[OWNER:][PREFIX]", type=ADDRESS, default="")
-@pass_settings
 def ls(settings: Settings, prefix: str) -> None:
     """List what is at a path and below it; everything without PREFIX."""
     answer = settings.ask(api.space.LIST, api.space.Under(under=prefix))
@@ -106,7 +102,6 @@ def ls(settings: Settings, prefix: str) -> None:
 
 @space.command()
 @click.argument("path", metavar="PATH", type=ADDRESS)
-@pass_settings
 def versions(settings: Settings, path: str) -> None:
     """List the replaced values of a path of this node that are kept, the newest first."""
     answer = settings.ask(api.space.VERSIONS, api.space.At(at=path))
@@ -115,7 +110,6 @@ def versions(settings: Settings, path: str) -> None:
 
 @space.command()
 @click.argument("prefix", metavar="[OWNER:][PREFIX]", type=ADDRESS, default="")
-@pass_settings
 def watch(settings: Settings, prefix: str) -> None:
     """Print each change at a path and below it, from now on, until Ctrl-C."""
     with settings.calls().events(api.space.WATCH, api.space.Under(under=prefix)) as changes:
@@ -135,14 +129,12 @@ def _shown(value: str | dict[str, str] | None) -> str:
 
 
 @space.command()
-@pass_settings
 def stats(settings: Settings) -> None:
     """Show how much the space of this node holds."""
     settings.view(settings.ask(api.space.STATS), _show_stats)
 
 
 @space.command()
-@pass_settings
 def diagnostics(settings: Settings) -> None:
     """Show what this node lists and follows, who is active, and its place in causality."""
     settings.view(settings.ask(api.space.DIAGNOSTICS), _show_diagnostics)
@@ -181,7 +173,6 @@ def _show_diagnostics(answer: Document) -> None:
 
 
 @space.command()
-@pass_settings
 def compact(settings: Settings) -> None:
     """Return the room of what was deleted or replaced to the disk; show what is left."""
     answer = settings.ask(api.space.COMPACT, timeout_s=FSCK_TIMEOUT_S)

@@ -13,7 +13,7 @@ import click
 
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.limits import PEER_BODY_BYTES_MAX
-from xsc.cli.options import PATH, Command, Settings, pass_settings
+from xsc.cli.options import PATH, Command, Settings
 from xsc.cli.output import show, show_json
 from xsc.client.calls import read_bounded, read_file, read_module, unreadable
 
@@ -40,7 +40,6 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
 @click.option(
     "--lease", type=PATH, metavar="FILE", help="Check that the run was billed by this lease, too."
 )
-@pass_settings
 def verify(settings: Settings, file: Path, module: Path | None, lease: Path | None) -> None:
     """Say what a receipt, voucher, lease, clearing, provenance, entry or drain proof proves.
 

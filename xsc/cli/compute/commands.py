@@ -35,7 +35,6 @@ from xsc.cli.options import (
     ProgramCommand,
     Settings,
     job_options,
-    pass_settings,
     table_of,
 )
 from xsc.cli.output import say, short, show, show_json, warn
@@ -68,11 +67,12 @@ def compute() -> None:
     metavar="FILE",
     help="Call it for each line of arguments in FILE, or of -.",
 )
-@click.option("--item-fuel", type=WHOLE, metavar="N", help="Most fuel for one line of a batch.")
+@click.option("--item-fuel", type=WHOLE, help="Most fuel for one line of a batch.")
 @job_options
 @click.pass_context
 def invoke(
     ctx: click.Context,
+    settings: Settings,
     *,
     module: Path,
     function: str,
@@ -88,7 +88,6 @@ def invoke(
     hexadecimal, negative, inf or nan. With --batch, what came of each line is
     printed as one line of JSON, and one receipt stands for all.
     """
-    settings = ctx.ensure_object(Settings)
     _refuse_options(ctx, (str(module), function, *arguments))
     if receipt is not None:
         check_target(receipt)
@@ -122,7 +121,6 @@ def invoke(
     "inputs",
     type=INPUT,
     multiple=True,
-    metavar="NAME=CAP",
     help="Let it read a stored object, by CAP or its name, as the file /in/NAME.",
 )
 @click.option("--out", type=PATH, metavar="DIR", help="Put the files that it writes there.")
@@ -132,7 +130,6 @@ def invoke(
     help="Store the files that it writes as objects, named so and by their path.",
 )
 @job_options
-@pass_settings
 def run(
     settings: Settings,
     *,

@@ -22,7 +22,6 @@ from xsc.cli.options import (
     WHOLE,
     Command,
     Settings,
-    pass_settings,
     table_of,
 )
 from xsc.cli.output import Columns, moment, say, short, show, warn
@@ -40,22 +39,11 @@ WAIT_MS = 20_000
 @click.option("--name", required=True, metavar="NAME", help="What the service is called.")
 @click.option("--version", metavar="V", help="What this version is called.  [the next number]")
 @click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="One variable for it.")
-@click.option("--fuel", type=RUN_FUEL, metavar="N", help="Most fuel of a request.")
-@click.option(
-    "--memory", "memory_bytes", type=RUN_MEMORY, metavar="SIZE", help="Most memory of a request."
-)
-@click.option(
-    "--timeout",
-    "timeout_ms",
-    type=RUN_TIME,
-    metavar="DURATION",
-    help="Most time of a request.",
-)
-@click.option(
-    "--concurrency", type=CONCURRENCY, metavar="N", help="Requests that run at once.  [4]"
-)
+@click.option("--fuel", type=RUN_FUEL, help="Most fuel of a request.")
+@click.option("--memory", "memory_bytes", type=RUN_MEMORY, help="Most memory of a request.")
+@click.option("--timeout", "timeout_ms", type=RUN_TIME, help="Most time of a request.")
+@click.option("--concurrency", type=CONCURRENCY, help="Requests that run at once.  [4]")
 @click.option("--on", type=PEER, metavar="NODE", help="Have this node hold it, and pay it.")
-@pass_settings
 def deploy(
     settings: Settings,
     *,
@@ -98,7 +86,6 @@ _SERVICES: Final[Columns] = {
 
 
 @click.command(cls=Command, name="ls")
-@pass_settings
 def services(settings: Settings) -> None:
     """List services: one's own, and those that are held for peers."""
     answer = settings.ask(api.services.LIST)
@@ -115,8 +102,7 @@ def services(settings: Settings) -> None:
 @click.command(cls=Command)
 @click.argument("name", type=SERVICE)
 @click.option("-f", "--follow", is_flag=True, help="Go on with each request that comes.")
-@click.option("-n", "count", type=WHOLE, default=ROWS_SHOWN, metavar="N", help="Newest rows.  [20]")
-@pass_settings
+@click.option("-n", "count", type=WHOLE, default=ROWS_SHOWN, help="Newest rows.  [20]")
 def logs(settings: Settings, *, name: str, follow: bool, count: int) -> None:
     """Show the newest requests of a service, and what each cost.
 
@@ -151,7 +137,6 @@ def _show_row(row: Document) -> None:
 @click.command(cls=Command)
 @click.argument("name", type=SERVICE)
 @click.option("--to", metavar="V", help="The version to go back to.  [the one before]")
-@pass_settings
 def rollback(settings: Settings, *, name: str, to: str | None) -> None:
     """Go back to a version of a service; requests that run end with theirs."""
     asked = api.services.Rollback(name=service_name(name), to=to)
@@ -160,7 +145,6 @@ def rollback(settings: Settings, *, name: str, to: str | None) -> None:
 
 @click.command(cls=Command)
 @click.argument("name", type=SERVICE)
-@pass_settings
 def undeploy(settings: Settings, *, name: str) -> None:
     """Remove a service, all of its versions and its log."""
     done = settings.ask(api.services.UNDEPLOY, api.services.Named(name=service_name(name)))

@@ -9,14 +9,13 @@ import click
 from xsc import api
 from xsc.api.endpoint import Id
 from xsc.base.errors import ArgumentInvalid
-from xsc.cli.options import PATH, Command, Settings, check_id, pass_settings
+from xsc.cli.options import PATH, Command, Settings, check_id
 from xsc.cli.output import Columns, moment, short
 
 
 @click.command(cls=Command)
 @click.argument("evidence_id", metavar="[ID]", required=False)
 @click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the record ID there.")
-@pass_settings
 def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -> None:
     """List receipts of two providers for one order that cannot both be true.
 

@@ -8,7 +8,7 @@ import click
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.limits import INPUT_BYTES_MAX, PEER_BODY_BYTES_MAX, STDIN_BYTES_MAX
-from xsc.cli.options import PAIR, PATH, WHOLE, Command, Settings, pass_settings
+from xsc.cli.options import PAIR, PATH, WHOLE, Command, Settings
 from xsc.cli.output import say, short, show
 from xsc.client.calls import read_file, read_module
 from xsc.client.core import Document
@@ -31,8 +31,7 @@ EXITS = {"agrees": 0, "convicts": 0, "differs": 6, "cannot_tell": 7}
     help="A file that it read as /in/NAME.",
 )
 @click.option("--batch", type=PATH, metavar="FILE", help="The lines of a batch.")
-@click.option("--item-fuel", type=WHOLE, metavar="N", help="Most fuel for a line of the batch.")
-@pass_settings
+@click.option("--item-fuel", type=WHOLE, help="Most fuel for a line of the batch.")
 def verify(
     settings: Settings,
     *,

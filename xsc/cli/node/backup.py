@@ -13,7 +13,7 @@ from xsc import api
 from xsc.base.errors import ArgumentInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.units import format_size
-from xsc.cli.options import PATH, Command, Settings, key_passphrase, pass_settings, read_key_file
+from xsc.cli.options import PATH, Command, Settings, key_passphrase, read_key_file
 from xsc.cli.output import moment, progress_bar, say, show_json, show_pairs, warn
 from xsc.client.calls import read_file, unreadable
 from xsc.client.core import Progress
@@ -67,7 +67,6 @@ passphrase_file = click.option(
 @passphrase_file
 @click.option("--no-identity", is_flag=True, help="Leave the key out; only the key opens it then.")
 @click.option("--no-bodies", is_flag=True, help="Leave out the shards that lie on this node.")
-@pass_settings
 def backup(
     settings: Settings,
     file: Path,
@@ -178,7 +177,6 @@ def _blocks(file: Path) -> Iterator[bytes]:
 @click.option(
     "--without-silent", is_flag=True, help="Go on without peers and objects that do not answer."
 )
-@pass_settings
 def restore(
     settings: Settings,
     file: Path | None,

@@ -22,7 +22,6 @@ from xsc.cli.options import (
     Group,
     Settings,
     key_passphrase,
-    pass_settings,
     read_key_file,
 )
 from xsc.cli.output import moment, say, short, show, show_pairs, warn
@@ -46,7 +45,6 @@ def node() -> None:
     "--network", metavar="NAME", help="Network; nodes of another one cannot be joined.  [xsc]"
 )
 @click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the key.")
-@pass_settings
 def init(settings: Settings, name: str | None, network: str | None, *, passphrase: bool) -> None:
     """Make a home with a new identity in an empty directory."""
     from xsc.node.home.folder import init_home
@@ -71,7 +69,6 @@ def init(settings: Settings, name: str | None, network: str | None, *, passphras
 )
 @click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
 @click.option("--network", metavar="NAME", help="Its network.  [that of the invitation, or xsc]")
-@pass_settings
 def recover(
     settings: Settings,
     identity: Path | None,
@@ -160,8 +157,7 @@ class _StartCommand(Command):
 
 @node.command(cls=_StartCommand)
 @click.option("--wait", is_flag=True, help="Run it in the background; return when it serves.")
-@click.pass_context
-def start(ctx: click.Context, /, *, wait: bool, **given: str | None) -> int:
+def start(settings: Settings, /, *, wait: bool, **given: str | None) -> int:
     """Run the node until it is told to stop (SIGTERM, Ctrl-C).
 
     A home that does not exist is made first. Every setting of config.toml can
@@ -169,7 +165,6 @@ def start(ctx: click.Context, /, *, wait: bool, **given: str | None) -> int:
     goes on in the background, logs to HOME/node.log, and ends by
     `kill $(cat HOME/node.pid)`.
     """
-    settings = ctx.ensure_object(Settings)
     overrides = {name: text for name, text in given.items() if text is not None}
     passphrase = key_passphrase(settings.home)
     if wait:
@@ -200,7 +195,6 @@ def _start_in_background(settings: Settings, overrides: dict[str, str], passphra
 
 
 @node.command()
-@pass_settings
 def status(settings: Settings) -> None:
     """Show what the node is, holds and does."""
     settings.view(settings.ask(api.status.STATUS), _show_status)
@@ -260,7 +254,6 @@ def _show_status(answer: Document) -> None:
     is_flag=True,
     help="Make the shard store anew out of what can be read; the node must be stopped.",
 )
-@pass_settings
 def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     """Check that the node can still give back all that it holds for others, and its space.
 
@@ -307,7 +300,6 @@ def _show_fsck(answer: Document) -> None:
 
 
 @node.command()
-@pass_settings
 def doctor(settings: Settings) -> int:
     """Check that this machine and this home can run a node well.
 
@@ -346,7 +338,6 @@ def identity() -> None:
 @identity.command()
 @click.argument("file", type=PATH)
 @click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the copy.")
-@pass_settings
 def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     """Write a copy of the node's key to FILE, readable by its owner only.
 

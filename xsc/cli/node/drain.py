@@ -10,7 +10,7 @@ import click
 from xsc import api
 from xsc.base.errors import EXIT_PARTLY
 from xsc.base.units import format_credits, format_size
-from xsc.cli.options import PATH, Command, Settings, pass_settings
+from xsc.cli.options import PATH, Command, Settings
 from xsc.cli.output import progress_bar, say, short, show, show_pairs, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document
@@ -26,7 +26,6 @@ DRAIN_WAIT_MS = 5_000
 @click.option(
     "--proof", type=PATH, metavar="FILE", help="Where the proof goes.  [drain.proof in the home]"
 )
-@pass_settings
 def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     """Move all that the node holds for others to other nodes, so that it can leave.
 

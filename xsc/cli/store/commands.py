@@ -36,7 +36,6 @@ from xsc.cli.options import (
     Group,
     Settings,
     object_of,
-    pass_settings,
 )
 from xsc.cli.output import (
     moment,
@@ -73,7 +72,7 @@ def store() -> None:
 
 
 version_option = click.option(
-    "--version", type=WHOLE, metavar="N", help="That version of the name.  [the newest]"
+    "--version", type=WHOLE, help="That version of the name.  [the newest]"
 )
 
 
@@ -87,10 +86,9 @@ version_option = click.option(
     help="Refuse unless so many nodes, sites, owners or introducers may be lost."
     "  [setting survive]",
 )
-@click.option("--code", type=CODE, metavar="K,M", help="K data shards and M parity shards.  [4,2]")
+@click.option("--code", type=CODE, help="K data shards and M parity shards.  [4,2]")
 @click.option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
 @click.option("--reread", is_flag=True, help="With -r: trust no times, read every file.")
-@pass_settings
 def put(
     settings: Settings,
     file: Path,
@@ -199,15 +197,10 @@ def _count(number: int, what: str) -> str:
     "-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write, or -."
 )
 @click.option(
-    "--range",
-    "part",
-    type=RANGE,
-    metavar="FIRST-LAST",
-    help="Only these bytes, like 1000-1999, 1000- or -500.",
+    "--range", "part", type=RANGE, help="Only these bytes, like 1000-1999, 1000- or -500."
 )
 @click.option("-r", "--recursive", is_flag=True, help="It is a directory; FILE becomes one.")
 @version_option
-@pass_settings
 def get(
     settings: Settings,
     cap: str | Named,
@@ -272,7 +265,6 @@ def get(
     "-r", "--recursive", is_flag=True, help="Show what is in the directory PREFIX or CAP."
 )
 @version_option
-@pass_settings
 def listing(
     settings: Settings,
     prefix: str,
@@ -431,7 +423,6 @@ def _domains(answer: Document) -> str:
 @store.command()
 @click.argument("cap", metavar="CAP|NAME", type=OBJECT)
 @version_option
-@pass_settings
 def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
     """Ask an object's hosts which of its shards they still hold.
 
@@ -470,7 +461,6 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
 @click.argument("cap", metavar="CAP|NAME", type=OBJECT)
 @click.option("--deep", is_flag=True, help="Read every shard and verify it.")
 @version_option
-@pass_settings
 def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> int:
     """Say what an object's placement is worth: what it survives, and for how long.
 
@@ -549,7 +539,6 @@ def _contract(answer: Document) -> list[tuple[str, str]]:
 @store.command()
 @click.argument("cap", metavar="[CAP|NAME]", type=OBJECT, required=False)
 @version_option
-@pass_settings
 def repair(settings: Settings, cap: str | Named | None, version: int | None) -> int:
     """Rebuild the lost shards of an object now; without CAP, of all objects.
 
@@ -597,9 +586,8 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
 @click.option(
     "--receipts", type=PATH, metavar="DIR", help="Write the hosts' signed confirmations there."
 )
-@click.option("--version", type=WHOLE, metavar="N", help="That version of the name alone.  [all]")
+@click.option("--version", type=WHOLE, help="That version of the name alone.  [all]")
 @click.option("-y", "--yes", is_flag=True, help="Delete a directory without asking.")
-@pass_settings
 def rm(
     settings: Settings, cap: str | Named, receipts: Path | None, version: int | None, *, yes: bool
 ) -> int:
@@ -670,10 +658,7 @@ def _to_delete(
 
 @store.command()
 @click.argument("name", type=NAME)
-@click.option(
-    "--version", type=WHOLE, metavar="N", required=True, help="The version that is wanted."
-)
-@pass_settings
+@click.option("--version", type=WHOLE, required=True, help="The version that is wanted.")
 def restore(settings: Settings, name: str, version: int) -> None:
     """Make version N of NAME its newest again, under a new number.
 
@@ -712,7 +697,6 @@ def _merged(answers: Sequence[Document]) -> Document:
 @click.option("--read", is_flag=True, help="Whoever has it may read the object.")
 @click.option("--verify", is_flag=True, help="It may be checked, not read.")
 @version_option
-@pass_settings
 def share(
     settings: Settings, cap: str | Named, version: int | None, *, read: bool, verify: bool
 ) -> None:
@@ -739,7 +723,6 @@ def share(
 
 
 @store.command()
-@pass_settings
 def gc(settings: Settings) -> int:
     """Drop what need not be kept, now, and give its room back to the disk.
 
