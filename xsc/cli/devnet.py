@@ -33,7 +33,7 @@ from xsc.base.errors import (
 )
 from xsc.cli.background import LOG, launch, poll, serving, start_ticks
 from xsc.cli.options import DIRECTORY, DURATION, WHOLE, Group, Settings
-from xsc.cli.output import Columns, say, short, show, show_json, warn
+from xsc.cli.output import Columns, or_dash, say, short, show, show_json, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document
 
@@ -41,8 +41,8 @@ _COLUMNS: Final[Columns] = {
     "name": "name",
     "id": ("id", short),
     "state": "state",
-    "<pid": lambda row: str(row["pid"] or "-"),
-    "API": lambda row: str(row["api_url"] or "-"),
+    "<pid": ("pid", or_dash),
+    "API": ("api_url", or_dash),
     "home": "home",
 }
 NODES_DEFAULT = 7

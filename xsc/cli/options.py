@@ -464,6 +464,7 @@ PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)
 PATH = click.Path(path_type=Path)
+PATH.name = "FILE"
 MODULE = _Module(path_type=Path)
 
 
@@ -517,7 +518,7 @@ def job_options(function: F) -> F:
 
     made: Any = gathered
     for option in (
-        click.option("--receipt", type=PATH, metavar="FILE", help="Write the receipt there."),
+        click.option("--receipt", type=PATH, help="Write the receipt there."),
         click.option("--local", is_flag=True, help="Run it on this machine, without the market."),
         click.option("--on", type=PEER, metavar="NODE", help="Let this node run it, and no other."),
         click.option(
@@ -571,7 +572,5 @@ def table_of(pairs: tuple[tuple[str, T], ...], what: str) -> dict[str, T]:
     return table
 
 
-output_option = click.option(
-    "-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write."
-)
+output_option = click.option("-o", "--output", type=PATH, required=True, help="File to write.")
 """Of commands that write one file."""

@@ -245,6 +245,11 @@ def level_of(key: str) -> Callable[[Document], str]:
     return lambda row: "?" if row[key] is None else format_level(row["kind"], row[key])
 
 
+def or_dash(text: object) -> str:
+    """Return a text that may be missing."""
+    return "-" if text is None else str(text) or "-"
+
+
 def yes_or_no(holds: object) -> str:
     """Return what a condition is for people."""
     return "yes" if holds else "no"

@@ -34,12 +34,8 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
 
 @click.command(cls=Command)
 @click.argument("file", type=PATH)
-@click.option(
-    "--module", type=PATH, metavar="FILE", help="Check that the run was of this very module, too."
-)
-@click.option(
-    "--lease", type=PATH, metavar="FILE", help="Check that the run was billed by this lease, too."
-)
+@click.option("--module", type=PATH, help="Check that the run was of this very module, too.")
+@click.option("--lease", type=PATH, help="Check that the run was billed by this lease, too.")
 def verify(settings: Settings, file: Path, module: Path | None, lease: Path | None) -> None:
     """Say what a receipt, voucher, lease, clearing, provenance, entry or drain proof proves.
 

@@ -61,12 +61,7 @@ def compute() -> None:
 @click.argument("module", metavar="MOD", type=MODULE)
 @click.argument("function", metavar="FUNC")
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
-@click.option(
-    "--batch",
-    type=PATH,
-    metavar="FILE",
-    help="Call it for each line of arguments in FILE, or of -.",
-)
+@click.option("--batch", type=PATH, help="Call it for each line of arguments in FILE, or of -.")
 @click.option("--item-fuel", type=WHOLE, help="Most fuel for one line of a batch.")
 @job_options
 @click.pass_context
@@ -114,7 +109,7 @@ def invoke(
 @compute.command(cls=ProgramCommand)
 @click.argument("module", metavar="MOD", type=MODULE)
 @click.argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
-@click.option("--stdin", type=PATH, metavar="FILE", help="Its standard input, or -.  [nothing]")
+@click.option("--stdin", type=PATH, help="Its standard input, or -.  [nothing]")
 @click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="One variable for it.")
 @click.option(
     "--in",

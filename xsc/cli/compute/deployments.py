@@ -24,7 +24,7 @@ from xsc.cli.options import (
     Settings,
     table_of,
 )
-from xsc.cli.output import Columns, moment, say, short, show, warn
+from xsc.cli.output import Columns, moment, or_dash, say, short, show, warn
 from xsc.client.calls import follow as rows_of
 from xsc.client.calls import read_module, service_name
 from xsc.client.core import Document
@@ -81,7 +81,7 @@ _SERVICES: Final[Columns] = {
     "<requests": ("requests", str),
     "<failed": ("failures", str),
     "<refused": ("refused", str),
-    "url": lambda row: row["url"] or "-",
+    "url": ("url", or_dash),
 }
 
 

@@ -15,7 +15,7 @@ from xsc.cli.output import Columns, moment, short
 
 @click.command(cls=Command)
 @click.argument("evidence_id", metavar="[ID]", required=False)
-@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the record ID there.")
+@click.option("-o", "--output", type=PATH, help="Write the record ID there.")
 def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -> None:
     """List receipts of two providers for one order that cannot both be true.
 

@@ -20,7 +20,7 @@ EXITS = {"agrees": 0, "convicts": 0, "differs": 6, "cannot_tell": 7}
 @click.argument("receipt", metavar="RECEIPT", type=PATH)
 @click.argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.option("--module", type=PATH, required=True, metavar="MOD", help="The module that was run.")
-@click.option("--stdin", type=PATH, metavar="FILE", help="The standard input that it had.")
+@click.option("--stdin", type=PATH, help="The standard input that it had.")
 @click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="A variable that it had.")
 @click.option(
     "--input",
@@ -30,7 +30,7 @@ EXITS = {"agrees": 0, "convicts": 0, "differs": 6, "cannot_tell": 7}
     metavar="NAME=FILE",
     help="A file that it read as /in/NAME.",
 )
-@click.option("--batch", type=PATH, metavar="FILE", help="The lines of a batch.")
+@click.option("--batch", type=PATH, help="The lines of a batch.")
 @click.option("--item-fuel", type=WHOLE, help="Most fuel for a line of the batch.")
 def verify(
     settings: Settings,

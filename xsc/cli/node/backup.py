@@ -57,7 +57,7 @@ def _ask(*, twice: bool) -> str:
 
 
 passphrase_file = click.option(
-    "--passphrase-file", type=PATH, metavar="FILE", help="Take it from FILE, or from - (stdin)."
+    "--passphrase-file", type=PATH, help="Take it from FILE, or from - (stdin)."
 )
 
 

@@ -23,9 +23,7 @@ DRAIN_WAIT_MS = 5_000
 @click.command(cls=Command)
 @click.option("--status", "what", flag_value="status", help="Say how far it is, and no more.")
 @click.option("--cancel", "what", flag_value="cancel", help="Stay after all.")
-@click.option(
-    "--proof", type=PATH, metavar="FILE", help="Where the proof goes.  [drain.proof in the home]"
-)
+@click.option("--proof", type=PATH, help="Where the proof goes.  [drain.proof in the home]")
 def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     """Move all that the node holds for others to other nodes, so that it can leave.
 

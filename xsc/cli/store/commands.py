@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -38,15 +38,19 @@ from xsc.cli.options import (
     object_of,
 )
 from xsc.cli.output import (
+    Cell,
+    Columns,
     moment,
+    or_dash,
     progress_bar,
     say,
     short,
     show,
     show_json,
     show_pairs,
-    show_table,
+    show_rows,
     warn,
+    yes_or_no,
 )
 from xsc.cli.store import tree
 from xsc.cli.store.cost import say_cost
@@ -71,6 +75,7 @@ def store() -> None:
     """
 
 
+cap_argument = click.argument("cap", metavar="CAP|NAME", type=OBJECT)
 version_option = click.option(
     "--version", type=WHOLE, help="That version of the name.  [the newest]"
 )
@@ -109,26 +114,36 @@ def put(
         return tree.put(settings, file, name=name, survive=contract, code=code, reread=reread)
     if reread:
         raise ArgumentInvalid("--reread goes with -r")
-    if name == "":
-        raise ArgumentInvalid(
-            "a name must not be empty", hint="leave --name out to use the file's name"
-        )
-    if name is not None and name.endswith("/"):
-        raise ArgumentInvalid(
-            "a name that ends in / is a directory's", hint="store a directory with -r"
-        )
-    if name is not None and (name == "-" or name.startswith(("@", "xsc:"))):
-        raise ArgumentInvalid(
-            f"'{name}' could not be read again by that name",
-            hint="commands take @FILE, - and xsc:… for capabilities",
-        )
+    if name is not None:
+        _check_name(name)
     calls = settings.calls()
     stored = _upload(settings, calls, file, name=name, survive=contract, code=code)
     for warning in stored["warnings"]:
         warn(warning)
-    if settings.json:
-        show_json(stored)
-        return 0
+    if not settings.json:
+        _say_where(settings, stored)
+    settings.view(stored, stored["capability"])
+    return 0
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name by which the object could not be read again."""
+    if name == "":
+        raise ArgumentInvalid(
+            "a name must not be empty", hint="leave --name out to use the file's name"
+        )
+    if name.endswith(SUFFIX):
+        raise ArgumentInvalid(
+            "a name that ends in / is a directory's", hint="store a directory with -r"
+        )
+    if name == "-" or name.startswith(("@", "xsc:")):
+        raise ArgumentInvalid(
+            f"'{name}' could not be read again by that name",
+            hint="commands take @FILE, - and xsc:… for capabilities",
+        )
+
+
+def _say_where(settings: Settings, stored: Document) -> None:
     hosts = len({row["node"] for row in stored["hosts"]})
     if sys.stderr.isatty() or settings.verbose:
         say(
@@ -139,8 +154,6 @@ def put(
         for row in stored["passed_over"]:
             lease = "" if row["lease_id"] is None else f", lease {short(row['lease_id'])}"
             say(f"passed over {short(row['node'])}{lease}: {row['reason']}")
-    show(stored["capability"])
-    return 0
 
 
 def _upload(
@@ -177,14 +190,17 @@ def _upload(
             before := calls.ask(api.objects.UPLOAD, Id(id=resume))["stored_bytes"]
         ):
             say(f"going on: {format_size(before)} were stored before")
-        try:
+
+        def send() -> Document:
             with progress_bar(f"storing {file.name}", size) as progress:
                 return calls.put(source, resume=resume, progress=progress, **how)
+
+        try:
+            return send()
         except UploadChanged:
             # Other content under the same size and time; what was stored of it is gone.
             source.seek(0)
-            with progress_bar(f"storing {file.name}", size) as progress:
-                return calls.put(source, resume=resume, progress=progress, **how)
+            return send()
 
 
 def _count(number: int, what: str) -> str:
@@ -192,10 +208,8 @@ def _count(number: int, what: str) -> str:
 
 
 @store.command()
-@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
-@click.option(
-    "-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write, or -."
-)
+@cap_argument
+@click.option("-o", "--output", type=PATH, required=True, help="File to write, or -.")
 @click.option(
     "--range", "part", type=RANGE, help="Only these bytes, like 1000-1999, 1000- or -500."
 )
@@ -286,58 +300,47 @@ def listing(
     answer = settings.calls().objects(prefix, versions=versions or ending)
     soon = [row for row in answer["objects"] if row.get("ending")]
     if ending:
-        _show_ending(settings, soon)
+        settings.view({"objects": soon}, _show_ending)
         return
     if soon:
         warn(f"{_count(len(soon), 'object')} may end soon; see: xsc store ls --ending")
     if settings.json:
+        # What scripts hold on to has these keys and no others.
         for row in answer["objects"]:
-            row.pop("ends_ms", None)
-            row.pop("ending", None)
-        if not versions:
-            # What scripts hold on to has these keys and no others.
-            for row in answer["objects"]:
-                row.pop("version", None)
-        show_json(answer)
-        return
-    show_table(
-        ["name", "<version", "<size", "stored", "<margin", "capability"],
-        [
-            [
-                row["name"] or "-",
-                str(row["version"]) if row["name"] else "-",
-                format_size(row["size_bytes"]),
-                moment(row["created_ms"]),
-                str(row["margin"]),
-                row["capability"],
-            ]
-            for row in answer["objects"]
-        ],
-        "this node has stored nothing under such names"
-        if prefix
-        else "this node has stored nothing",
-    )
+            for key in ("ends_ms", "ending", *(() if versions else ("version",))):
+                row.pop(key, None)
+    empty = "this node has stored nothing" + (" under such names" if prefix else "")
+    settings.table(answer, "objects", _OBJECTS, empty)
 
 
-def _show_ending(settings: Settings, rows: Sequence[Document]) -> None:
-    if settings.json:
-        show_json({"objects": rows})
-        return
-    show_table(
-        ["name", "<version", "host", "kept until", "why"],
-        [
-            [
-                row["name"] or "-",
-                str(row["version"]) if row["name"] else "-",
-                short(end["node"]),
-                _until(end["ends_ms"]),
-                end["reason"] or "not asked yet",
-            ]
-            for row in rows
-            for end in row["ending"]
-        ],
-        "nothing ends soon",
-    )
+def _version(row: Document) -> str:
+    return str(row["version"]) if row["name"] else "-"
+
+
+_OBJECTS: Final[Columns] = {
+    "name": ("name", or_dash),
+    "<version": _version,
+    "<size": ("size_bytes", format_size),
+    "stored": ("created_ms", moment),
+    "<margin": ("margin", str),
+    "capability": "capability",
+}
+
+
+def _show_ending(answer: Document) -> None:
+    rows = [
+        {"name": row["name"], "version": _version(row), **end}
+        for row in answer["objects"]
+        for end in row["ending"]
+    ]
+    columns: Columns = {
+        "name": ("name", or_dash),
+        "<version": "version",
+        "host": ("node", short),
+        "kept until": ("ends_ms", _until),
+        "why": lambda end: end["reason"] or "not asked yet",
+    }
+    show_rows(rows, columns, "nothing ends soon")
 
 
 def _until(ends_ms: int | None) -> str:
@@ -380,20 +383,13 @@ def _files(answer: Document) -> list[tuple[str, str]]:
 
 def _show_worst(answer: Document) -> None:
     """Show the files of a directory that are not whole, the worst first."""
-    rows = answer.get("tree", {}).get("worst")
-    if rows:
-        show_table(
-            ["<margin", "readable", "path"],
-            [
-                [
-                    str(row["margin"]),
-                    "yes" if row["readable"] else "no",
-                    row["path"] or "(the list)",
-                ]
-                for row in rows
-            ],
-            "",
-        )
+    if rows := answer.get("tree", {}).get("worst"):
+        columns: Columns = {
+            "<margin": ("margin", str),
+            "readable": ("readable", yes_or_no),
+            "path": lambda row: row["path"] or "(the list)",
+        }
+        show_rows(rows, columns, "")
 
 
 def _introduced(answer: Document) -> str:
@@ -421,7 +417,7 @@ def _domains(answer: Document) -> str:
 
 
 @store.command()
-@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@cap_argument
 @version_option
 def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
     """Ask an object's hosts which of its shards they still hold.
@@ -431,34 +427,31 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
     the list.
     """
     calls = settings.calls()
-    target = resolve(calls, cap, version)
-    answer = survey(calls, target, calls.stat, _asking)
-    if settings.json:
-        show_json(answer)
-        return
+    answer = survey(calls, resolve(calls, cap, version), calls.stat, _asking)
+    settings.view(answer, _show_stat)
+
+
+def _show_stat(answer: Document) -> None:
     code = answer["code"]
     show_pairs(
         [
             ("size", format_size(answer["size_bytes"])),
             *_files(answer),
             ("code", f"any {code['k']} of {code['k'] + code['m']} shards"),
-            ("readable", "yes" if answer["readable"] else "no"),
+            ("readable", yes_or_no(answer["readable"])),
             ("margin", _margin(answer)),
-            ("healable", "yes" if answer["healable"] else "no"),
+            ("healable", yes_or_no(answer["healable"])),
             ("leases until", _until(answer.get("ends_ms"))),
         ]
     )
     _warn_of_end(answer)
     _show_worst(answer)
-    show_table(
-        ["<shard", "node", "state"],
-        [[str(row["shard"]), short(row["node"]), row["state"]] for row in answer["hosts"]],
-        "it has no shards: its content is in the manifest",
-    )
+    columns: Columns = {"<shard": ("shard", str), "node": ("node", short), "state": "state"}
+    show_rows(answer["hosts"], columns, "it has no shards: its content is in the manifest")
 
 
 @store.command()
-@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@cap_argument
 @click.option("--deep", is_flag=True, help="Read every shard and verify it.")
 @version_option
 def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> int:
@@ -471,45 +464,9 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
     asked for when it was stored.
     """
     calls = settings.calls()
-    target = resolve(calls, cap, version)
-    answer = survey(calls, target, partial(calls.check, deep=deep), _asking)
-    if settings.json:
-        show_json(answer)
-    else:
-        loss_ppb = answer["yearly_loss_ppb"]
-        show_pairs(
-            [
-                ("size", format_size(answer["size_bytes"])),
-                *_files(answer),
-                ("readable", "yes" if answer["readable"] else "no"),
-                ("margin", _margin(answer)),
-                ("healable", "yes" if answer["healable"] else "no"),
-                ("lies on", _domains(answer)),
-                ("introduced", _introduced(answer)),
-                ("survives", f"the loss of {answer['survives']}"),
-                *_contract(answer),
-                ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),
-                *([("read", format_size(answer["read_bytes"]))] if deep else []),
-                ("leases until", _until(answer.get("ends_ms"))),
-            ]
-        )
-        _warn_of_end(answer)
-        _show_worst(answer)
-        if answer["bad"]:
-            show_table(
-                ["<segment", "<shard", "node", "reason", *(["path"] if "tree" in answer else [])],
-                [
-                    [
-                        str(row["segment"]),
-                        str(row["shard"]),
-                        short(row["node"]),
-                        row["reason"],
-                        *([row["path"]] if "tree" in answer else []),
-                    ]
-                    for row in answer["bad"]
-                ],
-                "",
-            )
+    ask = partial(calls.check, deep=deep)
+    answer = survey(calls, resolve(calls, cap, version), ask, _asking)
+    settings.view(answer, partial(_show_check, deep=deep))
     about = answer.get("tree")
     states = Counter(row["state"] for row in answer["hosts"]) if about is None else about["shards"]
     lost = sum(states.values()) - states.get("ok", 0)
@@ -526,6 +483,38 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
         )
         return EXIT_PARTLY
     return 0
+
+
+def _show_check(answer: Document, *, deep: bool) -> None:
+    loss_ppb = answer["yearly_loss_ppb"]
+    show_pairs(
+        [
+            ("size", format_size(answer["size_bytes"])),
+            *_files(answer),
+            ("readable", yes_or_no(answer["readable"])),
+            ("margin", _margin(answer)),
+            ("healable", yes_or_no(answer["healable"])),
+            ("lies on", _domains(answer)),
+            ("introduced", _introduced(answer)),
+            ("survives", f"the loss of {answer['survives']}"),
+            *_contract(answer),
+            ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),
+            *([("read", format_size(answer["read_bytes"]))] if deep else []),
+            ("leases until", _until(answer.get("ends_ms"))),
+        ]
+    )
+    _warn_of_end(answer)
+    _show_worst(answer)
+    if answer["bad"]:
+        show_rows(answer["bad"], _BAD | ({"path": "path"} if "tree" in answer else {}), "")
+
+
+_BAD: Final[dict[str, Cell]] = {
+    "<segment": ("segment", str),
+    "<shard": ("shard", str),
+    "node": ("node", short),
+    "reason": "reason",
+}
 
 
 def _contract(answer: Document) -> list[tuple[str, str]]:
@@ -547,10 +536,11 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
     some shards have no new place yet.
     """
     calls = settings.calls()
-    rows = [] if cap is not None else calls.objects()["objects"]
-    wanted = [row["capability"] for row in rows]
-    if cap is not None:
-        wanted = list(objects_of(calls, resolve(calls, cap, version)))
+    wanted: Sequence[str]
+    if cap is None:
+        wanted = [row["capability"] for row in calls.objects()["objects"]]
+    else:
+        wanted = objects_of(calls, resolve(calls, cap, version))
     several = cap is None or len(wanted) > 1
     answers = []
     for number, each in enumerate(wanted, 1):
@@ -574,15 +564,13 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
             )
     moved = sum(len(answer["moved"]) for answer in answers)
     left = sum(len(answer["left"]) for answer in answers)
-    if settings.json:
-        show_json({"objects": answers} if several else answers[0])
-    else:
-        show(f"{_count(moved, 'shard')} moved, {left} left")
+    said = f"{_count(moved, 'shard')} moved, {left} left"
+    settings.view({"objects": answers} if several else answers[0], said)
     return EXIT_PARTLY if left else 0
 
 
 @store.command()
-@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@cap_argument
 @click.option(
     "--receipts", type=PATH, metavar="DIR", help="Write the hosts' signed confirmations there."
 )
@@ -621,10 +609,7 @@ def rm(
             beside = f".{number}" if len(answers) > 1 else ""
             for host, receipt in each["receipts"].items():
                 write_whole(receipts / f"{host}{beside}.receipt", [b64decode(receipt)])
-    if settings.json:
-        show_json(answer)
-    else:
-        show(f"deleted at {_count(len(answer['confirmed']), 'node')}")
+    settings.view(answer, f"deleted at {_count(len(answer['confirmed']), 'node')}")
     for host in answer["unconfirmed"]:
         warn(f"{short(host)} has not confirmed that it deleted its shards")
     return EXIT_PARTLY if answer["unconfirmed"] else 0
@@ -672,10 +657,7 @@ def restore(settings: Settings, name: str, version: int) -> None:
             raise
         name += "/"
         made = calls.restore(name, version)["version"]
-    if settings.json:
-        show_json({"name": name, "version": made})
-    else:
-        show(str(made))
+    settings.view({"name": name, "version": made}, str(made))
 
 
 def _merged(answers: Sequence[Document]) -> Document:
@@ -693,7 +675,7 @@ def _merged(answers: Sequence[Document]) -> Document:
 
 
 @store.command()
-@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@cap_argument
 @click.option("--read", is_flag=True, help="Whoever has it may read the object.")
 @click.option("--verify", is_flag=True, help="It may be checked, not read.")
 @version_option
@@ -716,10 +698,8 @@ def share(
 
     given = one_object(settings.calls(), cap, version, whole=True)
     shared = parse_read(given) if read else parse_verify(given)
-    if settings.json:
-        show_json({"capability": shared.to_text(), "allows": "read" if read else "verify"})
-    else:
-        show(shared.to_text())
+    allows = "read" if read else "verify"
+    settings.view({"capability": shared.to_text(), "allows": allows}, shared.to_text())
 
 
 @store.command()
@@ -732,21 +712,22 @@ def gc(settings: Settings) -> int:
     host is still to be asked.
     """
     answer = settings.ask(api.home.GC, timeout_s=FSCK_TIMEOUT_S)
-    if settings.json:
-        show_json(answer)
-    else:
-        show_pairs(
-            [
-                ("leases over", format_size(answer["expired_bytes"])),
-                ("uploads given up", format_size(answer["leftover_bytes"])),
-                ("deletions", f"{answer['deletions_confirmed']} completed"),
-                ("room returned", f"about {format_size(answer['reclaimed_bytes'])}"),
-            ]
-        )
-        if answer["deletions_given_up"]:
-            ended = _count(answer["deletions_given_up"], "deletion")
-            show(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")
+    settings.view(answer, _show_collected)
     if answer["deletions_open"]:
         warn(f"{_count(answer['deletions_open'], 'deletion')} not confirmed by every host yet")
         return EXIT_PARTLY
     return 0
+
+
+def _show_collected(answer: Document) -> None:
+    show_pairs(
+        [
+            ("leases over", format_size(answer["expired_bytes"])),
+            ("uploads given up", format_size(answer["leftover_bytes"])),
+            ("deletions", f"{answer['deletions_confirmed']} completed"),
+            ("room returned", f"about {format_size(answer['reclaimed_bytes'])}"),
+        ]
+    )
+    if answer["deletions_given_up"]:
+        ended = _count(answer["deletions_given_up"], "deletion")
+        show(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")
