@@ -18,7 +18,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from xsc.client.calls import Calls
 from xsc.client.core import Document, Progress, ignore_progress
 from xsc.client.files import upload_id
 from xsc.client.partial import object_id
+from xsc.client.pool import side_by_side
 from xsc.client.targets import read_tree
 from xsc.client.tree import (
     MODE_MAX,
@@ -44,8 +45,6 @@ from xsc.client.tree import (
     unchanged,
 )
 
-WORKERS = 8
-"""Files under way at once."""
 TRIES = 3
 """How often a file is read that changes while it is stored."""
 BLOCK_BYTES = 1024 * 1024
@@ -320,7 +319,7 @@ def put_tree(
         total = sum(node.size_bytes for node in waiting)
         with (progress or _no_progress)(total) as moved:
             storing.progress = _locked(moved)
-            stored, failed = _side_by_side(storing.store, waiting, warn)
+            stored, failed = _all_that_can_be(storing.store, waiting, warn)
     finally:
         os.close(top)
     nodes = sorted([*ready, *stored], key=lambda node: order(node.path))
@@ -374,7 +373,7 @@ def _locked(progress: Progress) -> Progress:
     return tell
 
 
-def _side_by_side(
+def _all_that_can_be(
     work: Callable[[Node], Node], nodes: Sequence[Node], warn: Warn
 ) -> tuple[list[Node], int]:
     """Do something for several at once; return what came of it, and how many cannot be read.
@@ -382,21 +381,16 @@ def _side_by_side(
     Raises:
         Exception: the first that was met; what has not begun by then is not begun.
     """
-    done: list[Node] = []
-    failed = 0
-    with ThreadPoolExecutor(WORKERS) as pool:
-        futures = [(pool.submit(work, node), node) for node in nodes]
+
+    def tried(node: Node) -> Node | None:
         try:
-            for future, node in futures:
-                try:
-                    done.append(future.result())
-                except OSError as fault:
-                    failed += 1
-                    warn(f"{_text(node.path)} is left out: {fault.strerror}")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return done, failed
+            return work(node)
+        except OSError as fault:
+            warn(f"{_text(node.path)} is left out: {fault.strerror}")
+            return None
+
+    done = [node for node in side_by_side(tried, nodes) if node is not None]
+    return done, len(nodes) - len(done)
 
 
 # Fetching
@@ -449,7 +443,7 @@ def get_tree(
                     _fetch(calls, root, incoming / str(numbers[node.path]), node, told)
                     return node
 
-                _, failed = _side_by_side(fetch, missing, warn)
+                _, failed = _all_that_can_be(fetch, missing, warn)
             if failed:
                 raise ArgumentInvalid(f"{failed} files of the directory cannot be written")
             _finish(root, tree)
@@ -595,10 +589,4 @@ def remove_all(calls: Calls, capabilities: Sequence[str]) -> list[Document]:
     Several at once: a deletion is on the disks of six hosts before they confirm it, and those
     that come together are synced together.
     """
-    with ThreadPoolExecutor(WORKERS) as pool:
-        futures = [pool.submit(calls.remove, capability) for capability in capabilities]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    return side_by_side(calls.remove, capabilities)
