@@ -13,7 +13,7 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO, Unpack
+from typing import Any, BinaryIO, TypedDict, Unpack
 
 from xsc import api
 from xsc.api.ranges import UNIT, check_range
@@ -28,7 +28,6 @@ from xsc.base.jobs import JobResult, JobSpec, LimitOptions
 from xsc.base.limits import (
     MODULE_BYTES_MAX,
     MODULE_NAMED_BYTES_LEAST,
-    SERVICE_CONCURRENCY_DEFAULT,
     TIMEOUT_MS_MAX,
 )
 from xsc.client.core import (
@@ -52,6 +51,32 @@ Show = Callable[[int, bytes], None]
 """Given what a program writes, and to which stream."""
 _CAPABILITY = re.compile(r"[\x21-\x7e]{1,4096}")
 _SERVICE = re.compile(r"[a-z0-9-]{1,63}")
+
+
+class PutOptions(TypedDict, total=False):
+    """How an object is stored."""
+
+    name: str | None
+    """In the list of this node's objects; none where None, and of a file its own."""
+    survive: str
+    """The contract: refuse unless that may be lost, like "2nodes,1site"; empty: the default."""
+    code: tuple[int, int] | None
+    """(k, m): k shards of k + m rebuild the object; (4, 2) where None."""
+    wait_for_name: bool
+    """Return once so many peers have the list of names that a recovery knows this one."""
+
+
+class DeployOptions(LimitOptions, total=False):
+    """What is said of a service beside its module and name: also what a request may use."""
+
+    version: str | None
+    """How it is named; a number that rises where None."""
+    env: Mapping[str, str] | None
+    """The environment of each request."""
+    concurrency: int | None
+    """Requests at once."""
+    on: str | None
+    """The node that serves it; this one where None."""
 
 
 def read_file(path: Path, what: str, size_max: int) -> bytes:
@@ -176,14 +201,11 @@ class Calls(Core):
         self,
         source: BinaryIO,
         *,
-        name: str = "",
         size_bytes: int | None = None,
-        survive: str = "",
-        code: tuple[int, int] | None = None,
         resume: str | None = None,
         part: str = "",
-        wait_for_name: bool = False,
         progress: Progress = ignore_progress,
+        **how: Unpack[PutOptions],
     ) -> Document:
         """Store a stream; return what `POST /v1/objects` says of it.
 
@@ -196,14 +218,15 @@ class Calls(Core):
         Raises:
             UploadChanged: the put that broke off had another content; it is gone now.
         """
+        name, code = how.pop("name", None), how.pop("code", None)
+        said: dict[str, Any] = {key: value for key, value in how.items() if value}
         asked = api.objects.Put(
-            name=_name(name),
+            name=_name(name or ""),
             size_bytes=size_bytes,
-            survive=survive or None,
             code=None if code is None else f"{code[0]},{code[1]}",
             resume=resume,
             part=part or None,
-            wait_for_name=wait_for_name,
+            **said,
         )
         return self.upload(api.objects.PUT, asked, source, progress)
 
@@ -323,30 +346,12 @@ class Calls(Core):
                 show(2 if name == "stderr" else 1, b64decode(data))
         raise NodeUnreachable("the node broke off its answer", hint="see the node's log")
 
-    def deploy(
-        self,
-        module: bytes,
-        name: str,
-        *,
-        version: str | None = None,
-        env: Mapping[str, str] | None = None,
-        concurrency: int | None = None,
-        on: str | None = None,
-        **limits: Unpack[LimitOptions],
-    ) -> Document:
+    def deploy(self, module: bytes, name: str, **how: Unpack[DeployOptions]) -> Document:
         """Make a module a service, or the next version of one."""
+        said: dict[str, Any] = {key: value for key, value in how.items() if value is not None}
 
         def send(named: str | None, brought: bytes) -> Document:
-            asked = api.services.Deploy(
-                name=name,
-                version=version,
-                env=dict(env or {}),
-                concurrency=SERVICE_CONCURRENCY_DEFAULT if concurrency is None else concurrency,
-                on=on,
-                module=named,
-                module_bytes=len(brought),
-                **limits,
-            )
+            asked = api.services.Deploy(name=name, module=named, module_bytes=len(brought), **said)
             return self.ask(api.services.DEPLOY, asked, brought)
 
         return _named_first(module, send)

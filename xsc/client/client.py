@@ -15,14 +15,23 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from xsc import api
 from xsc.api.endpoint import Endpoint, Id
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.jobs import JobItem, JobOptions, JobResult, JobSpec, LimitOptions
+from xsc.base.jobs import JobItem, JobOptions, JobResult, JobSpec
 from xsc.base.limits import BATCH_ITEMS_MAX
-from xsc.client.calls import FSCK_TIMEOUT_S, Calls, follow, read_module, service_name, unreadable
+from xsc.client.calls import (
+    FSCK_TIMEOUT_S,
+    Calls,
+    DeployOptions,
+    PutOptions,
+    follow,
+    read_module,
+    service_name,
+    unreadable,
+)
 from xsc.client.core import ANSWER_TIMEOUT_S, Document, Progress
 from xsc.client.files import size_of, write_whole
 from xsc.client.market import declaration, slot_id_of
@@ -180,72 +189,41 @@ class Node(_Face):
     ) -> None:
         """Nothing is kept open between calls."""
 
-    async def put(
-        self,
-        source: Path | str | bytes,
-        *,
-        name: str | None = None,
-        survive: str = "",
-        code: tuple[int, int] | None = None,
-        wait_for_name: bool = False,
-    ) -> str:
+    async def put(self, source: Path | str | bytes, **how: Unpack[PutOptions]) -> str:
         """Store a file, or bytes; return the capability that reads it.
 
         Args:
             source: path of the file, or the content itself as bytes.
-            name: shown by `objects`; the file's name where None.
-            survive: the contract: refuse unless that may be lost, for example
-                "2nodes,1site"; empty: the node's default contract.
-            code: (k, m): k shards of k + m rebuild the object; (4, 2) where None.
-            wait_for_name: return once so many peers have the list of names that a recovery
-                knows this one; `store` tells of a warning where they do not have it in time.
+            how: its name, contract and code (`xsc.client.calls.PutOptions`); a file's name is
+                its own where None. `store` tells of a warning where peers do not
+                have the list of names in time.
 
         Raises:
             DurabilityUnreachable: the nodes that are known could never keep the contract.
             CreditExceeded, SpaceExhausted, NoOffers: they cannot now; the message names who
                 refused and why, the hint what works now.
         """
-        stored = await self.store(
-            source, name=name, survive=survive, code=code, wait_for_name=wait_for_name
-        )
-        return stored.capability
+        return (await self.store(source, **how)).capability
 
-    async def store(
-        self,
-        source: Path | str | bytes,
-        *,
-        name: str | None = None,
-        survive: str = "",
-        code: tuple[int, int] | None = None,
-        wait_for_name: bool = False,
-    ) -> Stored:
+    async def store(self, source: Path | str | bytes, **how: Unpack[PutOptions]) -> Stored:
         """Store like `put`; return where it is and what it survives, too."""
 
-        def upload(stream: BinaryIO, size: int | None, known_as: str, progress: Progress) -> Stored:
-            return _stored(
-                self._calls.put(
-                    stream,
-                    name=known_as if name is None else name,
-                    size_bytes=size,
-                    survive=survive,
-                    code=code,
-                    wait_for_name=wait_for_name,
-                    progress=progress,
-                )
-            )
-
-        def work(progress: Progress) -> Stored:
+        def work(progress: Progress) -> Document:
             if isinstance(source, bytes):
-                return upload(BytesIO(source), len(source), "", progress)
+                size = len(source)
+                return self._calls.put(BytesIO(source), size_bytes=size, progress=progress, **how)
             path = Path(source)
+            if how.get("name") is None:
+                how["name"] = path.name
             try:
                 stream = path.open("rb")
             except OSError as fault:
                 raise unreadable(path, "file", fault) from None
             with stream:
-                return upload(stream, size_of(stream), path.name, progress)
+                size_bytes = size_of(stream)
+                return self._calls.put(stream, size_bytes=size_bytes, progress=progress, **how)
 
-        return await _watched(work)
+        return _stored(await _watched(work))
 
     async def get(self, capability: str, path: Path | str) -> int:
         """Write an object to a file, whole or not at all; return its size in bytes.
@@ -416,40 +394,16 @@ class Node(_Face):
         return await _in_thread(work)
 
     async def deploy(
-        self,
-        module: Path | str | bytes,
-        name: str,
-        *,
-        version: str | None = None,
-        env: Mapping[str, str] | None = None,
-        concurrency: int | None = None,
-        on: str | None = None,
-        **limits: Unpack[LimitOptions],
+        self, module: Path | str | bytes, name: str, **how: Unpack[DeployOptions]
     ) -> dict[str, Any]:
         """Make a module a service, or the next version of one; return it as `services` does.
 
         Args:
             module: path of the module, or its bytes.
             name: of the service.
-            version: named so; a number that rises where None.
-            env: the environment of each request.
-            concurrency: requests at once.
-            on: the node that serves it; this one where None.
-            limits: what a request may use.
+            how: its version, environment, place and limits (`xsc.client.calls.DeployOptions`).
         """
-
-        def work() -> dict[str, Any]:
-            return self._calls.deploy(
-                _code(module),
-                name,
-                version=version,
-                env=env,
-                concurrency=concurrency,
-                on=on,
-                **limits,
-            )
-
-        return await _in_thread(work)
+        return await _in_thread(lambda: self._calls.deploy(_code(module), name, **how))
 
     async def services(self) -> list[dict[str, Any]]:
         """Return the services that this node owns or holds, as `xsc compute ls --json` does."""

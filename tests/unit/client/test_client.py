@@ -84,6 +84,13 @@ async def test_bytes_are_stored_too(there):
     assert there.last.headers["XSC-Name"] == "n"
 
 
+async def test_an_option_that_there_is_none_of_is_refused(there):
+    async with client.connect(there.home) as node:
+        for call in (node.put(b"", contract="1nodes"), node.deploy(b"", "a", memory=1)):
+            with pytest.raises(TypeError):
+                await call
+
+
 async def test_a_file_that_is_not_there_is_named(there, tmp_path):
     async with client.connect(there.home) as node:
         with pytest.raises(ArgumentInvalid, match="there is no file"):

@@ -8,7 +8,6 @@ from typing import Final, Unpack
 import click
 
 from xsc import api
-from xsc.base.jobs import LimitOptions
 from xsc.base.units import format_credits, format_size
 from xsc.cli.options import (
     CONCURRENCY,
@@ -25,8 +24,8 @@ from xsc.cli.options import (
     table_of,
 )
 from xsc.cli.output import Columns, moment, or_dash, say, short, show, warn
+from xsc.client.calls import DeployOptions, read_module, service_name
 from xsc.client.calls import follow as rows_of
-from xsc.client.calls import read_module, service_name
 from xsc.client.core import Document
 
 ROWS_SHOWN = 20
@@ -38,7 +37,9 @@ WAIT_MS = 20_000
 @click.argument("module", metavar="MOD", type=MODULE)
 @click.option("--name", required=True, metavar="NAME", help="What the service is called.")
 @click.option("--version", metavar="V", help="What this version is called.  [the next number]")
-@click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="One variable for it.")
+@click.option(
+    "--env", "variables", type=PAIR, multiple=True, metavar="K=V", help="One variable for it."
+)
 @click.option("--fuel", type=RUN_FUEL, help="Most fuel of a request.")
 @click.option("--memory", "memory_bytes", type=RUN_MEMORY, help="Most memory of a request.")
 @click.option("--timeout", "timeout_ms", type=RUN_TIME, help="Most time of a request.")
@@ -49,26 +50,16 @@ def deploy(
     *,
     module: Path,
     name: str,
-    version: str | None,
-    env: tuple[tuple[str, str], ...],
-    concurrency: int | None,
-    on: str | None,
-    **limits: Unpack[LimitOptions],
+    variables: tuple[tuple[str, str], ...],
+    **how: Unpack[DeployOptions],
 ) -> None:
     """Let the WASI program MOD answer requests, and print where.
 
     Each request runs it anew: fields, query and path come as variables, the
     body as standard input (WAGI); what it writes is the answer.
     """
-    done = settings.calls().deploy(
-        read_module(module),
-        name,
-        version=version,
-        env=table_of(env, "variable"),
-        concurrency=concurrency,
-        on=on,
-        **limits,
-    )
+    how["env"] = table_of(variables, "variable")
+    done = settings.calls().deploy(read_module(module), name, **how)
     _tell(settings, done)
 
 
