@@ -13,7 +13,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -33,7 +33,7 @@ from xsc.base.errors import (
 )
 from xsc.cli.background import LOG, launch, poll, serving, start_ticks
 from xsc.cli.options import DIRECTORY, DURATION, WHOLE, Group, Settings
-from xsc.cli.output import Columns, or_dash, say, short, show, show_json, warn
+from xsc.cli.output import Columns, or_dash, say, short, show, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document
 
@@ -144,13 +144,11 @@ def up(settings: Settings, nodes: int | None, directory: Path, timeout: int) -> 
         except BaseException:
             _stop([member for member in members if member.name not in before])
             raise
-    _show_started(settings, directory, members)
+    answer = {"nodes": [_row(member) for member in members]}
+    settings.view(answer, lambda _: _show_started(directory, members))
 
 
-def _show_started(settings: Settings, directory: Path, members: list[Member]) -> None:
-    if settings.json:
-        show_json({"nodes": [_row(member) for member in members]})
-        return
+def _show_started(directory: Path, members: list[Member]) -> None:
     show(f"{len(members)} nodes run in {directory}; each sees all others")
     for member in members:
         show(f"  {member.name}  {short(member.id)}  {_place(member)['url']}")
@@ -302,8 +300,6 @@ def _launch(member: Member) -> Member:
     home = member.path
     try:
         home.mkdir(mode=0o700, exist_ok=True)
-        for left_over in ("api.json", "api.token", "node.pid"):
-            (home / left_over).unlink(missing_ok=True)
         config = home / "config.toml"
         if not config.exists():
             config.write_text(
@@ -357,44 +353,39 @@ def _direct_peers(member: Member) -> set[str]:
     return {str(row["id"]) for row in rows if row["introducer"] is None}
 
 
-def _states(member: Member) -> dict[str, str]:
-    return {
-        str(row["id"]): str(row["state"]) for row in member.calls().ask(api.peers.LIST)["peers"]
-    }
+def _unseen(member: Member, members: list[Member]) -> list[Member]:
+    """Return the others that a member does not see as up."""
+    states = {row["id"]: row["state"] for row in member.calls().ask(api.peers.LIST)["peers"]}
+    return [other for other in members if other != member and states.get(other.id) != "up"]
 
 
 def _wait_until_healthy(members: list[Member], deadline: float) -> None:
-    """Return when every member sees every other as up."""
+    """Return when every member sees every other as up, and soon after knows what it offers."""
+    blind = _wait(members, deadline, lambda member: not _unseen(member, members))
+    if blind is not None:
+        unseen = [*_unseen(blind, members), blind][0]
+        raise NodeUnreachable(
+            f"{blind.name} did not see {unseen.name} in time", hint=_log_hint(unseen)
+        )
+    ids = {member.id for member in members}
+
+    def knows_offers(member: Member) -> bool:
+        rows = member.calls().ask(api.market.SLOTS)["slots"]
+        return ids <= {row["node"] for row in rows if row["role"] == "offer"}
+
+    # One that offers nothing is not waited for to the end.
+    _wait(members, min(deadline, time.monotonic() + OFFERED_S), knows_offers)
+
+
+def _wait(members: list[Member], deadline: float, holds: Callable[[Member], bool]) -> Member | None:
+    """Return when something holds of each member, or else one of which it does not in time."""
     waiting = list(members)
-    blind = unseen = members[0]
     for _ in poll(deadline):
-        while waiting:
-            member = waiting[0]
-            states = _states(member)
-            missing = [
-                other for other in members if other.id != member.id and states.get(other.id) != "up"
-            ]
-            if missing:
-                blind, unseen = member, missing[0]
-                break
+        while waiting and holds(waiting[0]):
             waiting.pop(0)
-        else:
-            _wait_until_offered(members, deadline)
-            return
-    raise NodeUnreachable(f"{blind.name} did not see {unseen.name} in time", hint=_log_hint(unseen))
-
-
-def _wait_until_offered(members: list[Member], deadline: float) -> None:
-    """Return when every member knows what every other offers, or soon: one may offer nothing."""
-    waiting, ids = list(members), {member.id for member in members}
-    for _ in poll(min(deadline, time.monotonic() + OFFERED_S)):
-        while waiting:
-            rows = waiting[0].calls().ask(api.market.SLOTS)["slots"]
-            if not ids <= {row["node"] for row in rows if row["role"] == "offer"}:
-                break
-            waiting.pop(0)
-        else:
-            return
+        if not waiting:
+            return None
+    return waiting[0]
 
 
 def _stop(members: list[Member]) -> None:

@@ -337,26 +337,16 @@ def _fuel(text: str) -> int:
         raise ArgumentInvalid(fault.message, hint="write for example 5000000 or 1e9") from None
 
 
-def _at_least_one(read: Callable[[str], int]) -> Callable[[str], int]:
-    def reader(text: str) -> int:
-        value = read(text)
-        if value < 1:
-            raise ArgumentInvalid(f"'{text}' is too little")
-        return value
-
-    return reader
-
-
 def _within(
-    read: Callable[[str], int], most: int, shown: Callable[[int], str], least: int = 1
+    read: Callable[[str], int], most: int | None, shown: Callable[[int], str], least: int = 1
 ) -> Callable[[str], int]:
     """Return what reads a value between two bounds, and says them to people."""
 
     def reader(text: str) -> int:
         value = read(text)
-        if not least <= value <= most:
+        if value < least or (most is not None and value > most):
             fault = "little" if value < least else "much"
-            hint = f"it can be from {shown(least)} to {shown(most)}"
+            hint = "" if most is None else f"it can be from {shown(least)} to {shown(most)}"
             raise ArgumentInvalid(f"'{text}' is too {fault}", hint=hint)
         return value
 
@@ -447,8 +437,8 @@ SERVICE = Parsed("NAME", str, _services)
 LEASE = Parsed("LEASE", str, _leases)
 INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)
-SIZE = Parsed("SIZE", _at_least_one(parse_size))
-DURATION = Parsed("DURATION", _at_least_one(parse_duration_ms))
+SIZE = Parsed("SIZE", _within(parse_size, None, format_size))
+DURATION = Parsed("DURATION", _within(parse_duration_ms, None, format_duration))
 FUEL = Parsed("N", _fuel)
 RUN_FUEL = Parsed("N", _within(_fuel, FUEL_MAX, str))
 RUN_MEMORY = Parsed("SIZE", _within(parse_size, MEMORY_BYTES_MAX, format_size))
@@ -503,9 +493,24 @@ def key_passphrase(place: Path) -> str:
         locked = file.read_text().startswith(LOCKED)
     except (OSError, UnicodeDecodeError):
         return ""  # whoever reads the key next says what is wrong with it
-    if not locked:
-        return ""
-    return str(click.prompt("Passphrase", hide_input=True, err=True, type=str))
+    return ask_passphrase("", twice=False) if locked else ""
+
+
+def ask_passphrase(hint: str, *, twice: bool) -> str:
+    """Return a passphrase that a person types.
+
+    Args:
+        hint: how else it can be given.
+        twice: whether it is asked for a second time, because it will lock something.
+
+    Raises:
+        ArgumentInvalid: nobody can be asked.
+    """
+    if not sys.stdin.isatty():
+        raise ArgumentInvalid("a passphrase can be asked for on a terminal only", hint=hint)
+    return str(
+        click.prompt("Passphrase", hide_input=True, confirmation_prompt=twice, err=True, type=str)
+    )
 
 
 def job_options(function: F) -> F:

@@ -17,7 +17,7 @@ import click
 
 from xsc.api import serial
 from xsc.api.jobs import result_of
-from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid, unwritable
+from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid
 from xsc.base.jobs import JobOptions, JobResult, JobSpec, Verification
 from xsc.base.limits import STDIN_BYTES_MAX
 from xsc.base.units import format_size
@@ -39,7 +39,8 @@ from xsc.cli.options import (
 )
 from xsc.cli.output import say, short, show, show_json, warn
 from xsc.client.calls import Show, read_bounded, read_file, read_module
-from xsc.client.files import check_target, place_in, write_whole
+from xsc.client.core import Document
+from xsc.client.files import check_target, make_directory, place_in, write_whole
 from xsc.client.targets import Named, one_object
 
 _NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
@@ -147,7 +148,7 @@ def run(
     if receipt is not None:
         check_target(receipt)
     if out is not None:
-        _make_directory(out)
+        make_directory(out)
     code = read_module(module)
     given = _read_stdin(stdin)
     variables, calls = table_of(env, "variable"), settings.calls()
@@ -161,7 +162,7 @@ def run(
     if out is not None:
         for name, data in done.files.items():
             place = place_in(out, name)
-            _make_directory(place.parent)
+            make_directory(place.parent)
             write_whole(place, [data])
     if settings.json:
         show_json(serial.document(result_of(done)))
@@ -200,19 +201,17 @@ def _show_output(stream: int, data: bytes) -> None:
 
 def _show_batch(settings: Settings, done: JobResult) -> int:
     """Show the result of each line; return 2 where one failed, for the others count, too."""
-    document = serial.document(result_of(done))
-    if settings.json:
-        show_json(document)
-    else:
-        lines = "".join(f"{json.dumps(item)}\n" for item in document["items"])
-        sys.stdout.buffer.write(lines.encode())
-        sys.stdout.buffer.flush()
+    settings.view(serial.document(result_of(done)), _show_items)
     _raise_trap(done)
     failed = sum(1 for item in done.items if item.trap is not None)
     if failed:
         say(f"{failed} of {len(done.items)} lines failed: see their 'trap'")
     _tell(settings, done)
     return 2 if failed else 0
+
+
+def _show_items(answer: Document) -> None:
+    _show_output(1, "".join(f"{json.dumps(item)}\n" for item in answer["items"]).encode())
 
 
 def _refuse_options(ctx: click.Context, words: Sequence[str]) -> None:
@@ -249,13 +248,6 @@ def _read_stdin(path: Path | None) -> bytes:
     if path == Path("-"):
         return read_bounded(sys.stdin.buffer, "standard input", STDIN_BYTES_MAX)
     return read_file(path, "standard input", STDIN_BYTES_MAX)
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise unwritable(f"{path} cannot be made", fault) from None
 
 
 def _raise_trap(done: JobResult) -> None:

@@ -13,7 +13,7 @@ from xsc import api
 from xsc.base.errors import ArgumentInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.units import format_size
-from xsc.cli.options import PATH, Command, Settings, key_passphrase, read_key_file
+from xsc.cli.options import PATH, Command, Settings, ask_passphrase, key_passphrase, read_key_file
 from xsc.cli.output import moment, progress_bar, say, show_json, show_pairs, warn
 from xsc.client.calls import read_file, unreadable
 from xsc.client.core import Progress
@@ -46,14 +46,7 @@ def read_passphrase(path: Path) -> str:
 
 
 def _ask(*, twice: bool) -> str:
-    if not sys.stdin.isatty():
-        raise ArgumentInvalid(
-            "a passphrase can be asked for on a terminal only",
-            hint="give it with --passphrase-file FILE",
-        )
-    return str(
-        click.prompt("Passphrase", hide_input=True, confirmation_prompt=twice, err=True, type=str)
-    )
+    return ask_passphrase("give it with --passphrase-file FILE", twice=twice)
 
 
 passphrase_file = click.option(

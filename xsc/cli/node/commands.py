@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from xsc.cli.options import (
     Command,
     Group,
     Settings,
+    ask_passphrase,
     key_passphrase,
     read_key_file,
 )
@@ -367,10 +367,4 @@ def _new_passphrase(*, ask: bool) -> str:
     given = os.environ.get(PASSPHRASE, "")
     if given or not ask:
         return given
-    if not sys.stdin.isatty():
-        raise ArgumentInvalid(
-            "a passphrase can be asked for on a terminal only", hint=f"set {PASSPHRASE}"
-        )
-    return str(
-        click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True, type=str)
-    )
+    return ask_passphrase(f"set {PASSPHRASE}", twice=True)

@@ -22,7 +22,6 @@ from xsc.base.errors import (
     PeerSilent,
     ShardsDamaged,
     UploadChanged,
-    unwritable,
 )
 from xsc.base.units import format_size
 from xsc.cli.options import (
@@ -56,7 +55,7 @@ from xsc.cli.store import tree
 from xsc.cli.store.cost import say_cost
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls, unreadable
 from xsc.client.core import Document, Progress
-from xsc.client.files import check_target, size_of, upload_id, write_whole
+from xsc.client.files import check_target, make_directory, size_of, upload_id, write_whole
 from xsc.client.placement import survey
 from xsc.client.targets import Named, objects_of, one_object, resolve
 from xsc.client.tree import SUFFIX, tree_id
@@ -588,10 +587,7 @@ def rm(
     from xsc.client.folders import clean, remove_all
 
     if receipts is not None:
-        try:
-            receipts.mkdir(parents=True, exist_ok=True)
-        except OSError as fault:
-            raise unwritable(f"{receipts} cannot be made", fault) from None
+        make_directory(receipts)
     calls = settings.calls()
     cap, found = _to_delete(calls, cap, version)
     if isinstance(cap, Named) and cap.name.endswith(SUFFIX):
