@@ -36,7 +36,7 @@ from xsc.base.units import (
     parse_share_ppm,
     parse_size,
 )
-from xsc.cli.output import Columns, show, show_json, show_rows, warn
+from xsc.cli.output import Columns, show, show_fields, show_json, show_rows, warn
 from xsc.client.calls import Calls, read_file, unreadable
 from xsc.client.core import ANSWER_TIMEOUT_S, Document, default_home
 from xsc.client.files import check_target, write_whole
@@ -119,6 +119,10 @@ class Settings:
     def table(self, answer: Document, key: str, columns: Columns, empty: str) -> None:
         """Print an answer: as JSON, or the rows under a key of it as a table (`show_rows`)."""
         self.view(answer, lambda _: show_rows(answer[key], columns, empty))
+
+    def fields(self, answer: Document, fields: Columns) -> None:
+        """Print an answer: as JSON, or fields of it one a line (`show_fields`)."""
+        self.view(answer, lambda _: show_fields(answer, fields))
 
     def save(self, endpoint: Endpoint[Q, bytes], asked: Q, path: Path) -> None:
         """Write what the node answers to a file, and print as JSON what was written."""

@@ -115,6 +115,11 @@ def show_rows(rows: Iterable[Document], columns: Columns, empty: str) -> None:
     show_table(list(columns), cells, empty)
 
 
+def show_fields(answer: Document, fields: Columns) -> None:
+    """Print fields of an answer, one a line, by their names for people."""
+    show_pairs([(name, _text_of(answer, cell)) for name, cell in fields.items()])
+
+
 def _text_of(row: Document, cell: Cell) -> str:
     if callable(cell):
         return cell(row)

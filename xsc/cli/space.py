@@ -25,6 +25,14 @@ def _own_paths(calls: Calls) -> Iterable[str]:
 
 
 ADDRESS = Parsed("PATH", address_of, _own_paths)
+_STATS: Final[Columns] = {
+    "records": ("records", str),
+    "live": ("live_bytes", format_size),
+    "on disk": ("disk_bytes", format_size),
+    "subscriptions": ("subscriptions", str),
+    "received": ("received_bytes", format_size),
+    "sent": ("sent_bytes", format_size),
+}
 _RECORDS: Final[Columns] = {
     "path": "path",
     "<sequence": ("sequence", str),
@@ -131,7 +139,7 @@ def _shown(value: str | dict[str, str] | None) -> str:
 @space.command()
 def stats(settings: Settings) -> None:
     """Show how much the space of this node holds."""
-    settings.view(settings.ask(api.space.STATS), _show_stats)
+    settings.fields(settings.ask(api.space.STATS), _STATS)
 
 
 @space.command()
@@ -175,22 +183,8 @@ def _show_diagnostics(answer: Document) -> None:
 @space.command()
 def compact(settings: Settings) -> None:
     """Return the room of what was deleted or replaced to the disk; show what is left."""
-    answer = settings.ask(api.space.COMPACT, timeout_s=FSCK_TIMEOUT_S)
-    settings.view(answer, _show_stats)
+    settings.fields(settings.ask(api.space.COMPACT, timeout_s=FSCK_TIMEOUT_S), _STATS)
 
 
 def _age(age_ms: int | None) -> str:
     return "never" if age_ms is None else format_duration(age_ms)
-
-
-def _show_stats(answer: Document) -> None:
-    show_pairs(
-        [
-            ("records", str(answer["records"])),
-            ("live", format_size(answer["live_bytes"])),
-            ("on disk", format_size(answer["disk_bytes"])),
-            ("subscriptions", str(answer["subscriptions"])),
-            ("received", format_size(answer["received_bytes"])),
-            ("sent", format_size(answer["sent_bytes"])),
-        ]
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,9 +14,9 @@ from xsc.base.errors import ArgumentInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.units import format_size
 from xsc.cli.options import PATH, Command, Settings, ask_passphrase, key_passphrase, read_key_file
-from xsc.cli.output import moment, progress_bar, say, show_json, show_pairs, warn
+from xsc.cli.output import Columns, moment, progress_bar, say, show_fields, show_json, warn
 from xsc.client.calls import read_file, unreadable
-from xsc.client.core import Progress
+from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, write_whole
 
 if TYPE_CHECKING:
@@ -225,11 +225,7 @@ def restore(
         if brought is not None:
             fault.message = f"all of the backup is there, but {fault.message}"
         raise
-    for lost in done.lost:
-        warn(
-            f"the object {lost or 'without a name'} is at no host that answers; "
-            "it is looked for again"
-        )
+    warn_of_lost(done.lost)
     answer = {
         "peers": done.peers,
         "newer_objects": done.objects,
@@ -241,8 +237,29 @@ def restore(
     _tell(settings, brought, answer)
 
 
+def warn_of_lost(names: Iterable[str]) -> None:
+    """Say which objects are not found after a home was brought back."""
+    for name in names:
+        warn(
+            f"the object {name or 'without a name'} is at no host that answers; "
+            "it is looked for again"
+        )
+
+
+_BACKUP: Final[Columns] = {
+    "id": "id",
+    "of": ("created_ms", moment),
+    "objects": ("objects", str),
+    "peers": ("peers", str),
+    "ledger": ("entries", "{} entries".format),
+    "space": ("space_records", "{} records".format),
+    "shards": lambda kept: f"{kept['bodies']} ({format_size(kept['bodies_bytes'])})",
+    "key": lambda kept: "in the backup" if kept["identity"] else "not in the backup",
+}
+
+
 def _tell(settings: Settings, found: Brought | None, since: dict[str, object] | None) -> None:
-    kept: dict[str, object] = {}
+    kept: Document | None = None
     if found is not None:
         kept = {
             "id": to_text(found.head.node),
@@ -256,21 +273,10 @@ def _tell(settings: Settings, found: Brought | None, since: dict[str, object] | 
             "identity": found.head.identity,
         }
     if settings.json:
-        show_json({"home": str(settings.home), "backup": kept or None, "since": since})
+        show_json({"home": str(settings.home), "backup": kept, "since": since})
         return
-    if found is not None:
-        show_pairs(
-            [
-                ("id", to_text(found.head.node)),
-                ("of", moment(found.head.created_ms)),
-                ("objects", str(found.objects)),
-                ("peers", str(found.peers)),
-                ("ledger", f"{found.entries} entries"),
-                ("space", f"{found.space_records} records"),
-                ("shards", f"{found.bodies} ({format_size(found.bodies_bytes)})"),
-                ("key", "in the backup" if found.head.identity else "not in the backup"),
-            ]
-        )
+    if kept is not None:
+        show_fields(kept, _BACKUP)
     if since is not None:
         say(
             f"since then: {since['newer_objects']} objects and {since['newer_entries']} ledger "

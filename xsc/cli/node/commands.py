@@ -11,7 +11,7 @@ import click
 from xsc import api
 from xsc.base.errors import ArgumentInvalid, StoreDamaged, UnavailableError, unwritable
 from xsc.base.units import format_credits, format_duration, format_level, format_size
-from xsc.cli.node.backup import backup, restore
+from xsc.cli.node.backup import backup, restore, warn_of_lost
 from xsc.cli.node.drain import drain
 from xsc.cli.options import (
     INVITATION,
@@ -24,7 +24,7 @@ from xsc.cli.options import (
     key_passphrase,
     read_key_file,
 )
-from xsc.cli.output import moment, say, short, show, show_pairs, warn
+from xsc.cli.output import Columns, moment, say, short, show, show_pairs, warn
 from xsc.client.calls import FSCK_TIMEOUT_S
 from xsc.client.core import Document
 from xsc.client.files import check_target
@@ -99,11 +99,7 @@ def recover(
         passphrase=key_passphrase(settings.home),
     )
     lost = () if found is None else found.lost
-    for unfound in lost:
-        warn(
-            f"the object {unfound or 'without a name'} is at no host that answers; "
-            "it is looked for again"
-        )
+    warn_of_lost(lost)
     for peer in signing.silent:
         warn(f"{short(to_text(peer))} does not answer, and is heard when it does")
     for peer, amount in sorted(signing.unproven.items()):
@@ -273,7 +269,15 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
 
         found = check_home(settings.home, deep=deep, salvaged=salvage).shown()
         answer = serial.document(found)
-    settings.view(answer, _show_fsck)
+    fields: Columns = {
+        "bodies": ("bodies", str),
+        "held": ("bytes_held", format_size),
+        "counted": ("bytes_counted", format_size),
+        "index": "index",
+        "damaged": lambda _: str(len(answer["damaged"])),
+        "space": ("space_records", "{} records".format),
+    }
+    settings.fields(answer, fields)
     for fault in [*answer["index_faults"], *answer["space_faults"]]:
         warn(fault)
     for first, last in answer["unreadable"]:
@@ -284,19 +288,6 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     if answer["kept"] is not None:
         say(f"the damaged directory is {answer['kept']}; delete it when nothing is missed")
     return 0 if answer["whole"] else StoreDamaged.exit_code
-
-
-def _show_fsck(answer: Document) -> None:
-    show_pairs(
-        [
-            ("bodies", str(answer["bodies"])),
-            ("held", format_size(answer["bytes_held"])),
-            ("counted", format_size(answer["bytes_counted"])),
-            ("index", answer["index"]),
-            ("damaged", str(len(answer["damaged"]))),
-            ("space", f"{answer['space_records']} records"),
-        ]
-    )
 
 
 @node.command()

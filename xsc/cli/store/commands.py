@@ -45,6 +45,7 @@ from xsc.cli.output import (
     say,
     short,
     show,
+    show_fields,
     show_json,
     show_pairs,
     show_rows,
@@ -715,15 +716,16 @@ def gc(settings: Settings) -> int:
     return 0
 
 
+_COLLECTED: Final[Columns] = {
+    "leases over": ("expired_bytes", format_size),
+    "uploads given up": ("leftover_bytes", format_size),
+    "deletions": ("deletions_confirmed", "{} completed".format),
+    "room returned": lambda answer: f"about {format_size(answer['reclaimed_bytes'])}",
+}
+
+
 def _show_collected(answer: Document) -> None:
-    show_pairs(
-        [
-            ("leases over", format_size(answer["expired_bytes"])),
-            ("uploads given up", format_size(answer["leftover_bytes"])),
-            ("deletions", f"{answer['deletions_confirmed']} completed"),
-            ("room returned", f"about {format_size(answer['reclaimed_bytes'])}"),
-        ]
-    )
+    show_fields(answer, _COLLECTED)
     if answer["deletions_given_up"]:
         ended = _count(answer["deletions_given_up"], "deletion")
         show(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")
