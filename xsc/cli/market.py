@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
@@ -40,6 +40,7 @@ from xsc.cli.options import (
     check_id,
     output_option,
     table_of,
+    together,
 )
 from xsc.cli.output import Columns, by_name, level_of, moment, say, short, show_pairs, warn
 from xsc.client.calls import Calls
@@ -47,7 +48,6 @@ from xsc.client.core import Document
 from xsc.client.market import declaration, slot_id_of
 
 KINDS = ("storage", "compute")
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _own_slots(calls: Calls) -> Iterable[str]:
@@ -113,7 +113,7 @@ def _moment(text: str) -> int:
 
 
 MOMENT = Parsed("TIME", _moment)
-_STATED: Final = (
+_stated: Final = together(
     click.option("--from", "from_ms", type=MOMENT, help="When it begins; now by default."),
     click.option("--to", "to_ms", type=MOMENT, help="When it ends."),
     click.option("--every", metavar="RULE", help='When it recurs: "Mon-Fri 20:00-08:00 ZONE".'),
@@ -146,12 +146,6 @@ _SPREAD: Final = click.option(
     help="Over how many providers a need goes, none with more than its share of it; of storage 6"
     " by default, as an object needs.",
 )
-
-
-def _stated(command: F) -> F:
-    for option in reversed(_STATED):
-        command = option(command)
-    return command
 
 
 def _estimate(settings: Settings, kind: str | None, asked: dict[str, Any]) -> None:

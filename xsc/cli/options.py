@@ -11,16 +11,14 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from xsc import api
 from xsc.api.ranges import check_range
 from xsc.base.errors import ArgumentInvalid, IdentityInvalid, PeerUnknown, TooLarge, XscError
-from xsc.base.jobs import JobOptions
 from xsc.base.limits import (
     COMPUTE_WAIT_MS,
     FUEL_MAX,
@@ -132,42 +130,23 @@ class Settings:
         self.view({"file": str(path), "size_bytes": size})
 
 
-def _note(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    """Return a callback that keeps an option's value, if it was given at this place."""
+def _kept(name: str, *declared: str, **how: Any) -> click.Option:  # noqa: ANN401 - click's own
+    """Return an option whose value the settings keep, if it was given at this place."""
 
     def keep(ctx: click.Context, _: click.Parameter, value: object) -> None:
         if value is not None and value is not False:
             setattr(ctx.ensure_object(Settings), name, value)
 
-    return keep
+    return click.Option(declared, expose_value=False, callback=keep, **how)
 
 
 def _shared() -> list[click.Parameter]:
+    home_help = "Home of the node.  [XSC_HOME, or the user's data directory]"
+    verbose_help = "Say on standard error what is being done."
     return [
-        click.Option(
-            ["--home"],
-            type=Parsed("DIR", _directory),
-            metavar="DIR",
-            expose_value=False,
-            callback=_note("home_given"),
-            help="Home of the node.  [XSC_HOME, or the user's data directory]",
-        ),
-        click.Option(
-            ["--json"],
-            is_flag=True,
-            expose_value=False,
-            # Noted first, so that errors in what follows are JSON as well.
-            is_eager=True,
-            callback=_note("json"),
-            help="Print one JSON document.",
-        ),
-        click.Option(
-            ["-v", "--verbose"],
-            is_flag=True,
-            expose_value=False,
-            callback=_note("verbose"),
-            help="Say on standard error what is being done.",
-        ),
+        _kept("home_given", "--home", type=Parsed("DIR", _directory), help=home_help),
+        _kept("json", "--json", is_flag=True, help="Print one JSON document."),
+        _kept("verbose", "-v", "--verbose", is_flag=True, help=verbose_help),
     ]
 
 
@@ -517,54 +496,45 @@ def ask_passphrase(hint: str, *, twice: bool) -> str:
     )
 
 
-def job_options(function: F) -> F:
-    """Add the options of everything that runs a module: `options: JobOptions`, `receipt`."""
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return one decorator for several, the first of which is shown first."""
 
-    @wraps(function)
-    def gathered(*args: Any, **kwargs: Any) -> object:  # noqa: ANN401 - click's own
-        options = {name: kwargs.pop(name) for name in JobOptions.__annotations__}
-        return function(*args, options=options, **kwargs)
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
 
-    made: Any = gathered
-    for option in (
-        click.option("--receipt", type=PATH, help="Write the receipt there."),
-        click.option("--local", is_flag=True, help="Run it on this machine, without the market."),
-        click.option("--on", type=PEER, metavar="NODE", help="Let this node run it, and no other."),
-        click.option(
-            "--timeout",
-            "timeout_ms",
-            type=RUN_TIME,
-            help="Most time it may take.",
-        ),
-        click.option(
-            "--wait",
-            "wait_ms",
-            type=RUN_WAIT,
-            default=COMPUTE_WAIT_MS,
-            help="How long it waits for its turn; not part of --timeout.  [60s]",
-        ),
-        click.option(
-            "--memory",
-            "memory_bytes",
-            type=RUN_MEMORY,
-            help="Most memory it may have.",
-        ),
-        click.option("--fuel", type=RUN_FUEL, help="Most fuel it may use."),
-        click.option(
-            "--verify",
-            metavar="KofN",
-            help="Have N providers run it; believe and pay K or more that agree, like 2of3.",
-        ),
-        click.option(
-            "--grant",
-            "grants",
-            type=click.Choice(("clock", "random")),
-            multiple=True,
-            help="Let it see the real time, or real chance; nobody can verify it then.",
-        ),
-    ):
-        made = option(made)
-    return cast("F", made)
+    return decorate
+
+
+job_options = together(
+    click.option(
+        "--grant",
+        "grants",
+        type=click.Choice(("clock", "random")),
+        multiple=True,
+        help="Let it see the real time, or real chance; nobody can verify it then.",
+    ),
+    click.option(
+        "--verify",
+        metavar="KofN",
+        help="Have N providers run it; believe and pay K or more that agree, like 2of3.",
+    ),
+    click.option("--fuel", type=RUN_FUEL, help="Most fuel it may use."),
+    click.option("--memory", "memory_bytes", type=RUN_MEMORY, help="Most memory it may have."),
+    click.option(
+        "--wait",
+        "wait_ms",
+        type=RUN_WAIT,
+        default=COMPUTE_WAIT_MS,
+        help="How long it waits for its turn; not part of --timeout.  [60s]",
+    ),
+    click.option("--timeout", "timeout_ms", type=RUN_TIME, help="Most time it may take."),
+    click.option("--on", type=PEER, metavar="NODE", help="Let this node run it, and no other."),
+    click.option("--local", is_flag=True, help="Run it on this machine, without the market."),
+    click.option("--receipt", type=PATH, help="Write the receipt there."),
+)
+"""Of everything that runs a module: those of `JobOptions`, and `receipt`."""
 
 
 def table_of(pairs: tuple[tuple[str, T], ...], what: str) -> dict[str, T]:

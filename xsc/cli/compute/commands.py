@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import click
 
@@ -75,8 +76,8 @@ def invoke(
     arguments: tuple[str, ...],
     batch: Path | None,
     item_fuel: int | None,
-    options: JobOptions,
     receipt: Path | None,
+    **options: Unpack[JobOptions],
 ) -> int | None:
     """Call the function FUNC of the module MOD and print its results on one line.
 
@@ -136,8 +137,8 @@ def run(
     inputs: tuple[tuple[str, str | Named], ...],
     out: Path | None,
     store: str | None,
-    options: JobOptions,
     receipt: Path | None,
+    **options: Unpack[JobOptions],
 ) -> int:
     """Run the WASI program MOD with ARGS, and exit with its exit code.
 
