@@ -154,7 +154,7 @@ def test_what_was_acknowledged_outlives_kills(crowd):
         if victim == OWNER:
             for index in down:
                 crowd.net.wait_for_start(index)
-                assert crowd.calls(index).verify_ledger()["ok"] is True
+                assert crowd.calls(index).ask(api.ledger.VERIFY)["ok"] is True
             down.clear()
             crowd.check_list()
             crowd.wait_for_sight(OWNER)
@@ -171,14 +171,16 @@ def test_books_agree_after_all(crowd):
     def settles():
         for index in range(NODES):
             assert crowd.member(index)("ledger settle").code == 0
-        return any(row["balance_micro"] for row in crowd.calls(OWNER).balances()["balances"])
+        return any(
+            row["balance_micro"] for row in crowd.calls(OWNER).ask(api.ledger.BALANCE)["balances"]
+        )
 
     def agree():
         """Say whether all pairs have one balance: what is booked meanwhile one side has first."""
         books = []
         for index in range(NODES):
             assert crowd.member(index)("ledger verify").code == 0
-            rows = crowd.calls(index).balances()["balances"]
+            rows = crowd.calls(index).ask(api.ledger.BALANCE)["balances"]
             books.append({row["peer"]: row["balance_micro"] for row in rows})
         assert any(books[OWNER].values())
         return all(
@@ -197,7 +199,7 @@ def test_sigterm_during_a_put_is_a_clean_end(crowd, victim):
 
     def strike() -> None:
         # Connections are served in turn: once this one is answered, the put is under way.
-        crowd.calls(OWNER).status()
+        crowd.calls(OWNER).ask(api.status.STATUS)
         process.terminate()
 
     crowd.wait_for_sight(OWNER)
@@ -211,4 +213,4 @@ def test_sigterm_during_a_put_is_a_clean_end(crowd, victim):
     crowd.read(2, done.line)
     crowd.net.wait_for_start(victim)
     crowd.check_list()
-    assert crowd.calls(victim).verify_ledger()["ok"] is True
+    assert crowd.calls(victim).ask(api.ledger.VERIFY)["ok"] is True
