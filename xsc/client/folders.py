@@ -18,8 +18,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +29,7 @@ from xsc.client.calls import Calls
 from xsc.client.core import Document, Progress, ignore_progress
 from xsc.client.files import upload_id
 from xsc.client.partial import object_id
+from xsc.client.placement import Watch
 from xsc.client.pool import side_by_side
 from xsc.client.targets import read_tree
 from xsc.client.tree import (
@@ -52,6 +52,10 @@ MODE_KEPT = 0o777
 """Of the mode, what fetching sets: nobody gets set-id bits from somebody else's directory."""
 
 Warn = Callable[[str], None]
+
+
+def _no_progress(_: int) -> AbstractContextManager[Progress]:
+    return nullcontext(ignore_progress)
 
 
 @dataclass(slots=True)
@@ -183,10 +187,12 @@ class _Storing:
     options: str
     how: dict[str, Any]
     progress: Progress
-    parts: dict[bytes, Future[str]] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    sent: int = 0
-    sent_bytes: int = 0
+    parts: dict[bytes, str]
+    """The capabilities of contents that are stored."""
+    under_way: dict[bytes, threading.Lock] = field(default_factory=dict)
+    """Held while a content is stored, so that it is sent once."""
+    sent: list[int] = field(default_factory=list)
+    """The sizes of the contents that were sent."""
 
     def store(self, node: Node) -> Node:
         """Return a file's entry with where its content is, stored if it was not.
@@ -199,35 +205,17 @@ class _Storing:
         for _ in range(TRIES):
             with open_below(self.top, node.path) as file:
                 part = part_id(_hash(file, node.size_bytes), self.options)
-                with self.lock:
-                    known = self.parts.get(part)
-                    if known is None:
-                        mine = self.parts[part] = Future[str]()
-                if known is not None:
-                    capability = known.result()
-                    self.progress(node.size_bytes)
-                else:
-                    capability = self._send(node, file, part, mine)
-                if capability:
-                    return replace(node, part=part, capability=capability)
+                with self.under_way.setdefault(part, threading.Lock()):
+                    if part in self.parts:
+                        self.progress(node.size_bytes)
+                    else:
+                        self._upload(node, file, part)
+                if part in self.parts:
+                    return replace(node, part=part, capability=self.parts[part])
         raise OSError(errno.EBUSY, "it changes while it is read")
 
-    def _send(self, node: Node, file: BinaryIO, part: bytes, mine: Future[str]) -> str:
-        """Return the capability of the content; empty where it changed meanwhile."""
-        try:
-            capability = self._upload(node, file, part)
-        except BaseException as fault:
-            with self.lock:
-                del self.parts[part]
-            mine.set_exception(fault)
-            raise
-        if not capability:
-            with self.lock:
-                del self.parts[part]
-        mine.set_result(capability)
-        return capability
-
-    def _upload(self, node: Node, file: BinaryIO, part: bytes) -> str:
+    def _upload(self, node: Node, file: BinaryIO, part: bytes) -> None:
+        """Store a content, unless it changes meanwhile."""
         size = node.size_bytes
         path = Path(os.fsdecode(node.path))
         resume = upload_id(path, file, tree_id(self.name), part.hex())
@@ -250,11 +238,9 @@ class _Storing:
         capability: str = done["capability"]
         if part_id(source.hasher.digest(), self.options) != part:
             self.calls.remove(capability)
-            return ""
-        with self.lock:
-            self.sent += 1
-            self.sent_bytes += size
-        return capability
+            return
+        self.parts[part] = capability
+        self.sent.append(size)
 
 
 def put_tree(
@@ -267,7 +253,7 @@ def put_tree(
     survive: str = "",
     code: tuple[int, int] | None = None,
     reread: bool = False,
-    progress: Callable[[int], Any] | None = None,
+    progress: Watch = _no_progress,
 ) -> StoredTree:
     """Store a directory under a name; what is stored of it already is not sent again.
 
@@ -282,7 +268,8 @@ def put_tree(
         survive: as for a file, as is `code`.
         code: K data and M parity shards.
         reread: read also files whose size and time are those of the version before.
-        progress: told how many bytes there are; gives a context for their progress.
+        progress: told how many bytes there are; gives who is told of those that were moved,
+            by several threads.
 
     Raises:
         ArgumentInvalid: it is no directory, or too large for one.
@@ -301,11 +288,10 @@ def put_tree(
         nodes, left_out = scan(top, warn)
         before, before_capability = _newest(calls, full)
         kept = {} if reread else unchanged(before, options)
-        storing = _Storing(calls, top, full, options, how, ignore_progress)
-        for row in calls.parts(tree_id(full)):
-            done = Future[str]()
-            done.set_result(row["capability"])
-            storing.parts[bytes.fromhex(row["part"])] = done
+        parts = {
+            bytes.fromhex(row["part"]): row["capability"] for row in calls.parts(tree_id(full))
+        }
+        storing = _Storing(calls, top, full, options, how, ignore_progress, parts)
         ready: list[Node] = []
         waiting: list[Node] = []
         for node in nodes:
@@ -317,8 +303,8 @@ def put_tree(
             else:
                 ready.append(node)
         total = sum(node.size_bytes for node in waiting)
-        with (progress or _no_progress)(total) as moved:
-            storing.progress = _locked(moved)
+        with progress(total) as moved:
+            storing.progress = moved
             stored, failed = _all_that_can_be(storing.store, waiting, warn)
     finally:
         os.close(top)
@@ -328,8 +314,8 @@ def put_tree(
     result = StoredTree(
         {},
         files=sum(node.kind == "file" for node in nodes),
-        sent=storing.sent,
-        sent_bytes=storing.sent_bytes,
+        sent=len(storing.sent),
+        sent_bytes=sum(storing.sent),
         left_out=left_out + failed,
     )
     if before is not None and tree.same_content(before):
@@ -356,21 +342,6 @@ def _newest(calls: Calls, full: str) -> tuple[Tree | None, str]:
         return read_tree(calls, capability), capability
     except ArgumentInvalid:
         return None, ""  # a file was stored under such a name
-
-
-@contextmanager
-def _no_progress(_: int) -> Iterator[Progress]:
-    yield ignore_progress
-
-
-def _locked(progress: Progress) -> Progress:
-    lock = threading.Lock()
-
-    def tell(moved: int) -> None:
-        with lock:
-            progress(moved)
-
-    return tell
 
 
 def _all_that_can_be(
@@ -403,7 +374,7 @@ def get_tree(
     *,
     warn: Warn,
     path: bytes = b"",
-    progress: Callable[[int], Any] | None = None,
+    progress: Watch = _no_progress,
 ) -> Tree:
     """Write a stored directory to the disk, where nothing may stand yet; return it.
 
@@ -415,7 +386,8 @@ def get_tree(
         folder: where it is written.
         warn: told of what cannot be written.
         path: of a directory in it that is wanted alone.
-        progress: told how many bytes there are; gives a context for their progress.
+        progress: told how many bytes there are; gives who is told of those that were moved,
+            by several threads.
 
     Raises:
         ArgumentInvalid: something stands there, or it cannot be written.
@@ -436,11 +408,10 @@ def get_tree(
             _make_directories(root, tree)
             missing = [node for node in tree.nodes if not _is_there(root, node)]
             numbers = {node.path: number for number, node in enumerate(tree.nodes)}
-            with (progress or _no_progress)(sum(node.size_bytes for node in missing)) as moved:
-                told = _locked(moved)
+            with progress(sum(node.size_bytes for node in missing)) as moved:
 
                 def fetch(node: Node) -> Node:
-                    _fetch(calls, root, incoming / str(numbers[node.path]), node, told)
+                    _fetch(calls, root, incoming / str(numbers[node.path]), node, moved)
                     return node
 
                 _, failed = _all_that_can_be(fetch, missing, warn)
