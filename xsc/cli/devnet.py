@@ -33,7 +33,7 @@ from xsc.base.errors import (
 )
 from xsc.cli.background import LOG, launch, poll, serving, start_ticks
 from xsc.cli.options import DIRECTORY, DURATION, WHOLE, Group, Settings
-from xsc.cli.output import Columns, or_dash, say, short, show, warn
+from xsc.cli.output import Columns, count_of, or_dash, say, short, show, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document
 
@@ -163,8 +163,8 @@ def down(settings: Settings, directory: Path) -> None:
     with _locked(directory):
         running = [member for member in _read(directory) if member.runs]
         _stop(running)
-    stopped = f"stopped {len(running)} node" + ("" if len(running) == 1 else "s")
-    settings.view({"stopped": [member.name for member in running]}, stopped)
+    stopped = [member.name for member in running]
+    settings.view({"stopped": stopped}, f"stopped {count_of(len(stopped), 'node')}")
 
 
 @devnet.command()

@@ -11,7 +11,7 @@ from xsc import api
 from xsc.base.errors import EXIT_PARTLY
 from xsc.base.units import format_credits, format_size
 from xsc.cli.options import PATH, Command, Settings
-from xsc.cli.output import progress_bar, say, short, show, show_pairs, warn
+from xsc.cli.output import count_of, progress_bar, say, short, show, show_pairs, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document
 from xsc.client.files import check_target, write_whole
@@ -66,7 +66,7 @@ def _drained(calls: Calls) -> Document:
             moved = answer["total_bytes"] - answer["left_bytes"]
             progress(moved - shown)
             shown = moved
-            left = f"{_objects(answer['left_objects'])}, {format_size(answer['left_bytes'])}"
+            left = _so_much(answer, "left")
             if left != said and not sys.stderr.isatty():
                 say(f"left: {left}")
             said = left
@@ -81,25 +81,24 @@ def _drained(calls: Calls) -> Document:
     return answer
 
 
-def _objects(count: int) -> str:
-    return f"{count} {'object' if count == 1 else 'objects'}"
-
-
 def _show_drain(answer: Document) -> None:
     if answer["state"] == "staying":
         show("the node is not leaving")
         return
-    left = f"{_objects(answer['left_objects'])}, {format_size(answer['left_bytes'])}"
-    released = f"{_objects(answer['released_objects'])}, {format_size(answer['released_bytes'])}"
     show_pairs(
         [
             ("state", answer["state"]),
             ("peers told", f"{answer['peers_told']} of {answer['peers']}"),
-            ("released", released),
-            ("left", left),
+            ("released", _so_much(answer, "released")),
+            ("left", _so_much(answer, "left")),
             ("owed to it", f"{format_credits(answer['owed_micro'])} credits"),
         ]
     )
+
+
+def _so_much(answer: Document, which: str) -> str:
+    objects = count_of(answer[f"{which}_objects"], "object")
+    return f"{objects}, {format_size(answer[f'{which}_bytes'])}"
 
 
 def _stays(row: Document) -> str:
@@ -111,14 +110,14 @@ def _drain_warnings(answer: Document) -> list[str]:
     lines = [_stays(row) for row in answer["stuck"]]
     more = answer["stuck_objects"] - len(answer["stuck"])
     if more > 0:
-        lines.append(f"beside them: {_objects(more)}")
+        lines.append(f"beside them: {count_of(more, 'object')}")
     lines += [
         f"the directory of {short(owner)} lies at no other peer"
         for owner in answer["directories_only_here"]
     ]
     if answer["guarded_at_own_cost"]:
         lines.append(
-            f"this node pays for shards of {_objects(answer['guarded_at_own_cost'])} of owners "
-            "that are away; they stay where they are until its leases end"
+            f"this node pays for shards of {count_of(answer['guarded_at_own_cost'], 'object')} of "
+            "owners that are away; they stay where they are until its leases end"
         )
     return lines

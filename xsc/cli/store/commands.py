@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Unpack
 
 import click
 
@@ -39,6 +39,7 @@ from xsc.cli.options import (
 from xsc.cli.output import (
     Cell,
     Columns,
+    count_of,
     moment,
     or_dash,
     progress_bar,
@@ -54,7 +55,7 @@ from xsc.cli.output import (
 )
 from xsc.cli.store import tree
 from xsc.cli.store.cost import say_cost
-from xsc.client.calls import FSCK_TIMEOUT_S, Calls, unreadable
+from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions, unreadable
 from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, make_directory, size_of, upload_id, write_whole
 from xsc.client.placement import survey
@@ -95,29 +96,22 @@ version_option = click.option(
 @click.option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
 @click.option("--reread", is_flag=True, help="With -r: trust no times, read every file.")
 def put(
-    settings: Settings,
-    file: Path,
-    name: str | None,
-    survive: str | None,
-    code: tuple[int, int] | None,
-    *,
-    recursive: bool,
-    reread: bool,
+    settings: Settings, file: Path, *, recursive: bool, reread: bool, **how: Unpack[PutOptions]
 ) -> int:
     """Store FILE, or standard input (-), and print its capability.
 
     With -r a whole directory, under NAME/. What has not changed since its last
     version is not sent again. Exits with 7 if something was left out.
     """
-    contract = survive or ""
+    how["survive"] = how.get("survive") or ""
     if recursive:
-        return tree.put(settings, file, name=name, survive=contract, code=code, reread=reread)
+        return tree.put(settings, file, reread=reread, **how)
     if reread:
         raise ArgumentInvalid("--reread goes with -r")
-    if name is not None:
+    if (name := how.get("name")) is not None:
         _check_name(name)
     calls = settings.calls()
-    stored = _upload(settings, calls, file, name=name, survive=contract, code=code)
+    stored = _upload(settings, calls, file, **how)
     for warning in stored["warnings"]:
         warn(warning)
     if not settings.json:
@@ -147,7 +141,7 @@ def _say_where(settings: Settings, stored: Document) -> None:
     hosts = len({row["node"] for row in stored["hosts"]})
     if sys.stderr.isatty() or settings.verbose:
         say(
-            f"stored {format_size(stored['size_bytes'])} on {_count(hosts, 'node')}, "
+            f"stored {format_size(stored['size_bytes'])} on {count_of(hosts, 'node')}, "
             f"survives the loss of {stored['survives']}"
         )
     if settings.verbose:
@@ -156,17 +150,10 @@ def _say_where(settings: Settings, stored: Document) -> None:
             say(f"passed over {short(row['node'])}{lease}: {row['reason']}")
 
 
-def _upload(
-    settings: Settings,
-    calls: Calls,
-    file: Path,
-    *,
-    name: str | None,
-    **how: Any,  # noqa: ANN401
-) -> Document:
+def _upload(settings: Settings, calls: Calls, file: Path, **how: Unpack[PutOptions]) -> Document:
     if file == STREAM:
         with progress_bar("storing", None) as progress:
-            how |= {"name": name or "", "wait_for_name": bool(name)}
+            how["wait_for_name"] = bool(how.get("name"))
             return calls.put(sys.stdin.buffer, progress=progress, **how)
     try:
         if file.is_fifo():  # opening one waits for whoever writes, perhaps for ever
@@ -181,11 +168,12 @@ def _upload(
         raise error from None
     with source:
         size = size_of(source)
-        how |= {"name": file.name if name is None else name, "size_bytes": size}
+        if how.get("name") is None:
+            how["name"] = file.name
         how["wait_for_name"] = bool(how["name"])
         if not settings.json:
-            say_cost(calls, size, how["code"])
-        resume = upload_id(file, source, how["name"], how["survive"], how["code"])
+            say_cost(calls, size, how.get("code"))
+        resume = upload_id(file, source, how["name"], how["survive"], how.get("code"))
         if resume is not None and (
             before := calls.ask(api.objects.UPLOAD, Id(id=resume))["stored_bytes"]
         ):
@@ -193,7 +181,7 @@ def _upload(
 
         def send() -> Document:
             with progress_bar(f"storing {file.name}", size) as progress:
-                return calls.put(source, resume=resume, progress=progress, **how)
+                return calls.put(source, size_bytes=size, resume=resume, progress=progress, **how)
 
         try:
             return send()
@@ -201,10 +189,6 @@ def _upload(
             # Other content under the same size and time; what was stored of it is gone.
             source.seek(0)
             return send()
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @store.command()
@@ -303,7 +287,7 @@ def listing(
         settings.view({"objects": soon}, _show_ending)
         return
     if soon:
-        warn(f"{_count(len(soon), 'object')} may end soon; see: xsc store ls --ending")
+        warn(f"{count_of(len(soon), 'object')} may end soon; see: xsc store ls --ending")
     if settings.json:
         # What scripts hold on to has these keys and no others.
         for row in answer["objects"]:
@@ -358,11 +342,11 @@ def _warn_of_end(answer: Document) -> None:
 def _margin(answer: Document) -> str:
     margin = answer["margin"]
     if margin < 0:
-        return f"{_count(-margin, 'shard')} too few"
+        return f"{count_of(-margin, 'shard')} too few"
     held = Counter(row["node"] for row in answer["hosts"] if row["state"] == "ok")
     most = max(held.values(), default=0)
     no_node = f", but no node: one holds {most} of them" if 0 < margin < most else ""
-    return f"{_count(margin, 'more shard')} may be lost{no_node}"
+    return f"{count_of(margin, 'more shard')} may be lost{no_node}"
 
 
 def _asking(total_bytes: int) -> AbstractContextManager[Progress]:
@@ -409,9 +393,9 @@ def _domains(answer: Document) -> str:
     for kind, found in answer["domains"].items():
         if kind == "introducer":
             continue  # a line of its own
-        unknown = f" ({_count(found['unknown'], 'node')} without)" if found["unknown"] else ""
+        unknown = f" ({count_of(found['unknown'], 'node')} without)" if found["unknown"] else ""
         parts.append(
-            _count(found["known"], kind) + unknown if found["known"] else f"no {kind} named"
+            count_of(found["known"], kind) + unknown if found["known"] else f"no {kind} named"
         )
     return ", ".join(parts)
 
@@ -471,11 +455,11 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
     states = Counter(row["state"] for row in answer["hosts"]) if about is None else about["shards"]
     lost = sum(states.values()) - states.get("ok", 0)
     if states.keys() & {"corrupt", "missing"}:
-        raise ShardsDamaged(f"{_count(lost, 'shard')} of it are damaged or gone")
+        raise ShardsDamaged(f"{count_of(lost, 'shard')} of it are damaged or gone")
     if about is not None and about["unknown"]:
-        raise ObjectUnknown(f"nobody who answers has {_count(about['unknown'], 'file')} of it")
+        raise ObjectUnknown(f"nobody who answers has {count_of(about['unknown'], 'file')} of it")
     if lost:
-        raise PeerSilent(f"{_count(lost, 'shard')} of it cannot be asked for")
+        raise PeerSilent(f"{count_of(lost, 'shard')} of it cannot be asked for")
     if answer.get("contract_kept") is False:
         warn(
             f"it was to survive the loss of {answer['contract']}; it is moved back by itself "
@@ -552,19 +536,19 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
                 f"{where}shard {row['shard']} moved from {short(row['from'])} to {short(row['to'])}"
             )
         if answer["patched"]:
-            say(f"{where}{_count(answer['patched'], 'damaged shard')} stored again in place")
+            say(f"{where}{count_of(answer['patched'], 'damaged shard')} stored again in place")
         if answer["waiting"]:
             say(
-                f"{where}{_count(answer['waiting'], 'shard')} at silent nodes: "
+                f"{where}{count_of(answer['waiting'], 'shard')} at silent nodes: "
                 "they count as lost after repair_grace"
             )
         if answer["left"]:
             warn(
-                f"{where}{_count(len(answer['left']), 'shard')} left as it was: {answer['reason']}"
+                f"{where}{count_of(len(answer['left']), 'shard')} left as it was: {answer['reason']}"
             )
     moved = sum(len(answer["moved"]) for answer in answers)
     left = sum(len(answer["left"]) for answer in answers)
-    said = f"{_count(moved, 'shard')} moved, {left} left"
+    said = f"{count_of(moved, 'shard')} moved, {left} left"
     settings.view({"objects": answers} if several else answers[0], said)
     return EXIT_PARTLY if left else 0
 
@@ -606,7 +590,7 @@ def rm(
             beside = f".{number}" if len(answers) > 1 else ""
             for host, receipt in each["receipts"].items():
                 write_whole(receipts / f"{host}{beside}.receipt", [b64decode(receipt)])
-    settings.view(answer, f"deleted at {_count(len(answer['confirmed']), 'node')}")
+    settings.view(answer, f"deleted at {count_of(len(answer['confirmed']), 'node')}")
     for host in answer["unconfirmed"]:
         warn(f"{short(host)} has not confirmed that it deleted its shards")
     return EXIT_PARTLY if answer["unconfirmed"] else 0
@@ -711,7 +695,8 @@ def gc(settings: Settings) -> int:
     answer = settings.ask(api.home.GC, timeout_s=FSCK_TIMEOUT_S)
     settings.view(answer, _show_collected)
     if answer["deletions_open"]:
-        warn(f"{_count(answer['deletions_open'], 'deletion')} not confirmed by every host yet")
+        still = count_of(answer["deletions_open"], "deletion")
+        warn(f"{still} not confirmed by every host yet")
         return EXIT_PARTLY
     return 0
 
@@ -727,5 +712,5 @@ _COLLECTED: Final[Columns] = {
 def _show_collected(answer: Document) -> None:
     show_fields(answer, _COLLECTED)
     if answer["deletions_given_up"]:
-        ended = _count(answer["deletions_given_up"], "deletion")
+        ended = count_of(answer["deletions_given_up"], "deletion")
         show(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")

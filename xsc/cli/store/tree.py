@@ -8,6 +8,7 @@ import time
 from base64 import b64encode
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Unpack
 
 import click
 
@@ -16,7 +17,7 @@ from xsc.base.units import format_size
 from xsc.cli.options import Settings
 from xsc.cli.output import moment, progress_bar, say, show_json, show_table, warn
 from xsc.cli.store.cost import say_cost
-from xsc.client.calls import Calls
+from xsc.client.calls import Calls, PutOptions
 from xsc.client.core import Document, Progress
 from xsc.client.targets import Named, Target, read_tree, resolve
 from xsc.client.tree import Node, tree_id
@@ -24,19 +25,12 @@ from xsc.client.tree import Node, tree_id
 _LETTERS = {"directory": "d", "file": "-", "link": "l"}
 
 
-def put(
-    settings: Settings,
-    folder: Path,
-    *,
-    name: str | None,
-    survive: str,
-    code: tuple[int, int] | None,
-    reread: bool,
-) -> int:
+def put(settings: Settings, folder: Path, *, reread: bool, **how: Unpack[PutOptions]) -> int:
     """Store a directory; return the exit code."""
     from xsc.client.folders import put_tree
 
-    name = (name if name is not None else folder.absolute().name).rstrip("/")
+    given, code = how.get("name"), how.get("code")
+    name = (given if given is not None else folder.absolute().name).rstrip("/")
     if not name:
         raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
     calls = settings.calls()
@@ -52,7 +46,7 @@ def put(
         name,
         started_ms=time.time_ns() // 1_000_000,
         warn=warn,
-        survive=survive,
+        survive=how["survive"],
         code=code,
         reread=reread,
         progress=storing,
