@@ -131,6 +131,11 @@ async def _each(
             yield made(item)
 
 
+def _row(kind: type[T], row: Document) -> T:
+    """Return the fields of a row that a class has."""
+    return kind(**{name: row[name] for name in kind.__annotations__})
+
+
 def _same(item: T) -> T:
     return item
 
@@ -249,16 +254,7 @@ class Node(_Face):
     async def objects(self) -> list[ObjectRow]:
         """Return the objects that this node has stored."""
         rows = (await _in_thread(self._calls.objects))["objects"]
-        return [
-            ObjectRow(
-                name=row["name"],
-                capability=row["capability"],
-                size_bytes=row["size_bytes"],
-                created_ms=row["created_ms"],
-                margin=row["margin"],
-            )
-            for row in rows
-        ]
+        return [_row(ObjectRow, row) for row in rows]
 
     async def stat(self, capability: str) -> dict[str, Any]:
         """Ask an object's hosts for its shards; return what `xsc store stat --json` prints.
@@ -466,7 +462,7 @@ class Space(_Face):
     async def versions(self, path: str) -> list[SpaceRecord]:
         """Return the replaced records of an own path that are kept, the newest first."""
         rows = (await self._ask(api.space.VERSIONS, _at(path)))["records"]
-        return [SpaceRecord(**row) for row in rows]
+        return [_row(SpaceRecord, row) for row in rows]
 
     async def stat(self, address: str) -> dict[str, Any]:
         """Return the record at an address, as `xsc space get --json` prints it."""
@@ -483,7 +479,8 @@ class Space(_Face):
     async def records(self, prefix: str = "") -> list[SpaceRecord]:
         """Return the records at an address and below it."""
         asked = api.space.Under(under=address_of(prefix))
-        return [SpaceRecord(**row) for row in (await self._ask(api.space.LIST, asked))["records"]]
+        rows = (await self._ask(api.space.LIST, asked))["records"]
+        return [_row(SpaceRecord, row) for row in rows]
 
     def watch(self, prefix: str = "") -> AsyncIterator[SpaceChange]:
         """Yield each change at an address and below it, from now on, without end."""

@@ -223,23 +223,12 @@ def _node(row: Value) -> Node:
             int(size),
             bytes(part),
             str(capability),
-        ] if kind == 1 and size > 0 and READ.fullmatch(capability):
-            return Node(path, "file", mode, mtime_ns, size, _part(part), capability)
+        ] if kind == 1 and size > 0 and len(part) == _PART_BYTES and READ.fullmatch(capability):
+            return Node(path, "file", mode, mtime_ns, size, part, capability)
         case [bytes(path), int(kind), int(mtime_ns), bytes(target)] if kind == 2:
-            return Node(path, "link", 0, mtime_ns, target=_target(target))
+            if 0 < len(target) <= PATH_BYTES_MAX and b"\0" not in target:
+                return Node(path, "link", 0, mtime_ns, target=target)
     raise RecordInvalid("an entry of the directory is of no known form")
-
-
-def _target(raw: bytes) -> bytes:
-    if not 0 < len(raw) <= PATH_BYTES_MAX or b"\0" in raw:
-        raise RecordInvalid("a link of the directory leads to what is no path")
-    return raw
-
-
-def _part(raw: bytes) -> bytes:
-    if len(raw) != _PART_BYTES:
-        raise RecordInvalid("a part of the directory is named in no known way")
-    return raw
 
 
 def _check_stat(mode: int, mtime_ns: int) -> None:

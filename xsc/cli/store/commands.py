@@ -538,14 +538,11 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
         if answer["patched"]:
             say(f"{where}{count_of(answer['patched'], 'damaged shard')} stored again in place")
         if answer["waiting"]:
-            say(
-                f"{where}{count_of(answer['waiting'], 'shard')} at silent nodes: "
-                "they count as lost after repair_grace"
-            )
+            silent = count_of(answer["waiting"], "shard")
+            say(f"{where}{silent} at silent nodes: they count as lost after repair_grace")
         if answer["left"]:
-            warn(
-                f"{where}{count_of(len(answer['left']), 'shard')} left as it was: {answer['reason']}"
-            )
+            kept = count_of(len(answer["left"]), "shard")
+            warn(f"{where}{kept} left as it was: {answer['reason']}")
     moved = sum(len(answer["moved"]) for answer in answers)
     left = sum(len(answer["left"]) for answer in answers)
     said = f"{count_of(moved, 'shard')} moved, {left} left"
