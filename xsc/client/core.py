@@ -21,7 +21,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
@@ -496,18 +496,10 @@ class _Exchange:
             NodeUnreachable, XscError: as `response`.
         """
         response = self.response()
-        try:
+        with self._reading():
             stays = not response.will_close
-            document = json.loads(response.read())
+            document = _object(response.read())
             self.reusable = self.whole and stays and response.isclosed()
-        except TimeoutError:
-            raise self._silent() from None
-        except (OSError, HTTPException):
-            raise NodeUnreachable("the node broke off its answer") from None
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise NodeUnreachable(_NO_NODE)
         return document
 
     def lines(self) -> Iterator[Document]:
@@ -517,12 +509,15 @@ class _Exchange:
             NodeUnreachable, XscError: as `response`.
         """
         response = self.response()
-        try:
+        with self._reading():
             for line in response:
-                document = json.loads(line)
-                if not isinstance(document, dict):
-                    raise TypeError
-                yield document
+                yield _object(line)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Raise what is wrong with an answer as the error that it is for people."""
+        try:
+            yield
         except TimeoutError:
             raise self._silent() from None
         except (OSError, HTTPException):
@@ -532,6 +527,13 @@ class _Exchange:
 
     def _silent(self) -> NodeUnreachable:
         return _silent(self._timeout_s)
+
+
+def _object(raw: bytes) -> Document:
+    document = json.loads(raw)
+    if not isinstance(document, dict):
+        raise TypeError
+    return document
 
 
 def _silent(timeout_s: float) -> NodeUnreachable:
