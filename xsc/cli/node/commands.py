@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -24,7 +25,7 @@ from xsc.cli.options import (
     key_passphrase,
     read_key_file,
 )
-from xsc.cli.output import Columns, moment, say, short, show, show_pairs, warn
+from xsc.cli.output import Columns, moment, say, short, show, show_fields, warn
 from xsc.client.calls import FSCK_TIMEOUT_S
 from xsc.client.core import Document
 from xsc.client.files import check_target
@@ -196,44 +197,39 @@ def status(settings: Settings) -> None:
     settings.view(settings.ask(api.status.STATUS), _show_status)
 
 
+def _sizes(text: str, part: Document, *names: str) -> str:
+    return text.format(*(format_size(part[f"{name}_bytes"]) for name in names))
+
+
+def _slots(answer: Document, kind: str, unit: str) -> str:
+    offered, granted = (
+        format_level(kind, answer[kind][f"{what}_{unit}"]) for what in ("offered", "granted")
+    )
+    return f"{offered} offered, {granted} granted of it"
+
+
+_STORAGE: Final = "{} used and {} reserved of {}"
+_TRAFFIC: Final = "{} sent to peers and {} received, since the start"
+_STATUS: Final[Columns] = {
+    "id": "id",
+    "name": "name",
+    "network": "network",
+    "version": "version",
+    "home": "home",
+    "API": "api_url",
+    "peers at": lambda answer: ", ".join(answer["addresses"]) or answer["peer_url"],
+    "up for": lambda answer: format_duration(answer["uptime_s"] * 1000),
+    "peers": ("peers", "{healthy} of {known} answer".format_map),
+    "storage": ("storage", lambda part: _sizes(_STORAGE, part, "used", "reserved", "capacity")),
+    "traffic": ("traffic", lambda part: _sizes(_TRAFFIC, part, "sent", "received")),
+    "compute": ("compute", "{running} running and {queued} queued on {workers} workers".format_map),
+    "storage slots": lambda answer: _slots(answer, "storage", "bytes"),
+    "compute slots": lambda answer: _slots(answer, "compute", "fuel_per_s"),
+}
+
+
 def _show_status(answer: Document) -> None:
-    peers, storage, compute = answer["peers"], answer["storage"], answer["compute"]
-    used, reserved, capacity = (
-        format_size(storage[f"{what}_bytes"]) for what in ("used", "reserved", "capacity")
-    )
-    sent, received = (
-        format_size(answer["traffic"][f"{what}_bytes"]) for what in ("sent", "received")
-    )
-    running, queued, workers = compute["running"], compute["queued"], compute["workers"]
-    slots = []
-    for kind, unit in (("storage", "bytes"), ("compute", "fuel_per_s")):
-        offered, granted = (
-            format_level(kind, answer[kind][f"{what}_{unit}"]) for what in ("offered", "granted")
-        )
-        slots.append((kind, f"{offered} offered, {granted} granted of it"))
-    show_pairs(
-        [
-            ("id", answer["id"]),
-            ("name", answer["name"]),
-            ("network", answer["network"]),
-            ("version", answer["version"]),
-            ("home", answer["home"]),
-            ("API", answer["api_url"]),
-            ("peers at", ", ".join(answer["addresses"]) or answer["peer_url"]),
-            ("up for", format_duration(answer["uptime_s"] * 1000)),
-            ("peers", f"{peers['healthy']} of {peers['known']} answer"),
-            (
-                "storage",
-                f"{used} used and {reserved} reserved of {capacity}",
-            ),
-            ("traffic", f"{sent} sent to peers and {received} received, since the start"),
-            (
-                "compute",
-                f"{running} running and {queued} queued on {workers} workers",
-            ),
-            *((f"{kind} slots", text) for kind, text in slots),
-        ]
-    )
+    show_fields(answer, _STATUS)
     leases = answer["leases"]
     if leases["ending"]:
         why = "; ".join(leases["reasons"]) or "not asked yet"

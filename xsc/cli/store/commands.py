@@ -35,6 +35,7 @@ from xsc.cli.options import (
     Group,
     Settings,
     object_of,
+    together,
 )
 from xsc.cli.output import (
     Cell,
@@ -80,6 +81,7 @@ cap_argument = click.argument("cap", metavar="CAP|NAME", type=OBJECT)
 version_option = click.option(
     "--version", type=WHOLE, help="That version of the name.  [the newest]"
 )
+object_options = together(cap_argument, version_option)
 
 
 @store.command()
@@ -192,13 +194,12 @@ def _upload(settings: Settings, calls: Calls, file: Path, **how: Unpack[PutOptio
 
 
 @store.command()
-@cap_argument
 @click.option("-o", "--output", type=PATH, required=True, help="File to write, or -.")
 @click.option(
     "--range", "part", type=RANGE, help="Only these bytes, like 1000-1999, 1000- or -500."
 )
 @click.option("-r", "--recursive", is_flag=True, help="It is a directory; FILE becomes one.")
-@version_option
+@object_options
 def get(
     settings: Settings,
     cap: str | Named,
@@ -401,8 +402,7 @@ def _domains(answer: Document) -> str:
 
 
 @store.command()
-@cap_argument
-@version_option
+@object_options
 def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
     """Ask an object's hosts which of its shards they still hold.
 
@@ -435,9 +435,8 @@ def _show_stat(answer: Document) -> None:
 
 
 @store.command()
-@cap_argument
 @click.option("--deep", is_flag=True, help="Read every shard and verify it.")
-@version_option
+@object_options
 def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> int:
     """Say what an object's placement is worth: what it survives, and for how long.
 
@@ -653,10 +652,9 @@ def _merged(answers: Sequence[Document]) -> Document:
 
 
 @store.command()
-@cap_argument
 @click.option("--read", is_flag=True, help="Whoever has it may read the object.")
 @click.option("--verify", is_flag=True, help="It may be checked, not read.")
-@version_option
+@object_options
 def share(
     settings: Settings, cap: str | Named, version: int | None, *, read: bool, verify: bool
 ) -> None:
