@@ -33,6 +33,8 @@ _STATS: Final[Columns] = {
     "received": ("received_bytes", format_size),
     "sent": ("sent_bytes", format_size),
 }
+_SHARED_PROGRAMS: Final[Columns] = {"program": "path", "<size": ("size_bytes", format_size)}
+_RUNNING: Final[Columns] = {"runs": "hash", "id": "id", "state": "state", "<frame": ("frame", str)}
 _RECORDS: Final[Columns] = {
     "path": "path",
     "<sequence": ("sequence", str),
@@ -142,6 +144,17 @@ def stats(settings: Settings) -> None:
     settings.fields(settings.ask(api.space.STATS), _STATS)
 
 
+def _age(age_ms: int | None) -> str:
+    return "never" if age_ms is None else format_duration(age_ms)
+
+
+_NODES: Final[Columns] = {
+    "node": "name",
+    "active": ("active", yes_or_no),
+    "<last head": ("head_age_ms", _age),
+}
+
+
 @space.command()
 def diagnostics(settings: Settings) -> None:
     """Show what this node lists and follows, who is active, and its place in causality."""
@@ -150,28 +163,15 @@ def diagnostics(settings: Settings) -> None:
 
 def _show_diagnostics(answer: Document) -> None:
     names = {row["node"]: row["name"] for row in answer["nodes"]}
-    show_rows(
-        answer["programs"], {"program": "path", "<size": ("size_bytes", format_size)}, "no programs"
-    )
-    show_rows(
-        answer["running"],
-        {"runs": "hash", "id": "id", "state": "state", "<frame": ("frame", str)},
-        "no program is registered",
-    )
-    show_rows(
-        answer["subscriptions"],
-        {
-            "follows": lambda row: names.get(row["owner"], short(row["owner"])),
-            "prefix": "prefix",
-            "<cursor": ("cursor", str),
-        },
-        "nothing is followed",
-    )
-    show_rows(
-        answer["nodes"],
-        {"node": "name", "active": ("active", yes_or_no), "<last head": ("head_age_ms", _age)},
-        "no peers",
-    )
+    follows: Columns = {
+        "follows": lambda row: names.get(row["owner"], short(row["owner"])),
+        "prefix": "prefix",
+        "<cursor": ("cursor", str),
+    }
+    show_rows(answer["programs"], _SHARED_PROGRAMS, "no programs")
+    show_rows(answer["running"], _RUNNING, "no program is registered")
+    show_rows(answer["subscriptions"], follows, "nothing is followed")
+    show_rows(answer["nodes"], _NODES, "no peers")
     show_pairs(
         [
             ("domain", answer["causality"]["domain"] or "none yet"),
@@ -184,7 +184,3 @@ def _show_diagnostics(answer: Document) -> None:
 def compact(settings: Settings) -> None:
     """Return the room of what was deleted or replaced to the disk; show what is left."""
     settings.fields(settings.ask(api.space.COMPACT, timeout_s=FSCK_TIMEOUT_S), _STATS)
-
-
-def _age(age_ms: int | None) -> str:
-    return "never" if age_ms is None else format_duration(age_ms)

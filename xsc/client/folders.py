@@ -287,7 +287,7 @@ def put_tree(
         status = os.fstat(top)
         nodes, left_out = scan(top, warn)
         before, before_capability = _newest(calls, full)
-        kept = {} if reread else unchanged(before, options)
+        unread = {} if reread else unchanged(before, options)
         parts = {
             bytes.fromhex(row["part"]): row["capability"] for row in calls.parts(tree_id(full))
         }
@@ -295,13 +295,13 @@ def put_tree(
         ready: list[Node] = []
         waiting: list[Node] = []
         for node in nodes:
-            same = kept.get((node.path, node.size_bytes, node.mtime_ns))
-            if node.kind == "file" and same is not None and _known(storing, same):
-                ready.append(replace(node, part=same.part, capability=same.capability))
-            elif node.kind == "file":
-                waiting.append(node)
-            else:
+            same = unread.get((node.path, node.size_bytes, node.mtime_ns))
+            if node.kind != "file":
                 ready.append(node)
+            elif same is not None and (same.part is None or same.part in parts):
+                ready.append(replace(node, part=same.part, capability=same.capability))
+            else:
+                waiting.append(node)
         total = sum(node.size_bytes for node in waiting)
         with progress(total) as moved:
             storing.progress = moved
@@ -326,11 +326,6 @@ def put_tree(
         io.BytesIO(raw), name=full, size_bytes=len(raw), wait_for_name=True, **how
     )
     return result
-
-
-def _known(storing: _Storing, node: Node) -> bool:
-    """Say whether this node still lists the content of a file."""
-    return node.part is None or node.part in storing.parts
 
 
 def _newest(calls: Calls, full: str) -> tuple[Tree | None, str]:
