@@ -14,7 +14,6 @@ import click
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.cli.options import PATH, Command, Settings
-from xsc.cli.output import show, show_json
 from xsc.client.calls import read_bounded, read_file, read_module, unreadable
 
 
@@ -58,7 +57,4 @@ def verify(settings: Settings, file: Path, module: Path | None, lease: Path | No
     except (PeerError, LimitError) as fault:
         # A record that a peer would be blamed for is, in a file, simply no proof.
         raise ProofInvalid(fault.message, hint=fault.hint) from None
-    if settings.json:
-        show_json({"ok": True, "text": proved})
-    else:
-        show(proved)
+    settings.view({"ok": True, "text": proved}, proved)
