@@ -42,7 +42,6 @@ from benchmarks import (
 from benchmarks.size import SMOKE, least
 from xsc.base.limits import MIB
 from xsc.client.calls import Calls
-from xsc.client.core import Core
 
 WASM = Path(__file__).parent.parent / "fixtures" / "wasm"
 NODES = 7
@@ -100,7 +99,7 @@ class Network:
         self.folder = folder
         xsc("devnet", "up", "--nodes", str(NODES), "--dir", str(folder))
         self.homes = [folder / f"node-{index}" for index in range(NODES)]
-        self.calls = [Calls(Core(home)) for home in self.homes]
+        self.calls = [Calls(home) for home in self.homes]
 
     def pids(self) -> list[int]:
         return [int((home / "node.pid").read_text()) for home in self.homes]

@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 
 from benchmarks import flight
 from benchmarks.size import least
+from xsc import api
 from xsc.allocation.clearing import clear
 from xsc.allocation.clearing_record import (
     Clearing,
@@ -25,6 +26,7 @@ from xsc.allocation.clearing_record import (
     wanted,
 )
 from xsc.allocation.commitments import Commitments
+from xsc.api.endpoint import Id
 from xsc.base.clock import ManualClock
 from xsc.base.errors import NotFound
 from xsc.base.limits import (
@@ -35,8 +37,7 @@ from xsc.base.limits import (
 )
 from xsc.base.log import SilentLog
 from xsc.client.core import Core
-from xsc.client.market import MarketCalls
-from xsc.client.space import SpaceCalls, value_of
+from xsc.client.space import value_of
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
@@ -244,19 +245,28 @@ async def leased(count: int) -> tuple[float, float]:
 
 
 def granted(homes: Sequence[Path], quick: bool) -> None:
-    provider, customer = MarketCalls(Core(homes[0])), MarketCalls(Core(homes[-1]))
-    slot_id = provider.declare(
-        "offer", "storage", {"quantity": 64 * SLOT_STEP_BYTES, "price_micro": 1}
+    provider, customer = Core(homes[0]), Core(homes[-1])
+    slot_id = provider.ask(
+        api.market.DECLARE,
+        api.market.Declare(
+            role="offer", kind="storage", quantity=64 * SLOT_STEP_BYTES, price_micro=1
+        ),
     )["id"]
-    asked = {"quantity": SLOT_STEP_BYTES, "price_micro": 9, "spread": 1}
-    need_id = customer.declare("need", "storage", asked)["id"]
-    owner = SpaceCalls(provider.core).put("bench/owner", b"")["owner"]
+    need_id = customer.ask(
+        api.market.DECLARE,
+        api.market.Declare(
+            role="need", kind="storage", quantity=SLOT_STEP_BYTES, price_micro=9, spread=1
+        ),
+    )["id"]
+    owner = provider.ask(api.space.PUT, api.space.At(at="bench/owner"), b"")["owner"]
+    followed = api.space.Under(under=f"{owner}:{UserSpacePaths.ALLOCATION_STATE}")
     took = []
-    with SpaceCalls(customer.core).watch(f"{owner}:{UserSpacePaths.ALLOCATION_STATE}") as changes:
+    with customer.events(api.space.WATCH, followed) as changes:
         for number in range(least(10 if quick else 40, 2)):
             steps = 2 + number % 50
             begun = time.perf_counter()
-            customer.edit(need_id, {"quantity": steps * SLOT_STEP_BYTES})
+            edit = api.market.Edit(id=need_id, quantity=steps * SLOT_STEP_BYTES)
+            customer.ask(api.market.EDIT, edit)
             for change in changes:
                 state = TwoTierAllocationState.from_bytes(
                     value_of(change["value"]), size_max=VALUE_BYTES_MAX
@@ -264,8 +274,8 @@ def granted(homes: Sequence[Path], quick: bool) -> None:
                 if [line.quantity for line in state.slot_allocations] == [steps]:
                     break
             took.append(time.perf_counter() - begun)
-    customer.withdraw(need_id)
-    provider.withdraw(slot_id)
+    customer.ask(api.market.WITHDRAW, Id(id=need_id))
+    provider.ask(api.market.WITHDRAW, Id(id=slot_id))
     print(f"  from a need to its grant, published, at its node, p50 {median(took) * 1e3:7.0f} ms")
 
 

@@ -23,12 +23,12 @@ from typing import Any
 
 from benchmarks.size import least
 from benchmarks.space import ROUNDS, Watcher, alone, anonymous_kib
+from xsc import api
 from xsc.base.errors import NotFound
 from xsc.base.limits import KIB
 from xsc.base.log import SilentLog
 from xsc.client.core import Core
-from xsc.client.programs import ProgramCalls
-from xsc.client.space import SpaceCalls
+from xsc.client.programs import register
 from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.service import ComputeService
 from xsc.compute.worker.pool import PoolSandbox
@@ -275,12 +275,11 @@ async def exported(rounds: int) -> float:
 
 def soon(homes: Sequence[Path], quick: bool) -> None:
     core, count = Core(homes[0]), least(50 if quick else 200, 6)
-    calls, programs = SpaceCalls(core), ProgramCalls(core)
     add = {"add.wasm": (WASM / "add.wasm").read_bytes()}
     call = {"module": "add.wasm", "export": "add"}
     hashes = [
-        programs.register(chain(1, "rule"), "json", activate=True)["hash"],
-        programs.register(chain(1, "module", call), "json", add, activate=True)["hash"],
+        register(core, chain(1, "rule"), "json", {}, activate=True)["hash"],
+        register(core, chain(1, "module", call), "json", add, activate=True)["hash"],
     ]
     values = itertools.count(1)
 
@@ -288,7 +287,7 @@ def soon(homes: Sequence[Path], quick: bool) -> None:
         found = []
         for value in itertools.islice(values, rounds):
             begun = time.perf_counter()
-            calls.put(path, b"%d" % value)
+            core.ask(api.space.PUT, api.space.At(at=path), b"%d" % value)
             found.append(watcher.wait(str(value + more)) - begun)
         return found
 
@@ -296,7 +295,7 @@ def soon(homes: Sequence[Path], quick: bool) -> None:
     places = [("bench/alone", "", 0), ("bench/rule", "-out", 1), ("bench/module", "-out", 1)]
     rounds: list[list[float]] = [[] for _ in places]
     for path, _, _ in places:
-        calls.put(path, b"0")
+        core.ask(api.space.PUT, api.space.At(at=path), b"0")
     for _ in range(ROUNDS):
         for found, (path, end, more) in zip(rounds, places, strict=True):
             watcher = Watcher(homes[0], path + end)
@@ -311,7 +310,7 @@ def soon(homes: Sequence[Path], quick: bool) -> None:
         f"module's export, {own:.2f} ms until the change alone is seen"
     )
     for program in hashes:
-        programs.deactivate(program)
+        core.ask(api.programs.DEACTIVATE, api.programs.Hash(hash=program))
 
 
 def run(homes: Sequence[Path], quick: bool) -> None:

@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from benchmarks import load
 from benchmarks.invoke import at, shown
 from benchmarks.size import least
+from xsc import api
 from xsc.client.calls import Calls
-from xsc.client.services import ServiceCalls
 from xsc.compute.wasm.engine import Machine
 from xsc.compute.wasm.sandbox import Job
 
@@ -42,10 +42,9 @@ def run(calls: list[Calls], pids: list[int], quick: bool) -> None:
     module = (WASM / "greet.wasm").read_bytes()
     count = least(200 if quick else 1_000, 32)
     print(f"  the program alone in this process   {alone(module, count) * 1e3:6.2f} ms")
-    services = ServiceCalls(calls[0].core)
     for label, on in (("at its owner's node", None), ("at a peer, receipts signed", "node-1")):
         name = "greet" if on is None else "greet-there"
-        url = services.deploy(module, name, concurrency=FLIGHT, on=on, fuel=100_000_000)["url"]
+        url = calls[0].deploy(module, name, concurrency=FLIGHT, on=on, fuel=100_000_000)["url"]
         place = urlsplit(url)
         assert place.hostname is not None
         assert place.port is not None
@@ -60,4 +59,4 @@ def run(calls: list[Calls], pids: list[int], quick: bool) -> None:
             f"p99 {at(one.delays, 0.99) * 1e3:6.2f} ms one at a time"
         )
         print(f"  {'':34s}  {shown(many)}, {FLIGHT} in flight")
-        services.undeploy(name)
+        calls[0].ask(api.services.UNDEPLOY, api.services.Named(name=name))

@@ -25,13 +25,13 @@ from statistics import median
 from typing import Any
 
 from benchmarks.size import least
+from xsc import api
 from xsc.base.encoding import Value
 from xsc.base.limits import JOINT_RECORDS_MAX, KIB, MIB
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part
 from xsc.base.peering import Reply
 from xsc.client.core import Core
-from xsc.client.space import SpaceCalls
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.identity.envelope import Signed, sign
 from xsc.identity.keys import KeyPair, network_id, verify
@@ -57,12 +57,14 @@ COMMITMENT_BYTES = KIB
 
 # From a put to a watcher
 
+TOLD = api.space.At(at="bench/told")
+
 
 class Watcher:
     """Notes when each value at one path arrived."""
 
     def __init__(self, home: Path, address: str) -> None:
-        self._events = SpaceCalls(Core(home)).watch(address)
+        self._events = Core(home).events(api.space.WATCH, api.space.Under(under=address))
         self.arrived: Queue[tuple[str, float]] = Queue()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -83,29 +85,29 @@ class Watcher:
         self._thread.join()
 
 
-def delays(calls: SpaceCalls, watcher: Watcher, count: int) -> list[float]:
+def delays(core: Core, watcher: Watcher, count: int) -> list[float]:
     """Return the time from the begin of each put to the watcher, one put at a time."""
     found = []
     for _ in range(count):
         value = os.urandom(8).hex()
         begun = time.perf_counter()
-        calls.put("bench/told", value.encode())
+        core.ask(api.space.PUT, TOLD, value.encode())
         found.append(watcher.wait(value) - begun)
     return found
 
 
 def told(homes: Sequence[Path], quick: bool) -> None:
     count = least(50 if quick else 300, 5)
-    calls = SpaceCalls(Core(homes[0]))
-    owner = calls.put("bench/told", b"first")["owner"]
+    core = Core(homes[0])
+    owner = core.ask(api.space.PUT, TOLD, b"first")["owner"]
     places = ((homes[0], "bench/told"), (homes[-1], f"{owner}:bench/told"))
     found: tuple[list[float], ...] = ([], [])
     for _ in range(ROUNDS):
         for rounds, (home, address) in zip(found, places, strict=True):
             watcher = Watcher(home, address)
             try:
-                delays(calls, watcher, 20)  # the subscription begins with what was there before
-                rounds.append(median(delays(calls, watcher, count)))
+                delays(core, watcher, 20)  # the subscription begins with what was there before
+                rounds.append(median(delays(core, watcher, count)))
             finally:
                 watcher.close()
     own, peer = map(median, found)

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.size import least
+from xsc import api
 from xsc.base.jobs import JobSpec
 from xsc.client.calls import Calls
 
@@ -126,4 +127,4 @@ def run(calls: list[Calls], pids: list[int], quick: bool) -> None:
     print("stalled: one node stands still (target: replaced in 2 s)")
     for size_bytes in least((1_000, 3 * MB, 60 * MB), (1_000,)):
         puts(calls, pids, size_bytes)
-    invokes(calls, pids, [each.status()["id"] for each in calls])
+    invokes(calls, pids, [each.ask(api.status.STATUS)["id"] for each in calls])

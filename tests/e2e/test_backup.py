@@ -8,8 +8,8 @@ import stat
 import threading
 
 from tests.e2e.conftest import Member, have_told, serves, wait_for
+from xsc import api
 from xsc.client.calls import Calls
-from xsc.client.core import Core
 
 
 class Storm:
@@ -21,7 +21,7 @@ class Storm:
         self._threads = [threading.Thread(target=self._run, args=(home, n)) for n in range(2)]
 
     def _run(self, home, number):
-        calls = Calls(Core(home))
+        calls = Calls(home)
         for count in range(10_000):
             if self._end.is_set():
                 return
@@ -55,9 +55,9 @@ def test_a_backup_during_a_storm_holds_all_that_was_acknowledged(small_net, star
         count = len(storm.acked)
         wait_for(lambda: len(storm.acked) > count)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    calls = Calls(Core(owner.home))
-    calls.settle()
-    entries = calls.verify_ledger()["entries"]
+    calls = Calls(owner.home)
+    calls.ask(api.ledger.SETTLE)
+    entries = calls.ask(api.ledger.VERIFY)["entries"]
     assert entries > 0
     # The directory is at the peers, and all that came after the backup with it.
     last = calls.put(io.BytesIO(b"last"), name="last")["capability"]
@@ -81,11 +81,11 @@ def test_a_backup_during_a_storm_holds_all_that_was_acknowledged(small_net, star
     assert done.json["since"]["lost"] == []
     started, process = start("home")
     assert serves(started, process.pid)
-    calls = Calls(Core(started.home))
+    calls = Calls(started.home)
     for capability, data in [*storm.acked, (last, b"last")]:
         with calls.open(capability) as download:
             assert b"".join(download.blocks()) == data
     calls.put(io.BytesIO(bytes(5_000_000)), name="new")
-    calls.settle()
-    assert calls.verify_ledger()["entries"] > entries
-    assert Calls(Core(friend.home)).verify_ledger()["ok"]
+    calls.ask(api.ledger.SETTLE)
+    assert calls.ask(api.ledger.VERIFY)["entries"] > entries
+    assert Calls(friend.home).ask(api.ledger.VERIFY)["ok"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from xsc.client.calls import Calls
-from xsc.client.core import Core
 from xsc.client.tree import tree_id
 
 
@@ -41,4 +40,4 @@ def test_a_directory_goes_there_and_back(net, tmp_path):
     assert alice("store get album/notes -o -").out == b"first"
     alice("store rm album").fails(2, "argument_invalid")
     assert alice("store rm album --yes").code == 0
-    assert Calls(Core(alice.home)).parts(tree_id("album/")) == []
+    assert Calls(alice.home).parts(tree_id("album/")) == []

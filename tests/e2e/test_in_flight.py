@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.e2e.conftest import PROGRAMS
 from xsc.base.jobs import JobSpec
 from xsc.client.calls import Calls
-from xsc.client.core import Core
 
 ADD = PROGRAMS / "add.wasm"
 BY_HTTP = 64
@@ -20,7 +19,7 @@ def test_calls_in_flight_at_one_peer_are_all_answered(net):
 
     def by_http(number: int) -> tuple[str, ...]:
         spec = JobSpec.invoke(module, "add", [str(number), "1"], on=peer)
-        return Calls(Core(net[0].home)).job(spec).results
+        return Calls(net[0].home).job(spec).results
 
     def by_process(number: int) -> str:
         return net[0](["compute", "invoke", ADD, "add", number, 1, "--on", peer]).line

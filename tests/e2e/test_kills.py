@@ -19,9 +19,9 @@ from io import BytesIO
 import pytest
 
 from tests.e2e.conftest import Done, Member, Net, wait_for
+from xsc import api
 from xsc.base.errors import NodeUnreachable
 from xsc.client.calls import Calls
-from xsc.client.core import Core
 
 SEED = 31
 NODES = 8
@@ -44,7 +44,7 @@ class Crowd:
         return self.net[index]
 
     def calls(self, index: int) -> Calls:
-        return Calls(Core(self.net[index].home))
+        return Calls(self.net[index].home)
 
     def kill(self, index: int) -> None:
         self.net.kill([self.net.status()[index]])
@@ -52,7 +52,12 @@ class Crowd:
     def wait_for_sight(self, index: int) -> None:
         """Return when a node sees all others."""
         calls = self.calls(index)
-        wait_for(lambda: [row["state"] for row in calls.health()["peers"]] == ["up"] * (NODES - 1))
+        wait_for(
+            lambda: (
+                [row["state"] for row in calls.ask(api.status.HEALTH)["peers"]]
+                == ["up"] * (NODES - 1)
+            )
+        )
 
     def put(self, content: bytes, moment: float, strike: Callable[[], None]) -> Done:
         """Put a stream at the owner, and strike at a moment: 1 is the end of the stream."""
@@ -149,7 +154,7 @@ def test_what_was_acknowledged_outlives_kills(crowd):
         if victim == OWNER:
             for index in down:
                 crowd.net.wait_for_start(index)
-                assert crowd.calls(index).verify_ledger()["ok"] is True
+                assert crowd.calls(index).ask(api.ledger.VERIFY)["ok"] is True
             down.clear()
             crowd.check_list()
             crowd.wait_for_sight(OWNER)
@@ -166,14 +171,16 @@ def test_books_agree_after_all(crowd):
     def settles():
         for index in range(NODES):
             assert crowd.member(index)("ledger settle").code == 0
-        return any(row["balance_micro"] for row in crowd.calls(OWNER).balances()["balances"])
+        return any(
+            row["balance_micro"] for row in crowd.calls(OWNER).ask(api.ledger.BALANCE)["balances"]
+        )
 
     def agree():
         """Say whether all pairs have one balance: what is booked meanwhile one side has first."""
         books = []
         for index in range(NODES):
             assert crowd.member(index)("ledger verify").code == 0
-            rows = crowd.calls(index).balances()["balances"]
+            rows = crowd.calls(index).ask(api.ledger.BALANCE)["balances"]
             books.append({row["peer"]: row["balance_micro"] for row in rows})
         assert any(books[OWNER].values())
         return all(
@@ -192,7 +199,7 @@ def test_sigterm_during_a_put_is_a_clean_end(crowd, victim):
 
     def strike() -> None:
         # Connections are served in turn: once this one is answered, the put is under way.
-        crowd.calls(OWNER).status()
+        crowd.calls(OWNER).ask(api.status.STATUS)
         process.terminate()
 
     crowd.wait_for_sight(OWNER)
@@ -206,4 +213,4 @@ def test_sigterm_during_a_put_is_a_clean_end(crowd, victim):
     crowd.read(2, done.line)
     crowd.net.wait_for_start(victim)
     crowd.check_list()
-    assert crowd.calls(victim).verify_ledger()["ok"] is True
+    assert crowd.calls(victim).ask(api.ledger.VERIFY)["ok"] is True

@@ -19,11 +19,11 @@ from http.client import HTTPConnection
 import pytest
 
 from tests.e2e.conftest import NODES, Member, wait_for
+from xsc.api import status
 from xsc.base.encoding import Value
 from xsc.base.ids import from_text
 from xsc.base.limits import NONCE_BYTES, PEER_BODY_BYTES_MAX, PEER_REQUESTS_IN_FLIGHT_MAX
 from xsc.client.calls import Calls
-from xsc.client.core import Core
 from xsc.identity.keys import KeyPair, network_id
 from xsc.net.calls.frame import pack_head
 from xsc.net.calls.signing import STAMP_BYTES, sign_request
@@ -338,7 +338,7 @@ def test_heads_that_do_not_end_hold_up_nobody(net):
 
 
 def used_bytes(net) -> list[int]:
-    statuses = [Calls(Core(net[index].home)).status() for index in range(NODES)]
+    statuses = [Calls(net[index].home).ask(status.STATUS) for index in range(NODES)]
     return [status["storage"]["used_bytes"] for status in statuses]
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from tests.e2e.conftest import Net, call, wait_for
 from xsc.client.calls import Calls
-from xsc.client.core import Core
 
 NODES = 8
 SETTINGS = {
@@ -42,7 +41,7 @@ def test_a_node_leaves_while_others_read_and_its_proof_holds(crowd, tmp_path):
     big = list(kept)[-1]
     leaving = next(host["node"] for host in hosts_of(owner, big) if host["node"] != owner.id)
     index = int(rows[leaving]["name"].removeprefix("node-"))
-    readers = [Calls(Core(crowd[other].home)) for other in range(NODES) if other != index]
+    readers = [Calls(crowd[other].home) for other in range(NODES) if other != index]
     ended = threading.Event()
 
     def read_on() -> None:

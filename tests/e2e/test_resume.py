@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Member, Net, wait_for
+from xsc import api
+from xsc.api.endpoint import Id
 from xsc.base.limits import MIB, SEGMENT_BYTES
 from xsc.client.calls import Calls
-from xsc.client.core import Core
 from xsc.client.files import upload_id
 
 SIZE = 256 * MIB + 4321
@@ -45,7 +46,7 @@ class Putting:
     """A `store put` of a file that runs."""
 
     def __init__(self, nodes: Net, film: Path) -> None:
-        self.calls = Calls(Core(nodes[0].home))
+        self.calls = Calls(nodes[0].home)
         with film.open("rb") as file:
             self.id = upload_id(film, file, film.name, "", None)
         words = ["--home", str(nodes[0].home), "store", "put", str(film)]
@@ -54,7 +55,7 @@ class Putting:
         )
 
     def stored(self) -> int:
-        return self.calls.upload(self.id)["stored_bytes"]
+        return self.calls.ask(api.objects.UPLOAD, Id(id=self.id))["stored_bytes"]
 
     def wait_for(self, size_bytes: int) -> int:
         wait_for(lambda: self.stored() >= size_bytes)
@@ -92,7 +93,7 @@ def reel(tmp_path):
 
 
 def traffic(nodes: Net, index: int, direction: str) -> int:
-    return Calls(Core(nodes[index].home)).status()["traffic"][f"{direction}_bytes"]
+    return Calls(nodes[index].home).ask(api.status.STATUS)["traffic"][f"{direction}_bytes"]
 
 
 @pytest.mark.parametrize("victim", ["client", "node", "host"])

@@ -12,10 +12,11 @@ import threading
 from contextlib import contextmanager
 
 from tests.e2e.conftest import Member, call, wait_for
+from xsc import api
 from xsc.base.errors import NodeUnreachable
 from xsc.client import SpaceChange, connect
 from xsc.client.core import Core
-from xsc.client.space import SpaceCalls, value_of
+from xsc.client.space import value_of
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def test_bad_input_is_refused_by_name_and_changes_nothing(start):
 
 def test_a_kill_loses_nothing_that_was_acknowledged(start):
     member, process = start()
-    calls = SpaceCalls(Core(member.home))
+    calls = Core(member.home)
     acked: dict[str, tuple[int, bytes]] = {}
     unanswered: dict[str, bytes] = {}
 
@@ -95,7 +96,10 @@ def test_a_kill_loses_nothing_that_was_acknowledged(start):
         for count in range(100_000):
             path, value = f"{number}/{count % 50}", os.urandom(20 + 200 * (count % 30))
             try:
-                acked[path] = calls.put(path, value)["sequence"], value
+                acked[path] = (
+                    calls.ask(api.space.PUT, api.space.At(at=path), value)["sequence"],
+                    value,
+                )
             except NodeUnreachable:
                 unanswered[path] = value
                 return
@@ -113,10 +117,10 @@ def test_a_kill_loses_nothing_that_was_acknowledged(start):
     assert (found["whole"], found["space_faults"]) == (True, [])
     start()
     for path, (sequence, value) in acked.items():
-        shown = calls.get(path)
+        shown = calls.ask(api.space.GET, api.space.Get(at=path))
         assert shown["sequence"] >= sequence
         assert value_of(shown["value"]) in (value, unanswered.get(path)), path
-    assert calls.put("after", b"x")["sequence"] > last
+    assert calls.ask(api.space.PUT, api.space.At(at="after"), b"x")["sequence"] > last
 
 
 def test_a_backup_brings_the_space_back(start, tmp_path):
@@ -176,9 +180,9 @@ def test_on_seven_nodes_a_put_is_watched_and_who_was_away_gets_a_thousand_update
     with watching(last, f"{first.id}:notes") as text:
         sequence = first("space put notes/a hello").line
         assert text.stdout.readline() == f"notes/a  {sequence}  hello\n".encode()
-    calls = SpaceCalls(Core(first.home))
+    calls = Core(first.home)
     for number in range(1_000):
-        calls.put(f"nodes/{number}", b"before")
+        calls.ask(api.space.PUT, api.space.At(at=f"nodes/{number}"), b"before")
 
     def held(member):
         return {
@@ -190,7 +194,7 @@ def test_on_seven_nodes_a_put_is_watched_and_who_was_away_gets_a_thousand_update
     received = third("space stats --json").json["received_bytes"]
     small_net.kill([small_net.status()[3]])
     for number in range(1_000):
-        calls.put(f"nodes/{number % 100}", b"after %d" % number)
+        calls.ask(api.space.PUT, api.space.At(at=f"nodes/{number % 100}"), b"after %d" % number)
     small_net.up()
     wait_for(lambda: held(third) == held(first))
     assert third(f"space get {first.id}:nodes/99").out == b"after 999"

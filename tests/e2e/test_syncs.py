@@ -32,7 +32,6 @@ import pytest
 
 from tests.e2e.conftest import PROGRAMS, Member, serves, wait_for
 from xsc.client.calls import Calls
-from xsc.client.core import Core
 
 SIZES = [1, 5_000, 300_000, 1_500_000, 4_194_305, 9_000_000]
 LARGE_AT_ONCE = 4
@@ -207,7 +206,7 @@ def traces(tmp_path_factory):
         wait_for(lambda: owner("peer ls --json").json["peers"][0]["state"] == "up")
         assert owner("peer recognise host 10%").code == 0
         stored = [owner.put(os.urandom(size)) for size in SIZES]
-        calls = Calls(Core(owner.home))
+        calls = Calls(owner.home)
         with ThreadPoolExecutor(LARGE_AT_ONCE) as pool:
             list(pool.map(calls.put, [BytesIO(os.urandom(2**21)) for _ in range(LARGE_AT_ONCE)]))
         with ThreadPoolExecutor(SMALL_AT_ONCE) as pool:

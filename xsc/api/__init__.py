@@ -11,9 +11,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xsc.api import home, jobs, ledger, market, objects, peers, status
+    from xsc.api import (
+        home,
+        jobs,
+        ledger,
+        market,
+        objects,
+        peers,
+        programs,
+        services,
+        space,
+        status,
+    )
 
-    __all__ = ["home", "jobs", "ledger", "market", "objects", "peers", "status"]
+    __all__ = ["home", "jobs", "ledger", "market", "objects"]
+    __all__ += ["peers", "programs", "services", "space", "status"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -6,15 +6,24 @@ from typing import Final
 
 import click
 
+from xsc import api
+from xsc.api.endpoint import Id
 from xsc.base.units import format_credits, format_level, format_share
-from xsc.cli.options import Group, Settings, pass_settings
-from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table
+from xsc.cli.options import Group, Settings
+from xsc.cli.output import (
+    Columns,
+    by_name,
+    level_of,
+    moment,
+    named,
+    short,
+    show,
+    show_pairs,
+    show_rows,
+    show_table,
+    yes_or_no,
+)
 from xsc.client.core import Document
-from xsc.client.market import MarketCalls
-
-
-def _calls(settings: Settings) -> MarketCalls:
-    return MarketCalls(settings.calls().core)
 
 
 def _time(window: list[int]) -> str:
@@ -28,13 +37,12 @@ def allocation() -> None:
 
 
 @allocation.command("show")
-@pass_settings
 def show_all(settings: Settings) -> None:
     """Show what was cleared, here and by the nodes that this one follows."""
-    answer = _calls(settings).show()
-    if settings.json:
-        show_json(answer)
-        return
+    settings.view(settings.ask(api.market.SHOW), _show_cleared)
+
+
+def _show_cleared(answer: Document) -> None:
     show_table(
         [
             *("slot", "node", "kind", "window", "<capacity", "customer", "tier", "<granted"),
@@ -56,14 +64,7 @@ def show_all(settings: Settings) -> None:
     )
     if answer["slots"]:
         show()
-        show_table(
-            ["slot", "node", "kind", "mutual (m), one way (w), open (o), pinned (p)"],
-            [
-                [short(slot["slot"]), named(slot, slot["node"]), slot["kind"], _bar(slot)]
-                for slot in answer["slots"]
-            ],
-            "",
-        )
+        show_rows(answer["slots"], _BARS, "")
         show()
     show(f"converged: {'yes' if answer['converged'] else 'no'}")
     show(f"network, as far as known: {'yes' if answer['network_converged'] else 'no'}")
@@ -115,21 +116,27 @@ def _bar(slot: Document) -> str:
 _BAR_CELLS: Final = 40
 _LETTERS: Final = {"mutual": "m", "one_way": "w", "open": "o", "pinned": "p"}
 """What stands in a bar for each tier."""
+_BARS: Final[Columns] = {
+    "slot": ("slot", short),
+    "node": by_name("node"),
+    "kind": "kind",
+    "mutual (m), one way (w), open (o), pinned (p)": _bar,
+}
 
 
 @allocation.command()
-@pass_settings
 def groups(settings: Settings) -> None:
     """Show who recognises whom, who offers, who needs and who is there."""
-    answer = _calls(settings).groups()
-    if settings.json:
-        show_json(answer)
-        return
+    settings.view(settings.ask(api.market.GROUPS), _show_groups)
+
+
+def _show_groups(answer: Document) -> None:
+    names = answer["names"]
     show_pairs(
         [
             (
                 _GROUPS.get(group, group),
-                ", ".join(answer["names"].get(node, short(node)) for node in nodes) or "nobody",
+                ", ".join(names.get(node, short(node)) for node in nodes) or "nobody",
             )
             for group, nodes in answer["groups"].items()
         ]
@@ -153,92 +160,69 @@ _GROUPS: Final = {
 
 
 @allocation.command()
-@pass_settings
 def consistent(settings: Settings) -> None:
     """Show which commitments are of one cut.
 
     A commitment is not where its author had heard something of another node
     that has not come here yet.
     """
-    answer = _calls(settings).consistent()
-    if settings.json:
-        show_json(answer)
-        return
+    answer = settings.ask(api.market.CONSISTENT)
     names = {row["node"]: named(row, row["node"]) for row in answer["commitments"]}
-    show_table(
-        ["node", "written", "<offers", "<needs", "of the cut", "heard more of"],
-        [
-            [
-                names[row["node"]],
-                moment(row["written_ms"]),
-                str(row["offers"]),
-                str(row["needs"]),
-                "yes" if row["consistent"] else "no",
-                ", ".join(names.get(node, short(node)) for node in row["unheard"]),
-            ]
-            for row in answer["commitments"]
-        ],
-        "no commitment is known here",
-    )
+
+    def unheard(row: Document) -> str:
+        return ", ".join(names.get(node, short(node)) for node in row["unheard"])
+
+    columns: Columns = {
+        "node": by_name("node"),
+        "written": ("written_ms", moment),
+        "<offers": ("offers", str),
+        "<needs": ("needs", str),
+        "of the cut": ("consistent", yes_or_no),
+        "heard more of": unheard,
+    }
+    settings.table(answer, "commitments", columns, "no commitment is known here")
 
 
-def _show_entitlements(settings: Settings, answer: Document, empty: str) -> None:
-    if settings.json:
-        show_json(answer)
-        return
-    show_table(
-        ["need", "node", "kind", "tier", "<granted", "<leased", "<price", "window", "lapses"],
-        [
-            [
-                short(row["need"]),
-                named(row, row["node"]),
-                row["kind"],
-                row["tier"] or "pinned",
-                format_level(row["kind"], row["quantity"]),
-                format_level(row["kind"], row["drawn"]),
-                format_credits(row["price"]),
-                _time(row["window"]),
-                _lapses(row),
-            ]
-            for row in answer["allocations"]
-        ],
-        empty,
-    )
+_ENTITLEMENTS: Final[Columns] = {
+    "need": ("need", short),
+    "node": by_name("node"),
+    "kind": "kind",
+    "tier": lambda row: row["tier"] or "pinned",
+    "<granted": level_of("quantity"),
+    "<leased": level_of("drawn"),
+    "<price": ("price", format_credits),
+    "window": ("window", _time),
+    "lapses": _lapses,
+}
 
 
 @allocation.command()
-@pass_settings
 def expected(settings: Settings) -> None:
     """Show what the needs of this node are granted by others."""
-    answer = _calls(settings).expected()
-    _show_entitlements(settings, answer, "nobody grants anything to needs of this node")
+    empty = "nobody grants anything to needs of this node"
+    settings.table(settings.ask(api.market.EXPECTED), "allocations", _ENTITLEMENTS, empty)
 
 
 @allocation.command()
-@pass_settings
 def received(settings: Settings) -> None:
     """Show what the cleared leases of this node have."""
-    answer = _calls(settings).received()
-    _show_entitlements(settings, answer, "no lease was taken on an offer yet")
+    empty = "no lease was taken on an offer yet"
+    settings.table(settings.ask(api.market.RECEIVED), "allocations", _ENTITLEMENTS, empty)
 
 
 @allocation.command()
 @click.argument("node_or_slot", metavar="NODE|SLOT")
-@pass_settings
 def why(settings: Settings, node_or_slot: str) -> None:
     """Explain what needs were granted, and what would have changed that.
 
     SLOT is the id of a slot, need or clearing, or the beginning of one. NODE is
     a peer: what it was granted here, and what it grants to this node.
     """
-    show_why(settings, _calls(settings).why(node_or_slot))
+    settings.view(settings.ask(api.market.WHY, Id(id=node_or_slot)), show_why)
 
 
-def show_why(settings: Settings, answer: Document) -> None:
+def show_why(answer: Document) -> None:
     """Print why needs were granted what they were, here or by others."""
-    if settings.json:
-        show_json(answer)
-        return
     for row in answer["passed_over"]:
         show(f"passed over: {row['reason']}")
     if not answer["why"] and not answer["passed_over"]:

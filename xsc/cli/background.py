@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xsc import api
 from xsc.base.errors import (
     ConfigInvalid,
     HomeInvalid,
@@ -19,7 +20,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.client.calls import Calls
-from xsc.client.core import Core, Document, problem_of
+from xsc.client.core import Document, problem_of
 
 LOG = "node.log"
 POLL_FIRST_S = 0.05
@@ -82,7 +83,7 @@ def serving(home: Path) -> Document | None:
     if not (home / "api.json").exists():
         return None
     try:
-        return Calls(Core(home)).status()
+        return Calls(home).ask(api.status.STATUS)
     except (HomeInvalid, NodeUnreachable):  # what is there may be of an earlier process
         return None
 

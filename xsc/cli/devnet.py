@@ -13,14 +13,16 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Final
 
 import click
 
+from xsc import api
 from xsc.base.errors import (
     ArgumentInvalid,
     ConfigInvalid,
@@ -30,12 +32,19 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.cli.background import LOG, launch, poll, serving, start_ticks
-from xsc.cli.options import DIRECTORY, DURATION, WHOLE, Group, Settings, pass_settings
-from xsc.cli.output import say, short, show, show_json, show_table, warn
+from xsc.cli.options import DIRECTORY, DURATION, WHOLE, Group, Settings
+from xsc.cli.output import Columns, count_of, or_dash, say, short, show, warn
 from xsc.client.calls import Calls
-from xsc.client.core import Core, Document
-from xsc.client.market import MarketCalls
+from xsc.client.core import Document
 
+_COLUMNS: Final[Columns] = {
+    "name": "name",
+    "id": ("id", short),
+    "state": "state",
+    "<pid": ("pid", or_dash),
+    "API": ("api_url", or_dash),
+    "home": "home",
+}
 NODES_DEFAULT = 7
 """Six hold the shards of an object; the seventh is what heals it."""
 NODES_MAX = 64
@@ -79,7 +88,7 @@ class Member:
 
     def calls(self) -> Calls:
         """Return the calls of the node."""
-        return Calls(Core(self.path))
+        return Calls(self.path)
 
 
 @click.group(cls=Group)
@@ -98,24 +107,19 @@ directory_option = click.option(
     "directory",
     type=DIRECTORY,
     default=_default_directory,
-    metavar="DIR",
     help="Where the homes are.  [xsc-devnet in the user's data directory]",
 )
 
 
 @devnet.command()
-@click.option(
-    "--nodes", type=WHOLE, metavar="N", help=f"How many.  [as before, else {NODES_DEFAULT}]"
-)
+@click.option("--nodes", type=WHOLE, help=f"How many.  [as before, else {NODES_DEFAULT}]")
 @directory_option
 @click.option(
     "--timeout",
     type=DURATION,
     default=READY_TIMEOUT_MS,
-    metavar="DURATION",
     help=f"Give up after that long.  [{READY_TIMEOUT_MS // 1000}s]",
 )
-@pass_settings
 def up(settings: Settings, nodes: int | None, directory: Path, timeout: int) -> None:
     """Start N nodes and return when each sees all others.
 
@@ -140,13 +144,11 @@ def up(settings: Settings, nodes: int | None, directory: Path, timeout: int) -> 
         except BaseException:
             _stop([member for member in members if member.name not in before])
             raise
-    _show_started(settings, directory, members)
+    answer = {"nodes": [_row(member) for member in members]}
+    settings.view(answer, lambda _: _show_started(directory, members))
 
 
-def _show_started(settings: Settings, directory: Path, members: list[Member]) -> None:
-    if settings.json:
-        show_json({"nodes": [_row(member) for member in members]})
-        return
+def _show_started(directory: Path, members: list[Member]) -> None:
     show(f"{len(members)} nodes run in {directory}; each sees all others")
     for member in members:
         show(f"  {member.name}  {short(member.id)}  {_place(member)['url']}")
@@ -156,21 +158,17 @@ def _show_started(settings: Settings, directory: Path, members: list[Member]) ->
 
 @devnet.command()
 @directory_option
-@pass_settings
 def down(settings: Settings, directory: Path) -> None:
     """Stop the nodes; what they hold stays."""
     with _locked(directory):
         running = [member for member in _read(directory) if member.runs]
         _stop(running)
-    if settings.json:
-        show_json({"stopped": [member.name for member in running]})
-    else:
-        show(f"stopped {len(running)} node" + ("" if len(running) == 1 else "s"))
+    stopped = [member.name for member in running]
+    settings.view({"stopped": stopped}, f"stopped {count_of(len(stopped), 'node')}")
 
 
 @devnet.command()
 @directory_option
-@pass_settings
 def status(settings: Settings, directory: Path) -> None:
     """Show the nodes and which of them run."""
     rows = [_row(member) for member in _read(directory)]
@@ -178,31 +176,14 @@ def status(settings: Settings, directory: Path) -> None:
         raise HomeInvalid(
             f"there is no devnet in {directory}", hint="`xsc devnet up --dir DIR` makes one"
         )
-    if settings.json:
-        show_json({"nodes": rows})
-        return
-    show_table(
-        ["name", "id", "state", "<pid", "API", "home"],
-        [
-            [
-                str(row["name"]),
-                short(str(row["id"])),
-                str(row["state"]),
-                str(row["pid"] or "-"),
-                str(row["api_url"] or "-"),
-                str(row["home"]),
-            ]
-            for row in rows
-        ],
-        "it has no nodes",
-    )
+    settings.table({"nodes": rows}, "nodes", _COLUMNS, "it has no nodes")
 
 
 def _row(member: Member) -> Document:
     place = _place(member) if member.runs else {}
     if not member.runs:
         state = "stopped"
-    elif member.calls().core.alive():
+    elif member.calls().alive():
         state = "running"
     else:
         state = "silent"
@@ -270,7 +251,7 @@ def _present(member: Member) -> Member:
         pid = int((member.path / "node.pid").read_text())
         ticks = start_ticks(pid)
         # The number alone may be a stranger's by now: the node proves that it is this home's.
-        if ticks is not None and Core(member.path).alive():
+        if ticks is not None and member.calls().alive():
             return replace(member, pid=pid, start_ticks=ticks)
     except (FileNotFoundError, ValueError, HomeInvalid):
         pass
@@ -319,8 +300,6 @@ def _launch(member: Member) -> Member:
     home = member.path
     try:
         home.mkdir(mode=0o700, exist_ok=True)
-        for left_over in ("api.json", "api.token", "node.pid"):
-            (home / left_over).unlink(missing_ok=True)
         config = home / "config.toml"
         if not config.exists():
             config.write_text(
@@ -360,9 +339,9 @@ def _introduce(members: list[Member]) -> None:
     for host, guest in combinations(members, 2):
         if guest.id in known[host.name] and host.id in known[guest.name]:
             continue
-        invitation = host.calls().invite()["invitation"]
+        invitation = host.calls().ask(api.peers.INVITE)["invitation"]
         try:
-            guest.calls().join(invitation)
+            guest.calls().ask(api.peers.JOIN, api.peers.Join(invitation=invitation))
         except XscError as fault:
             raise NodeUnreachable(
                 f"{guest.name} could not join {host.name}: {fault.message}", hint=_log_hint(guest)
@@ -370,46 +349,43 @@ def _introduce(members: list[Member]) -> None:
 
 
 def _direct_peers(member: Member) -> set[str]:
-    rows = member.calls().peers()["peers"]
+    rows = member.calls().ask(api.peers.LIST)["peers"]
     return {str(row["id"]) for row in rows if row["introducer"] is None}
 
 
-def _states(member: Member) -> dict[str, str]:
-    return {str(row["id"]): str(row["state"]) for row in member.calls().peers()["peers"]}
+def _unseen(member: Member, members: list[Member]) -> list[Member]:
+    """Return the others that a member does not see as up."""
+    states = {row["id"]: row["state"] for row in member.calls().ask(api.peers.LIST)["peers"]}
+    return [other for other in members if other != member and states.get(other.id) != "up"]
 
 
 def _wait_until_healthy(members: list[Member], deadline: float) -> None:
-    """Return when every member sees every other as up."""
+    """Return when every member sees every other as up, and soon after knows what it offers."""
+    blind = _wait(members, deadline, lambda member: not _unseen(member, members))
+    if blind is not None:
+        unseen = [*_unseen(blind, members), blind][0]
+        raise NodeUnreachable(
+            f"{blind.name} did not see {unseen.name} in time", hint=_log_hint(unseen)
+        )
+    ids = {member.id for member in members}
+
+    def knows_offers(member: Member) -> bool:
+        rows = member.calls().ask(api.market.SLOTS)["slots"]
+        return ids <= {row["node"] for row in rows if row["role"] == "offer"}
+
+    # One that offers nothing is not waited for to the end.
+    _wait(members, min(deadline, time.monotonic() + OFFERED_S), knows_offers)
+
+
+def _wait(members: list[Member], deadline: float, holds: Callable[[Member], bool]) -> Member | None:
+    """Return when something holds of each member, or else one of which it does not in time."""
     waiting = list(members)
-    blind = unseen = members[0]
     for _ in poll(deadline):
-        while waiting:
-            member = waiting[0]
-            states = _states(member)
-            missing = [
-                other for other in members if other.id != member.id and states.get(other.id) != "up"
-            ]
-            if missing:
-                blind, unseen = member, missing[0]
-                break
+        while waiting and holds(waiting[0]):
             waiting.pop(0)
-        else:
-            _wait_until_offered(members, deadline)
-            return
-    raise NodeUnreachable(f"{blind.name} did not see {unseen.name} in time", hint=_log_hint(unseen))
-
-
-def _wait_until_offered(members: list[Member], deadline: float) -> None:
-    """Return when every member knows what every other offers, or soon: one may offer nothing."""
-    waiting, ids = list(members), {member.id for member in members}
-    for _ in poll(min(deadline, time.monotonic() + OFFERED_S)):
-        while waiting:
-            rows = MarketCalls(waiting[0].calls().core).slots()["slots"]
-            if not ids <= {row["node"] for row in rows if row["role"] == "offer"}:
-                break
-            waiting.pop(0)
-        else:
-            return
+        if not waiting:
+            return None
+    return waiting[0]
 
 
 def _stop(members: list[Member]) -> None:

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
+from xsc import api
 from xsc.base.units import format_share
-from xsc.cli.options import Command, Settings, pass_settings
-from xsc.cli.output import moment, named, short, show_json, show_table
+from xsc.cli.options import Command, Settings
+from xsc.cli.output import Columns, by_name, moment, short
+
+_PEERS: Final[Columns] = {
+    "peer": by_name("id"),
+    "state": "state",
+    "<availability": ("availability_ppm", format_share),
+    "<quality": ("quality_ppm", format_share),
+    "<response": ("response_ms", "{}ms".format),
+    "<probes": ("probes", str),
+    "<missed": ("misses", str),
+    "<wrong": ("wrong", str),
+    "seen": ("last_seen_ms", moment),
+    "false clearing": lambda row: short(row["false_clearing"]) if row["false_clearing"] else "",
+}
 
 
 @click.command(cls=Command)
-@pass_settings
 def health(settings: Settings) -> None:
     """Show how the peers answer this node's probes."""
-    answer = settings.calls().health()
-    if settings.json:
-        show_json(answer)
-        return
-    show_table(
-        [
-            *("peer", "state", "<availability", "<quality", "<response", "<probes", "<missed"),
-            *("<wrong", "seen", "false clearing"),
-        ],
-        [
-            [
-                named(row, row["id"]),
-                row["state"],
-                format_share(row["availability_ppm"]),
-                format_share(row["quality_ppm"]),
-                f"{row['response_ms']}ms",
-                str(row["probes"]),
-                str(row["misses"]),
-                str(row["wrong"]),
-                moment(row["last_seen_ms"]),
-                short(row["false_clearing"]) if row["false_clearing"] else "",
-            ]
-            for row in answer["peers"]
-        ],
-        "this node knows no peers; `xsc peer invite` makes an invitation for one",
-    )
+    empty = "this node knows no peers; `xsc peer invite` makes an invitation for one"
+    settings.table(settings.ask(api.status.HEALTH), "peers", _PEERS, empty)

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import click
 
+from xsc import api
+from xsc.api.endpoint import Id
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.units import format_credits
-from xsc.cli.options import CREDITS, PATH, PEER, WHOLE, Group, Settings, pass_settings
-from xsc.cli.output import moment, named, short, show, show_json, show_pairs, show_table, warn
+from xsc.cli.options import (
+    CREDITS,
+    PEER,
+    WHOLE,
+    Group,
+    Settings,
+    check_id,
+    output_option,
+)
+from xsc.cli.output import (
+    Columns,
+    by_name,
+    moment,
+    named,
+    short,
+    show,
+    show_pairs,
+    show_rows,
+    show_table,
+    warn,
+)
 from xsc.client.core import Document
-from xsc.client.files import check_target, write_whole
 
 ENTRIES_DEFAULT = 50
 NAMES_SHOWN = 8
@@ -88,51 +110,41 @@ def _show_balances(answer: Document) -> None:
             )
 
 
-def _show_entries(answer: Document) -> None:
-    show_table(
-        ["<seq", "time", "kind", "peer", "<amount", "state", "entry"],
-        [
-            [
-                str(row["seq"]),
-                moment(row["created_ms"]),
-                row["kind"],
-                named(row, row["peer"]),
-                _signed(row),
-                row["state"],
-                row["entry_id"],
-            ]
-            for row in answer["entries"]
-        ],
-        "there are no such entries",
-    )
-    if answer["more"]:
-        show(f"older ones: xsc ledger log --before {answer['entries'][-1]['seq']}")
-
-
 def _signed(row: Document) -> str:
     sign = {"in": "+", "out": "-"}.get(row["direction"], "")
     return sign + format_credits(row["amount_micro"])
 
 
+_ENTRIES: Final[Columns] = {
+    "<seq": ("seq", str),
+    "time": ("created_ms", moment),
+    "kind": "kind",
+    "peer": by_name("peer"),
+    "<amount": _signed,
+    "state": "state",
+    "entry": "entry_id",
+}
+
+
+def _show_entries(answer: Document) -> None:
+    show_rows(answer["entries"], _ENTRIES, "there are no such entries")
+    if answer["more"]:
+        show(f"older ones: xsc ledger log --before {answer['entries'][-1]['seq']}")
+
+
 @ledger.command()
-@pass_settings
 def balance(settings: Settings) -> None:
     """Show what each peer owes this node and may owe, and this node there.
 
     Below zero, this node owes. A peer that does not answer shows no limit.
     """
-    answer = settings.calls().balances()
-    if settings.json:
-        show_json(answer)
-    else:
-        _show_balances(answer)
+    settings.view(settings.ask(api.ledger.BALANCE), _show_balances)
 
 
 limit_option = click.option(
     "--limit",
     type=WHOLE,
     default=ENTRIES_DEFAULT,
-    metavar="N",
     help=f"Show the newest N entries.  [{ENTRIES_DEFAULT}]",
 )
 
@@ -140,61 +152,49 @@ limit_option = click.option(
 @ledger.command()
 @limit_option
 @click.option("--before", type=WHOLE, metavar="SEQ", help="Show those before entry SEQ.")
-@pass_settings
 def log(settings: Settings, limit: int, before: int | None) -> None:
     """List the entries of this node's ledger, newest first."""
-    answer = settings.calls().entries(limit, before)
-    if settings.json:
-        show_json(answer)
-    else:
-        _show_entries(answer)
+    asked = api.ledger.Page(limit=limit, before=before)
+    settings.view(settings.ask(api.ledger.LOG, asked), _show_entries)
 
 
 @ledger.command()
 @limit_option
-@pass_settings
 def statement(settings: Settings, limit: int) -> None:
     """Show balances and entries together."""
-    calls = settings.calls()
-    balances, entries = calls.balances(), calls.entries(limit)
-    if settings.json:
-        show_json({**balances, **entries})
-        return
-    _show_balances(balances)
+    balances = settings.ask(api.ledger.BALANCE)
+    entries = settings.ask(api.ledger.LOG, api.ledger.Page(limit=limit))
+    settings.view({**balances, **entries}, _show_statement)
+
+
+def _show_statement(answer: Document) -> None:
+    _show_balances(answer)
     show()
-    _show_entries(entries)
+    _show_entries(answer)
 
 
 @ledger.command()
-@pass_settings
 def verify(settings: Settings) -> None:
     """Replay this node's ledger and check every signature and link in it."""
-    answer = settings.calls().verify_ledger()
-    if settings.json:
-        show_json(answer)
-    else:
-        show(answer["text"])
+    answer = settings.ask(api.ledger.VERIFY)
+    settings.view(answer, answer["text"])
 
 
 @ledger.command()
 @click.argument("peer", type=PEER)
 @click.argument("credits_", metavar="CREDITS", type=CREDITS)
-@pass_settings
 def limit(settings: Settings, peer: str, credits_: int) -> None:
     """Set how much PEER may owe this node at most, in credits.
 
     A limit below what it owes stops new debt and takes nothing back.
     """
-    answer = settings.calls().set_limit(peer, credits_)
-    if settings.json:
-        show_json(answer)
-    else:
-        show(
-            f"{named(answer, answer['peer'])} may owe up to "
-            f"{format_credits(answer['limit_micro'])} credits, "
-            f"{format_credits(answer['credit_left_micro'])} more than now"
-            + (", shared with all that came by the same peer" if answer["shared_through"] else "")
-        )
+    answer = settings.ask(api.ledger.LIMIT, api.ledger.Limit(peer=peer, limit_micro=credits_))
+    shared = ", shared with all that came by the same peer" if answer["shared_through"] else ""
+    settings.view(
+        answer,
+        f"{named(answer, answer['peer'])} may owe up to {format_credits(answer['limit_micro'])} "
+        f"credits, {format_credits(answer['credit_left_micro'])} more than now{shared}",
+    )
 
 
 @ledger.command()
@@ -202,10 +202,8 @@ def limit(settings: Settings, peer: str, credits_: int) -> None:
 @click.option(
     "--off-books",
     type=CREDITS,
-    metavar="CREDITS",
     help="Say that so much of the debt with PEER was paid off the books; 0 takes it back.",
 )
-@pass_settings
 def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
     """Settle now what is owed by leases; the node books it by itself once an hour.
 
@@ -220,56 +218,47 @@ def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
         )
     if peer is not None and off_books is not None:
         return _settle_off_books(settings, peer, off_books)
-    answer = settings.calls().settle()
-    if settings.json:
-        show_json(answer)
-        return 0
-    show_table(
-        ["role", "peer", "<settled"],
-        [
-            [
-                row["role"],
-                named(row, row["peer"]),
-                format_credits(row["amount_micro"]),
-            ]
-            for row in answer["settled"]
-        ],
-        "nothing was left to settle",
-    )
-    if answer["pending"]:
-        show(f"with {answer['pending']} peers something is still owed")
+    settings.view(settings.ask(api.ledger.SETTLE), _show_settled)
     return 0
 
 
+def _show_settled(answer: Document) -> None:
+    columns: Columns = {
+        "role": "role",
+        "peer": by_name("peer"),
+        "<settled": ("amount_micro", format_credits),
+    }
+    show_rows(answer["settled"], columns, "nothing was left to settle")
+    if answer["pending"]:
+        show(f"with {answer['pending']} peers something is still owed")
+
+
 def _settle_off_books(settings: Settings, peer: str, amount_micro: int) -> int:
-    answer = settings.calls().settle_off_books(peer, amount_micro)
-    waits = answer["state"] == "waits"
-    if settings.json:
-        show_json(answer)
-        return EXIT_PARTLY if waits else 0
+    asked = api.ledger.Payment(peer=peer, amount_micro=amount_micro)
+    answer = settings.ask(api.ledger.OFF_BOOKS, asked)
+    settings.view(answer, partial(_show_payment, amount_micro))
+    return EXIT_PARTLY if answer["state"] == "waits" else 0
+
+
+def _show_payment(amount_micro: int, answer: Document) -> None:
     who = named(answer, answer["peer"])
-    if waits:
+    if answer["state"] == "waits":
         show(f"waits until {who} says the same; this node goes on asking")
         if answer["heard_paid_micro"]:
             show(f"{who} says {format_credits(answer['heard_paid_micro'])}")
-        return EXIT_PARTLY
-    if not amount_micro:
+    elif not amount_micro:
         show("taken back, unless it was booked before")
     else:
         balance = answer["balance_micro"]
         owes = f"{who} owes this node" if balance >= 0 else f"this node owes {who}"
         show(f"booked and signed by both; {owes} {format_credits(abs(balance))}")
-    return 0
 
 
 @ledger.command()
 @click.argument("entry_id", metavar="ENTRY")
-@click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write.")
-@pass_settings
+@output_option
 def entry(settings: Settings, entry_id: str, output: Path) -> None:
     """Write one entry, signed by both sides, to a file that `xsc verify` checks."""
-    check_target(output)
-    with settings.calls().entry(entry_id) as download:
-        size = write_whole(output, download.blocks())
-    if settings.json:
-        show_json({"file": str(output), "size_bytes": size})
+    hint = "`xsc ledger log --json` shows them"
+    found = check_id(entry_id, r"[a-z2-7]{52}", "entry id", hint)
+    settings.save(api.ledger.ENTRY, Id(id=found), output)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 
+from xsc import api
+from xsc.api.endpoint import Id
 from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, MEMORY_BYTES_DEFAULT, MFUEL
 from xsc.base.units import (
@@ -29,27 +32,26 @@ from xsc.cli.options import (
     FUEL,
     LEASE,
     PAIR,
-    PATH,
     PEER,
     SIZE,
     Group,
     Parsed,
     Settings,
-    pass_settings,
+    check_id,
+    output_option,
     table_of,
+    together,
 )
-from xsc.cli.output import moment, named, say, short, show, show_json, show_pairs, show_table, warn
+from xsc.cli.output import Columns, by_name, level_of, moment, say, short, show_pairs, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document
-from xsc.client.files import check_target, write_whole
-from xsc.client.market import MarketCalls, slot_id_of
+from xsc.client.market import declaration, slot_id_of
 
 KINDS = ("storage", "compute")
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _own_slots(calls: Calls) -> Iterable[str]:
-    return [row["id"] for row in MarketCalls(calls.core).slots()["slots"]]
+    return [row["id"] for row in calls.ask(api.market.SLOTS)["slots"]]
 
 
 SLOT = Parsed("ID", slot_id_of, _own_slots)
@@ -111,7 +113,7 @@ def _moment(text: str) -> int:
 
 
 MOMENT = Parsed("TIME", _moment)
-_STATED: Final = (
+_stated: Final = together(
     click.option("--from", "from_ms", type=MOMENT, help="When it begins; now by default."),
     click.option("--to", "to_ms", type=MOMENT, help="When it ends."),
     click.option("--every", metavar="RULE", help='When it recurs: "Mon-Fri 20:00-08:00 ZONE".'),
@@ -146,16 +148,8 @@ _SPREAD: Final = click.option(
 )
 
 
-def _stated(command: F) -> F:
-    for option in reversed(_STATED):
-        command = option(command)
-    return command
-
-
 def _estimate(settings: Settings, kind: str | None, asked: dict[str, Any]) -> None:
     """Print what a size, fuel, or both would cost."""
-    from xsc.terms.quote import UNITS
-
     ours = {"storage": "size_bytes", "compute": "fuel"}
     if not asked.keys() & ({ours[kind]} if kind else set(ours.values())):
         wanted = {"storage": "--size", "compute": "--fuel"}
@@ -166,10 +160,13 @@ def _estimate(settings: Settings, kind: str | None, asked: dict[str, Any]) -> No
         raise ArgumentInvalid(f"that is no {kind}", hint="leave the kind out to price both")
     if (code := asked.pop("code", None)) is not None:
         asked["code"] = f"{code[0]},{code[1]}"
-    found = settings.calls().estimate(**asked)
-    if settings.json:
-        show_json(found)
-        return
+    found = settings.ask(api.market.ESTIMATE, api.market.Estimate(**asked))
+    settings.view(found, partial(_show_cost, asked))
+
+
+def _show_cost(asked: Document, found: Document) -> None:
+    from xsc.terms.quote import UNITS
+
     pairs = []
     if size := asked.get("size_bytes"):
         coded = f"{format_size(found['coded_bytes'])} coded {found['code']}"
@@ -198,20 +195,22 @@ def _document(quantity: str | None, options: dict[str, Any]) -> Document:
 
 
 def _declare(settings: Settings, role: str, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
-    calls = MarketCalls(settings.calls().core)
     is_all = role == "offer" and quantity == "all"
-    document = _document(None if is_all else quantity, options) | {"standing": is_all}
-    answer = calls.declare(role, kind, document)
+    stated = _document(None if is_all else quantity, options) | {"standing": is_all}
+    answer = settings.ask(api.market.DECLARE, declaration(role, kind, stated))
+    settings.view(answer, answer["id"])
     if settings.json:
-        show_json(answer)
         return
-    show(answer["id"])
     day, month = format_credits(answer["day_micro"]), format_credits(answer["month_micro"])
     comes = "all of it comes to" if role == "offer" else "it comes to at most"
     say(f"{comes} {day} credits a day, {month} in 30 days")
     if (size := answer["object_bytes"]) is not None:
         spread = answer["spread"]
         say(f"it goes over {spread} providers: objects of {format_size(size)} in all fit in it")
+    _warn(answer)
+
+
+def _warn(answer: Document) -> None:
     for sentence in answer["warnings"]:
         warn(sentence)
 
@@ -221,7 +220,6 @@ def _declare(settings: Settings, role: str, kind: str, quantity: str, **options:
 @click.argument("quantity", metavar="QUANTITY")
 @_stated
 @_RULE
-@pass_settings
 def offer(settings: Settings, /, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
     """Offer capacity ahead of use, and print the id of the slot.
 
@@ -238,7 +236,6 @@ def offer(settings: Settings, /, kind: str, quantity: str, **options: Any) -> No
 @click.argument("quantity", metavar="QUANTITY")
 @_stated
 @_SPREAD
-@pass_settings
 def need(settings: Settings, /, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
     """State a need ahead of use, and print its id.
 
@@ -256,81 +253,58 @@ def need(settings: Settings, /, kind: str, quantity: str, **options: Any) -> Non
 @_stated
 @_RULE
 @_SPREAD
-@pass_settings
 def edit(settings: Settings, /, slot_id: str, quantity: str | None, **options: Any) -> None:  # noqa: ANN401
     """Change an offer or a need; what is not given stays as it is.
 
     A need whose quantity, price or times change is a new one to its providers.
     """
-    calls = MarketCalls(settings.calls().core)
-    answer = calls.edit(slot_id, _document(quantity, options))
-    if settings.json:
-        show_json(answer)
-        return
-    for sentence in answer["warnings"]:
-        warn(sentence)
+    asked = api.market.Edit(id=slot_id, **_document(quantity, options))
+    settings.view(settings.ask(api.market.EDIT, asked), _warn)
 
 
 @market.command()
 @click.argument("slot_id", metavar="ID", type=SLOT)
-@pass_settings
 def withdraw(settings: Settings, slot_id: str) -> None:
     """Withdraw an offer or a need. What is used of leases under it stays."""
-    answer = MarketCalls(settings.calls().core).withdraw(slot_id)
-    if settings.json:
-        show_json(answer)
+    settings.view(settings.ask(api.market.WITHDRAW, Id(id=slot_id)))
 
 
-def _level(kind: str, level: int | None) -> str:
-    return "?" if level is None else format_level(kind, level)
-
-
-def _times(windows: list[list[int]]) -> tuple[str, str, str]:
-    """Return when the next window begins and ends, and how many there are."""
+def _next_window(windows: list[list[int]]) -> tuple[str, str]:
+    """Return when the next window begins and ends."""
     end = moment(windows[0][1]) if windows else "never"
-    if end == "never":
-        return "always", "", str(len(windows))
-    return moment(windows[0][0]), end, str(len(windows))
+    return ("always", "") if end == "never" else (moment(windows[0][0]), end)
+
+
+_SLOTS: Final[Columns] = {
+    "id": ("id", short),
+    "role": "role",
+    "origin": "origin",
+    "node": by_name("node"),
+    "kind": "kind",
+    "<quantity": level_of("quantity"),
+    "<granted": level_of("granted"),
+    "<used": level_of("used"),
+    "<price": ("price_micro", format_credits),
+    "next window": lambda row: _next_window(row["windows"])[0],
+    "until": lambda row: _next_window(row["windows"])[1],
+    "<windows": lambda row: str(len(row["windows"])),
+}
 
 
 @market.command()
-@pass_settings
 def slots(settings: Settings) -> None:
     """List offers and needs: those of this node, and those of peers that it follows."""
-    answer = MarketCalls(settings.calls().core).slots()
-    if settings.json:
-        show_json(answer)
-        return
-    show_table(
-        [
-            *("id", "role", "origin", "node", "kind", "<quantity", "<granted", "<used", "<price"),
-            *("next window", "until", "<windows"),
-        ],
-        [
-            [
-                short(row["id"]),
-                row["role"],
-                row["origin"],
-                named(row, row["node"]),
-                row["kind"],
-                *(_level(row["kind"], row[what]) for what in ("quantity", "granted", "used")),
-                format_credits(row["price_micro"]),
-                *_times(row["windows"]),
-            ]
-            for row in answer["slots"]
-        ],
-        "nobody offers or needs anything; this node offers what it has once it has a peer",
-    )
+    empty = "nobody offers or needs anything; this node offers what it has once it has a peer"
+    settings.table(settings.ask(api.market.SLOTS), "slots", _SLOTS, empty)
 
 
 @market.command()
 @click.argument("kind", metavar="[KIND]", required=False, type=click.Choice(KINDS))
 @click.option("--size", "size_bytes", type=SIZE, help="Say what it costs to store so much.")
 @click.option("--for", "duration_ms", type=DURATION, help="For how long.  [30d]")
-@click.option("--code", type=CODE, metavar="K,M", help="K data shards and M parity shards.  [4,2]")
-@click.option("--fuel", type=FUEL, metavar="N", help="Say what so much fuel costs, as 1e12.")
+@click.option("--code", type=CODE, help="K data shards and M parity shards.  [4,2]")
+@click.option("--fuel", type=FUEL, help="Say what so much fuel costs, as 1e12.")
 @click.option("--memory", "memory_bytes", type=SIZE, help="Under that memory limit.  [64MiB]")
-@pass_settings
 def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noqa: ANN401
     """Show what all peers ask now, without an order; KIND is storage or compute.
 
@@ -342,29 +316,20 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
     if given:
         _estimate(settings, kind, given)
         return
-    answer = settings.calls().quotes()
+    answer = settings.ask(api.market.QUOTES)
     if kind is not None:
         answer["quotes"] = [row for row in answer["quotes"] if row["kind"] == kind]
-    if settings.json:
-        show_json(answer)
-        return
-    show_table(
-        ["node", "kind", "<available", "<price", "<reserve", "for a", "tier", "slot"],
-        [
-            [
-                named(row, row["node"]),
-                row["kind"],
-                format_level(row["kind"], row["available"]),
-                format_credits(row["price_micro"]),
-                format_credits(row["reserve_micro"]),
-                UNITS[row["kind"]],
-                row["tier"],
-                short(row["slot"]),
-            ]
-            for row in answer["quotes"]
-        ],
-        "nobody offers anything",
-    )
+    columns: Columns = {
+        "node": by_name("node"),
+        "kind": "kind",
+        "<available": level_of("available"),
+        "<price": ("price_micro", format_credits),
+        "<reserve": ("reserve_micro", format_credits),
+        "for a": ("kind", UNITS.__getitem__),
+        "tier": "tier",
+        "slot": ("slot", short),
+    }
+    settings.table(answer, "quotes", columns, "nobody offers anything")
 
 
 def _lease_level(row: Document) -> str:
@@ -376,69 +341,57 @@ def _lease_level(row: Document) -> str:
     return _amount(row["kind"], row["quantity"])
 
 
+def _lease_use(row: Document) -> str:
+    return _amount(row["kind"], row["held" if row["kind"] == "storage" else "used"])
+
+
+_LEASES: Final[Columns] = {
+    "lease": ("lease_id", short),
+    "role": "role",
+    "peer": by_name("peer"),
+    "kind": "kind",
+    "origin": "origin",
+    "<used": _lease_use,
+    "<of": _lease_level,
+    "<price": ("price_micro", format_credits),
+    "<owed": ("billed_micro", format_credits),
+    "<settled": ("settled_micro", format_credits),
+    "state": "state",
+    "until": ("end_ms", moment),
+}
+
+
 @market.command()
-@pass_settings
 def leases(settings: Settings) -> None:
     """List the leases that this node has given and taken."""
-    answer = settings.calls().leases()
-    if settings.json:
-        show_json(answer)
-        return
-    show_table(
-        [
-            *("lease", "role", "peer", "kind", "origin", "<used", "<of", "<price", "<owed"),
-            *("<settled", "state", "until"),
-        ],
-        [
-            [
-                short(row["lease_id"]),
-                row["role"],
-                named(row, row["peer"]),
-                row["kind"],
-                row["origin"],
-                _amount(row["kind"], row["held" if row["kind"] == "storage" else "used"]),
-                _lease_level(row),
-                format_credits(row["price_micro"]),
-                format_credits(row["billed_micro"]),
-                format_credits(row["settled_micro"]),
-                row["state"],
-                moment(row["end_ms"]),
-            ]
-            for row in answer["leases"]
-        ],
-        "this node has no leases",
-    )
+    answer = settings.ask(api.market.LEASES)
+    settings.table(answer, "leases", _LEASES, "this node has no leases")
 
 
 @market.command()
 @click.argument("lease_id", metavar="LEASE", type=LEASE)
-@click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write.")
+@output_option
 @click.option("--denial", is_flag=True, help="The host's signed count without it.")
-@pass_settings
 def lease(settings: Settings, lease_id: str, output: Path, *, denial: bool) -> None:
     """Write a signed lease to a file, for `xsc verify --lease`.
 
     LEASE is its id, or the beginning of it.
     """
-    check_target(output)
-    with settings.calls().lease(lease_id, denial=denial) as download:
-        size = write_whole(output, download.blocks())
-    if settings.json:
-        show_json({"file": str(output), "size_bytes": size})
+    settings.save(api.market.LEASE, _lease_id(lease_id, denial=denial), output)
+
+
+def _lease_id(text: str, *, denial: bool = False) -> api.market.LeaseId:
+    found = check_id(text, r"[a-z0-9]{1,64}", "lease id", "`xsc market leases` shows them")
+    return api.market.LeaseId(id=found, denial=denial)
 
 
 @market.command()
 @click.argument("peer", type=PEER)
-@click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write.")
+@output_option
 @click.option("--count", is_flag=True, help="The provider's signed count that it pays.")
-@pass_settings
 def account(settings: Settings, peer: str, output: Path, *, count: bool) -> None:
     """Write the newest voucher of this node for PEER to a file, for `xsc verify`."""
-    check_target(output)
-    with settings.calls().account(peer, count=count) as download:
-        size = write_whole(output, download.blocks())
-    if settings.json:
-        show_json({"file": str(output), "size_bytes": size})
+    settings.save(api.market.ACCOUNT, api.market.AccountId(id=peer, count=count), output)
 
 
 _TIERS = {
@@ -449,14 +402,11 @@ _TIERS = {
 
 
 def _explained(calls: Calls) -> Iterable[str]:
-    leases, peers = calls.leases()["leases"], calls.peers()["peers"]
-    ids = (row["lease_id"] for row in leases)
-    return [*_own_slots(calls), *ids, *(row["name"] for row in peers)]
+    return [*_own_slots(calls), *LEASE.offers(calls), *PEER.offers(calls)]
 
 
 @market.command()
 @click.argument("some_id", metavar="ID|NODE", type=Parsed("ID|NODE", str, _explained))
-@pass_settings
 def why(settings: Settings, some_id: str) -> None:
     """Explain a lease, a need, an offer or a clearing, and what would change it.
 
@@ -465,86 +415,72 @@ def why(settings: Settings, some_id: str) -> None:
     what both sides have signed; what a need was granted, from the clearing
     records of its providers, recomputed first.
     """
-    calls = settings.calls()
     try:
-        with calls.lease(some_id) as download:
+        with settings.calls().download(api.market.LEASE, _lease_id(some_id)) as download:
             raw = b"".join(download.blocks())
     except (ArgumentInvalid, NotFound):  # a name need not look like the id of a lease
-        show_why(settings, MarketCalls(calls.core).why(some_id))
+        settings.view(settings.ask(api.market.WHY, Id(id=some_id)), show_why)
     else:
-        _show_price(settings, raw, MarketCalls(calls.core).why(some_id)["passed_over"])
+        passed_over = settings.ask(api.market.WHY, Id(id=some_id))["passed_over"]
+        _show_price(settings, raw, passed_over)
 
 
 def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> None:
     from xsc.base.ids import to_text
     from xsc.node.offline.verify import explain_price
-    from xsc.terms.quote import UNITS
 
     asked, because = explain_price(raw)
-    if settings.json:
-        show_json(
-            {
-                "provider": to_text(asked.provider),
-                "customer": to_text(asked.customer),
-                "kind": asked.kind,
-                "price_micro": asked.price,
-                "tier": asked.tier,
-                "slot": to_text(asked.slot),
-                "need": None if asked.need is None else to_text(asked.need),
-                "why": because,
-                "passed_over": passed_over,
-            }
-        )
-        return
+    answer = {
+        "provider": to_text(asked.provider),
+        "customer": to_text(asked.customer),
+        "kind": asked.kind,
+        "price_micro": asked.price,
+        "tier": asked.tier,
+        "slot": to_text(asked.slot),
+        "need": None if asked.need is None else to_text(asked.need),
+        "why": because,
+        "passed_over": passed_over,
+    }
+    settings.view(answer, _show_reasons)
+
+
+def _show_reasons(answer: Document) -> None:
+    from xsc.terms.quote import UNITS
+
     show_pairs(
         [
-            ("provider", short(to_text(asked.provider))),
-            ("customer", short(to_text(asked.customer))),
-            ("price", f"{format_credits(asked.price)} credits a {UNITS[asked.kind]}"),
-            ("tier", _TIERS[asked.tier]),
-            ("slot", short(to_text(asked.slot))),
-            *([] if asked.need is None else [("need", short(to_text(asked.need)))]),
-            ("why", because),
-            *(("passed over", row["reason"]) for row in passed_over),
+            ("provider", short(answer["provider"])),
+            ("customer", short(answer["customer"])),
+            ("price", f"{format_credits(answer['price_micro'])} credits a {UNITS[answer['kind']]}"),
+            ("tier", _TIERS[answer["tier"]]),
+            ("slot", short(answer["slot"])),
+            *([] if answer["need"] is None else [("need", short(answer["need"]))]),
+            ("why", answer["why"]),
+            *(("passed over", row["reason"]) for row in answer["passed_over"]),
         ]
     )
 
 
 @market.command()
-@pass_settings
 def clearings(settings: Settings) -> None:
     """List the clearings of this node's slots that are kept."""
-    answer = MarketCalls(settings.calls().core).clearings()
-    if settings.json:
-        show_json(answer)
-        return
-    show_table(
-        ["clearing", "slot", "kind", "when", "rule"],
-        [
-            [
-                short(row["id"]),
-                short(row["slot"]),
-                row["kind"],
-                moment(row["at_ms"]),
-                row["rule"],
-            ]
-            for row in answer["clearings"]
-        ],
-        "nothing was cleared here",
-    )
+    columns: Columns = {
+        "clearing": ("id", short),
+        "slot": ("slot", short),
+        "kind": "kind",
+        "when": ("at_ms", moment),
+        "rule": "rule",
+    }
+    answer = settings.ask(api.market.CLEARINGS)
+    settings.table(answer, "clearings", columns, "nothing was cleared here")
 
 
 @market.command()
 @click.argument("clearing_id", metavar="ID")
-@click.option("-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write.")
-@pass_settings
+@output_option
 def clearing(settings: Settings, clearing_id: str, output: Path) -> None:
     """Write a signed clearing record to a file, which `xsc verify` recomputes.
 
     ID is that of the clearing, or the beginning of it.
     """
-    check_target(output)
-    with MarketCalls(settings.calls().core).clearing(clearing_id) as download:
-        size = write_whole(output, download.blocks())
-    if settings.json:
-        show_json({"file": str(output), "size_bytes": size})
+    settings.save(api.market.CLEARING, Id(id=clearing_id), output)

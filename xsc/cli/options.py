@@ -11,15 +11,14 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from xsc import api
 from xsc.api.ranges import check_range
-from xsc.base.errors import ArgumentInvalid, IdentityInvalid, TooLarge, XscError
-from xsc.base.jobs import JobOptions
+from xsc.base.errors import ArgumentInvalid, IdentityInvalid, PeerUnknown, TooLarge, XscError
 from xsc.base.limits import (
     COMPUTE_WAIT_MS,
     FUEL_MAX,
@@ -35,15 +34,19 @@ from xsc.base.units import (
     parse_share_ppm,
     parse_size,
 )
-from xsc.cli.output import warn
+from xsc.cli.output import Columns, show, show_fields, show_json, show_rows, warn
 from xsc.client.calls import Calls, read_file, unreadable
-from xsc.client.core import Core, default_home
+from xsc.client.core import ANSWER_TIMEOUT_S, Document, default_home
+from xsc.client.files import check_target, write_whole
 from xsc.client.targets import Named
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from xsc.api.endpoint import Endpoint
+
 F = TypeVar("F", bound=Callable[..., Any])
+Q = TypeVar("Q")
 T = TypeVar("T")
 
 CAPABILITY_BYTES_MAX = 4096
@@ -53,6 +56,8 @@ READS = "xsc:r:"
 PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
 _PLAIN_WORD = re.compile(r"[\w./@%+:,-]+")
 """What means itself to every shell."""
+_PEER = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
+"""All that names a peer; nothing else would survive in the path of a request."""
 PROGRAM_EXIT_BASE = 120
 """Added to XSC's own exit codes where a program's code is passed on (docs/cli.md)."""
 
@@ -75,56 +80,81 @@ class Settings:
 
     def calls(self) -> Calls:
         """Return the calls of the node at the home."""
-        return Calls(Core(self.home, trace=self._trace if self.verbose else None))
+        return Calls(self.home, trace=self._trace if self.verbose else None)
+
+    def runs(self) -> bool:
+        """Say whether the node of the home runs, without asking what has never run."""
+        return (self.home / "api.json").exists() and self.calls().alive()
 
     @staticmethod
     def _trace(line: str) -> None:
         click.echo(line, err=True)
 
+    def ask(
+        self,
+        endpoint: Endpoint[Q, Any],
+        asked: Q | None = None,
+        *parts: bytes,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> Document:
+        """Return what the node answers (`Core.ask`)."""
+        return self.calls().ask(endpoint, asked, *parts, timeout_s=timeout_s)
 
-def _note(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    """Return a callback that keeps an option's value, if it was given at this place."""
+    def view(self, answer: object, view: str | Callable[[Any], object] | None = None) -> None:
+        """Print an answer: as JSON, or for people.
+
+        Args:
+            answer: JSON of the API, or of its form.
+            view: a line for people, what prints the answer for them, or nothing.
+        """
+        if self.json:
+            show_json(answer)
+        elif isinstance(view, str):
+            show(view)
+        elif view is not None:
+            view(answer)
+
+    def table(self, answer: Document, key: str, columns: Columns, empty: str) -> None:
+        """Print an answer: as JSON, or the rows under a key of it as a table (`show_rows`)."""
+        self.view(answer, lambda _: show_rows(answer[key], columns, empty))
+
+    def fields(self, answer: Document, fields: Columns) -> None:
+        """Print an answer: as JSON, or fields of it one a line (`show_fields`)."""
+        self.view(answer, lambda _: show_fields(answer, fields))
+
+    def save(self, endpoint: Endpoint[Q, bytes], asked: Q, path: Path) -> None:
+        """Write what the node answers to a file, and print as JSON what was written."""
+        check_target(path)
+        with self.calls().download(endpoint, asked) as download:
+            size = write_whole(path, download.blocks())
+        self.view({"file": str(path), "size_bytes": size})
+
+
+def _kept(name: str, *declared: str, **how: Any) -> click.Option:  # noqa: ANN401 - click's own
+    """Return an option whose value the settings keep, if it was given at this place."""
 
     def keep(ctx: click.Context, _: click.Parameter, value: object) -> None:
         if value is not None and value is not False:
             setattr(ctx.ensure_object(Settings), name, value)
 
-    return keep
+    return click.Option(declared, expose_value=False, callback=keep, **how)
 
 
 def _shared() -> list[click.Parameter]:
+    home_help = "Home of the node.  [XSC_HOME, or the user's data directory]"
+    verbose_help = "Say on standard error what is being done."
     return [
-        click.Option(
-            ["--home"],
-            type=Parsed("DIR", _directory),
-            metavar="DIR",
-            expose_value=False,
-            callback=_note("home_given"),
-            help="Home of the node.  [XSC_HOME, or the user's data directory]",
-        ),
-        click.Option(
-            ["--json"],
-            is_flag=True,
-            expose_value=False,
-            # Noted first, so that errors in what follows are JSON as well.
-            is_eager=True,
-            callback=_note("json"),
-            help="Print one JSON document.",
-        ),
-        click.Option(
-            ["-v", "--verbose"],
-            is_flag=True,
-            expose_value=False,
-            callback=_note("verbose"),
-            help="Say on standard error what is being done.",
-        ),
+        _kept("home_given", "--home", type=Parsed("DIR", _directory), help=home_help),
+        _kept("json", "--json", is_flag=True, help="Print one JSON document."),
+        _kept("verbose", "-v", "--verbose", is_flag=True, help=verbose_help),
     ]
 
 
 class Command(click.Command):
-    """A command that takes the shared options."""
+    """A command that takes the shared options; its function gets them first, as settings."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - click's own
+        kwargs["callback"] = click.make_pass_decorator(Settings, ensure=True)(kwargs["callback"])
         super().__init__(*args, **kwargs)
         self.params.extend(_shared())
 
@@ -160,18 +190,18 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
     Args:
         name: what stands for it in help.
         read: returns the value that a text stands for.
-        offer: asks the node what a shell may complete it to.
+        offers: asks the node what a shell may complete it to.
     """
 
     def __init__(
         self,
         name: str,
         read: Callable[[str], Any],
-        offer: Callable[[Calls], Iterable[str]] | None = None,
+        offers: Callable[[Calls], Iterable[str]] | None = None,
     ) -> None:
         self.name = name
         self._read = read
-        self.offer = offer
+        self.offers = offers or _nothing
 
     def convert(
         self,
@@ -205,10 +235,8 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         """
         from click.shell_completion import CompletionItem
 
-        if self.offer is None:
-            return []
         try:
-            known = set(self.offer(ctx.ensure_object(Settings).calls()))
+            known = set(self.offers(ctx.ensure_object(Settings).calls()))
         except XscError:
             return []
         words = sorted(word for word in known if _PLAIN_WORD.fullmatch(word))
@@ -245,8 +273,12 @@ class _Module(click.Path):
         return [CompletionItem(word) for word in shown if _PLAIN_WORD.fullmatch(word)]
 
 
+def _nothing(_: Calls) -> Iterable[str]:
+    return ()
+
+
 def _peers(calls: Calls) -> Iterable[str]:
-    return [row["name"] for row in calls.peers()["peers"]]
+    return [row["name"] for row in calls.ask(api.peers.LIST)["peers"]]
 
 
 def _objects(calls: Calls) -> Iterable[str]:
@@ -254,13 +286,18 @@ def _objects(calls: Calls) -> Iterable[str]:
 
 
 def _services(calls: Calls) -> Iterable[str]:
-    from xsc.client.services import ServiceCalls
-
-    return [row["name"] for row in ServiceCalls(calls.core).services()["services"]]
+    return [row["name"] for row in calls.ask(api.services.LIST)["services"]]
 
 
 def _leases(calls: Calls) -> Iterable[str]:
-    return [row["lease_id"] for row in calls.leases()["leases"]]
+    return [row["lease_id"] for row in calls.ask(api.market.LEASES)["leases"]]
+
+
+def _peer(text: str) -> str:
+    if not _PEER.fullmatch(text):
+        hint = "`xsc peer ls` shows names and ids of peers"
+        raise PeerUnknown(f"there is no peer '{text}'", hint=hint)
+    return text
 
 
 def _directory(text: str) -> Path:
@@ -283,26 +320,16 @@ def _fuel(text: str) -> int:
         raise ArgumentInvalid(fault.message, hint="write for example 5000000 or 1e9") from None
 
 
-def _at_least_one(read: Callable[[str], int]) -> Callable[[str], int]:
-    def reader(text: str) -> int:
-        value = read(text)
-        if value < 1:
-            raise ArgumentInvalid(f"'{text}' is too little")
-        return value
-
-    return reader
-
-
 def _within(
-    read: Callable[[str], int], most: int, shown: Callable[[int], str], least: int = 1
+    read: Callable[[str], int], most: int | None, shown: Callable[[int], str], least: int = 1
 ) -> Callable[[str], int]:
     """Return what reads a value between two bounds, and says them to people."""
 
     def reader(text: str) -> int:
         value = read(text)
-        if not least <= value <= most:
+        if value < least or (most is not None and value > most):
             fault = "little" if value < least else "much"
-            hint = f"it can be from {shown(least)} to {shown(most)}"
+            hint = "" if most is None else f"it can be from {shown(least)} to {shown(most)}"
             raise ArgumentInvalid(f"'{text}' is too {fault}", hint=hint)
         return value
 
@@ -388,13 +415,13 @@ def _input(text: str) -> tuple[str, str | Named]:
 
 OBJECT = Parsed("CAP", object_of, _objects)
 NAME = Parsed("NAME", str, _objects)
-PEER = Parsed("PEER", str, _peers)
+PEER = Parsed("PEER", _peer, _peers)
 SERVICE = Parsed("NAME", str, _services)
 LEASE = Parsed("LEASE", str, _leases)
 INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)
-SIZE = Parsed("SIZE", _at_least_one(parse_size))
-DURATION = Parsed("DURATION", _at_least_one(parse_duration_ms))
+SIZE = Parsed("SIZE", _within(parse_size, None, format_size))
+DURATION = Parsed("DURATION", _within(parse_duration_ms, None, format_duration))
 FUEL = Parsed("N", _fuel)
 RUN_FUEL = Parsed("N", _within(_fuel, FUEL_MAX, str))
 RUN_MEMORY = Parsed("SIZE", _within(parse_size, MEMORY_BYTES_MAX, format_size))
@@ -410,7 +437,19 @@ PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)
 PATH = click.Path(path_type=Path)
+PATH.name = "FILE"
 MODULE = _Module(path_type=Path)
+
+
+def check_id(text: str, pattern: str, what: str, hint: str) -> str:
+    """Return an id as it may stand in the path of a request.
+
+    Raises:
+        ArgumentInvalid: it is none.
+    """
+    if not re.fullmatch(pattern, text):
+        raise ArgumentInvalid(f"'{text[:80]}' is no {what}", hint=hint)
+    return text
 
 
 def read_key_file(file: Path) -> str:
@@ -437,62 +476,65 @@ def key_passphrase(place: Path) -> str:
         locked = file.read_text().startswith(LOCKED)
     except (OSError, UnicodeDecodeError):
         return ""  # whoever reads the key next says what is wrong with it
-    if not locked:
-        return ""
-    return str(click.prompt("Passphrase", hide_input=True, err=True, type=str))
+    return ask_passphrase("", twice=False) if locked else ""
 
 
-def job_options(function: F) -> F:
-    """Add the options of everything that runs a module: `options: JobOptions`, `receipt`."""
+def ask_passphrase(hint: str, *, twice: bool) -> str:
+    """Return a passphrase that a person types.
 
-    @wraps(function)
-    def gathered(*args: Any, **kwargs: Any) -> object:  # noqa: ANN401 - click's own
-        options = {name: kwargs.pop(name) for name in JobOptions.__annotations__}
-        return function(*args, options=options, **kwargs)
+    Args:
+        hint: how else it can be given.
+        twice: whether it is asked for a second time, because it will lock something.
 
-    made: Any = gathered
-    for option in (
-        click.option("--receipt", type=PATH, metavar="FILE", help="Write the receipt there."),
-        click.option("--local", is_flag=True, help="Run it on this machine, without the market."),
-        click.option("--on", type=PEER, metavar="NODE", help="Let this node run it, and no other."),
-        click.option(
-            "--timeout",
-            "timeout_ms",
-            type=RUN_TIME,
-            metavar="DURATION",
-            help="Most time it may take.",
-        ),
-        click.option(
-            "--wait",
-            "wait_ms",
-            type=RUN_WAIT,
-            metavar="DURATION",
-            default=COMPUTE_WAIT_MS,
-            help="How long it waits for its turn; not part of --timeout.  [60s]",
-        ),
-        click.option(
-            "--memory",
-            "memory_bytes",
-            type=RUN_MEMORY,
-            metavar="SIZE",
-            help="Most memory it may have.",
-        ),
-        click.option("--fuel", type=RUN_FUEL, metavar="N", help="Most fuel it may use."),
-        click.option(
-            "--verify",
-            metavar="KofN",
-            help="Have N providers run it; believe and pay K or more that agree, like 2of3.",
-        ),
-        click.option(
-            "--grant",
-            "grants",
-            type=click.Choice(("clock", "random")),
-            multiple=True,
-            help="Let it see the real time, or real chance; nobody can verify it then.",
-        ),
-    ):
-        made = option(made)
-    return cast("F", made)
+    Raises:
+        ArgumentInvalid: nobody can be asked.
+    """
+    if not sys.stdin.isatty():
+        raise ArgumentInvalid("a passphrase can be asked for on a terminal only", hint=hint)
+    return str(
+        click.prompt("Passphrase", hide_input=True, confirmation_prompt=twice, err=True, type=str)
+    )
+
+
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return one decorator for several, the first of which is shown first."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+job_options = together(
+    click.option(
+        "--grant",
+        "grants",
+        type=click.Choice(("clock", "random")),
+        multiple=True,
+        help="Let it see the real time, or real chance; nobody can verify it then.",
+    ),
+    click.option(
+        "--verify",
+        metavar="KofN",
+        help="Have N providers run it; believe and pay K or more that agree, like 2of3.",
+    ),
+    click.option("--fuel", type=RUN_FUEL, help="Most fuel it may use."),
+    click.option("--memory", "memory_bytes", type=RUN_MEMORY, help="Most memory it may have."),
+    click.option(
+        "--wait",
+        "wait_ms",
+        type=RUN_WAIT,
+        default=COMPUTE_WAIT_MS,
+        help="How long it waits for its turn; not part of --timeout.  [60s]",
+    ),
+    click.option("--timeout", "timeout_ms", type=RUN_TIME, help="Most time it may take."),
+    click.option("--on", type=PEER, metavar="NODE", help="Let this node run it, and no other."),
+    click.option("--local", is_flag=True, help="Run it on this machine, without the market."),
+    click.option("--receipt", type=PATH, help="Write the receipt there."),
+)
+"""Of everything that runs a module: those of `JobOptions`, and `receipt`."""
 
 
 def table_of(pairs: tuple[tuple[str, T], ...], what: str) -> dict[str, T]:
@@ -509,4 +551,5 @@ def table_of(pairs: tuple[tuple[str, T], ...], what: str) -> dict[str, T]:
     return table
 
 
-pass_settings = click.make_pass_decorator(Settings, ensure=True)
+output_option = click.option("-o", "--output", type=PATH, required=True, help="File to write.")
+"""Of commands that write one file."""

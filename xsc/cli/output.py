@@ -10,15 +10,15 @@ import json
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import click
 
 from xsc.base.errors import XscError
 from xsc.base.text import printable
-from xsc.base.units import format_time
+from xsc.base.units import format_level, format_time
 from xsc.client.core import Document, Progress, ignore_progress
 
 GAP = "  "
@@ -95,6 +95,36 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str
     for number, lines in enumerate(table_lines(columns, cells, width)):
         for line in lines:
             click.echo(click.style(line, bold=True) if on_terminal and number == 0 else line)
+
+
+Cell: TypeAlias = str | tuple[str, Callable[[Any], str]] | Callable[[Document], str]
+"""The key of a field, that key with what makes a text of it, or what makes a text of the row."""
+Columns: TypeAlias = Mapping[str, Cell]
+"""The cells of a row by the heads of their columns, as `show_table` takes these."""
+
+
+def show_rows(rows: Iterable[Document], columns: Columns, empty: str) -> None:
+    """Print the rows of an answer as a table.
+
+    Args:
+        rows: the rows.
+        columns: what of them is shown.
+        empty: said on standard error where there are no rows.
+    """
+    cells = [[_text_of(row, cell) for cell in columns.values()] for row in rows]
+    show_table(list(columns), cells, empty)
+
+
+def show_fields(answer: Document, fields: Columns) -> None:
+    """Print fields of an answer, one a line, by their names for people."""
+    show_pairs([(name, _text_of(answer, cell)) for name, cell in fields.items()])
+
+
+def _text_of(row: Document, cell: Cell) -> str:
+    if callable(cell):
+        return cell(row)
+    key, form = (cell, str) if isinstance(cell, str) else cell
+    return form(row[key])
 
 
 def table_lines(
@@ -208,6 +238,31 @@ def short(node: str | None) -> str:
 def named(row: Document, node: str) -> str:
     """Return how a peer is called: by its name, else by its short id."""
     return str(row.get("name") or short(node))
+
+
+def by_name(key: str) -> Callable[[Document], str]:
+    """Return the cell of a peer that a row is about: its name, else its short id."""
+    return lambda row: named(row, row[key])
+
+
+def level_of(key: str) -> Callable[[Document], str]:
+    """Return the cell of a quantity of a row's kind, which may be unknown."""
+    return lambda row: "?" if row[key] is None else format_level(row["kind"], row[key])
+
+
+def count_of(number: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def or_dash(text: object) -> str:
+    """Return a text that may be missing."""
+    return "-" if text is None else str(text) or "-"
+
+
+def yes_or_no(holds: object) -> str:
+    """Return what a condition is for people."""
+    return "yes" if holds else "no"
 
 
 def moment(at_ms: int | None) -> str:

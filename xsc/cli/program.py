@@ -6,19 +6,18 @@ from pathlib import Path
 
 import click
 
+from xsc import api
 from xsc.base.errors import ProofInvalid
-from xsc.cli.options import Group, Parsed, Settings, pass_settings
-from xsc.cli.output import Branch, say, show, show_json, show_table, show_tree
+from xsc.cli.options import PATH, Group, Parsed, Settings
+from xsc.cli.output import Branch, Columns, say, show_table, show_tree
+from xsc.client.calls import FSCK_TIMEOUT_S
 from xsc.client.core import Document
-from xsc.client.programs import ProgramCalls, read_document
+from xsc.client.programs import hash_of, read_document
+from xsc.client.programs import register as register_document
 from xsc.client.space import address_of
 
-
-def _calls(settings: Settings) -> ProgramCalls:
-    return ProgramCalls(settings.calls().core)
-
-
-FILE = click.Path(path_type=Path)
+file_argument = click.argument("file", metavar="FILE", type=PATH)
+hash_argument = click.argument("program", metavar="HASH")
 SHOWN_CHARS_MAX = 64
 """Of a value in a table or tree; JSON has it whole."""
 
@@ -33,54 +32,40 @@ def program() -> None:
 
 
 @program.command()
-@click.argument("file", metavar="FILE", type=FILE)
-@pass_settings
+@file_argument
 def register(settings: Settings, file: Path) -> None:
     """Check and keep a program, and print its hash; it does not run yet."""
-    answer = _calls(settings).register(*read_document(file))
-    if settings.json:
-        show_json(answer)
-    else:
-        show(answer["hash"])
+    answer = register_document(settings.calls(), *read_document(file))
+    settings.view(answer, answer["hash"])
 
 
 @program.command()
-@click.argument("program", metavar="HASH")
-@pass_settings
+@hash_argument
 def activate(settings: Settings, program: str) -> None:
     """Run a registered program from now on, after each start of the node too."""
-    answer = _calls(settings).activate(program)
-    if settings.json:
-        show_json(answer)
+    settings.view(settings.ask(api.programs.ACTIVATE, hash_of(program)))
 
 
 @program.command()
-@click.argument("program", metavar="HASH")
-@pass_settings
+@hash_argument
 def deactivate(settings: Settings, program: str) -> None:
     """Run a program no more; what it published stays."""
-    answer = _calls(settings).deactivate(program)
-    if settings.json:
-        show_json(answer)
+    settings.view(settings.ask(api.programs.DEACTIVATE, hash_of(program)))
 
 
 @program.command()
-@click.argument("file", metavar="FILE", type=FILE)
-@pass_settings
+@file_argument
 def run(settings: Settings, file: Path) -> None:
     """Register and activate a program, and print its results as they change, until Ctrl-C.
 
     It runs on after that, until `deactivate`.
     """
-    calls = _calls(settings)
-    answer = calls.register(*read_document(file), activate=True)
+    calls = settings.calls()
+    answer = register_document(calls, *read_document(file), activate=True)
     say(f"running {answer['hash']}")
-    with calls.watch(answer["hash"]) as results:
+    with calls.events(api.programs.WATCH, hash_of(answer["hash"])) as results:
         for found in results:
-            if settings.json:
-                show_json(found)
-            else:
-                show(_line(found))
+            settings.view(found, _line(found))
 
 
 def _line(found: Document) -> str:
@@ -98,14 +83,13 @@ def _shown(value: str | None) -> str:
 
 
 @program.command()
-@click.argument("program", metavar="HASH")
-@pass_settings
+@hash_argument
 def results(settings: Settings, program: str) -> None:
     """Show what a program read and computed last."""
-    answer = _calls(settings).results(program)
-    if settings.json:
-        show_json(answer)
-        return
+    settings.view(settings.ask(api.programs.SHOW, hash_of(program)), _show_results)
+
+
+def _show_results(answer: Document) -> None:
     say(f"{answer['id']}: {answer['state']}, frame {answer['frame']}")
     if answer["fault"]:
         say(answer["fault"])
@@ -117,55 +101,40 @@ def results(settings: Settings, program: str) -> None:
 
 
 @program.command("set")
-@click.argument("program", metavar="HASH")
+@hash_argument
 @click.argument("variable", metavar="VARIABLE")
 @click.argument("value", metavar="VALUE")
-@pass_settings
 def set_(settings: Settings, program: str, variable: str, value: str) -> None:
     """Give a variable a value, and compute what depends on it at once."""
-    answer = _calls(settings).set_variable(program, variable, value)
-    if settings.json:
-        show_json(answer)
+    asked = api.programs.Set(hash=hash_of(program).hash, name=variable, value=value)
+    settings.view(settings.ask(api.programs.SET, asked))
 
 
 @program.command("ls")
-@pass_settings
 def ls(settings: Settings) -> None:
     """List the registered programs, and whether they run."""
-    answer = _calls(settings).programs()
-    if settings.json:
-        show_json(answer)
-        return
-    show_table(
-        ["hash", "id", "state", "<frame"],
-        [
-            [
-                row["hash"],
-                f"{row['id']} (built in)" if row["built_in"] else row["id"],
-                row["state"],
-                str(row["frame"]),
-            ]
-            for row in answer["programs"]
-        ],
-        "no program is registered",
-    )
+    columns: Columns = {
+        "hash": "hash",
+        "id": lambda row: f"{row['id']} (built in)" if row["built_in"] else row["id"],
+        "state": "state",
+        "<frame": ("frame", str),
+    }
+    answer = settings.ask(api.programs.LIST)
+    settings.table(answer, "programs", columns, "no program is registered")
 
 
 @program.command()
 @click.argument("path", metavar="[OWNER:]PATH", type=Parsed("PATH", address_of))
 @click.option("--replay", is_flag=True, help="Run every function and module again, too.")
-@pass_settings
 def why(settings: Settings, path: str, replay: bool) -> None:
     """Show what is behind a value, link by link, and whether each link holds.
 
     Signatures prove who said what was computed. Only --replay proves that it
     is right; exits with 6 if a second run gives something else.
     """
-    answer = _calls(settings).why(path, replay=replay)
-    if settings.json:
-        show_json(answer)
-    else:
-        show_tree(_told(answer), _behind(answer))
+    asked = api.programs.Why(at=path, replay=replay)
+    answer = settings.ask(api.programs.WHY, asked, timeout_s=FSCK_TIMEOUT_S)
+    settings.view(answer, lambda _: show_tree(_told(answer), _behind(answer)))
     steps = [answer]
     for step in steps:
         steps += step["inputs"]

@@ -5,27 +5,41 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from typing import Final
 
 import click
 
+from xsc import api
 from xsc.base.units import format_duration, format_size
-from xsc.cli.options import Group, Parsed, Settings, pass_settings
-from xsc.cli.output import say, show, show_json, show_pairs, show_table
-from xsc.client.calls import Calls, read_bounded
+from xsc.cli.options import Group, Parsed, Settings
+from xsc.cli.output import Columns, say, short, show, show_pairs, show_rows, yes_or_no
+from xsc.client.calls import FSCK_TIMEOUT_S, Calls, read_bounded
 from xsc.client.core import Document
-from xsc.client.space import SpaceCalls, address_of, value_of
+from xsc.client.space import address_of, value_of
 from xsc.space.limits import VALUE_BYTES_MAX
 
 
-def _calls(settings: Settings) -> SpaceCalls:
-    return SpaceCalls(settings.calls().core)
-
-
 def _own_paths(calls: Calls) -> Iterable[str]:
-    return [row["path"] for row in SpaceCalls(calls.core).records()["records"]]
+    everything = api.space.Under(under="")
+    return [row["path"] for row in calls.ask(api.space.LIST, everything)["records"]]
 
 
 ADDRESS = Parsed("PATH", address_of, _own_paths)
+_STATS: Final[Columns] = {
+    "records": ("records", str),
+    "live": ("live_bytes", format_size),
+    "on disk": ("disk_bytes", format_size),
+    "subscriptions": ("subscriptions", str),
+    "received": ("received_bytes", format_size),
+    "sent": ("sent_bytes", format_size),
+}
+_SHARED_PROGRAMS: Final[Columns] = {"program": "path", "<size": ("size_bytes", format_size)}
+_RUNNING: Final[Columns] = {"runs": "hash", "id": "id", "state": "state", "<frame": ("frame", str)}
+_RECORDS: Final[Columns] = {
+    "path": "path",
+    "<sequence": ("sequence", str),
+    "<size": ("size_bytes", format_size),
+}
 
 
 @click.group(cls=Group)
@@ -40,7 +54,6 @@ def space() -> None:
 @space.command(context_settings={"ignore_unknown_options": True})
 @click.argument("path", metavar="PATH", type=ADDRESS)
 @click.argument("value", metavar="VALUE|-")
-@pass_settings
 def put(settings: Settings, path: str, value: str) -> None:
     """Write a value at a path of this node, and print its sequence.
 
@@ -55,11 +68,8 @@ def put(settings: Settings, path: str, value: str) -> None:
         )
     else:
         data = os.fsencode(value)
-    answer = _calls(settings).put(path, data)
-    if settings.json:
-        show_json(answer)
-    else:
-        show(str(answer["sequence"]))
+    answer = settings.ask(api.space.PUT, api.space.At(at=path), data)
+    settings.view(answer, str(answer["sequence"]))
 
 
 @space.command()
@@ -70,13 +80,14 @@ def put(settings: Settings, path: str, value: str) -> None:
     type=click.IntRange(min=1),
     help="A replaced value of this node, as `versions` lists them.",
 )
-@pass_settings
 def get(settings: Settings, path: str, sequence: int | None) -> None:
     """Print the value at a path, byte for byte."""
-    answer = _calls(settings).get(path, sequence)
-    if settings.json:
-        show_json(answer)
-    elif sys.stdout.isatty():
+    answer = settings.ask(api.space.GET, api.space.Get(at=path, sequence=sequence))
+    settings.view(answer, _show_value)
+
+
+def _show_value(answer: Document) -> None:
+    if sys.stdout.isatty():
         # Peers choose what it says, and a terminal would obey it.
         for line in value_of(answer["value"]).decode(errors="replace").split("\n"):
             show(line)
@@ -86,56 +97,39 @@ def get(settings: Settings, path: str, sequence: int | None) -> None:
 
 @space.command()
 @click.argument("path", metavar="PATH", type=ADDRESS)
-@pass_settings
 def rm(settings: Settings, path: str) -> None:
     """Delete a path of this node."""
-    answer = _calls(settings).remove(path)
-    if settings.json:
-        show_json(answer)
+    settings.view(settings.ask(api.space.REMOVE, api.space.At(at=path)))
 
 
 @space.command()
 @click.argument("prefix", metavar="[OWNER:][PREFIX]", type=ADDRESS, default="")
-@pass_settings
 def ls(settings: Settings, prefix: str) -> None:
     """List what is at a path and below it; everything without PREFIX."""
-    _show_records(settings, _calls(settings).records(prefix), "nothing is there")
+    answer = settings.ask(api.space.LIST, api.space.Under(under=prefix))
+    settings.table(answer, "records", _RECORDS, "nothing is there")
 
 
 @space.command()
 @click.argument("path", metavar="PATH", type=ADDRESS)
-@pass_settings
 def versions(settings: Settings, path: str) -> None:
     """List the replaced values of a path of this node that are kept, the newest first."""
-    _show_records(settings, _calls(settings).versions(path), "no replaced value is kept")
-
-
-def _show_records(settings: Settings, answer: Document, nothing: str) -> None:
-    if settings.json:
-        show_json(answer)
-        return
-    show_table(
-        ["path", "<sequence", "<size"],
-        [
-            [row["path"], str(row["sequence"]), format_size(row["size_bytes"])]
-            for row in answer["records"]
-        ],
-        nothing,
-    )
+    answer = settings.ask(api.space.VERSIONS, api.space.At(at=path))
+    settings.table(answer, "records", _RECORDS, "no replaced value is kept")
 
 
 @space.command()
 @click.argument("prefix", metavar="[OWNER:][PREFIX]", type=ADDRESS, default="")
-@pass_settings
 def watch(settings: Settings, prefix: str) -> None:
     """Print each change at a path and below it, from now on, until Ctrl-C."""
-    with _calls(settings).watch(prefix) as changes:
+    with settings.calls().events(api.space.WATCH, api.space.Under(under=prefix)) as changes:
         say("watching")
         for change in changes:
-            if settings.json:
-                show_json(change)
-            else:
-                show(f"{change['path']}  {change['sequence']}  {_shown(change['value'])}")
+            settings.view(change, _show_change)
+
+
+def _show_change(change: Document) -> None:
+    show(f"{change['path']}  {change['sequence']}  {_shown(change['value'])}")
 
 
 def _shown(value: str | dict[str, str] | None) -> str:
@@ -145,51 +139,39 @@ def _shown(value: str | dict[str, str] | None) -> str:
 
 
 @space.command()
-@pass_settings
 def stats(settings: Settings) -> None:
     """Show how much the space of this node holds."""
-    _show_stats(settings, _calls(settings).stats())
+    settings.fields(settings.ask(api.space.STATS), _STATS)
+
+
+def _age(age_ms: int | None) -> str:
+    return "never" if age_ms is None else format_duration(age_ms)
+
+
+_NODES: Final[Columns] = {
+    "node": "name",
+    "active": ("active", yes_or_no),
+    "<last head": ("head_age_ms", _age),
+}
 
 
 @space.command()
-@pass_settings
 def diagnostics(settings: Settings) -> None:
     """Show what this node lists and follows, who is active, and its place in causality."""
-    answer = _calls(settings).diagnostics()
-    if settings.json:
-        show_json(answer)
-        return
+    settings.view(settings.ask(api.space.DIAGNOSTICS), _show_diagnostics)
+
+
+def _show_diagnostics(answer: Document) -> None:
     names = {row["node"]: row["name"] for row in answer["nodes"]}
-    show_table(
-        ["program", "<size"],
-        [[row["path"], format_size(row["size_bytes"])] for row in answer["programs"]],
-        "no programs",
-    )
-    show_table(
-        ["runs", "id", "state", "<frame"],
-        [[row["hash"], row["id"], row["state"], str(row["frame"])] for row in answer["running"]],
-        "no program is registered",
-    )
-    show_table(
-        ["follows", "prefix", "<cursor"],
-        [
-            [names.get(row["owner"], row["owner"][:10]), row["prefix"], str(row["cursor"])]
-            for row in answer["subscriptions"]
-        ],
-        "nothing is followed",
-    )
-    show_table(
-        ["node", "active", "<last head"],
-        [
-            [
-                row["name"],
-                "yes" if row["active"] else "no",
-                "never" if row["head_age_ms"] is None else format_duration(row["head_age_ms"]),
-            ]
-            for row in answer["nodes"]
-        ],
-        "no peers",
-    )
+    follows: Columns = {
+        "follows": lambda row: names.get(row["owner"], short(row["owner"])),
+        "prefix": "prefix",
+        "<cursor": ("cursor", str),
+    }
+    show_rows(answer["programs"], _SHARED_PROGRAMS, "no programs")
+    show_rows(answer["running"], _RUNNING, "no program is registered")
+    show_rows(answer["subscriptions"], follows, "nothing is followed")
+    show_rows(answer["nodes"], _NODES, "no peers")
     show_pairs(
         [
             ("domain", answer["causality"]["domain"] or "none yet"),
@@ -199,23 +181,6 @@ def diagnostics(settings: Settings) -> None:
 
 
 @space.command()
-@pass_settings
 def compact(settings: Settings) -> None:
     """Return the room of what was deleted or replaced to the disk; show what is left."""
-    _show_stats(settings, _calls(settings).compact())
-
-
-def _show_stats(settings: Settings, answer: Document) -> None:
-    if settings.json:
-        show_json(answer)
-        return
-    show_pairs(
-        [
-            ("records", str(answer["records"])),
-            ("live", format_size(answer["live_bytes"])),
-            ("on disk", format_size(answer["disk_bytes"])),
-            ("subscriptions", str(answer["subscriptions"])),
-            ("received", format_size(answer["received_bytes"])),
-            ("sent", format_size(answer["sent_bytes"])),
-        ]
-    )
+    settings.fields(settings.ask(api.space.COMPACT, timeout_s=FSCK_TIMEOUT_S), _STATS)

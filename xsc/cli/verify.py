@@ -13,8 +13,7 @@ import click
 
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.limits import PEER_BODY_BYTES_MAX
-from xsc.cli.options import PATH, Command, Settings, pass_settings
-from xsc.cli.output import show, show_json
+from xsc.cli.options import PATH, Command, Settings
 from xsc.client.calls import read_bounded, read_file, read_module, unreadable
 
 
@@ -34,13 +33,8 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
 
 @click.command(cls=Command)
 @click.argument("file", type=PATH)
-@click.option(
-    "--module", type=PATH, metavar="FILE", help="Check that the run was of this very module, too."
-)
-@click.option(
-    "--lease", type=PATH, metavar="FILE", help="Check that the run was billed by this lease, too."
-)
-@pass_settings
+@click.option("--module", type=PATH, help="Check that the run was of this very module, too.")
+@click.option("--lease", type=PATH, help="Check that the run was billed by this lease, too.")
 def verify(settings: Settings, file: Path, module: Path | None, lease: Path | None) -> None:
     """Say what a receipt, voucher, lease, clearing, provenance, entry or drain proof proves.
 
@@ -63,7 +57,4 @@ def verify(settings: Settings, file: Path, module: Path | None, lease: Path | No
     except (PeerError, LimitError) as fault:
         # A record that a peer would be blamed for is, in a file, simply no proof.
         raise ProofInvalid(fault.message, hint=fault.hint) from None
-    if settings.json:
-        show_json({"ok": True, "text": proved})
-    else:
-        show(proved)
+    settings.view({"ok": True, "text": proved}, proved)

@@ -10,24 +10,26 @@ from __future__ import annotations
 import hashlib
 import re
 from base64 import b64decode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict, Unpack
 
 from xsc import api
-from xsc.api.endpoint import Id, Nothing
 from xsc.api.ranges import UNIT, check_range
 from xsc.base.errors import (
     ArgumentInvalid,
     CapabilityInvalid,
     ModuleUnknown,
     NodeUnreachable,
-    PeerUnknown,
     TooLarge,
 )
-from xsc.base.jobs import JobResult, JobSpec
-from xsc.base.limits import MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST, TIMEOUT_MS_MAX
+from xsc.base.jobs import JobResult, JobSpec, LimitOptions
+from xsc.base.limits import (
+    MODULE_BYTES_MAX,
+    MODULE_NAMED_BYTES_LEAST,
+    TIMEOUT_MS_MAX,
+)
 from xsc.client.core import (
     ANSWER_TIMEOUT_S,
     Core,
@@ -48,7 +50,33 @@ FSCK_TIMEOUT_S = 7 * 86_400.0
 Show = Callable[[int, bytes], None]
 """Given what a program writes, and to which stream."""
 _CAPABILITY = re.compile(r"[\x21-\x7e]{1,4096}")
-_PEER = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
+_SERVICE = re.compile(r"[a-z0-9-]{1,63}")
+
+
+class PutOptions(TypedDict, total=False):
+    """How an object is stored."""
+
+    name: str | None
+    """In the list of this node's objects; none where None, and of a file its own."""
+    survive: str
+    """The contract: refuse unless that may be lost, like "2nodes,1site"; empty: the default."""
+    code: tuple[int, int] | None
+    """(k, m): k shards of k + m rebuild the object; (4, 2) where None."""
+    wait_for_name: bool
+    """Return once so many peers have the list of names that a recovery knows this one."""
+
+
+class DeployOptions(LimitOptions, total=False):
+    """What is said of a service beside its module and name: also what a request may use."""
+
+    version: str | None
+    """How it is named; a number that rises where None."""
+    env: Mapping[str, str] | None
+    """The environment of each request."""
+    concurrency: int | None
+    """Requests at once."""
+    on: str | None
+    """The node that serves it; this one where None."""
 
 
 def read_file(path: Path, what: str, size_max: int) -> bytes:
@@ -97,7 +125,7 @@ def read_module(path: Path) -> bytes:
     return read_file(path, "module", MODULE_BYTES_MAX)
 
 
-def named_first(module: bytes, send: Callable[[str | None, bytes], Document]) -> Document:
+def _named_first(module: bytes, send: Callable[[str | None, bytes], Document]) -> Document:
     """Return what the node answers to a request that names a large module, or brings it.
 
     Args:
@@ -129,25 +157,43 @@ def _name(text: str) -> str:
     return text
 
 
-def _peer(who: str) -> str:
-    if not _PEER.fullmatch(who):
-        raise PeerUnknown(
-            f"there is no peer '{who}'", hint="`xsc peer ls` shows names and ids of peers"
+def service_name(text: str) -> str:
+    """Return the name of a service.
+
+    Raises:
+        ArgumentInvalid: it is none.
+    """
+    if not _SERVICE.fullmatch(text):
+        raise ArgumentInvalid(
+            f"'{text[:80]}' is no name for a service",
+            hint="1 to 63 small letters, digits and dashes, no dash at an end",
         )
-    return who
-
-
-def _id(text: str, pattern: str, what: str, hint: str) -> str:
-    if not re.fullmatch(pattern, text):
-        raise ArgumentInvalid(f"'{text[:80]}' is no {what}", hint=hint)
     return text
 
 
-class Calls:
-    """The calls of one node."""
+def follow(core: Core, service: str, newest: int, wait_ms: int) -> Iterator[Document]:
+    """Yield the newest rows of a service's log, and each one that comes, without end.
 
-    def __init__(self, core: Core) -> None:
-        self.core = core
+    Args:
+        core: the node.
+        service: its name.
+        newest: how many rows of before.
+        wait_ms: how long one call waits for the next row.
+    """
+    name = service_name(service)
+    asked = api.services.Log(name=name, n=max(newest, 1))
+    rows = core.ask(api.services.LOG, asked)["requests"]
+    after = 0
+    yield from rows if newest else ()
+    while True:
+        after = rows[-1]["number"] if rows else after
+        asked = api.services.Log(name=name, after=after, wait_ms=wait_ms)
+        rows = core.ask(api.services.LOG, asked)["requests"]
+        yield from rows
+
+
+class Calls(Core):
+    """The calls of one node, and beside `ask` those that take more than one request to say."""
 
     # Objects
 
@@ -155,14 +201,11 @@ class Calls:
         self,
         source: BinaryIO,
         *,
-        name: str = "",
         size_bytes: int | None = None,
-        survive: str = "",
-        code: tuple[int, int] | None = None,
         resume: str | None = None,
         part: str = "",
-        wait_for_name: bool = False,
         progress: Progress = ignore_progress,
+        **how: Unpack[PutOptions],
     ) -> Document:
         """Store a stream; return what `POST /v1/objects` says of it.
 
@@ -175,20 +218,17 @@ class Calls:
         Raises:
             UploadChanged: the put that broke off had another content; it is gone now.
         """
+        name, code = how.pop("name", None), how.pop("code", None)
+        said: dict[str, Any] = {key: value for key, value in how.items() if value}
         asked = api.objects.Put(
-            name=_name(name),
+            name=_name(name or ""),
             size_bytes=size_bytes,
-            survive=survive or None,
             code=None if code is None else f"{code[0]},{code[1]}",
             resume=resume,
             part=part or None,
-            wait_for_name=wait_for_name,
+            **said,
         )
-        return self.core.upload(api.objects.PUT, asked, source, progress)
-
-    def upload(self, upload_id: str) -> Document:
-        """Return how many bytes of an upload that broke off are stored: `stored_bytes`."""
-        return self.core.ask(api.objects.UPLOAD, Id(id=upload_id))
+        return self.upload(api.objects.PUT, asked, source, progress)
 
     def open(self, capability: str, part: str | None = None) -> Download:
         """Return an object's content as a stream, to be used in a `with`.
@@ -202,7 +242,7 @@ class Calls:
         """
         wanted = None if part is None else UNIT + check_range(part)
         asked = api.objects.Get(capability=_capability(capability), range=wanted)
-        download = self.core.download(api.objects.GET, asked)
+        download = self.download(api.objects.GET, asked)
         if part is not None and download.part is None:
             download.close()
             raise NodeUnreachable("the node did not send a range")
@@ -222,16 +262,16 @@ class Calls:
     def objects(self, prefix: str = "", *, versions: bool = False) -> Document:
         """Return the objects that this node has stored: the newest of each name, or all."""
         asked = api.objects.Under(prefix=_name(prefix), versions=versions)
-        return self.core.ask(api.objects.LIST, asked)
+        return self.ask(api.objects.LIST, asked)
 
     def parts(self, tree: str) -> Sequence[Document]:
         """Return the files that were stored for a directory: `part, capability, created_ms`."""
-        return list(self.core.ask(api.objects.PARTS, api.objects.Directory(part=tree))["parts"])
+        return list(self.ask(api.objects.PARTS, api.objects.Directory(part=tree))["parts"])
 
     def restore(self, name: str, version: int) -> Document:
         """Make an older version of a name its newest; return its new `version`."""
         asked = api.objects.Name(name=_name(name), version=version)
-        return self.core.ask(api.objects.RESTORE, asked)
+        return self.ask(api.objects.RESTORE, asked)
 
     def named(
         self, name: str, version: int | None = None, *, deleting: bool = False
@@ -244,17 +284,17 @@ class Calls:
             deleting: also those whose deletion some host has yet to confirm.
         """
         asked = api.objects.Versions(name=_name(name), version=version, deleting=deleting)
-        return list(self.core.ask(api.objects.NAMED, asked)["capabilities"])
+        return list(self.ask(api.objects.NAMED, asked)["capabilities"])
 
     def stat(self, capability: str) -> Document:
         """Ask the hosts of an object for its shards."""
-        return self.core.ask(
+        return self.ask(
             api.objects.STAT, api.objects.Capability(capability=_capability(capability))
         )
 
     def check(self, capability: str, *, deep: bool = False) -> Document:
         """Say what an object's placement is worth; `deep` has every shard read and verified."""
-        return self.core.ask(
+        return self.ask(
             api.objects.CHECK,
             api.objects.Check(capability=_capability(capability), deep=deep),
             timeout_s=DEEP_TIMEOUT_S if deep else ANSWER_TIMEOUT_S,
@@ -263,11 +303,11 @@ class Calls:
     def repair(self, capability: str) -> Document:
         """Have the node look at an object now, and build again what is lost of it."""
         asked = api.objects.Capability(capability=_capability(capability))
-        return self.core.ask(api.objects.REPAIR, asked, timeout_s=DEEP_TIMEOUT_S)
+        return self.ask(api.objects.REPAIR, asked, timeout_s=DEEP_TIMEOUT_S)
 
     def remove(self, capability: str) -> Document:
         """Delete an object at all of its hosts."""
-        return self.core.ask(
+        return self.ask(
             api.objects.REMOVE, api.objects.Capability(capability=_capability(capability))
         )
 
@@ -290,14 +330,14 @@ class Calls:
                 asked, (brought, spec.stdin), (job_ms + waits_ms) / 1000 + JOB_GRACE_S, show
             )
 
-        return api.jobs.read_result(spec.mode, named_first(spec.module, send))
+        return api.jobs.read_result(spec.mode, _named_first(spec.module, send))
 
     def _send_job(
         self, asked: api.jobs.Job, parts: Sequence[bytes], timeout_s: float, show: Show | None
     ) -> Document:
         if show is None:
-            return self.core.ask(api.jobs.RUN, asked, *parts, timeout_s=timeout_s)
-        for line in self.core.lines(api.jobs.STREAM, asked, *parts, timeout_s=timeout_s):
+            return self.ask(api.jobs.RUN, asked, *parts, timeout_s=timeout_s)
+        for line in self.lines(api.jobs.STREAM, asked, *parts, timeout_s=timeout_s):
             if "result" in line:
                 return dict(line["result"])
             if "problem" in line:
@@ -306,159 +346,12 @@ class Calls:
                 show(2 if name == "stderr" else 1, b64decode(data))
         raise NodeUnreachable("the node broke off its answer", hint="see the node's log")
 
-    def evidence(self) -> Document:
-        """Return what providers signed that cannot be true."""
-        return self.core.ask(api.jobs.EVIDENCE, Nothing())
+    def deploy(self, module: bytes, name: str, **how: Unpack[DeployOptions]) -> Document:
+        """Make a module a service, or the next version of one."""
+        said: dict[str, Any] = {key: value for key, value in how.items() if value is not None}
 
-    def evidence_record(self, evidence_id: str) -> Download:
-        """Return one signed record of it as a file for `xsc verify`, to be used in a `with`."""
-        hint = "`xsc compute evidence` shows them"
-        found = _id(evidence_id, r"[a-z0-9]{1,64}", "evidence id", hint)
-        return self.core.download(api.jobs.EVIDENCE_RECORD, Id(id=found))
+        def send(named: str | None, brought: bytes) -> Document:
+            asked = api.services.Deploy(name=name, module=named, module_bytes=len(brought), **said)
+            return self.ask(api.services.DEPLOY, asked, brought)
 
-    # Peers
-
-    def peers(self) -> Document:
-        """Return all known peers."""
-        return self.core.ask(api.peers.LIST, Nothing())
-
-    def invite(self, ttl_ms: int | None = None) -> Document:
-        """Return an invitation to this node, good for one peer."""
-        asked = api.peers.Invite() if ttl_ms is None else api.peers.Invite(ttl_ms=ttl_ms)
-        return self.core.ask(api.peers.INVITE, asked)
-
-    def join(self, invitation: str, name: str | None = None) -> Document:
-        """Accept another node's invitation."""
-        return self.core.ask(api.peers.JOIN, api.peers.Join(invitation=invitation, name=name))
-
-    def recognise(self, who: str, weight_ppm: int) -> Document:
-        """Set how much this node recognises a peer."""
-        asked = api.peers.Recognise(who=_peer(who), weight_ppm=weight_ppm)
-        return self.core.ask(api.peers.RECOGNISE, asked)
-
-    def rename(self, who: str, name: str) -> Document:
-        """Call a peer otherwise on this node."""
-        return self.core.ask(api.peers.RENAME, api.peers.Rename(who=_peer(who), name=name))
-
-    def confirm(self, who: str) -> Document:
-        """Answer for an introduced peer as for an invited one."""
-        return self.core.ask(api.peers.CONFIRM, api.peers.Who(who=_peer(who)))
-
-    def block(self, who: str) -> Document:
-        """Refuse a peer everything from now on."""
-        return self.core.ask(api.peers.BLOCK, api.peers.Who(who=_peer(who)))
-
-    def forget(self, who: str) -> Document:
-        """Remove a peer."""
-        return self.core.ask(api.peers.REMOVE, api.peers.Who(who=_peer(who)))
-
-    # The rest
-
-    def status(self) -> Document:
-        """Return what the node says of itself."""
-        return self.core.ask(api.status.STATUS, Nothing())
-
-    def leave(self) -> Document:
-        """Have the node begin to move away all that it holds for others."""
-        return self.core.ask(api.home.LEAVE, Nothing())
-
-    def drain(self, wait_ms: int = 0) -> Document:
-        """Return how far the node is with leaving.
-
-        Args:
-            wait_ms: how long to wait for the node's next count at most.
-        """
-        return self.core.ask(api.home.DRAIN, api.home.Look(wait_ms=wait_ms))
-
-    def stay(self) -> Document:
-        """Have the node stay after all."""
-        return self.core.ask(api.home.STAY, Nothing())
-
-    def drain_proof(self) -> Download:
-        """Return what proves where everything lies now, to be used in a `with`."""
-        return self.core.download(api.home.PROOF, Nothing())
-
-    def backup(self, *, identity: bool, bodies: bool) -> Download:
-        """Return a backup of the node as a stream, to be used in a `with`."""
-        return self.core.download(
-            api.home.BACKUP, api.home.Backup(identity=identity, bodies=bodies)
-        )
-
-    def fsck(self, *, deep: bool) -> Document:
-        """Have the node compare its index with all bodies; takes as long as reading them."""
-        return self.core.ask(api.home.FSCK, api.home.Fsck(deep=deep), timeout_s=FSCK_TIMEOUT_S)
-
-    def collect_garbage(self) -> Document:
-        """Have the node drop what it need not keep, and give room back to the disk."""
-        return self.core.ask(api.home.GC, Nothing(), timeout_s=FSCK_TIMEOUT_S)
-
-    def damaged(self) -> Document:
-        """Return the bodies that the node knows to be damaged."""
-        return self.core.ask(api.home.DAMAGED, Nothing())
-
-    def quotes(self) -> Document:
-        """Ask all peers for their prices."""
-        return self.core.ask(api.market.QUOTES, Nothing())
-
-    def estimate(self, **asked: Any) -> Document:  # noqa: ANN401
-        """Return what storage or fuel would cost at the prices quoted now.
-
-        Args:
-            asked: `size_bytes`, `duration_ms` and `code`; `fuel` and `memory_bytes`.
-        """
-        return self.core.ask(api.market.ESTIMATE, api.market.Estimate(**asked))
-
-    def leases(self) -> Document:
-        """Return the leases of this node, in both roles."""
-        return self.core.ask(api.market.LEASES, Nothing())
-
-    def lease(self, lease_id: str, *, denial: bool = False) -> Download:
-        """Return one signed lease or its denial as a file for `xsc verify`.
-
-        To be used in a `with`.
-        """
-        found = _id(lease_id, r"[a-z0-9]{1,64}", "lease id", "`xsc market leases` shows them")
-        asked = api.market.LeaseId(id=found, denial=denial)
-        return self.core.download(api.market.LEASE, asked)
-
-    def account(self, who: str, *, count: bool = False) -> Download:
-        """Return the newest voucher for a provider, or the count that it pays, as a file.
-
-        To be used in a `with`.
-        """
-        return self.core.download(api.market.ACCOUNT, api.market.AccountId(id=who, count=count))
-
-    def settle(self) -> Document:
-        """Settle now what is owed by leases."""
-        return self.core.ask(api.ledger.SETTLE, Nothing())
-
-    def settle_off_books(self, who: str, amount_micro: int) -> Document:
-        """Say that what one of two nodes owes the other was paid off the books, so much of it."""
-        asked = api.ledger.Payment(peer=who, amount_micro=amount_micro)
-        return self.core.ask(api.ledger.OFF_BOOKS, asked)
-
-    def balances(self) -> Document:
-        """Return what this node and each peer owe one another."""
-        return self.core.ask(api.ledger.BALANCE, Nothing())
-
-    def entries(self, limit: int, before: int | None = None) -> Document:
-        """Return the newest ledger entries, or the newest of those before one."""
-        return self.core.ask(api.ledger.LOG, api.ledger.Page(limit=limit, before=before))
-
-    def set_limit(self, who: str, limit_micro: int) -> Document:
-        """Set what a peer may owe this node at most."""
-        return self.core.ask(api.ledger.LIMIT, api.ledger.Limit(peer=who, limit_micro=limit_micro))
-
-    def verify_ledger(self) -> Document:
-        """Replay the node's ledger and check every signature in it."""
-        return self.core.ask(api.ledger.VERIFY, Nothing())
-
-    def entry(self, entry_id: str) -> Download:
-        """Return one settled entry as a file for `xsc verify`, to be used in a `with`."""
-        hint = "`xsc ledger log --json` shows them"
-        found = _id(entry_id, r"[a-z2-7]{52}", "entry id", hint)
-        return self.core.download(api.ledger.ENTRY, Id(id=found))
-
-    def health(self) -> Document:
-        """Return what probes say of each peer."""
-        return self.core.ask(api.status.HEALTH, Nothing())
+        return _named_first(module, send)

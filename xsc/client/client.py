@@ -8,28 +8,44 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
+from xsc import api
+from xsc.api.endpoint import Endpoint, Id
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.jobs import JobItem, JobOptions, JobResult, JobSpec, LimitOptions
+from xsc.base.jobs import JobItem, JobOptions, JobResult, JobSpec
 from xsc.base.limits import BATCH_ITEMS_MAX
-from xsc.client.calls import Calls, read_module, unreadable
-from xsc.client.core import Core, Document, Progress
+from xsc.client.calls import (
+    FSCK_TIMEOUT_S,
+    Calls,
+    DeployOptions,
+    PutOptions,
+    follow,
+    read_module,
+    service_name,
+    unreadable,
+)
+from xsc.client.core import ANSWER_TIMEOUT_S, Document, Progress
 from xsc.client.files import size_of, write_whole
-from xsc.client.market import MarketCalls
+from xsc.client.market import declaration, slot_id_of
 from xsc.client.placement import Ask, survey
-from xsc.client.programs import ProgramCalls, read_document
-from xsc.client.services import ServiceCalls
-from xsc.client.space import SpaceCalls, value_of
+from xsc.client.programs import hash_of, read_document, register
+from xsc.client.space import address_of, value_of
 from xsc.client.targets import Target
 
 T = TypeVar("T")
+Q = TypeVar("Q")
+R = TypeVar("R")
+IN_FLIGHT = 64
+"""Calls at once, of all nodes together; those of a stream wait in between."""
+_THREADS = ThreadPoolExecutor(IN_FLIGHT, "xsc-client")
 _FOLLOW_MS = 1_000
 """How long one call waits for a row of a log: who cancels does not wait longer for its thread."""
 
@@ -85,7 +101,11 @@ class _Cancelled(Exception):
     """The task that waits for this thread is gone."""
 
 
-async def _in_thread(work: Callable[[Progress], T]) -> T:
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, work, *arguments)
+
+
+async def _watched(work: Callable[[Progress], T]) -> T:
     """Return what `work` returns; it gets a callback that raises once nobody waits any more."""
     gone = threading.Event()
 
@@ -94,17 +114,47 @@ async def _in_thread(work: Callable[[Progress], T]) -> T:
             raise _Cancelled
 
     try:
-        return await asyncio.to_thread(work, progress)
+        return await _in_thread(work, progress)
     except asyncio.CancelledError:
         gone.set()
         raise
 
 
-async def _survey(calls: Calls, capability: str, ask: Ask) -> dict[str, Any]:
-    def work(progress: Progress) -> Document:
-        return survey(calls, Target(capability), ask, lambda _: nullcontext(progress))
+async def _each(
+    opened: Callable[[], AbstractContextManager[Iterable[T]]], made: Callable[[T], R]
+) -> AsyncIterator[R]:
+    """Yield what is made of each item of a stream, as they come."""
+    # Closing ends the thread that waits for the next item.
+    with await _in_thread(opened) as stream:
+        items = iter(stream)
+        while (item := await _in_thread(next, items, None)) is not None:
+            yield made(item)
 
-    return await _in_thread(work)
+
+def _row(kind: type[T], row: Document) -> T:
+    """Return the fields of a row that a class has."""
+    return kind(**{name: row[name] for name in kind.__annotations__})
+
+
+def _same(item: T) -> T:
+    return item
+
+
+class _Face:
+    """The calls of one subject, each in a thread."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def _ask(
+        self,
+        endpoint: Endpoint[Q, Any],
+        asked: Q | None = None,
+        *parts: bytes,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> Document:
+        ask = partial(self._calls.ask, endpoint, asked, *parts, timeout_s=timeout_s)
+        return await _in_thread(ask)
 
 
 def connect(home: Path | str | None = None) -> Node:
@@ -113,23 +163,22 @@ def connect(home: Path | str | None = None) -> Node:
     Args:
         home: the node's directory; XSC_HOME or the default home where None.
     """
-    return Node(Core(None if home is None else Path(home).expanduser().absolute()))
+    return Node(Calls(None if home is None else Path(home).expanduser().absolute()))
 
 
-class Node:
+class Node(_Face):
     """A node on this machine, as its owner uses it.
 
     Every method raises `xsc.base.errors.XscError`; `NodeUnreachable` where no
     node runs.
     """
 
-    def __init__(self, core: Core) -> None:
-        self._calls = Calls(core)
-        self._services = ServiceCalls(core)
-        self.space = Space(SpaceCalls(core))
-        self.allocation = Allocation(MarketCalls(core))
-        self.market = Market(MarketCalls(core))
-        self.programs = Programs(ProgramCalls(core))
+    def __init__(self, calls: Calls) -> None:
+        super().__init__(calls)
+        self.space = Space(calls)
+        self.allocation = Allocation(calls)
+        self.market = Market(calls)
+        self.programs = Programs(calls)
         self.id = ""
 
     async def __aenter__(self) -> Self:
@@ -145,89 +194,54 @@ class Node:
     ) -> None:
         """Nothing is kept open between calls."""
 
-    async def put(
-        self,
-        source: Path | str | bytes,
-        *,
-        name: str | None = None,
-        survive: str = "",
-        code: tuple[int, int] | None = None,
-        wait_for_name: bool = False,
-    ) -> str:
+    async def put(self, source: Path | str | bytes, **how: Unpack[PutOptions]) -> str:
         """Store a file, or bytes; return the capability that reads it.
 
         Args:
             source: path of the file, or the content itself as bytes.
-            name: shown by `objects`; the file's name where None.
-            survive: the contract: refuse unless that may be lost, for example
-                "2nodes,1site"; empty: the node's default contract.
-            code: (k, m): k shards of k + m rebuild the object; (4, 2) where None.
-            wait_for_name: return once so many peers have the list of names that a recovery
-                knows this one; `store` tells of a warning where they do not have it in time.
+            how: its name, contract and code (`xsc.client.calls.PutOptions`); a file's name is
+                its own where None. `store` tells of a warning where peers do not
+                have the list of names in time.
 
         Raises:
             DurabilityUnreachable: the nodes that are known could never keep the contract.
             CreditExceeded, SpaceExhausted, NoOffers: they cannot now; the message names who
                 refused and why, the hint what works now.
         """
-        stored = await self.store(
-            source, name=name, survive=survive, code=code, wait_for_name=wait_for_name
-        )
-        return stored.capability
+        return (await self.store(source, **how)).capability
 
-    async def store(
-        self,
-        source: Path | str | bytes,
-        *,
-        name: str | None = None,
-        survive: str = "",
-        code: tuple[int, int] | None = None,
-        wait_for_name: bool = False,
-    ) -> Stored:
+    async def store(self, source: Path | str | bytes, **how: Unpack[PutOptions]) -> Stored:
         """Store like `put`; return where it is and what it survives, too."""
 
-        def upload(stream: BinaryIO, size: int | None, known_as: str, progress: Progress) -> Stored:
-            return _stored(
-                self._calls.put(
-                    stream,
-                    name=known_as if name is None else name,
-                    size_bytes=size,
-                    survive=survive,
-                    code=code,
-                    wait_for_name=wait_for_name,
-                    progress=progress,
-                )
-            )
-
-        def work(progress: Progress) -> Stored:
+        def work(progress: Progress) -> Document:
             if isinstance(source, bytes):
-                return upload(BytesIO(source), len(source), "", progress)
+                size = len(source)
+                return self._calls.put(BytesIO(source), size_bytes=size, progress=progress, **how)
             path = Path(source)
+            if how.get("name") is None:
+                how["name"] = path.name
             try:
                 stream = path.open("rb")
             except OSError as fault:
                 raise unreadable(path, "file", fault) from None
             with stream:
-                return upload(stream, size_of(stream), path.name, progress)
+                size_bytes = size_of(stream)
+                return self._calls.put(stream, size_bytes=size_bytes, progress=progress, **how)
 
-        return await _in_thread(work)
+        return _stored(await _watched(work))
 
     async def get(self, capability: str, path: Path | str) -> int:
         """Write an object to a file, whole or not at all; return its size in bytes.
 
         What an interrupted call has left beside the file is continued.
         """
-
-        def work(progress: Progress) -> int:
-            return self._calls.get(capability, Path(path), progress)
-
-        return await _in_thread(work)
+        return await _watched(partial(self._calls.get, capability, Path(path)))
 
     async def read(self, capability: str) -> bytes:
         """Return all of an object; use `stream` for one that is larger than memory."""
         return b"".join([block async for block in self.stream(capability)])
 
-    async def stream(self, capability: str, part: str | None = None) -> AsyncIterator[bytes]:
+    def stream(self, capability: str, part: str | None = None) -> AsyncIterator[bytes]:
         """Yield an object's content; it ends without an error only if all of it came.
 
         Args:
@@ -235,43 +249,36 @@ class Node:
             part: the range that is wanted, like "1000-1999", "1000-" or "-500"; only what
                 holds it is fetched. All of the object where None.
         """
-        download = await asyncio.to_thread(self._calls.open, capability, part)
-        with download:
-            blocks = download.blocks()
-            while (block := await asyncio.to_thread(next, blocks, None)) is not None:
-                yield block
+        return _each(partial(self._calls.open, capability, part), _same)
 
     async def objects(self) -> list[ObjectRow]:
         """Return the objects that this node has stored."""
-        rows = (await asyncio.to_thread(self._calls.objects))["objects"]
-        return [
-            ObjectRow(
-                name=row["name"],
-                capability=row["capability"],
-                size_bytes=row["size_bytes"],
-                created_ms=row["created_ms"],
-                margin=row["margin"],
-            )
-            for row in rows
-        ]
+        rows = (await _in_thread(self._calls.objects))["objects"]
+        return [_row(ObjectRow, row) for row in rows]
 
     async def stat(self, capability: str) -> dict[str, Any]:
         """Ask an object's hosts for its shards; return what `xsc store stat --json` prints.
 
         Of a directory it goes over all files, and returns the worst.
         """
-        return await _survey(self._calls, capability, self._calls.stat)
+        return await self._survey(capability, self._calls.stat)
 
     async def check(self, capability: str, *, deep: bool = False) -> dict[str, Any]:
         """Say what an object's placement is worth; `deep` has every shard read and verified.
 
         Of a directory it goes over all files, and returns the worst.
         """
-        return await _survey(self._calls, capability, partial(self._calls.check, deep=deep))
+        return await self._survey(capability, partial(self._calls.check, deep=deep))
+
+    async def _survey(self, capability: str, ask: Ask) -> dict[str, Any]:
+        def work(progress: Progress) -> Document:
+            return survey(self._calls, Target(capability), ask, lambda _: nullcontext(progress))
+
+        return await _watched(work)
 
     async def remove(self, capability: str) -> list[str]:
         """Delete an object; return the ids of hosts that have not confirmed it yet."""
-        return list((await asyncio.to_thread(self._calls.remove, capability))["unconfirmed"])
+        return list((await _in_thread(self._calls.remove, capability))["unconfirmed"])
 
     async def invoke(
         self,
@@ -296,7 +303,7 @@ class Node:
             ModuleTrapped: the program failed by itself.
         """
 
-        def work(_: Progress) -> JobResult:
+        def work() -> JobResult:
             spec = JobSpec.invoke(_code(module), function, arguments, **options)
             return _finished(self._calls.job(spec), receipt)
 
@@ -339,7 +346,7 @@ class Node:
         running: asyncio.Task[tuple[JobItem, ...]] | None = None
         try:
             async for lines in _gathered(calls, batch):
-                begun = asyncio.create_task(asyncio.to_thread(work, lines))
+                begun = asyncio.create_task(_in_thread(work, lines))
                 running, before = begun, running
                 if before is not None:
                     for item in await before:
@@ -376,103 +383,72 @@ class Node:
             LimitError, ModuleTrapped: as `invoke`.
         """
 
-        def work(_: Progress) -> JobResult:
+        def work() -> JobResult:
             spec = JobSpec.run(_code(module), arguments, env, stdin, inputs, **options)
             return _finished(self._calls.job(spec), receipt)
 
         return await _in_thread(work)
 
     async def deploy(
-        self,
-        module: Path | str | bytes,
-        name: str,
-        *,
-        version: str | None = None,
-        env: Mapping[str, str] | None = None,
-        concurrency: int | None = None,
-        on: str | None = None,
-        **limits: Unpack[LimitOptions],
+        self, module: Path | str | bytes, name: str, **how: Unpack[DeployOptions]
     ) -> dict[str, Any]:
         """Make a module a service, or the next version of one; return it as `services` does.
 
         Args:
             module: path of the module, or its bytes.
             name: of the service.
-            version: named so; a number that rises where None.
-            env: the environment of each request.
-            concurrency: requests at once.
-            on: the node that serves it; this one where None.
-            limits: what a request may use.
+            how: its version, environment, place and limits (`xsc.client.calls.DeployOptions`).
         """
-
-        def work(_: Progress) -> dict[str, Any]:
-            return self._services.deploy(
-                _code(module),
-                name,
-                version=version,
-                env=env,
-                concurrency=concurrency,
-                on=on,
-                **limits,
-            )
-
-        return await _in_thread(work)
+        return await _in_thread(lambda: self._calls.deploy(_code(module), name, **how))
 
     async def services(self) -> list[dict[str, Any]]:
         """Return the services that this node owns or holds, as `xsc compute ls --json` does."""
-        return list((await asyncio.to_thread(self._services.services))["services"])
+        return list((await self._ask(api.services.LIST))["services"])
 
     async def rollback(self, name: str, to: str | None = None) -> dict[str, Any]:
         """Go back to a version of a service, or to what was active before."""
-        return await asyncio.to_thread(self._services.rollback, name, to)
+        asked = api.services.Rollback(name=service_name(name), to=to)
+        return await self._ask(api.services.ROLLBACK, asked)
 
     async def undeploy(self, name: str) -> None:
         """Remove a service with its versions and its log."""
-        await asyncio.to_thread(self._services.undeploy, name)
+        await self._ask(api.services.UNDEPLOY, api.services.Named(name=service_name(name)))
 
     async def requests(self, name: str, newest: int = 100) -> list[dict[str, Any]]:
         """Return the newest rows of a service's log, in order."""
-        return await asyncio.to_thread(self._services.log, name, newest)
+        asked = api.services.Log(name=service_name(name), n=newest)
+        return list((await self._ask(api.services.LOG, asked))["requests"])
 
-    async def follow(self, name: str, newest: int = 0) -> AsyncIterator[dict[str, Any]]:
+    def follow(self, name: str, newest: int = 0) -> AsyncIterator[dict[str, Any]]:
         """Yield the newest rows of a service's log, and each one that comes, without end."""
-        last = await self.requests(name, max(newest, 1))
-        number = last[-1]["number"] if last else 0
-        for row in last if newest else ():
-            yield row
-        while True:
-            for row in await asyncio.to_thread(self._services.after, name, number, _FOLLOW_MS):
-                number = row["number"]
-                yield row
+        rows = follow(self._calls, name, newest, _FOLLOW_MS)
+        return _each(lambda: nullcontext(rows), _same)
 
     async def status(self) -> dict[str, Any]:
         """Return what `xsc node status --json` prints."""
-        return await asyncio.to_thread(self._calls.status)
+        return await self._ask(api.status.STATUS)
 
     async def peers(self) -> list[dict[str, Any]]:
         """Return the known peers, each as `xsc peer ls --json` prints it."""
-        return list((await asyncio.to_thread(self._calls.peers))["peers"])
+        return list((await self._ask(api.peers.LIST))["peers"])
 
     async def balances(self) -> dict[str, int]:
         """Return what each peer owes this node, by id, in micro-credits; negative if we owe."""
-        rows = (await asyncio.to_thread(self._calls.balances))["balances"]
+        rows = (await self._ask(api.ledger.BALANCE))["balances"]
         return {row["peer"]: row["balance_micro"] for row in rows}
 
 
-class Space:
+class Space(_Face):
     """The key space that a node and its peers share.
 
     An address is `[OWNER:]PATH`, with OWNER the name or id of a node; without it the node itself
     is meant. Only the own space can be written to.
     """
 
-    def __init__(self, calls: SpaceCalls) -> None:
-        self._calls = calls
-
     async def put(self, path: str, value: bytes | str) -> int:
         """Write a value, text or bytes, and return its sequence."""
         data = value.encode() if isinstance(value, str) else value
-        return int((await asyncio.to_thread(self._calls.put, path, data))["sequence"])
+        return int((await self._ask(api.space.PUT, _at(path), data))["sequence"])
 
     async def get(self, address: str, sequence: int | None = None) -> bytes:
         """Return the value at an address, or a replaced one that `versions` lists.
@@ -480,17 +456,17 @@ class Space:
         Raises:
             NotFound: nothing is there.
         """
-        found = await asyncio.to_thread(self._calls.get, address, sequence)
-        return value_of(found["value"])
+        asked = api.space.Get(at=address_of(address), sequence=sequence)
+        return value_of((await self._ask(api.space.GET, asked))["value"])
 
     async def versions(self, path: str) -> list[SpaceRecord]:
         """Return the replaced records of an own path that are kept, the newest first."""
-        rows = (await asyncio.to_thread(self._calls.versions, path))["records"]
-        return [SpaceRecord(**row) for row in rows]
+        rows = (await self._ask(api.space.VERSIONS, _at(path)))["records"]
+        return [_row(SpaceRecord, row) for row in rows]
 
     async def stat(self, address: str) -> dict[str, Any]:
         """Return the record at an address, as `xsc space get --json` prints it."""
-        return await asyncio.to_thread(self._calls.get, address)
+        return await self._ask(api.space.GET, api.space.Get(at=address_of(address)))
 
     async def remove(self, path: str) -> int:
         """Delete a path, and return the sequence of the deletion.
@@ -498,45 +474,46 @@ class Space:
         Raises:
             NotFound: nothing is there.
         """
-        return int((await asyncio.to_thread(self._calls.remove, path))["sequence"])
+        return int((await self._ask(api.space.REMOVE, _at(path)))["sequence"])
 
     async def records(self, prefix: str = "") -> list[SpaceRecord]:
         """Return the records at an address and below it."""
-        rows = (await asyncio.to_thread(self._calls.records, prefix))["records"]
-        return [SpaceRecord(**row) for row in rows]
+        asked = api.space.Under(under=address_of(prefix))
+        rows = (await self._ask(api.space.LIST, asked))["records"]
+        return [_row(SpaceRecord, row) for row in rows]
 
-    async def watch(self, prefix: str = "") -> AsyncIterator[SpaceChange]:
+    def watch(self, prefix: str = "") -> AsyncIterator[SpaceChange]:
         """Yield each change at an address and below it, from now on, without end."""
-        events = await asyncio.to_thread(self._calls.watch, prefix)
-        # Closing ends the thread that waits for the next event.
-        with events:
-            changes = iter(events)
-            while (change := await asyncio.to_thread(next, changes, None)) is not None:
-                shown = change["value"]
-                value = None if shown is None else value_of(shown)
-                yield SpaceChange(change["owner"], change["path"], change["sequence"], value)
+        asked = api.space.Under(under=address_of(prefix))
+        return _each(partial(self._calls.events, api.space.WATCH, asked), _change)
 
     async def stats(self) -> dict[str, int]:
         """Return what `xsc space stats --json` prints."""
-        return await asyncio.to_thread(self._calls.stats)
+        return await self._ask(api.space.STATS)
 
     async def diagnostics(self) -> Document:
         """Return what `xsc space diagnostics --json` prints."""
-        return await asyncio.to_thread(self._calls.diagnostics)
+        return await self._ask(api.space.DIAGNOSTICS)
 
     async def compact(self) -> dict[str, int]:
         """Return room to the disk, and the stats after that."""
-        return await asyncio.to_thread(self._calls.compact)
+        return await self._ask(api.space.COMPACT, timeout_s=FSCK_TIMEOUT_S)
 
 
-class Programs:
+def _at(path: str) -> api.space.At:
+    return api.space.At(at=address_of(path))
+
+
+def _change(found: Document) -> SpaceChange:
+    value = None if found["value"] is None else value_of(found["value"])
+    return SpaceChange(found["owner"], found["path"], found["sequence"], value)
+
+
+class Programs(_Face):
     """The programs of a node: values that are computed anew when what they depend on changes.
 
     A program is named by its hash, or the beginning of it.
     """
-
-    def __init__(self, calls: ProgramCalls) -> None:
-        self._calls = calls
 
     async def register(self, path: Path | str, *, activate: bool = False) -> str:
         """Register the program of a file, and run it if asked; return its hash.
@@ -544,45 +521,43 @@ class Programs:
         Modules that it names are files beside it.
         """
 
-        def register() -> Document:
-            return self._calls.register(*read_document(Path(path)), activate=activate)
+        def work() -> Document:
+            return register(self._calls, *read_document(Path(path)), activate=activate)
 
-        return str((await asyncio.to_thread(register))["hash"])
+        return str((await _in_thread(work))["hash"])
 
     async def activate(self, program: str) -> None:
         """Run a registered program from now on."""
-        await asyncio.to_thread(self._calls.activate, program)
+        await self._ask(api.programs.ACTIVATE, hash_of(program))
 
     async def deactivate(self, program: str) -> None:
         """Run a program no more; what it published stays."""
-        await asyncio.to_thread(self._calls.deactivate, program)
+        await self._ask(api.programs.DEACTIVATE, hash_of(program))
 
     async def set_variable(self, program: str, name: str, value: str) -> Document:
         """Give a variable of kind `value` or `local` a value; return the results."""
-        return await asyncio.to_thread(self._calls.set_variable, program, name, value)
+        asked = api.programs.Set(hash=hash_of(program).hash, name=name, value=value)
+        return await self._ask(api.programs.SET, asked)
 
     async def results(self, program: str) -> Document:
         """Return what `xsc program results --json` prints."""
-        return await asyncio.to_thread(self._calls.results, program)
+        return await self._ask(api.programs.SHOW, hash_of(program))
 
     async def programs(self) -> list[Document]:
         """Return the registered programs, each as `xsc program ls --json` prints it."""
-        return list((await asyncio.to_thread(self._calls.programs))["programs"])
+        return list((await self._ask(api.programs.LIST))["programs"])
 
     async def why(self, address: str, *, replay: bool = False) -> Document:
         """Return what `xsc program why --json` prints."""
-        return await asyncio.to_thread(self._calls.why, address, replay=replay)
+        asked = api.programs.Why(at=address_of(address), replay=replay)
+        return await self._ask(api.programs.WHY, asked, timeout_s=FSCK_TIMEOUT_S)
 
-    async def watch(self, program: str) -> AsyncIterator[Document]:
+    def watch(self, program: str) -> AsyncIterator[Document]:
         """Yield the results, now and after each frame, until the program is deactivated."""
-        events = await asyncio.to_thread(self._calls.watch, program)
-        with events:
-            found = iter(events)
-            while (results := await asyncio.to_thread(next, found, None)) is not None:
-                yield results
+        return _each(partial(self._calls.events, api.programs.WATCH, hash_of(program)), _same)
 
 
-class Market:
+class Market(_Face):
     """What a node offers and needs ahead of use.
 
     A quantity is bytes of `storage` held at any moment, or fuel a second of `compute`; in its
@@ -591,23 +566,21 @@ class Market:
     `filters`, `location`, `rule` (`docs/design/slots.md`).
     """
 
-    def __init__(self, calls: MarketCalls) -> None:
-        self._calls = calls
-
     async def offer(self, kind: str, quantity: int | None = None, **stated: Any) -> str:  # noqa: ANN401
         """Offer capacity and return the id of the slot."""
-        return await self._declare("offer", kind, {"quantity": quantity, **stated})
+        return await self._declare("offer", kind, quantity=quantity, **stated)
 
     async def offer_all(self, kind: str) -> str:
         """Offer all that the node has, as it does by default, and return the id of the slot."""
-        return await self._declare("offer", kind, {"standing": True})
+        return await self._declare("offer", kind, standing=True)
 
     async def need(self, kind: str, quantity: int | None = None, **stated: Any) -> str:  # noqa: ANN401
         """State a need of capacity and return its id."""
-        return await self._declare("need", kind, {"quantity": quantity, **stated})
+        return await self._declare("need", kind, quantity=quantity, **stated)
 
-    async def _declare(self, role: str, kind: str, stated: Document) -> str:
-        return str((await asyncio.to_thread(self._calls.declare, role, kind, stated))["id"])
+    async def _declare(self, role: str, kind: str, **stated: Any) -> str:  # noqa: ANN401
+        asked = declaration(role, kind, stated)
+        return str((await self._ask(api.market.DECLARE, asked))["id"])
 
     async def edit(self, slot_id: str, **stated: Any) -> None:  # noqa: ANN401
         """Change what is stated of an own offer or need.
@@ -615,7 +588,7 @@ class Market:
         Raises:
             NotFound: there is none of that id.
         """
-        await asyncio.to_thread(self._calls.edit, slot_id, stated)
+        await self._ask(api.market.EDIT, api.market.Edit(id=slot_id_of(slot_id), **stated))
 
     async def withdraw(self, slot_id: str) -> None:
         """Withdraw an own offer or need.
@@ -623,11 +596,11 @@ class Market:
         Raises:
             NotFound: there is none of that id.
         """
-        await asyncio.to_thread(self._calls.withdraw, slot_id)
+        await self._ask(api.market.WITHDRAW, Id(id=slot_id_of(slot_id)))
 
     async def slots(self) -> list[dict[str, Any]]:
         """Return own and known slots and needs, as `xsc market slots --json` prints them."""
-        return list((await asyncio.to_thread(self._calls.slots))["slots"])
+        return list((await self._ask(api.market.SLOTS))["slots"])
 
     async def why(self, some_id: str) -> dict[str, Any]:
         """Return why an own need, an offer or a clearing came out as it did.
@@ -636,7 +609,7 @@ class Market:
             NotFound: none of that id is known.
             ProofInvalid: the record of another node's clearing does not recompute.
         """
-        return await asyncio.to_thread(self._calls.why, some_id)
+        return await self._ask(api.market.WHY, Id(id=some_id))
 
 
 def _stored(document: Document) -> Stored:
@@ -674,48 +647,47 @@ async def _gathered(
 ) -> AsyncIterator[bytes]:
     """Yield the lines of up to that many calls at once."""
     lines: list[str] = []
-    if isinstance(calls, AsyncIterable):
-        async for call in calls:
-            lines.append(_line(call))
-            if len(lines) == most:
-                yield "".join(lines).encode()
-                lines.clear()
-    else:
-        for call in calls:
-            lines.append(_line(call))
-            if len(lines) == most:
-                yield "".join(lines).encode()
-                lines.clear()
+    async for call in _in_turn(calls):
+        lines.append(_line(call))
+        if len(lines) == most:
+            yield "".join(lines).encode()
+            lines.clear()
     if lines:
         yield "".join(lines).encode()
 
 
-class Allocation:
-    """What was granted to needs ahead of use; each answer as its command prints it in JSON."""
+async def _in_turn(items: AsyncIterable[T] | Iterable[T]) -> AsyncIterator[T]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
 
-    def __init__(self, calls: MarketCalls) -> None:
-        self._calls = calls
+
+class Allocation(_Face):
+    """What was granted to needs ahead of use; each answer as its command prints it in JSON."""
 
     async def show(self) -> dict[str, Any]:
         """Return what was cleared: by the node, and by nodes that it follows."""
-        return await asyncio.to_thread(self._calls.show)
+        return await self._ask(api.market.SHOW)
 
     async def groups(self) -> dict[str, list[str]]:
         """Return the eleven groups of nodes by name."""
-        return dict((await asyncio.to_thread(self._calls.groups))["groups"])
+        return dict((await self._ask(api.market.GROUPS))["groups"])
 
     async def causally_consistent_commitments(self) -> list[dict[str, Any]]:
         """Return the commitments of one cut: none of their authors knew what is not known here."""
-        found = (await asyncio.to_thread(self._calls.consistent))["commitments"]
+        found = (await self._ask(api.market.CONSISTENT))["commitments"]
         return [each for each in found if each["consistent"]]
 
     async def expected(self) -> dict[str, Any]:
         """Return what the needs of the node are granted."""
-        return await asyncio.to_thread(self._calls.expected)
+        return await self._ask(api.market.EXPECTED)
 
     async def received(self) -> dict[str, Any]:
         """Return what the node has drawn of that."""
-        return await asyncio.to_thread(self._calls.received)
+        return await self._ask(api.market.RECEIVED)
 
     async def why(self, node_or_slot: str) -> list[dict[str, Any]]:
         """Return why a node, or the needs of a slot, have what they have.
@@ -723,8 +695,8 @@ class Allocation:
         Raises:
             NotFound: nothing that was cleared names it.
         """
-        return list((await asyncio.to_thread(self._calls.why, node_or_slot))["why"])
+        return list((await self._ask(api.market.WHY, Id(id=node_or_slot)))["why"])
 
     async def clearings(self) -> list[dict[str, Any]]:
         """Return the clearings of the node's slots."""
-        return list((await asyncio.to_thread(self._calls.clearings))["clearings"])
+        return list((await self._ask(api.market.CLEARINGS))["clearings"])

@@ -21,7 +21,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
@@ -51,6 +51,7 @@ KEPT_S = 10.0
 PROOF_BYTES_MAX = 4096
 """Of an answer to a challenge, its head included."""
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,4})\r\n")
+_NO_NODE = "what answers at the node's address is no XSC node"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Q = TypeVar("Q")
@@ -65,7 +66,7 @@ def ignore_progress(_: int) -> None:
 
 
 def _written(
-    endpoint: Endpoint[Q, Any], asked: Q, parts: Sequence[bytes]
+    endpoint: Endpoint[Q, Any], asked: Q | None, parts: Sequence[bytes]
 ) -> tuple[str, Mapping[str, str], Sequence[bytes]]:
     """Return the path, the headers and the body of a request.
 
@@ -73,7 +74,8 @@ def _written(
         ArgumentInvalid: a text in it is none.
     """
     try:
-        path, headers, document = written(endpoint, asked)
+        said = endpoint.request() if asked is None else asked
+        path, headers, document = written(endpoint, said)
         head = serial.to_text(document).encode() if endpoint.has_json else b""
     except UnicodeEncodeError:
         raise ArgumentInvalid("what is given is not Unicode text") from None
@@ -167,7 +169,7 @@ class Core:
     def ask(
         self,
         endpoint: Endpoint[Q, Any],
-        asked: Q,
+        asked: Q | None = None,
         *parts: bytes,
         timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> Document:
@@ -175,7 +177,7 @@ class Core:
 
         Args:
             endpoint: what is asked.
-            asked: the request.
+            asked: the request; None of one without fields.
             parts: bytes in memory that follow it.
             timeout_s: without a byte in either direction.
 
@@ -184,12 +186,7 @@ class Core:
             NodeUnreachable: no node, or no whole answer from it.
             XscError: what the node raised.
         """
-        path, headers, body = _written(endpoint, asked, parts)
-        fields = {**headers, "Content-Length": str(sum(map(len, body)))}
-        with self._request(endpoint.method, path, fields, timeout_s, keep=True) as exchange:
-            for part in body:
-                if part and not exchange.push(part):
-                    return exchange.document()
+        with self._sent(endpoint, asked, parts, timeout_s, keep=True) as exchange:
             document = exchange.document()
             if exchange.reusable:
                 exchange.reused = True
@@ -204,13 +201,28 @@ class Core:
         Raises:
             NodeUnreachable, XscError: as `ask`; also where the answer breaks off.
         """
+        with self._sent(endpoint, asked, parts, timeout_s) as exchange:
+            yield from exchange.lines()
+
+    def _sent(
+        self,
+        endpoint: Endpoint[Q, Any],
+        asked: Q | None,
+        parts: Sequence[bytes],
+        timeout_s: float,
+        *,
+        keep: bool = False,
+    ) -> _Exchange:
+        """Return a request that was sent, as far as the node would have it."""
         path, headers, body = _written(endpoint, asked, parts)
         fields = {**headers, "Content-Length": str(sum(map(len, body)))}
-        with self._request(endpoint.method, path, fields, timeout_s) as exchange:
-            for part in body:
-                if part and not exchange.push(part):
-                    break
-            yield from exchange.lines()
+        exchange = self._request(endpoint.method, path, fields, timeout_s, keep=keep)
+        try:
+            exchange.whole = all(exchange.push(part) for part in body if part)
+        except BaseException:
+            exchange.close()
+            raise
+        return exchange
 
     def upload(
         self,
@@ -249,21 +261,16 @@ class Core:
                 exchange.push(b"0\r\n\r\n")
             return exchange.document()
 
-    def download(self, endpoint: Endpoint[Q, bytes], asked: Q) -> Download:
+    def download(self, endpoint: Endpoint[Q, bytes], asked: Q | None = None) -> Download:
         """Return an answer of bytes as a stream, to be used in a `with`.
 
         Raises:
             NodeUnreachable, XscError: as `ask`.
         """
-        path, headers, _ = _written(endpoint, asked, ())
-        exchange = self._request(endpoint.method, path, headers, ANSWER_TIMEOUT_S)
+        exchange = self._sent(endpoint, asked, (), ANSWER_TIMEOUT_S)
         sock: socket.socket = exchange.connection.sock
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
-        try:
-            return Download(self, exchange, exchange.response())
-        except BaseException:
-            exchange.close()
-            raise
+        return Download(exchange, self)
 
     def events(self, endpoint: Endpoint[Q, Any], asked: Q) -> Events:
         """Return the server-sent events of an answer, to be used in a `with`.
@@ -271,14 +278,7 @@ class Core:
         Raises:
             NodeUnreachable, XscError: as `ask`.
         """
-        path, headers, _ = _written(endpoint, asked, ())
-        exchange = self._request(endpoint.method, path, headers, EVENTS_TIMEOUT_S)
-        sock: socket.socket = exchange.connection.sock
-        try:
-            return Events(exchange, exchange.response(), sock)
-        except BaseException:
-            exchange.close()
-            raise
+        return Events(self._sent(endpoint, asked, (), EVENTS_TIMEOUT_S))
 
     def _request(
         self,
@@ -413,6 +413,8 @@ class _Exchange:
     def __init__(self, connection: HTTPConnection, place: Place, timeout_s: float) -> None:
         self.connection = connection
         self.place = place
+        self.whole = True
+        """All of the request was sent."""
         self.reusable = False
         """The answer was read to its end, and the node goes on listening."""
         self.reused = False
@@ -481,7 +483,11 @@ class _Exchange:
                 "the node broke off the connection before it answered",
                 hint="see the node's log, and `xsc node status`",
             ) from None
-        raise _problem(response.status, body)
+        try:
+            document = json.loads(body)
+        except ValueError:
+            document = None
+        raise problem_of(document, response.status)
 
     def document(self) -> Document:
         """Return the JSON object that the node answers.
@@ -490,18 +496,10 @@ class _Exchange:
             NodeUnreachable, XscError: as `response`.
         """
         response = self.response()
-        try:
+        with self._reading():
             stays = not response.will_close
-            document = json.loads(response.read())
-            self.reusable = stays and response.isclosed()
-        except TimeoutError:
-            raise self._silent() from None
-        except (OSError, HTTPException):
-            raise NodeUnreachable("the node broke off its answer") from None
-        except ValueError:
-            document = None
-        if not isinstance(document, dict):
-            raise NodeUnreachable("what answers at the node's address is no XSC node")
+            document = _object(response.read())
+            self.reusable = self.whole and stays and response.isclosed()
         return document
 
     def lines(self) -> Iterator[Document]:
@@ -511,36 +509,40 @@ class _Exchange:
             NodeUnreachable, XscError: as `response`.
         """
         response = self.response()
-        try:
+        with self._reading():
             for line in response:
-                document = json.loads(line)
-                if not isinstance(document, dict):
-                    raise TypeError
-                yield document
+                yield _object(line)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Raise what is wrong with an answer as the error that it is for people."""
+        try:
+            yield
         except TimeoutError:
             raise self._silent() from None
         except (OSError, HTTPException):
             raise NodeUnreachable("the node broke off its answer") from None
         except (ValueError, TypeError):
-            raise NodeUnreachable("what answers at the node's address is no XSC node") from None
+            raise NodeUnreachable(_NO_NODE) from None
 
     def _silent(self) -> NodeUnreachable:
         return _silent(self._timeout_s)
+
+
+def _object(raw: bytes) -> Document:
+    document = json.loads(raw)
+    if not isinstance(document, dict):
+        raise TypeError
+    return document
 
 
 def _silent(timeout_s: float) -> NodeUnreachable:
     return NodeUnreachable(f"the node was silent for {int(timeout_s)} seconds")
 
 
-def problem_of(document: Document) -> XscError:
-    """Return the error that a problem document stands for."""
-    return _problem(0, json.dumps(document).encode())
-
-
-def _problem(status: int, body: bytes) -> XscError:
-    """Return the error that a problem document stands for."""
+def problem_of(document: Any, status: int = 0) -> XscError:  # noqa: ANN401
+    """Return the error that a problem document stands for, which came with an HTTP status."""
     try:
-        document = json.loads(body)
         return from_code(
             str(document["code"]),
             str(document["detail"]),
@@ -548,24 +550,20 @@ def _problem(status: int, body: bytes) -> XscError:
             retry_after_s=int(document.get("retry_after_s", 0)),
         )
     except (ValueError, KeyError, TypeError):
-        return NodeUnreachable(
-            f"what answers at the node's address is no XSC node (HTTP status {status})"
-        )
+        return NodeUnreachable(f"{_NO_NODE} (HTTP status {status})")
 
 
-class Download:
-    """The body of a response, as it arrives."""
+class _Stream:
+    """An answer that is read as it arrives, to be used in a `with`."""
 
-    def __init__(self, core: Core, exchange: _Exchange, response: HTTPResponse) -> None:
-        self._core = core
+    def __init__(self, exchange: _Exchange) -> None:
         self._exchange = exchange
-        self._response = response
-        length = response.getheader("Content-Length", "")
-        self.size_bytes: int | None = int(length) if length.isdigit() else None
-        """How many bytes come."""
-        self.part = read_content_range(response.getheader("Content-Range", ""))
-        """Where they begin and how long the whole is, where a range was asked for."""
-        self._request_id = response.getheader("XSC-Request-Id", "")
+        self._socket: socket.socket = exchange.connection.sock
+        try:
+            self._response = exchange.response()
+        except BaseException:
+            exchange.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -577,6 +575,24 @@ class Download:
         """Give up what has not come yet."""
         self._response.close()
         self._exchange.close()
+
+
+class Download(_Stream):
+    """The body of a response, as it arrives."""
+
+    def __init__(self, exchange: _Exchange, core: Core) -> None:
+        super().__init__(exchange)
+        self._core = core
+        length = self._response.getheader("Content-Length", "")
+        self.size_bytes: int | None = int(length) if length.isdigit() else None
+        """How many bytes come."""
+        self.part = read_content_range(self._response.getheader("Content-Range", ""))
+        """Where they begin and how long the whole is, where a range was asked for."""
+        self._request_id = self._response.getheader("XSC-Request-Id", "")
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the body (`blocks`)."""
+        return self.blocks()
 
     def blocks(self, progress: Progress = ignore_progress) -> Iterator[bytes]:
         """Yield the body; it ends without an error only if all of it came.
@@ -617,28 +633,17 @@ class Download:
         return problem_of(found)
 
 
-class Events:
+class Events(_Stream):
     """Server-sent events of a node, each a JSON document, until `close`."""
 
-    def __init__(self, exchange: _Exchange, response: HTTPResponse, sock: socket.socket) -> None:
-        self._exchange = exchange
-        self._response = response
-        self._socket = sock
-        self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    _closed = False
 
     def close(self) -> None:
         """End the stream, also while another thread waits for its next event."""
         self._closed = True
         with suppress(OSError):  # the node has closed it
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._response.close()
-        self._exchange.close()
+        super().close()
 
     def __iter__(self) -> Iterator[Document]:
         """Yield the events as they arrive.

@@ -28,6 +28,18 @@ def check_target(path: Path) -> None:
         raise ArgumentInvalid(f"{path} cannot be written: {fault.strerror}") from None
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it; one that is there will do.
+
+    Raises:
+        ArgumentInvalid: it cannot be made, and why.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise unwritable(f"{path} cannot be made", fault) from None
+
+
 def size_of(file: BinaryIO) -> int | None:
     """Return the size in bytes of an open file; None for what has none, like a pipe."""
     status = os.fstat(file.fileno())

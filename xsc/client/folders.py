@@ -18,8 +18,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +29,8 @@ from xsc.client.calls import Calls
 from xsc.client.core import Document, Progress, ignore_progress
 from xsc.client.files import upload_id
 from xsc.client.partial import object_id
+from xsc.client.placement import Watch
+from xsc.client.pool import side_by_side
 from xsc.client.targets import read_tree
 from xsc.client.tree import (
     MODE_MAX,
@@ -44,8 +45,6 @@ from xsc.client.tree import (
     unchanged,
 )
 
-WORKERS = 8
-"""Files under way at once."""
 TRIES = 3
 """How often a file is read that changes while it is stored."""
 BLOCK_BYTES = 1024 * 1024
@@ -53,6 +52,10 @@ MODE_KEPT = 0o777
 """Of the mode, what fetching sets: nobody gets set-id bits from somebody else's directory."""
 
 Warn = Callable[[str], None]
+
+
+def _no_progress(_: int) -> AbstractContextManager[Progress]:
+    return nullcontext(ignore_progress)
 
 
 @dataclass(slots=True)
@@ -184,10 +187,12 @@ class _Storing:
     options: str
     how: dict[str, Any]
     progress: Progress
-    parts: dict[bytes, Future[str]] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    sent: int = 0
-    sent_bytes: int = 0
+    parts: dict[bytes, str]
+    """The capabilities of contents that are stored."""
+    under_way: dict[bytes, threading.Lock] = field(default_factory=dict)
+    """Held while a content is stored, so that it is sent once."""
+    sent: list[int] = field(default_factory=list)
+    """The sizes of the contents that were sent."""
 
     def store(self, node: Node) -> Node:
         """Return a file's entry with where its content is, stored if it was not.
@@ -200,35 +205,17 @@ class _Storing:
         for _ in range(TRIES):
             with open_below(self.top, node.path) as file:
                 part = part_id(_hash(file, node.size_bytes), self.options)
-                with self.lock:
-                    known = self.parts.get(part)
-                    if known is None:
-                        mine = self.parts[part] = Future[str]()
-                if known is not None:
-                    capability = known.result()
-                    self.progress(node.size_bytes)
-                else:
-                    capability = self._send(node, file, part, mine)
-                if capability:
-                    return replace(node, part=part, capability=capability)
+                with self.under_way.setdefault(part, threading.Lock()):
+                    if part in self.parts:
+                        self.progress(node.size_bytes)
+                    else:
+                        self._upload(node, file, part)
+                if part in self.parts:
+                    return replace(node, part=part, capability=self.parts[part])
         raise OSError(errno.EBUSY, "it changes while it is read")
 
-    def _send(self, node: Node, file: BinaryIO, part: bytes, mine: Future[str]) -> str:
-        """Return the capability of the content; empty where it changed meanwhile."""
-        try:
-            capability = self._upload(node, file, part)
-        except BaseException as fault:
-            with self.lock:
-                del self.parts[part]
-            mine.set_exception(fault)
-            raise
-        if not capability:
-            with self.lock:
-                del self.parts[part]
-        mine.set_result(capability)
-        return capability
-
-    def _upload(self, node: Node, file: BinaryIO, part: bytes) -> str:
+    def _upload(self, node: Node, file: BinaryIO, part: bytes) -> None:
+        """Store a content, unless it changes meanwhile."""
         size = node.size_bytes
         path = Path(os.fsdecode(node.path))
         resume = upload_id(path, file, tree_id(self.name), part.hex())
@@ -251,11 +238,9 @@ class _Storing:
         capability: str = done["capability"]
         if part_id(source.hasher.digest(), self.options) != part:
             self.calls.remove(capability)
-            return ""
-        with self.lock:
-            self.sent += 1
-            self.sent_bytes += size
-        return capability
+            return
+        self.parts[part] = capability
+        self.sent.append(size)
 
 
 def put_tree(
@@ -268,7 +253,7 @@ def put_tree(
     survive: str = "",
     code: tuple[int, int] | None = None,
     reread: bool = False,
-    progress: Callable[[int], Any] | None = None,
+    progress: Watch = _no_progress,
 ) -> StoredTree:
     """Store a directory under a name; what is stored of it already is not sent again.
 
@@ -283,7 +268,8 @@ def put_tree(
         survive: as for a file, as is `code`.
         code: K data and M parity shards.
         reread: read also files whose size and time are those of the version before.
-        progress: told how many bytes there are; gives a context for their progress.
+        progress: told how many bytes there are; gives who is told of those that were moved,
+            by several threads.
 
     Raises:
         ArgumentInvalid: it is no directory, or too large for one.
@@ -301,26 +287,25 @@ def put_tree(
         status = os.fstat(top)
         nodes, left_out = scan(top, warn)
         before, before_capability = _newest(calls, full)
-        kept = {} if reread else unchanged(before, options)
-        storing = _Storing(calls, top, full, options, how, ignore_progress)
-        for row in calls.parts(tree_id(full)):
-            done = Future[str]()
-            done.set_result(row["capability"])
-            storing.parts[bytes.fromhex(row["part"])] = done
+        unread = {} if reread else unchanged(before, options)
+        parts = {
+            bytes.fromhex(row["part"]): row["capability"] for row in calls.parts(tree_id(full))
+        }
+        storing = _Storing(calls, top, full, options, how, ignore_progress, parts)
         ready: list[Node] = []
         waiting: list[Node] = []
         for node in nodes:
-            same = kept.get((node.path, node.size_bytes, node.mtime_ns))
-            if node.kind == "file" and same is not None and _known(storing, same):
-                ready.append(replace(node, part=same.part, capability=same.capability))
-            elif node.kind == "file":
-                waiting.append(node)
-            else:
+            same = unread.get((node.path, node.size_bytes, node.mtime_ns))
+            if node.kind != "file":
                 ready.append(node)
+            elif same is not None and (same.part is None or same.part in parts):
+                ready.append(replace(node, part=same.part, capability=same.capability))
+            else:
+                waiting.append(node)
         total = sum(node.size_bytes for node in waiting)
-        with (progress or _no_progress)(total) as moved:
-            storing.progress = _locked(moved)
-            stored, failed = _side_by_side(storing.store, waiting, warn)
+        with progress(total) as moved:
+            storing.progress = moved
+            stored, failed = _all_that_can_be(storing.store, waiting, warn)
     finally:
         os.close(top)
     nodes = sorted([*ready, *stored], key=lambda node: order(node.path))
@@ -329,8 +314,8 @@ def put_tree(
     result = StoredTree(
         {},
         files=sum(node.kind == "file" for node in nodes),
-        sent=storing.sent,
-        sent_bytes=storing.sent_bytes,
+        sent=len(storing.sent),
+        sent_bytes=sum(storing.sent),
         left_out=left_out + failed,
     )
     if before is not None and tree.same_content(before):
@@ -341,11 +326,6 @@ def put_tree(
         io.BytesIO(raw), name=full, size_bytes=len(raw), wait_for_name=True, **how
     )
     return result
-
-
-def _known(storing: _Storing, node: Node) -> bool:
-    """Say whether this node still lists the content of a file."""
-    return node.part is None or node.part in storing.parts
 
 
 def _newest(calls: Calls, full: str) -> tuple[Tree | None, str]:
@@ -359,22 +339,7 @@ def _newest(calls: Calls, full: str) -> tuple[Tree | None, str]:
         return None, ""  # a file was stored under such a name
 
 
-@contextmanager
-def _no_progress(_: int) -> Iterator[Progress]:
-    yield ignore_progress
-
-
-def _locked(progress: Progress) -> Progress:
-    lock = threading.Lock()
-
-    def tell(moved: int) -> None:
-        with lock:
-            progress(moved)
-
-    return tell
-
-
-def _side_by_side(
+def _all_that_can_be(
     work: Callable[[Node], Node], nodes: Sequence[Node], warn: Warn
 ) -> tuple[list[Node], int]:
     """Do something for several at once; return what came of it, and how many cannot be read.
@@ -382,21 +347,16 @@ def _side_by_side(
     Raises:
         Exception: the first that was met; what has not begun by then is not begun.
     """
-    done: list[Node] = []
-    failed = 0
-    with ThreadPoolExecutor(WORKERS) as pool:
-        futures = [(pool.submit(work, node), node) for node in nodes]
+
+    def tried(node: Node) -> Node | None:
         try:
-            for future, node in futures:
-                try:
-                    done.append(future.result())
-                except OSError as fault:
-                    failed += 1
-                    warn(f"{_text(node.path)} is left out: {fault.strerror}")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return done, failed
+            return work(node)
+        except OSError as fault:
+            warn(f"{_text(node.path)} is left out: {fault.strerror}")
+            return None
+
+    done = [node for node in side_by_side(tried, nodes) if node is not None]
+    return done, len(nodes) - len(done)
 
 
 # Fetching
@@ -409,7 +369,7 @@ def get_tree(
     *,
     warn: Warn,
     path: bytes = b"",
-    progress: Callable[[int], Any] | None = None,
+    progress: Watch = _no_progress,
 ) -> Tree:
     """Write a stored directory to the disk, where nothing may stand yet; return it.
 
@@ -421,7 +381,8 @@ def get_tree(
         folder: where it is written.
         warn: told of what cannot be written.
         path: of a directory in it that is wanted alone.
-        progress: told how many bytes there are; gives a context for their progress.
+        progress: told how many bytes there are; gives who is told of those that were moved,
+            by several threads.
 
     Raises:
         ArgumentInvalid: something stands there, or it cannot be written.
@@ -442,14 +403,13 @@ def get_tree(
             _make_directories(root, tree)
             missing = [node for node in tree.nodes if not _is_there(root, node)]
             numbers = {node.path: number for number, node in enumerate(tree.nodes)}
-            with (progress or _no_progress)(sum(node.size_bytes for node in missing)) as moved:
-                told = _locked(moved)
+            with progress(sum(node.size_bytes for node in missing)) as moved:
 
                 def fetch(node: Node) -> Node:
-                    _fetch(calls, root, incoming / str(numbers[node.path]), node, told)
+                    _fetch(calls, root, incoming / str(numbers[node.path]), node, moved)
                     return node
 
-                _, failed = _side_by_side(fetch, missing, warn)
+                _, failed = _all_that_can_be(fetch, missing, warn)
             if failed:
                 raise ArgumentInvalid(f"{failed} files of the directory cannot be written")
             _finish(root, tree)
@@ -595,10 +555,4 @@ def remove_all(calls: Calls, capabilities: Sequence[str]) -> list[Document]:
     Several at once: a deletion is on the disks of six hosts before they confirm it, and those
     that come together are synced together.
     """
-    with ThreadPoolExecutor(WORKERS) as pool:
-        futures = [pool.submit(calls.remove, capability) for capability in capabilities]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    return side_by_side(calls.remove, capabilities)

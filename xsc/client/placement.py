@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from operator import add, and_
 from typing import Any
@@ -13,11 +12,10 @@ from typing import Any
 from xsc.base.errors import ObjectUnknown
 from xsc.client.calls import Calls
 from xsc.client.core import Document, Progress
+from xsc.client.pool import side_by_side
 from xsc.client.targets import Target, tree_of
 from xsc.client.tree import Tree
 
-WORKERS = 8
-"""Files that are asked about at once."""
 WORST_MAX = 10
 """Files that are listed by name."""
 BAD_MAX = 100
@@ -54,33 +52,20 @@ def _ask_all(ask: Ask, tree: Tree, worst: _Worst, watch: Watch) -> None:
     for node in tree.nodes:
         if node.capability is not None:
             files.setdefault(node.capability, []).append(node.path.decode("utf-8", "replace"))
-    left = deque(files.items())
     lock = threading.Lock()
 
-    def work(progress: Progress) -> None:
-        while left:
-            try:
-                capability, paths = left.popleft()
-            except IndexError:
-                return  # another thread took the last one
-            try:
-                answer = ask(capability)
-            except ObjectUnknown:
-                answer = None
-            with lock:
-                worst.take(paths, answer)
-                progress(0 if answer is None else answer["size_bytes"] * len(paths))
-
-    with (
-        watch(sum(node.size_bytes for node in tree.nodes)) as progress,
-        ThreadPoolExecutor(WORKERS) as pool,
-    ):
-        running = [pool.submit(work, progress) for _ in range(WORKERS)]
+    def work(found: tuple[str, list[str]]) -> None:
+        capability, paths = found
         try:
-            for each in running:
-                each.result()
-        finally:
-            left.clear()
+            answer = ask(capability)
+        except ObjectUnknown:
+            answer = None
+        with lock:
+            worst.take(paths, answer)
+            progress(0 if answer is None else answer["size_bytes"] * len(paths))
+
+    with watch(sum(node.size_bytes for node in tree.nodes)) as progress:
+        side_by_side(work, files.items())
 
 
 def _first_end(one: int | None, other: int | None) -> int | None:

@@ -6,18 +6,15 @@ Every command that takes CAP or NAME asks here, so that `NAME/PATH` means the sa
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown
 from xsc.base.limits import TREE_BYTES_MAX
+from xsc.client.calls import Calls
+from xsc.client.core import Document
 from xsc.client.tree import MAGIC, READ, SUFFIX, Tree, unpack
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from xsc.client.calls import Calls
-    from xsc.client.core import Document
 
 Kind: TypeAlias = Literal["unknown", "file", "empty file", "directory"]
 

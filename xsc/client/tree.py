@@ -72,12 +72,7 @@ class Tree:
 
     def same_content(self, other: Tree) -> bool:
         """Say whether there is no difference but the time of reading."""
-        return (self.options, self.mode, self.mtime_ns, self.nodes) == (
-            other.options,
-            other.mode,
-            other.mtime_ns,
-            other.nodes,
-        )
+        return self == replace(other, started_ms=self.started_ms)
 
     def at(self, path: bytes) -> Tree:
         """Return what lies at a path of it: a directory with what it holds, or one file alone."""
@@ -223,23 +218,12 @@ def _node(row: Value) -> Node:
             int(size),
             bytes(part),
             str(capability),
-        ] if kind == 1 and size > 0 and READ.fullmatch(capability):
-            return Node(path, "file", mode, mtime_ns, size, _part(part), capability)
+        ] if kind == 1 and size > 0 and len(part) == _PART_BYTES and READ.fullmatch(capability):
+            return Node(path, "file", mode, mtime_ns, size, part, capability)
         case [bytes(path), int(kind), int(mtime_ns), bytes(target)] if kind == 2:
-            return Node(path, "link", 0, mtime_ns, target=_target(target))
+            if 0 < len(target) <= PATH_BYTES_MAX and b"\0" not in target:
+                return Node(path, "link", 0, mtime_ns, target=target)
     raise RecordInvalid("an entry of the directory is of no known form")
-
-
-def _target(raw: bytes) -> bytes:
-    if not 0 < len(raw) <= PATH_BYTES_MAX or b"\0" in raw:
-        raise RecordInvalid("a link of the directory leads to what is no path")
-    return raw
-
-
-def _part(raw: bytes) -> bytes:
-    if len(raw) != _PART_BYTES:
-        raise RecordInvalid("a part of the directory is named in no known way")
-    return raw
 
 
 def _check_stat(mode: int, mtime_ns: int) -> None:

@@ -14,8 +14,6 @@ from xsc.base.errors import ArgumentInvalid, CapabilityInvalid, FuelExhausted, N
 from xsc.base.jobs import JobSpec
 from xsc.base.limits import MODULE_NAMED_BYTES_LEAST
 from xsc.client.calls import Calls
-from xsc.client.core import Core
-from xsc.client.services import ServiceCalls
 
 STORED = {
     "capability": "xsc:r:abc",
@@ -86,6 +84,13 @@ async def test_bytes_are_stored_too(there):
     assert there.last.headers["XSC-Name"] == "n"
 
 
+async def test_an_option_that_there_is_none_of_is_refused(there):
+    async with client.connect(there.home) as node:
+        for call in (node.put(b"", contract="1nodes"), node.deploy(b"", "a", memory=1)):
+            with pytest.raises(TypeError):
+                await call
+
+
 async def test_a_file_that_is_not_there_is_named(there, tmp_path):
     async with client.connect(there.home) as node:
         with pytest.raises(ArgumentInvalid, match="there is no file"):
@@ -153,7 +158,7 @@ async def test_a_large_module_is_named_first_and_sent_once(there, streamed):
         return request.answer.document(ran)
 
     there.routes["POST", path] = route
-    calls = Calls(Core(there.home))
+    calls = Calls(there.home)
     for _ in range(3):
         if streamed:
             calls.job(JobSpec.run(module), lambda *each: shown.append(each))
@@ -180,7 +185,7 @@ async def test_a_service_is_deployed_by_the_name_of_its_module(there):
         )
 
     there.routes["POST", "/v1/services"] = route
-    calls = ServiceCalls(Core(there.home))
+    calls = Calls(there.home)
     for version in ("1", "2"):
         assert calls.deploy(module, "web", version=version)["version"] == version
     calls.deploy(b"\0asm", "web")
@@ -226,8 +231,8 @@ async def test_peers_and_balances(there):
 
 
 async def test_calls_run_side_by_side(there):
-    """Two calls that each wait for the other to have begun."""
-    meet = threading.Barrier(2, timeout=10)
+    """Sixty-four calls that each wait for all others to have begun."""
+    meet = threading.Barrier(64, timeout=30)
 
     def route(request):
         meet.wait()
@@ -235,7 +240,7 @@ async def test_calls_run_side_by_side(there):
 
     there.routes["GET", "/v1/peers"] = route
     async with client.connect(there.home) as node:
-        await asyncio.gather(node.peers(), node.peers())
+        await asyncio.gather(*(node.peers() for _ in range(64)))
 
 
 async def test_a_cancelled_put_stops_sending(there, tmp_path):
@@ -383,7 +388,7 @@ async def test_a_log_is_followed_from_its_end(there, newest):
 
 
 async def test_a_name_that_is_no_text_is_said_to_be_one(there):
-    calls = Calls(Core(there.home))
+    calls = Calls(there.home)
     for call in (
         lambda: calls.put(BytesIO(b"a"), name="\udcff"),
         lambda: calls.objects("\udcff"),
@@ -397,7 +402,7 @@ async def test_a_name_that_is_no_text_is_said_to_be_one(there):
 
 async def test_a_concurrency_of_none_at_all_is_left_to_the_node(there):
     there.answers("POST", "/v1/services", {}, 201)
-    calls = ServiceCalls(Core(there.home))
+    calls = Calls(there.home)
     for given, told in ((0, {"concurrency": 0}), (2, {"concurrency": 2}), (None, {}), (4, {})):
         calls.deploy(b"\0asm", "web", concurrency=given)
         order, _ = there.last.job()

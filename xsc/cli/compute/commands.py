@@ -12,12 +12,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import click
 
 from xsc.api import serial
 from xsc.api.jobs import result_of
-from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid, unwritable
+from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid
 from xsc.base.jobs import JobOptions, JobResult, JobSpec, Verification
 from xsc.base.limits import STDIN_BYTES_MAX
 from xsc.base.units import format_size
@@ -35,12 +36,12 @@ from xsc.cli.options import (
     ProgramCommand,
     Settings,
     job_options,
-    pass_settings,
     table_of,
 )
 from xsc.cli.output import say, short, show, show_json, warn
 from xsc.client.calls import Show, read_bounded, read_file, read_module
-from xsc.client.files import check_target, place_in, write_whole
+from xsc.client.core import Document
+from xsc.client.files import check_target, make_directory, place_in, write_whole
 from xsc.client.targets import Named, one_object
 
 _NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
@@ -62,25 +63,21 @@ def compute() -> None:
 @click.argument("module", metavar="MOD", type=MODULE)
 @click.argument("function", metavar="FUNC")
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
-@click.option(
-    "--batch",
-    type=PATH,
-    metavar="FILE",
-    help="Call it for each line of arguments in FILE, or of -.",
-)
-@click.option("--item-fuel", type=WHOLE, metavar="N", help="Most fuel for one line of a batch.")
+@click.option("--batch", type=PATH, help="Call it for each line of arguments in FILE, or of -.")
+@click.option("--item-fuel", type=WHOLE, help="Most fuel for one line of a batch.")
 @job_options
 @click.pass_context
 def invoke(
     ctx: click.Context,
+    settings: Settings,
     *,
     module: Path,
     function: str,
     arguments: tuple[str, ...],
     batch: Path | None,
     item_fuel: int | None,
-    options: JobOptions,
     receipt: Path | None,
+    **options: Unpack[JobOptions],
 ) -> int | None:
     """Call the function FUNC of the module MOD and print its results on one line.
 
@@ -88,7 +85,6 @@ def invoke(
     hexadecimal, negative, inf or nan. With --batch, what came of each line is
     printed as one line of JSON, and one receipt stands for all.
     """
-    settings = ctx.ensure_object(Settings)
     _refuse_options(ctx, (str(module), function, *arguments))
     if receipt is not None:
         check_target(receipt)
@@ -115,14 +111,13 @@ def invoke(
 @compute.command(cls=ProgramCommand)
 @click.argument("module", metavar="MOD", type=MODULE)
 @click.argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
-@click.option("--stdin", type=PATH, metavar="FILE", help="Its standard input, or -.  [nothing]")
+@click.option("--stdin", type=PATH, help="Its standard input, or -.  [nothing]")
 @click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="One variable for it.")
 @click.option(
     "--in",
     "inputs",
     type=INPUT,
     multiple=True,
-    metavar="NAME=CAP",
     help="Let it read a stored object, by CAP or its name, as the file /in/NAME.",
 )
 @click.option("--out", type=PATH, metavar="DIR", help="Put the files that it writes there.")
@@ -132,7 +127,6 @@ def invoke(
     help="Store the files that it writes as objects, named so and by their path.",
 )
 @job_options
-@pass_settings
 def run(
     settings: Settings,
     *,
@@ -143,8 +137,8 @@ def run(
     inputs: tuple[tuple[str, str | Named], ...],
     out: Path | None,
     store: str | None,
-    options: JobOptions,
     receipt: Path | None,
+    **options: Unpack[JobOptions],
 ) -> int:
     """Run the WASI program MOD with ARGS, and exit with its exit code.
 
@@ -155,7 +149,7 @@ def run(
     if receipt is not None:
         check_target(receipt)
     if out is not None:
-        _make_directory(out)
+        make_directory(out)
     code = read_module(module)
     given = _read_stdin(stdin)
     variables, calls = table_of(env, "variable"), settings.calls()
@@ -169,7 +163,7 @@ def run(
     if out is not None:
         for name, data in done.files.items():
             place = place_in(out, name)
-            _make_directory(place.parent)
+            make_directory(place.parent)
             write_whole(place, [data])
     if settings.json:
         show_json(serial.document(result_of(done)))
@@ -208,19 +202,17 @@ def _show_output(stream: int, data: bytes) -> None:
 
 def _show_batch(settings: Settings, done: JobResult) -> int:
     """Show the result of each line; return 2 where one failed, for the others count, too."""
-    document = serial.document(result_of(done))
-    if settings.json:
-        show_json(document)
-    else:
-        lines = "".join(f"{json.dumps(item)}\n" for item in document["items"])
-        sys.stdout.buffer.write(lines.encode())
-        sys.stdout.buffer.flush()
+    settings.view(serial.document(result_of(done)), _show_items)
     _raise_trap(done)
     failed = sum(1 for item in done.items if item.trap is not None)
     if failed:
         say(f"{failed} of {len(done.items)} lines failed: see their 'trap'")
     _tell(settings, done)
     return 2 if failed else 0
+
+
+def _show_items(answer: Document) -> None:
+    _show_output(1, "".join(f"{json.dumps(item)}\n" for item in answer["items"]).encode())
 
 
 def _refuse_options(ctx: click.Context, words: Sequence[str]) -> None:
@@ -238,7 +230,7 @@ def _run_job(
     """Run a job by the node, or in this process where no node runs; save its receipt."""
     calls = settings.calls()
     needs_node = spec.on or spec.verify or spec.inputs or spec.store is not None
-    if needs_node or calls.core.alive():
+    if needs_node or calls.alive():
         done = calls.job(spec, show)
     else:
         if not spec.local:
@@ -257,13 +249,6 @@ def _read_stdin(path: Path | None) -> bytes:
     if path == Path("-"):
         return read_bounded(sys.stdin.buffer, "standard input", STDIN_BYTES_MAX)
     return read_file(path, "standard input", STDIN_BYTES_MAX)
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise unwritable(f"{path} cannot be made", fault) from None
 
 
 def _raise_trap(done: JobResult) -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
+from xsc import api
+from xsc.api.endpoint import Id
 from xsc.base.errors import ArgumentInvalid
-from xsc.cli.options import PATH, Command, Settings, pass_settings
-from xsc.cli.output import moment, short, show_json, show_table
-from xsc.client.files import check_target, write_whole
+from xsc.cli.options import PATH, Command, Settings, check_id
+from xsc.cli.output import Columns, moment, short
 
 
 @click.command(cls=Command)
 @click.argument("evidence_id", metavar="[ID]", required=False)
-@click.option("-o", "--output", type=PATH, metavar="FILE", help="Write the record ID there.")
-@pass_settings
+@click.option("-o", "--output", type=PATH, help="Write the record ID there.")
 def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -> None:
     """List receipts of two providers for one order that cannot both be true.
 
@@ -25,29 +25,18 @@ def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -
     if (evidence_id is None) != (output is None):
         raise ArgumentInvalid("ID and --output go together")
     if evidence_id is not None and output is not None:
-        check_target(output)
-        with settings.calls().evidence_record(evidence_id) as download:
-            size = write_whole(output, download.blocks())
-        if settings.json:
-            show_json({"file": str(output), "size_bytes": size})
+        hint = "`xsc compute evidence` shows them"
+        found = Id(id=check_id(evidence_id, r"[a-z0-9]{1,64}", "evidence id", hint))
+        settings.save(api.jobs.EVIDENCE_RECORD, found, output)
         return
-    answer = settings.calls().evidence()
-    if settings.json:
-        show_json(answer)
-        return
-    show_table(
-        ["id", "found", "believed", "against", "function", "module", "differ in"],
-        [
-            [
-                short(row["id"]),
-                moment(row["found_ms"]),
-                row["first_name"],
-                row["second_name"],
-                row["function"],
-                row["module"][:16],
-                ", ".join(row["differs"]),
-            ]
-            for row in answer["evidence"]
-        ],
-        "no provider has contradicted another",
-    )
+    columns: Columns = {
+        "id": ("id", short),
+        "found": ("found_ms", moment),
+        "believed": "first_name",
+        "against": "second_name",
+        "function": "function",
+        "module": lambda row: row["module"][:16],
+        "differ in": ("differs", ", ".join),
+    }
+    answer = settings.ask(api.jobs.EVIDENCE)
+    settings.table(answer, "evidence", columns, "no provider has contradicted another")

@@ -8,8 +8,8 @@ import click
 
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.limits import INPUT_BYTES_MAX, PEER_BODY_BYTES_MAX, STDIN_BYTES_MAX
-from xsc.cli.options import PAIR, PATH, WHOLE, Command, Settings, pass_settings
-from xsc.cli.output import say, short, show, show_json
+from xsc.cli.options import PAIR, PATH, WHOLE, Command, Settings
+from xsc.cli.output import say, short, show
 from xsc.client.calls import read_file, read_module
 from xsc.client.core import Document
 
@@ -20,7 +20,7 @@ EXITS = {"agrees": 0, "convicts": 0, "differs": 6, "cannot_tell": 7}
 @click.argument("receipt", metavar="RECEIPT", type=PATH)
 @click.argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.option("--module", type=PATH, required=True, metavar="MOD", help="The module that was run.")
-@click.option("--stdin", type=PATH, metavar="FILE", help="The standard input that it had.")
+@click.option("--stdin", type=PATH, help="The standard input that it had.")
 @click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="A variable that it had.")
 @click.option(
     "--input",
@@ -30,9 +30,8 @@ EXITS = {"agrees": 0, "convicts": 0, "differs": 6, "cannot_tell": 7}
     metavar="NAME=FILE",
     help="A file that it read as /in/NAME.",
 )
-@click.option("--batch", type=PATH, metavar="FILE", help="The lines of a batch.")
-@click.option("--item-fuel", type=WHOLE, metavar="N", help="Most fuel for a line of the batch.")
-@pass_settings
+@click.option("--batch", type=PATH, help="The lines of a batch.")
+@click.option("--item-fuel", type=WHOLE, help="Most fuel for a line of the batch.")
 def verify(
     settings: Settings,
     *,
@@ -66,12 +65,13 @@ def verify(
         code,
         Given(arguments, dict(env), text, files, item_fuel),
     )
-    if settings.json:
-        show_json(answer)
-    else:
-        for row in answer.get("providers", [answer]):
-            who = f"{short(row['provider'])} " if "provider" in row else ""
-            show(who + row["verdict"].replace("_", " "))
-            for reason in row["reasons"]:
-                say(reason)
+    settings.view(answer, _show_verdicts)
     return EXITS[answer["verdict"]]
+
+
+def _show_verdicts(answer: Document) -> None:
+    for row in answer.get("providers", [answer]):
+        who = f"{short(row['provider'])} " if "provider" in row else ""
+        show(who + row["verdict"].replace("_", " "))
+        for reason in row["reasons"]:
+            say(reason)

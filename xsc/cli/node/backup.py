@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from xsc import api
 from xsc.base.errors import ArgumentInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.units import format_size
-from xsc.cli.options import PATH, Command, Settings, key_passphrase, pass_settings, read_key_file
-from xsc.cli.output import moment, progress_bar, say, show, show_json, show_pairs, warn
+from xsc.cli.options import PATH, Command, Settings, ask_passphrase, key_passphrase, read_key_file
+from xsc.cli.output import Columns, moment, progress_bar, say, show_fields, show_json, warn
 from xsc.client.calls import read_file, unreadable
-from xsc.client.core import Core, Progress
+from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, write_whole
 
 if TYPE_CHECKING:
@@ -45,18 +46,11 @@ def read_passphrase(path: Path) -> str:
 
 
 def _ask(*, twice: bool) -> str:
-    if not sys.stdin.isatty():
-        raise ArgumentInvalid(
-            "a passphrase can be asked for on a terminal only",
-            hint="give it with --passphrase-file FILE",
-        )
-    return str(
-        click.prompt("Passphrase", hide_input=True, confirmation_prompt=twice, err=True, type=str)
-    )
+    return ask_passphrase("give it with --passphrase-file FILE", twice=twice)
 
 
 passphrase_file = click.option(
-    "--passphrase-file", type=PATH, metavar="FILE", help="Take it from FILE, or from - (stdin)."
+    "--passphrase-file", type=PATH, help="Take it from FILE, or from - (stdin)."
 )
 
 
@@ -66,7 +60,6 @@ passphrase_file = click.option(
 @passphrase_file
 @click.option("--no-identity", is_flag=True, help="Leave the key out; only the key opens it then.")
 @click.option("--no-bodies", is_flag=True, help="Leave out the shards that lie on this node.")
-@pass_settings
 def backup(
     settings: Settings,
     file: Path,
@@ -106,7 +99,7 @@ def backup(
         secret = read_passphrase(passphrase_file)
     elif passphrase:
         secret = _ask(twice=True)
-    how = {"identity": not no_identity, "bodies": not no_bodies}
+    identity, bodies = not no_identity, not no_bodies
 
     def write(blocks: Iterable[bytes]) -> tuple[Reader, int]:
         with progress_bar("backing up", None) as progress:
@@ -129,25 +122,25 @@ def backup(
             size = write_whole(file, resealed(reader, opens, head, closes), mode=0o600)
             return reader, size
 
-    if (settings.home / "api.json").exists() and Core(settings.home).alive():
-        with settings.calls().backup(**how) as download:
-            reader, size = write(download.blocks())
+    if settings.runs():
+        asked = api.home.Backup(identity=identity, bodies=bodies)
+        with settings.calls().download(api.home.BACKUP, asked) as download:
+            reader, size = write(download)
     else:
-        reader, size = write(stream_stopped(settings.home, key_passphrase(settings.home), **how))
-    if settings.json:
-        show_json(
-            {
-                "file": str(file),
-                "size_bytes": size,
-                "id": to_text(reader.head.node),
-                "created_ms": reader.head.created_ms,
-                "identity": not no_identity,
-                "bodies": not no_bodies,
-                "locked": no_identity or bool(secret),
-            }
+        passphrase_of_key = key_passphrase(settings.home)
+        reader, size = write(
+            stream_stopped(settings.home, passphrase_of_key, identity=identity, bodies=bodies)
         )
-    else:
-        show(str(file))
+    answer = {
+        "file": str(file),
+        "size_bytes": size,
+        "id": to_text(reader.head.node),
+        "created_ms": reader.head.created_ms,
+        "identity": identity,
+        "bodies": bodies,
+        "locked": no_identity or bool(secret),
+    }
+    settings.view(answer, str(file))
     if not no_identity and not secret:
         warn(f"{file} is not locked: who can read it, is this node")
 
@@ -177,7 +170,6 @@ def _blocks(file: Path) -> Iterator[bytes]:
 @click.option(
     "--without-silent", is_flag=True, help="Go on without peers and objects that do not answer."
 )
-@pass_settings
 def restore(
     settings: Settings,
     file: Path | None,
@@ -233,11 +225,7 @@ def restore(
         if brought is not None:
             fault.message = f"all of the backup is there, but {fault.message}"
         raise
-    for lost in done.lost:
-        warn(
-            f"the object {lost or 'without a name'} is at no host that answers; "
-            "it is looked for again"
-        )
+    warn_of_lost(done.lost)
     answer = {
         "peers": done.peers,
         "newer_objects": done.objects,
@@ -249,8 +237,29 @@ def restore(
     _tell(settings, brought, answer)
 
 
+def warn_of_lost(names: Iterable[str]) -> None:
+    """Say which objects are not found after a home was brought back."""
+    for name in names:
+        warn(
+            f"the object {name or 'without a name'} is at no host that answers; "
+            "it is looked for again"
+        )
+
+
+_BACKUP: Final[Columns] = {
+    "id": "id",
+    "of": ("created_ms", moment),
+    "objects": ("objects", str),
+    "peers": ("peers", str),
+    "ledger": ("entries", "{} entries".format),
+    "space": ("space_records", "{} records".format),
+    "shards": lambda kept: f"{kept['bodies']} ({format_size(kept['bodies_bytes'])})",
+    "key": lambda kept: "in the backup" if kept["identity"] else "not in the backup",
+}
+
+
 def _tell(settings: Settings, found: Brought | None, since: dict[str, object] | None) -> None:
-    kept: dict[str, object] = {}
+    kept: Document | None = None
     if found is not None:
         kept = {
             "id": to_text(found.head.node),
@@ -264,21 +273,10 @@ def _tell(settings: Settings, found: Brought | None, since: dict[str, object] | 
             "identity": found.head.identity,
         }
     if settings.json:
-        show_json({"home": str(settings.home), "backup": kept or None, "since": since})
+        show_json({"home": str(settings.home), "backup": kept, "since": since})
         return
-    if found is not None:
-        show_pairs(
-            [
-                ("id", to_text(found.head.node)),
-                ("of", moment(found.head.created_ms)),
-                ("objects", str(found.objects)),
-                ("peers", str(found.peers)),
-                ("ledger", f"{found.entries} entries"),
-                ("space", f"{found.space_records} records"),
-                ("shards", f"{found.bodies} ({format_size(found.bodies_bytes)})"),
-                ("key", "in the backup" if found.head.identity else "not in the backup"),
-            ]
-        )
+    if kept is not None:
+        show_fields(kept, _BACKUP)
     if since is not None:
         say(
             f"since then: {since['newer_objects']} objects and {since['newer_entries']} ledger "

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import click
 
+from xsc import api
 from xsc.base.errors import ArgumentInvalid, StoreDamaged, UnavailableError, unwritable
 from xsc.base.units import format_credits, format_duration, format_level, format_size
-from xsc.cli.node.backup import backup, restore
+from xsc.cli.node.backup import backup, restore, warn_of_lost
 from xsc.cli.node.drain import drain
 from xsc.cli.options import (
     INVITATION,
@@ -19,12 +21,13 @@ from xsc.cli.options import (
     Command,
     Group,
     Settings,
+    ask_passphrase,
     key_passphrase,
-    pass_settings,
     read_key_file,
 )
-from xsc.cli.output import moment, say, short, show, show_json, show_pairs, warn
-from xsc.client.core import Core
+from xsc.cli.output import Columns, moment, say, short, show, show_fields, warn
+from xsc.client.calls import FSCK_TIMEOUT_S
+from xsc.client.core import Document
 from xsc.client.files import check_target
 
 
@@ -43,18 +46,15 @@ def node() -> None:
     "--network", metavar="NAME", help="Network; nodes of another one cannot be joined.  [xsc]"
 )
 @click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the key.")
-@pass_settings
 def init(settings: Settings, name: str | None, network: str | None, *, passphrase: bool) -> None:
     """Make a home with a new identity in an empty directory."""
     from xsc.node.home.folder import init_home
 
     secret = _new_passphrase(ask=passphrase)
     made = init_home(settings.home, passphrase=secret, name=name, network=network)
-    if settings.json:
-        show_json(made)
-        return
-    show(made["id"])
-    say(f"made {made['home']}; keep a copy of the key: xsc node identity export FILE")
+    settings.view(made, made["id"])
+    if not settings.json:
+        say(f"made {made['home']}; keep a copy of the key: xsc node identity export FILE")
 
 
 @node.command()
@@ -70,7 +70,6 @@ def init(settings: Settings, name: str | None, network: str | None, *, passphras
 )
 @click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
 @click.option("--network", metavar="NAME", help="Its network.  [that of the invitation, or xsc]")
-@pass_settings
 def recover(
     settings: Settings,
     identity: Path | None,
@@ -101,11 +100,7 @@ def recover(
         passphrase=key_passphrase(settings.home),
     )
     lost = () if found is None else found.lost
-    for unfound in lost:
-        warn(
-            f"the object {unfound or 'without a name'} is at no host that answers; "
-            "it is looked for again"
-        )
+    warn_of_lost(lost)
     for peer in signing.silent:
         warn(f"{short(to_text(peer))} does not answer, and is heard when it does")
     for peer, amount in sorted(signing.unproven.items()):
@@ -114,31 +109,28 @@ def recover(
             f"unproven with {short(to_text(peer))}: {who} {format_credits(abs(amount))} credits "
             "more than any entry that was shown"
         )
-    if settings.json:
-        show_json(
-            {
-                "id": node_id,
-                "home": str(settings.home),
-                "state": "signing",
-                "peers": signing.peers,
-                "objects": None if found is None else found.objects,
-                "entries": signing.entries,
-                "incarnation": signing.incarnation,
-                "silent": [to_text(peer) for peer in signing.silent],
-                "unproven": [
-                    {"peer": to_text(peer), "amount_micro": amount}
-                    for peer, amount in sorted(signing.unproven.items())
-                ],
-                "lost": list(lost),
-            }
+    answer = {
+        "id": node_id,
+        "home": str(settings.home),
+        "state": "signing",
+        "peers": signing.peers,
+        "objects": None if found is None else found.objects,
+        "entries": signing.entries,
+        "incarnation": signing.incarnation,
+        "silent": [to_text(peer) for peer in signing.silent],
+        "unproven": [
+            {"peer": to_text(peer), "amount_micro": amount}
+            for peer, amount in sorted(signing.unproven.items())
+        ],
+        "lost": list(lost),
+    }
+    settings.view(answer, node_id)
+    if not settings.json:
+        objects = "" if found is None else f"{found.objects} objects, "
+        say(
+            f"recovered {objects}{signing.peers} peers and {signing.entries} ledger "
+            "entries; `xsc node start` runs it"
         )
-        return
-    show(node_id)
-    objects = "" if found is None else f"{found.objects} objects, "
-    say(
-        f"recovered {objects}{signing.peers} peers and {signing.entries} ledger "
-        "entries; `xsc node start` runs it"
-    )
 
 
 class _StartCommand(Command):
@@ -162,8 +154,7 @@ class _StartCommand(Command):
 
 @node.command(cls=_StartCommand)
 @click.option("--wait", is_flag=True, help="Run it in the background; return when it serves.")
-@click.pass_context
-def start(ctx: click.Context, /, *, wait: bool, **given: str | None) -> int:
+def start(settings: Settings, /, *, wait: bool, **given: str | None) -> int:
     """Run the node until it is told to stop (SIGTERM, Ctrl-C).
 
     A home that does not exist is made first. Every setting of config.toml can
@@ -171,7 +162,6 @@ def start(ctx: click.Context, /, *, wait: bool, **given: str | None) -> int:
     goes on in the background, logs to HOME/node.log, and ends by
     `kill $(cat HOME/node.pid)`.
     """
-    settings = ctx.ensure_object(Settings)
     overrides = {name: text for name, text in given.items() if text is not None}
     passphrase = key_passphrase(settings.home)
     if wait:
@@ -191,62 +181,55 @@ def _start_in_background(settings: Settings, overrides: dict[str, str], passphra
     options = [f"--{name.replace('_', '-')}={text}" for name, text in overrides.items()]
     answer = start_and_wait(settings.home, options, passphrase)
     log = str(settings.home / LOG)
-    if settings.json:
-        shown = ("id", "name", "home", "pid", "api_url", "peer_url", "addresses")
-        show_json({**{key: answer[key] for key in shown}, "log": log})
-        return
-    show(
+    shown = ("id", "name", "home", "pid", "api_url", "peer_url", "addresses")
+    settings.view(
+        {**{key: answer[key] for key in shown}, "log": log},
         f"node {answer['id']} serves: API at {answer['api_url']}, "
-        f"peers at {', '.join(answer['addresses'])}"
+        f"peers at {', '.join(answer['addresses'])}",
     )
-    say(f"it logs to {log}")
+    if not settings.json:
+        say(f"it logs to {log}")
 
 
 @node.command()
-@pass_settings
 def status(settings: Settings) -> None:
     """Show what the node is, holds and does."""
-    answer = settings.calls().status()
-    if settings.json:
-        show_json(answer)
-        return
-    peers, storage, compute = answer["peers"], answer["storage"], answer["compute"]
-    used, reserved, capacity = (
-        format_size(storage[f"{what}_bytes"]) for what in ("used", "reserved", "capacity")
+    settings.view(settings.ask(api.status.STATUS), _show_status)
+
+
+def _sizes(text: str, part: Document, *names: str) -> str:
+    return text.format(*(format_size(part[f"{name}_bytes"]) for name in names))
+
+
+def _slots(answer: Document, kind: str, unit: str) -> str:
+    offered, granted = (
+        format_level(kind, answer[kind][f"{what}_{unit}"]) for what in ("offered", "granted")
     )
-    sent, received = (
-        format_size(answer["traffic"][f"{what}_bytes"]) for what in ("sent", "received")
-    )
-    running, queued, workers = compute["running"], compute["queued"], compute["workers"]
-    slots = []
-    for kind, unit in (("storage", "bytes"), ("compute", "fuel_per_s")):
-        offered, granted = (
-            format_level(kind, answer[kind][f"{what}_{unit}"]) for what in ("offered", "granted")
-        )
-        slots.append((kind, f"{offered} offered, {granted} granted of it"))
-    show_pairs(
-        [
-            ("id", answer["id"]),
-            ("name", answer["name"]),
-            ("network", answer["network"]),
-            ("version", answer["version"]),
-            ("home", answer["home"]),
-            ("API", answer["api_url"]),
-            ("peers at", ", ".join(answer["addresses"]) or answer["peer_url"]),
-            ("up for", format_duration(answer["uptime_s"] * 1000)),
-            ("peers", f"{peers['healthy']} of {peers['known']} answer"),
-            (
-                "storage",
-                f"{used} used and {reserved} reserved of {capacity}",
-            ),
-            ("traffic", f"{sent} sent to peers and {received} received, since the start"),
-            (
-                "compute",
-                f"{running} running and {queued} queued on {workers} workers",
-            ),
-            *((f"{kind} slots", text) for kind, text in slots),
-        ]
-    )
+    return f"{offered} offered, {granted} granted of it"
+
+
+_STORAGE: Final = "{} used and {} reserved of {}"
+_TRAFFIC: Final = "{} sent to peers and {} received, since the start"
+_STATUS: Final[Columns] = {
+    "id": "id",
+    "name": "name",
+    "network": "network",
+    "version": "version",
+    "home": "home",
+    "API": "api_url",
+    "peers at": lambda answer: ", ".join(answer["addresses"]) or answer["peer_url"],
+    "up for": lambda answer: format_duration(answer["uptime_s"] * 1000),
+    "peers": ("peers", "{healthy} of {known} answer".format_map),
+    "storage": ("storage", lambda part: _sizes(_STORAGE, part, "used", "reserved", "capacity")),
+    "traffic": ("traffic", lambda part: _sizes(_TRAFFIC, part, "sent", "received")),
+    "compute": ("compute", "{running} running and {queued} queued on {workers} workers".format_map),
+    "storage slots": lambda answer: _slots(answer, "storage", "bytes"),
+    "compute slots": lambda answer: _slots(answer, "compute", "fuel_per_s"),
+}
+
+
+def _show_status(answer: Document) -> None:
+    show_fields(answer, _STATUS)
     leases = answer["leases"]
     if leases["ending"]:
         why = "; ".join(leases["reasons"]) or "not asked yet"
@@ -263,7 +246,6 @@ def status(settings: Settings) -> None:
     is_flag=True,
     help="Make the shard store anew out of what can be read; the node must be stopped.",
 )
-@pass_settings
 def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     """Check that the node can still give back all that it holds for others, and its space.
 
@@ -272,33 +254,27 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     something is damaged; what is stays listed until it is stored anew or
     deleted.
     """
-    running = (settings.home / "api.json").exists() and Core(settings.home).alive()
+    running = settings.runs()
     if running and salvage:
         raise ArgumentInvalid("the node runs", hint="stop it first")
     if running:
-        answer = settings.calls().fsck(deep=deep)
+        answer = settings.ask(api.home.FSCK, api.home.Fsck(deep=deep), timeout_s=FSCK_TIMEOUT_S)
     else:
         from xsc.api import serial
         from xsc.node.offline.fsck import check_home
 
         found = check_home(settings.home, deep=deep, salvaged=salvage).shown()
         answer = serial.document(found)
-    if settings.json:
-        show_json(answer)
-    else:
-        show_pairs(
-            [
-                ("bodies", str(answer["bodies"])),
-                ("held", format_size(answer["bytes_held"])),
-                ("counted", format_size(answer["bytes_counted"])),
-                ("index", answer["index"]),
-                ("damaged", str(len(answer["damaged"]))),
-                ("space", f"{answer['space_records']} records"),
-            ]
-        )
-    for fault in answer["index_faults"]:
-        warn(fault)
-    for fault in answer["space_faults"]:
+    fields: Columns = {
+        "bodies": ("bodies", str),
+        "held": ("bytes_held", format_size),
+        "counted": ("bytes_counted", format_size),
+        "index": "index",
+        "damaged": lambda _: str(len(answer["damaged"])),
+        "space": ("space_records", "{} records".format),
+    }
+    settings.fields(answer, fields)
+    for fault in [*answer["index_faults"], *answer["space_faults"]]:
         warn(fault)
     for first, last in answer["unreadable"]:
         warn(f"what was stored as {first} to {last} cannot be read")
@@ -311,7 +287,6 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
 
 
 @node.command()
-@pass_settings
 def doctor(settings: Settings) -> int:
     """Check that this machine and this home can run a node well.
 
@@ -323,16 +298,18 @@ def doctor(settings: Settings) -> int:
 
     from xsc.node.offline.doctor import examine
 
-    found = examine(settings.home, settings.calls().status)
+    found = examine(settings.home, partial(settings.ask, api.status.STATUS))
     failed = any(finding.verdict == "fail" for finding in found)
-    if settings.json:
-        show_json({"works": not failed, "findings": [asdict(finding) for finding in found]})
-    else:
-        for finding in found:
-            show(f"{finding.verdict:<4}  {finding.check:<10}  {finding.text}")
-            if finding.hint:
-                show(f"      {'':<10}  hint: {finding.hint}")
+    answer = {"works": not failed, "findings": [asdict(finding) for finding in found]}
+    settings.view(answer, _show_findings)
     return UnavailableError.exit_code if failed else 0
+
+
+def _show_findings(answer: Document) -> None:
+    for finding in answer["findings"]:
+        show(f"{finding['verdict']:<4}  {finding['check']:<10}  {finding['text']}")
+        if finding["hint"]:
+            show(f"      {'':<10}  hint: {finding['hint']}")
 
 
 node.add_command(drain)
@@ -348,7 +325,6 @@ def identity() -> None:
 @identity.command()
 @click.argument("file", type=PATH)
 @click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the copy.")
-@pass_settings
 def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     """Write a copy of the node's key to FILE, readable by its owner only.
 
@@ -367,10 +343,8 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
         keyfile.write(file, keyfile.to_line(key, SystemEntropy(), locked_by))
     except OSError as fault:
         raise unwritable(f"{file} cannot be written", fault) from None
-    if settings.json:
-        show_json({"id": to_text(key.node_id), "file": str(file), "locked": bool(locked_by)})
-    else:
-        show(to_text(key.node_id))
+    node_id = to_text(key.node_id)
+    settings.view({"id": node_id, "file": str(file), "locked": bool(locked_by)}, node_id)
     if not locked_by:
         say(f"{file} is not locked: who can read it, is this node")
 
@@ -380,10 +354,4 @@ def _new_passphrase(*, ask: bool) -> str:
     given = os.environ.get(PASSPHRASE, "")
     if given or not ask:
         return given
-    if not sys.stdin.isatty():
-        raise ArgumentInvalid(
-            "a passphrase can be asked for on a terminal only", hint=f"set {PASSPHRASE}"
-        )
-    return str(
-        click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True, type=str)
-    )
+    return ask_passphrase(f"set {PASSPHRASE}", twice=True)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
+from xsc import api
 from xsc.base.errors import EXIT_PARTLY
 from xsc.base.units import format_credits, format_size
-from xsc.cli.options import PATH, Command, Settings, pass_settings
-from xsc.cli.output import progress_bar, say, short, show, show_json, show_pairs, warn
+from xsc.cli.options import PATH, Command, Settings
+from xsc.cli.output import count_of, progress_bar, say, short, show, show_pairs, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document
 from xsc.client.files import check_target, write_whole
@@ -22,10 +23,7 @@ DRAIN_WAIT_MS = 5_000
 @click.command(cls=Command)
 @click.option("--status", "what", flag_value="status", help="Say how far it is, and no more.")
 @click.option("--cancel", "what", flag_value="cancel", help="Stay after all.")
-@click.option(
-    "--proof", type=PATH, metavar="FILE", help="Where the proof goes.  [drain.proof in the home]"
-)
-@pass_settings
+@click.option("--proof", type=PATH, help="Where the proof goes.  [drain.proof in the home]")
 def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     """Move all that the node holds for others to other nodes, so that it can leave.
 
@@ -37,22 +35,15 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     calls = settings.calls()
     target = proof if proof is not None else settings.home / "drain.proof"
     if what == "cancel":
-        answer = calls.stay()
-        if settings.json:
-            show_json(answer)
-        else:
-            show("the node stays; what has moved stays where it is")
+        settings.view(calls.ask(api.home.STAY), "the node stays; what has moved stays where it is")
         return 0
     if proof is not None:
         check_target(proof)
-    answer = calls.drain() if what == "status" else _drained(calls)
+    answer = calls.ask(api.home.DRAIN) if what == "status" else _drained(calls)
     if answer["state"] != "staying" and (what is None or proof is not None):
-        with calls.drain_proof() as download:
+        with calls.download(api.home.PROOF) as download:
             write_whole(target, download.blocks())
-    if settings.json:
-        show_json(answer)
-    else:
-        _show_drain(answer)
+    settings.view(answer, _show_drain)
     if answer["state"] == "staying":
         return 0
     for line in _drain_warnings(answer):
@@ -67,7 +58,7 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
 
 def _drained(calls: Calls) -> Document:
     """Begin to leave and wait until all has moved that can; return how it stands then."""
-    answer = calls.leave()
+    answer = calls.ask(api.home.LEAVE)
     with progress_bar("moving away", answer["total_bytes"]) as progress:
         shown, said = 0, ""
         waiting: set[str] = set()
@@ -75,7 +66,7 @@ def _drained(calls: Calls) -> Document:
             moved = answer["total_bytes"] - answer["left_bytes"]
             progress(moved - shown)
             shown = moved
-            left = f"{_objects(answer['left_objects'])}, {format_size(answer['left_bytes'])}"
+            left = _so_much(answer, "left")
             if left != said and not sys.stderr.isatty():
                 say(f"left: {left}")
             said = left
@@ -86,29 +77,28 @@ def _drained(calls: Calls) -> Document:
                 if row["object"] not in waiting:
                     waiting.add(row["object"])
                     say(_stays(row))
-            answer = calls.drain(DRAIN_WAIT_MS)
+            answer = calls.ask(api.home.DRAIN, api.home.Look(wait_ms=DRAIN_WAIT_MS))
     return answer
-
-
-def _objects(count: int) -> str:
-    return f"{count} {'object' if count == 1 else 'objects'}"
 
 
 def _show_drain(answer: Document) -> None:
     if answer["state"] == "staying":
         show("the node is not leaving")
         return
-    left = f"{_objects(answer['left_objects'])}, {format_size(answer['left_bytes'])}"
-    released = f"{_objects(answer['released_objects'])}, {format_size(answer['released_bytes'])}"
     show_pairs(
         [
             ("state", answer["state"]),
             ("peers told", f"{answer['peers_told']} of {answer['peers']}"),
-            ("released", released),
-            ("left", left),
+            ("released", _so_much(answer, "released")),
+            ("left", _so_much(answer, "left")),
             ("owed to it", f"{format_credits(answer['owed_micro'])} credits"),
         ]
     )
+
+
+def _so_much(answer: Document, which: str) -> str:
+    objects = count_of(answer[f"{which}_objects"], "object")
+    return f"{objects}, {format_size(answer[f'{which}_bytes'])}"
 
 
 def _stays(row: Document) -> str:
@@ -120,14 +110,14 @@ def _drain_warnings(answer: Document) -> list[str]:
     lines = [_stays(row) for row in answer["stuck"]]
     more = answer["stuck_objects"] - len(answer["stuck"])
     if more > 0:
-        lines.append(f"beside them: {_objects(more)}")
+        lines.append(f"beside them: {count_of(more, 'object')}")
     lines += [
         f"the directory of {short(owner)} lies at no other peer"
         for owner in answer["directories_only_here"]
     ]
     if answer["guarded_at_own_cost"]:
         lines.append(
-            f"this node pays for shards of {_objects(answer['guarded_at_own_cost'])} of owners "
-            "that are away; they stay where they are until its leases end"
+            f"this node pays for shards of {count_of(answer['guarded_at_own_cost'], 'object')} of "
+            "owners that are away; they stay where they are until its leases end"
         )
     return lines

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Final, Unpack
 
 import click
 
+from xsc import api
+from xsc.api.endpoint import Id
 from xsc.base.errors import (
     EXIT_PARTLY,
     ArgumentInvalid,
@@ -20,7 +22,6 @@ from xsc.base.errors import (
     PeerSilent,
     ShardsDamaged,
     UploadChanged,
-    unwritable,
 )
 from xsc.base.units import format_size
 from xsc.cli.options import (
@@ -34,24 +35,30 @@ from xsc.cli.options import (
     Group,
     Settings,
     object_of,
-    pass_settings,
+    together,
 )
 from xsc.cli.output import (
+    Cell,
+    Columns,
+    count_of,
     moment,
+    or_dash,
     progress_bar,
     say,
     short,
     show,
+    show_fields,
     show_json,
     show_pairs,
-    show_table,
+    show_rows,
     warn,
+    yes_or_no,
 )
 from xsc.cli.store import tree
 from xsc.cli.store.cost import say_cost
-from xsc.client.calls import Calls, unreadable
+from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions, unreadable
 from xsc.client.core import Document, Progress
-from xsc.client.files import check_target, size_of, upload_id, write_whole
+from xsc.client.files import check_target, make_directory, size_of, upload_id, write_whole
 from xsc.client.placement import survey
 from xsc.client.targets import Named, objects_of, one_object, resolve
 from xsc.client.tree import SUFFIX, tree_id
@@ -70,9 +77,11 @@ def store() -> None:
     """
 
 
+cap_argument = click.argument("cap", metavar="CAP|NAME", type=OBJECT)
 version_option = click.option(
-    "--version", type=WHOLE, metavar="N", help="That version of the name.  [the newest]"
+    "--version", type=WHOLE, help="That version of the name.  [the newest]"
 )
+object_options = together(cap_argument, version_option)
 
 
 @store.command()
@@ -85,75 +94,68 @@ version_option = click.option(
     help="Refuse unless so many nodes, sites, owners or introducers may be lost."
     "  [setting survive]",
 )
-@click.option("--code", type=CODE, metavar="K,M", help="K data shards and M parity shards.  [4,2]")
+@click.option("--code", type=CODE, help="K data shards and M parity shards.  [4,2]")
 @click.option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
 @click.option("--reread", is_flag=True, help="With -r: trust no times, read every file.")
-@pass_settings
 def put(
-    settings: Settings,
-    file: Path,
-    name: str | None,
-    survive: str | None,
-    code: tuple[int, int] | None,
-    *,
-    recursive: bool,
-    reread: bool,
+    settings: Settings, file: Path, *, recursive: bool, reread: bool, **how: Unpack[PutOptions]
 ) -> int:
     """Store FILE, or standard input (-), and print its capability.
 
     With -r a whole directory, under NAME/. What has not changed since its last
     version is not sent again. Exits with 7 if something was left out.
     """
-    contract = survive or ""
+    how["survive"] = how.get("survive") or ""
     if recursive:
-        return tree.put(settings, file, name=name, survive=contract, code=code, reread=reread)
+        return tree.put(settings, file, reread=reread, **how)
     if reread:
         raise ArgumentInvalid("--reread goes with -r")
+    if (name := how.get("name")) is not None:
+        _check_name(name)
+    calls = settings.calls()
+    stored = _upload(settings, calls, file, **how)
+    for warning in stored["warnings"]:
+        warn(warning)
+    if not settings.json:
+        _say_where(settings, stored)
+    settings.view(stored, stored["capability"])
+    return 0
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name by which the object could not be read again."""
     if name == "":
         raise ArgumentInvalid(
             "a name must not be empty", hint="leave --name out to use the file's name"
         )
-    if name is not None and name.endswith("/"):
+    if name.endswith(SUFFIX):
         raise ArgumentInvalid(
             "a name that ends in / is a directory's", hint="store a directory with -r"
         )
-    if name is not None and (name == "-" or name.startswith(("@", "xsc:"))):
+    if name == "-" or name.startswith(("@", "xsc:")):
         raise ArgumentInvalid(
             f"'{name}' could not be read again by that name",
             hint="commands take @FILE, - and xsc:… for capabilities",
         )
-    calls = settings.calls()
-    stored = _upload(settings, calls, file, name=name, survive=contract, code=code)
-    for warning in stored["warnings"]:
-        warn(warning)
-    if settings.json:
-        show_json(stored)
-        return 0
+
+
+def _say_where(settings: Settings, stored: Document) -> None:
     hosts = len({row["node"] for row in stored["hosts"]})
     if sys.stderr.isatty() or settings.verbose:
         say(
-            f"stored {format_size(stored['size_bytes'])} on {_count(hosts, 'node')}, "
+            f"stored {format_size(stored['size_bytes'])} on {count_of(hosts, 'node')}, "
             f"survives the loss of {stored['survives']}"
         )
     if settings.verbose:
         for row in stored["passed_over"]:
             lease = "" if row["lease_id"] is None else f", lease {short(row['lease_id'])}"
             say(f"passed over {short(row['node'])}{lease}: {row['reason']}")
-    show(stored["capability"])
-    return 0
 
 
-def _upload(
-    settings: Settings,
-    calls: Calls,
-    file: Path,
-    *,
-    name: str | None,
-    **how: Any,  # noqa: ANN401
-) -> Document:
+def _upload(settings: Settings, calls: Calls, file: Path, **how: Unpack[PutOptions]) -> Document:
     if file == STREAM:
         with progress_bar("storing", None) as progress:
-            how |= {"name": name or "", "wait_for_name": bool(name)}
+            how["wait_for_name"] = bool(how.get("name"))
             return calls.put(sys.stdin.buffer, progress=progress, **how)
     try:
         if file.is_fifo():  # opening one waits for whoever writes, perhaps for ever
@@ -168,42 +170,36 @@ def _upload(
         raise error from None
     with source:
         size = size_of(source)
-        how |= {"name": file.name if name is None else name, "size_bytes": size}
+        if how.get("name") is None:
+            how["name"] = file.name
         how["wait_for_name"] = bool(how["name"])
         if not settings.json:
-            say_cost(calls, size, how["code"])
-        resume = upload_id(file, source, how["name"], how["survive"], how["code"])
-        if resume is not None and (before := calls.upload(resume)["stored_bytes"]):
+            say_cost(calls, size, how.get("code"))
+        resume = upload_id(file, source, how["name"], how["survive"], how.get("code"))
+        if resume is not None and (
+            before := calls.ask(api.objects.UPLOAD, Id(id=resume))["stored_bytes"]
+        ):
             say(f"going on: {format_size(before)} were stored before")
-        try:
+
+        def send() -> Document:
             with progress_bar(f"storing {file.name}", size) as progress:
-                return calls.put(source, resume=resume, progress=progress, **how)
+                return calls.put(source, size_bytes=size, resume=resume, progress=progress, **how)
+
+        try:
+            return send()
         except UploadChanged:
             # Other content under the same size and time; what was stored of it is gone.
             source.seek(0)
-            with progress_bar(f"storing {file.name}", size) as progress:
-                return calls.put(source, resume=resume, progress=progress, **how)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+            return send()
 
 
 @store.command()
-@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@click.option("-o", "--output", type=PATH, required=True, help="File to write, or -.")
 @click.option(
-    "-o", "--output", type=PATH, required=True, metavar="FILE", help="File to write, or -."
-)
-@click.option(
-    "--range",
-    "part",
-    type=RANGE,
-    metavar="FIRST-LAST",
-    help="Only these bytes, like 1000-1999, 1000- or -500.",
+    "--range", "part", type=RANGE, help="Only these bytes, like 1000-1999, 1000- or -500."
 )
 @click.option("-r", "--recursive", is_flag=True, help="It is a directory; FILE becomes one.")
-@version_option
-@pass_settings
+@object_options
 def get(
     settings: Settings,
     cap: str | Named,
@@ -268,7 +264,6 @@ def get(
     "-r", "--recursive", is_flag=True, help="Show what is in the directory PREFIX or CAP."
 )
 @version_option
-@pass_settings
 def listing(
     settings: Settings,
     prefix: str,
@@ -290,58 +285,47 @@ def listing(
     answer = settings.calls().objects(prefix, versions=versions or ending)
     soon = [row for row in answer["objects"] if row.get("ending")]
     if ending:
-        _show_ending(settings, soon)
+        settings.view({"objects": soon}, _show_ending)
         return
     if soon:
-        warn(f"{_count(len(soon), 'object')} may end soon; see: xsc store ls --ending")
+        warn(f"{count_of(len(soon), 'object')} may end soon; see: xsc store ls --ending")
     if settings.json:
+        # What scripts hold on to has these keys and no others.
         for row in answer["objects"]:
-            row.pop("ends_ms", None)
-            row.pop("ending", None)
-        if not versions:
-            # What scripts hold on to has these keys and no others.
-            for row in answer["objects"]:
-                row.pop("version", None)
-        show_json(answer)
-        return
-    show_table(
-        ["name", "<version", "<size", "stored", "<margin", "capability"],
-        [
-            [
-                row["name"] or "-",
-                str(row["version"]) if row["name"] else "-",
-                format_size(row["size_bytes"]),
-                moment(row["created_ms"]),
-                str(row["margin"]),
-                row["capability"],
-            ]
-            for row in answer["objects"]
-        ],
-        "this node has stored nothing under such names"
-        if prefix
-        else "this node has stored nothing",
-    )
+            for key in ("ends_ms", "ending", *(() if versions else ("version",))):
+                row.pop(key, None)
+    empty = "this node has stored nothing" + (" under such names" if prefix else "")
+    settings.table(answer, "objects", _OBJECTS, empty)
 
 
-def _show_ending(settings: Settings, rows: Sequence[Document]) -> None:
-    if settings.json:
-        show_json({"objects": rows})
-        return
-    show_table(
-        ["name", "<version", "host", "kept until", "why"],
-        [
-            [
-                row["name"] or "-",
-                str(row["version"]) if row["name"] else "-",
-                short(end["node"]),
-                _until(end["ends_ms"]),
-                end["reason"] or "not asked yet",
-            ]
-            for row in rows
-            for end in row["ending"]
-        ],
-        "nothing ends soon",
-    )
+def _version(row: Document) -> str:
+    return str(row["version"]) if row["name"] else "-"
+
+
+_OBJECTS: Final[Columns] = {
+    "name": ("name", or_dash),
+    "<version": _version,
+    "<size": ("size_bytes", format_size),
+    "stored": ("created_ms", moment),
+    "<margin": ("margin", str),
+    "capability": "capability",
+}
+
+
+def _show_ending(answer: Document) -> None:
+    rows = [
+        {"name": row["name"], "version": _version(row), **end}
+        for row in answer["objects"]
+        for end in row["ending"]
+    ]
+    columns: Columns = {
+        "name": ("name", or_dash),
+        "<version": "version",
+        "host": ("node", short),
+        "kept until": ("ends_ms", _until),
+        "why": lambda end: end["reason"] or "not asked yet",
+    }
+    show_rows(rows, columns, "nothing ends soon")
 
 
 def _until(ends_ms: int | None) -> str:
@@ -359,11 +343,11 @@ def _warn_of_end(answer: Document) -> None:
 def _margin(answer: Document) -> str:
     margin = answer["margin"]
     if margin < 0:
-        return f"{_count(-margin, 'shard')} too few"
+        return f"{count_of(-margin, 'shard')} too few"
     held = Counter(row["node"] for row in answer["hosts"] if row["state"] == "ok")
     most = max(held.values(), default=0)
     no_node = f", but no node: one holds {most} of them" if 0 < margin < most else ""
-    return f"{_count(margin, 'more shard')} may be lost{no_node}"
+    return f"{count_of(margin, 'more shard')} may be lost{no_node}"
 
 
 def _asking(total_bytes: int) -> AbstractContextManager[Progress]:
@@ -384,20 +368,13 @@ def _files(answer: Document) -> list[tuple[str, str]]:
 
 def _show_worst(answer: Document) -> None:
     """Show the files of a directory that are not whole, the worst first."""
-    rows = answer.get("tree", {}).get("worst")
-    if rows:
-        show_table(
-            ["<margin", "readable", "path"],
-            [
-                [
-                    str(row["margin"]),
-                    "yes" if row["readable"] else "no",
-                    row["path"] or "(the list)",
-                ]
-                for row in rows
-            ],
-            "",
-        )
+    if rows := answer.get("tree", {}).get("worst"):
+        columns: Columns = {
+            "<margin": ("margin", str),
+            "readable": ("readable", yes_or_no),
+            "path": lambda row: row["path"] or "(the list)",
+        }
+        show_rows(rows, columns, "")
 
 
 def _introduced(answer: Document) -> str:
@@ -417,17 +394,15 @@ def _domains(answer: Document) -> str:
     for kind, found in answer["domains"].items():
         if kind == "introducer":
             continue  # a line of its own
-        unknown = f" ({_count(found['unknown'], 'node')} without)" if found["unknown"] else ""
+        unknown = f" ({count_of(found['unknown'], 'node')} without)" if found["unknown"] else ""
         parts.append(
-            _count(found["known"], kind) + unknown if found["known"] else f"no {kind} named"
+            count_of(found["known"], kind) + unknown if found["known"] else f"no {kind} named"
         )
     return ", ".join(parts)
 
 
 @store.command()
-@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
-@version_option
-@pass_settings
+@object_options
 def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
     """Ask an object's hosts which of its shards they still hold.
 
@@ -436,37 +411,32 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
     the list.
     """
     calls = settings.calls()
-    target = resolve(calls, cap, version)
-    answer = survey(calls, target, calls.stat, _asking)
-    if settings.json:
-        show_json(answer)
-        return
+    answer = survey(calls, resolve(calls, cap, version), calls.stat, _asking)
+    settings.view(answer, _show_stat)
+
+
+def _show_stat(answer: Document) -> None:
     code = answer["code"]
     show_pairs(
         [
             ("size", format_size(answer["size_bytes"])),
             *_files(answer),
             ("code", f"any {code['k']} of {code['k'] + code['m']} shards"),
-            ("readable", "yes" if answer["readable"] else "no"),
+            ("readable", yes_or_no(answer["readable"])),
             ("margin", _margin(answer)),
-            ("healable", "yes" if answer["healable"] else "no"),
+            ("healable", yes_or_no(answer["healable"])),
             ("leases until", _until(answer.get("ends_ms"))),
         ]
     )
     _warn_of_end(answer)
     _show_worst(answer)
-    show_table(
-        ["<shard", "node", "state"],
-        [[str(row["shard"]), short(row["node"]), row["state"]] for row in answer["hosts"]],
-        "it has no shards: its content is in the manifest",
-    )
+    columns: Columns = {"<shard": ("shard", str), "node": ("node", short), "state": "state"}
+    show_rows(answer["hosts"], columns, "it has no shards: its content is in the manifest")
 
 
 @store.command()
-@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
 @click.option("--deep", is_flag=True, help="Read every shard and verify it.")
-@version_option
-@pass_settings
+@object_options
 def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> int:
     """Say what an object's placement is worth: what it survives, and for how long.
 
@@ -477,54 +447,18 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
     asked for when it was stored.
     """
     calls = settings.calls()
-    target = resolve(calls, cap, version)
-    answer = survey(calls, target, partial(calls.check, deep=deep), _asking)
-    if settings.json:
-        show_json(answer)
-    else:
-        loss_ppb = answer["yearly_loss_ppb"]
-        show_pairs(
-            [
-                ("size", format_size(answer["size_bytes"])),
-                *_files(answer),
-                ("readable", "yes" if answer["readable"] else "no"),
-                ("margin", _margin(answer)),
-                ("healable", "yes" if answer["healable"] else "no"),
-                ("lies on", _domains(answer)),
-                ("introduced", _introduced(answer)),
-                ("survives", f"the loss of {answer['survives']}"),
-                *_contract(answer),
-                ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),
-                *([("read", format_size(answer["read_bytes"]))] if deep else []),
-                ("leases until", _until(answer.get("ends_ms"))),
-            ]
-        )
-        _warn_of_end(answer)
-        _show_worst(answer)
-        if answer["bad"]:
-            show_table(
-                ["<segment", "<shard", "node", "reason", *(["path"] if "tree" in answer else [])],
-                [
-                    [
-                        str(row["segment"]),
-                        str(row["shard"]),
-                        short(row["node"]),
-                        row["reason"],
-                        *([row["path"]] if "tree" in answer else []),
-                    ]
-                    for row in answer["bad"]
-                ],
-                "",
-            )
+    ask = partial(calls.check, deep=deep)
+    answer = survey(calls, resolve(calls, cap, version), ask, _asking)
+    settings.view(answer, partial(_show_check, deep=deep))
     about = answer.get("tree")
     states = Counter(row["state"] for row in answer["hosts"]) if about is None else about["shards"]
     lost = sum(states.values()) - states.get("ok", 0)
     if states.keys() & {"corrupt", "missing"}:
-        raise ShardsDamaged(f"{_count(lost, 'shard')} of it are damaged or gone")
+        raise ShardsDamaged(f"{count_of(lost, 'shard')} of it are damaged or gone")
     if about is not None and about["unknown"]:
-        raise ObjectUnknown(f"nobody who answers has {_count(about['unknown'], 'file')} of it")
+        raise ObjectUnknown(f"nobody who answers has {count_of(about['unknown'], 'file')} of it")
     if lost:
-        raise PeerSilent(f"{_count(lost, 'shard')} of it cannot be asked for")
+        raise PeerSilent(f"{count_of(lost, 'shard')} of it cannot be asked for")
     if answer.get("contract_kept") is False:
         warn(
             f"it was to survive the loss of {answer['contract']}; it is moved back by itself "
@@ -532,6 +466,38 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
         )
         return EXIT_PARTLY
     return 0
+
+
+def _show_check(answer: Document, *, deep: bool) -> None:
+    loss_ppb = answer["yearly_loss_ppb"]
+    show_pairs(
+        [
+            ("size", format_size(answer["size_bytes"])),
+            *_files(answer),
+            ("readable", yes_or_no(answer["readable"])),
+            ("margin", _margin(answer)),
+            ("healable", yes_or_no(answer["healable"])),
+            ("lies on", _domains(answer)),
+            ("introduced", _introduced(answer)),
+            ("survives", f"the loss of {answer['survives']}"),
+            *_contract(answer),
+            ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),
+            *([("read", format_size(answer["read_bytes"]))] if deep else []),
+            ("leases until", _until(answer.get("ends_ms"))),
+        ]
+    )
+    _warn_of_end(answer)
+    _show_worst(answer)
+    if answer["bad"]:
+        show_rows(answer["bad"], _BAD | ({"path": "path"} if "tree" in answer else {}), "")
+
+
+_BAD: Final[dict[str, Cell]] = {
+    "<segment": ("segment", str),
+    "<shard": ("shard", str),
+    "node": ("node", short),
+    "reason": "reason",
+}
 
 
 def _contract(answer: Document) -> list[tuple[str, str]]:
@@ -545,7 +511,6 @@ def _contract(answer: Document) -> list[tuple[str, str]]:
 @store.command()
 @click.argument("cap", metavar="[CAP|NAME]", type=OBJECT, required=False)
 @version_option
-@pass_settings
 def repair(settings: Settings, cap: str | Named | None, version: int | None) -> int:
     """Rebuild the lost shards of an object now; without CAP, of all objects.
 
@@ -554,10 +519,11 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
     some shards have no new place yet.
     """
     calls = settings.calls()
-    rows = [] if cap is not None else calls.objects()["objects"]
-    wanted = [row["capability"] for row in rows]
-    if cap is not None:
-        wanted = list(objects_of(calls, resolve(calls, cap, version)))
+    wanted: Sequence[str]
+    if cap is None:
+        wanted = [row["capability"] for row in calls.objects()["objects"]]
+    else:
+        wanted = objects_of(calls, resolve(calls, cap, version))
     several = cap is None or len(wanted) > 1
     answers = []
     for number, each in enumerate(wanted, 1):
@@ -569,33 +535,27 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
                 f"{where}shard {row['shard']} moved from {short(row['from'])} to {short(row['to'])}"
             )
         if answer["patched"]:
-            say(f"{where}{_count(answer['patched'], 'damaged shard')} stored again in place")
+            say(f"{where}{count_of(answer['patched'], 'damaged shard')} stored again in place")
         if answer["waiting"]:
-            say(
-                f"{where}{_count(answer['waiting'], 'shard')} at silent nodes: "
-                "they count as lost after repair_grace"
-            )
+            silent = count_of(answer["waiting"], "shard")
+            say(f"{where}{silent} at silent nodes: they count as lost after repair_grace")
         if answer["left"]:
-            warn(
-                f"{where}{_count(len(answer['left']), 'shard')} left as it was: {answer['reason']}"
-            )
+            kept = count_of(len(answer["left"]), "shard")
+            warn(f"{where}{kept} left as it was: {answer['reason']}")
     moved = sum(len(answer["moved"]) for answer in answers)
     left = sum(len(answer["left"]) for answer in answers)
-    if settings.json:
-        show_json({"objects": answers} if several else answers[0])
-    else:
-        show(f"{_count(moved, 'shard')} moved, {left} left")
+    said = f"{count_of(moved, 'shard')} moved, {left} left"
+    settings.view({"objects": answers} if several else answers[0], said)
     return EXIT_PARTLY if left else 0
 
 
 @store.command()
-@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+@cap_argument
 @click.option(
     "--receipts", type=PATH, metavar="DIR", help="Write the hosts' signed confirmations there."
 )
-@click.option("--version", type=WHOLE, metavar="N", help="That version of the name alone.  [all]")
+@click.option("--version", type=WHOLE, help="That version of the name alone.  [all]")
 @click.option("-y", "--yes", is_flag=True, help="Delete a directory without asking.")
-@pass_settings
 def rm(
     settings: Settings, cap: str | Named, receipts: Path | None, version: int | None, *, yes: bool
 ) -> int:
@@ -608,10 +568,7 @@ def rm(
     from xsc.client.folders import clean, remove_all
 
     if receipts is not None:
-        try:
-            receipts.mkdir(parents=True, exist_ok=True)
-        except OSError as fault:
-            raise unwritable(f"{receipts} cannot be made", fault) from None
+        make_directory(receipts)
     calls = settings.calls()
     cap, found = _to_delete(calls, cap, version)
     if isinstance(cap, Named) and cap.name.endswith(SUFFIX):
@@ -629,10 +586,7 @@ def rm(
             beside = f".{number}" if len(answers) > 1 else ""
             for host, receipt in each["receipts"].items():
                 write_whole(receipts / f"{host}{beside}.receipt", [b64decode(receipt)])
-    if settings.json:
-        show_json(answer)
-    else:
-        show(f"deleted at {_count(len(answer['confirmed']), 'node')}")
+    settings.view(answer, f"deleted at {count_of(len(answer['confirmed']), 'node')}")
     for host in answer["unconfirmed"]:
         warn(f"{short(host)} has not confirmed that it deleted its shards")
     return EXIT_PARTLY if answer["unconfirmed"] else 0
@@ -666,10 +620,7 @@ def _to_delete(
 
 @store.command()
 @click.argument("name", type=NAME)
-@click.option(
-    "--version", type=WHOLE, metavar="N", required=True, help="The version that is wanted."
-)
-@pass_settings
+@click.option("--version", type=WHOLE, required=True, help="The version that is wanted.")
 def restore(settings: Settings, name: str, version: int) -> None:
     """Make version N of NAME its newest again, under a new number.
 
@@ -683,10 +634,7 @@ def restore(settings: Settings, name: str, version: int) -> None:
             raise
         name += "/"
         made = calls.restore(name, version)["version"]
-    if settings.json:
-        show_json({"name": name, "version": made})
-    else:
-        show(str(made))
+    settings.view({"name": name, "version": made}, str(made))
 
 
 def _merged(answers: Sequence[Document]) -> Document:
@@ -704,11 +652,9 @@ def _merged(answers: Sequence[Document]) -> Document:
 
 
 @store.command()
-@click.argument("cap", metavar="CAP|NAME", type=OBJECT)
 @click.option("--read", is_flag=True, help="Whoever has it may read the object.")
 @click.option("--verify", is_flag=True, help="It may be checked, not read.")
-@version_option
-@pass_settings
+@object_options
 def share(
     settings: Settings, cap: str | Named, version: int | None, *, read: bool, verify: bool
 ) -> None:
@@ -728,14 +674,11 @@ def share(
 
     given = one_object(settings.calls(), cap, version, whole=True)
     shared = parse_read(given) if read else parse_verify(given)
-    if settings.json:
-        show_json({"capability": shared.to_text(), "allows": "read" if read else "verify"})
-    else:
-        show(shared.to_text())
+    allows = "read" if read else "verify"
+    settings.view({"capability": shared.to_text(), "allows": allows}, shared.to_text())
 
 
 @store.command()
-@pass_settings
 def gc(settings: Settings) -> int:
     """Drop what need not be kept, now, and give its room back to the disk.
 
@@ -744,22 +687,25 @@ def gc(settings: Settings) -> int:
     confirmed yet. The node does all of it by itself in time. Exits with 7 if a
     host is still to be asked.
     """
-    answer = settings.calls().collect_garbage()
-    if settings.json:
-        show_json(answer)
-    else:
-        show_pairs(
-            [
-                ("leases over", format_size(answer["expired_bytes"])),
-                ("uploads given up", format_size(answer["leftover_bytes"])),
-                ("deletions", f"{answer['deletions_confirmed']} completed"),
-                ("room returned", f"about {format_size(answer['reclaimed_bytes'])}"),
-            ]
-        )
-        if answer["deletions_given_up"]:
-            ended = _count(answer["deletions_given_up"], "deletion")
-            show(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")
+    answer = settings.ask(api.home.GC, timeout_s=FSCK_TIMEOUT_S)
+    settings.view(answer, _show_collected)
     if answer["deletions_open"]:
-        warn(f"{_count(answer['deletions_open'], 'deletion')} not confirmed by every host yet")
+        still = count_of(answer["deletions_open"], "deletion")
+        warn(f"{still} not confirmed by every host yet")
         return EXIT_PARTLY
     return 0
+
+
+_COLLECTED: Final[Columns] = {
+    "leases over": ("expired_bytes", format_size),
+    "uploads given up": ("leftover_bytes", format_size),
+    "deletions": ("deletions_confirmed", "{} completed".format),
+    "room returned": lambda answer: f"about {format_size(answer['reclaimed_bytes'])}",
+}
+
+
+def _show_collected(answer: Document) -> None:
+    show_fields(answer, _COLLECTED)
+    if answer["deletions_given_up"]:
+        ended = count_of(answer["deletions_given_up"], "deletion")
+        show(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")

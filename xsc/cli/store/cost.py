@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xsc import api
 from xsc.base.errors import XscError
 from xsc.base.limits import GIB
 from xsc.base.units import format_credits, format_size
@@ -14,8 +15,9 @@ def say_cost(calls: Calls, size_bytes: int | None, code: tuple[int, int] | None)
     if size_bytes is None or size_bytes <= GIB:
         return
     try:
-        found = calls.estimate(
-            size_bytes=size_bytes, code=None if code is None else f"{code[0]},{code[1]}"
+        coded = None if code is None else f"{code[0]},{code[1]}"
+        found = calls.ask(
+            api.market.ESTIMATE, api.market.Estimate(size_bytes=size_bytes, code=coded)
         )
     except XscError:
         return  # of what is wrong the put itself tells

@@ -8,35 +8,29 @@ import time
 from base64 import b64encode
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Unpack
 
 import click
 
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.units import format_size
 from xsc.cli.options import Settings
-from xsc.cli.output import moment, progress_bar, say, show, show_json, show_table, warn
+from xsc.cli.output import moment, progress_bar, say, show_json, show_table, warn
 from xsc.cli.store.cost import say_cost
-from xsc.client.calls import Calls
-from xsc.client.core import Progress
+from xsc.client.calls import Calls, PutOptions
+from xsc.client.core import Document, Progress
 from xsc.client.targets import Named, Target, read_tree, resolve
-from xsc.client.tree import tree_id
+from xsc.client.tree import Node, tree_id
 
 _LETTERS = {"directory": "d", "file": "-", "link": "l"}
 
 
-def put(
-    settings: Settings,
-    folder: Path,
-    *,
-    name: str | None,
-    survive: str,
-    code: tuple[int, int] | None,
-    reread: bool,
-) -> int:
+def put(settings: Settings, folder: Path, *, reread: bool, **how: Unpack[PutOptions]) -> int:
     """Store a directory; return the exit code."""
     from xsc.client.folders import put_tree
 
-    name = (name if name is not None else folder.absolute().name).rstrip("/")
+    given, code = how.get("name"), how.get("code")
+    name = (given if given is not None else folder.absolute().name).rstrip("/")
     if not name:
         raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
     calls = settings.calls()
@@ -52,7 +46,7 @@ def put(
         name,
         started_ms=time.time_ns() // 1_000_000,
         warn=warn,
-        survive=survive,
+        survive=how["survive"],
         code=code,
         reread=reread,
         progress=storing,
@@ -60,21 +54,17 @@ def put(
     for warning in stored.document["warnings"]:
         warn(warning)
     capability = stored.document["capability"]
-    if settings.json:
-        show_json(
-            {
-                "capability": capability,
-                "name": stored.document["name"],
-                "files": stored.files,
-                "sent_files": stored.sent,
-                "sent_bytes": stored.sent_bytes,
-                "left_out": stored.left_out,
-            }
-        )
-    else:
-        if settings.verbose:
-            say(f"sent {stored.sent} of {stored.files} files, {format_size(stored.sent_bytes)}")
-        show(capability)
+    answer = {
+        "capability": capability,
+        "name": stored.document["name"],
+        "files": stored.files,
+        "sent_files": stored.sent,
+        "sent_bytes": stored.sent_bytes,
+        "left_out": stored.left_out,
+    }
+    if settings.verbose and not settings.json:
+        say(f"sent {stored.sent} of {stored.files} files, {format_size(stored.sent_bytes)}")
+    settings.view(answer, capability)
     return EXIT_PARTLY if stored.left_out else 0
 
 
@@ -120,37 +110,34 @@ def show_tree(settings: Settings, target: str | Named, version: int | None) -> N
     if found.path:
         tree = tree.at(found.path)
     if settings.json:
-        show_json(
-            {
-                "entries": [
-                    {
-                        "path": node.path.decode("utf-8", "replace"),
-                        "path_base64": b64encode(node.path).decode(),
-                        "kind": node.kind,
-                        "mode": node.mode,
-                        "mtime_ns": node.mtime_ns,
-                        "size_bytes": node.size_bytes,
-                        "capability": node.capability,
-                    }
-                    for node in tree.nodes
-                ]
-            }
-        )
-        return
-    show_table(
-        ["mode", "<size", "changed", "path"],
-        [
-            [
-                _LETTERS[node.kind] + (f"{node.mode:04o}" if node.kind != "link" else ""),
-                format_size(node.size_bytes) if node.kind == "file" else "-",
-                moment(node.mtime_ns // 1_000_000),
-                os.fsdecode(node.path)
-                + (f" -> {os.fsdecode(node.target)}" if node.kind == "link" else ""),
-            ]
-            for node in tree.nodes
-        ],
-        "the directory is empty",
-    )
+        show_json({"entries": [_entry(node) for node in tree.nodes]})
+    else:
+        show_table(_HEADS, [_cells(node) for node in tree.nodes], "the directory is empty")
+
+
+def _entry(node: Node) -> Document:
+    return {
+        "path": node.path.decode("utf-8", "replace"),
+        "path_base64": b64encode(node.path).decode(),
+        "kind": node.kind,
+        "mode": node.mode,
+        "mtime_ns": node.mtime_ns,
+        "size_bytes": node.size_bytes,
+        "capability": node.capability,
+    }
+
+
+_HEADS = ("mode", "<size", "changed", "path")
+
+
+def _cells(node: Node) -> list[str]:
+    is_link = node.kind == "link"
+    return [
+        _LETTERS[node.kind] + ("" if is_link else f"{node.mode:04o}"),
+        format_size(node.size_bytes) if node.kind == "file" else "-",
+        moment(node.mtime_ns // 1_000_000),
+        os.fsdecode(node.path) + (f" -> {os.fsdecode(node.target)}" if is_link else ""),
+    ]
 
 
 def confirm_removal(calls: Calls, name: str, version: int | None, *, yes: bool) -> None:
