@@ -11,7 +11,6 @@ from xsc.allocation.program import (
     factor_ppm,
     observe,
     over_allocated,
-    publish_delay_ms,
 )
 
 
@@ -68,8 +67,3 @@ def test_the_excess_of_one_need_serves_no_other():
     needs = {b"bytes": 10, b"fuel": 4_000}
     assert over_allocated(needs, {b"bytes": 13, b"fuel": 2_000, b"gone": 1}) == 300_000
     assert over_allocated(needs, {b"bytes": 13, b"fuel": 5_000}) == 550_000, "parts, not steps"
-
-
-def test_a_swinging_node_publishes_more_slowly():
-    delays = [publish_delay_ms(100, factor) for factor in (SMOOTH_PPM, MODERATE_PPM, 500_000)]
-    assert delays == [100, 125, 200]
