@@ -166,15 +166,6 @@ class Allocator:
         states = {node: self._heard.state_of(node) for node in self._peers.peers()}
         return {node: state for node, state in states.items() if state is not None}
 
-    def named(self) -> dict[bytes, bytes]:
-        """Return the providers of all clearings that are kept here or named by a state."""
-        found = {
-            slot.clearing: provider
-            for provider, state in self.states().items()
-            for slot in state.slot_denominators
-        }
-        return found | dict.fromkeys(self.records.ids(), self._node)
-
     # Its life
 
     def start(self) -> None:
@@ -223,7 +214,7 @@ class Allocator:
             delay_ms = publish_delay_ms(ALLOCATION_DEBOUNCE_MS, factor)
             rest_ms = max(delay_ms, ROUND_REST * (ended_ms - began_ms))
             left_ms = ended_ms + rest_ms - self._clock.monotonic_ms()
-            if self._woken.is_set() and left_ms > 0:
+            if left_ms > 0:
                 await self._clock.sleep_ms(left_ms)
 
     def _pause_ms(self) -> int:

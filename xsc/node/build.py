@@ -469,7 +469,7 @@ class Node:
         )
         self.explaining = Explaining(
             context,
-            allocator=self.allocator,
+            records=records,
             heard=self.commitments.heard,
             peers=self.peers.roster,
             drawn=self.drawn_steps,
