@@ -112,11 +112,8 @@ def keep(
     refused = {
         offer.id: quantities[offer.id] for offer in offers if quantities[offer.id] < offer.need
     }
-    merged = {
-        provider: min(caps.get(provider, cap), cap)
-        for provider, cap in (dict(caps) | refused).items()
-    }
-    return quantities, merged
+    # A cap bounds what is kept, so none rises.
+    return quantities, dict(caps) | refused
 
 
 def width(offers: Collection[int], spread: int) -> int:
@@ -246,20 +243,19 @@ def answered(
     caps |= passed_over(need, offers)
     kept, lowered = keep(need.quantity, offers, caps, parts)
     units = sum(kept.values())
-    begun = NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})
-    if units < need.quantity and need.spread > 1 and is_settled and lowered == caps:
+    is_short, is_other = units < need.quantity, False
+    if is_short and need.spread > 1 and is_settled and lowered == caps:
         spare = {each: steps - need.part(each) for each, steps in kept.items()}
         spare = {each: steps for each, steps in spare.items() if steps > 0}
         lower = {each: need.part(each) + at for each, at in narrowed(spare, need.spread).items()}
-        if lower:
-            return NeedSlot(**dict(need) | {"caps": tuple(sorted((caps | lower).items()))})
         level = max((cap - need.part(each) for each, cap in caps.items()), default=0)
-        is_other = caps and level != width(spare.values(), need.spread)
-        return begun if is_other and is_due else need
-    if caps and units < need.quantity and need.spread == 1:
+        is_other = bool(caps) and not lower and level != width(spare.values(), need.spread)
+        lowered = caps | lower if lower else dict(need.caps)
+    elif is_short and caps and need.spread == 1:
         again = [offer for offer in offers if offer.id not in caps]
         again += [Claim(each, *ranks[each], need.most(each)) for each in caps if each in ranks]
         more, _ = keep(need.quantity, again, {}, parts)
-        if sum(more.values()) > units:
-            return begun if is_due else need
-    return NeedSlot(**dict(need) | {"caps": tuple(sorted(lowered.items()))})
+        is_other = sum(more.values()) > units
+    if is_other and is_due:
+        return NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})
+    return need if is_other else NeedSlot(**dict(need) | {"caps": tuple(sorted(lowered.items()))})
