@@ -31,7 +31,7 @@ async def heard(world, customer, provider, state=None):
     """Return once a customer has a state of a provider; the newest by default."""
     await world.until(
         lambda: (
-            customer.allocator.states().get(provider.key.node_id)
+            customer.commitments.heard.state_of(provider.key.node_id)
             == (state or provider.allocator.state)
         )
     )

@@ -174,14 +174,14 @@ def passed_over(need: NeedSlot, offers: Sequence[Claim]) -> dict[bytes, int]:
     }
 
 
-def settled(
+def pending(
     own: Published,
     needs: Mapping[bytes, NeedSlot],
     others: Iterable[Published],
     received: Iterable[Entitlement],
     now_ms: int,
 ) -> set[bytes]:
-    """Return the needs of which every provider that matches has offered something or is capped.
+    """Return the needs of which a provider that matches has offered nothing yet, and is not capped.
 
     Args:
         own: what the customer has published.
@@ -192,14 +192,14 @@ def settled(
     """
     heard = {(each.need, each.provider) for each in received}
     heard |= {(need_id, node) for need_id, need in needs.items() for node, _ in need.caps}
-    pending = set[bytes]()
+    found = set[bytes]()
     for other in others:
         there, here = parties(other, own)
         for need_id, need in needs.items():
             reasons = (mismatch(slot, there, need, here, now_ms) for slot in other.commitment.slots)
             if (need_id, other.node) not in heard and None in reasons:
-                pending.add(need_id)
-    return needs.keys() - pending
+                found.add(need_id)
+    return found
 
 
 def answered(

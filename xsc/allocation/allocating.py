@@ -9,12 +9,10 @@ node keeps the best offers for each need and lowers its caps for the others.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Final, Protocol
 
-from xsc.allocation.acceptance import answered, received, settled
+from xsc.allocation.acceptance import answered, pending, received
 from xsc.allocation.clearing_record import Published, read_state, standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import Gathered, Inputs, Outcome, clear_all, entitlements, rows_of
@@ -23,23 +21,23 @@ from xsc.allocation.program import (
     factor_ppm,
     observe,
     over_allocated,
-    publish_delay_ms,
     state_after,
 )
 from xsc.allocation.records import Records
 from xsc.base.clock import event_within
-from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
+from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged, XscError
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     ALLOCATION_LOOK_MS,
     CONVERGED_LOOK_MS,
     OFFER_SETTLE_MS,
+    PPM,
     ROUND_REST,
 )
 from xsc.base.peering import Peers
+from xsc.base.units import ceil_div
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
-from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
@@ -92,8 +90,6 @@ class Allocator:
         self._context = context
         self._node = context.key.node_id
         self._clock = context.clock
-        self._executor = context.executor
-        self._log = context.log
         self._space = space
         self._commitments = commitments
         self._peers = peers
@@ -112,7 +108,7 @@ class Allocator:
         """The state of the round that is under way."""
         self._received_of: dict[bytes, list[Entitlement]] = {}
         """By provider: what has counted of its state."""
-        self._settled: set[bytes] = set()
+        self._ready: set[bytes] = set()
         """The needs that wait for no further offer, and whose caps are published."""
         self._since_ms: dict[bytes, int] = {}
         """By need, since when something is offered that no lease was taken on."""
@@ -121,8 +117,7 @@ class Allocator:
         self.records = records
         self._full = False
         self._woken = asyncio.Event()
-        read = partial(TwoTierAllocationState.from_bytes, size_max=VALUE_BYTES_MAX)
-        space.register_schema(UserSpacePaths.ALLOCATION_STATE, lambda _, value: read(value))
+        space.register_schema(UserSpacePaths.ALLOCATION_STATE, lambda _, value: read_state(value))
         space.on_change(self._space_changed)
 
     # What the market asks
@@ -136,19 +131,9 @@ class Allocator:
         return tuple(each for theirs in self._received_of.values() for each in theirs)
 
     def offered(self) -> list[Entitlement]:
-        """Return what leases are to be taken on.
-
-        No need waits for longer than OFFER_SETTLE_MS, and none is answered while caps wait to be
-        published.
-        """
-        now_ms = self._clock.now_ms()
-        needs = {
-            need.slot_id: need
-            for need in self._commitments.own.needs
-            if need.slot_id in self._settled
-            or now_ms - self._since_ms.get(need.slot_id, now_ms) >= OFFER_SETTLE_MS
-        }
-        # Of what is above a cap, other providers may take the rest already.
+        """Return what leases are to be taken on: other providers take nothing of it any more."""
+        own = self._commitments.own
+        needs = {each.slot_id: each for each in own.needs if each.slot_id in self._ready}
         return [
             each
             for each in self.received()
@@ -160,11 +145,6 @@ class Allocator:
         """Whether what this node grants has settled; where nothing is cleared it grants nothing."""
         slots = self._commitments.own.slots
         return not (slots and self.state.slot_denominators) or self.state.converged
-
-    def states(self) -> Mapping[bytes, TwoTierAllocationState]:
-        """Return the published states of other nodes, as far as they are here."""
-        states = {node: self._heard.state_of(node) for node in self._peers.peers()}
-        return {node: state for node, state in states.items() if state is not None}
 
     # Its life
 
@@ -211,7 +191,7 @@ class Allocator:
             ended_ms = self._clock.monotonic_ms()
             await event_within(self._clock, self._woken, self._pause_ms())
             factor = factor_ppm(self._commitments.own.damping_history)
-            delay_ms = publish_delay_ms(ALLOCATION_DEBOUNCE_MS, factor)
+            delay_ms = ceil_div(ALLOCATION_DEBOUNCE_MS * PPM, factor)
             rest_ms = max(delay_ms, ROUND_REST * (ended_ms - began_ms))
             left_ms = ended_ms + rest_ms - self._clock.monotonic_ms()
             if left_ms > 0:
@@ -254,7 +234,7 @@ class Allocator:
             except SpaceExhausted as fault:
                 # What is published stands, and is tried again with the next look.
                 if not self._full:
-                    self._log.error("allocation.not_published", code=fault.code)
+                    self._context.log.error("allocation.not_published", code=fault.code)
                 full = True
         self._full = full
 
@@ -275,7 +255,7 @@ class Allocator:
         inputs, last = self._inputs(), self.state
         if not (inputs.own.commitment.slots or last.slot_denominators):
             return
-        outcome = await self._executor.run(clear_all, inputs, last)
+        outcome = await self._context.executor.run(clear_all, inputs, last)
         has_settled = last.converged or not outcome.state.slot_denominators
         if has_settled and _granted_of(outcome.state) == _granted_of(last):
             self._grant(last)  # the time of a need may be another one
@@ -287,12 +267,12 @@ class Allocator:
         if self._program is None:
             return None
         self._made = state_after(inputs, outcome.state, self.state).to_bytes()
-        gathered = await self._executor.run(inputs.gathered.to_bytes)
+        gathered = await self._context.executor.run(inputs.gathered.to_bytes)
         found = self._program.run({"gathered": gathered, "last": self.state.to_bytes()})
         if (found is None) != self._fails:
             self._fails = found is None
             event = "allocation.program_failed" if self._fails else "allocation.program_serves"
-            self._log.warning(event, fault=self.program_fault)
+            self._context.log.warning(event, fault=self.program_fault)
         return None if found is None else found["state"]
 
     def state_of(self, gathered: bytes, last: bytes) -> bytes:
@@ -351,7 +331,7 @@ class Allocator:
         await self._put(values | {UserSpacePaths.ALLOCATION_STATE: raw})
         self.records.wrote(names)
         self._grant(state)
-        self._log.info("allocation.granted", clearings=len(made), lines=len(self._granted))
+        self._context.log.info("allocation.granted", clearings=len(made), lines=len(self._granted))
 
     async def _put(self, values: Mapping[str, bytes | None]) -> None:
         """Write values with what the program keeps of the frame that gave them."""
@@ -359,11 +339,8 @@ class Allocator:
         assert program is not None, "a program has decided"
         try:
             await self._space.put_all({**values, **program.writes()})
-        except SpaceExhausted as fault:
-            program.undo(f"{fault.code}: {fault.message}")
-            raise
-        except BaseException:
-            program.undo()
+        except BaseException as fault:
+            program.undo(f"{fault.code}: {fault.message}" if isinstance(fault, XscError) else "")
             raise
         program.wrote()
 
@@ -388,7 +365,11 @@ class Allocator:
         self._since_ms = {need: self._since_ms.get(need, now_ms) for need in open_needs}
         nodes = {other.node for other in up} | {node for _, node in held}
         ranks = {node: standing(own, self._heard.of(node)) for node in nodes}
-        all_heard = settled(own, needs, up, grants, now_ms)
+        waiting = {
+            need_id
+            for need_id in pending(own, needs, up, grants, now_ms)
+            if now_ms - self._since_ms.get(need_id, now_ms) < OFFER_SETTLE_MS
+        }
         changed = {
             need_id: answered(
                 need,
@@ -396,28 +377,23 @@ class Allocator:
                 {node: steps for (of, node), steps in held.items() if of == need_id},
                 ranks,
                 is_due=now_ms - self._renewed_ms >= ALLOCATION_LOOK_MS,
-                is_settled=need_id in all_heard
-                or now_ms - self._since_ms.get(need_id, now_ms) >= OFFER_SETTLE_MS // 2,
+                is_settled=need_id not in waiting,
             )
             for need_id, need in needs.items()
         }
-        self._settled = all_heard if changed == needs else set()
+        # Where the space is full, no cap can be published: a need does not wait for that.
+        still = {need_id for need_id in needs if self._full or changed[need_id] == needs[need_id]}
+        self._ready = still - waiting
         self._on_offered()
         if changed == needs:
             return
-        totals = Counter[bytes]()
-        for each in grants:
-            totals[each.need] += each.quantity
-        over = over_allocated({need_id: need.quantity for need_id, need in needs.items()}, totals)
+        over = over_allocated(needs, grants)
         history = observe(commitment.damping_history, over, now_ms)
         if any(changed[need_id].number > need.number for need_id, need in needs.items()):
             self._renewed_ms = now_ms
-        said = {
-            "damping_ppm": factor_ppm(history),
-            "damping_history": history,
-            "needs": (*changed.values(),),
-        }
-        await self._commitments.publish(Commitment(**dict(commitment) | said))
+        factor, said = factor_ppm(history), tuple(changed.values())
+        damped = {"damping_ppm": factor, "damping_history": history, "needs": said}
+        await self._commitments.publish(Commitment(**dict(commitment) | damped))
 
 
 def _named_by(state: TwoTierAllocationState) -> list[bytes]:

@@ -12,7 +12,8 @@ G6).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol, TypeAlias
 
 from xsc.allocation.clearing_record import read_state
@@ -22,6 +23,7 @@ from xsc.base.limits import DAMPING_HISTORY_MAX, PPM
 from xsc.base.units import ceil_div
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import TwoTierAllocationState
+from xsc.terms.slot import Entitlement, NeedSlot
 
 SMOOTH_PPM: Final = PPM
 MODERATE_PPM: Final = 800_000
@@ -49,15 +51,17 @@ def parts_of(raw: bytes) -> list[tuple[bytes, str, bytes, bytes]]:
     ]
 
 
-def over_allocated(needs: Mapping[bytes, int], received: Mapping[bytes, int]) -> int:
+def over_allocated(needs: Mapping[bytes, NeedSlot], received: Iterable[Entitlement]) -> int:
     """Return what is received beyond each need, in ppm of it, in all.
 
     One need's excess serves no other, and steps of bytes and of fuel do not add up.
     """
+    totals = Counter[bytes]()
+    for each in received:
+        totals[each.need] += each.quantity
     return sum(
-        max(0, units - needs[need]) * PPM // needs[need]
-        for need, units in received.items()
-        if need in needs
+        max(0, totals[need_id] - need.quantity) * PPM // need.quantity
+        for need_id, need in needs.items()
     )
 
 
@@ -82,12 +86,6 @@ def factor_ppm(history: History) -> int:
     if first < second > third or first > second < third or first == second == third > 0:
         return OSCILLATING_PPM
     return SMOOTH_PPM if first >= second >= third else MODERATE_PPM
-
-
-def publish_delay_ms(debounce_ms: int, damping_ppm: int) -> int:
-    """Return how long a new ask waits before it is published: the longer, the more it swings."""
-    assert damping_ppm > 0, "no history gives 0"
-    return ceil_div(debounce_ms * PPM, damping_ppm)
 
 
 def state_after(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.allocation.clearings import HOUR, NOW_MS, key, need, slot, steps_of
-from xsc.allocation.acceptance import answered, keep, settled
+from xsc.allocation.acceptance import answered, keep, pending
 from xsc.allocation.clearing import TIERS, Claim
 from xsc.allocation.clearing_record import Published
 from xsc.terms.clearing import SpaceValue
@@ -99,26 +99,26 @@ def published(number, *, slots=(), needs=()):
     return Published(key(number).node_id, commitment, SpaceValue(record=b"", value=b""))
 
 
-def test_a_need_waits_until_all_that_match_it_have_answered_or_are_capped():
+def test_a_need_waits_until_all_that_match_it_have_offered_or_are_capped():
     one, two = (
         published(1, slots=(slot(),)),
         published(2, slots=(slot(kind="storage"), slot(slot_id=b"s" * 16))),
     )
     asked, other = need(1, quantity=10), need(2, quantity=10)
 
-    def ready(*needs, offers, others=(one, two)):
+    def waits(*needs, offers, others=(one, two)):
         mine = {each.slot_id: each for each in needs}
-        return settled(published(9, needs=needs), mine, others, offers, NOW_MS)
+        return pending(published(9, needs=needs), mine, others, offers, NOW_MS)
 
     offers = [granted(one.node, 6, asked), granted(one.node, 6, other)]
-    assert ready(asked, other, offers=offers) == set(), "another that matches has not answered"
-    assert ready(asked, other, offers=offers, others=(one,)) == {asked.slot_id, other.slot_id}
-    both = [*offers, granted(two.node, 4, asked)]
-    assert ready(asked, other, offers=both) == {asked.slot_id}
-    assert ready(need(1, quantity=10, caps=((two.node, 0),)), offers=offers) == {asked.slot_id}
-    assert ready(need(1, location="x", filters=(("owner", "y"),)), offers=[]) == {asked.slot_id}, (
-        "no slot matches"
-    )
+    both = {asked.slot_id, other.slot_id}
+    assert waits(asked, other, offers=offers) == both, "another that matches has not offered"
+    assert waits(asked, other, offers=offers, others=(one,)) == set()
+    more = [*offers, granted(two.node, 4, asked)]
+    assert waits(asked, other, offers=more) == {other.slot_id}
+    assert waits(need(1, quantity=10, caps=((two.node, 0),)), offers=offers) == set()
+    elsewhere = need(1, location="x", filters=(("owner", "y"),))
+    assert waits(elsewhere, offers=[]) == set(), "no slot matches"
 
 
 def test_many_offers_to_many_needs_take_few_steps():
@@ -132,6 +132,6 @@ def test_many_offers_to_many_needs_take_few_steps():
             for provider in providers
         ]
         own = published(9)
-        return steps_of(lambda: settled(own, needs, providers, offers, NOW_MS))
+        return steps_of(lambda: pending(own, needs, providers, offers, NOW_MS))
 
     assert work(64) <= 10 * work(8)

@@ -30,6 +30,7 @@ from xsc.base.limits import (
     CONVERGED_LOOK_MS,
     OFFER_MS,
     OFFER_PAUSE_MS,
+    OFFER_SETTLE_MS,
     PPM,
     ROUND_REST,
     SLOTS_MAX,
@@ -498,6 +499,35 @@ def granting_state(slot, customer, need, quantity):
         ),
         recipient_totals=((customer, slot.kind, quantity),),
     )
+
+
+async def test_leases_wait_until_all_that_match_have_offered_or_the_time_is_over(
+    alice, bob, network
+):
+    carol = KeyPair(b"\xc0" * 32)
+    node = Allocating(alice, network, bob, carol)
+    own = Commitment(needs=(need_of(10),))
+    await node.space.put(UserSpacePaths.COMMITMENT, own.to_bytes())
+
+    async def grants(peer, quantity):
+        state = granting_state(SLOT, alice.node_id, need_of(10), quantity)
+        await node.says(peer, UserSpacePaths.ALLOCATION_STATE, state.to_bytes())
+        await node.done(node.allocator.allocate())
+        return {each.provider: each.quantity for each in node.allocator.offered()}
+
+    for peer in (bob, carol):
+        slots = Commitment(slots=(SLOT,)).to_bytes()
+        await node.says(peer, UserSpacePaths.COMMITMENT, slots)
+    assert await grants(bob, 4) == {}, "another one that matches has not offered yet"
+    node.pass_ms(OFFER_SETTLE_MS)
+    await node.allocator.allocate()
+    assert [each.provider for each in node.allocator.offered()] == [bob.node_id]
+    assert await grants(carol, 6) == {bob.node_id: 4, carol.node_id: 6}
+    assert await grants(carol, 9) == {}, "its cap has just been published"
+    assert await grants(carol, 9) == {bob.node_id: 4}, "and is not heard of there yet"
+    assert await grants(carol, 6) == {bob.node_id: 4, carol.node_id: 6}
+    await node.space.put(UserSpacePaths.COMMITMENT, Commitment().to_bytes())
+    assert node.allocator.offered() == [], "the need was withdrawn"
 
 
 async def test_caps_fall_in_the_round_that_clears_own_slots(alice, bob, network):
