@@ -102,7 +102,8 @@ class Allocator:
         self._granted: tuple[Entitlement, ...] = ()
         self.state = TwoTierAllocationState()
         """What is published of what is granted."""
-        self._program: Program | None = None
+        self.program: Program
+        """Decides what is granted. It is there before the first round."""
         self._fails = False
         self._made = b""
         """The state of the round that is under way."""
@@ -264,30 +265,19 @@ class Allocator:
 
     async def _decide(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
         """Return the state that the program gives; None where it fails: nothing new is granted."""
-        if self._program is None:
-            return None
         self._made = state_after(inputs, outcome.state, self.state).to_bytes()
         gathered = await self._context.executor.run(inputs.gathered.to_bytes)
-        found = self._program.run({"gathered": gathered, "last": self.state.to_bytes()})
+        found = self.program.run({"gathered": gathered, "last": self.state.to_bytes()})
         if (found is None) != self._fails:
             self._fails = found is None
             event = "allocation.program_failed" if self._fails else "allocation.program_serves"
-            self._context.log.warning(event, fault=self.program_fault)
+            self._context.log.warning(event, fault=self.program.fault)
         return None if found is None else found["state"]
 
     def state_of(self, gathered: bytes, last: bytes) -> bytes:
         """Return what the program's function gives: it was computed beside the event loop."""
         del gathered, last
         return self._made
-
-    def serve_by(self, program: Program) -> None:
-        """Let a program decide; without one nothing is granted."""
-        self._program = program
-
-    @property
-    def program_fault(self) -> str:
-        """Why the program does not serve, or ''."""
-        return "" if self._program is None else self._program.fault
 
     def _inputs(self) -> Inputs:
         """Gather what the round follows from."""
@@ -335,14 +325,14 @@ class Allocator:
 
     async def _put(self, values: Mapping[str, bytes | None]) -> None:
         """Write values with what the program keeps of the frame that gave them."""
-        program = self._program
-        assert program is not None, "a program has decided"
         try:
-            await self._space.put_all({**values, **program.writes()})
+            await self._space.put_all({**values, **self.program.writes()})
         except BaseException as fault:
-            program.undo(f"{fault.code}: {fault.message}" if isinstance(fault, XscError) else "")
+            self.program.undo(
+                f"{fault.code}: {fault.message}" if isinstance(fault, XscError) else ""
+            )
             raise
-        program.wrote()
+        self.program.wrote()
 
     # What others grant to this node
 

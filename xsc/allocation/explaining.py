@@ -331,9 +331,7 @@ class Explaining:
         try:
             return await self._records.checked(provider, record_id)
         except ProofInvalid as fault:
-            return (
-                f"its clearing record does not recompute, so nothing of it counts: {fault.message}"
-            )
+            return f"its clearing record does not recompute, and does not count: {fault.message}"
         except (NotFound, UnavailableError, LimitError, PeerError) as fault:
             return f"its clearing record is not here, and its provider gives none: {fault.message}"
 

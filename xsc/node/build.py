@@ -614,7 +614,7 @@ class Node:
     def _serve_allocation(self) -> None:
         """Let the allocation be a program, beside its rule."""
         own, again = map(allocation_function, (self.allocator.state_of, state_of))
-        self.allocator.serve_by(self.programs.serve(ALLOCATION, [own], [again]))
+        self.allocator.program = self.programs.serve(ALLOCATION, [own], [again])
 
     def _custodian_for(self, peer: bytes) -> bool:
         """Say whether this node looks after objects of a peer while that is away."""

@@ -162,7 +162,7 @@ class Allocating(Node):
             held=dict,
         )
         self.reports = []
-        self.allocator.serve_by(Direct())
+        self.allocator.program = Direct()
         self.allocator.start()
 
     async def read(self, owner, path):

@@ -39,7 +39,7 @@ class Serving(Allocating):
         program = resolve(parse(ALLOCATION, "toml"), {}, {})
         compiled = compile_program(program, own, built_in=True)
         self.program = ServedProgram(compiled, self.space, Recorder(self.space, key, network))
-        self.allocator.serve_by(self.program)
+        self.allocator.program = self.program
 
     async def why(self, path=STATE, replayed=False):
         root = await Why(self.read, self.network, parts_of).walk(self.space.owner, path)
@@ -109,7 +109,7 @@ async def test_where_the_program_fails_nothing_is_granted_and_that_is_said_once(
         for number in range(1, 4):
             await node.needs(peers[0], need_of(20, number))
             await node.allocator.allocate()
-        assert "over the bound of 10" in node.allocator.program_fault
+        assert "over the bound of 10" in node.allocator.program.fault
         results = node.program.results()
         assert (results.state, results.frame) == ("failed", 0)
     assert node.log.events.count("allocation.program_failed") == 1
@@ -118,7 +118,7 @@ async def test_where_the_program_fails_nothing_is_granted_and_that_is_said_once(
     await node.needs(peers[0], need_of(3, 9))
     await node.allocator.allocate()
     assert node.quantities() == [3]
-    assert node.allocator.program_fault == ""
+    assert node.allocator.program.fault == ""
     assert node.log.events.count("allocation.program_serves") == 1
     assert (await node.why()).signed is not None
 
@@ -170,11 +170,11 @@ async def test_a_frame_that_cannot_be_written_did_not_happen(node, peers, monkey
         full.setattr(tables, "OWNER_BYTES_MAX", 1)
         await node.needs(peers[0], need_of(5, 9))
         await node.allocator.allocate()
-        fault = node.allocator.program_fault
+        fault = node.allocator.program.fault
         assert fault.startswith("space_exhausted: ")
         assert node.program.results() == replace(before, fault=fault, state="failed")
     await node.allocator.allocate()
-    assert node.allocator.program_fault == ""
+    assert node.allocator.program.fault == ""
     assert node.program.results().frame == before.frame + 1
     assert (await node.why()).verified
 
@@ -188,12 +188,12 @@ async def test_where_the_space_has_no_room_for_the_program_nothing_new_is_grante
         await node.needs(peers[0], need_of(5))
         await node.allocator.allocate()
         assert node.quantities() == []
-        assert node.allocator.program_fault.startswith("space_exhausted: ")
+        assert node.allocator.program.fault.startswith("space_exhausted: ")
         assert node.log.events.count("allocation.not_published") == 1
     await node.needs(peers[0], need_of(6, 2))
     await node.allocator.allocate()
     assert node.quantities() == [6]
-    assert node.allocator.program_fault == ""
+    assert node.allocator.program.fault == ""
     assert (await node.why(replayed=True)).replayed
 
 
@@ -223,7 +223,7 @@ async def test_where_what_was_kept_is_damaged_what_was_granted_stays(node, peers
     gathered = UserSpacePaths.variable(node.program.program.hash, "gathered")
     await node.space.put_all({gathered: b"nonsense"})
     again = Serving(alice, network, *peers, db=node.db)
-    assert again.allocator.program_fault.startswith("store_damaged: ")
+    assert again.allocator.program.fault.startswith("store_damaged: ")
     before, again.sequences = node.published(), node.sequences
     await again.needs(peers[0], need_of(7, 9))
     await again.allocator.allocate()

@@ -182,7 +182,7 @@ async def show(node: Node, _: Nothing) -> api.Shown:
         damping_history=[(item[0], item[1]) for item in own.damping_history],
         mr_values={to_text(peer): ppm for peer, ppm in own.mr_values},
         recipient_totals=totals,
-        program_fault=node.allocator.program_fault,
+        program_fault=node.allocator.program.fault,
     )
 
 
