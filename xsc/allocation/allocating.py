@@ -317,22 +317,18 @@ class Allocator:
             if each in outcome.records
         ]
         values, names = self.records.changes(made, named, (inputs.own, *inputs.others))
-        # Written before anybody can draw on it, so that what is kept free has its proof.
-        await self._put(values | {UserSpacePaths.ALLOCATION_STATE: raw})
+        values[UserSpacePaths.ALLOCATION_STATE] = raw
+        try:
+            # Written before anybody can draw on it, so that what is kept free has its proof.
+            await self._space.put_all({**values, **self.program.writes()})
+        except BaseException as fault:
+            said = f"{fault.code}: {fault.message}" if isinstance(fault, XscError) else ""
+            self.program.undo(said)
+            raise
+        self.program.wrote()
         self.records.wrote(names)
         self._grant(state)
         self._context.log.info("allocation.granted", clearings=len(made), lines=len(self._granted))
-
-    async def _put(self, values: Mapping[str, bytes | None]) -> None:
-        """Write values with what the program keeps of the frame that gave them."""
-        try:
-            await self._space.put_all({**values, **self.program.writes()})
-        except BaseException as fault:
-            self.program.undo(
-                f"{fault.code}: {fault.message}" if isinstance(fault, XscError) else ""
-            )
-            raise
-        self.program.wrote()
 
     # What others grant to this node
 
