@@ -10,18 +10,12 @@ from random import Random
 from tests.gathering import inputs_of
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all
-from xsc.allocation.program import (
-    NOBODY,
-    AllocationProgram,
-    factor_ppm,
-    parts_of,
-    state_after,
-)
+from xsc.allocation.program import parts_of, state_after, state_of
 from xsc.allocation.recognition import value_of
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import XscError
 from xsc.base.limits import GATHERED_BYTES_MAX
-from xsc.node.built_in import ALLOCATION, allocation_functions
+from xsc.node.built_in import ALLOCATION, allocation_function
 from xsc.programs.compile import compile_program
 from xsc.programs.document import parse, resolve
 from xsc.programs.frame import Execution
@@ -44,12 +38,9 @@ REFUSALS = (XscError, ArithmeticError, LookupError, TypeError, ValueError)
 """What a replay takes for a failure of the function."""
 
 
-def program_of(rules):
-    functions = Functions()
-    for function in allocation_functions(rules):
-        functions.register(function)
+def allocation_program():
     program = resolve(parse(ALLOCATION, "toml"), {}, {})
-    return compile_program(program, functions, built_in=True)
+    return compile_program(program, Functions([allocation_function(state_of)]), built_in=True)
 
 
 def windows_of(random):
@@ -153,24 +144,15 @@ class Market:
 def play(seed):
     """Play one market through the program and the rule; return how many states grant something."""
     market = Market(Random(seed))
-    rules = AllocationProgram()
-    execution = Execution.begin(program_of(rules))
+    execution = Execution.begin(allocation_program())
     published = b""
     states = 0
     for _ in range(ROUNDS):
         inputs = market.inputs()
         granted = clear_all(inputs, market.last).state
-        history = inputs.own.commitment.damping_history
-        state = state_after(inputs, granted, market.last, factor_ppm(history))
-        ring = [units for units, _ in history]
+        state = state_after(inputs, granted, market.last)
         gathered = inputs.gathered.to_bytes()
-        execution.run(
-            {
-                "gathered": gathered,
-                "last": published,
-                "over": (*[NOBODY] * (3 - len(ring)), *ring),
-            }
-        )
+        execution.run({"gathered": gathered, "last": published})
         assert not execution.errors, seed
         assert not execution.stale, seed
         assert execution.output("state") == state.to_bytes(), seed
@@ -209,7 +191,7 @@ def changed(random, value):
 
 
 def test_what_a_peer_makes_up_is_refused_or_computed():
-    function, *_ = allocation_functions(AllocationProgram())
+    function = allocation_function(state_of)
     computed = 0
 
     def played(last, raw):

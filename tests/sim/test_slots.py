@@ -447,10 +447,12 @@ def test_a_state_that_says_what_cannot_be_right_is_not_paid():
                     "recipient_totals": ((customer.key.node_id, "storage", forged.quantity),),
                 }
             )
-            before = customer.allocator.states()[provider.key.node_id]
+            before = customer.commitments.heard.state_of(provider.key.node_id)
             await provider.space.put(UserSpacePaths.ALLOCATION_STATE, state.to_bytes())
             await world.until(
-                lambda before=before: customer.allocator.states()[provider.key.node_id] != before
+                lambda before=before: (
+                    customer.commitments.heard.state_of(provider.key.node_id) != before
+                )
             )
             await world.clock.sleep_ms(1_000)
             for each in customer.allocator.received():

@@ -21,7 +21,6 @@ from xsc.allocation.clearing import TIERS, Claim, weighted_uniform
 from xsc.allocation.clearing_record import Published, parties
 from xsc.allocation.granting import entitlements
 from xsc.allocation.matching import mismatch
-from xsc.base.units import ceil_div
 from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot
@@ -79,20 +78,6 @@ def received(
     return counts, doubted
 
 
-def asked(
-    own: Published, needs: Mapping[bytes, NeedSlot], others: Iterable[Published], now_ms: int
-) -> dict[bytes, set[bytes]]:
-    """Return by need the providers that have a slot which matches it now."""
-    found: dict[bytes, set[bytes]] = {need_id: set() for need_id in needs}
-    for other in others:
-        there, here = parties(other, own)
-        for need_id, need in needs.items():
-            reasons = (mismatch(slot, there, need, here, now_ms) for slot in other.commitment.slots)
-            if None in reasons:
-                found[need_id].add(other.node)
-    return found
-
-
 def _said(each: Entitlement) -> tuple[object, ...]:
     return each.key, each.clearing, each.tier, each.quantity, each.price
 
@@ -127,11 +112,8 @@ def keep(
     refused = {
         offer.id: quantities[offer.id] for offer in offers if quantities[offer.id] < offer.need
     }
-    merged = {
-        provider: min(caps.get(provider, cap), cap)
-        for provider, cap in (dict(caps) | refused).items()
-    }
-    return quantities, merged
+    # A cap bounds what is kept, so none rises.
+    return quantities, dict(caps) | refused
 
 
 def width(offers: Collection[int], spread: int) -> int:
@@ -176,59 +158,48 @@ def passed_over(need: NeedSlot, offers: Sequence[Claim]) -> dict[bytes, int]:
     Its open rest is whole columns. Where more providers than it is spread over offer a column, the
     best of them keep theirs: of an even division none would hold one.
     """
-    share = ceil_div(need.open_steps, need.spread)
-    if not need.standing or not share:
+    if not need.standing or not need.open_steps:
         return {}
-    cap_of = {offer.id: need.cap(offer.id) for offer in offers}
     whole = [
-        offer
-        for offer in offers
-        if min(offer.need, cap_of[offer.id]) >= need.part(offer.id) + share
+        offer for offer in offers if min(offer.need, need.cap(offer.id)) == need.most(offer.id)
     ]
     if len(whole) < need.spread:
         return {}
     whole.sort(key=lambda offer: (TIERS.index(offer.tier), -offer.weight, offer.id))
     best = {offer.id for offer in whole[: need.spread]}
     return {
-        offer.id: min(cap_of[offer.id], need.part(offer.id))
+        offer.id: min(need.cap(offer.id), need.part(offer.id))
         for offer in offers
         if offer.id not in best and offer.need > need.part(offer.id)
     }
 
 
-def settled(
+def pending(
+    own: Published,
     needs: Mapping[bytes, NeedSlot],
+    others: Iterable[Published],
     received: Iterable[Entitlement],
-    matching: Mapping[bytes, Collection[bytes]],
+    now_ms: int,
 ) -> set[bytes]:
-    """Return the needs of which every provider that matches has offered something or is capped.
+    """Return the needs of which a provider that matches has offered nothing yet, and is not capped.
 
     Args:
-        needs: of this node, by id, as they are published.
-        received: what providers that are up grant to them.
-        matching: by need, the providers that are up with a slot that matches it.
+        own: what the customer has published.
+        needs: of it, by id.
+        others: what providers that are up have published.
+        received: what they grant to these needs.
+        now_ms: the present.
     """
     heard = {(each.need, each.provider) for each in received}
     heard |= {(need_id, node) for need_id, need in needs.items() for node, _ in need.caps}
-    return {
-        need_id
-        for need_id in needs
-        if all((need_id, node) in heard for node in matching.get(need_id, ()))
-    }
-
-
-def to_lease(received: Iterable[Entitlement], needs: Mapping[bytes, NeedSlot]) -> list[Entitlement]:
-    """Return the offers on which leases are taken: other providers take nothing of them any more.
-
-    Args:
-        received: what providers that are up grant to needs of this node.
-        needs: those that wait for no further offer, by id, as they are published.
-    """
-    return [
-        each
-        for each in received
-        if each.need in needs and each.quantity <= needs[each.need].cap(each.provider)
-    ]
+    found = set[bytes]()
+    for other in others:
+        there, here = parties(other, own)
+        for need_id, need in needs.items():
+            reasons = (mismatch(slot, there, need, here, now_ms) for slot in other.commitment.slots)
+            if (need_id, other.node) not in heard and None in reasons:
+                found.add(need_id)
+    return found
 
 
 def answered(
@@ -272,20 +243,19 @@ def answered(
     caps |= passed_over(need, offers)
     kept, lowered = keep(need.quantity, offers, caps, parts)
     units = sum(kept.values())
-    begun = NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})
-    if units < need.quantity and need.spread > 1 and is_settled and lowered == caps:
+    is_short, is_other = units < need.quantity, False
+    if is_short and need.spread > 1 and is_settled and lowered == caps:
         spare = {each: steps - need.part(each) for each, steps in kept.items()}
         spare = {each: steps for each, steps in spare.items() if steps > 0}
         lower = {each: need.part(each) + at for each, at in narrowed(spare, need.spread).items()}
-        if lower:
-            return NeedSlot(**dict(need) | {"caps": tuple(sorted((caps | lower).items()))})
         level = max((cap - need.part(each) for each, cap in caps.items()), default=0)
-        is_other = caps and level != width(spare.values(), need.spread)
-        return begun if is_other and is_due else need
-    if caps and units < need.quantity and need.spread == 1:
+        is_other = bool(caps) and not lower and level != width(spare.values(), need.spread)
+        lowered = caps | lower if lower else dict(need.caps)
+    elif is_short and caps and need.spread == 1:
         again = [offer for offer in offers if offer.id not in caps]
         again += [Claim(each, *ranks[each], need.most(each)) for each in caps if each in ranks]
         more, _ = keep(need.quantity, again, {}, parts)
-        if sum(more.values()) > units:
-            return begun if is_due else need
-    return NeedSlot(**dict(need) | {"caps": tuple(sorted(lowered.items()))})
+        is_other = sum(more.values()) > units
+    if is_other and is_due:
+        return NeedSlot(**dict(need) | {"number": need.number + 1, "caps": ()})
+    return need if is_other else NeedSlot(**dict(need) | {"caps": tuple(sorted(lowered.items()))})

@@ -9,56 +9,65 @@ node keeps the best offers for each need and lowers its caps for the others.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
-from xsc.allocation.acceptance import answered, asked, received, settled, to_lease
+from xsc.allocation.acceptance import answered, pending, received
 from xsc.allocation.clearing_record import Published, read_state, standing
 from xsc.allocation.commitments import Commitments
-from xsc.allocation.granting import (
-    Gathered,
-    Inputs,
-    Market,
-    Outcome,
-    clear_all,
-    entitlements,
-    rows_of,
-)
+from xsc.allocation.granting import Gathered, Inputs, Outcome, clear_all, entitlements, rows_of
 from xsc.allocation.program import (
-    NOBODY,
-    AllocationProgram,
     Program,
     factor_ppm,
     observe,
     over_allocated,
-    publish_delay_ms,
+    state_after,
 )
 from xsc.allocation.records import Records
 from xsc.base.clock import event_within
-from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged
+from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged, XscError
 from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     ALLOCATION_LOOK_MS,
     CONVERGED_LOOK_MS,
-    DAMPING_HISTORY_MAX,
     OFFER_SETTLE_MS,
+    PPM,
     ROUND_REST,
 )
 from xsc.base.peering import Peers
+from xsc.base.units import ceil_div
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
-from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
 from xsc.terms.clearing import TwoTierAllocationState
-from xsc.terms.slot import Commitment, Entitlement, NeedSlot, Slot
+from xsc.terms.quote import KINDS, Kind
+from xsc.terms.slot import LEASE_UNIT, Commitment, Entitlement, EntitlementKey
 
 _LOOKED_AT: Final = frozenset(
     {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
 )
+
+
+class Market(Protocol):
+    """What is left, what leases have of slots, and credit."""
+
+    def unreserved(self, kind: Kind) -> int:
+        """Return what is neither used nor reserved now, in the unit of leases."""
+
+    def drawn_steps(self, *, young: bool = False) -> Mapping[EntitlementKey, int]:
+        """Return the steps that leases have of each entitlement, rounded up.
+
+        Args:
+            young: only of leases that are not cleared again yet.
+        """
+
+    def credit_left(self, customer: bytes) -> int:
+        """Return the micro-credits that a customer may still come to owe."""
+
+    def shares_with(self, customer: bytes) -> Sequence[bytes]:
+        """Return the customers that share one credit with a customer, itself among them."""
 
 
 class Allocator:
@@ -74,7 +83,6 @@ class Allocator:
         market: Market,
         records: Records,
         is_up: Callable[[bytes], bool],
-        follow: Callable[[], None],
         on_offered: Callable[[], None],
         held: Callable[[], Mapping[tuple[bytes, bytes], int]],
         look_ms: int = ALLOCATION_LOOK_MS,
@@ -82,14 +90,10 @@ class Allocator:
         self._context = context
         self._node = context.key.node_id
         self._clock = context.clock
-        self._executor = context.executor
-        self._log = context.log
         self._space = space
         self._commitments = commitments
         self._peers = peers
         self._market = market
-        self._follow = follow
-        self._followed: set[str] = set()
         self._is_up = is_up
         self._on_offered = on_offered
         self._held = held
@@ -98,27 +102,23 @@ class Allocator:
         self._granted: tuple[Entitlement, ...] = ()
         self.state = TwoTierAllocationState()
         """What is published of what is granted."""
-        self.rules = AllocationProgram()
-        self._program: Program | None = None
+        self.program: Program
+        """Decides what is granted. It is there before the first round."""
         self._fails = False
-        self._decided = _granted_of(self.state)
-        """Of what was granted the program made the present state."""
+        self._made = b""
+        """The state of the round that is under way."""
         self._received_of: dict[bytes, list[Entitlement]] = {}
         """By provider: what has counted of its state."""
-        self._asked: dict[bytes, set[bytes]] = {}
-        """By need, the providers that are up with a slot that matches it."""
+        self._ready: set[bytes] = set()
+        """The needs that wait for no further offer, and whose caps are published."""
         self._since_ms: dict[bytes, int] = {}
         """By need, since when something is offered that no lease was taken on."""
-        self._renewed: dict[bytes, int] = {}
-        """By need, when it last began a new number because it was short."""
-        self._began_ms = 0
+        self._renewed_ms = 0
+        """When a need last began a new number because it was short."""
         self.records = records
-        self._answer_ms: int | None = None
-        """When changed caps are published."""
         self._full = False
         self._woken = asyncio.Event()
-        read = partial(TwoTierAllocationState.from_bytes, size_max=VALUE_BYTES_MAX)
-        space.register_schema(UserSpacePaths.ALLOCATION_STATE, lambda _, value: read(value))
+        space.register_schema(UserSpacePaths.ALLOCATION_STATE, lambda _, value: read_state(value))
         space.on_change(self._space_changed)
 
     # What the market asks
@@ -132,41 +132,20 @@ class Allocator:
         return tuple(each for theirs in self._received_of.values() for each in theirs)
 
     def offered(self) -> list[Entitlement]:
-        """Return what leases are to be taken on.
-
-        No need waits for longer than OFFER_SETTLE_MS, and none is answered while caps wait to be
-        published.
-        """
-        since_ms = self._clock.now_ms() - OFFER_SETTLE_MS
-        needs = {need.slot_id: need for need in self._commitments.own.needs}
-        ready = {need for need, first_ms in self._since_ms.items() if first_ms <= since_ms}
-        if self._answer_ms is None:
-            ready |= settled(needs, self.received(), self._asked)
-        return to_lease(self.received(), {each: needs[each] for each in ready & needs.keys()})
+        """Return what leases are to be taken on: other providers take nothing of it any more."""
+        own = self._commitments.own
+        needs = {each.slot_id: each for each in own.needs if each.slot_id in self._ready}
+        return [
+            each
+            for each in self.received()
+            if each.need in needs and each.quantity <= needs[each.need].cap(each.provider)
+        ]
 
     @property
     def has_converged(self) -> bool:
         """Whether what this node grants has settled; where nothing is cleared it grants nothing."""
         slots = self._commitments.own.slots
         return not (slots and self.state.slot_denominators) or self.state.converged
-
-    def states(self) -> Mapping[bytes, TwoTierAllocationState]:
-        """Return the published states of other nodes, as far as they are here."""
-        states = {node: self._heard.state_of(node) for node in self._peers.peers()}
-        return {node: state for node, state in states.items() if state is not None}
-
-    def named(self) -> dict[bytes, bytes]:
-        """Return the providers of all clearings that are kept here or named by a state."""
-        found = {
-            slot.clearing: provider
-            for provider, state in self.states().items()
-            for slot in state.slot_denominators
-        }
-        return found | dict.fromkeys(self.records.ids(), self._node)
-
-    def prefixes(self) -> set[str]:
-        """Return what has to be followed of all peers: what they offer, need and grant."""
-        return {UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
 
     # Its life
 
@@ -184,8 +163,7 @@ class Allocator:
         # Where a power loss took a record, all is cleared anew.
         if state is not None and set(_named_by(state)) <= set(self.records.ids()):
             self._grant(state)
-        self._decided = _granted_of(self.state)
-        self._began_ms = self._clock.now_ms()
+        self._renewed_ms = self._clock.now_ms()
 
     def _grant(self, state: TwoTierAllocationState) -> None:
         """Grant what a state says that is on the disk, as far as its records are."""
@@ -205,39 +183,34 @@ class Allocator:
         """Allocate whenever something changed, and look at the capacity in between.
 
         A change after a quiet time is looked at once. Others wait for nine times as long as the
-        last round took, so that whoever changes often costs a tenth of a core.
+        last round took, so that whoever changes often costs a tenth of a core. Where this node is
+        offered now too much and now too little, they wait longer.
         """
         while True:
             began_ms = self._clock.monotonic_ms()
             await self.allocate()
             ended_ms = self._clock.monotonic_ms()
             await event_within(self._clock, self._woken, self._pause_ms())
-            rest_ms = max(ALLOCATION_DEBOUNCE_MS, ROUND_REST * (ended_ms - began_ms))
+            factor = factor_ppm(self._commitments.own.damping_history)
+            delay_ms = ceil_div(ALLOCATION_DEBOUNCE_MS * PPM, factor)
+            rest_ms = max(delay_ms, ROUND_REST * (ended_ms - began_ms))
             left_ms = ended_ms + rest_ms - self._clock.monotonic_ms()
-            if self._woken.is_set() and left_ms > 0:
+            if left_ms > 0:
                 await self._clock.sleep_ms(left_ms)
 
     def _pause_ms(self) -> int:
         """Return how long until something lapses, begins or ends, or capacity is looked at."""
         now_ms = self._clock.now_ms()
-        moments = [since_ms + OFFER_SETTLE_MS // 2 for since_ms in self._since_ms.values()]
-        moments += [each.until_ms for each in (*self._granted, *self.received())]
+        needs = (need for other in self._others() for need in other.commitment.needs)
+        windows = [each.next_window(now_ms) for each in (*self._commitments.own.both, *needs)]
         # What begins or ends is cleared then, and not ahead.
-        own = self._commitments.own
-        slots: list[Slot] = [*own.both]
-        for other in self._others() if own.slots else ():
-            slots += other.commitment.needs
-        for slot in slots:
-            moments += slot.next_window(now_ms) or ()
+        moments = [moment for window in windows if window is not None for moment in window]
+        moments += [each.until_ms for each in (*self._granted, *self.received())]
         ahead = [moment - now_ms for moment in moments if moment > now_ms]
-        look_ms = self._look_ms
-        if self.state.slot_denominators and not self.state.converged:
-            look_ms = CONVERGED_LOOK_MS
+        is_settled = self.has_converged and not self._since_ms
+        look_ms = self._look_ms if is_settled else CONVERGED_LOOK_MS
         # Customers choose moments, and cause no more rounds by them than this.
-        pause_ms = max(CONVERGED_LOOK_MS, min([look_ms, *ahead]))
-        if self._answer_ms is not None and not self._full:
-            pause_ms = min(pause_ms, max(ALLOCATION_DEBOUNCE_MS, self._answer_ms - now_ms))
-        return pause_ms
+        return max(CONVERGED_LOOK_MS, min([look_ms, *ahead]))
 
     def wake(self) -> None:
         """Look at everything again: what somebody published, or who is known, has changed."""
@@ -262,15 +235,12 @@ class Allocator:
             except SpaceExhausted as fault:
                 # What is published stands, and is tried again with the next look.
                 if not self._full:
-                    self._log.error("allocation.not_published", code=fault.code)
+                    self._context.log.error("allocation.not_published", code=fault.code)
                 full = True
         self._full = full
 
     async def _gather(self) -> None:
         """Read what nodes have published."""
-        if (wanted := self.prefixes()) != self._followed:
-            self._followed = wanted
-            self._follow()
         peers = self._peers.peers()
         self._heard.keep({*peers, self._node})
         for node in peers:
@@ -283,47 +253,31 @@ class Allocator:
         return [self._heard.of(node) for node in sorted(self._peers.peers())]
 
     async def _clear(self) -> None:
-        inputs = self._inputs()
-        last = self.state
+        inputs, last = self._inputs(), self.state
         if not (inputs.own.commitment.slots or last.slot_denominators):
             return
-        outcome = await self._executor.run(clear_all, inputs, last)
-        # Customers see when something was offered to them again in the state alone.
-        decided = _granted_of(outcome.state)
+        outcome = await self._context.executor.run(clear_all, inputs, last)
         has_settled = last.converged or not outcome.state.slot_denominators
-        if decided == self._decided and has_settled:
+        if has_settled and _granted_of(outcome.state) == _granted_of(last):
             self._grant(last)  # the time of a need may be another one
         elif (raw := await self._decide(inputs, outcome)) is not None:
             await self._publish(inputs, outcome, raw)
-            self._decided = decided
 
     async def _decide(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
         """Return the state that the program gives; None where it fails: nothing new is granted."""
-        if self._program is None:
-            return None
-        over = [units for units, _ in inputs.own.commitment.damping_history]
-        last = self.state.to_bytes()
-        found = self._program.run(
-            {
-                "gathered": await self._executor.run(self.rules.gather, inputs, last, outcome),
-                "last": last,
-                "over": (*[NOBODY] * (DAMPING_HISTORY_MAX - len(over)), *over),
-            }
-        )
+        self._made = state_after(inputs, outcome.state, self.state).to_bytes()
+        gathered = await self._context.executor.run(inputs.gathered.to_bytes)
+        found = self.program.run({"gathered": gathered, "last": self.state.to_bytes()})
         if (found is None) != self._fails:
             self._fails = found is None
             event = "allocation.program_failed" if self._fails else "allocation.program_serves"
-            self._log.warning(event, fault=self.program_fault)
+            self._context.log.warning(event, fault=self.program.fault)
         return None if found is None else found["state"]
 
-    def serve_by(self, program: Program) -> None:
-        """Let a program decide; without one nothing is granted."""
-        self._program = program
-
-    @property
-    def program_fault(self) -> str:
-        """Why the program does not serve, or ''."""
-        return "" if self._program is None else self._program.fault
+    def state_of(self, gathered: bytes, last: bytes) -> bytes:
+        """Return what the program's function gives: it was computed beside the event loop."""
+        del gathered, last
+        return self._made
 
     def _inputs(self) -> Inputs:
         """Gather what the round follows from."""
@@ -338,10 +292,17 @@ class Allocator:
             own=own.said,
             others=tuple(taker.said for taker in takers),
             theirs=tuple((each.node, w) for each in others if (w := each.weights.get(own.node, 0))),
-            drawn=rows_of(market.drawn()),
-            pinned=rows_of(market.pinned()),
-            credit=tuple((each.node, market.credit_micro(each.node, nodes)) for each in takers),
-            free=dict(market.free()),
+            drawn=rows_of(market.drawn_steps()),
+            pinned=rows_of(market.drawn_steps(young=True)),
+            # Who shares a credit with others of them has an equal part of it.
+            credit=tuple(
+                (
+                    node,
+                    market.credit_left(node) // len(nodes.intersection(market.shares_with(node))),
+                )
+                for node in sorted(nodes)
+            ),
+            free={kind: market.unreserved(kind) // LEASE_UNIT[kind] for kind in KINDS},
             is_pending=self._woken.is_set(),
         )
         return Inputs(gathered, own, takers)
@@ -356,79 +317,27 @@ class Allocator:
             if each in outcome.records
         ]
         values, names = self.records.changes(made, named, (inputs.own, *inputs.others))
-        # Written before anybody can draw on it, so that what is kept free has its proof.
-        await self._put(values | {UserSpacePaths.ALLOCATION_STATE: raw})
+        values[UserSpacePaths.ALLOCATION_STATE] = raw
+        try:
+            # Written before anybody can draw on it, so that what is kept free has its proof.
+            await self._space.put_all({**values, **self.program.writes()})
+        except BaseException as fault:
+            said = f"{fault.code}: {fault.message}" if isinstance(fault, XscError) else ""
+            self.program.undo(said)
+            raise
+        self.program.wrote()
         self.records.wrote(names)
         self._grant(state)
-        self._log.info("allocation.granted", clearings=len(made), lines=len(self._granted))
-
-    async def _put(self, values: Mapping[str, bytes | None]) -> None:
-        """Write values with what the program keeps of the frame that gave them."""
-        program = self._program
-        assert program is not None, "a program has decided"
-        try:
-            await self._space.put_all({**values, **program.writes()})
-        except SpaceExhausted as fault:
-            program.undo(f"{fault.code}: {fault.message}")
-            raise
-        except BaseException:
-            program.undo()
-            raise
-        program.wrote()
+        self._context.log.info("allocation.granted", clearings=len(made), lines=len(self._granted))
 
     # What others grant to this node
 
     async def _accept(self) -> None:
         """Read what needs of this node are granted; keep the best and release the rest."""
         commitment, now_ms = self._commitments.own, self._clock.now_ms()
-        needs = {need.slot_id: need for need in commitment.needs}
+        own, needs = self._heard.of(self._node), {each.slot_id: each for each in commitment.needs}
         up = [other for other in self._others() if self._is_up(other.node)]
-        self._receive(needs, up, now_ms)
-        held, own = self._held(), self._heard.of(self._node)
-        nodes = {other.node for other in up} | {node for _, node in held}
-        ranks = {node: standing(own, self._heard.of(node)) for node in nodes} if needs else {}
-        grants = self.received()
-        all_heard = settled(needs, grants, self._asked)
-        changed = {
-            need_id: answered(
-                need,
-                grants,
-                {node: steps for (of, node), steps in held.items() if of == need_id},
-                ranks,
-                is_due=now_ms - self._renewed.get(need_id, self._began_ms) >= ALLOCATION_LOOK_MS,
-                is_settled=need_id in all_heard
-                or now_ms - self._since_ms.get(need_id, now_ms) >= OFFER_SETTLE_MS // 2,
-            )
-            for need_id, need in needs.items()
-        }
-        if changed == needs:
-            self._answer_ms = None
-            return
-        totals = Counter[bytes]()
-        for each in grants:
-            totals[each.need] += each.quantity
-        over = over_allocated({need_id: need.quantity for need_id, need in needs.items()}, totals)
-        history = observe(commitment.damping_history, over, now_ms)
-        factor = factor_ppm(history)
-        if self._answer_ms is None:  # Who swings answers later.
-            self._answer_ms = now_ms + publish_delay_ms(ALLOCATION_DEBOUNCE_MS, factor)
-        if now_ms < self._answer_ms:
-            return
-        self._answer_ms = None
-        for need_id, need in needs.items():
-            if changed[need_id].number > need.number:
-                self._renewed[need_id] = now_ms
-        said = {"damping_ppm": factor, "damping_history": history, "needs": (*changed.values(),)}
-        answer = Commitment(**dict(commitment) | said)
-        # What changed meanwhile is answered in the next round.
-        await self._commitments.publish(lambda own: answer if own == commitment else own)
-
-    def _receive(
-        self, needs: Mapping[bytes, NeedSlot], up: Sequence[Published], now_ms: int
-    ) -> None:
-        """Take of what others say that they grant what can be right."""
-        own, before = self._heard.of(self._node), self._received_of
-        self._received_of, self._asked = {}, asked(own, needs, up, now_ms)
+        before, self._received_of = self._received_of, {}
         for other in up:
             if (state := self._heard.state_of(other.node)) is not None:
                 last = before.get(other.node, ())
@@ -437,10 +346,42 @@ class Allocator:
                 is_trusted = self.records.want(other.node, ids, doubted)
                 self._received_of[other.node] = counts if is_trusted else []
         self.records.keep(self._received_of)
-        self._renewed = {each: last for each, last in self._renewed.items() if each in needs}
-        open_needs = {each.need for each in self.received() if each.granted_ms}
+        grants, held = self.received(), self._held()
+        open_needs = {each.need for each in grants if each.granted_ms}
         self._since_ms = {need: self._since_ms.get(need, now_ms) for need in open_needs}
+        nodes = {other.node for other in up} | {node for _, node in held}
+        ranks = {node: standing(own, self._heard.of(node)) for node in nodes}
+        waiting = {
+            need_id
+            for need_id in pending(own, needs, up, grants, now_ms)
+            if now_ms - self._since_ms.get(need_id, now_ms) < OFFER_SETTLE_MS
+        }
+        changed = {
+            need_id: answered(
+                need,
+                grants,
+                {node: steps for (of, node), steps in held.items() if of == need_id},
+                ranks,
+                is_due=now_ms - self._renewed_ms >= ALLOCATION_LOOK_MS,
+                is_settled=need_id not in waiting,
+            )
+            for need_id, need in needs.items()
+        }
+        # Where the space is full, no cap can be published: a need does not wait for that.
+        still = {need_id for need_id in needs if self._full or changed[need_id] == needs[need_id]}
+        self._ready = still - waiting
         self._on_offered()
+        if changed == needs:
+            return
+        over = over_allocated(needs, grants)
+        history = observe(commitment.damping_history, over, now_ms)
+        if any(changed[need_id].number > need.number for need_id, need in needs.items()):
+            self._renewed_ms = now_ms
+        factor, said = factor_ppm(history), tuple(changed.values())
+        damped = {"damping_ppm": factor, "damping_history": history, "needs": said}
+        answer = Commitment(**dict(commitment) | damped)
+        # What changed meanwhile is answered in the next round.
+        await self._commitments.publish(lambda own: answer if own == commitment else own)
 
 
 def _named_by(state: TwoTierAllocationState) -> list[bytes]:

@@ -16,17 +16,18 @@ from functools import partial
 from itertools import product
 from typing import Final, Literal, TypeAlias
 
-from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing import STRANGER, Bid, SlotTerms, Standing, clear
 from xsc.allocation.clearing_record import Checked, Granted, Published, parties
 from xsc.allocation.commitments import Heard
 from xsc.allocation.matching import Party, mismatch
+from xsc.allocation.records import Records
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
 from xsc.base.ids import to_text
 from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM, PPM, WHY_RECORDS_MAX, WHYS_MAX
 from xsc.base.peering import Peers
 from xsc.base.units import ceil_div, format_credits, format_level, format_share
 from xsc.identity.context import Context
+from xsc.terms.clearing import SlotDenominators
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP, AvailabilitySlot, EntitlementKey, NeedSlot, Window
 
@@ -222,7 +223,7 @@ class Explaining:
 
     Args:
         context: of the node.
-        allocator: has the clearings.
+        records: has the clearings.
         heard: what nodes offer, need and recognise.
         peers: who is known.
         drawn: returns what leases have drawn of entitlements, of both roles, in steps.
@@ -232,7 +233,7 @@ class Explaining:
         self,
         context: Context,
         *,
-        allocator: Allocator,
+        records: Records,
         heard: Heard,
         peers: Peers,
         drawn: Callable[[], Mapping[EntitlementKey, int]],
@@ -240,7 +241,7 @@ class Explaining:
         self._node = context.key.node_id
         self._clock = context.clock
         self._executor = context.executor
-        self._allocator = allocator
+        self._records = records
         self._heard = heard
         self._peers = peers
         self._drawn = drawn
@@ -253,25 +254,23 @@ class Explaining:
         Raises:
             NotFound: there is none, or more than one.
         """
-
-        def beginning(ids: Iterable[bytes]) -> list[bytes]:
-            return [each for each in ids if to_text(each).startswith(text)]
-
-        peers, clearings = self._peers.peers(), self._allocator.named()
-        own = self._heard.of(self._node).commitment
-        theirs = [slot.slot_id for peer in peers for slot in self._heard.of(peer).commitment.slots]
-        mine = beginning(each.slot_id for each in own.both)
-        found = mine or beginning([*theirs, *clearings])
+        peers, own = self._peers.peers(), self._heard.of(self._node).commitment
+        found = {each.slot_id for each in own.both if to_text(each.slot_id).startswith(text)}
+        if not found:
+            kept = [each for each in self._records.ids() if to_text(each).startswith(text)]
+            found = {self._records.opened(each).record.slot.slot_id for each in kept}
+            for peer in peers:
+                slots = self._heard.of(peer).commitment.slots
+                known = [(slot.slot_id, slot.slot_id) for slot in slots]
+                known += [(each.clearing, each.slot) for each in self._divided(peer)]
+                found |= {slot for each, slot in known if to_text(each).startswith(text)}
         if len(found) != 1:
             raise NotFound(
                 f"{'more than one' if found else 'no'} need, slot or clearing that is known here"
                 f" has an id that begins with '{text}'",
                 hint="`xsc market slots` and `xsc market clearings` list them",
             )
-        (one,) = found
-        if one in clearings:
-            return await self._of_clearing(clearings[one], one)
-        return await self._answer(self._pairs(peers, one))
+        return await self._answer(self._pairs(peers, found.pop()))
 
     async def by_node(self, node: bytes) -> Explanation:
         """Explain what a node has of this one and this one of it; of this node, all its needs."""
@@ -288,36 +287,22 @@ class Explaining:
             yield from pairs_of(own, other, one)
             yield from pairs_of(other, own, one)
 
-    async def _of_clearing(self, provider: bytes, record_id: bytes) -> Explanation:
-        """Explain everybody of an own clearing, and the own needs of another's."""
-        checked = await self._allocator.records.checked(provider, record_id)
-        clearing, slot_id = checked.clearing, checked.record.slot.slot_id
-        customers = {each.node: each for each in clearing.customers}
-        if provider != self._node:
-            customers = {self._node: customers.get(self._node, self._heard.of(self._node))}
-        pairs = (
-            pair
-            for each in customers.values()
-            for pair in pairs_of(clearing.provider, each, slot_id)
-        )
-        return await self._answer(pairs, checked)
-
-    async def _answer(self, pairs: Iterable[Explained], only: Checked | None = None) -> Explanation:
-        """Explain pairs by what was cleared last, or by one clearing alone."""
-        at_ms = self._clock.now_ms() if only is None else only.record.at_ms
+    async def _answer(self, pairs: Iterable[Explained]) -> Explanation:
+        """Explain pairs by what was cleared last."""
+        now_ms = self._clock.now_ms()
         match, others = list[Explained](), list[Explained]()
         for number, pair in enumerate(pairs):
             if number % _PAIRS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-            reason = mismatch(pair.slot, pair.provider, pair.need, pair.customer, at_ms)
+            reason = mismatch(pair.slot, pair.provider, pair.need, pair.customer, now_ms)
             if reason is None:
-                match.append(self._cleared(pair, only))
+                match.append(self._cleared(pair))
             elif len(others) <= WHYS_MAX:
                 others.append(replace(pair, because=reason))
             if len(match) > WHYS_MAX:
                 break
         rows, found = list[Explained](), match or others
-        opened: dict[bytes, Checked | str] = {} if only is None else {only.signed.id: only}
+        opened = dict[bytes, Checked | str]()
         for row in found[:WHYS_MAX]:
             if row.clearing is None:
                 rows.append(row)
@@ -329,13 +314,14 @@ class Explaining:
             rows.append(await self._explained(row, opened[row.clearing]))
         return Explanation(rows, len(found) > WHYS_MAX)
 
-    def _cleared(self, pair: Explained, only: Checked | None) -> Explained:
+    def _divided(self, node: bytes) -> Sequence[SlotDenominators]:
+        """Return the slots that a node says that it has cleared."""
+        state = self._heard.state_of(node)
+        return () if state is None else state.slot_denominators
+
+    def _cleared(self, pair: Explained) -> Explained:
         """Return a pair with the clearing that its provider names, not explained yet."""
-        if only is not None:
-            window = only.record.slot.window_at(only.record.at_ms)
-            return replace(pair, clearing=only.signed.id, window=window)
-        state = self._heard.state_of(pair.provider.node)
-        for each in () if state is None else state.slot_denominators:
+        for each in self._divided(pair.provider.node):
             if each.slot == pair.slot.slot_id:
                 return replace(pair, clearing=each.clearing, window=each.window)
         return replace(pair, because="they match, and no clearing of the slot is known here yet")
@@ -343,22 +329,19 @@ class Explaining:
     async def _open(self, provider: bytes, record_id: bytes) -> Checked | str:
         """Return a record that may be explained, or why it may not."""
         try:
-            return await self._allocator.records.checked(provider, record_id)
+            return await self._records.checked(provider, record_id)
         except ProofInvalid as fault:
-            return (
-                f"its clearing record does not recompute, so nothing of it counts: {fault.message}"
-            )
+            return f"its clearing record does not recompute, and does not count: {fault.message}"
         except (NotFound, UnavailableError, LimitError, PeerError) as fault:
             return f"its clearing record is not here, and its provider gives none: {fault.message}"
 
     async def _explained(self, row: Explained, checked: Checked | str) -> Explained:
         if isinstance(checked, str):
             return replace(row, because=checked)
-        slot_id, window = row.slot.slot_id, row.window
-        if window is None or slot_id != checked.record.slot.slot_id:
+        slot_id, provider, customer = row.slot.slot_id, row.provider.node, row.customer.node
+        if row.window is None or slot_id != checked.record.slot.slot_id:
             return replace(row, because="the record that its provider names is of another slot")
-        provider, customer = row.provider.node, row.customer.node
-        key = EntitlementKey(provider, slot_id, window[0], customer, row.need.slot_id)
+        key = EntitlementKey(provider, slot_id, row.window[0], customer, row.need.slot_id)
         drawn = self._drawn().get(key, 0)
         async with self._turn:
             return await self._executor.run(explain, row, checked, drawn)

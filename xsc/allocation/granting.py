@@ -13,9 +13,9 @@ slot that comes to the same keeps its record.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol, Self, TypeAlias
+from typing import Annotated, Self, TypeAlias
 
 from pydantic import Field
 
@@ -57,25 +57,6 @@ from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSl
 
 Drawn: TypeAlias = tuple[SlotId, Count, Id32, SlotId, Count]
 """Slot, start of its window, customer, need and steps."""
-
-
-class Market(Protocol):
-    """Capacity, what was drawn of it, and credit."""
-
-    def free(self) -> Mapping[Kind, int]:
-        """Return the steps that are neither used nor reserved now."""
-
-    def drawn(self) -> Mapping[EntitlementKey, int]:
-        """Return the steps that leases have drawn of each entitlement, rounded up."""
-
-    def pinned(self) -> Mapping[EntitlementKey, int]:
-        """Return the same of those that are not cleared again yet."""
-
-    def credit_micro(self, customer: bytes, takers: Collection[bytes]) -> int:
-        """Return the micro-credits that a customer may still come to owe.
-
-        It has an equal part of a credit that it shares with others of these takers.
-        """
 
 
 class Gathered(Record):

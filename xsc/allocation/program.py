@@ -1,9 +1,8 @@
-"""The allocation program: canonical bytes of all that a round follows from, and its functions.
+"""The allocation program: canonical bytes of all that a round follows from, and its function.
 
-The functions are given bytes and give bytes, so that they can be run again from their provenance.
+The function is given bytes and gives bytes, so that it can be run again from its provenance.
 The bytes have each published value with the record that signs it. What was granted before is not in
-them: the program is given the last state beside. The last round is remembered, so that a node
-computes nothing twice.
+them: the program is given the last state beside.
 
 Damping follows from what a node was granted beyond its needs. Under `proportional` the factor
 scales needs, as in the original. Elsewhere it limits how fast new asks are published, and is no
@@ -13,28 +12,25 @@ G6).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol, TypeAlias
 
 from xsc.allocation.clearing_record import read_state
-from xsc.allocation.granting import Inputs, Outcome, clear_all
+from xsc.allocation.granting import Inputs, clear_all
 from xsc.allocation.recognition import mutual_ppm
 from xsc.base.limits import DAMPING_HISTORY_MAX, PPM
 from xsc.base.units import ceil_div
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import TwoTierAllocationState
+from xsc.terms.slot import Entitlement, NeedSlot
 
 SMOOTH_PPM: Final = PPM
 MODERATE_PPM: Final = 800_000
 OSCILLATING_PPM: Final = 500_000
 
-OVER_MAX: Final = 2**31 - 1
-"""What is beyond needs counts up to here: a ring of i32 has it."""
-
 History: TypeAlias = tuple[tuple[int, int], ...]
 """What was granted beyond the needs, in ppm of them, and when in milliseconds, the oldest first."""
-NOBODY: Final = -1
-"""In the ring of damping: no computation yet."""
 
 
 def parts_of(raw: bytes) -> list[tuple[bytes, str, bytes, bytes]]:
@@ -55,15 +51,17 @@ def parts_of(raw: bytes) -> list[tuple[bytes, str, bytes, bytes]]:
     ]
 
 
-def over_allocated(needs: Mapping[bytes, int], received: Mapping[bytes, int]) -> int:
+def over_allocated(needs: Mapping[bytes, NeedSlot], received: Iterable[Entitlement]) -> int:
     """Return what is received beyond each need, in ppm of it, in all.
 
     One need's excess serves no other, and steps of bytes and of fuel do not add up.
     """
+    totals = Counter[bytes]()
+    for each in received:
+        totals[each.need] += each.quantity
     return sum(
-        max(0, units - needs[need]) * PPM // needs[need]
-        for need, units in received.items()
-        if need in needs
+        max(0, totals[need_id] - need.quantity) * PPM // need.quantity
+        for need_id, need in needs.items()
     )
 
 
@@ -73,7 +71,7 @@ def observe(history: History, over: int, now_ms: int) -> History:
     The original keeps three of the last 30 s, or the last three where these are fewer: the last
     three in both cases.
     """
-    return (*history, (min(over, OVER_MAX), now_ms))[-DAMPING_HISTORY_MAX:]
+    return (*history, (over, now_ms))[-DAMPING_HISTORY_MAX:]
 
 
 def factor_ppm(history: History) -> int:
@@ -90,17 +88,8 @@ def factor_ppm(history: History) -> int:
     return SMOOTH_PPM if first >= second >= third else MODERATE_PPM
 
 
-def publish_delay_ms(debounce_ms: int, damping_ppm: int) -> int:
-    """Return how long a new ask waits before it is published: the longer, the more it swings."""
-    assert damping_ppm > 0, "no history gives 0"
-    return ceil_div(debounce_ms * PPM, damping_ppm)
-
-
 def state_after(
-    inputs: Inputs,
-    granted: TwoTierAllocationState,
-    last: TwoTierAllocationState,
-    damping_ppm: int,
+    inputs: Inputs, granted: TwoTierAllocationState, last: TwoTierAllocationState
 ) -> TwoTierAllocationState:
     """Return the state that is published.
 
@@ -108,23 +97,34 @@ def state_after(
         inputs: what the outcome followed from.
         granted: what `clear_all` gave.
         last: what was published before.
-        damping_ppm: the factor of the own history.
     """
-    weights = inputs.own.weights
-    mutual = {peer: mutual_ppm(weights.get(peer, 0), ppm) for peer, ppm in inputs.gathered.theirs}
+    own = inputs.own
+    mutual = {
+        peer: mutual_ppm(own.weights.get(peer, 0), ppm) for peer, ppm in inputs.gathered.theirs
+    }
     before, now = ({each.clearing for each in state.slot_denominators} for state in (last, granted))
     changed = ceil_div(len(before ^ now) * PPM, max(1, len(before | now)))
     changes = (*last.convergence_history, (changed, inputs.gathered.now_ms))
     return granted.model_copy(
         update={
             "mr_values": tuple(sorted((peer, ppm) for peer, ppm in mutual.items() if ppm)),
-            "damping_factor": damping_ppm,
-            "damping_history": inputs.own.commitment.damping_history,
+            "damping_factor": factor_ppm(own.commitment.damping_history),
+            "damping_history": own.commitment.damping_history,
             # While a clearing is the same, no denominator and no level of it moves at all.
             "converged": changed == 0 and not inputs.gathered.is_pending,
             "convergence_history": changes[-DAMPING_HISTORY_MAX:],
         }
     )
+
+
+def state_of(gathered: bytes, last: bytes) -> bytes:
+    """Return the state that follows from what was gathered and the last one.
+
+    Raises:
+        TooLarge, RecordInvalid: the bytes are of no such thing.
+    """
+    inputs, before = Inputs.read(gathered), read_state(last)
+    return state_after(inputs, clear_all(inputs, before).state, before).to_bytes()
 
 
 class Program(Protocol):
@@ -144,39 +144,3 @@ class Program(Protocol):
 
     def undo(self, fault: str = "") -> None:
         """Begin again from what was written last; `fault` says why it was not written."""
-
-
-class AllocationProgram:
-    """What the computations of one node's allocation program call."""
-
-    _last: tuple[bytes, bytes, Inputs, Outcome] | None = None
-    """The last round: what was gathered, the state before it, and what they came to."""
-
-    def gather(self, inputs: Inputs, last: bytes, outcome: Outcome) -> bytes:
-        """Return the bytes of what a round follows from, whose outcome is known by now."""
-        gathered = inputs.gathered.to_bytes()
-        self._last = (gathered, last, inputs, outcome)
-        return gathered
-
-    def _round(self, gathered: bytes, last: bytes) -> tuple[Inputs, Outcome]:
-        # A replay in another thread may remember another one meanwhile.
-        known = self._last
-        if known is not None and known[:2] == (gathered, last):
-            return known[2:]
-        inputs = Inputs.read(gathered)
-        outcome = clear_all(inputs, read_state(last))
-        self._last = (gathered, last, inputs, outcome)
-        return inputs, outcome
-
-    def clear(self, gathered: bytes, last: bytes) -> bytes:
-        """Clear the slots, and return what of a state is granted."""
-        return self._round(gathered, last)[1].state.to_bytes()
-
-    def damping(self, over: Sequence[int]) -> int:
-        """Return the factor of a ring of the last computations, in ppm."""
-        return factor_ppm(tuple((units, 0) for units in over if units != NOBODY))
-
-    def state(self, granted: bytes, last: bytes, damping: int, gathered: bytes) -> bytes:
-        """Return the state that is published."""
-        inputs, _ = self._round(gathered, last)
-        return state_after(inputs, read_state(granted), read_state(last), damping).to_bytes()

@@ -24,7 +24,7 @@ from xsc.allocation.declaring import (
     standing_slot,
 )
 from xsc.allocation.explaining import Explaining
-from xsc.allocation.program import AllocationProgram
+from xsc.allocation.program import state_of
 from xsc.allocation.records import Records
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
@@ -77,7 +77,7 @@ from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
 from xsc.net.transport.metered import Metered
 from xsc.net.transport.port import Transport
-from xsc.node.built_in import ALLOCATION, allocation_functions
+from xsc.node.built_in import ALLOCATION, allocation_function
 from xsc.node.circle import CircleSync
 from xsc.node.config import Config
 from xsc.node.directory import DirectoryKeeper
@@ -85,7 +85,6 @@ from xsc.node.jobs.exports import Exports
 from xsc.node.jobs.inputs import JobInputs
 from xsc.node.jobs.modules import Modules
 from xsc.node.providers import Providers
-from xsc.node.slot_market import SlotMarket
 from xsc.node.tasks import Tasks
 from xsc.programs import running as programs_running
 from xsc.programs.functions import Functions
@@ -413,8 +412,7 @@ class Node:
             self.tasks.start,
             clock=context.clock,
             log=context.log,
-            # Bound late: it needs the commitments, and these what is followed.
-            everybody=lambda: self.allocator.prefixes(),  # noqa: PLW0108
+            everybody=lambda: {UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE},
             also=self.cells.subscriptions,
         )
         self.circle = CircleSync(
@@ -463,17 +461,16 @@ class Node:
             space=self.space,
             commitments=self.commitments,
             peers=self.peers.roster,
-            market=SlotMarket(self.market),
+            market=self.market.headroom,
             records=records,
             is_up=self.health.is_up,
-            follow=self.following.update,
             on_offered=self.market.signing.wake,
             held=self.market.signing.held_steps,
             look_ms=min(ALLOCATION_LOOK_MS, config.storage_lease_ms // 64),
         )
         self.explaining = Explaining(
             context,
-            allocator=self.allocator,
+            records=records,
             heard=self.commitments.heard,
             peers=self.peers.roster,
             drawn=self.drawn_steps,
@@ -616,9 +613,8 @@ class Node:
 
     def _serve_allocation(self) -> None:
         """Let the allocation be a program, beside its rule."""
-        own = allocation_functions(self.allocator.rules)
-        again = allocation_functions(AllocationProgram())
-        self.allocator.serve_by(self.programs.serve(ALLOCATION, own, again))
+        own, again = map(allocation_function, (self.allocator.state_of, state_of))
+        self.allocator.program = self.programs.serve(ALLOCATION, [own], [again])
 
     def _custodian_for(self, peer: bytes) -> bool:
         """Say whether this node looks after objects of a peer while that is away."""

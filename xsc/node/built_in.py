@@ -1,15 +1,15 @@
-"""Programs that come with XSC, and the rules of other packages that they call."""
+"""The program that comes with XSC, and the rule of another package that it calls."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
-from xsc.allocation.program import AllocationProgram
 from xsc.programs.functions import Function
 
 ALLOCATION: Final = b"""
 id = "allocation"
-version = "3"
+version = "4"
 description = "What this node grants of its slots, from what it and its peers have published."
 debounce_ms = 0
 
@@ -17,60 +17,24 @@ debounce_ms = 0
 kind = "given"
 type = "bytes"
 
-[variables.over]        # ppm granted to this node beyond its needs
-kind = "local"
-type = "i32"
-size = 3
-default = -1
-
 [variables.last]        # the state that was published before
 kind = "given"
 type = "bytes"
 
-[variables.granted]
-kind = "derived"
-computation = "clear"
-output = "granted"
-
-[variables.damping]
-kind = "derived"
-computation = "swing"
-output = "damping"
-
-[computations.clear]
-function = "allocation.clear"
-inputs = { gathered = "gathered", last = "last" }
-outputs.granted = { memory = true }
-
-[computations.swing]
-function = "allocation.damping"
-inputs = { over = "over" }
-outputs.damping = { memory = true }
-
-[computations.sum]
+[computations.grant]
 function = "allocation.state"
-inputs = { granted = "granted", last = "last", damping = "damping", gathered = "gathered" }
+inputs = { gathered = "gathered", last = "last" }
 outputs.state = { path = "allocation/state" }
 """
 
 
-def allocation_functions(rules: AllocationProgram) -> tuple[Function, ...]:
-    """Return the functions of the allocation program. Who changes what they do raises a version."""
+def allocation_function(state_of: Callable[[bytes, bytes], bytes]) -> Function:
+    """Return the function of the allocation program. Who changes what it does raises its version.
 
-    def state(_: str, granted: Any, last: Any, damping: Any, gathered: Any) -> bytes:  # noqa: ANN401
-        return rules.state(granted, last, damping, gathered)
-
-    params = {"granted": "bytes", "last": "bytes", "damping": "i32", "gathered": "bytes"}
-    return (
-        Function(
-            "allocation.clear",
-            3,
-            {"gathered": "bytes", "last": "bytes"},
-            "bytes",
-            lambda _, gathered, last: rules.clear(gathered, last),
-        ),
-        Function(
-            "allocation.damping", 1, {"over": "[i32]"}, "i32", lambda _, over: rules.damping(over)
-        ),
-        Function("allocation.state", 4, params, "bytes", state),
+    Args:
+        state_of: gives the state of what was gathered and the last one.
+    """
+    params = {"gathered": "bytes", "last": "bytes"}
+    return Function(
+        "allocation.state", 5, params, "bytes", lambda _, gathered, last: state_of(gathered, last)
     )

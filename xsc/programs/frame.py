@@ -354,8 +354,7 @@ class Execution:
             if variable.kind == "local":
                 if value is not None and not isinstance(value, Fault):
                     try:
-                        for one in value if isinstance(value, tuple) else (value,):
-                            self.runtime.state.push(state_key(name), one)
+                        self.runtime.state.push(state_key(name), value)
                     except ArgumentInvalid as fault:
                         value = Fault(fault.message)
                 if not isinstance(value, Fault):

@@ -53,7 +53,7 @@ class ServedProgram:
         """Run a frame, and return its outputs by name; None where it fails, and `fault` says why.
 
         Args:
-            given: values of variables; of a local one several, the oldest first.
+            given: values of variables.
         """
         if self._is_damaged:
             return None

@@ -5,15 +5,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.allocation.clearings import HOUR, NOW_MS, key, need, steps_of
-from xsc.allocation.acceptance import (
-    answered,
-    keep,
-    settled,
-    to_lease,
-)
+from tests.unit.allocation.clearings import HOUR, NOW_MS, key, need, slot, steps_of
+from xsc.allocation.acceptance import answered, keep, pending
 from xsc.allocation.clearing import TIERS, Claim
-from xsc.terms.slot import Entitlement
+from xsc.allocation.clearing_record import Published
+from xsc.terms.clearing import SpaceValue
+from xsc.terms.slot import Commitment, Entitlement
 
 
 def offer(number, quantity, tier="mutual", weight=1):
@@ -97,38 +94,44 @@ def granted(provider, quantity, asked):
     )
 
 
-def test_a_need_is_leased_once_all_that_match_it_have_answered_or_its_time_is_over():
-    one, two = key(1).node_id, key(2).node_id
+def published(number, *, slots=(), needs=()):
+    commitment = Commitment(slots=slots, needs=needs)
+    return Published(key(number).node_id, commitment, SpaceValue(record=b"", value=b""))
+
+
+def test_a_need_waits_until_all_that_match_it_have_offered_or_are_capped():
+    one, two = (
+        published(1, slots=(slot(),)),
+        published(2, slots=(slot(kind="storage"), slot(slot_id=b"s" * 16))),
+    )
     asked, other = need(1, quantity=10), need(2, quantity=10)
-    offers = [granted(one, 6, asked), granted(one, 6, other)]
-    matching = {each.slot_id: {one, two} for each in (asked, other)}
 
-    def leased(*needs, offers=offers, late=()):
-        stated = {each.slot_id: each for each in needs}
-        ready = settled(stated, offers, matching) | {*late}
-        return to_lease(offers, {each: stated[each] for each in ready})
+    def waits(*needs, offers, others=(one, two)):
+        mine = {each.slot_id: each for each in needs}
+        return pending(published(9, needs=needs), mine, others, offers, NOW_MS)
 
-    assert leased(asked, other) == [], "another one that matches has not answered yet"
-    assert leased(asked, other, late={asked.slot_id}) == offers[:1]
-    both = [*offers, granted(two, 4, asked)]
-    assert leased(asked, other, offers=both) == [both[0], both[2]]
-    capped = need(1, quantity=10, caps=((one, 4), (two, 0)))
-    assert leased(capped) == [], "the provider has not lowered its offer to the cap yet"
-    assert leased(need(1, quantity=10, caps=((two, 0),))) == offers[:1]
-    assert leased() == [], "the need was withdrawn"
+    offers = [granted(one.node, 6, asked), granted(one.node, 6, other)]
+    both = {asked.slot_id, other.slot_id}
+    assert waits(asked, other, offers=offers) == both, "another that matches has not offered"
+    assert waits(asked, other, offers=offers, others=(one,)) == set()
+    more = [*offers, granted(two.node, 4, asked)]
+    assert waits(asked, other, offers=more) == {other.slot_id}
+    assert waits(need(1, quantity=10, caps=((two.node, 0),)), offers=offers) == set()
+    elsewhere = need(1, location="x", filters=(("owner", "y"),))
+    assert waits(elsewhere, offers=[]) == set(), "no slot matches"
 
 
 def test_many_offers_to_many_needs_take_few_steps():
-    providers = [key(number).node_id for number in range(1, 9)]
+    providers = [published(number) for number in range(1, 9)]
 
     def work(count):
         needs = {number.to_bytes(16, "big"): need(1) for number in range(count)}
         offers = [
-            granted(provider, 1, need(1, slot_id=need_id))
+            granted(provider.node, 1, need(1, slot_id=need_id))
             for need_id in needs
             for provider in providers
         ]
-        matching = dict.fromkeys(needs, frozenset(providers))
-        return steps_of(lambda: settled(needs, offers, matching))
+        own = published(9)
+        return steps_of(lambda: pending(own, needs, providers, offers, NOW_MS))
 
     assert work(64) <= 10 * work(8)

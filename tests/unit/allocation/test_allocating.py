@@ -18,11 +18,11 @@ from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing import TIERS
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import clear_all
+from xsc.allocation.program import state_of
 from xsc.allocation.records import Records
 from xsc.base.clock import InlineExecutor, SeededEntropy
 from xsc.base.errors import NotFound, StoreDamaged
 from xsc.base.limits import (
-    ALLOCATION_DEBOUNCE_MS,
     ALLOCATION_LOOK_MS,
     CLEARING_VALUE_BYTES,
     CLEARINGS_BYTES_MAX,
@@ -30,6 +30,7 @@ from xsc.base.limits import (
     CONVERGED_LOOK_MS,
     OFFER_MS,
     OFFER_PAUSE_MS,
+    OFFER_SETTLE_MS,
     PPM,
     ROUND_REST,
     SLOTS_MAX,
@@ -48,7 +49,7 @@ from xsc.terms.clearing import (
     TwoTierAllocationState,
     to_ratio,
 )
-from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
+from xsc.terms.slot import LEASE_UNIT, AvailabilitySlot, Commitment, NeedSlot
 
 NOW_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
@@ -82,33 +83,29 @@ def need_of(quantity, number=1, **changes):
 class Plenty:
     """A market with room and credit for everything."""
 
-    def free(self):
-        return {"storage": 10**9, "compute": 10**9}
-
     def __init__(self):
         self.leased = {}
 
-    def drawn(self):
+    def unreserved(self, kind):
+        return 10**9 * LEASE_UNIT[kind]
+
+    def drawn_steps(self, *, young=False):
         return self.leased
 
-    pinned = drawn
-
-    def credit_micro(self, customer, takers):
+    def credit_left(self, customer):
         return 10**12
+
+    def shares_with(self, customer):
+        return [customer]
 
 
 class Direct:
-    """A program that calls its functions, and keeps nothing."""
+    """A program that calls its function, and keeps nothing."""
 
     fault = ""
 
-    def __init__(self, rules):
-        self.rules = rules
-
     def run(self, given):
-        granted = self.rules.clear(given["gathered"], given["last"])
-        damping = self.rules.damping(given["over"])
-        return {"state": self.rules.state(granted, given["last"], damping, given["gathered"])}
+        return {"state": state_of(**given)}
 
     def writes(self):
         return {}
@@ -161,12 +158,11 @@ class Allocating(Node):
                 report=lambda peer, what: self.reports.append((peer, what)),
             ),
             is_up=self.up.__contains__,
-            follow=lambda: None,
             on_offered=lambda: None,
             held=dict,
         )
         self.reports = []
-        self.allocator.serve_by(Direct(self.allocator.rules))
+        self.allocator.program = Direct()
         self.allocator.start()
 
     async def read(self, owner, path):
@@ -431,6 +427,26 @@ async def test_who_publishes_all_the_time_costs_a_tenth_of_the_time(provider):
     assert max(gaps) <= 200 * (1 + ROUND_REST) + 100
 
 
+@pytest.mark.parametrize(("over", "rest_ms"), [((), 100), ((1, 2, 3), 125), ((5, 5, 5), 200)])
+async def test_a_swinging_node_publishes_more_slowly(provider, over, rest_ms):
+    history = tuple((units, NOW_MS) for units in over)
+    own = Commitment(slots=(SLOT,), damping_history=history)
+    await provider.space.put(UserSpacePaths.COMMITMENT, own.to_bytes())
+    rounds = []
+
+    async def at_once():
+        rounds.append(provider.clock.monotonic_ms())
+        provider.allocator.wake()
+
+    provider.allocator.allocate = at_once
+    running = asyncio.create_task(provider.allocator.run())
+    for _ in range(4 * rest_ms):
+        await settle()
+        provider.pass_ms(1)
+    running.cancel()
+    assert {after - before for before, after in pairwise(rounds)} == {rest_ms}
+
+
 async def test_a_damaged_commitment_withdraws_nothing(provider, bob, alice, network):
     await provider.needs(bob, need_of(10))
     await provider.allocator.allocate()
@@ -444,7 +460,7 @@ async def test_a_damaged_commitment_withdraws_nothing(provider, bob, alice, netw
         Allocating(alice, network, bob, db=provider.db)
 
 
-def state_of(slot, customer, need, quantity):
+def granting_state(slot, customer, need, quantity):
     """Return the state of a provider that grants one need so much of a slot."""
     empty = to_ratio(Fraction(0))
     tiers = tuple(
@@ -485,7 +501,36 @@ def state_of(slot, customer, need, quantity):
     )
 
 
-async def test_an_answer_that_waits_stops_no_clearing_of_own_slots(alice, bob, network):
+async def test_leases_wait_until_all_that_match_have_offered_or_the_time_is_over(
+    alice, bob, network
+):
+    carol = KeyPair(b"\xc0" * 32)
+    node = Allocating(alice, network, bob, carol)
+    own = Commitment(needs=(need_of(10),))
+    await node.space.put(UserSpacePaths.COMMITMENT, own.to_bytes())
+
+    async def grants(peer, quantity):
+        state = granting_state(SLOT, alice.node_id, need_of(10), quantity)
+        await node.says(peer, UserSpacePaths.ALLOCATION_STATE, state.to_bytes())
+        await node.done(node.allocator.allocate())
+        return {each.provider: each.quantity for each in node.allocator.offered()}
+
+    for peer in (bob, carol):
+        slots = Commitment(slots=(SLOT,)).to_bytes()
+        await node.says(peer, UserSpacePaths.COMMITMENT, slots)
+    assert await grants(bob, 4) == {}, "another one that matches has not offered yet"
+    node.pass_ms(OFFER_SETTLE_MS)
+    await node.allocator.allocate()
+    assert [each.provider for each in node.allocator.offered()] == [bob.node_id]
+    assert await grants(carol, 6) == {bob.node_id: 4, carol.node_id: 6}
+    assert await grants(carol, 9) == {}, "its cap has just been published"
+    assert await grants(carol, 9) == {bob.node_id: 4}, "and is not heard of there yet"
+    assert await grants(carol, 6) == {bob.node_id: 4, carol.node_id: 6}
+    await node.space.put(UserSpacePaths.COMMITMENT, Commitment().to_bytes())
+    assert node.allocator.offered() == [], "the need was withdrawn"
+
+
+async def test_caps_fall_in_the_round_that_clears_own_slots(alice, bob, network):
     carol = KeyPair(b"\xc0" * 32)
     node = Allocating(alice, network, bob, carol)
     own = Commitment(slots=(SLOT,), needs=(need_of(10),))
@@ -495,17 +540,12 @@ async def test_an_answer_that_waits_stops_no_clearing_of_own_slots(alice, bob, n
     for peer in (bob, carol):
         slots = Commitment(slots=(SLOT,)).to_bytes()
         await node.says(peer, UserSpacePaths.COMMITMENT, slots)
-        state = state_of(SLOT, alice.node_id, need_of(10), 10)
+        state = granting_state(SLOT, alice.node_id, need_of(10), 10)
         await node.says(peer, UserSpacePaths.ALLOCATION_STATE, state.to_bytes())
-    await node.allocator.allocate()
-    assert len(node.allocator.received()) == 2
-    assert node.commitments.own.needs[0].caps == ()
     said = Commitment(slots=(SLOT,), needs=(need_of(7),)).to_bytes()
     await node.says(bob, UserSpacePaths.COMMITMENT, said)
-    await node.allocator.allocate()
-    assert node.quantities() == [7]
-    assert node.commitments.own.needs[0].caps == ()
-    node.pass_ms(ALLOCATION_DEBOUNCE_MS * 5 // 4)
     await node.done(node.allocator.allocate())
+    assert node.quantities() == [7]
+    assert len(node.allocator.received()) == 2
     assert sum(cap for _, cap in node.commitments.own.needs[0].caps) == 10
     assert node.commitments.own.damping_ppm < PPM

@@ -63,7 +63,7 @@ def test_a_node_has_converged_while_its_clearings_are_the_same(
         is_pending=is_pending,
     )
     granted, last = (TwoTierAllocationState(slot_denominators=slots) for slots in (after, before))
-    state = state_after(inputs, granted, last, PPM)
+    state = state_after(inputs, granted, last)
     assert (state.converged, state.convergence_history) == (has, ((changed, 1),))
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from tests.unit.allocation.clearings import present
 from tests.unit.allocation.test_allocating import SLOT, Allocating, need_of
-from xsc.allocation.program import NOBODY, AllocationProgram, parts_of
+from xsc.allocation.program import parts_of, state_of
 from xsc.base.clock import InlineExecutor
 from xsc.identity.keys import KeyPair
-from xsc.node.built_in import ALLOCATION, allocation_functions
+from xsc.node.built_in import ALLOCATION, allocation_function
 from xsc.programs import frame
 from xsc.programs.compile import compile_program
 from xsc.programs.document import parse, resolve
@@ -33,12 +33,13 @@ class Serving(Allocating):
 
     def __init__(self, key, network, *peers, db=None):
         super().__init__(key, network, *peers, db=db)
-        own = Functions(allocation_functions(self.allocator.rules))
-        self.functions = Functions(allocation_functions(AllocationProgram()))
+        # As a frame calls it: what is put in its place decides.
+        own = Functions([allocation_function(lambda *given: self.allocator.state_of(*given))])  # noqa: PLW0108
+        self.functions = Functions([allocation_function(state_of)])
         program = resolve(parse(ALLOCATION, "toml"), {}, {})
         compiled = compile_program(program, own, built_in=True)
         self.program = ServedProgram(compiled, self.space, Recorder(self.space, key, network))
-        self.allocator.serve_by(self.program)
+        self.allocator.program = self.program
 
     async def why(self, path=STATE, replayed=False):
         root = await Why(self.read, self.network, parts_of).walk(self.space.owner, path)
@@ -108,7 +109,7 @@ async def test_where_the_program_fails_nothing_is_granted_and_that_is_said_once(
         for number in range(1, 4):
             await node.needs(peers[0], need_of(20, number))
             await node.allocator.allocate()
-        assert "over the bound of 10" in node.allocator.program_fault
+        assert "over the bound of 10" in node.allocator.program.fault
         results = node.program.results()
         assert (results.state, results.frame) == ("failed", 0)
     assert node.log.events.count("allocation.program_failed") == 1
@@ -117,23 +118,32 @@ async def test_where_the_program_fails_nothing_is_granted_and_that_is_said_once(
     await node.needs(peers[0], need_of(3, 9))
     await node.allocator.allocate()
     assert node.quantities() == [3]
-    assert node.allocator.program_fault == ""
+    assert node.allocator.program.fault == ""
     assert node.log.events.count("allocation.program_serves") == 1
     assert (await node.why()).signed is not None
 
 
+def said_by(monkeypatch, node, **changes):
+    """Have the program say of each round something else than the rule does."""
+
+    def lying(gathered, last):
+        said = TwoTierAllocationState.from_bytes(state_of(gathered, last), size_max=VALUE_BYTES_MAX)
+        return said.model_copy(
+            update={name: change(said) for name, change in changes.items()}
+        ).to_bytes()
+
+    monkeypatch.setattr(node.allocator, "state_of", lying)
+
+
 async def test_with_a_program_that_grants_nobody_nobody_is_granted(node, peers, monkeypatch):
-    rules = node.allocator.rules
     nobody = TwoTierAllocationState().to_bytes()
     with monkeypatch.context() as mean:
-        mean.setattr(rules, "clear", lambda *_: nobody)
+        mean.setattr(node.allocator, "state_of", lambda *_: nobody)
         await play(node, *peers)
+        assert node.program.results().frame
         assert node.quantities() == []
         assert present(node.allocator) == []
         assert node.allocator.state.slot_allocations == ()
-        frame_number = node.program.results().frame
-        await node.allocator.allocate()
-        assert node.program.results().frame == frame_number
     await node.needs(peers[0], need_of(3, 9))
     await node.allocator.allocate()
     assert 3 in node.quantities()
@@ -142,19 +152,15 @@ async def test_with_a_program_that_grants_nobody_nobody_is_granted(node, peers, 
 async def test_a_program_that_names_a_clearing_that_there_is_not_grants_nothing_of_it(
     node, peers, monkeypatch
 ):
-    rules = node.allocator.rules
+    def made_up(said):
+        return tuple(
+            each.model_copy(update={"clearing": bytes(32)}) for each in said.slot_denominators
+        )
 
-    def made_up(*given):
-        raw = type(rules).state(rules, *given)
-        said = TwoTierAllocationState.from_bytes(raw, size_max=VALUE_BYTES_MAX)
-        slots = [each.model_copy(update={"clearing": bytes(32)}) for each in said.slot_denominators]
-        return said.model_copy(update={"slot_denominators": tuple(slots)}).to_bytes()
-
-    with monkeypatch.context() as lying:
-        lying.setattr(rules, "state", made_up)
-        await play(node, *peers)
-        assert node.allocator.state.slot_allocations
-        assert node.quantities() == []
+    said_by(monkeypatch, node, slot_denominators=made_up)
+    await play(node, *peers)
+    assert node.allocator.state.slot_allocations
+    assert node.quantities() == []
 
 
 async def test_a_frame_that_cannot_be_written_did_not_happen(node, peers, monkeypatch):
@@ -164,11 +170,11 @@ async def test_a_frame_that_cannot_be_written_did_not_happen(node, peers, monkey
         full.setattr(tables, "OWNER_BYTES_MAX", 1)
         await node.needs(peers[0], need_of(5, 9))
         await node.allocator.allocate()
-        fault = node.allocator.program_fault
+        fault = node.allocator.program.fault
         assert fault.startswith("space_exhausted: ")
         assert node.program.results() == replace(before, fault=fault, state="failed")
     await node.allocator.allocate()
-    assert node.allocator.program_fault == ""
+    assert node.allocator.program.fault == ""
     assert node.program.results().frame == before.frame + 1
     assert (await node.why()).verified
 
@@ -182,23 +188,22 @@ async def test_where_the_space_has_no_room_for_the_program_nothing_new_is_grante
         await node.needs(peers[0], need_of(5))
         await node.allocator.allocate()
         assert node.quantities() == []
-        assert node.allocator.program_fault.startswith("space_exhausted: ")
+        assert node.allocator.program.fault.startswith("space_exhausted: ")
         assert node.log.events.count("allocation.not_published") == 1
     await node.needs(peers[0], need_of(6, 2))
     await node.allocator.allocate()
     assert node.quantities() == [6]
-    assert node.allocator.program_fault == ""
+    assert node.allocator.program.fault == ""
     assert (await node.why(replayed=True)).replayed
 
 
-async def test_a_restart_changes_nothing_and_keeps_the_ring(node, peers, alice, network):
+async def test_a_restart_changes_nothing_and_keeps_the_damping(node, peers, alice, network):
     await play(node, *peers)
     over = ((3, 1), (5, 2))
     await node.space.put(UserSpacePaths.COMMITMENT, offering(over))
     await node.needs(peers[0], need_of(7, 9))
     await node.allocator.allocate()
     results = node.program.results()
-    assert results.variables["over"] == f"[{NOBODY}, 3, 5]"
     assert node.allocator.state.damping_history == over
     again = Serving(alice, network, *peers, db=node.db)
     writes = len(node.db.writes)
@@ -215,10 +220,10 @@ async def test_a_restart_changes_nothing_and_keeps_the_ring(node, peers, alice, 
 
 async def test_where_what_was_kept_is_damaged_what_was_granted_stays(node, peers, alice, network):
     await play(node, *peers)
-    over = UserSpacePaths.variable(node.program.program.hash, "over")
-    await node.space.put_all({over: b"nonsense"})
+    gathered = UserSpacePaths.variable(node.program.program.hash, "gathered")
+    await node.space.put_all({gathered: b"nonsense"})
     again = Serving(alice, network, *peers, db=node.db)
-    assert again.allocator.program_fault.startswith("store_damaged: ")
+    assert again.allocator.program.fault.startswith("store_damaged: ")
     before, again.sequences = node.published(), node.sequences
     await again.needs(peers[0], need_of(7, 9))
     await again.allocator.allocate()
@@ -247,7 +252,7 @@ async def test_a_state_is_explained_by_owner_and_path_and_replayed(node, peers, 
     assert root.signed.record.function == "allocation.state"
     steps = steps_of(root)
     functions = {one.signed.record.function for one in steps if one.signed is not None}
-    assert functions == {"allocation.clear", "allocation.damping", "allocation.state"}
+    assert functions == {"allocation.state"}
     assert all(one.replayed for one in steps if one.signed is not None)
     read = {(one.owner, one.path) for one in steps if one.note.startswith("number ")}
     own = node.space.owner
@@ -259,40 +264,23 @@ async def test_a_state_is_explained_by_owner_and_path_and_replayed(node, peers, 
 
 
 async def test_a_state_that_the_rule_does_not_give_is_found(node, peers, monkeypatch):
-    rules = node.allocator.rules
-
-    def generous(*given):
-        raw = type(rules).state(rules, *given)
-        said = TwoTierAllocationState.from_bytes(raw, size_max=VALUE_BYTES_MAX)
-        return said.model_copy(update={"damping_factor": 1}).to_bytes()
-
-    with monkeypatch.context() as lying:
-        lying.setattr(rules, "state", generous)
-        await play(node, *peers)
-    root = await node.why(replayed=True)
-    assert (root.verified, root.replayed) == (True, False)
-
-
-async def test_an_outcome_that_does_not_follow_from_what_was_gathered_is_found(
-    node, peers, monkeypatch
-):
-    rules = node.allocator.rules
-
-    def unfair(inputs, last, outcome):
-        (line,), slots = outcome.state.slot_allocations[:1], outcome.state.slot_denominators
-        alone = {"slot_allocations": (line,), "recipient_totals": recipient_totals(slots, [line])}
-        state = outcome.state.model_copy(update=alone)
-        return type(rules).gather(rules, inputs, last, replace(outcome, state=state))
-
-    with monkeypatch.context() as lying:
-        await play(node, *peers)
-        lying.setattr(rules, "gather", unfair)
-        await node.needs(peers[0], need_of(5, 9))
-        await node.allocator.allocate()
-    root = await node.why(replayed=True)
-    assert root.verified
-    wrong = [one for one in steps_of(root) if one.replayed is False]
-    assert [one.signed.record.function for one in wrong] == ["allocation.clear"]
+    await play(node, *peers)
+    for changes in (
+        {"damping_factor": lambda _: 1},
+        {
+            "slot_allocations": lambda said: said.slot_allocations[:1],
+            "recipient_totals": lambda said: recipient_totals(
+                said.slot_denominators, said.slot_allocations[:1]
+            ),
+        },
+    ):
+        with monkeypatch.context() as lying:
+            said_by(lying, node, **changes)
+            await node.needs(peers[0], need_of(5 + len(changes), 9 + len(changes)))
+            await node.allocator.allocate()
+        root = await node.why(replayed=True)
+        assert (root.verified, root.replayed) == (True, False)
+        node.pass_ms(1_000)
 
 
 async def test_what_is_gathered_is_kept_up_to_its_bound_and_replayed_so_far(
@@ -305,7 +293,7 @@ async def test_what_is_gathered_is_kept_up_to_its_bound_and_replayed_so_far(
     root = await node.why(replayed=True)
     assert root.verified
     assert root.replayed, (root.note, root.large.keys())
-    assert root.large.keys() == {"gathered", "granted", "last"}
+    assert root.large.keys() == {"gathered", "last"}
     monkeypatch.setattr("xsc.programs.writes.VALUE_BYTES_MAX", 100)
     await node.needs(peers[0], need_of(4, 9))
     await node.allocator.allocate()

@@ -4,6 +4,8 @@ from itertools import product
 
 import pytest
 
+from tests.unit.allocation.test_acceptance import granted
+from tests.unit.allocation.test_allocating import need_of
 from xsc.allocation.program import (
     MODERATE_PPM,
     OSCILLATING_PPM,
@@ -11,7 +13,6 @@ from xsc.allocation.program import (
     factor_ppm,
     observe,
     over_allocated,
-    publish_delay_ms,
 )
 
 
@@ -65,11 +66,14 @@ def test_a_history_has_the_last_three_however_old():
 
 
 def test_the_excess_of_one_need_serves_no_other():
-    needs = {b"bytes": 10, b"fuel": 4_000}
-    assert over_allocated(needs, {b"bytes": 13, b"fuel": 2_000, b"gone": 1}) == 300_000
-    assert over_allocated(needs, {b"bytes": 13, b"fuel": 5_000}) == 550_000, "parts, not steps"
+    few, many = (
+        need_of(quantity).model_copy(update={"slot_id": bytes([quantity]) * 16})
+        for quantity in (10, 200)
+    )
+    needs = {each.slot_id: each for each in (few, many)}
 
+    def over(*given):
+        return over_allocated(needs, [granted(bytes(32), units, each) for units, each in given])
 
-def test_a_swinging_node_publishes_more_slowly():
-    delays = [publish_delay_ms(100, factor) for factor in (SMOOTH_PPM, MODERATE_PPM, 500_000)]
-    assert delays == [100, 125, 200]
+    assert over((6, few), (7, few), (20, many), (1, need_of(3))) == 300_000
+    assert over((13, few), (250, many)) == 550_000, "parts, not steps"

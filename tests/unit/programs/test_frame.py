@@ -252,13 +252,3 @@ def test_what_cannot_be_set_is_refused():
 def test_what_would_go_wrong_in_every_frame_is_a_compile_error(variables, computations, message):
     with pytest.raises(ProgramInvalid, match=message):
         compiled(variables, computations)
-
-
-def test_a_ring_is_given_several_values_at_once():
-    ring = local("i32", default=-1, size=3)
-    running = execution({"a": ring}, {"c": call("list.sum", {"items": "a"}, s=MEMORY)})
-    assert ran(running.run({"a": (5, 6)})) == ["c"]
-    assert running.value("a") == (-1, 5, 6)
-    assert running.run({"a": (-1, 5, 6)}).executed == ()
-    running.run({"a": 7})
-    assert running.output("s") == 18

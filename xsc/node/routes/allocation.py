@@ -144,14 +144,13 @@ def _granted(node: Node, each: Entitlement, drawn: int) -> api.Entitled:
 
 
 def _known(node: Node) -> dict[bytes, Participant]:
-    states = node.allocator.states()
     return {
         peer: Participant(
             node.commitments.of(peer),
             node.commitments.weight_ppm(peer),
             node.commitments.their_weight_ppm(peer),
             node.health.is_up(peer),
-            states.get(peer),
+            node.commitments.heard.state_of(peer),
         )
         for peer in node.peers.roster.peers()
     }
@@ -159,16 +158,16 @@ def _known(node: Node) -> dict[bytes, Participant]:
 
 async def show(node: Node, _: Nothing) -> api.Shown:
     """Show what was cleared."""
-    own, states = node.allocator.state, node.allocator.states()
+    own, known = node.allocator.state, _known(node)
     drawn: defaultdict[tuple[bytes, bytes, int], dict[EntitlementKey, int]] = defaultdict(dict)
     for key, steps in node.drawn_steps().items():
         drawn[key[:3]][key] = steps
+    states = [(peer, each.state) for peer, each in sorted(known.items()) if each.state is not None]
     rows = [
         row
-        for provider, state in ((node.key.node_id, own), *sorted(states.items()))
+        for provider, state in ((node.key.node_id, own), *states)
         for row in _slots(node, provider, state, drawn)
     ]
-    known = _known(node)
     converged = {peer: each.has_converged for peer, each in known.items() if each.is_active}
     totals: defaultdict[str, dict[Kind, int]] = defaultdict(dict)
     for peer, kind, steps in own.recipient_totals:
@@ -183,7 +182,7 @@ async def show(node: Node, _: Nothing) -> api.Shown:
         damping_history=[(item[0], item[1]) for item in own.damping_history],
         mr_values={to_text(peer): ppm for peer, ppm in own.mr_values},
         recipient_totals=totals,
-        program_fault=node.allocator.program_fault,
+        program_fault=node.allocator.program.fault,
     )
 
 

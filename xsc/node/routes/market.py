@@ -143,7 +143,7 @@ def _by_own_id(node: Node, levels: Mapping[EntitlementKey, int]) -> Counter[byte
 
 def _granted_by(node: Node, owner: bytes) -> Counter[bytes] | None:
     """Return the steps that a peer's slots grant now, by id; None where that is not known here."""
-    state, now_ms = node.allocator.states().get(owner), node.clock.now_ms()
+    state, now_ms = node.commitments.heard.state_of(owner), node.clock.now_ms()
     if state is None:
         return None
     ended = {each.slot for each in state.slot_denominators if each.window[1] <= now_ms}
