@@ -203,15 +203,13 @@ class Provider:
         """Yield slot, capacity and lines of all slots, where credit and room abound.
 
         Args:
-            pinned: {(slot, start of its window): {(customer, need): units}}, of leases in the first
-                half of their term.
+            pinned: {slot: {(customer, need): units}}, of leases in the first half of their term.
         """
         granted = {}
         for slot in self.commitments[self.node]["slots"]:
-            window = now_of(slot, self.at_ms)
-            if window is None:
+            if now_of(slot, self.at_ms) is None:
                 continue
-            kept = pinned.get((slot["slot_id"], window[0]), {})
+            kept = pinned.get(slot["slot_id"], {})
             bids, whole = {}, [bid[:2] for bid in self.bids(slot)]
             for bid in self.bids(slot):
                 units = bid.units - granted.get(bid[:2], 0)

@@ -140,7 +140,7 @@ def lease_faults(lease, published):
     slots = [
         slot
         for slot in published.of(lease.provider, "slots", slot_id=lease.slot)
-        if list(lease.window) in slot["windows"]
+        if any(now[0] <= lease.window[0] and lease.window[1] <= now[1] for now in slot["windows"])
     ]
     if not slots:
         yield "it names no slot that its provider published"

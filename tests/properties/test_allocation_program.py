@@ -121,9 +121,8 @@ class Market:
         weights = {node: random.randint(1, share) for node in self.nodes if random.random() < 0.7}
         history = tuple((random.randint(0, 3), NOW_MS) for _ in range(random.randint(0, 3)))
         own = Commitment(slots=self.slots, damping_history=history)
-        opens = {each.slot: each.window[0] for each in self.last.slot_denominators}
         drawn = {
-            EntitlementKey(OWN, slot, opens[slot], *of): random.randint(0, line.quantity)
+            EntitlementKey(OWN, slot, *of): random.randint(0, line.quantity)
             for line in self.last.slot_allocations
             for slot, *of in [line.key]
             if random.random() < 0.4

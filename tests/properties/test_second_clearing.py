@@ -248,15 +248,15 @@ def both(published, drawn=None, pinned=None, last=FIRST):
         NOW_MS,
     )
 
-    def by_window(held):
+    def by_slot(held):
         found = {}
-        for (slot_id, start, *who), units in held.items():
-            found.setdefault((slot_id, start), {})[tuple(who)] = units
+        for (slot_id, *who), units in held.items():
+            found.setdefault(slot_id, {})[tuple(who)] = units
         return found
 
     again = {
         slot_id: (capacity, lines_of(lines))
-        for slot_id, capacity, lines in other.clear_all(by_window(pinned))
+        for slot_id, capacity, lines in other.clear_all(by_slot(pinned))
     }
     return first, again, (outcome.state, records)
 
@@ -282,7 +282,7 @@ def check(published, drawn=None, pinned=None, last=FIRST):
         assert again.pop(key) == (capacity, lines)
     assert all(not lines for _, lines in again.values()), "nobody wants these"
     for each in granted(published, last[0]):
-        mine = [line for line in first[each.slot][1] if line[:2] == each.key[3:]]
+        mine = [line for line in first[each.slot][1] if line[:2] == each.key[2:]]
         units = sum(line[3] for line in mine)
         assert (each.quantity, each.price) == (
             units,

@@ -148,7 +148,7 @@ def explain(row: Explained, checked: Checked, drawn: int) -> Explained:
     Args:
         row: the slot and the need, as they are now.
         checked: the clearing.
-        drawn: steps that the need has drawn of the window.
+        drawn: steps that the need has drawn of the slot.
     """
     terms, bids, weights, salt = checked.clearing.game
     need, pin = row.need, (row.customer.node, row.need.slot_id)
@@ -354,11 +354,11 @@ class Explaining:
     async def _explained(self, row: Explained, checked: Checked | str) -> Explained:
         if isinstance(checked, str):
             return replace(row, because=checked)
-        slot_id, window = row.slot.slot_id, row.window
-        if window is None or slot_id != checked.record.slot.slot_id:
+        slot_id = row.slot.slot_id
+        if slot_id != checked.record.slot.slot_id:
             return replace(row, because="the record that its provider names is of another slot")
         provider, customer = row.provider.node, row.customer.node
-        key = EntitlementKey(provider, slot_id, window[0], customer, row.need.slot_id)
+        key = EntitlementKey(provider, slot_id, customer, row.need.slot_id)
         drawn = self._drawn().get(key, 0)
         async with self._turn:
             return await self._executor.run(explain, row, checked, drawn)

@@ -55,8 +55,8 @@ from xsc.terms.pricing import SLOT_UNIT, affordable, slot_amount
 from xsc.terms.quote import Kind, SlotId
 from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSlot, Window
 
-Drawn: TypeAlias = tuple[SlotId, Count, Id32, SlotId, Count]
-"""Slot, start of its window, customer, need and steps."""
+Drawn: TypeAlias = tuple[SlotId, Id32, SlotId, Count]
+"""Slot, customer, need and steps."""
 
 
 class Market(Protocol):
@@ -151,8 +151,6 @@ def entitlements(
         if time is not None and divided.window == slot.window_at(now_ms):
             yield Entitlement(
                 slot=line.slot,
-                opens_ms=divided.window[0],
-                closes_ms=divided.window[1],
                 window=time,
                 provider=provider,
                 customer=line.customer,
@@ -173,13 +171,9 @@ def rows_of(drawn: Mapping[EntitlementKey, int]) -> tuple[Drawn, ...]:
     return tuple((*key[1:], steps) for key, steps in sorted(drawn.items()))
 
 
-def _by_window(drawn: Iterable[Drawn]) -> dict[tuple[bytes, int], dict[Pin, int]]:
-    """Return the steps by slot and start of its window."""
-    found: defaultdict[tuple[bytes, int], dict[Pin, int]] = defaultdict(dict)
-    for slot, opens_ms, customer, need, steps in drawn:
-        if steps:
-            found[slot, opens_ms][customer, need] = steps
-    return found
+def _of(slot_id: bytes, drawn: Iterable[Drawn]) -> dict[Pin, int]:
+    """Return the steps of a slot by customer and need."""
+    return {(node, need): steps for slot, node, need, steps in drawn if slot == slot_id and steps}
 
 
 class _Round:
@@ -189,8 +183,7 @@ class _Round:
         self._own, self._others = inputs.own, inputs.others
         self._now_ms = inputs.gathered.now_ms
         self._free = Counter(inputs.gathered.free)
-        self._drawn = _by_window(inputs.gathered.drawn)
-        self._pinned = _by_window(inputs.gathered.pinned)
+        self._gathered = inputs.gathered
         self._credit = Counter(dict(inputs.gathered.credit))
         self._given = Counter[Pin]()
         self._lines = Counter[bytes]()
@@ -226,8 +219,9 @@ class _Round:
 
     def clear(self, slot: AvailabilitySlot, window: Window, bytes_max: int) -> None:
         """Clear a slot where somebody needs something of it, and count what it grants."""
-        now_ms, key = self._now_ms, (slot.slot_id, window[0])
-        drawn, pinned = self._drawn.get(key, {}), self._pinned.get(key, {})
+        now_ms = self._now_ms
+        drawn = _of(slot.slot_id, self._gathered.drawn)
+        pinned = _of(slot.slot_id, self._gathered.pinned)
         last, before = self._last.get(slot.slot_id), self._lines_before[slot.slot_id]
         if last is not None and last.window != window:
             last, before = None, {}

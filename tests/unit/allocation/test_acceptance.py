@@ -80,8 +80,6 @@ def granted(provider, quantity, asked):
     window = (NOW_MS, NOW_MS + HOUR)
     return Entitlement(
         slot=bytes(16),
-        opens_ms=window[0],
-        closes_ms=window[1],
         window=window,
         provider=provider,
         customer=key(9).node_id,

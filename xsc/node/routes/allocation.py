@@ -38,10 +38,7 @@ def _cleared(
 ) -> api.Cleared:
     """Return a window of a slot, what it gives, and what is known here to be drawn of it."""
     step = STEP[slot.kind]
-    keys = {
-        EntitlementKey(provider, slot.slot, slot.window[0], line.customer, line.need): line
-        for line in lines
-    }
+    keys = {EntitlementKey(provider, slot.slot, line.customer, line.need): line for line in lines}
     return api.Cleared(
         slot=to_text(slot.slot),
         node=to_text(provider),
@@ -91,9 +88,9 @@ def _slots(
     node: Node,
     provider: bytes,
     state: TwoTierAllocationState,
-    drawn: Mapping[tuple[bytes, bytes, int], Mapping[EntitlementKey, int]],
+    drawn: Mapping[tuple[bytes, bytes], Mapping[EntitlementKey, int]],
 ) -> list[api.Cleared]:
-    """Return the windows of a provider's slots; `drawn` is by provider, slot and window."""
+    """Return the windows of a provider's slots; `drawn` is by provider and slot."""
     lines: defaultdict[bytes, list[SlotAllocationRecord]] = defaultdict(list)
     for line in state.slot_allocations:
         lines[line.slot].append(line)
@@ -103,7 +100,7 @@ def _slots(
             provider,
             slot,
             lines[slot.slot],
-            drawn.get((provider, slot.slot, slot.window[0]), {}),
+            drawn.get((provider, slot.slot), {}),
         )
         for slot in state.slot_denominators
     ]
@@ -160,9 +157,9 @@ def _known(node: Node) -> dict[bytes, Participant]:
 async def show(node: Node, _: Nothing) -> api.Shown:
     """Show what was cleared."""
     own, states = node.allocator.state, node.allocator.states()
-    drawn: defaultdict[tuple[bytes, bytes, int], dict[EntitlementKey, int]] = defaultdict(dict)
+    drawn: defaultdict[tuple[bytes, bytes], dict[EntitlementKey, int]] = defaultdict(dict)
     for key, steps in node.drawn_steps().items():
-        drawn[key[:3]][key] = steps
+        drawn[key[:2]][key] = steps
     rows = [
         row
         for provider, state in ((node.key.node_id, own), *sorted(states.items()))
