@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.gathering import inputs_of
+from tests.gathering import inputs_of, lines_in
 from xsc.allocation import granting
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import clear_all, entitlements
@@ -313,7 +313,7 @@ def test_where_too_many_take_part_nothing_is_cleared_again_either(monkeypatch):
         model.needs[number.to_bytes(32, "big")] = need_of(1, price_max=1)
     assert model.clear()
     for record in model.records.values():
-        taking = {one.customer for one in record.participants}
+        taking = {customer for customer, _, _ in record.participants}
         assert len(taking) == 60
         assert set(record.left_out) == model.needs.keys() - taking, "they are named"
     assert not model.clear()
@@ -359,7 +359,7 @@ def test_of_needs_that_are_withdrawn_nothing_is_kept():
         model.clear()
         assert len(model.granted) == 1
     assert len(model.last.pauses) <= len(SLOTS)
-    assert len(model.last.slot_allocations) <= 1
+    assert len(lines_in(model.last)) <= 1
 
 
 def test_no_more_is_granted_than_one_state_says(monkeypatch):
@@ -468,5 +468,5 @@ def test_one_customer_leaves_others_what_one_state_can_grant(limit, weights, mos
         free={"storage": CAPACITY},
     )
     made = clear_all(inputs, TwoTierAllocationState()).state
-    assert len(made.slot_allocations) == most
+    assert len(lines_in(made)) == most
     assert clear_all(inputs, made).state == made

@@ -101,7 +101,7 @@ class Allocator:
         self.rules = AllocationProgram()
         self._program: Program | None = None
         self._fails = False
-        self._decided = _granted_of(self.state)
+        self._decided = self.state.slot_denominators
         """Of what was granted the program made the present state."""
         self._received_of: dict[bytes, list[Entitlement]] = {}
         """By provider: what has counted of its state."""
@@ -184,7 +184,7 @@ class Allocator:
         # Where a power loss took a record, all is cleared anew.
         if state is not None and set(_named_by(state)) <= set(self.records.ids()):
             self._grant(state)
-        self._decided = _granted_of(self.state)
+        self._decided = self.state.slot_denominators
         self._began_ms = self._clock.now_ms()
 
     def _grant(self, state: TwoTierAllocationState) -> None:
@@ -192,7 +192,9 @@ class Allocator:
         slots = {slot.slot_id: slot for slot in self._heard.of(self._node).commitment.slots}
         needs = {
             (node, need.slot_id): need
-            for node in {line.customer for line in state.slot_allocations}
+            for node in {
+                line.customer for slot in state.slot_denominators for line in slot.allocations
+            }
             & set(self._peers.peers())
             for need in self._heard.of(node).commitment.needs
         }
@@ -289,7 +291,7 @@ class Allocator:
             return
         outcome = await self._executor.run(clear_all, inputs, last)
         # Customers see when something was offered to them again in the state alone.
-        decided = _granted_of(outcome.state)
+        decided = outcome.state.slot_denominators
         has_settled = last.converged or not outcome.state.slot_denominators
         if decided == self._decided and has_settled:
             self._grant(last)  # the time of a need may be another one
@@ -444,8 +446,3 @@ class Allocator:
 def _named_by(state: TwoTierAllocationState) -> list[bytes]:
     """Return the clearings that a state names."""
     return [each.clearing for each in state.slot_denominators]
-
-
-def _granted_of(state: TwoTierAllocationState) -> tuple[object, ...]:
-    """Return what a state says of windows and lines."""
-    return state.slot_denominators, state.slot_allocations

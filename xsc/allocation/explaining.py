@@ -17,8 +17,8 @@ from itertools import product
 from typing import Final, Literal, TypeAlias
 
 from xsc.allocation.allocating import Allocator
-from xsc.allocation.clearing import STRANGER, Bid, SlotTerms, Standing, clear
-from xsc.allocation.clearing_record import Checked, Granted, Published, parties
+from xsc.allocation.clearing import Bid, Granted, clear
+from xsc.allocation.clearing_record import Clearing, Published, parties
 from xsc.allocation.commitments import Heard
 from xsc.allocation.matching import Party, mismatch
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
@@ -74,14 +74,14 @@ class Explained:
     weight: int | None = None
     eligible: int | None = None
     """The need, its cap and what credit and shares left of it, the least; None: no part."""
-    stages: tuple[Granted, ...] = ()
-    """What each stage gave it, in units, and its price."""
+    granted: Granted | None = None
+    """What it gave it."""
     changes: tuple[Change, ...] = ()
 
     @property
     def quantity(self) -> int:
-        """The units granted in all."""
-        return sum(units for _, units, _ in self.stages)
+        """The units granted."""
+        return 0 if self.granted is None else self.granted.quantity
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def _shown(kind: Kind, steps: int) -> str:
 
 
 def changes_of(
-    terms: SlotTerms, bids: Sequence[Bid], weights: Mapping[bytes, Standing], salt: bytes, bid: Bid
+    slot: AvailabilitySlot, capacity: int, bids: Sequence[Bid], salt: bytes, bid: Bid
 ) -> list[Change]:
     """Return each change that, alone, would have given one of the bids more.
 
@@ -117,18 +117,22 @@ def changes_of(
     """
 
     def given(what: What, bound: int) -> int:
-        told, changed = list(bids), dict(weights)
-        if what == "price":
-            told = [replace(each, price_max=bound) if each == bid else each for each in bids]
-        else:  # the whole customer is served in the tier: its needs stand there together
-            changed[bid.customer] = (what, bound)
-        return clear(terms, told, changed, salt).given().get(bid.key, 0)
+        told = []
+        for each in bids:
+            if what == "price":
+                made = replace(each, price_max=bound) if each == bid else each
+            else:  # the whole customer is served in the tier: its needs stand there together
+                stands = each.customer == bid.customer
+                made = replace(each, tier=what, weight=bound) if stands else each
+            told.append(made)
+        lines = clear(slot, capacity, told, salt).lines
+        return lines[bid.pin].quantity if bid.pin in lines else 0
 
     now = given("price", bid.price_max)
     if now >= bid.quantity:
         return []
-    top = max(terms.reserve, *(each.price_max for each in bids)) + 1
-    tier, weight = weights.get(bid.customer, STRANGER)
+    top = max(slot.reserve, *(each.price_max for each in bids)) + 1
+    tier, weight = bid.tier, bid.weight
     tries: dict[What, int] = {} if tier == "mutual" else {"one_way": 1}
     tries |= {"mutual": MUTUAL_RECOGNITION_THRESHOLD_PPM, "price": bid.price_max + 1}
     if tier != "open":
@@ -142,33 +146,28 @@ def changes_of(
     return changes
 
 
-def explain(row: Explained, checked: Checked, drawn: int) -> Explained:
+def explain(row: Explained, clearing: Clearing, drawn: int) -> Explained:
     """Return why a need was granted what a clearing record says, or why it took no part.
 
     Args:
         row: the slot and the need, as they are now.
-        checked: the clearing.
+        clearing: of the slot.
         drawn: steps that the need has drawn of the slot.
     """
-    terms, bids, weights, salt = checked.clearing.game
+    slot, capacity, bids, salt = clearing.game
     need, pin = row.need, (row.customer.node, row.need.slot_id)
-    bid = next((each for each in bids if each.key == pin), None)
+    bid = next((each for each in bids if each.pin == pin), None)
     if bid is None:
-        return replace(row, because=_absence(row, checked, drawn))
-    stages = tuple(
-        (tier, units, price)
-        for each in checked.record.participants
-        for need_id, tier, units, price in each.lines
-        if (each.customer, need_id) == pin
-    )
-    tier, weight = weights[bid.customer]
-    rung = terms.rung(tier)
+        return replace(row, because=_absence(row, clearing, drawn))
+    cleared = clearing.clear()
+    tier, weight = bid.tier, bid.weight
+    rung = slot.ladder.rung(tier)
     said = replace(
         row,
         weight=weight,
         eligible=bid.quantity,
-        stages=stages,
-        changes=tuple(changes_of(terms, bids, weights, salt, bid)),
+        granted=cleared.lines.get(pin),
+        changes=tuple(changes_of(slot, capacity, bids, salt, bid)),
     )
     is_all = said.quantity == bid.quantity
     if is_all and bid.quantity == need.most(row.provider.node):
@@ -184,7 +183,7 @@ def explain(row: Explained, checked: Checked, drawn: int) -> Explained:
             f"it pays at most {format_credits(bid.price_max)}, and the slot asks "
             f"{format_credits(rung)} of the tier {tier}"
         )
-    elif said.quantity == sum(line.given for line in checked.record.tiers):
+    elif said.quantity == sum(line.given for line in cleared.tiers):
         because = "the slot has no more"
     elif tier == "open":
         because = "others are recognised, or bid more"
@@ -195,11 +194,11 @@ def explain(row: Explained, checked: Checked, drawn: int) -> Explained:
     return replace(said, because=because)
 
 
-def _absence(row: Explained, checked: Checked, drawn: int) -> str:
+def _absence(row: Explained, clearing: Clearing, drawn: int) -> str:
     """Return why a need that matches a slot took no part in a clearing: what fails first, now."""
     seen = {
         (customer.node, need.slot_id)
-        for customer in checked.clearing.customers
+        for customer in clearing.customers.values()
         for need in customer.commitment.needs
     }
     if drawn:
@@ -207,7 +206,7 @@ def _absence(row: Explained, checked: Checked, drawn: int) -> str:
         return f"it has drawn {has} and keeps that; only the rest was cleared"
     if row.need.cap(row.provider.node) == 0:
         return "others fill it, so it takes nothing more of this provider"
-    if row.customer.node in checked.record.left_out:
+    if row.customer.node in clearing.record.left_out:
         return "its provider had no room for all customers, and left this one out"
     if (row.customer.node, row.need.slot_id) not in seen:
         return "its provider had not seen the need when it cleared"
@@ -290,9 +289,8 @@ class Explaining:
 
     async def _of_clearing(self, provider: bytes, record_id: bytes) -> Explanation:
         """Explain everybody of an own clearing, and the own needs of another's."""
-        checked = await self._allocator.records.checked(provider, record_id)
-        clearing, slot_id = checked.clearing, checked.record.slot.slot_id
-        customers = {each.node: each for each in clearing.customers}
+        clearing = await self._allocator.records.checked(provider, record_id)
+        customers, slot_id = clearing.customers, clearing.record.slot.slot_id
         if provider != self._node:
             customers = {self._node: customers.get(self._node, self._heard.of(self._node))}
         pairs = (
@@ -300,10 +298,13 @@ class Explaining:
             for each in customers.values()
             for pair in pairs_of(clearing.provider, each, slot_id)
         )
-        return await self._answer(pairs, checked)
+        return await self._answer(pairs, clearing)
 
-    async def _answer(self, pairs: Iterable[Explained], only: Checked | None = None) -> Explanation:
+    async def _answer(
+        self, pairs: Iterable[Explained], only: Clearing | None = None
+    ) -> Explanation:
         """Explain pairs by what was cleared last, or by one clearing alone."""
+        opened: dict[bytes, Clearing | str] = {} if only is None else {only.record.id: only}
         at_ms = self._clock.now_ms() if only is None else only.record.at_ms
         match, others = list[Explained](), list[Explained]()
         for number, pair in enumerate(pairs):
@@ -311,13 +312,12 @@ class Explaining:
                 await asyncio.sleep(0)
             reason = mismatch(pair.slot, pair.provider, pair.need, pair.customer, at_ms)
             if reason is None:
-                match.append(self._cleared(pair, only))
+                match.append(self._cleared(pair, at_ms, *opened))
             elif len(others) <= WHYS_MAX:
                 others.append(replace(pair, because=reason))
             if len(match) > WHYS_MAX:
                 break
         rows, found = list[Explained](), match or others
-        opened: dict[bytes, Checked | str] = {} if only is None else {only.signed.id: only}
         for row in found[:WHYS_MAX]:
             if row.clearing is None:
                 rows.append(row)
@@ -329,18 +329,17 @@ class Explaining:
             rows.append(await self._explained(row, opened[row.clearing]))
         return Explanation(rows, len(found) > WHYS_MAX)
 
-    def _cleared(self, pair: Explained, only: Checked | None) -> Explained:
+    def _cleared(self, pair: Explained, at_ms: int, only: bytes | None = None) -> Explained:
         """Return a pair with the clearing that its provider names, not explained yet."""
         if only is not None:
-            window = only.record.slot.window_at(only.record.at_ms)
-            return replace(pair, clearing=only.signed.id, window=window)
+            return replace(pair, clearing=only, window=pair.slot.window_at(at_ms))
         state = self._heard.state_of(pair.provider.node)
         for each in () if state is None else state.slot_denominators:
             if each.slot == pair.slot.slot_id:
                 return replace(pair, clearing=each.clearing, window=each.window)
         return replace(pair, because="they match, and no clearing of the slot is known here yet")
 
-    async def _open(self, provider: bytes, record_id: bytes) -> Checked | str:
+    async def _open(self, provider: bytes, record_id: bytes) -> Clearing | str:
         """Return a record that may be explained, or why it may not."""
         try:
             return await self._allocator.records.checked(provider, record_id)
@@ -351,7 +350,7 @@ class Explaining:
         except (NotFound, UnavailableError, LimitError, PeerError) as fault:
             return f"its clearing record is not here, and its provider gives none: {fault.message}"
 
-    async def _explained(self, row: Explained, checked: Checked | str) -> Explained:
+    async def _explained(self, row: Explained, checked: Clearing | str) -> Explained:
         if isinstance(checked, str):
             return replace(row, because=checked)
         slot_id = row.slot.slot_id

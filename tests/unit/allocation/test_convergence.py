@@ -15,7 +15,6 @@ from xsc.terms.clearing import (
     SpaceValue,
     TierLine,
     TwoTierAllocationState,
-    to_ratio,
 )
 from xsc.terms.slot import Commitment
 
@@ -26,12 +25,12 @@ def divided(clearing, slot=0):
         window=(0, 1),
         kind="compute",
         rule="proportional",
-        capacity=0,
         clearing=clearing * 32,
         tiers=tuple(
-            TierLine(tier=tier, capacity=0, given=0, denominator=to_ratio(Fraction(0)), level=None)
+            TierLine(tier=tier, capacity=0, given=0, denominator=0)
             for tier in ("mutual", "one_way", "open")
         ),
+        allocations=(),
     )
 
 

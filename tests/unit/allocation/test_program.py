@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.gathering import lines_in
 from tests.unit.allocation.clearings import present
 from tests.unit.allocation.test_allocating import SLOT, Allocating, need_of
 from xsc.allocation.program import NOBODY, AllocationProgram, parts_of
@@ -22,7 +23,7 @@ from xsc.programs.served import ServedProgram
 from xsc.programs.why import Why, replay, steps_of
 from xsc.space import table as tables
 from xsc.space.paths import UserSpacePaths
-from xsc.terms.clearing import TwoTierAllocationState, recipient_totals
+from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.slot import Commitment
 
 STATE = UserSpacePaths.ALLOCATION_STATE
@@ -130,7 +131,7 @@ async def test_with_a_program_that_grants_nobody_nobody_is_granted(node, peers, 
         await play(node, *peers)
         assert node.quantities() == []
         assert present(node.allocator) == []
-        assert node.allocator.state.slot_allocations == ()
+        assert lines_in(node.allocator.state) == []
         frame_number = node.program.results().frame
         await node.allocator.allocate()
         assert node.program.results().frame == frame_number
@@ -153,7 +154,7 @@ async def test_a_program_that_names_a_clearing_that_there_is_not_grants_nothing_
     with monkeypatch.context() as lying:
         lying.setattr(rules, "state", made_up)
         await play(node, *peers)
-        assert node.allocator.state.slot_allocations
+        assert lines_in(node.allocator.state)
         assert node.quantities() == []
 
 
@@ -279,9 +280,11 @@ async def test_an_outcome_that_does_not_follow_from_what_was_gathered_is_found(
     rules = node.allocator.rules
 
     def unfair(inputs, last, outcome):
-        (line,), slots = outcome.state.slot_allocations[:1], outcome.state.slot_denominators
-        alone = {"slot_allocations": (line,), "recipient_totals": recipient_totals(slots, [line])}
-        state = outcome.state.model_copy(update=alone)
+        slots = outcome.state.slot_denominators
+        fewer = tuple(
+            each.model_copy(update={"allocations": each.allocations[:1]}) for each in slots
+        )
+        state = outcome.state.model_copy(update={"slot_denominators": fewer})
         return type(rules).gather(rules, inputs, last, replace(outcome, state=state))
 
     with monkeypatch.context() as lying:
