@@ -45,7 +45,7 @@ from xsc.base.limits import PPM
 from xsc.base.units import ceil_div
 from xsc.terms.clearing import TierLine
 from xsc.terms.quote import Tier
-from xsc.terms.slot import AvailabilitySlot
+from xsc.terms.slot import AvailabilitySlot, DivisionRule
 
 TIERS: Final[tuple[Tier, ...]] = ("mutual", "one_way", "open")
 DENOMINATOR_FLOOR: Final = 100
@@ -84,42 +84,13 @@ class Division:
     """`mutual`, `one_way`, `open`, always all three."""
 
 
-Rule: TypeAlias = Callable[[int, Sequence[Claim]], Division]
-
-
-def _divide(
-    capacity: int,
-    claims: Sequence[Claim],
-    serve: Callable[[int, Sequence[Claim]], tuple[Mapping[bytes, int], int]],
-) -> Division:
-    """Divide tier after tier; each gets what those before it left.
-
-    Args:
-        capacity: what is divided.
-        claims: those of all tiers.
-        serve: returns units by claim, and the denominator, of one tier.
-    """
-    assert capacity >= 0, "a capacity is not negative"
-    assert len({claim.id for claim in claims}) == len(claims), "one claim an id"
-    allocations, tiers = {claim.id: 0 for claim in claims}, []
-    for tier in TIERS:
-        members = [claim for claim in claims if claim.tier == tier and claim.need > 0]
-        units, denominator = serve(capacity, members)
-        allocations.update(units)
-        given = sum(units.values())
-        line = TierLine(tier=tier, capacity=capacity, given=given, denominator=denominator)
-        tiers.append(line)
-        capacity -= given
-    return Division(allocations, tuple(tiers))
-
-
-def _fill_tier(capacity: int, claims: Sequence[Claim]) -> tuple[dict[bytes, int], int]:
+def weighted_uniform(capacity: int, claims: Sequence[Claim]) -> tuple[dict[bytes, int], int]:
     """Serve a tier by water-filling, up to the level L with sum(min(need, L · weight)) = capacity.
 
     Claims are sated in the order of need / weight; the first that the rest of the capacity cannot
     sate fixes the level. The units up to it are exactly those with weight / unit >= 1 / level, so
     they are the first that the unit-by-unit rule hands out. What is left by rounding down is less
-    than one unit a claim, and is handed out by that rule itself.
+    than one unit a claim, and is handed out by that rule itself. It takes O(n log n).
     """
     rest, weights = capacity, sum(claim.weight for claim in claims)
     denominator = weights
@@ -146,13 +117,15 @@ def _fill_tier(capacity: int, claims: Sequence[Claim]) -> tuple[dict[bytes, int]
     return given, denominator
 
 
-def weighted_uniform(capacity: int, claims: Sequence[Claim]) -> Division:
-    """Divide by water-filling, tier after tier, in O(n log n)."""
-    return _divide(capacity, claims, _fill_tier)
+def proportional(capacity: int, claims: Sequence[Claim]) -> tuple[dict[bytes, int], int]:
+    """Serve a tier in proportion to weight times need.
 
-
-def _share_tier(capacity: int, claims: Sequence[Claim]) -> tuple[dict[bytes, int], int]:
-    """Serve a tier in proportion. Numerators are in millionths, all times the sum of weights."""
+    With Q left: share_r = weight_r / sum of weights, numerator_r = share_r · need_r · damping_r,
+    D = sum of numerators, x_r = min(need_r, Q · numerator_r / max(D, 0.0001)), each rounded down
+    to a unit; the next tier gets Q - sum(x). As in the seed, D is published without its floor, a
+    tier that finds nothing left publishes 0, and what caps and rounding leave is not handed out
+    again inside of the tier. Numerators are in millionths here, all times the sum of weights.
+    """
     if not claims or (capacity == 0 and claims[0].tier != "mutual"):
         return {}, 0
     weights = sum(claim.weight for claim in claims)
@@ -165,23 +138,28 @@ def _share_tier(capacity: int, claims: Sequence[Claim]) -> tuple[dict[bytes, int
     return given, total // weights
 
 
-def proportional(capacity: int, claims: Sequence[Claim]) -> Division:
-    """Divide in proportion to weight times need, tier after tier.
-
-    For each tier with Q left: share_r = weight_r / sum of weights, numerator_r = share_r ·
-    need_r · damping_r, D = sum of numerators, x_r = min(need_r, Q · numerator_r /
-    max(D, 0.0001)), each rounded down to a unit; the next tier gets Q - sum(x). As in the
-    seed, D is published without its floor, a tier that finds nothing left publishes 0, and
-    what caps and rounding leave is not handed out again inside of the tier.
-    """
-    return _divide(capacity, claims, _share_tier)
+RULES: Final[
+    Mapping[DivisionRule, Callable[[int, Sequence[Claim]], tuple[Mapping[bytes, int], int]]]
+] = {"weighted-uniform": weighted_uniform, "proportional": proportional}
+"""By the names that a slot states; each gives units by claim, and the denominator, of a tier."""
 
 
-RULES: Final[dict[str, Rule]] = {
-    "weighted-uniform": weighted_uniform,
-    "proportional": proportional,
-}
-"""By the names that a slot states."""
+def divide(
+    capacity: int, claims: Sequence[Claim], rule: DivisionRule = "weighted-uniform"
+) -> Division:
+    """Divide tier after tier; each gets what those before it left."""
+    assert capacity >= 0, "a capacity is not negative"
+    assert len({claim.id for claim in claims}) == len(claims), "one claim an id"
+    allocations, tiers = {claim.id: 0 for claim in claims}, []
+    for tier in TIERS:
+        members = [claim for claim in claims if claim.tier == tier and claim.need > 0]
+        units, denominator = RULES[rule](capacity, members)
+        allocations.update(units)
+        given = sum(units.values())
+        line = TierLine(tier=tier, capacity=capacity, given=given, denominator=denominator)
+        tiers.append(line)
+        capacity -= given
+    return Division(allocations, tuple(tiers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +273,7 @@ def clear(slot: AvailabilitySlot, capacity: int, needs: Sequence[Bid], salt: byt
         )
         for customer, of in members.items()
     ]
-    division, lines = RULES[slot.rule](capacity, claims), dict[Pin, Granted]()
+    division, lines = divide(capacity, claims, slot.rule), dict[Pin, Granted]()
     left = {bid.pin: bid.quantity for bid in needs}
     for claim, of in zip(claims, members.values(), strict=True):
         units = division.allocations[claim.id]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import itemgetter
 from typing import Self, TypeAlias
 
 from xsc.allocation.clearing import TIERS, Bid, Pin, SlotClearing, Standing, clear, lot, salt_of
@@ -36,7 +37,6 @@ from xsc.terms.clearing import (
     SpaceValue,
     TwoTierAllocationState,
 )
-from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Commitment
 
 Said: TypeAlias = tuple[Id32, SpaceValue, SpaceValue | None]
@@ -71,8 +71,7 @@ class Published:
     @property
     def values(self) -> list[SpaceValue]:
         """What records name of it: its commitment, and its recognition where it has one."""
-        values = (self.commitment_value, self.recognition_value)
-        return [value for value in values if value is not None]
+        return [value for value in self.said[1:] if value is not None]
 
     @property
     def size_bytes(self) -> int:
@@ -134,14 +133,8 @@ def wanted(
     return {need_id: units for need_id, units in found.items() if units}
 
 
-@dataclass(frozen=True, slots=True)
-class Taker:
-    """A customer as it stands at a provider, with what its needs that match a slot accept."""
-
-    published: Published
-    tier: Tier
-    weight: int
-    wanted: Mapping[bytes, int]
+Taking: TypeAlias = tuple[Published, Mapping[bytes, int]]
+"""A customer that takes part, and what each need of it that matches the slot accepts."""
 
 
 def admitted(
@@ -152,7 +145,7 @@ def admitted(
     *,
     bytes_max: int,
     needs_max: int,
-) -> tuple[list[Taker], list[bytes]]:
+) -> tuple[list[Taking], list[bytes]]:
     """Return who takes part of those that need something of a slot, and who is left out.
 
     The most recognised come first, then strangers by lot. Who publishes or needs more than there is
@@ -166,26 +159,21 @@ def admitted(
         bytes_max: of the record with what it names.
         needs_max: of those that take part.
     """
-    takers = [
-        Taker(other, *standing(provider, other), units)
-        for other in others
-        if (units := wanted(slot, at_ms, provider, other))
-    ]
-    salt = salt_of(slot.slot_id, at_ms)
-
-    def rank(taker: Taker) -> tuple[int, int, bytes]:
-        return TIERS.index(taker.tier), -taker.weight, lot(salt, taker.published.node)
-
+    salt, ranked = salt_of(slot.slot_id, at_ms), []
+    for other in others:
+        if units := wanted(slot, at_ms, provider, other):
+            tier, weight = standing(provider, other)
+            ranked.append(((TIERS.index(tier), -weight, lot(salt, other.node)), other, units))
     room = bytes_max - _FRAME_BYTES - len(slot.to_bytes()) - provider.size_bytes
-    taken, left_out = list[Taker](), list[bytes]()
-    for taker in sorted(takers, key=rank):
-        size, needs = taker.published.size_bytes, len(taker.wanted)
-        is_large = taker.tier == "open" and size > STRANGER_BYTES_MAX
-        if is_large or size > room or needs > needs_max:
-            left_out.append(taker.published.node)
-            continue
-        taken.append(taker)
-        room, needs_max = room - size, needs_max - needs
+    taken, left_out = list[Taking](), list[bytes]()
+    for (place, *_), other, units in sorted(ranked, key=itemgetter(0)):
+        size = other.size_bytes
+        is_large = TIERS[place] == "open" and size > STRANGER_BYTES_MAX
+        if is_large or size > room or len(units) > needs_max:
+            left_out.append(other.node)
+        else:
+            taken.append((other, units))
+            room, needs_max = room - size, needs_max - len(units)
     return taken, left_out
 
 
@@ -216,29 +204,21 @@ class Clearing:
         return clear(*self.game)
 
 
-def read_published(
-    node: bytes,
-    commitment: SpaceValue,
-    recognition: SpaceValue | None,
-    *,
-    network: bytes,
-    at_ms: int,
-) -> Published:
+def read_published(said: Said, *, network: bytes, at_ms: int) -> Published:
     """Return what a node published, once the records that sign it were checked.
 
     Raises:
         PeerError, LimitError: a signature, digest, path, date or value is wrong.
     """
-    for value, path in (
-        (commitment, UserSpacePaths.COMMITMENT),
-        (recognition, UserSpacePaths.RECOGNITION),
-    ):
+    node = said[0]
+    paths = UserSpacePaths.COMMITMENT, UserSpacePaths.RECOGNITION
+    for value, path in zip(said[1:], paths, strict=True):
         if value is not None:
             record = open_record(value.record, owner=node, network=network, now_ms=at_ms).record
             if record.path != path:
                 raise RecordInvalid(f"a record of {short(node)} is of {record.path}, not of {path}")
             check_value(record, value.value)
-    return Published.read(node, commitment, recognition)
+    return Published.read(*said)
 
 
 @lru_cache(maxsize=_STATES_READ)
@@ -267,7 +247,8 @@ def _clearing_of(
         if commitment not in named or (recognition is not None and recognition not in named):
             raise RecordInvalid(f"what {short(node)} had published is missing")
         given = None if recognition is None else named[recognition]
-        return read_published(node, named[commitment], given, network=network, at_ms=record.at_ms)
+        said = node, named[commitment], given
+        return read_published(said, network=network, at_ms=record.at_ms)
 
     provider = read(record.provider, record.commitment, record.recognition)
     if record.slot not in provider.commitment.slots:

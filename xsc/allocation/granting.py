@@ -20,7 +20,7 @@ from typing import Annotated, Protocol, Self, TypeAlias
 from pydantic import Field
 
 from xsc.allocation.clearing import Pin, SlotClearing
-from xsc.allocation.clearing_record import Clearing, Published, Said, Taker, admitted
+from xsc.allocation.clearing_record import Clearing, Published, Said, Taking, admitted, standing
 from xsc.allocation.matching import common
 from xsc.base.limits import (
     ALLOCATIONS_A_CUSTOMER_MAX,
@@ -216,7 +216,7 @@ class _Round:
         if not (taking or left_out or last):
             self._given.update(pinned)
             return
-        customers = {taker.published.node: taker.published for taker in taking}
+        customers = {customer.node: customer for customer, _ in taking}
         capacity = min(slot.quantity, sum(drawn.values()) + self._free[slot.kind])
         is_full = capacity <= sum(drawn.values())
         since_ms: dict[bytes, int] = {}
@@ -226,7 +226,7 @@ class _Round:
                 since_ms[line.customer] = self._offered_ms(
                     slot.slot_id, line, is_there=line.customer in customers, is_full=is_full
                 )
-        eligible = [each for taker in taking for each in self._eligible(slot, taker, drawn)]
+        eligible = [each for taken in taking for each in self._eligible(slot, taken, drawn)]
         provider, commitment, recognition = own.named
         whole = ClearingRecord(
             provider=provider,
@@ -280,24 +280,25 @@ class _Round:
         return self._now_ms < self._pauses.get((slot.slot_id, customer), (0, 0))[1]
 
     def _eligible(
-        self, slot: AvailabilitySlot, taker: Taker, drawn: Mapping[Pin, int]
+        self, slot: AvailabilitySlot, taking: Taking, drawn: Mapping[Pin, int]
     ) -> list[tuple[bytes, bytes, int]]:
         """Return what each need may be granted of a slot, of what it wants."""
         found = list[tuple[bytes, bytes, int]]()
-        kind, provider, customer = slot.kind, self._own.node, taker.published.node
+        (taker, wanted), kind, provider = taking, slot.kind, self._own.node
+        customer = taker.node
         credit, is_paused = self._credit[customer], self._is_paused(slot, customer)
-        is_open = taker.tier == "open"
+        is_open = standing(self._own, taker)[0] == "open"
         lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
         lines -= self._lines[customer]
-        for need in taker.published.commitment.needs:
-            if need.slot_id not in taker.wanted:
+        for need in taker.commitment.needs:
+            if need.slot_id not in wanted:
                 continue
             pin = customer, need.slot_id
             mine = drawn.get(pin, 0)
             # A margin asks for free room, and not for what lies under others' leases.
             margin = max(0, need.part(provider) - mine)
             most = min(
-                taker.wanted[need.slot_id] - self._given[pin],
+                wanted[need.slot_id] - self._given[pin],
                 need.most(provider) - max(0, margin - self._free[kind]),
             )
             # Not at what the need says that it pays: who said less would be eligible for more.

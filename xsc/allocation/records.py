@@ -286,7 +286,19 @@ class Records:
         try:
             while None in (found := self._found.get(provider, {})).values():
                 record_id = next(each for each, is_right in found.items() if is_right is None)
-                is_right = await self._is_right(provider, record_id)
+                is_right = None
+                try:
+                    await self.checked(provider, record_id)
+                except ProofInvalid as fault:
+                    is_right, self._failed[provider] = False, CLEARING_ASKED_MAX
+                    self._context.log.warning(
+                        "allocation.clearing_false", peer=short(provider), fault=fault.message
+                    )
+                except XscError:
+                    # What it does not give, or not in its form, proves nothing.
+                    self._failed[provider] += 1
+                else:
+                    is_right, self._failed[provider] = True, 0
                 if record_id in self._found.get(provider, ()):
                     self._found[provider][record_id] = is_right
                 if is_right is not None or self._failed[provider] == CLEARING_ASKED_MAX:
@@ -295,23 +307,6 @@ class Records:
         finally:
             self._running.discard(provider)
         self._told()
-
-    async def _is_right(self, provider: bytes, record_id: bytes) -> bool | None:
-        """Return whether a record is right; None where its provider does not give it."""
-        try:
-            await self.checked(provider, record_id)
-        except ProofInvalid as fault:
-            self._failed[provider] = CLEARING_ASKED_MAX
-            self._context.log.warning(
-                "allocation.clearing_false", peer=short(provider), fault=fault.message
-            )
-            return False
-        except XscError:
-            # What it does not give, or not in its form, proves nothing.
-            self._failed[provider] += 1
-            return None
-        del self._failed[provider]
-        return True
 
     async def _value(self, provider: bytes, path: str) -> bytes:
         value = (await self._read(provider, path)).value

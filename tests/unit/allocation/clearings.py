@@ -88,7 +88,7 @@ def published(
     if weights:
         given = space_value(owner, network, UserSpacePaths.RECOGNITION, value_of(weights))
     said = space_value(owner, network, UserSpacePaths.COMMITMENT, commitment.to_bytes())
-    return read_published(owner.node_id, said, given, network=network, at_ms=NOW_MS)
+    return read_published((owner.node_id, said, given), network=network, at_ms=NOW_MS)
 
 
 def steps_of(work: Callable[[], object]) -> int:
@@ -124,7 +124,7 @@ def taking(
     found, _ = admitted(
         offered, NOW_MS, own, others, bytes_max=bytes_max, needs_max=ALLOCATIONS_MAX
     )
-    return {taker.published.node: dict(taker.wanted) for taker in found}
+    return {customer.node: dict(units) for customer, units in found}
 
 
 def cleared(

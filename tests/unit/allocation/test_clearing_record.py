@@ -219,7 +219,7 @@ def test_evidence_is_of_its_node_path_and_network(network):
     said = Commitment(needs=(need(),)).to_bytes()
     path = UserSpacePaths.COMMITMENT
     right = space_value(MUTUAL, network, path, said)
-    assert read_published(MUTUAL.node_id, right, None, network=network, at_ms=NOW_MS)
+    assert read_published((MUTUAL.node_id, right, None), network=network, at_ms=NOW_MS)
     wrong = [
         space_value(MUTUAL, bytes(32), path, said),
         space_value(ONE_WAY, network, path, said),
@@ -229,11 +229,11 @@ def test_evidence_is_of_its_node_path_and_network(network):
     ]
     for evidence in wrong:
         with pytest.raises(XscError):
-            read_published(MUTUAL.node_id, evidence, None, network=network, at_ms=NOW_MS)
+            read_published((MUTUAL.node_id, evidence, None), network=network, at_ms=NOW_MS)
     value = value_of({MUTUAL.node_id: 1})
     itself = space_value(MUTUAL, network, UserSpacePaths.RECOGNITION, value)
     with pytest.raises(RecordInvalid, match="recognise itself"):
-        read_published(MUTUAL.node_id, right, itself, network=network, at_ms=NOW_MS)
+        read_published((MUTUAL.node_id, right, itself), network=network, at_ms=NOW_MS)
 
 
 def test_caps_expiry_and_filters_bound_what_is_wanted(network):

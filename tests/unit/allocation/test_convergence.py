@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from tests.gathering import inputs_of
-from xsc.allocation.clearing import Claim, proportional
+from xsc.allocation.clearing import Claim, divide
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.program import state_after
 from xsc.allocation.queries import network_has_converged
@@ -88,7 +88,7 @@ def test_the_original_s_test_calls_an_infeasible_allocation_converged():
     """Two providers fill the same need each, and neither denominator ever moves."""
     received, states = 0, []
     for provider in range(2):
-        division = proportional(10, [Claim(b"need", "mutual", 10_000, 10)])
+        division = divide(10, [Claim(b"need", "mutual", 10_000, 10)], "proportional")
         received += division.allocations[b"need"]
         states.append({(bytes([provider]) * 16, (0, 1), "mutual"): Fraction(10)})
     assert received == 20, "of a need of 10"
