@@ -45,7 +45,7 @@ Said: TypeAlias = tuple[Id32, SpaceValue, SpaceValue | None]
 _PARTICIPANT_BYTES = 256
 """Of a participant, beside what it published and what grows with its needs."""
 _NEED_BYTES = 192
-"""Of a need: what is eligible, and two lines."""
+"""Of a need: what is eligible, and its line of the state."""
 _FRAME_BYTES = 4 * KIB
 """Of the record, beside its slot, participants and what the provider published."""
 _STATES_READ = 4

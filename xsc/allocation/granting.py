@@ -182,7 +182,7 @@ class _Round:
         self._last = {each.slot: each for each in last.slot_denominators}
         self._pauses = {(slot, node): (count, end) for slot, node, count, end in last.pauses}
         """By slot and customer: how often in a row it let an offer lapse, and the pause's end."""
-        self._waiting: set[Pin] = set()
+        self._waiting: set[tuple[bytes, bytes]] = set()
         """Slots and customers that can take more of them than they have taken."""
         self._divided: list[SlotDenominators] = []
         self._records: dict[bytes, ClearingRecord] = {}
