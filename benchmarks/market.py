@@ -19,10 +19,10 @@ from typing import Any, Final, cast
 from benchmarks import flight
 from benchmarks.size import least
 from xsc import api
-from xsc.allocation.clearing import clear
+from xsc.allocation.clearing import Bid, clear, salt_of
 from xsc.allocation.clearing_record import (
-    Clearing,
     Published,
+    standing,
     wanted,
 )
 from xsc.allocation.commitments import Commitments
@@ -117,14 +117,18 @@ def rules(quick: bool) -> None:
     ]
     weights = dict.fromkeys(friends, PPM // len(friends))
     own = Published(OWN, Commitment(slots=(slot,)), NO_RECORD, weights)
+    prices = {(e.node, need.slot_id): need.price_max for e in others for need in e.commitment.needs}
     served: Counter[str] = Counter()
 
     def all_at_once() -> None:
         served.clear()
-        eligible = {other.node: wanted(slot, NOW_MS, own, other) for other in others}
-        made = Clearing(slot, NOW_MS, slot.quantity, own, others, eligible)
-        cleared = clear(*made.game)
-        served.update(line.tier for line in cleared.lines)
+        bids = [
+            Bid(other.node, need_id, units, prices[other.node, need_id], *standing(own, other))
+            for other in others
+            for need_id, units in wanted(slot, NOW_MS, own, other).items()
+        ]
+        lines = clear(slot, slot.quantity, bids, salt_of(slot.slot_id, NOW_MS)).lines
+        served.update(granted.tier for granted in lines.values())
 
     took = [_ms(all_at_once) for _ in range(1 if quick else 5)]
     stages = ", ".join(f"{tier} {count}" for tier, count in sorted(served.items()))
@@ -271,7 +275,8 @@ def granted(homes: Sequence[Path], quick: bool) -> None:
                 state = TwoTierAllocationState.from_bytes(
                     value_of(change["value"]), size_max=VALUE_BYTES_MAX
                 )
-                if [line.quantity for line in state.slot_allocations] == [steps]:
+                slots = state.slot_denominators
+                if [line.quantity for slot in slots for line in slot.allocations] == [steps]:
                     break
             took.append(time.perf_counter() - begun)
     customer.ask(api.market.WITHDRAW, Id(id=need_id))

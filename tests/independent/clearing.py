@@ -51,7 +51,7 @@ def standing_of(given, taken):
 
 
 def by_weight(capacity, claims):
-    """Return units, denominator and level [D1, D3]; claims: {id: (weight, need, damping)}."""
+    """Return units and denominator [D1, D3]; claims: {id: (weight, need, damping)}."""
     level, rest, weights = None, Fraction(capacity), sum(w for w, _, _ in claims.values())
     for weight, need, _ in sorted(claims.values(), key=lambda of: Fraction(of[1], of[0])):
         if rest * weight < need * weights:
@@ -62,7 +62,7 @@ def by_weight(capacity, claims):
     for _ in range(min(capacity, sum(n for _, n, _ in claims.values())) - sum(units.values())):
         waiting = [c for c, (_, n, _) in claims.items() if units[c] < n]
         units[min(waiting, key=lambda c: (-Fraction(claims[c][0], units[c] + 1), c))] += 1
-    return units, Fraction(sum(w for w, _, _ in claims.values())), level
+    return units, sum(w for w, _, _ in claims.values())
 
 
 def by_formula(capacity, claims):
@@ -72,18 +72,18 @@ def by_formula(capacity, claims):
     denominator = sum(shares.values(), Fraction(0))
     level = capacity / max(denominator, Fraction(1, 10_000))
     units = {c: min(n, int(level * shares[c])) for c, (_, n, _) in claims.items()}
-    return units, denominator, level if any(units[c] < claims[c][1] for c in claims) else None
+    return units, int(denominator * 1_000_000)
 
 
 def divide(rule, capacity, claims, stage):
     claims = {c: of for c, of in claims.items() if of[1]}
     if rule == "proportional" and stage and not capacity:
-        return dict.fromkeys(claims, 0), Fraction(0), None
+        return dict.fromkeys(claims, 0), 0
     return (by_formula if rule == "proportional" else by_weight)(capacity, claims)
 
 
 def clear(slot, capacity, bids, standings, salt):
-    """Return the lines of one slot, by customer, stage and need, and its stages [C2 to C4].
+    """Return the lines of one slot, by customer, need and stage, and its stages [C2 to C4].
 
     Args:
         slot: its prices and rule.
@@ -102,8 +102,8 @@ def clear(slot, capacity, bids, standings, salt):
                 members.setdefault(bid.customer, []).append(bid)
         for c, mine in members.items():
             claims[lots[c]] = standings[c][1], sum(bid.units for bid in mine), standings[c][2]
-        given, *report = divide(slot["rule"], capacity, claims, stage)
-        stages.append((capacity, sum(given.values()), *report))
+        given, denominator = divide(slot["rule"], capacity, claims, stage)
+        stages.append((capacity, sum(given.values()), denominator))
         capacity -= sum(given.values())
         for customer, mine in members.items():
             for bid in sorted(mine, key=lambda bid: (-bid.price_max, bid.need)):
@@ -115,10 +115,22 @@ def clear(slot, capacity, bids, standings, salt):
     lines += [
         Line(*bid[:2], standings[bid.customer][0], 2, bid.units, price) for bid, price in sold
     ]
-    stages.append((capacity, sum(bid.units for bid, _ in sold), Fraction(0), None))
+    stages.append((capacity, sum(bid.units for bid, _ in sold), 0))
     return sorted(
-        (x for x in lines if x.units), key=lambda x: (x.customer, x.stage, x.need)
+        (x for x in lines if x.units), key=lambda x: (x.customer, x.need, x.stage)
     ), stages
+
+
+def joined(lines):
+    """Return what needs are granted in all: customer, need, first stage, units, price [C9]."""
+    found = {}
+    for line in lines:
+        stage, units, cost = found.get(line[:2], (line.stage, 0, 0))
+        found[line[:2]] = stage, units + line.units, cost + line.units * line.price
+    return [
+        (*who, TIERS[stage], units, -(-cost // units))
+        for who, (stage, units, cost) in found.items()
+    ]
 
 
 def auction(reserve, capacity, bids, lots):
@@ -203,15 +215,13 @@ class Provider:
         """Yield slot, capacity and lines of all slots, where credit and room abound.
 
         Args:
-            pinned: {(slot, start of its window): {(customer, need): units}}, of leases in the first
-                half of their term.
+            pinned: {slot: {(customer, need): units}}, of leases in the first half of their term.
         """
         granted = {}
         for slot in self.commitments[self.node]["slots"]:
-            window = now_of(slot, self.at_ms)
-            if window is None:
+            if now_of(slot, self.at_ms) is None:
                 continue
-            kept = pinned.get((slot["slot_id"], window[0]), {})
+            kept = pinned.get(slot["slot_id"], {})
             bids, whole = {}, [bid[:2] for bid in self.bids(slot)]
             for bid in self.bids(slot):
                 units = bid.units - granted.get(bid[:2], 0)
@@ -224,36 +234,34 @@ class Provider:
                 got = {who: sum(line.units for line in lines if line[:2] == who) for who in bids}
                 short = {who for who in bids if got[who] < kept.get(who, 0)}
                 bids = {who: bid for who, bid in bids.items() if who not in short}
-            # What leases have counts also where its need matches no more, if others take part.
-            for who in {*whole, *kept} if whole else ():
+            for who in {*whole, *kept}:
                 more = max(got.get(who, 0), kept.get(who, 0))
                 granted[who] = granted.get(who, 0) + more
             yield slot["slot_id"], capacity, lines
 
 
 def recompute(raw):
-    """Return the lines and stages of a packed record, by the rules and as it says [P1, P2]."""
+    """Return the lines and stages that a packed record comes to [P1, P2]."""
     proof = cbor2.loads(cbor2.loads(raw)["body"])
     record = cbor2.loads(cbor2.loads(proof["clearing"])["body"])
-    named = {hashed("clearing/named", each["record"]): each["value"] for each in proof["named"]}
+    return outcome(record, {name_of(each): each["value"] for each in proof["named"]})
+
+
+def name_of(published):
+    """Return how records name a value of a space [P1]."""
+    return hashed("clearing/named", published["record"])
+
+
+def outcome(record, named):
+    """Return the lines and stages that a record comes to, with the values that it names."""
     slot, node, commitments, weights = record["slot"], record["provider"], {}, {}
-    for said in (record, *record["participants"]):
-        who, given = said.get("customer", node), said["recognition"]
-        commitments[who] = cbor2.loads(named[said["commitment"]])
+    own = node, record["commitment"], record["recognition"]
+    for who, said, given in (own, *record["participants"]):
+        commitments[who] = cbor2.loads(named[said])
         weights[who] = dict(cbor2.loads(named[given])["weights"] if given else ())
-    provider = Provider(node, commitments, weights, record["at_ms"])
+    provider, bids = Provider(node, commitments, weights, record["at_ms"]), []
     matching = {bid[:2]: bid for bid in provider.bids(slot)}
-    bids, told = [], []
-    for said in record["participants"]:
-        told += [(said["customer"], *line) for line in said["lines"]]
-        for need, units in said["eligible"]:
-            bids.append(matching[said["customer"], need]._replace(units=units))
-            assert units <= matching[bids[-1][:2]].units, "more than the need accepts"
-    lines, stages = provider.clear(slot, record["capacity"], bids)
-    lines = [(*line[:2], TIERS[line.stage], line.units, line.price) for line in lines]
-    told_stages = []
-    for of in record["tiers"]:
-        pair = [of["denominator"], of["level"]]
-        pair = [of and Fraction(*(int.from_bytes(part, "big") for part in of)) for of in pair]
-        told_stages.append((of["capacity"], of["given"], *pair))
-    return (lines, stages), (told, told_stages)
+    for customer, need, units in record["eligible"]:
+        bids.append(matching[customer, need]._replace(units=units))
+        assert units <= matching[customer, need].units, "more than the need accepts"
+    return provider.clear(slot, record["capacity"], bids)

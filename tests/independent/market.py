@@ -14,6 +14,8 @@ import cbor2
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from tests.independent import clearing
+
 STEP = 64 * 2**20
 LATE_MS = 30 * 24 * 3_600_000
 PRICED = 2**30 * 3_600_000
@@ -89,12 +91,16 @@ class Published:
         self.commitments = {node: [] for node in spaces}
         self.weights = {node: {} for node in spaces}
         self.clearings = {node: {} for node in spaces}
+        self.named = {}
         for node, rows in spaces.items():
             for path, value in rows:
                 if path == COMMITMENT:
                     self.commitments[node].append(cbor2.loads(value))
                 elif path == RECOGNITION:
                     self.weights[node] = dict(cbor2.loads(value)["weights"])
+                elif path.startswith("market/named/"):
+                    said = cbor2.loads(value)
+                    self.named[clearing.name_of(said)] = said["value"]
                 elif path.startswith("market/clearings/"):
                     author, record = opened(value, "clearing")
                     if author != node:
@@ -127,12 +133,10 @@ class Published:
             begins, ends = lease.window
             if record["slot"]["slot_id"] != lease.slot or not begins <= record["at_ms"] < ends:
                 continue
-            for said in record["participants"]:
-                lines = [line[1:] for line in said["lines"] if line[0] == lease.need]
-                if said["customer"] == lease.customer and lines:
-                    units = sum(line[1] for line in lines)
-                    price = -(-sum(line[1] * line[2] for line in lines) // units)
-                    yield lines[0][0], units, price
+            lines, _ = clearing.outcome(record, self.named)
+            for customer, need_id, *granted in clearing.joined(lines):
+                if (customer, need_id) == (lease.customer, lease.need):
+                    yield granted
 
 
 def lease_faults(lease, published):
@@ -140,7 +144,10 @@ def lease_faults(lease, published):
     slots = [
         slot
         for slot in published.of(lease.provider, "slots", slot_id=lease.slot)
-        if list(lease.window) in (slot["windows"] or [[0, slot["valid_until_ms"]]])
+        if any(
+            begin <= lease.window[0] and lease.window[1] <= end
+            for begin, end in slot["windows"] or [[0, slot["valid_until_ms"]]]
+        )
     ]
     if not slots:
         yield "it names no slot that its provider published"

@@ -100,10 +100,18 @@ class Market:
         )
         # Here nothing lapses: what is offered stands until all are at rest, and is leased then.
         last = self.last[provider]
-        lines = tuple(
-            line.model_copy(update={"granted_ms": self.now_ms}) for line in last.slot_allocations
+        slots = tuple(
+            slot.model_copy(
+                update={
+                    "allocations": tuple(
+                        line.model_copy(update={"granted_ms": line.granted_ms and self.now_ms})
+                        for line in slot.allocations
+                    )
+                }
+            )
+            for slot in last.slot_denominators
         )
-        last = last.model_copy(update={"slot_allocations": lines, "pauses": ()})
+        last = last.model_copy(update={"slot_denominators": slots, "pauses": ()})
         made = self.last[provider] = clear_all(inputs, last).state
         slots = {slot.slot_id: slot for slot in self.slots.values()}
         needs = {(node, need.slot_id): need for node, need in self.needs.items()}

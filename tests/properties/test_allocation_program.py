@@ -7,7 +7,7 @@ import os
 from functools import partial
 from random import Random
 
-from tests.gathering import inputs_of
+from tests.gathering import inputs_of, lines_in
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all
 from xsc.allocation.program import parts_of, state_after, state_of
@@ -112,11 +112,10 @@ class Market:
         weights = {node: random.randint(1, share) for node in self.nodes if random.random() < 0.7}
         history = tuple((random.randint(0, 3), NOW_MS) for _ in range(random.randint(0, 3)))
         own = Commitment(slots=self.slots, damping_history=history)
-        opens = {each.slot: each.window[0] for each in self.last.slot_denominators}
         drawn = {
-            EntitlementKey(OWN, slot, opens[slot], *of): random.randint(0, line.quantity)
-            for line in self.last.slot_allocations
-            for slot, *of in [line.key]
+            EntitlementKey(OWN, each.slot, *line.pin): random.randint(0, line.quantity)
+            for each in self.last.slot_denominators
+            for line in each.allocations
             if random.random() < 0.4
         }
         return inputs_of(
@@ -158,7 +157,7 @@ def play(seed):
         assert execution.output("state") == state.to_bytes(), seed
         assert Inputs.read(gathered).gathered.to_bytes() == gathered, seed
         published = state.to_bytes()
-        states += bool(state.slot_allocations)
+        states += bool(lines_in(state))
         market.step(state)
     return states
 

@@ -25,7 +25,8 @@ from random import Random
 
 import pytest
 
-from xsc.allocation.clearing import TIERS, Bid, Line, SlotClearing, SlotTerms, clear
+from tests.gathering import Terms, given_of
+from xsc.allocation.clearing import TIERS, Bid, Granted, SlotClearing
 from xsc.allocation.recognition import mutual_ppm, tier_of
 from xsc.terms.quote import Tier
 
@@ -62,8 +63,11 @@ class Told:
 
 def clear_slot(terms, bids, salt):
     """Call the rule."""
-    needs = [Bid(told.customer, told.need, told.quantity, told.price_max) for told in bids]
-    return clear(terms, needs, {told.customer: (told.tier, told.weight) for told in bids}, salt)
+    needs = [
+        Bid(told.customer, told.need, told.quantity, told.price_max, told.tier, told.weight)
+        for told in bids
+    ]
+    return terms.clear(needs, salt)
 
 
 def types(quantity, price):
@@ -72,7 +76,7 @@ def types(quantity, price):
 
 def game_of(capacity, standings, told, rule="weighted-uniform"):
     """Return the slot's terms and a bid each."""
-    return SlotTerms(capacity, *LADDER, rule), [
+    return Terms(capacity, *LADDER, rule), [
         Told(name(index), need_id(), *standing, *said)
         for index, (standing, said) in enumerate(zip(standings, told, strict=True))
     ]
@@ -88,15 +92,15 @@ def sampled(count=SAMPLE, seed=1):
 
 
 def units(cleared, customer):
-    return sum(line.quantity for line in cleared.lines if line.customer == customer)
+    return sum(line.quantity for (who, _), line in cleared.lines.items() if who == customer)
 
 
 def cost(cleared, customer):
     """What a customer pays: the tiers' prices, and its payment of the auction exactly."""
     return cleared.payments.get(customer, 0) + sum(
         line.quantity * line.price
-        for line in cleared.lines
-        if line.customer == customer and line.tier != "open"
+        for (who, _), line in cleared.lines.items()
+        if who == customer and line.tier != "open"
     )
 
 
@@ -109,11 +113,11 @@ def utility(cleared, customer, true):
 
 
 def a1_never_more_than_there_is(terms, bids, cleared):
-    return sum(line.quantity for line in cleared.lines) <= terms.capacity
+    return sum(given_of(cleared).values()) <= terms.capacity
 
 
 def a2_never_more_than_is_wanted(terms, bids, cleared):
-    given = cleared.given()
+    given = given_of(cleared)
     return all(given.get(bid.key, 0) <= bid.quantity for bid in bids)
 
 
@@ -129,18 +133,18 @@ def _rest(terms, bids):
 
 
 def a3_a_tier_waits_for_those_before_it(terms, bids, cleared):
-    given = cleared.given()
-    for line in cleared.lines:
+    given = given_of(cleared)
+    for pin, line in cleared.lines.items():
         for bid in _rest(terms, bids):
             if TIERS.index(bid.tier) < TIERS.index(line.tier) and bid.tier != "open":
                 whole = given.get(bid.key, 0) == bid.quantity
-                if not whole and bid.key != (line.customer, line.need):
+                if not whole and bid.key != pin:
                     return False
     return True
 
 
 def a4_nothing_is_wasted(terms, bids, cleared):
-    given = cleared.given()
+    given = given_of(cleared)
     rest = terms.capacity - sum(given.values())
     return rest == 0 or all(
         given.get(bid.key, 0) == bid.quantity
@@ -151,9 +155,9 @@ def a4_nothing_is_wasted(terms, bids, cleared):
 
 def a5_nobody_lags_behind_by_more_than_a_unit(terms, bids, cleared):
     given = defaultdict(int)
-    for line in cleared.lines:
+    for pin, line in cleared.lines.items():
         if line.tier != "open":
-            given[line.customer, line.need] += line.quantity
+            given[pin] = line.quantity
     rest = [bid for bid in _rest(terms, bids) if bid.tier != "open"]
     return all(
         Fraction(given[other.key], other.weight) <= Fraction(given[one.key] + 1, one.weight)
@@ -165,19 +169,23 @@ def a5_nobody_lags_behind_by_more_than_a_unit(terms, bids, cleared):
 
 def a7_nobody_pays_more_than_it_said(terms, bids, cleared):
     said = {bid.key: bid.price_max for bid in bids}
-    return all(line.price <= said[line.customer, line.need] for line in cleared.lines)
+    return all(line.price <= said[pin] for pin, line in cleared.lines.items())
 
 
 def a8_an_auction_price_is_the_reserve_at_least(terms, bids, cleared):
     for customer, paid in cleared.payments.items():
         lines = [
-            line for line in cleared.lines if line.customer == customer and line.tier == "open"
+            line
+            for (who, _), line in cleared.lines.items()
+            if who == customer and line.tier == "open"
         ]
         rounded = sum(line.quantity * line.price for line in lines)
         won = sum(line.quantity for line in lines)
         if not (terms.reserve * won <= paid <= rounded < paid + won):
             return False
-    return all(line.price >= terms.reserve for line in cleared.lines if line.tier == "open")
+    return all(
+        line.price >= terms.reserve for line in cleared.lines.values() if line.tier == "open"
+    )
 
 
 OUTCOME_LAWS = [
@@ -319,7 +327,7 @@ def played(capacity, standings, kinds):
             for index, (standing, said) in enumerate(zip(standings, told, strict=True))
             if said is not None
         ]
-        terms = SlotTerms(capacity, *LADDER)
+        terms = Terms(capacity, *LADDER)
         cleared = clear_slot(terms, bids, SALT)
         for law in OUTCOME_LAWS:
             assert law(terms, bids, cleared), (law.__name__, terms, bids, cleared)
@@ -367,7 +375,7 @@ def test_every_game_keeps_the_laws_and_pays_no_lie(standings):
 
 def test_a_sham_bid_raises_the_price():
     """Known and left: who offers a slot may bid for it by another identity."""
-    terms = SlotTerms(2, *LADDER)
+    terms = Terms(2, *LADDER)
     honest = Told(name(0), need_id(), "open", 1, 2, 9)
     assert clear_slot(terms, [honest], SALT).payments == {name(0): 6}
     sham = Told(name(1), need_id(), "open", 1, 2, 8)
@@ -388,7 +396,7 @@ def test_prices_below_the_reserve_count_as_that_of_the_tier():
 
 def test_a_second_identity_gains_nothing_in_the_open_tier():
     """Equal parts gave one of two strangers 5 of 10, and two names of it 6 or 7."""
-    terms = SlotTerms(10, *LADDER)
+    terms = Terms(10, *LADDER)
     rival = Told(name(5), need_id(), "open", 1, 10, 8)
     for value in range(3, 12):
         alone = clear_slot(terms, [Told(name(0), need_id(), "open", 1, 10, value), rival], SALT)
@@ -415,19 +423,19 @@ def test_recognition_below_the_threshold_changes_nothing():
 
 
 def test_a_customer_counts_once_however_many_needs_it_states():
-    terms = SlotTerms(6, *LADDER)
+    terms = Terms(6, *LADDER)
     one = Told(name(0), need_id(), "mutual", 1, 6, 5)
     for parts in range(1, 6):
         pieces = [Told(name(1), need_id(n), "mutual", 1, 6, 5 - n % 2) for n in range(parts)]
         cleared = clear_slot(terms, [one, *pieces], SALT)
         assert units(cleared, name(0)) == 3
         # Split back: the highest price first, then by id.
-        assert cleared.given()[pieces[0].key] == 3
+        assert given_of(cleared)[pieces[0].key] == 3
 
 
 def test_several_needs_of_one_customer_are_steps_of_one_bid():
     """They do not raise each other's price: nobody bids against itself."""
-    terms = SlotTerms(4, *LADDER)
+    terms = Terms(4, *LADDER)
     steps = [Told(name(0), need_id(n), "open", 1, 2, 9 - n) for n in range(3)]
     cleared = clear_slot(terms, steps, SALT)
     assert cleared.payments == {name(0): 3 * 4}
@@ -435,9 +443,9 @@ def test_several_needs_of_one_customer_are_steps_of_one_bid():
     cleared = clear_slot(terms, [*steps, rival], SALT)
     # The last step loses its place to nobody; the rival displaces step 2 at its price of 8 by lot.
     assert sum(units(cleared, name(index)) for index in range(2)) == 4
-    for line in cleared.lines:
-        said = {bid.key: bid.price_max for bid in [*steps, rival]}
-        assert terms.reserve <= line.price <= said[line.customer, line.need]
+    said = {bid.key: bid.price_max for bid in [*steps, rival]}
+    for pin, line in cleared.lines.items():
+        assert terms.reserve <= line.price <= said[pin]
 
 
 def test_the_two_rules_agree_at_equal_needs_where_nothing_is_capped():
@@ -449,7 +457,7 @@ def test_the_two_rules_agree_at_equal_needs_where_nothing_is_capped():
                 Told(name(index), need_id(), "mutual", weight, capacity, 1)
                 for index, weight in enumerate(weights)
             ]
-            outcomes.append(clear_slot(SlotTerms(capacity, 1, 2, 3, rule), bids, SALT))
+            outcomes.append(clear_slot(Terms(capacity, 1, 2, 3, rule), bids, SALT))
         assert outcomes[0].lines == outcomes[1].lines
         assert outcomes[0].tiers[0].given == 4 * sum(weights)
 
@@ -458,9 +466,9 @@ def gain(terms, bids, cleared, without):
     """Return what all customers but one gain above the reserve."""
     said = {bid.key: bid.price_max for bid in bids}
     return sum(
-        line.quantity * (said[line.customer, line.need] - terms.reserve)
-        for line in cleared.lines
-        if line.customer != without
+        line.quantity * (said[pin] - terms.reserve)
+        for pin, line in cleared.lines.items()
+        if pin[0] != without
     )
 
 
@@ -479,7 +487,7 @@ def test_a_winner_pays_what_others_gain_where_the_auction_is_held_again_without_
             )
             for index in range(random.randint(2, 7))
         ]
-        terms = SlotTerms(random.randint(1, 12), *LADDER)
+        terms = Terms(random.randint(1, 12), *LADDER)
         cleared = clear_slot(terms, bids, SALT)
         for customer, paid in cleared.payments.items():
             others = [bid for bid in bids if bid.customer != customer]
@@ -492,8 +500,9 @@ def test_ties_fall_by_lot_whatever_ids_were_made():
     for tier in ("mutual", "open"):
         bids = [Told(name(index), need_id(), tier, 1, 1, 5) for index in range(3)]
         winners = {
-            clear_slot(SlotTerms(1, *LADDER), bids, bytes([salt])).lines[0].customer
+            customer
             for salt in range(40)
+            for customer, _ in clear_slot(Terms(1, *LADDER), bids, bytes([salt])).lines
         }
         assert len(winners) == 3
 
@@ -504,7 +513,8 @@ def test_ties_fall_by_lot_whatever_ids_were_made():
 def _lines(change):
     def broken(terms, bids, salt):
         cleared = clear_slot(terms, bids, salt)
-        return replace(cleared, lines=tuple(change(terms, line) for line in cleared.lines))
+        lines = {pin: change(terms, line) for pin, line in cleared.lines.items()}
+        return replace(cleared, lines=lines)
 
     return broken
 
@@ -525,17 +535,17 @@ def pay_as_bid(terms, bids, salt):
 def equal_parts(terms, bids, salt):
     """Strangers share at the reserve, as before there was an auction."""
     asked = [replace(bid, tier="mutual", weight=1) for bid in bids if bid.price_max >= 3]
-    return clear_slot(SlotTerms(terms.capacity, 3, 3, 3), asked, salt)
+    return clear_slot(Terms(terms.capacity, 3, 3, 3), asked, salt)
 
 
 def first_come(terms, bids, salt):
-    rest, lines = terms.capacity, []
+    rest, lines = terms.capacity, {}
     for bid in bids:
         quantity = min(rest, bid.quantity)
         rest -= quantity
         if quantity:
-            lines.append(Line(bid.customer, bid.need, bid.tier, quantity, 1))
-    return SlotClearing(tuple(lines), (), {})
+            lines[bid.key] = Granted(bid.tier, quantity, 1)
+    return SlotClearing(lines, (), {})
 
 
 BROKEN_OUTCOMES = [
@@ -563,11 +573,11 @@ BROKEN_OUTCOMES = [
     ),
     (
         a7_nobody_pays_more_than_it_said,
-        _lines(lambda terms, line: replace(line, price=line.price + 5)),
+        _lines(lambda terms, line: line._replace(price=line.price + 5)),
     ),
     (
         a8_an_auction_price_is_the_reserve_at_least,
-        _lines(lambda terms, line: replace(line, price=line.price - 1)),
+        _lines(lambda terms, line: line._replace(price=line.price - 1)),
     ),
 ]
 

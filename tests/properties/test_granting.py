@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.gathering import inputs_of
+from tests.gathering import inputs_of, lines_in
 from xsc.allocation import granting
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import clear_all, entitlements
@@ -291,7 +291,7 @@ def test_an_offer_of_room_that_is_in_part_free_is_taken_or_lapses(takes):
         model.step("draw", 0, 5)
     model.step("time", 0, OFFER_MS)
     model.clear()
-    found = {each.customer: each.quantity for each in model.granted if each.opens_ms == 0}
+    found = {each.customer: each.quantity for each in model.granted}
     assert found == ({friend: 20} if takes else {stranger: 15})
 
 
@@ -313,7 +313,7 @@ def test_where_too_many_take_part_nothing_is_cleared_again_either(monkeypatch):
         model.needs[number.to_bytes(32, "big")] = need_of(1, price_max=1)
     assert model.clear()
     for record in model.records.values():
-        taking = {one.customer for one in record.participants}
+        taking = {customer for customer, _, _ in record.participants}
         assert len(taking) == 60
         assert set(record.left_out) == model.needs.keys() - taking, "they are named"
     assert not model.clear()
@@ -339,7 +339,7 @@ def test_a_need_that_changes_moves_no_tie_of_others():
 def test_to_withdraw_an_offer_is_to_let_it_lapse_also_for_who_holds_something(held):
     model, kept_ms = Model(), 0
     if held:
-        key = EntitlementKey(PROVIDER, SLOTS[0].slot_id, 0, CUSTOMERS[2], bytes(16))
+        key = EntitlementKey(PROVIDER, SLOTS[0].slot_id, CUSTOMERS[2], bytes(16))
         model.drawn[key] = held
     for _ in range(60):
         model.step("need", 2, 19)
@@ -359,7 +359,7 @@ def test_of_needs_that_are_withdrawn_nothing_is_kept():
         model.clear()
         assert len(model.granted) == 1
     assert len(model.last.pauses) <= len(SLOTS)
-    assert len(model.last.slot_allocations) <= 1
+    assert len(lines_in(model.last)) <= 1
 
 
 def test_no_more_is_granted_than_one_state_says(monkeypatch):
@@ -395,7 +395,7 @@ def test_d2_two_slots_of_one_provider_do_not_fill_one_need_twice(caps, most):
         model.step("time", 0, 2 * DAY_MS)
         model.needs[CUSTOMERS[0]] = need_of(10).model_copy(update={"caps": caps})
         if kept:
-            key = EntitlementKey(PROVIDER, SLOTS[0].slot_id, 0, CUSTOMERS[0], b"n" * 16)
+            key = EntitlementKey(PROVIDER, SLOTS[0].slot_id, CUSTOMERS[0], b"n" * 16)
             model.drawn[key] = kept
         model.clear()
         assert sum(each.quantity for each in model.granted) == most
@@ -409,7 +409,35 @@ def test_credit_bounds_a_need_whatever_price_it_states(customer, prices):
         model.credit_micro = 105
         model.needs[CUSTOMERS[customer]] = need_of(20, price_max=price_max * A_STEP)
         model.clear()
-        assert sum(each.quantity for each in model.granted if each.opens_ms == 0) == 10
+        assert sum(each.quantity for each in model.granted if each.slot == SLOTS[0].slot_id) == 10
+
+
+def test_a_need_that_is_leased_is_not_offered_again_where_its_slot_has_another_window():
+    node, need = CUSTOMERS[0], need_of(10)
+    state, said = (
+        TwoTierAllocationState(),
+        {node: Published(node, Commitment(needs=(need,)), NOTHING)},
+    )
+    drawn, until_ms = {}, 5 * DAY_MS
+    for now_ms in (2, 3):
+        slot = slot_of(1, 20, now_ms - 1, until_ms + now_ms)
+        inputs = inputs_of(
+            now_ms=now_ms,
+            own=Published(PROVIDER, Commitment(slots=(slot,)), NOTHING, {}, None),
+            others=said,
+            drawn=drawn,
+            pinned=drawn,
+            credit={node: 10**9},
+            free={"storage": 20 - sum(drawn.values())},
+        )
+        state = clear_all(inputs, state).state
+        (each,) = entitlements(
+            PROVIDER, state, {slot.slot_id: slot}, {(node, need.slot_id): need}, now_ms
+        )
+        assert each.window[1] == until_ms + now_ms
+        assert bool(each.granted_ms) == (now_ms == 2), "all of it is leased"
+        assert each.quantity == 10
+        drawn[each.key] = 10
 
 
 def test_ties_fall_anew_each_day():
@@ -440,5 +468,5 @@ def test_one_customer_leaves_others_what_one_state_can_grant(limit, weights, mos
         free={"storage": CAPACITY},
     )
     made = clear_all(inputs, TwoTierAllocationState()).state
-    assert len(made.slot_allocations) == most
+    assert len(lines_in(made)) == most
     assert clear_all(inputs, made).state == made

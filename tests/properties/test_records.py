@@ -79,7 +79,7 @@ GIVEN: dict[tuple[str, str], Value] = {
     ("program_source", "kind"): "space",
     ("slot", "kind"): "compute",
     ("slot", "windows"): [[0, 1]],
-    ("slot_denominators", "capacity"): 2**60,
+    ("tier_line", "capacity"): 2**60,
 }
 """Fields whose rule is not in their type."""
 

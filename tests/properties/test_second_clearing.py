@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.gathering import inputs_of
+from tests.gathering import Terms, inputs_of
 from tests.independent import clearing as second
 from tests.strategies import vectors
-from xsc.allocation.clearing import TIERS, Bid, SlotTerms, clear, salt_of
-from xsc.allocation.clearing_record import Published
+from xsc.allocation.clearing import TIERS, Bid, salt_of
+from xsc.allocation.clearing_record import Clearing, Published
 from xsc.allocation.granting import clear_all, entitlements
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import (
@@ -49,10 +49,10 @@ def test_it_divides_as_was_worked_out(case, rule):
             for claim in case["claims"]
             if claim["tier"] == tier
         }
-        units, denominator, _ = second.divide(rule, rest, claims, stage)
+        units, denominator = second.divide(rule, rest, claims, stage)
         rest -= sum(units.values())
         given_ |= dict.fromkeys(claims, 0) | units
-        denominators[tier] = [*denominator.as_integer_ratio()]
+        denominators[tier] = denominator
     if rule == "proportional":
         assert denominators == case["proportional"]["denominators"]
         assert given_ == case["proportional"]["allocations"]
@@ -62,9 +62,10 @@ def test_it_divides_as_was_worked_out(case, rule):
 
 @pytest.mark.parametrize("case", vectors("clearing")["records"], ids=lambda case: case["name"])
 def test_it_recomputes_the_golden_clearings(case):
-    by_rule, told = second.recompute(bytes.fromhex(case["envelope"]))
-    assert by_rule == told
-    assert [[need.hex(), *line] for _, need, *line in told[0]] == case["lines"]
+    lines, stages = second.recompute(bytes.fromhex(case["envelope"]))
+    found = [[customer.hex(), need.hex(), *of] for customer, need, *of in second.joined(lines)]
+    assert found == case["lines"]
+    assert [[*stage] for stage in stages] == case["stages"]
 
 
 def ladders():
@@ -93,18 +94,9 @@ def games(draw):
     return slot, capacity, bids, {customer: draw(standings()) for customer in customers}
 
 
-def lines_of(lines):
-    """Return lines of the second implementation as those of the first."""
-    return [
-        (line.customer, line.need, second.TIERS[line.stage], line.units, line.price)
-        for line in lines
-    ]
-
-
-def as_second(lines):
-    """Return lines of the first implementation in the order of the second."""
-    found = [(line.customer, line.need, line.tier, line.quantity, line.price) for line in lines]
-    return sorted(found, key=lambda line: (line[0], TIERS.index(line[2]), line[1]))
+def lines_of(cleared):
+    """Return lines of the first implementation as those of the second."""
+    return [(*pin, *granted) for pin, granted in sorted(cleared.lines.items())]
 
 
 @given(games(), st.binary(min_size=16, max_size=16), st.integers(0, 2**45))
@@ -113,17 +105,11 @@ def test_any_slot_is_cleared_alike(game, slot_id, at_ms):
     salt = second.salt_of(slot_id, at_ms)
     assert salt == salt_of(slot_id, at_ms)
     lines, stages = second.clear(slot, capacity, bids, known, salt)
-    made = clear(
-        SlotTerms(capacity, *list(slot.values())[:3], slot["rule"]),
-        [Bid(*bid, known[bid.customer][2]) for bid in bids],
-        {customer: standing[:2] for customer, standing in known.items()},
-        salt,
-    )
-    assert lines_of(lines) == as_second(made.lines)
+    terms = Terms(capacity, *list(slot.values())[:3], slot["rule"])
+    made = terms.clear([Bid(*bid, *known[bid.customer]) for bid in bids], salt)
+    assert second.joined(lines) == lines_of(made)
     assert all(line.tier == known[line.customer][0] for line in lines)
-    assert stages == [
-        (tier.capacity, tier.given, tier.denominator, tier.level) for tier in made.tiers
-    ]
+    assert stages == [(tier.capacity, tier.given, tier.denominator) for tier in made.tiers]
 
 
 @given(games(), st.integers(0, 60))
@@ -233,9 +219,10 @@ def both(published, drawn=None, pinned=None, last=FIRST):
     records = {**records, **outcome.records}
     first = {}
     for each in outcome.state.slot_denominators:
-        record = records[each.clearing]
-        lines = [(each.customer, *line) for each in record.participants for line in each.lines]
-        first[each.slot] = record.capacity, lines
+        clearing = Clearing(records[each.clearing], published[PROVIDER], published)
+        lines = lines_of(clearing.clear())
+        assert lines == [line.said for line in each.allocations]
+        first[each.slot] = clearing.record.capacity, lines
     other = second.Provider(
         PROVIDER,
         {node: cbor2.loads(each.commitment.to_bytes()) for node, each in published.items()},
@@ -243,15 +230,15 @@ def both(published, drawn=None, pinned=None, last=FIRST):
         NOW_MS,
     )
 
-    def by_window(held):
+    def by_slot(held):
         found = {}
-        for (slot_id, start, *who), units in held.items():
-            found.setdefault((slot_id, start), {})[tuple(who)] = units
+        for (slot_id, *who), units in held.items():
+            found.setdefault(slot_id, {})[tuple(who)] = units
         return found
 
     again = {
-        slot_id: (capacity, lines_of(lines))
-        for slot_id, capacity, lines in other.clear_all(by_window(pinned))
+        slot_id: (capacity, second.joined(lines))
+        for slot_id, capacity, lines in other.clear_all(by_slot(pinned))
     }
     return first, again, (outcome.state, records)
 
@@ -277,12 +264,8 @@ def check(published, drawn=None, pinned=None, last=FIRST):
         assert again.pop(key) == (capacity, lines)
     assert all(not lines for _, lines in again.values()), "nobody wants these"
     for each in granted(published, last[0]):
-        mine = [line for line in first[each.slot][1] if line[:2] == each.key[3:]]
-        units = sum(line[3] for line in mine)
-        assert (each.quantity, each.price) == (
-            units,
-            -(-sum(line[3] * line[4] for line in mine) // units),
-        )
+        (mine,) = (line for line in first[each.slot][1] if line[:2] == each.key[2:])
+        assert (each.quantity, each.price) == mine[3:]
     return last
 
 

@@ -62,8 +62,6 @@ class Node:
     def offer(self, provider, need, quantity, price, opens_ms):
         return Entitlement(
             slot=bytes([provider]) * 16,
-            opens_ms=opens_ms,
-            closes_ms=ENDS_MS,
             window=(opens_ms, ENDS_MS),
             provider=bytes([provider]) * 32,
             customer=CUSTOMER,
@@ -88,7 +86,7 @@ class Node:
                 customer=CUSTOMER,
                 kind="storage",
                 slot=each.slot,
-                window=(each.opens_ms, each.closes_ms),
+                window=each.window,
                 tier=each.tier,
                 need=each.need,
                 number=1,

@@ -128,7 +128,7 @@ class Days:
         return max(self.at_ms, 1_000 + self.day * DAY_MS)
 
     def key(self, host: Host, customer: bytes) -> EntitlementKey:
-        return EntitlementKey(host.node, host.slot.slot_id, 0, customer, customer[-16:])
+        return EntitlementKey(host.node, host.slot.slot_id, customer, customer[-16:])
 
     def drawn(self, host: Host, *, young: bool = False) -> dict[EntitlementKey, int]:
         found = Counter[EntitlementKey]()

@@ -10,8 +10,9 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from random import Random
 
+from tests.gathering import Terms, given_of
 from xsc.allocation.acceptance import keep
-from xsc.allocation.clearing import Bid, Claim, SlotTerms, Standing, clear
+from xsc.allocation.clearing import Bid, Claim
 from xsc.allocation.recognition import mutual_ppm, tier_of
 
 NEED_ID = bytes(16)
@@ -52,18 +53,15 @@ class Market:
     def clear(self, provider: int) -> set[int]:
         """Clear one slot and return the customers whose grant changed."""
         bids: list[Bid] = []
-        weights: dict[bytes, Standing] = {}
         for customer in self.customers_of(provider):
             mine = self.weights[provider][customer]
             theirs = self.weights[customer].get(provider, 0)
             tier = tier_of(mine, theirs)
             weight = mutual_ppm(mine, theirs) if tier == "mutual" else mine
             wanted = min(self.need[customer], self.caps[customer].get(name(provider), 1 << 62))
-            weights[name(customer)] = tier, weight
             if wanted:
-                bids.append(Bid(name(customer), NEED_ID, wanted, 10))
-        terms = SlotTerms(self.supply[provider], 1, 1, 11)
-        given = clear(terms, bids, weights, name(provider)).given()
+                bids.append(Bid(name(customer), NEED_ID, wanted, 10, tier, weight))
+        given = given_of(Terms(self.supply[provider], 1, 1, 11).clear(bids, name(provider)))
         changed = set()
         for customer in self.customers_of(provider):
             units = given.get((name(customer), NEED_ID), 0)

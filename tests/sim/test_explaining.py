@@ -123,10 +123,8 @@ def test_a_record_that_does_not_recompute_is_not_explained():
         wanted = await need(customer, 60)
         await world.until(customer.allocator.received)
         (cleared,) = present(provider.allocator)
-        (part,) = cleared.record.participants
-        false = cleared.record.model_copy(
-            update={"participants": (part.model_copy(update={"lines": ()}),)}
-        )
+        ((*who, units),) = cleared.record.eligible
+        false = cleared.record.model_copy(update={"eligible": ((*who, units + 1),)})
         signed = sign(false, provider.key, provider.peers.network)
         await provider.space.put(UserSpacePaths.clearing(signed.id), signed.raw)
         for named, expected in (
@@ -157,25 +155,19 @@ def test_health_shows_a_false_clearing_and_anybody_can_check_it():
         await world.until(customer.allocator.received)
         (before,) = (await status.health(customer, Nothing())).peers
         assert before.false_clearing is None
-        (cleared,) = present(provider.allocator)
-        (part,) = cleared.record.participants
-        lines = tuple((*line[:3], line[3] + 1) for line in part.lines)
-        dear = part.model_copy(update={"lines": lines})
-        false = cleared.record.model_copy(update={"participants": (dear,)})
-        signed = sign(false, provider.key, provider.peers.network)
-        await provider.space.put(UserSpacePaths.clearing(signed.id), signed.raw)
         said = dict(provider.allocator.state)
-        (divided,), (line,) = said["slot_denominators"], said["slot_allocations"]
-        said["slot_denominators"] = (divided.model_copy(update={"clearing": signed.id}),)
-        said["slot_allocations"] = (line.model_copy(update={"price": lines[0][3]}),)
+        (divided,) = said["slot_denominators"]
+        (line,) = divided.allocations
+        dear = line.model_copy(update={"price": line.price + 1})
+        said["slot_denominators"] = (divided.model_copy(update={"allocations": (dear,)}),)
         lie = TwoTierAllocationState(**said)
         await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
         await world.until(customer.allocator.records.false_clearings)
         (row,) = (await status.health(customer, Nothing())).peers
-        assert (row.false_clearing, row.wrong) == (to_text(signed.id), 1)
+        assert (row.false_clearing, row.wrong) == (to_text(divided.clearing), 1)
         assert row.quality_ppm < before.quality_ppm
         packed = await allocation.clearing(customer, Id(id=row.false_clearing[:8]))
-        with pytest.raises(ProofInvalid, match="and by the rule"):
+        with pytest.raises(ProofInvalid, match="by the rule"):
             verify_file(packed)
         # It offers nothing while its state names this.
         await world.until(lambda: not customer.allocator.received())

@@ -12,10 +12,11 @@ from random import Random
 
 import pytest
 
+from tests.gathering import Terms
 from tests.sim.plays import HALF_DAYS, PRICE, TERM_DAYS, Customer, Days, Host, Lease, name
 from tests.sim.rules import random_market
 from tests.unit.compute.worker.test_fair_queue import AJob, Workers
-from xsc.allocation.clearing import TIERS, Bid, SlotTerms, clear, salt_of
+from xsc.allocation.clearing import TIERS, Bid, salt_of
 from xsc.allocation.declaring import OBJECT_HOSTS, kept_steps
 from xsc.allocation.granting import until_ms
 from xsc.allocation.recognition import tier_of
@@ -274,14 +275,14 @@ def test_signing_once_all_have_answered_leaves_no_envy():
 
 def test_whoever_tries_variants_of_its_commitment_wins_no_more_ties():
     """Twenty tie for one step; one of them publishes 64 variants, one after the other."""
-    terms, wins = SlotTerms(1, 1, 2, 3), 0
+    terms, wins = Terms(1, 1, 2, 3), 0
     for slot in range(200):
         salt = salt_of(slot.to_bytes(16, "big"), 0)
         winners = set()
         for variant in range(64):
             bids = [Bid(node, bytes(16), 1, 9) for node in STRANGERS]
             bids[0] = Bid(STRANGERS[0], variant.to_bytes(16, "big"), 1 + variant, 9)
-            winners |= {line.customer for line in clear(terms, bids, {}, salt).lines}
+            winners |= {customer for customer, _ in terms.clear(bids, salt).lines}
         assert len(winners) == 1, "no variant moves the tie"
         wins += winners == {STRANGERS[0]}
     assert wins == 9, "of 200, where 10 are one in twenty"
@@ -372,8 +373,10 @@ def test_a_sham_need_of_a_provider_raises_what_strangers_pay():
     """Known and left. It can read what they bid; whoever cannot gains next to nothing."""
 
     def revenue(bids, sham):
-        made = clear(SlotTerms(20, 5, 5, 5), bids + sham, {}, b"salt")
-        return sum(line.quantity * line.price for line in made.lines if line.customer != name(9))
+        made = Terms(20, 5, 5, 5).clear(bids + sham, b"salt")
+        return sum(
+            line.quantity * line.price for (who, _), line in made.lines.items() if who != name(9)
+        )
 
     random = Random(1)
     games = [

@@ -2,9 +2,9 @@
 
 import pytest
 
+from tests.gathering import lines_in
 from tests.independent import clearing
 from tests.sim.network import content, put, run
-from tests.unit.allocation.clearings import present
 from xsc.allocation.clearing_record import check_clearing
 from xsc.allocation.declaring import Statement
 from xsc.allocation.program import parts_of
@@ -20,12 +20,14 @@ from xsc.base.limits import (
     SLOT_STEP_BYTES,
     STORAGE_LEASE_MS,
 )
+from xsc.identity.envelope import open_signed
 from xsc.node.offline.verify import verify_file
 from xsc.programs.why import Why, steps_of
 from xsc.space import table as tables
 from xsc.space.paths import UserSpacePaths
 from xsc.storage.object.durability import Contract
 from xsc.terms.clearing import (
+    ClearingProof,
     SlotAllocationRecord,
     SlotDenominators,
     TierLine,
@@ -100,13 +102,18 @@ def recompute_all(provider):
     assert kept
     for raw in kept:
         verify_file(raw)
-        by_rule, told = clearing.recompute(raw)
-        assert by_rule == told
-    heard = provider.commitments.heard
-    said = heard.value(UserSpacePaths.ALLOCATION_STATE, provider.key.node_id)
-    for signed in present(provider.allocator):
-        named = provider.allocator.records.named(signed.id)
-        assert check_clearing(signed.raw, [*named, said]).signed == signed
+        packed = open_signed(raw, ClearingProof, network=None, size_max=len(raw)).record
+        found = check_clearing(packed.clearing, packed.named)
+        lines, stages = clearing.recompute(raw)
+        made = found.clear()
+        assert clearing.joined(lines) == [(*pin, *of) for pin, of in sorted(made.lines.items())]
+        assert stages == [(of.capacity, of.given, of.denominator) for of in made.tiers]
+        told = [
+            (divided.tiers, [line.said for line in divided.allocations])
+            for divided in provider.allocator.state.slot_denominators
+            if divided.clearing == found.record.id
+        ]
+        assert told in ([], [(made.tiers, clearing.joined(lines))])
 
 
 def cleared(node, role="customer"):
@@ -426,7 +433,7 @@ def test_a_state_that_says_what_cannot_be_right_is_not_paid():
         await world.until(customer.allocator.received)
         (proven,) = customer.allocator.received()
         assert (proven.quantity, proven.price) == (60, 8 * A_STEP)
-        (line,) = provider.allocator.state.slot_allocations
+        (line,) = lines_in(provider.allocator.state)
         for lie in (
             {"quantity": 60, "price": 40 * A_STEP},
             {"granted_ms": 1},
@@ -438,14 +445,10 @@ def test_a_state_that_says_what_cannot_be_right_is_not_paid():
                 TierLine(**dict(tier) | {"given": tier.given and forged.quantity})
                 for tier in divided.tiers
             )
-            divided = SlotDenominators(**dict(divided) | {"tiers": tiers})
+            lies = {"tiers": tiers, "allocations": (forged,)}
+            divided = SlotDenominators(**dict(divided) | lies)
             state = TwoTierAllocationState(
-                **dict(provider.allocator.state)
-                | {
-                    "slot_denominators": (divided,),
-                    "slot_allocations": (forged,),
-                    "recipient_totals": ((customer.key.node_id, "storage", forged.quantity),),
-                }
+                **dict(provider.allocator.state) | {"slot_denominators": (divided,)}
             )
             before = customer.commitments.heard.state_of(provider.key.node_id)
             await provider.space.put(UserSpacePaths.ALLOCATION_STATE, state.to_bytes())
@@ -492,8 +495,7 @@ def said_state(victim, windows, quantity, price=40 * A_STEP):
             tier=tier,
             capacity=quantity,
             given=quantity if tier == "open" else 0,
-            denominator=(b"", b"\x01"),
-            level=None,
+            denominator=0,
         )
         for tier in ("mutual", "one_way", "open")
     )
@@ -504,25 +506,21 @@ def said_state(victim, windows, quantity, price=40 * A_STEP):
                 window=window,
                 kind="storage",
                 rule="weighted-uniform",
-                capacity=quantity,
                 clearing=bytes(32),
                 tiers=tiers,
+                allocations=(
+                    SlotAllocationRecord(
+                        customer=node,
+                        need=asked.slot_id,
+                        tier="open",
+                        quantity=quantity,
+                        price=price,
+                        granted_ms=window[0],
+                    ),
+                ),
             )
             for slot_id, window in windows.items()
-        ),
-        slot_allocations=tuple(
-            SlotAllocationRecord(
-                slot=slot_id,
-                customer=node,
-                need=asked.slot_id,
-                tier="open",
-                quantity=quantity,
-                price=price,
-                granted_ms=window[0],
-            )
-            for slot_id, window in windows.items()
-        ),
-        recipient_totals=((node, "storage", quantity * len(windows)),),
+        )
     )
 
 

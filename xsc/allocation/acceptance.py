@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from xsc.allocation.clearing import TIERS, Claim, weighted_uniform
+from xsc.allocation.clearing import TIERS, Claim, divide
 from xsc.allocation.clearing_record import Published, parties
 from xsc.allocation.granting import entitlements
 from xsc.allocation.matching import mismatch
@@ -107,7 +107,7 @@ def keep(
         bounded = min(offer.need, caps.get(offer.id, offer.need))
         sure[offer.id] = min(bounded, (parts or {}).get(offer.id, 0))
         claims.append(replace(offer, need=bounded - sure[offer.id]))
-    kept = weighted_uniform(quantity - sum(sure.values()), claims).allocations
+    kept = divide(quantity - sum(sure.values()), claims).allocations
     quantities = {provider: steps + kept[provider] for provider, steps in sure.items()}
     refused = {
         offer.id: quantities[offer.id] for offer in offers if quantities[offer.id] < offer.need

@@ -170,7 +170,9 @@ class Allocator:
         slots = {slot.slot_id: slot for slot in self._heard.of(self._node).commitment.slots}
         needs = {
             (node, need.slot_id): need
-            for node in {line.customer for line in state.slot_allocations}
+            for node in {
+                line.customer for slot in state.slot_denominators for line in slot.allocations
+            }
             & set(self._peers.peers())
             for need in self._heard.of(node).commitment.needs
         }
@@ -258,7 +260,7 @@ class Allocator:
             return
         outcome = await self._context.executor.run(clear_all, inputs, last)
         has_settled = last.converged or not outcome.state.slot_denominators
-        if has_settled and _granted_of(outcome.state) == _granted_of(last):
+        if has_settled and outcome.state.slot_denominators == last.slot_denominators:
             self._grant(last)  # the time of a need may be another one
         elif (raw := await self._decide(inputs, outcome)) is not None:
             await self._publish(inputs, outcome, raw)
@@ -387,8 +389,3 @@ class Allocator:
 def _named_by(state: TwoTierAllocationState) -> list[bytes]:
     """Return the clearings that a state names."""
     return [each.clearing for each in state.slot_denominators]
-
-
-def _granted_of(state: TwoTierAllocationState) -> tuple[object, ...]:
-    """Return what a state says of windows and lines."""
-    return state.slot_denominators, state.slot_allocations

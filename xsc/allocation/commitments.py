@@ -211,8 +211,8 @@ class Commitments:
         )
         found, costs = list[Quote](), dict[bytes, int]()
         if here.tier == "open" and (state := self.heard.state_of(provider)) is not None:
-            for line in state.slot_allocations:
-                costs[line.slot] = max(line.price, costs.get(line.slot, 0))
+            for each in state.slot_denominators:
+                costs[each.slot] = max((line.price for line in each.allocations), default=0)
         for slot in self.of(provider).slots:
             window, ladder = slot.window_at(now_ms), slot.ladder
             if window is not None and mismatch(slot, there, need, here, now_ms) is None:

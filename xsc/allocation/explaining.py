@@ -16,8 +16,8 @@ from functools import partial
 from itertools import product
 from typing import Final, Literal, TypeAlias
 
-from xsc.allocation.clearing import STRANGER, Bid, SlotTerms, Standing, clear
-from xsc.allocation.clearing_record import Checked, Granted, Published, parties
+from xsc.allocation.clearing import Bid, Granted, clear
+from xsc.allocation.clearing_record import Clearing, Published, parties
 from xsc.allocation.commitments import Heard
 from xsc.allocation.matching import Party, mismatch
 from xsc.allocation.records import Records
@@ -75,14 +75,14 @@ class Explained:
     weight: int | None = None
     eligible: int | None = None
     """The need, its cap and what credit and shares left of it, the least; None: no part."""
-    stages: tuple[Granted, ...] = ()
-    """What each stage gave it, in units, and its price."""
+    granted: Granted | None = None
+    """What it gave it."""
     changes: tuple[Change, ...] = ()
 
     @property
     def quantity(self) -> int:
-        """The units granted in all."""
-        return sum(units for _, units, _ in self.stages)
+        """The units granted."""
+        return 0 if self.granted is None else self.granted.quantity
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def _shown(kind: Kind, steps: int) -> str:
 
 
 def changes_of(
-    terms: SlotTerms, bids: Sequence[Bid], weights: Mapping[bytes, Standing], salt: bytes, bid: Bid
+    slot: AvailabilitySlot, capacity: int, bids: Sequence[Bid], salt: bytes, bid: Bid
 ) -> list[Change]:
     """Return each change that, alone, would have given one of the bids more.
 
@@ -118,18 +118,22 @@ def changes_of(
     """
 
     def given(what: What, bound: int) -> int:
-        told, changed = list(bids), dict(weights)
-        if what == "price":
-            told = [replace(each, price_max=bound) if each == bid else each for each in bids]
-        else:  # the whole customer is served in the tier: its needs stand there together
-            changed[bid.customer] = (what, bound)
-        return clear(terms, told, changed, salt).given().get(bid.key, 0)
+        told = []
+        for each in bids:
+            if what == "price":
+                made = replace(each, price_max=bound) if each == bid else each
+            else:  # the whole customer is served in the tier: its needs stand there together
+                stands = each.customer == bid.customer
+                made = replace(each, tier=what, weight=bound) if stands else each
+            told.append(made)
+        lines = clear(slot, capacity, told, salt).lines
+        return lines[bid.pin].quantity if bid.pin in lines else 0
 
     now = given("price", bid.price_max)
     if now >= bid.quantity:
         return []
-    top = max(terms.reserve, *(each.price_max for each in bids)) + 1
-    tier, weight = weights.get(bid.customer, STRANGER)
+    top = max(slot.reserve, *(each.price_max for each in bids)) + 1
+    tier, weight = bid.tier, bid.weight
     tries: dict[What, int] = {} if tier == "mutual" else {"one_way": 1}
     tries |= {"mutual": MUTUAL_RECOGNITION_THRESHOLD_PPM, "price": bid.price_max + 1}
     if tier != "open":
@@ -143,33 +147,28 @@ def changes_of(
     return changes
 
 
-def explain(row: Explained, checked: Checked, drawn: int) -> Explained:
+def explain(row: Explained, clearing: Clearing, drawn: int) -> Explained:
     """Return why a need was granted what a clearing record says, or why it took no part.
 
     Args:
         row: the slot and the need, as they are now.
-        checked: the clearing.
-        drawn: steps that the need has drawn of the window.
+        clearing: of the slot.
+        drawn: steps that the need has drawn of the slot.
     """
-    terms, bids, weights, salt = checked.clearing.game
+    slot, capacity, bids, salt = clearing.game
     need, pin = row.need, (row.customer.node, row.need.slot_id)
-    bid = next((each for each in bids if each.key == pin), None)
+    bid = next((each for each in bids if each.pin == pin), None)
     if bid is None:
-        return replace(row, because=_absence(row, checked, drawn))
-    stages = tuple(
-        (tier, units, price)
-        for each in checked.record.participants
-        for need_id, tier, units, price in each.lines
-        if (each.customer, need_id) == pin
-    )
-    tier, weight = weights[bid.customer]
-    rung = terms.rung(tier)
+        return replace(row, because=_absence(row, clearing, drawn))
+    cleared = clearing.clear()
+    tier, weight = bid.tier, bid.weight
+    rung = slot.ladder.rung(tier)
     said = replace(
         row,
         weight=weight,
         eligible=bid.quantity,
-        stages=stages,
-        changes=tuple(changes_of(terms, bids, weights, salt, bid)),
+        granted=cleared.lines.get(pin),
+        changes=tuple(changes_of(slot, capacity, bids, salt, bid)),
     )
     is_all = said.quantity == bid.quantity
     if is_all and bid.quantity == need.most(row.provider.node):
@@ -185,7 +184,7 @@ def explain(row: Explained, checked: Checked, drawn: int) -> Explained:
             f"it pays at most {format_credits(bid.price_max)}, and the slot asks "
             f"{format_credits(rung)} of the tier {tier}"
         )
-    elif said.quantity == sum(line.given for line in checked.record.tiers):
+    elif said.quantity == sum(line.given for line in cleared.tiers):
         because = "the slot has no more"
     elif tier == "open":
         because = "others are recognised, or bid more"
@@ -196,11 +195,11 @@ def explain(row: Explained, checked: Checked, drawn: int) -> Explained:
     return replace(said, because=because)
 
 
-def _absence(row: Explained, checked: Checked, drawn: int) -> str:
+def _absence(row: Explained, clearing: Clearing, drawn: int) -> str:
     """Return why a need that matches a slot took no part in a clearing: what fails first, now."""
     seen = {
         (customer.node, need.slot_id)
-        for customer in checked.clearing.customers
+        for customer in clearing.customers.values()
         for need in customer.commitment.needs
     }
     if drawn:
@@ -208,7 +207,7 @@ def _absence(row: Explained, checked: Checked, drawn: int) -> str:
         return f"it has drawn {has} and keeps that; only the rest was cleared"
     if row.need.cap(row.provider.node) == 0:
         return "others fill it, so it takes nothing more of this provider"
-    if row.customer.node in checked.record.left_out:
+    if row.customer.node in clearing.record.left_out:
         return "its provider had no room for all customers, and left this one out"
     if (row.customer.node, row.need.slot_id) not in seen:
         return "its provider had not seen the need when it cleared"
@@ -302,7 +301,7 @@ class Explaining:
             if len(match) > WHYS_MAX:
                 break
         rows, found = list[Explained](), match or others
-        opened = dict[bytes, Checked | str]()
+        opened = dict[bytes, Clearing | str]()
         for row in found[:WHYS_MAX]:
             if row.clearing is None:
                 rows.append(row)
@@ -326,7 +325,7 @@ class Explaining:
                 return replace(pair, clearing=each.clearing, window=each.window)
         return replace(pair, because="they match, and no clearing of the slot is known here yet")
 
-    async def _open(self, provider: bytes, record_id: bytes) -> Checked | str:
+    async def _open(self, provider: bytes, record_id: bytes) -> Clearing | str:
         """Return a record that may be explained, or why it may not."""
         try:
             return await self._records.checked(provider, record_id)
@@ -335,13 +334,14 @@ class Explaining:
         except (NotFound, UnavailableError, LimitError, PeerError) as fault:
             return f"its clearing record is not here, and its provider gives none: {fault.message}"
 
-    async def _explained(self, row: Explained, checked: Checked | str) -> Explained:
+    async def _explained(self, row: Explained, checked: Clearing | str) -> Explained:
         if isinstance(checked, str):
             return replace(row, because=checked)
-        slot_id, provider, customer = row.slot.slot_id, row.provider.node, row.customer.node
-        if row.window is None or slot_id != checked.record.slot.slot_id:
+        slot_id = row.slot.slot_id
+        if slot_id != checked.record.slot.slot_id:
             return replace(row, because="the record that its provider names is of another slot")
-        key = EntitlementKey(provider, slot_id, row.window[0], customer, row.need.slot_id)
+        provider, customer = row.provider.node, row.customer.node
+        key = EntitlementKey(provider, slot_id, customer, row.need.slot_id)
         drawn = self._drawn().get(key, 0)
         async with self._turn:
             return await self._executor.run(explain, row, checked, drawn)

@@ -12,24 +12,15 @@ slot that comes to the same keeps its record.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Self, TypeAlias
 
 from pydantic import Field
 
-from xsc.allocation.clearing_record import (
-    Clearing,
-    Granted,
-    Pin,
-    Published,
-    Said,
-    Taker,
-    admitted,
-    lines_of,
-    takers_of,
-)
+from xsc.allocation.clearing import Pin, SlotClearing
+from xsc.allocation.clearing_record import Clearing, Published, Said, Taking, admitted, standing
 from xsc.allocation.matching import common
 from xsc.base.limits import (
     ALLOCATIONS_A_CUSTOMER_MAX,
@@ -49,14 +40,13 @@ from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,
     TwoTierAllocationState,
-    recipient_totals,
 )
 from xsc.terms.pricing import SLOT_UNIT, affordable, slot_amount
 from xsc.terms.quote import Kind, SlotId
 from xsc.terms.slot import AvailabilitySlot, Entitlement, EntitlementKey, NeedSlot, Window
 
-Drawn: TypeAlias = tuple[SlotId, Count, Id32, SlotId, Count]
-"""Slot, start of its window, customer, need and steps."""
+Drawn: TypeAlias = tuple[SlotId, Id32, SlotId, Count]
+"""Slot, customer, need and steps."""
 
 
 class Gathered(Record):
@@ -123,17 +113,17 @@ def entitlements(
     now_ms: int,
 ) -> Iterator[Entitlement]:
     """Yield what a provider's state grants now of slots and to needs that are still there."""
-    cleared = {each.slot: each for each in state.slot_denominators}
-    for line in state.slot_allocations:
-        need, slot = needs.get((line.customer, line.need)), slots.get(line.slot)
-        if need is None or slot is None:
+    for divided in state.slot_denominators:
+        slot = slots.get(divided.slot)
+        if slot is None or divided.window != slot.window_at(now_ms):
             continue
-        divided, time = cleared[line.slot], common(slot, need, now_ms)
-        if time is not None and divided.window == slot.window_at(now_ms):
+        for line in divided.allocations:
+            need = needs.get(line.pin)
+            time = None if need is None else common(slot, need, now_ms)
+            if time is None:
+                continue
             yield Entitlement(
-                slot=line.slot,
-                opens_ms=divided.window[0],
-                closes_ms=divided.window[1],
+                slot=divided.slot,
                 window=time,
                 provider=provider,
                 customer=line.customer,
@@ -154,13 +144,9 @@ def rows_of(drawn: Mapping[EntitlementKey, int]) -> tuple[Drawn, ...]:
     return tuple((*key[1:], steps) for key, steps in sorted(drawn.items()))
 
 
-def _by_window(drawn: Iterable[Drawn]) -> dict[tuple[bytes, int], dict[Pin, int]]:
-    """Return the steps by slot and start of its window."""
-    found: defaultdict[tuple[bytes, int], dict[Pin, int]] = defaultdict(dict)
-    for slot, opens_ms, customer, need, steps in drawn:
-        if steps:
-            found[slot, opens_ms][customer, need] = steps
-    return found
+def _of(slot_id: bytes, drawn: Iterable[Drawn]) -> dict[Pin, int]:
+    """Return the steps of a slot by customer and need."""
+    return {(node, need): steps for slot, node, need, steps in drawn if slot == slot_id and steps}
 
 
 class _Round:
@@ -168,28 +154,22 @@ class _Round:
 
     def __init__(self, inputs: Inputs, last: TwoTierAllocationState) -> None:
         self._own, self._others = inputs.own, inputs.others
-        self._now_ms = inputs.gathered.now_ms
+        self._gathered, self._now_ms = inputs.gathered, inputs.gathered.now_ms
         self._free = Counter(inputs.gathered.free)
-        self._drawn = _by_window(inputs.gathered.drawn)
-        self._pinned = _by_window(inputs.gathered.pinned)
         self._credit = Counter(dict(inputs.gathered.credit))
         self._given = Counter[Pin]()
         self._lines = Counter[bytes]()
+        """By customer, how many needs of it were granted something."""
         self._last = {each.slot: each for each in last.slot_denominators}
-        self._lines_before: defaultdict[bytes, dict[Pin, SlotAllocationRecord]] = defaultdict(dict)
-        for line in last.slot_allocations:
-            self._lines_before[line.slot][line.customer, line.need] = line
         self._pauses = {(slot, node): (count, end) for slot, node, count, end in last.pauses}
         """By slot and customer: how often in a row it let an offer lapse, and the pause's end."""
         self._waiting: set[tuple[bytes, bytes]] = set()
         """Slots and customers that can take more of them than they have taken."""
         self._divided: list[SlotDenominators] = []
-        self._granted: list[SlotAllocationRecord] = []
         self._records: dict[bytes, ClearingRecord] = {}
 
     def outcome(self) -> Outcome:
         """Return what all slots came to."""
-        lines = sorted(self._granted, key=lambda line: line.key)
         pauses = [
             (*key, count, end)
             for key, (count, end) in self._pauses.items()
@@ -198,164 +178,158 @@ class _Round:
         # Of more than a state says, those that end first are forgotten.
         kept = sorted(pauses, key=lambda each: -each[-1])[:OFFER_PAUSES_MAX]
         state = TwoTierAllocationState(
-            slot_denominators=tuple(self._divided),
-            slot_allocations=tuple(lines),
-            recipient_totals=recipient_totals(self._divided, lines),
-            pauses=tuple(sorted(kept)),
+            slot_denominators=tuple(self._divided), pauses=tuple(sorted(kept))
         )
         return Outcome(state, self._records)
 
     def clear(self, slot: AvailabilitySlot, window: Window, bytes_max: int) -> None:
         """Clear a slot where somebody needs something of it, and count what it grants."""
-        now_ms, key = self._now_ms, (slot.slot_id, window[0])
-        drawn, pinned = self._drawn.get(key, {}), self._pinned.get(key, {})
-        last, before = self._last.get(slot.slot_id), self._lines_before[slot.slot_id]
+        own, last = self._own, self._last.get(slot.slot_id)
         if last is not None and last.window != window:
-            last, before = None, {}
-        takers = takers_of(slot, now_ms, self._own, self._others)
-        if not takers and last is None:
-            return
+            last = None
+        drawn = _of(slot.slot_id, self._gathered.drawn)
+        pinned = _of(slot.slot_id, self._gathered.pinned)
         # All records of a round fit the own space, and all that it grants one state.
-        needs_max = ALLOCATIONS_MAX - len(self._granted)
-        taking = admitted(slot, self._own, takers, bytes_max=bytes_max, needs_max=needs_max)
-        taken, all_free = sum(drawn.values()), self._free[slot.kind]
-        free = min(all_free, slot.quantity - taken)
-        offered = self._offered(slot, taking, before, drawn, free)
-        eligible = {each.published.node: self._eligible(slot, each, drawn) for each in taking}
-        left_out = {each.published.node for each in takers} - eligible.keys()
-        clearing = Clearing(
-            slot,
-            now_ms,
-            min(slot.quantity, taken + all_free),
-            self._own,
-            [each.published for each in taking],
-            eligible,
-            left_out,
+        needs_max = ALLOCATIONS_MAX - self._lines.total()
+        taking, left_out = admitted(
+            slot, self._now_ms, own, self._others, bytes_max=bytes_max, needs_max=needs_max
         )
-        record, lines = _around(clearing, pinned)
-        told = {pin: line.said for pin, line in before.items()}
-        said = slot.rule, record.capacity, record.tiers, lines
-        if last is None or (last.rule, last.capacity, last.tiers, told) != said:
-            self._records[record.id] = record
-            last = SlotDenominators(
+        if not (taking or left_out or last):
+            self._given.update(pinned)
+            return
+        customers = {customer.node: customer for customer, _ in taking}
+        capacity = min(slot.quantity, sum(drawn.values()) + self._free[slot.kind])
+        is_full = capacity <= sum(drawn.values())
+        since_ms: dict[bytes, int] = {}
+        for line in () if last is None else last.allocations:
+            is_open = line.granted_ms and line.quantity > drawn.get(line.pin, 0)
+            if is_open and line.customer not in since_ms:
+                since_ms[line.customer] = self._offered_ms(
+                    slot.slot_id, line, is_there=line.customer in customers, is_full=is_full
+                )
+        eligible = [each for taken in taking for each in self._eligible(slot, taken, drawn)]
+        provider, commitment, recognition = own.named
+        whole = ClearingRecord(
+            provider=provider,
+            slot=slot,
+            at_ms=self._now_ms,
+            capacity=capacity,
+            commitment=commitment,
+            recognition=recognition,
+            participants=tuple(sorted(each.named for each in customers.values())),
+            eligible=tuple(sorted(eligible)),
+            left_out=tuple(sorted(left_out)),
+        )
+        record, cleared = _around(Clearing(whole, own, customers), pinned)
+        said = [(*pin, *granted) for pin, granted in sorted(cleared.lines.items())]
+        told = last and (last.rule, last.tiers, [line.said for line in last.allocations])
+        if last is not None and told == (slot.rule, cleared.tiers, said):
+            clearing_id = last.clearing
+        else:
+            clearing_id = record.id
+            self._records[clearing_id] = record
+        self._given.update(pinned)
+        allocations = []
+        for (node, need), granted in sorted(cleared.lines.items()):
+            self._given[node, need] += max(0, granted.quantity - pinned.get((node, need), 0))
+            left, offered_ms = granted.quantity - drawn.get((node, need), 0), 0
+            if left > 0:
+                self._waiting.add((slot.slot_id, node))
+            if left > 0 and not self._is_paused(slot, node):
+                offered_ms = since_ms.get(node, self._now_ms)
+                self._credit[node] -= slot_amount(slot.kind, granted.price, left)
+                self._free[slot.kind] -= left
+            self._lines[node] += 1
+            allocations.append(
+                SlotAllocationRecord(
+                    customer=node, need=need, granted_ms=offered_ms, **granted._asdict()
+                )
+            )
+        self._divided.append(
+            SlotDenominators(
                 slot=slot.slot_id,
                 window=window,
                 kind=slot.kind,
                 rule=slot.rule,
-                capacity=record.capacity,
-                clearing=record.id,
-                tiers=record.tiers,
+                clearing=clearing_id,
+                tiers=cleared.tiers,
+                allocations=tuple(allocations),
             )
-        self._divided.append(last)
-        left = {pin: max(0, line[1] - drawn.get(pin, 0)) for pin, line in lines.items()}
-        waiting = {pin[0] for pin, steps in left.items() if steps}
-        self._waiting |= {(slot.slot_id, node) for node in waiting}
-        since_ms = {
-            node: offered.get(node, now_ms) for node in waiting if not self._is_paused(slot, node)
-        }
-        for pin in pinned.keys() | lines.keys():
-            self._given[pin] += max(pinned.get(pin, 0), lines[pin][1] if pin in lines else 0)
-        for (node, need), (tier, steps, price) in lines.items():
-            self._lines[node] += 1
-            self._granted.append(
-                SlotAllocationRecord(
-                    slot=slot.slot_id,
-                    customer=node,
-                    need=need,
-                    tier=tier,
-                    quantity=steps,
-                    price=price,
-                    granted_ms=since_ms.get(node, 0),
-                )
-            )
-            if node in since_ms:
-                self._credit[node] -= slot_amount(slot.kind, price, left[node, need])
-                self._free[slot.kind] -= left[node, need]
+        )
 
     def _is_paused(self, slot: AvailabilitySlot, customer: bytes) -> bool:
         return self._now_ms < self._pauses.get((slot.slot_id, customer), (0, 0))[1]
 
     def _eligible(
-        self, slot: AvailabilitySlot, taker: Taker, drawn: Mapping[Pin, int]
-    ) -> dict[bytes, int]:
+        self, slot: AvailabilitySlot, taking: Taking, drawn: Mapping[Pin, int]
+    ) -> list[tuple[bytes, bytes, int]]:
         """Return what each need may be granted of a slot, of what it wants."""
-        found: dict[bytes, int] = {}
-        kind, price, provider = slot.kind, slot.reserve, self._own.node
-        customer, is_open = taker.published.node, taker.tier == "open"
+        found = list[tuple[bytes, bytes, int]]()
+        (taker, wanted), kind, provider = taking, slot.kind, self._own.node
+        customer = taker.node
         credit, is_paused = self._credit[customer], self._is_paused(slot, customer)
+        is_open = standing(self._own, taker)[0] == "open"
         lines = ALLOCATIONS_A_STRANGER_MAX if is_open else ALLOCATIONS_A_CUSTOMER_MAX
         lines -= self._lines[customer]
-        for need in taker.published.commitment.needs:
-            if need.slot_id not in taker.wanted:
+        for need in taker.commitment.needs:
+            if need.slot_id not in wanted:
                 continue
             pin = customer, need.slot_id
             mine = drawn.get(pin, 0)
             # A margin asks for free room, and not for what lies under others' leases.
             margin = max(0, need.part(provider) - mine)
             most = min(
-                taker.wanted[need.slot_id] - self._given[pin],
+                wanted[need.slot_id] - self._given[pin],
                 need.most(provider) - max(0, margin - self._free[kind]),
             )
             # Not at what the need says that it pays: who said less would be eligible for more.
-            more = affordable(kind, price, credit)
+            more = affordable(kind, slot.reserve, credit)
             if more is not None:
                 most = min(most, mine + more // SLOT_UNIT[kind])
             # What was taken stays.
             if is_paused or len(found) >= lines:
                 most = min(most, mine)
             if most > 0:
-                found[need.slot_id] = most
-                credit -= slot_amount(kind, price, max(0, most - mine))
+                found.append((*pin, most))
+                credit -= slot_amount(kind, slot.reserve, max(0, most - mine))
         return found
 
-    def _offered(
-        self,
-        slot: AvailabilitySlot,
-        taking: Iterable[Taker],
-        before: Mapping[Pin, SlotAllocationRecord],
-        drawn: Mapping[Pin, int],
-        free: int,
-    ) -> dict[bytes, int]:
-        """Return since when customers are offered what they have not taken; pause who took nothing.
+    def _offered_ms(
+        self, slot_id: bytes, line: SlotAllocationRecord, *, is_there: bool, is_full: bool
+    ) -> int:
+        """Return since when a customer is offered what it has not taken; pause it if that lapses.
 
         To withdraw what was offered and not taken is to let it lapse.
         """
-        offered = {
-            pin[0]: line.granted_ms
-            for pin, line in before.items()
-            if line.granted_ms and line.quantity > drawn.get(pin, 0)
-        }
-        there = {taker.published.node for taker in taking}
-        for node, since_ms in tuple(offered.items()):
-            if node in there and since_ms + OFFER_MS > self._now_ms:
-                continue
-            if node in there and free <= 0:
-                # What others still hold can be taken by nobody: it stands until some falls free.
-                offered[node] = self._now_ms
-                continue
-            lapses, _ = self._pauses.get((slot.slot_id, node), (0, 0))
-            pause_ms = min(OFFER_PAUSE_MS << min(lapses, 16), OFFER_PAUSE_MS_MAX)
-            self._pauses[slot.slot_id, node] = lapses + 1, self._now_ms + pause_ms
-        return offered
+        if is_there and self._now_ms < line.granted_ms + OFFER_MS:
+            return line.granted_ms
+        if is_there and is_full:
+            # What others still hold can be taken by nobody: it stands until some falls free.
+            return self._now_ms
+        key = slot_id, line.customer
+        lapses, _ = self._pauses.get(key, (0, 0))
+        pause_ms = min(OFFER_PAUSE_MS << min(lapses, 16), OFFER_PAUSE_MS_MAX)
+        self._pauses[key] = lapses + 1, self._now_ms + pause_ms
+        return line.granted_ms
 
 
-def _around(
-    clearing: Clearing, pinned: Mapping[Pin, int]
-) -> tuple[ClearingRecord, dict[Pin, Granted]]:
-    """Return a record and its lines; who has pinned more than it is granted keeps that."""
-    taking = {node: dict(units) for node, units in clearing.eligible.items()}
+def _around(clearing: Clearing, pinned: Mapping[Pin, int]) -> tuple[ClearingRecord, SlotClearing]:
+    """Clear a slot around what is pinned: a need that has more than it is granted keeps that."""
+    whole = clearing.record
+    stays = pinned.keys() - {each[:2] for each in whole.eligible}
     while True:
-        stays = [pin for pin in pinned if pin[1] not in taking.get(pin[0], {})]
-        capacity = max(0, clearing.capacity - sum(pinned[pin] for pin in stays))
-        record = replace(clearing, capacity=capacity, eligible=taking).record()
-        lines = lines_of(record)
-        short = [
-            pin for pin in pinned.keys() - stays if pin not in lines or lines[pin][1] < pinned[pin]
-        ]
+        capacity = max(0, whole.capacity - sum(pinned[pin] for pin in stays))
+        eligible = tuple(each for each in whole.eligible if each[:2] not in stays)
+        record = whole.model_copy(update={"capacity": capacity, "eligible": eligible})
+        cleared = replace(clearing, record=record).clear()
+        short = {
+            pin
+            for pin in pinned.keys() - stays
+            if pin not in cleared.lines or cleared.lines[pin].quantity < pinned[pin]
+        }
         if not short:
-            return record, lines
-        for node, need_id in short:
-            del taking[node][need_id]
+            return record, cleared
+        stays |= short
 
 
 def clear_all(inputs: Inputs, last: TwoTierAllocationState) -> Outcome:

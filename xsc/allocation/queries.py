@@ -12,7 +12,7 @@ from typing import Final
 
 from xsc.allocation.recognition import tier_of
 from xsc.base.limits import PPM
-from xsc.terms.clearing import TwoTierAllocationState, from_ratio
+from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import Tier
 from xsc.terms.slot import Commitment
 
@@ -83,9 +83,3 @@ def network_has_converged(flags: Mapping[bytes, bool]) -> bool:
         flags: what each known fresh participant says, this node among them.
     """
     return sum(flags.values()) * PPM >= NETWORK_PPM * len(flags)
-
-
-def denominator_of(raw: tuple[bytes, bytes]) -> int | str:
-    """Return a published denominator as JSON has it: a number where it is whole."""
-    value = from_ratio(raw)
-    return value.numerator if value.denominator == 1 else str(value)

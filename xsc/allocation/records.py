@@ -23,10 +23,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from xsc.allocation.clearing_record import (
-    Checked,
+    Clearing,
     Published,
     charged,
     check_clearing,
@@ -38,7 +38,6 @@ from xsc.base.errors import NotFound, ProofInvalid, XscError
 from xsc.base.ids import from_text, short
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import (
-    ALLOCATION_DEBOUNCE_MS,
     CLEARING_ASKED_MAX,
     CLEARING_DRAW,
     CLEARINGS_BYTES_MAX,
@@ -53,6 +52,8 @@ from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Entry
 from xsc.terms.clearing import ClearingProof, ClearingRecord, SpaceValue
+
+T = TypeVar("T")
 
 _FALSE: Final = b"allocation/false/"
 _ID_BYTES: Final = 32
@@ -134,22 +135,19 @@ class Records:
         found = [self.opened(record_id) for record_id in self.ids()]
         return sorted(found, key=lambda each: (-each.record.at_ms, each.id))
 
-    def _own(self, record_id: bytes) -> bytes:
-        raw = self._space.get(UserSpacePaths.clearing(record_id)).value
-        if raw is None:
-            raise NotFound(
-                "the clearing is not kept any more",
-                hint="`xsc market clearings` lists those that are",
-            )
-        return raw
-
     def opened(self, record_id: bytes) -> Signed[ClearingRecord]:
         """Return a record.
 
         Raises:
             NotFound: it is not kept.
         """
-        return open_clearing(self._own(record_id), self._context.network)
+        raw = self._space.get(UserSpacePaths.clearing(record_id)).value
+        if raw is None:
+            raise NotFound(
+                "the clearing is not kept any more",
+                hint="`xsc market clearings` lists those that are",
+            )
+        return open_clearing(raw, self._context.network)
 
     def named(self, record_id: bytes) -> list[SpaceValue]:
         """Return the values that a record names, as far as they are kept."""
@@ -170,7 +168,7 @@ class Records:
             present: the ids of all records that hold now.
             published: those that took part, and others.
         """
-        named = {name: value for each in published for name, value in each.named.items()}
+        named = {value.name: value for each in published for value in each.values}
         names = self._names | {signed.id: signed.record.names for signed in made}
         paths = UserSpacePaths.CLEARINGS, UserSpacePaths.NAMED
         stored = {_last(each.path): each for path in paths for each in self._space.ls(path)}
@@ -212,37 +210,41 @@ class Records:
         for provider, false_id in self._false.items():
             if false_id == record_id and (raw := self._rows.get(_FALSE + provider + false_id)):
                 return raw
-        return self._packed(self._own(record_id), self.named(record_id))
+        signed = self.opened(record_id)
+        return self._packed(signed, [*self.named(record_id), *self._state_of(signed.author)])
 
-    def _packed(self, raw: bytes, named: Collection[SpaceValue]) -> bytes:
+    def _state_of(self, provider: bytes) -> list[SpaceValue]:
+        """Return what a provider says that its present clearings come to, where it is here."""
+        said = self._heard.value(UserSpacePaths.ALLOCATION_STATE, provider)
+        return [] if said is None else [said]
+
+    def _packed(self, signed: Signed[ClearingRecord], values: Collection[SpaceValue]) -> bytes:
         """Return a clearing record with what it names, as `xsc verify` reads it."""
-        proof = ClearingProof(clearing=raw, named=tuple(named))
+        proof = ClearingProof(clearing=signed.raw, named=tuple(values))
         return sign(proof, self._context.key, self._context.network).raw
 
-    async def checked(self, provider: bytes, record_id: bytes) -> Checked:
-        """Return a clearing record, recomputed: an own one that is kept, or another's.
+    async def checked(self, provider: bytes, record_id: bytes) -> Clearing:
+        """Return a clearing, checked with what its provider says of it.
 
         Raises:
             NotFound, UnavailableError, PeerError, LimitError: its provider does not give it.
-            ProofInvalid: it does not recompute, or the provider's state has other lines of it.
+            ProofInvalid: its record is not right, or the provider's state has another outcome.
         """
-        if provider == self._context.key.node_id:
-            return await self._recompute(self._own(record_id), self.named(record_id))
-        signed = await self._record(provider, record_id)
-        values = await self._named_by(signed.record)
-        if (said := self._heard.value(UserSpacePaths.ALLOCATION_STATE, provider)) is not None:
-            values.append(said)
+        is_own = provider == self._context.key.node_id
+        signed = self.opened(record_id) if is_own else await self._record(provider, record_id)
+        values = self.named(record_id) if is_own else await self._named_by(signed.record)
+        values += self._state_of(provider)
         try:
-            return await self._recompute(signed.raw, values)
+            return await self._run(check_clearing, signed.raw, values)
         except ProofInvalid:
-            self._keep_evidence(signed, values)
+            if not is_own:
+                self._keep_evidence(signed, values)
             raise
 
-    async def _recompute(self, raw: bytes, named: Collection[SpaceValue]) -> Checked:
+    async def _run(self, check: Callable[..., T], *given: object) -> T:
+        """Check something in another thread, one after the other."""
         async with self._turn:
-            return await self._context.executor.run(
-                check_clearing, raw, named, network=self._context.network
-            )
+            return await self._context.executor.run(check, *given, network=self._context.network)
 
     # Those of others
 
@@ -284,33 +286,27 @@ class Records:
         try:
             while None in (found := self._found.get(provider, {})).values():
                 record_id = next(each for each, is_right in found.items() if is_right is None)
-                is_right = await self._is_right(provider, record_id)
+                is_right = None
+                try:
+                    await self.checked(provider, record_id)
+                except ProofInvalid as fault:
+                    is_right, self._failed[provider] = False, CLEARING_ASKED_MAX
+                    self._context.log.warning(
+                        "allocation.clearing_false", peer=short(provider), fault=fault.message
+                    )
+                except XscError:
+                    # What it does not give, or not in its form, proves nothing.
+                    self._failed[provider] += 1
+                else:
+                    is_right, self._failed[provider] = True, 0
                 if record_id in self._found.get(provider, ()):
                     self._found[provider][record_id] = is_right
                 if is_right is not None or self._failed[provider] == CLEARING_ASKED_MAX:
                     self._told()
-                pause_ms = CONVERGED_LOOK_MS if is_right is None else ALLOCATION_DEBOUNCE_MS
-                await self._context.clock.sleep_ms(pause_ms)
+                await self._context.clock.sleep_ms(CONVERGED_LOOK_MS)
         finally:
             self._running.discard(provider)
         self._told()
-
-    async def _is_right(self, provider: bytes, record_id: bytes) -> bool | None:
-        """Return whether a record recomputes; None where its provider does not give it."""
-        try:
-            await self.checked(provider, record_id)
-        except ProofInvalid as fault:
-            self._failed[provider] = CLEARING_ASKED_MAX
-            self._context.log.warning(
-                "allocation.clearing_false", peer=short(provider), fault=fault.message
-            )
-            return False
-        except XscError:
-            # What it does not give, or not in its form, proves nothing.
-            self._failed[provider] += 1
-            return None
-        del self._failed[provider]
-        return True
 
     async def _value(self, provider: bytes, path: str) -> bytes:
         value = (await self._read(provider, path)).value
@@ -321,8 +317,7 @@ class Records:
     async def _record(self, provider: bytes, record_id: bytes) -> Signed[ClearingRecord]:
         """Return the record that a provider's state names."""
         raw = await self._value(provider, UserSpacePaths.clearing(record_id))
-        async with self._turn:
-            signed = await self._context.executor.run(open_clearing, raw, self._context.network)
+        signed = await self._run(open_clearing, raw)
         if (signed.author, signed.id) != (provider, record_id):
             raise NotFound("the provider gives another clearing than its state names")
         return signed
@@ -330,8 +325,8 @@ class Records:
     async def _named_by(self, record: ClearingRecord) -> list[SpaceValue]:
         """Return what a record names: mostly what its customers still publish, which is here."""
         here: dict[bytes, SpaceValue] = {}
-        for node in (record.provider, *(each.customer for each in record.participants)):
-            here |= self._heard.of(node).named
+        for node in (record.provider, *(each[0] for each in record.participants)):
+            here |= {value.name: value for value in self._heard.of(node).values}
         found, size_bytes = [], 0
         for name in sorted(record.names):
             value = here.get(name)
@@ -349,7 +344,7 @@ class Records:
         if provider in self._false:
             return
         self._report(provider, "clearing")
-        proof = self._packed(signed.raw, named)
+        proof = self._packed(signed, named)
         if len(self._false) < FALSE_CLEARINGS_MAX and len(proof) <= FALSE_CLEARING_BYTES_MAX:
             self._rows.write([(_FALSE + provider + signed.id, proof)], sync=False)
             self._false[provider] = signed.id

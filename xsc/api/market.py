@@ -291,7 +291,7 @@ class Tier:
     tier: str
     capacity: int
     given: int
-    denominator: int | str
+    denominator: int | float
 
 
 @model

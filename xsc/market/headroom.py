@@ -38,15 +38,15 @@ def undrawn(offer: Entitlement, drawn: Mapping[EntitlementKey, int]) -> int:
 
 
 def slot_left(offer: Entitlement, drawn: Mapping[EntitlementKey, int]) -> int:
-    """Return what no lease has of the slot's window."""
-    taken = sum(level for key, level in drawn.items() if key[:3] == offer.key[:3])
+    """Return what no lease has of the slot."""
+    taken = sum(level for key, level in drawn.items() if key[:2] == offer.key[:2])
     return max(0, offer.slot_quantity * LEASE_UNIT[offer.kind] - taken)
 
 
 def is_named(offer: Entitlement, request: LeaseRequest) -> bool:
     """Return whether a request is for what a clearing granted."""
-    named = key_of(request, request.need or b""), request.window[1], request.tier
-    return (offer.key, offer.closes_ms, offer.tier) == named
+    named = key_of(request, request.need or b""), request.window, request.tier
+    return (offer.key, offer.window, offer.tier) == named
 
 
 class Headroom:

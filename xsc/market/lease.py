@@ -192,7 +192,7 @@ def own_leases(role: Role, node: bytes) -> dict[bytes, LeaseEntry]:
 
 def key_of(terms: LeaseRequest, need: bytes) -> EntitlementKey:
     """Return what a lease counts for in clearings, as one of that need."""
-    return EntitlementKey(terms.provider, terms.slot, terms.window[0], terms.customer, need)
+    return EntitlementKey(terms.provider, terms.slot, terms.customer, need)
 
 
 # What is agreed

@@ -234,15 +234,15 @@ class LeaseStore:
     ) -> dict[EntitlementKey, int]:
         """Return the same in steps of slots.
 
-        What one customer has of a window is rounded up together: many small needs take no more.
+        What one customer has of a slot is rounded up together: many small needs take no more.
         """
         found: dict[EntitlementKey, int] = {}
         for kind, unit in LEASE_UNIT.items():
             levels = self.drawn(role, now_ms, (kind,), young=young)
-            had = Counter[tuple[bytes, bytes, int, bytes]]()
+            had = Counter[tuple[bytes, bytes, bytes]]()
             for key, level in sorted(levels.items(), key=lambda item: (-item[1], item[0])):
-                before = had[key[:4]]
-                had[key[:4]] += level
+                before = had[key[:3]]
+                had[key[:3]] += level
                 found[key] = ceil_div(before + level, unit) - ceil_div(before, unit)
         return found
 

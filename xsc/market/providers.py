@@ -78,17 +78,15 @@ class Providers:
         """
         now_ms, longest_ms = self._clock.now_ms(), self._node.settings.storage_lease_ms
         end_ms = now_ms + rules.longest_ms(offer.kind, longest_ms, cleared=need is not None)
-        window = offer.window
-        if isinstance(offer, Entitlement):
-            window = offer.opens_ms, offer.closes_ms
-            end_ms = end_ms if offer.kind == "storage" else min(end_ms, offer.window[1])
+        if need is not None and offer.kind == "compute":
+            end_ms = min(end_ms, offer.window[1])
         request = LeaseRequest(
             lease_id=self._node.entropy.token(ID_BYTES) if renewed is None else renewed.id,
             provider=offer.provider,
             customer=self._node.id,
             kind=offer.kind,
             slot=offer.slot,
-            window=window,
+            window=offer.window,
             tier=offer.tier,
             need=None if need is None else need.slot_id,
             number=0 if need is None else need.number,

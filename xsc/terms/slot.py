@@ -56,8 +56,6 @@ class EntitlementKey(NamedTuple):
 
     provider: bytes
     slot: bytes
-    opens_ms: int
-    """Start of the slot's window."""
     customer: bytes
     need: bytes
 
@@ -244,9 +242,6 @@ class Entitlement:
     """Capacity of one window of a slot, kept free for one customer at a price."""
 
     slot: bytes
-    opens_ms: int
-    closes_ms: int
-    """Start and end of the slot's window."""
     window: Window
     """When it may be drawn: what the slot's window and the need's have in common."""
     provider: bytes
@@ -268,4 +263,4 @@ class Entitlement:
     @property
     def key(self) -> EntitlementKey:
         """What names it among all."""
-        return EntitlementKey(self.provider, self.slot, self.opens_ms, self.customer, self.need)
+        return EntitlementKey(self.provider, self.slot, self.customer, self.need)

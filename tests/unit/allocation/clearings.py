@@ -6,13 +6,13 @@ import gc
 import sys
 from collections.abc import Callable, Iterable
 from random import Random
+from typing import Any
 
 from xsc.allocation.clearing_record import (
     Clearing,
     Published,
     admitted,
     read_published,
-    takers_of,
 )
 from xsc.allocation.recognition import value_of
 from xsc.base.limits import ALLOCATIONS_MAX, CLEARINGS_BYTES_MAX
@@ -21,7 +21,14 @@ from xsc.identity.keys import KeyPair
 from xsc.space.itc import event_bytes
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceRecord, value_digest
-from xsc.terms.clearing import ClearingProof, ClearingRecord, SpaceValue
+from xsc.terms.clearing import (
+    ClearingProof,
+    ClearingRecord,
+    SlotAllocationRecord,
+    SlotDenominators,
+    SpaceValue,
+    TwoTierAllocationState,
+)
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 NOW_MS = 1_700_000_000_000
@@ -81,7 +88,7 @@ def published(
     if weights:
         given = space_value(owner, network, UserSpacePaths.RECOGNITION, value_of(weights))
     said = space_value(owner, network, UserSpacePaths.COMMITMENT, commitment.to_bytes())
-    return read_published(owner.node_id, said, given, network=network, at_ms=NOW_MS)
+    return read_published((owner.node_id, said, given), network=network, at_ms=NOW_MS)
 
 
 def steps_of(work: Callable[[], object]) -> int:
@@ -114,9 +121,10 @@ def taking(
     bytes_max: int = CLEARINGS_BYTES_MAX,
 ) -> dict[bytes, dict[bytes, int]]:
     """Return what the needs of those that take part want, by customer in order of admission."""
-    takers = takers_of(offered, NOW_MS, own, others)
-    found = admitted(offered, own, takers, bytes_max=bytes_max, needs_max=ALLOCATIONS_MAX)
-    return {taker.published.node: dict(taker.wanted) for taker in found}
+    found, _ = admitted(
+        offered, NOW_MS, own, others, bytes_max=bytes_max, needs_max=ALLOCATIONS_MAX
+    )
+    return {customer.node: dict(units) for customer, units in found}
 
 
 def cleared(
@@ -129,15 +137,61 @@ def cleared(
     """Clear the one slot as a provider does; everything that is wanted is eligible."""
     (offered,) = own.commitment.slots
     eligible = taking(own, others, offered)
-    customers = [other for other in others if other.node in eligible]
-    left_out = {other.node for other in others} - eligible.keys()
-    made = Clearing(offered, NOW_MS, capacity, own, customers, eligible, left_out)
-    return sign(made.record(), provider, network)
+    _, commitment, recognition = own.named
+    record = ClearingRecord(
+        provider=own.node,
+        slot=offered,
+        at_ms=NOW_MS,
+        capacity=capacity,
+        commitment=commitment,
+        recognition=recognition,
+        participants=tuple(sorted(each.named for each in others if each.node in eligible)),
+        eligible=tuple(
+            sorted((node, *each) for node, units in eligible.items() for each in units.items())
+        ),
+        left_out=tuple(sorted({other.node for other in others} - eligible.keys())),
+    )
+    return sign(record, provider, network)
+
+
+def state_of(
+    made: Signed[ClearingRecord],
+    own: Published,
+    others: Iterable[Published],
+    change: Callable[[SlotAllocationRecord], SlotAllocationRecord] = lambda line: line,
+    **changes: Any,
+) -> TwoTierAllocationState:
+    """Return what the provider publishes of a clearing, with other lines where they change."""
+    record = made.record
+    outcome = Clearing(record, own, {each.node: each for each in others}).clear()
+    window = record.slot.window_at(record.at_ms)
+    assert window is not None
+    lines = (
+        SlotAllocationRecord(
+            customer=customer, need=need_id, granted_ms=NOW_MS, **granted._asdict()
+        )
+        for (customer, need_id), granted in sorted(outcome.lines.items())
+    )
+    said = {
+        "slot": record.slot.slot_id,
+        "window": window,
+        "kind": record.slot.kind,
+        "rule": record.slot.rule,
+        "clearing": made.id,
+        "tiers": outcome.tiers,
+        "allocations": tuple(change(line) for line in lines),
+    }
+    return TwoTierAllocationState(slot_denominators=(SlotDenominators(**(said | changes)),))
+
+
+def said_of(state: TwoTierAllocationState, owner: KeyPair, network: bytes) -> SpaceValue:
+    """Return a state as its owner's space has it."""
+    return space_value(owner, network, UserSpacePaths.ALLOCATION_STATE, state.to_bytes())
 
 
 def named(*published: Published) -> list[SpaceValue]:
     """Return what records name of what was published."""
-    return [value for each in published for value in each.named.values()]
+    return [value for each in published for value in each.values]
 
 
 def proof(signed: Signed[ClearingRecord], values: Iterable[SpaceValue], packer: KeyPair) -> bytes:

@@ -33,7 +33,7 @@ def test_a_default_need_takes_whole_columns_of_as_many_providers_as_it_is_spread
     """Of six that offer three steps each, five: an even division of 15 leaves three with two."""
     providers = [key(number).node_id for number in range(1, 7)]
     stated = need(1, quantity=16, spread=5, standing=True, parts=((providers[0], 1),))
-    ranks = dict.fromkeys(providers, ("open", 0)) | {providers[5]: ("mutual", 1)}
+    ranks = dict.fromkeys(providers, ("open", 1)) | {providers[5]: ("mutual", 1)}
     offered = dict.fromkeys(providers, 3) | {providers[0]: 4}
     (last,) = sorted(providers[:5])[-1:]
     lines = [granted(each, steps, stated) for each, steps in offered.items()]
@@ -48,7 +48,7 @@ def test_what_one_provider_more_is_to_hold_is_not_divided_among_all_that_offer()
     one, two = sorted(key(number).node_id for number in (1, 2))
     stated = need(1, quantity=3, standing=True)
     lines = [granted(each, 3, stated) for each in (one, two)]
-    ranks = {one: ("open", 0), two: ("open", 0)}
+    ranks = {one: ("open", 1), two: ("open", 1)}
     capped = answered(stated, lines, {}, ranks, is_due=True, is_settled=True)
     assert dict(capped.caps) == {two: 0}
 
@@ -77,8 +77,6 @@ def granted(provider, quantity, asked):
     window = (NOW_MS, NOW_MS + HOUR)
     return Entitlement(
         slot=bytes(16),
-        opens_ms=window[0],
-        closes_ms=window[1],
         window=window,
         provider=provider,
         customer=key(9).node_id,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from fractions import Fraction
 from itertools import pairwise
 
 import pytest
 
-from tests.gathering import inputs_of
+from tests.gathering import inputs_of, lines_in
 from tests.settle import settle
 from tests.unit.allocation.clearings import present
 from tests.unit.allocation.test_commitments import Node
@@ -47,7 +46,6 @@ from xsc.terms.clearing import (
     SpaceValue,
     TierLine,
     TwoTierAllocationState,
-    to_ratio,
 )
 from xsc.terms.slot import LEASE_UNIT, AvailabilitySlot, Commitment, NeedSlot
 
@@ -248,7 +246,7 @@ async def test_who_is_removed_is_granted_nothing_any_more(provider, bob):
     provider.allocator.wake()
     await provider.allocator.allocate()
     assert provider.quantities() == []
-    assert provider.allocator.state.slot_allocations == ()
+    assert lines_in(provider.allocator.state) == []
 
 
 async def test_without_slots_one_state_says_so_and_no_more_are_written(provider, bob):
@@ -330,9 +328,9 @@ def test_the_records_of_all_windows_fit_the_own_space():
     ]
     asked = []
 
-    def admitted(_slot, _own, _takers, *, bytes_max, needs_max):
+    def admitted(*_, bytes_max, needs_max):
         asked.append(bytes_max)
-        return []
+        return [], [b"q" * 32]
 
     other = Published(b"q" * 32, Commitment(needs=(need_of(1),)), NOTHING)
     for count in (1, SLOTS_MAX):
@@ -361,7 +359,7 @@ def test_a_slot_is_cleared_once_its_window_begins():
         free = {"compute": 99}
         last = clear_all(inputs_of(now_ms, own, others, credit=credit, free=free), last).state
         cleared.append([each.window for each in last.slot_denominators])
-        assert [line.quantity for line in last.slot_allocations] == [10] * len(cleared[-1])
+        assert [line.quantity for line in lines_in(last)] == [10] * len(cleared[-1])
     assert cleared == [[], [], [window], []]
 
 
@@ -462,42 +460,35 @@ async def test_a_damaged_commitment_withdraws_nothing(provider, bob, alice, netw
 
 def granting_state(slot, customer, need, quantity):
     """Return the state of a provider that grants one need so much of a slot."""
-    empty = to_ratio(Fraction(0))
     tiers = tuple(
         TierLine(
             tier=tier,
-            capacity=quantity,
+            capacity=slot.quantity,
             given=quantity if tier == "open" else 0,
-            denominator=empty,
-            level=None,
+            denominator=0,
         )
         for tier in TIERS
     )
-    window = slot.windows[0]
+    line = SlotAllocationRecord(
+        customer=customer,
+        need=need.slot_id,
+        tier="open",
+        quantity=quantity,
+        price=10,
+        granted_ms=NOW_MS,
+    )
     return TwoTierAllocationState(
         slot_denominators=(
             SlotDenominators(
                 slot=slot.slot_id,
-                window=window,
+                window=slot.windows[0],
                 kind=slot.kind,
                 rule=slot.rule,
-                capacity=slot.quantity,
                 clearing=bytes(32),
                 tiers=tiers,
+                allocations=(line,),
             ),
         ),
-        slot_allocations=(
-            SlotAllocationRecord(
-                slot=slot.slot_id,
-                customer=customer,
-                need=need.slot_id,
-                tier="open",
-                quantity=quantity,
-                price=10,
-                granted_ms=NOW_MS,
-            ),
-        ),
-        recipient_totals=((customer, slot.kind, quantity),),
     )
 
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from tests.independent.clearing import recompute
+from tests.independent.clearing import joined, recompute
 from tests.strategies import vectors
 from tests.unit.allocation.clearings import (
     HOUR,
@@ -18,12 +18,13 @@ from tests.unit.allocation.clearings import (
     proof,
     published,
     random_clearing,
+    said_of,
     slot,
     space_value,
+    state_of,
     taking,
 )
 from xsc.allocation.clearing_record import (
-    Clearing,
     Published,
     check_clearing,
     read_published,
@@ -52,7 +53,6 @@ from xsc.terms.clearing import (
     SpaceValue,
     TierLine,
     TwoTierAllocationState,
-    from_ratio,
 )
 from xsc.terms.slot import Commitment
 
@@ -83,12 +83,14 @@ def test_a_clearing_is_recomputed_from_its_record(world, network):
     own, others = world
     signed = cleared(PROVIDER, own, others, network)
     values = named(own, *others)
-    assert check_clearing(signed.raw, values).signed == signed
-    lines = {each.customer: each.lines for each in signed.record.participants}
+    clearing = check_clearing(signed.raw, values)
+    assert clearing.record == signed.record
     first, second = need(1).slot_id, need(2).slot_id
-    assert lines[MUTUAL.node_id] == ((first, "mutual", 40, 2), (second, "mutual", 40, 2))
-    assert lines[ONE_WAY.node_id] == ((first, "one_way", 20, 4),)
-    assert lines[STRANGER.node_id] == ()
+    assert clearing.clear().lines == {
+        (MUTUAL.node_id, first): ("mutual", 40, 2),
+        (MUTUAL.node_id, second): ("mutual", 40, 2),
+        (ONE_WAY.node_id, first): ("one_way", 20, 4),
+    }
     assert "divided" in verify_file(proof(signed, values, STRANGER)), "whoever packs it"
     with pytest.raises(ProofInvalid, match="had published is missing"):
         check_clearing(signed.raw, values[1:])
@@ -99,12 +101,15 @@ def test_golden_clearings(case):
     """The outcomes were computed by `tests/independent`; they never change for one version."""
     raw = bytes.fromhex(case["envelope"])
     packed = open_signed(raw, ClearingProof, network=None, size_max=len(raw))
-    signed = check_clearing(packed.record.clearing, packed.record.named).signed
-    assert signed.id.hex() == case["id"]
+    clearing = check_clearing(packed.record.clearing, packed.record.named)
+    assert clearing.record.id.hex() == case["id"]
+    cleared = clearing.clear()
     assert [
-        [line[0].hex(), *line[1:]] for each in signed.record.participants for line in each.lines
+        [customer.hex(), need_id.hex(), *granted]
+        for (customer, need_id), granted in sorted(cleared.lines.items())
     ] == case["lines"]
-    again = sign(signed.record, key(1), signed.network)
+    assert [[t.capacity, t.given, t.denominator] for t in cleared.tiers] == case["stages"]
+    again = sign(clearing.record, key(1), packed.network)
     assert again.raw == packed.record.clearing
     assert proof(again, packed.record.named, key(1)) == raw
 
@@ -114,11 +119,13 @@ def test_a_second_implementation_recomputes_every_clearing(network):
     stages = set()
     for _ in range(120):
         signed, values = random_clearing(random, network)
-        by_rule, as_said = recompute(proof(signed, values, PROVIDER))
-        assert by_rule == as_said
-        assert check_clearing(signed.raw, values).signed.id == signed.id
-        for each in signed.record.participants:
-            stages |= {(line[1], signed.record.slot.rule) for line in each.lines}
+        lines, tiers = recompute(proof(signed, values, PROVIDER))
+        clearing = check_clearing(signed.raw, values)
+        assert clearing.record.id == signed.id
+        cleared = clearing.clear()
+        assert joined(lines) == [(*pin, *of) for pin, of in sorted(cleared.lines.items())]
+        assert tiers == [(t.capacity, t.given, t.denominator) for t in cleared.tiers]
+        stages |= {(t.tier, signed.record.slot.rule) for t in cleared.tiers if t.given}
     assert len(stages) == 6, "every stage under both rules"
 
 
@@ -139,34 +146,29 @@ def changed(signed, network, author=PROVIDER, **changes):
     return sign(record, author, network)
 
 
-def test_a_provider_that_signs_another_outcome_is_found(world, network):
+def test_a_provider_that_says_what_does_not_follow_is_found(world, network):
     own, others = world
     signed = cleared(PROVIDER, own, others, network)
-    record = signed.record
-    participants = [each.to_value() for each in record.participants]
-    index = next(i for i, each in enumerate(record.participants) if each.lines)
-
-    def told(place, **changes):
-        copy = [*participants]
-        copy[place] = {**copy[place], **changes}
-        return changed(signed, network, participants=copy)
-
-    tiers = [line.to_value() for line in record.tiers]
-    stranger = next(
-        i for i, each in enumerate(record.participants) if each.customer == STRANGER.node_id
-    )
+    parts = [[*each] for each in signed.record.participants]
+    eligible = [[*each] for each in signed.record.eligible]
+    index = next(i for i, each in enumerate(parts) if each[0] == STRANGER.node_id)
     other = space_value(MUTUAL, network, UserSpacePaths.COMMITMENT, others[1].commitment.to_bytes())
     values = [*named(own, *others), other]
+
+    def told(units, need_id):
+        return changed(signed, network, eligible=[[eligible[0][0], need_id, units], *eligible[1:]])
+
+    def naming(name):
+        stranger = [STRANGER.node_id, name, None]
+        told = [stranger if number == index else each for number, each in enumerate(parts)]
+        return changed(signed, network, participants=told)
+
     lies = [
-        (told(index, lines=[]), "and by the rule"),
-        (told(index, eligible=[[need(1).slot_id, 41]]), "does not match"),
-        (told(index, eligible=[[need(9).slot_id, 1]]), "does not match"),
-        (told(stranger, commitment=other.name), "by another|author|sign"),
-        (told(index, recognition=None), "and by the rule"),
-        (changed(signed, network, capacity=99), "and by the rule"),
-        (changed(signed, network, tiers=[{**tiers[0], "given": 79}, *tiers[1:]]), "stage mutual"),
+        (told(41, eligible[0][1]), "does not match"),
+        (told(1, bytes(16)), "does not match"),
+        (changed(signed, network, participants=parts[1:]), "does not match"),
+        (naming(other.name), "by another|author|sign"),
         (changed(signed, network, author=MUTUAL), "not signed by its provider"),
-        (changed(signed, network, recognition=None), "and by the rule"),
         (changed(signed, network, slot=slot(price_mutual=1).to_value()), "does not publish"),
         (changed(signed, network, at_ms=NOW_MS - HOUR), "in the future"),
     ]
@@ -175,11 +177,49 @@ def test_a_provider_that_signs_another_outcome_is_found(world, network):
             verify_file(proof(lie, values, PROVIDER))
 
 
+def test_a_provider_that_signs_another_outcome_is_found(world, network):
+    """The outcome is in the provider's state, which names the record."""
+    own, others = world
+    signed = cleared(PROVIDER, own, others, network)
+    values = named(own, *others)
+
+    def verified(said, by=PROVIDER, of=signed):
+        return verify_file(proof(of, [*values, said_of(said, by, network)], STRANGER))
+
+    def other(**changes):
+        return state_of(signed, own, others, lambda line: line.model_copy(update=changes))
+
+    honest = state_of(signed, own, others)
+    assert "as the rule says" in verified(honest)
+    (divided,) = honest.slot_denominators
+    first, *tiers = divided.tiers
+    raised = (first.model_copy(update={"denominator": 1}), *tiers)
+    lies = [
+        (other(quantity=19), "by the rule"),
+        (other(price=1), "by the rule"),
+        (other(tier="open"), "by the rule"),
+        (state_of(signed, own, others, tiers=raised), "stage"),
+        (state_of(signed, own, others, slot=bytes([7]) * 16), "stage"),
+    ]
+    for lie, why in lies:
+        with pytest.raises(ProofInvalid, match=why):
+            verified(lie)
+        assert verified(lie, by=MUTUAL), "another's state proves nothing of this provider"
+        assert verified(state_of(signed, own, others, clearing=bytes(32))), "of another clearing"
+    for change in ({"capacity": 99}, {"recognition": None}):
+        false = changed(signed, network, **change)
+        (known,) = honest.slot_denominators
+        names_it = known.model_copy(update={"clearing": false.id})
+        lie = TwoTierAllocationState(slot_denominators=(names_it,))
+        with pytest.raises(ProofInvalid, match="by the rule"):
+            verified(lie, of=false)
+
+
 def test_evidence_is_of_its_node_path_and_network(network):
     said = Commitment(needs=(need(),)).to_bytes()
     path = UserSpacePaths.COMMITMENT
     right = space_value(MUTUAL, network, path, said)
-    assert read_published(MUTUAL.node_id, right, None, network=network, at_ms=NOW_MS)
+    assert read_published((MUTUAL.node_id, right, None), network=network, at_ms=NOW_MS)
     wrong = [
         space_value(MUTUAL, bytes(32), path, said),
         space_value(ONE_WAY, network, path, said),
@@ -189,11 +229,11 @@ def test_evidence_is_of_its_node_path_and_network(network):
     ]
     for evidence in wrong:
         with pytest.raises(XscError):
-            read_published(MUTUAL.node_id, evidence, None, network=network, at_ms=NOW_MS)
+            read_published((MUTUAL.node_id, evidence, None), network=network, at_ms=NOW_MS)
     value = value_of({MUTUAL.node_id: 1})
     itself = space_value(MUTUAL, network, UserSpacePaths.RECOGNITION, value)
     with pytest.raises(RecordInvalid, match="recognise itself"):
-        read_published(MUTUAL.node_id, right, itself, network=network, at_ms=NOW_MS)
+        read_published((MUTUAL.node_id, right, itself), network=network, at_ms=NOW_MS)
 
 
 def test_caps_expiry_and_filters_bound_what_is_wanted(network):
@@ -214,24 +254,16 @@ def test_caps_expiry_and_filters_bound_what_is_wanted(network):
     assert wanted(slot(), slot().windows[0][1], own, other) == {}
 
 
-def test_a_slot_that_is_not_published_is_not_cleared(world):
-    own, _ = world
-    with pytest.raises(RecordInvalid, match="publish"):
-        Clearing(slot(price_mutual=1), NOW_MS, 100, own, [], {}).check()
-
-
 def test_a_record_has_so_many_lines_at_most(world, network):
     own, others = world
     value = cleared(PROVIDER, own, others, network).record.to_value()
-    needs = [[number.to_bytes(16, "big"), 1] for number in range(64)]
-    part = {**value["participants"][0], "eligible": needs, "lines": []}
     many = [
-        {**part, "customer": number.to_bytes(32, "big")} for number in range(ALLOCATIONS_MAX // 64)
+        [(number // 64).to_bytes(32, "big"), (number % 64).to_bytes(16, "big"), 1]
+        for number in range(ALLOCATIONS_MAX)
     ]
-    ClearingRecord.from_value({**value, "participants": many})
-    beyond = {**part, "customer": b"\xff" * 32, "eligible": needs[:1]}
-    with pytest.raises(RecordInvalid, match="lines"):
-        ClearingRecord.from_value({**value, "participants": [*many, beyond]})
+    ClearingRecord.from_value({**value, "eligible": many})
+    with pytest.raises(RecordInvalid, match="eligible"):
+        ClearingRecord.from_value({**value, "eligible": [*many, [b"\xff" * 32, bytes(16), 1]]})
 
 
 def crowd(own, count, size=1_000):
@@ -288,59 +320,46 @@ def test_the_largest_record_fits_a_value_of_the_space(network):
     others = [published(each, network, said, {PROVIDER.node_id: 10_000}) for each in keys]
     signed = cleared(PROVIDER, own, others, network, whole.quantity)
     assert len(signed.record.left_out) == 1, "the bound is reached"
-    assert all(len(each.lines) == 64 for each in signed.record.participants)
+    assert len(signed.record.eligible) == ALLOCATIONS_MAX
     others_bytes = PEERS_MAX * (200 + 34)
     assert CLEARING_BYTES_MAX // 8 < len(signed.raw) <= CLEARING_BYTES_MAX - others_bytes
     check_clearing(signed.raw, named(own, *others))
 
 
 def a_state(slots, allocations, peers):
-    zero = TierLine(
-        tier="mutual",
-        capacity=2**60,
-        given=2**58,
-        denominator=(b"\xff" * 8, b"\x01"),
-        level=(b"\xff" * 8, b"\x01"),
-    )
     lines = tuple(
-        TierLine.from_value({**zero.to_value(), "tier": tier})
+        TierLine(tier=tier, capacity=2**60, given=2**58, denominator=2**62)
         for tier in ("mutual", "one_way", "open")
     )
-    ids = [number.to_bytes(16, "big") for number in range(slots)]
     nodes = [number.to_bytes(32, "big") for number in range(peers)]
-    granted = tuple(
-        SlotAllocationRecord(
-            slot=slot_id,
-            customer=customer,
-            need=number.to_bytes(16, "big"),
-            tier="one_way",
-            quantity=2**33 - 1,
-            price=2**40,
-            granted_ms=2**41,
-        )
-        for slot_id, customer, number in sorted(
-            (ids[number % slots], nodes[number % peers], number) for number in range(allocations)
-        )
-    )
-    totals: dict[tuple[bytes, str], int] = {}
-    for line in granted:
-        of = line.customer, "compute"
-        totals[of] = totals.get(of, 0) + line.quantity
+
+    def granted(slot_number):
+        found = [
+            SlotAllocationRecord(
+                customer=nodes[number % peers],
+                need=number.to_bytes(16, "big"),
+                tier="one_way",
+                quantity=2**33 - 1,
+                price=2**40,
+                granted_ms=2**41,
+            )
+            for number in range(slot_number, allocations, slots)
+        ]
+        return tuple(sorted(found, key=lambda line: line.pin))
+
     return TwoTierAllocationState(
         slot_denominators=tuple(
             SlotDenominators(
-                slot=slot_id,
+                slot=number.to_bytes(16, "big"),
                 window=(2**50, 2**50 + 1),
                 kind="compute",
                 rule="weighted-uniform",
-                capacity=2**60,
                 clearing=bytes(32),
                 tiers=lines,
+                allocations=granted(number),
             )
-            for slot_id in ids
+            for number in range(slots)
         ),
-        slot_allocations=granted,
-        recipient_totals=tuple(sorted((*of, total) for of, total in totals.items())),
         pauses=tuple((bytes(16), node, 99, 2**41) for node in nodes),
         mr_values=tuple((node, 10_000) for node in nodes),
         damping_history=((5, NOW_MS),),
@@ -358,25 +377,20 @@ def test_the_largest_state_fits_a_value_of_the_space():
 
 def test_a_state_that_does_not_add_up_is_refused():
     value = a_state(2, 3, 2).to_value()
-    (line, *_), (slot, *_) = value["slot_allocations"], value["slot_denominators"]
-    doubled = {(node, kind): total for node, kind, total in value["recipient_totals"]}
-    doubled[line["customer"], slot["kind"]] += line["quantity"]
+    slots = value["slot_denominators"]
+    slot, lines = slots[0], slots[0]["allocations"]
+    nothing = [{**tier, "given": 0} for tier in slot["tiers"]]
+    small = [{**tier, "capacity": 0} for tier in slot["tiers"]]
     with pytest.raises(RecordInvalid, match="do not rise"):
         TwoTierAllocationState.from_value(
-            {
-                **value,
-                "slot_allocations": [line, *value["slot_allocations"]],
-                "recipient_totals": [[*of, total] for of, total in doubled.items()],
-            }
+            {**value, "slot_denominators": [{**slot, "allocations": [*lines, lines[0]]}, slots[1]]}
         )
-    nothing = [{**tier, "given": 0} for tier in slot["tiers"]]
     for name, wrong in (
-        ("slot_denominators", [{**slot, "tiers": nothing}, *value["slot_denominators"][1:]]),
-        ("slot_denominators", [{**slot, "capacity": 0}, *value["slot_denominators"][1:]]),
-        ("recipient_totals", value["recipient_totals"][:1]),
-        ("recipient_totals", [[n, "storage", t] for n, _, t in value["recipient_totals"]]),
-        ("slot_denominators", value["slot_denominators"][:1]),
-        ("slot_denominators", value["slot_denominators"][::-1]),
+        ("slot_denominators", [{**slot, "tiers": nothing}, slots[1]]),
+        ("slot_denominators", [{**slot, "tiers": small}, slots[1]]),
+        ("slot_denominators", [{**slot, "tiers": slot["tiers"][:2]}, slots[1]]),
+        ("slot_denominators", [{**slot, "allocations": lines[::-1]}, slots[1]]),
+        ("slot_denominators", slots[::-1]),
         ("mr_values", value["mr_values"][::-1]),
         ("pauses", value["pauses"][::-1]),
     ):
@@ -385,24 +399,13 @@ def test_a_state_that_does_not_add_up_is_refused():
 
 
 def test_totals_are_by_customer_and_kind_as_steps_of_both_do_not_add_up():
-    value = a_state(2, 2, 1).to_value()
-    (first, second), (early, late) = value["slot_denominators"], value["slot_allocations"]
-    node = early["customer"]
-    assert value["recipient_totals"] == [[node, "compute", 2 * early["quantity"]]]
-    both = {
-        "slot_denominators": [first, {**second, "kind": "storage"}],
-        "slot_allocations": [early, late],
-        "recipient_totals": [[node, kind, early["quantity"]] for kind in ("compute", "storage")],
-    }
-    TwoTierAllocationState.from_value({**value, **both})
-    with pytest.raises(RecordInvalid, match="not the sums"):
-        TwoTierAllocationState.from_value({**value, **both, "recipient_totals": []})
-
-
-def test_a_fraction_has_one_form():
-    for wrong in ((b"\x02", b"\x04"), (b"\x00\x01", b"\x02"), (b"\x01", b""), (b"\x00", b"\x01")):
-        with pytest.raises(ValueError, match="fraction"):
-            from_ratio(wrong)
+    state = a_state(2, 2, 1)
+    first, second = state.slot_denominators
+    (line,), (customer,) = first.allocations, {each.customer for each in second.allocations}
+    assert state.recipient_totals == {(customer, "compute"): 2 * line.quantity}
+    both = first, second.model_copy(update={"kind": "storage"})
+    totals = state.model_copy(update={"slot_denominators": both}).recipient_totals
+    assert totals == {(customer, kind): line.quantity for kind in ("compute", "storage")}
 
 
 def test_a_record_that_breaks_its_form_is_refused(world, network):
@@ -412,7 +415,8 @@ def test_a_record_that_breaks_its_form_is_refused(world, network):
         ("at_ms", slot().windows[0][1]),
         ("capacity", 101),
         ("participants", value["participants"][::-1]),
-        ("tiers", value["tiers"][::-1]),
+        ("eligible", value["eligible"][::-1]),
+        ("left_out", [bytes(32), bytes(32)]),
     ):
         with pytest.raises(RecordInvalid):
             ClearingRecord.from_value({**value, name: wrong})

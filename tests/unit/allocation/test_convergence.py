@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from tests.gathering import inputs_of
-from xsc.allocation.clearing import Claim, proportional
+from xsc.allocation.clearing import Claim, divide
 from xsc.allocation.clearing_record import Published
 from xsc.allocation.program import state_after
 from xsc.allocation.queries import network_has_converged
@@ -15,7 +15,6 @@ from xsc.terms.clearing import (
     SpaceValue,
     TierLine,
     TwoTierAllocationState,
-    to_ratio,
 )
 from xsc.terms.slot import Commitment
 
@@ -26,12 +25,12 @@ def divided(clearing, slot=0):
         window=(0, 1),
         kind="compute",
         rule="proportional",
-        capacity=0,
         clearing=clearing * 32,
         tiers=tuple(
-            TierLine(tier=tier, capacity=0, given=0, denominator=to_ratio(Fraction(0)), level=None)
+            TierLine(tier=tier, capacity=0, given=0, denominator=0)
             for tier in ("mutual", "one_way", "open")
         ),
+        allocations=(),
     )
 
 
@@ -89,7 +88,7 @@ def test_the_original_s_test_calls_an_infeasible_allocation_converged():
     """Two providers fill the same need each, and neither denominator ever moves."""
     received, states = 0, []
     for provider in range(2):
-        division = proportional(10, [Claim(b"need", "mutual", 10_000, 10)])
+        division = divide(10, [Claim(b"need", "mutual", 10_000, 10)], "proportional")
         received += division.allocations[b"need"]
         states.append({(bytes([provider]) * 16, (0, 1), "mutual"): Fraction(10)})
     assert received == 20, "of a need of 10"

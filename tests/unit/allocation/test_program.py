@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.gathering import lines_in
 from tests.unit.allocation.clearings import present
 from tests.unit.allocation.test_allocating import SLOT, Allocating, need_of
 from xsc.allocation.program import parts_of, state_of
@@ -22,7 +23,7 @@ from xsc.programs.served import ServedProgram
 from xsc.programs.why import Why, replay, steps_of
 from xsc.space import table as tables
 from xsc.space.paths import UserSpacePaths
-from xsc.terms.clearing import TwoTierAllocationState, recipient_totals
+from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.slot import Commitment
 
 STATE = UserSpacePaths.ALLOCATION_STATE
@@ -143,7 +144,7 @@ async def test_with_a_program_that_grants_nobody_nobody_is_granted(node, peers, 
         assert node.program.results().frame
         assert node.quantities() == []
         assert present(node.allocator) == []
-        assert node.allocator.state.slot_allocations == ()
+        assert lines_in(node.allocator.state) == []
     await node.needs(peers[0], need_of(3, 9))
     await node.allocator.allocate()
     assert 3 in node.quantities()
@@ -159,7 +160,7 @@ async def test_a_program_that_names_a_clearing_that_there_is_not_grants_nothing_
 
     said_by(monkeypatch, node, slot_denominators=made_up)
     await play(node, *peers)
-    assert node.allocator.state.slot_allocations
+    assert lines_in(node.allocator.state)
     assert node.quantities() == []
 
 
@@ -268,10 +269,10 @@ async def test_a_state_that_the_rule_does_not_give_is_found(node, peers, monkeyp
     for changes in (
         {"damping_factor": lambda _: 1},
         {
-            "slot_allocations": lambda said: said.slot_allocations[:1],
-            "recipient_totals": lambda said: recipient_totals(
-                said.slot_denominators, said.slot_allocations[:1]
-            ),
+            "slot_denominators": lambda said: tuple(
+                each.model_copy(update={"allocations": each.allocations[:1]})
+                for each in said.slot_denominators
+            )
         },
     ):
         with monkeypatch.context() as lying:

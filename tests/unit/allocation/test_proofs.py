@@ -9,14 +9,13 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.allocation.clearings import (
-    NOW_MS,
     cleared,
     key,
     need,
-    proof,
     published,
+    said_of,
     slot,
-    space_value,
+    state_of,
 )
 from tests.unit.allocation.fakes import Memory
 from tests.unit.allocation.test_commitments import Lines
@@ -37,12 +36,7 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.node.offline.verify import verify_file
 from xsc.space.paths import UserSpacePaths
-from xsc.terms.clearing import (
-    SlotAllocationRecord,
-    SlotDenominators,
-    SpaceValue,
-    TwoTierAllocationState,
-)
+from xsc.terms.clearing import SpaceValue
 from xsc.terms.slot import Commitment
 
 PROVIDER, CUSTOMER = key(1), key(2)
@@ -135,46 +129,17 @@ def made(network, both):
     return cleared(PROVIDER, both[0], [both[1]], network)
 
 
-def false_of(made, network, **changes):
-    """Return what the provider signs of one need, with another line."""
-    line = dict(
-        zip(("need", "tier", "units", "price"), made.record.participants[0].lines[0], strict=True)
-    )
-    wrong = made.record.participants[0].model_copy(
-        update={"lines": (tuple((line | changes).values()),)}
-    )
-    return sign(made.record.model_copy(update={"participants": (wrong,)}), PROVIDER, network)
+def false_of(made, network):
+    """Return what the provider signs where more is eligible than a need asks for."""
+    ((customer, need_id, units),) = made.record.eligible
+    more = ((customer, need_id, units + 1),)
+    return sign(made.record.model_copy(update={"eligible": more}), PROVIDER, network)
 
 
-def state_of(made, network, **changes):
+def said(made, both, network, by=PROVIDER, **changes):
     """Return what the provider publishes of a clearing, with another line."""
-    record, (part,) = made.record, made.record.participants
-    need_id, tier, units, price = part.lines[0]
-    line = {
-        "slot": record.slot.slot_id,
-        "customer": part.customer,
-        "need": need_id,
-        "tier": tier,
-        "quantity": units,
-        "price": price,
-        "granted_ms": NOW_MS,
-    }
-    divided = SlotDenominators(
-        slot=record.slot.slot_id,
-        window=record.slot.windows[0],
-        kind=record.slot.kind,
-        rule=record.slot.rule,
-        capacity=record.capacity,
-        clearing=made.id,
-        tiers=record.tiers,
-    )
-    said = SlotAllocationRecord(**line | changes)
-    state = TwoTierAllocationState(
-        slot_denominators=(divided,),
-        slot_allocations=(said,),
-        recipient_totals=((said.customer, record.slot.kind, said.quantity),),
-    )
-    return space_value(PROVIDER, network, UserSpacePaths.ALLOCATION_STATE, state.to_bytes())
+    state = state_of(made, both[0], both[1:], lambda line: line.model_copy(update=changes))
+    return said_of(state, by, network)
 
 
 async def test_of_who_does_not_give_a_record_nothing_counts_until_it_does(made, network):
@@ -217,20 +182,20 @@ async def test_a_right_record_of_another_provider_or_id_proves_nothing(made, net
     assert checking.reports == []
 
 
-async def checked(made, network, both, seed=b"7", values=(), *, doubted=True, said=None):
+async def checked(made, network, both, seed=b"7", values=(), *, doubted=True, state=None):
     """Let a customer see one record, and return how it did."""
     checking = Checking(network, both, seed)
     checking.values[UserSpacePaths.clearing(made.id)] = made.raw
     checking.values |= {UserSpacePaths.named(each.name): each.to_bytes() for each in values}
-    if said is not None:
-        checking.states[NODE] = said
+    if state is not None:
+        checking.states[NODE] = state
     checking.counts(made.id, doubted=doubted)
     await settle()
     return checking
 
 
 async def test_a_customer_recomputes_one_in_sixteen_by_a_draw_of_its_own(made, network, both):
-    false, found = false_of(made, network, units=39), 0
+    false, found = false_of(made, network), 0
     for number in range(16 * CLEARING_DRAW):
         checking = await checked(false, network, both, seed=str(number).encode(), doubted=False)
         counts = checking.counts(false.id, doubted=False)
@@ -242,43 +207,38 @@ async def test_a_customer_recomputes_one_in_sixteen_by_a_draw_of_its_own(made, n
 
 async def test_a_line_that_cannot_be_right_is_always_recomputed(made, network, both):
     for change in ({"price": 7}, {"tier": "mutual"}, {"tier": "one_way", "price": 2}):
-        false = false_of(made, network, **change)
-        checking = await checked(false, network, both)
-        assert not checking.counts(false.id)
+        checking = await checked(made, network, both, state=said(made, both, network, **change))
+        assert not checking.counts(made.id)
         assert not checking.counts(bytes(32)), "until what grants it recomputes"
         assert checking.reports == [(NODE, "clearing")]
-    right = await checked(made, network, both, said=state_of(made, network))
+    right = await checked(made, network, both, state=said(made, both, network))
     assert right.counts(made.id), "recognition changes, too"
     assert right.reports == []
 
 
 async def test_a_state_with_other_lines_than_its_clearing_is_evidence(made, network, both):
     for change in ({"quantity": 39}, {"price": 9}, {"tier": "mutual"}, {"customer": bytes(32)}):
-        checking = await checked(made, network, both, said=state_of(made, network, **change))
+        checking = await checked(made, network, both, state=said(made, both, network, **change))
         assert not checking.counts(made.id)
         assert checking.reports == [(NODE, "clearing")]
         with pytest.raises(ProofInvalid, match="the clearing that it names does not"):
             verify_file(checking.records.proof(made.id))
-    # Another's state proves nothing of this provider.
-    foreign = space_value(CUSTOMER, network, UserSpacePaths.ALLOCATION_STATE, b"")
-    values = [*both[0].named.values(), *both[1].named.values()]
-    assert "divided" in verify_file(proof(made, [*values, foreign], CUSTOMER))
 
 
 async def test_a_false_clearing_is_kept_as_evidence_that_anybody_can_check(made, network, both):
-    false = false_of(made, network, price=7)
+    false = false_of(made, network)
     checking = await checked(false, network, both)
     for records in (checking.records, checking.make()):
         records.start()
         assert records.false_clearings() == {NODE: false.id}
-        with pytest.raises(ProofInvalid, match="by the rule"):
+        with pytest.raises(ProofInvalid, match="does not match"):
             verify_file(records.proof(false.id))
     await checking.pass_ms(CONVERGED_LOOK_MS)
     assert checking.reports == [(NODE, "clearing")], "one proves the point"
 
 
 async def test_evidence_that_is_too_large_is_counted_and_not_kept(made, network, both, monkeypatch):
-    false = false_of(made, network, price=7)
+    false = false_of(made, network)
     size = len((await checked(false, network, both)).records.proof(false.id))
     for bound, kept in ((size, {NODE: false.id}), (size - 1, {})):
         monkeypatch.setattr("xsc.allocation.records.FALSE_CLEARING_BYTES_MAX", bound)
@@ -290,8 +250,8 @@ async def test_evidence_that_is_too_large_is_counted_and_not_kept(made, network,
 
 async def test_what_is_not_here_of_what_a_record_names_its_provider_gives(made, network, both):
     own, other = both
-    asked = [*own.named.values(), *other.named.values()]
-    false = false_of(made, network, price=7)
+    asked = [*own.values, *other.values]
+    false = false_of(made, network)
     assert (await checked(false, network, (), values=asked)).reports
     # What it does not give, or gives another value for, proves nothing against it.
     for values in ((), asked[:1]):
@@ -337,7 +297,7 @@ async def test_who_withholds_a_record_that_was_drawn_does_not_count_with_the_nex
 
 
 async def test_a_false_clearing_does_not_count_after_its_provider_was_down(made, network, both):
-    false = false_of(made, network, price=7)
+    false = false_of(made, network)
     checking = Checking(network, both)
     checking.values[UserSpacePaths.clearing(false.id)] = false.raw
     checking.counts(false.id)
@@ -359,23 +319,12 @@ async def test_what_one_record_names_is_not_held_without_bound(made, network, bo
             record=number.to_bytes(4, "big") * 5_000, value=bytes(COMMITMENT_BYTES_MAX)
         )
 
-    part = made.record.participants[0]
     by_path, parts = {}, []
     for number in range(0, count, 2):
         names = [value_of(number + each).name for each in range(2)]
         for each, name in enumerate(names):
             by_path[UserSpacePaths.named(name)] = number + each
-        parts.append(
-            part.model_copy(
-                update={
-                    "customer": number.to_bytes(32, "big"),
-                    "commitment": names[0],
-                    "recognition": names[1],
-                    "eligible": (),
-                    "lines": (),
-                }
-            )
-        )
+        parts.append((number.to_bytes(32, "big"), *names))
     signed = sign(made.record.model_copy(update={"participants": tuple(parts)}), PROVIDER, network)
     assert len(signed.raw) * 2 * ALLOCATIONS_MAX // count < CLEARING_BYTES_MAX
     held = []

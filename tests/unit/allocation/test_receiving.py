@@ -1,7 +1,5 @@
 """What a customer takes of the states of other nodes, and what it comes to."""
 
-from fractions import Fraction
-
 from tests.unit.allocation.clearings import (
     NOW_MS,
     key,
@@ -17,12 +15,10 @@ from xsc.terms.clearing import (
     SpaceValue,
     TierLine,
     TwoTierAllocationState,
-    to_ratio,
 )
 from xsc.terms.slot import Commitment
 
 RIGHT = {
-    "slot": slot().slot_id,
     "customer": key(2).node_id,
     "need": need().slot_id,
     "tier": "open",
@@ -34,35 +30,30 @@ CLEARING = bytes(32)
 NOTHING = SpaceValue(record=b"", value=b"")
 
 
-def taken(asked=None, slots=None, standing="open", before=(), window=None, **changes):
+def taken(asked=None, slots=None, standing="open", before=(), **changes):
     """Return what counts of a state of one line, and the clearings that are doubted."""
+    of, window = changes.pop("of", slot().slot_id), changes.pop("window", slot().windows[0])
     line, asked = SlotAllocationRecord(**{**RIGHT, **changes}), asked or need()
     slots = (slot(),) if slots is None else slots
-    empty = to_ratio(Fraction(0))
     tiers = tuple(
         TierLine(
             tier=stage,
             capacity=100,
             given=line.quantity if stage == line.tier else 0,
-            denominator=empty,
-            level=None,
+            denominator=0,
         )
         for stage in TIERS
     )
     divided = SlotDenominators(
-        slot=line.slot,
-        window=window or slot().windows[0],
+        slot=of,
+        window=window,
         kind="compute",
         rule="weighted-uniform",
-        capacity=100,
         clearing=CLEARING,
         tiers=tiers,
+        allocations=(line,),
     )
-    state = TwoTierAllocationState(
-        slot_denominators=(divided,),
-        slot_allocations=(line,),
-        recipient_totals=((line.customer, "compute", line.quantity),),
-    )
+    state = TwoTierAllocationState(slot_denominators=(divided,))
     gives = {"open": ({}, {}), "one_way": ({key(2).node_id: 50_000}, {})}
     gives["mutual"] = gives["one_way"][0], {key(1).node_id: 50_000}
     nodes = [Published(key(1).node_id, Commitment(slots=slots), NOTHING, gives[standing][0])]
@@ -75,7 +66,7 @@ def test_a_line_counts_only_within_what_slot_and_need_say():
     assert (each.quantity, each.price, each.tier, doubted) == (40, 8, "open", set())
     start, end = slot().windows[0]
     for changes in (
-        {"slot": b"f" * 16},
+        {"of": b"f" * 16},
         {"window": (start, end - 1)},
         {"customer": key(3).node_id},
         {"need": b"x" * 16},

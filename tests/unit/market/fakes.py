@@ -394,7 +394,7 @@ def request_of(world, customer, provider, /, kind="storage", offer=None, **chang
         fields |= {
             "kind": offer.kind,
             "slot": offer.slot,
-            "window": (offer.opens_ms, offer.closes_ms),
+            "window": offer.window,
             "tier": offer.tier,
             "need": offer.need,
             "number": 1,

@@ -69,8 +69,7 @@ def entitle(world, holder, provider, quantity, **change):
         "until_ms": now_ms + OFFER_MS,
         "clearing": b"c" * 32,
     } | change
-    opens_ms, closes_ms = whole["window"]
-    made = Entitlement(opens_ms=opens_ms, closes_ms=closes_ms, **whole)
+    made = Entitlement(**whole)
     provider.granted.append(made)
     holder.received.append(made)
     return made

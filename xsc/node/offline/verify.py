@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from typing import TypeAlias, TypeVar
 
-from xsc.allocation.clearing_record import Checked, check_clearing
+from xsc.allocation.clearing_record import Clearing, check_clearing
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short, to_text
 from xsc.base.limits import (
@@ -337,10 +337,10 @@ def _service_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> s
 
 def _clearing(raw: bytes) -> str:
     proof = _open(raw, ClearingProof).record
-    checked = check_clearing(proof.clearing, proof.named)
-    record = checked.record
-    given = sum(line.given for line in record.tiers)
-    stages = ", ".join(f"{line.given} {line.tier}" for line in record.tiers)
+    clearing = check_clearing(proof.clearing, proof.named)
+    record, tiers = clearing.record, clearing.clear().tiers
+    given = sum(line.given for line in tiers)
+    stages = ", ".join(f"{line.given} {line.tier}" for line in tiers)
     kind = record.slot.kind
     return (
         f"clearing: {short(record.provider)} divided "
@@ -348,11 +348,11 @@ def _clearing(raw: bytes) -> str:
         f"{to_text(record.slot.slot_id)} among {_count(len(record.participants), 'customer')} by "
         f"{record.slot.rule}: {given} granted ({stages}), as the rule says; the capacity, what "
         "credit left of each need, that nobody and no recognition is missing, and that nothing of "
-        f"this had been replaced are the provider's word: {_inputs(checked)}"
+        f"this had been replaced are the provider's word: {_inputs(clearing)}"
     )
 
 
-def _inputs(checked: Checked) -> str:
+def _inputs(clearing: Clearing) -> str:
     """Return number and date of each value that a clearing was computed from."""
     return "; ".join(
         f"{short(each.node)} commitment {_dated(each.commitment_value)}, "
@@ -361,7 +361,7 @@ def _inputs(checked: Checked) -> str:
             if each.recognition_value is None
             else f"recognition {_dated(each.recognition_value)}"
         )
-        for each in (checked.clearing.provider, *checked.clearing.customers)
+        for each in (clearing.provider, *clearing.customers.values())
     )
 
 

@@ -6,12 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xsc.allocation.clearing_record import price_of
 from xsc.allocation.explaining import Explained, Explanation
 from xsc.allocation.granting import until_ms
 from xsc.allocation.queries import (
     Participant,
-    denominator_of,
     groups,
     network_has_converged,
 )
@@ -19,12 +17,13 @@ from xsc.api import market as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import NotFound, PeerUnknown
 from xsc.base.ids import to_text
+from xsc.base.limits import PPM
 from xsc.node.api.serving import Answers
 from xsc.node.build import Node
 from xsc.node.routes.market import begins_with
 from xsc.node.routes.objects import passed_over
 from xsc.space.paths import UserSpacePaths
-from xsc.terms.clearing import SlotAllocationRecord, SlotDenominators, TwoTierAllocationState
+from xsc.terms.clearing import SlotDenominators, TwoTierAllocationState
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP, Entitlement, EntitlementKey
 
@@ -33,14 +32,13 @@ def _cleared(
     node: Node,
     provider: bytes,
     slot: SlotDenominators,
-    lines: list[SlotAllocationRecord],
     drawn: Mapping[EntitlementKey, int],
 ) -> api.Cleared:
     """Return a window of a slot, what it gives, and what is known here to be drawn of it."""
     step = STEP[slot.kind]
     keys = {
-        EntitlementKey(provider, slot.slot, slot.window[0], line.customer, line.need): line
-        for line in lines
+        EntitlementKey(provider, slot.slot, line.customer, line.need): line
+        for line in slot.allocations
     }
     return api.Cleared(
         slot=to_text(slot.slot),
@@ -50,13 +48,15 @@ def _cleared(
         rule=slot.rule,
         window=slot.window,
         clearing=to_text(slot.clearing),
-        capacity=slot.capacity * step,
+        capacity=slot.tiers[0].capacity * step,
         tiers=[
             api.Tier(
                 tier=each.tier,
                 capacity=each.capacity * step,
                 given=each.given * step,
-                denominator=denominator_of(each.denominator),
+                denominator=each.denominator / PPM
+                if slot.rule == "proportional"
+                else each.denominator,
             )
             for each in slot.tiers
         ],
@@ -91,20 +91,11 @@ def _slots(
     node: Node,
     provider: bytes,
     state: TwoTierAllocationState,
-    drawn: Mapping[tuple[bytes, bytes, int], Mapping[EntitlementKey, int]],
+    drawn: Mapping[tuple[bytes, bytes], Mapping[EntitlementKey, int]],
 ) -> list[api.Cleared]:
-    """Return the windows of a provider's slots; `drawn` is by provider, slot and window."""
-    lines: defaultdict[bytes, list[SlotAllocationRecord]] = defaultdict(list)
-    for line in state.slot_allocations:
-        lines[line.slot].append(line)
+    """Return the windows of a provider's slots; `drawn` is by provider and slot."""
     return [
-        _cleared(
-            node,
-            provider,
-            slot,
-            lines[slot.slot],
-            drawn.get((provider, slot.slot, slot.window[0]), {}),
-        )
+        _cleared(node, provider, slot, drawn.get((provider, slot.slot), {}))
         for slot in state.slot_denominators
     ]
 
@@ -159,9 +150,9 @@ def _known(node: Node) -> dict[bytes, Participant]:
 async def show(node: Node, _: Nothing) -> api.Shown:
     """Show what was cleared."""
     own, known = node.allocator.state, _known(node)
-    drawn: defaultdict[tuple[bytes, bytes, int], dict[EntitlementKey, int]] = defaultdict(dict)
+    drawn: defaultdict[tuple[bytes, bytes], dict[EntitlementKey, int]] = defaultdict(dict)
     for key, steps in node.drawn_steps().items():
-        drawn[key[:3]][key] = steps
+        drawn[key[:2]][key] = steps
     states = [(peer, each.state) for peer, each in sorted(known.items()) if each.state is not None]
     rows = [
         row
@@ -170,7 +161,7 @@ async def show(node: Node, _: Nothing) -> api.Shown:
     ]
     converged = {peer: each.has_converged for peer, each in known.items() if each.is_active}
     totals: defaultdict[str, dict[Kind, int]] = defaultdict(dict)
-    for peer, kind, steps in own.recipient_totals:
+    for (peer, kind), steps in sorted(own.recipient_totals.items()):
         totals[to_text(peer)][kind] = steps * STEP[kind]
     return api.Shown(
         slots=rows,
@@ -261,6 +252,7 @@ async def received(node: Node, _: Nothing) -> api.Entitlements:
 
 def _explained(node: Node, each: Explained) -> api.Explained:
     provider, customer, step = each.provider.node, each.customer.node, STEP[each.need.kind]
+    granted = () if each.granted is None else (each.granted,)
     return api.Explained(
         clearing=None if each.clearing is None else to_text(each.clearing),
         provider=to_text(provider),
@@ -277,9 +269,9 @@ def _explained(node: Node, each: Explained) -> api.Explained:
         granted=None if each.eligible is None else each.quantity * step,
         stages=[
             api.Stage(tier=tier, quantity=steps * step, price=price)
-            for tier, steps, price in each.stages
+            for tier, steps, price in granted
         ],
-        price=price_of(each.stages) if each.stages else None,
+        price=None if each.granted is None else each.granted.price,
         because=each.because,
         changes=[change.said(each.need.kind) for change in each.changes],
     )

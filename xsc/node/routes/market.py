@@ -146,10 +146,10 @@ def _granted_by(node: Node, owner: bytes) -> Counter[bytes] | None:
     state, now_ms = node.commitments.heard.state_of(owner), node.clock.now_ms()
     if state is None:
         return None
-    ended = {each.slot for each in state.slot_denominators if each.window[1] <= now_ms}
     found = Counter[bytes]()
-    for line in state.slot_allocations:
-        found[line.slot] += 0 if line.slot in ended else line.quantity
+    for each in state.slot_denominators:
+        if now_ms < each.window[1]:
+            found[each.slot] = sum(line.quantity for line in each.allocations)
     return found
 
 
