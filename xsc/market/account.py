@@ -28,16 +28,16 @@ from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import CountLine, LeaseCount, Voucher, leases_account, number_of, wide
 
 _UNKEPT: Final = Field(exclude=True)
-"""Marks what the key of an account says, or what only this process knows."""
+"""Marks what only this process knows."""
 
 
 @dataclass(slots=True)
 class Account:
     """The account of one pair, as this node keeps it in one role."""
 
-    role: Annotated[Role, _UNKEPT]
-    provider: Annotated[bytes, _UNKEPT]
-    customer: Annotated[bytes, _UNKEPT]
+    role: Role
+    provider: bytes
+    customer: bytes
     closed: WideNumber = 0
     """What leases came to that are forgotten, in WORTHths of a micro-credit."""
     number: Count = 0

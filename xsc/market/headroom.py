@@ -68,7 +68,7 @@ class Headroom:
         """Return what is neither used nor kept for leases: slots can grant it."""
         capacity = self._ports.capacity
         free = capacity.storage_free_bytes if kind == "storage" else capacity.compute_steps_free
-        return max(0, free() - self._store.kept[kind])
+        return max(0, free() - self._store.kept(kind))
 
     def free(self, kind: Kind) -> int:
         """Return what of that no clearing offers now."""
@@ -116,7 +116,7 @@ class Headroom:
     def cleared_workers(self, workers: int) -> int:
         """Return how many whole workers the cleared rates come to, of so many."""
         capacity = self._ports.capacity.compute_capacity_steps()
-        return min(workers, self._store.kept["compute"] * workers // capacity) if capacity else 0
+        return min(workers, self._store.kept("compute") * workers // capacity) if capacity else 0
 
     def drawn_steps(self, *, young: bool = False) -> dict[EntitlementKey, int]:
         """Return the steps that leases have of each entitlement, rounded up.

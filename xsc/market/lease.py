@@ -15,7 +15,6 @@ A check returns the first rule that is broken, as a sentence, or None.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -109,14 +108,6 @@ class LeaseEntry:
     """Customer: until when others are preferred, because the host refused a write."""
     less: tuple[int, int] | None = None
     """Customer: the level down to which room is given up, and since when."""
-    told: Callable[[LeaseEntry], None] | None = field(default=None, init=False, compare=False)
-    """Called when its use or what is reserved by work changes."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
-        if name in {"terms", "use", "reserved"} and getattr(self, "told", None) is not None:
-            assert self.told is not None
-            self.told(self)
 
     @property
     def id(self) -> bytes:

@@ -16,6 +16,7 @@ from tests.unit.market.test_signing import (
     signed,
     taken,
 )
+from xsc.base.encoding import decode, encode
 from xsc.base.errors import (
     ArgumentInvalid,
     ComputeExhausted,
@@ -1547,11 +1548,11 @@ async def test_promises_and_debts_are_on_the_disk_before_they_are_said(world, pa
 async def test_a_damaged_lease_is_reported_at_the_start(world, pair):
     customer, provider = pair
     await leased(world, customer)
-    key = next(key for key in customer.state.table if key.startswith(b"market/use/"))
+    key = next(key for key in customer.state.table if key.startswith(b"market/lease/"))
     customer.state.table[key] = b"\xa0"
     with pytest.raises(StoreDamaged):
         await customer.restart()
-    key = next(key for key in provider.state.table if key.startswith(b"market/use/"))
-    del provider.state.table[key]
+    key = next(key for key in provider.state.table if key.startswith(b"market/lease/"))
+    provider.state.table[key] = encode(decode(provider.state.table[key])[:1])
     with pytest.raises(StoreDamaged):
         await provider.restart()
