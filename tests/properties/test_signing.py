@@ -11,11 +11,11 @@ from xsc.market.choosing import to_lower, to_take
 from xsc.market.lease import NO_NEED, LeaseEntry, key_of, lowered, new_use
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import WORTH, slot_amount
-from xsc.terms.slot import LEASE_UNIT, Entitlement, NeedSlot
+from xsc.terms.slot import STEP, Entitlement, NeedSlot
 
 CUSTOMER = b"c" * 32
 NEEDS = [bytes([number]) * 16 for number in range(2)]
-UNIT = LEASE_UNIT["storage"]
+UNIT = STEP["storage"]
 ENDS_MS = 10**15
 
 steps = st.one_of(

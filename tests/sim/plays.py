@@ -19,7 +19,7 @@ from xsc.base.limits import PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.market.choosing import to_take
 from xsc.market.headroom import undrawn
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
-from xsc.terms.slot import LEASE_UNIT, AvailabilitySlot, Commitment, Entitlement, EntitlementKey
+from xsc.terms.slot import STEP, AvailabilitySlot, Commitment, Entitlement, EntitlementKey
 
 DAY_MS = 24 * 3_600_000
 TERM_DAYS, HALF_DAYS = 90, 45
@@ -27,7 +27,7 @@ END_MS = 2**50
 NOTHING = SpaceValue(record=b"", value=b"")
 PRICE = 10 * PRICE_BYTES // SLOT_STEP_BYTES
 """What hosts ask."""
-UNIT = LEASE_UNIT["storage"]
+UNIT = STEP["storage"]
 
 
 def name(number: int) -> bytes:

@@ -24,7 +24,6 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes, take_int
 from xsc.base.ids import short
 from xsc.base.limits import (
-    COMPUTE_LEASE_MS,
     EPOCH_MS,
     JOBS_QUEUED_A_PEER_MAX,
     JOBS_QUEUED_MAX,
@@ -32,7 +31,6 @@ from xsc.base.limits import (
     LEASE_REQUESTS_MS,
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
-    MIB,
     PRICE_BYTES,
     REQUEST_WINDOW_MS,
 )
@@ -49,7 +47,7 @@ from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import Lease, LeaseRequest, RunTerms
 from xsc.terms.pricing import affordable, amount, compute_amount
 from xsc.terms.quote import Kind
-from xsc.terms.slot import LEASE_UNIT
+from xsc.terms.slot import STEP
 
 
 class _Granted(NamedTuple):
@@ -155,9 +153,9 @@ class LeaseGranter:
         self._check_terms(request, each.price)
         if kind == "compute" and request.end_ms > each.window[1]:
             raise RecordInvalid("the lease ends after what was granted")
-        unit, most = LEASE_UNIT[kind], affordable(kind, request.price, credit)
+        unit, most = STEP[kind], affordable(kind, request.price, credit)
         if most is not None and kind == "compute":
-            most = most * COMPUTE_LEASE_MS // EPOCH_MS  # An hour of it, as of storage.
+            most = most * 1_000 // EPOCH_MS  # An hour of it, as of storage.
         level = request.level if most is None else min(request.level, most - most % unit)
         if level <= 0:
             raise _too_dear(credit)
@@ -184,7 +182,7 @@ class LeaseGranter:
         if grant is not None and not is_named(grant, request):
             raise NoOffers("this node has granted something else for what is held")
         self._check_terms(request, self._asks(request) if grant is None else grant.price)
-        level = min(request.level, ceil_div(most, MIB) * MIB)
+        level = min(request.level, most)
         # What may still come to be owed under it goes over to its next term.
         credit = self._headroom.credit_left(request.customer) + ahead_micro(known, now_ms)
         if amount("storage", request.price, max(level, held)) > max(0, credit):
@@ -346,7 +344,7 @@ class LeaseGranter:
             raise LeaseExhausted("the lease is over", hint="take a new lease")
         if terms.cleared and entry.use.lapsed:
             raise LeaseExhausted("its rate was released while debts were at their limit")
-        most = entry.use.level if terms.cleared else rules.room(terms, entry.use, now_ms)
+        most = rules.run_most(entry.use) if terms.cleared else rules.QUANTITY_MAX
         if fuel_steps > most:
             raise LeaseExhausted("the lease is not for so much fuel", hint="take a new lease")
         cost = compute_amount(rules.run_price(terms), fuel_steps)

@@ -44,7 +44,7 @@ from xsc.market.lease import (
 from xsc.market.ports import Commit, MarketPorts, MarketSettings, NeedOf
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import KINDS, Kind
-from xsc.terms.slot import LEASE_UNIT, EntitlementKey
+from xsc.terms.slot import STEP, EntitlementKey
 
 T = TypeVar("T")
 _VERSION: Final = 1
@@ -203,7 +203,7 @@ class LeaseStore:
     def drawn(
         self, role: Role, now_ms: int, kinds: Sequence[Kind] = KINDS, *, young: bool = False
     ) -> Counter[EntitlementKey]:
-        """Return what leases have of each entitlement: bytes, or fuel steps a minute.
+        """Return what leases have of each entitlement: bytes, or fuel steps a second.
 
         Args:
             role: of this node in the leases.
@@ -230,7 +230,7 @@ class LeaseStore:
         What one customer has of a window is rounded up together: many small needs take no more.
         """
         found: dict[EntitlementKey, int] = {}
-        for kind, unit in LEASE_UNIT.items():
+        for kind, unit in STEP.items():
             levels = self.drawn(role, now_ms, (kind,), young=young)
             had = Counter[tuple[bytes, bytes, int, bytes]]()
             for key, level in sorted(levels.items(), key=lambda item: (-item[1], item[0])):

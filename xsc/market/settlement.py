@@ -30,7 +30,6 @@ from xsc.base.limits import (
     AGREE_TIMEOUT_MS,
     BOOKINGS_ASKED_A_CUSTOMER_MAX,
     BOOKINGS_ASKED_MS,
-    COMPUTE_LEASE_MS,
     KIB,
     LEASES_A_CUSTOMER_MAX,
     RECORD_BYTES_MAX,
@@ -42,6 +41,7 @@ from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns
+from xsc.base.units import ceil_div
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
@@ -381,11 +381,10 @@ class Settlement:
             return
         terms, use, now_ms = entry.terms, entry.use, self._clock.now_ms()
         at_ms = min(max(at_ms, now_ms - REQUEST_WINDOW_MS), now_ms)
-        # Fuel that ran is billed to the end of its minute, and bytes while they were there.
-        ran_ms = terms.start_ms + use.minute * COMPUTE_LEASE_MS if use.spent else 0
-        at_ms = max(at_ms, use.touched_ms if terms.kind == "storage" else ran_ms)
-        least = entry.reserved + max(
-            leases.least_level(terms, use, when) for when in (at_ms, now_ms)
+        # Bytes are billed while they were there, and a rate as long as its time is taken.
+        at_ms = max(at_ms, use.touched_ms, ceil_div(use.busy_us, 1_000))
+        least = max(
+            leases.least_level(terms, use, entry.reserved, when) for when in (at_ms, now_ms)
         )
         entry.use = leases.lowered(terms, use, max(level, least), at_ms)
 

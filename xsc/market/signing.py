@@ -23,13 +23,12 @@ from xsc.base.ids import short
 from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
     LOWER_MS,
-    MIB,
     OFFER_SETTLE_MS,
     RENEWAL_RETRY_MS,
     REQUEST_WINDOW_MS,
     TIDY_MS,
 )
-from xsc.base.units import ceil_div, format_credits, format_duration
+from xsc.base.units import format_credits, format_duration
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as rules
 from xsc.market.choosing import to_lower, to_take
@@ -223,8 +222,7 @@ class Signing:
                 f"its price of {format_credits(offer.price)} is above what is paid, "
                 f"{format_credits(most)}"
             )
-        held = ceil_div(entry.use.held_bytes, MIB) * MIB
-        level = max(entry.use.level, held) if entry.terms.cleared else 0
+        level = max(entry.use.level, entry.use.held_bytes) if entry.terms.cleared else 0
         answer = await self._providers.lease(
             offer, offer.price, level=level, need=need, renewed=entry
         )

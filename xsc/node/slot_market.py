@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from xsc.market.service import MarketService
 from xsc.terms.quote import KINDS, Kind
-from xsc.terms.slot import LEASE_UNIT, EntitlementKey
+from xsc.terms.slot import STEP, EntitlementKey
 
 
 class SlotMarket:
@@ -18,7 +18,7 @@ class SlotMarket:
     def free(self) -> dict[Kind, int]:
         """Return the steps that are neither used nor reserved now."""
         headroom = self._market.headroom
-        return {kind: headroom.unreserved(kind) // LEASE_UNIT[kind] for kind in KINDS}
+        return {kind: headroom.unreserved(kind) // STEP[kind] for kind in KINDS}
 
     def drawn(self) -> Mapping[EntitlementKey, int]:
         """Return the steps that leases have drawn of each entitlement, rounded up."""

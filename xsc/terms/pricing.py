@@ -20,7 +20,6 @@ from typing import Final
 from xsc.base.limits import (
     BATCH_CALL_FUEL,
     COMPILE_BYTE_FUEL,
-    COMPUTE_LEASE_MS,
     EPOCH_MS,
     MEMORY_STEP_BYTES,
     PRICE_BYTES,
@@ -43,7 +42,7 @@ SLOT_UNIT: Final[dict[Kind, int]] = {
 }
 """What a step of a slot or need comes to in an epoch: bytes, or fuel steps."""
 _STORED: Final = PRICE_BYTES * EPOCH_MS
-_RATED: Final = PRICE_FUEL * COMPUTE_LEASE_MS
+_RATED: Final = PRICE_FUEL * 1_000
 WORTH: Final = lcm(_STORED, _RATED)
 """Into so many parts a micro-credit is divided, so that what leases come to needs no rounding."""
 
@@ -124,7 +123,7 @@ def worth(kind: Kind, price: int, used: int, *, cleared: bool) -> int:
     Args:
         kind: of the lease.
         price: micro-credits a GiB and hour, or a Gfuel.
-        used: byte-milliseconds; of compute fuel steps, of a cleared rate the fuel steps a minute
+        used: byte-milliseconds; of compute fuel steps, of a cleared rate the fuel steps a second
             times milliseconds.
         cleared: whether a clearing granted it.
     """

@@ -30,7 +30,7 @@ from xsc.market.providers import LEASE
 from xsc.market.settlement import ACCOUNT
 from xsc.terms.pricing import WORTH
 from xsc.terms.pricing import worth as worth_of
-from xsc.terms.slot import LEASE_UNIT
+from xsc.terms.slot import STEP
 from xsc.terms.voucher import CountLine, LeaseCount, number_of, wide
 
 DAY_MS = 24 * EPOCH_MS
@@ -85,7 +85,7 @@ async def test_a_count_with_an_old_date_is_paid_each_minute_once(world, pair):
 
 async def test_what_ran_or_lay_there_is_owed_although_no_count_was_asked_for(world, three):
     customer, _, provider = three
-    now_ms, level = world.clock.now_ms(), 50 * LEASE_UNIT["compute"]
+    now_ms, level = world.clock.now_ms(), 50 * STEP["compute"]
     window = (now_ms, now_ms + DAY_MS)
     granted = entitle(
         world, customer, provider, 50, kind="compute", window=window, until_ms=window[1]

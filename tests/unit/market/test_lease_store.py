@@ -58,10 +58,10 @@ async def test_both_roles_come_back_with_everything(state):
     theirs = store.entry_of("provider", lease(1))
     store.add(mine)
     store.add(theirs)
-    mine.use = replace(mine.use, held_bytes=3, used=2**70, level=1, spent=2, given_back=True)
+    mine.use = replace(mine.use, held_bytes=3, used=2**70, level=1, busy_us=2, given_back=True)
     mine.use = replace(mine.use, denial=b"d", leeway=2**70)
     await store.sync(mine)
-    theirs.use = replace(theirs.use, minute=4)
+    theirs.use = replace(theirs.use, busy_us=4)
     account = store.account("provider", theirs.peer)
     account.number, account.signed_micro, account.voucher = 4, 60, b"v"
     account.refusals = 1

@@ -37,7 +37,7 @@ from xsc.market.settlement import ACCOUNT
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.pricing import WORTH
 from xsc.terms.pricing import worth as worth_of
-from xsc.terms.slot import LEASE_UNIT
+from xsc.terms.slot import STEP
 from xsc.terms.voucher import CountLine, LeaseCount, number_of, wide
 
 DAY_MS = 24 * EPOCH_MS
@@ -191,14 +191,14 @@ async def test_a_renewal_that_was_refused_gives_back_no_level_once_it_is_shown(w
 
 
 async def rated(world, customer, provider):
-    """Return a cleared lease of compute for an hour, and its fuel steps a minute."""
+    """Return a cleared lease of compute for an hour, and its fuel steps of a minute."""
     now_ms = world.clock.now_ms()
     window = (now_ms, now_ms + DAY_MS)
     granted = entitle(
         world, customer, provider, 50, kind="compute", window=window, until_ms=window[1]
     )
     entry = await ask(world, customer, provider, offer=granted, end_ms=now_ms + EPOCH_MS)
-    return entry, 50 * LEASE_UNIT["compute"]
+    return entry, 60 * 50 * STEP["compute"]
 
 
 async def test_fuel_that_ran_in_the_minute_before_is_paid(world, three):
@@ -212,7 +212,7 @@ async def test_fuel_that_ran_in_the_minute_before_is_paid(world, three):
         ran += level
     world.later(20)
     await give_up(world, customer, provider, entry.id, 0, ago_ms=REQUEST_WINDOW_MS)
-    paid = worth_of("compute", PRICE, ran * COMPUTE_LEASE_MS, cleared=True) // WORTH
+    paid = worth_of("compute", PRICE, ran * 1_000, cleared=True) // WORTH
     world.later(EPOCH_MS)
     assert owed_to(provider) >= paid
 
@@ -510,6 +510,6 @@ async def test_one_step_of_fuel_hides_no_minute_before(world, three):
     await admit(world, provider, lease_id, customer, 1)
     provider.market.granter.used_compute(lease_id, 1, 1)
     await give_up(world, customer, provider, lease_id, 0, ago_ms=REQUEST_WINDOW_MS)
-    paid = worth_of("compute", PRICE, ran * COMPUTE_LEASE_MS, cleared=True) // WORTH
+    paid = worth_of("compute", PRICE, ran * 1_000, cleared=True) // WORTH
     world.later(OFFER_MS)
     assert owed_to(provider) >= paid
