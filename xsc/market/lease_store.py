@@ -1,7 +1,7 @@
 """The leases of a node, in both roles, kept in the state database; and the node that has them.
 
     market/lease/<c|p>/<lease id>    the lease as it was signed, and its use
-    market/asked/<lease id>          a request for a cleared lease that was not answered yet
+    market/asked/<lease id>          a request, not for now, that was not answered yet
     market/account/<c|p>/<peer>      what is owed in all: newest voucher and the booking under way
     market/closed                    there while the node is stopped, where it stopped in order
 
@@ -114,7 +114,7 @@ class LeaseStore:
         self._own = {role: own_leases(role, own) for role in ROLES}
         self._accounts: dict[Role, dict[bytes, Account]] = {role: {} for role in ROLES}
         self.asked: dict[bytes, Signed[LeaseRequest]] = {}
-        """Own requests for cleared leases that were not answered yet, by lease."""
+        """Own requests for cleared leases, and renewals, that were not answered yet, by lease."""
         self.complete = False
         """Whether what was loaded is all that there was: the node before stopped in order."""
 
@@ -217,7 +217,7 @@ class LeaseStore:
             if level and not (young and not is_young(entry.terms, now_ms)):
                 found[self.key(entry)] += level
         for asked in self.asked.values() if role == "customer" else ():
-            if asked.record.kind not in kinds:
+            if asked.record.kind not in kinds or asked.record.renews:
                 continue
             found[key_of(asked.record, asked.record.need or NO_NEED)] += asked.record.level
         return found
@@ -241,24 +241,27 @@ class LeaseStore:
 
     def add(self, entry: LeaseEntry) -> None:
         """Keep a new lease: it is on the disk on return, because it is a promise."""
-        rows = [_lease_row(entry)]
-        if entry.role == "customer":
-            rows.append((_ASKED + entry.id, None))
-        self._state.write(rows, sync=True)
-        if entry.role == "customer":
-            self.asked.pop(entry.id, None)
+        self._promise(entry)
         self._know(entry)
 
     def renew(self, entry: LeaseEntry, raw: bytes) -> None:
         """Begin the next term of a lease; it is on the disk on return."""
         after = self.entry_of(entry.role, raw)
         after.use = renewed(entry.role, entry.terms, entry.use, after.terms, after.use.level)
-        self._state.write([_lease_row(after)], sync=True)
+        self._promise(after)
         entry.terms, entry.raw, entry.use = after.terms, raw, after.use
         entry.request_id, entry.clearing = after.request_id, after.clearing
 
+    def _promise(self, entry: LeaseEntry) -> None:
+        rows = [_lease_row(entry)]
+        if entry.role == "customer":
+            rows.append((_ASKED + entry.id, None))
+        self._state.write(rows, sync=True)
+        if entry.role == "customer":
+            self.asked.pop(entry.id, None)
+
     def ask(self, request: Signed[LeaseRequest]) -> None:
-        """Keep a request for a cleared lease: on the disk before it is sent, as it may be granted.
+        """Keep a request, not for now: on the disk before it is sent, as it may be granted.
 
         It counts for its need until its provider has answered, or can grant it no more.
         """

@@ -1,12 +1,12 @@
 """Agrees with peers on what is owed for leases, in both roles.
 
-    market.account  voucher, book_now, leases, less -> count, voucher, leases, settled_micro
+    market.account  voucher, book_now, show, less -> count, voucher, leases, settled_micro
 
 A customer asks its provider for a signed count of all leases between them, and signs a voucher for
 what of it follows from its own orders (`account.agree`). It gives up room by the same call. The
-answer tells it of grants whose answer was lost, of leases that the provider does not have, and,
-after it lost its own disk, which it has there. Vouchers go at every interval: what a provider may
-lose does not wait for the ledger. They are booked once an hour and customer, earlier where much of
+answer tells it of leases that the provider does not have, and, after it lost its own disk, shows
+all that it has there. Vouchers go at every interval: what a provider may lose does not wait for the
+ledger. They are booked once an hour and customer, earlier where much of
 its credit is waiting or one side asks (`account.is_booking_due`).
 
 A voucher is on the disk before it is sent. What it leaves unsettled the ledger books, once, however
@@ -24,12 +24,12 @@ from xsc.base.errors import ArgumentInvalid, EntryRefused, RecordInvalid, XscErr
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes
 from xsc.base.ids import short
 from xsc.base.limits import (
-    ACCOUNT_LEASES_MAX,
     ACCOUNTS_A_CUSTOMER_MAX,
     ACCOUNTS_MS,
     AGREE_TIMEOUT_MS,
     BOOKINGS_ASKED_A_CUSTOMER_MAX,
     BOOKINGS_ASKED_MS,
+    COUNT_LEASES_MAX,
     KIB,
     LEASES_A_CUSTOMER_MAX,
     RECORD_BYTES_MAX,
@@ -46,14 +46,14 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
 from xsc.market.account import Account
-from xsc.market.lease import ROLES, LeaseEntry
+from xsc.market.lease import ROLES
 from xsc.market.lease_store import MarketNode
 from xsc.terms.pricing import WORTH
-from xsc.terms.voucher import CountLine, LeaseCount, Voucher
+from xsc.terms.voucher import LeaseCount, Voucher
 
 ACCOUNT: Final = "market.account"
-HEADS: Final = {ACCOUNT: HeadBound(answered=RECORD_BYTES_MAX + ACCOUNT_LEASES_MAX * 8 * KIB)}
-"""The count, and of each lease that was asked for the request with its quote: 4 KiB."""
+HEADS: Final = {ACCOUNT: HeadBound(answered=RECORD_BYTES_MAX + COUNT_LEASES_MAX * KIB)}
+"""The count, and after a lost disk all leases, of less than 1 KiB each."""
 _XID_BYTES: Final = 16
 
 
@@ -162,12 +162,7 @@ class Settlement:
                 self._node.log.warning("market.not_settled", peer=short(peer), code=code)
 
     async def _ask(
-        self,
-        account: Account,
-        voucher: bytes | None,
-        *,
-        book_now: bool = False,
-        wanted: Sequence[bytes] = (),
+        self, account: Account, voucher: bytes | None, *, book_now: bool = False
     ) -> dict[str, Value]:
         entries = self._store.of("customer", account.peer)
         less: list[Value] = [[entry.id, *entry.less] for entry in entries if entry.less is not None]
@@ -175,7 +170,7 @@ class Settlement:
         header: dict[str, Value] = {
             "voucher": voucher,
             "book_now": book_now,
-            "leases": [*wanted],
+            "show": account.lost is not None,
             "less": less,
         }
         reply = await self._node.caller.call(
@@ -206,21 +201,25 @@ class Settlement:
         if wrong is not None:
             raise RecordInvalid(wrong)
         theirs = take_opt_bytes(answer, "voucher")
-        if account.lost is not None and theirs is not None:
-            self._recall_voucher(account, theirs)
-        await self._find(account, count.record)
-        account.strange = tuple(
-            line.lease_id
-            for line in count.record.leases
-            if line.level and self._store.get("customer", line.lease_id) is None
-        )
-        account.agreed_ms = asked_ms
-        known |= {line.lease_id for line in count.record.leases}
+        if account.lost is not None:
+            self._recall(account, answer, count.record)
+        ends_ms = {line.lease_id: line.end_ms for line in count.record.leases}
         entries = [
             entry
             for entry in self._store.of("customer", peer)
-            if entry.id in known and entry.terms.start_ms <= asked_ms  # else it was renewed since
+            # Else it was renewed since, or the answer to its renewal is to come.
+            if entry.id in known | ends_ms.keys()
+            and entry.terms.start_ms <= asked_ms
+            and ends_ms.get(entry.id, 0) <= entry.terms.end_ms
         ]
+        account.strange = tuple(
+            line.lease_id
+            for line in count.record.leases
+            if line.level
+            and self._store.get("customer", line.lease_id) is None
+            and line.lease_id not in self._store.asked
+        )
+        account.agreed_ms = asked_ms
         now_ms = self._clock.now_ms()
         agreed = rules.agree(account, entries, count, asked_ms=asked_ms, now_ms=now_ms)
         await self._take_over(account, count, agreed)
@@ -269,63 +268,40 @@ class Settlement:
             account.lost = {lease_id.hex(): size for lease_id, size in of_peer.items()}
         await self._store.sync(*accounts)
 
-    def _recall_voucher(self, account: Account, raw: bytes) -> None:
-        """Take the newest voucher back that this node signed before it lost its disk.
+    def _recall(self, account: Account, answer: dict[str, Value], count: LeaseCount) -> None:
+        """Take back what this node signed before it lost its disk: the voucher and all leases.
 
         Raises:
-            RecordInvalid, SignatureInvalid: it is not this node's.
+            RecordInvalid, SignatureInvalid: it is not this node's, or a lease is not shown.
         """
+        raw = take_opt_bytes(answer, "voucher")
+        if raw is not None:
+            self._recall_voucher(account, raw)
+        entries = []
+        for lease in take_list(answer, "leases", most=COUNT_LEASES_MAX):
+            if not isinstance(lease, bytes):
+                raise RecordInvalid("the field 'leases' must list leases")
+            entry = self._store.entry_of("customer", lease)
+            parties = entry.terms.provider, entry.terms.customer
+            if parties != (account.provider, account.customer):
+                raise RecordInvalid("the lease is between other nodes")
+            entries.append(entry)
+        if {entry.id for entry in entries} != {line.lease_id for line in count.leases}:
+            raise RecordInvalid("a lease that was counted is not shown")
+        entries = [each for each in entries if self._store.get("customer", each.id) is None]
+        rules.restore(account, entries, count)
+        for entry in entries:
+            self._store.add(entry)
+        peer = short(account.peer)
+        self._node.log.info("market.leases_recalled", peer=peer, leases=len(entries))
+
+    def _recall_voucher(self, account: Account, raw: bytes) -> None:
         signed = open_signed(raw, Voucher, network=self._node.network, author=self._node.id)
         if signed.record.account != account.id:
             raise RecordInvalid("the voucher is of another account")
         if signed.record.number > account.number:
             rules.with_voucher(account, signed.record, raw)
             account.paid_until_ms = signed.record.until_ms
-
-    async def _find(self, account: Account, count: LeaseCount) -> None:
-        """Take over grants and renewals whose answers were lost; after a lost disk, all of them.
-
-        Each bears this node's signature, so a provider cannot tell of others.
-        """
-        news = {line.lease_id: line for line in count.leases if self._is_news(account, line)}
-        wanted, found = sorted(news), dict[bytes, LeaseEntry]()
-        for start in range(0, len(wanted), ACCOUNT_LEASES_MAX):
-            page = wanted[start : start + ACCOUNT_LEASES_MAX]
-            answer = await self._ask(account, None, wanted=page)
-            for raw in take_list(answer, "leases", most=ACCOUNT_LEASES_MAX):
-                if not isinstance(raw, bytes):
-                    raise RecordInvalid("the field 'leases' must list leases")
-                entry = self._store.entry_of("customer", raw)
-                parties = entry.terms.provider, entry.terms.customer
-                if parties != (account.provider, account.customer) or entry.id not in page:
-                    raise RecordInvalid("the lease was not asked for, or is between other nodes")
-                found[entry.id] = entry
-        if len(found) < len(wanted):
-            raise RecordInvalid("a lease that was counted is not shown")
-        if account.lost is not None:
-            rules.restore(account, found.values(), count)
-        for entry in found.values():
-            known = self._store.get("customer", entry.id)
-            if known is None:
-                self._store.add(entry)
-            elif entry.terms.end_ms > known.terms.end_ms:
-                self._store.renew(known, entry.raw)
-        for lease_id, asked in list(self._store.asked.items()):
-            at_ms = min(count.counted_ms, self._clock.now_ms())
-            is_late = at_ms - asked.record.start_ms > REQUEST_WINDOW_MS
-            if asked.record.provider == account.peer and is_late:
-                self._store.refused(lease_id)  # It is not in the count, and can come no more.
-        if wanted:
-            self._node.log.info(
-                "market.leases_recalled", peer=short(account.peer), leases=len(wanted)
-            )
-
-    def _is_news(self, account: Account, line: CountLine) -> bool:
-        """Return whether a count has something of a lease that this node does not know."""
-        known = self._store.get("customer", line.lease_id)
-        if known is not None:
-            return line.end_ms > known.terms.end_ms and not known.use.given_back
-        return line.lease_id in self._store.asked or account.lost is not None
 
     # The provider's side
 
@@ -334,7 +310,7 @@ class Settlement:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Take a customer's voucher, and sign what this node counts of its leases."""
         raw, book_now = take_opt_bytes(header, "voucher"), take_bool(header, "book_now")
-        wanted = take_list(header, "leases", most=ACCOUNT_LEASES_MAX)
+        is_shown = take_bool(header, "show")
         less = take_list(header, "less", most=LEASES_A_CUSTOMER_MAX)
         self._asked.count(caller, self._clock.monotonic_ms(), "accounts")
         account = self._store.account("provider", caller)
@@ -358,11 +334,10 @@ class Settlement:
             if book_now and account.unbooked_micro and may_book:
                 self._bookings.note(caller, steady_ms)
                 await self._collect(account)
-        shown = [entry.raw for entry in entries if entry.id in wanted]
         return {
             "count": sign(count, self._node.key, self._node.network).raw,
             "voucher": account.voucher,
-            "leases": [*shown],
+            "leases": [entry.raw for entry in entries] if is_shown else [],
             "settled_micro": account.settled_micro,
         }, ()
 

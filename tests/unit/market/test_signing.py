@@ -118,7 +118,7 @@ async def leased(world, customer, provider, size_bytes):
 async def give_up(world, customer, provider, lease_id, level, *, ago_ms=0):
     """Give up room as a customer that says what it likes; return the level that is counted."""
     less = [lease_id, level, world.clock.now_ms() - ago_ms]
-    header = {"voucher": None, "book_now": False, "leases": [], "less": [less]}
+    header = {"voucher": None, "book_now": False, "show": False, "less": [less]}
     reply = await world.wire.caller(customer.id).call(provider.id, ACCOUNT, header)
     count = open_signed(reply.header["count"], LeaseCount, network=NET).record
     return next((line.level for line in count.leases if line.lease_id == lease_id), None)
@@ -279,7 +279,7 @@ async def test_only_its_customer_lowers_a_lease_and_it_only_falls(world, three):
     world.later(1)
     assert await asked(0, other) == 50
     for wrong in ([lease_id, -1, 0], [lease_id, "0", 0], [lease_id, 0], [7, 0, 0], 7):
-        header = {"voucher": None, "book_now": False, "leases": [], "less": [wrong]}
+        header = {"voucher": None, "book_now": False, "show": False, "less": [wrong]}
         with pytest.raises(RecordInvalid):
             await provider.market.handlers()[ACCOUNT](customer.id, header, ())
     for steps, left in ((2**30, 50), (10, 10), (50, 10)):
