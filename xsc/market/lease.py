@@ -344,11 +344,11 @@ def lowered(terms: LeaseRequest, use: LeaseUse, level: int, now_ms: int) -> Leas
     It is billed up to `now_ms`, by the customer's clock on both sides, also where it was counted
     further; but for its first minute, from which nothing is given up.
     """
-    now_ms = max(now_ms, terms.start_ms + OFFER_MS)
-    use = advance(terms, use, now_ms)
     level = min(use.level, max(level, use.held_bytes))
     if level == use.level:
         return use
+    now_ms = max(now_ms, terms.start_ms + OFFER_MS)
+    use = advance(terms, use, now_ms)
     back_ms = max(0, min(use.counted_ms, terms.end_ms) - now_ms)
     back = worth(terms, (use.level - level) * back_ms)
     use = replace(use, level=level, given_back=not level, used=max(0, use.used - back))

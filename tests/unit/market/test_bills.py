@@ -169,6 +169,7 @@ class Pair:
     [("store", 27), TERM, TERM, ("clear", 0), ("lose", ("lease", 1)), ("look", 0), ("drop", 3)], 0
 )
 @example([("time", DAY_MS), ("need", 6), ("look", 0), ("time", 5_000), TERM, TERM], -59_000)
+@example([("need", 0), ("time", 61_000), ("need", 1), TERM, TERM], -20_000)
 def test_both_sides_have_one_bill_whatever_is_lost(taken, ahead_ms):
     async def play():
         pair = Pair(ahead_ms)
