@@ -10,7 +10,6 @@ Use is kept unsynced; after a power loss the shard store says what is held.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from xsc.base.encoding import Value
 from xsc.base.errors import (
@@ -48,13 +47,6 @@ from xsc.terms.lease import Lease, LeaseRequest, RunTerms
 from xsc.terms.pricing import affordable, amount, compute_amount
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP
-
-
-class _Granted(NamedTuple):
-    """What a request is granted."""
-
-    level: int
-    clearing: bytes | None
 
 
 class LeaseGranter:
@@ -96,35 +88,26 @@ class LeaseGranter:
         if known is None and request.renews:
             raise LeaseExhausted("this node does not know the lease that is to be renewed")
         self._asked.count(caller, self._clock.monotonic_ms(), "leases")
-        granted = self._granted(request, least) if known is None else self._renewal(request, known)
-        lease = Lease(
-            request=raw,
-            level=granted.level,
-            granted_ms=now_ms,
-            clearing=granted.clearing,
-        )
+        if known is None:
+            level, clearing = self._granted(request, least)
+        else:
+            level, clearing = self._renewal(request, known)
+        lease = Lease(request=raw, level=level, granted_ms=now_ms, clearing=clearing)
         signed_lease = sign(lease, self._node.key, network).raw
-        try:
-            if known is None:
-                self._store.add(self._store.entry_of("provider", signed_lease))
-            else:
-                self._store.renew(known, signed_lease)
-        except XscError as fault:
-            self._node.log.error("market.lease_not_kept", fault=repr(fault))
-            raise NoOffers("the provider could not grant the lease") from fault
+        self._store.add(self._store.entry_of("provider", signed_lease))
         self._forget_done(caller, now_ms)
         self._node.log.info(
             "market.lease_granted",
             kind=request.kind,
             customer=short(caller),
-            level=lease.level,
+            level=level,
             price=request.price,
             renewed=known is not None,
         )
         return {"lease": signed_lease}, ()
 
-    def _granted(self, request: LeaseRequest, least: int) -> _Granted:
-        """Return what a request for a new lease is granted.
+    def _granted(self, request: LeaseRequest, least: int) -> tuple[int, bytes | None]:
+        """Return the level that a request for a new lease is granted, and by which clearing.
 
         Raises:
             XscError: the first thing that is wrong with it, or nothing useful can be granted.
@@ -148,7 +131,7 @@ class LeaseGranter:
                 raise _too_dear(credit)
             if self._headroom.free(kind) < (max(1, least) if kind == "storage" else 1):
                 raise EXHAUSTED[kind](f"too little {kind} is left for this lease")
-            return _Granted(0, None)
+            return 0, None
         each = self._headroom.entitled(request)
         self._check_terms(request, each.price)
         if kind == "compute" and request.end_ms > each.window[1]:
@@ -162,10 +145,10 @@ class LeaseGranter:
         level = min(level, self._headroom.left_of(each))
         if not level:
             raise EXHAUSTED[kind]("others still hold what was granted", hint="try again later")
-        return _Granted(level, each.clearing)
+        return level, each.clearing
 
-    def _renewal(self, request: LeaseRequest, known: LeaseEntry) -> _Granted:
-        """Return what a lease is renewed for: all that is held, or nothing.
+    def _renewal(self, request: LeaseRequest, known: LeaseEntry) -> tuple[int, bytes | None]:
+        """Return the same for the next term of a lease: all that is held, or nothing.
 
         Raises:
             XscError: the first thing that is wrong with the request, or its room is others'.
@@ -187,7 +170,7 @@ class LeaseGranter:
         credit = self._headroom.credit_left(request.customer) + ahead_micro(known, now_ms)
         if amount("storage", request.price, max(level, held)) > max(0, credit):
             raise _too_dear(credit)
-        return _Granted(level, None if grant is None else grant.clearing)
+        return level, None if grant is None else grant.clearing
 
     def _check_terms(self, request: LeaseRequest, price: int) -> None:
         longest_ms = self._node.settings.storage_lease_ms

@@ -239,26 +239,27 @@ class LeaseStore:
                 found[key] = ceil_div(before + level, unit) - ceil_div(before, unit)
         return found
 
-    def add(self, entry: LeaseEntry) -> None:
-        """Keep a new lease: it is on the disk on return, because it is a promise."""
-        self._promise(entry)
-        self._know(entry)
+    def add(self, entry: LeaseEntry) -> LeaseEntry:
+        """Keep a new lease, or begin the next term of one, and return it.
 
-    def renew(self, entry: LeaseEntry, raw: bytes) -> None:
-        """Begin the next term of a lease; it is on the disk on return."""
-        after = self.entry_of(entry.role, raw)
-        after.use = renewed(entry.role, entry.terms, entry.use, after.terms, after.use.level)
-        self._promise(after)
-        entry.terms, entry.raw, entry.use = after.terms, raw, after.use
-        entry.request_id, entry.clearing = after.request_id, after.clearing
-
-    def _promise(self, entry: LeaseEntry) -> None:
+        It is on the disk on return, because it is a promise.
+        """
+        known = self.get(entry.role, entry.id)
+        if known is not None:
+            level = entry.use.level
+            entry.use = renewed(entry.role, known.terms, known.use, entry.terms, level)
         rows = [_lease_row(entry)]
         if entry.role == "customer":
             rows.append((_ASKED + entry.id, None))
         self._state.write(rows, sync=True)
         if entry.role == "customer":
             self.asked.pop(entry.id, None)
+        if known is None:
+            self._know(entry)
+            return entry
+        known.terms, known.raw, known.use = entry.terms, entry.raw, entry.use
+        known.request_id, known.clearing = entry.request_id, entry.clearing
+        return known
 
     def ask(self, request: Signed[LeaseRequest]) -> None:
         """Keep a request, not for now: on the disk before it is sent, as it may be granted.

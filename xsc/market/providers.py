@@ -127,14 +127,12 @@ class Providers:
         )
         entry = self._store.entry_of("customer", take_bytes(reply.header, "lease"))
         known = self._store.get("customer", lease_id)
-        if known is None:
-            if entry.request_id != asked.id:
-                raise RecordInvalid("the lease is on another request")
-            self._store.add(entry)
-            return entry
-        # It may be one whose answer was lost; this node has signed that, too.
+        if known is None and entry.request_id != asked.id:
+            raise RecordInvalid("the lease is on another request")
+        # A renewal may be one whose answer was lost; this node has signed that, too.
         named = entry.id, entry.terms.provider, entry.terms.customer
-        if named != (lease_id, provider, self._node.id) or entry.terms.end_ms <= known.terms.end_ms:
+        if named != (lease_id, provider, self._node.id) or (
+            known is not None and entry.terms.end_ms <= known.terms.end_ms
+        ):
             raise RecordInvalid("the provider gives another lease than the one that it renews")
-        self._store.renew(known, entry.raw)
-        return known
+        return self._store.add(entry)

@@ -153,8 +153,7 @@ class Settlement:
         async with self._turns.of(account.id):
             try:
                 async with asyncio.timeout(AGREE_TIMEOUT_MS / 1000):
-                    theirs = await self._agree(account)
-                account.is_taken = account.voucher == theirs
+                    await self._agree(account)
                 if account.unbooked_micro and (book_now or not account.is_taken):
                     await self._ask(account, account.voucher, book_now=book_now)
             except (XscError, TimeoutError) as fault:
@@ -164,6 +163,7 @@ class Settlement:
     async def _ask(
         self, account: Account, voucher: bytes | None, *, book_now: bool = False
     ) -> dict[str, Value]:
+        """Tell a provider what is given up, pay it with a voucher, and return its answer."""
         entries = self._store.of("customer", account.peer)
         less: list[Value] = [[entry.id, *entry.less] for entry in entries if entry.less is not None]
         less += [[lease_id, 0, self._clock.now_ms()] for lease_id in account.strange]
@@ -177,16 +177,13 @@ class Settlement:
             account.peer, ACCOUNT, header, timeout_ms=SETTLE_TIMEOUT_MS
         )
         settled = min(take_int(reply.header, "settled_micro"), account.signed_micro)
-        account.is_taken = account.is_taken or voucher is not None
+        account.is_taken = take_opt_bytes(reply.header, "voucher") == account.voucher
         booked = self._ports.credit.settled(account.id)
         account.settled_micro = max(settled, account.settled_micro, booked)
         return reply.header
 
-    async def _agree(self, account: Account) -> bytes | None:
+    async def _agree(self, account: Account) -> None:
         """Take a provider's count over, and have the newest voucher on the disk.
-
-        Returns:
-            The newest one that the provider has.
 
         Raises:
             XscError: the provider does not answer, or what it answers is no count.
@@ -200,7 +197,6 @@ class Settlement:
         wrong = rules.check_count(account, count.record, self._clock.now_ms())
         if wrong is not None:
             raise RecordInvalid(wrong)
-        theirs = take_opt_bytes(answer, "voucher")
         if account.lost is not None:
             self._recall(account, answer, count.record)
         ends_ms = {line.lease_id: line.end_ms for line in count.record.leases}
@@ -223,7 +219,6 @@ class Settlement:
         now_ms = self._clock.now_ms()
         agreed = rules.agree(account, entries, count, asked_ms=asked_ms, now_ms=now_ms)
         await self._take_over(account, count, agreed)
-        return theirs
 
     async def _take_over(
         self, account: Account, count: Signed[LeaseCount], agreed: rules.Agreed

@@ -161,7 +161,7 @@ def test_a_renewal_keeps_the_id_and_what_is_held_and_is_on_the_disk(state, role)
     entry = store.get(role, b"\1" * 32)
     entry.use = replace(entry.use, held_bytes=5)
     synced = state.synced
-    store.renew(entry, lease(1, need, 200))
+    assert store.add(store.entry_of(role, lease(1, need, 200))) is entry
     assert state.synced == synced + 1
     again = store_on(state).get(role, b"\1" * 32)
     assert again == entry

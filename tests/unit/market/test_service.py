@@ -1065,7 +1065,8 @@ async def test_a_lease_that_cannot_be_kept_is_not_granted_and_the_next_one_is(wo
     customer, provider = pair
     provider.state.full = True
     answers = await short_leases(world, customer, provider, 2, later_ms=60_000)
-    assert [type(item) for item in answers] == [NoOffers] * 2
+    assert [type(item) for item in answers] == [SpaceExhausted] * 2
+    assert not provider.market.leases()
     provider.state.full = False
     answers = await short_leases(world, customer, provider, 2, later_ms=60_000)
     assert [type(item) for item in answers] == [bytes] * 2
