@@ -72,7 +72,7 @@ ALL = (STORAGE, COMPUTE, CLEARED, RATE)
 
 
 def entry_of(role, terms):
-    return LeaseEntry(role, terms, new_use(terms, terms.level, terms.start_ms), b"raw", b"id")
+    return LeaseEntry(role, terms, new_use(terms, terms.level, terms.start_ms), b"raw")
 
 
 @dataclass

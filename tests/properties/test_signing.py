@@ -98,7 +98,7 @@ class Node:
                 end_ms=self.now_ms + STORAGE_LEASE_MS,
             )
             use = new_use(terms, level, self.now_ms)
-            self.leases.append(LeaseEntry("customer", terms, use, b"", b""))
+            self.leases.append(LeaseEntry("customer", terms, use, b""))
 
     def pass_time(self, duration_ms):
         for need_id, need in self.needs.items():

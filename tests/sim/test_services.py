@@ -83,7 +83,7 @@ def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
         assert any(lease.entry.terms.cleared for lease in mine), "its rate is paid by time"
         assert len(mine) > 5
         (ours,), (account,) = (
-            [each for each in world.nodes[index].market.accounts() if each.role == role]
+            [each for each in world.nodes[index].market.store.accounts() if each.role == role]
             for index, role in ((0, "customer"), (1, "provider"))
         )
         owed = world.nodes[1].market.owed_micro(account)

@@ -89,7 +89,6 @@ class LeaseEntry:
     use: LeaseUse
     raw: bytes
     """The signed lease, with the request inside; empty while its provider has not answered."""
-    request_id: bytes
     clearing: bytes | None = None
     """Id of the clearing record that granted it."""
     reserved: int = 0
@@ -169,7 +168,6 @@ def own_leases(role: Role, node: bytes) -> dict[bytes, LeaseEntry]:
             ),
             LeaseUse(touched_ms=0),
             raw=b"",
-            request_id=b"",
         )
         for kind, lease_id in OWN.items()
     }

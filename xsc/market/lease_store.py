@@ -160,9 +160,9 @@ class LeaseStore:
             account = self._accounts[role][peer] = Account(role, *parties)
         return account
 
-    def accounts(self, role: Role) -> list[Account]:
-        """Return the accounts of a role."""
-        return list(self._accounts[role].values())
+    def accounts(self, *roles: Role) -> list[Account]:
+        """Return the accounts of roles, or all."""
+        return [each for role in roles or ROLES for each in self._accounts[role].values()]
 
     def entry_of(self, role: Role, raw: bytes) -> LeaseEntry:
         """Return the entry of a signed lease that was not used yet.
@@ -181,7 +181,7 @@ class LeaseStore:
         if refusal is not None:
             raise RecordInvalid(refusal)
         use = new_use(terms, lease.record.level, lease.record.granted_ms)
-        return LeaseEntry(role, terms, use, raw, request.id, lease.record.clearing)
+        return LeaseEntry(role, terms, use, raw, lease.record.clearing)
 
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
         """Return a lease, also one with oneself, or None."""
@@ -258,7 +258,7 @@ class LeaseStore:
             self._know(entry)
             return entry
         known.terms, known.raw, known.use = entry.terms, entry.raw, entry.use
-        known.request_id, known.clearing = entry.request_id, entry.clearing
+        known.clearing = entry.clearing
         return known
 
     def ask(self, request: Signed[LeaseRequest]) -> None:
@@ -316,7 +316,7 @@ class LeaseStore:
     def close(self) -> None:
         """Write everything as it is, and that nothing was left out."""
         rows = [self._row(entry) for role in ROLES for entry in self.all(role)]
-        rows += [_account_row(account) for role in ROLES for account in self.accounts(role)]
+        rows += [_account_row(account) for account in self.accounts()]
         self._state.write([*rows, (_CLOSED, b"")], sync=False)
 
     def forget(self, entry: LeaseEntry) -> None:

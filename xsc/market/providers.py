@@ -127,7 +127,7 @@ class Providers:
         )
         entry = self._store.entry_of("customer", take_bytes(reply.header, "lease"))
         known = self._store.get("customer", lease_id)
-        if known is None and entry.request_id != asked.id:
+        if known is None and entry.terms != asked.record:
             raise RecordInvalid("the lease is on another request")
         # A renewal may be one whose answer was lost; this node has signed that, too.
         named = entry.id, entry.terms.provider, entry.terms.customer

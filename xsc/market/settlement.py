@@ -78,8 +78,7 @@ class Settlement:
 
     async def settle_all(self) -> None:
         """Agree with all peers that are up, and have all that is signed booked now."""
-        accounts = [account for role in ROLES for account in self._store.accounts(role)]
-        await self._settle(accounts, book_now=True)
+        await self._settle(self._store.accounts(), book_now=True)
 
     async def settle_with(self, peer: bytes) -> None:
         """Do the same with one peer, if it is up, as far as it can be done within a short time.

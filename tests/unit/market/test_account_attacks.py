@@ -56,7 +56,7 @@ def signed_of(customer, provider):
 
 
 def owed_to(provider):
-    (account,) = provider.market.accounts()
+    (account,) = provider.market.store.accounts()
     return provider.market.owed_micro(account) + account.settled_micro
 
 

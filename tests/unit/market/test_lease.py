@@ -92,7 +92,7 @@ def entry(role="provider", kind="storage", *, number=1, use=None, level=0, price
     of_entry = {"reserved", "promised", "avoided_until_ms", "is_apart"} & changed.keys()
     given = {name: changed.pop(name) for name in of_entry}
     terms = asked(kind, level, price=price, lease_id=bytes([number]) * 32, **changed)
-    return LeaseEntry(role, terms, use or new_use(terms, level, T0), b"lease", b"id", **given)
+    return LeaseEntry(role, terms, use or new_use(terms, level, T0), b"lease", **given)
 
 
 def holding(size, **changed):

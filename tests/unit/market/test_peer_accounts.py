@@ -100,7 +100,7 @@ async def test_a_voucher_that_comes_after_a_lowering_makes_no_debt(world, three)
     for _ in range(3):
         world.later(EPOCH_MS)
         await world.drive(customer.market.settlement.settle_all())
-    (theirs,) = provider.market.accounts()
+    (theirs,) = provider.market.store.accounts()
     assert provider.market.owed_micro(theirs) == 0
 
 

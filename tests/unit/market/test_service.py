@@ -1148,7 +1148,7 @@ async def test_a_failed_booking_is_made_up_for_and_never_doubled(world, pair, tr
     for _ in range(5):
         await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 4_000
-    assert customer.market.accounts()[0].settled_micro == 4_000
+    assert customer.market.store.accounts()[0].settled_micro == 4_000
     world.later(EPOCH_MS)
     provider.ledger.trouble = list(trouble)
     for _ in range(5):
@@ -1170,7 +1170,7 @@ async def test_a_crash_in_a_booking_neither_loses_nor_doubles_it(world, pair, tr
     await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 8_000
     assert provider.ledger.settled(leases_account(provider.id, customer.id)) == 8_000
-    assert customer.market.accounts()[0].settled_micro == 8_000
+    assert customer.market.store.accounts()[0].settled_micro == 8_000
 
 
 async def test_the_provider_books_again_by_itself(world, pair):
@@ -1245,8 +1245,8 @@ async def test_storage_is_owed_by_the_millisecond_and_booked_once(world, pair):
         await customer.market.settlement.settle_all()
         assert provider.ledger.owed(customer.id) == 40 * 100 * epochs
     assert len(provider.ledger.asked) == 3
-    assert customer.market.accounts()[0].settled_micro == 12_000
-    assert provider.market.accounts()[0].settled_micro == 12_000
+    assert customer.market.store.accounts()[0].settled_micro == 12_000
+    assert provider.market.store.accounts()[0].settled_micro == 12_000
 
 
 async def test_the_timer_promises_at_once_and_books_after_an_hour(world, pair):
