@@ -339,13 +339,11 @@ def least_level(terms: LeaseRequest, use: LeaseUse, more: int, now_ms: int) -> i
 def lowered(terms: LeaseRequest, use: LeaseUse, level: int, now_ms: int) -> LeaseUse:
     """Return the use of a cleared lease once its customer gave up room; without any it is over.
 
-    It is billed up to `now_ms`, by the customer's clock on both sides, also where it was counted
-    further; but for its first minute, from which nothing is given up.
+    It is billed up to `now_ms`, also where it was counted further.
     """
     level = min(use.level, max(level, use.held_bytes))
     if level == use.level:
         return use
-    now_ms = max(now_ms, terms.start_ms + OFFER_MS)
     use = advance(terms, use, now_ms)
     back_ms = max(0, min(use.counted_ms, terms.end_ms) - now_ms)
     back = worth(terms, (use.level - level) * back_ms)

@@ -33,7 +33,6 @@ from xsc.base.limits import (
     KIB,
     LEASES_A_CUSTOMER_MAX,
     RECORD_BYTES_MAX,
-    REQUEST_WINDOW_MS,
     SETTLE_LAST_MS,
     SETTLE_TIMEOUT_MS,
 )
@@ -41,7 +40,6 @@ from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
 from xsc.base.tally import Tally
 from xsc.base.turns import Turns
-from xsc.base.units import ceil_div
 from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
@@ -164,8 +162,8 @@ class Settlement:
     ) -> dict[str, Value]:
         """Tell a provider what is given up, pay it with a voucher, and return its answer."""
         entries = self._store.of("customer", account.peer)
-        less: list[Value] = [[entry.id, *entry.less] for entry in entries if entry.less is not None]
-        less += [[lease_id, 0, self._clock.now_ms()] for lease_id in account.strange]
+        less: list[Value] = [[entry.id, entry.less[0]] for entry in entries if entry.less]
+        less += [[lease_id, 0] for lease_id in account.strange]
         header: dict[str, Value] = {
             "voucher": voucher,
             "book_now": book_now,
@@ -342,20 +340,15 @@ class Settlement:
             RecordInvalid: the item says nothing of that kind.
         """
         match item:
-            case [bytes() as lease_id, int() as level, int() as at_ms] if level >= 0:
+            case [bytes() as lease_id, int() as level] if level >= 0:
                 entry = self._store.get("provider", lease_id)
             case _:
-                raise RecordInvalid("the field 'less' must list leases, their levels and times")
+                raise RecordInvalid("the field 'less' must list leases and their levels")
         if entry is None or entry.peer != customer or not entry.terms.cleared:
             return
-        terms, use, now_ms = entry.terms, entry.use, self._clock.now_ms()
-        at_ms = min(max(at_ms, now_ms - REQUEST_WINDOW_MS), now_ms)
-        # Bytes are billed while they were there, and a rate as long as its time is taken.
-        at_ms = max(at_ms, use.touched_ms, ceil_div(use.busy_us, 1_000))
-        least = max(
-            leases.least_level(terms, use, entry.reserved, when) for when in (at_ms, now_ms)
-        )
-        entry.use = leases.lowered(terms, use, max(level, least), at_ms)
+        now_ms = self._clock.now_ms()
+        least = leases.least_level(entry.terms, entry.use, entry.reserved, now_ms)
+        entry.use = leases.lowered(entry.terms, entry.use, max(level, least), now_ms)
 
     def _take_voucher(self, account: Account, raw: bytes) -> None:
         """Take a voucher over that promises more than the last one; any other changes nothing.

@@ -107,7 +107,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "voucher": Sealed("voucher"),
         "book_now": bool,
         "show": bool,
-        "less": Many((Id32, Count, Count), LEASES_A_CUSTOMER_MAX),
+        "less": Many((Id32, Count), LEASES_A_CUSTOMER_MAX),
     },
     "ledger.propose": {"half": Sealed("entry"), "voucher": Sealed("voucher")},
     "ledger.head": {"incarnation": Sealed("incarnation")},

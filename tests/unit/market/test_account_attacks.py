@@ -117,7 +117,7 @@ async def test_a_level_is_not_given_up_before_its_first_minute_is_paid(world, th
     await leased_all(world, customer, provider, 50)
     (entry,) = provider.market.store.of("provider", customer.id)
     world.later(OFFER_MS)
-    await give_up(world, customer, provider, entry.id, 0, ago_ms=REQUEST_WINDOW_MS)
+    await give_up(world, customer, provider, entry.id, 0)
     minute = 50 * SLOT_STEP_BYTES * OFFER_MS
     assert owed_to(provider) == worth_of("storage", PRICE, minute, cleared=True) // WORTH
 

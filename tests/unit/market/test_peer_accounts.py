@@ -153,5 +153,5 @@ async def test_bytes_that_lay_there_in_the_minute_that_is_given_up_are_paid(worl
     provider.market.tidy()
     owed = owed_to(provider)
     provider.drops(entry.id, 50 * SLOT_STEP_BYTES)
-    await give_up(world, customer, provider, entry.id, 0, ago_ms=REQUEST_WINDOW_MS)
+    await give_up(world, customer, provider, entry.id, 0)
     assert owed_to(provider) >= owed

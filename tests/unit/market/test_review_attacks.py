@@ -219,7 +219,7 @@ async def test_fuel_that_ran_in_the_minute_before_is_paid(world, three):
         provider.market.granter.used_compute(entry.id, level, level)
         ran += level
     world.later(20)
-    await give_up(world, customer, provider, entry.id, 0, ago_ms=REQUEST_WINDOW_MS)
+    await give_up(world, customer, provider, entry.id, 0)
     paid = worth_of("compute", PRICE, ran * 1_000, cleared=True) // WORTH
     world.later(EPOCH_MS)
     assert owed_to(provider) >= paid
@@ -287,7 +287,7 @@ async def test_a_lowering_after_the_end_takes_nothing_off(world, three):
     provider.stores(entry.id, customer.id, MIB)
     world.later(entry.terms.end_ms + 2 * REQUEST_WINDOW_MS - world.clock.now_ms())
     owed = owed_to(provider)
-    await give_up(world, customer, provider, entry.id, 0, ago_ms=REQUEST_WINDOW_MS)
+    await give_up(world, customer, provider, entry.id, 0)
     assert owed_to(provider) >= owed
 
 
@@ -334,7 +334,7 @@ async def test_a_lowering_after_the_end_takes_nothing_off_what_was_counted(world
     world.later(entry.terms.end_ms + 2 * REQUEST_WINDOW_MS - world.clock.now_ms())
     await world.drive(customer.market.settlement.agree(provider.id))
     owed = owed_to(provider)
-    await give_up(world, customer, provider, entry.id, 0, ago_ms=REQUEST_WINDOW_MS)
+    await give_up(world, customer, provider, entry.id, 0)
     assert owed_to(provider) >= owed
 
 
@@ -423,7 +423,7 @@ async def test_a_lowering_that_is_not_written_takes_nothing_off(world, three):
     provider.market.store.sync = fail
     for _ in range(50):
         with pytest.raises(SpaceExhausted):
-            await give_up(world, customer, provider, entry.id, 0, ago_ms=REQUEST_WINDOW_MS)
+            await give_up(world, customer, provider, entry.id, 0)
     minute = level_worth(50, REQUEST_WINDOW_MS) // WORTH
     assert owed_to(provider) >= owed - minute - 1 > 0, "once"
 
@@ -517,7 +517,7 @@ async def test_one_step_of_fuel_hides_no_minute_before(world, three):
     world.later(20)
     await admit(world, provider, lease_id, customer, 1)
     provider.market.granter.used_compute(lease_id, 1, 1)
-    await give_up(world, customer, provider, lease_id, 0, ago_ms=REQUEST_WINDOW_MS)
+    await give_up(world, customer, provider, lease_id, 0)
     paid = worth_of("compute", PRICE, ran * 1_000, cleared=True) // WORTH
     world.later(OFFER_MS)
     assert owed_to(provider) >= paid
