@@ -347,9 +347,7 @@ def lowered(terms: LeaseRequest, use: LeaseUse, level: int, now_ms: int) -> Leas
     use = advance(terms, use, now_ms)
     back_ms = max(0, min(use.counted_ms, terms.end_ms) - now_ms)
     back = worth(terms, (use.level - level) * back_ms)
-    use = replace(use, level=level, given_back=not level, used=max(0, use.used - back))
-    # By its own clock the provider may count of an earlier moment than it was lowered at.
-    return widened(terms, use, level)
+    return replace(use, level=level, given_back=not level, used=max(0, use.used - back))
 
 
 def ended(use: LeaseUse) -> LeaseUse:
