@@ -99,7 +99,8 @@ class Settlement:
             account
             for account in self._store.accounts("customer")
             if (account.unbooked_micro and (not account.is_taken or account.peer in leaving))
-            or rules.is_open(account, self._store.of("customer", account.peer), now_ms)
+            or rules.due_micro(account, self._store.of("customer", account.peer), now_ms)
+            > account.signed_micro
         ]
         await self._settle([*providers, *self._due()])
 
@@ -212,7 +213,6 @@ class Settlement:
             and self._store.get("customer", line.lease_id) is None
             and line.lease_id not in self._store.asked
         )
-        account.agreed_ms = asked_ms
         now_ms = self._clock.now_ms()
         agreed = rules.agree(account, entries, count, asked_ms=asked_ms, now_ms=now_ms)
         await self._take_over(account, count, agreed)
@@ -316,7 +316,6 @@ class Settlement:
             for entry in entries:
                 entry.use = leases.advance(entry.terms, entry.use, now_ms)
             count = rules.count_of(account, entries, now_ms)
-            account.told_micro = max(account.told_micro, count.amount_micro)
             if entries or account.number:
                 # What is signed must not be more than what is known after a power loss.
                 await self._store.sync(*entries, account)
@@ -366,7 +365,7 @@ class Settlement:
             entries = list(self._store.of("provider", account.customer))
             due_micro = rules.due_micro(account, entries, self._clock.now_ms())
             # More than is due here: this node lost its disk, and the customer has not.
-            more_micro = max(0, voucher.record.amount_micro - max(due_micro, account.told_micro))
+            more_micro = max(0, voucher.record.amount_micro - due_micro)
             settled = self._ports.credit.settled(account.id)
             credit = max(0, self._ports.credit.credit_left(account.customer))
             if more_micro and voucher.record.amount_micro > settled + due_micro + credit:

@@ -383,7 +383,7 @@ async def test_a_rate_is_full_again_each_minute(world, three):
             assert node.one(role).due_micro == hour * (1 + minute) // 60
 
 
-async def test_a_lease_that_costs_nothing_yet_is_confirmed_all_the_same(world, three):
+async def test_a_lease_that_costs_nothing_is_kept_all_the_same(world, three):
     customer, _, provider = three
     needs(customer, need_of(50))
     entitle(world, customer, provider, 50, price=0)
