@@ -250,11 +250,9 @@ def worth(terms: LeaseRequest, used: int) -> int:
     return worth_of(terms.kind, terms.price, used, cleared=terms.cleared)
 
 
-def widened(
-    terms: LeaseRequest, use: LeaseUse, quantity: int, ms: int = REQUEST_WINDOW_MS
-) -> LeaseUse:
+def widened(terms: LeaseRequest, use: LeaseUse, quantity: int) -> LeaseUse:
     """Return the use with leeway for so much more or less, at a moment that two clocks tell."""
-    return replace(use, leeway=use.leeway + worth(terms, abs(quantity) * ms))
+    return replace(use, leeway=use.leeway + worth(terms, abs(quantity) * REQUEST_WINDOW_MS))
 
 
 def has_time(terms: LeaseRequest) -> bool:

@@ -44,7 +44,7 @@ from xsc.identity.envelope import Signed, open_signed, sign
 from xsc.market import account as rules
 from xsc.market import lease as leases
 from xsc.market.account import Account
-from xsc.market.lease import ROLES
+from xsc.market.lease import ROLES, LeaseEntry
 from xsc.market.lease_store import MarketNode
 from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import LeaseCount, Voucher
@@ -234,13 +234,9 @@ class Settlement:
                 account, voucher, sign(voucher, self._node.key, self._node.network).raw
             )
             account.count, account.is_taken = count.raw, False
-        if agreed.uses or voucher is not None or account.lost is not None:
-            # Before it is sent: a number must never mean two amounts.
-            await self._store.sync(*(entry for entry, _ in agreed.uses), account)
-        if account.lost is not None:
-            # All that the provider told is on the disk.
-            account.lost = None
-            self._store.keep(account)
+        account.lost = None
+        # Before it is sent: a number must never mean two amounts.
+        await self._store.sync(*(entry for entry, _ in agreed.uses), account)
         for entry in agreed.gone:
             if self._store.get("customer", entry.id) is entry:
                 self._store.forget(entry)
@@ -269,7 +265,7 @@ class Settlement:
         raw = take_opt_bytes(answer, "voucher")
         if raw is not None:
             self._recall_voucher(account, raw)
-        entries = []
+        found = dict[bytes, LeaseEntry]()
         for lease in take_list(answer, "leases", most=COUNT_LEASES_MAX):
             if not isinstance(lease, bytes):
                 raise RecordInvalid("the field 'leases' must list leases")
@@ -277,10 +273,10 @@ class Settlement:
             parties = entry.terms.provider, entry.terms.customer
             if parties != (account.provider, account.customer):
                 raise RecordInvalid("the lease is between other nodes")
-            entries.append(entry)
-        if {entry.id for entry in entries} != {line.lease_id for line in count.leases}:
+            found[entry.id] = entry
+        if found.keys() != {line.lease_id for line in count.leases}:
             raise RecordInvalid("a lease that was counted is not shown")
-        entries = [each for each in entries if self._store.get("customer", each.id) is None]
+        entries = [each for each in found.values() if self._store.get("customer", each.id) is None]
         rules.restore(account, entries, count)
         for entry in entries:
             self._store.add(entry)

@@ -193,6 +193,23 @@ async def test_after_a_lost_disk_what_was_paid_is_not_paid_again(world, pair):
     assert signed_of(customer, provider) == paid > 0
 
 
+async def test_after_a_lost_disk_a_lease_is_taken_over_once_and_none_is_kept_back(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    await customer.market.settlement.settle_all()
+    honest, raw = world.wire.handlers[provider.id], customer.one("customer").entry.raw
+    customer.state = Memory()
+    await customer.restart()
+    await customer.market.settlement.lost({provider.id: {host.lease_id: 100 * MIB}})
+    for shown, known in (([], []), ([raw, raw], [host.lease_id])):
+        world.wire.handlers[provider.id] = honest
+        lying(world, provider, lambda _: {}, shown)
+        await customer.market.settlement.agree(provider.id)
+        assert [view.entry.id for view in customer.market.leases()] == known
+    assert customer.one("customer").entry.terms == provider.one("provider").entry.terms
+    assert customer.one("customer").due_micro <= provider.one("provider").due_micro
+
+
 async def test_a_voucher_over_more_than_may_be_owed_is_refused_and_counts_go_on(world, pair):
     customer, provider = pair
     await holding(world, customer, provider)
