@@ -222,7 +222,7 @@ def test_a_captured_request_works_once_also_over_restarts(start):
         assert [request.send(alice).code for request in captured] == ["replay_refused"] * 3
 
     # The clock of the last one is ahead: it lies after the next start as well.
-    header = {"voucher": None, "book_now": False, "leases": [], "less": []}
+    header = {"voucher": None, "book_now": False, "show": False, "less": []}
     captured = [signed(key, to), signed(key, to, "market.account", header)]
     captured.append(signed(key, to, ahead_ms=30_000))
     assert [request.send(alice).status for request in captured] == [200] * 3

@@ -20,7 +20,7 @@ STEP = 64 * 2**20
 LATE_MS = 30 * 24 * 3_600_000
 PRICED = 2**30 * 3_600_000
 """Byte-milliseconds that a price is for."""
-WORTH = lcm(PRICED, 10**9 * 60_000)
+WORTH = lcm(PRICED, 10**9 * 1_000)
 """Parts of a micro-credit in which use is counted, of storage and of compute."""
 COMMITMENT, RECOGNITION = "allocation/commitment", "allocation/recognition"
 RUNGS = {"mutual": "price_mutual", "one_way": "price_one_way", "open": "reserve"}

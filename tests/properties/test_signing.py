@@ -11,11 +11,11 @@ from xsc.market.choosing import to_lower, to_take
 from xsc.market.lease import NO_NEED, LeaseEntry, key_of, lowered, new_use
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import WORTH, slot_amount
-from xsc.terms.slot import LEASE_UNIT, Entitlement, NeedSlot
+from xsc.terms.slot import STEP, Entitlement, NeedSlot
 
 CUSTOMER = b"c" * 32
 NEEDS = [bytes([number]) * 16 for number in range(2)]
-UNIT = LEASE_UNIT["storage"]
+UNIT = STEP["storage"]
 ENDS_MS = 10**15
 
 steps = st.one_of(
@@ -96,7 +96,7 @@ class Node:
                 end_ms=self.now_ms + STORAGE_LEASE_MS,
             )
             use = new_use(terms, level, self.now_ms)
-            self.leases.append(LeaseEntry("customer", terms, use, b"", b""))
+            self.leases.append(LeaseEntry("customer", terms, use, b""))
 
     def pass_time(self, duration_ms):
         for need_id, need in self.needs.items():

@@ -20,7 +20,7 @@ from xsc.market.choosing import to_take
 from xsc.market.headroom import undrawn
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import (
-    LEASE_UNIT,
+    STEP,
     AvailabilitySlot,
     Commitment,
     Entitlement,
@@ -34,7 +34,7 @@ END_MS = 2**50
 NOTHING = SpaceValue(record=b"", value=b"")
 PRICE = 10 * PRICE_BYTES // SLOT_STEP_BYTES
 """What hosts ask."""
-UNIT = LEASE_UNIT["storage"]
+UNIT = STEP["storage"]
 
 
 def name(number: int) -> bytes:

@@ -38,7 +38,9 @@ def settled_in_full(world, owner):
     """Hold both sides of all leases of an owner against each other and against the ledgers."""
     own = owner.key.node_id
     mine = {view.entry.id: view for view in owner.market.leases() if view.entry.role == "customer"}
-    accounts = {each.peer: each for each in owner.market.accounts() if each.role == "customer"}
+    accounts = {
+        each.peer: each for each in owner.market.store.accounts() if each.role == "customer"
+    }
     paid = 0
     for node in world.nodes:
         if node is owner:
@@ -48,7 +50,7 @@ def settled_in_full(world, owner):
                 assert view.use.held_bytes == node.shards.usage.get(view.entry.id, 0)
                 assert view.use.held_bytes == mine[view.entry.id].use.held_bytes
                 assert view.due_micro == mine[view.entry.id].due_micro
-        for theirs in node.market.accounts():
+        for theirs in node.market.store.accounts():
             if (theirs.role, theirs.peer) == ("provider", own):
                 if node.key.node_id not in accounts:
                     assert not theirs.settled_micro + node.market.owed_micro(theirs)

@@ -15,7 +15,7 @@ from xsc.base.limits import COMPUTE_LEASE_MS, GIB
 from xsc.compute.deployments.wagi import Request
 from xsc.compute.wasm.limits import Limits
 from xsc.identity.envelope import open_signed
-from xsc.market.choosing import LEASE_UNIT
+from xsc.market.choosing import STEP
 from xsc.node.offline.verify import verify_file
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.deployment import ServiceReceipt
@@ -83,7 +83,7 @@ def test_a_peer_answers_for_hours_and_is_paid_for_every_request():
         assert any(lease.entry.terms.cleared for lease in mine), "its rate is paid by time"
         assert len(mine) > 5
         (ours,), (account,) = (
-            [each for each in world.nodes[index].market.accounts() if each.role == role]
+            [each for each in world.nodes[index].market.store.accounts() if each.role == role]
             for index, role in ((0, "customer"), (1, "provider"))
         )
         owed = world.nodes[1].market.owed_micro(account)
@@ -263,7 +263,7 @@ def test_a_deployment_states_a_need_of_compute_and_runs_at_the_rate_that_it_is_g
         (lease,) = cleared(0, "customer")
         assert stated().parts == ((holder.key.node_id, 1),)
         assert (lease.entry.peer, lease.entry.terms.need) == (holder.key.node_id, stated().slot_id)
-        assert lease.use.level == LEASE_UNIT["compute"]
+        assert lease.use.level == STEP["compute"]
         await world.until(lambda: service_at(holder, owner).rates == (lease.entry.id,))
         for _ in range(3):
             assert (await ask(world)).status == 200
@@ -290,7 +290,7 @@ def test_a_need_of_compute_rises_and_falls_with_what_runs():
     async def play(world):
         def steps(index, role):
             return sum(
-                lease.use.level // LEASE_UNIT["compute"]
+                lease.use.level // STEP["compute"]
                 for lease in leases(world, index, role)
                 if lease.entry.terms.cleared and lease.status == "open"
             )

@@ -43,7 +43,7 @@ from xsc.space.port import Space
 from xsc.space.record import Change
 from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import KINDS, Kind
-from xsc.terms.slot import LEASE_UNIT, Commitment, Entitlement, EntitlementKey
+from xsc.terms.slot import STEP, Commitment, Entitlement, EntitlementKey
 
 _LOOKED_AT: Final = frozenset(
     {UserSpacePaths.RECOGNITION, UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
@@ -304,7 +304,7 @@ class Allocator:
                 )
                 for node in sorted(nodes)
             ),
-            free={kind: market.unreserved(kind) // LEASE_UNIT[kind] for kind in KINDS},
+            free={kind: market.unreserved(kind) // STEP[kind] for kind in KINDS},
             is_pending=self._woken.is_set(),
         )
         return Inputs(gathered, own, takers)

@@ -183,11 +183,11 @@ class Lease:
     kind: str
     state: str
     quantity: int
-    """What is kept free: bytes, or fuel steps a minute; 0 for now."""
+    """What is kept free: bytes, or fuel steps a second; 0 for now."""
     held: int
     """Bytes that are stored."""
     used: int
-    """Fuel steps that ran; under a cleared rate, in this minute."""
+    """Fuel steps that ran; under a cleared rate, those whose time is to come."""
     price_micro: int
     billed_micro: int
     settled_micro: int

@@ -496,8 +496,6 @@ LATE_MS = 30 * 24 * 3_600_000
 """For so long after its end what is held under a lease of storage is paid."""
 RENEWAL_RETRY_MS = 6 * 3_600_000
 """After a refusal; silent hosts are asked at the first look at which they are up."""
-ACCOUNT_LEASES_MAX = 32
-"""Leases that a customer may ask for at once of those that a count names."""
 LEASE_URGENT_MS = 30 * 24 * 3_600_000
 """So long before the end of a lease that a host refused to renew, what lies there moves."""
 LEASE_RESCUE_MS = 21 * 24 * 3_600_000

@@ -15,7 +15,7 @@ import click
 from xsc import api
 from xsc.api.endpoint import Id
 from xsc.base.errors import ArgumentInvalid, NotFound
-from xsc.base.limits import COMPUTE_LEASE_MS, EPOCH_MS, MEMORY_BYTES_DEFAULT, MFUEL
+from xsc.base.limits import EPOCH_MS, MEMORY_BYTES_DEFAULT, MFUEL
 from xsc.base.units import (
     format_credits,
     format_duration,
@@ -333,12 +333,8 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
 
 
 def _lease_level(row: Document) -> str:
-    """Return what a lease is over; of a rate the quantity is that of COMPUTE_LEASE_MS."""
-    if row["origin"] == "now":
-        return "-"
-    if row["kind"] == "compute":
-        return format_level("compute", row["quantity"] * 1_000 // COMPUTE_LEASE_MS)
-    return _amount(row["kind"], row["quantity"])
+    """Return what a lease is over."""
+    return "-" if row["origin"] == "now" else format_level(row["kind"], row["quantity"])
 
 
 def _lease_use(row: Document) -> str:

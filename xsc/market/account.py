@@ -28,16 +28,16 @@ from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import CountLine, LeaseCount, Voucher, leases_account, number_of, wide
 
 _UNKEPT: Final = Field(exclude=True)
-"""Marks what the key of an account says, or what only this process knows."""
+"""Marks what only this process knows."""
 
 
 @dataclass(slots=True)
 class Account:
     """The account of one pair, as this node keeps it in one role."""
 
-    role: Annotated[Role, _UNKEPT]
-    provider: Annotated[bytes, _UNKEPT]
-    customer: Annotated[bytes, _UNKEPT]
+    role: Role
+    provider: bytes
+    customer: bytes
     closed: WideNumber = 0
     """What leases came to that are forgotten, in WORTHths of a micro-credit."""
     number: Count = 0
@@ -49,12 +49,8 @@ class Account:
     """Customer: the count that the newest voucher pays."""
     settled_micro: Count = 0
     """Of that, what the ledger has booked."""
-    told_micro: Count = 0
-    """Provider: the most that it has signed in a count."""
     refusals: Count = 0
     """How many bookings in a row the ledger refused for good; each needs an id of its own."""
-    agreed_ms: Count = 0
-    """Customer: when the provider was asked for the last count that was taken over."""
     disputed: bytes | None = None
     """Customer: the newest count of the provider that did not follow."""
     strange: Annotated[tuple[bytes, ...], _UNKEPT] = ()
@@ -230,14 +226,6 @@ def restore(account: Account, entries: Iterable[LeaseEntry], count: LeaseCount) 
             counted_ms=max(count.counted_ms, entry.terms.start_ms),
         )
     account.closed = min(number_of(count.closed), signed)
-
-
-def is_open(account: Account, entries: Collection[LeaseEntry], now_ms: int) -> bool:
-    """Return whether a customer has something to agree on: a new lease, or something to pay."""
-    return (
-        any(entry.terms.start_ms >= account.agreed_ms for entry in entries)
-        or due_micro(account, entries, now_ms) > account.signed_micro
-    )
 
 
 def next_voucher(account: Account, amount_micro: int, count: LeaseCount) -> Voucher | None:

@@ -440,7 +440,6 @@ class LeaseBuyer:
         entry.use = rules.spend(entry.terms, entry.use, fuel_steps, self._clock.now_ms())
         self._store.keep(entry)
         self._lines.wake()
-        await asyncio.sleep(0)  # it is kept before the result is returned
 
     def unused(self, lease_id: bytes, fuel_steps: int) -> None:
         """Take back what was handed out for a run that its provider refused, or could not end."""

@@ -21,7 +21,7 @@ from xsc.market.headroom import is_present, undrawn
 from xsc.market.lease import LeaseEntry
 from xsc.terms.pricing import Quote
 from xsc.terms.quote import Kind
-from xsc.terms.slot import LEASE_UNIT, Entitlement, EntitlementKey, NeedSlot
+from xsc.terms.slot import STEP, Entitlement, EntitlementKey, NeedSlot
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,25 +184,25 @@ def to_take(
     Args:
         offers: to needs of this node.
         needs: of this node, by id.
-        taken: bytes, or fuel steps a minute, under leases that are not over.
+        taken: bytes, or fuel steps a second, under leases that are not over.
         now_ms: the present.
     """
-    left = {need_id: need.quantity * LEASE_UNIT[need.kind] for need_id, need in needs.items()}
+    left = {need_id: need.quantity * STEP[need.kind] for need_id, need in needs.items()}
     had_of = Counter[tuple[bytes, bytes]]()
     for key, level in taken.items():
         had_of[key.need, key.provider] += level
     for (need_id, _), had in had_of.items():
         if need_id in needs:
-            unit = LEASE_UNIT[needs[need_id].kind]
+            unit = STEP[needs[need_id].kind]
             left[need_id] -= ceil_div(had, unit) * unit
     for each in sorted(offers, key=lambda each: (each.price, each.provider, each.key)):
         need = needs.get(each.need)
         if need is None:
             continue
-        most = need.most(each.provider) * LEASE_UNIT[need.kind]
+        most = need.most(each.provider) * STEP[need.kind]
         had = had_of[each.need, each.provider]
         level = min(undrawn(each, taken), left.get(each.need, 0), most - had)
-        level -= level % LEASE_UNIT[each.kind]
+        level -= level % STEP[each.kind]
         # A lease is not shorter than a minute.
         is_long = now_ms + COMPUTE_LEASE_MS <= each.window[1]
         if level > 0 and is_long and is_present(each, now_ms) and each.price <= need.price_max:
@@ -241,10 +241,10 @@ def to_lower(
         leases.sort(key=lambda entry: -entry.terms.start_ms)
         levels = {entry.id: entry.use.level for entry in leases}
         for provider in sorted({entry.peer for entry in leases}):
-            most = 0 if need is None else need.most(provider) * LEASE_UNIT[need.kind]
+            most = 0 if need is None else need.most(provider) * STEP[need.kind]
             here = [entry for entry in leases if entry.peer == provider]
             _lower(here, levels, most - beside[need_id, provider], now_ms)
-        most = 0 if need is None else need.quantity * LEASE_UNIT[need.kind]
+        most = 0 if need is None else need.quantity * STEP[need.kind]
         others = sum(held for (of, _), held in beside.items() if of == need_id)
         _lower(leases, levels, most - others, now_ms)
         for entry in leases:
@@ -256,8 +256,7 @@ def _lower(leases: Sequence[LeaseEntry], levels: dict[bytes, int], most: int, no
     """Lower the levels of leases, in their order, until together they are no more than that."""
     beyond = sum(levels[entry.id] for entry in leases) - most
     for entry in leases:
-        least = rules.least_level(entry.terms, entry.use, now_ms) + entry.promised_at(now_ms)
-        level, unit = levels[entry.id], rules.LEVEL_UNIT[entry.terms.kind]
-        less = max(least, level - max(0, beyond))
-        less = levels[entry.id] = min(level, ceil_div(less, unit) * unit)
+        promised, level = entry.promised_at(now_ms), levels[entry.id]
+        least = rules.least_level(entry.terms, entry.use, promised, now_ms)
+        less = levels[entry.id] = min(level, max(least, level - max(0, beyond)))
         beyond -= level - less

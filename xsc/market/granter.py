@@ -10,7 +10,6 @@ Use is kept unsynced; after a power loss the shard store says what is held.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from xsc.base.encoding import Value
 from xsc.base.errors import (
@@ -24,7 +23,6 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes, take_int
 from xsc.base.ids import short
 from xsc.base.limits import (
-    COMPUTE_LEASE_MS,
     EPOCH_MS,
     JOBS_QUEUED_A_PEER_MAX,
     JOBS_QUEUED_MAX,
@@ -32,7 +30,6 @@ from xsc.base.limits import (
     LEASE_REQUESTS_MS,
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
-    MIB,
     PRICE_BYTES,
     REQUEST_WINDOW_MS,
 )
@@ -49,14 +46,7 @@ from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import Lease, LeaseRequest, RunTerms
 from xsc.terms.pricing import affordable, amount, compute_amount
 from xsc.terms.quote import Kind
-from xsc.terms.slot import LEASE_UNIT
-
-
-class _Granted(NamedTuple):
-    """What a request is granted."""
-
-    level: int
-    clearing: bytes | None
+from xsc.terms.slot import STEP
 
 
 class LeaseGranter:
@@ -93,40 +83,31 @@ class LeaseGranter:
         known = self._store.get("provider", request.lease_id)
         if known is not None and known.terms.customer == caller:
             is_early = rules.is_young(known.terms, now_ms + REQUEST_WINDOW_MS)
-            if known.request_id == signed.id or is_early:
+            if known.terms == request or is_early:
                 return {"lease": known.raw}, ()
         if known is None and request.renews:
             raise LeaseExhausted("this node does not know the lease that is to be renewed")
         self._asked.count(caller, self._clock.monotonic_ms(), "leases")
-        granted = self._granted(request, least) if known is None else self._renewal(request, known)
-        lease = Lease(
-            request=raw,
-            level=granted.level,
-            granted_ms=now_ms,
-            clearing=granted.clearing,
-        )
+        if known is None:
+            level, clearing = self._granted(request, least)
+        else:
+            level, clearing = self._renewal(request, known)
+        lease = Lease(request=raw, level=level, granted_ms=now_ms, clearing=clearing)
         signed_lease = sign(lease, self._node.key, network).raw
-        try:
-            if known is None:
-                self._store.add(self._store.entry_of("provider", signed_lease))
-            else:
-                self._store.renew(known, signed_lease)
-        except XscError as fault:
-            self._node.log.error("market.lease_not_kept", fault=repr(fault))
-            raise NoOffers("the provider could not grant the lease") from fault
+        self._store.add(self._store.entry_of("provider", signed_lease))
         self._forget_done(caller, now_ms)
         self._node.log.info(
             "market.lease_granted",
             kind=request.kind,
             customer=short(caller),
-            level=lease.level,
+            level=level,
             price=request.price,
             renewed=known is not None,
         )
         return {"lease": signed_lease}, ()
 
-    def _granted(self, request: LeaseRequest, least: int) -> _Granted:
-        """Return what a request for a new lease is granted.
+    def _granted(self, request: LeaseRequest, least: int) -> tuple[int, bytes | None]:
+        """Return the level that a request for a new lease is granted, and by which clearing.
 
         Raises:
             XscError: the first thing that is wrong with it, or nothing useful can be granted.
@@ -150,24 +131,24 @@ class LeaseGranter:
                 raise _too_dear(credit)
             if self._headroom.free(kind) < (max(1, least) if kind == "storage" else 1):
                 raise EXHAUSTED[kind](f"too little {kind} is left for this lease")
-            return _Granted(0, None)
+            return 0, None
         each = self._headroom.entitled(request)
         self._check_terms(request, each.price)
         if kind == "compute" and request.end_ms > each.window[1]:
             raise RecordInvalid("the lease ends after what was granted")
-        unit, most = LEASE_UNIT[kind], affordable(kind, request.price, credit)
+        unit, most = STEP[kind], affordable(kind, request.price, credit)
         if most is not None and kind == "compute":
-            most = most * COMPUTE_LEASE_MS // EPOCH_MS  # An hour of it, as of storage.
+            most = most * 1_000 // EPOCH_MS  # An hour of it, as of storage.
         level = request.level if most is None else min(request.level, most - most % unit)
         if level <= 0:
             raise _too_dear(credit)
         level = min(level, self._headroom.left_of(each))
         if not level:
             raise EXHAUSTED[kind]("others still hold what was granted", hint="try again later")
-        return _Granted(level, each.clearing)
+        return level, each.clearing
 
-    def _renewal(self, request: LeaseRequest, known: LeaseEntry) -> _Granted:
-        """Return what a lease is renewed for: all that is held, or nothing.
+    def _renewal(self, request: LeaseRequest, known: LeaseEntry) -> tuple[int, bytes | None]:
+        """Return the same for the next term of a lease: all that is held, or nothing.
 
         Raises:
             XscError: the first thing that is wrong with the request, or its room is others'.
@@ -184,12 +165,12 @@ class LeaseGranter:
         if grant is not None and not is_named(grant, request):
             raise NoOffers("this node has granted something else for what is held")
         self._check_terms(request, self._asks(request) if grant is None else grant.price)
-        level = min(request.level, ceil_div(most, MIB) * MIB)
+        level = min(request.level, most)
         # What may still come to be owed under it goes over to its next term.
         credit = self._headroom.credit_left(request.customer) + ahead_micro(known, now_ms)
         if amount("storage", request.price, max(level, held)) > max(0, credit):
             raise _too_dear(credit)
-        return _Granted(level, None if grant is None else grant.clearing)
+        return level, None if grant is None else grant.clearing
 
     def _check_terms(self, request: LeaseRequest, price: int) -> None:
         longest_ms = self._node.settings.storage_lease_ms
@@ -346,7 +327,7 @@ class LeaseGranter:
             raise LeaseExhausted("the lease is over", hint="take a new lease")
         if terms.cleared and entry.use.lapsed:
             raise LeaseExhausted("its rate was released while debts were at their limit")
-        most = entry.use.level if terms.cleared else rules.room(terms, entry.use, now_ms)
+        most = rules.run_most(entry.use) if terms.cleared else rules.QUANTITY_MAX
         if fuel_steps > most:
             raise LeaseExhausted("the lease is not for so much fuel", hint="take a new lease")
         cost = compute_amount(rules.run_price(terms), fuel_steps)

@@ -24,7 +24,7 @@ from xsc.market.pricing import MarketPricing, utilisation_ppm
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import Kind
-from xsc.terms.slot import LEASE_UNIT, Entitlement, EntitlementKey
+from xsc.terms.slot import STEP, Entitlement, EntitlementKey
 
 
 def is_present(offer: Entitlement, now_ms: int) -> bool:
@@ -33,14 +33,14 @@ def is_present(offer: Entitlement, now_ms: int) -> bool:
 
 
 def undrawn(offer: Entitlement, drawn: Mapping[EntitlementKey, int]) -> int:
-    """Return what can still be leased of an offer: bytes, or fuel steps a minute."""
-    return max(0, offer.quantity * LEASE_UNIT[offer.kind] - drawn.get(offer.key, 0))
+    """Return what can still be leased of an offer: bytes, or fuel steps a second."""
+    return max(0, offer.quantity * STEP[offer.kind] - drawn.get(offer.key, 0))
 
 
 def slot_left(offer: Entitlement, drawn: Mapping[EntitlementKey, int]) -> int:
     """Return what no lease has of the slot."""
     taken = sum(level for key, level in drawn.items() if key[:2] == offer.key[:2])
-    return max(0, offer.slot_quantity * LEASE_UNIT[offer.kind] - taken)
+    return max(0, offer.slot_quantity * STEP[offer.kind] - taken)
 
 
 def is_named(offer: Entitlement, request: LeaseRequest) -> bool:
@@ -68,7 +68,7 @@ class Headroom:
         """Return what is neither used nor kept for leases: slots can grant it."""
         capacity = self._ports.capacity
         free = capacity.storage_free_bytes if kind == "storage" else capacity.compute_steps_free
-        return max(0, free() - self._store.kept[kind])
+        return max(0, free() - self._store.kept(kind))
 
     def free(self, kind: Kind) -> int:
         """Return what of that no clearing offers now."""
@@ -111,12 +111,12 @@ class Headroom:
         levels = self._drawn()
         # It is kept free; others can still hold some of it, or the disk have less.
         left = min(undrawn(each, levels), slot_left(each, levels), self.unreserved(each.kind))
-        return left - left % LEASE_UNIT[each.kind]
+        return left - left % STEP[each.kind]
 
     def cleared_workers(self, workers: int) -> int:
         """Return how many whole workers the cleared rates come to, of so many."""
         capacity = self._ports.capacity.compute_capacity_steps()
-        return min(workers, self._store.kept["compute"] * workers // capacity) if capacity else 0
+        return min(workers, self._store.kept("compute") * workers // capacity) if capacity else 0
 
     def drawn_steps(self, *, young: bool = False) -> dict[EntitlementKey, int]:
         """Return the steps that leases have of each entitlement, rounded up.
@@ -156,7 +156,7 @@ class Headroom:
         ):
             return has, grant
         steps = sum(each.quantity for each in mine) - self.drawn_steps(young=True).get(key, 0)
-        return max(0, min(has, steps * LEASE_UNIT["storage"])), grant
+        return max(0, min(has, steps * STEP["storage"])), grant
 
     # What customers may owe
 

@@ -15,7 +15,6 @@ A check returns the first rule that is broken, as a sentence, or None.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -30,8 +29,6 @@ from xsc.base.limits import (
     LATE_MS,
     LEASE_KEPT_MS,
     LEASE_TIMEOUT_MS,
-    MFUEL,
-    MIB,
     OFFER_MS,
     PROMISE_MS,
     REQUEST_WINDOW_MS,
@@ -40,7 +37,7 @@ from xsc.base.limits import (
 from xsc.base.units import ceil_div, format_duration
 from xsc.identity.envelope import Count
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
-from xsc.terms.pricing import amount
+from xsc.terms.pricing import WORTH
 from xsc.terms.pricing import worth as worth_of
 from xsc.terms.quote import Kind
 from xsc.terms.slot import EntitlementKey
@@ -50,13 +47,10 @@ Role: TypeAlias = Literal["customer", "provider"]
 ROLES: Final[tuple[Role, Role]] = ("customer", "provider")
 OWN: Final[dict[Kind, bytes]] = {"storage": OWN_STORAGE, "compute": OWN_COMPUTE}
 QUANTITY_MAX: Final = 2**63 - 1
-LEVEL_UNIT: Final[dict[Kind, int]] = {"storage": MIB, "compute": MFUEL}
-"""Levels are whole MiB, or millions of fuel steps a minute."""
 SPREAD: Final = 8
 """Renewals are spread over so great a part of the term, one eighth, from its half on."""
 NO_NEED: Final = bytes(16)
 """In the place of a need, for a customer that states none."""
-_EPOCH_MS: Final[dict[Kind, int]] = {"storage": EPOCH_MS, "compute": COMPUTE_LEASE_MS}
 WideNumber = Annotated[int, BeforeValidator(number_of), PlainSerializer(wide)]
 """A number that passes 2^64: it is kept as `wide` bytes."""
 
@@ -69,7 +63,7 @@ class LeaseUse:
     """When bytes were last held or given back, or the lease was granted or renewed."""
     held_bytes: Count = 0
     level: Count = 0
-    """What is kept free and billed: bytes, or fuel steps a minute. Within a term it only falls."""
+    """What is kept free and billed: bytes, or fuel steps a second. Within a term it only falls."""
     used: WideNumber = 0
     """What it comes to, of all its terms: in WORTHths of a micro-credit."""
     counted_ms: Count = 0
@@ -77,9 +71,8 @@ class LeaseUse:
     leeway: WideNumber = 0
     """By how much `used` may differ at the customer: a minute of each change since the last count,
     as the clocks of both sides may."""
-    minute: int = 0
-    """Of a cleared rate: the minute, counted from the start, in which `spent` fuel steps ran."""
-    spent: Count = 0
+    busy_us: Count = 0
+    """Of a cleared rate: up to which microsecond its time is taken by what ran."""
     given_back: bool = False
     lapsed: bool = False
     """Provider: the level is no longer kept free, though billed: its customer reached its limit."""
@@ -96,7 +89,6 @@ class LeaseEntry:
     use: LeaseUse
     raw: bytes
     """The signed lease, with the request inside; empty while its provider has not answered."""
-    request_id: bytes
     clearing: bytes | None = None
     """Id of the clearing record that granted it."""
     reserved: int = 0
@@ -109,14 +101,6 @@ class LeaseEntry:
     """Customer: until when others are preferred, because the host refused a write."""
     less: tuple[int, int] | None = None
     """Customer: the level down to which room is given up, and since when."""
-    told: Callable[[LeaseEntry], None] | None = field(default=None, init=False, compare=False)
-    """Called when its use or what is reserved by work changes."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
-        if name in {"terms", "use", "reserved"} and getattr(self, "told", None) is not None:
-            assert self.told is not None
-            self.told(self)
 
     @property
     def id(self) -> bytes:
@@ -184,7 +168,6 @@ def own_leases(role: Role, node: bytes) -> dict[bytes, LeaseEntry]:
             ),
             LeaseUse(touched_ms=0),
             raw=b"",
-            request_id=b"",
         )
         for kind, lease_id in OWN.items()
     }
@@ -227,16 +210,13 @@ def check_request(request: LeaseRequest, price: int, now_ms: int, storage_ms: in
     if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
         return "the lease does not begin now"
     length_ms = request.end_ms - request.start_ms
-    if request.level % LEVEL_UNIT[request.kind]:
-        return "the level is not one of whole units"
     if request.cleared and length_ms < min(COMPUTE_LEASE_MS, storage_ms):
-        # A rate is full again each minute, and an offer that was taken is made again.
+        # A minute of a rate can be used at once, and an offer that was taken is made again.
         return "the lease is shorter than a minute"
     longest = longest_ms(request.kind, storage_ms, cleared=request.cleared)
     if length_ms > longest:
         return f"the lease is longer than {format_duration(longest)}, the longest here"
-    epochs = ceil_div(length_ms, _EPOCH_MS[request.kind])
-    if amount(request.kind, request.price, request.level * epochs) > AMOUNT_MAX:
+    if worth(request, request.level * length_ms) > AMOUNT_MAX * WORTH:
         return "the lease is worth more than an amount can be"
     return None
 
@@ -270,11 +250,9 @@ def worth(terms: LeaseRequest, used: int) -> int:
     return worth_of(terms.kind, terms.price, used, cleared=terms.cleared)
 
 
-def widened(
-    terms: LeaseRequest, use: LeaseUse, quantity: int, ms: int = REQUEST_WINDOW_MS
-) -> LeaseUse:
+def widened(terms: LeaseRequest, use: LeaseUse, quantity: int) -> LeaseUse:
     """Return the use with leeway for so much more or less, at a moment that two clocks tell."""
-    return replace(use, leeway=use.leeway + worth(terms, abs(quantity) * ms))
+    return replace(use, leeway=use.leeway + worth(terms, abs(quantity) * REQUEST_WINDOW_MS))
 
 
 def has_time(terms: LeaseRequest) -> bool:
@@ -314,20 +292,15 @@ def hold(terms: LeaseRequest, use: LeaseUse, delta_bytes: int, now_ms: int) -> L
     return widened(terms, use, delta_bytes)
 
 
-def spent(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> int:
-    """Return the fuel steps that ran in this minute under a cleared rate."""
-    return use.spent if use.minute == (now_ms - terms.start_ms) // COMPUTE_LEASE_MS else 0
-
-
 def ran(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> int:
-    """Return the fuel steps that ran, for people: under a cleared rate those of this minute.
+    """Return the fuel steps that ran, for people: under a cleared rate those whose time is to come.
 
     For now they follow from what they came to: what costs nothing is not counted.
     """
     if terms.kind == "storage":
         return 0
     if terms.cleared:
-        return spent(terms, use, now_ms)
+        return use.level * max(0, use.busy_us - now_ms * 1_000) // 1_000_000
     return use.used // worth(terms, 1) if terms.price else 0
 
 
@@ -336,37 +309,43 @@ def spend(terms: LeaseRequest, use: LeaseUse, steps: int, now_ms: int) -> LeaseU
     assert terms.kind == "compute", "only compute is spent"
     if not terms.cleared:
         return replace(use, used=use.used + worth(terms, steps))
-    minute = (now_ms - terms.start_ms) // COMPUTE_LEASE_MS
-    return replace(use, minute=minute, spent=spent(terms, use, now_ms) + steps)
+    if not use.level:
+        return use  # The run ended after its lease.
+    begun_us = max(use.busy_us, now_ms * 1_000)
+    return replace(use, busy_us=begun_us + ceil_div(steps * 1_000_000, use.level))
 
 
-def least_level(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> int:
+def least_level(terms: LeaseRequest, use: LeaseUse, more: int, now_ms: int) -> int:
     """Return below which level a cleared lease is not lowered now.
 
     Of its first minute nothing is given up, or taking leases and giving them up would hold room
-    for nothing. Fuel that was spent is billed to the end of its minute.
+    for nothing; nor while its time is taken by fuel that ran.
+
+    Args:
+        terms: of the lease.
+        use: of the lease.
+        more: bytes or fuel steps that were promised, or are under way.
+        now_ms: the present.
     """
-    if now_ms < terms.start_ms + OFFER_MS:
+    if now_ms < terms.start_ms + OFFER_MS or now_ms * 1_000 < use.busy_us:
         return use.level
-    return use.held_bytes if terms.kind == "storage" else spent(terms, use, now_ms)
+    if terms.kind == "storage":
+        return use.held_bytes + more
+    return ceil_div(more * 1_000, COMPUTE_LEASE_MS)
 
 
 def lowered(terms: LeaseRequest, use: LeaseUse, level: int, now_ms: int) -> LeaseUse:
     """Return the use of a cleared lease once its customer gave up room; without any it is over.
 
-    It is billed up to `now_ms`, by the customer's clock on both sides, also where it was counted
-    further; but for its first minute, from which nothing is given up.
+    It is billed up to `now_ms`, also where it was counted further.
     """
-    now_ms = max(now_ms, terms.start_ms + OFFER_MS)
-    use, unit = advance(terms, use, now_ms), LEVEL_UNIT[terms.kind]
-    level = min(use.level, ceil_div(max(level, use.held_bytes), unit) * unit)
+    level = min(use.level, max(level, use.held_bytes))
     if level == use.level:
         return use
+    use = advance(terms, use, now_ms)
     back_ms = max(0, min(use.counted_ms, terms.end_ms) - now_ms)
     back = worth(terms, (use.level - level) * back_ms)
-    use = replace(use, level=level, given_back=not level, used=max(0, use.used - back))
-    # By its own clock the provider may count of an earlier moment than it was lowered at.
-    return widened(terms, use, level)
+    return replace(use, level=level, given_back=not level, used=max(0, use.used - back))
 
 
 def ended(use: LeaseUse) -> LeaseUse:
@@ -427,14 +406,19 @@ def room(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> int:
         return max(0, use.level - use.held_bytes)
     if now_ms < terms.start_ms:
         return 0  # Nothing is billed before the start, which another clock may have set.
-    # The last minute can be shorter, and costs and gives as much less.
-    minute_ms = (now_ms - terms.start_ms) // COMPUTE_LEASE_MS * COMPUTE_LEASE_MS
-    left_ms = min(COMPUTE_LEASE_MS, terms.end_ms - terms.start_ms - minute_ms)
-    return max(0, use.level * left_ms // COMPUTE_LEASE_MS - spent(terms, use, now_ms))
+    # A minute ahead, and not past the end: so no more runs than is billed.
+    until_ms = min(now_ms + COMPUTE_LEASE_MS, terms.end_ms)
+    left_us = until_ms * 1_000 - max(use.busy_us, now_ms * 1_000)
+    return max(0, use.level * left_us // 1_000_000)
+
+
+def run_most(use: LeaseUse) -> int:
+    """Return the fuel steps that a cleared rate ever allows at once: those of a minute."""
+    return use.level * COMPUTE_LEASE_MS // 1_000
 
 
 def kept_free(entry: LeaseEntry) -> int:
-    """Return what a provider keeps free for a lease that is not over: bytes, or fuel steps."""
+    """Return what a provider keeps free for a lease that is not over, as a level."""
     if entry.use.lapsed or entry.use.given_back:
         return 0
     kept = max(0, entry.use.level - entry.use.held_bytes)
@@ -443,7 +427,7 @@ def kept_free(entry: LeaseEntry) -> int:
 
 
 def drawn(entry: LeaseEntry, now_ms: int) -> int:
-    """Return how much of a slot a lease takes: bytes, or fuel steps a minute.
+    """Return how much of a slot a lease takes: bytes, or fuel steps a second.
 
     A lease for now takes what it holds, and of compute nothing; so does one whose level lapsed.
     One that its provider signed not to know takes nothing.
@@ -460,9 +444,8 @@ def ahead_micro(entry: LeaseEntry, now_ms: int) -> int:
     terms = entry.terms
     if entry.is_over(now_ms) or not has_time(terms):
         return 0
-    epochs = EPOCH_MS // _EPOCH_MS[terms.kind]
     held = entry.use.held_bytes + (entry.reserved if terms.kind == "storage" else 0)
-    return amount(terms.kind, terms.price, max(entry.use.level, held) * epochs)
+    return worth(terms, max(entry.use.level, held) * EPOCH_MS) // WORTH
 
 
 # Its end
@@ -561,7 +544,7 @@ def check_renewal(
         return "the lease is in the first half of its term"
     if request.end_ms - max(now_ms, terms.end_ms) < min(EPOCH_MS, eighth_ms(terms)):
         return "the lease ends too soon after its present end"
-    if request.level > max(use.level, ceil_div(use.held_bytes, MIB) * MIB):
+    if request.level > max(use.level, use.held_bytes):
         return "the lease is for more than it has"
     if request.cleared and request.level < use.held_bytes:
         return "the lease is for less than is held under it"
@@ -578,7 +561,7 @@ def renewed(
     level. What was given up since it was asked for does not come back.
     """
     use = advance(old, use, terms.start_ms)
-    level = min(level, max(use.level, ceil_div(use.held_bytes, MIB) * MIB))
+    level = min(level, max(use.level, use.held_bytes))
     most, used = max(use.held_bytes, use.level, level), use.used
     if role == "customer":
         ahead_ms = max(0, use.counted_ms - terms.start_ms)

@@ -1,8 +1,7 @@
 """The leases of a node, in both roles, kept in the state database; and the node that has them.
 
-    market/lease/<c|p>/<lease id>    the lease as it was signed
-    market/use/<c|p>/<lease id>      its use
-    market/asked/<lease id>          a request for a cleared lease that was not answered yet
+    market/lease/<c|p>/<lease id>    the lease as it was signed, and its use
+    market/asked/<lease id>          a request, not for now, that was not answered yet
     market/account/<c|p>/<peer>      what is owed in all: newest voucher and the booking under way
     market/closed                    there while the node is stopped, where it stopped in order
 
@@ -12,15 +11,15 @@ at this moment are in memory only: after a restart nothing runs.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from xsc.base.encoding import Value, decode, encode
+from xsc.base.encoding import decode, encode
 from xsc.base.errors import RecordInvalid, SignatureInvalid, SpaceExhausted, StoreDamaged
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.units import ceil_div
@@ -45,17 +44,16 @@ from xsc.market.lease import (
 from xsc.market.ports import Commit, MarketPorts, MarketSettings, NeedOf
 from xsc.terms.lease import Lease, LeaseRequest
 from xsc.terms.quote import KINDS, Kind
-from xsc.terms.slot import LEASE_UNIT, EntitlementKey
+from xsc.terms.slot import STEP, EntitlementKey
 
 T = TypeVar("T")
 _VERSION: Final = 1
 _LEASE: Final = b"market/lease/"
-_USE: Final = b"market/use/"
 _ASKED: Final = b"market/asked/"
 _ACCOUNT: Final = b"market/account/"
 _CLOSED: Final = b"market/closed"
 _LETTERS: Final[dict[Role, bytes]] = {"customer": b"c/", "provider": b"p/"}
-CUSTOMER: Final = (_LEASE + b"c/", _USE + b"c/", _ASKED, _ACCOUNT + b"c/")
+CUSTOMER: Final = (_LEASE + b"c/", _ASKED, _ACCOUNT + b"c/")
 """Where the leases of a node as the customer begin."""
 USES: Final = TypeAdapter(LeaseUse)
 ACCOUNTS: Final = TypeAdapter(Account)
@@ -66,20 +64,15 @@ def write_row(kind: TypeAdapter[T], row: T) -> bytes:
     return encode({"v": _VERSION, **kind.dump_python(row)})
 
 
-def read_row(kind: TypeAdapter[T], raw: bytes, **known: Value) -> T:
-    """Return the use or account of its bytes.
-
-    Args:
-        kind: USES or ACCOUNTS.
-        raw: what `write_row` returned.
-        known: what its key says.
+def read_row(kind: TypeAdapter[T], raw: bytes) -> T:
+    """Return the use or account that `write_row` wrote.
 
     Raises:
         RecordInvalid: it is none.
     """
     value: Any = decode(raw)
     try:
-        row = kind.validate_python({**value, **known})
+        row = kind.validate_python(value)
     except (TypeError, ValidationError) as fault:
         raise RecordInvalid(f"a row is wrong: {fault}") from None
     if write_row(kind, row) != raw:
@@ -88,8 +81,17 @@ def read_row(kind: TypeAdapter[T], raw: bytes, **known: Value) -> T:
     return row
 
 
+def _lease_row(entry: LeaseEntry) -> Change:
+    row = encode([entry.raw, write_row(USES, entry.use)])
+    return _LEASE + _LETTERS[entry.role] + entry.id, row
+
+
+def _account_row(account: Account) -> Change:
+    return _ACCOUNT + _LETTERS[account.role] + account.peer, write_row(ACCOUNTS, account)
+
+
 class LeaseStore:
-    """All leases by role and id; what changes is written at once, counts of use by `flush`.
+    """All leases by role and id; what changes is written at once.
 
     Args:
         state: the store; other tables may live in it.
@@ -111,15 +113,8 @@ class LeaseStore:
         self._by_peer: defaultdict[tuple[Role, bytes], dict[bytes, LeaseEntry]] = defaultdict(dict)
         self._own = {role: own_leases(role, own) for role in ROLES}
         self._accounts: dict[Role, dict[bytes, Account]] = {role: {} for role in ROLES}
-        self._touched: dict[tuple[Role, bytes], LeaseEntry | Account] = {}
-        """By lease, or by account."""
-        self._is_flushed_soon = False
         self.asked: dict[bytes, Signed[LeaseRequest]] = {}
-        """Own requests for cleared leases that were not answered yet, by lease."""
-        self._kept_of: dict[bytes, int] = {}
-        """By lease of a customer, what is kept free for it."""
-        self.kept: Counter[Kind] = Counter()
-        """What is kept free for all leases as the provider, until `tidied` sees that they end."""
+        """Own requests for cleared leases, and renewals, that were not answered yet, by lease."""
         self.complete = False
         """Whether what was loaded is all that there was: the node before stopped in order."""
 
@@ -142,18 +137,16 @@ class LeaseStore:
             raise StoreDamaged(f"a kept lease cannot be read: {fault.message}") from fault
 
     def _load(self, role: Role) -> None:
-        letter = _LETTERS[role]
-        for lease_id, raw in self._below(_LEASE + letter):
-            use = self._state.get(_USE + letter + lease_id)
-            if use is None:
-                raise RecordInvalid("a lease has no use")
-            entry = self.entry_of(role, raw)
-            entry.use = read_row(USES, use)
-            self._know(entry)
-        for peer, raw in self._below(_ACCOUNT + letter):
-            of = self.account(role, peer)
-            known = {"role": role, "provider": of.provider, "customer": of.customer}
-            self._accounts[role][peer] = read_row(ACCOUNTS, raw, **known)
+        for _, row in self._below(_LEASE + _LETTERS[role]):
+            match decode(row):
+                case [bytes() as raw, bytes() as use]:
+                    entry = self.entry_of(role, raw)
+                    entry.use = read_row(USES, use)
+                    self._know(entry)
+                case _:
+                    raise RecordInvalid("a row is no lease and its use")
+        for peer, row in self._below(_ACCOUNT + _LETTERS[role]):
+            self._accounts[role][peer] = read_row(ACCOUNTS, row)
 
     def _below(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         for key, raw in self._state.scan(prefix, prefix_end(prefix)):
@@ -167,9 +160,9 @@ class LeaseStore:
             account = self._accounts[role][peer] = Account(role, *parties)
         return account
 
-    def accounts(self, role: Role) -> list[Account]:
-        """Return the accounts of a role."""
-        return list(self._accounts[role].values())
+    def accounts(self, *roles: Role) -> list[Account]:
+        """Return the accounts of roles, or all."""
+        return [each for role in roles or ROLES for each in self._accounts[role].values()]
 
     def entry_of(self, role: Role, raw: bytes) -> LeaseEntry:
         """Return the entry of a signed lease that was not used yet.
@@ -188,7 +181,7 @@ class LeaseStore:
         if refusal is not None:
             raise RecordInvalid(refusal)
         use = new_use(terms, lease.record.level, lease.record.granted_ms)
-        return LeaseEntry(role, terms, use, raw, request.id, lease.record.clearing)
+        return LeaseEntry(role, terms, use, raw, lease.record.clearing)
 
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:
         """Return a lease, also one with oneself, or None."""
@@ -210,7 +203,7 @@ class LeaseStore:
     def drawn(
         self, role: Role, now_ms: int, kinds: Sequence[Kind] = KINDS, *, young: bool = False
     ) -> Counter[EntitlementKey]:
-        """Return what leases have of each entitlement: bytes, or fuel steps a minute.
+        """Return what leases have of each entitlement: bytes, or fuel steps a second.
 
         Args:
             role: of this node in the leases.
@@ -224,7 +217,7 @@ class LeaseStore:
             if level and not (young and not is_young(entry.terms, now_ms)):
                 found[self.key(entry)] += level
         for asked in self.asked.values() if role == "customer" else ():
-            if asked.record.kind not in kinds:
+            if asked.record.kind not in kinds or asked.record.renews:
                 continue
             found[key_of(asked.record, asked.record.need or NO_NEED)] += asked.record.level
         return found
@@ -237,7 +230,7 @@ class LeaseStore:
         What one customer has of a slot is rounded up together: many small needs take no more.
         """
         found: dict[EntitlementKey, int] = {}
-        for kind, unit in LEASE_UNIT.items():
+        for kind, unit in STEP.items():
             levels = self.drawn(role, now_ms, (kind,), young=young)
             had = Counter[tuple[bytes, bytes, bytes]]()
             for key, level in sorted(levels.items(), key=lambda item: (-item[1], item[0])):
@@ -246,28 +239,30 @@ class LeaseStore:
                 found[key] = ceil_div(before + level, unit) - ceil_div(before, unit)
         return found
 
-    def add(self, entry: LeaseEntry) -> None:
-        """Keep a new lease: it is on the disk on return, because it is a promise."""
-        tail = _LETTERS[entry.role] + entry.id
-        rows: list[Change] = [(_LEASE + tail, entry.raw), (_USE + tail, write_row(USES, entry.use))]
+    def add(self, entry: LeaseEntry) -> LeaseEntry:
+        """Keep a new lease, or begin the next term of one, and return it.
+
+        It is on the disk on return, because it is a promise.
+        """
+        known = self.get(entry.role, entry.id)
+        if known is not None:
+            level = entry.use.level
+            entry.use = renewed(entry.role, known.terms, known.use, entry.terms, level)
+        rows = [_lease_row(entry)]
         if entry.role == "customer":
             rows.append((_ASKED + entry.id, None))
         self._state.write(rows, sync=True)
         if entry.role == "customer":
             self.asked.pop(entry.id, None)
-        self._know(entry)
-
-    def renew(self, entry: LeaseEntry, raw: bytes) -> None:
-        """Begin the next term of a lease; it is on the disk on return."""
-        after = self.entry_of(entry.role, raw)
-        use = renewed(entry.role, entry.terms, entry.use, after.terms, after.use.level)
-        tail = _LETTERS[entry.role] + entry.id
-        self._state.write([(_LEASE + tail, raw), (_USE + tail, write_row(USES, use))], sync=True)
-        entry.terms, entry.raw, entry.use = after.terms, raw, use
-        entry.request_id, entry.clearing = after.request_id, after.clearing
+        if known is None:
+            self._know(entry)
+            return entry
+        known.terms, known.raw, known.use = entry.terms, entry.raw, entry.use
+        known.clearing = entry.clearing
+        return known
 
     def ask(self, request: Signed[LeaseRequest]) -> None:
-        """Keep a request for a cleared lease: on the disk before it is sent, as it may be granted.
+        """Keep a request, not for now: on the disk before it is sent, as it may be granted.
 
         It counts for its need until its provider has answered, or can grant it no more.
         """
@@ -283,22 +278,18 @@ class LeaseStore:
         self._entries[entry.role][entry.id] = entry
         self.account(entry.role, entry.peer)
         self._by_peer[entry.role, entry.peer][entry.id] = entry
-        if entry.role == "provider":
-            entry.told = self._recount
-            self._recount(entry)
 
-    def _recount(self, entry: LeaseEntry) -> None:
-        kept = kept_free(entry)
-        self.kept[entry.terms.kind] += kept - self._kept_of.get(entry.id, 0)
-        self._kept_of[entry.id] = kept
+    def kept(self, kind: Kind) -> int:
+        """Return what is kept free for customers, until `tidied` sees that a lease is over."""
+        entries = self._entries["provider"].values()
+        return sum(kept_free(e) for e in entries if e.use.level and e.terms.kind == kind)
 
     def _row(self, changed: LeaseEntry | Account) -> Change:
-        """Return the row of an account, or of a lease's use: none once it is forgotten."""
-        letter = _LETTERS[changed.role]
+        """Return the row of an account, or of a lease: none once it is forgotten."""
         if isinstance(changed, Account):
-            return _ACCOUNT + letter + changed.peer, write_row(ACCOUNTS, changed)
-        is_known = self.get(changed.role, changed.id) is changed
-        return _USE + letter + changed.id, write_row(USES, changed.use) if is_known else None
+            return _account_row(changed)
+        key, row = _lease_row(changed)
+        return key, row if self.get(changed.role, changed.id) is changed else None
 
     def save(self, *entries: LeaseEntry) -> None:
         """Keep what became of leases: on the disk on return, as others may have their room."""
@@ -314,46 +305,28 @@ class LeaseStore:
             self.keep(*changed)
 
     def keep(self, *changed: LeaseEntry | Account) -> None:
-        """Keep changes, unsynced, at the end of this turn of the event loop.
+        """Keep changes, unsynced; of a lease with oneself nothing is.
 
-        What many small puts do to one lease is written once. Of a lease with oneself nothing is.
+        Where the disk is full, they are written with the next count, or at the end.
         """
-        for each in changed:
-            if each.id not in self._own[each.role]:
-                self._touched[each.role, each.id] = each
-        if self._touched and not self._is_flushed_soon:
-            self._is_flushed_soon = True
-            asyncio.get_running_loop().call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Write what was noted since the last time, unsynced; where the disk is full, later."""
-        self._is_flushed_soon = False
-        if not self._touched:
-            return
-        try:
-            self._state.write([self._row(each) for each in self._touched.values()], sync=False)
-        except SpaceExhausted:
-            return  # nothing here is lost: it is written with the next change, or at the end
-        self._touched.clear()
+        rows = [self._row(each) for each in changed if each.id not in self._own[each.role]]
+        with suppress(SpaceExhausted):
+            self._state.write(rows, sync=False)
 
     def close(self) -> None:
-        """Write what is left, and that nothing was left out."""
-        self.flush()
-        self._state.write([(_CLOSED, b"")], sync=False)
+        """Write everything as it is, and that nothing was left out."""
+        rows = [self._row(entry) for role in ROLES for entry in self.all(role)]
+        rows += [_account_row(account) for account in self.accounts()]
+        self._state.write([*rows, (_CLOSED, b"")], sync=False)
 
     def forget(self, entry: LeaseEntry) -> None:
         """Drop a lease that is over; the account keeps what it came to."""
-        tail = _LETTERS[entry.role] + entry.id
-        account = self.account(entry.role, entry.peer)
+        account, (key, _) = self.account(entry.role, entry.peer), _lease_row(entry)
         closed = account.closed + entry.use.used
-        row = self._row(replace(account, closed=closed))
-        self._state.write([(_LEASE + tail, None), (_USE + tail, None), row], sync=False)
+        row = _account_row(replace(account, closed=closed))
+        self._state.write([(key, None), row], sync=False)
         account.closed = closed
-        self._touched.pop((entry.role, entry.id), None)
         del self._entries[entry.role][entry.id]
-        if entry.role == "provider":
-            entry.told = None
-            self.kept[entry.terms.kind] -= self._kept_of.pop(entry.id, 0)
         del self._by_peer[entry.role, entry.peer][entry.id]
 
 

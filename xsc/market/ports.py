@@ -97,7 +97,7 @@ class Capacity(Protocol):
         """Return the bytes neither held nor reserved by a write that is under way."""
 
     def compute_capacity_steps(self) -> int:
-        """Return the fuel steps that the workers can run within COMPUTE_LEASE_MS."""
+        """Return the fuel steps a second that the workers can run."""
 
     def compute_steps_free(self) -> int:
         """Return those that nothing but leases could take; the market counts its leases."""

@@ -1,7 +1,7 @@
 """Knows the providers of this node, and asks them for leases.
 
-What they ask is published: nobody is called for a quote. A request for a cleared lease is on the
-disk before it is sent, and counts for its need until the provider has answered or counted.
+What they ask is published: nobody is called for a quote. A request for a cleared lease or a renewal
+is on the disk before it is sent, and is sent again until the provider has answered.
 """
 
 from __future__ import annotations
@@ -96,22 +96,24 @@ class Providers:
             start_ms=now_ms,
             end_ms=end_ms,
         )
-        asked = sign(request, self._node.key, self._node.network)
+        return await self.ask(sign(request, self._node.key, self._node.network), least)
+
+    async def ask(self, asked: Signed[LeaseRequest], least: int = 0) -> LeaseEntry | XscError:
+        """Send a request, also once more, and keep the lease; a refusal is returned."""
+        request = asked.record
         try:
-            if need is not None and renewed is None:
+            if (request.cleared or request.renews) and request.lease_id not in self._store.asked:
                 self._store.ask(asked)
-            return await self._granted(asked, least, renewed)
+            return await self._granted(asked, least)
         except XscError as fault:
             if not isinstance(fault, PeerSilent):
                 self._store.refused(request.lease_id)
             self._node.log.warning(
-                "market.no_lease", peer=short(offer.provider), kind=offer.kind, code=fault.code
+                "market.no_lease", peer=short(request.provider), kind=request.kind, code=fault.code
             )
             return fault
 
-    async def _granted(
-        self, asked: Signed[LeaseRequest], least: int, renewed: LeaseEntry | None
-    ) -> LeaseEntry:
+    async def _granted(self, asked: Signed[LeaseRequest], least: int) -> LeaseEntry:
         """Return the lease that a provider grants on a request, kept.
 
         Raises:
@@ -122,17 +124,13 @@ class Providers:
             provider, LEASE, {"request": asked.raw, "least": least}, timeout_ms=LEASE_TIMEOUT_MS
         )
         entry = self._store.entry_of("customer", take_bytes(reply.header, "lease"))
-        if renewed is not None:
-            # It may be one whose answer was lost; this node has signed that, too.
-            named = entry.id, entry.terms.provider, entry.terms.customer
-            is_later = entry.terms.end_ms > renewed.terms.end_ms
-            if named != (lease_id, provider, self._node.id) or not is_later:
-                raise RecordInvalid("the provider gives another lease than the one that it renews")
-            self._store.renew(renewed, entry.raw)
-            return renewed
-        if entry.request_id != asked.id:
-            raise RecordInvalid("the lease is on another request")
         known = self._store.get("customer", lease_id)
-        if known is None:  # Else a count has told of it meanwhile.
-            self._store.add(entry)
-        return known or entry
+        if known is None and entry.terms != asked.record:
+            raise RecordInvalid("the lease is on another request")
+        # A renewal may be one whose answer was lost; this node has signed that, too.
+        named = entry.id, entry.terms.provider, entry.terms.customer
+        if named != (lease_id, provider, self._node.id) or (
+            known is not None and entry.terms.end_ms <= known.terms.end_ms
+        ):
+            raise RecordInvalid("the provider gives another lease than the one that it renews")
+        return self._store.add(entry)

@@ -104,13 +104,9 @@ class MarketService:
         now_ms = self._clock.now_ms()
         return [
             view
-            for account in self.accounts()
+            for account in self.store.accounts()
             for view in views(account, self.store.of(account.role, account.peer), now_ms)
         ]
-
-    def accounts(self) -> list[Account]:
-        """Return the accounts with peers, in both roles."""
-        return [account for role in ROLES for account in self.store.accounts(role)]
 
     def owed_micro(self, account: Account) -> int:
         """Return what of an account is not settled."""

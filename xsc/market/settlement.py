@@ -1,12 +1,12 @@
 """Agrees with peers on what is owed for leases, in both roles.
 
-    market.account  voucher, book_now, leases, less -> count, voucher, leases, settled_micro
+    market.account  voucher, book_now, show, less -> count, voucher, leases, settled_micro
 
 A customer asks its provider for a signed count of all leases between them, and signs a voucher for
 what of it follows from its own orders (`account.agree`). It gives up room by the same call. The
-answer tells it of grants whose answer was lost, of leases that the provider does not have, and,
-after it lost its own disk, which it has there. Vouchers go at every interval: what a provider may
-lose does not wait for the ledger. They are booked once an hour and customer, earlier where much of
+answer tells it of leases that the provider does not have, and, after it lost its own disk, shows
+all that it has there. Vouchers go at every interval: what a provider may lose does not wait for the
+ledger. They are booked once an hour and customer, earlier where much of
 its credit is waiting or one side asks (`account.is_booking_due`).
 
 A voucher is on the disk before it is sent. What it leaves unsettled the ledger books, once, however
@@ -24,17 +24,15 @@ from xsc.base.errors import ArgumentInvalid, EntryRefused, RecordInvalid, XscErr
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes
 from xsc.base.ids import short
 from xsc.base.limits import (
-    ACCOUNT_LEASES_MAX,
     ACCOUNTS_A_CUSTOMER_MAX,
     ACCOUNTS_MS,
     AGREE_TIMEOUT_MS,
     BOOKINGS_ASKED_A_CUSTOMER_MAX,
     BOOKINGS_ASKED_MS,
-    COMPUTE_LEASE_MS,
+    COUNT_LEASES_MAX,
     KIB,
     LEASES_A_CUSTOMER_MAX,
     RECORD_BYTES_MAX,
-    REQUEST_WINDOW_MS,
     SETTLE_LAST_MS,
     SETTLE_TIMEOUT_MS,
 )
@@ -49,11 +47,11 @@ from xsc.market.account import Account
 from xsc.market.lease import ROLES, LeaseEntry
 from xsc.market.lease_store import MarketNode
 from xsc.terms.pricing import WORTH
-from xsc.terms.voucher import CountLine, LeaseCount, Voucher
+from xsc.terms.voucher import LeaseCount, Voucher
 
 ACCOUNT: Final = "market.account"
-HEADS: Final = {ACCOUNT: HeadBound(answered=RECORD_BYTES_MAX + ACCOUNT_LEASES_MAX * 8 * KIB)}
-"""The count, and of each lease that was asked for the request with its quote: 4 KiB."""
+HEADS: Final = {ACCOUNT: HeadBound(answered=RECORD_BYTES_MAX + COUNT_LEASES_MAX * KIB)}
+"""The count, and after a lost disk all leases, of less than 1 KiB each."""
 _XID_BYTES: Final = 16
 
 
@@ -78,8 +76,7 @@ class Settlement:
 
     async def settle_all(self) -> None:
         """Agree with all peers that are up, and have all that is signed booked now."""
-        accounts = [account for role in ROLES for account in self._store.accounts(role)]
-        await self._settle(accounts, book_now=True)
+        await self._settle(self._store.accounts(), book_now=True)
 
     async def settle_with(self, peer: bytes) -> None:
         """Do the same with one peer, if it is up, as far as it can be done within a short time.
@@ -102,7 +99,8 @@ class Settlement:
             account
             for account in self._store.accounts("customer")
             if (account.unbooked_micro and (not account.is_taken or account.peer in leaving))
-            or rules.is_open(account, self._store.of("customer", account.peer), now_ms)
+            or rules.due_micro(account, self._store.of("customer", account.peer), now_ms)
+            > account.signed_micro
         ]
         await self._settle([*providers, *self._due()])
 
@@ -153,8 +151,7 @@ class Settlement:
         async with self._turns.of(account.id):
             try:
                 async with asyncio.timeout(AGREE_TIMEOUT_MS / 1000):
-                    theirs = await self._agree(account)
-                account.is_taken = account.voucher == theirs
+                    await self._agree(account)
                 if account.unbooked_micro and (book_now or not account.is_taken):
                     await self._ask(account, account.voucher, book_now=book_now)
             except (XscError, TimeoutError) as fault:
@@ -162,36 +159,29 @@ class Settlement:
                 self._node.log.warning("market.not_settled", peer=short(peer), code=code)
 
     async def _ask(
-        self,
-        account: Account,
-        voucher: bytes | None,
-        *,
-        book_now: bool = False,
-        wanted: Sequence[bytes] = (),
+        self, account: Account, voucher: bytes | None, *, book_now: bool = False
     ) -> dict[str, Value]:
+        """Tell a provider what is given up, pay it with a voucher, and return its answer."""
         entries = self._store.of("customer", account.peer)
-        less: list[Value] = [[entry.id, *entry.less] for entry in entries if entry.less is not None]
-        less += [[lease_id, 0, self._clock.now_ms()] for lease_id in account.strange]
+        less: list[Value] = [[entry.id, entry.less[0]] for entry in entries if entry.less]
+        less += [[lease_id, 0] for lease_id in account.strange]
         header: dict[str, Value] = {
             "voucher": voucher,
             "book_now": book_now,
-            "leases": [*wanted],
+            "show": account.lost is not None,
             "less": less,
         }
         reply = await self._node.caller.call(
             account.peer, ACCOUNT, header, timeout_ms=SETTLE_TIMEOUT_MS
         )
         settled = min(take_int(reply.header, "settled_micro"), account.signed_micro)
-        account.is_taken = account.is_taken or voucher is not None
+        account.is_taken = take_opt_bytes(reply.header, "voucher") == account.voucher
         booked = self._ports.credit.settled(account.id)
         account.settled_micro = max(settled, account.settled_micro, booked)
         return reply.header
 
-    async def _agree(self, account: Account) -> bytes | None:
+    async def _agree(self, account: Account) -> None:
         """Take a provider's count over, and have the newest voucher on the disk.
-
-        Returns:
-            The newest one that the provider has.
 
         Raises:
             XscError: the provider does not answer, or what it answers is no count.
@@ -205,26 +195,27 @@ class Settlement:
         wrong = rules.check_count(account, count.record, self._clock.now_ms())
         if wrong is not None:
             raise RecordInvalid(wrong)
-        theirs = take_opt_bytes(answer, "voucher")
-        if account.lost is not None and theirs is not None:
-            self._recall_voucher(account, theirs)
-        await self._find(account, count.record)
-        account.strange = tuple(
-            line.lease_id
-            for line in count.record.leases
-            if line.level and self._store.get("customer", line.lease_id) is None
-        )
-        account.agreed_ms = asked_ms
-        known |= {line.lease_id for line in count.record.leases}
+        if account.lost is not None:
+            self._recall(account, answer, count.record)
+        ends_ms = {line.lease_id: line.end_ms for line in count.record.leases}
         entries = [
             entry
             for entry in self._store.of("customer", peer)
-            if entry.id in known and entry.terms.start_ms <= asked_ms  # else it was renewed since
+            # Else it was renewed since, or the answer to its renewal is to come.
+            if entry.id in known | ends_ms.keys()
+            and entry.terms.start_ms <= asked_ms
+            and ends_ms.get(entry.id, 0) <= entry.terms.end_ms
         ]
+        account.strange = tuple(
+            line.lease_id
+            for line in count.record.leases
+            if line.level
+            and self._store.get("customer", line.lease_id) is None
+            and line.lease_id not in self._store.asked
+        )
         now_ms = self._clock.now_ms()
         agreed = rules.agree(account, entries, count, asked_ms=asked_ms, now_ms=now_ms)
         await self._take_over(account, count, agreed)
-        return theirs
 
     async def _take_over(
         self, account: Account, count: Signed[LeaseCount], agreed: rules.Agreed
@@ -243,13 +234,9 @@ class Settlement:
                 account, voucher, sign(voucher, self._node.key, self._node.network).raw
             )
             account.count, account.is_taken = count.raw, False
-        if agreed.uses or voucher is not None or account.lost is not None:
-            # Before it is sent: a number must never mean two amounts.
-            await self._store.sync(*(entry for entry, _ in agreed.uses), account)
-        if account.lost is not None:
-            # All that the provider told is on the disk.
-            account.lost = None
-            self._store.keep(account)
+        account.lost = None
+        # Before it is sent: a number must never mean two amounts.
+        await self._store.sync(*(entry for entry, _ in agreed.uses), account)
         for entry in agreed.gone:
             if self._store.get("customer", entry.id) is entry:
                 self._store.forget(entry)
@@ -269,63 +256,40 @@ class Settlement:
             account.lost = {lease_id.hex(): size for lease_id, size in of_peer.items()}
         await self._store.sync(*accounts)
 
-    def _recall_voucher(self, account: Account, raw: bytes) -> None:
-        """Take the newest voucher back that this node signed before it lost its disk.
+    def _recall(self, account: Account, answer: dict[str, Value], count: LeaseCount) -> None:
+        """Take back what this node signed before it lost its disk: the voucher and all leases.
 
         Raises:
-            RecordInvalid, SignatureInvalid: it is not this node's.
+            RecordInvalid, SignatureInvalid: it is not this node's, or a lease is not shown.
         """
+        raw = take_opt_bytes(answer, "voucher")
+        if raw is not None:
+            self._recall_voucher(account, raw)
+        found = dict[bytes, LeaseEntry]()
+        for lease in take_list(answer, "leases", most=COUNT_LEASES_MAX):
+            if not isinstance(lease, bytes):
+                raise RecordInvalid("the field 'leases' must list leases")
+            entry = self._store.entry_of("customer", lease)
+            parties = entry.terms.provider, entry.terms.customer
+            if parties != (account.provider, account.customer):
+                raise RecordInvalid("the lease is between other nodes")
+            found[entry.id] = entry
+        if found.keys() != {line.lease_id for line in count.leases}:
+            raise RecordInvalid("a lease that was counted is not shown")
+        entries = [each for each in found.values() if self._store.get("customer", each.id) is None]
+        rules.restore(account, entries, count)
+        for entry in entries:
+            self._store.add(entry)
+        peer = short(account.peer)
+        self._node.log.info("market.leases_recalled", peer=peer, leases=len(entries))
+
+    def _recall_voucher(self, account: Account, raw: bytes) -> None:
         signed = open_signed(raw, Voucher, network=self._node.network, author=self._node.id)
         if signed.record.account != account.id:
             raise RecordInvalid("the voucher is of another account")
         if signed.record.number > account.number:
             rules.with_voucher(account, signed.record, raw)
             account.paid_until_ms = signed.record.until_ms
-
-    async def _find(self, account: Account, count: LeaseCount) -> None:
-        """Take over grants and renewals whose answers were lost; after a lost disk, all of them.
-
-        Each bears this node's signature, so a provider cannot tell of others.
-        """
-        news = {line.lease_id: line for line in count.leases if self._is_news(account, line)}
-        wanted, found = sorted(news), dict[bytes, LeaseEntry]()
-        for start in range(0, len(wanted), ACCOUNT_LEASES_MAX):
-            page = wanted[start : start + ACCOUNT_LEASES_MAX]
-            answer = await self._ask(account, None, wanted=page)
-            for raw in take_list(answer, "leases", most=ACCOUNT_LEASES_MAX):
-                if not isinstance(raw, bytes):
-                    raise RecordInvalid("the field 'leases' must list leases")
-                entry = self._store.entry_of("customer", raw)
-                parties = entry.terms.provider, entry.terms.customer
-                if parties != (account.provider, account.customer) or entry.id not in page:
-                    raise RecordInvalid("the lease was not asked for, or is between other nodes")
-                found[entry.id] = entry
-        if len(found) < len(wanted):
-            raise RecordInvalid("a lease that was counted is not shown")
-        if account.lost is not None:
-            rules.restore(account, found.values(), count)
-        for entry in found.values():
-            known = self._store.get("customer", entry.id)
-            if known is None:
-                self._store.add(entry)
-            elif entry.terms.end_ms > known.terms.end_ms:
-                self._store.renew(known, entry.raw)
-        for lease_id, asked in list(self._store.asked.items()):
-            at_ms = min(count.counted_ms, self._clock.now_ms())
-            is_late = at_ms - asked.record.start_ms > REQUEST_WINDOW_MS
-            if asked.record.provider == account.peer and is_late:
-                self._store.refused(lease_id)  # It is not in the count, and can come no more.
-        if wanted:
-            self._node.log.info(
-                "market.leases_recalled", peer=short(account.peer), leases=len(wanted)
-            )
-
-    def _is_news(self, account: Account, line: CountLine) -> bool:
-        """Return whether a count has something of a lease that this node does not know."""
-        known = self._store.get("customer", line.lease_id)
-        if known is not None:
-            return line.end_ms > known.terms.end_ms and not known.use.given_back
-        return line.lease_id in self._store.asked or account.lost is not None
 
     # The provider's side
 
@@ -334,7 +298,7 @@ class Settlement:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         """Take a customer's voucher, and sign what this node counts of its leases."""
         raw, book_now = take_opt_bytes(header, "voucher"), take_bool(header, "book_now")
-        wanted = take_list(header, "leases", most=ACCOUNT_LEASES_MAX)
+        is_shown = take_bool(header, "show")
         less = take_list(header, "less", most=LEASES_A_CUSTOMER_MAX)
         self._asked.count(caller, self._clock.monotonic_ms(), "accounts")
         account = self._store.account("provider", caller)
@@ -348,7 +312,6 @@ class Settlement:
             for entry in entries:
                 entry.use = leases.advance(entry.terms, entry.use, now_ms)
             count = rules.count_of(account, entries, now_ms)
-            account.told_micro = max(account.told_micro, count.amount_micro)
             if entries or account.number:
                 # What is signed must not be more than what is known after a power loss.
                 await self._store.sync(*entries, account)
@@ -358,11 +321,10 @@ class Settlement:
             if book_now and account.unbooked_micro and may_book:
                 self._bookings.note(caller, steady_ms)
                 await self._collect(account)
-        shown = [entry.raw for entry in entries if entry.id in wanted]
         return {
             "count": sign(count, self._node.key, self._node.network).raw,
             "voucher": account.voucher,
-            "leases": [*shown],
+            "leases": [entry.raw for entry in entries] if is_shown else [],
             "settled_micro": account.settled_micro,
         }, ()
 
@@ -373,21 +335,15 @@ class Settlement:
             RecordInvalid: the item says nothing of that kind.
         """
         match item:
-            case [bytes() as lease_id, int() as level, int() as at_ms] if level >= 0:
+            case [bytes() as lease_id, int() as level] if level >= 0:
                 entry = self._store.get("provider", lease_id)
             case _:
-                raise RecordInvalid("the field 'less' must list leases, their levels and times")
+                raise RecordInvalid("the field 'less' must list leases and their levels")
         if entry is None or entry.peer != customer or not entry.terms.cleared:
             return
-        terms, use, now_ms = entry.terms, entry.use, self._clock.now_ms()
-        at_ms = min(max(at_ms, now_ms - REQUEST_WINDOW_MS), now_ms)
-        # Fuel that ran is billed to the end of its minute, and bytes while they were there.
-        ran_ms = terms.start_ms + use.minute * COMPUTE_LEASE_MS if use.spent else 0
-        at_ms = max(at_ms, use.touched_ms if terms.kind == "storage" else ran_ms)
-        least = entry.reserved + max(
-            leases.least_level(terms, use, when) for when in (at_ms, now_ms)
-        )
-        entry.use = leases.lowered(terms, use, max(level, least), at_ms)
+        now_ms = self._clock.now_ms()
+        least = leases.least_level(entry.terms, entry.use, entry.reserved, now_ms)
+        entry.use = leases.lowered(entry.terms, entry.use, max(level, least), now_ms)
 
     def _take_voucher(self, account: Account, raw: bytes) -> None:
         """Take a voucher over that promises more than the last one; any other changes nothing.
@@ -405,7 +361,7 @@ class Settlement:
             entries = list(self._store.of("provider", account.customer))
             due_micro = rules.due_micro(account, entries, self._clock.now_ms())
             # More than is due here: this node lost its disk, and the customer has not.
-            more_micro = max(0, voucher.record.amount_micro - max(due_micro, account.told_micro))
+            more_micro = max(0, voucher.record.amount_micro - due_micro)
             settled = self._ports.credit.settled(account.id)
             credit = max(0, self._ports.credit.credit_left(account.customer))
             if more_micro and voucher.record.amount_micro > settled + due_micro + credit:

@@ -23,13 +23,12 @@ from xsc.base.ids import short
 from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
     LOWER_MS,
-    MIB,
     OFFER_SETTLE_MS,
     RENEWAL_RETRY_MS,
     REQUEST_WINDOW_MS,
     TIDY_MS,
 )
-from xsc.base.units import ceil_div, format_credits, format_duration
+from xsc.base.units import format_credits, format_duration
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as rules
 from xsc.market.choosing import to_lower, to_take
@@ -95,6 +94,7 @@ class Signing:
 
     async def look(self) -> None:
         """Give up what is not needed, take what is offered, and renew what is due."""
+        await self._ask_again()
         needs = {need.slot_id: need for need in self._ports.needs()}
         entries = self._store.all("customer")
         for entry in entries:
@@ -127,12 +127,21 @@ class Signing:
         if entry.terms.kind == "compute" and need is not None:
             entry.is_apart = need.standing
 
+    async def _ask_again(self) -> None:
+        """Send the requests again that were not answered: the same one gets the same lease."""
+        for each in list(self._store.asked.values()):
+            late_ms = self._clock.now_ms() - each.record.start_ms
+            if late_ms > REQUEST_WINDOW_MS + LOWER_MS and not each.record.renews:
+                self._store.refused(each.record.lease_id)  # It blocks its need no longer.
+        asked = list(self._store.asked.values())
+        up = [each for each in asked if self._ports.quality.is_up(each.record.provider)]
+        await asyncio.gather(*(self._providers.ask(each) for each in up))
+
     # What is not needed
 
     async def _lower(self, entries: Sequence[LeaseEntry], needs: Mapping[bytes, NeedSlot]) -> None:
         """Give up room; what the provider confirms in its count is no longer billed.
 
-        Who did not answer a request, and can grant it no more, is asked for a count as well.
         A provider that does not confirm it for LOWER_MS is paid nothing more for it either: whoever
         needs nothing any more owes nothing more.
         """
@@ -140,14 +149,7 @@ class Signing:
         wanted = {
             entry.id: level for entry, level in to_lower(entries, needs, self._store.key, now_ms)
         }
-        for lease_id, each in list(self._store.asked.items()):
-            if now_ms - each.record.start_ms > REQUEST_WINDOW_MS + LOWER_MS:
-                self._store.refused(lease_id)  # Its provider says nothing, and blocks no need.
-        asked = [
-            each.record.provider
-            for each in self._store.asked.values()
-            if now_ms - each.record.start_ms > REQUEST_WINDOW_MS
-        ]
+        asked = []
         for entry in entries:
             level = wanted.get(entry.id)
             if level is not None:
@@ -173,7 +175,10 @@ class Signing:
         now_ms = self._clock.now_ms()
         said, at_ms = self._tried.get(entry.id, (SILENT, 0))
         # A silent host costs no call: it is looked at each time.
-        if not rules.is_due(entry, now_ms) or (said != SILENT and now_ms - at_ms < self._retry_ms):
+        if not rules.is_due(entry, now_ms):
+            self._tried.pop(entry.id, None)
+            return
+        if entry.id in self._store.asked or (said != SILENT and now_ms - at_ms < self._retry_ms):
             return
         try:
             await self._next_term(entry, needs)
@@ -223,8 +228,7 @@ class Signing:
                 f"its price of {format_credits(offer.price)} is above what is paid, "
                 f"{format_credits(most)}"
             )
-        held = ceil_div(entry.use.held_bytes, MIB) * MIB
-        level = max(entry.use.level, held) if entry.terms.cleared else 0
+        level = max(entry.use.level, entry.use.held_bytes) if entry.terms.cleared else 0
         answer = await self._providers.lease(
             offer, offer.price, level=level, need=need, renewed=entry
         )

@@ -41,7 +41,6 @@ from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     ALLOCATION_LOOK_MS,
-    COMPUTE_LEASE_MS,
     LEASE_TIMEOUT_MS,
     MFUEL,
     PPM,
@@ -197,8 +196,8 @@ class NodeCapacity:
         return max(0, min(self._shards.free_bytes, on_disk))
 
     def compute_capacity_steps(self) -> int:
-        """Return the fuel steps that the workers can run within COMPUTE_LEASE_MS."""
-        return self._steps_a_second * COMPUTE_LEASE_MS // 1_000
+        """Return the fuel steps a second that the workers can run."""
+        return self._steps_a_second
 
     def compute_steps_free(self) -> int:
         """Return the same: leases, not running jobs, take from it, and the market counts those."""

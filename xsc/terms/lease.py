@@ -14,7 +14,7 @@ OWN_STORAGE = b"\0" * 32
 OWN_COMPUTE = b"\xff" * 32
 """The ids of a node's leases with itself."""
 Level = Annotated[int, Field(ge=0, lt=2**63)]
-"""Bytes held at any one time, or fuel steps a minute."""
+"""Bytes held at any one time, or fuel steps a second."""
 
 
 class LeaseRequest(Record):

@@ -20,7 +20,6 @@ from typing import Final
 from xsc.base.limits import (
     BATCH_CALL_FUEL,
     COMPILE_BYTE_FUEL,
-    COMPUTE_LEASE_MS,
     EPOCH_MS,
     MEMORY_STEP_BYTES,
     PRICE_BYTES,
@@ -39,7 +38,7 @@ SLOT_UNIT: Final[dict[Kind, int]] = {
     "compute": SLOT_STEP_FUEL * EPOCH_MS // 1_000,
 }
 """What a step of a slot or need comes to in an epoch: bytes, or fuel steps."""
-WORTH: Final = lcm(PRICE_BYTES * EPOCH_MS, PRICE_FUEL * COMPUTE_LEASE_MS)
+WORTH: Final = lcm(PRICE_BYTES * EPOCH_MS, PRICE_FUEL * 1_000)
 """Into so many parts a micro-credit is divided, so that what leases come to needs no rounding."""
 
 
@@ -115,11 +114,11 @@ def worth(kind: Kind, price: int, used: int, *, cleared: bool) -> int:
     Args:
         kind: of the lease.
         price: micro-credits a GiB and hour, or a Gfuel.
-        used: byte-milliseconds; of compute fuel steps, of a cleared rate the fuel steps a minute
+        used: byte-milliseconds; of compute fuel steps, of a cleared rate the fuel steps a second
             times milliseconds.
         cleared: whether a clearing granted it.
     """
-    times = {"storage": EPOCH_MS, "compute": COMPUTE_LEASE_MS if cleared else 1}
+    times = {"storage": EPOCH_MS, "compute": 1_000 if cleared else 1}
     return price * used * WORTH // (PRICE_UNIT[kind] * times[kind])
 
 

@@ -21,7 +21,6 @@ from pydantic import Field, model_validator
 from xsc.base.limits import (
     AMOUNT_MAX,
     COMMITMENT_BYTES_MAX,
-    COMPUTE_LEASE_MS,
     DAMPING_HISTORY_MAX,
     NEEDS_MAX,
     PEERS_MAX,
@@ -38,15 +37,10 @@ from xsc.terms.quote import Kind, Label, SlotId, Tier
 
 STEPS_MAX: Final = 2**33 - 1
 Steps = Annotated[int, Field(gt=0, le=STEPS_MAX)]
-"""Of a level. In bytes, or in fuel steps in the time of a lease, it is below 2^63."""
+"""Of a level. In bytes, or in fuel steps a minute, it is below 2^63."""
 DivisionRule = Literal["weighted-uniform", "proportional"]
 STEP: Final[dict[Kind, int]] = {"storage": SLOT_STEP_BYTES, "compute": SLOT_STEP_FUEL}
 """What a step of a level is: bytes, or fuel steps a second."""
-LEASE_UNIT: Final[dict[Kind, int]] = {
-    "storage": SLOT_STEP_BYTES,
-    "compute": SLOT_STEP_FUEL * COMPUTE_LEASE_MS // 1_000,
-}
-"""What a step of a level is in a lease: bytes, or fuel steps a minute."""
 Window: TypeAlias = tuple[int, int]
 """From a moment to another one, which is not part of it; milliseconds of UTC."""
 

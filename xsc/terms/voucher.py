@@ -31,7 +31,7 @@ class CountLine(Record):
     lease_id: Id32
     held_bytes: Count
     level: Count
-    """What is kept free and billed by time: bytes, or fuel steps a minute."""
+    """What is kept free and billed by time: bytes, or fuel steps a second."""
     used: Wide
     """What is billed (`xsc.terms.pricing.worth`)."""
     end_ms: Count

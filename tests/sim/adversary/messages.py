@@ -17,7 +17,6 @@ from tests.sim.adversary.forge import Forge, plain
 from tests.sim.adversary.programs import hostile_program
 from xsc.base.encoding import encode
 from xsc.base.limits import (
-    ACCOUNT_LEASES_MAX,
     BATCH_CALLS_MAX,
     CUSTODIANS_MAX,
     FRAME_PARTS_MAX,
@@ -107,8 +106,8 @@ HEADERS: dict[str, dict[str, Any]] = {
     "market.account": {
         "voucher": Sealed("voucher"),
         "book_now": bool,
-        "leases": Many(Id32, ACCOUNT_LEASES_MAX),
-        "less": Many((Id32, Count, Count), LEASES_A_CUSTOMER_MAX),
+        "show": bool,
+        "less": Many((Id32, Count), LEASES_A_CUSTOMER_MAX),
     },
     "ledger.propose": {"half": Sealed("entry"), "voucher": Sealed("voucher")},
     "ledger.head": {"incarnation": Sealed("incarnation")},

@@ -47,7 +47,7 @@ from xsc.terms.clearing import (
     TierLine,
     TwoTierAllocationState,
 )
-from xsc.terms.slot import LEASE_UNIT, AvailabilitySlot, Commitment, NeedSlot
+from xsc.terms.slot import STEP, AvailabilitySlot, Commitment, NeedSlot
 
 NOW_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
@@ -85,7 +85,7 @@ class Plenty:
         self.leased = {}
 
     def unreserved(self, kind):
-        return 10**9 * LEASE_UNIT[kind]
+        return 10**9 * STEP[kind]
 
     def drawn_steps(self, *, young=False):
         return self.leased

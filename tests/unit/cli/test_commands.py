@@ -611,7 +611,7 @@ LEASE = {
     "origin": "cleared",
     "tier": "mutual",
     "kind": "compute",
-    "quantity": 600_000_000,
+    "quantity": 10_000_000,
     "used": 1,
     "price_micro": 8,
     "billed_micro": 80,

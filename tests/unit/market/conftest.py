@@ -5,7 +5,7 @@ import pytest
 from tests.unit.market.fakes import A_MIB, World
 from xsc.base.limits import SLOT_STEP_BYTES
 from xsc.market.pricing import PriceList
-from xsc.terms.slot import LEASE_UNIT
+from xsc.terms.slot import STEP
 
 
 @pytest.fixture
@@ -29,5 +29,5 @@ def three(world):
     for node in nodes[:2]:
         node.room.storage = node.room.steps = 0
     nodes[2].room.storage = 100 * SLOT_STEP_BYTES
-    nodes[2].room.steps = 100 * LEASE_UNIT["compute"]
+    nodes[2].room.steps = 100 * STEP["compute"]
     return nodes

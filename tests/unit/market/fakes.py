@@ -30,7 +30,7 @@ from xsc.market.providers import LEASE
 from xsc.market.service import MarketService
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import Quote
-from xsc.terms.slot import LEASE_UNIT, Commitment
+from xsc.terms.slot import STEP, Commitment
 from xsc.terms.voucher import Voucher
 
 NET = network_id("test")
@@ -42,7 +42,7 @@ A_STEP = PRICE_BYTES // SLOT_STEP_BYTES
 """The price a GiB and hour that is a micro-credit a step of a slot and hour."""
 DISK, RECORDS = b"test/disk/", b"test/records/"
 """What a node holds for others, and what it has at others as its records say, by lease."""
-RATE = LEASE_UNIT["compute"]
+RATE = STEP["compute"]
 """What a step of a slot of compute is in a lease."""
 
 
@@ -398,7 +398,7 @@ def request_of(world, customer, provider, /, kind="storage", offer=None, **chang
             "tier": offer.tier,
             "need": offer.need,
             "number": 1,
-            "level": offer.quantity * LEASE_UNIT[offer.kind],
+            "level": offer.quantity * STEP[offer.kind],
             "price": offer.price,
         }
     return sign(LeaseRequest(**(fields | change)), customer.key, NET).raw

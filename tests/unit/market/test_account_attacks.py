@@ -20,6 +20,7 @@ from xsc.base.errors import PeerSilent, RecordInvalid, SpaceExhausted
 from xsc.base.limits import (
     EPOCH_MS,
     LEASE_KEPT_MS,
+    LOWER_MS,
     MIB,
     OFFER_MS,
     REQUEST_WINDOW_MS,
@@ -30,7 +31,7 @@ from xsc.market.providers import LEASE
 from xsc.market.settlement import ACCOUNT
 from xsc.terms.pricing import WORTH
 from xsc.terms.pricing import worth as worth_of
-from xsc.terms.slot import LEASE_UNIT
+from xsc.terms.slot import STEP
 from xsc.terms.voucher import CountLine, LeaseCount, number_of, wide
 
 DAY_MS = 24 * EPOCH_MS
@@ -44,7 +45,7 @@ def lying(world, provider, lie, leases=None):
         reply, rest = await honest(caller, header, parts)
         count = open_signed(reply["count"], LeaseCount, network=NET).record
         raw = sign(count.model_copy(update=lie(count)), provider.key, NET).raw
-        shown = leases if leases is not None and header["leases"] else reply["leases"]
+        shown = leases if leases is not None and header["show"] else reply["leases"]
         return reply | {"count": raw, "leases": [*shown]}, rest
 
     world.wire.handlers[provider.id] |= {ACCOUNT: answer}
@@ -55,7 +56,7 @@ def signed_of(customer, provider):
 
 
 def owed_to(provider):
-    (account,) = provider.market.accounts()
+    (account,) = provider.market.store.accounts()
     return provider.market.owed_micro(account) + account.settled_micro
 
 
@@ -85,7 +86,7 @@ async def test_a_count_with_an_old_date_is_paid_each_minute_once(world, pair):
 
 async def test_what_ran_or_lay_there_is_owed_although_no_count_was_asked_for(world, three):
     customer, _, provider = three
-    now_ms, level = world.clock.now_ms(), 50 * LEASE_UNIT["compute"]
+    now_ms, level = world.clock.now_ms(), 50 * STEP["compute"]
     window = (now_ms, now_ms + DAY_MS)
     granted = entitle(
         world, customer, provider, 50, kind="compute", window=window, until_ms=window[1]
@@ -116,14 +117,14 @@ async def test_a_level_is_not_given_up_before_its_first_minute_is_paid(world, th
     await leased_all(world, customer, provider, 50)
     (entry,) = provider.market.store.of("provider", customer.id)
     world.later(OFFER_MS)
-    await give_up(world, customer, provider, entry.id, 0, ago_ms=REQUEST_WINDOW_MS)
+    await give_up(world, customer, provider, entry.id, 0)
     minute = 50 * SLOT_STEP_BYTES * OFFER_MS
     assert owed_to(provider) == worth_of("storage", PRICE, minute, cleared=True) // WORTH
 
 
 @pytest.mark.parametrize("silent", [False, True])
 async def test_a_request_that_was_refused_is_not_paid_for_a_week(world, three, silent):
-    """Nor one that was not answered, once its provider counted without it."""
+    """Nor one that was not answered, once its provider was silent for so long."""
     customer, _, provider = three
     grant, seen = world.wire.handlers[provider.id][LEASE], []
 
@@ -137,13 +138,11 @@ async def test_a_request_that_was_refused_is_not_paid_for_a_week(world, three, s
     await signed(world, customer)
     world.wire.handlers[provider.id][LEASE] = grant
     raw = await granted_on(customer, provider, seen[0])
+    world.wire.handlers[provider.id][LEASE] = refuse
     assert len(customer.market.store.asked) == silent
-    honest = world.wire.handlers[provider.id]
-    lying(world, provider, lambda _: {"leases": (), "amount_micro": 0})
-    world.later(REQUEST_WINDOW_MS + 1)
+    world.later(REQUEST_WINDOW_MS + LOWER_MS + 1)
     await customer.market.signing.look()
     assert not customer.market.store.asked
-    world.wire.handlers[provider.id] = honest
     world.later(7 * DAY_MS)
     lying(world, provider, lambda _: {"amount_micro": 2**60}, [raw])
     await customer.market.settlement.agree(provider.id)
@@ -192,6 +191,23 @@ async def test_after_a_lost_disk_what_was_paid_is_not_paid_again(world, pair):
     lying(world, provider, lambda _: {"closed": wide(paid * WORTH), "amount_micro": 2**60})
     await customer.market.settlement.agree(provider.id)
     assert signed_of(customer, provider) == paid > 0
+
+
+async def test_after_a_lost_disk_a_lease_is_taken_over_once_and_none_is_kept_back(world, pair):
+    customer, provider = pair
+    host = await holding(world, customer, provider)
+    await customer.market.settlement.settle_all()
+    honest, raw = world.wire.handlers[provider.id], customer.one("customer").entry.raw
+    customer.state = Memory()
+    await customer.restart()
+    await customer.market.settlement.lost({provider.id: {host.lease_id: 100 * MIB}})
+    for shown, known in (([], []), ([raw, raw], [host.lease_id])):
+        world.wire.handlers[provider.id] = honest
+        lying(world, provider, lambda _: {}, shown)
+        await customer.market.settlement.agree(provider.id)
+        assert [view.entry.id for view in customer.market.leases()] == known
+    assert customer.one("customer").entry.terms == provider.one("provider").entry.terms
+    assert customer.one("customer").due_micro <= provider.one("provider").due_micro
 
 
 async def test_a_voucher_over_more_than_may_be_owed_is_refused_and_counts_go_on(world, pair):

@@ -144,11 +144,11 @@ async def test_a_call_that_waits_past_the_end_of_its_rate_is_refused(world, thre
     entitle(world, customer, provider, 50, kind="compute", window=window)
     await signed(world, customer)
     (entry,) = provider.market.store.all("provider")
-    level, lease_id = entry.use.level, entry.id
-    await admit(world, provider, lease_id, customer, level)
-    provider.market.granter.used_compute(lease_id, level, level)
+    steps, lease_id = 60 * entry.use.level, entry.id
+    await admit(world, provider, lease_id, customer, steps)
+    provider.market.granter.used_compute(lease_id, steps, steps)
     with pytest.raises((LeaseExhausted, RateLimited)):
-        await admit(world, provider, lease_id, customer, level, wait_ms=TIMEOUT_MS_MAX)
+        await admit(world, provider, lease_id, customer, 1, wait_ms=TIMEOUT_MS_MAX)
     assert entry.reserved == 0
 
 

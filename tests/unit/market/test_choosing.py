@@ -41,13 +41,13 @@ def test_cleared_leases_come_first_and_are_joined_where_none_has_the_room():
 def test_of_two_cleared_rates_the_one_that_is_too_small_is_named():
     small, large = cleared(1, 10, "compute"), cleared(2, 30, "compute")
 
-    def said(each, used, quantity=20):
+    def said(each, used, quantity=20 * 60):
         return why_unused(each, Wish("compute", quantity, [HOST]), {HOST: used}, T0)
 
-    assert "10 of the 20" in said(small, large)
+    assert "600 of the 1200" in said(small, large)
     assert "in this minute" in said(small, large)
     assert said(large, large) is None
-    assert "10 of the 20" in said(small, entry("customer", "compute", number=3))
+    assert "600 of the 1200" in said(small, entry("customer", "compute", number=3))
 
 
 def test_cleared_leases_of_storage_are_used_together():

@@ -46,6 +46,7 @@ from xsc.market.lease import (
     new_use,
     renewed,
     room,
+    run_most,
     spend,
     tidied,
     worth,
@@ -91,7 +92,7 @@ def entry(role="provider", kind="storage", *, number=1, use=None, level=0, price
     of_entry = {"reserved", "promised", "avoided_until_ms", "is_apart"} & changed.keys()
     given = {name: changed.pop(name) for name in of_entry}
     terms = asked(kind, level, price=price, lease_id=bytes([number]) * 32, **changed)
-    return LeaseEntry(role, terms, use or new_use(terms, level, T0), b"lease", b"id", **given)
+    return LeaseEntry(role, terms, use or new_use(terms, level, T0), b"lease", **given)
 
 
 def holding(size, **changed):
@@ -202,7 +203,7 @@ def test_a_customer_stops_using_a_lease_in_time():
         ({"price": AMOUNT_MAX, "level": GIB, "end_ms": T0 + EPOCH_MS}, None),
         *(({"lease_id": each}, "own capacity") for each in OWN.values()),
         ({"price": 9}, "below the 10"),
-        ({"level": MIB + 1}, "whole units"),
+        ({"level": MIB + 1}, None),
         ({"start_ms": T0 - REQUEST_WINDOW_MS - 1, "end_ms": T0 + 1}, "begin now"),
         ({"start_ms": T0 + REQUEST_WINDOW_MS + 1}, "begin now"),
         ({"end_ms": END + 1}, "longer"),
@@ -230,11 +231,26 @@ def test_grants():
     assert check_grant(request, far)
 
 
-def test_the_last_part_of_a_minute_gives_and_costs_as_much_less():
-    rate = asked("compute", 60 * MFUEL, end_ms=T0 + 60_500)
-    use = new_use(rate, 60 * MFUEL, T0)
-    assert room(rate, use, T0 + 59_999) == 60 * MFUEL
-    assert room(rate, use, T0 + 60_000) == 60 * MFUEL // 120
+def test_the_last_minute_gives_and_costs_as_much_less_as_it_is_shorter():
+    rate = asked("compute", MFUEL, end_ms=T0 + 60_500)
+    use = new_use(rate, MFUEL, T0)
+    assert room(rate, use, T0 - 1) == 0
+    assert room(rate, use, T0 + 500) == 60 * MFUEL
+    assert room(rate, use, T0 + 60_000) == MFUEL // 2
+
+
+def test_a_rate_refills_with_time_up_to_a_minute_and_no_more_runs_than_is_billed():
+    rate = asked("compute", MFUEL, end_ms=T0 + EPOCH_MS)
+    use = spend(rate, new_use(rate, MFUEL, T0), 60 * MFUEL, T0)
+    assert (room(rate, use, T0), run_most(use)) == (0, 60 * MFUEL)
+    assert room(rate, use, T0 + 15_000) == 15 * MFUEL
+    assert room(rate, use, T0 + EPOCH_MS // 2) == 60 * MFUEL
+    use, ran = new_use(rate, MFUEL, T0), 0
+    for now_ms in range(T0, rate.end_ms, 7_000):
+        steps = room(rate, use, now_ms)
+        use, ran = spend(rate, use, steps, now_ms), ran + steps
+    assert ran == MFUEL * EPOCH_MS // 1_000
+    assert spend(rate, ended(use), 1, rate.end_ms) == ended(use), "a run that ends after its lease"
 
 
 def test_a_kind_is_used_as_what_it_is():
@@ -387,5 +403,5 @@ def test_refused_bookings_are_tried_ever_more_rarely():
 def test_what_a_rate_costs_is_no_more_for_what_ran_within_it():
     rate = asked("compute", PRICE_FUEL)
     use = new_use(rate, PRICE_FUEL, T0)
-    ran = spend(rate, use, PRICE_FUEL, T0)
-    assert due(rate, ran, rate.end_ms) == due(rate, use, rate.end_ms) == 10
+    ran = spend(rate, use, 60 * PRICE_FUEL, T0)
+    assert due(rate, ran, rate.end_ms) == due(rate, use, rate.end_ms) == 60 * 10

@@ -100,7 +100,7 @@ async def test_a_voucher_that_comes_after_a_lowering_makes_no_debt(world, three)
     for _ in range(3):
         world.later(EPOCH_MS)
         await world.drive(customer.market.settlement.settle_all())
-    (theirs,) = provider.market.accounts()
+    (theirs,) = provider.market.store.accounts()
     assert provider.market.owed_micro(theirs) == 0
 
 
@@ -153,5 +153,5 @@ async def test_bytes_that_lay_there_in_the_minute_that_is_given_up_are_paid(worl
     provider.market.tidy()
     owed = owed_to(provider)
     provider.drops(entry.id, 50 * SLOT_STEP_BYTES)
-    await give_up(world, customer, provider, entry.id, 0, ago_ms=REQUEST_WINDOW_MS)
+    await give_up(world, customer, provider, entry.id, 0)
     assert owed_to(provider) >= owed

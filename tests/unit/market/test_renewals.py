@@ -74,7 +74,7 @@ def agree(customer, provider):
     own, view = customer.one("customer"), provider.one("provider")
     assert (own.entry.raw, own.due_micro) == (view.entry.raw, view.due_micro)
     assert own.use.held_bytes == view.use.held_bytes
-    (account,) = [each for each in provider.market.accounts() if each.role == "provider"]
+    (account,) = [each for each in provider.market.store.accounts() if each.role == "provider"]
     assert provider.market.owed_micro(account) == 0
     assert provider.ledger.owed(customer.id) == account.settled_micro == view.due_micro
 
@@ -335,7 +335,7 @@ async def test_what_a_host_counts_beyond_what_follows_is_not_paid_and_stays_owed
     lease_id = await stored(world, customer, provider)
     provider.stores(lease_id, customer.id, MIB)
     await rounds(world, customer, world.clock.now_ms() + LATEST_MS)
-    (account,) = provider.market.accounts()
+    (account,) = provider.market.store.accounts()
     assert provider.market.owed_micro(account) > 0
     paid = amount("storage", 40 * A_MIB, 10 * MIB * (LATEST_MS // EPOCH_MS))
     # Of what came it knows nothing but that two clocks can differ by a minute.

@@ -16,6 +16,7 @@ from tests.unit.market.test_signing import (
     signed,
     taken,
 )
+from xsc.base.encoding import decode, encode
 from xsc.base.errors import (
     ArgumentInvalid,
     ComputeExhausted,
@@ -984,7 +985,7 @@ def losing(world, method, after):
 
 
 @pytest.mark.parametrize("granted", [True, False])
-async def test_a_grant_whose_answer_was_lost_is_found_in_the_next_count(world, three, granted):
+async def test_a_grant_whose_answer_was_lost_is_found_by_the_same_request(world, three, granted):
     customer, _, provider = three
     losing(world, "market.lease", granted)
     customer.market = customer.make()
@@ -1022,7 +1023,8 @@ async def test_a_look_that_is_given_up_while_it_leases_loses_no_grant(world, thr
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
-    await world.drive(customer.market.settlement.agree(provider.id))
+    world.wire.handlers[provider.id]["market.lease"] = call
+    await world.drive(customer.market.signing.look())
     assert customer.one("customer").entry.id == provider.one("provider").entry.id
 
 
@@ -1063,7 +1065,8 @@ async def test_a_lease_that_cannot_be_kept_is_not_granted_and_the_next_one_is(wo
     customer, provider = pair
     provider.state.full = True
     answers = await short_leases(world, customer, provider, 2, later_ms=60_000)
-    assert [type(item) for item in answers] == [NoOffers] * 2
+    assert [type(item) for item in answers] == [SpaceExhausted] * 2
+    assert not provider.market.leases()
     provider.state.full = False
     answers = await short_leases(world, customer, provider, 2, later_ms=60_000)
     assert [type(item) for item in answers] == [bytes] * 2
@@ -1145,7 +1148,7 @@ async def test_a_failed_booking_is_made_up_for_and_never_doubled(world, pair, tr
     for _ in range(5):
         await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 4_000
-    assert customer.market.accounts()[0].settled_micro == 4_000
+    assert customer.market.store.accounts()[0].settled_micro == 4_000
     world.later(EPOCH_MS)
     provider.ledger.trouble = list(trouble)
     for _ in range(5):
@@ -1167,7 +1170,7 @@ async def test_a_crash_in_a_booking_neither_loses_nor_doubles_it(world, pair, tr
     await customer.market.settlement.settle_all()
     assert provider.ledger.owed(customer.id) == 8_000
     assert provider.ledger.settled(leases_account(provider.id, customer.id)) == 8_000
-    assert customer.market.accounts()[0].settled_micro == 8_000
+    assert customer.market.store.accounts()[0].settled_micro == 8_000
 
 
 async def test_the_provider_books_again_by_itself(world, pair):
@@ -1214,10 +1217,10 @@ async def voucher_of(customer, provider, /, **change):
     return sign(Voucher(**fields), customer.key, NET).raw
 
 
-async def redeem(customer, provider, raw, caller=None, leases=()):
+async def redeem(customer, provider, raw, caller=None):
     """Show a provider a voucher; return its answer."""
     handler = provider.market.handlers()[ACCOUNT]
-    header = {"voucher": raw, "book_now": True, "leases": [*leases], "less": []}
+    header = {"voucher": raw, "book_now": True, "show": False, "less": []}
     return (await handler(caller or customer.id, header, ()))[0]
 
 
@@ -1242,8 +1245,8 @@ async def test_storage_is_owed_by_the_millisecond_and_booked_once(world, pair):
         await customer.market.settlement.settle_all()
         assert provider.ledger.owed(customer.id) == 40 * 100 * epochs
     assert len(provider.ledger.asked) == 3
-    assert customer.market.accounts()[0].settled_micro == 12_000
-    assert provider.market.accounts()[0].settled_micro == 12_000
+    assert customer.market.store.accounts()[0].settled_micro == 12_000
+    assert provider.market.store.accounts()[0].settled_micro == 12_000
 
 
 async def test_the_timer_promises_at_once_and_books_after_an_hour(world, pair):
@@ -1547,11 +1550,11 @@ async def test_promises_and_debts_are_on_the_disk_before_they_are_said(world, pa
 async def test_a_damaged_lease_is_reported_at_the_start(world, pair):
     customer, provider = pair
     await leased(world, customer)
-    key = next(key for key in customer.state.table if key.startswith(b"market/use/"))
+    key = next(key for key in customer.state.table if key.startswith(b"market/lease/"))
     customer.state.table[key] = b"\xa0"
     with pytest.raises(StoreDamaged):
         await customer.restart()
-    key = next(key for key in provider.state.table if key.startswith(b"market/use/"))
-    del provider.state.table[key]
+    key = next(key for key in provider.state.table if key.startswith(b"market/lease/"))
+    provider.state.table[key] = encode(decode(provider.state.table[key])[:1])
     with pytest.raises(StoreDamaged):
         await provider.restart()

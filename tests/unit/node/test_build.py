@@ -54,8 +54,7 @@ def test_a_node_that_stops_cancels_the_orders_it_runs():
 def test_the_compute_that_is_offered_is_what_the_workers_can_run():
     async def play(world):
         one, four = (node.capacity for node in world.nodes)
-        minute = 60_000
-        assert one.compute_capacity_steps() == 1_500 * MFUEL * minute // 1_000
+        assert one.compute_capacity_steps() == 1_500 * MFUEL
         assert four.compute_capacity_steps() == 4 * one.compute_capacity_steps()
 
     class Workers(World):

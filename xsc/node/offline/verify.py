@@ -84,7 +84,7 @@ def _quantity(kind: str, level: int) -> str:
     """Return what a cleared lease grants, in the words of people."""
     if kind == "storage":
         return f"{format_size(level)} of storage"
-    return f"{level // MFUEL} million fuel steps a minute of compute"
+    return f"{level // MFUEL} million fuel steps a second of compute"
 
 
 def explain_price(raw: bytes) -> tuple[LeaseRequest, str]:

@@ -126,9 +126,9 @@ async def entry(node: Node, asked: Id) -> bytes:
 
 async def settle(node: Node, _: Nothing) -> api.Settlement:
     """Settle now what is owed."""
-    before = {(row.role, row.peer): row.settled_micro for row in node.market.accounts()}
+    before = {(row.role, row.peer): row.settled_micro for row in node.market.store.accounts()}
     await node.market.settlement.settle_all()
-    after = node.market.accounts()
+    after = node.market.store.accounts()
     return api.Settlement(
         settled=[
             api.Settled(
