@@ -37,8 +37,6 @@ class Wish:
     """By node, the bytes that need not be sent to it."""
     new: bool = False
     """Whether only a new lease does, which no other wish uses."""
-    at_hand: bool = False
-    """Whether a lease at hand does without asking others, unless one of those saves more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +49,6 @@ class PassedOver:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A provider that can serve a wish: under a lease at hand, at what it asks, or both."""
-
-    bid: Bid
-    lease: LeaseEntry | None
-    quote: Quote | None
-
-
 def asked(lease: LeaseEntry | None, quote: Quote | None, price_max: int) -> tuple[int, bool]:
     """Return what a provider asks, and whether that was posted or agreed: then it is what is paid.
 
@@ -68,10 +57,10 @@ def asked(lease: LeaseEntry | None, quote: Quote | None, price_max: int) -> tupl
         quote: the provider's; where there is none, there is a lease.
         price_max: the most that this node pays; above it a lease at hand can still be used.
     """
-    if lease is None or (quote is not None and quote.price <= price_max):
-        assert quote is not None, "a provider without a quote has a lease"
-        return quote.price, quote.tier != "open"
-    return lease.terms.price, True
+    if lease is not None and (quote is None or quote.price > price_max):
+        return lease.terms.price, True
+    assert quote is not None, "a provider without a quote has a lease"
+    return quote.price, quote.tier != "open"
 
 
 def is_dear(lease: LeaseEntry, price: int) -> bool:
@@ -88,8 +77,7 @@ def at_hand(entries: Iterable[LeaseEntry], wish: Wish, now_ms: int) -> dict[byte
     """
     fit: defaultdict[bytes, list[tuple[int, LeaseEntry]]] = defaultdict(list)
     for entry in entries:
-        is_there = entry.terms.kind == wish.kind and entry.peer in wish.nodes
-        if is_there and why_unfit(entry, 1, now_ms) is None:
+        if why_unfit(entry, 1, now_ms) is None:
             fit[entry.peer].append((_left(entry, now_ms), entry))
     found = {}
     for node, leases in fit.items():
@@ -157,7 +145,7 @@ def why_unused(
         now_ms: the present.
     """
     used = chosen.get(entry.peer)
-    if entry.terms.kind != wish.kind or entry.peer not in wish.nodes or entry is used:
+    if entry is used:
         return None
     is_cleared = wish.kind == "storage" and entry.terms.cleared
     if used is not None and is_cleared and used.terms.cleared:

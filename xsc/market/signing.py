@@ -97,8 +97,6 @@ class Signing:
         """Give up what is not needed, take what is offered, and renew what is due."""
         needs = {need.slot_id: need for need in self._ports.needs()}
         entries = self._store.all("customer")
-        for entry in entries:
-            self._set_apart(entry, needs)
         await self._lower(entries, needs)
         now_ms = self._clock.now_ms()
         taken = self._store.drawn("customer", now_ms)
@@ -117,15 +115,6 @@ class Signing:
         if isinstance(answer, XscError):
             self._node.log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
             self._later_ms[offer.provider] = self._clock.now_ms() + OFFER_SETTLE_MS
-        else:
-            self._set_apart(answer, {need.slot_id: need})
-
-    @staticmethod
-    def _set_apart(entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]) -> None:
-        """Keep what is needed of compute by default for deployments, and not for other runs."""
-        need = needs.get(entry.terms.need or b"")
-        if entry.terms.kind == "compute" and need is not None:
-            entry.is_apart = need.standing
 
     # What is not needed
 
