@@ -105,8 +105,6 @@ def why_unfit(entry: LeaseEntry, quantity: int, now_ms: int) -> str | None:
     """
     if entry.is_over(now_ms) or entry.is_apart:
         return ""
-    if entry.use.denial is not None:
-        return "its provider has signed that it does not know it"
     if entry.avoided_until_ms > now_ms:
         return "its provider refused work under it a moment ago"
     if not rules.is_useful(entry.terms, entry.use, now_ms):

@@ -21,7 +21,7 @@ def test_the_cheapest_usable_lease_of_each_node_is_found():
     assert found(*mine, entry("customer", number=3, price=2)) == [2], "of equals the first"
     assert found(*mine, entry("customer", number=3, provider=OTHER)) == [2, 3]
     assert found(*mine, quantity=100 * GIB) == [2], "its provider says what it has"
-    assert found(entry("customer", use=LeaseUse(T0, denial=b"d"))) == []
+    assert found(entry("customer", use=LeaseUse(T0, given_back=True, denial=b"d"))) == []
     assert found(entry("customer", avoided_until_ms=T0 + 1)) == []
     assert found(entry("customer", avoided_until_ms=T0)) == [1]
     assert found(entry("customer", start_ms=T0 - 1, end_ms=T0)) == []
