@@ -37,7 +37,7 @@ from xsc.base.limits import (
 from xsc.base.refusals import refusal
 from xsc.market import lease as rules
 from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Winner, near, place, reserve
-from xsc.market.choosing import PassedOver, Wish, asked, at_hand, is_dear, why_lost, why_unused
+from xsc.market.choosing import PassedOver, Wish, at_hand, is_dear, why_lost, why_unused
 from xsc.market.headroom import Headroom
 from xsc.market.lease import OWN, QUANTITY_MAX, LeaseEntry
 from xsc.market.lease_store import MarketNode
@@ -89,9 +89,7 @@ class LeaseBuyer:
         self._providers = providers
         self._headroom = headroom
         self._agree = agree
-        self._lines: WaitingLines[bytes | None] = WaitingLines(
-            node.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX
-        )
+        self._lines = WaitingLines(node.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX)
         self._locks: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
         self._passed_over: Bounded[bytes, PassedOver] = Bounded(PASSED_OVER_MAX)
         """What the last choices passed over, by lease or node, for `market why`."""
@@ -162,11 +160,12 @@ class LeaseBuyer:
         until_ms = self._clock.monotonic_ms() + wait_ms
         while True:
             left_ms = max(0, until_ms - self._clock.monotonic_ms())
-            await self._lines.enter(on, lambda: self._may_ask(on), left_ms)
+            await self._lines.enter(on or b"", lambda: self._idle(on) is not None, left_ms)
             async with self._locks["compute"]:
-                if not self._may_ask(on):
+                nodes = self._idle(on)
+                if nodes is None:
                     continue  # Others that looked at the same time came before it.
-                wish = Wish("compute", fuel_steps, self._idle(on), near_data)
+                wish = Wish("compute", fuel_steps, nodes, near_data)
                 entry = self._preferred(wish)
                 if entry is not None:
                     return self._hand_out(entry, wish)
@@ -200,19 +199,18 @@ class LeaseBuyer:
         async with self._locks["compute"]:
             return _given(await self._choose(Wish("compute", fuel_steps, nodes), count))
 
-    def _targets(self, on: bytes | None) -> list[bytes]:
-        return [on] if on is not None else self._providers.up()
+    def _idle(self, on: bytes | None) -> list[bytes] | None:
+        """Return the nodes at which not too many runs of this one wait or are under way.
 
-    def _idle(self, on: bytes | None) -> list[bytes]:
-        """Return the nodes at which not too many runs of this one wait or are under way."""
+        None: there are too many at each. Where no node is up, there is none to wait for.
+        """
+        targets = self._providers.up() if on is None else [on]
         now_ms, runs = self._clock.now_ms(), Counter[bytes]()
         for entry in self._store.all("customer"):
             if entry.terms.kind == "compute" and entry.promised_at(now_ms):
                 runs[entry.peer] += len(entry.promised)
-        return [node for node in self._targets(on) if runs[node] < COMPUTE_IN_FLIGHT_MAX]
-
-    def _may_ask(self, on: bytes | None) -> bool:
-        return bool(self._idle(on)) or not self._targets(on)
+        idle = [node for node in targets if runs[node] < COMPUTE_IN_FLIGHT_MAX]
+        return idle if idle or not targets else None
 
     def _hand_out(self, entry: LeaseEntry, wish: Wish) -> LeaseHandle:
         """Return a lease to use, and remember what was handed out of it."""
@@ -312,6 +310,8 @@ class LeaseBuyer:
     ) -> dict[bytes, Bid]:
         """Return what those of the nodes bid that can serve a wish, as far as they say.
 
+        What a provider has posted for this node, or agreed on before, is what is paid.
+
         Args:
             wish: what is needed.
             nodes: of those that may be asked.
@@ -320,13 +320,16 @@ class LeaseBuyer:
         kind, now_ms, held = wish.kind, self._clock.now_ms(), Counter[bytes]()
         for entry in self._leases(wish):
             held[entry.peer] += entry.use.held_bytes + entry.promised_at(now_ms)
-        found = dict[bytes, Bid]()
+        found, most = dict[bytes, Bid](), self._node.settings.price_max(kind)
         for node in nodes:
             lease = leases.get(node)
             quote = self._ports.standing.quote(kind, node, self._node.id)
-            if lease is None and quote is None:
+            if quote is not None and (lease is None or quote.price <= most):
+                price, posted = quote.price, quote.tier != "open"
+            elif lease is not None:
+                price, posted = lease.terms.price, True
+            else:
                 continue
-            price, posted = asked(lease, quote, self._node.settings.price_max(kind))
             worth = near(self._rank(node), node, wish.saved)
             # Where room is paid in any case comes first, then who holds least.
             tie = -1 if lease is not None and lease.terms.cleared else held[node]

@@ -19,7 +19,6 @@ from xsc.market import lease as rules
 from xsc.market.auction import Bid
 from xsc.market.headroom import is_present, undrawn
 from xsc.market.lease import LeaseEntry
-from xsc.terms.pricing import Quote
 from xsc.terms.quote import Kind
 from xsc.terms.slot import LEASE_UNIT, Entitlement, EntitlementKey, NeedSlot
 
@@ -47,20 +46,6 @@ class PassedOver:
     lease_id: bytes | None
     """None: no lease there in particular."""
     reason: str
-
-
-def asked(lease: LeaseEntry | None, quote: Quote | None, price_max: int) -> tuple[int, bool]:
-    """Return what a provider asks, and whether that was posted or agreed: then it is what is paid.
-
-    Args:
-        lease: the one at hand there.
-        quote: the provider's; where there is none, there is a lease.
-        price_max: the most that this node pays; above it a lease at hand can still be used.
-    """
-    if lease is not None and (quote is None or quote.price > price_max):
-        return lease.terms.price, True
-    assert quote is not None, "a provider without a quote has a lease"
-    return quote.price, quote.tier != "open"
 
 
 def is_dear(lease: LeaseEntry, price: int) -> bool:

@@ -72,9 +72,7 @@ class LeaseGranter:
         self._ports = node.ports
         self._headroom = headroom
         self._asked = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
-        self._lines: WaitingLines[bytes] = WaitingLines(
-            node.clock, most=JOBS_QUEUED_MAX, each=JOBS_QUEUED_A_PEER_MAX
-        )
+        self._lines = WaitingLines(node.clock, most=JOBS_QUEUED_MAX, each=JOBS_QUEUED_A_PEER_MAX)
 
     async def on_lease(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]

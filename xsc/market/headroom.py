@@ -9,7 +9,6 @@ A customer counts together with the peers that share its credit.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -114,7 +113,7 @@ class Headroom:
 
     def left_of(self, each: Entitlement) -> int:
         """Return what can be leased of an entitlement now, in whole steps of slots."""
-        levels = self._drawn()
+        levels = self._store.drawn("provider", self._clock.now_ms())
         # It is kept free; others can still hold some of it, or the disk have less.
         left = min(undrawn(each, levels), slot_left(each, levels), self.unreserved(each.kind))
         return left - left % LEASE_UNIT[each.kind]
@@ -132,9 +131,6 @@ class Headroom:
         """
         return self._store.drawn_steps("provider", self._clock.now_ms(), young=young)
 
-    def _drawn(self) -> Counter[EntitlementKey]:
-        return self._store.drawn("provider", self._clock.now_ms())
-
     def _present(self, kind: Kind) -> list[Entitlement]:
         """Return the offers of a kind that hold their room now."""
         now_ms = self._clock.now_ms()
@@ -146,7 +142,8 @@ class Headroom:
         That is what a clearing grants its need beside the need's young leases; or all that it has,
         where no grant waits for room. Never more than it has: what it gave up others may have.
         """
-        now_ms, levels, key = self._clock.now_ms(), self._drawn(), self._store.key(entry)
+        now_ms, key = self._clock.now_ms(), self._store.key(entry)
+        levels = self._store.drawn("provider", now_ms)
         granted = [
             each
             for each in self._ports.granted()
@@ -166,15 +163,15 @@ class Headroom:
 
     # What customers may owe
 
-    def exposure(self, customer: bytes) -> int:
-        """Return what this node may lose to a customer and those that share its credit."""
+    def credit_left(self, customer: bytes) -> int:
+        """Return the micro-credits that a customer may still come to owe, its leases counted.
+
+        What this node may lose to those that share its credit counts as well.
+        """
         now_ms = self._clock.now_ms()
         ahead = sum(ahead_micro(entry, now_ms) for entry in self._sold_to(customer))
-        return self._owed(customer) + ahead + self.calls_micro(customer)
-
-    def credit_left(self, customer: bytes) -> int:
-        """Return the micro-credits that a customer may still come to owe, its leases counted."""
-        return self._ports.credit.credit_left(customer) - self.exposure(customer)
+        owed = self._owed(customer) + ahead + self.calls_micro(customer)
+        return self._ports.credit.credit_left(customer) - owed
 
     def calls_micro(self, customer: bytes) -> int:
         """Return what the runs that wait or are under way may cost at most: their limits."""
