@@ -199,34 +199,31 @@ def to_lower(
         now_ms: the present.
     """
     by_need: defaultdict[bytes, list[LeaseEntry]] = defaultdict(list)
-    beside = Counter[tuple[bytes, bytes]]()
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: -entry.terms.start_ms):
         if entry.use.denial is None:
-            need_id = key_of(entry).need
-            if entry.terms.cleared and not entry.is_over(now_ms):
-                by_need[need_id].append(entry)
-            else:
-                beside[need_id, entry.peer] += entry.use.held_bytes
+            by_need[key_of(entry).need].append(entry)
     for need_id, leases in by_need.items():
         need = needs.get(need_id)
-        leases.sort(key=lambda entry: -entry.terms.start_ms)
-        levels = {entry.id: entry.use.level for entry in leases}
+        levels = {entry.id: rules.drawn(entry, now_ms) for entry in leases}
         for provider in sorted({entry.peer for entry in leases}):
             most = 0 if need is None else need.most(provider) * LEASE_UNIT[need.kind]
-            here = [entry for entry in leases if entry.peer == provider]
-            _lower(here, levels, most - beside[need_id, provider], now_ms)
+            _lower([entry for entry in leases if entry.peer == provider], levels, most, now_ms)
         most = 0 if need is None else need.quantity * LEASE_UNIT[need.kind]
-        others = sum(held for (of, _), held in beside.items() if of == need_id)
-        _lower(leases, levels, most - others, now_ms)
+        _lower(leases, levels, most, now_ms)
         for entry in leases:
-            if levels[entry.id] < entry.use.level:
+            if levels[entry.id] < rules.drawn(entry, now_ms):
                 yield entry, levels[entry.id]
 
 
 def _lower(leases: Sequence[LeaseEntry], levels: dict[bytes, int], most: int, now_ms: int) -> None:
-    """Lower the levels of leases, in their order, until together they are no more than that."""
+    """Lower the levels of leases, in their order, until together they are no more than that.
+
+    Only cleared leases that are not over have a level; what is held under others stays.
+    """
     beyond = sum(levels[entry.id] for entry in leases) - most
     for entry in leases:
+        if not entry.terms.cleared or entry.is_over(now_ms):
+            continue
         least = rules.least_level(entry.terms, entry.use, now_ms) + entry.promised_at(now_ms)
         level, unit = levels[entry.id], rules.LEVEL_UNIT[entry.terms.kind]
         less = max(least, level - max(0, beyond))
