@@ -276,5 +276,10 @@ def run(
     return simulate(world.clock, main()), world
 
 
+def exposure(node: Node, customer: bytes) -> int:
+    """Return what a node may lose to a customer and those that share its credit."""
+    return node.ledger.credit_left(customer) - node.market.headroom.credit_left(customer)
+
+
 def content(size: int, seed: int = 0) -> bytes:
     return hashlib.shake_256(f"content {seed} {size}".encode()).digest(size)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.sim.network import NO_HOME, World, content, get, put, run, store
+from tests.sim.network import NO_HOME, World, content, exposure, get, put, run, store
 from tests.sim.test_recovery import back, place_of
 from tests.sim.test_slots import A_STEP, cleared, leased
 from tests.unit.node.test_routes import Api
@@ -233,7 +233,7 @@ def test_those_that_one_peer_introduced_share_one_starter_credit():
         limit = host.config.starter_credit_micro
 
         def owed():
-            return host.market.headroom.exposure(shams[0].key.node_id)
+            return exposure(host, shams[0].key.node_id)
 
         # At the same time, and one after the other, until nobody gets any more.
         granted = await asyncio.gather(*(takes(host, sham) for sham in shams))
@@ -246,7 +246,7 @@ def test_those_that_one_peer_introduced_share_one_starter_credit():
         for sham in shams:
             host.peers.roster.confirm(sham.key.node_id)
         assert any([await takes(host, sham) for sham in shams])
-        assert sum(host.market.headroom.exposure(sham.key.node_id) for sham in shams) > limit
+        assert sum(exposure(host, sham.key.node_id) for sham in shams) > limit
 
     run(7, 6, play, DEAR, kind=Star)
 
@@ -278,7 +278,7 @@ def test_a_credit_that_several_share_is_shown_once_and_not_as_one_each():
         # What one takes is gone for the other.
         assert await takes(node, world.nodes[2])
         (credit,) = (await shown())[1]["shared"]
-        assert credit["left_micro"] == limit - node.market.headroom.exposure(two) < limit
+        assert credit["left_micro"] == limit - exposure(node, two) < limit
         node.peers.roster.confirm(one)
         through, answer = await shown()
         assert set(through.values()) == {None}
@@ -322,13 +322,13 @@ def test_who_is_removed_leaves_its_group_no_credit_that_it_used():
         host, (one, two) = world.nodes[1], world.nodes[2:]
         while await takes(host, one):
             pass
-        owed = host.market.headroom.exposure(two.key.node_id)
+        owed = exposure(host, two.key.node_id)
         assert owed > host.config.starter_credit_micro // 2
         host.peers.roster.remove(one.key.node_id)
         for _ in range(2):
             host = world.nodes[1]
-            assert host.market.headroom.exposure(two.key.node_id) >= owed
-            assert host.market.headroom.exposure(one.key.node_id) >= owed
+            assert exposure(host, two.key.node_id) >= owed
+            assert exposure(host, one.key.node_id) >= owed
             assert not await takes(host, two)
             await world.crash(1)
             await world.restart(1)

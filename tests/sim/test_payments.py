@@ -242,9 +242,7 @@ def test_a_payment_gives_room_up_to_the_limit_again():
         before = await debtor.payments.standing(creditor.key.node_id)
         assert before.limit_micro == creditor.ledger.limit(debtor.key.node_id)
         me = debtor.key.node_id
-        assert before.left_micro == creditor.ledger.credit_left(
-            me
-        ) - creditor.market.headroom.exposure(me)
+        assert before.left_micro == creditor.market.headroom.credit_left(me)
         await debtor.payments.say(creditor.key.node_id, owed)
         assert await creditor.payments.say(me, owed)
         after = await debtor.payments.standing(creditor.key.node_id)

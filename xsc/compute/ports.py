@@ -52,7 +52,6 @@ class ComputeLeases(Protocol):
         on: bytes | None,
         saved: Mapping[bytes, int] | None = None,
         wait_ms: int = 0,
-        apart: bool = False,
     ) -> ComputeLease:
         """Return a lease to run under, on that node or on the best.
 
@@ -62,7 +61,6 @@ class ComputeLeases(Protocol):
             saved: how many bytes of the job need not be sent to a node: at about the same price
                 such a one is better.
             wait_ms: how long it may wait until others of the many runs of this node there end.
-            apart: whether a service uses the lease, and no runs.
 
         Raises:
             NoOffers, ComputeExhausted: nobody offers it.
@@ -161,6 +159,13 @@ class InputReader(Protocol):
 
 class ServiceLeases(ComputeLeases, Protocol):
     """The leases of an owner of services."""
+
+    async def lease_service(self, *, fuel_steps: int, on: bytes) -> ComputeLease:
+        """Return a new lease at a node for a service there, which no run uses.
+
+        Raises:
+            NoOffers: it offers none.
+        """
 
     def price_and_room(self, lease_id: bytes, provider: bytes) -> tuple[int, int] | None:
         """Return the price a Gfuel of a compute lease taken there, and the steps left under it.

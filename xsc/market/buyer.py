@@ -11,12 +11,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 from xsc.base.bounded import Bounded
 from xsc.base.errors import (
     ArgumentInvalid,
-    ComputeExhausted,
     LeaseExhausted,
     NoOffers,
     PeerLeaving,
@@ -39,16 +37,7 @@ from xsc.base.limits import (
 from xsc.base.refusals import refusal
 from xsc.market import lease as rules
 from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Winner, near, place, reserve
-from xsc.market.choosing import (
-    Candidate,
-    PassedOver,
-    Wish,
-    asked,
-    at_hand,
-    is_dear,
-    why_lost,
-    why_unused,
-)
+from xsc.market.choosing import PassedOver, Wish, at_hand, is_dear, why_lost, why_unused
 from xsc.market.headroom import Headroom
 from xsc.market.lease import OWN, QUANTITY_MAX, LeaseEntry
 from xsc.market.lease_store import MarketNode
@@ -76,6 +65,13 @@ class LeasedHosts:
     """Other nodes and leases, and why they were not used."""
 
 
+def _given(found: LeasedHosts) -> list[LeaseHandle]:
+    """Return the leases of compute that were found; raise why there are none."""
+    if not found.leases:
+        raise refusal(found.refused, "no node offers the fuel that is needed")
+    return found.leases
+
+
 class LeaseBuyer:
     """Leases capacity for this node, and counts what storage and compute use of it."""
 
@@ -93,9 +89,7 @@ class LeaseBuyer:
         self._providers = providers
         self._headroom = headroom
         self._agree = agree
-        self._lines: WaitingLines[bytes | None] = WaitingLines(
-            node.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX
-        )
+        self._lines = WaitingLines(node.clock, most=COMPUTE_WAITING_MAX, each=COMPUTE_WAITING_MAX)
         self._locks: dict[Kind, asyncio.Lock] = {kind: asyncio.Lock() for kind in KINDS}
         self._passed_over: Bounded[bytes, PassedOver] = Bounded(PASSED_OVER_MAX)
         """What the last choices passed over, by lease or node, for `market why`."""
@@ -127,7 +121,7 @@ class LeaseBuyer:
             found = await self._choose(Wish("storage", size_bytes, nodes), count, absent)
             if len(found.leases) < count and self._node.id not in exclude:
                 if self._node.id not in leaving and self._headroom.free("storage") >= size_bytes:
-                    found.leases.append(self._hand_out_own("storage"))
+                    found.leases.append(LeaseHandle(self._node.id, OWN["storage"], 0))
                 else:
                     found.refused[self._node.id] = SpaceExhausted("this node has no room for that")
         if found.leases:
@@ -143,9 +137,8 @@ class LeaseBuyer:
         on: bytes | None,
         saved: Mapping[bytes, int] | None = None,
         wait_ms: int = 0,
-        apart: bool = False,
     ) -> LeaseHandle:
-        """Return a lease to run under, on that node or on the best.
+        """Return a lease to run under, on that peer or on the best node.
 
         A lease at hand is used, a cleared one first, unless a node without one saves more bytes.
         Where COMPUTE_IN_FLIGHT_MAX runs of this node are under way there, it waits until one of
@@ -153,38 +146,43 @@ class LeaseBuyer:
 
         Args:
             fuel_steps: the most that the run may be billed for.
-            on: the node; None for the best.
+            on: the peer; None for the best node, and this one where no peer offers it.
             saved: by node, the bytes that need not be sent to it. A node
                 that saves more is worth a higher price (`auction.near`).
             wait_ms: how long it may wait.
-            apart: whether a service uses the lease, and no runs: it is a new one.
 
         Raises:
             NoOffers: no node offers it at a price within the reserve, or none answers.
             CreditExceeded, ComputeExhausted: every node refused for this reason.
             RateLimited: too many runs of this node are under way, and none ended in time.
         """
-        if on == self._node.id:
-            if self._headroom.free("compute"):
-                return self._hand_out_own("compute")
-            raise ComputeExhausted("all fuel of this node is leased ahead of use, or it has none")
+        near_data = saved if on is None and saved else {}
         until_ms = self._clock.monotonic_ms() + wait_ms
         while True:
             left_ms = max(0, until_ms - self._clock.monotonic_ms())
-            if not apart:
-                await self._lines.enter(on, lambda: self._may_ask(on), left_ms)
+            await self._lines.enter(on or b"", lambda: self._idle(on) is not None, left_ms)
             async with self._locks["compute"]:
-                if not apart and not self._may_ask(on):
+                nodes = self._idle(on)
+                if nodes is None:
                     continue  # Others that looked at the same time came before it.
-                nodes = self._targets(on) if apart else self._idle(on)
-                saved = saved if on is None else None
-                wish = Wish("compute", fuel_steps, nodes, saved or {}, apart, not apart)
+                wish = Wish("compute", fuel_steps, nodes, near_data)
+                entry = self._preferred(wish)
+                if entry is not None:
+                    return self._hand_out(entry, wish)
                 found = await self._choose(wish, 1)
-            if found.leases:
-                return found.leases[0]
-            if on is None and self._headroom.free("compute"):
-                return self._hand_out_own("compute")
-            raise refusal(found.refused, "no node offers the fuel that is needed")
+            if on is None and not found.leases and self._headroom.free("compute"):
+                return LeaseHandle(self._node.id, OWN["compute"], 0)
+            return _given(found)[0]
+
+    async def lease_service(self, *, fuel_steps: int, on: bytes) -> LeaseHandle:
+        """Return a new lease at a peer for a service there, which no run uses.
+
+        Raises:
+            NoOffers, CreditExceeded, ComputeExhausted: as `lease_providers`.
+        """
+        async with self._locks["compute"]:
+            found = await self._choose(Wish("compute", fuel_steps, [on], new=True), 1)
+        return _given(found)[0]
 
     async def lease_providers(
         self, *, fuel_steps: int, count: int, exclude: frozenset[bytes] = frozenset()
@@ -199,36 +197,28 @@ class LeaseBuyer:
         """
         nodes = [peer for peer in self._providers.up() if peer not in exclude]
         async with self._locks["compute"]:
-            found = await self._choose(Wish("compute", fuel_steps, nodes), count)
-        if not found.leases:
-            raise refusal(found.refused, "no node offers the fuel that is needed")
-        return found.leases
+            return _given(await self._choose(Wish("compute", fuel_steps, nodes), count))
 
-    def _targets(self, on: bytes | None) -> list[bytes]:
-        return [on] if on is not None else self._providers.up()
+    def _idle(self, on: bytes | None) -> list[bytes] | None:
+        """Return the nodes at which not too many runs of this one wait or are under way.
 
-    def _idle(self, on: bytes | None) -> list[bytes]:
-        """Return the nodes at which not too many runs of this one wait or are under way."""
+        None: there are too many at each. Where no node is up, there is none to wait for.
+        """
+        targets = self._providers.up() if on is None else [on]
         now_ms, runs = self._clock.now_ms(), Counter[bytes]()
         for entry in self._store.all("customer"):
             if entry.terms.kind == "compute" and entry.promised_at(now_ms):
                 runs[entry.peer] += len(entry.promised)
-        return [node for node in self._targets(on) if runs[node] < COMPUTE_IN_FLIGHT_MAX]
+        idle = [node for node in targets if runs[node] < COMPUTE_IN_FLIGHT_MAX]
+        return idle if idle or not targets else None
 
-    def _may_ask(self, on: bytes | None) -> bool:
-        return bool(self._idle(on)) or not self._targets(on)
-
-    def _hand_out_own(self, kind: Kind) -> LeaseHandle:
-        entry = self._store.get("customer", OWN[kind])
-        assert entry is not None, "a node has a lease of each kind with itself"
-        return self._hand_out(entry, 0)
-
-    def _hand_out(self, entry: LeaseEntry, quantity: int) -> LeaseHandle:
+    def _hand_out(self, entry: LeaseEntry, wish: Wish) -> LeaseHandle:
+        """Return a lease to use, and remember what was handed out of it."""
         terms, now_ms = entry.terms, self._clock.now_ms()
-        if terms.cleared and terms.kind == "storage":
-            quantity = min(quantity, rules.room(terms, entry.use, now_ms))
-        if quantity:
-            entry.promise(quantity, now_ms)
+        entry.is_apart = wish.new
+        if not wish.new:
+            left = rules.room(terms, entry.use, now_ms)
+            entry.promise(min(wish.quantity, left), now_ms)
         price = rules.run_price(terms) if terms.kind == "compute" else terms.price
         return LeaseHandle(terms.provider, terms.lease_id, price)
 
@@ -249,105 +239,132 @@ class LeaseBuyer:
         if not 0 < wish.quantity <= QUANTITY_MAX:
             raise ArgumentInvalid("the quantity to lease is out of range")
         await self._ports.standing.learn(wish.nodes)
-        chosen = self._preferred(wish) if wish.at_hand else {}
-        faults, found = dict(absent or {}), dict[bytes, Candidate]()
-        heard = set[bytes]()
-        for by_domain in (True, False):
-            while len(chosen) < count:
-                rest = [node for node in wish.nodes if node not in chosen and node not in faults]
-                found = self._candidates(replace(wish, nodes=rest))
-                taken = {self._providers.domain(node) for node in chosen} if by_domain else set()
-                bids = [each.bid for each in found.values() if each.bid.domain not in taken]
-                winners = self._won(wish, bids, count - len(chosen), by_domain=by_domain)
-                if not winners:
-                    break
-                answers = await asyncio.gather(
-                    *(self._take(wish, found[each.node], each.price) for each in winners)
-                )
-                stale = []
-                for winner, answer in zip(winners, answers, strict=True):
-                    if isinstance(answer, NoOffers) and winner.node not in heard:
-                        stale.append(winner.node)  # It has published something else since.
-                    elif isinstance(answer, XscError):
-                        faults[winner.node] = answer
-                    else:
-                        chosen[winner.node] = answer
-                await self._ports.standing.learn(stale, anew=True)
-                heard.update(stale)
+        leases = {} if wish.new else self._at_hand(wish)
+        chosen, faults = dict[bytes, LeaseEntry](), dict(absent or {})
+        bids, heard = dict[bytes, Bid](), set[bytes]()
+        while len(chosen) < count:
+            rest = [node for node in wish.nodes if node not in chosen and node not in faults]
+            bids = self._bids(wish, rest, leases)
+            taken = {self._providers.domain(node) for node in chosen}
+            winners = self._won(wish, bids, count - len(chosen), taken)
+            if not winners:
+                break
+            answers = await asyncio.gather(
+                *(self._take(wish, each, leases.get(each.node)) for each in winners)
+            )
+            for winner, answer in zip(winners, answers, strict=True):
+                if not isinstance(answer, XscError):
+                    chosen[winner.node] = answer
+                elif isinstance(answer, NoOffers) and winner.node not in heard:
+                    heard.add(winner.node)  # It has published something else since.
+                    await self._ports.standing.learn([winner.node], anew=True)
+                else:
+                    faults[winner.node] = answer
         domains = {self._providers.domain(node): node for node in chosen}
+        most = self._node.settings.price_max(wish.kind)
         for node in wish.nodes:
-            if node in found and node not in chosen and node not in faults:
-                most = self._node.settings.price_max(wish.kind)
-                faults[node] = NoOffers(why_lost(found[node].bid, domains, most))
-            elif node not in chosen and node not in faults:
-                faults[node] = NoOffers(f"{short(node)} offers no {wish.kind} to this node now")
+            if node in chosen or node in faults:
+                continue
+            reason = f"{short(node)} offers no {wish.kind} to this node now"
+            if node in bids:
+                reason = why_lost(bids[node], domains, most)
+            faults[node] = NoOffers(reason)
         passed_over = self._passed(wish, chosen, faults)
-        for entry in chosen.values():
-            entry.is_apart = wish.new
-        quantity = 0 if wish.new else wish.quantity
-        leases = [self._hand_out(entry, quantity) for entry in chosen.values()]
-        return LeasedHosts(leases, faults, passed_over)
+        handles = [self._hand_out(entry, wish) for entry in chosen.values()]
+        return LeasedHosts(handles, faults, passed_over)
 
-    def _preferred(self, wish: Wish) -> dict[bytes, LeaseEntry]:
-        """Return the lease at hand that does without asking anybody, if there is one."""
+    def _preferred(self, wish: Wish) -> LeaseEntry | None:
+        """Return the lease at hand that does without asking anybody, if there is one.
+
+        A run under a cleared rate costs nothing more.
+        """
         most = max((wish.saved.get(node, 0) for node in wish.nodes), default=0)
         found = [
             entry
             for node, entry in self._at_hand(wish).items()
             if entry.terms.cleared or wish.saved.get(node, 0) >= most
         ]
-        return {entry.peer: entry for entry in sorted(found, key=self._preference)[:1]}
-
-    def _preference(self, entry: LeaseEntry) -> tuple[bool, Fraction, bytes]:
-        """Sort cleared leases first, then by price for quality."""
-        score = Fraction(entry.terms.price, self._rank(entry.peer))
-        return not entry.terms.cleared, score, entry.peer
+        return min(
+            found, key=lambda entry: (rules.run_price(entry.terms), entry.peer), default=None
+        )
 
     def _at_hand(self, wish: Wish) -> dict[bytes, LeaseEntry]:
-        return at_hand(self._store.all("customer"), wish, self._clock.now_ms())
+        return at_hand(self._leases(wish), wish, self._clock.now_ms())
 
-    def _candidates(self, wish: Wish) -> dict[bytes, Candidate]:
-        """Return those of the nodes that can serve a wish, as far as they say."""
+    def _leases(self, wish: Wish) -> list[LeaseEntry]:
+        """Return the leases of this node that a wish may use.
+
+        What is needed of compute by default is for deployments, and not for other runs.
+        """
+        apart = {need.slot_id for need in self._ports.needs() if need.standing}
+        return [
+            entry
+            for entry in self._store.all("customer")
+            if entry.terms.kind == wish.kind
+            and entry.peer in wish.nodes
+            and (wish.kind == "storage" or entry.terms.need not in apart)
+        ]
+
+    def _bids(
+        self, wish: Wish, nodes: Sequence[bytes], leases: Mapping[bytes, LeaseEntry]
+    ) -> dict[bytes, Bid]:
+        """Return what those of the nodes bid that can serve a wish, as far as they say.
+
+        What a provider has posted for this node, or agreed on before, is what is paid.
+
+        Args:
+            wish: what is needed.
+            nodes: of those that may be asked.
+            leases: those at hand, by node.
+        """
         kind, now_ms, held = wish.kind, self._clock.now_ms(), Counter[bytes]()
-        leases = {} if wish.new else self._at_hand(wish)
-        for entry in self._store.all("customer"):
-            if entry.terms.kind == kind:
-                held[entry.peer] += entry.use.held_bytes + entry.promised_at(now_ms)
-        found = dict[bytes, Candidate]()
-        for node in wish.nodes:
+        for entry in self._leases(wish):
+            held[entry.peer] += entry.use.held_bytes + entry.promised_at(now_ms)
+        found, most = dict[bytes, Bid](), self._node.settings.price_max(kind)
+        for node in nodes:
             lease = leases.get(node)
             quote = self._ports.standing.quote(kind, node, self._node.id)
-            if lease is None and quote is None:
+            if quote is not None and (lease is None or quote.price <= most):
+                price, posted = quote.price, quote.tier != "open"
+            elif lease is not None:
+                price, posted = lease.terms.price, True
+            else:
                 continue
-            price, posted = asked(lease, quote, self._node.settings.price_max(kind))
             worth = near(self._rank(node), node, wish.saved)
             # Where room is paid in any case comes first, then who holds least.
             tie = -1 if lease is not None and lease.terms.cleared else held[node]
-            bid = Bid(node, price, worth, self._providers.domain(node), posted, tie)
-            found[node] = Candidate(bid, lease, quote)
+            found[node] = Bid(node, price, worth, self._providers.domain(node), posted, tie)
         return found
 
-    async def _take(self, wish: Wish, candidate: Candidate, price: int) -> LeaseEntry | XscError:
+    async def _take(
+        self, wish: Wish, winner: Winner, lease: LeaseEntry | None
+    ) -> LeaseEntry | XscError:
         """Return a lease at a provider that was chosen: the one at hand, if it is not dear."""
-        lease, quote = candidate.lease, candidate.quote
-        if lease is not None and (quote is None or not is_dear(lease, price)):
+        quote = self._ports.standing.quote(wish.kind, winner.node, self._node.id)
+        if lease is not None and (quote is None or not is_dear(lease, winner.price)):
             return lease
-        assert quote is not None, "a provider without a quote has a lease"
-        answer = await self._providers.lease(quote, price, least=wish.quantity)
+        if quote is None:
+            return NoOffers(f"{short(winner.node)} offers nothing to this node any more")
+        answer = await self._providers.lease(quote, winner.price, least=wish.quantity)
         return lease if isinstance(answer, XscError) and lease is not None else answer
 
-    def _won(self, wish: Wish, bids: Sequence[Bid], count: int, *, by_domain: bool) -> list[Winner]:
+    def _won(
+        self, wish: Wish, bids: Mapping[bytes, Bid], count: int, taken: Collection[bytes]
+    ) -> list[Winner]:
         """Return the winners of an auction of this node, and what they are paid.
 
+        They are in distinct domains that are not taken; where no such bids, domains do not matter.
         Nearness to data is worth something above the own price, too.
         """
-        if not by_domain:
-            bids = [replace(bid, domain=bid.node) for bid in bids]
+        most = self._node.settings.price_max(wish.kind)
+        payable = [bid for bid in bids.values() if bid.price <= most]
+        fresh = [bid for bid in payable if bid.domain not in taken]
+        fresh = fresh or [replace(bid, domain=bid.node) for bid in payable]
         own_price = self._headroom.pricing().unit_price(wish.kind)
         if wish.saved:
             own_price = own_price * NEAR_PRICE_PPM // PPM
-        price_max = reserve(bids, count, own_price, self._node.settings.price_max(wish.kind))
-        return place(bids, count, price_max, seed=self._node.entropy.token(NONCE_BYTES))
+        price_max = reserve(fresh, count, own_price, most)
+        return place(fresh, count, price_max, seed=self._node.entropy.token(NONCE_BYTES))
 
     def _rank(self, node: bytes) -> int:
         """Return the quality of a node, in ppm: in steps, so that those alike are."""
@@ -356,12 +373,12 @@ class LeaseBuyer:
 
     async def price(self, kind: Kind, count: int) -> int | None:
         """Return the most that one of so many providers would be paid now; None: none would win."""
-        wish = Wish(kind, 0, self._providers.up(), new=True)
+        wish = Wish(kind, 0, self._providers.up())
         await self._ports.standing.learn(wish.nodes)
-        bids = [each.bid for each in self._candidates(wish).values()]
-        winners = self._won(wish, bids, count, by_domain=True)
+        bids = self._bids(wish, wish.nodes, {})
+        winners = self._won(wish, bids, count, ())
         if len(winners) < count:
-            winners = self._won(wish, bids, count, by_domain=False)
+            winners = self._won(wish, bids, count, {bid.domain for bid in bids.values()})
         return max((winner.price for winner in winners), default=None)
 
     # What is passed over
@@ -376,17 +393,20 @@ class LeaseBuyer:
         passed = [PassedOver(node, None, fault.message) for node, fault in faults.items()]
         passed += [
             PassedOver(entry.peer, entry.id, reason)
-            for entry in self._store.all("customer")
+            for entry in self._leases(wish)
             if (reason := why_unused(entry, wish, chosen, self._clock.now_ms()))
         ]
-        said = []
         for each in passed:
             self._passed_over.put(each.lease_id or each.node, each)
-            said.append(f"{short(each.node)} {short(each.lease_id or b'')}: {each.reason}")
-        if said:
-            nodes = [short(node) for node in chosen]
+        if passed:
             self._node.log.info(
-                "market.passed_over", kind=wish.kind, chosen=nodes, passed_over=said
+                "market.passed_over",
+                kind=wish.kind,
+                chosen=[short(node) for node in chosen],
+                passed_over=[
+                    f"{short(each.node)} {short(each.lease_id or b'')}: {each.reason}"
+                    for each in passed
+                ],
             )
         return passed
 

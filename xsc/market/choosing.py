@@ -19,7 +19,6 @@ from xsc.market import lease as rules
 from xsc.market.auction import Bid
 from xsc.market.headroom import is_present, undrawn
 from xsc.market.lease import LeaseEntry
-from xsc.terms.pricing import Quote
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP, Entitlement, EntitlementKey, NeedSlot
 
@@ -37,8 +36,6 @@ class Wish:
     """By node, the bytes that need not be sent to it."""
     new: bool = False
     """Whether only a new lease does, which no other wish uses."""
-    at_hand: bool = False
-    """Whether a lease at hand does without asking others, unless one of those saves more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +46,6 @@ class PassedOver:
     lease_id: bytes | None
     """None: no lease there in particular."""
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A provider that can serve a wish: under a lease at hand, at what it asks, or both."""
-
-    bid: Bid
-    lease: LeaseEntry | None
-    quote: Quote | None
-
-
-def asked(lease: LeaseEntry | None, quote: Quote | None, price_max: int) -> tuple[int, bool]:
-    """Return what a provider asks, and whether that was posted or agreed: then it is what is paid.
-
-    Args:
-        lease: the one at hand there.
-        quote: the provider's; where there is none, there is a lease.
-        price_max: the most that this node pays; above it a lease at hand can still be used.
-    """
-    if lease is None or (quote is not None and quote.price <= price_max):
-        assert quote is not None, "a provider without a quote has a lease"
-        return quote.price, quote.tier != "open"
-    return lease.terms.price, True
 
 
 def is_dear(lease: LeaseEntry, price: int) -> bool:
@@ -88,8 +62,7 @@ def at_hand(entries: Iterable[LeaseEntry], wish: Wish, now_ms: int) -> dict[byte
     """
     fit: defaultdict[bytes, list[tuple[int, LeaseEntry]]] = defaultdict(list)
     for entry in entries:
-        is_there = entry.terms.kind == wish.kind and entry.peer in wish.nodes
-        if is_there and why_unfit(entry, 1, now_ms) is None:
+        if why_unfit(entry, 1, now_ms) is None:
             fit[entry.peer].append((_left(entry, now_ms), entry))
     found = {}
     for node, leases in fit.items():
@@ -117,8 +90,6 @@ def why_unfit(entry: LeaseEntry, quantity: int, now_ms: int) -> str | None:
     """
     if entry.is_over(now_ms) or entry.is_apart:
         return ""
-    if entry.use.denial is not None:
-        return "its provider has signed that it does not know it"
     if entry.avoided_until_ms > now_ms:
         return "its provider refused work under it a moment ago"
     if not rules.is_useful(entry.terms, entry.use, now_ms):
@@ -157,7 +128,7 @@ def why_unused(
         now_ms: the present.
     """
     used = chosen.get(entry.peer)
-    if entry.terms.kind != wish.kind or entry.peer not in wish.nodes or entry is used:
+    if entry is used:
         return None
     is_cleared = wish.kind == "storage" and entry.terms.cleared
     if used is not None and is_cleared and used.terms.cleared:
@@ -228,34 +199,31 @@ def to_lower(
         now_ms: the present.
     """
     by_need: defaultdict[bytes, list[LeaseEntry]] = defaultdict(list)
-    beside = Counter[tuple[bytes, bytes]]()
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: -entry.terms.start_ms):
         if entry.use.denial is None:
-            need_id = key_of(entry).need
-            if entry.terms.cleared and not entry.is_over(now_ms):
-                by_need[need_id].append(entry)
-            else:
-                beside[need_id, entry.peer] += entry.use.held_bytes
+            by_need[key_of(entry).need].append(entry)
     for need_id, leases in by_need.items():
         need = needs.get(need_id)
-        leases.sort(key=lambda entry: -entry.terms.start_ms)
-        levels = {entry.id: entry.use.level for entry in leases}
+        levels = {entry.id: rules.drawn(entry, now_ms) for entry in leases}
         for provider in sorted({entry.peer for entry in leases}):
             most = 0 if need is None else need.most(provider) * STEP[need.kind]
-            here = [entry for entry in leases if entry.peer == provider]
-            _lower(here, levels, most - beside[need_id, provider], now_ms)
+            _lower([entry for entry in leases if entry.peer == provider], levels, most, now_ms)
         most = 0 if need is None else need.quantity * STEP[need.kind]
-        others = sum(held for (of, _), held in beside.items() if of == need_id)
-        _lower(leases, levels, most - others, now_ms)
+        _lower(leases, levels, most, now_ms)
         for entry in leases:
-            if levels[entry.id] < entry.use.level:
+            if levels[entry.id] < rules.drawn(entry, now_ms):
                 yield entry, levels[entry.id]
 
 
 def _lower(leases: Sequence[LeaseEntry], levels: dict[bytes, int], most: int, now_ms: int) -> None:
-    """Lower the levels of leases, in their order, until together they are no more than that."""
+    """Lower the levels of leases, in their order, until together they are no more than that.
+
+    Only cleared leases that are not over have a level; what is held under others stays.
+    """
     beyond = sum(levels[entry.id] for entry in leases) - most
     for entry in leases:
+        if not entry.terms.cleared or entry.is_over(now_ms):
+            continue
         promised, level = entry.promised_at(now_ms), levels[entry.id]
         least = rules.least_level(entry.terms, entry.use, promised, now_ms)
         less = levels[entry.id] = min(level, max(least, level - max(0, beyond)))

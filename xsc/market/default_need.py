@@ -37,8 +37,6 @@ class DefaultNeed:
         self._ports = node.ports
         self._state = state
         self._shorts: tuple[Short, ...] = ()
-        self._filled_ms: int | None = None
-        """Since when leases have room for all that was refused."""
 
     def load(self) -> None:
         """Read what was kept.
@@ -76,7 +74,6 @@ class DefaultNeed:
             for entry in self._store.of("customer", provider)
             if entry.terms.kind == "compute"
             and entry.terms.need in standing
-            and entry.use.denial is None
             and not entry.is_over(now_ms)
         ]
         return [entry.id for entry in sorted(found, key=lambda entry: -entry.use.level)]
@@ -107,14 +104,13 @@ class DefaultNeed:
 
         While a provider promises room that others still hold, nothing is forgotten.
         """
-        now_ms = self._clock.now_ms()
-        if not self._is_filled():
-            self._filled_ms = None
-        elif self._filled_ms is None:
-            self._filled_ms = now_ms
-        is_done = self._filled_ms is not None and now_ms - self._filled_ms >= SHORT_FILLED_MS
-        is_kept = self._shorts and self._is_promised(now_ms)
-        self._keep([] if is_done else [e for e in self._shorts if is_kept or e[2] > now_ms])
+        now_ms, kept = self._clock.now_ms(), []
+        is_filled, is_promised = self._is_filled(), self._is_promised(now_ms)
+        for size_bytes, providers, until_ms in self._shorts:
+            end_ms = min(until_ms, now_ms + SHORT_FILLED_MS) if is_filled else until_ms
+            if end_ms > now_ms or (is_promised and not is_filled):
+                kept.append((size_bytes, providers, end_ms))
+        self._keep(kept)
 
     def short(self) -> tuple[int, int]:
         """Return the bytes that were refused at a provider, and at how many."""
@@ -125,17 +121,17 @@ class DefaultNeed:
         """Return whether cleared leases have room for all that was refused."""
         spare, (size_bytes, providers) = Counter[bytes](), self.short()
         for entry in self._store.all("customer"):
-            if entry.terms.kind == "storage" and entry.use.denial is None:
+            if entry.terms.kind == "storage":
                 spare[entry.peer] += max(0, entry.use.level - entry.use.held_bytes)
         return size_bytes > 0 and sum(room >= size_bytes for room in spare.values()) >= providers
 
     def _is_promised(self, now_ms: int) -> bool:
         """Return whether a provider grants more than its part, and no lease has that yet."""
-        parts = {need.slot_id: dict(need.parts) for need in self._ports.needs() if need.standing}
+        standing = {need.slot_id: need for need in self._ports.needs() if need.standing}
         drawn = self._store.drawn("customer", now_ms)
         return any(
-            each.need in parts
-            and each.quantity > parts[each.need].get(each.provider, 0)
+            each.need in standing
+            and each.quantity > standing[each.need].part(each.provider)
             and undrawn(each, drawn) > 0
             for each in self._ports.received()
         )

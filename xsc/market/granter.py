@@ -62,9 +62,7 @@ class LeaseGranter:
         self._ports = node.ports
         self._headroom = headroom
         self._asked = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
-        self._lines: WaitingLines[bytes] = WaitingLines(
-            node.clock, most=JOBS_QUEUED_MAX, each=JOBS_QUEUED_A_PEER_MAX
-        )
+        self._lines = WaitingLines(node.clock, most=JOBS_QUEUED_MAX, each=JOBS_QUEUED_A_PEER_MAX)
 
     async def on_lease(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
@@ -263,9 +261,8 @@ class LeaseGranter:
             LeaseExhausted: no such lease of that customer, over, or never of so many steps.
             CreditExceeded: the customer has reached its limit, or has not so much credit.
         """
-        entry = self._open(lease_id, customer, "compute")
-        self._check(entry, fuel_steps)
-        terms = entry.terms
+        terms = self._open(lease_id, customer, "compute").terms
+        self._has_room(lease_id, customer, fuel_steps)
         tier = "mutual" if customer == self._node.id else self._ports.standing.tier(customer)
         return RunTerms(rules.run_price(terms), tier, cleared=terms.cleared)
 
@@ -278,69 +275,35 @@ class LeaseGranter:
         calls, and its steps within the lease: within the rate where that is cleared.
 
         Raises:
-            LeaseExhausted: others have used what the lease was for.
+            LeaseExhausted: the lease is over, or was settled and forgotten meanwhile.
             CreditExceeded: the customer has reached its limit, or has not so much credit.
             RateLimited: its other calls did not end in time, or too many of them wait, or of all.
         """
-        entry = self._still(lease_id)
+        entry = self._known(lease_id, customer, "compute")
         await self._lines.enter(
             customer,
-            lambda: self._has_room(lease_id, fuel_steps),
+            lambda: self._has_room(lease_id, customer, fuel_steps),
             wait_ms,
             line=lease_id if entry.terms.cleared else b"",
         )
-        self._still(lease_id).reserved += fuel_steps
+        entry.reserved += fuel_steps
 
-    def _still(self, lease_id: bytes) -> LeaseEntry:
-        """Return a lease under which a call has waited.
-
-        Raises:
-            LeaseExhausted: it was settled and forgotten meanwhile, so nothing can be billed.
-        """
-        entry = self._store.get("provider", lease_id)
-        if entry is None:
-            raise LeaseExhausted("the lease is over", hint="take a new lease")
-        return entry
-
-    def _has_room(self, lease_id: bytes, fuel_steps: int) -> bool:
-        """Return whether a run fits beside those of its customer that wait or are under way."""
-        entry = self._still(lease_id)
-        others_micro = self._check(entry, fuel_steps)
-        room = rules.room(entry.terms, entry.use, self._clock.now_ms())
-        if fuel_steps > room - entry.reserved:
-            return False
-        return (
-            others_micro is None or self._headroom.calls_micro(entry.terms.customer) <= others_micro
-        )
-
-    def _check(self, entry: LeaseEntry, fuel_steps: int) -> int | None:
-        """Return what other calls may cost beside a run; None where it costs nothing itself.
+    def _has_room(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> bool:
+        """Return whether a run fits beside those of its customer that wait or are under way.
 
         Raises:
             LeaseExhausted, CreditExceeded: it can never be admitted.
         """
-        customer, terms, now_ms = entry.terms.customer, entry.terms, self._clock.now_ms()
-        self._headroom.check_credit(customer)
-        if terms.cleared and now_ms < terms.start_ms:
-            raise LeaseExhausted("the lease has not begun")
-        if terms.cleared and rules.is_over(terms, entry.use, now_ms):
-            raise LeaseExhausted("the lease is over", hint="take a new lease")
-        if terms.cleared and entry.use.lapsed:
-            raise LeaseExhausted("its rate was released while debts were at their limit")
-        most = rules.run_most(entry.use) if terms.cleared else rules.QUANTITY_MAX
-        if fuel_steps > most:
-            raise LeaseExhausted("the lease is not for so much fuel", hint="take a new lease")
-        cost = compute_amount(rules.run_price(terms), fuel_steps)
-        if not cost:
-            return None
-        left = self._headroom.credit_left(customer) + self._headroom.calls_micro(customer)
-        if cost > left:
-            raise CreditExceeded(
-                f"this call may cost {format_credits(cost)}, and no more than "
-                f"{format_credits(max(0, left))} may still be owed here",
-                hint="give it less with --fuel and --memory, or settle what is owed",
-            )
-        return left - cost
+        entry = self._known(lease_id, customer, "compute")
+        if entry.terms.cleared:
+            self._open(lease_id, customer, "compute")
+            if fuel_steps > rules.run_most(entry.use):
+                raise LeaseExhausted("the lease is not for so much fuel", hint="take a new lease")
+        cost = compute_amount(rules.run_price(entry.terms), fuel_steps)
+        calls_micro = self._headroom.calls_micro(customer)
+        left = self._headroom.check_credit(customer, cost, calls_micro)
+        room = rules.room(entry.terms, entry.use, self._clock.now_ms()) - entry.reserved
+        return fuel_steps <= room and (not cost or calls_micro <= left)
 
     def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
         """Release reserved steps, and bill those that were used as their receipt does."""
@@ -353,14 +316,17 @@ class LeaseGranter:
         entry.reserved = max(0, entry.reserved - reserved_steps)
         entry.use = rules.spend(entry.terms, entry.use, used_steps, self._clock.now_ms())
         self._store.keep(entry)
-        self._headroom.owes_more(entry.terms.customer)
         self._lines.wake()
 
-    def _open(self, lease_id: bytes, customer: bytes, kind: Kind) -> LeaseEntry:
+    def _known(self, lease_id: bytes, customer: bytes, kind: Kind) -> LeaseEntry:
         entry = self._store.get("provider", lease_id)
         if entry is None or entry.terms.customer != customer or entry.terms.kind != kind:
-            raise LeaseExhausted("this customer has no such lease here")
-        if rules.is_over(entry.terms, entry.use, self._clock.now_ms()):
+            raise LeaseExhausted("this customer has no such lease here", hint="take a new lease")
+        return entry
+
+    def _open(self, lease_id: bytes, customer: bytes, kind: Kind) -> LeaseEntry:
+        entry = self._known(lease_id, customer, kind)
+        if entry.is_over(self._clock.now_ms()):
             raise LeaseExhausted("the lease is over", hint="take a new lease")
         return entry
 

@@ -9,7 +9,6 @@ A customer counts together with the peers that share its credit.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -18,7 +17,15 @@ from xsc.base.ids import short
 from xsc.base.limits import PRICES_POSTED_MS
 from xsc.base.units import format_credits
 from xsc.market.account import owed_micro
-from xsc.market.lease import LeaseEntry, ahead_micro, drawn, kept_free, key_of, run_price
+from xsc.market.lease import (
+    LeaseEntry,
+    advance,
+    ahead_micro,
+    drawn,
+    key_of,
+    least_level,
+    run_price,
+)
 from xsc.market.lease_store import MarketNode
 from xsc.market.pricing import MarketPricing, utilisation_ppm
 from xsc.terms.lease import LeaseRequest
@@ -59,8 +66,6 @@ class Headroom:
         self._ports = node.ports
         self._posted: tuple[MarketPricing, int] | None = None
         """The posted prices, and since when."""
-        self._left: dict[bytes, int] = {}
-        """What customers that share a credit may still come to owe, since the last `refresh`."""
         self.at_limit: frozenset[bytes] = frozenset()
         """Customers that may come to owe nothing more, as of the last `refresh`."""
 
@@ -108,7 +113,7 @@ class Headroom:
 
     def left_of(self, each: Entitlement) -> int:
         """Return what can be leased of an entitlement now, in whole steps of slots."""
-        levels = self._drawn()
+        levels = self._store.drawn("provider", self._clock.now_ms())
         # It is kept free; others can still hold some of it, or the disk have less.
         left = min(undrawn(each, levels), slot_left(each, levels), self.unreserved(each.kind))
         return left - left % STEP[each.kind]
@@ -126,9 +131,6 @@ class Headroom:
         """
         return self._store.drawn_steps("provider", self._clock.now_ms(), young=young)
 
-    def _drawn(self) -> Counter[EntitlementKey]:
-        return self._store.drawn("provider", self._clock.now_ms())
-
     def _present(self, kind: Kind) -> list[Entitlement]:
         """Return the offers of a kind that hold their room now."""
         now_ms = self._clock.now_ms()
@@ -140,7 +142,8 @@ class Headroom:
         That is what a clearing grants its need beside the need's young leases; or all that it has,
         where no grant waits for room. Never more than it has: what it gave up others may have.
         """
-        now_ms, levels, key = self._clock.now_ms(), self._drawn(), self._store.key(entry)
+        now_ms, key = self._clock.now_ms(), self._store.key(entry)
+        levels = self._store.drawn("provider", now_ms)
         granted = [
             each
             for each in self._ports.granted()
@@ -148,7 +151,7 @@ class Headroom:
         ]
         mine = [each for each in granted if each.key == key]
         grant = mine[0] if mine and entry.terms.cleared else None
-        has = max(entry.use.held_bytes, 0 if entry.use.lapsed else entry.use.level)
+        has = max(entry.use.held_bytes, entry.use.level)
         waiting = sum(undrawn(each, levels) for each in granted)
         # An offer of room that others still hold is made again each minute, until it lapses.
         if waiting <= self.unreserved("storage") and all(
@@ -160,15 +163,15 @@ class Headroom:
 
     # What customers may owe
 
-    def exposure(self, customer: bytes) -> int:
-        """Return what this node may lose to a customer and those that share its credit."""
+    def credit_left(self, customer: bytes) -> int:
+        """Return the micro-credits that a customer may still come to owe, its leases counted.
+
+        What this node may lose to those that share its credit counts as well.
+        """
         now_ms = self._clock.now_ms()
         ahead = sum(ahead_micro(entry, now_ms) for entry in self._sold_to(customer))
-        return self._owed(customer) + ahead + self.calls_micro(customer)
-
-    def credit_left(self, customer: bytes) -> int:
-        """Return the micro-credits that a customer may still come to owe, its leases counted."""
-        return self._ports.credit.credit_left(customer) - self.exposure(customer)
+        owed = self._owed(customer) + ahead + self.calls_micro(customer)
+        return self._ports.credit.credit_left(customer) - owed
 
     def calls_micro(self, customer: bytes) -> int:
         """Return what the runs that wait or are under way may cost at most: their limits."""
@@ -182,32 +185,28 @@ class Headroom:
         """Return the customers that share one credit with a customer, itself among them."""
         return self._ports.credit.shares_with(customer)
 
-    def check_credit(self, customer: bytes, more_micro: int = 0) -> None:
-        """Refuse new work to a customer without credit for it: as of the last `refresh`.
+    def check_credit(self, customer: bytes, more_micro: int, beside_micro: int = 0) -> int:
+        """Return what a customer may still come to owe beside new work, or refuse that work.
 
         Args:
             customer: whose work it is.
-            more_micro: what it adds to what may come to be owed; it is counted.
+            more_micro: what it adds to what may come to be owed.
+            beside_micro: what it can wait for of that: the limits of other calls.
 
         Raises:
             CreditExceeded: the customer has reached its limit, or would pass it.
         """
-        sharing = min(self.shares_with(customer), default=customer)
-        left = self._left.get(sharing)
-        if left is None:
-            left = self._left[sharing] = self.credit_left(customer)
-        if customer in self.at_limit or more_micro > max(0, left):
-            left = self._ports.credit.credit_left(customer)
+        left = max(0, self.credit_left(customer) + beside_micro)
+        if customer in self.at_limit or more_micro > left:
             raise CreditExceeded(
-                f"this node serves nothing more on credit: {format_credits(self._owed(customer))} "
-                f"are not settled, and {format_credits(max(0, left))} may still be owed here",
-                hint="settle what is owed, or ask the provider for a higher limit",
+                f"this may cost {format_credits(more_micro)}, and no more than "
+                f"{format_credits(left)} may still come to be owed here: "
+                f"{format_credits(self._owed(customer))} of at most "
+                f"{format_credits(self._ports.credit.credit_left(customer))} are not settled",
+                hint="settle what is owed, ask the provider for a higher limit, or give a call "
+                "less with --fuel and --memory",
             )
-        self._left[sharing] = left - more_micro
-
-    def owes_more(self, customer: bytes) -> None:
-        """Compute anew what a customer may still come to owe: something was billed."""
-        self._left.pop(min(self.shares_with(customer), default=customer), None)
+        return left - more_micro
 
     def _owed(self, customer: bytes) -> int:
         """Return what a customer, and those that share its credit, owe and have not settled."""
@@ -228,11 +227,10 @@ class Headroom:
     def refresh(self) -> None:
         """Find the customers that have reached their limit, and log which are new or gone.
 
-        Nothing is kept free for these. Once they paid, a level is again that has room: meanwhile
-        it may have been leased to others, and does not come back by itself.
+        What they do not use of cleared leases is taken back for good, and billed no further: once
+        they paid, clearings grant them room anew.
         """
         before, store = self.at_limit, self._store
-        self._left.clear()
         self.at_limit = frozenset(
             account.peer
             for account in store.accounts("provider")
@@ -248,13 +246,10 @@ class Headroom:
             )
         for customer in sorted(before - self.at_limit):
             self._node.log.info("market.customer_within_limit", customer=short(customer))
-        changed = []
+        now_ms, changed = self._clock.now_ms(), []
         for entry in store.all("provider"):
-            at_limit = entry.peer in self.at_limit
-            if at_limit == entry.use.lapsed or not entry.use.level:
-                continue
-            again = replace(entry, use=replace(entry.use, lapsed=False))
-            if at_limit or kept_free(again) <= self.free(entry.terms.kind):
-                entry.use = replace(entry.use, lapsed=at_limit)
+            least = least_level(entry.terms, entry.use, entry.reserved, now_ms)
+            if entry.peer in self.at_limit and entry.use.level > least:
+                entry.use = replace(advance(entry.terms, entry.use, now_ms), level=least)
                 changed.append(entry)
         store.save(*changed)

@@ -74,8 +74,6 @@ class LeaseUse:
     busy_us: Count = 0
     """Of a cleared rate: up to which microsecond its time is taken by what ran."""
     given_back: bool = False
-    lapsed: bool = False
-    """Provider: the level is no longer kept free, though billed: its customer reached its limit."""
     denial: bytes | None = None
     """Customer: the provider's signed count, in which it is not, or over."""
 
@@ -419,7 +417,7 @@ def run_most(use: LeaseUse) -> int:
 
 def kept_free(entry: LeaseEntry) -> int:
     """Return what a provider keeps free for a lease that is not over, as a level."""
-    if entry.use.lapsed or entry.use.given_back:
+    if entry.use.given_back:
         return 0
     kept = max(0, entry.use.level - entry.use.held_bytes)
     # Bytes that are being written have their room from the shard store already.
@@ -429,12 +427,12 @@ def kept_free(entry: LeaseEntry) -> int:
 def drawn(entry: LeaseEntry, now_ms: int) -> int:
     """Return how much of a slot a lease takes: bytes, or fuel steps a second.
 
-    A lease for now takes what it holds, and of compute nothing; so does one whose level lapsed.
-    One that its provider signed not to know takes nothing.
+    A lease for now takes what it holds, and of compute nothing. One that its provider signed not to
+    know takes nothing.
     """
     if entry.use.denial is not None:
         return 0
-    if not entry.terms.cleared or entry.use.lapsed:
+    if not entry.terms.cleared:
         return entry.use.held_bytes
     return entry.use.held_bytes if entry.is_over(now_ms) else entry.use.level
 
@@ -568,5 +566,5 @@ def renewed(
         used -= worth(old, max(use.held_bytes, use.level) * ahead_ms)
         used = max(0, used + worth(terms, max(use.held_bytes, level) * ahead_ms))
     touched_ms = max(use.touched_ms, terms.start_ms)
-    use = replace(use, touched_ms=touched_ms, level=level, used=used, lapsed=False)
+    use = replace(use, touched_ms=touched_ms, level=level, used=used)
     return widened(old, widened(terms, use, most), most)

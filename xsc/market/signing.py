@@ -13,12 +13,12 @@ reason is kept and shown.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from xsc.base.clock import rest
-from xsc.base.errors import LeaseExhausted, PeerSilent, XscError
+from xsc.base.errors import LeaseExhausted, NoOffers, PeerSilent, XscError
 from xsc.base.ids import short
 from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
@@ -29,7 +29,6 @@ from xsc.base.limits import (
     TIDY_MS,
 )
 from xsc.base.units import format_credits, format_duration
-from xsc.identity.envelope import open_signed
 from xsc.market import lease as rules
 from xsc.market.choosing import to_lower, to_take
 from xsc.market.lease import SPREAD, LeaseEntry
@@ -37,7 +36,6 @@ from xsc.market.lease_store import MarketNode
 from xsc.market.providers import Providers
 from xsc.terms.pricing import Quote
 from xsc.terms.slot import Entitlement, NeedSlot
-from xsc.terms.voucher import LeaseCount
 
 DAY_MS = 86_400_000
 SILENT = "the host is silent"
@@ -72,8 +70,8 @@ class Signing:
         are tried again. Meanwhile those of others are taken."""
         self._retry_ms = min(RENEWAL_RETRY_MS, node.settings.storage_lease_ms // (2 * SPREAD))
         self._tried: dict[bytes, tuple[str, int]] = {}
-        """By lease that is not renewed: why, and when that was said last."""
-        self._warned_ms: dict[bytes, int] = {}
+        """By lease that is not renewed: why, and when it is tried again."""
+        self._warned_ms = -DAY_MS
 
     def wake(self) -> None:
         """Look again soon: something is offered, or a need has changed."""
@@ -97,13 +95,11 @@ class Signing:
         await self._ask_again()
         needs = {need.slot_id: need for need in self._ports.needs()}
         entries = self._store.all("customer")
-        for entry in entries:
-            self._set_apart(entry, needs)
         await self._lower(entries, needs)
         now_ms = self._clock.now_ms()
         taken = self._store.drawn("customer", now_ms)
-        self._later_ms = {node: at_ms for node, at_ms in self._later_ms.items() if at_ms > now_ms}
-        open_offers = [e for e in self._ports.received() if e.provider not in self._later_ms]
+        later_ms, received = self._later_ms, self._ports.received()
+        open_offers = [each for each in received if later_ms.get(each.provider, 0) <= now_ms]
         offers = list(to_take(open_offers, needs, taken, now_ms))
         await asyncio.gather(*(self._take(each, needs[each.need], level) for each, level in offers))
         self._tried = {e.id: self._tried[e.id] for e in entries if e.id in self._tried}
@@ -117,15 +113,6 @@ class Signing:
         if isinstance(answer, XscError):
             self._node.log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
             self._later_ms[offer.provider] = self._clock.now_ms() + OFFER_SETTLE_MS
-        else:
-            self._set_apart(answer, {need.slot_id: need})
-
-    @staticmethod
-    def _set_apart(entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]) -> None:
-        """Keep what is needed of compute by default for deployments, and not for other runs."""
-        need = needs.get(entry.terms.need or b"")
-        if entry.terms.kind == "compute" and need is not None:
-            entry.is_apart = need.standing
 
     async def _ask_again(self) -> None:
         """Send the requests again that were not answered: the same one gets the same lease."""
@@ -159,8 +146,7 @@ class Signing:
             elif entry.less is not None and entry.use.level > entry.less[0]:
                 entry.less = None  # It is needed again. Else its provider may not have heard yet.
         # One that stalls must not keep the others waiting.
-        up = (peer for peer in sorted({*asked}) if self._ports.quality.is_up(peer))
-        await asyncio.gather(*(self._agree(peer) for peer in up))
+        await asyncio.gather(*map(self._agree, self._providers.up(sorted({*asked}))))
         for entry in entries:
             if entry.less is None or entry.use.level <= entry.less[0]:
                 continue
@@ -173,26 +159,26 @@ class Signing:
     async def _renew(self, entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]) -> None:
         """Renew a lease that is due; where that fails, note why."""
         now_ms = self._clock.now_ms()
-        said, at_ms = self._tried.get(entry.id, (SILENT, 0))
-        # A silent host costs no call: it is looked at each time.
+        said, next_ms = self._tried.get(entry.id, ("", 0))
         if not rules.is_due(entry, now_ms):
             self._tried.pop(entry.id, None)
             return
-        if entry.id in self._store.asked or (said != SILENT and now_ms - at_ms < self._retry_ms):
+        if entry.id in self._store.asked or now_ms < next_ms:
             return
-        try:
-            await self._next_term(entry, needs)
-        except XscError as fault:
-            reason = SILENT if isinstance(fault, PeerSilent) else fault.message
-            if reason != said or not at_ms:
+        fault = await self._next_term(entry, needs)
+        if fault is not None:
+            is_silent = isinstance(fault, PeerSilent)
+            reason = SILENT if is_silent else fault.message
+            if reason != said:
                 self._node.log.warning(
                     "market.lease_not_renewed",
                     peer=short(entry.peer),
                     lease=short(entry.id),
                     reason=reason,
                 )
-            self._tried[entry.id] = reason, now_ms
-            if isinstance(fault, LeaseExhausted) and reason != SILENT:
+            # A silent host costs no call: it is looked at each time.
+            self._tried[entry.id] = reason, now_ms + (0 if is_silent else self._retry_ms)
+            if isinstance(fault, LeaseExhausted):
                 await self._agree(entry.peer)  # It may not know the lease any more.
             return
         self._tried.pop(entry.id, None)
@@ -204,27 +190,29 @@ class Signing:
             days=(entry.terms.end_ms - now_ms) // DAY_MS,
         )
 
-    async def _next_term(self, entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]) -> None:
+    async def _next_term(
+        self, entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]
+    ) -> XscError | None:
         """Renew a lease: at what a clearing grants its need, else at what its provider asks.
 
-        Raises:
-            XscError: why it is not renewed.
+        Returns:
+            Why it is not renewed.
         """
         if not self._ports.quality.is_up(entry.peer):
-            raise LeaseExhausted(SILENT)
+            return PeerSilent(SILENT)
         need, most = None, self._node.settings.storage_price_max
         offer: Quote | Entitlement | None
         offer = self._ports.standing.quote("storage", entry.peer, self._node.id)
         if entry.terms.cleared:
             need = needs.get(entry.terms.need or b"")
             if need is None:
-                raise LeaseExhausted("its need is no more")
+                return NoOffers("its need is no more")
             most, key = need.price_max, self._store.key(entry)
             offer = next((each for each in self._ports.received() if each.key == key), offer)
         if offer is None:
-            raise LeaseExhausted("the host offers nothing to this node")
+            return NoOffers("the host offers nothing to this node")
         if offer.price > most:
-            raise LeaseExhausted(
+            return NoOffers(
                 f"its price of {format_credits(offer.price)} is above what is paid, "
                 f"{format_credits(most)}"
             )
@@ -232,8 +220,7 @@ class Signing:
         answer = await self._providers.lease(
             offer, offer.price, level=level, need=need, renewed=entry
         )
-        if isinstance(answer, XscError):
-            raise answer
+        return answer if isinstance(answer, XscError) else None
 
     def end_of(self, lease_id: bytes) -> LeaseExpiry | None:
         """Return when a lease that this node took ends, and why it was not renewed."""
@@ -241,8 +228,7 @@ class Signing:
         if entry is None:
             return None
         if entry.use.denial is not None:
-            count = open_signed(entry.use.denial, LeaseCount, network=self._node.network).record
-            return LeaseExpiry(entry.peer, min(count.counted_ms, entry.terms.end_ms), DENIED)
+            return LeaseExpiry(entry.peer, entry.use.counted_ms, DENIED)
         reason, _ = self._tried.get(lease_id, ("", 0))
         return LeaseExpiry(entry.peer, entry.terms.end_ms, reason)
 
@@ -250,28 +236,23 @@ class Signing:
         """Return the leases with something under them that end so soon, the first one first."""
         until_ms = self._clock.now_ms() + within_ms
         found = [
-            self.end_of(entry.id)
+            LeaseExpiry(entry.peer, entry.terms.end_ms, self._tried.get(entry.id, ("", 0))[0])
             for entry in self._store.all("customer")
             if entry.use.held_bytes and not entry.use.denial and entry.terms.end_ms <= until_ms
         ]
-        known = [item for item in found if item is not None]
-        return sorted(known, key=lambda item: (item.end_ms, item.node))
+        return sorted(found, key=lambda item: (item.end_ms, item.node))
 
     def _warn(self) -> None:
         """Log once a day what ends soon."""
-        now_ms, by_host = self._clock.now_ms(), defaultdict[bytes, list[LeaseExpiry]](list)
-        for item in self.ending(self._node.settings.lease_warning_ms):
-            by_host[item.node].append(item)
-        self._warned_ms = {node: at for node, at in self._warned_ms.items() if node in by_host}
-        for node, items in sorted(by_host.items()):
-            if now_ms - self._warned_ms.get(node, -DAY_MS) < DAY_MS:
-                continue
-            self._warned_ms[node] = now_ms
-            left_ms = items[0].end_ms - now_ms
-            self._node.log.warning(
-                "market.leases_end_soon",
-                peer=short(node),
-                leases=len(items),
-                first="over" if left_ms <= 0 else f"in {format_duration(left_ms)}",
-                reason=items[0].reason or "not asked yet",
-            )
+        now_ms, soon = self._clock.now_ms(), self.ending(self._node.settings.lease_warning_ms)
+        if not soon or now_ms - self._warned_ms < DAY_MS:
+            return
+        self._warned_ms = now_ms
+        left_ms = soon[0].end_ms - now_ms
+        self._node.log.warning(
+            "market.leases_end_soon",
+            peers=sorted({short(item.node) for item in soon}),
+            leases=len(soon),
+            first="over" if left_ms <= 0 else f"in {format_duration(left_ms)}",
+            reasons=sorted({item.reason or "not asked yet" for item in soon}),
+        )

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable
-from typing import Final, Generic, TypeVar
+from collections.abc import Callable
+from typing import Final
 
 from xsc.base.clock import Clock, event_within
 from xsc.base.errors import RateLimited
 
-K = TypeVar("K", bound=Hashable)
 _LOOK_MS: Final = 1_000
 """What time alone changes is seen so often."""
 
 
-class WaitingLines(Generic[K]):
+class WaitingLines:
     """Lines by key: first come, first served in each.
 
     Args:
@@ -33,13 +32,13 @@ class WaitingLines(Generic[K]):
         self._clock = clock
         self._most = most
         self._each = each
-        self._lines: dict[tuple[K, bytes], deque[asyncio.Event]] = {}
+        self._lines: dict[tuple[bytes, bytes], deque[asyncio.Event]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
 
     async def enter(
-        self, key: K, has_room: Callable[[], bool], wait_ms: int, *, line: bytes = b""
+        self, key: bytes, has_room: Callable[[], bool], wait_ms: int, *, line: bytes = b""
     ) -> None:
         """Return once nobody waits before it in its line, and there is room.
 

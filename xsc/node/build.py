@@ -489,8 +489,7 @@ class Node:
     def _wanted(self, kind: Kind) -> dict[str, Any]:
         """Return what this node needs of a kind by default, and what it would pay for that now.
 
-        Where it was refused room, that is the most that it pays for any. So it is for what runs at
-        a provider that its owner has chosen.
+        For what runs at a provider that its owner has chosen, that is the most that it pays.
         """
         if kind == "compute":
             need = standing_need(self.commitments.own, kind)
@@ -498,11 +497,10 @@ class Node:
             rates = self.services.owner.rates({node: steps * STEP[kind] for node, steps in parts})
             return needed(kind, rates, self.config.compute_price_max_micro)
         short_bytes, spread = self.market.default_need.short()
-        most = self.config.storage_price_max_micro
-        price = most if short_bytes else self._storage_price(most)
-        return needed(kind, self.market.default_need.held(), price, short_bytes, spread)
+        held = self.market.default_need.held()
+        return needed(kind, held, self._storage_price(), short_bytes, spread)
 
-    def _storage_price(self, price_max: int) -> int:
+    def _storage_price(self) -> int:
         """Return what a put would pay at most now, by what peers offer by default."""
         heard, bids = self.commitments.heard, []
         for peer in self.peers.roster.peers():
@@ -513,7 +511,7 @@ class Node:
                 where = domain(slot.location, slot.owner, peer)
                 bids.append(Bid(peer, slot.ladder.rung(tier), PPM, where))
         own_price = self.market.headroom.pricing().unit_price("storage")
-        return reserve(bids, OBJECT_HOSTS, own_price, price_max)
+        return reserve(bids, OBJECT_HOSTS, own_price, self.config.storage_price_max_micro)
 
     def _level(self, kind: Kind) -> int:
         """Return what is offered of a kind by default: bytes, or fuel a second."""

@@ -61,10 +61,9 @@ class _Nobody:
         on: bytes | None,
         saved: Mapping[bytes, int] | None = None,
         wait_ms: int = 0,
-        apart: bool = False,
     ) -> ComputeLease:
         """Refuse."""
-        del fuel_steps, on, saved, wait_ms, apart
+        del fuel_steps, on, saved, wait_ms
         self._refuse()
 
     async def lease_providers(

@@ -23,6 +23,7 @@ class Providers:
         self.unplaced = market.default_need.refused
         self.placed = market.default_need.placed
         self.lease_compute = market.buyer.lease_compute
+        self.lease_service = market.buyer.lease_service
         self.lease_providers = market.buyer.lease_providers
         self.lease_end = market.signing.end_of
         self.used = market.buyer.used

@@ -95,7 +95,7 @@ class Market:
     reports: list[tuple[bytes, str]] = field(default_factory=list)
     saved: list[dict[bytes, int]] = field(default_factory=list)
 
-    async def lease_compute(self, *, fuel_steps, on, saved=None, wait_ms=0, apart=False):
+    async def lease_compute(self, *, fuel_steps, on, saved=None, wait_ms=0):
         self.saved.append(saved)
         found = [lease for lease in self.leases if on in (None, lease.node)]
         if not found:
@@ -103,6 +103,9 @@ class Market:
         if len(found) > 1:
             self.leases.append(self.leases.pop(self.leases.index(found[0])))
         return found[0]
+
+    async def lease_service(self, *, fuel_steps, on):
+        return await self.lease_compute(fuel_steps=fuel_steps, on=on)
 
     async def lease_providers(self, *, fuel_steps, count, exclude):
         found = [lease for lease in self.leases if lease.node not in exclude]

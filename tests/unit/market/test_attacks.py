@@ -108,12 +108,14 @@ async def test_who_is_at_its_limit_keeps_no_room_by_a_renewal(world, three):
     old, granted = await halfway(world, customer, provider, MIB)
     limit, provider.ledger.limit = provider.ledger.limit, 0
     provider.market.tidy()
-    assert old.use.lapsed
+    assert old.use.level == MIB
     provider.ledger.limit = limit
     provider.granted.clear()
     await leased_all(world, other, provider, 99)
     provider.granted[:] = [granted]
-    await ask(world, customer, provider, old.id, offer=granted, level=SLOT_STEP_BYTES)
+    with pytest.raises(RecordInvalid):
+        await ask(world, customer, provider, old.id, offer=granted, level=SLOT_STEP_BYTES)
+    await ask(world, customer, provider, old.id, offer=granted, level=MIB)
     assert old.use.level == MIB
     assert sum(e.use.level for e in provider.market.store.all("provider")) <= (
         100 * SLOT_STEP_BYTES

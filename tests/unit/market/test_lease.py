@@ -308,7 +308,6 @@ def test_what_is_kept_free_is_the_level_less_what_is_held_or_being_written():
     assert kept_free(entry(level=10 * GIB)) == 10 * GIB
     assert kept_free(entry(level=10 * GIB, reserved=3 * GIB)) == 7 * GIB
     assert kept_free(entry(level=10 * GIB, use=holding(4 * GIB, level=10 * GIB))) == 6 * GIB
-    assert kept_free(entry(level=GIB, use=holding(0, level=GIB, lapsed=True))) == 0
     assert kept_free(entry(kind="compute", reserved=30)) == 0, "nothing for now"
     assert kept_free(entry(kind="compute", level=100, reserved=30)) == 100
 

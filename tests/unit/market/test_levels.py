@@ -177,7 +177,7 @@ class Law:
         now_ms, taken = self.world.clock.now_ms(), Counter()
         for entry in self.provider.market.store.all("provider"):
             terms, use = entry.terms, entry.use
-            is_open = now_ms < terms.end_ms and not use.given_back and not use.lapsed
+            is_open = now_ms < terms.end_ms and not use.given_back
             taken[terms.kind] += max(self.held[entry.id], use.level * is_open)
         for kind, sum_ in taken.items():
             assert sum_ <= CAPACITY * UNIT[kind]

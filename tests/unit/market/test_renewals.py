@@ -10,8 +10,10 @@ from xsc.base.errors import (
     StoreDamaged,
     XscError,
 )
+from xsc.base.ids import short
 from xsc.base.limits import (
     EPOCH_MS,
+    LEASE_WARNING_MS,
     MIB,
     RENEWAL_RETRY_MS,
     REQUEST_WINDOW_MS,
@@ -233,6 +235,22 @@ async def test_refusals_are_asked_again_after_hours_and_silence_at_each_look(wor
     provider.ledger.limit = 10**12
     await world.drive(customer.market.signing.look())
     assert is_renewed(customer, provider)
+
+
+async def test_what_ends_soon_is_logged_once_a_day(world, pair):
+    customer, provider = pair
+    await stored(world, customer, provider)
+    provider.leaving.add(provider.id)
+    end_ms = customer.one("customer").entry.terms.end_ms
+    world.later(end_ms - LEASE_WARNING_MS - world.clock.now_ms() - 1)
+    for later_ms, times in ((0, 0), (1, 1), (DAY_MS - 1, 1), (1, 2)):
+        world.later(later_ms)
+        await world.drive(customer.market.signing.look())
+        said = [fields for event, fields in customer.log.lines if event == "market.leases_end_soon"]
+        assert len(said) == times
+    assert (said[1]["peers"], said[1]["leases"]) == ([short(provider.id)], 1)
+    assert (said[1]["first"], len(said[1]["reasons"])) == ("in 29d", 1)
+    assert "leaving" in said[1]["reasons"][0]
 
 
 async def test_more_than_the_own_reserve_is_not_paid(world, pair):

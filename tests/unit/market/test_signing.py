@@ -699,7 +699,7 @@ async def test_nothing_runs_under_a_lease_that_has_not_begun(world, three, monke
     entitle(world, customer, provider, 50, kind="compute", window=(now_ms, now_ms + 2 * DAY_MS))
     await signed(world, customer)
     lease_id = provider.one("provider").entry.id
-    with pytest.raises(LeaseExhausted):
+    with pytest.raises(RateLimited):
         await admit(world, provider, lease_id, customer, 1)
     world.later(REQUEST_WINDOW_MS)
     await admit(world, provider, lease_id, customer, 1)
@@ -821,35 +821,34 @@ async def test_nothing_is_kept_of_a_rate_for_who_reached_its_limit(world, three)
 
 
 @pytest.mark.parametrize("kind", ["storage", "compute"])
-async def test_who_paid_has_its_level_again_once_its_room_is_free(world, three, kind):
+async def test_who_reached_its_limit_pays_no_further_and_is_granted_room_anew(world, three, kind):
     customer, other, provider = three
     limit = provider.ledger.limit
     await leased_all(world, customer, provider, 60, kind=kind)
-    await world.drive(customer.market.settlement.settle_due())
     (entry,) = provider.market.store.all("provider")
+    world.later(OFFER_MS)
     provider.ledger.limit = 0
     provider.market.tidy()
     provider.granted.clear()
     provider.ledger.limit = limit
-    await leased_all(world, other, provider, 60, kind=kind)
-    await world.drive(other.market.settlement.settle_due())
     provider.market.tidy()
-    lease_id = entry.terms.lease_id
+    await leased_all(world, other, provider, 60, kind=kind)
 
     async def use():
         if kind == "storage":
-            provider.stores(lease_id, customer.id, 50 * SLOT_STEP_BYTES)
+            provider.stores(entry.id, customer.id, 50 * SLOT_STEP_BYTES)
         else:
-            await admit(world, provider, lease_id, customer)
+            await admit(world, provider, entry.id, customer)
 
-    with pytest.raises(SpaceExhausted if kind == "storage" else LeaseExhausted):
+    with pytest.raises(LeaseExhausted):
         await use()
-    world.later(OFFER_MS)
-    needs(other)
-    await signed(world, other)
-    provider.market.tidy()
-    assert provider.market.headroom.unreserved(kind) == 40 * STEP[kind]
-    await use()
+    world.later(EPOCH_MS)
+    await world.drive(customer.market.settlement.settle_all())
+    (own,) = customer.market.store.all("customer")
+    assert (own.use.level, own.use.denial) == (0, None)
+    assert provider.ledger.owed(customer.id) == slot_amount(kind, PRICE, 60) // 60, "a minute"
+    await leased_all(world, customer, provider, 40, kind=kind)
+    assert provider.market.headroom.unreserved(kind) == 0
 
 
 async def test_a_lowering_whose_answer_was_lost_leaves_one_bill(world, three):

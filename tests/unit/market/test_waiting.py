@@ -125,16 +125,13 @@ async def test_who_takes_any_node_takes_a_free_one_before_it_waits(world, shop):
 
 
 async def test_a_lease_of_a_service_is_its_own(world, shop):
-    def wish(apart):
-        return shop.customer.market.buyer.lease_compute(
-            fuel_steps=NEED, on=shop.provider.id, apart=apart
-        )
-
+    buyer, wish = shop.customer.market.buyer, {"fuel_steps": NEED, "on": shop.provider.id}
     await world.drive(shop.call())
-    served = await world.drive(wish(True))
-    run = await world.drive(wish(False))
+    served = await world.drive(buyer.lease_service(**wish))
+    run = await world.drive(buyer.lease_compute(**wish))
     assert run.lease_id != served.lease_id
-    assert (await world.drive(wish(True))).lease_id not in {run.lease_id, served.lease_id}
+    again = await world.drive(buyer.lease_service(**wish))
+    assert again.lease_id not in {run.lease_id, served.lease_id}
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -17,7 +17,6 @@ from xsc.base.errors import (
     ArgumentInvalid,
     LimitError,
     ModuleUnknown,
-    NoOffers,
     NotFound,
     PeerError,
     PeerSilent,
@@ -260,9 +259,7 @@ class ServiceOwner:
     async def _take_lease(self, service: ServiceEntry, record: Deployment) -> None:
         """Take a lease under which two requests or more can be billed."""
         steps = min(2 * rules.steps_of(record, record.fuel_max), _STEPS_MAX)
-        lease = await self._leases.lease_compute(fuel_steps=steps, on=record.provider, apart=True)
-        if lease.node != record.provider:
-            raise NoOffers("the node offers no compute")
+        lease = await self._leases.lease_service(fuel_steps=steps, on=record.provider)
         service.lease_id = lease.lease_id
         # Until the holder says how much of it is left.
         service.lease_end_ms = self._clock.monotonic_ms() + 2 * LEASE_TIMEOUT_MS
