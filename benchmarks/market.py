@@ -26,6 +26,9 @@ from xsc.allocation.clearing_record import (
     wanted,
 )
 from xsc.allocation.commitments import Commitments
+from xsc.allocation.granting import Gathered
+from xsc.allocation.program import state_of
+from xsc.allocation.recognition import value_of
 from xsc.api.endpoint import Id
 from xsc.base.clock import ManualClock
 from xsc.base.errors import NotFound
@@ -37,7 +40,7 @@ from xsc.base.limits import (
 )
 from xsc.base.log import SilentLog
 from xsc.client.core import Core
-from xsc.client.space import value_of
+from xsc.client.space import value_of as value_in
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
@@ -97,6 +100,10 @@ def _commitment(random: Random) -> Commitment:
     )
 
 
+def _said(value: bytes) -> SpaceValue:
+    return SpaceValue(record=NO_RECORD.record, value=value)
+
+
 def _ms(work: Callable[[], object]) -> float:
     """Return the processor time of what is computation alone."""
     begun = time.process_time()
@@ -111,12 +118,13 @@ def rules(quick: bool) -> None:
     nodes = [number.to_bytes(32, "big") for number in range(1, PEERS)]
     friends = random.sample(nodes, min(RECOGNISED, len(nodes)))
     slot = _slot(0, 3_000 * PEERS)
+    back = value_of({OWN: PPM})
     others = [
-        Published(node, _commitment(random), NO_RECORD, {OWN: PPM} if random.random() < 0.5 else {})
-        for node in nodes
+        Published.read(node, _said(_commitment(random).to_bytes()), _said(back) if knows else None)
+        for node, knows in ((node, random.random() < 0.5) for node in nodes)
     ]
-    weights = dict.fromkeys(friends, PPM // len(friends))
-    own = Published(OWN, Commitment(slots=(slot,)), NO_RECORD, weights)
+    weights = value_of(dict.fromkeys(friends, PPM // len(friends)))
+    own = Published.read(OWN, _said(Commitment(slots=(slot,)).to_bytes()), _said(weights))
     prices = {(e.node, need.slot_id): need.price_max for e in others for need in e.commitment.needs}
     served: Counter[str] = Counter()
 
@@ -133,6 +141,19 @@ def rules(quick: bool) -> None:
     took = [_ms(all_at_once) for _ in range(1 if quick else 5)]
     stages = ", ".join(f"{tier} {count}" for tier, count in sorted(served.items()))
     print(f"  match and clear one scarce slot                    {median(took):7.0f} ms ({stages})")
+    gathered = Gathered(
+        now_ms=NOW_MS,
+        own=own.said,
+        others=tuple(other.said for other in others),
+        theirs=tuple((other.node, PPM) for other in others if OWN in other.weights),
+        drawn=(),
+        pinned=(),
+        credit=tuple((node, 10**15) for node in nodes),
+        free={"storage": slot.quantity},
+        is_pending=False,
+    ).to_bytes()
+    took = [_ms(lambda: state_of(gathered, b"")) for _ in range(1 if quick else 5)]
+    print(f"  the program, from stored bytes to the state        {median(took):7.0f} ms")
 
 
 class Node:
@@ -273,7 +294,7 @@ def granted(homes: Sequence[Path], quick: bool) -> None:
             customer.ask(api.market.EDIT, edit)
             for change in changes:
                 state = TwoTierAllocationState.from_bytes(
-                    value_of(change["value"]), size_max=VALUE_BYTES_MAX
+                    value_in(change["value"]), size_max=VALUE_BYTES_MAX
                 )
                 slots = state.slot_denominators
                 if [line.quantity for slot in slots for line in slot.allocations] == [steps]:
