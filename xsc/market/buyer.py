@@ -269,9 +269,15 @@ class LeaseBuyer:
             if node in bids:
                 reason = why_lost(bids[node], domains, most)
             faults[node] = NoOffers(reason)
-        passed_over = self._passed(wish, chosen, faults)
+        passed = [PassedOver(node, None, fault.message) for node, fault in faults.items()]
+        for entry in self._leases(wish):
+            why = why_unused(entry, wish, chosen, self._clock.now_ms())
+            if why:
+                passed.append(PassedOver(entry.peer, entry.id, why))
+        for each in passed:
+            self._passed_over.put(each.lease_id or each.node, each)
         handles = [self._hand_out(entry, wish) for entry in chosen.values()]
-        return LeasedHosts(handles, faults, passed_over)
+        return LeasedHosts(handles, faults, passed)
 
     def _preferred(self, wish: Wish) -> LeaseEntry | None:
         """Return the lease at hand that does without asking anybody, if there is one.
@@ -279,14 +285,11 @@ class LeaseBuyer:
         A run under a cleared rate costs nothing more.
         """
         most = max((wish.saved.get(node, 0) for node in wish.nodes), default=0)
-        found = [
-            entry
-            for node, entry in self._at_hand(wish).items()
-            if entry.terms.cleared or wish.saved.get(node, 0) >= most
-        ]
-        return min(
-            found, key=lambda entry: (rules.run_price(entry.terms), entry.peer), default=None
-        )
+        found = sorted(self._at_hand(wish).items(), key=lambda each: rules.run_price(each[1].terms))
+        for node, entry in found:
+            if entry.terms.cleared or wish.saved.get(node, 0) >= most:
+                return entry
+        return None
 
     def _at_hand(self, wish: Wish) -> dict[bytes, LeaseEntry]:
         return at_hand(self._leases(wish), wish, self._clock.now_ms())
@@ -380,35 +383,6 @@ class LeaseBuyer:
         if len(winners) < count:
             winners = self._won(wish, bids, count, {bid.domain for bid in bids.values()})
         return max((winner.price for winner in winners), default=None)
-
-    # What is passed over
-
-    def _passed(
-        self,
-        wish: Wish,
-        chosen: Mapping[bytes, LeaseEntry],
-        faults: Mapping[bytes, XscError],
-    ) -> list[PassedOver]:
-        """Return what was passed over and why; log and keep it."""
-        passed = [PassedOver(node, None, fault.message) for node, fault in faults.items()]
-        passed += [
-            PassedOver(entry.peer, entry.id, reason)
-            for entry in self._leases(wish)
-            if (reason := why_unused(entry, wish, chosen, self._clock.now_ms()))
-        ]
-        for each in passed:
-            self._passed_over.put(each.lease_id or each.node, each)
-        if passed:
-            self._node.log.info(
-                "market.passed_over",
-                kind=wish.kind,
-                chosen=[short(node) for node in chosen],
-                passed_over=[
-                    f"{short(each.node)} {short(each.lease_id or b'')}: {each.reason}"
-                    for each in passed
-                ],
-            )
-        return passed
 
     def passed_over(self) -> list[PassedOver]:
         """Return what was passed over of late: of each lease or provider, the newest reason."""
