@@ -64,11 +64,6 @@ class Winner:
     price: int
 
 
-def order_of(bid: Bid, seed: bytes = b"") -> tuple[Fraction, int, bytes]:
-    """Sort by score, then by tie, then by the node's id, or by its hash where a seed is given."""
-    return bid.score, bid.tie, tagged_sha256("auction", seed, bid.node) if seed else bid.node
-
-
 def near(quality_ppm: int, node: bytes, saved: Mapping[bytes, int]) -> int:
     """Return what a bidder is worth beside those that save more or fewer bytes.
 
@@ -119,11 +114,14 @@ def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"")
         seed: where given, ties fall by hash, so that no id is favoured for ever.
     """
     assert len({bid.node for bid in bids}) == len(bids), "one bid a node"
-    ranked = sorted(
-        (bid for bid in bids if bid.price <= price_max), key=lambda bid: order_of(bid, seed)
-    )
+
+    def order_of(bid: Bid) -> tuple[Fraction, int, bytes]:
+        last = tagged_sha256("auction", seed, bid.node) if seed else bid.node
+        return bid.score, bid.tie, last
+
+    payable = [bid for bid in bids if bid.price <= price_max]
     by_domain: dict[bytes, list[Bid]] = {}
-    for bid in ranked:
+    for bid in sorted(payable, key=order_of):
         by_domain.setdefault(bid.domain, []).append(bid)
     # The best bid of a domain takes part for it; the second best limits what that is paid.
     champions = [best for best, *_ in by_domain.values()]

@@ -430,10 +430,9 @@ class LeaseBuyer:
             LeaseExhausted: no such lease.
         """
         entry = self._known(lease_id)
-        entry.heard(fuel_steps)
+        self.unused(lease_id, fuel_steps)
         entry.use = rules.spend(entry.terms, entry.use, fuel_steps, self._clock.now_ms())
         self._store.keep(entry)
-        self._lines.wake()
 
     def unused(self, lease_id: bytes, fuel_steps: int) -> None:
         """Take back what was handed out for a run that its provider refused, or could not end."""

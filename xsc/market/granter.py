@@ -90,7 +90,6 @@ class LeaseGranter:
         lease = Lease(request=raw, level=level, granted_ms=now_ms, clearing=clearing)
         signed_lease = sign(lease, self._node.key, network).raw
         self._store.add(self._store.entry_of("provider", signed_lease))
-        self._forget_done(caller, now_ms)
         self._node.log.info(
             "market.lease_granted",
             kind=request.kind,
@@ -110,8 +109,12 @@ class LeaseGranter:
         kind, customer, now_ms = request.kind, request.customer, self._clock.now_ms()
         if self._store.get("customer", request.lease_id) is not None:
             raise RecordInvalid("the lease id was used before")
-        in_use = sum(not is_done(entry, now_ms) for entry in self._store.of("provider", customer))
-        if in_use >= LEASES_A_CUSTOMER_MAX:
+        leases = self._store.of("provider", customer)
+        done = [entry for entry in leases if is_done(entry, now_ms)]
+        for entry in done[:-LEASES_DONE_A_CUSTOMER_MAX]:
+            entry.use = rules.advance(entry.terms, entry.use, now_ms)
+            self._store.forget(entry)
+        if len(leases) - len(done) >= LEASES_A_CUSTOMER_MAX:
             raise RateLimited(
                 f"one customer may have {LEASES_A_CUSTOMER_MAX} leases that are in use",
                 hint="give back what is not needed: `xsc market leases`",
@@ -125,12 +128,12 @@ class LeaseGranter:
             if self._headroom.free(kind) < some:
                 raise EXHAUSTED[kind](f"too little {kind} is left for this lease")
             return 0, None
-        each = self._headroom.entitled(request)
+        each, left = self._headroom.entitled(request)
         self._check_terms(request, each.price)
         if kind == "compute" and request.end_ms > each.window[1]:
             raise RecordInvalid("the lease ends after what was granted")
         self._check_credit(request, SLOT_UNIT[kind])
-        level = min(request.level, self._headroom.left_of(each))
+        level = min(request.level, left)
         most = affordable(kind, request.price, self._headroom.credit_left(customer))
         if most is not None:
             level = min(level, most // SLOT_UNIT[kind] * STEP[kind])
@@ -190,13 +193,6 @@ class LeaseGranter:
         if request.price < quote.price:
             raise NoOffers(f"this node asks {quote.price} now, and not {request.price}")
         return quote.price
-
-    def _forget_done(self, customer: bytes, now_ms: int) -> None:
-        """Forget a customer's oldest leases that are done, beyond LEASES_DONE_A_CUSTOMER_MAX."""
-        done = [e for e in self._store.of("provider", customer) if is_done(e, now_ms)]
-        for entry in done[: max(0, len(done) - LEASES_DONE_A_CUSTOMER_MAX)]:
-            entry.use = rules.advance(entry.terms, entry.use, now_ms)
-            self._store.forget(entry)
 
     # What comes under leases: storage asks before it writes, compute before it runs
 
