@@ -41,7 +41,7 @@ from xsc.market.lease_store import MarketNode
 from xsc.market.ports import EXHAUSTED
 from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import Lease, LeaseRequest, RunTerms
-from xsc.terms.pricing import SLOT_UNIT, affordable, amount, compute_amount
+from xsc.terms.pricing import SLOT_UNIT, amount, compute_amount
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP
 
@@ -132,13 +132,10 @@ class LeaseGranter:
         self._check_terms(request, each.price)
         if kind == "compute" and request.end_ms > each.window[1]:
             raise RecordInvalid("the lease ends after what was granted")
-        self._check_credit(request, SLOT_UNIT[kind])
         level = min(request.level, left)
-        most = affordable(kind, request.price, self._headroom.credit_left(customer))
-        if most is not None:
-            level = min(level, most // SLOT_UNIT[kind] * STEP[kind])
         if not level:
             raise EXHAUSTED[kind]("others still hold what was granted", hint="try again later")
+        self._check_credit(request, level * SLOT_UNIT[kind] // STEP[kind])
         return level, each.clearing
 
     def _renewal(self, request: LeaseRequest, known: LeaseEntry) -> tuple[int, bytes | None]:
