@@ -36,7 +36,7 @@ from xsc.base.limits import (
 )
 from xsc.base.refusals import refusal
 from xsc.market import lease as rules
-from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Winner, near, place, reserve
+from xsc.market.auction import QUALITY_PPM_LEAST, Bid, near, place, reserve
 from xsc.market.choosing import PassedOver, Wish, at_hand, is_dear, why_lost, why_unused
 from xsc.market.headroom import Headroom
 from xsc.market.lease import OWN, QUANTITY_MAX, LeaseEntry
@@ -180,9 +180,7 @@ class LeaseBuyer:
         Raises:
             NoOffers, CreditExceeded, ComputeExhausted: as `lease_providers`.
         """
-        async with self._locks["compute"]:
-            found = await self._choose(Wish("compute", fuel_steps, [on], new=True), 1)
-        return _given(found)[0]
+        return _given(await self._choose(Wish("compute", fuel_steps, [on], new=True), 1))[0]
 
     async def lease_providers(
         self, *, fuel_steps: int, count: int, exclude: frozenset[bytes] = frozenset()
@@ -340,7 +338,7 @@ class LeaseBuyer:
         return found
 
     async def _take(
-        self, wish: Wish, winner: Winner, lease: LeaseEntry | None
+        self, wish: Wish, winner: Bid, lease: LeaseEntry | None
     ) -> LeaseEntry | XscError:
         """Return a lease at a provider that was chosen: the one at hand, if it is not dear."""
         quote = self._ports.standing.quote(wish.kind, winner.node, self._node.id)
@@ -353,8 +351,8 @@ class LeaseBuyer:
 
     def _won(
         self, wish: Wish, bids: Mapping[bytes, Bid], count: int, taken: Collection[bytes]
-    ) -> list[Winner]:
-        """Return the winners of an auction of this node, and what they are paid.
+    ) -> list[Bid]:
+        """Return the winners of an auction of this node, at what they are paid.
 
         They are in distinct domains that are not taken; where no such bids, domains do not matter.
         Nearness to data is worth something above the own price, too.
