@@ -202,8 +202,7 @@ class LeaseGranter:
             delta = held.get(entry.id, 0) - entry.use.held_bytes
             if entry.terms.kind == "storage" and delta:
                 self._node.log.warning("market.use_reconciled", lease=short(entry.id), delta=delta)
-                entry.use = rules.hold(entry.terms, entry.use, delta, self._clock.now_ms())
-                self._store.save(entry)
+                self.settle_use(entry.id, delta)
 
     def end_ms(self, lease_id: bytes) -> int | None:
         """Return when a lease ends; None where it is not known."""
