@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.market.auction import Bid, Winner, place, reserve
+from xsc.market.auction import Bid, place, reserve
 
 PPM = 1_000_000
 MAX = 100
@@ -273,7 +273,7 @@ def paid_the_dearest_ask(bids, count, price_max):
 
 
 def first_come(bids, count, price_max):
-    return [Winner(bid.node, price_max) for bid in bids if bid.price <= price_max][:count]
+    return [replace(bid, price=price_max) for bid in bids if bid.price <= price_max][:count]
 
 
 def at_the_reserve_doubled(bids, count, price_max):

@@ -22,7 +22,7 @@ price, and is paid that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from xsc.base.encoding import tagged_sha256
@@ -54,19 +54,6 @@ class Bid:
     def score(self) -> Fraction:
         """Price for quality: the less, the better."""
         return Fraction(self.price, self.quality_ppm)
-
-
-@dataclass(frozen=True, slots=True)
-class Winner:
-    """A provider that is chosen, and the price that it is paid."""
-
-    node: bytes
-    price: int
-
-
-def order_of(bid: Bid, seed: bytes = b"") -> tuple[Fraction, int, bytes]:
-    """Sort by score, then by tie, then by the node's id, or by its hash where a seed is given."""
-    return bid.score, bid.tie, tagged_sha256("auction", seed, bid.node) if seed else bid.node
 
 
 def near(quality_ppm: int, node: bytes, saved: Mapping[bytes, int]) -> int:
@@ -107,8 +94,8 @@ def reserve(bids: Sequence[Bid], count: int, own_price: int, price_max: int) -> 
     return next(price for price in steps if winners(price) == winners(price_max))
 
 
-def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"") -> list[Winner]:
-    """Return up to `count` winners, best first, with what they are paid.
+def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"") -> list[Bid]:
+    """Return the winning bids, up to `count`, best first, each at the price that it is paid.
 
     Fewer are returned where fewer domains bid within `price_max`.
 
@@ -119,11 +106,14 @@ def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"")
         seed: where given, ties fall by hash, so that no id is favoured for ever.
     """
     assert len({bid.node for bid in bids}) == len(bids), "one bid a node"
-    ranked = sorted(
-        (bid for bid in bids if bid.price <= price_max), key=lambda bid: order_of(bid, seed)
-    )
+
+    def order_of(bid: Bid) -> tuple[Fraction, int, bytes]:
+        last = tagged_sha256("auction", seed, bid.node) if seed else bid.node
+        return bid.score, bid.tie, last
+
+    payable = [bid for bid in bids if bid.price <= price_max]
     by_domain: dict[bytes, list[Bid]] = {}
-    for bid in ranked:
+    for bid in sorted(payable, key=order_of):
         by_domain.setdefault(bid.domain, []).append(bid)
     # The best bid of a domain takes part for it; the second best limits what that is paid.
     champions = [best for best, *_ in by_domain.values()]
@@ -132,5 +122,6 @@ def place(bids: Sequence[Bid], count: int, price_max: int, *, seed: bytes = b"")
         rivals = by_domain[bid.domain][1:2] + champions[count : count + 1]
         # Rounded down it is still at least the ask, which is a whole number below it.
         limits = [bid.quality_ppm * rival.price // rival.quality_ppm for rival in rivals]
-        winners.append(Winner(bid.node, bid.price if bid.posted else min([price_max, *limits])))
+        paid = bid.price if bid.posted else min([price_max, *limits])
+        winners.append(replace(bid, price=paid))
     return winners

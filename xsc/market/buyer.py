@@ -36,7 +36,7 @@ from xsc.base.limits import (
 )
 from xsc.base.refusals import refusal
 from xsc.market import lease as rules
-from xsc.market.auction import QUALITY_PPM_LEAST, Bid, Winner, near, place, reserve
+from xsc.market.auction import QUALITY_PPM_LEAST, Bid, near, place, reserve
 from xsc.market.choosing import PassedOver, Wish, at_hand, is_dear, why_lost, why_unused
 from xsc.market.headroom import Headroom
 from xsc.market.lease import OWN, QUANTITY_MAX, LeaseEntry
@@ -180,9 +180,7 @@ class LeaseBuyer:
         Raises:
             NoOffers, CreditExceeded, ComputeExhausted: as `lease_providers`.
         """
-        async with self._locks["compute"]:
-            found = await self._choose(Wish("compute", fuel_steps, [on], new=True), 1)
-        return _given(found)[0]
+        return _given(await self._choose(Wish("compute", fuel_steps, [on], new=True), 1))[0]
 
     async def lease_providers(
         self, *, fuel_steps: int, count: int, exclude: frozenset[bytes] = frozenset()
@@ -269,9 +267,15 @@ class LeaseBuyer:
             if node in bids:
                 reason = why_lost(bids[node], domains, most)
             faults[node] = NoOffers(reason)
-        passed_over = self._passed(wish, chosen, faults)
+        passed = [PassedOver(node, None, fault.message) for node, fault in faults.items()]
+        for entry in self._leases(wish):
+            why = why_unused(entry, wish, chosen, self._clock.now_ms())
+            if why:
+                passed.append(PassedOver(entry.peer, entry.id, why))
+        for each in passed:
+            self._passed_over.put(each.lease_id or each.node, each)
         handles = [self._hand_out(entry, wish) for entry in chosen.values()]
-        return LeasedHosts(handles, faults, passed_over)
+        return LeasedHosts(handles, faults, passed)
 
     def _preferred(self, wish: Wish) -> LeaseEntry | None:
         """Return the lease at hand that does without asking anybody, if there is one.
@@ -279,14 +283,11 @@ class LeaseBuyer:
         A run under a cleared rate costs nothing more.
         """
         most = max((wish.saved.get(node, 0) for node in wish.nodes), default=0)
-        found = [
-            entry
-            for node, entry in self._at_hand(wish).items()
-            if entry.terms.cleared or wish.saved.get(node, 0) >= most
-        ]
-        return min(
-            found, key=lambda entry: (rules.run_price(entry.terms), entry.peer), default=None
-        )
+        found = sorted(self._at_hand(wish).items(), key=lambda each: rules.run_price(each[1].terms))
+        for node, entry in found:
+            if entry.terms.cleared or wish.saved.get(node, 0) >= most:
+                return entry
+        return None
 
     def _at_hand(self, wish: Wish) -> dict[bytes, LeaseEntry]:
         return at_hand(self._leases(wish), wish, self._clock.now_ms())
@@ -337,7 +338,7 @@ class LeaseBuyer:
         return found
 
     async def _take(
-        self, wish: Wish, winner: Winner, lease: LeaseEntry | None
+        self, wish: Wish, winner: Bid, lease: LeaseEntry | None
     ) -> LeaseEntry | XscError:
         """Return a lease at a provider that was chosen: the one at hand, if it is not dear."""
         quote = self._ports.standing.quote(wish.kind, winner.node, self._node.id)
@@ -350,8 +351,8 @@ class LeaseBuyer:
 
     def _won(
         self, wish: Wish, bids: Mapping[bytes, Bid], count: int, taken: Collection[bytes]
-    ) -> list[Winner]:
-        """Return the winners of an auction of this node, and what they are paid.
+    ) -> list[Bid]:
+        """Return the winners of an auction of this node, at what they are paid.
 
         They are in distinct domains that are not taken; where no such bids, domains do not matter.
         Nearness to data is worth something above the own price, too.
@@ -380,35 +381,6 @@ class LeaseBuyer:
         if len(winners) < count:
             winners = self._won(wish, bids, count, {bid.domain for bid in bids.values()})
         return max((winner.price for winner in winners), default=None)
-
-    # What is passed over
-
-    def _passed(
-        self,
-        wish: Wish,
-        chosen: Mapping[bytes, LeaseEntry],
-        faults: Mapping[bytes, XscError],
-    ) -> list[PassedOver]:
-        """Return what was passed over and why; log and keep it."""
-        passed = [PassedOver(node, None, fault.message) for node, fault in faults.items()]
-        passed += [
-            PassedOver(entry.peer, entry.id, reason)
-            for entry in self._leases(wish)
-            if (reason := why_unused(entry, wish, chosen, self._clock.now_ms()))
-        ]
-        for each in passed:
-            self._passed_over.put(each.lease_id or each.node, each)
-        if passed:
-            self._node.log.info(
-                "market.passed_over",
-                kind=wish.kind,
-                chosen=[short(node) for node in chosen],
-                passed_over=[
-                    f"{short(each.node)} {short(each.lease_id or b'')}: {each.reason}"
-                    for each in passed
-                ],
-            )
-        return passed
 
     def passed_over(self) -> list[PassedOver]:
         """Return what was passed over of late: of each lease or provider, the newest reason."""
@@ -456,10 +428,9 @@ class LeaseBuyer:
             LeaseExhausted: no such lease.
         """
         entry = self._known(lease_id)
-        entry.heard(fuel_steps)
+        self.unused(lease_id, fuel_steps)
         entry.use = rules.spend(entry.terms, entry.use, fuel_steps, self._clock.now_ms())
         self._store.keep(entry)
-        self._lines.wake()
 
     def unused(self, lease_id: bytes, fuel_steps: int) -> None:
         """Take back what was handed out for a run that its provider refused, or could not end."""

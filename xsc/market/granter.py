@@ -13,17 +13,14 @@ from collections.abc import Mapping, Sequence
 
 from xsc.base.encoding import Value
 from xsc.base.errors import (
-    CreditExceeded,
     LeaseExhausted,
     NoOffers,
     RateLimited,
     RecordInvalid,
-    XscError,
 )
 from xsc.base.fields import take_bytes, take_int
 from xsc.base.ids import short
 from xsc.base.limits import (
-    EPOCH_MS,
     JOBS_QUEUED_A_PEER_MAX,
     JOBS_QUEUED_MAX,
     LEASE_REQUESTS_A_CUSTOMER_MAX,
@@ -35,7 +32,7 @@ from xsc.base.limits import (
 )
 from xsc.base.merkle import Part
 from xsc.base.tally import Tally
-from xsc.base.units import ceil_div, format_credits
+from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed, sign
 from xsc.market import lease as rules
 from xsc.market.headroom import Headroom, is_named
@@ -44,7 +41,7 @@ from xsc.market.lease_store import MarketNode
 from xsc.market.ports import EXHAUSTED
 from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import Lease, LeaseRequest, RunTerms
-from xsc.terms.pricing import affordable, amount, compute_amount
+from xsc.terms.pricing import SLOT_UNIT, amount, compute_amount
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP
 
@@ -93,7 +90,6 @@ class LeaseGranter:
         lease = Lease(request=raw, level=level, granted_ms=now_ms, clearing=clearing)
         signed_lease = sign(lease, self._node.key, network).raw
         self._store.add(self._store.entry_of("provider", signed_lease))
-        self._forget_done(caller, now_ms)
         self._node.log.info(
             "market.lease_granted",
             kind=request.kind,
@@ -113,36 +109,33 @@ class LeaseGranter:
         kind, customer, now_ms = request.kind, request.customer, self._clock.now_ms()
         if self._store.get("customer", request.lease_id) is not None:
             raise RecordInvalid("the lease id was used before")
-        in_use = sum(not is_done(entry, now_ms) for entry in self._store.of("provider", customer))
-        if in_use >= LEASES_A_CUSTOMER_MAX:
+        leases = self._store.of("provider", customer)
+        done = [entry for entry in leases if is_done(entry, now_ms)]
+        for entry in done[:-LEASES_DONE_A_CUSTOMER_MAX]:
+            entry.use = rules.advance(entry.terms, entry.use, now_ms)
+            self._store.forget(entry)
+        if len(leases) - len(done) >= LEASES_A_CUSTOMER_MAX:
             raise RateLimited(
                 f"one customer may have {LEASES_A_CUSTOMER_MAX} leases that are in use",
                 hint="give back what is not needed: `xsc market leases`",
             )
-        credit = self._headroom.credit_left(customer)
         if not request.cleared:
             self._check_terms(request, self._asks(request))
             # Calls are bounded when they come, and bytes as well; some must fit now.
+            some = max(1, least) if kind == "storage" else 1
             beside = self._headroom.calls_micro(customer) if kind == "compute" else 0
-            cost = amount(kind, request.price, least) if kind == "storage" else 0
-            if request.price and credit + beside - cost <= 0:
-                raise _too_dear(credit)
-            if self._headroom.free(kind) < (max(1, least) if kind == "storage" else 1):
+            self._check_credit(request, some, beside)
+            if self._headroom.free(kind) < some:
                 raise EXHAUSTED[kind](f"too little {kind} is left for this lease")
             return 0, None
-        each = self._headroom.entitled(request)
+        each, left = self._headroom.entitled(request)
         self._check_terms(request, each.price)
         if kind == "compute" and request.end_ms > each.window[1]:
             raise RecordInvalid("the lease ends after what was granted")
-        unit, most = STEP[kind], affordable(kind, request.price, credit)
-        if most is not None and kind == "compute":
-            most = most * 1_000 // EPOCH_MS  # An hour of it, as of storage.
-        level = request.level if most is None else min(request.level, most - most % unit)
-        if level <= 0:
-            raise _too_dear(credit)
-        level = min(level, self._headroom.left_of(each))
+        level = min(request.level, left)
         if not level:
             raise EXHAUSTED[kind]("others still hold what was granted", hint="try again later")
+        self._check_credit(request, level * SLOT_UNIT[kind] // STEP[kind])
         return level, each.clearing
 
     def _renewal(self, request: LeaseRequest, known: LeaseEntry) -> tuple[int, bytes | None]:
@@ -165,10 +158,17 @@ class LeaseGranter:
         self._check_terms(request, self._asks(request) if grant is None else grant.price)
         level = min(request.level, most)
         # What may still come to be owed under it goes over to its next term.
-        credit = self._headroom.credit_left(request.customer) + ahead_micro(known, now_ms)
-        if amount("storage", request.price, max(level, held)) > max(0, credit):
-            raise _too_dear(credit)
+        self._check_credit(request, max(level, held), ahead_micro(known, now_ms))
         return level, None if grant is None else grant.clearing
+
+    def _check_credit(self, request: LeaseRequest, quantity: int, beside_micro: int = 0) -> None:
+        """Refuse a request where an hour of so many bytes, or such fuel, is beyond the credit.
+
+        Whatever has a price needs some credit.
+        """
+        cost = amount(request.kind, request.price, quantity)
+        more_micro = max(1, cost) if request.price else 0
+        self._headroom.check_credit(request.customer, more_micro, beside_micro)
 
     def _check_terms(self, request: LeaseRequest, price: int) -> None:
         longest_ms = self._node.settings.storage_lease_ms
@@ -191,13 +191,6 @@ class LeaseGranter:
             raise NoOffers(f"this node asks {quote.price} now, and not {request.price}")
         return quote.price
 
-    def _forget_done(self, customer: bytes, now_ms: int) -> None:
-        """Forget a customer's oldest leases that are done, beyond LEASES_DONE_A_CUSTOMER_MAX."""
-        done = [e for e in self._store.of("provider", customer) if is_done(e, now_ms)]
-        for entry in done[: max(0, len(done) - LEASES_DONE_A_CUSTOMER_MAX)]:
-            entry.use = rules.advance(entry.terms, entry.use, now_ms)
-            self._store.forget(entry)
-
     # What comes under leases: storage asks before it writes, compute before it runs
 
     def reconcile(self, held: Mapping[bytes, int]) -> None:
@@ -209,8 +202,7 @@ class LeaseGranter:
             delta = held.get(entry.id, 0) - entry.use.held_bytes
             if entry.terms.kind == "storage" and delta:
                 self._node.log.warning("market.use_reconciled", lease=short(entry.id), delta=delta)
-                entry.use = rules.hold(entry.terms, entry.use, delta, self._clock.now_ms())
-                self._store.save(entry)
+                self.settle_use(entry.id, delta)
 
     def end_ms(self, lease_id: bytes) -> int | None:
         """Return when a lease ends; None where it is not known."""
@@ -243,16 +235,10 @@ class LeaseGranter:
 
     def settle_use(self, lease_id: bytes, delta_bytes: int) -> None:
         """Change the bytes held: more (+) that were stored, fewer (-) that were deleted."""
-        if not delta_bytes:
-            return
-        entry = self._store.get("provider", lease_id)
-        if entry is None:
-            self._node.log.warning(
-                "market.use_of_unknown_lease", lease=short(lease_id), delta=delta_bytes
-            )
-            return
-        entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
-        self._store.keep(entry)
+        entry = self._used(lease_id) if delta_bytes else None
+        if entry is not None:
+            entry.use = rules.hold(entry.terms, entry.use, delta_bytes, self._clock.now_ms())
+            self._store.keep(entry)
 
     def compute_terms(self, lease_id: bytes, customer: bytes, fuel_steps: int) -> RunTerms:
         """Return the terms of a run that may be billed so much; `admit_compute` comes next.
@@ -307,16 +293,18 @@ class LeaseGranter:
 
     def used_compute(self, lease_id: bytes, reserved_steps: int, used_steps: int) -> None:
         """Release reserved steps, and bill those that were used as their receipt does."""
+        entry = self._used(lease_id)
+        if entry is not None:
+            entry.reserved = max(0, entry.reserved - reserved_steps)
+            entry.use = rules.spend(entry.terms, entry.use, used_steps, self._clock.now_ms())
+            self._store.keep(entry)
+            self._lines.wake()
+
+    def _used(self, lease_id: bytes) -> LeaseEntry | None:
         entry = self._store.get("provider", lease_id)
         if entry is None:
-            self._node.log.warning(
-                "market.use_of_unknown_lease", lease=short(lease_id), steps=used_steps
-            )
-            return
-        entry.reserved = max(0, entry.reserved - reserved_steps)
-        entry.use = rules.spend(entry.terms, entry.use, used_steps, self._clock.now_ms())
-        self._store.keep(entry)
-        self._lines.wake()
+            self._node.log.warning("market.use_of_unknown_lease", lease=short(lease_id))
+        return entry
 
     def _known(self, lease_id: bytes, customer: bytes, kind: Kind) -> LeaseEntry:
         entry = self._store.get("provider", lease_id)
@@ -329,12 +317,3 @@ class LeaseGranter:
         if entry.is_over(self._clock.now_ms()):
             raise LeaseExhausted("the lease is over", hint="take a new lease")
         return entry
-
-
-def _too_dear(credit_left_micro: int) -> XscError:
-    """Return why a request was not granted to a customer without credit for it."""
-    return CreditExceeded(
-        f"the lease could come to cost more than {format_credits(max(0, credit_left_micro))}, "
-        "which is what this node may still owe there, its leases counted",
-        hint="settle what is owed, or ask the provider for a higher limit",
-    )

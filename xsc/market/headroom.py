@@ -100,23 +100,22 @@ class Headroom:
             self._posted = pricing, now_ms
         return self._posted[0]
 
-    def entitled(self, request: LeaseRequest) -> Entitlement:
-        """Return what a clearing offers that a request names.
+    def entitled(self, request: LeaseRequest) -> tuple[Entitlement, int]:
+        """Return what a clearing offers that a request names, and what can be leased of it now.
+
+        That is in whole steps of slots.
 
         Raises:
             NoOffers: nothing of that name, kind and tier.
         """
         for each in self._present(request.kind):
             if is_named(each, request):
-                return each
+                levels = self._store.drawn("provider", self._clock.now_ms())
+                # It is kept free; others can still hold some of it, or the disk have less.
+                room = min(slot_left(each, levels), self.unreserved(each.kind))
+                left = min(undrawn(each, levels), room)
+                return each, left - left % STEP[each.kind]
         raise NoOffers("this node has no such entitlement here, or none any more")
-
-    def left_of(self, each: Entitlement) -> int:
-        """Return what can be leased of an entitlement now, in whole steps of slots."""
-        levels = self._store.drawn("provider", self._clock.now_ms())
-        # It is kept free; others can still hold some of it, or the disk have less.
-        left = min(undrawn(each, levels), slot_left(each, levels), self.unreserved(each.kind))
-        return left - left % STEP[each.kind]
 
     def cleared_workers(self, workers: int) -> int:
         """Return how many whole workers the cleared rates come to, of so many."""

@@ -111,7 +111,6 @@ class Signing:
             return  # It grants crumbs, or ends what it grants.
         answer = await self._providers.lease(offer, offer.price, level=level, need=need)
         if isinstance(answer, XscError):
-            self._node.log.info("market.no_offer", peer=short(offer.provider), code=answer.code)
             self._later_ms[offer.provider] = self._clock.now_ms() + OFFER_SETTLE_MS
 
     async def _ask_again(self) -> None:
@@ -166,29 +165,22 @@ class Signing:
         if entry.id in self._store.asked or now_ms < next_ms:
             return
         fault = await self._next_term(entry, needs)
-        if fault is not None:
-            is_silent = isinstance(fault, PeerSilent)
-            reason = SILENT if is_silent else fault.message
-            if reason != said:
-                self._node.log.warning(
-                    "market.lease_not_renewed",
-                    peer=short(entry.peer),
-                    lease=short(entry.id),
-                    reason=reason,
-                )
-            # A silent host costs no call: it is looked at each time.
-            self._tried[entry.id] = reason, now_ms + (0 if is_silent else self._retry_ms)
-            if isinstance(fault, LeaseExhausted):
-                await self._agree(entry.peer)  # It may not know the lease any more.
+        if fault is None:
+            self._tried.pop(entry.id, None)
             return
-        self._tried.pop(entry.id, None)
-        self._node.log.info(
-            "market.lease_renewed",
-            peer=short(entry.peer),
-            lease=short(entry.id),
-            price=entry.terms.price,
-            days=(entry.terms.end_ms - now_ms) // DAY_MS,
-        )
+        is_silent = isinstance(fault, PeerSilent)
+        reason = SILENT if is_silent else fault.message
+        if reason != said:
+            self._node.log.warning(
+                "market.lease_not_renewed",
+                peer=short(entry.peer),
+                lease=short(entry.id),
+                reason=reason,
+            )
+        # A silent host costs no call: it is looked at each time.
+        self._tried[entry.id] = reason, now_ms + (0 if is_silent else self._retry_ms)
+        if isinstance(fault, LeaseExhausted):
+            await self._agree(entry.peer)  # It may not know the lease any more.
 
     async def _next_term(
         self, entry: LeaseEntry, needs: Mapping[bytes, NeedSlot]

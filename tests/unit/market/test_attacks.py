@@ -110,6 +110,7 @@ async def test_who_is_at_its_limit_keeps_no_room_by_a_renewal(world, three):
     provider.market.tidy()
     assert old.use.level == MIB
     provider.ledger.limit = limit
+    provider.market.tidy()
     provider.granted.clear()
     await leased_all(world, other, provider, 99)
     provider.granted[:] = [granted]

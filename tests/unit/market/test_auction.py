@@ -4,7 +4,6 @@ from xsc.base.limits import PPM
 from xsc.market.auction import (
     QUALITY_PPM_LEAST,
     Bid,
-    Winner,
     place,
     reserve,
 )
@@ -14,30 +13,34 @@ def bid(name, price, quality=PPM, domain=None):
     return Bid(name, price, quality, domain or name)
 
 
+def paid(winners):
+    return [(winner.node, winner.price) for winner in winners]
+
+
 def test_six_winners_are_paid_the_seventh_price():
     bids = [bid(bytes([n]), n) for n in range(1, 9)]
-    assert place(bids, 6, 100) == [Winner(bytes([n]), 7) for n in range(1, 7)]
+    assert paid(place(bids, 6, 100)) == [(bytes([n]), 7) for n in range(1, 7)]
 
 
 def test_payment_is_weighed_by_quality():
     bids = [bid(b"a", 10), bid(b"b", 6, 500_000), bid(b"c", 30)]
-    assert place(bids, 2, 100) == [Winner(b"a", 30), Winner(b"b", 15)]
+    assert paid(place(bids, 2, 100)) == [(b"a", 30), (b"b", 15)]
 
 
 def test_without_a_further_bid_the_reserve_is_paid():
-    assert place([bid(b"a", 10), bid(b"b", 20)], 2, 40) == [Winner(b"a", 40), Winner(b"b", 40)]
+    assert paid(place([bid(b"a", 10), bid(b"b", 20)], 2, 40)) == [(b"a", 40), (b"b", 40)]
 
 
 def test_a_bid_above_the_reserve_does_not_even_set_the_price():
     bids = [bid(b"a", 10, 100_000), bid(b"b", 41)]
-    assert place(bids, 1, 40) == [Winner(b"a", 40)]
+    assert paid(place(bids, 1, 40)) == [(b"a", 40)]
     assert place([bid(b"b", 41)], 1, 40) == []
 
 
 def test_one_winner_a_domain_and_its_neighbour_limits_the_price():
     bids = [bid(b"a", 1, PPM, b"x"), bid(b"b", 2, PPM, b"x"), bid(b"c", 9), bid(b"d", 20)]
-    assert place(bids, 2, 40) == [Winner(b"a", 2), Winner(b"c", 20)]
-    assert place(bids, 4, 40) == [Winner(b"a", 2), Winner(b"c", 40), Winner(b"d", 40)]
+    assert paid(place(bids, 2, 40)) == [(b"a", 2), (b"c", 20)]
+    assert paid(place(bids, 4, 40)) == [(b"a", 2), (b"c", 40), (b"d", 40)]
 
 
 def test_ties_fall_by_id_or_by_seed():
@@ -62,7 +65,7 @@ def test_the_reserve_is_raised_in_eighths_while_a_further_one_can_win():
 
 def test_a_posted_price_is_paid_and_still_sets_those_of_others():
     bids = [Bid(b"a", 5, PPM, b"a", posted=True), bid(b"b", 6), Bid(b"c", 8, PPM, b"c", True)]
-    assert place(bids, 2, 10) == [Winner(b"a", 5), Winner(b"b", 8)]
+    assert paid(place(bids, 2, 10)) == [(b"a", 5), (b"b", 8)]
 
 
 def test_a_provider_without_history_counts_a_hundredth():

@@ -194,7 +194,7 @@ async def test_debt_refuses_a_renewal_until_it_is_paid(world, pair):
     await stored(world, customer, provider)
     provider.ledger.limit = 0
     await rounds(world, customer, world.clock.now_ms() + LATEST_MS)
-    assert "may still owe" in why(customer)
+    assert "may still come to be owed" in why(customer)
     assert ends_in(customer, provider, world) < HALF_MS
     # What is held is renewed whole or not at all.
     await world.drive(customer.market.settlement.settle_all())
