@@ -112,7 +112,7 @@ class Market:
             for slot in last.slot_denominators
         )
         last = last.model_copy(update={"slot_denominators": slots, "pauses": ()})
-        made = self.last[provider] = clear_all(inputs, last).state
+        made = self.last[provider] = clear_all(inputs, last)[0]
         slots = {slot.slot_id: slot for slot in self.slots.values()}
         needs = {(node, need.slot_id): need for node, need in self.needs.items()}
         before = self.granted[provider]

@@ -148,7 +148,7 @@ def play(seed):
     states = 0
     for _ in range(ROUNDS):
         inputs = market.inputs()
-        granted = clear_all(inputs, market.last).state
+        granted = clear_all(inputs, market.last)[0]
         state = state_after(inputs, granted, market.last)
         gathered = inputs.gathered.to_bytes()
         execution.run({"gathered": gathered, "last": published})
@@ -199,7 +199,7 @@ def test_what_a_peer_makes_up_is_refused_or_computed():
     for seed in range(MARKETS):
         market = Market(Random(seed))
         inputs = market.inputs()
-        last = clear_all(inputs, market.last).state
+        last = clear_all(inputs, market.last)[0]
         market.step(last)
         found = decode(market.inputs().gathered.to_bytes())
         for _ in range(5):

@@ -149,7 +149,7 @@ class Days:
                 credit=dict.fromkeys(others, 2**60),
                 free={"storage": max(0, host.free)},
             )
-            host.state = clear_all(inputs, host.state).state
+            host.state = clear_all(inputs, host.state)[0]
             needs = {
                 (node, need.slot_id): need
                 for node, each in others.items()

@@ -92,10 +92,6 @@ class Heard:
             for gone in known.keys() - set(nodes):
                 del known[gone]
 
-    def knows(self, node: bytes) -> bool:
-        """Return whether what a node has published needs no reading."""
-        return node in self._published and node in self._states
-
     def of(self, node: bytes) -> Published:
         """Return what a node offers, needs and recognises."""
         if node not in self._published:

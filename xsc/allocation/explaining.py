@@ -76,13 +76,8 @@ class Explained:
     eligible: int | None = None
     """The need, its cap and what credit and shares left of it, the least; None: no part."""
     granted: Granted | None = None
-    """What it gave it."""
+    """What it gave it, also of a quantity of 0; None: no part."""
     changes: tuple[Change, ...] = ()
-
-    @property
-    def quantity(self) -> int:
-        """The units granted."""
-        return 0 if self.granted is None else self.granted.quantity
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,17 +155,9 @@ def explain(row: Explained, clearing: Clearing, drawn: int) -> Explained:
     bid = next((each for each in bids if each.pin == pin), None)
     if bid is None:
         return replace(row, because=_absence(row, clearing, drawn))
-    cleared = clearing.clear()
-    tier, weight = bid.tier, bid.weight
-    rung = slot.ladder.rung(tier)
-    said = replace(
-        row,
-        weight=weight,
-        eligible=bid.quantity,
-        granted=cleared.lines.get(pin),
-        changes=tuple(changes_of(slot, capacity, bids, salt, bid)),
-    )
-    is_all = said.quantity == bid.quantity
+    cleared, tier = clearing.clear(), bid.tier
+    granted, rung = cleared.lines.get(pin, Granted(tier, 0, 0)), slot.ladder.rung(tier)
+    is_all = granted.quantity == bid.quantity
     if is_all and bid.quantity == need.most(row.provider.node):
         of = "" if bid.quantity == need.quantity else " of this provider"
         because = f"all that it asked for{of} was there"
@@ -184,24 +171,27 @@ def explain(row: Explained, clearing: Clearing, drawn: int) -> Explained:
             f"it pays at most {format_credits(bid.price_max)}, and the slot asks "
             f"{format_credits(rung)} of the tier {tier}"
         )
-    elif said.quantity == sum(line.given for line in cleared.tiers):
+    elif granted.quantity == sum(line.given for line in cleared.tiers):
         because = "the slot has no more"
     elif tier == "open":
         because = "others are recognised, or bid more"
     else:
         because = (
-            f"the rest went to others: it stands in the tier {tier} with {format_share(weight)}"
+            f"the rest went to others: it stands in the tier {tier} with {format_share(bid.weight)}"
         )
-    return replace(said, because=because)
+    return replace(
+        row,
+        because=because,
+        weight=bid.weight,
+        eligible=bid.quantity,
+        granted=granted,
+        changes=tuple(changes_of(slot, capacity, bids, salt, bid)),
+    )
 
 
 def _absence(row: Explained, clearing: Clearing, drawn: int) -> str:
     """Return why a need that matches a slot took no part in a clearing: what fails first, now."""
-    seen = {
-        (customer.node, need.slot_id)
-        for customer in clearing.customers.values()
-        for need in customer.commitment.needs
-    }
+    seen = clearing.customers.get(row.customer.node)
     if drawn:
         has = _shown(row.need.kind, drawn)
         return f"it has drawn {has} and keeps that; only the rest was cleared"
@@ -209,7 +199,7 @@ def _absence(row: Explained, clearing: Clearing, drawn: int) -> str:
         return "others fill it, so it takes nothing more of this provider"
     if row.customer.node in clearing.record.left_out:
         return "its provider had no room for all customers, and left this one out"
-    if (row.customer.node, row.need.slot_id) not in seen:
+    if seen is None or row.need.slot_id not in {need.slot_id for need in seen.commitment.needs}:
         return "its provider had not seen the need when it cleared"
     return (
         "its provider found nothing of it eligible: other slots fill the need, its customer's "

@@ -15,7 +15,7 @@ from typing import Final
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import node_id_from_text, to_text
 from xsc.terms.quote import Tier
-from xsc.terms.slot import AvailabilitySlot, NeedSlot, Slot, Window
+from xsc.terms.slot import AvailabilitySlot, NeedSlot, Slot
 
 _RANKS: Final[Mapping[str, int]] = {"open": 0, "one_way": 1, "mutual": 2}
 
@@ -70,14 +70,6 @@ def _unmet(slot: Slot, other: Slot, party: Party) -> str | None:
         if name not in FILTERS or not FILTERS[name](wanted, party, other):
             return f"{name}={wanted}"
     return None
-
-
-def common(slot: Slot, need: Slot, now_ms: int) -> Window | None:
-    """Return what two windows that a moment is in have in common; None where it is not in both."""
-    one, other = slot.window_at(now_ms), need.window_at(now_ms)
-    if one is None or other is None:
-        return None
-    return max(one[0], other[0]), min(one[1], other[1])
 
 
 def mismatch(

@@ -124,7 +124,7 @@ def state_of(gathered: bytes, last: bytes) -> bytes:
         TooLarge, RecordInvalid: the bytes are of no such thing.
     """
     inputs, before = Inputs.read(gathered), read_state(last)
-    return state_after(inputs, clear_all(inputs, before).state, before).to_bytes()
+    return state_after(inputs, clear_all(inputs, before)[0], before).to_bytes()
 
 
 class Program(Protocol):

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.allocation.matching import Party, common, mismatch
+from xsc.allocation.clearing import TIERS
+from xsc.allocation.granting import entitlements
+from xsc.allocation.matching import Party, mismatch
 from xsc.allocation.windows import ENDLESS_MS
 from xsc.base.ids import to_text
+from xsc.terms.clearing import (
+    SlotAllocationRecord,
+    SlotDenominators,
+    TierLine,
+    TwoTierAllocationState,
+)
 from xsc.terms.slot import AvailabilitySlot, NeedSlot
 
 PROVIDER, CUSTOMER = bytes([1]) * 32, bytes([2]) * 32
@@ -159,7 +167,30 @@ def test_the_time_of_an_entitlement_is_what_the_windows_of_a_moment_have_in_comm
     left, right, now
 ):
     is_in_both = all(start <= now < end for start, end in (left, right))
-    found = common(offer(tuple(left)), need(tuple(right)), now)
+    slot, wanted = offer(tuple(left)), need(tuple(right))
+    tiers = tuple(
+        TierLine(tier=tier, capacity=1, given=int(tier == "open"), denominator=0) for tier in TIERS
+    )
+    line = SlotAllocationRecord(
+        customer=CUSTOMER, need=wanted.slot_id, tier="open", quantity=1, price=0, granted_ms=0
+    )
+    state = TwoTierAllocationState(
+        slot_denominators=(
+            SlotDenominators(
+                slot=slot.slot_id,
+                window=tuple(left),
+                kind=slot.kind,
+                rule=slot.rule,
+                clearing=bytes(32),
+                tiers=tiers,
+                allocations=(line,),
+            ),
+        )
+    )
+    needs = {(CUSTOMER, wanted.slot_id): wanted}
+    found = [
+        each.window for each in entitlements(PROVIDER, state, {slot.slot_id: slot}, needs, now)
+    ]
     both = max(left[0], right[0]), min(left[1], right[1])
-    assert found == (both if is_in_both else None)
-    assert matched(offer(tuple(left)), need(tuple(right)), now=now) is is_in_both
+    assert found == ([both] if is_in_both else [])
+    assert matched(slot, wanted, now=now) is is_in_both

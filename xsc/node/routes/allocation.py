@@ -252,7 +252,7 @@ async def received(node: Node, _: Nothing) -> api.Entitlements:
 
 def _explained(node: Node, each: Explained) -> api.Explained:
     provider, customer, step = each.provider.node, each.customer.node, STEP[each.need.kind]
-    granted = () if each.granted is None else (each.granted,)
+    granted = each.granted if each.granted is not None and each.granted.quantity else None
     return api.Explained(
         clearing=None if each.clearing is None else to_text(each.clearing),
         provider=to_text(provider),
@@ -266,12 +266,11 @@ def _explained(node: Node, each: Explained) -> api.Explained:
         tier=each.customer.tier,
         weight=each.weight,
         eligible=None if each.eligible is None else each.eligible * step,
-        granted=None if each.eligible is None else each.quantity * step,
-        stages=[
-            api.Stage(tier=tier, quantity=steps * step, price=price)
-            for tier, steps, price in granted
-        ],
-        price=None if each.granted is None else each.granted.price,
+        granted=None if each.granted is None else each.granted.quantity * step,
+        stages=[]
+        if granted is None
+        else [api.Stage(tier=granted.tier, quantity=granted.quantity * step, price=granted.price)],
+        price=None if granted is None else granted.price,
         because=each.because,
         changes=[change.said(each.need.kind) for change in each.changes],
     )
