@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -20,7 +21,6 @@ from xsc.allocation.declaring import (
     Posted,
     Statement,
     find,
-    offered,
     renewed,
     standing_slot,
     stated,
@@ -126,8 +126,8 @@ class Commitments:
         space: keeps all of them.
         peers: who is known; nobody else is recognised or recognises.
         posted: what this node asks.
-        level: returns what this node has to lease of a kind: bytes, or fuel a second.
-        wanted: returns the fields of what this node needs of a kind by default (`needed`).
+        by_default: returns the fields of what this node offers or needs of a kind by default
+            (`offered`, `needed`).
         on_withdrawn: called once a standing need of that kind was withdrawn by its owner.
         on_recognised: called once own recognition, or what a peer gives to this node, changed.
         before_stand: done before standing slots are published; says whether anybody is there.
@@ -142,8 +142,7 @@ class Commitments:
         peers: Peers,
         *,
         posted: Posted,
-        level: Callable[[Kind], int],
-        wanted: Callable[[Kind], dict[str, Any]],
+        by_default: Callable[[type[Either], Kind], dict[str, Any]],
         on_withdrawn: Callable[[Kind], None],
         on_recognised: Callable[[], None],
         before_stand: Callable[[], Awaitable[bool]],
@@ -157,8 +156,7 @@ class Commitments:
         self._space = space
         self._peers = peers
         self._posted = posted
-        self._level = level
-        self._wanted = wanted
+        self._by_default = by_default
         self._on_withdrawn = on_withdrawn
         self._on_recognised = on_recognised
         self._setting = asyncio.Lock()
@@ -168,8 +166,11 @@ class Commitments:
         self._before_stand = before_stand
         self._next_ms: dict[str, int] = {}
         """When what follows this node may change again, by the event of its fault."""
-        self._site = site
-        self._owner = owner
+        self._place: dict[type[Either], dict[str, Any]] = {
+            AvailabilitySlot: {"location": site, "owner": owner},
+            NeedSlot: {"owner": owner},
+        }
+        """What slots and needs say of where this node is."""
         self.heard = Heard(space)
         """What all nodes have published."""
         space.register_schema(_PATH, lambda _, value: Commitment.read(value))
@@ -231,9 +232,7 @@ class Commitments:
             ArgumentInvalid, TooLarge: it cannot be one.
         """
         slot_id = self._entropy.token(SLOT_ID_BYTES)
-        before = {"slot_id": slot_id, "kind": kind, "owner": self._owner}
-        if role is AvailabilitySlot:
-            before["location"] = self._site
+        before = self._place[role] | {"slot_id": slot_id, "kind": kind}
         await self.publish(lambda own: with_slot(own, self._stated(role, before, said)))
         return slot_id
 
@@ -246,7 +245,7 @@ class Commitments:
 
         def with_all(own: Commitment) -> Commitment:
             made = tuple(each for each in own.standing_made if each != kind)
-            return self._standing(own.model_copy(update={"standing_made": made}))
+            return self._standing(AvailabilitySlot, own.model_copy(update={"standing_made": made}))
 
         await self.publish(with_all)
         slot = standing_slot(self.own, kind)
@@ -324,9 +323,11 @@ class Commitments:
         What follows the node changes at most once in an interval each. A node without peers has
         nobody to tell.
         """
+        with_offers = partial(self._standing, AvailabilitySlot)
+        with_needs = partial(self._standing, NeedSlot)
         for event, made, interval_ms in (
-            ("allocation.capacity_not_offered", self._standing, PRICES_POSTED_MS),
-            ("allocation.need_not_stated", self._with_need, NEED_INTERVAL_MS),
+            ("allocation.capacity_not_offered", with_offers, PRICES_POSTED_MS),
+            ("allocation.need_not_stated", with_needs, NEED_INTERVAL_MS),
             ("allocation.windows_not_continued", self._continued, 0),
         ):
             now_ms = self._clock.monotonic_ms()
@@ -343,19 +344,11 @@ class Commitments:
     def _continued(self, own: Commitment) -> Commitment:
         return renewed(own, self._clock.now_ms(), zone_of)
 
-    def _with_need(self, own: Commitment) -> Commitment:
+    def _standing(self, role: type[Either], own: Commitment) -> Commitment:
         for kind in KINDS:
-            fields = self._wanted(kind) | {"owner": self._owner}
+            fields = self._by_default(role, kind) | self._place[role]
             new_id = self._entropy.token(SLOT_ID_BYTES)
-            own = with_standing(own, NeedSlot, kind, fields, new_id)
-        return own
-
-    def _standing(self, own: Commitment) -> Commitment:
-        place = {"location": self._site, "owner": self._owner}
-        for kind in KINDS:
-            fields = offered(kind, self._level(kind), self._posted(kind, None)) | place
-            new_id = self._entropy.token(SLOT_ID_BYTES)
-            own = with_standing(own, AvailabilitySlot, kind, fields, new_id)
+            own = with_standing(own, role, kind, fields, new_id)
         return own
 
     # Recognition
