@@ -250,7 +250,7 @@ def _clearing_of(
         said = node, named[commitment], given
         return read_published(said, network=network, at_ms=record.at_ms)
 
-    provider = read(record.provider, record.commitment, record.recognition)
+    provider = read(*record.provider)
     if record.slot not in provider.commitment.slots:
         raise RecordInvalid("the provider does not publish this slot")
     customers = {each[0]: read(*each) for each in record.participants}
@@ -274,7 +274,7 @@ def open_clearing(raw: bytes, network: bytes | None = None) -> Signed[ClearingRe
         PeerError, LimitError: it is none.
     """
     signed = open_signed(raw, ClearingRecord, network=network, size_max=CLEARING_BYTES_MAX)
-    if signed.author != signed.record.provider:
+    if signed.author != signed.record.provider[0]:
         raise RecordInvalid("the clearing is not signed by its provider")
     return signed
 

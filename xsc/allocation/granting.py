@@ -198,17 +198,14 @@ class _Round:
                     slot.slot_id, line, is_there=line.customer in customers, is_full=is_full
                 )
         eligible = [each for taken in taking for each in self._eligible(slot, taken, drawn)]
-        provider, commitment, recognition = own.named
         # A need that has more than it is granted keeps that, and the rest is cleared without both.
         stays = pinned.keys() - {each[:2] for each in eligible}
         while True:
             record = ClearingRecord(
-                provider=provider,
+                provider=own.named,
                 slot=slot,
                 at_ms=self._now_ms,
                 capacity=max(0, capacity - sum(pinned[pin] for pin in stays)),
-                commitment=commitment,
-                recognition=recognition,
                 participants=tuple(sorted(each.named for each in customers.values())),
                 eligible=tuple(sorted(each for each in eligible if each[:2] not in stays)),
                 left_out=tuple(sorted(left_out)),

@@ -325,13 +325,13 @@ class Records:
     async def _named_by(self, record: ClearingRecord) -> list[SpaceValue]:
         """Return what a record names: mostly what its customers still publish, which is here."""
         here: dict[bytes, SpaceValue] = {}
-        for node in (record.provider, *(each[0] for each in record.participants)):
+        for node, *_ in (record.provider, *record.participants):
             here |= {value.name: value for value in self._heard.of(node).values}
         found, size_bytes = [], 0
         for name in sorted(record.names):
             value = here.get(name)
             if value is None:
-                raw = await self._value(record.provider, UserSpacePaths.named(name))
+                raw = await self._value(record.provider[0], UserSpacePaths.named(name))
                 value, size_bytes = SpaceValue.read(raw), size_bytes + len(raw)
                 if value.name != name or size_bytes > CLEARINGS_BYTES_MAX:
                     raise NotFound("the provider does not give what its clearing names")

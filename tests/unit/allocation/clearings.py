@@ -137,14 +137,11 @@ def cleared(
     """Clear the one slot as a provider does; everything that is wanted is eligible."""
     (offered,) = own.commitment.slots
     eligible = taking(own, others, offered)
-    _, commitment, recognition = own.named
     record = ClearingRecord(
-        provider=own.node,
+        provider=own.named,
         slot=offered,
         at_ms=NOW_MS,
         capacity=capacity,
-        commitment=commitment,
-        recognition=recognition,
         participants=tuple(sorted(each.named for each in others if each.node in eligible)),
         eligible=tuple(
             sorted((node, *each) for node, units in eligible.items() for each in units.items())
