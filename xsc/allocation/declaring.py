@@ -20,7 +20,6 @@ from xsc.allocation.windows import (
     ENDLESS_MS,
     Zones,
     next_window,
-    parse_recurrence,
     single,
 )
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
@@ -102,8 +101,7 @@ def _resolve(
             f" {SLOT_HORIZON_MS // DAY_MS} days",
             hint="end it later, or choose other days",
         )
-    text = parse_recurrence(every).text
-    return {"windows": (first,), "valid_until_ms": end, "recurrence": text}
+    return {"windows": (first,), "valid_until_ms": end, "recurrence": every}
 
 
 def made(role: type[S], before: Mapping[str, Any], changes: Mapping[str, Any], hint: str = "") -> S:

@@ -80,13 +80,9 @@ class Explained:
     changes: tuple[Change, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """An answer: where any slot matches any need, only of those."""
-
-    rows: list[Explained]
-    is_cut: bool
-    """Whether there is more than one answer may say."""
+Explanation: TypeAlias = tuple[list[Explained], bool]
+"""An answer, where any slot matches any need only of those, and whether there is more than it may
+say."""
 
 
 def pairs_of(
@@ -298,10 +294,10 @@ class Explaining:
                 continue
             if row.clearing not in opened:
                 if row.provider.node != self._node and len(opened) >= WHY_RECORDS_MAX:
-                    return Explanation(rows, True)
+                    return rows, True
                 opened[row.clearing] = await self._open(row.provider.node, row.clearing)
             rows.append(await self._explained(row, opened[row.clearing]))
-        return Explanation(rows, len(found) > WHYS_MAX)
+        return rows, len(found) > WHYS_MAX
 
     def _divided(self, node: bytes) -> Sequence[SlotDenominators]:
         """Return the slots that a node says that it has cleared."""
@@ -327,11 +323,8 @@ class Explaining:
     async def _explained(self, row: Explained, checked: Clearing | str) -> Explained:
         if isinstance(checked, str):
             return replace(row, because=checked)
-        slot_id = row.slot.slot_id
-        if slot_id != checked.record.slot.slot_id:
-            return replace(row, because="the record that its provider names is of another slot")
         provider, customer = row.provider.node, row.customer.node
-        key = EntitlementKey(provider, slot_id, customer, row.need.slot_id)
+        key = EntitlementKey(provider, row.slot.slot_id, customer, row.need.slot_id)
         drawn = self._drawn().get(key, 0)
         async with self._turn:
             return await self._executor.run(explain, row, checked, drawn)

@@ -79,8 +79,7 @@ class Slot(Record):
     windows: Annotated[tuple[tuple[Count, Count], ...], Field(max_length=1)] = ()
     """The present or next one; without any it is there until it ends."""
     recurrence: Annotated[str, Field(max_length=192)] = ""
-    """Days, times and zone as the owner said them: what follows the window; empty where nothing
-    does."""
+    """As the owner said it, with its zone: what follows the window; empty where nothing does."""
     location: Label = ""
     """Failure domain: the site; empty where nothing is said."""
     owner: Label = ""

@@ -304,8 +304,9 @@ async def why(node: Node, asked: Id) -> api.Explanation:
 
 
 def _answer(node: Node, found: Explanation, passed: Sequence[api.PassedOver]) -> api.Explanation:
-    rows = [_explained(node, each) for each in found.rows]
-    return api.Explanation(why=rows, more=found.is_cut, passed_over=[*passed])
+    rows, is_cut = found
+    why = [_explained(node, each) for each in rows]
+    return api.Explanation(why=why, more=is_cut, passed_over=[*passed])
 
 
 async def clearings(node: Node, _: Nothing) -> api.Clearings:
