@@ -20,12 +20,9 @@ from benchmarks import flight
 from benchmarks.size import least
 from xsc import api
 from xsc.allocation.clearing import Bid, clear, salt_of
-from xsc.allocation.clearing_record import (
-    Published,
-    standing,
-    wanted,
-)
+from xsc.allocation.clearing_record import wanted
 from xsc.allocation.commitments import Commitments
+from xsc.allocation.published import Published, standing
 from xsc.api.endpoint import Id
 from xsc.base.clock import ManualClock
 from xsc.base.errors import NotFound

@@ -11,8 +11,8 @@ import pytest
 from tests.gathering import inputs_of
 from xsc.allocation import acceptance
 from xsc.allocation.acceptance import answered, width
-from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.granting import clear_all, entitlements
+from xsc.allocation.published import Published, standing
 from xsc.base.limits import ALLOCATION_LOOK_MS
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot

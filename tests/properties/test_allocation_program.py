@@ -8,9 +8,9 @@ from functools import partial
 from random import Random
 
 from tests.gathering import inputs_of, lines_in
-from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all
 from xsc.allocation.program import parts_of, state_after, state_of
+from xsc.allocation.published import Published
 from xsc.allocation.recognition import value_of
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import XscError

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tests.gathering import inputs_of, lines_in
 from xsc.allocation import granting
-from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import clear_all, entitlements
+from xsc.allocation.published import Published
 from xsc.base.limits import (
     OFFER_MS,
     OFFER_PAUSE_MS,

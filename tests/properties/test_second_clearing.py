@@ -16,8 +16,9 @@ from tests.gathering import Terms, inputs_of
 from tests.independent import clearing as second
 from tests.strategies import vectors
 from xsc.allocation.clearing import TIERS, Bid, salt_of
-from xsc.allocation.clearing_record import Clearing, Published
+from xsc.allocation.clearing_record import Clearing
 from xsc.allocation.granting import clear_all, entitlements
+from xsc.allocation.published import Published
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import (
     AvailabilitySlot,

@@ -49,7 +49,7 @@ def test_a_customer_learns_what_its_provider_would_say_from_the_checked_record()
         await world.until(lambda: (of(provider, early), of(provider, late)) == (20, 80))
         await heard(world, early, provider)
         (row,) = (await why(early, behind))[0]
-        assert (row.customer.tier, row.weight, row.granted.quantity) == (
+        assert (row.granted.tier, row.weight, row.granted.quantity) == (
             "one_way",
             300_000,
             20,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from xsc.allocation.acceptance import answered, pending, received
-from xsc.allocation.clearing_record import Published, read_state, standing
+from xsc.allocation.clearing_record import read_state
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import Gathered, Inputs, clear_all, entitlements, rows_of
 from xsc.allocation.program import (
@@ -23,6 +23,7 @@ from xsc.allocation.program import (
     over_allocated,
     state_after,
 )
+from xsc.allocation.published import Published, standing
 from xsc.allocation.records import Records
 from xsc.base.clock import event_within
 from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged, XscError
@@ -169,12 +170,9 @@ class Allocator:
         """Grant what a state says that is on the disk, as far as its records are."""
         slots = {slot.slot_id: slot for slot in self._heard.of(self._node).commitment.slots}
         needs = {
-            (node, need.slot_id): need
-            for node in {
-                line.customer for slot in state.slot_denominators for line in slot.allocations
-            }
-            & set(self._peers.peers())
-            for need in self._heard.of(node).commitment.needs
+            (other.node, need.slot_id): need
+            for other in self._others()
+            for need in other.commitment.needs
         }
         now_ms, kept = self._clock.now_ms(), set(self.records.ids())
         named = entitlements(self._node, state, slots, needs, now_ms)

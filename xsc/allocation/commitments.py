@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from xsc.allocation.clearing_record import Published, parties, read_state
+from xsc.allocation.clearing_record import read_state
 from xsc.allocation.declaring import (
     NOTHING,
     Either,
@@ -29,6 +29,7 @@ from xsc.allocation.declaring import (
     without,
 )
 from xsc.allocation.matching import mismatch
+from xsc.allocation.published import Published, standing
 from xsc.allocation.recognition import read_weights, tier_of, value_of, with_weight
 from xsc.allocation.windows import ENDLESS_MS
 from xsc.base.clock import event_within
@@ -202,19 +203,20 @@ class Commitments:
         is offered to that customer now, as far as is known here.
         """
         now_ms = self._clock.now_ms()
-        there, here = parties(self.heard.of(provider), self.heard.of(customer))
+        there, here = self.heard.of(provider), self.heard.of(customer)
+        tier, _ = standing(there, here)
         need = NeedSlot(
             slot_id=NOTHING, kind=kind, quantity=1, price_max=0, valid_until_ms=ENDLESS_MS
         )
         found, costs = list[Quote](), dict[bytes, int]()
-        if here.tier == "open" and (state := self.heard.state_of(provider)) is not None:
+        if tier == "open" and (state := self.heard.state_of(provider)) is not None:
             for each in state.slot_denominators:
                 costs[each.slot] = max((line.price for line in each.allocations), default=0)
-        for slot in self.of(provider).slots:
+        for slot in there.commitment.slots:
             window, ladder = slot.window_at(now_ms), slot.ladder
             if window is not None and mismatch(slot, there, need, here, now_ms) is None:
                 ladder = replace(ladder, reserve=max(ladder.reserve, costs.get(slot.slot_id, 0)))
-                found.append(Quote(provider, kind, slot.slot_id, window, here.tier, ladder))
+                found.append(Quote(provider, kind, slot.slot_id, window, tier, ladder))
         return min(found, key=lambda quote: (quote.price, quote.slot), default=None)
 
     def labels(self, node: bytes) -> tuple[str, str] | None:

@@ -17,9 +17,10 @@ from itertools import product
 from typing import Final, Literal, TypeAlias
 
 from xsc.allocation.clearing import Bid, Granted, clear
-from xsc.allocation.clearing_record import Clearing, Published, parties
+from xsc.allocation.clearing_record import Clearing
 from xsc.allocation.commitments import Heard
-from xsc.allocation.matching import Party, mismatch
+from xsc.allocation.matching import mismatch
+from xsc.allocation.published import Published
 from xsc.allocation.records import Records
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
 from xsc.base.ids import to_text
@@ -63,11 +64,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """A slot and a need of two nodes, as each sees the other, and how they came out."""
+    """A slot and a need of two nodes, and how they came out."""
 
-    provider: Party
+    provider: Published
     slot: AvailabilitySlot
-    customer: Party
+    customer: Published
     need: NeedSlot
     because: str = ""
     clearing: bytes | None = None
@@ -89,10 +90,9 @@ def pairs_of(
     provider: Published, customer: Published, one: bytes | None = None
 ) -> Iterator[Explained]:
     """Return the pairs of what two nodes have published; those of one slot or need where given."""
-    there, here = parties(provider, customer)
     for slot, need in product(provider.commitment.slots, customer.commitment.needs):
         if one in (None, slot.slot_id, need.slot_id):
-            yield Explained(there, slot, here, need)
+            yield Explained(provider, slot, customer, need)
 
 
 def _shown(kind: Kind, steps: int) -> str:

@@ -20,7 +20,8 @@ from typing import Annotated, Self, TypeAlias
 from pydantic import Field
 
 from xsc.allocation.clearing import Pin
-from xsc.allocation.clearing_record import Clearing, Published, Said, Taking, admitted, standing
+from xsc.allocation.clearing_record import Clearing, Taking, admitted
+from xsc.allocation.published import Published, Said, standing
 from xsc.base.limits import (
     ALLOCATIONS_A_CUSTOMER_MAX,
     ALLOCATIONS_A_STRANGER_MAX,

@@ -27,12 +27,11 @@ from typing import Final, TypeVar
 
 from xsc.allocation.clearing_record import (
     Clearing,
-    Published,
-    charged,
     check_clearing,
     open_clearing,
 )
 from xsc.allocation.commitments import Heard
+from xsc.allocation.published import Published, charged
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import NotFound, ProofInvalid, XscError
 from xsc.base.ids import from_text, short

@@ -14,7 +14,6 @@ from typing import Any
 
 from xsc import __version__
 from xsc.allocation.allocating import Allocator
-from xsc.allocation.clearing_record import standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.declaring import (
     OBJECT_HOSTS,
@@ -27,6 +26,7 @@ from xsc.allocation.declaring import (
 )
 from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import state_of
+from xsc.allocation.published import standing
 from xsc.allocation.records import Records
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (

@@ -8,12 +8,8 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
-from xsc.allocation.clearing_record import (
-    Clearing,
-    Published,
-    admitted,
-    read_published,
-)
+from xsc.allocation.clearing_record import Clearing, admitted, read_published
+from xsc.allocation.published import Published
 from xsc.allocation.recognition import value_of
 from xsc.base.limits import ALLOCATIONS_MAX, CLEARINGS_BYTES_MAX
 from xsc.identity.envelope import Signed, sign

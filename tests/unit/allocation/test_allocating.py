@@ -15,9 +15,9 @@ from tests.unit.space.test_store import record
 from xsc.allocation import granting, records
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing import TIERS
-from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import clear_all
 from xsc.allocation.program import state_of
+from xsc.allocation.published import Published
 from xsc.allocation.records import Records
 from xsc.base.clock import InlineExecutor, SeededEntropy
 from xsc.base.errors import NotFound, StoreDamaged

@@ -24,12 +24,8 @@ from tests.unit.allocation.clearings import (
     state_of,
     taking,
 )
-from xsc.allocation.clearing_record import (
-    Published,
-    check_clearing,
-    read_published,
-    wanted,
-)
+from xsc.allocation.clearing_record import check_clearing, read_published, wanted
+from xsc.allocation.published import Published
 from xsc.allocation.recognition import value_of
 from xsc.base.errors import ProofInvalid, RecordInvalid, XscError
 from xsc.base.limits import (

@@ -8,6 +8,7 @@ from typing import Any
 
 from xsc.allocation.explaining import Explained, Explanation
 from xsc.allocation.granting import until_ms
+from xsc.allocation.published import standing
 from xsc.allocation.queries import (
     Participant,
     groups,
@@ -263,7 +264,7 @@ def _explained(node: Node, each: Explained) -> api.Explained:
         name=node.name_of(customer),
         kind=each.need.kind,
         need=to_text(each.need.slot_id),
-        tier=each.customer.tier,
+        tier=standing(each.provider, each.customer)[0],
         weight=each.weight,
         eligible=None if each.eligible is None else each.eligible * step,
         granted=None if each.granted is None else each.granted.quantity * step,
