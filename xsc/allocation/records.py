@@ -305,7 +305,6 @@ class Records:
                 await self._context.clock.sleep_ms(CONVERGED_LOOK_MS)
         finally:
             self._running.discard(provider)
-        self._told()
 
     async def _value(self, provider: bytes, path: str) -> bytes:
         value = (await self._read(provider, path)).value
