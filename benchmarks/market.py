@@ -20,14 +20,11 @@ from benchmarks import flight
 from benchmarks.size import least
 from xsc import api
 from xsc.allocation.clearing import Bid, clear, salt_of
-from xsc.allocation.clearing_record import (
-    Published,
-    standing,
-    wanted,
-)
+from xsc.allocation.clearing_record import wanted
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import Gathered
 from xsc.allocation.program import state_of
+from xsc.allocation.published import Published, standing
 from xsc.allocation.recognition import value_of
 from xsc.api.endpoint import Id
 from xsc.base.clock import ManualClock
@@ -228,8 +225,7 @@ async def leased(count: int) -> tuple[float, float]:
         cast(Any, Spaces({own: Commitment(slots=slots)})),
         NOBODY,
         posted=NOBODY,
-        level=NOBODY,
-        wanted=NOBODY,
+        by_default=NOBODY,
         on_withdrawn=NOBODY,
         on_recognised=NOBODY,
         before_stand=NOBODY,

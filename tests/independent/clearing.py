@@ -254,12 +254,11 @@ def name_of(published):
 
 def outcome(record, named):
     """Return the lines and stages that a record comes to, with the values that it names."""
-    slot, node, commitments, weights = record["slot"], record["provider"], {}, {}
-    own = node, record["commitment"], record["recognition"]
-    for who, said, given in (own, *record["participants"]):
+    slot, commitments, weights = record["slot"], {}, {}
+    for who, said, given in (record["provider"], *record["participants"]):
         commitments[who] = cbor2.loads(named[said])
         weights[who] = dict(cbor2.loads(named[given])["weights"] if given else ())
-    provider, bids = Provider(node, commitments, weights, record["at_ms"]), []
+    provider, bids = Provider(record["provider"][0], commitments, weights, record["at_ms"]), []
     matching = {bid[:2]: bid for bid in provider.bids(slot)}
     for customer, need, units in record["eligible"]:
         bids.append(matching[customer, need]._replace(units=units))

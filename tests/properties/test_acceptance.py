@@ -11,8 +11,8 @@ import pytest
 from tests.gathering import inputs_of
 from xsc.allocation import acceptance
 from xsc.allocation.acceptance import answered, width
-from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.granting import clear_all, entitlements
+from xsc.allocation.published import Published, standing
 from xsc.base.limits import ALLOCATION_LOOK_MS
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
@@ -112,7 +112,7 @@ class Market:
             for slot in last.slot_denominators
         )
         last = last.model_copy(update={"slot_denominators": slots, "pauses": ()})
-        made = self.last[provider] = clear_all(inputs, last).state
+        made = self.last[provider] = clear_all(inputs, last)[0]
         slots = {slot.slot_id: slot for slot in self.slots.values()}
         needs = {(node, need.slot_id): need for node, need in self.needs.items()}
         before = self.granted[provider]

@@ -8,9 +8,9 @@ from functools import partial
 from random import Random
 
 from tests.gathering import inputs_of, lines_in
-from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import Inputs, clear_all
 from xsc.allocation.program import parts_of, state_after, state_of
+from xsc.allocation.published import Published
 from xsc.allocation.recognition import value_of
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import XscError
@@ -148,7 +148,7 @@ def play(seed):
     states = 0
     for _ in range(ROUNDS):
         inputs = market.inputs()
-        granted = clear_all(inputs, market.last).state
+        granted = clear_all(inputs, market.last)[0]
         state = state_after(inputs, granted, market.last)
         gathered = inputs.gathered.to_bytes()
         execution.run({"gathered": gathered, "last": published})
@@ -199,7 +199,7 @@ def test_what_a_peer_makes_up_is_refused_or_computed():
     for seed in range(MARKETS):
         market = Market(Random(seed))
         inputs = market.inputs()
-        last = clear_all(inputs, market.last).state
+        last = clear_all(inputs, market.last)[0]
         market.step(last)
         found = decode(market.inputs().gathered.to_bytes())
         for _ in range(5):

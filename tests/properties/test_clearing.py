@@ -27,7 +27,7 @@ import pytest
 
 from tests.gathering import Terms, given_of
 from xsc.allocation.clearing import TIERS, Bid, Granted, SlotClearing
-from xsc.allocation.recognition import mutual_ppm, tier_of
+from xsc.allocation.recognition import tier_of
 from xsc.terms.quote import Tier
 
 SALT = b"salt"
@@ -419,7 +419,6 @@ def test_recognition_below_the_threshold_changes_nothing():
     for given in (0, 1, 500_000):
         assert {tier_of(given, crumb) for crumb in (0, 1, 9_999)} == {tier_of(given, 0)}
     assert tier_of(500_000, 10_000) == "mutual"
-    assert mutual_ppm(500_000, 9_999) == 9_999
 
 
 def test_a_customer_counts_once_however_many_needs_it_states():

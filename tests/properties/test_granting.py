@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tests.gathering import inputs_of, lines_in
 from xsc.allocation import granting
-from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import clear_all, entitlements
+from xsc.allocation.published import Published
 from xsc.base.limits import (
     OFFER_MS,
     OFFER_PAUSE_MS,
@@ -92,12 +92,11 @@ class Model:
             credit=dict.fromkeys(self.needs, self.credit_micro),
             free={"storage": self.free},
         )
-        made = clear_all(inputs, self.last)
-        self.last, self.records = made.state, made.records
+        self.last, self.records = clear_all(inputs, self.last)
         needs = {(node, need.slot_id): need for node, need in self.needs.items()}
         slots = {slot.slot_id: slot for slot in SLOTS}
-        self.granted = list(entitlements(PROVIDER, made.state, slots, needs, self.now_ms))
-        return bool(made.records)
+        self.granted = list(entitlements(PROVIDER, self.last, slots, needs, self.now_ms))
+        return bool(self.records)
 
     def left(self, each):
         key = each.key
@@ -430,7 +429,7 @@ def test_a_need_that_is_leased_is_not_offered_again_where_its_slot_has_another_w
             credit={node: 10**9},
             free={"storage": 20 - sum(drawn.values())},
         )
-        state = clear_all(inputs, state).state
+        state = clear_all(inputs, state)[0]
         (each,) = entitlements(
             PROVIDER, state, {slot.slot_id: slot}, {(node, need.slot_id): need}, now_ms
         )
@@ -467,6 +466,6 @@ def test_one_customer_leaves_others_what_one_state_can_grant(limit, weights, mos
         credit={node: 10**9},
         free={"storage": CAPACITY},
     )
-    made = clear_all(inputs, TwoTierAllocationState()).state
+    made = clear_all(inputs, TwoTierAllocationState())[0]
     assert len(lines_in(made)) == most
-    assert clear_all(inputs, made).state == made
+    assert clear_all(inputs, made)[0] == made

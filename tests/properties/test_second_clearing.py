@@ -16,8 +16,9 @@ from tests.gathering import Terms, inputs_of
 from tests.independent import clearing as second
 from tests.strategies import vectors
 from xsc.allocation.clearing import TIERS, Bid, salt_of
-from xsc.allocation.clearing_record import Clearing, Published
+from xsc.allocation.clearing_record import Clearing
 from xsc.allocation.granting import clear_all, entitlements
+from xsc.allocation.published import Published
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.slot import (
     AvailabilitySlot,
@@ -215,10 +216,10 @@ def both(published, drawn=None, pinned=None, last=FIRST):
         free=ABUNDANT,
     )
     state, records = last
-    outcome = clear_all(inputs, state)
-    records = {**records, **outcome.records}
+    state, made = clear_all(inputs, state)
+    records = {**records, **made}
     first = {}
-    for each in outcome.state.slot_denominators:
+    for each in state.slot_denominators:
         clearing = Clearing(records[each.clearing], published[PROVIDER], published)
         lines = lines_of(clearing.clear())
         assert lines == [line.said for line in each.allocations]
@@ -240,7 +241,7 @@ def both(published, drawn=None, pinned=None, last=FIRST):
         slot_id: (capacity, second.joined(lines))
         for slot_id, capacity, lines in other.clear_all(by_slot(pinned))
     }
-    return first, again, (outcome.state, records)
+    return first, again, (state, records)
 
 
 def granted(published, state):

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from tests.gathering import inputs_of
 from xsc.allocation.acceptance import answered
-from xsc.allocation.clearing_record import Published, standing
 from xsc.allocation.declaring import needed, standing_need, with_standing
 from xsc.allocation.granting import clear_all, entitlements
+from xsc.allocation.published import Published, standing
 from xsc.base.limits import PRICE_BYTES, SLOT_STEP_BYTES
 from xsc.market.choosing import to_take
 from xsc.market.headroom import undrawn
@@ -149,7 +149,7 @@ class Days:
                 credit=dict.fromkeys(others, 2**60),
                 free={"storage": max(0, host.free)},
             )
-            host.state = clear_all(inputs, host.state).state
+            host.state = clear_all(inputs, host.state)[0]
             needs = {
                 (node, need.slot_id): need
                 for node, each in others.items()

@@ -13,7 +13,7 @@ from random import Random
 from tests.gathering import Terms, given_of
 from xsc.allocation.acceptance import keep
 from xsc.allocation.clearing import Bid, Claim
-from xsc.allocation.recognition import mutual_ppm, tier_of
+from xsc.allocation.recognition import tier_of
 
 NEED_ID = bytes(16)
 
@@ -57,7 +57,7 @@ class Market:
             mine = self.weights[provider][customer]
             theirs = self.weights[customer].get(provider, 0)
             tier = tier_of(mine, theirs)
-            weight = mutual_ppm(mine, theirs) if tier == "mutual" else mine
+            weight = min(mine, theirs) if tier == "mutual" else mine
             wanted = min(self.need[customer], self.caps[customer].get(name(provider), 1 << 62))
             if wanted:
                 bids.append(Bid(name(customer), NEED_ID, wanted, 10, tier, weight))
@@ -69,7 +69,7 @@ class Market:
             if units != (before.need if before else 0):
                 theirs = self.weights[customer].get(provider, 0)
                 tier = tier_of(theirs, self.weights[provider][customer])
-                weight = max(1, mutual_ppm(theirs, self.weights[provider][customer]))
+                weight = max(1, min(theirs, self.weights[provider][customer]))
                 if tier == "one_way":
                     weight = theirs
                 self.offers[customer][name(provider)] = Claim(name(provider), tier, weight, units)

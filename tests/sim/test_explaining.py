@@ -48,8 +48,8 @@ def test_a_customer_learns_what_its_provider_would_say_from_the_checked_record()
         slot = await offer(provider, 100)
         await world.until(lambda: (of(provider, early), of(provider, late)) == (20, 80))
         await heard(world, early, provider)
-        (row,) = (await why(early, behind)).rows
-        assert (row.customer.tier, row.weight, row.quantity) == (
+        (row,) = (await why(early, behind))[0]
+        assert (row.granted.tier, row.weight, row.granted.quantity) == (
             "one_way",
             300_000,
             20,
@@ -59,18 +59,18 @@ def test_a_customer_learns_what_its_provider_would_say_from_the_checked_record()
             row.changes[-1].said("storage")
             == "mutual recognition of 7.9% would have given it 1.3 GiB"
         )
-        told = {each.need.slot_id: each for each in (await why(provider, slot)).rows}
+        told = {each.need.slot_id: each for each in (await why(provider, slot))[0]}
         assert told.keys() == {behind, ahead}
         assert told[behind] == row
         assert told[ahead].because == "all that it asked for was there"
         # By the clearing, which stands for its slot: a customer learns of its own needs.
-        assert len((await why(provider, row.clearing)).rows) == 2
-        assert (await why(early, row.clearing)).rows == [row]
+        assert len((await why(provider, row.clearing))[0]) == 2
+        assert (await why(early, row.clearing))[0] == [row]
         # By the slot and by the node, as `xsc allocation why` asks.
-        assert (await why(early, slot)).rows == [row]
-        assert (await early.explaining.by_node(provider.key.node_id)).rows == [row]
-        assert (await early.explaining.by_node(early.key.node_id)).rows == [row]
-        (told_of,) = (await provider.explaining.by_node(early.key.node_id)).rows
+        assert (await why(early, slot))[0] == [row]
+        assert (await early.explaining.by_node(provider.key.node_id))[0] == [row]
+        assert (await early.explaining.by_node(early.key.node_id))[0] == [row]
+        (told_of,) = (await provider.explaining.by_node(early.key.node_id))[0]
         assert told_of == row
         with pytest.raises(NotFound):
             await early.explaining.by_id("zzzz")
@@ -82,14 +82,14 @@ def test_a_need_that_nothing_matches_learns_which_slots_were_seen():
     async def play(world):
         provider, customer = world.nodes
         wanted = await need(customer, 100, location="Bern")
-        assert (await why(customer, wanted)).rows == [], "nobody offers anything"
+        assert (await why(customer, wanted))[0] == [], "nobody offers anything"
         await offer(provider, 50, kind="compute")
         slot = await offer(provider, 50, location="Oslo")
         peer = provider.key.node_id
         await world.until(lambda: len(customer.commitments.of(peer).slots) == 2)
 
         async def reasons():
-            return {row.slot.kind: row.because for row in (await why(customer, wanted)).rows}
+            return {row.slot.kind: row.because for row in (await why(customer, wanted))[0]}
 
         assert await reasons() == {
             "storage": "the slot is at 'Oslo', and the need at 'Bern'",
@@ -103,12 +103,12 @@ def test_a_need_that_nothing_matches_learns_which_slots_were_seen():
         await heard(world, customer, provider)
 
         async def too_dear():
-            rows = (await why(customer, wanted)).rows
+            rows = (await why(customer, wanted))[0]
             return "it pays at most 0.000001" in rows[0].because
 
         while not await too_dear():
             await world.clock.sleep_ms(1_000)
-        (row,) = (await why(customer, wanted)).rows
+        (row,) = (await why(customer, wanted))[0]
         assert row.slot.slot_id == slot
         assert "a greatest price of 0.000160" in row.changes[-1].said("storage")
 
@@ -137,10 +137,10 @@ def test_a_record_that_does_not_recompute_is_not_explained():
             lie = TwoTierAllocationState(**said)
             await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
             await heard(world, customer, provider, lie)
-            (row,) = (await why(customer, wanted)).rows
+            (row,) = (await why(customer, wanted))[0]
             assert row.eligible is None
             assert expected in row.because
-        (row,) = (await why(customer, signed.id)).rows
+        (row,) = (await why(customer, signed.id))[0]
         assert expected in row.because
 
     run(33, 2, play, SETTINGS)
@@ -187,7 +187,7 @@ def test_a_need_that_took_no_part_learns_why():
         cleared = provider.allocator.state.slot_denominators[0].clearing
         await world.until(lambda: provider.allocator.state.slot_denominators[0].clearing != cleared)
         await heard(world, early, provider)
-        (row,) = (await why(early, wanted)).rows
+        (row,) = (await why(early, wanted))[0]
         assert row.eligible is None
         kept = format_size(100 * SLOT_STEP_BYTES)
         assert f"it has drawn {kept} and keeps that" in row.because
@@ -204,13 +204,13 @@ def test_one_answer_fetches_and_says_only_so_much(monkeypatch):
         wanted = await need(customer, 30)
         await world.until(lambda: len(provider.allocator.state.slot_denominators) == 3)
         await heard(world, customer, provider)
-        assert len((await why(customer, wanted)).rows) == 3
+        assert len((await why(customer, wanted))[0]) == 3
         monkeypatch.setattr(explaining, "WHY_RECORDS_MAX", 2)
         answer = await why(customer, wanted)
-        assert (len(answer.rows), answer.is_cut) == (2, True)
+        assert (len(answer[0]), answer[1]) == (2, True)
         monkeypatch.setattr(explaining, "WHYS_MAX", 1)
         answer = await why(customer, wanted)
-        assert (len(answer.rows), answer.is_cut) == (1, True)
+        assert (len(answer[0]), answer[1]) == (1, True)
 
     run(35, 2, play, SETTINGS)
 
@@ -239,7 +239,7 @@ def test_many_answers_at_once_take_one_thread():
 
         provider.explaining._executor = Counting()
         answers = await asyncio.gather(*(why(provider, slot) for _ in range(4)))
-        assert [len(answer.rows) for answer in answers] == [2] * 4
+        assert [len(answer[0]) for answer in answers] == [2] * 4
         assert most == 1
 
     run(35, 3, play, SETTINGS)

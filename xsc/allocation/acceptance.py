@@ -18,9 +18,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from xsc.allocation.clearing import TIERS, Claim, divide
-from xsc.allocation.clearing_record import Published, parties
 from xsc.allocation.granting import entitlements
 from xsc.allocation.matching import mismatch
+from xsc.allocation.published import Published, standing
 from xsc.terms.clearing import TwoTierAllocationState
 from xsc.terms.quote import Tier
 from xsc.terms.slot import AvailabilitySlot, Entitlement, NeedSlot
@@ -60,7 +60,7 @@ def received(
         before: what counted of the state before.
         now_ms: the present.
     """
-    there, here = parties(other, own)
+    tier, _ = standing(other, own)
     mine = {(own.node, need_id): need for need_id, need in needs.items()}
     slots = {slot.slot_id: slot for slot in other.commitment.slots}
     known = {_said(each) for each in before}
@@ -69,9 +69,9 @@ def received(
         need, slot = needs[each.need], slots[each.slot]
         if each.price > need.price_max or each.quantity > min(need.most(other.node), slot.quantity):
             continue
-        if mismatch(slot, there, need, here, now_ms) is not None:
+        if mismatch(slot, other, need, own, now_ms) is not None:
             continue
-        if _said(each) in known or is_line_right(each, slot, here.tier):
+        if _said(each) in known or is_line_right(each, slot, tier):
             counts.append(each)
         else:
             doubted.add(each.clearing)
@@ -194,9 +194,8 @@ def pending(
     heard |= {(need_id, node) for need_id, need in needs.items() for node, _ in need.caps}
     found = set[bytes]()
     for other in others:
-        there, here = parties(other, own)
         for need_id, need in needs.items():
-            reasons = (mismatch(slot, there, need, here, now_ms) for slot in other.commitment.slots)
+            reasons = (mismatch(slot, other, need, own, now_ms) for slot in other.commitment.slots)
             if (need_id, other.node) not in heard and None in reasons:
                 found.add(need_id)
     return found

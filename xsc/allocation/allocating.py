@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from xsc.allocation.acceptance import answered, pending, received
-from xsc.allocation.clearing_record import Published, read_state, standing
+from xsc.allocation.clearing_record import read_state
 from xsc.allocation.commitments import Commitments
-from xsc.allocation.granting import Gathered, Inputs, Outcome, clear_all, entitlements, rows_of
+from xsc.allocation.granting import Gathered, Inputs, clear_all, entitlements, rows_of
 from xsc.allocation.program import (
     Program,
     factor_ppm,
@@ -23,6 +23,7 @@ from xsc.allocation.program import (
     over_allocated,
     state_after,
 )
+from xsc.allocation.published import Published, standing
 from xsc.allocation.records import Records
 from xsc.base.clock import event_within
 from xsc.base.errors import RecordInvalid, SpaceExhausted, StoreDamaged, XscError
@@ -41,7 +42,7 @@ from xsc.identity.envelope import sign
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import Change
-from xsc.terms.clearing import TwoTierAllocationState
+from xsc.terms.clearing import ClearingRecord, TwoTierAllocationState
 from xsc.terms.quote import KINDS, Kind
 from xsc.terms.slot import STEP, Commitment, Entitlement, EntitlementKey
 
@@ -169,12 +170,9 @@ class Allocator:
         """Grant what a state says that is on the disk, as far as its records are."""
         slots = {slot.slot_id: slot for slot in self._heard.of(self._node).commitment.slots}
         needs = {
-            (node, need.slot_id): need
-            for node in {
-                line.customer for slot in state.slot_denominators for line in slot.allocations
-            }
-            & set(self._peers.peers())
-            for need in self._heard.of(node).commitment.needs
+            (other.node, need.slot_id): need
+            for other in self._others()
+            for need in other.commitment.needs
         }
         now_ms, kept = self._clock.now_ms(), set(self.records.ids())
         named = entitlements(self._node, state, slots, needs, now_ms)
@@ -246,9 +244,8 @@ class Allocator:
         peers = self._peers.peers()
         self._heard.keep({*peers, self._node})
         for node in peers:
-            if not self._heard.knows(node):
-                self._heard.of(node), self._heard.state_of(node)
-                await asyncio.sleep(0)  # there may be many
+            self._heard.of(node), self._heard.state_of(node)
+            await asyncio.sleep(0)  # there may be many
 
     def _others(self) -> list[Published]:
         """Return what known peers have published, by rising id."""
@@ -258,16 +255,17 @@ class Allocator:
         inputs, last = self._inputs(), self.state
         if not (inputs.own.commitment.slots or last.slot_denominators):
             return
-        outcome = await self._context.executor.run(clear_all, inputs, last)
-        has_settled = last.converged or not outcome.state.slot_denominators
-        if has_settled and outcome.state.slot_denominators == last.slot_denominators:
+        granted, records = await self._context.executor.run(clear_all, inputs, last)
+        has_settled = last.converged or not granted.slot_denominators
+        if has_settled and granted.slot_denominators == last.slot_denominators:
             self._grant(last)  # the time of a need may be another one
-        elif (raw := await self._decide(inputs, outcome)) is not None:
-            await self._publish(inputs, outcome, raw)
+            return
+        self._made = state_after(inputs, granted, last).to_bytes()
+        if (raw := await self._decide(inputs)) is not None:
+            await self._publish(inputs, records, raw)
 
-    async def _decide(self, inputs: Inputs, outcome: Outcome) -> bytes | None:
+    async def _decide(self, inputs: Inputs) -> bytes | None:
         """Return the state that the program gives; None where it fails: nothing new is granted."""
-        self._made = state_after(inputs, outcome.state, self.state).to_bytes()
         gathered = await self._context.executor.run(inputs.gathered.to_bytes)
         found = self.program.run({"gathered": gathered, "last": self.state.to_bytes()})
         if (found is None) != self._fails:
@@ -309,14 +307,16 @@ class Allocator:
         )
         return Inputs(gathered, own, takers)
 
-    async def _publish(self, inputs: Inputs, outcome: Outcome, raw: bytes) -> None:
+    async def _publish(
+        self, inputs: Inputs, records: Mapping[bytes, ClearingRecord], raw: bytes
+    ) -> None:
         """Keep the clearings that a state names, and publish it; the oldest records go."""
         state = read_state(raw)
         named = _named_by(state)
         made = [
-            sign(outcome.records[each], self._context.key, self._context.network)
+            sign(records[each], self._context.key, self._context.network)
             for each in named
-            if each in outcome.records
+            if each in records
         ]
         values, names = self.records.changes(made, named, (inputs.own, *inputs.others))
         values[UserSpacePaths.ALLOCATION_STATE] = raw

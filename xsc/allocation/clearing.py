@@ -51,8 +51,6 @@ TIERS: Final[tuple[Tier, ...]] = ("mutual", "one_way", "open")
 DENOMINATOR_FLOOR: Final = 100
 """Least denominator of `proportional`, in millionths of a unit: it never divides by zero."""
 _DAY_MS: Final = 24 * 3_600_000
-Standing: TypeAlias = tuple[Tier, int]
-"""Tier and weight: mutual recognition in `mutual`, own recognition in `one_way`, 1 in `open`."""
 Pin: TypeAlias = tuple[bytes, bytes]
 """A customer and one of its needs: ids of needs are unique for a customer only."""
 

@@ -10,125 +10,47 @@ published by hash, so whoever checks it needs these values, too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
-from xsc.allocation.clearing import TIERS, Bid, Pin, SlotClearing, Standing, clear, lot, salt_of
-from xsc.allocation.matching import Party, mismatch
-from xsc.allocation.recognition import mutual_ppm, read_weights, tier_of
+from xsc.allocation.clearing import TIERS, Bid, Pin, SlotClearing, clear, lot, salt_of
+from xsc.allocation.matching import mismatch
+from xsc.allocation.published import Published, Said, standing
 from xsc.base.errors import LimitError, PeerError, ProofInvalid, RecordInvalid
 from xsc.base.ids import short, to_text
 from xsc.base.limits import (
     CLEARING_BYTES_MAX,
-    CLEARING_VALUE_BYTES,
     KIB,
     SPACE_EVIDENCE_BYTES_MAX,
     STRANGER_BYTES_MAX,
 )
-from xsc.identity.envelope import Id32, Signed, open_signed
+from xsc.identity.envelope import Signed, open_signed
 from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import SpaceRecord, check_value, open_record
 from xsc.terms.clearing import (
     ClearingRecord,
-    Named,
     SpaceValue,
     TwoTierAllocationState,
 )
-from xsc.terms.slot import AvailabilitySlot, Commitment
+from xsc.terms.slot import AvailabilitySlot
 
-Said: TypeAlias = tuple[Id32, SpaceValue, SpaceValue | None]
-"""A node, its commitment, and its recognition where it has one."""
-
-_PARTICIPANT_BYTES = 256
-"""Of a participant, beside what it published and what grows with its needs."""
-_NEED_BYTES = 192
-"""Of a need: what is eligible, and its line of the state."""
 _FRAME_BYTES = 4 * KIB
 """Of the record, beside its slot, participants and what the provider published."""
 _STATES_READ = 4
 """States that are read once: a frame of the allocation program reads and makes three."""
 
 
-def charged(size_bytes: int) -> int:
-    """Return what a value counts of CLEARINGS_BYTES_MAX."""
-    return max(size_bytes, CLEARING_VALUE_BYTES)
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What a node published, parsed, and the space records that sign it."""
-
-    node: bytes
-    commitment: Commitment
-    commitment_value: SpaceValue
-    weights: Mapping[bytes, int] = field(default_factory=dict)
-    """What it gives to others, in ppm."""
-    recognition_value: SpaceValue | None = None
-
-    @property
-    def values(self) -> list[SpaceValue]:
-        """What records name of it: its commitment, and its recognition where it has one."""
-        return [value for value in self.said[1:] if value is not None]
-
-    @property
-    def size_bytes(self) -> int:
-        """What it takes of what is kept, with what is granted to it."""
-        values = sum(charged(len(each.record) + len(each.value)) for each in self.values)
-        return _PARTICIPANT_BYTES + _NEED_BYTES * len(self.commitment.needs) + values
-
-    @classmethod
-    def read(cls, node: bytes, commitment: SpaceValue, recognition: SpaceValue | None) -> Self:
-        """Return what a node published; who signed it is not checked.
-
-        Raises:
-            TooLarge, RecordInvalid: a value is none of its kind.
-        """
-        said = Commitment.read(commitment.value) if commitment.value else Commitment()
-        weights = {} if recognition is None else read_weights(node, recognition.value)
-        return cls(node, said, commitment, weights, recognition)
-
-    @property
-    def said(self) -> Said:
-        """What `read` makes it from."""
-        return self.node, self.commitment_value, self.recognition_value
-
-    @property
-    def named(self) -> Named:
-        """How records name it."""
-        recognition = None if self.recognition_value is None else self.recognition_value.name
-        return self.node, self.commitment_value.name, recognition
-
-
-def standing(provider: Published, customer: Published) -> Standing:
-    """Return the tier and weight of a customer at a provider."""
-    mine = provider.weights.get(customer.node, 0)
-    if not mine:
-        return "open", 1
-    theirs = customer.weights.get(provider.node, 0)
-    tier = tier_of(mine, theirs)
-    return tier, mutual_ppm(mine, theirs) if tier == "mutual" else mine
-
-
-def parties(provider: Published, customer: Published) -> tuple[Party, Party]:
-    """Return the provider as the customer sees it, and the customer as the provider does."""
-    return (
-        Party(provider.node, standing(customer, provider)[0]),
-        Party(customer.node, standing(provider, customer)[0]),
-    )
-
-
 def wanted(
     slot: AvailabilitySlot, at_ms: int, provider: Published, customer: Published
 ) -> dict[bytes, int]:
     """Return what each need that matches a slot then accepts of its provider, above 0."""
-    there, here = parties(provider, customer)
     found = {
         need.slot_id: need.cap(provider.node)
         for need in customer.commitment.needs
-        if need.kind == slot.kind and mismatch(slot, there, need, here, at_ms) is None
+        if need.kind == slot.kind and mismatch(slot, provider, need, customer, at_ms) is None
     }
     return {need_id: units for need_id, units in found.items() if units}
 
@@ -250,7 +172,7 @@ def _clearing_of(
         said = node, named[commitment], given
         return read_published(said, network=network, at_ms=record.at_ms)
 
-    provider = read(record.provider, record.commitment, record.recognition)
+    provider = read(*record.provider)
     if record.slot not in provider.commitment.slots:
         raise RecordInvalid("the provider does not publish this slot")
     customers = {each[0]: read(*each) for each in record.participants}
@@ -274,7 +196,7 @@ def open_clearing(raw: bytes, network: bytes | None = None) -> Signed[ClearingRe
         PeerError, LimitError: it is none.
     """
     signed = open_signed(raw, ClearingRecord, network=network, size_max=CLEARING_BYTES_MAX)
-    if signed.author != signed.record.provider:
+    if signed.author != signed.record.provider[0]:
         raise RecordInvalid("the clearing is not signed by its provider")
     return signed
 

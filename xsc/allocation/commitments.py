@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
-from xsc.allocation.clearing_record import Published, parties, read_state
+from xsc.allocation.clearing_record import read_state
 from xsc.allocation.declaring import (
     NOTHING,
     Either,
     Posted,
     Statement,
     find,
-    offered,
     renewed,
     standing_slot,
     stated,
@@ -29,6 +29,7 @@ from xsc.allocation.declaring import (
     without,
 )
 from xsc.allocation.matching import mismatch
+from xsc.allocation.published import Published, standing
 from xsc.allocation.recognition import read_weights, tier_of, value_of, with_weight
 from xsc.allocation.windows import ENDLESS_MS
 from xsc.base.clock import event_within
@@ -92,10 +93,6 @@ class Heard:
             for gone in known.keys() - set(nodes):
                 del known[gone]
 
-    def knows(self, node: bytes) -> bool:
-        """Return whether what a node has published needs no reading."""
-        return node in self._published and node in self._states
-
     def of(self, node: bytes) -> Published:
         """Return what a node offers, needs and recognises."""
         if node not in self._published:
@@ -130,8 +127,8 @@ class Commitments:
         space: keeps all of them.
         peers: who is known; nobody else is recognised or recognises.
         posted: what this node asks.
-        level: returns what this node has to lease of a kind: bytes, or fuel a second.
-        wanted: returns the fields of what this node needs of a kind by default (`needed`).
+        by_default: returns the fields of what this node offers or needs of a kind by default
+            (`offered`, `needed`).
         on_withdrawn: called once a standing need of that kind was withdrawn by its owner.
         on_recognised: called once own recognition, or what a peer gives to this node, changed.
         before_stand: done before standing slots are published; says whether anybody is there.
@@ -146,8 +143,7 @@ class Commitments:
         peers: Peers,
         *,
         posted: Posted,
-        level: Callable[[Kind], int],
-        wanted: Callable[[Kind], dict[str, Any]],
+        by_default: Callable[[type[Either], Kind], dict[str, Any]],
         on_withdrawn: Callable[[Kind], None],
         on_recognised: Callable[[], None],
         before_stand: Callable[[], Awaitable[bool]],
@@ -161,8 +157,7 @@ class Commitments:
         self._space = space
         self._peers = peers
         self._posted = posted
-        self._level = level
-        self._wanted = wanted
+        self._by_default = by_default
         self._on_withdrawn = on_withdrawn
         self._on_recognised = on_recognised
         self._setting = asyncio.Lock()
@@ -172,8 +167,11 @@ class Commitments:
         self._before_stand = before_stand
         self._next_ms: dict[str, int] = {}
         """When what follows this node may change again, by the event of its fault."""
-        self._site = site
-        self._owner = owner
+        self._place: dict[type[Either], dict[str, Any]] = {
+            AvailabilitySlot: {"location": site, "owner": owner},
+            NeedSlot: {"owner": owner},
+        }
+        """What slots and needs say of where this node is."""
         self.heard = Heard(space)
         """What all nodes have published."""
         space.register_schema(_PATH, lambda _, value: Commitment.read(value))
@@ -205,19 +203,20 @@ class Commitments:
         is offered to that customer now, as far as is known here.
         """
         now_ms = self._clock.now_ms()
-        there, here = parties(self.heard.of(provider), self.heard.of(customer))
+        there, here = self.heard.of(provider), self.heard.of(customer)
+        tier, _ = standing(there, here)
         need = NeedSlot(
             slot_id=NOTHING, kind=kind, quantity=1, price_max=0, valid_until_ms=ENDLESS_MS
         )
         found, costs = list[Quote](), dict[bytes, int]()
-        if here.tier == "open" and (state := self.heard.state_of(provider)) is not None:
+        if tier == "open" and (state := self.heard.state_of(provider)) is not None:
             for each in state.slot_denominators:
                 costs[each.slot] = max((line.price for line in each.allocations), default=0)
-        for slot in self.of(provider).slots:
+        for slot in there.commitment.slots:
             window, ladder = slot.window_at(now_ms), slot.ladder
             if window is not None and mismatch(slot, there, need, here, now_ms) is None:
                 ladder = replace(ladder, reserve=max(ladder.reserve, costs.get(slot.slot_id, 0)))
-                found.append(Quote(provider, kind, slot.slot_id, window, here.tier, ladder))
+                found.append(Quote(provider, kind, slot.slot_id, window, tier, ladder))
         return min(found, key=lambda quote: (quote.price, quote.slot), default=None)
 
     def labels(self, node: bytes) -> tuple[str, str] | None:
@@ -235,9 +234,7 @@ class Commitments:
             ArgumentInvalid, TooLarge: it cannot be one.
         """
         slot_id = self._entropy.token(SLOT_ID_BYTES)
-        before = {"slot_id": slot_id, "kind": kind, "owner": self._owner}
-        if role is AvailabilitySlot:
-            before["location"] = self._site
+        before = self._place[role] | {"slot_id": slot_id, "kind": kind}
         await self.publish(lambda own: with_slot(own, self._stated(role, before, said)))
         return slot_id
 
@@ -250,7 +247,7 @@ class Commitments:
 
         def with_all(own: Commitment) -> Commitment:
             made = tuple(each for each in own.standing_made if each != kind)
-            return self._standing(own.model_copy(update={"standing_made": made}))
+            return self._standing(AvailabilitySlot, own.model_copy(update={"standing_made": made}))
 
         await self.publish(with_all)
         slot = standing_slot(self.own, kind)
@@ -328,9 +325,11 @@ class Commitments:
         What follows the node changes at most once in an interval each. A node without peers has
         nobody to tell.
         """
+        with_offers = partial(self._standing, AvailabilitySlot)
+        with_needs = partial(self._standing, NeedSlot)
         for event, made, interval_ms in (
-            ("allocation.capacity_not_offered", self._standing, PRICES_POSTED_MS),
-            ("allocation.need_not_stated", self._with_need, NEED_INTERVAL_MS),
+            ("allocation.capacity_not_offered", with_offers, PRICES_POSTED_MS),
+            ("allocation.need_not_stated", with_needs, NEED_INTERVAL_MS),
             ("allocation.windows_not_continued", self._continued, 0),
         ):
             now_ms = self._clock.monotonic_ms()
@@ -347,19 +346,11 @@ class Commitments:
     def _continued(self, own: Commitment) -> Commitment:
         return renewed(own, self._clock.now_ms(), zone_of)
 
-    def _with_need(self, own: Commitment) -> Commitment:
+    def _standing(self, role: type[Either], own: Commitment) -> Commitment:
         for kind in KINDS:
-            fields = self._wanted(kind) | {"owner": self._owner}
+            fields = self._by_default(role, kind) | self._place[role]
             new_id = self._entropy.token(SLOT_ID_BYTES)
-            own = with_standing(own, NeedSlot, kind, fields, new_id)
-        return own
-
-    def _standing(self, own: Commitment) -> Commitment:
-        place = {"location": self._site, "owner": self._owner}
-        for kind in KINDS:
-            fields = offered(kind, self._level(kind), self._posted(kind, None)) | place
-            new_id = self._entropy.token(SLOT_ID_BYTES)
-            own = with_standing(own, AvailabilitySlot, kind, fields, new_id)
+            own = with_standing(own, role, kind, fields, new_id)
         return own
 
     # Recognition

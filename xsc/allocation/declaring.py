@@ -20,7 +20,6 @@ from xsc.allocation.windows import (
     ENDLESS_MS,
     Zones,
     next_window,
-    parse_recurrence,
     single,
 )
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
@@ -53,7 +52,7 @@ OBJECT_HOSTS: Final = DATA_SHARDS_DEFAULT + PARITY_SHARDS_DEFAULT
 """Providers that an object needs."""
 NOTHING: Final = bytes(SLOT_ID_BYTES)
 """In the place of a slot or need, where none is stated."""
-_ALWAYS = dict[str, Any](windows=(), valid_until_ms=ENDLESS_MS, recurrence="", time_zone="")
+_ALWAYS = dict[str, Any](windows=(), valid_until_ms=ENDLESS_MS, recurrence="")
 """The times of what is there until it is withdrawn."""
 _ASKED: Final = ("quantity", "parts", "spread", "price_max", "windows", "valid_until_ms")
 """What a need asks for."""
@@ -86,8 +85,8 @@ def _resolve(
 ) -> dict[str, Any]:
     """Return the fields that follow from what is stated of times; what is not is as before."""
     every, begin, end = said.every, said.from_ms, said.to_ms
-    if every is None and before["recurrence"]:
-        every = f"{before['recurrence']} {before['time_zone']}"
+    if every is None:
+        every = before["recurrence"] or None
     if begin is None:
         begin = before["windows"][0][0] if before["windows"] else now_ms
     if end is None:
@@ -102,9 +101,7 @@ def _resolve(
             f" {SLOT_HORIZON_MS // DAY_MS} days",
             hint="end it later, or choose other days",
         )
-    recurrence = parse_recurrence(every)
-    text, zone = recurrence.text, recurrence.zone
-    return {"windows": (first,), "valid_until_ms": end, "recurrence": text, "time_zone": zone}
+    return {"windows": (first,), "valid_until_ms": end, "recurrence": every}
 
 
 def made(role: type[S], before: Mapping[str, Any], changes: Mapping[str, Any], hint: str = "") -> S:
@@ -245,8 +242,7 @@ def renewed(commitment: Commitment, now_ms: int, zones: Zones) -> Commitment:
         if slot.next_window(now_ms) is not None:
             kept.append(slot)
         elif slot.recurrence:
-            every, until_ms = f"{slot.recurrence} {slot.time_zone}", slot.valid_until_ms
-            window = next_window(every, zones, now_ms, until_ms, now_ms)
+            window = next_window(slot.recurrence, zones, now_ms, slot.valid_until_ms, now_ms)
             if window is not None:
                 kept.append(type(slot)(**dict(slot) | {"windows": (window,)}))
     return _of(kept, commitment)

@@ -17,9 +17,10 @@ from itertools import product
 from typing import Final, Literal, TypeAlias
 
 from xsc.allocation.clearing import Bid, Granted, clear
-from xsc.allocation.clearing_record import Clearing, Published, parties
+from xsc.allocation.clearing_record import Clearing
 from xsc.allocation.commitments import Heard
-from xsc.allocation.matching import Party, mismatch
+from xsc.allocation.matching import mismatch
+from xsc.allocation.published import Published
 from xsc.allocation.records import Records
 from xsc.base.errors import LimitError, NotFound, PeerError, ProofInvalid, UnavailableError
 from xsc.base.ids import to_text
@@ -63,11 +64,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """A slot and a need of two nodes, as each sees the other, and how they came out."""
+    """A slot and a need of two nodes, and how they came out."""
 
-    provider: Party
+    provider: Published
     slot: AvailabilitySlot
-    customer: Party
+    customer: Published
     need: NeedSlot
     because: str = ""
     clearing: bytes | None = None
@@ -76,32 +77,22 @@ class Explained:
     eligible: int | None = None
     """The need, its cap and what credit and shares left of it, the least; None: no part."""
     granted: Granted | None = None
-    """What it gave it."""
+    """What it gave it, also of a quantity of 0; None: no part."""
     changes: tuple[Change, ...] = ()
 
-    @property
-    def quantity(self) -> int:
-        """The units granted."""
-        return 0 if self.granted is None else self.granted.quantity
 
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """An answer: where any slot matches any need, only of those."""
-
-    rows: list[Explained]
-    is_cut: bool
-    """Whether there is more than one answer may say."""
+Explanation: TypeAlias = tuple[list[Explained], bool]
+"""An answer, where any slot matches any need only of those, and whether there is more than it may
+say."""
 
 
 def pairs_of(
     provider: Published, customer: Published, one: bytes | None = None
 ) -> Iterator[Explained]:
     """Return the pairs of what two nodes have published; those of one slot or need where given."""
-    there, here = parties(provider, customer)
     for slot, need in product(provider.commitment.slots, customer.commitment.needs):
         if one in (None, slot.slot_id, need.slot_id):
-            yield Explained(there, slot, here, need)
+            yield Explained(provider, slot, customer, need)
 
 
 def _shown(kind: Kind, steps: int) -> str:
@@ -160,17 +151,9 @@ def explain(row: Explained, clearing: Clearing, drawn: int) -> Explained:
     bid = next((each for each in bids if each.pin == pin), None)
     if bid is None:
         return replace(row, because=_absence(row, clearing, drawn))
-    cleared = clearing.clear()
-    tier, weight = bid.tier, bid.weight
-    rung = slot.ladder.rung(tier)
-    said = replace(
-        row,
-        weight=weight,
-        eligible=bid.quantity,
-        granted=cleared.lines.get(pin),
-        changes=tuple(changes_of(slot, capacity, bids, salt, bid)),
-    )
-    is_all = said.quantity == bid.quantity
+    cleared, tier = clearing.clear(), bid.tier
+    granted, rung = cleared.lines.get(pin, Granted(tier, 0, 0)), slot.ladder.rung(tier)
+    is_all = granted.quantity == bid.quantity
     if is_all and bid.quantity == need.most(row.provider.node):
         of = "" if bid.quantity == need.quantity else " of this provider"
         because = f"all that it asked for{of} was there"
@@ -184,24 +167,27 @@ def explain(row: Explained, clearing: Clearing, drawn: int) -> Explained:
             f"it pays at most {format_credits(bid.price_max)}, and the slot asks "
             f"{format_credits(rung)} of the tier {tier}"
         )
-    elif said.quantity == sum(line.given for line in cleared.tiers):
+    elif granted.quantity == sum(line.given for line in cleared.tiers):
         because = "the slot has no more"
     elif tier == "open":
         because = "others are recognised, or bid more"
     else:
         because = (
-            f"the rest went to others: it stands in the tier {tier} with {format_share(weight)}"
+            f"the rest went to others: it stands in the tier {tier} with {format_share(bid.weight)}"
         )
-    return replace(said, because=because)
+    return replace(
+        row,
+        because=because,
+        weight=bid.weight,
+        eligible=bid.quantity,
+        granted=granted,
+        changes=tuple(changes_of(slot, capacity, bids, salt, bid)),
+    )
 
 
 def _absence(row: Explained, clearing: Clearing, drawn: int) -> str:
     """Return why a need that matches a slot took no part in a clearing: what fails first, now."""
-    seen = {
-        (customer.node, need.slot_id)
-        for customer in clearing.customers.values()
-        for need in customer.commitment.needs
-    }
+    seen = clearing.customers.get(row.customer.node)
     if drawn:
         has = _shown(row.need.kind, drawn)
         return f"it has drawn {has} and keeps that; only the rest was cleared"
@@ -209,7 +195,7 @@ def _absence(row: Explained, clearing: Clearing, drawn: int) -> str:
         return "others fill it, so it takes nothing more of this provider"
     if row.customer.node in clearing.record.left_out:
         return "its provider had no room for all customers, and left this one out"
-    if (row.customer.node, row.need.slot_id) not in seen:
+    if seen is None or row.need.slot_id not in {need.slot_id for need in seen.commitment.needs}:
         return "its provider had not seen the need when it cleared"
     return (
         "its provider found nothing of it eligible: other slots fill the need, its customer's "
@@ -308,10 +294,10 @@ class Explaining:
                 continue
             if row.clearing not in opened:
                 if row.provider.node != self._node and len(opened) >= WHY_RECORDS_MAX:
-                    return Explanation(rows, True)
+                    return rows, True
                 opened[row.clearing] = await self._open(row.provider.node, row.clearing)
             rows.append(await self._explained(row, opened[row.clearing]))
-        return Explanation(rows, len(found) > WHYS_MAX)
+        return rows, len(found) > WHYS_MAX
 
     def _divided(self, node: bytes) -> Sequence[SlotDenominators]:
         """Return the slots that a node says that it has cleared."""
@@ -337,11 +323,8 @@ class Explaining:
     async def _explained(self, row: Explained, checked: Clearing | str) -> Explained:
         if isinstance(checked, str):
             return replace(row, because=checked)
-        slot_id = row.slot.slot_id
-        if slot_id != checked.record.slot.slot_id:
-            return replace(row, because="the record that its provider names is of another slot")
         provider, customer = row.provider.node, row.customer.node
-        key = EntitlementKey(provider, slot_id, customer, row.need.slot_id)
+        key = EntitlementKey(provider, row.slot.slot_id, customer, row.need.slot_id)
         drawn = self._drawn().get(key, 0)
         async with self._turn:
             return await self._executor.run(explain, row, checked, drawn)

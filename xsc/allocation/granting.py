@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Self, TypeAlias
 
 from pydantic import Field
 
-from xsc.allocation.clearing import Pin, SlotClearing
-from xsc.allocation.clearing_record import Clearing, Published, Said, Taking, admitted, standing
-from xsc.allocation.matching import common
+from xsc.allocation.clearing import Pin
+from xsc.allocation.clearing_record import Clearing, Taking, admitted
+from xsc.allocation.published import Published, Said, standing
 from xsc.base.limits import (
     ALLOCATIONS_A_CUSTOMER_MAX,
     ALLOCATIONS_A_STRANGER_MAX,
@@ -90,16 +90,6 @@ class Inputs:
         return cls(found, Published.read(*found.own), others)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a round comes to."""
-
-    state: TwoTierAllocationState
-    """Its slots, allocations, totals and pauses; `program.state_after` adds the rest."""
-    records: Mapping[bytes, ClearingRecord]
-    """Of the slots that came to something else than before, by id."""
-
-
 def until_ms(offered_ms: int, time: Window) -> int:
     """Return when an offer lapses: after a minute, or with its time."""
     return min(time[1], max(offered_ms, time[0]) + OFFER_MS)
@@ -119,9 +109,10 @@ def entitlements(
             continue
         for line in divided.allocations:
             need = needs.get(line.pin)
-            time = None if need is None else common(slot, need, now_ms)
-            if time is None:
+            other = None if need is None else need.window_at(now_ms)
+            if other is None:
                 continue
+            time = max(divided.window[0], other[0]), min(divided.window[1], other[1])
             yield Entitlement(
                 slot=divided.slot,
                 window=time,
@@ -166,9 +157,10 @@ class _Round:
         self._waiting: set[tuple[bytes, bytes]] = set()
         """Slots and customers that can take more of them than they have taken."""
         self._divided: list[SlotDenominators] = []
-        self._records: dict[bytes, ClearingRecord] = {}
+        self.records: dict[bytes, ClearingRecord] = {}
+        """By id, of the slots that came to something else than before."""
 
-    def outcome(self) -> Outcome:
+    def state(self) -> TwoTierAllocationState:
         """Return what all slots came to."""
         pauses = [
             (*key, count, end)
@@ -177,10 +169,9 @@ class _Round:
         ]
         # Of more than a state says, those that end first are forgotten.
         kept = sorted(pauses, key=lambda each: -each[-1])[:OFFER_PAUSES_MAX]
-        state = TwoTierAllocationState(
+        return TwoTierAllocationState(
             slot_denominators=tuple(self._divided), pauses=tuple(sorted(kept))
         )
-        return Outcome(state, self._records)
 
     def clear(self, slot: AvailabilitySlot, window: Window, bytes_max: int) -> None:
         """Clear a slot where somebody needs something of it, and count what it grants."""
@@ -208,26 +199,31 @@ class _Round:
                     slot.slot_id, line, is_there=line.customer in customers, is_full=is_full
                 )
         eligible = [each for taken in taking for each in self._eligible(slot, taken, drawn)]
-        provider, commitment, recognition = own.named
-        whole = ClearingRecord(
-            provider=provider,
-            slot=slot,
-            at_ms=self._now_ms,
-            capacity=capacity,
-            commitment=commitment,
-            recognition=recognition,
-            participants=tuple(sorted(each.named for each in customers.values())),
-            eligible=tuple(sorted(eligible)),
-            left_out=tuple(sorted(left_out)),
-        )
-        record, cleared = _around(Clearing(whole, own, customers), pinned)
+        # A need that has more than it is granted keeps that, and the rest is cleared without both.
+        stays = pinned.keys() - {each[:2] for each in eligible}
+        while True:
+            record = ClearingRecord(
+                provider=own.named,
+                slot=slot,
+                at_ms=self._now_ms,
+                capacity=max(0, capacity - sum(pinned[pin] for pin in stays)),
+                participants=tuple(sorted(each.named for each in customers.values())),
+                eligible=tuple(sorted(each for each in eligible if each[:2] not in stays)),
+                left_out=tuple(sorted(left_out)),
+            )
+            cleared = Clearing(record, own, customers).clear()
+            given = {pin: granted.quantity for pin, granted in cleared.lines.items()}
+            short = {pin for pin in pinned.keys() - stays if given.get(pin, 0) < pinned[pin]}
+            if not short:
+                break
+            stays |= short
         said = [(*pin, *granted) for pin, granted in sorted(cleared.lines.items())]
         told = last and (last.rule, last.tiers, [line.said for line in last.allocations])
         if last is not None and told == (slot.rule, cleared.tiers, said):
             clearing_id = last.clearing
         else:
             clearing_id = record.id
-            self._records[clearing_id] = record
+            self.records[clearing_id] = record
         self._given.update(pinned)
         allocations = []
         for (node, need), granted in sorted(cleared.lines.items()):
@@ -313,31 +309,18 @@ class _Round:
         return line.granted_ms
 
 
-def _around(clearing: Clearing, pinned: Mapping[Pin, int]) -> tuple[ClearingRecord, SlotClearing]:
-    """Clear a slot around what is pinned: a need that has more than it is granted keeps that."""
-    whole = clearing.record
-    stays = pinned.keys() - {each[:2] for each in whole.eligible}
-    while True:
-        capacity = max(0, whole.capacity - sum(pinned[pin] for pin in stays))
-        eligible = tuple(each for each in whole.eligible if each[:2] not in stays)
-        record = whole.model_copy(update={"capacity": capacity, "eligible": eligible})
-        cleared = replace(clearing, record=record).clear()
-        short = {
-            pin
-            for pin in pinned.keys() - stays
-            if pin not in cleared.lines or cleared.lines[pin].quantity < pinned[pin]
-        }
-        if not short:
-            return record, cleared
-        stays |= short
-
-
-def clear_all(inputs: Inputs, last: TwoTierAllocationState) -> Outcome:
+def clear_all(
+    inputs: Inputs, last: TwoTierAllocationState
+) -> tuple[TwoTierAllocationState, dict[bytes, ClearingRecord]]:
     """Clear all slots that have a window now.
 
     Args:
         inputs: what the round follows from.
         last: the state that was published before.
+
+    Returns:
+        A state with slots, allocations and pauses (`program.state_after` adds the rest), and by id
+        the records of the slots that came to something else than before.
     """
     now_ms = inputs.gathered.now_ms
     slots = inputs.own.commitment.slots
@@ -345,4 +328,4 @@ def clear_all(inputs: Inputs, last: TwoTierAllocationState) -> Outcome:
     made = _Round(inputs, last)
     for slot, window in present:
         made.clear(slot, window, CLEARINGS_BYTES_MAX // len(present))
-    return made.outcome()
+    return made.state(), made.records

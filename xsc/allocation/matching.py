@@ -9,33 +9,26 @@ to M4.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
+from xsc.allocation.published import Published, standing
 from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import node_id_from_text, to_text
-from xsc.terms.quote import Tier
-from xsc.terms.slot import AvailabilitySlot, NeedSlot, Slot, Window
+from xsc.terms.slot import AvailabilitySlot, NeedSlot, Slot
 
 _RANKS: Final[Mapping[str, int]] = {"open": 0, "one_way": 1, "mutual": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class Party:
-    """One side of a match, as the other side sees it."""
-
-    node: bytes
-    tier: Tier
-    """How the node that sets the filter stands to this one."""
-
-
-FILTERS: Final[Mapping[str, Callable[[str, Party, Slot], bool]]] = {
-    "node": lambda wanted, party, _: to_text(party.node) == wanted,
-    "owner": lambda wanted, _, slot: slot.owner.casefold() == wanted.casefold(),
-    "location": lambda wanted, _, slot: slot.location.casefold() == wanted.casefold(),
-    "tier": lambda wanted, party, _: _RANKS[party.tier] >= _RANKS.get(wanted, len(_RANKS)),
+FILTERS: Final[Mapping[str, Callable[[str, Slot, Published, Published], bool]]] = {
+    "node": lambda wanted, _slot, _by, other: to_text(other.node) == wanted,
+    "owner": lambda wanted, slot, *_: slot.owner.casefold() == wanted.casefold(),
+    "location": lambda wanted, slot, *_: slot.location.casefold() == wanted.casefold(),
+    "tier": lambda wanted, _slot, by, other: (
+        _RANKS[standing(by, other)[0]] >= _RANKS.get(wanted, len(_RANKS))
+    ),
 }
-"""Each says whether the other side meets what is wanted. `tier` is the least tier."""
+"""Each says whether the other side, of that slot or need, meets what somebody wants of it. `tier`
+is the least tier on which it stands there."""
 
 
 def check_filters(filters: Iterable[tuple[str, str]]) -> None:
@@ -61,27 +54,19 @@ def check_filters(filters: Iterable[tuple[str, str]]) -> None:
             )
 
 
-def _unmet(slot: Slot, other: Slot, party: Party) -> str | None:
-    """Return the first filter of a slot that the other side does not meet, if any.
+def _unmet(slot: Slot, other: Slot, by: Published, party: Published) -> str | None:
+    """Return the first filter of somebody's slot that the other side does not meet, if any.
 
     An unknown filter is met by nobody.
     """
     for name, wanted in slot.filters:
-        if name not in FILTERS or not FILTERS[name](wanted, party, other):
+        if name not in FILTERS or not FILTERS[name](wanted, other, by, party):
             return f"{name}={wanted}"
     return None
 
 
-def common(slot: Slot, need: Slot, now_ms: int) -> Window | None:
-    """Return what two windows that a moment is in have in common; None where it is not in both."""
-    one, other = slot.window_at(now_ms), need.window_at(now_ms)
-    if one is None or other is None:
-        return None
-    return max(one[0], other[0]), min(one[1], other[1])
-
-
 def mismatch(
-    slot: AvailabilitySlot, provider: Party, need: NeedSlot, customer: Party, now_ms: int
+    slot: AvailabilitySlot, provider: Published, need: NeedSlot, customer: Published, now_ms: int
 ) -> str | None:
     """Return why a slot does not serve a need of another node at a moment; None if it does.
 
@@ -94,9 +79,9 @@ def mismatch(
         return "a node does not serve itself"
     if slot.location and need.location and slot.location.casefold() != need.location.casefold():
         return f"the slot is at '{slot.location}', and the need at '{need.location}'"
-    if found := _unmet(slot, need, customer):
+    if found := _unmet(slot, need, provider, customer):
         return f"the slot serves only {found}, which the customer is not"
-    if found := _unmet(need, slot, provider):
+    if found := _unmet(need, slot, customer, provider):
         return f"the need takes only {found}, which the provider is not"
     if slot.window_at(now_ms) is None:
         return "the slot has no window now"

@@ -18,7 +18,6 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from xsc.allocation.clearing_record import read_state
 from xsc.allocation.granting import Inputs, clear_all
-from xsc.allocation.recognition import mutual_ppm
 from xsc.base.limits import DAMPING_HISTORY_MAX, PPM
 from xsc.base.units import ceil_div
 from xsc.space.paths import UserSpacePaths
@@ -99,9 +98,7 @@ def state_after(
         last: what was published before.
     """
     own = inputs.own
-    mutual = {
-        peer: mutual_ppm(own.weights.get(peer, 0), ppm) for peer, ppm in inputs.gathered.theirs
-    }
+    mutual = {peer: min(own.weights.get(peer, 0), ppm) for peer, ppm in inputs.gathered.theirs}
     before, now = ({each.clearing for each in state.slot_denominators} for state in (last, granted))
     changed = ceil_div(len(before ^ now) * PPM, max(1, len(before | now)))
     changes = (*last.convergence_history, (changed, inputs.gathered.now_ms))
@@ -124,7 +121,7 @@ def state_of(gathered: bytes, last: bytes) -> bytes:
         TooLarge, RecordInvalid: the bytes are of no such thing.
     """
     inputs, before = Inputs.read(gathered), read_state(last)
-    return state_after(inputs, clear_all(inputs, before).state, before).to_bytes()
+    return state_after(inputs, clear_all(inputs, before)[0], before).to_bytes()
 
 
 class Program(Protocol):

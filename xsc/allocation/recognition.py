@@ -79,13 +79,8 @@ def with_weight(weights: Mapping[bytes, int], peer: bytes, ppm: int) -> dict[byt
     return changed
 
 
-def mutual_ppm(mine: int, theirs: int) -> int:
-    """Return the mutual recognition of two nodes from the weights that they give each other."""
-    return min(mine, theirs)
-
-
 def tier_of(mine: int, theirs: int) -> Tier:
     """Return the tier of a peer, from the own weight for it and its weight for this node."""
-    if mutual_ppm(mine, theirs) >= MUTUAL_RECOGNITION_THRESHOLD_PPM:
+    if min(mine, theirs) >= MUTUAL_RECOGNITION_THRESHOLD_PPM:
         return "mutual"
     return "one_way" if mine > 0 else "open"

@@ -27,12 +27,11 @@ from typing import Final, TypeVar
 
 from xsc.allocation.clearing_record import (
     Clearing,
-    Published,
-    charged,
     check_clearing,
     open_clearing,
 )
 from xsc.allocation.commitments import Heard
+from xsc.allocation.published import Published, charged
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import NotFound, ProofInvalid, XscError
 from xsc.base.ids import from_text, short
@@ -306,7 +305,6 @@ class Records:
                 await self._context.clock.sleep_ms(CONVERGED_LOOK_MS)
         finally:
             self._running.discard(provider)
-        self._told()
 
     async def _value(self, provider: bytes, path: str) -> bytes:
         value = (await self._read(provider, path)).value
@@ -325,13 +323,13 @@ class Records:
     async def _named_by(self, record: ClearingRecord) -> list[SpaceValue]:
         """Return what a record names: mostly what its customers still publish, which is here."""
         here: dict[bytes, SpaceValue] = {}
-        for node in (record.provider, *(each[0] for each in record.participants)):
+        for node, *_ in (record.provider, *record.participants):
             here |= {value.name: value for value in self._heard.of(node).values}
         found, size_bytes = [], 0
         for name in sorted(record.names):
             value = here.get(name)
             if value is None:
-                raw = await self._value(record.provider, UserSpacePaths.named(name))
+                raw = await self._value(record.provider[0], UserSpacePaths.named(name))
                 value, size_bytes = SpaceValue.read(raw), size_bytes + len(raw)
                 if value.name != name or size_bytes > CLEARINGS_BYTES_MAX:
                     raise NotFound("the provider does not give what its clearing names")

@@ -39,8 +39,6 @@ class Recurrence:
     start_minute: int
     end_minute: int
     """Counted from the same midnight: above 24 h where the window ends the day after."""
-    text: str
-    """Days and times as the owner wrote them."""
     zone: str
 
 
@@ -74,9 +72,8 @@ def parse_recurrence(text: str) -> Recurrence:
             f"'{text}' has windows of no length",
             hint="00:00-24:00 is the whole day",
         )
-    days = _days(match[1])
-    shown = f"{match[1]} {match[2]}:{match[3]}-{match[4]}:{match[5]}"
-    return Recurrence(days, start, end if end > start else end + 24 * 60, shown, match[6] or "UTC")
+    end_minute = end if end > start else end + 24 * 60
+    return Recurrence(_days(match[1]), start, end_minute, match[6] or "UTC")
 
 
 def _offset_ms(moment: datetime) -> int:

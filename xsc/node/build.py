@@ -14,17 +14,19 @@ from typing import Any
 
 from xsc import __version__
 from xsc.allocation.allocating import Allocator
-from xsc.allocation.clearing_record import standing
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.declaring import (
     OBJECT_HOSTS,
+    Either,
     need_of,
     needed,
+    offered,
     standing_need,
     standing_slot,
 )
 from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import state_of
+from xsc.allocation.published import standing
 from xsc.allocation.records import Records
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
@@ -108,7 +110,7 @@ from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.sweeper import Sweeper, Swept
 from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Kind
-from xsc.terms.slot import STEP, EntitlementKey
+from xsc.terms.slot import STEP, AvailabilitySlot, EntitlementKey
 
 RECLAIM_INTERVAL_MS = 10_000
 RECLAIM_PAUSE_MS = 20
@@ -376,9 +378,7 @@ class Node:
             self.space,
             self.peers.roster,
             posted=self._posted,
-            level=self._level,
-            # Bound late: the market is made after the commitments.
-            wanted=lambda kind: self._wanted(kind),  # noqa: PLW0108
+            by_default=self._by_default,
             on_withdrawn=self._need_withdrawn,
             # Whom a node follows depends on its recognition.
             on_recognised=self._recognition_changed,
@@ -486,11 +486,14 @@ class Node:
         if kind == "storage":
             self.market.default_need.withdraw()
 
-    def _wanted(self, kind: Kind) -> dict[str, Any]:
-        """Return what this node needs of a kind by default, and what it would pay for that now.
+    def _by_default(self, role: type[Either], kind: Kind) -> dict[str, Any]:
+        """Return what this node offers or needs of a kind by default, at its prices of now.
 
-        For what runs at a provider that its owner has chosen, that is the most that it pays.
+        For what runs at a provider that its owner has chosen, it pays the most that it pays at all.
         """
+        if role is AvailabilitySlot:
+            level = 0 if self.config.offer == "none" else self.capacity.level(kind)
+            return offered(kind, level, self._posted(kind, None))
         if kind == "compute":
             need = standing_need(self.commitments.own, kind)
             parts = () if need is None else need.parts
@@ -512,10 +515,6 @@ class Node:
                 bids.append(Bid(peer, slot.ladder.rung(tier), PPM, where))
         own_price = self.market.headroom.pricing().unit_price("storage")
         return reserve(bids, OBJECT_HOSTS, own_price, self.config.storage_price_max_micro)
-
-    def _level(self, kind: Kind) -> int:
-        """Return what is offered of a kind by default: bytes, or fuel a second."""
-        return 0 if self.config.offer == "none" else self.capacity.level(kind)
 
     async def _before_stand(self) -> bool:
         """Get an interval for what is published, and say whether there is anybody to tell."""

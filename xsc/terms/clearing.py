@@ -63,16 +63,12 @@ class ClearingRecord(Record):
 
     KIND: ClassVar[str] = "clearing"
 
-    provider: Id32
+    provider: Named
     slot: AvailabilitySlot
     at_ms: Count
     """Within the window of the slot that is divided."""
     capacity: Count
     """What is divided: the slot's quantity without what is pinned, at most; the provider's word."""
-    commitment: Id32
-    """The provider's own: it has the slot."""
-    recognition: Id32 | None
-    """The provider's own; None where it recognises nobody."""
     participants: Annotated[tuple[Named, ...], Field(max_length=ALLOCATIONS_MAX)]
     """The customers, by rising ids."""
     eligible: Annotated[tuple[tuple[Id32, SlotId, Steps], ...], Field(max_length=ALLOCATIONS_MAX)]
@@ -94,9 +90,8 @@ class ClearingRecord(Record):
     @property
     def names(self) -> frozenset[bytes]:
         """The names of all published values that it followed from."""
-        found = {self.commitment, self.recognition}
-        found |= {name for _, *names in self.participants for name in names}
-        return frozenset(name for name in found if name is not None)
+        everybody = self.provider, *self.participants
+        return frozenset(name for _, *names in everybody for name in names if name is not None)
 
 
 class ClearingProof(Record):

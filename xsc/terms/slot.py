@@ -78,9 +78,8 @@ class Slot(Record):
     quantity: Steps
     windows: Annotated[tuple[tuple[Count, Count], ...], Field(max_length=1)] = ()
     """The present or next one; without any it is there until it ends."""
-    recurrence: Annotated[str, Field(max_length=128)] = ""
-    """As the owner said it: what follows the window; empty where nothing does."""
-    time_zone: Annotated[str, Field(max_length=64)] = ""
+    recurrence: Annotated[str, Field(max_length=192)] = ""
+    """As the owner said it, with its zone: what follows the window; empty where nothing does."""
     location: Label = ""
     """Failure domain: the site; empty where nothing is said."""
     owner: Label = ""

@@ -8,12 +8,8 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
-from xsc.allocation.clearing_record import (
-    Clearing,
-    Published,
-    admitted,
-    read_published,
-)
+from xsc.allocation.clearing_record import Clearing, admitted, read_published
+from xsc.allocation.published import Published
 from xsc.allocation.recognition import value_of
 from xsc.base.limits import ALLOCATIONS_MAX, CLEARINGS_BYTES_MAX
 from xsc.identity.envelope import Signed, sign
@@ -137,14 +133,11 @@ def cleared(
     """Clear the one slot as a provider does; everything that is wanted is eligible."""
     (offered,) = own.commitment.slots
     eligible = taking(own, others, offered)
-    _, commitment, recognition = own.named
     record = ClearingRecord(
-        provider=own.node,
+        provider=own.named,
         slot=offered,
         at_ms=NOW_MS,
         capacity=capacity,
-        commitment=commitment,
-        recognition=recognition,
         participants=tuple(sorted(each.named for each in others if each.node in eligible)),
         eligible=tuple(
             sorted((node, *each) for node, units in eligible.items() for each in units.items())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.unit.allocation.clearings import HOUR, NOW_MS, key, need, slot, steps_of
 from xsc.allocation.acceptance import answered, keep, pending
 from xsc.allocation.clearing import TIERS, Claim
-from xsc.allocation.clearing_record import Published
+from xsc.allocation.published import Published
 from xsc.terms.clearing import SpaceValue
 from xsc.terms.slot import Commitment, Entitlement
 

@@ -15,9 +15,9 @@ from tests.unit.space.test_store import record
 from xsc.allocation import granting, records
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.clearing import TIERS
-from xsc.allocation.clearing_record import Published
 from xsc.allocation.granting import clear_all
 from xsc.allocation.program import state_of
+from xsc.allocation.published import Published
 from xsc.allocation.records import Records
 from xsc.base.clock import InlineExecutor, SeededEntropy
 from xsc.base.errors import NotFound, StoreDamaged
@@ -357,7 +357,7 @@ def test_a_slot_is_cleared_once_its_window_begins():
     for hour in range(4):
         now_ms, credit = NOW_MS + hour * HOUR_MS, dict.fromkeys(others, 10**9)
         free = {"compute": 99}
-        last = clear_all(inputs_of(now_ms, own, others, credit=credit, free=free), last).state
+        last = clear_all(inputs_of(now_ms, own, others, credit=credit, free=free), last)[0]
         cleared.append([each.window for each in last.slot_denominators])
         assert [line.quantity for line in lines_in(last)] == [10] * len(cleared[-1])
     assert cleared == [[], [], [window], []]

@@ -24,12 +24,8 @@ from tests.unit.allocation.clearings import (
     state_of,
     taking,
 )
-from xsc.allocation.clearing_record import (
-    Published,
-    check_clearing,
-    read_published,
-    wanted,
-)
+from xsc.allocation.clearing_record import check_clearing, read_published, wanted
+from xsc.allocation.published import Published
 from xsc.allocation.recognition import value_of
 from xsc.base.errors import ProofInvalid, RecordInvalid, XscError
 from xsc.base.limits import (
@@ -206,7 +202,7 @@ def test_a_provider_that_signs_another_outcome_is_found(world, network):
             verified(lie)
         assert verified(lie, by=MUTUAL), "another's state proves nothing of this provider"
         assert verified(state_of(signed, own, others, clearing=bytes(32))), "of another clearing"
-    for change in ({"capacity": 99}, {"recognition": None}):
+    for change in ({"capacity": 99}, {"provider": (*signed.record.provider[:2], None)}):
         false = changed(signed, network, **change)
         (known,) = honest.slot_denominators
         names_it = known.model_copy(update={"clearing": false.id})

@@ -10,7 +10,7 @@ from tests.settle import settle
 from tests.unit.allocation.test_declaring import NIGHTS
 from tests.unit.space.test_store import Journal, record
 from xsc.allocation.commitments import LOOK_INTERVAL_MS, Commitments
-from xsc.allocation.declaring import Statement, needed, standing_need
+from xsc.allocation.declaring import Statement, needed, offered, standing_need
 from xsc.allocation.windows import DAY_MS
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhausted, TooLarge
@@ -68,8 +68,7 @@ class Node:
             self.space,
             None,
             posted=self.ask,
-            level=lambda kind: self.levels[kind],
-            wanted=lambda kind: self.wanted if kind == "storage" else self.runs,
+            by_default=self.by_default,
             on_withdrawn=lambda kind: self.told.append(f"{kind} withdrawn"),
             on_recognised=lambda: None,
             before_stand=self.before_stand,
@@ -78,6 +77,11 @@ class Node:
         )
         self.commitments.start()
         self.told = []
+
+    def by_default(self, role, kind):
+        if role is AvailabilitySlot:
+            return offered(kind, self.levels[kind], self.ask(kind, None))
+        return self.wanted if kind == "storage" else self.runs
 
     def ask(self, _, reserve):
         reserve = self.posted if reserve is None else reserve

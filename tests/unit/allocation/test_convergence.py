@@ -6,8 +6,8 @@ import pytest
 
 from tests.gathering import inputs_of
 from xsc.allocation.clearing import Claim, divide
-from xsc.allocation.clearing_record import Published
 from xsc.allocation.program import state_after
+from xsc.allocation.published import Published
 from xsc.allocation.queries import network_has_converged
 from xsc.base.limits import PPM
 from xsc.terms.clearing import (

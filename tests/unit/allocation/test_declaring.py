@@ -77,7 +77,7 @@ def test_a_need_without_times_is_there_until_it_is_withdrawn():
 def test_a_recurrence_has_its_next_window_and_no_end():
     slot = offered(every=NIGHTS)
     assert slot.windows == ((NOW + 10 * limits.EPOCH_MS, NOW + 18 * limits.EPOCH_MS),)
-    assert (slot.recurrence, slot.time_zone) == ("daily 22:00-06:00", "UTC")
+    assert slot.recurrence == NIGHTS
     assert slot.valid_until_ms == ENDLESS_MS
     ended = offered(every=NIGHTS, to_ms=NOW + 3 * DAY_MS)
     assert ended.windows == slot.windows

@@ -8,12 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xsc.allocation.matching import Party, common, mismatch
+from xsc.allocation.clearing import TIERS
+from xsc.allocation.granting import entitlements
+from xsc.allocation.matching import mismatch
+from xsc.allocation.published import Published, standing
 from xsc.allocation.windows import ENDLESS_MS
 from xsc.base.ids import to_text
-from xsc.terms.slot import AvailabilitySlot, NeedSlot
+from xsc.base.limits import MUTUAL_RECOGNITION_THRESHOLD_PPM as TAU
+from xsc.terms.clearing import (
+    SlotAllocationRecord,
+    SlotDenominators,
+    SpaceValue,
+    TierLine,
+    TwoTierAllocationState,
+)
+from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 PROVIDER, CUSTOMER = bytes([1]) * 32, bytes([2]) * 32
+
+
+def node(id_, weights=None):
+    return Published(id_, Commitment(), SpaceValue(record=b"", value=b""), weights or {})
 
 
 def at(text):
@@ -50,7 +65,10 @@ NOW = at("2027-07-05T09:30")
 
 
 def matched(slot, wanted, *, tier="open", customer=CUSTOMER, now=NOW):
-    return mismatch(slot, Party(PROVIDER, tier), wanted, Party(customer, tier), now) is None
+    weight = {"open": 0, "one_way": TAU - 1, "mutual": TAU}[tier]
+    provider, other = node(PROVIDER, {customer: weight}), node(customer, {PROVIDER: weight})
+    assert standing(provider, other)[0] == standing(other, provider)[0] == tier
+    return mismatch(slot, provider, wanted, other, now) is None
 
 
 def test_d3_a_need_within_a_longer_time_is_found():
@@ -129,7 +147,7 @@ def test_filters_of_a_slot_judge_the_customer(filters, tier, expected):
     ],
 )
 def test_the_rule_names_what_keeps_a_slot_from_serving_a_need(of_slot, of_need, expected):
-    provider, customer = Party(PROVIDER, "open"), Party(CUSTOMER, "open")
+    provider, customer = node(PROVIDER), node(CUSTOMER)
     slot, wanted = offer(**of_slot), need(**of_need)
     said = mismatch(slot, provider, wanted, customer, NOW)
     assert said is None if expected is None else said.startswith(expected)
@@ -159,7 +177,30 @@ def test_the_time_of_an_entitlement_is_what_the_windows_of_a_moment_have_in_comm
     left, right, now
 ):
     is_in_both = all(start <= now < end for start, end in (left, right))
-    found = common(offer(tuple(left)), need(tuple(right)), now)
+    slot, wanted = offer(tuple(left)), need(tuple(right))
+    tiers = tuple(
+        TierLine(tier=tier, capacity=1, given=int(tier == "open"), denominator=0) for tier in TIERS
+    )
+    line = SlotAllocationRecord(
+        customer=CUSTOMER, need=wanted.slot_id, tier="open", quantity=1, price=0, granted_ms=0
+    )
+    state = TwoTierAllocationState(
+        slot_denominators=(
+            SlotDenominators(
+                slot=slot.slot_id,
+                window=tuple(left),
+                kind=slot.kind,
+                rule=slot.rule,
+                clearing=bytes(32),
+                tiers=tiers,
+                allocations=(line,),
+            ),
+        )
+    )
+    needs = {(CUSTOMER, wanted.slot_id): wanted}
+    found = [
+        each.window for each in entitlements(PROVIDER, state, {slot.slot_id: slot}, needs, now)
+    ]
     both = max(left[0], right[0]), min(left[1], right[1])
-    assert found == (both if is_in_both else None)
-    assert matched(offer(tuple(left)), need(tuple(right)), now=now) is is_in_both
+    assert found == ([both] if is_in_both else [])
+    assert matched(slot, wanted, now=now) is is_in_both

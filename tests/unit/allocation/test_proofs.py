@@ -19,7 +19,7 @@ from tests.unit.allocation.clearings import (
 )
 from tests.unit.allocation.fakes import Memory
 from tests.unit.allocation.test_commitments import Lines
-from xsc.allocation.clearing_record import Published
+from xsc.allocation.published import Published
 from xsc.allocation.records import Records
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import NotFound, ProofInvalid

@@ -8,7 +8,7 @@ from tests.unit.allocation.clearings import (
 )
 from xsc.allocation.acceptance import received
 from xsc.allocation.clearing import TIERS
-from xsc.allocation.clearing_record import Published
+from xsc.allocation.published import Published
 from xsc.terms.clearing import (
     SlotAllocationRecord,
     SlotDenominators,

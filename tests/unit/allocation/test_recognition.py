@@ -2,7 +2,6 @@ import pytest
 
 from xsc.allocation.recognition import (
     Recognition,
-    mutual_ppm,
     read_weights,
     tier_of,
     value_of,
@@ -106,7 +105,3 @@ def test_a_weight_out_of_the_budget_is_refused(ppm):
 )
 def test_tiers(mine, theirs, tier):
     assert tier_of(mine, theirs) == tier
-
-
-def test_mutual_recognition_is_the_lesser_and_symmetric():
-    assert mutual_ppm(3, 5) == mutual_ppm(5, 3) == 3

@@ -57,10 +57,10 @@ def test_every_change_has_the_effect_that_is_named(network):
         }
         for one in bids:
             said = explain(rows[one.pin], clearing, 0)
-            assert said.quantity == given.get(one.pin, 0)
+            assert said.granted.quantity == given.get(one.pin, 0)
             for change in said.changes:
                 found.add(change.what)
-                assert change.quantity > said.quantity
+                assert change.quantity > said.granted.quantity
                 told = [
                     replace(other, price_max=change.bound)
                     if change.what == "price" and other == one

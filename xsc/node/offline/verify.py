@@ -343,7 +343,7 @@ def _clearing(raw: bytes) -> str:
     stages = ", ".join(f"{line.given} {line.tier}" for line in tiers)
     kind = record.slot.kind
     return (
-        f"clearing: {short(record.provider)} divided "
+        f"clearing: {short(record.provider[0])} divided "
         f"{format_level(kind, record.capacity * STEP[kind])} of {kind} in slot "
         f"{to_text(record.slot.slot_id)} among {_count(len(record.participants), 'customer')} by "
         f"{record.slot.rule}: {given} granted ({stages}), as the rule says; the capacity, what "

@@ -8,6 +8,7 @@ from typing import Any
 
 from xsc.allocation.explaining import Explained, Explanation
 from xsc.allocation.granting import until_ms
+from xsc.allocation.published import standing
 from xsc.allocation.queries import (
     Participant,
     groups,
@@ -252,7 +253,7 @@ async def received(node: Node, _: Nothing) -> api.Entitlements:
 
 def _explained(node: Node, each: Explained) -> api.Explained:
     provider, customer, step = each.provider.node, each.customer.node, STEP[each.need.kind]
-    granted = () if each.granted is None else (each.granted,)
+    granted = each.granted if each.granted is not None and each.granted.quantity else None
     return api.Explained(
         clearing=None if each.clearing is None else to_text(each.clearing),
         provider=to_text(provider),
@@ -263,15 +264,14 @@ def _explained(node: Node, each: Explained) -> api.Explained:
         name=node.name_of(customer),
         kind=each.need.kind,
         need=to_text(each.need.slot_id),
-        tier=each.customer.tier,
+        tier=standing(each.provider, each.customer)[0],
         weight=each.weight,
         eligible=None if each.eligible is None else each.eligible * step,
-        granted=None if each.eligible is None else each.quantity * step,
-        stages=[
-            api.Stage(tier=tier, quantity=steps * step, price=price)
-            for tier, steps, price in granted
-        ],
-        price=None if each.granted is None else each.granted.price,
+        granted=None if each.granted is None else each.granted.quantity * step,
+        stages=[]
+        if granted is None
+        else [api.Stage(tier=granted.tier, quantity=granted.quantity * step, price=granted.price)],
+        price=None if granted is None else granted.price,
         because=each.because,
         changes=[change.said(each.need.kind) for change in each.changes],
     )
@@ -305,8 +305,9 @@ async def why(node: Node, asked: Id) -> api.Explanation:
 
 
 def _answer(node: Node, found: Explanation, passed: Sequence[api.PassedOver]) -> api.Explanation:
-    rows = [_explained(node, each) for each in found.rows]
-    return api.Explanation(why=rows, more=found.is_cut, passed_over=[*passed])
+    rows, is_cut = found
+    why = [_explained(node, each) for each in rows]
+    return api.Explanation(why=why, more=is_cut, passed_over=[*passed])
 
 
 async def clearings(node: Node, _: Nothing) -> api.Clearings:

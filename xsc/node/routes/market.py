@@ -242,8 +242,7 @@ def _cost_micro(slot: Either, now_ms: int, for_ms: int) -> int:
     begin, end = max(begin, now_ms), min(end, until_ms)
     times = [(begin, end)]
     if slot.recurrence:
-        every = f"{slot.recurrence} {slot.time_zone}"
-        times = [*occurrences(every, zone_of, begin, until_ms)]
+        times = [*occurrences(slot.recurrence, zone_of, begin, until_ms)]
     open_ms = sum(max(0, end - begin) for begin, end in times)
     return slot_amount(slot.kind, price, slot.quantity * open_ms) // EPOCH_MS
 
