@@ -233,7 +233,12 @@ async def leased(count: int) -> tuple[float, float]:
         on_need=NOBODY,
         on_denied=NOBODY,
     )
-    settings = MarketSettings(PriceList(1370, 278, 200_000, 100_000), 5480, 1112, 10_000, 3_600_000)
+    settings = MarketSettings(
+        PriceList(1370, 278, 200_000, 100_000),
+        {"storage": 5480, "compute": 1112},
+        10_000,
+        3_600_000,
+    )
     node = MarketNode(context, ports, settings, store)
     granter = LeaseGranter(node, Headroom(node))
     quotes, grants = [], []

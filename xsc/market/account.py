@@ -62,8 +62,6 @@ class Account:
     lost: dict[str, Count] | None = None
     """Customer: what the directory knows to lie there, once this node lost its leases and until it
     has asked for them; by lease in hexadecimal digits, its bytes."""
-    waits_ms: Annotated[int, _UNKEPT] = 0
-    """Provider: since when something signed waits to be booked, by a steady clock."""
     retry_ms: Annotated[int, _UNKEPT] = 0
     """Provider: until when the next booking waits, by a steady clock."""
 
@@ -134,9 +132,9 @@ def check_count(account: Account, count: LeaseCount, now_ms: int) -> str | None:
 class Agreed:
     """What a customer makes of a count."""
 
-    amount_micro: int
-    """What it owes in all, by the count and by its own."""
     closed: int
+    amount_micro: int = 0
+    """What it owes in all, by the count and by its own."""
     uses: list[tuple[LeaseEntry, LeaseUse]] = field(default_factory=list)
     gone: list[LeaseEntry] = field(default_factory=list)
     """Leases that the provider names no more, and that are over here, too."""
@@ -167,8 +165,7 @@ def agree(
     """
     count = signed.record
     lines = {line.lease_id: line for line in count.leases}
-    made = Agreed(0, account.closed)
-    paid = 0
+    made, paid = Agreed(account.closed), 0
     for entry in entries:
         terms, line, was_held = entry.terms, lines.get(entry.id), entry.use.held_bytes > 0
         use = rules.advance(terms, entry.use, now_ms)

@@ -171,8 +171,10 @@ class LeaseGranter:
         return level, None if grant is None else grant.clearing
 
     def _check_terms(self, request: LeaseRequest, price: int) -> None:
+        if request.price < price:
+            raise NoOffers(f"this node asks {price} now, and not {request.price}")
         longest_ms = self._node.settings.storage_lease_ms
-        refusal = rules.check_request(request, price, self._clock.now_ms(), longest_ms)
+        refusal = rules.check_request(request, self._clock.now_ms(), longest_ms)
         if refusal is not None:
             raise RecordInvalid(refusal)
 
@@ -187,8 +189,6 @@ class LeaseGranter:
             raise NoOffers(f"this node offers no {request.kind} to this one now")
         if (quote.slot, quote.window, quote.tier) != (request.slot, request.window, request.tier):
             raise NoOffers("this node offers another slot now, or on another tier")
-        if request.price < quote.price:
-            raise NoOffers(f"this node asks {quote.price} now, and not {request.price}")
         return quote.price
 
     def _forget_done(self, customer: bytes, now_ms: int) -> None:

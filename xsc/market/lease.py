@@ -112,7 +112,7 @@ class LeaseEntry:
 
     def is_over(self, now_ms: int) -> bool:
         """Return whether nothing more comes under it."""
-        return is_over(self.terms, self.use, now_ms)
+        return self.use.given_back or now_ms >= self.terms.end_ms
 
     def promised_at(self, now_ms: int) -> int:
         """Return the quantity handed out; what was never heard of is forgotten in time."""
@@ -192,19 +192,14 @@ def longest_ms(kind: Kind, storage_ms: int, *, cleared: bool) -> int:
     return CLEARED_COMPUTE_MS if cleared else COMPUTE_LEASE_MS
 
 
-def check_request(request: LeaseRequest, price: int, now_ms: int, storage_ms: int) -> str | None:
-    """Return what is wrong with a request at its provider.
+def check_request(request: LeaseRequest, now_ms: int, storage_ms: int) -> str | None:
+    """Return what is wrong with a request at its provider, whatever its price.
 
     Args:
         request: the customer's.
-        price: that is asked or was granted.
         now_ms: the present.
         storage_ms: how long leases of storage last here at most.
     """
-    if request.lease_id in OWN.values():
-        return "the lease id is the one of a node's own capacity"
-    if request.price < price:
-        return f"the price {request.price} is below the {price} that is asked or was granted"
     if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
         return "the lease does not begin now"
     length_ms = request.end_ms - request.start_ms
@@ -449,11 +444,6 @@ def ahead_micro(entry: LeaseEntry, now_ms: int) -> int:
 # Its end
 
 
-def is_over(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> bool:
-    """Return whether nothing new can be done under the lease."""
-    return use.given_back or now_ms >= terms.end_ms
-
-
 def is_useful(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> bool:
     """Return whether a customer should still begin something under the lease.
 
@@ -486,7 +476,7 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
     ended_ms = use.touched_ms if use.given_back else max(use.touched_ms, terms.end_ms)
     kept_ms = STORAGE_LEASE_MS if entry.role == "customer" else LEASE_KEPT_MS
     is_kept = entry.reserved or (entry.role == "provider" and use.held_bytes > 0)
-    return use, is_over(terms, use, now_ms) and not is_kept and now_ms - ended_ms >= kept_ms
+    return use, not is_kept and now_ms - ended_ms >= kept_ms
 
 
 # Renewal: a request with the id of a lease of storage gives that a new term, at its own price. What

@@ -8,7 +8,7 @@ gives is declared where it is used: in the ports of `storage` and `compute`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
@@ -108,9 +108,8 @@ class MarketSettings:
     """What the operator decides."""
 
     prices: PriceList
-    storage_price_max: int
+    price_max: Mapping[Kind, int]
     """The most that is paid."""
-    compute_price_max: int
     settle_interval_ms: int
     """How often vouchers go to providers."""
     booking_interval_ms: int
@@ -126,10 +125,6 @@ class MarketSettings:
     def labels(self) -> tuple[str, str]:
         """Site and owner, as quotes say them."""
         return self.site, self.owner
-
-    def price_max(self, kind: Kind) -> int:
-        """Return the most that is paid of a kind."""
-        return self.storage_price_max if kind == "storage" else self.compute_price_max
 
 
 @dataclass(frozen=True, slots=True)

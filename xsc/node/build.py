@@ -213,8 +213,10 @@ def market_settings(config: Config) -> MarketSettings:
             mutual_discount_ppm=config.mutual_discount_ppm,
             one_way_discount_ppm=config.one_way_discount_ppm,
         ),
-        storage_price_max=config.storage_price_max_micro,
-        compute_price_max=config.compute_price_max_micro,
+        price_max={
+            "storage": config.storage_price_max_micro,
+            "compute": config.compute_price_max_micro,
+        },
         settle_interval_ms=config.settle_interval_ms,
         booking_interval_ms=config.booking_interval_ms,
         site=config.site,

@@ -224,8 +224,7 @@ class Node:
         self.log = Lines()
         self.settings = {
             "prices": PriceList(10 * A_MIB, 10 * A_MIB, 200_000, 100_000),
-            "storage_price_max": 40 * A_MIB,
-            "compute_price_max": 40 * A_MIB,
+            "price_max": {"storage": 40 * A_MIB, "compute": 40 * A_MIB},
             "settle_interval_ms": 10_000,
             "booking_interval_ms": 3_600_000,
             "site": "",
