@@ -181,7 +181,6 @@ def _request(provider: bytes, customer: bytes, number: int, now_ms: int) -> Leas
         window=slot.windows[0],
         tier="open",
         need=None,
-        number=0,
         level=0,
         price=slot.reserve,
         start_ms=now_ms,

@@ -89,13 +89,12 @@ class Node:
                 window=each.window,
                 tier=each.tier,
                 need=each.need,
-                number=1,
                 level=level,
                 price=each.price,
                 start_ms=self.now_ms,
                 end_ms=self.now_ms + STORAGE_LEASE_MS,
             )
-            use = new_use(terms, level, self.now_ms)
+            use = new_use(terms, level)
             self.leases.append(LeaseEntry("customer", terms, use, b""))
 
     def pass_time(self, duration_ms):

@@ -90,7 +90,7 @@ class LeaseGranter:
             level, clearing = self._granted(request, least)
         else:
             level, clearing = self._renewal(request, known)
-        lease = Lease(request=raw, level=level, granted_ms=now_ms, clearing=clearing)
+        lease = Lease(request=raw, level=level, clearing=clearing)
         signed_lease = sign(lease, self._node.key, network).raw
         self._store.add(self._store.entry_of("provider", signed_lease))
         self._forget_done(caller, now_ms)

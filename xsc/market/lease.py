@@ -157,9 +157,6 @@ def own_leases(role: Role, node: bytes) -> dict[bytes, LeaseEntry]:
                 slot=NO_NEED,
                 window=(0, QUANTITY_MAX),
                 tier="mutual",
-                need=None,
-                number=0,
-                level=0,
                 price=0,
                 start_ms=0,
                 end_ms=QUANTITY_MAX,
@@ -218,19 +215,15 @@ def check_grant(request: LeaseRequest, lease: Lease) -> str | None:
     """Return what is wrong with a lease that a provider granted on a request."""
     if lease.level > request.level or (request.cleared and not lease.level):
         return "the lease grants more than was asked for, or nothing"
-    if abs(lease.granted_ms - request.start_ms) > REQUEST_WINDOW_MS:
-        return "the lease was granted at another time than it begins"
     return None
 
 
 # What is used
 
 
-def new_use(terms: LeaseRequest, level: int, now_ms: int) -> LeaseUse:
+def new_use(terms: LeaseRequest, level: int) -> LeaseUse:
     """Return the use of a lease that begins."""
-    # For now nothing is billed before something is held, which may be before the start.
-    counted_ms = terms.start_ms if terms.cleared else min(terms.start_ms, now_ms)
-    return LeaseUse(touched_ms=now_ms, level=level, counted_ms=counted_ms)
+    return LeaseUse(touched_ms=terms.start_ms, level=level, counted_ms=terms.start_ms)
 
 
 def worth(terms: LeaseRequest, used: int) -> int:
@@ -281,7 +274,9 @@ def hold(terms: LeaseRequest, use: LeaseUse, delta_bytes: int, now_ms: int) -> L
     assert terms.kind == "storage", "only storage holds bytes"
     use = advance(terms, use, now_ms)
     held = max(0, use.held_bytes + delta_bytes)
-    use = replace(use, touched_ms=now_ms, held_bytes=held)
+    # For now nothing is billed before something is held, which may be before the start.
+    counted_ms = use.counted_ms if use.held_bytes or terms.cleared else now_ms
+    use = replace(use, touched_ms=now_ms, held_bytes=held, counted_ms=counted_ms)
     return widened(terms, use, delta_bytes)
 
 

@@ -383,7 +383,6 @@ def request_of(world, customer, provider, /, kind="storage", offer=None, **chang
         "window": ALWAYS,
         "tier": provider.standing.tier(customer.id),
         "need": None,
-        "number": 0,
         "level": 0,
         "price": 40 * A_MIB,
         "start_ms": now_ms,
@@ -396,7 +395,6 @@ def request_of(world, customer, provider, /, kind="storage", offer=None, **chang
             "window": offer.window,
             "tier": offer.tier,
             "need": offer.need,
-            "number": 1,
             "level": offer.quantity * STEP[offer.kind],
             "price": offer.price,
         }
