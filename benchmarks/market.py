@@ -53,6 +53,7 @@ from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.lease import LeaseRequest
+from xsc.terms.quote import Kind
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 PEERS: Final = least(1_000, 100)
@@ -138,10 +139,10 @@ def rules(quick: bool) -> None:
 class Node:
     """What a provider has, and whom it knows: all that the market asks of others here."""
 
-    def storage_capacity_bytes(self) -> int:
+    def level(self, _kind: Kind) -> int:
         return 2**50
 
-    compute_capacity_steps = storage_free_bytes = compute_steps_free = storage_capacity_bytes
+    free = level
 
     def credit_left(self, _peer: bytes) -> int:
         return 10**12

@@ -246,11 +246,8 @@ def check_voucher(account: Account, voucher: Voucher, raw: bytes) -> str | None:
     Less than what is due is good: it pays a part. More is the customer's own word, as after the
     provider has lost its disk.
     """
-    if (voucher.account, voucher.provider, voucher.customer) != (
-        account.id,
-        account.provider,
-        account.customer,
-    ):
+    parties = account.id, account.provider, account.customer
+    if (voucher.account, voucher.provider, voucher.customer) != parties:
         return "the voucher is of another account"
     if voucher.number == account.number and raw != account.voucher:
         return "two different vouchers bear the same number"

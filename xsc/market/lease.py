@@ -445,9 +445,8 @@ def is_useful(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> bool:
     Compute: while an order can still arrive in time. Storage: until half of its time, so
     that nothing new is put where it may soon have to move.
     """
-    if terms.kind == "compute":
-        return not use.given_back and now_ms + LEASE_TIMEOUT_MS < terms.end_ms
-    return not use.given_back and now_ms < half_ms(terms)
+    until_ms = terms.end_ms - LEASE_TIMEOUT_MS if terms.kind == "compute" else half_ms(terms)
+    return not use.given_back and now_ms < until_ms
 
 
 def is_done(entry: LeaseEntry, now_ms: int) -> bool:

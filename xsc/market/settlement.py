@@ -218,9 +218,8 @@ class Settlement:
         account.disputed = count.raw if agreed.disputed else None
         voucher = rules.next_voucher(account, agreed.amount_micro, count.record)
         if voucher is not None:
-            rules.with_voucher(
-                account, voucher, sign(voucher, self._node.key, self._node.network).raw
-            )
+            raw = sign(voucher, self._node.key, self._node.network).raw
+            rules.with_voucher(account, voucher, raw)
             account.count, account.is_taken = count.raw, False
         account.lost = None
         # Before it is sent: a number must never mean two amounts.
@@ -252,7 +251,12 @@ class Settlement:
         """
         raw = take_opt_bytes(answer, "voucher")
         if raw is not None:
-            self._recall_voucher(account, raw)
+            signed = open_signed(raw, Voucher, network=self._node.network, author=self._node.id)
+            if signed.record.account != account.id:
+                raise RecordInvalid("the voucher is of another account")
+            if signed.record.number > account.number:
+                rules.with_voucher(account, signed.record, raw)
+                account.paid_until_ms = signed.record.until_ms
         found = dict[bytes, LeaseEntry]()
         for lease in take_list(answer, "leases", most=COUNT_LEASES_MAX):
             if not isinstance(lease, bytes):
@@ -270,14 +274,6 @@ class Settlement:
             self._store.add(entry)
         peer = short(account.peer)
         self._node.log.info("market.leases_recalled", peer=peer, leases=len(entries))
-
-    def _recall_voucher(self, account: Account, raw: bytes) -> None:
-        signed = open_signed(raw, Voucher, network=self._node.network, author=self._node.id)
-        if signed.record.account != account.id:
-            raise RecordInvalid("the voucher is of another account")
-        if signed.record.number > account.number:
-            rules.with_voucher(account, signed.record, raw)
-            account.paid_until_ms = signed.record.until_ms
 
     # The provider's side
 

@@ -169,17 +169,11 @@ class Room:
     steps: int = 10**13
     running: int = 0
 
-    def storage_capacity_bytes(self):
-        return self.storage
+    def level(self, kind):
+        return self.storage if kind == "storage" else self.steps
 
-    def storage_free_bytes(self):
-        return self.storage - self.stored
-
-    def compute_capacity_steps(self):
-        return self.steps
-
-    def compute_steps_free(self):
-        return self.steps - self.running
+    def free(self, kind):
+        return self.level(kind) - (self.stored if kind == "storage" else self.running)
 
 
 @dataclass
