@@ -81,14 +81,10 @@ class Account:
         return max(0, self.signed_micro - self.settled_micro)
 
 
-def worth(entry: LeaseEntry, now_ms: int) -> int:
-    """Return what a lease comes to by now, in WORTHths of a micro-credit."""
-    return rules.advance(entry.terms, entry.use, now_ms).used
-
-
 def due_micro(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> int:
     """Return what an account comes to by now, settled or not."""
-    return (account.closed + sum(worth(entry, now_ms) for entry in entries)) // WORTH
+    uses = (rules.advance(entry.terms, entry.use, now_ms) for entry in entries)
+    return (account.closed + sum(use.used for use in uses)) // WORTH
 
 
 def owed_micro(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> int:

@@ -377,10 +377,9 @@ def follow(
     # What explained a difference once explains no other.
     leeway = 0 if stood else use.leeway - max(0, theirs - own)
     level = min(use.level, line.level)
-    use = replace(use, used=theirs, counted_ms=counted_ms, level=level, leeway=leeway)
-    if stood:
-        use = replace(use, held_bytes=min(use.held_bytes, line.held_bytes))
-    return use, theirs, True
+    held = min(use.held_bytes, line.held_bytes) if stood else use.held_bytes
+    use = replace(use, held_bytes=held, level=level, used=theirs, leeway=leeway)
+    return replace(use, counted_ms=counted_ms), theirs, True
 
 
 # What is left

@@ -78,10 +78,7 @@ class MarketService:
 
     def handlers(self) -> dict[str, Handler]:
         """Return the methods that peers may call."""
-        return {
-            LEASE: self.granter.on_lease,
-            ACCOUNT: self.settlement.on_account,
-        }
+        return {LEASE: self.granter.on_lease, ACCOUNT: self.settlement.on_account}
 
     def tidy(self) -> None:
         """Keep nothing free for leases that have ended; forget those that are over for long."""

@@ -173,9 +173,8 @@ class Settlement:
         peer, asked_ms = account.peer, self._clock.now_ms()
         known = {entry.id for entry in self._store.of("customer", peer)}
         answer = await self._ask(account, None)
-        count = open_signed(
-            take_bytes(answer, "count"), LeaseCount, network=self._node.network, author=peer
-        )
+        raw = take_bytes(answer, "count")
+        count = open_signed(raw, LeaseCount, network=self._node.network, author=peer)
         wrong = rules.check_count(account, count.record, self._clock.now_ms())
         if wrong is not None:
             raise RecordInvalid(wrong)
@@ -239,8 +238,7 @@ class Settlement:
         """Note that this node lost its leases, and what its directory knows of bytes at peers."""
         accounts = [self._store.account("customer", peer) for peer in sorted(held)]
         for account in accounts:
-            of_peer = held[account.peer]
-            account.lost = {lease_id.hex(): size for lease_id, size in of_peer.items()}
+            account.lost = {each.hex(): size for each, size in held[account.peer].items()}
         await self._store.sync(*accounts)
 
     def _recall(self, account: Account, answer: dict[str, Value], count: LeaseCount) -> None:
@@ -335,22 +333,21 @@ class Settlement:
         Raises:
             RecordInvalid, SignatureInvalid: it is not that customer's, or wrong.
         """
-        voucher: Signed[Voucher] = open_signed(
-            raw, Voucher, network=self._node.network, author=account.customer
-        )
-        wrong = rules.check_voucher(account, voucher.record, raw)
+        customer = account.customer
+        voucher = open_signed(raw, Voucher, network=self._node.network, author=customer).record
+        wrong = rules.check_voucher(account, voucher, raw)
         if wrong is not None:
             raise RecordInvalid(wrong)
-        if voucher.record.amount_micro > account.signed_micro:
-            entries = list(self._store.of("provider", account.customer))
+        if voucher.amount_micro > account.signed_micro:
+            entries = self._store.of("provider", customer)
             due_micro = rules.due_micro(account, entries, self._clock.now_ms())
             # More than is due here: this node lost its disk, and the customer has not.
-            more_micro = max(0, voucher.record.amount_micro - due_micro)
+            more_micro = max(0, voucher.amount_micro - due_micro)
             settled = self._ports.credit.settled(account.id)
-            credit = max(0, self._ports.credit.credit_left(account.customer))
-            if more_micro and voucher.record.amount_micro > settled + due_micro + credit:
+            credit = max(0, self._ports.credit.credit_left(customer))
+            if more_micro > settled + credit:
                 raise RecordInvalid("the voucher promises more than may be owed here")
-            rules.with_voucher(account, voucher.record, raw)
+            rules.with_voucher(account, voucher, raw)
             account.closed += more_micro * WORTH
 
     async def _collect(self, account: Account) -> None:
