@@ -90,6 +90,7 @@ class Providers:
             window=offer.window,
             tier=offer.tier,
             need=None if need is None else need.slot_id,
+            number=0 if need is None else need.number,
             renews=renewed is not None,
             level=level,
             price=price,

@@ -36,6 +36,8 @@ class LeaseRequest(Record):
     """On which the provider serves the customer."""
     need: SlotId | None = None
     """Of the customer, to which a clearing granted it; None: it is needed for now."""
+    number: Count = 0
+    """Of the need; 0 for now."""
     renews: bool = False
     """Whether its provider has the lease: one that lost its disk does not grant it anew."""
     level: Level = 0
