@@ -53,6 +53,7 @@ from xsc.space.limits import VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import SpaceValue, TwoTierAllocationState
 from xsc.terms.lease import LeaseRequest
+from xsc.terms.quote import Kind
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 PEERS: Final = least(1_000, 100)
@@ -156,10 +157,10 @@ def rules(quick: bool) -> None:
 class Node:
     """What a provider has, and whom it knows: all that the market asks of others here."""
 
-    def storage_capacity_bytes(self) -> int:
+    def level(self, _kind: Kind) -> int:
         return 2**50
 
-    compute_capacity_steps = storage_free_bytes = compute_steps_free = storage_capacity_bytes
+    free = level
 
     def credit_left(self, _peer: bytes) -> int:
         return 10**12
@@ -199,7 +200,6 @@ def _request(provider: bytes, customer: bytes, number: int, now_ms: int) -> Leas
         window=slot.windows[0],
         tier="open",
         need=None,
-        number=0,
         level=0,
         price=slot.reserve,
         start_ms=now_ms,
@@ -250,7 +250,12 @@ async def leased(count: int) -> tuple[float, float]:
         on_need=NOBODY,
         on_denied=NOBODY,
     )
-    settings = MarketSettings(PriceList(1370, 278, 200_000, 100_000), 5480, 1112, 10_000, 3_600_000)
+    settings = MarketSettings(
+        PriceList(1370, 278, 200_000, 100_000),
+        {"storage": 5480, "compute": 1112},
+        10_000,
+        3_600_000,
+    )
     node = MarketNode(context, ports, settings, store)
     granter = LeaseGranter(node, Headroom(node))
     quotes, grants = [], []

@@ -53,7 +53,6 @@ STORAGE = LeaseRequest(
     window=(0, 2**60),
     tier="open",
     need=None,
-    number=0,
     level=0,
     price=40,
     start_ms=START,
@@ -72,7 +71,7 @@ ALL = (STORAGE, COMPUTE, CLEARED, RATE)
 
 
 def entry_of(role, terms):
-    return LeaseEntry(role, terms, new_use(terms, terms.level, terms.start_ms), b"raw")
+    return LeaseEntry(role, terms, new_use(terms, terms.level), b"raw")
 
 
 @dataclass
@@ -381,7 +380,7 @@ both = st.sampled_from([STORAGE, CLEARED])
 
 def played(events, terms):
     """Yield (time, use) after each event, where a delta is kept inside of the lease."""
-    now, use = START, new_use(terms, terms.level, START)
+    now, use = START, new_use(terms, terms.level)
     for wait, delta in events:
         now += wait
         most = min(room(terms, use, now), MOST - use.held_bytes) if now < terms.end_ms else 0
@@ -422,7 +421,7 @@ def test_looking_changes_nothing(events, terms, looks):
 
 @given(st.lists(st.integers(0, 10**10), max_size=20))
 def test_a_compute_lease_comes_to_the_fuel_that_ran(runs):
-    use = new_use(COMPUTE, 0, START)
+    use = new_use(COMPUTE, 0)
     for steps in runs:
         use = spend(COMPUTE, use, steps, START)
     assert use.used == worth(COMPUTE, sum(runs))
@@ -444,7 +443,7 @@ renewals = st.lists(
 @given(renewals, both)
 def test_each_byte_is_billed_at_the_price_of_the_term_in_which_it_lay(renewals, terms):
     """Also where a term began before what was counted already, by another clock."""
-    use, now, total = new_use(terms, terms.level, START), START, 0
+    use, now, total = new_use(terms, terms.level), START, 0
     for wait, before, price, delta in renewals:
         now += wait
         use, start, held = advance(terms, use, now), now - before, use.held_bytes

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xsc.base.limits import EPOCH_MS, OFFER_MS, STORAGE_LEASE_MS
-from xsc.market.account import worth
 from xsc.market.choosing import to_lower, to_take
-from xsc.market.lease import NO_NEED, LeaseEntry, key_of, lowered, new_use
+from xsc.market.lease import NO_NEED, LeaseEntry, advance, key_of, lowered, new_use
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import WORTH, slot_amount
 from xsc.terms.slot import STEP, Entitlement, NeedSlot
@@ -89,13 +88,12 @@ class Node:
                 window=each.window,
                 tier=each.tier,
                 need=each.need,
-                number=1,
                 level=level,
                 price=each.price,
                 start_ms=self.now_ms,
                 end_ms=self.now_ms + STORAGE_LEASE_MS,
             )
-            use = new_use(terms, level, self.now_ms)
+            use = new_use(terms, level)
             self.leases.append(LeaseEntry("customer", terms, use, b""))
 
     def pass_time(self, duration_ms):
@@ -149,6 +147,7 @@ def test_nobody_owes_more_for_a_need_than_its_level_and_price_allow(said, pauses
     for (provider, quantity, price), pause_ms in zip(said, pauses, strict=False):
         node.look([node.offer(provider, NEEDS[0], quantity, price, node.now_ms)])
         node.pass_time(pause_ms)
-    owed = sum(worth(entry, node.now_ms) for entry in node.leases) // WORTH
+    uses = [advance(each.terms, each.use, node.now_ms) for each in node.leases]
+    owed = sum(use.used for use in uses) // WORTH
     hour = slot_amount("storage", need.price_max, need.quantity)
     assert owed <= hour * (node.now_ms - 10**12) // EPOCH_MS

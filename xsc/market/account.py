@@ -62,8 +62,6 @@ class Account:
     lost: dict[str, Count] | None = None
     """Customer: what the directory knows to lie there, once this node lost its leases and until it
     has asked for them; by lease in hexadecimal digits, its bytes."""
-    waits_ms: Annotated[int, _UNKEPT] = 0
-    """Provider: since when something signed waits to be booked, by a steady clock."""
     retry_ms: Annotated[int, _UNKEPT] = 0
     """Provider: until when the next booking waits, by a steady clock."""
 
@@ -83,14 +81,10 @@ class Account:
         return max(0, self.signed_micro - self.settled_micro)
 
 
-def worth(entry: LeaseEntry, now_ms: int) -> int:
-    """Return what a lease comes to by now, in WORTHths of a micro-credit."""
-    return rules.advance(entry.terms, entry.use, now_ms).used
-
-
 def due_micro(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> int:
     """Return what an account comes to by now, settled or not."""
-    return (account.closed + sum(worth(entry, now_ms) for entry in entries)) // WORTH
+    uses = (rules.advance(entry.terms, entry.use, now_ms) for entry in entries)
+    return (account.closed + sum(use.used for use in uses)) // WORTH
 
 
 def owed_micro(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> int:
@@ -134,9 +128,9 @@ def check_count(account: Account, count: LeaseCount, now_ms: int) -> str | None:
 class Agreed:
     """What a customer makes of a count."""
 
-    amount_micro: int
-    """What it owes in all, by the count and by its own."""
     closed: int
+    amount_micro: int = 0
+    """What it owes in all, by the count and by its own."""
     uses: list[tuple[LeaseEntry, LeaseUse]] = field(default_factory=list)
     gone: list[LeaseEntry] = field(default_factory=list)
     """Leases that the provider names no more, and that are over here, too."""
@@ -167,8 +161,7 @@ def agree(
     """
     count = signed.record
     lines = {line.lease_id: line for line in count.leases}
-    made = Agreed(0, account.closed)
-    paid = 0
+    made, paid = Agreed(account.closed), 0
     for entry in entries:
         terms, line, was_held = entry.terms, lines.get(entry.id), entry.use.held_bytes > 0
         use = rules.advance(terms, entry.use, now_ms)
@@ -249,11 +242,8 @@ def check_voucher(account: Account, voucher: Voucher, raw: bytes) -> str | None:
     Less than what is due is good: it pays a part. More is the customer's own word, as after the
     provider has lost its disk.
     """
-    if (voucher.account, voucher.provider, voucher.customer) != (
-        account.id,
-        account.provider,
-        account.customer,
-    ):
+    parties = account.id, account.provider, account.customer
+    if (voucher.account, voucher.provider, voucher.customer) != parties:
         return "the voucher is of another account"
     if voucher.number == account.number and raw != account.voucher:
         return "two different vouchers bear the same number"

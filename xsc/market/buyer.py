@@ -259,7 +259,7 @@ class LeaseBuyer:
                 else:
                     faults[winner.node] = answer
         domains = {self._providers.domain(node): node for node in chosen}
-        most = self._node.settings.price_max(wish.kind)
+        most = self._node.settings.price_max[wish.kind]
         for node in wish.nodes:
             if node in chosen or node in faults:
                 continue
@@ -321,7 +321,7 @@ class LeaseBuyer:
         kind, now_ms, held = wish.kind, self._clock.now_ms(), Counter[bytes]()
         for entry in self._leases(wish):
             held[entry.peer] += entry.use.held_bytes + entry.promised_at(now_ms)
-        found, most = dict[bytes, Bid](), self._node.settings.price_max(kind)
+        found, most = dict[bytes, Bid](), self._node.settings.price_max[kind]
         for node in nodes:
             lease = leases.get(node)
             quote = self._ports.standing.quote(kind, node, self._node.id)
@@ -357,7 +357,7 @@ class LeaseBuyer:
         They are in distinct domains that are not taken; where no such bids, domains do not matter.
         Nearness to data is worth something above the own price, too.
         """
-        most = self._node.settings.price_max(wish.kind)
+        most = self._node.settings.price_max[wish.kind]
         payable = [bid for bid in bids.values() if bid.price <= most]
         fresh = [bid for bid in payable if bid.domain not in taken]
         fresh = fresh or [replace(bid, domain=bid.node) for bid in payable]

@@ -87,7 +87,7 @@ class LeaseGranter:
             level, clearing = self._granted(request, least)
         else:
             level, clearing = self._renewal(request, known)
-        lease = Lease(request=raw, level=level, granted_ms=now_ms, clearing=clearing)
+        lease = Lease(request=raw, level=level, clearing=clearing)
         signed_lease = sign(lease, self._node.key, network).raw
         self._store.add(self._store.entry_of("provider", signed_lease))
         self._node.log.info(
@@ -171,8 +171,10 @@ class LeaseGranter:
         self._headroom.check_credit(request.customer, more_micro, beside_micro)
 
     def _check_terms(self, request: LeaseRequest, price: int) -> None:
+        if request.price < price:
+            raise NoOffers(f"this node asks {price} now, and not {request.price}")
         longest_ms = self._node.settings.storage_lease_ms
-        refusal = rules.check_request(request, price, self._clock.now_ms(), longest_ms)
+        refusal = rules.check_request(request, self._clock.now_ms(), longest_ms)
         if refusal is not None:
             raise RecordInvalid(refusal)
 
@@ -187,8 +189,6 @@ class LeaseGranter:
             raise NoOffers(f"this node offers no {request.kind} to this one now")
         if (quote.slot, quote.window, quote.tier) != (request.slot, request.window, request.tier):
             raise NoOffers("this node offers another slot now, or on another tier")
-        if request.price < quote.price:
-            raise NoOffers(f"this node asks {quote.price} now, and not {request.price}")
         return quote.price
 
     # What comes under leases: storage asks before it writes, compute before it runs

@@ -71,9 +71,7 @@ class Headroom:
 
     def unreserved(self, kind: Kind) -> int:
         """Return what is neither used nor kept for leases: slots can grant it."""
-        capacity = self._ports.capacity
-        free = capacity.storage_free_bytes if kind == "storage" else capacity.compute_steps_free
-        return max(0, free() - self._store.kept(kind))
+        return max(0, self._ports.capacity.free(kind) - self._store.kept(kind))
 
     def free(self, kind: Kind) -> int:
         """Return what of that no clearing offers now."""
@@ -94,8 +92,8 @@ class Headroom:
             capacity = self._ports.capacity
             pricing = MarketPricing(
                 self._node.settings.prices,
-                utilisation_ppm(self.unreserved("storage"), capacity.storage_capacity_bytes()),
-                utilisation_ppm(self.unreserved("compute"), capacity.compute_capacity_steps()),
+                utilisation_ppm(self.unreserved("storage"), capacity.level("storage")),
+                utilisation_ppm(self.unreserved("compute"), capacity.level("compute")),
             )
             self._posted = pricing, now_ms
         return self._posted[0]
@@ -119,7 +117,7 @@ class Headroom:
 
     def cleared_workers(self, workers: int) -> int:
         """Return how many whole workers the cleared rates come to, of so many."""
-        capacity = self._ports.capacity.compute_capacity_steps()
+        capacity = self._ports.capacity.level("compute")
         return min(workers, self._store.kept("compute") * workers // capacity) if capacity else 0
 
     def drawn_steps(self, *, young: bool = False) -> dict[EntitlementKey, int]:

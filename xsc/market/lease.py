@@ -112,7 +112,7 @@ class LeaseEntry:
 
     def is_over(self, now_ms: int) -> bool:
         """Return whether nothing more comes under it."""
-        return is_over(self.terms, self.use, now_ms)
+        return self.use.given_back or now_ms >= self.terms.end_ms
 
     def promised_at(self, now_ms: int) -> int:
         """Return the quantity handed out; what was never heard of is forgotten in time."""
@@ -157,9 +157,6 @@ def own_leases(role: Role, node: bytes) -> dict[bytes, LeaseEntry]:
                 slot=NO_NEED,
                 window=(0, QUANTITY_MAX),
                 tier="mutual",
-                need=None,
-                number=0,
-                level=0,
                 price=0,
                 start_ms=0,
                 end_ms=QUANTITY_MAX,
@@ -192,19 +189,14 @@ def longest_ms(kind: Kind, storage_ms: int, *, cleared: bool) -> int:
     return CLEARED_COMPUTE_MS if cleared else COMPUTE_LEASE_MS
 
 
-def check_request(request: LeaseRequest, price: int, now_ms: int, storage_ms: int) -> str | None:
-    """Return what is wrong with a request at its provider.
+def check_request(request: LeaseRequest, now_ms: int, storage_ms: int) -> str | None:
+    """Return what is wrong with a request at its provider, whatever its price.
 
     Args:
         request: the customer's.
-        price: that is asked or was granted.
         now_ms: the present.
         storage_ms: how long leases of storage last here at most.
     """
-    if request.lease_id in OWN.values():
-        return "the lease id is the one of a node's own capacity"
-    if request.price < price:
-        return f"the price {request.price} is below the {price} that is asked or was granted"
     if abs(request.start_ms - now_ms) > REQUEST_WINDOW_MS:
         return "the lease does not begin now"
     length_ms = request.end_ms - request.start_ms
@@ -223,19 +215,15 @@ def check_grant(request: LeaseRequest, lease: Lease) -> str | None:
     """Return what is wrong with a lease that a provider granted on a request."""
     if lease.level > request.level or (request.cleared and not lease.level):
         return "the lease grants more than was asked for, or nothing"
-    if abs(lease.granted_ms - request.start_ms) > REQUEST_WINDOW_MS:
-        return "the lease was granted at another time than it begins"
     return None
 
 
 # What is used
 
 
-def new_use(terms: LeaseRequest, level: int, now_ms: int) -> LeaseUse:
+def new_use(terms: LeaseRequest, level: int) -> LeaseUse:
     """Return the use of a lease that begins."""
-    # For now nothing is billed before something is held, which may be before the start.
-    counted_ms = terms.start_ms if terms.cleared else min(terms.start_ms, now_ms)
-    return LeaseUse(touched_ms=now_ms, level=level, counted_ms=counted_ms)
+    return LeaseUse(touched_ms=terms.start_ms, level=level, counted_ms=terms.start_ms)
 
 
 def worth(terms: LeaseRequest, used: int) -> int:
@@ -286,7 +274,9 @@ def hold(terms: LeaseRequest, use: LeaseUse, delta_bytes: int, now_ms: int) -> L
     assert terms.kind == "storage", "only storage holds bytes"
     use = advance(terms, use, now_ms)
     held = max(0, use.held_bytes + delta_bytes)
-    use = replace(use, touched_ms=now_ms, held_bytes=held)
+    # For now nothing is billed before something is held, which may be before the start.
+    counted_ms = use.counted_ms if use.held_bytes or terms.cleared else now_ms
+    use = replace(use, touched_ms=now_ms, held_bytes=held, counted_ms=counted_ms)
     return widened(terms, use, delta_bytes)
 
 
@@ -387,10 +377,9 @@ def follow(
     # What explained a difference once explains no other.
     leeway = 0 if stood else use.leeway - max(0, theirs - own)
     level = min(use.level, line.level)
-    use = replace(use, used=theirs, counted_ms=counted_ms, level=level, leeway=leeway)
-    if stood:
-        use = replace(use, held_bytes=min(use.held_bytes, line.held_bytes))
-    return use, theirs, True
+    held = min(use.held_bytes, line.held_bytes) if stood else use.held_bytes
+    use = replace(use, held_bytes=held, level=level, used=theirs, leeway=leeway)
+    return replace(use, counted_ms=counted_ms), theirs, True
 
 
 # What is left
@@ -449,20 +438,14 @@ def ahead_micro(entry: LeaseEntry, now_ms: int) -> int:
 # Its end
 
 
-def is_over(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> bool:
-    """Return whether nothing new can be done under the lease."""
-    return use.given_back or now_ms >= terms.end_ms
-
-
 def is_useful(terms: LeaseRequest, use: LeaseUse, now_ms: int) -> bool:
     """Return whether a customer should still begin something under the lease.
 
     Compute: while an order can still arrive in time. Storage: until half of its time, so
     that nothing new is put where it may soon have to move.
     """
-    if terms.kind == "compute":
-        return not use.given_back and now_ms + LEASE_TIMEOUT_MS < terms.end_ms
-    return not use.given_back and now_ms < half_ms(terms)
+    until_ms = terms.end_ms - LEASE_TIMEOUT_MS if terms.kind == "compute" else half_ms(terms)
+    return not use.given_back and now_ms < until_ms
 
 
 def is_done(entry: LeaseEntry, now_ms: int) -> bool:
@@ -486,7 +469,7 @@ def tidied(entry: LeaseEntry, now_ms: int) -> tuple[LeaseUse, bool]:
     ended_ms = use.touched_ms if use.given_back else max(use.touched_ms, terms.end_ms)
     kept_ms = STORAGE_LEASE_MS if entry.role == "customer" else LEASE_KEPT_MS
     is_kept = entry.reserved or (entry.role == "provider" and use.held_bytes > 0)
-    return use, is_over(terms, use, now_ms) and not is_kept and now_ms - ended_ms >= kept_ms
+    return use, not is_kept and now_ms - ended_ms >= kept_ms
 
 
 # Renewal: a request with the id of a lease of storage gives that a new term, at its own price. What

@@ -180,7 +180,7 @@ class LeaseStore:
         refusal = check_grant(terms, lease.record)
         if refusal is not None:
             raise RecordInvalid(refusal)
-        use = new_use(terms, lease.record.level, lease.record.granted_ms)
+        use = new_use(terms, lease.record.level)
         return LeaseEntry(role, terms, use, raw, lease.record.clearing)
 
     def get(self, role: Role, lease_id: bytes) -> LeaseEntry | None:

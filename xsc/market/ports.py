@@ -8,7 +8,7 @@ gives is declared where it is used: in the ports of `storage` and `compute`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
@@ -90,17 +90,14 @@ class Standing(Protocol):
 class Capacity(Protocol):
     """What this node has to offer, to others and to itself."""
 
-    def storage_capacity_bytes(self) -> int:
-        """Return the bytes offered in all."""
+    def level(self, kind: Kind) -> int:
+        """Return what there is of a kind in all: bytes, or fuel steps a second."""
 
-    def storage_free_bytes(self) -> int:
-        """Return the bytes neither held nor reserved by a write that is under way."""
+    def free(self, kind: Kind) -> int:
+        """Return the bytes neither held nor reserved by a write that is under way, or all fuel.
 
-    def compute_capacity_steps(self) -> int:
-        """Return the fuel steps a second that the workers can run."""
-
-    def compute_steps_free(self) -> int:
-        """Return those that nothing but leases could take; the market counts its leases."""
+        Nothing but leases takes fuel, and the market counts those.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +105,8 @@ class MarketSettings:
     """What the operator decides."""
 
     prices: PriceList
-    storage_price_max: int
+    price_max: Mapping[Kind, int]
     """The most that is paid."""
-    compute_price_max: int
     settle_interval_ms: int
     """How often vouchers go to providers."""
     booking_interval_ms: int
@@ -121,15 +117,6 @@ class MarketSettings:
     """How long before its end a lease that was not renewed is warned of."""
     storage_lease_ms: int = STORAGE_LEASE_MS
     """How long leases of storage last: those that are taken, and at most those that are granted."""
-
-    @property
-    def labels(self) -> tuple[str, str]:
-        """Site and owner, as quotes say them."""
-        return self.site, self.owner
-
-    def price_max(self, kind: Kind) -> int:
-        """Return the most that is paid of a kind."""
-        return self.storage_price_max if kind == "storage" else self.compute_price_max
 
 
 @dataclass(frozen=True, slots=True)

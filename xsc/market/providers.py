@@ -42,8 +42,9 @@ class Providers:
     def labels(self, node: bytes) -> tuple[str, str, str]:
         """Return the site and owner that a node names, and the peer that introduced it."""
         found = self._ports.standing.labels(node) or ("", "")
-        own = self._node.settings.labels
-        return *(own if node == self._node.id else found), self._ports.peers.introducer_of(node)
+        if node == self._node.id:
+            found = self._node.settings.site, self._node.settings.owner
+        return *found, self._ports.peers.introducer_of(node)
 
     def domain(self, node: bytes) -> bytes:
         """Return the failure domain of a node."""

@@ -62,11 +62,11 @@ class MarketService:
             account.settled_micro = self._node.ports.credit.settled(account.id)
 
     async def run(self) -> None:
-        """Settle at every interval and tidy up, until cancelled."""
+        """Tidy up, at once and again, and settle at every interval, until cancelled."""
         settle_ms = self._clock.monotonic_ms() + self._node.settings.settle_interval_ms
         while True:
-            await self._clock.sleep_ms(min(TIDY_MS, self._node.settings.settle_interval_ms))
             self.tidy()
+            await self._clock.sleep_ms(min(TIDY_MS, self._node.settings.settle_interval_ms))
             if self._clock.monotonic_ms() >= settle_ms:
                 await self.settlement.settle_due()
                 settle_ms = self._clock.monotonic_ms() + self._node.settings.settle_interval_ms
@@ -78,22 +78,15 @@ class MarketService:
 
     def handlers(self) -> dict[str, Handler]:
         """Return the methods that peers may call."""
-        return {
-            LEASE: self.granter.on_lease,
-            ACCOUNT: self.settlement.on_account,
-        }
+        return {LEASE: self.granter.on_lease, ACCOUNT: self.settlement.on_account}
 
     def tidy(self) -> None:
-        """Take back what nobody asked for; forget leases that are over for long."""
-        now_ms, changed = self._clock.now_ms(), []
+        """Keep nothing free for leases that have ended; forget those that are over for long."""
+        now_ms = self._clock.now_ms()
         for entry in [entry for role in ROLES for entry in self.store.all(role)]:
-            before = entry.use
             entry.use, is_over = tidied(entry, now_ms)
-            if (entry.use.given_back, entry.use.level) != (before.given_back, before.level):
-                changed.append(entry)
-            elif is_over:
+            if is_over:
                 self.store.forget(entry)
-        self.store.save(*changed)
         self.default_need.tidy()
         self.headroom.refresh()
 

@@ -73,10 +73,12 @@ class Settlement:
         """By account."""
         self._asked = Tally(ACCOUNTS_A_CUSTOMER_MAX, ACCOUNTS_MS)
         self._bookings = Tally(BOOKINGS_ASKED_A_CUSTOMER_MAX, BOOKINGS_ASKED_MS)
+        self._booked_ms = node.clock.monotonic_ms()
+        """When all that was signed was last booked."""
 
     async def settle_all(self) -> None:
         """Agree with all peers that are up, and have all that is signed booked now."""
-        await self._settle(self._store.accounts(), book_now=True)
+        await self._settle(self._store.accounts(), True, AGREE_TIMEOUT_MS)
 
     async def settle_with(self, peer: bytes) -> None:
         """Do the same with one peer, if it is up, as far as it can be done within a short time.
@@ -86,11 +88,7 @@ class Settlement:
         if not self._ports.quality.is_up(peer):
             return
         both = [self._store.account(role, peer) for role in ROLES]
-        try:
-            async with asyncio.timeout(SETTLE_LAST_MS / 1000):
-                await self._settle(both, book_now=True)
-        except TimeoutError:
-            self._node.log.warning("market.not_settled", peer=short(peer), code="timeout")
+        await self._settle(both, True, SETTLE_LAST_MS)
 
     async def settle_due(self) -> None:
         """Agree with providers that are up, and book where it is time to."""
@@ -102,61 +100,47 @@ class Settlement:
             or rules.due_micro(account, self._store.of("customer", account.peer), now_ms)
             > account.signed_micro
         ]
-        await self._settle([*providers, *self._due()])
+        await self._settle([*providers, *self._due()], False, AGREE_TIMEOUT_MS)
 
-    async def _settle(self, accounts: Iterable[Account], *, book_now: bool = False) -> None:
-        await asyncio.gather(*(self._settle_one(account, book_now) for account in accounts))
+    async def _settle(self, accounts: Iterable[Account], book_now: bool, within_ms: int) -> None:
+        """Agree with providers that are up, and book what customers signed."""
+        is_up = self._ports.quality.is_up
+        asked = [each for each in accounts if each.role == "provider" or is_up(each.peer)]
+        await asyncio.gather(*(self._settle_one(each, book_now, within_ms) for each in asked))
 
-    async def _settle_one(self, account: Account, book_now: bool) -> None:
-        if account.role == "customer":
-            if self._ports.quality.is_up(account.peer):
-                await self.agree(account.peer, book_now=book_now)
-            return
-        async with self._turns.of(account.id):
-            try:
-                await self._collect(account)
-            except XscError as fault:
-                # Kept as it is and tried again at the next interval.
-                customer = short(account.peer)
-                self._node.log.warning("market.not_collected", customer=customer, code=fault.code)
+    async def _settle_one(self, account: Account, book_now: bool, within_ms: int) -> None:
+        try:
+            async with asyncio.timeout(within_ms / 1000), self._turns.of(account.id):
+                if account.role == "customer":
+                    await self._agree(account, book_now)
+                else:
+                    await self._collect(account)
+        except (XscError, TimeoutError) as fault:
+            # Kept as it is and tried again at the next interval.
+            code = fault.code if isinstance(fault, XscError) else "timeout"
+            self._node.log.warning("market.not_settled", peer=short(account.peer), code=code)
 
     def _due(self) -> list[Account]:
-        """Return the customers with whom it is time to book; their next hour begins."""
+        """Return the customers with whom it is time to book: all once in an interval."""
         now_ms, credit = self._clock.monotonic_ms(), self._ports.credit
-        accounts = {account.peer: account for account in self._store.accounts("provider")}
+        accounts = self._store.accounts("provider")
+        waiting = {account.peer: account for account in accounts if account.unbooked_micro}
+        if now_ms - self._booked_ms >= self._node.settings.booking_interval_ms:
+            self._booked_ms = now_ms
+            return [*waiting.values()]
         due = []
-        for peer, account in accounts.items():
-            if not (account.waits_ms and account.unbooked_micro):
-                account.waits_ms = now_ms  # Nothing waits, or since before this process began.
-            sharing = [accounts[each] for each in credit.shares_with(peer) if each in accounts]
-            is_late = now_ms - account.waits_ms >= self._node.settings.booking_interval_ms
-            is_time = is_late or rules.is_booking_due(sharing, credit.credit_left(peer))
-            if account.unbooked_micro and is_time:
-                account.waits_ms = now_ms
+        for peer, account in waiting.items():
+            sharing = [waiting[each] for each in credit.shares_with(peer) if each in waiting]
+            if rules.is_booking_due(sharing, credit.credit_left(peer)):
                 due.append(account)
         return due
 
     # The customer's side
 
-    async def agree(self, peer: bytes, *, book_now: bool = False) -> None:
-        """Ask a provider for its count, take it over as far as it follows, and pay.
-
-        Args:
-            peer: the provider.
-            book_now: ask it to book at once what is signed, as one that leaves the network.
-        """
-        # Who leaves may not be there in an hour.
-        book_now = book_now or peer in self._ports.leaving()
+    async def agree(self, peer: bytes) -> None:
+        """Ask a provider for its count, take it over as far as it follows, and pay."""
         account = self._store.account("customer", peer)
-        async with self._turns.of(account.id):
-            try:
-                async with asyncio.timeout(AGREE_TIMEOUT_MS / 1000):
-                    await self._agree(account)
-                if account.unbooked_micro and (book_now or not account.is_taken):
-                    await self._ask(account, account.voucher, book_now=book_now)
-            except (XscError, TimeoutError) as fault:
-                code = fault.code if isinstance(fault, XscError) else "timeout"
-                self._node.log.warning("market.not_settled", peer=short(peer), code=code)
+        await self._settle_one(account, False, AGREE_TIMEOUT_MS)
 
     async def _ask(
         self, account: Account, voucher: bytes | None, *, book_now: bool = False
@@ -180,8 +164,8 @@ class Settlement:
         account.settled_micro = max(settled, account.settled_micro, booked)
         return reply.header
 
-    async def _agree(self, account: Account) -> None:
-        """Take a provider's count over, and have the newest voucher on the disk.
+    async def _agree(self, account: Account, book_now: bool) -> None:
+        """Take a provider's count over, have the newest voucher on the disk, and send it.
 
         Raises:
             XscError: the provider does not answer, or what it answers is no count.
@@ -189,9 +173,8 @@ class Settlement:
         peer, asked_ms = account.peer, self._clock.now_ms()
         known = {entry.id for entry in self._store.of("customer", peer)}
         answer = await self._ask(account, None)
-        count = open_signed(
-            take_bytes(answer, "count"), LeaseCount, network=self._node.network, author=peer
-        )
+        raw = take_bytes(answer, "count")
+        count = open_signed(raw, LeaseCount, network=self._node.network, author=peer)
         wrong = rules.check_count(account, count.record, self._clock.now_ms())
         if wrong is not None:
             raise RecordInvalid(wrong)
@@ -216,6 +199,10 @@ class Settlement:
         now_ms = self._clock.now_ms()
         agreed = rules.agree(account, entries, count, asked_ms=asked_ms, now_ms=now_ms)
         await self._take_over(account, count, agreed)
+        # Who leaves may not be there in an hour.
+        book_now = book_now or peer in self._ports.leaving()
+        if account.unbooked_micro and (book_now or not account.is_taken):
+            await self._ask(account, account.voucher, book_now=book_now)
 
     async def _take_over(
         self, account: Account, count: Signed[LeaseCount], agreed: rules.Agreed
@@ -230,9 +217,8 @@ class Settlement:
         account.disputed = count.raw if agreed.disputed else None
         voucher = rules.next_voucher(account, agreed.amount_micro, count.record)
         if voucher is not None:
-            rules.with_voucher(
-                account, voucher, sign(voucher, self._node.key, self._node.network).raw
-            )
+            raw = sign(voucher, self._node.key, self._node.network).raw
+            rules.with_voucher(account, voucher, raw)
             account.count, account.is_taken = count.raw, False
         account.lost = None
         # Before it is sent: a number must never mean two amounts.
@@ -252,8 +238,7 @@ class Settlement:
         """Note that this node lost its leases, and what its directory knows of bytes at peers."""
         accounts = [self._store.account("customer", peer) for peer in sorted(held)]
         for account in accounts:
-            of_peer = held[account.peer]
-            account.lost = {lease_id.hex(): size for lease_id, size in of_peer.items()}
+            account.lost = {each.hex(): size for each, size in held[account.peer].items()}
         await self._store.sync(*accounts)
 
     def _recall(self, account: Account, answer: dict[str, Value], count: LeaseCount) -> None:
@@ -264,7 +249,12 @@ class Settlement:
         """
         raw = take_opt_bytes(answer, "voucher")
         if raw is not None:
-            self._recall_voucher(account, raw)
+            signed = open_signed(raw, Voucher, network=self._node.network, author=self._node.id)
+            if signed.record.account != account.id:
+                raise RecordInvalid("the voucher is of another account")
+            if signed.record.number > account.number:
+                rules.with_voucher(account, signed.record, raw)
+                account.paid_until_ms = signed.record.until_ms
         found = dict[bytes, LeaseEntry]()
         for lease in take_list(answer, "leases", most=COUNT_LEASES_MAX):
             if not isinstance(lease, bytes):
@@ -282,14 +272,6 @@ class Settlement:
             self._store.add(entry)
         peer = short(account.peer)
         self._node.log.info("market.leases_recalled", peer=peer, leases=len(entries))
-
-    def _recall_voucher(self, account: Account, raw: bytes) -> None:
-        signed = open_signed(raw, Voucher, network=self._node.network, author=self._node.id)
-        if signed.record.account != account.id:
-            raise RecordInvalid("the voucher is of another account")
-        if signed.record.number > account.number:
-            rules.with_voucher(account, signed.record, raw)
-            account.paid_until_ms = signed.record.until_ms
 
     # The provider's side
 
@@ -351,24 +333,21 @@ class Settlement:
         Raises:
             RecordInvalid, SignatureInvalid: it is not that customer's, or wrong.
         """
-        voucher: Signed[Voucher] = open_signed(
-            raw, Voucher, network=self._node.network, author=account.customer
-        )
-        wrong = rules.check_voucher(account, voucher.record, raw)
+        customer = account.customer
+        voucher = open_signed(raw, Voucher, network=self._node.network, author=customer).record
+        wrong = rules.check_voucher(account, voucher, raw)
         if wrong is not None:
             raise RecordInvalid(wrong)
-        if voucher.record.amount_micro > account.signed_micro:
-            entries = list(self._store.of("provider", account.customer))
+        if voucher.amount_micro > account.signed_micro:
+            entries = self._store.of("provider", customer)
             due_micro = rules.due_micro(account, entries, self._clock.now_ms())
             # More than is due here: this node lost its disk, and the customer has not.
-            more_micro = max(0, voucher.record.amount_micro - due_micro)
+            more_micro = max(0, voucher.amount_micro - due_micro)
             settled = self._ports.credit.settled(account.id)
-            credit = max(0, self._ports.credit.credit_left(account.customer))
-            if more_micro and voucher.record.amount_micro > settled + due_micro + credit:
+            credit = max(0, self._ports.credit.credit_left(customer))
+            if more_micro > settled + credit:
                 raise RecordInvalid("the voucher promises more than may be owed here")
-            if not account.unbooked_micro:
-                account.waits_ms = self._clock.monotonic_ms()
-            rules.with_voucher(account, voucher.record, raw)
+            rules.with_voucher(account, voucher, raw)
             account.closed += more_micro * WORTH
 
     async def _collect(self, account: Account) -> None:

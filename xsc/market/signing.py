@@ -192,7 +192,7 @@ class Signing:
         """
         if not self._ports.quality.is_up(entry.peer):
             return PeerSilent(SILENT)
-        need, most = None, self._node.settings.storage_price_max
+        need, most = None, self._node.settings.price_max["storage"]
         offer: Quote | Entitlement | None
         offer = self._ports.standing.quote("storage", entry.peer, self._node.id)
         if entry.terms.cleared:

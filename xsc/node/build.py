@@ -183,27 +183,20 @@ class NodeCapacity:
 
     def level(self, kind: Kind) -> int:
         """Return what there is of a kind in all: bytes, or fuel a second."""
-        return self.storage_capacity_bytes() if kind == "storage" else self._steps_a_second
+        return self._shards.capacity_bytes if kind == "storage" else self._steps_a_second
 
-    def storage_capacity_bytes(self) -> int:
-        """Return the bytes offered in all."""
-        return self._shards.capacity_bytes
+    def free(self, kind: Kind) -> int:
+        """Return the bytes neither held nor reserved, at most what the disk has left; or all fuel.
 
-    def storage_free_bytes(self) -> int:
-        """Return the bytes neither held nor reserved, at most what the disk has left."""
+        Leases, not running jobs, take fuel from it, and the market counts those.
+        """
         if self._leaving():
             return 0
+        if kind == "compute":
+            return self._steps_a_second
         # What is being written takes from the disk, too, and may not be there yet.
         on_disk = self._disk_free_bytes() - self._shards.reserved_bytes
         return max(0, min(self._shards.free_bytes, on_disk))
-
-    def compute_capacity_steps(self) -> int:
-        """Return the fuel steps a second that the workers can run."""
-        return self._steps_a_second
-
-    def compute_steps_free(self) -> int:
-        """Return the same: leases, not running jobs, take from it, and the market counts those."""
-        return 0 if self._leaving() else self.compute_capacity_steps()
 
 
 def market_settings(config: Config) -> MarketSettings:
@@ -215,8 +208,10 @@ def market_settings(config: Config) -> MarketSettings:
             mutual_discount_ppm=config.mutual_discount_ppm,
             one_way_discount_ppm=config.one_way_discount_ppm,
         ),
-        storage_price_max=config.storage_price_max_micro,
-        compute_price_max=config.compute_price_max_micro,
+        price_max={
+            "storage": config.storage_price_max_micro,
+            "compute": config.compute_price_max_micro,
+        },
         settle_interval_ms=config.settle_interval_ms,
         booking_interval_ms=config.booking_interval_ms,
         site=config.site,
@@ -623,9 +618,9 @@ class Node:
         return NodeInfo(
             name=self.config.name,
             version=__version__,
-            storage_free_bytes=self.capacity.storage_free_bytes(),
-            storage_capacity_bytes=self.capacity.storage_capacity_bytes(),
-            compute_free_steps=self.capacity.compute_steps_free(),
+            storage_free_bytes=self.capacity.free("storage"),
+            storage_capacity_bytes=self.capacity.level("storage"),
+            compute_free_steps=self.capacity.free("compute"),
         )
 
     def find(self, text: str) -> bytes:

@@ -134,7 +134,7 @@ def banner(node: Node) -> list[str]:
     """Return what `xsc node start` prints: who the node is, where, and what it offers."""
     config = node.config
     offers = (
-        f"offers {format_size(node.capacity.storage_free_bytes())} of storage from "
+        f"offers {format_size(node.capacity.free('storage'))} of storage from "
         f"{format_credits(config.storage_price_micro)} credits a {UNITS['storage']}, "
         f"{config.compute_workers} compute workers from "
         f"{format_credits(config.compute_price_micro)} credits a {UNITS['compute']}"

@@ -34,13 +34,13 @@ class LeaseRequest(Record):
     """Of the slot."""
     tier: Tier
     """On which the provider serves the customer."""
-    need: SlotId | None
+    need: SlotId | None = None
     """Of the customer, to which a clearing granted it; None: it is needed for now."""
-    number: Count
+    number: Count = 0
     """Of the need; 0 for now."""
     renews: bool = False
     """Whether its provider has the lease: one that lost its disk does not grant it anew."""
-    level: Level
+    level: Level = 0
     """What is kept free; 0 for now."""
     price: Count
     """Micro-credits a GiB and hour, or a Gfuel: at least what is asked or was granted (the auction
@@ -69,7 +69,6 @@ class Lease(Record):
     """The customer's signed request, whole."""
     level: Level
     """What was granted, up to the level of the request; 0 for now."""
-    granted_ms: Count
     clearing: Id32 | None = None
     """Id of the clearing record that granted a cleared lease."""
 

@@ -586,8 +586,7 @@ class Oracle:
                 ),
                 "leases": (
                     sum(
-                        entry.terms.customer == self.foe
-                        and not leases.is_over(entry.terms, entry.use, now_ms)
+                        entry.terms.customer == self.foe and not entry.is_over(now_ms)
                         for entry in node.market.store.all("provider")
                     ),
                     LEASES_A_CUSTOMER_MAX,

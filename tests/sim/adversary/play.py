@@ -36,7 +36,6 @@ from xsc.base.ids import to_text
 from xsc.base.jobs import JobSpec
 from xsc.base.limits import EPOCH_MS, OTHERS_GET_MS_MAX, OTHERS_PUT_MS_MAX, PEER_TIMEOUT_MS
 from xsc.identity.keys import network_id
-from xsc.market.lease import is_over
 from xsc.node.build import Node, Parts
 from xsc.space.limits import HEAD_INTERVAL_MS
 from xsc.space.paths import UserSpacePaths
@@ -411,7 +410,7 @@ class Play:
             for role in ("customer", "provider")
             for lease in node.market.store.all(role)
             if lease.peer == there and lease.terms.kind == kind
-            if not is_over(lease.terms, lease.use, self.world.clock.now_ms())
+            if not lease.is_over(self.world.clock.now_ms())
         ]
         if leases:
             newest = leases[-1] if forge.chance(0.6) else self.rng.choice(leases)

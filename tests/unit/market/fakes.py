@@ -169,17 +169,11 @@ class Room:
     steps: int = 10**13
     running: int = 0
 
-    def storage_capacity_bytes(self):
-        return self.storage
+    def level(self, kind):
+        return self.storage if kind == "storage" else self.steps
 
-    def storage_free_bytes(self):
-        return self.storage - self.stored
-
-    def compute_capacity_steps(self):
-        return self.steps
-
-    def compute_steps_free(self):
-        return self.steps - self.running
+    def free(self, kind):
+        return self.level(kind) - (self.stored if kind == "storage" else self.running)
 
 
 @dataclass
@@ -224,8 +218,7 @@ class Node:
         self.log = Lines()
         self.settings = {
             "prices": PriceList(10 * A_MIB, 10 * A_MIB, 200_000, 100_000),
-            "storage_price_max": 40 * A_MIB,
-            "compute_price_max": 40 * A_MIB,
+            "price_max": {"storage": 40 * A_MIB, "compute": 40 * A_MIB},
             "settle_interval_ms": 10_000,
             "booking_interval_ms": 3_600_000,
             "site": "",
@@ -384,7 +377,6 @@ def request_of(world, customer, provider, /, kind="storage", offer=None, **chang
         "window": ALWAYS,
         "tier": provider.standing.tier(customer.id),
         "need": None,
-        "number": 0,
         "level": 0,
         "price": 40 * A_MIB,
         "start_ms": now_ms,
@@ -397,7 +389,6 @@ def request_of(world, customer, provider, /, kind="storage", offer=None, **chang
             "window": offer.window,
             "tier": offer.tier,
             "need": offer.need,
-            "number": 1,
             "level": offer.quantity * STEP[offer.kind],
             "price": offer.price,
         }

@@ -26,7 +26,6 @@ def request_of(number, need=None, end_ms=100):
         window=(0, 100),
         tier="open",
         need=need,
-        number=1 if need else 0,
         level=10 if need else 0,
         price=3,
         start_ms=1,
@@ -37,7 +36,7 @@ def request_of(number, need=None, end_ms=100):
 
 def lease(number, need=None, end_ms=100):
     asked = request_of(number, need, end_ms).raw
-    return sign(Lease(request=asked, level=7 if need else 0, granted_ms=2), PROVIDER, NET).raw
+    return sign(Lease(request=asked, level=7 if need else 0), PROVIDER, NET).raw
 
 
 @pytest.fixture

@@ -163,7 +163,7 @@ class Law:
 
     async def renew(self, entry, size):
         """Ask for the next term on what was granted last, or at what is posted."""
-        terms, change = entry.terms, {"need": entry.terms.need, "number": entry.terms.number}
+        terms, change = entry.terms, {"need": entry.terms.need}
         offers = [
             e for e in self.provider.granted if e.key == self.provider.market.store.key(entry)
         ]

@@ -29,10 +29,7 @@ async def test_a_provider_that_grants_a_byte_at_a_time_fills_no_disk(world, thre
     entitle(world, customer, provider, 50, until_ms=2**60)
 
     async def grant(_caller, header, _parts):
-        request = open_signed(header["request"], LeaseRequest, network=NET).record
-        lease = Lease(
-            request=header["request"], level=1, granted_ms=request.start_ms, clearing=b"c" * 32
-        )
+        lease = Lease(request=header["request"], level=1, clearing=b"c" * 32)
         return {"lease": sign(lease, provider.key, NET).raw}, ()
 
     world.wire.handlers[provider.id] |= {LEASE: grant}
@@ -54,7 +51,6 @@ async def test_a_provider_that_grants_and_denies_fills_no_disk(world, three):
         lease = Lease(
             request=header["request"],
             level=request.level,
-            granted_ms=request.start_ms,
             clearing=b"c" * 32,
         )
         return {"lease": sign(lease, provider.key, NET).raw}, ()

@@ -112,7 +112,7 @@ async def test_a_renewal_that_was_refused_is_not_shown_once_the_bytes_moved(worl
         await signed(world, customer)
         await world.drive(customer.market.settlement.settle_all())
     assert signed_of(customer, provider) == paid
-    late = Lease(request=seen[-1], level=request.level, granted_ms=request.start_ms)
+    late = Lease(request=seen[-1], level=request.level)
 
     def lie(count):
         lines = tuple(

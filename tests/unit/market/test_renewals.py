@@ -430,9 +430,7 @@ async def test_a_lease_of_another_term_than_was_asked_for_is_not_taken(world, pa
     before, honest = host.raw, world.wire.handlers[provider.id]
     world.later(LATEST_MS)
     thief = request_of(world, world.node(3), provider, lease_id=lease_id)
-    foreign = sign(
-        Lease(request=thief, level=0, granted_ms=world.clock.now_ms()), provider.key, NET
-    )
+    foreign = sign(Lease(request=thief, level=0), provider.key, NET)
     for raw in (before, foreign.raw, b"no lease"):
 
         async def answer(*_, raw=raw):

@@ -89,7 +89,7 @@ async def test_a_need_is_billed_once_however_often_its_provider_refused(world, t
     requests = [open_signed(raw, LeaseRequest, network=NET).record for raw in seen]
     shown = [
         sign(
-            Lease(request=raw, level=r.level, granted_ms=r.start_ms, clearing=b"c" * 32),
+            Lease(request=raw, level=r.level, clearing=b"c" * 32),
             provider.key,
             NET,
         ).raw
@@ -167,7 +167,7 @@ async def test_a_renewal_that_was_refused_gives_back_no_level_once_it_is_shown(w
     await signed(world, customer)
     assert customer.one("customer").use.level == SLOT_STEP_BYTES
     request = open_signed(seen[0], LeaseRequest, network=NET).record
-    late = Lease(request=seen[0], level=request.level, granted_ms=request.start_ms)
+    late = Lease(request=seen[0], level=request.level)
     end = {"end_ms": request.end_ms, "level": request.level}
 
     def lie(count):
@@ -298,15 +298,6 @@ async def test_a_lease_begins_no_minute_before_it_was_asked_for(world, three):
     customer, _, provider = three
     needs(customer, need_of(50))
     entitle(world, customer, provider, 50)
-    honest = provider.market.handlers()[LEASE]
-
-    async def grant(caller, header, parts):
-        reply, rest = await honest(caller, header, parts)
-        lease = open_signed(reply["lease"], Lease, network=NET).record
-        early = lease.model_copy(update={"granted_ms": lease.granted_ms - REQUEST_WINDOW_MS})
-        return {"lease": sign(early, provider.key, NET).raw}, rest
-
-    world.wire.handlers[provider.id][LEASE] = grant
     await signed(world, customer)
     (entry,) = customer.market.store.of("customer", provider.id)
     begun_ms = world.clock.now_ms()

@@ -1480,7 +1480,7 @@ async def test_a_customer_that_lost_its_disk_signs_no_number_twice(world, pair):
     await customer.market.settlement.lost({provider.id: {host.lease_id: 100 * MIB}})
     world.later(EPOCH_MS)
     for _ in range(2):  # what it has there is asked for first, and paid with the next count
-        await customer.market.settlement.agree(provider.id, book_now=True)
+        await customer.market.settlement.settle_all()
     after = customer.one("customer")
     assert (after.entry.raw, after.use.held_bytes) == (before.entry.raw, 100 * MIB)
     assert (account.number, account.signed_micro) == (number + 1, 8_000)
@@ -1497,7 +1497,7 @@ async def test_a_customer_that_lost_its_disk_reports_nobody_for_what_ran(world, 
     await customer.restart()
     await customer.market.settlement.lost({provider.id: {}})
     for _ in range(2):
-        await customer.market.settlement.agree(provider.id, book_now=True)
+        await customer.market.settlement.settle_all()
     account = customer.market.store.account("customer", provider.id)
     assert account.signed_micro == 0, "nor does it believe what it cannot know"
     assert customer.health.quality_ppm(provider.id) == 900_000

@@ -520,7 +520,7 @@ async def test_a_renewal_gives_back_nothing_that_was_given_up(world, three):
     assert taken(provider, "provider") == 99
     provider.granted.clear()
     world.later(STORAGE_LEASE_MS * 5 // 8)
-    more = {"need": NEED, "number": 1, "level": 100 * SLOT_STEP_BYTES, "tier": "open"}
+    more = {"need": NEED, "level": 100 * SLOT_STEP_BYTES, "tier": "open"}
     with pytest.raises(RecordInvalid, match="more than it has"):
         await ask(world, customer, provider, lease_id, **more)
     await signed(world, customer)

@@ -54,8 +54,8 @@ def test_a_node_that_stops_cancels_the_orders_it_runs():
 def test_the_compute_that_is_offered_is_what_the_workers_can_run():
     async def play(world):
         one, four = (node.capacity for node in world.nodes)
-        assert one.compute_capacity_steps() == 1_500 * MFUEL
-        assert four.compute_capacity_steps() == 4 * one.compute_capacity_steps()
+        assert one.level("compute") == 1_500 * MFUEL
+        assert four.level("compute") == 4 * one.level("compute")
 
     class Workers(World):
         def __init__(self, *args):

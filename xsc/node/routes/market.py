@@ -298,7 +298,7 @@ async def declare(node: Node, asked: api.Declare) -> api.Declared:
         raise ArgumentInvalid("a quantity is missing", hint=hint)
     if asked.role == "need":
         if asked.price_micro is None:
-            said = replace(said, price=market_settings(node.config).price_max(asked.kind))
+            said = replace(said, price=market_settings(node.config).price_max[asked.kind])
         if asked.kind == "storage" and asked.spread is None:
             said = replace(said, spread=sum(code_of(None)))
     role = AvailabilitySlot if asked.role == "offer" else NeedSlot

@@ -100,14 +100,13 @@ def make_lease(order, alice, bob, network, **changed):
         "window": (0, 99),
         "tier": "open",
         "need": None,
-        "number": 0,
         "level": 0,
         "price": PRICE,
         "start_ms": 0,
         "end_ms": 99,
     }
     request = LeaseRequest(**{**fields, **changed})
-    granted = Lease(request=sign(request, alice, network).raw, level=request.level, granted_ms=1)
+    granted = Lease(request=sign(request, alice, network).raw, level=request.level)
     return sign(granted, bob, network).raw
 
 

@@ -61,14 +61,13 @@ def test_verify_gives_the_size_and_unit_of_a_lease(kind, level, shown):
         window=(0, 1),
         tier="open",
         need=bytes(16) if level else None,
-        number=0,
         level=level,
         price=8,
         start_ms=0,
         end_ms=1,
     )
     asked = sign(request, CUSTOMER, NETWORK).raw
-    lease = Lease(request=asked, level=level, granted_ms=0)
+    lease = Lease(request=asked, level=level)
     assert shown in verify_file(sign(lease, PROVIDER, NETWORK).raw)
     more = lease.model_copy(update={"level": level + 1})
     with pytest.raises(ProofInvalid, match="grants more than was asked for"):
