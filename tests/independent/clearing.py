@@ -226,14 +226,22 @@ class Provider:
             for bid in self.bids(slot):
                 units = bid.units - granted.get(bid[:2], 0)
                 bids |= {bid[:2]: bid._replace(units=units)} if units > 0 else {}
-            short = {None}
+            stays, short = {who for who in kept if who[0] not in {each for each, _ in bids}}, {None}
             while short:  # [entitlements E3]
-                stays = sum(kept[who] for who in kept.keys() - bids.keys())
-                capacity = max(0, slot["quantity"] - stays)
-                lines, _ = self.clear(slot, capacity, bids.values())
+                capacity = max(0, slot["quantity"] - sum(kept[who] for who in stays))
+                taking = [bid for who, bid in bids.items() if who not in stays]
+                lines, _ = self.clear(slot, capacity, taking)
                 got = {who: sum(line.units for line in lines if line[:2] == who) for who in bids}
-                short = {who for who in bids if got[who] < kept.get(who, 0)}
-                bids = {who: bid for who, bid in bids.items() if who not in short}
+                short = {who for who in kept.keys() - stays if got.get(who, 0) < kept[who]}
+                stays |= short
+                for one in {who[0] for who in short}:
+                    beyond = sum(kept[who] - got.get(who, 0) for who in short if who[0] == one)
+                    for who in sorted(bids.keys() - stays) if beyond else ():
+                        if who[0] == one:
+                            less = min(beyond, got[who])
+                            beyond, units = beyond - less, got[who] - less
+                            bids[who] = bids[who]._replace(units=units)
+                bids = {who: bid for who, bid in bids.items() if bid.units}
             for who in {*whole, *kept}:
                 more = max(got.get(who, 0), kept.get(who, 0))
                 granted[who] = granted.get(who, 0) + more

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 from xsc.allocation.acceptance import answered, pending, received
@@ -31,6 +32,7 @@ from xsc.base.limits import (
     ALLOCATION_DEBOUNCE_MS,
     ALLOCATION_LOOK_MS,
     CONVERGED_LOOK_MS,
+    OFFER_MS,
     OFFER_SETTLE_MS,
     PPM,
     ROUND_REST,
@@ -114,6 +116,8 @@ class Allocator:
         """The needs that wait for no further offer, and whose caps are published."""
         self._since_ms: dict[bytes, int] = {}
         """By need, since when something is offered that no lease was taken on."""
+        self._begun_ms: dict[tuple[bytes, int], int] = {}
+        """By need and number, since when it is stated."""
         self._renewed_ms = 0
         """When a need last began a new number because it was short."""
         self.records = records
@@ -133,13 +137,13 @@ class Allocator:
         return tuple(each for theirs in self._received_of.values() for each in theirs)
 
     def offered(self) -> list[Entitlement]:
-        """Return what leases are to be taken on: other providers take nothing of it any more."""
+        """Return what leases are to be taken on: of each offer no more than its need accepts."""
         own = self._commitments.own
         needs = {each.slot_id: each for each in own.needs if each.slot_id in self._ready}
         return [
-            each
+            replace(each, quantity=min(each.quantity, cap))
             for each in self.received()
-            if each.need in needs and each.quantity <= needs[each.need].cap(each.provider)
+            if each.need in needs and (cap := needs[each.need].cap(each.provider))
         ]
 
     @property
@@ -358,6 +362,16 @@ class Allocator:
             for need_id in pending(own, needs, up, grants, now_ms)
             if now_ms - self._since_ms.get(need_id, now_ms) < OFFER_SETTLE_MS
         }
+        numbers = {(each.slot_id, each.number) for each in commitment.needs}
+        self._begun_ms = {each: self._begun_ms.get(each, now_ms) for each in numbers}
+        # What is offered to a spread need that is not filled can be of before it was changed.
+        waiting |= {
+            each.slot_id
+            for each in commitment.needs
+            if each.spread > 1
+            and not each.caps
+            and now_ms - self._begun_ms[each.slot_id, each.number] < OFFER_SETTLE_MS
+        }
         changed = {
             need_id: answered(
                 need,
@@ -371,7 +385,9 @@ class Allocator:
         }
         # Where the space is full, no cap can be published: a need does not wait for that.
         still = {need_id for need_id in needs if self._full or changed[need_id] == needs[need_id]}
-        self._ready = still - waiting
+        # Who changes what it offers all the time keeps no need from what others offer.
+        late = {each for each, at in self._since_ms.items() if now_ms - at >= OFFER_MS // 2}
+        self._ready = (still | late) - waiting
         self._on_offered()
         if changed == needs:
             return

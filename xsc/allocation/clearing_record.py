@@ -249,5 +249,7 @@ def _check_outcome(clearing: Clearing, signed: Signed[ClearingRecord], said: Spa
                     f"the state grants {short(line.customer)} {line.quantity} in {line.tier} at "
                     f"{line.price}, and by the rule the clearing that it names does not"
                 )
+        if len(slot.allocations) < len(expected):
+            raise RecordInvalid("the state withholds what the clearing that it names grants")
         if (slot.slot, slot.tiers) != (record.slot.slot_id, right.tiers):
             raise RecordInvalid("a stage of the state is not as the rule serves it")

@@ -200,7 +200,7 @@ class _Round:
                 )
         eligible = [each for taken in taking for each in self._eligible(slot, taken, drawn)]
         # A need that has more than it is granted keeps that, and the rest is cleared without both.
-        stays = pinned.keys() - {each[:2] for each in eligible}
+        stays = {pin for pin in pinned if pin[0] not in {node for node, _, _ in eligible}}
         while True:
             record = ClearingRecord(
                 provider=own.named,
@@ -217,6 +217,16 @@ class _Round:
             if not short:
                 break
             stays |= short
+            # A customer is one claim: what a need keeps beyond its grant its other needs lack.
+            beyond = Counter[bytes]()
+            for pin in short:
+                beyond[pin[0]] += pinned[pin] - given.get(pin, 0)
+            for place, (node, need, _) in enumerate(eligible):
+                if beyond[node] and (node, need) not in stays:
+                    less = min(beyond[node], given.get((node, need), 0))
+                    beyond[node] -= less
+                    eligible[place] = node, need, given.get((node, need), 0) - less
+            eligible = [each for each in eligible if each[2]]
         said = [(*pin, *granted) for pin, granted in sorted(cleared.lines.items())]
         told = last and (last.rule, last.tiers, [line.said for line in last.allocations])
         if last is not None and told == (slot.rule, cleared.tiers, said):

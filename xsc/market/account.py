@@ -166,11 +166,11 @@ def agree(
         terms, line, was_held = entry.terms, lines.get(entry.id), entry.use.held_bytes > 0
         use = rules.advance(terms, entry.use, now_ms)
         is_open = not entry.is_over(now_ms) and count.counted_ms < terms.end_ms
-        is_denied = False
+        is_denied, is_asked = False, entry.less is not None and not entry.less[0]
         if line is None:
             made.closed += use.used
             use = replace(rules.ended(use), used=0, held_bytes=0)
-            is_denied = is_open
+            is_denied = is_open and not is_asked
             if not is_open and use.denial is None:
                 made.gone.append(entry)  # What was denied is kept as evidence.
         else:
@@ -178,11 +178,12 @@ def agree(
             use, used, follows = rules.follow(terms, use, line, count.counted_ms, stood=stood)
             if is_open and line.end_ms <= count.counted_ms:
                 use = rules.ended(use)
-                is_asked = entry.less is not None and not entry.less[0]
-                is_denied = was_held or (terms.cleared and not is_asked)
+                is_denied = was_held
             paid += used
             # It may hold what this node was not told of, or not have heard of what was given up.
             knows = entry.less is None and line.level <= entry.use.level
+            # What ran can be told in an answer that is on its way: it is not paid before.
+            knows = knows and rules.has_time(terms)
             if not follows and knows and line.held_bytes <= entry.use.held_bytes:
                 made.disputed.add(entry.id)
         if is_denied:

@@ -272,8 +272,12 @@ class LeaseBuyer:
             why = why_unused(entry, wish, chosen, self._clock.now_ms())
             if why:
                 passed.append(PassedOver(entry.peer, entry.id, why))
+        said = []
         for each in passed:
             self._passed_over.put(each.lease_id or each.node, each)
+            said.append(f"{short(each.node)} {short(each.lease_id or b'')}: {each.reason}")
+        if said:
+            self._node.log.info("market.passed_over", kind=wish.kind, passed_over=said)
         handles = [self._hand_out(entry, wish) for entry in chosen.values()]
         return LeasedHosts(handles, faults, passed)
 

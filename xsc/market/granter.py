@@ -94,7 +94,7 @@ class LeaseGranter:
             "market.lease_granted",
             kind=request.kind,
             customer=short(caller),
-            level=level,
+            granted=level,
             price=request.price,
             renewed=known is not None,
         )
@@ -109,7 +109,8 @@ class LeaseGranter:
         kind, customer, now_ms = request.kind, request.customer, self._clock.now_ms()
         if self._store.get("customer", request.lease_id) is not None:
             raise RecordInvalid("the lease id was used before")
-        leases = self._store.of("provider", customer)
+        # Who shares a credit shares these bounds, too: each look at that credit goes over all.
+        leases = self._headroom.sold_to(customer)
         done = [entry for entry in leases if is_done(entry, now_ms)]
         for entry in done[:-LEASES_DONE_A_CUSTOMER_MAX]:
             entry.use = rules.advance(entry.terms, entry.use, now_ms)

@@ -9,6 +9,7 @@ A customer counts together with the peers that share its credit.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -75,11 +76,15 @@ class Headroom:
 
     def free(self, kind: Kind) -> int:
         """Return what of that no clearing offers now."""
-        waiting = 0
-        for each in self._present(kind):
-            of = self._store.of("provider", each.customer)
-            now_ms, is_its = self._clock.now_ms(), (e for e in of if self._store.key(e) == each.key)
-            waiting += undrawn(each, {each.key: sum(drawn(entry, now_ms) for entry in is_its)})
+        present, now_ms, taken = (
+            self._present(kind),
+            self._clock.now_ms(),
+            Counter[EntitlementKey](),
+        )
+        for customer in {each.customer for each in present}:
+            for entry in self._store.of("provider", customer):
+                taken[self._store.key(entry)] += drawn(entry, now_ms)
+        waiting = sum(undrawn(each, taken) for each in present)
         return max(0, self.unreserved(kind) - waiting)
 
     def pricing(self) -> MarketPricing:
@@ -166,7 +171,7 @@ class Headroom:
         What this node may lose to those that share its credit counts as well.
         """
         now_ms = self._clock.now_ms()
-        ahead = sum(ahead_micro(entry, now_ms) for entry in self._sold_to(customer))
+        ahead = sum(ahead_micro(entry, now_ms) for entry in self.sold_to(customer))
         owed = self._owed(customer) + ahead + self.calls_micro(customer)
         return self._ports.credit.credit_left(customer) - owed
 
@@ -174,7 +179,7 @@ class Headroom:
         """Return what the runs that wait or are under way may cost at most: their limits."""
         return sum(
             compute_amount(run_price(entry.terms), entry.reserved)
-            for entry in self._sold_to(customer)
+            for entry in self.sold_to(customer)
             if entry.terms.kind == "compute"
         )
 
@@ -213,7 +218,7 @@ class Headroom:
             for other in self._ports.credit.shares_with(customer)
         )
 
-    def _sold_to(self, customer: bytes) -> Sequence[LeaseEntry]:
+    def sold_to(self, customer: bytes) -> Sequence[LeaseEntry]:
         """Return the leases whose debts count together with a customer's."""
         return [
             entry
@@ -227,12 +232,16 @@ class Headroom:
         What they do not use of cleared leases is taken back for good, and billed no further: once
         they paid, clearings grant them room anew.
         """
-        before, store = self.at_limit, self._store
+        before, store, credit = self.at_limit, self._store, self._ports.credit
+        now_ms, owed = self._clock.now_ms(), Counter[bytes]()
+        for account in store.accounts("provider"):
+            owed[account.peer] = owed_micro(account, store.of("provider", account.peer), now_ms)
+        paying = {entry.peer for entry in store.all("provider") if entry.terms.price}
         self.at_limit = frozenset(
-            account.peer
-            for account in store.accounts("provider")
-            if any(entry.terms.price for entry in self._sold_to(account.peer))
-            and self._owed(account.peer) >= self._ports.credit.credit_left(account.peer)
+            peer
+            for peer in owed
+            if not paying.isdisjoint(sharing := credit.shares_with(peer))
+            and sum(owed[each] for each in sharing) >= credit.credit_left(peer)
         )
         for customer in sorted(self.at_limit - before):
             self._node.log.warning(
@@ -243,7 +252,7 @@ class Headroom:
             )
         for customer in sorted(before - self.at_limit):
             self._node.log.info("market.customer_within_limit", customer=short(customer))
-        now_ms, changed = self._clock.now_ms(), []
+        changed = []
         for entry in store.all("provider"):
             least = least_level(entry.terms, entry.use, entry.reserved, now_ms)
             if entry.peer in self.at_limit and entry.use.level > least:

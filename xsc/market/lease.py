@@ -319,7 +319,8 @@ def least_level(terms: LeaseRequest, use: LeaseUse, more: int, now_ms: int) -> i
         return use.level
     if terms.kind == "storage":
         return use.held_bytes + more
-    return ceil_div(more * 1_000, COMPUTE_LEASE_MS)
+    left_ms = min(COMPUTE_LEASE_MS, terms.end_ms - now_ms)
+    return ceil_div(more * 1_000, max(1, left_ms))
 
 
 def lowered(terms: LeaseRequest, use: LeaseUse, level: int, now_ms: int) -> LeaseUse:
@@ -333,7 +334,8 @@ def lowered(terms: LeaseRequest, use: LeaseUse, level: int, now_ms: int) -> Leas
     use = advance(terms, use, now_ms)
     back_ms = max(0, min(use.counted_ms, terms.end_ms) - now_ms)
     back = worth(terms, (use.level - level) * back_ms)
-    return replace(use, level=level, given_back=not level, used=max(0, use.used - back))
+    touched_ms, used = max(use.touched_ms, now_ms), max(0, use.used - back)
+    return replace(use, touched_ms=touched_ms, level=level, given_back=not level, used=used)
 
 
 def ended(use: LeaseUse) -> LeaseUse:

@@ -141,7 +141,9 @@ class LeaseStore:
             match decode(row):
                 case [bytes() as raw, bytes() as use]:
                     entry = self.entry_of(role, raw)
-                    entry.use = read_row(USES, use)
+                    granted, entry.use = entry.use.level, read_row(USES, use)
+                    if role == "customer" and entry.use.level < granted:
+                        entry.less = entry.use.level, 0  # Its provider may not have heard yet.
                     self._know(entry)
                 case _:
                     raise RecordInvalid("a row is no lease and its use")

@@ -126,12 +126,13 @@ class Providers:
         )
         entry = self._store.entry_of("customer", take_bytes(reply.header, "lease"))
         known = self._store.get("customer", lease_id)
-        if known is None and entry.terms != asked.record:
-            raise RecordInvalid("the lease is on another request")
+        if known is None and (asked.record.renews or entry.terms != asked.record):
+            raise RecordInvalid("the lease is on another request, or is known no more")
         # A renewal may be one whose answer was lost; this node has signed that, too.
         named = entry.id, entry.terms.provider, entry.terms.customer
         if named != (lease_id, provider, self._node.id) or (
-            known is not None and entry.terms.end_ms <= known.terms.end_ms
+            known is not None
+            and (entry.terms.end_ms <= known.terms.end_ms or entry.terms.price > asked.record.price)
         ):
             raise RecordInvalid("the provider gives another lease than the one that it renews")
         return self._store.add(entry)

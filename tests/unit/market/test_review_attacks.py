@@ -189,7 +189,7 @@ async def test_a_renewal_that_was_refused_gives_back_no_level_once_it_is_shown(w
     assert signed_of(customer, provider) == before, "what is on terms not known here is not paid"
     world.wire.handlers[provider.id] |= {LEASE: answer}
     await customer.market.signing.look()
-    assert (entry.terms.end_ms, entry.use.level) == (request.end_ms, SLOT_STEP_BYTES)
+    assert (entry.terms.end_ms, entry.use.level) == (end_ms, SLOT_STEP_BYTES)
     await customer.market.settlement.agree(provider.id)
     day = worth_of("storage", request.price, SLOT_STEP_BYTES * DAY_MS, cleared=True) // WORTH
     assert signed_of(customer, provider) <= owed + day
