@@ -269,6 +269,18 @@ SKEWS = st.integers(-REQUEST_WINDOW_MS, REQUEST_WINDOW_MS)
     skew=-2,
     wait=0,
 )
+@example(
+    steps=[
+        ("hold", 2, 1),
+        ("hold cleared", 0, 1),
+        ("renew", 0, 0),
+        ("renew", 0, 0),
+        ("hold", 1, 0),
+        ("count", 0, 0),
+    ],
+    skew=-2,
+    wait=1,
+)
 @given(st.lists(STEPS, max_size=20), SKEWS, st.integers(0, 3 * LONG_MS))
 def test_after_a_last_count_both_totals_are_equal_and_within_what_was_leased(steps, skew, wait):
     pair = Pair(skew)

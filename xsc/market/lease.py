@@ -370,8 +370,8 @@ def follow(
     own = advance(terms, use, counted_ms).used
     if theirs > own + use.leeway:
         return use, use.used, False
-    late_ms = max(0, use.counted_ms - max(counted_ms, terms.start_ms))
-    late = worth(terms, max(use.held_bytes, use.level) * late_ms)
+    since = replace(use, used=0, counted_ms=max(counted_ms, terms.start_ms))
+    late = advance(terms, since, use.counted_ms).used
     if theirs > own - late + use.leeway:
         # What it counts is of now, whatever it says: a minute is paid once.
         counted_ms = max(counted_ms, use.counted_ms)
