@@ -40,7 +40,7 @@ from xsc.market.auction import QUALITY_PPM_LEAST, Bid, near, place, reserve
 from xsc.market.choosing import PassedOver, Wish, at_hand, is_dear, why_lost, why_unused
 from xsc.market.headroom import Headroom
 from xsc.market.lease import OWN, QUANTITY_MAX, LeaseEntry
-from xsc.market.lease_store import MarketNode
+from xsc.market.lease_store import MarketNode, MarketPart
 from xsc.market.providers import Providers
 from xsc.market.waiting import WaitingLines
 from xsc.terms.quote import KINDS, Kind
@@ -72,7 +72,7 @@ def _given(found: LeasedHosts) -> list[LeaseHandle]:
     return found.leases
 
 
-class LeaseBuyer:
+class LeaseBuyer(MarketPart):
     """Leases capacity for this node, and counts what storage and compute use of it."""
 
     def __init__(
@@ -82,10 +82,7 @@ class LeaseBuyer:
         headroom: Headroom,
         agree: Callable[[bytes], Awaitable[None]],
     ) -> None:
-        self._node = node
-        self._clock = node.clock
-        self._store = node.store
-        self._ports = node.ports
+        super().__init__(node)
         self._providers = providers
         self._headroom = headroom
         self._agree = agree

@@ -15,7 +15,7 @@ from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import SHORT_FILLED_MS, SHORT_MS, SHORTS_MAX
 from xsc.identity.envelope import Count, Record
 from xsc.market.headroom import undrawn
-from xsc.market.lease_store import MarketNode
+from xsc.market.lease_store import MarketNode, MarketPart
 
 _SHORT: Final = b"market/short"
 Short: TypeAlias = tuple[Count, Count, Count]
@@ -28,13 +28,11 @@ class Shorts(Record):
     shorts: Annotated[tuple[Short, ...], Field(max_length=SHORTS_MAX)] = ()
 
 
-class DefaultNeed:
+class DefaultNeed(MarketPart):
     """Remembers what providers refused, and sums up what they hold."""
 
     def __init__(self, node: MarketNode, state: KeyValue) -> None:
-        self._clock = node.clock
-        self._store = node.store
-        self._ports = node.ports
+        super().__init__(node)
         self._state = state
         self._shorts: tuple[Short, ...] = ()
 

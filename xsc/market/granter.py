@@ -37,7 +37,7 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.market import lease as rules
 from xsc.market.headroom import Headroom, is_named
 from xsc.market.lease import LeaseEntry, ahead_micro, is_done, kept_free
-from xsc.market.lease_store import MarketNode
+from xsc.market.lease_store import MarketNode, MarketPart
 from xsc.market.ports import EXHAUSTED
 from xsc.market.waiting import WaitingLines
 from xsc.terms.lease import Lease, LeaseRequest, RunTerms
@@ -46,17 +46,14 @@ from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP
 
 
-class LeaseGranter:
+class LeaseGranter(MarketPart):
     """Grants leases to customers, and counts what is used under them.
 
     Implements the ports of providers: storage's `Leases`, compute's `ServiceBook`.
     """
 
     def __init__(self, node: MarketNode, headroom: Headroom) -> None:
-        self._node = node
-        self._clock = node.clock
-        self._store = node.store
-        self._ports = node.ports
+        super().__init__(node)
         self._headroom = headroom
         self._asked = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
         self._lines = WaitingLines(node.clock, most=JOBS_QUEUED_MAX, each=JOBS_QUEUED_A_PEER_MAX)

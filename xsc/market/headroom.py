@@ -15,7 +15,6 @@ from dataclasses import replace
 
 from xsc.base.errors import CreditExceeded, NoOffers
 from xsc.base.ids import short
-from xsc.base.limits import PRICES_POSTED_MS
 from xsc.base.units import format_credits
 from xsc.market.account import owed_micro
 from xsc.market.lease import (
@@ -27,11 +26,11 @@ from xsc.market.lease import (
     least_level,
     run_price,
 )
-from xsc.market.lease_store import MarketNode
+from xsc.market.lease_store import MarketNode, MarketPart
 from xsc.market.pricing import MarketPricing, utilisation_ppm
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import compute_amount
-from xsc.terms.quote import Kind
+from xsc.terms.quote import KINDS, Kind
 from xsc.terms.slot import STEP, Entitlement, EntitlementKey
 
 
@@ -57,16 +56,11 @@ def is_named(offer: Entitlement, request: LeaseRequest) -> bool:
     return (offer.key, offer.window, offer.tier) == named
 
 
-class Headroom:
+class Headroom(MarketPart):
     """Measures what is neither used nor reserved, in all and for one customer, and its credit."""
 
     def __init__(self, node: MarketNode) -> None:
-        self._node = node
-        self._clock = node.clock
-        self._store = node.store
-        self._ports = node.ports
-        self._posted: tuple[MarketPricing, int] | None = None
-        """The posted prices, and since when."""
+        super().__init__(node)
         self.at_limit: frozenset[bytes] = frozenset()
         """Customers that may come to owe nothing more, as of the last `refresh`."""
 
@@ -88,20 +82,10 @@ class Headroom:
         return max(0, self.unreserved(kind) - waiting)
 
     def pricing(self) -> MarketPricing:
-        """Return this node's posted prices: at a utilisation of within PRICES_POSTED_MS.
-
-        They stand for so long, so that what a customer was told is what it is asked.
-        """
-        now_ms = self._clock.monotonic_ms()
-        if self._posted is None or now_ms - self._posted[1] >= PRICES_POSTED_MS:
-            capacity = self._ports.capacity
-            pricing = MarketPricing(
-                self._node.settings.prices,
-                utilisation_ppm(self.unreserved("storage"), capacity.level("storage")),
-                utilisation_ppm(self.unreserved("compute"), capacity.level("compute")),
-            )
-            self._posted = pricing, now_ms
-        return self._posted[0]
+        """Return what this node asks at its present utilisation; what it has posted stands."""
+        level = self._ports.capacity.level
+        used = (utilisation_ppm(self.unreserved(kind), level(kind)) for kind in KINDS)
+        return MarketPricing(self._node.settings.prices, *used)
 
     def entitled(self, request: LeaseRequest) -> tuple[Entitlement, int]:
         """Return what a clearing offers that a request names, and what can be leased of it now.

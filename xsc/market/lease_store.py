@@ -348,3 +348,13 @@ class MarketNode:
         self.ports = ports
         self.settings = settings
         self.store = store
+
+
+class MarketPart:
+    """A part of the market, with what all of them use of the node at hand."""
+
+    def __init__(self, node: MarketNode) -> None:
+        self._node = node
+        self._clock = node.clock
+        self._store = node.store
+        self._ports = node.ports

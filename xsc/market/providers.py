@@ -16,7 +16,7 @@ from xsc.base.limits import LEASE_TIMEOUT_MS
 from xsc.identity.envelope import Signed, sign
 from xsc.market import lease as rules
 from xsc.market.lease import LeaseEntry
-from xsc.market.lease_store import MarketNode
+from xsc.market.lease_store import MarketPart
 from xsc.market.pricing import domain
 from xsc.terms.lease import LeaseRequest
 from xsc.terms.pricing import Quote
@@ -25,14 +25,8 @@ from xsc.terms.slot import Entitlement, NeedSlot
 LEASE: Final = "market.lease"
 
 
-class Providers:
+class Providers(MarketPart):
     """The providers of this node, and its requests for leases there."""
-
-    def __init__(self, node: MarketNode) -> None:
-        self._node = node
-        self._clock = node.clock
-        self._store = node.store
-        self._ports = node.ports
 
     def up(self, peers: Collection[bytes] | None = None) -> list[bytes]:
         """Return those of `peers`, or of all peers, that answered lately."""

@@ -45,7 +45,7 @@ from xsc.market import account as rules
 from xsc.market import lease as leases
 from xsc.market.account import Account
 from xsc.market.lease import ROLES, LeaseEntry
-from xsc.market.lease_store import MarketNode
+from xsc.market.lease_store import MarketNode, MarketPart
 from xsc.terms.pricing import WORTH
 from xsc.terms.voucher import LeaseCount, Voucher
 
@@ -61,14 +61,11 @@ def _xid(account: Account) -> bytes:
     return tagged_sha256("settle/xid", account.id, number, attempt)[:_XID_BYTES]
 
 
-class Settlement:
+class Settlement(MarketPart):
     """Settles the leases of this node in both roles."""
 
     def __init__(self, node: MarketNode) -> None:
-        self._node = node
-        self._clock = node.clock
-        self._store = node.store
-        self._ports = node.ports
+        super().__init__(node)
         self._turns: Turns[bytes] = Turns()
         """By account."""
         self._asked = Tally(ACCOUNTS_A_CUSTOMER_MAX, ACCOUNTS_MS)

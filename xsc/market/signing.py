@@ -32,7 +32,7 @@ from xsc.base.units import format_credits, format_duration
 from xsc.market import lease as rules
 from xsc.market.choosing import to_lower, to_take
 from xsc.market.lease import SPREAD, LeaseEntry
-from xsc.market.lease_store import MarketNode
+from xsc.market.lease_store import MarketNode, MarketPart
 from xsc.market.providers import Providers
 from xsc.terms.pricing import Quote
 from xsc.terms.slot import Entitlement, NeedSlot
@@ -52,16 +52,13 @@ class LeaseExpiry:
     """Why it was not renewed although it is time to; empty while all is well."""
 
 
-class Signing:
+class Signing(MarketPart):
     """Takes, gives up and renews the leases of this node."""
 
     def __init__(
         self, node: MarketNode, providers: Providers, agree: Callable[[bytes], Awaitable[None]]
     ) -> None:
-        self._node = node
-        self._clock = node.clock
-        self._store = node.store
-        self._ports = node.ports
+        super().__init__(node)
         self._providers = providers
         self._agree = agree
         self._woken = asyncio.Event()

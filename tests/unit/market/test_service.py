@@ -46,7 +46,6 @@ from xsc.base.limits import (
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     MIB,
-    PRICES_POSTED_MS,
     REFUSED_RETRY_MS,
     REFUSED_RETRY_MS_MAX,
     REQUEST_WINDOW_MS,
@@ -117,25 +116,6 @@ async def test_who_verifies_is_of_another_owner_where_there_is_one(world):
 
 
 # Prices
-
-
-async def test_posted_prices_move_at_most_once_an_hour(world, pair):
-    _, provider = pair
-
-    def posted(later_ms):
-        world.later(later_ms)
-        return provider.market.headroom.pricing().unit_price("storage") // A_MIB
-
-    assert posted(0) == 10
-    provider.room.stored = provider.room.storage // 2
-    assert [posted(PRICES_POSTED_MS // 4) for _ in range(3)] == [10] * 3, (
-        "it was told, and is asked"
-    )
-    assert posted(PRICES_POSTED_MS // 4) == 15
-    provider.room.stored = 0
-    assert posted(1) == 15
-    await provider.restart()
-    assert posted(0) == 10, "a node that starts looks anew"
 
 
 async def test_who_publishes_no_slot_offers_nothing_and_grants_nothing(world, pair):
