@@ -49,7 +49,7 @@ def test_a_customer_learns_what_its_provider_would_say_from_the_checked_record()
         await world.until(lambda: (of(provider, early), of(provider, late)) == (20, 80))
         await heard(world, early, provider)
         (row,) = (await why(early, behind))[0]
-        assert (row.granted.tier, row.weight, row.granted.quantity) == (
+        assert (row.granted.tier, row.bid.weight, row.granted.quantity) == (
             "one_way",
             300_000,
             20,
@@ -138,7 +138,7 @@ def test_a_record_that_does_not_recompute_is_not_explained():
             await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
             await heard(world, customer, provider, lie)
             (row,) = (await why(customer, wanted))[0]
-            assert row.eligible is None
+            assert row.bid is None
             assert expected in row.because
         (row,) = (await why(customer, signed.id))[0]
         assert expected in row.because
@@ -188,7 +188,7 @@ def test_a_need_that_took_no_part_learns_why():
         await world.until(lambda: provider.allocator.state.slot_denominators[0].clearing != cleared)
         await heard(world, early, provider)
         (row,) = (await why(early, wanted))[0]
-        assert row.eligible is None
+        assert row.bid is None
         kept = format_size(100 * SLOT_STEP_BYTES)
         assert f"it has drawn {kept} and keeps that" in row.because
 

@@ -9,7 +9,7 @@ node keeps the best offers for each need and lowers its caps for the others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -66,11 +66,11 @@ class Market(Protocol):
             young: only of leases that are not cleared again yet.
         """
 
-    def credit_left(self, customer: bytes) -> int:
-        """Return the micro-credits that a customer may still come to owe."""
+    def credit_among(self, customer: bytes, takers: set[bytes]) -> int:
+        """Return the micro-credits that a customer may still come to owe.
 
-    def shares_with(self, customer: bytes) -> Sequence[bytes]:
-        """Return the customers that share one credit with a customer, itself among them."""
+        Of a credit that it shares with others of these takers it has an equal part.
+        """
 
 
 class Allocator:
@@ -166,7 +166,8 @@ class Allocator:
             raise StoreDamaged(f"a kept clearing cannot be read: {fault.message}") from fault
         state = self._heard.state_of(self._node)
         # Where a power loss took a record, all is cleared anew.
-        if state is not None and set(_named_by(state)) <= set(self.records.ids()):
+        kept = set(self.records.ids())
+        if state is not None and kept.issuperset(each.clearing for each in state.slot_denominators):
             self._grant(state)
         self._renewed_ms = self._clock.now_ms()
 
@@ -298,14 +299,7 @@ class Allocator:
             theirs=tuple((each.node, w) for each in others if (w := each.weights.get(own.node, 0))),
             drawn=rows_of(market.drawn_steps()),
             pinned=rows_of(market.drawn_steps(young=True)),
-            # Who shares a credit with others of them has an equal part of it.
-            credit=tuple(
-                (
-                    node,
-                    market.credit_left(node) // len(nodes.intersection(market.shares_with(node))),
-                )
-                for node in sorted(nodes)
-            ),
+            credit=tuple((node, market.credit_among(node, nodes)) for node in sorted(nodes)),
             free={kind: market.unreserved(kind) // STEP[kind] for kind in KINDS},
             is_pending=self._woken.is_set(),
         )
@@ -316,7 +310,7 @@ class Allocator:
     ) -> None:
         """Keep the clearings that a state names, and publish it; the oldest records go."""
         state = read_state(raw)
-        named = _named_by(state)
+        named = [each.clearing for each in state.slot_denominators]
         made = [
             sign(records[each], self._context.key, self._context.network)
             for each in named
@@ -400,8 +394,3 @@ class Allocator:
         answer = Commitment(**dict(commitment) | damped)
         # What changed meanwhile is answered in the next round.
         await self._commitments.publish(lambda own: answer if own == commitment else own)
-
-
-def _named_by(state: TwoTierAllocationState) -> list[bytes]:
-    """Return the clearings that a state names."""
-    return [each.clearing for each in state.slot_denominators]

@@ -152,8 +152,7 @@ class Commitments:
     ) -> None:
         self._node = context.key.node_id
         self._clock = context.clock
-        self._entropy = context.entropy
-        self._log = context.log
+        self._context = context
         self._space = space
         self._peers = peers
         self._posted = posted
@@ -233,7 +232,7 @@ class Commitments:
         Raises:
             ArgumentInvalid, TooLarge: it cannot be one.
         """
-        slot_id = self._entropy.token(SLOT_ID_BYTES)
+        slot_id = self._context.entropy.token(SLOT_ID_BYTES)
         before = self._place[role] | {"slot_id": slot_id, "kind": kind}
         await self.publish(lambda own: with_slot(own, self._stated(role, before, said)))
         return slot_id
@@ -302,7 +301,9 @@ class Commitments:
         if is_own or theirs != self._told.get(owner):
             self._told[owner] = theirs
             if not is_own:
-                self._log.info("allocation.recognised", peer=short(owner), their_weight_ppm=theirs)
+                self._context.log.info(
+                    "allocation.recognised", peer=short(owner), their_weight_ppm=theirs
+                )
             self._on_recognised()
 
     async def run(self) -> None:
@@ -340,7 +341,7 @@ class Commitments:
                     continue
                 await self.publish(made)
             except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
-                self._log.warning(event, fault=fault.message)
+                self._context.log.warning(event, fault=fault.message)
             self._next_ms[event] = now_ms + interval_ms
 
     def _continued(self, own: Commitment) -> Commitment:
@@ -349,7 +350,7 @@ class Commitments:
     def _standing(self, role: type[Either], own: Commitment) -> Commitment:
         for kind in KINDS:
             fields = self._by_default(role, kind) | self._place[role]
-            new_id = self._entropy.token(SLOT_ID_BYTES)
+            new_id = self._context.entropy.token(SLOT_ID_BYTES)
             own = with_standing(own, role, kind, fields, new_id)
         return own
 

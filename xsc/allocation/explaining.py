@@ -73,9 +73,8 @@ class Explained:
     because: str = ""
     clearing: bytes | None = None
     window: Window | None = None
-    weight: int | None = None
-    eligible: int | None = None
-    """The need, its cap and what credit and shares left of it, the least; None: no part."""
+    bid: Bid | None = None
+    """Of the need, its cap and what credit and shares left of it the least; None: no part."""
     granted: Granted | None = None
     """What it gave it, also of a quantity of 0; None: no part."""
     changes: tuple[Change, ...] = ()
@@ -178,8 +177,7 @@ def explain(row: Explained, clearing: Clearing, drawn: int) -> Explained:
     return replace(
         row,
         because=because,
-        weight=bid.weight,
-        eligible=bid.quantity,
+        bid=bid,
         granted=granted,
         changes=tuple(changes_of(slot, capacity, bids, salt, bid)),
     )

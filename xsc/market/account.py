@@ -181,9 +181,8 @@ def agree(
                 is_denied = was_held
             paid += used
             # It may hold what this node was not told of, or not have heard of what was given up.
-            knows = entry.less is None and line.level <= entry.use.level
             # What ran can be told in an answer that is on its way: it is not paid before.
-            knows = knows and rules.has_time(terms)
+            knows = rules.has_time(terms) and entry.less is None and line.level <= entry.use.level
             if not follows and knows and line.held_bytes <= entry.use.held_bytes:
                 made.disputed.add(entry.id)
         if is_denied:

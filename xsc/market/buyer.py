@@ -234,7 +234,8 @@ class LeaseBuyer(MarketPart):
         if not 0 < wish.quantity <= QUANTITY_MAX:
             raise ArgumentInvalid("the quantity to lease is out of range")
         await self._ports.standing.learn(wish.nodes)
-        leases = {} if wish.new else self._at_hand(wish)
+        mine, now_ms = self._leases(wish), self._clock.now_ms()
+        leases = {} if wish.new else at_hand(mine, wish, now_ms)
         chosen, faults = dict[bytes, LeaseEntry](), dict(absent or {})
         bids, heard = dict[bytes, Bid](), set[bytes]()
         while len(chosen) < count:
@@ -257,23 +258,21 @@ class LeaseBuyer(MarketPart):
                     faults[winner.node] = answer
         domains = {self._providers.domain(node): node for node in chosen}
         most = self._node.settings.price_max[wish.kind]
-        for node in wish.nodes:
-            if node in chosen or node in faults:
-                continue
+        for node in sorted({*wish.nodes} - chosen.keys() - faults.keys()):
             reason = f"{short(node)} offers no {wish.kind} to this node now"
             if node in bids:
                 reason = why_lost(bids[node], domains, most)
             faults[node] = NoOffers(reason)
         passed = [PassedOver(node, None, fault.message) for node, fault in faults.items()]
-        for entry in self._leases(wish):
-            why = why_unused(entry, wish, chosen, self._clock.now_ms())
-            if why:
-                passed.append(PassedOver(entry.peer, entry.id, why))
-        said = []
+        passed += [
+            PassedOver(entry.peer, entry.id, why)
+            for entry in mine
+            if (why := why_unused(entry, wish, chosen, now_ms))
+        ]
         for each in passed:
             self._passed_over.put(each.lease_id or each.node, each)
-            said.append(f"{short(each.node)} {short(each.lease_id or b'')}: {each.reason}")
-        if said:
+        if passed:
+            said = [f"{short(each.lease_id or each.node)}: {each.reason}" for each in passed]
             self._node.log.info("market.passed_over", kind=wish.kind, passed_over=said)
         handles = [self._hand_out(entry, wish) for entry in chosen.values()]
         return LeasedHosts(handles, faults, passed)
@@ -284,14 +283,11 @@ class LeaseBuyer(MarketPart):
         A run under a cleared rate costs nothing more.
         """
         most = max((wish.saved.get(node, 0) for node in wish.nodes), default=0)
-        found = sorted(self._at_hand(wish).items(), key=lambda each: rules.run_price(each[1].terms))
-        for node, entry in found:
+        found = at_hand(self._leases(wish), wish, self._clock.now_ms()).items()
+        for node, entry in sorted(found, key=lambda each: rules.run_price(each[1].terms)):
             if entry.terms.cleared or wish.saved.get(node, 0) >= most:
                 return entry
         return None
-
-    def _at_hand(self, wish: Wish) -> dict[bytes, LeaseEntry]:
-        return at_hand(self._leases(wish), wish, self._clock.now_ms())
 
     def _leases(self, wish: Wish) -> list[LeaseEntry]:
         """Return the leases of this node that a wish may use.

@@ -70,11 +70,8 @@ class Headroom(MarketPart):
 
     def free(self, kind: Kind) -> int:
         """Return what of that no clearing offers now."""
-        present, now_ms, taken = (
-            self._present(kind),
-            self._clock.now_ms(),
-            Counter[EntitlementKey](),
-        )
+        present, now_ms = self._present(kind), self._clock.now_ms()
+        taken = Counter[EntitlementKey]()
         for customer in {each.customer for each in present}:
             for entry in self._store.of("provider", customer):
                 taken[self._store.key(entry)] += drawn(entry, now_ms)
@@ -167,9 +164,10 @@ class Headroom(MarketPart):
             if entry.terms.kind == "compute"
         )
 
-    def shares_with(self, customer: bytes) -> Sequence[bytes]:
-        """Return the customers that share one credit with a customer, itself among them."""
-        return self._ports.credit.shares_with(customer)
+    def credit_among(self, customer: bytes, takers: set[bytes]) -> int:
+        """Return the same; of a credit that it shares with others of some takers an equal part."""
+        sharing = takers.intersection(self._ports.credit.shares_with(customer))
+        return self.credit_left(customer) // len(sharing)
 
     def check_credit(self, customer: bytes, more_micro: int, beside_micro: int = 0) -> int:
         """Return what a customer may still come to owe beside new work, or refuse that work.

@@ -116,9 +116,9 @@ class Signing(MarketPart):
             late_ms = self._clock.now_ms() - each.record.start_ms
             if late_ms > REQUEST_WINDOW_MS + LOWER_MS and not each.record.renews:
                 self._store.refused(each.record.lease_id)  # It blocks its need no longer.
-        asked = list(self._store.asked.values())
-        up = [each for each in asked if self._ports.quality.is_up(each.record.provider)]
-        await asyncio.gather(*(self._providers.ask(each) for each in up))
+        is_up, asked = self._ports.quality.is_up, self._store.asked.values()
+        up = [each for each in asked if is_up(each.record.provider)]
+        await asyncio.gather(*map(self._providers.ask, up))
 
     # What is not needed
 

@@ -265,8 +265,8 @@ def _explained(node: Node, each: Explained) -> api.Explained:
         kind=each.need.kind,
         need=to_text(each.need.slot_id),
         tier=standing(each.provider, each.customer)[0],
-        weight=each.weight,
-        eligible=None if each.eligible is None else each.eligible * step,
+        weight=None if each.bid is None else each.bid.weight,
+        eligible=None if each.bid is None else each.bid.quantity * step,
         granted=None if each.granted is None else each.granted.quantity * step,
         stages=[]
         if granted is None
