@@ -87,7 +87,7 @@ def settle(count: int, degree: int, seed: int = 13) -> Settled:
         last, at_ms, end = None, world.clock.now_ms(), start
         while world.clock.now_ms() < at_ms + REST_MS:
             now = [
-                (node.allocator.granted(), node.allocator.received(), node.commitments.own)
+                (node.allocator.granted, node.allocator.received(), node.commitments.own)
                 for node in world.nodes
             ]
             if now != last:

@@ -86,7 +86,7 @@ def test_a_need_that_nothing_matches_learns_which_slots_were_seen():
         await offer(provider, 50, kind="compute")
         slot = await offer(provider, 50, location="Oslo")
         peer = provider.key.node_id
-        await world.until(lambda: len(customer.commitments.of(peer).slots) == 2)
+        await world.until(lambda: len(customer.commitments.heard.of(peer).commitment.slots) == 2)
 
         async def reasons():
             return {row.slot.kind: row.because for row in (await why(customer, wanted))[0]}

@@ -82,7 +82,7 @@ def need(node, quantity, kind="storage", price=40, **said):
 def granted(provider):
     """Return what each node is entitled to at a provider, by its name's number."""
     found = {}
-    for each in provider.allocator.granted():
+    for each in provider.allocator.granted:
         found[each.customer] = found.get(each.customer, 0) + each.quantity
     return found
 
@@ -138,7 +138,7 @@ def test_recognition_decides_what_is_leased_and_not_who_asks_first():
         await need(early, 100)
         await world.clock.sleep_ms(60_000)
         wanted = await need(late, 100)
-        await world.until(lambda: provider.commitments.of(late.key.node_id).needs)
+        await world.until(lambda: provider.commitments.heard.of(late.key.node_id).commitment.needs)
         await offer(provider, 100)
         await world.until(lambda: cleared(late))
         (lease,) = cleared(late)
@@ -231,7 +231,9 @@ def test_what_nobody_takes_a_lease_on_goes_to_others():
         await need(idle, 100)
         await need(other, 100)
         for node in (idle, other):
-            await world.until(lambda node=node: provider.commitments.of(node.key.node_id).needs)
+            await world.until(
+                lambda node=node: provider.commitments.heard.of(node.key.node_id).commitment.needs
+            )
         await world.crash(1)
         await offer(provider, 100)
         await world.until(lambda: of(provider, idle) == 100)
@@ -342,7 +344,7 @@ def test_a_need_that_recurs_is_leased_and_billed_in_its_windows_alone():
         await world.clock.sleep_ms(end_ms + minute_ms - world.clock.now_ms())
         assert not cleared(customer)
         assert not cleared(provider, "provider")
-        assert not provider.allocator.granted(), "nothing before it begins"
+        assert not provider.allocator.granted, "nothing before it begins"
         assert not customer.allocator.received()
         assert [each for each in customer.market.store.all("customer") if each.terms.cleared] == [
             lease
@@ -682,7 +684,7 @@ def test_a_node_leases_for_now_what_it_offers_and_to_whom():
         assert quoted() == set()
         mutuals = Statement(quantity=10, filters=(("tier", "mutual"),))
         await friends.commitments.declare(AvailabilitySlot, "storage", mutuals)
-        await world.until(lambda: customer.commitments.of(ids[1]).slots)
+        await world.until(lambda: customer.commitments.heard.of(ids[1]).commitment.slots)
         assert quoted() == set()
         await mutual(customer, friends)
         await world.until(quoted)

@@ -102,7 +102,8 @@ class Allocator:
         self._held = held
         self._look_ms = look_ms
         self._heard = commitments.heard
-        self._granted: tuple[Entitlement, ...] = ()
+        self.granted: tuple[Entitlement, ...] = ()
+        """What this node has granted to needs of others."""
         self.state = TwoTierAllocationState()
         """What is published of what is granted."""
         self.program: Program
@@ -127,10 +128,6 @@ class Allocator:
         space.on_change(self._space_changed)
 
     # What the market asks
-
-    def granted(self) -> tuple[Entitlement, ...]:
-        """Return what this node has granted to needs of others."""
-        return self._granted
 
     def received(self) -> tuple[Entitlement, ...]:
         """Return what needs of this node were granted by others."""
@@ -181,7 +178,7 @@ class Allocator:
         }
         now_ms, kept = self._clock.now_ms(), set(self.records.ids())
         named = entitlements(self._node, state, slots, needs, now_ms)
-        self._granted = tuple(each for each in named if each.clearing in kept)
+        self.granted = tuple(each for each in named if each.clearing in kept)
         self.state = state
 
     async def run(self) -> None:
@@ -210,7 +207,7 @@ class Allocator:
         windows = [each.next_window(now_ms) for each in (*self._commitments.own.both, *needs)]
         # What begins or ends is cleared then, and not ahead.
         moments = [moment for window in windows if window is not None for moment in window]
-        moments += [each.until_ms for each in (*self._granted, *self.received())]
+        moments += [each.until_ms for each in (*self.granted, *self.received())]
         ahead = [moment - now_ms for moment in moments if moment > now_ms]
         is_settled = self.has_converged and not self._since_ms
         look_ms = self._look_ms if is_settled else CONVERGED_LOOK_MS
@@ -328,7 +325,7 @@ class Allocator:
         self.program.wrote()
         self.records.wrote(names)
         self._grant(state)
-        self._context.log.info("allocation.granted", clearings=len(made), lines=len(self._granted))
+        self._context.log.info("allocation.granted", clearings=len(made), lines=len(self.granted))
 
     # What others grant to this node
 

@@ -189,11 +189,7 @@ class Commitments:
     @property
     def own(self) -> Commitment:
         """What this node offers and needs."""
-        return self.of(self._node)
-
-    def of(self, node: bytes) -> Commitment:
-        """Return what a node offers and needs, as far as that is here."""
-        return self.heard.of(node).commitment
+        return self.heard.of(self._node).commitment
 
     def quote(self, kind: Kind, provider: bytes, customer: bytes) -> Quote | None:
         """Return what a provider's slots ask of a customer now: the cheapest that serves it.

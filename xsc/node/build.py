@@ -429,10 +429,12 @@ class Node:
                 capacity=self.capacity,
                 # Bound late: storage is made after the market.
                 leaving=lambda: self.storage.drain.leaving(),  # noqa: PLW0108
-                granted=lambda: self.allocator.granted(),  # noqa: PLW0108
+                granted=lambda: self.allocator.granted,
                 received=lambda: self.allocator.offered(),  # noqa: PLW0108
                 needs=lambda: self.commitments.own.needs,
-                need_of=lambda who, kind, named: need_of(self.commitments.of(who), kind, named),
+                need_of=lambda who, kind, named: need_of(
+                    self.commitments.heard.of(who).commitment, kind, named
+                ),
                 on_need=self.commitments.stir,
                 on_denied=lambda leases: self.storage.leases_denied(leases),  # noqa: PLW0108
             ),

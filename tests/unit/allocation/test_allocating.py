@@ -177,10 +177,10 @@ class Allocating(Node):
 
     def take(self):
         """Have customers take leases on all that is granted."""
-        self.market.leased = {each.key: each.quantity for each in self.allocator.granted()}
+        self.market.leased = {each.key: each.quantity for each in self.allocator.granted}
 
     def quantities(self):
-        return [each.quantity for each in self.allocator.granted()]
+        return [each.quantity for each in self.allocator.granted]
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ async def test_a_full_space_leaves_what_is_granted_and_stops_no_start(
     writes = len(provider.db.writes)
     again = Allocating(alice, network, bob, db=provider.db)
     assert again.quantities() == [10]
-    assert again.allocator.granted() == provider.allocator.granted()
+    assert again.allocator.granted == provider.allocator.granted
     assert len(provider.db.writes) == writes
     monkeypatch.setattr(tables, "OWNER_BYTES_MAX", most)
     await provider.allocator.allocate()

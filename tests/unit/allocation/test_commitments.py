@@ -113,7 +113,9 @@ def node(alice, network):
 async def test_the_space_is_where_the_commitment_is_kept(node, alice, network):
     slot_id = await node.done(node.commitments.declare(AvailabilitySlot, "compute", STATED))
     need_id = await node.done(node.commitments.declare(NeedSlot, "storage", STATED))
-    assert node.stored() == node.commitments.own == node.commitments.of(alice.node_id)
+    assert (
+        node.stored() == node.commitments.own == node.commitments.heard.of(alice.node_id).commitment
+    )
     (slot,), (need,) = node.commitments.own.slots, node.commitments.own.needs
     assert (slot.slot_id, need.slot_id) == (slot_id, need_id)
     assert (slot.price_mutual, slot.price_one_way, slot.reserve) == (5, 10, 20)
@@ -236,7 +238,7 @@ async def test_a_commitment_that_is_none_is_refused_before_it_is_stored(node, al
     assert [type(fault) for fault in taken.refused] == [RecordInvalid]
     with pytest.raises(NotFound):
         node.space.get(PATH, bob.node_id)
-    assert node.commitments.of(bob.node_id) == Commitment()
+    assert node.commitments.heard.of(bob.node_id).commitment == Commitment()
     assert node.commitments.own == Commitment()
 
 
@@ -244,11 +246,13 @@ async def test_the_commitment_of_a_peer_is_known_once_it_is_here(node, bob, netw
     other = Node(bob, network)
     await other.done(other.commitments.declare(AvailabilitySlot, "compute", STATED))
     theirs = other.stored()
-    assert node.commitments.of(bob.node_id) == Commitment()
+    assert node.commitments.heard.of(bob.node_id).commitment == Commitment()
     for sequence, value in enumerate((theirs.to_bytes(), None), 1):
         signed = record(bob, network, PATH, sequence, value)
         await node.space.take(bob.node_id, [(signed, value)])
-        assert node.commitments.of(bob.node_id) == (Commitment() if value is None else theirs)
+        assert node.commitments.heard.of(bob.node_id).commitment == (
+            Commitment() if value is None else theirs
+        )
 
 
 async def test_recurrences_go_on_and_what_is_over_is_dropped(node):

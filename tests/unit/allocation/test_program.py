@@ -84,7 +84,7 @@ async def test_the_program_publishes_what_the_rule_publishes(alice, network, pee
     beside = Allocating(alice, network, *peers)
     assert await play(node, *peers) == await play(beside, *peers)
     assert present(node.allocator) == present(beside.allocator)
-    assert node.allocator.granted() == beside.allocator.granted()
+    assert node.allocator.granted == beside.allocator.granted
     assert node.program.results().outputs["state"] == node.published().hex()
     assert (node.program.results().built_in, node.program.results().state) == (True, "active")
 

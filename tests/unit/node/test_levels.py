@@ -227,7 +227,9 @@ def test_a_commitment_whose_author_had_heard_more_is_not_of_the_cut():
 
         ids = [to_text(node.key.node_id) for node in world.nodes]
         await world.until(
-            lambda: all(looker.commitments.of(n.key.node_id).needs for n in world.nodes)
+            lambda: all(
+                looker.commitments.heard.of(n.key.node_id).commitment.needs for n in world.nodes
+            )
         )
         assert await shown() == dict.fromkeys(ids, (True, [], 1))
         # The author had heard of events of the third node that have come to nobody else.
@@ -241,7 +243,9 @@ def test_a_commitment_whose_author_had_heard_more_is_not_of_the_cut():
 
         hear(author)
         await need(author, 1)
-        await world.until(lambda: len(looker.commitments.of(author.key.node_id).needs) == 2)
+        await world.until(
+            lambda: len(looker.commitments.heard.of(author.key.node_id).commitment.needs) == 2
+        )
         assert await shown() == {
             ids[0]: (True, [], 1),
             ids[1]: (False, [ids[2]], 2),
@@ -249,7 +253,9 @@ def test_a_commitment_whose_author_had_heard_more_is_not_of_the_cut():
         }
         hear(third)
         await need(third, 1)
-        await world.until(lambda: len(looker.commitments.of(third.key.node_id).needs) == 2)
+        await world.until(
+            lambda: len(looker.commitments.heard.of(third.key.node_id).commitment.needs) == 2
+        )
         assert (await shown())[ids[1]] == (True, [], 2)
 
     run(44, 3, play, SETTINGS)

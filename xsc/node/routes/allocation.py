@@ -138,7 +138,7 @@ def _granted(node: Node, each: Entitlement, drawn: int) -> api.Entitled:
 def _known(node: Node) -> dict[bytes, Participant]:
     return {
         peer: Participant(
-            node.commitments.of(peer),
+            node.commitments.heard.of(peer).commitment,
             node.commitments.weight_ppm(peer),
             node.commitments.their_weight_ppm(peer),
             node.health.is_up(peer),
@@ -198,7 +198,7 @@ async def consistent(node: Node, _: Nothing) -> api.Consistent:
             record = node.space.get(UserSpacePaths.COMMITMENT, owner).signed.record
         except NotFound:
             continue
-        said = node.commitments.of(owner)
+        said = node.commitments.heard.of(owner).commitment
         unheard = node.space_store.unheard(record.causality, owners)
         rows.append(
             api.Stamped(

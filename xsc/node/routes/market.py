@@ -82,7 +82,7 @@ async def quotes(node: Node, _: Nothing) -> api.Quotes:
     for kind in KINDS:
         found = [node.commitments.quote(kind, peer, node.key.node_id) for peer in peers]
         for quote in sorted((q for q in found if q), key=lambda q: (q.price, q.provider)):
-            slot = find(node.commitments.of(quote.provider), quote.slot)
+            slot = find(node.commitments.heard.of(quote.provider).commitment, quote.slot)
             granted = _granted_by(node, quote.provider) or Counter[bytes]()
             row = api.Quote(
                 node=to_text(quote.provider),
@@ -127,7 +127,7 @@ def own_granted(node: Node) -> Counter[bytes]:
     """
     drawn, now_ms = node.drawn_steps(), node.clock.now_ms()
     levels = dict(drawn)
-    for each in (*node.allocator.granted(), *node.allocator.received()):
+    for each in (*node.allocator.granted, *node.allocator.received()):
         if now_ms < each.until_ms:
             levels[each.key] = max(drawn.get(each.key, 0), each.quantity)
     return _by_own_id(node, levels)
@@ -187,7 +187,7 @@ async def slots(node: Node, _: Nothing) -> api.Slots:
     own, used = own_granted(node), _by_own_id(node, node.drawn_steps())
     rows = [_row(node, node.key.node_id, slot, own, used) for slot in node.commitments.own.both]
     for peer in sorted(node.peers.roster.peers()):
-        theirs, granted = node.commitments.of(peer), _granted_by(node, peer)
+        theirs, granted = node.commitments.heard.of(peer).commitment, _granted_by(node, peer)
         rows += [_row(node, peer, slot, granted, None) for slot in theirs.slots]
         rows += [_row(node, peer, need, None, None) for need in theirs.needs]
     return api.Slots(slots=rows)
@@ -264,7 +264,7 @@ def _declared(node: Node, slot_id: bytes) -> api.Declared:
             {
                 domain(offer.location, offer.owner, peer)
                 for peer in node.peers.peers()
-                for offer in node.commitments.of(peer).slots
+                for offer in node.commitments.heard.of(peer).commitment.slots
                 if offer.kind == "storage"
             }
         )
