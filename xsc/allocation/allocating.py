@@ -360,7 +360,8 @@ class Allocator:
             each.slot_id
             for each in commitment.needs
             if each.spread > 1
-            and not each.caps
+            and sum(grant.quantity for grant in grants if grant.need == each.slot_id)
+            < each.quantity
             and now_ms - self._begun_ms[each.slot_id, each.number] < OFFER_SETTLE_MS
         }
         changed = {

@@ -518,6 +518,32 @@ async def test_leases_wait_until_all_that_match_have_offered_or_the_time_is_over
     assert node.allocator.offered() == [], "the need was withdrawn"
 
 
+async def test_a_spread_need_that_grew_is_not_capped_at_what_was_offered_before(
+    alice, bob, network
+):
+    carol = KeyPair(b"\xc0" * 32)
+    node = Allocating(alice, network, bob, carol)
+
+    async def offered(*quantities):
+        for peer, quantity in zip((bob, carol), quantities, strict=True):
+            state = granting_state(SLOT, alice.node_id, need_of(5), quantity)
+            await node.says(peer, UserSpacePaths.ALLOCATION_STATE, state.to_bytes())
+        await node.done(node.allocator.allocate())
+        return node.commitments.own.needs[0].caps
+
+    for number, quantity in enumerate((5, 10), 1):
+        own = Commitment(needs=(need_of(quantity, number=number, spread=2),))
+        await node.space.put(UserSpacePaths.COMMITMENT, own.to_bytes())
+        for peer in (bob, carol):
+            slots = Commitment(slots=(SLOT,)).to_bytes()
+            await node.says(peer, UserSpacePaths.COMMITMENT, slots)
+        # Its providers have not seen yet what it is now: they granted that before.
+        assert await offered(2, 3) == ()
+    assert await offered(5, 5) == ()
+    node.pass_ms(OFFER_SETTLE_MS)
+    assert await offered(5, 4) == ((bob.node_id, 4),), "now it is the answer"
+
+
 async def test_caps_fall_in_the_round_that_clears_own_slots(alice, bob, network):
     carol = KeyPair(b"\xc0" * 32)
     node = Allocating(alice, network, bob, carol)
