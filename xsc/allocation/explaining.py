@@ -194,7 +194,7 @@ def _absence(row: Explained, clearing: Clearing, drawn: int) -> str:
     if row.customer.node in clearing.record.left_out:
         return "its provider had no room for all customers, and left this one out"
     if seen is None or row.need.slot_id not in {need.slot_id for need in seen.commitment.needs}:
-        return "its provider had not seen the need when it cleared"
+        return "its provider has not seen the need, or divides the slot with it as without it"
     return (
         "its provider found nothing of it eligible: other slots fill the need, its customer's "
         "credit or share is used up, or it took no lease on what it was granted"
