@@ -305,10 +305,11 @@ class LeaseView:
 def views(account: Account, entries: Iterable[LeaseEntry], now_ms: int) -> list[LeaseView]:
     """Return the leases of an account as people see them.
 
-    What is settled of the account counts for the leases in their order, those forgotten first.
+    What is settled of the account counts for those forgotten first, and then for those that end
+    first: so both sides say the same, and of what is over and settled nothing goes to others.
     """
     found, left_micro = [], max(0, account.settled_micro - account.closed // WORTH)
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: (entry.terms.end_ms, entry.id)):
         use = rules.advance(entry.terms, entry.use, now_ms)
         due = use.used // WORTH
         settled = min(due, left_micro)
