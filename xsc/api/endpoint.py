@@ -13,6 +13,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, dataclass_transform
 from urllib.parse import quote
 
+from xsc.base.errors import ArgumentInvalid
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -105,6 +107,7 @@ def written(
     What has its default is left out.
 
     Raises:
+        ArgumentInvalid: what its path names is empty.
         UnicodeEncodeError: a text is none, as a shell may hand it over.
     """
     headers, document, query, path = {}, {}, [], endpoint.path
@@ -113,6 +116,8 @@ def written(
         value = getattr(asked, each.name)
         default = each.default if each.default_factory is MISSING else each.default_factory()
         if each.name in placed:
+            if not value:
+                raise ArgumentInvalid(f"the {each.name} is empty", hint="name what is meant")
             path = path.replace(f"{{{each.name}}}", quote(value, safe=""))
         elif value is None or value == default:
             continue

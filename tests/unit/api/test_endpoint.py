@@ -9,6 +9,7 @@ import pytest
 
 from xsc.api.endpoint import Endpoint, Nothing, header, in_path, model, written
 from xsc.api.table import ENDPOINTS
+from xsc.base.errors import ArgumentInvalid
 
 
 @model
@@ -70,6 +71,11 @@ def test_a_header_keeps_what_would_be_lost_at_its_ends(end):
 def test_what_is_no_text_is_written_nowhere(how):
     with pytest.raises(UnicodeEncodeError):
         written(endpoint("GET"), Asked(**how))
+
+
+def test_what_a_path_names_is_not_empty():
+    with pytest.raises(ArgumentInvalid, match="the who is empty"):
+        written(endpoint("GET"), Asked(who=""))
 
 
 def test_no_two_endpoints_are_asked_alike():
