@@ -29,10 +29,13 @@ class PriceList:
 
 
 def utilisation_ppm(free: int, capacity: int) -> int:
-    """Return the share in use; a node that offers nothing is full."""
+    """Return the share in use, in whole percents, so that prices move in steps.
+
+    A node that offers nothing is full.
+    """
     if capacity <= 0:
         return PPM
-    return (capacity - min(max(free, 0), capacity)) * PPM // capacity
+    return (capacity - min(max(free, 0), capacity)) * 100 // capacity * (PPM // 100)
 
 
 def unit_price(base: int, used_ppm: int) -> int:
