@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from tests.settle import settle
-from xsc.net.transport.listener import listen
+from xsc.net.transport.http import listen
 
 
 @pytest.fixture

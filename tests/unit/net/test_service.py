@@ -48,9 +48,9 @@ from xsc.net.calls.quota import Quota
 from xsc.net.calls.signing import sign_request
 from xsc.net.peers.invitation import from_string
 from xsc.net.peers.registry import AddressRecord
+from xsc.net.transport.bounds import Room
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import RawRequest, RawResponse
-from xsc.net.transport.room import Room
 
 
 @pytest.fixture

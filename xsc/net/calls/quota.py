@@ -28,7 +28,7 @@ from xsc.base.limits import (
     UNKNOWN_REQUESTS_A_SECOND_MAX,
     UNKNOWN_SOURCES_MAX,
 )
-from xsc.net.transport.room import Room
+from xsc.net.transport.bounds import Room
 
 Caller = bytes | str
 """The id of a known peer, or the source of whoever is not known."""

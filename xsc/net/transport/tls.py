@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 
 from xsc.base.limits import PEER_CONNECT_TIMEOUT_MS
 from xsc.identity.keys import KeyPair
-from xsc.net.transport.gate import Gate
+from xsc.net.transport.bounds import Gate
 
 _BEGIN = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 _END = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
@@ -108,7 +108,7 @@ class Door:
         """Let a connection in and have the handshake made."""
         if not self.gate.enter(raw):
             return
-        # Neither side of TLS keeps what the reader does not take (`xsc.net.transport.fast_path`).
+        # Neither side of TLS keeps what the reader does not take (`xsc.net.transport.http`).
         raw.set_write_buffer_limits(high=1, low=0)
         # What comes is the handshake's.
         raw.pause_reading()
