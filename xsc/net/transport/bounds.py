@@ -1,46 +1,41 @@
 """What bounds HTTP with strangers, at both ends: connections, bytes that are held, and time.
 
-`Gate` bounds the connections that come, `Connector` those that go out, and where to. `Room` bounds
-bytes: what is announced is no claim to anything, they are taken as they come, or are made.
-`Flow` ends a transfer that does not go on, in `read_body` and `write_body`. Heads have `HEAD`.
+`Gate` bounds the connections that come. `Room` bounds bytes: what is announced is no claim to
+anything, they are taken as they come, or are made. `Flow` ends a transfer that does not go on,
+in `read_body` and `write_answer`. Heads have `HEAD`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 from aiohttp import hdrs, web
 
+from xsc.base import limits
 from xsc.base.errors import FrameInvalid
-from xsc.base.limits import (
-    ACCEPTED_AT_ONCE_MAX,
-    BATCH_CALL_BYTES_MAX,
-    BODY_BYTES_A_SECOND_MIN,
-    CONNECTIONS_TO_A_PEER_MAX,
-    KIB,
-    PEER_HEADER_BYTES_MAX,
-)
+from xsc.base.limits import KIB
 from xsc.base.turns import Turns
-from xsc.net.transport.addresses import may_be_peer, source_of
-from xsc.net.transport.port import Buffer, Take
+from xsc.net.transport.addresses import source_of
+from xsc.net.transport.port import Buffer, Take, nothing
 
+T = TypeVar("T")
 HEAD: Final[dict[str, Any]] = {
-    "max_line_size": PEER_HEADER_BYTES_MAX // 2,
-    "max_field_size": PEER_HEADER_BYTES_MAX // 2,
+    "max_line_size": limits.PEER_HEADER_BYTES_MAX // 2,
+    "max_field_size": limits.PEER_HEADER_BYTES_MAX // 2,
     "max_headers": 32,
 }
 """Bounds of a head, of a request and of an answer."""
 PIECE_BYTES: Final = 128 * KIB
 """Written at once: the event loop copies what the socket does not take. The slowest body that is
 still allowed brings more in NO_PROGRESS_MS."""
-NO_PLACE: Final = "it is no place for a peer: on this machine, or nobody's own"
+GATHERED_BYTES: Final = 16 * KIB
+"""Smaller pieces are joined with the next."""
 
 
 class Flow:
@@ -69,26 +64,20 @@ class Flow:
             self._moved = 0
             self.ends_s = now_s + self._window_ms / 1000
 
-    def fault(self) -> FrameInvalid:
-        """Return what is wrong with a transfer that was given up."""
-        if not self._moved:
-            return FrameInvalid(f"it stopped: nothing came or went for {self._window_ms} ms")
-        return FrameInvalid(
-            f"it is too slow: {self._moved} bytes in {self._window_ms} ms, {self._least} are due"
-        )
-
-    @asynccontextmanager
-    async def step(self) -> AsyncIterator[None]:
-        """Bound a wait for the next bytes.
+    async def wait(self, step: Awaitable[T]) -> T:
+        """Return what a step of the transfer gives.
 
         Raises:
-            FrameInvalid: they do not come, or too slowly.
+            FrameInvalid: it does not come, or too slowly.
         """
         try:
             async with asyncio.timeout_at(self.ends_s):
-                yield
+                return await step
         except TimeoutError:
-            raise self.fault() from None
+            moved = f"{self._moved} bytes in {self._window_ms} ms"
+            if not self._moved:
+                raise FrameInvalid(f"it stopped: {moved}") from None
+            raise FrameInvalid(f"it is too slow: {moved}, {self._least} are due") from None
 
 
 async def read_body(
@@ -105,23 +94,31 @@ async def read_body(
     Raises:
         FrameInvalid: it ended early or came too slowly.
     """
-    body = bytearray()
+    parts: list[bytes | bytearray] = []
+    come = 0
     loop = asyncio.get_running_loop()
-    flow = Flow(loop.time(), window_ms, BODY_BYTES_A_SECOND_MIN)
-    while size_bytes is None or len(body) < size_bytes:
+    flow = Flow(loop.time(), window_ms, limits.BODY_BYTES_A_SECOND_MIN)
+    while size_bytes is None or come < size_bytes:
         try:
-            async with flow.step():
-                piece = await stream.readany()
+            piece = stream.read_nowait() or await flow.wait(stream.readany())
         except (ConnectionError, aiohttp.ClientPayloadError):
             raise FrameInvalid("the body broke off") from None
-        if size_bytes is not None and not 0 < len(piece) <= size_bytes - len(body):
+        if size_bytes is not None and not 0 < len(piece) <= size_bytes - come:
             raise FrameInvalid("the body has another length than announced")
         if not piece:
             break
         take(piece)
         flow.moved(loop.time(), len(piece))
-        body += piece
-    return memoryview(body).toreadonly()
+        come += len(piece)
+        # Small ones are gathered: each of two bytes would take forty by itself.
+        if len(piece) >= GATHERED_BYTES:
+            parts.append(piece)
+        elif parts and isinstance(parts[-1], bytearray) and len(parts[-1]) < PIECE_BYTES:
+            parts[-1] += piece
+        else:
+            parts.append(bytearray(piece))
+    # Joined once: nothing else runs meanwhile that could do the same.
+    return memoryview(b"".join(parts))
 
 
 def pieces(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
@@ -135,27 +132,60 @@ def pieces(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
             yield view[start : start + PIECE_BYTES]
 
 
-async def write_body(
+class Body(aiohttp.Payload):
+    """Buffers that are not joined.
+
+    Args:
+        buffers: the buffers.
+        size_bytes: of all.
+        flow: bounds the time of what is written.
+        left: called once all of it was written.
+    """
+
+    def __init__(
+        self,
+        buffers: Sequence[Buffer],
+        size_bytes: int,
+        flow: Flow | None = None,
+        left: Callable[[], None] = nothing,
+    ) -> None:
+        super().__init__(buffers)
+        self._size = size_bytes
+        self._flow = flow
+        self._left = left
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Not for people."""
+        raise NotImplementedError
+
+    async def write(self, writer: Any) -> None:  # noqa: ANN401 - aiohttp's own
+        """Write it piece by piece."""
+        for piece in pieces(self._value):
+            if self._flow is None:
+                await writer.write(piece)
+            else:
+                await self._flow.wait(writer.write(piece))
+                await self._flow.wait(writer.drain())
+                self._flow.moved(asyncio.get_running_loop().time(), len(piece))
+        self._left()
+
+
+async def write_answer(
     request: web.BaseRequest,
-    response: web.StreamResponse,
+    response: web.Response,
     body: Sequence[Buffer],
     window_ms: int,
-    bytes_a_second: int = BODY_BYTES_A_SECOND_MIN,
+    bytes_a_second: int = limits.BODY_BYTES_A_SECOND_MIN,
 ) -> web.StreamResponse:
     """Write an answer until the system has all of it; cut off who does not read it."""
     response.headers[hdrs.SERVER] = "xsc"
+    size = sum(len(buffer) for buffer in body)
+    flow = Flow(asyncio.get_running_loop().time(), window_ms, bytes_a_second)
+    small = size <= PIECE_BYTES
+    response.body = b"".join(body) if small else Body(body, size, flow)
     await response.prepare(request)
-    loop = asyncio.get_running_loop()
-    flow = Flow(loop.time(), window_ms, bytes_a_second)
     try:
-        for piece in () if request.method == hdrs.METH_HEAD else pieces(body):
-            async with flow.step():
-                await response.write(piece)
-                await request.writer.drain()
-            flow.moved(loop.time(), len(piece))
-        async with flow.step():
-            await response.write_eof()
-            await request.writer.drain()
+        await (flow.wait(response.write_eof()) if small else response.write_eof())
     except FrameInvalid:
         # The reader does not read. Nothing can be told to it any more.
         if request.transport is not None:
@@ -172,56 +202,11 @@ async def turn_to_send(
     Large bodies go to a peer one at a time, each at the full bandwidth: concurrent ones would all
     arrive late, and if this node were killed, each would be incomplete, and therefore useless.
     """
-    if size_bytes <= BATCH_CALL_BYTES_MAX:
+    if size_bytes <= limits.BATCH_CALL_BYTES_MAX:
         yield lambda: None
         return
     async with turns.of(peer) as left:
         yield left
-
-
-class Connector(aiohttp.TCPConnector):
-    """Keeps connections to peers: so many, so many to each, and none where no peer can be.
-
-    Args:
-        most: how many there may be; idle ones go first.
-        idle_ms: how long one may be idle and still be used.
-        local: says whether peers may be on loopback.
-    """
-
-    def __init__(self, most: int, idle_ms: int, local: Callable[[], bool]) -> None:
-        def place(info: Any) -> socket.socket:  # noqa: ANN401 (of getaddrinfo)
-            if not may_be_peer(str(info[4][0]), local=local()):
-                raise OSError(NO_PLACE)
-            return socket.socket(*info[:3])
-
-        super().__init__(
-            limit=most,
-            limit_per_host=CONNECTIONS_TO_A_PEER_MAX,
-            keepalive_timeout=idle_ms / 1000,
-            resolver=aiohttp.ThreadedResolver(),
-            use_dns_cache=False,
-            socket_factory=place,
-        )
-
-    async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        idle = sorted(
-            ((since, key, kept) for key, all_ in self._conns.items() for kept, since in all_),
-            key=lambda found: found[0],
-        )
-        for since, key, kept in idle[: max(0, len(self._acquired) + len(idle) - self.limit)]:
-            self._conns[key].remove((kept, since))
-            kept.abort()
-        return await super()._create_connection(*args, **kwargs)
-
-    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:  # noqa: ANN401
-        if should_close or protocol.should_close:
-            if protocol.exception() is not None:
-                # The other end dropped it: those that are kept are as old, or older.
-                for kept, _ in self._conns.pop(key, ()):
-                    kept.abort()
-            # To close it would wait for a peer that does not read what was written.
-            protocol.abort()
-        super()._release(key, protocol, should_close=should_close)
 
 
 class Gate:
@@ -237,16 +222,15 @@ class Gate:
     """
 
     def __init__(self, *, most: int, share: int, idle_ms: int) -> None:
-        self.backlog = min(most, ACCEPTED_AT_ONCE_MAX)
+        self.backlog = min(most, limits.ACCEPTED_AT_ONCE_MAX)
         """What the listener is to accept at once: nothing is counted in between."""
         self._most = most
         self._share = share
         self._idle_s = idle_ms / 1000
         self._sources: dict[asyncio.Transport, str] = {}
         self._counts: Counter[str] = Counter()
-        self._idle: dict[asyncio.Transport, float] = {}
-        """Since when, the oldest first."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._idle: dict[asyncio.Transport, asyncio.TimerHandle] = {}
+        """The oldest first, with what cuts them off in time."""
 
     def __len__(self) -> int:
         return len(self._sources)
@@ -255,25 +239,18 @@ class Gate:
         """Let a new connection in; where nobody idle can make room for it, it is aborted."""
         peername = transport.get_extra_info("peername")
         source = source_of(str(peername[0])) if peername else ""
-        if self._counts[source] >= self._share:
-            fits = self._evict(source)
-        else:
-            fits = len(self._sources) < self._most or self._evict(None)
-        if not fits:
-            transport.abort()
-            return False
+        full = self._counts[source] >= self._share
+        if full or len(self._sources) >= self._most:
+            rivals = (it for it in self._idle if not full or self._sources[it] == source)
+            oldest = next(rivals, None)
+            if oldest is None:
+                transport.abort()
+                return False
+            self._cut(oldest)
         self._sources[transport] = source
         self._counts[source] += 1
         self.quiet(transport)
         return True
-
-    def _evict(self, source: str | None) -> bool:
-        """Cut off the oldest idle connection of a source, or of all; say whether there was one."""
-        for transport in self._idle:
-            if source is None or self._sources[transport] == source:
-                self._cut(transport)
-                return True
-        return False
 
     def _cut(self, transport: asyncio.Transport) -> None:
         self.leave(transport)
@@ -281,8 +258,8 @@ class Gate:
 
     def leave(self, transport: asyncio.Transport) -> None:
         """Count a connection no more."""
+        self.busy(transport)
         source = self._sources.pop(transport, None)
-        self._idle.pop(transport, None)
         if source is not None:
             self._counts[source] -= 1
             if not self._counts[source]:
@@ -290,46 +267,30 @@ class Gate:
 
     def busy(self, transport: asyncio.Transport) -> None:
         """Note that a connection has brought a whole head."""
-        self._idle.pop(transport, None)
+        timer = self._idle.pop(transport, None)
+        if timer is not None:
+            timer.cancel()
 
     def quiet(self, transport: asyncio.Transport) -> None:
         """Note that a connection waits for a request from now on."""
-        if transport not in self._sources or transport.is_closing():
-            return
-        loop = asyncio.get_running_loop()
-        self._idle.pop(transport, None)
-        self._idle[transport] = loop.time()
-        if self._timer is None:
-            self._timer = loop.call_later(self._idle_s, self._sweep)
+        if transport in self._sources and not transport.is_closing():
+            self.busy(transport)
+            loop = asyncio.get_running_loop()
+            self._idle[transport] = loop.call_later(self._idle_s, self._cut, transport)
 
     @contextmanager
-    def serving(self, transport: asyncio.Transport | None) -> Iterator[None]:
+    def serving(self, transport: asyncio.Transport) -> Iterator[None]:
         """Keep a connection from being cut off while a request of it is answered."""
-        if transport is None:
-            yield
-            return
         self.busy(transport)
         try:
             yield
         finally:
             self.quiet(transport)
 
-    def _sweep(self) -> None:
-        """Cut off what has been idle for too long, and look again when the next one has."""
-        loop = asyncio.get_running_loop()
-        self._timer = None
-        for transport, since in list(self._idle.items()):
-            left = since + self._idle_s - loop.time()
-            if left > 0:
-                self._timer = loop.call_later(left, self._sweep)
-                return
-            self._cut(transport)
-
     def close(self) -> None:
-        """End the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """End the timers."""
+        for transport in list(self._idle):
+            self.busy(transport)
 
 
 @dataclass(frozen=True, slots=True)

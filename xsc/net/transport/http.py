@@ -11,7 +11,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from math import inf
 from typing import Any
@@ -19,74 +19,31 @@ from typing import Any
 import aiohttp
 from aiohttp import hdrs, web
 
+from xsc.base import limits
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited, TooLarge
-from xsc.base.limits import (
-    CONNECTIONS_AN_ADDRESS_MAX,
-    CONNECTIONS_MAX,
-    CONNECTIONS_OUT_MAX,
-    NO_PROGRESS_MS,
-    PEER_BODY_BYTES_MAX,
-    PEER_CONNECT_TIMEOUT_MS,
-    PORT_RETRY_MS,
-    PORT_WAIT_MS,
-    REPLIES_A_PEER_BYTES_MAX,
-    REPLIES_BYTES_MAX,
-    SMALL_BODIES_BYTES,
-    SMALL_BODY_BYTES_MAX,
-)
 from xsc.base.turns import Turns
 from xsc.identity.keys import KeyPair
-from xsc.net.transport.addresses import is_loopback, source_of, split
+from xsc.net.transport.addresses import is_loopback, may_be_peer, source_of, split
 from xsc.net.transport.bounds import (
     HEAD,
-    NO_PLACE,
     PIECE_BYTES,
-    Connector,
+    Body,
     Gate,
     Room,
-    pieces,
     read_body,
     turn_to_send,
-    write_body,
+    write_answer,
 )
 from xsc.net.transport.port import Arrival, Buffer, Dropped, Handler, RawRequest, RawResponse, Take
-from xsc.net.transport.tls import Door, certificate_of, server_context
+from xsc.net.transport.tls import Handshake, certificate_of, server_context
 
+NO_PLACE = "it is no place for a peer: on this machine, or nobody's own"
 KEEP_ALIVE_MS = 20_000
 """How long the server keeps an idle connection; clients give theirs up a little earlier."""
 LINGER_MS = 2_000
 """How long the rest of a refused body is read, so that the refusal can be heard."""
 STOP_MS = 2_000
 """How long handlers may take to end when the transport closes."""
-
-
-async def listen(
-    protocol: Callable[[], asyncio.BaseProtocol],
-    host: str,
-    port: int,
-    *,
-    backlog: int,
-    wait_ms: int = PORT_WAIT_MS,
-) -> asyncio.Server:
-    """Listen at an address; wait a moment for a port that is still in use.
-
-    A process that was killed holds its ports until the system has taken it apart, and a peer's
-    attempt to reach it may hold one for as long as it lasts.
-
-    Raises:
-        OSError: it cannot be listened on; EADDRINUSE where somebody else keeps the port.
-    """
-    loop = asyncio.get_running_loop()
-    until = loop.time() + wait_ms / 1000
-    while True:
-        try:
-            return await loop.create_server(
-                protocol, host, port, reuse_address=True, backlog=backlog
-            )
-        except OSError as fault:
-            if fault.errno != errno.EADDRINUSE or loop.time() >= until:
-                raise
-        await asyncio.sleep(PORT_RETRY_MS / 1000)
 
 
 class _Connection(web.RequestHandler):
@@ -119,6 +76,51 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
 
 
+class Connector(aiohttp.TCPConnector):
+    """Keeps connections to peers: so many, so many to each, and none where no peer can be.
+
+    Args:
+        most: how many there may be; idle ones go first.
+        idle_ms: how long one may be idle and still be used.
+        local: says whether peers may be on loopback.
+    """
+
+    def __init__(self, most: int, idle_ms: int, local: Callable[[], bool]) -> None:
+        def place(info: Any) -> socket.socket:  # noqa: ANN401 (of getaddrinfo)
+            if not may_be_peer(str(info[4][0]), local=local()):
+                raise OSError(NO_PLACE)
+            return socket.socket(*info[:3])
+
+        super().__init__(
+            limit=most,
+            limit_per_host=limits.CONNECTIONS_TO_A_PEER_MAX,
+            keepalive_timeout=idle_ms / 1000,
+            resolver=aiohttp.ThreadedResolver(),
+            use_dns_cache=False,
+            socket_factory=place,
+        )
+
+    async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        idle = sorted(
+            ((since, key, kept) for key, all_ in self._conns.items() for kept, since in all_),
+            key=lambda found: found[0],
+        )
+        for since, key, kept in idle[: max(0, len(self._acquired) + len(idle) - self.limit)]:
+            self._conns[key].remove((kept, since))
+            kept.abort()
+        return await super()._create_connection(*args, **kwargs)
+
+    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:  # noqa: ANN401
+        if should_close or protocol.should_close:
+            if protocol.exception() is not None:
+                # The other end dropped it: those that are kept are as old, or older.
+                for kept, _ in self._conns.pop(key, ()):
+                    kept.abort()
+            # To close it would wait for a peer that does not read what was written.
+            protocol.abort()
+        super()._release(key, protocol, should_close=should_close)
+
+
 class Server(web.Server):
     """An HTTP server whose connections a gate counts, and which says no more than it has to.
 
@@ -138,6 +140,8 @@ class Server(web.Server):
         **options: Any,  # noqa: ANN401 - aiohttp's own
     ) -> None:
         async def answer(request: web.BaseRequest) -> web.StreamResponse:
+            if request.transport is None:
+                raise ConnectionResetError("it is gone already")
             with gate.serving(request.transport):
                 return await handler(request)
 
@@ -171,8 +175,17 @@ class Server(web.Server):
             self._gate.leave(handler.transport)
         super().connection_lost(handler, exc)
 
-    async def start(self, host: str, port: int, setting: str, door: Door | None = None) -> int:
-        """Listen, and return the port.
+    async def start(
+        self,
+        host: str,
+        port: int,
+        setting: str,
+        door: Callable[[], asyncio.Protocol] | None = None,
+    ) -> int:
+        """Listen, and return the port; wait a moment for one that is still in use.
+
+        A process that was killed holds its ports until the system has taken it apart, and a
+        peer's attempt to reach it may hold one for as long as it lasts.
 
         Args:
             host, port: where.
@@ -182,19 +195,25 @@ class Server(web.Server):
         Raises:
             ConfigInvalid: it cannot be listened on.
         """
-        try:
-            self._listening = await listen(
-                door or self, host.strip("[]"), port, backlog=self._gate.backlog
-            )
-        except OSError as fault:
-            taken = fault.errno in (errno.EADDRINUSE, errno.EACCES)
-            where = "a free port, or to port 0" if taken else "an address of this machine"
-            raise ConfigInvalid(
-                f"{host}:{port} cannot be listened on: {fault.strerror}",
-                hint=f"set {setting} to {where}",
-            ) from None
-        found: int = self._listening.sockets[0].getsockname()[1]
-        return found
+        loop = asyncio.get_running_loop()
+        until = loop.time() + limits.PORT_WAIT_MS / 1000
+        while True:
+            try:
+                self._listening = await loop.create_server(
+                    door or self, host.strip("[]"), port, backlog=self._gate.backlog
+                )
+            except OSError as fault:
+                taken = fault.errno in (errno.EADDRINUSE, errno.EACCES)
+                if fault.errno != errno.EADDRINUSE or loop.time() >= until:
+                    where = "a free port, or to port 0" if taken else "an address of this machine"
+                    raise ConfigInvalid(
+                        f"{host}:{port} cannot be listened on: {fault.strerror}",
+                        hint=f"set {setting} to {where}",
+                    ) from None
+                await asyncio.sleep(limits.PORT_RETRY_MS / 1000)
+            else:
+                found: int = self._listening.sockets[0].getsockname()[1]
+                return found
 
     def end(self) -> None:
         """Take no new connection."""
@@ -215,35 +234,6 @@ async def say_continue(request: web.BaseRequest) -> None:
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
-
-
-class _Body(aiohttp.Payload):
-    """A body of buffers, which are not joined.
-
-    Args:
-        buffers: of it.
-        size_bytes: of all.
-        left: called once all of it was sent.
-    """
-
-    def __init__(
-        self, buffers: tuple[Buffer, ...], size_bytes: int, left: Callable[[], None]
-    ) -> None:
-        super().__init__(buffers)
-        self._size = size_bytes
-        self._left = left
-        self.whole = not size_bytes
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Not for people."""
-        raise NotImplementedError
-
-    async def write(self, writer: Any) -> None:  # noqa: ANN401 - aiohttp's own
-        """Send it."""
-        for piece in pieces(self._value):
-            await writer.write(piece)
-        self.whole = True
-        self._left()
 
 
 @lru_cache(maxsize=1024)
@@ -271,27 +261,31 @@ class HttpTransport:
         *,
         listen: str,
         key: KeyPair,
-        progress_ms: int = NO_PROGRESS_MS,
+        progress_ms: int = limits.NO_PROGRESS_MS,
         idle_ms: int = KEEP_ALIVE_MS,
         stop_ms: int = STOP_MS,
-        connections_max: int = max(CONNECTIONS_MAX, CONNECTIONS_OUT_MAX),
+        connections_max: int = max(limits.CONNECTIONS_MAX, limits.CONNECTIONS_OUT_MAX),
         replies: Room | None = None,
     ) -> None:
         self._where = listen
         self._host, self._port = split(listen)
         self._certificate = None if is_loopback(self._host) else certificate_of(key)
         self._progress_ms = progress_ms
-        most = min(CONNECTIONS_MAX, connections_max)
-        self._gate = Gate(most=most, share=min(CONNECTIONS_AN_ADDRESS_MAX, most), idle_ms=idle_ms)
+        most = min(limits.CONNECTIONS_MAX, connections_max)
+        self._gate = Gate(
+            most=most, share=min(limits.CONNECTIONS_AN_ADDRESS_MAX, most), idle_ms=idle_ms
+        )
         self._stop_ms = stop_ms
         self._server: Server | None = None
-        self._door: Door | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
         self._bound_port: int | None = None
-        self._out_max = min(CONNECTIONS_OUT_MAX, connections_max)
+        self._out_max = min(limits.CONNECTIONS_OUT_MAX, connections_max)
         self._session: aiohttp.ClientSession | None = None
         self._turns: Turns[str] = Turns()
         self._replies = replies or Room(
-            REPLIES_BYTES_MAX, REPLIES_A_PEER_BYTES_MAX, small=SMALL_BODIES_BYTES
+            limits.REPLIES_BYTES_MAX,
+            limits.REPLIES_A_PEER_BYTES_MAX,
+            small=limits.SMALL_BODIES_BYTES,
         )
         self._handler: Handler | None = None
 
@@ -327,7 +321,7 @@ class HttpTransport:
                 turn_to_send(self._turns, address, size) as left,
             ):
                 return await self._ask(
-                    address, fingerprint, request, _Body(tuple(request.body), size, left)
+                    address, fingerprint, request, Body(request.body, size, left=left)
                 )
         except aiohttp.ServerFingerprintMismatch:
             raise PeerSilent(
@@ -341,7 +335,7 @@ class HttpTransport:
             raise PeerSilent(f"{address} cannot be reached: {fault.strerror or fault}") from None
         except aiohttp.ConnectionTimeoutError:
             raise PeerSilent(
-                f"{address} cannot be reached: no connection in {PEER_CONNECT_TIMEOUT_MS} ms"
+                f"{address} cannot be reached: no connection in {limits.PEER_CONNECT_TIMEOUT_MS} ms"
             ) from None
         except TimeoutError:
             raise PeerSilent(f"no answer from {address} within {timeout_ms} ms") from None
@@ -362,7 +356,7 @@ class HttpTransport:
             self._session = aiohttp.ClientSession(
                 connector=Connector(self._out_max, KEEP_ALIVE_MS // 2, self._is_local),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(sock_connect=PEER_CONNECT_TIMEOUT_MS / 1000),
+                timeout=aiohttp.ClientTimeout(sock_connect=limits.PEER_CONNECT_TIMEOUT_MS / 1000),
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
                 auto_decompress=False,
                 read_bufsize=PIECE_BYTES,
@@ -371,7 +365,7 @@ class HttpTransport:
         return self._session
 
     async def _ask(
-        self, address: str, fingerprint: bytes | None, request: RawRequest, body: _Body
+        self, address: str, fingerprint: bytes | None, request: RawRequest, body: Body
     ) -> RawResponse:
         response = await self._connections().request(
             request.method,
@@ -386,12 +380,12 @@ class HttpTransport:
             size = response.content_length
             if size is None or hdrs.TRANSFER_ENCODING in response.headers:
                 raise FrameInvalid("it announces no length")
-            if size > PEER_BODY_BYTES_MAX:
+            if size > limits.PEER_BODY_BYTES_MAX:
                 raise TooLarge(f"the answer of {size} bytes is over the bound of a message")
 
             def take(piece: Buffer) -> None:
                 nonlocal taken
-                large = taken + len(piece) > SMALL_BODY_BYTES_MAX
+                large = taken + len(piece) > limits.SMALL_BODY_BYTES_MAX
                 if not self._replies.take(address, len(piece), large=large):
                     raise RateLimited(
                         "too much is being received already, from this peer or from all"
@@ -419,18 +413,18 @@ class HttpTransport:
         """
         self._handler = handler
         self._server = Server(self._respond, self._gate, read_bufsize=PIECE_BYTES)
+        door = None
         if self._certificate is not None:
-            self._door = Door(server_context(self._certificate), self._server, self._gate)
-        self._bound_port = await self._server.start(
-            self._host, self._port, "peer_listen", self._door
-        )
+            context = server_context(self._certificate)
+            door = partial(Handshake, context, self._server, self._gate, self._handshakes)
+        self._bound_port = await self._server.start(self._host, self._port, "peer_listen", door)
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._handler is not None
         size = request.content_length or 0
         if hdrs.TRANSFER_ENCODING in request.headers:
             answer = RawResponse(411)
-        elif size > PEER_BODY_BYTES_MAX:
+        elif size > limits.PEER_BODY_BYTES_MAX:
             answer = RawResponse(413)
         else:
             headers: dict[str, str] = {}
@@ -447,9 +441,8 @@ class HttpTransport:
                 Arrival(request.method, request.raw_path, headers, size, read, source)
             )
         try:
-            response = web.StreamResponse(status=answer.status, headers=dict(answer.headers))
-            response.content_length = sum(len(buffer) for buffer in answer.body)
-            return await write_body(request, response, answer.body, self._progress_ms)
+            response = web.Response(status=answer.status, headers=answer.headers)
+            return await write_answer(request, response, answer.body, self._progress_ms)
         finally:
             answer.sent()
 
@@ -458,10 +451,9 @@ class HttpTransport:
         self._bound_port = None
         if self._server is not None:
             self._server.end()
-        if self._door is not None:
-            await self._door.close()
-            self._door = None
-        if self._server is not None:
+            for task in self._handshakes:
+                task.cancel()
+            await asyncio.gather(*self._handshakes, return_exceptions=True)
             await self._server.stop(self._stop_ms)
             self._server = None
         if self._session is not None:

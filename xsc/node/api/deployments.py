@@ -35,7 +35,7 @@ from xsc.compute.deployments.holder import Served
 from xsc.compute.deployments.rules import ServiceAnswer, fault_answer
 from xsc.compute.deployments.wagi import METHODS, Request
 from xsc.net.transport.addresses import source_of
-from xsc.net.transport.bounds import Gate, Room, read_body, write_body
+from xsc.net.transport.bounds import Gate, Room, read_body, write_answer
 from xsc.net.transport.http import Server, say_continue
 from xsc.net.transport.port import Buffer
 from xsc.node.build import Node
@@ -229,7 +229,7 @@ class ServiceListener:
         self, request: web.BaseRequest, served: Served, *, closing: bool = False
     ) -> web.StreamResponse:
         told = served.answer.response
-        response = web.StreamResponse(status=told.status)
+        response = web.Response(status=told.status)
         for name, value in told.headers:
             response.headers.add(name, value)
         for name, value in CONTAINED:
@@ -240,11 +240,8 @@ class ServiceListener:
             response.headers.setdefault(hdrs.ALLOW, ", ".join(METHODS))
         if closing:
             response.force_close()
-        if told.status not in (204, 304):
-            response.content_length = len(told.body)
-        body = (told.body,)
         rate = SERVICE_ANSWER_BYTES_A_SECOND_MIN
-        return await write_body(request, response, body, self._progress_ms, rate)
+        return await write_answer(request, response, [told.body], self._progress_ms, rate)
 
 
 class _Hold:

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from tests.settle import until
 from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, acquainted, part, take_all
+from xsc.base import limits
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited
 from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.identity.keys import KeyPair
 from xsc.net.peers.registry import AddressRecord
 from xsc.net.service import PeerNet
-from xsc.net.transport import bounds, http
+from xsc.net.transport import bounds
 from xsc.net.transport.addresses import split
 from xsc.net.transport.http import HttpTransport
 from xsc.net.transport.memory import MemoryNetwork
@@ -130,7 +131,7 @@ async def test_a_body_that_stops_is_given_up(end):
 
 
 async def test_a_body_that_dribbles_is_given_up(end, monkeypatch):
-    monkeypatch.setattr(bounds, "BODY_BYTES_A_SECOND_MIN", 1_000)
+    monkeypatch.setattr(limits, "BODY_BYTES_A_SECOND_MIN", 1_000)
     size = 200
     reader, writer = await asyncio.open_connection("127.0.0.1", end.port)
     writer.write(POST.replace(b"10", b"%d" % size) + b"\r\n")
@@ -480,6 +481,9 @@ class Pieces:
     def __init__(self, pieces: list[bytes]) -> None:
         self.pieces = pieces[::-1]
 
+    def read_nowait(self) -> bytes:
+        return b""
+
     async def readany(self) -> bytes:
         await asyncio.sleep(0)
         return self.pieces.pop() if self.pieces else b""
@@ -571,7 +575,7 @@ def test_the_certificate_follows_from_the_identity_alone():
 
 
 async def test_a_taken_port_is_named(end, monkeypatch):
-    monkeypatch.setitem(http.listen.__kwdefaults__, "wait_ms", 100)
+    monkeypatch.setattr(limits, "PORT_WAIT_MS", 100)
     taken = HttpTransport(listen=end.transport.addresses()[0], key=OTHER)
     with pytest.raises(ConfigInvalid, match="cannot be listened on"):
         await taken.serve(end.handler)
