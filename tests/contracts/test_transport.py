@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.settle import turns
+from tests.sim.memory import MemoryNetwork
 from tests.unit.net.nodes import take_all
 from xsc.base.clock import ManualClock
 from xsc.base.errors import PeerSilent, TooLarge
 from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.identity.keys import KeyPair
 from xsc.net.transport.http import HttpTransport
-from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import Arrival, RawRequest, RawResponse, Transport
 
 

@@ -82,7 +82,6 @@ SHELL = {
     "xsc.net.transport.bounds": "bounds connections, bytes and the time of transfers",
     "xsc.net.transport.http": "the HTTP server, and the client between peers",
     "xsc.net.calls.request_batcher": "lets small calls wait for each other",
-    "xsc.net.transport.memory": "a network inside one process",
     "xsc.net.calls.quota": "lets answers wait for their room",
     "xsc.net.calls.sender": "sends requests to peers",
     "xsc.net.calls.server": "answers requests of peers",

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from tests.sim.loop import simulate
+from tests.sim.memory import MemoryNetwork
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.limits import MIB
 from xsc.base.log import SilentLog
 from xsc.compute.worker.local import LocalSandbox
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair
-from xsc.net.transport.memory import MemoryNetwork
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, load
 

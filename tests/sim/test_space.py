@@ -15,13 +15,13 @@ import pytest
 
 from tests.settle import settle
 from tests.sim.loop import simulate
+from tests.sim.memory import MemoryNetwork
 from tests.sim.network import SkewedClock
 from tests.sim.network import run as run_world
 from tests.unit.net.nodes import Node, acquainted
 from tests.unit.space.test_sync import Circle, Member
 from xsc.base.clock import ManualClock
 from xsc.base.errors import NotFound
-from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.limits import HEAD_INTERVAL_MS, RETRY_MS
 from xsc.space.store import ARCHIVE
 

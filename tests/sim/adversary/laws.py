@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from xsc.market.lease_entry import LeaseEntry
+
+from tests.sim.memory import MemoryTransport
 from tests.sim.network import World
 from xsc.base.clock import Clock, InlineExecutor
 from xsc.base.errors import RecordInvalid, SandboxFailed
@@ -42,11 +45,9 @@ from xsc.compute.worker.local import LocalSandbox
 from xsc.identity import envelope
 from xsc.identity.envelope import open_signed
 from xsc.market import lease as leases
-from xsc.market.lease_entry import LeaseEntry
 from xsc.net.calls import batch, frame, server
 from xsc.net.calls.frame import LENGTH_BYTES, Reply, head_of, unpack
 from xsc.net.calls.server import OWN_BOUNDS
-from xsc.net.transport.memory import MemoryTransport
 from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse
 from xsc.node.build import HEADS
 from xsc.space import messages as space_messages

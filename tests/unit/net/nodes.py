@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tests.sim.memory import MemoryNetwork, MemoryTransport
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.encoding import Value
 from xsc.base.merkle import Part, root_of
@@ -11,7 +12,6 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair
 from xsc.net.calls.quota import Quota
 from xsc.net.service import PeerNet
-from xsc.net.transport.memory import MemoryNetwork, MemoryTransport
 from xsc.net.transport.port import Buffer, Transport
 
 HOUR_MS = 3_600_000

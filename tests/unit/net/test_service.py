@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.settle import settle, until
+from tests.sim.memory import MemoryNetwork
 from tests.unit.net.nodes import HOUR_MS, Node, acquainted, part
 from xsc.base.clock import ManualClock
 from xsc.base.errors import (
@@ -49,7 +50,6 @@ from xsc.net.calls.signing import sign_request
 from xsc.net.peers.invitation import from_string
 from xsc.net.peers.registry import AddressRecord
 from xsc.net.transport.bounds import Room
-from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import RawRequest, RawResponse
 
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.settle import settle
+from tests.sim.memory import MemoryNetwork
 from tests.unit.net.nodes import HOUR_MS, Node, acquainted
 from tests.unit.net.peers.test_circle import address, introduction, key
 from tests.unit.space.test_sync import Member
@@ -19,7 +20,6 @@ from xsc.base.limits import (
     SEEK_INTERVAL_MS,
     SOUGHT_MAX,
 )
-from xsc.net.transport.memory import MemoryNetwork
 from xsc.node.circle import CircleSync
 from xsc.space.limits import HELD_REQUEST_MS_MAX, RETRY_MS
 from xsc.space.paths import UserSpacePaths

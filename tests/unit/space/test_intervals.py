@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from tests.settle import settle
+from tests.sim.memory import MemoryNetwork
 from tests.unit.net.nodes import Node, acquainted
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import NotAllowed, PeerSilent, RateLimited
 from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
-from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.intervals import Intervals
 from xsc.space.limits import ASK_AGAIN_MS, GRANTS_A_PEER_MAX, GRANTS_MS
 from xsc.space.store import SpaceStore

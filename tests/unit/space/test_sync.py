@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from tests.settle import settle
+from tests.sim.memory import MemoryNetwork
 from tests.unit.net.nodes import Node, acquainted
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.encoding import encode
@@ -26,7 +27,6 @@ from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
-from xsc.net.transport.memory import MemoryNetwork
 from xsc.space import store as stores
 from xsc.space import sync as syncs
 from xsc.space import table as tables

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.settle import settle, turns
+from tests.sim.memory import MemoryNetwork
 from tests.unit.net.nodes import Node, acquainted, part
 from xsc.base.clock import ManualClock
 from xsc.base.encoding import encode
@@ -37,7 +38,6 @@ from xsc.net.calls import batch
 from xsc.net.calls.frame import Reply
 from xsc.net.calls.quota import Quota
 from xsc.net.calls.request_batcher import GATHER_TURNS, HALVED_LEAST, half_of
-from xsc.net.transport.memory import MemoryNetwork
 
 
 class Pair:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.settle import settle
 from tests.sim.adversary.messages import HEADERS
+from tests.sim.memory import MemoryNetwork
 from tests.unit.net.nodes import Node, acquainted
 from tests.unit.net.test_service import Outsider
 from xsc.base.clock import InlineExecutor, ManualClock
@@ -26,7 +27,6 @@ from xsc.base.turns import PeerWork
 from xsc.net.calls.frame import LENGTH_BYTES, pack_head
 from xsc.net.calls.quota import Quota
 from xsc.net.calls.server import JOIN, OWN_BOUNDS
-from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import Arrival
 from xsc.node.build import HEADS
 

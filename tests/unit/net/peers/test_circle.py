@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.sim.memory import MemoryNetwork
 from tests.unit.net.nodes import HOUR_MS, Node, acquainted
 from tests.unit.net.test_service import Outsider
 from xsc.base.clock import ManualClock
@@ -34,7 +35,6 @@ from xsc.identity.keys import KeyPair
 from xsc.net.peers import circle
 from xsc.net.peers.circle import Introduction, Member
 from xsc.net.peers.registry import AddressRecord, PeerInfo
-from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.limits import VALUE_INLINE_BYTES_MAX
 
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.settle import until
+from tests.sim.memory import MemoryNetwork
 from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, acquainted, part, take_all
 from xsc.base import limits
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
@@ -28,7 +29,6 @@ from xsc.net.service import PeerNet
 from xsc.net.transport import bounds
 from xsc.net.transport.addresses import split
 from xsc.net.transport.http import HttpTransport
-from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import Arrival, Dropped, RawRequest, RawResponse
 from xsc.net.transport.tls import certificate_of
 from xsc.node.api.app import Reports

@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 
 from tests.settle import settle
+from tests.sim.memory import MemoryNetwork
 from tests.unit.net.nodes import take_all
 from xsc.base.clock import ManualClock
 from xsc.base.errors import PeerSilent
-from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import Arrival, Dropped, RawRequest, RawResponse
 
 REQUEST = RawRequest("POST", "/x", {}, [b"body"])

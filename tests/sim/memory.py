@@ -241,7 +241,7 @@ class MemoryTransport:
     async def send(
         self,
         address: str,
-        fingerprint: bytes | None,  # noqa: ARG002 (no certificates here)
+        fingerprint: bytes | None,
         request: RawRequest,
         timeout_ms: int,
     ) -> RawResponse:
@@ -251,7 +251,7 @@ class MemoryTransport:
         network = self._network
         work = asyncio.create_task(network.exchange(self._name, address.rsplit(":", 1)[0], request))
         self._sending[work] = None
-        timer = asyncio.create_task(network._clock.sleep_ms(timeout_ms))  # noqa: SLF001 (one module)
+        timer = asyncio.create_task(network._clock.sleep_ms(timeout_ms))
         try:
             await asyncio.wait({work, timer}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -300,9 +300,9 @@ class MemoryTransport:
 
     async def serve(self, handler: Handler) -> None:
         """Take the name, and answer by the handler from now on."""
-        assert self._name not in self._network._up, f"{self._name} serves already"  # noqa: SLF001
+        assert self._name not in self._network._up, f"{self._name} serves already"
         self._handler = handler
-        self._network._up[self._name] = self  # noqa: SLF001
+        self._network._up[self._name] = self
 
     def stop(self) -> None:
         """Stop handlers and messages where they are; nothing leaves from here any more."""
@@ -312,6 +312,6 @@ class MemoryTransport:
 
     async def close(self) -> None:
         """Give the name back and stop."""
-        if self._network._up.get(self._name) is self:  # noqa: SLF001
+        if self._network._up.get(self._name) is self:
             self._network.kill(self._name)
         await asyncio.gather(*self._running, return_exceptions=True)
