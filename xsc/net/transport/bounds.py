@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -24,7 +24,6 @@ from xsc.base.turns import Turns
 from xsc.net.transport.addresses import source_of
 from xsc.net.transport.port import Buffer, Take, nothing
 
-T = TypeVar("T")
 HEAD: Final[dict[str, Any]] = {
     "max_line_size": limits.PEER_HEADER_BYTES_MAX // 2,
     "max_field_size": limits.PEER_HEADER_BYTES_MAX // 2,
@@ -56,6 +55,7 @@ class Flow:
         self._moved = 0
         self.ends_s = now_s + window_ms / 1000
         """When it is given up, unless more moves."""
+        self._patience: asyncio.Timeout | None = None
 
     def moved(self, now_s: float, size_bytes: int) -> None:
         """Count what has moved; with as much as is due another window begins."""
@@ -63,21 +63,24 @@ class Flow:
         if self._moved >= self._least:
             self._moved = 0
             self.ends_s = now_s + self._window_ms / 1000
+            if self._patience is not None:
+                self._patience.reschedule(self.ends_s)
 
-    async def wait(self, step: Awaitable[T]) -> T:
-        """Return what a step of the transfer gives.
+    @asynccontextmanager
+    async def going(self) -> AsyncIterator[None]:
+        """Bound the time of what moves the bytes.
 
         Raises:
-            FrameInvalid: it does not come, or too slowly.
+            FrameInvalid: they do not come, or too slowly.
         """
         try:
-            async with asyncio.timeout_at(self.ends_s):
-                return await step
+            async with asyncio.timeout_at(self.ends_s) as self._patience:
+                yield
         except TimeoutError:
-            moved = f"{self._moved} bytes in {self._window_ms} ms"
-            if not self._moved:
-                raise FrameInvalid(f"it stopped: {moved}") from None
-            raise FrameInvalid(f"it is too slow: {moved}, {self._least} are due") from None
+            raise FrameInvalid(
+                f"it {'is too slow' if self._moved else 'stopped'}: {self._moved} bytes in "
+                f"{self._window_ms} ms, {self._least} are due"
+            ) from None
 
 
 async def read_body(
@@ -98,25 +101,26 @@ async def read_body(
     come = 0
     loop = asyncio.get_running_loop()
     flow = Flow(loop.time(), window_ms, limits.BODY_BYTES_A_SECOND_MIN)
-    while size_bytes is None or come < size_bytes:
-        try:
-            piece = stream.read_nowait() or await flow.wait(stream.readany())
-        except (ConnectionError, aiohttp.ClientPayloadError):
-            raise FrameInvalid("the body broke off") from None
-        if size_bytes is not None and not 0 < len(piece) <= size_bytes - come:
-            raise FrameInvalid("the body has another length than announced")
-        if not piece:
-            break
-        take(piece)
-        flow.moved(loop.time(), len(piece))
-        come += len(piece)
-        # Small ones are gathered: each of two bytes would take forty by itself.
-        if len(piece) >= GATHERED_BYTES:
-            parts.append(piece)
-        elif parts and isinstance(parts[-1], bytearray) and len(parts[-1]) < PIECE_BYTES:
-            parts[-1] += piece
-        else:
-            parts.append(bytearray(piece))
+    try:
+        async with flow.going():
+            while size_bytes is None or come < size_bytes:
+                piece = await stream.readany()
+                if size_bytes is not None and not 0 < len(piece) <= size_bytes - come:
+                    raise FrameInvalid("the body has another length than announced")
+                if not piece:
+                    break
+                take(piece)
+                flow.moved(loop.time(), len(piece))
+                come += len(piece)
+                # Small ones are gathered: each of two bytes would take forty by itself.
+                if len(piece) >= GATHERED_BYTES:
+                    parts.append(piece)
+                elif parts and isinstance(parts[-1], bytearray) and len(parts[-1]) < PIECE_BYTES:
+                    parts[-1] += piece
+                else:
+                    parts.append(bytearray(piece))
+    except (ConnectionError, aiohttp.ClientPayloadError):
+        raise FrameInvalid("the body broke off") from None
     # Joined once: nothing else runs meanwhile that could do the same.
     return memoryview(b"".join(parts))
 
@@ -161,11 +165,8 @@ class Body(aiohttp.Payload):
     async def write(self, writer: Any) -> None:  # noqa: ANN401 - aiohttp's own
         """Write it piece by piece."""
         for piece in pieces(self._value):
-            if self._flow is None:
-                await writer.write(piece)
-            else:
-                await self._flow.wait(writer.write(piece))
-                await self._flow.wait(writer.drain())
+            await writer.write(piece)
+            if self._flow is not None:
                 self._flow.moved(asyncio.get_running_loop().time(), len(piece))
         self._left()
 
@@ -181,11 +182,13 @@ async def write_answer(
     response.headers[hdrs.SERVER] = "xsc"
     size = sum(len(buffer) for buffer in body)
     flow = Flow(asyncio.get_running_loop().time(), window_ms, bytes_a_second)
-    small = size <= PIECE_BYTES
-    response.body = b"".join(body) if small else Body(body, size, flow)
-    await response.prepare(request)
+    # A small one leaves with its head.
+    response.body = b"".join(body) if size <= PIECE_BYTES else Body(body, size, flow)
     try:
-        await (flow.wait(response.write_eof()) if small else response.write_eof())
+        async with flow.going():
+            await response.prepare(request)
+            await response.write_eof()
+            await request.writer.drain()
     except FrameInvalid:
         # The reader does not read. Nothing can be told to it any more.
         if request.transport is not None:

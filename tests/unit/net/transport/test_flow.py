@@ -49,8 +49,10 @@ async def test_a_step_ends_with_the_window_and_says_why():
     loop = asyncio.get_running_loop()
     flow = Flow(loop.time(), 10, 1_000)
     with pytest.raises(FrameInvalid, match="it stopped: 0 bytes in 10 ms"):
-        await flow.wait(loop.create_future())
+        async with flow.going():
+            await loop.create_future()
     flow = Flow(loop.time(), 10, 1_000)
     flow.moved(loop.time(), 9)
     with pytest.raises(FrameInvalid, match="too slow: 9 bytes in 10 ms, 10 are due"):
-        await flow.wait(loop.create_future())
+        async with flow.going():
+            await loop.create_future()

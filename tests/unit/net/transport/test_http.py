@@ -22,7 +22,7 @@ from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, acquainted, part, 
 from xsc.base import limits
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited
-from xsc.base.limits import PEER_BODY_BYTES_MAX
+from xsc.base.limits import CONNECTIONS_AN_ADDRESS_MAX, PEER_BODY_BYTES_MAX
 from xsc.identity.keys import KeyPair
 from xsc.net.peers.registry import AddressRecord
 from xsc.net.service import PeerNet
@@ -334,6 +334,40 @@ async def test_connections_in_use_do_not_go_for_a_newcomer():
     await end.transport.close()
 
 
+async def test_one_source_with_more_connections_than_its_share_leaves_others_theirs(end):
+    held = []
+    for _ in range(2 * CONNECTIONS_AN_ADDRESS_MAX + 100):
+        _, writer = await asyncio.open_connection("127.0.0.1", end.port)
+        # In use from here on: its body is waited for.
+        writer.write(POST.replace(b"/x", b"/held") + b"\r\n")
+        held.append(writer)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", end.port, local_addr=("127.0.0.2", 0)
+    )
+    writer.write(POST + b"Connection: close\r\n\r\n0123456789")
+    assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    assert len(end.arrivals) <= CONNECTIONS_AN_ADDRESS_MAX + 1
+    assert len(end.transport._gate) <= CONNECTIONS_AN_ADDRESS_MAX + 1
+    for one in [*held, writer]:
+        one.transport.abort()
+
+
+async def test_sixty_four_requests_to_one_peer_run_at_once():
+    end, ours = End(), HttpTransport(listen="127.0.0.1:0", key=OTHER)
+    await end.transport.serve(end.handler)
+    asked = [
+        asyncio.create_task(
+            ours.send(end.transport.addresses()[0], None, RawRequest("GET", "/held", {}), 20_000)
+        )
+        for _ in range(64)
+    ]
+    await until(lambda: len(end.arrivals) == 64)
+    end.released.set()
+    assert {answer.status for answer in await asyncio.gather(*asked)} == {200}
+    await ours.close()
+    await end.transport.close()
+
+
 async def serve_once(answer: bytes) -> asyncio.Server:
     """Serve a fixed answer to each connection, and close it."""
 
@@ -480,9 +514,6 @@ class Pieces:
 
     def __init__(self, pieces: list[bytes]) -> None:
         self.pieces = pieces[::-1]
-
-    def read_nowait(self) -> bytes:
-        return b""
 
     async def readany(self) -> bytes:
         await asyncio.sleep(0)
