@@ -262,11 +262,9 @@ class Gate:
     def leave(self, transport: asyncio.Transport) -> None:
         """Count a connection no more."""
         self.busy(transport)
-        source = self._sources.pop(transport, None)
-        if source is not None:
-            self._counts[source] -= 1
-            if not self._counts[source]:
-                del self._counts[source]
+        if transport in self._sources:
+            # This drops what has come to 0.
+            self._counts -= Counter((self._sources.pop(transport),))
 
     def busy(self, transport: asyncio.Transport) -> None:
         """Note that a connection has brought a whole head."""
