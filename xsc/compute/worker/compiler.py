@@ -28,8 +28,9 @@ from xsc.base.limits import (
     WORKER_FRAME_BYTES_MAX,
 )
 from xsc.base.log import Log
-from xsc.base.tally import TimeShare
+from xsc.base.tally import Rate
 from xsc.base.turns import Turns
+from xsc.base.work import worked
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm.code_format import MachineCode
 from xsc.compute.wasm.sandbox import Job
@@ -81,7 +82,7 @@ class Compiler:
         )
         self._idle: list[SandboxProcess] = []
         self._compiled = 0
-        self._taken = TimeShare(COMPILE_MS_A_PEER_MAX, COMPILE_SHARE_MS, own)
+        self._taken = Rate(COMPILE_MS_A_PEER_MAX, COMPILE_SHARE_MS, own)
 
     async def start(self) -> None:
         """Have a jail ready: starting one takes longer than most modules."""
@@ -139,7 +140,7 @@ class Compiler:
         return await asyncio.shield(task), first
 
     def _check_share(self, customer: bytes) -> None:
-        wait_ms = self._taken.wait_ms(customer, self._clock.monotonic_ms())
+        wait_ms = self._taken.wait_ms(customer, 1, self._clock.monotonic_ms())
         if wait_ms:
             raise RateLimited(
                 f"{COMPILE_MS_A_PEER_MAX // 1000} s within {COMPILE_SHARE_MS // 60_000} minutes "
@@ -219,6 +220,7 @@ class Compiler:
         finally:
             ended_ms = self._clock.monotonic_ms()
             self._taken.note(job.customer, ended_ms - began_ms, ended_ms)
+            worked(1000 * (ended_ms - began_ms))
         self._idle.append(jail)
         return raw
 

@@ -31,11 +31,12 @@ from xsc.base.limits import (
     SMALL_BODY_BYTES_MAX,
     STDIN_BYTES_MAX,
 )
+from xsc.base.room import Room
 from xsc.compute.deployments.holder import Served
 from xsc.compute.deployments.rules import ServiceAnswer, fault_answer
 from xsc.compute.deployments.wagi import METHODS, Request
 from xsc.net.transport.addresses import source_of
-from xsc.net.transport.bounds import Gate, Room, read_body, write_answer
+from xsc.net.transport.bounds import Gate, read_body, write_answer
 from xsc.net.transport.http import Server, say_continue
 from xsc.net.transport.port import Buffer
 from xsc.node.build import Node

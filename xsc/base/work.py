@@ -1,0 +1,53 @@
+"""Processor time, told to whoever is named where a call entered.
+
+It is measured and shown; it decides nothing, so that simulations can be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import ContextVar
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+ENTERED: ContextVar[Callable[[int], None] | None] = ContextVar("entered", default=None)
+"""Takes the microseconds that are worked for a call: set where it enters, and known to all tasks
+and threads that it begins."""
+
+
+def worked(processor_us: int) -> None:
+    """Tell the present call that something was worked for it; there may be none."""
+    tell = ENTERED.get()
+    if tell is not None:
+        tell(processor_us)
+
+
+class Measured(Generic[T]):
+    """A coroutine that tells the present call what each of its steps takes.
+
+    Args:
+        work: the coroutine.
+        processor_us: returns the processor time of this thread.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, T], processor_us: Callable[[], int]) -> None:
+        self._work = work
+        self._processor_us = processor_us
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        fault: BaseException | None = None
+        while True:
+            began_us = self._processor_us()
+            try:
+                waits_for = self._work.send(None) if fault is None else self._work.throw(fault)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            finally:
+                worked(self._processor_us() - began_us)
+            try:
+                yield waits_for
+                fault = None
+            except BaseException as thrown:  # noqa: BLE001 - a task is cancelled by one
+                fault = thrown

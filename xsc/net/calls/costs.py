@@ -1,0 +1,105 @@
+"""What calls cost the node that answers them: the table, the rule, and what peers spent.
+
+A unit is about a microsecond of a processor, as measured on the machine of docs/performance.md;
+`xsc peer ls --costs` shows both side by side. What is measured decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from xsc.base.encoding import Value
+from xsc.base.limits import HEAD_KIB_UNITS, KIB, REQUEST_UNITS, SIGNATURE_UNITS, SYNC_BYTES
+
+_SLOT_MS: Final = 10_000
+_SLOTS: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a call of one method costs."""
+
+    base: int = REQUEST_UNITS
+    kib: int = 1
+    """Of what follows the head, of a request and of its answer."""
+    record: int = 0
+    """Each of the longest list in the header."""
+    signatures: int = 0
+    """That are made or verified, beside that of the request."""
+    synced: bool = False
+    """Whether something is written and synced that nobody pays for."""
+
+    def body(self, size_bytes: int) -> int:
+        """Return the units of so many bytes behind a head."""
+        return size_bytes // KIB * self.kib
+
+    def content(self, head_bytes: int, body_bytes: int) -> int:
+        """Return the units of what a call brings, before its head is decoded."""
+        head = head_bytes // KIB * HEAD_KIB_UNITS
+        return head + self.body(body_bytes) + SIGNATURE_UNITS * self.signatures
+
+    def records(self, header: Mapping[str, Value]) -> int:
+        """Return the units of what a decoded header lists."""
+        lists = (len(each) for each in header.values() if isinstance(each, list))
+        return self.record * max(lists, default=0)
+
+    def synced_bytes(self, size_bytes: int) -> int:
+        """Return how many synced bytes a call of that size counts as."""
+        return SYNC_BYTES + size_bytes if self.synced else 0
+
+
+OTHER: Final = Cost()
+"""What a method costs that the table does not name."""
+COSTS: Final[Mapping[str, Cost]] = {
+    "market.lease": Cost(signatures=2, synced=True),
+    "market.account": Cost(signatures=2, record=20, synced=True),
+    "ledger.propose": Cost(signatures=3),
+    "ledger.account": Cost(signatures=2),
+    "ledger.head": Cost(signatures=1, synced=True),
+    "service.deploy": Cost(signatures=1, kib=20, synced=True),
+    "service.undeploy": Cost(signatures=1, synced=True),
+    "storage.guard": Cost(synced=True),
+    "storage.unguard": Cost(synced=True),
+    "storage.leaving": Cost(signatures=1, synced=True),
+    "storage.head_put": Cost(signatures=2, synced=True),
+}
+
+
+@dataclass(slots=True)
+class Spent:
+    """What was spent on calls of one method."""
+
+    units: int = 0
+    processor_us: int = 0
+
+
+class Spending:
+    """What peers spent within the last minute, by method. Times are of a steady clock."""
+
+    def __init__(self) -> None:
+        self._slots: deque[tuple[int, dict[bytes, dict[str, Spent]]]] = deque(maxlen=_SLOTS)
+
+    def add(
+        self, peer: bytes, method: str, now_ms: int, *, units: int = 0, processor_us: int = 0
+    ) -> None:
+        """Count what a peer spends now."""
+        number = now_ms // _SLOT_MS
+        if not self._slots or self._slots[-1][0] != number:
+            self._slots.append((number, {}))
+        spent = self._slots[-1][1].setdefault(peer, {}).setdefault(method, Spent())
+        spent.units += units
+        spent.processor_us += processor_us
+
+    def of(self, peer: bytes, now_ms: int) -> dict[str, Spent]:
+        """Return what a peer spent, by method."""
+        found: dict[str, Spent] = {}
+        for number, slot in self._slots:
+            if number > now_ms // _SLOT_MS - _SLOTS:
+                for method, spent in slot.get(peer, {}).items():
+                    total = found.setdefault(method, Spent())
+                    total.units += spent.units
+                    total.processor_us += spent.processor_us
+        return found
