@@ -197,7 +197,6 @@ BATCH_CALL_PARTS_MAX = FRAME_PARTS_MAX // BATCH_CALLS_MAX
 BATCH_BYTES_MAX = 512 * KIB
 BATCH_WAITING_MAX = 1_024
 """Calls that wait for one peer; more go by themselves."""
-NONCES_MAX = PEER_REQUESTS_A_SECOND_MAX * 2 * REQUEST_WINDOW_MS // 1000
 REQUEST_BODIES_BYTES_MAX = 288 * MIB
 """Bodies of requests that a node holds at once, of all callers; counted as they arrive."""
 REQUEST_BODIES_A_PEER_BYTES_MAX = 2 * PEER_BODY_BYTES_MAX

@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from xsc import api
-from xsc.base.units import format_credits, format_share
+from xsc.base.units import format_credits, format_share, format_size
 from xsc.cli.options import (
     DURATION,
     INVITATION,
@@ -16,7 +16,7 @@ from xsc.cli.options import (
     Group,
     Settings,
 )
-from xsc.cli.output import Columns, moment, say, short
+from xsc.cli.output import Columns, moment, say, short, show_rows
 from xsc.client.core import Document
 
 
@@ -88,15 +88,36 @@ _PEERS: Final[Columns] = {
 }
 
 
+_COSTS: Final[Columns] = {
+    "name": "name",
+    "method": "method",
+    "<units": "units",
+    "<processor us": "processor_us",
+    "<units left": "units_left",
+    "<synced left": ("synced_bytes_left", format_size),
+}
+
+
 @peer.command("ls")
-def listing(settings: Settings) -> None:
+@click.option("--costs", is_flag=True, help="Show what each had this node do within a minute.")
+def listing(settings: Settings, costs: bool) -> None:
     """List all peers, and who introduced whom.
 
     "reaches us" is what the peer says: whether it reaches this node at the addresses
     that it was told.
+
+    With `--costs`, a line for each method that a peer called within the last minute: the
+    units that it was charged, the processor time that was measured, and what is left of its
+    share. A unit is about a microsecond of a processor.
     """
-    empty = "this node knows no peers; `xsc peer invite` makes an invitation for one"
-    settings.table(settings.ask(api.peers.LIST), "peers", _PEERS, empty)
+    answer = settings.ask(api.peers.LIST)
+    if costs:
+        rows = [row | spent for row in answer["peers"] for spent in row["spent"]]
+        empty = "no peer called this node within the last minute"
+        settings.view(answer, lambda _: show_rows(rows, _COSTS, empty))
+    else:
+        empty = "this node knows no peers; `xsc peer invite` makes an invitation for one"
+        settings.table(answer, "peers", _PEERS, empty)
 
 
 @peer.command()

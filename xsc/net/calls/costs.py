@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from xsc.base.encoding import Value
 from xsc.base.limits import HEAD_KIB_UNITS, KIB, REQUEST_UNITS, SIGNATURE_UNITS, SYNC_BYTES
 
 _SLOT_MS: Final = 10_000
@@ -24,9 +23,8 @@ class Cost:
 
     base: int = REQUEST_UNITS
     kib: int = 1
-    """Of what follows the head, of a request and of its answer."""
-    record: int = 0
-    """Each of the longest list in the header."""
+    """Of what follows the head, of a request and of its answer. Records travel in the head: for
+    a KiB of that all methods cost the same, HEAD_KIB_UNITS."""
     signatures: int = 0
     """That are made or verified, beside that of the request."""
     synced: bool = False
@@ -41,11 +39,6 @@ class Cost:
         head = head_bytes // KIB * HEAD_KIB_UNITS
         return head + self.body(body_bytes) + SIGNATURE_UNITS * self.signatures
 
-    def records(self, header: Mapping[str, Value]) -> int:
-        """Return the units of what a decoded header lists."""
-        lists = (len(each) for each in header.values() if isinstance(each, list))
-        return self.record * max(lists, default=0)
-
     def synced_bytes(self, size_bytes: int) -> int:
         """Return how many synced bytes a call of that size counts as."""
         return SYNC_BYTES + size_bytes if self.synced else 0
@@ -54,17 +47,24 @@ class Cost:
 OTHER: Final = Cost()
 """What a method costs that the table does not name."""
 COSTS: Final[Mapping[str, Cost]] = {
-    "market.lease": Cost(signatures=2, synced=True),
-    "market.account": Cost(signatures=2, record=20, synced=True),
+    "peers.join": Cost(base=1_200),
+    # It goes over all leases of the customer, of which there may be many.
+    "market.lease": Cost(base=2_000, signatures=2, synced=True),
+    "market.account": Cost(base=10_000, signatures=2, synced=True),
     "ledger.propose": Cost(signatures=3),
     "ledger.account": Cost(signatures=2),
     "ledger.head": Cost(signatures=1, synced=True),
+    "ledger.history": Cost(base=1_500),
     "service.deploy": Cost(signatures=1, kib=20, synced=True),
     "service.undeploy": Cost(signatures=1, synced=True),
+    "space.grant": Cost(base=1_100, signatures=2, synced=True),
+    # These are paid, but for their processor time.
+    "storage.put": Cost(kib=2),
+    "storage.stat": Cost(base=4_500),
     "storage.guard": Cost(synced=True),
     "storage.unguard": Cost(synced=True),
     "storage.leaving": Cost(signatures=1, synced=True),
-    "storage.head_put": Cost(signatures=2, synced=True),
+    "storage.head_put": Cost(base=700, signatures=2, synced=True),
 }
 
 

@@ -8,10 +8,7 @@ Times are of a steady clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from xsc.base import limits
-from xsc.base.encoding import Value
 from xsc.base.errors import RateLimited
 from xsc.base.room import Room
 from xsc.base.tally import Rate
@@ -80,15 +77,6 @@ class Ticket:
         units = self._cost.content(head_bytes, body_bytes)
         synced = self._cost.synced_bytes(head_bytes + body_bytes)
         self._quota.charge(self._caller, self._method, now_ms, units, synced)
-
-    def charge_records(self, header: Mapping[str, Value], now_ms: int) -> None:
-        """Charge what a decoded header lists.
-
-        Raises:
-            RateLimited: it is too much in so short a time.
-        """
-        units = self._cost.records(header)
-        self._quota.charge(self._caller, self._method, now_ms, units)
 
     def drop_body(self) -> None:
         """Give back the room of the body: nobody has it any more."""

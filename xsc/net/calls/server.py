@@ -231,7 +231,7 @@ class RequestServer:
 
     def _named(self, method: str) -> str:
         """Return the method, and nothing for any that this node does not have."""
-        return method if method in self.handlers else ""
+        return method if method in self.handlers or method == JOIN else ""
 
     async def _measured(self, work: Coroutine[Any, Any, T], caller: bytes, method: str) -> T:
         """Do what a call asks for, and count the processor time that it takes."""
@@ -316,7 +316,6 @@ class RequestServer:
             raise SignatureInvalid("the body is not the one that was signed")
         ticket.charge_content(len(head), len(body) - len(head), self._now_ms())
         frame = await self._work.run(caller.node_id, len(head), unpack, body, size_max=size_max)
-        ticket.charge_records(frame.header, self._now_ms())
         if any(not part.root for part in frame.parts):
             raise FrameInvalid("a part of a request has no root")
         if len(body) <= HASH_INLINE_BYTES:

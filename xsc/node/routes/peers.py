@@ -14,6 +14,8 @@ def _row(node: Node, peer: bytes) -> api.Peer:
     info = node.peers.info(peer)
     seen = node.health.row(peer)
     introducer = info.introducer
+    quota, now_ms = node.peers.server.quota, node.clock.monotonic_ms()
+    units_left, synced_bytes_left = quota.left(peer, now_ms)
     return api.Peer(
         id=to_text(peer),
         name=info.name,
@@ -34,6 +36,12 @@ def _row(node: Node, peer: bytes) -> api.Peer:
         balance_micro=node.ledger.balance(peer),
         limit_micro=node.ledger.limit(peer),
         shared_through=shared_through(node, peer),
+        spent=[
+            api.Spent(method=method, units=spent.units, processor_us=spent.processor_us)
+            for method, spent in sorted(quota.spending.of(peer, now_ms).items())
+        ],
+        units_left=units_left,
+        synced_bytes_left=synced_bytes_left,
     )
 
 

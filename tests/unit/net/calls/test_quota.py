@@ -173,9 +173,8 @@ CALLS = st.tuples(
     st.sampled_from([*COSTS, "any.other"]),
     st.integers(0, 4 * KIB) | st.integers(0, FRAME_HEADER_BYTES_MAX),
     st.integers(0, KIB) | st.integers(0, PEER_BODY_BYTES_MAX),
-    st.integers(0, 512),
 )
-"""Pause, caller, method, bytes of head and body, and records of a call."""
+"""Pause, caller, method, and bytes of head and body of a call."""
 
 
 @given(st.lists(CALLS, max_size=60))
@@ -183,11 +182,10 @@ def test_whatever_one_peer_sends_what_it_spends_is_bounded_and_others_have_their
     quota, honest, now_ms = Quota(), b"h" * 32, 0
     second = PEER_REQUESTS_A_SECOND_MAX * REQUEST_UNITS
     spent: dict[bytes, list[tuple[int, int, int]]] = {A: [], B: []}
-    for pause_ms, caller, method, head, body, records in calls:
+    for pause_ms, caller, method, head, body in calls:
         now_ms += pause_ms
         cost = COSTS.get(method, OTHER)
-        header = {"items": [0] * records, "other": 1}
-        units = cost.base + cost.content(head, body) + cost.records(header)
+        units = cost.base + cost.content(head, body)
         before = quota.left(caller, now_ms)
         try:
             ticket = quota.enter(caller, now_ms, method)
@@ -196,7 +194,6 @@ def test_whatever_one_peer_sends_what_it_spends_is_bounded_and_others_have_their
             continue
         try:
             ticket.charge_content(head, body, now_ms)
-            ticket.charge_records(header, now_ms)
             spent[caller].append((now_ms, units, cost.synced_bytes(head + body)))
             ticket.set_answer(body // 2, now_ms)
         except RateLimited:
