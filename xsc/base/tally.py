@@ -24,38 +24,31 @@ class Tally:
         self._own = own
         self._times: dict[bytes, deque[int]] = {}
 
-    def note(self, peer: bytes, now_ms: int, *, times: int = 1) -> None:
-        """Note that a peer did it once more, or so many times.
-
-        Args:
-            peer: who.
-            now_ms: by a clock that never goes back.
-            times: how often: at least once, at most as often as it may.
-        """
+    def note(self, peer: bytes, now_ms: int) -> None:
+        """Note that a peer did it once more; `now_ms` is by a clock that never goes back."""
         since_ms = now_ms - self._within_ms
         for known in [each for each, noted in self._times.items() if noted[-1] < since_ms]:
             del self._times[known]
         if peer != self._own:
-            self._times.setdefault(peer, deque(maxlen=self._most)).extend([now_ms] * times)
+            self._times.setdefault(peer, deque(maxlen=self._most)).append(now_ms)
 
-    def count(self, peer: bytes, now_ms: int, what: str, *, times: int = 1) -> None:
-        """Note that a peer does it once more, or so many times: all of them or none.
+    def count(self, peer: bytes, now_ms: int, what: str) -> None:
+        """Note that a peer does it once more.
 
         Raises:
             RateLimited: it has done it too often; the hint says for how long.
         """
-        if wait_ms := self.wait_ms(peer, now_ms, times=times):
+        if wait_ms := self.wait_ms(peer, now_ms):
             raise RateLimited(
                 f"more than {self._most} {what} within {self._within_ms // 1000} s",
                 retry_after_s=ceil_div(wait_ms, 1000),
             )
-        self.note(peer, now_ms, times=times)
+        self.note(peer, now_ms)
 
-    def wait_ms(self, peer: bytes, now_ms: int, *, times: int = 1) -> int:
-        """Return how long a peer has to wait until it may do it so often, 0 where it need not."""
+    def wait_ms(self, peer: bytes, now_ms: int) -> int:
+        """Return how long a peer has to wait until it may do it once more, 0 where it need not."""
         noted = self._times.get(peer, ())
-        over = len(noted) + times - self._most
-        return max(0, noted[over - 1] + self._within_ms - now_ms) if over > 0 else 0
+        return max(0, noted[0] + self._within_ms - now_ms) if len(noted) == self._most else 0
 
 
 class Rate:
