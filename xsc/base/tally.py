@@ -47,8 +47,10 @@ class Tally:
 
     def wait_ms(self, peer: bytes, now_ms: int) -> int:
         """Return how long a peer has to wait until it may do it once more, 0 where it need not."""
-        noted = self._times.get(peer, ())
-        return max(0, noted[0] + self._within_ms - now_ms) if len(noted) == self._most else 0
+        noted = self._times.get(peer)
+        if noted is None or len(noted) < self._most:
+            return 0
+        return max(0, noted[0] + self._within_ms - now_ms)
 
 
 class Rate:

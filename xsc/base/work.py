@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import ContextVar
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ def worked(processor_us: int) -> None:
         tell(processor_us)
 
 
-class Measured(Generic[T]):
+class Measured(Generator[Any, Any, T]):
     """A coroutine that tells the present call what each of its steps takes.
 
     Args:
@@ -36,18 +36,19 @@ class Measured(Generic[T]):
         self._processor_us = processor_us
 
     def __await__(self) -> Generator[Any, Any, T]:
-        fault: BaseException | None = None
-        while True:
-            began_us = self._processor_us()
-            try:
-                waits_for = self._work.send(None) if fault is None else self._work.throw(fault)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            finally:
-                worked(self._processor_us() - began_us)
-            try:
-                yield waits_for
-                fault = None
-            except BaseException as thrown:  # noqa: BLE001 - a task is cancelled by one
-                fault = thrown
+        return self
+
+    def _step(self, step: Callable[..., Any], *given: Any) -> Any:  # noqa: ANN401 - the loop's own
+        began_us = self._processor_us()
+        try:
+            return step(*given)
+        finally:
+            worked(self._processor_us() - began_us)
+
+    def send(self, value: Any) -> Any:  # noqa: ANN401 - the loop's own
+        """Take a step."""
+        return self._step(self._work.send, value)
+
+    def throw(self, *fault: Any) -> Any:  # noqa: ANN401 - the loop's own
+        """Take a step that begins with a fault."""
+        return self._step(self._work.throw, *fault)
