@@ -96,8 +96,8 @@ def test_the_key_and_one_friend_are_enough_where_a_peer_is_gone_for_good(
     assert done.json["unproven"] == [{"peer": first, "amount_micro": owed[first]}]
     assert "unproven with" in done.err
     # As if it had been killed when the objects could be read: the start does the rest.
-    mark = owner.home / "recover.json"
-    mark.write_text('{"v": 1, "stage": "readable"}')
+    mark = owner.home / "unfinished"
+    mark.write_text("readable\n")
     _, process = start("net/node-0")
     assert not mark.exists()
     assert owner(["store", "get", capability, "-o", "-"]).out == content

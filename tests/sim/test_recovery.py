@@ -29,7 +29,7 @@ from xsc.ledger.incarnation import Noted
 from xsc.net.calls.server import read_horizons
 from xsc.net.transport.parser import SmallRequest
 from xsc.node import directory as keeper
-from xsc.node.recovery.recover import Found, Signing, begin_signing, call_peers, find_objects
+from xsc.node.home.recover import Found, Signing, begin_signing, call_peers, find_objects
 from xsc.storage.catalogue.directory import HeadBody, make_head
 from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS
 

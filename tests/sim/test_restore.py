@@ -10,9 +10,8 @@ from xsc.identity.envelope import open_signed
 from xsc.net.calls.replay import ReplayGuard
 from xsc.net.calls.server import HORIZONS, read_horizons
 from xsc.net.peers.invitation import PREFIX as INVITATIONS
-from xsc.node.home.archive import Head, Reader, frames, seal_of
-from xsc.node.home.backup import _entries, letters_of
-from xsc.node.recovery.restore import Brought, catch_up, read_into
+from xsc.node.home.backup import Reader, frames, letters_of, new_head, rows_of, seal_of
+from xsc.node.home.restore import Brought, catch_up, read_into
 from xsc.storage.transfer import journal
 from xsc.terms.voucher import Voucher
 
@@ -23,10 +22,8 @@ MONEY = {"starter_credit": "1000", "storage_capacity": "2GiB"}
 def back_up(world, index=OWNER):
     """Return the bytes of a backup of a node as it is now."""
     node = world.nodes[index]
-    head = Head(node.key.node_id, "simulation", 0, True, True, "nothing", bytes(16))
-    disk = world.disks[index]
-    stores = letters_of(disk, bodies=True)
-    rows = _entries([], [(letter, store.scan(b"")) for letter, store in stores.items()])
+    head = new_head(node.key.node_id, "simulation", "nothing", 0)
+    rows = rows_of(letters_of(world.disks[index], bodies=True))
     return b"".join(frames(head, rows, seal_of(head)))
 
 

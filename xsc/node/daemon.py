@@ -42,9 +42,7 @@ from xsc.node.api.serving import Faults, Server
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
 from xsc.node.home import folder as homes
-from xsc.node.home.stores import open_stores
-from xsc.node.logging import JsonLog, SentenceLog
-from xsc.node.recovery.recover import (
+from xsc.node.home.recover import (
     Found,
     Signing,
     begin_signing,
@@ -52,7 +50,9 @@ from xsc.node.recovery.recover import (
     find_objects,
     parse_place,
 )
-from xsc.node.recovery.restore import CaughtUp, catch_up
+from xsc.node.home.restore import CaughtUp, catch_up
+from xsc.node.home.stores import open_stores
+from xsc.node.logging import JsonLog, SentenceLog
 from xsc.node.routes.table import all_answers
 from xsc.node.supervisor import READY, STOPPING, Supervisor
 from xsc.node.system import (
@@ -304,9 +304,9 @@ async def _recover(
     async with _asking(home, config, log) as node:
         await call_peers(node)
         found = None
-        if homes.recovery_stage(home.path) == "begun":
+        if homes.stage_of(home.path) == "recovering":
             found = await find_objects(node, places)
-            homes.mark_readable(home.path)
+            homes.mark(home.path, "readable")
         signing = await begin_signing(node)
         homes.remember_port(home.path, node.peer_url)
         return found, signing
@@ -341,18 +341,18 @@ def recover_home(
     for place in places:
         parse_place(place)  # before anything is written: a begun home takes no backup
     with homes.lock(path):
-        begun = homes.recovery_stage(path) is not None
+        begun = homes.stage_of(path) in ("recovering", "readable")
         if identity is not None and not (begun and homes.is_home(path)):
             if network is None:
                 invited = [text for text in places if text.startswith(SCHEME)]
                 network = from_string(invited[0]).network if invited else None
             if homes.is_home(path):
                 homes.init_home(path)  # says why it cannot be
-            homes.begin_recovery(path)
+            homes.mark(path, "recovering")
             homes.init_home(
                 path, passphrase=passphrase, name=name, network=network, recover=identity
             )
-        if homes.recovery_stage(path) is None:
+        if homes.stage_of(path) not in ("recovering", "readable"):
             raise HomeInvalid(
                 f"no recovery was begun at {path}", hint="give the exported key file, too"
             )
@@ -360,7 +360,7 @@ def recover_home(
         config = _remembered(path, from_environment(path, {}))
         os.umask(0o077)
         found, signing = asyncio.run(_recover(home, config, SentenceLog(SystemClock()), places))
-        homes.end_recovery(path)
+        homes.finish(path)
     return to_text(home.key.node_id), found, signing
 
 
@@ -375,10 +375,10 @@ def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> Caugh
     """Finish the restore of a home: ask its peers what its node signed since the backup.
 
     Raises:
-        HomeInvalid: there is none to finish. XscError: as `xsc.node.recovery.restore.catch_up`.
+        HomeInvalid: there is none to finish. XscError: as `xsc.node.home.restore.catch_up`.
     """
     with homes.lock(path):
-        if homes.restore_stage(path) != "written":
+        if homes.stage_of(path) != "restored":
             raise HomeInvalid(
                 f"no restore is to be finished at {path}", hint="give the backup, too"
             )
@@ -388,7 +388,7 @@ def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> Caugh
         done = asyncio.run(
             _catch_up(home, config, SentenceLog(SystemClock()), without_silent=without_silent)
         )
-        homes.end_restore(path)
+        homes.finish(path)
     return done
 
 
@@ -409,15 +409,16 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
         home = homes.open_home(path, passphrase)
         os.umask(0o077)
         log = JsonLog(SystemClock(), config.log_level)
-        if homes.recovery_stage(path) is not None:
+        stage = homes.stage_of(path)
+        if stage == "readable":
             _, signing = asyncio.run(_recover(home, _remembered(path, config), log, ()))
-            homes.end_recovery(path)
+            homes.finish(path)
             _say(f"went on with {signing.entries} ledger entries after the recovery")
-        if homes.restore_stage(path) is not None:
+        if stage == "restored":
             done = asyncio.run(
                 _catch_up(home, _remembered(path, config), log, without_silent=False)
             )
-            homes.end_restore(path)
+            homes.finish(path)
             _say(f"caught up with {done.peers} peers after the restore")
         keep_freed_memory(FREED_BYTES_KEPT)
         raise_descriptors()

@@ -19,19 +19,27 @@ from typing import Final
 
 from xsc.base.errors import HomeInvalid, PeerSilent, StoreDamaged
 from xsc.base.ids import short
-from xsc.base.keyvalue import Change, KeyValue
-from xsc.base.limits import MIB
+from xsc.base.keyvalue import KeyValue
 from xsc.base.log import SilentLog
 from xsc.ledger.chain import HALF
 from xsc.market.lease_store import CUSTOMER
 from xsc.net.peers import invitation, registry
 from xsc.node.build import Node
 from xsc.node.home import folder as homes
-from xsc.node.home.archive import BODY, FILE, SPACE, STATE, Entry, Head, Reader, Seal, batches
-from xsc.node.home.backup import FILES, KEY_FILE, letters_of
-from xsc.node.home.disk_trial import drop_left
-from xsc.node.home.stores import open_stores
-from xsc.node.recovery.recover import (
+from xsc.node.home.backup import (
+    BODY,
+    FILE,
+    FILES,
+    KEY_FILE,
+    SPACE,
+    STATE,
+    Entry,
+    Head,
+    Reader,
+    Seal,
+    letters_of,
+)
+from xsc.node.home.recover import (
     adopt_all,
     call_peers,
     find_head,
@@ -40,15 +48,14 @@ from xsc.node.recovery.recover import (
     resume_ledger,
     resume_space,
 )
+from xsc.node.home.stores import open_stores
 from xsc.space.store import CLOCK, META
 from xsc.storage.catalogue.directory import DirectoryEntry
 from xsc.storage.catalogue.objects import OBJECTS
 from xsc.storage.object.capability import parse_read
 from xsc.storage.transfer import journal
 
-BATCH_BYTES: Final = 4 * MIB
 LEFT_OUT: Final = {STATE: (invitation.PREFIX, journal.PREFIX, *CUSTOMER), SPACE: (CLOCK,)}
-_COUNTED: Final = {OBJECTS: "objects", registry.PREFIX: "peers", HALF: "entries"}
 
 
 @dataclass(slots=True)
@@ -66,35 +73,45 @@ class Brought:
     bodies: int = 0
     """Shards and records that lie here, own ones and others'."""
     bodies_bytes: int = 0
-    files: list[str] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
 
-    def count(self, letter: bytes, rows: Iterable[Change]) -> None:
-        """Take note of rows."""
-        for key, value in rows:
-            if letter == BODY:
-                self.bodies += 1
-                self.bodies_bytes += len(value or b"")
-            if letter == SPACE and key.startswith(META):
-                self.space_records += 1
-            for prefix, name in _COUNTED.items():
-                if letter == STATE and key.startswith(prefix):
-                    setattr(self, name, getattr(self, name) + 1)
+    def take(self, entry: Entry) -> None:
+        """Take note of a record.
 
-
-def kept(letter: bytes, rows: Iterable[Change]) -> list[Change]:
-    """Return the rows that may go into a store."""
-    return [row for row in rows if not row[0].startswith(LEFT_OUT.get(letter, ()))]
+        Raises:
+            StoreDamaged: it is a file that has no place in a home.
+        """
+        if entry.letter == FILE:
+            name = entry.key.decode("utf-8", "replace")
+            if name not in FILES or (name == KEY_FILE and not self.head.identity):
+                raise StoreDamaged("the backup holds a file that has no place in a home")
+            self.files[name] = entry.value
+        elif entry.letter == BODY:
+            self.bodies += 1
+            self.bodies_bytes += len(entry.value)
+        elif entry.letter == SPACE:
+            self.space_records += entry.key.startswith(META)
+        else:
+            self.objects += entry.key.startswith(OBJECTS)
+            self.peers += entry.key.startswith(registry.PREFIX)
+            self.entries += entry.key.startswith(HALF)
 
 
 def read_into(entries: Iterable[Entry], stores: Mapping[bytes, KeyValue], found: Brought) -> None:
-    """Write the rows of a backup into empty stores, by their letters, synced at the end.
+    """Take note of the records of a backup, and write its rows into empty stores.
+
+    Args:
+        entries: of the backup.
+        stores: by their letters; rows of others are not written.
+        found: what takes note.
 
     Raises:
         StoreDamaged, IdentityInvalid: the backup is damaged; the stores are worth nothing then.
     """
-    for letter, rows in batches(entries, BATCH_BYTES):
-        stores[letter].write(kept(letter, rows), sync=False)
-        found.count(letter, rows)
+    for entry in entries:
+        found.take(entry)
+        if entry.letter in stores and not entry.key.startswith(LEFT_OUT.get(entry.letter, ())):
+            stores[entry.letter].write([(entry.key, entry.value)], sync=False)
     for store in stores.values():
         store.write([], sync=True)
 
@@ -106,10 +123,7 @@ def check(reader: Reader, seal: Seal) -> Brought:
         StoreDamaged, IdentityInvalid: it is damaged, or does not open.
     """
     found = Brought(reader.head)
-    for letter, rows in batches(reader.entries(seal), BATCH_BYTES):
-        if letter == FILE:
-            found.files += [key.decode("utf-8", "replace") for key, _ in rows]
-        found.count(letter, rows)
+    read_into(reader.entries(seal), {}, found)
     return found
 
 
@@ -131,26 +145,24 @@ def restore_home(reader: Reader, seal: Seal, path: Path, key_line: str | None) -
     _check_empty(path)
     with homes.lock(path):
         _check_empty(path)
-        homes.mark_restore(path, "writing")
+        homes.mark(path, "restoring")
         _clear(path)
         try:
             found = _fill(reader, seal, path, key_line)
         except BaseException:
             _clear(path)
-            homes.end_restore(path)
+            homes.finish(path)
             raise
-        homes.mark_restore(path, "written")
+        homes.mark(path, "restored")
         return found
 
 
 def _check_empty(path: Path) -> None:
     try:
-        if path.exists():
-            drop_left(path)
         there = {entry.name for entry in path.iterdir()} - {"lock"} if path.exists() else set()
     except OSError as fault:
         raise HomeInvalid(f"the home {path} cannot be used: {fault.strerror}") from None
-    if there and homes.restore_stage(path) != "writing":
+    if there and homes.stage_of(path) != "restoring":
         raise HomeInvalid(
             f"{path} is not empty", hint="a backup is restored into an empty or a new directory"
         )
@@ -164,37 +176,21 @@ def _clear(path: Path) -> None:
 
 def _fill(reader: Reader, seal: Seal, path: Path, key_line: str | None) -> Brought:
     found = Brought(reader.head)
-    files: dict[str, bytes] = {}
     stores = open_stores(path / "db", SilentLog())
-
-    def rows() -> Iterable[Entry]:
-        for entry in reader.entries(seal):
-            if entry.letter == FILE:
-                files[_file_name(entry.key, reader.head)] = entry.value
-            else:
-                yield entry
-
     try:
-        read_into(rows(), letters_of(stores, bodies=True), found)
+        read_into(reader.entries(seal), letters_of(stores, bodies=True), found)
     finally:
         stores.close()
+    files = found.files
     if not reader.head.identity:
         if key_line is None:
             raise HomeInvalid("the backup holds no identity", hint="give it with --identity FILE")
         files[KEY_FILE] = key_line.encode()
-    found.files = sorted(files)
     # The key last: a home without it is told apart from one that lost it.
     for name in sorted(files, key=lambda name: (name == KEY_FILE, name)):
         homes.write_file(path / name, files[name])
     homes.check_format(path)
     return found
-
-
-def _file_name(raw: bytes, head: Head) -> str:
-    for name in FILES:
-        if raw == name.encode() and (head.identity or name != KEY_FILE):
-            return name
-    raise StoreDamaged("the backup holds a file that has no place in a home")
 
 
 @dataclass(frozen=True, slots=True)
