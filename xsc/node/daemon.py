@@ -15,7 +15,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def with_capacity(home: Path, config: Config, free_bytes: int) -> Config:
     if chosen is None:
         chosen = min(CAPACITY_AUTO_BYTES_MAX, max(1, free_bytes // 2))
         homes.write_number(home / "capacity", chosen)
-    return replace(config, storage_capacity_bytes=chosen)
+    return config.model_copy(update={"storage_capacity_bytes": chosen})
 
 
 def _split(listen: str) -> tuple[str, int]:
@@ -99,7 +98,7 @@ def _remembered(path: Path, config: Config) -> Config:
     host, port = _split(config.peer_listen)
     known = homes.read_number(path / "peer.port")
     if port == 0 and known is not None and known < 65536:
-        return replace(config, peer_listen=f"{host}:{known}")
+        return config.model_copy(update={"peer_listen": f"{host}:{known}"})
     return config
 
 
