@@ -13,8 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -38,15 +37,7 @@ from xsc.node.api.serving import Faults, Server
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
 from xsc.node.home import folder as homes
-from xsc.node.home.recover import (
-    Found,
-    Signing,
-    begin_signing,
-    call_peers,
-    find_objects,
-    parse_place,
-)
-from xsc.node.home.restore import CaughtUp, catch_up
+from xsc.node.home.recover import Returned, begin_signing, find_objects, parse_place
 from xsc.node.home.stores import open_stores
 from xsc.node.logging import JsonLog, SentenceLog
 from xsc.node.routes.table import all_answers
@@ -245,31 +236,30 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-@asynccontextmanager
-async def _asking(home: homes.Home, config: Config, log: JsonLog) -> AsyncIterator[Node]:
-    """Give a node that serves nobody: it asks its peers what it was."""
+async def _come_back(
+    home: homes.Home,
+    config: Config,
+    log: JsonLog,
+    places: Sequence[str] = (),
+    *,
+    without_silent: bool = False,
+) -> Returned:
+    """Have a node that serves nobody ask its peers what it was; then its home is finished."""
     clock = SystemClock()
     parts = _parts(home, config, log, clock)
     config = with_capacity(home.path, config, parts.disk_free_bytes())
     node = Node(config, home.key, home.network, parts, recovering=True)
     try:
-        yield node
+        recovering = homes.stage_of(home.path) == "recovering"
+        found = await find_objects(
+            node, places, recovering=recovering, without_silent=without_silent
+        )
+        done = await begin_signing(node, found)
+        homes.remember_port(home.path, node.peer_url)
     finally:
         await node.stop_recovering()
-
-
-async def _recover(
-    home: homes.Home, config: Config, log: JsonLog, places: Sequence[str]
-) -> tuple[Found | None, Signing]:
-    async with _asking(home, config, log) as node:
-        await call_peers(node)
-        found = None
-        if homes.stage_of(home.path) == "recovering":
-            found = await find_objects(node, places)
-            homes.mark(home.path, "readable")
-        signing = await begin_signing(node)
-        homes.remember_port(home.path, node.peer_url)
-        return found, signing
+    homes.finish(home.path)
+    return done
 
 
 def recover_home(
@@ -280,10 +270,8 @@ def recover_home(
     network: str | None,
     name: str | None,
     passphrase: str,
-) -> tuple[str, Found | None, Signing]:
-    """Make a home of an exported key and bring back what its peers hold; return id and reports.
-
-    The first report is None where an earlier call had made the objects readable already.
+) -> tuple[str, Returned]:
+    """Make a home of an exported key and bring back what its peers hold; return id and report.
 
     Args:
         path: an empty directory, or a home whose recovery was begun.
@@ -301,41 +289,33 @@ def recover_home(
     for place in places:
         parse_place(place)  # before anything is written: a begun home takes no backup
     with homes.lock(path):
-        begun = homes.stage_of(path) in ("recovering", "readable")
-        if identity is not None and not (begun and homes.is_home(path)):
+        begun = homes.stage_of(path) == "recovering"
+        if identity is not None and not (begun and homes.has_key(path)):
             if network is None:
                 invited = [text for text in places if text.startswith(SCHEME)]
                 network = from_string(invited[0]).network if invited else None
-            if homes.is_home(path):
+            if homes.is_home(path) and not begun:
                 homes.init_home(path)  # says why it cannot be
             homes.mark(path, "recovering")
             homes.init_home(
                 path, passphrase=passphrase, name=name, network=network, recover=identity
             )
-        if homes.stage_of(path) not in ("recovering", "readable"):
+        if homes.stage_of(path) != "recovering":
             raise HomeInvalid(
                 f"no recovery was begun at {path}", hint="give the exported key file, too"
             )
         home = homes.open_home(path, passphrase)
         config = _remembered(path, from_environment(path, {}))
         os.umask(0o077)
-        found, signing = asyncio.run(_recover(home, config, SentenceLog(SystemClock()), places))
-        homes.finish(path)
-    return to_text(home.key.node_id), found, signing
+        log = SentenceLog(SystemClock())
+        return to_text(home.key.node_id), asyncio.run(_come_back(home, config, log, places))
 
 
-async def _catch_up(
-    home: homes.Home, config: Config, log: JsonLog, *, without_silent: bool
-) -> CaughtUp:
-    async with _asking(home, config, log) as node:
-        return await catch_up(node, without_silent=without_silent)
-
-
-def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> CaughtUp:
+def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> Returned:
     """Finish the restore of a home: ask its peers what its node signed since the backup.
 
     Raises:
-        HomeInvalid: there is none to finish. XscError: as `xsc.node.home.restore.catch_up`.
+        HomeInvalid: there is none to finish. XscError: why it is not finished.
     """
     with homes.lock(path):
         if homes.stage_of(path) != "restored":
@@ -345,11 +325,8 @@ def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> Caugh
         home = homes.open_home(path, passphrase)
         config = _remembered(path, from_environment(path, {}))
         os.umask(0o077)
-        done = asyncio.run(
-            _catch_up(home, config, SentenceLog(SystemClock()), without_silent=without_silent)
-        )
-        homes.finish(path)
-    return done
+        log = SentenceLog(SystemClock())
+        return asyncio.run(_come_back(home, config, log, without_silent=without_silent))
 
 
 def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
@@ -364,22 +341,14 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
         XscError: why it cannot start.
     """
     with homes.lock(path):
-        homes.check_finished(path)
+        homes.check_whole(path)
         config = from_environment(path, overrides)
         home = homes.open_home(path, passphrase)
         os.umask(0o077)
         log = JsonLog(SystemClock(), config.log_level)
-        stage = homes.stage_of(path)
-        if stage == "readable":
-            _, signing = asyncio.run(_recover(home, _remembered(path, config), log, ()))
-            homes.finish(path)
-            _say(f"went on with {signing.entries} ledger entries after the recovery")
-        if stage == "restored":
-            done = asyncio.run(
-                _catch_up(home, _remembered(path, config), log, without_silent=False)
-            )
-            homes.finish(path)
-            _say(f"caught up with {done.peers} peers after the restore")
+        if homes.stage_of(path) is not None:
+            done = asyncio.run(_come_back(home, _remembered(path, config), log))
+            _say(f"came back with {done.entries} ledger entries, from {done.peers} peers")
         keep_freed_memory(FREED_BYTES_KEPT)
         raise_descriptors()
         asyncio.run(serve(home, _remembered(path, config), _say))

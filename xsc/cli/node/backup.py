@@ -20,7 +20,7 @@ from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, write_whole
 
 if TYPE_CHECKING:
-    from xsc.node.home.restore import Brought
+    from xsc.node.home.backup import Brought
 
 PASSPHRASE_BYTES_MAX = 4096
 BLOCK_BYTES = 1024 * 1024
@@ -77,10 +77,10 @@ def backup(
     leave the identity out; then the exported key alone opens it.
     """
     from xsc.node.home.backup import Reader, frames, new_head, seal_of, stream_stopped
-    from xsc.node.home.folder import check_finished, check_format
+    from xsc.node.home.folder import check_format, check_whole
 
     check_format(settings.home)
-    check_finished(settings.home)
+    check_whole(settings.home)
     if file.is_dir():
         from datetime import UTC, datetime
 
@@ -176,13 +176,12 @@ def restore(
     finished; it goes on without FILE, and at each `xsc node start`.
     """
     from xsc.node.daemon import catch_up_home
-    from xsc.node.home.restore import check as read_through
-    from xsc.node.home.restore import restore_home
+    from xsc.node.home.backup import Reader, restore_home, seal_of
+    from xsc.node.home.backup import check as read_through
 
     brought: Brought | None = None
     if file is not None:
         from xsc.identity import keyfile
-        from xsc.node.home.backup import Reader, seal_of
 
         reader = Reader(_blocks(file))
         line = key = None
@@ -214,14 +213,14 @@ def restore(
         if brought is not None:
             fault.message = f"all of the backup is there, but {fault.message}"
         raise
-    warn_of_lost(done.lost)
+    warn_of_lost(done.found.lost)
     answer = {
         "peers": done.peers,
-        "newer_objects": done.objects,
-        "deleted_objects": done.gone,
-        "newer_entries": done.entries,
+        "newer_objects": done.found.newer,
+        "deleted_objects": done.found.gone,
+        "newer_entries": done.newer_entries,
         "silent": [to_text(peer) for peer in done.silent],
-        "lost": list(done.lost),
+        "lost": list(done.found.lost),
     }
     _tell(settings, brought, answer)
 

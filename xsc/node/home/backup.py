@@ -20,9 +20,10 @@ tests/vectors/backup.json.
 
 from __future__ import annotations
 
+import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Final, Literal, Protocol, TypeAlias
@@ -39,9 +40,15 @@ from xsc.base.limits import KIB, MIB
 from xsc.base.log import SilentLog
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.identity.keys import KeyPair, derive
+from xsc.ledger.chain import HALF
+from xsc.market.lease_store import CUSTOMER
+from xsc.net.peers import invitation, registry
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
 from xsc.node.system import SystemClock, SystemEntropy
+from xsc.space.store import CLOCK, META
+from xsc.storage.catalogue.objects import OBJECTS
+from xsc.storage.transfer import journal
 
 MAGIC: Final = b"XSC backup\n"
 HEAD_BYTES_MAX: Final = 4 * KIB
@@ -56,6 +63,10 @@ KEY_FILE: Final = "identity.key"
 FILES: Final = ("format", "network", "config.toml", "capacity", "peer.port", KEY_FILE)
 """Of the home; all else in it is made anew, or belongs to the process that runs."""
 FILE, STATE, SPACE, BODY = b"f", b"s", b"p", b"b"
+LEFT_OUT: Final = {STATE: (invitation.PREFIX, journal.PREFIX, *CUSTOMER), SPACE: (CLOCK,)}
+"""What a restore leaves out, since it must not be used a second time: open invitations, puts that
+were under way, whose objects may be complete by now, leases as a customer, which the
+hosts tell with the last voucher that was signed, and the node's interval in the space."""
 _LETTERS: Final = (FILE, STATE, SPACE, BODY)
 _RECORD: Final = struct.Struct(">cII")
 _TAG_BYTES: Final = 16
@@ -351,7 +362,7 @@ def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool)
         XscError: as `stream`.
     """
     homes.check_format(path)
-    homes.check_finished(path)
+    homes.check_whole(path)
     with homes.lock(path):
         home = homes.open_home(path, passphrase)
         if not (home.databases / "state").exists():
@@ -371,3 +382,138 @@ def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool)
             )
         finally:
             stores.close()
+
+
+@dataclass(slots=True)
+class Brought:
+    """What a backup brings back."""
+
+    head: Head
+    objects: int = 0
+    """Own ones, with those that are hidden."""
+    peers: int = 0
+    entries: int = 0
+    """Of the ledger."""
+    space_records: int = 0
+    """Of the space, with tombstones and those of other owners."""
+    bodies: int = 0
+    """Shards and records that lie here, own ones and others'."""
+    bodies_bytes: int = 0
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def take(self, entry: Entry) -> None:
+        """Take note of a record.
+
+        Raises:
+            StoreDamaged: it is a file that has no place in a home.
+        """
+        if entry.letter == FILE:
+            name = entry.key.decode("utf-8", "replace")
+            if name not in FILES or (name == KEY_FILE and not self.head.identity):
+                raise StoreDamaged("the backup holds a file that has no place in a home")
+            self.files[name] = entry.value
+        elif entry.letter == BODY:
+            self.bodies += 1
+            self.bodies_bytes += len(entry.value)
+        elif entry.letter == SPACE:
+            self.space_records += entry.key.startswith(META)
+        else:
+            self.objects += entry.key.startswith(OBJECTS)
+            self.peers += entry.key.startswith(registry.PREFIX)
+            self.entries += entry.key.startswith(HALF)
+
+
+def read_into(entries: Iterable[Entry], stores: Mapping[bytes, KeyValue], found: Brought) -> None:
+    """Take note of the records of a backup, and write its rows into empty stores.
+
+    Args:
+        entries: of the backup.
+        stores: by their letters; rows of others are not written.
+        found: what takes note.
+
+    Raises:
+        StoreDamaged, IdentityInvalid: the backup is damaged; the stores are worth nothing then.
+    """
+    for entry in entries:
+        found.take(entry)
+        if entry.letter in stores and not entry.key.startswith(LEFT_OUT.get(entry.letter, ())):
+            stores[entry.letter].write([(entry.key, entry.value)], sync=False)
+    for store in stores.values():
+        store.write([], sync=True)
+
+
+def check(reader: Reader, seal: Seal) -> Brought:
+    """Read all of a backup and write nothing; return what it would bring back.
+
+    Raises:
+        StoreDamaged, IdentityInvalid: it is damaged, or does not open.
+    """
+    found = Brought(reader.head)
+    read_into(reader.entries(seal), {}, found)
+    return found
+
+
+def restore_home(reader: Reader, seal: Seal, path: Path, key_line: str | None) -> Brought:
+    """Make a home in an empty directory out of a backup; return what came.
+
+    Where it fails nothing is left. Where it is killed, the same call begins anew.
+
+    Args:
+        reader: of the backup.
+        seal: what opens its frames.
+        path: the directory, empty or absent.
+        key_line: the key file's text, where the backup holds none.
+
+    Raises:
+        HomeInvalid: the directory holds something.
+        StoreDamaged, IdentityInvalid: the backup is damaged, or does not open.
+    """
+    _check_empty(path)
+    with homes.lock(path):
+        _check_empty(path)
+        homes.mark(path, "restoring")
+        _clear(path)
+        try:
+            found = _fill(reader, seal, path, key_line)
+        except BaseException:
+            _clear(path)
+            homes.finish(path)
+            raise
+        homes.mark(path, "restored")
+        return found
+
+
+def _check_empty(path: Path) -> None:
+    try:
+        there = {entry.name for entry in path.iterdir()} - {"lock"} if path.exists() else set()
+    except OSError as fault:
+        raise HomeInvalid(f"the home {path} cannot be used: {fault.strerror}") from None
+    if there and homes.stage_of(path) != "restoring":
+        raise HomeInvalid(
+            f"{path} is not empty", hint="a backup is restored into an empty or a new directory"
+        )
+
+
+def _clear(path: Path) -> None:
+    shutil.rmtree(path / "db", ignore_errors=True)
+    for name in FILES:
+        (path / name).unlink(missing_ok=True)
+
+
+def _fill(reader: Reader, seal: Seal, path: Path, key_line: str | None) -> Brought:
+    found = Brought(reader.head)
+    stores = open_stores(path / "db", SilentLog())
+    try:
+        read_into(reader.entries(seal), letters_of(stores, bodies=True), found)
+    finally:
+        stores.close()
+    files = found.files
+    if not reader.head.identity:
+        if key_line is None:
+            raise HomeInvalid("the backup holds no identity", hint="give it with --identity FILE")
+        files[KEY_FILE] = key_line.encode()
+    # The key last: a home without it is told apart from one that lost it.
+    for name in sorted(files, key=lambda name: (name == KEY_FILE, name)):
+        homes.write_file(path / name, files[name])
+    homes.check_format(path)
+    return found

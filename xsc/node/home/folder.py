@@ -38,9 +38,9 @@ from xsc.node.system import SystemEntropy
 
 FORMAT = 1
 TOKEN_BYTES = 32
-Stage: TypeAlias = Literal["recovering", "readable", "restoring", "restored"]
-"""Of a recovery: nothing is found yet, or objects can be read. Of a restore: the home is not
-whole yet, or whole and of the past."""
+Stage: TypeAlias = Literal["recovering", "restoring", "restored"]
+"""Its peers were not asked yet what it was; or it is not yet whole out of a backup, or it is, and
+of the past."""
 STAGE = "unfinished"
 """Stands in a home that is being brought back, and says how far it is."""
 _OPERATORS = frozenset({"config.toml", "node.log", "lock"})
@@ -103,6 +103,11 @@ def check_format(path: Path) -> None:
 def is_home(path: Path) -> bool:
     """Say whether a directory holds a home, finished or not."""
     return (path / "format").exists()
+
+
+def has_key(path: Path) -> bool:
+    """Say whether a home has its key: it is written last."""
+    return (path / "identity.key").exists()
 
 
 def init_home(
@@ -190,18 +195,19 @@ def finish(path: Path) -> None:
     (path / STAGE).unlink()
 
 
-def check_finished(path: Path) -> None:
-    """Return if a home is whole.
+def check_whole(path: Path) -> None:
+    """Return if a home has all that a node needs to ask its peers for the rest.
 
     Raises:
-        HomeInvalid: a recovery has nothing to open yet, or a restore was interrupted.
+        HomeInvalid: a recovery or a restore was interrupted before.
     """
-    if stage_of(path) == "recovering":
+    stage = stage_of(path)
+    if stage == "recovering" and not has_key(path):
         raise HomeInvalid(
-            f"the recovery of {path} has found no objects yet",
-            hint="go on with it: xsc node recover --peer PEER",
+            f"the recovery of {path} was interrupted",
+            hint="begin it again: xsc node recover IDENTITY --peer PEER",
         )
-    if stage_of(path) == "restoring":
+    if stage == "restoring":
         raise HomeInvalid(
             f"the restore of {path} was interrupted", hint="begin it again: xsc node restore FILE"
         )
@@ -223,7 +229,7 @@ def open_home(path: Path, passphrase: str = "") -> Home:
     Raises:
         HomeInvalid, IdentityInvalid: it cannot be used, and why.
     """
-    unfinished = is_home(path) and not (path / "identity.key").exists()
+    unfinished = is_home(path) and not has_key(path)
     if unfinished and (path / "db").exists():
         raise IdentityInvalid(
             f"the home {path} has lost its identity.key",

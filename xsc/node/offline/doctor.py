@@ -171,7 +171,6 @@ def judge_clock(state: int) -> Finding:
 
 _GO_ON: Mapping[homes.Stage, tuple[str, str]] = {
     "recovering": ("its recovery is not finished", "go on with `xsc node recover`"),
-    "readable": ("its recovery is not finished", "`xsc node start` finishes it"),
     "restoring": ("its restore is not finished", "begin it again with `xsc node restore`"),
     "restored": ("its restore is not finished", "`xsc node start` finishes it"),
 }
@@ -194,7 +193,7 @@ def _home(home: Path) -> Iterator[Finding]:
             yield from judge_mode(
                 path, stat.S_IMODE(path.stat().st_mode), private=name != "config.toml"
             )
-    if (home / "identity.key").exists():
+    if homes.has_key(home):
         yield ok("home", f"{home}, format {homes.FORMAT}")
     else:
         yield fail("home", "its identity.key is missing", "see `xsc node recover`")

@@ -8,8 +8,17 @@ from xsc.base.errors import HomeInvalid, StoreDamaged
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.identity.keyfile import to_line
 from xsc.node.home import folder as homes
-from xsc.node.home.backup import FILE, Entry, Reader, frames, new_head, seal_of, stream_stopped
-from xsc.node.home.restore import check, restore_home
+from xsc.node.home.backup import (
+    FILE,
+    Entry,
+    Reader,
+    check,
+    frames,
+    new_head,
+    restore_home,
+    seal_of,
+    stream_stopped,
+)
 from xsc.node.system import SystemEntropy
 
 ROWS = [(b"net/peer/x", b"a peer"), (b"storage/object/x", bytes(5000))]
@@ -116,12 +125,12 @@ def test_an_interrupted_restore_begins_anew_and_starts_no_node(home, tmp_path):
     for name in ("format", "network", "identity.key"):  # they are written last
         (new / name).unlink()
     with pytest.raises(HomeInvalid, match="was interrupted"):
-        homes.check_finished(new)
+        homes.check_whole(new)
     brought(raw, new)
-    homes.check_finished(new)
+    homes.check_whole(new)
     (new / homes.STAGE).write_text("{")
     with pytest.raises(HomeInvalid, match="does not say what is unfinished"):
-        homes.check_finished(new)
+        homes.check_whole(new)
 
 
 @pytest.mark.parametrize("name", [b"../evil", b"/etc/evil", b"db/state/CURRENT", b"api.token", b""])
@@ -140,8 +149,8 @@ def test_what_never_ran_or_is_no_home_is_not_backed_up(tmp_path):
     homes.init_home(tmp_path / "h")
     with pytest.raises(HomeInvalid, match="never ran"):
         backup_of(tmp_path / "h")
-    homes.mark(tmp_path / "h", "recovering")
-    with pytest.raises(HomeInvalid, match="recovery"):
+    homes.mark(tmp_path / "h", "restoring")
+    with pytest.raises(HomeInvalid, match="restore"):
         backup_of(tmp_path / "h")
 
 
