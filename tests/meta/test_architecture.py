@@ -48,6 +48,7 @@ SHELL = {
     "xsc.compute.jobs.executor": "runs orders and answers them",
     "xsc.compute.worker.runtime": "runs a module for a caller without a node",
     "xsc.compute.jobs.customer": "orders, and pays",
+    "xsc.compute.jobs.runner": "runs tasks and orders in the sandbox",
     "xsc.compute.service": "connects customer and provider of runs",
     "xsc.compute.deployments.holder": "takes deployments of peers, answers requests",
     "xsc.compute.deployments.listing": "writes the list of services into the space",

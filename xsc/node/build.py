@@ -593,7 +593,7 @@ class Node:
             programs_running.Ports(
                 space=self.space,
                 peers=_ProgramPeers(self),
-                sandbox=Exports(self.compute),
+                sandbox=Exports(self.compute.runner),
                 recorder=Recorder(self.space, self.key, network),
                 clock=parts.clock,
                 log=parts.log,
