@@ -60,7 +60,8 @@ def status_of(node: Node, home: Path) -> Status:
         ),
         leases=_leases(node),
         traffic=TrafficStatus(
-            sent_bytes=node.traffic.sent_bytes, received_bytes=node.traffic.received_bytes
+            sent_bytes=node.peers.traffic.sent_bytes,
+            received_bytes=node.peers.traffic.received_bytes,
         ),
     )
 
