@@ -38,7 +38,7 @@ from xsc.net.transport.http import HttpTransport
 from xsc.net.transport.listener import LEFT_TO_THE_GATE_S, listen, listen_hint
 from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application, fast_path_answer
 from xsc.node.api.deployments import ServiceListener
-from xsc.node.api.serving import Faults, Server
+from xsc.node.api.serving import Server
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
 from xsc.node.home import folder as homes
@@ -53,7 +53,7 @@ from xsc.node.recovery.recover import (
     parse_place,
 )
 from xsc.node.recovery.restore import CaughtUp, catch_up
-from xsc.node.routes.table import all_answers
+from xsc.node.routes.table import ANSWERS
 from xsc.node.supervisor import READY, STOPPING, Supervisor
 from xsc.node.system import (
     SystemClock,
@@ -210,8 +210,8 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     supervisor = Supervisor(log)
     fast_path: FastPath | None = None
     listening: asyncio.Server | None = None
-    faults = Faults()
-    server = Server(node, all_answers(home.path, faults), faults)
+    node.home = home.path
+    server = Server(node, ANSWERS)
     runner = web.AppRunner(
         application(
             [*server.routes(), web.post(proof.PATH, prover.route)],

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import model
+from xsc.api.endpoint import Model
 from xsc.api.ledger import Limit
 from xsc.api.peers import Invite, Rename
 from xsc.api.problems import bug
@@ -261,8 +261,7 @@ async def test_faults_of_small_requests_are_told_and_noted_like_any_other(api):
     assert [event for event, _ in api.log.events] == ["api.request_bug"]
 
 
-@model
-class Bounded:
+class Bounded(Model):
     size: Annotated[int, Ge(1), Le(32)] = 1
 
 
