@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.sim.network import SEEDS, content, get, points, put, run, stream
-from tests.unit.node.test_routes import serving
+from tests.unit.node.test_routes import Api
 from xsc.api.objects import PUT
 from xsc.base.errors import (
     NotAllowed,
@@ -27,7 +27,6 @@ from xsc.base.limits import (
 from xsc.db.memory import MemoryKeyValue
 from xsc.ledger.incarnation import Noted
 from xsc.net.calls.server import read_horizons
-from xsc.net.transport.parser import SmallRequest
 from xsc.node import directory as keeper
 from xsc.node.recovery.recover import Found, Signing, begin_signing, call_peers, find_objects
 from xsc.storage.catalogue.directory import HeadBody, make_head
@@ -540,10 +539,9 @@ def test_a_put_says_where_its_name_is_at_fewer_peers_than_it_should(silent):
         found, wanted = await owner.directory.told(4)
         waited_ms = world.clock.now_ms() - began_ms
         assert (found, wanted) == (6 - silent, 4)
-        stored = serving(owner).fast_path((PUT,))[PUT.path]
-        headers = {"xsc-name": "b", "xsc-wait-for-name": "1"}
-        _, said = await stored(SmallRequest(PUT.path, headers, b"content"))
-        assert ["the name is at 3 of 4 peers" in text for text in said.warnings] == (
+        fields = {"XSC_Name": "b", "XSC_Wait_For_Name": "1"}
+        said = await Api(owner).call(PUT.method, PUT.path, body=b"content", **fields)
+        assert ["the name is at 3 of 4 peers" in text for text in said["warnings"]] == (
             [True] if silent == 3 else []
         )
         # Whoever is silent keeps nobody waiting while others are enough.

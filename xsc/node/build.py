@@ -79,7 +79,6 @@ from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
-from xsc.net.transport.metered import Metered
 from xsc.net.transport.port import Transport
 from xsc.node.built_in import ALLOCATION, allocation_function
 from xsc.node.circle import CircleSync
@@ -310,14 +309,13 @@ class Node:
         self._asking = asyncio.Lock()
         self._commit = GroupCommit(parts.bodies, executor)
         self._state_commit = GroupCommit(parts.state, executor)
-        self.traffic = Metered(parts.transport)
         self.peers = PeerNet(
             key=key,
             network_name=network,
             clock=clock,
             entropy=entropy,
             executor=executor,
-            transport=self.traffic,
+            transport=parts.transport,
             store=parts.state,
             log=log,
             name=config.name,

@@ -21,10 +21,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from xsc.api import jobs as api_jobs
-from xsc.api import objects as api_objects
 from xsc.api import proof
-from xsc.base.errors import ConfigInvalid, HomeInvalid
+from xsc.base.errors import HomeInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import API_CONNECTIONS_MAX, GIB, MIB, SERVICE_CONNECTIONS_MAX
 from xsc.base.units import format_credits, format_size
@@ -32,11 +30,10 @@ from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.identity import keyfile
 from xsc.net.peers.invitation import SCHEME, from_string
-from xsc.net.transport.fast_path import FastPath
-from xsc.net.transport.gate import Gate
+from xsc.net.transport.bounds import Gate
 from xsc.net.transport.http import HttpTransport
-from xsc.net.transport.listener import LEFT_TO_THE_GATE_S, listen, listen_hint
-from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application, fast_path_answer
+from xsc.net.transport.http import Server as HttpServer
+from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application
 from xsc.node.api.deployments import ServiceListener
 from xsc.node.api.serving import Server
 from xsc.node.build import Node, Parts
@@ -68,7 +65,7 @@ from xsc.terms.quote import UNITS
 CAPACITY_AUTO_BYTES_MAX = 100 * GIB
 SHUTDOWN_TIMEOUT_S = 10.0
 """How long running requests of the API may take to end."""
-CANCEL_TIMEOUT_S = 1.0
+CANCEL_TIMEOUT_MS = 1_000
 WORK_THREADS = 8
 GARBAGE_THRESHOLD = 10_000
 """Containers made and not freed, after which Python looks for cycles among the newest."""
@@ -206,47 +203,15 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     prover = Prover(token)
     api_most = min(API_CONNECTIONS_MAX, connections_of_a_kind())
     gate = Gate(most=api_most, share=api_most, idle_ms=KEEP_ALIVE_MS)
-    running = Running(gate)
+    running = Running()
     supervisor = Supervisor(log)
-    fast_path: FastPath | None = None
-    listening: asyncio.Server | None = None
     node.home = home.path
     server = Server(node, ANSWERS)
-    runner = web.AppRunner(
-        application(
-            [*server.routes(), web.post(proof.PATH, prover.route)],
-            token,
-            log,
-            running,
-            node.peer_names,
-        ),
-        access_log=None,
-        auto_decompress=False,
-        keepalive_timeout=LEFT_TO_THE_GATE_S,
-        shutdown_timeout=CANCEL_TIMEOUT_S,
-    )
+    routes = [*server.routes(), web.post(proof.PATH, prover.route)]
+    http = HttpServer(application(routes, token, log, running, node.peer_names), gate)
     try:
-        await runner.setup()
         host, port = _split(config.api_listen)
-        assert runner.server is not None
-        handlers = {
-            **server.fast_path((api_jobs.RUN, api_objects.PUT)),
-            proof.PATH: prover.answer,
-        }
-        fast_path = FastPath(
-            runner.server,
-            fast_path_answer(handlers, token, log, running, node.peer_names),
-            gate,
-            paths=handlers,
-        )
-        try:
-            listening = await listen(fast_path, host, port, backlog=gate.backlog)
-        except OSError as fault:
-            raise ConfigInvalid(
-                f"the API cannot listen on {config.api_listen}: {fault.strerror}",
-                hint=listen_hint("api_listen", fault),
-            ) from None
-        prover.port = listening.sockets[0].getsockname()[1]
+        prover.port = await http.start(host, port, "api_listen")
         if config.services_listen:
             node.services.registry.url = await _listen_for_services(services, config)
             node.services.registry.changed.set()
@@ -259,16 +224,12 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         supervisor.tell(STOPPING)
     finally:
         homes.unpublish(home.path)
-        if listening is not None:
-            listening.close()
+        http.end()
         node.space.end_watches()
         node.programs.end_watches()
         # Not left to aiohttp: from its cleanup on, what an upload still brings is thrown away.
         await asyncio.gather(running.ended(SHUTDOWN_TIMEOUT_S), services.stop())
-        gate.close()
-        if fast_path is not None:
-            await fast_path.ended(CANCEL_TIMEOUT_S)
-        await runner.cleanup()
+        await http.stop(CANCEL_TIMEOUT_MS)
         await node.stop()
 
 

@@ -15,7 +15,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Iterable,
     Mapping,
 )
 from contextlib import aclosing
@@ -34,8 +33,7 @@ from xsc.api.problems import problem
 from xsc.base.errors import ArgumentInvalid, RangeUnsatisfiable, TooLarge, XscError
 from xsc.base.limits import KIB, MIB
 from xsc.base.units import format_credits, format_duration, format_size
-from xsc.net.transport.parser import SmallRequest
-from xsc.node.api.app import FastPathHandler, problem_response, reply
+from xsc.node.api.app import PATH, problem_response, reply
 from xsc.node.build import Node
 
 JSON_BYTES_MAX: Final = 1 * MIB
@@ -122,18 +120,6 @@ class Body:
         """Yield all that follows, as it comes."""
         while piece := await self._read(MIB):
             yield piece
-
-
-def in_memory(raw: bytes) -> Body:
-    """Return a body that has come already."""
-    left = memoryview(raw)
-
-    async def read(most: int) -> bytes:
-        nonlocal left
-        piece, left = bytes(left[:most]), left[most:]
-        return piece
-
-    return Body(read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,24 +248,14 @@ class Server:
             for each, answer in self._answers.items()
         ]
 
-    def fast_path(self, endpoints: Iterable[Endpoint[Any, Any]]) -> dict[str, FastPathHandler]:
-        """Return what answers small requests of endpoints that take bytes and give JSON."""
-        return {each.path: self._small(each, self._answers[each]) for each in endpoints}
-
-    def _small(self, endpoint: Endpoint[Any, Any], answer: Answer) -> FastPathHandler:
-        async def handle(request: SmallRequest) -> tuple[int, object]:
-            body = in_memory(request.body)
-            asked = await _asked(endpoint, body, {}, request.headers, {})
-            return endpoint.status, await answer(self._node, asked, body)
-
-        return handle
-
     def _route(
         self, endpoint: Endpoint[Any, Any], answer: Answer
-    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        async def handle(request: web.Request) -> web.StreamResponse:
+    ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
             body = Body(request.content.read)
-            asked = await _asked(endpoint, body, request.match_info, request.headers, request.query)
+            asked = await _asked(
+                endpoint, body, request.get(PATH, {}), request.headers, request.query
+            )
             given = (asked,) if endpoint.takes == "json" else (asked, body)
             found = answer(self._node, *given)
             if endpoint.gives in {"lines", "events"}:
@@ -295,7 +271,7 @@ class Server:
         return handle
 
     async def _streamed(
-        self, request: web.Request, found: AsyncGenerator[object, None], *, events: bool
+        self, request: web.BaseRequest, found: AsyncGenerator[object, None], *, events: bool
     ) -> web.StreamResponse:
         """Answer with lines or events until there are no more, or nobody reads them.
 
@@ -341,7 +317,7 @@ class Server:
         await response.write_eof()
         return response
 
-    async def _downloaded(self, request: web.Request, found: Download) -> web.StreamResponse:
+    async def _downloaded(self, request: web.BaseRequest, found: Download) -> web.StreamResponse:
         size = found.size_bytes
         start, stop = 0, size or 0
         if found.range is not None and size is not None:
@@ -391,7 +367,7 @@ async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None
         await response.write(view[start : start + PIECE_BYTES])
 
 
-def _hold_little(request: web.Request) -> None:
+def _hold_little(request: web.BaseRequest) -> None:
     """Have little of an answer held between us and a client that may go before it has read it.
 
     What was written is with the system, none of it in this process: it outlives us.

@@ -54,7 +54,8 @@ async def status(node: Node, _: Nothing) -> Status:
         ),
         leases=_leases(node),
         traffic=TrafficStatus(
-            sent_bytes=node.traffic.sent_bytes, received_bytes=node.traffic.received_bytes
+            sent_bytes=node.peers.traffic.sent_bytes,
+            received_bytes=node.peers.traffic.received_bytes,
         ),
     )
 

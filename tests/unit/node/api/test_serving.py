@@ -20,7 +20,7 @@ from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
 from xsc.base.ids import short
 from xsc.base.log import SilentLog
 from xsc.node.api import serving
-from xsc.node.api.app import Running, application
+from xsc.node.api.app import PATH, Running, application
 from xsc.node.api.serving import JSON_BYTES_MAX, Server
 
 TOKEN = "a" * 52
@@ -87,11 +87,9 @@ async def ask(endpoint, path, *, query="", raw=b"", **headers):
     stream.feed_eof()
     place = endpoint.path.partition("{")[0] + "who" + query
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    answer = await handler(
-        make_mocked_request(
-            endpoint.method, place, headers=named, payload=stream, match_info={"who": path}
-        )
-    )
+    request = make_mocked_request(endpoint.method, place, headers=named, payload=stream)
+    request[PATH] = {"who": path}
+    answer = await handler(request)
     return answer.status, json.loads(answer.text)["asked"]
 
 
@@ -191,7 +189,8 @@ async def test_a_framed_request_that_ends_early_or_goes_on_is_refused(raw, said)
 
 
 async def test_events_begin_with_a_comment_where_the_first_is_none(monkeypatch):
-    runner = web.AppRunner(application(served(), TOKEN, SilentLog(), Running(), dict))
+    app = application(served(), TOKEN, SilentLog(), Running(), dict)
+    runner = web.ServerRunner(web.Server(app))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0]
