@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -31,8 +30,8 @@ from xsc.base.limits import (
     SYNCED_A_PEER_BYTES_MAX,
 )
 from xsc.net.calls.costs import COSTS
-from xsc.node.api.serving import Faults, Server
-from xsc.node.routes.table import all_answers
+from xsc.node.api.serving import Server
+from xsc.node.routes.table import ANSWERS
 from xsc.storage.object.capability import ReadCapability
 from xsc.storage.repair.departures import check_proof
 
@@ -41,8 +40,7 @@ QUICK = {"repair_grace": "60s", "repair_interval": "5min", "probe_interval": "15
 
 def serving(node):
     """Return what serves the endpoints of a node."""
-    faults = Faults()
-    return Server(node, all_answers(Path("no-home"), faults), faults)
+    return Server(node, ANSWERS)
 
 
 class Arriving(BaseProtocol):
