@@ -24,7 +24,7 @@ def worked(processor_us: int) -> None:
 
 
 class Measured(Generator[Any, Any, T]):
-    """A coroutine that tells the present call what each of its steps takes.
+    """A coroutine whose steps are measured.
 
     Args:
         work: the coroutine.
@@ -34,6 +34,8 @@ class Measured(Generator[Any, Any, T]):
     def __init__(self, work: Coroutine[Any, Any, T], processor_us: Callable[[], int]) -> None:
         self._work = work
         self._processor_us = processor_us
+        self.took_us = 0
+        """All steps so far."""
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self
@@ -43,7 +45,7 @@ class Measured(Generator[Any, Any, T]):
         try:
             return step(*given)
         finally:
-            worked(self._processor_us() - began_us)
+            self.took_us += self._processor_us() - began_us
 
     def send(self, value: Any) -> Any:  # noqa: ANN401 - the loop's own
         """Take a step."""

@@ -212,7 +212,7 @@ class Quota:
         Raises:
             RateLimited: it is too much in so short a time.
         """
-        if not isinstance(caller, bytes):
+        if not isinstance(caller, bytes) or not (units or synced):
             return
         if made:
             self._units.note(caller, units, now_ms)

@@ -240,10 +240,12 @@ class RequestServer:
         def tell(processor_us: int) -> None:
             spending.add(caller, method, self._now_ms(), processor_us=processor_us)
 
+        measured = Measured(work, self._context.executor.processor_us)
         before = ENTERED.set(tell)
         try:
-            return await Measured(work, self._context.executor.processor_us)
+            return await measured
         finally:
+            tell(measured.took_us)
             ENTERED.reset(before)
 
     def _refusal(self, arrival: Arrival) -> RawResponse:
