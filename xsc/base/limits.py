@@ -321,6 +321,8 @@ COMPILE_BYTE_FUEL = 1_000
 about as long as that much fuel at MILLISECOND_FUEL."""
 COMPILE_ADDRESS_BYTES = 1536 * MIB
 """Address space of a jail, its own 300 MiB included."""
+COMPILES_QUEUED_MAX = 64
+"""Modules that wait to be compiled, or are."""
 COMPILES_QUEUED_A_PEER_MAX = 8
 CODE_KEPT_BYTES_MAX = 64 * MIB
 """Code that is kept in memory where there is no directory for it."""

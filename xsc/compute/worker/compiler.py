@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from xsc.base.bounded import Bounded
@@ -23,11 +22,13 @@ from xsc.base.limits import (
     COMPILE_MS_A_PEER_MAX,
     COMPILE_SHARE_MS,
     COMPILES_QUEUED_A_PEER_MAX,
+    COMPILES_QUEUED_MAX,
     KILL_GRACE_MS,
     RETRY_AFTER_S_MAX,
     WORKER_FRAME_BYTES_MAX,
 )
 from xsc.base.log import Log
+from xsc.base.room import Room
 from xsc.base.tally import Rate
 from xsc.base.turns import Turns
 from xsc.base.work import worked
@@ -73,7 +74,7 @@ class Compiler:
         self._jails = asyncio.Semaphore(jails)
         self._turns: Turns[bytes] = Turns()
         """By customer: one module of each is compiled at a time."""
-        self._queued: Counter[bytes] = Counter()
+        self._queued = Room(COMPILES_QUEUED_MAX, COMPILES_QUEUED_A_PEER_MAX)
         self._under_way: dict[tuple[bytes, bytes], asyncio.Task[MachineCode]] = {}
         self._bombs: Bounded[bytes, int] = Bounded(_BOMBS_MAX)
         """When each module that went over the bounds may be tried again."""
@@ -127,12 +128,9 @@ class Compiler:
         task = self._under_way.get(slot)
         first = task is None
         if task is None:
-            if self._queued[job.customer] >= COMPILES_QUEUED_A_PEER_MAX:
-                raise RateLimited(
-                    f"{COMPILES_QUEUED_A_PEER_MAX} modules of this customer wait to be compiled"
-                )
             self._check_share(job.customer)
-            self._queued[job.customer] += 1
+            if not self._queued.take(job.customer, 1):
+                raise RateLimited("too many modules wait to be compiled, of this customer or all")
             begins()
             task = asyncio.create_task(self._compile(job, slot))
             self._under_way[slot] = task
@@ -155,9 +153,7 @@ class Compiler:
         if not task.cancelled():
             task.exception()  # who asked hears it; where nobody waits any more, nobody does
         del self._under_way[slot]
-        self._queued[customer] -= 1
-        if not self._queued[customer]:
-            del self._queued[customer]
+        self._queued.give(customer, 1)
 
     async def kept(self, module_hash: bytes, config: bytes) -> MachineCode | None:
         """Return the code of a module for the engine of that configuration, where it is there."""
