@@ -52,7 +52,7 @@ COSTS: Final[Mapping[str, Cost]] = {
     "market.lease": Cost(base=2_000, signatures=2, synced=True),
     "market.account": Cost(base=10_000, signatures=2, synced=True),
     "ledger.propose": Cost(signatures=3),
-    "ledger.account": Cost(signatures=2),
+    "ledger.account": Cost(signatures=2, synced=True),
     "ledger.head": Cost(signatures=1, synced=True),
     "ledger.history": Cost(base=1_500),
     "service.deploy": Cost(signatures=1, kib=20, synced=True),
