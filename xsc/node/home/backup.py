@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Final, Literal, Protocol, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -301,26 +301,10 @@ def home_files(path: Path, *, identity: bool) -> Iterator[Entry]:
         yield Entry(FILE, name.encode(), raw)
 
 
-class Databases(Protocol):
-    """The databases of a home that a backup can hold."""
-
-    @property
-    def state(self) -> KeyValue:
-        """Everything but the others."""
-
-    @property
-    def space(self) -> KeyValue:
-        """The records of the space."""
-
-    @property
-    def bodies(self) -> KeyValue:
-        """The shards that are stored here."""
-
-
-def letters_of(stores: Databases, *, bodies: bool) -> dict[bytes, KeyValue]:
-    """Return the databases that a backup holds by their letters; the state first."""
-    found = {STATE: stores.state, SPACE: stores.space}
-    return found | {BODY: stores.bodies} if bodies else found
+def letters_of(state: KeyValue, space: KeyValue, bodies: KeyValue | None) -> dict[bytes, KeyValue]:
+    """Return the databases of a home that a backup holds by their letters; the state first."""
+    found = {STATE: state, SPACE: space}
+    return found if bodies is None else found | {BODY: bodies}
 
 
 def rows_of(stores: Mapping[bytes, KeyValue]) -> Iterator[Entry]:
@@ -334,13 +318,7 @@ def rows_of(stores: Mapping[bytes, KeyValue]) -> Iterator[Entry]:
 
 
 def stream(
-    path: Path,
-    network: str,
-    key: KeyPair,
-    stores: Mapping[bytes, KeyValue],
-    *,
-    identity: bool,
-    now_ms: int,
+    home: homes.Home, stores: Mapping[bytes, KeyValue], *, identity: bool, now_ms: int
 ) -> Iterator[bytes]:
     """Return the bytes of a backup as everything is at this call, a frame at a time.
 
@@ -349,9 +327,10 @@ def stream(
     Raises:
         XscError: as `home_files`, and while it is read as `rows_of`.
     """
-    head = new_head(key.node_id, network, "nothing" if identity else "identity", now_ms)
-    files = list(home_files(path, identity=identity))
-    return frames(head, chain(files, rows_of(stores)), seal_of(head, key=key))
+    seal: SealKind = "nothing" if identity else "identity"
+    head = new_head(home.key.node_id, home.network, seal, now_ms)
+    files = list(home_files(home.path, identity=identity))
+    return frames(head, chain(files, rows_of(stores)), seal_of(head, key=home.key))
 
 
 def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool) -> Iterator[bytes]:
@@ -371,15 +350,9 @@ def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool)
             )
         stores = open_stores(home.databases, SilentLog())
         try:
-            letters = letters_of(stores, bodies=bodies)
-            yield from stream(
-                path,
-                home.network,
-                home.key,
-                letters,
-                identity=identity,
-                now_ms=SystemClock().now_ms(),
-            )
+            letters = letters_of(stores.state, stores.space, stores.bodies if bodies else None)
+            now_ms = SystemClock().now_ms()
+            yield from stream(home, letters, identity=identity, now_ms=now_ms)
         finally:
             stores.close()
 
@@ -504,7 +477,8 @@ def _fill(reader: Reader, seal: Seal, path: Path, key_line: str | None) -> Broug
     found = Brought(reader.head)
     stores = open_stores(path / "db", SilentLog())
     try:
-        read_into(reader.entries(seal), letters_of(stores, bodies=True), found)
+        letters = letters_of(stores.state, stores.space, stores.bodies)
+        read_into(reader.entries(seal), letters, found)
     finally:
         stores.close()
     files = found.files
