@@ -21,10 +21,10 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from xsc.base.errors import XscError
 from xsc.base.limits import PPM, REQUEST_WINDOW_MS
@@ -83,34 +83,20 @@ def fail(check: str, text: str, hint: str = "") -> Finding:
 Ask = Callable[[], Mapping[str, Any]]
 
 
-def examine(home: Path, ask: Ask) -> list[Finding]:
-    """Return what every check finds of this machine and a home, which need not be there.
+def examine(home: Path, ask: Ask, names: Iterable[str] = ()) -> list[Finding]:
+    """Return what checks find of this machine and a home, which need not be there.
+
+    One that cannot be made fails, and the others are made.
 
     Args:
         home: its directory.
         ask: returns the status of the node that runs there (`GET /v1/status`).
+        names: of the checks; all of them if none is named.
     """
-    return run_checks(
-        [
-            ("machine", _machine),
-            ("clock", _clock),
-            ("home", lambda: _home(home)),
-            ("settings", lambda: _settings(home)),
-            ("disk", lambda: _disk(home)),
-            ("capacity", lambda: _capacity(home)),
-            ("storage", lambda: _storage(home)),
-            ("sandbox", _sandbox),
-            ("node", lambda: _node(home, ask)),
-        ]
-    )
-
-
-def run_checks(checks: Sequence[tuple[str, Callable[[], Iterator[Finding]]]]) -> list[Finding]:
-    """Return what checks find; one that cannot be made fails, and the others are made."""
     found: list[Finding] = []
-    for name, check in checks:
+    for name in names or CHECKS:
         try:
-            found += check()
+            found += CHECKS[name](home, ask)
         except XscError as fault:
             found.append(fail(name, fault.message, fault.hint))
         except OSError as fault:
@@ -122,11 +108,12 @@ def run_checks(checks: Sequence[tuple[str, Callable[[], Iterator[Finding]]]]) ->
 # The machine
 
 
-def _machine() -> Iterator[Finding]:
-    python, machine = platform.python_version(), platform.machine()
+def _machine(_home: Path, _ask: Ask) -> Iterator[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0))
-    text = f"Python {python} on {sys.platform} {machine}, {cores} cores, {format_size(memory)}"
+    text = (
+        f"Python {platform.python_version()} on {sys.platform} {platform.machine()}, "
+        f"{len(os.sched_getaffinity(0))} cores, {format_size(memory)}"
+    )
     yield judge_memory(text, memory)
     yield judge_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
@@ -150,9 +137,9 @@ def judge_descriptors(limit: int) -> Finding:
     return ok("open files", "unlimited" if limit < 0 else f"{limit} are allowed")
 
 
-def _clock() -> Iterator[Finding]:
+def _clock(_home: Path, _ask: Ask) -> Iterator[Finding]:
     libc = ctypes.CDLL(None, use_errno=True)
-    yield judge_clock(int(libc.adjtimex(ctypes.create_string_buffer(_CLOCK_BYTES))))
+    yield judge_clock(libc.adjtimex(ctypes.create_string_buffer(_CLOCK_BYTES)))
 
 
 def judge_clock(state: int) -> Finding:
@@ -176,7 +163,7 @@ _GO_ON: Mapping[homes.Stage, tuple[str, str]] = {
 }
 
 
-def _home(home: Path) -> Iterator[Finding]:
+def _home(home: Path, _ask: Ask) -> Iterator[Finding]:
     if not homes.is_home(home):
         yield ok("home", f"there is none at {home} yet; `xsc node start` makes one")
         return
@@ -215,7 +202,7 @@ def judge_mode(path: Path, mode: int, *, private: bool) -> Iterator[Finding]:
         yield fail("home", f"others can {what} {path}", f"chmod go-rwx {path}")
 
 
-def _settings(home: Path) -> Iterator[Finding]:
+def _settings(home: Path, _ask: Ask) -> Iterator[Finding]:
     loaded = configs.from_environment(home, {})
     yield judge_addresses(loaded.peer_listen, loaded.advertise)
 
@@ -237,7 +224,7 @@ def judge_addresses(listen: str, advertise: Sequence[str]) -> Finding:
 # The disk and what is stored on it
 
 
-def _disk(home: Path) -> Iterator[Finding]:
+def _disk(home: Path, _ask: Ask) -> Iterator[Finding]:
     reserve_ppm = configs.from_environment(home, {}).disk_reserve_ppm
     place = next(folder for folder in (home, *home.parents) if folder.is_dir())
     usage = shutil.disk_usage(place)
@@ -255,7 +242,7 @@ def judge_space(free: int, total: int, reserve_ppm: int) -> Finding:
     return ok("disk", text)
 
 
-def _capacity(home: Path) -> Iterator[Finding]:
+def _capacity(home: Path, _ask: Ask) -> Iterator[Finding]:
     loaded = configs.from_environment(home, {})
     capacity = homes.capacity_of(home, loaded.storage_capacity_bytes)
     if capacity is None or not home.is_dir():
@@ -311,7 +298,7 @@ def judge_syncs(times_us: list[int]) -> Finding:
     return ok("disk", text)
 
 
-def _storage(home: Path) -> Iterator[Finding]:
+def _storage(home: Path, _ask: Ask) -> Iterator[Finding]:
     code, data = Code(), os.urandom(100_001)
     shards = dict(enumerate(encode(data, code)))
     for left in itertools.combinations(shards, code.k):
@@ -338,7 +325,7 @@ def _storage(home: Path) -> Iterator[Finding]:
 # The sandbox
 
 
-def _sandbox() -> Iterator[Finding]:
+def _sandbox(_home: Path, _ask: Ask) -> Iterator[Finding]:
     said = asyncio.run(_try_sandbox())
     confined = said["confined"]
     assert isinstance(confined, Mapping)
@@ -455,3 +442,16 @@ def judge_peers(healthy: int, known: int) -> Finding:
     if not known:
         return warn("node", "it runs, and knows no peer", "xsc peer invite")
     return ok("node", text) if healthy else warn("node", text, "xsc peer ls")
+
+
+CHECKS: Final[dict[str, Callable[[Path, Ask], Iterator[Finding]]]] = {
+    "machine": _machine,
+    "clock": _clock,
+    "home": _home,
+    "settings": _settings,
+    "disk": _disk,
+    "capacity": _capacity,
+    "storage": _storage,
+    "sandbox": _sandbox,
+    "node": _node,
+}
