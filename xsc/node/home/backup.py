@@ -58,7 +58,6 @@ KEY_BYTES_MAX: Final = 4 * KIB
 VALUE_BYTES_MAX: Final = 128 * MIB
 """Above any body: an object record has a manifest of at most MANIFEST_BYTES_MAX."""
 SALT_BYTES: Final = 16
-FILE_BYTES_MAX: Final = MIB
 KEY_FILE: Final = "identity.key"
 FILES: Final = ("format", "network", "config.toml", "capacity", "peer.port", KEY_FILE)
 """Of the home; all else in it is made anew, or belongs to the process that runs."""
@@ -288,17 +287,12 @@ def home_files(path: Path, *, identity: bool) -> Iterator[Entry]:
     """
     for name in FILES if identity else FILES[:-1]:
         try:
-            with (path / name).open("rb") as file:
-                raw = file.read(FILE_BYTES_MAX + 1)
+            yield Entry(FILE, name.encode(), (path / name).read_bytes())
         except FileNotFoundError:
             if name == KEY_FILE:
                 raise IdentityInvalid(f"the home {path} has lost its {KEY_FILE}") from None
-            continue
         except OSError as fault:
             raise HomeInvalid(f"{path / name} cannot be read: {fault.strerror}") from None
-        if len(raw) > FILE_BYTES_MAX:
-            raise HomeInvalid(f"{path / name} is too large for a file of a home")
-        yield Entry(FILE, name.encode(), raw)
 
 
 def letters_of(state: KeyValue, space: KeyValue, bodies: KeyValue | None) -> dict[bytes, KeyValue]:

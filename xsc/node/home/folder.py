@@ -77,20 +77,31 @@ def _write_private(path: Path, text: str) -> None:
     write_file(path, text.encode())
 
 
+def _text_of(path: Path, name: str) -> str | None:
+    """Return what a small file of a home says; None where it is not there.
+
+    Raises:
+        HomeInvalid: it cannot be read.
+    """
+    try:
+        return (path / name).read_text().strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise HomeInvalid(f"{path / name} cannot be read: {cause(fault)}") from None
+
+
 def check_format(path: Path) -> None:
     """Return if the directory is a home of a format known here.
 
     Raises:
         HomeInvalid: no home, or of a newer format.
     """
-    try:
-        text = (path / "format").read_text().strip()
-    except FileNotFoundError:
+    text = _text_of(path, "format")
+    if text is None:
         raise HomeInvalid(
             f"{path} is no XSC home", hint="`xsc node init` makes one in an empty directory"
-        ) from None
-    except (OSError, UnicodeDecodeError) as fault:
-        raise HomeInvalid(f"{path} cannot be read: {cause(fault)}") from None
+        )
     if not text.isdigit():
         raise HomeInvalid(f"{path / 'format'} does not hold a format version")
     if int(text) != FORMAT:
@@ -179,12 +190,9 @@ def stage_of(path: Path) -> Stage | None:
     Raises:
         HomeInvalid: its mark cannot be read.
     """
-    try:
-        text = (path / STAGE).read_text().strip()
-    except FileNotFoundError:
+    text = _text_of(path, STAGE)
+    if text is None:
         return None
-    except (OSError, UnicodeDecodeError) as fault:
-        raise HomeInvalid(f"{path / STAGE} cannot be read: {cause(fault)}") from None
     if text not in get_args(Stage):
         raise HomeInvalid(f"{path / STAGE} does not say what is unfinished")
     return cast("Stage", text)
@@ -249,10 +257,10 @@ def network_of(path: Path) -> str:
     Raises:
         HomeInvalid: it is not there.
     """
-    try:
-        return (path / "network").read_text().strip()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise HomeInvalid(f"the home {path} has lost its network's name: {cause(fault)}") from None
+    text = _text_of(path, "network")
+    if text is None:
+        raise HomeInvalid(f"the home {path} has lost its network's name")
+    return text
 
 
 def lock(path: Path) -> IO[str]:
@@ -298,11 +306,8 @@ def unpublish(path: Path) -> None:
 
 def read_number(path: Path) -> int | None:
     """Return the number that a file of the home holds; None where there is none."""
-    try:
-        text = path.read_text().strip()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-    return int(text) if text.isdigit() and len(text) < 20 else None
+    text = _text_of(path.parent, path.name)
+    return int(text) if text and text.isdigit() and len(text) < 20 else None
 
 
 def write_number(path: Path, number: int) -> None:
