@@ -377,7 +377,11 @@ def test_a_peer_that_refuses_a_head_without_proof_stops_nobody(lie):
         await told(world)
         old = owner.directory.head
         forged = make_head(
-            HeadBody(0, (), b"", None, b""), 2**40, liar.key, owner.peers.network, b"n" * 12
+            HeadBody(written_ms=0, peers=(), directory=b"", capability=None, ledger=b""),
+            2**40,
+            liar.key,
+            owner.peers.network,
+            b"n" * 12,
         )
         shown = {"old": [old], "forged": [forged.raw], "nothing": []}
         asked = 0

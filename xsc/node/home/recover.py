@@ -138,20 +138,7 @@ async def meet(node: Node, place: str) -> None:
 def _restore(node: Node, body: HeadBody) -> None:
     """Take all that a directory says of peers: whom there is, and whom the operator barred."""
     for known in body.peers:
-        node.peers.roster.restore(
-            PeerInfo(
-                node_id=known.node,
-                name=known.name,
-                addresses=known.addresses,
-                fingerprint=known.fingerprint,
-                added_ms=0,
-                seq=known.seq,
-                introducer=known.introducer,
-                hops=known.hops,
-                confirmed=known.confirmed,
-                blocked=known.blocked,
-            )
-        )
+        node.peers.roster.restore(PeerInfo.from_bytes(known))
     node.peers.roster.restore_removed(body.removed)
 
 
