@@ -22,12 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, TypeAlias, cast, get_args
 
-from xsc.base.errors import (
-    ConfigInvalid,
-    HomeInvalid,
-    HomeLocked,
-    IdentityInvalid,
-)
+from xsc.base.errors import ConfigInvalid, HomeInvalid, HomeLocked, IdentityInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import PPM
 from xsc.base.text import cause
@@ -171,11 +166,7 @@ def init_home(
     if name is not None:
         _write_private(path / "config.toml", f"name = {json.dumps(name)}\n")
     keyfile.write(path / "identity.key", keyfile.to_line(key, entropy, passphrase))
-    return {
-        "id": to_text(key.node_id),
-        "home": str(path),
-        "network": network or NETWORK_DEFAULT,
-    }
+    return {"id": to_text(key.node_id), "home": str(path), "network": network or NETWORK_DEFAULT}
 
 
 def mark(path: Path, stage: Stage) -> None:

@@ -20,13 +20,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xsc.base.errors import (
-    ArgumentInvalid,
-    ObjectUnknown,
-    PeerSilent,
-    UnavailableError,
-    XscError,
-)
+from xsc.base.errors import ArgumentInvalid, ObjectUnknown, PeerSilent, UnavailableError, XscError
 from xsc.base.ids import from_text, node_id_from_text, short
 from xsc.base.limits import (
     DIRECTORY_BYTES_MAX,

@@ -46,12 +46,7 @@ def damaged_body(found: Damage) -> api.Damaged:
 
 
 async def audited(
-    shards: StorageNode,
-    space: KeyValue,
-    network: bytes,
-    executor: Executor,
-    *,
-    deep: bool,
+    shards: StorageNode, space: KeyValue, network: bytes, executor: Executor, *, deep: bool
 ) -> api.Audit:
     """Check a shard store and a space; return what was found.
 

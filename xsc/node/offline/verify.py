@@ -10,12 +10,7 @@ from typing import Final, TypeAlias
 from xsc.allocation.clearing_record import Clearing, check_clearing
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short, to_text
-from xsc.base.limits import (
-    COMPILE_BYTE_FUEL,
-    MFUEL,
-    PEER_BODY_BYTES_MAX,
-    PRICE_FUEL,
-)
+from xsc.base.limits import COMPILE_BYTE_FUEL, MFUEL, PEER_BODY_BYTES_MAX, PRICE_FUEL
 from xsc.base.units import ceil_div, format_credits, format_level, format_size, format_time
 from xsc.compute.deployments.rules import check_receipt as check_service_receipt
 from xsc.compute.jobs.evidence import differing

@@ -195,7 +195,7 @@ def test_what_cannot_be_checked_is_a_failure(home, monkeypatch):
         raise OSError("the disk is gone")
         yield
 
-    monkeypatch.setitem(doctor.CHECKS, "disk", broken)
+    monkeypatch.setattr(doctor, "CHECKS", [("disk", broken)])
     (finding,) = examine(home, "disk")
     assert (finding.verdict, finding.text) == ("fail", "it cannot be checked: the disk is gone")
 
