@@ -464,7 +464,7 @@ def test_a_recovered_node_knows_who_was_introduced():
         await world.lose(1)
         again = world.make(1, recovering=True)
         again.peers.roster.restore(node.peers.info(hub))
-        await find_head(again)
+        await find_head(again, set(), set())
         assert again.peers.info(other).through == hub
         assert again.peers.info(hub).through is None
         # Of those that were removed, the newest.

@@ -228,7 +228,7 @@ async def _listen_for_services(services: ServiceListener, config: Config) -> str
     host, port = _split(config.services_listen)
     found = await services.start(host, port)
     shown = f"[{host}]" if ":" in host else host
-    return config.services_url or f"http://{shown}:{found}"
+    return config.services_url.rstrip("/") or f"http://{shown}:{found}"
 
 
 def _say(line: str) -> None:

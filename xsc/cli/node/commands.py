@@ -261,7 +261,7 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
         from xsc.api import serial
         from xsc.node.offline.fsck import check_home
 
-        found = check_home(settings.home, deep=deep, salvaged=salvage).shown()
+        found = check_home(settings.home, deep=deep, salvaged=salvage)
         answer = serial.document(found)
     fields: Columns = {
         "bodies": ("bodies", str),
