@@ -18,7 +18,7 @@ from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.net.peers.circle import Introduction, Member
 from xsc.net.peers.registry import AddressRecord, PeerInfo
-from xsc.node.recovery.recover import find_head
+from xsc.node.home.recover import find_head
 from xsc.node.routes.objects import _introducers
 from xsc.node.routes.peers import _row
 from xsc.node.routes.status import status_of
