@@ -134,7 +134,7 @@ class Host:
         self.recorder = Recorder(self.space, KEY, NETWORK)
         self.tasks: list[asyncio.Task[None]] = []
         self.manager = ComputeRuntimeManager(
-            Ports(self.space, self, self, self.recorder, clock, SilentLog()),
+            Ports(self.space, self, self.find, self, self.recorder, clock, SilentLog()),
             state=MemoryKeyValue(),
             executor=executor,
             start=self.start,

@@ -31,12 +31,10 @@ from xsc.allocation.records import Records
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
     LedgerDamaged,
-    NotFound,
     PeerUnknown,
     RecordInvalid,
     SignatureInvalid,
     StoreDamaged,
-    UnavailableError,
     XscError,
 )
 from xsc.base.ids import short, to_text
@@ -95,7 +93,6 @@ from xsc.space.cell_sync import CellSyncManager
 from xsc.space.following import Following
 from xsc.space.intervals import Intervals
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import Entry
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync
@@ -265,7 +262,7 @@ class _Published:
     async def _fetch(self, node: bytes) -> None:
         try:
             async with asyncio.timeout(LEASE_TIMEOUT_MS / 1_000):
-                await self._node.read_space(node, UserSpacePaths.COMMITMENT, anew=True)
+                await self._node.following.read(node, UserSpacePaths.COMMITMENT, anew=True)
         except (XscError, TimeoutError) as fault:
             self._node.log.info("market.no_offer_heard", peer=short(node), fault=repr(fault))
 
@@ -297,7 +294,6 @@ class Node:
         self.api_url = ""
         self.failed: asyncio.Future[XscError] = asyncio.get_running_loop().create_future()
         """Set once the node may not go on, and why."""
-        self._asking = asyncio.Lock()
         self._commit = GroupCommit(parts.bodies, executor)
         self._state_commit = GroupCommit(parts.state, executor)
         self.peers = PeerNet(
@@ -414,16 +410,19 @@ class Node:
             self.space_store,
             self.peers,
             context.clock,
-            answers_for=self._is_direct,
+            peers=self.peers.peers,
+            is_direct=self.peers.roster.is_direct,
             log=context.log,
         )
         self._replica_faults: dict[bytes, str] = {}
         """By peer, what its space failed with last, until it goes or comes."""
         self.following = Following(
+            self.space,
             self.sync,
             self.peers.roster,
             self.commitments,
             self.tasks.start,
+            is_up=self.health.is_up,
             clock=context.clock,
             log=context.log,
             everybody=lambda: {UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE},
@@ -434,7 +433,7 @@ class Node:
             self.space,
             self.sync,
             context.clock,
-            before_write=self._get_interval,
+            before_write=self.intervals.get,
             blame=self._blame_replica,
         )
         attended = Attended(context.clock, self.peers, self.health.is_there)
@@ -466,7 +465,7 @@ class Node:
             context,
             space=self.space,
             state=parts.state,
-            read=self.read_space,
+            read=self.following.read,
             heard=self.commitments.heard,
             once=self.tasks.once,
             told=lambda: self.allocator.wake(),  # noqa: PLW0108 (bound late)
@@ -537,7 +536,7 @@ class Node:
         """Get an interval for what is published, and say whether there is anybody to tell."""
         if not self.peers.peers():
             return False
-        await self._get_interval()
+        await self.intervals.get()
         return True
 
     def _make_storage(self) -> None:
@@ -612,7 +611,8 @@ class Node:
         self.programs = ComputeRuntimeManager(
             programs_running.Ports(
                 space=self.space,
-                peers=_ProgramPeers(self),
+                peers=self.following,
+                find=self.find,
                 sandbox=Exports(self.compute.runner),
                 recorder=Recorder(self.space, self.key, network),
                 clock=parts.clock,
@@ -682,49 +682,10 @@ class Node:
             await self.space_store.invited_by(peer)
         return peer
 
-    async def ask_interval(self) -> None:
-        """Get an interval of who invited this node, or another one in the place of one left."""
-        await self.intervals.ask(self._granters())
-
-    async def _get_interval(self) -> None:
-        """Ask for an interval until there is one, for some minutes."""
-        async with self._asking:  # who grants them answers a few times a day
-            await self.intervals.run(self._granters)
-
-    def _granters(self) -> list[bytes]:
-        if self.space_store.has_left:
-            return [peer for peer in self.peers.peers() if self._is_direct(peer)]
-        inviter = self.space_store.inviter
-        return [] if inviter is None else [inviter]
-
     def drawn_steps(self) -> dict[EntitlementKey, int]:
         """Return the steps that leases have drawn of entitlements, here and at others."""
         taken = self.market.store.drawn_steps("customer", self.clock.now_ms())
         return taken | self.market.headroom.drawn_steps()
-
-    async def read_space(self, owner: bytes, path: str, *, anew: bool = False) -> Entry:
-        """Return the newest record at a path, fetched from its owner where that is needed.
-
-        Args:
-            owner: of the space.
-            path: of the record.
-            anew: fetch it although it is followed: what is new can be on its way.
-
-        Raises:
-            NotFound: nothing is there, or its value is not on this node and the owner is away.
-        """
-        if owner != self.key.node_id and self.health.is_up(owner):
-            try:
-                followed = not anew and self.sync.is_followed(owner, path)
-                if not followed and not await self.sync.fetch(owner, path):
-                    raise NotFound(
-                        f"nothing is at '{path}'", hint="`xsc space ls` shows what is there"
-                    )
-                if self.space.get(path, owner).signed.record.digest is not None:
-                    await self.sync.load(owner, owner, path)
-            except UnavailableError:
-                self.log.info("space.owner_silent", peer=short(owner))
-        return self.space.get(path, owner)
 
     def job_limits(
         self, fuel: int | None, memory_bytes: int | None, timeout_ms: int | None
@@ -776,8 +737,7 @@ class Node:
         self.following.begin()
         await self.programs.open()
         self._serve_allocation()
-        if self._granters():
-            self.tasks.once("interval", self._get_interval)
+        self.tasks.once("interval", self.intervals.get)
         self.tasks.start("space", self.space.run)
         self.tasks.start("cells", self.cells.run)
         self.tasks.start("space_compact", self._compact_space)
@@ -873,9 +833,6 @@ class Node:
         if what == "removed":
             self.tasks.once("recognition", lambda: self.commitments.recognise(peer, 0))
 
-    def _is_direct(self, peer: bytes) -> bool:
-        return self.peers.roster.introducer_of(peer) == to_text(peer)
-
     def _blame_replica(self, peer: bytes, fault: XscError) -> None:
         if isinstance(fault, RecordInvalid | SignatureInvalid):
             self.health.report(peer, f"space: {fault.message}")
@@ -933,26 +890,3 @@ class Node:
                 self.log.warning("node.not_closed", reason=fault.message)
         self._close_stores()
         self.log.info("node.stopped", node=self.key.node_id)
-
-
-class _ProgramPeers:
-    """The peers of a node, as its programs know them."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def find(self, name: str) -> bytes:
-        """Return the node that a name means, or raise PeerUnknown."""
-        return self._node.find(name)
-
-    def watch(self, owner: bytes, prefix: str) -> None:
-        """Follow a prefix of a peer until `unwatch`."""
-        self._node.following.watch(owner, prefix)
-
-    def unwatch(self, owner: bytes, prefix: str) -> None:
-        """End one `watch`."""
-        self._node.following.unwatch(owner, prefix)
-
-    async def read(self, owner: bytes, path: str) -> Entry:
-        """Return what is at a path of a peer, asked for there, or raise NotFound."""
-        return await self._node.read_space(owner, path)
