@@ -34,7 +34,7 @@ from xsc.compute.worker.pool import PoolSandbox
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair, network_id
-from xsc.node.jobs.exports import Exports
+from xsc.node.programs import Exports
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
 from xsc.programs.compile import CompiledProgram, compile_program
 from xsc.programs.document import ModuleCall, parse, resolve

@@ -34,7 +34,6 @@ from xsc.base.errors import (
     PeerUnknown,
     RecordInvalid,
     SignatureInvalid,
-    StoreDamaged,
     XscError,
 )
 from xsc.base.ids import short, to_text
@@ -49,7 +48,7 @@ from xsc.base.limits import (
     SWEEP_INTERVAL_MS,
 )
 from xsc.base.log import Log
-from xsc.base.peering import HeadBound
+from xsc.base.peering import HeadBound, Peers
 from xsc.compute.deployments import holder as deployments_holder
 from xsc.compute.deployments.listing import ServiceListing
 from xsc.compute.deployments.service import DeploymentService
@@ -65,7 +64,6 @@ from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair, network_id
 from xsc.ledger import exchange as ledger_exchange
-from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
 from xsc.market import settlement
@@ -75,14 +73,11 @@ from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
 from xsc.net.transport.port import Transport
-from xsc.node.built_in import ALLOCATION, allocation_function
 from xsc.node.circle import CircleSync
 from xsc.node.config import Config
 from xsc.node.directory import DirectoryKeeper
-from xsc.node.jobs.exports import Exports
-from xsc.node.jobs.inputs import JobInputs
-from xsc.node.jobs.modules import Modules
-from xsc.node.providers import Providers
+from xsc.node.jobs import JobInputs, Modules
+from xsc.node.programs import ALLOCATION, Exports, allocation_function
 from xsc.node.tasks import Tasks
 from xsc.programs import running as programs_running
 from xsc.programs.functions import Functions
@@ -100,8 +95,8 @@ from xsc.storage.catalogue.heads import DirectoryHeadStore
 from xsc.storage.object import messages as storage_messages
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
-from xsc.storage.repair.maintained_object import RepairSettings
-from xsc.storage.service import StorageService, StorageSettings
+from xsc.storage.repair.peer_departures import Departures
+from xsc.storage.service import StorageService
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.sweeper import Sweeper, Swept
 from xsc.terms.pricing import Ladder
@@ -170,12 +165,12 @@ class NodeCapacity:
         shards: StorageNode,
         disk_free_bytes: Callable[[], int],
         steps_a_second: int,
-        leaving: Callable[[], bool],
+        departures: Departures,
     ) -> None:
         self._shards = shards
         self._disk_free_bytes = disk_free_bytes
         self._steps_a_second = steps_a_second
-        self._leaving = leaving
+        self._departures = departures
 
     def level(self, kind: Kind) -> int:
         """Return what there is of a kind in all: bytes, or fuel a second."""
@@ -186,7 +181,7 @@ class NodeCapacity:
 
         Leases, not running jobs, take fuel from it, and the market counts those.
         """
-        if self._leaving():
+        if self._departures.here:
             return 0
         if kind == "compute":
             return self._steps_a_second
@@ -217,21 +212,30 @@ def market_settings(config: Config) -> MarketSettings:
     )
 
 
-def storage_settings(config: Config) -> StorageSettings:
-    """Return what the operator decided, as storage takes it."""
-    return StorageSettings(
-        lease_grace_ms=config.lease_grace_ms,
-        repair=RepairSettings(
-            config.repair_grace_ms,
-            config.repair_bytes_a_second,
-            config.repair_interval_ms,
-            config.moved_kept_ms,
-            config.storage_lease_ms,
-        ),
-        lease_warning_ms=config.warned_ms,
-        custody_bytes=config.guard_bytes,
-        survive=config.survive,
-    )
+class Providers:
+    """Those who give capacity under leases, as storage's `Hosts` and compute's `ServiceLeases`."""
+
+    def __init__(self, market: MarketService, health: HealthService, peers: Peers) -> None:
+        self.peers = peers.peers
+        self.is_up = health.is_up
+        self.response_ms = health.response_ms
+        self.report = health.report
+        self.labels = market.providers.labels
+        self.learn_labels = market.providers.learn_labels
+        self.lease_hosts = market.buyer.lease_hosts
+        self.unplaced = market.default_need.refused
+        self.placed = market.default_need.placed
+        self.lease_compute = market.buyer.lease_compute
+        self.lease_service = market.buyer.lease_service
+        self.lease_providers = market.buyer.lease_providers
+        self.lease_end = market.signing.end_of
+        self.used = market.buyer.used
+        self.spent = market.buyer.spent
+        self.unused = market.buyer.unused
+        self.refused = market.buyer.refused
+        self.is_denied = market.buyer.is_denied
+        self.price_and_room = market.buyer.price_and_room
+        self.rates_at = market.default_need.rates_at
 
 
 class _Published:
@@ -330,11 +334,12 @@ class Node:
             executor=executor,
             log=log,
         )
+        self.departures = Departures(self.peers.context, parts.state, self._state_commit.commit)
         self.capacity = NodeCapacity(
             self.shards,
             parts.disk_free_bytes,
             config.compute_workers * config.worker_speed_mfuel * MFUEL,
-            leaving=lambda: self.storage.drain.active,
+            self.departures,
         )
         self._make_market(recovering=recovering)
         self._make_storage()
@@ -372,9 +377,6 @@ class Node:
             starter_limit=config.starter_credit_micro,
             recovering=recovering,
             shares_with=self.peers.roster.shares_with,
-            # Bound late: both are made after the ledger.
-            on_change=lambda: self.directory.wake(),  # noqa: PLW0108
-            check_consent=lambda payer, voucher: self.payments.check_consent(payer, voucher),  # noqa: PLW0108
         )
         self.health = HealthService(
             context,
@@ -446,8 +448,7 @@ class Node:
                 quality=self.health,
                 standing=_Published(self),
                 capacity=self.capacity,
-                # Bound late: storage is made after the market.
-                leaving=lambda: self.storage.drain.leaving(),  # noqa: PLW0108
+                leaving=self.departures.leaving,
                 granted=lambda: self.allocator.granted,
                 received=lambda: self.allocator.offered(),  # noqa: PLW0108
                 needs=lambda: self.commitments.own.needs,
@@ -491,7 +492,7 @@ class Node:
             drawn=self.drawn_steps,
         )
         self.parts.sandbox.keep_workers(self.market.headroom.cleared_workers)
-        self._providers = Providers(self.key.node_id, self.market, self.health, self.peers.roster)
+        self._providers = Providers(self.market, self.health, self.peers.roster)
 
     def _posted(self, kind: Kind, reserve: int | None) -> Ladder:
         """Return the prices of an offer at a reserve, or at the present one for None."""
@@ -547,9 +548,10 @@ class Node:
             hosts=self._providers,
             leases=self.market.granter,
             node=self.shards,
+            departures=self.departures,
             state=parts.state,
             commit=self._state_commit.commit,
-            settings=storage_settings(config),
+            settings=config,
             weight_ppm=self.commitments.weight_ppm,
             custodian_for=self._custodian_for,
         )
@@ -568,14 +570,15 @@ class Node:
             context,
             peers=self.peers,
             storage=self.storage,
-            ledger=lambda: noted_bytes(self.ledger.noted()),
+            ledger=self.ledger,
             state=parts.state,
             background=self.tasks.once,
-            on_old_copy=self._is_old_copy,
+            on_old_copy=self._fail,
         )
         self.payments = Payments(
             context, ledger=self.ledger, left=self.market.headroom.credit_left, state=parts.state
         )
+        self.ledger.proposals.check_consent = self.payments.check_consent
 
     def _make_compute(self) -> None:
         """Make the services that run jobs and deployments."""
@@ -799,12 +802,8 @@ class Node:
         )
         return Collected(swept, *retried, dead)
 
-    def _is_old_copy(self) -> None:
-        """End the node where a peer holds a newer directory than this home."""
-        fault = StoreDamaged(
-            "a peer holds a newer directory of this node: this home is an old copy",
-            hint="restore the latest home, or recover it: xsc node recover",
-        )
+    def _fail(self, fault: XscError) -> None:
+        """End the node, which may not go on: this home is an old copy."""
         if not self.failed.done():
             self.failed.set_result(fault)
 
@@ -814,8 +813,7 @@ class Node:
             await self.ledger.confirm_head([peer])
         except LedgerDamaged as fault:
             self.log.error("node.home_is_an_old_copy", fault=fault.message)
-            if not self.failed.done():
-                self.failed.set_result(fault)
+            self._fail(fault)
 
     def _recognition_changed(self) -> None:
         self.following.recognised()

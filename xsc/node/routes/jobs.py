@@ -20,7 +20,7 @@ from xsc.base.jobs import JobResult
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.node.api.serving import Answers, Body
 from xsc.node.build import Node
-from xsc.node.jobs.modules import name_of
+from xsc.node.jobs import name_of
 from xsc.node.routes.outputs import store_outputs
 
 

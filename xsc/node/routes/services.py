@@ -10,7 +10,7 @@ from xsc.base.ids import to_text
 from xsc.compute.deployments.service import ServiceView
 from xsc.node.api.serving import Answers, Body
 from xsc.node.build import Node
-from xsc.node.jobs.modules import name_of
+from xsc.node.jobs import name_of
 
 
 def _shown(node: Node, view: ServiceView) -> api.Service:
