@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from xsc import __version__
@@ -28,6 +29,8 @@ from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import state_of
 from xsc.allocation.published import standing
 from xsc.allocation.records import Records
+from xsc.api.problems import Problem
+from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
     LedgerDamaged,
@@ -106,6 +109,8 @@ from xsc.terms.slot import STEP, AvailabilitySlot, EntitlementKey
 RECLAIM_INTERVAL_MS = 10_000
 RECLAIM_PAUSE_MS = 20
 """Between two slices of a compaction, for writers."""
+FAULTS_KEPT = 256
+"""Answers that broke off, of which it is known why."""
 DAY_MS = 86_400_000
 _OFFER_PAUSES_MS = (100, 200, 400, 800)
 """Between looks for what a peer offers that has published nothing yet."""
@@ -296,6 +301,10 @@ class Node:
         self.tasks = Tasks(clock, log)
         self.started_ms = clock.monotonic_ms()
         self.api_url = ""
+        self.home = Path()
+        """Where its files are, set by who starts it there."""
+        self.faults: Bounded[str, Problem] = Bounded(FAULTS_KEPT)
+        """Why answers of the API broke off, by the ids of the requests."""
         self.failed: asyncio.Future[XscError] = asyncio.get_running_loop().create_future()
         """Set once the node may not go on, and why."""
         self._commit = GroupCommit(parts.bodies, executor)

@@ -33,14 +33,14 @@ from xsc.net.transport.http import HttpTransport
 from xsc.net.transport.http import Server as HttpServer
 from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application
 from xsc.node.api.deployments import ServiceListener
-from xsc.node.api.serving import Faults, Server
+from xsc.node.api.serving import Server
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
 from xsc.node.home import folder as homes
 from xsc.node.home.recover import Returned, begin_signing, find_objects, parse_place
 from xsc.node.home.stores import open_stores
 from xsc.node.logging import JsonLog, SentenceLog
-from xsc.node.routes.table import all_answers
+from xsc.node.routes.table import ANSWERS
 from xsc.node.supervisor import READY, STOPPING, Supervisor
 from xsc.node.system import (
     SystemClock,
@@ -195,8 +195,8 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     gate = Gate(most=api_most, share=api_most, idle_ms=KEEP_ALIVE_MS)
     running = Running()
     supervisor = Supervisor(log)
-    faults = Faults()
-    server = Server(node, all_answers(home.path, faults), faults)
+    node.home = home.path
+    server = Server(node, ANSWERS)
     routes = [*server.routes(), web.post(proof.PATH, prover.route)]
     http = HttpServer(application(routes, token, log, running, node.peer_names), gate)
     try:
