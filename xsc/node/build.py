@@ -29,6 +29,7 @@ from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import state_of
 from xsc.allocation.published import standing
 from xsc.allocation.records import Records
+from xsc.api import home as api
 from xsc.api.problems import Problem
 from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor
@@ -101,7 +102,7 @@ from xsc.storage.repair.custodian import GUARD, UNGUARD
 from xsc.storage.repair.peer_departures import Departures
 from xsc.storage.service import StorageService
 from xsc.storage.shardstore.store import StorageNode
-from xsc.storage.sweeper import Sweeper, Swept
+from xsc.storage.sweeper import Sweeper
 from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP, AvailabilitySlot, EntitlementKey
@@ -142,21 +143,6 @@ class Parts:
     log: Log
     disk_free_bytes: Callable[[], int]
     """What the disk under the bodies has left, less the share that is kept free."""
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What a collection of garbage did."""
-
-    swept: Swept
-    deletions_confirmed: int
-    """Objects of this node's own list whose deletion is complete now."""
-    deletions_open: int
-    """Those for which some host has still to be asked."""
-    deletions_given_up: int
-    """Those whose last hosts stayed silent until their leases and the grace were over."""
-    reclaimed_bytes: int
-    """About what deleted bodies had still taken on the disk."""
 
 
 class NodeCapacity:
@@ -333,8 +319,6 @@ class Node:
             keep_ms=config.keep_days * DAY_MS,
         )
         self.space = SpaceService(self.space_store, clock)
-        # Bound late: what is followed is made after the peers.
-        self.cells = CellSyncManager(self.space, log, lambda: self.following.update())  # noqa: PLW0108
         self.shards = StorageNode(
             capacity_bytes=config.storage_capacity_bytes,
             bodies=parts.bodies,
@@ -425,8 +409,6 @@ class Node:
             is_direct=self.peers.roster.is_direct,
             log=context.log,
         )
-        self._replica_faults: dict[bytes, str] = {}
-        """By peer, what its space failed with last, until it goes or comes."""
         self.following = Following(
             self.space,
             self.sync,
@@ -437,8 +419,9 @@ class Node:
             clock=context.clock,
             log=context.log,
             everybody=lambda: {UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE},
-            also=self.cells.subscriptions,
         )
+        self.cells = CellSyncManager(self.space, context.log, self.following.update)
+        self.following.also = self.cells.subscriptions
         self.circle = CircleSync(
             self.peers,
             self.space,
@@ -478,7 +461,6 @@ class Node:
             read=self.following.read,
             heard=self.commitments.heard,
             once=self.tasks.once,
-            told=lambda: self.allocator.wake(),  # noqa: PLW0108 (bound late)
             report=self.health.report,
         )
         self.allocator = Allocator(
@@ -565,12 +547,10 @@ class Node:
             custodian_for=self._custodian_for,
         )
         self.sweeper = Sweeper(
+            context,
             node=self.shards,
             leases=self.market.granter,
             state=parts.state,
-            clock=context.clock,
-            executor=context.executor,
-            log=context.log,
             grace_ms=config.lease_grace_ms,
             leftover_ms=config.leftover_after_ms,
         )
@@ -797,7 +777,7 @@ class Node:
             left = await self.space.compact()
             self.log.info("space.compacted", records=left.records, disk_bytes=left.disk_bytes)
 
-    async def collect_garbage(self) -> Collected:
+    async def collect_garbage(self) -> api.Collected:
         """Do at once what the background does in time.
 
         Raises:
@@ -809,7 +789,15 @@ class Node:
         await self.shards.compactor.compact(
             lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS), everything=True
         )
-        return Collected(swept, *retried, dead)
+        return api.Collected(
+            expired_bytes=swept.expired_bytes,
+            leftover_bytes=swept.leftover_bytes,
+            objects=swept.objects,
+            deletions_confirmed=retried.confirmed,
+            deletions_open=retried.open,
+            deletions_given_up=retried.given_up,
+            reclaimed_bytes=dead,
+        )
 
     def _fail(self, fault: XscError) -> None:
         """End the node, which may not go on: this home is an old copy."""
@@ -843,12 +831,8 @@ class Node:
     def _blame_replica(self, peer: bytes, fault: XscError) -> None:
         if isinstance(fault, RecordInvalid | SignatureInvalid):
             self.health.report(peer, f"space: {fault.message}")
-        elif self._replica_faults.get(peer) != fault.code:
-            self._replica_faults[peer] = fault.code
-            self.log.info("space.replica_fault", peer=short(peer), code=fault.code)
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
-        self._replica_faults.pop(peer, None)
         self.directory.wake()
         self.storage.node_changed()
         self.storage.drain.wake()

@@ -67,7 +67,6 @@ class Following:
         clock: the node's.
         log: hears of subscriptions beyond the bound.
         everybody: returns the prefixes that are followed of all peers now.
-        also: returns owner and prefix of what is followed beside that; of peers alone.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class Following:
         clock: Clock,
         log: Log,
         everybody: Callable[[], set[str]] = set,
-        also: Callable[[], set[Subscription]] = set,
     ) -> None:
         self._space = space
         self._sync = sync
@@ -93,7 +91,8 @@ class Following:
         self._clock = clock
         self._log = log
         self._everybody = everybody
-        self._also = also
+        self.also: Callable[[], set[Subscription]] = set
+        """Returns owner and prefix of what is followed beside that; of peers alone."""
         self._begun = False
         self._recognised = asyncio.Event()
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
@@ -139,7 +138,7 @@ class Following:
             weights = self._standing.weight_ppm(peer), self._standing.their_weight_ppm(peer)
             prefixes = prefixes_of(*weights, self._everybody())
             wanted |= {(peer, prefix) for prefix in prefixes}
-        wanted |= {each for each in self._also() if each[0] in self._tasks}
+        wanted |= {each for each in self.also() if each[0] in self._tasks}
         for subscription in self._subscribed - wanted:
             self._sync.unsubscribe(*subscription)
         self._subscribed &= wanted
