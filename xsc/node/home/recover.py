@@ -236,7 +236,7 @@ async def resume_space(node: Node) -> None:
             node.log.warning("recovery.space_not_shown", peer=short(peer), code=fault.code)
 
     await asyncio.gather(*(take_back(peer) for peer in node.peers.peers()))
-    await node.ask_interval()
+    await node.intervals.ask(node.intervals.granters())
 
 
 async def recall_leases(node: Node, listed: Sequence[DirectoryEntry]) -> None:
