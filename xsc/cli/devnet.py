@@ -33,7 +33,7 @@ from xsc.base.errors import (
 )
 from xsc.cli.background import LOG, launch, poll, serving, start_ticks
 from xsc.cli.options import DIRECTORY, DURATION, WHOLE, Group, Settings
-from xsc.cli.output import Columns, count_of, or_dash, say, short, show, warn
+from xsc.cli.output import Columns, count_of, or_dash, say, short, show, show_rows, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document
 
@@ -176,7 +176,7 @@ def status(settings: Settings, directory: Path) -> None:
         raise HomeInvalid(
             f"there is no devnet in {directory}", hint="`xsc devnet up --dir DIR` makes one"
         )
-    settings.table({"nodes": rows}, "nodes", _COLUMNS, "it has no nodes")
+    settings.view({"nodes": rows}, lambda _: show_rows(rows, _COLUMNS, "it has no nodes"))
 
 
 def _row(member: Member) -> Document:

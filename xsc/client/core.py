@@ -50,6 +50,8 @@ KEPT_S = 10.0
 """A connection unused for longer is not used again: the node closes it after 75 s."""
 PROOF_BYTES_MAX = 4096
 """Of an answer to a challenge, its head included."""
+WORD_CHARS_MAX = 8000
+"""Of a path with its query, or a header: what HTTP servers take."""
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,4})\r\n")
 _NO_NODE = "what answers at the node's address is no XSC node"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -71,7 +73,7 @@ def _written(
     """Return the path, the headers and the body of a request.
 
     Raises:
-        ArgumentInvalid: a text in it is none.
+        ArgumentInvalid: a text in it is none, or too long.
     """
     try:
         said = endpoint.request() if asked is None else asked
@@ -79,6 +81,8 @@ def _written(
         head = serial.to_text(document).encode() if endpoint.has_json else b""
     except UnicodeEncodeError:
         raise ArgumentInvalid("what is given is not Unicode text") from None
+    if max(map(len, (path, *headers.values()))) > WORD_CHARS_MAX:
+        raise ArgumentInvalid("what is given is longer than any name, id or capability")
     if endpoint.takes == "framed":
         return path, headers, [len(head).to_bytes(4, "big"), head, *parts]
     return path, headers, [head, *parts]
