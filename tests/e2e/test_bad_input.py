@@ -61,7 +61,7 @@ CALLS = [
     ("peer invite --ttl 1ms", 2, "argument_invalid"),
     ("peer invite --ttl 365d", 2, "argument_invalid"),
     ("ledger log --limit 99999999", 2, "argument_invalid"),
-    ("ledger entry hello -o /dev/null", 2, "argument_invalid"),
+    ("ledger entry hello -o /dev/null", 2, "not_found"),
     (f"ledger entry {'a' * 52} -o /dev/null", 2, "not_found"),
     ("compute invoke ADD sub 1 2", 2, "export_unknown"),
     ("compute invoke ADD add", 2, "signature_mismatch"),

@@ -349,11 +349,7 @@ def verify(
     files = {name: read_file(Path(path), "input", INPUT_BYTES_MAX) for name, path in inputs}
     from xsc.node.offline.replay import Given, replay_file
 
-    answer: Document = replay_file(
-        raw,
-        code,
-        Given(arguments, dict(env), text, files, item_fuel),
-    )
+    answer: Document = replay_file(raw, code, Given(arguments, dict(env), text, files, item_fuel))
     settings.view(answer, _show_verdicts)
     return EXITS[answer["verdict"]]
 

@@ -10,15 +10,7 @@ import click
 from xsc import api
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.units import format_credits
-from xsc.cli.options import (
-    CREDITS,
-    PEER,
-    WHOLE,
-    Group,
-    Settings,
-    asks,
-    output_option,
-)
+from xsc.cli.options import CREDITS, PEER, WHOLE, Group, Settings, asks, output_option
 from xsc.cli.output import (
     Columns,
     by_name,

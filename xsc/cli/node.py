@@ -624,9 +624,7 @@ def restore(
         raise ArgumentInvalid("no backup is named", hint="xsc node restore FILE")
     try:
         done = catch_up_home(
-            settings.home,
-            passphrase=key_passphrase(settings.home),
-            without_silent=without_silent,
+            settings.home, passphrase=key_passphrase(settings.home), without_silent=without_silent
         )
     except UnavailableError as fault:
         if brought is not None:

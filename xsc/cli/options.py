@@ -285,10 +285,7 @@ class _Module(click.Path):
     """A file with a WebAssembly module: a shell offers those that end so, and directories."""
 
     def shell_complete(
-        self,
-        ctx: click.Context,
-        param: click.Parameter,
-        incomplete: str,
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Return the modules and directories that begin so."""
         from click.shell_completion import CompletionItem

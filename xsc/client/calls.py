@@ -16,16 +16,9 @@ from typing import Any, BinaryIO, Literal, TypedDict, Unpack
 
 from xsc import api
 from xsc.api.ranges import UNIT
-from xsc.base.errors import (
-    ModuleUnknown,
-    NodeUnreachable,
-)
+from xsc.base.errors import ModuleUnknown, NodeUnreachable
 from xsc.base.jobs import JobResult, JobSpec, LimitOptions
-from xsc.base.limits import (
-    MODULE_NAMED_BYTES_LEAST,
-    PROGRAM_DOCUMENT_BYTES_MAX,
-    TIMEOUT_MS_MAX,
-)
+from xsc.base.limits import MODULE_NAMED_BYTES_LEAST, PROGRAM_DOCUMENT_BYTES_MAX, TIMEOUT_MS_MAX
 from xsc.client.core import (
     ANSWER_TIMEOUT_S,
     Core,
@@ -292,14 +285,15 @@ class Calls(Core):
     ) -> Document:
         if show is None:
             return self.ask(api.jobs.RUN, asked, *parts, timeout_s=timeout_s)
-        for line in self.lines(api.jobs.STREAM, asked, *parts, timeout_s=timeout_s):
-            if "result" in line:
-                return dict(line["result"])
-            if "problem" in line:
-                raise problem_of(line["problem"])
-            for name, data in line.items():
-                show(2 if name == "stderr" else 1, b64decode(data))
-        raise NodeUnreachable("the node broke off its answer", hint="see the node's log")
+        with self.events(api.jobs.STREAM, asked, *parts, timeout_s=timeout_s) as lines:
+            for line in lines:
+                if "result" in line:
+                    return dict(line["result"])
+                if "problem" in line:
+                    raise problem_of(line["problem"])
+                for name, data in line.items():
+                    show(2 if name == "stderr" else 1, b64decode(data))
+        raise AssertionError
 
     def deploy(self, module: bytes, name: str, **how: Unpack[DeployOptions]) -> Document:
         """Make a module a service, or the next version of one."""
@@ -314,12 +308,7 @@ class Calls(Core):
     # Programs
 
     def register(
-        self,
-        document: bytes,
-        form: Form,
-        modules: Mapping[str, bytes],
-        *,
-        activate: bool = False,
+        self, document: bytes, form: Form, modules: Mapping[str, bytes], *, activate: bool = False
     ) -> Document:
         """Register a program, and activate it if asked; return its results."""
         named = [api.programs.Module(name=name, size_bytes=len(modules[name])) for name in modules]

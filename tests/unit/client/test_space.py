@@ -87,7 +87,7 @@ def test_what_is_no_stream_of_events_is_said_to_be(stand_in):
     stand_in.routes["GET", WATCH] = lambda request: request.answer.raw(200, {}, body)
     with (
         core.events(api.WATCH, FOLLOWED) as events,
-        pytest.raises(NodeUnreachable, match="broke off"),
+        pytest.raises(NodeUnreachable, match="is no XSC node"),
     ):
         list(events)
     stand_in.refuses("GET", WATCH, "peer_unknown", "no such peer")
