@@ -8,7 +8,7 @@ CODE := $(wildcard xsc tests benchmarks scripts)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install compile demo test test-times test-long coverage mutants check static bench sim spec wasi python format lock clean
+.PHONY: help install compile demo test test-times test-long coverage mutants surface check static bench sim spec wasi python format lock clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,9 @@ coverage: compile  ## Run all tests, and say which lines and branches none of th
 
 mutants: install  ## Change rules at random, and list what no test notices
 	@$(PYTHON) scripts/mutants.py $(MUTANTS)
+
+surface: install  ## List errors, commands, options, settings, endpoints, peer methods and log events
+	@$(PYTHON) scripts/surface.py
 
 static: install  ## Check format, lint, types and import layers
 	@$(PYTHON) -m ruff format --check --quiet $(CODE)

@@ -10,12 +10,10 @@ import pytest
 
 from tests.sim.network import run
 from tests.unit.compute.programs import wasm
-from tests.unit.node.test_routes import Api, serving
+from tests.unit.node.test_routes import Api
 from xsc.api.jobs import RUN
-from xsc.api.serial import document
 from xsc.base.errors import ArgumentInvalid, ExportUnknown, ModuleUnknown
 from xsc.base.limits import MIB, MODULE_BYTES_MAX, MODULE_NAMED_BYTES_LEAST, MODULES_NAMED_BYTES_MAX
-from xsc.net.transport.parser import SmallRequest
 from xsc.node.jobs.modules import Modules
 
 LARGE = wasm("add") + b"\0" + bytes([0x82, 0x80, 0x04, 1]) + b"x" + bytes(MODULE_NAMED_BYTES_LEAST)
@@ -44,11 +42,8 @@ def body(brought=b"", named=None):
 
 
 async def answer(node, raw: bytes) -> dict[str, object]:
-    """Return what a job is answered that is a small request."""
-    handlers = serving(node).fast_path((RUN,))
-    status, done = await handlers[RUN.path](SmallRequest(RUN.path, {}, raw))
-    assert status == 200
-    return document(done)
+    """Return what a job is answered."""
+    return await Api(node).call(RUN.method, RUN.path, body=raw)
 
 
 def test_a_job_names_a_module_that_came_before():
