@@ -13,15 +13,12 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from aiohttp import web
-
-from xsc.api import proof
 from xsc.base.errors import HomeInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import API_CONNECTIONS_MAX, GIB, MIB, SERVICE_CONNECTIONS_MAX
@@ -30,10 +27,11 @@ from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.identity import keyfile
 from xsc.net.peers.invitation import SCHEME, from_string
+from xsc.net.transport.addresses import split
 from xsc.net.transport.bounds import Gate
 from xsc.net.transport.http import HttpTransport
 from xsc.net.transport.http import Server as HttpServer
-from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application
+from xsc.node.api.app import KEEP_ALIVE_MS, Reports, application
 from xsc.node.api.deployments import ServiceListener
 from xsc.node.api.serving import Faults, Server
 from xsc.node.build import Node, Parts
@@ -63,7 +61,7 @@ from xsc.node.system import (
 from xsc.terms.quote import UNITS
 
 CAPACITY_AUTO_BYTES_MAX = 100 * GIB
-SHUTDOWN_TIMEOUT_S = 10.0
+SHUTDOWN_TIMEOUT_MS = 10_000
 """How long running requests of the API may take to end."""
 CANCEL_TIMEOUT_MS = 1_000
 WORK_THREADS = 8
@@ -73,40 +71,34 @@ FREED_BYTES_KEPT = 64 * MIB
 """Memory that the process keeps for its next buffers: those of a few segments."""
 
 
-def with_capacity(home: Path, config: Config, free_bytes: int) -> Config:
-    """Return the settings with the automatic capacity made a number of bytes.
+def _open(path: Path, passphrase: str, flags: Mapping[str, str]) -> tuple[homes.Home, Config]:
+    """Return a locked home and its settings, completed by what it has chosen before.
 
-    It is chosen once a home: half of what is free now would shrink with every
-    start of a node that fills up.
+    The automatic capacity is chosen once: half of what is free now would shrink with every
+    start of a node that fills up. A port that the system gave stays, so that peers find it.
     """
-    chosen = homes.capacity_of(home, config.storage_capacity_bytes)
-    if chosen is None:
-        chosen = min(CAPACITY_AUTO_BYTES_MAX, max(1, free_bytes // 2))
-        homes.write_number(home / "capacity", chosen)
-    return replace(config, storage_capacity_bytes=chosen)
-
-
-def _split(listen: str) -> tuple[str, int]:
-    host, port = listen.rsplit(":", 1)
-    return host.strip("[]"), int(port)
-
-
-def _remembered(path: Path, config: Config) -> Config:
-    """Return the settings with the peer port that this home had before, so that peers find it."""
-    host, port = _split(config.peer_listen)
+    config = from_environment(path, flags)
+    home = homes.open_home(path, passphrase)
+    os.umask(0o077)
+    capacity = homes.capacity_of(path, config.storage_capacity_bytes)
+    if capacity is None:
+        free = homes.free_bytes(path, config.disk_reserve_ppm)
+        capacity = min(CAPACITY_AUTO_BYTES_MAX, max(1, free // 2))
+        homes.write_number(path / "capacity", capacity)
+    host, port = split(config.peer_listen)
     known = homes.read_number(path / "peer.port")
     if port == 0 and known is not None and known < 65536:
-        return replace(config, peer_listen=f"{host}:{known}")
-    return config
+        port = known
+    return home, replace(config, storage_capacity_bytes=capacity, peer_listen=f"{host}:{port}")
 
 
-def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -> Parts:
-    executor = ThreadExecutor(WORK_THREADS)
+def _node(home: homes.Home, config: Config, log: JsonLog, *, recovering: bool = False) -> Node:
+    clock = SystemClock()
     stores = open_stores(home.databases, log)
-    return Parts(
+    parts = Parts(
         clock=clock,
         entropy=SystemEntropy(),
-        executor=executor,
+        executor=ThreadExecutor(WORK_THREADS),
         transport=HttpTransport(
             listen=config.peer_listen, key=home.key, connections_max=connections_of_a_kind()
         ),
@@ -125,6 +117,7 @@ def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -
         log=log,
         disk_free_bytes=partial(homes.free_bytes, home.path, config.disk_reserve_ppm),
     )
+    return Node(config, home.key, home.network, parts, recovering=recovering)
 
 
 def banner(node: Node) -> list[str]:
@@ -144,15 +137,15 @@ def banner(node: Node) -> list[str]:
     ]
 
 
-def _publish(node: Node, home: Path, token: str, say: Callable[[str], None]) -> None:
+def _publish(node: Node, home: Path, token: str) -> None:
     """Write to the home where the node listens, and print it."""
     homes.remember_port(home, node.peer_url)
     homes.publish(home, api_url=node.api_url, peer_url=node.peer_url, token=token)
     for line in banner(node):
-        say(line)
-    say(f"API at {node.api_url}, token in {home / 'api.token'}")
+        _say(line)
+    _say(f"API at {node.api_url}, token in {home / 'api.token'}")
     if node.services.registry.url:
-        say(f"services at {node.services.registry.url}/fn/OWNER/NAME")
+        _say(f"services at {node.services.registry.url}/fn/OWNER/NAME")
 
 
 def _ended_by_signal() -> asyncio.Event:
@@ -178,45 +171,40 @@ async def _until_ended(node: Node, ended: asyncio.Event) -> None:
         raise node.failed.result()
 
 
-async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], None]) -> None:
+async def serve(home: homes.Home, config: Config) -> None:
     """Run a node until the process is told to end."""
-    clock = SystemClock()
-    log = JsonLog(clock, config.log_level)
+    log = JsonLog(SystemClock(), config.log_level)
     logging.getLogger().addHandler(Reports(log))
-    reserve_ppm = config.disk_reserve_ppm
-    config = with_capacity(home.path, config, homes.free_bytes(home.path, reserve_ppm))
-    fault = homes.capacity_fault(home.path, config.storage_capacity_bytes, reserve_ppm)
+    fault = homes.capacity_fault(home.path, config.storage_capacity_bytes, config.disk_reserve_ppm)
     if fault:
         log.warning("storage.capacity_beyond_disk", fault=fault)
-    parts = _parts(home, config, log, clock)
-    node = Node(config, home.key, home.network, parts)
-    services = ServiceListener(
-        node, connections_max=min(SERVICE_CONNECTIONS_MAX, connections_of_a_kind())
-    )
+    node = _node(home, config, log)
     ended = _ended_by_signal()
     await node.start()
     # What a start leaves stays to the end: it need not be looked through for garbage again
     # and again, nor what requests make as often as for a small program.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
-    token = to_text(parts.entropy.token(homes.TOKEN_BYTES))
-    prover = Prover(token)
-    api_most = min(API_CONNECTIONS_MAX, connections_of_a_kind())
-    gate = Gate(most=api_most, share=api_most, idle_ms=KEEP_ALIVE_MS)
-    running = Running()
-    supervisor = Supervisor(log)
+    most = connections_of_a_kind()
+    services = ServiceListener(node, connections_max=min(SERVICE_CONNECTIONS_MAX, most))
+    token = to_text(SystemEntropy().token(homes.TOKEN_BYTES))
     faults = Faults()
-    server = Server(node, all_answers(home.path, faults), faults)
-    routes = [*server.routes(), web.post(proof.PATH, prover.route)]
-    http = HttpServer(application(routes, token, log, running, node.peer_names), gate)
+    routes = Server(node, all_answers(home.path, faults), faults).routes()
+    most = min(API_CONNECTIONS_MAX, most)
+    api = HttpServer(
+        application(routes, token, log, node.peer_names),
+        Gate(most=most, share=most, idle_ms=KEEP_ALIVE_MS),
+    )
+    supervisor = Supervisor(log)
     try:
-        host, port = _split(config.api_listen)
-        prover.port = await http.start(host, port, "api_listen")
+        host, port = split(config.api_listen)
+        node.api_url = f"http://{host}:{await api.start(host, port, 'api_listen')}"
         if config.services_listen:
-            node.services.registry.url = await _listen_for_services(services, config)
+            host, port = split(config.services_listen)
+            found = f"http://{host}:{await services.start(host, port)}"
+            node.services.registry.url = config.services_url or found
             node.services.registry.changed.set()
-        node.api_url = f"http://{host}:{prover.port}"
-        _publish(node, home.path, token, flags_say)
+        _publish(node, home.path, token)
         supervisor.tell(READY)
         assuring = asyncio.create_task(supervisor.assure())
         await _until_ended(node, ended)
@@ -224,21 +212,12 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         supervisor.tell(STOPPING)
     finally:
         homes.unpublish(home.path)
-        http.end()
+        api.end()
         node.space.end_watches()
         node.programs.end_watches()
-        # Not left to aiohttp: from its cleanup on, what an upload still brings is thrown away.
-        await asyncio.gather(running.ended(SHUTDOWN_TIMEOUT_S), services.stop())
-        await http.stop(CANCEL_TIMEOUT_MS)
+        await asyncio.gather(api.answered(SHUTDOWN_TIMEOUT_MS), services.stop())
+        await api.stop(CANCEL_TIMEOUT_MS)
         await node.stop()
-
-
-async def _listen_for_services(services: ServiceListener, config: Config) -> str:
-    """Open the listener of services, and return where it is reached."""
-    host, port = _split(config.services_listen)
-    found = await services.start(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    return config.services_url or f"http://{shown}:{found}"
 
 
 def _say(line: str) -> None:
@@ -249,10 +228,7 @@ def _say(line: str) -> None:
 @asynccontextmanager
 async def _asking(home: homes.Home, config: Config, log: JsonLog) -> AsyncIterator[Node]:
     """Give a node that serves nobody: it asks its peers what it was."""
-    clock = SystemClock()
-    parts = _parts(home, config, log, clock)
-    config = with_capacity(home.path, config, parts.disk_free_bytes())
-    node = Node(config, home.key, home.network, parts, recovering=True)
+    node = _node(home, config, log, recovering=True)
     try:
         yield node
     finally:
@@ -260,8 +236,9 @@ async def _asking(home: homes.Home, config: Config, log: JsonLog) -> AsyncIterat
 
 
 async def _recover(
-    home: homes.Home, config: Config, log: JsonLog, places: Sequence[str]
+    home: homes.Home, config: Config, log: JsonLog, places: Sequence[str] = ()
 ) -> tuple[Found | None, Signing]:
+    """Go on with a recovery that was begun, to its end."""
     async with _asking(home, config, log) as node:
         await call_peers(node)
         found = None
@@ -270,7 +247,18 @@ async def _recover(
             homes.mark_readable(home.path)
         signing = await begin_signing(node)
         homes.remember_port(home.path, node.peer_url)
-        return found, signing
+    homes.end_recovery(home.path)
+    return found, signing
+
+
+async def _catch_up(
+    home: homes.Home, config: Config, log: JsonLog, *, without_silent: bool = False
+) -> CaughtUp:
+    """Finish a restore."""
+    async with _asking(home, config, log) as node:
+        done = await catch_up(node, without_silent=without_silent)
+    homes.end_restore(home.path)
+    return done
 
 
 def recover_home(
@@ -317,19 +305,9 @@ def recover_home(
             raise HomeInvalid(
                 f"no recovery was begun at {path}", hint="give the exported key file, too"
             )
-        home = homes.open_home(path, passphrase)
-        config = _remembered(path, from_environment(path, {}))
-        os.umask(0o077)
+        home, config = _open(path, passphrase, {})
         found, signing = asyncio.run(_recover(home, config, SentenceLog(SystemClock()), places))
-        homes.end_recovery(path)
     return to_text(home.key.node_id), found, signing
-
-
-async def _catch_up(
-    home: homes.Home, config: Config, log: JsonLog, *, without_silent: bool
-) -> CaughtUp:
-    async with _asking(home, config, log) as node:
-        return await catch_up(node, without_silent=without_silent)
 
 
 def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> CaughtUp:
@@ -343,14 +321,9 @@ def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> Caugh
             raise HomeInvalid(
                 f"no restore is to be finished at {path}", hint="give the backup, too"
             )
-        home = homes.open_home(path, passphrase)
-        config = _remembered(path, from_environment(path, {}))
-        os.umask(0o077)
-        done = asyncio.run(
-            _catch_up(home, config, SentenceLog(SystemClock()), without_silent=without_silent)
-        )
-        homes.end_restore(path)
-    return done
+        home, config = _open(path, passphrase, {})
+        log = SentenceLog(SystemClock())
+        return asyncio.run(_catch_up(home, config, log, without_silent=without_silent))
 
 
 def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
@@ -366,21 +339,15 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
     """
     with homes.lock(path):
         homes.check_finished(path)
-        config = from_environment(path, overrides)
-        home = homes.open_home(path, passphrase)
-        os.umask(0o077)
+        home, config = _open(path, passphrase, overrides)
         log = JsonLog(SystemClock(), config.log_level)
         if homes.recovery_stage(path) is not None:
-            _, signing = asyncio.run(_recover(home, _remembered(path, config), log, ()))
-            homes.end_recovery(path)
+            _, signing = asyncio.run(_recover(home, config, log))
             _say(f"went on with {signing.entries} ledger entries after the recovery")
         if homes.restore_stage(path) is not None:
-            done = asyncio.run(
-                _catch_up(home, _remembered(path, config), log, without_silent=False)
-            )
-            homes.end_restore(path)
+            done = asyncio.run(_catch_up(home, config, log))
             _say(f"caught up with {done.peers} peers after the restore")
         keep_freed_memory(FREED_BYTES_KEPT)
         raise_descriptors()
-        asyncio.run(serve(home, _remembered(path, config), _say))
+        asyncio.run(serve(home, config))
     return 0
