@@ -47,7 +47,7 @@ from xsc.net.calls.problems import answer_of, error_of, nothing
 from xsc.net.calls.quota import Quota
 from xsc.net.calls.signing import sign_request
 from xsc.net.peers.invitation import from_string
-from xsc.net.peers.registry import AddressRecord
+from xsc.net.peers.roster import AddressRecord
 from xsc.net.transport.bounds import Room
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import RawRequest, RawResponse
@@ -236,7 +236,7 @@ async def test_a_dropped_connection_is_tried_once_more_with_a_new_signature(node
 async def test_the_next_address_is_tried_and_the_good_one_remembered(nodes, memory):
     anna, bert = nodes
     info = anna.net.info(bert.id).model_copy(update={"addresses": ("gone:1", "bert:1")})
-    anna.net.registry.put(info)
+    anna.net.roster.put(info)
     anna.net.sender.answered_at.clear()
     await anna.net.call(bert.id, "test.echo", {})
     before = len(memory.trace)

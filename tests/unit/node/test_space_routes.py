@@ -16,7 +16,7 @@ from tests.unit.node.test_routes import serving
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB
 from xsc.base.log import SilentLog
-from xsc.net.peers.registry import PeerInfo
+from xsc.net.peers.roster import PeerInfo
 from xsc.node.api import serving as serving_module
 from xsc.node.api.app import application
 from xsc.space.limits import WATCHES_MAX

@@ -46,7 +46,7 @@ from xsc.net.calls.quota import Quota, Ticket
 from xsc.net.calls.replay import ReplayGuard
 from xsc.net.calls.sender import ROOT
 from xsc.net.peers import invitation as invitations
-from xsc.net.peers.registry import PeerRegistry
+from xsc.net.peers.roster import Roster
 from xsc.net.transport.port import Arrival, Buffer, RawResponse, Traffic
 
 AnswerBound: TypeAlias = Callable[[Mapping[str, Value]], int]
@@ -101,7 +101,7 @@ class RequestServer:
 
     Args:
         context: the node's values.
-        registry: the known peers.
+        roster: the known peers.
         store: keeps the replay horizons.
         quota: of callers.
         work: decodes large heads.
@@ -112,7 +112,7 @@ class RequestServer:
     def __init__(
         self,
         context: Context,
-        registry: PeerRegistry,
+        roster: Roster,
         store: KeyValue,
         quota: Quota,
         *,
@@ -121,7 +121,7 @@ class RequestServer:
         traffic: Traffic,
     ) -> None:
         self._context = context
-        self._registry = registry
+        self._roster = roster
         self._store = store
         self.quota = quota
         self._work = work
@@ -181,10 +181,8 @@ class RequestServer:
             body = json.dumps({"status": "ok"}).encode()
             return RawResponse(200, {"content-type": "application/json"}, [body])
         claimed = signing.claimed_caller(arrival.headers)
-        info = None if claimed is None else self._registry.get(claimed)
-        known = info is not None and not info.blocked
         try:
-            if known:
+            if claimed is not None and self._roster.is_peer(claimed):
                 return await self._answer_known(arrival)
             return await self._answer_unknown(arrival)
         except XscError as error:

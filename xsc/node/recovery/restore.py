@@ -24,7 +24,7 @@ from xsc.base.limits import MIB
 from xsc.base.log import SilentLog
 from xsc.ledger.chain import HALF
 from xsc.market.lease_store import CUSTOMER
-from xsc.net.peers import invitation, registry
+from xsc.net.peers import invitation, roster
 from xsc.node.build import Node
 from xsc.node.home import folder as homes
 from xsc.node.home.archive import BODY, FILE, SPACE, STATE, Entry, Head, Reader, Seal, batches
@@ -48,7 +48,7 @@ from xsc.storage.transfer import journal
 
 BATCH_BYTES: Final = 4 * MIB
 LEFT_OUT: Final = {STATE: (invitation.PREFIX, journal.PREFIX, *CUSTOMER), SPACE: (CLOCK,)}
-_COUNTED: Final = {OBJECTS: "objects", registry.PREFIX: "peers", HALF: "entries"}
+_COUNTED: Final = {OBJECTS: "objects", roster.PREFIX: "peers", HALF: "entries"}
 
 
 @dataclass(slots=True)
