@@ -113,14 +113,14 @@ def test_a_check_tells_damage_from_silence_and_deep_finds_what_shallow_does_not(
                 return type(response)(response.status, response.headers, [bytes(raw)])
             return response
 
-        world.net.corrupt(corrupt)
+        world.net.corrupt = corrupt
         shallow = await check(owner, capability)
         assert [host.state for host in shallow.stat.hosts] == ["ok"] * 6
         deep = await check(owner, capability, deep=True)
         assert {fault.column for fault in deep.bad} == {3}
         assert deep.stat.hosts[3].state == "corrupt"
         assert deep.stat.condition.margin == 1
-        world.net.corrupt(None)
+        world.net.corrupt = None
         await world.crash(hosts[0])
         silent = await check(owner, capability)
         assert [host.state for host in silent.stat.hosts].count("unreachable") == 1

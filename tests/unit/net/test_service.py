@@ -276,7 +276,7 @@ async def test_a_corrupted_answer_is_the_peers_fault(nodes, memory):
         good.append(body)
         return RawResponse(response.status, response.headers, [body[:-1]])
 
-    memory.corrupt(change)
+    memory.corrupt = change
     with pytest.raises(FrameInvalid):
         await anna.net.call(bert.id, "test.echo", {"a": 1})
 
@@ -287,7 +287,7 @@ async def test_a_corrupted_answer_is_the_peers_fault(nodes, memory):
 )
 async def test_an_error_that_is_none_is_a_failed_peer(nodes, memory, body):
     anna, bert = nodes
-    memory.corrupt(lambda *_: RawResponse(500, {}, [body] if body else []))
+    memory.corrupt = lambda *_: RawResponse(500, {}, [body] if body else [])
     with pytest.raises(PeerError) as error:
         await anna.net.call(bert.id, "test.echo", {})
     assert type(error.value) is PeerError

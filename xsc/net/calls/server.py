@@ -24,6 +24,7 @@ from xsc.base.errors import (
     ShardMismatch,
     SignatureInvalid,
     StoreDamaged,
+    Unauthorized,
     XscError,
 )
 from xsc.base.fields import take_bytes, take_int
@@ -55,6 +56,8 @@ JoinHandler: TypeAlias = Callable[[signing.VerifiedCaller, dict[str, Value]], di
 """Takes the verified caller and the header of `peers.join`; returns the header of the answer."""
 
 HEALTH = "/health"
+UNKNOWN = "only known peers are answered here"
+"""What callers that are not known are told, whatever was wrong."""
 JOIN = "peers.join"
 OWN_BOUNDS: Mapping[str, HeadBound] = {
     JOIN: HeadBound(asked=JOIN_BYTES_MAX),
@@ -207,7 +210,7 @@ class RequestServer:
             caller = self._verified(arrival)
         except SignatureInvalid:
             # Somebody who only claims to be a peer: no more than any unknown caller.
-            return self._refusal(arrival)
+            raise self._refusal(arrival) from None
         ticket = self.quota.enter(caller.node_id, self._context.clock.monotonic_ms())
         try:
             self.admit(caller)
@@ -219,12 +222,14 @@ class RequestServer:
             raise
         return replace(answer, sent=ticket.close)
 
-    def _refusal(self, arrival: Arrival) -> RawResponse:
-        try:
-            self.quota.count(arrival.source, self._context.clock.monotonic_ms())
-        except RateLimited:
-            return problems.busy()
-        return problems.nothing()
+    def _refusal(self, arrival: Arrival) -> Unauthorized:
+        """Count a caller that is not known, and return what it is told, whatever was wrong.
+
+        Raises:
+            RateLimited: there are too many of them.
+        """
+        self.quota.count(arrival.source, self._context.clock.monotonic_ms())
+        return Unauthorized(UNKNOWN)
 
     def admit(self, caller: signing.VerifiedCaller) -> None:
         """Take note of a request, so that it is accepted once.
@@ -232,16 +237,15 @@ class RequestServer:
         Raises:
             ReplayRefused: it was accepted before, or is outside of the window.
         """
-        accepted = self._replay.admit(
+        horizon_ms = self._replay.admit(
             caller.node_id,
             created_ms=caller.created_ms,
             nonce=caller.nonce,
             now_ms=self._context.clock.now_ms(),
         )
-        if accepted.horizon_ms is not None:
-            raw = encode({"v": 1, "horizon_ms": accepted.horizon_ms})
+        if horizon_ms is not None:
             # Not awaited: nothing else of this peer may be accepted before it is on the disk.
-            self._store.write([(HORIZONS + caller.node_id, raw)], sync=True)
+            self.refuse_before(caller.node_id, horizon_ms)
 
     async def _handle(
         self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket
@@ -300,17 +304,14 @@ class RequestServer:
     async def _answer_unknown(self, arrival: Arrival) -> RawResponse:
         """Let the bearer of an invitation in; tell everybody else nothing."""
         if arrival.path != ROOT + JOIN or arrival.size_bytes > JOIN_BYTES_MAX:
-            return self._refusal(arrival)
-        try:
-            ticket = self.quota.enter(arrival.source, self._context.clock.monotonic_ms())
-        except RateLimited:
-            return problems.busy()
+            raise self._refusal(arrival)
+        ticket = self.quota.enter(arrival.source, self._context.clock.monotonic_ms())
         try:
             caller = self._verified(arrival)
             header, _ = await self._read(arrival, caller, ticket, JOIN_BYTES_MAX)
             secret = take_bytes(header, "secret", size=invitations.SECRET_BYTES)
         except XscError:
-            return problems.nothing()
+            raise Unauthorized(UNKNOWN) from None
         finally:
             ticket.close()
         return self._joined(caller, header | {"secret": secret})
