@@ -7,8 +7,8 @@ peers. The sums are in `state`, the replay in `audit`, what people see in `state
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from xsc.api.ledger import Entry, Verified
 from xsc.base.errors import ArgumentInvalid, LedgerDamaged, NotFound
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
@@ -24,26 +24,12 @@ from xsc.ledger.incarnation import Noted
 from xsc.ledger.proposals import PROPOSE, CheckConsent, Proposals, no_payments
 from xsc.ledger.state import digest
 from xsc.ledger.statement import (
-    EntryRow,
     StatementRow,
     credit_left,
     entry_row,
     known_peers,
     note_accounts,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """What `verify` went through."""
-
-    entries: int
-    settled: int
-    open: int
-    peers: int
-    conflicts: int
-    head: bytes
-    text: str
 
 
 class LedgerService:
@@ -137,7 +123,7 @@ class LedgerService:
 
     def entries(
         self, *, limit: int = 50, before: int | None = None, peer: bytes | None = None
-    ) -> list[EntryRow]:
+    ) -> list[Entry]:
         """Return the last entries, newest first; those with one peer where it is given.
 
         Args:
@@ -201,7 +187,7 @@ class LedgerService:
             hint="`xsc ledger log` shows the entries and their state",
         )
 
-    async def verify(self) -> VerifyReport:
+    async def verify(self) -> Verified:
         """Read everything back from the store and check all of it.
 
         Signatures, hashes, links and limits are checked from the first half on,
@@ -212,8 +198,8 @@ class LedgerService:
         """
         return await self.chain.exclusive(self._verify)
 
-    async def _verify(self) -> VerifyReport:
-        def work() -> VerifyReport:
+    async def _verify(self) -> Verified:
+        def work() -> Verified:
             audit = replay(
                 self.chain.rows(), me=self._key.node_id, network=self._network, signatures=True
             )
@@ -228,10 +214,9 @@ class LedgerService:
                 f"{len(state.order)} entries with {peers} peers verified: {audit.settled} settled, "
                 f"{len(state.open)} open; signatures, chain, counter-halves and replay agree"
             )
-            return VerifyReport(
+            return Verified(
                 entries=len(state.order),
                 settled=audit.settled,
-                open=len(state.open),
                 peers=peers,
                 conflicts=audit.conflicts,
                 head=state.head,

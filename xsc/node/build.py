@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from xsc import __version__
@@ -28,6 +29,8 @@ from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import state_of
 from xsc.allocation.published import standing
 from xsc.allocation.records import Records
+from xsc.api.problems import Problem
+from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
     LedgerDamaged,
@@ -114,6 +117,8 @@ from xsc.terms.slot import STEP, AvailabilitySlot, EntitlementKey
 RECLAIM_INTERVAL_MS = 10_000
 RECLAIM_PAUSE_MS = 20
 """Between two slices of a compaction, for writers."""
+FAULTS_KEPT = 256
+"""Answers that broke off, of which it is known why."""
 DAY_MS = 86_400_000
 _OFFER_PAUSES_MS = (100, 200, 400, 800)
 """Between looks for what a peer offers that has published nothing yet."""
@@ -295,6 +300,10 @@ class Node:
         self.tasks = Tasks(clock, log)
         self.started_ms = clock.monotonic_ms()
         self.api_url = ""
+        self.home = Path()
+        """Where its files are, set by who starts it there."""
+        self.faults: Bounded[str, Problem] = Bounded(FAULTS_KEPT)
+        """Why answers of the API broke off, by the ids of the requests."""
         self.failed: asyncio.Future[XscError] = asyncio.get_running_loop().create_future()
         """Set once the node may not go on, and why."""
         self._asking = asyncio.Lock()
@@ -344,6 +353,28 @@ class Node:
         self._make_storage()
         self._make_compute()
         self._make_programs()
+        self._answer_peers()
+
+    def _answer_peers(self) -> None:
+        """Have the services answer what peers ask once they are served, and what this node asks."""
+        for service in (
+            self.ledger,
+            self.payments,
+            self.health,
+            self.market,
+            self.storage,
+            self.heads,
+            self.compute,
+            self.services,
+            self.sync,
+            self.intervals,
+        ):
+            self.peers.server.register(service.handlers())
+        self.peers.server.register_groups(self.storage.group_handlers())
+        self.peers.server.bound_answers(ANSWER_BOUNDS)
+        self.peers.share(PUT, GUARD)
+        self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
+        self.peers.share(RUN, halves=True)
 
     def _make_market(self, *, recovering: bool) -> None:
         """Make the services that know and pay peers: ledger, health, allocation, market."""
@@ -591,7 +622,7 @@ class Node:
             programs_running.Ports(
                 space=self.space,
                 peers=_ProgramPeers(self),
-                sandbox=Exports(self.compute),
+                sandbox=Exports(self.compute.runner),
                 recorder=Recorder(self.space, self.key, network),
                 clock=parts.clock,
                 log=parts.log,
@@ -740,24 +771,6 @@ class Node:
             # Nothing is signed before those who answer were asked for this ledger's end.
             # Their claims are heard when each is found to be up.
             await self.ledger.confirm_head(self.peers.peers(), claims=False)
-            for service in (
-                self.ledger,
-                self.payments,
-                self.health,
-                self.market,
-                self.storage,
-                self.heads,
-                self.compute,
-                self.services,
-                self.sync,
-                self.intervals,
-            ):
-                self.peers.server.register(service.handlers())
-            self.peers.server.register_groups(self.storage.group_handlers())
-            self.peers.server.bound_answers(ANSWER_BOUNDS)
-            self.peers.share(PUT, GUARD)
-            self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
-            self.peers.share(RUN, halves=True)
             self.peers.roster.on_change(self._peer_changed)
             self.health.on_change(self._health_changed)
             await self.peers.start()

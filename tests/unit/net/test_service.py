@@ -43,8 +43,9 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.net.calls.frame import pack_head
-from xsc.net.calls.problems import answer_of, error_of, nothing
+from xsc.net.calls.problems import answer_of, error_of
 from xsc.net.calls.quota import Quota
+from xsc.net.calls.server import UNKNOWN
 from xsc.net.calls.signing import sign_request
 from xsc.net.peers.invitation import from_string
 from xsc.net.peers.roster import AddressRecord
@@ -354,7 +355,7 @@ async def test_every_improper_request_of_an_unknown_caller_gets_the_same_answer(
         RawRequest("POST", forged.path, forged_headers, forged.body),
     ]
     answers = [await stranger.send(request) for request in requests]
-    assert all(same(answer, nothing()) for answer in answers)
+    assert all(same(answer, answer_of(Unauthorized(UNKNOWN))) for answer in answers)
     assert not bert.calls
 
 

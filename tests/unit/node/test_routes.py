@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,8 +23,8 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB, SLOT_STEP_BYTES
-from xsc.node.api.serving import Faults, Server
-from xsc.node.routes.table import all_answers
+from xsc.node.api.serving import Server
+from xsc.node.routes.table import ANSWERS
 from xsc.storage.object.capability import ReadCapability
 from xsc.storage.repair.departures import check_proof
 
@@ -34,8 +33,7 @@ QUICK = {"repair_grace": "60s", "repair_interval": "5min", "probe_interval": "15
 
 def serving(node):
     """Return what serves the endpoints of a node."""
-    faults = Faults()
-    return Server(node, all_answers(Path("no-home"), faults), faults)
+    return Server(node, ANSWERS)
 
 
 class Arriving(BaseProtocol):

@@ -86,13 +86,14 @@ def problem_response(error: XscError) -> web.Response:
     )
 
 
-def reply(value: object, *, status: int = 200) -> web.Response:
+def reply(value: object, *, status: int = 200, name_of: serial.Names | None = None) -> web.Response:
     """Return a JSON response."""
-    return web.Response(text=_text(value), status=status, content_type="application/json")
+    text = _text(value, name_of)
+    return web.Response(text=text, status=status, content_type="application/json")
 
 
-def _text(value: object) -> str:
-    return serial.to_text(value) + "\n"
+def _text(value: object, name_of: serial.Names | None = None) -> str:
+    return serial.to_text(value, name_of) + "\n"
 
 
 async def _alive(_: web.BaseRequest) -> web.Response:

@@ -53,8 +53,8 @@ def damaged_body(found: Damage) -> api.Damaged:
     return api.Damaged(
         sequence=found.entry.sequence,
         locate=to_text(key[1 : 1 + ID_BYTES]),
-        customer=to_text(key[-ID_BYTES:]),
-        lease_id=to_text(found.entry.lease_id),
+        customer=key[-ID_BYTES:],
+        lease_id=found.entry.lease_id,
         size_bytes=found.entry.size_bytes,
         reason=found.reason,
         kind="record" if segment is None else "shard",

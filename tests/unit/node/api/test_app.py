@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import model
+from xsc.api.endpoint import Model
 from xsc.api.ledger import Limit
 from xsc.api.peers import Invite, Rename
 from xsc.base.errors import ArgumentInvalid, PeerSilent, RateLimited
@@ -196,8 +196,7 @@ async def test_requests_that_are_answered_are_waited_for_but_not_for_ever(api):
     first.close()
 
 
-@model
-class Bounded:
+class Bounded(Model):
     size: Annotated[int, Ge(1), Le(32)] = 1
 
 

@@ -15,19 +15,19 @@ from aiohttp.test_utils import make_mocked_request
 from annotated_types import Ge, Le, MaxLen
 
 from tests.settle import turns
-from xsc.api.endpoint import Endpoint, header, model, written
+from xsc.api.endpoint import Endpoint, Model, header, written
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
+from xsc.base.ids import short
 from xsc.base.log import SilentLog
 from xsc.node.api import serving
 from xsc.node.api.app import PATH, application
-from xsc.node.api.serving import JSON_BYTES_MAX, Faults, Server
+from xsc.node.api.serving import JSON_BYTES_MAX, Server
 
 TOKEN = "a" * 52
-NODE = SimpleNamespace(log=SilentLog())
+NODE = SimpleNamespace(log=SilentLog(), name_of=short)
 
 
-@model
-class Asked:
+class Asked(Model):
     """Of all places but the body."""
 
     who: str
@@ -36,8 +36,7 @@ class Asked:
     deep: bool = False
 
 
-@model
-class Sent:
+class Sent(Model):
     """Of the path and the body."""
 
     who: str
@@ -45,8 +44,7 @@ class Sent:
     names: Annotated[tuple[Annotated[str, MaxLen(3)], ...], MaxLen(2)] = ()
 
 
-@model
-class Heard:
+class Heard(Model):
     """What was understood."""
 
     asked: str
@@ -78,7 +76,7 @@ async def watch(_, asked):
 
 def served():
     answers = {LOOK: heard, SEND: heard, BRING: brought, WATCH: watch}
-    return Server(NODE, answers, Faults()).routes()
+    return Server(NODE, answers).routes()
 
 
 async def ask(endpoint, path, *, query="", raw=b"", **headers):
