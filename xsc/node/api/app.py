@@ -30,13 +30,14 @@ from xsc.base.errors import (
 from xsc.base.ids import SHORT_CHARS
 from xsc.base.log import Log
 from xsc.net.transport.http import say_continue
+from xsc.node.api import openapi
 
 KEEP_ALIVE_MS = 75_000
 """How long a connection may be idle."""
 PATH = web.RequestKey("path", dict[str, str])
 """Where a request has the named parts of its path."""
-_OPEN = ("/health", proof.PATH)
-"""Paths that need no token: the first says nothing, the second is asked before it is shown."""
+_OPEN = ("/health", proof.PATH, *openapi.PATHS)
+"""Paths that need no token: they say nothing of the node, or are asked before it is shown."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _SHORT_ID = re.compile(rf"(?<![\w(])[a-z2-7]{{{SHORT_CHARS}}}(?!\w)")
@@ -207,7 +208,7 @@ def application(
 ) -> Handler:
     """Return what answers the API's requests; `running` counts them."""
     expected = f"Bearer {token}".encode()
-    table = _Routes([web.get("/health", _alive), *routes])
+    table = _Routes([web.get("/health", _alive), *openapi.ROUTES, *routes])
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.raw_path
