@@ -197,6 +197,15 @@ def status(settings: Settings) -> None:
     settings.view(settings.ask(api.status.STATUS), _show_status)
 
 
+@node.command()
+def version(settings: Settings) -> None:
+    """Say which XSC the node runs."""
+    settings.view(settings.ask(api.status.VERSION), lambda answer: show_fields(answer, _VERSION))
+
+
+_VERSION: Final[Columns] = {"node": "name", "runs": "version", "network": "network"}
+
+
 def _sizes(text: str, part: Document, *names: str) -> str:
     return text.format(*(format_size(part[f"{name}_bytes"]) for name in names))
 
