@@ -18,8 +18,8 @@ from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB, REMOVED_LISTED_MAX
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.net.peers.circle import Introduction, Member
-from xsc.net.peers.registry import AddressRecord
-from xsc.node.recovery.recover import find_head
+from xsc.net.peers.registry import AddressRecord, PeerInfo
+from xsc.node.home.recover import find_head
 from xsc.node.routes import status
 from xsc.node.routes.objects import _introducers
 from xsc.node.routes.peers import _row
@@ -459,7 +459,8 @@ def test_a_recovered_node_knows_who_was_introduced():
         body = open_body(
             open_head(node.directory.head, node.key.node_id, node.peers.network).record, node.key
         )
-        assert {peer.node: peer.introducer for peer in body.peers} == {hub: None, other: hub}
+        told = [PeerInfo.from_bytes(peer) for peer in body.peers]
+        assert {peer.node_id: peer.introducer for peer in told} == {hub: None, other: hub}
         await world.lose(1)
         again = world.make(1, recovering=True)
         again.peers.roster.restore(node.peers.info(hub))

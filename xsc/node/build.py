@@ -353,6 +353,28 @@ class Node:
         self._make_storage()
         self._make_compute()
         self._make_programs()
+        self._answer_peers()
+
+    def _answer_peers(self) -> None:
+        """Have the services answer what peers ask once they are served, and what this node asks."""
+        for service in (
+            self.ledger,
+            self.payments,
+            self.health,
+            self.market,
+            self.storage,
+            self.heads,
+            self.compute,
+            self.services,
+            self.sync,
+            self.intervals,
+        ):
+            self.peers.server.register(service.handlers())
+        self.peers.server.register_groups(self.storage.group_handlers())
+        self.peers.server.bound_answers(ANSWER_BOUNDS)
+        self.peers.share(PUT, GUARD)
+        self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
+        self.peers.share(RUN, halves=True)
 
     def _make_market(self, *, recovering: bool) -> None:
         """Make the services that know and pay peers: ledger, health, allocation, market."""
@@ -600,7 +622,7 @@ class Node:
             programs_running.Ports(
                 space=self.space,
                 peers=_ProgramPeers(self),
-                sandbox=Exports(self.compute),
+                sandbox=Exports(self.compute.runner),
                 recorder=Recorder(self.space, self.key, network),
                 clock=parts.clock,
                 log=parts.log,
@@ -749,24 +771,6 @@ class Node:
             # Nothing is signed before those who answer were asked for this ledger's end.
             # Their claims are heard when each is found to be up.
             await self.ledger.confirm_head(self.peers.peers(), claims=False)
-            for service in (
-                self.ledger,
-                self.payments,
-                self.health,
-                self.market,
-                self.storage,
-                self.heads,
-                self.compute,
-                self.services,
-                self.sync,
-                self.intervals,
-            ):
-                self.peers.server.register(service.handlers())
-            self.peers.server.register_groups(self.storage.group_handlers())
-            self.peers.server.bound_answers(ANSWER_BOUNDS)
-            self.peers.share(PUT, GUARD)
-            self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
-            self.peers.share(RUN, halves=True)
             self.peers.roster.on_change(self._peer_changed)
             self.health.on_change(self._health_changed)
             await self.peers.start()

@@ -149,8 +149,6 @@ class StorageService:
         self._client = client = HostClient(
             context,
             hosts=hosts,
-            leases=leases,
-            node=node,
             lease_grace_ms=settings.lease_grace_ms,
         )
         grace_ms = settings.repair.grace_ms
@@ -628,7 +626,9 @@ class StorageService:
         ordered = sorted(nodes)
         answers = await together(self._forget(node, verify.locate) for node in ordered)
         confirmed = tuple(node for node, (gone, _) in zip(ordered, answers, strict=True) if gone)
-        receipts = tuple(receipt for _, receipt in answers if receipt is not None)
+        receipts = tuple(
+            receipt for _, receipt in answers if receipt is not None and receipt.author != self._own
+        )
         for item in held:
             if item.node in confirmed:
                 await self._client.note_freed(item.node, item.lease_id, item.size_bytes)

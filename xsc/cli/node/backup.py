@@ -20,7 +20,7 @@ from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, write_whole
 
 if TYPE_CHECKING:
-    from xsc.node.recovery.restore import Brought
+    from xsc.node.home.backup import Brought
 
 PASSPHRASE_BYTES_MAX = 4096
 BLOCK_BYTES = 1024 * 1024
@@ -76,12 +76,11 @@ def backup(
     the identity, so whoever reads it is this node: lock it by a passphrase, or
     leave the identity out; then the exported key alone opens it.
     """
-    from xsc.node.home.archive import Reader, resealed, seal_of
-    from xsc.node.home.backup import new_head, stream_stopped
-    from xsc.node.home.folder import check_finished, check_format
+    from xsc.node.home.backup import Reader, frames, new_head, seal_of, stream_stopped
+    from xsc.node.home.folder import check_format, check_whole
 
     check_format(settings.home)
-    check_finished(settings.home)
+    check_whole(settings.home)
     if file.is_dir():
         from datetime import UTC, datetime
 
@@ -104,23 +103,13 @@ def backup(
     def write(blocks: Iterable[bytes]) -> tuple[Reader, int]:
         with progress_bar("backing up", None) as progress:
             reader = Reader(_told(blocks, progress))
-            head = reader.head
-            if head.seal == "identity":
-                # Only the node can look into it: it is passed on as it comes.
-                return reader, write_whole(file, reader.rest(), mode=0o600)
-            opens = seal_of(head)
+            passed = reader.whole()
             if secret:
-                head = new_head(
-                    head.node,
-                    head.network,
-                    identity=True,
-                    bodies=head.bodies,
-                    seal="passphrase",
-                    now_ms=head.created_ms,
-                )
-            closes = seal_of(head, passphrase=secret)
-            size = write_whole(file, resealed(reader, opens, head, closes), mode=0o600)
-            return reader, size
+                told = reader.head
+                head = new_head(told.node, told.network, "passphrase", told.created_ms)
+                locks = seal_of(head, passphrase=secret)
+                passed = frames(head, reader.entries(seal_of(told)), locks)
+            return reader, write_whole(file, passed, mode=0o600)
 
     if settings.runs():
         asked = api.home.Backup(identity=identity, bodies=bodies)
@@ -187,13 +176,12 @@ def restore(
     finished; it goes on without FILE, and at each `xsc node start`.
     """
     from xsc.node.daemon import catch_up_home
-    from xsc.node.recovery.restore import check as read_through
-    from xsc.node.recovery.restore import restore_home
+    from xsc.node.home.backup import Reader, restore_home, seal_of
+    from xsc.node.home.backup import check as read_through
 
     brought: Brought | None = None
     if file is not None:
         from xsc.identity import keyfile
-        from xsc.node.home.archive import Reader, seal_of
 
         reader = Reader(_blocks(file))
         line = key = None
@@ -225,14 +213,14 @@ def restore(
         if brought is not None:
             fault.message = f"all of the backup is there, but {fault.message}"
         raise
-    warn_of_lost(done.lost)
+    warn_of_lost(done.found.lost)
     answer = {
         "peers": done.peers,
-        "newer_objects": done.objects,
-        "deleted_objects": done.gone,
-        "newer_entries": done.entries,
+        "newer_objects": done.found.newer,
+        "deleted_objects": done.found.gone,
+        "newer_entries": done.newer_entries,
         "silent": [to_text(peer) for peer in done.silent],
-        "lost": list(done.lost),
+        "lost": list(done.found.lost),
     }
     _tell(settings, brought, answer)
 

@@ -91,7 +91,7 @@ def recover(
     text = None
     if identity is not None:
         text = read_key_file(identity)
-    node_id, found, signing = recover_home(
+    node_id, done = recover_home(
         settings.home,
         text,
         peers,
@@ -99,11 +99,10 @@ def recover(
         name=name,
         passphrase=key_passphrase(settings.home),
     )
-    lost = () if found is None else found.lost
-    warn_of_lost(lost)
-    for peer in signing.silent:
+    warn_of_lost(done.found.lost)
+    for peer in done.silent:
         warn(f"{short(to_text(peer))} does not answer, and is heard when it does")
-    for peer, amount in sorted(signing.unproven.items()):
+    for peer, amount in sorted(done.unproven.items()):
         who = "it owed" if amount > 0 else "it was owed"
         warn(
             f"unproven with {short(to_text(peer))}: {who} {format_credits(abs(amount))} credits "
@@ -113,22 +112,21 @@ def recover(
         "id": node_id,
         "home": str(settings.home),
         "state": "signing",
-        "peers": signing.peers,
-        "objects": None if found is None else found.objects,
-        "entries": signing.entries,
-        "incarnation": signing.incarnation,
-        "silent": [to_text(peer) for peer in signing.silent],
+        "peers": done.peers,
+        "objects": done.found.objects,
+        "entries": done.entries,
+        "incarnation": done.incarnation,
+        "silent": [to_text(peer) for peer in done.silent],
         "unproven": [
             {"peer": to_text(peer), "amount_micro": amount}
-            for peer, amount in sorted(signing.unproven.items())
+            for peer, amount in sorted(done.unproven.items())
         ],
-        "lost": list(lost),
+        "lost": list(done.found.lost),
     }
     settings.view(answer, node_id)
     if not settings.json:
-        objects = "" if found is None else f"{found.objects} objects, "
         say(
-            f"recovered {objects}{signing.peers} peers and {signing.entries} ledger "
+            f"recovered {done.found.objects} objects, {done.peers} peers and {done.entries} ledger "
             "entries; `xsc node start` runs it"
         )
 

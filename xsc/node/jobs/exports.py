@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xsc.base.errors import XscError
 from xsc.base.jobs import JobSpec
-from xsc.compute.service import ComputeService
+from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.wasm.sandbox import trap_error
 from xsc.compute.wasm.values import format_number
 from xsc.programs.frame import Call, Fault
@@ -14,8 +14,8 @@ from xsc.terms.execution import Number
 class Exports:
     """The sandbox as programs use it."""
 
-    def __init__(self, compute: ComputeService) -> None:
-        self._compute = compute
+    def __init__(self, runner: JobRunner) -> None:
+        self._runner = runner
 
     async def call(self, module: bytes, call: Call) -> tuple[tuple[Number, ...] | Fault, bytes]:
         """Return the results of an export, or why there are none, and the receipt if there is one.
@@ -33,7 +33,8 @@ class Exports:
                 memory_bytes=asked.memory_bytes,
                 timeout_ms=asked.timeout_ms,
             )
-            receipt = (await self._compute.run_here(spec, asked.module)).receipt
+            task = await self._runner.read(spec, (), asked.module)
+            receipt = (await self._runner.run_here(task, None)).receipt
         except XscError as fault:
             return Fault(f"{fault.code}: {fault.message}"), b""
         outcome = receipt.record.outcome

@@ -227,7 +227,7 @@ class Drain:
     async def keep(self, order: Signed[DeletionOrder]) -> None:
         """Keep a verified deletion order of a customer for the proof."""
         async with self._turn:
-            if not self.active:
+            if not self.active or order.author == self._own:
                 return
             key = RELEASED + order.record.locate + order.id
             await self._commit([(key, order.raw)])
@@ -304,7 +304,7 @@ class Drain:
         stuck.sort(key=lambda item: (-item.size_bytes, item.locate))
         held = {key.removeprefix(HEADS) for key, _ in self._state.scan(HEADS, prefix_end(HEADS))}
         only_here = sorted(
-            owner for owner in held if self._copies.get(owner, 1) == 0 and self._is_up(owner)
+            owner for owner in held if self._copies.get(owner, 1) == 0 and self._hosts.is_up(owner)
         )
         remaining = Remaining(
             left_objects=len({locate for locate, _ in left}),
@@ -319,16 +319,13 @@ class Drain:
         self._counted.set()
         return remaining
 
-    def _is_up(self, node: bytes) -> bool:
-        return node == self._own or self._hosts.is_up(node)
-
     def _stuck_reason(self, locate: bytes, customer: bytes, *, recorded: bool) -> str:
         """Return why no customer is about to move an object; empty if one should be."""
         is_peer = customer in self._hosts.peers()
         return stuck_reason(
             recorded=recorded,
             customer_said=self._stays.get((locate, customer)),
-            is_up=self._is_up(customer),
+            is_up=self._hosts.is_up(customer),
             is_peer=is_peer,
             silent_ms=self._watch.silent_ms(customer) if is_peer else 0,
             grace_ms=self._grace_ms,
@@ -401,21 +398,14 @@ class Drain:
     ) -> Answered:
         locate = take_bytes(header, "locate", size=ID_BYTES)
         reason = take_str(header, "reason", most=REASON_CHARS_MAX)
-        await self.take_stays(locate, caller, reason)
-        return {}, []
-
-    async def take_stays(self, locate: bytes, customer: bytes, reason: str) -> None:
-        """Keep in memory why a customer cannot move its part; it repeats that."""
-        key = bodies.RECORDS + locate + customer
+        key = bodies.RECORDS + locate + caller
         if self.active and await self._node.between(key, key + b"\0"):
-            self._stays[locate, customer] = reason
+            self._stays[locate, caller] = reason
+        return {}, []
 
     async def excuse(self, leaver: bytes, locate: bytes, reason: str) -> None:
         """Tell a node that leaves why an object of this node cannot be moved from it."""
         text = reason[:REASON_CHARS_MAX]
-        if leaver == self._own:
-            await self.take_stays(locate, self._own, text)
-            return
         try:
             await self._context.caller.call(
                 leaver,

@@ -23,16 +23,9 @@ from xsc.storage.object.inventory import Wanted
 from xsc.storage.object.manifest import Manifest, code_of, place_of, segments_of
 from xsc.storage.object.ranges import Piece, is_whole, pieces_of, rebuild_span
 from xsc.storage.object.segment import Opener, Place
-from xsc.storage.transfer.host_client import (
-    HostClient,
-    Source,
-    first_of,
-    in_order,
-    race,
-    stop_all,
-    together,
-)
+from xsc.storage.transfer.host_client import HostClient, Source, stop_all, together
 from xsc.storage.transfer.latency import patience_ms
+from xsc.storage.transfer.race import first_of, in_order, race
 from xsc.storage.transfer.read_ahead_cache import ReadAheadCache
 from xsc.storage.transfer.segment_decoder import ByteBudget, SegmentDecoder
 

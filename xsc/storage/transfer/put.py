@@ -65,9 +65,7 @@ from xsc.storage.ports import HostLease, PassedOver
 from xsc.storage.transfer.host_client import (
     HostClient,
     Source,
-    in_order,
     let_end,
-    race,
     requests_of,
     stop_all,
     together,
@@ -81,6 +79,7 @@ from xsc.storage.transfer.journal import (
     places,
     sealed_of,
 )
+from xsc.storage.transfer.race import in_order, race
 from xsc.storage.transfer.resume import ResumeJournal
 
 UNKNOWN_SIZE_BYTES = 4 * SEGMENT_BYTES

@@ -8,9 +8,17 @@ from xsc.base.errors import HomeInvalid, StoreDamaged
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.identity.keyfile import to_line
 from xsc.node.home import folder as homes
-from xsc.node.home.archive import FILE, Entry, Head, Reader, frames, seal_of
-from xsc.node.home.backup import stream_stopped
-from xsc.node.recovery.restore import check, restore_home
+from xsc.node.home.backup import (
+    FILE,
+    Entry,
+    Reader,
+    check,
+    frames,
+    new_head,
+    restore_home,
+    seal_of,
+    stream_stopped,
+)
 from xsc.node.system import SystemEntropy
 
 ROWS = [(b"net/peer/x", b"a peer"), (b"storage/object/x", bytes(5000))]
@@ -60,7 +68,7 @@ def test_a_home_comes_back_as_it_was(home, tmp_path):
     for name in ("state", "bodies"):
         assert rows_of(tmp_path / "new", name) == rows_of(home, name)
     assert not (tmp_path / "new" / "api.token").exists()
-    assert homes.restore_stage(tmp_path / "new") == "written"
+    assert homes.stage_of(tmp_path / "new") == "restored"
 
 
 def test_the_space_comes_back_without_the_interval(home, tmp_path):
@@ -113,21 +121,22 @@ def test_an_interrupted_restore_begins_anew_and_starts_no_node(home, tmp_path):
     new = tmp_path / "new"
     raw = backup_of(home)
     brought(raw, new)
-    homes.mark_restore(new, "writing")
-    (new / "identity.key").unlink()
+    homes.mark(new, "restoring")
+    for name in ("format", "network", "identity.key"):  # they are written last
+        (new / name).unlink()
     with pytest.raises(HomeInvalid, match="was interrupted"):
-        homes.check_finished(new)
+        homes.check_whole(new)
     brought(raw, new)
-    homes.check_finished(new)
-    (new / homes.RESTORE).write_text("{")
-    with pytest.raises(HomeInvalid, match="was interrupted"):
-        homes.check_finished(new)
+    homes.check_whole(new)
+    (new / homes.STAGE).write_text("{")
+    with pytest.raises(HomeInvalid, match="does not say what is unfinished"):
+        homes.check_whole(new)
 
 
 @pytest.mark.parametrize("name", [b"../evil", b"/etc/evil", b"db/state/CURRENT", b"api.token", b""])
 def test_a_backup_writes_no_file_that_has_no_place_in_a_home(home, tmp_path, name):
     node = homes.open_home(home).key.node_id
-    head = Head(node, "lab", 0, True, True, "nothing", bytes(16))
+    head = new_head(node, "lab", "nothing", 0)
     raw = b"".join(frames(head, [Entry(FILE, name, b"x")], seal_of(head)))
     with pytest.raises(StoreDamaged, match="no place in a home"):
         brought(raw, tmp_path / "deep" / "new")
@@ -140,14 +149,14 @@ def test_what_never_ran_or_is_no_home_is_not_backed_up(tmp_path):
     homes.init_home(tmp_path / "h")
     with pytest.raises(HomeInvalid, match="never ran"):
         backup_of(tmp_path / "h")
-    homes.begin_recovery(tmp_path / "h")
-    with pytest.raises(HomeInvalid, match="recovery"):
+    homes.mark(tmp_path / "h", "restoring")
+    with pytest.raises(HomeInvalid, match="restore"):
         backup_of(tmp_path / "h")
 
 
 def test_a_home_of_a_newer_format_is_refused_by_name(home, tmp_path):
     (home / "format").write_text("1\n")
-    head = Head(bytes(32), "lab", 0, True, True, "nothing", bytes(16))
+    head = new_head(bytes(32), "lab", "nothing", 0)
     raw = b"".join(frames(head, [Entry(FILE, b"format", b"2\n")], seal_of(head)))
     with pytest.raises(HomeInvalid, match="format 2"):
         brought(raw, tmp_path / "new")

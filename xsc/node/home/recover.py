@@ -1,12 +1,16 @@
-"""Brings a node back on an empty machine, from its key file and one peer, in two stages.
+"""Brings a node back, in a home that was made of its key or of a backup, from what its peers hold.
 
-First it is readable: a peer that is reached gives the directory head, the head names
+A home that came from a key is empty, and one that came from a backup is of the past: since
+then the node may have signed entries, vouchers and directories that it does not hold. So
+both carry a mark, and no node serves on one before its peers were asked, in two steps.
+
+First objects: a peer that is reached gives the directory head, the head names
 the other peers, and these are asked too: the highest generation counts. Whatever the
 directory lists can be read from then on, and nothing was signed.
 
 Then it signs: its ledger goes on under a new incarnation, with all entries that any
-peer shows, and nobody who is silent or hides something is waited for. The mark in
-the home (`recover.json`) says how far it is.
+peer shows, and vouchers from their own newest end. A recovery waits for nobody who is silent
+or hides something; a restore does, where the operator does not say otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +34,6 @@ from xsc.base.limits import (
     REQUEST_WINDOW_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
-from xsc.ledger.exchange import Restarted
 from xsc.ledger.incarnation import Noted, open_noted
 from xsc.net.peers.invitation import SCHEME, from_string
 from xsc.net.peers.registry import PeerInfo
@@ -40,37 +43,46 @@ from xsc.storage.catalogue.directory import (
     HeadBody,
     locate_of,
     newest,
-    open_body,
-    open_head,
     unpack,
 )
 from xsc.storage.catalogue.heads import HEAD_GET
+from xsc.storage.object.capability import parse_read
 
 _PLACE = re.compile(r"([a-z2-7]{52})@([^@#\s]+)(?:#([a-z2-7]{52}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the first stage made readable."""
+    """The objects that peers gave back; nothing is signed yet."""
 
-    generation: int
-    """Of the directory."""
     objects: int
+    """All that the newest directory lists, but those that are lost."""
+    newer: int
+    """That the home did not have."""
+    gone: int
+    """That it had and that were deleted since."""
     lost: tuple[str, ...]
-    """Names of objects that nobody who answered has; they are looked for again."""
+    """Names of newer objects that nobody who answered has; they are looked for again."""
+    silent: tuple[bytes, ...]
+    """Peers that did not answer."""
+    noted: Noted
+    """What the newest directory says of the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
-class Signing:
-    """With what the second stage began."""
+class Returned:
+    """With what a node signs again."""
 
+    found: Found
     peers: int
     entries: int
-    """Of the ledger, signed by both sides."""
+    """Of the ledger."""
+    newer_entries: int
+    """Signed by both sides, that the home did not have."""
     incarnation: int
     """Its number: that of its first half."""
     silent: tuple[bytes, ...]
-    """Peers that did not answer; they are heard when they do."""
+    """Peers that did not answer, at any time; they are heard when they do."""
     unproven: dict[bytes, int]
     """Per peer, what the directory says that it owed and nobody shows; below zero, the own debt."""
 
@@ -144,20 +156,7 @@ class FoundHead:
 def _restore(node: Node, body: HeadBody) -> None:
     """Take all that a directory says of peers: whom there is, and whom the operator barred."""
     for known in body.peers:
-        node.peers.roster.restore(
-            PeerInfo(
-                node_id=known.node,
-                name=known.name,
-                addresses=known.addresses,
-                fingerprint=known.fingerprint,
-                added_ms=0,
-                seq=known.seq,
-                introducer=known.introducer,
-                hops=known.hops,
-                confirmed=known.confirmed,
-                blocked=known.blocked,
-            )
-        )
+        node.peers.roster.restore(PeerInfo.from_bytes(known))
     node.peers.roster.restore_removed(body.removed)
 
 
@@ -211,11 +210,6 @@ async def read_directory(node: Node, body: HeadBody) -> list[DirectoryEntry]:
     return unpack(b"".join([bytes(chunk) async for chunk in reader.stream()]))
 
 
-def noted_of(body: HeadBody | None) -> Noted:
-    """Return what a directory says of the ledger."""
-    return Noted() if body is None else open_noted(body.ledger)
-
-
 async def adopt_all(node: Node, listed: Sequence[DirectoryEntry]) -> list[DirectoryEntry]:
     """Take all objects back; return those that nobody who answered has."""
     turn = asyncio.Semaphore(RECOVERY_PARALLEL)
@@ -251,18 +245,6 @@ async def raise_replay_floors(node: Node) -> None:
     await asyncio.gather(*(raise_floor(peer) for peer in node.peers.peers()))
 
 
-async def resume_ledger(node: Node, noted: Noted) -> Restarted:
-    """Raise the replay floors, recall the leases, and restart the ledger with what peers show.
-
-    Args:
-        node: its directory is the newest one, and its peers can be called.
-        noted: what that directory says of the ledger.
-    """
-    await raise_replay_floors(node)
-    await recall_leases(node, node.storage.catalogue.directory())
-    return await node.ledger.restart(node.peers.peers(), noted)
-
-
 async def resume_space(node: Node) -> None:
     """Take the own space back from all peers that answer, and get an interval from one.
 
@@ -294,59 +276,104 @@ async def recall_leases(node: Node, listed: Sequence[DirectoryEntry]) -> None:
     await asyncio.gather(*(node.market.settlement.agree(peer) for peer in sorted(held)))
 
 
-async def call_peers(node: Node) -> None:
-    """Begin to call peers, and do nothing else."""
-    await node.peers.start()
-
-
-async def find_objects(node: Node, places: Sequence[str]) -> Found:
-    """Make the objects of a node readable again: the first stage, which signs nothing.
+async def find_objects(
+    node: Node,
+    places: Sequence[str] = (),
+    *,
+    recovering: bool = False,
+    without_silent: bool = False,
+) -> Found:
+    """Make the newest objects of a node readable, and sign nothing.
 
     May be repeated after any failure.
 
     Args:
-        node: its peers can be called.
+        node: built with `recovering`, not started.
         places: invitations of peers, or where they are.
+        recovering: the home came from the key alone: there must be a directory, and nobody is
+            waited for.
+        without_silent: go on although peers are silent, or newer objects are not found.
 
     Raises:
-        PeerSilent: no peer that was named answers.
+        PeerSilent: peers do not answer, or newer objects are not found.
         ObjectUnknown: nobody who answers has a directory, or all of one.
     """
+    catalogue, own_generation = node.storage.catalogue, node.directory.generation
+    known = {ref for ref, _ in catalogue.entries()}
+    unfound = {_ref(item) for item in catalogue.unfound()}
+    await node.peers.start()
+    await node.shards.start()
     for place in places:
         await meet(node, place)
-    found = await find_head(node)
-    if found.body is None:
-        if found.silent and len(found.silent) == len(found.asked):
-            raise PeerSilent(
-                "no peer that was named answers", hint="give others with --peer, or try again"
-            )
-        raise ObjectUnknown(
-            "no peer that answered holds a directory of this identity",
-            hint="name others of its peers with --peer",
+    found = await find_head(node, own=node.directory.head)
+    if recovering and found.body is None:
+        raise _nobody_knows(found)
+    waits = not recovering and not without_silent
+    if found.silent and waits:
+        names = ", ".join(sorted(f"{node.name_of(peer)} ({short(peer)})" for peer in found.silent))
+        raise PeerSilent(
+            f"these peers do not answer, and may hold what was stored and signed since: {names}",
+            hint="try again when they are back, or go on without them: "
+            "xsc node restore --without-silent",
         )
+    if found.body is None:
+        return Found(0, 0, 0, (), found.silent, Noted())
     listed = await read_directory(node, found.body)
-    lost = await adopt_all(node, listed)
-    await node.storage.catalogue.keep_unfound(lost)
+    refs = {_ref(item) for item in listed}
+    missing = [item for item in await adopt_all(node, listed) if _ref(item) not in known]
+    # What the home lists itself stays listed although nobody answers for it now.
+    lost = tuple(item.name for item in missing if _ref(item) not in unfound)
+    if lost and waits:
+        raise PeerSilent(
+            f"{len(lost)} newer objects are at no host that answers",
+            hint="try again when more peers are back; --without-silent goes on, "
+            "and looks for them again",
+        )
+    await catalogue.keep_unfound(missing)
+    gone = 0
+    if found.generation > own_generation:
+        for ref in known - refs:
+            gone += await node.storage.drop_gone(ref)
     await node.directory.go_on_from(found.raw)
-    return Found(found.generation, len(listed) - len(lost), tuple(item.name for item in lost))
+    newer, noted = len(refs - known) - len(missing), open_noted(found.body.ledger)
+    return Found(len(listed) - len(missing), newer, gone, lost, found.silent, noted)
 
 
-async def begin_signing(node: Node) -> Signing:
-    """Restart the ledger with what the peers show: the second stage, after which a node starts.
+def _nobody_knows(found: FoundHead) -> XscError:
+    if found.silent and len(found.silent) == len(found.asked):
+        return PeerSilent(
+            "no peer that was named answers", hint="give others with --peer, or try again"
+        )
+    return ObjectUnknown(
+        "no peer that answered holds a directory of this identity",
+        hint="name others of its peers with --peer",
+    )
+
+
+def _ref(item: DirectoryEntry) -> bytes:
+    return parse_read(item.capability).manifest_hash
+
+
+async def begin_signing(node: Node, found: Found) -> Returned:
+    """Go on with ledger, leases and space from what the peers show; then the node may start.
 
     Nobody is waited for. May be repeated after any failure: each time is an incarnation.
 
     Args:
         node: its objects are readable, and its peers can be called.
+        found: what made them readable.
     """
-    head = open_head(node.directory.head, node.key.node_id, node.peers.network)
-    body = open_body(head.record, node.key)
-    begun = await resume_ledger(node, noted_of(body))
+    before = node.ledger.settled_entries()
+    await raise_replay_floors(node)
+    await recall_leases(node, node.storage.catalogue.directory())
+    begun = await node.ledger.restart(node.peers.peers(), found.noted)
     await resume_space(node)
-    return Signing(
+    return Returned(
+        found,
         peers=len(node.peers.peers()),
         entries=node.ledger.count(),
+        newer_entries=node.ledger.settled_entries() - before,
         incarnation=node.ledger.head()[0],
-        silent=tuple(sorted(begun.silent)),
+        silent=tuple(sorted({*found.silent, *begun.silent})),
         unproven=begun.unproven,
     )
