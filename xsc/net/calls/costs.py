@@ -6,9 +6,9 @@ A unit is about a microsecond of a processor, as measured on the machine of docs
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from xsc.base.limits import HEAD_KIB_UNITS, KIB, REQUEST_UNITS, SIGNATURE_UNITS, SYNC_BYTES
@@ -34,14 +34,11 @@ class Cost:
         """Return the units of so many bytes behind a head."""
         return size_bytes // KIB * self.kib
 
-    def content(self, head_bytes: int, body_bytes: int) -> int:
-        """Return the units of what a call brings, before its head is decoded."""
-        head = head_bytes // KIB * HEAD_KIB_UNITS
-        return head + self.body(body_bytes) + SIGNATURE_UNITS * self.signatures
-
-    def synced_bytes(self, size_bytes: int) -> int:
-        """Return how many synced bytes a call of that size counts as."""
-        return SYNC_BYTES + size_bytes if self.synced else 0
+    def content(self, head_bytes: int, body_bytes: int) -> tuple[int, int]:
+        """Return the units and synced bytes of what a call brings, before its head is decoded."""
+        units = head_bytes // KIB * HEAD_KIB_UNITS + self.body(body_bytes)
+        synced_bytes = SYNC_BYTES + head_bytes + body_bytes if self.synced else 0
+        return units + SIGNATURE_UNITS * self.signatures, synced_bytes
 
 
 OTHER: Final = Cost()
@@ -70,17 +67,17 @@ COSTS: Final[Mapping[str, Cost]] = {
 
 @dataclass(slots=True)
 class Spent:
-    """What was spent on calls of one method."""
+    """What a peer spent, by method."""
 
-    units: int = 0
-    processor_us: int = 0
+    units: Counter[str] = field(default_factory=Counter)
+    processor_us: Counter[str] = field(default_factory=Counter)
 
 
 class Spending:
     """What peers spent within the last minute, by method. Times are of a steady clock."""
 
     def __init__(self) -> None:
-        self._slots: deque[tuple[int, dict[bytes, dict[str, Spent]]]] = deque(maxlen=_SLOTS)
+        self._slots: deque[tuple[int, dict[bytes, Spent]]] = deque(maxlen=_SLOTS)
 
     def add(
         self, peer: bytes, method: str, now_ms: int, *, units: int = 0, processor_us: int = 0
@@ -89,17 +86,15 @@ class Spending:
         number = now_ms // _SLOT_MS
         if not self._slots or self._slots[-1][0] != number:
             self._slots.append((number, {}))
-        spent = self._slots[-1][1].setdefault(peer, {}).setdefault(method, Spent())
-        spent.units += units
-        spent.processor_us += processor_us
+        spent = self._slots[-1][1].setdefault(peer, Spent())
+        spent.units[method] += units
+        spent.processor_us[method] += processor_us
 
-    def of(self, peer: bytes, now_ms: int) -> dict[str, Spent]:
-        """Return what a peer spent, by method."""
-        found: dict[str, Spent] = {}
+    def of(self, peer: bytes, now_ms: int) -> Spent:
+        """Return what a peer spent."""
+        found = Spent()
         for number, slot in self._slots:
-            if number > now_ms // _SLOT_MS - _SLOTS:
-                for method, spent in slot.get(peer, {}).items():
-                    total = found.setdefault(method, Spent())
-                    total.units += spent.units
-                    total.processor_us += spent.processor_us
+            if number > now_ms // _SLOT_MS - _SLOTS and peer in slot:
+                found.units.update(slot[peer].units)
+                found.processor_us.update(slot[peer].processor_us)
         return found

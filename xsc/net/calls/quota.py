@@ -74,8 +74,7 @@ class Ticket:
         Raises:
             RateLimited: it is too much in so short a time.
         """
-        units = self._cost.content(head_bytes, body_bytes)
-        synced = self._cost.synced_bytes(head_bytes + body_bytes)
+        units, synced = self._cost.content(head_bytes, body_bytes)
         self._quota.charge(self._caller, self._method, now_ms, units, synced)
 
     def drop_body(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,7 +187,7 @@ def test_whatever_one_peer_sends_what_it_spends_is_bounded_and_others_have_their
     for pause_ms, caller, method, head, body in calls:
         now_ms += pause_ms
         cost = COSTS.get(method, OTHER)
-        units = cost.base + cost.content(head, body)
+        content, synced_bytes = cost.content(head, body)
         before = quota.left(caller, now_ms)
         try:
             ticket = quota.enter(caller, now_ms, method)
@@ -194,7 +196,7 @@ def test_whatever_one_peer_sends_what_it_spends_is_bounded_and_others_have_their
             continue
         try:
             ticket.charge_content(head, body, now_ms)
-            spent[caller].append((now_ms, units, cost.synced_bytes(head + body)))
+            spent[caller].append((now_ms, cost.base + content, synced_bytes))
             ticket.set_answer(body // 2, now_ms)
         except RateLimited:
             assert quota.left(caller, now_ms) != (second, SYNCED_A_PEER_BYTES_MAX)
@@ -234,6 +236,6 @@ def test_what_was_spent_within_the_last_minute_is_told_by_method():
     spending.add(A, "a.b", 30_000, units=1)
     spending.add(A, "a.c", 59_999, processor_us=2)
     spending.add(B, "a.b", 59_999, units=9)
-    assert spending.of(A, 59_999) == {"a.b": Spent(6, 7), "a.c": Spent(0, 2)}
-    assert spending.of(A, 60_000) == {"a.b": Spent(1, 0), "a.c": Spent(0, 2)}
-    assert spending.of(A, 120_000) == {}
+    assert spending.of(A, 59_999) == Spent(Counter({"a.b": 6}), Counter({"a.b": 7, "a.c": 2}))
+    assert spending.of(A, 60_000) == Spent(Counter({"a.b": 1}), Counter({"a.c": 2}))
+    assert spending.of(A, 120_000) == Spent()

@@ -196,7 +196,7 @@ async def test_a_head_is_on_the_disk_before_it_is_confirmed_and_written_once():
 def test_heads_that_somebody_waits_for_keep_to_what_a_peer_stores(size_bytes, taken_ms):
     pause = keeper.pause_ms(size_bytes, taken_ms)
     heads = SYNCED_MS // pause + 1
-    assert heads * COSTS[HEAD_PUT].synced_bytes(size_bytes) <= SYNCED_A_PEER_BYTES_MAX
+    assert heads * COSTS[HEAD_PUT].content(0, size_bytes)[1] <= SYNCED_A_PEER_BYTES_MAX
     assert pause >= 4 * taken_ms
 
 
