@@ -27,8 +27,7 @@ from xsc import api
 from xsc.base.errors import NotFound
 from xsc.base.limits import KIB
 from xsc.base.log import SilentLog
-from xsc.client.core import Core
-from xsc.client.programs import register
+from xsc.client.calls import Calls
 from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.db.leveldb import LevelDBKeyValue
@@ -272,12 +271,12 @@ async def exported(rounds: int) -> float:
 
 
 def soon(homes: Sequence[Path], quick: bool) -> None:
-    core, count = Core(homes[0]), least(50 if quick else 200, 6)
+    core, count = Calls(homes[0]), least(50 if quick else 200, 6)
     add = {"add.wasm": (WASM / "add.wasm").read_bytes()}
     call = {"module": "add.wasm", "export": "add"}
     hashes = [
-        register(core, chain(1, "rule"), "json", {}, activate=True)["hash"],
-        register(core, chain(1, "module", call), "json", add, activate=True)["hash"],
+        core.register(chain(1, "rule"), "json", {}, activate=True)["hash"],
+        core.register(chain(1, "module", call), "json", add, activate=True)["hash"],
     ]
     values = itertools.count(1)
 
