@@ -18,8 +18,8 @@ from xsc.base.log import Log
 from xsc.base.peering import Peers
 from xsc.space.limits import FOLLOWING_SETTLE_MS
 from xsc.space.paths import UserSpacePaths
+from xsc.space.port import Space
 from xsc.space.record import Entry
-from xsc.space.service import SpaceService
 from xsc.space.sync import SpaceSync, Subscription
 
 
@@ -61,7 +61,7 @@ class Following:
 
     def __init__(
         self,
-        space: SpaceService,
+        space: Space,
         sync: SpaceSync,
         peers: Peers,
         standing: Standing,
