@@ -17,6 +17,7 @@ from xsc.api.status import (
     Version,
 )
 from xsc.base.fields import take_int
+from xsc.node.api.serving import filled
 from xsc.node.build import Node
 from xsc.node.routes.market import own_granted
 from xsc.terms.quote import Kind
@@ -39,10 +40,9 @@ async def status(node: Node, _: Nothing) -> Status:
         addresses=list(node.peers.own_address.addresses()),
         uptime_s=(node.clock.monotonic_ms() - node.started_ms) // 1000,
         peers=_peers(node),
-        storage=StorageStatus(
-            capacity_bytes=node.shards.capacity_bytes,
-            used_bytes=node.shards.used_bytes,
-            reserved_bytes=node.shards.reserved_bytes,
+        storage=filled(
+            StorageStatus,
+            node.shards,
             offered_bytes=offered["storage"],
             granted_bytes=granted["storage"],
         ),
@@ -54,10 +54,7 @@ async def status(node: Node, _: Nothing) -> Status:
             granted_fuel_per_s=granted["compute"],
         ),
         leases=_leases(node),
-        traffic=TrafficStatus(
-            sent_bytes=node.peers.traffic.sent_bytes,
-            received_bytes=node.peers.traffic.received_bytes,
-        ),
+        traffic=filled(TrafficStatus, node.peers.traffic),
     )
 
 
@@ -104,18 +101,6 @@ async def health(node: Node, _: Nothing) -> list[PeerHealth]:
     """Return what probes say of each peer, and which clearing of it does not recompute."""
     false = node.allocator.records.false_clearings()
     return [
-        PeerHealth(
-            id=row.node,
-            state=row.state,
-            availability_ppm=row.availability_ppm,
-            response_ms=row.response_ms,
-            quality_ppm=row.quality_ppm,
-            probes=row.probes,
-            misses=row.misses,
-            wrong=row.wrong,
-            last_seen_ms=row.last_seen_ms,
-            skew_ms=row.skew_ms,
-            false_clearing=false.get(row.node),
-        )
+        filled(PeerHealth, row, id=row.node, false_clearing=false.get(row.node))
         for row in node.health.table()
     ]
