@@ -9,7 +9,7 @@ from typing import Annotated, Any, Unpack
 
 from annotated_types import Ge, Le, Len, MaxLen
 
-from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, absent, named
+from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, absent, file, listing, named
 from xsc.api.problems import Problem
 from xsc.base.errors import XscError, from_code
 from xsc.base.jobs import (
@@ -40,24 +40,30 @@ Text = Annotated[str, MaxLen(65_536)]
 Fuel = Annotated[int, Ge(1), Le(FUEL_MAX)]
 
 
-class Job(Model):
+class Brought(Model):
+    """A module that follows or is named, and what bounds its runs."""
+
+    env: Annotated[dict[str, Text], MaxLen(1024)] = field(default_factory=dict)
+    fuel: Fuel | None = None
+    memory_bytes: Annotated[int, Ge(1), Le(MEMORY_BYTES_MAX)] | None = None
+    timeout_ms: Annotated[int, Ge(1), Le(TIMEOUT_MS_MAX)] | None = None
+    on: Annotated[str, MaxLen(256)] | None = None
+    module: Annotated[str, Len(64, 64)] | None = None
+    """SHA-256, in hexadecimal digits, of a module that the node has or that came lately, instead of
+    its bytes; `module_bytes` is 0 then."""
+    module_bytes: Annotated[int, Ge(0), Le(MODULE_BYTES_MAX)]
+
+
+class Job(Brought):
     """A job, in front of its module and its standard input."""
 
     mode: Mode
     function: Annotated[str, MaxLen(1024)] = "_start"
     arguments: Annotated[tuple[Text, ...], MaxLen(1024)] = ()
-    env: Annotated[dict[str, Text], MaxLen(1024)] = field(default_factory=dict)
     inputs: Annotated[dict[str, str], MaxLen(ARGUMENTS_MAX)] = field(default_factory=dict)
-    fuel: Fuel | None = None
-    memory_bytes: Annotated[int, Ge(1), Le(MEMORY_BYTES_MAX)] | None = None
-    timeout_ms: Annotated[int, Ge(1), Le(TIMEOUT_MS_MAX)] | None = None
-    on: Annotated[str, MaxLen(256)] | None = None
     wait_ms: Annotated[int, Ge(0), Le(TIMEOUT_MS_MAX)] = COMPUTE_WAIT_MS
     """How long it waits where other runs of this node at the provider hold the fuel it needs."""
     local: bool = False
-    module: Annotated[str, Len(64, 64)] | None = None
-    """SHA-256 of a module that came lately, instead of its bytes; `module_bytes` is 0 then."""
-    module_bytes: Annotated[int, Ge(0), Le(MODULE_BYTES_MAX)]
     stdin_bytes: Annotated[int, Ge(0), Le(STDIN_BYTES_MAX)] = 0
     """Of a batch: lines of arguments, parted by spaces."""
     item_fuel: Fuel | None = None
@@ -221,30 +227,10 @@ class Evidence(Model):
 
 RUN: Endpoint[Job, Result] = Endpoint("POST", "/v1/jobs", Job, Result, "Run a job.", takes="framed")
 STREAM = Endpoint(
-    "POST",
-    "/v1/jobs/stream",
-    Job,
-    Line,
-    "Run a program, and show what it writes while it runs.",
-    takes="framed",
-    gives="lines",
+    "POST", "/v1/jobs/stream", Job, Line, "Show a program's output.", takes="framed", gives="lines"
 )
-EVIDENCE = Endpoint(
-    "GET",
-    "/v1/compute/evidence",
-    Nothing,
-    Evidence,
-    "List contradictory receipts.",
-    rows="evidence",
-)
-EVIDENCE_RECORD = Endpoint(
-    "GET",
-    "/v1/compute/evidence/{id}",
-    Id,
-    bytes,
-    "Return one record of evidence.",
-    gives="cbor",
-)
+EVIDENCE = listing("/v1/compute/evidence", Nothing, Evidence, "List contradictory receipts.")
+EVIDENCE_RECORD = file("/v1/compute/evidence/{id}", Id, "Return a record of evidence.")
 
 
 def read_result(mode: Mode, document: Mapping[str, Any]) -> JobResult:
