@@ -231,7 +231,11 @@ class Node(_Face):
 
         What an interrupted call has left beside the file is continued.
         """
-        return await _watched(partial(self._calls.get, capability, Path(path)))
+
+        def work(progress: Progress) -> int:
+            return self._calls.get(capability, Path(path), lambda _: nullcontext(progress))
+
+        return await _watched(work)
 
     async def read(self, capability: str) -> bytes:
         """Return all of an object; use `stream` for one that is larger than memory."""

@@ -20,14 +20,14 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from xsc.base.errors import ArgumentInvalid, unwritable
 from xsc.base.limits import MIB
-from xsc.client.core import Download, Progress
+from xsc.client.core import Download, Watch
 from xsc.client.files import check_target, put_in_place, write_whole
 
 BLOCK_BYTES = MIB
@@ -36,8 +36,6 @@ _SUM_CHARS = 64
 
 Opened = Callable[[str | None], Download]
 """Opens the object, or the range of it that is named."""
-Watch = Callable[[int | None], AbstractContextManager[Progress]]
-"""Told how many bytes the object has; gives what is told how many more have come."""
 
 
 def object_id(capability: str) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from operator import add, and_
 from typing import Any
 
 from xsc.base.errors import ObjectUnknown
-from xsc.client.calls import Calls
-from xsc.client.core import Document, Progress
-from xsc.client.pool import side_by_side
+from xsc.client.calls import Calls, side_by_side
+from xsc.client.core import Document, Watch
 from xsc.client.targets import Target, tree_of
 from xsc.client.tree import Tree
 
@@ -25,8 +23,6 @@ UNKNOWN_MARGIN = -1
 
 Ask = Callable[[str], Document]
 """Asks the node about one object: what `stat` or `check` of it answers."""
-Watch = Callable[[int], AbstractContextManager[Progress]]
-"""Told how many bytes the files have; gives what is told how many of them are dealt with."""
 
 
 def survey(calls: Calls, target: Target, ask: Ask, watch: Watch) -> Document:
@@ -42,17 +38,11 @@ def survey(calls: Calls, target: Target, ask: Ask, watch: Watch) -> Document:
     tree = tree_of(calls, target, listed)
     if tree is None:
         return listed
-    worst = _Worst(listed)
-    _ask_all(ask, tree, worst, watch)
-    return worst.document(tree)
-
-
-def _ask_all(ask: Ask, tree: Tree, worst: _Worst, watch: Watch) -> None:
+    worst, lock = _Worst(listed), threading.Lock()
     files: dict[str, list[str]] = {}
     for node in tree.nodes:
         if node.capability is not None:
             files.setdefault(node.capability, []).append(node.path.decode("utf-8", "replace"))
-    lock = threading.Lock()
 
     def work(found: tuple[str, list[str]]) -> None:
         capability, paths = found
@@ -66,6 +56,7 @@ def _ask_all(ask: Ask, tree: Tree, worst: _Worst, watch: Watch) -> None:
 
     with watch(sum(node.size_bytes for node in tree.nodes)) as progress:
         side_by_side(work, files.items())
+    return worst.document(tree)
 
 
 def _first_end(one: int | None, other: int | None) -> int | None:
