@@ -199,7 +199,8 @@ def received(answer: Document) -> None:
     show_rows(answer["allocations"], _ENTITLEMENTS, "no lease was taken on an offer yet")
 
 
-@asks(allocation, api.market.WHY, click.argument("id", metavar="NODE|SLOT"))
+@asks(allocation, api.market.WHY)
+@click.argument("id", metavar="NODE|SLOT")
 def why(answer: Document) -> None:
     """Explain what needs were granted, and what would have changed that.
 

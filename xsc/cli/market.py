@@ -274,7 +274,8 @@ def edit(settings: Settings, /, quantity: str | None, **stated: Any) -> None:  #
     settings.view(settings.ask(api.market.EDIT, asked), _warn)
 
 
-@asks(market, api.market.WITHDRAW, _slot)
+@asks(market, api.market.WITHDRAW)
+@_slot
 def withdraw(_: Document) -> None:
     """Withdraw an offer or a need. What is used of leases under it stays."""
 
@@ -373,13 +374,10 @@ def leases(answer: Document) -> None:
     show_rows(answer["leases"], _LEASES, "this node has no leases")
 
 
-@asks(
-    market,
-    api.market.LEASE,
-    click.argument("id", metavar="LEASE", type=LEASE),
-    output_option,
-    click.option("--denial", is_flag=True, help="The host's signed count without it."),
-)
+@asks(market, api.market.LEASE)
+@click.argument("id", metavar="LEASE", type=LEASE)
+@output_option
+@click.option("--denial", is_flag=True, help="The host's signed count without it.")
 def lease(_: Document) -> None:
     """Write a signed lease to a file, for `xsc verify --lease`.
 
@@ -387,13 +385,10 @@ def lease(_: Document) -> None:
     """
 
 
-@asks(
-    market,
-    api.market.ACCOUNT,
-    click.argument("id", metavar="PEER", type=PEER),
-    output_option,
-    click.option("--count", is_flag=True, help="The provider's signed count that it pays."),
-)
+@asks(market, api.market.ACCOUNT)
+@click.argument("id", metavar="PEER", type=PEER)
+@output_option
+@click.option("--count", is_flag=True, help="The provider's signed count that it pays.")
 def account(_: Document) -> None:
     """Write the newest voucher of this node for PEER to a file, for `xsc verify`."""
 
@@ -482,7 +477,9 @@ def clearings(answer: Document) -> None:
     show_rows(answer["clearings"], _CLEARINGS, "nothing was cleared here")
 
 
-@asks(market, api.market.CLEARING, click.argument("id", metavar="ID"), output_option)
+@asks(market, api.market.CLEARING)
+@click.argument("id", metavar="ID")
+@output_option
 def clearing(_: Document) -> None:
     """Write a signed clearing record to a file, which `xsc verify` recomputes.
 
