@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterable
@@ -98,6 +97,8 @@ def upload_id(path: Path, file: BinaryIO, *options: object) -> str | None:
     The same for the same path, size, time of change and options; None for what cannot be
     read a second time, like a pipe, and for what is stored in one piece.
     """
+    import hashlib  # noqa: PLC0415 - most commands need none
+
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_size <= SEGMENT_BYTES:
         return None
