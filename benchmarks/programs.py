@@ -33,7 +33,7 @@ from xsc.compute.worker.pool import PoolSandbox
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair, network_id
-from xsc.node.jobs.exports import Exports
+from xsc.node.programs import Exports
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
 from xsc.programs.compile import CompiledProgram, compile_program
 from xsc.programs.document import ModuleCall, parse, resolve
@@ -133,7 +133,7 @@ class Host:
         self.recorder = Recorder(self.space, KEY, NETWORK)
         self.tasks: list[asyncio.Task[None]] = []
         self.manager = ComputeRuntimeManager(
-            Ports(self.space, self, self, self.recorder, clock, SilentLog()),
+            Ports(self.space, self, self.find, self, self.recorder, clock, SilentLog()),
             state=MemoryKeyValue(),
             executor=executor,
             start=self.start,

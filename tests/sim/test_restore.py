@@ -28,11 +28,15 @@ OWNER = 0
 MONEY = {"starter_credit": "1000", "storage_capacity": "2GiB"}
 
 
+def letters(disk):
+    return letters_of(disk.state, disk.space, disk.bodies)
+
+
 def back_up(world, index=OWNER):
     """Return the bytes of a backup of a node as it is now."""
     node = world.nodes[index]
     head = new_head(node.key.node_id, "simulation", "nothing", 0)
-    rows = rows_of(letters_of(world.disks[index], bodies=True))
+    rows = rows_of(letters(world.disks[index]))
     return b"".join(frames(head, rows, seal_of(head)))
 
 
@@ -42,7 +46,7 @@ async def lose_and_restore(world, raw, index=OWNER):
     disk = world.disks[index] = empty_disk()
     reader = Reader([raw])
     found = Brought(reader.head)
-    read_into(reader.entries(seal_of(reader.head)), letters_of(disk, bodies=True), found)
+    read_into(reader.entries(seal_of(reader.head)), letters(disk), found)
     return found
 
 

@@ -242,6 +242,15 @@ _STATUS: Final[Columns] = {
 }
 
 
+_VERSION: Final[Columns] = {"node": "name", "runs": "version", "network": "network"}
+
+
+@asks(node, api.status.VERSION)
+def version(answer: Document) -> None:
+    """Say which XSC the node runs."""
+    show_fields(answer, _VERSION)
+
+
 @asks(node, api.status.STATUS)
 def status(answer: Document) -> None:
     """Show what the node is, holds and does."""
@@ -279,7 +288,7 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
         from xsc.api import serial
         from xsc.node.offline.fsck import check_home
 
-        found = check_home(settings.home, deep=deep, salvaged=salvage).shown()
+        found = check_home(settings.home, deep=deep, salvaged=salvage)
         answer = serial.document(found)
     fields: Columns = {
         "bodies": ("bodies", str),

@@ -37,20 +37,25 @@ from xsc.storage.object.durability import parse as parse_contract
 
 ENVIRONMENT_PREFIX = "XSC_"
 _NOT_KEYS = frozenset({"XSC_HOME", "XSC_PASSPHRASE", "XSC_DEBUG"})
-_LABEL = re.compile(r"[A-Za-z0-9._-]{0,64}")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})")
 
 
-def _label(text: str) -> str:
-    if not _LABEL.fullmatch(text):
-        raise ArgumentInvalid("expected at most 64 letters, digits, dots, dashes or underscores")
-    return text
+def _matching(pattern: str, expected: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ArgumentInvalid(f"expected {expected}")
+        return text
+
+    return read
 
 
-def _name(text: str) -> str:
-    if not text or not _LABEL.fullmatch(text):
-        raise ArgumentInvalid("expected 1 to 64 letters, digits, dots, dashes or underscores")
-    return text
+_name = _matching(r"[A-Za-z0-9._-]{1,64}", "1 to 64 letters, digits, dots, dashes or underscores")
+_label = _matching(
+    r"[A-Za-z0-9._-]{0,64}", "at most 64 letters, digits, dots, dashes or underscores"
+)
+_url = _matching(
+    r"(https?://[!-~]{1,200})?", "the beginning of a URL, for example https://fn.example"
+)
 
 
 def _address(text: str) -> str:
@@ -72,12 +77,6 @@ def _listener(text: str) -> str:
     if not text:
         return ""
     return _address(f"127.0.0.1:{text}" if text.isdecimal() else text)
-
-
-def _url(text: str) -> str:
-    if text and not re.fullmatch(r"https?://[!-~]{1,200}", text):
-        raise ArgumentInvalid("expected the beginning of a URL, for example https://fn.example")
-    return text.rstrip("/")
 
 
 def _addresses(text: str) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Final, Literal, Protocol, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -42,7 +42,7 @@ from xsc.identity.envelope import Count, Id32, Record
 from xsc.identity.keys import KeyPair, derive
 from xsc.ledger.chain import HALF
 from xsc.market.lease_store import CUSTOMER
-from xsc.net.peers import invitation, registry
+from xsc.net.peers import invitation, roster
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
 from xsc.node.system import SystemClock, SystemEntropy
@@ -58,7 +58,6 @@ KEY_BYTES_MAX: Final = 4 * KIB
 VALUE_BYTES_MAX: Final = 128 * MIB
 """Above any body: an object record has a manifest of at most MANIFEST_BYTES_MAX."""
 SALT_BYTES: Final = 16
-FILE_BYTES_MAX: Final = MIB
 KEY_FILE: Final = "identity.key"
 FILES: Final = ("format", "network", "config.toml", "capacity", "peer.port", KEY_FILE)
 """Of the home; all else in it is made anew, or belongs to the process that runs."""
@@ -288,39 +287,18 @@ def home_files(path: Path, *, identity: bool) -> Iterator[Entry]:
     """
     for name in FILES if identity else FILES[:-1]:
         try:
-            with (path / name).open("rb") as file:
-                raw = file.read(FILE_BYTES_MAX + 1)
+            yield Entry(FILE, name.encode(), (path / name).read_bytes())
         except FileNotFoundError:
             if name == KEY_FILE:
                 raise IdentityInvalid(f"the home {path} has lost its {KEY_FILE}") from None
-            continue
         except OSError as fault:
             raise HomeInvalid(f"{path / name} cannot be read: {fault.strerror}") from None
-        if len(raw) > FILE_BYTES_MAX:
-            raise HomeInvalid(f"{path / name} is too large for a file of a home")
-        yield Entry(FILE, name.encode(), raw)
 
 
-class Databases(Protocol):
-    """The databases of a home that a backup can hold."""
-
-    @property
-    def state(self) -> KeyValue:
-        """Everything but the others."""
-
-    @property
-    def space(self) -> KeyValue:
-        """The records of the space."""
-
-    @property
-    def bodies(self) -> KeyValue:
-        """The shards that are stored here."""
-
-
-def letters_of(stores: Databases, *, bodies: bool) -> dict[bytes, KeyValue]:
-    """Return the databases that a backup holds by their letters; the state first."""
-    found = {STATE: stores.state, SPACE: stores.space}
-    return found | {BODY: stores.bodies} if bodies else found
+def letters_of(state: KeyValue, space: KeyValue, bodies: KeyValue | None) -> dict[bytes, KeyValue]:
+    """Return the databases of a home that a backup holds by their letters; the state first."""
+    found = {STATE: state, SPACE: space}
+    return found if bodies is None else found | {BODY: bodies}
 
 
 def rows_of(stores: Mapping[bytes, KeyValue]) -> Iterator[Entry]:
@@ -334,13 +312,7 @@ def rows_of(stores: Mapping[bytes, KeyValue]) -> Iterator[Entry]:
 
 
 def stream(
-    path: Path,
-    network: str,
-    key: KeyPair,
-    stores: Mapping[bytes, KeyValue],
-    *,
-    identity: bool,
-    now_ms: int,
+    home: homes.Home, stores: Mapping[bytes, KeyValue], *, identity: bool, now_ms: int
 ) -> Iterator[bytes]:
     """Return the bytes of a backup as everything is at this call, a frame at a time.
 
@@ -349,9 +321,10 @@ def stream(
     Raises:
         XscError: as `home_files`, and while it is read as `rows_of`.
     """
-    head = new_head(key.node_id, network, "nothing" if identity else "identity", now_ms)
-    files = list(home_files(path, identity=identity))
-    return frames(head, chain(files, rows_of(stores)), seal_of(head, key=key))
+    seal: SealKind = "nothing" if identity else "identity"
+    head = new_head(home.key.node_id, home.network, seal, now_ms)
+    files = list(home_files(home.path, identity=identity))
+    return frames(head, chain(files, rows_of(stores)), seal_of(head, key=home.key))
 
 
 def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool) -> Iterator[bytes]:
@@ -371,15 +344,9 @@ def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool)
             )
         stores = open_stores(home.databases, SilentLog())
         try:
-            letters = letters_of(stores, bodies=bodies)
-            yield from stream(
-                path,
-                home.network,
-                home.key,
-                letters,
-                identity=identity,
-                now_ms=SystemClock().now_ms(),
-            )
+            letters = letters_of(stores.state, stores.space, stores.bodies if bodies else None)
+            now_ms = SystemClock().now_ms()
+            yield from stream(home, letters, identity=identity, now_ms=now_ms)
         finally:
             stores.close()
 
@@ -419,7 +386,7 @@ class Brought:
             self.space_records += entry.key.startswith(META)
         else:
             self.objects += entry.key.startswith(OBJECTS)
-            self.peers += entry.key.startswith(registry.PREFIX)
+            self.peers += entry.key.startswith(roster.PREFIX)
             self.entries += entry.key.startswith(HALF)
 
 
@@ -504,7 +471,8 @@ def _fill(reader: Reader, seal: Seal, path: Path, key_line: str | None) -> Broug
     found = Brought(reader.head)
     stores = open_stores(path / "db", SilentLog())
     try:
-        read_into(reader.entries(seal), letters_of(stores, bodies=True), found)
+        letters = letters_of(stores.state, stores.space, stores.bodies)
+        read_into(reader.entries(seal), letters, found)
     finally:
         stores.close()
     files = found.files

@@ -22,12 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, TypeAlias, cast, get_args
 
-from xsc.base.errors import (
-    ConfigInvalid,
-    HomeInvalid,
-    HomeLocked,
-    IdentityInvalid,
-)
+from xsc.base.errors import ConfigInvalid, HomeInvalid, HomeLocked, IdentityInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import PPM
 from xsc.base.text import cause
@@ -77,20 +72,31 @@ def _write_private(path: Path, text: str) -> None:
     write_file(path, text.encode())
 
 
+def _text_of(path: Path, name: str) -> str | None:
+    """Return what a small file of a home says; None where it is not there.
+
+    Raises:
+        HomeInvalid: it cannot be read.
+    """
+    try:
+        return (path / name).read_text().strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise HomeInvalid(f"{path / name} cannot be read: {cause(fault)}") from None
+
+
 def check_format(path: Path) -> None:
     """Return if the directory is a home of a format known here.
 
     Raises:
         HomeInvalid: no home, or of a newer format.
     """
-    try:
-        text = (path / "format").read_text().strip()
-    except FileNotFoundError:
+    text = _text_of(path, "format")
+    if text is None:
         raise HomeInvalid(
             f"{path} is no XSC home", hint="`xsc node init` makes one in an empty directory"
-        ) from None
-    except (OSError, UnicodeDecodeError) as fault:
-        raise HomeInvalid(f"{path} cannot be read: {cause(fault)}") from None
+        )
     if not text.isdigit():
         raise HomeInvalid(f"{path / 'format'} does not hold a format version")
     if int(text) != FORMAT:
@@ -160,11 +166,7 @@ def init_home(
     if name is not None:
         _write_private(path / "config.toml", f"name = {json.dumps(name)}\n")
     keyfile.write(path / "identity.key", keyfile.to_line(key, entropy, passphrase))
-    return {
-        "id": to_text(key.node_id),
-        "home": str(path),
-        "network": network or NETWORK_DEFAULT,
-    }
+    return {"id": to_text(key.node_id), "home": str(path), "network": network or NETWORK_DEFAULT}
 
 
 def mark(path: Path, stage: Stage) -> None:
@@ -179,12 +181,9 @@ def stage_of(path: Path) -> Stage | None:
     Raises:
         HomeInvalid: its mark cannot be read.
     """
-    try:
-        text = (path / STAGE).read_text().strip()
-    except FileNotFoundError:
+    text = _text_of(path, STAGE)
+    if text is None:
         return None
-    except (OSError, UnicodeDecodeError) as fault:
-        raise HomeInvalid(f"{path / STAGE} cannot be read: {cause(fault)}") from None
     if text not in get_args(Stage):
         raise HomeInvalid(f"{path / STAGE} does not say what is unfinished")
     return cast("Stage", text)
@@ -249,10 +248,10 @@ def network_of(path: Path) -> str:
     Raises:
         HomeInvalid: it is not there.
     """
-    try:
-        return (path / "network").read_text().strip()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise HomeInvalid(f"the home {path} has lost its network's name: {cause(fault)}") from None
+    text = _text_of(path, "network")
+    if text is None:
+        raise HomeInvalid(f"the home {path} has lost its network's name")
+    return text
 
 
 def lock(path: Path) -> IO[str]:
@@ -298,11 +297,8 @@ def unpublish(path: Path) -> None:
 
 def read_number(path: Path) -> int | None:
     """Return the number that a file of the home holds; None where there is none."""
-    try:
-        text = path.read_text().strip()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-    return int(text) if text.isdigit() and len(text) < 20 else None
+    text = _text_of(path.parent, path.name)
+    return int(text) if text and text.isdigit() and len(text) < 20 else None
 
 
 def write_number(path: Path, number: int) -> None:

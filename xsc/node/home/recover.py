@@ -20,13 +20,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xsc.base.errors import (
-    ArgumentInvalid,
-    ObjectUnknown,
-    PeerSilent,
-    UnavailableError,
-    XscError,
-)
+from xsc.base.errors import ArgumentInvalid, ObjectUnknown, PeerSilent, UnavailableError, XscError
 from xsc.base.ids import from_text, node_id_from_text, short
 from xsc.base.limits import (
     DIRECTORY_BYTES_MAX,
@@ -34,12 +28,14 @@ from xsc.base.limits import (
     REQUEST_WINDOW_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
+from xsc.identity.envelope import Signed
 from xsc.ledger.incarnation import Noted, open_noted
 from xsc.net.peers.invitation import SCHEME, from_string
-from xsc.net.peers.registry import PeerInfo
+from xsc.net.peers.roster import PeerInfo
 from xsc.node.build import Node
 from xsc.storage.catalogue.directory import (
     DirectoryEntry,
+    DirectoryHead,
     HeadBody,
     locate_of,
     newest,
@@ -63,7 +59,7 @@ class Found:
     """That it had and that were deleted since."""
     lost: tuple[str, ...]
     """Names of newer objects that nobody who answered has; they are looked for again."""
-    silent: tuple[bytes, ...]
+    silent: frozenset[bytes]
     """Peers that did not answer."""
     noted: Noted
     """What the newest directory says of the ledger."""
@@ -133,26 +129,6 @@ async def meet(node: Node, place: str) -> None:
         node.peers.roster.restore(info)
 
 
-async def _head_of(node: Node, peer: bytes) -> bytes | None:
-    reply = await node.peers.call(
-        peer, HEAD_GET, {"locate": locate_of(node.key)}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
-    )
-    return bytes(reply.parts[0]) if reply.parts else None
-
-
-@dataclass(frozen=True, slots=True)
-class FoundHead:
-    """The newest head that anybody has."""
-
-    raw: bytes
-    generation: int
-    body: HeadBody | None
-    """None where nobody has one."""
-    asked: tuple[bytes, ...]
-    silent: tuple[bytes, ...]
-    """Those that did not answer."""
-
-
 def _restore(node: Node, body: HeadBody) -> None:
     """Take all that a directory says of peers: whom there is, and whom the operator barred."""
     for known in body.peers:
@@ -160,39 +136,39 @@ def _restore(node: Node, body: HeadBody) -> None:
     node.peers.roster.restore_removed(body.removed)
 
 
-async def find_head(node: Node, own: bytes = b"") -> FoundHead:
-    """Ask all peers, and the peers that these know, for the newest head.
+async def find_head(
+    node: Node, asked: set[bytes], silent: set[bytes]
+) -> tuple[Signed[DirectoryHead], HeadBody] | None:
+    """Return the newest head of all peers, and of those that these know, and what it says.
 
     Args:
-        node: the node whose directory it is.
-        own: a head that this node has itself.
+        node: the node whose directory it is; its own head counts as well.
+        asked: takes the peers that were asked.
+        silent: takes those of them that did not answer.
     """
-    asked: set[bytes] = set()
-    silent: list[bytes] = []
+    own, locate = node.directory.head, locate_of(node.key)
     heads: list[bytes] = [own] if own else []
+
+    async def ask(peer: bytes) -> None:
+        asked.add(peer)
+        try:
+            reply = await node.peers.call(
+                peer, HEAD_GET, {"locate": locate}, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+            )
+            heads.extend(bytes(part) for part in reply.parts[:1])
+        except UnavailableError:
+            silent.add(peer)
+        except XscError as fault:
+            node.log.warning("recovery.head_refused", peer=short(peer), code=fault.code)
+
     best = newest(heads, node.key, node.peers.network)
     while fresh := [peer for peer in node.peers.peers() if peer not in asked]:
-        asked.update(fresh)
-        answers = await asyncio.gather(
-            *(_head_of(node, peer) for peer in fresh), return_exceptions=True
-        )
-        for peer, answer in zip(fresh, answers, strict=True):
-            if isinstance(answer, UnavailableError):
-                silent.append(peer)
-            elif isinstance(answer, XscError):
-                node.log.warning("recovery.head_refused", peer=short(peer), code=answer.code)
-            elif isinstance(answer, BaseException):
-                raise answer
-            elif answer is not None:
-                heads.append(answer)
+        await asyncio.gather(*(ask(peer) for peer in fresh))
         best = newest(heads, node.key, node.peers.network)
         # What is written in its own head a home knows, and perhaps more by now.
         if best is not None and best[0].raw != own:
             _restore(node, best[1])
-    raw, generation, body = b"", 0, None
-    if best is not None:
-        raw, generation, body = best[0].raw, best[0].record.generation, best[1]
-    return FoundHead(raw, generation, body, tuple(asked), tuple(silent))
+    return best
 
 
 async def read_directory(node: Node, body: HeadBody) -> list[DirectoryEntry]:
@@ -260,7 +236,7 @@ async def resume_space(node: Node) -> None:
             node.log.warning("recovery.space_not_shown", peer=short(peer), code=fault.code)
 
     await asyncio.gather(*(take_back(peer) for peer in node.peers.peers()))
-    await node.ask_interval()
+    await node.intervals.ask(node.intervals.granters())
 
 
 async def recall_leases(node: Node, listed: Sequence[DirectoryEntry]) -> None:
@@ -305,20 +281,22 @@ async def find_objects(
     await node.shards.start()
     for place in places:
         await meet(node, place)
-    found = await find_head(node, own=node.directory.head)
-    if recovering and found.body is None:
-        raise _nobody_knows(found)
+    asked, silent = set[bytes](), set[bytes]()
+    best = await find_head(node, asked, silent)
     waits = not recovering and not without_silent
-    if found.silent and waits:
-        names = ", ".join(sorted(f"{node.name_of(peer)} ({short(peer)})" for peer in found.silent))
+    if silent and waits:
+        names = ", ".join(sorted(f"{node.name_of(peer)} ({short(peer)})" for peer in silent))
         raise PeerSilent(
             f"these peers do not answer, and may hold what was stored and signed since: {names}",
             hint="try again when they are back, or go on without them: "
             "xsc node restore --without-silent",
         )
-    if found.body is None:
-        return Found(0, 0, 0, (), found.silent, Noted())
-    listed = await read_directory(node, found.body)
+    if best is None:
+        if recovering:
+            raise _nobody_knows(all_silent=bool(silent) and silent == asked)
+        return Found(0, 0, 0, (), frozenset(silent), Noted())
+    head, body = best
+    listed = await read_directory(node, body)
     refs = {_ref(item) for item in listed}
     missing = [item for item in await adopt_all(node, listed) if _ref(item) not in known]
     # What the home lists itself stays listed although nobody answers for it now.
@@ -331,16 +309,16 @@ async def find_objects(
         )
     await catalogue.keep_unfound(missing)
     gone = 0
-    if found.generation > own_generation:
+    if head.record.generation > own_generation:
         for ref in known - refs:
             gone += await node.storage.drop_gone(ref)
-    await node.directory.go_on_from(found.raw)
-    newer, noted = len(refs - known) - len(missing), open_noted(found.body.ledger)
-    return Found(len(listed) - len(missing), newer, gone, lost, found.silent, noted)
+    await node.directory.go_on_from(head.raw)
+    newer, noted = len(refs - known) - len(missing), open_noted(body.ledger)
+    return Found(len(listed) - len(missing), newer, gone, lost, frozenset(silent), noted)
 
 
-def _nobody_knows(found: FoundHead) -> XscError:
-    if found.silent and len(found.silent) == len(found.asked):
+def _nobody_knows(*, all_silent: bool) -> XscError:
+    if all_silent:
         return PeerSilent(
             "no peer that was named answers", hint="give others with --peer, or try again"
         )

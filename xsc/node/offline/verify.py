@@ -10,12 +10,7 @@ from typing import Final, TypeAlias
 from xsc.allocation.clearing_record import Clearing, check_clearing
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short, to_text
-from xsc.base.limits import (
-    COMPILE_BYTE_FUEL,
-    MFUEL,
-    PEER_BODY_BYTES_MAX,
-    PRICE_FUEL,
-)
+from xsc.base.limits import COMPILE_BYTE_FUEL, MFUEL, PEER_BODY_BYTES_MAX, PRICE_FUEL
 from xsc.base.units import ceil_div, format_credits, format_level, format_size, format_time
 from xsc.compute.deployments.rules import check_receipt as check_service_receipt
 from xsc.compute.jobs.evidence import differing
@@ -157,7 +152,7 @@ def _lease_count(raw: bytes) -> str:
     )
 
 
-def open_execution(
+def _open_execution(
     raw: bytes, lease: bytes | None = None, network: bytes | None = None
 ) -> Execution:
     """Return order and receipt of an execution receipt, once all that it says of itself holds.
@@ -166,26 +161,20 @@ def open_execution(
         raw: the receipt's bytes.
         lease: the lease under which it was run, for the price.
         network: that of the evidence that it is inside of.
-
-    Raises:
-        ProofInvalid: the first thing that is wrong.
     """
-    with _proving():
-        signed = _open(raw, ExecutionReceipt, network=network)
-        receipt = signed.record
-        order = _open(receipt.order, Order, "customer", network=signed.network)
-        asked = order.record
-        _require(
-            signed.author == asked.provider, "the receipt is not signed by the order's provider"
-        )
-        price = _price_of(asked, signed, lease)
-        if price is None:
-            # It is the lease's, which is not here: the amount must follow from some price.
-            steps = billed_steps(asked, receipt.outcome, receipt.observed)
-            price = ceil_div(receipt.amount_micro * PRICE_FUEL, steps)
-        fault = check_receipt(order, receipt, price)
-        _require(fault is None, str(fault))
-        return order, signed
+    signed = _open(raw, ExecutionReceipt, network=network)
+    receipt = signed.record
+    order = _open(receipt.order, Order, "customer", network=signed.network)
+    asked = order.record
+    _require(signed.author == asked.provider, "the receipt is not signed by the order's provider")
+    price = _price_of(asked, signed, lease)
+    if price is None:
+        # It is the lease's, which is not here: the amount must follow from some price.
+        steps = billed_steps(asked, receipt.outcome, receipt.observed)
+        price = ceil_div(receipt.amount_micro * PRICE_FUEL, steps)
+    fault = check_receipt(order, receipt, price)
+    _require(fault is None, str(fault))
+    return order, signed
 
 
 def _price_of(asked: Order, receipt: Signed[ExecutionReceipt], lease: bytes | None) -> int | None:
@@ -223,7 +212,7 @@ def _is_of(module: bytes | None, expected: bytes) -> None:
 
 
 def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> str:
-    order, signed = open_execution(raw, lease)
+    order, signed = _open_execution(raw, lease)
     receipt, outcome, asked = signed.record, signed.record.outcome, order.record
     _is_of(module, outcome.module)
     if module is not None:
@@ -258,17 +247,12 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     )
 
 
-def open_dissent(raw: bytes) -> tuple[Execution, Execution]:
-    """Return both orders and receipts of evidence, once it is certain that one is false.
-
-    Raises:
-        ProofInvalid: the first thing that is wrong.
-    """
-    with _proving():
-        signed = _open(raw, Dissent)
+def _open_dissent(raw: bytes) -> tuple[Execution, Execution]:
+    """Return both orders and receipts of evidence, once it is certain that one is false."""
+    signed = _open(raw, Dissent)
     dissent = signed.record
-    first = open_execution(dissent.first, network=signed.network)
-    second = open_execution(dissent.second, network=signed.network)
+    first = _open_execution(dissent.first, network=signed.network)
+    second = _open_execution(dissent.second, network=signed.network)
     _require(
         same_content(first[0].record, second[0].record),
         "the two receipts are not of two providers for the same order",
@@ -285,8 +269,20 @@ def open_dissent(raw: bytes) -> tuple[Execution, Execution]:
     return first, second
 
 
+def open_runs(raw: bytes) -> tuple[Execution, ...]:
+    """Return order and receipt of an execution receipt, or both orders and receipts of evidence.
+
+    Raises:
+        ProofInvalid: the first thing that is wrong.
+    """
+    with _proving():
+        if kind_of(raw, size_max=PEER_BODY_BYTES_MAX) == Dissent.KIND:
+            return _open_dissent(raw)
+        return (_open_execution(raw),)
+
+
 def _dissent(raw: bytes) -> str:
-    (order, first), (_, second) = open_dissent(raw)
+    (order, first), (_, second) = _open_dissent(raw)
     fields = ", ".join(differing(first.record, second.record))
     return (
         f"dissent: {short(first.author)} and {short(second.author)} ran the same order of "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from functools import partial
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
@@ -14,8 +13,8 @@ from xsc.identity.keys import network_id
 from xsc.node.api.serving import Download
 from xsc.node.build import Node
 from xsc.node.home.backup import letters_of, stream
+from xsc.node.home.folder import Home
 from xsc.node.offline.fsck import audited, damaged_body
-from xsc.space import fsck as space_fsck
 
 DAMAGED_MAX = 10_000
 """Listed at once; the number of all stands beside them."""
@@ -23,11 +22,8 @@ DAMAGED_MAX = 10_000
 
 async def fsck(node: Node, asked: api.Fsck) -> api.Audit:
     """Check the node's own databases."""
-    audit = await node.shards.audit(deep=asked.deep)
-    parts = node.parts
-    check = partial(space_fsck.audit, parts.space, network=network_id(node.network))
-    space = await parts.executor.run(check)
-    return audited(audit, space, index="wrong" if audit.index_faults else "ok", kept=None)
+    parts, network = node.parts, network_id(node.network)
+    return await audited(node.shards, parts.space, network, parts.executor, deep=asked.deep)
 
 
 async def damaged(node: Node, _: Nothing) -> api.DamagedBodies:
@@ -39,16 +35,7 @@ async def damaged(node: Node, _: Nothing) -> api.DamagedBodies:
 
 async def gc(node: Node, _: Nothing) -> api.Collected:
     """Drop what need not be kept."""
-    done = await node.collect_garbage()
-    return api.Collected(
-        expired_bytes=done.swept.expired_bytes,
-        leftover_bytes=done.swept.leftover_bytes,
-        objects=done.swept.objects,
-        deletions_confirmed=done.deletions_confirmed,
-        deletions_open=done.deletions_open,
-        deletions_given_up=done.deletions_given_up,
-        reclaimed_bytes=done.reclaimed_bytes,
-    )
+    return await node.collect_garbage()
 
 
 async def _progress(node: Node, wait_ms: int = 0) -> api.Drain:
@@ -121,11 +108,10 @@ async def proof(node: Node, _: Nothing) -> Download:
 async def backup(node: Node, asked: api.Backup) -> Download:
     """Return a backup."""
     parts = node.parts
+    bodies = parts.bodies if asked.bodies else None
     found = stream(
-        node.home,
-        node.network,
-        node.key,
-        letters_of(parts, bodies=asked.bodies),
+        Home(node.home, node.network, node.key),
+        letters_of(parts.state, parts.space, bodies),
         identity=asked.identity,
         now_ms=parts.clock.now_ms(),
     )

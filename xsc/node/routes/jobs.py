@@ -21,7 +21,7 @@ from xsc.base.jobs import JobResult, StoredOutput
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.node.api.serving import Body
 from xsc.node.build import Node
-from xsc.node.jobs.modules import name_of
+from xsc.node.jobs import name_of
 
 
 async def _brought(asked: api.Job, body: Body) -> tuple[bytes, bytes]:
@@ -89,7 +89,7 @@ async def _store_outputs(
     return tuple(told)
 
 
-async def run(node: Node, asked: api.Job, body: Body) -> api.Ended:
+async def run(node: Node, asked: api.Job, body: Body) -> api.Result:
     """Run a job."""
     return api.result_of(await _run(node, asked, *await _brought(asked, body)))
 
