@@ -69,8 +69,7 @@ from xsc.client.files import (
     upload_id,
     write_whole,
 )
-from xsc.client.placement import survey
-from xsc.client.targets import Named, Target, objects_of, one_object, read_tree, resolve
+from xsc.client.targets import Named, Target, objects_of, one_object, read_tree, resolve, survey
 from xsc.client.tree import SUFFIX, Node, tree_id
 
 STREAM = Path("-")

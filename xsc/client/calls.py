@@ -30,8 +30,7 @@ from xsc.client.core import (
     problem_of,
     unwatched,
 )
-from xsc.client.files import read_file, read_module
-from xsc.client.partial import fetch
+from xsc.client.files import fetch, read_file, read_module
 
 DEEP_TIMEOUT_S = 24 * 3600.0
 """A deep check reads six times a quarter of the object before it answers."""

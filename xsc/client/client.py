@@ -33,8 +33,7 @@ from xsc.client.calls import (
 )
 from xsc.client.core import ANSWER_TIMEOUT_S, Document, Progress
 from xsc.client.files import read_module, size_of, unreadable, write_whole
-from xsc.client.placement import Ask, survey
-from xsc.client.targets import Target
+from xsc.client.targets import Ask, Target, survey
 
 T = TypeVar("T")
 Q = TypeVar("Q")

@@ -27,8 +27,7 @@ from xsc.base.errors import ArgumentInvalid, ObjectUnknown, UploadChanged, unwri
 from xsc.base.limits import TREE_DEPTH_MAX
 from xsc.client.calls import Calls, side_by_side
 from xsc.client.core import BLOCK_BYTES, Document, Progress, Watch, unwatched
-from xsc.client.files import upload_id
-from xsc.client.partial import object_id
+from xsc.client.files import object_id, upload_id
 from xsc.client.targets import read_tree
 from xsc.client.tree import (
     MODE_MAX,
@@ -185,22 +184,19 @@ class _Storing:
         size = node.size_bytes
         path = Path(os.fsdecode(node.path))
         resume = upload_id(path, file, tree_id(self.name), part.hex())
-        for attempt in range(2):
-            file.seek(0)
-            source = _Exactly(file, size)
-            try:
-                done = self.calls.put(
-                    source,  # type: ignore[arg-type]
-                    part=f"{tree_id(self.name)}/{part.hex()}",
-                    size_bytes=size,
-                    resume=resume,
-                    progress=self.progress,
-                    **self.how,
-                )
-                break
-            except UploadChanged:
-                if attempt:
-                    raise
+        file.seek(0)
+        source = _Exactly(file, size)
+        try:
+            done = self.calls.put(
+                source,  # type: ignore[arg-type]
+                part=f"{tree_id(self.name)}/{part.hex()}",
+                size_bytes=size,
+                resume=resume,
+                progress=self.progress,
+                **self.how,
+            )
+        except UploadChanged:  # what was stored under that id is gone: the next try stores this
+            return
         capability: str = done["capability"]
         if part_id(source.hasher.digest(), self.options) != part:
             self.calls.remove(capability)
