@@ -27,14 +27,13 @@ from xsc import api
 from xsc.base.errors import NotFound
 from xsc.base.limits import KIB
 from xsc.base.log import SilentLog
-from xsc.client.core import Core
-from xsc.client.programs import register
+from xsc.client.calls import Calls
 from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair, network_id
-from xsc.node.jobs.exports import Exports
+from xsc.node.programs import Exports
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
 from xsc.programs.compile import CompiledProgram, compile_program
 from xsc.programs.document import ModuleCall, parse, resolve
@@ -134,7 +133,7 @@ class Host:
         self.recorder = Recorder(self.space, KEY, NETWORK)
         self.tasks: list[asyncio.Task[None]] = []
         self.manager = ComputeRuntimeManager(
-            Ports(self.space, self, self, self.recorder, clock, SilentLog()),
+            Ports(self.space, self, self.find, self, self.recorder, clock, SilentLog()),
             state=MemoryKeyValue(),
             executor=executor,
             start=self.start,
@@ -272,12 +271,12 @@ async def exported(rounds: int) -> float:
 
 
 def soon(homes: Sequence[Path], quick: bool) -> None:
-    core, count = Core(homes[0]), least(50 if quick else 200, 6)
+    core, count = Calls(homes[0]), least(50 if quick else 200, 6)
     add = {"add.wasm": (WASM / "add.wasm").read_bytes()}
     call = {"module": "add.wasm", "export": "add"}
     hashes = [
-        register(core, chain(1, "rule"), "json", {}, activate=True)["hash"],
-        register(core, chain(1, "module", call), "json", add, activate=True)["hash"],
+        core.register(chain(1, "rule"), "json", {}, activate=True)["hash"],
+        core.register(chain(1, "module", call), "json", add, activate=True)["hash"],
     ]
     values = itertools.count(1)
 

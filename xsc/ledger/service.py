@@ -21,7 +21,7 @@ from xsc.ledger.chain import OTHER, VOUCHER, Chain, key_of
 from xsc.ledger.entry import SettledEntry
 from xsc.ledger.exchange import HEAD, HISTORY, HistoryExchange
 from xsc.ledger.incarnation import Noted
-from xsc.ledger.proposals import PROPOSE, CheckConsent, Proposals, no_payments
+from xsc.ledger.proposals import PROPOSE, Proposals
 from xsc.ledger.state import digest
 from xsc.ledger.statement import (
     StatementRow,
@@ -41,8 +41,6 @@ class LedgerService:
         starter_limit: micro-credits that a peer may owe until `set_limit` says otherwise.
         shares_with: returns the peers whose debts count together with a peer's, itself
             among them.
-        on_change: called when a balance or a limit has changed.
-        check_consent: asked before anything that was paid off the books is booked.
         recovering: sign nothing until `restart`.
 
     Raises:
@@ -56,8 +54,6 @@ class LedgerService:
         state: KeyValue,
         starter_limit: int,
         shares_with: Callable[[bytes], Sequence[bytes]] = lambda peer: [peer],
-        on_change: Callable[[], None] = lambda: None,
-        check_consent: CheckConsent = no_payments,
         recovering: bool = False,
     ) -> None:
         self._key = context.key
@@ -66,15 +62,9 @@ class LedgerService:
         self._executor = context.executor
         self._starter_limit = starter_limit
         self._shares_with = shares_with
-        self.chain = Chain(context, state, on_change=on_change, recovering=recovering)
+        self.chain = Chain(context, state, recovering=recovering)
         self.exchange = HistoryExchange(context, self.chain, starter_limit=starter_limit)
-        self.proposals = Proposals(
-            context,
-            self.chain,
-            self.exchange,
-            starter_limit=starter_limit,
-            check_consent=check_consent,
-        )
+        self.proposals = Proposals(context, self.chain, self.exchange, starter_limit=starter_limit)
         self.set_limit = self.proposals.set_limit
         self.collect = self.proposals.collect
         self.retry_pending = self.proposals.retry_pending

@@ -18,7 +18,7 @@ from functools import partial
 
 from xsc.base.clock import rest
 from xsc.base.encoding import tagged_sha256
-from xsc.base.errors import RateLimited, RecordInvalid, XscError
+from xsc.base.errors import RateLimited, RecordInvalid, StoreDamaged, XscError
 from xsc.base.fields import take_bool
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
@@ -36,6 +36,8 @@ from xsc.base.limits import (
 from xsc.base.merkle import Part, root_of
 from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record
+from xsc.ledger.incarnation import noted_bytes
+from xsc.ledger.service import LedgerService
 from xsc.net.service import PeerNet
 from xsc.storage.catalogue.directory import (
     HeadBody,
@@ -96,11 +98,11 @@ class DirectoryKeeper:
         context: the node's values.
         peers: the peers that are told and listed.
         storage: what the directory lists.
-        ledger: returns what the directory says of the ledger.
+        ledger: what the directory has a summary of.
         state: keeps the last head.
         background: runs a named task once.
-        on_old_copy: called when a peer shows a head that this node signed and this home
-            does not have.
+        on_old_copy: called with the fault when a peer shows a head that this node signed and
+            this home does not have.
     """
 
     def __init__(
@@ -109,10 +111,10 @@ class DirectoryKeeper:
         *,
         peers: PeerNet,
         storage: StorageService,
-        ledger: Callable[[], bytes],
+        ledger: LedgerService,
         state: KeyValue,
         background: Callable[[str, Callable[[], Awaitable[None]]], None],
-        on_old_copy: Callable[[], None],
+        on_old_copy: Callable[[XscError], None],
     ) -> None:
         self._context = context
         self._peers = peers
@@ -138,6 +140,7 @@ class DirectoryKeeper:
         if raw is not None:
             self._kept = KeptHead.from_bytes(raw, size_max=8 * MIB)
         storage.catalogue.on_change = self.wake
+        ledger.chain.on_change = self.wake
 
     @property
     def head(self) -> bytes:
@@ -233,7 +236,7 @@ class DirectoryKeeper:
     async def _write(self) -> bool:
         packed = await self._context.executor.run(lambda: pack(self._storage.catalogue.directory()))
         peers, removed = self._known(), tuple(self._peers.roster.removed()[:REMOVED_LISTED_MAX])
-        ledger = self._ledger()
+        ledger = noted_bytes(self._ledger.noted())
         body = HeadBody(
             written_ms=0,
             peers=peers,
@@ -373,6 +376,11 @@ class DirectoryKeeper:
         ):
             # This home is an old copy, and must not write over what came after it.
             self._context.log.error("directory.newer_at_peer", peer=short(peer))
-            self._on_old_copy()
+            self._on_old_copy(
+                StoreDamaged(
+                    "a peer holds a newer directory of this node: this home is an old copy",
+                    hint="restore the latest home, or recover it: xsc node recover",
+                )
+            )
         elif held != self.head:
             self._context.log.warning("directory.refused_without_reason", peer=short(peer))

@@ -13,7 +13,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import TypeVar
 
@@ -27,14 +27,7 @@ from xsc.base.errors import (
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
-    CUSTODY_BYTES,
-    LEASE_WARNING_MS,
-    LEFTOVERS_KEPT_MS,
     READ_AHEAD_KEPT_MS,
-    REPAIR_BYTES_A_SECOND,
-    REPAIR_CHECK_MS,
-    REPAIR_GRACE_MS,
-    SEGMENTS_IN_FLIGHT,
 )
 from xsc.base.peering import GroupHandler, Handler
 from xsc.base.turns import sliced
@@ -59,18 +52,18 @@ from xsc.storage.object.placement import (
     default_contract,
     likely_columns,
 )
-from xsc.storage.ports import Commit, Hosts, Leases
+from xsc.storage.ports import Commit, Hosts, Leases, Settings
 from xsc.storage.repair.assignment import CustodianAssignment
 from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.drain import Drain
 from xsc.storage.repair.maintained_object import (
     MaintainedObjects,
     RepairResult,
-    RepairSettings,
 )
 from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.repair.own_objects import OwnObjects
+from xsc.storage.repair.peer_departures import Departures
 from xsc.storage.repair.repairer import Repairer
 from xsc.storage.reports import (
     UNFOUND_MARGIN,
@@ -91,25 +84,6 @@ from xsc.storage.transfer.resume import ResumeJournals
 from xsc.terms.storage_receipt import DeletionReceipt
 
 T = TypeVar("T")
-REPAIR_DEFAULTS = RepairSettings(
-    REPAIR_GRACE_MS, REPAIR_BYTES_A_SECOND, REPAIR_CHECK_MS, LEFTOVERS_KEPT_MS
-)
-
-
-@dataclass(frozen=True, slots=True)
-class StorageSettings:
-    """What the operator decides about storage."""
-
-    lease_grace_ms: int
-    """How long hosts keep what is stored under a lease that is over."""
-    repair: RepairSettings = REPAIR_DEFAULTS
-    lease_warning_ms: int = LEASE_WARNING_MS
-    """How long before its end a lease counts as ending soon."""
-    custody_bytes: int = CUSTODY_BYTES
-    """Most that is stored at hosts for one absent owner."""
-    survive: Contract | None = None
-    """The default contract; None: what all known nodes can keep."""
-    segments_in_flight: int = SEGMENTS_IN_FLIGHT
 
 
 class StorageService:
@@ -122,9 +96,10 @@ class StorageService:
         hosts: Hosts,
         leases: Leases,
         node: StorageNode,
+        departures: Departures,
         state: KeyValue,
         commit: Commit,
-        settings: StorageSettings,
+        settings: Settings,
         weight_ppm: Callable[[bytes], int] = lambda _: 0,
         custodian_for: Callable[[bytes], bool] = lambda _: True,
     ) -> None:
@@ -135,6 +110,7 @@ class StorageService:
             hosts: the peers that lease storage to this node.
             leases: those that this node granted.
             node: its shard store.
+            departures: which nodes leave.
             state: the store of the catalogue, journals and custody.
             commit: writes to `state`, synced.
             settings: what the operator decided.
@@ -149,9 +125,10 @@ class StorageService:
         self._client = client = HostClient(
             context,
             hosts=hosts,
+            leaving=departures.leaving,
             lease_grace_ms=settings.lease_grace_ms,
         )
-        grace_ms = settings.repair.grace_ms
+        grace_ms = settings.repair_grace_ms
         watch = NodeWatch(context.clock, client, grace_ms)
         self.drain = drain = Drain(
             context,
@@ -159,12 +136,18 @@ class StorageService:
             node=node,
             state=state,
             commit=commit,
+            departures=departures,
             watch=watch,
             grace_ms=grace_ms,
         )
         drain.on_change = self.node_changed
-        client.leaving = drain.leaving
-        self._shard_server = ShardServer(context, leases=leases, node=node, drain=drain)
+        self._shard_server = ShardServer(
+            context,
+            leases=leases,
+            node=node,
+            check_room=departures.check_room,
+            released=drain.keep,
+        )
         self._finder = ObjectFinder(context, client, self.catalogue.placement)
         self.adoption = Adoption(self.catalogue, self._finder)
         self._owned = OwnObjects(self.catalogue, self._own)
@@ -189,7 +172,7 @@ class StorageService:
             owners,
             leaving=drain.leaving,
             accepts=custodian_for,
-            budget_bytes=settings.custody_bytes,
+            budget_bytes=settings.guard_bytes,
             grace_ms=grace_ms,
         )
         self.custody_repairer = self._repairer(self.custodian, owners)
@@ -201,7 +184,7 @@ class StorageService:
             self._context,
             self._client,
             objects,
-            settings=self._settings.repair,
+            settings=self._settings,
             finder=self._finder,
             watch=watch,
             drain=self.drain,
@@ -273,7 +256,6 @@ class StorageService:
             self._context.entropy,
             code=Code(*code),
             contract=contract,
-            segments_in_flight=self._settings.segments_in_flight,
         )
         if resume is None:
             begun = upload()
@@ -409,9 +391,7 @@ class StorageService:
         located, content_key = open_reference(raw)
         if located.manifest.size_bytes > size_max:
             raise TooLarge(f"the object is over {size_max} bytes")
-        return await read_whole(
-            self._client, located, content_key, self._settings.segments_in_flight
-        )
+        return await read_whole(self._client, located, content_key)
 
     # Customer: looking after
 
@@ -488,7 +468,7 @@ class StorageService:
         return {node for node, ids in leases.items() if all(map(self._hosts.is_denied, ids))}
 
     def _ending(self, ends: Sequence[shown.Ending]) -> list[shown.Ending]:
-        return ending(ends, self._context.clock.now_ms() + self._settings.lease_warning_ms)
+        return ending(ends, self._context.clock.now_ms() + self._settings.warned_ms)
 
     async def check(
         self, capability: str, *, deep: bool, lives_ms: Sequence[int], repair_ms: int

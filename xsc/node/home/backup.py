@@ -42,7 +42,7 @@ from xsc.identity.envelope import Count, Id32, Record
 from xsc.identity.keys import KeyPair, derive
 from xsc.ledger.chain import HALF
 from xsc.market.lease_store import CUSTOMER
-from xsc.net.peers import invitation, registry
+from xsc.net.peers import invitation, roster
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
 from xsc.node.system import SystemClock, SystemEntropy
@@ -353,7 +353,7 @@ def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool)
 
 _COUNTED: Final = {
     "objects": (STATE, OBJECTS),
-    "peers": (STATE, registry.PREFIX),
+    "peers": (STATE, roster.PREFIX),
     "entries": (STATE, HALF),
     "space_records": (SPACE, META),
     "bodies": (BODY, b""),

@@ -32,7 +32,7 @@ from xsc.base.limits import (
 from xsc.identity.envelope import Signed
 from xsc.ledger.incarnation import Noted, open_noted
 from xsc.net.peers.invitation import SCHEME, from_string
-from xsc.net.peers.registry import PeerInfo
+from xsc.net.peers.roster import PeerInfo
 from xsc.node.build import Node
 from xsc.storage.catalogue.directory import (
     DirectoryEntry,
@@ -232,7 +232,7 @@ async def resume_space(node: Node) -> None:
             node.log.warning("recovery.space_not_shown", peer=short(peer), code=fault.code)
 
     await asyncio.gather(*(take_back(peer) for peer in node.peers.peers()))
-    await node.ask_interval()
+    await node.intervals.ask(node.intervals.granters())
 
 
 async def recall_leases(node: Node, listed: Sequence[DirectoryEntry]) -> None:

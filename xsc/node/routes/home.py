@@ -35,16 +35,7 @@ async def damaged(node: Node, _: Nothing) -> api.DamagedBodies:
 
 async def gc(node: Node, _: Nothing) -> api.Collected:
     """Drop what need not be kept."""
-    done = await node.collect_garbage()
-    return api.Collected(
-        expired_bytes=done.swept.expired_bytes,
-        leftover_bytes=done.swept.leftover_bytes,
-        objects=done.swept.objects,
-        deletions_confirmed=done.deletions_confirmed,
-        deletions_open=done.deletions_open,
-        deletions_given_up=done.deletions_given_up,
-        reclaimed_bytes=done.reclaimed_bytes,
-    )
+    return await node.collect_garbage()
 
 
 async def _progress(node: Node, wait_ms: int = 0) -> api.Drain:

@@ -21,7 +21,7 @@ from xsc.base.jobs import JobResult, StoredOutput
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.node.api.serving import Body
 from xsc.node.build import Node
-from xsc.node.jobs.modules import name_of
+from xsc.node.jobs import name_of
 
 
 async def _brought(asked: api.Job, body: Body) -> tuple[bytes, bytes]:

@@ -101,7 +101,7 @@ async def why(node: Node, asked: api.Why) -> api.Provenance:
     owner, path = parse_address(asked.at)
     if not path:
         raise ArgumentInvalid("the path is missing", hint="write [OWNER:]part/part")
-    walk = Why(node.read_space, node.peers.network, parts_of, node.parts.executor)
+    walk = Why(node.following.read, node.peers.network, parts_of, node.parts.executor)
     root = await walk.walk(node.key.node_id if owner is None else node.find(owner), path)
     if asked.replay:
         await node.programs.rerun(root)

@@ -8,7 +8,7 @@ from xsc.api import services as api
 from xsc.api.endpoint import Nothing
 from xsc.node.api.serving import Body
 from xsc.node.build import Node
-from xsc.node.jobs.modules import name_of
+from xsc.node.jobs import name_of
 
 
 async def _module(node: Node, named: bytes | None, brought: bytes) -> bytes:

@@ -95,7 +95,7 @@ async def get(node: Node, asked: api.Get) -> api.Valued:
     """Read a record."""
     owner, path = _record_at(node, asked.at)
     newest = asked.sequence is None
-    entry = await node.read_space(owner, path) if newest else _version(node, asked)
+    entry = await node.following.read(owner, path) if newest else _version(node, asked)
     if entry.value is None:
         raise NotFound(f"the value at '{path}' is not on this node")
     record = entry.signed.record

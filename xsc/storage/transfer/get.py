@@ -16,6 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from xsc.base.errors import ArgumentInvalid
+from xsc.base.limits import SEGMENTS_IN_FLIGHT
 from xsc.storage.object import segment as segments
 from xsc.storage.object.capability import ReadCapability
 from xsc.storage.object.erasure import Buffer, Code, decode_rows
@@ -384,9 +385,7 @@ async def read_segment(
     return data, received
 
 
-async def read_whole(
-    client: HostClient, located: Located, content_key: bytes, segments_in_flight: int
-) -> tuple[bytes, int]:
+async def read_whole(client: HostClient, located: Located, content_key: bytes) -> tuple[bytes, int]:
     """Return an object that lies as shards, its own first, and how many bytes came from others.
 
     Raises:
@@ -397,7 +396,7 @@ async def read_whole(
     received = following = 0
     try:
         while following < segments_of(located.manifest) or ahead:
-            while following < segments_of(located.manifest) and len(ahead) < segments_in_flight:
+            while following < segments_of(located.manifest) and len(ahead) < SEGMENTS_IN_FLIGHT:
                 reading = read_segment(client, located, content_key, following)
                 ahead.append(asyncio.create_task(reading))
                 following += 1

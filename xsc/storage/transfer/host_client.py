@@ -150,7 +150,14 @@ class HostClient:
     Receipts are held against what was sent, shards against the root that was asked for.
     """
 
-    def __init__(self, context: Context, *, hosts: Hosts, lease_grace_ms: int) -> None:
+    def __init__(
+        self,
+        context: Context,
+        *,
+        hosts: Hosts,
+        leaving: Callable[[], Collection[bytes]],
+        lease_grace_ms: int,
+    ) -> None:
         self._context = context
         self.own = context.key.node_id
         self.clock = context.clock
@@ -159,7 +166,7 @@ class HostClient:
         self.hosts = hosts
         self._latencies: dict[bytes, LatencyEstimate] = {}
         self.lease_grace_ms = lease_grace_ms
-        self.leaving: Callable[[], Collection[bytes]] = frozenset
+        self.leaving = leaving
         """Returns the nodes that leave."""
         self._reprobes: dict[bytes, asyncio.Task[None]] = {}
 

@@ -30,7 +30,13 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short
-from xsc.base.limits import INLINE_BYTES_MAX, OBJECT_BYTES_MAX, PUT_ENDS_MS, SEGMENT_BYTES
+from xsc.base.limits import (
+    INLINE_BYTES_MAX,
+    OBJECT_BYTES_MAX,
+    PUT_ENDS_MS,
+    SEGMENT_BYTES,
+    SEGMENTS_IN_FLIGHT,
+)
 from xsc.base.merkle import root_of
 from xsc.base.refusals import refusal
 from xsc.base.units import held_bytes
@@ -194,7 +200,6 @@ class Upload:
         *,
         code: Code,
         contract: Contract,
-        segments_in_flight: int,
         journal: ResumeJournal | None = None,
         kept: Kept | None = None,
     ) -> None:
@@ -206,7 +211,6 @@ class Upload:
         self._entropy = entropy
         self._code = code
         self._contract = contract
-        self._segments_in_flight = segments_in_flight
         kept = self._kept
         self._secret = entropy.token(SECRET_BYTES) if kept is None else kept.head.secret
         self._content_key = content_key(self._secret)
@@ -538,7 +542,7 @@ class Upload:
         running: set[asyncio.Task[None]] = set()
         try:
             while not final:
-                while len(running) >= self._segments_in_flight:
+                while len(running) >= SEGMENTS_IN_FLIGHT:
                     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in [task for task in running if task.done()]:
                         task.result()

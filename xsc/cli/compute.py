@@ -12,42 +12,62 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Final, Unpack
 
 import click
 
+from xsc import api
 from xsc.api import serial
+from xsc.api.endpoint import Id
 from xsc.api.jobs import result_of
 from xsc.base.errors import EXIT_INTERRUPTED, EXIT_PARTLY, ArgumentInvalid
 from xsc.base.jobs import JobOptions, JobResult, JobSpec, Verification
-from xsc.base.limits import STDIN_BYTES_MAX
-from xsc.base.units import format_size
-from xsc.cli.compute import deployments
-from xsc.cli.compute.evidence import evidence
-from xsc.cli.compute.reexecute import verify
+from xsc.base.limits import INPUT_BYTES_MAX, PEER_BODY_BYTES_MAX, STDIN_BYTES_MAX
+from xsc.base.units import format_credits, format_size
 from xsc.cli.options import (
+    CONCURRENCY,
     INPUT,
     MODULE,
     PAIR,
     PATH,
+    PEER,
     PROGRAM_EXIT_BASE,
+    RUN_FUEL,
+    RUN_MEMORY,
+    RUN_TIME,
+    SERVICE,
     WHOLE,
     Group,
     ProgramCommand,
     Settings,
+    asks,
     job_options,
     table_of,
 )
-from xsc.cli.output import say, short, show, show_json, warn
-from xsc.client.calls import Show, read_bounded, read_file, read_module
+from xsc.cli.output import Columns, moment, or_dash, say, short, show, show_json, show_rows, warn
+from xsc.client.calls import DeployOptions, Show
+from xsc.client.calls import follow as rows_of
 from xsc.client.core import Document
-from xsc.client.files import check_target, make_directory, place_in, write_whole
+from xsc.client.files import (
+    check_target,
+    make_directory,
+    place_in,
+    read_bounded,
+    read_file,
+    read_module,
+    write_whole,
+)
 from xsc.client.targets import Named, one_object
 
 _NUMBER = re.compile(r"-(\.?[0-9]|inf|nan).*", re.IGNORECASE | re.DOTALL)
 EXIT_MAX = 255
 _LIKE_OURS = (*range(PROGRAM_EXIT_BASE, PROGRAM_EXIT_BASE + EXIT_PARTLY + 1), EXIT_INTERRUPTED)
 """Codes by which XSC says that it failed itself, where it passes those of programs on."""
+ROWS_SHOWN = 20
+WAIT_MS = 20_000
+"""How long one call waits for the next row of a log that is followed."""
+EXITS = {"agrees": 0, "convicts": 0, "differs": 6, "cannot_tell": 7}
+"""Codes by which `verify` says what came of it."""
 
 
 @click.group(cls=Group)
@@ -285,7 +305,213 @@ def _tell_verification(settings: Settings, verification: Verification) -> None:
         say(f"agree: {', '.join(map(short, verification.agreeing))}")
 
 
-compute.add_command(verify)
-compute.add_command(evidence)
-for service_command in deployments.COMMANDS:
-    compute.add_command(service_command)
+@compute.command()
+@click.argument("receipt", metavar="RECEIPT", type=PATH)
+@click.argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@click.option("--module", type=PATH, required=True, metavar="MOD", help="The module that was run.")
+@click.option("--stdin", type=PATH, help="The standard input that it had.")
+@click.option("--env", type=PAIR, multiple=True, metavar="K=V", help="A variable that it had.")
+@click.option(
+    "--input",
+    "inputs",
+    type=PAIR,
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A file that it read as /in/NAME.",
+)
+@click.option("--batch", type=PATH, help="The lines of a batch.")
+@click.option("--item-fuel", type=WHOLE, help="Most fuel for a line of the batch.")
+def verify(
+    settings: Settings,
+    *,
+    receipt: Path,
+    arguments: tuple[str, ...],
+    module: Path,
+    stdin: Path | None,
+    env: tuple[tuple[str, str], ...],
+    inputs: tuple[tuple[str, str], ...],
+    batch: Path | None,
+    item_fuel: int | None,
+) -> int:
+    """Run the order of an execution receipt again, here, and compare every bit.
+
+    Needs neither a node nor the network. Exits with 0 if the receipt agrees,
+    with 6 if it differs, and with 7 if nothing can be told: another engine, or a
+    run that was ended for its time. Of `xsc compute evidence`, both receipts are
+    compared, and 0 means that at least one is false.
+    """
+    if batch is not None and (arguments or stdin or env or inputs):
+        raise ArgumentInvalid("with --batch there is no other input than its lines")
+    raw = read_file(receipt, "receipt", PEER_BODY_BYTES_MAX)
+    code = read_module(module)
+    source = stdin if batch is None else batch
+    text = b"" if source is None else read_file(source, "standard input", STDIN_BYTES_MAX)
+    files = {name: read_file(Path(path), "input", INPUT_BYTES_MAX) for name, path in inputs}
+    from xsc.node.offline.replay import Given, replay_file
+
+    answer: Document = replay_file(raw, code, Given(arguments, dict(env), text, files, item_fuel))
+    settings.view(answer, _show_verdicts)
+    return EXITS[answer["verdict"]]
+
+
+def _show_verdicts(answer: Document) -> None:
+    for row in answer.get("providers", [answer]):
+        who = f"{short(row['provider'])} " if "provider" in row else ""
+        show(who + row["verdict"].replace("_", " "))
+        for reason in row["reasons"]:
+            say(reason)
+
+
+_EVIDENCE: Final[Columns] = {
+    "id": ("id", short),
+    "found": ("found_ms", moment),
+    "believed": "first_name",
+    "against": "second_name",
+    "function": "function",
+    "module": lambda row: row["module"][:16],
+    "differ in": ("differs", ", ".join),
+}
+
+
+@compute.command()
+@click.argument("evidence_id", metavar="[ID]", required=False)
+@click.option("-o", "--output", type=PATH, help="Write the record ID there.")
+def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -> None:
+    """List receipts of two providers for one order that cannot both be true.
+
+    With ID and -o, one signed record is written to a file: `xsc verify` checks it
+    without a node, and `xsc compute verify` says whose receipt is wrong.
+    """
+    if (evidence_id is None) != (output is None):
+        raise ArgumentInvalid("ID and --output go together")
+    if evidence_id is not None and output is not None:
+        settings.save(api.jobs.EVIDENCE_RECORD, Id(id=evidence_id), output)
+    else:
+        settings.view(settings.ask(api.jobs.EVIDENCE), _show_evidence)
+
+
+def _show_evidence(answer: Document) -> None:
+    show_rows(answer["evidence"], _EVIDENCE, "no provider has contradicted another")
+
+
+@compute.command()
+@click.argument("module", metavar="MOD", type=MODULE)
+@click.option("--name", required=True, metavar="NAME", help="What the service is called.")
+@click.option("--version", metavar="V", help="What this version is called.  [the next number]")
+@click.option(
+    "--env", "variables", type=PAIR, multiple=True, metavar="K=V", help="One variable for it."
+)
+@click.option("--fuel", type=RUN_FUEL, help="Most fuel of a request.")
+@click.option("--memory", "memory_bytes", type=RUN_MEMORY, help="Most memory of a request.")
+@click.option("--timeout", "timeout_ms", type=RUN_TIME, help="Most time of a request.")
+@click.option("--concurrency", type=CONCURRENCY, help="Requests that run at once.  [4]")
+@click.option("--on", type=PEER, metavar="NODE", help="Have this node hold it, and pay it.")
+def deploy(
+    settings: Settings,
+    *,
+    module: Path,
+    name: str,
+    variables: tuple[tuple[str, str], ...],
+    **how: Unpack[DeployOptions],
+) -> None:
+    """Let the WASI program MOD answer requests, and print where.
+
+    Each request runs it anew: fields, query and path come as variables, the
+    body as standard input (WAGI); what it writes is the answer.
+    """
+    how["env"] = table_of(variables, "variable")
+    done = settings.calls().deploy(read_module(module), name, **how)
+    _tell_service(settings, done)
+
+
+_SERVICES: Final[Columns] = {
+    "name": "name",
+    "owner": lambda row: row["owner_name"] or short(row["owner"]),
+    "version": "version",
+    "at": lambda row: row["node_name"] or short(row["node"]),
+    "state": "state",
+    "<requests": ("requests", str),
+    "<failed": ("failures", str),
+    "<refused": ("refused", str),
+    "url": ("url", or_dash),
+}
+
+
+@compute.command("ls")
+def services(settings: Settings) -> None:
+    """List services: one's own, and those that are held for peers."""
+    answer = settings.ask(api.services.LIST)
+    settings.view(
+        answer, lambda _: show_rows(answer["services"], _SERVICES, "there are no services")
+    )
+    if settings.json:
+        return
+    for row in answer["services"]:
+        if row["fault"]:
+            warn(f"{row['name']}: {row['fault']}")
+    if any(row["state"] == "off" for row in answer["services"]):
+        say("this node answers no requests: set services_listen, for example to 8080")
+
+
+@compute.command()
+@click.argument("name", type=SERVICE)
+@click.option("-f", "--follow", is_flag=True, help="Go on with each request that comes.")
+@click.option("-n", "count", type=WHOLE, default=ROWS_SHOWN, help="Newest rows.  [20]")
+def logs(settings: Settings, *, name: str, follow: bool, count: int) -> None:
+    """Show the newest requests of a service, and what each cost.
+
+    With --json, one document a line where it follows, else one with all.
+    """
+    calls = settings.calls()
+    if follow:
+        for row in rows_of(calls, name, count, WAIT_MS):
+            settings.view(row, _show_row)
+        return
+    asked = api.services.Log(name=name, n=count)
+    settings.view(calls.ask(api.services.LOG, asked), _show_rows)
+
+
+def _show_rows(answer: Document) -> None:
+    for row in answer["requests"]:
+        _show_row(row)
+
+
+def _show_row(row: Document) -> None:
+    ended = f"  {row['trap']}" if row["trap"] else ""
+    show(
+        f"{moment(row['at_ms'])}  {row['request_id']}  {row['version']}  {row['status']}  "
+        f"{row['method']} {row['path'] or '/'}  {row['fuel_used']} fuel  "
+        f"{format_size(row['memory_peak_bytes'])}  {row['wall_ms']}ms  "
+        f"{format_credits(row['amount_micro'])} credits{ended}"
+    )
+    for line in row["note"].splitlines():
+        show(f"    {line}")
+
+
+@compute.command()
+@click.argument("name", type=SERVICE)
+@click.option("--to", metavar="V", help="The version to go back to.  [the one before]")
+def rollback(settings: Settings, *, name: str, to: str | None) -> None:
+    """Go back to a version of a service; requests that run end with theirs."""
+    asked = api.services.Rollback(name=name, to=to)
+    _tell_service(settings, settings.ask(api.services.ROLLBACK, asked))
+
+
+@asks(compute, api.services.UNDEPLOY, click.argument("name", type=SERVICE))
+def undeploy(answer: Document) -> None:
+    """Remove a service, all of its versions and its log."""
+    if answer["warning"]:
+        warn(answer["warning"])
+
+
+def _tell_service(settings: Settings, done: Document) -> None:
+    settings.view(done, done["url"] or f"/fn/{done['owner']}/{done['name']}")
+    if settings.json:
+        return
+    if settings.verbose:
+        say(f"version {done['version']} is active")
+    if done["state"] == "off":
+        warn(
+            "this node answers no requests: set services_listen in its config.toml, "
+            "for example to 8080, and start it again"
+        )

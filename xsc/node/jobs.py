@@ -1,4 +1,4 @@
-"""Stored objects as the inputs of jobs: named by their content, read where that is needed.
+"""What jobs name instead of bringing it: modules that came before, and stored objects as inputs.
 
 An order names each input by its SHA-256, so that an object is read once by the node
 that orders; its digest is remembered from then on, for an object never changes.
@@ -6,16 +6,64 @@ that orders; its digest is remembered from then on, for an object never changes.
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xsc.base.bounded import Bounded
 from xsc.base.clock import Executor, run_sized
-from xsc.base.errors import TooLarge
-from xsc.base.limits import INPUT_BYTES_MAX, INPUT_HASHES_REMEMBERED_MAX
+from xsc.base.errors import ArgumentInvalid, ModuleUnknown, TooLarge
+from xsc.base.limits import (
+    INPUT_BYTES_MAX,
+    INPUT_HASHES_REMEMBERED_MAX,
+    MODULE_NAMED_BYTES_LEAST,
+    MODULES_NAMED_BYTES_MAX,
+)
+from xsc.compute.wasm.inputs import digest_of
 from xsc.storage.service import StorageService
 from xsc.storage.transfer.locality import Referred
+
+
+def name_of(named: str | None, brought: bytes) -> bytes | None:
+    """Return the SHA-256 of the module that a request names, None where it brings one.
+
+    Raises:
+        ArgumentInvalid: it does both, or the name is none.
+    """
+    if named is None:
+        return None
+    if brought:
+        raise ArgumentInvalid("a request either names its module or brings it")
+    if not re.fullmatch("[0-9a-f]{64}", named):
+        raise ArgumentInvalid("a module is named by 64 hexadecimal digits")
+    return bytes.fromhex(named)
+
+
+class Modules:
+    """The modules that came last, by their SHA-256; small ones are quicker sent than named."""
+
+    def __init__(self) -> None:
+        self._kept: Bounded[bytes, bytes] = Bounded(size_max=MODULES_NAMED_BYTES_MAX, size_of=len)
+
+    @staticmethod
+    def wants(module: bytes) -> bool:
+        """Say whether a module is large enough to be kept."""
+        return len(module) >= MODULE_NAMED_BYTES_LEAST
+
+    def keep(self, digest: bytes, module: bytes) -> None:
+        """Keep a module; those that were not used longest go."""
+        self._kept.put(digest, module)
+
+    def get(self, digest: bytes) -> bytes:
+        """Return a module.
+
+        Raises:
+            ModuleUnknown: it is not here, or no more.
+        """
+        module = self._kept.get(digest)
+        if module is None:
+            raise ModuleUnknown("this node does not have the module", hint="send its bytes along")
+        return module
 
 
 @dataclass(eq=False)
@@ -70,7 +118,7 @@ class JobInputs:
         digest = self._digests.get(referred.manifest_hash)
         if digest is None:
             content = await _content(self._storage, capability)
-            digest = await run_sized(self._executor, len(content), _sha256, content)
+            digest = await run_sized(self._executor, len(content), digest_of, content)
             self._digests.put(referred.manifest_hash, digest)
         return StoredInput(
             name,
@@ -82,7 +130,3 @@ class JobInputs:
             self._storage,
             content,
         )
-
-
-def _sha256(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from base64 import b64decode
+import time
+from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
@@ -22,8 +24,10 @@ from xsc.base.errors import (
     PeerSilent,
     ShardsDamaged,
     UploadChanged,
+    XscError,
 )
-from xsc.base.units import format_size
+from xsc.base.limits import GIB
+from xsc.base.units import format_credits, format_size
 from xsc.cli.options import (
     CODE,
     NAME,
@@ -51,17 +55,23 @@ from xsc.cli.output import (
     show_json,
     show_pairs,
     show_rows,
+    show_table,
     warn,
     yes_or_no,
 )
-from xsc.cli.store import tree
-from xsc.cli.store.cost import say_cost
-from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions, unreadable
+from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions
 from xsc.client.core import Document, Progress
-from xsc.client.files import check_target, make_directory, size_of, upload_id, write_whole
+from xsc.client.files import (
+    check_target,
+    make_directory,
+    size_of,
+    unreadable,
+    upload_id,
+    write_whole,
+)
 from xsc.client.placement import survey
-from xsc.client.targets import Named, objects_of, one_object, resolve
-from xsc.client.tree import SUFFIX, tree_id
+from xsc.client.targets import Named, Target, objects_of, one_object, read_tree, resolve
+from xsc.client.tree import SUFFIX, Node, tree_id
 
 STREAM = Path("-")
 
@@ -107,7 +117,7 @@ def put(
     """
     how["survive"] = how.get("survive") or ""
     if recursive:
-        return tree.put(settings, file, reread=reread, **how)
+        return _put_tree(settings, file, reread=reread, **how)
     if reread:
         raise ArgumentInvalid("--reread goes with -r")
     if (name := how.get("name")) is not None:
@@ -174,7 +184,7 @@ def _upload(settings: Settings, calls: Calls, file: Path, **how: Unpack[PutOptio
             how["name"] = file.name
         how["wait_for_name"] = bool(how["name"])
         if not settings.json:
-            say_cost(calls, size, how.get("code"))
+            _say_cost(calls, size, how.get("code"))
         resume = upload_id(file, source, how["name"], how["survive"], how.get("code"))
         if resume is not None and (
             before := calls.ask(api.objects.UPLOAD, Id(id=resume))["stored_bytes"]
@@ -222,7 +232,7 @@ def get(
     if recursive:
         if output == STREAM or part is not None:
             raise ArgumentInvalid("a directory goes whole, and to the disk: -o DIR")
-        tree.get(settings, cap, output, version)
+        _get_tree(settings, cap, output, version)
         return
     if output != STREAM:
         check_target(output)
@@ -278,7 +288,7 @@ def listing(
     Names of directories end with a slash.
     """
     if recursive:
-        tree.show_tree(settings, object_of(prefix), version)
+        _show_tree(settings, object_of(prefix), version)
         return
     if version is not None:
         raise ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
@@ -295,7 +305,7 @@ def listing(
             for key in ("ends_ms", "ending", *(() if versions else ("version",))):
                 row.pop(key, None)
     empty = "this node has stored nothing" + (" under such names" if prefix else "")
-    settings.table(answer, "objects", _OBJECTS, empty)
+    settings.view(answer, lambda _: show_rows(answer["objects"], _OBJECTS, empty))
 
 
 def _version(row: Document) -> str:
@@ -572,7 +582,7 @@ def rm(
     calls = settings.calls()
     cap, found = _to_delete(calls, cap, version)
     if isinstance(cap, Named) and cap.name.endswith(SUFFIX):
-        tree.confirm_removal(calls, cap.name, version, yes=yes)
+        _confirm_removal(calls, cap.name, version, yes=yes)
     answers = remove_all(calls, found)
     names = {answer.pop("name", "") for answer in answers}
     if isinstance(cap, Named):
@@ -709,3 +719,158 @@ def _show_collected(answer: Document) -> None:
     if answer["deletions_given_up"]:
         ended = count_of(answer["deletions_given_up"], "deletion")
         show(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")
+
+
+# Directories
+
+
+def _say_cost(calls: Calls, size_bytes: int | None, code: tuple[int, int] | None) -> None:
+    """Print what more than a GiB costs a month; nothing for a stream, or where nobody quotes."""
+    if size_bytes is None or size_bytes <= GIB:
+        return
+    try:
+        coded = None if code is None else f"{code[0]},{code[1]}"
+        found = calls.ask(
+            api.market.ESTIMATE, api.market.Estimate(size_bytes=size_bytes, code=coded)
+        )
+    except XscError:
+        return  # of what is wrong the put itself tells
+    say(
+        f"{format_size(size_bytes)}, {format_size(found['coded_bytes'])} coded {found['code']}, "
+        f"cost about {format_credits(found['storage_micro'])} credits in 30 days "
+        "at the prices quoted now"
+    )
+
+
+_LETTERS = {"directory": "d", "file": "-", "link": "l"}
+
+
+def _put_tree(settings: Settings, folder: Path, *, reread: bool, **how: Unpack[PutOptions]) -> int:
+    """Store a directory; return the exit code."""
+    from xsc.client.folders import put_tree
+
+    given, code = how.get("name"), how.get("code")
+    name = (given if given is not None else folder.absolute().name).rstrip("/")
+    if not name:
+        raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
+    calls = settings.calls()
+
+    def storing(total: int) -> AbstractContextManager[Progress]:
+        if not settings.json:
+            _say_cost(calls, total, code)
+        return progress_bar(f"storing {name}", total)
+
+    stored = put_tree(
+        calls,
+        folder,
+        name,
+        started_ms=time.time_ns() // 1_000_000,
+        warn=warn,
+        survive=how["survive"],
+        code=code,
+        reread=reread,
+        progress=storing,
+    )
+    for warning in stored.document["warnings"]:
+        warn(warning)
+    capability = stored.document["capability"]
+    answer = {
+        "capability": capability,
+        "name": stored.document["name"],
+        "files": stored.files,
+        "sent_files": stored.sent,
+        "sent_bytes": stored.sent_bytes,
+        "left_out": stored.left_out,
+    }
+    if settings.verbose and not settings.json:
+        say(f"sent {stored.sent} of {stored.files} files, {format_size(stored.sent_bytes)}")
+    settings.view(answer, capability)
+    return EXIT_PARTLY if stored.left_out else 0
+
+
+def _directory(calls: Calls, target: str | Named, version: int | None) -> Target:
+    """Return what is meant, which is a directory as far as a name says it.
+
+    Raises:
+        ArgumentInvalid: a file has that name. ObjectUnknown: nothing has.
+    """
+    found = resolve(calls, target, version)
+    if isinstance(target, Named) and found.kind != "directory":
+        raise ArgumentInvalid(f"{target.name} is a file, not a directory", hint="leave -r out")
+    return found
+
+
+def _get_tree(settings: Settings, target: str | Named, output: Path, version: int | None) -> None:
+    """Fetch a directory."""
+    from xsc.client.folders import get_tree
+
+    calls = settings.calls()
+    found = _directory(calls, target, version)
+    tree = get_tree(
+        calls,
+        found.capability,
+        output,
+        warn=warn,
+        path=found.path,
+        progress=lambda total: progress_bar("fetching", total),
+    )
+    files = sum(node.kind == "file" for node in tree.nodes)
+    size = sum(node.size_bytes for node in tree.nodes)
+    if settings.json:
+        show_json({"directory": str(output), "files": files, "size_bytes": size})
+    elif settings.verbose:
+        say(f"fetched {files} files, {format_size(size)}, to {output}")
+
+
+def _show_tree(settings: Settings, target: str | Named, version: int | None) -> None:
+    """List what is in a stored directory."""
+    calls = settings.calls()
+    found = _directory(calls, target, version)
+    tree = read_tree(calls, found.capability)
+    if found.path:
+        tree = tree.at(found.path)
+    if settings.json:
+        show_json({"entries": [_entry(node) for node in tree.nodes]})
+    else:
+        show_table(_HEADS, [_cells(node) for node in tree.nodes], "the directory is empty")
+
+
+def _entry(node: Node) -> Document:
+    return {
+        "path": node.path.decode("utf-8", "replace"),
+        "path_base64": b64encode(node.path).decode(),
+        "kind": node.kind,
+        "mode": node.mode,
+        "mtime_ns": node.mtime_ns,
+        "size_bytes": node.size_bytes,
+        "capability": node.capability,
+    }
+
+
+_HEADS = ("mode", "<size", "changed", "path")
+
+
+def _cells(node: Node) -> list[str]:
+    is_link = node.kind == "link"
+    return [
+        _LETTERS[node.kind] + ("" if is_link else f"{node.mode:04o}"),
+        format_size(node.size_bytes) if node.kind == "file" else "-",
+        moment(node.mtime_ns // 1_000_000),
+        os.fsdecode(node.path) + (f" -> {os.fsdecode(node.target)}" if is_link else ""),
+    ]
+
+
+def _confirm_removal(calls: Calls, name: str, version: int | None, *, yes: bool) -> None:
+    """Ask whether a directory is to be deleted, unless that was said already.
+
+    Raises:
+        ArgumentInvalid: it is not, or nobody can be asked.
+    """
+    if yes:
+        return
+    what = f"all of {name}" if version is None else f"version {version} of {name}"
+    if not sys.stdin.isatty():
+        raise ArgumentInvalid(f"{what} is to be deleted, a directory", hint="--yes says so")
+    files = len(calls.parts(tree_id(name)))
+    if not click.confirm(f"Delete {what}, a directory of {files} stored files?", err=True):
+        raise ArgumentInvalid("it was not confirmed, and nothing was deleted")
