@@ -24,13 +24,14 @@ from xsc.base.errors import NotFound, Unauthorized, XscError
 from xsc.base.ids import SHORT_CHARS
 from xsc.base.log import Log
 from xsc.net.transport.http import say_continue
+from xsc.node.api import openapi
 
 KEEP_ALIVE_MS = 75_000
 """How long a connection may be idle."""
 PATH = web.RequestKey("path", dict[str, str])
 """Where a request has the named parts of its path."""
-_OPEN = ("/health", proof.PATH)
-"""Paths that need no token: the first says nothing, the second is asked before it is shown."""
+_OPEN = ("/health", proof.PATH, *openapi.PATHS)
+"""Paths that need no token: they say nothing of the node, or are asked before it is shown."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _SHORT_ID = re.compile(rf"(?<![\w(])[a-z2-7]{{{SHORT_CHARS}}}(?!\w)")
@@ -154,7 +155,9 @@ def application(routes: Iterable[web.RouteDef], token: str, log: Log, names: Nam
         port = request.transport.get_extra_info("sockname")[1]
         return reply({"proof": proof.proof_of(token, port, challenge)})
 
-    table = _Routes([web.get("/health", _alive), web.post(proof.PATH, prove), *routes])
+    table = _Routes(
+        [web.get("/health", _alive), web.post(proof.PATH, prove), *openapi.ROUTES, *routes]
+    )
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.raw_path
