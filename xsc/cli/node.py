@@ -193,7 +193,7 @@ def start(settings: Settings, /, *, wait: bool, **given: str | None) -> int:
 
 
 def _start_in_background(settings: Settings, overrides: dict[str, str], passphrase: str) -> None:
-    from xsc.cli.background import LOG, start_and_wait
+    from xsc.cli.devnet import LOG, start_and_wait
     from xsc.node.home.folder import lock
 
     # Says who has the home, and whether it may be one, before a log is written there.
