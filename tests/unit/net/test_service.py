@@ -133,6 +133,13 @@ async def test_a_call_carries_header_and_parts_both_ways_and_names_its_caller(no
     assert bert.calls == [(anna.id, {"a": 1}, [b"x", b""])]
 
 
+async def test_a_node_answers_itself_in_process(nodes):
+    anna, _ = nodes
+    reply = await anna.net.call(anna.id, "test.echo", {"a": 1}, [part(b"x")])
+    assert (reply.header, [bytes(data) for data in reply.parts]) == ({"a": 1}, [b"x"])
+    assert anna.calls == [(anna.id, {"a": 1}, [b"x"])]
+
+
 async def test_large_parts_are_checked_and_carried(nodes):
     anna, bert = nodes
     data = bytes(range(256)) * 4096

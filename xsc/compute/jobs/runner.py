@@ -30,6 +30,8 @@ from xsc.terms.execution import Order
 from xsc.terms.lease import OWN_COMPUTE, RunTerms
 
 _NONCE_BYTES = 16
+FREE = RunTerms(price=0, tier="mutual", cleared=False)
+"""The terms of what a node runs for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,8 @@ class GrantedOrder:
     module: bytes
     given: RunInput
     output_bytes: int
-    terms: RunTerms | None = None
-    """Those of its lease; None where this node runs it for itself."""
+    terms: RunTerms = FREE
+    """Those of its lease."""
     wait_ms: int = COMPUTE_WAIT_MS
     """How long it may wait for its turn."""
     saved_bytes: int = 0
@@ -134,11 +136,10 @@ class JobRunner:
         """Run an order and sign its receipt; `waited_ms` counts towards how long it may wait."""
         started_ms = self._clock.now_ms()
         began_ms = self._clock.monotonic_ms()
-        terms = granted.terms
         job = replace(
             job_of(order.record, granted.module, granted.given, granted.output_bytes),
-            tier="mutual" if terms is None else terms.tier,
-            cleared=terms is not None and terms.cleared,
+            tier=granted.terms.tier,
+            cleared=granted.terms.cleared,
             wait_ms=max(0, granted.wait_ms - waited_ms),
         )
         if output is None:
@@ -152,7 +153,7 @@ class JobRunner:
         receipt = make_receipt(
             order,
             result,
-            price=0 if terms is None else terms.price,
+            price=granted.terms.price,
             started_ms=started_ms,
             wall_ms=wall_ms,
             saved_bytes=granted.saved_bytes,
