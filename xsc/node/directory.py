@@ -28,14 +28,12 @@ from xsc.base.limits import (
     DIRECTORY_INTERVAL_MS,
     DIRECTORY_TOLD_MS_MAX,
     DIRECTORY_WAITED_MS,
-    HEAD_STEP_BYTES,
     INCARNATION_GAP,
     MIB,
     REMOVED_LISTED_MAX,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
 from xsc.base.merkle import Part, root_of
-from xsc.base.units import ceil_div
 from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record
 from xsc.ledger.incarnation import noted_bytes
@@ -48,7 +46,7 @@ from xsc.storage.catalogue.directory import (
     pack,
 )
 from xsc.storage.catalogue.directory import open_head as open_signed_head
-from xsc.storage.catalogue.heads import HEAD_PUT
+from xsc.storage.catalogue.heads import HEAD_PUT, steps_of
 from xsc.storage.catalogue.names import HIDDEN
 from xsc.storage.object.durability import Contract
 from xsc.storage.service import StorageService
@@ -69,7 +67,7 @@ def pause_ms(size_bytes: int, taken_ms: int) -> int:
     Though somebody waits for it: a peer stores so many bytes of heads within a time, and what
     keeps the names must not keep the node from all else.
     """
-    return max(DIRECTORY_WAITED_MS * ceil_div(size_bytes, HEAD_STEP_BYTES), 4 * taken_ms)
+    return max(DIRECTORY_WAITED_MS * steps_of(size_bytes), 4 * taken_ms)
 
 
 class KeptHead(Record):

@@ -20,10 +20,12 @@ from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     DIRECTORY_HEAD_BYTES_MAX,
+    HEAD_STEP_BYTES,
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Handler
 from xsc.base.turns import Turns
+from xsc.base.units import ceil_div
 from xsc.identity.context import Context
 from xsc.storage.catalogue.directory import DirectoryHead, open_head
 from xsc.storage.ports import Commit
@@ -31,6 +33,11 @@ from xsc.storage.ports import Commit
 HEADS = b"storage/head/"
 HEAD_PUT = "storage.head_put"
 HEAD_GET = "storage.head_get"
+
+
+def steps_of(size_bytes: int) -> int:
+    """Return how many steps of time a head of that size takes to be told."""
+    return max(1, ceil_div(size_bytes, HEAD_STEP_BYTES))
 
 
 class DirectoryHeadStore:
