@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from typing import ParamSpec, TypeVar
 
 from xsc.base.limits import DESCRIPTOR_SHARES, DESCRIPTORS_MAX, MIB
+from xsc.base.work import worked
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,9 +50,25 @@ class ThreadExecutor:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="xsc-work")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what the function returns."""
+        """Return what the function returns, and tell the present call what it takes."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, partial(function, *args, **kwargs))
+        took_us: list[int] = []
+
+        def timed() -> T:
+            began_us = self.processor_us()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                took_us.append(self.processor_us() - began_us)
+
+        try:
+            return await loop.run_in_executor(self._pool, timed)
+        finally:
+            worked(sum(took_us))
+
+    def processor_us(self) -> int:
+        """Return the processor time of the present thread."""
+        return time.thread_time_ns() // 1000
 
     def close(self) -> None:
         """Wait for what runs and refuse anything new."""

@@ -13,6 +13,7 @@ from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.jobs import JobResult, JobSpec, Verification
 from xsc.base.limits import COMPUTE_WAIT_MS, PROGRAMS_REMEMBERED_MAX
+from xsc.base.work import worked
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.jobs.receipts import job_of, make_receipt
 from xsc.compute.jobs.replies import Delivered, result_of
@@ -148,6 +149,7 @@ class JobRunner:
         wall_ms = self._clock.monotonic_ms() - began_ms
         if result.trap in ("cancelled", "compile_limit"):
             wall_ms = result.wall_ms
+        worked(1000 * result.wall_ms)
         receipt = make_receipt(
             order,
             result,
