@@ -562,6 +562,7 @@ class Node:
     def _make_compute(self) -> None:
         """Make the services that run jobs and deployments."""
         config, parts = self.config, self.parts
+        self.limits = Limits(config.fuel, config.memory_bytes, config.timeout_ms)
         self.evidence = EvidenceStore(self.peers.network, parts.state)
         self.storage.drain.copies = self.directory.copies_beside
         self.compute = ComputeService(
@@ -572,6 +573,7 @@ class Node:
             evidence=self.evidence,
             inputs=self.storage,
             compile_ms=config.compile_limit_ms,
+            limits=self.limits,
         )
         self.modules = Modules()
         self.job_inputs = JobInputs(self.storage, parts.executor)
@@ -684,16 +686,6 @@ class Node:
         """Return the steps that leases have drawn of entitlements, here and at others."""
         taken = self.market.store.drawn_steps("customer", self.clock.now_ms())
         return taken | self.market.headroom.drawn_steps()
-
-    def job_limits(
-        self, fuel: int | None, memory_bytes: int | None, timeout_ms: int | None
-    ) -> Limits:
-        """Return the limits of a job, the node's own where it names none."""
-        return Limits(
-            fuel=self.config.fuel if fuel is None else fuel,
-            memory_bytes=self.config.memory_bytes if memory_bytes is None else memory_bytes,
-            timeout_ms=self.config.timeout_ms if timeout_ms is None else timeout_ms,
-        )
 
     @property
     def peer_url(self) -> str:

@@ -20,6 +20,7 @@ from xsc.compute.jobs.replies import Delivered, result_of
 from xsc.compute.jobs.tasks import Task, task_of
 from xsc.compute.ports import InputObject
 from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
+from xsc.compute.wasm.limits import DEFAULTS, Limits, limits_of
 from xsc.compute.wasm.program import Program, read
 from xsc.compute.wasm.rows import calls_of
 from xsc.compute.wasm.sandbox import Sandbox
@@ -63,12 +64,15 @@ class JobRunner:
         entropy: Entropy,
         executor: Executor,
         sandbox: Sandbox,
+        limits: Limits = DEFAULTS,
     ) -> None:
+        """Put it together; `limits` are those of jobs that name none."""
         self._own = key.node_id
         self._clock = clock
         self._entropy = entropy
         self._executor = executor
         self._sandbox = sandbox
+        self._limits = limits
         self._signer = BatchSigner(key, network)
         self._programs: Bounded[bytes, Program] = Bounded(PROGRAMS_REMEMBERED_MAX)
 
@@ -86,9 +90,10 @@ class JobRunner:
         if program is None:
             program = await self._executor.run(read, spec.module)
             self._programs.put(digest, program)
+        limits = limits_of(spec, self._limits)
         if spec.mode != "batch":
-            return task_of(spec, program, digest, objects)
-        return await self._executor.run(task_of, spec, program, digest, objects)
+            return task_of(spec, program, digest, objects, limits)
+        return await self._executor.run(task_of, spec, program, digest, objects, limits)
 
     async def result(
         self, task: Task, done: Delivered, verification: Verification | None = None
