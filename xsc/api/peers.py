@@ -6,7 +6,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le, MaxLen
 
-from xsc.api.endpoint import Endpoint, Key, Model, Nothing, named
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, listing, named, post
 from xsc.base.limits import INVITATION_TTL_MS, PPM
 
 
@@ -107,24 +107,11 @@ class Recognise(Who):
     weight_ppm: Annotated[int, Ge(0), Le(PPM)]
 
 
-LIST = Endpoint("GET", "/v1/peers", Nothing, Peer, "List all known peers.", rows="peers")
-JOIN = Endpoint(
-    "POST", "/v1/peers", Join, NamedPeer, "Accept another node's invitation.", status=201
-)
-INVITE = Endpoint(
-    "POST",
-    "/v1/peers/invitations",
-    Invite,
-    Invitation,
-    "Make an invitation, good for one peer.",
-    status=201,
-)
-RECOGNISE = Endpoint(
-    "POST", "/v1/peers/{who}/recognise", Recognise, RecognisedPeer, "Weigh a peer."
-)
-RENAME = Endpoint("POST", "/v1/peers/{who}/rename", Rename, NamedPeer, "Name a peer.")
-CONFIRM = Endpoint(
-    "POST", "/v1/peers/{who}/confirm", Who, NamedPeer, "Answer for a peer that was introduced."
-)
-BLOCK = Endpoint("POST", "/v1/peers/{who}/block", Who, NamedPeer, "Refuse a peer everything.")
+LIST = listing("/v1/peers", Nothing, Peer, "List all known peers.")
+JOIN = post("/v1/peers", Join, NamedPeer, "Accept another node's invitation.", status=201)
+INVITE = post("/v1/peers/invitations", Invite, Invitation, "Make an invitation.", status=201)
+RECOGNISE = post("/v1/peers/{who}/recognise", Recognise, RecognisedPeer, "Weigh a peer.")
+RENAME = post("/v1/peers/{who}/rename", Rename, NamedPeer, "Name a peer.")
+CONFIRM = post("/v1/peers/{who}/confirm", Who, NamedPeer, "Answer for a peer.")
+BLOCK = post("/v1/peers/{who}/block", Who, NamedPeer, "Refuse a peer everything.")
 REMOVE = Endpoint("DELETE", "/v1/peers/{who}", Who, NamedPeer, "Forget a peer.")

@@ -29,11 +29,8 @@ def _called(answer: Document) -> str:
     return f"{answer['name']} ({short(answer['id'])})"
 
 
-@asks(
-    peer,
-    api.peers.INVITE,
-    click.option("--ttl", "ttl_ms", type=DURATION, help="Valid for so long.  [1d]"),
-)
+@asks(peer, api.peers.INVITE)
+@click.option("--ttl", "ttl_ms", type=DURATION, help="Valid for so long.  [1d]")
 def invite(answer: Document) -> None:
     """Print an invitation, by which one node becomes a member of the circle.
 
@@ -45,12 +42,9 @@ def invite(answer: Document) -> None:
     say(f"valid for one node until {until}; use: xsc peer add INVITATION")
 
 
-@asks(
-    peer,
-    api.peers.JOIN,
-    click.argument("invitation", type=INVITATION),
-    click.option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]"),
-)
+@asks(peer, api.peers.JOIN)
+@click.argument("invitation", type=INVITATION)
+@click.option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]")
 def add(answer: Document) -> str:
     """Add the node that gave the INVITATION (or @FILE, or -)."""
     return f"added {_called(answer)}"
@@ -114,19 +108,23 @@ def ls(settings: Settings, costs: bool) -> None:
     settings.view(answer, lambda _: show_rows(rows, columns, empty))
 
 
-@asks(peer, api.peers.REMOVE, _who)
+@asks(peer, api.peers.REMOVE)
+@_who
 def rm(answer: Document) -> str:
     """Forget a peer; it can be added again."""
     return f"removed {_called(answer)}"
 
 
-@asks(peer, api.peers.RENAME, _who, click.argument("name", metavar="NAME"))
+@asks(peer, api.peers.RENAME)
+@_who
+@click.argument("name", metavar="NAME")
 def rename(answer: Document) -> str:
     """Call a peer NAME on this node; others call it as they like."""
     return f"{short(answer['id'])} is called {answer['name']}"
 
 
-@asks(peer, api.peers.CONFIRM, _who)
+@asks(peer, api.peers.CONFIRM)
+@_who
 def confirm(answer: Document) -> str:
     """Answer for an introduced peer as for one that you invited.
 
@@ -136,13 +134,16 @@ def confirm(answer: Document) -> str:
     return f"confirmed {_called(answer)}"
 
 
-@asks(peer, api.peers.BLOCK, _who)
+@asks(peer, api.peers.BLOCK)
+@_who
 def block(answer: Document) -> str:
     """Refuse a peer everything from now on."""
     return f"blocked {_called(answer)}"
 
 
-@asks(peer, api.peers.RECOGNISE, _who, click.argument("weight_ppm", metavar="SHARE", type=SHARE))
+@asks(peer, api.peers.RECOGNISE)
+@_who
+@click.argument("weight_ppm", metavar="SHARE", type=SHARE)
 def recognise(answer: Document) -> str:
     """Recognise a peer with a SHARE, for example 25%.
 

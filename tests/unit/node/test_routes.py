@@ -9,6 +9,7 @@ import pytest
 from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
+from pydantic import TypeAdapter
 
 from tests.sim.network import content, put, run
 from tests.sim.test_slots import A_STEP, SETTINGS, leased, need, offer, recognise
@@ -61,13 +62,18 @@ class Api:
     def __init__(self, node):
         routes = serving(node).routes()
         self.routes = {(route.method, route.path): route.handler for route in routes}
+        self.endpoints = {(each.method, each.path): each for each in ANSWERS}
 
     async def call(self, method, path, *, body=b"", **headers):
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         request = make_mocked_request(method, path, headers=named, payload=sent(body))
         answer = await self.routes[method, path.partition("?")[0]](request)
         assert isinstance(answer, web.Response)
-        return json.loads(answer.text)
+        told, endpoint = json.loads(answer.text), self.endpoints[method, path.partition("?")[0]]
+        # What a node sends is what the client's model reads, and nothing beside it.
+        for row in told[endpoint.rows] if endpoint.rows else [told]:
+            assert TypeAdapter(endpoint.answer).validate_json(json.dumps(row))
+        return told
 
 
 @pytest.mark.parametrize("text", ["²", "9" * 5_000, "-1", "1.0", "x", ""])
