@@ -21,7 +21,6 @@ from xsc.compute.jobs.replicated import ReplicatedRun
 from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.jobs.streams import RemoteOutput
 from xsc.compute.ports import ComputeBook, ComputeLeases, Handler, InputObject, InputReader
-from xsc.compute.wasm.limits import DEFAULTS, Limits
 from xsc.compute.wasm.sandbox import Sandbox
 from xsc.identity.context import Context
 
@@ -39,14 +38,8 @@ class ComputeService:
         evidence: EvidenceStore,
         inputs: InputReader,
         compile_ms: int = COMPILE_MS_DEFAULT,
-        limits: Limits = DEFAULTS,
     ) -> None:
-        """Put it together.
-
-        `compile_ms` is how long others may compile a module for this node, `limits` are those of
-        jobs that name none.
-        """
-        self._own = context.key.node_id
+        """Put it together; `compile_ms` is how long others may compile a module for this node."""
         self._sandbox = sandbox
         self.runner = JobRunner(
             key=context.key,
@@ -55,7 +48,6 @@ class ComputeService:
             entropy=context.entropy,
             executor=context.executor,
             sandbox=sandbox,
-            limits=limits,
         )
         self._job_executor = JobExecutor(context, book=book, inputs=inputs, runner=self.runner)
         self._streams = RemoteOutput(context.caller, context.clock, self._job_executor.output_of)
@@ -114,7 +106,7 @@ class ComputeService:
         verification = None
         if spec.verify is not None:
             done, verification = await self._customer.verify(task, read_quorum(spec.verify))
-        elif spec.local or on == self._own:
+        elif spec.local or on == self.runner.own:
             done = await self.runner.run_here(task, output)
         else:
             done = await self._customer.buy(task, on, output)

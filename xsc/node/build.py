@@ -562,7 +562,6 @@ class Node:
     def _make_compute(self) -> None:
         """Make the services that run jobs and deployments."""
         config, parts = self.config, self.parts
-        self.limits = Limits(config.fuel, config.memory_bytes, config.timeout_ms)
         self.evidence = EvidenceStore(self.peers.network, parts.state)
         self.storage.drain.copies = self.directory.copies_beside
         self.compute = ComputeService(
@@ -573,8 +572,8 @@ class Node:
             evidence=self.evidence,
             inputs=self.storage,
             compile_ms=config.compile_limit_ms,
-            limits=self.limits,
         )
+        self.compute.runner.limits = Limits(config.fuel, config.memory_bytes, config.timeout_ms)
         self.modules = Modules()
         self.job_inputs = JobInputs(self.storage, parts.executor)
         self.services = DeploymentService(

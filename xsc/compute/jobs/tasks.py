@@ -14,7 +14,7 @@ from xsc.compute.jobs.locality import check_objects, spared
 from xsc.compute.ports import InputObject
 from xsc.compute.wasm import rows
 from xsc.compute.wasm.inputs import RunInput
-from xsc.compute.wasm.limits import Limits
+from xsc.compute.wasm.limits import Limits, limits_of
 from xsc.compute.wasm.program import Program
 from xsc.compute.wasm.values import parse_arguments
 from xsc.terms.execution import Number, Order
@@ -100,13 +100,7 @@ class Task:
         )
 
 
-def task_of(
-    spec: JobSpec,
-    program: Program,
-    digest: bytes,
-    objects: Sequence[InputObject],
-    limits: Limits,
-) -> Task:
+def task_of(spec: JobSpec, program: Program, digest: bytes, objects: Sequence[InputObject]) -> Task:
     """Return the task of a job; for a batch it parses every line.
 
     Args:
@@ -114,12 +108,12 @@ def task_of(
         program: what its module declares.
         digest: the SHA-256 of its module.
         objects: those that `spec.inputs` names.
-        limits: of its run.
 
     Raises:
         ExportUnknown, SignatureMismatch: it cannot run.
         ArgumentInvalid, TooLarge: an input or limit is malformed or over a bound.
     """
+    limits = limits_of(spec, Limits())
     made = partial(
         Task,
         spec.module,

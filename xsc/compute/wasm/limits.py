@@ -57,10 +57,7 @@ class Limits:
         return run_steps(self.fuel, self.memory_bytes)
 
 
-DEFAULTS = Limits()
-
-
-def limits_of(asked: object, defaults: Limits = DEFAULTS) -> Limits:
+def limits_of(asked: object, defaults: Limits) -> Limits:
     """Return the limits that a job or a service asks for, the defaults where it names none.
 
     Raises:

@@ -27,7 +27,7 @@ async def deploy(node: Node, asked: api.Deploy, body: Body) -> api.Service:
         asked.name,
         version=asked.version,
         environment=asked.env,
-        limits=limits_of(asked, node.limits),
+        limits=limits_of(asked, node.compute.runner.limits),
         concurrency=asked.concurrency,
         on=None if asked.on is None else node.find(asked.on),
     )
