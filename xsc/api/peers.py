@@ -10,6 +10,17 @@ from xsc.api.endpoint import Endpoint, Key, Model, Nothing, listing, named, post
 from xsc.base.limits import INVITATION_TTL_MS, PPM
 
 
+class Spent(Model):
+    """What a peer had this node do within the last minute by calls of one method."""
+
+    method: str
+    """Empty of calls that this node does not know."""
+    units: int
+    """What it was charged, by a table: a unit is about a microsecond of a processor."""
+    processor_us: int
+    """What was measured, in threads and jails as well."""
+
+
 class Peer(Model):
     """One peer."""
 
@@ -38,6 +49,11 @@ class Peer(Model):
     limit_micro: int
     shared_through: str | None
     """The introducer with whose other peers it shares that limit."""
+    spent: list[Spent]
+    units_left: int
+    """Of its share of this node, now; less than nothing is owed."""
+    synced_bytes_left: int
+    """The same, of what is written for it and synced, and not paid."""
 
 
 class NamedPeer(Model):

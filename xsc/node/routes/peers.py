@@ -12,6 +12,9 @@ from xsc.node.routes.ledger import shared_through
 def _row(node: Node, peer: bytes) -> api.Peer:
     info = node.peers.info(peer)
     seen = node.health.row(peer)
+    quota, now_ms = node.peers.server.quota, node.clock.monotonic_ms()
+    units_left, synced_bytes_left = quota.left(peer, now_ms)
+    spent = quota.spending.of(peer, now_ms)
     return filled(
         api.Peer,
         info,
@@ -24,6 +27,12 @@ def _row(node: Node, peer: bytes) -> api.Peer:
         balance_micro=node.ledger.balance(peer),
         limit_micro=node.ledger.limit(peer),
         shared_through=shared_through(node, peer),
+        spent=[
+            api.Spent(method=method, units=units, processor_us=spent.processor_us[method])
+            for method, units in sorted(spent.units.items())
+        ],
+        units_left=units_left,
+        synced_bytes_left=synced_bytes_left,
     )
 
 
