@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+from contextlib import closing
 from http.client import HTTPConnection
 
 import pytest
@@ -95,11 +96,11 @@ def test_the_page_of_the_api_needs_no_token_and_no_other_host(net):
     place = find_place(net[0].home)
 
     def fetch(path):
-        connection = HTTPConnection(place.host, place.port)
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        assert answer.status == 200
-        return answer.headers, answer.read().decode()
+        with closing(HTTPConnection(place.host, place.port)) as connection:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            assert answer.status == 200
+            return answer.headers, answer.read().decode()
 
     headers, page = fetch("/docs")
     sources = re.findall(
