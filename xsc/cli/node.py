@@ -664,12 +664,7 @@ def _tell(settings: Settings, found: Brought | None, since: dict[str, object] | 
         kept = {
             "id": to_text(found.head.node),
             "created_ms": found.head.created_ms,
-            "objects": found.objects,
-            "peers": found.peers,
-            "entries": found.entries,
-            "space_records": found.space_records,
-            "bodies": found.bodies,
-            "bodies_bytes": found.bodies_bytes,
+            **found.counts,
             "identity": found.head.identity,
         }
     if settings.json:

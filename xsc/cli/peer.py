@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from xsc import api
-from xsc.base.units import format_credits, format_share
+from xsc.base.units import format_credits, format_share, format_size
 from xsc.cli.options import DURATION, INVITATION, PEER, SHARE, Command, Group, Settings, asks
 from xsc.cli.output import Columns, by_name, moment, say, short, show, show_rows
 from xsc.client.core import Document
@@ -78,14 +78,34 @@ _PEERS: Final[Columns] = {
 }
 
 
-@asks(peer, api.peers.LIST)
-def ls(answer: Document) -> None:
+_COSTS: Final[Columns] = {
+    "name": "name",
+    "method": "method",
+    "<units": "units",
+    "<processor us": "processor_us",
+    "<units left": "units_left",
+    "<synced left": ("synced_bytes_left", format_size),
+}
+
+
+@peer.command()
+@click.option("--costs", is_flag=True, help="Show what each had this node do within a minute.")
+def ls(settings: Settings, costs: bool) -> None:
     """List all peers, and who introduced whom.
 
     "reaches us" is what the peer says: whether it reaches this node at the addresses
     that it was told.
+
+    With `--costs`, a line for each method that a peer called within the last minute: the
+    units that it was charged, the processor time that was measured, and what is left of its
+    share. A unit is about a microsecond of a processor.
     """
-    show_rows(answer["peers"], _PEERS, NO_PEERS)
+    answer = settings.ask(api.peers.LIST)
+    rows, columns, empty = answer["peers"], _PEERS, NO_PEERS
+    if costs:
+        rows = [row | spent for row in rows for spent in row["spent"]]
+        columns, empty = _COSTS, "no peer called this node within the last minute"
+    settings.view(answer, lambda _: show_rows(rows, columns, empty))
 
 
 @asks(peer, api.peers.REMOVE)
