@@ -437,15 +437,10 @@ _SERVICES: Final[Columns] = {
 }
 
 
-@compute.command("ls")
-def services(settings: Settings) -> None:
+@asks(compute, api.services.LIST, name="ls")
+def services(answer: Document) -> None:
     """List services: one's own, and those that are held for peers."""
-    answer = settings.ask(api.services.LIST)
-    settings.view(
-        answer, lambda _: show_rows(answer["services"], _SERVICES, "there are no services")
-    )
-    if settings.json:
-        return
+    show_rows(answer["services"], _SERVICES, "there are no services")
     for row in answer["services"]:
         if row["fault"]:
             warn(f"{row['name']}: {row['fault']}")

@@ -14,6 +14,7 @@ import click
 from xsc import api
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, StoreDamaged, UnavailableError, unwritable
 from xsc.base.ids import to_text
+from xsc.base.text import count_of
 from xsc.base.units import format_credits, format_duration, format_level, format_size
 from xsc.cli.options import (
     INVITATION,
@@ -29,7 +30,6 @@ from xsc.cli.options import (
 )
 from xsc.cli.output import (
     Columns,
-    count_of,
     moment,
     progress_bar,
     say,

@@ -27,6 +27,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.limits import GIB
+from xsc.base.text import count_of
 from xsc.base.units import format_credits, format_size
 from xsc.cli.options import (
     CODE,
@@ -44,7 +45,6 @@ from xsc.cli.options import (
 from xsc.cli.output import (
     Cell,
     Columns,
-    count_of,
     moment,
     or_dash,
     progress_bar,
