@@ -107,12 +107,9 @@ def recover(
     answers. A recovery that broke off goes on without IDENTITY, or with the next
     start of the node.
     """
-    from xsc.base.ids import to_text
     from xsc.node.daemon import recover_home
 
-    text = None
-    if identity is not None:
-        text = read_key_file(identity)
+    text = None if identity is None else read_key_file(identity)
     node_id, done = recover_home(
         settings.home,
         text,
@@ -124,7 +121,8 @@ def recover(
     _warn_of_lost(done.found.lost)
     for peer in done.silent:
         warn(f"{short(to_text(peer))} does not answer, and is heard when it does")
-    for peer, amount in sorted(done.unproven.items()):
+    unproven = sorted(done.unproven.items())
+    for peer, amount in unproven:
         who = "it owed" if amount > 0 else "it was owed"
         warn(
             f"unproven with {short(to_text(peer))}: {who} {format_credits(abs(amount))} credits "
@@ -139,10 +137,7 @@ def recover(
         "entries": done.entries,
         "incarnation": done.incarnation,
         "silent": [to_text(peer) for peer in done.silent],
-        "unproven": [
-            {"peer": to_text(peer), "amount_micro": amount}
-            for peer, amount in sorted(done.unproven.items())
-        ],
+        "unproven": [{"peer": to_text(peer), "amount_micro": due} for peer, due in unproven],
         "lost": list(done.found.lost),
     }
     settings.view(answer, node_id)
@@ -440,12 +435,17 @@ def _drain_warnings(answer: Document) -> list[str]:
     return lines
 
 
-def read_passphrase(path: Path) -> str:
-    """Return the passphrase that a file holds, or standard input (-): its first line.
+def _passphrase_of(path: Path | None, *, needed: bool, twice: bool = False) -> str:
+    """Return the passphrase of a backup: the first line of a file or of standard input (-).
+
+    Where no file is given it is asked for if one is needed, else it is empty.
 
     Raises:
-        ArgumentInvalid: it cannot be read, or holds none.
+        ArgumentInvalid: the file cannot be read or holds none, or nobody can be asked.
     """
+    if path is None:
+        hint = "give it with --passphrase-file FILE"
+        return ask_passphrase(hint, twice=twice) if needed else ""
     if path == Path("-"):
         raw = sys.stdin.buffer.read(PASSPHRASE_BYTES_MAX)
     else:
@@ -457,10 +457,6 @@ def read_passphrase(path: Path) -> str:
     if not line:
         raise ArgumentInvalid(f"{path} holds no passphrase in its first line")
     return line
-
-
-def _ask(*, twice: bool) -> str:
-    return ask_passphrase("give it with --passphrase-file FILE", twice=twice)
 
 
 passphrase_file = click.option(
@@ -507,11 +503,7 @@ def backup(
             "a backup without the identity is locked by the identity, and by no passphrase",
             hint="leave out --no-identity or the passphrase",
         )
-    secret = ""
-    if passphrase_file is not None:
-        secret = read_passphrase(passphrase_file)
-    elif passphrase:
-        secret = _ask(twice=True)
+    secret = _passphrase_of(passphrase_file, needed=passphrase, twice=True)
     identity, bodies = not no_identity, not no_bodies
 
     def write(blocks: Iterable[bytes]) -> tuple[Reader, int]:
@@ -602,11 +594,7 @@ def restore(
         if identity is not None:
             line = read_key_file(identity)
             key = keyfile.from_line(line, key_passphrase(identity))
-        secret = ""
-        if passphrase_file is not None:
-            secret = read_passphrase(passphrase_file)
-        elif reader.head.seal == "passphrase":
-            secret = _ask(twice=False)
+        secret = _passphrase_of(passphrase_file, needed=reader.head.seal == "passphrase")
         seal = seal_of(reader.head, passphrase=secret, key=key)
         if check:
             with progress_bar("checking", None):
@@ -693,7 +681,6 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
 
     The copy of a locked key is locked by the same passphrase.
     """
-    from xsc.base.ids import to_text
     from xsc.identity import keyfile
     from xsc.node.home.folder import read_identity
     from xsc.node.system import SystemEntropy
