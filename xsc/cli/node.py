@@ -26,6 +26,7 @@ from xsc.cli.options import (
     ask_passphrase,
     asks,
     key_passphrase,
+    read_given,
     read_key_file,
 )
 from xsc.cli.output import (
@@ -42,7 +43,7 @@ from xsc.cli.output import (
 )
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls
 from xsc.client.core import Document, Progress
-from xsc.client.files import check_target, read_file, unreadable, write_whole
+from xsc.client.files import check_target, unreadable, write_whole
 
 if TYPE_CHECKING:
     from xsc.node.home.backup import Brought
@@ -286,7 +287,7 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
         found = check_home(settings.home, deep=deep, salvaged=salvage)
         answer = serial.document(found)
     fields: Columns = {
-        "bodies": ("bodies", str),
+        "bodies": "bodies",
         "held": ("bytes_held", format_size),
         "counted": ("bytes_counted", format_size),
         "index": "index",
@@ -446,10 +447,7 @@ def _passphrase_of(path: Path | None, *, needed: bool, twice: bool = False) -> s
     if path is None:
         hint = "give it with --passphrase-file FILE"
         return ask_passphrase(hint, twice=twice) if needed else ""
-    if path == Path("-"):
-        raw = sys.stdin.buffer.read(PASSPHRASE_BYTES_MAX)
-    else:
-        raw = read_file(path, "passphrase file", PASSPHRASE_BYTES_MAX)
+    raw = read_given(path, "passphrase file", PASSPHRASE_BYTES_MAX)
     try:
         line = raw.decode().split("\n")[0].rstrip("\r")
     except UnicodeDecodeError:
@@ -637,8 +635,8 @@ def _warn_of_lost(names: Iterable[str]) -> None:
 _BACKUP: Final[Columns] = {
     "id": "id",
     "of": ("created_ms", moment),
-    "objects": ("objects", str),
-    "peers": ("peers", str),
+    "objects": "objects",
+    "peers": "peers",
     "ledger": ("entries", "{} entries".format),
     "space": ("space_records", "{} records".format),
     "shards": lambda kept: f"{kept['bodies']} ({format_size(kept['bodies_bytes'])})",

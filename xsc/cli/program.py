@@ -103,7 +103,7 @@ _PROGRAMS: Final[Columns] = {
     "hash": "hash",
     "id": lambda row: f"{row['id']} (built in)" if row["built_in"] else row["id"],
     "state": "state",
-    "<frame": ("frame", str),
+    "<frame": "frame",
 }
 
 

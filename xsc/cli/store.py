@@ -35,6 +35,7 @@ from xsc.cli.options import (
     OBJECT,
     PATH,
     RANGE,
+    STREAM,
     SURVIVE,
     WHOLE,
     Group,
@@ -71,8 +72,6 @@ from xsc.client.files import (
 )
 from xsc.client.targets import Named, Target, objects_of, one_object, read_tree, resolve, survey
 from xsc.client.tree import SUFFIX, Node, tree_id
-
-STREAM = Path("-")
 
 
 @click.group(cls=Group)
@@ -316,7 +315,7 @@ _OBJECTS: Final[Columns] = {
     "<version": _version,
     "<size": ("size_bytes", format_size),
     "stored": ("created_ms", moment),
-    "<margin": ("margin", str),
+    "<margin": "margin",
     "capability": "capability",
 }
 
@@ -379,7 +378,7 @@ def _show_worst(answer: Document) -> None:
     """Show the files of a directory that are not whole, the worst first."""
     if rows := answer.get("tree", {}).get("worst"):
         columns: Columns = {
-            "<margin": ("margin", str),
+            "<margin": "margin",
             "readable": ("readable", yes_or_no),
             "path": lambda row: row["path"] or "(the list)",
         }
@@ -439,7 +438,7 @@ def _show_stat(answer: Document) -> None:
     )
     _warn_of_end(answer)
     _show_worst(answer)
-    columns: Columns = {"<shard": ("shard", str), "node": ("node", short), "state": "state"}
+    columns: Columns = {"<shard": "shard", "node": ("node", short), "state": "state"}
     show_rows(answer["hosts"], columns, "it has no shards: its content is in the manifest")
 
 
@@ -502,8 +501,8 @@ def _show_check(answer: Document, *, deep: bool) -> None:
 
 
 _BAD: Final[dict[str, Cell]] = {
-    "<segment": ("segment", str),
-    "<shard": ("shard", str),
+    "<segment": "segment",
+    "<shard": "shard",
     "node": ("node", short),
     "reason": "reason",
 }
