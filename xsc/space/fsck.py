@@ -24,9 +24,9 @@ from xsc.space.store import (
     META,
     OWNER_BYTES,
     PROVEN,
-    PROVEN_BYTES_MAX,
     VALUE,
     KeptClock,
+    read_proven,
 )
 
 FAULTS_MAX = 1_000
@@ -80,12 +80,9 @@ def _other_faults(db: KeyValue, network: bytes) -> Iterator[str]:
     for key, raw in db.scan(PROVEN, prefix_end(PROVEN)):
         owner = key[1 : 1 + OWNER_BYTES]
         try:
-            value = decode(raw, size_max=PROVEN_BYTES_MAX)
-            envelope = value[0] if isinstance(value, list) and value else b""
-            if not isinstance(envelope, bytes):
-                raise RecordInvalid("it has no head")
+            head, _ = read_proven(raw)
             open_signed(
-                envelope, SpaceHead, network=network, author=owner, size_max=HEAD_ENVELOPE_BYTES_MAX
+                head, SpaceHead, network=network, author=owner, size_max=HEAD_ENVELOPE_BYTES_MAX
             )
         except XscError as fault:
             yield f"a head of {short(owner)} is damaged: {fault.message}"

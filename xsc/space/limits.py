@@ -46,7 +46,7 @@ RETRY_MS = 5_000
 RETRY_MS_MAX = 300_000
 """Each malformed answer in a row doubles RETRY_MS, up to this."""
 CURSORS_MAX = 8 * PEERS_MAX
-"""Subscriptions in one request: those that stand for every peer, and what else is followed."""
+"""Sections in one request: those that are followed of every peer, and what else is."""
 RELAYS_MAX = 2
 """Replicas that are asked for an owner that does not answer itself."""
 PAGE_BYTES = 1 * MIB
@@ -55,8 +55,7 @@ PAGE_RECORDS = 1_000
 ASKED_RECORDS_MAX = 256
 """Paths of one request for records by their paths."""
 SHOWN_BYTES_MAX = 2 * MIB
-"""A head with what proves it that is larger is not told; a later one is smaller. The proof alone
-is smaller always: RECORDS_MAX parts and hashes."""
+"""A head with changes that are larger is not told; a later one has fewer."""
 ANSWER_BYTES_MAX = PAGE_BYTES + SHOWN_BYTES_MAX + MIB
 """One body of an answer: a page, one record and one head more, and what stands around them."""
 LISTING_PARTS_MAX = 1 + (RECORDS_MAX * (PATH_BYTES_MAX + 64) + MIB) // PAGE_BYTES
@@ -66,11 +65,9 @@ RECORDS_A_SECOND_MAX = 4_000
 STAMP_BYTES_A_RECORD = 32
 """A stamp counts as so many further records as it has of these: about 90 nodes to read."""
 PROOF_ROWS_A_RECORD = 16
-"""So many rows of a proof or a listing count as one record, or as one row that is answered."""
+"""So many rows of a listing, or that are compared to a head, count as one record or row."""
 ROWS_A_SECOND_MAX = 20_000
 """Cursors, paths, records and listed rows of all peers that are answered; of one at most half."""
-SCANNED_A_ROW = 256
-"""So many rows that a cursor looks at and passes count as one."""
 ROW_BYTES = 4 * KIB
 """A large value counts as so many rows as it has of these."""
 CHECKED_BYTES_A_RECORD = KIB

@@ -6,9 +6,9 @@ clock's event and what the record replaces are in one write, so that no sequence
 used twice after a kill. Values are stored by path and replaced with their record.
 
 Keys: `m` owner path: envelope; `v` owner path: value; `a` owner path 0 sequence: a replaced
-version; `p` owner prefix: a proven head; `e` owner sequence: two records of one sequence;
-`h` owner: what its chains have proven; `i`: who invited this node; `c`: the own clock;
-`f`: the own sequence and the own head that peers have shown.
+version; `p` owner: the newest proven head, and the cursor of each section; `e` owner sequence:
+two records of one sequence; `h` owner: what its chains have proven; `i`: who invited this node;
+`c`: the own clock; `f`: the own sequence and the own head that peers have shown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xsc.base.clock import Executor
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged, XscError
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import JOINT_RECORDS_MAX, MIB
+from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.base.turns import PeerWork, Turns, sliced
 from xsc.db.group import GroupCommit
 from xsc.identity.envelope import Record, Signed, read_claimed, sign, sign_jointly
@@ -52,10 +52,9 @@ from xsc.space.limits import (
     EVIDENCE_MAX,
     GRANTS_A_RECEIVER_MAX,
     PROOF_ROWS_A_RECORD,
-    SCANNED_A_ROW,
     VALUE_BYTES_MAX,
 )
-from xsc.space.paths import UserSpacePaths, is_under
+from xsc.space.paths import SECTIONS, UserSpacePaths, is_under, sections_of
 from xsc.space.record import (
     HEAD_ENVELOPE_BYTES_MAX,
     RECORD_ENVELOPE_BYTES_MAX,
@@ -72,19 +71,16 @@ from xsc.space.table import (
     Proven,
     Repair,
     Row,
-    Shown,
     conflict,
     old_versions,
     owner_bytes_max,
 )
-from xsc.space.tree import Proof, levels_of, read_levels, records_beside
 
 META, VALUE, ARCHIVE, PROVEN, EVIDENCE, HELD = b"m", b"v", b"a", b"p", b"e", b"h"
 CLOCK, FLOOR, INVITER = b"c", b"f", b"i"
 KINDS = sorted((META, VALUE, ARCHIVE, PROVEN, EVIDENCE, HELD))
 """Of rows that name an owner."""
 KEPT_BYTES_MAX = 2 * VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
-PROVEN_BYTES_MAX = 64 * MIB
 OWNER_BYTES = 32
 SOURCES_KEPT = 16
 """Intervals that an owner had before the one it has."""
@@ -107,7 +103,7 @@ class Page:
     """What a cursor is sent."""
 
     entries: list[Entry]
-    shown: Shown | None
+    shown: Proven | None
     more: bool
     """Whether there are further records than these."""
     rows: int = 0
@@ -169,6 +165,24 @@ def _holding_from(row: Value) -> Holding:
         ]:
             return Holding(domain, node, source, read_interval(first), read_interval(kept), granted)
     raise RecordInvalid("not what a chain has proven")
+
+
+def read_proven(raw: bytes) -> tuple[bytes, dict[str, int]]:
+    """Return the bytes of a head, and the cursor of each section, as they are kept of an owner.
+
+    Raises:
+        TooLarge, RecordInvalid: it is damaged.
+    """
+    match decode(raw):
+        case [list(rows), bytes(head)]:
+            cursors = {}
+            for row in rows:
+                match row:
+                    case [str(section), int(sequence)]:
+                        cursors[section] = sequence
+            if len(cursors) == len(rows):
+                return head, cursors
+    raise RecordInvalid("not a head with cursors")
 
 
 def _numbered(prefix: bytes, sequence: int) -> bytes:
@@ -325,14 +339,14 @@ class SpaceStore:
     async def page(
         self,
         owner: bytes,
-        prefix: str,
+        section: str,
         after: int,
         *,
         count: int,
         size_bytes: int,
         head: tuple[int, int] = (-1, 0),
     ) -> Page:
-        """Return the records under a prefix above a sequence, in order, and the proven head.
+        """Return the records of a section above a sequence, in order, and the proven head.
 
         It is None unless it is newer than `head`, a sequence and date.
 
@@ -342,7 +356,7 @@ class SpaceStore:
         async with self._turns.of(owner):
             table = await self._table(owner)
             entries: list[Entry] = []
-            paths = table.after(prefix, after, count + 1)
+            paths = table.after(section, after, count + 1)
             for path in paths[:count]:
                 entry = self._entry(self._db, owner, path)
                 assert entry is not None, "a row has its record"
@@ -351,15 +365,10 @@ class SpaceStore:
                 if entries and size_bytes < 0:
                     break
                 entries.append(entry)
+            shown = table.show(section, head)
+            changed = 0 if shown is None else len(shown.before) // PROOF_ROWS_A_RECORD
             more = len(paths) > len(entries)
-            shown = table.show(prefix, head)
-            proof_rows = 0 if shown is None else records_beside(shown.proof) + len(shown.before)
-            rows = (
-                len(entries)
-                + table.passed(prefix, after) // SCANNED_A_ROW
-                + proof_rows // PROOF_ROWS_A_RECORD
-            )
-            return Page(entries, shown, more=more, rows=rows)
+            return Page(entries, shown, more=more, rows=len(entries) + changed)
 
     # Tables
 
@@ -372,23 +381,19 @@ class SpaceStore:
             async for _, raw in sliced(self._scan(META + owner)):
                 signed = self._parsed(owner, raw)
                 table.put(signed.record.path, Row.of(signed))
-            for key, raw in self._scan(PROVEN + owner):
-                prefix = key[1 + OWNER_BYTES :].decode()
-                proven = self._proven(owner, raw)
-                newer = table.after(prefix, proven.head.record.sequence, 1)
-                proven.whole = not newer
-                table.proven[prefix] = proven
+            self._read_proven(owner, table)
             if table.rows or table.proven or owner == self.owner:
                 # No more are kept than are on the disk, whatever owners peers make up.
                 self._tables[owner] = table
         return table
 
-    def _proven(self, owner: bytes, raw: bytes) -> Proven:
+    def _read_proven(self, owner: bytes, table: OwnerTable) -> None:
+        """Read the cursors of an owner, and what can be shown of it."""
+        raw = self._db.get(PROVEN + owner)
+        if raw is None:
+            return
         try:
-            value = decode(raw, size_max=PROVEN_BYTES_MAX)
-            assert isinstance(value, list)
-            envelope, levels = value
-            assert isinstance(envelope, bytes)
+            envelope, rows = read_proven(raw)
             head = read_claimed(
                 envelope,
                 SpaceHead,
@@ -396,9 +401,19 @@ class SpaceStore:
                 author=owner,
                 size_max=HEAD_ENVELOPE_BYTES_MAX,
             )
-            return Proven(head, read_levels(levels), {})
-        except (XscError, AssertionError, ValueError, TypeError) as fault:
-            raise StoreDamaged(f"a head of the space is damaged: {fault}") from None
+        except XscError as fault:
+            raise StoreDamaged(f"a head of the space is damaged: {fault.message}") from None
+        table.cursors = rows
+        for section, sequence in rows.items():
+            if sequence == head.record.sequence:
+                newer = table.after(section, sequence, 1)
+                table.proven[section] = Proven(head, {}, whole=not newer)
+
+    @staticmethod
+    def _keep_proven(batch: _Batch, owner: bytes, table: OwnerTable) -> None:
+        head = table.newest_head()
+        rows: list[Value] = [[section, at] for section, at in table.cursors.items()]
+        batch.set(PROVEN + owner, None if head is None else encode([rows, head.raw]))
 
     async def _commit(self, owner: bytes, batch: _Batch) -> None:
         """Write a batch; where that fails or is cancelled, the rows are read again."""
@@ -538,72 +553,82 @@ class SpaceStore:
             await self._commit(owner, batch)
 
     async def prove(
-        self,
-        owner: bytes,
-        prefix: str,
-        head: Signed[SpaceHead],
-        proof: Proof,
-        before: Mapping[str, bytes],
-    ) -> bool:
-        """Say whether a head proves what is stored under a prefix, and keep it if so.
+        self, owner: bytes, head: Signed[SpaceHead], before: Mapping[str, Mapping[str, bytes]]
+    ) -> list[str]:
+        """Keep what a head proves of what is stored, and return the sections where it does not.
 
-        Two heads of one sequence that differ are kept as evidence.
+        One that says the same of each section as the last is not written again. Two heads of one
+        sequence that differ are kept as evidence.
+
+        Args:
+            owner: of the space.
+            head: that was verified.
+            before: of each section, what a replica says of paths that changed since the head.
         """
         async with self._turns.of(owner):
             table = await self._table(owner)
             batch = _Batch(self._db)
-            for known in table.proven.values():
-                if conflict(known.head.record, head.record):
+            failed, changed = [], False
+            for section, rows in before.items():
+                known = table.proven.get(section)
+                if table.cursors.get(section, 0) > head.record.sequence:
+                    continue  # another replica was faster
+                if known is not None and conflict(known.head.record, head.record):
                     pair = (known.head.raw, head.raw)
                     self._keep_pair(batch, owner, head.record.sequence, pair)
-                    await self._commit(owner, batch)
-                    return False
-            if not table.prove(prefix, head, proof, before):
-                return False
-            checked = table.proven[prefix].proof  # of a head dated anew, what came is not
-            batch.set(PROVEN + owner + prefix.encode(), encode([head.raw, levels_of(checked)]))
-            await self._commit(owner, batch)
-            return True
+                    failed.append(section)
+                elif not table.prove(section, head, rows):
+                    failed.append(section)
+                else:
+                    digest = head.record.hash_of(section)
+                    changed |= known is None or known.head.record.hash_of(section) != digest
+            if changed:
+                self._keep_proven(batch, owner, table)
+            if batch.changes:
+                await self._commit(owner, batch)
+            return failed
 
     async def newest_head(self, owner: bytes) -> tuple[Signed[SpaceHead] | None, list[str]]:
-        """Return the newest proven head of an owner, and the prefixes that can be listed."""
+        """Return the newest proven head of an owner, and the sections that can be listed."""
         async with self._turns.of(owner):
             table = await self._table(owner)
-            return table.newest_head(), table.shown_prefixes()
+            return table.newest_head(), [at for at, proven in table.proven.items() if proven.whole]
 
     async def cursor(self, owner: bytes, prefix: str) -> int:
-        """Return the sequence of the head that is proven under a prefix; 0 without one."""
-        async with self._turns.of(owner):
-            proven = (await self._table(owner)).proven.get(prefix)
-            return 0 if proven is None else proven.head.record.sequence
-
-    async def cursor_and_newer(self, owner: bytes, prefix: str, sequence: int) -> tuple[int, int]:
-        """Return the cursor under a prefix, and how many records are above a sequence."""
+        """Return up to which sequence everything under a prefix is proven; 0 without a head."""
         async with self._turns.of(owner):
             table = await self._table(owner)
-            proven = table.proven.get(prefix)
-            cursor = 0 if proven is None else proven.head.record.sequence
-            return cursor, table.newer(sequence)
+            return min(table.cursors.get(section, 0) for section in sections_of(prefix))
 
-    async def listing(self, owner: bytes, prefix: str) -> tuple[Shown, list[tuple[str, bytes]]]:
-        """Return the live paths under a prefix, their records' ids, and the head that proves them.
+    async def cursor_of(self, owner: bytes, section: str) -> int:
+        """Return the sequence of the head that is proven of a section; 0 without one."""
+        async with self._turns.of(owner):
+            return (await self._table(owner)).cursors.get(section, 0)
+
+    async def size_of(self, owner: bytes, section: str) -> int:
+        """Return how many records there are in a section: the work of comparing it to a head."""
+        async with self._turns.of(owner):
+            return (await self._table(owner)).size_of(section)
+
+    async def listing(self, owner: bytes, section: str) -> tuple[bytes, list[tuple[str, bytes]]]:
+        """Return the head that is shown of a section, and its live paths and their records' ids.
 
         Raises:
             NotFound: no head is proven here for all of it.
         """
         async with self._turns.of(owner):
             table = await self._table(owner)
-            shown = table.show(prefix)
+            shown = table.show(section)
             if shown is None:
-                raise NotFound(f"no head covers '{prefix}' here")
-            return shown, table.listing(prefix)
+                raise NotFound(f"no head covers '{section}' here")
+            live = table.live_at(section, shown.head.record.sequence, shown.before)
+            return shown.head.raw, sorted(live.items())
 
     async def repair(
         self,
         owner: bytes,
-        prefix: str,
+        section: str,
         head: Signed[SpaceHead],
-        proof: Proof,
         listed: Iterable[tuple[str, bytes]],
     ) -> Repair:
         """Delete what a listing proves to be deleted; return that, and what to fetch.
@@ -613,28 +638,28 @@ class SpaceStore:
         """
         async with self._turns.of(owner):
             table = await self._table(owner)
-            repair = table.repair(prefix, head, proof, listed)
+            repair = table.repair(section, head, listed)
             batch = _Batch(self._db)
             for path in repair.drop:
                 self._drop(batch, owner, table, path)
             await self._commit(owner, batch)
             return repair
 
-    async def evict(self, owner: bytes, prefixes: Mapping[str, int | None]) -> None:
+    async def evict(self, owner: bytes, sections: Mapping[str, int | None]) -> None:
         """Delete what no subscription covers any more, and the cursors over it.
 
         Args:
             owner: another node.
-            prefixes: of all subscriptions, and when each ended; None where it goes on.
+            sections: of all subscriptions, and when each ended; None where it goes on.
         """
         async with self._turns.of(owner):
             table = await self._table(owner)
-            paths = table.unsubscribed(prefixes, now_ms=self._time.now_ms())
+            paths = table.unsubscribed(sections, now_ms=self._time.now_ms())
             batch = _Batch(self._db)
-            for held in list(table.proven):
-                if any(is_under(path, held) for path in paths):
-                    del table.proven[held]
-                    batch.set(PROVEN + owner + held.encode(), None)
+            for section in {table.rows[path].section for path in paths}:
+                table.proven.pop(section, None)
+                table.cursors.pop(section, None)
+                self._keep_proven(batch, owner, table)
             for path in paths:
                 self._drop(batch, owner, table, path)
             if UserSpacePaths.INTERVAL in paths:
@@ -733,8 +758,12 @@ class SpaceStore:
 
     def _last(self, table: OwnerTable) -> int:
         """Return the last own sequence; a head covers those whose tombstones are gone."""
-        proven = table.proven.get("")
-        return max(table.last, proven.head.record.sequence if proven else 0, self._floor)
+        return max(table.last, self._head_sequence(table), self._floor)
+
+    @staticmethod
+    def _head_sequence(table: OwnerTable) -> int:
+        head = table.newest_head()
+        return 0 if head is None else head.record.sequence
 
     def _unproven(self, table: OwnerTable) -> list[str]:
         """Return live own paths that were taken back, and are not what the newest head says.
@@ -742,15 +771,14 @@ class SpaceStore:
         They are written again: a subscriber that has a newer head may hold them to be deleted.
         What is above the newest head that was shown stays as it is.
         """
-        proven = table.proven.get("")
-        if self._floor <= (proven.head.record.sequence if proven else 0):
+        if self._floor <= self._head_sequence(table):
             return []  # an own head was signed since
         return [
             path
             for path, row in table.rows.items()
             if not row.deleted
             and row.sequence <= self._shown
-            and table.proven_sequence(path) < self._shown
+            and table.cursors.get(row.section, 0) < self._shown
         ]
 
     async def recover(
@@ -778,8 +806,7 @@ class SpaceStore:
                 self._tables.pop(self.owner, None)
                 raise
             # A head that is signed now may lack records: it must not have the sequence of another.
-            own = table.proven.get("")
-            signed_last = own.head.record.sequence if own else 0
+            signed_last = self._head_sequence(table)
             self._floor = max(self._floor, 1 + max(table.last, signed_last, sequence, head))
             self._shown = max(self._shown, head)
             self._clock, self._holding, self._chain = None, None, []
@@ -793,19 +820,19 @@ class SpaceStore:
             table = await self._table(self.owner)
             if self._unproven(table):
                 await self._put(table, {})
+            sequence = self._last(table)
+            hashes = {section: table.hash_now(section) for section in SECTIONS}
+            rows = sorted((at, digest) for at, digest in hashes.items() if digest is not None)
             record = SpaceHead(
-                sequence=self._last(table),
-                written_ms=self._time.now_ms(),
-                root=table.tree.digest(),
+                sequence=sequence, written_ms=self._time.now_ms(), sections=tuple(rows)
             )
             head = sign(record, self._key, self._network)
             batch = _Batch(self._db)
-            for prefix in [prefix for prefix in table.proven if prefix]:
-                del table.proven[prefix]  # peers have shown it in a recovery
-                batch.set(PROVEN + self.owner + prefix.encode(), None)
-            proven = table.prove("", head, (), {})
-            assert proven, "an own head is of the own table"
-            batch.set(PROVEN + self.owner, encode([head.raw, []]))
+            known = table.newest_head()
+            for section in SECTIONS:
+                table.proven[section], table.cursors[section] = Proven(head, {}), sequence
+            if known is None or known.record.sequence != sequence:
+                self._keep_proven(batch, self.owner, table)
             await self._commit(self.owner, batch)
             return head
 

@@ -125,7 +125,7 @@ def test_a_record_that_breaks_its_schema_is_refused(change):
 def test_a_date_far_ahead_is_refused_and_one_not_so_far_is_taken(alice, network):
     for ahead_ms, fits in ((FUTURE_MS_MAX, True), (FUTURE_MS_MAX + 1, False)):
         record = sign(made(written_ms=NOW_MS + ahead_ms), alice, network).raw
-        head = SpaceHead(sequence=1, written_ms=NOW_MS + ahead_ms, root=None)
+        head = SpaceHead(sequence=1, written_ms=NOW_MS + ahead_ms, sections=())
         said = sign(head, alice, network).raw
         if fits:
             assert opened(record, alice, network)
@@ -151,9 +151,21 @@ def test_a_tombstone_has_no_value():
     assert to_json(None) is None
 
 
-@pytest.mark.parametrize("change", [{"root": bytes(31)}, {"root": ""}, {"sequence": -1}, {"v": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sections": [["nodes", bytes(31)]]},
+        {"sections": [["nowhere", bytes(32)]]},
+        {"sections": [["nodes", bytes(32)], ["nodes", bytes(32)]]},
+        {"sections": [["rest/0", bytes(32)], ["nodes", bytes(32)]]},
+        {"sections": [["nodes", None]]},
+        {"sections": None},
+        {"sequence": -1},
+        {"v": 2},
+    ],
+)
 def test_a_head_that_breaks_its_schema_is_refused(change):
-    value = SpaceHead(sequence=1, written_ms=0, root=None).to_value()
+    value = SpaceHead(sequence=1, written_ms=0, sections=()).to_value()
     with pytest.raises(RecordInvalid):
         SpaceHead.from_value({**value, **change})
 

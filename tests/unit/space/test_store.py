@@ -15,11 +15,12 @@ from xsc.space import table as tables
 from xsc.space.domain import Grant, chain_bytes, read_chain, read_holdings
 from xsc.space.itc import event_bytes, height, own_part, read_interval, sum_intervals
 from xsc.space.limits import GRANTS_A_RECEIVER_MAX, UNSUBSCRIBED_KEPT_MS, VALUE_INLINE_BYTES_MAX
-from xsc.space.paths import UserSpacePaths
-from xsc.space.record import SpaceHead, SpaceRecord, open_head, open_record, value_digest
+from xsc.space.paths import SECTIONS, UserSpacePaths, section_of, sections_of
+from xsc.space.record import SpaceHead, SpaceRecord, open_record, value_digest
 from xsc.space.store import SpaceStore
 
 CAROL = KeyPair(b"\xc0" * 32)
+A = section_of("a")
 
 
 class Journal(MemoryKeyValue):
@@ -75,32 +76,40 @@ def record(key, network, path="a", sequence=1, value=b"v"):
 
 
 async def everything(source, prefix="", after=0):
-    return await source.page(source.owner, prefix, after, count=1_000, size_bytes=2**20)
+    """All entries under a prefix above a sequence, in order."""
+    entries = []
+    for section in sections_of(prefix):
+        page = await source.page(source.owner, section, after, count=1_000, size_bytes=2**20)
+        assert not page.more
+        entries += page.entries
+    return sorted(entries, key=lambda entry: entry.signed.record.sequence)
 
 
 async def pull(source, target, prefix="", after=0):
     """Bring what a cursor is missing from an owner to a replica, verified as a peer's is."""
-    page = await everything(source, prefix, after)
     offered = []
-    for entry in page.entries:
+    for entry in await everything(source, prefix, after):
         now_ms = target._time.now_ms()
         signed = open_record(
             entry.signed.raw, owner=source.owner, network=source._network, now_ms=now_ms
         )
         offered.append((signed, entry.value))
     taken = await target.take(source.owner, offered)
-    if page.shown is not None:
-        head = open_head(
-            page.shown.head, owner=source.owner, network=source._network, now_ms=now_ms
-        )
-        assert await target.prove(source.owner, prefix, head, page.shown.proof, page.shown.before)
+    for section in sections_of(prefix):
+        shown = (await source._table(source.owner)).show(section)
+        if shown is not None:
+            assert not await target.prove(source.owner, shown.head, {section: shown.before})
     return taken
 
 
-def dated_anew(store, shown):
-    """The head that a replica shows, signed by its owner at a later date."""
-    head = open_head(shown.head, owner=store.owner, network=store._network, now_ms=2**50).record
-    later = head.model_copy(update={"written_ms": head.written_ms + 1})
+async def shown(store, owner, section=A):
+    """The head that a replica shows of a section."""
+    return (await store._table(owner)).show(section).head
+
+
+def dated_anew(store, head):
+    """A head, signed by its owner at a later date."""
+    later = head.record.model_copy(update={"written_ms": head.record.written_ms + 1})
     return sign(later, store._key, store._network)
 
 
@@ -142,9 +151,9 @@ async def test_a_put_is_all_or_nothing(mine, monkeypatch):
 
 async def test_records_of_one_put_share_a_signature_and_open_alone(mine, network):
     await mine.put({f"p{number}": b"" for number in range(100)})
-    page = await everything(mine)
-    assert len(page.entries) == 101  # and the interval
-    for entry in page.entries:
+    entries = await everything(mine)
+    assert len(entries) == 101  # and the interval
+    for entry in entries:
         open_signed(entry.signed.raw, SpaceRecord, network=network, author=mine.owner)
 
 
@@ -153,7 +162,7 @@ async def test_the_kept_head_covers_sequences_whose_tombstones_are_gone(mine):
     (last,) = (await mine.put({"a": None})).values()
     await mine.sign_head()
     await mine.compact({mine.owner: last})
-    assert (await everything(mine, "a")).entries == []
+    assert await everything(mine, "a") == []
     assert await again(mine).put({"b": b""}) == {"b": last + 1}
 
 
@@ -179,9 +188,7 @@ async def test_a_kill_after_any_write_loses_nothing_acknowledged_and_forks_nothi
             await mine.sign_head()
             await other.put({"x": b"y"})
             await pull(other, mine)
-    whole = {
-        entry.signed.record.sequence: entry.signed for entry in (await everything(mine)).entries
-    }
+    whole = {entry.signed.record.sequence: entry.signed for entry in await everything(mine)}
     for count in range(len(mine._db.writes) + 1):
         store = opened(alice, network, mine._db.after(count))
         expected = {path: value for at, path, value in acknowledged if at <= count}
@@ -191,7 +198,7 @@ async def test_a_kill_after_any_write_loses_nothing_acknowledged_and_forks_nothi
                     store.get(store.owner, path)
             else:
                 assert store.get(store.owner, path).value == value
-        before = {entry.signed.record.sequence for entry in (await everything(store)).entries}
+        before = {entry.signed.record.sequence for entry in await everything(store)}
         await store.put({"new": b""})
         made = store.get(store.owner, "new").signed.record
         assert made.sequence > max(before, default=0)
@@ -216,7 +223,7 @@ async def test_a_write_that_fails_leaves_no_trace(mine, monkeypatch):
     monkeypatch.setattr(mine._db, "write", write)
     assert mine.get(mine.owner, "a").value == b"old"
     await mine.put({"b": b""})
-    paths = [entry.signed.record.path for entry in (await everything(mine)).entries]
+    paths = [entry.signed.record.path for entry in await everything(mine)]
     assert paths == [UserSpacePaths.INTERVAL, "a", "b"]
 
 
@@ -256,12 +263,11 @@ async def test_a_cursor_fetches_exactly_what_is_missing(mine, other):
     await mine.put({"p7": b"new", "p8": None})
     await mine.sign_head()
     back = again(other)
-    page = await mine.page(
-        mine.owner, "", await back.cursor(mine.owner, ""), count=99, size_bytes=2**20
-    )
-    assert [entry.signed.record.path for entry in page.entries] == ["p7", "p8"]
+    found = await everything(mine, after=await back.cursor(mine.owner, ""))
+    assert [entry.signed.record.path for entry in found] == ["p7", "p8"]
     taken = await pull(mine, back, after=await back.cursor(mine.owner, ""))
     assert (taken.paths, taken.refused) == (["p7", "p8"], [])
+    assert await back.cursor(mine.owner, "") == await mine.cursor(mine.owner, "")
 
 
 async def test_a_relay_that_was_restarted_passes_on(mine, other, network):
@@ -269,44 +275,42 @@ async def test_a_relay_that_was_restarted_passes_on(mine, other, network):
     await mine.sign_head()
     await pull(mine, other, "a")
     relay, end = again(other), opened(CAROL, network)
-    page = await relay.page(mine.owner, "a/x", 0, count=9, size_bytes=2**20)
+    page = await relay.page(mine.owner, A, 0, count=9, size_bytes=2**20)
     (entry,) = page.entries
     await end.take(mine.owner, [(entry.signed, entry.value)])
-    head = open_head(page.shown.head, owner=mine.owner, network=network, now_ms=2**50)
-    assert await end.prove(mine.owner, "a/x", head, page.shown.proof, page.shown.before)
+    assert not await end.prove(mine.owner, page.shown.head, {A: page.shown.before})
 
 
 async def test_a_replica_that_lacks_tombstones_is_repaired(mine, other, network):
     await mine.put({"a/x": b"1", "a/y": b"2"})
     await pull(mine, other, "a")
     last = (await mine.put({"a/x": None, "a/z": b"3"}))["a/z"]
-    await mine.sign_head()
+    head = await mine.sign_head()
     await mine.compact({mine.owner: last})
-    shown, listed = await mine.listing(mine.owner, "a")
-    head = open_head(shown.head, owner=mine.owner, network=network, now_ms=2**50)
+    raw, listed = await mine.listing(mine.owner, A)
+    assert raw == head.raw
     with pytest.raises(RecordInvalid):
-        await other.repair(mine.owner, "a", head, shown.proof, listed[1:])
-    repair = await other.repair(mine.owner, "a", head, shown.proof, listed)
+        await other.repair(mine.owner, A, head, listed[1:])
+    repair = await other.repair(mine.owner, A, head, listed)
     entry = mine.get(mine.owner, "a/z")
     assert repair.fetch == {"a/z": entry.signed.id}
     await other.take(mine.owner, [(entry.signed, entry.value)])
-    assert await other.prove(mine.owner, "a", head, shown.proof, {})
+    assert not await other.prove(mine.owner, head, {A: {}})
     assert [found.path for found in again(other).ls(mine.owner, "a")] == ["a/y", "a/z"]
     with pytest.raises(NotFound):
-        await other.listing(mine.owner, "b")
+        await other.listing(mine.owner, section_of("b"))
 
 
-async def test_a_head_that_is_dated_anew_keeps_the_proof_that_was_checked(mine, other):
-    """What came beside it was not checked, and went to the disk, to be shown after a start."""
+async def test_a_head_that_says_the_same_of_a_section_is_not_written_again(mine, other):
     await mine.put({"a/x": b"1", "b": b"2"})
     await mine.sign_head()
     await pull(mine, other, "a")
-    known, _ = await other.listing(mine.owner, "a")
-    later = dated_anew(mine, known)
-    assert await other.prove(mine.owner, "a", later, ((None, ()),), {})
-    for store in (other, again(other)):
-        shown, _ = await store.listing(mine.owner, "a")
-        assert (shown.head, shown.proof) == (later.raw, known.proof)
+    later = dated_anew(mine, await shown(other, mine.owner))
+    writes = len(other._db.writes)
+    assert not await other.prove(mine.owner, later, {A: {}})
+    assert len(other._db.writes) == writes
+    assert await shown(other, mine.owner) == later
+    assert await again(other).listing(mine.owner, A)
 
 
 async def test_a_head_that_is_dated_anew_is_proven_where_the_known_one_is_not_shown(mine, other):
@@ -314,15 +318,16 @@ async def test_a_head_that_is_dated_anew_is_proven_where_the_known_one_is_not_sh
     await mine.put({"a/x": b"1"})
     await mine.sign_head()
     await pull(mine, other, "a")
-    known, listed = await other.listing(mine.owner, "a")
+    known = await shown(other, mine.owner)
+    _, listed = await other.listing(mine.owner, A)
     await mine.put({"a/y": b"2"})
     entry = mine.get(mine.owner, "a/y")
     await other.take(mine.owner, [(entry.signed, entry.value)])
     started = again(other)
     with pytest.raises(NotFound):
-        await started.listing(mine.owner, "a")
-    assert await started.prove(mine.owner, "a", dated_anew(mine, known), known.proof, {})
-    assert (await started.listing(mine.owner, "a"))[1] == listed
+        await started.listing(mine.owner, A)
+    assert not await started.prove(mine.owner, dated_anew(mine, known), {A: {}})
+    assert (await started.listing(mine.owner, A))[1] == listed
 
 
 async def test_large_values_are_loaded_later(mine, other):
@@ -342,12 +347,12 @@ async def test_large_values_are_loaded_later(mine, other):
 
 
 async def test_a_page_has_a_size(mine):
-    await mine.put({f"p{number}": bytes(1000) for number in range(20)})
-    page = await mine.page(mine.owner, "", 0, count=99, size_bytes=5_000)
+    await mine.put({f"a/p{number}": bytes(1000) for number in range(20)})
+    page = await mine.page(mine.owner, A, 0, count=99, size_bytes=5_000)
     assert 1 < len(page.entries) < 5
-    page = await mine.page(mine.owner, "", 0, count=99, size_bytes=0)
+    page = await mine.page(mine.owner, A, 0, count=99, size_bytes=0)
     assert len(page.entries) == 1
-    page = await mine.page(mine.owner, "", 0, count=3, size_bytes=2**20)
+    page = await mine.page(mine.owner, A, 0, count=3, size_bytes=2**20)
     assert len(page.entries) == 3
 
 
@@ -401,11 +406,13 @@ async def test_what_nobody_subscribes_to_is_evicted_with_its_cursor(mine, other)
     await mine.put({"a": b"1", "b": b"2"})
     await mine.sign_head()
     await pull(mine, other)
-    await other.evict(mine.owner, {"": other._time.now_ms() - UNSUBSCRIBED_KEPT_MS + 1})
+    ended_ms = other._time.now_ms() - UNSUBSCRIBED_KEPT_MS
+    await other.evict(mine.owner, dict.fromkeys(SECTIONS, ended_ms + 1))
     assert await other.cursor(mine.owner, "") == 3
-    await other.evict(mine.owner, {"": other._time.now_ms() - UNSUBSCRIBED_KEPT_MS, "b": None})
+    await other.evict(mine.owner, dict.fromkeys(SECTIONS, ended_ms) | {section_of("b"): None})
     for store in (other, again(other)):
-        assert await store.cursor(mine.owner, "") == 0
+        assert await store.cursor(mine.owner, "a") == 0
+        assert await store.cursor(mine.owner, "b") == 3
         assert [found.path for found in store.ls(mine.owner, "")] == ["b"]
     assert not list(other._db.scan(b"v" + mine.owner + b"a", b"v" + mine.owner + b"b"))
     await pull(mine, other)
@@ -414,12 +421,12 @@ async def test_what_nobody_subscribes_to_is_evicted_with_its_cursor(mine, other)
 
 async def test_two_heads_of_one_sequence_are_kept_as_evidence(mine, bob, network):
     one, two = (
-        sign(SpaceHead(sequence=0, written_ms=0, root=root), bob, network)
-        for root in (None, bytes(32))
+        sign(SpaceHead(sequence=0, written_ms=0, sections=sections), bob, network)
+        for sections in ((), (("nodes", bytes(32)),))
     )
-    assert await mine.prove(bob.node_id, "a", one, ((None, ()),), {})
+    assert not await mine.prove(bob.node_id, one, {A: {}})
     for _ in range(2):
-        assert not await mine.prove(bob.node_id, "a", two, ((None, ()),), {})
+        assert await mine.prove(bob.node_id, two, {A: {}}) == [A]
     assert again(mine).evidence(bob.node_id) == [(one.raw, two.raw)]
 
 
