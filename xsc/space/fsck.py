@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from xsc.base.encoding import decode
 from xsc.base.errors import RecordInvalid, StoreDamaged, XscError
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
@@ -20,12 +19,12 @@ from xsc.space.record import (
 from xsc.space.store import (
     ARCHIVE,
     CLOCK,
-    KEPT_BYTES_MAX,
     META,
     OWNER_BYTES,
     PROVEN,
     VALUE,
     KeptClock,
+    read_archived,
     read_proven,
 )
 
@@ -88,9 +87,9 @@ def _other_faults(db: KeyValue, network: bytes) -> Iterator[str]:
             yield f"a head of {short(owner)} is damaged: {fault.message}"
     for _, raw in db.scan(ARCHIVE, prefix_end(ARCHIVE)):
         try:
-            decode(raw, size_max=KEPT_BYTES_MAX)
-        except XscError as fault:
-            yield f"an archived record is damaged: {fault.message}"
+            read_archived(raw)
+        except StoreDamaged as fault:
+            yield fault.message
     clock = db.get(CLOCK)
     try:
         if clock is not None:

@@ -95,8 +95,10 @@ CLOCK_NODES_JOINED_MAX = 3_072
 CLOCK_BYTES_MAX = 16 * KIB
 CLOCK_BYTES_JOINED_MAX = 12 * KIB
 """As CLOCK_NODES_JOINED_MAX, in bytes. The rest is room for own counters."""
-CHAIN_BYTES_MAX = 64 * KIB
-"""Of a chain of grants; a larger value at its path is not fetched."""
+GRANT_LEVELS_MAX = CLOCK_DEPTH_MAX // 2 + 1
+"""Grants in each other: each is cut at least two levels deeper than its giver's."""
+GRANT_BYTES_MAX = 32 * KIB
+"""A grant with all that are in it."""
 INTERVAL_NODES_MAX = 256
 """`cut_grant` leaves no giver more than about 130; own counters take 3.4 KiB at most."""
 COUNTER_END = 2**53

@@ -7,15 +7,17 @@ used twice after a kill. Values are stored by path and replaced with their recor
 
 Keys: `m` owner path: envelope; `v` owner path: value; `a` owner path 0 sequence: a replaced
 version; `p` owner: the newest proven head, and the cursor of each section; `e` owner sequence:
-two records of one sequence; `h` owner: what its chains have proven; `i`: who invited this node;
-`c`: the own clock; `f`: the own sequence and the own head that peers have shown.
+two records of one sequence; `i`: who invited this node; `c`: the own clock; `f`: the own
+sequence and the own head that peers have shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from pydantic import model_validator
 
 from xsc.base.clock import Clock as TimePort
 from xsc.base.clock import Executor
@@ -25,22 +27,16 @@ from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.base.turns import PeerWork, Turns, sliced
 from xsc.db.group import GroupCommit
-from xsc.identity.envelope import Record, Signed, read_claimed, sign, sign_jointly
+from xsc.identity.envelope import Count, Record, Signed, read_claimed, sign, sign_jointly
 from xsc.identity.keys import KeyPair
-from xsc.space.domain import (
-    Genesis,
-    Grant,
-    Holding,
-    chain_bytes,
-    founded,
-    next_grant,
-    published_chain,
-    read_holdings,
-)
+from xsc.space.domain import Grant, Granted, counted, read_grant
 from xsc.space.itc import (
     Clock,
     Event,
+    Interval,
     Stamp,
+    cut_grant,
+    depth_of,
     event_bytes,
     interval_bytes,
     read_event,
@@ -76,14 +72,12 @@ from xsc.space.table import (
     owner_bytes_max,
 )
 
-META, VALUE, ARCHIVE, PROVEN, EVIDENCE, HELD = b"m", b"v", b"a", b"p", b"e", b"h"
+META, VALUE, ARCHIVE, PROVEN, EVIDENCE = b"m", b"v", b"a", b"p", b"e"
 CLOCK, FLOOR, INVITER = b"c", b"f", b"i"
-KINDS = sorted((META, VALUE, ARCHIVE, PROVEN, EVIDENCE, HELD))
+KINDS = sorted((META, VALUE, ARCHIVE, PROVEN, EVIDENCE))
 """Of rows that name an owner."""
 KEPT_BYTES_MAX = 2 * VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
 OWNER_BYTES = 32
-SOURCES_KEPT = 16
-"""Intervals that an owner had before the one it has."""
 READ_KEPT = 32
 """Records that were read last: what is new is told to every follower."""
 
@@ -93,9 +87,18 @@ class KeptClock(Record):
 
     KIND: ClassVar[str] = "space_clock"
 
-    chain: tuple[bytes, ...]
-    last_grant: bytes | None
+    grant: bytes
+    interval: bytes
+    """What is left of what was granted."""
+    given: Count
+    """How many parts of it this node gave."""
     event: bytes
+
+    @model_validator(mode="after")
+    def _is_well_formed(self) -> Self:
+        read_interval(self.interval)
+        read_event(self.event)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,29 +145,19 @@ class _Batch:
         self.changes[key] = value
 
 
-def _holding_row(held: Holding) -> Value:
-    first, kept = interval_bytes(held.first), interval_bytes(held.kept)
-    return [held.domain, held.node, held.source, first, kept, held.granted]
+def read_archived(raw: bytes) -> tuple[int, bytes, bytes]:
+    """Return when a version was archived, the bytes of its record, and its value.
 
-
-def _list_of(value: Value, size: int | None = None) -> list[Value]:
-    if not isinstance(value, list) or len(value) != (len(value) if size is None else size):
-        raise RecordInvalid("not a list of that size")
-    return value
-
-
-def _holding_from(row: Value) -> Holding:
-    match row:
-        case [
-            bytes(domain),
-            bytes(node),
-            bytes(source),
-            bytes(first),
-            bytes(kept),
-            int(granted),
-        ]:
-            return Holding(domain, node, source, read_interval(first), read_interval(kept), granted)
-    raise RecordInvalid("not what a chain has proven")
+    Raises:
+        StoreDamaged: it cannot be read.
+    """
+    try:
+        match decode(raw, size_max=KEPT_BYTES_MAX):
+            case [int(archived_ms), bytes(record), bytes(value)]:
+                return archived_ms, record, value
+    except XscError:
+        pass
+    raise StoreDamaged("an archived record of the space is damaged")
 
 
 def read_proven(raw: bytes) -> tuple[bytes, dict[str, int]]:
@@ -217,15 +210,18 @@ class SpaceStore:
         self._turns: Turns[bytes] = Turns()
         self._read: dict[bytes, Signed[SpaceRecord]] = {}
         """By its bytes, each of the last READ_KEPT records that were read."""
-        self._chains: dict[bytes, tuple[bytes | None, list[Holding]]] = {}
-        """The hash of each owner's last chain, and what its chains have proven: first what it had
-        and gave away before, then the givers in the last one, then what it has."""
+        self._granted: dict[bytes, Granted] = {}
+        """What each owner was granted, as it publishes it."""
+        self._counted: dict[bytes, Interval] = {}
+        """Where each of those counts that were looked for since one of them has changed."""
         self._clock: Clock | None = None
-        self._chain: list[bytes] = []
-        self._holding: Holding | None = None
+        self._own: Granted | None = None
+        self._given = 0
+        """How many parts of the own interval were given."""
         self._told: Callable[[Sequence[Change]], None] = lambda _: None
         self._inviter = db.get(INVITER)
-        self._read_chains()
+        for owner in set(self.owners()) - {self.owner}:
+            self._read_grant(owner, db.get(VALUE + owner + UserSpacePaths.INTERVAL.encode()))
         self._read_clock()
         floor = db.get(FLOOR) or bytes(16)
         self._floor = int.from_bytes(floor[:8], "big")
@@ -244,16 +240,11 @@ class SpaceStore:
 
     def unheard(self, stamp: Stamp, owners: Iterable[bytes]) -> list[bytes]:
         """Return the owners of whom a stamp counts events that were not heard of here."""
-        clock = self._clock
-        if clock is None:
+        if self._clock is None:
             return []
-        held = {owner: self._holding_of(owner) for owner in owners}
-        intervals = {
-            owner: holding.kept
-            for owner, holding in held.items()
-            if holding is not None and holding.domain == clock.domain
-        }
-        return unheard(clock, stamp, intervals)
+        found = {owner: self._interval_of(owner) for owner in owners}
+        intervals = {owner: at for owner, at in found.items() if at is not None}
+        return unheard(self._clock, stamp, intervals)
 
     # Reading
 
@@ -312,12 +303,7 @@ class SpaceStore:
         """
         found = []
         for _, raw in self._scan(ARCHIVE + self.owner + path.encode() + b"\0"):
-            try:
-                _, record, value = _list_of(decode(raw, size_max=KEPT_BYTES_MAX), 3)
-            except XscError as fault:
-                raise StoreDamaged(f"an archived record is damaged: {fault.message}") from None
-            assert isinstance(record, bytes)
-            assert isinstance(value, bytes)
+            _, record, value = read_archived(raw)
             found.append(Entry(self._parsed(self.owner, record), value))
         return found[::-1]
 
@@ -526,11 +512,11 @@ class SpaceStore:
                     paths.append(signed.record.path)
                     if newest is None or newest.sequence < signed.record.sequence:
                         newest = signed.record
-            if UserSpacePaths.INTERVAL in paths:
-                self._read_chain_of(batch, owner)
             if batch.changes:
                 self._tables[owner] = table  # of an owner of whom nothing was here before, too
                 await self._commit(owner, batch)
+            if UserSpacePaths.INTERVAL in paths:
+                self._read_grant(owner, batch.get(VALUE + owner + UserSpacePaths.INTERVAL.encode()))
             if newest is not None:
                 self._adopt(owner, newest)
         return Taken(paths, refused)
@@ -548,8 +534,6 @@ class SpaceStore:
             check_value(entry.signed.record, value)
             batch = _Batch(self._db)
             batch.set(VALUE + owner + path.encode(), value)
-            if path == UserSpacePaths.INTERVAL and owner != self.owner:
-                self._read_chain_of(batch, owner)
             await self._commit(owner, batch)
 
     async def prove(
@@ -662,10 +646,9 @@ class SpaceStore:
                 self._keep_proven(batch, owner, table)
             for path in paths:
                 self._drop(batch, owner, table, path)
-            if UserSpacePaths.INTERVAL in paths:
-                self._chains.pop(owner, None)
-                batch.set(HELD + owner, None)
             await self._commit(owner, batch)
+            if UserSpacePaths.INTERVAL in paths:
+                self._read_grant(owner, None)
 
     # What this node writes
 
@@ -691,18 +674,20 @@ class SpaceStore:
             return await self._put(table, values)
 
     async def _put(self, table: OwnerTable, values: Mapping[str, bytes | None]) -> dict[str, int]:
-        clock = self._clock
-        if clock is None:
-            genesis = sign(
-                Genesis(founder=self.owner, founded_ms=self._time.now_ms()),
-                self._key,
-                self._network,
+        now_ms = self._time.now_ms()
+        if self._clock is None or self._own is None:
+            whole = Grant(
+                giver=None, receiver=self.owner, interval=interval_bytes(1), granted_ms=now_ms
             )
-            clock = self._begin([genesis.raw], [founded(genesis)], 0)
-        published, chain = table.rows.get(UserSpacePaths.INTERVAL), chain_bytes(self._chain)
-        if published is None or published.digest != value_digest(chain):
-            values = {UserSpacePaths.INTERVAL: chain, **values}
-        sequence, now_ms = self._last(table), self._time.now_ms()
+            raw = sign(whole, self._key, self._network).raw
+            self._begin(read_grant(raw, self.owner, network=self._network))
+        clock, own = self._clock, self._own
+        assert clock is not None
+        assert own is not None
+        published = table.rows.get(UserSpacePaths.INTERVAL)
+        if published is None or published.digest != value_digest(own.raw):
+            values = {UserSpacePaths.INTERVAL: own.raw, **values}
+        sequence = self._last(table)
         records = []
         for path, value in values.items():
             sequence += 1
@@ -809,7 +794,8 @@ class SpaceStore:
             signed_last = self._head_sequence(table)
             self._floor = max(self._floor, 1 + max(table.last, signed_last, sequence, head))
             self._shown = max(self._shown, head)
-            self._clock, self._holding, self._chain = None, None, []
+            self._clock = self._own = None
+            self._granted.pop(self.owner, None)
             batch.set(FLOOR, self._floor.to_bytes(8, "big") + self._shown.to_bytes(8, "big"))
             batch.set(CLOCK, None)
             await self._commit(self.owner, batch)
@@ -844,85 +830,69 @@ class SpaceStore:
             return
         try:
             kept = KeptClock.from_bytes(raw)
-            grants = [] if kept.last_grant is None else [kept.last_grant]
-            chain = [*kept.chain, *grants]
-            holdings = read_holdings(chain, self.owner, network=self._network)
-            self._begin(chain, holdings, read_event(kept.event))
+            own = read_grant(kept.grant, self.owner, network=self._network)
+            self._begin(own, read_interval(kept.interval), read_event(kept.event), kept.given)
         except XscError as fault:
             raise StoreDamaged(f"the clock of the space is damaged: {fault.message}") from None
 
-    def _begin(self, chain: list[bytes], holdings: list[Holding], event: Event) -> Clock:
-        holding = holdings[-1]
-        self._chain, self._holding = chain, holding
-        self._chains[self.owner] = None, holdings
-        self._clock = Clock(holding.domain, holding.kept, event)
-        return self._clock
+    def _begin(
+        self, own: Granted, interval: Interval | None = None, event: Event = 0, given: int = 0
+    ) -> None:
+        """Count in an interval from now on; in all that was granted, where nothing was given."""
+        self._own, self._given = own, given
+        self._granted[self.owner] = own
+        self._counted.clear()
+        interval = own.interval if interval is None else interval
+        self._clock = Clock(own.domain, interval, event)
 
     def _kept_clock(self) -> bytes:
         assert self._clock is not None
-        assert self._holding is not None
-        granted = self._holding.granted > 0
+        assert self._own is not None
         return KeptClock(
-            chain=tuple(self._chain[:-1] if granted else self._chain),
-            last_grant=self._chain[-1] if granted else None,
+            grant=self._own.raw,
+            interval=interval_bytes(self._clock.interval),
+            given=self._given,
             event=event_bytes(self._clock.event),
         ).to_bytes()
 
     def _adopt(self, owner: bytes, newest: SpaceRecord) -> None:
         """Take over into the own clock what the newest record of an author says of its interval."""
-        if self._clock is None or newest.domain != self._clock.domain:
-            return
-        holding = self._holding_of(owner)
-        if holding is not None and holding.domain == newest.domain:
-            self._clock = self._clock.adopt(holding.kept, newest.causality)
+        interval = self._interval_of(owner)
+        if self._clock is not None and interval is not None:
+            self._clock = self._clock.adopt(interval, newest.causality)
 
-    def _read_chains(self) -> None:
-        """Read what the chains of all owners have proven, as it was kept."""
-        for key, raw in self._scan(HELD):
-            try:
-                digest, rows = _list_of(decode(raw), 2)
-                holdings = [_holding_from(row) for row in _list_of(rows)]
-            except XscError as fault:
-                raise StoreDamaged(f"a chain of the space is damaged: {fault.message}") from None
-            assert digest is None or isinstance(digest, bytes)
-            self._chains[key[1:]] = digest, holdings
+    def check_grant(self, owner: bytes, value: bytes) -> None:
+        """Check what an owner publishes as its grant.
 
-    def _read_chain_of(self, batch: _Batch, owner: bytes) -> None:
-        """Read what the chain of an owner proves, unless it is the one read before, and keep that.
-
-        What it had before is kept as well: a chain that ends earlier, or one of before, does not
-        give it back what it has given away.
+        Raises:
+            XscError: it is none.
         """
-        entry = self._entry(batch, owner, UserSpacePaths.INTERVAL)
-        before, holdings = self._chains.get(owner, (None, []))
-        if entry is None or entry.value is None or entry.signed.record.digest == before:
+        read_grant(value, owner, network=self._network)
+
+    def _read_grant(self, owner: bytes, value: bytes | None) -> None:
+        """Note what an owner publishes as its grant; a false one proves nothing."""
+        known = self._granted.pop(owner, None)
+        if known is not None and known.raw == value:
+            self._granted[owner] = known
             return
-        try:
-            read = read_holdings(published_chain(entry.value), owner, network=self._network)
-        except XscError:
-            return  # a false chain proves nothing, and its author loses by it alone
-        own = {held.source: held for held in holdings if held.node == owner}
-        last = own.pop(read[-1].source, None)
-        if last is not None:
-            own[last.source] = last
-        holdings = [*[*own.values()][-SOURCES_KEPT:], *read]
-        digest = entry.signed.record.digest
-        self._chains[owner] = digest, holdings
-        batch.set(HELD + owner, encode([digest, [_holding_row(held) for held in holdings]]))
+        self._counted.clear()
+        if value is not None:
+            try:
+                self._granted[owner] = read_grant(value, owner, network=self._network)
+            except XscError:
+                return  # its author loses by it alone
 
-    def _holding_of(self, owner: bytes) -> Holding | None:
-        """Return what an owner has left after the last of its grants in any chain read here."""
-        _, holdings = self._chains.get(owner, (None, []))
-        if not holdings:
+    def _interval_of(self, owner: bytes) -> Interval | None:
+        """Return where an owner counts in the domain of the own clock; None where it does not."""
+        granted = self._granted.get(owner)
+        if granted is None or self._clock is None or granted.domain != self._clock.domain:
             return None
-        source = holdings[-1].source
-        return max(
-            (held for _, found in self._chains.values() for held in found if held.source == source),
-            key=lambda held: held.granted,
-        )
+        if owner not in self._counted:
+            self._counted[owner] = counted(granted, self._granted.values())
+        return self._counted[owner]
 
-    async def grant(self, receiver: bytes, *, anew: bool = False) -> list[bytes]:
-        """Return the chain that gives a joiner its interval, after it is on the disk.
+    async def grant(self, receiver: bytes, *, anew: bool = False) -> bytes:
+        """Return the grant that gives a joiner its interval, after it is on the disk.
 
         The same joiner is given the same one again, or another one where it has left that.
 
@@ -934,30 +904,33 @@ class SpaceStore:
             if self._clock is None:
                 await self._put(table, {})
                 table = await self._table(self.owner)
-            assert self._clock is not None
-            assert self._holding is not None
-            holding = self._holding
-            chain = self._chain[:-1] if holding.granted else self._chain
-            earlier: list[Signed[Grant]] = []
+            clock, own = self._clock, self._own
+            assert clock is not None
+            assert own is not None
+            earlier: list[tuple[int, bytes]] = []
             for record in self.ls(self.owner, UserSpacePaths.GRANTS):
                 raw = self.get(self.owner, record.path).value
                 if raw is None:
                     continue  # it was recovered without its value
-                signed = read_claimed(raw, Grant, network=self._network, author=self.owner)
-                given = signed.record
-                if given.receiver == receiver and given.parent == holding.source:
-                    earlier.append(signed)
+                given = read_claimed(raw, Grant, network=self._network, author=self.owner).record
+                if (given.receiver, given.giver) == (receiver, own.raw):
+                    earlier.append((record.sequence, raw))
             if earlier and not anew:
-                newest = max(earlier, key=lambda signed: signed.record.number)
-                return [*chain, newest.raw]
+                return max(earlier)[1]
             if len(earlier) >= GRANTS_A_RECEIVER_MAX:
                 raise SpaceExhausted(f"one node is granted {GRANTS_A_RECEIVER_MAX} intervals here")
-            grant, after = next_grant(holding, receiver)
+            number = self._given + 1
+            kept, part = cut_grant(clock.interval, depth_of(own.interval), number)
+            grant = Grant(
+                giver=own.raw,
+                receiver=receiver,
+                interval=interval_bytes(part),
+                granted_ms=self._time.now_ms(),
+            )
             signed = sign(grant, self._key, self._network)
-            self._holding, self._chain = after, [*chain, signed.raw]
-            self._clock = Clock(holding.domain, after.kept, self._clock.event)
-            await self._put(table, {UserSpacePaths.grant(grant.number): signed.raw})
-            return self._chain
+            self._begin(own, kept, clock.event, number)
+            await self._put(table, {UserSpacePaths.grant(number): signed.raw})
+            return signed.raw
 
     @property
     def inviter(self) -> bytes | None:
@@ -974,21 +947,18 @@ class SpaceStore:
         """Whether the own interval was left in a recovery, and no other was got since."""
         return self._clock is None and self._floor > 0
 
-    async def join(self, chain: Sequence[bytes]) -> bool:
+    async def join(self, grant: bytes) -> bool:
         """Take the interval that an inviter granted; say whether it was needed.
 
         The first domain of a node is kept.
 
         Raises:
-            XscError: the chain does not prove an interval of this node.
+            XscError: it is no grant for this node.
         """
         async with self._turns.of(self.owner):
             if self._clock is not None:
                 return False
-            holdings = read_holdings(chain, self.owner, network=self._network)
-            if holdings[-1].granted:
-                raise RecordInvalid("a chain for a joiner ends with the grant to it")
-            self._begin(list(chain), holdings, 0)
+            self._begin(read_grant(grant, self.owner, network=self._network))
             await self._put(await self._table(self.owner), {})
             return True
 
@@ -1041,10 +1011,8 @@ class SpaceStore:
     def _drop_versions(self, batch: _Batch, owner: bytes, now_ms: int) -> None:
         versions: dict[bytes, list[tuple[int, int]]] = {}
         for key, raw in self._scan(ARCHIVE + owner):
-            kept = decode(raw, size_max=KEPT_BYTES_MAX)
-            assert isinstance(kept, list)
-            assert isinstance(kept[0], int)
-            versions.setdefault(key[:-8], []).append((int.from_bytes(key[-8:], "big"), kept[0]))
+            archived_ms, _, _ = read_archived(raw)
+            versions.setdefault(key[:-8], []).append((int.from_bytes(key[-8:], "big"), archived_ms))
         for prefix, found in versions.items():
             for sequence in old_versions(
                 found, keep_versions=self._keep_versions, keep_ms=self._keep_ms, now_ms=now_ms

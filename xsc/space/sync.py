@@ -38,7 +38,6 @@ from xsc.identity.envelope import Signed
 from xsc.space.limits import (
     ANSWER_BYTES_MAX,
     ASKED_RECORDS_MAX,
-    CHAIN_BYTES_MAX,
     CHECKED_BYTES_A_RECORD,
     CURSORS_MAX,
     HELD_REQUEST_MS_MAX,
@@ -756,10 +755,7 @@ class SpaceSync:
                 self._spend(peer, 1 + cost // STAMP_BYTES_A_RECORD)
             if (sent.owner, section_of(signed.record.path)) not in wanted:
                 raise RecordInvalid("a record that was not asked for")
-            value = sent.value
-            if signed.record.path == UserSpacePaths.INTERVAL and value is None:
-                value = await self._fetch_chain(peer, sent.owner, signed.record)
-            by_owner.setdefault(sent.owner, []).append((signed, value))
+            by_owner.setdefault(sent.owner, []).append((signed, sent.value))
         for owner, offered in by_owner.items():
             async for checkable in self._with_values(peer, owner, offered):
                 taken = await self._space.take(owner, checkable, listed)
@@ -950,12 +946,6 @@ class SpaceSync:
         if sent.value is not None:
             check_value(record, sent.value)
         return signed
-
-    async def _fetch_chain(self, peer: bytes, owner: bytes, record: SpaceRecord) -> bytes | None:
-        """Return a chain that is too large to come beside its record; others wait for readers."""
-        if record.digest is None or record.size_bytes > CHAIN_BYTES_MAX:
-            return None
-        return await self._fetch(peer, owner, record)
 
     async def _fetch(self, peer: bytes, owner: bytes, record: SpaceRecord) -> bytes | None:
         """Return the value of a record from a peer; None where the peer does not have it."""

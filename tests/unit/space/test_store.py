@@ -8,12 +8,12 @@ from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.encoding import encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged
 from xsc.db.memory import MemoryKeyValue
-from xsc.identity.envelope import open_signed, read_claimed, sign
+from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.space import store as stores
 from xsc.space import table as tables
-from xsc.space.domain import Grant, chain_bytes, read_chain, read_holdings
-from xsc.space.itc import event_bytes, height, own_part, read_interval, sum_intervals
+from xsc.space.domain import read_grant
+from xsc.space.itc import event_bytes, height, own_part, sum_intervals
 from xsc.space.limits import GRANTS_A_RECEIVER_MAX, UNSUBSCRIBED_KEPT_MS, VALUE_INLINE_BYTES_MAX
 from xsc.space.paths import SECTIONS, UserSpacePaths, section_of, sections_of
 from xsc.space.record import SpaceHead, SpaceRecord, open_record, value_digest
@@ -443,18 +443,18 @@ async def test_a_node_that_nobody_invited_founds_a_domain(mine, other):
 
 
 async def test_a_joiner_gets_one_interval_however_often_it_asks(mine, other, network):
-    chain = await mine.grant(other.owner)
+    grant = await mine.grant(other.owner)
     for store in (mine, again(mine)):
-        assert await store.grant(other.owner) == chain
+        assert await store.grant(other.owner) == grant
     third = await mine.grant(CAROL.node_id)
     intervals = [
-        read_chain(chain, other.owner, network=network).kept,
-        read_chain(third, CAROL.node_id, network=network).kept,
+        read_grant(grant, other.owner, network=network).interval,
+        read_grant(third, CAROL.node_id, network=network).interval,
         mine.clock.interval,
     ]
     assert sum_intervals(intervals[0], sum_intervals(intervals[1], intervals[2])) == 1
     assert again(mine).clock.interval == mine.clock.interval
-    assert await again(mine).grant(other.owner) == chain
+    assert await again(mine).grant(other.owner) == grant
 
 
 async def test_a_node_gets_so_many_parts_of_one_interval(mine, other):
@@ -488,70 +488,19 @@ async def test_a_guest_can_invite_others(mine, other, network):
     assert await mine.grant(other.owner) != chain
 
 
-@pytest.mark.parametrize("shows", ["the chain of another receiver", "a chain of before"])
-async def test_a_giver_that_hides_a_grant_does_not_count_for_its_receiver(
-    mine, other, alice, network, shows
-):
+async def test_a_giver_does_not_count_for_its_receiver(mine, other, alice, network):
     """Its stamp said what its receiver had counted, and readers believed it."""
     reader = opened(CAROL, network)
-    if shows == "a chain of before":
-        await other.join(await mine.grant(other.owner))
-        await reader.join(await other.grant(reader.owner))
-        await mine.grant(bytes(32))
-        await pull(mine, reader)
-    else:
-        await other.join(await mine.grant(other.owner))
-        await reader.join(await mine.grant(reader.owner))
-    genesis = mine._chain[0]
-    domain = reader.clock.domain
-    values = {UserSpacePaths.INTERVAL: chain_bytes([genesis]), "x": b"x"}
+    await other.join(await mine.grant(other.owner))
+    await reader.join(await mine.grant(reader.owner))
+    await other.put({"a": b"1"})
+    await pull(other, reader)
+    values = {
+        UserSpacePaths.INTERVAL: mine.get(mine.owner, UserSpacePaths.INTERVAL).value,
+        "x": b"x",
+    }
     offered = []
     for sequence, (path, value) in enumerate(values.items(), start=100):
-        made = SpaceRecord(
-            path=path,
-            sequence=sequence,
-            written_ms=0,
-            domain=domain,
-            stamp=event_bytes(10**6),
-            digest=value_digest(value),
-            size_bytes=len(value),
-        )
-        offered.append((sign(made, alice, network), value))
-    assert not (await reader.take(mine.owner, offered)).refused
-    known = reader.clock.event
-    assert height(own_part(mine.clock.interval, known)) == 10**6
-    for given in (1, 2)[: mine._holding.granted]:
-        grant = mine.get(mine.owner, UserSpacePaths.grant(given)).value
-        interval = read_interval(
-            read_claimed(grant, Grant, network=network, author=mine.owner).record.interval
-        )
-        assert height(own_part(interval, known)) < 10**6
-
-
-@pytest.mark.parametrize("between", ["", "a false chain", "the chain of another interval"])
-async def test_a_chain_that_ends_earlier_is_known_also_after_a_restart(
-    mine, other, alice, network, between
-):
-    """There, its author counted again in what it had granted."""
-    reader = opened(CAROL, network)
-    await reader.join(await mine.grant(reader.owner))
-    early = list(mine._chain)
-    await mine.grant(bytes(32))
-    await mine.put({"a": b"1"})
-    await pull(mine, reader)
-    given = read_interval(
-        read_claimed(
-            mine.get(mine.owner, UserSpacePaths.grant(2)).value,
-            Grant,
-            network=network,
-            author=mine.owner,
-        ).record.interval
-    )
-    sequence = 100
-
-    async def say(path, value):
-        nonlocal sequence
-        sequence += 1
         made = SpaceRecord(
             path=path,
             sequence=sequence,
@@ -561,60 +510,40 @@ async def test_a_chain_that_ends_earlier_is_known_also_after_a_restart(
             digest=value_digest(value),
             size_bytes=len(value),
         )
-        taken = await reader.take(mine.owner, [(sign(made, alice, network), value)])
-        assert taken.paths
-
-    if between == "a false chain":
-        await say(UserSpacePaths.INTERVAL, b"")
-    elif between:
-        chain = await other.grant(mine.owner)
-        await say(UserSpacePaths.INTERVAL, chain_bytes(chain))
-    reader = again(reader)
-    await say(UserSpacePaths.INTERVAL, chain_bytes(early))
-    reader = again(reader)
-    await say("x", b"x")
-    assert height(own_part(mine.clock.interval, reader.clock.event)) == 10**6
-    assert height(own_part(given, reader.clock.event)) < 10**6
+        offered.append((sign(made, alice, network), value))
+    for store in (reader, again(reader)):
+        assert not (await store.take(mine.owner, offered)).refused
+    known = reader.clock.event
+    assert height(own_part(mine.clock.interval, known)) == 10**6
+    for store in (other, reader):
+        assert height(own_part(store.clock.interval, known)) < 10**6
 
 
-async def test_a_chain_is_forgotten_with_the_records_of_its_owner(mine, other):
+async def test_a_false_grant_proves_nothing(mine, other, bob, network):
     await mine.put({"a": b"1"})
     await pull(mine, other)
-    assert mine.owner in again(other)._chains
+    for store in (other, again(other)):
+        assert set(store._granted) == {mine.owner}
+    value = mine.get(mine.owner, UserSpacePaths.INTERVAL).value
+    for sequence, false in enumerate((b"", value), start=1):
+        signed = record(CAROL, network, UserSpacePaths.INTERVAL, sequence, false)
+        await other.take(CAROL.node_id, [(signed, false)])
+        assert set(other._granted) == {mine.owner}
     await other.evict(mine.owner, {})
-    assert mine.owner not in other._chains
-    assert mine.owner not in again(other)._chains
+    for store in (other, again(other)):
+        assert store._granted == {}
 
 
-async def test_a_chain_of_the_disk_that_is_damaged_is_named(mine, other):
-    await mine.put({"a": b"1"})
-    await pull(mine, other)
-    for raw in (b"\0", b"\x80", b"\x82\xf6\x81\x80"):
-        other._db.write([(stores.HELD + mine.owner, raw)], sync=True)
-        with pytest.raises(StoreDamaged):
-            again(other)
-
-
-async def test_a_chain_that_is_loaded_later_is_read(mine, other, bob, network):
-    await other.put({"a": b"1"})
-    value = other.get(other.owner, UserSpacePaths.INTERVAL).value
-    signed = record(bob, network, UserSpacePaths.INTERVAL, 1, value)
-    await mine.take(bob.node_id, [(signed, None)])
-    assert bob.node_id not in mine._chains
-    await mine.keep_value(bob.node_id, UserSpacePaths.INTERVAL, value)
-    assert bob.node_id in again(mine)._chains
-
-
-async def test_a_chain_that_was_read_is_not_read_again(mine, other, bob, network, monkeypatch):
+async def test_a_grant_that_was_read_is_not_read_again(mine, other, bob, network, monkeypatch):
     """An author that published it again and again held up all else here."""
     read = []
 
     def counted(*of, **how):
         read.append(of)
-        return read_holdings(*of, **how)
+        return read_grant(*of, **how)
 
-    monkeypatch.setattr(stores, "read_holdings", counted)
     await other.put({"a": b"1"})
+    monkeypatch.setattr(stores, "read_grant", counted)
     value = other.get(other.owner, UserSpacePaths.INTERVAL).value
     for sequence in range(1, 5):
         signed = record(bob, network, UserSpacePaths.INTERVAL, sequence, value)
@@ -645,7 +574,7 @@ async def test_a_recovered_node_leaves_its_interval_and_goes_on_above_what_was_s
     other = again(other)
     assert other.clock.domain != old.domain
     value = other.get(other.owner, UserSpacePaths.INTERVAL).value
-    assert read_chain(stores.published_chain(value), other.owner, network=network).kept == 1
+    assert read_grant(value, other.owner, network=network).interval == 1
 
 
 # Bounded growth

@@ -28,11 +28,9 @@ from xsc.identity.keys import KeyPair
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.space import sync as syncs
 from xsc.space import table as tables
-from xsc.space.domain import published_chain
 from xsc.space.itc import event_bytes
 from xsc.space.limits import (
     ANSWER_BYTES_MAX,
-    CHAIN_BYTES_MAX,
     CURSORS_MAX,
     FUTURE_MS_MAX,
     HEAD_INTERVAL_MS,
@@ -55,7 +53,7 @@ from xsc.space.messages import (
     read_cursors,
     read_listed,
 )
-from xsc.space.paths import UserSpacePaths, section_of
+from xsc.space.paths import section_of
 from xsc.space.record import Change, SpaceHead
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
@@ -603,29 +601,6 @@ async def test_a_large_value_that_is_replaced_while_it_is_fetched_costs_nothing(
 def refuses_ones(owner, value):
     if value.startswith(b"1"):
         raise RecordInvalid("a one")
-
-
-@pytest.mark.parametrize("of", ["owner", "relay"])
-async def test_a_large_chain_comes_at_once(circle, of):
-    """It waited for a reader, and nobody counted what its author wrote."""
-    ada, bea, cid, _ = circle.members
-    await ada.store.put({"a": b"1"})
-    chain = ada.space.get(UserSpacePaths.INTERVAL).value
-    large = encode([*published_chain(chain), *[bytes(VALUE_INLINE_BYTES_MAX)]])
-    members = [bea] if of == "owner" else [cid, bea]
-    await ada.store.put({UserSpacePaths.INTERVAL: large})
-    # That put wrote the chain, too, as its first record; the last one holds.
-    for member, source in zip(members, [ada, *members], strict=False):
-        member.sync.subscribe(ada.id, UserSpacePaths.INTERVAL)
-        member.follow(source)
-        await settle()
-    assert bea.space.get(UserSpacePaths.INTERVAL, ada.id).value == large
-    huge = large + bytes(CHAIN_BYTES_MAX)
-    await ada.store.put({UserSpacePaths.INTERVAL: huge})
-    ada.sync._news(ada.id)
-    await settle()
-    assert bea.space.get(UserSpacePaths.INTERVAL, ada.id).value is None
-    assert bea.blamed == []
 
 
 # Recovery
