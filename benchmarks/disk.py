@@ -23,8 +23,7 @@ from xsc.base.merkle import root_of
 from xsc.db.group import GroupCommit
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.node.build import RECLAIM_PAUSE_MS
-from xsc.node.home.archive import BODY, Entry, frames, seal_of
-from xsc.node.home.backup import new_head
+from xsc.node.home.backup import BODY, frames, new_head, rows_of, seal_of
 from xsc.node.system import ThreadExecutor
 from xsc.storage.shardstore.bodies import ShardBody
 from xsc.storage.shardstore.store import StorageNode
@@ -68,9 +67,8 @@ class Writer:
 
 async def back_up(bodies: LevelDBKeyValue, executor: ThreadExecutor) -> tuple[int, float]:
     """Read all bodies into frames, and throw those away; return their bytes and the time."""
-    head = new_head(bytes(32), "xsc", identity=True, bodies=True, seal="nothing", now_ms=0)
-    rows = (Entry(BODY, key, value) for key, value in bodies.scan(b""))
-    pieces = frames(head, rows, seal_of(head))
+    head = new_head(bytes(32), "xsc", "nothing", 0)
+    pieces = frames(head, rows_of({BODY: bodies}), seal_of(head))
     begun, size = time.perf_counter(), 0
     while piece := await executor.run(next, pieces, b""):
         size += len(piece)

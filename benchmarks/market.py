@@ -36,8 +36,8 @@ from xsc.base.limits import (
     STORAGE_LEASE_MS,
 )
 from xsc.base.log import SilentLog
+from xsc.client.calls import value_of as value_in
 from xsc.client.core import Core
-from xsc.client.space import value_of as value_in
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign

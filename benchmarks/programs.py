@@ -27,16 +27,13 @@ from xsc import api
 from xsc.base.errors import NotFound
 from xsc.base.limits import KIB
 from xsc.base.log import SilentLog
-from xsc.client.core import Core
-from xsc.client.programs import register
-from xsc.compute.jobs.evidence import EvidenceStore
-from xsc.compute.service import ComputeService
+from xsc.client.calls import Calls
+from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.db.memory import MemoryKeyValue
-from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
-from xsc.node.jobs.exports import Exports
+from xsc.node.programs import Exports
 from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
 from xsc.programs.compile import CompiledProgram, compile_program
 from xsc.programs.document import ModuleCall, parse, resolve
@@ -136,7 +133,7 @@ class Host:
         self.recorder = Recorder(self.space, KEY, NETWORK)
         self.tasks: list[asyncio.Task[None]] = []
         self.manager = ComputeRuntimeManager(
-            Ports(self.space, self, self, self.recorder, clock, SilentLog()),
+            Ports(self.space, self, self.find, self, self.recorder, clock, SilentLog()),
             state=MemoryKeyValue(),
             executor=executor,
             start=self.start,
@@ -248,18 +245,18 @@ async def idle() -> tuple[float, int]:
 async def exported(rounds: int) -> float:
     """Return ms from a call of a module's export to its results and signed receipt."""
     executor, clock, log = ThreadExecutor(1), SystemClock(), SilentLog()
-    nobody: Any = None  # a run on this node asks no peer
-    compute = ComputeService(
-        Context(KEY, NETWORK, clock, SystemEntropy(), executor, nobody, log),
-        leases=nobody,
-        book=nobody,
-        sandbox=PoolSandbox(1, clock, log),
-        evidence=EvidenceStore(NETWORK, MemoryKeyValue()),
-        inputs=nobody,
+    pool = PoolSandbox(1, clock, log)
+    runner = JobRunner(
+        key=KEY,
+        network=NETWORK,
+        clock=clock,
+        entropy=SystemEntropy(),
+        executor=executor,
+        sandbox=pool,
     )
-    module, sandbox, found = (WASM / "add.wasm").read_bytes(), Exports(compute), []
+    module, sandbox, found = (WASM / "add.wasm").read_bytes(), Exports(runner), []
     call = ModuleCall(hashlib.sha256(module).digest(), "add")
-    await compute.start()
+    await pool.start()
     try:
         for value in range(rounds):
             numbers = to_number("i32", value), to_number("i32", 1)
@@ -268,18 +265,18 @@ async def exported(rounds: int) -> float:
             found.append(time.perf_counter() - begun)
             assert results == (to_number("i32", value + 1),)
     finally:
-        await compute.stop()
+        await pool.stop()
         executor.close()
     return median(found) * 1e3
 
 
 def soon(homes: Sequence[Path], quick: bool) -> None:
-    core, count = Core(homes[0]), least(50 if quick else 200, 6)
+    core, count = Calls(homes[0]), least(50 if quick else 200, 6)
     add = {"add.wasm": (WASM / "add.wasm").read_bytes()}
     call = {"module": "add.wasm", "export": "add"}
     hashes = [
-        register(core, chain(1, "rule"), "json", {}, activate=True)["hash"],
-        register(core, chain(1, "module", call), "json", add, activate=True)["hash"],
+        core.register(chain(1, "rule"), "json", {}, activate=True)["hash"],
+        core.register(chain(1, "module", call), "json", add, activate=True)["hash"],
     ]
     values = itertools.count(1)
 

@@ -307,7 +307,7 @@ def play(story: Story) -> None:
         raise
     finally:
         chapter("The end")
-        if (story.folder / "net" / "devnet.json").exists():
+        if (story.folder / "net" / "node-0").exists():
             story.xsc("devnet down --dir net")
         story.end()
 

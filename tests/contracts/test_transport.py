@@ -16,7 +16,6 @@ from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.identity.keys import KeyPair
 from xsc.net.transport.http import HttpTransport
 from xsc.net.transport.memory import MemoryNetwork
-from xsc.net.transport.metered import Metered
 from xsc.net.transport.port import Arrival, RawRequest, RawResponse, Transport
 
 
@@ -43,13 +42,11 @@ class Pair:
         )
 
 
-@pytest.fixture(params=["memory", "metered", "http", "tls"])
+@pytest.fixture(params=["memory", "http", "tls"])
 async def pair(request) -> AsyncIterator[Pair]:
-    if request.param in ("memory", "metered"):
+    if request.param == "memory":
         network = MemoryNetwork(RunningClock())
         pair = Pair(network.transport("here"), network.transport("there"))
-        if request.param == "metered":
-            pair = Pair(Metered(pair.here), Metered(pair.there))
     else:
         there = HttpTransport(listen="127.0.0.1:0", key=KeyPair(b"\1" * 32), stop_ms=20)
         if request.param == "tls":

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -105,8 +105,8 @@ class Net:
     def __init__(self, folder: Path, **env: str) -> None:
         self.folder = folder
         self._env = env
-        self._rows: list[devnet.Member] = []
         self._processes: list[Process] = []
+        self._ids: dict[int, str] = {}
 
     def __getitem__(self, index: int) -> Member:
         return Member(self.folder / f"node-{index}")
@@ -115,15 +115,16 @@ class Net:
         """Start what does not run, and return once each sees all others."""
         started = [
             index
-            for index in range(nodes or len(self._rows))
-            if index >= len(self._rows) or not self._rows[index].runs
+            for index in range(nodes or len(self._processes))
+            if index >= len(self._processes) or self._processes[index].poll() is not None
         ]
         for index in started:
             self.start(index)
         for index in started:
             self.wait_for_start(index)
-        devnet._introduce(self._rows)
-        devnet._wait_until_healthy(self._rows, time.monotonic() + 60)
+        homes = [self[index].home for index in range(len(self._processes))]
+        devnet.introduce(homes)
+        devnet.wait_until_healthy(homes, time.monotonic() + 60)
 
     def start(self, index: int) -> None:
         home = self[index].home
@@ -134,21 +135,13 @@ class Net:
             # All that is ever logged is logged in tests: one of them looks for secrets in it.
             env = {"XSC_LOG_LEVEL": "debug", **self._env}
             process = Process(["--home", str(home), "node", "start"], log=log, **env)
-        row = devnet.Member(
-            home.name, str(home), pid=process.pid, start_ticks=devnet.start_ticks(process.pid) or 0
-        )
-        if index < len(self._rows):
-            self._rows[index] = replace(row, id=self._rows[index].id)
-            self._processes[index] = process
-        else:
-            self._rows.append(row)
-            self._processes.append(process)
+        self._processes[index : index + 1] = [process]
 
     def wait_for_start(self, index: int) -> None:
-        process, member, row = self._processes[index], self[index], self._rows[index]
+        process, member = self._processes[index], self[index]
         wait_for(lambda: process.poll() is not None or serves(member, process.pid))
         assert process.poll() is None, (member.home / "node.log").read_text()[-2000:]
-        self._rows[index] = replace(row, id=row.id or member.id)
+        self._ids.setdefault(index, member.id)
 
     def process(self, index: int) -> Process:
         return self._processes[index]
@@ -162,7 +155,14 @@ class Net:
 
     def status(self) -> list[dict]:
         return [
-            {**asdict(row), "state": "running" if row.runs else "stopped"} for row in self._rows
+            {
+                "name": self[index].home.name,
+                "home": str(self[index].home),
+                "id": self._ids[index],
+                "pid": process.pid,
+                "state": "running" if process.poll() is None else "stopped",
+            }
+            for index, process in enumerate(self._processes)
         ]
 
     def kill(self, rows: list[dict]) -> None:

@@ -14,7 +14,7 @@ import urllib.request
 import pytest
 
 from tests.e2e.conftest import call, wait_for
-from xsc.cli.background import start_ticks
+from xsc.cli.background import holds
 
 
 def test_init_makes_a_home(tmp_path):
@@ -78,7 +78,7 @@ def test_start_with_wait_returns_when_it_serves_and_tells_the_supervisor(tmp_pat
     finally:
         os.kill(pid, signal.SIGTERM)
     assert supervisor.recv(100) == b"STOPPING=1"
-    wait_for(lambda: start_ticks(pid) is None)
+    wait_for(lambda: not holds(pid, home))
 
 
 def test_start_with_wait_gives_the_error_of_the_node(tmp_path):

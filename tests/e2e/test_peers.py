@@ -35,6 +35,8 @@ STRANGERS = {
     "status": 401,
     "detail": "only known peers are answered here",
     "hint": "",
+    "retryable": False,
+    "retry_after_s": 0,
 }
 METHODS = [
     *("peers.join", "peers.batch", "health.ping", "compute.run", "ledger.propose", "ledger.head"),

@@ -95,9 +95,9 @@ def test_the_key_and_one_friend_are_enough_where_a_peer_is_gone_for_good(
     assert (done.json["objects"], done.json["lost"], done.json["silent"]) == (3, [], [first])
     assert done.json["unproven"] == [{"peer": first, "amount_micro": owed[first]}]
     assert "unproven with" in done.err
-    # As if it had been killed when the objects could be read: the start does the rest.
-    mark = owner.home / "recover.json"
-    mark.write_text('{"v": 1, "stage": "readable"}')
+    # As if it had been killed in between: the start asks the peers again.
+    mark = owner.home / "unfinished"
+    mark.write_text("recovering\n")
     _, process = start("net/node-0")
     assert not mark.exists()
     assert owner(["store", "get", capability, "-o", "-"]).out == content

@@ -15,8 +15,8 @@ from tests.e2e.conftest import Member, call, wait_for
 from xsc import api
 from xsc.base.errors import NodeUnreachable
 from xsc.client import SpaceChange, connect
+from xsc.client.calls import value_of
 from xsc.client.core import Core
-from xsc.client.space import value_of
 
 
 @contextmanager

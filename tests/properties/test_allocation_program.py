@@ -15,7 +15,7 @@ from xsc.allocation.recognition import value_of
 from xsc.base.encoding import decode, encode
 from xsc.base.errors import XscError
 from xsc.base.limits import GATHERED_BYTES_MAX
-from xsc.node.built_in import ALLOCATION, allocation_function
+from xsc.node.programs import ALLOCATION, allocation_function
 from xsc.programs.compile import compile_program
 from xsc.programs.document import parse, resolve
 from xsc.programs.frame import Execution

@@ -6,24 +6,25 @@ import asyncio
 
 import pytest
 
-from tests.sim.network import NO_HOME, World, content, exposure, get, put, run, store
+from tests.sim.network import World, content, exposure, get, put, run, store
 from tests.sim.test_recovery import back, place_of
 from tests.sim.test_slots import A_STEP, cleared, leased
 from tests.unit.node.test_routes import Api
 from xsc.allocation.declaring import Statement
+from xsc.api.objects import Domains
 from xsc.base.errors import DurabilityUnreachable, PeerUnknown, XscError
 from xsc.base.ids import to_text
 from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB, REMOVED_LISTED_MAX
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.net.peers.circle import Introduction, Member
-from xsc.net.peers.registry import AddressRecord
-from xsc.node.recovery.recover import find_head
+from xsc.net.peers.registry import AddressRecord, PeerInfo
+from xsc.node.home.recover import find_head
+from xsc.node.routes import status
 from xsc.node.routes.objects import _introducers
 from xsc.node.routes.peers import _row
-from xsc.node.routes.status import status_of
 from xsc.storage.catalogue.directory import open_body, open_head
-from xsc.storage.object.durability import KINDS, Domains, parse
+from xsc.storage.object.durability import parse
 from xsc.terms.slot import AvailabilitySlot, NeedSlot
 
 DAY_MS = 86_400_000
@@ -431,16 +432,16 @@ def test_a_contract_names_introducers_and_check_says_who_brought_the_hosts():
         with pytest.raises(DurabilityUnreachable, match="at 2 known introducers survive the loss"):
             await put(owner, content(MIB), contract=asked)
         found = await check(await put(owner, content(MIB)))
-        assert found.domains[KINDS.index("introducer")] == Domains(1, 0)
-        assert found.survives.shown_for(found.stat.contract).to_text() == "2nodes"
+        assert found.domains["introducer"] == Domains(known=1, unknown=0)
+        assert found.survives == "2nodes"
         (row,) = _introducers(owner, found)
         assert (row.name, row.hosts, row.brought) == (hub.config.name, 6, 5)
         # Whom the operator answers for is a domain of its own.
         for node in world.nodes[1:5]:
             owner.peers.roster.confirm(node.key.node_id)
         found = await check(await put(owner, content(MIB, 1), contract=asked))
-        assert found.survives.meets(asked)
-        assert found.domains[KINDS.index("introducer")] == Domains(5, 0)
+        assert found.contract_kept
+        assert found.domains["introducer"] == Domains(known=5, unknown=0)
 
     run(14, 7, play, INTRODUCED, kind=Star)
 
@@ -458,11 +459,12 @@ def test_a_recovered_node_knows_who_was_introduced():
         body = open_body(
             open_head(node.directory.head, node.key.node_id, node.peers.network).record, node.key
         )
-        assert {peer.node: peer.introducer for peer in body.peers} == {hub: None, other: hub}
+        told = [PeerInfo.from_bytes(peer) for peer in body.peers]
+        assert {peer.node_id: peer.introducer for peer in told} == {hub: None, other: hub}
         await world.lose(1)
         again = world.make(1, recovering=True)
         again.peers.roster.restore(node.peers.info(hub))
-        await find_head(again)
+        await find_head(again, set(), set())
         assert again.peers.info(other).through == hub
         assert again.peers.info(hub).through is None
         # Of those that were removed, the newest.
@@ -513,12 +515,12 @@ def test_a_node_that_nobody_reaches_learns_it_from_those_that_try():
 
     async def play(world):
         node, others = world.nodes[0], world.nodes[1:]
-        await world.until(lambda: status_of(node, NO_HOME).peers.not_reached_by == len(others))
-        said = status_of(node, NO_HOME).peers
+        await world.until(lambda: status._peers(node).not_reached_by == len(others))
+        said = status._peers(node)
         assert (said.known, said.healthy, said.reached_by) == (2, 2, 0)
         assert [_row(node, peer).reaches_us for peer in node.peers.peers()] == [False, False]
         node.peers.own_address.advertise = ()
-        await world.until(lambda: status_of(node, NO_HOME).peers.reached_by == len(others))
+        await world.until(lambda: status._peers(node).reached_by == len(others))
 
     run(13, 3, play, prepare=prepare, kind=Hidden)
 

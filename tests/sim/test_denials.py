@@ -52,7 +52,7 @@ def test_the_first_put_after_a_host_lost_its_disk_lies_on_as_many_nodes_as_ever(
         await world.clock.sleep_ms(10_000)
         assert {row.margin for row in owner.storage.ls()} == {2}
         for capability, number in kept.items():
-            assert (await owner.storage.stat(capability)).condition.margin == 2
+            assert (await owner.storage.stat(capability)).margin == 2
             assert await get(owner, capability) == content(20 * MIB + number)
         for _ in range(3):
             assert len(set((await owner.storage.put(stream(b"x" * 10_000), name="")).hosts)) == 6

@@ -153,7 +153,7 @@ def test_health_shows_a_false_clearing_and_anybody_can_check_it():
         await offer(provider, 100)
         await need(customer, 60)
         await world.until(customer.allocator.received)
-        (before,) = (await status.health(customer, Nothing())).peers
+        (before,) = await status.health(customer, Nothing())
         assert before.false_clearing is None
         said = dict(provider.allocator.state)
         (divided,) = said["slot_denominators"]
@@ -163,10 +163,10 @@ def test_health_shows_a_false_clearing_and_anybody_can_check_it():
         lie = TwoTierAllocationState(**said)
         await provider.space.put(UserSpacePaths.ALLOCATION_STATE, lie.to_bytes())
         await world.until(customer.allocator.records.false_clearings)
-        (row,) = (await status.health(customer, Nothing())).peers
-        assert (row.false_clearing, row.wrong) == (to_text(divided.clearing), 1)
+        (row,) = await status.health(customer, Nothing())
+        assert (row.false_clearing, row.wrong) == (divided.clearing, 1)
         assert row.quality_ppm < before.quality_ppm
-        packed = await allocation.clearing(customer, Id(id=row.false_clearing[:8]))
+        packed = await allocation.clearing(customer, Id(id=to_text(row.false_clearing)[:8]))
         with pytest.raises(ProofInvalid, match="by the rule"):
             verify_file(packed)
         # It offers nothing while its state names this.

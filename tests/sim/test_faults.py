@@ -89,12 +89,12 @@ def test_an_owner_killed_at_any_point_keeps_every_object_it_acknowledged():
 def test_a_host_that_just_died_is_no_spare_though_its_last_probe_was_answered():
     async def play(world):
         capability = await put(world.nodes[0], content(MIB))
-        assert (await world.nodes[0].storage.stat(capability)).condition.healable
+        assert (await world.nodes[0].storage.stat(capability)).healable
         for victim in (await hosts_of(world, capability))[:2]:
             await world.crash(victim)
         stat = await world.nodes[0].storage.stat(capability)
-        assert (stat.condition.readable, stat.condition.margin) == (True, 0)
-        assert not stat.condition.healable, "one spare node cannot take two columns"
+        assert (stat.readable, stat.margin) == (True, 0)
+        assert not stat.healable, "one spare node cannot take two columns"
 
     run(35, 7, play)
 

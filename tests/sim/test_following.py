@@ -99,22 +99,22 @@ def test_a_watch_follows_for_as_long_as_it_is_open_and_a_get_once():
     async def play(world):
         ada, bea = world.nodes
         await ada.space.put("notes/x", b"1")
-        assert (await bea.read_space(ada.key.node_id, "notes/x")).value == b"1"
+        assert (await bea.following.read(ada.key.node_id, "notes/x")).value == b"1"
         await ada.space.rm("notes/x")
         with pytest.raises(NotFound):
-            await bea.read_space(ada.key.node_id, "notes/x")
+            await bea.following.read(ada.key.node_id, "notes/x")
         bea.following.watch(ada.key.node_id, "notes")
         await world.clock.sleep_ms(1_000)
         await ada.space.put("notes/x", bytes(9_000))
         await world.clock.sleep_ms(1_000)
         assert has(bea, ada, "notes/x") is None, "a large value comes when it is read"
-        assert (await bea.read_space(ada.key.node_id, "notes/x")).value == bytes(9_000)
+        assert (await bea.following.read(ada.key.node_id, "notes/x")).value == bytes(9_000)
         bea.following.unwatch(ada.key.node_id, "notes")
         await ada.space.put("notes/y", b"2")
         await world.clock.sleep_ms(HEAD_INTERVAL_MS)
         assert has(bea, ada, "notes/y") is None
         await world.crash(0)
-        assert (await bea.read_space(ada.key.node_id, "notes/x")).value == bytes(9_000)
+        assert (await bea.following.read(ada.key.node_id, "notes/x")).value == bytes(9_000)
 
     run(3, 2, play, SETTINGS)
 

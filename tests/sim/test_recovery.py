@@ -1,12 +1,11 @@
 """A node loses its disk and comes back from its key and what its peers hold."""
 
 import asyncio
-from dataclasses import dataclass
 
 import pytest
 
 from tests.sim.network import SEEDS, content, get, points, put, run, stream
-from tests.unit.node.test_routes import serving
+from tests.unit.node.test_routes import Api
 from xsc.api.objects import PUT
 from xsc.base.errors import (
     NotAllowed,
@@ -27,9 +26,8 @@ from xsc.base.limits import (
 from xsc.db.memory import MemoryKeyValue
 from xsc.ledger.incarnation import Noted
 from xsc.net.calls.server import read_horizons
-from xsc.net.transport.parser import SmallRequest
 from xsc.node import directory as keeper
-from xsc.node.recovery.recover import Found, Signing, begin_signing, call_peers, find_objects
+from xsc.node.home.recover import begin_signing, find_objects
 from xsc.storage.catalogue.directory import HeadBody, make_head
 from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS
 
@@ -55,31 +53,22 @@ async def told(world, index=OWNER):
     assert not await node.directory.write()
 
 
-@dataclass
-class Back:
-    """Both stages of a recovery."""
-
-    found: Found
-    signing: Signing
-
-
 async def readable(world, index, place):
     """Do the first stage on an empty disk; return the node, which signs nothing."""
     node = world.make(index, recovering=True)
-    await call_peers(node)
-    return node, await find_objects(node, [place])
+    return node, await find_objects(node, [place], recovering=True)
 
 
 async def back(world, index, place):
     """Recover a node on its empty disk, then start it as the daemon would."""
     node, found = await readable(world, index, place)
-    signing = await begin_signing(node)
+    done = await begin_signing(node, found)
     await node.peers.stop()
     # A request of the same millisecond as the recovery is refused as one of before.
     await world.clock.sleep_ms(10)
     world.nodes[index] = world.make(index)
     await world.nodes[index].start()
-    return Back(found, signing)
+    return done
 
 
 def test_a_recovered_node_refuses_requests_that_were_signed_before():
@@ -118,7 +107,7 @@ async def story(world):
     others = await put(world.nodes[1], content(20 * MIB))
     await debts(world)
     await told(world)
-    before = owner.storage.catalogue.directory()
+    before, generation = owner.storage.catalogue.directory(), owner.directory.generation
     chain, log = owner.ledger.head(), owner.ledger.entries(limit=1000)
     balances = {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()}
     assert any(balances.values())
@@ -126,8 +115,8 @@ async def story(world):
     done = await back(world, OWNER, place_of(world, 2))
     owner = world.nodes[OWNER]
     assert (done.found.objects, done.found.lost) == (3, ())
-    assert (done.signing.peers, done.signing.silent, done.signing.unproven) == (6, (), {})
-    assert done.signing.entries == len([row for row in log if row.state == "settled"])
+    assert (done.peers, done.silent, done.unproven) == (6, (), {})
+    assert done.entries == len([row for row in log if row.state == "settled"])
     assert owner.ledger.head()[0] == owner.ledger.chain.state.first_seq > chain[0]
     assert {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()} == balances
     assert owner.ledger.limit(friend) == 123_456_789
@@ -141,11 +130,11 @@ async def story(world):
     await put(owner, content(20 * MIB))
     await debts(world)
     await debts(world)
-    assert owner.ledger.count() > done.signing.entries, "the recovered chain goes on"
+    assert owner.ledger.count() > done.entries, "the recovered chain goes on"
     for node in world.nodes:
         await node.ledger.verify()
     await told(world)
-    assert owner.directory.generation > done.found.generation
+    assert owner.directory.generation > generation
     assert not owner.failed.done()
     assert others
 
@@ -180,8 +169,8 @@ def test_any_dead_peer_stops_no_recovery(gone):
 
         done = await back(world, OWNER, friend)
         owner = world.nodes[OWNER]
-        assert done.signing.silent == (dead.key.node_id,)
-        assert done.signing.unproven == {dead.key.node_id: balances[dead.key.node_id]}
+        assert done.silent == (dead.key.node_id,)
+        assert done.unproven == {dead.key.node_id: balances[dead.key.node_id]}
         for peer, balance in balances.items():
             assert owner.ledger.balance(peer) == (0 if peer == dead.key.node_id else balance)
         assert await get(owner, first) == content(20 * MIB)
@@ -246,9 +235,9 @@ def test_a_peer_that_crawls_holds_up_no_recovery_and_no_start():
             return {"v": 1, "items": [item], "more": True, "incarnation": None}, ()
 
         handlers.update({"ledger.head": more, "ledger.history": crawl})
-        node, _ = await readable(world, OWNER, place_of(world, 2))
+        node, found = await readable(world, OWNER, place_of(world, 2))
         before_ms = world.clock.now_ms()
-        begun = await begin_signing(node)
+        begun = await begin_signing(node, found)
         assert world.clock.now_ms() - before_ms < HISTORY_TIMEOUT_MS + 2_000
         assert begun.silent == (world.nodes[1].key.node_id,)
         await node.peers.stop()
@@ -388,7 +377,11 @@ def test_a_peer_that_refuses_a_head_without_proof_stops_nobody(lie):
         await told(world)
         old = owner.directory.head
         forged = make_head(
-            HeadBody(0, (), b"", None, b""), 2**40, liar.key, owner.peers.network, b"n" * 12
+            HeadBody(written_ms=0, peers=(), directory=b"", capability=None, ledger=b""),
+            2**40,
+            liar.key,
+            owner.peers.network,
+            b"n" * 12,
         )
         shown = {"old": [old], "forged": [forged.raw], "nothing": []}
         asked = 0
@@ -540,10 +533,9 @@ def test_a_put_says_where_its_name_is_at_fewer_peers_than_it_should(silent):
         found, wanted = await owner.directory.told(4)
         waited_ms = world.clock.now_ms() - began_ms
         assert (found, wanted) == (6 - silent, 4)
-        stored = serving(owner).fast_path((PUT,))[PUT.path]
-        headers = {"xsc-name": "b", "xsc-wait-for-name": "1"}
-        _, said = await stored(SmallRequest(PUT.path, headers, b"content"))
-        assert ["the name is at 3 of 4 peers" in text for text in said.warnings] == (
+        fields = {"XSC_Name": "b", "XSC_Wait_For_Name": "1"}
+        said = await Api(owner).call(PUT.method, PUT.path, body=b"content", **fields)
+        assert ["the name is at 3 of 4 peers" in text for text in said["warnings"]] == (
             [True] if silent == 3 else []
         )
         # Whoever is silent keeps nobody waiting while others are enough.

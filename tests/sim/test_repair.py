@@ -221,7 +221,7 @@ def test_six_nodes_cannot_heal_and_it_is_said():
         done = await world.nodes[0].storage.repair(capability)
         assert (done.moved, len(done.left)) == ((), 1)
         assert "no node" in done.reason
-        assert not (await world.nodes[0].storage.stat(capability)).condition.healable
+        assert not (await world.nodes[0].storage.stat(capability)).healable
         assert moves(world) == 0
 
     run(48, 6, play, QUICK)

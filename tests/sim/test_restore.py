@@ -10,9 +10,17 @@ from xsc.identity.envelope import open_signed
 from xsc.net.calls.replay import ReplayGuard
 from xsc.net.calls.server import HORIZONS, read_horizons
 from xsc.net.peers.invitation import PREFIX as INVITATIONS
-from xsc.node.home.archive import Head, Reader, frames, seal_of
-from xsc.node.home.backup import _entries, letters_of
-from xsc.node.recovery.restore import Brought, catch_up, read_into
+from xsc.node.home.backup import (
+    Brought,
+    Reader,
+    frames,
+    letters_of,
+    new_head,
+    read_into,
+    rows_of,
+    seal_of,
+)
+from xsc.node.home.recover import begin_signing, find_objects
 from xsc.storage.transfer import journal
 from xsc.terms.voucher import Voucher
 
@@ -20,13 +28,15 @@ OWNER = 0
 MONEY = {"starter_credit": "1000", "storage_capacity": "2GiB"}
 
 
+def letters(disk):
+    return letters_of(disk.state, disk.space, disk.bodies)
+
+
 def back_up(world, index=OWNER):
     """Return the bytes of a backup of a node as it is now."""
     node = world.nodes[index]
-    head = Head(node.key.node_id, "simulation", 0, True, True, "nothing", bytes(16))
-    disk = world.disks[index]
-    stores = letters_of(disk, bodies=True)
-    rows = _entries([], [(letter, store.scan(b"")) for letter, store in stores.items()])
+    head = new_head(node.key.node_id, "simulation", "nothing", 0)
+    rows = rows_of(letters(world.disks[index]))
     return b"".join(frames(head, rows, seal_of(head)))
 
 
@@ -36,7 +46,7 @@ async def lose_and_restore(world, raw, index=OWNER):
     disk = world.disks[index] = empty_disk()
     reader = Reader([raw])
     found = Brought(reader.head)
-    read_into(reader.entries(seal_of(reader.head)), letters_of(disk, bodies=True), found)
+    read_into(reader.entries(seal_of(reader.head)), letters(disk), found)
     return found
 
 
@@ -44,7 +54,8 @@ async def caught_up(world, index=OWNER, *, without_silent=False):
     """Do what the daemon does with a restored home: learn what is new, then start."""
     node = world.make(index, recovering=True)
     try:
-        done = await catch_up(node, without_silent=without_silent)
+        found = await find_objects(node, without_silent=without_silent)
+        done = await begin_signing(node, found)
     finally:
         await node.peers.stop()
     world.nodes[index] = world.make(index)
@@ -92,8 +103,8 @@ async def story(world):
     assert found.entries >= before
     done = await caught_up(world)
     owner = world.nodes[OWNER]
-    assert (done.objects, done.gone, done.silent, done.lost) == (1, 1, (), ())
-    assert done.entries == chain - before
+    assert (done.found.newer, done.found.gone, done.silent, done.found.lost) == (1, 1, (), ())
+    assert done.newer_entries == chain - before
     assert owner.ledger.settled_entries() == chain
     assert owner.ledger.head()[0] == owner.ledger.chain.state.first_seq, "nothing is signed yet"
     assert {peer: owner.ledger.balance(peer) for peer in owner.peers.peers()} == balances
@@ -131,13 +142,13 @@ def test_nothing_is_signed_while_a_peer_is_silent():
         await world.crash(4)
         node = world.make(OWNER, recovering=True)
         with pytest.raises(PeerSilent, match="may hold what was"):
-            await catch_up(node, without_silent=False)
+            await find_objects(node)
         with pytest.raises(Recovering):
             await node.ledger.set_limit(world.nodes[1].key.node_id, 5)
         await node.peers.stop()
         await world.restart(4)
         done = await caught_up(world)
-        assert (done.objects, done.entries > 0) == (1, True)
+        assert (done.found.newer, done.newer_entries > 0) == (1, True)
 
     run(21, 7, play, MONEY)
 
@@ -285,7 +296,7 @@ def test_what_nobody_has_at_a_restore_stays_in_the_directory_and_comes_back():
         await lose_and_restore(world, raw)
         done = await caught_up(world, without_silent=True)
         owner = world.nodes[OWNER]
-        assert (done.objects, done.lost) == (0, ("a",))
+        assert (done.found.newer, done.found.lost) == (0, ("a",))
         assert [row.name for row in owner.storage.catalogue.unfound()] == ["a"]
         await told(world)
         await world.restart(1)
@@ -320,7 +331,7 @@ def test_a_lone_node_comes_back_with_all_that_lies_on_it():
         assert (found.objects, found.peers) == (1, 0)
         assert found.bodies > 6
         done = await caught_up(world)
-        assert (done.peers, done.objects, done.gone) == (0, 0, 0)
+        assert (done.peers, done.found.newer, done.found.gone) == (0, 0, 0)
         assert await get(world.nodes[OWNER], capability) == content(5 * MIB)
 
     run(26, 1, play)

@@ -220,7 +220,7 @@ def test_an_owner_lists_its_services_in_its_space():
             await world.clock.sleep_ms(1_000)
             path = UserSpacePaths.service("greet")
             try:
-                return json.loads((await friend.read_space(owner.key.node_id, path)).value)
+                return json.loads((await friend.following.read(owner.key.node_id, path)).value)
             except NotFound:
                 return None
 

@@ -638,7 +638,7 @@ def test_moments_in_a_state_make_no_rounds():
 
 def test_what_a_node_grants_is_explained_to_others_and_outlives_a_crash():
     async def explained(asking, provider):
-        walk = Why(asking.read_space, asking.peers.network, parts_of)
+        walk = Why(asking.following.read, asking.peers.network, parts_of)
         root = await walk.walk(provider.key.node_id, UserSpacePaths.ALLOCATION_STATE)
         await asking.programs.rerun(root)
         steps = steps_of(root)

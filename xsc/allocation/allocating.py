@@ -122,6 +122,7 @@ class Allocator:
         self._renewed_ms = 0
         """When a need last began a new number because it was short."""
         self.records = records
+        records.told = self.wake
         self._full = False
         self._woken = asyncio.Event()
         space.register_schema(UserSpacePaths.ALLOCATION_STATE, lambda _, value: read_state(value))

@@ -68,7 +68,6 @@ class Records:
         read: returns the record at a path of another node's space, fetched if it is not here.
         heard: has what nodes have published, as far as that is here.
         once: runs something in the background.
-        told: hears that a provider counts from now on, or does not.
         report: counts that a node said something that is plainly wrong.
     """
 
@@ -81,7 +80,6 @@ class Records:
         read: Callable[[bytes, str], Awaitable[Entry]],
         heard: Heard,
         once: Callable[[str, Callable[[], Awaitable[None]]], None],
-        told: Callable[[], None],
         report: Callable[[bytes, str], None],
     ) -> None:
         self._context = context
@@ -90,7 +88,8 @@ class Records:
         self._read = read
         self._heard = heard
         self._once = once
-        self._told = told
+        self.told: Callable[[], None] = lambda: None
+        """Hears that a provider counts from now on, or does not."""
         self._report = report
         self._names: dict[bytes, frozenset[bytes]] = {}
         """By own record that is kept, what it names."""
@@ -301,7 +300,7 @@ class Records:
                 if record_id in self._found.get(provider, ()):
                     self._found[provider][record_id] = is_right
                 if is_right is not None or self._failed[provider] == CLEARING_ASKED_MAX:
-                    self._told()
+                    self.told()
                 await self._context.clock.sleep_ms(CONVERGED_LOOK_MS)
         finally:
             self._running.discard(provider)

@@ -10,13 +10,25 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, dataclass_transform
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    Generic,
+    Literal,
+    TypeVar,
+    dataclass_transform,
+)
 from urllib.parse import quote
 
 from xsc.base.errors import ArgumentInvalid
+from xsc.base.ids import from_text
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from pydantic_core import CoreSchema
 
 T = TypeVar("T")
 Q = TypeVar("Q")
@@ -30,6 +42,29 @@ _PLAIN: Final = "!#$&'()*+,-./:;<=>?@[]^_`{|}~"
 """Characters that a header holds as they are: no space, which would be lost at an end."""
 
 
+class IdText:
+    """Marks bytes that are an id: base32 text in JSON, where other bytes are base64."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(*_: object) -> CoreSchema:
+        from pydantic_core import core_schema  # noqa: PLC0415 (the client has none)
+
+        text = core_schema.str_schema(pattern="^[a-z2-7]+$")
+        return core_schema.json_or_python_schema(
+            core_schema.no_info_after_validator_function(from_text, text),
+            core_schema.bytes_schema(),
+        )
+
+
+Key = Annotated[bytes, IdText()]
+"""The id of a node, slot, lease or record."""
+
+
+def written_name(name: str) -> str:
+    """Return a field's name in JSON: its last underline keeps it from being a word of Python."""
+    return name.rstrip("_")
+
+
 def header(name: str, *, default: T) -> T:
     """Return a field of a request that travels in a header, so that no log of paths holds it."""
     return field(default=default, metadata={"header": name})
@@ -40,23 +75,33 @@ def absent(*, default: None = None) -> Any:  # noqa: ANN401 (of any type, or Non
     return field(default=default, metadata={"absent": True})
 
 
+def named(node: str, *, init: Literal[False] = False) -> Any:  # noqa: ANN401, ARG001 (for mypy)
+    """Return a field that names the node of another one: who answers says what it calls it."""
+    return field(default="", metadata={"names": node})
+
+
 @dataclass_transform(
-    frozen_default=True, kw_only_default=True, field_specifiers=(field, header, absent)
+    frozen_default=True, kw_only_default=True, field_specifiers=(field, header, absent, named)
 )
-def model(cls: type[T]) -> type[T]:
-    """Make a class a request or an answer: strict, without unknown fields, never changed."""
-    made = dataclass(frozen=True, slots=True, kw_only=True)(cls)
-    made.__pydantic_config__ = {"strict": True, "extra": "forbid"}  # type: ignore[attr-defined]
-    return made
+class Model:
+    """A request or an answer: strict, without unknown fields, never changed."""
+
+    __pydantic_config__: ClassVar = {
+        "strict": True,
+        "extra": "forbid",
+        "val_json_bytes": "base64",
+        "alias_generator": written_name,
+    }
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
 
-@model
-class Nothing:
+class Nothing(Model):
     """A request that says all by its method and path."""
 
 
-@model
-class Id:
+class Id(Model):
     """What has an id; of own slots, leases and clearings its beginning is enough."""
 
     id: str
@@ -70,12 +115,14 @@ class Endpoint(Generic[Q, R]):
     path: str
     request: type[Q]
     answer: type[R]
-    """Of one line or event, where there are several."""
+    """Of one line, event or row, where there are several."""
     says: str
     """What it does, in one sentence."""
     takes: Takes = "json"
     gives: Gives = "json"
     status: int = 200
+    rows: str = ""
+    """Where the answer is a list of rows: its name in the JSON that holds it."""
 
     @property
     def has_json(self) -> bool:

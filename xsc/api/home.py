@@ -6,26 +6,24 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Nothing, absent, model
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, absent
 
 DRAIN_WAIT_MS_MAX = 30_000
 
 
-@model
-class Fsck:
+class Fsck(Model):
     """Whether every root and hash is checked."""
 
     deep: bool = False
 
 
-@model
-class Damaged:
+class Damaged(Model):
     """A body that cannot be given back."""
 
     sequence: int
     locate: str
-    customer: str
-    lease_id: str
+    customer: Key
+    lease_id: Key
     size_bytes: int
     reason: str
     kind: Literal["shard", "record"]
@@ -33,8 +31,7 @@ class Damaged:
     column: int | None = absent(default=None)
 
 
-@model
-class Audit:
+class Audit(Model):
     """What a check of the shard store and of the space found."""
 
     bodies: int
@@ -51,16 +48,14 @@ class Audit:
     """Where the directory is that was salvaged."""
 
 
-@model
-class DamagedBodies:
+class DamagedBodies(Model):
     """Bodies that the node knows to be damaged, and how many there are."""
 
     damaged: list[Damaged]
     count: int
 
 
-@model
-class Collected:
+class Collected(Model):
     """What was deleted."""
 
     expired_bytes: int
@@ -72,25 +67,22 @@ class Collected:
     reclaimed_bytes: int
 
 
-@model
-class Look:
+class Look(Model):
     """How long to wait for the next count at most."""
 
     wait_ms: Annotated[int, Ge(0), Le(DRAIN_WAIT_MS_MAX)] = 0
 
 
-@model
-class Stuck:
+class Stuck(Model):
     """An object that stays, and why."""
 
     object: str
-    owner: str
+    owner: Key
     size_bytes: int
     reason: str
 
 
-@model
-class Drain:
+class Drain(Model):
     """How far the node is with leaving."""
 
     state: str
@@ -104,13 +96,12 @@ class Drain:
     peers: int
     stuck_objects: int
     stuck: list[Stuck]
-    directories_only_here: list[str]
+    directories_only_here: list[Key]
     guarded_at_own_cost: int
     owed_micro: int
 
 
-@model
-class Backup:
+class Backup(Model):
     """What a backup holds beside the node's records."""
 
     identity: bool = True
@@ -129,4 +120,3 @@ PROOF = Endpoint(
     "GET", "/v1/drain/proof", Nothing, bytes, "Prove where everything lies now.", gives="bytes"
 )
 BACKUP = Endpoint("GET", "/v1/node/backup", Backup, bytes, "Return a backup.", gives="bytes")
-ENDPOINTS = (FSCK, GC, DAMAGED, LEAVE, DRAIN, STAY, PROOF, BACKUP)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Unpack
 
 from annotated_types import Ge, Le, Len, MaxLen
 
-from xsc.api.endpoint import Endpoint, Id, Nothing, absent, model
+from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, absent, named
 from xsc.api.problems import Problem
 from xsc.base.errors import XscError, from_code
 from xsc.base.jobs import (
@@ -40,8 +40,7 @@ Text = Annotated[str, MaxLen(65_536)]
 Fuel = Annotated[int, Ge(1), Le(FUEL_MAX)]
 
 
-@model
-class Job:
+class Job(Model):
     """A job, in front of its module and its standard input."""
 
     mode: Mode
@@ -101,8 +100,7 @@ def request_of(spec: JobSpec, module: str | None, module_bytes: int) -> Job:
     return Job(**told, module=module, module_bytes=module_bytes, stdin_bytes=stdin_bytes)
 
 
-@model
-class Fault:
+class Fault(Model):
     """Why something did not come to its end."""
 
     code: str
@@ -110,8 +108,7 @@ class Fault:
     hint: str
 
 
-@model
-class StoredFile:
+class StoredFile(Model):
     """A file that a run left, as an object, or why it could not be stored."""
 
     path: str
@@ -121,8 +118,7 @@ class StoredFile:
     fault: Fault | None
 
 
-@model
-class Ended:
+class Ended(Model):
     """What every result says."""
 
     fuel_used: int
@@ -140,15 +136,13 @@ class Ended:
     """Where its files were to be stored."""
 
 
-@model
 class Invoked(Ended):
     """The result of a function."""
 
     results: tuple[str, ...]
 
 
-@model
-class Item:
+class Item(Model):
     """One call of a batch."""
 
     results: tuple[str, ...]
@@ -156,14 +150,12 @@ class Item:
     trap: Fault | None
 
 
-@model
 class Batched(Ended):
     """The results of a batch."""
 
     items: list[Item]
 
 
-@model
 class Ran(Ended):
     """The result of a program."""
 
@@ -199,8 +191,7 @@ def result_of(done: JobResult) -> Ended:
     )
 
 
-@model
-class Line:
+class Line(Model):
     """One line of a program's output, its result, or why there is none."""
 
     stdout: bytes | None = absent(default=None)
@@ -209,26 +200,20 @@ class Line:
     problem: Problem | None = absent(default=None)
 
 
-@model
-class Evidence:
+class Evidence(Model):
     """Two receipts of one computation that say something else."""
 
-    id: str
+    id: Key
     found_ms: int
     module: str
     function: str
-    first: str
-    first_name: str
-    second: str
-    second_name: str
-    differs: list[str]
-
-
-@model
-class EvidenceList:
-    """What providers signed that cannot be true."""
-
-    evidence: list[Evidence]
+    first: Key
+    """The provider that was believed, where one was."""
+    first_name: str = named("first")
+    second: Key
+    second_name: str = named("second")
+    differs: tuple[str, ...]
+    """The fields of the outcome in which the two differ."""
 
 
 RUN = Endpoint("POST", "/v1/jobs", Job, Ended, "Run a job.", takes="framed")
@@ -242,7 +227,12 @@ STREAM = Endpoint(
     gives="lines",
 )
 EVIDENCE = Endpoint(
-    "GET", "/v1/compute/evidence", Nothing, EvidenceList, "List contradictory receipts."
+    "GET",
+    "/v1/compute/evidence",
+    Nothing,
+    Evidence,
+    "List contradictory receipts.",
+    rows="evidence",
 )
 EVIDENCE_RECORD = Endpoint(
     "GET",
@@ -252,7 +242,6 @@ EVIDENCE_RECORD = Endpoint(
     "Return one record of evidence.",
     gives="cbor",
 )
-ENDPOINTS = (RUN, STREAM, EVIDENCE, EVIDENCE_RECORD)
 
 
 def read_result(mode: Mode, document: Mapping[str, Any]) -> JobResult:

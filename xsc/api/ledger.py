@@ -6,19 +6,18 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MaxLen
 
-from xsc.api.endpoint import Endpoint, Id, Nothing, model
+from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, named
 from xsc.api.peers import NamedPeer
 
 ENTRIES_MAX = 1_000
 """Entries of one answer, which is some 400 KB then."""
 
 
-@model
-class Balance:
+class Balance(Model):
     """What this node and one peer owe one another."""
 
-    peer: str
-    name: str
+    peer: Key
+    name: str = named("peer")
     balance_micro: int
     """Positive where the peer owes."""
     limit_micro: int
@@ -35,8 +34,7 @@ class Balance:
     entries: int
 
 
-@model
-class SharedCredit:
+class SharedCredit(Model):
     """One credit that several peers share."""
 
     through: str
@@ -46,8 +44,7 @@ class SharedCredit:
     peers: list[NamedPeer]
 
 
-@model
-class Balances:
+class Balances(Model):
     """What this node and each peer owe one another."""
 
     balances: list[Balance]
@@ -55,8 +52,7 @@ class Balances:
     total_micro: int
 
 
-@model
-class Page:
+class Page(Model):
     """So many entries, the newest first; of one peer, or those before one."""
 
     limit: Annotated[int, Ge(1), Le(ENTRIES_MAX)] = 50
@@ -64,94 +60,93 @@ class Page:
     peer: Annotated[str, MaxLen(256)] | None = None
 
 
-@model
-class Entry:
-    """One entry."""
+EntryState = Literal["settled", "open", "void", "noted", "claim", "covered"]
+"""`open` has no answer yet, `void` was withdrawn, `noted` needs no answer. `claim` is of an
+incarnation before and was shown late; `covered` likewise, and counts nothing, because what
+its debtor promised is booked already."""
+
+
+class Entry(Model):
+    """One entry as this node's ledger shows it."""
 
     seq: int
     kind: str
-    peer: str
-    name: str
+    peer: Key
+    name: str = named("peer")
     amount_micro: int
-    direction: str
-    account: str | None
+    direction: Literal["in", "out", "-"]
+    """in: the peer comes to owe this node; out: this node comes to owe the peer."""
+    account: Key | None
     created_ms: int
-    entry_id: str
-    state: str
+    entry_id: Key
+    """The same at both parties."""
+    state: EntryState
 
 
-@model
-class Entries:
+class Entries(Model):
     """Entries, the newest first, and whether there are older ones."""
 
     entries: list[Entry]
     more: bool
 
 
-@model
-class Verified:
+class Verified(Model):
     """What a replay of the ledger found."""
 
-    ok: bool
+    ok: bool = True
     entries: int
     settled: int
     peers: int
     conflicts: int
-    head: str
+    head: Key
     text: str
 
 
-@model
-class Settled:
+class Settled(Model):
     """What was booked with one peer."""
 
     role: Literal["customer", "provider"]
-    peer: str
-    name: str
+    peer: Key
+    name: str = named("peer")
     amount_micro: int
 
 
-@model
-class Settlement:
+class Settlement(Model):
     """What was booked, and with how many peers something is still owed."""
 
     settled: list[Settled]
     pending: int
 
 
-@model
-class Limit:
+class Limit(Model):
     """What a peer may owe this node at most."""
 
     peer: Annotated[str, MaxLen(256)]
     limit_micro: Annotated[int, Ge(0), Le(2**62)]
 
 
-@model
-class LimitSet:
+class LimitSet(Model):
     """What a peer may owe now."""
 
-    peer: str
-    name: str
+    peer: Key
+    name: str = named("peer")
     limit_micro: int
     credit_left_micro: int
     shared_through: str | None
 
 
-@model
-class Payment:
+class Payment(Model):
     """What was paid off the books."""
 
     peer: Annotated[str, MaxLen(256)]
     amount_micro: Annotated[int, Ge(0), Le(2**62)]
 
 
-@model
-class PaymentHeard:
+class PaymentHeard(Model):
     """What became of it."""
 
-    peer: str
-    name: str
+    peer: Key
+    name: str = named("peer")
     amount_micro: int
     state: Literal["booked", "waits", "withdrawn"]
     heard_paid_micro: int
@@ -169,4 +164,3 @@ SETTLE = Endpoint("POST", "/v1/ledger/settle", Nothing, Settlement, "Settle now 
 OFF_BOOKS = Endpoint(
     "POST", "/v1/ledger/off-books", Payment, PaymentHeard, "Report a payment outside of XSC."
 )
-ENDPOINTS = (BALANCE, LOG, VERIFY, ENTRY, LIMIT, SETTLE, OFF_BOOKS)

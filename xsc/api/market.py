@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Id, Nothing, model
+from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, named
 from xsc.base.limits import FUEL_MAX, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MAX
 
 MONTH_MS = 30 * 24 * 3_600_000
@@ -21,8 +21,7 @@ Window = tuple[int, int]
 """From a moment to another one, which is not part of it."""
 
 
-@model
-class Statement:
+class Statement(Model):
     """What changes of a slot or need; null is left as it is."""
 
     quantity: int | None = None
@@ -45,7 +44,6 @@ class Statement:
     many as an object needs."""
 
 
-@model
 class Declare(Statement):
     """A slot or need that is made."""
 
@@ -55,23 +53,21 @@ class Declare(Statement):
     """An offer of everything, as it is made by default: nothing else is stated."""
 
 
-@model
 class Edit(Statement):
     """An own slot or need, and what changes of it."""
 
     id: str
 
 
-@model
-class Slot:
+class Slot(Model):
     """One slot or need."""
 
-    id: str
+    id: Key
     role: Role
     origin: Literal["default", "stated"]
     """Whether its node keeps it at what it has, asks and stores, or somebody stated it."""
-    node: str
-    name: str
+    node: Key
+    name: str = named("node")
     kind: Kind
     quantity: int
     unit: Unit
@@ -82,20 +78,12 @@ class Slot:
     price_micro: int
     """The reserve, or the most that a need pays."""
     price_unit: PriceUnit
-    parts: dict[str, int]
+    parts: dict[Key, int]
     """Of a need, what of its quantity is of one provider alone, by node."""
     windows: list[Window]
     """A need without any is there until it is withdrawn, and so is a window without an end."""
 
 
-@model
-class Slots:
-    """Slots and needs of this node, and of peers as far as they are known here."""
-
-    slots: list[Slot]
-
-
-@model
 class Declared(Id):
     """A slot or need that was made or changed, and what all of it comes to."""
 
@@ -110,8 +98,7 @@ class Declared(Id):
     """What may keep it from being met, a sentence each."""
 
 
-@model
-class Estimate:
+class Estimate(Model):
     """What would be bought: bytes kept for a time, fuel, or both."""
 
     size_bytes: Annotated[int, Ge(0), Le(2**60)] = 0
@@ -122,8 +109,7 @@ class Estimate:
     memory_bytes: Annotated[int, Ge(1), Le(MEMORY_BYTES_MAX)] = MEMORY_BYTES_DEFAULT
 
 
-@model
-class Cost:
+class Cost(Model):
     """What that costs at the prices quoted now."""
 
     coded_bytes: int
@@ -140,43 +126,34 @@ class Cost:
     total_micro: int
 
 
-@model
-class Quote:
+class Quote(Model):
     """What one peer asks."""
 
-    node: str
-    name: str
-    kind: str
+    node: Key
+    name: str = named("node")
+    kind: Kind
     tier: str
     price_micro: int
     price_mutual_micro: int
     price_one_way_micro: int
     reserve_micro: int
-    slot: str
+    slot: Key
     available: int
     """What of the slot nothing is granted of: bytes, or fuel a second."""
-    unit: str
+    unit: Unit
 
 
-@model
-class Quotes:
-    """What the peers ask."""
-
-    quotes: list[Quote]
-
-
-@model
-class Lease:
+class Lease(Model):
     """One lease."""
 
-    lease_id: str
+    lease_id: Key
     role: Literal["customer", "provider"]
-    peer: str
-    name: str
-    slot: str
-    need: str | None
+    peer: Key
+    name: str = named("peer")
+    slot: Key
+    need: Key | None
     """Of a cleared lease, the need that it serves."""
-    clearing: str | None
+    clearing: Key | None
     """The record that granted it, for `xsc market clearing` at its provider."""
     origin: Literal["cleared", "now"]
     tier: str
@@ -195,29 +172,19 @@ class Lease:
     end_ms: int
 
 
-@model
-class Leases:
-    """The leases of this node, in both roles."""
-
-    leases: list[Lease]
-
-
-@model
 class LeaseId(Id):
     """A lease by the beginning of its id: the lease, or its denial."""
 
     denial: bool = False
 
 
-@model
 class AccountId(Id):
     """What is between this node and a provider: the newest voucher, or the count that it pays."""
 
     count: bool = False
 
 
-@model
-class Stage:
+class Stage(Model):
     """What a stage of a clearing gives."""
 
     tier: str
@@ -225,19 +192,18 @@ class Stage:
     price: int
 
 
-@model
-class Explained:
+class Explained(Model):
     """Why one need came out at one slot as it did."""
 
-    clearing: str | None
-    provider: str
-    provider_name: str
-    slot: str
+    clearing: Key | None
+    provider: Key
+    provider_name: str = named("provider")
+    slot: Key
     window: Window | None
-    node: str
-    name: str
+    node: Key
+    name: str = named("node")
     kind: str
-    need: str
+    need: Key
     tier: str
     weight: int | None
     eligible: int | None
@@ -248,17 +214,15 @@ class Explained:
     changes: list[str]
 
 
-@model
-class PassedOver:
+class PassedOver(Model):
     """A provider, or a lease there, that was not used."""
 
-    node: str
-    lease_id: str | None
+    node: Key
+    lease_id: Key | None
     reason: str
 
 
-@model
-class Explanation:
+class Explanation(Model):
     """Why needs came out as they did, whether there is more, and what was passed over of late."""
 
     why: list[Explained]
@@ -266,26 +230,17 @@ class Explanation:
     passed_over: list[PassedOver]
 
 
-@model
-class Clearing:
+class Clearing(Model):
     """One clearing of an own slot."""
 
-    id: str
-    slot: str
+    id: Key
+    slot: Key
     kind: str
     at_ms: int
     rule: str
 
 
-@model
-class Clearings:
-    """The clearings of own slots."""
-
-    clearings: list[Clearing]
-
-
-@model
-class Tier:
+class Tier(Model):
     """What one tier of a slot has to give, and gives."""
 
     tier: str
@@ -294,14 +249,13 @@ class Tier:
     denominator: int | float
 
 
-@model
-class Allocation:
+class Allocation(Model):
     """What one need has of a slot."""
 
-    node: str
-    name: str
+    node: Key
+    name: str = named("node")
     tier: str
-    need: str
+    need: Key
     quantity: int
     price: int
     """What is charged: of two stages the mean."""
@@ -310,35 +264,32 @@ class Allocation:
     until_ms: int
 
 
-@model
-class Pinned:
+class Pinned(Model):
     """What a need has drawn that is granted no more."""
 
-    node: str
-    name: str
-    need: str
+    node: Key
+    name: str = named("node")
+    need: Key
     quantity: int
 
 
-@model
-class Cleared:
+class Cleared(Model):
     """A window of a slot, and what it gives."""
 
-    slot: str
-    node: str
-    name: str
+    slot: Key
+    node: Key
+    name: str = named("node")
     kind: str
     rule: str
     window: Window
-    clearing: str
+    clearing: Key
     capacity: int
     tiers: list[Tier]
     allocations: list[Allocation]
     pinned: list[Pinned]
 
 
-@model
-class Shown:
+class Shown(Model):
     """What was cleared, here and by nodes that are followed."""
 
     slots: list[Cleared]
@@ -346,50 +297,40 @@ class Shown:
     network_converged: bool
     damping_factor_ppm: int
     damping_history: list[tuple[int, int]]
-    mr_values: dict[str, int]
-    recipient_totals: dict[str, dict[Kind, int]]
+    mr_values: dict[Key, int]
+    recipient_totals: dict[Key, dict[Kind, int]]
     """By node and kind: bytes, or fuel a second."""
     program_fault: str
 
 
-@model
-class Groups:
+class Groups(Model):
     """The eleven groups of nodes, and the names of all in them."""
 
-    groups: dict[str, list[str]]
-    names: dict[str, str]
+    groups: dict[str, list[Key]]
+    names: dict[Key, str]
 
 
-@model
-class Stamped:
+class Stamped(Model):
     """A commitment that is known here, and whether it is of the cut."""
 
-    node: str
-    name: str
+    node: Key
+    name: str = named("node")
     sequence: int
     written_ms: int
     offers: int
     needs: int
     consistent: bool
-    unheard: list[str]
+    unheard: list[Key]
     """Nodes of whom its author had heard something that has not been heard of here."""
 
 
-@model
-class Consistent:
-    """The commitments that are known here."""
-
-    commitments: list[Stamped]
-
-
-@model
-class Entitled:
+class Entitled(Model):
     """What one own need has at one slot."""
 
-    node: str
-    name: str
-    slot: str
-    need: str
+    node: Key
+    name: str = named("node")
+    slot: Key
+    need: Key
     kind: str
     tier: str | None = None
     quantity: int = 0
@@ -398,26 +339,29 @@ class Entitled:
     window: Window
     granted_ms: int | None = None
     until_ms: int
-    clearing: str | None = None
+    clearing: Key | None = None
 
 
-@model
-class Entitlements:
+class Entitlements(Model):
     """What own needs have, and in all by need."""
 
     allocations: list[Entitled]
-    totals: dict[str, int]
+    totals: dict[Key, int]
 
 
-SLOTS = Endpoint("GET", "/v1/market/slots", Nothing, Slots, "List offers and needs.")
+SLOTS = Endpoint("GET", "/v1/market/slots", Nothing, Slot, "List offers and needs.", rows="slots")
 DECLARE = Endpoint("POST", "/v1/market/slots", Declare, Declared, "Make an offer or a need.")
 EDIT = Endpoint("PUT", "/v1/market/slots/{id}", Edit, Declared, "Change an own offer or need.")
 WITHDRAW = Endpoint("DELETE", "/v1/market/slots/{id}", Id, Id, "Withdraw one.")
-QUOTES = Endpoint("GET", "/v1/market/quotes", Nothing, Quotes, "Ask all peers for their prices.")
+QUOTES = Endpoint(
+    "GET", "/v1/market/quotes", Nothing, Quote, "Ask all peers for their prices.", rows="quotes"
+)
 ESTIMATE = Endpoint(
     "GET", "/v1/market/estimate", Estimate, Cost, "Say what storage or fuel would cost."
 )
-LEASES = Endpoint("GET", "/v1/market/leases", Nothing, Leases, "List leases in both roles.")
+LEASES = Endpoint(
+    "GET", "/v1/market/leases", Nothing, Lease, "List leases in both roles.", rows="leases"
+)
 LEASE = Endpoint(
     "GET", "/v1/market/leases/{id}", LeaseId, bytes, "Return a signed lease.", gives="cbor"
 )
@@ -429,14 +373,21 @@ ACCOUNT = Endpoint(
     "Return the newest voucher for a provider.",
     gives="cbor",
 )
-CLEARINGS = Endpoint("GET", "/v1/market/clearings", Nothing, Clearings, "List own clearings.")
+CLEARINGS = Endpoint(
+    "GET", "/v1/market/clearings", Nothing, Clearing, "List own clearings.", rows="clearings"
+)
 CLEARING = Endpoint(
     "GET", "/v1/market/clearings/{id}", Id, bytes, "Return a clearing record.", gives="cbor"
 )
 SHOW = Endpoint("GET", "/v1/allocation", Nothing, Shown, "Show what was cleared.")
 GROUPS = Endpoint("GET", "/v1/allocation/groups", Nothing, Groups, "List the groups of nodes.")
 CONSISTENT = Endpoint(
-    "GET", "/v1/allocation/consistent", Nothing, Consistent, "Say which commitments are of one cut."
+    "GET",
+    "/v1/allocation/consistent",
+    Nothing,
+    Stamped,
+    "Say which commitments are of one cut.",
+    rows="commitments",
 )
 EXPECTED = Endpoint(
     "GET", "/v1/allocation/expected", Nothing, Entitlements, "Show what own needs are granted."
@@ -446,8 +397,4 @@ RECEIVED = Endpoint(
 )
 WHY = Endpoint(
     "GET", "/v1/allocation/why/{id}", Id, Explanation, "Explain an outcome, or a node's."
-)
-ENDPOINTS = (
-    *(SLOTS, DECLARE, EDIT, WITHDRAW, QUOTES, ESTIMATE, LEASES, LEASE, ACCOUNT),
-    *(CLEARINGS, CLEARING, SHOW, GROUPS, CONSISTENT, EXPECTED, RECEIVED, WHY),
 )

@@ -5,26 +5,25 @@ A capability travels in a header and never in a path, so that no log of requests
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import field
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Id, header, model
+from xsc.api.endpoint import Endpoint, Id, Key, Model, header
 from xsc.api.market import PassedOver
 from xsc.api.problems import Problem
 
 Version = Annotated[int, Ge(0), Le(2**63 - 1)]
 
 
-@model
-class Capability:
+class Capability(Model):
     """An object."""
 
     capability: str = header("XSC-Capability", default="")
 
 
-@model
-class Put:
+class Put(Model):
     """What is stored, and how."""
 
     name: str = header("XSC-Name", default="")
@@ -41,16 +40,14 @@ class Put:
     """Answer once the name is at as many peers as the code has data shards."""
 
 
-@model
-class Column:
+class Column(Model):
     """The node that holds one shard of each segment."""
 
     shard: int
-    node: str
+    node: Key
 
 
-@model
-class Stored:
+class Stored(Model):
     """An object that was stored."""
 
     capability: str
@@ -64,22 +61,19 @@ class Stored:
     passed_over: list[PassedOver]
 
 
-@model
 class Get(Capability):
     """An object, or a range of its bytes."""
 
     range: str | None = header("Range", default=None)
 
 
-@model
-class Upload:
+class Upload(Model):
     """How much of it is stored."""
 
     stored_bytes: int
 
 
-@model
-class Under:
+class Under(Model):
     """Objects whose names begin so."""
 
     prefix: str = header("XSC-Prefix", default="")
@@ -87,17 +81,17 @@ class Under:
     """Whether all versions are listed."""
 
 
-@model
-class Ending:
-    """A host whose lease ends soon."""
+class Ending(Model):
+    """Until when a host keeps its part of an object."""
 
-    node: str
+    node: Key
     ends_ms: int | None
-    reason: str
+    """Null: no lease bounds it, or nothing is known of its lease."""
+    reason: str = ""
+    """Why the lease was not renewed although it is time to."""
 
 
-@model
-class Object:
+class Object(Model):
     """One version of a name."""
 
     name: str
@@ -106,26 +100,21 @@ class Object:
     size_bytes: int
     created_ms: int
     margin: int
+    """By which hosts are up and have not denied the lease; `stat` asks them. -1 of what a recovery
+    did not find: it cannot be read, and its code is not known."""
     ends_ms: int | None
+    """When the first of its leases ends as things stand; null: never."""
     ending: list[Ending]
+    """The hosts whose leases end soon."""
 
 
-@model
-class Objects:
-    """Objects of this node."""
-
-    objects: list[Object]
-
-
-@model
-class Name:
+class Name(Model):
     """A name, and one of its versions."""
 
     name: str = header("XSC-Name", default="")
     version: Version | None = header("XSC-Version", default=None)
 
 
-@model
 class Versions(Name):
     """The versions of a name."""
 
@@ -133,29 +122,19 @@ class Versions(Name):
     """Whether those count that some host has yet to delete."""
 
 
-@model
-class Capabilities:
-    """The capabilities of a name's versions, the newest first."""
-
-    capabilities: list[str]
-
-
-@model
-class Restored:
+class Restored(Model):
     """The number of the version that was made."""
 
     version: int
 
 
-@model
-class Directory:
+class Directory(Model):
     """A stored directory."""
 
     part: str = header("XSC-Part", default="")
 
 
-@model
-class Part:
+class Part(Model):
     """A file that was stored for it."""
 
     part: str
@@ -163,32 +142,26 @@ class Part:
     created_ms: int
 
 
-@model
-class Parts:
-    """The files that were stored for it."""
-
-    parts: list[Part]
-
-
-@model
-class Code:
+class Code(Model):
     """k data shards and m parity shards."""
 
     k: int
     m: int
 
 
-@model
-class Host:
-    """One column: ok, missing, corrupt or unreachable."""
+State = Literal["ok", "missing", "corrupt", "unreachable"]
+
+
+class Host(Model):
+    """One column of an object."""
 
     shard: int
-    node: str | None
-    state: str
+    node: Key | None
+    """Null if no node that answered has it."""
+    state: State
 
 
-@model
-class Stat:
+class Stat(Model):
     """What the hosts say of an object."""
 
     size_bytes: int
@@ -196,38 +169,36 @@ class Stat:
     hosts: list[Host]
     readable: bool
     margin: int
+    """How many more columns may be lost before fewer than k are left; negative: how many lack."""
     healable: bool
+    """Whether there are nodes enough to hold what is lost, or the next column that is."""
     ends_ms: int | None
     ending: list[Ending]
 
 
-@model
 class Check(Capability):
     """An object, and whether every shard is read."""
 
     deep: bool = False
 
 
-@model
-class Domains:
+class Domains(Model):
     """In how many domains of a kind the good columns are."""
 
     known: int
     unknown: int
 
 
-@model
-class BadShard:
+class BadShard(Model):
     """A shard that is not what its manifest says."""
 
     segment: int
     shard: int
-    node: str
+    node: Key
     reason: str
 
 
-@model
-class Introducer:
+class Introducer(Model):
     """Who introduced how many of an object's hosts."""
 
     id: str
@@ -236,31 +207,34 @@ class Introducer:
     brought: int
 
 
-@model
 class Checked(Stat):
     """What an object's placement is worth."""
 
     survives: str
+    """The columns that are good now."""
     domains: dict[str, Domains]
+    """By kind, those of the good columns."""
     contract: str | None
+    """Under which it was stored."""
     contract_kept: bool
     yearly_loss_ppb: int
+    """Estimated chance of loss within a year, parts per billion."""
     read_bytes: int
+    """Read and verified by a deep check."""
     bad: list[BadShard]
-    introducers: list[Introducer]
+    introducers: list[Introducer] = field(default_factory=list)
+    """Of the hosts, the one of most of them first."""
 
 
-@model
-class Moved:
+class Moved(Model):
     """A column that another node holds now."""
 
     shard: int
-    from_: str
-    to: str
+    from_: Key
+    to: Key
 
 
-@model
-class Repaired:
+class Repaired(Model):
     """What a repair did."""
 
     margin: int
@@ -271,23 +245,28 @@ class Repaired:
     waiting: int
 
 
-@model
-class Removed:
+class Removed(Model):
     """Which hosts confirmed a deletion."""
 
-    confirmed: list[str]
-    unconfirmed: list[str]
+    confirmed: list[Key]
+    unconfirmed: list[Key]
     name: str
     receipts: dict[str, bytes]
 
 
 PUT = Endpoint("POST", "/v1/objects", Put, Stored, "Store a stream.", takes="bytes", status=201)
-LIST = Endpoint("GET", "/v1/objects", Under, Objects, "List the objects of this node.")
-NAMED = Endpoint("GET", "/v1/objects/named", Versions, Capabilities, "Find versions of a name.")
+LIST = Endpoint(
+    "GET", "/v1/objects", Under, Object, "List the objects of this node.", rows="objects"
+)
+NAMED = Endpoint(
+    "GET", "/v1/objects/named", Versions, str, "Find versions of a name.", rows="capabilities"
+)
 RESTORE = Endpoint(
     "POST", "/v1/objects/restore", Name, Restored, "Make an older version the newest."
 )
-PARTS = Endpoint("GET", "/v1/objects/parts", Directory, Parts, "List files of a directory.")
+PARTS = Endpoint(
+    "GET", "/v1/objects/parts", Directory, Part, "List files of a directory.", rows="parts"
+)
 UPLOAD = Endpoint("GET", "/v1/uploads/{id}", Id, Upload, "Say how much of a put is stored.")
 GET = Endpoint("GET", "/v1/object", Get, bytes, "Read an object.", gives="bytes")
 REMOVE = Endpoint("DELETE", "/v1/object", Capability, Removed, "Delete an object.")
@@ -295,7 +274,3 @@ STAT = Endpoint("GET", "/v1/object/stat", Capability, Stat, "Ask the hosts of an
 CHECK = Endpoint("GET", "/v1/object/check", Check, Checked, "Say what a placement is worth.")
 REPAIR = Endpoint("POST", "/v1/object/repair", Capability, Repaired, "Repair an object now.")
 FAULT = Endpoint("GET", "/v1/requests/{id}", Id, Problem, "Say why an answer broke off.")
-ENDPOINTS = (
-    *(PUT, LIST, NAMED, RESTORE, PARTS, UPLOAD),
-    *(GET, REMOVE, STAT, CHECK, REPAIR, FAULT),
-)

@@ -6,25 +6,24 @@ from typing import Annotated
 
 from annotated_types import Ge, Le, MaxLen
 
-from xsc.api.endpoint import Endpoint, Nothing, model
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, named
 from xsc.base.limits import INVITATION_TTL_MS, PPM
 
 
-@model
-class Peer:
+class Peer(Model):
     """One peer."""
 
-    id: str
-    name: str
+    id: Key
+    name: str = named("id")
     addresses: list[str]
     state: str
     reaches_us: bool | None
     """Whether the peer says that it reaches this node; null before it has said anything."""
     clock_refused: bool
     """Whether it refused the last probe because the clocks are too far apart."""
-    introducer: str | None
+    introducer: Key | None
     """Who introduced it; null of a peer that an invitation made known."""
-    introducer_name: str | None
+    introducer_name: str | None = named("introducer")
     hops: int
     """Introductions between the two nodes."""
     confirmed: bool
@@ -41,73 +40,58 @@ class Peer:
     """The introducer with whose other peers it shares that limit."""
 
 
-@model
-class Peers:
-    """All known peers."""
-
-    peers: list[Peer]
-
-
-@model
-class NamedPeer:
+class NamedPeer(Model):
     """A peer, and how this node calls it."""
 
-    id: str
+    id: Key
     name: str
 
 
-@model
 class RecognisedPeer(NamedPeer):
     """A peer, and how much this node recognises it."""
 
     weight_ppm: int
 
 
-@model
-class Invitation:
+class Invitation(Model):
     """An invitation, good for one peer."""
 
     invitation: str
     expires_ms: int
 
 
-@model
-class Invite:
+class Invite(Model):
     """How long an invitation is good."""
 
     ttl_ms: Annotated[int, Ge(1000), Le(30 * 86_400_000)] = INVITATION_TTL_MS
 
 
-@model
-class Join:
+class Join(Model):
     """An invitation, and how its node is called here."""
 
     invitation: Annotated[str, MaxLen(16_384)]
     name: Annotated[str, MaxLen(64)] | None = None
 
 
-@model
-class Who:
+class Who(Model):
     """A peer, by its name, its id or the beginning of it."""
 
     who: str
 
 
-@model
 class Rename(Who):
     """How a peer is called here from now on."""
 
     name: Annotated[str, MaxLen(64)]
 
 
-@model
 class Recognise(Who):
     """How much this node recognises a peer."""
 
     weight_ppm: Annotated[int, Ge(0), Le(PPM)]
 
 
-LIST = Endpoint("GET", "/v1/peers", Nothing, Peers, "List all known peers.")
+LIST = Endpoint("GET", "/v1/peers", Nothing, Peer, "List all known peers.", rows="peers")
 JOIN = Endpoint(
     "POST", "/v1/peers", Join, NamedPeer, "Accept another node's invitation.", status=201
 )
@@ -128,4 +112,3 @@ CONFIRM = Endpoint(
 )
 BLOCK = Endpoint("POST", "/v1/peers/{who}/block", Who, NamedPeer, "Refuse a peer everything.")
 REMOVE = Endpoint("DELETE", "/v1/peers/{who}", Who, NamedPeer, "Forget a peer.")
-ENDPOINTS = (LIST, JOIN, INVITE, RECOGNISE, RENAME, CONFIRM, BLOCK, REMOVE)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from xsc.api.endpoint import model
+from xsc.api.endpoint import Model
 from xsc.base.errors import XscError
 
 CONTENT_TYPE = "application/problem+json"
 
 
-@model
-class Problem:
+class Problem(Model):
     """An error."""
 
     code: str

@@ -7,19 +7,17 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, MaxLen
 
-from xsc.api.endpoint import Endpoint, Nothing, model
+from xsc.api.endpoint import Endpoint, Model, Nothing
 
 
-@model
-class Module:
+class Module(Model):
     """A module that comes with a program: the name that the document has for it."""
 
     name: Annotated[str, MaxLen(1024)]
     size_bytes: Annotated[int, Ge(0)]
 
 
-@model
-class Register:
+class Register(Model):
     """A program; its document and its modules follow."""
 
     form: Literal["toml", "json"]
@@ -31,8 +29,7 @@ class Register:
 State = Literal["registered", "active", "backing_off", "oscillates", "failed"]
 
 
-@model
-class Program:
+class Program(Model):
     """One program."""
 
     id: str
@@ -47,14 +44,6 @@ class Program:
     """Whether it comes with XSC, which runs it by itself."""
 
 
-@model
-class Programs:
-    """All programs."""
-
-    programs: list[Program]
-
-
-@model
 class Results(Program):
     """What a program computed last."""
 
@@ -67,14 +56,12 @@ class Results(Program):
     """Computations whose inputs are missing."""
 
 
-@model
-class Hash:
+class Hash(Model):
     """A program, by its hash or the beginning of it."""
 
     hash: str
 
 
-@model
 class Set(Hash):
     """A variable's value."""
 
@@ -82,16 +69,14 @@ class Set(Hash):
     value: str
 
 
-@model
-class Why:
+class Why(Model):
     """A value at `[OWNER:]PATH`; whether functions and modules are run again."""
 
     at: str = ""
     replay: bool = False
 
 
-@model
-class Provenance:
+class Provenance(Model):
     """A value, and what is behind it."""
 
     path: str
@@ -122,7 +107,7 @@ REGISTER = Endpoint(
     takes="framed",
     status=201,
 )
-LIST = Endpoint("GET", "/v1/programs", Nothing, Programs, "List the programs.")
+LIST = Endpoint("GET", "/v1/programs", Nothing, Program, "List the programs.", rows="programs")
 SHOW = Endpoint("GET", "/v1/programs/{hash}", Hash, Results, "Show what a program computed last.")
 ACTIVATE = Endpoint("POST", "/v1/programs/{hash}/activate", Hash, Results, "Run a program.")
 DEACTIVATE = Endpoint(
@@ -135,4 +120,3 @@ WATCH = Endpoint(
     "GET", "/v1/programs/{hash}/watch", Hash, Results, "Follow the results.", gives="events"
 )
 WHY = Endpoint("GET", "/v1/provenance", Why, Provenance, "Show what is behind a value.")
-ENDPOINTS = (REGISTER, LIST, SHOW, ACTIVATE, DEACTIVATE, SET, WATCH, WHY)

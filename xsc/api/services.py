@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Len, MaxLen
 
-from xsc.api.endpoint import Endpoint, Nothing, model
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, named
 from xsc.base.limits import (
     FUEL_MAX,
     MEMORY_BYTES_MAX,
@@ -22,8 +22,7 @@ WAIT_MS_MAX = 30_000
 """How long a request for rows of a log may wait for the next one."""
 
 
-@model
-class Deploy:
+class Deploy(Model):
     """A module as a service; the module follows, unless it is named."""
 
     name: Annotated[str, MaxLen(256)]
@@ -41,21 +40,26 @@ class Deploy:
     module_bytes: Annotated[int, Ge(0), Le(MODULE_BYTES_MAX)]
 
 
-@model
-class Service:
+State = Literal["serving", "off", "placed", "unpaid"]
+"""off: its node listens nowhere."""
+
+
+class Service(Model):
     """One service, owned or held here."""
 
     name: str
-    owner: str
-    owner_name: str
-    node: str
-    node_name: str
+    owner: Key
+    owner_name: str = named("owner")
+    node: Key
+    node_name: str = named("node")
     version: str
-    versions: list[str]
+    versions: tuple[str, ...]
     """The active one first, then by when they were last active."""
     url: str
-    state: Literal["serving", "off", "placed", "unpaid"]
+    """Where it answers; empty where its node listens nowhere."""
+    state: State
     fault: str
+    """Why it does not answer, as far as that is known."""
     running: int
     waiting: int
     requests: int
@@ -64,35 +68,24 @@ class Service:
     refused: int
 
 
-@model
-class Services:
-    """The services that this node owns or holds."""
-
-    services: list[Service]
-
-
-@model
-class Named:
+class Named(Model):
     """An own service."""
 
     name: str
 
 
-@model
 class Rollback(Named):
     """A service, and the version that it goes back to; what was active before where null."""
 
     to: Annotated[str, MaxLen(256)] | None = None
 
 
-@model
 class Undeployed(Named):
     """What was removed, and what the holder has not been told."""
 
     warning: str
 
 
-@model
 class Log(Named):
     """So many rows of a log: the newest, or those after one, for which it waits so long."""
 
@@ -101,8 +94,7 @@ class Log(Named):
     wait_ms: Annotated[int, Ge(0), Le(WAIT_MS_MAX)] = 0
 
 
-@model
-class Served:
+class Served(Model):
     """One request."""
 
     number: int
@@ -126,13 +118,6 @@ class Served:
     """The signed receipt; empty if nobody pays."""
 
 
-@model
-class Requests:
-    """Requests, in their order."""
-
-    requests: list[Served]
-
-
 DEPLOY = Endpoint(
     "POST",
     "/v1/services",
@@ -142,10 +127,11 @@ DEPLOY = Endpoint(
     takes="framed",
     status=201,
 )
-LIST = Endpoint("GET", "/v1/services", Nothing, Services, "List the services.")
+LIST = Endpoint("GET", "/v1/services", Nothing, Service, "List the services.", rows="services")
 ROLLBACK = Endpoint(
     "POST", "/v1/services/{name}/rollback", Rollback, Service, "Go back to a version."
 )
 UNDEPLOY = Endpoint("DELETE", "/v1/services/{name}", Named, Undeployed, "Remove a service.")
-LOG = Endpoint("GET", "/v1/services/{name}/log", Log, Requests, "List requests of a service.")
-ENDPOINTS = (DEPLOY, LIST, ROLLBACK, UNDEPLOY, LOG)
+LOG = Endpoint(
+    "GET", "/v1/services/{name}/log", Log, Served, "List requests of a service.", rows="requests"
+)

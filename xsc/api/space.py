@@ -10,67 +10,53 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Nothing, model
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, named
 from xsc.api.programs import Program
 
 Value = str | dict[str, str] | None
 """Text, {"base64": text} where it is none, or null where it was deleted."""
 
 
-@model
-class At:
+class At(Model):
     """A record."""
 
     at: str = ""
 
 
-@model
 class Get(At):
     """A record: the newest, or a replaced one of this node."""
 
     sequence: Annotated[int, Ge(0), Le(2**63 - 1)] | None = None
 
 
-@model
-class Under:
+class Under(Model):
     """The records under a prefix."""
 
     under: str = ""
 
 
-@model
-class Written:
+class Written(Model):
     """A record that was written."""
 
-    owner: str
+    owner: Key
     path: str
     sequence: int
 
 
-@model
 class Record(Written):
     """A record without its value."""
 
     size_bytes: int
 
 
-@model
-class Records:
-    """Records without their values."""
-
-    records: list[Record]
-
-
-@model
-class Stamp:
+class Stamp(Model):
     """A record's place in causality."""
 
-    domain: str
+    domain: Key
     """Stamps of two domains cannot be compared."""
     events: bytes
 
 
-@model
 class Valued(Record):
     """A record with its value."""
 
@@ -78,18 +64,16 @@ class Valued(Record):
     value: Value
 
 
-@model
 class Change(Written):
     """A value that changed."""
 
     value: Value
 
 
-@model
-class Subscription:
+class Subscription(Model):
     """What this node follows of another."""
 
-    owner: str
+    owner: Key
     prefix: str
     cursor: int
     """The sequence up to which a head proves that everything is here."""
@@ -97,28 +81,25 @@ class Subscription:
     """Since the date of the owner's newest head that came here; null without any."""
 
 
-@model
-class SpaceNode:
+class SpaceNode(Model):
     """A peer, as its space shows it."""
 
-    node: str
-    name: str
+    node: Key
+    name: str = named("node")
     head_age_ms: int | None
     active: bool
     """Whether its newest head is at most 60 s old."""
 
 
-@model
-class Causality:
+class Causality(Model):
     """This node's place in causality; null before its first write."""
 
-    domain: str | None
+    domain: Key | None
     interval: bytes | None
     stamp_bytes: int
 
 
-@model
-class Diagnostics:
+class Diagnostics(Model):
     """What is listed, followed and active."""
 
     programs: list[Record]
@@ -130,8 +111,7 @@ class Diagnostics:
     causality: Causality
 
 
-@model
-class Stats:
+class Stats(Model):
     """How much the space holds."""
 
     records: int
@@ -148,12 +128,13 @@ class Stats:
 GET = Endpoint("GET", "/v1/space/record", Get, Valued, "Read a record.")
 PUT = Endpoint("PUT", "/v1/space/record", At, Written, "Write a value.", takes="bytes")
 REMOVE = Endpoint("DELETE", "/v1/space/record", At, Written, "Delete a record.")
-LIST = Endpoint("GET", "/v1/space/records", Under, Records, "List records.")
-VERSIONS = Endpoint("GET", "/v1/space/versions", At, Records, "List replaced values.")
+LIST = Endpoint("GET", "/v1/space/records", Under, Record, "List records.", rows="records")
+VERSIONS = Endpoint(
+    "GET", "/v1/space/versions", At, Record, "List replaced values.", rows="records"
+)
 WATCH = Endpoint("GET", "/v1/space/watch", Under, Change, "Follow changes.", gives="events")
 STATS = Endpoint("GET", "/v1/space/stats", Nothing, Stats, "Count what the space holds.")
 DIAGNOSTICS = Endpoint(
     "GET", "/v1/space/diagnostics", Nothing, Diagnostics, "Show what is followed and active."
 )
 COMPACT = Endpoint("POST", "/v1/space/compact", Nothing, Stats, "Drop what need not be kept.")
-ENDPOINTS = (GET, PUT, REMOVE, LIST, VERSIONS, WATCH, STATS, DIAGNOSTICS, COMPACT)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from xsc.api.endpoint import Endpoint, Nothing, model
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, named
 
 
-@model
-class PeersStatus:
+class PeersStatus(Model):
     """How many peers there are, and how many answer."""
 
     known: int
@@ -21,8 +20,7 @@ class PeersStatus:
     """How many refused the last probe because the clocks are too far apart."""
 
 
-@model
-class StorageStatus:
+class StorageStatus(Model):
     """What the node's shard store holds."""
 
     capacity_bytes: int
@@ -34,16 +32,14 @@ class StorageStatus:
     """Of these to needs of others."""
 
 
-@model
-class TrafficStatus:
+class TrafficStatus(Model):
     """Bodies of requests and answers between this node and its peers, since it was started."""
 
     sent_bytes: int
     received_bytes: int
 
 
-@model
-class ComputeStatus:
+class ComputeStatus(Model):
     """What the node's sandbox does."""
 
     workers: int
@@ -55,8 +51,7 @@ class ComputeStatus:
     """Of these to needs of others."""
 
 
-@model
-class LeasesStatus:
+class LeasesStatus(Model):
     """Leases that this node took, were not renewed, and end within `lease_warning`."""
 
     ending: int
@@ -67,11 +62,10 @@ class LeasesStatus:
     """Why, each once."""
 
 
-@model
-class Status:
+class Status(Model):
     """The node."""
 
-    id: str
+    id: Key
     name: str
     version: str
     network: str
@@ -88,12 +82,11 @@ class Status:
     traffic: TrafficStatus
 
 
-@model
-class PeerHealth:
+class PeerHealth(Model):
     """What probes say of one peer."""
 
-    id: str
-    name: str
+    id: Key
+    name: str = named("id")
     state: str
     availability_ppm: int
     response_ms: int
@@ -103,17 +96,11 @@ class PeerHealth:
     wrong: int
     last_seen_ms: int | None
     skew_ms: int | None
-    false_clearing: str | None
+    false_clearing: Key | None
     """A clearing that it signed and that does not recompute."""
 
 
-@model
-class Health:
-    """What probes say of each peer."""
-
-    peers: list[PeerHealth]
-
-
 STATUS = Endpoint("GET", "/v1/status", Nothing, Status, "Say what the node is and does.")
-HEALTH = Endpoint("GET", "/v1/health", Nothing, Health, "Say what probes found of each peer.")
-ENDPOINTS = (STATUS, HEALTH)
+HEALTH = Endpoint(
+    "GET", "/v1/health", Nothing, PeerHealth, "Say what probes found of each peer.", rows="peers"
+)

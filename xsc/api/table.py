@@ -7,15 +7,7 @@ from typing import Any
 from xsc.api import home, jobs, ledger, market, objects, peers, programs, services, space, status
 from xsc.api.endpoint import Endpoint
 
-ENDPOINTS: tuple[Endpoint[Any, Any], ...] = (
-    *status.ENDPOINTS,
-    *peers.ENDPOINTS,
-    *objects.ENDPOINTS,
-    *home.ENDPOINTS,
-    *jobs.ENDPOINTS,
-    *services.ENDPOINTS,
-    *space.ENDPOINTS,
-    *programs.ENDPOINTS,
-    *market.ENDPOINTS,
-    *ledger.ENDPOINTS,
+_SUBJECTS = (status, peers, objects, home, jobs, services, space, programs, market, ledger)
+ENDPOINTS: tuple[Endpoint[Any, Any], ...] = tuple(
+    each for subject in _SUBJECTS for each in vars(subject).values() if isinstance(each, Endpoint)
 )

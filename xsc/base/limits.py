@@ -212,8 +212,6 @@ REPLIES_BYTES_MAX = 12 * PEER_BODY_BYTES_MAX + SMALL_BODIES_BYTES
 """Answers of all peers that this node is receiving."""
 REPLIES_A_PEER_BYTES_MAX = 4 * PEER_BODY_BYTES_MAX
 """The same, of one peer."""
-REPLY_STEP_BYTES = 1 * MIB + 64 * KIB
-"""Of an answer, so much more room is taken than has come: a shard and its head take one step."""
 JOIN_BYTES_MAX = 16 * KIB
 """What a caller that is not known may send."""
 CONNECTIONS_MAX = 512
@@ -235,9 +233,6 @@ CONNECTIONS_TO_A_PEER_MAX = PEER_REQUESTS_IN_FLIGHT_MAX
 """One request each: a long job must not keep a probe waiting."""
 PEER_HEADER_BYTES_MAX = 16 * KIB
 """All header fields of one message."""
-FAST_PATH_BYTES_MAX = 64 * KIB
-"""A whole request that is answered before the general HTTP server."""
-FAST_PATH_HEAD_BYTES_MAX = 8 * KIB
 NO_PROGRESS_MS = 10_000
 """The window in which a transfer must bring what is due, or end; a head may take as long."""
 BODY_BYTES_A_SECOND_MIN = 16 * KIB

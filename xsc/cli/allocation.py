@@ -7,9 +7,8 @@ from typing import Final
 import click
 
 from xsc import api
-from xsc.api.endpoint import Id
 from xsc.base.units import format_credits, format_level, format_share
-from xsc.cli.options import Group, Settings
+from xsc.cli.options import Group, asks
 from xsc.cli.output import (
     Columns,
     by_name,
@@ -36,13 +35,9 @@ def allocation() -> None:
     """Show what slots grant to needs ahead of use, to whom, and why."""
 
 
-@allocation.command("show")
-def show_all(settings: Settings) -> None:
+@asks(allocation, api.market.SHOW, name="show")
+def show_all(answer: Document) -> None:
     """Show what was cleared, here and by the nodes that this one follows."""
-    settings.view(settings.ask(api.market.SHOW), _show_cleared)
-
-
-def _show_cleared(answer: Document) -> None:
     show_table(
         [
             *("slot", "node", "kind", "window", "<capacity", "customer", "tier", "<granted"),
@@ -124,13 +119,9 @@ _BARS: Final[Columns] = {
 }
 
 
-@allocation.command()
-def groups(settings: Settings) -> None:
+@asks(allocation, api.market.GROUPS)
+def groups(answer: Document) -> None:
     """Show who recognises whom, who offers, who needs and who is there."""
-    settings.view(settings.ask(api.market.GROUPS), _show_groups)
-
-
-def _show_groups(answer: Document) -> None:
     names = answer["names"]
     show_pairs(
         [
@@ -159,14 +150,13 @@ _GROUPS: Final = {
 """The groups in words, by the names of the API."""
 
 
-@allocation.command()
-def consistent(settings: Settings) -> None:
+@asks(allocation, api.market.CONSISTENT)
+def consistent(answer: Document) -> None:
     """Show which commitments are of one cut.
 
     A commitment is not where its author had heard something of another node
     that has not come here yet.
     """
-    answer = settings.ask(api.market.CONSISTENT)
     names = {row["node"]: named(row, row["node"]) for row in answer["commitments"]}
 
     def unheard(row: Document) -> str:
@@ -180,7 +170,7 @@ def consistent(settings: Settings) -> None:
         "of the cut": ("consistent", yes_or_no),
         "heard more of": unheard,
     }
-    settings.table(answer, "commitments", columns, "no commitment is known here")
+    show_rows(answer["commitments"], columns, "no commitment is known here")
 
 
 _ENTITLEMENTS: Final[Columns] = {
@@ -196,33 +186,26 @@ _ENTITLEMENTS: Final[Columns] = {
 }
 
 
-@allocation.command()
-def expected(settings: Settings) -> None:
+@asks(allocation, api.market.EXPECTED)
+def expected(answer: Document) -> None:
     """Show what the needs of this node are granted by others."""
     empty = "nobody grants anything to needs of this node"
-    settings.table(settings.ask(api.market.EXPECTED), "allocations", _ENTITLEMENTS, empty)
+    show_rows(answer["allocations"], _ENTITLEMENTS, empty)
 
 
-@allocation.command()
-def received(settings: Settings) -> None:
+@asks(allocation, api.market.RECEIVED)
+def received(answer: Document) -> None:
     """Show what the cleared leases of this node have."""
-    empty = "no lease was taken on an offer yet"
-    settings.table(settings.ask(api.market.RECEIVED), "allocations", _ENTITLEMENTS, empty)
+    show_rows(answer["allocations"], _ENTITLEMENTS, "no lease was taken on an offer yet")
 
 
-@allocation.command()
-@click.argument("node_or_slot", metavar="NODE|SLOT")
-def why(settings: Settings, node_or_slot: str) -> None:
+@asks(allocation, api.market.WHY, click.argument("id", metavar="NODE|SLOT"))
+def why(answer: Document) -> None:
     """Explain what needs were granted, and what would have changed that.
 
     SLOT is the id of a slot, need or clearing, or the beginning of one. NODE is
     a peer: what it was granted here, and what it grants to this node.
     """
-    settings.view(settings.ask(api.market.WHY, Id(id=node_or_slot)), show_why)
-
-
-def show_why(answer: Document) -> None:
-    """Print why needs were granted what they were, here or by others."""
     for row in answer["passed_over"]:
         show(f"passed over: {row['reason']}")
     if not answer["why"] and not answer["passed_over"]:

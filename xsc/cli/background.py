@@ -8,17 +8,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xsc import api
-from xsc.base.errors import (
-    ConfigInvalid,
-    HomeInvalid,
-    NodeUnreachable,
-    SpaceExhausted,
-    XscError,
-)
+from xsc.base.errors import ConfigInvalid, HomeInvalid, NodeUnreachable, SpaceExhausted, XscError
 from xsc.client.calls import Calls
 from xsc.client.core import Document, problem_of
 
@@ -30,16 +25,26 @@ if TYPE_CHECKING:
     import subprocess
 
 
-def start_ticks(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None if it is gone or dead."""
+def holds(pid: int, home: Path) -> bool:
+    """Say whether a process runs the node of a home: some thread of it has the home's lock.
+
+    A number alone may belong to somebody else by now, and the first thread of a killed process is
+    dead before the others.
+    """
+    for handle in Path(f"/proc/{pid}/task").glob("*/fd/*"):
+        with suppress(OSError):  # it was closed meanwhile
+            if handle.samefile(home / "lock"):
+                return True
+    return False
+
+
+def process_of(home: Path) -> int | None:
+    """Return the process that runs the node of a home; None where none serves it."""
     try:
-        # The command's name, in brackets, may hold blanks and brackets itself.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+        pid = int((home / "node.pid").read_text())
+    except (OSError, ValueError):
         return None
-    # The first thread of a killed process is dead before the others, which still hold its locks.
-    is_dead = fields[0] in ("Z", "X") and int(fields[17]) <= 1
-    return None if is_dead else int(fields[19])
+    return pid if holds(pid, home) else None
 
 
 def poll(deadline: float = float("inf")) -> Iterator[None]:
@@ -101,21 +106,13 @@ def start_and_wait(home: Path, options: Sequence[str], passphrase: str) -> Docum
         for _ in poll():
             if process.poll() is not None:
                 raise _why(home, written)
-            answer = serving(home) if _runs(home, process.pid) else None
-            if answer is not None:
+            if (answer := serving(home)) is not None:
                 is_serving = True
                 return {**answer, "pid": process.pid}
     finally:
         if not is_serving and process.poll() is None:
             process.terminate()
     raise AssertionError
-
-
-def _runs(home: Path, pid: int) -> bool:
-    try:
-        return (home / "node.pid").read_text().strip() == str(pid)
-    except FileNotFoundError:
-        return False
 
 
 def _why(home: Path, written: int) -> XscError:

@@ -1,8 +1,7 @@
 """xsc devnet: a whole network of nodes on this machine, to try things and to test.
 
-Each node is a process of its own with a home of its own; they are joined by
-invitations like any others. DIR/devnet.json says which processes they are, by
-number and start time: a number alone may belong to somebody else by now.
+Each node is a process of its own with a home of its own, DIR/node-0 and so on; they are
+joined by invitations like any others.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from itertools import combinations
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import combinations, count, takewhile
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -31,11 +30,14 @@ from xsc.base.errors import (
     NodeUnreachable,
     XscError,
 )
-from xsc.cli.background import LOG, launch, poll, serving, start_ticks
-from xsc.cli.options import DIRECTORY, DURATION, WHOLE, Group, Settings
-from xsc.cli.output import Columns, count_of, or_dash, say, short, show, warn
+from xsc.cli.background import LOG, holds, launch, poll, process_of, serving
+from xsc.cli.options import DIRECTORY, DURATION, PASSPHRASE, WHOLE, Group, Settings
+from xsc.cli.output import Columns, count_of, or_dash, say, short, show, show_rows, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document
+
+if TYPE_CHECKING:
+    import subprocess
 
 _COLUMNS: Final[Columns] = {
     "name": "name",
@@ -53,7 +55,6 @@ READY_TIMEOUT_MS = 60_000
 STOP_TIMEOUT_S = 20.0
 OFFERED_S = 10.0
 """For so long the slots of new nodes are waited for."""
-_FORMAT = 1
 _EACH_ITS_OWN = (
     "XSC_HOME",
     "XSC_NAME",
@@ -64,31 +65,6 @@ _EACH_ITS_OWN = (
     "XSC_SERVICES_URL",
 )
 """Variables that cannot hold for several nodes; all others hold for each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A node of the devnet, and the process that last ran it."""
-
-    name: str
-    home: str
-    id: str = ""
-    pid: int = 0
-    start_ticks: int = 0
-
-    @property
-    def path(self) -> Path:
-        """The node's home."""
-        return Path(self.home)
-
-    @property
-    def runs(self) -> bool:
-        """Whether that very process runs."""
-        return self.pid > 0 and start_ticks(self.pid) == self.start_ticks
-
-    def calls(self) -> Calls:
-        """Return the calls of the node."""
-        return Calls(self.path)
 
 
 @click.group(cls=Group)
@@ -128,31 +104,39 @@ def up(settings: Settings, nodes: int | None, directory: Path, timeout: int) -> 
     """
     if nodes is not None and nodes > NODES_MAX:
         raise ArgumentInvalid(f"a devnet has at most {NODES_MAX} nodes")
-    with _locked(directory, make=True):
-        members = _grown(directory, _read(directory), nodes)
-        if all(member.runs for member in members):
+    with _locked(directory):
+        before = len(_homes(directory))
+        if nodes is not None and nodes < before:
+            raise ArgumentInvalid(
+                f"the devnet in {directory} has {before} nodes already",
+                hint="give another directory for a smaller one",
+            )
+        homes = [directory / f"node-{number}" for number in range(nodes or before or NODES_DEFAULT)]
+        stopped = [home for home in homes if process_of(home) is None]
+        if not stopped:
             raise HomeLocked(
                 f"the devnet in {directory} runs already",
                 hint=f"xsc devnet down --dir {shlex.quote(str(directory))}",
             )
         deadline = time.monotonic() + timeout / 1000
-        before = {member.name for member in members if member.runs}
+        started: dict[Path, int] = {}
         try:
-            _start_all(directory, members, deadline)
-            _introduce(members)
-            _wait_until_healthy(members, deadline)
+            _start(stopped, started, deadline)
+            introduce(homes)
+            wait_until_healthy(homes, deadline)
         except BaseException:
-            _stop([member for member in members if member.name not in before])
+            _stop(started)
             raise
-    answer = {"nodes": [_row(member) for member in members]}
-    settings.view(answer, lambda _: _show_started(directory, members))
+    rows = [_row(home) for home in homes]
+    settings.view({"nodes": rows}, partial(_show_started, directory))
 
 
-def _show_started(directory: Path, members: list[Member]) -> None:
-    show(f"{len(members)} nodes run in {directory}; each sees all others")
-    for member in members:
-        show(f"  {member.name}  {short(member.id)}  {_place(member)['url']}")
-    show(f"use one:  xsc --home {shlex.quote(members[0].home)} store put FILE")
+def _show_started(directory: Path, answer: Document) -> None:
+    rows = answer["nodes"]
+    show(f"{len(rows)} nodes run in {directory}; each sees all others")
+    for row in rows:
+        show(f"  {row['name']}  {short(row['id'])}  {row['api_url']}")
+    show(f"use one:  xsc --home {shlex.quote(rows[0]['home'])} store put FILE")
     show(f"stop all: xsc devnet down --dir {shlex.quote(str(directory))}")
 
 
@@ -160,10 +144,11 @@ def _show_started(directory: Path, members: list[Member]) -> None:
 @directory_option
 def down(settings: Settings, directory: Path) -> None:
     """Stop the nodes; what they hold stays."""
+    homes = _there(directory)
     with _locked(directory):
-        running = [member for member in _read(directory) if member.runs]
+        running = {home: pid for home in homes if (pid := process_of(home)) is not None}
         _stop(running)
-    stopped = [member.name for member in running]
+    stopped = [home.name for home in running]
     settings.view({"stopped": stopped}, f"stopped {count_of(len(stopped), 'node')}")
 
 
@@ -171,51 +156,62 @@ def down(settings: Settings, directory: Path) -> None:
 @directory_option
 def status(settings: Settings, directory: Path) -> None:
     """Show the nodes and which of them run."""
-    rows = [_row(member) for member in _read(directory)]
-    if not rows:
-        raise HomeInvalid(
-            f"there is no devnet in {directory}", hint="`xsc devnet up --dir DIR` makes one"
-        )
-    settings.table({"nodes": rows}, "nodes", _COLUMNS, "it has no nodes")
+    answer = {"nodes": [_row(home) for home in _there(directory)]}
+    settings.view(answer, _show_rows)
 
 
-def _row(member: Member) -> Document:
-    place = _place(member) if member.runs else {}
-    if not member.runs:
-        state = "stopped"
-    elif member.calls().alive():
-        state = "running"
-    else:
-        state = "silent"
+def _show_rows(answer: Document) -> None:
+    show_rows(answer["nodes"], _COLUMNS, "it has no nodes")
+
+
+def _row(home: Path) -> Document:
+    pid, place, state = process_of(home), {}, "stopped"
+    if pid is not None:
+        state = "running" if Calls(home).alive() else "silent"
+        with suppress(FileNotFoundError):  # it ends
+            place = json.loads((home / "api.json").read_text())
     return {
-        "name": member.name,
-        "id": member.id,
-        "home": member.home,
-        "pid": member.pid if member.runs else None,
+        "name": home.name,
+        "id": _id_of(home),
+        "home": str(home),
+        "pid": pid,
         "api_url": place.get("url"),
         "peer_url": place.get("peer_url"),
         "state": state,
     }
 
 
-def _place(member: Member) -> Document:
-    try:
-        place = json.loads((member.path / "api.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return place if isinstance(place, dict) else {}
+def _id_of(home: Path) -> str:
+    """Return a node's id; nothing of one that never got as far as a key."""
+    from xsc.base.ids import to_text
+    from xsc.node.home.folder import read_identity
+
+    if not (home / "identity.key").exists():
+        return ""
+    return to_text(read_identity(home, os.environ.get(PASSPHRASE, "")).node_id)
 
 
-# What devnet.json says
+# Homes
 
 
-@contextmanager
-def _locked(directory: Path, *, make: bool = False) -> Iterator[None]:
-    """Keep other commands away from this devnet meanwhile."""
-    if not make and not (directory / "devnet.json").exists():
+def _homes(directory: Path) -> list[Path]:
+    """Return the homes of a devnet, in order."""
+    return list(takewhile(Path.is_dir, (directory / f"node-{number}" for number in count())))
+
+
+def _there(directory: Path) -> list[Path]:
+    """Return the homes of a devnet that exists."""
+    homes = _homes(directory)
+    if not homes:
         raise HomeInvalid(
             f"there is no devnet in {directory}", hint="`xsc devnet up --dir DIR` makes one"
         )
+    return homes
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep other commands away from this devnet meanwhile."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = (directory / "devnet.lock").open("a")
@@ -229,81 +225,27 @@ def _locked(directory: Path, *, make: bool = False) -> Iterator[None]:
         yield
 
 
-def _read(directory: Path) -> list[Member]:
-    try:
-        document = json.loads((directory / "devnet.json").read_text())
-        if document["v"] != _FORMAT:
-            raise HomeInvalid(f"the devnet in {directory} is of a newer format")
-        return [_present(Member(**row)) for row in document["nodes"]]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as fault:
-        raise HomeInvalid(f"{directory} cannot be read: {fault.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise HomeInvalid(f"{directory / 'devnet.json'} is damaged") from None
-
-
-def _present(member: Member) -> Member:
-    """Return a node with the process that runs it now, whoever has started that."""
-    if member.runs or not member.id:
-        return member
-    try:
-        pid = int((member.path / "node.pid").read_text())
-        ticks = start_ticks(pid)
-        # The number alone may be a stranger's by now: the node proves that it is this home's.
-        if ticks is not None and member.calls().alive():
-            return replace(member, pid=pid, start_ticks=ticks)
-    except (FileNotFoundError, ValueError, HomeInvalid):
-        pass
-    return member
-
-
-def _write(directory: Path, members: list[Member]) -> None:
-    partial = directory / "devnet.json.part"
-    rows = [asdict(member) for member in members]
-    partial.write_text(json.dumps({"v": _FORMAT, "nodes": rows}, indent=1) + "\n")
-    partial.replace(directory / "devnet.json")
-
-
-def _grown(directory: Path, members: list[Member], nodes: int | None) -> list[Member]:
-    """Return the members, and as many new ones as are missing."""
-    wanted = nodes or len(members) or NODES_DEFAULT
-    if wanted < len(members):
-        raise ArgumentInvalid(
-            f"the devnet in {directory} has {len(members)} nodes already",
-            hint="give another directory for a smaller one",
-        )
-    new = [
-        Member(f"node-{index}", str(directory / f"node-{index}"))
-        for index in range(len(members), wanted)
-    ]
-    return members + new
-
-
 # Processes
 
 
-def _start_all(directory: Path, members: list[Member], deadline: float) -> None:
-    """Start what does not run, a few at a time; `members` and devnet.json tell what was done."""
-    stopped = [index for index, member in enumerate(members) if not member.runs]
-    for first in range(0, len(stopped), STARTS_AT_ONCE):
-        batch = stopped[first : first + STARTS_AT_ONCE]
-        for index in batch:
-            members[index] = _launch(members[index])
-            _write(directory, members)
-        for index in batch:
-            members[index] = _wait_until_serving(members[index], deadline)
-            _write(directory, members)
+def _start(homes: list[Path], started: dict[Path, int], deadline: float) -> None:
+    """Start nodes, a few at a time; `started` tells which, and their processes."""
+    for first in range(0, len(homes), STARTS_AT_ONCE):
+        processes = {}
+        for home in homes[first : first + STARTS_AT_ONCE]:
+            processes[home] = _launch(home)
+            started[home] = processes[home].pid
+        for home, process in processes.items():
+            _wait_until_serving(home, process, deadline)
 
 
-def _launch(member: Member) -> Member:
-    home = member.path
+def _launch(home: Path) -> subprocess.Popen[bytes]:
     try:
         home.mkdir(mode=0o700, exist_ok=True)
         config = home / "config.toml"
         if not config.exists():
             config.write_text(
-                f'name = "{member.name}"\n'
+                f'name = "{home.name}"\n'
                 'peer_listen = "127.0.0.1:0"\n'
                 'api_listen = "127.0.0.1:0"\n'
                 'services_listen = "127.0.0.1:0"\n'
@@ -314,99 +256,94 @@ def _launch(member: Member) -> Member:
     except OSError as fault:
         raise ConfigInvalid(f"the home {home} cannot be made: {fault.strerror}") from None
     environment = {name: value for name, value in os.environ.items() if name not in _EACH_ITS_OWN}
-    process = launch(home, environment)
-    # Popen's child exists until it is waited for, so its start time can be had.
-    return Member(member.name, member.home, member.id, process.pid, start_ticks(process.pid) or 0)
+    return launch(home, environment)
 
 
-def _log_hint(member: Member) -> str:
-    return f"its log says why: {member.path / LOG}"
+def _log_hint(home: Path) -> str:
+    return f"its log says why: {home / LOG}"
 
 
-def _wait_until_serving(member: Member, deadline: float) -> Member:
+def _wait_until_serving(home: Path, process: subprocess.Popen[bytes], deadline: float) -> None:
     for _ in poll(deadline):
-        if not member.runs:
-            raise NodeUnreachable(f"{member.name} ended at its start", hint=_log_hint(member))
-        answer = serving(member.path)
-        if answer is not None:
-            return replace(member, id=str(answer["id"]))
-    raise NodeUnreachable(f"{member.name} did not start in time", hint=_log_hint(member))
+        if process.poll() is not None:
+            raise NodeUnreachable(f"{home.name} ended at its start", hint=_log_hint(home))
+        if serving(home) is not None:
+            return
+    raise NodeUnreachable(f"{home.name} did not start in time", hint=_log_hint(home))
 
 
-def _introduce(members: list[Member]) -> None:
+def _peers(home: Path) -> list[Document]:
+    return list(Calls(home).ask(api.peers.LIST)["peers"])
+
+
+def introduce(homes: list[Path]) -> None:
     """Let all pairs that do not know each other directly exchange an invitation."""
-    known = {member.name: _direct_peers(member) for member in members}
-    for host, guest in combinations(members, 2):
-        if guest.id in known[host.name] and host.id in known[guest.name]:
+    ids = {home: Calls(home).ask(api.status.STATUS)["id"] for home in homes}
+    known = {
+        home: {row["id"] for row in _peers(home) if row["introducer"] is None} for home in homes
+    }
+    for host, guest in combinations(homes, 2):
+        if ids[guest] in known[host] and ids[host] in known[guest]:
             continue
-        invitation = host.calls().ask(api.peers.INVITE)["invitation"]
+        invitation = Calls(host).ask(api.peers.INVITE)["invitation"]
         try:
-            guest.calls().ask(api.peers.JOIN, api.peers.Join(invitation=invitation))
+            Calls(guest).ask(api.peers.JOIN, api.peers.Join(invitation=invitation))
         except XscError as fault:
             raise NodeUnreachable(
                 f"{guest.name} could not join {host.name}: {fault.message}", hint=_log_hint(guest)
             ) from None
 
 
-def _direct_peers(member: Member) -> set[str]:
-    rows = member.calls().ask(api.peers.LIST)["peers"]
-    return {str(row["id"]) for row in rows if row["introducer"] is None}
+def wait_until_healthy(homes: list[Path], deadline: float) -> None:
+    """Return when every node sees every other as up, and soon after knows what it offers."""
+    ids = {Calls(home).ask(api.status.STATUS)["id"]: home for home in homes}
 
+    def unseen(home: Path) -> list[Path]:
+        up = {row["id"] for row in _peers(home) if row["state"] == "up"}
+        return [other for id_, other in ids.items() if other != home and id_ not in up]
 
-def _unseen(member: Member, members: list[Member]) -> list[Member]:
-    """Return the others that a member does not see as up."""
-    states = {row["id"]: row["state"] for row in member.calls().ask(api.peers.LIST)["peers"]}
-    return [other for other in members if other != member and states.get(other.id) != "up"]
+    def knows_offers(home: Path) -> bool:
+        rows = Calls(home).ask(api.market.SLOTS)["slots"]
+        return ids.keys() <= {row["node"] for row in rows if row["role"] == "offer"}
 
-
-def _wait_until_healthy(members: list[Member], deadline: float) -> None:
-    """Return when every member sees every other as up, and soon after knows what it offers."""
-    blind = _wait(members, deadline, lambda member: not _unseen(member, members))
+    blind = _wait(homes, deadline, lambda home: not unseen(home))
     if blind is not None:
-        unseen = [*_unseen(blind, members), blind][0]
+        other = [*unseen(blind), blind][0]
         raise NodeUnreachable(
-            f"{blind.name} did not see {unseen.name} in time", hint=_log_hint(unseen)
+            f"{blind.name} did not see {other.name} in time", hint=_log_hint(other)
         )
-    ids = {member.id for member in members}
-
-    def knows_offers(member: Member) -> bool:
-        rows = member.calls().ask(api.market.SLOTS)["slots"]
-        return ids <= {row["node"] for row in rows if row["role"] == "offer"}
-
     # One that offers nothing is not waited for to the end.
-    _wait(members, min(deadline, time.monotonic() + OFFERED_S), knows_offers)
+    _wait(homes, min(deadline, time.monotonic() + OFFERED_S), knows_offers)
 
 
-def _wait(members: list[Member], deadline: float, holds: Callable[[Member], bool]) -> Member | None:
-    """Return when something holds of each member, or else one of which it does not in time."""
-    waiting = list(members)
+def _wait(homes: list[Path], deadline: float, holds_of: Callable[[Path], bool]) -> Path | None:
+    """Return when something holds of each node, or else one of which it does not in time."""
+    waiting = list(homes)
     for _ in poll(deadline):
-        while waiting and holds(waiting[0]):
+        while waiting and holds_of(waiting[0]):
             waiting.pop(0)
         if not waiting:
             return None
     return waiting[0]
 
 
-def _stop(members: list[Member]) -> None:
-    """Stop exactly these processes: ask, wait, and end by force what does not answer."""
-    for member in members:
-        _signal(member, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    for _ in poll(deadline):
-        if not any(member.runs for member in members):
+def _stop(processes: dict[Path, int]) -> None:
+    """Stop the nodes of homes by their processes: ask, wait, and end what does not answer."""
+    for home, pid in processes.items():
+        _signal(home, pid, signal.SIGTERM)
+    for _ in poll(time.monotonic() + STOP_TIMEOUT_S):
+        if not any(holds(pid, home) for home, pid in processes.items()):
             return
-    for member in members:
-        if member.runs:
-            warn(f"{member.name} did not stop within {STOP_TIMEOUT_S:.0f}s and was killed")
-            _signal(member, signal.SIGKILL)
+    for home, pid in processes.items():
+        if holds(pid, home):
+            warn(f"{home.name} did not stop within {STOP_TIMEOUT_S:.0f}s and was killed")
+            _signal(home, pid, signal.SIGKILL)
 
 
-def _signal(member: Member, number: signal.Signals) -> None:
-    if member.runs:
-        try:
-            os.kill(member.pid, number)
-        except ProcessLookupError:
-            return
-        except PermissionError:
-            say(f"{member.name} (process {member.pid}) belongs to another user")
+def _signal(home: Path, pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        say(f"{home.name} (process {pid}) belongs to another user")

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import click
 
 from xsc import api
-from xsc.api.endpoint import Id
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
 from xsc.base.units import format_credits
-from xsc.cli.options import (
-    CREDITS,
-    PEER,
-    WHOLE,
-    Group,
-    Settings,
-    check_id,
-    output_option,
-)
+from xsc.cli.options import CREDITS, PEER, WHOLE, Group, Settings, asks, output_option
 from xsc.cli.output import (
     Columns,
     by_name,
@@ -67,7 +57,12 @@ def _one_credit(credit: Document) -> str:
     )
 
 
-def _show_balances(answer: Document) -> None:
+@asks(ledger, api.ledger.BALANCE)
+def balance(answer: Document) -> None:
+    """Show what each peer owes this node and may owe, and this node there.
+
+    Below zero, this node owes. A peer that does not answer shows no limit.
+    """
     show_table(
         ["peer", "id", "<owes us", "<may owe us", "<left", "<we may owe", "<left"],
         [
@@ -126,21 +121,6 @@ _ENTRIES: Final[Columns] = {
 }
 
 
-def _show_entries(answer: Document) -> None:
-    show_rows(answer["entries"], _ENTRIES, "there are no such entries")
-    if answer["more"]:
-        show(f"older ones: xsc ledger log --before {answer['entries'][-1]['seq']}")
-
-
-@ledger.command()
-def balance(settings: Settings) -> None:
-    """Show what each peer owes this node and may owe, and this node there.
-
-    Below zero, this node owes. A peer that does not answer shows no limit.
-    """
-    settings.view(settings.ask(api.ledger.BALANCE), _show_balances)
-
-
 limit_option = click.option(
     "--limit",
     type=WHOLE,
@@ -149,13 +129,17 @@ limit_option = click.option(
 )
 
 
-@ledger.command()
-@limit_option
-@click.option("--before", type=WHOLE, metavar="SEQ", help="Show those before entry SEQ.")
-def log(settings: Settings, limit: int, before: int | None) -> None:
+@asks(
+    ledger,
+    api.ledger.LOG,
+    limit_option,
+    click.option("--before", type=WHOLE, metavar="SEQ", help="Show those before entry SEQ."),
+)
+def log(answer: Document) -> None:
     """List the entries of this node's ledger, newest first."""
-    asked = api.ledger.Page(limit=limit, before=before)
-    settings.view(settings.ask(api.ledger.LOG, asked), _show_entries)
+    show_rows(answer["entries"], _ENTRIES, "there are no such entries")
+    if answer["more"]:
+        show(f"older ones: xsc ledger log --before {answer['entries'][-1]['seq']}")
 
 
 @ledger.command()
@@ -168,32 +152,32 @@ def statement(settings: Settings, limit: int) -> None:
 
 
 def _show_statement(answer: Document) -> None:
-    _show_balances(answer)
+    balance(answer)
     show()
-    _show_entries(answer)
+    log(answer)
 
 
-@ledger.command()
-def verify(settings: Settings) -> None:
+@asks(ledger, api.ledger.VERIFY)
+def verify(answer: Document) -> str:
     """Replay this node's ledger and check every signature and link in it."""
-    answer = settings.ask(api.ledger.VERIFY)
-    settings.view(answer, answer["text"])
+    return str(answer["text"])
 
 
-@ledger.command()
-@click.argument("peer", type=PEER)
-@click.argument("credits_", metavar="CREDITS", type=CREDITS)
-def limit(settings: Settings, peer: str, credits_: int) -> None:
+@asks(
+    ledger,
+    api.ledger.LIMIT,
+    click.argument("peer", type=PEER),
+    click.argument("limit_micro", metavar="CREDITS", type=CREDITS),
+)
+def limit(answer: Document) -> str:
     """Set how much PEER may owe this node at most, in credits.
 
     A limit below what it owes stops new debt and takes nothing back.
     """
-    answer = settings.ask(api.ledger.LIMIT, api.ledger.Limit(peer=peer, limit_micro=credits_))
     shared = ", shared with all that came by the same peer" if answer["shared_through"] else ""
-    settings.view(
-        answer,
+    return (
         f"{named(answer, answer['peer'])} may owe up to {format_credits(answer['limit_micro'])} "
-        f"credits, {format_credits(answer['credit_left_micro'])} more than now{shared}",
+        f"credits, {format_credits(answer['credit_left_micro'])} more than now{shared}"
     )
 
 
@@ -216,10 +200,13 @@ def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
             "PEER and --off-books go together",
             hint="xsc ledger settle PEER --off-books CREDITS, or xsc ledger settle alone",
         )
-    if peer is not None and off_books is not None:
-        return _settle_off_books(settings, peer, off_books)
-    settings.view(settings.ask(api.ledger.SETTLE), _show_settled)
-    return 0
+    if peer is None or off_books is None:
+        settings.view(settings.ask(api.ledger.SETTLE), _show_settled)
+        return 0
+    asked = api.ledger.Payment(peer=peer, amount_micro=off_books)
+    answer = settings.ask(api.ledger.OFF_BOOKS, asked)
+    settings.view(answer, partial(_show_payment, off_books))
+    return EXIT_PARTLY if answer["state"] == "waits" else 0
 
 
 def _show_settled(answer: Document) -> None:
@@ -231,13 +218,6 @@ def _show_settled(answer: Document) -> None:
     show_rows(answer["settled"], columns, "nothing was left to settle")
     if answer["pending"]:
         show(f"with {answer['pending']} peers something is still owed")
-
-
-def _settle_off_books(settings: Settings, peer: str, amount_micro: int) -> int:
-    asked = api.ledger.Payment(peer=peer, amount_micro=amount_micro)
-    answer = settings.ask(api.ledger.OFF_BOOKS, asked)
-    settings.view(answer, partial(_show_payment, amount_micro))
-    return EXIT_PARTLY if answer["state"] == "waits" else 0
 
 
 def _show_payment(amount_micro: int, answer: Document) -> None:
@@ -254,11 +234,6 @@ def _show_payment(amount_micro: int, answer: Document) -> None:
         show(f"booked and signed by both; {owes} {format_credits(abs(balance))}")
 
 
-@ledger.command()
-@click.argument("entry_id", metavar="ENTRY")
-@output_option
-def entry(settings: Settings, entry_id: str, output: Path) -> None:
+@asks(ledger, api.ledger.ENTRY, click.argument("id", metavar="ENTRY"), output_option)
+def entry(_: Document) -> None:
     """Write one entry, signed by both sides, to a file that `xsc verify` checks."""
-    hint = "`xsc ledger log --json` shows them"
-    found = check_id(entry_id, r"[a-z2-7]{52}", "entry id", hint)
-    settings.save(api.ledger.ENTRY, Id(id=found), output)

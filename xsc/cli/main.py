@@ -12,9 +12,8 @@ import importlib
 import io
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Mapping
-from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import click
 
@@ -31,50 +30,44 @@ EXIT_PIPE = 141
 OUTPUT = "the output cannot be written"
 
 
-class _Commands(Mapping[str, click.Command]):
-    """Commands by name; a command's module is imported when it is used: start-up time."""
+_COMMANDS = {
+    "node": "Run this machine's node.",
+    "peer": "Invite, add and recognise other nodes.",
+    "store": "Store objects so that any four of six nodes can give them back.",
+    "compute": "Run WebAssembly on a node of the market, or here.",
+    "space": "Read and write the key space of this node, and read that of peers.",
+    "program": "Run documents that say which values depend on which.",
+    "market": "Offer capacity and state needs; show prices and leases.",
+    "allocation": "Show what slots grant to needs ahead of use, to whom, and why.",
+    "ledger": "Show and settle what nodes owe each other, in credits.",
+    "health": "Show how the peers answer this node's probes.",
+    "verify": "Say what a receipt, voucher, lease, clearing, provenance, entry or drain proof...",
+    "devnet": "Run a network of nodes on this machine.",
+}
+"""The commands, and what each says of itself: none is read to list them all."""
 
-    _NAMES = (
-        "node", "peer", "store", "compute", "space", "program",
-        "market", "allocation", "ledger", "health", "verify", "devnet",
-    )  # fmt: skip
-    _MODULES: ClassVar = {
-        "node": "node.commands",
-        "store": "store.commands",
-        "compute": "compute.commands",
-    }
-    """Where a command is, if not in the module of its name."""
+
+class _Commands(Mapping[str, click.Command]):
+    """Commands by name; a command's module is read when it is used: start-up time."""
 
     def __getitem__(self, name: str) -> click.Command:
-        if name not in self._NAMES:
+        if name not in _COMMANDS:
             raise KeyError(name)
-        module = f"xsc.cli.{self._MODULES.get(name, name)}"
-        command: click.Command = getattr(importlib.import_module(module), name)
+        module = importlib.import_module(f"xsc.cli.{'peer' if name == 'health' else name}")
+        command: click.Command = getattr(module, name)
         return command
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._NAMES)
+        return iter(_COMMANDS)
 
     def __len__(self) -> int:
-        return len(self._NAMES)
+        return len(_COMMANDS)
 
 
 class _Root(Group):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - click's own
-        super().__init__(*args, **kwargs)
-        self.commands = _Commands()  # type: ignore[assignment]  # nothing is ever added
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:  # noqa: ANN401
-        try:
-            return super().make_context(*args, **kwargs)
-        except BrokenPipeError:  # help and version are printed here
-            raise click.exceptions.Exit(EXIT_PIPE) from None
-
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise click.exceptions.Exit(EXIT_PIPE) from None
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
 
 
 @click.group(
@@ -97,6 +90,9 @@ def cli(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+
+
+cli.commands = _Commands()  # type: ignore[assignment]  # nothing is ever added
 
 
 def _usage(fault: click.ClickException) -> XscError:
@@ -174,6 +170,8 @@ def _carry_out(arguments: list[str], settings: Settings) -> int:
         return _fail(error, settings)
     except click.ClickException as fault:
         return _fail(_usage(fault), settings)
+    except SystemExit:  # by which click ends where a pipe was closed
+        return EXIT_PIPE
     except (click.Abort, KeyboardInterrupt):
         say("interrupted")
         return EXIT_INTERRUPTED
@@ -181,6 +179,8 @@ def _carry_out(arguments: list[str], settings: Settings) -> int:
         if isinstance(fault, OSError) and fault.errno == errno.ENOSPC:
             return _fail(unwritable(OUTPUT, fault), settings)
         if os.environ.get("XSC_DEBUG"):
+            import traceback
+
             traceback.print_exc()
         text = " ".join(f"{type(fault).__name__}: {fault}".rstrip(": ").split())
         bug = XscError(f"a bug in xsc: {text}", hint="XSC_DEBUG=1 shows where; please report it")

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -24,7 +23,7 @@ from xsc.base.units import (
     parse_duration_ms,
     parse_size,
 )
-from xsc.cli.allocation import show_why
+from xsc.cli.allocation import why as show_why
 from xsc.cli.options import (
     CODE,
     CREDITS,
@@ -37,15 +36,24 @@ from xsc.cli.options import (
     Group,
     Parsed,
     Settings,
-    check_id,
+    asks,
     output_option,
     table_of,
     together,
 )
-from xsc.cli.output import Columns, by_name, level_of, moment, say, short, show_pairs, warn
+from xsc.cli.output import (
+    Columns,
+    by_name,
+    level_of,
+    moment,
+    say,
+    short,
+    show_pairs,
+    show_rows,
+    warn,
+)
 from xsc.client.calls import Calls
 from xsc.client.core import Document
-from xsc.client.market import declaration, slot_id_of
 
 KINDS = ("storage", "compute")
 
@@ -54,7 +62,7 @@ def _own_slots(calls: Calls) -> Iterable[str]:
     return [row["id"] for row in calls.ask(api.market.SLOTS)["slots"]]
 
 
-SLOT = Parsed("ID", slot_id_of, _own_slots)
+_slot = click.argument("id", metavar="ID", type=Parsed("ID", str, _own_slots))
 
 
 def _amount(kind: str, quantity: int) -> str:
@@ -194,10 +202,10 @@ def _document(quantity: str | None, options: dict[str, Any]) -> Document:
     return {**options, "filters": filters, **({} if quantity is None else _quantity(quantity))}
 
 
-def _declare(settings: Settings, role: str, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
+def _declare(settings: Settings, role: api.market.Role, quantity: str, stated: Document) -> None:
     is_all = role == "offer" and quantity == "all"
-    stated = _document(None if is_all else quantity, options) | {"standing": is_all}
-    answer = settings.ask(api.market.DECLARE, declaration(role, kind, stated))
+    said = _document(None if is_all else quantity, stated) | {"standing": is_all}
+    answer = settings.ask(api.market.DECLARE, api.market.Declare(role=role, **said))
     settings.view(answer, answer["id"])
     if settings.json:
         return
@@ -215,12 +223,17 @@ def _warn(answer: Document) -> None:
         warn(sentence)
 
 
+_level = together(
+    click.argument("kind", metavar="KIND", type=click.Choice(KINDS)),
+    click.argument("quantity", metavar="QUANTITY"),
+)
+
+
 @market.command()
-@click.argument("kind", metavar="KIND", type=click.Choice(KINDS))
-@click.argument("quantity", metavar="QUANTITY")
+@_level
 @_stated
 @_RULE
-def offer(settings: Settings, /, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
+def offer(settings: Settings, /, quantity: str, **stated: Any) -> None:  # noqa: ANN401
     """Offer capacity ahead of use, and print the id of the slot.
 
     KIND is storage or compute. QUANTITY is what is held at any moment: a size
@@ -228,15 +241,14 @@ def offer(settings: Settings, /, kind: str, quantity: str, **options: Any) -> No
     the node asks what it asks now. QUANTITY `all` brings back the offer of
     everything that a node makes by default, after it was edited or withdrawn.
     """
-    _declare(settings, "offer", kind, quantity, **options)
+    _declare(settings, "offer", quantity, stated)
 
 
 @market.command()
-@click.argument("kind", metavar="KIND", type=click.Choice(KINDS))
-@click.argument("quantity", metavar="QUANTITY")
+@_level
 @_stated
 @_SPREAD
-def need(settings: Settings, /, kind: str, quantity: str, **options: Any) -> None:  # noqa: ANN401
+def need(settings: Settings, /, quantity: str, **stated: Any) -> None:  # noqa: ANN401
     """State a need ahead of use, and print its id.
 
     KIND and QUANTITY are those of `xsc market offer`. Without times it is there
@@ -244,29 +256,27 @@ def need(settings: Settings, /, kind: str, quantity: str, **options: Any) -> Non
     it pays at most what the node pays at most. Storage is counted as it is kept
     at providers: six of them keep an object with half as much again.
     """
-    _declare(settings, "need", kind, quantity, **options)
+    _declare(settings, "need", quantity, stated)
 
 
 @market.command()
-@click.argument("slot_id", metavar="ID", type=SLOT)
+@_slot
 @click.option("--quantity", metavar="QUANTITY", help="How much it is.")
 @_stated
 @_RULE
 @_SPREAD
-def edit(settings: Settings, /, slot_id: str, quantity: str | None, **options: Any) -> None:  # noqa: ANN401
+def edit(settings: Settings, /, quantity: str | None, **stated: Any) -> None:  # noqa: ANN401
     """Change an offer or a need; what is not given stays as it is.
 
     A need whose quantity, price or times change is a new one to its providers.
     """
-    asked = api.market.Edit(id=slot_id, **_document(quantity, options))
+    asked = api.market.Edit(**_document(quantity, stated))
     settings.view(settings.ask(api.market.EDIT, asked), _warn)
 
 
-@market.command()
-@click.argument("slot_id", metavar="ID", type=SLOT)
-def withdraw(settings: Settings, slot_id: str) -> None:
+@asks(market, api.market.WITHDRAW, _slot)
+def withdraw(_: Document) -> None:
     """Withdraw an offer or a need. What is used of leases under it stays."""
-    settings.view(settings.ask(api.market.WITHDRAW, Id(id=slot_id)))
 
 
 def _next_window(windows: list[list[int]]) -> tuple[str, str]:
@@ -291,11 +301,11 @@ _SLOTS: Final[Columns] = {
 }
 
 
-@market.command()
-def slots(settings: Settings) -> None:
+@asks(market, api.market.SLOTS)
+def slots(answer: Document) -> None:
     """List offers and needs: those of this node, and those of peers that it follows."""
     empty = "nobody offers or needs anything; this node offers what it has once it has a peer"
-    settings.table(settings.ask(api.market.SLOTS), "slots", _SLOTS, empty)
+    show_rows(answer["slots"], _SLOTS, empty)
 
 
 @market.command()
@@ -329,7 +339,7 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
         "tier": "tier",
         "slot": ("slot", short),
     }
-    settings.table(answer, "quotes", columns, "nobody offers anything")
+    settings.view(answer, lambda _: show_rows(answer["quotes"], columns, "nobody offers anything"))
 
 
 def _lease_level(row: Document) -> str:
@@ -357,37 +367,35 @@ _LEASES: Final[Columns] = {
 }
 
 
-@market.command()
-def leases(settings: Settings) -> None:
+@asks(market, api.market.LEASES)
+def leases(answer: Document) -> None:
     """List the leases that this node has given and taken."""
-    answer = settings.ask(api.market.LEASES)
-    settings.table(answer, "leases", _LEASES, "this node has no leases")
+    show_rows(answer["leases"], _LEASES, "this node has no leases")
 
 
-@market.command()
-@click.argument("lease_id", metavar="LEASE", type=LEASE)
-@output_option
-@click.option("--denial", is_flag=True, help="The host's signed count without it.")
-def lease(settings: Settings, lease_id: str, output: Path, *, denial: bool) -> None:
+@asks(
+    market,
+    api.market.LEASE,
+    click.argument("id", metavar="LEASE", type=LEASE),
+    output_option,
+    click.option("--denial", is_flag=True, help="The host's signed count without it."),
+)
+def lease(_: Document) -> None:
     """Write a signed lease to a file, for `xsc verify --lease`.
 
     LEASE is its id, or the beginning of it.
     """
-    settings.save(api.market.LEASE, _lease_id(lease_id, denial=denial), output)
 
 
-def _lease_id(text: str, *, denial: bool = False) -> api.market.LeaseId:
-    found = check_id(text, r"[a-z0-9]{1,64}", "lease id", "`xsc market leases` shows them")
-    return api.market.LeaseId(id=found, denial=denial)
-
-
-@market.command()
-@click.argument("peer", type=PEER)
-@output_option
-@click.option("--count", is_flag=True, help="The provider's signed count that it pays.")
-def account(settings: Settings, peer: str, output: Path, *, count: bool) -> None:
+@asks(
+    market,
+    api.market.ACCOUNT,
+    click.argument("id", metavar="PEER", type=PEER),
+    output_option,
+    click.option("--count", is_flag=True, help="The provider's signed count that it pays."),
+)
+def account(_: Document) -> None:
     """Write the newest voucher of this node for PEER to a file, for `xsc verify`."""
-    settings.save(api.market.ACCOUNT, api.market.AccountId(id=peer, count=count), output)
 
 
 _TIERS = {
@@ -412,7 +420,9 @@ def why(settings: Settings, some_id: str) -> None:
     records of its providers, recomputed first.
     """
     try:
-        with settings.calls().download(api.market.LEASE, _lease_id(some_id)) as download:
+        with settings.calls().download(
+            api.market.LEASE, api.market.LeaseId(id=some_id)
+        ) as download:
             raw = b"".join(download.blocks())
     except (ArgumentInvalid, NotFound):  # a name need not look like the id of a lease
         settings.view(settings.ask(api.market.WHY, Id(id=some_id)), show_why)
@@ -457,26 +467,24 @@ def _show_reasons(answer: Document) -> None:
     )
 
 
-@market.command()
-def clearings(settings: Settings) -> None:
+_CLEARINGS: Final[Columns] = {
+    "clearing": ("id", short),
+    "slot": ("slot", short),
+    "kind": "kind",
+    "when": ("at_ms", moment),
+    "rule": "rule",
+}
+
+
+@asks(market, api.market.CLEARINGS)
+def clearings(answer: Document) -> None:
     """List the clearings of this node's slots that are kept."""
-    columns: Columns = {
-        "clearing": ("id", short),
-        "slot": ("slot", short),
-        "kind": "kind",
-        "when": ("at_ms", moment),
-        "rule": "rule",
-    }
-    answer = settings.ask(api.market.CLEARINGS)
-    settings.table(answer, "clearings", columns, "nothing was cleared here")
+    show_rows(answer["clearings"], _CLEARINGS, "nothing was cleared here")
 
 
-@market.command()
-@click.argument("clearing_id", metavar="ID")
-@output_option
-def clearing(settings: Settings, clearing_id: str, output: Path) -> None:
+@asks(market, api.market.CLEARING, click.argument("id", metavar="ID"), output_option)
+def clearing(_: Document) -> None:
     """Write a signed clearing record to a file, which `xsc verify` recomputes.
 
     ID is that of the clearing, or the beginning of it.
     """
-    settings.save(api.market.CLEARING, Id(id=clearing_id), output)

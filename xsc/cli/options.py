@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
 from xsc import api
 from xsc.api.ranges import check_range
-from xsc.base.errors import ArgumentInvalid, IdentityInvalid, PeerUnknown, TooLarge, XscError
+from xsc.base.errors import ArgumentInvalid, IdentityInvalid, TooLarge, XscError
 from xsc.base.limits import (
     COMPUTE_WAIT_MS,
     FUEL_MAX,
@@ -34,18 +34,20 @@ from xsc.base.units import (
     parse_share_ppm,
     parse_size,
 )
-from xsc.cli.output import Columns, show, show_fields, show_json, show_rows, warn
-from xsc.client.calls import Calls, read_file, unreadable
-from xsc.client.core import ANSWER_TIMEOUT_S, Document, default_home
-from xsc.client.files import check_target, write_whole
-from xsc.client.targets import Named
+from xsc.cli.output import show, show_json, warn
+from xsc.client.files import check_target, read_file, unreadable, write_whole
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from xsc.api.endpoint import Endpoint
+    from xsc.client.calls import Calls
+    from xsc.client.core import Document
+    from xsc.client.targets import Named
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
+V = TypeVar("V", bound="Callable[[Document], str | None]")
 Q = TypeVar("Q")
 T = TypeVar("T")
 
@@ -56,8 +58,6 @@ READS = "xsc:r:"
 PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
 _PLAIN_WORD = re.compile(r"[\w./@%+:,-]+")
 """What means itself to every shell."""
-_PEER = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}")
-"""All that names a peer; nothing else would survive in the path of a request."""
 PROGRAM_EXIT_BASE = 120
 """Added to XSC's own exit codes where a program's code is passed on (docs/cli.md)."""
 
@@ -76,10 +76,14 @@ class Settings:
     @property
     def home(self) -> Path:
         """The home that is meant."""
+        from xsc.client.core import default_home
+
         return default_home() if self.home_given is None else self.home_given
 
     def calls(self) -> Calls:
         """Return the calls of the node at the home."""
+        from xsc.client.calls import Calls
+
         return Calls(self.home, trace=self._trace if self.verbose else None)
 
     def runs(self) -> bool:
@@ -91,36 +95,24 @@ class Settings:
         click.echo(line, err=True)
 
     def ask(
-        self,
-        endpoint: Endpoint[Q, Any],
-        asked: Q | None = None,
-        *parts: bytes,
-        timeout_s: float = ANSWER_TIMEOUT_S,
+        self, endpoint: Endpoint[Q, Any], asked: Q | None = None, *parts: bytes, **how: float
     ) -> Document:
         """Return what the node answers (`Core.ask`)."""
-        return self.calls().ask(endpoint, asked, *parts, timeout_s=timeout_s)
+        return self.calls().ask(endpoint, asked, *parts, **how)
 
-    def view(self, answer: object, view: str | Callable[[Any], object] | None = None) -> None:
+    def view(self, answer: object, view: str | Callable[[Any], str | None] | None = None) -> None:
         """Print an answer: as JSON, or for people.
 
         Args:
             answer: JSON of the API, or of its form.
-            view: a line for people, what prints the answer for them, or nothing.
+            view: a line for people, what shows the answer to them, or nothing.
         """
         if self.json:
             show_json(answer)
-        elif isinstance(view, str):
-            show(view)
-        elif view is not None:
-            view(answer)
-
-    def table(self, answer: Document, key: str, columns: Columns, empty: str) -> None:
-        """Print an answer: as JSON, or the rows under a key of it as a table (`show_rows`)."""
-        self.view(answer, lambda _: show_rows(answer[key], columns, empty))
-
-    def fields(self, answer: Document, fields: Columns) -> None:
-        """Print an answer: as JSON, or fields of it one a line (`show_fields`)."""
-        self.view(answer, lambda _: show_fields(answer, fields))
+            return
+        line = view(answer) if callable(view) else view
+        if line is not None:
+            show(line)
 
     def save(self, endpoint: Endpoint[Q, bytes], asked: Q, path: Path) -> None:
         """Write what the node answers to a file, and print as JSON what was written."""
@@ -173,6 +165,52 @@ class Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's own
         """Return the commands in the order in which they are written."""
         return list(self.commands)
+
+
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Return one decorator for several, the first of which is shown first."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def asks(
+    group: click.Group,
+    endpoint: Endpoint[Any, Any],
+    *options: Decorator,
+    name: str | None = None,
+    **how: float,
+) -> Callable[[V], V]:
+    """Make a view a command that asks the node once: its options are the fields of the request.
+
+    A file that the node answers with is written to `--output`.
+
+    Args:
+        group: where the command is.
+        endpoint: what is asked.
+        options: of the names of the request's fields; `output_option` where a file is written.
+        name: of the command, where it is not that of the view; the view's text is its help.
+        how: how long is waited for the answer, as for `Core.ask`.
+    """
+
+    def decorate(view: V) -> V:
+        def call(settings: Settings, output: Path | None = None, **given: object) -> None:
+            said = {field: value for field, value in given.items() if value is not None}
+            asked = endpoint.request(**said)
+            if output is None:
+                settings.view(settings.ask(endpoint, asked, **how), view)
+            else:
+                settings.save(endpoint, asked, output)
+
+        command = group.command(name or view.__name__, help=view.__doc__)
+        command(together(*options)(call))
+        return view
+
+    return decorate
 
 
 class ProgramCommand(Command):
@@ -247,10 +285,7 @@ class _Module(click.Path):
     """A file with a WebAssembly module: a shell offers those that end so, and directories."""
 
     def shell_complete(
-        self,
-        ctx: click.Context,
-        param: click.Parameter,
-        incomplete: str,
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Return the modules and directories that begin so."""
         from click.shell_completion import CompletionItem
@@ -291,13 +326,6 @@ def _services(calls: Calls) -> Iterable[str]:
 
 def _leases(calls: Calls) -> Iterable[str]:
     return [row["lease_id"] for row in calls.ask(api.market.LEASES)["leases"]]
-
-
-def _peer(text: str) -> str:
-    if not _PEER.fullmatch(text):
-        hint = "`xsc peer ls` shows names and ids of peers"
-        raise PeerUnknown(f"there is no peer '{text}'", hint=hint)
-    return text
 
 
 def _directory(text: str) -> Path:
@@ -396,6 +424,8 @@ def object_of(text: str) -> str | Named:
         return _capability(text)
     if not text:
         raise ArgumentInvalid("an empty text names no object")
+    from xsc.client.targets import Named
+
     return Named(text)
 
 
@@ -415,7 +445,7 @@ def _input(text: str) -> tuple[str, str | Named]:
 
 OBJECT = Parsed("CAP", object_of, _objects)
 NAME = Parsed("NAME", str, _objects)
-PEER = Parsed("PEER", _peer, _peers)
+PEER = Parsed("PEER", str, _peers)
 SERVICE = Parsed("NAME", str, _services)
 LEASE = Parsed("LEASE", str, _leases)
 INVITATION = Parsed("INVITATION", _capability)
@@ -439,17 +469,6 @@ DIRECTORY = Parsed("DIR", _directory)
 PATH = click.Path(path_type=Path)
 PATH.name = "FILE"
 MODULE = _Module(path_type=Path)
-
-
-def check_id(text: str, pattern: str, what: str, hint: str) -> str:
-    """Return an id as it may stand in the path of a request.
-
-    Raises:
-        ArgumentInvalid: it is none.
-    """
-    if not re.fullmatch(pattern, text):
-        raise ArgumentInvalid(f"'{text[:80]}' is no {what}", hint=hint)
-    return text
 
 
 def read_key_file(file: Path) -> str:
@@ -494,17 +513,6 @@ def ask_passphrase(hint: str, *, twice: bool) -> str:
     return str(
         click.prompt("Passphrase", hide_input=True, confirmation_prompt=twice, err=True, type=str)
     )
-
-
-def together(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Return one decorator for several, the first of which is shown first."""
-
-    def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
 
 
 job_options = together(

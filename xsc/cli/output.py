@@ -12,14 +12,16 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
 from xsc.base.errors import XscError
 from xsc.base.text import printable
 from xsc.base.units import format_level, format_time
-from xsc.client.core import Document, Progress, ignore_progress
+
+if TYPE_CHECKING:
+    from xsc.client.core import Document, Progress
 
 GAP = "  "
 """Between two columns of a table, and before those that stand below others."""
@@ -97,7 +99,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str
             click.echo(click.style(line, bold=True) if on_terminal and number == 0 else line)
 
 
-Cell: TypeAlias = str | tuple[str, Callable[[Any], str]] | Callable[[Document], str]
+Cell: TypeAlias = "str | tuple[str, Callable[[Any], str]] | Callable[[Document], str]"
 """The key of a field, that key with what makes a text of it, or what makes a text of the row."""
 Columns: TypeAlias = Mapping[str, Cell]
 """The cells of a row by the heads of their columns, as `show_table` takes these."""
@@ -206,7 +208,7 @@ def progress_bar(what: str, size_bytes: int | None) -> Iterator[Progress]:
         size_bytes: how many there are in all, where that is known.
     """
     if not sys.stderr.isatty():
-        yield ignore_progress
+        yield lambda _: None
         return
     from rich.console import Console
     from rich.progress import (

@@ -1,4 +1,4 @@
-"""xsc peer: who is known, and how much of what is scarce is for them."""
+"""xsc peer and xsc health: who is known, how much is for them, and how they answer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ import click
 
 from xsc import api
 from xsc.base.units import format_credits, format_share
-from xsc.cli.options import (
-    DURATION,
-    INVITATION,
-    PEER,
-    SHARE,
-    Group,
-    Settings,
-)
-from xsc.cli.output import Columns, moment, say, short
+from xsc.cli.options import DURATION, INVITATION, PEER, SHARE, Command, Group, Settings, asks
+from xsc.cli.output import Columns, by_name, moment, say, short, show, show_rows
 from xsc.client.core import Document
 
 
@@ -29,36 +22,38 @@ def peer() -> None:
     """
 
 
-who_argument = click.argument("who", metavar="PEER", type=PEER)
+_who = click.argument("who", metavar="PEER", type=PEER)
 
 
 def _called(answer: Document) -> str:
     return f"{answer['name']} ({short(answer['id'])})"
 
 
-@peer.command()
-@click.option("--ttl", type=DURATION, help="Valid for so long.  [1d]")
-def invite(settings: Settings, ttl: int | None) -> None:
+@asks(
+    peer,
+    api.peers.INVITE,
+    click.option("--ttl", "ttl_ms", type=DURATION, help="Valid for so long.  [1d]"),
+)
+def invite(answer: Document) -> None:
     """Print an invitation, by which one node becomes a member of the circle.
 
     Who adds it and this node know each other then. This node introduces it to its
     peers, and these to it, where they take introductions (setting `accept_peers`).
     """
-    asked = api.peers.Invite() if ttl is None else api.peers.Invite(ttl_ms=ttl)
-    answer = settings.ask(api.peers.INVITE, asked)
-    settings.view(answer, answer["invitation"])
-    if not settings.json:
-        until = moment(answer["expires_ms"])
-        say(f"valid for one node until {until}; use: xsc peer add INVITATION")
+    show(answer["invitation"])
+    until = moment(answer["expires_ms"])
+    say(f"valid for one node until {until}; use: xsc peer add INVITATION")
 
 
-@peer.command()
-@click.argument("invitation", type=INVITATION)
-@click.option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]")
-def add(settings: Settings, invitation: str, name: str | None) -> None:
+@asks(
+    peer,
+    api.peers.JOIN,
+    click.argument("invitation", type=INVITATION),
+    click.option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]"),
+)
+def add(answer: Document) -> str:
     """Add the node that gave the INVITATION (or @FILE, or -)."""
-    answer = settings.ask(api.peers.JOIN, api.peers.Join(invitation=invitation, name=name))
-    settings.view(answer, f"added {_called(answer)}")
+    return f"added {_called(answer)}"
 
 
 def _reaches(row: Document) -> str:
@@ -75,6 +70,7 @@ def _came_by(row: Document) -> str:
     return f"{row['introducer_name']}{', confirmed' if row['confirmed'] else ''}"
 
 
+NO_PEERS: Final = "this node knows no peers; `xsc peer invite` makes an invitation for one"
 _PEERS: Final[Columns] = {
     "name": "name",
     "id": ("id", short),
@@ -88,64 +84,73 @@ _PEERS: Final[Columns] = {
 }
 
 
-@peer.command("ls")
-def listing(settings: Settings) -> None:
+@asks(peer, api.peers.LIST)
+def ls(answer: Document) -> None:
     """List all peers, and who introduced whom.
 
     "reaches us" is what the peer says: whether it reaches this node at the addresses
     that it was told.
     """
-    empty = "this node knows no peers; `xsc peer invite` makes an invitation for one"
-    settings.table(settings.ask(api.peers.LIST), "peers", _PEERS, empty)
+    show_rows(answer["peers"], _PEERS, NO_PEERS)
 
 
-@peer.command()
-@who_argument
-def rm(settings: Settings, who: str) -> None:
+@asks(peer, api.peers.REMOVE, _who)
+def rm(answer: Document) -> str:
     """Forget a peer; it can be added again."""
-    answer = settings.ask(api.peers.REMOVE, api.peers.Who(who=who))
-    settings.view(answer, f"removed {_called(answer)}")
+    return f"removed {_called(answer)}"
 
 
-@peer.command()
-@who_argument
-@click.argument("name", metavar="NAME")
-def rename(settings: Settings, who: str, name: str) -> None:
+@asks(peer, api.peers.RENAME, _who, click.argument("name", metavar="NAME"))
+def rename(answer: Document) -> str:
     """Call a peer NAME on this node; others call it as they like."""
-    answer = settings.ask(api.peers.RENAME, api.peers.Rename(who=who, name=name))
-    settings.view(answer, f"{short(answer['id'])} is called {answer['name']}")
+    return f"{short(answer['id'])} is called {answer['name']}"
 
 
-@peer.command()
-@who_argument
-def confirm(settings: Settings, who: str) -> None:
+@asks(peer, api.peers.CONFIRM, _who)
+def confirm(answer: Document) -> str:
     """Answer for an introduced peer as for one that you invited.
 
     It has a credit of its own then, is counted apart from those that came through
     the same introducer, and may introduce others.
     """
-    answer = settings.ask(api.peers.CONFIRM, api.peers.Who(who=who))
-    settings.view(answer, f"confirmed {_called(answer)}")
+    return f"confirmed {_called(answer)}"
 
 
-@peer.command()
-@who_argument
-def block(settings: Settings, who: str) -> None:
+@asks(peer, api.peers.BLOCK, _who)
+def block(answer: Document) -> str:
     """Refuse a peer everything from now on."""
-    answer = settings.ask(api.peers.BLOCK, api.peers.Who(who=who))
-    settings.view(answer, f"blocked {_called(answer)}")
+    return f"blocked {_called(answer)}"
 
 
-@peer.command()
-@who_argument
-@click.argument("share", type=SHARE)
-def recognise(settings: Settings, who: str, share: int) -> None:
+@asks(peer, api.peers.RECOGNISE, _who, click.argument("weight_ppm", metavar="SHARE", type=SHARE))
+def recognise(answer: Document) -> str:
     """Recognise a peer with a SHARE, for example 25%.
 
     All shares of a node are at most 100% together. Peers that recognise each
     other come first and pay least. 0% takes the recognition back.
     """
-    asked = api.peers.Recognise(who=who, weight_ppm=share)
-    answer = settings.ask(api.peers.RECOGNISE, asked)
-    share_shown = format_share(answer["weight_ppm"])
-    settings.view(answer, f"{answer['name']} is recognised with {share_shown}")
+    return f"{answer['name']} is recognised with {format_share(answer['weight_ppm'])}"
+
+
+_HEALTH: Final[Columns] = {
+    "peer": by_name("id"),
+    "state": "state",
+    "<availability": ("availability_ppm", format_share),
+    "<quality": ("quality_ppm", format_share),
+    "<response": ("response_ms", "{}ms".format),
+    "<probes": ("probes", str),
+    "<missed": ("misses", str),
+    "<wrong": ("wrong", str),
+    "seen": ("last_seen_ms", moment),
+    "false clearing": lambda row: short(row["false_clearing"]) if row["false_clearing"] else "",
+}
+
+
+@click.command(cls=Command)
+def health(settings: Settings) -> None:
+    """Show how the peers answer this node's probes."""
+    settings.view(settings.ask(api.status.HEALTH), _show_health)
+
+
+def _show_health(answer: Document) -> None:
+    show_rows(answer["peers"], _HEALTH, NO_PEERS)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import click
 
 from xsc import api
 from xsc.base.errors import ProofInvalid
-from xsc.cli.options import PATH, Group, Parsed, Settings
-from xsc.cli.output import Branch, Columns, say, show_table, show_tree
-from xsc.client.calls import FSCK_TIMEOUT_S
+from xsc.cli.options import PATH, Group, Settings, asks
+from xsc.cli.output import Branch, Columns, say, show_rows, show_table, show_tree
+from xsc.client.calls import FSCK_TIMEOUT_S, read_document
 from xsc.client.core import Document
-from xsc.client.programs import hash_of, read_document
-from xsc.client.programs import register as register_document
-from xsc.client.space import address_of
 
-file_argument = click.argument("file", metavar="FILE", type=PATH)
-hash_argument = click.argument("program", metavar="HASH")
+_file = click.argument("file", metavar="FILE", type=PATH)
+_hash = click.argument("hash", metavar="HASH")
 SHOWN_CHARS_MAX = 64
 """Of a value in a table or tree; JSON has it whole."""
 
@@ -32,40 +30,36 @@ def program() -> None:
 
 
 @program.command()
-@file_argument
+@_file
 def register(settings: Settings, file: Path) -> None:
     """Check and keep a program, and print its hash; it does not run yet."""
-    answer = register_document(settings.calls(), *read_document(file))
+    answer = settings.calls().register(*read_document(file))
     settings.view(answer, answer["hash"])
 
 
-@program.command()
-@hash_argument
-def activate(settings: Settings, program: str) -> None:
+@asks(program, api.programs.ACTIVATE, _hash)
+def activate(_: Document) -> None:
     """Run a registered program from now on, after each start of the node too."""
-    settings.view(settings.ask(api.programs.ACTIVATE, hash_of(program)))
 
 
-@program.command()
-@hash_argument
-def deactivate(settings: Settings, program: str) -> None:
+@asks(program, api.programs.DEACTIVATE, _hash)
+def deactivate(_: Document) -> None:
     """Run a program no more; what it published stays."""
-    settings.view(settings.ask(api.programs.DEACTIVATE, hash_of(program)))
 
 
 @program.command()
-@file_argument
+@_file
 def run(settings: Settings, file: Path) -> None:
     """Register and activate a program, and print its results as they change, until Ctrl-C.
 
     It runs on after that, until `deactivate`.
     """
     calls = settings.calls()
-    answer = register_document(calls, *read_document(file), activate=True)
+    answer = calls.register(*read_document(file), activate=True)
     say(f"running {answer['hash']}")
-    with calls.events(api.programs.WATCH, hash_of(answer["hash"])) as results:
+    with calls.events(api.programs.WATCH, api.programs.Hash(hash=answer["hash"])) as results:
         for found in results:
-            settings.view(found, _line(found))
+            settings.view(found, _line)
 
 
 def _line(found: Document) -> str:
@@ -82,14 +76,9 @@ def _shown(value: str | None) -> str:
     return value if len(value) <= SHOWN_CHARS_MAX else f"{value[:SHOWN_CHARS_MAX]}…"
 
 
-@program.command()
-@hash_argument
-def results(settings: Settings, program: str) -> None:
+@asks(program, api.programs.SHOW, _hash)
+def results(answer: Document) -> None:
     """Show what a program read and computed last."""
-    settings.view(settings.ask(api.programs.SHOW, hash_of(program)), _show_results)
-
-
-def _show_results(answer: Document) -> None:
     say(f"{answer['id']}: {answer['state']}, frame {answer['frame']}")
     if answer["fault"]:
         say(answer["fault"])
@@ -100,39 +89,42 @@ def _show_results(answer: Document) -> None:
     show_table(["what", "name", "value"], rows, "nothing was computed yet")
 
 
-@program.command("set")
-@hash_argument
-@click.argument("variable", metavar="VARIABLE")
-@click.argument("value", metavar="VALUE")
-def set_(settings: Settings, program: str, variable: str, value: str) -> None:
+@asks(
+    program,
+    api.programs.SET,
+    _hash,
+    click.argument("name", metavar="VARIABLE"),
+    click.argument("value", metavar="VALUE"),
+    name="set",
+)
+def set_(_: Document) -> None:
     """Give a variable a value, and compute what depends on it at once."""
-    asked = api.programs.Set(hash=hash_of(program).hash, name=variable, value=value)
-    settings.view(settings.ask(api.programs.SET, asked))
 
 
-@program.command("ls")
-def ls(settings: Settings) -> None:
+_PROGRAMS: Final[Columns] = {
+    "hash": "hash",
+    "id": lambda row: f"{row['id']} (built in)" if row["built_in"] else row["id"],
+    "state": "state",
+    "<frame": ("frame", str),
+}
+
+
+@asks(program, api.programs.LIST)
+def ls(answer: Document) -> None:
     """List the registered programs, and whether they run."""
-    columns: Columns = {
-        "hash": "hash",
-        "id": lambda row: f"{row['id']} (built in)" if row["built_in"] else row["id"],
-        "state": "state",
-        "<frame": ("frame", str),
-    }
-    answer = settings.ask(api.programs.LIST)
-    settings.table(answer, "programs", columns, "no program is registered")
+    show_rows(answer["programs"], _PROGRAMS, "no program is registered")
 
 
 @program.command()
-@click.argument("path", metavar="[OWNER:]PATH", type=Parsed("PATH", address_of))
+@click.argument("at", metavar="[OWNER:]PATH")
 @click.option("--replay", is_flag=True, help="Run every function and module again, too.")
-def why(settings: Settings, path: str, replay: bool) -> None:
+def why(settings: Settings, at: str, *, replay: bool) -> None:
     """Show what is behind a value, link by link, and whether each link holds.
 
     Signatures prove who said what was computed. Only --replay proves that it
     is right; exits with 6 if a second run gives something else.
     """
-    asked = api.programs.Why(at=path, replay=replay)
+    asked = api.programs.Why(at=at, replay=replay)
     answer = settings.ask(api.programs.WHY, asked, timeout_s=FSCK_TIMEOUT_S)
     settings.view(answer, lambda _: show_tree(_told(answer), _behind(answer)))
     steps = [answer]

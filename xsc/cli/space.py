@@ -11,11 +11,11 @@ import click
 
 from xsc import api
 from xsc.base.units import format_duration, format_size
-from xsc.cli.options import Group, Parsed, Settings
-from xsc.cli.output import Columns, say, short, show, show_pairs, show_rows, yes_or_no
-from xsc.client.calls import FSCK_TIMEOUT_S, Calls, read_bounded
+from xsc.cli.options import Group, Parsed, Settings, asks
+from xsc.cli.output import Columns, say, short, show, show_fields, show_pairs, show_rows, yes_or_no
+from xsc.client.calls import FSCK_TIMEOUT_S, Calls, value_of
 from xsc.client.core import Document
-from xsc.client.space import address_of, value_of
+from xsc.client.files import read_bounded
 from xsc.space.limits import VALUE_BYTES_MAX
 
 
@@ -24,7 +24,7 @@ def _own_paths(calls: Calls) -> Iterable[str]:
     return [row["path"] for row in calls.ask(api.space.LIST, everything)["records"]]
 
 
-ADDRESS = Parsed("PATH", address_of, _own_paths)
+ADDRESS = Parsed("PATH", str, _own_paths)
 _STATS: Final[Columns] = {
     "records": ("records", str),
     "live": ("live_bytes", format_size),
@@ -72,64 +72,61 @@ def put(settings: Settings, path: str, value: str) -> None:
     settings.view(answer, str(answer["sequence"]))
 
 
-@space.command()
-@click.argument("path", metavar="[OWNER:]PATH", type=ADDRESS)
-@click.option(
-    "--sequence",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="A replaced value of this node, as `versions` lists them.",
+@asks(
+    space,
+    api.space.GET,
+    click.argument("at", metavar="[OWNER:]PATH", type=ADDRESS),
+    click.option(
+        "--sequence",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="A replaced value of this node, as `versions` lists them.",
+    ),
 )
-def get(settings: Settings, path: str, sequence: int | None) -> None:
+def get(answer: Document) -> None:
     """Print the value at a path, byte for byte."""
-    answer = settings.ask(api.space.GET, api.space.Get(at=path, sequence=sequence))
-    settings.view(answer, _show_value)
-
-
-def _show_value(answer: Document) -> None:
+    value = value_of(answer["value"])
     if sys.stdout.isatty():
         # Peers choose what it says, and a terminal would obey it.
-        for line in value_of(answer["value"]).decode(errors="replace").split("\n"):
+        for line in value.decode(errors="replace").split("\n"):
             show(line)
     else:
-        click.echo(value_of(answer["value"]), nl=False)
+        click.echo(value, nl=False)
 
 
-@space.command()
-@click.argument("path", metavar="PATH", type=ADDRESS)
-def rm(settings: Settings, path: str) -> None:
+_own = click.argument("at", metavar="PATH", type=ADDRESS)
+_below = click.argument("under", metavar="[OWNER:][PREFIX]", type=ADDRESS, default="")
+
+
+@asks(space, api.space.REMOVE, _own)
+def rm(_: Document) -> None:
     """Delete a path of this node."""
-    settings.view(settings.ask(api.space.REMOVE, api.space.At(at=path)))
 
 
-@space.command()
-@click.argument("prefix", metavar="[OWNER:][PREFIX]", type=ADDRESS, default="")
-def ls(settings: Settings, prefix: str) -> None:
+@asks(space, api.space.LIST, _below)
+def ls(answer: Document) -> None:
     """List what is at a path and below it; everything without PREFIX."""
-    answer = settings.ask(api.space.LIST, api.space.Under(under=prefix))
-    settings.table(answer, "records", _RECORDS, "nothing is there")
+    show_rows(answer["records"], _RECORDS, "nothing is there")
 
 
-@space.command()
-@click.argument("path", metavar="PATH", type=ADDRESS)
-def versions(settings: Settings, path: str) -> None:
+@asks(space, api.space.VERSIONS, _own)
+def versions(answer: Document) -> None:
     """List the replaced values of a path of this node that are kept, the newest first."""
-    answer = settings.ask(api.space.VERSIONS, api.space.At(at=path))
-    settings.table(answer, "records", _RECORDS, "no replaced value is kept")
+    show_rows(answer["records"], _RECORDS, "no replaced value is kept")
 
 
 @space.command()
-@click.argument("prefix", metavar="[OWNER:][PREFIX]", type=ADDRESS, default="")
-def watch(settings: Settings, prefix: str) -> None:
+@_below
+def watch(settings: Settings, under: str) -> None:
     """Print each change at a path and below it, from now on, until Ctrl-C."""
-    with settings.calls().events(api.space.WATCH, api.space.Under(under=prefix)) as changes:
+    with settings.calls().events(api.space.WATCH, api.space.Under(under=under)) as changes:
         say("watching")
         for change in changes:
-            settings.view(change, _show_change)
+            settings.view(change, _change)
 
 
-def _show_change(change: Document) -> None:
-    show(f"{change['path']}  {change['sequence']}  {_shown(change['value'])}")
+def _change(change: Document) -> str:
+    return f"{change['path']}  {change['sequence']}  {_shown(change['value'])}"
 
 
 def _shown(value: str | dict[str, str] | None) -> str:
@@ -138,10 +135,10 @@ def _shown(value: str | dict[str, str] | None) -> str:
     return value if isinstance(value, str) else format_size(len(value_of(value)))
 
 
-@space.command()
-def stats(settings: Settings) -> None:
+@asks(space, api.space.STATS)
+def stats(answer: Document) -> None:
     """Show how much the space of this node holds."""
-    settings.fields(settings.ask(api.space.STATS), _STATS)
+    show_fields(answer, _STATS)
 
 
 def _age(age_ms: int | None) -> str:
@@ -155,13 +152,9 @@ _NODES: Final[Columns] = {
 }
 
 
-@space.command()
-def diagnostics(settings: Settings) -> None:
+@asks(space, api.space.DIAGNOSTICS)
+def diagnostics(answer: Document) -> None:
     """Show what this node lists and follows, who is active, and its place in causality."""
-    settings.view(settings.ask(api.space.DIAGNOSTICS), _show_diagnostics)
-
-
-def _show_diagnostics(answer: Document) -> None:
     names = {row["node"]: row["name"] for row in answer["nodes"]}
     follows: Columns = {
         "follows": lambda row: names.get(row["owner"], short(row["owner"])),
@@ -180,7 +173,7 @@ def _show_diagnostics(answer: Document) -> None:
     )
 
 
-@space.command()
-def compact(settings: Settings) -> None:
+@asks(space, api.space.COMPACT, timeout_s=FSCK_TIMEOUT_S)
+def compact(answer: Document) -> None:
     """Return the room of what was deleted or replaced to the disk; show what is left."""
-    settings.fields(settings.ask(api.space.COMPACT, timeout_s=FSCK_TIMEOUT_S), _STATS)
+    show_fields(answer, _STATS)

@@ -14,7 +14,7 @@ import click
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.limits import PEER_BODY_BYTES_MAX
 from xsc.cli.options import PATH, Command, Settings
-from xsc.client.calls import read_bounded, read_file, read_module, unreadable
+from xsc.client.files import read_bounded, read_file, read_module, unreadable
 
 
 @contextmanager

@@ -1,35 +1,24 @@
 """Every call of the node API, one method each, as plain JSON documents.
 
-Checks here are those that the node cannot make: what would not survive the
-way there (a header, a path), and files of this side. All else is the node's
-to judge, so that there is one opinion.
+Checks here are of files of this side. All else is the node's to judge, so that
+there is one opinion.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import json
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict, Unpack
+from typing import Any, BinaryIO, Literal, TypedDict, Unpack
 
 from xsc import api
-from xsc.api.ranges import UNIT, check_range
-from xsc.base.errors import (
-    ArgumentInvalid,
-    CapabilityInvalid,
-    ModuleUnknown,
-    NodeUnreachable,
-    TooLarge,
-)
+from xsc.api.ranges import UNIT
+from xsc.base.errors import ModuleUnknown, NodeUnreachable
 from xsc.base.jobs import JobResult, JobSpec, LimitOptions
-from xsc.base.limits import (
-    MODULE_BYTES_MAX,
-    MODULE_NAMED_BYTES_LEAST,
-    TIMEOUT_MS_MAX,
-)
+from xsc.base.limits import MODULE_NAMED_BYTES_LEAST, PROGRAM_DOCUMENT_BYTES_MAX, TIMEOUT_MS_MAX
 from xsc.client.core import (
     ANSWER_TIMEOUT_S,
     Core,
@@ -39,6 +28,7 @@ from xsc.client.core import (
     ignore_progress,
     problem_of,
 )
+from xsc.client.files import read_file, read_module
 from xsc.client.partial import Watch, fetch
 
 DEEP_TIMEOUT_S = 24 * 3600.0
@@ -49,8 +39,8 @@ FSCK_TIMEOUT_S = 7 * 86_400.0
 """All of a large disk is read."""
 Show = Callable[[int, bytes], None]
 """Given what a program writes, and to which stream."""
-_CAPABILITY = re.compile(r"[\x21-\x7e]{1,4096}")
-_SERVICE = re.compile(r"[a-z0-9-]{1,63}")
+Form = Literal["toml", "json"]
+"""Of the document of a program."""
 
 
 class PutOptions(TypedDict, total=False):
@@ -79,50 +69,9 @@ class DeployOptions(LimitOptions, total=False):
     """The node that serves it; this one where None."""
 
 
-def read_file(path: Path, what: str, size_max: int) -> bytes:
-    """Return a file that must fit in memory.
-
-    Raises:
-        ArgumentInvalid: it cannot be read.
-        TooLarge: it has more than `size_max` bytes.
-    """
-    try:
-        with path.open("rb") as file:
-            return read_bounded(file, what, size_max)
-    except OSError as fault:
-        raise unreadable(path, what, fault) from None
-
-
-def unreadable(path: Path, what: str, fault: OSError) -> ArgumentInvalid:
-    """Return the error for a file that cannot be read."""
-    if isinstance(fault, FileNotFoundError):
-        return ArgumentInvalid(f"there is no file {path}")
-    if isinstance(fault, IsADirectoryError):
-        return ArgumentInvalid(f"{path} is a directory, not a file")
-    return ArgumentInvalid(f"the {what} {path} cannot be read: {fault.strerror}")
-
-
-def read_bounded(
-    source: BinaryIO, what: str, size_max: int, *, hint: str = "give a smaller one"
-) -> bytes:
-    """Return all of a stream that must fit in memory.
-
-    Raises:
-        TooLarge: it has more than `size_max` bytes.
-    """
-    data = source.read(size_max + 1)
-    if len(data) > size_max:
-        raise TooLarge(f"the {what} has more than {size_max} bytes", hint=hint)
-    return data
-
-
-def read_module(path: Path) -> bytes:
-    """Return a module's bytes.
-
-    Raises:
-        ArgumentInvalid, TooLarge: as `read_file`.
-    """
-    return read_file(path, "module", MODULE_BYTES_MAX)
+def value_of(shown: str | dict[str, str]) -> bytes:
+    """Return the bytes of a value that the node shows: text, or {"base64": text}."""
+    return shown.encode() if isinstance(shown, str) else b64decode(shown["base64"])
 
 
 def _named_first(module: bytes, send: Callable[[str | None, bytes], Document]) -> Document:
@@ -140,37 +89,6 @@ def _named_first(module: bytes, send: Callable[[str | None, bytes], Document]) -
     return send(None, module)
 
 
-def _capability(text: str) -> str:
-    if not _CAPABILITY.fullmatch(text):
-        raise CapabilityInvalid(
-            "that is no capability: one is a single word of plain characters",
-            hint="`xsc store ls` shows yours",
-        )
-    return text
-
-
-def _name(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ArgumentInvalid("the name of the object is not Unicode text") from None
-    return text
-
-
-def service_name(text: str) -> str:
-    """Return the name of a service.
-
-    Raises:
-        ArgumentInvalid: it is none.
-    """
-    if not _SERVICE.fullmatch(text):
-        raise ArgumentInvalid(
-            f"'{text[:80]}' is no name for a service",
-            hint="1 to 63 small letters, digits and dashes, no dash at an end",
-        )
-    return text
-
-
 def follow(core: Core, service: str, newest: int, wait_ms: int) -> Iterator[Document]:
     """Yield the newest rows of a service's log, and each one that comes, without end.
 
@@ -180,16 +98,50 @@ def follow(core: Core, service: str, newest: int, wait_ms: int) -> Iterator[Docu
         newest: how many rows of before.
         wait_ms: how long one call waits for the next row.
     """
-    name = service_name(service)
-    asked = api.services.Log(name=name, n=max(newest, 1))
+    asked = api.services.Log(name=service, n=max(newest, 1))
     rows = core.ask(api.services.LOG, asked)["requests"]
     after = 0
     yield from rows if newest else ()
     while True:
         after = rows[-1]["number"] if rows else after
-        asked = api.services.Log(name=name, after=after, wait_ms=wait_ms)
+        asked = api.services.Log(name=service, after=after, wait_ms=wait_ms)
         rows = core.ask(api.services.LOG, asked)["requests"]
         yield from rows
+
+
+def read_document(path: Path) -> tuple[bytes, Form, dict[str, bytes]]:
+    """Return the document of a file, its form, and the modules that it names, by their names.
+
+    Modules are files beside the document. The node says what is wrong with a document.
+
+    Raises:
+        ArgumentInvalid: a file cannot be read.
+        TooLarge: the document or a module is over its bound.
+    """
+    raw = read_file(path, "document", PROGRAM_DOCUMENT_BYTES_MAX)
+    form: Form = "json" if path.suffix == ".json" else "toml"
+    modules = {}
+    for name in _modules(raw, form):
+        try:
+            beside = path.parent / name
+            if beside.is_file():
+                modules[name] = read_module(beside)
+        except ValueError:  # no name of a file
+            continue
+    return raw, form, modules
+
+
+def _modules(raw: bytes, form: Form) -> list[str]:
+    import tomllib  # noqa: PLC0415 - documents of programs alone need it
+
+    try:
+        text = raw.decode()
+        found: Any = tomllib.loads(text) if form == "toml" else json.loads(text)
+        calls = [item.get("function") for item in found["computations"].values()]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return []
+    names = (call.get("module") for call in calls if isinstance(call, dict))
+    return sorted({name for name in names if isinstance(name, str) and name})
 
 
 class Calls(Core):
@@ -221,7 +173,7 @@ class Calls(Core):
         name, code = how.pop("name", None), how.pop("code", None)
         said: dict[str, Any] = {key: value for key, value in how.items() if value}
         asked = api.objects.Put(
-            name=_name(name or ""),
+            name=name or "",
             size_bytes=size_bytes,
             code=None if code is None else f"{code[0]},{code[1]}",
             resume=resume,
@@ -240,8 +192,8 @@ class Calls(Core):
         Raises:
             ArgumentInvalid, RangeUnsatisfiable: not a range, or none of this object.
         """
-        wanted = None if part is None else UNIT + check_range(part)
-        asked = api.objects.Get(capability=_capability(capability), range=wanted)
+        wanted = None if part is None else UNIT + part
+        asked = api.objects.Get(capability=capability, range=wanted)
         download = self.download(api.objects.GET, asked)
         if part is not None and download.part is None:
             download.close()
@@ -261,7 +213,7 @@ class Calls(Core):
 
     def objects(self, prefix: str = "", *, versions: bool = False) -> Document:
         """Return the objects that this node has stored: the newest of each name, or all."""
-        asked = api.objects.Under(prefix=_name(prefix), versions=versions)
+        asked = api.objects.Under(prefix=prefix, versions=versions)
         return self.ask(api.objects.LIST, asked)
 
     def parts(self, tree: str) -> Sequence[Document]:
@@ -270,7 +222,7 @@ class Calls(Core):
 
     def restore(self, name: str, version: int) -> Document:
         """Make an older version of a name its newest; return its new `version`."""
-        asked = api.objects.Name(name=_name(name), version=version)
+        asked = api.objects.Name(name=name, version=version)
         return self.ask(api.objects.RESTORE, asked)
 
     def named(
@@ -283,33 +235,29 @@ class Calls(Core):
             version: its number under the name.
             deleting: also those whose deletion some host has yet to confirm.
         """
-        asked = api.objects.Versions(name=_name(name), version=version, deleting=deleting)
+        asked = api.objects.Versions(name=name, version=version, deleting=deleting)
         return list(self.ask(api.objects.NAMED, asked)["capabilities"])
 
     def stat(self, capability: str) -> Document:
         """Ask the hosts of an object for its shards."""
-        return self.ask(
-            api.objects.STAT, api.objects.Capability(capability=_capability(capability))
-        )
+        return self.ask(api.objects.STAT, api.objects.Capability(capability=capability))
 
     def check(self, capability: str, *, deep: bool = False) -> Document:
         """Say what an object's placement is worth; `deep` has every shard read and verified."""
         return self.ask(
             api.objects.CHECK,
-            api.objects.Check(capability=_capability(capability), deep=deep),
+            api.objects.Check(capability=capability, deep=deep),
             timeout_s=DEEP_TIMEOUT_S if deep else ANSWER_TIMEOUT_S,
         )
 
     def repair(self, capability: str) -> Document:
         """Have the node look at an object now, and build again what is lost of it."""
-        asked = api.objects.Capability(capability=_capability(capability))
+        asked = api.objects.Capability(capability=capability)
         return self.ask(api.objects.REPAIR, asked, timeout_s=DEEP_TIMEOUT_S)
 
     def remove(self, capability: str) -> Document:
         """Delete an object at all of its hosts."""
-        return self.ask(
-            api.objects.REMOVE, api.objects.Capability(capability=_capability(capability))
-        )
+        return self.ask(api.objects.REMOVE, api.objects.Capability(capability=capability))
 
     # Jobs
 
@@ -337,14 +285,15 @@ class Calls(Core):
     ) -> Document:
         if show is None:
             return self.ask(api.jobs.RUN, asked, *parts, timeout_s=timeout_s)
-        for line in self.lines(api.jobs.STREAM, asked, *parts, timeout_s=timeout_s):
-            if "result" in line:
-                return dict(line["result"])
-            if "problem" in line:
-                raise problem_of(line["problem"])
-            for name, data in line.items():
-                show(2 if name == "stderr" else 1, b64decode(data))
-        raise NodeUnreachable("the node broke off its answer", hint="see the node's log")
+        with self.events(api.jobs.STREAM, asked, *parts, timeout_s=timeout_s) as lines:
+            for line in lines:
+                if "result" in line:
+                    return dict(line["result"])
+                if "problem" in line:
+                    raise problem_of(line["problem"])
+                for name, data in line.items():
+                    show(2 if name == "stderr" else 1, b64decode(data))
+        raise AssertionError
 
     def deploy(self, module: bytes, name: str, **how: Unpack[DeployOptions]) -> Document:
         """Make a module a service, or the next version of one."""
@@ -355,3 +304,15 @@ class Calls(Core):
             return self.ask(api.services.DEPLOY, asked, brought)
 
         return _named_first(module, send)
+
+    # Programs
+
+    def register(
+        self, document: bytes, form: Form, modules: Mapping[str, bytes], *, activate: bool = False
+    ) -> Document:
+        """Register a program, and activate it if asked; return its results."""
+        named = [api.programs.Module(name=name, size_bytes=len(modules[name])) for name in modules]
+        asked = api.programs.Register(
+            form=form, document_bytes=len(document), modules=named, activate=activate
+        )
+        return self.ask(api.programs.REGISTER, asked, document, *modules.values())

@@ -28,16 +28,12 @@ from xsc.client.calls import (
     DeployOptions,
     PutOptions,
     follow,
-    read_module,
-    service_name,
-    unreadable,
+    read_document,
+    value_of,
 )
 from xsc.client.core import ANSWER_TIMEOUT_S, Document, Progress
-from xsc.client.files import size_of, write_whole
-from xsc.client.market import declaration, slot_id_of
+from xsc.client.files import read_module, size_of, unreadable, write_whole
 from xsc.client.placement import Ask, survey
-from xsc.client.programs import hash_of, read_document, register
-from xsc.client.space import address_of, value_of
 from xsc.client.targets import Target
 
 T = TypeVar("T")
@@ -407,16 +403,16 @@ class Node(_Face):
 
     async def rollback(self, name: str, to: str | None = None) -> dict[str, Any]:
         """Go back to a version of a service, or to what was active before."""
-        asked = api.services.Rollback(name=service_name(name), to=to)
+        asked = api.services.Rollback(name=name, to=to)
         return await self._ask(api.services.ROLLBACK, asked)
 
     async def undeploy(self, name: str) -> None:
         """Remove a service with its versions and its log."""
-        await self._ask(api.services.UNDEPLOY, api.services.Named(name=service_name(name)))
+        await self._ask(api.services.UNDEPLOY, api.services.Named(name=name))
 
     async def requests(self, name: str, newest: int = 100) -> list[dict[str, Any]]:
         """Return the newest rows of a service's log, in order."""
-        asked = api.services.Log(name=service_name(name), n=newest)
+        asked = api.services.Log(name=name, n=newest)
         return list((await self._ask(api.services.LOG, asked))["requests"])
 
     def follow(self, name: str, newest: int = 0) -> AsyncIterator[dict[str, Any]]:
@@ -456,7 +452,7 @@ class Space(_Face):
         Raises:
             NotFound: nothing is there.
         """
-        asked = api.space.Get(at=address_of(address), sequence=sequence)
+        asked = api.space.Get(at=address, sequence=sequence)
         return value_of((await self._ask(api.space.GET, asked))["value"])
 
     async def versions(self, path: str) -> list[SpaceRecord]:
@@ -466,7 +462,7 @@ class Space(_Face):
 
     async def stat(self, address: str) -> dict[str, Any]:
         """Return the record at an address, as `xsc space get --json` prints it."""
-        return await self._ask(api.space.GET, api.space.Get(at=address_of(address)))
+        return await self._ask(api.space.GET, api.space.Get(at=address))
 
     async def remove(self, path: str) -> int:
         """Delete a path, and return the sequence of the deletion.
@@ -478,13 +474,13 @@ class Space(_Face):
 
     async def records(self, prefix: str = "") -> list[SpaceRecord]:
         """Return the records at an address and below it."""
-        asked = api.space.Under(under=address_of(prefix))
+        asked = api.space.Under(under=prefix)
         rows = (await self._ask(api.space.LIST, asked))["records"]
         return [_row(SpaceRecord, row) for row in rows]
 
     def watch(self, prefix: str = "") -> AsyncIterator[SpaceChange]:
         """Yield each change at an address and below it, from now on, without end."""
-        asked = api.space.Under(under=address_of(prefix))
+        asked = api.space.Under(under=prefix)
         return _each(partial(self._calls.events, api.space.WATCH, asked), _change)
 
     async def stats(self) -> dict[str, int]:
@@ -501,7 +497,7 @@ class Space(_Face):
 
 
 def _at(path: str) -> api.space.At:
-    return api.space.At(at=address_of(path))
+    return api.space.At(at=path)
 
 
 def _change(found: Document) -> SpaceChange:
@@ -522,26 +518,26 @@ class Programs(_Face):
         """
 
         def work() -> Document:
-            return register(self._calls, *read_document(Path(path)), activate=activate)
+            return self._calls.register(*read_document(Path(path)), activate=activate)
 
         return str((await _in_thread(work))["hash"])
 
     async def activate(self, program: str) -> None:
         """Run a registered program from now on."""
-        await self._ask(api.programs.ACTIVATE, hash_of(program))
+        await self._ask(api.programs.ACTIVATE, api.programs.Hash(hash=program))
 
     async def deactivate(self, program: str) -> None:
         """Run a program no more; what it published stays."""
-        await self._ask(api.programs.DEACTIVATE, hash_of(program))
+        await self._ask(api.programs.DEACTIVATE, api.programs.Hash(hash=program))
 
     async def set_variable(self, program: str, name: str, value: str) -> Document:
         """Give a variable of kind `value` or `local` a value; return the results."""
-        asked = api.programs.Set(hash=hash_of(program).hash, name=name, value=value)
+        asked = api.programs.Set(hash=program, name=name, value=value)
         return await self._ask(api.programs.SET, asked)
 
     async def results(self, program: str) -> Document:
         """Return what `xsc program results --json` prints."""
-        return await self._ask(api.programs.SHOW, hash_of(program))
+        return await self._ask(api.programs.SHOW, api.programs.Hash(hash=program))
 
     async def programs(self) -> list[Document]:
         """Return the registered programs, each as `xsc program ls --json` prints it."""
@@ -549,12 +545,14 @@ class Programs(_Face):
 
     async def why(self, address: str, *, replay: bool = False) -> Document:
         """Return what `xsc program why --json` prints."""
-        asked = api.programs.Why(at=address_of(address), replay=replay)
+        asked = api.programs.Why(at=address, replay=replay)
         return await self._ask(api.programs.WHY, asked, timeout_s=FSCK_TIMEOUT_S)
 
     def watch(self, program: str) -> AsyncIterator[Document]:
         """Yield the results, now and after each frame, until the program is deactivated."""
-        return _each(partial(self._calls.events, api.programs.WATCH, hash_of(program)), _same)
+        return _each(
+            partial(self._calls.events, api.programs.WATCH, api.programs.Hash(hash=program)), _same
+        )
 
 
 class Market(_Face):
@@ -566,20 +564,20 @@ class Market(_Face):
     `filters`, `location`, `rule` (`docs/design/slots.md`).
     """
 
-    async def offer(self, kind: str, quantity: int | None = None, **stated: Any) -> str:  # noqa: ANN401
+    async def offer(self, kind: api.market.Kind, quantity: int | None = None, **stated: Any) -> str:  # noqa: ANN401
         """Offer capacity and return the id of the slot."""
         return await self._declare("offer", kind, quantity=quantity, **stated)
 
-    async def offer_all(self, kind: str) -> str:
+    async def offer_all(self, kind: api.market.Kind) -> str:
         """Offer all that the node has, as it does by default, and return the id of the slot."""
         return await self._declare("offer", kind, standing=True)
 
-    async def need(self, kind: str, quantity: int | None = None, **stated: Any) -> str:  # noqa: ANN401
+    async def need(self, kind: api.market.Kind, quantity: int | None = None, **stated: Any) -> str:  # noqa: ANN401
         """State a need of capacity and return its id."""
         return await self._declare("need", kind, quantity=quantity, **stated)
 
-    async def _declare(self, role: str, kind: str, **stated: Any) -> str:  # noqa: ANN401
-        asked = declaration(role, kind, stated)
+    async def _declare(self, role: api.market.Role, kind: api.market.Kind, **stated: Any) -> str:  # noqa: ANN401
+        asked = api.market.Declare(role=role, kind=kind, **stated)
         return str((await self._ask(api.market.DECLARE, asked))["id"])
 
     async def edit(self, slot_id: str, **stated: Any) -> None:  # noqa: ANN401
@@ -588,7 +586,7 @@ class Market(_Face):
         Raises:
             NotFound: there is none of that id.
         """
-        await self._ask(api.market.EDIT, api.market.Edit(id=slot_id_of(slot_id), **stated))
+        await self._ask(api.market.EDIT, api.market.Edit(id=slot_id, **stated))
 
     async def withdraw(self, slot_id: str) -> None:
         """Withdraw an own offer or need.
@@ -596,7 +594,7 @@ class Market(_Face):
         Raises:
             NotFound: there is none of that id.
         """
-        await self._ask(api.market.WITHDRAW, Id(id=slot_id_of(slot_id)))
+        await self._ask(api.market.WITHDRAW, Id(id=slot_id))
 
     async def slots(self) -> list[dict[str, Any]]:
         """Return own and known slots and needs, as `xsc market slots --json` prints them."""

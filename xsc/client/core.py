@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import selectors
+import select
 import shlex
 import socket
 import time
@@ -49,8 +48,9 @@ KEPT_CONNECTIONS_MAX = 32
 KEPT_S = 10.0
 """A connection unused for longer is not used again: the node closes it after 75 s."""
 PROOF_BYTES_MAX = 4096
-"""Of an answer to a challenge, its head included."""
-_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,4})\r\n")
+"""Of an answer to a challenge."""
+WORD_CHARS_MAX = 8000
+"""Of a path with its query, or a header: what HTTP servers take."""
 _NO_NODE = "what answers at the node's address is no XSC node"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -71,7 +71,7 @@ def _written(
     """Return the path, the headers and the body of a request.
 
     Raises:
-        ArgumentInvalid: a text in it is none.
+        ArgumentInvalid: a text in it is none, or too long.
     """
     try:
         said = endpoint.request() if asked is None else asked
@@ -79,6 +79,8 @@ def _written(
         head = serial.to_text(document).encode() if endpoint.has_json else b""
     except UnicodeEncodeError:
         raise ArgumentInvalid("what is given is not Unicode text") from None
+    if max(map(len, (path, *headers.values()))) > WORD_CHARS_MAX:
+        raise ArgumentInvalid("what is given is longer than any name, id or capability")
     if endpoint.takes == "framed":
         return path, headers, [len(head).to_bytes(4, "big"), head, *parts]
     return path, headers, [head, *parts]
@@ -188,41 +190,10 @@ class Core:
         """
         with self._sent(endpoint, asked, parts, timeout_s, keep=True) as exchange:
             document = exchange.document()
-            if exchange.reusable:
+            if exchange.reusable and len(self._kept) < KEPT_CONNECTIONS_MAX:
                 exchange.reused = True
-                self._keep(exchange.connection, exchange.place)
+                self._kept.append((exchange.connection, exchange.place, time.monotonic()))
             return document
-
-    def lines(
-        self, endpoint: Endpoint[Q, Any], asked: Q, *parts: bytes, timeout_s: float
-    ) -> Iterator[Document]:
-        """Yield the JSON documents of an answer that has one a line, as they arrive.
-
-        Raises:
-            NodeUnreachable, XscError: as `ask`; also where the answer breaks off.
-        """
-        with self._sent(endpoint, asked, parts, timeout_s) as exchange:
-            yield from exchange.lines()
-
-    def _sent(
-        self,
-        endpoint: Endpoint[Q, Any],
-        asked: Q | None,
-        parts: Sequence[bytes],
-        timeout_s: float,
-        *,
-        keep: bool = False,
-    ) -> _Exchange:
-        """Return a request that was sent, as far as the node would have it."""
-        path, headers, body = _written(endpoint, asked, parts)
-        fields = {**headers, "Content-Length": str(sum(map(len, body)))}
-        exchange = self._request(endpoint.method, path, fields, timeout_s, keep=keep)
-        try:
-            exchange.whole = all(exchange.push(part) for part in body if part)
-        except BaseException:
-            exchange.close()
-            raise
-        return exchange
 
     def upload(
         self,
@@ -242,23 +213,21 @@ class Core:
             ArgumentInvalid: the stream cannot be read.
             NodeUnreachable, XscError: as `ask`.
         """
-        blocks = [_read_block(source)]
-        if len(blocks[0]) < BLOCK_BYTES:
-            blocks.append(_read_block(source))
-            if not blocks[1]:
+        block = _read_block(source)
+        if len(block) < BLOCK_BYTES:
+            rest = _read_block(source)
+            if not rest:
                 # All there is: with its length known, the connection stays for the next call.
-                document = self.ask(endpoint, asked, blocks[0])
-                progress(len(blocks[0]))
+                document = self.ask(endpoint, asked, block)
+                progress(len(block))
                 return document
+            block += rest
         path, headers, _ = _written(endpoint, asked, ())
         fields = {**headers, "Transfer-Encoding": "chunked"}
         with self._request(endpoint.method, path, fields, ANSWER_TIMEOUT_S) as exchange:
-            while block := blocks.pop(0) if blocks else _read_block(source):
-                if not exchange.push(b"%x\r\n" % len(block), block, b"\r\n"):
-                    break
+            while exchange.push(b"%x\r\n%b\r\n" % (len(block), block)) and block:
                 progress(len(block))
-            else:
-                exchange.push(b"0\r\n\r\n")
+                block = _read_block(source)
             return exchange.document()
 
     def download(self, endpoint: Endpoint[Q, bytes], asked: Q | None = None) -> Download:
@@ -268,17 +237,42 @@ class Core:
             NodeUnreachable, XscError: as `ask`.
         """
         exchange = self._sent(endpoint, asked, (), ANSWER_TIMEOUT_S)
-        sock: socket.socket = exchange.connection.sock
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
+        exchange.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
         return Download(exchange, self)
 
-    def events(self, endpoint: Endpoint[Q, Any], asked: Q) -> Events:
-        """Return the server-sent events of an answer, to be used in a `with`.
+    def events(
+        self,
+        endpoint: Endpoint[Q, Any],
+        asked: Q,
+        *parts: bytes,
+        timeout_s: float = EVENTS_TIMEOUT_S,
+    ) -> Events:
+        """Return the documents of an answer as they come, to be used in a `with`.
 
         Raises:
             NodeUnreachable, XscError: as `ask`.
         """
-        return Events(self._sent(endpoint, asked, (), EVENTS_TIMEOUT_S))
+        return Events(self._sent(endpoint, asked, parts, timeout_s))
+
+    def _sent(
+        self,
+        endpoint: Endpoint[Q, Any],
+        asked: Q | None,
+        parts: Sequence[bytes],
+        timeout_s: float,
+        *,
+        keep: bool = False,
+    ) -> _Exchange:
+        """Return a request that was sent, as far as the node would have it."""
+        path, headers, body = _written(endpoint, asked, parts)
+        fields = {**headers, "Content-Length": str(sum(map(len, body)))}
+        exchange = self._request(endpoint.method, path, fields, timeout_s, keep=keep)
+        try:
+            exchange.whole = all(exchange.push(part) for part in body)
+        except BaseException:
+            exchange.close()
+            raise
+        return exchange
 
     def _request(
         self,
@@ -295,7 +289,7 @@ class Core:
             connection = self._open(place, timeout_s)
         else:
             connection, place = found
-            connection.sock.settimeout(timeout_s)
+        connection.sock.settimeout(timeout_s)
         if self._trace is not None:
             self._trace(f"{method} http://{place.host}:{place.port}{path}")
         connection.putrequest(method, path, skip_accept_encoding=True)
@@ -304,9 +298,9 @@ class Core:
             connection.putheader("Connection", "close")
         for name, value in headers.items():
             connection.putheader(name, value)
-        exchange = _Exchange(connection, place, timeout_s)
-        exchange.begin()
-        return exchange
+        with suppress(ConnectionError):  # a node that is gone shows when its answer is read
+            connection.endheaders()
+        return _Exchange(connection, place, timeout_s)
 
     def _take(self) -> tuple[HTTPConnection, Place] | None:
         """Return a kept connection that the node has not closed."""
@@ -315,18 +309,17 @@ class Core:
                 connection, place, since = self._kept.pop()
             except IndexError:  # another thread took the last one
                 return None
-            if time.monotonic() - since < KEPT_S and _is_quiet(connection.sock):
+            if time.monotonic() - since < KEPT_S and not _ready(connection.sock, select.POLLIN, 0):
                 return connection, place
             connection.close()
         return None
 
-    def _keep(self, connection: HTTPConnection, place: Place) -> None:
-        if len(self._kept) < KEPT_CONNECTIONS_MAX:
-            self._kept.append((connection, place, time.monotonic()))
-        else:
-            connection.close()
-
     def _open(self, place: Place, timeout_s: float) -> HTTPConnection:
+        """Return a connection whose other end has proved that it is the node of the home.
+
+        Raises:
+            NodeUnreachable: it is somebody else, or silent.
+        """
         connection = HTTPConnection(place.host, place.port, timeout=CONNECT_TIMEOUT_S)
         try:
             connection.connect()
@@ -337,50 +330,24 @@ class Core:
             ) from None
         proof_s = min(timeout_s, PROOF_TIMEOUT_S)
         connection.sock.settimeout(proof_s)
+        challenge = os.urandom(proof.CHALLENGE_BYTES).hex().encode()
         try:
-            self._meet(connection.sock, place)
+            connection.request("POST", proof.PATH, challenge)
+            answer = connection.getresponse()
+            given = json.loads(answer.read(PROOF_BYTES_MAX))["proof"]
+            proven = proof.is_proof(given, place.token, place.port, challenge) and answer.isclosed()
         except TimeoutError:
             connection.close()
             raise _silent(proof_s) from None
-        except BaseException:
+        except (ConnectionError, HTTPException, ValueError, KeyError, TypeError):
+            proven = False
+        if not proven:
             connection.close()
-            raise
-        connection.sock.settimeout(timeout_s)
-        return connection
-
-    def _meet(self, sock: socket.socket, place: Place) -> None:
-        """Have the other end prove that it is the node of the home, before it is shown the token.
-
-        Raises:
-            NodeUnreachable: it is somebody else, or silent.
-        """
-        challenge = os.urandom(proof.CHALLENGE_BYTES).hex().encode()
-        head = f"POST {proof.PATH} HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: "
-        try:
-            sock.sendall(b"%b%d\r\n\r\n%b" % (head.encode(), len(challenge), challenge))
-            given = _read_proof(sock)
-        except ConnectionError:
-            given = None
-        if not proof.is_proof(given, place.token, place.port, challenge):
             raise NodeUnreachable(
                 f"what answers at the address of the node of {self.home} is not that node",
                 hint=f"the node has stopped or was killed: `{start_command(self.home)}`",
             )
-
-
-def _read_proof(sock: socket.socket) -> object:
-    """Return what was answered to a challenge; None where that is nothing of a node's."""
-    answer = b""
-    while piece := sock.recv(PROOF_BYTES_MAX - len(answer)):
-        answer += piece
-        head, ended, body = answer.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head + b"\r\n")
-        if ended and (length is None or len(body) >= int(length[1])):
-            break
-    try:
-        return json.loads(answer.partition(b"\r\n\r\n")[2])["proof"]
-    except (ValueError, KeyError, TypeError):
-        return None
+        return connection
 
 
 def _close_all(kept: list[tuple[HTTPConnection, Place, float]]) -> None:
@@ -388,16 +355,11 @@ def _close_all(kept: list[tuple[HTTPConnection, Place, float]]) -> None:
         kept.pop()[0].close()
 
 
-def _is_quiet(sock: socket.socket) -> bool:
-    """Say whether nothing came on an idle connection, not even its end."""
-    try:
-        sock.setblocking(False)
-        sock.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+def _ready(sock: socket.socket, events: int, timeout_s: float) -> int:
+    """Return which of some events came on a connection in time, errors and its end with them."""
+    poll = select.poll()
+    poll.register(sock, events)
+    return sum(found for _, found in poll.poll(timeout_s * 1000))
 
 
 def _read_block(source: BinaryIO) -> bytes:
@@ -412,6 +374,7 @@ class _Exchange:
 
     def __init__(self, connection: HTTPConnection, place: Place, timeout_s: float) -> None:
         self.connection = connection
+        self.sock: socket.socket = connection.sock
         self.place = place
         self.whole = True
         """All of the request was sent."""
@@ -432,36 +395,19 @@ class _Exchange:
         """Close the connection, whatever has been sent."""
         self.connection.close()
 
-    def begin(self) -> None:
-        """Send the head; a node that is gone already shows when its answer is read."""
-        try:
-            self.connection.endheaders()
-        except ConnectionError:
-            return
-        except OSError:
-            self.close()
-            raise NodeUnreachable("the node takes no requests") from None
-
-    def push(self, *parts: bytes) -> bool:
+    def push(self, data: bytes) -> bool:
         """Send bytes; return False, with some unsent, once the node has answered or hung up."""
-        sock: socket.socket = self.connection.sock
-        rest = [memoryview(part) for part in parts]
-        with selectors.DefaultSelector() as selector:
-            selector.register(sock, selectors.EVENT_READ | selectors.EVENT_WRITE)
-            while rest:
-                ready = selector.select(self._timeout_s)
-                if not ready:
-                    raise self._silent()
-                if ready[0][1] & selectors.EVENT_READ:
-                    return False
-                try:
-                    sent = sock.sendmsg(rest)
-                except ConnectionError:
-                    return False
-                while rest and sent >= len(rest[0]):
-                    sent -= len(rest.pop(0))
-                if rest:
-                    rest[0] = rest[0][sent:]
+        rest = memoryview(data)
+        while rest:
+            ready = _ready(self.sock, select.POLLIN | select.POLLOUT, self._timeout_s)
+            if not ready:
+                raise _silent(self._timeout_s)
+            if ready != select.POLLOUT:
+                return False
+            try:
+                rest = rest[self.sock.send(rest) :]
+            except ConnectionError:
+                return False
         return True
 
     def response(self) -> HTTPResponse:
@@ -477,7 +423,7 @@ class _Exchange:
                 return response
             body = response.read()
         except TimeoutError:
-            raise self._silent() from None
+            raise _silent(self._timeout_s) from None
         except (OSError, HTTPException):
             raise NodeUnreachable(
                 "the node broke off the connection before it answered",
@@ -496,37 +442,23 @@ class _Exchange:
             NodeUnreachable, XscError: as `response`.
         """
         response = self.response()
-        with self._reading():
+        with self.reading():
             stays = not response.will_close
             document = _object(response.read())
             self.reusable = self.whole and stays and response.isclosed()
         return document
 
-    def lines(self) -> Iterator[Document]:
-        """Yield the JSON objects that the node answers, one a line.
-
-        Raises:
-            NodeUnreachable, XscError: as `response`.
-        """
-        response = self.response()
-        with self._reading():
-            for line in response:
-                yield _object(line)
-
     @contextmanager
-    def _reading(self) -> Iterator[None]:
+    def reading(self) -> Iterator[None]:
         """Raise what is wrong with an answer as the error that it is for people."""
         try:
             yield
         except TimeoutError:
-            raise self._silent() from None
+            raise _silent(self._timeout_s) from None
         except (OSError, HTTPException):
             raise NodeUnreachable("the node broke off its answer") from None
         except (ValueError, TypeError):
             raise NodeUnreachable(_NO_NODE) from None
-
-    def _silent(self) -> NodeUnreachable:
-        return _silent(self._timeout_s)
 
 
 def _object(raw: bytes) -> Document:
@@ -558,7 +490,6 @@ class _Stream:
 
     def __init__(self, exchange: _Exchange) -> None:
         self._exchange = exchange
-        self._socket: socket.socket = exchange.connection.sock
         try:
             self._response = exchange.response()
         except BaseException:
@@ -634,34 +565,31 @@ class Download(_Stream):
 
 
 class Events(_Stream):
-    """Server-sent events of a node, each a JSON document, until `close`."""
+    """JSON documents of a node as they come, one a line or as server-sent events, until `close`."""
 
     _closed = False
 
     def close(self) -> None:
-        """End the stream, also while another thread waits for its next event."""
+        """End the stream, also while another thread waits for its next document."""
         self._closed = True
         with suppress(OSError):  # the node has closed it
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._exchange.sock.shutdown(socket.SHUT_RDWR)
         super().close()
 
     def __iter__(self) -> Iterator[Document]:
-        """Yield the events as they arrive.
+        """Yield the documents.
 
         Raises:
             NodeUnreachable: the node ended the stream, was silent, or is no node.
         """
         try:
-            for line in self._response:
-                name, _, data = line.partition(b": ")
-                if name == b"data":
-                    yield dict(json.loads(data))
-        except TimeoutError:
-            raise _silent(EVENTS_TIMEOUT_S) from None
-        except (OSError, HTTPException, ValueError, TypeError, AttributeError):
+            with self._exchange.reading():
+                for line in self._response:
+                    if (text := line.removeprefix(b"data: ")).startswith(b"{"):
+                        yield _object(text)
+        except (NodeUnreachable, AttributeError):
             # AttributeError: `close` took the stream away from `http.client` within a read.
-            if self._closed:
-                return
-            raise NodeUnreachable("the node broke off its answer") from None
+            if not self._closed:
+                raise
         if not self._closed:
             raise NodeUnreachable("the node has stopped", hint="see the node's log")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files of this machine: read where they fit in memory, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,54 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, unwritable
-from xsc.base.limits import SEGMENT_BYTES
+from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, TooLarge, unwritable
+from xsc.base.limits import MODULE_BYTES_MAX, SEGMENT_BYTES
+
+
+def read_file(path: Path, what: str, size_max: int) -> bytes:
+    """Return a file that must fit in memory.
+
+    Raises:
+        ArgumentInvalid: it cannot be read.
+        TooLarge: it has more than `size_max` bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            return read_bounded(file, what, size_max)
+    except OSError as fault:
+        raise unreadable(path, what, fault) from None
+
+
+def unreadable(path: Path, what: str, fault: OSError) -> ArgumentInvalid:
+    """Return the error for a file that cannot be read."""
+    if isinstance(fault, FileNotFoundError):
+        return ArgumentInvalid(f"there is no file {path}")
+    if isinstance(fault, IsADirectoryError):
+        return ArgumentInvalid(f"{path} is a directory, not a file")
+    return ArgumentInvalid(f"the {what} {path} cannot be read: {fault.strerror}")
+
+
+def read_bounded(
+    source: BinaryIO, what: str, size_max: int, *, hint: str = "give a smaller one"
+) -> bytes:
+    """Return all of a stream that must fit in memory.
+
+    Raises:
+        TooLarge: it has more than `size_max` bytes.
+    """
+    data = source.read(size_max + 1)
+    if len(data) > size_max:
+        raise TooLarge(f"the {what} has more than {size_max} bytes", hint=hint)
+    return data
+
+
+def read_module(path: Path) -> bytes:
+    """Return a module's bytes.
+
+    Raises:
+        ArgumentInvalid, TooLarge: as `read_file`.
+    """
+    return read_file(path, "module", MODULE_BYTES_MAX)
 
 
 def check_target(path: Path) -> None:

@@ -147,15 +147,7 @@ def _row(node: Node) -> Value:
         return [node.path, 0, node.mode, node.mtime_ns]
     if node.kind == "link":
         return [node.path, 2, node.mtime_ns, node.target]
-    return [
-        node.path,
-        1,
-        node.mode,
-        node.mtime_ns,
-        node.size_bytes,
-        node.part,
-        node.capability,
-    ]
+    return [node.path, 1, node.mode, node.mtime_ns, node.size_bytes, node.part, node.capability]
 
 
 def unpack(raw: bytes) -> Tree:

@@ -8,26 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xsc.base.bounded import Bounded
-from xsc.base.clock import run_sized
 from xsc.base.encoding import Value
 from xsc.base.ids import from_text
 from xsc.base.jobs import JobResult, JobSpec
-from xsc.base.limits import COMPILE_MS_DEFAULT, PROGRAMS_REMEMBERED_MAX
+from xsc.base.limits import COMPILE_MS_DEFAULT
 from xsc.compute.jobs.customer import JobCustomer
 from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.executor import JobExecutor
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.jobs.quorum import read_quorum
 from xsc.compute.jobs.replicated import ReplicatedRun
-from xsc.compute.jobs.replies import Delivered, result_of
+from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.jobs.streams import RemoteOutput
-from xsc.compute.jobs.tasks import Task, task_of
 from xsc.compute.ports import ComputeBook, ComputeLeases, Handler, InputObject, InputReader
-from xsc.compute.wasm.inputs import digest_of
-from xsc.compute.wasm.program import Program, read
 from xsc.compute.wasm.sandbox import Sandbox
-from xsc.identity.batch_signer import BatchSigner
 from xsc.identity.context import Context
 
 
@@ -46,22 +40,24 @@ class ComputeService:
         compile_ms: int = COMPILE_MS_DEFAULT,
     ) -> None:
         """Put it together; `compile_ms` is how long others may compile a module for this node."""
-        self._executor = context.executor
         self._own = context.key.node_id
         self._sandbox = sandbox
-        self._programs: Bounded[bytes, Program] = Bounded(PROGRAMS_REMEMBERED_MAX)
-        signer = BatchSigner(context.key, context.network)
-        self._job_executor = JobExecutor(
-            context, book=book, sandbox=sandbox, inputs=inputs, signer=signer
+        self.runner = JobRunner(
+            key=context.key,
+            network=context.network,
+            clock=context.clock,
+            entropy=context.entropy,
+            executor=context.executor,
+            sandbox=sandbox,
         )
+        self._job_executor = JobExecutor(context, book=book, inputs=inputs, runner=self.runner)
         self._streams = RemoteOutput(context.caller, context.clock, self._job_executor.output_of)
         self._customer = JobCustomer(
             context,
             leases=leases,
-            provider=self._job_executor,
+            runner=self.runner,
             streams=self._streams,
             replicated=ReplicatedRun(context, leases=leases, evidence=evidence),
-            signer=signer,
             compile_ms=compile_ms,
         )
 
@@ -106,40 +102,13 @@ class ComputeService:
             ReceiptInvalid: the provider's receipt breaks a rule.
             NoAgreement: providers contradict each other.
         """
-        task = await self._read(spec, objects)
+        task = await self.runner.read(spec, objects)
         on = None if spec.on is None else from_text(spec.on)
         verification = None
         if spec.verify is not None:
             done, verification = await self._customer.verify(task, read_quorum(spec.verify))
         elif spec.local or on == self._own:
-            done = await self._customer.run_here(task, output)
+            done = await self.runner.run_here(task, output)
         else:
             done = await self._customer.buy(task, on, output)
-        if spec.mode != "batch":
-            return result_of(task, done, verification)
-        return await self._executor.run(result_of, task, done, verification)
-
-    async def run_here(self, spec: JobSpec, module_hash: bytes) -> Delivered:
-        """Run a job on this node, and return what it gave with the receipt as a record.
-
-        Args:
-            spec: the job.
-            module_hash: SHA-256 of its module, which takes as long as a call where that is large.
-
-        Raises:
-            XscError: it cannot run, as for `run`.
-        """
-        return await self._customer.run_here(await self._read(spec, (), module_hash), None)
-
-    async def _read(
-        self, spec: JobSpec, objects: Sequence[InputObject], digest: bytes | None = None
-    ) -> Task:
-        if digest is None:
-            digest = await run_sized(self._executor, len(spec.module), digest_of, spec.module)
-        program = self._programs.get(digest)
-        if program is None:
-            program = await self._executor.run(read, spec.module)
-            self._programs.put(digest, program)
-        if spec.mode != "batch":
-            return task_of(spec, program, digest, objects)
-        return await self._executor.run(task_of, spec, program, digest, objects)
+        return await self.runner.result(task, done, verification)

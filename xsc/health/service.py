@@ -160,8 +160,9 @@ class HealthService:
     # What is known
 
     def is_up(self, peer: bytes) -> bool:
-        """Return whether the peer answered in this run and has not gone down or away since."""
-        return self.tester.is_up(peer) and peer not in self._away
+        """Return whether the peer answered in this run and is not down or away; this node is up."""
+        here = peer == self._key.node_id
+        return here or (self.tester.is_up(peer) and peer not in self._away)
 
     def state(self, peer: bytes) -> State:
         """Return the peer's state; unknown before the first probe of this run."""
@@ -174,7 +175,9 @@ class HealthService:
         return quality * stats.trust_ppm // PPM
 
     def response_ms(self, peer: bytes) -> int:
-        """Return how long the peer is expected to take for an answer."""
+        """Return how long the peer is expected to take for an answer; this node takes no time."""
+        if peer == self._key.node_id:
+            return 0
         if peer not in self._heard_ms:
             return RESPONSE_EXPECTED_MS
         return self.tester.get_stats(peer).avg_response_ms
@@ -270,11 +273,13 @@ class HealthService:
     async def is_there(self, peer: bytes) -> bool:
         """Ping a peer that takes long over a call; return whether it answers at all.
 
-        If it misses a short ping, it is pinged again, together with others. If none of
-        those answers either, this node may be cut off, and the peer counts as there. Else a
-        peer that missed both pings is away: it is not up until it answers a probe. Nothing
-        else is recorded. Each peer that missed its ping is probed at once.
+        This node does. If a peer misses a short ping, it is pinged again, together with others.
+        If none of those answers either, this node may be cut off, and the peer counts as there.
+        Else a peer that missed both pings is away: it is not up until it answers a probe.
+        Nothing else is recorded. Each peer that missed its ping is probed at once.
         """
+        if peer == self._key.node_id:
+            return True
         async with self._asking.of(peer):
             if peer in self._away or peer not in self._peers.peers():
                 return False

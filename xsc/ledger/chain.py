@@ -84,7 +84,6 @@ class Chain:
     Args:
         context: whose chain it is.
         store: other tables may be in it.
-        on_change: called when a balance or a limit has changed.
         recovering: sign nothing until a restart.
 
     Raises:
@@ -96,7 +95,6 @@ class Chain:
         context: Context,
         store: KeyValue,
         *,
-        on_change: Callable[[], None],
         recovering: bool,
     ) -> None:
         self._me = context.key.node_id
@@ -104,7 +102,8 @@ class Chain:
         self._executor = context.executor
         self._log = context.log
         self.store = store
-        self.on_change = on_change
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a balance or a limit has changed."""
         self.recovering = recovering
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[object]] = set()

@@ -69,7 +69,6 @@ class Proposals:
         exchange: HistoryExchange,
         *,
         starter_limit: int,
-        check_consent: CheckConsent,
     ) -> None:
         self._key = context.key
         self._network = context.network
@@ -80,7 +79,8 @@ class Proposals:
         self._chain = chain
         self._exchange = exchange
         self._starter_limit = starter_limit
-        self._check_consent = check_consent
+        self.check_consent: CheckConsent = no_payments
+        """Asked before anything that was paid off the books is booked."""
 
     async def set_limit(self, peer: bytes, amount_micro: int) -> None:
         """Allow the peer to owe that much from now on; what it owes already stays.
@@ -265,7 +265,7 @@ class Proposals:
         """Return why what was paid off the books is not booked at this moment."""
         if voucher.account != off_books_account(payer, self._key.node_id):
             return None
-        wrong = self._check_consent(payer, voucher)
+        wrong = self.check_consent(payer, voucher)
         return None if wrong is None else Refusal("payment_not_said", wrong)
 
     async def retry_pending(self) -> int:

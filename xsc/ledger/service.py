@@ -7,8 +7,8 @@ peers. The sums are in `state`, the replay in `audit`, what people see in `state
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from xsc.api.ledger import Entry, Verified
 from xsc.base.errors import ArgumentInvalid, LedgerDamaged, NotFound
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
@@ -21,29 +21,15 @@ from xsc.ledger.chain import OTHER, VOUCHER, Chain, key_of
 from xsc.ledger.entry import SettledEntry
 from xsc.ledger.exchange import HEAD, HISTORY, HistoryExchange
 from xsc.ledger.incarnation import Noted
-from xsc.ledger.proposals import PROPOSE, CheckConsent, Proposals, no_payments
+from xsc.ledger.proposals import PROPOSE, Proposals
 from xsc.ledger.state import digest
 from xsc.ledger.statement import (
-    EntryRow,
     StatementRow,
     credit_left,
     entry_row,
     known_peers,
     note_accounts,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """What `verify` went through."""
-
-    entries: int
-    settled: int
-    open: int
-    peers: int
-    conflicts: int
-    head: bytes
-    text: str
 
 
 class LedgerService:
@@ -55,8 +41,6 @@ class LedgerService:
         starter_limit: micro-credits that a peer may owe until `set_limit` says otherwise.
         shares_with: returns the peers whose debts count together with a peer's, itself
             among them.
-        on_change: called when a balance or a limit has changed.
-        check_consent: asked before anything that was paid off the books is booked.
         recovering: sign nothing until `restart`.
 
     Raises:
@@ -70,8 +54,6 @@ class LedgerService:
         state: KeyValue,
         starter_limit: int,
         shares_with: Callable[[bytes], Sequence[bytes]] = lambda peer: [peer],
-        on_change: Callable[[], None] = lambda: None,
-        check_consent: CheckConsent = no_payments,
         recovering: bool = False,
     ) -> None:
         self._key = context.key
@@ -80,15 +62,9 @@ class LedgerService:
         self._executor = context.executor
         self._starter_limit = starter_limit
         self._shares_with = shares_with
-        self.chain = Chain(context, state, on_change=on_change, recovering=recovering)
+        self.chain = Chain(context, state, recovering=recovering)
         self.exchange = HistoryExchange(context, self.chain, starter_limit=starter_limit)
-        self.proposals = Proposals(
-            context,
-            self.chain,
-            self.exchange,
-            starter_limit=starter_limit,
-            check_consent=check_consent,
-        )
+        self.proposals = Proposals(context, self.chain, self.exchange, starter_limit=starter_limit)
         self.set_limit = self.proposals.set_limit
         self.collect = self.proposals.collect
         self.retry_pending = self.proposals.retry_pending
@@ -137,7 +113,7 @@ class LedgerService:
 
     def entries(
         self, *, limit: int = 50, before: int | None = None, peer: bytes | None = None
-    ) -> list[EntryRow]:
+    ) -> list[Entry]:
         """Return the last entries, newest first; those with one peer where it is given.
 
         Args:
@@ -201,7 +177,7 @@ class LedgerService:
             hint="`xsc ledger log` shows the entries and their state",
         )
 
-    async def verify(self) -> VerifyReport:
+    async def verify(self) -> Verified:
         """Read everything back from the store and check all of it.
 
         Signatures, hashes, links and limits are checked from the first half on,
@@ -212,8 +188,8 @@ class LedgerService:
         """
         return await self.chain.exclusive(self._verify)
 
-    async def _verify(self) -> VerifyReport:
-        def work() -> VerifyReport:
+    async def _verify(self) -> Verified:
+        def work() -> Verified:
             audit = replay(
                 self.chain.rows(), me=self._key.node_id, network=self._network, signatures=True
             )
@@ -228,10 +204,9 @@ class LedgerService:
                 f"{len(state.order)} entries with {peers} peers verified: {audit.settled} settled, "
                 f"{len(state.open)} open; signatures, chain, counter-halves and replay agree"
             )
-            return VerifyReport(
+            return Verified(
                 entries=len(state.order),
                 settled=audit.settled,
-                open=len(state.open),
                 peers=peers,
                 conflicts=audit.conflicts,
                 head=state.head,

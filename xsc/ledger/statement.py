@@ -4,36 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
+from xsc.api.ledger import Entry, EntryState
 from xsc.base.limits import AMOUNT_MAX
 from xsc.identity.envelope import Signed
-from xsc.ledger.entry import EntryKind, Half
+from xsc.ledger.entry import Half
 from xsc.ledger.incarnation import Noted, NotedAccount, worth_noting
 from xsc.ledger.state import LedgerState
-
-EntryState: TypeAlias = Literal["settled", "open", "void", "noted", "claim", "covered"]
-"""`open` has no answer yet, `void` was withdrawn, `noted` needs no answer. `claim` is of an
-incarnation before and was shown late; `covered` likewise, and counts nothing, because what
-its debtor promised is booked already."""
-Direction: TypeAlias = Literal["in", "out", "-"]
-
-
-@dataclass(frozen=True, slots=True)
-class EntryRow:
-    """One entry as this node's ledger shows it."""
-
-    seq: int
-    kind: EntryKind
-    peer: bytes
-    amount_micro: int
-    direction: Direction
-    """`in`: the peer comes to owe this node; `out`: this node comes to owe the peer."""
-    account: bytes | None
-    created_ms: int
-    entry_id: bytes
-    """The same at both parties."""
-    state: EntryState
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +67,10 @@ def note_accounts(state: LedgerState, default_limit_micro: int) -> Noted:
     return Noted(state.next_seq, accounts)
 
 
-def entry_row(state: LedgerState, own: Signed[Half]) -> EntryRow:
+def entry_row(state: LedgerState, own: Signed[Half]) -> Entry:
     """Return how an own half is shown."""
     half = own.record
-    return EntryRow(
+    return Entry(
         seq=half.seq,
         kind=half.kind,
         peer=half.peer,

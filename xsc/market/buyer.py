@@ -442,7 +442,7 @@ class LeaseBuyer(MarketPart):
         The host is asked what it counts: where the lease is not in that, it is over.
         """
         entry = self._store.get("customer", lease_id)
-        if entry is not None:
+        if entry is not None and entry.raw:  # nothing is settled with oneself
             entry.avoided_until_ms = self._clock.now_ms() + LEASE_REFUSED_MS
             if entry.use.denial is None:
                 await self._agree(entry.peer)

@@ -27,7 +27,7 @@ from xsc.net.peers.introductions import Introductions
 from xsc.net.peers.own_address import OwnAddress
 from xsc.net.peers.registry import PeerInfo, PeerRegistry
 from xsc.net.peers.roster import Roster
-from xsc.net.transport.port import Transport
+from xsc.net.transport.port import Traffic, Transport
 
 
 class PeerNet:
@@ -78,6 +78,7 @@ class PeerNet:
         self.work = PeerWork(executor)
         self.bounds = dict(OWN_BOUNDS)
         """Of heads, by method; others have HeadBound()."""
+        self.traffic = Traffic()
         self.sender = RequestSender(
             key,
             network,
@@ -86,6 +87,7 @@ class PeerNet:
             transport=transport,
             work=self.work,
             bounds=self.bounds,
+            traffic=self.traffic,
         )
         self.server = RequestServer(
             self.context,
@@ -94,6 +96,7 @@ class PeerNet:
             quota or Quota(),
             work=self.work,
             bounds=self.bounds,
+            traffic=self.traffic,
         )
         self.own_address = OwnAddress(
             self.context,
@@ -191,13 +194,16 @@ class PeerNet:
         *,
         timeout_ms: int | None = None,
     ) -> Reply:
-        """Return a peer's answer; its parts are not verified.
+        """Return a peer's answer, or this node's own in process; its parts are not verified.
 
         Raises:
             PeerUnknown, PeerBlocked: not to be called.
             PeerSilent: no connection, or no answer in time.
             XscError: what the peer answered with.
         """
+        if peer == self.context.key.node_id:
+            answer, bodies = await self.server.handlers[method](peer, dict(header), parts)
+            return Reply(answer, [memoryview(body) for body in bodies])
         batcher = self._batchers.get(method) if timeout_ms is None else None
         if batcher is not None and not batcher.is_full(peer):
             call = batch.Call(method, encode(header), parts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from xsc import __version__
@@ -28,15 +29,15 @@ from xsc.allocation.explaining import Explaining
 from xsc.allocation.program import state_of
 from xsc.allocation.published import standing
 from xsc.allocation.records import Records
+from xsc.api import home as api
+from xsc.api.problems import Problem
+from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.errors import (
     LedgerDamaged,
-    NotFound,
     PeerUnknown,
     RecordInvalid,
     SignatureInvalid,
-    StoreDamaged,
-    UnavailableError,
     XscError,
 )
 from xsc.base.ids import short, to_text
@@ -51,7 +52,7 @@ from xsc.base.limits import (
     SWEEP_INTERVAL_MS,
 )
 from xsc.base.log import Log
-from xsc.base.peering import HeadBound
+from xsc.base.peering import HeadBound, Peers
 from xsc.compute.deployments import holder as deployments_holder
 from xsc.compute.deployments.listing import ServiceListing
 from xsc.compute.deployments.service import DeploymentService
@@ -67,7 +68,6 @@ from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair, network_id
 from xsc.ledger import exchange as ledger_exchange
-from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
 from xsc.market import settlement
@@ -76,16 +76,12 @@ from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
 from xsc.market.service import MarketService
 from xsc.net.service import PeerNet
-from xsc.net.transport.metered import Metered
 from xsc.net.transport.port import Transport
-from xsc.node.built_in import ALLOCATION, allocation_function
 from xsc.node.circle import CircleSync
 from xsc.node.config import Config
 from xsc.node.directory import DirectoryKeeper
-from xsc.node.jobs.exports import Exports
-from xsc.node.jobs.inputs import JobInputs
-from xsc.node.jobs.modules import Modules
-from xsc.node.providers import Providers
+from xsc.node.jobs import JobInputs, Modules
+from xsc.node.programs import ALLOCATION, Exports, allocation_function
 from xsc.node.tasks import Tasks
 from xsc.programs import running as programs_running
 from xsc.programs.functions import Functions
@@ -96,7 +92,6 @@ from xsc.space.cell_sync import CellSyncManager
 from xsc.space.following import Following
 from xsc.space.intervals import Intervals
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import Entry
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync
@@ -104,10 +99,10 @@ from xsc.storage.catalogue.heads import DirectoryHeadStore
 from xsc.storage.object import messages as storage_messages
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
-from xsc.storage.repair.maintained_object import RepairSettings
-from xsc.storage.service import StorageService, StorageSettings
+from xsc.storage.repair.peer_departures import Departures
+from xsc.storage.service import StorageService
 from xsc.storage.shardstore.store import StorageNode
-from xsc.storage.sweeper import Sweeper, Swept
+from xsc.storage.sweeper import Sweeper
 from xsc.terms.pricing import Ladder
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP, AvailabilitySlot, EntitlementKey
@@ -115,6 +110,8 @@ from xsc.terms.slot import STEP, AvailabilitySlot, EntitlementKey
 RECLAIM_INTERVAL_MS = 10_000
 RECLAIM_PAUSE_MS = 20
 """Between two slices of a compaction, for writers."""
+FAULTS_KEPT = 256
+"""Answers that broke off, of which it is known why."""
 DAY_MS = 86_400_000
 _OFFER_PAUSES_MS = (100, 200, 400, 800)
 """Between looks for what a peer offers that has published nothing yet."""
@@ -148,21 +145,6 @@ class Parts:
     """What the disk under the bodies has left, less the share that is kept free."""
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What a collection of garbage did."""
-
-    swept: Swept
-    deletions_confirmed: int
-    """Objects of this node's own list whose deletion is complete now."""
-    deletions_open: int
-    """Those for which some host has still to be asked."""
-    deletions_given_up: int
-    """Those whose last hosts stayed silent until their leases and the grace were over."""
-    reclaimed_bytes: int
-    """About what deleted bodies had still taken on the disk."""
-
-
 class NodeCapacity:
     """What the node has to offer: shard store and sandbox, as the market asks for them.
 
@@ -174,12 +156,12 @@ class NodeCapacity:
         shards: StorageNode,
         disk_free_bytes: Callable[[], int],
         steps_a_second: int,
-        leaving: Callable[[], bool],
+        departures: Departures,
     ) -> None:
         self._shards = shards
         self._disk_free_bytes = disk_free_bytes
         self._steps_a_second = steps_a_second
-        self._leaving = leaving
+        self._departures = departures
 
     def level(self, kind: Kind) -> int:
         """Return what there is of a kind in all: bytes, or fuel a second."""
@@ -190,7 +172,7 @@ class NodeCapacity:
 
         Leases, not running jobs, take fuel from it, and the market counts those.
         """
-        if self._leaving():
+        if self._departures.here:
             return 0
         if kind == "compute":
             return self._steps_a_second
@@ -221,21 +203,30 @@ def market_settings(config: Config) -> MarketSettings:
     )
 
 
-def storage_settings(config: Config) -> StorageSettings:
-    """Return what the operator decided, as storage takes it."""
-    return StorageSettings(
-        lease_grace_ms=config.lease_grace_ms,
-        repair=RepairSettings(
-            config.repair_grace_ms,
-            config.repair_bytes_a_second,
-            config.repair_interval_ms,
-            config.moved_kept_ms,
-            config.storage_lease_ms,
-        ),
-        lease_warning_ms=config.warned_ms,
-        custody_bytes=config.guard_bytes,
-        survive=config.survive,
-    )
+class Providers:
+    """Those who give capacity under leases, as storage's `Hosts` and compute's `ServiceLeases`."""
+
+    def __init__(self, market: MarketService, health: HealthService, peers: Peers) -> None:
+        self.peers = peers.peers
+        self.is_up = health.is_up
+        self.response_ms = health.response_ms
+        self.report = health.report
+        self.labels = market.providers.labels
+        self.learn_labels = market.providers.learn_labels
+        self.lease_hosts = market.buyer.lease_hosts
+        self.unplaced = market.default_need.refused
+        self.placed = market.default_need.placed
+        self.lease_compute = market.buyer.lease_compute
+        self.lease_service = market.buyer.lease_service
+        self.lease_providers = market.buyer.lease_providers
+        self.lease_end = market.signing.end_of
+        self.used = market.buyer.used
+        self.spent = market.buyer.spent
+        self.unused = market.buyer.unused
+        self.refused = market.buyer.refused
+        self.is_denied = market.buyer.is_denied
+        self.price_and_room = market.buyer.price_and_room
+        self.rates_at = market.default_need.rates_at
 
 
 class _Published:
@@ -266,7 +257,7 @@ class _Published:
     async def _fetch(self, node: bytes) -> None:
         try:
             async with asyncio.timeout(LEASE_TIMEOUT_MS / 1_000):
-                await self._node.read_space(node, UserSpacePaths.COMMITMENT, anew=True)
+                await self._node.following.read(node, UserSpacePaths.COMMITMENT, anew=True)
         except (XscError, TimeoutError) as fault:
             self._node.log.info("market.no_offer_heard", peer=short(node), fault=repr(fault))
 
@@ -296,19 +287,21 @@ class Node:
         self.tasks = Tasks(clock, log)
         self.started_ms = clock.monotonic_ms()
         self.api_url = ""
+        self.home = Path()
+        """Where its files are, set by who starts it there."""
+        self.faults: Bounded[str, Problem] = Bounded(FAULTS_KEPT)
+        """Why answers of the API broke off, by the ids of the requests."""
         self.failed: asyncio.Future[XscError] = asyncio.get_running_loop().create_future()
         """Set once the node may not go on, and why."""
-        self._asking = asyncio.Lock()
         self._commit = GroupCommit(parts.bodies, executor)
         self._state_commit = GroupCommit(parts.state, executor)
-        self.traffic = Metered(parts.transport)
         self.peers = PeerNet(
             key=key,
             network_name=network,
             clock=clock,
             entropy=entropy,
             executor=executor,
-            transport=self.traffic,
+            transport=parts.transport,
             store=parts.state,
             log=log,
             name=config.name,
@@ -326,8 +319,6 @@ class Node:
             keep_ms=config.keep_days * DAY_MS,
         )
         self.space = SpaceService(self.space_store, clock)
-        # Bound late: what is followed is made after the peers.
-        self.cells = CellSyncManager(self.space, log, lambda: self.following.update())  # noqa: PLW0108
         self.shards = StorageNode(
             capacity_bytes=config.storage_capacity_bytes,
             bodies=parts.bodies,
@@ -336,16 +327,39 @@ class Node:
             executor=executor,
             log=log,
         )
+        self.departures = Departures(self.peers.context, parts.state, self._state_commit.commit)
         self.capacity = NodeCapacity(
             self.shards,
             parts.disk_free_bytes,
             config.compute_workers * config.worker_speed_mfuel * MFUEL,
-            leaving=lambda: self.storage.drain.active,
+            self.departures,
         )
         self._make_market(recovering=recovering)
         self._make_storage()
         self._make_compute()
         self._make_programs()
+        self._answer_peers()
+
+    def _answer_peers(self) -> None:
+        """Have the services answer what peers ask once they are served, and what this node asks."""
+        for service in (
+            self.ledger,
+            self.payments,
+            self.health,
+            self.market,
+            self.storage,
+            self.heads,
+            self.compute,
+            self.services,
+            self.sync,
+            self.intervals,
+        ):
+            self.peers.server.register(service.handlers())
+        self.peers.server.register_groups(self.storage.group_handlers())
+        self.peers.server.bound_answers(ANSWER_BOUNDS)
+        self.peers.share(PUT, GUARD)
+        self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
+        self.peers.share(RUN, halves=True)
 
     def _make_market(self, *, recovering: bool) -> None:
         """Make the services that know and pay peers: ledger, health, allocation, market."""
@@ -356,9 +370,6 @@ class Node:
             starter_limit=config.starter_credit_micro,
             recovering=recovering,
             shares_with=self.peers.roster.shares_with,
-            # Bound late: both are made after the ledger.
-            on_change=lambda: self.directory.wake(),  # noqa: PLW0108
-            check_consent=lambda payer, voucher: self.payments.check_consent(payer, voucher),  # noqa: PLW0108
         )
         self.health = HealthService(
             context,
@@ -394,27 +405,29 @@ class Node:
             self.space_store,
             self.peers,
             context.clock,
-            answers_for=self._is_direct,
+            peers=self.peers.peers,
+            is_direct=self.peers.roster.is_direct,
             log=context.log,
         )
-        self._replica_faults: dict[bytes, str] = {}
-        """By peer, what its space failed with last, until it goes or comes."""
         self.following = Following(
+            self.space,
             self.sync,
             self.peers.roster,
             self.commitments,
             self.tasks.start,
+            is_up=self.health.is_up,
             clock=context.clock,
             log=context.log,
             everybody=lambda: {UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE},
-            also=self.cells.subscriptions,
         )
+        self.cells = CellSyncManager(self.space, context.log, self.following.update)
+        self.following.also = self.cells.subscriptions
         self.circle = CircleSync(
             self.peers,
             self.space,
             self.sync,
             context.clock,
-            before_write=self._get_interval,
+            before_write=self.intervals.get,
             blame=self._blame_replica,
         )
         attended = Attended(context.clock, self.peers, self.health.is_there)
@@ -427,8 +440,7 @@ class Node:
                 quality=self.health,
                 standing=_Published(self),
                 capacity=self.capacity,
-                # Bound late: storage is made after the market.
-                leaving=lambda: self.storage.drain.leaving(),  # noqa: PLW0108
+                leaving=self.departures.leaving,
                 granted=lambda: self.allocator.granted,
                 received=lambda: self.allocator.offered(),  # noqa: PLW0108
                 needs=lambda: self.commitments.own.needs,
@@ -446,10 +458,9 @@ class Node:
             context,
             space=self.space,
             state=parts.state,
-            read=self.read_space,
+            read=self.following.read,
             heard=self.commitments.heard,
             once=self.tasks.once,
-            told=lambda: self.allocator.wake(),  # noqa: PLW0108 (bound late)
             report=self.health.report,
         )
         self.allocator = Allocator(
@@ -472,7 +483,7 @@ class Node:
             drawn=self.drawn_steps,
         )
         self.parts.sandbox.keep_workers(self.market.headroom.cleared_workers)
-        self._providers = Providers(self.key.node_id, self.market, self.health, self.peers.roster)
+        self._providers = Providers(self.market, self.health, self.peers.roster)
 
     def _posted(self, kind: Kind, reserve: int | None) -> Ladder:
         """Return the prices of an offer at a reserve, or at the present one for None."""
@@ -517,7 +528,7 @@ class Node:
         """Get an interval for what is published, and say whether there is anybody to tell."""
         if not self.peers.peers():
             return False
-        await self._get_interval()
+        await self.intervals.get()
         return True
 
     def _make_storage(self) -> None:
@@ -528,19 +539,18 @@ class Node:
             hosts=self._providers,
             leases=self.market.granter,
             node=self.shards,
+            departures=self.departures,
             state=parts.state,
             commit=self._state_commit.commit,
-            settings=storage_settings(config),
+            settings=config,
             weight_ppm=self.commitments.weight_ppm,
             custodian_for=self._custodian_for,
         )
         self.sweeper = Sweeper(
+            context,
             node=self.shards,
             leases=self.market.granter,
             state=parts.state,
-            clock=context.clock,
-            executor=context.executor,
-            log=context.log,
             grace_ms=config.lease_grace_ms,
             leftover_ms=config.leftover_after_ms,
         )
@@ -549,14 +559,15 @@ class Node:
             context,
             peers=self.peers,
             storage=self.storage,
-            ledger=lambda: noted_bytes(self.ledger.noted()),
+            ledger=self.ledger,
             state=parts.state,
             background=self.tasks.once,
-            on_old_copy=self._is_old_copy,
+            on_old_copy=self._fail,
         )
         self.payments = Payments(
             context, ledger=self.ledger, left=self.market.headroom.credit_left, state=parts.state
         )
+        self.ledger.proposals.check_consent = self.payments.check_consent
 
     def _make_compute(self) -> None:
         """Make the services that run jobs and deployments."""
@@ -592,8 +603,9 @@ class Node:
         self.programs = ComputeRuntimeManager(
             programs_running.Ports(
                 space=self.space,
-                peers=_ProgramPeers(self),
-                sandbox=Exports(self.compute),
+                peers=self.following,
+                find=self.find,
+                sandbox=Exports(self.compute.runner),
                 recorder=Recorder(self.space, self.key, network),
                 clock=parts.clock,
                 log=parts.log,
@@ -662,49 +674,10 @@ class Node:
             await self.space_store.invited_by(peer)
         return peer
 
-    async def ask_interval(self) -> None:
-        """Get an interval of who invited this node, or another one in the place of one left."""
-        await self.intervals.ask(self._granters())
-
-    async def _get_interval(self) -> None:
-        """Ask for an interval until there is one, for some minutes."""
-        async with self._asking:  # who grants them answers a few times a day
-            await self.intervals.run(self._granters)
-
-    def _granters(self) -> list[bytes]:
-        if self.space_store.has_left:
-            return [peer for peer in self.peers.peers() if self._is_direct(peer)]
-        inviter = self.space_store.inviter
-        return [] if inviter is None else [inviter]
-
     def drawn_steps(self) -> dict[EntitlementKey, int]:
         """Return the steps that leases have drawn of entitlements, here and at others."""
         taken = self.market.store.drawn_steps("customer", self.clock.now_ms())
         return taken | self.market.headroom.drawn_steps()
-
-    async def read_space(self, owner: bytes, path: str, *, anew: bool = False) -> Entry:
-        """Return the newest record at a path, fetched from its owner where that is needed.
-
-        Args:
-            owner: of the space.
-            path: of the record.
-            anew: fetch it although it is followed: what is new can be on its way.
-
-        Raises:
-            NotFound: nothing is there, or its value is not on this node and the owner is away.
-        """
-        if owner != self.key.node_id and self.health.is_up(owner):
-            try:
-                followed = not anew and self.sync.is_followed(owner, path)
-                if not followed and not await self.sync.fetch(owner, path):
-                    raise NotFound(
-                        f"nothing is at '{path}'", hint="`xsc space ls` shows what is there"
-                    )
-                if self.space.get(path, owner).signed.record.digest is not None:
-                    await self.sync.load(owner, owner, path)
-            except UnavailableError:
-                self.log.info("space.owner_silent", peer=short(owner))
-        return self.space.get(path, owner)
 
     def job_limits(
         self, fuel: int | None, memory_bytes: int | None, timeout_ms: int | None
@@ -742,24 +715,6 @@ class Node:
             # Nothing is signed before those who answer were asked for this ledger's end.
             # Their claims are heard when each is found to be up.
             await self.ledger.confirm_head(self.peers.peers(), claims=False)
-            for service in (
-                self.ledger,
-                self.payments,
-                self.health,
-                self.market,
-                self.storage,
-                self.heads,
-                self.compute,
-                self.services,
-                self.sync,
-                self.intervals,
-            ):
-                self.peers.server.register(service.handlers())
-            self.peers.server.register_groups(self.storage.group_handlers())
-            self.peers.server.bound_answers(ANSWER_BOUNDS)
-            self.peers.share(PUT, GUARD)
-            self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
-            self.peers.share(RUN, halves=True)
             self.peers.roster.on_change(self._peer_changed)
             self.health.on_change(self._health_changed)
             await self.peers.start()
@@ -774,8 +729,7 @@ class Node:
         self.following.begin()
         await self.programs.open()
         self._serve_allocation()
-        if self._granters():
-            self.tasks.once("interval", self._get_interval)
+        self.tasks.once("interval", self.intervals.get)
         self.tasks.start("space", self.space.run)
         self.tasks.start("cells", self.cells.run)
         self.tasks.start("space_compact", self._compact_space)
@@ -823,7 +777,7 @@ class Node:
             left = await self.space.compact()
             self.log.info("space.compacted", records=left.records, disk_bytes=left.disk_bytes)
 
-    async def collect_garbage(self) -> Collected:
+    async def collect_garbage(self) -> api.Collected:
         """Do at once what the background does in time.
 
         Raises:
@@ -835,14 +789,18 @@ class Node:
         await self.shards.compactor.compact(
             lambda: self.clock.sleep_ms(RECLAIM_PAUSE_MS), everything=True
         )
-        return Collected(swept, *retried, dead)
-
-    def _is_old_copy(self) -> None:
-        """End the node where a peer holds a newer directory than this home."""
-        fault = StoreDamaged(
-            "a peer holds a newer directory of this node: this home is an old copy",
-            hint="restore the latest home, or recover it: xsc node recover",
+        return api.Collected(
+            expired_bytes=swept.expired_bytes,
+            leftover_bytes=swept.leftover_bytes,
+            objects=swept.objects,
+            deletions_confirmed=retried.confirmed,
+            deletions_open=retried.open,
+            deletions_given_up=retried.given_up,
+            reclaimed_bytes=dead,
         )
+
+    def _fail(self, fault: XscError) -> None:
+        """End the node, which may not go on: this home is an old copy."""
         if not self.failed.done():
             self.failed.set_result(fault)
 
@@ -852,8 +810,7 @@ class Node:
             await self.ledger.confirm_head([peer])
         except LedgerDamaged as fault:
             self.log.error("node.home_is_an_old_copy", fault=fault.message)
-            if not self.failed.done():
-                self.failed.set_result(fault)
+            self._fail(fault)
 
     def _recognition_changed(self) -> None:
         self.following.recognised()
@@ -871,18 +828,11 @@ class Node:
         if what == "removed":
             self.tasks.once("recognition", lambda: self.commitments.recognise(peer, 0))
 
-    def _is_direct(self, peer: bytes) -> bool:
-        return self.peers.roster.introducer_of(peer) == to_text(peer)
-
     def _blame_replica(self, peer: bytes, fault: XscError) -> None:
         if isinstance(fault, RecordInvalid | SignatureInvalid):
             self.health.report(peer, f"space: {fault.message}")
-        elif self._replica_faults.get(peer) != fault.code:
-            self._replica_faults[peer] = fault.code
-            self.log.info("space.replica_fault", peer=short(peer), code=fault.code)
 
     def _health_changed(self, peer: bytes, up: bool) -> None:
-        self._replica_faults.pop(peer, None)
         self.directory.wake()
         self.storage.node_changed()
         self.storage.drain.wake()
@@ -931,26 +881,3 @@ class Node:
                 self.log.warning("node.not_closed", reason=fault.message)
         self._close_stores()
         self.log.info("node.stopped", node=self.key.node_id)
-
-
-class _ProgramPeers:
-    """The peers of a node, as its programs know them."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def find(self, name: str) -> bytes:
-        """Return the node that a name means, or raise PeerUnknown."""
-        return self._node.find(name)
-
-    def watch(self, owner: bytes, prefix: str) -> None:
-        """Follow a prefix of a peer until `unwatch`."""
-        self._node.following.watch(owner, prefix)
-
-    def unwatch(self, owner: bytes, prefix: str) -> None:
-        """End one `watch`."""
-        self._node.following.unwatch(owner, prefix)
-
-    async def read(self, owner: bytes, path: str) -> Entry:
-        """Return what is at a path of a peer, asked for there, or raise NotFound."""
-        return await self._node.read_space(owner, path)

@@ -13,18 +13,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 
-from xsc.api import jobs as api_jobs
-from xsc.api import objects as api_objects
 from xsc.api import proof
-from xsc.base.errors import ConfigInvalid, HomeInvalid
+from xsc.base.errors import HomeInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import API_CONNECTIONS_MAX, GIB, MIB, SERVICE_CONNECTIONS_MAX
 from xsc.base.units import format_credits, format_size
@@ -32,28 +28,19 @@ from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.identity import keyfile
 from xsc.net.peers.invitation import SCHEME, from_string
-from xsc.net.transport.fast_path import FastPath
-from xsc.net.transport.gate import Gate
+from xsc.net.transport.bounds import Gate
 from xsc.net.transport.http import HttpTransport
-from xsc.net.transport.listener import LEFT_TO_THE_GATE_S, listen, listen_hint
-from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application, fast_path_answer
+from xsc.net.transport.http import Server as HttpServer
+from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application
 from xsc.node.api.deployments import ServiceListener
-from xsc.node.api.serving import Faults, Server
+from xsc.node.api.serving import Server
 from xsc.node.build import Node, Parts
 from xsc.node.config import Config, from_environment
 from xsc.node.home import folder as homes
+from xsc.node.home.recover import Returned, begin_signing, find_objects, parse_place
 from xsc.node.home.stores import open_stores
 from xsc.node.logging import JsonLog, SentenceLog
-from xsc.node.recovery.recover import (
-    Found,
-    Signing,
-    begin_signing,
-    call_peers,
-    find_objects,
-    parse_place,
-)
-from xsc.node.recovery.restore import CaughtUp, catch_up
-from xsc.node.routes.table import all_answers
+from xsc.node.routes.table import ANSWERS
 from xsc.node.supervisor import READY, STOPPING, Supervisor
 from xsc.node.system import (
     SystemClock,
@@ -68,7 +55,7 @@ from xsc.terms.quote import UNITS
 CAPACITY_AUTO_BYTES_MAX = 100 * GIB
 SHUTDOWN_TIMEOUT_S = 10.0
 """How long running requests of the API may take to end."""
-CANCEL_TIMEOUT_S = 1.0
+CANCEL_TIMEOUT_MS = 1_000
 WORK_THREADS = 8
 GARBAGE_THRESHOLD = 10_000
 """Containers made and not freed, after which Python looks for cycles among the newest."""
@@ -86,7 +73,7 @@ def with_capacity(home: Path, config: Config, free_bytes: int) -> Config:
     if chosen is None:
         chosen = min(CAPACITY_AUTO_BYTES_MAX, max(1, free_bytes // 2))
         homes.write_number(home / "capacity", chosen)
-    return replace(config, storage_capacity_bytes=chosen)
+    return config.model_copy(update={"storage_capacity_bytes": chosen})
 
 
 def _split(listen: str) -> tuple[str, int]:
@@ -99,7 +86,7 @@ def _remembered(path: Path, config: Config) -> Config:
     host, port = _split(config.peer_listen)
     known = homes.read_number(path / "peer.port")
     if port == 0 and known is not None and known < 65536:
-        return replace(config, peer_listen=f"{host}:{known}")
+        return config.model_copy(update={"peer_listen": f"{host}:{known}"})
     return config
 
 
@@ -206,47 +193,15 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
     prover = Prover(token)
     api_most = min(API_CONNECTIONS_MAX, connections_of_a_kind())
     gate = Gate(most=api_most, share=api_most, idle_ms=KEEP_ALIVE_MS)
-    running = Running(gate)
+    running = Running()
     supervisor = Supervisor(log)
-    fast_path: FastPath | None = None
-    listening: asyncio.Server | None = None
-    faults = Faults()
-    server = Server(node, all_answers(home.path, faults), faults)
-    runner = web.AppRunner(
-        application(
-            [*server.routes(), web.post(proof.PATH, prover.route)],
-            token,
-            log,
-            running,
-            node.peer_names,
-        ),
-        access_log=None,
-        auto_decompress=False,
-        keepalive_timeout=LEFT_TO_THE_GATE_S,
-        shutdown_timeout=CANCEL_TIMEOUT_S,
-    )
+    node.home = home.path
+    server = Server(node, ANSWERS)
+    routes = [*server.routes(), web.post(proof.PATH, prover.route)]
+    http = HttpServer(application(routes, token, log, running, node.peer_names), gate)
     try:
-        await runner.setup()
         host, port = _split(config.api_listen)
-        assert runner.server is not None
-        handlers = {
-            **server.fast_path((api_jobs.RUN, api_objects.PUT)),
-            proof.PATH: prover.answer,
-        }
-        fast_path = FastPath(
-            runner.server,
-            fast_path_answer(handlers, token, log, running, node.peer_names),
-            gate,
-            paths=handlers,
-        )
-        try:
-            listening = await listen(fast_path, host, port, backlog=gate.backlog)
-        except OSError as fault:
-            raise ConfigInvalid(
-                f"the API cannot listen on {config.api_listen}: {fault.strerror}",
-                hint=listen_hint("api_listen", fault),
-            ) from None
-        prover.port = listening.sockets[0].getsockname()[1]
+        prover.port = await http.start(host, port, "api_listen")
         if config.services_listen:
             node.services.registry.url = await _listen_for_services(services, config)
             node.services.registry.changed.set()
@@ -259,16 +214,12 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         supervisor.tell(STOPPING)
     finally:
         homes.unpublish(home.path)
-        if listening is not None:
-            listening.close()
+        http.end()
         node.space.end_watches()
         node.programs.end_watches()
         # Not left to aiohttp: from its cleanup on, what an upload still brings is thrown away.
         await asyncio.gather(running.ended(SHUTDOWN_TIMEOUT_S), services.stop())
-        gate.close()
-        if fast_path is not None:
-            await fast_path.ended(CANCEL_TIMEOUT_S)
-        await runner.cleanup()
+        await http.stop(CANCEL_TIMEOUT_MS)
         await node.stop()
 
 
@@ -277,7 +228,7 @@ async def _listen_for_services(services: ServiceListener, config: Config) -> str
     host, port = _split(config.services_listen)
     found = await services.start(host, port)
     shown = f"[{host}]" if ":" in host else host
-    return config.services_url or f"http://{shown}:{found}"
+    return config.services_url.rstrip("/") or f"http://{shown}:{found}"
 
 
 def _say(line: str) -> None:
@@ -285,31 +236,30 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-@asynccontextmanager
-async def _asking(home: homes.Home, config: Config, log: JsonLog) -> AsyncIterator[Node]:
-    """Give a node that serves nobody: it asks its peers what it was."""
+async def _come_back(
+    home: homes.Home,
+    config: Config,
+    log: JsonLog,
+    places: Sequence[str] = (),
+    *,
+    without_silent: bool = False,
+) -> Returned:
+    """Have a node that serves nobody ask its peers what it was; then its home is finished."""
     clock = SystemClock()
     parts = _parts(home, config, log, clock)
     config = with_capacity(home.path, config, parts.disk_free_bytes())
     node = Node(config, home.key, home.network, parts, recovering=True)
     try:
-        yield node
+        recovering = homes.stage_of(home.path) == "recovering"
+        found = await find_objects(
+            node, places, recovering=recovering, without_silent=without_silent
+        )
+        done = await begin_signing(node, found)
+        homes.remember_port(home.path, node.peer_url)
     finally:
         await node.stop_recovering()
-
-
-async def _recover(
-    home: homes.Home, config: Config, log: JsonLog, places: Sequence[str]
-) -> tuple[Found | None, Signing]:
-    async with _asking(home, config, log) as node:
-        await call_peers(node)
-        found = None
-        if homes.recovery_stage(home.path) == "begun":
-            found = await find_objects(node, places)
-            homes.mark_readable(home.path)
-        signing = await begin_signing(node)
-        homes.remember_port(home.path, node.peer_url)
-        return found, signing
+    homes.finish(home.path)
+    return done
 
 
 def recover_home(
@@ -320,10 +270,8 @@ def recover_home(
     network: str | None,
     name: str | None,
     passphrase: str,
-) -> tuple[str, Found | None, Signing]:
-    """Make a home of an exported key and bring back what its peers hold; return id and reports.
-
-    The first report is None where an earlier call had made the objects readable already.
+) -> tuple[str, Returned]:
+    """Make a home of an exported key and bring back what its peers hold; return id and report.
 
     Args:
         path: an empty directory, or a home whose recovery was begun.
@@ -341,55 +289,44 @@ def recover_home(
     for place in places:
         parse_place(place)  # before anything is written: a begun home takes no backup
     with homes.lock(path):
-        begun = homes.recovery_stage(path) is not None
-        if identity is not None and not (begun and homes.is_home(path)):
+        begun = homes.stage_of(path) == "recovering"
+        if identity is not None and not (begun and homes.has_key(path)):
             if network is None:
                 invited = [text for text in places if text.startswith(SCHEME)]
                 network = from_string(invited[0]).network if invited else None
-            if homes.is_home(path):
+            if homes.is_home(path) and not begun:
                 homes.init_home(path)  # says why it cannot be
-            homes.begin_recovery(path)
+            homes.mark(path, "recovering")
             homes.init_home(
                 path, passphrase=passphrase, name=name, network=network, recover=identity
             )
-        if homes.recovery_stage(path) is None:
+        if homes.stage_of(path) != "recovering":
             raise HomeInvalid(
                 f"no recovery was begun at {path}", hint="give the exported key file, too"
             )
         home = homes.open_home(path, passphrase)
         config = _remembered(path, from_environment(path, {}))
         os.umask(0o077)
-        found, signing = asyncio.run(_recover(home, config, SentenceLog(SystemClock()), places))
-        homes.end_recovery(path)
-    return to_text(home.key.node_id), found, signing
+        log = SentenceLog(SystemClock())
+        return to_text(home.key.node_id), asyncio.run(_come_back(home, config, log, places))
 
 
-async def _catch_up(
-    home: homes.Home, config: Config, log: JsonLog, *, without_silent: bool
-) -> CaughtUp:
-    async with _asking(home, config, log) as node:
-        return await catch_up(node, without_silent=without_silent)
-
-
-def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> CaughtUp:
+def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> Returned:
     """Finish the restore of a home: ask its peers what its node signed since the backup.
 
     Raises:
-        HomeInvalid: there is none to finish. XscError: as `xsc.node.recovery.restore.catch_up`.
+        HomeInvalid: there is none to finish. XscError: why it is not finished.
     """
     with homes.lock(path):
-        if homes.restore_stage(path) != "written":
+        if homes.stage_of(path) != "restored":
             raise HomeInvalid(
                 f"no restore is to be finished at {path}", hint="give the backup, too"
             )
         home = homes.open_home(path, passphrase)
         config = _remembered(path, from_environment(path, {}))
         os.umask(0o077)
-        done = asyncio.run(
-            _catch_up(home, config, SentenceLog(SystemClock()), without_silent=without_silent)
-        )
-        homes.end_restore(path)
-    return done
+        log = SentenceLog(SystemClock())
+        return asyncio.run(_come_back(home, config, log, without_silent=without_silent))
 
 
 def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
@@ -404,21 +341,14 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
         XscError: why it cannot start.
     """
     with homes.lock(path):
-        homes.check_finished(path)
+        homes.check_whole(path)
         config = from_environment(path, overrides)
         home = homes.open_home(path, passphrase)
         os.umask(0o077)
         log = JsonLog(SystemClock(), config.log_level)
-        if homes.recovery_stage(path) is not None:
-            _, signing = asyncio.run(_recover(home, _remembered(path, config), log, ()))
-            homes.end_recovery(path)
-            _say(f"went on with {signing.entries} ledger entries after the recovery")
-        if homes.restore_stage(path) is not None:
-            done = asyncio.run(
-                _catch_up(home, _remembered(path, config), log, without_silent=False)
-            )
-            homes.end_restore(path)
-            _say(f"caught up with {done.peers} peers after the restore")
+        if homes.stage_of(path) is not None:
+            done = asyncio.run(_come_back(home, _remembered(path, config), log))
+            _say(f"came back with {done.entries} ledger entries, from {done.peers} peers")
         keep_freed_memory(FREED_BYTES_KEPT)
         raise_descriptors()
         asyncio.run(serve(home, _remembered(path, config), _say))

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from xsc.base.clock import rest
-from xsc.base.encoding import Value, decode, encode, tagged_sha256
+from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import RateLimited, RecordInvalid, StoreDamaged, XscError
-from xsc.base.fields import take_bool, take_bytes, take_int
+from xsc.base.fields import take_bool
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
@@ -35,11 +35,12 @@ from xsc.base.limits import (
 )
 from xsc.base.merkle import Part, root_of
 from xsc.identity.context import Context
+from xsc.identity.envelope import Count, Record
+from xsc.ledger.incarnation import noted_bytes
+from xsc.ledger.service import LedgerService
 from xsc.net.service import PeerNet
 from xsc.storage.catalogue.directory import (
     HeadBody,
-    KnownPeer,
-    body_bytes,
     make_head,
     open_body,
     pack,
@@ -69,6 +70,17 @@ def pause_ms(size_bytes: int, taken_ms: int) -> int:
     return max(DIRECTORY_WAITED_MS * steps_of(size_bytes), 4 * taken_ms)
 
 
+class KeptHead(Record):
+    """The present head, as the state database has it."""
+
+    generation: Count
+    """Of the head; after a recovery, above all that can have been written."""
+    digest: bytes
+    """Hash of what it says; empty where that is not known."""
+    head: bytes
+    """As it was signed."""
+
+
 @dataclass(slots=True)
 class _Waiting:
     """Somebody who waits until so many peers have the directory as it was then."""
@@ -86,11 +98,11 @@ class DirectoryKeeper:
         context: the node's values.
         peers: the peers that are told and listed.
         storage: what the directory lists.
-        ledger: returns what the directory says of the ledger.
+        ledger: what the directory has a summary of.
         state: keeps the last head.
         background: runs a named task once.
-        on_old_copy: called when a peer shows a head that this node signed and this home
-            does not have.
+        on_old_copy: called with the fault when a peer shows a head that this node signed and
+            this home does not have.
     """
 
     def __init__(
@@ -99,10 +111,10 @@ class DirectoryKeeper:
         *,
         peers: PeerNet,
         storage: StorageService,
-        ledger: Callable[[], bytes],
+        ledger: LedgerService,
         state: KeyValue,
         background: Callable[[str, Callable[[], Awaitable[None]]], None],
-        on_old_copy: Callable[[], None],
+        on_old_copy: Callable[[XscError], None],
     ) -> None:
         self._context = context
         self._peers = peers
@@ -121,25 +133,24 @@ class DirectoryKeeper:
         """Peers that have not answered since somebody waited for them in vain."""
         self._replaced: list[str] = []
         """Capabilities of directory objects of before, until a peer has the present head."""
-        self.generation = 0
-        self._digest = b""
+        self._kept = KeptHead(generation=0, digest=b"", head=b"")
         self._listed = b""
         """Hash of the directory that the present head names; empty where it is not known."""
-        self._raw = b""
         raw = state.get(STATE)
         if raw is not None:
-            value = decode(raw, size_max=8 * MIB)
-            if not isinstance(value, dict) or value.get("v") != 1:
-                raise StoreDamaged("the own directory head is of no known form")
-            self.generation = take_int(value, "generation")
-            self._digest = take_bytes(value, "digest")
-            self._raw = take_bytes(value, "head")
+            self._kept = KeptHead.from_bytes(raw, size_max=8 * MIB)
         storage.catalogue.on_change = self.wake
+        ledger.chain.on_change = self.wake
 
     @property
     def head(self) -> bytes:
         """The signed head that this node wrote last; empty before the first."""
-        return self._raw
+        return self._kept.head
+
+    @property
+    def generation(self) -> int:
+        """The generation of that head; 0 before the first."""
+        return self._kept.generation
 
     def wake(self) -> None:
         """Look soon whether there is something to write or somebody to tell."""
@@ -160,7 +171,7 @@ class DirectoryKeeper:
                 await self.write()
                 taken_ms = self._context.clock.monotonic_ms() - begun_ms
                 self._tell()
-                pause = pause_ms(len(self._raw), taken_ms)
+                pause = pause_ms(len(self.head), taken_ms)
                 await self._context.clock.sleep_ms(pause)
                 if not self._is_waited_for():
                     rest_ms = max(DIRECTORY_INTERVAL_MS, 20 * taken_ms) - pause
@@ -208,22 +219,11 @@ class DirectoryKeeper:
             ):
                 waiting.over.set()
 
-    def _known(self) -> tuple[KnownPeer, ...]:
+    def _known(self) -> tuple[bytes, ...]:
+        """Return the known peers, without what only they or this node have signed of them."""
+        bare = {"added_ms": 0, "record": b"", "introducible": False, "member": b""}
         infos = [self._peers.info(peer) for peer in sorted(self._peers.roster.all_peers())]
-        return tuple(
-            KnownPeer(
-                info.node_id,
-                info.name,
-                tuple(info.addresses),
-                info.fingerprint,
-                info.seq,
-                info.introducer,
-                info.hops,
-                info.confirmed,
-                info.blocked,
-            )
-            for info in infos
-        )
+        return tuple(info.model_copy(update=bare).to_bytes() for info in infos)
 
     async def write(self) -> bool:
         """Make a new head where something changed; return whether it did."""
@@ -236,11 +236,19 @@ class DirectoryKeeper:
     async def _write(self) -> bool:
         packed = await self._context.executor.run(lambda: pack(self._storage.catalogue.directory()))
         peers, removed = self._known(), tuple(self._peers.roster.removed()[:REMOVED_LISTED_MAX])
-        ledger = self._ledger()
-        shown = body_bytes(HeadBody(0, peers, b"", None, ledger, removed))
+        ledger = noted_bytes(self._ledger.noted())
+        body = HeadBody(
+            written_ms=0,
+            peers=peers,
+            directory=packed,
+            capability=None,
+            ledger=ledger,
+            removed=removed,
+        )
         listed = tagged_sha256("directory", packed)
+        shown = body.model_copy(update={"directory": b""}).to_bytes()
         digest = tagged_sha256("directory-content", listed, shown)
-        if digest == self._digest or not peers:
+        if digest == self._kept.digest or not peers:
             return False
         before = self._storage_capability()
         capability: str | None = None
@@ -256,25 +264,17 @@ class DirectoryKeeper:
                 contract=Contract(),
             )
             capability = done.capability
-        body = HeadBody(
-            self._context.clock.now_ms(),
-            peers,
-            packed if capability is None else None,
-            capability,
-            ledger,
-            removed,
-        )
-        await self._keep(
-            make_head(
-                body,
-                self.generation + 1,
-                self._context.key,
-                self._context.network,
-                self._context.entropy.token(NONCE_BYTES),
-            ).raw,
+        update = {"written_ms": self._context.clock.now_ms(), "capability": capability}
+        if capability is not None:
+            update["directory"] = None
+        head = make_head(
+            body.model_copy(update=update),
             self.generation + 1,
-            digest,
+            self._context.key,
+            self._context.network,
+            self._context.entropy.token(NONCE_BYTES),
         )
+        await self._keep(head.raw, self.generation + 1, digest)
         self._listed = listed
         if before is not None:
             self._replaced.append(before)
@@ -282,9 +282,9 @@ class DirectoryKeeper:
 
     def _storage_capability(self) -> str | None:
         """Return the capability of the directory object that the present head names."""
-        if not self._raw:
+        if not self.head:
             return None
-        head = open_signed_head(self._raw, self._context.key.node_id, self._context.network)
+        head = open_signed_head(self.head, self._context.key.node_id, self._context.network)
         return open_body(head.record, self._context.key).capability
 
     async def go_on_from(self, raw: bytes) -> None:
@@ -299,15 +299,11 @@ class DirectoryKeeper:
 
     async def _keep(self, raw: bytes, generation: int, digest: bytes) -> None:
         """Take a head as the present one, on the disk."""
-        row: dict[str, Value] = {
-            "v": 1,
-            "generation": generation,
-            "digest": digest,
-            "head": raw,
-        }
-        changes: list[tuple[bytes, bytes | None]] = [(STATE, encode(row))]
-        await self._context.executor.run(lambda: self._state.write(changes, sync=True))
-        self.generation, self._digest, self._raw = generation, digest, raw
+        kept = KeptHead(generation=generation, digest=digest, head=raw)
+        await self._context.executor.run(
+            lambda: self._state.write([(STATE, kept.to_bytes())], sync=True)
+        )
+        self._kept = kept
 
     def copies_beside(self, peer: bytes) -> int:
         """Return how many peers beside that one are known to have the present head."""
@@ -319,7 +315,7 @@ class DirectoryKeeper:
 
     def _tell(self) -> None:
         """Send the head, in the background, to every peer that does not have it."""
-        if self._raw:
+        if self.head:
             for peer in self._peers.peers():
                 if self._told.get(peer, 0) < self.generation and peer not in self._telling:
                     self._telling.add(peer)
@@ -330,7 +326,7 @@ class DirectoryKeeper:
         """Send the newest head to one peer until it has it, or does not take it."""
         try:
             while self._told.get(peer, 0) < (generation := self.generation):
-                if not await self._is_told(peer, self._raw):
+                if not await self._is_told(peer, self.head):
                     return
                 self._told[peer] = generation
                 self._silent.discard(peer)
@@ -376,10 +372,15 @@ class DirectoryKeeper:
         """
         head = open_signed_head(held, self._context.key.node_id, self._context.network).record
         if head.generation > self.generation or (
-            head.generation == self.generation and held != self._raw
+            head.generation == self.generation and held != self.head
         ):
             # This home is an old copy, and must not write over what came after it.
             self._context.log.error("directory.newer_at_peer", peer=short(peer))
-            self._on_old_copy()
-        elif held != self._raw:
+            self._on_old_copy(
+                StoreDamaged(
+                    "a peer holds a newer directory of this node: this home is an old copy",
+                    hint="restore the latest home, or recover it: xsc node recover",
+                )
+            )
+        elif held != self.head:
             self._context.log.warning("directory.refused_without_reason", peer=short(peer))

@@ -16,9 +16,6 @@ from xsc.terms.execution import Number
 class Peers(Protocol):
     """Who is followed, and for what."""
 
-    def find(self, name: str) -> bytes:
-        """Return the node that a name means, or raise PeerUnknown or ArgumentInvalid."""
-
     def watch(self, owner: bytes, prefix: str) -> None:
         """Follow a prefix of a peer until `unwatch`."""
 

@@ -8,7 +8,7 @@ and provenance in one write of the space. What changes meanwhile is read by the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from xsc.api.programs import Results, State
@@ -41,6 +41,8 @@ class Ports:
 
     space: Space
     peers: Peers
+    find: Callable[[str], bytes]
+    """Returns the node that a name means, or raises PeerUnknown or ArgumentInvalid."""
     sandbox: Sandbox
     recorder: Recorder
     clock: Clock

@@ -178,7 +178,7 @@ class ComputeRuntimeManager:
         nodes = {}
         for name in document.owners:
             try:
-                nodes[name] = self._ports.peers.find(name)
+                nodes[name] = self._ports.find(name)
             except (PeerUnknown, ArgumentInvalid) as fault:
                 variable = next(v for v in document.variables if v.owner == name)
                 place = ("variables", variable.name, "owner")

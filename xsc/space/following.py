@@ -12,12 +12,14 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from xsc.base.clock import Clock
-from xsc.base.errors import RateLimited
+from xsc.base.errors import NotFound, RateLimited, UnavailableError
 from xsc.base.ids import short
 from xsc.base.log import Log
 from xsc.base.peering import Peers
 from xsc.space.limits import FOLLOWING_SETTLE_MS
 from xsc.space.paths import UserSpacePaths
+from xsc.space.record import Entry
+from xsc.space.service import SpaceService
 from xsc.space.sync import SpaceSync, Subscription
 
 
@@ -56,36 +58,41 @@ class Following:
     """The peers that one node follows.
 
     Args:
+        space: has what is followed.
         sync: holds the requests.
         peers: those that are not blocked are followed.
         standing: decides what is always followed of each.
         start: runs a loop in the background until its task is cancelled.
+        is_up: says whether a peer answers.
         clock: the node's.
         log: hears of subscriptions beyond the bound.
         everybody: returns the prefixes that are followed of all peers now.
-        also: returns owner and prefix of what is followed beside that; of peers alone.
     """
 
     def __init__(
         self,
+        space: SpaceService,
         sync: SpaceSync,
         peers: Peers,
         standing: Standing,
         start: Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]],
         *,
+        is_up: Callable[[bytes], bool],
         clock: Clock,
         log: Log,
         everybody: Callable[[], set[str]] = set,
-        also: Callable[[], set[Subscription]] = set,
     ) -> None:
+        self._space = space
         self._sync = sync
+        self._is_up = is_up
         self._peers = peers
         self._standing = standing
         self._start = start
         self._clock = clock
         self._log = log
         self._everybody = everybody
-        self._also = also
+        self.also: Callable[[], set[Subscription]] = set
+        """Returns owner and prefix of what is followed beside that; of peers alone."""
         self._begun = False
         self._recognised = asyncio.Event()
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
@@ -131,7 +138,7 @@ class Following:
             weights = self._standing.weight_ppm(peer), self._standing.their_weight_ppm(peer)
             prefixes = prefixes_of(*weights, self._everybody())
             wanted |= {(peer, prefix) for prefix in prefixes}
-        wanted |= {each for each in self._also() if each[0] in self._tasks}
+        wanted |= {each for each in self.also() if each[0] in self._tasks}
         for subscription in self._subscribed - wanted:
             self._sync.unsubscribe(*subscription)
         self._subscribed &= wanted
@@ -154,6 +161,30 @@ class Following:
             await self._sync.follow(peer)
 
         return self._start(f"space_of_{short(peer)}", follow)
+
+    async def read(self, owner: bytes, path: str, *, anew: bool = False) -> Entry:
+        """Return the newest record at a path, fetched from its owner where that is needed.
+
+        Args:
+            owner: of the space.
+            path: of the record.
+            anew: fetch it although it is followed: what is new can be on its way.
+
+        Raises:
+            NotFound: nothing is there, or its value is not on this node and the owner is away.
+        """
+        if owner != self._space.owner and self._is_up(owner):
+            try:
+                followed = not anew and self._sync.is_followed(owner, path)
+                if not followed and not await self._sync.fetch(owner, path):
+                    raise NotFound(
+                        f"nothing is at '{path}'", hint="`xsc space ls` shows what is there"
+                    )
+                if self._space.get(path, owner).signed.record.digest is not None:
+                    await self._sync.load(owner, owner, path)
+            except UnavailableError:
+                self._log.info("space.owner_silent", peer=short(owner))
+        return self._space.get(path, owner)
 
     def watch(self, owner: bytes, prefix: str) -> None:
         """Follow a prefix of an owner until `unwatch`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
 from xsc.base.clock import Clock
@@ -25,7 +26,8 @@ class Intervals:
         store: keeps each grant before it is sent.
         caller: reaches the peers.
         clock: the node's.
-        answers_for: says whether this node knows a peer directly.
+        peers: returns the known peers.
+        is_direct: says whether this node knows a peer directly.
         log: told of peers that grant nothing.
     """
 
@@ -35,14 +37,17 @@ class Intervals:
         caller: Caller,
         clock: Clock,
         *,
-        answers_for: Callable[[bytes], bool],
+        peers: Callable[[], Sequence[bytes]],
+        is_direct: Callable[[bytes], bool],
         log: Log,
     ) -> None:
         self._store = store
         self._caller = caller
         self._clock = clock
         self._log = log
-        self._answers_for = answers_for
+        self._peers = peers
+        self._is_direct = is_direct
+        self._asking = asyncio.Lock()
         self._asked = Tally(GRANTS_A_PEER_MAX, GRANTS_MS)
 
     def handlers(self) -> dict[str, Handler]:
@@ -54,19 +59,27 @@ class Intervals:
     ) -> Answered:
         del parts
         anew = take_bool(header, "anew")
-        if not self._answers_for(caller):
+        if not self._is_direct(caller):
             raise NotAllowed("an interval is granted to peers that this node knows directly")
         self._asked.count(caller, self._clock.monotonic_ms(), "intervals")
         return {}, [await self._store.grant(caller, anew=anew)]
 
-    async def run(self, peers: Callable[[], Iterable[bytes]]) -> None:
-        """Ask peers until one has granted an interval, at most ASKED_MAX times."""
-        for _ in range(ASKED_MAX):
-            asked = [*peers()]
-            await self.ask(asked)
-            if not asked or self._store.clock is not None:
-                return
-            await self._clock.sleep_ms(ASK_AGAIN_MS)
+    def granters(self) -> list[bytes]:
+        """Return who is to grant this node an interval: who invited it; anybody for one it left."""
+        if self._store.has_left:
+            return [peer for peer in self._peers() if self._is_direct(peer)]
+        inviter = self._store.inviter
+        return [] if inviter is None else [inviter]
+
+    async def get(self) -> None:
+        """Ask those who are to grant an interval until there is one, at most ASKED_MAX times."""
+        async with self._asking:  # they answer a few times a day
+            for _ in range(ASKED_MAX):
+                asked = self.granters()
+                await self.ask(asked)
+                if not asked or self._store.clock is not None:
+                    return
+                await self._clock.sleep_ms(ASK_AGAIN_MS)
 
     async def ask(self, peers: Iterable[bytes]) -> None:
         """Ask peers in turn until one grants an interval; a node that has one asks nobody."""

@@ -11,26 +11,47 @@ from typing import Protocol, TypeAlias
 
 from xsc.base.errors import XscError
 from xsc.base.keyvalue import Change
-from xsc.identity.envelope import Signed
-from xsc.terms.storage_receipt import DeletionOrder
+from xsc.storage.object.durability import Contract
 
 
-class Departure(Protocol):
-    """Whether this node leaves, as its shard server needs to know it."""
+class Settings(Protocol):
+    """What the operator decides."""
 
     @property
-    def active(self) -> bool:
-        """Whether this node leaves."""
+    def lease_grace_ms(self) -> int:
+        """How long hosts keep what is stored under a lease that is over."""
 
-    def check_room(self) -> None:
-        """Return if this node takes shards.
+    @property
+    def storage_lease_ms(self) -> int:
+        """How long leases last that this node takes."""
 
-        Raises:
-            SpaceExhausted: it leaves.
-        """
+    @property
+    def warned_ms(self) -> int:
+        """How long before its end a lease counts as ending soon."""
 
-    async def keep(self, order: Signed[DeletionOrder]) -> None:
-        """Keep a customer's checked order to delete what it has here, as proof for the drain."""
+    @property
+    def guard_bytes(self) -> int:
+        """Most that is stored at hosts for one absent owner."""
+
+    @property
+    def survive(self) -> Contract | None:
+        """The default contract; None: what all known nodes can keep."""
+
+    @property
+    def repair_grace_ms(self) -> int:
+        """How long a node must be silent before its columns count as lost."""
+
+    @property
+    def repair_bytes_a_second(self) -> int:
+        """Limit of what repair fetches and sends; 0: no limit."""
+
+    @property
+    def repair_interval_ms(self) -> int:
+        """How often every host of every object is asked, even if nothing happened."""
+
+    @property
+    def moved_kept_ms(self) -> int:
+        """How long the old copy of a moved column stays, for readers of the old placement."""
 
 
 class HostLease(Protocol):

@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from xsc.api.objects import State
 from xsc.identity.envelope import Signed
-from xsc.storage.object.durability import Contract, Domains
-from xsc.storage.object.expiry import HostEnd
+from xsc.storage.object.durability import Contract
 from xsc.storage.object.inventory import HeldObject
-from xsc.storage.object.placement import Condition, State, column_state
+from xsc.storage.object.placement import column_state
 from xsc.storage.ports import PassedOver
-from xsc.storage.transfer.deep_read import BadShard
 from xsc.storage.transfer.get import Located
 from xsc.terms.storage_receipt import DeletionReceipt
 
 UNFOUND_MARGIN = -1
-"""Of an object that a recovery did not find: it cannot be read, and its code is not known."""
+"""Of an object that a recovery did not find."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,67 +33,6 @@ class PutResult:
     version: int = 1
     """Its number under the name."""
     passed_over: tuple[PassedOver, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class HostState:
-    """One column of an object."""
-
-    shard: int
-    node: bytes | None
-    """None if no node that answered has it."""
-    state: State
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectStat:
-    """What the hosts say of an object."""
-
-    size_bytes: int
-    k: int
-    m: int
-    hosts: tuple[HostState, ...]
-    condition: Condition
-    ends: tuple[HostEnd, ...] = ()
-    """Until when each host keeps its part: by the own leases, else by what the host says."""
-    ending: tuple[HostEnd, ...] = ()
-    """Those of them that end soon."""
-    contract: Contract = Contract()  # noqa: RUF009 (a frozen value)
-    """The contract under which it was stored."""
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectCheck:
-    """What `xsc store check` found."""
-
-    stat: ObjectStat
-    survives: Contract
-    """Of the columns that are good now."""
-    domains: tuple[Domains, ...]
-    """By kind: in how many domains these columns are."""
-    yearly_loss_ppb: int
-    """Estimated chance of loss within a year, parts per billion."""
-    read_bytes: int
-    """Read and verified by a deep check."""
-    bad: tuple[BadShard, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectRow:
-    """One line of `xsc store ls`."""
-
-    name: str
-    capability: str
-    size_bytes: int
-    created_ms: int
-    margin: int
-    """By which hosts are up and have not denied the lease; `stat` asks them. UNFOUND_MARGIN of
-    what a recovery did not find."""
-    version: int = 1
-    ends_ms: int | None = None
-    """When the first of its leases ends as things stand; None: never."""
-    ending: tuple[HostEnd, ...] = ()
-    """The hosts whose leases end soon."""
 
 
 @dataclass(frozen=True, slots=True)

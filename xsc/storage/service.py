@@ -13,10 +13,11 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import TypeVar
 
+from xsc.api import objects as shown
 from xsc.base.errors import (
     NotAllowed,
     StoreDamaged,
@@ -26,14 +27,7 @@ from xsc.base.errors import (
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
-    CUSTODY_BYTES,
-    LEASE_WARNING_MS,
-    LEFTOVERS_KEPT_MS,
     READ_AHEAD_KEPT_MS,
-    REPAIR_BYTES_A_SECOND,
-    REPAIR_CHECK_MS,
-    REPAIR_GRACE_MS,
-    SEGMENTS_IN_FLIGHT,
 )
 from xsc.base.peering import GroupHandler, Handler
 from xsc.base.turns import sliced
@@ -47,9 +41,9 @@ from xsc.storage.catalogue.names import (
 )
 from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
 from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
-from xsc.storage.object.durability import Contract, HostLabels, domains_of, survival
+from xsc.storage.object.durability import KINDS, Contract, HostLabels, domains_of, survival
 from xsc.storage.object.erasure import Code
-from xsc.storage.object.expiry import HostEnd, ending, first_end, own_ends, told_ends
+from xsc.storage.object.expiry import ending, first_end, own_ends, told_ends
 from xsc.storage.object.inventory import HeldAt, HeldObject
 from xsc.storage.object.loss import yearly_loss_ppb
 from xsc.storage.object.placement import (
@@ -58,25 +52,21 @@ from xsc.storage.object.placement import (
     default_contract,
     likely_columns,
 )
-from xsc.storage.ports import Commit, Hosts, Leases
+from xsc.storage.ports import Commit, Hosts, Leases, Settings
 from xsc.storage.repair.assignment import CustodianAssignment
 from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.drain import Drain
 from xsc.storage.repair.maintained_object import (
     MaintainedObjects,
     RepairResult,
-    RepairSettings,
 )
 from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.repair.own_objects import OwnObjects
+from xsc.storage.repair.peer_departures import Departures
 from xsc.storage.repair.repairer import Repairer
 from xsc.storage.reports import (
     UNFOUND_MARGIN,
-    HostState,
-    ObjectCheck,
-    ObjectRow,
-    ObjectStat,
     PutResult,
     Retried,
     RmResult,
@@ -94,25 +84,6 @@ from xsc.storage.transfer.resume import ResumeJournals
 from xsc.terms.storage_receipt import DeletionReceipt
 
 T = TypeVar("T")
-REPAIR_DEFAULTS = RepairSettings(
-    REPAIR_GRACE_MS, REPAIR_BYTES_A_SECOND, REPAIR_CHECK_MS, LEFTOVERS_KEPT_MS
-)
-
-
-@dataclass(frozen=True, slots=True)
-class StorageSettings:
-    """What the operator decides about storage."""
-
-    lease_grace_ms: int
-    """How long hosts keep what is stored under a lease that is over."""
-    repair: RepairSettings = REPAIR_DEFAULTS
-    lease_warning_ms: int = LEASE_WARNING_MS
-    """How long before its end a lease counts as ending soon."""
-    custody_bytes: int = CUSTODY_BYTES
-    """Most that is stored at hosts for one absent owner."""
-    survive: Contract | None = None
-    """The default contract; None: what all known nodes can keep."""
-    segments_in_flight: int = SEGMENTS_IN_FLIGHT
 
 
 class StorageService:
@@ -125,9 +96,10 @@ class StorageService:
         hosts: Hosts,
         leases: Leases,
         node: StorageNode,
+        departures: Departures,
         state: KeyValue,
         commit: Commit,
-        settings: StorageSettings,
+        settings: Settings,
         weight_ppm: Callable[[bytes], int] = lambda _: 0,
         custodian_for: Callable[[bytes], bool] = lambda _: True,
     ) -> None:
@@ -138,6 +110,7 @@ class StorageService:
             hosts: the peers that lease storage to this node.
             leases: those that this node granted.
             node: its shard store.
+            departures: which nodes leave.
             state: the store of the catalogue, journals and custody.
             commit: writes to `state`, synced.
             settings: what the operator decided.
@@ -152,11 +125,10 @@ class StorageService:
         self._client = client = HostClient(
             context,
             hosts=hosts,
-            leases=leases,
-            node=node,
+            leaving=departures.leaving,
             lease_grace_ms=settings.lease_grace_ms,
         )
-        grace_ms = settings.repair.grace_ms
+        grace_ms = settings.repair_grace_ms
         watch = NodeWatch(context.clock, client, grace_ms)
         self.drain = drain = Drain(
             context,
@@ -164,12 +136,18 @@ class StorageService:
             node=node,
             state=state,
             commit=commit,
+            departures=departures,
             watch=watch,
             grace_ms=grace_ms,
         )
         drain.on_change = self.node_changed
-        client.leaving = drain.leaving
-        self._shard_server = ShardServer(context, leases=leases, node=node, drain=drain)
+        self._shard_server = ShardServer(
+            context,
+            leases=leases,
+            node=node,
+            check_room=departures.check_room,
+            released=drain.keep,
+        )
         self._finder = ObjectFinder(context, client, self.catalogue.placement)
         self.adoption = Adoption(self.catalogue, self._finder)
         self._owned = OwnObjects(self.catalogue, self._own)
@@ -194,7 +172,7 @@ class StorageService:
             owners,
             leaving=drain.leaving,
             accepts=custodian_for,
-            budget_bytes=settings.custody_bytes,
+            budget_bytes=settings.guard_bytes,
             grace_ms=grace_ms,
         )
         self.custody_repairer = self._repairer(self.custodian, owners)
@@ -206,7 +184,7 @@ class StorageService:
             self._context,
             self._client,
             objects,
-            settings=self._settings.repair,
+            settings=self._settings,
             finder=self._finder,
             watch=watch,
             drain=self.drain,
@@ -278,7 +256,6 @@ class StorageService:
             self._context.entropy,
             code=Code(*code),
             contract=contract,
-            segments_in_flight=self._settings.segments_in_flight,
         )
         if resume is None:
             begun = upload()
@@ -414,19 +391,20 @@ class StorageService:
         located, content_key = open_reference(raw)
         if located.manifest.size_bytes > size_max:
             raise TooLarge(f"the object is over {size_max} bytes")
-        return await read_whole(
-            self._client, located, content_key, self._settings.segments_in_flight
-        )
+        return await read_whole(self._client, located, content_key)
 
     # Customer: looking after
 
-    async def stat(self, capability: str) -> ObjectStat:
+    async def stat(self, capability: str) -> shown.Stat:
         """Return what the hosts say of an object; a verify capability is enough.
 
         Raises:
             CapabilityInvalid, ObjectUnknown: as `open`.
         """
-        verify = parse_verify(capability)
+        found, _ = await self._stat(parse_verify(capability))
+        return found
+
+    async def _stat(self, verify: VerifyCapability) -> tuple[shown.Stat, Located]:
         located = await self._finder.locate(verify)
         manifest = located.manifest
         is_own = self.catalogue.placement(verify) is not None
@@ -450,21 +428,21 @@ class StorageService:
         # What was asked just now is known better than by the last probes.
         up -= {node for node, held in answers.items() if held is None}
         up |= {self._own} | {node for node, held in answers.items() if held is not None}
-        return ObjectStat(
+        whole = condition(states, manifest.k, len(up - holding), inline=manifest.inline is not None)
+        said = shown.Stat(
             size_bytes=manifest.size_bytes,
-            k=manifest.k,
-            m=manifest.m,
-            hosts=tuple(
-                HostState(column, node, state)
+            code=shown.Code(k=manifest.k, m=manifest.m),
+            hosts=[
+                shown.Host(shard=column, node=node, state=state)
                 for column, (node, state) in enumerate(zip(columns, states, strict=True))
-            ),
-            condition=condition(
-                states, manifest.k, len(up - holding), inline=manifest.inline is not None
-            ),
-            ends=tuple(ends),
+            ],
+            readable=whole.readable,
+            margin=whole.margin,
+            healable=whole.healable,
+            ends_ms=first_end(ends),
             ending=self._ending(ends),
-            contract=manifest.contract,
         )
+        return said, located
 
     async def _said(
         self,
@@ -477,7 +455,7 @@ class StorageService:
         said = await together(self._finder.stat(node, verify, located.manifest) for node in nodes)
         return {**known, **dict(zip(nodes, said, strict=True))}
 
-    def _own_ends(self, entry: ObjectEntry) -> list[HostEnd]:
+    def _own_ends(self, entry: ObjectEntry) -> list[shown.Ending]:
         held = ((item.node, item.lease_id) for item in entry.held if item.size_bytes)
         return own_ends(held, self._own, self._hosts.lease_end)
 
@@ -489,12 +467,12 @@ class StorageService:
                 leases.setdefault(item.node, []).append(item.lease_id)
         return {node for node, ids in leases.items() if all(map(self._hosts.is_denied, ids))}
 
-    def _ending(self, ends: Sequence[HostEnd]) -> tuple[HostEnd, ...]:
-        return tuple(ending(ends, self._context.clock.now_ms() + self._settings.lease_warning_ms))
+    def _ending(self, ends: Sequence[shown.Ending]) -> list[shown.Ending]:
+        return ending(ends, self._context.clock.now_ms() + self._settings.warned_ms)
 
     async def check(
         self, capability: str, *, deep: bool, lives_ms: Sequence[int], repair_ms: int
-    ) -> ObjectCheck:
+    ) -> shown.Checked:
         """Say what an object's placement is worth, and with `deep` read every shard of it.
 
         A verify capability is enough: nothing is deciphered.
@@ -508,11 +486,10 @@ class StorageService:
         Raises:
             CapabilityInvalid, ObjectUnknown: as `open`.
         """
-        found = await self.stat(capability)
+        found, located = await self._stat(parse_verify(capability))
         read_bytes = 0
         bad: list[BadShard] = []
         if deep:
-            located = await self._finder.locate(parse_verify(capability))
             columns = [host.node for host in found.hosts]
             read_bytes, bad = await read_every_shard(self._client, located, columns)
         broken = {fault.column for fault in bad}
@@ -527,27 +504,33 @@ class StorageService:
         ]
         await self._hosts.learn_labels(nodes)
         live = [HostLabels(node, *self._hosts.labels(node)) for node in nodes]
-        spares = len(live) - found.k
-        return ObjectCheck(
-            stat=replace(
-                found,
-                hosts=tuple(
-                    replace(host, state=state)
-                    for host, state in zip(found.hosts, states, strict=True)
-                ),
-                condition=found.condition
-                if not broken
-                else replace(
-                    found.condition, readable=spares >= 0, margin=spares, healable=spares >= 0
-                ),
-            ),
-            survives=survival(live, spares) if spares > 0 else Contract(),
-            domains=domains_of(live),
+        spares = len(live) - found.code.k
+        contract = located.manifest.contract
+        survives = survival(live, spares) if spares > 0 else Contract()
+        hosts = zip(found.hosts, states, strict=True)
+        told = {each.name: getattr(found, each.name) for each in fields(found)}
+        if broken:
+            told |= {"readable": spares >= 0, "margin": spares, "healable": spares >= 0}
+        told["hosts"] = [replace(host, state=state) for host, state in hosts]
+        return shown.Checked(
+            **told,
+            survives=survives.shown_for(contract).to_text(),
+            domains={
+                kind: shown.Domains(known=each.known, unknown=each.unknown)
+                for kind, each in zip(KINDS, domains_of(live), strict=True)
+            },
+            contract=contract.to_text() if contract != Contract() else None,
+            contract_kept=survives.meets(contract),
             yearly_loss_ppb=await self._context.executor.run(
                 partial(yearly_loss_ppb, live, spares, lives_ms=lives_ms, repair_ms=repair_ms)
             ),
             read_bytes=read_bytes,
-            bad=tuple(bad),
+            bad=[
+                shown.BadShard(
+                    segment=each.segment, shard=each.column, node=each.node, reason=each.reason
+                )
+                for each in bad
+            ],
         )
 
     async def repair(self, capability: str, progress: Progress | None = None) -> RepairResult:
@@ -567,7 +550,7 @@ class StorageService:
             )
         return done
 
-    def ls(self) -> list[ObjectRow]:
+    def ls(self) -> list[shown.Object]:
         """Return the objects that this node stored, oldest first."""
         rows = []
         for _, entry in self.catalogue.entries():
@@ -576,34 +559,23 @@ class StorageService:
             placement = entry.placement
             lost = self._denied(entry)
             up = sum(self._client.is_up(node) and node not in lost for node in placement.columns)
-            ends = self._own_ends(entry)
-            rows.append(
-                ObjectRow(
-                    entry.name,
-                    entry.capability,
-                    entry.size_bytes,
-                    entry.created_ms,
-                    up - placement.k,
-                    entry.version,
-                    first_end(ends),
-                    self._ending(ends),
-                )
-            )
-        for item in self.catalogue.unfound():
-            ends = self._own_ends(self.catalogue.entry_of_unfound(item))
-            rows.append(
-                ObjectRow(
-                    item.name,
-                    item.capability,
-                    item.size_bytes,
-                    item.created_ms,
-                    UNFOUND_MARGIN,
-                    item.version,
-                    first_end(ends),
-                    self._ending(ends),
-                )
-            )
+            rows.append(self._row(entry, up - placement.k))
+        unfound = map(self.catalogue.entry_of_unfound, self.catalogue.unfound())
+        rows += [self._row(entry, UNFOUND_MARGIN) for entry in unfound]
         return sorted(rows, key=lambda row: (row.created_ms, row.name, row.capability))
+
+    def _row(self, entry: ObjectEntry, margin: int) -> shown.Object:
+        ends = self._own_ends(entry)
+        return shown.Object(
+            name=entry.name,
+            version=entry.version,
+            capability=entry.capability,
+            size_bytes=entry.size_bytes,
+            created_ms=entry.created_ms,
+            margin=margin,
+            ends_ms=first_end(ends),
+            ending=self._ending(ends),
+        )
 
     async def rm(self, capability: str) -> RmResult:
         """Delete an object at every host; hosts that are silent are asked by the next `rm`.
@@ -634,7 +606,9 @@ class StorageService:
         ordered = sorted(nodes)
         answers = await together(self._forget(node, verify.locate) for node in ordered)
         confirmed = tuple(node for node, (gone, _) in zip(ordered, answers, strict=True) if gone)
-        receipts = tuple(receipt for _, receipt in answers if receipt is not None)
+        receipts = tuple(
+            receipt for _, receipt in answers if receipt is not None and receipt.author != self._own
+        )
         for item in held:
             if item.node in confirmed:
                 await self._client.note_freed(item.node, item.lease_id, item.size_bytes)

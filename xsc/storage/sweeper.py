@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from xsc.base.clock import Clock, Executor
 from xsc.base.ids import short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
@@ -22,7 +21,7 @@ from xsc.base.limits import (
     SWEEP_PAUSE_MS,
     SWEEP_SLICE,
 )
-from xsc.base.log import Log
+from xsc.identity.context import Context
 from xsc.storage.ports import Leases
 from xsc.storage.shardstore.bodies import decode_number, encode_number
 from xsc.storage.shardstore.store import StorageNode
@@ -60,22 +59,20 @@ class Sweeper:
 
     def __init__(
         self,
+        context: Context,
         *,
         node: StorageNode,
         leases: Leases,
         state: KeyValue,
-        clock: Clock,
-        executor: Executor,
-        log: Log,
         grace_ms: int,
         leftover_ms: int,
     ) -> None:
         self._node = node
         self._leases = leases
         self._state = state
-        self._clock = clock
-        self._executor = executor
-        self._log = log
+        self._clock = context.clock
+        self._executor = context.executor
+        self._log = context.log
         self._grace_ms = grace_ms
         self._leftover_ms = leftover_ms
 

@@ -149,7 +149,6 @@ class Allocating(Node):
                 read=self.read,
                 heard=self.commitments.heard,
                 once=self.once,
-                told=lambda: self.allocator.wake(),  # noqa: PLW0108 (bound late)
                 report=lambda peer, what: self.reports.append((peer, what)),
             ),
             is_up=self.up.__contains__,

@@ -12,7 +12,7 @@ from tests.unit.allocation.test_allocating import SLOT, Allocating, need_of
 from xsc.allocation.program import parts_of, state_of
 from xsc.base.clock import InlineExecutor
 from xsc.identity.keys import KeyPair
-from xsc.node.built_in import ALLOCATION, allocation_function
+from xsc.node.programs import ALLOCATION, allocation_function
 from xsc.programs import frame
 from xsc.programs.compile import compile_program
 from xsc.programs.document import parse, resolve

@@ -69,16 +69,17 @@ class Checking:
         self.records = self.make()
 
     def make(self):
-        return Records(
+        records = Records(
             self.context,
             space=self,
             state=self.state,
             read=self.read,
             heard=self,
             once=self.once,
-            told=lambda: self.told.append(self.clock.now_ms()),
             report=lambda peer, what: self.reports.append((peer, what)),
         )
+        records.told = lambda: self.told.append(self.clock.now_ms())
+        return records
 
     def of(self, node):
         nothing = SpaceValue(record=b"", value=b"")

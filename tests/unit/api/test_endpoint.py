@@ -7,13 +7,12 @@ from dataclasses import field, fields
 
 import pytest
 
-from xsc.api.endpoint import Endpoint, Nothing, header, in_path, model, written
+from xsc.api.endpoint import Endpoint, Model, Nothing, header, in_path, written
 from xsc.api.table import ENDPOINTS
 from xsc.base.errors import ArgumentInvalid
 
 
-@model
-class Asked:
+class Asked(Model):
     who: str
     secret: str = header("XSC-Secret", default="")
     twice: bool = header("XSC-Twice", default=False)

@@ -9,18 +9,16 @@ from types import MappingProxyType
 
 import pytest
 
-from xsc.api.endpoint import absent, model
+from xsc.api.endpoint import Model, absent
 from xsc.api.serial import document, to_text
 
 
-@model
-class Inner:
+class Inner(Model):
     from_: str
     extra: bytes | None = absent(default=None)
 
 
-@model
-class Outer:
+class Outer(Model):
     blob: bytes
     rows: tuple[Inner, ...] = ()
     named: Mapping[str, bytes] = field(default_factory=dict)

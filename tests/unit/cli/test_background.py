@@ -34,17 +34,20 @@ def test_a_log_without_a_reason_may_lie_on_a_full_disk(home, monkeypatch, free, 
     assert type(background._why(home, len("older\n"))) is kind
 
 
-def test_a_process_runs_until_its_last_thread_has_ended():
+def test_a_process_runs_until_its_last_thread_has_ended(tmp_path):
     ends_first = (
         "import ctypes, sys, threading\n"
+        "lock = open('lock', 'a')\n"
         "threading.Thread(target=sys.stdin.read).start()\n"
         "ctypes.CDLL(None).pthread_exit(None)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", ends_first], stdin=subprocess.PIPE) as process:
+    words = [sys.executable, "-c", ends_first]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, cwd=tmp_path) as process:
         stat = Path(f"/proc/{process.pid}/stat")
         while " Z " not in stat.read_text():
             assert process.poll() is None
-        assert background.start_ticks(process.pid) is not None
+        assert background.holds(process.pid, tmp_path)
+        assert not background.holds(process.pid, tmp_path.parent)
         process.kill()
         process.wait(60)
-    assert background.start_ticks(process.pid) is None
+    assert not background.holds(process.pid, tmp_path)

@@ -66,20 +66,6 @@ def test_a_terminal_is_shown_no_control_characters(xsc, stand_in, monkeypatch):
     assert xsc("space", "get", "a").out == b"red \\x1b[31m\nnext\n"
 
 
-@pytest.mark.parametrize("command", ["put", "get", "rm", "ls", "watch"])
-@pytest.mark.parametrize("path", ["a//b", "../a", "a\0", "é", "a" * 1025, ":a", "x" * 3000 + ":a"])
-def test_what_is_no_path_is_refused_before_the_node_is_asked(xsc, stand_in, command, path):
-    done = xsc("space", command, path, *(["x"] if command == "put" else []))
-    assert (done.code, done.out) == (2, b"")
-    assert "(argument_invalid)" in done.err
-    assert stand_in.requests == []
-
-
-def test_a_wrong_path_has_a_hint(xsc):
-    done = xsc("space", "get", "a//b")
-    assert done.err.splitlines()[1] == "hint: write [OWNER:]part/part"
-
-
 def test_what_is_missing_exits_with_its_code(xsc, stand_in):
     stand_in.refuses("GET", RECORD + "a", "not_found", "nothing is at 'a'")
     done = xsc("space", "get", "a")

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from tests.unit.client.stand_in import StandIn, proves
+from tests.unit.client.stand_in import StandIn, proves, sent_challenge
 from xsc.api import proof
 from xsc.api.endpoint import Nothing
 from xsc.api.objects import GET, PUT, STAT, Capability, Get, Put
@@ -247,7 +247,7 @@ def test_who_listens_where_a_node_was_gets_neither_token_nor_content(tmp_path, l
                 except OSError:
                     return
                 with connection:
-                    sent = connection.recv(65536)
+                    sent = sent_challenge(connection)
                     seen.append(sent)
                     challenge = sent[-2 * proof.CHALLENGE_BYTES :]
                     # All that it can know: what a node with that token says at another port.
@@ -282,20 +282,6 @@ def test_who_listens_where_a_node_was_gets_neither_token_nor_content(tmp_path, l
             assert secret not in sent
     challenges = [sent[-2 * proof.CHALLENGE_BYTES :] for sent in seen[::2]]
     assert len(set(challenges)) == len(challenges)
-
-
-def test_a_proof_may_come_byte_by_byte():
-    near, far = socket.socketpair()
-    body = b'{"proof":"c0ffee"}'
-    with near, far:
-        for byte in b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body):
-            far.send(bytes([byte]))
-
-        class Slow:
-            def recv(self, _):
-                return near.recv(1)
-
-        assert core_module._read_proof(Slow()) == "c0ffee"
 
 
 def test_a_proof_says_one_thing_about_one_token_port_and_challenge():
@@ -455,13 +441,6 @@ def test_a_connection_is_not_used_again_after_an_error_or_what_the_node_closed(c
 
 
 def test_a_kept_connection_that_ended_or_was_idle_for_long_is_left(core, stand_in):
-    ours, theirs = socket.socketpair()
-    assert core_module._is_quiet(ours)
-    theirs.close()
-    assert not core_module._is_quiet(ours)
-    ours.close()
-    assert not core_module._is_quiet(ours)
-
     stand_in.keeps = True
     stand_in.answers("GET", "/v1/status", {})
     core.ask(STATUS, Nothing())

@@ -138,6 +138,12 @@ async def test_a_probe_learns_time_skew_and_state(a, b):
     assert a.changes == [(b.id, True)]
 
 
+async def test_this_node_is_always_up_and_answers_at_once(a):
+    assert a.health.is_up(a.id)
+    assert await a.health.is_there(a.id)
+    assert a.health.response_ms(a.id) == 0
+
+
 async def test_the_seed_example_through_the_service(a, b):
     for silent, takes_ms in ((False, 100), (True, 0), (False, 150)):
         a.silent = {b.id} if silent else set()

@@ -1,13 +1,15 @@
 """A port that is still in use is waited for, and for so long."""
 
 import asyncio
-import errno
 import socket
 
 import pytest
 
 from tests.settle import settle
-from xsc.net.transport.listener import listen
+from xsc.base import limits
+from xsc.base.errors import ConfigInvalid
+from xsc.net.transport.bounds import Gate
+from xsc.net.transport.http import Server
 
 
 @pytest.fixture
@@ -26,23 +28,30 @@ def holder(port):
         yield listening
 
 
+def server():
+    """Return a server that answers nothing."""
+    return Server(None, Gate(most=1, share=1, idle_ms=1_000))
+
+
 async def test_a_port_that_becomes_free_is_taken(port, holder):
-    opening = asyncio.create_task(listen(asyncio.Protocol, "127.0.0.1", port, backlog=1))
+    opened = server()
+    opening = asyncio.create_task(opened.start("127.0.0.1", port, "api_listen"))
     await settle()
     assert not opening.done()
     holder.close()
-    server = await opening
-    assert server.sockets[0].getsockname()[1] == port
-    server.close()
+    assert await opening == port
+    await opened.stop(20)
 
 
 @pytest.mark.usefixtures("holder")
-async def test_a_port_that_stays_in_use_is_refused_by_the_system_s_name(port):
-    with pytest.raises(OSError, match="in use") as caught:
-        await listen(asyncio.Protocol, "127.0.0.1", port, backlog=1, wait_ms=100)
-    assert caught.value.errno == errno.EADDRINUSE
+async def test_a_port_that_stays_in_use_is_refused(port, monkeypatch):
+    monkeypatch.setattr(limits, "PORT_WAIT_MS", 100)
+    with pytest.raises(ConfigInvalid, match="in use") as caught:
+        await server().start("127.0.0.1", port, "api_listen")
+    assert caught.value.hint == "set api_listen to a free port, or to port 0"
 
 
 async def test_an_address_that_is_not_here_is_not_waited_for():
-    with pytest.raises(OSError, match="assign"):
-        await listen(asyncio.Protocol, "192.0.2.1", 0, backlog=1)
+    with pytest.raises(ConfigInvalid, match="assign") as caught:
+        await server().start("192.0.2.1", 0, "api_listen")
+    assert caught.value.hint == "set api_listen to an address of this machine"

@@ -48,9 +48,9 @@ from xsc.net.calls.quota import Quota
 from xsc.net.calls.signing import sign_request
 from xsc.net.peers.invitation import from_string
 from xsc.net.peers.registry import AddressRecord
+from xsc.net.transport.bounds import Room
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import RawRequest, RawResponse
-from xsc.net.transport.room import Room
 
 
 @pytest.fixture
@@ -135,6 +135,23 @@ async def test_large_parts_are_checked_and_carried(nodes):
     data = bytes(range(256)) * 4096
     reply = await anna.net.call(bert.id, "test.echo", {}, [part(data), part(data)])
     assert [bytes(body) for body in reply.parts] == [data, data]
+
+
+async def test_what_one_node_has_sent_the_other_has_received(nodes, memory):
+    anna, bert = nodes
+    before = [(node.net.traffic.sent_bytes, node.net.traffic.received_bytes) for node in nodes]
+    await anna.net.call(bert.id, "test.echo", {}, [part(bytes(1_000))])
+    (sent, received), (sent_there, received_there) = [
+        (node.net.traffic.sent_bytes - begun[0], node.net.traffic.received_bytes - begun[1])
+        for node, begun in zip(nodes, before, strict=True)
+    ]
+    assert 1_000 < received == sent_there
+    assert 1_000 < sent == received_there
+    memory.kill("bert")
+    with pytest.raises(PeerSilent):
+        await anna.net.call(bert.id, "test.echo", {})
+    assert anna.net.traffic.sent_bytes > before[0][0] + sent
+    assert anna.net.traffic.received_bytes == before[0][1] + received
 
 
 async def test_an_error_of_the_handler_arrives_as_itself(nodes):

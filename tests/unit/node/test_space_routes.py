@@ -66,7 +66,7 @@ async def api():
     )
     node.peers.roster.restore(info)
     app = application(serving(node).routes(), TOKEN, SilentLog(), Running(), dict)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.02)
+    runner = web.ServerRunner(web.Server(app, access_log=None), shutdown_timeout=0.02)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0]

@@ -50,7 +50,7 @@ class ProgramNode:
         self.store = SpaceStore(self.db, InlineExecutor(), self.clock, self.key, NETWORK)
         self.space = SpaceService(self.store, self.clock)
         self.recorder = Noting(Recorder(self.space, self.key, NETWORK))
-        ports = Ports(self.space, self, sandbox, self.recorder, self.clock, SilentLog())
+        ports = Ports(self.space, self, self.find, sandbox, self.recorder, self.clock, SilentLog())
         self.manager = ComputeRuntimeManager(
             ports,
             state=self.state,

@@ -28,7 +28,12 @@ class Member:
         network, clock = node.net.network, node.clock
         self.store = SpaceStore(MemoryKeyValue(), InlineExecutor(), clock, node.key, network)
         self.intervals = Intervals(
-            self.store, node.net, clock, answers_for=lambda _: self.direct, log=SilentLog()
+            self.store,
+            node.net,
+            clock,
+            peers=node.net.peers,
+            is_direct=lambda _: self.direct,
+            log=SilentLog(),
         )
         node.net.server.register(self.intervals.handlers())
 
@@ -111,7 +116,7 @@ async def test_a_grant_that_is_lost_is_asked_for_again_until_there_is_one(member
 
     handlers["space.grant"] = loses
     await bea.store.invited_by(ada.id)
-    running = asyncio.create_task(bea.intervals.run(lambda: [bea.store.inviter]))
+    running = asyncio.create_task(bea.intervals.get())
     for _ in range(5):
         await settle()
         bea.node.clock.advance_to(bea.node.clock.now_ms() + ASK_AGAIN_MS)

@@ -306,7 +306,7 @@ def test_an_owner_reads_what_was_built_again_elsewhere_while_it_was_away(missing
             world.hosts[4 + index].up = False
         assert await get(owner, done.capability) == data
         stat = await owner.service.stat(done.capability)
-        assert stat.condition.readable
+        assert stat.readable
         for index in missing:
             world.hosts[4 + index].up = True
         # It takes them over where they are: nothing is sent a second time.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.settle import settle
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
@@ -23,7 +24,9 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.identity.keys import KeyPair, network_id
-from xsc.storage.service import StorageService, StorageSettings
+from xsc.node.config import load
+from xsc.storage.repair.peer_departures import Departures
+from xsc.storage.service import StorageService
 from xsc.storage.shardstore.store import StorageNode
 from xsc.terms.lease import OWN_STORAGE
 from xsc.terms.storage_receipt import StorageReceipt
@@ -112,14 +115,18 @@ class Host:
         self.served = 0
         self.node = self.make_node(capacity_bytes)
         entropy = SeededEntropy(bytes([index]))
+        context = Context(
+            self.key, NETWORK, world.clock, entropy, InlineExecutor(), self, SilentLog()
+        )
         self.service = StorageService(
-            Context(self.key, NETWORK, world.clock, entropy, InlineExecutor(), self, SilentLog()),
+            context,
             hosts=self,
             leases=self.book,
             node=self.node,
+            departures=Departures(context, self.state, self.commit_state),
             state=self.state,
             commit=self.commit_state,
-            settings=StorageSettings(lease_grace_ms=30 * 86_400_000),
+            settings=load(Path(), {}, {}),
         )
 
     def make_node(self, capacity_bytes: int) -> StorageNode:
@@ -146,6 +153,8 @@ class Host:
         other = self.world.by_id.get(peer)
         if other is None:
             raise PeerUnknown("no such peer")
+        if other is self:
+            return Answer(*await self.service.handlers()[method](peer, dict(header), parts))
         self.calls.append((peer, method))
         if other.delay(method):
             await self.world.clock.sleep_ms(other.delay(method))
@@ -205,12 +214,10 @@ class Host:
         self.short.pop(size_bytes, None)
 
     async def used(self, lease_id, delta_bytes):
-        assert lease_id != OWN_STORAGE
         self.customer_used[lease_id] = self.customer_used.get(lease_id, 0) + delta_bytes
         assert self.customer_used[lease_id] >= 0
 
     async def refused(self, lease_id):
-        assert lease_id != OWN_STORAGE
         self.refusals.append(lease_id)
 
     def is_denied(self, lease_id):

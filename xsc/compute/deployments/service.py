@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from xsc.api.services import WAIT_MS_MAX
+from xsc.api.services import WAIT_MS_MAX, Service, State
 from xsc.base.errors import NotFound, StoreDamaged
 from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue
@@ -28,29 +27,6 @@ from xsc.compute.deployments.store import LogRow
 from xsc.compute.ports import Handler, ServiceBook, ServiceLeases
 from xsc.compute.wasm.sandbox import Sandbox
 from xsc.identity.context import Context
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceView:
-    """A service as `xsc compute ls` shows it."""
-
-    owner: bytes
-    name: str
-    provider: bytes
-    version: str
-    versions: tuple[str, ...]
-    """The newest first."""
-    url: str
-    """Where it answers; empty where its node listens nowhere."""
-    state: str
-    """serving, off (its node listens nowhere), placed, or unpaid."""
-    fault: str
-    """Why it does not answer, as far as that is known."""
-    running: int
-    waiting: int
-    requests: int
-    failures: int
-    refused: int
 
 
 class DeploymentService:
@@ -116,12 +92,12 @@ class DeploymentService:
         except (NotFound, StoreDamaged):
             return None
 
-    def views(self) -> list[ServiceView]:
+    def views(self) -> list[Service]:
         """Return all services, own ones first, by name."""
         found = sorted(self.registry.all(), key=lambda each: (each.key[0] != self._own, each.key))
         return [self.view(service) for service in found]
 
-    def view(self, service: ServiceEntry) -> ServiceView:
+    def view(self, service: ServiceEntry) -> Service:
         """Return a service as the node's owner sees it."""
         record = service.active.record
         newest = sorted(
@@ -130,20 +106,20 @@ class DeploymentService:
         here = record.provider == self._own
         base = self.registry.url if here else service.url
         owner = to_text(record.owner)
-        state, fault = "placed", service.fault
+        state: State = "placed"
         if here:
             state = "serving" if self.registry.url else "off"
             if record.owner != self._own and service.starved:
                 state = "unpaid"
-        return ServiceView(
+        return Service(
             owner=record.owner,
             name=record.name,
-            provider=record.provider,
+            node=record.provider,
             version=record.version,
             versions=tuple(each.record.version for each in newest),
             url=f"{base}/fn/{owner}/{record.name}" if base else "",
             state=state,
-            fault=fault,
+            fault=service.fault,
             running=service.gate.running,
             waiting=service.gate.waiting,
             requests=service.requests,

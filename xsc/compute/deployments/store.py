@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from xsc.api.services import Served
@@ -36,7 +35,6 @@ ServiceKey = tuple[bytes, str]
 """Owner and name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LogRow(Served):
     """One request of a service, as the log keeps it."""
 

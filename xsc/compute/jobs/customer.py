@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from xsc.base.bounded import Bounded
 from xsc.base.clock import run_sized
@@ -32,23 +32,21 @@ from xsc.base.limits import (
     RATE_PAUSE_MS,
 )
 from xsc.base.merkle import Part, root_of
-from xsc.compute.jobs.executor import RUN, GrantedOrder, JobExecutor
+from xsc.compute.jobs.executor import RUN
 from xsc.compute.jobs.locality import ModuleHolders, referred_to, saved_max
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.jobs.quorum import Quorum
 from xsc.compute.jobs.receipts import billed_steps
 from xsc.compute.jobs.replicated import ReplicatedRun, ReplicatedTask
 from xsc.compute.jobs.replies import Asked, Delivered, read_reply
+from xsc.compute.jobs.runner import JobRunner, brought
 from xsc.compute.jobs.streams import RemoteOutput, settle_output
 from xsc.compute.jobs.tasks import Task, message_of
 from xsc.compute.ports import ComputeLease, ComputeLeases, InputObject, Reply
-from xsc.compute.wasm.inputs import input_hash
 from xsc.compute.worker.quick import PATIENCE_MS, QuickFunctions
-from xsc.identity.batch_signer import BatchSigner
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.terms.execution import Order
-from xsc.terms.lease import OWN_COMPUTE
 
 _NONCE_BYTES = 16
 
@@ -73,34 +71,23 @@ class JobCustomer:
         context: Context,
         *,
         leases: ComputeLeases,
-        provider: JobExecutor,
+        runner: JobRunner,
         streams: RemoteOutput,
         replicated: ReplicatedRun,
-        signer: BatchSigner,
         compile_ms: int,
     ) -> None:
-        """`provider` runs what this node orders from itself; `compile_ms` as for the service."""
+        """`runner` runs what this node orders from itself; `compile_ms` as for the service."""
         self._context = context
         self._own = context.key.node_id
         self._leases = leases
-        self._job_executor = provider
+        self._runner = runner
         self._streams = streams
         self._replicated = replicated
-        self._signer = signer
         self._compile_ms = compile_ms
         self._holders = ModuleHolders()
         self._quick = QuickFunctions()
         self._lost: Bounded[tuple[bytes, bytes], int] = Bounded(MODULES_REMEMBERED_MAX)
         """When this node heard of a lost worker, by provider and module."""
-
-    async def run_here(self, task: Task, output: OutputBuffer | None) -> Delivered:
-        """Run a task on this node, where nobody is paid."""
-        task = await _brought(task, task.objects)
-        order = await self._order(task, self._own, OWN_COMPUTE)
-        granted = GrantedOrder(
-            task.module, task.given, task.limits.output_bytes, wait_ms=task.wait_ms
-        )
-        return await self._job_executor.fulfil(order, granted, output)
 
     async def buy(self, task: Task, on: bytes | None, output: OutputBuffer | None) -> Delivered:
         """Run a task on that node, or on the best of the market, and pay for it.
@@ -124,10 +111,10 @@ class JobCustomer:
                 saved=task.saved_by(self._holders.of(task.module_hash)),
             )
             if lease.node == self._own:
-                return await self.run_here(task, output)
+                return await self._runner.run_here(task, output)
             # A second try under the same lease sends the same order: it is run once.
             if lease.lease_id not in ordered:
-                ordered[lease.lease_id] = await self._order(task, lease.node, lease.lease_id)
+                ordered[lease.lease_id] = await self._runner.order(task, lease.node, lease.lease_id)
             order = ordered[lease.lease_id]
             try:
                 done = await self._bought(purchase, lease, order, steps_max)
@@ -166,7 +153,7 @@ class JobCustomer:
 
         async def order(lease: ComputeLease, like: Order | None) -> Signed[Order]:
             if like is None:
-                return await self._order(task, lease.node, lease.lease_id)
+                return await self._runner.order(task, lease.node, lease.lease_id)
             made = like.model_copy(update={"provider": lease.node, "lease_id": lease.lease_id})
             return sign(made, self._context.key, self._context.network)
 
@@ -174,25 +161,6 @@ class JobCustomer:
             return await self._bought(purchase, lease, signed, steps_max)
 
         return await self._replicated.run(ReplicatedTask(steps_max, order, ask), quorum)
-
-    async def _order(self, task: Task, provider: bytes, lease_id: bytes) -> Signed[Order]:
-        context = self._context
-        order = task.order(
-            nonce=context.entropy.token(_NONCE_BYTES),
-            lease_id=lease_id,
-            customer=self._own,
-            provider=provider,
-            input_hash=await run_sized(
-                context.executor,
-                task.given.size_bytes,
-                input_hash,
-                task.given,
-                task.limits.output_bytes,
-                [(item.name, item.digest) for item in task.objects],
-            ),
-            now_ms=context.clock.now_ms(),
-        )
-        return await self._signer.sign(order)
 
     async def _bought(
         self, purchase: _Purchase, lease: ComputeLease, order: Signed[Order], steps_max: int
@@ -289,7 +257,7 @@ class JobCustomer:
         wait_ms = max(0, purchase.until_ms - self._context.clock.monotonic_ms())
         here = [item for item in task.objects if item not in referred]
         header, bodies = message_of(
-            await _brought(task, here),
+            await brought(task, here),
             order.raw,
             with_module=with_module,
             streamed=purchase.output is not None,
@@ -320,16 +288,6 @@ class JobCustomer:
         except PeerSilent:
             self._quick.failed(function)
             raise
-
-
-async def _brought(task: Task, objects: Sequence[InputObject]) -> Task:
-    """Return a task with these of its objects read, as files of its input."""
-    if not objects:
-        return task
-    files = [*task.given.files, *[(item.name, await item.read()) for item in objects]]
-    given = replace(task.given, files=tuple(sorted(files)))
-    others = tuple(item for item in task.objects if item not in objects)
-    return replace(task, given=given, objects=others)
 
 
 def _bind(bodies: Sequence[bytes]) -> list[Part]:

@@ -8,8 +8,7 @@ DISSENTS_KEPT_MAX.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from xsc.api.jobs import Evidence
 from xsc.base.errors import NotFound
 from xsc.base.ids import to_text
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
@@ -18,21 +17,6 @@ from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.execution import Dissent, ExecutionReceipt
 
 _ROOT = b"compute/dissent/"
-
-
-@dataclass(frozen=True, slots=True)
-class Contradiction:
-    """A stored dissent, parsed."""
-
-    id: bytes
-    found_ms: int
-    module: bytes
-    function: str
-    first: bytes
-    """The provider that was believed, where one was."""
-    second: bytes
-    differs: tuple[str, ...]
-    """The fields of the outcome in which the two differ."""
 
 
 def differing(first: ExecutionReceipt, second: ExecutionReceipt) -> tuple[str, ...]:
@@ -58,7 +42,7 @@ class EvidenceStore:
         old: list[Change] = [(kept, None) for kept in keys[:over]]
         self._state.write([(key, dissent.raw), *old], sync=True)
 
-    def list(self) -> list[Contradiction]:
+    def list(self) -> list[Evidence]:
         """Return all dissents, the oldest first."""
         return [self._opened(raw) for _, raw in self._state.scan(_ROOT, prefix_end(_ROOT))]
 
@@ -80,18 +64,18 @@ class EvidenceStore:
             )
         return found[0]
 
-    def _opened(self, raw: bytes) -> Contradiction:
+    def _opened(self, raw: bytes) -> Evidence:
         dissent = open_signed(raw, Dissent, network=self._network)
         first, second = (
             open_signed(receipt, ExecutionReceipt, network=self._network)
             for receipt in (dissent.record.first, dissent.record.second)
         )
-        return Contradiction(
-            dissent.id,
-            dissent.record.found_ms,
-            first.record.outcome.module,
-            first.record.outcome.function,
-            first.author,
-            second.author,
-            differing(first.record, second.record),
+        return Evidence(
+            id=dissent.id,
+            found_ms=dissent.record.found_ms,
+            module=first.record.outcome.module.hex(),
+            function=first.record.outcome.function,
+            first=first.author,
+            second=second.author,
+            differs=differing(first.record, second.record),
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from xsc.base.bounded import FairBounded
 from xsc.base.clock import run_sized
@@ -30,7 +30,6 @@ from xsc.base.limits import (
     ARGUMENTS_MAX,
     BATCH_CALL_BYTES_MAX,
     BATCH_CALL_PARTS_MAX,
-    COMPUTE_WAIT_MS,
     ENVIRONMENT_MAX,
     FRAME_HEADER_BYTES_MAX,
     INPUT_BYTES_MAX,
@@ -46,15 +45,13 @@ from xsc.base.peering import HeadBound
 from xsc.compute.jobs.customer_quota import CustomerQuota
 from xsc.compute.jobs.fetching import InputFetcher
 from xsc.compute.jobs.orders import AcceptedOrder, AcceptedOrders
-from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
-from xsc.compute.jobs.receipts import billed_steps, check_price, job_of, make_receipt
-from xsc.compute.jobs.replies import Delivered
+from xsc.compute.jobs.output_buffer import OutputBuffer
+from xsc.compute.jobs.receipts import billed_steps, check_price
+from xsc.compute.jobs.runner import GrantedOrder, JobRunner
 from xsc.compute.ports import ComputeBook, Handler, InputReader
 from xsc.compute.wasm.inputs import FILES_MAX, RunInput, check_input, digest_of, input_hash
 from xsc.compute.wasm.rows import calls_of
-from xsc.compute.wasm.sandbox import Sandbox
 from xsc.compute.worker.quick import PATIENCE_MS
-from xsc.identity.batch_signer import BatchSigner
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.execution import Order
@@ -69,23 +66,6 @@ HEADS = {
 }
 SHARED_ANSWER_BYTES_MAX = BATCH_CALL_BYTES_MAX // 2
 _FUNCTION_CHARS_LOGGED = 64
-
-
-@dataclass(frozen=True, slots=True)
-class GrantedOrder:
-    """The checked content of an order, and its terms."""
-
-    module: bytes
-    given: RunInput
-    output_bytes: int
-    terms: RunTerms | None = None
-    """Those of its lease; None where this node runs it for itself."""
-    wait_ms: int = COMPUTE_WAIT_MS
-    """How long it may wait for its turn."""
-    saved_bytes: int = 0
-    """Bytes of module and input that this node had."""
-    brought: bool = False
-    """Whether the order brought the module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,26 +93,24 @@ class _Run:
 
 
 class JobExecutor:
-    """Runs the orders of other nodes, and those of this node to itself."""
+    """Runs the orders of other nodes."""
 
     def __init__(
         self,
         context: Context,
         *,
         book: ComputeBook,
-        sandbox: Sandbox,
         inputs: InputReader,
-        signer: BatchSigner,
+        runner: JobRunner,
     ) -> None:
         self._own = context.key.node_id
         self._network = context.network
         self._clock = context.clock
         self._executor = context.executor
         self._book = book
-        self._sandbox = sandbox
         self._fetcher = InputFetcher(inputs, context.clock)
         self._inputs = CustomerQuota("input", INPUTS_HELD_BYTES_MAX, INPUTS_HELD_A_PEER_BYTES_MAX)
-        self._signer = signer
+        self._runner = runner
         self._log = context.log
         self._started_ms = context.clock.now_ms()
         self._modules: FairBounded[bytes, bytes, bytes] = FairBounded(MODULES_KEPT_BYTES_MAX)
@@ -154,43 +132,6 @@ class JobExecutor:
         """Return the output buffer of a streamed run; None where there is none."""
         known = self._orders.find((customer, nonce))
         return None if known is None or known.run is None else known.run.output
-
-    async def fulfil(
-        self,
-        order: Signed[Order],
-        granted: GrantedOrder,
-        output: OutputBuffer | None = None,
-        waited_ms: int = 0,
-    ) -> Delivered:
-        """Run an order and sign its receipt; `waited_ms` counts towards how long it may wait."""
-        started_ms = self._clock.now_ms()
-        began_ms = self._clock.monotonic_ms()
-        terms = granted.terms
-        job = replace(
-            job_of(order.record, granted.module, granted.given, granted.output_bytes),
-            tier="mutual" if terms is None else terms.tier,
-            cleared=terms is not None and terms.cleared,
-            wait_ms=max(0, granted.wait_ms - waited_ms),
-        )
-        if output is None:
-            result = await self._sandbox.run(job)
-        else:
-            result = await run_streamed(self._sandbox, job, output)
-        wall_ms = self._clock.monotonic_ms() - began_ms
-        if result.trap in ("cancelled", "compile_limit"):
-            wall_ms = result.wall_ms
-        receipt = make_receipt(
-            order,
-            result,
-            price=0 if terms is None else terms.price,
-            started_ms=started_ms,
-            wall_ms=wall_ms,
-            saved_bytes=granted.saved_bytes,
-            compiled_bytes=len(granted.module) if granted.brought and result.compiled else 0,
-            calls=calls_of(order.record.mode, granted.given.args),
-        )
-        signed = await self._signer.sign(receipt)
-        return Delivered(signed, result.stdout, result.stderr, result.files)
 
     async def _serve(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
@@ -327,7 +268,7 @@ class JobExecutor:
         await self._book.admit_compute(asked.lease_id, asked.customer, steps, granted.wait_ms)
         try:
             waited_ms = self._clock.monotonic_ms() - arrived_ms
-            done = await self.fulfil(order, granted, output, waited_ms)
+            done = await self._runner.fulfil(order, granted, output, waited_ms)
             outcome = done.receipt.record.outcome
             used = billed_steps(asked, outcome, done.receipt.record.observed)
         finally:

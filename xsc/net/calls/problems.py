@@ -8,11 +8,15 @@ here, only a peer that failed.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+from xsc.api import serial
+from xsc.api.problems import CONTENT_TYPE, problem
 from xsc.base.errors import (
     CorruptionError,
     PeerError,
     PeerSilent,
+    RateLimited,
     Unauthorized,
     UnavailableError,
     XscError,
@@ -21,48 +25,37 @@ from xsc.base.errors import (
 from xsc.base.limits import RETRY_AFTER_S_MAX
 from xsc.net.transport.port import Buffer, RawResponse
 
-CONTENT_TYPE = "application/problem+json"
 TEXT_CHARS_MAX = 1_000
 PROBLEM_BYTES_MAX = 16 * 1024
 
 
-def _response(
-    status: int, code: str, detail: str, hint: str, retry_after_s: int = 0
-) -> RawResponse:
-    document: dict[str, str | int] = {
-        "code": code,
-        "title": code.replace("_", " "),
-        "status": status,
-        "detail": detail[:TEXT_CHARS_MAX],
-        "hint": hint[:TEXT_CHARS_MAX],
-    }
+def _response(error: XscError) -> RawResponse:
+    found = problem(error)
+    short = replace(found, detail=found.detail[:TEXT_CHARS_MAX], hint=found.hint[:TEXT_CHARS_MAX])
     headers = {"content-type": CONTENT_TYPE}
-    if retry_after_s:
-        document["retry_after_s"] = retry_after_s
-        headers["retry-after"] = str(retry_after_s)
-    return RawResponse(status, headers, [json.dumps(document).encode()])
+    if found.retry_after_s:
+        headers["retry-after"] = str(found.retry_after_s)
+    return RawResponse(found.status, headers, [serial.to_text(short).encode()])
 
 
 def answer_of(error: XscError) -> RawResponse:
     """Return the answer that carries an error to a peer."""
-    if isinstance(error, CorruptionError):
-        return failed()
-    return _response(error.http_status, error.code, error.message, error.hint, error.retry_after_s)
+    return failed() if isinstance(error, CorruptionError) else _response(error)
 
 
 def failed() -> RawResponse:
     """Return the answer for what is this node's own fault; it tells no details."""
-    return _response(500, "peer_error", "the peer failed at this", "")
+    return _response(PeerError("the peer failed at this"))
 
 
 def nothing() -> RawResponse:
     """Return the one answer for callers that are not known."""
-    return _response(401, "unauthorized", "only known peers are answered here", "")
+    return _response(Unauthorized("only known peers are answered here"))
 
 
 def busy() -> RawResponse:
     """Return the answer for callers that are not known, when there are too many."""
-    return _response(429, "rate_limited", "too many requests", "", 1)
+    return _response(RateLimited("too many requests"))
 
 
 def _clean(text: object) -> str:
@@ -88,7 +81,7 @@ def error_of(status: int, body: Buffer, name: str) -> XscError:
         return PeerError(f"the peer {name} answered with status {status} and no reason")
     code, detail, hint = (_clean(document.get(key)) for key in ("code", "detail", "hint"))
     wait = document.get("retry_after_s")
-    if not isinstance(wait, int) or not 0 <= wait <= RETRY_AFTER_S_MAX:
+    if not isinstance(wait, int) or not 0 < wait <= RETRY_AFTER_S_MAX:
         wait = None  # as if it had said nothing: a peer cannot make this node wait for ever
     error = from_code(code, detail, hint, retry_after_s=wait)
     if isinstance(error, Unauthorized):

@@ -10,25 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from xsc.base import limits
 from xsc.base.bounded import Bounded
 from xsc.base.errors import RateLimited
-from xsc.base.limits import (
-    ANSWERS_A_PEER_BYTES_MAX,
-    ANSWERS_BYTES_MAX,
-    PEER_REQUESTS_A_SECOND_MAX,
-    PEER_REQUESTS_IN_FLIGHT_MAX,
-    REQUEST_BODIES_A_PEER_BYTES_MAX,
-    REQUEST_BODIES_BYTES_MAX,
-    REQUEST_HEAD_BYTES,
-    REQUESTS_IN_FLIGHT_MAX,
-    SMALL_BODIES_BYTES,
-    SMALL_BODY_BYTES_MAX,
-    UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
-    UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX,
-    UNKNOWN_REQUESTS_A_SECOND_MAX,
-    UNKNOWN_SOURCES_MAX,
-)
-from xsc.net.transport.room import Room
+from xsc.net.transport.bounds import Room
 
 Caller = bytes | str
 """The id of a known peer, or the source of whoever is not known."""
@@ -68,7 +53,7 @@ class Ticket:
         Raises:
             RateLimited: there is none.
         """
-        large = self._body + size_bytes > SMALL_BODY_BYTES_MAX
+        large = self._body + size_bytes > limits.SMALL_BODY_BYTES_MAX
         if not self._quota.bodies.take(self._caller, size_bytes, large=large):
             raise RateLimited("too many bytes are under way to this node")
         self._body += size_bytes
@@ -88,7 +73,7 @@ class Ticket:
 
     async def wait_for_answer(self, size_bytes: int) -> None:
         """Take room for an answer that will have no more than so many bytes, once there is some."""
-        large = size_bytes > SMALL_BODY_BYTES_MAX
+        large = size_bytes > limits.SMALL_BODY_BYTES_MAX
         await self._quota.answers.wait(self._caller, size_bytes, large=large)
         self._answer += size_bytes
 
@@ -99,7 +84,7 @@ class Ticket:
             RateLimited: it has more than was waited for, and there is no room for that.
         """
         more = size_bytes - self._answer
-        large = size_bytes > SMALL_BODY_BYTES_MAX
+        large = size_bytes > limits.SMALL_BODY_BYTES_MAX
         # The number of its requests bounds how many small ones it has: beside its large answers,
         # the same caller still learns what became of a put.
         if more > 0 and not self._quota.answers.take(
@@ -126,11 +111,11 @@ class Quota:
     def __init__(
         self,
         *,
-        rate: int = PEER_REQUESTS_A_SECOND_MAX,
-        share: int = PEER_REQUESTS_IN_FLIGHT_MAX,
-        in_flight_max: int = REQUESTS_IN_FLIGHT_MAX,
-        unknown_rate: int = UNKNOWN_REQUESTS_A_SECOND_MAX,
-        source_rate: int = UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
+        rate: int = limits.PEER_REQUESTS_A_SECOND_MAX,
+        share: int = limits.PEER_REQUESTS_IN_FLIGHT_MAX,
+        in_flight_max: int = limits.REQUESTS_IN_FLIGHT_MAX,
+        unknown_rate: int = limits.UNKNOWN_REQUESTS_A_SECOND_MAX,
+        source_rate: int = limits.UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
         bodies: Room | None = None,
         answers: Room | None = None,
     ) -> None:
@@ -141,16 +126,18 @@ class Quota:
         self._in_flight: Counter[Caller] = Counter()
         self._total = 0
         self._peers: dict[bytes, _Bucket] = {}
-        self._sources: Bounded[str, _Bucket] = Bounded(UNKNOWN_SOURCES_MAX)
+        self._sources: Bounded[str, _Bucket] = Bounded(limits.UNKNOWN_SOURCES_MAX)
         """Those that asked last: the bucket of all sources bounds them together."""
         self._everybody = _Bucket(unknown_rate, unknown_rate * 1000, 0)
         self.bodies = bodies or Room(
-            REQUEST_BODIES_BYTES_MAX,
-            REQUEST_BODIES_A_PEER_BYTES_MAX,
-            small=SMALL_BODIES_BYTES,
+            limits.REQUEST_BODIES_BYTES_MAX,
+            limits.REQUEST_BODIES_A_PEER_BYTES_MAX,
+            small=limits.SMALL_BODIES_BYTES,
         )
         self.answers = answers or Room(
-            ANSWERS_BYTES_MAX, ANSWERS_A_PEER_BYTES_MAX, small=SMALL_BODIES_BYTES
+            limits.ANSWERS_BYTES_MAX,
+            limits.ANSWERS_A_PEER_BYTES_MAX,
+            small=limits.SMALL_BODIES_BYTES,
         )
 
     def in_flight(self, caller: Caller) -> int:
@@ -178,7 +165,7 @@ class Quota:
             RateLimited: the bucket is empty, or too much is in flight; nothing is held.
         """
         known = isinstance(caller, bytes)
-        share = self._share if known else UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX
+        share = self._share if known else limits.UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX
         if self._in_flight[caller] >= share:
             raise RateLimited(f"more than {share} requests at once")
         if self._total >= self._in_flight_max:
@@ -200,7 +187,7 @@ class Quota:
         Raises:
             RateLimited: the bucket does not have so many.
         """
-        more = size_bytes // REQUEST_HEAD_BYTES
+        more = size_bytes // limits.REQUEST_HEAD_BYTES
         if more and isinstance(caller, bytes) and caller in self._peers:
             self._peers[caller].take(now_ms, more)
 

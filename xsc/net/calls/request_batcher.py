@@ -39,11 +39,11 @@ Send: TypeAlias = Callable[[bytes, str, dict[str, Value], Sequence[Part], int], 
 """Calls a peer: (peer, method, header, parts, timeout_ms) to its answer."""
 Spawn: TypeAlias = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
-GATHER_TURNS = 8
+GATHER_TURNS = 14
 """Turns of the event loop that the first call waits for others which are on their way to it.
 
-Calls of what was read at the same time come within some turns; where nothing else is to be
-done, so many take a tenth of a millisecond.
+Calls of what was read at the same time come within some turns: aiohttp takes several to hand a
+request over. Where nothing else is to be done, so many take a tenth of a millisecond.
 """
 HALVED_LEAST = 2
 """So many calls leave together where more could."""

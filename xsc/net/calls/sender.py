@@ -15,7 +15,7 @@ from xsc.identity.keys import KeyPair
 from xsc.net.calls import problems, signing
 from xsc.net.calls.frame import Reply, head_of, pack_head, unpack
 from xsc.net.peers.registry import PeerInfo
-from xsc.net.transport.port import Dropped, RawRequest, RawResponse, Transport
+from xsc.net.transport.port import Dropped, RawRequest, RawResponse, Traffic, Transport
 
 ROOT = "/peer/v1/"
 
@@ -29,6 +29,7 @@ class RequestSender:
         transport: carries the requests.
         work: decodes large heads of answers.
         bounds: of the heads of methods that do not have HeadBound().
+        traffic: counts bodies.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class RequestSender:
         transport: Transport,
         work: PeerWork,
         bounds: Mapping[str, HeadBound],
+        traffic: Traffic,
     ) -> None:
         self._key = key
         self._network = network
@@ -49,6 +51,7 @@ class RequestSender:
         self._transport = transport
         self._work = work
         self._bounds = bounds
+        self._traffic = traffic
         self.answered_at: dict[bytes, str] = {}
         """The address at which each peer answered last."""
 
@@ -81,6 +84,7 @@ class RequestSender:
                 left_ms = deadline_ms - self._clock.monotonic_ms()
                 if left_ms <= 0:
                     break
+                self._traffic.sent_bytes += sum(map(len, body))
                 try:
                     response = await self._transport.send(
                         address,
@@ -95,6 +99,7 @@ class RequestSender:
                     reason = silent.message
                     break
                 self.answered_at[info.node_id] = address
+                self._traffic.received_bytes += sum(map(len, response.body))
                 return await self._opened(info, response, bound.answered)
         raise PeerSilent(
             f"the peer {info.name} does not answer: {reason}",

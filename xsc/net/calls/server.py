@@ -47,7 +47,7 @@ from xsc.net.calls.replay import ReplayGuard
 from xsc.net.calls.sender import ROOT
 from xsc.net.peers import invitation as invitations
 from xsc.net.peers.registry import PeerRegistry
-from xsc.net.transport.port import Arrival, Buffer, RawResponse
+from xsc.net.transport.port import Arrival, Buffer, RawResponse, Traffic
 
 AnswerBound: TypeAlias = Callable[[Mapping[str, Value]], int]
 """Returns the most bytes that a call's answer has, by its header; raises if that breaks a rule."""
@@ -106,6 +106,7 @@ class RequestServer:
         quota: of callers.
         work: decodes large heads.
         bounds: of the heads of methods that do not have HeadBound().
+        traffic: counts bodies.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class RequestServer:
         *,
         work: PeerWork,
         bounds: Mapping[str, HeadBound],
+        traffic: Traffic,
     ) -> None:
         self._context = context
         self._registry = registry
@@ -124,6 +126,7 @@ class RequestServer:
         self.quota = quota
         self._work = work
         self._heads = bounds
+        self._traffic = traffic
         self._replay = ReplayGuard(boot_ms=context.clock.now_ms(), horizons=read_horizons(store))
         self.handlers: dict[str, Handler] = {batch.METHOD: self._batch}
         self._groups: dict[str, GroupHandler] = {}
@@ -167,7 +170,13 @@ class RequestServer:
         self._store.write([(HORIZONS + peer, raw)], sync=True)
 
     async def answer(self, arrival: Arrival) -> RawResponse:
-        """Answer anything that arrives; the one place that catches everything."""
+        """Answer anything that arrives."""
+        answer = await self._answer(arrival)
+        self._traffic.sent_bytes += sum(map(len, answer.body))
+        return answer
+
+    async def _answer(self, arrival: Arrival) -> RawResponse:
+        """Answer, and catch everything: no other place does."""
         if arrival.path == HEALTH and arrival.method == "GET":
             body = json.dumps({"status": "ok"}).encode()
             return RawResponse(200, {"content-type": "application/json"}, [body])
@@ -276,6 +285,7 @@ class RequestServer:
             ticket.take_body(len(piece))
 
         body = await arrival.read(take)
+        self._traffic.received_bytes += len(body)
         head = head_of(body, size_max=size_max)
         if signing.digest_of(head) != caller.digest:
             raise SignatureInvalid("the body is not the one that was signed")

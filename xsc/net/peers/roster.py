@@ -135,6 +135,10 @@ class Roster:
         through = self._registry.through(peer)
         return [peer] if through is None else self._registry.came_through(through)
 
+    def is_direct(self, node: bytes) -> bool:
+        """Say whether a peer is known directly, and not by the word of another."""
+        return self.introducer_of(node) == to_text(node)
+
     def introducer_of(self, node: bytes) -> str:
         """Return the id of whose word there is for a node: its own where it is known directly.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 from xsc.base.errors import ConfigInvalid
 
@@ -24,6 +25,7 @@ def split(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+@lru_cache(maxsize=1024)
 def _read(host: str) -> IPAddress | None:
     """Return the IP address that a text is; one of IPv4 in the form of IPv6 as what it is."""
     try:

@@ -1,42 +1,43 @@
-"""The transport port on HTTP/1.1: kept connections and aiohttp's server, TLS 1.3 off loopback.
+"""The transport port on HTTP/1.1: aiohttp's server and client, with TLS 1.3 off loopback.
 
-Bodies are written buffer by buffer and held as they come; a body without a length is
-refused. Nothing is ever decompressed or redirected. Transfers go on as `xsc.net.transport.flow`
-says, and connections are counted as `xsc.net.transport.gate` does.
+Bodies are written buffer by buffer and held as they come; one without a length is refused.
+Nothing is decompressed or redirected, and there are no cookies. `xsc.net.transport.bounds` has
+what bounds all of it; `Server` is also that of services and of the API.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import lru_cache, partial
+from http import HTTPStatus
+from math import inf
+from typing import Any
 
+import aiohttp
 from aiohttp import hdrs, web
 
-from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent
-from xsc.base.limits import (
-    BODY_BYTES_A_SECOND_MIN,
-    CONNECTIONS_AN_ADDRESS_MAX,
-    CONNECTIONS_MAX,
-    CONNECTIONS_OUT_MAX,
-    NO_PROGRESS_MS,
-    PEER_BODY_BYTES_MAX,
-    PEER_HEADER_BYTES_MAX,
-)
+from xsc.base import limits
+from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited, TooLarge
 from xsc.base.turns import Turns
 from xsc.identity.keys import KeyPair
-from xsc.net.transport.addresses import is_loopback, source_of, split
-from xsc.net.transport.connection import PIECE_BYTES, pieces
-from xsc.net.transport.connection_pool import ConnectionPool
-from xsc.net.transport.fast_path import FastPath
-from xsc.net.transport.flow import Flow
-from xsc.net.transport.gate import Gate
-from xsc.net.transport.listener import LEFT_TO_THE_GATE_S, Server, listen, listen_hint, read_body
-from xsc.net.transport.parser import SmallRequest, request_head
-from xsc.net.transport.port import Arrival, Handler, RawRequest, RawResponse, Take
-from xsc.net.transport.tls import Door, certificate_of, server_context
-from xsc.net.transport.turns import turn_to_send
+from xsc.net.transport.addresses import is_loopback, may_be_peer, source_of, split
+from xsc.net.transport.bounds import (
+    HEAD,
+    PIECE_BYTES,
+    Body,
+    Gate,
+    Room,
+    read_body,
+    turn_to_send,
+    write_answer,
+)
+from xsc.net.transport.port import Arrival, Buffer, Dropped, Handler, RawRequest, RawResponse, Take
+from xsc.net.transport.tls import Handshake, certificate_of, server_context
 
+NO_PLACE = "it is no place for a peer: on this machine, or nobody's own"
 KEEP_ALIVE_MS = 20_000
 """How long the server keeps an idle connection; clients give theirs up a little earlier."""
 LINGER_MS = 2_000
@@ -45,8 +46,204 @@ STOP_MS = 2_000
 """How long handlers may take to end when the transport closes."""
 
 
+class _Connection(web.RequestHandler):
+    """Says a status to what is not HTTP, and nothing to those who have gone."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what could not be handled.
+
+        aiohttp would send back what it could not read, with its version, and write a trace
+        to the log for it: anybody could fill the disk.
+        """
+        if isinstance(exc, ConnectionError):
+            raise exc
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            return super().handle_error(request, status, exc, message)
+        response = web.Response(status=status, headers={hdrs.SERVER: "xsc"})
+        response.force_close()
+        return response
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End: a broken TLS record and a silent network do it as the caller does."""
+        if exc is not None and not isinstance(exc, ConnectionError):
+            exc = ConnectionResetError(str(exc))
+        super().connection_lost(exc)
+
+
+class Connector(aiohttp.TCPConnector):
+    """Keeps connections to peers: so many, so many to each, and none where no peer can be.
+
+    Args:
+        most: how many there may be; idle ones go first.
+        idle_ms: how long one may be idle and still be used.
+        local: says whether peers may be on loopback.
+    """
+
+    def __init__(self, most: int, idle_ms: int, local: Callable[[], bool]) -> None:
+        def place(info: Any) -> socket.socket:  # noqa: ANN401 (of getaddrinfo)
+            if not may_be_peer(str(info[4][0]), local=local()):
+                raise OSError(NO_PLACE)
+            return socket.socket(*info[:3])
+
+        super().__init__(
+            limit=most,
+            limit_per_host=limits.CONNECTIONS_TO_A_PEER_MAX,
+            keepalive_timeout=idle_ms / 1000,
+            resolver=aiohttp.ThreadedResolver(),
+            use_dns_cache=False,
+            socket_factory=place,
+        )
+
+    async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        idle = sorted(
+            ((since, key, kept) for key, all_ in self._conns.items() for kept, since in all_),
+            key=lambda found: found[0],
+        )
+        for since, key, kept in idle[: max(0, len(self._acquired) + len(idle) - self.limit)]:
+            self._conns[key].remove((kept, since))
+            kept.abort()
+        return await super()._create_connection(*args, **kwargs)
+
+    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:  # noqa: ANN401
+        if should_close or protocol.should_close:
+            if protocol.exception() is not None:
+                # The other end dropped it: those that are kept are as old, or older.
+                for kept, _ in self._conns.pop(key, ()):
+                    kept.abort()
+            # To close it would wait for a peer that does not read what was written.
+            protocol.abort()
+        super()._release(key, protocol, should_close=should_close)
+
+
+class Server(web.Server):
+    """An HTTP server whose connections a gate counts, and which says no more than it has to.
+
+    Args:
+        handler: of requests.
+        gate: lets connections in.
+        cancel: whether a handler ends whose caller has gone away.
+        options: of aiohttp, beside those that are the same for all.
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        gate: Gate,
+        *,
+        cancel: bool = False,
+        **options: Any,  # noqa: ANN401 - aiohttp's own
+    ) -> None:
+        async def answer(request: web.BaseRequest) -> web.StreamResponse:
+            if request.transport is None:
+                raise ConnectionResetError("it is gone already")
+            with gate.serving(request.transport):
+                return await handler(request)
+
+        super().__init__(answer, handler_cancellation=cancel)
+        # The gate ends idle connections.
+        self._options: dict[str, Any] = {
+            "access_log": None,
+            "auto_decompress": False,
+            "keepalive_timeout": inf,
+            "lingering_time": LINGER_MS / 1000,
+            **HEAD,
+            **options,
+        }
+        self._gate = gate
+        self._listening: asyncio.Server | None = None
+
+    def __call__(self) -> _Connection:
+        """Return what serves a new connection."""
+        return _Connection(self, loop=self._loop, **self._options)
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:  # noqa: ANN401
+        """Begin to serve a connection, if it is let in."""
+        super().connection_made(handler, transport)
+        # Answers count until the system has them: what waits here would be nobody's.
+        transport.set_write_buffer_limits(high=1, low=0)
+        self._gate.enter(transport)
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:  # noqa: ANN401
+        """Count it no more."""
+        if handler.transport is not None:
+            self._gate.leave(handler.transport)
+        super().connection_lost(handler, exc)
+
+    async def start(
+        self,
+        host: str,
+        port: int,
+        setting: str,
+        door: Callable[[], asyncio.Protocol] | None = None,
+    ) -> int:
+        """Listen, and return the port; wait a moment for one that is still in use.
+
+        A process that was killed holds its ports until the system has taken it apart, and a
+        peer's attempt to reach it may hold one for as long as it lasts.
+
+        Args:
+            host, port: where.
+            setting: that says so.
+            door: before this server.
+
+        Raises:
+            ConfigInvalid: it cannot be listened on.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + limits.PORT_WAIT_MS / 1000
+        while True:
+            try:
+                self._listening = await loop.create_server(
+                    door or self, host.strip("[]"), port, backlog=self._gate.backlog
+                )
+            except OSError as fault:
+                taken = fault.errno in (errno.EADDRINUSE, errno.EACCES)
+                if fault.errno != errno.EADDRINUSE or loop.time() >= until:
+                    where = "a free port, or to port 0" if taken else "an address of this machine"
+                    raise ConfigInvalid(
+                        f"{host}:{port} cannot be listened on: {fault.strerror}",
+                        hint=f"set {setting} to {where}",
+                    ) from None
+                await asyncio.sleep(limits.PORT_RETRY_MS / 1000)
+            else:
+                found: int = self._listening.sockets[0].getsockname()[1]
+                return found
+
+    def end(self) -> None:
+        """Take no new connection."""
+        if self._listening is not None:
+            self._listening.close()
+
+    async def stop(self, timeout_ms: int) -> None:
+        """Take nothing new, let what runs end for a while, and drop all connections."""
+        self.end()
+        self._gate.close()
+        # Without this, connections that only wait for a request are waited for as well.
+        self.pre_shutdown()
+        await self.shutdown(timeout_ms / 1000)
+
+
+async def say_continue(request: web.BaseRequest) -> None:
+    """Tell a caller that waits for it that its body is wanted."""
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+
+
+@lru_cache(maxsize=1024)
+def _pinned(fingerprint: bytes) -> aiohttp.Fingerprint:
+    """Return always the same object: kept connections are found by it."""
+    return aiohttp.Fingerprint(fingerprint)
+
+
 class HttpTransport:
-    """One end: a server on one address, and a pool of connections to others.
+    """One end: a server on one address, and kept connections to others.
 
     Args:
         listen: host and port; port 0 takes a free one. Loopback is served without
@@ -56,6 +253,7 @@ class HttpTransport:
         idle_ms: how long a connection may bring no request.
         stop_ms: how long handlers may take to end when it closes.
         connections_max: how many it has at most, of those that it serves and of its own.
+        replies: room for answers that are being received.
     """
 
     def __init__(
@@ -63,28 +261,32 @@ class HttpTransport:
         *,
         listen: str,
         key: KeyPair,
-        progress_ms: int = NO_PROGRESS_MS,
+        progress_ms: int = limits.NO_PROGRESS_MS,
         idle_ms: int = KEEP_ALIVE_MS,
         stop_ms: int = STOP_MS,
-        connections_max: int = max(CONNECTIONS_MAX, CONNECTIONS_OUT_MAX),
+        connections_max: int = max(limits.CONNECTIONS_MAX, limits.CONNECTIONS_OUT_MAX),
+        replies: Room | None = None,
     ) -> None:
         self._where = listen
         self._host, self._port = split(listen)
         self._certificate = None if is_loopback(self._host) else certificate_of(key)
         self._progress_ms = progress_ms
-        most = min(CONNECTIONS_MAX, connections_max)
-        self._gate = Gate(most=most, share=min(CONNECTIONS_AN_ADDRESS_MAX, most), idle_ms=idle_ms)
-        self._stop_ms = stop_ms
-        self._listening: asyncio.Server | None = None
-        self._server: Server | None = None
-        self._fast_path: FastPath | None = None
-        self._door: Door | None = None
-        self._pool = ConnectionPool(
-            idle_ms=KEEP_ALIVE_MS // 2,
-            progress_ms=progress_ms,
-            most=min(CONNECTIONS_OUT_MAX, connections_max),
+        most = min(limits.CONNECTIONS_MAX, connections_max)
+        self._gate = Gate(
+            most=most, share=min(limits.CONNECTIONS_AN_ADDRESS_MAX, most), idle_ms=idle_ms
         )
+        self._stop_ms = stop_ms
+        self._server: Server | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._bound_port: int | None = None
+        self._out_max = min(limits.CONNECTIONS_OUT_MAX, connections_max)
+        self._session: aiohttp.ClientSession | None = None
         self._turns: Turns[str] = Turns()
+        self._replies = replies or Room(
+            limits.REPLIES_BYTES_MAX,
+            limits.REPLIES_A_PEER_BYTES_MAX,
+            small=limits.SMALL_BODIES_BYTES,
+        )
         self._handler: Handler | None = None
 
     @property
@@ -94,12 +296,11 @@ class HttpTransport:
 
     def addresses(self) -> tuple[str, ...]:
         """Return where this end listens; for all interfaces, the one that has the default route."""
-        if self._listening is None:
+        if self._bound_port is None:
             return ()
-        port = self._listening.sockets[0].getsockname()[1]
         if self._host in ("0.0.0.0", "[::]"):  # noqa: S104 (compared, not bound)
-            return (f"{_own_host()}:{port}",)
-        return (f"{self._host}:{port}",)
+            return (f"{_own_host()}:{self._bound_port}",)
+        return (f"{self._host}:{self._bound_port}",)
 
     def _is_local(self) -> bool:
         """Say whether others reach this end on loopback alone, so that they may be there too."""
@@ -111,23 +312,96 @@ class HttpTransport:
         self, address: str, fingerprint: bytes | None, request: RawRequest, timeout_ms: int
     ) -> RawResponse:
         """Return the answer of the node at an address; errors as the port says."""
-        place = split(address)
-        if fingerprint is None and not is_loopback(place[0]):
+        if fingerprint is None and not is_loopback(split(address)[0]):
             raise PeerSilent(f"{address} is not on this machine and has told no certificate")
         size = sum(len(buffer) for buffer in request.body)
-        head = request_head(request.method, request.path, address, request.headers, size)
         try:
             async with (
                 asyncio.timeout(timeout_ms / 1000),
                 turn_to_send(self._turns, address, size) as left,
             ):
-                return await self._pool.ask(
-                    place, fingerprint, head, request.body, left, local=self._is_local
+                return await self._ask(
+                    address, fingerprint, request, Body(request.body, size, left=left)
                 )
+        except aiohttp.ServerFingerprintMismatch:
+            raise PeerSilent(
+                f"{address} shows another certificate than the peer's",
+                hint="it may have moved, or somebody stands between",
+            ) from None
+        except aiohttp.ClientConnectorError as fault:
+            if str(fault.os_error) == NO_PLACE:
+                hint = "a peer is looked for on loopback only where peer_listen is on it, too"
+                raise PeerSilent(f"{address}: {NO_PLACE}", hint=hint) from None
+            raise PeerSilent(f"{address} cannot be reached: {fault.strerror or fault}") from None
+        except aiohttp.ConnectionTimeoutError:
+            raise PeerSilent(
+                f"{address} cannot be reached: no connection in {limits.PEER_CONNECT_TIMEOUT_MS} ms"
+            ) from None
         except TimeoutError:
             raise PeerSilent(f"no answer from {address} within {timeout_ms} ms") from None
+        except aiohttp.ClientConnectionError as fault:
+            # What came of a head is told by the parser.
+            if isinstance(getattr(fault, "message", ""), str):
+                raise Dropped from None
+            raise PeerSilent(f"{address} does not answer as a peer: it broke off") from None
+        except aiohttp.ClientError:
+            raise PeerSilent(
+                f"{address} does not answer as a peer: its head is malformed"
+            ) from None
         except FrameInvalid as fault:
             raise PeerSilent(f"{address} does not answer as a peer: {fault.message}") from None
+
+    def _connections(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=Connector(self._out_max, KEEP_ALIVE_MS // 2, self._is_local),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(sock_connect=limits.PEER_CONNECT_TIMEOUT_MS / 1000),
+                skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+                auto_decompress=False,
+                read_bufsize=PIECE_BYTES,
+                **HEAD,
+            )
+        return self._session
+
+    async def _ask(
+        self, address: str, fingerprint: bytes | None, request: RawRequest, body: Body
+    ) -> RawResponse:
+        response = await self._connections().request(
+            request.method,
+            f"http{'s' if fingerprint else ''}://{address}{request.path}",
+            headers=request.headers,
+            data=body if body.size else None,
+            ssl=True if fingerprint is None else _pinned(fingerprint),
+            allow_redirects=False,
+        )
+        taken = 0
+        try:
+            size = response.content_length
+            if size is None or hdrs.TRANSFER_ENCODING in response.headers:
+                raise FrameInvalid("it announces no length")
+            if size > limits.PEER_BODY_BYTES_MAX:
+                raise TooLarge(f"the answer of {size} bytes is over the bound of a message")
+
+            def take(piece: Buffer) -> None:
+                nonlocal taken
+                large = taken + len(piece) > limits.SMALL_BODY_BYTES_MAX
+                if not self._replies.take(address, len(piece), large=large):
+                    raise RateLimited(
+                        "too much is being received already, from this peer or from all"
+                    )
+                taken += len(piece)
+
+            whole = await read_body(response.content, size, self._progress_ms, take)
+            return RawResponse(
+                response.status,
+                {name.lower(): value for name, value in response.headers.items()},
+                [whole] if size else [],
+            )
+        finally:
+            self._replies.give(address, taken)
+            # Given back already where all of both was moved.
+            response.close()
 
     # Answering
 
@@ -138,56 +412,19 @@ class HttpTransport:
             ConfigInvalid: the address cannot be listened on.
         """
         self._handler = handler
-        self._server = Server(
-            self._serve_one,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=LEFT_TO_THE_GATE_S,
-            lingering_time=LINGER_MS / 1000,
-            max_line_size=PEER_HEADER_BYTES_MAX // 2,
-            max_field_size=PEER_HEADER_BYTES_MAX // 2,
-            read_bufsize=PIECE_BYTES,
-        )
-        self._fast_path = FastPath(
-            self._server,
-            self._answer_small,
-            self._gate,
-            progress_ms=self._progress_ms,
-        )
-        made: Callable[[], asyncio.Protocol] = self._fast_path
+        self._server = Server(self._respond, self._gate, read_bufsize=PIECE_BYTES)
+        door = None
         if self._certificate is not None:
-            self._door = made = Door(server_context(self._certificate), self._fast_path, self._gate)
-        try:
-            self._listening = await listen(
-                made, self._host.strip("[]"), self._port, backlog=self._gate.backlog
-            )
-        except OSError as fault:
-            raise ConfigInvalid(
-                f"{self._host}:{self._port} cannot be listened on: {fault.strerror}",
-                hint=listen_hint("peer_listen", fault),
-            ) from None
-
-    async def _answer_small(self, request: SmallRequest) -> RawResponse:
-        assert self._handler is not None
-
-        async def read(take: Take) -> memoryview:
-            take(request.body)
-            return memoryview(request.body)
-
-        return await self._handler(
-            Arrival("POST", request.path, request.headers, len(request.body), read, request.source)
-        )
-
-    async def _serve_one(self, request: web.BaseRequest) -> web.StreamResponse:
-        with self._gate.serving(request.transport):
-            return await self._respond(request)
+            context = server_context(self._certificate)
+            door = partial(Handshake, context, self._server, self._gate, self._handshakes)
+        self._bound_port = await self._server.start(self._host, self._port, "peer_listen", door)
 
     async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         assert self._handler is not None
         size = request.content_length or 0
         if hdrs.TRANSFER_ENCODING in request.headers:
             answer = RawResponse(411)
-        elif size > PEER_BODY_BYTES_MAX:
+        elif size > limits.PEER_BODY_BYTES_MAX:
             answer = RawResponse(413)
         else:
             headers: dict[str, str] = {}
@@ -204,51 +441,24 @@ class HttpTransport:
                 Arrival(request.method, request.raw_path, headers, size, read, source)
             )
         try:
-            return await self._write(request, answer)
+            response = web.Response(status=answer.status, headers=answer.headers)
+            return await write_answer(request, response, answer.body, self._progress_ms)
         finally:
             answer.sent()
 
-    async def _write(self, request: web.BaseRequest, answer: RawResponse) -> web.StreamResponse:
-        """Write an answer, until the system has all of it."""
-        response = web.StreamResponse(status=answer.status, headers=dict(answer.headers))
-        response.headers[hdrs.SERVER] = "xsc"
-        response.content_length = sum(len(buffer) for buffer in answer.body)
-        await response.prepare(request)
-        loop = asyncio.get_running_loop()
-        flow = Flow(loop.time(), self._progress_ms, BODY_BYTES_A_SECOND_MIN)
-        try:
-            for piece in () if request.method == hdrs.METH_HEAD else pieces(answer.body):
-                async with flow.step():
-                    await response.write(piece)
-                    await request.writer.drain()
-                flow.moved(loop.time(), len(piece))
-            async with flow.step():
-                await response.write_eof()
-                await request.writer.drain()
-        except FrameInvalid:
-            # The reader does not read. Nothing can be told to it any more.
-            if request.transport is not None:
-                request.transport.abort()
-        return response
-
     async def close(self) -> None:
         """Stop listening, let what runs end for a while, and drop all connections."""
-        if self._listening is not None:
-            self._listening.close()
-            self._listening = None
-        if self._fast_path is not None:
-            await self._fast_path.ended(self._stop_ms / 1000)
-            self._fast_path = None
-        if self._door is not None:
-            await self._door.close()
-            self._door = None
-        self._gate.close()
+        self._bound_port = None
         if self._server is not None:
-            # Without this, connections that only wait for a request are waited for as well.
-            self._server.pre_shutdown()
-            await self._server.shutdown(self._stop_ms / 1000)
+            self._server.end()
+            for task in self._handshakes:
+                task.cancel()
+            await asyncio.gather(*self._handshakes, return_exceptions=True)
+            await self._server.stop(self._stop_ms)
             self._server = None
-        await self._pool.close()
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
 
 def _own_host() -> str:

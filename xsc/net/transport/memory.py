@@ -14,8 +14,8 @@ from xsc.base.clock import Clock, SeededEntropy
 from xsc.base.errors import PeerSilent, TooLarge
 from xsc.base.limits import PEER_BODY_BYTES_MAX, PPM
 from xsc.base.turns import Turns
+from xsc.net.transport.bounds import turn_to_send
 from xsc.net.transport.port import Arrival, Dropped, Handler, RawRequest, RawResponse, Take
-from xsc.net.transport.turns import turn_to_send
 
 _PORT = 1
 

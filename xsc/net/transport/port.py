@@ -40,6 +40,17 @@ class RawResponse:
     """For who serves: to be called once, when the answer was written or is given up."""
 
 
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of bodies, both ways: what `xsc node status` calls traffic.
+
+    A body that breaks off counts whole where it was sent, else not.
+    """
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
 Take: TypeAlias = Callable[[Buffer], None]
 """Shown each piece that has come, in order, before it is kept; raises to refuse it."""
 

@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 
 from xsc.base.limits import PEER_CONNECT_TIMEOUT_MS
 from xsc.identity.keys import KeyPair
-from xsc.net.transport.gate import Gate
+from xsc.net.transport.bounds import Gate
 
 _BEGIN = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 _END = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
@@ -80,8 +80,8 @@ def server_context(certificate: Certificate) -> ssl.SSLContext:
     return context
 
 
-class Door:
-    """Accepts TLS connections, and counts each before its handshake begins.
+class Handshake(asyncio.Protocol):
+    """A connection before it is served with TLS, counted before its handshake begins.
 
     asyncio's own TLS server reports a connection only after the handshake, so the number of
     unfinished handshakes would be unlimited.
@@ -90,31 +90,40 @@ class Door:
         context: of the server.
         inner: makes the protocol behind TLS, which may be given data before its transport.
         gate: counts.
+        tasks: has those that are under way.
     """
 
     def __init__(
-        self, context: ssl.SSLContext, inner: Callable[[], asyncio.Protocol], gate: Gate
+        self,
+        context: ssl.SSLContext,
+        inner: Callable[[], asyncio.Protocol],
+        gate: Gate,
+        tasks: set[asyncio.Task[None]],
     ) -> None:
-        self.gate = gate
         self._context = context
         self._inner = inner
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._gate = gate
+        self._tasks = tasks
+        self._raw: asyncio.Transport | None = None
 
-    def __call__(self) -> _Doorway:
-        """Return the protocol of a new connection."""
-        return _Doorway(self)
-
-    def begin(self, raw: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let a connection in and have the handshake made."""
-        if not self.gate.enter(raw):
+        assert isinstance(transport, asyncio.Transport)
+        self._raw = transport
+        if not self._gate.enter(transport):
             return
-        # Neither side of TLS keeps what the reader does not take (`xsc.net.transport.fast_path`).
-        raw.set_write_buffer_limits(high=1, low=0)
+        # Neither side of TLS keeps what the reader does not take (`xsc.net.transport.http`).
+        transport.set_write_buffer_limits(high=1, low=0)
         # What comes is the handshake's.
-        raw.pause_reading()
-        task = asyncio.get_running_loop().create_task(self._shake(raw))
+        transport.pause_reading()
+        task = asyncio.get_running_loop().create_task(self._shake(transport))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (each end is one)
+        """End before TLS has begun."""
+        if self._raw is not None:
+            self._gate.leave(self._raw)
 
     async def _shake(self, raw: asyncio.Transport) -> None:
         inner = self._inner()
@@ -128,35 +137,10 @@ class Door:
             )
         except (OSError, asyncio.CancelledError):
             # No TLS, too slow, evicted or gone: nobody to tell anything.
-            self.gate.leave(raw)
-            raw.abort()
-            return
+            secured = None
         # The same connection, from now on under the transport that it is served by.
-        self.gate.leave(raw)
-        if secured is not None:
+        self._gate.leave(raw)
+        if secured is None:
+            raw.abort()
+        else:
             inner.connection_made(secured)
-
-    async def close(self) -> None:
-        """Give up the handshakes that are under way."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-class _Doorway(asyncio.Protocol):
-    """A connection before its handshake."""
-
-    def __init__(self, door: Door) -> None:
-        self._door = door
-        self._raw: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        assert isinstance(transport, asyncio.Transport)
-        self._raw = transport
-        self._door.begin(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (each end is one)
-        """End before TLS has begun."""
-        if self._raw is not None:
-            self._door.gate.leave(self._raw)

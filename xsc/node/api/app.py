@@ -1,4 +1,4 @@
-"""The loopback API: one aiohttp application, its guard and its error mapping.
+"""The loopback API: its routes, its guard and its error mapping.
 
 Every path but `/health` and `/v1/proof` needs the bearer token of the home. Errors leave as
 problem documents (`xsc.api.problems`); a fault that nobody expected is logged
@@ -12,8 +12,10 @@ import hmac
 import logging
 import re
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import cast
+from urllib.parse import unquote
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -21,27 +23,22 @@ from aiohttp.http_exceptions import HttpProcessingError
 from xsc.api import proof, serial
 from xsc.api.problems import CONTENT_TYPE, bug, problem
 from xsc.base.errors import (
-    ArgumentInvalid,
     NotFound,
-    TooLarge,
     Unauthorized,
     XscError,
 )
 from xsc.base.ids import SHORT_CHARS
 from xsc.base.log import Log
-from xsc.net.transport.fast_path import Answer
-from xsc.net.transport.gate import Gate
-from xsc.net.transport.parser import SmallRequest
-from xsc.net.transport.port import RawResponse
+from xsc.net.transport.http import say_continue
 
 KEEP_ALIVE_MS = 75_000
 """How long a connection may be idle."""
+PATH = web.RequestKey("path", dict[str, str])
+"""Where a request has the named parts of its path."""
 _OPEN = ("/health", proof.PATH)
 """Paths that need no token: the first says nothing, the second is asked before it is shown."""
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-FastPathHandler = Callable[[SmallRequest], Awaitable[tuple[int, object]]]
-"""Answers a small request with a status and a value of the API."""
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _SHORT_ID = re.compile(rf"(?<![\w(])[a-z2-7]{{{SHORT_CHARS}}}(?!\w)")
 """A short id in a message; one in parentheses follows its name."""
 
@@ -50,14 +47,9 @@ Names = Callable[[], Mapping[str, str]]
 
 
 class Running:
-    """Counts the requests that run, so that the end of the node can wait for them.
+    """Counts the requests that run, so that the end of the node can wait for them."""
 
-    Args:
-        gate: told of the connections that they run on.
-    """
-
-    def __init__(self, gate: Gate | None = None) -> None:
-        self._gate = gate
+    def __init__(self) -> None:
         self._count = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -73,12 +65,6 @@ class Running:
             self._count -= 1
             if not self._count:
                 self._idle.set()
-
-    @contextmanager
-    def on(self, transport: asyncio.Transport | None) -> Iterator[None]:
-        """Count one request that has come on a connection."""
-        with self.one(), nullcontext() if self._gate is None else self._gate.serving(transport):
-            yield
 
     async def ended(self, timeout_s: float) -> None:
         """Return once no request runs, or when the time is up."""
@@ -135,13 +121,14 @@ def problem_response(error: XscError) -> web.Response:
     )
 
 
-def reply(value: object, *, status: int = 200) -> web.Response:
+def reply(value: object, *, status: int = 200, name_of: serial.Names | None = None) -> web.Response:
     """Return a JSON response."""
-    return web.Response(text=_text(value), status=status, content_type="application/json")
+    text = _text(value, name_of)
+    return web.Response(text=text, status=status, content_type="application/json")
 
 
-def _text(value: object) -> str:
-    return serial.to_text(value) + "\n"
+def _text(value: object, name_of: serial.Names | None = None) -> str:
+    return serial.to_text(value, name_of) + "\n"
 
 
 class Prover:
@@ -156,19 +143,15 @@ class Prover:
         self.port = 0
         """Where the API listens, once it does."""
 
-    async def answer(self, request: SmallRequest) -> tuple[int, object]:
+    async def route(self, request: web.BaseRequest) -> web.Response:
         """Answer a challenge."""
-        return 200, {"proof": proof.proof_of(self._token, self.port, request.body)}
-
-    async def route(self, request: web.Request) -> web.Response:
-        """Answer a challenge that came in another form."""
         challenge = await request.content.read(2 * proof.CHALLENGE_BYTES + 1)
         return reply({"proof": proof.proof_of(self._token, self.port, challenge)})
 
 
-async def _alive(_: web.Request) -> web.Response:
+async def _alive(_: web.BaseRequest) -> web.Response:
     """Say that the process runs, and no more: `/health` is open to everybody."""
-    return web.json_response({"status": "ok"})
+    return reply({"status": "ok"})
 
 
 def _check_token(given: str, expected: bytes) -> None:
@@ -180,83 +163,68 @@ def _check_token(given: str, expected: bytes) -> None:
         )
 
 
-def _expected(token: str) -> bytes:
-    return f"Bearer {token}".encode()
-
-
 def _note(error: XscError, path: str, log: Log, names: Names) -> None:
     _name_peers(error, names)
     if error.exit_code == 1:
         log.error("api.request_failed", path=path, fault=error.message)
 
 
-def fast_path_answer(
-    handlers: Mapping[str, FastPathHandler],
-    token: str,
-    log: Log,
-    running: Running,
-    names: Names,
-) -> Answer:
-    """Return what answers small requests of these paths as the application would."""
-    expected = _expected(token)
+class _Routes:
+    """Finds what answers a request, and what stands in its path where a route names a part."""
 
-    def packed(status: int, kind: str, value: object, retry_after_s: int = 0) -> RawResponse:
-        headers = {"content-type": f"{kind}; charset=utf-8"}
-        if retry_after_s:
-            headers["retry-after"] = str(retry_after_s)
-        return RawResponse(status, headers, [_text(value).encode()])
+    def __init__(self, routes: Iterable[web.RouteDef]) -> None:
+        self._plain: dict[tuple[str, str], Handler] = {}
+        self._named: list[tuple[str, re.Pattern[str], Handler]] = []
+        for each in routes:
+            handler = cast(Handler, each.handler)
+            if "{" in each.path:
+                steps = (
+                    f"(?P<{step[1:-1]}>[^/]+)" if step.startswith("{") else re.escape(step)
+                    for step in each.path.split("/")
+                )
+                pattern = re.compile("/".join(steps))
+                self._named.append((each.method, pattern, handler))
+            else:
+                self._plain[each.method, each.path] = handler
 
-    async def answer(request: SmallRequest) -> RawResponse:
-        with running.one():
-            try:
-                if request.path not in _OPEN:
-                    _check_token(request.headers.get("authorization", ""), expected)
-                status, value = await handlers[request.path](request)
-                return packed(status, "application/json", value)
-            except XscError as error:
-                _note(error, request.path, log, names)
-                return packed(error.http_status, CONTENT_TYPE, problem(error), error.retry_after_s)
-            except Exception:  # noqa: BLE001 - as the application's guard
-                log.error("api.request_bug", path=request.path, trace=traceback.format_exc())
-                return packed(500, CONTENT_TYPE, bug())
+    def find(self, request: web.BaseRequest, path: str) -> Handler:
+        """Return what answers; keep under PATH of the request what stands in its path.
 
-    return answer
+        Raises:
+            NotFound: nothing does.
+        """
+        if handler := self._plain.get((request.method, path)):
+            return handler
+        for method, pattern, handler in self._named:
+            if method == request.method and (found := pattern.fullmatch(path)):
+                request[PATH] = {name: unquote(text) for name, text in found.groupdict().items()}
+                return handler
+        raise NotFound(f"there is no {request.method} {path} in this API")
 
 
 def application(
-    routes: list[web.RouteDef], token: str, log: Log, running: Running, names: Names
-) -> web.Application:
-    """Return the API's application; `running` counts its requests."""
-    expected = _expected(token)
+    routes: Iterable[web.RouteDef], token: str, log: Log, running: Running, names: Names
+) -> Handler:
+    """Return what answers the API's requests; `running` counts them."""
+    expected = f"Bearer {token}".encode()
+    table = _Routes([web.get("/health", _alive), *routes])
 
-    @web.middleware
-    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
-        with running.on(request.transport):
-            return await handler(request)
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        path = request.rel_url.raw_path
+        with running.one():
+            try:
+                if path not in _OPEN:
+                    _check_token(request.headers.get("Authorization", ""), expected)
+                handler = table.find(request, path)
+                await say_continue(request)
+                return await handler(request)
+            except XscError as error:
+                _note(error, path, log, names)
+                return problem_response(error)
+            except ConnectionError:
+                raise  # the client went away: aiohttp closes what is left of the exchange
+            except Exception:  # noqa: BLE001 - the one place that must answer whatever happens
+                log.error("api.request_bug", path=path, trace=traceback.format_exc())
+                return web.Response(text=_text(bug()), status=500, content_type=CONTENT_TYPE)
 
-    @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            if request.path not in _OPEN:
-                _check_token(request.headers.get("Authorization", ""), expected)
-            return await handler(request)
-        except XscError as error:
-            _note(error, request.path, log, names)
-            return problem_response(error)
-        except web.HTTPException as fault:
-            if fault.status in (404, 405):
-                return problem_response(
-                    NotFound(f"there is no {request.method} {request.path} in this API")
-                )
-            if fault.status == 413:
-                return problem_response(TooLarge("the request is too large"))
-            return problem_response(ArgumentInvalid(f"the request is malformed: {fault.reason}"))
-        except ConnectionError:
-            raise  # the client went away: aiohttp closes what is left of the exchange
-        except Exception:  # noqa: BLE001 - the one place that must answer whatever happens
-            log.error("api.request_bug", path=request.path, trace=traceback.format_exc())
-            return web.Response(text=_text(bug()), status=500, content_type=CONTENT_TYPE)
-
-    app = web.Application(middlewares=[count, guard])
-    app.add_routes([web.get("/health", _alive), *routes])
-    return app
+    return answer

@@ -9,17 +9,14 @@ bounded together. Slow heads, bodies and readers are cut off.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from dataclasses import replace
 from urllib.parse import unquote
 
-import aiohttp
 from aiohttp import hdrs, web
 
-from xsc.base.errors import ArgumentInvalid, ConfigInvalid, FrameInvalid, PeerUnknown
+from xsc.base.errors import ArgumentInvalid, FrameInvalid, PeerUnknown
 from xsc.base.limits import (
-    BODY_BYTES_A_SECOND_MIN,
     KIB,
     NO_PROGRESS_MS,
     SERVICE_ANSWER_BYTES_A_SECOND_MIN,
@@ -38,18 +35,15 @@ from xsc.compute.deployments.holder import Served
 from xsc.compute.deployments.rules import ServiceAnswer, fault_answer
 from xsc.compute.deployments.wagi import METHODS, Request
 from xsc.net.transport.addresses import source_of
-from xsc.net.transport.flow import Flow
-from xsc.net.transport.gate import Gate
-from xsc.net.transport.listener import Server, listen, listen_hint
-from xsc.net.transport.room import Room
+from xsc.net.transport.bounds import Gate, Room, read_body, write_answer
+from xsc.net.transport.http import Server, say_continue
+from xsc.net.transport.port import Buffer
 from xsc.node.build import Node
 
 PIECE_BYTES = 64 * KIB
-"""Read and written at once."""
+"""Read at once."""
 STOP_MS = 10_000
 """How long requests that run may take to end when the node stops."""
-LINGER_MS = 2_000
-"""How long the rest of a refused body is read, so that the refusal can be heard."""
 _SANDBOX = (
     "sandbox allow-downloads allow-forms allow-modals allow-popups "
     "allow-popups-to-escape-sandbox allow-scripts"
@@ -97,7 +91,6 @@ class ServiceListener:
         )
         self._under_way: Counter[str] = Counter()
         self._server: Server | None = None
-        self._listening: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port.
@@ -107,43 +100,23 @@ class ServiceListener:
         """
         self._server = Server(
             self._serve,
-            gate=self._gate,
-            access_log=None,
-            auto_decompress=False,
+            self._gate,
             cancel=True,
-            keepalive_timeout=self._progress_ms / 1000,
-            lingering_time=LINGER_MS / 1000,
             max_line_size=SERVICE_HEADER_BYTES_MAX,
             max_field_size=SERVICE_HEADER_BYTES_MAX,
             max_headers=SERVICE_HEADERS_MAX,
             read_bufsize=PIECE_BYTES,
         )
-        try:
-            self._listening = await listen(self._server, host, port, backlog=self._gate.backlog)
-        except OSError as fault:
-            raise ConfigInvalid(
-                f"services cannot listen on {host}:{port}: {fault.strerror}",
-                hint=listen_hint("services_listen", fault),
-            ) from None
-        found: int = self._listening.sockets[0].getsockname()[1]
-        return found
+        return await self._server.start(host, port, "services_listen")
 
     async def stop(self) -> None:
         """Take no more requests, and let those that run end."""
-        if self._listening is not None:
-            self._listening.close()
-            self._listening = None
         if self._server is not None:
-            self._gate.close()
-            self._server.pre_shutdown()
-            await self._server.shutdown(STOP_MS / 1000)
+            await self._server.stop(STOP_MS)
             self._server = None
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        with self._gate.serving(request.transport):
-            return await self._respond(request, source_of(request.remote or ""))
-
-    async def _respond(self, request: web.BaseRequest, source: str) -> web.StreamResponse:
+        source = source_of(request.remote or "")
         held = _Hold(self._room, source)
         try:
             try:
@@ -240,34 +213,25 @@ class ServiceListener:
         """
         if (request.content_length or 0) > STDIN_BYTES_MAX:
             raise _Refused(fault_answer(413, f"a body is bounded to {STDIN_BYTES_MAX} bytes"))
-        if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0
-        body = bytearray()
-        loop = asyncio.get_running_loop()
-        flow = Flow(loop.time(), self._progress_ms, BODY_BYTES_A_SECOND_MIN)
-        while True:
-            try:
-                async with flow.step():
-                    piece = await request.content.readany()
-            except (ConnectionError, aiohttp.ClientPayloadError):
-                raise FrameInvalid("the body broke off") from None
-            if not piece:
-                return bytes(body)
-            if len(body) + len(piece) > STDIN_BYTES_MAX:
+        await say_continue(request)
+        come = 0
+
+        def take(piece: Buffer) -> None:
+            nonlocal come
+            come += len(piece)
+            if come > STDIN_BYTES_MAX:
                 raise _Refused(fault_answer(413, f"a body is bounded to {STDIN_BYTES_MAX} bytes"))
             hold.take(len(piece))
-            flow.moved(loop.time(), len(piece))
-            body += piece
+
+        return bytes(await read_body(request.content, None, self._progress_ms, take))
 
     async def _write(
         self, request: web.BaseRequest, served: Served, *, closing: bool = False
     ) -> web.StreamResponse:
         told = served.answer.response
-        response = web.StreamResponse(status=told.status)
+        response = web.Response(status=told.status)
         for name, value in told.headers:
             response.headers.add(name, value)
-        response.headers[hdrs.SERVER] = "xsc"
         for name, value in CONTAINED:
             response.headers.add(name, value)
         if served.request_id:
@@ -276,27 +240,8 @@ class ServiceListener:
             response.headers.setdefault(hdrs.ALLOW, ", ".join(METHODS))
         if closing:
             response.force_close()
-        if told.status not in (204, 304):
-            response.content_length = len(told.body)
-        await response.prepare(request)
-        view = memoryview(told.body if request.method != hdrs.METH_HEAD else b"")
-        loop = asyncio.get_running_loop()
-        flow = Flow(loop.time(), self._progress_ms, SERVICE_ANSWER_BYTES_A_SECOND_MIN)
-        try:
-            for start in range(0, len(view), PIECE_BYTES):
-                piece = view[start : start + PIECE_BYTES]
-                async with flow.step():
-                    await response.write(piece)
-                    await request.writer.drain()
-                flow.moved(loop.time(), len(piece))
-            async with flow.step():
-                await response.write_eof()
-                await request.writer.drain()
-        except FrameInvalid:
-            # The reader does not read. Nothing can be told to it any more.
-            if request.transport is not None:
-                request.transport.abort()
-        return response
+        rate = SERVICE_ANSWER_BYTES_A_SECOND_MIN
+        return await write_answer(request, response, [told.body], self._progress_ms, rate)
 
 
 class _Hold:

@@ -15,11 +15,11 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Iterable,
     Mapping,
 )
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import unquote
 
@@ -29,19 +29,16 @@ from pydantic_core import ErrorDetails
 
 from xsc.api import ranges, serial
 from xsc.api.endpoint import Endpoint, headers_of
-from xsc.api.problems import Problem, problem
-from xsc.base.bounded import Bounded
-from xsc.base.errors import ArgumentInvalid, NotFound, RangeUnsatisfiable, TooLarge, XscError
+from xsc.api.problems import problem
+from xsc.base.errors import ArgumentInvalid, RangeUnsatisfiable, TooLarge, XscError
 from xsc.base.limits import KIB, MIB
 from xsc.base.units import format_credits, format_duration, format_size
-from xsc.net.transport.parser import SmallRequest
-from xsc.node.api.app import FastPathHandler, problem_response, reply
+from xsc.node.api.app import PATH, problem_response, reply
 from xsc.node.build import Node
 
 JSON_BYTES_MAX: Final = 1 * MIB
 """Bound of the JSON of a request; streams and modules have their own."""
 LENGTH_BYTES: Final = 4
-FAULTS_KEPT: Final = 256
 PIECE_BYTES: Final = 256 * KIB
 """Written at once of a download."""
 SOCKET_BYTES: Final = 512 * KIB
@@ -125,18 +122,6 @@ class Body:
             yield piece
 
 
-def in_memory(raw: bytes) -> Body:
-    """Return a body that has come already."""
-    left = memoryview(raw)
-
-    async def read(most: int) -> bytes:
-        nonlocal left
-        piece, left = bytes(left[:most]), left[most:]
-        return piece
-
-    return Body(read)
-
-
 @dataclass(frozen=True, slots=True)
 class Download:
     """Bytes that are answered piece by piece."""
@@ -147,34 +132,6 @@ class Download:
     """None where it is not known before the end; then there are no ranges."""
     range: str | None = None
     """What was asked for."""
-
-
-class Faults:
-    """Remembers how answers broke off: one that has begun can carry no problem."""
-
-    def __init__(self) -> None:
-        self._kept: Bounded[str, Problem] = Bounded(FAULTS_KEPT)
-        self._next = 0
-
-    def begin(self) -> str:
-        """Return the id of a request."""
-        self._next += 1
-        return str(self._next)
-
-    def keep(self, request_id: str, fault: XscError) -> None:
-        """Remember a fault, at most FAULTS_KEPT of them."""
-        self._kept.put(request_id, problem(fault))
-
-    def find(self, request_id: str) -> Problem:
-        """Return the problem of a request.
-
-        Raises:
-            NotFound: it did not break off, or too long ago.
-        """
-        found = self._kept.get(request_id)
-        if found is None:
-            raise NotFound("nothing is known of that request")
-        return found
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
@@ -277,10 +234,11 @@ async def _asked(
 class Server:
     """Answers requests for endpoints."""
 
-    def __init__(self, node: Node, answers: Answers, faults: Faults) -> None:
+    def __init__(self, node: Node, answers: Answers) -> None:
         self._node = node
         self._answers = answers
-        self._faults = faults
+        self._ids = count(1)
+        """Of requests whose answer may break off: one that has begun can carry no problem."""
         self._log = node.log
 
     def routes(self) -> list[web.RouteDef]:
@@ -290,24 +248,14 @@ class Server:
             for each, answer in self._answers.items()
         ]
 
-    def fast_path(self, endpoints: Iterable[Endpoint[Any, Any]]) -> dict[str, FastPathHandler]:
-        """Return what answers small requests of endpoints that take bytes and give JSON."""
-        return {each.path: self._small(each, self._answers[each]) for each in endpoints}
-
-    def _small(self, endpoint: Endpoint[Any, Any], answer: Answer) -> FastPathHandler:
-        async def handle(request: SmallRequest) -> tuple[int, object]:
-            body = in_memory(request.body)
-            asked = await _asked(endpoint, body, {}, request.headers, {})
-            return endpoint.status, await answer(self._node, asked, body)
-
-        return handle
-
     def _route(
         self, endpoint: Endpoint[Any, Any], answer: Answer
-    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        async def handle(request: web.Request) -> web.StreamResponse:
+    ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
             body = Body(request.content.read)
-            asked = await _asked(endpoint, body, request.match_info, request.headers, request.query)
+            asked = await _asked(
+                endpoint, body, request.get(PATH, {}), request.headers, request.query
+            )
             given = (asked,) if endpoint.takes == "json" else (asked, body)
             found = answer(self._node, *given)
             if endpoint.gives in {"lines", "events"}:
@@ -317,12 +265,13 @@ class Server:
                 return await self._downloaded(request, value)
             if endpoint.gives == "cbor":
                 return web.Response(body=value, content_type="application/cbor")
-            return reply(value, status=endpoint.status)
+            value = {endpoint.rows: [*value]} if endpoint.rows else value
+            return reply(value, status=endpoint.status, name_of=self._node.name_of)
 
         return handle
 
     async def _streamed(
-        self, request: web.Request, found: AsyncGenerator[object, None], *, events: bool
+        self, request: web.BaseRequest, found: AsyncGenerator[object, None], *, events: bool
     ) -> web.StreamResponse:
         """Answer with lines or events until there are no more, or nobody reads them.
 
@@ -356,7 +305,9 @@ class Server:
                     except StopAsyncIteration:
                         break
                     if item is not None:
-                        await response.write(before + serial.to_text(item).encode() + after)
+                        await response.write(
+                            before + serial.to_text(item, self._node.name_of).encode() + after
+                        )
                     elif events:
                         await response.write(_COMMENT)
                     coming = asyncio.ensure_future(anext(found))
@@ -366,7 +317,7 @@ class Server:
         await response.write_eof()
         return response
 
-    async def _downloaded(self, request: web.Request, found: Download) -> web.StreamResponse:
+    async def _downloaded(self, request: web.BaseRequest, found: Download) -> web.StreamResponse:
         size = found.size_bytes
         start, stop = 0, size or 0
         if found.range is not None and size is not None:
@@ -380,7 +331,7 @@ class Server:
         async with aclosing(found.pieces(start, stop)) as pieces:
             # The first bytes are fetched before the head is sent: most faults show here.
             first = await anext(pieces, b"")
-            request_id = self._faults.begin()
+            request_id = str(next(self._ids))
             response = web.StreamResponse(
                 status=200 if found.range is None else 206,
                 headers={"Content-Type": "application/octet-stream", "XSC-Request-Id": request_id},
@@ -400,7 +351,7 @@ class Server:
                     await _write(response, piece)
             except XscError as fault:
                 self._log.warning("api.answer_broke_off", code=fault.code, fault=fault.message)
-                self._faults.keep(request_id, fault)
+                self._node.faults.put(request_id, problem(fault))
                 response.force_close()
                 if request.transport is not None:
                     request.transport.close()
@@ -416,7 +367,7 @@ async def _write(response: web.StreamResponse, data: bytes | memoryview) -> None
         await response.write(view[start : start + PIECE_BYTES])
 
 
-def _hold_little(request: web.Request) -> None:
+def _hold_little(request: web.BaseRequest) -> None:
     """Have little of an answer held between us and a client that may go before it has read it.
 
     What was written is with the system, none of it in this process: it outlives us.

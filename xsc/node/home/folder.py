@@ -20,32 +20,27 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, TypeAlias, cast, get_args
 
-from xsc.base.errors import (
-    ConfigInvalid,
-    HomeInvalid,
-    HomeLocked,
-    IdentityInvalid,
-)
+from xsc.base.errors import ConfigInvalid, HomeInvalid, HomeLocked, IdentityInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import PPM
 from xsc.base.text import cause
 from xsc.identity import keyfile
 from xsc.identity.keys import NETWORK_DEFAULT, KeyPair
 from xsc.node.config import check, check_capacity
-from xsc.node.home.disk_trial import drop_left
 from xsc.node.system import SystemEntropy
 
 FORMAT = 1
 TOKEN_BYTES = 32
-RECOVERY = "recover.json"
-"""Stands in a home whose recovery is not finished, and says how far it is."""
-RESTORE = "restore.json"
-"""Stands in a home that came from a backup, until it knows what was signed since."""
-_OPERATORS = frozenset({"config.toml", "node.log", "lock", RECOVERY})
+Stage: TypeAlias = Literal["recovering", "restoring", "restored"]
+"""Its peers were not asked yet what it was; or it is not yet whole out of a backup, or it is, and
+of the past."""
+STAGE = "unfinished"
+"""Stands in a home that is being brought back, and says how far it is."""
+_OPERATORS = frozenset({"config.toml", "node.log", "lock"})
 """What may stand in a directory before it is a home."""
-_UNFINISHED = frozenset({"format", "network"})
+_BEGUN = frozenset({"format", "network"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +72,31 @@ def _write_private(path: Path, text: str) -> None:
     write_file(path, text.encode())
 
 
+def _text_of(path: Path, name: str) -> str | None:
+    """Return what a small file of a home says; None where it is not there.
+
+    Raises:
+        HomeInvalid: it cannot be read.
+    """
+    try:
+        return (path / name).read_text().strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise HomeInvalid(f"{path / name} cannot be read: {cause(fault)}") from None
+
+
 def check_format(path: Path) -> None:
     """Return if the directory is a home of a format known here.
 
     Raises:
         HomeInvalid: no home, or of a newer format.
     """
-    try:
-        text = (path / "format").read_text().strip()
-    except FileNotFoundError:
+    text = _text_of(path, "format")
+    if text is None:
         raise HomeInvalid(
             f"{path} is no XSC home", hint="`xsc node init` makes one in an empty directory"
-        ) from None
-    except (OSError, UnicodeDecodeError) as fault:
-        raise HomeInvalid(f"{path} cannot be read: {cause(fault)}") from None
+        )
     if not text.isdigit():
         raise HomeInvalid(f"{path / 'format'} does not hold a format version")
     if int(text) != FORMAT:
@@ -103,6 +109,11 @@ def check_format(path: Path) -> None:
 def is_home(path: Path) -> bool:
     """Say whether a directory holds a home, finished or not."""
     return (path / "format").exists()
+
+
+def has_key(path: Path) -> bool:
+    """Say whether a home has its key: it is written last."""
+    return (path / "identity.key").exists()
 
 
 def init_home(
@@ -138,14 +149,13 @@ def init_home(
         raise ConfigInvalid("a network's name has 1 to 64 characters, none of them at an end blank")
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        drop_left(path)
         there = {entry.name for entry in path.iterdir()}
     except OSError as fault:
         raise HomeInvalid(f"the home {path} cannot be made: {fault.strerror}") from None
     if "identity.key" in there:
         raise HomeInvalid(f"{path} is a home already", hint="`xsc node start` runs it")
-    foreign = there - _OPERATORS - _UNFINISHED
-    if foreign or (there & _UNFINISHED and "format" not in there):
+    foreign = there - _OPERATORS - _BEGUN - (set() if recover is None else {STAGE})
+    if foreign or (there & _BEGUN and "format" not in there):
         raise HomeInvalid(
             f"{path} is not empty and no XSC home", hint="give an empty or a new directory"
         )
@@ -156,72 +166,47 @@ def init_home(
     if name is not None:
         _write_private(path / "config.toml", f"name = {json.dumps(name)}\n")
     keyfile.write(path / "identity.key", keyfile.to_line(key, entropy, passphrase))
-    return {
-        "id": to_text(key.node_id),
-        "home": str(path),
-        "network": network or NETWORK_DEFAULT,
-    }
+    return {"id": to_text(key.node_id), "home": str(path), "network": network or NETWORK_DEFAULT}
 
 
-def begin_recovery(path: Path) -> None:
-    """Mark a home, before it has an identity, as one that has to be recovered."""
+def mark(path: Path, stage: Stage) -> None:
+    """Mark a home as one that is being brought back; made where there is none yet."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write_private(path / RECOVERY, json.dumps({"v": 1, "stage": "begun"}) + "\n")
+    _write_private(path / STAGE, f"{stage}\n")
 
 
-def mark_readable(path: Path) -> None:
-    """Mark a home that is being recovered as one whose objects can be read."""
-    _write_private(path / RECOVERY, json.dumps({"v": 1, "stage": "readable"}) + "\n")
-
-
-def recovery_stage(path: Path) -> str | None:
-    """Return how far a recovery came; None where there was none, or it is finished."""
-    return _stage(path / RECOVERY, "begun", "readable")
-
-
-def end_recovery(path: Path) -> None:
-    """Take the mark away: everything is there."""
-    (path / RECOVERY).unlink()
-
-
-def mark_restore(path: Path, stage: Literal["writing", "written"]) -> None:
-    """Mark a home as coming from a backup: not whole yet, or whole and of the past."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write_private(path / RESTORE, json.dumps({"v": 1, "stage": stage}) + "\n")
-
-
-def restore_stage(path: Path) -> str | None:
-    """Return how far a restore came; None where there was none, or it is finished."""
-    return _stage(path / RESTORE, "writing", "written")
-
-
-def _stage(path: Path, first: str, last: str) -> str | None:
-    try:
-        stage = json.loads(path.read_text())["stage"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return first  # what cannot be read was not written to its end
-    return last if stage == last else first
-
-
-def end_restore(path: Path) -> None:
-    """Take the mark away: the home knows all that its node has signed."""
-    (path / RESTORE).unlink()
-
-
-def check_finished(path: Path) -> None:
-    """Return if a home is whole.
+def stage_of(path: Path) -> Stage | None:
+    """Return how far a recovery or a restore came; None where nothing is unfinished.
 
     Raises:
-        HomeInvalid: a recovery has nothing to open yet, or a restore was interrupted.
+        HomeInvalid: its mark cannot be read.
     """
-    if recovery_stage(path) == "begun":
+    text = _text_of(path, STAGE)
+    if text is None:
+        return None
+    if text not in get_args(Stage):
+        raise HomeInvalid(f"{path / STAGE} does not say what is unfinished")
+    return cast("Stage", text)
+
+
+def finish(path: Path) -> None:
+    """Take the mark away: everything is there."""
+    (path / STAGE).unlink()
+
+
+def check_whole(path: Path) -> None:
+    """Return if a home has all that a node needs to ask its peers for the rest.
+
+    Raises:
+        HomeInvalid: a recovery or a restore was interrupted before.
+    """
+    stage = stage_of(path)
+    if stage == "recovering" and not has_key(path):
         raise HomeInvalid(
-            f"the recovery of {path} has found no objects yet",
-            hint="go on with it: xsc node recover --peer PEER",
+            f"the recovery of {path} was interrupted",
+            hint="begin it again: xsc node recover IDENTITY --peer PEER",
         )
-    if restore_stage(path) == "writing":
+    if stage == "restoring":
         raise HomeInvalid(
             f"the restore of {path} was interrupted", hint="begin it again: xsc node restore FILE"
         )
@@ -243,7 +228,7 @@ def open_home(path: Path, passphrase: str = "") -> Home:
     Raises:
         HomeInvalid, IdentityInvalid: it cannot be used, and why.
     """
-    unfinished = is_home(path) and not (path / "identity.key").exists()
+    unfinished = is_home(path) and not has_key(path)
     if unfinished and (path / "db").exists():
         raise IdentityInvalid(
             f"the home {path} has lost its identity.key",
@@ -263,10 +248,10 @@ def network_of(path: Path) -> str:
     Raises:
         HomeInvalid: it is not there.
     """
-    try:
-        return (path / "network").read_text().strip()
-    except (OSError, UnicodeDecodeError) as fault:
-        raise HomeInvalid(f"the home {path} has lost its network's name: {cause(fault)}") from None
+    text = _text_of(path, "network")
+    if text is None:
+        raise HomeInvalid(f"the home {path} has lost its network's name")
+    return text
 
 
 def lock(path: Path) -> IO[str]:
@@ -278,8 +263,8 @@ def lock(path: Path) -> IO[str]:
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        drop_left(path)
-        if not is_home(path) and {entry.name for entry in path.iterdir()} - _OPERATORS:
+        foreign = {entry.name for entry in path.iterdir()} - _OPERATORS
+        if foreign and not is_home(path) and stage_of(path) is None:
             check_format(path)
         file = (path / "lock").open("a+")
     except OSError as fault:
@@ -312,11 +297,8 @@ def unpublish(path: Path) -> None:
 
 def read_number(path: Path) -> int | None:
     """Return the number that a file of the home holds; None where there is none."""
-    try:
-        text = path.read_text().strip()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-    return int(text) if text.isdigit() and len(text) < 20 else None
+    text = _text_of(path.parent, path.name)
+    return int(text) if text and text.isdigit() and len(text) < 20 else None
 
 
 def write_number(path: Path, number: int) -> None:

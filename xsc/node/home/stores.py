@@ -9,7 +9,9 @@ read do not keep a node from starting (`xsc.storage.shardstore.scan`).
 from __future__ import annotations
 
 import shutil
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from xsc.base.errors import StoreDamaged
@@ -45,19 +47,13 @@ def open_stores(folder: Path, log: Log) -> Stores:
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_complete(folder)
-    opened: list[LevelDBKeyValue] = []
-    try:
-        state = LevelDBKeyValue(folder / "state", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
-        opened.append(state)
-        space = LevelDBKeyValue(folder / "space", write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
-        opened.append(space)
-        bodies = _open_bodies(folder / "bodies")
-        opened.append(bodies)
+    small = partial(LevelDBKeyValue, write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
+    with ExitStack() as opened:
+        state = opened.enter_context(closing(small(folder / "state")))
+        space = opened.enter_context(closing(small(folder / "space")))
+        bodies = opened.enter_context(closing(_open_bodies(folder / "bodies")))
         index = _open_index(folder / "index", log)
-    except BaseException:
-        for store in opened:
-            store.close()
-        raise
+        opened.pop_all()
     return Stores(bodies, index, state, space)
 
 

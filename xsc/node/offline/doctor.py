@@ -3,7 +3,7 @@
 Every check says one thing: `ok`, `warn` (it works, but not as it should) or
 `fail` (a node would not start, would lose something, or would give something
 away). A check that cannot be made is a `fail`. Nothing is changed; what is tried
-is tried beside the home's data, in a directory that is removed again.
+is tried beside the home's data, in files that are removed again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import shutil
 import socket
 import stat
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from xsc.base.errors import XscError
 from xsc.base.limits import PPM, REQUEST_WINDOW_MS
@@ -39,7 +39,6 @@ from xsc.db.leveldb import LevelDBKeyValue
 from xsc.net.transport.addresses import is_loopback, split
 from xsc.node import config as configs
 from xsc.node.home import folder as homes
-from xsc.node.home.disk_trial import DATABASE, SYNCED, trial_in
 from xsc.node.home.stores import KEPT
 from xsc.node.system import SystemClock
 from xsc.storage.object.erasure import Code, decode, encode
@@ -66,103 +65,93 @@ class Finding:
     hint: str = ""
 
 
-def ok(check: str, text: str) -> Finding:
+def ok(text: str) -> Finding:
     """Return that nothing is wrong."""
-    return Finding(check, "ok", text)
+    return Finding("", "ok", text)
 
 
-def warn(check: str, text: str, hint: str = "") -> Finding:
+def warn(text: str, hint: str = "") -> Finding:
     """Return that it works, but not as it should."""
-    return Finding(check, "warn", text, hint)
+    return Finding("", "warn", text, hint)
 
 
-def fail(check: str, text: str, hint: str = "") -> Finding:
+def fail(text: str, hint: str = "") -> Finding:
     """Return that it does not work."""
-    return Finding(check, "fail", text, hint)
+    return Finding("", "fail", text, hint)
 
 
 Ask = Callable[[], Mapping[str, Any]]
 
 
-def examine(home: Path, ask: Ask) -> list[Finding]:
-    """Return what every check finds of this machine and a home, which need not be there.
+def examine(home: Path, ask: Ask, names: Iterable[str] = ()) -> list[Finding]:
+    """Return what checks find of this machine and a home, which need not be there.
+
+    One that cannot be made fails, and the others are made.
 
     Args:
         home: its directory.
         ask: returns the status of the node that runs there (`GET /v1/status`).
+        names: of the checks; all of them if none is named.
     """
-    return run_checks(
-        [
-            ("machine", _machine),
-            ("clock", _clock),
-            ("home", lambda: _home(home)),
-            ("settings", lambda: _settings(home)),
-            ("disk", lambda: _disk(home)),
-            ("capacity", lambda: _capacity(home)),
-            ("storage", lambda: _storage(home)),
-            ("sandbox", _sandbox),
-            ("node", lambda: _node(home, ask)),
-        ]
-    )
-
-
-def run_checks(checks: Sequence[tuple[str, Callable[[], Iterator[Finding]]]]) -> list[Finding]:
-    """Return what checks find; one that cannot be made fails, and the others are made."""
     found: list[Finding] = []
-    for name, check in checks:
+    for name, check in CHECKS:
+        if names and name not in names:
+            continue
         try:
-            found += check()
+            found.extend(replace(each, check=each.check or name) for each in check(home, ask))
         except XscError as fault:
-            found.append(fail(name, fault.message, fault.hint))
+            found.append(Finding(name, "fail", fault.message, fault.hint))
         except OSError as fault:
             where = f"{fault.filename}: " if fault.filename else ""
-            found.append(fail(name, f"it cannot be checked: {where}{cause(fault)}"))
+            found.append(Finding(name, "fail", f"it cannot be checked: {where}{cause(fault)}"))
     return found
 
 
 # The machine
 
 
-def _machine() -> Iterator[Finding]:
-    python, machine = platform.python_version(), platform.machine()
+def _machine(_home: Path, _ask: Ask) -> Iterator[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0))
-    text = f"Python {python} on {sys.platform} {machine}, {cores} cores, {format_size(memory)}"
+    text = (
+        f"Python {platform.python_version()} on {sys.platform} {platform.machine()}, "
+        f"{len(os.sched_getaffinity(0))} cores, {format_size(memory)}"
+    )
     yield judge_memory(text, memory)
-    yield judge_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def judge_memory(text: str, memory_bytes: int) -> Finding:
     """Return what a machine's memory allows."""
     if memory_bytes < MEMORY_BYTES_MIN:
         least = format_size(MEMORY_BYTES_MIN)
-        return warn("machine", f"{text}: less memory than {least}", "set compute_workers = 1")
-    return ok("machine", text)
+        return warn(f"{text}: less memory than {least}", "set compute_workers = 1")
+    return ok(text)
+
+
+def _descriptors(_home: Path, _ask: Ask) -> Iterator[Finding]:
+    yield judge_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
 def judge_descriptors(limit: int) -> Finding:
     """Return what a limit of open files allows."""
     if 0 <= limit < DESCRIPTORS_MIN:
         return warn(
-            "open files",
             f"{limit} are allowed: with many peers or objects that is too few",
             f"ulimit -n {DESCRIPTORS_MIN}, or LimitNOFILE= of the unit",
         )
-    return ok("open files", "unlimited" if limit < 0 else f"{limit} are allowed")
+    return ok("unlimited" if limit < 0 else f"{limit} are allowed")
 
 
-def _clock() -> Iterator[Finding]:
+def _clock(_home: Path, _ask: Ask) -> Iterator[Finding]:
     libc = ctypes.CDLL(None, use_errno=True)
-    yield judge_clock(int(libc.adjtimex(ctypes.create_string_buffer(_CLOCK_BYTES))))
+    yield judge_clock(libc.adjtimex(ctypes.create_string_buffer(_CLOCK_BYTES)))
 
 
 def judge_clock(state: int) -> Finding:
     """Return what the kernel's word on its clock (adjtimex) means."""
     window_s = REQUEST_WINDOW_MS // 1000
     if 0 <= state < _CLOCK_UNSYNCHRONISED:
-        return ok("clock", "the kernel says that it is synchronised")
+        return ok("the kernel says that it is synchronised")
     return warn(
-        "clock",
         f"nothing says that it is synchronised; peers refuse what is {window_s} s off",
         "run an NTP client (systemd-timesyncd, chrony); in a container, the host does",
     )
@@ -170,34 +159,38 @@ def judge_clock(state: int) -> Finding:
 
 # The home
 
+_GO_ON: Mapping[homes.Stage, tuple[str, str]] = {
+    "recovering": ("its recovery is not finished", "go on with `xsc node recover`"),
+    "restoring": ("its restore is not finished", "begin it again with `xsc node restore`"),
+    "restored": ("its restore is not finished", "`xsc node start` finishes it"),
+}
 
-def _home(home: Path) -> Iterator[Finding]:
+
+def _home(home: Path, _ask: Ask) -> Iterator[Finding]:
     if not homes.is_home(home):
-        yield ok("home", f"there is none at {home} yet; `xsc node start` makes one")
+        yield ok(f"there is none at {home} yet; `xsc node start` makes one")
         return
     homes.check_format(home)
-    if homes.recovery_stage(home) == "begun":
-        yield warn("home", "its recovery is not finished", "go on with `xsc node recover`")
-    if homes.recovery_stage(home) == "readable":
-        yield warn("home", "its recovery is not finished", "`xsc node start` finishes it")
+    stage = homes.stage_of(home)
+    if stage is not None:
+        yield warn(*_GO_ON[stage])
     about = home.stat()
     if about.st_uid != os.geteuid():
-        yield fail("home", f"{home} belongs to another user", "run xsc as the one who owns it")
+        yield fail(f"{home} belongs to another user", "run xsc as the one who owns it")
     for name in ("", "identity.key", "api.token", "config.toml"):
         path = home / name
         if path.exists():
             yield from judge_mode(
                 path, stat.S_IMODE(path.stat().st_mode), private=name != "config.toml"
             )
-    if (home / "identity.key").exists():
-        yield ok("home", f"{home}, format {homes.FORMAT}")
+    if homes.has_key(home):
+        yield ok(f"{home}, format {homes.FORMAT}")
     else:
-        yield fail("home", "its identity.key is missing", "see `xsc node recover`")
+        yield fail("its identity.key is missing", "see `xsc node recover`")
     if (home / "db").exists():
         for name in KEPT:
             if not (home / "db" / name).is_dir():
                 yield fail(
-                    "home",
                     f"its database {name} is missing: the node does not start",
                     "restore a backup (`xsc node restore`), or `xsc node recover`",
                 )
@@ -208,10 +201,10 @@ def judge_mode(path: Path, mode: int, *, private: bool) -> Iterator[Finding]:
     wrong = mode & (0o077 if private else 0o022)
     if wrong:
         what = "read" if wrong & 0o044 else "write"
-        yield fail("home", f"others can {what} {path}", f"chmod go-rwx {path}")
+        yield fail(f"others can {what} {path}", f"chmod go-rwx {path}")
 
 
-def _settings(home: Path) -> Iterator[Finding]:
+def _settings(home: Path, _ask: Ask) -> Iterator[Finding]:
     loaded = configs.from_environment(home, {})
     yield judge_addresses(loaded.peer_listen, loaded.advertise)
 
@@ -219,11 +212,10 @@ def _settings(home: Path) -> Iterator[Finding]:
 def judge_addresses(listen: str, advertise: Sequence[str]) -> Finding:
     """Return what the addresses mean at which a node listens and that it tells others."""
     if is_loopback(split(listen)[0]):
-        return ok("settings", "peers of this machine alone can reach the node (peer_listen)")
+        return ok("peers of this machine alone can reach the node (peer_listen)")
     if advertise:
-        return ok("settings", f"peers are told to reach the node at {', '.join(advertise)}")
+        return ok(f"peers are told to reach the node at {', '.join(advertise)}")
     return warn(
-        "settings",
         f"peer_listen is {listen} and advertise is not set: peers are told the address that this "
         "machine has in its own network",
         "set advertise to the address or name that reaches this machine from outside",
@@ -233,21 +225,13 @@ def judge_addresses(listen: str, advertise: Sequence[str]) -> Finding:
 # The disk and what is stored on it
 
 
-def _beside(home: Path) -> AbstractContextManager[Path]:
-    """Make a directory on the home's disk, and remove it again."""
-    place = home
-    while not place.is_dir():
-        place = place.parent
-    return trial_in(place)
-
-
-def _disk(home: Path) -> Iterator[Finding]:
+def _disk(home: Path, _ask: Ask) -> Iterator[Finding]:
     reserve_ppm = configs.from_environment(home, {}).disk_reserve_ppm
-    with _beside(home) as folder:
-        usage = shutil.disk_usage(folder)
-        yield judge_space(usage.free, usage.total, reserve_ppm)
-        yield judge_filesystem(_filesystem_of(folder, Path("/proc/self/mounts").read_text()))
-        yield judge_syncs(_sync_times_us(folder / SYNCED))
+    place = next(folder for folder in (home, *home.parents) if folder.is_dir())
+    usage = shutil.disk_usage(place)
+    yield judge_space(usage.free, usage.total, reserve_ppm)
+    yield judge_filesystem(_filesystem_of(place, Path("/proc/self/mounts").read_text()))
+    yield judge_syncs(_sync_times_us(place))
 
 
 def judge_space(free: int, total: int, reserve_ppm: int) -> Finding:
@@ -255,20 +239,20 @@ def judge_space(free: int, total: int, reserve_ppm: int) -> Finding:
     kept = total * reserve_ppm // PPM
     text = f"{format_size(free)} of {format_size(total)} are free"
     if free <= kept:
-        return fail("disk", f"{text}, and {format_size(kept)} are kept free", "see disk_reserve")
-    return ok("disk", text)
+        return fail(f"{text}, and {format_size(kept)} are kept free", "see disk_reserve")
+    return ok(text)
 
 
-def _capacity(home: Path) -> Iterator[Finding]:
+def _capacity(home: Path, _ask: Ask) -> Iterator[Finding]:
     loaded = configs.from_environment(home, {})
     capacity = homes.capacity_of(home, loaded.storage_capacity_bytes)
     if capacity is None or not home.is_dir():
         return  # it is chosen at the first start
     fault = homes.capacity_fault(home, capacity, loaded.disk_reserve_ppm)
     if fault:
-        yield warn("capacity", fault, "lower storage_capacity, or free the disk")
+        yield warn(fault, "lower storage_capacity, or free the disk")
     else:
-        yield ok("capacity", f"the disk has room for the {format_size(capacity)} that are offered")
+        yield ok(f"the disk has room for the {format_size(capacity)} that are offered")
 
 
 def _filesystem_of(path: Path, mounts: str) -> str:
@@ -286,17 +270,15 @@ def _filesystem_of(path: Path, mounts: str) -> str:
 def judge_filesystem(kind: str) -> Finding:
     """Return what a kind of filesystem means for what is stored."""
     if kind in ("tmpfs", "ramfs"):
-        return warn("disk", f"the home is in memory ({kind}): a reboot loses all of it")
+        return warn(f"the home is in memory ({kind}): a reboot loses all of it")
     if kind.startswith(_NET_FILESYSTEMS):
-        return warn(
-            "disk", f"the home is on a network filesystem ({kind}): locks and syncs are its"
-        )
-    return ok("disk", f"its filesystem is {kind}")
+        return warn(f"the home is on a network filesystem ({kind}): locks and syncs are its")
+    return ok(f"its filesystem is {kind}")
 
 
-def _sync_times_us(path: Path) -> list[int]:
+def _sync_times_us(folder: Path) -> list[int]:
     times = []
-    with path.open("wb") as file:
+    with tempfile.TemporaryFile(dir=folder) as file:  # without a name: nothing can be left
         for _ in range(SYNCS):
             file.write(os.urandom(4096))
             file.flush()
@@ -311,44 +293,42 @@ def judge_syncs(times_us: list[int]) -> Finding:
     median = sorted(times_us)[len(times_us) // 2]
     text = f"a synced write takes {median // 1000}.{median % 1000 // 100} ms"
     if median > SYNC_MS_WARN * 1000:
-        return warn("disk", f"{text}: puts will be slow", "a disk with a write cache that survives")
-    return ok("disk", text)
+        return warn(f"{text}: puts will be slow", "a disk with a write cache that survives")
+    return ok(text)
 
 
-def _storage(home: Path) -> Iterator[Finding]:
+def _storage(home: Path, _ask: Ask) -> Iterator[Finding]:
     code, data = Code(), os.urandom(100_001)
-    shards = encode(data, code)
-    losses = list(itertools.combinations(range(code.n), code.m))
-    for lost in losses:
-        left = {column: shards[column] for column in range(code.n) if column not in lost}
-        if decode(left, code, len(data)) != data:
-            yield fail("storage", f"the erasure code does not give back what lost {lost}")
+    shards = dict(enumerate(encode(data, code)))
+    for left in itertools.combinations(shards, code.k):
+        if decode({column: shards[column] for column in left}, code, len(data)) != data:
+            yield fail(f"the erasure code does not give back what {left} have")
     place = Place(bytes(32), 0, len(data), final=True)
     key, nonce = os.urandom(32), os.urandom(12)
     sealed, tag = seal(key, nonce, place, data)
     if open_sealed(key, nonce, tag, place, bytes(sealed)) != data:
-        yield fail("storage", "the cipher does not give back what it sealed")
-    with _beside(home) as folder:
-        database = LevelDBKeyValue(folder / DATABASE)
+        yield fail("the cipher does not give back what it sealed")
+    with tempfile.TemporaryDirectory(dir=home if homes.is_home(home) else None) as folder:
+        database = LevelDBKeyValue(Path(folder) / "db")
         database.write([(b"key", data)], sync=True)
         database.close()
-        database = LevelDBKeyValue(folder / DATABASE)
+        database = LevelDBKeyValue(Path(folder) / "db")
         kept = database.get(b"key")
         database.close()
     if kept is None or root_of(kept) != root_of(data):
-        yield fail("storage", "the database does not give back what was synced")
+        yield fail("the database does not give back what was synced")
         return
-    yield ok("storage", f"code, cipher and database give everything back ({len(losses)} losses)")
+    yield ok("code, cipher and database give everything back")
 
 
 # The sandbox
 
 
-def _sandbox() -> Iterator[Finding]:
+def _sandbox(_home: Path, _ask: Ask) -> Iterator[Finding]:
     said = asyncio.run(_try_sandbox())
     confined = said["confined"]
     assert isinstance(confined, Mapping)
-    yield ok("sandbox", f"a program ran; {said['engine']}")
+    yield ok(f"a program ran; {said['engine']}")
     yield from judge_confinement(confined, root=os.geteuid() == 0)
 
 
@@ -377,19 +357,17 @@ def judge_confinement(confined: Mapping[str, Any], *, root: bool) -> Iterator[Fi
     """Yield what a sandbox worker could not give up (`xsc.compute.worker.confine`)."""
     for name, meaning in _GIVEN_UP.items():
         if not confined.get(name):
-            yield fail("sandbox", f"{name.replace('_', ' ')} does not hold here: {meaning}")
+            yield fail(f"{name.replace('_', ' ')} does not hold here: {meaning}")
     version = confined.get("landlock", 0)
     if version:
-        yield ok("sandbox", f"landlock {version} denies every path")
+        yield ok(f"landlock {version} denies every path")
     else:
         yield warn(
-            "sandbox",
             "this kernel has no landlock: what denies files is that none can be opened",
             "Linux 5.13 or newer, with landlock among its security modules",
         )
     if root:
         yield warn(
-            "sandbox",
             "the node would run as root, whom the kernel does not hold to the limit of processes",
             "run it as a user of its own",
         )
@@ -409,7 +387,7 @@ def _node(home: Path, ask: Ask) -> Iterator[Finding]:
     yield from judge_clock_of_peers(peers["clock_refused_by"], peers["known"])
     ending = status["leases"]["ending"]
     if ending:
-        yield warn("node", f"{ending} leases end soon", "xsc store ls --ending")
+        yield warn(f"{ending} leases end soon", "xsc store ls --ending")
 
 
 def judge_reach(
@@ -420,12 +398,11 @@ def judge_reach(
         where = ", ".join(addresses) or "no address"
         of = f"{not_reached_by} of {reached_by + not_reached_by} peers"
         yield (warn if reached_by else fail)(
-            "node",
             f"{of} that this node reaches cannot reach it at {where}",
             "open that port in the firewall or router, or set advertise to what reaches it",
         )
     elif reached_by:
-        yield ok("node", f"{reached_by} peers say that they reach it")
+        yield ok(f"{reached_by} peers say that they reach it")
 
 
 def judge_clock_of_peers(refused_by: int, known: int) -> Iterator[Finding]:
@@ -434,8 +411,9 @@ def judge_clock_of_peers(refused_by: int, known: int) -> Iterator[Finding]:
         return
     window_s = REQUEST_WINDOW_MS // 1000
     mine = 2 * refused_by > known
-    yield (fail if mine else warn)(
+    yield Finding(
         "clock",
+        "fail" if mine else "warn",
         f"{refused_by} of {known} peers say that this node's clock and theirs are more than "
         f"{window_s} s apart",
         "set this machine's clock" if mine else "xsc peer ls names them; their clock may be wrong",
@@ -451,13 +429,27 @@ def _port(home: Path) -> Finding:
         try:
             listener.bind((host.strip("[]"), int(port)))
         except OSError as fault:
-            return fail("node", f"it could not listen at {host}:{port}: {fault.strerror}")
-    return ok("node", "it does not run; it could listen where it is told to")
+            return fail(f"it could not listen at {host}:{port}: {fault.strerror}")
+    return ok("it does not run; it could listen where it is told to")
 
 
 def judge_peers(healthy: int, known: int) -> Finding:
     """Return what the number of peers that answer means."""
     text = f"it runs; {healthy} of {known} peers answer"
     if not known:
-        return warn("node", "it runs, and knows no peer", "xsc peer invite")
-    return ok("node", text) if healthy else warn("node", text, "xsc peer ls")
+        return warn("it runs, and knows no peer", "xsc peer invite")
+    return ok(text) if healthy else warn(text, "xsc peer ls")
+
+
+CHECKS: Final[Sequence[tuple[str, Callable[[Path, Ask], Iterator[Finding]]]]] = (
+    ("machine", _machine),
+    ("open files", _descriptors),
+    ("clock", _clock),
+    ("home", _home),
+    ("settings", _settings),
+    ("disk", _disk),
+    ("capacity", _capacity),
+    ("storage", _storage),
+    ("sandbox", _sandbox),
+    ("node", _node),
+)

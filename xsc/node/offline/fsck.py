@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from xsc.api import home as api
-from xsc.base.clock import InlineExecutor
+from xsc.base.clock import Executor, InlineExecutor
 from xsc.base.errors import HomeInvalid
 from xsc.base.ids import ID_BYTES, to_text
+from xsc.base.keyvalue import KeyValue
 from xsc.base.log import SilentLog
 from xsc.db.group import GroupCommit
 from xsc.db.leveldb import salvage
@@ -19,29 +19,11 @@ from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
 from xsc.space import fsck
 from xsc.storage.shardstore import bodies as formats
-from xsc.storage.shardstore.fsck import Damage, StoreAudit
+from xsc.storage.shardstore.fsck import Damage
 from xsc.storage.shardstore.store import StorageNode
 
 CAPACITY_BYTES = 2**62
 """Nothing is stored during a check."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What a check found, and what it did."""
-
-    audit: StoreAudit
-    space: fsck.SpaceAudit
-    rebuilt: bool
-    """Whether the index had to be made anew."""
-    kept: Path | None
-    """Where the directory is that was salvaged."""
-
-    def shown(self) -> api.Audit:
-        """Return it as `xsc node fsck --json` shows it."""
-        kept = None if self.kept is None else str(self.kept)
-        index: Literal["rebuilt", "ok"] = "rebuilt" if self.rebuilt else "ok"
-        return audited(self.audit, self.space, index=index, kept=kept)
 
 
 def damaged_body(found: Damage) -> api.Damaged:
@@ -53,8 +35,8 @@ def damaged_body(found: Damage) -> api.Damaged:
     return api.Damaged(
         sequence=found.entry.sequence,
         locate=to_text(key[1 : 1 + ID_BYTES]),
-        customer=to_text(key[-ID_BYTES:]),
-        lease_id=to_text(found.entry.lease_id),
+        customer=key[-ID_BYTES:],
+        lease_id=found.entry.lease_id,
         size_bytes=found.entry.size_bytes,
         reason=found.reason,
         kind="record" if segment is None else "shard",
@@ -63,30 +45,36 @@ def damaged_body(found: Damage) -> api.Damaged:
     )
 
 
-def audited(
-    shards: StoreAudit,
-    space: fsck.SpaceAudit,
-    *,
-    index: Literal["ok", "wrong", "rebuilt"],
-    kept: str | None,
+async def audited(
+    shards: StorageNode, space: KeyValue, network: bytes, executor: Executor, *, deep: bool
 ) -> api.Audit:
-    """Return what was found as the API shows it."""
+    """Check a shard store and a space; return what was found.
+
+    Args:
+        shards: the shard store.
+        space: the database of the space.
+        network: the id of its network.
+        executor: does the work.
+        deep: check every root and hash, too.
+    """
+    bodies = await shards.audit(deep=deep)
+    records = await executor.run(fsck.audit, space, network=network)
     return api.Audit(
-        bodies=shards.bodies,
-        bytes_held=shards.bytes_held,
-        bytes_counted=shards.bytes_counted,
-        index_faults=list(shards.index_faults),
-        damaged=[damaged_body(item) for item in shards.damaged],
-        unreadable=list(shards.unreadable),
-        whole=shards.whole and not space.faults,
-        space_records=space.records,
-        space_faults=list(space.faults),
-        index=index,
-        kept=kept,
+        bodies=bodies.bodies,
+        bytes_held=bodies.bytes_held,
+        bytes_counted=bodies.bytes_counted,
+        index_faults=list(bodies.index_faults),
+        damaged=[damaged_body(item) for item in bodies.damaged],
+        unreadable=list(bodies.unreadable),
+        whole=bodies.whole and not records.faults,
+        space_records=records.records,
+        space_faults=list(records.faults),
+        index="wrong" if bodies.index_faults else "ok",
+        kept=None,
     )
 
 
-def check_home(path: Path, *, deep: bool, salvaged: bool) -> Checked:
+def check_home(path: Path, *, deep: bool, salvaged: bool) -> api.Audit:
     """Check the shard store and the space of a home; an index that is wrong is rebuilt.
 
     Args:
@@ -107,7 +95,7 @@ def check_home(path: Path, *, deep: bool, salvaged: bool) -> Checked:
         return asyncio.run(_check(path / "db", network, deep=deep or salvaged, kept=kept))
 
 
-async def _check(folder: Path, network: str, *, deep: bool, kept: Path | None) -> Checked:
+async def _check(folder: Path, network: str, *, deep: bool, kept: Path | None) -> api.Audit:
     stores = open_stores(folder, SilentLog())
     try:
         executor = InlineExecutor()
@@ -119,14 +107,13 @@ async def _check(folder: Path, network: str, *, deep: bool, kept: Path | None) -
             executor=executor,
             log=SilentLog(),
         )
-        recovery = await node.start(rebuild=kept is not None)
-        audit = await node.audit(deep=deep)
-        rebuilt = recovery.rebuilt
-        if audit.index_faults:
-            await node.start(rebuild=True)
-            rebuilt = True
-            audit = await node.audit(deep=deep)
-        space = fsck.audit(stores.space, network=network_id(network))
-        return Checked(audit, space, rebuilt, kept)
+        rebuilt = (await node.start(rebuild=kept is not None)).rebuilt
+        of = network_id(network)
+        found = await audited(node, stores.space, of, executor, deep=deep)
+        if found.index == "wrong":
+            rebuilt = (await node.start(rebuild=True)).rebuilt
+            found = await audited(node, stores.space, of, executor, deep=deep)
+        where = None if kept is None else str(kept)
+        return replace(found, index="rebuilt" if rebuilt else found.index, kept=where)
     finally:
         stores.close()

@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from xsc.base.errors import (
     ArgumentInvalid,
     ExportUnknown,
-    LimitError,
     ModuleInvalid,
-    PeerError,
     ProofInvalid,
     SignatureMismatch,
 )
 from xsc.base.ids import to_text
-from xsc.base.limits import COMPILE_MS_MAX, PEER_BODY_BYTES_MAX
+from xsc.base.limits import COMPILE_MS_MAX
 from xsc.base.log import SilentLog
 from xsc.compute.jobs.receipts import check_compiled
 from xsc.compute.jobs.replay import Judgement, judge, replay_job, why_not
@@ -31,10 +29,9 @@ from xsc.compute.wasm.program import read
 from xsc.compute.wasm.rows import read_lines
 from xsc.compute.wasm.sandbox import Job, SandboxResult
 from xsc.compute.worker.pool import PoolSandbox
-from xsc.identity.envelope import kind_of
-from xsc.node.offline.verify import open_dissent, open_execution
+from xsc.node.offline.verify import open_runs
 from xsc.node.system import SystemClock
-from xsc.terms.execution import Dissent, ExecutionReceipt, Order, Outcome
+from xsc.terms.execution import Order, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +94,6 @@ def _judge_all(
     order: Order, told: Sequence[Outcome], module: bytes, given: Given
 ) -> list[Judgement]:
     """Run an order again, once, and return what that says of each outcome."""
-    if hashlib.sha256(module).digest() != order.module:
-        raise ArgumentInvalid(
-            "the receipt is for another module than the one given",
-            hint=f"it is for the module with the SHA-256 {order.module.hex()}",
-        )
     try:
         results = read(module).signature(order.function).results
         found = input_of(order, module, given)
@@ -121,12 +113,19 @@ def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
         ProofInvalid: it is neither, or does not hold by itself.
         ArgumentInvalid: module or input are not those of the order.
     """
-    if _is_evidence(raw):
-        (order, first), (_, second) = open_dissent(raw)
-        for each in (first, second):
-            _check_bill(each.record, module)
-        outcomes = [first.record.outcome, second.record.outcome]
-        verdicts = _judge_all(order.record, outcomes, module, given)
+    runs = open_runs(raw)
+    order, receipts = runs[0][0].record, [receipt.record for _, receipt in runs]
+    if hashlib.sha256(module).digest() != order.module:
+        raise ArgumentInvalid(
+            "the receipt is for another module than the one given",
+            hint=f"it is for the module with the SHA-256 {order.module.hex()}",
+        )
+    for receipt in receipts:
+        fault = check_compiled(receipt, len(module))
+        if fault is not None:
+            raise ProofInvalid(fault)
+    verdicts = _judge_all(order, [receipt.outcome for receipt in receipts], module, given)
+    if len(runs) == 2:
         told = any(verdict.verdict == "differs" for verdict in verdicts)
         return {
             "verdict": "convicts" if told else "cannot_tell",
@@ -136,37 +135,17 @@ def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
                     "verdict": verdict.verdict,
                     "reasons": list(verdict.reasons),
                 }
-                for receipt, verdict in zip((first, second), verdicts, strict=True)
+                for (_, receipt), verdict in zip(runs, verdicts, strict=True)
             ],
         }
-    order, receipt = open_execution(raw)
-    _check_bill(receipt.record, module)
-    outcome = receipt.record.outcome
-    (verdict,) = _judge_all(order.record, [outcome], module, given)
-    if outcome.mode == "batch" and receipt.record.observed.calls != len(read_lines(given.stdin)):
+    outcome, calls = receipts[0].outcome, receipts[0].observed.calls
+    if outcome.mode == "batch" and calls != len(read_lines(given.stdin)):
         raise ProofInvalid("it bills other calls than the batch has")
     return {
-        "verdict": verdict.verdict,
-        "reasons": list(verdict.reasons),
+        "verdict": verdicts[0].verdict,
+        "reasons": list(verdicts[0].reasons),
         "fuel_used": outcome.fuel_used,
         "memory_peak_bytes": outcome.memory_peak_bytes,
         "output": outcome.output.hex(),
         "engine": outcome.engine,
     }
-
-
-def _check_bill(receipt: ExecutionReceipt, module: bytes) -> None:
-    fault = check_compiled(receipt, len(module)) if _is_of(receipt, module) else None
-    if fault is not None:
-        raise ProofInvalid(fault)
-
-
-def _is_of(receipt: ExecutionReceipt, module: bytes) -> bool:
-    return hashlib.sha256(module).digest() == receipt.outcome.module
-
-
-def _is_evidence(raw: bytes) -> bool:
-    try:
-        return kind_of(raw, size_max=PEER_BODY_BYTES_MAX) == Dissent.KIND
-    except (PeerError, LimitError):
-        return False

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final, TypeAlias
 
 from xsc.allocation.clearing_record import Clearing, check_clearing
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short, to_text
-from xsc.base.limits import (
-    COMPILE_BYTE_FUEL,
-    MFUEL,
-    PEER_BODY_BYTES_MAX,
-    PRICE_FUEL,
-)
+from xsc.base.limits import COMPILE_BYTE_FUEL, MFUEL, PEER_BODY_BYTES_MAX, PRICE_FUEL
 from xsc.base.units import ceil_div, format_credits, format_level, format_size, format_time
 from xsc.compute.deployments.rules import check_receipt as check_service_receipt
 from xsc.compute.jobs.evidence import differing
 from xsc.compute.jobs.quorum import contradict, same_content
 from xsc.compute.jobs.receipts import billed_steps, check_compiled, check_receipt
 from xsc.compute.wasm.values import format_number
-from xsc.identity.envelope import R, Record, Signed, kind_of, open_signed
+from xsc.identity.envelope import R, Signed, kind_of, open_signed
 from xsc.ledger.audit import verify_settled
 from xsc.ledger.entry import SettledEntry
 from xsc.market.lease import check_grant, run_price
@@ -35,7 +31,6 @@ from xsc.terms.clearing import ClearingProof, SpaceValue
 from xsc.terms.deployment import Deployment, ServiceReceipt
 from xsc.terms.execution import Dissent, ExecutionReceipt, Order
 from xsc.terms.lease import OWN_COMPUTE, OWN_STORAGE, Lease, LeaseRequest
-from xsc.terms.pricing import compute_amount
 from xsc.terms.quote import UNITS
 from xsc.terms.slot import STEP
 from xsc.terms.storage_receipt import DeletionReceipt, StorageReceipt
@@ -43,14 +38,7 @@ from xsc.terms.voucher import LeaseCount, Voucher
 
 SHOWN_CHARS = 60
 """Of a value of a program."""
-S = TypeVar("S", bound=Record)
-
-
 Execution: TypeAlias = tuple[Signed[Order], Signed[ExecutionReceipt]]
-
-
-def _open(raw: bytes, kind: type[R], author: bytes | None = None) -> Signed[R]:
-    return open_signed(raw, kind, network=None, author=author, size_max=PEER_BODY_BYTES_MAX)
 
 
 def _require(holds: bool, fault: str) -> None:
@@ -58,22 +46,48 @@ def _require(holds: bool, fault: str) -> None:
         raise ProofInvalid(fault)
 
 
-def _same_network(inner: Signed[R], outer: Signed[S]) -> None:
-    _require(inner.network == outer.network, "a record inside is of another network")
+@contextmanager
+def _proving() -> Iterator[None]:
+    """Take for no proof what a peer would be blamed for."""
+    try:
+        yield
+    except (PeerError, LimitError) as fault:
+        raise ProofInvalid(fault.message, hint=fault.hint) from None
+
+
+def _open(
+    raw: bytes, kind: type[R], signer: str = "", *, network: bytes | None = None
+) -> Signed[R]:
+    """Return a record, once it is signed by whom it names.
+
+    Args:
+        raw: its bytes.
+        kind: of the record.
+        signer: the field that names who must have signed it; the caller checks that without.
+        network: that of the record that it is inside of.
+    """
+    signed = open_signed(raw, kind, network=network, size_max=PEER_BODY_BYTES_MAX)
+    if signer:
+        name = kind.KIND.replace("_", " ")
+        expected = getattr(signed.record, signer)
+        _require(signed.author == expected, f"the {name} is not signed by its {signer}")
+    return signed
+
+
+def _open_lease(raw: bytes, network: bytes | None = None) -> tuple[Lease, LeaseRequest]:
+    signed = _open(raw, Lease, network=network)
+    asked = _open(signed.record.request, LeaseRequest, "customer", network=signed.network).record
+    _require(signed.author == asked.provider, "the lease is not signed by its provider")
+    wrong = check_grant(asked, signed.record)
+    _require(wrong is None, wrong or "")
+    return signed.record, asked
 
 
 def _lease(raw: bytes) -> str:
-    signed = _open(raw, Lease)
-    request = _open(signed.record.request, LeaseRequest)
-    asked = request.record
-    _same_network(request, signed)
-    _require(signed.author == asked.provider, "the lease is not signed by its provider")
-    _require(request.author == asked.customer, "the request is not signed by its customer")
-    wrong = check_grant(asked, signed.record)
-    _require(wrong is None, wrong or "")
+    lease, asked = _open_lease(raw)
     what = f"{asked.kind} for now"
     if asked.cleared:
-        what = f"{_quantity(asked.kind, signed.record.level)}, cleared ahead of use,"
+        what = f"{_quantity(asked.kind, lease.level)}, cleared ahead of use,"
     return (
         f"lease: {short(asked.provider)} grants {short(asked.customer)} {what} at "
         f"{format_credits(asked.price)} credits a {UNITS[asked.kind]}"
@@ -93,15 +107,12 @@ def explain_price(raw: bytes) -> tuple[LeaseRequest, str]:
     Raises:
         ProofInvalid, RecordInvalid, SignatureInvalid: it proves nothing.
     """
-    _lease(raw)
-    asked = _open(_open(raw, Lease).record.request, LeaseRequest).record
+    _, asked = _open_lease(raw)
     return asked, why(asked)
 
 
 def _voucher(raw: bytes) -> str:
-    signed = _open(raw, Voucher)
-    voucher = signed.record
-    _require(signed.author == voucher.customer, "the voucher is not signed by its customer")
+    voucher = _open(raw, Voucher, "customer").record
     return (
         f"voucher: {short(voucher.customer)} owes {short(voucher.provider)} "
         f"{format_credits(voucher.amount_micro)} credits in all, up to "
@@ -110,9 +121,7 @@ def _voucher(raw: bytes) -> str:
 
 
 def _storage_receipt(raw: bytes) -> str:
-    signed = _open(raw, StorageReceipt)
-    receipt = signed.record
-    _require(signed.author == receipt.host, "the receipt is not signed by its host")
+    receipt = _open(raw, StorageReceipt, "host").record
     held = sum(shard.size_bytes for shard in receipt.shards)
     return (
         f"storage receipt: {short(receipt.host)} holds {len(receipt.shards)} shards, "
@@ -121,9 +130,7 @@ def _storage_receipt(raw: bytes) -> str:
 
 
 def _deletion_receipt(raw: bytes) -> str:
-    signed = _open(raw, DeletionReceipt)
-    receipt = signed.record
-    _require(signed.author == receipt.host, "the receipt is not signed by its host")
+    receipt = _open(raw, DeletionReceipt, "host").record
     leases = {item.lease_id for item in receipt.freed}
     _require(len(leases) == len(receipt.freed), "the receipt names a lease twice")
     return (
@@ -134,9 +141,7 @@ def _deletion_receipt(raw: bytes) -> str:
 
 
 def _lease_count(raw: bytes) -> str:
-    signed = _open(raw, LeaseCount)
-    count = signed.record
-    _require(signed.author == count.provider, "the count is not signed by the provider")
+    count = _open(raw, LeaseCount, "provider").record
     ids = [line.lease_id for line in count.leases]
     _require(len(set(ids)) == len(ids), "the count names a lease twice")
     named = ", ".join(short(lease_id) for lease_id in ids) or "none"
@@ -147,44 +152,28 @@ def _lease_count(raw: bytes) -> str:
     )
 
 
-def open_execution(raw: bytes, lease: bytes | None = None) -> Execution:
+def _open_execution(
+    raw: bytes, lease: bytes | None = None, network: bytes | None = None
+) -> Execution:
     """Return order and receipt of an execution receipt, once all that it says of itself holds.
 
     Args:
         raw: the receipt's bytes.
         lease: the lease under which it was run, for the price.
-
-    Raises:
-        ProofInvalid: the first thing that is wrong.
+        network: that of the evidence that it is inside of.
     """
-    try:
-        return _open_execution(raw, lease)
-    except (PeerError, LimitError) as fault:
-        raise ProofInvalid(fault.message, hint=fault.hint) from None
-
-
-def _open_execution(raw: bytes, lease: bytes | None) -> Execution:
-    signed = _open(raw, ExecutionReceipt)
+    signed = _open(raw, ExecutionReceipt, network=network)
     receipt = signed.record
-    order = _open(receipt.order, Order)
+    order = _open(receipt.order, Order, "customer", network=signed.network)
     asked = order.record
-    _same_network(order, signed)
-    _require(order.author == asked.customer, "the order is not signed by its customer")
     _require(signed.author == asked.provider, "the receipt is not signed by the order's provider")
     price = _price_of(asked, signed, lease)
-    if price is not None:
-        fault = check_receipt(order, receipt, price)
-    else:
-        # The price is the lease's, which is not here: everything else is checked at
-        # price 0, and the amount against a price that could have given it.
-        fault = check_receipt(order, receipt.model_copy(update={"amount_micro": 0}), 0)
-    _require(fault is None, str(fault))
     if price is None:
+        # It is the lease's, which is not here: the amount must follow from some price.
         steps = billed_steps(asked, receipt.outcome, receipt.observed)
         price = ceil_div(receipt.amount_micro * PRICE_FUEL, steps)
-        _require(
-            compute_amount(price, steps) == receipt.amount_micro, "no price gives what it bills"
-        )
+    fault = check_receipt(order, receipt, price)
+    _require(fault is None, str(fault))
     return order, signed
 
 
@@ -198,17 +187,14 @@ def _price_of(asked: Order, receipt: Signed[ExecutionReceipt], lease: bytes | No
     if lease is None:
         return None
     parties = (asked.customer, asked.provider)
-    return _lease_price(lease, receipt, asked.lease_id, parties, asked.created_ms)
+    return _lease_price(lease, receipt.network, asked.lease_id, parties, asked.created_ms)
 
 
 def _lease_price(
-    lease: bytes, receipt: Signed[R], lease_id: bytes, parties: tuple[bytes, bytes], at_ms: int
+    raw: bytes, network: bytes, lease_id: bytes, parties: tuple[bytes, bytes], at_ms: int
 ) -> int:
     """Return the price of a run of that moment under the lease that it was made under."""
-    _lease(lease)
-    granted = _open(lease, Lease)
-    _same_network(granted, receipt)
-    terms = _open(granted.record.request, LeaseRequest).record
+    _, terms = _open_lease(raw, network)
     _require(terms.lease_id == lease_id, "it was run under another lease than the one given")
     _require(
         (terms.customer, terms.provider, terms.kind) == (*parties, "compute"),
@@ -226,7 +212,7 @@ def _is_of(module: bytes | None, expected: bytes) -> None:
 
 
 def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> str:
-    order, signed = open_execution(raw, lease)
+    order, signed = _open_execution(raw, lease)
     receipt, outcome, asked = signed.record, signed.record.outcome, order.record
     _is_of(module, outcome.module)
     if module is not None:
@@ -261,19 +247,12 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     )
 
 
-def open_dissent(raw: bytes) -> tuple[Execution, Execution]:
-    """Return both orders and receipts of evidence, once it is certain that one is false.
-
-    Raises:
-        ProofInvalid: the first thing that is wrong.
-    """
-    try:
-        signed = _open(raw, Dissent)
-        dissent = signed.record
-        first, second = _open_execution(dissent.first, None), _open_execution(dissent.second, None)
-    except (PeerError, LimitError) as fault:
-        raise ProofInvalid(fault.message, hint=fault.hint) from None
-    _same_network(first[1], signed)
+def _open_dissent(raw: bytes) -> tuple[Execution, Execution]:
+    """Return both orders and receipts of evidence, once it is certain that one is false."""
+    signed = _open(raw, Dissent)
+    dissent = signed.record
+    first = _open_execution(dissent.first, network=signed.network)
+    second = _open_execution(dissent.second, network=signed.network)
     _require(
         same_content(first[0].record, second[0].record),
         "the two receipts are not of two providers for the same order",
@@ -290,8 +269,20 @@ def open_dissent(raw: bytes) -> tuple[Execution, Execution]:
     return first, second
 
 
+def open_runs(raw: bytes) -> tuple[Execution, ...]:
+    """Return order and receipt of an execution receipt, or both orders and receipts of evidence.
+
+    Raises:
+        ProofInvalid: the first thing that is wrong.
+    """
+    with _proving():
+        if kind_of(raw, size_max=PEER_BODY_BYTES_MAX) == Dissent.KIND:
+            return _open_dissent(raw)
+        return (_open_execution(raw),)
+
+
 def _dissent(raw: bytes) -> str:
-    (order, first), (_, second) = open_dissent(raw)
+    (order, first), (_, second) = _open_dissent(raw)
     fields = ", ".join(differing(first.record, second.record))
     return (
         f"dissent: {short(first.author)} and {short(second.author)} ran the same order of "
@@ -301,9 +292,7 @@ def _dissent(raw: bytes) -> str:
 
 
 def _deployment(raw: bytes) -> str:
-    signed = _open(raw, Deployment)
-    record = signed.record
-    _require(signed.author == record.owner, "the deployment is not signed by its owner")
+    record = _open(raw, Deployment, "owner").record
     return (
         f"deployment: {short(record.owner)} has {short(record.provider)} hold version "
         f"{record.version} of '{record.name}', module {record.module.hex()[:16]}"
@@ -313,17 +302,14 @@ def _deployment(raw: bytes) -> str:
 def _service_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> str:
     signed = _open(raw, ServiceReceipt)
     receipt, outcome = signed.record, signed.record.outcome
-    deployment = _open(receipt.deployment, Deployment)
-    record = deployment.record
-    _same_network(deployment, signed)
-    _require(deployment.author == record.owner, "the deployment is not signed by its owner")
+    record = _open(receipt.deployment, Deployment, "owner", network=signed.network).record
     _require(
         signed.author == record.provider, "the receipt is not signed by the deployment's provider"
     )
     price = None
     if lease is not None:
-        parties = (record.owner, record.provider)
-        price = _lease_price(lease, signed, receipt.lease_id, parties, receipt.created_ms)
+        parties, at_ms = (record.owner, record.provider), receipt.created_ms
+        price = _lease_price(lease, signed.network, receipt.lease_id, parties, at_ms)
     fault = check_service_receipt(record, receipt, price)
     _require(fault is None, str(fault))
     _is_of(module, outcome.module)
@@ -391,6 +377,25 @@ def _value(part: ProvenanceInput | ProvenanceOutput) -> str:
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
 
 
+_CHECKS: Final[Mapping[str, Callable[[bytes], str]]] = {
+    Dissent.KIND: _dissent,
+    StorageReceipt.KIND: _storage_receipt,
+    DeletionReceipt.KIND: _deletion_receipt,
+    Deployment.KIND: _deployment,
+    Lease.KIND: _lease,
+    LeaseCount.KIND: _lease_count,
+    Voucher.KIND: _voucher,
+    ClearingProof.KIND: _clearing,
+    SettledEntry.KIND: verify_settled,
+    ProvenanceRecord.KIND: _provenance,
+}
+_RUNS: Final[Mapping[str, Callable[[bytes, bytes | None, bytes | None], str]]] = {
+    ExecutionReceipt.KIND: _execution_receipt,
+    ServiceReceipt.KIND: _service_receipt,
+}
+"""Of these the module and the lease can be given, too."""
+
+
 def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = None) -> str:
     """Return, in one line for people, what a signed record proves.
 
@@ -403,38 +408,18 @@ def verify_file(raw: bytes, module: bytes | None = None, lease: bytes | None = N
     Raises:
         ProofInvalid: the first thing that is wrong.
     """
-    checks: dict[str, Callable[[bytes], str]] = {
-        ExecutionReceipt.KIND: lambda data: _execution_receipt(data, module, lease),
-        Dissent.KIND: _dissent,
-        StorageReceipt.KIND: _storage_receipt,
-        DeletionReceipt.KIND: _deletion_receipt,
-        Deployment.KIND: _deployment,
-        ServiceReceipt.KIND: lambda data: _service_receipt(data, module, lease),
-        Lease.KIND: _lease,
-        LeaseCount.KIND: _lease_count,
-        Voucher.KIND: _voucher,
-        ClearingProof.KIND: _clearing,
-        SettledEntry.KIND: verify_settled,
-        ProvenanceRecord.KIND: _provenance,
-    }
-    try:
-        kind = kind_of(raw, size_max=PEER_BODY_BYTES_MAX)
-    except PeerError as fault:
-        # A record of a newer version has a hint; all else is some other file.
-        said = fault.message if fault.hint else "this is no signed record, so it proves nothing"
-        raise ProofInvalid(said, hint=fault.hint) from None
-    except LimitError as fault:
-        raise ProofInvalid(fault.message, hint=fault.hint) from None
-    try:
-        if kind not in checks:
-            raise ProofInvalid(f"a record of kind '{kind[:40]}' is nothing that can be verified")
-        _require(
-            lease is None or kind in (ExecutionReceipt.KIND, ServiceReceipt.KIND),
-            "a lease goes with a service receipt or an execution receipt alone",
-        )
-        return checks[kind](raw)
-    except (PeerError, LimitError) as fault:
-        raise ProofInvalid(fault.message, hint=fault.hint) from None
+    with _proving():
+        try:
+            kind = kind_of(raw, size_max=PEER_BODY_BYTES_MAX)
+        except PeerError as fault:
+            if fault.hint:  # it is of a newer version
+                raise
+            raise ProofInvalid("this is no signed record, so it proves nothing") from None
+        if kind in _RUNS:
+            return _RUNS[kind](raw, module, lease)
+        _require(kind in _CHECKS, f"a record of kind '{kind[:40]}' is nothing that can be verified")
+        _require(lease is None, "a lease goes with a service receipt or an execution receipt alone")
+        return _CHECKS[kind](raw)
 
 
 def verify_drain(read: Callable[[int], bytes]) -> str:

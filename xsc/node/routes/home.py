@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
-from functools import partial
-from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
 from xsc.api import home as api
 from xsc.api.endpoint import Nothing
-from xsc.base.ids import to_text
 from xsc.base.limits import MIB
 from xsc.identity.keys import network_id
-from xsc.node.api.serving import Answers, Download
+from xsc.node.api.serving import Download
 from xsc.node.build import Node
 from xsc.node.home.backup import letters_of, stream
+from xsc.node.home.folder import Home
 from xsc.node.offline.fsck import audited, damaged_body
-from xsc.space import fsck as space_fsck
 
 DAMAGED_MAX = 10_000
 """Listed at once; the number of all stands beside them."""
@@ -25,11 +22,8 @@ DAMAGED_MAX = 10_000
 
 async def fsck(node: Node, asked: api.Fsck) -> api.Audit:
     """Check the node's own databases."""
-    audit = await node.shards.audit(deep=asked.deep)
-    parts = node.parts
-    check = partial(space_fsck.audit, parts.space, network=network_id(node.network))
-    space = await parts.executor.run(check)
-    return audited(audit, space, index="wrong" if audit.index_faults else "ok", kept=None)
+    parts, network = node.parts, network_id(node.network)
+    return await audited(node.shards, parts.space, network, parts.executor, deep=asked.deep)
 
 
 async def damaged(node: Node, _: Nothing) -> api.DamagedBodies:
@@ -39,21 +33,12 @@ async def damaged(node: Node, _: Nothing) -> api.DamagedBodies:
     return api.DamagedBodies(damaged=rows, count=len(known))
 
 
-async def collect(node: Node, _: Nothing) -> api.Collected:
+async def gc(node: Node, _: Nothing) -> api.Collected:
     """Drop what need not be kept."""
-    done = await node.collect_garbage()
-    return api.Collected(
-        expired_bytes=done.swept.expired_bytes,
-        leftover_bytes=done.swept.leftover_bytes,
-        objects=done.swept.objects,
-        deletions_confirmed=done.deletions_confirmed,
-        deletions_open=done.deletions_open,
-        deletions_given_up=done.deletions_given_up,
-        reclaimed_bytes=done.reclaimed_bytes,
-    )
+    return await node.collect_garbage()
 
 
-async def _drain(node: Node, wait_ms: int = 0) -> api.Drain:
+async def _progress(node: Node, wait_ms: int = 0) -> api.Drain:
     status = await node.storage.drain.status(wait_ms)
     remaining = status.remaining
     owed = [node.market.owed_micro(each) for each in node.market.store.accounts("provider")]
@@ -71,13 +56,13 @@ async def _drain(node: Node, wait_ms: int = 0) -> api.Drain:
         stuck=[
             api.Stuck(
                 object=item.locate.hex(),
-                owner=to_text(item.customer),
+                owner=item.customer,
                 size_bytes=item.size_bytes,
                 reason=item.reason,
             )
             for item in remaining.stuck
         ],
-        directories_only_here=[to_text(owner) for owner in remaining.only_here],
+        directories_only_here=[*remaining.only_here],
         guarded_at_own_cost=sum(bool(item.held) for _, item in node.storage.custodian.objects()),
         owed_micro=sum(owed),
     )
@@ -86,18 +71,18 @@ async def _drain(node: Node, wait_ms: int = 0) -> api.Drain:
 async def leave(node: Node, _: Nothing) -> api.Drain:
     """Begin to leave the network."""
     await node.storage.drain.begin()
-    return await _drain(node)
+    return await _progress(node)
 
 
-async def look(node: Node, asked: api.Look) -> api.Drain:
+async def drain(node: Node, asked: api.Look) -> api.Drain:
     """Say how far the node is with leaving."""
-    return await _drain(node, asked.wait_ms)
+    return await _progress(node, asked.wait_ms)
 
 
 async def stay(node: Node, _: Nothing) -> api.Drain:
     """Stay after all."""
     await node.storage.drain.cancel()
-    return await _drain(node)
+    return await _progress(node)
 
 
 def _spool(spool: IO[bytes], pieces: Iterator[bytes]) -> None:
@@ -120,14 +105,13 @@ async def proof(node: Node, _: Nothing) -> Download:
     return Download(pieces)
 
 
-async def backup(node: Node, asked: api.Backup, *, home: Path) -> Download:
+async def backup(node: Node, asked: api.Backup) -> Download:
     """Return a backup."""
     parts = node.parts
+    bodies = parts.bodies if asked.bodies else None
     found = stream(
-        home,
-        node.network,
-        node.key,
-        letters_of(parts, bodies=asked.bodies),
+        Home(node.home, node.network, node.key),
+        letters_of(parts.state, parts.space, bodies),
         identity=asked.identity,
         now_ms=parts.clock.now_ms(),
     )
@@ -138,17 +122,3 @@ async def backup(node: Node, asked: api.Backup, *, home: Path) -> Download:
             yield piece
 
     return Download(pieces)
-
-
-def answers(home: Path) -> Answers:
-    """Return what answers for a home."""
-    return {
-        api.FSCK: fsck,
-        api.GC: collect,
-        api.DAMAGED: damaged,
-        api.LEAVE: leave,
-        api.DRAIN: look,
-        api.STAY: stay,
-        api.PROOF: proof,
-        api.BACKUP: partial(backup, home=home),
-    }

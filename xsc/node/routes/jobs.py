@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import replace
 
 from xsc.api import jobs as api
+from xsc.api.endpoint import Id, Nothing
 from xsc.api.problems import problem
 from xsc.base.clock import run_sized
 from xsc.base.errors import ArgumentInvalid, XscError
 from xsc.base.ids import to_text
-from xsc.base.jobs import JobResult
+from xsc.base.jobs import JobResult, StoredOutput
 from xsc.compute.jobs.output_buffer import OutputBuffer
-from xsc.node.api.serving import Answers, Body
+from xsc.node.api.serving import Body
 from xsc.node.build import Node
-from xsc.node.jobs.modules import name_of
-from xsc.node.routes.outputs import store_outputs
+from xsc.node.jobs import name_of
 
 
 async def _brought(asked: api.Job, body: Body) -> tuple[bytes, bytes]:
@@ -48,7 +48,7 @@ async def _run(
     objects = await node.job_inputs.find(spec.inputs) if spec.inputs else ()
     done = await node.compute.run(spec, objects=objects, output=output)
     if spec.store is not None and done.trap is None:
-        return replace(done, objects=await store_outputs(node, spec.store, done.files))
+        return replace(done, objects=await _store_outputs(node, spec.store, done.files))
     return done
 
 
@@ -64,6 +64,29 @@ async def _module(node: Node, name: str | None, brought: bytes) -> bytes:
 
 def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def _store_outputs(
+    node: Node, prefix: str, files: Mapping[str, bytes]
+) -> tuple[StoredOutput, ...]:
+    """Store each file under the prefix and its path; return what became of each.
+
+    The run is over and paid: what cannot be stored is told, and the others are stored.
+    """
+    told = []
+    for path, data in sorted(files.items()):
+        name, capability, fault = prefix + path, "", None
+        try:
+            done = await node.storage.put(_once(data), name=name, size_hint=len(data))
+            capability = done.capability
+        except XscError as error:
+            fault = error
+        told.append(StoredOutput(path, name, capability, len(data), fault))
+    return tuple(told)
 
 
 async def run(node: Node, asked: api.Job, body: Body) -> api.Ended:
@@ -99,4 +122,11 @@ async def stream(node: Node, asked: api.Job, body: Body) -> AsyncGenerator[api.L
         await asyncio.gather(running, return_exceptions=True)
 
 
-ANSWERS: Answers = {api.RUN: run, api.STREAM: stream}
+async def evidence(node: Node, _: Nothing) -> list[api.Evidence]:
+    """List contradictory receipts."""
+    return node.evidence.list()
+
+
+async def evidence_record(node: Node, asked: Id) -> bytes:
+    """Return one record of evidence."""
+    return node.evidence.get(asked.id)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from xsc.api import ledger as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.api.peers import NamedPeer
-from xsc.base.ids import from_text, to_text
+from xsc.base.ids import from_text
 from xsc.ledger.payments import PeerAccount
-from xsc.node.api.serving import Answers
 from xsc.node.build import Node
 
 
@@ -40,7 +40,7 @@ def _shared_credits(node: Node) -> list[api.SharedCredit]:
                 name=node.name_of(from_text(through)),
                 limit_micro=limit,
                 left_micro=node.market.headroom.credit_left(widest),
-                peers=[NamedPeer(id=to_text(each), name=node.name_of(each)) for each in sharing],
+                peers=[NamedPeer(id=each, name=node.name_of(each)) for each in sharing],
             )
         )
     return found
@@ -62,8 +62,7 @@ async def balance(node: Node, _: Nothing) -> api.Balances:
     standings = await asyncio.gather(*(standing(row.peer) for row in statement))
     rows = [
         api.Balance(
-            peer=to_text(row.peer),
-            name=node.name_of(row.peer),
+            peer=row.peer,
             balance_micro=row.balance_micro,
             limit_micro=row.limit_micro,
             credit_left_micro=row.credit_left_micro,
@@ -88,18 +87,7 @@ async def log(node: Node, asked: api.Page) -> api.Entries:
     # One more says whether there is more.
     found = node.ledger.entries(limit=asked.limit + 1, before=asked.before, peer=peer)
     rows = [
-        api.Entry(
-            seq=row.seq,
-            kind="paid" if node.payments.is_payment(row.peer, row.account) else row.kind,
-            peer=to_text(row.peer),
-            name=node.name_of(row.peer),
-            amount_micro=row.amount_micro,
-            direction=row.direction,
-            account=None if row.account is None else to_text(row.account),
-            created_ms=row.created_ms,
-            entry_id=to_text(row.entry_id),
-            state=row.state,
-        )
+        replace(row, kind="paid") if node.payments.is_payment(row.peer, row.account) else row
         for row in found[: asked.limit]
     ]
     return api.Entries(entries=rows, more=len(found) > asked.limit)
@@ -107,16 +95,7 @@ async def log(node: Node, asked: api.Page) -> api.Entries:
 
 async def verify(node: Node, _: Nothing) -> api.Verified:
     """Replay the ledger."""
-    report = await node.ledger.verify()
-    return api.Verified(
-        ok=True,
-        entries=report.entries,
-        settled=report.settled,
-        peers=report.peers,
-        conflicts=report.conflicts,
-        head=to_text(report.head),
-        text=report.text,
-    )
+    return await node.ledger.verify()
 
 
 async def entry(node: Node, asked: Id) -> bytes:
@@ -133,8 +112,7 @@ async def settle(node: Node, _: Nothing) -> api.Settlement:
         settled=[
             api.Settled(
                 role=row.role,
-                peer=to_text(row.peer),
-                name=node.name_of(row.peer),
+                peer=row.peer,
                 amount_micro=row.settled_micro - before.get((row.role, row.peer), 0),
             )
             for row in after
@@ -149,8 +127,7 @@ async def off_books(node: Node, asked: api.Payment) -> api.PaymentHeard:
     peer = node.peers.find(asked.peer)
     booked = await node.payments.say(peer, asked.amount_micro)
     return api.PaymentHeard(
-        peer=to_text(peer),
-        name=node.name_of(peer),
+        peer=peer,
         amount_micro=asked.amount_micro,
         state="booked" if booked else "waits" if asked.amount_micro else "withdrawn",
         heard_paid_micro=node.payments.heard(peer),
@@ -163,20 +140,8 @@ async def limit(node: Node, asked: api.Limit) -> api.LimitSet:
     peer = node.peers.find(asked.peer)
     await node.ledger.set_limit(peer, asked.limit_micro)
     return api.LimitSet(
-        peer=to_text(peer),
-        name=node.name_of(peer),
+        peer=peer,
         limit_micro=node.ledger.limit(peer),
         credit_left_micro=node.ledger.credit_left(peer),
         shared_through=shared_through(node, peer),
     )
-
-
-ANSWERS: Answers = {
-    api.BALANCE: balance,
-    api.LOG: log,
-    api.VERIFY: verify,
-    api.ENTRY: entry,
-    api.SETTLE: settle,
-    api.OFF_BOOKS: off_books,
-    api.LIMIT: limit,
-}

@@ -19,7 +19,6 @@ from xsc.base.units import ceil_div, format_level
 from xsc.market.account import LeaseView
 from xsc.market.lease import ran
 from xsc.market.pricing import MarketPricing, PriceList, domain
-from xsc.node.api.serving import Answers
 from xsc.node.build import DAY_MS, Node, market_settings
 from xsc.node.routes.objects import code_of
 from xsc.terms.pricing import slot_amount
@@ -75,7 +74,7 @@ def _statement(node: Node, body: api.Statement, role: api.Role, kind: Kind) -> S
     )
 
 
-async def quotes(node: Node, _: Nothing) -> api.Quotes:
+async def quotes(node: Node, _: Nothing) -> list[api.Quote]:
     """List what the slots of all peers that are up ask of this node now."""
     rows, peers = [], node.market.providers.up()
     await node.market.providers.learn_labels(peers)
@@ -85,20 +84,19 @@ async def quotes(node: Node, _: Nothing) -> api.Quotes:
             slot = find(node.commitments.heard.of(quote.provider).commitment, quote.slot)
             granted = _granted_by(node, quote.provider) or Counter[bytes]()
             row = api.Quote(
-                node=to_text(quote.provider),
-                name=node.name_of(quote.provider),
+                node=quote.provider,
                 kind=kind,
                 tier=quote.tier,
                 price_micro=quote.price,
                 price_mutual_micro=quote.ladder.price_mutual,
                 price_one_way_micro=quote.ladder.price_one_way,
                 reserve_micro=quote.ladder.reserve,
-                slot=to_text(quote.slot),
+                slot=quote.slot,
                 available=max(0, slot.quantity - granted[quote.slot]) * STEP[kind],
                 unit=_UNIT[kind],
             )
             rows.append(row)
-    return api.Quotes(quotes=rows)
+    return rows
 
 
 def begins_with(text: str, ids: Iterable[bytes], what: str, hint: str) -> bytes:
@@ -154,19 +152,17 @@ def _granted_by(node: Node, owner: bytes) -> Counter[bytes] | None:
 
 
 def _row(
-    node: Node,
     owner: bytes,
     slot: Either,
-    granted: Counter[bytes] | None,
-    used: Counter[bytes] | None,
+    granted: Counter[bytes] | None = None,
+    used: Counter[bytes] | None = None,
 ) -> api.Slot:
     is_offer, step = isinstance(slot, AvailabilitySlot), STEP[slot.kind]
     return api.Slot(
-        id=to_text(slot.slot_id),
+        id=slot.slot_id,
         role="offer" if is_offer else "need",
         origin="default" if slot.standing else "stated",
-        node=to_text(owner),
-        name=node.name_of(owner),
+        node=owner,
         kind=slot.kind,
         quantity=slot.quantity * step,
         unit=_UNIT[slot.kind],
@@ -175,22 +171,21 @@ def _row(
         price_micro=slot.reserve if isinstance(slot, AvailabilitySlot) else slot.price_max,
         price_unit="GiB_hour" if slot.kind == "storage" else "Gfuel",
         parts={
-            to_text(peer): steps * step
-            for peer, steps in (slot.parts if isinstance(slot, NeedSlot) else ())
+            peer: steps * step for peer, steps in (slot.parts if isinstance(slot, NeedSlot) else ())
         },
         windows=list(slot.windows),
     )
 
 
-async def slots(node: Node, _: Nothing) -> api.Slots:
+async def slots(node: Node, _: Nothing) -> list[api.Slot]:
     """List offers and needs."""
     own, used = own_granted(node), _by_own_id(node, node.drawn_steps())
-    rows = [_row(node, node.key.node_id, slot, own, used) for slot in node.commitments.own.both]
+    rows = [_row(node.key.node_id, slot, own, used) for slot in node.commitments.own.both]
     for peer in sorted(node.peers.roster.peers()):
         theirs, granted = node.commitments.heard.of(peer).commitment, _granted_by(node, peer)
-        rows += [_row(node, peer, slot, granted, None) for slot in theirs.slots]
-        rows += [_row(node, peer, need, None, None) for need in theirs.needs]
-    return api.Slots(slots=rows)
+        rows += [_row(peer, slot, granted) for slot in theirs.slots]
+        rows += [_row(peer, need) for need in theirs.needs]
+    return rows
 
 
 async def _price(node: Node, kind: Kind, count: int) -> int:
@@ -320,21 +315,20 @@ async def withdraw(node: Node, asked: Id) -> Id:
     return Id(id=to_text(slot_id))
 
 
-async def leases(node: Node, _: Nothing) -> api.Leases:
+async def leases(node: Node, _: Nothing) -> list[api.Lease]:
     """List leases in both roles."""
-    return api.Leases(leases=[_lease(node, view) for view in node.market.leases()])
+    return [_lease(node, view) for view in node.market.leases()]
 
 
 def _lease(node: Node, view: LeaseView) -> api.Lease:
     terms, use = view.entry.terms, view.use
     return api.Lease(
-        lease_id=to_text(terms.lease_id),
+        lease_id=terms.lease_id,
         role=view.entry.role,
-        peer=to_text(view.entry.peer),
-        name=node.name_of(view.entry.peer),
-        slot=to_text(terms.slot),
-        need=None if terms.need is None else to_text(terms.need),
-        clearing=None if view.entry.clearing is None else to_text(view.entry.clearing),
+        peer=view.entry.peer,
+        slot=terms.slot,
+        need=terms.need,
+        clearing=view.entry.clearing,
         origin="cleared" if terms.cleared else "now",
         tier=terms.tier,
         kind=terms.kind,
@@ -360,16 +354,3 @@ async def lease(node: Node, asked: api.LeaseId) -> bytes:
 async def account(node: Node, asked: api.AccountId) -> bytes:
     """Return the newest voucher for a provider, or the count that it pays."""
     return node.market.account_record(node.peers.find(asked.id), count=asked.count)
-
-
-ANSWERS: Answers = {
-    api.SLOTS: slots,
-    api.DECLARE: declare,
-    api.EDIT: edit,
-    api.WITHDRAW: withdraw,
-    api.QUOTES: quotes,
-    api.ESTIMATE: estimate,
-    api.LEASES: leases,
-    api.ACCOUNT: account,
-    api.LEASE: lease,
-}

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields
-from functools import lru_cache, partial
+from dataclasses import replace
 
-from xsc.api import market as api_market
 from xsc.api import objects as api
 from xsc.api.endpoint import Id
+from xsc.api.market import PassedOver
 from xsc.api.problems import Problem
-from xsc.base.errors import ArgumentInvalid, CapabilityInvalid
+from xsc.base.errors import ArgumentInvalid, CapabilityInvalid, NotFound
 from xsc.base.ids import from_text, to_text
 from xsc.base.limits import (
     DATA_SHARDS_DEFAULT,
     PARITY_SHARDS_DEFAULT,
-    PEERS_MAX,
     SHARDS_MAX,
 )
 from xsc.net.peers.circle import introducer_shares
-from xsc.node.api.serving import Answers, Body, Download, Faults
+from xsc.node.api.serving import Body, Download
 from xsc.node.build import Node
+from xsc.storage import ports
 from xsc.storage.catalogue.names import PART, check_name, listed
-from xsc.storage.object.durability import KINDS, Contract
 from xsc.storage.object.durability import parse as parse_contract
-from xsc.storage.object.expiry import HostEnd, first_end
-from xsc.storage.ports import PassedOver
-from xsc.storage.reports import ObjectCheck, ObjectRow, ObjectStat
-
-_node_text = lru_cache(maxsize=PEERS_MAX)(to_text)
-"""Base32 is slow, and hosts are always the same."""
 
 
-def _introducers(node: Node, found: ObjectCheck) -> list[api.Introducer]:
+def _introducers(node: Node, found: api.Checked) -> list[api.Introducer]:
     """Return the introducers of an object's hosts, the one of most hosts first."""
-    hosts = {host.node for host in found.stat.hosts if host.state == "ok" and host.node}
+    hosts = {host.node for host in found.hosts if host.state == "ok" and host.node}
     shares = introducer_shares(
         {to_text(host): node.peers.roster.introducer_of(host) for host in hosts}
     )
@@ -88,10 +80,9 @@ def _upload_id(given: str | None) -> bytes | None:
     return bytes.fromhex(given)
 
 
-def passed_over(each: PassedOver) -> api_market.PassedOver:
+def passed_over(each: ports.PassedOver) -> PassedOver:
     """Return a provider or lease that was not used, as it is shown."""
-    lease = None if each.lease_id is None else to_text(each.lease_id)
-    return api_market.PassedOver(node=to_text(each.node), lease_id=lease, reason=each.reason)
+    return PassedOver(node=each.node, lease_id=each.lease_id, reason=each.reason)
 
 
 async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
@@ -121,9 +112,7 @@ async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
         size_bytes=done.size_bytes,
         name=name,
         version=done.version,
-        hosts=[
-            api.Column(shard=shard, node=_node_text(host)) for shard, host in enumerate(done.hosts)
-        ],
+        hosts=[api.Column(shard=shard, node=host) for shard, host in enumerate(done.hosts)],
         survives_nodes=done.survives.nodes,
         survives=done.survives.to_text(),
         warnings=warnings,
@@ -143,53 +132,34 @@ async def upload(node: Node, asked: Id) -> api.Upload:
     return api.Upload(stored_bytes=await node.storage.resume_journals.stored_bytes(named))
 
 
-async def fault_of(_: Node, asked: Id, *, faults: Faults) -> Problem:
+async def fault(node: Node, asked: Id) -> Problem:
     """Say why an answer broke off."""
-    return faults.find(asked.id)
+    found = node.faults.get(asked.id)
+    if found is None:
+        raise NotFound("nothing is known of that request")
+    return found
 
 
-def _ending(ends: Sequence[HostEnd]) -> list[api.Ending]:
-    return [
-        api.Ending(node=to_text(end.node), ends_ms=end.ends_ms, reason=end.reason) for end in ends
-    ]
-
-
-def _object(row: ObjectRow) -> api.Object:
-    return api.Object(
-        name=row.name,
-        version=row.version,
-        capability=row.capability,
-        size_bytes=row.size_bytes,
-        created_ms=row.created_ms,
-        margin=row.margin,
-        ends_ms=row.ends_ms,
-        ending=_ending(row.ending),
-    )
-
-
-async def list_objects(node: Node, asked: api.Under) -> api.Objects:
+async def list_(node: Node, asked: api.Under) -> list[api.Object]:
     """List the objects of this node."""
     check_name(asked.prefix)
-    rows = listed(node.storage.ls(), asked.prefix, versions=asked.versions)
-    return api.Objects(objects=[_object(row) for row in rows])
+    return listed(node.storage.ls(), asked.prefix, versions=asked.versions)
 
 
-async def parts(node: Node, asked: api.Directory) -> api.Parts:
+async def parts(node: Node, asked: api.Directory) -> list[api.Part]:
     """List files of a directory."""
     if not re.fullmatch(r"[0-9a-f]{64}", asked.part):
         raise ArgumentInvalid("a directory is named by 64 hexadecimal digits")
     prefix = f"{PART}{asked.part}/"
-    return api.Parts(
-        parts=[
-            api.Part(
-                part=entry.name.removeprefix(prefix),
-                capability=entry.capability,
-                created_ms=entry.created_ms,
-            )
-            for _, entry in node.storage.catalogue.entries()
-            if entry.name.startswith(prefix) and not entry.deleting
-        ]
-    )
+    return [
+        api.Part(
+            part=entry.name.removeprefix(prefix),
+            capability=entry.capability,
+            created_ms=entry.created_ms,
+        )
+        for _, entry in node.storage.catalogue.entries()
+        if entry.name.startswith(prefix) and not entry.deleting
+    ]
 
 
 async def restore(node: Node, asked: api.Name) -> api.Restored:
@@ -201,36 +171,15 @@ async def restore(node: Node, asked: api.Name) -> api.Restored:
     return api.Restored(version=made)
 
 
-async def named(node: Node, asked: api.Versions) -> api.Capabilities:
+async def named(node: Node, asked: api.Versions) -> Sequence[str]:
     """Find versions of a name."""
     check_name(asked.name)
-    found = node.storage.catalogue.named(asked.name, asked.version, deleting=asked.deleting)
-    return api.Capabilities(capabilities=list(found))
-
-
-def _stat(found: ObjectStat) -> api.Stat:
-    return api.Stat(
-        size_bytes=found.size_bytes,
-        code=api.Code(k=found.k, m=found.m),
-        hosts=[
-            api.Host(
-                shard=host.shard,
-                node=None if host.node is None else to_text(host.node),
-                state=host.state,
-            )
-            for host in found.hosts
-        ],
-        readable=found.condition.readable,
-        margin=found.condition.margin,
-        healable=found.condition.healable,
-        ends_ms=first_end(found.ends),
-        ending=_ending(found.ending),
-    )
+    return node.storage.catalogue.named(asked.name, asked.version, deleting=asked.deleting)
 
 
 async def stat(node: Node, asked: api.Capability) -> api.Stat:
     """Ask the hosts of an object."""
-    return _stat(await node.storage.stat(_capability(asked)))
+    return await node.storage.stat(_capability(asked))
 
 
 async def repair(node: Node, asked: api.Capability) -> api.Repaired:
@@ -239,8 +188,7 @@ async def repair(node: Node, asked: api.Capability) -> api.Repaired:
     return api.Repaired(
         margin=done.margin,
         moved=[
-            api.Moved(shard=item.column, from_=to_text(item.source), to=to_text(item.target))
-            for item in done.moved
+            api.Moved(shard=item.column, from_=item.source, to=item.target) for item in done.moved
         ],
         left=list(done.left),
         reason=done.reason,
@@ -257,55 +205,15 @@ async def check(node: Node, asked: api.Check) -> api.Checked:
         lives_ms=node.config.lives_ms,
         repair_ms=node.config.repair_time_ms,
     )
-    contract, said = found.stat.contract, _stat(found.stat)
-    return api.Checked(
-        **{each.name: getattr(said, each.name) for each in fields(api.Stat)},
-        survives=found.survives.shown_for(contract).to_text(),
-        domains={
-            kind: api.Domains(known=each.known, unknown=each.unknown)
-            for kind, each in zip(KINDS, found.domains, strict=True)
-        },
-        contract=contract.to_text() if contract != Contract() else None,
-        contract_kept=found.survives.meets(contract),
-        yearly_loss_ppb=found.yearly_loss_ppb,
-        read_bytes=found.read_bytes,
-        bad=[
-            api.BadShard(
-                segment=fault.segment,
-                shard=fault.column,
-                node=to_text(fault.node),
-                reason=fault.reason,
-            )
-            for fault in found.bad
-        ],
-        introducers=_introducers(node, found),
-    )
+    return replace(found, introducers=_introducers(node, found))
 
 
 async def remove(node: Node, asked: api.Capability) -> api.Removed:
     """Delete an object."""
     done = await node.storage.rm(_capability(asked))
     return api.Removed(
-        confirmed=[to_text(host) for host in done.confirmed],
-        unconfirmed=[to_text(host) for host in done.unreachable],
+        confirmed=[*done.confirmed],
+        unconfirmed=[*done.unreachable],
         name=done.name,
         receipts={to_text(receipt.author): receipt.raw for receipt in done.receipts},
     )
-
-
-def answers(faults: Faults) -> Answers:
-    """Return what answers for objects."""
-    return {
-        api.PUT: put,
-        api.LIST: list_objects,
-        api.NAMED: named,
-        api.RESTORE: restore,
-        api.PARTS: parts,
-        api.UPLOAD: upload,
-        api.GET: get,
-        api.REMOVE: remove,
-        api.STAT: stat,
-        api.CHECK: check,
-        api.REPAIR: repair,
-        api.FAULT: partial(fault_of, faults=faults),
-    }

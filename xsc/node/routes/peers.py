@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from xsc.api import peers as api
 from xsc.api.endpoint import Nothing
-from xsc.base.ids import to_text
-from xsc.node.api.serving import Answers
 from xsc.node.build import Node
 from xsc.node.routes.ledger import shared_through
 
@@ -13,16 +11,13 @@ from xsc.node.routes.ledger import shared_through
 def _row(node: Node, peer: bytes) -> api.Peer:
     info = node.peers.info(peer)
     seen = node.health.row(peer)
-    introducer = info.introducer
     return api.Peer(
-        id=to_text(peer),
-        name=info.name,
+        id=peer,
         addresses=list(info.addresses),
         state="blocked" if info.blocked else seen.state,
         reaches_us=seen.reaches_us,
         clock_refused=seen.clock_refused,
-        introducer=None if introducer is None else to_text(introducer),
-        introducer_name=None if introducer is None else node.name_of(introducer),
+        introducer=info.introducer,
         hops=info.hops,
         confirmed=info.confirmed,
         availability_ppm=seen.availability_ppm,
@@ -38,12 +33,12 @@ def _row(node: Node, peer: bytes) -> api.Peer:
 
 
 def _named(node: Node, peer: bytes) -> api.NamedPeer:
-    return api.NamedPeer(id=to_text(peer), name=node.peers.info(peer).name)
+    return api.NamedPeer(id=peer, name=node.peers.info(peer).name)
 
 
-async def listed(node: Node, _: Nothing) -> api.Peers:
+async def list_(node: Node, _: Nothing) -> list[api.Peer]:
     """List all known peers."""
-    return api.Peers(peers=[_row(node, peer) for peer in node.peers.roster.all_peers()])
+    return [_row(node, peer) for peer in node.peers.roster.all_peers()]
 
 
 async def invite(node: Node, asked: api.Invite) -> api.Invitation:
@@ -62,7 +57,7 @@ async def recognise(node: Node, asked: api.Recognise) -> api.RecognisedPeer:
     peer = node.peers.find(asked.who)
     await node.commitments.recognise(peer, asked.weight_ppm)
     name = node.peers.info(peer).name
-    return api.RecognisedPeer(id=to_text(peer), name=name, weight_ppm=asked.weight_ppm)
+    return api.RecognisedPeer(id=peer, name=name, weight_ppm=asked.weight_ppm)
 
 
 async def rename(node: Node, asked: api.Rename) -> api.NamedPeer:
@@ -95,15 +90,3 @@ async def remove(node: Node, asked: api.Who) -> api.NamedPeer:
     await node.market.settlement.settle_with(peer)
     node.peers.roster.remove(peer)
     return gone
-
-
-ANSWERS: Answers = {
-    api.LIST: listed,
-    api.INVITE: invite,
-    api.JOIN: join,
-    api.RECOGNISE: recognise,
-    api.RENAME: rename,
-    api.CONFIRM: confirm,
-    api.BLOCK: block,
-    api.REMOVE: remove,
-}

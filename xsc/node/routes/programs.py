@@ -13,7 +13,7 @@ from xsc.api import programs as api
 from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
 from xsc.base.limits import PROGRAM_DOCUMENT_BYTES_MAX
-from xsc.node.api.serving import Answers, Body
+from xsc.node.api.serving import Body
 from xsc.node.build import Node
 from xsc.programs.limits import PROGRAM_MODULES_BYTES_MAX
 from xsc.programs.why import Why, shown
@@ -42,9 +42,9 @@ async def register(node: Node, asked: api.Register, body: Body) -> api.Results:
     return node.programs.get_results(await begin(document, asked.form, modules))
 
 
-async def listed(node: Node, _: Nothing) -> api.Programs:
+async def list_(node: Node, _: Nothing) -> list[api.Program]:
     """List the programs."""
-    return api.Programs(programs=node.programs.status())
+    return node.programs.status()
 
 
 async def show(node: Node, asked: api.Hash) -> api.Results:
@@ -66,7 +66,7 @@ async def deactivate(node: Node, asked: api.Hash) -> api.Results:
     return node.programs.get_results(program)
 
 
-async def set_variable(node: Node, asked: api.Set) -> api.Results:
+async def set_(node: Node, asked: api.Set) -> api.Results:
     """Give a variable a value."""
     program = node.programs.find(asked.hash)
     await node.programs.set_variable(program, asked.name, asked.value)
@@ -101,20 +101,8 @@ async def why(node: Node, asked: api.Why) -> api.Provenance:
     owner, path = parse_address(asked.at)
     if not path:
         raise ArgumentInvalid("the path is missing", hint="write [OWNER:]part/part")
-    walk = Why(node.read_space, node.peers.network, parts_of, node.parts.executor)
+    walk = Why(node.following.read, node.peers.network, parts_of, node.parts.executor)
     root = await walk.walk(node.key.node_id if owner is None else node.find(owner), path)
     if asked.replay:
         await node.programs.rerun(root)
     return shown(root)
-
-
-ANSWERS: Answers = {
-    api.REGISTER: register,
-    api.LIST: listed,
-    api.SHOW: show,
-    api.ACTIVATE: activate,
-    api.DEACTIVATE: deactivate,
-    api.SET: set_variable,
-    api.WATCH: watch,
-    api.WHY: why,
-}

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
 
 from xsc.api import services as api
 from xsc.api.endpoint import Nothing
-from xsc.base.ids import to_text
-from xsc.compute.deployments.service import ServiceView
-from xsc.node.api.serving import Answers, Body
+from xsc.node.api.serving import Body
 from xsc.node.build import Node
-from xsc.node.jobs.modules import name_of
-
-
-def _shown(node: Node, view: ServiceView) -> api.Service:
-    told = asdict(view)
-    owner, provider = told.pop("owner"), told.pop("provider")
-    return api.Service(
-        **{**told, "versions": list(view.versions)},
-        owner=to_text(owner),
-        owner_name=node.name_of(owner),
-        node=to_text(provider),
-        node_name=node.name_of(provider),
-    )
+from xsc.node.jobs import name_of
 
 
 async def _module(node: Node, named: bytes | None, brought: bytes) -> bytes:
@@ -44,18 +30,18 @@ async def deploy(node: Node, asked: api.Deploy, body: Body) -> api.Service:
         concurrency=asked.concurrency,
         on=None if asked.on is None else node.find(asked.on),
     )
-    return _shown(node, node.services.view(entry))
+    return node.services.view(entry)
 
 
-async def listed(node: Node, _: Nothing) -> api.Services:
+async def list_(node: Node, _: Nothing) -> list[api.Service]:
     """List the services."""
-    return api.Services(services=[_shown(node, view) for view in node.services.views()])
+    return node.services.views()
 
 
 async def rollback(node: Node, asked: api.Rollback) -> api.Service:
     """Go back to a version."""
     entry = await node.services.owner.rollback(asked.name, asked.to)
-    return _shown(node, node.services.view(entry))
+    return node.services.view(entry)
 
 
 async def undeploy(node: Node, asked: api.Named) -> api.Undeployed:
@@ -64,18 +50,8 @@ async def undeploy(node: Node, asked: api.Named) -> api.Undeployed:
     return api.Undeployed(name=asked.name, warning=warning)
 
 
-async def log(node: Node, asked: api.Log) -> api.Requests:
+async def log(node: Node, asked: api.Log) -> Sequence[api.Served]:
     """List requests of a service."""
-    rows = await node.services.log_rows(
+    return await node.services.log_rows(
         asked.name, after=asked.after, most=asked.n, wait_ms=asked.wait_ms
     )
-    return api.Requests(requests=[*rows])
-
-
-ANSWERS: Answers = {
-    api.DEPLOY: deploy,
-    api.LIST: listed,
-    api.ROLLBACK: rollback,
-    api.UNDEPLOY: undeploy,
-    api.LOG: log,
-}

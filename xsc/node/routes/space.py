@@ -10,8 +10,7 @@ from collections.abc import AsyncGenerator
 from xsc.api import space as api
 from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid, NotAllowed, NotFound
-from xsc.base.ids import to_text
-from xsc.node.api.serving import Answers, Body
+from xsc.node.api.serving import Body
 from xsc.node.build import Node
 from xsc.space.itc import event_bytes, interval_bytes
 from xsc.space.limits import ACTIVE_MS, VALUE_BYTES_MAX
@@ -22,7 +21,7 @@ from xsc.space.store import Stats
 
 def _row(owner: bytes, record: SpaceRecord) -> api.Record:
     return api.Record(
-        owner=to_text(owner),
+        owner=owner,
         path=record.path,
         sequence=record.sequence,
         size_bytes=record.size_bytes,
@@ -76,10 +75,10 @@ def _own_versions(node: Node, text: str) -> list[Entry]:
     return node.space.versions(path)
 
 
-async def versions(node: Node, asked: api.At) -> api.Records:
+async def versions(node: Node, asked: api.At) -> list[api.Record]:
     """List replaced values."""
     found = _own_versions(node, asked.at)
-    return api.Records(records=[_row(each.signed.author, each.signed.record) for each in found])
+    return [_row(each.signed.author, each.signed.record) for each in found]
 
 
 def _version(node: Node, asked: api.Get) -> Entry:
@@ -96,22 +95,22 @@ async def get(node: Node, asked: api.Get) -> api.Valued:
     """Read a record."""
     owner, path = _record_at(node, asked.at)
     newest = asked.sequence is None
-    entry = await node.read_space(owner, path) if newest else _version(node, asked)
+    entry = await node.following.read(owner, path) if newest else _version(node, asked)
     if entry.value is None:
         raise NotFound(f"the value at '{path}' is not on this node")
     record = entry.signed.record
     return api.Valued(
-        owner=to_text(owner),
+        owner=owner,
         path=record.path,
         sequence=record.sequence,
         size_bytes=record.size_bytes,
-        stamp=api.Stamp(domain=to_text(record.domain), events=record.stamp),
+        stamp=api.Stamp(domain=record.domain, events=record.stamp),
         value=to_json(entry.value),
     )
 
 
 def _written(node: Node, path: str, sequence: int) -> api.Written:
-    return api.Written(owner=to_text(node.key.node_id), path=path, sequence=sequence)
+    return api.Written(owner=node.key.node_id, path=path, sequence=sequence)
 
 
 async def put(node: Node, asked: api.At, body: Body) -> api.Written:
@@ -127,11 +126,11 @@ async def remove(node: Node, asked: api.At) -> api.Written:
     return _written(node, path, await node.space.rm(path))
 
 
-async def listed(node: Node, asked: api.Under) -> api.Records:
+async def list_(node: Node, asked: api.Under) -> list[api.Record]:
     """List records."""
     owner, prefix = _addressed(node, asked.under)
     found = await node.parts.executor.run(node.space.ls, prefix, owner)
-    return api.Records(records=[_row(owner, record) for record in found])
+    return [_row(owner, record) for record in found]
 
 
 async def watch(node: Node, asked: api.Under) -> AsyncGenerator[api.Change | None, None]:
@@ -143,7 +142,7 @@ async def watch(node: Node, asked: api.Under) -> AsyncGenerator[api.Change | Non
         yield None
         while (change := await watching.next()) is not None:
             yield api.Change(
-                owner=to_text(change.owner),
+                owner=change.owner,
                 path=change.path,
                 sequence=change.sequence,
                 value=to_json(change.value),
@@ -173,36 +172,20 @@ async def diagnostics(node: Node, _: Nothing) -> api.Diagnostics:
         ],
         running=node.programs.status(),
         subscriptions=[
-            api.Subscription(
-                owner=to_text(owner), prefix=prefix, cursor=cursor, head_age_ms=ages.get(owner)
-            )
+            api.Subscription(owner=owner, prefix=prefix, cursor=cursor, head_age_ms=ages.get(owner))
             for owner, prefix, cursor in await node.sync.cursors()
         ],
         nodes=[
             api.SpaceNode(
-                node=to_text(peer),
-                name=node.name_of(peer),
+                node=peer,
                 head_age_ms=ages.get(peer),
                 active=ages.get(peer, ACTIVE_MS + 1) <= ACTIVE_MS,
             )
             for peer in node.peers.peers()
         ],
         causality=api.Causality(
-            domain=None if clock is None else to_text(clock.domain),
+            domain=None if clock is None else clock.domain,
             interval=None if clock is None else interval_bytes(clock.interval),
             stamp_bytes=0 if clock is None else len(event_bytes(clock.event)),
         ),
     )
-
-
-ANSWERS: Answers = {
-    api.GET: get,
-    api.PUT: put,
-    api.REMOVE: remove,
-    api.LIST: listed,
-    api.VERSIONS: versions,
-    api.WATCH: watch,
-    api.STATS: stats,
-    api.COMPACT: compact,
-    api.DIAGNOSTICS: diagnostics,
-}

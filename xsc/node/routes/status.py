@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
-from pathlib import Path
 
 from xsc import __version__
-from xsc.api import status as api
 from xsc.api.endpoint import Nothing
 from xsc.api.status import (
     ComputeStatus,
-    Health,
     LeasesStatus,
     PeerHealth,
     PeersStatus,
@@ -20,25 +16,23 @@ from xsc.api.status import (
     TrafficStatus,
 )
 from xsc.base.fields import take_int
-from xsc.base.ids import to_text
-from xsc.node.api.serving import Answers
 from xsc.node.build import Node
 from xsc.node.routes.market import own_granted
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP
 
 
-def status_of(node: Node, home: Path) -> Status:
+async def status(node: Node, _: Nothing) -> Status:
     """Return the node's status."""
     sandbox = node.compute.describe()
     offered, granted = _levels(node)
     return Status(
-        id=to_text(node.key.node_id),
+        id=node.key.node_id,
         name=node.config.name,
         version=__version__,
         network=node.network,
         state="running",
-        home=str(home),
+        home=str(node.home),
         api_url=node.api_url,
         peer_url=node.peer_url,
         addresses=list(node.peers.own_address.addresses()),
@@ -60,7 +54,8 @@ def status_of(node: Node, home: Path) -> Status:
         ),
         leases=_leases(node),
         traffic=TrafficStatus(
-            sent_bytes=node.traffic.sent_bytes, received_bytes=node.traffic.received_bytes
+            sent_bytes=node.peers.traffic.sent_bytes,
+            received_bytes=node.peers.traffic.received_bytes,
         ),
     )
 
@@ -99,35 +94,22 @@ def _leases(node: Node) -> LeasesStatus:
     )
 
 
-async def status(node: Node, _: Nothing, *, home: Path) -> Status:
-    """Return the node's status."""
-    return status_of(node, home)
-
-
-async def health(node: Node, _: Nothing) -> Health:
+async def health(node: Node, _: Nothing) -> list[PeerHealth]:
     """Return what probes say of each peer, and which clearing of it does not recompute."""
     false = node.allocator.records.false_clearings()
-    return Health(
-        peers=[
-            PeerHealth(
-                id=to_text(row.node),
-                name=node.name_of(row.node),
-                state=row.state,
-                availability_ppm=row.availability_ppm,
-                response_ms=row.response_ms,
-                quality_ppm=row.quality_ppm,
-                probes=row.probes,
-                misses=row.misses,
-                wrong=row.wrong,
-                last_seen_ms=row.last_seen_ms,
-                skew_ms=row.skew_ms,
-                false_clearing=to_text(false[row.node]) if row.node in false else None,
-            )
-            for row in node.health.table()
-        ]
-    )
-
-
-def answers(home: Path) -> Answers:
-    """Return what answers for the node of a home."""
-    return {api.STATUS: partial(status, home=home), api.HEALTH: health}
+    return [
+        PeerHealth(
+            id=row.node,
+            state=row.state,
+            availability_ppm=row.availability_ppm,
+            response_ms=row.response_ms,
+            quality_ppm=row.quality_ppm,
+            probes=row.probes,
+            misses=row.misses,
+            wrong=row.wrong,
+            last_seen_ms=row.last_seen_ms,
+            skew_ms=row.skew_ms,
+            false_clearing=false.get(row.node),
+        )
+        for row in node.health.table()
+    ]

@@ -10,20 +10,21 @@ docs/design/directory.md; vectors: tests/vectors/directory.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pydantic import Field, model_validator
 
 from xsc.base.encoding import Value, decode, domain, encode
 from xsc.base.errors import RecordInvalid, XscError
-from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes, take_str
+from xsc.base.fields import take_list
 from xsc.base.ids import ID_BYTES
 from xsc.base.limits import (
     DIRECTORY_BYTES_MAX,
     DIRECTORY_HEAD_BYTES_MAX,
-    INTRODUCTION_HOPS_MAX,
     PEERS_MAX,
     REMOVED_LISTED_MAX,
 )
@@ -47,6 +48,26 @@ class DirectoryHead(Record):
     """Nonce, ciphertext and tag of a `HeadBody`."""
 
 
+class HeadBody(Record):
+    """The plaintext of a head: the peers, and the directory or where it is."""
+
+    written_ms: Count
+    peers: Annotated[tuple[bytes, ...], Field(max_length=PEERS_MAX)]
+    """The known peers, each as the owner keeps it."""
+    directory: bytes | None
+    capability: str | None
+    ledger: bytes
+    """What the owner's ledger says of itself."""
+    removed: Annotated[tuple[Id32, ...], Field(max_length=REMOVED_LISTED_MAX)] = ()
+    """Peers that the operator removed, the newest first; REMOVED_LISTED_MAX at most."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> HeadBody:
+        if (self.capability is None) == (self.directory is None):
+            raise ValueError("a head holds the directory, or says where it is")
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class DirectoryEntry:
     """One object of a directory."""
@@ -57,37 +78,6 @@ class DirectoryEntry:
     size_bytes: int
     created_ms: int
     held: tuple[Held, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class KnownPeer:
-    """A peer and its last known addresses."""
-
-    node: bytes
-    name: str
-    addresses: tuple[str, ...]
-    fingerprint: bytes | None
-    seq: int
-    """Of the address record that this follows."""
-    introducer: bytes | None
-    """The peer that introduced it; None if it came by an invitation."""
-    hops: int
-    confirmed: bool
-    blocked: bool
-
-
-@dataclass(frozen=True, slots=True)
-class HeadBody:
-    """The plaintext of a head: the peers, and the directory or where it is."""
-
-    written_ms: int
-    peers: tuple[KnownPeer, ...]
-    directory: bytes | None
-    capability: str | None
-    ledger: bytes
-    """What the owner's ledger says of itself."""
-    removed: tuple[bytes, ...] = ()
-    """Peers that the operator removed, the newest first; REMOVED_LISTED_MAX at most."""
 
 
 def locate_of(key: KeyPair) -> bytes:
@@ -121,15 +111,11 @@ def unpack(raw: bytes) -> list[DirectoryEntry]:
     Raises:
         TooLarge, RecordInvalid: not a directory, or of another version.
     """
-    value = _map(decode(raw, size_max=DIRECTORY_BYTES_MAX))
-    ids = take_list(value, "ids", most=_ENTRIES_MAX)
-    return [_listed(row, ids) for row in take_list(value, "objects", most=_ENTRIES_MAX)]
-
-
-def _map(value: Value) -> Mapping[str, Value]:
+    value = decode(raw, size_max=DIRECTORY_BYTES_MAX)
     if not isinstance(value, dict) or value.get("v") != _VERSION:
         raise RecordInvalid("the directory is of an unknown version")
-    return value
+    ids = take_list(value, "ids", most=_ENTRIES_MAX)
+    return [_listed(row, ids) for row in take_list(value, "objects", most=_ENTRIES_MAX)]
 
 
 def _listed(row: Value, ids: Sequence[Value]) -> DirectoryEntry:
@@ -161,63 +147,6 @@ def _host(item: Value, ids: Sequence[Value]) -> Held:
     raise RecordInvalid("a host in the directory is of no known form")
 
 
-def _peer_value(peer: KnownPeer) -> Value:
-    addresses: list[Value] = [*peer.addresses]
-    return {
-        "node": peer.node,
-        "name": peer.name,
-        "addresses": addresses,
-        "fingerprint": peer.fingerprint,
-        "seq": peer.seq,
-        "introducer": peer.introducer,
-        "hops": peer.hops,
-        "confirmed": peer.confirmed,
-        "blocked": peer.blocked,
-    }
-
-
-def _peer(value: Value) -> KnownPeer:
-    if not isinstance(value, dict):
-        raise RecordInvalid("a peer of the directory is of no known form")
-    addresses = tuple(
-        text for text in take_list(value, "addresses", most=64) if isinstance(text, str)
-    )
-    return KnownPeer(
-        take_bytes(value, "node", size=ID_BYTES),
-        take_str(value, "name"),
-        addresses,
-        take_opt_bytes(value, "fingerprint"),
-        take_int(value, "seq"),
-        take_opt_bytes(value, "introducer"),
-        take_int(value, "hops", most=INTRODUCTION_HOPS_MAX),
-        take_bool(value, "confirmed"),
-        take_bool(value, "blocked"),
-    )
-
-
-def _node(value: Value) -> bytes:
-    if not isinstance(value, bytes) or len(value) != ID_BYTES:
-        raise RecordInvalid("a removed peer of the directory is a node id")
-    return value
-
-
-def body_bytes(body: HeadBody) -> bytes:
-    """Return the canonical bytes of the plaintext of a head."""
-    peers: list[Value] = [_peer_value(peer) for peer in body.peers]
-    removed: list[Value] = [*body.removed]
-    return encode(
-        {
-            "v": _VERSION,
-            "written_ms": body.written_ms,
-            "peers": peers,
-            "removed": removed,
-            "directory": body.directory,
-            "capability": body.capability,
-            "ledger": body.ledger,
-        }
-    )
-
-
 def _bound(generation: int) -> bytes:
     return domain("directory-head") + generation.to_bytes(8, "big")
 
@@ -228,7 +157,7 @@ def make_head(
     """Encrypt and sign the head of a generation."""
     assert len(nonce) == _NONCE_BYTES
     secret = AESGCM(key.derive("directory/head"))
-    sealed = nonce + secret.encrypt(nonce, body_bytes(body), _bound(generation))
+    sealed = nonce + secret.encrypt(nonce, body.to_bytes(), _bound(generation))
     head = DirectoryHead(locate=locate_of(key), generation=generation, sealed=sealed)
     return sign(head, key, network)
 
@@ -259,21 +188,7 @@ def open_body(head: DirectoryHead, key: KeyPair) -> HeadBody:
         )
     except (InvalidTag, ValueError):
         raise RecordInvalid("the head does not open under this identity") from None
-    value = _map(decode(plain, size_max=DIRECTORY_HEAD_BYTES_MAX))
-    capability = value.get("capability")
-    if capability is not None:
-        capability = take_str(value, "capability")
-    directory = take_opt_bytes(value, "directory")
-    if (capability is None) == (directory is None):
-        raise RecordInvalid("a head holds the directory, or says where it is")
-    return HeadBody(
-        take_int(value, "written_ms"),
-        tuple(_peer(item) for item in take_list(value, "peers", most=PEERS_MAX)),
-        directory,
-        capability,
-        take_bytes(value, "ledger"),
-        tuple(_node(item) for item in take_list(value, "removed", most=REMOVED_LISTED_MAX)),
-    )
+    return HeadBody.from_bytes(plain, size_max=DIRECTORY_HEAD_BYTES_MAX)
 
 
 def newest(

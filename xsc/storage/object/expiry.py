@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
+from xsc.api.objects import Ending
 from xsc.base.limits import STORAGE_LEASE_MS
 from xsc.storage.object.inventory import HeldColumn, HeldObject, HeldRecord
 from xsc.storage.object.manifest import Manifest, expected_digest
@@ -13,17 +14,6 @@ from xsc.storage.object.placement import State
 from xsc.storage.ports import LeaseEnd
 
 UNKNOWN: Final = "this node does not know the lease"
-
-
-@dataclass(frozen=True, slots=True)
-class HostEnd:
-    """Until when a host keeps its part of an object."""
-
-    node: bytes
-    ends_ms: int | None
-    """None: no lease bounds it, or nothing is known of its lease."""
-    reason: str = ""
-    """Why the lease was not renewed although it is time to."""
 
 
 def before_end(time_ms: int, lease_ms: int) -> int:
@@ -35,7 +25,7 @@ def own_ends(
     held: Iterable[tuple[bytes, bytes]],
     own: bytes,
     end_of: Callable[[bytes], LeaseEnd | None],
-) -> list[HostEnd]:
+) -> list[Ending]:
     """Return for each host when the first of the own leases there ends.
 
     Args:
@@ -43,15 +33,15 @@ def own_ends(
         own: this node, which needs no lease with itself.
         end_of: what the market knows of a lease.
     """
-    found: dict[bytes, HostEnd] = {}
+    found: dict[bytes, Ending] = {}
     for node, lease_id in held:
         if node == own:
             continue
         known = end_of(lease_id)
         end = (
-            HostEnd(node, None, UNKNOWN)
+            Ending(node=node, ends_ms=None, reason=UNKNOWN)
             if known is None
-            else HostEnd(node, known.end_ms, known.reason)
+            else Ending(node=node, ends_ms=known.end_ms, reason=known.reason)
         )
         before = found.get(node)
         if before is None or _earlier(end, before):
@@ -59,13 +49,13 @@ def own_ends(
     return [found[node] for node in sorted(found)]
 
 
-def _earlier(one: HostEnd, other: HostEnd) -> bool:
+def _earlier(one: Ending, other: Ending) -> bool:
     if one.ends_ms is None or other.ends_ms is None:
         return one.ends_ms is None
     return one.ends_ms < other.ends_ms
 
 
-def ending(ends: Iterable[HostEnd], until_ms: int) -> list[HostEnd]:
+def ending(ends: Iterable[Ending], until_ms: int) -> list[Ending]:
     """Return the hosts that keep their part no longer than that, as things stand."""
     return [
         end
@@ -75,22 +65,22 @@ def ending(ends: Iterable[HostEnd], until_ms: int) -> list[HostEnd]:
     ]
 
 
-def refusing(ends: Iterable[HostEnd], until_ms: int) -> frozenset[bytes]:
+def refusing(ends: Iterable[Ending], until_ms: int) -> frozenset[bytes]:
     """Return the hosts that did not renew a lease which ends by then."""
     return frozenset(
         end.node for end in ending(ends, until_ms) if end.ends_ms is not None and end.reason
     )
 
 
-def first_end(ends: Iterable[HostEnd]) -> int | None:
+def first_end(ends: Iterable[Ending]) -> int | None:
     """Return when the first host stops; None where none is known to."""
     return min((end.ends_ms for end in ends if end.ends_ms is not None), default=None)
 
 
-def told_ends(answers: Mapping[bytes, HeldObject | None]) -> list[HostEnd]:
+def told_ends(answers: Mapping[bytes, HeldObject | None]) -> list[Ending]:
     """Return until when each host that answered says that it keeps its part."""
     return [
-        HostEnd(node, held.ends_ms)
+        Ending(node=node, ends_ms=held.ends_ms)
         for node, held in sorted(answers.items())
         if held is not None and (held.columns or held.records)
     ]
@@ -131,7 +121,7 @@ def own_expiring(
     states: Sequence[State],
     answers: Mapping[bytes, HeldObject | None],
     *,
-    ends: Iterable[HostEnd],
+    ends: Iterable[Ending],
     own: bytes,
     until_ms: int,
 ) -> frozenset[int]:

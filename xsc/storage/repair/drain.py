@@ -19,7 +19,7 @@ from typing import Final, Literal, TypeAlias
 
 from xsc.base.clock import event_within, rest
 from xsc.base.encoding import Value
-from xsc.base.errors import NotAllowed, SpaceExhausted, StoreDamaged, XscError
+from xsc.base.errors import NotAllowed, StoreDamaged, XscError
 from xsc.base.fields import take_bytes, take_int, take_str
 from xsc.base.ids import ID_BYTES, short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
@@ -42,7 +42,7 @@ from xsc.storage.repair.departures import (
     write_proof,
 )
 from xsc.storage.repair.node_watch import NodeWatch
-from xsc.storage.repair.peer_departures import PeerDepartures
+from xsc.storage.repair.peer_departures import Departures
 from xsc.storage.shardstore import bodies
 from xsc.storage.shardstore.store import StorageNode
 from xsc.terms.storage_receipt import DeletionOrder
@@ -104,7 +104,7 @@ class DrainStatus:
 
 
 class Drain:
-    """The own drain, and which peers leave."""
+    """The own drain."""
 
     def __init__(
         self,
@@ -114,6 +114,7 @@ class Drain:
         node: StorageNode,
         state: KeyValue,
         commit: Commit,
+        departures: Departures,
         watch: NodeWatch,
         grace_ms: int,
     ) -> None:
@@ -128,6 +129,8 @@ class Drain:
         self._node = node
         self._state = state
         self._commit = commit
+        self._departures = departures
+        self.leaving = departures.leaving
         self._watch = watch
         self._grace_ms = grace_ms
         self.on_change: Callable[[], None] = lambda: None
@@ -152,12 +155,10 @@ class Drain:
             raw = self._state.get(OWN)
             if raw is not None:
                 self._notice = DrainState.from_bytes(raw)
-            self._peers = PeerDepartures(context, state, commit)
         except XscError as fault:
             raise StoreDamaged(f"the state of the drain is damaged: {fault.message}") from None
         for key, _ in self._state.scan(RELEASED, prefix_end(RELEASED)):
             self._released.add(key.removeprefix(RELEASED)[:ID_BYTES])
-        self._leaving: frozenset[bytes] = frozenset()
         self._changed()
 
     # Which nodes leave
@@ -167,29 +168,14 @@ class Drain:
         """Whether this node leaves."""
         return self._notice is not None and self._notice.leaving
 
-    def leaving(self) -> frozenset[bytes]:
-        """Return the nodes that leave, this one included."""
-        return self._leaving
-
     def _changed(self) -> None:
-        self._leaving = self._peers.leaving() | ({self._own} if self.active else set())
+        self._departures.here = self.active
         self.wake()
         self.on_change()
 
     def wake(self) -> None:
         """Tell peers at once that may not know yet, and count again."""
         self._woken.set()
-
-    def check_room(self) -> None:
-        """Return if this node takes shards.
-
-        Raises:
-            SpaceExhausted: it leaves.
-        """
-        if self.active:
-            raise SpaceExhausted(
-                "this node is leaving and takes nothing new", hint="`xsc node drain --cancel` stays"
-            )
 
     # The own leave
 
@@ -225,9 +211,9 @@ class Drain:
         self._changed()
 
     async def keep(self, order: Signed[DeletionOrder]) -> None:
-        """Keep a verified deletion order of a customer for the proof."""
+        """Keep a verified deletion order of a customer for the proof, if this node leaves."""
         async with self._turn:
-            if not self.active:
+            if not self.active or order.author == self._own:
                 return
             key = RELEASED + order.record.locate + order.id
             await self._commit([(key, order.raw)])
@@ -304,7 +290,7 @@ class Drain:
         stuck.sort(key=lambda item: (-item.size_bytes, item.locate))
         held = {key.removeprefix(HEADS) for key, _ in self._state.scan(HEADS, prefix_end(HEADS))}
         only_here = sorted(
-            owner for owner in held if self._copies.get(owner, 1) == 0 and self._is_up(owner)
+            owner for owner in held if self._copies.get(owner, 1) == 0 and self._hosts.is_up(owner)
         )
         remaining = Remaining(
             left_objects=len({locate for locate, _ in left}),
@@ -319,16 +305,13 @@ class Drain:
         self._counted.set()
         return remaining
 
-    def _is_up(self, node: bytes) -> bool:
-        return node == self._own or self._hosts.is_up(node)
-
     def _stuck_reason(self, locate: bytes, customer: bytes, *, recorded: bool) -> str:
         """Return why no customer is about to move an object; empty if one should be."""
         is_peer = customer in self._hosts.peers()
         return stuck_reason(
             recorded=recorded,
             customer_said=self._stays.get((locate, customer)),
-            is_up=self._is_up(customer),
+            is_up=self._hosts.is_up(customer),
             is_peer=is_peer,
             silent_ms=self._watch.silent_ms(customer) if is_peer else 0,
             grace_ms=self._grace_ms,
@@ -392,7 +375,7 @@ class Drain:
     async def _on_leaving(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> Answered:
-        if await self._peers.hear(caller, take_bytes(header, "said")):
+        if await self._departures.hear(caller, take_bytes(header, "said")):
             self._changed()
         return {"copies": self.copies(caller)}, []
 
@@ -401,21 +384,14 @@ class Drain:
     ) -> Answered:
         locate = take_bytes(header, "locate", size=ID_BYTES)
         reason = take_str(header, "reason", most=REASON_CHARS_MAX)
-        await self.take_stays(locate, caller, reason)
-        return {}, []
-
-    async def take_stays(self, locate: bytes, customer: bytes, reason: str) -> None:
-        """Keep in memory why a customer cannot move its part; it repeats that."""
-        key = bodies.RECORDS + locate + customer
+        key = bodies.RECORDS + locate + caller
         if self.active and await self._node.between(key, key + b"\0"):
-            self._stays[locate, customer] = reason
+            self._stays[locate, caller] = reason
+        return {}, []
 
     async def excuse(self, leaver: bytes, locate: bytes, reason: str) -> None:
         """Tell a node that leaves why an object of this node cannot be moved from it."""
         text = reason[:REASON_CHARS_MAX]
-        if leaver == self._own:
-            await self.take_stays(locate, self._own, text)
-            return
         try:
             await self._context.caller.call(
                 leaver,

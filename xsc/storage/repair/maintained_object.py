@@ -9,28 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from xsc.base.limits import STORAGE_LEASE_MS
 from xsc.base.turns import Turns
 from xsc.storage.object.capability import VerifyCapability
 from xsc.storage.object.placement import Placement
 from xsc.storage.ports import HostLease
 from xsc.storage.transfer.put import Held
-
-
-@dataclass(frozen=True, slots=True)
-class RepairSettings:
-    """What the operator decides."""
-
-    grace_ms: int
-    """How long a node must be silent before its columns count as lost."""
-    bytes_a_second: int
-    """Limit of what repair fetches and sends; 0: no limit."""
-    check_ms: int
-    """How often every host of every object is asked, even if nothing happened."""
-    kept_ms: int
-    """How long the old copy of a moved column stays: readers may still use the old placement."""
-    lease_ms: int = STORAGE_LEASE_MS
-    """How long leases last that this node takes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,9 @@ from xsc.storage.repair.migration import next_move
 from xsc.storage.repair.room import KnownLease, delete_at, room_at
 from xsc.storage.repair.survey import Survey, bytes_of_column, bytes_of_record
 from xsc.storage.transfer.get import Located, roots_of
-from xsc.storage.transfer.host_client import HostClient, Source, in_order, race, together
+from xsc.storage.transfer.host_client import HostClient, Source, together
 from xsc.storage.transfer.put import Held
+from xsc.storage.transfer.race import in_order, race
 
 DELETED = "it is being deleted"
 

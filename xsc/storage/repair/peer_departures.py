@@ -1,4 +1,4 @@
-"""Keeps the departure notices of peers: which of them leave the network.
+"""Knows which nodes leave the network, and keeps the departure notices of peers.
 
 storage/leaver/<node>               the latest signed notice of a peer
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from xsc.base.errors import SpaceExhausted, StoreDamaged, XscError
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import LEAVING_A_PEER_MAX, LEAVING_MS
@@ -20,15 +21,17 @@ from xsc.storage.repair.departures import DepartureNotice
 LEAVERS: Final = b"storage/leaver/"
 
 
-class PeerDepartures:
-    """Verifies notices and keeps the latest one of each peer."""
+class Departures:
+    """Verifies notices and keeps the latest one of each peer; `Drain` says whether this leaves."""
 
     def __init__(self, context: Context, state: KeyValue, commit: Commit) -> None:
         """Read what was kept.
 
         Raises:
-            RecordInvalid, SignatureInvalid: a kept notice is damaged.
+            StoreDamaged: a kept notice is damaged.
         """
+        self.here = False
+        """Whether this node leaves."""
         self._context = context
         self._commit = commit
         self._notices: dict[bytes, DepartureNotice] = {}
@@ -36,14 +39,29 @@ class PeerDepartures:
         self._hearing = asyncio.Lock()
         for key, raw in state.scan(LEAVERS, prefix_end(LEAVERS)):
             node = key.removeprefix(LEAVERS)
-            self._notices[node] = self._opened(raw, node)
+            try:
+                self._notices[node] = self._opened(raw, node)
+            except XscError as fault:
+                raise StoreDamaged(f"a notice of leaving is damaged: {fault.message}") from None
 
     def _opened(self, raw: bytes, node: bytes) -> DepartureNotice:
         return open_signed(raw, DepartureNotice, network=self._context.network, author=node).record
 
     def leaving(self) -> frozenset[bytes]:
-        """Return the peers that leave."""
-        return frozenset(node for node, notice in self._notices.items() if notice.leaving)
+        """Return the nodes that leave, this one included."""
+        peers = frozenset(node for node, notice in self._notices.items() if notice.leaving)
+        return peers | {self._context.key.node_id} if self.here else peers
+
+    def check_room(self) -> None:
+        """Return if this node takes shards.
+
+        Raises:
+            SpaceExhausted: it leaves.
+        """
+        if self.here:
+            raise SpaceExhausted(
+                "this node is leaving and takes nothing new", hint="`xsc node drain --cancel` stays"
+            )
 
     async def hear(self, node: bytes, raw: bytes) -> bool:
         """Keep a notice of a peer; return False if a later one is known.

@@ -25,6 +25,7 @@ from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.object.durability import HostLabels, survival
 from xsc.storage.object.placement import Placement
+from xsc.storage.ports import Settings
 from xsc.storage.repair.bandwidth import Bandwidth
 from xsc.storage.repair.cleanup import Cleanup
 from xsc.storage.repair.copy_reports import CopyReports
@@ -33,7 +34,6 @@ from xsc.storage.repair.maintained_object import (
     MaintainedObjects,
     MovedColumn,
     RepairResult,
-    RepairSettings,
 )
 from xsc.storage.repair.mover import ColumnMover, Progress
 from xsc.storage.repair.node_watch import NodeWatch
@@ -59,7 +59,7 @@ class Repairer:
         client: HostClient,
         objects: MaintainedObjects,
         *,
-        settings: RepairSettings,
+        settings: Settings,
         finder: ObjectFinder,
         watch: NodeWatch,
         drain: Drain,
@@ -70,7 +70,7 @@ class Repairer:
         self._settings = settings
         self.watch = watch
         self._drain = drain
-        bandwidth = Bandwidth(context.clock, settings.bytes_a_second)
+        bandwidth = Bandwidth(context.clock, settings.repair_bytes_a_second)
         self.surveyor = Surveyor(
             context,
             client,
@@ -79,11 +79,11 @@ class Repairer:
             watch=watch,
             leaving=drain.leaving,
             bandwidth=bandwidth,
-            lease_ms=settings.lease_ms,
+            lease_ms=settings.storage_lease_ms,
         )
         self._mover = ColumnMover(context, client, objects, bandwidth)
         self._records = RecordWriter(context, client, objects, self.surveyor)
-        self.cleanup = Cleanup(context, client, objects, self.surveyor, settings.kept_ms)
+        self.cleanup = Cleanup(context, client, objects, self.surveyor, settings.moved_kept_ms)
         self.reports = CopyReports()
         self._again: set[bytes] = set()
         """Objects to look at in the next round, whatever else happens."""
@@ -125,7 +125,7 @@ class Repairer:
             now_ms = self._context.clock.monotonic_ms()
             everything = now_ms >= full_ms
             if everything:
-                full_ms = now_ms + self._settings.check_ms
+                full_ms = now_ms + self._settings.repair_interval_ms
             listed = [item async for item in sliced(self._objects.refs())]
             known = frozenset(ref for ref, _ in listed)
             situation = (
@@ -146,7 +146,7 @@ class Repairer:
 
     def _tick_ms(self, looked_at: Mapping[bytes, int]) -> int:
         """Return when to look again: at once if old copies are to be deleted."""
-        most_ms = min(30_000, self._settings.grace_ms // 4)
+        most_ms = min(30_000, self._settings.repair_grace_ms // 4)
         next_ms = self.cleanup.next_ms(looked_at)
         return max(1_000, most_ms if next_ms is None else min(most_ms, next_ms))
 

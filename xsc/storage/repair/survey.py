@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from xsc.api.objects import Ending
 from xsc.base.limits import LEASE_LAST_MS, LEASE_URGENT_MS, STORAGE_LEASE_MS
 from xsc.base.units import held_bytes
 from xsc.storage.object.durability import HostLabels
-from xsc.storage.object.expiry import HostEnd, before_end, custody_expiring, own_expiring
+from xsc.storage.object.expiry import before_end, custody_expiring, own_expiring
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import Manifest, code_of, expected_digest
 from xsc.storage.object.placement import (
@@ -150,7 +151,7 @@ def columns_to_pay_for(
     answers: Mapping[bytes, HeldObject | None],
     *,
     own: bytes,
-    ends: Iterable[HostEnd],
+    ends: Iterable[Ending],
     now_ms: int,
     lease_ms: int = STORAGE_LEASE_MS,
 ) -> tuple[frozenset[int], frozenset[int]]:

@@ -9,7 +9,7 @@ docs/design/storage.md
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, XscError
@@ -27,7 +27,7 @@ from xsc.storage.object.inventory import whole_of
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord, PutRequest
 from xsc.storage.object.receipts import expected_receipt, order_fault
-from xsc.storage.ports import Departure, Leases
+from xsc.storage.ports import Leases
 from xsc.storage.shardstore.bodies import bodies_of
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.shardstore.writer import Write
@@ -44,14 +44,30 @@ class ShardServer:
     """Answers the calls of customers about what lies in this node's shard store."""
 
     def __init__(
-        self, context: Context, *, leases: Leases, node: StorageNode, drain: Departure
+        self,
+        context: Context,
+        *,
+        leases: Leases,
+        node: StorageNode,
+        check_room: Callable[[], None],
+        released: Callable[[Signed[DeletionOrder]], Awaitable[None]],
     ) -> None:
+        """Put it together.
+
+        Args:
+            context: of this node.
+            leases: that it granted.
+            node: its shard store.
+            check_room: raises where it takes no shards.
+            released: told of each checked order, before it is carried out, to delete what is here.
+        """
         self._key = context.key
         self._network = context.network
         self._clock = context.clock
         self._leases = leases
         self._node = node
-        self._drain = drain
+        self._check_room = check_room
+        self._released = released
         self._signer = BatchSigner(context.key, context.network)
         self._looks: Turns[bytes] = Turns()
         """One question at a time for each caller that reads much for some bytes."""
@@ -125,7 +141,7 @@ class ShardServer:
             try:
                 request = messages.read_put(header, parts)
                 record = self._record_of(request)
-                self._drain.check_room()
+                self._check_room()
                 writes.append(self._taken(request, record, caller))
             except XscError as fault:
                 outcomes[number] = fault
@@ -167,7 +183,7 @@ class ShardServer:
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         """Store under a lease of the caller what lies here already: a put without its bytes."""
         lease_id, locate, generation, wanted = messages.read_keep(header)
-        self._drain.check_room()
+        self._check_room()
         found = await self._node.get(locate, generation, wanted)
         shards = whole_of(wanted, found)
         request = PutRequest(lease_id, locate, generation, tuple(shards), None)
@@ -252,8 +268,8 @@ class ShardServer:
         order = signed.record
         # Before anything is deleted: what the proof of a leave lacks cannot be had again.
         columns = frozenset(order.columns)
-        if self._drain.active and await self._node.has_any(order.locate, order.customer, columns):
-            await self._drain.keep(signed)
+        if await self._node.has_any(order.locate, order.customer, columns):
+            await self._released(signed)
         if columns:
             async with self._looks.of(order.customer):
                 freed = await self._node.trim(order.locate, order.customer, columns)

@@ -16,6 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from xsc.base.errors import ArgumentInvalid
+from xsc.base.limits import SEGMENTS_IN_FLIGHT
 from xsc.storage.object import segment as segments
 from xsc.storage.object.capability import ReadCapability
 from xsc.storage.object.erasure import Buffer, Code, decode_rows
@@ -23,16 +24,9 @@ from xsc.storage.object.inventory import Wanted
 from xsc.storage.object.manifest import Manifest, code_of, place_of, segments_of
 from xsc.storage.object.ranges import Piece, is_whole, pieces_of, rebuild_span
 from xsc.storage.object.segment import Opener, Place
-from xsc.storage.transfer.host_client import (
-    HostClient,
-    Source,
-    first_of,
-    in_order,
-    race,
-    stop_all,
-    together,
-)
+from xsc.storage.transfer.host_client import HostClient, Source, stop_all, together
 from xsc.storage.transfer.latency import patience_ms
+from xsc.storage.transfer.race import first_of, in_order, race
 from xsc.storage.transfer.read_ahead_cache import ReadAheadCache
 from xsc.storage.transfer.segment_decoder import ByteBudget, SegmentDecoder
 
@@ -391,9 +385,7 @@ async def read_segment(
     return data, received
 
 
-async def read_whole(
-    client: HostClient, located: Located, content_key: bytes, segments_in_flight: int
-) -> tuple[bytes, int]:
+async def read_whole(client: HostClient, located: Located, content_key: bytes) -> tuple[bytes, int]:
     """Return an object that lies as shards, its own first, and how many bytes came from others.
 
     Raises:
@@ -404,7 +396,7 @@ async def read_whole(
     received = following = 0
     try:
         while following < segments_of(located.manifest) or ahead:
-            while following < segments_of(located.manifest) and len(ahead) < segments_in_flight:
+            while following < segments_of(located.manifest) and len(ahead) < SEGMENTS_IN_FLIGHT:
                 reading = read_segment(client, located, content_key, following)
                 ahead.append(asyncio.create_task(reading))
                 following += 1

@@ -1,59 +1,60 @@
-"""Asks the hosts of objects, ranks them by latency, and races them for shards."""
+"""Asks the hosts of objects, and remembers how long they take."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Collection,
-    Container,
-    Coroutine,
-    Iterable,
-    Sequence,
-)
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar
 
 from xsc.base.clock import Clock
+from xsc.base.encoding import Value
 from xsc.base.errors import (
+    CreditExceeded,
     LeaseExhausted,
     PeerSilent,
+    ReceiptInvalid,
+    RecordInvalid,
+    ShardMismatch,
     ShardsInsufficient,
+    SpaceExhausted,
     XscError,
 )
+from xsc.base.fields import take_bytes
 from xsc.base.ids import short
 from xsc.base.limits import (
     MIB,
     STAT_PAGES_MAX,
     STAT_TIMEOUT_MS,
+    STORAGE_QUESTION_TIMEOUT_MS,
     STORE_REQUEST_BYTES_MAX,
 )
-from xsc.base.refusals import reasons
+from xsc.base.log import Log
+from xsc.base.peering import Reply
+from xsc.base.units import held_bytes
 from xsc.identity.context import Context
-from xsc.identity.envelope import Signed
+from xsc.identity.envelope import Signed, open_signed, sign
+from xsc.storage.object import held_shards, messages
 from xsc.storage.object.erasure import Buffer, StorageShard
-from xsc.storage.object.inventory import (
-    ColumnPresence,
-    HeldObject,
-    Span,
-    Wanted,
-)
+from xsc.storage.object.inventory import ColumnPresence, FoundShard, HeldObject, Wanted
 from xsc.storage.object.inventory_pages import InventoryPages
 from xsc.storage.object.manifest import Manifest
 from xsc.storage.object.messages import ObjectRecord
-from xsc.storage.ports import HostLease, Hosts, Leases
-from xsc.storage.shardstore.store import StorageNode
+from xsc.storage.object.receipts import check_receipt, deletion_fault, expected_receipt
+from xsc.storage.ports import HostLease, Hosts
 from xsc.storage.transfer import latency
 from xsc.storage.transfer.deletions import dropped_ms
-from xsc.storage.transfer.segment_decoder import SegmentDecoder
-from xsc.storage.transfer.storage_host import OwnHost, PeerHosts, StorageHost, Take
-from xsc.terms.storage_receipt import DeletionReceipt, HeldShard
+from xsc.storage.transfer.latency import LatencyEstimate
+from xsc.terms.storage_receipt import DeletionOrder, DeletionReceipt, HeldShard, StorageReceipt
 
 T = TypeVar("T")
-More: TypeAlias = Callable[[], Awaitable[Sequence["Source"]]]
-"""Finds further sources of an object."""
+VERIFIED_AT_ONCE_BYTES = MIB
+"""Up to here a shard is verified where it arrives. A thread would give up and take the interpreter
+lock for each leaf beside a busy event loop: half a millisecond of work took three."""
+Take: TypeAlias = Callable[[int, Buffer], None]
+"""Takes a column's shard that was verified, in whatever thread."""
+StatPage: TypeAlias = tuple[bytes, int, bytes, bytes]
+"""Locate id, generation and manifest hash of an object, and where the page before ended."""
 
 
 async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -113,45 +114,71 @@ def requests_of(
     return [(batch, record if index == last else None) for index, batch in enumerate(batches)]
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A column and the node that should hold it."""
+
+    column: int
+    node: bytes
+
+
+def _data_of(node: bytes, want: Wanted, found: FoundShard, log: Log) -> Buffer:
+    """Return the bytes of a shard that was found.
+
+    Raises:
+        ShardsInsufficient: the host does not have it, or knows that it is damaged.
+    """
+    if found.data is None:
+        where = f"segment {want.segment}, column {want.column}"
+        if found.state == "corrupt":
+            log.warning("storage.shard_damaged", peer=short(node), shard=where)
+        raise ShardsInsufficient(f"{short(node)} says {found.state} for {where}")
+    return found.data
+
+
+def _read_one(reply: Reply, want: Wanted, take: Take | None) -> FoundShard:
+    """Return what a peer answered to a question about one shard."""
+    (found,) = messages.read_got(reply.header, reply.parts, [want])
+    if take is not None and found.data is not None:
+        take(want.column, found.data)
+    return found
+
+
 class HostClient:
-    """The hosts of objects, this node among them."""
+    """Asks the hosts of objects, this node among them, and verifies what they answer.
+
+    Receipts are held against what was sent, shards against the root that was asked for.
+    """
 
     def __init__(
         self,
         context: Context,
         *,
         hosts: Hosts,
-        leases: Leases,
-        node: StorageNode,
+        leaving: Callable[[], Collection[bytes]],
         lease_grace_ms: int,
     ) -> None:
+        self._context = context
         self.own = context.key.node_id
-        self.network = context.network
         self.clock = context.clock
         self.executor = context.executor
         self.log = context.log
         self.hosts = hosts
-        self._peer_hosts = PeerHosts(context, hosts)
-        self._own_host = OwnHost(context, node, leases)
+        self._latencies: dict[bytes, LatencyEstimate] = {}
         self.lease_grace_ms = lease_grace_ms
-        self.leaving: Callable[[], Collection[bytes]] = frozenset
+        self.leaving = leaving
         """Returns the nodes that leave."""
         self._reprobes: dict[bytes, asyncio.Task[None]] = {}
 
-    def _at(self, node: bytes) -> StorageHost:
-        return self._own_host if node == self.own else self._peer_hosts
-
     def is_up(self, node: bytes) -> bool:
         """Say whether a node can be asked with hope; the own node always."""
-        return self._at(node).is_up(node)
+        return self.hosts.is_up(node)
 
     def has_dropped(self, node: bytes, lease_id: bytes, deleted_ms: int | None = None) -> bool:
         """Say whether a host must have dropped by itself what lay there under a lease.
 
         One that is no peer any more, or that leaves, is given no grace: nobody asks it again.
         """
-        if node == self.own:
-            return False
         end = self.hosts.lease_end(lease_id)
         stays = node in self.hosts.peers() and node not in self.leaving()
         at_ms = dropped_ms(
@@ -159,32 +186,36 @@ class HostClient:
         )
         return at_ms is not None and self.clock.now_ms() > at_ms
 
+    def _latency(self, node: bytes) -> LatencyEstimate:
+        return self._latencies.get(node) or LatencyEstimate(self.hosts.response_ms(node))
+
     def expected_ms(self, node: bytes, size_bytes: int) -> int:
         """Return how long an answer of that size is expected to take."""
-        return self._at(node).expected_ms(node, size_bytes)
+        return self._latency(node).expected_ms(size_bytes)
 
     def kth_ms(self, sources: Iterable[Source], k: int, size_bytes: int) -> int:
         """Return how long an answer of the k-th best of some sources is expected to take."""
         return latency.kth_ms((self.expected_ms(each.node, size_bytes) for each in sources), k)
 
     def note_late(self, node: bytes) -> None:
-        """Take note that a node has not answered in time."""
-        self._at(node).note_late(node)
+        """Take note that a peer has not answered in time."""
+        now_ms = self.clock.monotonic_ms()
+        self._latencies[node] = latency.late(self._latency(node), now_ms)
 
     def late_since_ms(self, node: bytes) -> int:
-        """Return when a node was last found late, if it has not answered since; 0 where it has."""
-        return self._peer_hosts.late_since_ms(node)
+        """Return when a peer was last found late, if it has not answered since; 0 where it has."""
+        return self._latencies[node].late_ms if node in self._latencies else 0
 
     def forget(self, node: bytes) -> None:
-        """Expect of a node what is expected of one that was never asked: it has come up anew."""
-        self._peer_hosts.forget(node)
+        """Expect of a peer what is expected of one that was never asked: it has come up anew."""
+        self._latencies.pop(node, None)
 
     def reprobe(self, node: bytes, locate: bytes, generation: int, want: Wanted) -> bool:
         """Fetch a shard that nobody waits for from a slow node, if it is time to."""
-        if node == self.own or node in self._reprobes:
+        now_ms, estimate = self.clock.monotonic_ms(), self._latency(node)
+        if node in self._reprobes or not self.is_up(node) or not latency.is_due(estimate, now_ms):
             return False
-        if not self._peer_hosts.begin_reprobe(node):
-            return False
+        self._latencies[node] = latency.reprobed(estimate, now_ms)
 
         async def attempt() -> None:
             try:
@@ -197,7 +228,11 @@ class HostClient:
         task.add_done_callback(lambda _: self._reprobes.pop(node, None))
         return True
 
-    def store(
+    def _blame(self, node: bytes, what: str, reason: str) -> None:
+        self.log.warning("storage.peer_wrong", peer=short(node), what=what, reason=reason)
+        self.hosts.report(node, what)
+
+    async def store(
         self,
         lease: HostLease,
         locate: bytes,
@@ -205,50 +240,123 @@ class HostClient:
         *,
         shards: Sequence[tuple[int, StorageShard]],
         record: ObjectRecord | None,
-    ) -> Coroutine[Any, Any, int]:
+    ) -> int:
         """Store at a host in one request and verify its receipt; return the bytes confirmed.
 
         Raises:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        return self._at(lease.node).store(lease, locate, generation, shards=shards, record=record)
+        header, parts = messages.put_message(lease.lease_id, locate, generation, shards, record)
+        try:
+            reply = await self._context.caller.call(lease.node, messages.PUT, header, parts)
+        except (CreditExceeded, LeaseExhausted, SpaceExhausted):
+            await self.hosts.refused(lease.lease_id)
+            raise
+        expected = expected_receipt(
+            host=lease.node,
+            customer=self.own,
+            lease_id=lease.lease_id,
+            locate=locate,
+            generation=generation,
+            shards=shards,
+            manifest=None if record is None else record.manifest_hash,
+            stored_ms=0,
+        )
+        self._check_receipt(lease.node, reply.header, expected)
+        size = held_bytes(sum(len(shard.data) for _, shard in shards), len(shards))
+        size += 0 if record is None else record.held_bytes
+        await self.hosts.used(lease.lease_id, size)
+        return size
 
-    def held_shards(
+    def _check_receipt(
+        self, node: bytes, header: Mapping[str, Value], expected: StorageReceipt
+    ) -> None:
+        try:
+            check_receipt(header, expected, self._context.network)
+        except XscError as fault_error:
+            self._blame(node, "receipt_invalid", fault_error.message)
+            raise
+
+    async def held_shards(
         self,
         lease: HostLease,
         locate: bytes,
         generation: int,
         wanted: Sequence[Wanted],
         size_of: Callable[[Wanted], int],
-    ) -> Coroutine[Any, Any, set[tuple[int, int]]]:
+    ) -> set[tuple[int, int]]:
         """Return segment and column of the shards that a host has under a lease, by its receipt.
 
         Raises:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        return self._at(lease.node).held_shards(lease, locate, generation, wanted, size_of)
+        header = held_shards.have_message(lease.lease_id, locate, generation, wanted)
+        reply = await self._context.caller.call(lease.node, held_shards.HAVE, header)
+        try:
+            receipt = open_signed(
+                take_bytes(reply.header, "receipt"),
+                StorageReceipt,
+                network=self._context.network,
+                author=lease.node,
+            ).record
+            fault = held_shards.receipt_fault(
+                receipt,
+                host=lease.node,
+                customer=self.own,
+                lease_id=lease.lease_id,
+                locate=locate,
+                generation=generation,
+                wanted=wanted,
+                size_of=size_of,
+            )
+            if fault is not None:
+                raise ReceiptInvalid(fault)
+        except XscError as wrong:
+            self._blame(lease.node, "receipt_invalid", wrong.message)
+            raise
+        size = held_bytes(sum(held.size_bytes for held in receipt.shards), len(receipt.shards))
+        await self.hosts.used(lease.lease_id, size)
+        return {(held.segment, held.column) for held in receipt.shards}
 
-    def keep(
+    async def keep(
         self, lease: HostLease, locate: bytes, generation: int, shards: Sequence[HeldShard]
-    ) -> Coroutine[Any, Any, int]:
+    ) -> int:
         """Have a host keep, under a lease of this node too, what it has; return its bytes.
 
         Raises:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        return self._at(lease.node).keep(lease, locate, generation, shards)
+        size = held_bytes(sum(item.size_bytes for item in shards), len(shards))
+        reply = await self._context.caller.call(
+            lease.node,
+            messages.KEEP,
+            messages.keep_message(lease.lease_id, locate, generation, shards),
+        )
+        expected = StorageReceipt(
+            host=lease.node,
+            customer=self.own,
+            lease_id=lease.lease_id,
+            locate=locate,
+            generation=generation,
+            shards=tuple(shards),
+            manifest=None,
+            stored_ms=0,
+        )
+        self._check_receipt(lease.node, reply.header, expected)
+        await self.hosts.used(lease.lease_id, size)
+        return size
 
-    def fetch(
+    async def fetch(
         self,
         node: bytes,
         locate: bytes,
         generation: int,
         want: Wanted,
         take: Take | None = None,
-    ) -> Coroutine[Any, Any, Buffer]:
+    ) -> Buffer:
         """Return one shard from a host, verified against its root.
 
         `take` is given it at once, in the thread that has verified it.
@@ -258,7 +366,27 @@ class HostClient:
             ShardsInsufficient: the host does not have it, or knows that it is damaged.
             XscError: what the host answered, or that it is silent.
         """
-        return self._at(node).fetch(node, locate, generation, want, take)
+        begun_ms = self.clock.monotonic_ms()
+        header = messages.get_message(locate, generation, [want])
+        reply = await self._context.caller.call(node, messages.GET, header)
+        size = sum(len(part) for part in reply.parts)
+        now_ms = self.clock.monotonic_ms()
+        self._latencies[node] = latency.answered(
+            self._latency(node), size, now_ms - begun_ms, now_ms
+        )
+        try:
+            if size > VERIFIED_AT_ONCE_BYTES:
+                found = await self.executor.run(_read_one, reply, want, take)
+            else:
+                found = _read_one(reply, want, take)
+        except RecordInvalid as fault:
+            self._blame(node, "record_invalid", fault.message)
+            raise
+        if found.state == "corrupt" and reply.header["states"] == ["ok"]:
+            where = f"segment {want.segment}, column {want.column}"
+            self._blame(node, "shard_mismatch", where)
+            raise ShardMismatch(f"{short(node)} gave other bytes than it was given for {where}")
+        return _data_of(node, want, found, self.log)
 
     async def stat(
         self, node: bytes, locate: bytes, manifest: Manifest, manifest_hash: bytes
@@ -278,31 +406,47 @@ class HostClient:
             if left_ms <= 0:
                 break
             asked = (locate, manifest.generation, manifest_hash, after)
-            after = stated.add(await self._at(node).stat_page(node, asked, left_ms))
+            after = stated.add(await self._stat_page(node, asked, left_ms))
             if not after:
                 return stated.whole()
         raise PeerSilent(f"{short(node)} comes to no end of what it holds")
 
-    def find(
-        self, node: bytes, locate: bytes, manifest_hash: bytes
-    ) -> Coroutine[Any, Any, Buffer | None]:
-        """Return the sealed manifest that a host keeps, unverified."""
-        return self._at(node).find(node, locate, manifest_hash)
+    async def _stat_page(self, node: bytes, page: StatPage, timeout_ms: int) -> HeldObject:
+        """Return one page of what a peer says that it holds of an object."""
+        reply = await self._context.caller.call(
+            node,
+            messages.STAT,
+            messages.stat_message(*page),
+            timeout_ms=min(timeout_ms, STORAGE_QUESTION_TIMEOUT_MS),
+        )
+        return messages.read_stated(reply.header)
 
-    def holds(
+    async def find(self, node: bytes, locate: bytes, manifest_hash: bytes) -> Buffer | None:
+        """Return the sealed manifest that a host keeps, unverified."""
+        header = messages.find_message(locate, manifest_hash)
+        reply = await self._context.caller.call(
+            node, messages.FIND, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+        )
+        return messages.read_found(reply.parts)
+
+    async def holds(
         self,
         node: bytes,
         locate: bytes,
         generation: int,
         manifest_hash: bytes,
         roots: Sequence[bytes],
-    ) -> Coroutine[Any, Any, ColumnPresence]:
+    ) -> ColumnPresence:
         """Return which columns a host says that it holds, by the roots of the first segment."""
-        return self._at(node).holds(node, locate, generation, manifest_hash, roots)
+        header = messages.holds_message(locate, generation, manifest_hash, roots)
+        reply = await self._context.caller.call(
+            node, messages.HOLDS, header, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS
+        )
+        return messages.read_held(reply.header, max(1, len(roots)))
 
-    def delete(
+    async def delete(
         self, node: bytes, locate: bytes, *, columns: Collection[int] = (), final: bool = False
-    ) -> Coroutine[Any, Any, tuple[dict[bytes, int], Signed[DeletionReceipt] | None]]:
+    ) -> tuple[dict[bytes, int], Signed[DeletionReceipt]]:
         """Have a host delete what this node stored of an object there.
 
         Args:
@@ -312,272 +456,45 @@ class HostClient:
             final: for good: a put that is still under way to the host is refused there.
 
         Returns:
-            The bytes freed under each lease, and the host's verified receipt: None for the own
-            node, which owes none to itself.
+            The bytes freed under each lease, and the host's verified receipt.
 
         Raises:
             ReceiptInvalid, SignatureInvalid: the receipt is not what it must be.
             XscError: what the host answered, or that it is silent.
         """
-        return self._at(node).delete(node, locate, columns=columns, final=final)
+        order = sign(
+            DeletionOrder(
+                customer=self.own,
+                host=node,
+                locate=locate,
+                columns=tuple(sorted(columns)),
+                final=final,
+                ordered_ms=self.clock.now_ms(),
+            ),
+            self._context.key,
+            self._context.network,
+        )
+        reply = await self._context.caller.call(node, messages.DELETE, {"order": order.raw})
+        try:
+            signed = open_signed(
+                take_bytes(reply.header, "receipt"),
+                DeletionReceipt,
+                network=self._context.network,
+                author=node,
+            )
+            fault = deletion_fault(signed.record, order, now_ms=self.clock.now_ms())
+            if fault is not None:
+                raise ReceiptInvalid(fault)
+        except XscError as wrong:
+            self._blame(node, "receipt_invalid", wrong.message)
+            raise
+        return {item.lease_id: item.size_bytes for item in signed.record.freed}, signed
 
     async def note_freed(self, node: bytes, lease_id: bytes, size_bytes: int) -> None:
         """Take note of bytes that a host confirmed to have deleted."""
-        if node == self.own or not size_bytes:
+        if not size_bytes:
             return
         try:
             await self.hosts.used(lease_id, -size_bytes)
         except LeaseExhausted:
             self.log.info("storage.lease_over", peer=short(node), lease=short(lease_id))
-
-
-async def first_of(
-    clock: Clock,
-    ways: Sequence[Callable[[], Coroutine[Any, Any, T]]],
-    late_ms: int,
-    note_late: Callable[[], None],
-) -> T:
-    """Return what the first way gives; the next is taken where it fails, or beside it when late.
-
-    `note_late` is called when the first is late.
-
-    Raises:
-        XscError: all failed; the fault of the last.
-    """
-    waiting = list(ways)
-    running: set[asyncio.Task[Any]] = set()
-    alarm: asyncio.Task[None] | None = None
-    try:
-        while True:
-            if waiting and (not running or alarm is None):
-                running.add(asyncio.create_task(waiting.pop(0)()))
-                if alarm is None:
-                    alarm = asyncio.create_task(clock.sleep_ms(late_ms))
-            pending: set[asyncio.Task[Any]] = set(running)
-            if alarm is not None:
-                pending.add(alarm)
-            done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done.intersection(running):
-                running.discard(task)
-                try:
-                    return cast(T, task.result())
-                except XscError:
-                    if not waiting and not running:
-                        raise
-            if alarm in done:
-                alarm = None
-                if len(waiting) == len(ways) - 1:
-                    note_late()
-    finally:
-        await stop_all([*running, *([] if alarm is None else [alarm])])
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A column and the node that should hold it."""
-
-    column: int
-    node: bytes
-
-
-def in_order(
-    client: HostClient,
-    sources: Iterable[Source],
-    k: int,
-    size_bytes: int = MIB,
-    doubted: Container[bytes] = (),
-) -> list[Source]:
-    """Return sources in the order to ask them: up, not late, not slow, data columns, the fastest.
-
-    Nodes that are doubted, because they failed this reader before, come last.
-    """
-    listed = list(sources)
-    expected = [client.expected_ms(source.node, size_bytes) for source in listed]
-    slow_ms = latency.slow_from_ms(latency.kth_ms(expected, k))
-    ranked = sorted(
-        zip(listed, expected, strict=True),
-        key=lambda item: (
-            item[0].node in doubted,
-            not client.is_up(item[0].node),
-            # Who was found late comes last, and of those the one that waits longest first.
-            client.late_since_ms(item[0].node),
-            item[1] > slow_ms,
-            item[0].column >= k,
-            item[1],
-            item[0].column,
-        ),
-    )
-    return [source for source, _ in ranked]
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A question of a race that is under way."""
-
-    source: Source
-    begun_ms: int
-    expected_ms: int
-
-
-async def race(
-    client: HostClient,
-    *,
-    locate: bytes,
-    generation: int,
-    segment: int,
-    roots: Sequence[bytes],
-    sources: Sequence[Source],
-    k: int,
-    span: Span | None = None,
-    size_bytes: int = MIB,
-    decoder: SegmentDecoder | None = None,
-    arrived: Callable[[], None] | None = None,
-    more: More | None = None,
-    doubted: set[bytes] | None = None,
-) -> dict[int, Buffer]:
-    """Return k verified shards of a segment, from the first sources of k columns to give theirs.
-
-    With a span it is the same leaves of each. Several sources may name one column.
-    The next source is asked at once when one fails. When one takes longer than
-    `latency.patience_ms`, a hedged request goes to the next source beside it.
-
-    Args:
-        client: the hosts.
-        locate: the object.
-        generation: of its placement.
-        segment: its number.
-        roots: of its shards, by column.
-        sources: in the order in which they are asked.
-        k: how many shards are needed.
-        span: the leaves to fetch; None: whole shards.
-        size_bytes: of a whole shard.
-        decoder: takes each shard as it arrives; its tickets limit the concurrent requests.
-        arrived: called after each shard.
-        more: finds other sources, called once when all have failed.
-        doubted: nodes that fail are added to it.
-
-    Raises:
-        ShardsInsufficient: fewer than k can be fetched; the message names who is silent.
-    """
-    clock = client.clock
-    size = size_bytes if span is None else span.size_bytes
-    kth_ms = client.kth_ms(sources, k, size)
-    waiting = list(sources)
-    running: dict[asyncio.Task[Any], _Asked] = {}
-    late: set[asyncio.Task[Any]] = set()
-    answers: list[tuple[int, int]] = []
-    got: dict[int, Buffer] = {}
-    failed: list[tuple[Source, XscError]] = []
-    faulty = set() if doubted is None else doubted
-    take = None if decoder is None else decoder.take
-    tickets = deque(() if decoder is None else decoder.tickets)
-    lacking = 0  # how many are late beside whom nobody was asked yet
-    searching: asyncio.Task[list[Source]] | None = None
-    alarm: asyncio.Task[None] | None = None
-
-    def next_source(*, also_running: bool = False) -> Source | None:
-        """Return a source of a column that nobody is asked for, else of one that is late."""
-        asked = {each.source.column for each in running.values()}
-        busy = {each.source.node for each in running.values()}
-        # Nodes that failed come last. A node that says that it holds what others hold, too, is
-        # asked for one shard at a time: so a liar is believed once.
-        waiting.sort(key=lambda source: source.node in faulty)
-        left = [source for source in waiting if source.column not in got]
-        fresh = [source for source in left if source.column not in asked]
-        count = Counter(source.column for source in fresh)
-        free = (each for each in fresh if count[each.column] == 1 or each.node not in busy)
-        return next(free, None) or next(iter(fresh or (left if also_running else ())), None)
-
-    def ask(source: Source) -> None:
-        waiting.remove(source)
-        want = Wanted(segment, source.column, roots[source.column], span)
-        task = asyncio.create_task(client.fetch(source.node, locate, generation, want, take))
-        expected_ms = client.expected_ms(source.node, size)
-        running[task] = _Asked(source, clock.monotonic_ms(), expected_ms)
-
-    async def others(find: More) -> list[Source]:
-        found = await find()
-        tried = {*(each.source for each in running.values()), *(source for source, _ in failed)}
-        return [source for source in found if source not in tried]
-
-    def search() -> None:
-        """Look for others beside all else, once."""
-        nonlocal more, searching
-        if more is not None:
-            searching, more = asyncio.create_task(others(more)), None
-
-    try:
-        while len(got) < k:
-            while tickets and tickets[0].done():
-                tickets.popleft()
-            while len({*got, *(each.source.column for each in running.values())}) < k - len(
-                tickets
-            ):
-                source = next_source()
-                if source is None:
-                    break
-                ask(source)
-            while lacking and (beside := next_source(also_running=True)) is not None:
-                ask(beside)
-                lacking -= 1
-            if lacking or not (running or tickets or searching):
-                search()
-            if not (running or tickets or searching):
-                raise insufficient(segment, k, len(got), failed)
-            patience_ms = latency.patience_ms(kth_ms, size, answers)
-            awaited: list[asyncio.Future[Any]] = [*running, *list(tickets)[:1]]
-            if searching is not None:
-                awaited.append(searching)
-            on_time = [each.begun_ms for task, each in running.items() if task not in late]
-            if on_time:
-                left_ms = min(on_time) + patience_ms - clock.monotonic_ms()
-                alarm = asyncio.create_task(clock.sleep_ms(max(0, left_ms)))
-                awaited.append(alarm)
-            over, _ = await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-            if alarm is not None:
-                alarm.cancel()
-            now_ms = clock.monotonic_ms()
-            # Answers first: where this node itself was slow, they come with their alarm.
-            for task in [task for task in running if task in over]:
-                each = running.pop(task)
-                try:
-                    got[each.source.column] = task.result()
-                except XscError as fault:
-                    failed.append((each.source, fault))
-                    faulty.add(each.source.node)
-                else:
-                    answers.append((now_ms - each.begun_ms, each.expected_ms))
-                    if arrived is not None:
-                        arrived()
-            if searching is not None and searching in over:
-                waiting, searching = searching.result(), None
-            patience_ms = latency.patience_ms(kth_ms, size, answers)
-            for task, each in running.items():
-                if task not in late and now_ms - each.begun_ms >= patience_ms:
-                    late.add(task)
-                    client.note_late(each.source.node)
-                    lacking += 1
-        if span is None:
-            slow_ms = latency.slow_from_ms(kth_ms)
-            for source in waiting:
-                is_last = client.expected_ms(source.node, size) > slow_ms
-                want = Wanted(segment, source.column, roots[source.column])
-                if (is_last or client.late_since_ms(source.node)) and client.reprobe(
-                    source.node, locate, generation, want
-                ):
-                    break
-        return dict(sorted(got.items())[:k])
-    finally:
-        alarms = [task for task in (alarm, searching) if task is not None]
-        await stop_all([*running, *alarms])
-
-
-def insufficient(
-    segment: int, k: int, got: int, failed: Sequence[tuple[Source, XscError]]
-) -> ShardsInsufficient:
-    """Return the error that says how many of k shards were fetched, and what failed."""
-    named = reasons((source.node, fault) for source, fault in failed)
-    return ShardsInsufficient(
-        f"{got} of the {k} shards needed of segment {segment} could be fetched ({named})",
-        hint="try again when the silent peers are back; `xsc store stat` shows every shard",
-    )

@@ -30,7 +30,13 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short
-from xsc.base.limits import INLINE_BYTES_MAX, OBJECT_BYTES_MAX, PUT_ENDS_MS, SEGMENT_BYTES
+from xsc.base.limits import (
+    INLINE_BYTES_MAX,
+    OBJECT_BYTES_MAX,
+    PUT_ENDS_MS,
+    SEGMENT_BYTES,
+    SEGMENTS_IN_FLIGHT,
+)
 from xsc.base.merkle import root_of
 from xsc.base.refusals import refusal
 from xsc.base.units import held_bytes
@@ -65,9 +71,7 @@ from xsc.storage.ports import HostLease, PassedOver
 from xsc.storage.transfer.host_client import (
     HostClient,
     Source,
-    in_order,
     let_end,
-    race,
     requests_of,
     stop_all,
     together,
@@ -81,6 +85,7 @@ from xsc.storage.transfer.journal import (
     places,
     sealed_of,
 )
+from xsc.storage.transfer.race import in_order, race
 from xsc.storage.transfer.resume import ResumeJournal
 
 UNKNOWN_SIZE_BYTES = 4 * SEGMENT_BYTES
@@ -195,7 +200,6 @@ class Upload:
         *,
         code: Code,
         contract: Contract,
-        segments_in_flight: int,
         journal: ResumeJournal | None = None,
         kept: Kept | None = None,
     ) -> None:
@@ -207,7 +211,6 @@ class Upload:
         self._entropy = entropy
         self._code = code
         self._contract = contract
-        self._segments_in_flight = segments_in_flight
         kept = self._kept
         self._secret = entropy.token(SECRET_BYTES) if kept is None else kept.head.secret
         self._content_key = content_key(self._secret)
@@ -539,7 +542,7 @@ class Upload:
         running: set[asyncio.Task[None]] = set()
         try:
             while not final:
-                while len(running) >= self._segments_in_flight:
+                while len(running) >= SEGMENTS_IN_FLIGHT:
                     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in [task for task in running if task.done()]:
                         task.result()

@@ -49,7 +49,7 @@ def test_a_lone_home_goes_into_a_file_and_comes_back(home, xsc, tmp_path):
     code, out, _ = xsc(*restore, "--identity", key, "--json")
     assert code == 0
     assert json.loads(out)["since"]["newer_entries"] == 0
-    assert homes.restore_stage(new) is None
+    assert homes.stage_of(new) is None
     assert homes.read_identity(new).node_id == homes.read_identity(home).node_id
 
 

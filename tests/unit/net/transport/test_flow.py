@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from xsc.base.errors import FrameInvalid
 from xsc.base.limits import BODY_BYTES_A_SECOND_MIN, NO_PROGRESS_MS, PEER_BODY_BYTES_MAX
-from xsc.net.transport.flow import Flow
+from xsc.net.transport.bounds import Flow
 
 WINDOW_S = NO_PROGRESS_MS / 1000
 DUE = BODY_BYTES_A_SECOND_MIN * NO_PROGRESS_MS // 1000
@@ -48,11 +48,11 @@ def test_a_body_at_the_least_rate_goes_on_to_its_end():
 async def test_a_step_ends_with_the_window_and_says_why():
     loop = asyncio.get_running_loop()
     flow = Flow(loop.time(), 10, 1_000)
-    with pytest.raises(FrameInvalid, match="it stopped: nothing came or went for 10 ms"):
-        async with flow.step():
+    with pytest.raises(FrameInvalid, match="it stopped: 0 bytes in 10 ms"):
+        async with flow.going():
             await loop.create_future()
     flow = Flow(loop.time(), 10, 1_000)
     flow.moved(loop.time(), 9)
     with pytest.raises(FrameInvalid, match="too slow: 9 bytes in 10 ms, 10 are due"):
-        async with flow.step():
+        async with flow.going():
             await loop.create_future()

@@ -14,7 +14,7 @@ from xsc.base.limits import (
     SERVICE_CONNECTIONS_AN_ADDRESS_MAX,
     SERVICE_CONNECTIONS_MAX,
 )
-from xsc.net.transport.gate import Gate
+from xsc.net.transport.bounds import Gate
 
 
 class Wire(asyncio.Transport):

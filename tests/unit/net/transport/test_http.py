@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 
 from tests.settle import until
 from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, acquainted, part, take_all
+from xsc.base import limits
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited
-from xsc.base.limits import FAST_PATH_BYTES_MAX, PEER_BODY_BYTES_MAX
+from xsc.base.limits import CONNECTIONS_AN_ADDRESS_MAX, PEER_BODY_BYTES_MAX
 from xsc.identity.keys import KeyPair
 from xsc.net.peers.registry import AddressRecord
 from xsc.net.service import PeerNet
-from xsc.net.transport import listener
+from xsc.net.transport import bounds
 from xsc.net.transport.addresses import split
 from xsc.net.transport.http import HttpTransport
 from xsc.net.transport.memory import MemoryNetwork
-from xsc.net.transport.parser import request_head
 from xsc.net.transport.port import Arrival, Dropped, RawRequest, RawResponse
 from xsc.net.transport.tls import certificate_of
 from xsc.node.api.app import Reports
@@ -112,7 +112,7 @@ async def test_a_connection_that_says_nothing_is_cut_off(end):
     assert await end.raw(b"") == b""
 
 
-@pytest.mark.parametrize("size", [0, FAST_PATH_BYTES_MAX + 1])
+@pytest.mark.parametrize("size", [0, 100_000])
 async def test_a_request_that_takes_longer_than_a_connection_may_be_idle_is_answered(end, size):
     reader, writer = await asyncio.open_connection("127.0.0.1", end.port)
     writer.write(
@@ -131,7 +131,7 @@ async def test_a_body_that_stops_is_given_up(end):
 
 
 async def test_a_body_that_dribbles_is_given_up(end, monkeypatch):
-    monkeypatch.setattr(listener, "BODY_BYTES_A_SECOND_MIN", 1_000)
+    monkeypatch.setattr(limits, "BODY_BYTES_A_SECOND_MIN", 1_000)
     size = 200
     reader, writer = await asyncio.open_connection("127.0.0.1", end.port)
     writer.write(POST.replace(b"10", b"%d" % size) + b"\r\n")
@@ -334,6 +334,40 @@ async def test_connections_in_use_do_not_go_for_a_newcomer():
     await end.transport.close()
 
 
+async def test_one_source_with_more_connections_than_its_share_leaves_others_theirs(end):
+    held = []
+    for _ in range(2 * CONNECTIONS_AN_ADDRESS_MAX + 100):
+        _, writer = await asyncio.open_connection("127.0.0.1", end.port)
+        # In use from here on: its body is waited for.
+        writer.write(POST.replace(b"/x", b"/held") + b"\r\n")
+        held.append(writer)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", end.port, local_addr=("127.0.0.2", 0)
+    )
+    writer.write(POST + b"Connection: close\r\n\r\n0123456789")
+    assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    assert len(end.arrivals) <= CONNECTIONS_AN_ADDRESS_MAX + 1
+    assert len(end.transport._gate) <= CONNECTIONS_AN_ADDRESS_MAX + 1
+    for one in [*held, writer]:
+        one.transport.abort()
+
+
+async def test_sixty_four_requests_to_one_peer_run_at_once():
+    end, ours = End(), HttpTransport(listen="127.0.0.1:0", key=OTHER)
+    await end.transport.serve(end.handler)
+    asked = [
+        asyncio.create_task(
+            ours.send(end.transport.addresses()[0], None, RawRequest("GET", "/held", {}), 20_000)
+        )
+        for _ in range(64)
+    ]
+    await until(lambda: len(end.arrivals) == 64)
+    end.released.set()
+    assert {answer.status for answer in await asyncio.gather(*asked)} == {200}
+    await ours.close()
+    await end.transport.close()
+
+
 async def serve_once(answer: bytes) -> asyncio.Server:
     """Serve a fixed answer to each connection, and close it."""
 
@@ -497,14 +531,14 @@ async def test_a_body_is_what_came_in_any_pieces(sizes):
         pieces.append(whole[start : start + size])
         start += size
     taken: list[bytes] = []
-    body = await listener.read_body(Pieces(pieces), start, 10_000, taken.append)
+    body = await bounds.read_body(Pieces(pieces), start, 10_000, taken.append)
     assert bytes(body) == whole[:start]
     assert taken == pieces
     for size in (start + 1, start - 1):
         if size > 0:
             stream = Pieces([whole[:start]] if start else [])
             with pytest.raises(FrameInvalid, match="another length"):
-                await listener.read_body(stream, size, 10_000, take_all)
+                await bounds.read_body(stream, size, 10_000, take_all)
 
 
 async def test_a_body_in_tiny_pieces_takes_little_more_than_its_bytes():
@@ -520,7 +554,7 @@ async def test_a_body_in_tiny_pieces_takes_little_more_than_its_bytes():
             most = max(most, tracemalloc.get_traced_memory()[0])
 
         before = tracemalloc.get_traced_memory()[0]
-        await listener.read_body(stream, size, 60_000, take)
+        await bounds.read_body(stream, size, 60_000, take)
     finally:
         tracemalloc.stop()
     assert most - before < 6 * size
@@ -572,7 +606,7 @@ def test_the_certificate_follows_from_the_identity_alone():
 
 
 async def test_a_taken_port_is_named(end, monkeypatch):
-    monkeypatch.setitem(listener.listen.__kwdefaults__, "wait_ms", 100)
+    monkeypatch.setattr(limits, "PORT_WAIT_MS", 100)
     taken = HttpTransport(listen=end.transport.addresses()[0], key=OTHER)
     with pytest.raises(ConfigInvalid, match="cannot be listened on"):
         await taken.serve(end.handler)
@@ -696,7 +730,9 @@ async def test_a_peer_that_cuts_a_body_off_leaves_nothing_in_the_log(how, listen
         await anna.net.call(bert.id, "test.echo", {}, [part(bytes(1_000_000))])
     (request,) = sent
     body = b"".join(bytes(buffer) for buffer in request.body)
-    head = request_head(request.method, request.path, "x", request.headers, len(body))
+    fields = {"host": "x", **request.headers, "content-length": str(len(body))}
+    lines = (f"{name}: {value}\r\n" for name, value in fields.items())
+    head = f"POST {request.path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode()
     handler, ended = bert.transport._handler, []
 
     async def answer(arrival: Arrival) -> RawResponse:

@@ -7,7 +7,7 @@ import pytest
 from tests.settle import settle
 from xsc.base.limits import BATCH_CALL_BYTES_MAX
 from xsc.base.turns import Turns
-from xsc.net.transport.turns import turn_to_send
+from xsc.net.transport.bounds import turn_to_send
 
 LARGE = BATCH_CALL_BYTES_MAX + 1
 

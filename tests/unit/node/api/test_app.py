@@ -12,16 +12,13 @@ import pytest
 from aiohttp import web
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import model
+from xsc.api.endpoint import Model
 from xsc.api.ledger import Limit
 from xsc.api.peers import Invite, Rename
-from xsc.api.problems import bug
-from xsc.api.serial import document
-from xsc.base.errors import ArgumentInvalid, PeerSilent, RateLimited, TooLarge
-from xsc.net.transport.fast_path import FastPath
-from xsc.net.transport.gate import Gate
-from xsc.net.transport.parser import SmallRequest
-from xsc.node.api.app import Reports, Running, application, fast_path_answer
+from xsc.base.errors import ArgumentInvalid, PeerSilent, RateLimited
+from xsc.net.transport.bounds import Gate
+from xsc.net.transport.http import Server
+from xsc.node.api.app import Reports, Running, application
 from xsc.node.api.serving import parse
 
 TOKEN = "a" * 52
@@ -57,12 +54,13 @@ class Api:
             web.post("/v1/busy", self._busy),
             web.post("/v1/silent", self._silent),
         ]
-        app = application(routes, TOKEN, self.log, self.running, names)
-        self.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.02)
+        self.gate = Gate(most=9, share=9, idle_ms=60_000)
+        self.server = Server(application(routes, TOKEN, self.log, self.running, names), self.gate)
+        self.port = 0
 
     async def _body(self, request: web.Request) -> web.Response:
         self.began.set()
-        return web.Response(body=await request.read())
+        return web.Response(body=b"".join([piece async for piece in request.content.iter_any()]))
 
     async def _bug(self, request: web.Request) -> web.Response:
         raise KeyError("slip")
@@ -74,8 +72,7 @@ class Api:
         raise PeerSilent(f"silent: {ANNA}, {'b' * 10}, {'c' * 10}, x{ANNA}; bert ({ANNA})")
 
     async def raw(self, sent: bytes, *, hang_up: bool = False) -> bytes:
-        host, port = self.runner.addresses[0]
-        reader, writer = await asyncio.open_connection(host, port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(sent)
         if hang_up:
             await self.began.wait()
@@ -90,13 +87,12 @@ class Api:
 @pytest.fixture
 async def api() -> AsyncIterator[Api]:
     api = Api()
-    await api.runner.setup()
-    await web.TCPSite(api.runner, "127.0.0.1", 0).start()
+    api.port = await api.server.start("127.0.0.1", 0, "api_listen")
     reports = Reports(api.log)
     logging.getLogger().addHandler(reports)
     yield api
     logging.getLogger().removeHandler(reports)
-    await api.runner.cleanup()
+    await api.server.stop(20)
 
 
 def request(path: str = "/v1/body", *, token: bytes = TOKEN.encode(), size: int = 0) -> bytes:
@@ -125,25 +121,17 @@ async def test_what_callers_do_wrong_is_not_logged(api):
 @pytest.mark.parametrize("how", ["abort", "close", "silent"])
 @pytest.mark.parametrize("size", [100, 5_000_000])
 async def test_a_client_that_cuts_a_body_off_leaves_nothing_in_the_log(api, how, size):
-    """Behind the fast path, as a node has it; silent: the system gives the connection up."""
-    gate = Gate(most=9, share=9, idle_ms=60_000)
-    answer = fast_path_answer({}, TOKEN, api.log, api.running, names)
-    path = FastPath(api.runner.server, answer, gate, paths=())
-    made = []
-    server = await asyncio.get_running_loop().create_server(
-        lambda: made.append(path()) or made[-1], "127.0.0.1", 0
-    )
-    port = server.sockets[0].getsockname()[1]
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    """Silent: the system gives the connection up."""
+    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
     writer.write(request(size=size) + bytes(size // 2))
     await api.began.wait()
     if how == "silent":
-        made[0]._transport._force_close(TimeoutError(110, "Connection timed out"))
+        (transport,) = api.gate._sources
+        transport._force_close(TimeoutError(110, "Connection timed out"))
     elif how == "abort":
         writer.transport.abort()
     writer.close()
     await api.running.ended(10)
-    server.close()
     assert not api.log.events
 
 
@@ -154,14 +142,6 @@ async def test_who_is_refused_for_now_is_told_when_to_come_again(api):
     assert b" 429 " in top.splitlines()[0]
     assert b"\r\nRetry-After: 7\r\n" in top
     assert json.loads(body)["retry_after_s"] == 7
-
-    async def busy(_: SmallRequest) -> tuple[int, dict[str, object]]:
-        raise RateLimited("too many", retry_after_s=7)
-
-    plain = fast_path_answer({"/v1/body": busy}, TOKEN, api.log, api.running, names)
-    answered = await plain(SmallRequest("/v1/body", {"authorization": f"Bearer {TOKEN}"}, b""))
-    assert answered.headers["retry-after"] == "7"
-    assert json.loads(b"".join(answered.body)) == json.loads(body)
 
 
 async def test_an_error_names_the_peers_that_are_known(api):
@@ -216,53 +196,7 @@ async def test_running_requests_are_waited_for_but_not_for_ever():
     await asyncio.wait_for(waiting, 5)
 
 
-async def on_fast_path(api: Api, handler, token: str = TOKEN) -> tuple[int, dict[str, object]]:
-    """Return what a small request is answered, by a handler of one path."""
-    answer = fast_path_answer({"/v1/body": handler}, TOKEN, api.log, api.running, names)
-    asked = SmallRequest("/v1/body", {"authorization": f"Bearer {token}"}, b"asked")
-    answered = await answer(asked)
-    return answered.status, json.loads(b"".join(answered.body))
-
-
-async def test_a_small_request_is_answered_and_counted(api):
-    async def handler(asked: SmallRequest) -> tuple[int, dict[str, object]]:
-        ending = asyncio.create_task(api.running.ended(10))
-        done, _ = await asyncio.wait([ending], timeout=0)
-        assert not done
-        return 201, {"raw": asked.body.decode(), "text": "ä"}
-
-    assert await on_fast_path(api, handler) == (201, {"raw": "asked", "text": "ä"})
-    await api.running.ended(10)
-
-
-@pytest.mark.parametrize("token", ["", "wrong", "a" * 51, "a" * 53])
-async def test_a_small_request_needs_the_token_like_any_other(api, token):
-    async def handler(asked: SmallRequest) -> tuple[int, dict[str, object]]:
-        raise AssertionError(asked)
-
-    status, told = await on_fast_path(api, handler, token)
-    other = await api.raw(request(token=token.encode()))
-    assert status == 401
-    assert told == json.loads(other.partition(b"\r\n\r\n")[2])
-
-
-async def test_faults_of_small_requests_are_told_and_noted_like_any_other(api):
-    async def refuses(asked: SmallRequest) -> tuple[int, dict[str, object]]:
-        raise TooLarge("too much", hint="less")
-
-    async def slips(asked: SmallRequest) -> tuple[int, dict[str, object]]:
-        raise KeyError("slip")
-
-    status, told = await on_fast_path(api, refuses)
-    assert (status, told["code"], told["hint"]) == (TooLarge.http_status, "too_large", "less")
-    assert not api.log.events
-    status, told = await on_fast_path(api, slips)
-    assert (status, told) == (500, document(bug()))
-    assert [event for event, _ in api.log.events] == ["api.request_bug"]
-
-
-@model
-class Bounded:
+class Bounded(Model):
     size: Annotated[int, Ge(1), Le(32)] = 1
 
 

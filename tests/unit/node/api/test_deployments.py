@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.settle import until
+from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, ConfigInvalid, PeerUnknown
 from xsc.base.limits import (
     SERVICE_HEADER_BYTES_MAX,
@@ -18,8 +19,7 @@ from xsc.base.limits import (
 from xsc.compute.deployments.holder import Served
 from xsc.compute.deployments.rules import ServiceAnswer
 from xsc.compute.deployments.wagi import Request, Response
-from xsc.net.transport import listener
-from xsc.net.transport.room import Room
+from xsc.net.transport.bounds import Room
 from xsc.node.api import deployments
 from xsc.node.api.deployments import ServiceListener
 
@@ -350,7 +350,7 @@ async def test_a_body_that_stops_is_given_up_and_its_room_given_back(rest):
 
 
 async def test_a_body_that_dribbles_is_given_up(monkeypatch):
-    monkeypatch.setattr(deployments, "BODY_BYTES_A_SECOND_MIN", 1_000)
+    monkeypatch.setattr(limits, "BODY_BYTES_A_SECOND_MIN", 1_000)
     async with listening(progress_ms=100) as end:
         reader, writer = await asyncio.open_connection("127.0.0.1", end.port)
         writer.write(b"POST /fn/alice/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
@@ -454,6 +454,6 @@ async def test_who_goes_away_while_it_waits_gives_up_its_place(end):
 
 
 async def test_a_port_that_is_taken_is_named(end, monkeypatch):
-    monkeypatch.setitem(listener.listen.__kwdefaults__, "wait_ms", 100)
-    with pytest.raises(ConfigInvalid, match="services cannot listen on"):
+    monkeypatch.setattr(limits, "PORT_WAIT_MS", 100)
+    with pytest.raises(ConfigInvalid, match="cannot be listened on"):
         await ServiceListener(Node()).start("127.0.0.1", end.port)

@@ -15,19 +15,19 @@ from aiohttp.test_utils import make_mocked_request
 from annotated_types import Ge, Le, MaxLen
 
 from tests.settle import turns
-from xsc.api.endpoint import Endpoint, header, model, written
+from xsc.api.endpoint import Endpoint, Model, header, written
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
+from xsc.base.ids import short
 from xsc.base.log import SilentLog
 from xsc.node.api import serving
-from xsc.node.api.app import Running, application
-from xsc.node.api.serving import JSON_BYTES_MAX, Faults, Server
+from xsc.node.api.app import PATH, Running, application
+from xsc.node.api.serving import JSON_BYTES_MAX, Server
 
 TOKEN = "a" * 52
-NODE = SimpleNamespace(log=SilentLog())
+NODE = SimpleNamespace(log=SilentLog(), name_of=short)
 
 
-@model
-class Asked:
+class Asked(Model):
     """Of all places but the body."""
 
     who: str
@@ -36,8 +36,7 @@ class Asked:
     deep: bool = False
 
 
-@model
-class Sent:
+class Sent(Model):
     """Of the path and the body."""
 
     who: str
@@ -45,8 +44,7 @@ class Sent:
     names: Annotated[tuple[Annotated[str, MaxLen(3)], ...], MaxLen(2)] = ()
 
 
-@model
-class Heard:
+class Heard(Model):
     """What was understood."""
 
     asked: str
@@ -78,7 +76,7 @@ async def watch(_, asked):
 
 def served():
     answers = {LOOK: heard, SEND: heard, BRING: brought, WATCH: watch}
-    return Server(NODE, answers, Faults()).routes()
+    return Server(NODE, answers).routes()
 
 
 async def ask(endpoint, path, *, query="", raw=b"", **headers):
@@ -89,11 +87,9 @@ async def ask(endpoint, path, *, query="", raw=b"", **headers):
     stream.feed_eof()
     place = endpoint.path.partition("{")[0] + "who" + query
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    answer = await handler(
-        make_mocked_request(
-            endpoint.method, place, headers=named, payload=stream, match_info={"who": path}
-        )
-    )
+    request = make_mocked_request(endpoint.method, place, headers=named, payload=stream)
+    request[PATH] = {"who": path}
+    answer = await handler(request)
     return answer.status, json.loads(answer.text)["asked"]
 
 
@@ -193,7 +189,8 @@ async def test_a_framed_request_that_ends_early_or_goes_on_is_refused(raw, said)
 
 
 async def test_events_begin_with_a_comment_where_the_first_is_none(monkeypatch):
-    runner = web.AppRunner(application(served(), TOKEN, SilentLog(), Running(), dict))
+    app = application(served(), TOKEN, SilentLog(), Running(), dict)
+    runner = web.ServerRunner(web.Server(app))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0]

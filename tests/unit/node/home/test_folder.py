@@ -98,3 +98,17 @@ def test_an_exported_key_makes_the_same_node(tmp_path):
     line = (tmp_path / "a" / "identity.key").read_text()
     again = homes.init_home(tmp_path / "b", recover=line)
     assert again["id"] == first["id"]
+
+
+def test_a_recovery_that_was_killed_before_its_key_makes_no_other_one(tmp_path):
+    first = homes.init_home(tmp_path / "a")
+    again = tmp_path / "b"
+    homes.mark(again, "recovering")
+    for kept in ("format", "network"):
+        for use in (homes.check_whole, homes.open_home, homes.init_home):
+            with pytest.raises(HomeInvalid):
+                use(again)
+        (again / kept).write_bytes((tmp_path / "a" / kept).read_bytes())
+    line = (tmp_path / "a" / "identity.key").read_text()
+    assert homes.init_home(again, recover=line)["id"] == first["id"]
+    homes.check_whole(again)

@@ -98,13 +98,7 @@ def home(tmp_path, monkeypatch):
 
 def examine(home, *checks, ask=dict):
     """The findings of a few checks: the others take seconds."""
-    made = {
-        "home": lambda: doctor._home(home),
-        "settings": lambda: doctor._settings(home),
-        "capacity": lambda: doctor._capacity(home),
-        "node": lambda: doctor._node(home, ask),
-    }
-    return doctor.run_checks([(name, made[name]) for name in checks])
+    return doctor.examine(home, ask, checks)
 
 
 def test_a_new_home_is_fine(home):
@@ -196,12 +190,13 @@ def test_the_node_that_runs_is_asked(home):
         assert verdicts(examine(home, "node", ask=ask), "node") == expected
 
 
-def test_what_cannot_be_checked_is_a_failure():
-    def broken():
+def test_what_cannot_be_checked_is_a_failure(home, monkeypatch):
+    def broken(_home, _ask):
         raise OSError("the disk is gone")
         yield
 
-    (finding,) = doctor.run_checks([("disk", broken)])
+    monkeypatch.setattr(doctor, "CHECKS", [("disk", broken)])
+    (finding,) = examine(home, "disk")
     assert (finding.verdict, finding.text) == ("fail", "it cannot be checked: the disk is gone")
 
 

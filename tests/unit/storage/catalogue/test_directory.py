@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -33,8 +32,6 @@ from xsc.storage.catalogue.directory import (
     DirectoryEntry,
     DirectoryHead,
     HeadBody,
-    KnownPeer,
-    body_bytes,
     locate_of,
     make_head,
     newest,
@@ -54,16 +51,14 @@ OBJECTS = [
     DirectoryEntry("", 1, "xsc:r:y", 0, 0, ()),
 ]
 BODY = HeadBody(
-    9,
-    (
-        KnownPeer(b"p" * 32, "p", ("127.0.0.1:1",), None, 3, None, 0, False, False),
-        KnownPeer(b"q" * 32, "q", ("127.0.0.1:1",), None, 3, None, 0, False, True),
-    ),
-    pack(OBJECTS),
-    None,
-    b"ledger",
-    (b"r" * 32, b"s" * 32),
+    written_ms=9,
+    peers=(b"p", b"q"),
+    directory=pack(OBJECTS),
+    capability=None,
+    ledger=b"ledger",
+    removed=(b"r" * 32, b"s" * 32),
 )
+LARGE = BODY.model_copy(update={"directory": bytes(3 * HEAD_STEP_BYTES)})
 
 
 def head(generation, body=BODY, key=KEY):
@@ -87,14 +82,14 @@ def test_the_head_is_sealed_as_its_page_says():
     record = head(4).record
     bound = b"XSC/1/directory-head\0" + (4).to_bytes(8, "big")
     secret = AESGCM(derived(b"directory/head"))
-    assert secret.decrypt(record.sealed[:12], record.sealed[12:], bound) == body_bytes(BODY)
+    assert secret.decrypt(record.sealed[:12], record.sealed[12:], bound) == BODY.to_bytes()
     assert record.locate == derived(b"directory/locate") == locate_of(KEY)
 
 
 def test_formats_of_version_1_are_read_for_ever():
     kept = vectors("directory")
     assert pack(OBJECTS).hex() == kept["directory"]
-    assert body_bytes(BODY).hex() == kept["body"]
+    assert BODY.to_bytes().hex() == kept["body"]
     raw = bytes.fromhex(kept["head"])
     assert head(4).raw == raw
     assert hashlib.sha256(raw).hexdigest() == kept["sha256"]
@@ -184,7 +179,7 @@ async def test_a_host_keeps_the_newest_and_gives_it_to_its_owner_alone():
 async def test_a_head_that_is_not_stored_is_answered_with_the_one_that_is_held():
     host = Host()
     await host.put(head(5).raw)
-    for late in (head(4), head(5, HeadBody(10, (), pack([]), None, b""))):
+    for late in (head(4), head(5, BODY.model_copy(update={"written_ms": 10}))):
         assert await host.put(late.raw) == ({"stored": False}, (head(5).raw,))
     assert (await host.get())[1] == (head(5).raw,)
 
@@ -216,10 +211,9 @@ async def test_a_peer_writes_so_many_heads_within_a_time_and_others_as_before():
 
 async def test_a_large_head_counts_once_for_each_step_of_its_size():
     host = Host()
-    body = HeadBody(9, (), bytes(3 * HEAD_STEP_BYTES), None, b"")
-    assert steps_of(len(head(1, body).raw)) == 4
+    assert steps_of(len(head(1, LARGE).raw)) == 4
     for generation in range(1, HEADS_A_PEER_MAX // 4 + 1):
-        await host.put(head(generation, body).raw)
+        await host.put(head(generation, LARGE).raw)
     with pytest.raises(RateLimited):
         await host.put(head(HEADS_A_PEER_MAX).raw)
 
@@ -230,7 +224,7 @@ async def test_a_large_head_that_counts_more_often_than_is_left_is_refused(free)
     host = Host()
     for generation in range(1, HEADS_A_PEER_MAX - free + 1):
         await host.put(head(generation).raw)
-    large = head(HEADS_A_PEER_MAX, HeadBody(9, (), bytes(3 * HEAD_STEP_BYTES), None, b"")).raw
+    large = head(HEADS_A_PEER_MAX, LARGE).raw
     assert steps_of(len(large)) == 4
     if free < 4:
         with pytest.raises(RateLimited) as refused:
@@ -263,9 +257,9 @@ async def test_what_is_no_head_is_refused():
 
 
 def test_a_head_says_one_of_both():
-    for body in (HeadBody(1, (), None, None, b""), HeadBody(1, (), b"", "xsc:r:x", b"")):
+    for wrong in ({"directory": None}, {"capability": "xsc:r:x"}):
         with pytest.raises(RecordInvalid):
-            open_body(head(1, body).record, KEY)
+            open_body(head(1, BODY.model_copy(update=wrong)).record, KEY)
     assert isinstance(head(1).record, DirectoryHead)
 
 
@@ -276,7 +270,7 @@ def test_a_head_lists_so_many_removed_peers_and_each_is_an_id():
         ((b"r" * 31,), False),
         (("r" * 32,), False),
     ):
-        record = head(1, replace(BODY, removed=removed)).record
+        record = head(1, BODY.model_copy(update={"removed": removed})).record
         if holds:
             assert open_body(record, KEY).removed == removed
         else:

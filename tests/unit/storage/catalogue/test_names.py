@@ -97,6 +97,6 @@ async def test_a_verify_capability_checks_and_never_reads():
     done = await put(world[0], content(9000), name="a")
     narrow = parse_read(done.capability).verify.to_text()
     for host in (world[0], world[7]):
-        assert (await host.service.stat(narrow)).condition.readable
+        assert (await host.service.stat(narrow)).readable
         with pytest.raises(CapabilityInvalid, match="not read it"):
             await host.service.open(narrow)

@@ -7,16 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.storage.world import End, World, content, get, put
+from xsc.api.objects import Ending
 from xsc.base.errors import LeaseExhausted, RecordInvalid, ShardsInsufficient, SignatureInvalid
 from xsc.base.limits import LEASE_LAST_MS, LEASE_RESCUE_MS, LEASE_URGENT_MS
 from xsc.base.units import held_bytes
-from xsc.node.routes.objects import _stat
 from xsc.storage.catalogue.objects import MANIFESTS
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_read
 from xsc.storage.object.expiry import (
     UNKNOWN,
-    HostEnd,
     custody_expiring,
     ending,
     first_end,
@@ -32,6 +31,10 @@ from xsc.terms.storage_receipt import HeldShard
 
 A, B, OWN = b"a" * 32, b"b" * 32, b"o" * 32
 LEASES = [bytes([number]) * 32 for number in range(6)]
+
+
+def until(node, ends_ms, reason=""):
+    return Ending(node=node, ends_ms=ends_ms, reason=reason)
 
 
 @given(
@@ -54,7 +57,7 @@ def test_a_host_keeps_its_part_until_the_first_of_the_leases_there_ends(held, kn
 
 
 def test_what_ends_soon_has_its_reason_and_what_is_not_known_counts_as_soon():
-    ends = [HostEnd(A, 5, "debt"), HostEnd(B, 9), HostEnd(OWN, None), HostEnd(A, None, UNKNOWN)]
+    ends = [until(A, 5, "debt"), until(B, 9), until(OWN, None), until(A, None, UNKNOWN)]
     assert ending(ends, 5) == [ends[0], ends[3]]
     assert ending(ends, 4) == [ends[3]]
     assert first_end(ends) == 5
@@ -69,7 +72,7 @@ def test_a_column_that_somebody_keeps_longer_lasts_that_long():
     assert held.ends_ms == 7
     assert HeldObject((row(A, 0, 5), row(B, 0, None)), "ok").ends_ms is None
     assert HeldObject((), "ok", (HeldRecord(A, 3), HeldRecord(B, 4))).ends_ms == 4
-    assert told_ends({A: held, B: None, OWN: HeldObject((), "missing")}) == [HostEnd(A, 7)]
+    assert told_ends({A: held, B: None, OWN: HeldObject((), "missing")}) == [until(A, 7)]
 
 
 def test_a_host_says_the_end_of_what_lies_under_several_leases():
@@ -91,18 +94,18 @@ async def test_stat_says_what_ends_to_the_owner_and_to_whoever_may_only_check():
     lease = world[0].lease_id(host.id)
     for other in world.hosts[1:]:
         other.book.ends_ms[world[0].lease_id(other.id)] = 2**50
-    assert _stat(await world[0].service.stat(done.capability)).ends_ms == 2**50
+    assert (await world[0].service.stat(done.capability)).ends_ms == 2**50
     soon_ms = world.clock.now_ms() + 1_000
     host.book.ends_ms[lease] = soon_ms
     world[0].ends[lease] = End(soon_ms, "debt")
     mine = await world[0].service.stat(done.capability)
-    assert mine.ending == (HostEnd(host.id, soon_ms, "debt"),)
+    assert mine.ending == [until(host.id, soon_ms, "debt")]
     (row,) = world[0].service.ls()
     assert (row.ends_ms, row.ending) == (soon_ms, mine.ending)
     verify = parse_read(done.capability).verify.to_text()
     theirs = await world[3].service.stat(verify)
-    assert theirs.ending == (HostEnd(host.id, soon_ms),)
-    assert _stat(theirs).ends_ms == soon_ms
+    assert theirs.ending == [until(host.id, soon_ms)]
+    assert theirs.ends_ms == soon_ms
     world[0].ends[lease] = None
     assert (await world[0].service.stat(done.capability)).ending[0].reason == UNKNOWN
 
@@ -180,9 +183,9 @@ async def test_an_owner_moves_what_was_refused_unless_the_host_keeps_it_after_al
     answers[columns[1]] = said(1, (OWN, far), (OWN, soon))
     answers[columns[2]] = said(2, (A, far))
     answers[columns[5]] = None
-    ends = [HostEnd(node, soon, "debt") for node in columns]
-    ends[3] = HostEnd(columns[3], soon)
-    ends[4] = HostEnd(columns[4], far, "debt")
+    ends = [until(node, soon, "debt") for node in columns]
+    ends[3] = until(columns[3], soon)
+    ends[4] = until(columns[4], far, "debt")
     states = ["ok"] * 6
     found = own_expiring(manifest, columns, states, answers, ends=ends, own=OWN, until_ms=soon)
     assert found == {0, 2}, "not what is only due, has time, or is silent"

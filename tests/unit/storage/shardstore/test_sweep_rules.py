@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 
 from tests.unit.storage.shardstore.test_store import BOB, LEASE, OTHER, Disk, record, shard
 from tests.unit.storage.world import Book
-from xsc.base.clock import InlineExecutor, ManualClock
+from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.limits import STORAGE_LEASE_MS, SWEEP_OBJECTS_MAX
 from xsc.base.log import SilentLog
 from xsc.base.units import held_bytes
 from xsc.db.memory import MemoryKeyValue
+from xsc.identity.context import Context
 from xsc.storage import sweeper
 from xsc.storage.shardstore.sweep_rules import Mark, ended, needless, older_than
 from xsc.storage.sweeper import MARKS, ORPHANS, Sweeper
@@ -45,13 +46,14 @@ class Scene:
 
     async def start(self):
         self.node = await self.disk.node()
+        context = Context(
+            None, b"", self.clock, SeededEntropy(b""), InlineExecutor(), None, SilentLog()
+        )
         self.sweeper = Sweeper(
+            context,
             node=self.node,
             leases=self.book,
             state=self.state,
-            clock=self.clock,
-            executor=InlineExecutor(),
-            log=SilentLog(),
             grace_ms=GRACE,
             leftover_ms=LEFTOVER,
         )

@@ -1,0 +1,716 @@
+"""xsc node: make a home, run its node, and ask it how it is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from xsc import api
+from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, StoreDamaged, UnavailableError, unwritable
+from xsc.base.ids import to_text
+from xsc.base.units import format_credits, format_duration, format_level, format_size
+from xsc.cli.options import (
+    INVITATION,
+    PASSPHRASE,
+    PATH,
+    Command,
+    Group,
+    Settings,
+    ask_passphrase,
+    asks,
+    key_passphrase,
+    read_key_file,
+)
+from xsc.cli.output import (
+    Columns,
+    count_of,
+    moment,
+    progress_bar,
+    say,
+    short,
+    show,
+    show_fields,
+    show_json,
+    show_pairs,
+    warn,
+)
+from xsc.client.calls import FSCK_TIMEOUT_S, Calls
+from xsc.client.core import Document, Progress
+from xsc.client.files import check_target, read_file, unreadable, write_whole
+
+if TYPE_CHECKING:
+    from xsc.node.home.backup import Brought
+
+PASSPHRASE_BYTES_MAX = 4096
+BLOCK_BYTES = 1024 * 1024
+DRAIN_WAIT_MS = 5_000
+"""How long the node may wait for its next count before it answers."""
+
+
+@click.group(cls=Group)
+def node() -> None:
+    """Run this machine's node.
+
+    A key file may be locked by a passphrase, which is taken from the variable
+    XSC_PASSPHRASE or asked for on a terminal.
+    """
+
+
+@node.command()
+@click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
+@click.option(
+    "--network", metavar="NAME", help="Network; nodes of another one cannot be joined.  [xsc]"
+)
+@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the key.")
+def init(settings: Settings, name: str | None, network: str | None, *, passphrase: bool) -> None:
+    """Make a home with a new identity in an empty directory."""
+    from xsc.node.home.folder import init_home
+
+    secret = _new_passphrase(ask=passphrase)
+    made = init_home(settings.home, passphrase=secret, name=name, network=network)
+    settings.view(made, made["id"])
+    if not settings.json:
+        say(f"made {made['home']}; keep a copy of the key: xsc node identity export FILE")
+
+
+@node.command()
+@click.argument("identity", type=PATH, required=False)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    required=True,
+    type=INVITATION,
+    metavar="PEER",
+    help="A peer: its invitation (or @FILE), or ID@HOST:PORT. May be repeated.",
+)
+@click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
+@click.option("--network", metavar="NAME", help="Its network.  [that of the invitation, or xsc]")
+def recover(
+    settings: Settings,
+    identity: Path | None,
+    peers: tuple[str, ...],
+    name: str | None,
+    network: str | None,
+) -> None:
+    """Bring a lost node back, from its exported key IDENTITY and at least one peer.
+
+    The home must be empty. Objects can be read again first; then the ledger goes
+    on, under a new incarnation, with all that the peers show of it. Nobody is
+    waited for: what a silent peer holds is listed as unproven, and taken when it
+    answers. A recovery that broke off goes on without IDENTITY, or with the next
+    start of the node.
+    """
+    from xsc.base.ids import to_text
+    from xsc.node.daemon import recover_home
+
+    text = None
+    if identity is not None:
+        text = read_key_file(identity)
+    node_id, done = recover_home(
+        settings.home,
+        text,
+        peers,
+        network=network,
+        name=name,
+        passphrase=key_passphrase(settings.home),
+    )
+    _warn_of_lost(done.found.lost)
+    for peer in done.silent:
+        warn(f"{short(to_text(peer))} does not answer, and is heard when it does")
+    for peer, amount in sorted(done.unproven.items()):
+        who = "it owed" if amount > 0 else "it was owed"
+        warn(
+            f"unproven with {short(to_text(peer))}: {who} {format_credits(abs(amount))} credits "
+            "more than any entry that was shown"
+        )
+    answer = {
+        "id": node_id,
+        "home": str(settings.home),
+        "state": "signing",
+        "peers": done.peers,
+        "objects": done.found.objects,
+        "entries": done.entries,
+        "incarnation": done.incarnation,
+        "silent": [to_text(peer) for peer in done.silent],
+        "unproven": [
+            {"peer": to_text(peer), "amount_micro": amount}
+            for peer, amount in sorted(done.unproven.items())
+        ],
+        "lost": list(done.found.lost),
+    }
+    settings.view(answer, node_id)
+    if not settings.json:
+        say(
+            f"recovered {done.found.objects} objects, {done.peers} peers and {done.entries} ledger "
+            "entries; `xsc node start` runs it"
+        )
+
+
+class _StartCommand(Command):
+    """Takes every setting as an option; they are loaded only when this command is meant."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the shared options and one for every setting of docs/configuration.md."""
+        from xsc.node.config import KEYS
+
+        settings = [
+            click.Option(
+                [f"--{name.replace('_', '-')}"],
+                metavar="VALUE",
+                help=f"{key.meaning[:1].upper()}{key.meaning[1:]}."
+                + (f"  [{key.default}]" if key.default else ""),
+            )
+            for name, key in KEYS.items()
+        ]
+        return [*settings, *super().get_params(ctx)]
+
+
+@node.command(cls=_StartCommand)
+@click.option("--wait", is_flag=True, help="Run it in the background; return when it serves.")
+def start(settings: Settings, /, *, wait: bool, **given: str | None) -> int:
+    """Run the node until it is told to stop (SIGTERM, Ctrl-C).
+
+    A home that does not exist is made first. Every setting of config.toml can
+    be given as an option, which is stronger than the file. With --wait the node
+    goes on in the background, logs to HOME/node.log, and ends by
+    `kill $(cat HOME/node.pid)`.
+    """
+    overrides = {name: text for name, text in given.items() if text is not None}
+    passphrase = key_passphrase(settings.home)
+    if wait:
+        _start_in_background(settings, overrides, passphrase)
+        return 0
+    from xsc.node.daemon import main
+
+    return main(settings.home, overrides, passphrase)
+
+
+def _start_in_background(settings: Settings, overrides: dict[str, str], passphrase: str) -> None:
+    from xsc.cli.background import LOG, start_and_wait
+    from xsc.node.home.folder import lock
+
+    # Says who has the home, and whether it may be one, before a log is written there.
+    lock(settings.home).close()
+    options = [f"--{name.replace('_', '-')}={text}" for name, text in overrides.items()]
+    answer = start_and_wait(settings.home, options, passphrase)
+    log = str(settings.home / LOG)
+    shown = ("id", "name", "home", "pid", "api_url", "peer_url", "addresses")
+    settings.view(
+        {**{key: answer[key] for key in shown}, "log": log},
+        f"node {answer['id']} serves: API at {answer['api_url']}, "
+        f"peers at {', '.join(answer['addresses'])}",
+    )
+    if not settings.json:
+        say(f"it logs to {log}")
+
+
+def _sizes(text: str, part: Document, *names: str) -> str:
+    return text.format(*(format_size(part[f"{name}_bytes"]) for name in names))
+
+
+def _slots(answer: Document, kind: str, unit: str) -> str:
+    offered, granted = (
+        format_level(kind, answer[kind][f"{what}_{unit}"]) for what in ("offered", "granted")
+    )
+    return f"{offered} offered, {granted} granted of it"
+
+
+_STORAGE: Final = "{} used and {} reserved of {}"
+_TRAFFIC: Final = "{} sent to peers and {} received, since the start"
+_STATUS: Final[Columns] = {
+    "id": "id",
+    "name": "name",
+    "network": "network",
+    "version": "version",
+    "home": "home",
+    "API": "api_url",
+    "peers at": lambda answer: ", ".join(answer["addresses"]) or answer["peer_url"],
+    "up for": lambda answer: format_duration(answer["uptime_s"] * 1000),
+    "peers": ("peers", "{healthy} of {known} answer".format_map),
+    "storage": ("storage", lambda part: _sizes(_STORAGE, part, "used", "reserved", "capacity")),
+    "traffic": ("traffic", lambda part: _sizes(_TRAFFIC, part, "sent", "received")),
+    "compute": ("compute", "{running} running and {queued} queued on {workers} workers".format_map),
+    "storage slots": lambda answer: _slots(answer, "storage", "bytes"),
+    "compute slots": lambda answer: _slots(answer, "compute", "fuel_per_s"),
+}
+
+
+@asks(node, api.status.STATUS)
+def status(answer: Document) -> None:
+    """Show what the node is, holds and does."""
+    show_fields(answer, _STATUS)
+    leases = answer["leases"]
+    if leases["ending"]:
+        why = "; ".join(leases["reasons"]) or "not asked yet"
+        warn(
+            f"leases that end soon: {leases['ending']}, under objects: {leases['objects']}, "
+            f"the first {moment(leases['first_end_ms'])}: {why}; see: xsc store ls --ending"
+        )
+
+
+@node.command()
+@click.option("--deep", is_flag=True, help="Check the root of every shard, too.")
+@click.option(
+    "--salvage",
+    is_flag=True,
+    help="Make the shard store anew out of what can be read; the node must be stopped.",
+)
+def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
+    """Check that the node can still give back all that it holds for others, and its space.
+
+    Works beside a running node, which only reports, and on the home of a
+    stopped one, where an index that is wrong is rebuilt. Exits with 6 if
+    something is damaged; what is stays listed until it is stored anew or
+    deleted.
+    """
+    running = settings.runs()
+    if running and salvage:
+        raise ArgumentInvalid("the node runs", hint="stop it first")
+    if running:
+        answer = settings.ask(api.home.FSCK, api.home.Fsck(deep=deep), timeout_s=FSCK_TIMEOUT_S)
+    else:
+        from xsc.api import serial
+        from xsc.node.offline.fsck import check_home
+
+        found = check_home(settings.home, deep=deep, salvaged=salvage)
+        answer = serial.document(found)
+    fields: Columns = {
+        "bodies": ("bodies", str),
+        "held": ("bytes_held", format_size),
+        "counted": ("bytes_counted", format_size),
+        "index": "index",
+        "damaged": lambda _: str(len(answer["damaged"])),
+        "space": ("space_records", "{} records".format),
+    }
+    settings.view(answer, lambda _: show_fields(answer, fields))
+    for fault in [*answer["index_faults"], *answer["space_faults"]]:
+        warn(fault)
+    for first, last in answer["unreadable"]:
+        warn(f"what was stored as {first} to {last} cannot be read")
+    for row in answer["damaged"]:
+        where = f" segment {row['segment']}, column {row['column']}" if "column" in row else ""
+        warn(f"{row['kind']} of object {short(row['locate'])}{where} is {row['reason']}")
+    if answer["kept"] is not None:
+        say(f"the damaged directory is {answer['kept']}; delete it when nothing is missed")
+    return 0 if answer["whole"] else StoreDamaged.exit_code
+
+
+@node.command()
+def doctor(settings: Settings) -> int:
+    """Check that this machine and this home can run a node well.
+
+    Looks at clock, disk, modes of files, settings, storage and the sandbox, and
+    at the node if it runs. Changes nothing. Exits with 5 if something does not
+    work.
+    """
+    from dataclasses import asdict
+
+    from xsc.node.offline.doctor import examine
+
+    found = examine(settings.home, partial(settings.ask, api.status.STATUS))
+    failed = any(finding.verdict == "fail" for finding in found)
+    answer = {"works": not failed, "findings": [asdict(finding) for finding in found]}
+    settings.view(answer, _show_findings)
+    return UnavailableError.exit_code if failed else 0
+
+
+def _show_findings(answer: Document) -> None:
+    for finding in answer["findings"]:
+        show(f"{finding['verdict']:<4}  {finding['check']:<10}  {finding['text']}")
+        if finding["hint"]:
+            show(f"      {'':<10}  hint: {finding['hint']}")
+
+
+@node.command()
+@click.option("--status", "what", flag_value="status", help="Say how far it is, and no more.")
+@click.option("--cancel", "what", flag_value="cancel", help="Stay after all.")
+@click.option("--proof", type=PATH, help="Where the proof goes.  [drain.proof in the home]")
+def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
+    """Move all that the node holds for others to other nodes, so that it can leave.
+
+    Owners move what is theirs and then order its deletion here; reads go on
+    meanwhile, and nothing new is taken. The node goes on with it by itself, also
+    after a restart. Writes the owners' signed orders as a proof for `xsc verify`.
+    Exits with 7 if something cannot be moved.
+    """
+    calls = settings.calls()
+    target = proof if proof is not None else settings.home / "drain.proof"
+    if what == "cancel":
+        settings.view(calls.ask(api.home.STAY), "the node stays; what has moved stays where it is")
+        return 0
+    if proof is not None:
+        check_target(proof)
+    answer = calls.ask(api.home.DRAIN) if what == "status" else _drained(calls)
+    if answer["state"] != "staying" and (what is None or proof is not None):
+        with calls.download(api.home.PROOF) as download:
+            write_whole(target, download.blocks())
+    settings.view(answer, _show_drain)
+    if answer["state"] == "staying":
+        return 0
+    for line in _drain_warnings(answer):
+        warn(line)
+    if answer["state"] != "done":
+        return EXIT_PARTLY
+    if what is None:
+        say(f"the proof is {target}; `xsc verify` checks it. The node can be stopped for good:")
+        say("its own objects stay readable by capability, and by its identity (xsc node recover)")
+    return 0
+
+
+def _drained(calls: Calls) -> Document:
+    """Begin to leave and wait until all has moved that can; return how it stands then."""
+    answer = calls.ask(api.home.LEAVE)
+    with progress_bar("moving away", answer["total_bytes"]) as progress:
+        shown, said = 0, ""
+        waiting: set[str] = set()
+        while answer["state"] == "leaving":
+            moved = answer["total_bytes"] - answer["left_bytes"]
+            progress(moved - shown)
+            shown = moved
+            left = _so_much(answer, "left")
+            if left != said and not sys.stderr.isatty():
+                say(f"left: {left}")
+            said = left
+            stuck = answer["stuck_objects"] + len(answer["directories_only_here"])
+            if stuck and stuck >= answer["left_objects"]:
+                break
+            for row in answer["stuck"]:
+                if row["object"] not in waiting:
+                    waiting.add(row["object"])
+                    say(_stays(row))
+            answer = calls.ask(api.home.DRAIN, api.home.Look(wait_ms=DRAIN_WAIT_MS))
+    return answer
+
+
+def _show_drain(answer: Document) -> None:
+    if answer["state"] == "staying":
+        show("the node is not leaving")
+        return
+    show_pairs(
+        [
+            ("state", answer["state"]),
+            ("peers told", f"{answer['peers_told']} of {answer['peers']}"),
+            ("released", _so_much(answer, "released")),
+            ("left", _so_much(answer, "left")),
+            ("owed to it", f"{format_credits(answer['owed_micro'])} credits"),
+        ]
+    )
+
+
+def _so_much(answer: Document, which: str) -> str:
+    objects = count_of(answer[f"{which}_objects"], "object")
+    return f"{objects}, {format_size(answer[f'{which}_bytes'])}"
+
+
+def _stays(row: Document) -> str:
+    size = format_size(row["size_bytes"])
+    return f"object {row['object'][:16]} of {short(row['owner'])}, {size}, stays: {row['reason']}"
+
+
+def _drain_warnings(answer: Document) -> list[str]:
+    lines = [_stays(row) for row in answer["stuck"]]
+    more = answer["stuck_objects"] - len(answer["stuck"])
+    if more > 0:
+        lines.append(f"beside them: {count_of(more, 'object')}")
+    lines += [
+        f"the directory of {short(owner)} lies at no other peer"
+        for owner in answer["directories_only_here"]
+    ]
+    if answer["guarded_at_own_cost"]:
+        lines.append(
+            f"this node pays for shards of {count_of(answer['guarded_at_own_cost'], 'object')} of "
+            "owners that are away; they stay where they are until its leases end"
+        )
+    return lines
+
+
+def read_passphrase(path: Path) -> str:
+    """Return the passphrase that a file holds, or standard input (-): its first line.
+
+    Raises:
+        ArgumentInvalid: it cannot be read, or holds none.
+    """
+    if path == Path("-"):
+        raw = sys.stdin.buffer.read(PASSPHRASE_BYTES_MAX)
+    else:
+        raw = read_file(path, "passphrase file", PASSPHRASE_BYTES_MAX)
+    try:
+        line = raw.decode().split("\n")[0].rstrip("\r")
+    except UnicodeDecodeError:
+        line = ""
+    if not line:
+        raise ArgumentInvalid(f"{path} holds no passphrase in its first line")
+    return line
+
+
+def _ask(*, twice: bool) -> str:
+    return ask_passphrase("give it with --passphrase-file FILE", twice=twice)
+
+
+passphrase_file = click.option(
+    "--passphrase-file", type=PATH, help="Take it from FILE, or from - (stdin)."
+)
+
+
+@node.command()
+@click.argument("file", type=PATH, metavar="FILE|DIR")
+@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the backup.")
+@passphrase_file
+@click.option("--no-identity", is_flag=True, help="Leave the key out; only the key opens it then.")
+@click.option("--no-bodies", is_flag=True, help="Leave out the shards that lie on this node.")
+def backup(
+    settings: Settings,
+    file: Path,
+    passphrase_file: Path | None,
+    *,
+    passphrase: bool,
+    no_identity: bool,
+    no_bodies: bool,
+) -> None:
+    """Write all that the node knows, as of this moment, to FILE.
+
+    In a DIR the file gets a name of its own. The node may run meanwhile.
+    FILE appears when all of it is there, readable by its owner only. It holds
+    the identity, so whoever reads it is this node: lock it by a passphrase, or
+    leave the identity out; then the exported key alone opens it.
+    """
+    from xsc.node.home.backup import Reader, frames, new_head, seal_of, stream_stopped
+    from xsc.node.home.folder import check_format, check_whole
+
+    check_format(settings.home)
+    check_whole(settings.home)
+    if file.is_dir():
+        from datetime import UTC, datetime
+
+        file /= f"xsc-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.backup"
+    check_target(file)
+    if file.exists():
+        raise ArgumentInvalid(f"{file} exists", hint="name a new file, or a directory")
+    if no_identity and (passphrase or passphrase_file is not None):
+        raise ArgumentInvalid(
+            "a backup without the identity is locked by the identity, and by no passphrase",
+            hint="leave out --no-identity or the passphrase",
+        )
+    secret = ""
+    if passphrase_file is not None:
+        secret = read_passphrase(passphrase_file)
+    elif passphrase:
+        secret = _ask(twice=True)
+    identity, bodies = not no_identity, not no_bodies
+
+    def write(blocks: Iterable[bytes]) -> tuple[Reader, int]:
+        with progress_bar("backing up", None) as progress:
+            reader = Reader(_told(blocks, progress))
+            passed = reader.whole()
+            if secret:
+                told = reader.head
+                head = new_head(told.node, told.network, "passphrase", told.created_ms)
+                locks = seal_of(head, passphrase=secret)
+                passed = frames(head, reader.entries(seal_of(told)), locks)
+            return reader, write_whole(file, passed, mode=0o600)
+
+    if settings.runs():
+        asked = api.home.Backup(identity=identity, bodies=bodies)
+        with settings.calls().download(api.home.BACKUP, asked) as download:
+            reader, size = write(download)
+    else:
+        passphrase_of_key = key_passphrase(settings.home)
+        reader, size = write(
+            stream_stopped(settings.home, passphrase_of_key, identity=identity, bodies=bodies)
+        )
+    answer = {
+        "file": str(file),
+        "size_bytes": size,
+        "id": to_text(reader.head.node),
+        "created_ms": reader.head.created_ms,
+        "identity": identity,
+        "bodies": bodies,
+        "locked": no_identity or bool(secret),
+    }
+    settings.view(answer, str(file))
+    if not no_identity and not secret:
+        warn(f"{file} is not locked: who can read it, is this node")
+
+
+def _told(blocks: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
+    for block in blocks:
+        yield block
+        progress(len(block))
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    try:
+        with file.open("rb") as source:
+            while block := source.read(BLOCK_BYTES):
+                yield block
+    except OSError as fault:
+        raise unreadable(file, "backup", fault) from None
+
+
+@node.command()
+@click.argument("file", type=PATH, required=False)
+@click.option(
+    "--identity", type=PATH, metavar="KEY", help="Exported key, where the backup holds none."
+)
+@passphrase_file
+@click.option("--check", is_flag=True, help="Only read it, and say what it would bring back.")
+@click.option(
+    "--without-silent", is_flag=True, help="Go on without peers and objects that do not answer."
+)
+def restore(
+    settings: Settings,
+    file: Path | None,
+    identity: Path | None,
+    passphrase_file: Path | None,
+    *,
+    check: bool,
+    without_silent: bool,
+) -> None:
+    """Bring a node back from the backup FILE; the home must be empty.
+
+    The node of the backup must not run any more, here or elsewhere. Then its
+    peers are asked what it has signed and stored since the backup: the ledger
+    goes on under a new incarnation. While peers are silent the restore is not
+    finished; it goes on without FILE, and at each `xsc node start`.
+    """
+    from xsc.node.daemon import catch_up_home
+    from xsc.node.home.backup import Reader, restore_home, seal_of
+    from xsc.node.home.backup import check as read_through
+
+    brought: Brought | None = None
+    if file is not None:
+        from xsc.identity import keyfile
+
+        reader = Reader(_blocks(file))
+        line = key = None
+        if identity is not None:
+            line = read_key_file(identity)
+            key = keyfile.from_line(line, key_passphrase(identity))
+        secret = ""
+        if passphrase_file is not None:
+            secret = read_passphrase(passphrase_file)
+        elif reader.head.seal == "passphrase":
+            secret = _ask(twice=False)
+        seal = seal_of(reader.head, passphrase=secret, key=key)
+        if check:
+            with progress_bar("checking", None):
+                found = read_through(reader, seal)
+            _tell(settings, found, None)
+            return
+        with progress_bar("restoring", None):
+            brought = restore_home(reader, seal, settings.home, line)
+    elif check or identity is not None or passphrase_file is not None:
+        raise ArgumentInvalid("no backup is named", hint="xsc node restore FILE")
+    try:
+        done = catch_up_home(
+            settings.home, passphrase=key_passphrase(settings.home), without_silent=without_silent
+        )
+    except UnavailableError as fault:
+        if brought is not None:
+            fault.message = f"all of the backup is there, but {fault.message}"
+        raise
+    _warn_of_lost(done.found.lost)
+    answer = {
+        "peers": done.peers,
+        "newer_objects": done.found.newer,
+        "deleted_objects": done.found.gone,
+        "newer_entries": done.newer_entries,
+        "silent": [to_text(peer) for peer in done.silent],
+        "lost": list(done.found.lost),
+    }
+    _tell(settings, brought, answer)
+
+
+def _warn_of_lost(names: Iterable[str]) -> None:
+    """Say which objects are not found after a home was brought back."""
+    for name in names:
+        warn(
+            f"the object {name or 'without a name'} is at no host that answers; "
+            "it is looked for again"
+        )
+
+
+_BACKUP: Final[Columns] = {
+    "id": "id",
+    "of": ("created_ms", moment),
+    "objects": ("objects", str),
+    "peers": ("peers", str),
+    "ledger": ("entries", "{} entries".format),
+    "space": ("space_records", "{} records".format),
+    "shards": lambda kept: f"{kept['bodies']} ({format_size(kept['bodies_bytes'])})",
+    "key": lambda kept: "in the backup" if kept["identity"] else "not in the backup",
+}
+
+
+def _tell(settings: Settings, found: Brought | None, since: dict[str, object] | None) -> None:
+    kept: Document | None = None
+    if found is not None:
+        kept = {
+            "id": to_text(found.head.node),
+            "created_ms": found.head.created_ms,
+            "objects": found.objects,
+            "peers": found.peers,
+            "entries": found.entries,
+            "space_records": found.space_records,
+            "bodies": found.bodies,
+            "bodies_bytes": found.bodies_bytes,
+            "identity": found.head.identity,
+        }
+    if settings.json:
+        show_json({"home": str(settings.home), "backup": kept, "since": since})
+        return
+    if kept is not None:
+        show_fields(kept, _BACKUP)
+    if since is not None:
+        say(
+            f"since then: {since['newer_objects']} objects and {since['newer_entries']} ledger "
+            f"entries came from peers, {since['deleted_objects']} objects had been deleted; "
+            "`xsc node start` runs it"
+        )
+
+
+@node.group(cls=Group)
+def identity() -> None:
+    """Keep the node's key safe."""
+
+
+@identity.command()
+@click.argument("file", type=PATH)
+@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the copy.")
+def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
+    """Write a copy of the node's key to FILE, readable by its owner only.
+
+    The copy of a locked key is locked by the same passphrase.
+    """
+    from xsc.base.ids import to_text
+    from xsc.identity import keyfile
+    from xsc.node.home.folder import read_identity
+    from xsc.node.system import SystemEntropy
+
+    check_target(file)
+    opened_by = key_passphrase(settings.home)
+    key = read_identity(settings.home, opened_by)
+    locked_by = _new_passphrase(ask=True) if passphrase else opened_by
+    try:
+        keyfile.write(file, keyfile.to_line(key, SystemEntropy(), locked_by))
+    except OSError as fault:
+        raise unwritable(f"{file} cannot be written", fault) from None
+    node_id = to_text(key.node_id)
+    settings.view({"id": node_id, "file": str(file), "locked": bool(locked_by)}, node_id)
+    if not locked_by:
+        say(f"{file} is not locked: who can read it, is this node")
+
+
+def _new_passphrase(*, ask: bool) -> str:
+    """Return the passphrase for a new key file; an empty one locks nothing."""
+    given = os.environ.get(PASSPHRASE, "")
+    if given or not ask:
+        return given
+    return ask_passphrase(f"set {PASSPHRASE}", twice=True)

@@ -1,0 +1,876 @@
+"""xsc store: objects, cut and sealed on this node and kept by others."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from base64 import b64decode, b64encode
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Final, Unpack
+
+import click
+
+from xsc import api
+from xsc.api.endpoint import Id
+from xsc.base.errors import (
+    EXIT_PARTLY,
+    ArgumentInvalid,
+    ObjectUnknown,
+    PeerSilent,
+    ShardsDamaged,
+    UploadChanged,
+    XscError,
+)
+from xsc.base.limits import GIB
+from xsc.base.units import format_credits, format_size
+from xsc.cli.options import (
+    CODE,
+    NAME,
+    OBJECT,
+    PATH,
+    RANGE,
+    SURVIVE,
+    WHOLE,
+    Group,
+    Settings,
+    object_of,
+    together,
+)
+from xsc.cli.output import (
+    Cell,
+    Columns,
+    count_of,
+    moment,
+    or_dash,
+    progress_bar,
+    say,
+    short,
+    show,
+    show_fields,
+    show_json,
+    show_pairs,
+    show_rows,
+    show_table,
+    warn,
+    yes_or_no,
+)
+from xsc.client.calls import FSCK_TIMEOUT_S, Calls, PutOptions
+from xsc.client.core import Document, Progress
+from xsc.client.files import (
+    check_target,
+    make_directory,
+    size_of,
+    unreadable,
+    upload_id,
+    write_whole,
+)
+from xsc.client.placement import survey
+from xsc.client.targets import Named, Target, objects_of, one_object, read_tree, resolve
+from xsc.client.tree import SUFFIX, Node, tree_id
+
+STREAM = Path("-")
+
+
+@click.group(cls=Group)
+def store() -> None:
+    """Store objects so that any four of six nodes can give them back.
+
+    CAP is a capability: the text that `store put` prints, and all that is
+    needed to read the object. @FILE takes it from a file and - from standard
+    input, so that it need not stand in a list of processes. An object that this
+    node stored is found by its NAME, too, and a file of a directory by NAME/PATH.
+    """
+
+
+cap_argument = click.argument("cap", metavar="CAP|NAME", type=OBJECT)
+version_option = click.option(
+    "--version", type=WHOLE, help="That version of the name.  [the newest]"
+)
+object_options = together(cap_argument, version_option)
+
+
+@store.command()
+@click.argument("file", type=PATH)
+@click.option("--name", metavar="NAME", help="Name in the list of objects.  [the file's name]")
+@click.option(
+    "--survive",
+    type=SURVIVE,
+    metavar="2nodes,1site",
+    help="Refuse unless so many nodes, sites, owners or introducers may be lost."
+    "  [setting survive]",
+)
+@click.option("--code", type=CODE, help="K data shards and M parity shards.  [4,2]")
+@click.option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
+@click.option("--reread", is_flag=True, help="With -r: trust no times, read every file.")
+def put(
+    settings: Settings, file: Path, *, recursive: bool, reread: bool, **how: Unpack[PutOptions]
+) -> int:
+    """Store FILE, or standard input (-), and print its capability.
+
+    With -r a whole directory, under NAME/. What has not changed since its last
+    version is not sent again. Exits with 7 if something was left out.
+    """
+    how["survive"] = how.get("survive") or ""
+    if recursive:
+        return _put_tree(settings, file, reread=reread, **how)
+    if reread:
+        raise ArgumentInvalid("--reread goes with -r")
+    if (name := how.get("name")) is not None:
+        _check_name(name)
+    calls = settings.calls()
+    stored = _upload(settings, calls, file, **how)
+    for warning in stored["warnings"]:
+        warn(warning)
+    if not settings.json:
+        _say_where(settings, stored)
+    settings.view(stored, stored["capability"])
+    return 0
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name by which the object could not be read again."""
+    if name == "":
+        raise ArgumentInvalid(
+            "a name must not be empty", hint="leave --name out to use the file's name"
+        )
+    if name.endswith(SUFFIX):
+        raise ArgumentInvalid(
+            "a name that ends in / is a directory's", hint="store a directory with -r"
+        )
+    if name == "-" or name.startswith(("@", "xsc:")):
+        raise ArgumentInvalid(
+            f"'{name}' could not be read again by that name",
+            hint="commands take @FILE, - and xsc:… for capabilities",
+        )
+
+
+def _say_where(settings: Settings, stored: Document) -> None:
+    hosts = len({row["node"] for row in stored["hosts"]})
+    if sys.stderr.isatty() or settings.verbose:
+        say(
+            f"stored {format_size(stored['size_bytes'])} on {count_of(hosts, 'node')}, "
+            f"survives the loss of {stored['survives']}"
+        )
+    if settings.verbose:
+        for row in stored["passed_over"]:
+            lease = "" if row["lease_id"] is None else f", lease {short(row['lease_id'])}"
+            say(f"passed over {short(row['node'])}{lease}: {row['reason']}")
+
+
+def _upload(settings: Settings, calls: Calls, file: Path, **how: Unpack[PutOptions]) -> Document:
+    if file == STREAM:
+        with progress_bar("storing", None) as progress:
+            how["wait_for_name"] = bool(how.get("name"))
+            return calls.put(sys.stdin.buffer, progress=progress, **how)
+    try:
+        if file.is_fifo():  # opening one waits for whoever writes, perhaps for ever
+            raise ArgumentInvalid(
+                f"{file} is a pipe, not a regular file", hint=f"xsc store put - < {file}"
+            )
+        source = file.open("rb")
+    except OSError as fault:
+        error = unreadable(file, "file", fault)
+        if isinstance(fault, IsADirectoryError):
+            error.hint = f"store all of it: xsc store put -r {file}"
+        raise error from None
+    with source:
+        size = size_of(source)
+        if how.get("name") is None:
+            how["name"] = file.name
+        how["wait_for_name"] = bool(how["name"])
+        if not settings.json:
+            _say_cost(calls, size, how.get("code"))
+        resume = upload_id(file, source, how["name"], how["survive"], how.get("code"))
+        if resume is not None and (
+            before := calls.ask(api.objects.UPLOAD, Id(id=resume))["stored_bytes"]
+        ):
+            say(f"going on: {format_size(before)} were stored before")
+
+        def send() -> Document:
+            with progress_bar(f"storing {file.name}", size) as progress:
+                return calls.put(source, size_bytes=size, resume=resume, progress=progress, **how)
+
+        try:
+            return send()
+        except UploadChanged:
+            # Other content under the same size and time; what was stored of it is gone.
+            source.seek(0)
+            return send()
+
+
+@store.command()
+@click.option("-o", "--output", type=PATH, required=True, help="File to write, or -.")
+@click.option(
+    "--range", "part", type=RANGE, help="Only these bytes, like 1000-1999, 1000- or -500."
+)
+@click.option("-r", "--recursive", is_flag=True, help="It is a directory; FILE becomes one.")
+@object_options
+def get(
+    settings: Settings,
+    cap: str | Named,
+    output: Path,
+    part: str | None,
+    version: int | None,
+    *,
+    recursive: bool,
+) -> None:
+    """Fetch the object that CAP or NAME stands for.
+
+    With -r a directory is fetched, or what lies below NAME/PATH.
+
+    FILE appears when all of it is there and has been checked; after an
+    interruption the same command goes on where it was. With - the content goes
+    to standard output as it arrives, and the exit code says whether it was all.
+    """
+    if output == STREAM and settings.json:
+        raise ArgumentInvalid("--json and -o - both want standard output")
+    if recursive:
+        if output == STREAM or part is not None:
+            raise ArgumentInvalid("a directory goes whole, and to the disk: -o DIR")
+        _get_tree(settings, cap, output, version)
+        return
+    if output != STREAM:
+        check_target(output)
+    calls = settings.calls()
+    found = resolve(calls, cap, version)
+    capability = found.capability
+    if found.kind == "directory":
+        raise ArgumentInvalid(
+            f"{found.name} is a directory", hint="get -r fetches all of it, NAME/PATH one file"
+        )
+    if found.kind == "empty file":
+        size = 0 if output == STREAM else write_whole(output, [])
+    elif output != STREAM and part is None:
+        size = calls.fetch(capability, output, lambda total: progress_bar("fetching", total))
+    else:
+        with (
+            calls.open(capability, part) as download,
+            progress_bar("fetching", download.size_bytes) as progress,
+        ):
+            if output == STREAM:
+                for block in download.blocks(progress):
+                    sys.stdout.buffer.write(block)
+                sys.stdout.buffer.flush()
+                return
+            size = write_whole(output, download.blocks(progress))
+    if settings.json:
+        show_json({"file": str(output), "size_bytes": size})
+    elif settings.verbose:
+        say(f"fetched {format_size(size)} to {output}")
+
+
+@store.command("ls")
+@click.argument("prefix", required=False, default="", type=NAME)
+@click.option("--versions", is_flag=True, help="Show all versions of a name, not the newest alone.")
+@click.option(
+    "--ending", is_flag=True, help="Show what is kept no longer than lease_warning, and why."
+)
+@click.option(
+    "-r", "--recursive", is_flag=True, help="Show what is in the directory PREFIX or CAP."
+)
+@version_option
+def listing(
+    settings: Settings,
+    prefix: str,
+    version: int | None,
+    *,
+    versions: bool,
+    ending: bool,
+    recursive: bool,
+) -> None:
+    """List the objects that this node has stored, those whose names begin with PREFIX.
+
+    Names of directories end with a slash.
+    """
+    if recursive:
+        _show_tree(settings, object_of(prefix), version)
+        return
+    if version is not None:
+        raise ArgumentInvalid("--version goes with -r", hint="--versions shows all of them")
+    answer = settings.calls().objects(prefix, versions=versions or ending)
+    soon = [row for row in answer["objects"] if row.get("ending")]
+    if ending:
+        settings.view({"objects": soon}, _show_ending)
+        return
+    if soon:
+        warn(f"{count_of(len(soon), 'object')} may end soon; see: xsc store ls --ending")
+    if settings.json:
+        # What scripts hold on to has these keys and no others.
+        for row in answer["objects"]:
+            for key in ("ends_ms", "ending", *(() if versions else ("version",))):
+                row.pop(key, None)
+    empty = "this node has stored nothing" + (" under such names" if prefix else "")
+    settings.view(answer, lambda _: show_rows(answer["objects"], _OBJECTS, empty))
+
+
+def _version(row: Document) -> str:
+    return str(row["version"]) if row["name"] else "-"
+
+
+_OBJECTS: Final[Columns] = {
+    "name": ("name", or_dash),
+    "<version": _version,
+    "<size": ("size_bytes", format_size),
+    "stored": ("created_ms", moment),
+    "<margin": ("margin", str),
+    "capability": "capability",
+}
+
+
+def _show_ending(answer: Document) -> None:
+    rows = [
+        {"name": row["name"], "version": _version(row), **end}
+        for row in answer["objects"]
+        for end in row["ending"]
+    ]
+    columns: Columns = {
+        "name": ("name", or_dash),
+        "<version": "version",
+        "host": ("node", short),
+        "kept until": ("ends_ms", _until),
+        "why": lambda end: end["reason"] or "not asked yet",
+    }
+    show_rows(rows, columns, "nothing ends soon")
+
+
+def _until(ends_ms: int | None) -> str:
+    return "-" if ends_ms is None else moment(ends_ms)
+
+
+def _warn_of_end(answer: Document) -> None:
+    """Say on standard error which hosts keep their part not much longer, and why."""
+    for end in answer.get("ending", []):
+        until = "not known" if end["ends_ms"] is None else moment(end["ends_ms"])
+        reason = f": {end['reason']}" if end["reason"] else ""
+        warn(f"the lease at {short(end['node'])} was not renewed, its end is {until}{reason}")
+
+
+def _margin(answer: Document) -> str:
+    margin = answer["margin"]
+    if margin < 0:
+        return f"{count_of(-margin, 'shard')} too few"
+    held = Counter(row["node"] for row in answer["hosts"] if row["state"] == "ok")
+    most = max(held.values(), default=0)
+    no_node = f", but no node: one holds {most} of them" if 0 < margin < most else ""
+    return f"{count_of(margin, 'more shard')} may be lost{no_node}"
+
+
+def _asking(total_bytes: int) -> AbstractContextManager[Progress]:
+    return progress_bar("asking", total_bytes)
+
+
+def _files(answer: Document) -> list[tuple[str, str]]:
+    """Return the lines about a directory: how many files, and of which the rest speaks."""
+    if "tree" not in answer:
+        return []
+    about = answer["tree"]
+    whole = f", {about['not_whole']} of them not whole" if about["not_whole"] else ""
+    return [
+        ("files", f"{about['files']}{whole}"),
+        ("the worst", about["path"] or "the list of the directory"),
+    ]
+
+
+def _show_worst(answer: Document) -> None:
+    """Show the files of a directory that are not whole, the worst first."""
+    if rows := answer.get("tree", {}).get("worst"):
+        columns: Columns = {
+            "<margin": ("margin", str),
+            "readable": ("readable", yes_or_no),
+            "path": lambda row: row["path"] or "(the list)",
+        }
+        show_rows(rows, columns, "")
+
+
+def _introduced(answer: Document) -> str:
+    """Return through whom the hosts of an object came: who brought all may have made up all."""
+    hosts = len({row["node"] for row in answer["hosts"] if row["state"] == "ok"})
+    said = []
+    for row in answer["introducers"]:
+        of = f"all {hosts}" if row["hosts"] == hosts else f"{row['hosts']} of {hosts}"
+        itself = "" if row["hosts"] == row["brought"] else f"are {row['name']} or "
+        said.append(f"{of} hosts {itself}came through {row['name']}")
+    return "; ".join(said) or "none: all its hosts are known directly"
+
+
+def _domains(answer: Document) -> str:
+    """Return on how many nodes, sites and owners an object lies."""
+    parts = []
+    for kind, found in answer["domains"].items():
+        if kind == "introducer":
+            continue  # a line of its own
+        unknown = f" ({count_of(found['unknown'], 'node')} without)" if found["unknown"] else ""
+        parts.append(
+            count_of(found["known"], kind) + unknown if found["known"] else f"no {kind} named"
+        )
+    return ", ".join(parts)
+
+
+@store.command()
+@object_options
+def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
+    """Ask an object's hosts which of its shards they still hold.
+
+    Of a directory all files are asked about, and the worst is shown. A
+    capability that only checks is enough; of a directory it opens no more than
+    the list.
+    """
+    calls = settings.calls()
+    answer = survey(calls, resolve(calls, cap, version), calls.stat, _asking)
+    settings.view(answer, _show_stat)
+
+
+def _show_stat(answer: Document) -> None:
+    code = answer["code"]
+    show_pairs(
+        [
+            ("size", format_size(answer["size_bytes"])),
+            *_files(answer),
+            ("code", f"any {code['k']} of {code['k'] + code['m']} shards"),
+            ("readable", yes_or_no(answer["readable"])),
+            ("margin", _margin(answer)),
+            ("healable", yes_or_no(answer["healable"])),
+            ("leases until", _until(answer.get("ends_ms"))),
+        ]
+    )
+    _warn_of_end(answer)
+    _show_worst(answer)
+    columns: Columns = {"<shard": ("shard", str), "node": ("node", short), "state": "state"}
+    show_rows(answer["hosts"], columns, "it has no shards: its content is in the manifest")
+
+
+@store.command()
+@click.option("--deep", is_flag=True, help="Read every shard and verify it.")
+@object_options
+def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> int:
+    """Say what an object's placement is worth: what it survives, and for how long.
+
+    Of a directory all files are looked at, and the worst is shown.
+
+    Exits with 6 if a shard is damaged or missing, with 5 if it only cannot be
+    asked for, and with 7 if all are there but do not survive what `--survive`
+    asked for when it was stored.
+    """
+    calls = settings.calls()
+    ask = partial(calls.check, deep=deep)
+    answer = survey(calls, resolve(calls, cap, version), ask, _asking)
+    settings.view(answer, partial(_show_check, deep=deep))
+    about = answer.get("tree")
+    states = Counter(row["state"] for row in answer["hosts"]) if about is None else about["shards"]
+    lost = sum(states.values()) - states.get("ok", 0)
+    if states.keys() & {"corrupt", "missing"}:
+        raise ShardsDamaged(f"{count_of(lost, 'shard')} of it are damaged or gone")
+    if about is not None and about["unknown"]:
+        raise ObjectUnknown(f"nobody who answers has {count_of(about['unknown'], 'file')} of it")
+    if lost:
+        raise PeerSilent(f"{count_of(lost, 'shard')} of it cannot be asked for")
+    if answer.get("contract_kept") is False:
+        warn(
+            f"it was to survive the loss of {answer['contract']}; it is moved back by itself "
+            "once there are peers for it"
+        )
+        return EXIT_PARTLY
+    return 0
+
+
+def _show_check(answer: Document, *, deep: bool) -> None:
+    loss_ppb = answer["yearly_loss_ppb"]
+    show_pairs(
+        [
+            ("size", format_size(answer["size_bytes"])),
+            *_files(answer),
+            ("readable", yes_or_no(answer["readable"])),
+            ("margin", _margin(answer)),
+            ("healable", yes_or_no(answer["healable"])),
+            ("lies on", _domains(answer)),
+            ("introduced", _introduced(answer)),
+            ("survives", f"the loss of {answer['survives']}"),
+            *_contract(answer),
+            ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),
+            *([("read", format_size(answer["read_bytes"]))] if deep else []),
+            ("leases until", _until(answer.get("ends_ms"))),
+        ]
+    )
+    _warn_of_end(answer)
+    _show_worst(answer)
+    if answer["bad"]:
+        show_rows(answer["bad"], _BAD | ({"path": "path"} if "tree" in answer else {}), "")
+
+
+_BAD: Final[dict[str, Cell]] = {
+    "<segment": ("segment", str),
+    "<shard": ("shard", str),
+    "node": ("node", short),
+    "reason": "reason",
+}
+
+
+def _contract(answer: Document) -> list[tuple[str, str]]:
+    """Return the line about what was asked for when an object was stored, if anything was."""
+    if not answer.get("contract"):
+        return []
+    kept = "kept" if answer["contract_kept"] else "broken"
+    return [("contract", f"the loss of {answer['contract']}: {kept}")]
+
+
+@store.command()
+@click.argument("cap", metavar="[CAP|NAME]", type=OBJECT, required=False)
+@version_option
+def repair(settings: Settings, cap: str | Named | None, version: int | None) -> int:
+    """Rebuild the lost shards of an object now; without CAP, of all objects.
+
+    Of a directory those of all its files. The node does the same by itself.
+    Shards of a silent host count as lost after repair_grace. Exits with 7 if
+    some shards have no new place yet.
+    """
+    calls = settings.calls()
+    wanted: Sequence[str]
+    if cap is None:
+        wanted = [row["capability"] for row in calls.objects()["objects"]]
+    else:
+        wanted = objects_of(calls, resolve(calls, cap, version))
+    several = cap is None or len(wanted) > 1
+    answers = []
+    for number, each in enumerate(wanted, 1):
+        answer = calls.repair(each)
+        answers.append(answer)
+        where = f"object {number} of {len(wanted)}: " if several else ""
+        for row in answer["moved"]:
+            say(
+                f"{where}shard {row['shard']} moved from {short(row['from'])} to {short(row['to'])}"
+            )
+        if answer["patched"]:
+            say(f"{where}{count_of(answer['patched'], 'damaged shard')} stored again in place")
+        if answer["waiting"]:
+            silent = count_of(answer["waiting"], "shard")
+            say(f"{where}{silent} at silent nodes: they count as lost after repair_grace")
+        if answer["left"]:
+            kept = count_of(len(answer["left"]), "shard")
+            warn(f"{where}{kept} left as it was: {answer['reason']}")
+    moved = sum(len(answer["moved"]) for answer in answers)
+    left = sum(len(answer["left"]) for answer in answers)
+    said = f"{count_of(moved, 'shard')} moved, {left} left"
+    settings.view({"objects": answers} if several else answers[0], said)
+    return EXIT_PARTLY if left else 0
+
+
+@store.command()
+@cap_argument
+@click.option(
+    "--receipts", type=PATH, metavar="DIR", help="Write the hosts' signed confirmations there."
+)
+@click.option("--version", type=WHOLE, help="That version of the name alone.  [all]")
+@click.option("-y", "--yes", is_flag=True, help="Delete a directory without asking.")
+def rm(
+    settings: Settings, cap: str | Named, receipts: Path | None, version: int | None, *, yes: bool
+) -> int:
+    """Delete an object at all of its hosts; with a NAME, all its versions.
+
+    A directory goes with its files, once that was confirmed or with --yes.
+    Exits with 7 if a host has not confirmed it; what it holds runs out with
+    its lease.
+    """
+    from xsc.client.folders import clean, remove_all
+
+    if receipts is not None:
+        make_directory(receipts)
+    calls = settings.calls()
+    cap, found = _to_delete(calls, cap, version)
+    if isinstance(cap, Named) and cap.name.endswith(SUFFIX):
+        _confirm_removal(calls, cap.name, version, yes=yes)
+    answers = remove_all(calls, found)
+    names = {answer.pop("name", "") for answer in answers}
+    if isinstance(cap, Named):
+        names.add(cap.name)
+    for name in names:
+        if name.endswith(SUFFIX):
+            answers += clean(calls, name)
+    answer = _merged(answers)
+    if receipts is not None:
+        for number, each in enumerate(answers):
+            beside = f".{number}" if len(answers) > 1 else ""
+            for host, receipt in each["receipts"].items():
+                write_whole(receipts / f"{host}{beside}.receipt", [b64decode(receipt)])
+    settings.view(answer, f"deleted at {count_of(len(answer['confirmed']), 'node')}")
+    for host in answer["unconfirmed"]:
+        warn(f"{short(host)} has not confirmed that it deleted its shards")
+    return EXIT_PARTLY if answer["unconfirmed"] else 0
+
+
+def _to_delete(
+    calls: Calls, target: str | Named, version: int | None
+) -> tuple[str | Named, Sequence[str]]:
+    """Return what is meant, a directory with its slash, and the capabilities of its versions.
+
+    There are none of a directory of which only files are left, because deleting it broke off.
+
+    Raises:
+        ArgumentInvalid: a version of a capability, or what lies in a directory.
+        ObjectUnknown: no such name or version.
+    """
+    if not isinstance(target, Named):
+        return target, [resolve(calls, target, version).capability]
+    folder = Named(target.name.rstrip(SUFFIX) + SUFFIX)
+    for each in (target, folder):
+        with suppress(ObjectUnknown):
+            return each, calls.named(each.name, version, deleting=True)
+    if version is None and calls.parts(tree_id(folder.name)):
+        return folder, ()
+    resolve(calls, target, version)
+    raise ArgumentInvalid(
+        f"{target.name} lies in a stored directory, and goes with it",
+        hint="store the directory again without it: xsc store put -r DIR",
+    )
+
+
+@store.command()
+@click.argument("name", type=NAME)
+@click.option("--version", type=WHOLE, required=True, help="The version that is wanted.")
+def restore(settings: Settings, name: str, version: int) -> None:
+    """Make version N of NAME its newest again, under a new number.
+
+    Nothing is copied: number N is free of it. Later versions stay.
+    """
+    calls = settings.calls()
+    try:
+        made = calls.restore(name, version)["version"]
+    except ObjectUnknown:
+        if name.endswith("/"):
+            raise
+        name += "/"
+        made = calls.restore(name, version)["version"]
+    settings.view({"name": name, "version": made}, str(made))
+
+
+def _merged(answers: Sequence[Document]) -> Document:
+    """Return what became of several deletions as of one: a host confirms all or not."""
+    if len(answers) == 1:
+        return answers[0]
+    unconfirmed = {host for answer in answers for host in answer["unconfirmed"]}
+    confirmed = {host for answer in answers for host in answer["confirmed"]}
+    receipts = {host: proof for answer in answers for host, proof in answer["receipts"].items()}
+    return {
+        "confirmed": sorted(confirmed - unconfirmed),
+        "unconfirmed": sorted(unconfirmed),
+        "receipts": receipts,
+    }
+
+
+@store.command()
+@click.option("--read", is_flag=True, help="Whoever has it may read the object.")
+@click.option("--verify", is_flag=True, help="It may be checked, not read.")
+@object_options
+def share(
+    settings: Settings, cap: str | Named, version: int | None, *, read: bool, verify: bool
+) -> None:
+    """Print the capability of an object to give to somebody: to read it, or to check it.
+
+    What only checks finds the object and says which shards its hosts hold; it
+    opens nothing. What was given cannot be taken back.
+    """
+    if read == verify:
+        raise ArgumentInvalid(
+            "a capability is to read, or only to check"
+            if read
+            else "it must be said what the capability is for",
+            hint="use --read or --verify",
+        )
+    from xsc.storage.object.capability import parse_read, parse_verify
+
+    given = one_object(settings.calls(), cap, version, whole=True)
+    shared = parse_read(given) if read else parse_verify(given)
+    allows = "read" if read else "verify"
+    settings.view({"capability": shared.to_text(), "allows": allows}, shared.to_text())
+
+
+@store.command()
+def gc(settings: Settings) -> int:
+    """Drop what need not be kept, now, and give its room back to the disk.
+
+    That is: what lies under leases that are long over, what uploads left that
+    were given up, and deletions of own objects that some host has not
+    confirmed yet. The node does all of it by itself in time. Exits with 7 if a
+    host is still to be asked.
+    """
+    answer = settings.ask(api.home.GC, timeout_s=FSCK_TIMEOUT_S)
+    settings.view(answer, _show_collected)
+    if answer["deletions_open"]:
+        still = count_of(answer["deletions_open"], "deletion")
+        warn(f"{still} not confirmed by every host yet")
+        return EXIT_PARTLY
+    return 0
+
+
+_COLLECTED: Final[Columns] = {
+    "leases over": ("expired_bytes", format_size),
+    "uploads given up": ("leftover_bytes", format_size),
+    "deletions": ("deletions_confirmed", "{} completed".format),
+    "room returned": lambda answer: f"about {format_size(answer['reclaimed_bytes'])}",
+}
+
+
+def _show_collected(answer: Document) -> None:
+    show_fields(answer, _COLLECTED)
+    if answer["deletions_given_up"]:
+        ended = count_of(answer["deletions_given_up"], "deletion")
+        show(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")
+
+
+# Directories
+
+
+def _say_cost(calls: Calls, size_bytes: int | None, code: tuple[int, int] | None) -> None:
+    """Print what more than a GiB costs a month; nothing for a stream, or where nobody quotes."""
+    if size_bytes is None or size_bytes <= GIB:
+        return
+    try:
+        coded = None if code is None else f"{code[0]},{code[1]}"
+        found = calls.ask(
+            api.market.ESTIMATE, api.market.Estimate(size_bytes=size_bytes, code=coded)
+        )
+    except XscError:
+        return  # of what is wrong the put itself tells
+    say(
+        f"{format_size(size_bytes)}, {format_size(found['coded_bytes'])} coded {found['code']}, "
+        f"cost about {format_credits(found['storage_micro'])} credits in 30 days "
+        "at the prices quoted now"
+    )
+
+
+_LETTERS = {"directory": "d", "file": "-", "link": "l"}
+
+
+def _put_tree(settings: Settings, folder: Path, *, reread: bool, **how: Unpack[PutOptions]) -> int:
+    """Store a directory; return the exit code."""
+    from xsc.client.folders import put_tree
+
+    given, code = how.get("name"), how.get("code")
+    name = (given if given is not None else folder.absolute().name).rstrip("/")
+    if not name:
+        raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
+    calls = settings.calls()
+
+    def storing(total: int) -> AbstractContextManager[Progress]:
+        if not settings.json:
+            _say_cost(calls, total, code)
+        return progress_bar(f"storing {name}", total)
+
+    stored = put_tree(
+        calls,
+        folder,
+        name,
+        started_ms=time.time_ns() // 1_000_000,
+        warn=warn,
+        survive=how["survive"],
+        code=code,
+        reread=reread,
+        progress=storing,
+    )
+    for warning in stored.document["warnings"]:
+        warn(warning)
+    capability = stored.document["capability"]
+    answer = {
+        "capability": capability,
+        "name": stored.document["name"],
+        "files": stored.files,
+        "sent_files": stored.sent,
+        "sent_bytes": stored.sent_bytes,
+        "left_out": stored.left_out,
+    }
+    if settings.verbose and not settings.json:
+        say(f"sent {stored.sent} of {stored.files} files, {format_size(stored.sent_bytes)}")
+    settings.view(answer, capability)
+    return EXIT_PARTLY if stored.left_out else 0
+
+
+def _directory(calls: Calls, target: str | Named, version: int | None) -> Target:
+    """Return what is meant, which is a directory as far as a name says it.
+
+    Raises:
+        ArgumentInvalid: a file has that name. ObjectUnknown: nothing has.
+    """
+    found = resolve(calls, target, version)
+    if isinstance(target, Named) and found.kind != "directory":
+        raise ArgumentInvalid(f"{target.name} is a file, not a directory", hint="leave -r out")
+    return found
+
+
+def _get_tree(settings: Settings, target: str | Named, output: Path, version: int | None) -> None:
+    """Fetch a directory."""
+    from xsc.client.folders import get_tree
+
+    calls = settings.calls()
+    found = _directory(calls, target, version)
+    tree = get_tree(
+        calls,
+        found.capability,
+        output,
+        warn=warn,
+        path=found.path,
+        progress=lambda total: progress_bar("fetching", total),
+    )
+    files = sum(node.kind == "file" for node in tree.nodes)
+    size = sum(node.size_bytes for node in tree.nodes)
+    if settings.json:
+        show_json({"directory": str(output), "files": files, "size_bytes": size})
+    elif settings.verbose:
+        say(f"fetched {files} files, {format_size(size)}, to {output}")
+
+
+def _show_tree(settings: Settings, target: str | Named, version: int | None) -> None:
+    """List what is in a stored directory."""
+    calls = settings.calls()
+    found = _directory(calls, target, version)
+    tree = read_tree(calls, found.capability)
+    if found.path:
+        tree = tree.at(found.path)
+    if settings.json:
+        show_json({"entries": [_entry(node) for node in tree.nodes]})
+    else:
+        show_table(_HEADS, [_cells(node) for node in tree.nodes], "the directory is empty")
+
+
+def _entry(node: Node) -> Document:
+    return {
+        "path": node.path.decode("utf-8", "replace"),
+        "path_base64": b64encode(node.path).decode(),
+        "kind": node.kind,
+        "mode": node.mode,
+        "mtime_ns": node.mtime_ns,
+        "size_bytes": node.size_bytes,
+        "capability": node.capability,
+    }
+
+
+_HEADS = ("mode", "<size", "changed", "path")
+
+
+def _cells(node: Node) -> list[str]:
+    is_link = node.kind == "link"
+    return [
+        _LETTERS[node.kind] + ("" if is_link else f"{node.mode:04o}"),
+        format_size(node.size_bytes) if node.kind == "file" else "-",
+        moment(node.mtime_ns // 1_000_000),
+        os.fsdecode(node.path) + (f" -> {os.fsdecode(node.target)}" if is_link else ""),
+    ]
+
+
+def _confirm_removal(calls: Calls, name: str, version: int | None, *, yes: bool) -> None:
+    """Ask whether a directory is to be deleted, unless that was said already.
+
+    Raises:
+        ArgumentInvalid: it is not, or nobody can be asked.
+    """
+    if yes:
+        return
+    what = f"all of {name}" if version is None else f"version {version} of {name}"
+    if not sys.stdin.isatty():
+        raise ArgumentInvalid(f"{what} is to be deleted, a directory", hint="--yes says so")
+    files = len(calls.parts(tree_id(name)))
+    if not click.confirm(f"Delete {what}, a directory of {files} stored files?", err=True):
+        raise ArgumentInvalid("it was not confirmed, and nothing was deleted")

@@ -1,0 +1,393 @@
+"""What bounds HTTP with strangers, at both ends: connections, bytes that are held, and time.
+
+`Gate` bounds the connections that come. `Room` bounds bytes: what is announced is no claim to
+anything, they are taken as they come, or are made. `Flow` ends a transfer that does not go on,
+in `read_body` and `write_answer`. Heads have `HEAD`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+from aiohttp import hdrs, web
+
+from xsc.base import limits
+from xsc.base.errors import FrameInvalid
+from xsc.base.limits import KIB
+from xsc.base.turns import Turns
+from xsc.net.transport.addresses import source_of
+from xsc.net.transport.port import Buffer, Take, nothing
+
+HEAD: Final[dict[str, Any]] = {
+    "max_line_size": limits.PEER_HEADER_BYTES_MAX // 2,
+    "max_field_size": limits.PEER_HEADER_BYTES_MAX // 2,
+    "max_headers": 32,
+}
+"""Bounds of a head, of a request and of an answer."""
+PIECE_BYTES: Final = 128 * KIB
+"""Written at once: the event loop copies what the socket does not take. The slowest body that is
+still allowed brings more in NO_PROGRESS_MS."""
+GATHERED_BYTES: Final = 16 * KIB
+"""Smaller pieces are joined with the next."""
+
+
+class Flow:
+    """One transfer: within each window so many bytes, or its end. Times are of one clock.
+
+    A mean over the whole would let a sender that was quick at first hold what it has for as long
+    as it likes with a byte now and then.
+
+    Args:
+        now_s: when it begins.
+        window_ms: how long it may take for the bytes that are due.
+        bytes_a_second: what is due in a second, on the mean of a window.
+    """
+
+    def __init__(self, now_s: float, window_ms: int, bytes_a_second: int) -> None:
+        self._window_ms = window_ms
+        self._least = max(1, bytes_a_second * window_ms // 1000)
+        self._moved = 0
+        self.ends_s = now_s + window_ms / 1000
+        """When it is given up, unless more moves."""
+        self._patience: asyncio.Timeout | None = None
+
+    def moved(self, now_s: float, size_bytes: int) -> None:
+        """Count what has moved; with as much as is due another window begins."""
+        self._moved += size_bytes
+        if self._moved >= self._least:
+            self._moved = 0
+            self.ends_s = now_s + self._window_ms / 1000
+            if self._patience is not None:
+                self._patience.reschedule(self.ends_s)
+
+    @asynccontextmanager
+    async def going(self) -> AsyncIterator[None]:
+        """Bound the time of what moves the bytes.
+
+        Raises:
+            FrameInvalid: they do not come, or too slowly.
+        """
+        try:
+            async with asyncio.timeout_at(self.ends_s) as self._patience:
+                yield
+        except TimeoutError:
+            raise FrameInvalid(
+                f"it {'is too slow' if self._moved else 'stopped'}: {self._moved} bytes in "
+                f"{self._window_ms} ms, {self._least} are due"
+            ) from None
+
+
+async def read_body(
+    stream: aiohttp.StreamReader, size_bytes: int | None, window_ms: int, take: Take
+) -> memoryview:
+    """Return a body, of which no more is held than has come.
+
+    Args:
+        stream: brings it.
+        size_bytes: how long it is; None where its end says that.
+        window_ms: in which it must bring what is due.
+        take: shown each piece before it is kept; raises to refuse it.
+
+    Raises:
+        FrameInvalid: it ended early or came too slowly.
+    """
+    parts: list[bytes | bytearray] = []
+    come = 0
+    loop = asyncio.get_running_loop()
+    flow = Flow(loop.time(), window_ms, limits.BODY_BYTES_A_SECOND_MIN)
+    try:
+        async with flow.going():
+            while size_bytes is None or come < size_bytes:
+                piece = await stream.readany()
+                if size_bytes is not None and not 0 < len(piece) <= size_bytes - come:
+                    raise FrameInvalid("the body has another length than announced")
+                if not piece:
+                    break
+                take(piece)
+                flow.moved(loop.time(), len(piece))
+                come += len(piece)
+                # Small ones are gathered: each of two bytes would take forty by itself.
+                if len(piece) >= GATHERED_BYTES:
+                    parts.append(piece)
+                elif parts and isinstance(parts[-1], bytearray) and len(parts[-1]) < PIECE_BYTES:
+                    parts[-1] += piece
+                else:
+                    parts.append(bytearray(piece))
+    except (ConnectionError, aiohttp.ClientPayloadError):
+        raise FrameInvalid("the body broke off") from None
+    # Joined once: nothing else runs meanwhile that could do the same.
+    return memoryview(b"".join(parts))
+
+
+def pieces(buffers: Sequence[Buffer]) -> Iterator[Buffer]:
+    """Yield the buffers in pieces of PIECE_BYTES at most; small bodies as one."""
+    if sum(len(buffer) for buffer in buffers) <= PIECE_BYTES:
+        yield b"".join(buffers)
+        return
+    for buffer in buffers:
+        view = memoryview(buffer)
+        for start in range(0, len(view), PIECE_BYTES):
+            yield view[start : start + PIECE_BYTES]
+
+
+class Body(aiohttp.Payload):
+    """Buffers that are not joined.
+
+    Args:
+        buffers: the buffers.
+        size_bytes: of all.
+        flow: bounds the time of what is written.
+        left: called once all of it was written.
+    """
+
+    def __init__(
+        self,
+        buffers: Sequence[Buffer],
+        size_bytes: int,
+        flow: Flow | None = None,
+        left: Callable[[], None] = nothing,
+    ) -> None:
+        super().__init__(buffers)
+        self._size = size_bytes
+        self._flow = flow
+        self._left = left
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Not for people."""
+        raise NotImplementedError
+
+    async def write(self, writer: Any) -> None:  # noqa: ANN401 - aiohttp's own
+        """Write it piece by piece."""
+        for piece in pieces(self._value):
+            await writer.write(piece)
+            if self._flow is not None:
+                self._flow.moved(asyncio.get_running_loop().time(), len(piece))
+        self._left()
+
+
+async def write_answer(
+    request: web.BaseRequest,
+    response: web.Response,
+    body: Sequence[Buffer],
+    window_ms: int,
+    bytes_a_second: int = limits.BODY_BYTES_A_SECOND_MIN,
+) -> web.StreamResponse:
+    """Write an answer until the system has all of it; cut off who does not read it."""
+    response.headers[hdrs.SERVER] = "xsc"
+    size = sum(len(buffer) for buffer in body)
+    flow = Flow(asyncio.get_running_loop().time(), window_ms, bytes_a_second)
+    # A small one leaves with its head.
+    response.body = b"".join(body) if size <= PIECE_BYTES else Body(body, size, flow)
+    try:
+        async with flow.going():
+            await response.prepare(request)
+            await response.write_eof()
+            await request.writer.drain()
+    except FrameInvalid:
+        # The reader does not read. Nothing can be told to it any more.
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+@asynccontextmanager
+async def turn_to_send(
+    turns: Turns[str], peer: str, size_bytes: int
+) -> AsyncIterator[Callable[[], None]]:
+    """Wait until a body may be sent; yield a function that ends the turn.
+
+    Large bodies go to a peer one at a time, each at the full bandwidth: concurrent ones would all
+    arrive late, and if this node were killed, each would be incomplete, and therefore useless.
+    """
+    if size_bytes <= limits.BATCH_CALL_BYTES_MAX:
+        yield lambda: None
+        return
+    async with turns.of(peer) as left:
+        yield left
+
+
+class Gate:
+    """Counts the connections of a listener, and cuts off idle ones: for newcomers, or in time.
+
+    A connection is idle as long as it has brought no whole request, however much of a head it
+    has. Idle ones make room for others, the oldest first; those that are served stay.
+
+    Args:
+        most: how many there may be.
+        share: how many of one source (`source_of`).
+        idle_ms: how long one may be idle.
+    """
+
+    def __init__(self, *, most: int, share: int, idle_ms: int) -> None:
+        self.backlog = min(most, limits.ACCEPTED_AT_ONCE_MAX)
+        """What the listener is to accept at once: nothing is counted in between."""
+        self._most = most
+        self._share = share
+        self._idle_s = idle_ms / 1000
+        self._sources: dict[asyncio.Transport, str] = {}
+        self._counts: Counter[str] = Counter()
+        self._idle: dict[asyncio.Transport, asyncio.TimerHandle] = {}
+        """The oldest first, with what cuts them off in time."""
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def enter(self, transport: asyncio.Transport) -> bool:
+        """Let a new connection in; where nobody idle can make room for it, it is aborted."""
+        peername = transport.get_extra_info("peername")
+        source = source_of(str(peername[0])) if peername else ""
+        full = self._counts[source] >= self._share
+        if full or len(self._sources) >= self._most:
+            rivals = (it for it in self._idle if not full or self._sources[it] == source)
+            oldest = next(rivals, None)
+            if oldest is None:
+                transport.abort()
+                return False
+            self._cut(oldest)
+        self._sources[transport] = source
+        self._counts[source] += 1
+        self.quiet(transport)
+        return True
+
+    def _cut(self, transport: asyncio.Transport) -> None:
+        self.leave(transport)
+        transport.abort()
+
+    def leave(self, transport: asyncio.Transport) -> None:
+        """Count a connection no more."""
+        self.busy(transport)
+        if transport in self._sources:
+            # This drops what has come to 0.
+            self._counts -= Counter((self._sources.pop(transport),))
+
+    def busy(self, transport: asyncio.Transport) -> None:
+        """Note that a connection has brought a whole head."""
+        timer = self._idle.pop(transport, None)
+        if timer is not None:
+            timer.cancel()
+
+    def quiet(self, transport: asyncio.Transport) -> None:
+        """Note that a connection waits for a request from now on."""
+        if transport in self._sources and not transport.is_closing():
+            self.busy(transport)
+            loop = asyncio.get_running_loop()
+            self._idle[transport] = loop.call_later(self._idle_s, self._cut, transport)
+
+    @contextmanager
+    def serving(self, transport: asyncio.Transport) -> Iterator[None]:
+        """Keep a connection from being cut off while a request of it is answered."""
+        self.busy(transport)
+        try:
+            yield
+        finally:
+            self.quiet(transport)
+
+    def close(self) -> None:
+        """End the timers."""
+        for transport in list(self._idle):
+            self.busy(transport)
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    holder: Hashable
+    size: int
+    large: bool
+    granted: asyncio.Future[None]
+
+
+class Room:
+    """So much room, and who holds how much of it.
+
+    Args:
+        total: how much there is.
+        share: how much of it one holder may have.
+        small: how much of it only those get who take little.
+    """
+
+    def __init__(self, total: int, share: int, *, small: int = 0) -> None:
+        assert 0 < share <= total
+        assert small < total
+        self._left = total
+        self._share = share
+        self._small = small
+        self._held: Counter[Hashable] = Counter()
+        self._waiting: deque[_Waiting] = deque()
+
+    def held(self, holder: Hashable) -> int:
+        """Return how much somebody has."""
+        return self._held[holder]
+
+    def _within_share(self, holder: Hashable, size: int) -> bool:
+        return self._held[holder] + size <= self._share
+
+    def take(self, holder: Hashable, size: int, *, large: bool = False, owed: bool = False) -> bool:
+        """Take room, if there is enough for this holder.
+
+        Args:
+            holder: who.
+            size: how much.
+            large: whether the holder takes much, and leaves the part for small takers free.
+            owed: whether its share does not matter: it is a small answer to what was carried out.
+        """
+        least = self._small if large else 0
+        within = owed or self._within_share(holder, size)
+        if not within or self._left - size < least:
+            return False
+        self._held[holder] += size
+        self._left -= size
+        return True
+
+    async def wait(self, holder: Hashable, size: int, *, large: bool = False) -> None:
+        """Take room once there is enough, after those who have waited for longer.
+
+        A holder whose share is used up waits for itself alone. The size is at most a share.
+        """
+        assert size <= self._share
+        behind = any(
+            it.holder == holder or (large and self._within_share(it.holder, it.size))
+            for it in self._waiting
+        )
+        if not behind and self.take(holder, size, large=large):
+            return
+        waiting = _Waiting(holder, size, large, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        try:
+            await waiting.granted
+        except asyncio.CancelledError:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+                self._grant()
+            else:
+                self.give(holder, size)
+            raise
+
+    def give(self, holder: Hashable, size: int) -> None:
+        """Give room back."""
+        self._held[holder] -= size
+        self._left += size
+        assert self._held[holder] >= 0
+        if not self._held[holder]:
+            del self._held[holder]
+        if self._waiting:
+            self._grant()
+
+    def _grant(self) -> None:
+        """Let in who waits, in order; who lacks only the total holds up the large ones behind."""
+        behind: set[Hashable] = set()
+        full = False
+        for waiting in list(self._waiting):
+            if waiting.granted.done() or waiting.holder in behind or (full and waiting.large):
+                continue
+            if self.take(waiting.holder, waiting.size, large=waiting.large):
+                self._waiting.remove(waiting)
+                waiting.granted.set_result(None)
+            else:
+                full = full or self._within_share(waiting.holder, waiting.size)
+                behind.add(waiting.holder)

@@ -1,0 +1,132 @@
+"""What jobs name instead of bringing it: modules that came before, and stored objects as inputs.
+
+An order names each input by its SHA-256, so that an object is read once by the node
+that orders; its digest is remembered from then on, for an object never changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from xsc.base.bounded import Bounded
+from xsc.base.clock import Executor, run_sized
+from xsc.base.errors import ArgumentInvalid, ModuleUnknown, TooLarge
+from xsc.base.limits import (
+    INPUT_BYTES_MAX,
+    INPUT_HASHES_REMEMBERED_MAX,
+    MODULE_NAMED_BYTES_LEAST,
+    MODULES_NAMED_BYTES_MAX,
+)
+from xsc.compute.wasm.inputs import digest_of
+from xsc.storage.service import StorageService
+from xsc.storage.transfer.locality import Referred
+
+
+def name_of(named: str | None, brought: bytes) -> bytes | None:
+    """Return the SHA-256 of the module that a request names, None where it brings one.
+
+    Raises:
+        ArgumentInvalid: it does both, or the name is none.
+    """
+    if named is None:
+        return None
+    if brought:
+        raise ArgumentInvalid("a request either names its module or brings it")
+    if not re.fullmatch("[0-9a-f]{64}", named):
+        raise ArgumentInvalid("a module is named by 64 hexadecimal digits")
+    return bytes.fromhex(named)
+
+
+class Modules:
+    """The modules that came last, by their SHA-256; small ones are quicker sent than named."""
+
+    def __init__(self) -> None:
+        self._kept: Bounded[bytes, bytes] = Bounded(size_max=MODULES_NAMED_BYTES_MAX, size_of=len)
+
+    @staticmethod
+    def wants(module: bytes) -> bool:
+        """Say whether a module is large enough to be kept."""
+        return len(module) >= MODULE_NAMED_BYTES_LEAST
+
+    def keep(self, digest: bytes, module: bytes) -> None:
+        """Keep a module; those that were not used longest go."""
+        self._kept.put(digest, module)
+
+    def get(self, digest: bytes) -> bytes:
+        """Return a module.
+
+        Raises:
+            ModuleUnknown: it is not here, or no more.
+        """
+        module = self._kept.get(digest)
+        if module is None:
+            raise ModuleUnknown("this node does not have the module", hint="send its bytes along")
+        return module
+
+
+@dataclass(eq=False)
+class StoredInput:
+    """One object that a job reads as a file (`xsc.compute.ports.InputObject`)."""
+
+    name: str
+    digest: bytes
+    size_bytes: int
+    reference: bytes = field(repr=False)
+    spared: Mapping[bytes, int]
+    _capability: str = field(repr=False)
+    _storage: StorageService = field(repr=False)
+    _content: bytes | None = field(repr=False)
+
+    async def read(self) -> bytes:
+        """Return its content."""
+        if self._content is None:
+            self._content = await _content(self._storage, self._capability)
+        return self._content
+
+
+async def _content(storage: StorageService, capability: str) -> bytes:
+    reader = await storage.open(capability)
+    return b"".join([chunk async for chunk in reader.stream()])
+
+
+class JobInputs:
+    """Finds the objects that jobs name."""
+
+    def __init__(self, storage: StorageService, executor: Executor) -> None:
+        self._storage = storage
+        self._executor = executor
+        self._digests: Bounded[bytes, bytes] = Bounded(INPUT_HASHES_REMEMBERED_MAX)
+
+    async def find(self, capabilities: Mapping[str, str]) -> Sequence[StoredInput]:
+        """Return the objects of a job, each under the name of its file.
+
+        Raises:
+            CapabilityInvalid, ObjectUnknown, ShardsInsufficient: one cannot be read.
+            TooLarge: they are over INPUT_BYTES_MAX together.
+        """
+        found: list[tuple[str, str, Referred]] = []
+        for name, capability in sorted(capabilities.items()):
+            found.append((name, capability, await self._storage.refer(capability)))
+        if sum(referred.size_bytes for _, _, referred in found) > INPUT_BYTES_MAX:
+            raise TooLarge(f"the inputs of one job are bounded to {INPUT_BYTES_MAX} bytes")
+        return [await self._input(*each) for each in found]
+
+    async def _input(self, name: str, capability: str, referred: Referred) -> StoredInput:
+        content: bytes | None = None
+        digest = self._digests.get(referred.manifest_hash)
+        if digest is None:
+            content = await _content(self._storage, capability)
+            digest = await run_sized(self._executor, len(content), digest_of, content)
+            self._digests.put(referred.manifest_hash, digest)
+        return StoredInput(
+            name,
+            digest,
+            referred.size_bytes,
+            referred.reference,
+            referred.spared,
+            capability,
+            self._storage,
+            content,
+        )

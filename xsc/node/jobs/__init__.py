@@ -1,1 +1,0 @@
-"""What the API needs to run jobs: batches, inputs, modules, outputs, results."""

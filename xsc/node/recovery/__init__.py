@@ -1,1 +1,0 @@
-"""Brings a node back: from its peers, or from a backup."""
