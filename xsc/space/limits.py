@@ -23,8 +23,6 @@ OTHERS_BYTES_MAX = 4 * GIB
 """What all other owners have together at one node, beside what each has for sure."""
 TOMBSTONES_MAX = 10_000
 """Tombstones of one owner that a replica keeps; the oldest goes first."""
-EVIDENCE_MAX = 16
-"""Pairs of records of one sequence that are kept against one owner."""
 TOMBSTONE_KEPT_MS = 30 * 24 * 3_600_000
 UNSUBSCRIBED_KEPT_MS = 24 * 3_600_000
 """How long records are kept that nobody here subscribes to any more."""

@@ -6,9 +6,8 @@ clock's event and what the record replaces are in one write, so that no sequence
 used twice after a kill. Values are stored by path and replaced with their record.
 
 Keys: `m` owner path: envelope; `v` owner path: value; `a` owner path 0 sequence: a replaced
-version; `p` owner: the newest proven head, and the cursor of each section; `e` owner sequence:
-two records of one sequence; `i`: who invited this node; `c`: the own clock; `f`: the own
-sequence and the own head that peers have shown.
+version; `p` owner: the newest proven head, and the cursor of each section; `i`: who invited
+this node; `c`: the own clock; `f`: the own sequence and the own head that peers have shown.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ from xsc.space.itc import (
 )
 from xsc.space.limits import (
     COMPACT_STEP_BYTES,
-    EVIDENCE_MAX,
     GRANTS_A_RECEIVER_MAX,
     PROOF_ROWS_A_RECORD,
     VALUE_BYTES_MAX,
@@ -67,14 +65,13 @@ from xsc.space.table import (
     Proven,
     Repair,
     Row,
-    conflict,
     old_versions,
     owner_bytes_max,
 )
 
-META, VALUE, ARCHIVE, PROVEN, EVIDENCE = b"m", b"v", b"a", b"p", b"e"
+META, VALUE, ARCHIVE, PROVEN = b"m", b"v", b"a", b"p"
 CLOCK, FLOOR, INVITER = b"c", b"f", b"i"
-KINDS = sorted((META, VALUE, ARCHIVE, PROVEN, EVIDENCE))
+KINDS = sorted((META, VALUE, ARCHIVE, PROVEN))
 """Of rows that name an owner."""
 KEPT_BYTES_MAX = 2 * VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
 OWNER_BYTES = 32
@@ -425,8 +422,6 @@ class SpaceStore:
         """
         owner, record = signed.author, signed.record
         key = owner + record.path.encode()
-        if plan.evidence is not None:
-            self._keep_evidence(batch, signed, plan.evidence)
         if plan.drop is not None:
             self._drop(batch, owner, table, plan.drop)
         if not plan.put:
@@ -443,38 +438,12 @@ class SpaceStore:
             batch.set(VALUE + key, value)
         table.put(record.path, Row.of(signed))
 
-    def _keep_evidence(self, batch: _Batch, signed: Signed[SpaceRecord], path: str) -> None:
-        other = self._entry(batch, signed.author, path)
-        if other is not None:
-            pair = (other.signed.raw, signed.raw)
-            self._keep_pair(batch, signed.author, signed.record.sequence, pair)
-
-    def _keep_pair(
-        self, batch: _Batch, owner: bytes, sequence: int, pair: tuple[bytes, bytes]
-    ) -> None:
-        at = _numbered(EVIDENCE + owner, sequence)
-        known = sum(1 for _ in self._scan(EVIDENCE + owner))
-        if batch.get(at) is None and known < EVIDENCE_MAX:
-            batch.set(at, encode([*pair]))
-
     @staticmethod
     def _drop(batch: _Batch, owner: bytes, table: OwnerTable, path: str) -> None:
         key = owner + path.encode()
         batch.set(META + key, None)
         batch.set(VALUE + key, None)
         table.forget(path)
-
-    def evidence(self, owner: bytes) -> list[tuple[bytes, bytes]]:
-        """Return pairs of records, or of heads, that an owner signed under one sequence."""
-        found = []
-        for _, raw in self._scan(EVIDENCE + owner):
-            pair = decode(raw, size_max=KEPT_BYTES_MAX)
-            assert isinstance(pair, list)
-            one, other = pair
-            assert isinstance(one, bytes)
-            assert isinstance(other, bytes)
-            found.append((one, other))
-        return found
 
     # What others wrote
 
@@ -541,8 +510,7 @@ class SpaceStore:
     ) -> list[str]:
         """Keep what a head proves of what is stored, and return the sections where it does not.
 
-        One that says the same of each section as the last is not written again. Two heads of one
-        sequence that differ are kept as evidence.
+        One that says the same of each section as the last is not written again.
 
         Args:
             owner: of the space.
@@ -551,24 +519,19 @@ class SpaceStore:
         """
         async with self._turns.of(owner):
             table = await self._table(owner)
-            batch = _Batch(self._db)
             failed, changed = [], False
             for section, rows in before.items():
                 known = table.proven.get(section)
                 if table.cursors.get(section, 0) > head.record.sequence:
                     continue  # another replica was faster
-                if known is not None and conflict(known.head.record, head.record):
-                    pair = (known.head.raw, head.raw)
-                    self._keep_pair(batch, owner, head.record.sequence, pair)
-                    failed.append(section)
-                elif not table.prove(section, head, rows):
+                if not table.prove(section, head, rows):
                     failed.append(section)
                 else:
                     digest = head.record.hash_of(section)
                     changed |= known is None or known.head.record.hash_of(section) != digest
             if changed:
+                batch = _Batch(self._db)
                 self._keep_proven(batch, owner, table)
-            if batch.changes:
                 await self._commit(owner, batch)
             return failed
 

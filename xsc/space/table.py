@@ -78,8 +78,6 @@ class Plan:
     put: bool
     archive: bool = False
     """The record that is replaced is a superseded version, for the archive."""
-    evidence: str | None = None
-    """Path of another record that the owner signed under the same sequence: keep both."""
     drop: str | None = None
     """Path of the oldest tombstone, which makes room for this one."""
 
@@ -120,8 +118,6 @@ class OwnerTable:
     size_bytes: int = 0
     _orders: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     """Of each section, sequences and paths in order."""
-    _at: dict[int, str] = field(default_factory=dict)
-    """By sequence the path of a record with it."""
 
     # Records
 
@@ -147,7 +143,6 @@ class OwnerTable:
         held = self.rows.get(path)
         if held is not None and held.id == row.id:
             return Plan(put=False)
-        evidence = self._at.get(row.sequence)
         proven = self.cursors.get(row.section, 0)
         is_listed = (
             listed is not None
@@ -158,14 +153,14 @@ class OwnerTable:
         if not is_listed and (
             row.sequence <= proven or (held is not None and not row.outranks(held))
         ):
-            return Plan(put=False, evidence=evidence)
+            return Plan(put=False)
         self._check_quota(row, held, OWNER_BYTES_MAX if bytes_max is None else bytes_max)
         drop = None
         if row.deleted and len(self.rows) - self.live >= TOMBSTONES_MAX:
             order = merge(*self._orders.values())
             drop = next((at for _, at in order if self.rows[at].deleted and at != path), None)
         archive = held is not None and not held.deleted and held.sequence < row.sequence
-        return Plan(put=True, archive=archive, evidence=evidence, drop=drop)
+        return Plan(put=True, archive=archive, drop=drop)
 
     def _check_quota(self, row: Row, held: Row | None, bytes_max: int) -> None:
         was_live = held is not None and not held.deleted
@@ -184,7 +179,6 @@ class OwnerTable:
         if proven is not None and row.sequence <= proven.head.record.sequence:
             proven.whole = False  # a newer head says that this was live, which that one denies
         self.rows[path] = row
-        self._at[row.sequence] = path
         insort(self._orders.setdefault(row.section, []), (row.sequence, path))
         self.size_bytes += row.size_bytes
         self.live += not row.deleted
@@ -196,8 +190,6 @@ class OwnerTable:
     def _remove(self, path: str, row: Row) -> None:
         order = self._orders[row.section]
         del order[bisect_left(order, (row.sequence, path))]
-        if self._at.get(row.sequence) == path:
-            del self._at[row.sequence]
         self.size_bytes -= row.size_bytes
         self.live -= not row.deleted
         proven = self.proven.get(row.section)
@@ -365,11 +357,6 @@ def owner_bytes_max(own_bytes: int, all_bytes: int) -> int:
     """
     room_bytes = own_bytes + max(0, OTHERS_BYTES_MAX - all_bytes)
     return min(OWNER_BYTES_MAX, max(OWNER_SURE_BYTES, room_bytes))
-
-
-def conflict(one: SpaceHead, other: SpaceHead) -> bool:
-    """Say whether two heads of one owner prove that it signed two histories."""
-    return one.sequence == other.sequence and one.sections != other.sections
 
 
 def old_versions(

@@ -16,7 +16,7 @@ from xsc.space.domain import read_grant
 from xsc.space.itc import event_bytes, height, own_part, sum_intervals
 from xsc.space.limits import GRANTS_A_RECEIVER_MAX, UNSUBSCRIBED_KEPT_MS, VALUE_INLINE_BYTES_MAX
 from xsc.space.paths import SECTIONS, UserSpacePaths, section_of, sections_of
-from xsc.space.record import SpaceHead, SpaceRecord, open_record, value_digest
+from xsc.space.record import SpaceRecord, open_record, value_digest
 from xsc.space.store import SpaceStore
 
 CAROL = KeyPair(b"\xc0" * 32)
@@ -368,19 +368,6 @@ async def test_a_false_record_keeps_no_other_from_being_stored(mine, bob, networ
     assert (await mine.take(bob.node_id, offered)).paths == []
 
 
-async def test_two_records_of_one_sequence_are_kept_as_evidence(mine, bob, network):
-    pairs = []
-    for sequence in range(1, stores.EVIDENCE_MAX + 5):
-        one = record(bob, network, "a", sequence, b"one")
-        two = record(bob, network, "b", sequence, b"two")
-        pairs.append((one.raw, two.raw))
-        await mine.take(bob.node_id, [(one, None), (two, None), (one, None)])
-    assert again(mine).evidence(bob.node_id) == pairs[: stores.EVIDENCE_MAX]
-    left, right = (record(CAROL, network, "a", 1, value) for value in (b"1", b"2"))
-    await mine.take(CAROL.node_id, [(left, None), (right, None)])
-    assert mine.evidence(CAROL.node_id) == [(left.raw, right.raw)]
-
-
 async def test_the_first_records_of_an_owner_are_read_once(mine, other, monkeypatch):
     await other.put({f"p{number}": b"x" for number in range(20)})
     await pull(other, mine)
@@ -417,17 +404,6 @@ async def test_what_nobody_subscribes_to_is_evicted_with_its_cursor(mine, other)
     assert not list(other._db.scan(b"v" + mine.owner + b"a", b"v" + mine.owner + b"b"))
     await pull(mine, other)
     assert other.get(mine.owner, "a").value == b"1"
-
-
-async def test_two_heads_of_one_sequence_are_kept_as_evidence(mine, bob, network):
-    one, two = (
-        sign(SpaceHead(sequence=0, written_ms=0, sections=sections), bob, network)
-        for sections in ((), (("nodes", bytes(32)),))
-    )
-    assert not await mine.prove(bob.node_id, one, {A: {}})
-    for _ in range(2):
-        assert await mine.prove(bob.node_id, two, {A: {}}) == [A]
-    assert again(mine).evidence(bob.node_id) == [(one.raw, two.raw)]
 
 
 # The own clock

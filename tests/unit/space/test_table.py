@@ -18,7 +18,7 @@ from xsc.space.limits import (
 )
 from xsc.space.paths import SECTIONS, section_of
 from xsc.space.record import SpaceHead, SpaceRecord, section_hash, value_digest
-from xsc.space.table import OwnerTable, Plan, Proven, Row, conflict, old_versions
+from xsc.space.table import OwnerTable, Plan, Proven, Row, old_versions
 
 GOLDEN = vectors("space")
 X = section_of("x")
@@ -119,7 +119,7 @@ def test_a_deleted_record_is_not_archived_twice(owner):
     assert take(table, owner.record("a")) == Plan(put=True)
 
 
-def test_of_two_records_under_one_sequence_the_smaller_id_holds_and_both_are_evidence(owner):
+def test_of_two_records_under_one_sequence_the_smaller_id_holds(owner):
     two = sorted(
         (owner.record("a", value, sequence=3) for value in (b"one", b"other")),
         key=lambda signed: signed.id,
@@ -128,7 +128,6 @@ def test_of_two_records_under_one_sequence_the_smaller_id_holds_and_both_are_evi
         table = OwnerTable()
         take(table, order[0])
         plan = take(table, order[1])
-        assert plan.evidence == "a"
         assert not plan.archive
         assert table.rows["a"].id == two[0].id
 
@@ -151,11 +150,11 @@ def test_of_two_records_under_one_sequence_the_one_that_a_head_is_over_holds(own
         repair = table.repair(X, head, owner.listed().items())
         assert repair.fetch == {"x/a": two[over].id}
         plan = table.plan(two[over], listed=repair)
-        assert plan == Plan(put=True, evidence="x/a")
+        assert plan == Plan(put=True)
         table.put("x/a", Row.of(two[over]))
     assert table.prove(X, head, {})
     # And the other one does not come back, also where its id is the smaller one.
-    assert take(table, two[1 - over]) == Plan(put=False, evidence="x/a")
+    assert take(table, two[1 - over]) == NOTHING
     assert table.rows["x/a"].id == two[over].id
     assert table.show(X).head == head
 
@@ -212,12 +211,6 @@ def test_a_head_over_more_records_than_an_owner_may_have_proves_nothing(owner, m
     assert not table.prove(X, head, {})
     monkeypatch.setattr(tables, "RECORDS_MAX", 3)
     assert table.prove(X, head, {})
-
-
-def test_one_sequence_on_two_paths_is_evidence_too(owner):
-    table = OwnerTable()
-    take(table, owner.record("a", sequence=3))
-    assert take(table, owner.record("b", sequence=3)) == Plan(put=True, evidence="a")
 
 
 def test_fault_5_a_clock_above_a_record_does_not_make_it_stale(owner):
@@ -506,14 +499,6 @@ def test_a_false_listing_drops_nothing(owner, listed):
 
 def test_without_a_head_nothing_is_shown():
     assert OwnerTable().show(X) is None
-
-
-def test_two_heads_of_one_sequence_that_differ_are_evidence(owner):
-    owner.put("a")
-    one = owner.head().record
-    assert not conflict(one, SpaceHead(sequence=1, written_ms=5, sections=one.sections))
-    assert conflict(one, SpaceHead(sequence=1, written_ms=5, sections=()))
-    assert not conflict(one, SpaceHead(sequence=2, written_ms=5, sections=()))
 
 
 # Bounded growth
