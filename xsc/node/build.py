@@ -315,6 +315,7 @@ class Node:
             clock,
             key,
             net,
+            introducer_of=self.peers.roster.introducer_of,
             keep_versions=config.keep_versions,
             keep_ms=config.keep_days * DAY_MS,
         )

@@ -22,6 +22,7 @@ from xsc.base.clock import Clock as TimePort
 from xsc.base.clock import Executor
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged, XscError
+from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.base.turns import PeerWork, Turns, sliced
@@ -190,6 +191,7 @@ class SpaceStore:
         key: KeyPair,
         network: bytes,
         *,
+        introducer_of: Callable[[bytes], str] = to_text,
         keep_versions: int = 0,
         keep_ms: int = 0,
     ) -> None:
@@ -201,6 +203,7 @@ class SpaceStore:
         self._time = time
         self._key = key
         self._network = network
+        self._introducer_of = introducer_of
         self._keep_versions = keep_versions
         self._keep_ms = keep_ms
         self._tables: dict[bytes, OwnerTable] = {}
@@ -465,13 +468,17 @@ class SpaceStore:
             table = await self._table(owner)
             batch = _Batch(self._db)
             newest: SpaceRecord | None = None
+            table.introducer = self._introducer_of(owner)
             others = [held for at, held in self._tables.items() if at not in (self.owner, owner)]
             others_bytes = sum(held.size_bytes for held in others)
+            beside_bytes = sum(
+                held.size_bytes for held in others if held.introducer == table.introducer
+            )
+            bytes_max = owner_bytes_max(beside_bytes, others_bytes)
             for signed, value in offered:
                 try:
                     if value is not None:
                         check_value(signed.record, value)
-                    bytes_max = owner_bytes_max(table.size_bytes, others_bytes + table.size_bytes)
                     plan = table.plan(signed, listed=listed, bytes_max=bytes_max)
                 except XscError as fault:
                     refused.append(fault)

@@ -114,6 +114,8 @@ class OwnerTable:
     """By section, what can be shown to others."""
     cursors: dict[str, int] = field(default_factory=dict)
     """By section, the sequence up to which everything is known here."""
+    introducer: str = ""
+    """By whose word the owner is known: room is shared among those of one."""
     live: int = 0
     size_bytes: int = 0
     _orders: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
@@ -348,15 +350,18 @@ class OwnerTable:
         return [path for path, row in self.rows.items() if row.section not in kept]
 
 
-def owner_bytes_max(own_bytes: int, all_bytes: int) -> int:
+def owner_bytes_max(beside_bytes: int, others_bytes: int) -> int:
     """Return how many bytes an owner may have at a replica.
 
+    All that are known by the word of one node may have half of what the rest leave of
+    OTHERS_BYTES_MAX, so that none fills it with owners of its own making.
+
     Args:
-        own_bytes: what it has.
-        all_bytes: what all other owners than the replica have, it included.
+        beside_bytes: what the others have that are known by the word of the same node.
+        others_bytes: what all others than it and the replica have.
     """
-    room_bytes = own_bytes + max(0, OTHERS_BYTES_MAX - all_bytes)
-    return min(OWNER_BYTES_MAX, max(OWNER_SURE_BYTES, room_bytes))
+    left_bytes = OTHERS_BYTES_MAX - (others_bytes - beside_bytes)
+    return min(OWNER_BYTES_MAX, max(OWNER_SURE_BYTES, left_bytes // 2 - beside_bytes))
 
 
 def old_versions(

@@ -376,7 +376,7 @@ async def test_the_first_records_of_an_owner_are_read_once(mine, other, monkeypa
 
 
 async def test_others_that_have_all_room_leave_an_owner_its_own(mine, bob, network, monkeypatch):
-    monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 3_000)
+    monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 4_000)
     monkeypatch.setattr(tables, "OWNER_SURE_BYTES", 1_000)
     for owner, sizes, stored in ((bob, (1_500, 1_500), 1), (CAROL, (500, 800, 5_000), 1)):
         for sequence, size in enumerate(sizes, 1):
@@ -387,6 +387,22 @@ async def test_others_that_have_all_room_leave_an_owner_its_own(mine, bob, netwo
     mine = again(mine)
     await mine.put({"own": b"x" * 10_000})
     assert mine.get(mine.owner, "own").signed.record.size_bytes == 10_000
+
+
+async def test_who_introduces_many_owners_leaves_room_for_others(alice, bob, network, monkeypatch):
+    """One that is known by hand could fill all room with owners of its own making."""
+    monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 32_000)
+    monkeypatch.setattr(tables, "OWNER_SURE_BYTES", 1_000)
+    shams = [KeyPair(bytes([number]) * 32) for number in range(1, 30)]
+    mine = opened(
+        alice, network, introducer_of=lambda owner: "bob" if owner == bob.node_id else "shams"
+    )
+    for owner in (*shams, bob):
+        value = b"x" * 1_500
+        await mine.take(owner.node_id, [(record(owner, network, value=value), value)])
+    held = sum(len(mine.ls(owner.node_id, "")) for owner in shams)
+    assert 8 <= held * 1_692 // 1_000 < 16
+    assert len(mine.ls(bob.node_id, "")) == 1
 
 
 async def test_what_nobody_subscribes_to_is_evicted_with_its_cursor(mine, other):

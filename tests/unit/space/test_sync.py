@@ -1217,7 +1217,7 @@ async def test_a_relay_is_blamed_for_a_value_that_the_owner_did_not_write(circle
 
 
 async def test_nobody_is_blamed_when_this_node_has_no_room_and_others_go_on(circle, monkeypatch):
-    monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 3_000)
+    monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 6_000)
     monkeypatch.setattr(tables, "OWNER_SURE_BYTES", 1_000)
     ada, bea, cid, _ = circle.members
     for number in range(3):

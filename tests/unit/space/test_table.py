@@ -537,7 +537,8 @@ def test_archived_versions_are_kept_by_number_and_by_age():
 def test_every_owner_has_some_bytes_for_sure_and_all_have_a_total():
     most, sure, total = tables.OWNER_BYTES_MAX, tables.OWNER_SURE_BYTES, tables.OTHERS_BYTES_MAX
     assert tables.owner_bytes_max(0, 0) == most
-    assert tables.owner_bytes_max(7, total - most) == most
-    assert tables.owner_bytes_max(2 * sure, total - 5) == 2 * sure + 5
-    assert tables.owner_bytes_max(2 * sure, total + 5) == 2 * sure
-    assert tables.owner_bytes_max(7, total + most) == sure
+    assert tables.owner_bytes_max(0, total - 2 * most) == most
+    assert tables.owner_bytes_max(0, total - 10 * sure) == 5 * sure
+    assert tables.owner_bytes_max(3 * sure, total - 7 * sure) == 2 * sure
+    assert tables.owner_bytes_max(total // 2, total // 2) == sure
+    assert tables.owner_bytes_max(0, total + most) == sure
