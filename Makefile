@@ -8,7 +8,7 @@ CODE := $(wildcard xsc tests benchmarks scripts)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install compile demo test test-times test-long coverage mutants surface check static bench sim spec wasi python format lock clean
+.PHONY: help install compile demo test apps test-times test-long coverage mutants surface check static bench sim spec wasi python format lock clean
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ PYTEST := $(PYTHON) -m pytest --numprocesses auto --dist loadgroup --no-loadscop
 test: compile  ## Run all tests, on every core
 	@$(PYTEST) $(PYTEST_ARGS)
 
+apps: compile  ## Run the tests that need other programs, here schemathesis, for some minutes
+	@env TEST_APPS=1 $(PYTHON) -m pytest $(or $(PYTEST_ARGS),tests/apps)
+
 test-times: compile  ## Run them, and print what each folder took beside its budget
 	@env TEST_TIMES=1 $(PYTEST) $(PYTEST_ARGS)
 
@@ -39,8 +42,8 @@ LONG := tests/sim/test_laws.py tests/sim/test_renewal.py tests/sim/test_stopped_
 	tests/sim/test_circle.py tests/sim/test_faults.py tests/sim/test_recovery.py tests/sim/test_resume.py tests/sim/test_story.py \
 	tests/unit/space/test_growth.py tests/unit/space/test_itc.py tests/sim/test_programs.py tests/e2e/test_recovery.py \
 	tests/e2e/test_resume.py tests/e2e/test_friends.py tests/e2e/test_repair.py tests/sim/test_killed_puts.py tests/sim/test_denials.py \
-	tests/e2e/test_programs.py tests/properties
-SIZES := TEST_LONG=1 TEST_LAWS_EXAMPLES=200 TEST_LAWS_STEPS=40 TEST_STOPPED_ROUNDS=10 TEST_ADVERSARY_SEEDS=2000 \
+	tests/e2e/test_programs.py tests/properties tests/apps
+SIZES := TEST_LONG=1 TEST_APPS=1 TEST_API_CASES=2000 TEST_LAWS_EXAMPLES=200 TEST_LAWS_STEPS=40 TEST_STOPPED_ROUNDS=10 TEST_ADVERSARY_SEEDS=2000 \
 	TEST_ADVERSARY_CANARIES=1 TEST_KILLS=60 TEST_FUZZ_CASES=20000 TEST_SPACE_SEEDS=2000 TEST_CLEARING_GAMES=4000 \
 	TEST_ALLOCATION_MARKETS=1000 TEST_SIM_SEEDS=4 HYPOTHESIS_PROFILE=long
 
@@ -62,7 +65,7 @@ static: install  ## Check format, lint, types and import layers
 	@$(PYTHON) -m mypy xsc $(wildcard benchmarks/*.py scripts/*.py)
 	@.venv/bin/lint-imports
 
-check: static test  ## Run everything that CI runs
+check: static test apps  ## Run everything that CI runs
 
 bench: install  ## Measure this machine
 	@$(PYTHON) -m benchmarks

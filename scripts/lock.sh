@@ -14,4 +14,4 @@ if ! command -v uv >/dev/null 2>&1; then
     PATH="$PWD/build/lock/bin:$PATH"
 fi
 uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
-    --generate-hashes --no-header --quiet --output-file requirements.lock "$@"
+    --generate-hashes --no-strip-extras --no-header --quiet --output-file requirements.lock "$@"

@@ -28,6 +28,8 @@ settings.register_profile("thorough", settings.get_profile("xsc"), max_examples=
 settings.register_profile(
     "first", settings.get_profile("xsc"), phases=settings.get_profile("xsc").phases[:3]
 )
+# They need other programs, and are run by `make apps`.
+collect_ignore = [] if "TEST_APPS" in os.environ else ["apps"]
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "xsc"))
 
 # A shell has what it starts in the background ignore this one, and so do all its children.

@@ -39,7 +39,7 @@ from xsc.identity.keys import KeyPair, network_id
 from xsc.net.calls.frame import Frame, pack_head, unpack
 from xsc.net.calls.signing import STAMP_BYTES, sign_request
 from xsc.net.peers import invitation
-from xsc.net.peers.registry import AddressRecord
+from xsc.net.peers.roster import AddressRecord
 from xsc.node.home.folder import read_identity
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_read

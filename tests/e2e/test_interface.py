@@ -50,6 +50,13 @@ def test_node_status(net):
     }
 
 
+def test_node_version(net):
+    said = net[0]("node version --json").json
+    status = net[0]("node status --json").json
+    assert said == {name: status[name] for name in ("name", "version", "network")}
+    assert said["version"] in net[0]("node version").text
+
+
 def test_put_prints_the_capability_and_nothing_else(net, tmp_path):
     (tmp_path / "f").write_bytes(b"content")
     done = net[0](["store", "put", tmp_path / "f"])

@@ -15,7 +15,7 @@ from tests.meta.test_commands import fault_of
 from xsc.base.errors import CallerError, CorruptionError
 from xsc.base.units import parse_duration_ms
 from xsc.node.config import KEYS
-from xsc.node.daemon import SHUTDOWN_TIMEOUT_S
+from xsc.node.daemon import SHUTDOWN_TIMEOUT_MS
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "contrib" / "xsc.service"
@@ -42,7 +42,7 @@ def test_the_unit_starts_what_xsc_takes_and_stops_it_in_time():
     assert unit["RestartPreventExitStatus"] == [
         f"{CallerError.exit_code} {CorruptionError.exit_code}"
     ]
-    assert parse_duration_ms(unit["TimeoutStopSec"][0]) > 2 * SHUTDOWN_TIMEOUT_S * 1000
+    assert parse_duration_ms(unit["TimeoutStopSec"][0]) > 2 * SHUTDOWN_TIMEOUT_MS
     home = f"/var/lib/{unit['StateDirectory'][0]}"
     assert unit["Environment"] == [f"XSC_HOME={home}"]
     assert unit["StateDirectoryMode"] == ["0700"]

@@ -13,6 +13,7 @@ from xsc.api import proof
 from xsc.api.table import ENDPOINTS
 from xsc.base.errors import XscError, code_of, leaves
 from xsc.base.units import parse_duration_ms, parse_size
+from xsc.node.api import openapi
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -291,20 +292,21 @@ def test_every_setting_is_documented_with_its_default_and_meaning():
 def test_the_table_of_the_api_has_every_route():
     table = (DOCS / "design" / "node.md").read_text().split("## The API", 1)[1].split("\n## ")[0]
     documented = re.findall(
-        r"`(GET|POST|PUT|DELETE) (/[\w/{}-]+)`",
+        r"`(GET|POST|PUT|DELETE) (/[\w/{}.-]+)`",
         "\n".join(line for line in table.splitlines() if line.startswith("|")),
     )
     assert len(documented) == len(set(documented))
     served = [(each.method, each.path) for each in ENDPOINTS]
     assert len(served) == len(set(served))
-    assert set(documented) == {*served, ("GET", "/health"), ("POST", proof.PATH)}
+    described = {("GET", path) for path in openapi.PATHS}
+    assert set(documented) == {*served, ("GET", "/health"), ("POST", proof.PATH), *described}
     # No route of the API is served beside the table.
     beside = {
         (method, path)
         for source in (ROOT / "xsc" / "node").rglob("*.py")
         for method, path in re.findall(r"web\.(get|post|put|delete)\(([^,]+),", source.read_text())
     }
-    assert beside == {("get", '"/health"'), ("post", "proof.PATH")}
+    assert beside == {("get", '"/health"'), ("post", "proof.PATH"), ("get", "path")}
 
 
 def commands() -> dict[str, list[str]]:

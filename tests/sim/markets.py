@@ -76,7 +76,7 @@ def settle(count: int, degree: int, seed: int = 13) -> Settled:
     kind = type("Circle", (Circle,), {"degree": degree})
 
     async def play(world: Circle) -> Settled:
-        world.net.set_delay(5, 40)
+        world.net.delay_ms = (5, 40)
         for index, node in enumerate(world.nodes):
             for other in world.neighbours(index):
                 weight = PPM // degree - random.randint(0, PPM // (2 * degree))

@@ -18,7 +18,7 @@ from xsc.base.limits import INTRODUCED_A_PEER_MAX, MIB, REMOVED_LISTED_MAX
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.net.peers.circle import Introduction, Member
-from xsc.net.peers.registry import AddressRecord, PeerInfo
+from xsc.net.peers.roster import AddressRecord, PeerInfo
 from xsc.node.home.recover import find_head
 from xsc.node.routes import status
 from xsc.node.routes.objects import _introducers
@@ -340,7 +340,7 @@ def test_who_is_removed_leaves_its_group_no_credit_that_it_used():
 def test_an_introducer_makes_so_many_known_and_no_more():
     async def play(world):
         one, sham = world.nodes[1], world.nodes[0]
-        book = sham.peers.registry
+        book = sham.peers.roster
         for number in range(INTRODUCED_A_PEER_MAX + 10):
             key = KeyPair(number.to_bytes(32, "big"))
             record = AddressRecord(
@@ -351,7 +351,8 @@ def test_an_introducer_makes_so_many_known_and_no_more():
                 seq=number,
             )
             signed = sign(record, key, sham.peers.network)
-            book.put(book.met(key.node_id, record, name=None, now_ms=number, signed=signed.raw))
+            met = book.met(key.node_id, record, signed=signed.raw)
+            book.put(met.model_copy(update={"added_ms": number}))
             # Others each time, so that more are named than fit one greeting.
             if number % 30 == 29:
                 publish(sham)
@@ -453,8 +454,7 @@ def test_a_recovered_node_knows_who_was_introduced():
     async def play(world):
         node, (hub, other) = world.nodes[1], ids(world, 0, 2)
         removed = [number.to_bytes(32, "big") for number in range(REMOVED_LISTED_MAX + 1)]
-        for peer in removed:
-            node.peers.registry.remove(peer)
+        node.peers.roster.restore_removed(removed[::-1])
         await node.directory.told()
         body = open_body(
             open_head(node.directory.head, node.key.node_id, node.peers.network).record, node.key

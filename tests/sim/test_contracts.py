@@ -178,13 +178,13 @@ def test_a_host_that_dies_in_the_middle_of_a_put_breaks_no_contract():
                 world.net.kill("node-3")
             return response
 
-        world.net.corrupt(dies)
+        world.net.corrupt = dies
         with pytest.raises(NoOffers) as caught:
             await put(owner, data)
         assert f"silent: {names(world, 3)}" in caught.value.message
         assert "`--survive 1node`" in caught.value.hint
         assert not owner.storage.ls()
-        world.net.corrupt(None)
+        world.net.corrupt = None
         await world.crash(3)
         assert await get(owner, await put(owner, data, contract=Contract(1))) == data
 

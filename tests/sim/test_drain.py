@@ -313,12 +313,12 @@ def test_an_owner_waits_with_deleting_until_it_has_read_all_that_remains():
                 return type(response)(500, {}, [b"{}"])
             return response
 
-        world.net.corrupt(corrupt)
+        world.net.corrupt = corrupt
         await world.nodes[leaver].storage.drain.begin()
         await world.until(lambda: new in asked or len(asked) > 2)
         await world.clock.sleep_ms(180_000)
         assert await held_by(world, leaver), "nothing goes before all else was read"
-        world.net.corrupt(None)
+        world.net.corrupt = None
         await drained(world, leaver)
         assert await get(world.nodes[5], capability) == data
 

@@ -114,14 +114,14 @@ def test_a_check_tells_damage_from_silence_and_deep_finds_what_shallow_does_not(
                 return type(response)(response.status, response.headers, [bytes(raw)])
             return response
 
-        world.net.corrupt(corrupt)
+        world.net.corrupt = corrupt
         shallow = await check(owner, capability)
         assert [host.state for host in shallow.hosts] == ["ok"] * 6
         deep = await check(owner, capability, deep=True)
         assert {fault.shard for fault in deep.bad} == {3}
         assert deep.hosts[3].state == "corrupt"
         assert deep.margin == 1
-        world.net.corrupt(None)
+        world.net.corrupt = None
         await world.crash(hosts[0])
         silent = await check(owner, capability)
         assert [host.state for host in silent.hosts].count("unreachable") == 1

@@ -114,23 +114,23 @@ def test_a_host_that_returns_corrupt_bytes_is_skipped_and_reported():
                 return type(response)(response.status, response.headers, [bytes(raw)])
             return response
 
-        world.net.corrupt(corrupt)
+        world.net.corrupt = corrupt
         reader = world.nodes[0]
         assert await get(reader, capability) == data
         assert flipped
-        world.net.corrupt(None)
+        world.net.corrupt = None
 
     run(23, 7, play)
 
 
 def test_messages_lost_and_delayed_change_nothing_but_the_time():
     async def play(world):
-        world.net.set_loss(20_000)
-        world.net.set_delay(1, 80)
+        world.net.loss_ppm = 20_000
+        world.net.delay_ms = (1, 80)
         data = content(3 * MIB)
         capability = await put(world.nodes[0], data)
         assert await get(world.nodes[2], capability) == data
-        world.net.set_loss(0)
+        world.net.loss_ppm = 0
         await world.nodes[0].market.settlement.settle_all()
         for node in world.nodes:
             await node.ledger.retry_pending()
@@ -198,7 +198,7 @@ def test_in_a_circle_of_five_any_host_may_go_silent_in_the_middle_of_a_put(victi
     """Also the one with two columns: each goes to another node, so that none has three."""
 
     async def play(world):
-        world.net.set_delay(20, 40)
+        world.net.delay_ms = (20, 40)
         data = content(5 * MIB)
         putting = asyncio.ensure_future(put(world.nodes[0], data))
         await world.clock.sleep_ms(100)

@@ -21,7 +21,7 @@ def rows(world):
 
 async def begun(world, moment_ms):
     """Put an object whole and break off another; return the first, and what lies then."""
-    world.net.set_delay(20, 40)
+    world.net.delay_ms = (20, 40)
     kept = await put(world.nodes[0], content(300_000, seed=1))
     before = lies(world)
     putting = asyncio.ensure_future(put(world.nodes[0], content(9 * MIB, seed=2)))

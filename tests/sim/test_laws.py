@@ -130,7 +130,7 @@ class Laws(RuleBasedStateMachine):
     def begin(self, seed, least, more):
         self.world = World(seed, NODES, SETTINGS)
         self.loop = SimulatedLoop(self.world.clock)
-        self.world.net.set_delay(least, least + more)
+        self.world.net.delay_ms = (least, least + more)
         self.do(self.world.start())
         self._watch()
 

@@ -188,10 +188,10 @@ def test_a_corrupt_source_is_skipped_and_blamed_and_the_object_heals():
                 return type(response)(response.status, response.headers, [bytes(raw)])
             return response
 
-        world.net.corrupt(corrupt)
+        world.net.corrupt = corrupt
         await world.crash(victim)
         await whole(world, capability, without=[victim])
-        world.net.corrupt(None)
+        world.net.corrupt = None
         assert await get(world.nodes[0], capability) == data
 
     run(46, 7, play, QUICK)

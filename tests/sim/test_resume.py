@@ -69,7 +69,7 @@ def on_hosts(world):
 def test_an_owner_killed_again_and_again_sends_only_again_what_was_under_way(seed):
     async def play(world):
         draw = random.Random(seed)
-        world.net.set_delay(1, 30)
+        world.net.delay_ms = (1, 30)
         sent = Counter(world)
         killed = 0
         for point in range(3):
@@ -101,7 +101,7 @@ def test_an_owner_killed_again_and_again_sends_only_again_what_was_under_way(see
 
 def test_what_a_put_had_counted_when_its_client_was_killed_is_counted_once():
     async def play(world):
-        world.net.set_delay(1, 30)
+        world.net.delay_ms = (1, 30)
         data = content(SEGMENT_BYTES + 12_345)
         killed = 0
         # The records go to the hosts within these moments, with the last segment.
@@ -129,7 +129,7 @@ def test_what_a_put_had_counted_when_its_client_was_killed_is_counted_once():
 def test_of_a_put_whose_client_is_killed_nothing_is_sent_again(seed):
     async def play(world):
         draw = random.Random(seed)
-        world.net.set_delay(1, 30)
+        world.net.delay_ms = (1, 30)
         sent = Counter(world)
         data = content(SIZE, seed=seed)
         kills = 0
@@ -151,7 +151,7 @@ def test_of_a_put_whose_client_is_killed_nothing_is_sent_again(seed):
 def test_a_host_killed_with_the_client_costs_no_more_than_what_it_had_not_synced(seed):
     async def play(world):
         draw = random.Random(seed)
-        world.net.set_delay(1, 30)
+        world.net.delay_ms = (1, 30)
         sent = Counter(world)
         for point in range(2):
             data = content(SIZE, seed=point)
@@ -180,7 +180,7 @@ def test_a_get_that_is_killed_fetches_one_segment_again_at_most(seed):
     async def play(world):
         draw = random.Random(seed)
         # Nobody is late, so that no shard is asked for beside another.
-        world.net.set_delay(1, 20)
+        world.net.delay_ms = (1, 20)
         data = content(4 * SEGMENT_BYTES, seed=seed)
         capability = (await begin(world, data)).capability
         before = len(world.net.trace)
@@ -223,7 +223,7 @@ def asked_for(world, before):
 def test_a_host_that_is_killed_in_a_get_costs_what_it_was_asked_for(seed):
     async def play(world):
         draw = random.Random(seed)
-        world.net.set_delay(1, 20)
+        world.net.delay_ms = (1, 20)
         data = content(6 * SEGMENT_BYTES, seed=seed)
         capability = (await begin(world, data)).capability
         hosts = {host.node for host in (await world.nodes[0].storage.stat(capability)).hosts}
@@ -253,7 +253,7 @@ def test_a_host_that_is_killed_in_a_get_costs_what_it_was_asked_for(seed):
 def test_hosts_and_the_client_killed_at_any_point_lose_nothing(seed):
     async def play(world):
         draw = random.Random(seed)
-        world.net.set_delay(1, 30)
+        world.net.delay_ms = (1, 30)
         for point in range(3):
             data = content(SIZE, seed=point)
             putting = begin(world, data)
@@ -277,7 +277,7 @@ def test_hosts_and_the_client_killed_at_any_point_lose_nothing(seed):
 
 def test_what_is_said_to_be_stored_is_not_sent_again():
     async def play(world):
-        world.net.set_delay(5, 5)
+        world.net.delay_ms = (5, 5)
         sent = Counter(world)
         data = content(SIZE)
         resume_journals = world.nodes[0].storage.resume_journals
@@ -296,7 +296,7 @@ def test_what_is_said_to_be_stored_is_not_sent_again():
 @pytest.mark.parametrize("where", [0, SEGMENT_BYTES + 7, SIZE - 1])
 def test_a_changed_file_is_never_mixed_in(where):
     async def play(world):
-        world.net.set_delay(5, 5)
+        world.net.delay_ms = (5, 5)
         data = content(SIZE)
         putting = begin(world, data)
         resume_journals = world.nodes[0].storage.resume_journals
@@ -320,7 +320,7 @@ def test_a_changed_file_is_never_mixed_in(where):
 @pytest.mark.parametrize("size", [0, 5, SEGMENT_BYTES, 2 * SEGMENT_BYTES + 1, SIZE + SEGMENT_BYTES])
 def test_a_file_of_another_length_is_never_mixed_in(size):
     async def play(world):
-        world.net.set_delay(5, 5)
+        world.net.delay_ms = (5, 5)
         resume_journals = world.nodes[0].storage.resume_journals
         putting = begin(world, content(SIZE))
         await reaches(world, resume_journals, 3 * SEGMENT_BYTES)
@@ -337,7 +337,7 @@ def test_a_file_of_another_length_is_never_mixed_in(size):
 
 def test_no_nonce_ever_protects_two_contents():
     async def play(world):
-        world.net.set_delay(5, 5)
+        world.net.delay_ms = (5, 5)
         seen = {}
 
         def note():
@@ -379,7 +379,7 @@ def test_two_puts_of_one_id_wait_for_each_other():
 @pytest.mark.parametrize("restarted", [False, True])
 def test_what_nobody_goes_on_with_is_deleted_in_time(restarted):
     async def play(world):
-        world.net.set_delay(5, 5)
+        world.net.delay_ms = (5, 5)
         resume_journals = world.nodes[0].storage.resume_journals
         putting = begin(world, content(SIZE))
         await reaches(world, resume_journals, SEGMENT_BYTES)
@@ -403,7 +403,7 @@ def test_what_nobody_goes_on_with_is_deleted_in_time(restarted):
 
 def test_a_silent_host_is_asked_again_before_an_upload_is_forgotten():
     async def play(world):
-        world.net.set_delay(5, 5)
+        world.net.delay_ms = (5, 5)
         resume_journals = world.nodes[0].storage.resume_journals
         putting = begin(world, content(SIZE))
         await reaches(world, resume_journals, SEGMENT_BYTES)
@@ -427,7 +427,7 @@ def test_a_silent_host_is_asked_again_before_an_upload_is_forgotten():
 
 def test_a_put_that_finds_too_few_hosts_for_now_goes_on_later():
     async def play(world):
-        world.net.set_delay(5, 5)
+        world.net.delay_ms = (5, 5)
         data = content(SIZE)
         resume_journals = world.nodes[0].storage.resume_journals
         putting = begin(world, data)

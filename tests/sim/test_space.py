@@ -88,8 +88,8 @@ class Play(Circle):
             member.begin()
             self.start(member)
         elif act == "net":
-            network.set_loss(self.rng.choice([0, LOSS_PPM]))
-            network.set_duplicates(self.rng.choice([0, DUPLICATES_PPM]))
+            network.loss_ppm = self.rng.choice([0, LOSS_PPM])
+            network.duplicates_ppm = self.rng.choice([0, DUPLICATES_PPM])
         elif act == "compact":
             await member.store.sign_head()
             await member.store.compact({member.id: 2**60})  # tombstones go that others lack
@@ -134,8 +134,8 @@ async def run(seed):
     try:
         for _ in range(STEPS):
             await play.step(network)
-        network.set_loss(0)
-        network.set_duplicates(0)
+        network.loss_ppm = 0
+        network.duplicates_ppm = 0
         await play.end()
     except AssertionError as broken:
         again = f"TEST_SPACE_SEEDS={seed}-{seed} make test PYTEST_ARGS=tests/sim/test_space.py"

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
+from types import UnionType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -91,6 +92,7 @@ class Model:
         "extra": "forbid",
         "val_json_bytes": "base64",
         "alias_generator": written_name,
+        "use_attribute_docstrings": True,
     }
 
     def __init_subclass__(cls) -> None:
@@ -114,7 +116,7 @@ class Endpoint(Generic[Q, R]):
     method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     request: type[Q]
-    answer: type[R]
+    answer: type[R] | UnionType
     """Of one line, event or row, where there are several."""
     says: str
     """What it does, in one sentence."""

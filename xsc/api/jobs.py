@@ -165,7 +165,10 @@ class Ran(Ended):
     files: Mapping[str, bytes]
 
 
-def result_of(done: JobResult) -> Ended:
+Result = Invoked | Batched | Ran
+
+
+def result_of(done: JobResult) -> Result:
     """Return a result as the API shows it: what jobs of its mode have."""
     common = {name: getattr(done, name) for name in _COMMON}
     common["trap"], common["receipt"] = _fault(done.trap), done.receipt
@@ -196,7 +199,7 @@ class Line(Model):
 
     stdout: bytes | None = absent(default=None)
     stderr: bytes | None = absent(default=None)
-    result: Ended | None = absent(default=None)
+    result: Result | None = absent(default=None)
     problem: Problem | None = absent(default=None)
 
 
@@ -216,7 +219,7 @@ class Evidence(Model):
     """The fields of the outcome in which the two differ."""
 
 
-RUN = Endpoint("POST", "/v1/jobs", Job, Ended, "Run a job.", takes="framed")
+RUN: Endpoint[Job, Result] = Endpoint("POST", "/v1/jobs", Job, Result, "Run a job.", takes="framed")
 STREAM = Endpoint(
     "POST",
     "/v1/jobs/stream",

@@ -82,6 +82,14 @@ class Status(Model):
     traffic: TrafficStatus
 
 
+class Version(Model):
+    """What runs."""
+
+    name: str
+    version: str
+    network: str
+
+
 class PeerHealth(Model):
     """What probes say of one peer."""
 
@@ -100,6 +108,7 @@ class PeerHealth(Model):
     """A clearing that it signed and that does not recompute."""
 
 
+VERSION = Endpoint("GET", "/v1/version", Nothing, Version, "Say which XSC the node runs.")
 STATUS = Endpoint("GET", "/v1/status", Nothing, Status, "Say what the node is and does.")
 HEALTH = Endpoint(
     "GET", "/v1/health", Nothing, PeerHealth, "Say what probes found of each peer.", rows="peers"

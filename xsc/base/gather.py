@@ -34,9 +34,9 @@ class _Queue(Generic[T, R]):
 class Gather(Generic[K, T, R]):
     """Runs calls in batches; each caller gets its own result or error.
 
-    The first call of an idle key starts a task. It awaits `pause`, if there is one, and
-    takes its first batch: all calls made in the meantime, at least those of the same turn
-    of the event loop. Calls run in the order in which they were made.
+    The first call of an idle key starts a task. Before each batch it awaits `pause`, if there
+    is one, and takes all calls made in the meantime, at least those of the same turn of the
+    event loop. Calls run in the order in which they were made.
 
     A call whose caller was cancelled before its batch began is left out, unless `all_run`.
 
@@ -49,7 +49,7 @@ class Gather(Generic[K, T, R]):
         size_max: most that the sizes of a batch may add up to; a larger call is a batch of
             its own.
         all_run: whether calls are run whose callers were cancelled before.
-        pause: awaited before the first batch of an idle key.
+        pause: awaited before each batch.
         spawn: starts the task of a key.
         stopped: makes the error of all unanswered calls where that task is cancelled. Where
             it fails by a bug, each of them raises the bug.
@@ -100,9 +100,7 @@ class Gather(Generic[K, T, R]):
             await asyncio.wait(tasks)
 
     async def _work(self, key: K, queue: _Queue[T, R]) -> None:
-        if self._pause is not None:
-            await self._pause()
-        while self._next_batch(queue):
+        while await self._next_batch(queue):
             batch = queue.batch
             try:
                 outcomes = await self._run(key, [call for call, _ in batch])
@@ -114,8 +112,10 @@ class Gather(Generic[K, T, R]):
         del self._queues[key]
         queue.batch = ()
 
-    def _next_batch(self, queue: _Queue[T, R]) -> bool:
+    async def _next_batch(self, queue: _Queue[T, R]) -> bool:
         """Take the next batch; return False where nothing waits."""
+        if self._pause is not None:
+            await self._pause()
         waiting = queue.waiting
         most = len(waiting)
         if self._most is not None:

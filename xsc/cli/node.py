@@ -242,6 +242,15 @@ _STATUS: Final[Columns] = {
 }
 
 
+_VERSION: Final[Columns] = {"node": "name", "runs": "version", "network": "network"}
+
+
+@asks(node, api.status.VERSION)
+def version(answer: Document) -> None:
+    """Say which XSC the node runs."""
+    show_fields(answer, _VERSION)
+
+
 @asks(node, api.status.STATUS)
 def status(answer: Document) -> None:
     """Show what the node is, holds and does."""

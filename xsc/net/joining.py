@@ -15,8 +15,7 @@ from xsc.net.calls.server import JOIN, RequestServer
 from xsc.net.peers import invitation as invitations
 from xsc.net.peers.introductions import Introductions
 from xsc.net.peers.own_address import OwnAddress
-from xsc.net.peers.registry import AddressRecord, PeerInfo, PeerRegistry
-from xsc.net.peers.roster import Roster
+from xsc.net.peers.roster import AddressRecord, PeerInfo, Roster
 
 
 class Joining:
@@ -25,7 +24,7 @@ class Joining:
     Args:
         context: the node's values.
         network_name: the network that an invitation must name.
-        registry, roster: the known peers.
+        roster: the known peers.
         sender: calls the issuer of an invitation.
         server: passes calls of `peers.join` here.
         own_address: says where this node is.
@@ -38,7 +37,6 @@ class Joining:
         context: Context,
         *,
         network_name: str,
-        registry: PeerRegistry,
         roster: Roster,
         sender: RequestSender,
         server: RequestServer,
@@ -48,7 +46,6 @@ class Joining:
     ) -> None:
         self._context = context
         self._network_name = network_name
-        self._registry = registry
         self._roster = roster
         self._sender = sender
         self._server = server
@@ -115,7 +112,7 @@ class Joining:
             added_ms=0,
         )
         # Refused here rather than after the secret is used up.
-        self._registry.met(asked.node_id, self._own_address.record().record, name=name, now_ms=0)
+        self._roster.met(asked.node_id, self._own_address.record().record, name=name)
         header: dict[str, Value] = {
             "secret": asked.secret,
             "record": self._own_address.record().raw,
@@ -134,7 +131,7 @@ class Joining:
         """Take the bearer of an invitation as a peer. Awaits nothing: a secret works once."""
         now_ms = self._context.clock.now_ms()
         secret = take_bytes(header, "secret", size=invitations.SECRET_BYTES)
-        before = self._registry.get(caller.node_id)
+        before = self._roster.get(caller.node_id)
         used = self._invitations.redeem(
             secret, caller.node_id, known=before is not None and not before.blocked, now_ms=now_ms
         )
@@ -160,13 +157,11 @@ class Joining:
         name: str | None = None,
         also: Change | None = None,
     ) -> None:
-        before = self._registry.get(peer)
-        met = self._registry.met(
-            peer, signed.record, name=name, now_ms=self._context.clock.now_ms(), signed=signed.raw
-        )
+        before = self._roster.get(peer)
+        met = self._roster.met(peer, signed.record, name=name, signed=signed.raw)
         # A peer may show again and again the invitation that it came by: nothing is new then.
         again = before is not None and also is not None and self._store.get(also[0]) == also[1]
-        self._registry.put(met, *([] if also is None else [also]), sync=not again)
+        self._roster.put(met, *([] if also is None else [also]), sync=not again)
         if before is None or before.blocked:
             self._roster.tell(peer, "added")
         elif before.through is not None or before.introducible != met.introducible:

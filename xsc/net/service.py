@@ -25,8 +25,7 @@ from xsc.net.calls.server import OWN_BOUNDS, RequestServer
 from xsc.net.joining import Joining
 from xsc.net.peers.introductions import Introductions
 from xsc.net.peers.own_address import OwnAddress
-from xsc.net.peers.registry import PeerInfo, PeerRegistry
-from xsc.net.peers.roster import Roster
+from xsc.net.peers.roster import PeerInfo, Roster
 from xsc.net.transport.port import Traffic, Transport
 
 
@@ -72,8 +71,7 @@ class PeerNet:
         self._transport = transport
         self._tasks: set[asyncio.Task[None]] = set()
         self._batchers: dict[str, RequestBatcher] = {}
-        self.registry = PeerRegistry(store, name)
-        self.roster = Roster(key.node_id, self.registry, clock, log)
+        self.roster = Roster(store, own=key.node_id, own_name=name, clock=clock, log=log)
         self.roster.on_change(self._peer_changed)
         self.work = PeerWork(executor)
         self.bounds = dict(OWN_BOUNDS)
@@ -91,7 +89,7 @@ class PeerNet:
         )
         self.server = RequestServer(
             self.context,
-            self.registry,
+            self.roster,
             store,
             quota or Quota(),
             work=self.work,
@@ -108,14 +106,12 @@ class PeerNet:
         )
         self.introductions = Introductions(
             self.context,
-            registry=self.registry,
+            roster=self.roster,
             accepts=accepts,
-            added=lambda peer: self.roster.tell(peer, "added"),
         )
         self.joining = Joining(
             self.context,
             network_name=network_name,
-            registry=self.registry,
             roster=self.roster,
             sender=self.sender,
             server=self.server,
@@ -152,7 +148,7 @@ class PeerNet:
         Raises:
             PeerUnknown: nothing is.
         """
-        return self.registry.info(peer)
+        return self.roster.info(peer)
 
     def find(self, text: str) -> bytes:
         """Return the peer of a name, an id, or a beginning of an id that fits one only.
@@ -160,7 +156,7 @@ class PeerNet:
         Raises:
             PeerUnknown: nobody, ArgumentInvalid: more than one.
         """
-        return self.registry.find(text).node_id
+        return self.roster.find(text).node_id
 
     def share(self, *methods: str, halves: bool = False, timeout_ms: int = PEER_TIMEOUT_MS) -> None:
         """Let small calls of these methods share requests; they must be quick and answer little.
@@ -212,7 +208,7 @@ class PeerNet:
         return await self.call_alone(peer, method, header, parts, timeout_ms or PEER_TIMEOUT_MS)
 
     def _callable(self, peer: bytes) -> PeerInfo:
-        info = self.registry.info(peer)
+        info = self.roster.info(peer)
         if info.blocked:
             raise PeerBlocked(f"the peer {info.name} is blocked here")
         return info

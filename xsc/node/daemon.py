@@ -13,13 +13,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from aiohttp import web
-
-from xsc.api import proof
 from xsc.base.errors import HomeInvalid
 from xsc.base.ids import to_text
 from xsc.base.limits import API_CONNECTIONS_MAX, GIB, MIB, SERVICE_CONNECTIONS_MAX
@@ -28,10 +25,11 @@ from xsc.compute.worker.code_cache import CodeCache
 from xsc.compute.worker.pool import PoolSandbox
 from xsc.identity import keyfile
 from xsc.net.peers.invitation import SCHEME, from_string
+from xsc.net.transport.addresses import split
 from xsc.net.transport.bounds import Gate
 from xsc.net.transport.http import HttpTransport
 from xsc.net.transport.http import Server as HttpServer
-from xsc.node.api.app import KEEP_ALIVE_MS, Prover, Reports, Running, application
+from xsc.node.api.app import KEEP_ALIVE_MS, Reports, application
 from xsc.node.api.deployments import ServiceListener
 from xsc.node.api.serving import Server
 from xsc.node.build import Node, Parts
@@ -53,7 +51,7 @@ from xsc.node.system import (
 from xsc.terms.quote import UNITS
 
 CAPACITY_AUTO_BYTES_MAX = 100 * GIB
-SHUTDOWN_TIMEOUT_S = 10.0
+SHUTDOWN_TIMEOUT_MS = 10_000
 """How long running requests of the API may take to end."""
 CANCEL_TIMEOUT_MS = 1_000
 WORK_THREADS = 8
@@ -63,40 +61,35 @@ FREED_BYTES_KEPT = 64 * MIB
 """Memory that the process keeps for its next buffers: those of a few segments."""
 
 
-def with_capacity(home: Path, config: Config, free_bytes: int) -> Config:
-    """Return the settings with the automatic capacity made a number of bytes.
+def _open(path: Path, passphrase: str, flags: Mapping[str, str]) -> tuple[homes.Home, Config]:
+    """Return a locked home and its settings, completed by what it has chosen before.
 
-    It is chosen once a home: half of what is free now would shrink with every
-    start of a node that fills up.
+    The automatic capacity is chosen once: half of what is free now would shrink with every
+    start of a node that fills up. A port that the system gave stays, so that peers find it.
     """
-    chosen = homes.capacity_of(home, config.storage_capacity_bytes)
-    if chosen is None:
-        chosen = min(CAPACITY_AUTO_BYTES_MAX, max(1, free_bytes // 2))
-        homes.write_number(home / "capacity", chosen)
-    return config.model_copy(update={"storage_capacity_bytes": chosen})
-
-
-def _split(listen: str) -> tuple[str, int]:
-    host, port = listen.rsplit(":", 1)
-    return host.strip("[]"), int(port)
-
-
-def _remembered(path: Path, config: Config) -> Config:
-    """Return the settings with the peer port that this home had before, so that peers find it."""
-    host, port = _split(config.peer_listen)
+    config = from_environment(path, flags)
+    home = homes.open_home(path, passphrase)
+    os.umask(0o077)
+    capacity = homes.capacity_of(path, config.storage_capacity_bytes)
+    if capacity is None:
+        free = homes.free_bytes(path, config.disk_reserve_ppm)
+        capacity = min(CAPACITY_AUTO_BYTES_MAX, max(1, free // 2))
+        homes.write_number(path / "capacity", capacity)
+    host, port = split(config.peer_listen)
     known = homes.read_number(path / "peer.port")
     if port == 0 and known is not None and known < 65536:
-        return config.model_copy(update={"peer_listen": f"{host}:{known}"})
-    return config
+        port = known
+    chosen = {"storage_capacity_bytes": capacity, "peer_listen": f"{host}:{port}"}
+    return home, config.model_copy(update=chosen)
 
 
-def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -> Parts:
-    executor = ThreadExecutor(WORK_THREADS)
+def _node(home: homes.Home, config: Config, log: JsonLog, *, recovering: bool = False) -> Node:
+    clock = SystemClock()
     stores = open_stores(home.databases, log)
-    return Parts(
+    parts = Parts(
         clock=clock,
         entropy=SystemEntropy(),
-        executor=executor,
+        executor=ThreadExecutor(WORK_THREADS),
         transport=HttpTransport(
             listen=config.peer_listen, key=home.key, connections_max=connections_of_a_kind()
         ),
@@ -115,6 +108,7 @@ def _parts(home: homes.Home, config: Config, log: JsonLog, clock: SystemClock) -
         log=log,
         disk_free_bytes=partial(homes.free_bytes, home.path, config.disk_reserve_ppm),
     )
+    return Node(config, home.key, home.network, parts, recovering=recovering)
 
 
 def banner(node: Node) -> list[str]:
@@ -134,15 +128,15 @@ def banner(node: Node) -> list[str]:
     ]
 
 
-def _publish(node: Node, home: Path, token: str, say: Callable[[str], None]) -> None:
+def _publish(node: Node, home: Path, token: str) -> None:
     """Write to the home where the node listens, and print it."""
     homes.remember_port(home, node.peer_url)
     homes.publish(home, api_url=node.api_url, peer_url=node.peer_url, token=token)
     for line in banner(node):
-        say(line)
-    say(f"API at {node.api_url}, token in {home / 'api.token'}")
+        _say(line)
+    _say(f"API at {node.api_url}, token in {home / 'api.token'}")
     if node.services.registry.url:
-        say(f"services at {node.services.registry.url}/fn/OWNER/NAME")
+        _say(f"services at {node.services.registry.url}/fn/OWNER/NAME")
 
 
 def _ended_by_signal() -> asyncio.Event:
@@ -168,45 +162,39 @@ async def _until_ended(node: Node, ended: asyncio.Event) -> None:
         raise node.failed.result()
 
 
-async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], None]) -> None:
+async def serve(home: homes.Home, config: Config) -> None:
     """Run a node until the process is told to end."""
-    clock = SystemClock()
-    log = JsonLog(clock, config.log_level)
+    log = JsonLog(SystemClock(), config.log_level)
     logging.getLogger().addHandler(Reports(log))
-    reserve_ppm = config.disk_reserve_ppm
-    config = with_capacity(home.path, config, homes.free_bytes(home.path, reserve_ppm))
-    fault = homes.capacity_fault(home.path, config.storage_capacity_bytes, reserve_ppm)
+    fault = homes.capacity_fault(home.path, config.storage_capacity_bytes, config.disk_reserve_ppm)
     if fault:
         log.warning("storage.capacity_beyond_disk", fault=fault)
-    parts = _parts(home, config, log, clock)
-    node = Node(config, home.key, home.network, parts)
-    services = ServiceListener(
-        node, connections_max=min(SERVICE_CONNECTIONS_MAX, connections_of_a_kind())
-    )
+    node = _node(home, config, log)
     ended = _ended_by_signal()
     await node.start()
     # What a start leaves stays to the end: it need not be looked through for garbage again
     # and again, nor what requests make as often as for a small program.
     gc.freeze()
     gc.set_threshold(GARBAGE_THRESHOLD)
-    token = to_text(parts.entropy.token(homes.TOKEN_BYTES))
-    prover = Prover(token)
-    api_most = min(API_CONNECTIONS_MAX, connections_of_a_kind())
-    gate = Gate(most=api_most, share=api_most, idle_ms=KEEP_ALIVE_MS)
-    running = Running()
-    supervisor = Supervisor(log)
+    most = connections_of_a_kind()
+    services = ServiceListener(node, connections_max=min(SERVICE_CONNECTIONS_MAX, most))
+    token = to_text(SystemEntropy().token(homes.TOKEN_BYTES))
+    most = min(API_CONNECTIONS_MAX, most)
     node.home = home.path
-    server = Server(node, ANSWERS)
-    routes = [*server.routes(), web.post(proof.PATH, prover.route)]
-    http = HttpServer(application(routes, token, log, running, node.peer_names), gate)
+    api = HttpServer(
+        application(Server(node, ANSWERS).routes(), token, log, node.peer_names),
+        Gate(most=most, share=most, idle_ms=KEEP_ALIVE_MS),
+    )
+    supervisor = Supervisor(log)
     try:
-        host, port = _split(config.api_listen)
-        prover.port = await http.start(host, port, "api_listen")
+        host, port = split(config.api_listen)
+        node.api_url = f"http://{host}:{await api.start(host, port, 'api_listen')}"
         if config.services_listen:
-            node.services.registry.url = await _listen_for_services(services, config)
+            host, port = split(config.services_listen)
+            found = f"http://{host}:{await services.start(host, port)}"
+            node.services.registry.url = config.services_url.rstrip("/") or found
             node.services.registry.changed.set()
-        node.api_url = f"http://{host}:{prover.port}"
-        _publish(node, home.path, token, flags_say)
+        _publish(node, home.path, token)
         supervisor.tell(READY)
         assuring = asyncio.create_task(supervisor.assure())
         await _until_ended(node, ended)
@@ -214,21 +202,12 @@ async def serve(home: homes.Home, config: Config, flags_say: Callable[[str], Non
         supervisor.tell(STOPPING)
     finally:
         homes.unpublish(home.path)
-        http.end()
+        api.end()
         node.space.end_watches()
         node.programs.end_watches()
-        # Not left to aiohttp: from its cleanup on, what an upload still brings is thrown away.
-        await asyncio.gather(running.ended(SHUTDOWN_TIMEOUT_S), services.stop())
-        await http.stop(CANCEL_TIMEOUT_MS)
+        await asyncio.gather(api.answered(SHUTDOWN_TIMEOUT_MS), services.stop())
+        await api.stop(CANCEL_TIMEOUT_MS)
         await node.stop()
-
-
-async def _listen_for_services(services: ServiceListener, config: Config) -> str:
-    """Open the listener of services, and return where it is reached."""
-    host, port = _split(config.services_listen)
-    found = await services.start(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    return config.services_url.rstrip("/") or f"http://{shown}:{found}"
 
 
 def _say(line: str) -> None:
@@ -245,10 +224,7 @@ async def _come_back(
     without_silent: bool = False,
 ) -> Returned:
     """Have a node that serves nobody ask its peers what it was; then its home is finished."""
-    clock = SystemClock()
-    parts = _parts(home, config, log, clock)
-    config = with_capacity(home.path, config, parts.disk_free_bytes())
-    node = Node(config, home.key, home.network, parts, recovering=True)
+    node = _node(home, config, log, recovering=True)
     try:
         recovering = homes.stage_of(home.path) == "recovering"
         found = await find_objects(
@@ -304,9 +280,7 @@ def recover_home(
             raise HomeInvalid(
                 f"no recovery was begun at {path}", hint="give the exported key file, too"
             )
-        home = homes.open_home(path, passphrase)
-        config = _remembered(path, from_environment(path, {}))
-        os.umask(0o077)
+        home, config = _open(path, passphrase, {})
         log = SentenceLog(SystemClock())
         return to_text(home.key.node_id), asyncio.run(_come_back(home, config, log, places))
 
@@ -322,9 +296,7 @@ def catch_up_home(path: Path, *, passphrase: str, without_silent: bool) -> Retur
             raise HomeInvalid(
                 f"no restore is to be finished at {path}", hint="give the backup, too"
             )
-        home = homes.open_home(path, passphrase)
-        config = _remembered(path, from_environment(path, {}))
-        os.umask(0o077)
+        home, config = _open(path, passphrase, {})
         log = SentenceLog(SystemClock())
         return asyncio.run(_come_back(home, config, log, without_silent=without_silent))
 
@@ -342,14 +314,12 @@ def main(path: Path, overrides: Mapping[str, str], passphrase: str = "") -> int:
     """
     with homes.lock(path):
         homes.check_whole(path)
-        config = from_environment(path, overrides)
-        home = homes.open_home(path, passphrase)
-        os.umask(0o077)
+        home, config = _open(path, passphrase, overrides)
         log = JsonLog(SystemClock(), config.log_level)
         if homes.stage_of(path) is not None:
-            done = asyncio.run(_come_back(home, _remembered(path, config), log))
+            done = asyncio.run(_come_back(home, config, log))
             _say(f"came back with {done.entries} ledger entries, from {done.peers} peers")
         keep_freed_memory(FREED_BYTES_KEPT)
         raise_descriptors()
-        asyncio.run(serve(home, _remembered(path, config), _say))
+        asyncio.run(serve(home, config))
     return 0

@@ -123,7 +123,7 @@ class Play:
         self.oracle = self.world.oracle
         self.oracle.kept = self.kept
         self.loop = SimulatedLoop(self.world.clock)
-        self.world.net.set_delay(1, 20)
+        self.world.net.delay_ms = (1, 20)
         self.do(self._begin())
 
     async def _begin(self) -> None:

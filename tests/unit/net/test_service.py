@@ -43,11 +43,12 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
 from xsc.net.calls.frame import pack_head
-from xsc.net.calls.problems import answer_of, error_of, nothing
+from xsc.net.calls.problems import answer_of, error_of
 from xsc.net.calls.quota import Quota
+from xsc.net.calls.server import UNKNOWN
 from xsc.net.calls.signing import sign_request
 from xsc.net.peers.invitation import from_string
-from xsc.net.peers.registry import AddressRecord
+from xsc.net.peers.roster import AddressRecord
 from xsc.net.transport.bounds import Room
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import RawRequest, RawResponse
@@ -236,7 +237,7 @@ async def test_a_dropped_connection_is_tried_once_more_with_a_new_signature(node
 async def test_the_next_address_is_tried_and_the_good_one_remembered(nodes, memory):
     anna, bert = nodes
     info = anna.net.info(bert.id).model_copy(update={"addresses": ("gone:1", "bert:1")})
-    anna.net.registry.put(info)
+    anna.net.roster.put(info)
     anna.net.sender.answered_at.clear()
     await anna.net.call(bert.id, "test.echo", {})
     before = len(memory.trace)
@@ -276,7 +277,7 @@ async def test_a_corrupted_answer_is_the_peers_fault(nodes, memory):
         good.append(body)
         return RawResponse(response.status, response.headers, [body[:-1]])
 
-    memory.corrupt(change)
+    memory.corrupt = change
     with pytest.raises(FrameInvalid):
         await anna.net.call(bert.id, "test.echo", {"a": 1})
 
@@ -287,7 +288,7 @@ async def test_a_corrupted_answer_is_the_peers_fault(nodes, memory):
 )
 async def test_an_error_that_is_none_is_a_failed_peer(nodes, memory, body):
     anna, bert = nodes
-    memory.corrupt(lambda *_: RawResponse(500, {}, [body] if body else []))
+    memory.corrupt = lambda *_: RawResponse(500, {}, [body] if body else [])
     with pytest.raises(PeerError) as error:
         await anna.net.call(bert.id, "test.echo", {})
     assert type(error.value) is PeerError
@@ -354,7 +355,7 @@ async def test_every_improper_request_of_an_unknown_caller_gets_the_same_answer(
         RawRequest("POST", forged.path, forged_headers, forged.body),
     ]
     answers = [await stranger.send(request) for request in requests]
-    assert all(same(answer, nothing()) for answer in answers)
+    assert all(same(answer, answer_of(Unauthorized(UNKNOWN))) for answer in answers)
     assert not bert.calls
 
 

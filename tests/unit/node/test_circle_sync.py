@@ -324,7 +324,7 @@ async def test_what_finds_no_place_is_looked_at_again_when_others_are_known(grou
 async def test_whom_an_introduced_peer_introduces_counts_once_it_is_confirmed(group):
     ada, bea, _ = group.friends
     came = {"introducer": key("gone").node_id, "hops": 1, "member": b"x"}
-    ada.node.net.registry.put(ada.node.net.info(bea.id).model_copy(update=came))
+    ada.node.net.roster.put(ada.node.net.info(bea.id).model_copy(update=came))
     newcomer = key("newcomer")
     bea.node.net.introductions.made = lambda: [introduction(bea.node, bea.node.key, newcomer)]
     bea.node.net.roster.tell(ada.id, "confirmed")

@@ -16,9 +16,9 @@ from tests.unit.node.test_routes import serving
 from xsc.base.ids import to_text
 from xsc.base.limits import MIB
 from xsc.base.log import SilentLog
-from xsc.net.peers.registry import PeerInfo
+from xsc.net.peers.roster import PeerInfo
 from xsc.node.api import serving as serving_module
-from xsc.node.api.app import Running, application
+from xsc.node.api.app import application
 from xsc.space.limits import WATCHES_MAX
 
 TOKEN = "a" * 52
@@ -65,7 +65,7 @@ async def api():
         added_ms=0,
     )
     node.peers.roster.restore(info)
-    app = application(serving(node).routes(), TOKEN, SilentLog(), Running(), dict)
+    app = application(serving(node).routes(), TOKEN, SilentLog(), dict)
     runner = web.ServerRunner(web.Server(app, access_log=None), shutdown_timeout=0.02)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -16,7 +16,6 @@ from xsc.base.errors import (
     CorruptionError,
     PeerError,
     PeerSilent,
-    RateLimited,
     Unauthorized,
     UnavailableError,
     XscError,
@@ -46,16 +45,6 @@ def answer_of(error: XscError) -> RawResponse:
 def failed() -> RawResponse:
     """Return the answer for what is this node's own fault; it tells no details."""
     return _response(PeerError("the peer failed at this"))
-
-
-def nothing() -> RawResponse:
-    """Return the one answer for callers that are not known."""
-    return _response(Unauthorized("only known peers are answered here"))
-
-
-def busy() -> RawResponse:
-    """Return the answer for callers that are not known, when there are too many."""
-    return _response(RateLimited("too many requests"))
 
 
 def _clean(text: object) -> str:

@@ -8,7 +8,7 @@ forgotten since.
 The floor alone leaves a hole: a peer whose clock is ahead signs requests that
 lie after a restart that is still to come, and they could be played again to
 the restarted node. So before such a request is accepted, a *horizon* beyond it
-is written to the disk (`Accepted.horizon_ms`), and the next start takes it for
+is written to the disk (what `admit` returns), and the next start takes it for
 that peer's floor.
 
 This module only decides; `xsc.net.service` reads the clock and writes horizons.
@@ -18,20 +18,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from xsc.base.errors import ClockSkewed, RateLimited, ReplayRefused
 from xsc.base.limits import NONCES_MAX, REQUEST_WINDOW_MS
 
 HORIZON_STEP_MS = 2_000
 """How far a horizon is set beyond a request, so that not each request writes one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A new request. Where a horizon is given, it must be on the disk before the request acts."""
-
-    horizon_ms: int | None
 
 
 class _Seen:
@@ -56,8 +48,10 @@ class ReplayGuard:
             peer: _Seen(max(boot_ms, horizon), horizon) for peer, horizon in horizons.items()
         }
 
-    def admit(self, peer: bytes, *, created_ms: int, nonce: bytes, now_ms: int) -> Accepted:
+    def admit(self, peer: bytes, *, created_ms: int, nonce: bytes, now_ms: int) -> int | None:
         """Remember a request, if it is new.
+
+        Returns a horizon where one must be on the disk before the request acts.
 
         Raises:
             ClockSkewed: created outside of the window; names the skew and its direction.
@@ -80,9 +74,9 @@ class ReplayGuard:
         seen.nonces.add(nonce)
         heapq.heappush(seen.order, (created_ms, nonce))
         if created_ms <= now_ms or created_ms < seen.horizon_ms:
-            return Accepted(None)
+            return None
         seen.horizon_ms = created_ms + HORIZON_STEP_MS
-        return Accepted(seen.horizon_ms)
+        return seen.horizon_ms
 
     @staticmethod
     def _forget(seen: _Seen, before_ms: int) -> None:

@@ -1,11 +1,11 @@
 """When small calls share a request: while one is under way, others gather.
 
 When the request to a peer is answered, the small calls to it that have come
-meanwhile leave together, as one call of `peers.batch`. A call to a peer that is
-not busy waits for no time: only for those that this node is about to make as
-well, some turns of the event loop long; one that stays alone leaves as it is.
-So signature, HTTP and the host's synced write are shared where there is more to
-do than one request at a time can carry.
+meanwhile leave together, as one call of `peers.batch`; one that stays alone leaves
+as it is. Before each request calls wait for others a little: a quarter of the time that
+the last request took, and GATHER_MS_MAX at most. So signature, HTTP and the host's
+synced write are shared where there is more to do than one request at a time can
+carry, and where requests are quick nobody waits.
 
 Where all that is about leaves as one request, one node works and the other waits.
 Calls that cost both about the same (`halves`) therefore leave half at a time: while
@@ -39,12 +39,8 @@ Send: TypeAlias = Callable[[bytes, str, dict[str, Value], Sequence[Part], int], 
 """Calls a peer: (peer, method, header, parts, timeout_ms) to its answer."""
 Spawn: TypeAlias = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
-GATHER_TURNS = 14
-"""Turns of the event loop that the first call waits for others which are on their way to it.
-
-Calls of what was read at the same time come within some turns: aiohttp takes several to hand a
-request over. Where nothing else is to be done, so many take a tenth of a millisecond.
-"""
+GATHER_MS_MAX = 2
+"""How long calls wait for others at most."""
 HALVED_LEAST = 2
 """So many calls leave together where more could."""
 
@@ -79,12 +75,14 @@ class RequestBatcher:
         self._clock = clock
         self._timeout_ms = timeout_ms
         self._send = send
+        self._took_ms = 0
+        """Of the last request, to whichever peer."""
         self._gather: Gather[bytes, _Asked, Reply] = Gather(
             self._fly,
             most=half_of if halves else all_of,
             size_of=_Asked.size_bytes,
             size_max=BATCH_BYTES_MAX,
-            pause=_some_turns,
+            pause=self._wait,
             spawn=spawn,
             stopped=lambda: PeerSilent("this node was stopped, or failed at this"),
         )
@@ -110,25 +108,28 @@ class RequestBatcher:
         deadline_ms = self._clock.monotonic_ms() + self._timeout_ms
         return await self._gather.submit(peer, _Asked(call, header, name, deadline_ms))
 
+    async def _wait(self) -> None:
+        await self._clock.sleep_ms(min(GATHER_MS_MAX, self._took_ms // 4))
+
     async def _fly(self, peer: bytes, group: Sequence[_Asked]) -> Sequence[Reply | XscError]:
         """Send a batch as one request; return what each call was answered."""
         # The oldest decides: no call may last longer than it would have alone.
         first = group[0]
-        left_ms = first.deadline_ms - self._clock.monotonic_ms()
+        began_ms = self._clock.monotonic_ms()
+        left_ms = first.deadline_ms - began_ms
         if left_ms <= 0:
             raise PeerSilent("the peer was busy for too long")
         if len(group) == 1:
             call = first.call
-            return [await self._send(peer, call.method, first.header, call.parts, left_ms)]
-        header, parts = batch.pack_calls([asked.call for asked in group])
-        whole = await self._send(peer, batch.METHOD, header, parts, left_ms)
-        answers = batch.unpack_answers(whole, len(group))
-        return [_reply_of(answer, first.name) for answer in answers]
-
-
-async def _some_turns() -> None:
-    for _ in range(GATHER_TURNS):
-        await asyncio.sleep(0)
+            whole = await self._send(peer, call.method, first.header, call.parts, left_ms)
+            replies: list[Reply | XscError] = [whole]
+        else:
+            header, parts = batch.pack_calls([asked.call for asked in group])
+            whole = await self._send(peer, batch.METHOD, header, parts, left_ms)
+            answers = batch.unpack_answers(whole, len(group))
+            replies = [_reply_of(answer, first.name) for answer in answers]
+        self._took_ms = self._clock.monotonic_ms() - began_ms
+        return replies
 
 
 def _reply_of(answer: batch.Answer, name: str) -> Reply | XscError:

@@ -14,7 +14,7 @@ from xsc.base.turns import PeerWork
 from xsc.identity.keys import KeyPair
 from xsc.net.calls import problems, signing
 from xsc.net.calls.frame import Reply, head_of, pack_head, unpack
-from xsc.net.peers.registry import PeerInfo
+from xsc.net.peers.roster import PeerInfo
 from xsc.net.transport.port import Dropped, RawRequest, RawResponse, Traffic, Transport
 
 ROOT = "/peer/v1/"

@@ -24,6 +24,7 @@ from xsc.base.errors import (
     ShardMismatch,
     SignatureInvalid,
     StoreDamaged,
+    Unauthorized,
     XscError,
 )
 from xsc.base.fields import take_bytes, take_int
@@ -46,7 +47,7 @@ from xsc.net.calls.quota import Quota, Ticket
 from xsc.net.calls.replay import ReplayGuard
 from xsc.net.calls.sender import ROOT
 from xsc.net.peers import invitation as invitations
-from xsc.net.peers.registry import PeerRegistry
+from xsc.net.peers.roster import Roster
 from xsc.net.transport.port import Arrival, Buffer, RawResponse, Traffic
 
 AnswerBound: TypeAlias = Callable[[Mapping[str, Value]], int]
@@ -55,6 +56,8 @@ JoinHandler: TypeAlias = Callable[[signing.VerifiedCaller, dict[str, Value]], di
 """Takes the verified caller and the header of `peers.join`; returns the header of the answer."""
 
 HEALTH = "/health"
+UNKNOWN = "only known peers are answered here"
+"""What callers that are not known are told, whatever was wrong."""
 JOIN = "peers.join"
 OWN_BOUNDS: Mapping[str, HeadBound] = {
     JOIN: HeadBound(asked=JOIN_BYTES_MAX),
@@ -101,7 +104,7 @@ class RequestServer:
 
     Args:
         context: the node's values.
-        registry: the known peers.
+        roster: the known peers.
         store: keeps the replay horizons.
         quota: of callers.
         work: decodes large heads.
@@ -112,7 +115,7 @@ class RequestServer:
     def __init__(
         self,
         context: Context,
-        registry: PeerRegistry,
+        roster: Roster,
         store: KeyValue,
         quota: Quota,
         *,
@@ -121,7 +124,7 @@ class RequestServer:
         traffic: Traffic,
     ) -> None:
         self._context = context
-        self._registry = registry
+        self._roster = roster
         self._store = store
         self.quota = quota
         self._work = work
@@ -181,10 +184,8 @@ class RequestServer:
             body = json.dumps({"status": "ok"}).encode()
             return RawResponse(200, {"content-type": "application/json"}, [body])
         claimed = signing.claimed_caller(arrival.headers)
-        info = None if claimed is None else self._registry.get(claimed)
-        known = info is not None and not info.blocked
         try:
-            if known:
+            if claimed is not None and self._roster.is_peer(claimed):
                 return await self._answer_known(arrival)
             return await self._answer_unknown(arrival)
         except XscError as error:
@@ -209,7 +210,7 @@ class RequestServer:
             caller = self._verified(arrival)
         except SignatureInvalid:
             # Somebody who only claims to be a peer: no more than any unknown caller.
-            return self._refusal(arrival)
+            raise self._refusal(arrival) from None
         ticket = self.quota.enter(caller.node_id, self._context.clock.monotonic_ms())
         try:
             self.admit(caller)
@@ -221,12 +222,14 @@ class RequestServer:
             raise
         return replace(answer, sent=ticket.close)
 
-    def _refusal(self, arrival: Arrival) -> RawResponse:
-        try:
-            self.quota.count(arrival.source, self._context.clock.monotonic_ms())
-        except RateLimited:
-            return problems.busy()
-        return problems.nothing()
+    def _refusal(self, arrival: Arrival) -> Unauthorized:
+        """Count a caller that is not known, and return what it is told, whatever was wrong.
+
+        Raises:
+            RateLimited: there are too many of them.
+        """
+        self.quota.count(arrival.source, self._context.clock.monotonic_ms())
+        return Unauthorized(UNKNOWN)
 
     def admit(self, caller: signing.VerifiedCaller) -> None:
         """Take note of a request, so that it is accepted once.
@@ -234,16 +237,15 @@ class RequestServer:
         Raises:
             ReplayRefused: it was accepted before, or is outside of the window.
         """
-        accepted = self._replay.admit(
+        horizon_ms = self._replay.admit(
             caller.node_id,
             created_ms=caller.created_ms,
             nonce=caller.nonce,
             now_ms=self._context.clock.now_ms(),
         )
-        if accepted.horizon_ms is not None:
-            raw = encode({"v": 1, "horizon_ms": accepted.horizon_ms})
+        if horizon_ms is not None:
             # Not awaited: nothing else of this peer may be accepted before it is on the disk.
-            self._store.write([(HORIZONS + caller.node_id, raw)], sync=True)
+            self.refuse_before(caller.node_id, horizon_ms)
 
     async def _handle(
         self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket
@@ -302,17 +304,14 @@ class RequestServer:
     async def _answer_unknown(self, arrival: Arrival) -> RawResponse:
         """Let the bearer of an invitation in; tell everybody else nothing."""
         if arrival.path != ROOT + JOIN or arrival.size_bytes > JOIN_BYTES_MAX:
-            return self._refusal(arrival)
-        try:
-            ticket = self.quota.enter(arrival.source, self._context.clock.monotonic_ms())
-        except RateLimited:
-            return problems.busy()
+            raise self._refusal(arrival)
+        ticket = self.quota.enter(arrival.source, self._context.clock.monotonic_ms())
         try:
             caller = self._verified(arrival)
             header, _ = await self._read(arrival, caller, ticket, JOIN_BYTES_MAX)
             secret = take_bytes(header, "secret", size=invitations.SECRET_BYTES)
         except XscError:
-            return problems.nothing()
+            raise Unauthorized(UNKNOWN) from None
         finally:
             ticket.close()
         return self._joined(caller, header | {"secret": secret})

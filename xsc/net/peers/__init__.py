@@ -1,1 +1,1 @@
-"""Known peers: their registry, invitations and introductions."""
+"""Known peers: their roster, invitations and introductions."""

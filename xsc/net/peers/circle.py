@@ -21,7 +21,7 @@ from pydantic import Field
 
 from xsc.base.limits import INTRODUCED_A_PEER_MAX, INTRODUCTION_HOPS_MAX, PEERS_MAX
 from xsc.identity.envelope import Count, Id32, Record, author_of
-from xsc.net.peers.registry import PeerInfo
+from xsc.net.peers.roster import PeerInfo
 
 T = TypeVar("T")
 _author_of = lru_cache(maxsize=PEERS_MAX)(author_of)

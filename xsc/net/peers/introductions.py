@@ -7,7 +7,7 @@ the node that it is about, but for one word: that its origin knows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,7 +24,7 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, read_claimed, sign
 from xsc.net.peers import circle
 from xsc.net.peers.circle import Introduction, Member
-from xsc.net.peers.registry import AddressRecord, PeerInfo, PeerRegistry
+from xsc.net.peers.roster import AddressRecord, PeerInfo, Roster
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +38,24 @@ class Introductions:
 
     Args:
         context: the node's values.
-        registry: of peers; what is learnt is kept there.
+        roster: of peers; what is learnt is kept there.
         accepts: whether introductions are taken and made.
-        added: told of each peer that was introduced.
     """
 
     def __init__(
         self,
         context: Context,
         *,
-        registry: PeerRegistry,
+        roster: Roster,
         accepts: bool,
-        added: Callable[[bytes], None],
     ) -> None:
         self._context = context
         # A member record names no recipient: each is signed once.
         self._signed = lru_cache(maxsize=PEERS_MAX)(
             lambda member: sign(member, context.key, context.network).raw
         )
-        self._registry = registry
+        self._roster = roster
         self.accepts = accepts
-        self._added = added
         self._heard = Tally(INTRODUCTIONS_A_PEER_MAX, ADDRESSES_MS)
         self._moves = Tally(ADDRESSES_A_PEER_MAX, ADDRESSES_MS)
 
@@ -70,12 +67,12 @@ class Introductions:
             return []
         return [
             Introduction(member=self._signed(member) if member else info.member, record=info.record)
-            for info, member in circle.members(self._registry.all())
+            for info, member in circle.members(self._roster.all())
         ]
 
     def counts(self, introducer: bytes) -> bool:
         """Say whether introductions of a peer count here."""
-        return self.accepts and circle.may_introduce(self._registry.info(introducer))
+        return self.accepts and circle.may_introduce(self._roster.info(introducer))
 
     def take(self, introducer: bytes, introductions: Sequence[Introduction]) -> bool:
         """Take whom a peer introduces, as far as the rules allow.
@@ -96,7 +93,7 @@ class Introductions:
         found = [self._opened(said) for said in unknown]
         # Whom it signs for itself may be the origin of another one.
         found.sort(key=lambda newcomer: newcomer.member.author != introducer)
-        known, left = self._registry.all(), False
+        known, left = self._roster.all(), False
         for newcomer in found:
             place = circle.place_for(newcomer.member.author, known)
             if place is None:
@@ -107,29 +104,23 @@ class Introductions:
 
     def _take(self, newcomer: _Newcomer, place: circle.Place) -> PeerInfo:
         node = newcomer.member.record.node
-        met = self._registry.met(
-            node,
-            newcomer.address.record,
-            name=None,
-            now_ms=self._context.clock.now_ms(),
-            signed=newcomer.address.raw,
-        )
+        met = self._roster.met(node, newcomer.address.record, signed=newcomer.address.raw)
         came = {
             "introducer": place.introducer,
             "hops": place.hops,
             "member": newcomer.member.raw,
         }
         info = met.model_copy(update=came)
-        self._registry.put(info)
+        self._roster.put(info)
         self._context.log.info("net.peer_introduced", peer=short(node), by=short(place.introducer))
-        self._added(node)
+        self._roster.tell(node, "added")
         return info
 
     def _is_of_a_newcomer(self, said: Introduction) -> bool:
         """Say whether an introduction is of a node that is not known, and was not removed."""
         node = read_claimed(said.member, Member, network=self._context.network).record.node
-        known = node == self._context.key.node_id or self._registry.get(node) is not None
-        return not known and not self._registry.was_removed(node)
+        known = node == self._context.key.node_id or self._roster.get(node) is not None
+        return not known and not self._roster.was_removed(node)
 
     def _opened(self, said: Introduction) -> _Newcomer:
         network = self._context.network
@@ -151,16 +142,16 @@ class Introductions:
             RateLimited: too many new ones within a time.
             RecordInvalid, SignatureInvalid: it is no address record of that peer.
         """
-        before = self._registry.info(peer)
+        before = self._roster.info(peer)
         if raw == before.record:
             return False
         signed = open_signed(raw, AddressRecord, network=self._context.network, author=peer)
-        moved = self._registry.moved(peer, signed.record, raw)
+        moved = self._roster.moved(peer, signed.record, raw)
         if moved is None:
             return False
         self.count_record(peer)
         # Not synced: the record is in the space as well.
-        self._registry.put(moved, sync=False)
+        self._roster.put(moved, sync=False)
         self._context.log.info("net.peer_moved", peer=short(peer))
         # Of an introduced one the next change says it: it brings none about.
         return moved.introducible != before.introducible and circle.may_introduce(moved)

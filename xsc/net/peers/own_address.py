@@ -10,7 +10,7 @@ from xsc.base.fields import take_int
 from xsc.base.keyvalue import KeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
-from xsc.net.peers.registry import AddressRecord
+from xsc.net.peers.roster import AddressRecord
 from xsc.net.transport.addresses import is_loopback, split
 from xsc.net.transport.port import Transport
 

@@ -37,11 +37,6 @@ def _read(host: str) -> IPAddress | None:
     return found
 
 
-def is_ip(host: str) -> bool:
-    """Say whether a host is an IP address, and no name that has to be looked up."""
-    return _read(host) is not None
-
-
 def is_loopback(host: str) -> bool:
     """Say whether a host is this machine by its form alone; names other than localhost are not."""
     found = _read(host)

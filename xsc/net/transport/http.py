@@ -11,6 +11,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from http import HTTPStatus
 from math import inf
@@ -142,10 +143,21 @@ class Server(web.Server):
         async def answer(request: web.BaseRequest) -> web.StreamResponse:
             if request.transport is None:
                 raise ConnectionResetError("it is gone already")
-            with gate.serving(request.transport):
-                return await handler(request)
+            self._answering += 1
+            self._none.clear()
+            try:
+                with gate.serving(request.transport):
+                    return await handler(request)
+            finally:
+                self._answering -= 1
+                if not self._answering:
+                    self._none.set()
 
         super().__init__(answer, handler_cancellation=cancel)
+        self._answering = 0
+        self._none = asyncio.Event()
+        """Set while no request is answered."""
+        self._none.set()
         # The gate ends idle connections.
         self._options: dict[str, Any] = {
             "access_log": None,
@@ -219,6 +231,14 @@ class Server(web.Server):
         """Take no new connection."""
         if self._listening is not None:
             self._listening.close()
+
+    async def answered(self, timeout_ms: int) -> None:
+        """Return once no request is being answered, or when the time is up.
+
+        To stop throws away what bodies still bring.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._none.wait(), timeout_ms / 1000)
 
     async def stop(self, timeout_ms: int) -> None:
         """Take nothing new, let what runs end for a while, and drop all connections."""

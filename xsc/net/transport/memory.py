@@ -59,11 +59,15 @@ class MemoryNetwork:
         self.trace: list[Event] = []
         self._clock = clock
         self._entropy = SeededEntropy(seed)
-        self._delay_ms = delay_ms
-        self._loss_ppm = loss_ppm
-        self._duplicates_ppm = 0
+        self.delay_ms = delay_ms
+        """Least and most time that a message travels."""
+        self.loss_ppm = loss_ppm
+        """The share of messages that are lost."""
+        self.duplicates_ppm = 0
+        """The share of requests that come twice; nobody gets the second answer."""
         self._copies: set[asyncio.Task[None]] = set()
-        self._corrupt: Corrupt | None = None
+        self.corrupt: Corrupt | None = None
+        """Every answer passes through it."""
         self._cut: set[frozenset[str]] = set()
         self._rates: dict[str, tuple[int, int]] = {}
         self._stalled: set[tuple[str, str]] = set()
@@ -96,18 +100,6 @@ class MemoryNetwork:
         else:
             self._cut.discard(frozenset((one, other)))
 
-    def set_loss(self, loss_ppm: int) -> None:
-        """Lose that share of messages from now on."""
-        self._loss_ppm = loss_ppm
-
-    def set_duplicates(self, duplicates_ppm: int) -> None:
-        """Deliver that share of requests twice from now on; nobody gets the second answer."""
-        self._duplicates_ppm = duplicates_ppm
-
-    def set_delay(self, least_ms: int, most_ms: int) -> None:
-        """Let messages travel for that long from now on."""
-        self._delay_ms = (least_ms, most_ms)
-
     def set_rate(self, name: str, delay_ms: int, bytes_a_second: int) -> None:
         """Let the answers of a node take longer from now on: by a delay, and by their size."""
         self._rates[name] = (delay_ms, bytes_a_second)
@@ -132,10 +124,6 @@ class MemoryNetwork:
         while name in self._paused:
             await self._paused[name].wait()
 
-    def corrupt(self, change: Corrupt | None) -> None:
-        """Pass every answer through a function from now on; None ends it."""
-        self._corrupt = change
-
     def _draw(self, bound: int) -> int:
         return int.from_bytes(self._entropy.token(8), "big") % bound
 
@@ -145,8 +133,8 @@ class MemoryNetwork:
 
     async def _travel(self, source: str, target: str, path: str) -> None:
         """Return when a message has come across; never, when it is lost."""
-        least, most = self._delay_ms
-        lost = self._draw(PPM) < self._loss_ppm
+        least, most = self.delay_ms
+        lost = self._draw(PPM) < self.loss_ppm
         await self._clock.sleep_ms(least + self._draw(most - least + 1))
         if lost or frozenset((source, target)) in self._cut:
             self._note(source, target, "lost", path)
@@ -171,7 +159,7 @@ class MemoryNetwork:
             self._note(source, target, "refused", path)
             raise PeerSilent(f"nobody serves at {target}")
         self._note(source, target, "delivered", path)
-        if self._duplicates_ppm and self._draw(PPM) < self._duplicates_ppm:
+        if self.duplicates_ppm and self._draw(PPM) < self.duplicates_ppm:
             copy = asyncio.create_task(self._repeat(source, target, request))
             self._copies.add(copy)
             copy.add_done_callback(self._copies.discard)
@@ -185,7 +173,7 @@ class MemoryNetwork:
             response.sent()
 
     async def _repeat(self, source: str, target: str, request: RawRequest) -> None:
-        least, most = self._delay_ms
+        least, most = self.delay_ms
         await self._clock.sleep_ms(least + self._draw(most - least + 1))
         end = self._up.get(target)
         if end is not None:
@@ -209,8 +197,8 @@ class MemoryNetwork:
             await self._clock.sleep_ms(delay_ms + size * 1000 // rate)
         await self._travel(target, source, path)
         self._note(target, source, "answered", path)
-        if self._corrupt is not None:
-            response = self._corrupt(source, target, request, response)
+        if self.corrupt is not None:
+            response = self.corrupt(source, target, request, response)
         return response
 
 

@@ -7,13 +7,11 @@ with its trace and answered without one.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import re
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import cast
 from urllib.parse import unquote
 
@@ -22,21 +20,18 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from xsc.api import proof, serial
 from xsc.api.problems import CONTENT_TYPE, bug, problem
-from xsc.base.errors import (
-    NotFound,
-    Unauthorized,
-    XscError,
-)
+from xsc.base.errors import NotFound, Unauthorized, XscError
 from xsc.base.ids import SHORT_CHARS
 from xsc.base.log import Log
 from xsc.net.transport.http import say_continue
+from xsc.node.api import openapi
 
 KEEP_ALIVE_MS = 75_000
 """How long a connection may be idle."""
 PATH = web.RequestKey("path", dict[str, str])
 """Where a request has the named parts of its path."""
-_OPEN = ("/health", proof.PATH)
-"""Paths that need no token: the first says nothing, the second is asked before it is shown."""
+_OPEN = ("/health", proof.PATH, *openapi.PATHS)
+"""Paths that need no token: they say nothing of the node, or are asked before it is shown."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 _SHORT_ID = re.compile(rf"(?<![\w(])[a-z2-7]{{{SHORT_CHARS}}}(?!\w)")
@@ -44,35 +39,6 @@ _SHORT_ID = re.compile(rf"(?<![\w(])[a-z2-7]{{{SHORT_CHARS}}}(?!\w)")
 
 Names = Callable[[], Mapping[str, str]]
 """Returns the names of all known peers by their short ids."""
-
-
-class Running:
-    """Counts the requests that run, so that the end of the node can wait for them."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Count one request for as long as the context is open."""
-        self._count += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._count -= 1
-            if not self._count:
-                self._idle.set()
-
-    async def ended(self, timeout_s: float) -> None:
-        """Return once no request runs, or when the time is up."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            return
 
 
 class Reports(logging.Handler):
@@ -131,24 +97,6 @@ def _text(value: object, name_of: serial.Names | None = None) -> str:
     return serial.to_text(value, name_of) + "\n"
 
 
-class Prover:
-    """Proves to clients that this is the node whose token they are about to show.
-
-    Args:
-        token: of the home.
-    """
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-        self.port = 0
-        """Where the API listens, once it does."""
-
-    async def route(self, request: web.BaseRequest) -> web.Response:
-        """Answer a challenge."""
-        challenge = await request.content.read(2 * proof.CHALLENGE_BYTES + 1)
-        return reply({"proof": proof.proof_of(self._token, self.port, challenge)})
-
-
 async def _alive(_: web.BaseRequest) -> web.Response:
     """Say that the process runs, and no more: `/health` is open to everybody."""
     return reply({"status": "ok"})
@@ -161,12 +109,6 @@ def _check_token(given: str, expected: bytes) -> None:
             "the API needs the token of the node's home",
             hint="it is in api.token; send it as `Authorization: Bearer …`",
         )
-
-
-def _note(error: XscError, path: str, log: Log, names: Names) -> None:
-    _name_peers(error, names)
-    if error.exit_code == 1:
-        log.error("api.request_failed", path=path, fault=error.message)
 
 
 class _Routes:
@@ -202,29 +144,38 @@ class _Routes:
         raise NotFound(f"there is no {request.method} {path} in this API")
 
 
-def application(
-    routes: Iterable[web.RouteDef], token: str, log: Log, running: Running, names: Names
-) -> Handler:
-    """Return what answers the API's requests; `running` counts them."""
+def application(routes: Iterable[web.RouteDef], token: str, log: Log, names: Names) -> Handler:
+    """Return what answers the API's requests."""
     expected = f"Bearer {token}".encode()
-    table = _Routes([web.get("/health", _alive), *routes])
+
+    async def prove(request: web.BaseRequest) -> web.Response:
+        """Prove to a client that this is the node whose token it is about to show."""
+        challenge = await request.content.read(2 * proof.CHALLENGE_BYTES + 1)
+        assert request.transport is not None
+        port = request.transport.get_extra_info("sockname")[1]
+        return reply({"proof": proof.proof_of(token, port, challenge)})
+
+    table = _Routes(
+        [web.get("/health", _alive), web.post(proof.PATH, prove), *openapi.ROUTES, *routes]
+    )
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.raw_path
-        with running.one():
-            try:
-                if path not in _OPEN:
-                    _check_token(request.headers.get("Authorization", ""), expected)
-                handler = table.find(request, path)
-                await say_continue(request)
-                return await handler(request)
-            except XscError as error:
-                _note(error, path, log, names)
-                return problem_response(error)
-            except ConnectionError:
-                raise  # the client went away: aiohttp closes what is left of the exchange
-            except Exception:  # noqa: BLE001 - the one place that must answer whatever happens
-                log.error("api.request_bug", path=path, trace=traceback.format_exc())
-                return web.Response(text=_text(bug()), status=500, content_type=CONTENT_TYPE)
+        try:
+            if path not in _OPEN:
+                _check_token(request.headers.get("Authorization", ""), expected)
+            handler = table.find(request, path)
+            await say_continue(request)
+            return await handler(request)
+        except XscError as error:
+            _name_peers(error, names)
+            if error.exit_code == 1:
+                log.error("api.request_failed", path=path, fault=error.message)
+            return problem_response(error)
+        except ConnectionError:
+            raise  # the client went away: aiohttp closes what is left of the exchange
+        except Exception:  # noqa: BLE001 - the one place that must answer whatever happens
+            log.error("api.request_bug", path=path, trace=traceback.format_exc())
+            return web.Response(text=_text(bug()), status=500, content_type=CONTENT_TYPE)
 
     return answer

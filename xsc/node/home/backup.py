@@ -42,7 +42,7 @@ from xsc.identity.envelope import Count, Id32, Record
 from xsc.identity.keys import KeyPair, derive
 from xsc.ledger.chain import HALF
 from xsc.market.lease_store import CUSTOMER
-from xsc.net.peers import invitation, registry
+from xsc.net.peers import invitation, roster
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import open_stores
 from xsc.node.system import SystemClock, SystemEntropy
@@ -386,7 +386,7 @@ class Brought:
             self.space_records += entry.key.startswith(META)
         else:
             self.objects += entry.key.startswith(OBJECTS)
-            self.peers += entry.key.startswith(registry.PREFIX)
+            self.peers += entry.key.startswith(roster.PREFIX)
             self.entries += entry.key.startswith(HALF)
 
 

@@ -31,7 +31,7 @@ from xsc.base.limits import (
 from xsc.identity.envelope import Signed
 from xsc.ledger.incarnation import Noted, open_noted
 from xsc.net.peers.invitation import SCHEME, from_string
-from xsc.net.peers.registry import PeerInfo
+from xsc.net.peers.roster import PeerInfo
 from xsc.node.build import Node
 from xsc.storage.catalogue.directory import (
     DirectoryEntry,

@@ -89,7 +89,7 @@ async def _store_outputs(
     return tuple(told)
 
 
-async def run(node: Node, asked: api.Job, body: Body) -> api.Ended:
+async def run(node: Node, asked: api.Job, body: Body) -> api.Result:
     """Run a job."""
     return api.result_of(await _run(node, asked, *await _brought(asked, body)))
 

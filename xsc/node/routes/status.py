@@ -14,6 +14,7 @@ from xsc.api.status import (
     Status,
     StorageStatus,
     TrafficStatus,
+    Version,
 )
 from xsc.base.fields import take_int
 from xsc.node.build import Node
@@ -92,6 +93,11 @@ def _leases(node: Node) -> LeasesStatus:
         first_end_ms=soon[0].end_ms if soon else None,
         reasons=sorted({item.reason for item in soon if item.reason}),
     )
+
+
+async def version(node: Node, _: Nothing) -> Version:
+    """Say which XSC the node runs."""
+    return Version(name=node.config.name, version=__version__, network=node.network)
 
 
 async def health(node: Node, _: Nothing) -> list[PeerHealth]:

@@ -36,7 +36,7 @@ from xsc.base.limits import (
 from xsc.net.calls import batch
 from xsc.net.calls.frame import Reply
 from xsc.net.calls.quota import Quota
-from xsc.net.calls.request_batcher import GATHER_TURNS, HALVED_LEAST, half_of
+from xsc.net.calls.request_batcher import GATHER_MS_MAX, HALVED_LEAST, half_of
 from xsc.net.transport.memory import MemoryNetwork
 
 
@@ -144,18 +144,24 @@ async def test_calls_that_gather_while_one_is_under_way_leave_together(pair):
     assert pair.requests() == ["test.hold", "batch"]
 
 
-async def test_calls_that_come_within_some_turns_leave_together(pair):
+@pytest.mark.parametrize(("took_ms", "wait_ms"), [(3, 0), (4, 1), (9, 2), (1_000, GATHER_MS_MAX)])
+async def test_calls_wait_for_others_as_long_as_a_quarter_of_the_last_request(
+    pair, took_ms, wait_ms
+):
+    first = pair.call(0)
+    await settle()
+    pair.clock.advance_to(pair.clock.now_ms() + took_ms)
     pair.gate.set()
-    calls = []
-    for number in range(GATHER_TURNS):
-        calls.append(pair.call(number))
-        await asyncio.sleep(0)
-    replies = await asyncio.gather(*calls)
-    assert [reply.header["n"] for reply in replies] == list(range(GATHER_TURNS))
-    assert pair.requests() == ["batch"]
-    # No time has passed for it: nobody moves this clock.
-    assert (await pair.call(9)).header == {"n": 9}
-    assert pair.requests() == ["test.hold", "batch"]
+    await first
+    # For those that come after the answer.
+    later = [pair.call(1)]
+    for number in range(wait_ms):
+        later.append(pair.call(2 + number))
+        await settle()
+        assert pair.seen == [0]
+        pair.clock.advance_to(pair.clock.now_ms() + 1)
+    await asyncio.gather(*later)
+    assert pair.requests() == ["test.hold"] + (["batch"] if wait_ms else ["test.hold"])
 
 
 async def test_where_halves_leave_one_is_under_way_while_the_other_is_prepared(pair):
@@ -192,7 +198,7 @@ def test_half_of_what_is_about_leaves_but_no_fewer_than_two_and_no_more_than_a_b
         assert 2 * most - (wait + come) in (0, 1)
 
 
-@pytest.mark.parametrize("count", range(GATHER_TURNS + 4))
+@pytest.mark.parametrize("count", range(8))
 async def test_a_stop_at_any_turn_ends_a_call_that_gathers(pair, count):
     call = pair.call(0)
     await turns(count)

@@ -33,7 +33,7 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.net.peers import circle
 from xsc.net.peers.circle import Introduction, Member
-from xsc.net.peers.registry import AddressRecord, PeerInfo
+from xsc.net.peers.roster import AddressRecord, PeerInfo
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.space.limits import VALUE_INLINE_BYTES_MAX
 
@@ -317,7 +317,7 @@ async def test_introductions_without_end_are_not_verified_without_end(met):
 async def test_who_is_introduced_is_signed_for_once(met):
     node, _ = met
     for number in range(1, 4):
-        node.net.registry.put(info(number))
+        node.net.roster.put(info(number))
 
     def told():
         return [said.member for said in node.net.introductions.made()]
@@ -325,7 +325,7 @@ async def test_who_is_introduced_is_signed_for_once(met):
     before = told()
     assert all(member is again for member, again in zip(told(), before, strict=True))
     # What is said of one anew is signed anew.
-    node.net.registry.put(info(3, added_ms=99))
+    node.net.roster.put(info(3, added_ms=99))
     (anew,) = set(told()) - set(before)
     assert open_signed(anew, Member, network=None).record.since_ms == 99
 

@@ -23,7 +23,7 @@ from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited
 from xsc.base.limits import CONNECTIONS_AN_ADDRESS_MAX, PEER_BODY_BYTES_MAX
 from xsc.identity.keys import KeyPair
-from xsc.net.peers.registry import AddressRecord
+from xsc.net.peers.roster import AddressRecord
 from xsc.net.service import PeerNet
 from xsc.net.transport import bounds
 from xsc.net.transport.addresses import split

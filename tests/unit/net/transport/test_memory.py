@@ -111,18 +111,18 @@ async def test_answers_can_be_altered_for_some(ends):
     def change(source, target, request, response):
         return RawResponse(500) if request.path == "/x" else response
 
-    network.corrupt(change)
+    network.corrupt = change
     assert (await here.send("there:1", None, REQUEST, 1_000)).status == 500
-    network.corrupt(None)
+    network.corrupt = None
     assert (await here.send("there:1", None, REQUEST, 1_000)).status == 200
 
 
 async def test_delay_and_loss_can_be_changed(ends):
     network, clock, here, _ = ends
-    network.set_delay(30, 30)
+    network.delay_ms = (30, 30)
     await run(clock, here.send("there:1", None, REQUEST, 1_000))
     assert clock.monotonic_ms() == 60
-    network.set_loss(1_000_000)
+    network.loss_ppm = 1_000_000
     (result,) = await run(clock, here.send("there:1", None, REQUEST, 100))
     assert isinstance(result, PeerSilent)
 
@@ -152,19 +152,19 @@ async def counted(clock, network, count):
 async def test_a_share_of_requests_is_delivered_twice_and_answered_once(share_ppm):
     clock = ManualClock()
     network = MemoryNetwork(clock, b"seed", delay_ms=(5, 50))
-    network.set_duplicates(share_ppm)
+    network.duplicates_ppm = share_ppm
     heard = await counted(clock, network, 100)
     assert set(heard.values()) == {0: {1}, 500_000: {1, 2}, 1_000_000: {2}}[share_ppm]
     repeated = sum(event.what == "repeated" for event in network.trace)
     assert repeated == sum(heard.values()) - 100
     assert share_ppm != 500_000 or 30 <= repeated <= 70
-    network.set_duplicates(0)
+    network.duplicates_ppm = 0
 
 
 async def test_a_duplicate_comes_later_than_its_request():
     clock = ManualClock()
     network = MemoryNetwork(clock, b"seed", delay_ms=(5, 50))
-    network.set_duplicates(1_000_000)
+    network.duplicates_ppm = 1_000_000
     await counted(clock, network, 20)
     times = {
         what: [event.now_ms for event in network.trace if event.what == what]

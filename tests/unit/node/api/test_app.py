@@ -18,7 +18,7 @@ from xsc.api.peers import Invite, Rename
 from xsc.base.errors import ArgumentInvalid, PeerSilent, RateLimited
 from xsc.net.transport.bounds import Gate
 from xsc.net.transport.http import Server
-from xsc.node.api.app import Reports, Running, application
+from xsc.node.api.app import Reports, application
 from xsc.node.api.serving import parse
 
 TOKEN = "a" * 52
@@ -46,7 +46,6 @@ class Api:
 
     def __init__(self) -> None:
         self.log = RecordingLog()
-        self.running = Running()
         self.began = asyncio.Event()
         routes = [
             web.post("/v1/body", self._body),
@@ -55,7 +54,7 @@ class Api:
             web.post("/v1/silent", self._silent),
         ]
         self.gate = Gate(most=9, share=9, idle_ms=60_000)
-        self.server = Server(application(routes, TOKEN, self.log, self.running, names), self.gate)
+        self.server = Server(application(routes, TOKEN, self.log, names), self.gate)
         self.port = 0
 
     async def _body(self, request: web.Request) -> web.Response:
@@ -114,7 +113,7 @@ async def test_what_callers_do_wrong_is_not_logged(api):
     assert (await api.raw(b"nonsense\r\n\r\n")).startswith(b"HTTP/1.0 400 ")
     assert (await api.raw(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")).startswith(b"HTTP/1.0 400 ")
     await api.raw(request(size=100) + b"half", hang_up=True)
-    await api.running.ended(10)
+    await api.server.answered(10_000)
     assert not api.log.events
 
 
@@ -131,7 +130,7 @@ async def test_a_client_that_cuts_a_body_off_leaves_nothing_in_the_log(api, how,
     elif how == "abort":
         writer.transport.abort()
     writer.close()
-    await api.running.ended(10)
+    await api.server.answered(10_000)
     assert not api.log.events
 
 
@@ -183,17 +182,18 @@ async def test_bugs_and_what_libraries_report_are(api):
     assert (fields["source"], fields["message"]) == ("some.library", "out of luck")
 
 
-async def test_running_requests_are_waited_for_but_not_for_ever():
-    running = Running()
-    await running.ended(10)
-    with running.one():
-        await running.ended(0.01)
-        waiting = asyncio.create_task(running.ended(10))
-        with running.one():
-            pass
-        done, _ = await asyncio.wait([waiting], timeout=0)
-        assert not done
-    await asyncio.wait_for(waiting, 5)
+async def test_requests_that_are_answered_are_waited_for_but_not_for_ever(api):
+    await api.server.answered(10_000)
+    _, first = await asyncio.open_connection("127.0.0.1", api.port)
+    first.write(request(size=1))
+    await api.began.wait()
+    await api.server.answered(10)
+    waiting = asyncio.create_task(api.server.answered(10_000))
+    assert (await api.raw(request())).startswith(b"HTTP/1.1 200 ")
+    assert not waiting.done()
+    first.write(b"x")
+    await waiting
+    first.close()
 
 
 class Bounded(Model):

@@ -243,7 +243,7 @@ async def test_a_body_that_is_announced_too_long_is_refused_before_it_comes(end)
 
 
 async def test_a_body_in_pieces_is_bounded_too(end, monkeypatch):
-    monkeypatch.setattr(deployments, "STDIN_BYTES_MAX", 10)
+    monkeypatch.setattr(deployments.limits, "STDIN_BYTES_MAX", 10)
     chunked = b"Transfer-Encoding: chunked\r\n\r\n" + b"5\r\nabcde\r\n" * 3 + b"0\r\n"
     assert status(await end.ask(b"POST /fn/alice/echo", chunked)) == 413
     assert not end.node.requests

@@ -20,7 +20,7 @@ from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
 from xsc.base.ids import short
 from xsc.base.log import SilentLog
 from xsc.node.api import serving
-from xsc.node.api.app import PATH, Running, application
+from xsc.node.api.app import PATH, application
 from xsc.node.api.serving import JSON_BYTES_MAX, Server
 
 TOKEN = "a" * 52
@@ -189,7 +189,7 @@ async def test_a_framed_request_that_ends_early_or_goes_on_is_refused(raw, said)
 
 
 async def test_events_begin_with_a_comment_where_the_first_is_none(monkeypatch):
-    app = application(served(), TOKEN, SilentLog(), Running(), dict)
+    app = application(served(), TOKEN, SilentLog(), dict)
     runner = web.ServerRunner(web.Server(app))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

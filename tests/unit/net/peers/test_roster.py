@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xsc.base.clock import ManualClock
 from xsc.base.errors import (
     ArgumentInvalid,
     PeerUnknown,
@@ -15,17 +16,18 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import to_text
 from xsc.base.limits import PEER_NAME_CHARS_MAX, PEERS_MAX
+from xsc.base.log import SilentLog
 from xsc.db.memory import MemoryKeyValue
-from xsc.net.peers.registry import (
+from xsc.net.peers.roster import (
     REMOVED,
     AddressRecord,
     PeerInfo,
-    PeerRegistry,
+    Roster,
     is_name,
     unique_name,
 )
 
-A, B = b"\1" * 32, b"\1" * 31 + b"\2"
+OWN, A, B = b"\xff" * 32, b"\1" * 32, b"\1" * 31 + b"\2"
 
 
 def record(name="bert", seq=1, addresses=("127.0.0.1:1",)):
@@ -39,13 +41,17 @@ def store():
     return MemoryKeyValue()
 
 
+def roster(store):
+    return Roster(store, own=OWN, own_name="self", clock=ManualClock(), log=SilentLog())
+
+
 @pytest.fixture
 def book(store):
-    return PeerRegistry(store, "self")
+    return roster(store)
 
 
 def met(book, node_id, name="bert", own=None):
-    info = book.met(node_id, record(name), name=own, now_ms=5, signed=b"signed")
+    info = book.met(node_id, record(name), name=own, signed=b"signed")
     book.put(info)
     return info
 
@@ -73,11 +79,11 @@ def test_the_own_name_is_taken(book):
 def test_entries_are_on_the_disk_at_once(book, store):
     met(book, A)
     store.crash()
-    again = PeerRegistry(store, "self")
+    again = roster(store)
     assert again.info(A) == book.info(A)
     again.remove(A)
     store.crash()
-    assert PeerRegistry(store, "self").all() == []
+    assert roster(store).all() == []
 
 
 def test_who_was_removed_is_listed_newest_first_and_until_it_is_met_again(book, store):
@@ -86,23 +92,25 @@ def test_who_was_removed_is_listed_newest_first_and_until_it_is_met_again(book, 
         met(book, node_id)
         book.remove(node_id)
     assert book.removed() == [b"\2" * 32, b"\1" * 32, b"\0" * 32]
-    again = PeerRegistry(store, "self")
+    again = roster(store)
     assert again.removed() == book.removed()
     met(again, b"\1" * 32)
     assert again.removed() == [b"\2" * 32, b"\0" * 32]
     store.write([(REMOVED + A, b"")], sync=True)
     with pytest.raises(StoreDamaged, match="no number"):
-        PeerRegistry(store, "self")
+        roster(store)
 
 
 @pytest.mark.parametrize("confirmed", [False, True])
 def test_who_was_removed_is_still_counted_with_its_introducer(book, store, confirmed):
     came = {"introducer": B, "hops": 1, "confirmed": confirmed}
+    other = b"\2" * 32
+    book.put(met(book, other).model_copy(update={"introducer": B, "hops": 1}))
     book.put(met(book, A).model_copy(update=came))
     book.remove(A)
-    for found in (book, PeerRegistry(store, "self")):
+    for found in (book, roster(store)):
         assert found.through(A) == (None if confirmed else B)
-        assert found.came_through(B) == ([] if confirmed else [A])
+        assert found.shares_with(A) == ([A] if confirmed else [other, A])
 
 
 def test_a_directory_says_what_the_operator_said_and_a_newer_address_stays(book):
@@ -121,7 +129,9 @@ def test_a_directory_says_what_the_operator_said_and_a_newer_address_stays(book)
             hops=1,
             confirmed=True,
         )
-        info = book.restored(told, 7)
+        book.restore(told)
+        info = book.info(A)
+        book.put(known)
         assert (info.name, info.blocked, info.confirmed) == ("told", True, True)
         assert (info.introducer, info.hops) == (B, 1)
         assert info.added_ms == known.added_ms
@@ -164,7 +174,7 @@ def test_peers_are_bounded(book):
     with pytest.raises(SpaceExhausted):
         met(book, A)
     with pytest.raises(SpaceExhausted):
-        book.restored(book.info((0).to_bytes(32, "big")).model_copy(update={"node_id": A}), 0)
+        book.restore(book.info((0).to_bytes(32, "big")).model_copy(update={"node_id": A}))
     met(book, (0).to_bytes(32, "big"))
 
 
