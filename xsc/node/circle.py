@@ -113,7 +113,7 @@ class CircleSync:
             turn += 1
             for friend in friends if silent else []:
                 try:
-                    await self._sync.seek(friend, silent, ADDRESS)
+                    await self._sync.seek(friend, silent)
                 except XscError as fault:
                     self._blame(friend, fault)
             self._look_at(self._later)

@@ -46,6 +46,7 @@ from xsc.space.itc import (
 from xsc.space.limits import (
     COMPACT_STEP_BYTES,
     GRANTS_A_RECEIVER_MAX,
+    OWNER_BYTES_MAX,
     PROOF_ROWS_A_RECORD,
     VALUE_BYTES_MAX,
 )
@@ -456,12 +457,12 @@ class SpaceStore:
         offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]],
         listed: Repair | None = None,
     ) -> Taken:
-        """Store records of another owner that were verified, with values where they came along.
+        """Store records that were verified, with values where they came along.
 
         One that is refused keeps no other from being stored. What was `listed` replaces also what
-        it does not outrank.
+        it does not outrank. Own records are taken back in a recovery: the next own sequence is
+        above them, also above those that are not stored.
         """
-        assert owner != self.owner, "nobody else writes here"
         paths: list[str] = []
         refused: list[XscError] = []
         async with self._turns.of(owner):
@@ -475,6 +476,10 @@ class SpaceStore:
                 held.size_bytes for held in others if held.introducer == table.introducer
             )
             bytes_max = owner_bytes_max(beside_bytes, others_bytes)
+            if owner == self.owner:
+                bytes_max = OWNER_BYTES_MAX
+                shown = max((signed.record.sequence for signed, _ in offered), default=0)
+                self._raise_floor(batch, table, shown)
             for signed, value in offered:
                 try:
                     if value is not None:
@@ -491,7 +496,7 @@ class SpaceStore:
             if batch.changes:
                 self._tables[owner] = table  # of an owner of whom nothing was here before, too
                 await self._commit(owner, batch)
-            if UserSpacePaths.INTERVAL in paths:
+            if UserSpacePaths.INTERVAL in paths and owner != self.owner:
                 self._read_grant(owner, batch.get(VALUE + owner + UserSpacePaths.INTERVAL.encode()))
             if newest is not None:
                 self._adopt(owner, newest)
@@ -526,7 +531,10 @@ class SpaceStore:
         """
         async with self._turns.of(owner):
             table = await self._table(owner)
+            batch = _Batch(self._db)
             failed, changed = [], False
+            if owner == self.owner:
+                self._raise_floor(batch, table, head=head.record.sequence)
             for section, rows in before.items():
                 known = table.proven.get(section)
                 if table.cursors.get(section, 0) > head.record.sequence:
@@ -537,16 +545,10 @@ class SpaceStore:
                     digest = head.record.hash_of(section)
                     changed |= known is None or known.head.record.hash_of(section) != digest
             if changed:
-                batch = _Batch(self._db)
                 self._keep_proven(batch, owner, table)
+            if batch.changes:
                 await self._commit(owner, batch)
             return failed
-
-    async def newest_head(self, owner: bytes) -> tuple[Signed[SpaceHead] | None, list[str]]:
-        """Return the newest proven head of an owner, and the sections that can be listed."""
-        async with self._turns.of(owner):
-            table = await self._table(owner)
-            return table.newest_head(), [at for at, proven in table.proven.items() if proven.whole]
 
     async def cursor(self, owner: bytes, prefix: str) -> int:
         """Return up to which sequence everything under a prefix is proven; 0 without a head."""
@@ -736,38 +738,29 @@ class SpaceStore:
             and table.cursors.get(row.section, 0) < self._shown
         ]
 
-    async def recover(
-        self,
-        offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]],
-        sequence: int,
-        head: int = 0,
-        listed: Repair | None = None,
+    def _raise_floor(
+        self, batch: _Batch, table: OwnerTable, sequence: int = 0, head: int = 0
     ) -> None:
-        """Take own records back that peers have shown, and leave the own interval.
+        """Write above all that is here and was shown, also above `head`, that of an own head.
 
-        The next own sequence is above all of them, and above `sequence`, which a peer has shown.
-        `head` is that of an own head. Records are taken as a replica takes those of others.
+        A head that is signed next may lack records: it must not have the sequence of another.
+        """
+        self._shown = max(self._shown, head)
+        last = max(table.last, self._head_sequence(table), sequence, head)
+        self._floor = max(self._floor, 1 + last)
+        batch.set(FLOOR, self._floor.to_bytes(8, "big") + self._shown.to_bytes(8, "big"))
+
+    async def leave(self, sequence: int = 0) -> None:
+        """Leave the own interval, and write above all that is here and above a sequence.
+
+        A node that was recovered or restored does so before it takes its records back.
         """
         async with self._turns.of(self.owner):
-            table = await self._table(self.owner)
             batch = _Batch(self._db)
-            try:
-                for signed, value in offered:
-                    if value is not None:
-                        check_value(signed.record, value)
-                    plan = table.plan(signed, listed=listed)
-                    self._stage(batch, table, signed, value, plan)
-            except XscError:
-                self._tables.pop(self.owner, None)
-                raise
-            # A head that is signed now may lack records: it must not have the sequence of another.
-            signed_last = self._head_sequence(table)
-            self._floor = max(self._floor, 1 + max(table.last, signed_last, sequence, head))
-            self._shown = max(self._shown, head)
             self._clock = self._own = None
             self._granted.pop(self.owner, None)
-            batch.set(FLOOR, self._floor.to_bytes(8, "big") + self._shown.to_bytes(8, "big"))
             batch.set(CLOCK, None)
+            self._raise_floor(batch, await self._table(self.owner), sequence)
             await self._commit(self.owner, batch)
 
     async def sign_head(self) -> Signed[SpaceHead]:

@@ -88,7 +88,6 @@ _PATHS_BYTES = ASKED_RECORDS_MAX * (PATH_BYTES_MAX + 8) + 4 * KIB
 HEADS = {
     "space.next": HeadBound(asked=FRAME_HEADER_BYTES_MAX),
     "space.records": HeadBound(asked=_PATHS_BYTES),
-    "space.head": HeadBound(answered=_PATHS_BYTES),
 }
 MALFORMED = (RecordInvalid, FrameInvalid, TooLarge, SignatureInvalid)
 """What a peer answered that no honest one does."""
@@ -228,7 +227,6 @@ class SpaceSync:
             "space.list": self._counted(self._answer_list),
             "space.records": self._counted(self._answer_records),
             "space.value": self._counted(self._answer_value),
-            "space.head": self._counted(self._answer_head),
         }
 
     def _counted(self, handler: Handler) -> Handler:
@@ -444,17 +442,6 @@ class SpaceSync:
             raise NotFound("that value is not here")
         return {}, [entry.value]
 
-    async def _answer_head(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
-    ) -> Answered:
-        del parts
-        owner = take_bytes(header, "owner", size=32)
-        await self._count(caller, 1)
-        head, sections = await self._store.newest_head(owner)
-        if head is None:
-            raise NotFound("no head of that owner is proven here")
-        return {"sections": [*sections]}, [head.raw]
-
     def end(self) -> None:
         """Answer all held requests now, and hold none any more: the node stops."""
         self._ended = True
@@ -654,6 +641,18 @@ class SpaceSync:
             changed.cancel()
         if address is not None:
             self._told[peer] = address.signed.id
+        new, refused = await self._take_answer(peer, reply, wanted)
+        for owner, refusal in refused:
+            self._hold_against(owner, refusal)
+        return new or self._clock.monotonic_ms() >= asked_ms + HELD_REQUEST_MS_MAX
+
+    async def _take_answer(
+        self, peer: bytes, reply: Reply, wanted: Sequence[Followed]
+    ) -> tuple[bool, list[tuple[bytes, XscError]]]:
+        """Store what a replica answers to cursors, and note how far it has told.
+
+        Returns whether any of it is new, and of whom something was refused, and why.
+        """
         answer = await self._read(peer, reply)
         stored, refused = await self._store_records(peer, answer.records, {*wanted}, told=True)
         new = stored > 0
@@ -668,11 +667,9 @@ class SpaceSync:
             try:
                 new |= await self._store_head(peer, head.owner, head.raw, before)
             except ClockSkewed as fault:
-                if peer == head.owner:
+                if head.owner in {peer, self._store.owner}:
                     refused.append((head.owner, fault))
-        for owner, refusal in refused:
-            self._hold_against(owner, refusal)
-        return new or self._clock.monotonic_ms() >= asked_ms + HELD_REQUEST_MS_MAX
+        return new, refused
 
     def _spend(self, peer: bytes, records: int) -> None:
         """Count work that a peer causes here, as records that are verified."""
@@ -696,25 +693,25 @@ class SpaceSync:
         """Return the peers that are followed and answered the last time, or did not."""
         return [peer for peer, answers in self._followed.items() if answers == answering]
 
-    async def seek(self, peer: bytes, owners: Sequence[bytes], path: str) -> None:
-        """Ask a peer what other owners have at a path that is newer than what is here.
+    async def seek(self, peer: bytes, owners: Sequence[bytes]) -> None:
+        """Ask a peer once where other owners are.
 
         Raises:
             XscError: the peer does not answer, or answers badly.
         """
-        wanted = {(owner, section_of(path)) for owner in owners}
-        cursors: list[Value] = []
-        for owner, section in sorted(wanted):
-            try:
-                after = self._store.get(owner, path).signed.record.sequence
-            except NotFound:
-                after = 0
-            cursors.append(Cursor(owner, section, after, (0, 0)).to_value())
-        reply = await self._call(peer, "space.next", {"cursors": cursors, "wait": False})
-        records = (await self._read(peer, reply)).records
-        _, refused = await self._store_records(peer, records, wanted)
-        for owner, fault in refused:
+        wanted = [(owner, UserSpacePaths.NODES) for owner in owners]
+        cursors = [await self._cursor(peer, followed) for followed in wanted]
+        for owner, fault in await self._question(peer, wanted, cursors):
             self._hold_against(owner, fault)
+
+    async def _question(
+        self, peer: bytes, wanted: Sequence[Followed], cursors: Sequence[Cursor]
+    ) -> list[tuple[bytes, XscError]]:
+        """Ask a peer what is new now and store that; return of whom what was refused."""
+        asked: list[Value] = [cursor.to_value() for cursor in cursors]
+        reply = await self._call(peer, "space.next", {"cursors": asked, "wait": False})
+        _, refused = await self._take_answer(peer, reply, wanted)
+        return refused
 
     async def _store_records(
         self,
@@ -748,7 +745,7 @@ class SpaceSync:
                 signed = self._opened(sent, sent.owner)
                 cost = len(signed.record.stamp)
             except ClockSkewed as fault:
-                if peer == sent.owner:
+                if sent.owner in {peer, self._store.owner}:
                     refused.append((sent.owner, fault))
                 continue
             finally:
@@ -758,7 +755,8 @@ class SpaceSync:
             by_owner.setdefault(sent.owner, []).append((signed, sent.value))
         for owner, offered in by_owner.items():
             async for checkable in self._with_values(peer, owner, offered):
-                taken = await self._space.take(owner, checkable, listed)
+                taker = self._store if owner == self._store.owner else self._space
+                taken = await taker.take(owner, checkable, listed)
                 new += len(taken.paths)
                 refused += [(owner, fault) for fault in taken.refused]
                 if taken.paths and not any(isinstance(it, SpaceExhausted) for it in taken.refused):
@@ -772,13 +770,14 @@ class SpaceSync:
     async def _with_values(
         self, peer: bytes, owner: bytes, offered: Sequence[Offered]
     ) -> AsyncIterator[Sequence[Offered]]:
-        """Give the records in parts; those with a large value that is checked come with it."""
+        """Give the records in parts; own ones and those that are checked come with large values."""
+        own = owner == self._store.owner
         large = [
             signed
             for signed, value in offered
             if value is None
             and signed.record.digest is not None
-            and self._space.has_schema(signed.record.path)
+            and (own or self._space.has_schema(signed.record.path))
         ]
         yield [item for item in offered if item[0] not in large]
         for signed in large:
@@ -786,7 +785,7 @@ class SpaceSync:
             if pause_ms := self._telling.take(peer, cost, self._clock.monotonic_ms()):
                 await self._clock.sleep_ms(pause_ms)
             value = await self._fetch(peer, owner, signed.record)
-            if value is not None:  # else the peer has a newer record by now, and tells of it
+            if value is not None or own:  # else the peer has a newer record, and tells of it
                 yield [(signed, value)]
 
     async def _store_head(
@@ -869,9 +868,6 @@ class SpaceSync:
             reply = await self._call(peer, "space.records", {"owner": owner, "paths": paths})
             del missing[: take_int(reply.header, "told", least=1, most=len(paths))]
             answer = await self._read(peer, reply)
-            if owner == self._store.owner:
-                await self._take_back(peer, answer.records, repair)
-                continue
             _, refused = await self._store_records(peer, answer.records, {followed}, listed=repair)
             if refused:
                 for _, refusal in refused:
@@ -889,50 +885,17 @@ class SpaceSync:
         Raises:
             XscError: the peer does not answer, or answers badly.
         """
-        own, listed = self._store.owner, list[str]()
-        try:
-            reply = await self._call(peer, "space.head", {"owner": own})
-        except NotFound:
-            pass  # it has records at most
-        else:
-            head = self._open(own, bytes(body_of(reply.parts)))
-            listed = take_texts(reply.header, "sections", most=len(SECTIONS))
-            await self._store.recover([], 0, head.record.sequence)
         sections = sorted(SECTIONS)
         for start in range(0, len(sections), SOUGHT_MAX):
-            await self._take_all_back(peer, sections[start : start + SOUGHT_MAX])
-        for section in listed:
-            await self._repair(peer, (own, section), 0)
-
-    async def _take_all_back(self, peer: bytes, sections: Sequence[str]) -> None:
-        """Take back what a peer has of the own records in some sections, page after page."""
-        own, more = self._store.owner, True
-        after = dict.fromkeys(sections, 0)
-        while more:
-            asked: list[Value] = [Cursor(own, *at, (0, 0)).to_value() for at in after.items()]
-            reply = await self._call(peer, "space.next", {"cursors": asked, "wait": False})
-            answer, before = await self._read(peer, reply), sum(after.values())
-            for signed in await self._take_back(peer, answer.records):
-                section = section_of(signed.record.path)
-                after[section] = max(after.get(section, 0), signed.record.sequence)
-            more = answer.more and sum(after.values()) > before
-
-    async def _take_back(
-        self, peer: bytes, records: Sequence[Sent], listed: Repair | None = None
-    ) -> list[Signed[SpaceRecord]]:
-        """Take own records back, with large values, and return them."""
-        own = self._store.owner
-        offered: list[Offered] = []
-        for sent in records:
-            await asyncio.sleep(0)
-            signed = self._opened(sent, own)
-            value = sent.value
-            if value is None and signed.record.digest is not None:
-                value = await self._fetch(peer, own, signed.record)
-            offered.append((signed, value))
-        last = max((signed.record.sequence for signed, _ in offered), default=0)
-        await self._store.recover(offered, last, 0 if listed is None else listed.sequence, listed)
-        return [signed for signed, _ in offered]
+            wanted = [(self._store.owner, at) for at in sections[start : start + SOUGHT_MAX]]
+            asked: list[Cursor] = []
+            while (cursors := [await self._cursor(peer, at) for at in wanted]) != asked:
+                asked = cursors
+                for _, fault in await self._question(peer, wanted, cursors):
+                    raise fault
+            for followed in wanted:
+                del self._places[followed][peer]
+                self._failed.pop(followed, None)
 
     def _opened(self, sent: Sent, owner: bytes) -> Signed[SpaceRecord]:
         """Return a record of a peer, verified; a small value must be beside it."""

@@ -123,7 +123,6 @@ HEADERS: dict[str, dict[str, Any]] = {
     "space.list": {"owner": Id32, "section": Section},
     "space.records": {"owner": Id32, "paths": Many(Prefix, ASKED_RECORDS_MAX)},
     "space.value": {"owner": Id32, "path": Prefix, "digest": Id32},
-    "space.head": {"owner": Id32},
     "space.grant": {"anew": bool},
     "health.ping": {"v": Count, "ping": Sealed("ping")},
     "compute.run": {
@@ -347,7 +346,6 @@ PARTS: dict[str, Callable[[Forge, dict[str, Any]], list[bytes]]] = {
     "space.list": _space_parts,
     "space.records": _space_parts,
     "space.value": _space_parts,
-    "space.head": _space_parts,
     "peers.batch": _batch_parts,
 }
 

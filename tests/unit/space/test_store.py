@@ -560,7 +560,7 @@ async def test_a_recovered_node_leaves_its_interval_and_goes_on_above_what_was_s
 ):
     await other.join(await mine.grant(other.owner))
     old = other.clock
-    await other.recover([], 41)
+    await other.leave(41)
     assert again(other).clock is None
     assert await again(other).put({"a": b""}) == {UserSpacePaths.INTERVAL: 43, "a": 44}
     other = again(other)
