@@ -390,15 +390,15 @@ class SpaceStore:
             )
         except XscError as fault:
             raise StoreDamaged(f"a head of the space is damaged: {fault.message}") from None
-        table.cursors = rows
         for section, sequence in rows.items():
+            table.cursors[section] = sequence
             if sequence == head.record.sequence:
                 newer = table.after(section, sequence, 1)
-                table.proven[section] = Proven(head, {}, whole=not newer)
+                table.prove_as(section, Proven(head, {}, whole=not newer))
 
     @staticmethod
     def _keep_proven(batch: _Batch, owner: bytes, table: OwnerTable) -> None:
-        head = table.newest_head()
+        head = table.head
         rows: list[Value] = [[section, at] for section, at in table.cursors.items()]
         batch.set(PROVEN + owner, None if head is None else encode([rows, head.raw]))
 
@@ -719,8 +719,7 @@ class SpaceStore:
 
     @staticmethod
     def _head_sequence(table: OwnerTable) -> int:
-        head = table.newest_head()
-        return 0 if head is None else head.record.sequence
+        return 0 if table.head is None else table.head.record.sequence
 
     def _unproven(self, table: OwnerTable) -> list[str]:
         """Return live own paths that were taken back, and are not what the newest head says.
@@ -777,10 +776,10 @@ class SpaceStore:
             )
             head = sign(record, self._key, self._network)
             batch = _Batch(self._db)
-            known = table.newest_head()
+            is_new = table.head is None or self._head_sequence(table) != sequence
             for section in SECTIONS:
-                table.proven[section], table.cursors[section] = Proven(head, {}), sequence
-            if known is None or known.record.sequence != sequence:
+                table.prove_as(section, Proven(head, {}))
+            if is_new:
                 self._keep_proven(batch, self.owner, table)
             await self._commit(self.owner, batch)
             return head

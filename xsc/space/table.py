@@ -114,6 +114,10 @@ class OwnerTable:
     """By section, what can be shown to others."""
     cursors: dict[str, int] = field(default_factory=dict)
     """By section, the sequence up to which everything is known here."""
+    head: Signed[SpaceHead] | None = None
+    """The newest that was proven for any section."""
+    last: int = 0
+    """The highest sequence of a record that was put here."""
     introducer: str = ""
     """By whose word the owner is known: room is shared among those of one."""
     live: int = 0
@@ -181,6 +185,7 @@ class OwnerTable:
         if proven is not None and row.sequence <= proven.head.record.sequence:
             proven.whole = False  # a newer head says that this was live, which that one denies
         self.rows[path] = row
+        self.last = max(self.last, row.sequence)
         insort(self._orders.setdefault(row.section, []), (row.sequence, path))
         self.size_bytes += row.size_bytes
         self.live += not row.deleted
@@ -207,11 +212,6 @@ class OwnerTable:
     def size_of(self, section: str) -> int:
         """Return how many records there are in a section."""
         return len(self._orders.get(section, ()))
-
-    @property
-    def last(self) -> int:
-        """The highest sequence of a record here; 0 without any."""
-        return max((order[-1][0] for order in self._orders.values() if order), default=0)
 
     # Heads
 
@@ -256,8 +256,7 @@ class OwnerTable:
         if known is not None and known.whole and known.head.record.hash_of(section) == digest:
             between = self.after(section, known.head.record.sequence, 1)
             if not between or self.rows[between[0]].sequence > sequence:
-                self.proven[section] = replace(known, head=head)
-                self.cursors[section] = sequence
+                self.prove_as(section, replace(known, head=head))
                 return True
         mine = {
             path: at
@@ -269,9 +268,15 @@ class OwnerTable:
         live = self.live_at(section, sequence, mine)
         if len(live) > RECORDS_MAX or section_hash(live) != digest:
             return False
-        self.proven[section] = Proven(head, mine)
-        self.cursors[section] = sequence
+        self.prove_as(section, Proven(head, mine))
         return True
+
+    def prove_as(self, section: str, proven: Proven) -> None:
+        """Take over that a head is proven for a section."""
+        self.proven[section] = proven
+        self.cursors[section] = proven.head.record.sequence
+        if self.head is None or self.head.record.place < proven.head.record.place:
+            self.head = proven.head
 
     def show(self, section: str, above: tuple[int, int] = (-1, 0)) -> Proven | None:
         """Return the newest head for which all of a section is here, and what changed since.
@@ -282,11 +287,6 @@ class OwnerTable:
         if proven is None or not proven.whole or proven.head.record.place <= above:
             return None
         return Proven(proven.head, dict(proven.before))
-
-    def newest_head(self) -> Signed[SpaceHead] | None:
-        """Return the head with the highest sequence and date that was proven for any section."""
-        heads = [proven.head for proven in self.proven.values()]
-        return max(heads, key=lambda head: head.record.place, default=None)
 
     def repair(
         self, section: str, head: Signed[SpaceHead], listed: Iterable[tuple[str, bytes]]
