@@ -519,8 +519,8 @@ class SpaceStore:
 
     async def prove(
         self, owner: bytes, head: Signed[SpaceHead], before: Mapping[str, Mapping[str, bytes]]
-    ) -> list[str]:
-        """Keep what a head proves of what is stored, and return the sections where it does not.
+    ) -> tuple[set[str], set[str], int]:
+        """Keep what a head proves of what is stored.
 
         One that says the same of each section as the last is not written again.
 
@@ -528,27 +528,29 @@ class SpaceStore:
             owner: of the space.
             head: that was verified.
             before: of each section, what a replica says of paths that changed since the head.
+
+        Returns the sections for which it is proven, those for which it is not, and how many rows
+        were compared. Where a newer head is proven it is neither.
         """
+        proven, failed = set[str](), set[str]()
         async with self._turns.of(owner):
             table = await self._table(owner)
             batch = _Batch(self._db)
-            failed, changed = [], False
+            changed, compared = False, 0
             if owner == self.owner:
                 self._raise_floor(batch, table, head=head.record.sequence)
             for section, rows in before.items():
-                known = table.proven.get(section)
                 if table.cursors.get(section, 0) > head.record.sequence:
                     continue  # another replica was faster
-                if not table.prove(section, head, rows):
-                    failed.append(section)
-                else:
-                    digest = head.record.hash_of(section)
-                    changed |= known is None or known.head.record.hash_of(section) != digest
-            if changed:
+                known, digest = table.proven.get(section), head.record.hash_of(section)
+                changed |= known is None or known.head.record.hash_of(section) != digest
+                compared += len(rows) + table.size_of(section)
+                (proven if table.prove(section, head, rows) else failed).add(section)
+            if proven and changed:
                 self._keep_proven(batch, owner, table)
             if batch.changes:
                 await self._commit(owner, batch)
-            return failed
+        return proven, failed, compared
 
     async def cursor(self, owner: bytes, prefix: str) -> int:
         """Return up to which sequence everything under a prefix is proven; 0 without a head."""
@@ -560,11 +562,6 @@ class SpaceStore:
         """Return the sequence of the head that is proven of a section; 0 without one."""
         async with self._turns.of(owner):
             return (await self._table(owner)).cursors.get(section, 0)
-
-    async def size_of(self, owner: bytes, section: str) -> int:
-        """Return how many records there are in a section: the work of comparing it to a head."""
-        async with self._turns.of(owner):
-            return (await self._table(owner)).size_of(section)
 
     async def listing(self, owner: bytes, section: str) -> tuple[bytes, list[tuple[str, bytes]]]:
         """Return the head that is shown of a section, and its live paths and their records' ids.

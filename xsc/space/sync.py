@@ -773,28 +773,27 @@ class SpaceSync:
             if (place := self._places.get((owner, section), {}).get(peer)) is not None
             and head.record.place > place.head
         }  # the others were unsubscribed meanwhile
-        new = {
-            section
-            for section in places
-            if head.record.sequence >= await self._store.cursor_of(owner, section)
-        }
-        failed = await self._prove(peer, owner, head, {at: before[at] for at in places})
+        if not places:
+            return False
+        known = {section: before[section] for section in places}
+        proven, failed = await self._prove(peer, owner, head, known)
+        sequence = head.record.sequence
         for section, place in places.items():
             place.head = head.record.place
             followed = (owner, section)
-            sequence = head.record.sequence
-            if section in failed and not await self._repair(peer, followed, sequence):
-                new.discard(section)
-                self._failed.setdefault(followed, set()).add(peer)
-                self._log.info("space.not_proven", peer=short(peer), owner=short(owner))
-                place.after = await self._store.cursor_of(*followed)
-                self._plan_again()
-                continue
+            if section in failed:
+                if not await self._repair(peer, followed, sequence):
+                    self._failed.setdefault(followed, set()).add(peer)
+                    self._log.info("space.not_proven", peer=short(peer), owner=short(owner))
+                    place.after = await self._store.cursor_of(*followed)
+                    self._plan_again()
+                    continue
+                proven.add(section)
             place.after = max(place.after, sequence)
             if self._failed.pop(followed, None) is not None:
                 self._sources = None
             self._news(*followed)
-        return bool(new)
+        return bool(proven)
 
     def _open(self, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
         head = self._checked.get(owner)
@@ -811,12 +810,11 @@ class SpaceSync:
         owner: bytes,
         head: Signed[SpaceHead],
         before: Mapping[str, Mapping[str, bytes]],
-    ) -> list[str]:
-        """Return the sections for which a head is not proven by what is stored."""
-        for section, rows in before.items():
-            compared = len(rows) + await self._store.size_of(owner, section)
-            self._spend(peer, compared // PROOF_ROWS_A_RECORD)
-        return await self._store.prove(owner, head, before)
+    ) -> tuple[set[str], set[str]]:
+        """Return the sections for which a head is proven by what is stored, and is not."""
+        proven, failed, compared = await self._store.prove(owner, head, before)
+        self._spend(peer, compared // PROOF_ROWS_A_RECORD)
+        return proven, failed
 
     async def _repair(self, peer: bytes, followed: Followed, sequence: int) -> bool:
         """Come to hold what a listing of a peer proves; say whether that was possible.
@@ -847,7 +845,8 @@ class SpaceSync:
                 for _, refusal in refused:
                     self._hold_against(owner, refusal)
                 return False  # without these records nothing is proven
-        return not await self._prove(peer, owner, head, {section: dict(rows)})
+        _, failed = await self._prove(peer, owner, head, {section: dict(rows)})
+        return not failed
 
     async def recover(self, peer: bytes) -> None:
         """Take back from a peer what it has of this node's own space.

@@ -920,7 +920,7 @@ async def test_heads_of_one_answer_are_proven_once_a_section_and_cost_what_is_co
 
     async def prove(owner, head, before):
         proven.extend([head.record.written_ms] * len(before))
-        return []
+        return {*before}, set(), rows
 
     monkeypatch.setattr(bea.store, "prove", prove)
     monkeypatch.setattr(bea.sync, "_spend", lambda peer, records: spent.append(records))
