@@ -243,13 +243,11 @@ async def leased(count: int) -> tuple[float, float]:
         standing=cast(Any, commitments),
         capacity=cast(Any, Node()),
         leaving=NOBODY,
-        granted=tuple,
-        received=NOBODY,
         needs=NOBODY,
         need_of=NOBODY,
         on_need=NOBODY,
-        on_denied=NOBODY,
     )
+    ports.granted = tuple
     settings = MarketSettings(
         PriceList(1370, 278, 200_000, 100_000),
         {"storage": 5480, "compute": 1112},

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from xsc.base.clock import InlineExecutor
+from xsc.base.work import ENTERED
 from xsc.node.system import ThreadExecutor
 
 
@@ -30,6 +31,15 @@ async def test_what_the_function_raises_passes_through(executor):
 async def test_many_at_once_are_all_done(executor):
     done = await asyncio.gather(*(executor.run(pow, 2, n) for n in range(100)))
     assert done == [2**n for n in range(100)]
+
+
+async def test_what_threads_work_is_told_to_whoever_is_named(executor):
+    told = []
+    ENTERED.set(told.append)
+    with pytest.raises(ZeroDivisionError):
+        await executor.run(lambda: sum(range(10**5)) // 0)
+    # What is simulated takes no time.
+    assert [us > 0 for us in told] == ([True] if isinstance(executor, ThreadExecutor) else [])
 
 
 async def test_closing_waits_for_what_runs():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import REPOSITORY, Done, Member, call, wait_for
-from xsc.cli.background import holds
+from xsc.cli.devnet import holds
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 
 import pytest
+from pydantic import TypeAdapter
 
 from tests.e2e.conftest import NODES, PROGRAMS, call
+from xsc import api
+from xsc.api.serial import document
 
 ID = re.compile(r"[a-z2-7]{52}")
 URL = re.compile(r"http://127\.0\.0\.1:[0-9]+")
@@ -48,6 +52,40 @@ def test_node_status(net):
     assert set(status["compute"]) == {
         *("workers", "running", "queued", "offered_fuel_per_s", "granted_fuel_per_s")
     }
+
+
+SHOWN = {
+    "node version": api.status.VERSION,
+    "node status": api.status.STATUS,
+    "health": api.status.HEALTH,
+    "peer ls": api.peers.LIST,
+    "compute ls": api.services.LIST,
+    "compute evidence": api.jobs.EVIDENCE,
+    "program ls": api.programs.LIST,
+    "space ls": api.space.LIST,
+    "space stats": api.space.STATS,
+    "space diagnostics": api.space.DIAGNOSTICS,
+    "market slots": api.market.SLOTS,
+    "market leases": api.market.LEASES,
+    "market clearings": api.market.CLEARINGS,
+    "allocation show": api.market.SHOW,
+    "allocation groups": api.market.GROUPS,
+    "allocation consistent": api.market.CONSISTENT,
+    "allocation expected": api.market.EXPECTED,
+    "ledger balance": api.ledger.BALANCE,
+    "ledger log": api.ledger.LOG,
+    "ledger verify": api.ledger.VERIFY,
+}
+
+
+@pytest.mark.parametrize("words", SHOWN)
+def test_what_a_command_prints_as_json_is_what_its_endpoint_answers(net, stored, words):
+    said, endpoint = net[0](f"{words} --json").json, SHOWN[words]
+    rows = said.pop(endpoint.rows) if endpoint.rows else [said]
+    assert not endpoint.rows or not said
+    for row in rows:
+        model = TypeAdapter(endpoint.answer).validate_json(json.dumps(row))
+        assert document(model) == row
 
 
 def test_node_version(net):

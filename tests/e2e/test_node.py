@@ -14,7 +14,7 @@ import urllib.request
 import pytest
 
 from tests.e2e.conftest import call, wait_for
-from xsc.cli.background import holds
+from xsc.cli.devnet import holds
 
 
 def test_init_makes_a_home(tmp_path):

@@ -30,6 +30,8 @@ SHELL = {
     "xsc.base.clock": "declares the ports of time, chance and work",
     "xsc.base.peering": "declares the port to peers, and bounds the time of a history",
     "xsc.base.gather": "lets calls wait for the batch that they share",
+    "xsc.base.room": "lets holders wait for room that they share",
+    "xsc.base.work": "names whoever a task works for",
     "xsc.base.turns": "lets one task after the other at what has a key",
     "xsc.compute.worker.code_cache": "keeps compiled code in files",
     "xsc.compute.worker.compiler": "starts, watches and kills jails",

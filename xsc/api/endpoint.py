@@ -109,6 +109,20 @@ class Id(Model):
     id: str
 
 
+class OfNode(Model):
+    """What is said of a node, and how that is called here."""
+
+    node: Key
+    name: str = named("node")
+
+
+class OfPeer(Model):
+    """What is between this node and a peer, and how that is called here."""
+
+    peer: Key
+    name: str = named("peer")
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint(Generic[Q, R]):
     """What is asked at a path, and what is answered."""
@@ -130,6 +144,32 @@ class Endpoint(Generic[Q, R]):
     def has_json(self) -> bool:
         """Whether a request carries JSON."""
         return self.takes == "framed" or (self.takes == "json" and self.method in {"POST", "PUT"})
+
+
+def get(
+    path: str, request: type[Q], answer: type[R], says: str, *, gives: Gives = "json"
+) -> Endpoint[Q, R]:
+    """Return an endpoint that changes nothing."""
+    return Endpoint("GET", path, request, answer, says, gives=gives)
+
+
+def post(
+    path: str, request: type[Q], answer: type[R], says: str, *, status: int = 200
+) -> Endpoint[Q, R]:
+    """Return an endpoint that takes JSON and changes something."""
+    return Endpoint("POST", path, request, answer, says, status=status)
+
+
+def listing(
+    path: str, request: type[Q], row: type[R], says: str, *, rows: str = ""
+) -> Endpoint[Q, R]:
+    """Return an endpoint that lists rows, by default under the last word of its path."""
+    return Endpoint("GET", path, request, row, says, rows=rows or path.rsplit("/", 1)[1])
+
+
+def file(path: str, request: type[Q], says: str) -> Endpoint[Q, bytes]:
+    """Return an endpoint that gives a file for `xsc verify`."""
+    return Endpoint("GET", path, request, bytes, says, gives="cbor")
 
 
 def in_path(endpoint: Endpoint[Any, Any]) -> frozenset[str]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Key, Model, Nothing, absent
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, absent, get, post
 
 DRAIN_WAIT_MS_MAX = 30_000
 
@@ -108,15 +108,11 @@ class Backup(Model):
     bodies: bool = True
 
 
-FSCK = Endpoint("POST", "/v1/storage/fsck", Fsck, Audit, "Check the node's own databases.")
-GC = Endpoint("POST", "/v1/storage/gc", Nothing, Collected, "Drop what need not be kept.")
-DAMAGED = Endpoint(
-    "GET", "/v1/storage/damaged", Nothing, DamagedBodies, "List bodies known to be damaged."
-)
-LEAVE = Endpoint("POST", "/v1/drain", Nothing, Drain, "Begin to leave the network.", status=202)
-DRAIN = Endpoint("GET", "/v1/drain", Look, Drain, "Say how far the node is with leaving.")
+FSCK = post("/v1/storage/fsck", Fsck, Audit, "Check the node's own databases.")
+GC = post("/v1/storage/gc", Nothing, Collected, "Drop what need not be kept.")
+DAMAGED = get("/v1/storage/damaged", Nothing, DamagedBodies, "List bodies known to be damaged.")
+LEAVE = post("/v1/drain", Nothing, Drain, "Begin to leave the network.", status=202)
+DRAIN = get("/v1/drain", Look, Drain, "Say how far the node is with leaving.")
 STAY = Endpoint("DELETE", "/v1/drain", Nothing, Drain, "Stay after all.")
-PROOF = Endpoint(
-    "GET", "/v1/drain/proof", Nothing, bytes, "Prove where everything lies now.", gives="bytes"
-)
-BACKUP = Endpoint("GET", "/v1/node/backup", Backup, bytes, "Return a backup.", gives="bytes")
+PROOF = get("/v1/drain/proof", Nothing, bytes, "Prove where everything lies now.", gives="bytes")
+BACKUP = get("/v1/node/backup", Backup, bytes, "Return a backup.", gives="bytes")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
-from dataclasses import field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, field, fields
 from typing import Annotated, Any, Unpack
 
 from annotated_types import Ge, Le, Len, MaxLen
 
-from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, absent, named
+from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, absent, file, listing, named
 from xsc.api.problems import Problem
 from xsc.base.errors import XscError, from_code
 from xsc.base.jobs import (
@@ -32,32 +32,34 @@ from xsc.base.limits import (
     TIMEOUT_MS_MAX,
 )
 
-_STORED = ("path", "name", "capability", "size_bytes")
-_COMMON = ("fuel_used", "memory_peak_bytes", "wall_ms", "provider", "saved_bytes", "compiled_bytes")
-
-
 Text = Annotated[str, MaxLen(65_536)]
 Fuel = Annotated[int, Ge(1), Le(FUEL_MAX)]
 
 
-class Job(Model):
+class Brought(Model):
+    """A module that follows or is named, and what bounds its runs."""
+
+    env: Annotated[dict[str, Text], MaxLen(1024)] = field(default_factory=dict)
+    fuel: Fuel | None = None
+    memory_bytes: Annotated[int, Ge(1), Le(MEMORY_BYTES_MAX)] | None = None
+    timeout_ms: Annotated[int, Ge(1), Le(TIMEOUT_MS_MAX)] | None = None
+    on: Annotated[str, MaxLen(256)] | None = None
+    module: Annotated[str, Len(64, 64)] | None = None
+    """SHA-256, in hexadecimal digits, of a module that the node has or that came lately, instead of
+    its bytes; `module_bytes` is 0 then."""
+    module_bytes: Annotated[int, Ge(0), Le(MODULE_BYTES_MAX)]
+
+
+class Job(Brought):
     """A job, in front of its module and its standard input."""
 
     mode: Mode
     function: Annotated[str, MaxLen(1024)] = "_start"
     arguments: Annotated[tuple[Text, ...], MaxLen(1024)] = ()
-    env: Annotated[dict[str, Text], MaxLen(1024)] = field(default_factory=dict)
     inputs: Annotated[dict[str, str], MaxLen(ARGUMENTS_MAX)] = field(default_factory=dict)
-    fuel: Fuel | None = None
-    memory_bytes: Annotated[int, Ge(1), Le(MEMORY_BYTES_MAX)] | None = None
-    timeout_ms: Annotated[int, Ge(1), Le(TIMEOUT_MS_MAX)] | None = None
-    on: Annotated[str, MaxLen(256)] | None = None
     wait_ms: Annotated[int, Ge(0), Le(TIMEOUT_MS_MAX)] = COMPUTE_WAIT_MS
     """How long it waits where other runs of this node at the provider hold the fuel it needs."""
     local: bool = False
-    module: Annotated[str, Len(64, 64)] | None = None
-    """SHA-256 of a module that came lately, instead of its bytes; `module_bytes` is 0 then."""
-    module_bytes: Annotated[int, Ge(0), Le(MODULE_BYTES_MAX)]
     stdin_bytes: Annotated[int, Ge(0), Le(STDIN_BYTES_MAX)] = 0
     """Of a batch: lines of arguments, parted by spaces."""
     item_fuel: Fuel | None = None
@@ -170,28 +172,20 @@ Result = Invoked | Batched | Ran
 
 def result_of(done: JobResult) -> Result:
     """Return a result as the API shows it: what jobs of its mode have."""
-    common = {name: getattr(done, name) for name in _COMMON}
-    common["trap"], common["receipt"] = _fault(done.trap), done.receipt
-    common["verification"] = done.verification
-    common["objects"] = done.objects and [
-        StoredFile(**{name: getattr(row, name) for name in _STORED}, fault=_fault(row.fault))
-        for row in done.objects
-    ]
-    if done.mode == "invoke":
-        return Invoked(**common, results=done.results)
+    kind = {"invoke": Invoked, "batch": Batched, "run": Ran}[done.mode]
+    told = {each.name: getattr(done, each.name) for each in fields(kind)}
+    told["trap"] = _fault(done.trap)
+    if done.objects is not None:
+        told["objects"] = [
+            StoredFile(**{**asdict(row), "fault": _fault(row.fault)}) for row in done.objects
+        ]
     if done.mode == "batch":
-        items = [
+        told["items"] = [
             Item(results=item.results, fuel_used=item.fuel_used, trap=_fault(item.trap))
             for item in done.items
         ]
-        return Batched(**common, items=items)
-    return Ran(
-        **common,
-        exit_code=done.exit_code,
-        stdout=done.stdout,
-        stderr=done.stderr,
-        files=done.files,
-    )
+    result: Result = kind(**told)
+    return result
 
 
 class Line(Model):
@@ -221,58 +215,33 @@ class Evidence(Model):
 
 RUN: Endpoint[Job, Result] = Endpoint("POST", "/v1/jobs", Job, Result, "Run a job.", takes="framed")
 STREAM = Endpoint(
-    "POST",
-    "/v1/jobs/stream",
-    Job,
-    Line,
-    "Run a program, and show what it writes while it runs.",
-    takes="framed",
-    gives="lines",
+    "POST", "/v1/jobs/stream", Job, Line, "Show a program's output.", takes="framed", gives="lines"
 )
-EVIDENCE = Endpoint(
-    "GET",
-    "/v1/compute/evidence",
-    Nothing,
-    Evidence,
-    "List contradictory receipts.",
-    rows="evidence",
-)
-EVIDENCE_RECORD = Endpoint(
-    "GET",
-    "/v1/compute/evidence/{id}",
-    Id,
-    bytes,
-    "Return one record of evidence.",
-    gives="cbor",
-)
+EVIDENCE = listing("/v1/compute/evidence", Nothing, Evidence, "List contradictory receipts.")
+EVIDENCE_RECORD = file("/v1/compute/evidence/{id}", Id, "Return a record of evidence.")
 
 
 def read_result(mode: Mode, document: Mapping[str, Any]) -> JobResult:
     """Return the result of a document of the API for a job of that mode."""
-    receipt = b64decode(document["receipt"])
-    told: Mapping[str, Any] | None = document.get("verification")
-    stored: Sequence[Mapping[str, Any]] | None = document.get("objects")
-    return JobResult(
-        mode=mode,
-        results=tuple(document["results"]) if mode == "invoke" else (),
-        items=tuple(
-            JobItem(tuple(row["results"]), row["fuel_used"], _error(row["trap"]), receipt)
-            for row in (document["items"] if mode == "batch" else ())
-        ),
-        exit_code=document["exit_code"] if mode == "run" else None,
-        stdout=b64decode(document["stdout"]) if mode == "run" else b"",
-        stderr=b64decode(document["stderr"]) if mode == "run" else b"",
-        files={path: b64decode(data) for path, data in document["files"].items()}
-        if mode == "run"
-        else {},
-        trap=_error(document["trap"]),
-        receipt=receipt,
-        verification=None if told is None else _verification(told),
-        objects=None
-        if stored is None
-        else tuple(StoredOutput(**{**row, "fault": _error(row["fault"])}) for row in stored),
-        **{name: document[name] for name in _COMMON},
-    )
+    told = {**document, "trap": _error(document["trap"]), "receipt": b64decode(document["receipt"])}
+    if mode == "invoke":
+        told["results"] = tuple(told["results"])
+    elif mode == "batch":
+        told["items"] = tuple(
+            JobItem(tuple(row["results"]), row["fuel_used"], _error(row["trap"]), told["receipt"])
+            for row in told["items"]
+        )
+    else:
+        told |= {name: b64decode(told[name]) for name in ("stdout", "stderr")}
+        told["files"] = {path: b64decode(data) for path, data in told["files"].items()}
+    if "verification" in told:
+        told["verification"] = _verification(told["verification"])
+    if "objects" in told:
+        rows = told["objects"]
+        told["objects"] = tuple(
+            StoredOutput(**{**row, "fault": _error(row["fault"])}) for row in rows
+        )
+    return JobResult(mode=mode, **told)
 
 
 def _verification(told: Mapping[str, Any]) -> Verification:

@@ -6,18 +6,16 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, MaxLen
 
-from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, named
+from xsc.api.endpoint import Id, Key, Model, Nothing, OfPeer, file, get, post
 from xsc.api.peers import NamedPeer
 
 ENTRIES_MAX = 1_000
 """Entries of one answer, which is some 400 KB then."""
 
 
-class Balance(Model):
+class Balance(OfPeer):
     """What this node and one peer owe one another."""
 
-    peer: Key
-    name: str = named("peer")
     balance_micro: int
     """Positive where the peer owes."""
     limit_micro: int
@@ -66,13 +64,11 @@ incarnation before and was shown late; `covered` likewise, and counts nothing, b
 its debtor promised is booked already."""
 
 
-class Entry(Model):
+class Entry(OfPeer):
     """One entry as this node's ledger shows it."""
 
     seq: int
     kind: str
-    peer: Key
-    name: str = named("peer")
     amount_micro: int
     direction: Literal["in", "out", "-"]
     """in: the peer comes to owe this node; out: this node comes to owe the peer."""
@@ -102,12 +98,10 @@ class Verified(Model):
     text: str
 
 
-class Settled(Model):
+class Settled(OfPeer):
     """What was booked with one peer."""
 
     role: Literal["customer", "provider"]
-    peer: Key
-    name: str = named("peer")
     amount_micro: int
 
 
@@ -125,11 +119,9 @@ class Limit(Model):
     limit_micro: Annotated[int, Ge(0), Le(2**62)]
 
 
-class LimitSet(Model):
+class LimitSet(OfPeer):
     """What a peer may owe now."""
 
-    peer: Key
-    name: str = named("peer")
     limit_micro: int
     credit_left_micro: int
     shared_through: str | None
@@ -142,25 +134,19 @@ class Payment(Model):
     amount_micro: Annotated[int, Ge(0), Le(2**62)]
 
 
-class PaymentHeard(Model):
+class PaymentHeard(OfPeer):
     """What became of it."""
 
-    peer: Key
-    name: str = named("peer")
     amount_micro: int
     state: Literal["booked", "waits", "withdrawn"]
     heard_paid_micro: int
     balance_micro: int
 
 
-BALANCE = Endpoint("GET", "/v1/ledger/balance", Nothing, Balances, "Show what each owes.")
-LOG = Endpoint("GET", "/v1/ledger/log", Page, Entries, "List entries, the newest first.")
-VERIFY = Endpoint("GET", "/v1/ledger/verify", Nothing, Verified, "Replay the ledger.")
-ENTRY = Endpoint(
-    "GET", "/v1/ledger/entry/{id}", Id, bytes, "Return one settled entry.", gives="cbor"
-)
-LIMIT = Endpoint("POST", "/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")
-SETTLE = Endpoint("POST", "/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")
-OFF_BOOKS = Endpoint(
-    "POST", "/v1/ledger/off-books", Payment, PaymentHeard, "Report a payment outside of XSC."
-)
+BALANCE = get("/v1/ledger/balance", Nothing, Balances, "Show what each owes.")
+LOG = get("/v1/ledger/log", Page, Entries, "List entries, the newest first.")
+VERIFY = get("/v1/ledger/verify", Nothing, Verified, "Replay the ledger.")
+ENTRY = file("/v1/ledger/entry/{id}", Id, "Return one settled entry.")
+LIMIT = post("/v1/ledger/limit", Limit, LimitSet, "Set what a peer may owe.")
+SETTLE = post("/v1/ledger/settle", Nothing, Settlement, "Settle now what is owed.")
+OFF_BOOKS = post("/v1/ledger/off-books", Payment, PaymentHeard, "Report a payment outside of XSC.")

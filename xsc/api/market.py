@@ -6,7 +6,20 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, named
+from xsc.api.endpoint import (
+    Endpoint,
+    Id,
+    Key,
+    Model,
+    Nothing,
+    OfNode,
+    OfPeer,
+    file,
+    get,
+    listing,
+    named,
+    post,
+)
 from xsc.base.limits import FUEL_MAX, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MAX
 
 MONTH_MS = 30 * 24 * 3_600_000
@@ -59,15 +72,13 @@ class Edit(Statement):
     id: str
 
 
-class Slot(Model):
+class Slot(OfNode):
     """One slot or need."""
 
     id: Key
     role: Role
     origin: Literal["default", "stated"]
     """Whether its node keeps it at what it has, asks and stores, or somebody stated it."""
-    node: Key
-    name: str = named("node")
     kind: Kind
     quantity: int
     unit: Unit
@@ -126,11 +137,9 @@ class Cost(Model):
     total_micro: int
 
 
-class Quote(Model):
+class Quote(OfNode):
     """What one peer asks."""
 
-    node: Key
-    name: str = named("node")
     kind: Kind
     tier: str
     price_micro: int
@@ -143,13 +152,11 @@ class Quote(Model):
     unit: Unit
 
 
-class Lease(Model):
+class Lease(OfPeer):
     """One lease."""
 
     lease_id: Key
     role: Literal["customer", "provider"]
-    peer: Key
-    name: str = named("peer")
     slot: Key
     need: Key | None
     """Of a cleared lease, the need that it serves."""
@@ -192,7 +199,7 @@ class Stage(Model):
     price: int
 
 
-class Explained(Model):
+class Explained(OfNode):
     """Why one need came out at one slot as it did."""
 
     clearing: Key | None
@@ -200,8 +207,6 @@ class Explained(Model):
     provider_name: str = named("provider")
     slot: Key
     window: Window | None
-    node: Key
-    name: str = named("node")
     kind: str
     need: Key
     tier: str
@@ -249,11 +254,9 @@ class Tier(Model):
     denominator: int | float
 
 
-class Allocation(Model):
+class Allocation(OfNode):
     """What one need has of a slot."""
 
-    node: Key
-    name: str = named("node")
     tier: str
     need: Key
     quantity: int
@@ -264,21 +267,17 @@ class Allocation(Model):
     until_ms: int
 
 
-class Pinned(Model):
+class Pinned(OfNode):
     """What a need has drawn that is granted no more."""
 
-    node: Key
-    name: str = named("node")
     need: Key
     quantity: int
 
 
-class Cleared(Model):
+class Cleared(OfNode):
     """A window of a slot, and what it gives."""
 
     slot: Key
-    node: Key
-    name: str = named("node")
     kind: str
     rule: str
     window: Window
@@ -310,11 +309,9 @@ class Groups(Model):
     names: dict[Key, str]
 
 
-class Stamped(Model):
+class Stamped(OfNode):
     """A commitment that is known here, and whether it is of the cut."""
 
-    node: Key
-    name: str = named("node")
     sequence: int
     written_ms: int
     offers: int
@@ -324,11 +321,9 @@ class Stamped(Model):
     """Nodes of whom its author had heard something that has not been heard of here."""
 
 
-class Entitled(Model):
+class Entitled(OfNode):
     """What one own need has at one slot."""
 
-    node: Key
-    name: str = named("node")
     slot: Key
     need: Key
     kind: str
@@ -349,52 +344,22 @@ class Entitlements(Model):
     totals: dict[Key, int]
 
 
-SLOTS = Endpoint("GET", "/v1/market/slots", Nothing, Slot, "List offers and needs.", rows="slots")
-DECLARE = Endpoint("POST", "/v1/market/slots", Declare, Declared, "Make an offer or a need.")
+SLOTS = listing("/v1/market/slots", Nothing, Slot, "List offers and needs.")
+DECLARE = post("/v1/market/slots", Declare, Declared, "Make an offer or a need.")
 EDIT = Endpoint("PUT", "/v1/market/slots/{id}", Edit, Declared, "Change an own offer or need.")
 WITHDRAW = Endpoint("DELETE", "/v1/market/slots/{id}", Id, Id, "Withdraw one.")
-QUOTES = Endpoint(
-    "GET", "/v1/market/quotes", Nothing, Quote, "Ask all peers for their prices.", rows="quotes"
+QUOTES = listing("/v1/market/quotes", Nothing, Quote, "Ask all peers for their prices.")
+ESTIMATE = get("/v1/market/estimate", Estimate, Cost, "Say what storage or fuel would cost.")
+LEASES = listing("/v1/market/leases", Nothing, Lease, "List leases in both roles.")
+LEASE = file("/v1/market/leases/{id}", LeaseId, "Return a signed lease.")
+ACCOUNT = file("/v1/market/accounts/{id}", AccountId, "Return a provider's newest voucher.")
+CLEARINGS = listing("/v1/market/clearings", Nothing, Clearing, "List own clearings.")
+CLEARING = file("/v1/market/clearings/{id}", Id, "Return a clearing record.")
+SHOW = get("/v1/allocation", Nothing, Shown, "Show what was cleared.")
+GROUPS = get("/v1/allocation/groups", Nothing, Groups, "List the groups of nodes.")
+CONSISTENT = listing(
+    "/v1/allocation/consistent", Nothing, Stamped, "Say what is of one cut.", rows="commitments"
 )
-ESTIMATE = Endpoint(
-    "GET", "/v1/market/estimate", Estimate, Cost, "Say what storage or fuel would cost."
-)
-LEASES = Endpoint(
-    "GET", "/v1/market/leases", Nothing, Lease, "List leases in both roles.", rows="leases"
-)
-LEASE = Endpoint(
-    "GET", "/v1/market/leases/{id}", LeaseId, bytes, "Return a signed lease.", gives="cbor"
-)
-ACCOUNT = Endpoint(
-    "GET",
-    "/v1/market/accounts/{id}",
-    AccountId,
-    bytes,
-    "Return the newest voucher for a provider.",
-    gives="cbor",
-)
-CLEARINGS = Endpoint(
-    "GET", "/v1/market/clearings", Nothing, Clearing, "List own clearings.", rows="clearings"
-)
-CLEARING = Endpoint(
-    "GET", "/v1/market/clearings/{id}", Id, bytes, "Return a clearing record.", gives="cbor"
-)
-SHOW = Endpoint("GET", "/v1/allocation", Nothing, Shown, "Show what was cleared.")
-GROUPS = Endpoint("GET", "/v1/allocation/groups", Nothing, Groups, "List the groups of nodes.")
-CONSISTENT = Endpoint(
-    "GET",
-    "/v1/allocation/consistent",
-    Nothing,
-    Stamped,
-    "Say which commitments are of one cut.",
-    rows="commitments",
-)
-EXPECTED = Endpoint(
-    "GET", "/v1/allocation/expected", Nothing, Entitlements, "Show what own needs are granted."
-)
-RECEIVED = Endpoint(
-    "GET", "/v1/allocation/received", Nothing, Entitlements, "Show what was drawn of it."
-)
-WHY = Endpoint(
-    "GET", "/v1/allocation/why/{id}", Id, Explanation, "Explain an outcome, or a node's."
-)
+EXPECTED = get("/v1/allocation/expected", Nothing, Entitlements, "Show what own needs are granted.")
+RECEIVED = get("/v1/allocation/received", Nothing, Entitlements, "Show what was drawn of it.")
+WHY = get("/v1/allocation/why/{id}", Id, Explanation, "Explain an outcome, or a node's.")

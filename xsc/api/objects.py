@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Id, Key, Model, header
+from xsc.api.endpoint import Endpoint, Id, Key, Model, get, header, listing, post
 from xsc.api.market import PassedOver
 from xsc.api.problems import Problem
 
@@ -255,22 +255,14 @@ class Removed(Model):
 
 
 PUT = Endpoint("POST", "/v1/objects", Put, Stored, "Store a stream.", takes="bytes", status=201)
-LIST = Endpoint(
-    "GET", "/v1/objects", Under, Object, "List the objects of this node.", rows="objects"
-)
-NAMED = Endpoint(
-    "GET", "/v1/objects/named", Versions, str, "Find versions of a name.", rows="capabilities"
-)
-RESTORE = Endpoint(
-    "POST", "/v1/objects/restore", Name, Restored, "Make an older version the newest."
-)
-PARTS = Endpoint(
-    "GET", "/v1/objects/parts", Directory, Part, "List files of a directory.", rows="parts"
-)
-UPLOAD = Endpoint("GET", "/v1/uploads/{id}", Id, Upload, "Say how much of a put is stored.")
-GET = Endpoint("GET", "/v1/object", Get, bytes, "Read an object.", gives="bytes")
+LIST = listing("/v1/objects", Under, Object, "List the objects of this node.")
+NAMED = listing("/v1/objects/named", Versions, str, "Find versions of a name.", rows="capabilities")
+RESTORE = post("/v1/objects/restore", Name, Restored, "Make an older version the newest.")
+PARTS = listing("/v1/objects/parts", Directory, Part, "List files of a directory.")
+UPLOAD = get("/v1/uploads/{id}", Id, Upload, "Say how much of a put is stored.")
+GET = get("/v1/object", Get, bytes, "Read an object.", gives="bytes")
 REMOVE = Endpoint("DELETE", "/v1/object", Capability, Removed, "Delete an object.")
-STAT = Endpoint("GET", "/v1/object/stat", Capability, Stat, "Ask the hosts of an object.")
-CHECK = Endpoint("GET", "/v1/object/check", Check, Checked, "Say what a placement is worth.")
-REPAIR = Endpoint("POST", "/v1/object/repair", Capability, Repaired, "Repair an object now.")
-FAULT = Endpoint("GET", "/v1/requests/{id}", Id, Problem, "Say why an answer broke off.")
+STAT = get("/v1/object/stat", Capability, Stat, "Ask the hosts of an object.")
+CHECK = get("/v1/object/check", Check, Checked, "Say what a placement is worth.")
+REPAIR = post("/v1/object/repair", Capability, Repaired, "Repair an object now.")
+FAULT = get("/v1/requests/{id}", Id, Problem, "Say why an answer broke off.")

@@ -6,8 +6,19 @@ from typing import Annotated
 
 from annotated_types import Ge, Le, MaxLen
 
-from xsc.api.endpoint import Endpoint, Key, Model, Nothing, named
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, listing, named, post
 from xsc.base.limits import INVITATION_TTL_MS, PPM
+
+
+class Spent(Model):
+    """What a peer had this node do within the last minute by calls of one method."""
+
+    method: str
+    """Empty of calls that this node does not know."""
+    units: int
+    """What it was charged, by a table: a unit is about a microsecond of a processor."""
+    processor_us: int
+    """What was measured, in threads and jails as well."""
 
 
 class Peer(Model):
@@ -38,6 +49,11 @@ class Peer(Model):
     limit_micro: int
     shared_through: str | None
     """The introducer with whose other peers it shares that limit."""
+    spent: list[Spent]
+    units_left: int
+    """Of its share of this node, now; less than nothing is owed."""
+    synced_bytes_left: int
+    """The same, of what is written for it and synced, and not paid."""
 
 
 class NamedPeer(Model):
@@ -91,24 +107,11 @@ class Recognise(Who):
     weight_ppm: Annotated[int, Ge(0), Le(PPM)]
 
 
-LIST = Endpoint("GET", "/v1/peers", Nothing, Peer, "List all known peers.", rows="peers")
-JOIN = Endpoint(
-    "POST", "/v1/peers", Join, NamedPeer, "Accept another node's invitation.", status=201
-)
-INVITE = Endpoint(
-    "POST",
-    "/v1/peers/invitations",
-    Invite,
-    Invitation,
-    "Make an invitation, good for one peer.",
-    status=201,
-)
-RECOGNISE = Endpoint(
-    "POST", "/v1/peers/{who}/recognise", Recognise, RecognisedPeer, "Weigh a peer."
-)
-RENAME = Endpoint("POST", "/v1/peers/{who}/rename", Rename, NamedPeer, "Name a peer.")
-CONFIRM = Endpoint(
-    "POST", "/v1/peers/{who}/confirm", Who, NamedPeer, "Answer for a peer that was introduced."
-)
-BLOCK = Endpoint("POST", "/v1/peers/{who}/block", Who, NamedPeer, "Refuse a peer everything.")
+LIST = listing("/v1/peers", Nothing, Peer, "List all known peers.")
+JOIN = post("/v1/peers", Join, NamedPeer, "Accept another node's invitation.", status=201)
+INVITE = post("/v1/peers/invitations", Invite, Invitation, "Make an invitation.", status=201)
+RECOGNISE = post("/v1/peers/{who}/recognise", Recognise, RecognisedPeer, "Weigh a peer.")
+RENAME = post("/v1/peers/{who}/rename", Rename, NamedPeer, "Name a peer.")
+CONFIRM = post("/v1/peers/{who}/confirm", Who, NamedPeer, "Answer for a peer.")
+BLOCK = post("/v1/peers/{who}/block", Who, NamedPeer, "Refuse a peer everything.")
 REMOVE = Endpoint("DELETE", "/v1/peers/{who}", Who, NamedPeer, "Forget a peer.")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, MaxLen
 
-from xsc.api.endpoint import Endpoint, Model, Nothing
+from xsc.api.endpoint import Endpoint, Model, Nothing, get, listing, post
 
 
 class Module(Model):
@@ -99,24 +99,14 @@ class Provenance(Model):
 
 
 REGISTER = Endpoint(
-    "POST",
-    "/v1/programs",
-    Register,
-    Results,
-    "Register a program, and activate it if asked.",
-    takes="framed",
-    status=201,
+    "POST", "/v1/programs", Register, Results, "Register a program.", takes="framed", status=201
 )
-LIST = Endpoint("GET", "/v1/programs", Nothing, Program, "List the programs.", rows="programs")
-SHOW = Endpoint("GET", "/v1/programs/{hash}", Hash, Results, "Show what a program computed last.")
-ACTIVATE = Endpoint("POST", "/v1/programs/{hash}/activate", Hash, Results, "Run a program.")
-DEACTIVATE = Endpoint(
-    "POST", "/v1/programs/{hash}/deactivate", Hash, Results, "Run a program no more."
-)
+LIST = listing("/v1/programs", Nothing, Program, "List the programs.")
+SHOW = get("/v1/programs/{hash}", Hash, Results, "Show what a program computed last.")
+ACTIVATE = post("/v1/programs/{hash}/activate", Hash, Results, "Run a program.")
+DEACTIVATE = post("/v1/programs/{hash}/deactivate", Hash, Results, "Run a program no more.")
 SET = Endpoint(
     "PUT", "/v1/programs/{hash}/variables/{name}", Set, Results, "Give a variable a value."
 )
-WATCH = Endpoint(
-    "GET", "/v1/programs/{hash}/watch", Hash, Results, "Follow the results.", gives="events"
-)
-WHY = Endpoint("GET", "/v1/provenance", Why, Provenance, "Show what is behind a value.")
+WATCH = get("/v1/programs/{hash}/watch", Hash, Results, "Follow the results.", gives="events")
+WHY = get("/v1/provenance", Why, Provenance, "Show what is behind a value.")

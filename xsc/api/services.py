@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le, Len, MaxLen
+from annotated_types import Ge, Le, MaxLen
 
-from xsc.api.endpoint import Endpoint, Key, Model, Nothing, named
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, listing, named, post
+from xsc.api.jobs import Brought
 from xsc.base.limits import (
-    FUEL_MAX,
-    MEMORY_BYTES_MAX,
-    MODULE_BYTES_MAX,
     SERVICE_CONCURRENCY_DEFAULT,
     SERVICE_CONCURRENCY_MAX,
     SERVICE_LOG_ROWS_MAX,
-    TIMEOUT_MS_MAX,
 )
 
 WAIT_MS_MAX = 30_000
 """How long a request for rows of a log may wait for the next one."""
 
 
-class Deploy(Model):
+class Deploy(Brought):
     """A module as a service; the module follows, unless it is named."""
 
     name: Annotated[str, MaxLen(256)]
     version: Annotated[str, MaxLen(256)] | None = None
-    env: Annotated[dict[str, Annotated[str, MaxLen(65_536)]], MaxLen(1024)] = field(
-        default_factory=dict
-    )
-    fuel: Annotated[int, Ge(1), Le(FUEL_MAX)] | None = None
-    memory_bytes: Annotated[int, Ge(1), Le(MEMORY_BYTES_MAX)] | None = None
-    timeout_ms: Annotated[int, Ge(1), Le(TIMEOUT_MS_MAX)] | None = None
     concurrency: Annotated[int, Ge(1), Le(SERVICE_CONCURRENCY_MAX)] = SERVICE_CONCURRENCY_DEFAULT
-    on: Annotated[str, MaxLen(256)] | None = None
-    module: Annotated[str, Len(64, 64)] | None = None
-    """SHA-256 of a module that a service has or that came lately, in hexadecimal digits."""
-    module_bytes: Annotated[int, Ge(0), Le(MODULE_BYTES_MAX)]
 
 
 State = Literal["serving", "off", "placed", "unpaid"]
@@ -119,19 +105,9 @@ class Served(Model):
 
 
 DEPLOY = Endpoint(
-    "POST",
-    "/v1/services",
-    Deploy,
-    Service,
-    "Make a module a service, or the next version of one.",
-    takes="framed",
-    status=201,
+    "POST", "/v1/services", Deploy, Service, "Deploy a module.", takes="framed", status=201
 )
-LIST = Endpoint("GET", "/v1/services", Nothing, Service, "List the services.", rows="services")
-ROLLBACK = Endpoint(
-    "POST", "/v1/services/{name}/rollback", Rollback, Service, "Go back to a version."
-)
+LIST = listing("/v1/services", Nothing, Service, "List the services.")
+ROLLBACK = post("/v1/services/{name}/rollback", Rollback, Service, "Go back to a version.")
 UNDEPLOY = Endpoint("DELETE", "/v1/services/{name}", Named, Undeployed, "Remove a service.")
-LOG = Endpoint(
-    "GET", "/v1/services/{name}/log", Log, Served, "List requests of a service.", rows="requests"
-)
+LOG = listing("/v1/services/{name}/log", Log, Served, "List its requests.", rows="requests")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Key, Model, Nothing, named
+from xsc.api.endpoint import Endpoint, Key, Model, Nothing, OfNode, get, listing, post
 from xsc.api.programs import Program
 
 Value = str | dict[str, str] | None
@@ -81,11 +81,9 @@ class Subscription(Model):
     """Since the date of the owner's newest head that came here; null without any."""
 
 
-class SpaceNode(Model):
+class SpaceNode(OfNode):
     """A peer, as its space shows it."""
 
-    node: Key
-    name: str = named("node")
     head_age_ms: int | None
     active: bool
     """Whether its newest head is at most 60 s old."""
@@ -125,16 +123,14 @@ class Stats(Model):
     sent_bytes: int
 
 
-GET = Endpoint("GET", "/v1/space/record", Get, Valued, "Read a record.")
+GET = get("/v1/space/record", Get, Valued, "Read a record.")
 PUT = Endpoint("PUT", "/v1/space/record", At, Written, "Write a value.", takes="bytes")
 REMOVE = Endpoint("DELETE", "/v1/space/record", At, Written, "Delete a record.")
-LIST = Endpoint("GET", "/v1/space/records", Under, Record, "List records.", rows="records")
-VERSIONS = Endpoint(
-    "GET", "/v1/space/versions", At, Record, "List replaced values.", rows="records"
+LIST = listing("/v1/space/records", Under, Record, "List records.")
+VERSIONS = listing("/v1/space/versions", At, Record, "List replaced values.", rows="records")
+WATCH = get("/v1/space/watch", Under, Change, "Follow changes.", gives="events")
+STATS = get("/v1/space/stats", Nothing, Stats, "Count what the space holds.")
+DIAGNOSTICS = get(
+    "/v1/space/diagnostics", Nothing, Diagnostics, "Show what is followed and active."
 )
-WATCH = Endpoint("GET", "/v1/space/watch", Under, Change, "Follow changes.", gives="events")
-STATS = Endpoint("GET", "/v1/space/stats", Nothing, Stats, "Count what the space holds.")
-DIAGNOSTICS = Endpoint(
-    "GET", "/v1/space/diagnostics", Nothing, Diagnostics, "Show what is followed and active."
-)
-COMPACT = Endpoint("POST", "/v1/space/compact", Nothing, Stats, "Drop what need not be kept.")
+COMPACT = post("/v1/space/compact", Nothing, Stats, "Drop what need not be kept.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from xsc.api.endpoint import Endpoint, Key, Model, Nothing, named
+from xsc.api.endpoint import Key, Model, Nothing, get, listing, named
 
 
 class PeersStatus(Model):
@@ -108,8 +108,8 @@ class PeerHealth(Model):
     """A clearing that it signed and that does not recompute."""
 
 
-VERSION = Endpoint("GET", "/v1/version", Nothing, Version, "Say which XSC the node runs.")
-STATUS = Endpoint("GET", "/v1/status", Nothing, Status, "Say what the node is and does.")
-HEALTH = Endpoint(
-    "GET", "/v1/health", Nothing, PeerHealth, "Say what probes found of each peer.", rows="peers"
+VERSION = get("/v1/version", Nothing, Version, "Say which XSC the node runs.")
+STATUS = get("/v1/status", Nothing, Status, "Say what the node is and does.")
+HEALTH = listing(
+    "/v1/health", Nothing, PeerHealth, "Say what probes found of each peer.", rows="peers"
 )

@@ -60,6 +60,9 @@ class Executor(Protocol):
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what the function returns; a raised exception passes through."""
 
+    def processor_us(self) -> int:
+        """Return the processor time of the present thread; 0 where time is simulated."""
+
     def close(self) -> None:
         """Wait for what runs and refuse anything new."""
 
@@ -136,6 +139,10 @@ class InlineExecutor:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return what the function returns."""
         return function(*args, **kwargs)
+
+    def processor_us(self) -> int:
+        """Return 0: what is simulated takes no time."""
+        return 0
 
     def close(self) -> None:
         """Do nothing: no work can be left."""

@@ -41,10 +41,6 @@ DIRECTORY_WAITED_MS = 150
 DIRECTORY_TOLD_MS_MAX = 3_000
 """How long a put waits for its name, and a stop for the last head."""
 HEAD_STEP_BYTES = 128 * KIB
-HEADS_A_PEER_MAX = 512
-"""New directory heads that a peer may store within HEADS_MS, each a synced write: one counts once
-for each HEAD_STEP_BYTES that it has begun."""
-HEADS_MS = 60_000
 RECOVERY_PARALLEL = 16
 """Objects looked for at once by a recovery."""
 TREE_ENTRIES_MAX = 2**17
@@ -135,15 +131,10 @@ CUSTODY_SHARES = 4
 """What a node keeps for all absent owners: so many times what it keeps for one (`guard_bytes`)."""
 CUSTODY_OBJECTS_A_PEER_MAX = 10_000
 """Objects that a node has in custody for one peer."""
-CUSTODY_MS = 3_600_000
-"""Within that time a peer may hand over each of its objects twice: each is a synced write."""
 CUSTODY_ROW_BYTES_A_PEER_MAX = 16 * MIB
 """What it keeps on its disk of those: the row of one can have from 400 to 9 000 bytes."""
 LEFTOVERS_KEPT_MS = 60_000
 """How long moved columns stay where they were, unless the operator says otherwise."""
-LEAVING_A_PEER_MAX = 16
-"""How often a peer may say that it leaves, or stays, within LEAVING_MS: each is a synced write."""
-LEAVING_MS = 60_000
 DRAIN_LOOK_MS = 2_000
 """How often a node that leaves counts what it still holds; longer where counting takes long."""
 DRAIN_STUCK_LISTED = 100
@@ -157,9 +148,19 @@ FRAME_HEADER_BYTES_MAX = 1 * MIB
 HEAD_BYTES_MAX = 64 * KIB
 """Header of a message of a method that declares nothing else. What is larger, and an answer or a
 value of a space that is, is decoded in a thread, of each peer one at a time."""
-REQUEST_HEAD_BYTES = 768
-"""A request counts as one more for each so many bytes of its head: to decode the worst ones takes
-as long."""
+REQUEST_UNITS = 500
+"""What a small request costs: a unit is about a microsecond of a processor."""
+HEAD_KIB_UNITS = 650
+"""What a KiB of a head costs beside: to decode the worst ones takes as long as that many requests
+of REQUEST_UNITS did."""
+SIGNATURE_UNITS = 100
+SYNC_BYTES = 4 * KIB
+"""What is written and synced counts as so many bytes more than it has."""
+SYNCED_A_PEER_BYTES_MAX = 64 * MIB
+"""Bytes that one peer may have written and synced within SYNCED_MS, where nobody pays for it."""
+SYNCED_BYTES_MAX = 16 * SYNCED_A_PEER_BYTES_MAX
+"""The same, of all peers."""
+SYNCED_MS = 60_000
 WORK_INLINE_BYTES = 4 * KIB
 """What a peer sent is decoded without waiting for its turn up to this size."""
 FRAME_PARTS_MAX = 256
@@ -177,13 +178,14 @@ PEER_REQUESTS_IN_FLIGHT_MAX = 64
 REQUESTS_IN_FLIGHT_MAX = 1_024
 """The same, of all callers."""
 PEER_REQUESTS_A_SECOND_MAX = 2_000
+"""Of one peer, where each costs REQUEST_UNITS; of dearer ones fewer."""
 UNKNOWN_REQUESTS_A_SECOND_MAX = 100
 """Of all callers together that are not known."""
 UNKNOWN_AN_ADDRESS_A_SECOND_MAX = 50
 """The same, of one source: an IPv4 address, or the first 64 bits of one of IPv6."""
 UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX = 8
-UNKNOWN_SOURCES_MAX = 1_024
-"""Sources of callers that are not known whose requests are counted one by one."""
+UNKNOWN_IN_FLIGHT_MAX = 128
+"""The same, of all callers that are not known."""
 BATCH_CALLS_MAX = 32
 """Small calls that travel in one request."""
 SIGNATURES_KEPT = 8_192
@@ -195,7 +197,6 @@ BATCH_CALL_PARTS_MAX = FRAME_PARTS_MAX // BATCH_CALLS_MAX
 BATCH_BYTES_MAX = 512 * KIB
 BATCH_WAITING_MAX = 1_024
 """Calls that wait for one peer; more go by themselves."""
-NONCES_MAX = PEER_REQUESTS_A_SECOND_MAX * 2 * REQUEST_WINDOW_MS // 1000
 REQUEST_BODIES_BYTES_MAX = 288 * MIB
 """Bodies of requests that a node holds at once, of all callers; counted as they arrive."""
 REQUEST_BODIES_A_PEER_BYTES_MAX = 2 * PEER_BODY_BYTES_MAX
@@ -304,12 +305,6 @@ WORKERS_LOST_MS = 60_000
 MODULE_LOST_MS = 3_600_000
 """How long a provider refuses a module to a customer whose run of it ended with its worker process.
 The customer pays no second loss within half of it: so much its clock may differ."""
-MODULES_DEPLOYED_A_PEER_MAX = 30
-"""Modules that one peer may bring with deployments within MODULES_DEPLOYED_MS: each is compiled."""
-MODULES_DEPLOYED_MS = 3_600_000
-DEPLOYMENTS_A_PEER_MAX = 60
-"""Deployments of one peer that a node takes within DEPLOYMENTS_MS: each is a synced write."""
-DEPLOYMENTS_MS = 60_000
 RUN_FUEL = 5_000_000
 """What taking and answering an order or a request costs beside the program: about a millisecond. At
 the default price, less its greatest discount, that is a micro-credit: no run is less, which would
@@ -326,6 +321,8 @@ COMPILE_BYTE_FUEL = 1_000
 about as long as that much fuel at MILLISECOND_FUEL."""
 COMPILE_ADDRESS_BYTES = 1536 * MIB
 """Address space of a jail, its own 300 MiB included."""
+COMPILES_QUEUED_MAX = 64
+"""Modules that wait to be compiled, or are."""
 COMPILES_QUEUED_A_PEER_MAX = 8
 CODE_KEPT_BYTES_MAX = 64 * MIB
 """Code that is kept in memory where there is no directory for it."""
@@ -524,8 +521,6 @@ AGREE_TIMEOUT_MS = 2 * SETTLE_TIMEOUT_MS
 """For a count and the leases that it names and this node does not know."""
 SETTLE_LAST_MS = 3_000
 """How long a peer is waited for that is settled with before it is blocked or removed."""
-LEASE_REQUESTS_A_CUSTOMER_MAX = 256
-LEASE_REQUESTS_MS = 10_000
 LEASES_A_CUSTOMER_MAX = 256
 """Leases of one customer that are open."""
 BOOKING_CREDIT_PPM = 250_000
@@ -535,9 +530,6 @@ LEASES_DONE_A_CUSTOMER_MAX = 256
 BOOKINGS_ASKED_A_CUSTOMER_MAX = 256
 """Bookings that a customer may ask for within an hour; beyond that its provider decides when."""
 BOOKINGS_ASKED_MS = 3_600_000
-ACCOUNTS_A_CUSTOMER_MAX = 64
-"""Counts that one customer may ask for within ACCOUNTS_MS: each is signed and kept."""
-ACCOUNTS_MS = 30_000
 COUNT_LEASES_MAX = LEASES_A_CUSTOMER_MAX + LEASES_DONE_A_CUSTOMER_MAX
 """Leases of one customer in a count: those that are open, and those that are over."""
 LEASE_KEPT_MS = 3_600_000
@@ -615,9 +607,6 @@ LEDGER_CONFLICTS_KEPT = 16
 INCARNATION_GAP = 2**20
 """Least distance of an incarnation's first number from all that is known of the ones before:
 no half that was lost, and is not known, may have a number of the new one."""
-INCARNATIONS_A_PEER_MAX = 4
-"""New incarnations that a peer may tell within INCARNATIONS_MS: each is a synced write."""
-INCARNATIONS_MS = 60_000
 
 # Clearing
 STRANGER_BYTES_MAX = 16 * KIB
@@ -690,11 +679,9 @@ assert PEER_REQUESTS_IN_FLIGHT_MAX * 8 <= REQUESTS_IN_FLIGHT_MAX
 assert DESCRIPTOR_SHARES >= 2 * (4 + 3)
 assert 128 * KIB <= BODY_BYTES_A_SECOND_MIN * NO_PROGRESS_MS // 1000
 assert JOIN_BYTES_MAX < PEER_BODY_BYTES_MAX
-assert HEADS_A_PEER_MAX > HEADS_MS // DIRECTORY_WAITED_MS
-assert (
-    HEADS_A_PEER_MAX * DIRECTORY_INTERVAL_MS
-    > HEADS_MS * DIRECTORY_HEAD_BYTES_MAX // HEAD_STEP_BYTES
-)
+assert SYNCED_A_PEER_BYTES_MAX > SYNCED_MS // DIRECTORY_WAITED_MS * (HEAD_STEP_BYTES + SYNC_BYTES)
+assert SYNCED_A_PEER_BYTES_MAX > SYNCED_MS // DIRECTORY_INTERVAL_MS * DIRECTORY_HEAD_BYTES_MAX
+assert SYNCED_A_PEER_BYTES_MAX > CUSTODY_OBJECTS_A_PEER_MAX * (SYNC_BYTES + 2 * KIB)
 assert PROBE_TIMEOUT_MS < PROBE_INTERVAL_MS < REQUEST_WINDOW_MS
 assert LEDGER_RECORD_BYTES_MAX < RECORD_BYTES_MAX
 assert COMPUTE_LEASE_MS < STORAGE_LEASE_MS

@@ -1,14 +1,13 @@
 """Sizes, durations, shares and credits as exact integers, and their text forms.
 
 Money is micro-credits, shares are parts per million, times are milliseconds.
-No function here uses a float: "1.5 GiB" is parsed as a fraction.
+No function here uses a float: "1.5 GiB" is parsed digit by digit.
 """
 
 from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from fractions import Fraction
 from typing import Final
 
 from xsc.base.errors import ArgumentInvalid
@@ -45,14 +44,21 @@ _DURATIONS_MS = {
 }
 
 
+def _times(number: str, unit: int) -> int | None:
+    """Return a decimal number of units as a whole number; None where it is none."""
+    whole, _, part = number.partition(".")
+    value, rest = divmod(int(whole + part) * unit, 10 ** len(part))
+    return None if rest else value
+
+
 def _parse(text: str, units: dict[str, int], what: str, example: str) -> int:
     match = _NUMBER.fullmatch(text)
     if match is None or match[2].lower() not in units:
         raise ArgumentInvalid(f"'{text}' is no {what}", hint=f"write for example {example}")
-    value = Fraction(match[1]) * units[match[2].lower()]
-    if value.denominator != 1:
+    value = _times(match[1], units[match[2].lower()])
+    if value is None:
         raise ArgumentInvalid(f"'{text}' is not a whole number of the smallest unit")
-    return int(value)
+    return value
 
 
 def parse_size(text: str) -> int:
@@ -74,13 +80,13 @@ def parse_share_ppm(text: str) -> int:
     match = _NUMBER.fullmatch(text)
     if match is None or match[2] not in ("", "%"):
         raise ArgumentInvalid(f"'{text}' is no share", hint="write for example 25%")
-    value = Fraction(match[1]) * (MICRO // 100 if match[2] else MICRO)
-    if value.denominator != 1 or value > MICRO:
+    value = _times(match[1], MICRO // 100 if match[2] else MICRO)
+    if value is None or value > MICRO:
         raise ArgumentInvalid(
             f"'{text}' is not a share from 0% to 100% in steps of 0.0001%",
             hint="write for example 25%",
         )
-    return int(value)
+    return value
 
 
 def parse_credits(text: str) -> int:
@@ -88,10 +94,10 @@ def parse_credits(text: str) -> int:
     match = _NUMBER.fullmatch(text)
     if match is None or match[2]:
         raise ArgumentInvalid(f"'{text}' is no amount of credits", hint="write for example 2.5")
-    value = Fraction(match[1]) * MICRO
-    if value.denominator != 1:
+    value = _times(match[1], MICRO)
+    if value is None:
         raise ArgumentInvalid(f"'{text}' is finer than one micro-credit (0.000001)")
-    return int(value)
+    return value
 
 
 def format_size(size_bytes: int) -> str:

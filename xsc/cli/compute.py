@@ -497,7 +497,8 @@ def rollback(settings: Settings, *, name: str, to: str | None) -> None:
     _tell_service(settings, settings.ask(api.services.ROLLBACK, asked))
 
 
-@asks(compute, api.services.UNDEPLOY, click.argument("name", type=SERVICE))
+@asks(compute, api.services.UNDEPLOY)
+@click.argument("name", type=SERVICE)
 def undeploy(answer: Document) -> None:
     """Remove a service, all of its versions and its log."""
     if answer["warning"]:

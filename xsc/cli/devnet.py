@@ -1,4 +1,4 @@
-"""xsc devnet: a whole network of nodes on this machine, to try things and to test.
+"""xsc devnet: a whole network of nodes on this machine; and how one node is put in the background.
 
 Each node is a process of its own with a home of its own, DIR/node-0 and so on; they are
 joined by invitations like any others.
@@ -10,9 +10,11 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import combinations, count, takewhile
@@ -28,13 +30,13 @@ from xsc.base.errors import (
     HomeInvalid,
     HomeLocked,
     NodeUnreachable,
+    SpaceExhausted,
     XscError,
 )
-from xsc.cli.background import LOG, holds, launch, poll, process_of, serving
 from xsc.cli.options import DIRECTORY, DURATION, PASSPHRASE, WHOLE, Group, Settings
 from xsc.cli.output import Columns, count_of, or_dash, say, short, show, show_rows, warn
 from xsc.client.calls import Calls
-from xsc.client.core import Document
+from xsc.client.core import Document, problem_of
 
 if TYPE_CHECKING:
     import subprocess
@@ -55,6 +57,9 @@ READY_TIMEOUT_MS = 60_000
 STOP_TIMEOUT_S = 20.0
 OFFERED_S = 10.0
 """For so long the slots of new nodes are waited for."""
+LOG = "node.log"
+POLL_FIRST_S = 0.05
+POLL_MOST_S = 0.5
 _EACH_ITS_OWN = (
     "XSC_HOME",
     "XSC_NAME",
@@ -65,6 +70,118 @@ _EACH_ITS_OWN = (
     "XSC_SERVICES_URL",
 )
 """Variables that cannot hold for several nodes; all others hold for each."""
+
+
+def holds(pid: int, home: Path) -> bool:
+    """Say whether a process runs the node of a home: some thread of it has the home's lock.
+
+    A number alone may belong to somebody else by now, and the first thread of a killed process is
+    dead before the others.
+    """
+    for handle in Path(f"/proc/{pid}/task").glob("*/fd/*"):
+        with suppress(OSError):  # it was closed meanwhile
+            if handle.samefile(home / "lock"):
+                return True
+    return False
+
+
+def process_of(home: Path) -> int | None:
+    """Return the process that runs the node of a home; None where none serves it."""
+    try:
+        pid = int((home / "node.pid").read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if holds(pid, home) else None
+
+
+def poll(deadline: float = float("inf")) -> Iterator[None]:
+    """Yield now and then until the deadline, less and less often."""
+    pause = POLL_FIRST_S
+    yield
+    while time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(pause * 2, POLL_MOST_S)
+        yield
+
+
+def launch(
+    home: Path, environment: Mapping[str, str], options: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """Start the node of a home, which exists, as a process that stays when this one ends.
+
+    Raises:
+        ConfigInvalid: its log cannot be written.
+    """
+    import subprocess
+
+    try:
+        log = (home / LOG).open("ab")
+    except OSError as fault:
+        raise ConfigInvalid(f"{home / LOG} cannot be written: {fault.strerror}") from None
+    with log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "xsc", "--home", str(home), "node", "start", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=home,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def until_serving(
+    home: Path, process: subprocess.Popen[bytes], deadline: float = float("inf")
+) -> Document | None:
+    """Return what a node says of itself once it serves; None where its process has ended.
+
+    Raises:
+        NodeUnreachable: it does neither in time.
+    """
+    for _ in poll(deadline):
+        if process.poll() is not None:
+            return None
+        with suppress(HomeInvalid, NodeUnreachable):  # what is there may be of an earlier process
+            return Calls(home).ask(api.status.STATUS)
+    raise NodeUnreachable(f"{home.name} did not start in time", hint=_log_hint(home))
+
+
+def start_and_wait(home: Path, options: Sequence[str], passphrase: str) -> Document:
+    """Start the node of a home, which nobody runs, and return what it says once it serves.
+
+    Raises:
+        XscError: why it did not start, as it said itself.
+    """
+    written = (home / LOG).stat().st_size if (home / LOG).exists() else 0
+    environment = {**os.environ, **({PASSPHRASE: passphrase} if passphrase else {})}
+    process = launch(home, environment, ["--json", *options])
+    try:
+        answer = until_serving(home, process)
+    except BaseException:
+        process.terminate()
+        raise
+    if answer is None:
+        raise _why(home, written)
+    return {**answer, "pid": process.pid}
+
+
+def _why(home: Path, written: int) -> XscError:
+    """Return the error that a node wrote last to its log, of which so much is older."""
+    with (home / LOG).open("rb") as log:
+        log.seek(written)
+        lines = log.read().splitlines()
+    for line in reversed(lines):
+        try:
+            document = json.loads(line)
+            if "detail" in document:
+                return problem_of(document)
+        except (ValueError, TypeError):
+            continue
+    if not shutil.disk_usage(home).free:
+        return SpaceExhausted(
+            f"the disk under {home} is full", hint="free space there, then try again"
+        )
+    return NodeUnreachable("the node ended at its start", hint=_log_hint(home))
 
 
 @click.group(cls=Group)
@@ -236,7 +353,8 @@ def _start(homes: list[Path], started: dict[Path, int], deadline: float) -> None
             processes[home] = _launch(home)
             started[home] = processes[home].pid
         for home, process in processes.items():
-            _wait_until_serving(home, process, deadline)
+            if until_serving(home, process, deadline) is None:
+                raise NodeUnreachable(f"{home.name} ended at its start", hint=_log_hint(home))
 
 
 def _launch(home: Path) -> subprocess.Popen[bytes]:
@@ -261,15 +379,6 @@ def _launch(home: Path) -> subprocess.Popen[bytes]:
 
 def _log_hint(home: Path) -> str:
     return f"its log says why: {home / LOG}"
-
-
-def _wait_until_serving(home: Path, process: subprocess.Popen[bytes], deadline: float) -> None:
-    for _ in poll(deadline):
-        if process.poll() is not None:
-            raise NodeUnreachable(f"{home.name} ended at its start", hint=_log_hint(home))
-        if serving(home) is not None:
-            return
-    raise NodeUnreachable(f"{home.name} did not start in time", hint=_log_hint(home))
 
 
 def _peers(home: Path) -> list[Document]:

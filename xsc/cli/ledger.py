@@ -129,12 +129,9 @@ limit_option = click.option(
 )
 
 
-@asks(
-    ledger,
-    api.ledger.LOG,
-    limit_option,
-    click.option("--before", type=WHOLE, metavar="SEQ", help="Show those before entry SEQ."),
-)
+@asks(ledger, api.ledger.LOG)
+@limit_option
+@click.option("--before", type=WHOLE, metavar="SEQ", help="Show those before entry SEQ.")
 def log(answer: Document) -> None:
     """List the entries of this node's ledger, newest first."""
     show_rows(answer["entries"], _ENTRIES, "there are no such entries")
@@ -163,12 +160,9 @@ def verify(answer: Document) -> str:
     return str(answer["text"])
 
 
-@asks(
-    ledger,
-    api.ledger.LIMIT,
-    click.argument("peer", type=PEER),
-    click.argument("limit_micro", metavar="CREDITS", type=CREDITS),
-)
+@asks(ledger, api.ledger.LIMIT)
+@click.argument("peer", type=PEER)
+@click.argument("limit_micro", metavar="CREDITS", type=CREDITS)
 def limit(answer: Document) -> str:
     """Set how much PEER may owe this node at most, in credits.
 
@@ -234,6 +228,8 @@ def _show_payment(amount_micro: int, answer: Document) -> None:
         show(f"booked and signed by both; {owes} {format_credits(abs(balance))}")
 
 
-@asks(ledger, api.ledger.ENTRY, click.argument("id", metavar="ENTRY"), output_option)
+@asks(ledger, api.ledger.ENTRY)
+@click.argument("id", metavar="ENTRY")
+@output_option
 def entry(_: Document) -> None:
     """Write one entry, signed by both sides, to a file that `xsc verify` checks."""

@@ -47,13 +47,17 @@ _COMMANDS = {
 """The commands, and what each says of itself: none is read to list them all."""
 
 
+_ELSEWHERE = {"health": "peer", "allocation": "market"}
+"""The modules of those that have none of their own."""
+
+
 class _Commands(Mapping[str, click.Command]):
     """Commands by name; a command's module is read when it is used: start-up time."""
 
     def __getitem__(self, name: str) -> click.Command:
         if name not in _COMMANDS:
             raise KeyError(name)
-        module = importlib.import_module(f"xsc.cli.{'peer' if name == 'health' else name}")
+        module = importlib.import_module(f"xsc.cli.{_ELSEWHERE.get(name, name)}")
         command: click.Command = getattr(module, name)
         return command
 

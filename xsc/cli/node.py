@@ -193,7 +193,7 @@ def start(settings: Settings, /, *, wait: bool, **given: str | None) -> int:
 
 
 def _start_in_background(settings: Settings, overrides: dict[str, str], passphrase: str) -> None:
-    from xsc.cli.background import LOG, start_and_wait
+    from xsc.cli.devnet import LOG, start_and_wait
     from xsc.node.home.folder import lock
 
     # Says who has the home, and whether it may be one, before a log is written there.
@@ -664,12 +664,7 @@ def _tell(settings: Settings, found: Brought | None, since: dict[str, object] | 
         kept = {
             "id": to_text(found.head.node),
             "created_ms": found.head.created_ms,
-            "objects": found.objects,
-            "peers": found.peers,
-            "entries": found.entries,
-            "space_records": found.space_records,
-            "bodies": found.bodies,
-            "bodies_bytes": found.bodies_bytes,
+            **found.counts,
             "identity": found.head.identity,
         }
     if settings.json:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from xsc.client.targets import Named
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 V = TypeVar("V", bound="Callable[[Document], str | None]")
 Q = TypeVar("Q")
 T = TypeVar("T")
@@ -179,20 +178,15 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 def asks(
-    group: click.Group,
-    endpoint: Endpoint[Any, Any],
-    *options: Decorator,
-    name: str | None = None,
-    **how: float,
+    group: click.Group, endpoint: Endpoint[Any, Any], name: str | None = None, **how: float
 ) -> Callable[[V], V]:
     """Make a view a command that asks the node once: its options are the fields of the request.
 
-    A file that the node answers with is written to `--output`.
+    They are named so. A file that the node answers with is written to `--output`.
 
     Args:
         group: where the command is.
         endpoint: what is asked.
-        options: of the names of the request's fields; `output_option` where a file is written.
         name: of the command, where it is not that of the view; the view's text is its help.
         how: how long is waited for the answer, as for `Core.ask`.
     """
@@ -206,8 +200,8 @@ def asks(
             else:
                 settings.save(endpoint, asked, output)
 
-        command = group.command(name or view.__name__, help=view.__doc__)
-        command(together(*options)(call))
+        call.__click_params__ = getattr(view, "__click_params__", [])  # type: ignore[attr-defined]
+        group.command(name or view.__name__, help=view.__doc__)(call)
         return view
 
     return decorate

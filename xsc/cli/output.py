@@ -6,8 +6,6 @@ without control characters, which would steer the terminal.
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +32,8 @@ def show_json(document: object) -> None:
 
 def _line_of(document: object) -> str:
     """Return JSON that is UTF-8, also with names of files that are not: these are escaped."""
+    import json
+
     text = json.dumps(document, ensure_ascii=False)
     try:
         text.encode()
@@ -92,7 +92,11 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str
         say(empty)
         return
     on_terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if on_terminal else None
+    width = None
+    if on_terminal:
+        import shutil
+
+        width = shutil.get_terminal_size().columns
     cells = [[printable(cell) for cell in row] for row in rows]
     for number, lines in enumerate(table_lines(columns, cells, width)):
         for line in lines:

@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from xsc import api
-from xsc.base.units import format_credits, format_share
+from xsc.base.units import format_credits, format_share, format_size
 from xsc.cli.options import DURATION, INVITATION, PEER, SHARE, Command, Group, Settings, asks
 from xsc.cli.output import Columns, by_name, moment, say, short, show, show_rows
 from xsc.client.core import Document
@@ -29,11 +29,8 @@ def _called(answer: Document) -> str:
     return f"{answer['name']} ({short(answer['id'])})"
 
 
-@asks(
-    peer,
-    api.peers.INVITE,
-    click.option("--ttl", "ttl_ms", type=DURATION, help="Valid for so long.  [1d]"),
-)
+@asks(peer, api.peers.INVITE)
+@click.option("--ttl", "ttl_ms", type=DURATION, help="Valid for so long.  [1d]")
 def invite(answer: Document) -> None:
     """Print an invitation, by which one node becomes a member of the circle.
 
@@ -45,12 +42,9 @@ def invite(answer: Document) -> None:
     say(f"valid for one node until {until}; use: xsc peer add INVITATION")
 
 
-@asks(
-    peer,
-    api.peers.JOIN,
-    click.argument("invitation", type=INVITATION),
-    click.option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]"),
-)
+@asks(peer, api.peers.JOIN)
+@click.argument("invitation", type=INVITATION)
+@click.option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]")
 def add(answer: Document) -> str:
     """Add the node that gave the INVITATION (or @FILE, or -)."""
     return f"added {_called(answer)}"
@@ -84,29 +78,53 @@ _PEERS: Final[Columns] = {
 }
 
 
-@asks(peer, api.peers.LIST)
-def ls(answer: Document) -> None:
+_COSTS: Final[Columns] = {
+    "name": "name",
+    "method": "method",
+    "<units": "units",
+    "<processor us": "processor_us",
+    "<units left": "units_left",
+    "<synced left": ("synced_bytes_left", format_size),
+}
+
+
+@peer.command()
+@click.option("--costs", is_flag=True, help="Show what each had this node do within a minute.")
+def ls(settings: Settings, costs: bool) -> None:
     """List all peers, and who introduced whom.
 
     "reaches us" is what the peer says: whether it reaches this node at the addresses
     that it was told.
+
+    With `--costs`, a line for each method that a peer called within the last minute: the
+    units that it was charged, the processor time that was measured, and what is left of its
+    share. A unit is about a microsecond of a processor.
     """
-    show_rows(answer["peers"], _PEERS, NO_PEERS)
+    answer = settings.ask(api.peers.LIST)
+    rows, columns, empty = answer["peers"], _PEERS, NO_PEERS
+    if costs:
+        rows = [row | spent for row in rows for spent in row["spent"]]
+        columns, empty = _COSTS, "no peer called this node within the last minute"
+    settings.view(answer, lambda _: show_rows(rows, columns, empty))
 
 
-@asks(peer, api.peers.REMOVE, _who)
+@asks(peer, api.peers.REMOVE)
+@_who
 def rm(answer: Document) -> str:
     """Forget a peer; it can be added again."""
     return f"removed {_called(answer)}"
 
 
-@asks(peer, api.peers.RENAME, _who, click.argument("name", metavar="NAME"))
+@asks(peer, api.peers.RENAME)
+@_who
+@click.argument("name", metavar="NAME")
 def rename(answer: Document) -> str:
     """Call a peer NAME on this node; others call it as they like."""
     return f"{short(answer['id'])} is called {answer['name']}"
 
 
-@asks(peer, api.peers.CONFIRM, _who)
+@asks(peer, api.peers.CONFIRM)
+@_who
 def confirm(answer: Document) -> str:
     """Answer for an introduced peer as for one that you invited.
 
@@ -116,13 +134,16 @@ def confirm(answer: Document) -> str:
     return f"confirmed {_called(answer)}"
 
 
-@asks(peer, api.peers.BLOCK, _who)
+@asks(peer, api.peers.BLOCK)
+@_who
 def block(answer: Document) -> str:
     """Refuse a peer everything from now on."""
     return f"blocked {_called(answer)}"
 
 
-@asks(peer, api.peers.RECOGNISE, _who, click.argument("weight_ppm", metavar="SHARE", type=SHARE))
+@asks(peer, api.peers.RECOGNISE)
+@_who
+@click.argument("weight_ppm", metavar="SHARE", type=SHARE)
 def recognise(answer: Document) -> str:
     """Recognise a peer with a SHARE, for example 25%.
 

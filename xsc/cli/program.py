@@ -37,12 +37,14 @@ def register(settings: Settings, file: Path) -> None:
     settings.view(answer, answer["hash"])
 
 
-@asks(program, api.programs.ACTIVATE, _hash)
+@asks(program, api.programs.ACTIVATE)
+@_hash
 def activate(_: Document) -> None:
     """Run a registered program from now on, after each start of the node too."""
 
 
-@asks(program, api.programs.DEACTIVATE, _hash)
+@asks(program, api.programs.DEACTIVATE)
+@_hash
 def deactivate(_: Document) -> None:
     """Run a program no more; what it published stays."""
 
@@ -76,7 +78,8 @@ def _shown(value: str | None) -> str:
     return value if len(value) <= SHOWN_CHARS_MAX else f"{value[:SHOWN_CHARS_MAX]}…"
 
 
-@asks(program, api.programs.SHOW, _hash)
+@asks(program, api.programs.SHOW)
+@_hash
 def results(answer: Document) -> None:
     """Show what a program read and computed last."""
     say(f"{answer['id']}: {answer['state']}, frame {answer['frame']}")
@@ -89,14 +92,10 @@ def results(answer: Document) -> None:
     show_table(["what", "name", "value"], rows, "nothing was computed yet")
 
 
-@asks(
-    program,
-    api.programs.SET,
-    _hash,
-    click.argument("name", metavar="VARIABLE"),
-    click.argument("value", metavar="VALUE"),
-    name="set",
-)
+@asks(program, api.programs.SET, name="set")
+@_hash
+@click.argument("name", metavar="VARIABLE")
+@click.argument("value", metavar="VALUE")
 def set_(_: Document) -> None:
     """Give a variable a value, and compute what depends on it at once."""
 

@@ -72,16 +72,13 @@ def put(settings: Settings, path: str, value: str) -> None:
     settings.view(answer, str(answer["sequence"]))
 
 
-@asks(
-    space,
-    api.space.GET,
-    click.argument("at", metavar="[OWNER:]PATH", type=ADDRESS),
-    click.option(
-        "--sequence",
-        metavar="N",
-        type=click.IntRange(min=1),
-        help="A replaced value of this node, as `versions` lists them.",
-    ),
+@asks(space, api.space.GET)
+@click.argument("at", metavar="[OWNER:]PATH", type=ADDRESS)
+@click.option(
+    "--sequence",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="A replaced value of this node, as `versions` lists them.",
 )
 def get(answer: Document) -> None:
     """Print the value at a path, byte for byte."""
@@ -98,18 +95,21 @@ _own = click.argument("at", metavar="PATH", type=ADDRESS)
 _below = click.argument("under", metavar="[OWNER:][PREFIX]", type=ADDRESS, default="")
 
 
-@asks(space, api.space.REMOVE, _own)
+@asks(space, api.space.REMOVE)
+@_own
 def rm(_: Document) -> None:
     """Delete a path of this node."""
 
 
-@asks(space, api.space.LIST, _below)
+@asks(space, api.space.LIST)
+@_below
 def ls(answer: Document) -> None:
     """List what is at a path and below it; everything without PREFIX."""
     show_rows(answer["records"], _RECORDS, "nothing is there")
 
 
-@asks(space, api.space.VERSIONS, _own)
+@asks(space, api.space.VERSIONS)
+@_own
 def versions(answer: Document) -> None:
     """List the replaced values of a path of this node that are kept, the newest first."""
     show_rows(answer["records"], _RECORDS, "no replaced value is kept")

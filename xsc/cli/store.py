@@ -69,8 +69,7 @@ from xsc.client.files import (
     upload_id,
     write_whole,
 )
-from xsc.client.placement import survey
-from xsc.client.targets import Named, Target, objects_of, one_object, read_tree, resolve
+from xsc.client.targets import Named, Target, objects_of, one_object, read_tree, resolve, survey
 from xsc.client.tree import SUFFIX, Node, tree_id
 
 STREAM = Path("-")
@@ -246,7 +245,7 @@ def get(
     if found.kind == "empty file":
         size = 0 if output == STREAM else write_whole(output, [])
     elif output != STREAM and part is None:
-        size = calls.fetch(capability, output, lambda total: progress_bar("fetching", total))
+        size = calls.get(capability, output, lambda total: progress_bar("fetching", total))
     else:
         with (
             calls.open(capability, part) as download,
@@ -360,7 +359,7 @@ def _margin(answer: Document) -> str:
     return f"{count_of(margin, 'more shard')} may be lost{no_node}"
 
 
-def _asking(total_bytes: int) -> AbstractContextManager[Progress]:
+def _asking(total_bytes: int | None) -> AbstractContextManager[Progress]:
     return progress_bar("asking", total_bytes)
 
 
@@ -755,7 +754,7 @@ def _put_tree(settings: Settings, folder: Path, *, reread: bool, **how: Unpack[P
         raise ArgumentInvalid("the directory needs a name", hint="give one with --name")
     calls = settings.calls()
 
-    def storing(total: int) -> AbstractContextManager[Progress]:
+    def storing(total: int | None) -> AbstractContextManager[Progress]:
         if not settings.json:
             _say_cost(calls, total, code)
         return progress_bar(f"storing {name}", total)
@@ -769,23 +768,13 @@ def _put_tree(settings: Settings, folder: Path, *, reread: bool, **how: Unpack[P
         survive=how["survive"],
         code=code,
         reread=reread,
-        progress=storing,
+        watch=storing,
     )
-    for warning in stored.document["warnings"]:
-        warn(warning)
-    capability = stored.document["capability"]
-    answer = {
-        "capability": capability,
-        "name": stored.document["name"],
-        "files": stored.files,
-        "sent_files": stored.sent,
-        "sent_bytes": stored.sent_bytes,
-        "left_out": stored.left_out,
-    }
     if settings.verbose and not settings.json:
-        say(f"sent {stored.sent} of {stored.files} files, {format_size(stored.sent_bytes)}")
-    settings.view(answer, capability)
-    return EXIT_PARTLY if stored.left_out else 0
+        sent = f"sent {stored['sent_files']} of {stored['files']} files"
+        say(f"{sent}, {format_size(stored['sent_bytes'])}")
+    settings.view(stored, stored["capability"])
+    return EXIT_PARTLY if stored["left_out"] else 0
 
 
 def _directory(calls: Calls, target: str | Named, version: int | None) -> Target:
@@ -812,7 +801,7 @@ def _get_tree(settings: Settings, target: str | Named, output: Path, version: in
         output,
         warn=warn,
         path=found.path,
-        progress=lambda total: progress_bar("fetching", total),
+        watch=lambda total: progress_bar("fetching", total),
     )
     files = sum(node.kind == "file" for node in tree.nodes)
     size = sum(node.size_bytes for node in tree.nodes)

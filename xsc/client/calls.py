@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypedDict, Unpack
+from typing import Any, BinaryIO, Literal, TypedDict, TypeVar, Unpack
 
 from xsc import api
 from xsc.api.ranges import UNIT
@@ -25,11 +25,12 @@ from xsc.client.core import (
     Document,
     Download,
     Progress,
+    Watch,
     ignore_progress,
     problem_of,
+    unwatched,
 )
-from xsc.client.files import read_file, read_module
-from xsc.client.partial import Watch, fetch
+from xsc.client.files import fetch, read_file, read_module
 
 DEEP_TIMEOUT_S = 24 * 3600.0
 """A deep check reads six times a quarter of the object before it answers."""
@@ -39,6 +40,10 @@ FSCK_TIMEOUT_S = 7 * 86_400.0
 """All of a large disk is read."""
 Show = Callable[[int, bytes], None]
 """Given what a program writes, and to which stream."""
+T = TypeVar("T")
+R = TypeVar("R")
+WORKERS = 8
+"""Calls of one node under way at once, where one request takes several."""
 Form = Literal["toml", "json"]
 """Of the document of a program."""
 
@@ -67,6 +72,16 @@ class DeployOptions(LimitOptions, total=False):
     """Requests at once."""
     on: str | None
     """The node that serves it; this one where None."""
+
+
+def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Do something with each item, several at once; return what came of it, in order.
+
+    Raises:
+        Exception: the first that was met; what has not begun by then is not begun.
+    """
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return list(pool.map(work, items))
 
 
 def value_of(shown: str | dict[str, str]) -> bytes:
@@ -200,15 +215,11 @@ class Calls(Core):
             raise NodeUnreachable("the node did not send a range")
         return download
 
-    def get(self, capability: str, path: Path, progress: Progress = ignore_progress) -> int:
+    def get(self, capability: str, path: Path, watch: Watch = unwatched) -> int:
         """Write an object to a file, whole or not at all; return its size in bytes.
 
         What an interrupted call has left beside the file is continued.
         """
-        return self.fetch(capability, path, lambda _: nullcontext(progress))
-
-    def fetch(self, capability: str, path: Path, watch: Watch) -> int:
-        """Do what `get` does; `watch` is told the size and gives who is told of progress."""
         return fetch(lambda part: self.open(capability, part), capability, path, watch)
 
     def objects(self, prefix: str = "", *, versions: bool = False) -> Document:

@@ -33,8 +33,7 @@ from xsc.client.calls import (
 )
 from xsc.client.core import ANSWER_TIMEOUT_S, Document, Progress
 from xsc.client.files import read_module, size_of, unreadable, write_whole
-from xsc.client.placement import Ask, survey
-from xsc.client.targets import Target
+from xsc.client.targets import Ask, Target, survey
 
 T = TypeVar("T")
 Q = TypeVar("Q")
@@ -231,7 +230,11 @@ class Node(_Face):
 
         What an interrupted call has left beside the file is continued.
         """
-        return await _watched(partial(self._calls.get, capability, Path(path)))
+
+        def work(progress: Progress) -> int:
+            return self._calls.get(capability, Path(path), lambda _: nullcontext(progress))
+
+        return await _watched(work)
 
     async def read(self, capability: str) -> bytes:
         """Return all of an object; use `stream` for one that is larger than memory."""

@@ -20,7 +20,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
@@ -61,8 +61,17 @@ Progress = Callable[[int], None]
 """Told how many bytes more have been sent or received."""
 
 
+Watch = Callable[[int | None], AbstractContextManager[Progress]]
+"""Told how many bytes there are, where it is known; gives who is told of those that were moved."""
+
+
 def ignore_progress(_: int) -> None:
     """Take note of nothing."""
+
+
+def unwatched(_: int | None) -> AbstractContextManager[Progress]:
+    """Watch nothing."""
+    return nullcontext(ignore_progress)
 
 
 def _written(
@@ -331,11 +340,13 @@ class Core:
         proof_s = min(timeout_s, PROOF_TIMEOUT_S)
         connection.sock.settimeout(proof_s)
         challenge = os.urandom(proof.CHALLENGE_BYTES).hex().encode()
+        head = f"POST {proof.PATH} HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: "
         try:
-            connection.request("POST", proof.PATH, challenge)
-            answer = connection.getresponse()
+            connection.sock.sendall(b"%b%d\r\n\r\n%b" % (head.encode(), len(challenge), challenge))
+            answer = HTTPResponse(connection.sock, method="POST")
+            answer.begin()
             given = json.loads(answer.read(PROOF_BYTES_MAX))["proof"]
-            proven = proof.is_proof(given, place.token, place.port, challenge) and answer.isclosed()
+            proven = proof.is_proof(given, place.token, place.port, challenge)
         except TimeoutError:
             connection.close()
             raise _silent(proof_s) from None

@@ -1,16 +1,38 @@
-"""Files of this machine: read where they fit in memory, and written whole or not at all."""
+"""Files of this machine: read where they fit in memory, written whole or not at all, gone on with.
+
+A download goes on where an earlier one was interrupted. Beside FILE stand, until it is whole,
+FILE.part with what has come and FILE.part.sums with the Merkle root of each whole block of it.
+All that came was verified by the node, and each byte that is kept was summed when it came; what
+does not fit its sum any more, as after a power loss, is fetched again, and so is what belongs to
+another capability. A kill at any moment costs the block that was not whole; where the node breaks
+off, that has a sum as well: the last one may be of a shorter block, up to the end of what has come.
+
+    xsc part 1 <id of the object> <its size in bytes>
+    <sum of block 0>
+    <sum of block 1> …
+"""
 
 from __future__ import annotations
 
-import hashlib
+import fcntl
 import os
+import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, TooLarge, unwritable
-from xsc.base.limits import MODULE_BYTES_MAX, SEGMENT_BYTES
+from xsc.base.limits import MIB, MODULE_BYTES_MAX, SEGMENT_BYTES
+
+if TYPE_CHECKING:
+    from xsc.client.core import Download, Watch
+
+BLOCK_BYTES = MIB
+_HEAD = re.compile(r"xsc part 1 ([0-9a-f]{64}) ([0-9]{1,19})\n")
+_SUM_CHARS = 64
 
 
 def read_file(path: Path, what: str, size_max: int) -> bytes:
@@ -98,6 +120,8 @@ def upload_id(path: Path, file: BinaryIO, *options: object) -> str | None:
     The same for the same path, size, time of change and options; None for what cannot be
     read a second time, like a pipe, and for what is stored in one piece.
     """
+    import hashlib  # noqa: PLC0415 - most commands need none
+
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_size <= SEGMENT_BYTES:
         return None
@@ -174,3 +198,192 @@ def place_in(directory: Path, name: str) -> Path:
     if not name or "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise ReceiptInvalid(f"the provider returned a file with the forbidden name {name!r}")
     return directory.joinpath(*parts)
+
+
+# Downloads that go on
+
+
+def object_id(capability: str) -> str:
+    """Return what names an object without giving it away."""
+    import hashlib  # noqa: PLC0415 - most commands need none
+
+    return hashlib.sha256(b"XSC/1/part\0" + capability.encode()).hexdigest()
+
+
+def _sum_of(data: bytes | bytearray) -> str:
+    from xsc.base.merkle import root_of  # noqa: PLC0415 - most commands need none
+
+    return root_of(memoryview(data)).hex()
+
+
+class Partial:
+    """FILE.part and its sums, open and locked; to be used in a `with`.
+
+    Raises:
+        ArgumentInvalid: another process writes the same file.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, object_id: str) -> None:
+        self._path = path
+        self._id = object_id
+        self._part = path.with_name(path.name + ".part")
+        self._sums = path.with_name(path.name + ".part.sums")
+        self._block = bytearray()
+        self._kept = 0
+        """In whole blocks."""
+        self.size_bytes: int | None = None
+        """How many bytes the object has, where an earlier download has learned it."""
+
+    def __enter__(self) -> Self:
+        self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            self._lock()
+            self._log = os.open(self._sums, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._load()
+        return self
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who held it until now may have put the file in its place.
+            if os.path.samestat(os.fstat(self._file), self._part.stat()):
+                return
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        raise ArgumentInvalid(
+            f"another process writes {self._part}", hint="wait for it, or name another file"
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is not None and not self.kept_bytes:
+                self._part.unlink(missing_ok=True)
+                self._sums.unlink(missing_ok=True)
+            elif kind is not None and self._block:
+                with suppress(OSError):  # why it ended counts; what has no sum comes again
+                    self._sum_up()
+        finally:
+            os.close(self._log)
+            os.close(self._file)
+
+    @property
+    def kept_bytes(self) -> int:
+        """How much is there, every byte of it as it came."""
+        return self._kept + len(self._block)
+
+    def _load(self) -> None:
+        """Keep the blocks that fit their sums, up to the first that does not or is not whole."""
+        with os.fdopen(os.dup(self._log), "r", encoding="ascii", errors="replace") as log:
+            head = _HEAD.fullmatch(log.readline())
+            sums = log.read().split("\n")[:-1]
+        if head is None or head[1] != self._id:
+            self.restart()
+            return
+        self.size_bytes = int(head[2])
+        for number, expected in enumerate(sums):
+            block = os.pread(self._file, BLOCK_BYTES, number * BLOCK_BYTES)
+            if not block or self._kept + len(block) > self.size_bytes or _sum_of(block) != expected:
+                break
+            if len(block) < BLOCK_BYTES:
+                self._block += block
+                break
+            self._kept += BLOCK_BYTES
+        os.truncate(self._file, self.kept_bytes)
+        os.lseek(self._file, self.kept_bytes, os.SEEK_SET)
+        end = head.end() + self._kept // BLOCK_BYTES * (_SUM_CHARS + 1)
+        os.truncate(self._log, end)
+        os.lseek(self._log, end, os.SEEK_SET)
+
+    def restart(self, size_bytes: int | None = None) -> None:
+        """Forget what is there; take down the size of what comes, where it is known."""
+        self._kept = 0
+        self.size_bytes = size_bytes
+        self._block.clear()
+        for handle in (self._log, self._file):
+            os.truncate(handle, 0)
+            os.lseek(handle, 0, os.SEEK_SET)
+        if size_bytes is not None:
+            _write_all(self._log, f"xsc part 1 {self._id} {size_bytes}\n".encode())
+
+    def fill(self, blocks: Iterable[bytes]) -> None:
+        """Write what comes; each whole block counts from then on."""
+        for data in blocks:
+            view = memoryview(data)
+            while view:
+                taken = view[: BLOCK_BYTES - len(self._block)]
+                _write_all(self._file, taken)
+                self._block += taken
+                view = view[len(taken) :]
+                if len(self._block) == BLOCK_BYTES:
+                    self._sum_up()
+                    self._kept += BLOCK_BYTES
+                    self._block.clear()
+
+    def _sum_up(self) -> None:
+        _write_all(self._log, _sum_of(self._block).encode() + b"\n")
+
+    def finish(self) -> int:
+        """Put the file in its place, synced; return its size in bytes."""
+        os.fsync(self._file)
+        size = os.fstat(self._file).st_size
+        put_in_place(self._part, self._path)
+        self._sums.unlink(missing_ok=True)
+        return size
+
+
+def _write_all(handle: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+
+
+def fetch(
+    opened: Callable[[str | None], Download], capability: str, path: Path, watch: Watch
+) -> int:
+    """Write an object to a file, from where an earlier call was interrupted; return its size.
+
+    FILE appears when all of it is there. What cannot be replaced without harm, a
+    device or a pipe, is written to directly, from the start.
+
+    Raises:
+        ArgumentInvalid, SpaceExhausted: the file cannot be written, and why.
+        XscError: whatever the download meets; what has come by then is kept.
+    """
+    check_target(path)
+    try:
+        path = path.resolve()
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            with opened(None) as download, watch(download.size_bytes) as progress:
+                return write_whole(path, download.blocks(progress))
+        with Partial(path, object_id(capability)) as partial:
+            return _continue(opened, partial, watch)
+    except OSError as fault:
+        raise unwritable(f"{path} cannot be written", fault) from None
+
+
+def _continue(opened: Callable[[str | None], Download], partial: Partial, watch: Watch) -> int:
+    size, kept = partial.size_bytes, partial.kept_bytes
+    if size is not None and kept == size and size:
+        return partial.finish()
+    download = opened(f"{kept}-" if kept else None)
+    with download:
+        if kept and download.part != (kept, size):
+            raise ArgumentInvalid(
+                "what is there already is of another object than the node gives",
+                hint="delete the .part file and try again",
+            )
+        if not kept:
+            partial.restart(download.size_bytes)
+        with watch(partial.size_bytes) as progress:
+            progress(kept)
+            partial.fill(download.blocks(progress))
+    return partial.finish()

@@ -18,19 +18,16 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown, UploadChanged, unwritable
 from xsc.base.limits import TREE_DEPTH_MAX
-from xsc.client.calls import Calls
-from xsc.client.core import Document, Progress, ignore_progress
-from xsc.client.files import upload_id
-from xsc.client.partial import object_id
-from xsc.client.placement import Watch
-from xsc.client.pool import side_by_side
+from xsc.client.calls import Calls, side_by_side
+from xsc.client.core import BLOCK_BYTES, Document, Progress, Watch, unwatched
+from xsc.client.files import object_id, upload_id
 from xsc.client.targets import read_tree
 from xsc.client.tree import (
     MODE_MAX,
@@ -47,49 +44,22 @@ from xsc.client.tree import (
 
 TRIES = 3
 """How often a file is read that changes while it is stored."""
-BLOCK_BYTES = 1024 * 1024
 MODE_KEPT = 0o777
 """Of the mode, what fetching sets: nobody gets set-id bits from somebody else's directory."""
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How a directory is opened that may not be a link."""
 Warn = Callable[[str], None]
-
-
-def _no_progress(_: int) -> AbstractContextManager[Progress]:
-    return nullcontext(ignore_progress)
-
-
-@dataclass(slots=True)
-class StoredTree:
-    """What became of a directory that was stored."""
-
-    document: Document
-    files: int = 0
-    sent: int = 0
-    """Files whose content was not stored before."""
-    sent_bytes: int = 0
-    left_out: int = 0
-    """Entries that could not be read, or are neither file, directory nor link."""
-
-
-def _text(path: bytes) -> str:
-    return os.fsdecode(path)
 
 
 # Storing
 
 
-def scan(top: int, warn: Warn) -> tuple[list[Node], int]:
-    """Return the entries below an open directory, in order, and how many were left out."""
+def scan(top: int, left_out: Warn) -> list[Node]:
+    """Return the entries below an open directory, in order; `left_out` is told of the others."""
     found: list[Node] = []
-    left_out = 0
-
-    def failed(fault: OSError) -> None:
-        nonlocal left_out
-        left_out += 1
-        warn(f"{_text(os.fsencode(fault.filename or '?'))} cannot be read: {fault.strerror}")
 
     def walk(handle: int, prefix: bytes, depth: int) -> None:
-        nonlocal left_out
         if depth > TREE_DEPTH_MAX:
             raise ArgumentInvalid(f"directories are nested deeper than {TREE_DEPTH_MAX} levels")
         # Through a descriptor names come as text; as bytes they are what the disk has.
@@ -99,24 +69,20 @@ def scan(top: int, warn: Warn) -> tuple[list[Node], int]:
                 status = os.stat(name, dir_fd=handle, follow_symlinks=False)
                 node = _node_of(path, status, handle, name)
                 if node is None:
-                    left_out += 1
-                    warn(f"{_text(path)} is no file, directory or link")
+                    left_out(f"{os.fsdecode(path)} is no file, directory or link")
                     continue
                 found.append(node)
                 if node.kind == "directory":
-                    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                    below = os.open(name, flags, dir_fd=handle)
+                    below = os.open(name, _FOLDER, dir_fd=handle)
                     try:
                         walk(below, path + b"/", depth + 1)
                     finally:
                         os.close(below)
             except OSError as fault:
-                fault.filename = path
-                failed(fault)
+                left_out(f"{os.fsdecode(path)} cannot be read: {fault.strerror}")
 
     walk(top, b"", 1)
-    found.sort(key=lambda node: order(node.path))
-    return found, left_out
+    return sorted(found, key=lambda node: order(node.path))
 
 
 def _node_of(path: bytes, status: os.stat_result, handle: int, name: bytes) -> Node | None:
@@ -137,8 +103,7 @@ def open_below(top: int, path: bytes) -> Iterator[BinaryIO]:
     try:
         *folders, name = path.split(b"/")
         for folder in folders:
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            below = os.open(folder, flags, dir_fd=handle)
+            below = os.open(folder, _FOLDER, dir_fd=handle)
             os.close(handle)
             handle = below
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -219,22 +184,19 @@ class _Storing:
         size = node.size_bytes
         path = Path(os.fsdecode(node.path))
         resume = upload_id(path, file, tree_id(self.name), part.hex())
-        for attempt in range(2):
-            file.seek(0)
-            source = _Exactly(file, size)
-            try:
-                done = self.calls.put(
-                    source,  # type: ignore[arg-type]
-                    part=f"{tree_id(self.name)}/{part.hex()}",
-                    size_bytes=size,
-                    resume=resume,
-                    progress=self.progress,
-                    **self.how,
-                )
-                break
-            except UploadChanged:
-                if attempt:
-                    raise
+        file.seek(0)
+        source = _Exactly(file, size)
+        try:
+            done = self.calls.put(
+                source,  # type: ignore[arg-type]
+                part=f"{tree_id(self.name)}/{part.hex()}",
+                size_bytes=size,
+                resume=resume,
+                progress=self.progress,
+                **self.how,
+            )
+        except UploadChanged:  # what was stored under that id is gone: the next try stores this
+            return
         capability: str = done["capability"]
         if part_id(source.hasher.digest(), self.options) != part:
             self.calls.remove(capability)
@@ -253,23 +215,23 @@ def put_tree(
     survive: str = "",
     code: tuple[int, int] | None = None,
     reread: bool = False,
-    progress: Watch = _no_progress,
-) -> StoredTree:
+    watch: Watch = unwatched,
+) -> Document:
     """Store a directory under a name; what is stored of it already is not sent again.
 
-    A call that was killed is gone on with by the same call.
+    A call that was killed is gone on with by the same call. Returned is what `xsc store put -r
+    --json` prints.
 
     Args:
         calls: the node.
         folder: the directory; itself it may be a link.
         name: without the slash at its end.
         started_ms: the time.
-        warn: told of what is left out.
+        warn: told of what is left out, and of what the node warns.
         survive: as for a file, as is `code`.
         code: K data and M parity shards.
         reread: read also files whose size and time are those of the version before.
-        progress: told how many bytes there are; gives who is told of those that were moved,
-            by several threads.
+        watch: of the bytes of what is read, by several threads.
 
     Raises:
         ArgumentInvalid: it is no directory, or too large for one.
@@ -277,6 +239,12 @@ def put_tree(
     how: dict[str, Any] = {"survive": survive, "code": code}
     options = f"{survive} {code or ''}"
     full = name.rstrip("/") + SUFFIX
+    missing: list[str] = []
+
+    def left_out(line: str) -> None:
+        missing.append(line)
+        warn(line)
+
     try:
         top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except NotADirectoryError:
@@ -285,47 +253,44 @@ def put_tree(
         raise ArgumentInvalid(f"{folder} cannot be read: {fault.strerror}") from None
     try:
         status = os.fstat(top)
-        nodes, left_out = scan(top, warn)
-        before, before_capability = _newest(calls, full)
+        found = scan(top, left_out)
+        before, capability = _newest(calls, full)
         unread = {} if reread else unchanged(before, options)
         parts = {
             bytes.fromhex(row["part"]): row["capability"] for row in calls.parts(tree_id(full))
         }
-        storing = _Storing(calls, top, full, options, how, ignore_progress, parts)
-        ready: list[Node] = []
+        nodes: list[Node] = []
         waiting: list[Node] = []
-        for node in nodes:
+        for node in found:
             same = unread.get((node.path, node.size_bytes, node.mtime_ns))
             if node.kind != "file":
-                ready.append(node)
+                nodes.append(node)
             elif same is not None and (same.part is None or same.part in parts):
-                ready.append(replace(node, part=same.part, capability=same.capability))
+                nodes.append(replace(node, part=same.part, capability=same.capability))
             else:
                 waiting.append(node)
-        total = sum(node.size_bytes for node in waiting)
-        with progress(total) as moved:
-            storing.progress = moved
-            stored, failed = _all_that_can_be(storing.store, waiting, warn)
+        with watch(sum(node.size_bytes for node in waiting)) as progress:
+            storing = _Storing(calls, top, full, options, how, progress, parts)
+            nodes += _all_that_can_be(storing.store, waiting, left_out)
     finally:
         os.close(top)
-    nodes = sorted([*ready, *stored], key=lambda node: order(node.path))
+    nodes.sort(key=lambda node: order(node.path))
     mode = stat.S_IMODE(status.st_mode) & MODE_MAX
     tree = Tree(started_ms, options, mode, status.st_mtime_ns, tuple(nodes))
-    result = StoredTree(
-        {},
-        files=sum(node.kind == "file" for node in nodes),
-        sent=len(storing.sent),
-        sent_bytes=sum(storing.sent),
-        left_out=left_out + failed,
-    )
-    if before is not None and tree.same_content(before):
-        result.document = {"capability": before_capability, "name": full, "warnings": []}
-        return result
-    raw = pack(tree)
-    result.document = calls.put(
-        io.BytesIO(raw), name=full, size_bytes=len(raw), wait_for_name=True, **how
-    )
-    return result
+    if before is None or not tree.same_content(before):
+        raw = pack(tree)
+        done = calls.put(io.BytesIO(raw), name=full, size_bytes=len(raw), wait_for_name=True, **how)
+        for line in done["warnings"]:
+            warn(line)
+        capability = done["capability"]
+    return {
+        "capability": capability,
+        "name": full,
+        "files": sum(node.kind == "file" for node in nodes),
+        "sent_files": len(storing.sent),
+        "sent_bytes": sum(storing.sent),
+        "left_out": len(missing),
+    }
 
 
 def _newest(calls: Calls, full: str) -> tuple[Tree | None, str]:
@@ -340,9 +305,9 @@ def _newest(calls: Calls, full: str) -> tuple[Tree | None, str]:
 
 
 def _all_that_can_be(
-    work: Callable[[Node], Node], nodes: Sequence[Node], warn: Warn
-) -> tuple[list[Node], int]:
-    """Do something for several at once; return what came of it, and how many cannot be read.
+    work: Callable[[Node], Node], nodes: Sequence[Node], left_out: Warn
+) -> list[Node]:
+    """Do something for several at once; return what came of it.
 
     Raises:
         Exception: the first that was met; what has not begun by then is not begun.
@@ -352,11 +317,10 @@ def _all_that_can_be(
         try:
             return work(node)
         except OSError as fault:
-            warn(f"{_text(node.path)} is left out: {fault.strerror}")
+            left_out(f"{os.fsdecode(node.path)} is left out: {fault.strerror}")
             return None
 
-    done = [node for node in side_by_side(tried, nodes) if node is not None]
-    return done, len(nodes) - len(done)
+    return [node for node in side_by_side(tried, nodes) if node is not None]
 
 
 # Fetching
@@ -369,7 +333,7 @@ def get_tree(
     *,
     warn: Warn,
     path: bytes = b"",
-    progress: Watch = _no_progress,
+    watch: Watch = unwatched,
 ) -> Tree:
     """Write a stored directory to the disk, where nothing may stand yet; return it.
 
@@ -381,8 +345,7 @@ def get_tree(
         folder: where it is written.
         warn: told of what cannot be written.
         path: of a directory in it that is wanted alone.
-        progress: told how many bytes there are; gives who is told of those that were moved,
-            by several threads.
+        watch: of the bytes that are fetched, by several threads.
 
     Raises:
         ArgumentInvalid: something stands there, or it cannot be written.
@@ -403,14 +366,14 @@ def get_tree(
             _make_directories(root, tree)
             missing = [node for node in tree.nodes if not _is_there(root, node)]
             numbers = {node.path: number for number, node in enumerate(tree.nodes)}
-            with progress(sum(node.size_bytes for node in missing)) as moved:
+            with watch(sum(node.size_bytes for node in missing)) as progress:
 
                 def fetch(node: Node) -> Node:
-                    _fetch(calls, root, incoming / str(numbers[node.path]), node, moved)
+                    _fetch(calls, root, incoming / str(numbers[node.path]), node, progress)
                     return node
 
-                _, failed = _all_that_can_be(fetch, missing, warn)
-            if failed:
+                fetched = _all_that_can_be(fetch, missing, warn)
+            if failed := len(missing) - len(fetched):
                 raise ArgumentInvalid(f"{failed} files of the directory cannot be written")
             _finish(root, tree)
             root.rename(folder)
@@ -497,7 +460,7 @@ def _fetch(calls: Calls, root: Path, coming: Path, node: Node, progress: Progres
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         os.close(os.open(coming, flags, 0o600))
     else:
-        calls.get(node.capability, coming, progress)
+        calls.get(node.capability, coming, lambda _: nullcontext(progress))
     size = coming.stat().st_size
     if size != node.size_bytes:
         coming.unlink()

@@ -18,15 +18,12 @@ from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt
 from xsc.base.ids import short
 from xsc.base.keyvalue import Change
 from xsc.base.limits import (
-    INCARNATIONS_A_PEER_MAX,
-    INCARNATIONS_MS,
     LEDGER_HEAD_TIMEOUT_MS,
     LEDGER_HISTORY_ITEMS_MAX,
     LEDGER_RECORD_BYTES_MAX,
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound, History
-from xsc.base.tally import Tally
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.ledger.audit import ChainEnd, chain_end_bytes
@@ -86,7 +83,6 @@ class HistoryExchange:
         self._log = context.log
         self._chain = chain
         self._starter_limit = starter_limit
-        self._told = Tally(INCARNATIONS_A_PEER_MAX, INCARNATIONS_MS)
         self._shown_to: dict[bytes, int] = {}
         """By peer, the number from which on it is asked: it did not send all of its claims."""
 
@@ -355,7 +351,6 @@ class HistoryExchange:
         known = self._chain.incarnation_of(told.author)
         if known is not None and told.record.first_seq <= known.record.first_seq:
             return
-        self._told.count(told.author, self._clock.monotonic_ms(), "incarnations")
         await self._chain.write([(PEER + told.author, told.raw)])
         self._log.warning(
             "ledger.restarted", peer=short(told.author), first_seq=told.record.first_seq

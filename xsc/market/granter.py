@@ -23,15 +23,12 @@ from xsc.base.ids import short
 from xsc.base.limits import (
     JOBS_QUEUED_A_PEER_MAX,
     JOBS_QUEUED_MAX,
-    LEASE_REQUESTS_A_CUSTOMER_MAX,
-    LEASE_REQUESTS_MS,
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     PRICE_BYTES,
     REQUEST_WINDOW_MS,
 )
 from xsc.base.merkle import Part
-from xsc.base.tally import Tally
 from xsc.base.units import ceil_div
 from xsc.identity.envelope import open_signed, sign
 from xsc.market import lease as rules
@@ -55,7 +52,6 @@ class LeaseGranter(MarketPart):
     def __init__(self, node: MarketNode, headroom: Headroom) -> None:
         super().__init__(node)
         self._headroom = headroom
-        self._asked = Tally(LEASE_REQUESTS_A_CUSTOMER_MAX, LEASE_REQUESTS_MS)
         self._lines = WaitingLines(node.clock, most=JOBS_QUEUED_MAX, each=JOBS_QUEUED_A_PEER_MAX)
 
     async def on_lease(
@@ -79,7 +75,6 @@ class LeaseGranter(MarketPart):
                 return {"lease": known.raw}, ()
         if known is None and request.renews:
             raise LeaseExhausted("this node does not know the lease that is to be renewed")
-        self._asked.count(caller, self._clock.monotonic_ms(), "leases")
         if known is None:
             level, clearing = self._granted(request, least)
         else:

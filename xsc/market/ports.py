@@ -9,7 +9,7 @@ gives is declared where it is used: in the ports of `storage` and `compute`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias
 
 from xsc.base.errors import ComputeExhausted, SpaceExhausted, XscError
@@ -119,9 +119,12 @@ class MarketSettings:
     """How long leases of storage last: those that are taken, and at most those that are granted."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MarketPorts:
-    """What the market needs of the other services."""
+    """What the market needs of the other services.
+
+    Those that need the market are made after it, and then set what they give.
+    """
 
     peers: Peers
     credit: Credit
@@ -130,14 +133,14 @@ class MarketPorts:
     capacity: Capacity
     leaving: Callable[[], Collection[bytes]]
     """Returns the nodes that are leaving the network: no room is taken there."""
-    granted: Callable[[], Sequence[Entitlement]]
+    granted: Callable[[], Sequence[Entitlement]] = field(init=False)
     """Returns what this node has granted to needs of others, ahead of use."""
-    received: Callable[[], Sequence[Entitlement]]
+    received: Callable[[], Sequence[Entitlement]] = field(init=False)
     """Returns what others offer to this node's needs, once it is to take leases on it."""
     needs: Callable[[], Sequence[NeedSlot]]
     """Returns what this node says that it needs."""
     need_of: NeedOf
     on_need: Callable[[], None]
     """Called when what this node needs by default may have changed."""
-    on_denied: Callable[[Collection[bytes]], Awaitable[None]]
+    on_denied: Callable[[Collection[bytes]], Awaitable[None]] = field(init=False)
     """Called with the leases of this node that a provider has signed not to know."""

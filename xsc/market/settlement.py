@@ -24,8 +24,6 @@ from xsc.base.errors import ArgumentInvalid, EntryRefused, RecordInvalid, XscErr
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_opt_bytes
 from xsc.base.ids import short
 from xsc.base.limits import (
-    ACCOUNTS_A_CUSTOMER_MAX,
-    ACCOUNTS_MS,
     AGREE_TIMEOUT_MS,
     BOOKINGS_ASKED_A_CUSTOMER_MAX,
     BOOKINGS_ASKED_MS,
@@ -68,7 +66,6 @@ class Settlement(MarketPart):
         super().__init__(node)
         self._turns: Turns[bytes] = Turns()
         """By account."""
-        self._asked = Tally(ACCOUNTS_A_CUSTOMER_MAX, ACCOUNTS_MS)
         self._bookings = Tally(BOOKINGS_ASKED_A_CUSTOMER_MAX, BOOKINGS_ASKED_MS)
         self._booked_ms = node.clock.monotonic_ms()
         """When all that was signed was last booked."""
@@ -279,7 +276,6 @@ class Settlement(MarketPart):
         raw, book_now = take_opt_bytes(header, "voucher"), take_bool(header, "book_now")
         is_shown = take_bool(header, "show")
         less = take_list(header, "less", most=LEASES_A_CUSTOMER_MAX)
-        self._asked.count(caller, self._clock.monotonic_ms(), "accounts")
         account = self._store.account("provider", caller)
         async with self._turns.of(account.id):
             if raw is not None:

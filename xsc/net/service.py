@@ -226,6 +226,5 @@ class PeerNet:
 
     def _peer_changed(self, peer: bytes, what: str) -> None:
         if what in {"removed", "blocked"}:
-            # What the replay guard saw of it stays: it must hold when the peer comes back.
-            self.server.quota.forget(peer)
+            # What the replay guard saw of it stays, and what it owes.
             self.sender.answered_at.pop(peer, None)

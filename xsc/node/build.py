@@ -66,7 +66,7 @@ from xsc.db.group import GroupCommit
 from xsc.health.attending import Attended
 from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
-from xsc.identity.keys import KeyPair, network_id
+from xsc.identity.keys import KeyPair
 from xsc.ledger import exchange as ledger_exchange
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
@@ -275,17 +275,14 @@ class Node:
         recovering: bool = False,
     ) -> None:
         """Put the services together; nothing runs before `start`."""
-        net = network_id(network)
-        clock, entropy, executor, log = parts.clock, parts.entropy, parts.executor, parts.log
         self.config = config
         self.key = key
-        self._own_text = to_text(key.node_id)
         self.network = network
-        self.clock = clock
-        self.log = log
+        self.clock = parts.clock
+        self.log = parts.log
         self.parts = parts
-        self.tasks = Tasks(clock, log)
-        self.started_ms = clock.monotonic_ms()
+        self.tasks = Tasks(parts.clock, parts.log)
+        self.started_ms = parts.clock.monotonic_ms()
         self.api_url = ""
         self.home = Path()
         """Where its files are, set by who starts it there."""
@@ -293,77 +290,38 @@ class Node:
         """Why answers of the API broke off, by the ids of the requests."""
         self.failed: asyncio.Future[XscError] = asyncio.get_running_loop().create_future()
         """Set once the node may not go on, and why."""
-        self._commit = GroupCommit(parts.bodies, executor)
-        self._state_commit = GroupCommit(parts.state, executor)
-        self.peers = PeerNet(
-            key=key,
-            network_name=network,
-            clock=clock,
-            entropy=entropy,
-            executor=executor,
-            transport=parts.transport,
-            store=parts.state,
-            log=log,
-            name=config.name,
-            advertise=config.advertise,
-            accepts=config.accept_peers == "introduced",
-        )
-        self.peers.bound_heads(HEADS)
-        self.space_store = SpaceStore(
-            parts.space,
-            executor,
-            clock,
-            key,
-            net,
-            introducer_of=self.peers.roster.introducer_of,
-            keep_versions=config.keep_versions,
-            keep_ms=config.keep_days * DAY_MS,
-        )
-        self.space = SpaceService(self.space_store, clock)
-        self.shards = StorageNode(
-            capacity_bytes=config.storage_capacity_bytes,
-            bodies=parts.bodies,
-            index=parts.index,
-            commit=self._commit.commit,
-            executor=executor,
-            log=log,
-        )
-        self.departures = Departures(self.peers.context, parts.state, self._state_commit.commit)
-        self.capacity = NodeCapacity(
-            self.shards,
-            parts.disk_free_bytes,
-            config.compute_workers * config.worker_speed_mfuel * MFUEL,
-            self.departures,
-        )
-        self._make_market(recovering=recovering)
+        self._make_net()
+        self._make_ledger(recovering=recovering)
+        self._make_space()
+        self._make_market()
+        self._make_allocation()
         self._make_storage()
         self._make_compute()
         self._make_programs()
         self._answer_peers()
 
-    def _answer_peers(self) -> None:
-        """Have the services answer what peers ask once they are served, and what this node asks."""
-        for service in (
-            self.ledger,
-            self.payments,
-            self.health,
-            self.market,
-            self.storage,
-            self.heads,
-            self.compute,
-            self.services,
-            self.sync,
-            self.intervals,
-        ):
-            self.peers.server.register(service.handlers())
-        self.peers.server.register_groups(self.storage.group_handlers())
-        self.peers.server.bound_answers(ANSWER_BOUNDS)
-        self.peers.share(PUT, GUARD)
-        self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
-        self.peers.share(RUN, halves=True)
+    def _make_net(self) -> None:
+        """Make what calls peers and answers them."""
+        config, parts = self.config, self.parts
+        self._commit = GroupCommit(parts.bodies, parts.executor)
+        self._state_commit = GroupCommit(parts.state, parts.executor)
+        self.peers = PeerNet(
+            key=self.key,
+            network_name=self.network,
+            clock=parts.clock,
+            entropy=parts.entropy,
+            executor=parts.executor,
+            transport=parts.transport,
+            store=parts.state,
+            log=parts.log,
+            name=config.name,
+            advertise=config.advertise,
+            accepts=config.accept_peers == "introduced",
+        )
+        self.peers.bound_heads(HEADS)
 
-    def _make_market(self, *, recovering: bool) -> None:
-        """Make the services that know and pay peers: ledger, health, allocation, market."""
+    def _make_ledger(self, *, recovering: bool) -> None:
+        """Make the services that know how peers are, and what is owed."""
         config, parts, context = self.config, self.parts, self.peers.context
         self.ledger = LedgerService(
             context,
@@ -380,6 +338,23 @@ class Node:
             interval_ms=config.probe_interval_ms,
             timeout_ms=min(config.probe_interval_ms, PROBE_TIMEOUT_MS),
         )
+        attended = Attended(context.clock, self.peers, self.health.is_there)
+        self._attending = replace(context, caller=attended)
+
+    def _make_space(self) -> None:
+        """Make the space, what this node says of itself in it, and what it follows of peers."""
+        config, parts, context = self.config, self.parts, self.peers.context
+        self.space_store = SpaceStore(
+            parts.space,
+            context.executor,
+            context.clock,
+            context.key,
+            context.network,
+            introducer_of=self.peers.roster.introducer_of,
+            keep_versions=config.keep_versions,
+            keep_ms=config.keep_days * DAY_MS,
+        )
+        self.space = SpaceService(self.space_store, context.clock)
         self.commitments = Commitments(
             context,
             self.space,
@@ -419,7 +394,6 @@ class Node:
             is_up=self.health.is_up,
             clock=context.clock,
             log=context.log,
-            everybody=lambda: {UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE},
         )
         self.cells = CellSyncManager(self.space, context.log, self.following.update)
         self.following.also = self.cells.subscriptions
@@ -431,30 +405,51 @@ class Node:
             before_write=self.intervals.get,
             blame=self._blame_replica,
         )
-        attended = Attended(context.clock, self.peers, self.health.is_there)
-        self._attending = replace(context, caller=attended)
+
+    def _make_market(self) -> None:
+        """Make what offers the capacity of this node, and leases that of others."""
+        config, parts, context = self.config, self.parts, self.peers.context
+        self.shards = StorageNode(
+            capacity_bytes=config.storage_capacity_bytes,
+            bodies=parts.bodies,
+            index=parts.index,
+            commit=self._commit.commit,
+            executor=parts.executor,
+            log=parts.log,
+        )
+        self.departures = Departures(context, parts.state, self._state_commit.commit)
+        self.capacity = NodeCapacity(
+            self.shards,
+            parts.disk_free_bytes,
+            config.compute_workers * config.worker_speed_mfuel * MFUEL,
+            self.departures,
+        )
+        self._ports = MarketPorts(
+            peers=self.peers.roster,
+            credit=self.ledger,
+            quality=self.health,
+            standing=_Published(self),
+            capacity=self.capacity,
+            leaving=self.departures.leaving,
+            needs=lambda: self.commitments.own.needs,
+            need_of=lambda who, kind, named: need_of(
+                self.commitments.heard.of(who).commitment, kind, named
+            ),
+            on_need=self.commitments.stir,
+        )
         self.market = MarketService(
             self._attending,
-            MarketPorts(
-                peers=self.peers.roster,
-                credit=self.ledger,
-                quality=self.health,
-                standing=_Published(self),
-                capacity=self.capacity,
-                leaving=self.departures.leaving,
-                granted=lambda: self.allocator.granted,
-                received=lambda: self.allocator.offered(),  # noqa: PLW0108
-                needs=lambda: self.commitments.own.needs,
-                need_of=lambda who, kind, named: need_of(
-                    self.commitments.heard.of(who).commitment, kind, named
-                ),
-                on_need=self.commitments.stir,
-                on_denied=lambda leases: self.storage.leases_denied(leases),  # noqa: PLW0108
-            ),
+            self._ports,
             state=parts.state,
             commit=self._state_commit.commit,
             settings=market_settings(config),
         )
+        self.parts.sandbox.keep_workers(self.market.headroom.cleared_workers)
+        self._providers = Providers(self.market, self.health, self.peers.roster)
+
+    def _make_allocation(self) -> None:
+        """Make what clears slots and needs."""
+        config, parts, context = self.config, self.parts, self.peers.context
         records = Records(
             context,
             space=self.space,
@@ -476,6 +471,8 @@ class Node:
             held=self.market.signing.held_steps,
             look_ms=min(ALLOCATION_LOOK_MS, config.storage_lease_ms // 64),
         )
+        self._ports.granted = lambda: self.allocator.granted
+        self._ports.received = self.allocator.offered
         self.explaining = Explaining(
             context,
             records=records,
@@ -483,8 +480,6 @@ class Node:
             peers=self.peers.roster,
             drawn=self.drawn_steps,
         )
-        self.parts.sandbox.keep_workers(self.market.headroom.cleared_workers)
-        self._providers = Providers(self.market, self.health, self.peers.roster)
 
     def _posted(self, kind: Kind, reserve: int | None) -> Ladder:
         """Return the prices of an offer at a reserve, or at the present one for None."""
@@ -547,6 +542,7 @@ class Node:
             weight_ppm=self.commitments.weight_ppm,
             custodian_for=self._custodian_for,
         )
+        self._ports.on_denied = self.storage.leases_denied
         self.sweeper = Sweeper(
             context,
             node=self.shards,
@@ -617,6 +613,27 @@ class Node:
             functions=Functions(),
         )
 
+    def _answer_peers(self) -> None:
+        """Have the services answer what peers ask once they are served, and what this node asks."""
+        for service in (
+            self.ledger,
+            self.payments,
+            self.health,
+            self.market,
+            self.storage,
+            self.heads,
+            self.compute,
+            self.services,
+            self.sync,
+            self.intervals,
+        ):
+            self.peers.server.register(service.handlers())
+        self.peers.server.register_groups(self.storage.group_handlers())
+        self.peers.server.bound_answers(ANSWER_BOUNDS)
+        self.peers.share(PUT, GUARD)
+        self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
+        self.peers.share(RUN, halves=True)
+
     def _serve_allocation(self) -> None:
         """Let the allocation be a program, beside its rule."""
         own, again = map(allocation_function, (self.allocator.state_of, state_of))
@@ -644,7 +661,7 @@ class Node:
         Raises:
             PeerUnknown: none, or more than one.
         """
-        own = self._own_text
+        own = to_text(self.key.node_id)
         if text == self.config.name or (len(text) >= 4 and own.startswith(text)):
             return self.key.node_id
         return self.peers.find(text)

@@ -39,8 +39,10 @@ from xsc.node.home.recover import Returned, begin_signing, find_objects, parse_p
 from xsc.node.home.stores import open_stores
 from xsc.node.logging import JsonLog, SentenceLog
 from xsc.node.routes.table import ANSWERS
-from xsc.node.supervisor import READY, STOPPING, Supervisor
 from xsc.node.system import (
+    READY,
+    STOPPING,
+    Supervisor,
     SystemClock,
     SystemEntropy,
     ThreadExecutor,

@@ -75,10 +75,14 @@ class KeptHead(Record):
 
     generation: Count
     """Of the head; after a recovery, above all that can have been written."""
-    digest: bytes
-    """Hash of what it says; empty where that is not known."""
     head: bytes
-    """As it was signed."""
+    """As it was signed; empty before the first."""
+    digest: bytes = b""
+    """Hash of what it says; empty where that is not known."""
+    listed: bytes = b""
+    """Hash of the directory; empty where that is not known."""
+    capability: str | None = None
+    """Of the object that has the directory, if one does."""
 
 
 @dataclass(slots=True)
@@ -133,9 +137,7 @@ class DirectoryKeeper:
         """Peers that have not answered since somebody waited for them in vain."""
         self._replaced: list[str] = []
         """Capabilities of directory objects of before, until a peer has the present head."""
-        self._kept = KeptHead(generation=0, digest=b"", head=b"")
-        self._listed = b""
-        """Hash of the directory that the present head names; empty where it is not known."""
+        self._kept = KeptHead(generation=0, head=b"")
         raw = state.get(STATE)
         if raw is not None:
             self._kept = KeptHead.from_bytes(raw, size_max=8 * MIB)
@@ -234,58 +236,54 @@ class DirectoryKeeper:
         return made
 
     async def _write(self) -> bool:
-        packed = await self._context.executor.run(lambda: pack(self._storage.catalogue.directory()))
-        peers, removed = self._known(), tuple(self._peers.roster.removed()[:REMOVED_LISTED_MAX])
-        ledger = noted_bytes(self._ledger.noted())
+        context, kept = self._context, self._kept
+        packed = await context.executor.run(lambda: pack(self._storage.catalogue.directory()))
+        listed = tagged_sha256("directory", packed)
         body = HeadBody(
             written_ms=0,
-            peers=peers,
-            directory=packed,
+            peers=self._known(),
+            directory=listed,
             capability=None,
-            ledger=ledger,
-            removed=removed,
+            ledger=noted_bytes(self._ledger.noted()),
+            removed=tuple(self._peers.roster.removed()[:REMOVED_LISTED_MAX]),
         )
-        listed = tagged_sha256("directory", packed)
-        shown = body.model_copy(update={"directory": b""}).to_bytes()
-        digest = tagged_sha256("directory-content", listed, shown)
-        if digest == self._kept.digest or not peers:
+        if body.id == kept.digest or not body.peers:
             return False
-        before = self._storage_capability()
-        capability: str | None = None
-        if len(packed) > DIRECTORY_INLINE_BYTES_MAX and listed == self._listed:
+        capability = None
+        if len(packed) > DIRECTORY_INLINE_BYTES_MAX:
+            capability = kept.capability
             # Storing it costs something, and what is owed stands in the head.
-            capability, before = before, None
-        elif len(packed) > DIRECTORY_INLINE_BYTES_MAX:
-            done = await self._storage.put(
-                _blocks(packed),
-                name=OBJECT_NAME,
-                size_hint=len(packed),
-                # Names are kept as well as can be, whatever peers are there.
-                contract=Contract(),
-            )
-            capability = done.capability
-        update = {"written_ms": self._context.clock.now_ms(), "capability": capability}
-        if capability is not None:
-            update["directory"] = None
+            if capability is None or listed != kept.listed:
+                done = await self._storage.put(
+                    _blocks(packed),
+                    name=OBJECT_NAME,
+                    size_hint=len(packed),
+                    # Names are kept as well as can be, whatever peers are there.
+                    contract=Contract(),
+                )
+                capability = done.capability
+        said = {
+            "written_ms": context.clock.now_ms(),
+            "directory": packed if capability is None else None,
+            "capability": capability,
+        }
+        nonce = context.entropy.token(NONCE_BYTES)
+        generation = self.generation + 1
         head = make_head(
-            body.model_copy(update=update),
-            self.generation + 1,
-            self._context.key,
-            self._context.network,
-            self._context.entropy.token(NONCE_BYTES),
+            body.model_copy(update=said), generation, context.key, context.network, nonce
         )
-        await self._keep(head.raw, self.generation + 1, digest)
-        self._listed = listed
-        if before is not None:
-            self._replaced.append(before)
+        await self._keep(
+            KeptHead(
+                generation=generation,
+                head=head.raw,
+                digest=body.id,
+                listed=listed,
+                capability=capability,
+            )
+        )
+        if kept.capability is not None and kept.capability != capability:
+            self._replaced.append(kept.capability)
         return True
-
-    def _storage_capability(self) -> str | None:
-        """Return the capability of the directory object that the present head names."""
-        if not self.head:
-            return None
-        head = open_signed_head(self.head, self._context.key.node_id, self._context.network)
-        return open_body(head.record, self._context.key).capability
 
     async def go_on_from(self, raw: bytes) -> None:
         """Take a head that was found at peers as the present one.
@@ -295,11 +293,16 @@ class DirectoryKeeper:
         """
         head = open_signed_head(raw, self._context.key.node_id, self._context.network).record
         known = max(head.generation, self.generation)
-        await self._keep(raw, max(self._context.clock.now_ms(), known + INCARNATION_GAP), b"")
+        await self._keep(
+            KeptHead(
+                generation=max(self._context.clock.now_ms(), known + INCARNATION_GAP),
+                head=raw,
+                capability=open_body(head, self._context.key).capability,
+            )
+        )
 
-    async def _keep(self, raw: bytes, generation: int, digest: bytes) -> None:
+    async def _keep(self, kept: KeptHead) -> None:
         """Take a head as the present one, on the disk."""
-        kept = KeptHead(generation=generation, digest=digest, head=raw)
         await self._context.executor.run(
             lambda: self._state.write([(STATE, kept.to_bytes())], sync=True)
         )

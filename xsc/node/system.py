@@ -1,4 +1,4 @@
-"""The system's own clock, randomness and executor: where real time enters XSC."""
+"""The operating system, where real time enters XSC: clock, randomness, threads and supervisor."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import asyncio
 import ctypes
 import os
 import resource
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from typing import ParamSpec, TypeVar
 
 from xsc.base.limits import DESCRIPTOR_SHARES, DESCRIPTORS_MAX, MIB
+from xsc.base.log import Log
+from xsc.base.text import cause
+from xsc.base.work import worked
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,9 +53,25 @@ class ThreadExecutor:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="xsc-work")
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return what the function returns."""
+        """Return what the function returns, and tell the present call what it takes."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, partial(function, *args, **kwargs))
+        took_us: list[int] = []
+
+        def timed() -> T:
+            began_us = self.processor_us()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                took_us.append(self.processor_us() - began_us)
+
+        try:
+            return await loop.run_in_executor(self._pool, timed)
+        finally:
+            worked(sum(took_us))
+
+    def processor_us(self) -> int:
+        """Return the processor time of the present thread."""
+        return time.thread_time_ns() // 1000
 
     def close(self) -> None:
         """Wait for what runs and refuse anything new."""
@@ -104,3 +123,42 @@ def connections_of_a_kind() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = DESCRIPTORS_MAX if soft == resource.RLIM_INFINITY else soft
     return max(1, most // DESCRIPTOR_SHARES)
+
+
+READY = "READY=1"
+STOPPING = "STOPPING=1"
+ALIVE = "WATCHDOG=1"
+TELL_TIMEOUT_S = 1.0
+
+
+class Supervisor:
+    """Who started this process and waits at $NOTIFY_SOCKET, if anybody does.
+
+    It is told in systemd's protocol, a datagram a word.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._address = os.environ.get("NOTIFY_SOCKET", "")
+        self._watchdog_us = os.environ.get("WATCHDOG_USEC", "")
+
+    def tell(self, word: str) -> None:
+        """Send a word; one that cannot be sent is the last, and the node goes on without."""
+        if not self._address:
+            return
+        # "@" stands for the null byte of a socket that no file names.
+        place = f"\0{self._address[1:]}" if self._address[0] == "@" else self._address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(TELL_TIMEOUT_S)
+                sock.sendto(word.encode(), place)
+        except OSError as fault:
+            self._log.warning("node.supervisor_not_told", at=self._address, reason=cause(fault))
+            self._address = ""
+
+    async def assure(self) -> None:
+        """Say that the event loop runs, twice in the time that the supervisor allows, for ever."""
+        if self._watchdog_us.isdecimal() and int(self._watchdog_us):
+            while True:
+                self.tell(ALIVE)
+                await asyncio.sleep(int(self._watchdog_us) / 2_000_000)

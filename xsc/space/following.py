@@ -18,8 +18,8 @@ from xsc.base.log import Log
 from xsc.base.peering import Peers
 from xsc.space.limits import FOLLOWING_SETTLE_MS
 from xsc.space.paths import UserSpacePaths
+from xsc.space.port import Space
 from xsc.space.record import Entry
-from xsc.space.service import SpaceService
 from xsc.space.sync import SpaceSync, Subscription
 
 
@@ -33,25 +33,16 @@ class Standing(Protocol):
         """Return a peer's recognition of this node."""
 
 
-def standing_prefixes(weight_ppm: int, their_weight_ppm: int) -> set[str]:
+def prefixes_of(weight_ppm: int, their_weight_ppm: int) -> set[str]:
     """Return what is always followed of a peer, by how it and this node recognise each other."""
     prefixes = {UserSpacePaths.NODES, UserSpacePaths.INTERVAL}
     if weight_ppm and their_weight_ppm:
-        return prefixes | {UserSpacePaths.ALLOCATION}
-    prefixes.add(UserSpacePaths.RECOGNITION)
-    if weight_ppm or their_weight_ppm:
-        prefixes.add(UserSpacePaths.COMMITMENT)
-    if their_weight_ppm:
-        prefixes.add(UserSpacePaths.ALLOCATION_STATE)
-    return prefixes
-
-
-def prefixes_of(weight_ppm: int, their_weight_ppm: int, everybody: set[str]) -> set[str]:
-    """Return what is followed of a peer: what stands, and what is followed of everybody."""
-    prefixes = standing_prefixes(weight_ppm, their_weight_ppm) | everybody
-    if UserSpacePaths.ALLOCATION in prefixes:  # which is above the others
-        prefixes -= {UserSpacePaths.COMMITMENT, UserSpacePaths.ALLOCATION_STATE}
-    return prefixes
+        return prefixes | {UserSpacePaths.ALLOCATION}  # which is above the others
+    return prefixes | {
+        UserSpacePaths.RECOGNITION,
+        UserSpacePaths.COMMITMENT,
+        UserSpacePaths.ALLOCATION_STATE,
+    }
 
 
 class Following:
@@ -66,12 +57,11 @@ class Following:
         is_up: says whether a peer answers.
         clock: the node's.
         log: hears of subscriptions beyond the bound.
-        everybody: returns the prefixes that are followed of all peers now.
     """
 
     def __init__(
         self,
-        space: SpaceService,
+        space: Space,
         sync: SpaceSync,
         peers: Peers,
         standing: Standing,
@@ -80,7 +70,6 @@ class Following:
         is_up: Callable[[bytes], bool],
         clock: Clock,
         log: Log,
-        everybody: Callable[[], set[str]] = set,
     ) -> None:
         self._space = space
         self._sync = sync
@@ -90,7 +79,6 @@ class Following:
         self._start = start
         self._clock = clock
         self._log = log
-        self._everybody = everybody
         self.also: Callable[[], set[Subscription]] = set
         """Returns owner and prefix of what is followed beside that; of peers alone."""
         self._begun = False
@@ -136,8 +124,7 @@ class Following:
         wanted = set(self._watched)
         for peer in peers:
             weights = self._standing.weight_ppm(peer), self._standing.their_weight_ppm(peer)
-            prefixes = prefixes_of(*weights, self._everybody())
-            wanted |= {(peer, prefix) for prefix in prefixes}
+            wanted |= {(peer, prefix) for prefix in prefixes_of(*weights)}
         wanted |= {each for each in self.also() if each[0] in self._tasks}
         for subscription in self._subscribed - wanted:
             self._sync.unsubscribe(*subscription)

@@ -52,13 +52,14 @@ from xsc.storage.object.placement import (
     default_contract,
     likely_columns,
 )
-from xsc.storage.ports import Commit, Hosts, Leases, Settings
+from xsc.storage.ports import Commit, Hosts, Leases
 from xsc.storage.repair.assignment import CustodianAssignment
 from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.drain import Drain
 from xsc.storage.repair.maintained_object import (
     MaintainedObjects,
     RepairResult,
+    Settings,
 )
 from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch

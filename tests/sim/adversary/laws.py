@@ -22,12 +22,13 @@ from xsc.base.limits import (
     CUSTODY_OBJECTS_A_PEER_MAX,
     EPOCH_MS,
     HEAD_BYTES_MAX,
+    HEAD_KIB_UNITS,
     KIB,
     LEASES_A_CUSTOMER_MAX,
     ORDERS_REMEMBERED_A_PEER_MAX,
     PEER_REQUESTS_A_SECOND_MAX,
     PEER_REQUESTS_IN_FLIGHT_MAX,
-    REQUEST_HEAD_BYTES,
+    REQUEST_UNITS,
     SERVICES_A_PEER_MAX,
     STORED_OVERHEAD_BYTES_A_PEER_MAX,
 )
@@ -141,7 +142,7 @@ class MeteredSandbox(LocalSandbox):
         return result
 
 
-DECODED_A_SECOND_BYTES = 4 * PEER_REQUESTS_A_SECOND_MAX * REQUEST_HEAD_BYTES
+DECODED_A_SECOND_BYTES = 4 * KIB * PEER_REQUESTS_A_SECOND_MAX * REQUEST_UNITS // HEAD_KIB_UNITS
 """A second's quota and a burst of it, of heads and of the records within."""
 
 

@@ -37,8 +37,3 @@ def test_the_most_expensive_job_is_billed_within_64_bits():
     """Fuel steps are fuel times memory steps: a signed count must hold them."""
     steps = -(-limits.MEMORY_BYTES_MAX // limits.MEMORY_STEP_BYTES)
     assert limits.FUEL_DEFAULT * steps < 2**63
-
-
-def test_every_nonce_of_a_window_can_be_remembered():
-    window_s = 2 * limits.REQUEST_WINDOW_MS // 1000
-    assert limits.PEER_REQUESTS_A_SECOND_MAX * window_s <= limits.NONCES_MAX

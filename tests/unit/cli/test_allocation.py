@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from xsc.cli.allocation import _lapses
+from xsc.cli.market import _lapses
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from xsc.base.errors import ConfigInvalid, NodeUnreachable, SpaceExhausted
-from xsc.cli import background
+from xsc.cli import devnet as background
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from base64 import b64encode
 import pytest
 
 from tests.strategies import vectors
-from xsc.base.limits import GIB, MFUEL
+from xsc.base.limits import GIB, MFUEL, MIB
 from xsc.storage.object.capability import ReadCapability
 
 NODE = "abcdefghijklmnop"
@@ -588,6 +588,9 @@ PEER = {
     "misses": 0,
     "wrong": 0,
     "false_clearing": NODE,
+    "spent": [{"method": "storage.put", "units": 16_881, "processor_us": 35_092}],
+    "units_left": 999_000,
+    "synced_bytes_left": 64 * MIB,
 }
 OFFER = {
     "node": NODE,
@@ -758,6 +761,12 @@ VERIFIED = {"ok": True, "entries": 1, "peers": 1, "head": "h", "text": "1 entry 
             "/v1/peers",
             {"peers": [PEER]},
             "bob   abcdefghij  up     no          alice",
+        ),
+        (
+            ["peer", "ls", "--costs"],
+            "/v1/peers",
+            {"peers": [PEER]},
+            "bob   storage.put  16881         35092      999000     64.0 MiB",
         ),
         (["health"], "/v1/health", {"peers": [PEER]}, "99.9%"),
         (["market", "quote"], "/v1/market/quotes", {"quotes": [OFFER]}, "1.0 GiB  0.000008"),

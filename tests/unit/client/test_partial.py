@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 
 from xsc.base.errors import ArgumentInvalid, NodeUnreachable
-from xsc.client.partial import BLOCK_BYTES, Partial, fetch, object_id
+from xsc.client.files import BLOCK_BYTES, Partial, fetch, object_id
 
 CAP, OTHER = "xsc:r:one", "xsc:r:two"
 SIZE = 2 * BLOCK_BYTES + 1000

@@ -8,8 +8,7 @@ import pytest
 from tests.unit.client.tree_store import Store
 from xsc.base.errors import NodeUnreachable, ObjectUnknown
 from xsc.client.folders import put_tree
-from xsc.client.placement import BAD_MAX, WORST_MAX, survey
-from xsc.client.targets import Named, Target, objects_of, resolve
+from xsc.client.targets import BAD_MAX, WORST_MAX, Named, Target, objects_of, resolve, survey
 from xsc.client.tree import MAGIC
 
 BAD = {"hosts": [{"shard": 0, "node": "b", "state": "missing"}], "margin": 0, "healable": False}

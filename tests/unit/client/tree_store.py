@@ -109,10 +109,11 @@ class Store:
             raise said
         return {**answer, **said}
 
-    def get(self, capability, path, progress):
+    def get(self, capability, path, watch):
         with self.lock:
             if self.breaks_after is not None and len(self.fetched) >= self.breaks_after:
                 raise NodeUnreachable("gone")
             self.fetched.append(capability)
-        progress(0)
+        with watch(None) as progress:
+            progress(0)
         return write_whole(path, [self.contents[capability]])

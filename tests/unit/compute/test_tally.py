@@ -1,4 +1,4 @@
-"""Who does too often what is not billed is refused for a while, and nobody else is."""
+"""Who does too often, or takes too much of, what is not billed is refused; nobody else is."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from xsc.base.limits import (
     WORKERS_LOST_MS,
 )
 from xsc.base.log import SilentLog
-from xsc.base.tally import Tally, TimeShare
+from xsc.base.tally import Rate, Tally
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.worker import admission
 from xsc.compute.worker import compiler as compilers
@@ -250,26 +250,29 @@ async def test_a_lost_worker_is_replaced_also_where_its_run_is_given_up(pool, mo
     st.lists(st.tuples(st.integers(0, 2_000), st.integers(0, 400)), max_size=60),
     st.integers(1, 500),
 )
-def test_within_any_window_a_customer_takes_its_share_and_one_turn_more(turns, most_ms):
-    within_ms = 60 * 100
-    share = TimeShare(most_ms, within_ms, b"own")
+def test_within_any_window_a_customer_takes_its_share_and_one_turn_more(turns, most):
+    within_ms = 6_000
+    rate = Rate(most, within_ms, b"own")
     now_ms, taken = 0, []
-    for pause_ms, took_ms in turns:
+    for pause_ms, amount in turns:
         now_ms += pause_ms
-        share.note(b"own", took_ms, now_ms)
-        assert share.wait_ms(b"own", now_ms) == 0
-        wait_ms = share.wait_ms(b"c", now_ms)
+        rate.note(b"own", amount, now_ms)
+        assert rate.wait_ms(b"own", amount, now_ms) == 0
+        wait_ms = rate.wait_ms(b"c", amount, now_ms)
         if wait_ms:
-            assert wait_ms <= within_ms
-            assert share.wait_ms(b"c", now_ms + wait_ms - 1) > 0
-            assert share.wait_ms(b"c", now_ms + wait_ms) == 0
+            # However much it is: nobody waits for ever.
+            assert wait_ms <= 2 * within_ms + 400 * within_ms // most
+            assert rate.wait_ms(b"c", amount, now_ms + wait_ms - 1) > 0
+            assert rate.wait_ms(b"c", amount, now_ms + wait_ms) == 0
         else:
-            before = sum(took for at, took in taken if at > now_ms - within_ms + 100)
-            assert before < most_ms or not before
-            taken.append((now_ms, took_ms))
-            share.note(b"c", took_ms, now_ms)
-    share.note(b"late", 1, now_ms + 2 * within_ms)
-    assert set(share._taken) == {b"late"}
+            assert amount <= rate.left(b"c", now_ms) or rate.left(b"c", now_ms) == most
+            taken.append((now_ms, amount))
+            rate.note(b"c", amount, now_ms)
+        for start_ms, _ in taken:
+            some = [amount for at_ms, amount in taken if at_ms >= start_ms]
+            assert sum(some) <= most + most * (now_ms - start_ms) // within_ms + max(some)
+    rate.note(b"late", 1, now_ms + 1000 * within_ms)
+    assert set(rate._owed_until) == {b"late"}
 
 
 async def test_who_had_much_compiled_has_no_more_compiled_for_a_while(monkeypatch):
@@ -281,7 +284,7 @@ async def test_who_had_much_compiled_has_no_more_compiled_for_a_while(monkeypatc
         job("add64", "add", i64(1), i64(2)),
         job("multi", "nothing"),
     ]
-    pool._compiler._taken.note(b"c", 1, pool._clock.monotonic_ms())
+    pool._compiler._taken.note(b"c", 3, pool._clock.monotonic_ms())
     with pytest.raises(RateLimited, match="to compile modules of this customer") as refused:
         await pool.run(replace(modules[0], customer=b"c"))
     assert 0 < refused.value.retry_after_s <= RETRY_AFTER_S_MAX
@@ -291,7 +294,7 @@ async def test_who_had_much_compiled_has_no_more_compiled_for_a_while(monkeypatc
     for each in modules[1:]:
         pool._compiler._taken.note(b"own", 9, pool._clock.monotonic_ms())
         assert (await pool.run(replace(each, customer=b"own"))).trap is None
-    pool._clock.added_ms = COMPILE_SHARE_MS
+    pool._clock.added_ms = 3 * COMPILE_SHARE_MS
     assert (await pool.run(replace(ADD, customer=b"c"))).trap is None
     await pool.stop()
 
@@ -310,7 +313,7 @@ async def test_what_a_compilation_takes_is_counted_however_it_ends(pool):
     clock.added_ms += COMPILE_MS_A_PEER_MAX
     os.kill(jail.pid, signal.SIGCONT)
     await until(lambda: not compiler._under_way)
-    assert compiler._taken.wait_ms(b"c", clock.monotonic_ms()) > 0
+    assert compiler._taken.wait_ms(b"c", 1, clock.monotonic_ms()) > 0
 
 
 async def test_so_many_modules_of_a_customer_wait_to_be_compiled_and_others_have_their_own(pool):
@@ -324,7 +327,7 @@ async def test_so_many_modules_of_a_customer_wait_to_be_compiled_and_others_have
 
     waiting = [asked(b"c", number) for number in range(COMPILES_QUEUED_A_PEER_MAX)]
     await until(lambda: len(compiler._under_way) == COMPILES_QUEUED_A_PEER_MAX)
-    with pytest.raises(RateLimited, match="of this customer wait"):
+    with pytest.raises(RateLimited, match="too many modules wait"):
         await asked(b"c", 100)
     # A module that is being compiled takes no further place.
     again = asked(b"c", 0)
@@ -335,7 +338,7 @@ async def test_so_many_modules_of_a_customer_wait_to_be_compiled_and_others_have
     await asyncio.gather(*waiting, again, other, return_exceptions=True)
     os.kill(jail.pid, signal.SIGCONT)
     await compiler.stop()
-    assert not compiler._queued
+    assert not compiler._queued.held(b"c")
 
 
 async def test_no_module_is_compiled_for_a_job_that_finds_no_place(pool):

@@ -14,7 +14,6 @@ from xsc.base.errors import (
     LedgerDamaged,
     PeerError,
     PeerSilent,
-    RateLimited,
     RecordInvalid,
 )
 from xsc.base.limits import (
@@ -22,8 +21,6 @@ from xsc.base.limits import (
     DIRECTORY_HEAD_BYTES_MAX,
     HISTORY_TIMEOUT_MS,
     INCARNATION_GAP,
-    INCARNATIONS_A_PEER_MAX,
-    INCARNATIONS_MS,
     NOTED_ACCOUNTS_MAX,
     PEER_TIMEOUT_MS,
 )
@@ -406,7 +403,6 @@ async def test_restarts_without_end_give_no_credit_and_wipe_no_debt(circle, a, b
         circle.gone.add(a.id)
         await b.come_back()
         circle.gone.clear()
-        circle.clock.advance_to(circle.clock.now_ms() + INCARNATIONS_MS)
         await b.ledger.confirm_head([a.id, c.id])
         assert a.ledger.credit_left(b.id) == 0
         with pytest.raises(CreditExceeded):
@@ -426,22 +422,6 @@ async def test_what_is_unproven_is_not_forgotten_by_the_next_restart(circle, a, 
     await a.ledger.confirm_head([b.id])
     assert [row.unproven_micro for row in a.ledger.statement()] == [0, 0]
     await sound(circle)
-
-
-async def test_a_peer_tells_so_many_incarnations_within_a_time(circle, a, b, c):
-    def raw(number):
-        record = Incarnation(
-            first_seq=number, proven_seq=0, proven=GENESIS, carried=GENESIS, created_ms=0
-        )
-        return sign(record, a.key, NETWORK).raw
-
-    for number in range(1, INCARNATIONS_A_PEER_MAX + 1):
-        await tell(circle, a.id, b, raw(number))
-    with pytest.raises(RateLimited):
-        await tell(circle, a.id, b, raw(99))
-    await tell(circle, a.id, b, raw(2))  # known, and no write
-    circle.clock.advance_to(circle.clock.now_ms() + INCARNATIONS_MS + 1)
-    await tell(circle, a.id, b, raw(99))
 
 
 async def test_every_flipped_byte_and_every_lost_row_of_a_restarted_book_is_found(circle, a, b, c):

@@ -234,6 +234,19 @@ class Node:
         self.market = self.make()
 
     def make(self):
+        ports = MarketPorts(
+            peers=self.world.wire.peers(self.id),
+            credit=self.ledger,
+            quality=self.health,
+            standing=self.standing,
+            capacity=self.room,
+            leaving=lambda: self.leaving,
+            needs=lambda: list(self.needs.values()),
+            need_of=lambda who, kind, named: need_of(self.world.stated(who), kind, named),
+            on_need=lambda: None,
+        )
+        ports.granted, ports.received = lambda: self.granted, lambda: self.received
+        ports.on_denied = self.on_denied
         market = MarketService(
             Context(
                 self.key,
@@ -244,20 +257,7 @@ class Node:
                 self.world.wire.caller(self.id),
                 self.log,
             ),
-            MarketPorts(
-                peers=self.world.wire.peers(self.id),
-                credit=self.ledger,
-                quality=self.health,
-                standing=self.standing,
-                capacity=self.room,
-                leaving=lambda: self.leaving,
-                granted=lambda: self.granted,
-                received=lambda: self.received,
-                needs=lambda: list(self.needs.values()),
-                need_of=lambda who, kind, named: need_of(self.world.stated(who), kind, named),
-                on_need=lambda: None,
-                on_denied=self.on_denied,
-            ),
+            ports,
             state=self.state,
             commit=GroupCommit(self.state, InlineExecutor()).commit,
             settings=MarketSettings(**self.settings),

@@ -33,16 +33,12 @@ from xsc.base.errors import (
 )
 from xsc.base.ids import short
 from xsc.base.limits import (
-    ACCOUNTS_A_CUSTOMER_MAX,
-    ACCOUNTS_MS,
     COMPUTE_LEASE_MS,
     EPOCH_MS,
     GIB,
     JOBS_QUEUED_A_PEER_MAX,
     LEASE_KEPT_MS,
     LEASE_REFUSED_MS,
-    LEASE_REQUESTS_A_CUSTOMER_MAX,
-    LEASE_REQUESTS_MS,
     LEASES_A_CUSTOMER_MAX,
     LEASES_DONE_A_CUSTOMER_MAX,
     MIB,
@@ -1014,25 +1010,11 @@ async def short_leases(world, customer, provider, count, first=0, *, later_ms=1)
     return await world.drive(*(granted_on(customer, provider, item) for item in raw))
 
 
-async def test_one_customer_asks_for_so_many_leases_at_a_pace(world, pair):
-    customer, provider = pair
-    most = LEASE_REQUESTS_A_CUSTOMER_MAX
-    answers = await short_leases(world, customer, provider, most + 3)
-    refused = [isinstance(item, RateLimited) for item in answers]
-    assert refused.count(True) >= 3
-    assert refused[-3:] == [True] * 3
-    world.later(LEASE_REQUESTS_MS)
-    answers = await short_leases(world, customer, provider, 2, most + 3)
-    assert not any(isinstance(item, RateLimited) for item in answers)
-
-
 async def test_one_customer_has_so_many_leases_in_use(world, pair):
     customer, provider = pair
     for first in range(0, LEASES_A_CUSTOMER_MAX + 32, 32):
-        answers = await short_leases(
-            world, customer, provider, 32, first, later_ms=20 * LEASE_REQUESTS_MS
-        )
-        world.later(LEASE_REQUESTS_MS)
+        answers = await short_leases(world, customer, provider, 32, first, later_ms=200_000)
+        world.later(10_000)
     assert all(isinstance(item, RateLimited) for item in answers)
     assert len(provider.market.leases()) == LEASES_A_CUSTOMER_MAX
 
@@ -1054,7 +1036,7 @@ async def test_leases_that_are_over_at_once_do_not_fill_the_disk(world, pair):
     step = 32
     for first in range(0, 2 * LEASES_DONE_A_CUSTOMER_MAX, step):
         await short_leases(world, customer, provider, step, first)
-        world.later(LEASE_REQUESTS_MS)
+        world.later(10_000)
         rows = [key for key in provider.state.table if key.startswith(b"market/lease/p/")]
         assert len(rows) <= LEASES_DONE_A_CUSTOMER_MAX + step
     assert provider.market.leases()
@@ -1299,19 +1281,13 @@ async def test_a_voucher_of_anybody_else_is_refused(world, pair):
     assert provider.ledger.booked == {}
 
 
-async def test_counts_are_asked_for_at_a_pace_and_vouchers_of_no_more_are_not_kept(world, pair):
+async def test_vouchers_of_no_more_are_not_kept(world, pair):
     customer, provider = pair
     await due(world, customer, provider)
-    for number in range(1, ACCOUNTS_A_CUSTOMER_MAX + 1):
+    for number in range(1, 9):
         await redeem(customer, provider, await voucher_of(customer, provider, number=number))
     account = provider.market.store.account("provider", customer.id)
     assert (account.number, len(provider.ledger.booked)) == (1, 1)
-    before = provider.state.synced
-    with pytest.raises(RateLimited):
-        await redeem(customer, provider, await voucher_of(customer, provider, number=number + 1))
-    assert provider.state.synced == before
-    world.later(ACCOUNTS_MS)
-    await redeem(customer, provider, await voucher_of(customer, provider, number=number + 1))
 
 
 async def test_a_lease_that_its_provider_signs_not_to_know_is_over_for_its_customer(world, pair):

@@ -10,6 +10,7 @@ import pytest
 
 from tests.settle import settle, until
 from tests.unit.net.nodes import HOUR_MS, Node, acquainted, part
+from xsc.base import limits
 from xsc.base.clock import ManualClock
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -36,9 +37,11 @@ from xsc.base.limits import (
     ADDRESSES_MS,
     JOIN_BYTES_MAX,
     REQUEST_WINDOW_MS,
+    SYNC_BYTES,
     UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
 )
 from xsc.base.merkle import Part
+from xsc.base.room import Room
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
@@ -49,7 +52,6 @@ from xsc.net.calls.server import UNKNOWN
 from xsc.net.calls.signing import sign_request
 from xsc.net.peers.invitation import from_string
 from xsc.net.peers.roster import AddressRecord
-from xsc.net.transport.bounds import Room
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import RawRequest, RawResponse
 
@@ -129,6 +131,13 @@ async def test_a_call_carries_header_and_parts_both_ways_and_names_its_caller(no
     assert reply.header == {"a": 1}
     assert [bytes(data) for data in reply.parts] == [b"x", b""]
     assert bert.calls == [(anna.id, {"a": 1}, [b"x", b""])]
+
+
+async def test_a_node_answers_itself_in_process(nodes):
+    anna, _ = nodes
+    reply = await anna.net.call(anna.id, "test.echo", {"a": 1}, [part(b"x")])
+    assert (reply.header, [bytes(data) for data in reply.parts]) == ({"a": 1}, [b"x"])
+    assert anna.calls == [(anna.id, {"a": 1}, [b"x"])]
 
 
 async def test_large_parts_are_checked_and_carried(nodes):
@@ -498,9 +507,32 @@ async def test_a_peer_over_its_quota_is_told_and_others_are_not_touched(memory):
     await acquainted(anna, carl, bert)
     for _ in range(5):
         await anna.net.call(bert.id, "test.echo", {})
-    with pytest.raises(RateLimited, match="5 requests a second"):
+    with pytest.raises(RateLimited, match="in so short a time"):
         await anna.net.call(bert.id, "test.echo", {})
     await carl.net.call(bert.id, "test.echo", {})
+
+
+async def test_what_is_synced_and_not_paid_has_a_share_and_others_theirs(memory, monkeypatch):
+    monkeypatch.setattr(limits, "SYNCED_A_PEER_BYTES_MAX", 3 * SYNC_BYTES)
+    anna, bert, carl = (Node(memory, name) for name in ("anna", "bert", "carl"))
+    written = []
+
+    async def head(caller, _header, _parts):
+        written.append(caller)
+        return {}, []
+
+    bert.net.server.register({"storage.head_put": head})
+    await acquainted(anna, bert, carl)
+    for _ in range(2):
+        await anna.net.call(bert.id, "storage.head_put", {})
+    for _ in range(2):
+        with pytest.raises(RateLimited) as refused:
+            await anna.net.call(bert.id, "storage.head_put", {})
+    await carl.net.call(bert.id, "storage.head_put", {})
+    await anna.net.call(bert.id, "test.echo", {})
+    assert written == [anna.id, anna.id, carl.id]
+    bert.clock.advance_to(bert.clock.now_ms() + 1000 * refused.value.retry_after_s)
+    await anna.net.call(bert.id, "storage.head_put", {})
 
 
 async def test_an_answer_counts_until_it_is_written(memory):

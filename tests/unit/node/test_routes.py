@@ -9,6 +9,7 @@ import pytest
 from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
+from pydantic import TypeAdapter
 
 from tests.sim.network import content, put, run
 from tests.sim.test_slots import A_STEP, SETTINGS, leased, need, offer, recognise
@@ -22,7 +23,14 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import to_text
-from xsc.base.limits import MIB, SLOT_STEP_BYTES
+from xsc.base.limits import (
+    MIB,
+    PEER_REQUESTS_A_SECOND_MAX,
+    REQUEST_UNITS,
+    SLOT_STEP_BYTES,
+    SYNCED_A_PEER_BYTES_MAX,
+)
+from xsc.net.calls.costs import COSTS
 from xsc.node.api.serving import Server
 from xsc.node.routes.table import ANSWERS
 from xsc.storage.object.capability import ReadCapability
@@ -54,13 +62,18 @@ class Api:
     def __init__(self, node):
         routes = serving(node).routes()
         self.routes = {(route.method, route.path): route.handler for route in routes}
+        self.endpoints = {(each.method, each.path): each for each in ANSWERS}
 
     async def call(self, method, path, *, body=b"", **headers):
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         request = make_mocked_request(method, path, headers=named, payload=sent(body))
         answer = await self.routes[method, path.partition("?")[0]](request)
         assert isinstance(answer, web.Response)
-        return json.loads(answer.text)
+        told, endpoint = json.loads(answer.text), self.endpoints[method, path.partition("?")[0]]
+        # What a node sends is what the client's model reads, and nothing beside it.
+        for row in told[endpoint.rows] if endpoint.rows else [told]:
+            assert TypeAdapter(endpoint.answer).validate_json(json.dumps(row))
+        return told
 
 
 @pytest.mark.parametrize("text", ["²", "9" * 5_000, "-1", "1.0", "x", ""])
@@ -316,3 +329,20 @@ def test_what_is_stored_is_needed_by_default_once_no_other_need_has_it():
         )
 
     run(93, 2, play, SETTINGS)
+
+
+def test_what_a_peer_had_this_node_do_is_shown_by_method():
+    async def play(world):
+        owner, host = world.nodes[:2]
+        await put(owner, content(50_000))
+        rows = {row["id"]: row for row in (await Api(host).call("GET", "/v1/peers"))["peers"]}
+        row = rows[to_text(owner.key.node_id)]
+        units = {spent["method"]: spent["units"] for spent in row["spent"]}
+        assert units["storage.put"] >= COSTS["storage.put"].base
+        # What is simulated takes no time.
+        assert {spent["processor_us"] for spent in row["spent"]} == {0}
+        most = PEER_REQUESTS_A_SECOND_MAX * REQUEST_UNITS
+        assert most - sum(units.values()) <= row["units_left"] <= most
+        assert 0 < row["synced_bytes_left"] <= SYNCED_A_PEER_BYTES_MAX
+
+    run(5, 7, play)

@@ -9,8 +9,7 @@ import socket
 import pytest
 
 from xsc.node.logging import JsonLog
-from xsc.node.supervisor import READY, STOPPING, Supervisor
-from xsc.node.system import SystemClock
+from xsc.node.system import READY, STOPPING, Supervisor, SystemClock
 
 
 @pytest.fixture

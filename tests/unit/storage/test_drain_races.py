@@ -6,8 +6,8 @@ import pytest
 
 from tests.unit.storage.test_races import play
 from tests.unit.storage.world import NETWORK, Lease, content, finished, put
-from xsc.base.errors import RateLimited, SpaceExhausted
-from xsc.base.limits import LEAVING_A_PEER_MAX, LEAVING_MS, SEGMENT_BYTES
+from xsc.base.errors import SpaceExhausted
+from xsc.base.limits import SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import sign
 from xsc.storage.catalogue.objects import MANIFESTS
@@ -127,29 +127,6 @@ def test_only_who_stored_something_says_why_it_stays():
         order = order_by(thief, leaver, verify.locate)
         await thief.call(leaver.id, messages.DELETE, {"order": order.raw})
         assert (await leaver.service.drain.count()).left_objects == 1
-
-    play(story)
-
-
-def test_a_peer_says_so_often_that_it_leaves_and_no_more():
-    async def story(world):
-        host, peer = world[0], world[1]
-
-        async def say(number):
-            raw = sign(
-                DepartureNotice(leaving=number % 2 == 0, said_ms=number), peer.key, NETWORK
-            ).raw
-            await peer.call(host.id, LEAVING, {"said": raw})
-
-        for number in range(LEAVING_A_PEER_MAX):
-            await say(number)
-        with pytest.raises(RateLimited):
-            await say(2**60)
-        other = sign(DepartureNotice(leaving=True, said_ms=1), world[2].key, NETWORK).raw
-        await world[2].call(host.id, LEAVING, {"said": other})
-        world.clock.advance_to(world.clock.now_ms() + LEAVING_MS)
-        await say(LEAVING_A_PEER_MAX)
-        assert host.service.drain.leaving() == {peer.id, world[2].id}
 
     play(story)
 

@@ -30,13 +30,8 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bool, take_bytes, take_int, take_list, take_str
 from xsc.base.ids import short
 from xsc.base.limits import (
-    DEPLOYMENTS_A_PEER_MAX,
-    DEPLOYMENTS_MS,
     HEAD_BYTES_MAX,
     KIB,
-    MODULES_DEPLOYED_A_PEER_MAX,
-    MODULES_DEPLOYED_MS,
-    RETRY_AFTER_S_MAX,
     SERVICE_LEASE_WAIT_MS,
     SERVICE_PAGE_BYTES_MAX,
     SERVICE_PAGE_ROWS_MAX,
@@ -49,7 +44,6 @@ from xsc.base.limits import (
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
-from xsc.base.tally import Tally
 from xsc.compute.deployments import rules, wagi
 from xsc.compute.deployments.pages import failures_in, noted, row_of
 from xsc.compute.deployments.registry import ServiceEntry, ServiceRegistry
@@ -106,9 +100,6 @@ class ServiceHolder:
         self._sandbox = sandbox
         self._serving = serving
         self._tasks: set[asyncio.Task[Served]] = set()
-        self._brought = Tally(MODULES_DEPLOYED_A_PEER_MAX, MODULES_DEPLOYED_MS)
-        """Modules that came with deployments: compiling one is in no receipt."""
-        self._deployed = Tally(DEPLOYMENTS_A_PEER_MAX, DEPLOYMENTS_MS)
 
     async def stop(self) -> None:
         """Cancel running requests."""
@@ -348,49 +339,23 @@ class ServiceHolder:
             service = self._registry.new(key)
         elif record.generation <= service.active.record.generation:
             raise RecordInvalid("a later deployment of this service is held here")
-        self._check_rate(record.owner)
         if self._registry.has_module(record.module):
             module = await self._registry.module(record.module)
             self._registry.check_room(key, record.module, len(module))
         elif parts:
             module = bytes(parts[0].data)
             self._registry.check_room(key, record.module, len(module))
-            self._check_brought(record.owner)
             if await run_sized(self._executor, len(module), digest_of, module) != record.module:
                 raise RecordInvalid("the module is not the one that the deployment names")
             rules.check_module_size(len(module))
             rules.check_program(await self._executor.run(read, module))
-            self._brought.note(record.owner, self._clock.monotonic_ms())
         else:
             self._registry.check_room(key, record.module, 0)
-            self._check_brought(record.owner)
             raise ModuleUnknown("this node does not have the module")
         await self._sandbox.prepare(rules.module_job(record, module))
-        self._deployed.note(record.owner, self._clock.monotonic_ms())
         await self._registry.keep(service, signed, module)
         self._log.info("compute.service_held", owner=short(record.owner), name=record.name)
         return service
-
-    def _check_rate(self, owner: bytes) -> None:
-        """Return if an owner may deploy once more."""
-        wait_ms = self._deployed.wait_ms(owner, self._clock.monotonic_ms())
-        if wait_ms:
-            raise RateLimited(
-                f"{DEPLOYMENTS_A_PEER_MAX} deployments of yours came "
-                f"within {DEPLOYMENTS_MS // 1000} s",
-                retry_after_s=min(-(-wait_ms // 1000), RETRY_AFTER_S_MAX),
-            )
-
-    def _check_brought(self, owner: bytes) -> None:
-        """Return if an owner may bring one more module."""
-        wait_ms = self._brought.wait_ms(owner, self._clock.monotonic_ms())
-        if wait_ms:
-            raise RateLimited(
-                f"{MODULES_DEPLOYED_A_PEER_MAX} modules of yours came with deployments "
-                f"within {MODULES_DEPLOYED_MS // 60_000} minutes",
-                hint="a module that is held already can be deployed all the same",
-                retry_after_s=min(-(-wait_ms // 1000), RETRY_AFTER_S_MAX),
-            )
 
     def _check_lease(self, lease_id: bytes, record: Deployment) -> None:
         """Return if a request can be run under the lease."""

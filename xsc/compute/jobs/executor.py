@@ -9,6 +9,7 @@ runs or is billed twice.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from xsc.base.errors import (
     ClockSkewed,
     JobUnfinished,
     ModuleUnknown,
+    RateLimited,
     RecordInvalid,
     ReplayRefused,
 )
@@ -42,7 +44,7 @@ from xsc.base.limits import (
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
-from xsc.compute.jobs.customer_quota import CustomerQuota
+from xsc.base.room import Room
 from xsc.compute.jobs.fetching import InputFetcher
 from xsc.compute.jobs.orders import AcceptedOrder, AcceptedOrders
 from xsc.compute.jobs.output_buffer import OutputBuffer
@@ -109,7 +111,9 @@ class JobExecutor:
         self._executor = context.executor
         self._book = book
         self._fetcher = InputFetcher(inputs, context.clock)
-        self._inputs = CustomerQuota("input", INPUTS_HELD_BYTES_MAX, INPUTS_HELD_A_PEER_BYTES_MAX)
+        self._inputs = Room(INPUTS_HELD_BYTES_MAX, INPUTS_HELD_A_PEER_BYTES_MAX)
+        self._modules_held: Counter[tuple[bytes, bytes]] = Counter()
+        """How many orders of a customer have a module, which counts once."""
         self._runner = runner
         self._log = context.log
         self._started_ms = context.clock.now_ms()
@@ -201,12 +205,24 @@ class JobExecutor:
         task.add_done_callback(lambda _: release())
         return known
 
-    def _hold(
-        self, held: ExitStack, customer: bytes, size: int, shared: bytes | None = None
-    ) -> None:
-        """Count what an order has in memory, until it is released; raises as the quota does."""
-        self._inputs.take(customer, size, shared)
-        held.callback(self._inputs.give, customer, size, shared)
+    def _hold(self, held: ExitStack, customer: bytes, size: int, module: bytes = b"") -> None:
+        """Count what an order has in memory, until it is released; a module once a customer.
+
+        Raises:
+            RateLimited: that would be more than its share, or than there is.
+        """
+        if not self._modules_held[customer, module] and not self._inputs.take(customer, size):
+            raise RateLimited("this node holds as much input of yours, or of all, as it may")
+        if module:
+            self._modules_held[customer, module] += 1
+        held.callback(self._release, customer, size, module)
+
+    def _release(self, customer: bytes, size: int, module: bytes) -> None:
+        if module:
+            self._modules_held[customer, module] -= 1
+        if not self._modules_held[customer, module]:
+            del self._modules_held[customer, module]
+            self._inputs.give(customer, size)
 
     async def _grant(  # noqa: PLR0917 - what a request brings, and what it is checked against
         self,

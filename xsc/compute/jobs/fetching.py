@@ -2,7 +2,7 @@
 
 The customer refers to objects of which this node holds shards; the missing shards are
 fetched. Memory for the objects is reserved before the first byte is fetched, until the job
-ends (`xsc.compute.jobs.customer_quota`).
+ends (`xsc.base.room`).
 """
 
 from __future__ import annotations

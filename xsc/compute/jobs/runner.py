@@ -13,6 +13,7 @@ from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
 from xsc.base.jobs import JobResult, JobSpec, Verification
 from xsc.base.limits import COMPUTE_WAIT_MS, PROGRAMS_REMEMBERED_MAX
+from xsc.base.work import worked
 from xsc.compute.jobs.output_buffer import OutputBuffer, run_streamed
 from xsc.compute.jobs.receipts import job_of, make_receipt
 from xsc.compute.jobs.replies import Delivered, result_of
@@ -29,6 +30,8 @@ from xsc.terms.execution import Order
 from xsc.terms.lease import OWN_COMPUTE, RunTerms
 
 _NONCE_BYTES = 16
+FREE = RunTerms(price=0, tier="mutual", cleared=False)
+"""The terms of what a node runs for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,8 @@ class GrantedOrder:
     module: bytes
     given: RunInput
     output_bytes: int
-    terms: RunTerms | None = None
-    """Those of its lease; None where this node runs it for itself."""
+    terms: RunTerms = FREE
+    """Those of its lease."""
     wait_ms: int = COMPUTE_WAIT_MS
     """How long it may wait for its turn."""
     saved_bytes: int = 0
@@ -133,11 +136,10 @@ class JobRunner:
         """Run an order and sign its receipt; `waited_ms` counts towards how long it may wait."""
         started_ms = self._clock.now_ms()
         began_ms = self._clock.monotonic_ms()
-        terms = granted.terms
         job = replace(
             job_of(order.record, granted.module, granted.given, granted.output_bytes),
-            tier="mutual" if terms is None else terms.tier,
-            cleared=terms is not None and terms.cleared,
+            tier=granted.terms.tier,
+            cleared=granted.terms.cleared,
             wait_ms=max(0, granted.wait_ms - waited_ms),
         )
         if output is None:
@@ -147,10 +149,11 @@ class JobRunner:
         wall_ms = self._clock.monotonic_ms() - began_ms
         if result.trap in ("cancelled", "compile_limit"):
             wall_ms = result.wall_ms
+        worked(1000 * result.wall_ms)
         receipt = make_receipt(
             order,
             result,
-            price=0 if terms is None else terms.price,
+            price=granted.terms.price,
             started_ms=started_ms,
             wall_ms=wall_ms,
             saved_bytes=granted.saved_bytes,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from xsc.base.bounded import Bounded
@@ -23,13 +22,16 @@ from xsc.base.limits import (
     COMPILE_MS_A_PEER_MAX,
     COMPILE_SHARE_MS,
     COMPILES_QUEUED_A_PEER_MAX,
+    COMPILES_QUEUED_MAX,
     KILL_GRACE_MS,
     RETRY_AFTER_S_MAX,
     WORKER_FRAME_BYTES_MAX,
 )
 from xsc.base.log import Log
-from xsc.base.tally import TimeShare
+from xsc.base.room import Room
+from xsc.base.tally import Rate
 from xsc.base.turns import Turns
+from xsc.base.work import worked
 from xsc.compute.wasm import code_format as codes
 from xsc.compute.wasm.code_format import MachineCode
 from xsc.compute.wasm.sandbox import Job
@@ -72,7 +74,7 @@ class Compiler:
         self._jails = asyncio.Semaphore(jails)
         self._turns: Turns[bytes] = Turns()
         """By customer: one module of each is compiled at a time."""
-        self._queued: Counter[bytes] = Counter()
+        self._queued = Room(COMPILES_QUEUED_MAX, COMPILES_QUEUED_A_PEER_MAX)
         self._under_way: dict[tuple[bytes, bytes], asyncio.Task[MachineCode]] = {}
         self._bombs: Bounded[bytes, int] = Bounded(_BOMBS_MAX)
         """When each module that went over the bounds may be tried again."""
@@ -81,7 +83,7 @@ class Compiler:
         )
         self._idle: list[SandboxProcess] = []
         self._compiled = 0
-        self._taken = TimeShare(COMPILE_MS_A_PEER_MAX, COMPILE_SHARE_MS, own)
+        self._taken = Rate(COMPILE_MS_A_PEER_MAX, COMPILE_SHARE_MS, own)
 
     async def start(self) -> None:
         """Have a jail ready: starting one takes longer than most modules."""
@@ -126,12 +128,9 @@ class Compiler:
         task = self._under_way.get(slot)
         first = task is None
         if task is None:
-            if self._queued[job.customer] >= COMPILES_QUEUED_A_PEER_MAX:
-                raise RateLimited(
-                    f"{COMPILES_QUEUED_A_PEER_MAX} modules of this customer wait to be compiled"
-                )
             self._check_share(job.customer)
-            self._queued[job.customer] += 1
+            if not self._queued.take(job.customer, 1):
+                raise RateLimited("too many modules wait to be compiled, of this customer or all")
             begins()
             task = asyncio.create_task(self._compile(job, slot))
             self._under_way[slot] = task
@@ -139,7 +138,7 @@ class Compiler:
         return await asyncio.shield(task), first
 
     def _check_share(self, customer: bytes) -> None:
-        wait_ms = self._taken.wait_ms(customer, self._clock.monotonic_ms())
+        wait_ms = self._taken.wait_ms(customer, 1, self._clock.monotonic_ms())
         if wait_ms:
             raise RateLimited(
                 f"{COMPILE_MS_A_PEER_MAX // 1000} s within {COMPILE_SHARE_MS // 60_000} minutes "
@@ -154,9 +153,7 @@ class Compiler:
         if not task.cancelled():
             task.exception()  # who asked hears it; where nobody waits any more, nobody does
         del self._under_way[slot]
-        self._queued[customer] -= 1
-        if not self._queued[customer]:
-            del self._queued[customer]
+        self._queued.give(customer, 1)
 
     async def kept(self, module_hash: bytes, config: bytes) -> MachineCode | None:
         """Return the code of a module for the engine of that configuration, where it is there."""
@@ -219,6 +216,7 @@ class Compiler:
         finally:
             ended_ms = self._clock.monotonic_ms()
             self._taken.note(job.customer, ended_ms - began_ms, ended_ms)
+            worked(1000 * (ended_ms - began_ms))
         self._idle.append(jail)
         return raw
 

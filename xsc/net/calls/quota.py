@@ -1,51 +1,61 @@
-"""How much each caller may ask for: a second, at once, and in bytes at once.
+"""How much each caller may ask for: units and synced bytes in time, requests and bytes at once.
 
-Each caller has a share, and all have a total. Callers that are not known share small
-buckets, one for each source and one for all, so that they cannot use up what peers
-have, nor one of them what the others have. Times are of a steady clock.
+Each caller has a share, and all have a total. What a call costs is in the table of
+`xsc.net.calls.costs`. Callers that are not known share small rates, one for each source and one
+for all, so that they cannot use up what peers have, nor one of them what the others have.
+Times are of a steady clock.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
-
 from xsc.base import limits
-from xsc.base.bounded import Bounded
 from xsc.base.errors import RateLimited
-from xsc.net.transport.bounds import Room
+from xsc.base.room import Room
+from xsc.base.tally import Rate
+from xsc.base.units import ceil_div
+from xsc.net.calls.costs import COSTS, OTHER, Spending
 
 Caller = bytes | str
 """The id of a known peer, or the source of whoever is not known."""
+_ALL = ""
+"""The one holder of what all callers have together."""
 
 
-@dataclass(slots=True)
-class _Bucket:
-    rate: int
-    tokens_milli: int
-    filled_ms: int
+def _take(now_ms: int, *wanted: tuple[Rate, Caller, int]) -> None:
+    """Take from each of several rates, or from none.
 
-    def take(self, now_ms: int, count: int = 1) -> None:
-        gained = max(0, now_ms - self.filled_ms) * self.rate
-        self.tokens_milli = min(self.rate * 1000, self.tokens_milli + gained)
-        self.filled_ms = max(self.filled_ms, now_ms)
-        if self.tokens_milli < 1000 * count:
-            wait_ms = -(-(1000 * count - self.tokens_milli) // self.rate)
-            raise RateLimited(
-                f"more than {self.rate} requests a second", hint=f"try again in {wait_ms} ms"
-            )
-        self.tokens_milli -= 1000 * count
+    Raises:
+        RateLimited: one has too little; the hint says for how long.
+    """
+    wait_ms = max(rate.wait_ms(holder, amount, now_ms) for rate, holder, amount in wanted)
+    if wait_ms:
+        raise RateLimited(
+            "more than the share of one caller, or of all, in so short a time",
+            hint=f"try again in {wait_ms} ms",
+            retry_after_s=min(ceil_div(wait_ms, 1000), limits.RETRY_AFTER_S_MAX),
+        )
+    for rate, holder, amount in wanted:
+        rate.note(holder, amount, now_ms)
 
 
 class Ticket:
-    """The place of one request, and the bytes of its body and of its answer."""
+    """The place of one request, the bytes of its body and of its answer, and what it costs.
 
-    def __init__(self, quota: Quota, caller: Caller) -> None:
+    Args:
+        quota: of all callers.
+        caller: whose request it is.
+        method: that it calls.
+        place: where it has a place, which is given back; None where another ticket has that.
+    """
+
+    def __init__(self, quota: Quota, caller: Caller, method: str, place: Room | None) -> None:
         self._quota = quota
         self._caller = caller
+        self._method = method
+        self._cost = COSTS.get(method, OTHER)
+        self._place = place
         self._body = 0
         self._answer = 0
-        self._open = True
 
     def take_body(self, size_bytes: int) -> None:
         """Take room for bytes of the body that have come, before they are kept.
@@ -58,13 +68,14 @@ class Ticket:
             raise RateLimited("too many bytes are under way to this node")
         self._body += size_bytes
 
-    def take_head(self, size_bytes: int, now_ms: int) -> None:
-        """Count a head of that size, before it is decoded.
+    def charge_content(self, head_bytes: int, body_bytes: int, now_ms: int) -> None:
+        """Charge what has come, before its head is decoded.
 
         Raises:
-            RateLimited: too much of that in a second.
+            RateLimited: it is too much in so short a time.
         """
-        self._quota.count_head(self._caller, size_bytes, now_ms)
+        units, synced = self._cost.content(head_bytes, body_bytes)
+        self._quota.charge(self._caller, self._method, now_ms, units, synced)
 
     def drop_body(self) -> None:
         """Give back the room of the body: nobody has it any more."""
@@ -77,8 +88,8 @@ class Ticket:
         await self._quota.answers.wait(self._caller, size_bytes, large=large)
         self._answer += size_bytes
 
-    def set_answer(self, size_bytes: int) -> None:
-        """Keep as much room for the answer as it has bytes, until the ticket is given back.
+    def set_answer(self, size_bytes: int, now_ms: int) -> None:
+        """Charge the answer, and keep room for as many bytes until the ticket is given back.
 
         Raises:
             RateLimited: it has more than was waited for, and there is no room for that.
@@ -94,19 +105,21 @@ class Ticket:
         if more < 0:
             self._quota.answers.give(self._caller, -more)
         self._answer = size_bytes
+        units = self._cost.body(size_bytes)
+        self._quota.charge(self._caller, self._method, now_ms, units, made=True)
 
     def close(self) -> None:
         """Give everything back, once."""
-        if not self._open:
+        if self._place is None:
             return
-        self._open = False
         self.drop_body()
         self._quota.answers.give(self._caller, self._answer)
-        self._quota.leave(self._caller)
+        self._place.give(self._caller, 1)
+        self._place = None
 
 
 class Quota:
-    """The buckets of all callers, and the room for what they send and are answered."""
+    """What all callers may have, and what they have of it."""
 
     def __init__(
         self,
@@ -119,16 +132,15 @@ class Quota:
         bodies: Room | None = None,
         answers: Room | None = None,
     ) -> None:
-        self._rate = rate
-        self._source_rate = source_rate
-        self._share = share
-        self._in_flight_max = in_flight_max
-        self._in_flight: Counter[Caller] = Counter()
-        self._total = 0
-        self._peers: dict[bytes, _Bucket] = {}
-        self._sources: Bounded[str, _Bucket] = Bounded(limits.UNKNOWN_SOURCES_MAX)
-        """Those that asked last: the bucket of all sources bounds them together."""
-        self._everybody = _Bucket(unknown_rate, unknown_rate * 1000, 0)
+        self._units = Rate(rate * limits.REQUEST_UNITS, 1000)
+        self._synced = Rate(limits.SYNCED_A_PEER_BYTES_MAX, limits.SYNCED_MS)
+        self._all_synced = Rate(limits.SYNCED_BYTES_MAX, limits.SYNCED_MS)
+        self._sources = Rate(source_rate, 1000)
+        self._unknown = Rate(unknown_rate, 1000)
+        self._places = Room(in_flight_max, share)
+        self._unknown_places = Room(
+            limits.UNKNOWN_IN_FLIGHT_MAX, limits.UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX
+        )
         self.bodies = bodies or Room(
             limits.REQUEST_BODIES_BYTES_MAX,
             limits.REQUEST_BODIES_A_PEER_BYTES_MAX,
@@ -139,10 +151,15 @@ class Quota:
             limits.ANSWERS_A_PEER_BYTES_MAX,
             small=limits.SMALL_BODIES_BYTES,
         )
+        self.spending = Spending()
 
-    def in_flight(self, caller: Caller) -> int:
-        """Return how many requests of a caller have a place."""
-        return self._in_flight[caller]
+    def in_flight(self, peer: bytes) -> int:
+        """Return how many requests of a peer have a place."""
+        return self._places.held(peer)
+
+    def left(self, peer: bytes, now_ms: int) -> tuple[int, int]:
+        """Return the units and synced bytes that a peer has left; less than nothing is owed."""
+        return self._units.left(peer, now_ms), self._synced.left(peer, now_ms)
 
     def count(self, source: str, now_ms: int) -> None:
         """Take one request of a caller that is not known.
@@ -150,56 +167,57 @@ class Quota:
         Raises:
             RateLimited: too many from there, or of all; the hint says for how long.
         """
-        source = source or "?"
-        bucket = self._sources.get(source)
-        if bucket is None:
-            bucket = _Bucket(self._source_rate, self._source_rate * 1000, now_ms)
-            self._sources.put(source, bucket)
-        bucket.take(now_ms)
-        self._everybody.take(now_ms)
+        _take(now_ms, (self._sources, source, 1), (self._unknown, _ALL, 1))
 
-    def enter(self, caller: Caller, now_ms: int) -> Ticket:
+    def enter(self, caller: Caller, now_ms: int, method: str = "") -> Ticket:
         """Take one request, and hold its place until the ticket is given back.
 
         Raises:
-            RateLimited: the bucket is empty, or too much is in flight; nothing is held.
+            RateLimited: it is too much at once, or in so short a time; nothing is held.
         """
-        known = isinstance(caller, bytes)
-        share = self._share if known else limits.UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX
-        if self._in_flight[caller] >= share:
-            raise RateLimited(f"more than {share} requests at once")
-        if self._total >= self._in_flight_max:
-            raise RateLimited("too many requests are under way at this node")
-        if isinstance(caller, bytes):
-            bucket = self._peers.get(caller)
-            if bucket is None:
-                bucket = self._peers[caller] = _Bucket(self._rate, self._rate * 1000, now_ms)
-            bucket.take(now_ms)
-        else:
-            self.count(caller, now_ms)
-        self._in_flight[caller] += 1
-        self._total += 1
-        return Ticket(self, caller)
+        places = self._places if isinstance(caller, bytes) else self._unknown_places
+        if not places.take(caller, 1):
+            raise RateLimited("too many requests at once, of this caller or of all")
+        try:
+            if isinstance(caller, bytes):
+                self.charge(caller, method, now_ms, COSTS.get(method, OTHER).base)
+            else:
+                self.count(caller, now_ms)
+        except RateLimited:
+            places.give(caller, 1)
+            raise
+        return Ticket(self, caller, method, places)
 
-    def count_head(self, caller: Caller, size_bytes: int, now_ms: int) -> None:
-        """Take as many requests of a peer as it takes to decode a head; the ticket does it.
+    def charge(
+        self,
+        caller: Caller,
+        method: str,
+        now_ms: int,
+        units: int,
+        synced: int = 0,
+        *,
+        made: bool = False,
+    ) -> None:
+        """Charge a peer; whoever is not known is bounded by the number of its requests.
+
+        Args:
+            caller: who.
+            method: the call that costs it.
+            now_ms: the time now.
+            units: how much.
+            synced: bytes that are written and synced.
+            made: whether the work is done: then it is owed, whatever is left.
 
         Raises:
-            RateLimited: the bucket does not have so many.
+            RateLimited: it is too much in so short a time.
         """
-        more = size_bytes // limits.REQUEST_HEAD_BYTES
-        if more and isinstance(caller, bytes) and caller in self._peers:
-            self._peers[caller].take(now_ms, more)
-
-    def leave(self, caller: Caller) -> None:
-        """Give back a place; the ticket does it."""
-        self._total -= 1
-        self._in_flight[caller] -= 1
-        assert self._in_flight[caller] >= 0
-        if not self._in_flight[caller]:
-            del self._in_flight[caller]
-
-    def forget(self, caller: bytes) -> None:
-        """Drop the bucket of a peer that was removed, unless it is in use."""
-        if not self._in_flight[caller]:
-            self._peers.pop(caller, None)
+        if not isinstance(caller, bytes) or not (units or synced):
+            return
+        if made:
+            self._units.note(caller, units, now_ms)
+        else:
+            wanted: list[tuple[Rate, Caller, int]] = [(self._units, caller, units)]
+            if synced:
+                wanted += [(self._synced, caller, synced), (self._all_synced, _ALL, synced)]
+            _take(now_ms, *wanted)
+        self.spending.add(caller, method, now_ms, units=units)

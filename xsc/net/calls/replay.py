@@ -3,7 +3,7 @@
 A request is accepted once. Its creation must lie within REQUEST_WINDOW_MS of
 this node's clock; within the window nonces are remembered. What is older than
 the memory is refused by a *floor*: the start of this process, and whatever was
-forgotten since.
+forgotten since. The quota bounds how many requests there are within it.
 
 The floor alone leaves a hole: a peer whose clock is ahead signs requests that
 lie after a restart that is still to come, and they could be played again to
@@ -19,8 +19,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 
-from xsc.base.errors import ClockSkewed, RateLimited, ReplayRefused
-from xsc.base.limits import NONCES_MAX, REQUEST_WINDOW_MS
+from xsc.base.errors import ClockSkewed, ReplayRefused
+from xsc.base.limits import REQUEST_WINDOW_MS
 
 HORIZON_STEP_MS = 2_000
 """How far a horizon is set beyond a request, so that not each request writes one."""
@@ -39,11 +39,8 @@ class _Seen:
 class ReplayGuard:
     """The state of all peers; `admit` is its only step."""
 
-    def __init__(
-        self, *, boot_ms: int, horizons: Mapping[bytes, int], nonces_max: int = NONCES_MAX
-    ) -> None:
+    def __init__(self, *, boot_ms: int, horizons: Mapping[bytes, int]) -> None:
         self._boot_ms = boot_ms
-        self._nonces_max = nonces_max
         self._peers = {
             peer: _Seen(max(boot_ms, horizon), horizon) for peer, horizon in horizons.items()
         }
@@ -56,7 +53,6 @@ class ReplayGuard:
         Raises:
             ClockSkewed: created outside of the window; names the skew and its direction.
             ReplayRefused: seen before, or from before what is remembered.
-            RateLimited: more requests in the window than can be remembered.
         """
         if abs(created_ms - now_ms) > REQUEST_WINDOW_MS:
             raise ClockSkewed(_skew(created_ms - now_ms), hint="set the clocks of both nodes")
@@ -69,8 +65,6 @@ class ReplayGuard:
             )
         if nonce in seen.nonces:
             raise ReplayRefused("the request was seen before", hint="sign it anew")
-        if len(seen.nonces) >= self._nonces_max:
-            raise RateLimited("more requests within the window than can be remembered")
         seen.nonces.add(nonce)
         heapq.heappush(seen.order, (created_ms, nonce))
         if created_ms <= now_ms or created_ms < seen.horizon_ms:

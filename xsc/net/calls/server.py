@@ -12,9 +12,9 @@ import asyncio
 import json
 import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import (
@@ -40,6 +40,7 @@ from xsc.base.limits import (
 from xsc.base.merkle import Part, root_of
 from xsc.base.peering import Asked, GroupHandler, Handler, HeadBound, Outcome
 from xsc.base.turns import PeerWork
+from xsc.base.work import ENTERED, Measured
 from xsc.identity.context import Context
 from xsc.net.calls import batch, problems, signing
 from xsc.net.calls.frame import LENGTH_BYTES, check_begun, head_of, pack_head, unpack
@@ -50,6 +51,7 @@ from xsc.net.peers import invitation as invitations
 from xsc.net.peers.roster import Roster
 from xsc.net.transport.port import Arrival, Buffer, RawResponse, Traffic
 
+T = TypeVar("T")
 AnswerBound: TypeAlias = Callable[[Mapping[str, Value]], int]
 """Returns the most bytes that a call's answer has, by its header; raises if that breaks a rule."""
 JoinHandler: TypeAlias = Callable[[signing.VerifiedCaller, dict[str, Value]], dict[str, Value]]
@@ -211,16 +213,41 @@ class RequestServer:
         except SignatureInvalid:
             # Somebody who only claims to be a peer: no more than any unknown caller.
             raise self._refusal(arrival) from None
-        ticket = self.quota.enter(caller.node_id, self._context.clock.monotonic_ms())
+        method = self._named(arrival.path.removeprefix(ROOT))
+        ticket = self.quota.enter(caller.node_id, self._now_ms(), method)
         try:
             self.admit(caller)
-            answer = await self._handle(arrival, caller, ticket)
+            answer = await self._measured(
+                self._handle(arrival, caller, ticket), caller.node_id, method
+            )
             ticket.drop_body()
-            ticket.set_answer(sum(len(buffer) for buffer in answer.body))
+            ticket.set_answer(sum(len(buffer) for buffer in answer.body), self._now_ms())
         except BaseException:
             ticket.close()
             raise
         return replace(answer, sent=ticket.close)
+
+    def _now_ms(self) -> int:
+        return self._context.clock.monotonic_ms()
+
+    def _named(self, method: str) -> str:
+        """Return the method, and nothing for any that this node does not have."""
+        return method if method in self.handlers or method == JOIN else ""
+
+    async def _measured(self, work: Coroutine[Any, Any, T], caller: bytes, method: str) -> T:
+        """Do what a call asks for, and count the processor time that it takes."""
+        spending = self.quota.spending
+
+        def tell(processor_us: int) -> None:
+            spending.add(caller, method, self._now_ms(), processor_us=processor_us)
+
+        measured = Measured(work, self._context.executor.processor_us)
+        before = ENTERED.set(tell)
+        try:
+            return await measured
+        finally:
+            tell(measured.took_us)
+            ENTERED.reset(before)
 
     def _refusal(self, arrival: Arrival) -> Unauthorized:
         """Count a caller that is not known, and return what it is told, whatever was wrong.
@@ -228,7 +255,7 @@ class RequestServer:
         Raises:
             RateLimited: there are too many of them.
         """
-        self.quota.count(arrival.source, self._context.clock.monotonic_ms())
+        self.quota.count(arrival.source, self._now_ms())
         return Unauthorized(UNKNOWN)
 
     def admit(self, caller: signing.VerifiedCaller) -> None:
@@ -291,7 +318,7 @@ class RequestServer:
         head = head_of(body, size_max=size_max)
         if signing.digest_of(head) != caller.digest:
             raise SignatureInvalid("the body is not the one that was signed")
-        ticket.take_head(len(head), self._context.clock.monotonic_ms())
+        ticket.charge_content(len(head), len(body) - len(head), self._now_ms())
         frame = await self._work.run(caller.node_id, len(head), unpack, body, size_max=size_max)
         if any(not part.root for part in frame.parts):
             raise FrameInvalid("a part of a request has no root")
@@ -305,7 +332,7 @@ class RequestServer:
         """Let the bearer of an invitation in; tell everybody else nothing."""
         if arrival.path != ROOT + JOIN or arrival.size_bytes > JOIN_BYTES_MAX:
             raise self._refusal(arrival)
-        ticket = self.quota.enter(arrival.source, self._context.clock.monotonic_ms())
+        ticket = self.quota.enter(arrival.source, self._now_ms())
         try:
             caller = self._verified(arrival)
             header, _ = await self._read(arrival, caller, ticket, JOIN_BYTES_MAX)
@@ -322,23 +349,32 @@ class RequestServer:
         """Carry out several calls at once, each with an answer and a count of its own."""
         calls = batch.unpack_calls(header, parts)
         answers: dict[int, batch.Answer] = {}
-        # The first is counted as the request.
+        # The first has the place of the request.
         tickets: list[Ticket] = []
         together: dict[str, list[int]] = {}
         try:
             for number, call in enumerate(calls):
-                if number:
-                    try:
-                        tickets.append(self.quota.enter(caller, self._context.clock.monotonic_ms()))
-                    except RateLimited as fault:
-                        answers[number] = batch.refused(problems.answer_of(fault))
-                        continue
+                method, now_ms = self._named(call.method), self._now_ms()
+                ticket = Ticket(self.quota, caller, method, None)
+                try:
+                    if number:
+                        ticket = self.quota.enter(caller, now_ms, method)
+                        tickets.append(ticket)
+                    # The head of the batch has those of its calls.
+                    ticket.charge_content(0, call.size_bytes, now_ms)
+                except RateLimited as fault:
+                    answers[number] = batch.refused(problems.answer_of(fault))
+                    continue
                 # Where they are answered one by one, each is a group of its own.
                 group = call.method if call.method in self._groups else str(number)
                 together.setdefault(group, []).append(number)
             found = await asyncio.gather(
                 *(
-                    self._some_of(caller, [calls[number] for number in numbers])
+                    self._measured(
+                        self._some_of(caller, [calls[number] for number in numbers]),
+                        caller,
+                        self._named(calls[numbers[0]].method),
+                    )
                     for numbers in together.values()
                 )
             )

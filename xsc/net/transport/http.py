@@ -22,6 +22,7 @@ from aiohttp import hdrs, web
 
 from xsc.base import limits
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited, TooLarge
+from xsc.base.room import Room
 from xsc.base.turns import Turns
 from xsc.identity.keys import KeyPair
 from xsc.net.transport.addresses import is_loopback, may_be_peer, source_of, split
@@ -30,7 +31,6 @@ from xsc.net.transport.bounds import (
     PIECE_BYTES,
     Body,
     Gate,
-    Room,
     read_body,
     turn_to_send,
     write_answer,

@@ -18,11 +18,12 @@ from aiohttp import hdrs, web
 from xsc.base import limits
 from xsc.base.errors import ArgumentInvalid, FrameInvalid, PeerUnknown
 from xsc.base.limits import KIB
+from xsc.base.room import Room
 from xsc.compute.deployments.holder import Served
 from xsc.compute.deployments.rules import fault_answer
 from xsc.compute.deployments.wagi import METHODS, Request
 from xsc.net.transport.addresses import source_of
-from xsc.net.transport.bounds import Gate, Room, read_body, write_answer
+from xsc.net.transport.bounds import Gate, read_body, write_answer
 from xsc.net.transport.http import Server, say_continue
 from xsc.net.transport.port import Buffer
 from xsc.node.build import Node

@@ -7,6 +7,7 @@ The page is Redoc, which only shows: no token is ever typed into it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
@@ -27,12 +28,13 @@ _PAGE_MAY: Final = (
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _KINDS: Final = {
+    "json": "application/json",
+    "framed": "application/octet-stream",
     "bytes": "application/octet-stream",
     "cbor": "application/cbor",
     "lines": "application/x-ndjson",
     "events": "text/event-stream",
 }
-"""Of answers that are no JSON document."""
 _BYTES: Final = {"type": "string", "format": "binary"}
 _FRAMED: Final = (
     "The length of a JSON document in 4 bytes, big-endian; the document; and the bytes whose number"
@@ -45,6 +47,11 @@ def _content(kind: str, schema: Schema) -> Schema:
     return {kind: {"schema": schema}}
 
 
+def _object(properties: Schema, required: Iterable[str]) -> Schema:
+    told = {"properties": properties, "required": sorted(required)}
+    return {"type": "object", **told, "additionalProperties": False}
+
+
 def _as_text(schema: Schema) -> Schema:
     """Return the schema of a field that stands in a path, header or query: there is no null."""
     kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
@@ -54,9 +61,12 @@ def _as_text(schema: Schema) -> Schema:
 
 def _operation(endpoint: Endpoint[Any, Any], asked: Schema, answer: Schema) -> Schema:
     headers, placed = headers_of(cast(Any, endpoint.request)), in_path(endpoint)
-    sent = asked.get("properties", {})
+    sent, required = asked.get("properties", {}), {*asked.get("required", ())}
     beside = {name for name in sent if name in placed or name in headers or not endpoint.has_json}
-    required = set(asked.get("required", ()))
+    if endpoint.rows:
+        answer = _object({endpoint.rows: {"type": "array", "items": answer}}, [endpoint.rows])
+    if endpoint.answer is bytes:
+        answer = _BYTES
     found: Schema = {
         "summary": endpoint.says,
         "operationId": f"{endpoint.method} {endpoint.path}",
@@ -71,37 +81,23 @@ def _operation(endpoint: Endpoint[Any, Any], asked: Schema, answer: Schema) -> S
             for name in sorted(beside)
         ],
         "responses": {
-            str(endpoint.status): {"description": "Done.", "content": _answered(endpoint, answer)},
+            str(endpoint.status): {
+                "description": "Done.",
+                "content": _content(_KINDS[endpoint.gives], answer),
+            },
             "default": {"$ref": "#/components/responses/refused"},
         },
     }
-    document = {
-        "type": "object",
-        "properties": {name: schema for name, schema in sent.items() if name not in beside},
-        "required": sorted(required - beside),
-        "additionalProperties": False,
-    }
-    if endpoint.takes == "json" and document["properties"]:
-        content = _content("application/json", document)
+    document = _object(
+        {name: schema for name, schema in sent.items() if name not in beside}, required - beside
+    )
+    body = document if endpoint.takes == "json" else _BYTES
+    if endpoint.takes == "framed":
+        body = {**_BYTES, "description": _FRAMED, "x-document": document}
+    if body is not document or document["properties"]:
+        content = _content(_KINDS[endpoint.takes], body)
         found["requestBody"] = {"content": content, "required": bool(document["required"])}
-    elif endpoint.takes == "framed":
-        content = _content("application/octet-stream", {**_BYTES, "x-document": document})
-        found["requestBody"] = {"content": content, "required": True, "description": _FRAMED}
-    elif endpoint.takes == "bytes":
-        found["requestBody"] = {"content": _content("application/octet-stream", _BYTES)}
     return found
-
-
-def _answered(endpoint: Endpoint[Any, Any], answer: Schema) -> Schema:
-    if endpoint.rows:
-        answer = {
-            "type": "object",
-            "properties": {endpoint.rows: {"type": "array", "items": answer}},
-            "required": [endpoint.rows],
-            "additionalProperties": False,
-        }
-    schema = _BYTES if endpoint.answer is bytes else answer
-    return _content(_KINDS.get(endpoint.gives, "application/json"), schema)
 
 
 @cache

@@ -18,9 +18,9 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import count
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -35,6 +35,9 @@ from xsc.base.limits import KIB, MIB
 from xsc.base.units import format_credits, format_duration, format_size
 from xsc.node.api.app import PATH, problem_response, reply
 from xsc.node.build import Node
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 JSON_BYTES_MAX: Final = 1 * MIB
 """Bound of the JSON of a request; streams and modules have their own."""
@@ -229,6 +232,15 @@ async def _asked(
     if document.keys() & path.keys():
         raise ArgumentInvalid("the request says in its body what stands in its path")
     return parse(json.dumps({**document, **path}).encode(), endpoint.request)
+
+
+def filled(kind: type[T], /, *values: object, **given: Any) -> T:  # noqa: ANN401 (its fields)
+    """Return an answer: each field as given, else what the first value has that has its name."""
+    for each in fields(cast("type[DataclassInstance]", kind)):
+        found = [getattr(value, each.name) for value in values if hasattr(value, each.name)]
+        if found and each.name not in given:
+            given[each.name] = found[0]
+    return kind(**given)
 
 
 class Server:

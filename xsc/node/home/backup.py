@@ -23,7 +23,7 @@ from __future__ import annotations
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
@@ -351,22 +351,25 @@ def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool)
             stores.close()
 
 
-@dataclass(slots=True)
+_COUNTED: Final = {
+    "objects": (STATE, OBJECTS),
+    "peers": (STATE, roster.PREFIX),
+    "entries": (STATE, HALF),
+    "space_records": (SPACE, META),
+    "bodies": (BODY, b""),
+}
+"""Letter and prefix of what people are told of: own objects with those that are hidden, entries of
+the ledger, records of the space with tombstones and those of other owners, and shards and records
+that lie here, own ones and others'."""
+
+
 class Brought:
     """What a backup brings back."""
 
-    head: Head
-    objects: int = 0
-    """Own ones, with those that are hidden."""
-    peers: int = 0
-    entries: int = 0
-    """Of the ledger."""
-    space_records: int = 0
-    """Of the space, with tombstones and those of other owners."""
-    bodies: int = 0
-    """Shards and records that lie here, own ones and others'."""
-    bodies_bytes: int = 0
-    files: dict[str, bytes] = field(default_factory=dict)
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.counts = dict.fromkeys((*_COUNTED, "bodies_bytes"), 0)
+        self.files: dict[str, bytes] = {}
 
     def take(self, entry: Entry) -> None:
         """Take note of a record.
@@ -374,20 +377,15 @@ class Brought:
         Raises:
             StoreDamaged: it is a file that has no place in a home.
         """
+        for name, (letter, prefix) in _COUNTED.items():
+            self.counts[name] += entry.letter == letter and entry.key.startswith(prefix)
+        if entry.letter == BODY:
+            self.counts["bodies_bytes"] += len(entry.value)
         if entry.letter == FILE:
             name = entry.key.decode("utf-8", "replace")
             if name not in FILES or (name == KEY_FILE and not self.head.identity):
                 raise StoreDamaged("the backup holds a file that has no place in a home")
             self.files[name] = entry.value
-        elif entry.letter == BODY:
-            self.bodies += 1
-            self.bodies_bytes += len(entry.value)
-        elif entry.letter == SPACE:
-            self.space_records += entry.key.startswith(META)
-        else:
-            self.objects += entry.key.startswith(OBJECTS)
-            self.peers += entry.key.startswith(roster.PREFIX)
-            self.entries += entry.key.startswith(HALF)
 
 
 def read_into(entries: Iterable[Entry], stores: Mapping[bytes, KeyValue], found: Brought) -> None:

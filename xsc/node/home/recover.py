@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown, PeerSilent, UnavailableError, XscError
@@ -93,27 +94,22 @@ def parse_place(place: str) -> PeerInfo | None:
         from_string(place)
         return None
     match = _PLACE.fullmatch(place)
-    if match is None:
-        raise ArgumentInvalid(
-            "a peer is given as its invitation, or as ID@HOST:PORT",
-            hint="ask a peer for `xsc peer invite`, or for its id and address",
-        )
-    node_id = node_id_from_text(match[1])
-    fingerprint = None if match[3] is None else from_text(match[3])
-    try:
-        return PeerInfo(
-            node_id=node_id,
-            name="",
-            addresses=(match[2],),
-            fingerprint=fingerprint,
-            added_ms=0,
-            seq=1,
-        )
-    except ValueError:
-        raise ArgumentInvalid(
-            f"'{match[2]}' is no address of the form HOST:PORT",
-            hint="write for example bob.example:7411",
-        ) from None
+    if match is not None:
+        node_id, address = node_id_from_text(match[1]), match[2]
+        fingerprint = None if match[3] is None else from_text(match[3])
+        with suppress(ValueError):  # it is no address
+            return PeerInfo(
+                node_id=node_id,
+                name="",
+                addresses=(address,),
+                fingerprint=fingerprint,
+                added_ms=0,
+                seq=1,
+            )
+    raise ArgumentInvalid(
+        "a peer is given as its invitation, or as ID@HOST:PORT",
+        hint="ask a peer for `xsc peer invite`, or for its id and address",
+    )
 
 
 async def meet(node: Node, place: str) -> None:

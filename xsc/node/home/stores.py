@@ -46,7 +46,7 @@ def open_stores(folder: Path, log: Log) -> Stores:
         HomeLocked: another process has them open.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_complete(folder)
+    check_complete(folder)
     small = partial(LevelDBKeyValue, write_buffer_bytes=INDEX_WRITE_BUFFER_BYTES)
     with ExitStack() as opened:
         state = opened.enter_context(closing(small(folder / "state")))
@@ -57,15 +57,15 @@ def open_stores(folder: Path, log: Log) -> Stores:
     return Stores(bodies, index, state, space)
 
 
-def _check_complete(folder: Path) -> None:
+def check_complete(folder: Path) -> None:
     """Return if no database is missing that was there: they are made in the order of their names.
 
     Raises:
         StoreDamaged: one is.
     """
-    order = (*KEPT, "index")
+    there = [(folder / name).exists() for name in (*KEPT, "index")]
     for place, name in enumerate(KEPT):
-        if not (folder / name).exists() and any((folder / each).exists() for each in order[place:]):
+        if not there[place] and any(there[place:]):
             raise StoreDamaged(
                 f"the database {name} of {folder.parent} is missing",
                 hint="restore a backup (`xsc node restore`), or make a new home of the key "

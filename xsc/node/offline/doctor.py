@@ -39,7 +39,7 @@ from xsc.db.leveldb import LevelDBKeyValue
 from xsc.net.transport.addresses import is_loopback, split
 from xsc.node import config as configs
 from xsc.node.home import folder as homes
-from xsc.node.home.stores import KEPT
+from xsc.node.home.stores import check_complete
 from xsc.node.system import SystemClock
 from xsc.storage.object.erasure import Code, decode, encode
 from xsc.storage.object.segment import Place, open_sealed, seal
@@ -187,13 +187,7 @@ def _home(home: Path, _ask: Ask) -> Iterator[Finding]:
         yield ok(f"{home}, format {homes.FORMAT}")
     else:
         yield fail("its identity.key is missing", "see `xsc node recover`")
-    if (home / "db").exists():
-        for name in KEPT:
-            if not (home / "db" / name).is_dir():
-                yield fail(
-                    f"its database {name} is missing: the node does not start",
-                    "restore a backup (`xsc node restore`), or `xsc node recover`",
-                )
+    check_complete(home / "db")
 
 
 def judge_mode(path: Path, mode: int, *, private: bool) -> Iterator[Finding]:

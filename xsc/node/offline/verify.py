@@ -46,6 +46,12 @@ def _require(holds: bool, fault: str) -> None:
         raise ProofInvalid(fault)
 
 
+def _keeps(broken: str | None) -> None:
+    """Return if a record breaks none of the rules of its package."""
+    if broken is not None:
+        raise ProofInvalid(broken)
+
+
 @contextmanager
 def _proving() -> Iterator[None]:
     """Take for no proof what a peer would be blamed for."""
@@ -78,8 +84,7 @@ def _open_lease(raw: bytes, network: bytes | None = None) -> tuple[Lease, LeaseR
     signed = _open(raw, Lease, network=network)
     asked = _open(signed.record.request, LeaseRequest, "customer", network=signed.network).record
     _require(signed.author == asked.provider, "the lease is not signed by its provider")
-    wrong = check_grant(asked, signed.record)
-    _require(wrong is None, wrong or "")
+    _keeps(check_grant(asked, signed.record))
     return signed.record, asked
 
 
@@ -172,8 +177,7 @@ def _open_execution(
         # It is the lease's, which is not here: the amount must follow from some price.
         steps = billed_steps(asked, receipt.outcome, receipt.observed)
         price = ceil_div(receipt.amount_micro * PRICE_FUEL, steps)
-    fault = check_receipt(order, receipt, price)
-    _require(fault is None, str(fault))
+    _keeps(check_receipt(order, receipt, price))
     return order, signed
 
 
@@ -216,8 +220,7 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
     receipt, outcome, asked = signed.record, signed.record.outcome, order.record
     _is_of(module, outcome.module)
     if module is not None:
-        fault = check_compiled(receipt, len(module))
-        _require(fault is None, str(fault))
+        _keeps(check_compiled(receipt, len(module)))
     call = f"{outcome.function}({', '.join(format_number(n) for n in outcome.arguments)})"
     if outcome.mode == "batch":
         call = f"a batch of calls of {outcome.function}"
@@ -229,10 +232,9 @@ def _execution_receipt(raw: bytes, module: bytes | None, lease: bytes | None) ->
         ended = f"gave results of hash {outcome.output.hex()[:16]}"
     else:
         ended = f"gave {' '.join(format_number(n) for n in outcome.results) or 'nothing'}"
-    priced = ""
+    compiling = priced = ""
     if saved := receipt.observed.saved_bytes:
         ended += f", {format_size(saved)} of {format_size(asked.given_bytes)} were there already"
-    compiling = ""
     if compiled := receipt.observed.compiled_bytes:
         compiling = f" and {compiled * COMPILE_BYTE_FUEL} to compile"
     if asked.grants:
@@ -310,8 +312,7 @@ def _service_receipt(raw: bytes, module: bytes | None, lease: bytes | None) -> s
     if lease is not None:
         parties, at_ms = (record.owner, record.provider), receipt.created_ms
         price = _lease_price(lease, signed.network, receipt.lease_id, parties, at_ms)
-    fault = check_service_receipt(record, receipt, price)
-    _require(fault is None, str(fault))
+    _keeps(check_service_receipt(record, receipt, price))
     _is_of(module, outcome.module)
     return (
         f"service receipt: {short(signed.author)} answered request {to_text(receipt.nonce)} to "

@@ -15,6 +15,7 @@ from xsc.api.endpoint import Id, Nothing
 from xsc.base.errors import NotFound, PeerUnknown
 from xsc.base.ids import to_text
 from xsc.base.limits import PPM
+from xsc.node.api.serving import filled
 from xsc.node.build import Node
 from xsc.node.routes.market import begins_with
 from xsc.node.routes.objects import passed_over
@@ -33,13 +34,10 @@ def _cleared(
         EntitlementKey(provider, slot.slot, line.customer, line.need): line
         for line in slot.allocations
     }
-    return api.Cleared(
-        slot=slot.slot,
+    return filled(
+        api.Cleared,
+        slot,
         node=provider,
-        kind=slot.kind,
-        rule=slot.rule,
-        window=slot.window,
-        clearing=slot.clearing,
         capacity=slot.tiers[0].capacity * step,
         tiers=[
             api.Tier(
@@ -53,14 +51,12 @@ def _cleared(
             for each in slot.tiers
         ],
         allocations=[
-            api.Allocation(
+            filled(
+                api.Allocation,
+                line,
                 node=line.customer,
-                tier=line.tier,
-                need=line.need,
                 quantity=line.quantity * step,
-                price=line.price,
                 drawn=drawn.get(key, 0) * step,
-                granted_ms=line.granted_ms,
                 until_ms=until_ms(line.granted_ms, slot.window),
             )
             for key, line in keys.items()
@@ -77,31 +73,15 @@ def _entitled(
     key: EntitlementKey,
     kind: Kind,
     drawn: int,
-    **told: Any,  # noqa: ANN401
+    *values: object,
+    **given: Any,  # noqa: ANN401
 ) -> api.Entitled:
-    return api.Entitled(
-        node=key.provider,
-        slot=key.slot,
-        need=key.need,
-        kind=kind,
-        drawn=drawn * STEP[kind],
-        **told,
-    )
+    level = drawn * STEP[kind]
+    return filled(api.Entitled, *values, key, node=key.provider, kind=kind, drawn=level, **given)
 
 
 def _granted(each: Entitlement, drawn: int) -> api.Entitled:
-    return _entitled(
-        each.key,
-        each.kind,
-        drawn,
-        tier=each.tier,
-        quantity=each.quantity * STEP[each.kind],
-        price=each.price,
-        window=each.window,
-        granted_ms=each.granted_ms,
-        until_ms=each.until_ms,
-        clearing=each.clearing,
-    )
+    return _entitled(each.key, each.kind, drawn, each, quantity=each.quantity * STEP[each.kind])
 
 
 def _known(node: Node) -> dict[bytes, queries.Participant]:
@@ -218,11 +198,11 @@ def _in_all(rows: Collection[api.Entitled], counts: Iterable[int]) -> api.Entitl
 def _explained(each: Explained) -> api.Explained:
     step = STEP[each.need.kind]
     given = each.granted if each.granted is not None and each.granted.quantity else None
-    return api.Explained(
-        clearing=each.clearing,
+    return filled(
+        api.Explained,
+        each,
         provider=each.provider.node,
         slot=each.slot.slot_id,
-        window=each.window,
         node=each.customer.node,
         kind=each.need.kind,
         need=each.need.slot_id,
@@ -234,7 +214,6 @@ def _explained(each: Explained) -> api.Explained:
         if given is None
         else [api.Stage(tier=given.tier, quantity=given.quantity * step, price=given.price)],
         price=None if given is None else given.price,
-        because=each.because,
         changes=[change.said(each.need.kind) for change in each.changes],
     )
 
@@ -273,13 +252,7 @@ def _passed_over(node: Node, text: str) -> list[api.PassedOver]:
 async def clearings(node: Node, _: Nothing) -> list[api.Clearing]:
     """List the clearings of own slots."""
     return [
-        api.Clearing(
-            id=row.id,
-            slot=row.record.slot.slot_id,
-            kind=row.record.slot.kind,
-            at_ms=row.record.at_ms,
-            rule=row.record.slot.rule,
-        )
+        filled(api.Clearing, row.record.slot, row.record, id=row.id, slot=row.record.slot.slot_id)
         for row in node.allocator.records.clearings()
     ]
 

@@ -10,7 +10,7 @@ from xsc.api import home as api
 from xsc.api.endpoint import Nothing
 from xsc.base.limits import MIB
 from xsc.identity.keys import network_id
-from xsc.node.api.serving import Download
+from xsc.node.api.serving import Download, filled
 from xsc.node.build import Node
 from xsc.node.home.backup import letters_of, stream
 from xsc.node.home.folder import Home
@@ -42,27 +42,18 @@ async def _progress(node: Node, wait_ms: int = 0) -> api.Drain:
     status = await node.storage.drain.status(wait_ms)
     remaining = status.remaining
     owed = [node.market.owed_micro(each) for each in node.market.store.accounts("provider")]
-    return api.Drain(
+    return filled(
+        api.Drain,
+        status,
+        remaining,
         state=status.phase,
-        since_ms=status.since_ms,
-        total_bytes=status.total_bytes,
-        left_bytes=remaining.left_bytes,
-        left_objects=remaining.left_objects,
-        released_objects=status.released_objects,
-        released_bytes=status.released_bytes,
         peers_told=status.told,
         peers=len(node.peers.peers()),
-        stuck_objects=remaining.stuck_objects,
         stuck=[
-            api.Stuck(
-                object=item.locate.hex(),
-                owner=item.customer,
-                size_bytes=item.size_bytes,
-                reason=item.reason,
-            )
+            filled(api.Stuck, item, object=item.locate.hex(), owner=item.customer)
             for item in remaining.stuck
         ],
-        directories_only_here=[*remaining.only_here],
+        directories_only_here=remaining.only_here,
         guarded_at_own_cost=sum(bool(item.held) for _, item in node.storage.custodian.objects()),
         owed_micro=sum(owed),
     )

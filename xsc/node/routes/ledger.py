@@ -10,6 +10,7 @@ from xsc.api.endpoint import Id, Nothing
 from xsc.api.peers import NamedPeer
 from xsc.base.ids import from_text
 from xsc.ledger.payments import PeerAccount
+from xsc.node.api.serving import filled
 from xsc.node.build import Node
 
 
@@ -61,19 +62,15 @@ async def balance(node: Node, _: Nothing) -> api.Balances:
     statement = node.ledger.statement()
     standings = await asyncio.gather(*(standing(row.peer) for row in statement))
     rows = [
-        api.Balance(
-            peer=row.peer,
-            balance_micro=row.balance_micro,
-            limit_micro=row.limit_micro,
-            credit_left_micro=row.credit_left_micro,
-            unproven_micro=row.unproven_micro,
+        filled(
+            api.Balance,
+            row,
             left_micro=node.market.headroom.credit_left(row.peer),
             shared_through=shared_through(node, row.peer),
             own_limit_micro=None if own is None else own.limit_micro,
             own_left_micro=None if own is None else own.left_micro,
             paid_micro=_paid(node, row.peer),
             heard_paid_micro=node.payments.heard(row.peer),
-            entries=row.entries,
         )
         for row, own in zip(statement, standings, strict=True)
     ]

@@ -19,6 +19,7 @@ from xsc.base.units import ceil_div, format_level
 from xsc.market.account import LeaseView
 from xsc.market.lease import ran
 from xsc.market.pricing import MarketPricing, PriceList, domain
+from xsc.node.api.serving import filled
 from xsc.node.build import DAY_MS, Node, market_settings
 from xsc.node.routes.objects import code_of
 from xsc.terms.pricing import slot_amount
@@ -61,16 +62,12 @@ def _statement(node: Node, body: api.Statement, role: api.Role, kind: Kind) -> S
     filters = None if body.filters is None else dict(body.filters)
     if filters is not None and "node" in filters:
         filters["node"] = to_text(node.find(filters["node"]))
-    return Statement(
+    return filled(
+        Statement,
+        body,
         quantity=_steps(node, body, role, kind),
-        from_ms=body.from_ms,
-        to_ms=body.to_ms,
-        every=body.every,
         price=body.price_micro,
         filters=None if filters is None else tuple(filters.items()),
-        location=body.location,
-        rule=body.rule,
-        spread=body.spread,
     )
 
 
@@ -158,6 +155,7 @@ def _row(
     used: Counter[bytes] | None = None,
 ) -> api.Slot:
     is_offer, step = isinstance(slot, AvailabilitySlot), STEP[slot.kind]
+    parts = slot.parts if isinstance(slot, NeedSlot) else ()
     return api.Slot(
         id=slot.slot_id,
         role="offer" if is_offer else "need",
@@ -170,9 +168,7 @@ def _row(
         used=None if used is None else used[slot.slot_id] * step,
         price_micro=slot.reserve if isinstance(slot, AvailabilitySlot) else slot.price_max,
         price_unit="GiB_hour" if slot.kind == "storage" else "Gfuel",
-        parts={
-            peer: steps * step for peer, steps in (slot.parts if isinstance(slot, NeedSlot) else ())
-        },
+        parts={peer: steps * step for peer, steps in parts},
         windows=list(slot.windows),
     )
 
@@ -322,25 +318,18 @@ async def leases(node: Node, _: Nothing) -> list[api.Lease]:
 
 def _lease(node: Node, view: LeaseView) -> api.Lease:
     terms, use = view.entry.terms, view.use
-    return api.Lease(
-        lease_id=terms.lease_id,
-        role=view.entry.role,
-        peer=view.entry.peer,
-        slot=terms.slot,
-        need=terms.need,
-        clearing=view.entry.clearing,
+    return filled(
+        api.Lease,
+        terms,
+        view.entry,
+        view,
         origin="cleared" if terms.cleared else "now",
-        tier=terms.tier,
-        kind=terms.kind,
         state=view.status,
         quantity=use.level,
         held=use.held_bytes,
         used=ran(terms, use, node.clock.now_ms()),
         price_micro=terms.price,
         billed_micro=view.due_micro,
-        settled_micro=view.settled_micro,
-        start_ms=terms.start_ms,
-        end_ms=terms.end_ms,
     )
 
 

@@ -18,7 +18,7 @@ from xsc.base.limits import (
     SHARDS_MAX,
 )
 from xsc.net.peers.circle import introducer_shares
-from xsc.node.api.serving import Body, Download
+from xsc.node.api.serving import Body, Download, filled
 from xsc.node.build import Node
 from xsc.storage import ports
 from xsc.storage.catalogue.names import PART, check_name, listed
@@ -82,7 +82,7 @@ def _upload_id(given: str | None) -> bytes | None:
 
 def passed_over(each: ports.PassedOver) -> PassedOver:
     """Return a provider or lease that was not used, as it is shown."""
-    return PassedOver(node=each.node, lease_id=each.lease_id, reason=each.reason)
+    return filled(PassedOver, each)
 
 
 async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
@@ -107,11 +107,10 @@ async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
                 f"the name is at {told} of {wanted} peers by now: if this home were lost at this "
                 "moment, its recovery might not know the name; the node goes on telling them"
             )
-    return api.Stored(
-        capability=done.capability,
-        size_bytes=done.size_bytes,
+    return filled(
+        api.Stored,
+        done,
         name=name,
-        version=done.version,
         hosts=[api.Column(shard=shard, node=host) for shard, host in enumerate(done.hosts)],
         survives_nodes=done.survives.nodes,
         survives=done.survives.to_text(),
@@ -152,11 +151,7 @@ async def parts(node: Node, asked: api.Directory) -> list[api.Part]:
         raise ArgumentInvalid("a directory is named by 64 hexadecimal digits")
     prefix = f"{PART}{asked.part}/"
     return [
-        api.Part(
-            part=entry.name.removeprefix(prefix),
-            capability=entry.capability,
-            created_ms=entry.created_ms,
-        )
+        filled(api.Part, entry, part=entry.name.removeprefix(prefix))
         for _, entry in node.storage.catalogue.entries()
         if entry.name.startswith(prefix) and not entry.deleting
     ]
@@ -185,15 +180,13 @@ async def stat(node: Node, asked: api.Capability) -> api.Stat:
 async def repair(node: Node, asked: api.Capability) -> api.Repaired:
     """Repair an object now."""
     done = await node.storage.repair(_capability(asked))
-    return api.Repaired(
-        margin=done.margin,
+    return filled(
+        api.Repaired,
+        done,
         moved=[
             api.Moved(shard=item.column, from_=item.source, to=item.target) for item in done.moved
         ],
-        left=list(done.left),
-        reason=done.reason,
         patched=done.rewritten,
-        waiting=done.waiting,
     )
 
 
@@ -211,9 +204,9 @@ async def check(node: Node, asked: api.Check) -> api.Checked:
 async def remove(node: Node, asked: api.Capability) -> api.Removed:
     """Delete an object."""
     done = await node.storage.rm(_capability(asked))
-    return api.Removed(
-        confirmed=[*done.confirmed],
-        unconfirmed=[*done.unreachable],
-        name=done.name,
+    return filled(
+        api.Removed,
+        done,
+        unconfirmed=done.unreachable,
         receipts={to_text(receipt.author): receipt.raw for receipt in done.receipts},
     )

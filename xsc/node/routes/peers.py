@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xsc.api import peers as api
 from xsc.api.endpoint import Nothing
+from xsc.node.api.serving import filled
 from xsc.node.build import Node
 from xsc.node.routes.ledger import shared_through
 
@@ -11,24 +12,27 @@ from xsc.node.routes.ledger import shared_through
 def _row(node: Node, peer: bytes) -> api.Peer:
     info = node.peers.info(peer)
     seen = node.health.row(peer)
-    return api.Peer(
+    quota, now_ms = node.peers.server.quota, node.clock.monotonic_ms()
+    units_left, synced_bytes_left = quota.left(peer, now_ms)
+    spent = quota.spending.of(peer, now_ms)
+    return filled(
+        api.Peer,
+        info,
+        seen,
         id=peer,
-        addresses=list(info.addresses),
         state="blocked" if info.blocked else seen.state,
-        reaches_us=seen.reaches_us,
-        clock_refused=seen.clock_refused,
-        introducer=info.introducer,
-        hops=info.hops,
-        confirmed=info.confirmed,
-        availability_ppm=seen.availability_ppm,
-        response_ms=seen.response_ms,
-        last_seen_ms=seen.last_seen_ms,
         recognised_ppm=node.commitments.weight_ppm(peer),
         recognises_ppm=node.commitments.their_weight_ppm(peer),
         tier=node.commitments.tier(peer),
         balance_micro=node.ledger.balance(peer),
         limit_micro=node.ledger.limit(peer),
         shared_through=shared_through(node, peer),
+        spent=[
+            api.Spent(method=method, units=units, processor_us=spent.processor_us[method])
+            for method, units in sorted(spent.units.items())
+        ],
+        units_left=units_left,
+        synced_bytes_left=synced_bytes_left,
     )
 
 

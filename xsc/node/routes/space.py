@@ -10,33 +10,12 @@ from collections.abc import AsyncGenerator
 from xsc.api import space as api
 from xsc.api.endpoint import Nothing
 from xsc.base.errors import ArgumentInvalid, NotAllowed, NotFound
-from xsc.node.api.serving import Body
+from xsc.node.api.serving import Body, filled
 from xsc.node.build import Node
 from xsc.space.itc import event_bytes, interval_bytes
 from xsc.space.limits import ACTIVE_MS, VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths, is_reserved, parse_address
-from xsc.space.record import Entry, SpaceRecord, to_json
-from xsc.space.store import Stats
-
-
-def _row(owner: bytes, record: SpaceRecord) -> api.Record:
-    return api.Record(
-        owner=owner,
-        path=record.path,
-        sequence=record.sequence,
-        size_bytes=record.size_bytes,
-    )
-
-
-def _stats(node: Node, found: Stats) -> api.Stats:
-    return api.Stats(
-        records=found.records,
-        live_bytes=found.live_bytes,
-        disk_bytes=found.disk_bytes,
-        subscriptions=node.sync.subscriptions(),
-        received_bytes=node.sync.received_bytes,
-        sent_bytes=node.sync.sent_bytes,
-    )
+from xsc.space.record import Entry, to_json
 
 
 def _addressed(node: Node, text: str) -> tuple[bytes, str]:
@@ -78,7 +57,7 @@ def _own_versions(node: Node, text: str) -> list[Entry]:
 async def versions(node: Node, asked: api.At) -> list[api.Record]:
     """List replaced values."""
     found = _own_versions(node, asked.at)
-    return [_row(each.signed.author, each.signed.record) for each in found]
+    return [filled(api.Record, each.signed.record, owner=each.signed.author) for each in found]
 
 
 def _version(node: Node, asked: api.Get) -> Entry:
@@ -99,11 +78,10 @@ async def get(node: Node, asked: api.Get) -> api.Valued:
     if entry.value is None:
         raise NotFound(f"the value at '{path}' is not on this node")
     record = entry.signed.record
-    return api.Valued(
+    return filled(
+        api.Valued,
+        record,
         owner=owner,
-        path=record.path,
-        sequence=record.sequence,
-        size_bytes=record.size_bytes,
         stamp=api.Stamp(domain=record.domain, events=record.stamp),
         value=to_json(entry.value),
     )
@@ -130,7 +108,7 @@ async def list_(node: Node, asked: api.Under) -> list[api.Record]:
     """List records."""
     owner, prefix = _addressed(node, asked.under)
     found = await node.parts.executor.run(node.space.ls, prefix, owner)
-    return [_row(owner, record) for record in found]
+    return [filled(api.Record, record, owner=owner) for record in found]
 
 
 async def watch(node: Node, asked: api.Under) -> AsyncGenerator[api.Change | None, None]:
@@ -141,12 +119,7 @@ async def watch(node: Node, asked: api.Under) -> AsyncGenerator[api.Change | Non
     try:
         yield None
         while (change := await watching.next()) is not None:
-            yield api.Change(
-                owner=change.owner,
-                path=change.path,
-                sequence=change.sequence,
-                value=to_json(change.value),
-            )
+            yield filled(api.Change, change, value=to_json(change.value))
     finally:
         node.following.unwatch(owner, prefix)
         node.space.unwatch(watching)
@@ -154,12 +127,14 @@ async def watch(node: Node, asked: api.Under) -> AsyncGenerator[api.Change | Non
 
 async def stats(node: Node, _: Nothing) -> api.Stats:
     """Count what the space holds."""
-    return _stats(node, await node.parts.executor.run(node.space.stats))
+    found = await node.parts.executor.run(node.space.stats)
+    return filled(api.Stats, found, node.sync, subscriptions=node.sync.subscriptions())
 
 
-async def compact(node: Node, _: Nothing) -> api.Stats:
+async def compact(node: Node, asked: Nothing) -> api.Stats:
     """Drop what need not be kept."""
-    return _stats(node, await node.space.compact())
+    await node.space.compact()
+    return await stats(node, asked)
 
 
 async def diagnostics(node: Node, _: Nothing) -> api.Diagnostics:
@@ -168,7 +143,8 @@ async def diagnostics(node: Node, _: Nothing) -> api.Diagnostics:
     ages = {peer: max(0, now_ms - seen) for peer, seen in node.sync.seen_ms.items()}
     return api.Diagnostics(
         programs=[
-            _row(node.key.node_id, record) for record in node.space.ls(UserSpacePaths.PROGRAMS)
+            filled(api.Record, record, owner=node.key.node_id)
+            for record in node.space.ls(UserSpacePaths.PROGRAMS)
         ],
         running=node.programs.status(),
         subscriptions=[

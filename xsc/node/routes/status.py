@@ -5,29 +5,21 @@ from __future__ import annotations
 from collections import Counter
 
 from xsc import __version__
+from xsc.api import status as api
 from xsc.api.endpoint import Nothing
-from xsc.api.status import (
-    ComputeStatus,
-    LeasesStatus,
-    PeerHealth,
-    PeersStatus,
-    Status,
-    StorageStatus,
-    TrafficStatus,
-    Version,
-)
 from xsc.base.fields import take_int
+from xsc.node.api.serving import filled
 from xsc.node.build import Node
 from xsc.node.routes.market import own_granted
 from xsc.terms.quote import Kind
 from xsc.terms.slot import STEP
 
 
-async def status(node: Node, _: Nothing) -> Status:
+async def status(node: Node, _: Nothing) -> api.Status:
     """Return the node's status."""
     sandbox = node.compute.describe()
     offered, granted = _levels(node)
-    return Status(
+    return api.Status(
         id=node.key.node_id,
         name=node.config.name,
         version=__version__,
@@ -39,14 +31,13 @@ async def status(node: Node, _: Nothing) -> Status:
         addresses=list(node.peers.own_address.addresses()),
         uptime_s=(node.clock.monotonic_ms() - node.started_ms) // 1000,
         peers=_peers(node),
-        storage=StorageStatus(
-            capacity_bytes=node.shards.capacity_bytes,
-            used_bytes=node.shards.used_bytes,
-            reserved_bytes=node.shards.reserved_bytes,
+        storage=filled(
+            api.StorageStatus,
+            node.shards,
             offered_bytes=offered["storage"],
             granted_bytes=granted["storage"],
         ),
-        compute=ComputeStatus(
+        compute=api.ComputeStatus(
             workers=take_int(sandbox, "workers"),
             running=take_int(sandbox, "running"),
             queued=take_int(sandbox, "queued"),
@@ -54,10 +45,7 @@ async def status(node: Node, _: Nothing) -> Status:
             granted_fuel_per_s=granted["compute"],
         ),
         leases=_leases(node),
-        traffic=TrafficStatus(
-            sent_bytes=node.peers.traffic.sent_bytes,
-            received_bytes=node.peers.traffic.received_bytes,
-        ),
+        traffic=filled(api.TrafficStatus, node.peers.traffic),
     )
 
 
@@ -72,10 +60,10 @@ def _levels(node: Node) -> tuple[Counter[Kind], Counter[Kind]]:
     return offered, granted
 
 
-def _peers(node: Node) -> PeersStatus:
+def _peers(node: Node) -> api.PeersStatus:
     rows = node.health.table()
     up = [row for row in rows if row.state == "up"]
-    return PeersStatus(
+    return api.PeersStatus(
         known=len(rows),
         healthy=sum(node.health.is_up(row.node) for row in rows),
         reached_by=sum(row.reaches_us is True for row in up),
@@ -84,9 +72,9 @@ def _peers(node: Node) -> PeersStatus:
     )
 
 
-def _leases(node: Node) -> LeasesStatus:
+def _leases(node: Node) -> api.LeasesStatus:
     soon = node.market.signing.ending(node.config.warned_ms)
-    return LeasesStatus(
+    return api.LeasesStatus(
         ending=len(soon),
         # The list of objects is gone through only where there is something to find.
         objects=sum(bool(row.ending) for row in node.storage.ls()) if soon else 0,
@@ -95,27 +83,15 @@ def _leases(node: Node) -> LeasesStatus:
     )
 
 
-async def version(node: Node, _: Nothing) -> Version:
+async def version(node: Node, _: Nothing) -> api.Version:
     """Say which XSC the node runs."""
-    return Version(name=node.config.name, version=__version__, network=node.network)
+    return api.Version(name=node.config.name, version=__version__, network=node.network)
 
 
-async def health(node: Node, _: Nothing) -> list[PeerHealth]:
+async def health(node: Node, _: Nothing) -> list[api.PeerHealth]:
     """Return what probes say of each peer, and which clearing of it does not recompute."""
     false = node.allocator.records.false_clearings()
     return [
-        PeerHealth(
-            id=row.node,
-            state=row.state,
-            availability_ppm=row.availability_ppm,
-            response_ms=row.response_ms,
-            quality_ppm=row.quality_ppm,
-            probes=row.probes,
-            misses=row.misses,
-            wrong=row.wrong,
-            last_seen_ms=row.last_seen_ms,
-            skew_ms=row.skew_ms,
-            false_clearing=false.get(row.node),
-        )
+        filled(api.PeerHealth, row, id=row.node, false_clearing=false.get(row.node))
         for row in node.health.table()
     ]

@@ -21,12 +21,9 @@ from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     DIRECTORY_HEAD_BYTES_MAX,
     HEAD_STEP_BYTES,
-    HEADS_A_PEER_MAX,
-    HEADS_MS,
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Handler
-from xsc.base.tally import Tally
 from xsc.base.turns import Turns
 from xsc.base.units import ceil_div
 from xsc.identity.context import Context
@@ -51,7 +48,6 @@ class DirectoryHeadStore:
         self._state = state
         self._commit = commit
         self._turns: Turns[bytes] = Turns()
-        self._written = Tally(HEADS_A_PEER_MAX, HEADS_MS)
 
     def handlers(self) -> dict[str, Handler]:
         """Return what answers peers, by method."""
@@ -70,8 +66,6 @@ class DirectoryHeadStore:
                 return {"stored": True}, ()
             if held is not None and (await self._opened(held, caller)).generation >= generation:
                 return {"stored": False}, (held,)
-            now_ms = self._context.clock.monotonic_ms()
-            self._written.count(caller, now_ms, "directory heads", times=steps_of(len(raw)))
             await self._commit([(HEADS + caller, raw)])
             return {"stored": True}, ()
 

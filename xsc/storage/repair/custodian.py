@@ -23,15 +23,12 @@ from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import (
     CUSTODIANS,
     CUSTODIANS_MAX,
-    CUSTODY_MS,
-    CUSTODY_OBJECTS_A_PEER_MAX,
     LEASE_RESCUE_MS,
     LEASE_TURN_MS,
     STORAGE_QUESTION_TIMEOUT_MS,
 )
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Handler, Reply
-from xsc.base.tally import Tally
 from xsc.base.turns import Turns, sliced
 from xsc.identity.context import Context
 from xsc.storage.catalogue.held import held_at, held_of
@@ -87,7 +84,6 @@ class Custodian:
         self._leaving = leaving
         self._accepts = accepts
         self._grace_ms = grace_ms
-        self._handed_over = Tally(2 * CUSTODY_OBJECTS_A_PEER_MAX, CUSTODY_MS)
         self.turns: Turns[bytes] = Turns()
         """By object: held while it is surveyed or repaired, or its copies are deleted."""
         self._rows: Turns[bytes] = Turns()
@@ -191,8 +187,6 @@ class Custodian:
             )
             if entry != known:
                 self.store.check_room(entry, known)
-                now_ms = self._context.clock.monotonic_ms()
-                self._handed_over.count(caller, now_ms, "objects for custody")
                 await self.store.put(ref, known, entry)
         return {}, []
 

@@ -11,9 +11,50 @@ from typing import Protocol
 
 from xsc.base.turns import Turns
 from xsc.storage.object.capability import VerifyCapability
+from xsc.storage.object.durability import Contract
 from xsc.storage.object.placement import Placement
 from xsc.storage.ports import HostLease
 from xsc.storage.transfer.put import Held
+
+
+class Settings(Protocol):
+    """What the operator decides."""
+
+    @property
+    def lease_grace_ms(self) -> int:
+        """How long hosts keep what is stored under a lease that is over."""
+
+    @property
+    def storage_lease_ms(self) -> int:
+        """How long leases last that this node takes."""
+
+    @property
+    def warned_ms(self) -> int:
+        """How long before its end a lease counts as ending soon."""
+
+    @property
+    def guard_bytes(self) -> int:
+        """Most that is stored at hosts for one absent owner."""
+
+    @property
+    def survive(self) -> Contract | None:
+        """The default contract; None: what all known nodes can keep."""
+
+    @property
+    def repair_grace_ms(self) -> int:
+        """How long a node must be silent before its columns count as lost."""
+
+    @property
+    def repair_bytes_a_second(self) -> int:
+        """Limit of what repair fetches and sends; 0: no limit."""
+
+    @property
+    def repair_interval_ms(self) -> int:
+        """How often every host of every object is asked, even if nothing happened."""
+
+    @property
+    def moved_kept_ms(self) -> int:
+        """How long the old copy of a moved column stays, for readers of the old placement."""
 
 
 @dataclass(frozen=True, slots=True)

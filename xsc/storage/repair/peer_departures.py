@@ -11,8 +11,6 @@ from typing import Final
 from xsc.base.errors import SpaceExhausted, StoreDamaged, XscError
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import LEAVING_A_PEER_MAX, LEAVING_MS
-from xsc.base.tally import Tally
 from xsc.identity.context import Context
 from xsc.identity.envelope import open_signed
 from xsc.storage.ports import Commit
@@ -35,7 +33,6 @@ class Departures:
         self._context = context
         self._commit = commit
         self._notices: dict[bytes, DepartureNotice] = {}
-        self._counted = Tally(LEAVING_A_PEER_MAX, LEAVING_MS)
         self._hearing = asyncio.Lock()
         for key, raw in state.scan(LEAVERS, prefix_end(LEAVERS)):
             node = key.removeprefix(LEAVERS)
@@ -68,15 +65,12 @@ class Departures:
 
         Raises:
             RecordInvalid, SignatureInvalid: it is no notice of that peer.
-            RateLimited: the peer sent too many.
         """
         notice = self._opened(raw, node)
         async with self._hearing:
             known = self._notices.get(node)
             if known is not None and notice.said_ms <= known.said_ms:
                 return False
-            now_ms = self._context.clock.monotonic_ms()
-            self._counted.count(node, now_ms, "words about leaving")
             # Entered only once it is kept: a notice that cannot be kept is sent again.
             await self._commit([(LEAVERS + node, raw)])
             self._notices[node] = notice

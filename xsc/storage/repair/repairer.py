@@ -25,7 +25,6 @@ from xsc.identity.context import Context
 from xsc.storage.catalogue.finder import ObjectFinder
 from xsc.storage.object.durability import HostLabels, survival
 from xsc.storage.object.placement import Placement
-from xsc.storage.ports import Settings
 from xsc.storage.repair.bandwidth import Bandwidth
 from xsc.storage.repair.cleanup import Cleanup
 from xsc.storage.repair.copy_reports import CopyReports
@@ -34,6 +33,7 @@ from xsc.storage.repair.maintained_object import (
     MaintainedObjects,
     MovedColumn,
     RepairResult,
+    Settings,
 )
 from xsc.storage.repair.mover import ColumnMover, Progress
 from xsc.storage.repair.node_watch import NodeWatch

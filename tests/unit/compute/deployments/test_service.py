@@ -29,12 +29,7 @@ from xsc.base.errors import (
     TooLarge,
 )
 from xsc.base.limits import (
-    DEPLOYMENTS_A_PEER_MAX,
-    DEPLOYMENTS_MS,
-    MODULES_DEPLOYED_A_PEER_MAX,
-    MODULES_DEPLOYED_MS,
     PRICE_FUEL,
-    RETRY_AFTER_S_MAX,
     RUN_FUEL,
     SERVICE_COLLECT_MS,
     SERVICE_LOG_ROWS_MAX,
@@ -1121,45 +1116,6 @@ async def test_a_peer_has_so_many_services_at_one_node(world):
         await world.owner.deploy(f"s{number}", on=world.holder.id)
     with pytest.raises(SpaceExhausted, match="of yours"):
         await world.owner.deploy("one-more", on=world.holder.id)
-
-
-async def test_a_peer_brings_so_many_modules_and_what_is_held_is_deployed_all_the_same(world):
-    world.holder = world.make(b"w", sandbox=Held())
-    another = world.make(b"p")
-    for node in (world.owner, another):
-        node.market.leases = [Lease(world.holder.id, b"\5" * 32)]
-
-    async def bring(node, number, **how):
-        module = wasm("greet") + b"\0\2\1" + bytes([number])
-        return await node.deploy(module=module, on=world.holder.id, **how)
-
-    for number in range(MODULES_DEPLOYED_A_PEER_MAX):
-        await bring(world.owner, number)
-        world.clock.advance_to(world.clock.now_ms() + 1_000)
-    sent = len(world.wire.sent)
-    with pytest.raises(RateLimited, match="with deployments"):
-        await bring(world.owner, 200)
-    with pytest.raises(RateLimited) as refused:
-        world.holder.services.holder._check_brought(world.owner.id)
-    assert refused.value.retry_after_s == RETRY_AFTER_S_MAX
-    assert not any(header.get("module") for _, header, _ in world.wire.sent[sent:])
-    await bring(world.owner, MODULES_DEPLOYED_A_PEER_MAX - 1, environment={"A": "b"})
-    await bring(another, 200)
-    passed_ms = 1_000 * MODULES_DEPLOYED_A_PEER_MAX
-    world.clock.advance_to(world.clock.now_ms() + MODULES_DEPLOYED_MS - passed_ms)
-    await bring(world.owner, 201)
-    with pytest.raises(RateLimited):
-        await bring(world.owner, 202)
-
-
-async def test_a_peer_deploys_so_often_within_a_minute(world):
-    """Each is a synced write, also of a module that is held."""
-    for number in range(DEPLOYMENTS_A_PEER_MAX):
-        await world.owner.deploy(on=world.holder.id, environment={"N": str(number)})
-    with pytest.raises(RateLimited, match="deployments of yours"):
-        await world.owner.deploy(on=world.holder.id, environment={"N": "more"})
-    world.clock.advance_to(world.clock.now_ms() + DEPLOYMENTS_MS)
-    await world.owner.deploy(on=world.holder.id, environment={"N": "more"})
 
 
 async def test_the_modules_of_one_peer_take_no_room_of_others(world, monkeypatch):

@@ -226,10 +226,9 @@ async def test_room_for_inputs_is_bounded_and_given_back(world, stored):
     full = [(own, half - len(TEXT))]
     others = [(b"a", half - len(TEXT)), (b"b", half), (own, 1)]
     assert sum(size for _, size in others) <= INPUTS_HELD_BYTES_MAX
-    for held, why in ((full, "of yours"), (others, "as it may")):
-        for each in held:
-            shares.take(*each)
-        with pytest.raises(RateLimited, match=why):
+    for held in (full, others):
+        assert all(shares.take(*each) for each in held)
+        with pytest.raises(RateLimited, match="of yours, or of all"):
             await world.serve(header, parts)
         assert not world.provider.market.reserved
         for each in held:

@@ -16,9 +16,10 @@ from xsc.base.errors import RateLimited, TooLarge
 from xsc.base.limits import (
     FRAME_HEADER_BYTES_MAX,
     HEAD_BYTES_MAX,
+    HEAD_KIB_UNITS,
     KIB,
     PEER_REQUESTS_IN_FLIGHT_MAX,
-    REQUEST_HEAD_BYTES,
+    REQUEST_UNITS,
     WORK_INLINE_BYTES,
 )
 from xsc.base.peering import HeadBound
@@ -111,14 +112,14 @@ def test_a_head_counts_as_the_requests_that_it_takes_as_long_as():
     quota = Quota(rate=100)
     ticket = quota.enter(b"a" * 32, 0)
     for _ in range(99):
-        ticket.take_head(REQUEST_HEAD_BYTES - 1, 0)
-    for _ in range(6):
-        ticket.take_head(16 * REQUEST_HEAD_BYTES, 0)
+        ticket.charge_content(KIB - 1, 0, 0)
+    most = (100 - 1) * REQUEST_UNITS // HEAD_KIB_UNITS
+    ticket.charge_content(most * KIB, 0, 0)
     with pytest.raises(RateLimited):
-        ticket.take_head(16 * REQUEST_HEAD_BYTES, 0)
+        ticket.charge_content(16 * KIB, 0, 0)
     other = quota.enter(b"b" * 32, 0)
-    other.take_head(16 * REQUEST_HEAD_BYTES, 0)
-    ticket.take_head(16 * REQUEST_HEAD_BYTES, 130)
+    other.charge_content(16 * KIB, 0, 0)
+    ticket.charge_content(16 * KIB, 0, 16 * HEAD_KIB_UNITS * 1000 // (100 * REQUEST_UNITS))
 
 
 class SlowExecutor(InlineExecutor):

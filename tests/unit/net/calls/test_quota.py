@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,16 +11,24 @@ from hypothesis import strategies as st
 from xsc.base.errors import RateLimited
 from xsc.base.limits import (
     ANSWERS_A_PEER_BYTES_MAX,
+    FRAME_HEADER_BYTES_MAX,
+    KIB,
     MIB,
+    PEER_BODY_BYTES_MAX,
+    PEER_REQUESTS_A_SECOND_MAX,
     PEER_REQUESTS_IN_FLIGHT_MAX,
     REQUEST_BODIES_A_PEER_BYTES_MAX,
+    REQUEST_UNITS,
     REQUESTS_IN_FLIGHT_MAX,
     SMALL_BODY_BYTES_MAX,
+    SYNCED_A_PEER_BYTES_MAX,
+    SYNCED_BYTES_MAX,
+    SYNCED_MS,
     UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
     UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX,
     UNKNOWN_REQUESTS_A_SECOND_MAX,
-    UNKNOWN_SOURCES_MAX,
 )
+from xsc.net.calls.costs import COSTS, OTHER, Spent
 from xsc.net.calls.quota import Quota
 
 A, B = b"a" * 32, b"b" * 32
@@ -99,15 +109,12 @@ def test_requests_at_once_of_one_unknown_source_are_bounded():
     assert not refused(quota.enter, "192.0.2.2", 0)
 
 
-def test_so_many_sources_are_remembered_and_no_more():
+def test_so_many_sources_are_remembered_as_all_have_requests_and_no_more():
     quota = Quota()
-    for number in range(3 * UNKNOWN_SOURCES_MAX):
+    for number in range(10_000):
         refused(quota.count, str(number), number)
-    assert len(quota._sources) == UNKNOWN_SOURCES_MAX
-    quota.enter(A, 0)
-    for number in range(3 * UNKNOWN_SOURCES_MAX):
-        refused(quota.count, str(number), number)
-    assert A in quota._peers
+        assert len(quota._sources._owed_until) <= 3 * UNKNOWN_REQUESTS_A_SECOND_MAX
+    assert not refused(quota.enter, A, 10_000)
 
 
 def test_bytes_of_bodies_have_a_share_for_each_caller_and_come_back():
@@ -138,29 +145,19 @@ async def test_answers_have_a_share_for_each_caller_until_they_are_written():
     for ticket in tickets[:4]:
         await ticket.wait_for_answer(ANSWERS_A_PEER_BYTES_MAX // 4)
     with pytest.raises(RateLimited, match="not read yet"):
-        tickets[4].set_answer(MIB)
+        tickets[4].set_answer(MIB, 0)
     # What was carried out is answered, where the answer is small.
     small = quota.enter(A, 0)
-    small.set_answer(SMALL_BODY_BYTES_MAX)
+    small.set_answer(SMALL_BODY_BYTES_MAX, 0)
     small.close()
-    quota.enter(B, 0).set_answer(34 * MIB)
+    quota.enter(B, 0).set_answer(34 * MIB, 0)
     # What is made is less than was waited for.
-    tickets[0].set_answer(5)
+    tickets[0].set_answer(5, 0)
     assert quota.answers.held(A) == 3 * ANSWERS_A_PEER_BYTES_MAX // 4 + 5
-    tickets[4].set_answer(MIB)
+    tickets[4].set_answer(MIB, 0)
     for ticket in tickets:
         ticket.close()
     assert quota.answers.held(A) == 0
-
-
-def test_a_removed_peer_is_forgotten_once_nothing_of_it_is_in_flight():
-    quota = Quota(rate=1)
-    ticket = quota.enter(A, 0)
-    quota.forget(A)
-    ticket.close()
-    assert refused(quota.enter, A, 0)
-    quota.forget(A)
-    assert not refused(quota.enter, A, 0)
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=200), st.integers(1, 20))
@@ -170,3 +167,75 @@ def test_never_more_than_the_rate_in_any_second_beyond_one_full_bucket(gaps, rat
         now_ms += gap
         passed += not refused(quota.enter, A, now_ms)
         assert passed * 1000 <= rate * 1000 + rate * now_ms
+
+
+CALLS = st.tuples(
+    st.integers(0, 3_000),
+    st.sampled_from([A, B]),
+    st.sampled_from([*COSTS, "any.other"]),
+    st.integers(0, 4 * KIB) | st.integers(0, FRAME_HEADER_BYTES_MAX),
+    st.integers(0, KIB) | st.integers(0, PEER_BODY_BYTES_MAX),
+)
+"""Pause, caller, method, and bytes of head and body of a call."""
+
+
+@given(st.lists(CALLS, max_size=60))
+def test_whatever_one_peer_sends_what_it_spends_is_bounded_and_others_have_their_share(calls):
+    quota, honest, now_ms = Quota(), b"h" * 32, 0
+    second = PEER_REQUESTS_A_SECOND_MAX * REQUEST_UNITS
+    spent: dict[bytes, list[tuple[int, int, int]]] = {A: [], B: []}
+    for pause_ms, caller, method, head, body in calls:
+        now_ms += pause_ms
+        cost = COSTS.get(method, OTHER)
+        content, synced_bytes = cost.content(head, body)
+        before = quota.left(caller, now_ms)
+        try:
+            ticket = quota.enter(caller, now_ms, method)
+        except RateLimited:
+            assert before[0] < cost.base
+            continue
+        try:
+            ticket.charge_content(head, body, now_ms)
+            spent[caller].append((now_ms, cost.base + content, synced_bytes))
+            ticket.set_answer(body // 2, now_ms)
+        except RateLimited:
+            assert quota.left(caller, now_ms) != (second, SYNCED_A_PEER_BYTES_MAX)
+        finally:
+            ticket.close()
+        assert quota.in_flight(caller) == 0
+        # Whoever asks for what all ask for all the time is answered.
+        quota.enter(honest, now_ms, "storage.head_put").close()
+        assert quota.left(honest, now_ms)[0] > 0
+    for mine in spent.values():
+        for first, (start_ms, _, _) in enumerate(mine):
+            for last in range(first, len(mine)):
+                within_ms = mine[last][0] - start_ms
+                some = mine[first : last + 1]
+                units, synced = sum(each[1] for each in some), sum(each[2] for each in some)
+                dearest, largest = max(each[1] for each in some), max(each[2] for each in some)
+                assert units <= second + second * within_ms // 1000 + dearest
+                share = SYNCED_A_PEER_BYTES_MAX
+                assert synced <= share + share * within_ms // SYNCED_MS + largest
+
+
+def test_what_all_have_synced_is_bounded_and_one_peer_takes_a_small_part_of_it():
+    quota, total = Quota(), 0
+    for number in range(64):
+        peer, mine = bytes([number]) * 32, 0
+        while not refused(quota.charge, peer, "storage.head_put", 0, 0, MIB):
+            mine += MIB
+        assert mine <= SYNCED_A_PEER_BYTES_MAX
+        total += mine
+    assert total == SYNCED_BYTES_MAX == 16 * SYNCED_A_PEER_BYTES_MAX
+    assert not refused(quota.charge, A, "storage.head_put", SYNCED_MS, 0, MIB)
+
+
+def test_what_was_spent_within_the_last_minute_is_told_by_method():
+    spending = Quota().spending
+    spending.add(A, "a.b", 0, units=5, processor_us=7)
+    spending.add(A, "a.b", 30_000, units=1)
+    spending.add(A, "a.c", 59_999, processor_us=2)
+    spending.add(B, "a.b", 59_999, units=9)
+    assert spending.of(A, 59_999) == Spent(Counter({"a.b": 6}), Counter({"a.b": 7, "a.c": 2}))
+    assert spending.of(A, 60_000) == Spent(Counter({"a.b": 1}), Counter({"a.c": 2}))
+    assert spending.of(A, 120_000) == Spent()

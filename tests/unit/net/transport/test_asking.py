@@ -15,9 +15,9 @@ from xsc.base.limits import (
     REPLIES_A_PEER_BYTES_MAX,
     REPLIES_BYTES_MAX,
 )
+from xsc.base.room import Room
 from xsc.identity.keys import KeyPair
 from xsc.net.transport import http
-from xsc.net.transport.bounds import Room
 from xsc.net.transport.http import HttpTransport
 from xsc.net.transport.port import Dropped, RawRequest, RawResponse
 

@@ -20,7 +20,7 @@ from xsc.base.limits import (
     SERVICE_BODIES_BYTES_MAX,
     SMALL_BODIES_BYTES,
 )
-from xsc.net.transport.bounds import Room
+from xsc.base.room import Room
 
 TOTAL, SHARE, SMALL = 100, 40, 10
 STEPS = st.lists(

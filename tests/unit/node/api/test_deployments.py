@@ -16,10 +16,10 @@ from xsc.base.limits import (
     SERVICE_REQUESTS_AN_ADDRESS_MAX,
     STDIN_BYTES_MAX,
 )
+from xsc.base.room import Room
 from xsc.compute.deployments.holder import Served
 from xsc.compute.deployments.rules import ServiceAnswer
 from xsc.compute.deployments.wagi import Request, Response
-from xsc.net.transport.bounds import Room
 from xsc.node.api import deployments
 from xsc.node.api.deployments import ServiceListener
 

@@ -125,13 +125,13 @@ def test_a_capacity_is_held_against_the_disk(home):
 
 @pytest.mark.parametrize("name", ["state", "space", "bodies"])
 def test_a_database_that_is_gone_is_a_failure(home, name):
-    for kept in ("state", "space", "bodies"):
+    for kept in ("state", "space", "bodies", "index"):
         (home / "db" / kept).mkdir(parents=True)
     assert verdicts(examine(home, "home"), "home") == ["ok"]
     (home / "db" / name).rmdir()
     (_, failed) = examine(home, "home")
     assert failed.verdict == "fail"
-    assert f"its database {name} is missing" in failed.text
+    assert f"the database {name} of {home} is missing" in failed.text
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from tests.strategies import vectors
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
-from xsc.base.errors import RateLimited, RecordInvalid, SignatureInvalid, TooLarge, XscError
+from xsc.base.errors import RecordInvalid, SignatureInvalid, TooLarge, XscError
 from xsc.base.limits import (
     DIRECTORY_HEAD_BYTES_MAX,
-    HEAD_STEP_BYTES,
-    HEADS_A_PEER_MAX,
-    HEADS_MS,
     REMOVED_LISTED_MAX,
+    SYNCED_A_PEER_BYTES_MAX,
+    SYNCED_MS,
 )
 from xsc.base.log import SilentLog
 from xsc.base.merkle import Part, root_of
@@ -27,6 +26,7 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
+from xsc.net.calls.costs import COSTS
 from xsc.node import directory as keeper
 from xsc.storage.catalogue.directory import (
     DirectoryEntry,
@@ -40,7 +40,7 @@ from xsc.storage.catalogue.directory import (
     pack,
     unpack,
 )
-from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS, DirectoryHeadStore, steps_of
+from xsc.storage.catalogue.heads import HEAD_GET, HEAD_PUT, HEADS, DirectoryHeadStore
 from xsc.storage.transfer.put import Held
 
 NETWORK = network_id("test")
@@ -58,7 +58,6 @@ BODY = HeadBody(
     ledger=b"ledger",
     removed=(b"r" * 32, b"s" * 32),
 )
-LARGE = BODY.model_copy(update={"directory": bytes(3 * HEAD_STEP_BYTES)})
 
 
 def head(generation, body=BODY, key=KEY):
@@ -193,51 +192,11 @@ async def test_a_head_is_on_the_disk_before_it_is_confirmed_and_written_once():
     assert host.written == [HEADS + KEY.node_id]
 
 
-async def test_a_peer_writes_so_many_heads_within_a_time_and_others_as_before():
-    host = Host()
-    for generation in range(1, HEADS_A_PEER_MAX + 1):
-        await host.put(head(generation).raw)
-    with pytest.raises(RateLimited) as refused:
-        await host.put(head(HEADS_A_PEER_MAX + 1).raw)
-    assert 0 < refused.value.retry_after_s * 1000 <= HEADS_MS
-    assert len(host.written) == HEADS_A_PEER_MAX
-    # What is held already is no write, and another peer has a share of its own.
-    assert (await host.put(head(HEADS_A_PEER_MAX).raw))[0] == {"stored": True}
-    other = KeyPair(b"o" * 32)
-    assert (await host.put(head(1, key=other).raw, other.node_id))[0] == {"stored": True}
-    host.clock.advance_to(host.clock.now_ms() + refused.value.retry_after_s * 1000)
-    assert (await host.put(head(HEADS_A_PEER_MAX + 1).raw))[0] == {"stored": True}
-
-
-async def test_a_large_head_counts_once_for_each_step_of_its_size():
-    host = Host()
-    assert steps_of(len(head(1, LARGE).raw)) == 4
-    for generation in range(1, HEADS_A_PEER_MAX // 4 + 1):
-        await host.put(head(generation, LARGE).raw)
-    with pytest.raises(RateLimited):
-        await host.put(head(HEADS_A_PEER_MAX).raw)
-
-
-@pytest.mark.parametrize("free", [1, 3, 4])
-async def test_a_large_head_that_counts_more_often_than_is_left_is_refused(free):
-    """Of four steps."""
-    host = Host()
-    for generation in range(1, HEADS_A_PEER_MAX - free + 1):
-        await host.put(head(generation).raw)
-    large = head(HEADS_A_PEER_MAX, LARGE).raw
-    assert steps_of(len(large)) == 4
-    if free < 4:
-        with pytest.raises(RateLimited) as refused:
-            await host.put(large)
-        host.clock.advance_to(host.clock.now_ms() + refused.value.retry_after_s * 1000)
-    assert (await host.put(large))[0] == {"stored": True}
-
-
 @given(st.integers(1, DIRECTORY_HEAD_BYTES_MAX), st.integers(0, 10_000))
 def test_heads_that_somebody_waits_for_keep_to_what_a_peer_stores(size_bytes, taken_ms):
     pause = keeper.pause_ms(size_bytes, taken_ms)
-    heads = HEADS_MS // pause + 1
-    assert heads * steps_of(size_bytes) <= HEADS_A_PEER_MAX
+    heads = SYNCED_MS // pause + 1
+    assert heads * COSTS[HEAD_PUT].content(0, size_bytes)[1] <= SYNCED_A_PEER_BYTES_MAX
     assert pause >= 4 * taken_ms
 
 

@@ -1,0 +1,100 @@
+"""What calls cost the node that answers them: the table, the rule, and what peers spent.
+
+A unit is about a microsecond of a processor, as measured on the machine of docs/performance.md;
+`xsc peer ls --costs` shows both side by side. What is measured decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from xsc.base.limits import HEAD_KIB_UNITS, KIB, REQUEST_UNITS, SIGNATURE_UNITS, SYNC_BYTES
+
+_SLOT_MS: Final = 10_000
+_SLOTS: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a call of one method costs."""
+
+    base: int = REQUEST_UNITS
+    kib: int = 1
+    """Of what follows the head, of a request and of its answer. Records travel in the head: for
+    a KiB of that all methods cost the same, HEAD_KIB_UNITS."""
+    signatures: int = 0
+    """That are made or verified, beside that of the request."""
+    synced: bool = False
+    """Whether something is written and synced that nobody pays for."""
+
+    def body(self, size_bytes: int) -> int:
+        """Return the units of so many bytes behind a head."""
+        return size_bytes // KIB * self.kib
+
+    def content(self, head_bytes: int, body_bytes: int) -> tuple[int, int]:
+        """Return the units and synced bytes of what a call brings, before its head is decoded."""
+        units = head_bytes // KIB * HEAD_KIB_UNITS + self.body(body_bytes)
+        synced_bytes = SYNC_BYTES + head_bytes + body_bytes if self.synced else 0
+        return units + SIGNATURE_UNITS * self.signatures, synced_bytes
+
+
+OTHER: Final = Cost()
+"""What a method costs that the table does not name."""
+COSTS: Final[Mapping[str, Cost]] = {
+    "peers.join": Cost(base=1_200),
+    # It goes over all leases of the customer, of which there may be many.
+    "market.lease": Cost(base=2_000, signatures=2, synced=True),
+    "market.account": Cost(base=10_000, signatures=2, synced=True),
+    "ledger.propose": Cost(signatures=3),
+    "ledger.account": Cost(signatures=2, synced=True),
+    "ledger.head": Cost(signatures=1, synced=True),
+    "ledger.history": Cost(base=1_500),
+    "service.deploy": Cost(signatures=1, kib=20, synced=True),
+    "service.undeploy": Cost(signatures=1, synced=True),
+    "space.grant": Cost(base=1_100, signatures=2, synced=True),
+    # These are paid, but for their processor time.
+    "storage.put": Cost(kib=2),
+    "storage.stat": Cost(base=4_500),
+    "storage.guard": Cost(synced=True),
+    "storage.unguard": Cost(synced=True),
+    "storage.leaving": Cost(signatures=1, synced=True),
+    "storage.head_put": Cost(base=700, signatures=2, synced=True),
+}
+
+
+@dataclass(slots=True)
+class Spent:
+    """What a peer spent, by method."""
+
+    units: Counter[str] = field(default_factory=Counter)
+    processor_us: Counter[str] = field(default_factory=Counter)
+
+
+class Spending:
+    """What peers spent within the last minute, by method. Times are of a steady clock."""
+
+    def __init__(self) -> None:
+        self._slots: deque[tuple[int, dict[bytes, Spent]]] = deque(maxlen=_SLOTS)
+
+    def add(
+        self, peer: bytes, method: str, now_ms: int, *, units: int = 0, processor_us: int = 0
+    ) -> None:
+        """Count what a peer spends now."""
+        number = now_ms // _SLOT_MS
+        if not self._slots or self._slots[-1][0] != number:
+            self._slots.append((number, {}))
+        spent = self._slots[-1][1].setdefault(peer, Spent())
+        spent.units[method] += units
+        spent.processor_us[method] += processor_us
+
+    def of(self, peer: bytes, now_ms: int) -> Spent:
+        """Return what a peer spent."""
+        found = Spent()
+        for number, slot in self._slots:
+            if number > now_ms // _SLOT_MS - _SLOTS and peer in slot:
+                found.units.update(slot[peer].units)
+                found.processor_us.update(slot[peer].processor_us)
+        return found
