@@ -198,6 +198,17 @@ async def test_what_nobody_subscribes_to_is_never_fetched(circle):
     assert await bea.store.cursor(ada.id, "a") == 3
 
 
+async def test_a_deeper_subscription_takes_its_section_whole(circle):
+    """Else nobody could say whether a replica hides something below the prefix."""
+    ada, bea, *_ = circle.members
+    await ada.store.put({"a/x/y": b"1", "a/z": b"2", "b": b"3"})
+    bea.sync.subscribe(ada.id, "a/x")
+    bea.follow(ada)
+    await ada.head()
+    assert {record.path for record in bea.space.ls("", ada.id)} == {"a/x/y", "a/z"}
+    assert await bea.store.cursor(ada.id, "a/x") == await ada.store.cursor(ada.id, "")
+
+
 async def test_a_change_wakes_only_who_asked_for_its_path(circle, monkeypatch):
     """A node has a request of each peer, and most of what it writes concerns few of them."""
     ada, bea, cid, _ = circle.members
