@@ -63,7 +63,6 @@ from xsc.space.record import (
 )
 from xsc.space.table import (
     OwnerTable,
-    Plan,
     Proven,
     Repair,
     Row,
@@ -416,27 +415,25 @@ class SpaceStore:
         table: OwnerTable,
         signed: Signed[SpaceRecord],
         value: bytes | None,
-        plan: Plan,
         *,
         again: bool = False,
     ) -> None:
-        """Take over what a plan says into a batch and into the rows.
+        """Take a record into a batch and into the rows.
 
         What is written `again` has the value that is stored, and replaces no other version.
         """
         owner, record = signed.author, signed.record
-        key = owner + record.path.encode()
-        if plan.drop is not None:
-            self._drop(batch, owner, table, plan.drop)
-        if not plan.put:
-            return
-        keeps = owner == self.owner and (self._keep_versions or self._keep_ms)
-        if plan.archive and not again and keeps:  # how many others replace has no bound
-            old = self._entry(batch, owner, record.path)
-            assert old is not None, "what is replaced is there"
-            kept: list[Value] = [self._time.now_ms(), old.signed.raw, old.value]
-            at = _numbered(ARCHIVE + key + b"\0", old.signed.record.sequence)
-            batch.set(at, encode(kept))
+        key, old = owner + record.path.encode(), table.rows.get(record.path)
+        if record.digest is None and (oldest := table.oldest_tombstone(record.path)) is not None:
+            self._drop(batch, owner, table, oldest)
+        # How many others replace has no bound.
+        keeps = owner == self.owner and (self._keep_versions or self._keep_ms) and not again
+        if keeps and old is not None and not old.deleted and old.sequence < record.sequence:
+            entry = self._entry(batch, owner, record.path)
+            assert entry is not None, "what is replaced is there"
+            if entry.value is not None:  # else it was recovered without its value
+                kept: list[Value] = [self._time.now_ms(), entry.signed.raw, entry.value]
+                batch.set(_numbered(ARCHIVE + key + b"\0", old.sequence), encode(kept))
         batch.set(META + key, signed.raw)
         if not again:
             batch.set(VALUE + key, value)
@@ -484,12 +481,12 @@ class SpaceStore:
                 try:
                     if value is not None:
                         check_value(signed.record, value)
-                    plan = table.plan(signed, listed=listed, bytes_max=bytes_max)
+                    is_taken = table.takes(signed, listed=listed, bytes_max=bytes_max)
                 except XscError as fault:
                     refused.append(fault)
                     continue
-                self._stage(batch, table, signed, value, plan)
-                if plan.put:
+                if is_taken:
+                    self._stage(batch, table, signed, value)
                     paths.append(signed.record.path)
                     if newest is None or newest.sequence < signed.record.sequence:
                         newest = signed.record
@@ -688,9 +685,10 @@ class SpaceStore:
             for start in range(0, len(records), JOINT_RECORDS_MAX):
                 group = records[start : start + JOINT_RECORDS_MAX]
                 for signed in sign_jointly(group, self._key, self._network):
-                    path, plan = signed.record.path, table.plan(signed)
-                    value, again = values.get(path), path not in values
-                    self._stage(batch, table, signed, value, plan, again=again)
+                    is_taken = table.takes(signed)
+                    assert is_taken, "an own sequence is above all others"
+                    path = signed.record.path
+                    self._stage(batch, table, signed, values.get(path), again=path not in values)
         except XscError:
             self._tables.pop(self.owner, None)
             raise

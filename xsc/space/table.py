@@ -71,17 +71,6 @@ class Row:
         return (self.sequence, other.id) > (other.sequence, self.id)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to do with a record that was verified."""
-
-    put: bool
-    archive: bool = False
-    """The record that is replaced is a superseded version, for the archive."""
-    drop: str | None = None
-    """Path of the oldest tombstone, which makes room for this one."""
-
-
 @dataclass(slots=True)
 class Proven:
     """A head, and that what is held of a section is what it says."""
@@ -127,14 +116,14 @@ class OwnerTable:
 
     # Records
 
-    def plan(
+    def takes(
         self,
         signed: Signed[SpaceRecord],
         *,
         listed: Repair | None = None,
         bytes_max: int | None = None,
-    ) -> Plan:
-        """Return what to do with a record of this owner that was verified.
+    ) -> bool:
+        """Say whether a record of this owner that was verified is taken.
 
         Args:
             signed: the record.
@@ -148,7 +137,7 @@ class OwnerTable:
         path, row = signed.record.path, Row.of(signed)
         held = self.rows.get(path)
         if held is not None and held.id == row.id:
-            return Plan(put=False)
+            return False
         proven = self.cursors.get(row.section, 0)
         is_listed = (
             listed is not None
@@ -159,14 +148,16 @@ class OwnerTable:
         if not is_listed and (
             row.sequence <= proven or (held is not None and not row.outranks(held))
         ):
-            return Plan(put=False)
+            return False
         self._check_quota(row, held, OWNER_BYTES_MAX if bytes_max is None else bytes_max)
-        drop = None
-        if row.deleted and len(self.rows) - self.live >= TOMBSTONES_MAX:
-            order = merge(*self._orders.values())
-            drop = next((at for _, at in order if self.rows[at].deleted and at != path), None)
-        archive = held is not None and not held.deleted and held.sequence < row.sequence
-        return Plan(put=True, archive=archive, drop=drop)
+        return True
+
+    def oldest_tombstone(self, path: str) -> str | None:
+        """Return the tombstone that goes for a new one at a path; None where there is room."""
+        if len(self.rows) - self.live < TOMBSTONES_MAX:
+            return None
+        order = merge(*self._orders.values())
+        return next((at for _, at in order if self.rows[at].deleted and at != path), None)
 
     def _check_quota(self, row: Row, held: Row | None, bytes_max: int) -> None:
         was_live = held is not None and not held.deleted

@@ -18,11 +18,10 @@ from xsc.space.limits import (
 )
 from xsc.space.paths import SECTIONS, section_of
 from xsc.space.record import SpaceHead, SpaceRecord, section_hash, value_digest
-from xsc.space.table import OwnerTable, Plan, Proven, Row, old_versions
+from xsc.space.table import OwnerTable, Proven, Row, old_versions
 
 GOLDEN = vectors("space")
 X = section_of("x")
-NOTHING = Plan(put=False)
 
 
 @pytest.fixture
@@ -78,12 +77,12 @@ class Owner:
 
 
 def take(table, signed):
-    plan = table.plan(signed)
-    if plan.drop:
-        table.forget(plan.drop)
-    if plan.put:
-        table.put(signed.record.path, Row.of(signed))
-    return plan
+    path, is_taken = signed.record.path, table.takes(signed)
+    if is_taken:
+        if signed.record.digest is None and (oldest := table.oldest_tombstone(path)):
+            table.forget(oldest)
+        table.put(path, Row.of(signed))
+    return is_taken
 
 
 def live(table):
@@ -107,16 +106,8 @@ def test_a_newer_record_replaces_an_older_one_in_any_order(owner):
 def test_a_record_that_is_held_or_older_changes_nothing(owner):
     old, new = owner.record("a", b"old"), owner.record("a", b"new")
     table = OwnerTable()
-    assert take(table, new) == Plan(put=True)
-    assert take(table, new) == take(table, old) == NOTHING
-    assert table.plan(owner.record("a", b"newest")) == Plan(put=True, archive=True)
-
-
-def test_a_deleted_record_is_not_archived_twice(owner):
-    table = OwnerTable()
-    take(table, owner.record("a"))
-    assert take(table, owner.record("a", None)) == Plan(put=True, archive=True)
-    assert take(table, owner.record("a")) == Plan(put=True)
+    assert [take(table, each) for each in (new, new, old)] == [True, False, False]
+    assert table.takes(owner.record("a", b"newest"))
 
 
 def test_of_two_records_under_one_sequence_the_smaller_id_holds(owner):
@@ -127,8 +118,7 @@ def test_of_two_records_under_one_sequence_the_smaller_id_holds(owner):
     for order in (two, two[::-1]):
         table = OwnerTable()
         take(table, order[0])
-        plan = take(table, order[1])
-        assert not plan.archive
+        take(table, order[1])
         assert table.rows["a"].id == two[0].id
 
 
@@ -149,12 +139,11 @@ def test_of_two_records_under_one_sequence_the_one_that_a_head_is_over_holds(own
         assert not table.prove(X, head, {})
         repair = table.repair(X, head, owner.listed().items())
         assert repair.fetch == {"x/a": two[over].id}
-        plan = table.plan(two[over], listed=repair)
-        assert plan == Plan(put=True)
+        assert table.takes(two[over], listed=repair)
         table.put("x/a", Row.of(two[over]))
     assert table.prove(X, head, {})
     # And the other one does not come back, also where its id is the smaller one.
-    assert take(table, two[1 - over]) == NOTHING
+    assert not take(table, two[1 - over])
     assert table.rows["x/a"].id == two[over].id
     assert table.show(X).head == head
 
@@ -167,15 +156,15 @@ def test_a_head_decides_also_over_a_newer_record_that_it_denies(owner):
     table = OwnerTable()
     take(table, denied)
     repair = table.repair(X, old, owner.listed().items())
-    assert table.plan(put) == NOTHING
-    assert table.plan(put, listed=repair).put
+    assert not table.takes(put)
+    assert table.takes(put, listed=repair)
     table.put("x", Row.of(put))
     assert table.prove(X, old, {})
     owner.put("x")
     head = owner.head()
     take(table, owner.sent[-1])
     assert table.prove(X, head, {})
-    assert table.plan(put, listed=repair) == NOTHING  # an older listing decides nothing
+    assert not table.takes(put, listed=repair)  # an older listing decides nothing
 
 
 def test_a_head_that_a_newer_one_denies_is_shown_no_longer(owner):
@@ -192,7 +181,7 @@ def test_a_head_that_a_newer_one_denies_is_shown_no_longer(owner):
     other.sequence = 4
     head = other.head()
     repair = table.repair(X, head, other.listed().items())
-    assert table.plan(two, listed=repair).put
+    assert table.takes(two, listed=repair)
     table.put("x/b", Row.of(two))
     assert table.show(X) is None
     assert table.prove(X, head, {})
@@ -217,8 +206,8 @@ def test_fault_5_a_clock_above_a_record_does_not_make_it_stale(owner):
     """There, a record with a stamp below one's own clock was dropped: 17 to 79 % were lost."""
     table = OwnerTable()
     take(table, owner.record("a", stamp=10**6))
-    assert take(table, owner.record("b", stamp=1)).put
-    assert take(table, owner.record("a", stamp=2)).put  # below the stamp of what it replaces
+    assert take(table, owner.record("b", stamp=1))
+    assert take(table, owner.record("a", stamp=2))  # below the stamp of what it replaces
 
 
 def test_fault_5_no_final_value_is_lost_with_delays(alice, network):
@@ -284,7 +273,7 @@ def test_the_size_that_a_record_names_counts_before_the_value_is_there(owner, mo
     table = OwnerTable()
     take(table, owner.record("a", size_bytes=VALUE_BYTES_MAX))
     with pytest.raises(SpaceExhausted):
-        table.plan(owner.record("b", size_bytes=VALUE_BYTES_MAX))
+        table.takes(owner.record("b", size_bytes=VALUE_BYTES_MAX))
 
 
 def test_the_oldest_tombstone_makes_room_for_a_new_one(owner, monkeypatch):
@@ -431,7 +420,7 @@ def test_what_was_deleted_does_not_come_back(owner):
         take(table, signed)
     assert table.prove(X, owner.head(), {})
     table.forget("x/a")  # the tombstone
-    assert take(table, owner.sent[0]) == NOTHING
+    assert not take(table, owner.sent[0])
     assert live(table) == {"x/b": 2}
 
 
