@@ -608,3 +608,12 @@ async def test_replaced_versions_are_kept_as_the_policy_says(alice, network):
         store._db.write([(key, damaged)], sync=True)
         with pytest.raises(StoreDamaged):
             store.versions("a")
+
+
+async def test_what_was_taken_back_without_its_value_is_no_version(mine, alice, network):
+    store = opened(alice, network, keep_versions=2)
+    await store.take(store.owner, [(record(alice, network, "a", 7), None)])
+    await store.put({"a": b"1"})
+    await store.put({"a": b"2"})
+    await store.compact({})
+    assert [entry.value for entry in store.versions("a")] == [b"1"]
