@@ -169,7 +169,7 @@ def test_a_head_decides_also_over_a_newer_record_that_it_denies(owner):
 
 def test_a_head_that_a_newer_one_denies_is_shown_no_longer(owner):
     """Two heads of a forked owner; what the newer one says is live, the older one did not have."""
-    one, two = (owner.record(path, sequence=at) for at, path in ((1, "x/a"), (2, "x/b")))
+    one, two = (owner.record(path, sequence=at) for at, path in ((1, "x/a"), (3, "x/b")))
     take(owner.table, one)
     owner.sequence = 3
     table = OwnerTable()
@@ -385,7 +385,7 @@ def test_a_replica_cannot_pass_a_hidden_path_off_as_changed(owner):
     head = owner.head()
     assert not table.prove(X, head, {"x/a": hidden})
     take(table, owner.put("x/a"))
-    assert table.prove(X, head, {"x/a": hidden})
+    assert table.prove(X, head, {"x/a": hidden, "x/b": bytes(32)})  # x/b has not changed
 
 
 def test_a_replica_passes_a_head_on(owner):
@@ -471,6 +471,7 @@ def test_a_dropped_path_leaves_an_older_head_whole(owner):
     owner.table.forget("x/a")
     assert owner.table.show(X).before == {"x/a": one}
     assert owner.listed() == {"x/a": one, "x/b": two}
+    assert owner.table.hash_now(X) == section_hash({"x/b": two})
 
 
 @pytest.mark.parametrize(
