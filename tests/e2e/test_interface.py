@@ -6,6 +6,8 @@ import json
 import os
 import re
 import time
+from contextlib import closing
+from http.client import HTTPConnection
 
 import pytest
 from pydantic import TypeAdapter
@@ -13,6 +15,8 @@ from pydantic import TypeAdapter
 from tests.e2e.conftest import NODES, PROGRAMS, call
 from xsc import api
 from xsc.api.serial import document
+from xsc.api.table import ENDPOINTS
+from xsc.client.core import find_place
 
 ID = re.compile(r"[a-z2-7]{52}")
 URL = re.compile(r"http://127\.0\.0\.1:[0-9]+")
@@ -86,6 +90,27 @@ def test_what_a_command_prints_as_json_is_what_its_endpoint_answers(net, stored,
     for row in rows:
         model = TypeAdapter(endpoint.answer).validate_json(json.dumps(row))
         assert document(model) == row
+
+
+def test_the_page_of_the_api_needs_no_token_and_no_other_host(net):
+    place = find_place(net[0].home)
+
+    def fetch(path):
+        with closing(HTTPConnection(place.host, place.port)) as connection:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            assert answer.status == 200
+            return answer.headers, answer.read().decode()
+
+    headers, page = fetch("/docs")
+    sources = re.findall(
+        r"script-src ([^;]*);|connect-src ([^;]*);", headers["Content-Security-Policy"]
+    )
+    assert {source for pair in sources for source in pair if source} == {"'self'"}
+    links = re.findall(r'(?:src|spec-url)="([^"]*)"', page)
+    assert links == ["/openapi.json", "/docs/redoc.js"]
+    assert all(fetch(link)[1] for link in links)
+    assert set(json.loads(fetch("/openapi.json")[1])["paths"]) == {each.path for each in ENDPOINTS}
 
 
 def test_node_version(net):

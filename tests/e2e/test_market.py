@@ -161,7 +161,7 @@ BAD = [
         "at most 8",
     ),
     ("offer compute 10Mfuel/s --rule first", "rule"),
-    ("edit 0 --quantity 5GiB", "no id"),
+    ("edit 0 --quantity 5GiB", "no own offer or need has an id"),
 ]
 
 

@@ -133,7 +133,7 @@ def test_bad_input_is_named_and_registers_nothing(start, tmp_path):
     member(["program", "register", str(tmp_path / "none.toml")]).fails(2, "argument_invalid")
     for command in ("activate", "deactivate", "results"):
         member(["program", command, "aaaaaaaa"]).fails(2, "not_found")
-        member(["program", command, "../x"]).fails(2, "argument_invalid")
+        member(["program", command, "../x"]).fails(2, "not_found")
     member("space put compute/x 1").fails(2, "argument_invalid")
     member("space put programs/active/x 1").fails(2, "argument_invalid")
     (row,) = member("program ls --json").json["programs"]

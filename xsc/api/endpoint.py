@@ -11,17 +11,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from types import UnionType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    ClassVar,
-    Final,
-    Generic,
-    Literal,
-    TypeVar,
-    dataclass_transform,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeVar, dataclass_transform
 from urllib.parse import quote
 
 from xsc.base.errors import ArgumentInvalid
@@ -39,7 +29,7 @@ Takes = Literal["json", "framed", "bytes"]
 """framed: the length of the JSON in 4 bytes, big-endian, the JSON, and then bytes."""
 Gives = Literal["json", "bytes", "cbor", "lines", "events"]
 """cbor: a file for `xsc verify`. lines, events: a JSON document each, as they come."""
-_PLAIN: Final = "!#$&'()*+,-./:;<=>?@[]^_`{|}~"
+_PLAIN = "!#$&'()*+,-./:;<=>?@[]^_`{|}~"
 """Characters that a header holds as they are: no space, which would be lost at an end."""
 
 
@@ -81,22 +71,25 @@ def named(node: str, *, init: Literal[False] = False) -> Any:  # noqa: ANN401, A
     return field(default="", metadata={"names": node})
 
 
+_CONFIG = {
+    "strict": True,
+    "extra": "forbid",
+    "val_json_bytes": "base64",
+    "alias_generator": written_name,
+    "use_attribute_docstrings": True,
+}
+"""For pydantic, which reads them in the node."""
+
+
 @dataclass_transform(
     frozen_default=True, kw_only_default=True, field_specifiers=(field, header, absent, named)
 )
 class Model:
     """A request or an answer: strict, without unknown fields, never changed."""
 
-    __pydantic_config__: ClassVar = {
-        "strict": True,
-        "extra": "forbid",
-        "val_json_bytes": "base64",
-        "alias_generator": written_name,
-        "use_attribute_docstrings": True,
-    }
-
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)
+        cls.__pydantic_config__ = _CONFIG  # type: ignore[attr-defined]
 
 
 class Nothing(Model):

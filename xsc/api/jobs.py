@@ -11,6 +11,7 @@ from annotated_types import Ge, Le, Len, MaxLen
 
 from xsc.api.endpoint import Endpoint, Id, Key, Model, Nothing, absent, file, listing, named
 from xsc.api.problems import Problem
+from xsc.base import limits
 from xsc.base.errors import XscError, from_code
 from xsc.base.jobs import (
     Grant,
@@ -22,18 +23,9 @@ from xsc.base.jobs import (
     StoredOutput,
     Verification,
 )
-from xsc.base.limits import (
-    ARGUMENTS_MAX,
-    COMPUTE_WAIT_MS,
-    FUEL_MAX,
-    MEMORY_BYTES_MAX,
-    MODULE_BYTES_MAX,
-    STDIN_BYTES_MAX,
-    TIMEOUT_MS_MAX,
-)
 
 Text = Annotated[str, MaxLen(65_536)]
-Fuel = Annotated[int, Ge(1), Le(FUEL_MAX)]
+Fuel = Annotated[int, Ge(1), Le(limits.FUEL_MAX)]
 
 
 class Brought(Model):
@@ -41,13 +33,13 @@ class Brought(Model):
 
     env: Annotated[dict[str, Text], MaxLen(1024)] = field(default_factory=dict)
     fuel: Fuel | None = None
-    memory_bytes: Annotated[int, Ge(1), Le(MEMORY_BYTES_MAX)] | None = None
-    timeout_ms: Annotated[int, Ge(1), Le(TIMEOUT_MS_MAX)] | None = None
+    memory_bytes: Annotated[int, Ge(1), Le(limits.MEMORY_BYTES_MAX)] | None = None
+    timeout_ms: Annotated[int, Ge(1), Le(limits.TIMEOUT_MS_MAX)] | None = None
     on: Annotated[str, MaxLen(256)] | None = None
     module: Annotated[str, Len(64, 64)] | None = None
     """SHA-256, in hexadecimal digits, of a module that the node has or that came lately, instead of
     its bytes; `module_bytes` is 0 then."""
-    module_bytes: Annotated[int, Ge(0), Le(MODULE_BYTES_MAX)]
+    module_bytes: Annotated[int, Ge(0), Le(limits.MODULE_BYTES_MAX)]
 
 
 class Job(Brought):
@@ -56,11 +48,11 @@ class Job(Brought):
     mode: Mode
     function: Annotated[str, MaxLen(1024)] = "_start"
     arguments: Annotated[tuple[Text, ...], MaxLen(1024)] = ()
-    inputs: Annotated[dict[str, str], MaxLen(ARGUMENTS_MAX)] = field(default_factory=dict)
-    wait_ms: Annotated[int, Ge(0), Le(TIMEOUT_MS_MAX)] = COMPUTE_WAIT_MS
+    inputs: Annotated[dict[str, str], MaxLen(limits.ARGUMENTS_MAX)] = field(default_factory=dict)
+    wait_ms: Annotated[int, Ge(0), Le(limits.TIMEOUT_MS_MAX)] = limits.COMPUTE_WAIT_MS
     """How long it waits where other runs of this node at the provider hold the fuel it needs."""
     local: bool = False
-    stdin_bytes: Annotated[int, Ge(0), Le(STDIN_BYTES_MAX)] = 0
+    stdin_bytes: Annotated[int, Ge(0), Le(limits.STDIN_BYTES_MAX)] = 0
     """Of a batch: lines of arguments, parted by spaces."""
     item_fuel: Fuel | None = None
     """Of a batch: most fuel of one call."""

@@ -224,6 +224,7 @@ class PassedOver(Model):
 
     node: Key
     lease_id: Key | None
+    """Null: no lease there in particular."""
     reason: str
 
 

@@ -58,7 +58,7 @@ class Stored(Model):
     survives_nodes: int
     survives: str
     warnings: list[str]
-    passed_over: list[PassedOver]
+    passed_over: tuple[PassedOver, ...]
 
 
 class Get(Capability):
@@ -235,14 +235,19 @@ class Moved(Model):
 
 
 class Repaired(Model):
-    """What a repair did."""
+    """What one repair of an object did."""
 
     margin: int
-    moved: list[Moved]
-    left: list[int]
-    reason: str
-    patched: int
-    waiting: int
+    """How many more columns could be lost, before the repair."""
+    moved: tuple[Moved, ...] = ()
+    left: tuple[int, ...] = ()
+    """Columns that are lost or must leave their node, and have no new host yet."""
+    reason: str = ""
+    """Why some are left; empty if none is."""
+    patched: int = 0
+    """Damaged shards that were stored again at their host."""
+    waiting: int = 0
+    """Columns of silent nodes whose grace is not over: they count as lost only after it."""
 
 
 class Removed(Model):

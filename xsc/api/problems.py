@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from xsc.api.endpoint import Model
 from xsc.base.errors import XscError
 
@@ -35,12 +37,5 @@ def problem(error: XscError) -> Problem:
 
 def bug() -> Problem:
     """Return the document for a fault that XSC did not expect; it tells no details."""
-    return Problem(
-        code="bug",
-        title="bug",
-        status=500,
-        detail="internal error of the node; its log has the trace",
-        hint="please report it",
-        retryable=False,
-        retry_after_s=0,
-    )
+    fault = "internal error of the node; its log has the trace"
+    return replace(problem(XscError(fault, hint="please report it")), code="bug", title="bug")

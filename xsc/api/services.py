@@ -8,11 +8,7 @@ from annotated_types import Ge, Le, MaxLen
 
 from xsc.api.endpoint import Endpoint, Key, Model, Nothing, listing, named, post
 from xsc.api.jobs import Brought
-from xsc.base.limits import (
-    SERVICE_CONCURRENCY_DEFAULT,
-    SERVICE_CONCURRENCY_MAX,
-    SERVICE_LOG_ROWS_MAX,
-)
+from xsc.base import limits
 
 WAIT_MS_MAX = 30_000
 """How long a request for rows of a log may wait for the next one."""
@@ -23,7 +19,9 @@ class Deploy(Brought):
 
     name: Annotated[str, MaxLen(256)]
     version: Annotated[str, MaxLen(256)] | None = None
-    concurrency: Annotated[int, Ge(1), Le(SERVICE_CONCURRENCY_MAX)] = SERVICE_CONCURRENCY_DEFAULT
+    concurrency: Annotated[int, Ge(1), Le(limits.SERVICE_CONCURRENCY_MAX)] = (
+        limits.SERVICE_CONCURRENCY_DEFAULT
+    )
 
 
 State = Literal["serving", "off", "placed", "unpaid"]
@@ -76,7 +74,7 @@ class Log(Named):
     """So many rows of a log: the newest, or those after one, for which it waits so long."""
 
     after: Annotated[int, Ge(0), Le(2**63 - 1)] | None = None
-    n: Annotated[int, Ge(0), Le(SERVICE_LOG_ROWS_MAX)] = 100
+    n: Annotated[int, Ge(0), Le(limits.SERVICE_LOG_ROWS_MAX)] = 100
     wait_ms: Annotated[int, Ge(0), Le(WAIT_MS_MAX)] = 0
 
 

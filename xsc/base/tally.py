@@ -15,13 +15,11 @@ class Tally:
     Args:
         most: how often a peer may do it.
         within_ms: within this time.
-        own: who is refused nothing: this node.
     """
 
-    def __init__(self, most: int, within_ms: int, own: bytes = b"") -> None:
+    def __init__(self, most: int, within_ms: int) -> None:
         self._most = most
         self._within_ms = within_ms
-        self._own = own
         self._times: dict[bytes, deque[int]] = {}
 
     def note(self, peer: bytes, now_ms: int) -> None:
@@ -29,8 +27,7 @@ class Tally:
         since_ms = now_ms - self._within_ms
         for known in [each for each, noted in self._times.items() if noted[-1] < since_ms]:
             del self._times[known]
-        if peer != self._own:
-            self._times.setdefault(peer, deque(maxlen=self._most)).append(now_ms)
+        self._times.setdefault(peer, deque(maxlen=self._most)).append(now_ms)
 
     def count(self, peer: bytes, now_ms: int, what: str) -> None:
         """Note that a peer does it once more.

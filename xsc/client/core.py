@@ -20,7 +20,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
@@ -160,7 +160,7 @@ class Core:
     ) -> None:
         self.home = default_home() if home is None else home
         self._trace = trace
-        self._kept: list[tuple[HTTPConnection, Place, float]] = []
+        self._kept: list[_Connection] = []
         self._finish = weakref.finalize(self, _close_all, self._kept)
 
     def close(self) -> None:
@@ -197,12 +197,18 @@ class Core:
             NodeUnreachable: no node, or no whole answer from it.
             XscError: what the node raised.
         """
-        with self._sent(endpoint, asked, parts, timeout_s, keep=True) as exchange:
-            document = exchange.document()
-            if exchange.reusable and len(self._kept) < KEPT_CONNECTIONS_MAX:
-                exchange.reused = True
-                self._kept.append((exchange.connection, exchange.place, time.monotonic()))
-            return document
+        connection = self._sent(endpoint, asked, parts, timeout_s, keep=True)
+        try:
+            document = connection.document()
+        except BaseException:
+            connection.close()
+            raise
+        if connection.reusable and len(self._kept) < KEPT_CONNECTIONS_MAX:
+            connection.since = time.monotonic()
+            self._kept.append(connection)
+        else:
+            connection.close()
+        return document
 
     def upload(
         self,
@@ -233,11 +239,11 @@ class Core:
             block += rest
         path, headers, _ = _written(endpoint, asked, ())
         fields = {**headers, "Transfer-Encoding": "chunked"}
-        with self._request(endpoint.method, path, fields, ANSWER_TIMEOUT_S) as exchange:
-            while exchange.push(b"%x\r\n%b\r\n" % (len(block), block)) and block:
+        with closing(self._request(endpoint.method, path, fields, ANSWER_TIMEOUT_S)) as connection:
+            while connection.push(b"%x\r\n%b\r\n" % (len(block), block)) and block:
                 progress(len(block))
                 block = _read_block(source)
-            return exchange.document()
+            return connection.document()
 
     def download(self, endpoint: Endpoint[Q, bytes], asked: Q | None = None) -> Download:
         """Return an answer of bytes as a stream, to be used in a `with`.
@@ -245,9 +251,9 @@ class Core:
         Raises:
             NodeUnreachable, XscError: as `ask`.
         """
-        exchange = self._sent(endpoint, asked, (), ANSWER_TIMEOUT_S)
-        exchange.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
-        return Download(exchange, self)
+        connection = self._sent(endpoint, asked, (), ANSWER_TIMEOUT_S)
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
+        return Download(connection, self)
 
     def events(
         self,
@@ -271,17 +277,17 @@ class Core:
         timeout_s: float,
         *,
         keep: bool = False,
-    ) -> _Exchange:
-        """Return a request that was sent, as far as the node would have it."""
+    ) -> _Connection:
+        """Return the connection on which a request was sent, as far as the node would have it."""
         path, headers, body = _written(endpoint, asked, parts)
         fields = {**headers, "Content-Length": str(sum(map(len, body)))}
-        exchange = self._request(endpoint.method, path, fields, timeout_s, keep=keep)
+        connection = self._request(endpoint.method, path, fields, timeout_s, keep=keep)
         try:
-            exchange.whole = all(exchange.push(part) for part in body)
+            connection.whole = all(connection.push(part) for part in body)
         except BaseException:
-            exchange.close()
+            connection.close()
             raise
-        return exchange
+        return connection
 
     def _request(
         self,
@@ -291,45 +297,45 @@ class Core:
         timeout_s: float,
         *,
         keep: bool = False,
-    ) -> _Exchange:
-        found = self._take() if keep else None
-        if found is None:
-            place = find_place(self.home)
-            connection = self._open(place, timeout_s)
-        else:
-            connection, place = found
+    ) -> _Connection:
+        connection = (self._take() if keep else None) or self._open(
+            find_place(self.home), timeout_s
+        )
         connection.sock.settimeout(timeout_s)
+        connection.timeout_s = timeout_s
         if self._trace is not None:
-            self._trace(f"{method} http://{place.host}:{place.port}{path}")
+            self._trace(f"{method} http://{connection.host}:{connection.port}{path}")
         connection.putrequest(method, path, skip_accept_encoding=True)
-        connection.putheader("Authorization", f"Bearer {place.token}")
+        connection.putheader("Authorization", f"Bearer {connection.token}")
         if not keep:
             connection.putheader("Connection", "close")
         for name, value in headers.items():
             connection.putheader(name, value)
         with suppress(ConnectionError):  # a node that is gone shows when its answer is read
             connection.endheaders()
-        return _Exchange(connection, place, timeout_s)
+        return connection
 
-    def _take(self) -> tuple[HTTPConnection, Place] | None:
+    def _take(self) -> _Connection | None:
         """Return a kept connection that the node has not closed."""
         while self._kept:
             try:
-                connection, place, since = self._kept.pop()
+                connection = self._kept.pop()
             except IndexError:  # another thread took the last one
                 return None
-            if time.monotonic() - since < KEPT_S and not _ready(connection.sock, select.POLLIN, 0):
-                return connection, place
+            idle_s = time.monotonic() - connection.since
+            if idle_s < KEPT_S and not _ready(connection.sock, select.POLLIN, 0):
+                return connection
             connection.close()
         return None
 
-    def _open(self, place: Place, timeout_s: float) -> HTTPConnection:
+    def _open(self, place: Place, timeout_s: float) -> _Connection:
         """Return a connection whose other end has proved that it is the node of the home.
 
         Raises:
             NodeUnreachable: it is somebody else, or silent.
         """
-        connection = HTTPConnection(place.host, place.port, timeout=CONNECT_TIMEOUT_S)
+        connection = _Connection(place.host, place.port, timeout=CONNECT_TIMEOUT_S)
+        connection.token = place.token
         try:
             connection.connect()
         except OSError:
@@ -337,19 +343,13 @@ class Core:
                 f"the node of {self.home} does not answer: it has stopped or was killed",
                 hint=f"start it with `{start_command(self.home)}`",
             ) from None
-        proof_s = min(timeout_s, PROOF_TIMEOUT_S)
-        connection.sock.settimeout(proof_s)
-        challenge = os.urandom(proof.CHALLENGE_BYTES).hex().encode()
-        head = f"POST {proof.PATH} HTTP/1.1\r\nHost: {place.host}\r\nContent-Length: "
+        connection.timeout_s = min(timeout_s, PROOF_TIMEOUT_S)
+        connection.sock.settimeout(connection.timeout_s)
         try:
-            connection.sock.sendall(b"%b%d\r\n\r\n%b" % (head.encode(), len(challenge), challenge))
-            answer = HTTPResponse(connection.sock, method="POST")
-            answer.begin()
-            given = json.loads(answer.read(PROOF_BYTES_MAX))["proof"]
-            proven = proof.is_proof(given, place.token, place.port, challenge)
+            proven = connection.is_node()
         except TimeoutError:
             connection.close()
-            raise _silent(proof_s) from None
+            raise _silent(connection.timeout_s) from None
         except (ConnectionError, HTTPException, ValueError, KeyError, TypeError):
             proven = False
         if not proven:
@@ -361,9 +361,9 @@ class Core:
         return connection
 
 
-def _close_all(kept: list[tuple[HTTPConnection, Place, float]]) -> None:
+def _close_all(kept: list[_Connection]) -> None:
     while kept:
-        kept.pop()[0].close()
+        kept.pop().close()
 
 
 def _ready(sock: socket.socket, events: int, timeout_s: float) -> int:
@@ -380,39 +380,36 @@ def _read_block(source: BinaryIO) -> bytes:
         raise ArgumentInvalid(f"what should be stored cannot be read: {fault.strerror}") from None
 
 
-class _Exchange:
-    """One request and its response on one connection."""
+class _Connection(HTTPConnection):
+    """A connection to the node, and the request on it."""
 
-    def __init__(self, connection: HTTPConnection, place: Place, timeout_s: float) -> None:
-        self.connection = connection
-        self.sock: socket.socket = connection.sock
-        self.place = place
-        self.whole = True
-        """All of the request was sent."""
-        self.reusable = False
-        """The answer was read to its end, and the node goes on listening."""
-        self.reused = False
-        """The connection is another exchange's by now."""
-        self._timeout_s = timeout_s
+    token = ""
+    """Shown with each request."""
+    since = 0.0
+    """When its last answer was read to the end."""
+    timeout_s = CONNECT_TIMEOUT_S
+    whole = True
+    """All of the request was sent."""
+    reusable = False
+    """The answer was read to its end, and the node goes on listening."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self.reused:
-            self.close()
-
-    def close(self) -> None:
-        """Close the connection, whatever has been sent."""
-        self.connection.close()
+    def is_node(self) -> bool:
+        """Say whether the other end proves that it has the token, which it is not shown before."""
+        challenge = os.urandom(proof.CHALLENGE_BYTES).hex().encode()
+        head = f"POST {proof.PATH} HTTP/1.1\r\nHost: {self.host}\r\nContent-Length: "
+        self.sock.sendall(b"%b%d\r\n\r\n%b" % (head.encode(), len(challenge), challenge))
+        answer = HTTPResponse(self.sock, method="POST")
+        answer.begin()
+        given = json.loads(answer.read(PROOF_BYTES_MAX))["proof"]
+        return proof.is_proof(given, self.token, self.port, challenge)
 
     def push(self, data: bytes) -> bool:
         """Send bytes; return False, with some unsent, once the node has answered or hung up."""
         rest = memoryview(data)
         while rest:
-            ready = _ready(self.sock, select.POLLIN | select.POLLOUT, self._timeout_s)
+            ready = _ready(self.sock, select.POLLIN | select.POLLOUT, self.timeout_s)
             if not ready:
-                raise _silent(self._timeout_s)
+                raise _silent(self.timeout_s)
             if ready != select.POLLOUT:
                 return False
             try:
@@ -421,7 +418,7 @@ class _Exchange:
                 return False
         return True
 
-    def response(self) -> HTTPResponse:
+    def answered(self) -> HTTPResponse:
         """Return the response once its head is there.
 
         Raises:
@@ -429,12 +426,12 @@ class _Exchange:
             XscError: it is a problem document.
         """
         try:
-            response = self.connection.getresponse()
+            response = self.getresponse()
             if response.status < 400:
                 return response
             body = response.read()
         except TimeoutError:
-            raise _silent(self._timeout_s) from None
+            raise _silent(self.timeout_s) from None
         except (OSError, HTTPException):
             raise NodeUnreachable(
                 "the node broke off the connection before it answered",
@@ -450,9 +447,9 @@ class _Exchange:
         """Return the JSON object that the node answers.
 
         Raises:
-            NodeUnreachable, XscError: as `response`.
+            NodeUnreachable, XscError: as `answered`.
         """
-        response = self.response()
+        response = self.answered()
         with self.reading():
             stays = not response.will_close
             document = _object(response.read())
@@ -465,7 +462,7 @@ class _Exchange:
         try:
             yield
         except TimeoutError:
-            raise _silent(self._timeout_s) from None
+            raise _silent(self.timeout_s) from None
         except (OSError, HTTPException):
             raise NodeUnreachable("the node broke off its answer") from None
         except (ValueError, TypeError):
@@ -499,12 +496,14 @@ def problem_of(document: Any, status: int = 0) -> XscError:  # noqa: ANN401
 class _Stream:
     """An answer that is read as it arrives, to be used in a `with`."""
 
-    def __init__(self, exchange: _Exchange) -> None:
-        self._exchange = exchange
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+        self._socket: socket.socket = connection.sock
+        """`http.client` forgets it where nothing comes after the answer."""
         try:
-            self._response = exchange.response()
+            self._response = connection.answered()
         except BaseException:
-            exchange.close()
+            connection.close()
             raise
 
     def __enter__(self) -> Self:
@@ -516,14 +515,14 @@ class _Stream:
     def close(self) -> None:
         """Give up what has not come yet."""
         self._response.close()
-        self._exchange.close()
+        self._connection.close()
 
 
 class Download(_Stream):
     """The body of a response, as it arrives."""
 
-    def __init__(self, exchange: _Exchange, core: Core) -> None:
-        super().__init__(exchange)
+    def __init__(self, connection: _Connection, core: Core) -> None:
+        super().__init__(connection)
         self._core = core
         length = self._response.getheader("Content-Length", "")
         self.size_bytes: int | None = int(length) if length.isdigit() else None
@@ -584,7 +583,7 @@ class Events(_Stream):
         """End the stream, also while another thread waits for its next document."""
         self._closed = True
         with suppress(OSError):  # the node has closed it
-            self._exchange.sock.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)
         super().close()
 
     def __iter__(self) -> Iterator[Document]:
@@ -594,7 +593,7 @@ class Events(_Stream):
             NodeUnreachable: the node ended the stream, was silent, or is no node.
         """
         try:
-            with self._exchange.reading():
+            with self._connection.reading():
                 for line in self._response:
                     if (text := line.removeprefix(b"data: ")).startswith(b"{"):
                         yield _object(text)

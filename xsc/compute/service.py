@@ -40,7 +40,6 @@ class ComputeService:
         compile_ms: int = COMPILE_MS_DEFAULT,
     ) -> None:
         """Put it together; `compile_ms` is how long others may compile a module for this node."""
-        self._own = context.key.node_id
         self._sandbox = sandbox
         self.runner = JobRunner(
             key=context.key,
@@ -107,7 +106,7 @@ class ComputeService:
         verification = None
         if spec.verify is not None:
             done, verification = await self._customer.verify(task, read_quorum(spec.verify))
-        elif spec.local or on == self._own:
+        elif spec.local or on == self.runner.own:
             done = await self.runner.run_here(task, output)
         else:
             done = await self._customer.buy(task, on, output)

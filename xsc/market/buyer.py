@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from xsc.api.market import PassedOver
 from xsc.base.bounded import Bounded
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -37,7 +38,7 @@ from xsc.base.limits import (
 from xsc.base.refusals import refusal
 from xsc.market import lease as rules
 from xsc.market.auction import QUALITY_PPM_LEAST, Bid, near, place, reserve
-from xsc.market.choosing import PassedOver, Wish, at_hand, is_dear, why_lost, why_unused
+from xsc.market.choosing import Wish, at_hand, is_dear, why_lost, why_unused
 from xsc.market.headroom import Headroom
 from xsc.market.lease import OWN, QUANTITY_MAX, LeaseEntry
 from xsc.market.lease_store import MarketNode, MarketPart
@@ -263,9 +264,12 @@ class LeaseBuyer(MarketPart):
             if node in bids:
                 reason = why_lost(bids[node], domains, most)
             faults[node] = NoOffers(reason)
-        passed = [PassedOver(node, None, fault.message) for node, fault in faults.items()]
+        passed = [
+            PassedOver(node=node, lease_id=None, reason=fault.message)
+            for node, fault in faults.items()
+        ]
         passed += [
-            PassedOver(entry.peer, entry.id, why)
+            PassedOver(node=entry.peer, lease_id=entry.id, reason=why)
             for entry in mine
             if (why := why_unused(entry, wish, chosen, now_ms))
         ]

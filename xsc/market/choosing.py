@@ -38,16 +38,6 @@ class Wish:
     """Whether only a new lease does, which no other wish uses."""
 
 
-@dataclass(frozen=True, slots=True)
-class PassedOver:
-    """A provider, or a lease there, that was not used."""
-
-    node: bytes
-    lease_id: bytes | None
-    """None: no lease there in particular."""
-    reason: str
-
-
 def is_dear(lease: LeaseEntry, price: int) -> bool:
     """Return whether a lease is not used where a new one costs that."""
     return not lease.terms.cleared and lease.terms.price * PPM > price * DEAR_PPM

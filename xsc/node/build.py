@@ -145,40 +145,34 @@ class Parts:
     """What the disk under the bodies has left, less the share that is kept free."""
 
 
+@dataclass(frozen=True, slots=True)
 class NodeCapacity:
     """What the node has to offer: shard store and sandbox, as the market asks for them.
 
     A node that leaves offers nothing.
     """
 
-    def __init__(
-        self,
-        shards: StorageNode,
-        disk_free_bytes: Callable[[], int],
-        steps_a_second: int,
-        departures: Departures,
-    ) -> None:
-        self._shards = shards
-        self._disk_free_bytes = disk_free_bytes
-        self._steps_a_second = steps_a_second
-        self._departures = departures
+    shards: StorageNode
+    disk_free_bytes: Callable[[], int]
+    steps_a_second: int
+    departures: Departures
 
     def level(self, kind: Kind) -> int:
         """Return what there is of a kind in all: bytes, or fuel a second."""
-        return self._shards.capacity_bytes if kind == "storage" else self._steps_a_second
+        return self.shards.capacity_bytes if kind == "storage" else self.steps_a_second
 
     def free(self, kind: Kind) -> int:
         """Return the bytes neither held nor reserved, at most what the disk has left; or all fuel.
 
         Leases, not running jobs, take fuel from it, and the market counts those.
         """
-        if self._departures.here:
+        if self.departures.here:
             return 0
         if kind == "compute":
-            return self._steps_a_second
+            return self.steps_a_second
         # What is being written takes from the disk, too, and may not be there yet.
-        on_disk = self._disk_free_bytes() - self._shards.reserved_bytes
-        return max(0, min(self._shards.free_bytes, on_disk))
+        on_disk = self.disk_free_bytes() - self.shards.reserved_bytes
+        return max(0, min(self.shards.free_bytes, on_disk))
 
 
 def market_settings(config: Config) -> MarketSettings:
@@ -580,6 +574,7 @@ class Node:
             inputs=self.storage,
             compile_ms=config.compile_limit_ms,
         )
+        self.compute.runner.limits = Limits(config.fuel, config.memory_bytes, config.timeout_ms)
         self.modules = Modules()
         self.job_inputs = JobInputs(self.storage, parts.executor)
         self.services = DeploymentService(
@@ -633,11 +628,6 @@ class Node:
         self.peers.share(PUT, GUARD)
         self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
         self.peers.share(RUN, halves=True)
-
-    def _serve_allocation(self) -> None:
-        """Let the allocation be a program, beside its rule."""
-        own, again = map(allocation_function, (self.allocator.state_of, state_of))
-        self.allocator.program = self.programs.serve(ALLOCATION, [own], [again])
 
     def _custodian_for(self, peer: bytes) -> bool:
         """Say whether this node looks after objects of a peer while that is away."""
@@ -697,16 +687,6 @@ class Node:
         taken = self.market.store.drawn_steps("customer", self.clock.now_ms())
         return taken | self.market.headroom.drawn_steps()
 
-    def job_limits(
-        self, fuel: int | None, memory_bytes: int | None, timeout_ms: int | None
-    ) -> Limits:
-        """Return the limits of a job, the node's own where it names none."""
-        return Limits(
-            fuel=self.config.fuel if fuel is None else fuel,
-            memory_bytes=self.config.memory_bytes if memory_bytes is None else memory_bytes,
-            timeout_ms=self.config.timeout_ms if timeout_ms is None else timeout_ms,
-        )
-
     @property
     def peer_url(self) -> str:
         """Where the peer surface listens; there is TLS off loopback."""
@@ -746,7 +726,9 @@ class Node:
         self.tasks.start("seek", self.circle.seek)
         self.following.begin()
         await self.programs.open()
-        self._serve_allocation()
+        # The allocation is a program, beside its rule.
+        own, again = map(allocation_function, (self.allocator.state_of, state_of))
+        self.allocator.program = self.programs.serve(ALLOCATION, [own], [again])
         self.tasks.once("interval", self.intervals.get)
         self.tasks.start("space", self.space.run)
         self.tasks.start("cells", self.cells.run)

@@ -208,10 +208,10 @@ class DirectoryKeeper:
             self._silent |= self._telling
         return found, waiting.copies
 
-    def _copies(self, generation: int) -> int:
-        """Return how many peers have a head of that generation or a later one."""
-        peers = self._peers.peers()
-        return sum(self._told.get(peer, 0) >= generation for peer in peers)
+    def _copies(self, generation: int, *, beside: bytes = b"") -> int:
+        """Return how many peers, beside one, have a head of that generation or a later one."""
+        peers = [peer for peer in self._peers.peers() if peer != beside]
+        return sum(self._told.get(peer, -1) >= generation for peer in peers)
 
     def _end_waiting(self) -> None:
         """Wake those for whom enough is told, or nobody is left who may answer in time."""
@@ -310,11 +310,7 @@ class DirectoryKeeper:
 
     def copies_beside(self, peer: bytes) -> int:
         """Return how many peers beside that one are known to have the present head."""
-        return sum(
-            generation == self.generation
-            for node, generation in self._told.items()
-            if node != peer and node in self._peers.peers()
-        )
+        return self._copies(self.generation, beside=peer)
 
     def _tell(self) -> None:
         """Send the head, in the background, to every peer that does not have it."""

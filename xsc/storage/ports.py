@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
+from xsc.api.market import PassedOver
 from xsc.base.errors import XscError
 from xsc.base.keyvalue import Change
 
@@ -27,22 +28,6 @@ class HostLease(Protocol):
     @property
     def price(self) -> int:
         """Micro-credits a GiB and hour."""
-
-
-class PassedOver(Protocol):
-    """A host, or a lease there, that was not used."""
-
-    @property
-    def node(self) -> bytes:
-        """The host."""
-
-    @property
-    def lease_id(self) -> bytes | None:
-        """The lease; None: no lease there in particular."""
-
-    @property
-    def reason(self) -> str:
-        """Why."""
 
 
 class Offered(Protocol):

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from xsc.api.market import PassedOver
 from xsc.api.objects import State
 from xsc.identity.envelope import Signed
 from xsc.storage.object.durability import Contract
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.placement import column_state
-from xsc.storage.ports import PassedOver
 from xsc.storage.transfer.get import Located
 from xsc.terms.storage_receipt import DeletionReceipt
 

@@ -58,7 +58,6 @@ from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.drain import Drain
 from xsc.storage.repair.maintained_object import (
     MaintainedObjects,
-    RepairResult,
     Settings,
 )
 from xsc.storage.repair.mover import Progress
@@ -534,7 +533,7 @@ class StorageService:
             ],
         )
 
-    async def repair(self, capability: str, progress: Progress | None = None) -> RepairResult:
+    async def repair(self, capability: str, progress: Progress | None = None) -> shown.Repaired:
         """Mend one object that this node stored, now.
 
         Raises:

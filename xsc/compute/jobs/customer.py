@@ -78,7 +78,6 @@ class JobCustomer:
     ) -> None:
         """`runner` runs what this node orders from itself; `compile_ms` as for the service."""
         self._context = context
-        self._own = context.key.node_id
         self._leases = leases
         self._runner = runner
         self._streams = streams
@@ -110,7 +109,7 @@ class JobCustomer:
                 wait_ms=max(0, purchase.until_ms - now()),
                 saved=task.saved_by(self._holders.of(task.module_hash)),
             )
-            if lease.node == self._own:
+            if lease.node == self._runner.own:
                 return await self._runner.run_here(task, output)
             # A second try under the same lease sends the same order: it is run once.
             if lease.lease_id not in ordered:

@@ -7,7 +7,7 @@ node can do that, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from xsc.base.bounded import Bounded
 from xsc.base.clock import Clock, Entropy, Executor, run_sized
@@ -20,6 +20,7 @@ from xsc.compute.jobs.replies import Delivered, result_of
 from xsc.compute.jobs.tasks import Task, task_of
 from xsc.compute.ports import InputObject
 from xsc.compute.wasm.inputs import RunInput, digest_of, input_hash
+from xsc.compute.wasm.limits import Limits, limits_of
 from xsc.compute.wasm.program import Program, read
 from xsc.compute.wasm.rows import calls_of
 from xsc.compute.wasm.sandbox import Sandbox
@@ -64,11 +65,13 @@ class JobRunner:
         executor: Executor,
         sandbox: Sandbox,
     ) -> None:
-        self._own = key.node_id
+        self.own = key.node_id
         self._clock = clock
         self._entropy = entropy
         self._executor = executor
         self._sandbox = sandbox
+        self.limits = Limits()
+        """Those of jobs that name none."""
         self._signer = BatchSigner(key, network)
         self._programs: Bounded[bytes, Program] = Bounded(PROGRAMS_REMEMBERED_MAX)
 
@@ -86,6 +89,7 @@ class JobRunner:
         if program is None:
             program = await self._executor.run(read, spec.module)
             self._programs.put(digest, program)
+        spec = replace(spec, **asdict(limits_of(spec, self.limits)))
         if spec.mode != "batch":
             return task_of(spec, program, digest, objects)
         return await self._executor.run(task_of, spec, program, digest, objects)
@@ -101,7 +105,7 @@ class JobRunner:
     async def run_here(self, task: Task, output: OutputBuffer | None) -> Delivered:
         """Run a task of this node here, where nobody is paid."""
         task = await brought(task, task.objects)
-        order = await self.order(task, self._own, OWN_COMPUTE)
+        order = await self.order(task, self.own, OWN_COMPUTE)
         granted = GrantedOrder(
             task.module, task.given, task.limits.output_bytes, wait_ms=task.wait_ms
         )
@@ -112,7 +116,7 @@ class JobRunner:
         order = task.order(
             nonce=self._entropy.token(_NONCE_BYTES),
             lease_id=lease_id,
-            customer=self._own,
+            customer=self.own,
             provider=provider,
             input_hash=await run_sized(
                 self._executor,

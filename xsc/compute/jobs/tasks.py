@@ -113,7 +113,7 @@ def task_of(spec: JobSpec, program: Program, digest: bytes, objects: Sequence[In
         ExportUnknown, SignatureMismatch: it cannot run.
         ArgumentInvalid, TooLarge: an input or limit is malformed or over a bound.
     """
-    limits = limits_of(spec)
+    limits = limits_of(spec, Limits())
     made = partial(
         Task,
         spec.module,

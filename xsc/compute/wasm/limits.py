@@ -6,10 +6,9 @@ in `xsc.compute.jobs.receipts`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from xsc.base.errors import ArgumentInvalid
-from xsc.base.jobs import JobSpec
 from xsc.base.limits import (
     FUEL_DEFAULT,
     FUEL_MAX,
@@ -58,11 +57,11 @@ class Limits:
         return run_steps(self.fuel, self.memory_bytes)
 
 
-def limits_of(spec: JobSpec) -> Limits:
-    """Return the limits of a job, the defaults where it names none.
+def limits_of(asked: object, defaults: Limits) -> Limits:
+    """Return the limits that a job or a service asks for, the defaults where it names none.
 
     Raises:
         ArgumentInvalid: one is out of its range.
     """
-    named = {name: getattr(spec, name) for name in _MOST}
-    return Limits(**{name: value for name, value in named.items() if value is not None})
+    named = {name: getattr(asked, name, None) for name in _MOST}
+    return replace(defaults, **{name: most for name, most in named.items() if most is not None})

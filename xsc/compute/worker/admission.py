@@ -31,7 +31,7 @@ class Admission:
     def __init__(self, own: bytes) -> None:
         self._own = own
         self._jobs: Counter[bytes] = Counter()
-        self._losses = Tally(WORKERS_LOST_A_PEER_MAX, WORKERS_LOST_MS, own)
+        self._losses = Tally(WORKERS_LOST_A_PEER_MAX, WORKERS_LOST_MS)
         self._lost_by = Tally(1, MODULE_LOST_MS)
         """Customers with the modules that ended a worker process."""
 
@@ -52,8 +52,7 @@ class Admission:
                 f"{JOBS_QUEUED_A_PEER_MAX} jobs of this customer wait already",
                 retry_after_s=wait_s,
             )
-        wait_ms = self._losses.wait_ms(job.customer, now_ms)
-        if wait_ms:
+        if wait_ms := self._losses.wait_ms(job.customer, now_ms):
             raise RateLimited(
                 f"{WORKERS_LOST_A_PEER_MAX} runs of this customer ended with their worker "
                 f"within {WORKERS_LOST_MS // 1000} s: they were cancelled, or had to be killed",
@@ -74,10 +73,11 @@ class Admission:
 
     def note_killed(self, job: Job, now_ms: int) -> None:
         """Count a worker that was killed because of a job."""
-        self._losses.note(job.customer, now_ms)
+        if job.customer != self._own:
+            self._losses.note(job.customer, now_ms)
 
     def note_lost(self, job: Job, now_ms: int) -> None:
         """Count a worker process that ended by itself during a job."""
-        self._losses.note(job.customer, now_ms)
+        self.note_killed(job, now_ms)
         if not job.service and job.customer != self._own:
             self._lost_by.note(job.customer + job.module_hash, now_ms)

@@ -21,21 +21,29 @@ _ALL = ""
 """The one holder of what all callers have together."""
 
 
-def _take(now_ms: int, *wanted: tuple[Rate, Caller, int]) -> None:
-    """Take from each of several rates, or from none.
+def _refuse(wait_ms: int) -> None:
+    """Return if nobody has to wait.
 
     Raises:
-        RateLimited: one has too little; the hint says for how long.
+        RateLimited: one has to; the hint says for how long.
     """
-    wait_ms = max(rate.wait_ms(holder, amount, now_ms) for rate, holder, amount in wanted)
     if wait_ms:
         raise RateLimited(
             "more than the share of one caller, or of all, in so short a time",
             hint=f"try again in {wait_ms} ms",
             retry_after_s=min(ceil_div(wait_ms, 1000), limits.RETRY_AFTER_S_MAX),
         )
-    for rate, holder, amount in wanted:
-        rate.note(holder, amount, now_ms)
+
+
+def _take(share: Rate, total: Rate, holder: Caller, amount: int, now_ms: int) -> None:
+    """Take of a share and of what all have, or of neither.
+
+    Raises:
+        RateLimited: one has too little; the hint says for how long.
+    """
+    _refuse(max(share.wait_ms(holder, amount, now_ms), total.wait_ms(_ALL, amount, now_ms)))
+    share.note(holder, amount, now_ms)
+    total.note(_ALL, amount, now_ms)
 
 
 class Ticket:
@@ -167,7 +175,7 @@ class Quota:
         Raises:
             RateLimited: too many from there, or of all; the hint says for how long.
         """
-        _take(now_ms, (self._sources, source, 1), (self._unknown, _ALL, 1))
+        _take(self._sources, self._unknown, source, 1, now_ms)
 
     def enter(self, caller: Caller, now_ms: int, method: str = "") -> Ticket:
         """Take one request, and hold its place until the ticket is given back.
@@ -213,11 +221,9 @@ class Quota:
         """
         if not isinstance(caller, bytes) or not (units or synced):
             return
-        if made:
-            self._units.note(caller, units, now_ms)
-        else:
-            wanted: list[tuple[Rate, Caller, int]] = [(self._units, caller, units)]
-            if synced:
-                wanted += [(self._synced, caller, synced), (self._all_synced, _ALL, synced)]
-            _take(now_ms, *wanted)
+        if not made:
+            _refuse(self._units.wait_ms(caller, units, now_ms))
+        if synced:
+            _take(self._synced, self._all_synced, caller, synced, now_ms)
+        self._units.note(caller, units, now_ms)
         self.spending.add(caller, method, now_ms, units=units)

@@ -100,6 +100,11 @@ async def read_body(
     loop = asyncio.get_running_loop()
     flow = Flow(loop.time(), window_ms, limits.BODY_BYTES_A_SECOND_MIN)
     try:
+        if stream.is_eof() and stream.total_bytes == size_bytes:
+            # A small one has come with its head.
+            whole = await stream.readany()
+            take(whole)
+            return memoryview(whole)
         async with flow.going():
             while size_bytes is None or come < size_bytes:
                 piece = await stream.readany()
@@ -180,9 +185,14 @@ async def write_answer(
     response.headers[hdrs.SERVER] = "xsc"
     size = sum(len(buffer) for buffer in body)
     flow = Flow(asyncio.get_running_loop().time(), window_ms, bytes_a_second)
-    # A small one leaves with its head.
     response.body = b"".join(body) if size <= PIECE_BYTES else Body(body, size, flow)
     try:
+        if size <= PIECE_BYTES:
+            # It leaves with its head, and waits for nobody.
+            await response.prepare(request)
+            await response.write_eof()
+            if request.transport is None or not request.transport.get_write_buffer_size():
+                return response
         async with flow.going():
             await response.prepare(request)
             await response.write_eof()

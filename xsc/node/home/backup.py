@@ -449,11 +449,7 @@ def restore_home(reader: Reader, seal: Seal, path: Path, key_line: str | None) -
 
 
 def _check_empty(path: Path) -> None:
-    try:
-        there = {entry.name for entry in path.iterdir()} - {"lock"} if path.exists() else set()
-    except OSError as fault:
-        raise HomeInvalid(f"the home {path} cannot be used: {fault.strerror}") from None
-    if there and homes.stage_of(path) != "restoring":
+    if homes.names_in(path) - {"lock"} and homes.stage_of(path) != "restoring":
         raise HomeInvalid(
             f"{path} is not empty", hint="a backup is restored into an empty or a new directory"
         )

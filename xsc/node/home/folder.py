@@ -116,6 +116,19 @@ def has_key(path: Path) -> bool:
     return (path / "identity.key").exists()
 
 
+def names_in(path: Path) -> set[str]:
+    """Return what a directory holds; made where there is none.
+
+    Raises:
+        HomeInvalid: it cannot be read or made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return {entry.name for entry in path.iterdir()}
+    except OSError as fault:
+        raise HomeInvalid(f"the home {path} cannot be used: {fault.strerror}") from None
+
+
 def init_home(
     path: Path,
     *,
@@ -147,11 +160,7 @@ def init_home(
         0 < len(network) <= 64 and network.isprintable() and network == network.strip()
     ):
         raise ConfigInvalid("a network's name has 1 to 64 characters, none of them at an end blank")
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        there = {entry.name for entry in path.iterdir()}
-    except OSError as fault:
-        raise HomeInvalid(f"the home {path} cannot be made: {fault.strerror}") from None
+    there = names_in(path)
     if "identity.key" in there:
         raise HomeInvalid(f"{path} is a home already", hint="`xsc node start` runs it")
     foreign = there - _OPERATORS - _BEGUN - (set() if recover is None else {STAGE})
@@ -261,11 +270,10 @@ def lock(path: Path) -> IO[str]:
         HomeLocked: another node runs on it.
         HomeInvalid: it is something else than a home.
     """
+    foreign = names_in(path) - _OPERATORS
+    if foreign and not is_home(path) and stage_of(path) is None:
+        check_format(path)
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        foreign = {entry.name for entry in path.iterdir()} - _OPERATORS
-        if foreign and not is_home(path) and stage_of(path) is None:
-            check_format(path)
         file = (path / "lock").open("a+")
     except OSError as fault:
         raise HomeInvalid(f"the home {path} cannot be used: {fault.strerror}") from None

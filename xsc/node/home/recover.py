@@ -112,19 +112,6 @@ def parse_place(place: str) -> PeerInfo | None:
     )
 
 
-async def meet(node: Node, place: str) -> None:
-    """Come to know a peer again: by its invitation, or by `ID@ADDRESS[#FINGERPRINT]`.
-
-    Raises:
-        ArgumentInvalid: neither. InvitationInvalid, PeerSilent: as `PeerNet.join`.
-    """
-    info = parse_place(place)
-    if info is None:
-        await node.peers.joining.join(place)
-    else:
-        node.peers.roster.restore(info)
-
-
 def _restore(node: Node, body: HeadBody) -> None:
     """Take all that a directory says of peers: whom there is, and whom the operator barred."""
     for known in body.peers:
@@ -276,7 +263,11 @@ async def find_objects(
     await node.peers.start()
     await node.shards.start()
     for place in places:
-        await meet(node, place)
+        peer = parse_place(place)
+        if peer is None:
+            await node.peers.joining.join(place)
+        else:
+            node.peers.roster.restore(peer)
     asked, silent = set[bytes](), set[bytes]()
     best = await find_head(node, asked, silent)
     waits = not recovering and not without_silent

@@ -18,7 +18,6 @@ from xsc.base.limits import PPM
 from xsc.node.api.serving import filled
 from xsc.node.build import Node
 from xsc.node.routes.market import begins_with
-from xsc.node.routes.objects import passed_over
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import SlotDenominators
 from xsc.terms.quote import Kind
@@ -246,7 +245,7 @@ async def why(node: Node, asked: Id) -> api.Explanation:
 def _passed_over(node: Node, text: str) -> list[api.PassedOver]:
     """Return why leases and providers of such an id were passed over of late."""
     passed = {to_text(each.lease_id or each.node): each for each in node.market.buyer.passed_over()}
-    return [passed_over(each) for found, each in passed.items() if found.startswith(text)]
+    return [each for found, each in passed.items() if found.startswith(text)]
 
 
 async def clearings(node: Node, _: Nothing) -> list[api.Clearing]:

@@ -36,13 +36,9 @@ async def _run(
     node: Node, asked: api.Job, module: bytes, stdin: bytes, output: OutputBuffer | None = None
 ) -> JobResult:
     """Run the job of a request; what a program writes goes to `output`, too."""
-    limits = node.job_limits(asked.fuel, asked.memory_bytes, asked.timeout_ms)
     spec = asked.spec(
         await _module(node, asked.module, module),
         stdin,
-        fuel=limits.fuel,
-        memory_bytes=limits.memory_bytes,
-        timeout_ms=limits.timeout_ms,
         on=None if asked.on is None else to_text(node.find(asked.on)),
     )
     objects = await node.job_inputs.find(spec.inputs) if spec.inputs else ()

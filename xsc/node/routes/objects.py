@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from xsc.api import objects as api
 from xsc.api.endpoint import Id
-from xsc.api.market import PassedOver
 from xsc.api.problems import Problem
 from xsc.base.errors import ArgumentInvalid, CapabilityInvalid, NotFound
 from xsc.base.ids import from_text, to_text
@@ -20,7 +19,6 @@ from xsc.base.limits import (
 from xsc.net.peers.circle import introducer_shares
 from xsc.node.api.serving import Body, Download, filled
 from xsc.node.build import Node
-from xsc.storage import ports
 from xsc.storage.catalogue.names import PART, check_name, listed
 from xsc.storage.object.durability import parse as parse_contract
 
@@ -80,11 +78,6 @@ def _upload_id(given: str | None) -> bytes | None:
     return bytes.fromhex(given)
 
 
-def passed_over(each: ports.PassedOver) -> PassedOver:
-    """Return a provider or lease that was not used, as it is shown."""
-    return filled(PassedOver, each)
-
-
 async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
     """Store a stream."""
     name = asked.name if asked.part is None else _part(asked.part)
@@ -115,7 +108,6 @@ async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
         survives_nodes=done.survives.nodes,
         survives=done.survives.to_text(),
         warnings=warnings,
-        passed_over=[passed_over(each) for each in done.passed_over],
     )
 
 
@@ -179,15 +171,7 @@ async def stat(node: Node, asked: api.Capability) -> api.Stat:
 
 async def repair(node: Node, asked: api.Capability) -> api.Repaired:
     """Repair an object now."""
-    done = await node.storage.repair(_capability(asked))
-    return filled(
-        api.Repaired,
-        done,
-        moved=[
-            api.Moved(shard=item.column, from_=item.source, to=item.target) for item in done.moved
-        ],
-        patched=done.rewritten,
-    )
+    return await node.storage.repair(_capability(asked))
 
 
 async def check(node: Node, asked: api.Check) -> api.Checked:

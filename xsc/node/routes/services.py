@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from xsc.api import services as api
 from xsc.api.endpoint import Nothing
+from xsc.compute.wasm.limits import limits_of
 from xsc.node.api.serving import Body
 from xsc.node.build import Node
 from xsc.node.jobs import name_of
@@ -26,7 +27,7 @@ async def deploy(node: Node, asked: api.Deploy, body: Body) -> api.Service:
         asked.name,
         version=asked.version,
         environment=asked.env,
-        limits=node.job_limits(asked.fuel, asked.memory_bytes, asked.timeout_ms),
+        limits=limits_of(asked, node.compute.runner.limits),
         concurrency=asked.concurrency,
         on=None if asked.on is None else node.find(asked.on),
     )

@@ -36,7 +36,7 @@ HEAD_GET = "storage.head_get"
 
 
 def steps_of(size_bytes: int) -> int:
-    """Return how many writes a head of that size counts for."""
+    """Return how many steps of time a head of that size takes to be told."""
     return max(1, ceil_div(size_bytes, HEAD_STEP_BYTES))
 
 

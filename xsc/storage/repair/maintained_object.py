@@ -105,32 +105,6 @@ class MaintainedObjects(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class MovedColumn:
-    """A column that has a new host."""
-
-    column: int
-    source: bytes
-    target: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class RepairResult:
-    """What one repair of an object did."""
-
-    margin: int
-    """How many more columns could be lost, before the repair."""
-    moved: tuple[MovedColumn, ...] = ()
-    left: tuple[int, ...] = ()
-    """Columns that are lost or must leave their node, and have no new host yet."""
-    reason: str = ""
-    """Why some are left; empty if none is."""
-    rewritten: int = 0
-    """Damaged shards that were stored again at their host."""
-    waiting: int = 0
-    """Columns of silent nodes whose grace is not over: they count as lost only after it."""
-
-
 def marks(leases: Iterable[HostLease]) -> list[Held]:
     """Return the marks that a transfer under these leases is about to begin."""
     return [Held(lease.node, lease.lease_id, 0) for lease in leases]

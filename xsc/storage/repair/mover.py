@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from xsc.api.objects import Moved
 from xsc.base.errors import XscError
 from xsc.base.ids import short
 from xsc.base.limits import STORE_REQUEST_BYTES_MAX
@@ -29,7 +30,6 @@ from xsc.storage.repair.damage import damaged_segments, good_for
 from xsc.storage.repair.maintained_object import (
     MaintainedObject,
     MaintainedObjects,
-    MovedColumn,
     marks,
     merged,
 )
@@ -123,7 +123,7 @@ class ColumnMover:
 
     async def move(
         self, survey: Survey, chosen: dict[int, HostLease], progress: Progress | None
-    ) -> tuple[MaintainedObject, tuple[MovedColumn, ...], str]:
+    ) -> tuple[MaintainedObject, tuple[Moved, ...], str]:
         """Copy or rebuild columns at their new hosts; return the object, what moved, and a fault.
 
         Args:
@@ -157,7 +157,7 @@ class ColumnMover:
         if not await self._objects.save(maintained.ref, maintained.placement, held):
             return maintained, (), DELETED
         moved = tuple(
-            MovedColumn(column, survey.columns[column], lease.node)
+            Moved(shard=column, from_=survey.columns[column], to=lease.node)
             for column, lease in leases.items()
         )
         return maintained, moved, transfer.fault

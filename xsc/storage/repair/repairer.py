@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from xsc.api.objects import Moved, Repaired
 from xsc.base.clock import rest
 from xsc.base.errors import XscError
 from xsc.base.ids import short
@@ -31,8 +32,6 @@ from xsc.storage.repair.copy_reports import CopyReports
 from xsc.storage.repair.drain import Drain
 from xsc.storage.repair.maintained_object import (
     MaintainedObjects,
-    MovedColumn,
-    RepairResult,
     Settings,
 )
 from xsc.storage.repair.mover import ColumnMover, Progress
@@ -90,7 +89,7 @@ class Repairer:
         self._warned: dict[bytes, tuple[str, dict[str, object]]] = {}
         """What was logged last of objects that could not be made whole."""
         self._woken = asyncio.Event()
-        self.recent: deque[tuple[bytes, RepairResult]] = deque(maxlen=REPAIRS_A_ROUND_MAX)
+        self.recent: deque[tuple[bytes, Repaired]] = deque(maxlen=REPAIRS_A_ROUND_MAX)
         """What was repaired in this run, by reference, the oldest first."""
 
     # When to look
@@ -234,7 +233,7 @@ class Repairer:
 
     # Repair
 
-    async def repair(self, ref: bytes, progress: Progress | None = None) -> RepairResult | None:
+    async def repair(self, ref: bytes, progress: Progress | None = None) -> Repaired | None:
         """Give an object what it needs; return None if this node does not look after it.
 
         Raises:
@@ -254,7 +253,7 @@ class Repairer:
                 self._again.add(ref)
             survey = replace(survey, maintained=cleaned.maintained)
             if maintained.only_clean:
-                return RepairResult(survey.margin, waiting=survey.waiting)
+                return Repaired(margin=survey.margin, waiting=survey.waiting)
             result = await self._restore(survey, progress)
             if unreadable is not None and self.surveyor.unreadable(ref) is unreadable:
                 # It counted for this repair; the next survey shows whether it can be read now.
@@ -278,15 +277,15 @@ class Repairer:
             await self._objects.save(corrected.ref, corrected.placement, corrected.held)
         return replace(survey, maintained=corrected)
 
-    async def _restore(self, survey: Survey, progress: Progress | None) -> RepairResult:
+    async def _restore(self, survey: Survey, progress: Progress | None) -> Repaired:
         """Store what is lost, damaged or must leave its host again."""
         maintained, before = survey.maintained, survey.margin
-        rewritten = await self._mover.rewrite_damaged(survey)
-        if rewritten:
+        patched = await self._mover.rewrite_damaged(survey)
+        if patched:
             survey = await self.surveyor.verified(maintained)
         available = self._available(also_unsteady=survey.margin <= 0)
         chosen, reason = await self._mover.choose(survey, available)
-        moved: tuple[MovedColumn, ...] = ()
+        moved: tuple[Moved, ...] = ()
         if chosen:
             maintained, moved, fault = await self._mover.move(survey, chosen, progress)
             reason = fault or reason
@@ -295,32 +294,37 @@ class Repairer:
             if moved:
                 self.cleanup.note_moved(maintained.ref)
                 self.surveyor.forget(maintained.ref)
-                await self._records.write(maintained, survey, [item.target for item in moved])
+                await self._records.write(maintained, survey, [item.to for item in moved])
         elif maintained.is_own and (lacking := nodes_without_manifest(survey)):
             await self._records.write(maintained, survey, lacking)
-        left = tuple(sorted(survey.displaced - {item.column for item in moved}))
+        left = tuple(sorted(survey.displaced - {item.shard for item in moved}))
         if left and not reason:
             reason = "no node that is up and holds none of it has room"
-        result = RepairResult(
-            before, moved, left, reason if left else "", rewritten, survey.waiting
+        result = Repaired(
+            margin=before,
+            moved=moved,
+            left=left,
+            reason=reason if left else "",
+            patched=patched,
+            waiting=survey.waiting,
         )
         await self._report(survey, result)
         return result
 
-    async def _report(self, survey: Survey, result: RepairResult) -> None:
+    async def _report(self, survey: Survey, result: Repaired) -> None:
         """Log what was done; tell nodes that leave what could not be moved from them."""
         ref, leaving = survey.maintained.ref, self._drain.leaving()
         for item in result.moved:
             self._context.log.info(
                 "repair.column_moved",
                 object=short(ref),
-                column=item.column,
-                source=short(item.source),
-                target=short(item.target),
+                column=item.shard,
+                source=short(item.from_),
+                target=short(item.to),
             )
         if result.moved:
             self.recent.append((ref, result))
-        if any(item.source in leaving for item in result.moved):
+        if any(item.from_ in leaving for item in result.moved):
             self.look_at([ref])
         if result.left:
             self._warn(ref, "repair.incomplete", columns=list(result.left), reason=result.reason)

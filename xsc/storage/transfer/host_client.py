@@ -53,8 +53,6 @@ VERIFIED_AT_ONCE_BYTES = MIB
 lock for each leaf beside a busy event loop: half a millisecond of work took three."""
 Take: TypeAlias = Callable[[int, Buffer], None]
 """Takes a column's shard that was verified, in whatever thread."""
-StatPage: TypeAlias = tuple[bytes, int, bytes, bytes]
-"""Locate id, generation and manifest hash of an object, and where the page before ended."""
 
 
 async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -405,21 +403,16 @@ class HostClient:
             left_ms = end_ms - self.clock.monotonic_ms()
             if left_ms <= 0:
                 break
-            asked = (locate, manifest.generation, manifest_hash, after)
-            after = stated.add(await self._stat_page(node, asked, left_ms))
+            reply = await self._context.caller.call(
+                node,
+                messages.STAT,
+                messages.stat_message(locate, manifest.generation, manifest_hash, after),
+                timeout_ms=min(left_ms, STORAGE_QUESTION_TIMEOUT_MS),
+            )
+            after = stated.add(messages.read_stated(reply.header))
             if not after:
                 return stated.whole()
         raise PeerSilent(f"{short(node)} comes to no end of what it holds")
-
-    async def _stat_page(self, node: bytes, page: StatPage, timeout_ms: int) -> HeldObject:
-        """Return one page of what a peer says that it holds of an object."""
-        reply = await self._context.caller.call(
-            node,
-            messages.STAT,
-            messages.stat_message(*page),
-            timeout_ms=min(timeout_ms, STORAGE_QUESTION_TIMEOUT_MS),
-        )
-        return messages.read_stated(reply.header)
 
     async def find(self, node: bytes, locate: bytes, manifest_hash: bytes) -> Buffer | None:
         """Return the sealed manifest that a host keeps, unverified."""

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from xsc.api.market import PassedOver
 from xsc.base.clock import Entropy, run_sized
 from xsc.base.errors import (
     DurabilityUnreachable,
@@ -67,7 +68,7 @@ from xsc.storage.object.placement import (
 )
 from xsc.storage.object.rebuild import plan_rebuilds, rebuild
 from xsc.storage.object.segment import NONCE_BYTES, Place
-from xsc.storage.ports import HostLease, PassedOver
+from xsc.storage.ports import HostLease
 from xsc.storage.transfer.host_client import (
     HostClient,
     Source,

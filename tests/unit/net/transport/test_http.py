@@ -512,6 +512,11 @@ async def test_an_answer_is_sent_when_the_reader_has_it_or_is_given_up(listen, s
 class Pieces:
     """A stream that brings a body in pieces."""
 
+    total_bytes = 0
+
+    def is_eof(self) -> bool:
+        return False
+
     def __init__(self, pieces: list[bytes]) -> None:
         self.pieces = pieces[::-1]
 

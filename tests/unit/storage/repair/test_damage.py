@@ -125,7 +125,7 @@ def test_damage_in_every_column_is_repaired_in_place_and_nothing_else_is_sent():
         assert {host.state for host in stat.hosts} == {"corrupt"}
         sent = len(world.net.trace)
         done = await owner.storage.repair(capability)
-        assert (done.moved, done.left, done.rewritten) == ((), (), 6)
+        assert (done.moved, done.left, done.patched) == ((), (), 6)
         puts = [event for event in world.net.trace[sent:] if event.path.endswith("storage.put")]
         assert sum(event.what == "sent" for event in puts) == 6
         stat = await owner.storage.stat(capability)
@@ -153,9 +153,9 @@ def test_a_disk_that_lost_much_of_a_column_is_not_trusted_with_it():
         places = {(2, 0), (2, 1)}
         assert sum(damage(disk, locate, places) for disk in world.disks) == 2
         done = await owner.storage.repair(capability)
-        assert ([item.column for item in done.moved], done.rewritten) == ([2], 0)
-        assert done.moved[0].source == hosts[2].node
-        assert done.moved[0].target != hosts[2].node
+        assert ([item.shard for item in done.moved], done.patched) == ([2], 0)
+        assert done.moved[0].from_ == hosts[2].node
+        assert done.moved[0].to != hosts[2].node
         assert await get(world.nodes[3], capability) == data
 
     settings = {"repair_grace": "1h", "repair_interval": "1d", "probe_interval": "15s"}
