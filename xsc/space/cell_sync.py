@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from xsc.base.encoding import Value
 from xsc.base.errors import ArgumentInvalid, NotFound, XscError
@@ -27,11 +28,30 @@ from xsc.space.cells import (
 from xsc.space.limits import CELLS_MAX, PROPAGATORS_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import Change, Entry
-from xsc.space.service import SpaceService
 from xsc.space.store import Stats
 
 Function = Callable[[Sequence[Strongest]], Value]
 """Computes a value from the strongest values of the inputs; None for no value yet."""
+
+
+class Space(Protocol):
+    """What cells need of the space."""
+
+    @property
+    def owner(self) -> bytes:
+        """The id of this node."""
+
+    def get(self, path: str, owner: bytes | None = None) -> Entry:
+        """Return the newest record of a path with its value."""
+
+    async def put_soon(self, path: str, value: bytes) -> None:
+        """Write a value within some time, with others."""
+
+    async def compact(self) -> Stats:
+        """Delete what need not be kept, return its space to the disk, and say what is left."""
+
+    def on_change(self, told: Callable[[Change], None]) -> None:
+        """Call a function with every change that is stored from now on."""
 
 
 class SyncedCell:
@@ -167,9 +187,7 @@ class CellSyncManager:
         followed: called when `subscriptions` changes.
     """
 
-    def __init__(
-        self, space: SpaceService, log: Log, followed: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, space: Space, log: Log, followed: Callable[[], None] = lambda: None) -> None:
         self._space = space
         self._log = log
         self._followed = followed

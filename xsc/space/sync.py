@@ -12,7 +12,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from xsc.base.clock import Clock, event_within
 from xsc.base.encoding import Value, tagged_sha256
@@ -81,8 +81,7 @@ from xsc.space.record import (
     open_head,
     open_record,
 )
-from xsc.space.service import SpaceService
-from xsc.space.store import SpaceStore
+from xsc.space.store import SpaceStore, Taken
 from xsc.space.table import Repair
 
 _PATHS_BYTES = ASKED_RECORDS_MAX * (PATH_BYTES_MAX + 8) + 4 * KIB
@@ -104,6 +103,33 @@ Followed: TypeAlias = "tuple[bytes, str]"
 """An owner and a section."""
 Offered: TypeAlias = "tuple[Signed[SpaceRecord], bytes | None]"
 """A record that was verified, with its value where that came along."""
+
+
+class Space(Protocol):
+    """What subscriptions need of the node's space."""
+
+    async def take(
+        self,
+        owner: bytes,
+        offered: Sequence[Offered],
+        listed: Repair | None = None,
+    ) -> Taken:
+        """Adopt verified records of another owner."""
+
+    def has_schema(self, path: str) -> bool:
+        """Say whether values at a path are checked, and so needed to store their records."""
+
+    def tell(self, change: Change) -> None:
+        """Tell a change that is stored."""
+
+    def on_change(self, told: Callable[[Change], None]) -> None:
+        """Call a function with every change that is stored from now on."""
+
+    def on_head(self, told: Callable[[], None]) -> None:
+        """Call a function with each own head that is signed from now on."""
+
+    def ask_cursors(self, least: Callable[[], Mapping[bytes, int]]) -> None:
+        """Let a compaction ask for the least cursor of the known subscribers of each owner."""
 
 
 @dataclass(slots=True)
@@ -142,7 +168,7 @@ class SpaceSync:
 
     def __init__(
         self,
-        space: SpaceService,
+        space: Space,
         store: SpaceStore,
         caller: Caller,
         clock: Clock,
