@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -130,11 +130,7 @@ def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
         return {
             "verdict": "convicts" if told else "cannot_tell",
             "providers": [
-                {
-                    "provider": to_text(receipt.author),
-                    "verdict": verdict.verdict,
-                    "reasons": list(verdict.reasons),
-                }
+                {"provider": to_text(receipt.author), **asdict(verdict)}
                 for (_, receipt), verdict in zip(runs, verdicts, strict=True)
             ],
         }
@@ -142,8 +138,7 @@ def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
     if outcome.mode == "batch" and calls != len(read_lines(given.stdin)):
         raise ProofInvalid("it bills other calls than the batch has")
     return {
-        "verdict": verdicts[0].verdict,
-        "reasons": list(verdicts[0].reasons),
+        **asdict(verdicts[0]),
         "fuel_used": outcome.fuel_used,
         "memory_peak_bytes": outcome.memory_peak_bytes,
         "output": outcome.output.hex(),
