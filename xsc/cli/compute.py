@@ -255,7 +255,7 @@ def _run_job(
     else:
         if not spec.local:
             say(f"no node runs at {settings.home}: running here, in the same sandbox")
-        from xsc.node.local import run_here
+        from xsc.node.offline.compute import run_here
 
         done = run_here(spec, show)
     if receipt is not None:
@@ -339,7 +339,7 @@ def verify(
     source = stdin if batch is None else batch
     text = b"" if source is None else read_file(source, "standard input", STDIN_BYTES_MAX)
     files = {name: read_file(Path(path), "input", INPUT_BYTES_MAX) for name, path in inputs}
-    from xsc.node.offline.replay import Given, replay_file
+    from xsc.node.offline.compute import Given, replay_file
 
     answer: Document = replay_file(raw, code, Given(arguments, dict(env), text, files, item_fuel))
     settings.view(answer, _show_verdicts)
