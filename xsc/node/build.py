@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xsc import __version__
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.declaring import (
@@ -64,7 +63,6 @@ from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.sandbox import Sandbox
 from xsc.db.group import GroupCommit
 from xsc.health.attending import Attended
-from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair
 from xsc.ledger import exchange as ledger_exchange
@@ -328,7 +326,6 @@ class Node:
             context,
             state=parts.state,
             peers=self.peers.roster,
-            info=self.describe,
             interval_ms=config.probe_interval_ms,
             timeout_ms=min(config.probe_interval_ms, PROBE_TIMEOUT_MS),
         )
@@ -633,16 +630,6 @@ class Node:
         if self.config.guard == "recognised":
             return self.commitments.weight_ppm(peer) > 0
         return self.config.guard == "all"
-
-    def describe(self) -> NodeInfo:
-        """Return what this node tells whoever probes it."""
-        return NodeInfo(
-            name=self.config.name,
-            version=__version__,
-            storage_free_bytes=self.capacity.free("storage"),
-            storage_capacity_bytes=self.capacity.level("storage"),
-            compute_free_steps=self.capacity.free("compute"),
-        )
 
     def find(self, text: str) -> bytes:
         """Return the node that a name, an id or the beginning of one means; itself included.
