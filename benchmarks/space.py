@@ -40,11 +40,10 @@ from xsc.space import itc
 from xsc.space.itc import Clock
 from xsc.space.limits import RECORDS_A_SECOND_MAX
 from xsc.space.paths import UserSpacePaths
-from xsc.space.record import SpaceHead, SpaceRecord, value_digest
+from xsc.space.record import SpaceHead, SpaceRecord, section_hash, value_digest
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync
-from xsc.space.table import OwnerTable, Row
 
 ROUNDS = least(3, 1)
 NETWORK = network_id("benchmark")
@@ -345,10 +344,10 @@ async def commitments(count: int) -> int:
             key = KeyPair(os.urandom(32))
             signed, value = commitment(key, stamp, clock.now_ms())
             await store.take(key.node_id, [(signed, value)])
-            table = OwnerTable()
-            table.put(signed.record.path, Row.of(signed))
-            head = SpaceHead(sequence=1, written_ms=clock.now_ms(), root=table.tree.digest())
-            proven = await store.prove(key.node_id, "", sign(head, key, NETWORK), (), {})
+            section = UserSpacePaths.COMMITMENT
+            hashes = ((section, section_hash({signed.record.path: signed.id}) or b""),)
+            head = SpaceHead(sequence=1, written_ms=clock.now_ms(), sections=hashes)
+            proven, *_ = await store.prove(key.node_id, sign(head, key, NETWORK), {section: {}})
             assert proven
         return anonymous_kib() - before
     finally:

@@ -210,12 +210,12 @@ class Calls:
         self.call = call
 
 
-def test_chains_of_peers_are_known():
+def test_grants_of_peers_are_known():
     async def play(world):
         await world.nodes[0].space.put("a", b"1")
         await world.clock.sleep_ms(1_000)
         for node in world.nodes[1:]:
-            assert world.nodes[0].key.node_id in node.space_store._chains
+            assert world.nodes[0].key.node_id in node.space_store._granted
 
     run(10, 3, play, SETTINGS)
 

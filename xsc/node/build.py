@@ -341,6 +341,7 @@ class Node:
             context.clock,
             context.key,
             context.network,
+            introducer_of=self.peers.roster.introducer_of,
             keep_versions=config.keep_versions,
             keep_ms=config.keep_days * DAY_MS,
         )

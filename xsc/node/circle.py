@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import count
 
 from xsc.base.clock import Clock
 from xsc.base.errors import NotFound, PeerError, RateLimited, XscError
@@ -105,15 +106,13 @@ class CircleSync:
 
         Those whom the space asks for a peer that is silent may not know it.
         """
-        turn = 0
-        while True:
+        for turn in count():
             await self._clock.sleep_ms(SEEK_INTERVAL_MS)
             silent = circle.in_turn(self._sync.followed(answering=False), turn, SOUGHT_MAX)
             friends = circle.in_turn(self._sync.followed(answering=True), turn, SEEK_FRIENDS)
-            turn += 1
             for friend in friends if silent else []:
                 try:
-                    await self._sync.seek(friend, silent, ADDRESS)
+                    await self._sync.seek(friend, silent)
                 except XscError as fault:
                     self._blame(friend, fault)
             self._look_at(self._later)

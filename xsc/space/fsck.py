@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from xsc.base.encoding import decode
 from xsc.base.errors import RecordInvalid, StoreDamaged, XscError
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue, prefix_end
@@ -20,13 +19,13 @@ from xsc.space.record import (
 from xsc.space.store import (
     ARCHIVE,
     CLOCK,
-    KEPT_BYTES_MAX,
     META,
     OWNER_BYTES,
     PROVEN,
-    PROVEN_BYTES_MAX,
     VALUE,
     KeptClock,
+    read_archived,
+    read_proven,
 )
 
 FAULTS_MAX = 1_000
@@ -80,20 +79,17 @@ def _other_faults(db: KeyValue, network: bytes) -> Iterator[str]:
     for key, raw in db.scan(PROVEN, prefix_end(PROVEN)):
         owner = key[1 : 1 + OWNER_BYTES]
         try:
-            value = decode(raw, size_max=PROVEN_BYTES_MAX)
-            envelope = value[0] if isinstance(value, list) and value else b""
-            if not isinstance(envelope, bytes):
-                raise RecordInvalid("it has no head")
+            head, _ = read_proven(raw)
             open_signed(
-                envelope, SpaceHead, network=network, author=owner, size_max=HEAD_ENVELOPE_BYTES_MAX
+                head, SpaceHead, network=network, author=owner, size_max=HEAD_ENVELOPE_BYTES_MAX
             )
         except XscError as fault:
             yield f"a head of {short(owner)} is damaged: {fault.message}"
     for _, raw in db.scan(ARCHIVE, prefix_end(ARCHIVE)):
         try:
-            decode(raw, size_max=KEPT_BYTES_MAX)
-        except XscError as fault:
-            yield f"an archived record is damaged: {fault.message}"
+            read_archived(raw)
+        except StoreDamaged as fault:
+            yield fault.message
     clock = db.get(CLOCK)
     try:
         if clock is not None:

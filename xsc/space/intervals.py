@@ -14,7 +14,6 @@ from xsc.base.log import Log
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Caller, Handler
 from xsc.base.tally import Tally
-from xsc.space.domain import chain_bytes, published_chain
 from xsc.space.limits import ASK_AGAIN_MS, ASKED_MAX, GRANTS_A_PEER_MAX, GRANTS_MS
 from xsc.space.store import SpaceStore
 from xsc.space.sync import body_of
@@ -63,7 +62,7 @@ class Intervals:
         if not self._is_direct(caller):
             raise NotAllowed("an interval is granted to peers that this node knows directly")
         self._asked.count(caller, self._clock.monotonic_ms(), "intervals")
-        return {}, [chain_bytes(await self._store.grant(caller, anew=anew))]
+        return {}, [await self._store.grant(caller, anew=anew)]
 
     def granters(self) -> list[bytes]:
         """Return who is to grant this node an interval: who invited it; anybody for one it left."""
@@ -90,7 +89,7 @@ class Intervals:
             asked: dict[str, Value] = {"anew": self._store.has_left}
             try:
                 reply = await self._caller.call(peer, "space.grant", asked)
-                await self._store.join(published_chain(bytes(body_of(reply.parts))))
+                await self._store.join(bytes(body_of(reply.parts)))
             except XscError as fault:
                 # Another peer is asked, or the node founds a domain.
                 self._log.info("space.interval_refused", peer=short(peer), code=fault.code)

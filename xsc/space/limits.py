@@ -23,8 +23,6 @@ OTHERS_BYTES_MAX = 4 * GIB
 """What all other owners have together at one node, beside what each has for sure."""
 TOMBSTONES_MAX = 10_000
 """Tombstones of one owner that a replica keeps; the oldest goes first."""
-EVIDENCE_MAX = 16
-"""Pairs of records of one sequence that are kept against one owner."""
 TOMBSTONE_KEPT_MS = 30 * 24 * 3_600_000
 UNSUBSCRIBED_KEPT_MS = 24 * 3_600_000
 """How long records are kept that nobody here subscribes to any more."""
@@ -46,7 +44,7 @@ RETRY_MS = 5_000
 RETRY_MS_MAX = 300_000
 """Each malformed answer in a row doubles RETRY_MS, up to this."""
 CURSORS_MAX = 8 * PEERS_MAX
-"""Subscriptions in one request: those that stand for every peer, and what else is followed."""
+"""Sections in one request: those that are followed of every peer, and what else is."""
 RELAYS_MAX = 2
 """Replicas that are asked for an owner that does not answer itself."""
 PAGE_BYTES = 1 * MIB
@@ -55,8 +53,7 @@ PAGE_RECORDS = 1_000
 ASKED_RECORDS_MAX = 256
 """Paths of one request for records by their paths."""
 SHOWN_BYTES_MAX = 2 * MIB
-"""A head with what proves it that is larger is not told; a later one is smaller. The proof alone
-is smaller always: RECORDS_MAX parts and hashes."""
+"""A head with changes that are larger is not told; a later one has fewer."""
 ANSWER_BYTES_MAX = PAGE_BYTES + SHOWN_BYTES_MAX + MIB
 """One body of an answer: a page, one record and one head more, and what stands around them."""
 LISTING_PARTS_MAX = 1 + (RECORDS_MAX * (PATH_BYTES_MAX + 64) + MIB) // PAGE_BYTES
@@ -66,11 +63,9 @@ RECORDS_A_SECOND_MAX = 4_000
 STAMP_BYTES_A_RECORD = 32
 """A stamp counts as so many further records as it has of these: about 90 nodes to read."""
 PROOF_ROWS_A_RECORD = 16
-"""So many rows of a proof or a listing count as one record, or as one row that is answered."""
+"""So many rows of a listing, or that are compared to a head, count as one record or row."""
 ROWS_A_SECOND_MAX = 20_000
 """Cursors, paths, records and listed rows of all peers that are answered; of one at most half."""
-SCANNED_A_ROW = 256
-"""So many rows that a cursor looks at and passes count as one."""
 ROW_BYTES = 4 * KIB
 """A large value counts as so many rows as it has of these."""
 CHECKED_BYTES_A_RECORD = KIB
@@ -98,8 +93,10 @@ CLOCK_NODES_JOINED_MAX = 3_072
 CLOCK_BYTES_MAX = 16 * KIB
 CLOCK_BYTES_JOINED_MAX = 12 * KIB
 """As CLOCK_NODES_JOINED_MAX, in bytes. The rest is room for own counters."""
-CHAIN_BYTES_MAX = 64 * KIB
-"""Of a chain of grants; a larger value at its path is not fetched."""
+GRANT_LEVELS_MAX = CLOCK_DEPTH_MAX // 2 + 1
+"""Grants in each other: each is cut at least two levels deeper than its giver's."""
+GRANT_BYTES_MAX = 32 * KIB
+"""A grant with all that are in it."""
 INTERVAL_NODES_MAX = 256
 """`cut_grant` leaves no giver more than about 130; own counters take 3.4 KiB at most."""
 COUNTER_END = 2**53

@@ -7,22 +7,20 @@ them before they are stored.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import RecordInvalid
 from xsc.space.limits import ANSWER_BYTES_MAX, CURSORS_MAX, PAGE_BYTES, PAGE_RECORDS, RECORDS_MAX
-from xsc.space.paths import check_path
-from xsc.space.table import Shown
-from xsc.space.tree import Proof, levels_of, read_levels
+from xsc.space.paths import SECTIONS, check_path
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """One subscription, as a replica is asked for it."""
+    """One section of an owner, as a replica is asked for it."""
 
     owner: bytes
-    prefix: str
+    section: str
     after: int
     """This replica has sent what is up to this sequence."""
     head: tuple[int, int]
@@ -30,7 +28,7 @@ class Cursor:
 
     def to_value(self) -> Value:
         """Return the cursor as plain values."""
-        return [self.owner, self.prefix, self.after, *self.head]
+        return [self.owner, self.section, self.after, *self.head]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +42,12 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class SentHead:
-    """A head that is passed on, and what proves it under a prefix."""
+    """A head that is passed on."""
 
     owner: bytes
-    prefix: str
     raw: bytes
-    proof: Proof
-    before: dict[str, bytes]
-
-    @property
-    def size_bytes(self) -> int:
-        """About how much of an answer this takes."""
-        beside = sum(len(name) + 40 for _, parts in self.proof for name, _ in parts)
-        return len(self.raw) + beside + sum(len(path) + 40 for path in self.before)
+    before: dict[str, dict[str, bytes]]
+    """Of each section for which it is shown, the ids of records that have changed since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +64,15 @@ def _is_owner(owner: Value) -> bool:
     return isinstance(owner, bytes) and len(owner) == 32
 
 
-def _prefix(prefix: str) -> str:
-    return check_path(prefix) if prefix else prefix
+def read_section(name: Value) -> str:
+    """Return the name of a section.
+
+    Raises:
+        RecordInvalid: there is none of that name.
+    """
+    if not isinstance(name, str) or name not in SECTIONS:
+        raise RecordInvalid("not a section of a space")
+    return name
 
 
 def _count(number: Value) -> bool:
@@ -92,20 +90,16 @@ def read_cursors(value: Value) -> list[Cursor]:
     cursors = []
     for row in value:
         match row:
-            case [bytes(owner), str(prefix), int(after), int(sequence), int(written_ms)] if (
-                _is_owner(owner) and all(map(_count, row[2:]))
-            ):
-                cursors.append(Cursor(owner, _prefix(prefix), after, (sequence, written_ms)))
+            case [bytes(owner), section, int(after), int(sequence), int(written_ms)] if _is_owner(
+                owner
+            ) and all(map(_count, row[2:])):
+                place = (sequence, written_ms)
+                cursors.append(Cursor(owner, read_section(section), after, place))
             case _:
                 raise RecordInvalid("not a cursor")
-    if len({(cursor.owner, cursor.prefix) for cursor in cursors}) < len(cursors):
-        raise RecordInvalid("two cursors of one subscription")
+    if len({(cursor.owner, cursor.section) for cursor in cursors}) < len(cursors):
+        raise RecordInvalid("two cursors of one section")
     return cursors
-
-
-def sent_head(owner: bytes, prefix: str, shown: Shown) -> SentHead:
-    """Return what a replica shows, as it is passed on."""
-    return SentHead(owner, prefix, shown.head, shown.proof, shown.before)
 
 
 def _rows(rows: Iterable[tuple[str, bytes]]) -> Value:
@@ -125,16 +119,25 @@ def _read_rows(value: Value) -> list[tuple[str, bytes]]:
     return rows
 
 
-def _head_value(head: SentHead) -> list[Value]:
-    return [head.owner, head.prefix, head.raw, levels_of(head.proof), _rows(head.before.items())]
+def _head_value(head: SentHead) -> Value:
+    sections: list[Value] = [[at, _rows(before.items())] for at, before in head.before.items()]
+    return [head.owner, head.raw, sections]
 
 
 def _read_head(value: Value) -> SentHead:
     match value:
-        case [bytes(owner), str(prefix), bytes(raw), proof, before] if _is_owner(owner):
-            rows = dict(_read_rows(before))
-            return SentHead(owner, _prefix(prefix), raw, read_levels(proof), rows)
-    raise RecordInvalid("not a head with its proof")
+        case [bytes(owner), bytes(raw), list(rows)] if _is_owner(owner) and len(rows) <= len(
+            SECTIONS
+        ):
+            before = {}
+            for row in rows:
+                match row:
+                    case [section, changed]:
+                        before[read_section(section)] = dict(_read_rows(changed))
+                    case _:
+                        raise RecordInvalid("not a section with what has changed in it")
+            return SentHead(owner, raw, before)
+    raise RecordInvalid("not a head that is passed on")
 
 
 def answer_bytes(answer: Answer) -> bytes:
@@ -170,12 +173,9 @@ def read_answer(raw: bytes) -> Answer:
     raise RecordInvalid("not an answer of a replica")
 
 
-def listing_parts(head: SentHead, rows: Sequence[tuple[str, bytes]]) -> list[bytes]:
-    """Return the bodies of a listing: its head, and the rows in pages.
-
-    What changed since the head is in the rows, too.
-    """
-    parts = [encode(_head_value(replace(head, before={})))]
+def listing_parts(head: bytes, rows: Sequence[tuple[str, bytes]]) -> list[bytes]:
+    """Return the bodies of a listing: its head, and the rows in pages."""
+    parts = [head]
     page: list[tuple[str, bytes]] = []
     left = PAGE_BYTES
     for path, record in rows:
@@ -185,15 +185,6 @@ def listing_parts(head: SentHead, rows: Sequence[tuple[str, bytes]]) -> list[byt
             parts.append(encode(_rows(page)))
             page, left = [], PAGE_BYTES
     return [*parts, encode(_rows(page))] if page else parts
-
-
-def read_listed_head(raw: bytes) -> SentHead:
-    """Return the head of a listing.
-
-    Raises:
-        TooLarge, RecordInvalid: over ANSWER_BYTES_MAX, or malformed.
-    """
-    return _read_head(decode(raw, size_max=ANSWER_BYTES_MAX))
 
 
 def read_listed(raw: bytes) -> list[tuple[str, bytes]]:

@@ -7,6 +7,8 @@ that no two paths look alike and a path means the same in a file system, a URL a
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from typing import Final
 
 from xsc.base.encoding import tagged_sha256
 from xsc.base.errors import ArgumentInvalid, RecordInvalid
@@ -29,11 +31,6 @@ def fault_of(path: str) -> str | None:
             " and is not . or .."
         )
     return None
-
-
-def is_part(text: str) -> bool:
-    """Say whether a text is one part of a path."""
-    return _PART.fullmatch(text) is not None
 
 
 def check_path(path: str) -> str:
@@ -67,12 +64,6 @@ def parse_address(text: str) -> tuple[str | None, str]:
 def is_under(path: str, prefix: str) -> bool:
     """Say whether a path is the prefix or below it; all paths are below the empty prefix."""
     return not prefix or path == prefix or path.startswith(prefix + "/")
-
-
-def prefixes_of(path: str) -> list[str]:
-    """Return every prefix that a path is under, from the empty one to the path itself."""
-    parts = path.split("/")
-    return ["/".join(parts[:count]) for count in range(len(parts) + 1)]
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -215,3 +206,51 @@ class UserSpacePaths:
     def named(name: bytes) -> str:
         """Return where a provider keeps a value that clearing records name."""
         return _made("market", "named", to_text(name))
+
+
+DECLARED: Final = frozenset(
+    {
+        UserSpacePaths.NODES,
+        UserSpacePaths.INTERVAL,
+        UserSpacePaths.GRANTS,
+        UserSpacePaths.RECOGNITION,
+        UserSpacePaths.COMMITMENT,
+        UserSpacePaths.ALLOCATION_STATE,
+        UserSpacePaths.CLEARINGS,
+        UserSpacePaths.NAMED,
+        UserSpacePaths.PROGRAMS,
+        UserSpacePaths.SERVICES,
+        UserSpacePaths.PROVENANCE,
+        "subscriptions",
+    }
+)
+"""Prefixes of XSC's own that are sections by themselves."""
+_SHARES: Final = 240
+_SHARED_IN_TWO: Final = frozenset({"cells", "compute"})
+"""Programs and cells are followed one by one, so that a share is of the first two parts."""
+SECTIONS: Final = DECLARED | {f"rest/{number}" for number in range(_SHARES)}
+"""A head has one hash for each of these; who follows a path takes all of its section."""
+
+
+@lru_cache(maxsize=4_096)
+def _share_of(first: str) -> str:
+    digest = tagged_sha256("space_section", first.encode())
+    return f"rest/{int.from_bytes(digest[:4], 'big') % _SHARES}"
+
+
+def section_of(path: str) -> str:
+    """Return the section of a path: its longest declared prefix, else a share of the rest."""
+    first, _, below = path.partition("/")
+    two = f"{first}/{below.partition('/')[0]}" if below else first
+    for prefix in (two, first):
+        if prefix in DECLARED:
+            return prefix
+    return _share_of(two if first in _SHARED_IN_TWO else first)
+
+
+@lru_cache(maxsize=1_024)
+def sections_of(prefix: str) -> frozenset[str]:
+    """Return the sections that can have paths under a prefix."""
+    if not prefix or prefix in _SHARED_IN_TWO:
+        return SECTIONS
+    return frozenset({name for name in DECLARED if is_under(name, prefix)} | {section_of(prefix)})

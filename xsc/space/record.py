@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import base64
 import binascii
+from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from xsc.base.encoding import tagged_sha256
+from xsc.base.encoding import Value, encode, tagged_sha256
 from xsc.base.errors import ArgumentInvalid, ClockSkewed, RecordInvalid, TooLarge
 from xsc.base.limits import KIB
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 from xsc.space.itc import Stamp, read_event
 from xsc.space.limits import CLOCK_BYTES_MAX, FUTURE_MS_MAX, VALUE_BYTES_MAX, VALUE_INLINE_BYTES_MAX
-from xsc.space.paths import check_path
+from xsc.space.paths import SECTIONS, check_path
 
 RECORD_ENVELOPE_BYTES_MAX = CLOCK_BYTES_MAX + 8 * KIB
-HEAD_ENVELOPE_BYTES_MAX = 4 * KIB
+HEAD_ENVELOPE_BYTES_MAX = 32 * KIB
 
 Sequence = Annotated[int, Field(ge=1, lt=2**63)]
 Json: TypeAlias = "str | dict[str, str] | None"
@@ -56,11 +58,40 @@ class SpaceRecord(Record):
 
 
 class SpaceHead(Record):
-    """What is live in a space at a sequence: the hash of the tree of paths, None without any."""
+    """What is live in a space at a sequence: a hash for each section that is not empty."""
 
     sequence: Count
     written_ms: Count
-    root: Id32 | None
+    sections: Annotated[tuple[tuple[str, Id32], ...], Field(max_length=len(SECTIONS))]
+    """Names and hashes, in the order of names."""
+
+    @model_validator(mode="after")
+    def _is_well_formed(self) -> Self:
+        names = [name for name, _ in self.sections]
+        if names != sorted(set(names)) or not SECTIONS.issuperset(names):
+            raise ValueError("a head has each section once, in the order of their names")
+        return self
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Sequence and date, by which heads are ordered."""
+        return self.sequence, self.written_ms
+
+    def hash_of(self, section: str) -> bytes | None:
+        """Return the hash of a section; None where it is empty."""
+        at = bisect_left(self.sections, section, key=_name)
+        named = at < len(self.sections) and self.sections[at][0] == section
+        return self.sections[at][1] if named else None
+
+
+def _name(row: tuple[str, bytes]) -> str:
+    return row[0]
+
+
+def section_hash(ids: Mapping[str, bytes]) -> bytes | None:
+    """Return the hash of a section by the paths and record ids that are live in it."""
+    rows: list[Value] = [[path, ids[path]] for path in sorted(ids)]
+    return tagged_sha256("space_section", encode(rows)) if rows else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from xsc.space.limits import (
     VALUE_BYTES_MAX,
     WATCHES_MAX,
 )
-from xsc.space.paths import fault_of, is_under, matches
+from xsc.space.paths import UserSpacePaths, fault_of, is_under, matches
 from xsc.space.port import Check
 from xsc.space.record import Change, Entry, SpaceRecord
 from xsc.space.store import SpaceStore, Stats, Taken
@@ -71,7 +71,7 @@ class SpaceService:
         self._told: list[Callable[[Change], None]] = []
         self._told_heads: list[Callable[[], None]] = []
         self._least_cursors: Callable[[], Mapping[bytes, int]] = dict
-        self._schemas: dict[str, Check] = {}
+        self._schemas: dict[str, Check] = {UserSpacePaths.INTERVAL: store.check_grant}
         self._soon: dict[str, bytes] = {}
         self._flush: asyncio.Task[dict[str, int]] | None = None
         store.on_written(self._tell_all)

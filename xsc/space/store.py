@@ -6,41 +6,37 @@ clock's event and what the record replaces are in one write, so that no sequence
 used twice after a kill. Values are stored by path and replaced with their record.
 
 Keys: `m` owner path: envelope; `v` owner path: value; `a` owner path 0 sequence: a replaced
-version; `p` owner prefix: a proven head; `e` owner sequence: two records of one sequence;
-`h` owner: what its chains have proven; `i`: who invited this node; `c`: the own clock;
-`f`: the own sequence and the own head that peers have shown.
+version; `p` owner: the newest proven head, and the cursor of each section; `i`: who invited
+this node; `c`: the own clock; `f`: the own sequence and the own head that peers have shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from pydantic import model_validator
 
 from xsc.base.clock import Clock as TimePort
 from xsc.base.clock import Executor
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged, XscError
+from xsc.base.ids import to_text
 from xsc.base.keyvalue import KeyValue, prefix_end
-from xsc.base.limits import JOINT_RECORDS_MAX, MIB
+from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.base.turns import PeerWork, Turns, sliced
 from xsc.db.group import GroupCommit
-from xsc.identity.envelope import Record, Signed, read_claimed, sign, sign_jointly
+from xsc.identity.envelope import Count, Record, Signed, read_claimed, sign, sign_jointly
 from xsc.identity.keys import KeyPair
-from xsc.space.domain import (
-    Genesis,
-    Grant,
-    Holding,
-    chain_bytes,
-    founded,
-    next_grant,
-    published_chain,
-    read_holdings,
-)
+from xsc.space.domain import Grant, Granted, counted, read_grant
 from xsc.space.itc import (
     Clock,
     Event,
+    Interval,
     Stamp,
+    cut_grant,
+    depth_of,
     event_bytes,
     interval_bytes,
     read_event,
@@ -49,13 +45,12 @@ from xsc.space.itc import (
 )
 from xsc.space.limits import (
     COMPACT_STEP_BYTES,
-    EVIDENCE_MAX,
     GRANTS_A_RECEIVER_MAX,
+    OWNER_BYTES_MAX,
     PROOF_ROWS_A_RECORD,
-    SCANNED_A_ROW,
     VALUE_BYTES_MAX,
 )
-from xsc.space.paths import UserSpacePaths, is_under
+from xsc.space.paths import SECTIONS, UserSpacePaths, is_under, sections_of
 from xsc.space.record import (
     HEAD_ENVELOPE_BYTES_MAX,
     RECORD_ENVELOPE_BYTES_MAX,
@@ -68,26 +63,19 @@ from xsc.space.record import (
 )
 from xsc.space.table import (
     OwnerTable,
-    Plan,
     Proven,
     Repair,
     Row,
-    Shown,
-    conflict,
     old_versions,
     owner_bytes_max,
 )
-from xsc.space.tree import Proof, levels_of, read_levels, records_beside
 
-META, VALUE, ARCHIVE, PROVEN, EVIDENCE, HELD = b"m", b"v", b"a", b"p", b"e", b"h"
+META, VALUE, ARCHIVE, PROVEN = b"m", b"v", b"a", b"p"
 CLOCK, FLOOR, INVITER = b"c", b"f", b"i"
-KINDS = sorted((META, VALUE, ARCHIVE, PROVEN, EVIDENCE, HELD))
+KINDS = sorted((META, VALUE, ARCHIVE, PROVEN))
 """Of rows that name an owner."""
 KEPT_BYTES_MAX = 2 * VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
-PROVEN_BYTES_MAX = 64 * MIB
 OWNER_BYTES = 32
-SOURCES_KEPT = 16
-"""Intervals that an owner had before the one it has."""
 READ_KEPT = 32
 """Records that were read last: what is new is told to every follower."""
 
@@ -97,9 +85,18 @@ class KeptClock(Record):
 
     KIND: ClassVar[str] = "space_clock"
 
-    chain: tuple[bytes, ...]
-    last_grant: bytes | None
+    grant: bytes
+    interval: bytes
+    """What is left of what was granted."""
+    given: Count
+    """How many parts of it this node gave."""
     event: bytes
+
+    @model_validator(mode="after")
+    def _is_well_formed(self) -> Self:
+        read_interval(self.interval)
+        read_event(self.event)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,7 @@ class Page:
     """What a cursor is sent."""
 
     entries: list[Entry]
-    shown: Shown | None
+    shown: Proven | None
     more: bool
     """Whether there are further records than these."""
     rows: int = 0
@@ -146,29 +143,37 @@ class _Batch:
         self.changes[key] = value
 
 
-def _holding_row(held: Holding) -> Value:
-    first, kept = interval_bytes(held.first), interval_bytes(held.kept)
-    return [held.domain, held.node, held.source, first, kept, held.granted]
+def read_archived(raw: bytes) -> tuple[int, bytes, bytes]:
+    """Return when a version was archived, the bytes of its record, and its value.
+
+    Raises:
+        StoreDamaged: it cannot be read.
+    """
+    try:
+        match decode(raw, size_max=KEPT_BYTES_MAX):
+            case [int(archived_ms), bytes(record), bytes(value)]:
+                return archived_ms, record, value
+    except XscError:
+        pass
+    raise StoreDamaged("an archived record of the space is damaged")
 
 
-def _list_of(value: Value, size: int | None = None) -> list[Value]:
-    if not isinstance(value, list) or len(value) != (len(value) if size is None else size):
-        raise RecordInvalid("not a list of that size")
-    return value
+def read_proven(raw: bytes) -> tuple[bytes, dict[str, int]]:
+    """Return the bytes of a head, and the cursor of each section, as they are kept of an owner.
 
-
-def _holding_from(row: Value) -> Holding:
-    match row:
-        case [
-            bytes(domain),
-            bytes(node),
-            bytes(source),
-            bytes(first),
-            bytes(kept),
-            int(granted),
-        ]:
-            return Holding(domain, node, source, read_interval(first), read_interval(kept), granted)
-    raise RecordInvalid("not what a chain has proven")
+    Raises:
+        TooLarge, RecordInvalid: it is damaged.
+    """
+    match decode(raw):
+        case [list(rows), bytes(head)]:
+            cursors = {}
+            for row in rows:
+                match row:
+                    case [str(section), int(sequence)]:
+                        cursors[section] = sequence
+            if len(cursors) == len(rows):
+                return head, cursors
+    raise RecordInvalid("not a head with cursors")
 
 
 def _numbered(prefix: bytes, sequence: int) -> bytes:
@@ -186,6 +191,7 @@ class SpaceStore:
         key: KeyPair,
         network: bytes,
         *,
+        introducer_of: Callable[[bytes], str] = to_text,
         keep_versions: int = 0,
         keep_ms: int = 0,
     ) -> None:
@@ -197,21 +203,25 @@ class SpaceStore:
         self._time = time
         self._key = key
         self._network = network
+        self._introducer_of = introducer_of
         self._keep_versions = keep_versions
         self._keep_ms = keep_ms
         self._tables: dict[bytes, OwnerTable] = {}
         self._turns: Turns[bytes] = Turns()
         self._read: dict[bytes, Signed[SpaceRecord]] = {}
         """By its bytes, each of the last READ_KEPT records that were read."""
-        self._chains: dict[bytes, tuple[bytes | None, list[Holding]]] = {}
-        """The hash of each owner's last chain, and what its chains have proven: first what it had
-        and gave away before, then the givers in the last one, then what it has."""
+        self._granted: dict[bytes, Granted] = {}
+        """What each owner was granted, as it publishes it."""
+        self._counted: dict[bytes, Interval] = {}
+        """Where each of those counts that were looked for since one of them has changed."""
         self._clock: Clock | None = None
-        self._chain: list[bytes] = []
-        self._holding: Holding | None = None
+        self._own: Granted | None = None
+        self._given = 0
+        """How many parts of the own interval were given."""
         self._told: Callable[[Sequence[Change]], None] = lambda _: None
         self._inviter = db.get(INVITER)
-        self._read_chains()
+        for owner in set(self.owners()) - {self.owner}:
+            self._read_grant(owner, db.get(VALUE + owner + UserSpacePaths.INTERVAL.encode()))
         self._read_clock()
         floor = db.get(FLOOR) or bytes(16)
         self._floor = int.from_bytes(floor[:8], "big")
@@ -230,16 +240,11 @@ class SpaceStore:
 
     def unheard(self, stamp: Stamp, owners: Iterable[bytes]) -> list[bytes]:
         """Return the owners of whom a stamp counts events that were not heard of here."""
-        clock = self._clock
-        if clock is None:
+        if self._clock is None:
             return []
-        held = {owner: self._holding_of(owner) for owner in owners}
-        intervals = {
-            owner: holding.kept
-            for owner, holding in held.items()
-            if holding is not None and holding.domain == clock.domain
-        }
-        return unheard(clock, stamp, intervals)
+        found = {owner: self._interval_of(owner) for owner in owners}
+        intervals = {owner: at for owner, at in found.items() if at is not None}
+        return unheard(self._clock, stamp, intervals)
 
     # Reading
 
@@ -298,12 +303,7 @@ class SpaceStore:
         """
         found = []
         for _, raw in self._scan(ARCHIVE + self.owner + path.encode() + b"\0"):
-            try:
-                _, record, value = _list_of(decode(raw, size_max=KEPT_BYTES_MAX), 3)
-            except XscError as fault:
-                raise StoreDamaged(f"an archived record is damaged: {fault.message}") from None
-            assert isinstance(record, bytes)
-            assert isinstance(value, bytes)
+            _, record, value = read_archived(raw)
             found.append(Entry(self._parsed(self.owner, record), value))
         return found[::-1]
 
@@ -325,14 +325,14 @@ class SpaceStore:
     async def page(
         self,
         owner: bytes,
-        prefix: str,
+        section: str,
         after: int,
         *,
         count: int,
         size_bytes: int,
         head: tuple[int, int] = (-1, 0),
     ) -> Page:
-        """Return the records under a prefix above a sequence, in order, and the proven head.
+        """Return the records of a section above a sequence, in order, and the proven head.
 
         It is None unless it is newer than `head`, a sequence and date.
 
@@ -342,7 +342,7 @@ class SpaceStore:
         async with self._turns.of(owner):
             table = await self._table(owner)
             entries: list[Entry] = []
-            paths = table.after(prefix, after, count + 1)
+            paths = table.after(section, after, count + 1)
             for path in paths[:count]:
                 entry = self._entry(self._db, owner, path)
                 assert entry is not None, "a row has its record"
@@ -351,15 +351,10 @@ class SpaceStore:
                 if entries and size_bytes < 0:
                     break
                 entries.append(entry)
+            shown = table.show(section, head)
+            changed = 0 if shown is None else len(shown.before) // PROOF_ROWS_A_RECORD
             more = len(paths) > len(entries)
-            shown = table.show(prefix, head)
-            proof_rows = 0 if shown is None else records_beside(shown.proof) + len(shown.before)
-            rows = (
-                len(entries)
-                + table.passed(prefix, after) // SCANNED_A_ROW
-                + proof_rows // PROOF_ROWS_A_RECORD
-            )
-            return Page(entries, shown, more=more, rows=rows)
+            return Page(entries, shown, more=more, rows=len(entries) + changed)
 
     # Tables
 
@@ -372,23 +367,19 @@ class SpaceStore:
             async for _, raw in sliced(self._scan(META + owner)):
                 signed = self._parsed(owner, raw)
                 table.put(signed.record.path, Row.of(signed))
-            for key, raw in self._scan(PROVEN + owner):
-                prefix = key[1 + OWNER_BYTES :].decode()
-                proven = self._proven(owner, raw)
-                newer = table.after(prefix, proven.head.record.sequence, 1)
-                proven.whole = not newer
-                table.proven[prefix] = proven
+            self._read_proven(owner, table)
             if table.rows or table.proven or owner == self.owner:
                 # No more are kept than are on the disk, whatever owners peers make up.
                 self._tables[owner] = table
         return table
 
-    def _proven(self, owner: bytes, raw: bytes) -> Proven:
+    def _read_proven(self, owner: bytes, table: OwnerTable) -> None:
+        """Read the cursors of an owner, and what can be shown of it."""
+        raw = self._db.get(PROVEN + owner)
+        if raw is None:
+            return
         try:
-            value = decode(raw, size_max=PROVEN_BYTES_MAX)
-            assert isinstance(value, list)
-            envelope, levels = value
-            assert isinstance(envelope, bytes)
+            envelope, rows = read_proven(raw)
             head = read_claimed(
                 envelope,
                 SpaceHead,
@@ -396,9 +387,19 @@ class SpaceStore:
                 author=owner,
                 size_max=HEAD_ENVELOPE_BYTES_MAX,
             )
-            return Proven(head, read_levels(levels), {})
-        except (XscError, AssertionError, ValueError, TypeError) as fault:
-            raise StoreDamaged(f"a head of the space is damaged: {fault}") from None
+        except XscError as fault:
+            raise StoreDamaged(f"a head of the space is damaged: {fault.message}") from None
+        for section, sequence in rows.items():
+            table.cursors[section] = sequence
+            if sequence == head.record.sequence:
+                newer = table.after(section, sequence, 1)
+                table.prove_as(section, Proven(head, {}, whole=not newer))
+
+    @staticmethod
+    def _keep_proven(batch: _Batch, owner: bytes, table: OwnerTable) -> None:
+        head = table.head
+        rows: list[Value] = [[section, at] for section, at in table.cursors.items()]
+        batch.set(PROVEN + owner, None if head is None else encode([rows, head.raw]))
 
     async def _commit(self, owner: bytes, batch: _Batch) -> None:
         """Write a batch; where that fails or is cancelled, the rows are read again."""
@@ -414,47 +415,29 @@ class SpaceStore:
         table: OwnerTable,
         signed: Signed[SpaceRecord],
         value: bytes | None,
-        plan: Plan,
         *,
         again: bool = False,
     ) -> None:
-        """Take over what a plan says into a batch and into the rows.
+        """Take a record into a batch and into the rows.
 
         What is written `again` has the value that is stored, and replaces no other version.
         """
         owner, record = signed.author, signed.record
-        key = owner + record.path.encode()
-        if plan.evidence is not None:
-            self._keep_evidence(batch, signed, plan.evidence)
-        if plan.drop is not None:
-            self._drop(batch, owner, table, plan.drop)
-        if not plan.put:
-            return
-        keeps = owner == self.owner and (self._keep_versions or self._keep_ms)
-        if plan.archive and not again and keeps:  # how many others replace has no bound
-            old = self._entry(batch, owner, record.path)
-            assert old is not None, "what is replaced is there"
-            kept: list[Value] = [self._time.now_ms(), old.signed.raw, old.value]
-            at = _numbered(ARCHIVE + key + b"\0", old.signed.record.sequence)
-            batch.set(at, encode(kept))
+        key, old = owner + record.path.encode(), table.rows.get(record.path)
+        if record.digest is None and (oldest := table.oldest_tombstone(record.path)) is not None:
+            self._drop(batch, owner, table, oldest)
+        # How many others replace has no bound.
+        keeps = owner == self.owner and (self._keep_versions or self._keep_ms) and not again
+        if keeps and old is not None and not old.deleted and old.sequence < record.sequence:
+            entry = self._entry(batch, owner, record.path)
+            assert entry is not None, "what is replaced is there"
+            if entry.value is not None:  # else it was recovered without its value
+                kept: list[Value] = [self._time.now_ms(), entry.signed.raw, entry.value]
+                batch.set(_numbered(ARCHIVE + key + b"\0", old.sequence), encode(kept))
         batch.set(META + key, signed.raw)
         if not again:
             batch.set(VALUE + key, value)
         table.put(record.path, Row.of(signed))
-
-    def _keep_evidence(self, batch: _Batch, signed: Signed[SpaceRecord], path: str) -> None:
-        other = self._entry(batch, signed.author, path)
-        if other is not None:
-            pair = (other.signed.raw, signed.raw)
-            self._keep_pair(batch, signed.author, signed.record.sequence, pair)
-
-    def _keep_pair(
-        self, batch: _Batch, owner: bytes, sequence: int, pair: tuple[bytes, bytes]
-    ) -> None:
-        at = _numbered(EVIDENCE + owner, sequence)
-        known = sum(1 for _ in self._scan(EVIDENCE + owner))
-        if batch.get(at) is None and known < EVIDENCE_MAX:
-            batch.set(at, encode([*pair]))
 
     @staticmethod
     def _drop(batch: _Batch, owner: bytes, table: OwnerTable, path: str) -> None:
@@ -462,18 +445,6 @@ class SpaceStore:
         batch.set(META + key, None)
         batch.set(VALUE + key, None)
         table.forget(path)
-
-    def evidence(self, owner: bytes) -> list[tuple[bytes, bytes]]:
-        """Return pairs of records, or of heads, that an owner signed under one sequence."""
-        found = []
-        for _, raw in self._scan(EVIDENCE + owner):
-            pair = decode(raw, size_max=KEPT_BYTES_MAX)
-            assert isinstance(pair, list)
-            one, other = pair
-            assert isinstance(one, bytes)
-            assert isinstance(other, bytes)
-            found.append((one, other))
-        return found
 
     # What others wrote
 
@@ -483,39 +454,47 @@ class SpaceStore:
         offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]],
         listed: Repair | None = None,
     ) -> Taken:
-        """Store records of another owner that were verified, with values where they came along.
+        """Store records that were verified, with values where they came along.
 
         One that is refused keeps no other from being stored. What was `listed` replaces also what
-        it does not outrank.
+        it does not outrank. Own records are taken back in a recovery: the next own sequence is
+        above them, also above those that are not stored.
         """
-        assert owner != self.owner, "nobody else writes here"
         paths: list[str] = []
         refused: list[XscError] = []
         async with self._turns.of(owner):
             table = await self._table(owner)
             batch = _Batch(self._db)
             newest: SpaceRecord | None = None
+            table.introducer = self._introducer_of(owner)
             others = [held for at, held in self._tables.items() if at not in (self.owner, owner)]
             others_bytes = sum(held.size_bytes for held in others)
+            beside_bytes = sum(
+                held.size_bytes for held in others if held.introducer == table.introducer
+            )
+            bytes_max = owner_bytes_max(beside_bytes, others_bytes)
+            if owner == self.owner:
+                bytes_max = OWNER_BYTES_MAX
+                shown = max((signed.record.sequence for signed, _ in offered), default=0)
+                self._raise_floor(batch, table, shown)
             for signed, value in offered:
                 try:
                     if value is not None:
                         check_value(signed.record, value)
-                    bytes_max = owner_bytes_max(table.size_bytes, others_bytes + table.size_bytes)
-                    plan = table.plan(signed, listed=listed, bytes_max=bytes_max)
+                    is_taken = table.takes(signed, listed=listed, bytes_max=bytes_max)
                 except XscError as fault:
                     refused.append(fault)
                     continue
-                self._stage(batch, table, signed, value, plan)
-                if plan.put:
+                if is_taken:
+                    self._stage(batch, table, signed, value)
                     paths.append(signed.record.path)
                     if newest is None or newest.sequence < signed.record.sequence:
                         newest = signed.record
-            if UserSpacePaths.INTERVAL in paths:
-                self._read_chain_of(batch, owner)
             if batch.changes:
                 self._tables[owner] = table  # of an owner of whom nothing was here before, too
                 await self._commit(owner, batch)
+            if UserSpacePaths.INTERVAL in paths and owner != self.owner:
+                self._read_grant(owner, batch.get(VALUE + owner + UserSpacePaths.INTERVAL.encode()))
             if newest is not None:
                 self._adopt(owner, newest)
         return Taken(paths, refused)
@@ -533,77 +512,73 @@ class SpaceStore:
             check_value(entry.signed.record, value)
             batch = _Batch(self._db)
             batch.set(VALUE + owner + path.encode(), value)
-            if path == UserSpacePaths.INTERVAL and owner != self.owner:
-                self._read_chain_of(batch, owner)
             await self._commit(owner, batch)
 
     async def prove(
-        self,
-        owner: bytes,
-        prefix: str,
-        head: Signed[SpaceHead],
-        proof: Proof,
-        before: Mapping[str, bytes],
-    ) -> bool:
-        """Say whether a head proves what is stored under a prefix, and keep it if so.
+        self, owner: bytes, head: Signed[SpaceHead], before: Mapping[str, Mapping[str, bytes]]
+    ) -> tuple[set[str], set[str], int]:
+        """Keep what a head proves of what is stored.
 
-        Two heads of one sequence that differ are kept as evidence.
+        One that says the same of each section as the last is not written again.
+
+        Args:
+            owner: of the space.
+            head: that was verified.
+            before: of each section, what a replica says of paths that changed since the head.
+
+        Returns the sections for which it is proven, those for which it is not, and how many rows
+        were compared. Where a newer head is proven it is neither.
         """
+        proven, failed = set[str](), set[str]()
         async with self._turns.of(owner):
             table = await self._table(owner)
             batch = _Batch(self._db)
-            for known in table.proven.values():
-                if conflict(known.head.record, head.record):
-                    pair = (known.head.raw, head.raw)
-                    self._keep_pair(batch, owner, head.record.sequence, pair)
-                    await self._commit(owner, batch)
-                    return False
-            if not table.prove(prefix, head, proof, before):
-                return False
-            checked = table.proven[prefix].proof  # of a head dated anew, what came is not
-            batch.set(PROVEN + owner + prefix.encode(), encode([head.raw, levels_of(checked)]))
-            await self._commit(owner, batch)
-            return True
-
-    async def newest_head(self, owner: bytes) -> tuple[Signed[SpaceHead] | None, list[str]]:
-        """Return the newest proven head of an owner, and the prefixes that can be listed."""
-        async with self._turns.of(owner):
-            table = await self._table(owner)
-            return table.newest_head(), table.shown_prefixes()
+            changed, compared = False, 0
+            if owner == self.owner:
+                self._raise_floor(batch, table, head=head.record.sequence)
+            for section, rows in before.items():
+                if table.cursors.get(section, 0) > head.record.sequence:
+                    continue  # another replica was faster
+                known, digest = table.proven.get(section), head.record.hash_of(section)
+                changed |= known is None or known.head.record.hash_of(section) != digest
+                compared += len(rows) + table.size_of(section)
+                (proven if table.prove(section, head, rows) else failed).add(section)
+            if proven and changed:
+                self._keep_proven(batch, owner, table)
+            if batch.changes:
+                await self._commit(owner, batch)
+        return proven, failed, compared
 
     async def cursor(self, owner: bytes, prefix: str) -> int:
-        """Return the sequence of the head that is proven under a prefix; 0 without one."""
-        async with self._turns.of(owner):
-            proven = (await self._table(owner)).proven.get(prefix)
-            return 0 if proven is None else proven.head.record.sequence
-
-    async def cursor_and_newer(self, owner: bytes, prefix: str, sequence: int) -> tuple[int, int]:
-        """Return the cursor under a prefix, and how many records are above a sequence."""
+        """Return up to which sequence everything under a prefix is proven; 0 without a head."""
         async with self._turns.of(owner):
             table = await self._table(owner)
-            proven = table.proven.get(prefix)
-            cursor = 0 if proven is None else proven.head.record.sequence
-            return cursor, table.newer(sequence)
+            return min(table.cursors.get(section, 0) for section in sections_of(prefix))
 
-    async def listing(self, owner: bytes, prefix: str) -> tuple[Shown, list[tuple[str, bytes]]]:
-        """Return the live paths under a prefix, their records' ids, and the head that proves them.
+    async def cursor_of(self, owner: bytes, section: str) -> int:
+        """Return the sequence of the head that is proven of a section; 0 without one."""
+        async with self._turns.of(owner):
+            return (await self._table(owner)).cursors.get(section, 0)
+
+    async def listing(self, owner: bytes, section: str) -> tuple[bytes, list[tuple[str, bytes]]]:
+        """Return the head that is shown of a section, and its live paths and their records' ids.
 
         Raises:
             NotFound: no head is proven here for all of it.
         """
         async with self._turns.of(owner):
             table = await self._table(owner)
-            shown = table.show(prefix)
+            shown = table.show(section)
             if shown is None:
-                raise NotFound(f"no head covers '{prefix}' here")
-            return shown, table.listing(prefix)
+                raise NotFound(f"no head covers '{section}' here")
+            live = table.live_at(section, shown.head.record.sequence, shown.before)
+            return shown.head.raw, sorted(live.items())
 
     async def repair(
         self,
         owner: bytes,
-        prefix: str,
+        section: str,
         head: Signed[SpaceHead],
-        proof: Proof,
         listed: Iterable[tuple[str, bytes]],
     ) -> Repair:
         """Delete what a listing proves to be deleted; return that, and what to fetch.
@@ -613,34 +588,33 @@ class SpaceStore:
         """
         async with self._turns.of(owner):
             table = await self._table(owner)
-            repair = table.repair(prefix, head, proof, listed)
+            repair = table.repair(section, head, listed)
             batch = _Batch(self._db)
             for path in repair.drop:
                 self._drop(batch, owner, table, path)
             await self._commit(owner, batch)
             return repair
 
-    async def evict(self, owner: bytes, prefixes: Mapping[str, int | None]) -> None:
+    async def evict(self, owner: bytes, sections: Mapping[str, int | None]) -> None:
         """Delete what no subscription covers any more, and the cursors over it.
 
         Args:
             owner: another node.
-            prefixes: of all subscriptions, and when each ended; None where it goes on.
+            sections: of all subscriptions, and when each ended; None where it goes on.
         """
         async with self._turns.of(owner):
             table = await self._table(owner)
-            paths = table.unsubscribed(prefixes, now_ms=self._time.now_ms())
+            paths = table.unsubscribed(sections, now_ms=self._time.now_ms())
             batch = _Batch(self._db)
-            for held in list(table.proven):
-                if any(is_under(path, held) for path in paths):
-                    del table.proven[held]
-                    batch.set(PROVEN + owner + held.encode(), None)
+            for section in {table.rows[path].section for path in paths}:
+                table.proven.pop(section, None)
+                table.cursors.pop(section, None)
+                self._keep_proven(batch, owner, table)
             for path in paths:
                 self._drop(batch, owner, table, path)
-            if UserSpacePaths.INTERVAL in paths:
-                self._chains.pop(owner, None)
-                batch.set(HELD + owner, None)
             await self._commit(owner, batch)
+            if UserSpacePaths.INTERVAL in paths:
+                self._read_grant(owner, None)
 
     # What this node writes
 
@@ -666,18 +640,20 @@ class SpaceStore:
             return await self._put(table, values)
 
     async def _put(self, table: OwnerTable, values: Mapping[str, bytes | None]) -> dict[str, int]:
-        clock = self._clock
-        if clock is None:
-            genesis = sign(
-                Genesis(founder=self.owner, founded_ms=self._time.now_ms()),
-                self._key,
-                self._network,
+        now_ms = self._time.now_ms()
+        if self._clock is None or self._own is None:
+            whole = Grant(
+                giver=None, receiver=self.owner, interval=interval_bytes(1), granted_ms=now_ms
             )
-            clock = self._begin([genesis.raw], [founded(genesis)], 0)
-        published, chain = table.rows.get(UserSpacePaths.INTERVAL), chain_bytes(self._chain)
-        if published is None or published.digest != value_digest(chain):
-            values = {UserSpacePaths.INTERVAL: chain, **values}
-        sequence, now_ms = self._last(table), self._time.now_ms()
+            raw = sign(whole, self._key, self._network).raw
+            self._begin(read_grant(raw, self.owner, network=self._network))
+        clock, own = self._clock, self._own
+        assert clock is not None
+        assert own is not None
+        published = table.rows.get(UserSpacePaths.INTERVAL)
+        if published is None or published.digest != value_digest(own.raw):
+            values = {UserSpacePaths.INTERVAL: own.raw, **values}
+        sequence = self._last(table)
         records = []
         for path, value in values.items():
             sequence += 1
@@ -709,9 +685,10 @@ class SpaceStore:
             for start in range(0, len(records), JOINT_RECORDS_MAX):
                 group = records[start : start + JOINT_RECORDS_MAX]
                 for signed in sign_jointly(group, self._key, self._network):
-                    path, plan = signed.record.path, table.plan(signed)
-                    value, again = values.get(path), path not in values
-                    self._stage(batch, table, signed, value, plan, again=again)
+                    is_taken = table.takes(signed)
+                    assert is_taken, "an own sequence is above all others"
+                    path = signed.record.path
+                    self._stage(batch, table, signed, values.get(path), again=path not in values)
         except XscError:
             self._tables.pop(self.owner, None)
             raise
@@ -733,8 +710,11 @@ class SpaceStore:
 
     def _last(self, table: OwnerTable) -> int:
         """Return the last own sequence; a head covers those whose tombstones are gone."""
-        proven = table.proven.get("")
-        return max(table.last, proven.head.record.sequence if proven else 0, self._floor)
+        return max(table.last, self._head_sequence(table), self._floor)
+
+    @staticmethod
+    def _head_sequence(table: OwnerTable) -> int:
+        return 0 if table.head is None else table.head.record.sequence
 
     def _unproven(self, table: OwnerTable) -> list[str]:
         """Return live own paths that were taken back, and are not what the newest head says.
@@ -742,49 +722,39 @@ class SpaceStore:
         They are written again: a subscriber that has a newer head may hold them to be deleted.
         What is above the newest head that was shown stays as it is.
         """
-        proven = table.proven.get("")
-        if self._floor <= (proven.head.record.sequence if proven else 0):
+        if self._floor <= self._head_sequence(table):
             return []  # an own head was signed since
         return [
             path
             for path, row in table.rows.items()
             if not row.deleted
             and row.sequence <= self._shown
-            and table.proven_sequence(path) < self._shown
+            and table.cursors.get(row.section, 0) < self._shown
         ]
 
-    async def recover(
-        self,
-        offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]],
-        sequence: int,
-        head: int = 0,
-        listed: Repair | None = None,
+    def _raise_floor(
+        self, batch: _Batch, table: OwnerTable, sequence: int = 0, head: int = 0
     ) -> None:
-        """Take own records back that peers have shown, and leave the own interval.
+        """Write above all that is here and was shown, also above `head`, that of an own head.
 
-        The next own sequence is above all of them, and above `sequence`, which a peer has shown.
-        `head` is that of an own head. Records are taken as a replica takes those of others.
+        A head that is signed next may lack records: it must not have the sequence of another.
+        """
+        self._shown = max(self._shown, head)
+        last = max(table.last, self._head_sequence(table), sequence, head)
+        self._floor = max(self._floor, 1 + last)
+        batch.set(FLOOR, self._floor.to_bytes(8, "big") + self._shown.to_bytes(8, "big"))
+
+    async def leave(self, sequence: int = 0) -> None:
+        """Leave the own interval, and write above all that is here and above a sequence.
+
+        A node that was recovered or restored does so before it takes its records back.
         """
         async with self._turns.of(self.owner):
-            table = await self._table(self.owner)
             batch = _Batch(self._db)
-            try:
-                for signed, value in offered:
-                    if value is not None:
-                        check_value(signed.record, value)
-                    plan = table.plan(signed, listed=listed)
-                    self._stage(batch, table, signed, value, plan)
-            except XscError:
-                self._tables.pop(self.owner, None)
-                raise
-            # A head that is signed now may lack records: it must not have the sequence of another.
-            own = table.proven.get("")
-            signed_last = own.head.record.sequence if own else 0
-            self._floor = max(self._floor, 1 + max(table.last, signed_last, sequence, head))
-            self._shown = max(self._shown, head)
-            self._clock, self._holding, self._chain = None, None, []
-            batch.set(FLOOR, self._floor.to_bytes(8, "big") + self._shown.to_bytes(8, "big"))
+            self._clock = self._own = None
+            self._granted.pop(self.owner, None)
             batch.set(CLOCK, None)
+            self._raise_floor(batch, await self._table(self.owner), sequence)
             await self._commit(self.owner, batch)
 
     async def sign_head(self) -> Signed[SpaceHead]:
@@ -793,19 +763,19 @@ class SpaceStore:
             table = await self._table(self.owner)
             if self._unproven(table):
                 await self._put(table, {})
+            sequence = self._last(table)
+            hashes = {section: table.hash_now(section) for section in SECTIONS}
+            rows = sorted((at, digest) for at, digest in hashes.items() if digest is not None)
             record = SpaceHead(
-                sequence=self._last(table),
-                written_ms=self._time.now_ms(),
-                root=table.tree.digest(),
+                sequence=sequence, written_ms=self._time.now_ms(), sections=tuple(rows)
             )
             head = sign(record, self._key, self._network)
             batch = _Batch(self._db)
-            for prefix in [prefix for prefix in table.proven if prefix]:
-                del table.proven[prefix]  # peers have shown it in a recovery
-                batch.set(PROVEN + self.owner + prefix.encode(), None)
-            proven = table.prove("", head, (), {})
-            assert proven, "an own head is of the own table"
-            batch.set(PROVEN + self.owner, encode([head.raw, []]))
+            is_new = table.head is None or self._head_sequence(table) != sequence
+            for section in SECTIONS:
+                table.prove_as(section, Proven(head, {}))
+            if is_new:
+                self._keep_proven(batch, self.owner, table)
             await self._commit(self.owner, batch)
             return head
 
@@ -817,85 +787,69 @@ class SpaceStore:
             return
         try:
             kept = KeptClock.from_bytes(raw)
-            grants = [] if kept.last_grant is None else [kept.last_grant]
-            chain = [*kept.chain, *grants]
-            holdings = read_holdings(chain, self.owner, network=self._network)
-            self._begin(chain, holdings, read_event(kept.event))
+            own = read_grant(kept.grant, self.owner, network=self._network)
+            self._begin(own, read_interval(kept.interval), read_event(kept.event), kept.given)
         except XscError as fault:
             raise StoreDamaged(f"the clock of the space is damaged: {fault.message}") from None
 
-    def _begin(self, chain: list[bytes], holdings: list[Holding], event: Event) -> Clock:
-        holding = holdings[-1]
-        self._chain, self._holding = chain, holding
-        self._chains[self.owner] = None, holdings
-        self._clock = Clock(holding.domain, holding.kept, event)
-        return self._clock
+    def _begin(
+        self, own: Granted, interval: Interval | None = None, event: Event = 0, given: int = 0
+    ) -> None:
+        """Count in an interval from now on; in all that was granted, where nothing was given."""
+        self._own, self._given = own, given
+        self._granted[self.owner] = own
+        self._counted.clear()
+        interval = own.interval if interval is None else interval
+        self._clock = Clock(own.domain, interval, event)
 
     def _kept_clock(self) -> bytes:
         assert self._clock is not None
-        assert self._holding is not None
-        granted = self._holding.granted > 0
+        assert self._own is not None
         return KeptClock(
-            chain=tuple(self._chain[:-1] if granted else self._chain),
-            last_grant=self._chain[-1] if granted else None,
+            grant=self._own.raw,
+            interval=interval_bytes(self._clock.interval),
+            given=self._given,
             event=event_bytes(self._clock.event),
         ).to_bytes()
 
     def _adopt(self, owner: bytes, newest: SpaceRecord) -> None:
         """Take over into the own clock what the newest record of an author says of its interval."""
-        if self._clock is None or newest.domain != self._clock.domain:
-            return
-        holding = self._holding_of(owner)
-        if holding is not None and holding.domain == newest.domain:
-            self._clock = self._clock.adopt(holding.kept, newest.causality)
+        interval = self._interval_of(owner)
+        if self._clock is not None and interval is not None:
+            self._clock = self._clock.adopt(interval, newest.causality)
 
-    def _read_chains(self) -> None:
-        """Read what the chains of all owners have proven, as it was kept."""
-        for key, raw in self._scan(HELD):
-            try:
-                digest, rows = _list_of(decode(raw), 2)
-                holdings = [_holding_from(row) for row in _list_of(rows)]
-            except XscError as fault:
-                raise StoreDamaged(f"a chain of the space is damaged: {fault.message}") from None
-            assert digest is None or isinstance(digest, bytes)
-            self._chains[key[1:]] = digest, holdings
+    def check_grant(self, owner: bytes, value: bytes) -> None:
+        """Check what an owner publishes as its grant.
 
-    def _read_chain_of(self, batch: _Batch, owner: bytes) -> None:
-        """Read what the chain of an owner proves, unless it is the one read before, and keep that.
-
-        What it had before is kept as well: a chain that ends earlier, or one of before, does not
-        give it back what it has given away.
+        Raises:
+            XscError: it is none.
         """
-        entry = self._entry(batch, owner, UserSpacePaths.INTERVAL)
-        before, holdings = self._chains.get(owner, (None, []))
-        if entry is None or entry.value is None or entry.signed.record.digest == before:
+        read_grant(value, owner, network=self._network)
+
+    def _read_grant(self, owner: bytes, value: bytes | None) -> None:
+        """Note what an owner publishes as its grant; a false one proves nothing."""
+        known = self._granted.pop(owner, None)
+        if known is not None and known.raw == value:
+            self._granted[owner] = known
             return
-        try:
-            read = read_holdings(published_chain(entry.value), owner, network=self._network)
-        except XscError:
-            return  # a false chain proves nothing, and its author loses by it alone
-        own = {held.source: held for held in holdings if held.node == owner}
-        last = own.pop(read[-1].source, None)
-        if last is not None:
-            own[last.source] = last
-        holdings = [*[*own.values()][-SOURCES_KEPT:], *read]
-        digest = entry.signed.record.digest
-        self._chains[owner] = digest, holdings
-        batch.set(HELD + owner, encode([digest, [_holding_row(held) for held in holdings]]))
+        self._counted.clear()
+        if value is not None:
+            try:
+                self._granted[owner] = read_grant(value, owner, network=self._network)
+            except XscError:
+                return  # its author loses by it alone
 
-    def _holding_of(self, owner: bytes) -> Holding | None:
-        """Return what an owner has left after the last of its grants in any chain read here."""
-        _, holdings = self._chains.get(owner, (None, []))
-        if not holdings:
+    def _interval_of(self, owner: bytes) -> Interval | None:
+        """Return where an owner counts in the domain of the own clock; None where it does not."""
+        granted = self._granted.get(owner)
+        if granted is None or self._clock is None or granted.domain != self._clock.domain:
             return None
-        source = holdings[-1].source
-        return max(
-            (held for _, found in self._chains.values() for held in found if held.source == source),
-            key=lambda held: held.granted,
-        )
+        if owner not in self._counted:
+            self._counted[owner] = counted(granted, self._granted.values())
+        return self._counted[owner]
 
-    async def grant(self, receiver: bytes, *, anew: bool = False) -> list[bytes]:
-        """Return the chain that gives a joiner its interval, after it is on the disk.
+    async def grant(self, receiver: bytes, *, anew: bool = False) -> bytes:
+        """Return the grant that gives a joiner its interval, after it is on the disk.
 
         The same joiner is given the same one again, or another one where it has left that.
 
@@ -907,30 +861,33 @@ class SpaceStore:
             if self._clock is None:
                 await self._put(table, {})
                 table = await self._table(self.owner)
-            assert self._clock is not None
-            assert self._holding is not None
-            holding = self._holding
-            chain = self._chain[:-1] if holding.granted else self._chain
-            earlier: list[Signed[Grant]] = []
+            clock, own = self._clock, self._own
+            assert clock is not None
+            assert own is not None
+            earlier: list[tuple[int, bytes]] = []
             for record in self.ls(self.owner, UserSpacePaths.GRANTS):
                 raw = self.get(self.owner, record.path).value
                 if raw is None:
                     continue  # it was recovered without its value
-                signed = read_claimed(raw, Grant, network=self._network, author=self.owner)
-                given = signed.record
-                if given.receiver == receiver and given.parent == holding.source:
-                    earlier.append(signed)
+                given = read_claimed(raw, Grant, network=self._network, author=self.owner).record
+                if (given.receiver, given.giver) == (receiver, own.raw):
+                    earlier.append((record.sequence, raw))
             if earlier and not anew:
-                newest = max(earlier, key=lambda signed: signed.record.number)
-                return [*chain, newest.raw]
+                return max(earlier)[1]
             if len(earlier) >= GRANTS_A_RECEIVER_MAX:
                 raise SpaceExhausted(f"one node is granted {GRANTS_A_RECEIVER_MAX} intervals here")
-            grant, after = next_grant(holding, receiver)
+            number = self._given + 1
+            kept, part = cut_grant(clock.interval, depth_of(own.interval), number)
+            grant = Grant(
+                giver=own.raw,
+                receiver=receiver,
+                interval=interval_bytes(part),
+                granted_ms=self._time.now_ms(),
+            )
             signed = sign(grant, self._key, self._network)
-            self._holding, self._chain = after, [*chain, signed.raw]
-            self._clock = Clock(holding.domain, after.kept, self._clock.event)
-            await self._put(table, {UserSpacePaths.grant(grant.number): signed.raw})
-            return self._chain
+            self._begin(own, kept, clock.event, number)
+            await self._put(table, {UserSpacePaths.grant(number): signed.raw})
+            return signed.raw
 
     @property
     def inviter(self) -> bytes | None:
@@ -947,21 +904,18 @@ class SpaceStore:
         """Whether the own interval was left in a recovery, and no other was got since."""
         return self._clock is None and self._floor > 0
 
-    async def join(self, chain: Sequence[bytes]) -> bool:
+    async def join(self, grant: bytes) -> bool:
         """Take the interval that an inviter granted; say whether it was needed.
 
         The first domain of a node is kept.
 
         Raises:
-            XscError: the chain does not prove an interval of this node.
+            XscError: it is no grant for this node.
         """
         async with self._turns.of(self.owner):
             if self._clock is not None:
                 return False
-            holdings = read_holdings(chain, self.owner, network=self._network)
-            if holdings[-1].granted:
-                raise RecordInvalid("a chain for a joiner ends with the grant to it")
-            self._begin(list(chain), holdings, 0)
+            self._begin(read_grant(grant, self.owner, network=self._network))
             await self._put(await self._table(self.owner), {})
             return True
 
@@ -1014,10 +968,8 @@ class SpaceStore:
     def _drop_versions(self, batch: _Batch, owner: bytes, now_ms: int) -> None:
         versions: dict[bytes, list[tuple[int, int]]] = {}
         for key, raw in self._scan(ARCHIVE + owner):
-            kept = decode(raw, size_max=KEPT_BYTES_MAX)
-            assert isinstance(kept, list)
-            assert isinstance(kept[0], int)
-            versions.setdefault(key[:-8], []).append((int.from_bytes(key[-8:], "big"), kept[0]))
+            archived_ms, _, _ = read_archived(raw)
+            versions.setdefault(key[:-8], []).append((int.from_bytes(key[-8:], "big"), archived_ms))
         for prefix, found in versions.items():
             for sequence in old_versions(
                 found, keep_versions=self._keep_versions, keep_ms=self._keep_ms, now_ms=now_ms

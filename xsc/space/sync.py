@@ -9,8 +9,9 @@ docs/design/space.md, S1 to S10.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from xsc.base.clock import Clock, event_within
@@ -37,7 +38,6 @@ from xsc.identity.envelope import Signed
 from xsc.space.limits import (
     ANSWER_BYTES_MAX,
     ASKED_RECORDS_MAX,
-    CHAIN_BYTES_MAX,
     CHECKED_BYTES_A_RECORD,
     CURSORS_MAX,
     HELD_REQUEST_MS_MAX,
@@ -68,11 +68,10 @@ from xsc.space.messages import (
     read_answer,
     read_cursors,
     read_listed,
-    read_listed_head,
-    sent_head,
+    read_section,
 )
 from xsc.space.pace import Pace
-from xsc.space.paths import UserSpacePaths, is_under, prefixes_of
+from xsc.space.paths import SECTIONS, UserSpacePaths, section_of, sections_of
 from xsc.space.record import (
     Change,
     Entry,
@@ -84,13 +83,11 @@ from xsc.space.record import (
 )
 from xsc.space.store import SpaceStore, Taken
 from xsc.space.table import Repair
-from xsc.space.tree import records_beside
 
 _PATHS_BYTES = ASKED_RECORDS_MAX * (PATH_BYTES_MAX + 8) + 4 * KIB
 HEADS = {
     "space.next": HeadBound(asked=FRAME_HEADER_BYTES_MAX),
     "space.records": HeadBound(asked=_PATHS_BYTES),
-    "space.head": HeadBound(answered=_PATHS_BYTES),
 }
 MALFORMED = (RecordInvalid, FrameInvalid, TooLarge, SignatureInvalid)
 """What a peer answered that no honest one does."""
@@ -102,6 +99,10 @@ VERIFIED_BYTES_AT_ONCE = 4 * KIB
 
 Subscription: TypeAlias = "tuple[bytes, str]"
 """An owner and a prefix."""
+Followed: TypeAlias = "tuple[bytes, str]"
+"""An owner and a section."""
+Offered: TypeAlias = "tuple[Signed[SpaceRecord], bytes | None]"
+"""A record that was verified, with its value where that came along."""
 
 
 class Space(Protocol):
@@ -110,7 +111,7 @@ class Space(Protocol):
     async def take(
         self,
         owner: bytes,
-        offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]],
+        offered: Sequence[Offered],
         listed: Repair | None = None,
     ) -> Taken:
         """Adopt verified records of another owner."""
@@ -135,9 +136,9 @@ class Space(Protocol):
 class _Held:
     """A request that waits for news."""
 
-    owners: frozenset[bytes]
-    subscriptions: frozenset[Subscription]
-    dirty: set[bytes]
+    asked: dict[bytes, set[str]]
+    """By owner, the sections."""
+    dirty: set[Followed]
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set where the next request of the peer has come."""
@@ -145,7 +146,7 @@ class _Held:
 
 @dataclass(slots=True)
 class _Place:
-    """How far one replica has told of one subscription."""
+    """How far one replica has told of one section."""
 
     after: int
     head: tuple[int, int]
@@ -191,16 +192,19 @@ class SpaceSync:
         self._cursors: dict[bytes, list[Cursor]] = {}
         """What each peer has asked for last."""
         self._subscribed: dict[Subscription, None] = {}
-        self._places: dict[tuple[bytes, Subscription], _Place] = {}
+        self._sections: Counter[Followed] = Counter()
+        """What the subscriptions need, and how many need it."""
+        self._places: dict[Followed, dict[bytes, _Place]] = {}
+        """By section and replica."""
         self._followed: dict[bytes, bool] = {}
         """Peers, and whether each answered last."""
         self._faults: dict[bytes, str] = {}
         """Of the peers that did not answer last, as the log has it."""
-        self._ended_ms: dict[Subscription, int] = {}
+        self._ended_ms: dict[Followed, int] = {}
         self._begun_ms = clock.now_ms()
-        self._failed: dict[Subscription, set[bytes]] = {}
+        self._failed: dict[Followed, set[bytes]] = {}
         self._plan = asyncio.Event()
-        self._sources: dict[bytes, list[Subscription]] | None = None
+        self._sources: dict[bytes, list[Followed]] | None = None
         """What each peer is asked for; None where it is to be worked out again."""
         self._ended = False
         self._checked: dict[bytes, Signed[SpaceHead]] = {}
@@ -223,7 +227,6 @@ class SpaceSync:
             "space.list": self._counted(self._answer_list),
             "space.records": self._counted(self._answer_records),
             "space.value": self._counted(self._answer_value),
-            "space.head": self._counted(self._answer_head),
         }
 
     def _counted(self, handler: Handler) -> Handler:
@@ -239,16 +242,16 @@ class SpaceSync:
     # Answering peers
 
     def _changed(self, change: Change) -> None:
-        self._news(change.owner, change.path)
+        self._news(change.owner, section_of(change.path))
         if change.owner == self._store.owner and change.path == UserSpacePaths.ADDRESS:
             self._plan_again()  # the next requests carry it
 
-    def _news(self, owner: bytes, path: str | None = None) -> None:
-        """Wake who asked for a path, or where there is none, for anything of the owner."""
-        above = None if path is None else [(owner, prefix) for prefix in prefixes_of(path)]
+    def _news(self, owner: bytes, section: str | None = None) -> None:
+        """Wake who asked for a section, or where it is None, for any of the owner."""
         for held in self._held.values():
-            if owner in held.owners and (above is None or not held.subscriptions.isdisjoint(above)):
-                held.dirty.add(owner)
+            asked = held.asked.get(owner, set())
+            if found := asked if section is None else asked & {section}:
+                held.dirty |= {(owner, at) for at in found}
                 held.woken.set()
 
     async def _count(self, caller: bytes, rows: int, held: _Held | None = None) -> None:
@@ -283,9 +286,10 @@ class SpaceSync:
         if (earlier := self._held.get(caller)) is not None:
             earlier.ended.set()
             earlier.woken.set()
-        owners = frozenset(cursor.owner for cursor in cursors)
-        subscriptions = frozenset((cursor.owner, cursor.prefix) for cursor in cursors)
-        held = self._held[caller] = _Held(owners, subscriptions, {*owners})
+        held = self._held[caller] = _Held({}, set())
+        for cursor in cursors:
+            held.asked.setdefault(cursor.owner, set()).add(cursor.section)
+            held.dirty.add((cursor.owner, cursor.section))
         timer = asyncio.create_task(self._clock.sleep_ms(HELD_REQUEST_MS_MAX))
         timer.add_done_callback(lambda _: held.woken.set())
 
@@ -299,7 +303,7 @@ class SpaceSync:
                 dirty = set(held.dirty)
                 held.dirty.clear()
                 held.woken.clear()
-                asked = [at for at in cursors if at.owner in dirty]
+                asked = [at for at in cursors if (at.owner, at.section) in dirty]
                 await self._count(caller, 1 + len(asked), held)
                 answer = await self._news_for(caller, asked, is_over, held)
                 if answer.records or answer.heads or is_over():
@@ -324,8 +328,12 @@ class SpaceSync:
         pause_ms = self._telling.take(caller, 0, self._clock.monotonic_ms())
         if pause_ms:
             await self._clock.sleep_ms(pause_ms)
-        _, refused = await self._store_records(caller, [sent], [(caller, UserSpacePaths.ADDRESS)])
-        for _, fault in refused:
+        signed = self._opened(sent, caller)
+        self._spend(caller, 1 + len(sent.raw) // STAMP_BYTES_A_RECORD)
+        if signed.record.path != UserSpacePaths.ADDRESS:
+            raise RecordInvalid("a request carries where its sender is, and no other record")
+        taken = await self._space.take(caller, [(signed, sent.value)])
+        for fault in taken.refused:
             raise fault
 
     def least_cursors(self) -> dict[bytes, int]:
@@ -352,10 +360,11 @@ class SpaceSync:
             if number % CURSORS_AT_ONCE == CURSORS_AT_ONCE - 1:
                 await asyncio.sleep(0)
             if left <= 0 or left_bytes <= 0 or is_over():
-                return Answer(answer.records, answer.heads, more=True)
+                answer = Answer(answer.records, answer.heads, more=True)
+                break
             page = await self._store.page(
                 cursor.owner,
-                cursor.prefix,
+                cursor.section,
                 cursor.after,
                 count=left,
                 size_bytes=left_bytes,
@@ -369,13 +378,18 @@ class SpaceSync:
                 len(entry.signed.raw) + len(entry.value or b"") for entry in page.entries
             )
             if page.more:
-                return Answer(answer.records, answer.heads, more=True)
+                answer = Answer(answer.records, answer.heads, more=True)
+                break
             if page.shown is not None:
-                head = sent_head(cursor.owner, cursor.prefix, page.shown)
-                if head.size_bytes > SHOWN_BYTES_MAX:
+                changed_bytes = sum(len(path) + 40 for path in page.shown.before)
+                if changed_bytes > SHOWN_BYTES_MAX:
                     continue
-                answer.heads.append(head)
-                left_bytes -= head.size_bytes
+                raw = page.shown.head.raw
+                if not answer.heads or answer.heads[-1].raw != raw:
+                    answer.heads.append(SentHead(cursor.owner, raw, {}))
+                    left_bytes -= len(raw)
+                answer.heads[-1].before[cursor.section] = page.shown.before
+                left_bytes -= changed_bytes
         return answer
 
     @staticmethod
@@ -386,12 +400,12 @@ class SpaceSync:
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
     ) -> Answered:
         del parts
-        owner, prefix = take_bytes(header, "owner", size=32), take_str(header, "prefix")
+        owner, section = take_bytes(header, "owner", size=32), read_section(header.get("section"))
         header.clear()
         await self._count(caller, 1)
-        shown, rows = await self._store.listing(owner, prefix)
+        head, rows = await self._store.listing(owner, section)
         await self._count(caller, len(rows))
-        return {}, listing_parts(sent_head(owner, prefix, shown), rows)
+        return {}, listing_parts(head, rows)
 
     async def _answer_records(
         self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
@@ -428,17 +442,6 @@ class SpaceSync:
             raise NotFound("that value is not here")
         return {}, [entry.value]
 
-    async def _answer_head(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
-    ) -> Answered:
-        del parts
-        owner = take_bytes(header, "owner", size=32)
-        await self._count(caller, 1)
-        head, prefixes = await self._store.newest_head(owner)
-        if head is None:
-            raise NotFound("no head of that owner is proven here")
-        return {"prefixes": [*prefixes[:ASKED_RECORDS_MAX]]}, [head.raw]
-
     def end(self) -> None:
         """Answer all held requests now, and hold none any more: the node stops."""
         self._ended = True
@@ -463,22 +466,27 @@ class SpaceSync:
         """
         if owner == self._store.owner or (owner, prefix) in self._subscribed:
             return
-        if len(self._subscribed) >= CURSORS_MAX:
-            raise RateLimited(f"more than {CURSORS_MAX} subscriptions")
+        needed = {(owner, section) for section in sections_of(prefix)}
+        if len(self._sections) + len(needed - self._sections.keys()) > CURSORS_MAX:
+            raise RateLimited(f"more than {CURSORS_MAX} sections would be followed")
         self._subscribed[owner, prefix] = None
-        self._ended_ms.pop((owner, prefix), None)
+        self._sections.update(needed)
+        for followed in needed:
+            self._ended_ms.pop(followed, None)
         self._plan_again()
 
     def unsubscribe(self, owner: bytes, prefix: str) -> None:
         """Follow it no longer; no request asks for it any more."""
-        subscription = (owner, prefix)
-        if subscription not in self._subscribed:
+        if (owner, prefix) not in self._subscribed:
             return
-        del self._subscribed[subscription]
-        self._ended_ms[subscription] = self._clock.now_ms()
-        self._failed.pop(subscription, None)
-        for key in [key for key in self._places if key[1] == subscription]:
-            del self._places[key]
+        del self._subscribed[owner, prefix]
+        for followed in {(owner, section) for section in sections_of(prefix)}:
+            self._sections[followed] -= 1
+            if not self._sections[followed]:
+                del self._sections[followed]
+                self._ended_ms[followed] = self._clock.now_ms()
+                self._failed.pop(followed, None)
+                self._places.pop(followed, None)
         self._plan_again()
 
     async def evict(self) -> None:
@@ -489,10 +497,10 @@ class SpaceSync:
         for owner in self._store.owners():
             if owner == self._store.owner:
                 continue
-            prefixes: dict[str, int | None] = {"": self._begun_ms}
-            prefixes |= {at[1]: ended for at, ended in self._ended_ms.items() if at[0] == owner}
-            prefixes |= {at[1]: None for at in self._subscribed if at[0] == owner}
-            await self._store.evict(owner, prefixes)
+            sections: dict[str, int | None] = dict.fromkeys(SECTIONS, self._begun_ms)
+            sections |= {at[1]: ended for at, ended in self._ended_ms.items() if at[0] == owner}
+            sections |= {at[1]: None for at in self._sections if at[0] == owner}
+            await self._store.evict(owner, sections)
         oldest_ms = self._clock.now_ms() - UNSUBSCRIBED_KEPT_MS
         self._ended_ms = {at: ended for at, ended in self._ended_ms.items() if ended > oldest_ms}
 
@@ -502,27 +510,27 @@ class SpaceSync:
         self._plan.set()
         self._plan = asyncio.Event()
 
-    def _wanted(self, peer: bytes) -> list[Subscription]:
+    def _wanted(self, peer: bytes) -> list[Followed]:
         """Return what a peer is asked for, by the plan of now."""
         if self._sources is None:
             self._sources = {}
             up = [other for other, answers in self._followed.items() if answers]
-            for subscription in self._subscribed:
-                owner = subscription[0]
-                failed = self._failed.get(subscription, set())
+            for followed in self._sections:
+                owner = followed[0]
+                failed = self._failed.get(followed, set())
                 sources = [owner]
                 if not self._followed.get(owner, False) or owner in failed:
                     sources += relays_of(owner, up, failed)
                 for source in sources:
-                    self._sources.setdefault(source, []).append(subscription)
+                    self._sources.setdefault(source, []).append(followed)
         return self._sources.get(peer, [])
 
-    async def _cursor(self, peer: bytes, subscription: Subscription) -> Cursor:
-        place = self._places.get((peer, subscription))
-        if place is None:
-            proven = await self._store.cursor(*subscription)
-            place = self._places[peer, subscription] = _Place(proven, (proven, 0))
-        return Cursor(*subscription, place.after, place.head)
+    async def _cursor(self, peer: bytes, followed: Followed) -> Cursor:
+        places = self._places.setdefault(followed, {})
+        if peer not in places:
+            proven = await self._store.cursor_of(*followed)
+            places[peer] = _Place(proven, (proven, 0))
+        return Cursor(*followed, places[peer].after, places[peer].head)
 
     async def _call(
         self,
@@ -542,15 +550,13 @@ class SpaceSync:
 
     async def _read_listing(
         self, peer: bytes, reply: Reply
-    ) -> tuple[SentHead, list[tuple[str, bytes]]]:
+    ) -> tuple[bytes, list[tuple[str, bytes]]]:
         if not 0 < len(reply.parts) <= LISTING_PARTS_MAX:
             raise RecordInvalid("a listing has a head, and rows in pages")
-        first, *pages = map(bytes, reply.parts)
-        work = self._store.work
-        head = await work.run(peer, len(first), read_listed_head, first)
+        head, *pages = map(bytes, reply.parts)
         rows: list[tuple[str, bytes]] = []
         for page in pages:
-            rows += await work.run(peer, len(page), read_listed, page)
+            rows += await self._store.work.run(peer, len(page), read_listed, page)
             if len(rows) > RECORDS_MAX:
                 raise RecordInvalid(f"a listing of more than {RECORDS_MAX} paths")
         return head, rows
@@ -606,14 +612,14 @@ class SpaceSync:
             self._faults[peer] = code
             self._log.info("space.not_followed", peer=short(peer), code=code)
 
-    async def _ask(self, peer: bytes, wanted: Sequence[Subscription], plan: asyncio.Event) -> bool:
+    async def _ask(self, peer: bytes, wanted: Sequence[Followed], plan: asyncio.Event) -> bool:
         """Hold one request at a peer, and store what it answers; give up for another plan.
 
         Returns False where the peer answered before the time, and with nothing new: asking at
         once again would let it keep this node busy.
         """
         asked_ms = self._clock.monotonic_ms()
-        cursors = [await self._cursor(peer, subscription) for subscription in wanted]
+        cursors = [await self._cursor(peer, followed) for followed in wanted]
         header: dict[str, Value] = {
             "cursors": [cursor.to_value() for cursor in cursors],
             "wait": True,
@@ -635,21 +641,35 @@ class SpaceSync:
             changed.cancel()
         if address is not None:
             self._told[peer] = address.signed.id
-        answer = await self._read(peer, reply)
-        new, refused = await self._store_records(peer, answer.records, wanted)
-        heads = {(head.owner, head.prefix): head for head in answer.heads}
-        if not heads.keys() <= set(wanted):
-            raise RecordInvalid("a head that was not asked for")
-        for head in heads.values():  # of one subscription the last
-            self._spend(peer, 1 + _proof_cost(head))
-            try:
-                new += await self._store_head(peer, head)
-            except ClockSkewed as fault:
-                if peer == head.owner:
-                    refused.append((head.owner, fault))
+        new, refused = await self._take_answer(peer, reply, wanted)
         for owner, refusal in refused:
             self._hold_against(owner, refusal)
-        return new > 0 or self._clock.monotonic_ms() >= asked_ms + HELD_REQUEST_MS_MAX
+        return new or self._clock.monotonic_ms() >= asked_ms + HELD_REQUEST_MS_MAX
+
+    async def _take_answer(
+        self, peer: bytes, reply: Reply, wanted: Sequence[Followed]
+    ) -> tuple[bool, list[tuple[bytes, XscError]]]:
+        """Store what a replica answers to cursors, and note how far it has told.
+
+        Returns whether any of it is new, and of whom something was refused, and why.
+        """
+        answer = await self._read(peer, reply)
+        stored, refused = await self._store_records(peer, answer.records, {*wanted}, told=True)
+        new = stored > 0
+        last = {(head.owner, at): head for head in answer.heads for at in head.before}
+        if not last.keys() <= {*wanted}:
+            raise RecordInvalid("a head that was not asked for")
+        for head in answer.heads:
+            before = {at: rows for at, rows in head.before.items() if last[head.owner, at] is head}
+            if not before:
+                continue  # of one section the last head alone counts
+            self._spend(peer, 1)
+            try:
+                new |= await self._store_head(peer, head.owner, head.raw, before)
+            except ClockSkewed as fault:
+                if head.owner in {peer, self._store.owner}:
+                    refused.append((head.owner, fault))
+        return new, refused
 
     def _spend(self, peer: bytes, records: int) -> None:
         """Count work that a peer causes here, as records that are verified."""
@@ -673,34 +693,36 @@ class SpaceSync:
         """Return the peers that are followed and answered the last time, or did not."""
         return [peer for peer, answers in self._followed.items() if answers == answering]
 
-    async def seek(self, peer: bytes, owners: Sequence[bytes], path: str) -> None:
-        """Ask a peer what other owners have at a path that is newer than what is here.
+    async def seek(self, peer: bytes, owners: Sequence[bytes]) -> None:
+        """Ask a peer once where other owners are.
 
         Raises:
             XscError: the peer does not answer, or answers badly.
         """
-        cursors = []
-        for owner in owners:
-            try:
-                after = self._store.get(owner, path).signed.record.sequence
-            except NotFound:
-                after = 0
-            cursors.append(Cursor(owner, path, after, (0, 0)).to_value())
-        asked: dict[str, Value] = {"cursors": cursors, "wait": False}
-        reply = await self._call(peer, "space.next", asked)
-        records = (await self._read(peer, reply)).records
-        _, refused = await self._store_records(peer, records, [(owner, path) for owner in owners])
-        for owner, fault in refused:
+        wanted = [(owner, UserSpacePaths.NODES) for owner in owners]
+        cursors = [await self._cursor(peer, followed) for followed in wanted]
+        for owner, fault in await self._question(peer, wanted, cursors):
             self._hold_against(owner, fault)
+
+    async def _question(
+        self, peer: bytes, wanted: Sequence[Followed], cursors: Sequence[Cursor]
+    ) -> list[tuple[bytes, XscError]]:
+        """Ask a peer what is new now and store that; return of whom what was refused."""
+        asked: list[Value] = [cursor.to_value() for cursor in cursors]
+        reply = await self._call(peer, "space.next", {"cursors": asked, "wait": False})
+        _, refused = await self._take_answer(peer, reply, wanted)
+        return refused
 
     async def _store_records(
         self,
         peer: bytes,
         records: Sequence[Sent],
-        wanted: Sequence[Subscription],
+        wanted: set[Followed],
+        *,
         listed: Repair | None = None,
+        told: bool = False,
     ) -> tuple[int, list[tuple[bytes, XscError]]]:
-        """Verify and store records, and note how far the peer has told.
+        """Verify and store records; of those that a cursor was `told`, note how far it is.
 
         Returns how many are new, and of whom others were refused, and why. That is held against
         the owner: a replica cannot know the schemas here or the room, nor whether a date is too
@@ -711,7 +733,7 @@ class SpaceSync:
         """
         new = 0
         refused: list[tuple[bytes, XscError]] = []
-        by_owner: dict[bytes, list[tuple[Signed[SpaceRecord], bytes | None]]] = {}
+        by_owner: dict[bytes, list[Offered]] = {}
         verified_bytes = 0
         for sent in records:
             verified_bytes += len(sent.raw)
@@ -723,48 +745,39 @@ class SpaceSync:
                 signed = self._opened(sent, sent.owner)
                 cost = len(signed.record.stamp)
             except ClockSkewed as fault:
-                if peer == sent.owner:
+                if sent.owner in {peer, self._store.owner}:
                     refused.append((sent.owner, fault))
                 continue
             finally:
                 self._spend(peer, 1 + cost // STAMP_BYTES_A_RECORD)
-            if not any(
-                owner == sent.owner and is_under(signed.record.path, prefix)
-                for owner, prefix in wanted
-            ):
+            if (sent.owner, section_of(signed.record.path)) not in wanted:
                 raise RecordInvalid("a record that was not asked for")
-            value = sent.value
-            if signed.record.path == UserSpacePaths.INTERVAL and value is None:
-                value = await self._fetch_chain(peer, sent.owner, signed.record)
-            by_owner.setdefault(sent.owner, []).append((signed, value))
+            by_owner.setdefault(sent.owner, []).append((signed, sent.value))
         for owner, offered in by_owner.items():
             async for checkable in self._with_values(peer, owner, offered):
-                taken = await self._space.take(owner, checkable, listed)
+                taker = self._store if owner == self._store.owner else self._space
+                taken = await taker.take(owner, checkable, listed)
                 new += len(taken.paths)
                 refused += [(owner, fault) for fault in taken.refused]
                 if taken.paths and not any(isinstance(it, SpaceExhausted) for it in taken.refused):
                     self._full.discard(owner)
-            for subscription in wanted:
-                place = self._places.get((peer, subscription))
-                if subscription[0] == owner and place is not None:
-                    told = [
-                        signed.record.sequence
-                        for signed, _ in offered
-                        if is_under(signed.record.path, subscription[1])
-                    ]
-                    place.after = max(place.after, *told) if told else place.after
+            for signed, _ in offered if told else []:
+                places = self._places.get((owner, section_of(signed.record.path)), {})
+                if peer in places:
+                    places[peer].after = max(places[peer].after, signed.record.sequence)
         return new, refused
 
     async def _with_values(
-        self, peer: bytes, owner: bytes, offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]]
-    ) -> AsyncIterator[Sequence[tuple[Signed[SpaceRecord], bytes | None]]]:
-        """Give the records in parts; those with a large value that is checked come with it."""
+        self, peer: bytes, owner: bytes, offered: Sequence[Offered]
+    ) -> AsyncIterator[Sequence[Offered]]:
+        """Give the records in parts; own ones and those that are checked come with large values."""
+        own = owner == self._store.owner
         large = [
             signed
             for signed, value in offered
             if value is None
             and signed.record.digest is not None
-            and self._space.has_schema(signed.record.path)
+            and (own or self._space.has_schema(signed.record.path))
         ]
         yield [item for item in offered if item[0] not in large]
         for signed in large:
@@ -772,68 +785,79 @@ class SpaceSync:
             if pause_ms := self._telling.take(peer, cost, self._clock.monotonic_ms()):
                 await self._clock.sleep_ms(pause_ms)
             value = await self._fetch(peer, owner, signed.record)
-            if value is not None:  # else the peer has a newer record by now, and tells of it
+            if value is not None or own:  # else the peer has a newer record, and tells of it
                 yield [(signed, value)]
 
-    async def _store_head(self, peer: bytes, sent: SentHead) -> bool:
-        """Verify a head, let the cursor advance if it is proven, and say whether it is new."""
-        subscription = (sent.owner, sent.prefix)
-        head = self._open(sent)
-        place = self._places.get((peer, subscription))
-        if place is None:
-            return False  # unsubscribed meanwhile
-        at = (head.record.sequence, head.record.written_ms)
-        if at <= place.head:
+    async def _store_head(
+        self, peer: bytes, owner: bytes, raw: bytes, before: Mapping[str, Mapping[str, bytes]]
+    ) -> bool:
+        """Verify a head, let cursors advance where it is proven, and say whether it is new."""
+        head = self._open(owner, raw)
+        places = {
+            section: place
+            for section in before
+            if (place := self._places.get((owner, section), {}).get(peer)) is not None
+            and head.record.place > place.head
+        }  # the others were unsubscribed meanwhile
+        if not places:
             return False
-        place.head = at
-        cursor, newer = await self._store.cursor_and_newer(*subscription, at[0])
-        is_new = at[0] >= cursor
-        # What was written since is taken back to compare, and put there again.
-        self._spend(peer, newer // PROOF_ROWS_A_RECORD)
-        if not await self._prove(head, sent) and not await self._repair(peer, subscription, at[0]):
-            self._failed.setdefault(subscription, set()).add(peer)
-            self._log.info("space.not_proven", peer=short(peer), owner=short(sent.owner))
-            place.after = await self._store.cursor(*subscription)
-            self._plan_again()
-            return False
-        if self._failed.pop(subscription, None) is not None:
-            self._sources = None
-        self._news(sent.owner)
-        return is_new
+        known = {section: before[section] for section in places}
+        proven, failed = await self._prove(peer, owner, head, known)
+        sequence = head.record.sequence
+        for section, place in places.items():
+            place.head = head.record.place
+            followed = (owner, section)
+            if section in failed:
+                if not await self._repair(peer, followed, sequence):
+                    self._failed.setdefault(followed, set()).add(peer)
+                    self._log.info("space.not_proven", peer=short(peer), owner=short(owner))
+                    place.after = await self._store.cursor_of(*followed)
+                    self._plan_again()
+                    continue
+                proven.add(section)
+            place.after = max(place.after, sequence)
+            if self._failed.pop(followed, None) is not None:
+                self._sources = None
+            self._news(*followed)
+        return bool(proven)
 
-    def _open(self, sent: SentHead) -> Signed[SpaceHead]:
-        head = self._checked.get(sent.owner)
-        if head is None or head.raw != sent.raw:
+    def _open(self, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
+        head = self._checked.get(owner)
+        if head is None or head.raw != raw:
             now_ms = self._clock.now_ms()
-            head = open_head(sent.raw, owner=sent.owner, network=self._network, now_ms=now_ms)
-            self._checked[sent.owner] = head
-        seen_ms = self.seen_ms.get(sent.owner, 0)
-        self.seen_ms[sent.owner] = max(seen_ms, head.record.written_ms)
+            head = open_head(raw, owner=owner, network=self._network, now_ms=now_ms)
+            self._checked[owner] = head
+        self.seen_ms[owner] = max(self.seen_ms.get(owner, 0), head.record.written_ms)
         return head
 
-    async def _prove(self, head: Signed[SpaceHead], sent: SentHead) -> bool:
-        if await self._store.cursor(sent.owner, sent.prefix) > head.record.sequence:
-            return True  # another replica was faster
-        return await self._store.prove(sent.owner, sent.prefix, head, sent.proof, sent.before)
+    async def _prove(
+        self,
+        peer: bytes,
+        owner: bytes,
+        head: Signed[SpaceHead],
+        before: Mapping[str, Mapping[str, bytes]],
+    ) -> tuple[set[str], set[str]]:
+        """Return the sections for which a head is proven by what is stored, and is not."""
+        proven, failed, compared = await self._store.prove(owner, head, before)
+        self._spend(peer, compared // PROOF_ROWS_A_RECORD)
+        return proven, failed
 
-    async def _repair(self, peer: bytes, subscription: Subscription, sequence: int) -> bool:
+    async def _repair(self, peer: bytes, followed: Followed, sequence: int) -> bool:
         """Come to hold what a listing of a peer proves; say whether that was possible.
 
         The listing must be of a head of that sequence, or of a newer one.
         """
-        owner, prefix = subscription
+        owner, section = followed
         try:
-            reply = await self._call(peer, "space.list", {"owner": owner, "prefix": prefix})
+            reply = await self._call(peer, "space.list", {"owner": owner, "section": section})
         except NotFound:
             return False  # it has lost its proof meanwhile
-        sent, rows = await self._read_listing(peer, reply)
-        if (sent.owner, sent.prefix) != subscription:
-            raise RecordInvalid("a listing that was not asked for")
-        head = self._open(sent)
+        raw, rows = await self._read_listing(peer, reply)
+        head = self._open(owner, raw)
         if head.record.sequence < sequence:
             return False
-        self._spend(peer, 1 + _proof_cost(sent) + len(rows) // PROOF_ROWS_A_RECORD)
-        repair = await self._store.repair(owner, prefix, head, sent.proof, rows)
+        self._spend(peer, 1 + len(rows) // PROOF_ROWS_A_RECORD)
+        repair = await self._store.repair(owner, section, head, rows)
         for path in repair.drop:
             self._space.tell(Change(owner, path, head.record.sequence, None))
         missing = [*repair.fetch]
@@ -842,15 +866,13 @@ class SpaceSync:
             reply = await self._call(peer, "space.records", {"owner": owner, "paths": paths})
             del missing[: take_int(reply.header, "told", least=1, most=len(paths))]
             answer = await self._read(peer, reply)
-            if owner == self._store.owner:
-                await self._take_back(peer, answer.records, repair)
-                continue
-            _, refused = await self._store_records(peer, answer.records, [subscription], repair)
+            _, refused = await self._store_records(peer, answer.records, {followed}, listed=repair)
             if refused:
                 for _, refusal in refused:
                     self._hold_against(owner, refusal)
                 return False  # without these records nothing is proven
-        return await self._prove(head, replace(sent, before=dict(rows)))
+        _, failed = await self._prove(peer, owner, head, {section: dict(rows)})
+        return not failed
 
     async def recover(self, peer: bytes) -> None:
         """Take back from a peer what it has of this node's own space.
@@ -862,46 +884,17 @@ class SpaceSync:
         Raises:
             XscError: the peer does not answer, or answers badly.
         """
-        own = self._store.owner
-        prefixes: list[str] = []
-        try:
-            reply = await self._call(peer, "space.head", {"owner": own})
-        except NotFound:
-            pass  # it has records at most
-        else:
-            raw = bytes(body_of(reply.parts))
-            now_ms = self._clock.now_ms()
-            head = open_head(raw, owner=own, network=self._network, now_ms=now_ms)
-            prefixes = take_texts(reply.header, "prefixes", most=ASKED_RECORDS_MAX)
-            await self._store.recover([], 0, head.record.sequence)
-        after, more = 0, True
-        while more:
-            cursor = Cursor(own, "", after, (0, 0))
-            asked: dict[str, Value] = {"cursors": [cursor.to_value()], "wait": False}
-            reply = await self._call(peer, "space.next", asked)
-            answer = await self._read(peer, reply)
-            told = await self._take_back(peer, answer.records)
-            more, after = answer.more and told > after, max(after, told)
-        for prefix in prefixes:
-            await self._repair(peer, (own, prefix), 0)
-
-    async def _take_back(
-        self, peer: bytes, records: Sequence[Sent], listed: Repair | None = None
-    ) -> int:
-        """Take own records back, with large values, and return the highest of their sequences."""
-        own, last = self._store.owner, 0
-        offered = []
-        for sent in records:
-            await asyncio.sleep(0)
-            signed = self._opened(sent, own)
-            last = max(last, signed.record.sequence)
-            value = sent.value
-            if value is None and signed.record.digest is not None:
-                value = await self._fetch(peer, own, signed.record)
-            offered.append((signed, value))
-        head = 0 if listed is None else listed.sequence
-        await self._store.recover(offered, last, head, listed)
-        return last
+        sections = sorted(SECTIONS)
+        for start in range(0, len(sections), SOUGHT_MAX):
+            wanted = [(self._store.owner, at) for at in sections[start : start + SOUGHT_MAX]]
+            asked: list[Cursor] = []
+            while (cursors := [await self._cursor(peer, at) for at in wanted]) != asked:
+                asked = cursors
+                for _, fault in await self._question(peer, wanted, cursors):
+                    raise fault
+            for followed in wanted:
+                del self._places[followed][peer]
+                self._failed.pop(followed, None)
 
     def _opened(self, sent: Sent, owner: bytes) -> Signed[SpaceRecord]:
         """Return a record of a peer, verified; a small value must be beside it."""
@@ -916,12 +909,6 @@ class SpaceSync:
             check_value(record, sent.value)
         return signed
 
-    async def _fetch_chain(self, peer: bytes, owner: bytes, record: SpaceRecord) -> bytes | None:
-        """Return a chain that is too large to come beside its record; others wait for readers."""
-        if record.digest is None or record.size_bytes > CHAIN_BYTES_MAX:
-            return None
-        return await self._fetch(peer, owner, record)
-
     async def _fetch(self, peer: bytes, owner: bytes, record: SpaceRecord) -> bytes | None:
         """Return the value of a record from a peer; None where the peer does not have it."""
         asked: dict[str, Value] = {"owner": owner, "path": record.path, "digest": record.digest}
@@ -933,9 +920,7 @@ class SpaceSync:
 
     def is_followed(self, owner: bytes, path: str) -> bool:
         """Say whether what an owner has at a path comes here by itself now."""
-        return self._followed.get(owner, False) and any(
-            of == owner and is_under(path, prefix) for of, prefix in self._subscribed
-        )
+        return self._followed.get(owner, False) and (owner, section_of(path)) in self._sections
 
     async def fetch(self, owner: bytes, path: str) -> bool:
         """Ask an owner for its newest record at a path, and say whether it has any.
@@ -948,11 +933,12 @@ class SpaceSync:
         asked: dict[str, Value] = {"owner": owner, "paths": [path]}
         reply = await self._call(owner, "space.records", asked)
         answer = await self._read(owner, reply)
-        _, refused = await self._store_records(owner, answer.records, [(owner, path)])
+        followed = (owner, section_of(path))
+        _, refused = await self._store_records(owner, answer.records, {followed})
         for _, fault in refused:
             raise fault
-        if (owner, path) not in self._subscribed:
-            self._ended_ms[owner, path] = self._clock.now_ms()
+        if followed not in self._sections:
+            self._ended_ms[followed] = self._clock.now_ms()
         return bool(answer.records)
 
     async def load(self, peer: bytes, owner: bytes, path: str) -> bytes:
@@ -970,11 +956,6 @@ class SpaceSync:
             raise NotFound(f"the value of '{path}' is not there")
         await self._store.keep_value(owner, path, value)
         return value
-
-
-def _proof_cost(head: SentHead) -> int:
-    """Return how much it is to check a head, as records that are verified."""
-    return (records_beside(head.proof) + len(head.before)) // PROOF_ROWS_A_RECORD
 
 
 def body_of(parts: Sequence[memoryview]) -> memoryview:

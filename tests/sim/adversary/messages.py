@@ -33,7 +33,7 @@ from xsc.identity.envelope import Count, Id32, open_signed
 from xsc.ledger.entry import UNIT_CREDIT
 from xsc.space.itc import event_bytes
 from xsc.space.limits import ASKED_RECORDS_MAX, CURSORS_MAX
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import UserSpacePaths, section_of
 from xsc.space.record import value_digest
 from xsc.storage.object.erasure import COLUMN_MAX, GENERATION_MAX, SEGMENT_MAX
 from xsc.storage.object.manifest import hash_of
@@ -46,7 +46,8 @@ Generation = Annotated[int, Field(ge=0, le=GENERATION_MAX)]
 Nonce = Annotated[bytes, Field(min_length=16, max_length=16)]
 Name = Annotated[str, Field(max_length=64)]
 Prefix = Annotated[str, Field(max_length=1_024)]
-Cursor = tuple[Id32, Prefix, Count, Count, Count]
+Section = Annotated[str, Field(max_length=64)]
+Cursor = tuple[Id32, Section, Count, Count, Count]
 Size = Annotated[int, Field(ge=0, le=GIB)]
 
 
@@ -119,10 +120,9 @@ HEADERS: dict[str, dict[str, Any]] = {
         "record": Sealed("space_record"),
         "value": bytes,
     },
-    "space.list": {"owner": Id32, "prefix": Prefix},
+    "space.list": {"owner": Id32, "section": Section},
     "space.records": {"owner": Id32, "paths": Many(Prefix, ASKED_RECORDS_MAX)},
     "space.value": {"owner": Id32, "path": Prefix, "digest": Id32},
-    "space.head": {"owner": Id32},
     "space.grant": {"anew": bool},
     "health.ping": {"v": Count, "ping": Sealed("ping")},
     "compute.run": {
@@ -289,22 +289,21 @@ def _space_parts(forge: Forge, header: dict[str, Any]) -> list[bytes]:
         header |= {"owner": owner, "paths": forge.rng.sample(paths, min(most, len(paths)))}
     elif "cursors" in header:
         some = forge.rng.sample(known, min(forge.rng.choice((1, 2, 40)), len(known)))
-        asked = {(of, _prefix_of(forge, path)) for of, path, _ in some}
+        asked = {(of, _section_of(forge, path)) for of, path, _ in some}
         asked |= {(forge.rng.randbytes(32), "nodes") for _ in range(forge.rng.choice((0, 0, 400)))}
         header["cursors"] = [
-            [of, prefix, *(forge.rng.choice((0, 0, 1, 3, 2**62)) for _ in range(3))]
-            for of, prefix in sorted(asked)
+            [of, section, *(forge.rng.choice((0, 0, 1, 3, 2**62)) for _ in range(3))]
+            for of, section in sorted(asked)
         ]
     else:
         header |= {"owner": owner}
-        if "prefix" in header:
-            header["prefix"] = _prefix_of(forge, path)
+        if "section" in header:
+            header["section"] = _section_of(forge, path)
     return []
 
 
-def _prefix_of(forge: Forge, path: str) -> str:
-    parts = path.split("/")
-    return "/".join(parts[: forge.rng.choice((0, 1, 1, len(parts)))])
+def _section_of(forge: Forge, path: str) -> str:
+    return forge.rng.choice((section_of(path), section_of(path), "rest/0", path))
 
 
 def published(forge: Forge) -> tuple[str, bytes]:
@@ -347,7 +346,6 @@ PARTS: dict[str, Callable[[Forge, dict[str, Any]], list[bytes]]] = {
     "space.list": _space_parts,
     "space.records": _space_parts,
     "space.value": _space_parts,
-    "space.head": _space_parts,
     "peers.batch": _batch_parts,
 }
 

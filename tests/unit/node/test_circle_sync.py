@@ -244,8 +244,8 @@ async def test_so_many_friends_are_asked_for_so_many_at_a_time():
     (ada,) = group.friends
     asked = []
 
-    async def seek(peer, owners, path):
-        assert (len(owners), path) == (SOUGHT_MAX, ADDRESS)
+    async def seek(peer, owners):
+        assert len(owners) == SOUGHT_MAX
         asked.append(peer)
         raise RecordInvalid("no answer")
 

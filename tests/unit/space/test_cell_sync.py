@@ -8,6 +8,7 @@ import pytest
 
 from tests.settle import settle
 from tests.unit.space.test_service import Node
+from tests.unit.space.test_store import everything
 from tests.unit.space.test_sync import WatchedLog
 from xsc.base.errors import ArgumentInvalid, NotFound, RecordInvalid, SpaceExhausted
 from xsc.base.ids import to_text
@@ -45,10 +46,10 @@ async def exchange(*machines):
     """Bring to each machine what the others wrote; return how many records were new."""
     new = 0
     for source in machines:
-        page = await source.store.page(source.owner, "", 0, count=99, size_bytes=2**20)
+        entries = await everything(source.store)
         for target in machines:
             if target is not source:
-                offered = [(entry.signed, entry.value) for entry in page.entries]
+                offered = [(entry.signed, entry.value) for entry in entries]
                 new += len((await target.service.take(source.owner, offered)).paths)
     return new
 

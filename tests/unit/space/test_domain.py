@@ -1,145 +1,117 @@
-"""Clock domains: grants, and the chain that proves an interval."""
+"""Clock domains: what a grant proves, and where a node counts."""
 
 from __future__ import annotations
 
 import pytest
 
-from xsc.base.errors import RecordInvalid, SignatureInvalid, XscError
+from xsc.base.errors import RecordInvalid, SignatureInvalid, TooLarge, XscError
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
-from xsc.space import domain
-from xsc.space.domain import Genesis, Grant, follow, founded, next_grant, read_chain
-from xsc.space.itc import covers, interval_bytes, read_interval, sum_intervals
+from xsc.space.domain import Grant, Granted, counted, read_grant
+from xsc.space.itc import cut_grant, depth_of, interval_bytes, minus, sum_intervals
+from xsc.space.limits import GRANT_LEVELS_MAX
 
 KEYS = [KeyPair(bytes([number]) * 32) for number in range(1, 9)]
 IDS = [key.node_id for key in KEYS]
 
 
+def granted(network, giver, receiver, interval, *, by=None):
+    """A grant of an interval, or of a domain where there is no giver, as it is read."""
+    record = Grant(
+        giver=None if giver is None else giver.raw,
+        receiver=IDS[receiver],
+        interval=interval_bytes(interval),
+        granted_ms=1,
+    )
+    author = receiver if giver is None else IDS.index(giver.node)
+    signed = sign(record, KEYS[author if by is None else by], network)
+    return read_grant(signed.raw, IDS[receiver], network=network)
+
+
 @pytest.fixture
-def genesis(network):
-    return sign(Genesis(founder=IDS[0], founded_ms=1), KEYS[0], network)
+def founder(network):
+    return granted(network, None, 0, 1)
 
 
-def grant(holding, receiver, network):
-    record, after = next_grant(holding, IDS[receiver])
-    signed = sign(record, KEYS[IDS.index(holding.node)], network)
-    assert follow(holding, signed, holding.node) == after
-    return signed, after, follow(holding, signed, IDS[receiver])
-
-
-def test_a_founder_has_the_whole_domain_that_its_genesis_names(genesis, network):
-    holding = read_chain([genesis.raw], IDS[0], network=network)
-    assert (holding.domain, holding.kept) == (genesis.id, 1)
+def test_a_founder_has_the_whole_of_a_domain_of_its_own(founder, network):
+    assert (founder.interval, founder.givers) == (1, frozenset())
+    other = granted(network, None, 1, 1)
+    assert other.domain != founder.domain
+    assert counted(founder, [founder, other]) == counted(other, [founder, other]) == 1
     with pytest.raises(RecordInvalid):
-        founded(sign(Genesis(founder=IDS[0], founded_ms=1), KEYS[1], network))
+        granted(network, None, 0, 1, by=1)
+    with pytest.raises(ValueError, match="everything"):
+        granted(network, None, 0, (0, 1))
 
 
-def test_a_chain_of_grants_proves_the_interval_at_its_end(genesis, network):
-    chain, holding = [genesis.raw], founded(genesis)
-    taken = []
+def test_a_grant_proves_the_interval_of_its_receiver_and_what_is_left(founder, network):
+    kept, grants = founder.interval, [founder]
     for receiver in range(1, 8):
-        signed, after, holding = grant(holding, receiver, network)
-        taken.append(after.kept)
-        chain.append(signed.raw)
-        assert read_chain(chain, IDS[receiver], network=network) == holding
-        for other in IDS[: receiver - 1]:
-            with pytest.raises(RecordInvalid):
-                read_chain(chain, other, network=network)
-    together = holding.kept
-    for kept in taken:
-        together = sum_intervals(together, kept)
+        kept, given = cut_grant(kept, depth_of(grants[-1].interval), 1)
+        grants.append(granted(network, grants[-1], receiver, given))
+        kept = given
+        assert grants[-1].domain == founder.domain
+        assert grants[-1].givers == set(IDS[:receiver])
+        with pytest.raises(RecordInvalid):
+            read_grant(grants[-1].raw, IDS[receiver - 1], network=network)
+    together = 0
+    for each in grants:
+        together = sum_intervals(together, counted(each, grants))
     assert together == 1
 
 
-def test_a_chain_that_ends_in_an_own_grant_shows_what_is_left(genesis, network):
-    signed, after, _ = grant(founded(genesis), 1, network)
-    assert read_chain([genesis.raw, signed.raw], IDS[0], network=network) == after
-    later, last, _ = grant(after, 2, network)
-    with_gap = read_chain([genesis.raw, later.raw], IDS[0], network=network)
-    assert with_gap.kept == last.kept
-    assert with_gap.granted == 2
-
-
-def test_a_chain_has_one_own_grant_at_its_end(genesis, network):
-    """Else a chain could have as many as an envelope holds, and take seconds to read."""
-    first, after, _ = grant(founded(genesis), 1, network)
-    second, _, _ = grant(after, 2, network)
+def test_a_giver_grants_only_what_it_has(founder, network):
+    left = granted(network, founder, 1, (1, 0))
+    for interval in (1, (0, 1), ((0, 1), 1)):
+        with pytest.raises(RecordInvalid):
+            granted(network, left, 2, interval)
     with pytest.raises(RecordInvalid):
-        read_chain([genesis.raw, first.raw, second.raw], IDS[0], network=network)
+        granted(network, left, 2, ((1, 0), 0), by=3)  # signed by another
+    assert granted(network, left, 2, ((1, 0), 0)).interval == ((1, 0), 0)
 
 
-def test_a_founder_that_left_its_interval_is_granted_one_by_its_joiners(genesis, network):
-    down, after, theirs = grant(founded(genesis), 1, network)
-    back, _, again = grant(theirs, 0, network)
-    chain = [genesis.raw, down.raw, back.raw]
-    assert read_chain(chain, IDS[0], network=network) == again
-    assert domain.read_holdings(chain, IDS[0], network=network)[0] == after
-    on, left, third = grant(again, 2, network)
-    assert read_chain([*chain, on.raw], IDS[0], network=network) == left
-    assert read_chain([*chain, on.raw], IDS[2], network=network) == third
+def test_where_two_grants_overlap_neither_counts(founder, network):
+    """Its giver could let two count as ordered that are not."""
+    one, two = (granted(network, founder, at, half) for at, half in ((1, (1, 0)), (2, ((1, 0), 1))))
+    every = [founder, one, two]
+    assert counted(one, every) == ((0, 1), 0)
+    assert counted(two, every) == (0, 1)
+    assert counted(founder, every) == 0
+    again = granted(network, one, 3, (1, 0))  # all that it has
+    assert counted(again, [*every, again]) == ((0, 1), 0)
+    assert counted(one, [*every, again]) == 0
 
 
-def test_a_giver_grants_only_what_it_has(genesis, network):
-    holding = founded(genesis)
-    signed, after, given = grant(holding, 1, network)
-    with pytest.raises(RecordInvalid):
-        follow(after, signed, IDS[1])  # the same part a second time
-    stolen = Grant(
-        domain=genesis.id,
-        parent=signed.id,
-        number=1,
-        receiver=IDS[2],
-        interval=interval_bytes(after.kept),
-        kept=interval_bytes(given.kept),
-    )
-    with pytest.raises(RecordInvalid):
-        follow(given, sign(stolen, KEYS[1], network), IDS[2])
+def test_a_founder_that_left_its_interval_counts_where_its_joiner_grants(founder, network):
+    joined = granted(network, founder, 1, (1, 0))
+    back = granted(network, joined, 0, ((1, 0), 0))
+    assert back.givers == {IDS[0], IDS[1]}
+    every = [back, joined]
+    assert counted(back, every) == ((1, 0), 0)
+    assert counted(joined, every) == minus((1, 0), ((1, 0), 0))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"domain": bytes(32)}, {"parent": bytes(32)}, {"interval": interval_bytes(((0, 1), 0))}],
-)
-def test_a_grant_of_something_else_does_not_follow(genesis, network, change):
-    signed, _, given = grant(founded(genesis), 1, network)
-    good, _ = next_grant(given, IDS[2])
-    assert covers(read_interval(signed.record.interval), read_interval(good.interval))
-    bad = Grant.from_value({**good.to_value(), **change})
-    with pytest.raises(RecordInvalid):
-        follow(given, sign(bad, KEYS[1], network), IDS[2])
-    with pytest.raises(RecordInvalid):
-        follow(given, sign(good, KEYS[3], network), IDS[2])  # signed by another
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"interval": interval_bytes(0)},
-        {"kept": interval_bytes(0)},
-        {"kept": interval_bytes((0, 1)), "interval": interval_bytes((0, 1))},
-        {"interval": b""},
-        {"number": 0},
-    ],
-)
-def test_a_false_grant_is_refused(genesis, network, change):
-    good, _ = next_grant(founded(genesis), IDS[1])
-    with pytest.raises(RecordInvalid):
-        Grant.from_value({**good.to_value(), **change})
-
-
-def test_what_is_no_chain_is_refused(genesis, network):
-    signed, _, _ = grant(founded(genesis), 1, network)
-    elsewhere = sign(Genesis(founder=IDS[0], founded_ms=2), KEYS[0], network)
-    for chain in (
-        [],
-        [signed.raw],
-        [genesis.raw, genesis.raw],
-        [elsewhere.raw, signed.raw],
-        [genesis.raw, signed.raw, signed.raw],
-        [genesis.raw] * (domain.CHAIN_ITEMS_MAX + 1),
-        [genesis.raw, b""],
-    ):
+def test_what_is_no_grant_is_refused(founder, network):
+    for change in ({"interval": interval_bytes(0)}, {"interval": b""}, {"receiver": b"x"}):
+        good = Grant(
+            giver=founder.raw, receiver=IDS[1], interval=interval_bytes((1, 0)), granted_ms=0
+        )
+        with pytest.raises(RecordInvalid):
+            Grant.from_value({**good.to_value(), **change})
+    for giver in (b"", b"x", founder.raw[:-1]):
         with pytest.raises((RecordInvalid, SignatureInvalid)):
-            read_chain(chain, IDS[1], network=network)
+            granted(network, Granted(IDS[0], b"", 1, frozenset(), giver), 1, (1, 0))
     with pytest.raises(XscError):
-        read_chain([genesis.raw, signed.raw], IDS[1], network=bytes(32))
+        read_grant(founder.raw, IDS[0], network=bytes(32))
+    with pytest.raises(TooLarge):
+        granted(network, Granted(IDS[0], b"", 1, frozenset(), bytes(40_000)), 1, (1, 0))
+
+
+def test_a_grant_has_so_many_givers(network):
+    """Else one could have as many as an envelope holds, and take seconds to read."""
+    last = granted(network, None, 0, 1)
+    for level in range(1, GRANT_LEVELS_MAX):
+        last = granted(network, last, level % 2, 1)
+    assert last.interval == 1
+    with pytest.raises(RecordInvalid):
+        granted(network, last, 2, 1)

@@ -35,7 +35,7 @@ def test_a_whole_database_has_no_faults(db, network):
         (b"m", ":a is damaged"),
         (b"v", ":a is damaged: the value is not the one that the record names"),
         (b"p", "a head of "),
-        (b"a", "an archived record is damaged"),
+        (b"a", "an archived record of the space is damaged"),
         (b"c", "the clock of the space is damaged"),
     ],
 )

@@ -72,7 +72,7 @@ async def test_who_left_its_interval_gets_another_one(members):
     ada, bea, _ = members
     await bea.intervals.ask([ada.id])
     before = bea.store.clock.interval
-    await bea.store.recover([], 7)
+    await bea.store.leave(7)
     assert bea.store.has_left
     await bea.intervals.ask([ada.id])
     assert bea.store.clock.interval not in {0, before}

@@ -17,7 +17,6 @@ from xsc.space.paths import (
     is_systems,
     is_under,
     parse_address,
-    prefixes_of,
 )
 
 HASH = bytes(range(32))
@@ -104,8 +103,6 @@ def test_a_prefix_ends_with_a_part():
     assert is_under("a/b", "")
     assert not is_under("ab", "a")
     assert not is_under("a", "a/b")
-    assert prefixes_of("a/b/c") == ["", "a", "a/b", "a/b/c"]
-    assert all(is_under("a/b/c", prefix) for prefix in prefixes_of("a/b/c"))
 
 
 WRITER = "c3unsmo624ymmjk5g7lzrj3aptuc2wv4zwxvqtenniq4akpk32ja"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -27,15 +26,11 @@ from xsc.db.memory import MemoryKeyValue
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
 from xsc.net.transport.memory import MemoryNetwork
-from xsc.space import store as stores
 from xsc.space import sync as syncs
 from xsc.space import table as tables
-from xsc.space import tree as trees
-from xsc.space.domain import published_chain
 from xsc.space.itc import event_bytes
 from xsc.space.limits import (
     ANSWER_BYTES_MAX,
-    CHAIN_BYTES_MAX,
     CURSORS_MAX,
     FUTURE_MS_MAX,
     HEAD_INTERVAL_MS,
@@ -57,15 +52,14 @@ from xsc.space.messages import (
     read_answer,
     read_cursors,
     read_listed,
-    read_listed_head,
-    sent_head,
 )
-from xsc.space.paths import UserSpacePaths
+from xsc.space.paths import section_of
 from xsc.space.record import Change, SpaceHead
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync, relays_of
-from xsc.space.tree import PathTree
+
+A = section_of("a")
 
 
 class WatchedLog(SilentLog):
@@ -204,6 +198,17 @@ async def test_what_nobody_subscribes_to_is_never_fetched(circle):
     assert await bea.store.cursor(ada.id, "a") == 3
 
 
+async def test_a_deeper_subscription_takes_its_section_whole(circle):
+    """Else nobody could say whether a replica hides something below the prefix."""
+    ada, bea, *_ = circle.members
+    await ada.store.put({"a/x/y": b"1", "a/z": b"2", "b": b"3"})
+    bea.sync.subscribe(ada.id, "a/x")
+    bea.follow(ada)
+    await ada.head()
+    assert {record.path for record in bea.space.ls("", ada.id)} == {"a/x/y", "a/z"}
+    assert await bea.store.cursor(ada.id, "a/x") == await ada.store.cursor(ada.id, "")
+
+
 async def test_a_change_wakes_only_who_asked_for_its_path(circle, monkeypatch):
     """A node has a request of each peer, and most of what it writes concerns few of them."""
     ada, bea, cid, _ = circle.members
@@ -214,15 +219,15 @@ async def test_a_change_wakes_only_who_asked_for_its_path(circle, monkeypatch):
     looked = []
     page = ada.store.page
 
-    async def noted(owner, prefix, *args, **kwargs):
-        looked.append(prefix)
-        return await page(owner, prefix, *args, **kwargs)
+    async def noted(owner, section, *args, **kwargs):
+        looked.append(section)
+        return await page(owner, section, *args, **kwargs)
 
     monkeypatch.setattr(ada.store, "page", noted)
     await ada.space.put("a/x", b"1")
     await settle()
     assert bea.has(ada, "a/x") == b"1"
-    assert set(looked) == {"a"}
+    assert set(looked) == {A}
 
 
 async def test_a_peer_that_is_silent_is_logged_once_and_once_when_it_is_back(circle):
@@ -318,7 +323,7 @@ async def test_an_answer_for_many_subscriptions_has_no_more_records_than_for_one
 async def test_others_have_a_turn_while_an_answer_is_verified(circle):
     ada, bea, *_ = circle.members
     await ada.store.put({f"a/{number}": b"" for number in range(200)})
-    page = await ada.store.page(ada.id, "a", 0, count=200, size_bytes=2**20)
+    page = await ada.store.page(ada.id, A, 0, count=200, size_bytes=2**20)
     records = [Sent(ada.id, entry.signed.raw, entry.value) for entry in page.entries]
     opened = before = longest = 0
     verify = bea.sync._opened
@@ -329,7 +334,7 @@ async def test_others_have_a_turn_while_an_answer_is_verified(circle):
         return verify(sent, owner)
 
     bea.sync._opened = counted
-    storing = asyncio.create_task(bea.sync._store_records(ada.id, records, [(ada.id, "a")]))
+    storing = asyncio.create_task(bea.sync._store_records(ada.id, records, {(ada.id, A)}))
     while opened < sum(len(sent.raw) for sent in records):
         await asyncio.sleep(0)
         longest, before = max(longest, opened - before), opened
@@ -437,8 +442,6 @@ async def test_replicas_of_an_owner_that_forks_agree_on_what_its_head_is_over(ci
         assert member.space.get("a", ada.id).signed.id == mine.id
         assert await member.store.cursor(ada.id, "a") == 2
         assert member.blamed == []
-    for member in (bea, cid):
-        assert len(member.store.evidence(ada.id)) == 1
 
 
 async def test_two_that_cannot_reach_each_other_converge_through_a_third(circle):
@@ -478,9 +481,9 @@ async def test_a_replica_that_hides_records_holds_the_cursor_back_and_another_is
     def syncs_page(whole):
         return type(whole)(whole.entries[:100], whole.shown, more=False)
 
-    async def lying(owner, prefix):
-        shown, rows = await listing(owner, prefix)
-        return shown, rows[:100]
+    async def lying(owner, section):
+        head, rows = await listing(owner, section)
+        return head, rows[:100]
 
     liar.store.page, liar.store.listing = hiding, lying
     bea.cut, ada.cut = {ada.id}, {bea.id}
@@ -609,29 +612,6 @@ def refuses_ones(owner, value):
         raise RecordInvalid("a one")
 
 
-@pytest.mark.parametrize("of", ["owner", "relay"])
-async def test_a_large_chain_comes_at_once(circle, of):
-    """It waited for a reader, and nobody counted what its author wrote."""
-    ada, bea, cid, _ = circle.members
-    await ada.store.put({"a": b"1"})
-    chain = ada.space.get(UserSpacePaths.INTERVAL).value
-    large = encode([*published_chain(chain), *[bytes(VALUE_INLINE_BYTES_MAX)]])
-    members = [bea] if of == "owner" else [cid, bea]
-    await ada.store.put({UserSpacePaths.INTERVAL: large})
-    # That put wrote the chain, too, as its first record; the last one holds.
-    for member, source in zip(members, [ada, *members], strict=False):
-        member.sync.subscribe(ada.id, UserSpacePaths.INTERVAL)
-        member.follow(source)
-        await settle()
-    assert bea.space.get(UserSpacePaths.INTERVAL, ada.id).value == large
-    huge = large + bytes(CHAIN_BYTES_MAX)
-    await ada.store.put({UserSpacePaths.INTERVAL: huge})
-    ada.sync._news(ada.id)
-    await settle()
-    assert bea.space.get(UserSpacePaths.INTERVAL, ada.id).value is None
-    assert bea.blamed == []
-
-
 # Recovery
 
 
@@ -648,7 +628,7 @@ async def test_a_node_that_lost_its_disk_goes_on_above_what_its_peers_have(circl
     await ada.store.put({"b": b"4"})
     ada.sync._news(ada.id)
     await settle()
-    last = (await cid.store.page(ada.id, "b", 0, count=9, size_bytes=99)).entries[-1]
+    last = (await cid.store.page(ada.id, section_of("b"), 0, count=9, size_bytes=99)).entries[-1]
     for member in (bea, cid):
         await member.leave()
     ada.db = MemoryKeyValue()
@@ -666,7 +646,6 @@ async def test_a_node_that_lost_its_disk_goes_on_above_what_its_peers_have(circl
         member.follow(ada)
     await ada.head()
     assert bea.blamed == cid.blamed == []
-    assert bea.store.evidence(ada.id) == cid.store.evidence(ada.id) == []
     assert await bea.store.cursor(ada.id, "a") == max(made.values())
 
 
@@ -682,7 +661,6 @@ async def test_a_head_of_a_part_shows_sequences_of_the_rest(circle):
     ada.begin()
     await ada.sync.recover(bea.id)
     await ada.head()
-    assert bea.store.evidence(ada.id) == []
     assert min((await ada.store.put({"c": b""})).values()) == 5
 
 
@@ -722,9 +700,7 @@ async def test_a_record_that_its_owner_had_deleted_is_not_recovered(circle):
         assert {record.path for record in member.space.ls("a", ada.id)} == {"a/y"}
         assert await member.store.cursor(ada.id, "a") == await ada.store.cursor(ada.id, "")
         assert member.blamed == []
-        assert member.store.evidence(ada.id) == []
     assert dan.space.ls("", ada.id) == ada.space.ls("")
-    assert await ada.store.cursor(ada.id, "a") == 0  # no head of others' prefixes is left
 
 
 async def test_what_only_one_peer_shows_is_recovered_at_a_new_sequence(circle):
@@ -789,7 +765,7 @@ async def test_a_false_answer_is_blamed_and_nothing_is_stored(circle):
     ada, bea, cid, _ = circle.members
     await ada.space.put("a", b"1")
     network = ada.node.net.network
-    mine = (await ada.store.page(ada.id, "a", 0, count=9, size_bytes=9)).entries[0].signed
+    mine = (await ada.store.page(ada.id, A, 0, count=9, size_bytes=9)).entries[0].signed
     late = mine.record.model_copy(
         update={"written_ms": circle.clock.now_ms() + 2 * FUTURE_MS_MAX, "sequence": 9}
     )
@@ -853,10 +829,11 @@ async def test_an_owner_recovers_no_record_without_its_small_value(circle):
         await ada.sync.recover(bea.id)
 
 
-def head_of(member, sequence, written_ms, *, prefix="", root=None):
-    head = SpaceHead(sequence=sequence, written_ms=written_ms, root=root)
+def head_of(member, sequence, written_ms, *, section=A, digest=None):
+    rows = () if digest is None else ((section, digest),)
+    head = SpaceHead(sequence=sequence, written_ms=written_ms, sections=rows)
     raw = sign(head, member.node.key, member.node.net.network).raw
-    return SentHead(member.id, prefix, raw, (), {})
+    return SentHead(member.id, raw, {section: {}})
 
 
 async def test_a_refused_record_keeps_no_head_of_the_same_answer_back(circle):
@@ -891,14 +868,14 @@ async def test_a_date_too_far_ahead_is_held_against_the_owner_and_costs_nothing_
     ada, bea, cid, _ = circle.members
     await cid.space.put("a", b"1")
     ahead_ms = circle.clock.now_ms() + FUTURE_MS_MAX + 1
-    page = await cid.store.page(cid.id, "a", 0, count=9, size_bytes=9)
+    page = await cid.store.page(cid.id, A, 0, count=9, size_bytes=9)
     mine = page.entries[0].signed
     late = mine.record.model_copy(update={"written_ms": ahead_ms})
     records = [
         Sent(ada.id, sign(late, ada.node.key, ada.node.net.network).raw, b"1"),
         Sent(cid.id, mine.raw, b"1"),
     ]
-    raw = answer_bytes(Answer(records, [head_of(ada, 1, ahead_ms, prefix="a")], more=False))
+    raw = answer_bytes(Answer(records, [head_of(ada, 1, ahead_ms)], more=False))
     bea.sync.subscribe(ada.id, "a")
     bea.sync.subscribe(cid.id, "a")
     bea.cut = {ada.id}
@@ -926,7 +903,7 @@ async def test_old_heads_again_and_again_keep_nobody_busy(circle):
         return {}, [answer_bytes(Answer([], heads, more=False))]
 
     ada.handlers["space.next"] = again
-    bea.sync.subscribe(ada.id, "")
+    bea.sync.subscribe(ada.id, "a")
     bea.follow(ada)
     await settle()
     assert len(asked) == 2  # they were new once
@@ -935,26 +912,26 @@ async def test_old_heads_again_and_again_keep_nobody_busy(circle):
     assert bea.blamed == []
 
 
-async def test_heads_of_one_answer_are_proven_once_a_subscription_and_cost_what_is_newer(
+async def test_heads_of_one_answer_are_proven_once_a_section_and_cost_what_is_compared(
     circle, monkeypatch
 ):
     """Each old head took back all that was written since: two megabytes of them, minutes."""
     ada, bea, *_ = circle.members
     rows, now_ms = 64, circle.clock.now_ms()
     for number in range(rows):
-        await ada.space.put(f"p{number}", b"v")
+        await ada.space.put(f"a/p{number}", b"v")
     bea.follow(ada)
-    bea.sync.subscribe(ada.id, "")
+    bea.sync.subscribe(ada.id, "a")
     await settle()
-    heads = [head_of(ada, 1, now_ms + number, root=bytes(32)) for number in range(9)]
+    heads = [head_of(ada, 1, now_ms + number, digest=bytes(32)) for number in range(9)]
     proven, spent = [], []
 
     async def again(caller, header, parts):
         return {}, [answer_bytes(Answer([], heads, more=False))]
 
-    async def prove(owner, prefix, head, proof, before):
-        proven.append(head.record.written_ms)
-        return True
+    async def prove(owner, head, before):
+        proven.extend([head.record.written_ms] * len(before))
+        return {*before}, set(), rows
 
     monkeypatch.setattr(bea.store, "prove", prove)
     monkeypatch.setattr(bea.sync, "_spend", lambda peer, records: spent.append(records))
@@ -962,34 +939,34 @@ async def test_heads_of_one_answer_are_proven_once_a_subscription_and_cost_what_
     await circle.pass_ms(HELD_REQUEST_MS_MAX)
     await settle()
     assert proven == [now_ms + 8]
-    assert rows // PROOF_ROWS_A_RECORD - 1 <= spent[1] <= rows // PROOF_ROWS_A_RECORD
+    assert spent[:2] == [1, rows // PROOF_ROWS_A_RECORD]
+    assert sum(spent) <= 2 + rows // PROOF_ROWS_A_RECORD
 
 
 async def test_a_listing_of_an_older_head_than_the_one_that_failed_repairs_nothing(circle):
     ada, bea, cid, _ = circle.members
     await ada.space.put("a", b"1")
-    cid.sync.subscribe(ada.id, "")
+    cid.sync.subscribe(ada.id, "a")
     cid.follow(ada)
     await ada.head()
-    shown, rows = await ada.store.listing(ada.id, "")
-    old = listing_parts(sent_head(ada.id, "", shown), rows)
-    await ada.space.put("hidden", b"2")
+    old = listing_parts(*await ada.store.listing(ada.id, A))
+    await ada.space.put("a/hidden", b"2")
     await ada.head()
-    newer = (await ada.store.listing(ada.id, ""))[0]
-    head = SentHead(ada.id, "", newer.head, (), {})
+    newer, _ = await ada.store.listing(ada.id, A)
+    head = SentHead(ada.id, newer, {A: {}})
     cid.handlers["space.next"] = answering(answer_bytes(Answer([], [head], more=False)))
     cid.handlers["space.list"] = answering(*old)
     bea.cut = {ada.id}
-    bea.sync.subscribe(ada.id, "")
+    bea.sync.subscribe(ada.id, "a")
     bea.follow(cid)
     await settle()
-    assert bea.sync._failed == {(ada.id, ""): {cid.id}}
+    assert bea.sync._failed == {(ada.id, A): {cid.id}}
 
 
 async def test_a_peer_that_answers_at_once_with_nothing_keeps_nobody_busy(circle):
     ada, bea, *_ = circle.members
     await ada.space.put("a", b"1")
-    page = await ada.store.page(ada.id, "a", 0, count=9, size_bytes=9)
+    page = await ada.store.page(ada.id, A, 0, count=9, size_bytes=9)
     said = Sent(ada.id, page.entries[0].signed.raw, b"1")
     asked = []
 
@@ -1013,13 +990,14 @@ async def test_a_peer_that_answers_at_once_with_nothing_keeps_nobody_busy(circle
         None,
         {},
         [[]],
-        [[bytes(31), "a", 0, 0, 0]],
+        [[bytes(31), "nodes", 0, 0, 0]],
         [[bytes(32), "..", 0, 0, 0]],
-        [[bytes(32), "a", -1, 0, 0]],
-        [[bytes(32), "a", True, 0, 0]],
-        [[bytes(32), "a", 0, 0]],
-        [[bytes(32), "", 0, 0, 0]] * 2,
-        [[bytes(32), f"p{number}", 0, 0, 0] for number in range(syncs.CURSORS_MAX + 1)],
+        [[bytes(32), "rest/240", 0, 0, 0]],
+        [[bytes(32), "nodes", -1, 0, 0]],
+        [[bytes(32), "nodes", True, 0, 0]],
+        [[bytes(32), "nodes", 0, 0]],
+        [[bytes(32), "nodes", 0, 0, 0]] * 2,
+        [[number.to_bytes(32, "big"), "nodes", 0, 0, 0] for number in range(syncs.CURSORS_MAX + 1)],
     ],
 )
 def test_false_cursors_are_refused(cursors):
@@ -1029,13 +1007,13 @@ def test_false_cursors_are_refused(cursors):
 
 @pytest.mark.parametrize("raw", [b"", b"\x83\x80\x80\xf6", b"\x82\x80\x80"])
 def test_false_answers_are_refused(raw):
-    for read in (read_answer, read_listed_head, read_listed):
+    for read in (read_answer, read_listed):
         with pytest.raises(RecordInvalid):
             read(raw)
 
 
 def test_an_answer_with_too_many_records_or_heads_is_refused_before_any_is_verified():
-    sent, head = Sent(bytes(32), b"", None), SentHead(bytes(32), "", b"", (), {})
+    sent, head = Sent(bytes(32), b"", None), SentHead(bytes(32), b"", {})
     most = Answer([sent] * PAGE_RECORDS, [head] * CURSORS_MAX, more=False)
     assert read_answer(answer_bytes(most)) == most
     for more in (
@@ -1144,7 +1122,7 @@ async def test_what_is_asked_for_by_paths_comes_in_pages(circle):
 
 async def test_a_question_that_is_not_held_is_for_few(circle):
     ada, bea, *_ = circle.members
-    cursors = [[bytes([number]) * 32, "a", 0, 0, 0] for number in range(SOUGHT_MAX + 1)]
+    cursors = [[bytes([number]) * 32, A, 0, 0, 0] for number in range(SOUGHT_MAX + 1)]
     with pytest.raises(RecordInvalid, match="at most 64 cursors"):
         await bea.node.net.call(ada.id, "space.next", {"cursors": cursors, "wait": False})
     asked = {"cursors": cursors[1:], "wait": False}
@@ -1157,7 +1135,7 @@ async def test_a_request_that_was_replaced_keeps_no_cursors_while_it_waits_for_i
     monkeypatch.setattr(syncs, "ROWS_A_SECOND_MAX", 400)
     ada, bea, *_ = circle.members
     ada.begin()
-    cursors = [[bytes([number % 256, number >> 8]) * 16, "a", 0, 0, 0] for number in range(1_000)]
+    cursors = [[bytes([number % 256, number >> 8]) * 16, A, 0, 0, 0] for number in range(1_000)]
     asked = []
     for _ in range(8):
         question = {"cursors": cursors, "wait": True}
@@ -1173,7 +1151,7 @@ async def test_a_peer_that_asks_for_everything_waits_and_others_do_not(circle, m
     monkeypatch.setattr(syncs, "ROWS_A_SECOND_MAX", 4 * SOUGHT_MAX)
     ada, bea, cid, _ = circle.members
     ada.begin()
-    cursors = [[bytes([number]) * 32, "a", 0, 0, 0] for number in range(SOUGHT_MAX)]
+    cursors = [[bytes([number]) * 32, A, 0, 0, 0] for number in range(SOUGHT_MAX)]
     asked = [
         asyncio.create_task(
             bea.node.net.call(ada.id, "space.next", {"cursors": cursors, "wait": wait})
@@ -1231,65 +1209,7 @@ async def test_a_record_with_a_large_stamp_counts_as_many(circle, monkeypatch, l
     assert bea.blamed == []
 
 
-@pytest.mark.parametrize("what", ["passes", "proves"])
-async def test_a_cursor_that_costs_much_counts_as_many(circle, monkeypatch, what):
-    """Four thousand cursors cost the asked node a minute, and the one that asks 200 kB."""
-    monkeypatch.setattr(syncs, "ROWS_A_SECOND_MAX", 400)
-    monkeypatch.setattr(stores, "SCANNED_A_ROW" if what == "passes" else "PROOF_ROWS_A_RECORD", 1)
-    ada, bea, cid, _ = circle.members
-    await ada.store.put({f"p{number}/a": b"" for number in range(60)})
-    if what == "proves":
-        await ada.store.sign_head()
-    ada.begin()
-    prefixes = [f"none{number}" for number in range(20)]
-    asked = [
-        asyncio.create_task(
-            bea.node.net.call(
-                ada.id,
-                "space.next",
-                {"cursors": [[ada.id, prefix, 0, 0, 0] for prefix in prefixes], "wait": wait},
-                timeout_ms=100_000,
-            )
-        )
-        for wait in (False, True)
-    ]
-    await settle()
-    assert not any(one.done() for one in asked)
-    cid.sync.subscribe(ada.id, "p1")
-    cid.follow(ada)
-    await settle()
-    assert cid.has(ada, "p1/a") == b""
-    for _ in range(HELD_REQUEST_MS_MAX // 1_000):
-        await circle.pass_ms(1_000)
-    assert all(one.done() for one in asked)
-    again = [[ada.id, prefix, 10**6, 10**6, 0] for prefix in prefixes]
-    await circle.pass_ms(HELD_REQUEST_MS_MAX)
-    asked = bea.node.net.call(ada.id, "space.next", {"cursors": again, "wait": False})
-    await asyncio.wait_for(asked, 1)  # who has everything costs little
-
-
 # What is held against whom
-
-
-async def test_a_relay_is_not_blamed_for_what_only_the_owner_made(circle, monkeypatch):
-    """The head of Ada is over more than a relay could show with its records in one answer."""
-    monkeypatch.setattr(trees, "RECORDS_MAX", 3)
-    ada, bea, cid, _ = circle.members
-    tree = PathTree()
-    for number in range(5):
-        tree.set(f"p{number}", bytes([number]) * 32)
-    head = head_of(ada, 7, circle.clock.now_ms(), prefix="a", root=tree.digest())
-    head = replace(head, proof=tree.proof("a"))
-    ada.handlers["space.next"] = answering(answer_bytes(Answer([], [head], more=False)))
-    for member in (bea, cid):
-        member.sync.subscribe(ada.id, "a")
-    bea.cut = {ada.id}
-    cid.follow(ada)
-    bea.follow(cid)
-    await settle()
-    assert [peer for peer, _ in cid.blamed] == [ada.id]
-    assert await cid.store.cursor(ada.id, "a") == 0
-    assert bea.blamed == []
 
 
 async def test_a_relay_is_blamed_for_a_value_that_the_owner_did_not_write(circle):
@@ -1308,7 +1228,7 @@ async def test_a_relay_is_blamed_for_a_value_that_the_owner_did_not_write(circle
 
 
 async def test_nobody_is_blamed_when_this_node_has_no_room_and_others_go_on(circle, monkeypatch):
-    monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 3_000)
+    monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 6_000)
     monkeypatch.setattr(tables, "OWNER_SURE_BYTES", 1_000)
     ada, bea, cid, _ = circle.members
     for number in range(3):

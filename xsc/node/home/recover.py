@@ -210,7 +210,7 @@ async def resume_space(node: Node) -> None:
     It goes on above each sequence that they show. The earlier interval is left: this home does
     not know what was counted there.
     """
-    await node.space_store.recover([], 0)
+    await node.space_store.leave()
 
     async def take_back(peer: bytes) -> None:
         try:
