@@ -64,7 +64,7 @@ def test_with_one_host_stalled_and_one_crawling_reads_take_as_long_as_ever(size)
         world.net.set_rate(world.name(crawling), DELAY_MS, RATE // 100)
         return healthy, await read_all(world, stored, READS)
 
-    (healthy, ill), _ = run(61, 8, play)
+    (healthy, ill), _ = run(62, 8, play)
     assert len(healthy.asked) == 4
     assert ill.percentile(0.99) <= 2 * healthy.percentile(0.5)
     # Shards of one size each: whatever was asked for counts, though it never came.
