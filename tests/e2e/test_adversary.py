@@ -187,13 +187,13 @@ def scene(tmp_path_factory) -> Iterator[Scene]:
     with starting(tmp_path_factory.mktemp("adversary")) as start:
         (member, process), (customer, _) = start("alice"), start("carol")
         host = Host(member, process.pid, from_text(member.id))
+        invited = member("peer invite").line
+        assert customer("peer add -", stdin=invited.encode()).code == 0
         yield Scene(host, joined(host, "mallory"), joined(host, "bob"), customer)
 
 
 def test_answers_that_nobody_reads_take_a_bounded_share_of_memory(scene):
     host, bob, member = scene.host, scene.bob, scene.customer
-    invited = host.member("peer invite").line
-    assert member("peer add -", stdin=invited.encode()).code == 0
     # Shards as large as they can be: seven of them in an answer, of an object with one column.
     capability = member.put(os.urandom(SEGMENTS * 4 * MIB), "--code 1,0")
     carol = Raw(host, read_identity(member.home))
@@ -360,7 +360,7 @@ def test_after_a_kill_nobody_else_gets_the_token(start):
 
 def test_a_leaf_of_each_of_some_shards_costs_what_is_read_for_it(scene):
     host, greedy = scene.host, joined(scene.host, "greedy")
-    capability = host.member.put(os.urandom(SEGMENTS * 4 * MIB), "--code 1,0")
+    capability = scene.customer.put(os.urandom(SEGMENTS * 4 * MIB), "--code 1,0")
     leaves = [replace(each, span=Span(0, 1, 4 * MIB)) for each in stored_at(greedy, capability)]
     status, body = greedy.call(messages.GET, whole_message(capability, leaves))
     assert (status, len(body) < MIB) == (200, True)
