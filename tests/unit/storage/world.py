@@ -33,6 +33,7 @@ from xsc.terms.lease import OWN_STORAGE
 from xsc.terms.storage_receipt import StorageReceipt
 
 NETWORK = network_id("test")
+SETTINGS = load(Path(), {}, {})
 CAPACITY = 64 * 2**20
 
 
@@ -129,7 +130,7 @@ class Host:
             departures=Departures(context, self.state, self.commit_state),
             state=self.state,
             commit=self.commit_state,
-            settings=load(Path(), {}, {}),
+            settings=SETTINGS,
             charge_read=self.charge_read,
         )
 
