@@ -15,14 +15,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Member, starting, wait_for
 from xsc.base.encoding import Value
-from xsc.base.ids import from_text
+from xsc.base.ids import from_text, to_text
 from xsc.base.limits import (
     ANSWERS_A_PEER_BYTES_MAX,
     API_CONNECTIONS_MAX,
@@ -36,6 +36,7 @@ from xsc.base.limits import (
 from xsc.base.merkle import Part, root_of
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair, network_id
+from xsc.net.calls.costs import OTHER
 from xsc.net.calls.frame import Frame, pack_head, unpack
 from xsc.net.calls.signing import STAMP_BYTES, sign_request
 from xsc.net.peers import invitation
@@ -43,7 +44,7 @@ from xsc.net.peers.roster import AddressRecord
 from xsc.node.home.folder import read_identity
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_read
-from xsc.storage.object.inventory import Wanted
+from xsc.storage.object.inventory import Span, Wanted
 from xsc.storage.object.manifest import open_manifest
 from xsc.storage.transfer.get import roots_of
 
@@ -186,13 +187,13 @@ def scene(tmp_path_factory) -> Iterator[Scene]:
     with starting(tmp_path_factory.mktemp("adversary")) as start:
         (member, process), (customer, _) = start("alice"), start("carol")
         host = Host(member, process.pid, from_text(member.id))
+        invited = member("peer invite").line
+        assert customer("peer add -", stdin=invited.encode()).code == 0
         yield Scene(host, joined(host, "mallory"), joined(host, "bob"), customer)
 
 
 def test_answers_that_nobody_reads_take_a_bounded_share_of_memory(scene):
     host, bob, member = scene.host, scene.bob, scene.customer
-    invited = host.member("peer invite").line
-    assert member("peer add -", stdin=invited.encode()).code == 0
     # Shards as large as they can be: seven of them in an answer, of an object with one column.
     capability = member.put(os.urandom(SEGMENTS * 4 * MIB), "--code 1,0")
     carol = Raw(host, read_identity(member.home))
@@ -355,3 +356,15 @@ def test_after_a_kill_nobody_else_gets_the_token(start):
             thread.join()
     assert seen
     assert not [sent for sent in seen if token in sent or b"plaintext" in sent]
+
+
+def test_a_leaf_of_each_of_some_shards_costs_what_is_read_for_it(scene):
+    host, greedy = scene.host, joined(scene.host, "greedy")
+    capability = scene.customer.put(os.urandom(SEGMENTS * 4 * MIB), "--code 1,0")
+    leaves = [replace(each, span=Span(0, 1, 4 * MIB)) for each in stored_at(greedy, capability)]
+    status, body = greedy.call(messages.GET, whole_message(capability, leaves))
+    assert (status, len(body) < MIB) == (200, True)
+    rows = host.member("peer ls --json").json["peers"]
+    (spent,) = (row["spent"] for row in rows if row["id"] == to_text(greedy.key.node_id))
+    units = {each["method"]: each["units"] for each in spent}
+    assert units[messages.GET] >= SEGMENTS * 4 * MIB // OTHER.read_bytes

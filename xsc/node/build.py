@@ -527,6 +527,7 @@ class Node:
             state=parts.stores.state,
             commit=self._state_commit.commit,
             settings=config,
+            charge_read=self.peers.server.charge_read,
             weight_ppm=self.commitments.weight_ppm,
             custodian_for=self._custodian_for,
         )

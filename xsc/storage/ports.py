@@ -131,5 +131,9 @@ class Leases(Protocol):
         """Count bytes that are held no more under a lease (-)."""
 
 
+ChargeRead: TypeAlias = Callable[[bytes, str, int], None]
+"""Charges a caller of a method for bytes that are to be read from the disk; raises RateLimited
+where it has too little left."""
+
 Commit: TypeAlias = Callable[[list[Change]], Awaitable[None]]
 """Applies all changes or none to one store and returns once they are synced to the disk."""

@@ -52,7 +52,7 @@ from xsc.storage.object.placement import (
     default_contract,
     likely_columns,
 )
-from xsc.storage.ports import Commit, Hosts, Leases
+from xsc.storage.ports import ChargeRead, Commit, Hosts, Leases
 from xsc.storage.repair.assignment import CustodianAssignment
 from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.drain import Drain
@@ -100,6 +100,7 @@ class StorageService:
         state: KeyValue,
         commit: Commit,
         settings: Settings,
+        charge_read: ChargeRead,
         weight_ppm: Callable[[bytes], int] = lambda _: 0,
         custodian_for: Callable[[bytes], bool] = lambda _: True,
     ) -> None:
@@ -114,6 +115,7 @@ class StorageService:
             state: the store of the catalogue, journals and custody.
             commit: writes to `state`, synced.
             settings: what the operator decided.
+            charge_read: charges what is read from the disk for a caller.
             weight_ppm: returns how much this node recognises a peer.
             custodian_for: returns whether this node may be the custodian of a peer's objects.
         """
@@ -147,6 +149,7 @@ class StorageService:
             node=node,
             check_room=departures.check_room,
             released=drain.keep,
+            charge_read=charge_read,
         )
         self._finder = ObjectFinder(context, client, self.catalogue.placement)
         self.adoption = Adoption(self.catalogue, self._finder)

@@ -36,6 +36,8 @@ from xsc.base.limits import (
     ADDRESSES_A_PEER_MAX,
     ADDRESSES_MS,
     JOIN_BYTES_MAX,
+    KIB,
+    MIB,
     REQUEST_WINDOW_MS,
     SYNC_BYTES,
     UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
@@ -761,3 +763,18 @@ async def test_an_invitation_that_is_used_again_and_again_is_not_written_without
     ]
     assert count[0] <= ADDRESSES_A_PEER_MAX
     assert set(statuses) == {200, 429}
+
+
+async def test_what_handlers_read_is_charged_to_peers_by_the_table_and_never_to_the_own_node(nodes):
+    anna, bert = nodes
+    server, now_ms = bert.net.server, bert.clock.monotonic_ms()
+    before, _ = server.quota.left(anna.id, now_ms)
+    server.charge_read(anna.id, "storage.get", 32 * MIB)
+    server.charge_read(anna.id, "storage.keep", MIB)
+    assert before - server.quota.left(anna.id, now_ms)[0] == 16 * KIB + 2 * KIB
+    for _ in range(29):
+        server.charge_read(anna.id, "storage.stat", 64 * MIB)
+    with pytest.raises(RateLimited):
+        server.charge_read(anna.id, "storage.stat", 64 * MIB)
+    for _ in range(100):
+        server.charge_read(bert.id, "storage.stat", 64 * MIB)

@@ -388,7 +388,7 @@ async def test_a_caller_has_one_long_look_at_a_time_and_others_their_own():
     world = await World(3).start()
     host, running, most = world[0], 0, 0
 
-    async def slow(*_args):
+    async def slow(*_args, **_options):
         nonlocal running, most
         running += 1
         most = max(most, running)

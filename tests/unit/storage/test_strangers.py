@@ -1,6 +1,7 @@
 """What a peer may say or store of an object of others hides no byte of it and deletes nothing."""
 
 import asyncio
+from dataclasses import replace
 from itertools import combinations, product
 
 import pytest
@@ -17,7 +18,7 @@ from tests.unit.storage.world import (
     get,
     put,
 )
-from xsc.base.errors import PeerSilent
+from xsc.base.errors import PeerSilent, RateLimited
 from xsc.base.limits import (
     MIB,
     REPORTS_AN_OBJECT_MAX,
@@ -27,14 +28,16 @@ from xsc.base.limits import (
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import sign
 from xsc.storage.catalogue.objects import MANIFESTS
-from xsc.storage.object import messages
+from xsc.storage.object import held_shards, messages
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.object.erasure import StorageShard
+from xsc.storage.object.inventory import Span, Wanted
 from xsc.storage.object.manifest import expected_digest
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.repair.custodian import HEALED
 from xsc.terms.storage_receipt import DeletionOrder
 
+LOCATE = b"l" * 32
 SIZES = [100, 50_000, 2 * SEGMENT_BYTES + 5]
 
 
@@ -463,3 +466,42 @@ def test_a_custodian_that_repeats_its_report_has_an_object_read_so_often_and_no_
         assert read == REPORTS_AN_OBJECT_MAX
 
     play(story)
+
+
+WANTED = Wanted(0, 0, root_of(content(MIB)))
+LEAF = replace(WANTED, span=Span(0, 1, MIB))
+
+
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [
+        (messages.GET, messages.get_message(LOCATE, 0, [LEAF])),
+        (messages.KEEP, messages.get_message(LOCATE, 0, [WANTED])),
+        (messages.STAT, messages.stat_message(LOCATE, 0, bytes(32))),
+        (held_shards.HAVE, held_shards.have_message(bytes(32), LOCATE, 0, [WANTED])),
+    ],
+)
+def test_what_is_read_for_a_caller_is_charged_before_the_first_read(method, asked):
+    """However little is asked for, whole shards are read and hashed."""
+
+    async def story(world):
+        caller, host = world[0], world[1]
+        lease = Lease(host.id, caller.lease_id(host.id))
+        shard = StorageShard(0, content(MIB), WANTED.root)
+        await caller.service._client.store(lease, LOCATE, 0, shards=[(0, shard)], record=None)
+        reads, read = [], host.bodies.get
+
+        def counted(key, **options):
+            reads.append(key)
+            return read(key, **options)
+
+        host.bodies.get, host.may_read = counted, False
+        header = asked if method == messages.STAT else asked | {"lease": lease.lease_id}
+        with pytest.raises(RateLimited):
+            await caller.call(host.id, method, header)
+        assert (reads, host.charged) == ([], [(caller.id, method, MIB)])
+        host.may_read = True
+        await caller.call(host.id, method, header)
+        assert reads
+
+    play(story, 2)

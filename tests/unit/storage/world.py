@@ -14,6 +14,7 @@ from xsc.base.errors import (
     LeaseExhausted,
     PeerSilent,
     PeerUnknown,
+    RateLimited,
     SpaceExhausted,
     XscError,
 )
@@ -114,6 +115,8 @@ class Host:
         self.before: Callable[[str, int], None] = lambda method, number: None
         self.delay: Callable[[str], int] = lambda method: 0
         self.served = 0
+        self.charged: list[tuple[bytes, str, int]] = []
+        self.may_read = True
         self.node = self.make_node(capacity_bytes)
         entropy = SeededEntropy(bytes([index]))
         context = Context(
@@ -128,6 +131,7 @@ class Host:
             state=self.state,
             commit=self.commit_state,
             settings=SETTINGS,
+            charge_read=self.charge_read,
         )
 
     def make_node(self, capacity_bytes: int) -> StorageNode:
@@ -139,6 +143,11 @@ class Host:
             executor=InlineExecutor(),
             log=SilentLog(),
         )
+
+    def charge_read(self, caller: bytes, method: str, size_bytes: int) -> None:
+        self.charged.append((caller, method, size_bytes))
+        if not self.may_read:
+            raise RateLimited("the caller has nothing left")
 
     async def commit(self, changes: list[Change]) -> None:
         await asyncio.sleep(0)

@@ -27,6 +27,8 @@ class Cost:
     a KiB of that all methods cost the same, HEAD_KIB_UNITS."""
     signatures: int = 0
     """That are made or verified, beside that of the request."""
+    read_bytes: int = 2 * KIB
+    """So many bytes that are read from the disk and hashed for a call cost a unit."""
     synced: bool = False
     """Whether something is written and synced that nobody pays for."""
 
@@ -57,6 +59,8 @@ COSTS: Final[Mapping[str, Cost]] = {
     "space.grant": Cost(base=1_100, signatures=2, synced=True),
     # These are paid, but for their processor time.
     "storage.put": Cost(kib=2),
+    # What it reads is written, too.
+    "storage.keep": Cost(read_bytes=KIB // 2),
     "storage.stat": Cost(base=4_500),
     "storage.guard": Cost(synced=True),
     "storage.unguard": Cost(synced=True),

@@ -64,14 +64,18 @@ def _check_size(size: int, size_max: int) -> None:
         raise TooLarge(f"a header of {size} bytes is over the bound of {size_max}")
 
 
-def check_begun(begun: Buffer, *, size_max: int) -> None:
-    """Return if a frame that begins so may have a header within a bound.
+def head_begun(begun: Buffer, *, size_max: int) -> memoryview | None:
+    """Return the head of a frame that begins so, None where it is not all there yet.
 
     Raises:
-        TooLarge: it announces a larger one.
+        TooLarge: its header is over `size_max`.
     """
-    if len(begun) >= LENGTH_BYTES:
-        _check_size(int.from_bytes(begun[:LENGTH_BYTES], "big"), size_max)
+    if len(begun) < LENGTH_BYTES:
+        return None
+    size = int.from_bytes(begun[:LENGTH_BYTES], "big")
+    _check_size(size, size_max)
+    head = memoryview(begun)[: LENGTH_BYTES + size]
+    return head if len(head) == LENGTH_BYTES + size else None
 
 
 def head_of(body: memoryview, *, size_max: int = FRAME_HEADER_BYTES_MAX) -> memoryview:
@@ -81,13 +85,10 @@ def head_of(body: memoryview, *, size_max: int = FRAME_HEADER_BYTES_MAX) -> memo
         FrameInvalid: cut short.
         TooLarge: the header is over `size_max`.
     """
-    if len(body) < LENGTH_BYTES:
-        raise FrameInvalid("a frame is cut short in its length")
-    size = int.from_bytes(body[:LENGTH_BYTES], "big")
-    _check_size(size, size_max)
-    if len(body) < LENGTH_BYTES + size:
-        raise FrameInvalid("a frame is cut short in its header")
-    return body[: LENGTH_BYTES + size]
+    head = head_begun(body, size_max=size_max)
+    if head is None:
+        raise FrameInvalid("a frame is cut short in its head")
+    return head
 
 
 def _sizes(value: Value) -> list[tuple[int, bytes]]:

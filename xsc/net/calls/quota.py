@@ -65,24 +65,31 @@ class Ticket:
         self._body = 0
         self._answer = 0
 
-    def take_body(self, size_bytes: int) -> None:
-        """Take room for bytes of the body that have come, before they are kept.
+    def take_body(self, size_bytes: int, now_ms: int) -> None:
+        """Charge bytes of the body that have come, and take room for them before they are kept.
+
+        They are owed, whatever becomes of the request.
 
         Raises:
             RateLimited: there is none.
         """
-        large = self._body + size_bytes > limits.SMALL_BODY_BYTES_MAX
+        size = self._body + size_bytes
+        units = self._cost.body(size) - self._cost.body(self._body)
+        self._quota.charge(self._caller, self._method, now_ms, units, made=True)
+        large = size > limits.SMALL_BODY_BYTES_MAX
         if not self._quota.bodies.take(self._caller, size_bytes, large=large):
             raise RateLimited("too many bytes are under way to this node")
-        self._body += size_bytes
+        self._body = size
 
     def charge_content(self, head_bytes: int, body_bytes: int, now_ms: int) -> None:
-        """Charge what has come, before its head is decoded.
+        """Charge what a call brings, before its head is decoded.
 
         Raises:
             RateLimited: it is too much in so short a time.
         """
         units, synced = self._cost.content(head_bytes, body_bytes)
+        # What came as the body of this request was charged as it came.
+        units -= self._cost.body(self._body)
         self._quota.charge(self._caller, self._method, now_ms, units, synced)
 
     def drop_body(self) -> None:

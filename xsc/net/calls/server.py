@@ -43,7 +43,8 @@ from xsc.base.turns import PeerWork
 from xsc.base.work import ENTERED, Measured
 from xsc.identity.context import Context
 from xsc.net.calls import batch, problems, signing
-from xsc.net.calls.frame import LENGTH_BYTES, check_begun, head_of, pack_head, unpack
+from xsc.net.calls.costs import COSTS, OTHER
+from xsc.net.calls.frame import LENGTH_BYTES, head_begun, head_of, pack_head, unpack
 from xsc.net.calls.quota import Quota, Ticket
 from xsc.net.calls.replay import ReplayGuard
 from xsc.net.calls.sender import ROOT
@@ -161,6 +162,16 @@ class RequestServer:
     def allow_in_batches(self, methods: Iterable[str]) -> None:
         """Answer these methods in a batch, too; they must be quick and answer little."""
         self._batched.update(methods)
+
+    def charge_read(self, caller: bytes, method: str, size_bytes: int) -> None:
+        """Charge a caller what is to be read from the disk for a call: for handlers that read.
+
+        Raises:
+            RateLimited: it is too much in so short a time.
+        """
+        if caller != self._context.key.node_id:
+            units = size_bytes // COSTS.get(method, OTHER).read_bytes
+            self.quota.charge(caller, method, self._now_ms(), units)
 
     def answer_joins(self, handler: JoinHandler) -> None:
         """Pass calls of `peers.join` to this handler, from peers and from strangers."""
@@ -307,17 +318,18 @@ class RequestServer:
         begun = bytearray()
 
         def take(piece: Buffer) -> None:
-            if len(begun) < LENGTH_BYTES:
-                begun.extend(piece[:LENGTH_BYTES])
-                # What is behind it is not read any more.
-                check_begun(begun, size_max=size_max)
-            ticket.take_body(len(piece))
+            ticket.take_body(len(piece), self._now_ms())
+            if head_begun(begun, size_max=size_max) is not None:
+                return
+            begun.extend(piece[: LENGTH_BYTES + size_max])
+            head = head_begun(begun, size_max=size_max)
+            # What is behind a head that is refused is not read any more.
+            if head is not None and signing.digest_of(head) != caller.digest:
+                raise SignatureInvalid("the body is not the one that was signed")
 
         body = await arrival.read(take)
         self._traffic.received_bytes += len(body)
         head = head_of(body, size_max=size_max)
-        if signing.digest_of(head) != caller.digest:
-            raise SignatureInvalid("the body is not the one that was signed")
         ticket.charge_content(len(head), len(body) - len(head), self._now_ms())
         frame = await self._work.run(caller.node_id, len(head), unpack, body, size_max=size_max)
         if any(not part.root for part in frame.parts):

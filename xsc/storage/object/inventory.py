@@ -79,7 +79,8 @@ def cut_found(data: Buffer, root: bytes, span: Span | None) -> FoundShard | None
     if span.shard_bytes != len(data):
         return FoundShard("missing")
     start = span.first * LEAF_BYTES
-    leaves = memoryview(data)[start : start + span.size_bytes]
+    # A copy: a view would keep all of the shard in memory until the answer is read.
+    leaves = bytes(memoryview(data)[start : start + span.size_bytes])
     return FoundShard("ok", leaves, tuple(prove_span(hashes, span.first, span.stop)))
 
 

@@ -6,9 +6,10 @@ All of it runs in the executor.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
-from xsc.base.errors import StoreDamaged, TooLarge
+from xsc.base.errors import StoreDamaged
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import DAMAGED_TOLD_MAX, STAT_READ_BYTES_MAX, STAT_ROWS_MAX
@@ -33,6 +34,11 @@ from xsc.storage.shardstore.fsck import Damage
 from xsc.storage.shardstore.index import Put, ShardIndex
 
 
+def size_of(held: Iterable[Put | None]) -> int:
+    """Return how many bytes the bodies of some entries have together."""
+    return sum(put[1].size_bytes for put in held if put is not None)
+
+
 class ShardReader:
     """Reads bodies by their entries."""
 
@@ -44,18 +50,12 @@ class ShardReader:
         self._damaged = damaged
         self._log = log
 
-    def get(
-        self, locate: bytes, generation: int, wanted: Sequence[Wanted], size_max: int
-    ) -> list[FoundShard]:
-        """Return shards, each verified against its root.
+    def wanted(self, locate: bytes, generation: int, wanted: Sequence[Wanted]) -> list[Put | None]:
+        """Return the entries of shards, None of those that are not here."""
+        return [self._wanted(locate, generation, want) for want in wanted]
 
-        Raises:
-            TooLarge: together they have more than `size_max` bytes; none was read.
-        """
-        held = [self._wanted(locate, generation, want) for want in wanted]
-        size = sum(item[1].size_bytes for item in held if item is not None)
-        if size > size_max:
-            raise TooLarge(f"{size} bytes were asked for at once, at most {size_max} are given")
+    def get(self, held: Sequence[Put | None], wanted: Sequence[Wanted]) -> list[FoundShard]:
+        """Return the shards of entries, each verified against its root."""
         return [
             FoundShard("missing") if item is None else self._read_shard(*item, want.span)
             for item, want in zip(held, wanted, strict=True)
@@ -84,24 +84,29 @@ class ShardReader:
             found = cut_found(body.data, entry.proof, span)
             if found is not None:
                 return found
-        self._damaged.note(Damage(key, entry, "unreadable" if body is None else "mismatch"))
+        self._note(key, entry, body)
         return FoundShard("corrupt")
 
     def _read_record(self, key: bytes, entry: IndexEntry) -> RecordBody | None:
         body = self._body(entry)
         if isinstance(body, RecordBody) and hash_of(body.sealed) == entry.proof:
             return body
-        self._damaged.note(Damage(key, entry, "unreadable" if body is None else "mismatch"))
+        self._note(key, entry, body)
         return None
 
-    def held_shards(
-        self, keys: Sequence[bytes], lease_id: bytes, wanted: Sequence[Wanted]
-    ) -> list[tuple[Wanted, int]]:
-        """Return the shards that have these keys under a lease and can be read, and their sizes.
+    def _note(self, key: bytes, entry: IndexEntry, body: Body | None) -> None:
+        # What was deleted since its entry was read is no damage.
+        if self._index.entry(key) == entry:
+            self._damaged.note(Damage(key, entry, "unreadable" if body is None else "mismatch"))
 
-        Reads at most STAT_READ_BYTES_MAX; what is behind that is left out.
+    def under_lease(
+        self, keys: Sequence[bytes], lease_id: bytes, wanted: Sequence[Wanted]
+    ) -> list[tuple[Wanted, Put]]:
+        """Return the entries that have these keys under a lease.
+
+        They have at most STAT_READ_BYTES_MAX together; what is behind that is left out.
         """
-        found: list[tuple[Wanted, int]] = []
+        found: list[tuple[Wanted, Put]] = []
         budget = STAT_READ_BYTES_MAX
         for key, want in zip(keys, wanted, strict=True):
             entry = self._index.entry(key)
@@ -110,9 +115,14 @@ class ShardReader:
             budget -= entry.size_bytes
             if budget < 0:
                 break
-            if self._read_shard(key, entry).state == "ok":
-                found.append((want, entry.size_bytes))
+            found.append((want, (key, entry)))
         return found
+
+    def readable(self, held: Sequence[tuple[Wanted, Put]]) -> list[tuple[Wanted, int]]:
+        """Return those shards of entries that can be read, and their sizes."""
+        return [
+            (want, put[1].size_bytes) for want, put in held if self._read_shard(*put).state == "ok"
+        ]
 
     def find(self, locate: bytes, manifest_hash: bytes) -> Buffer | None:
         """Return a sealed manifest, or None where no readable record has it."""
@@ -138,24 +148,29 @@ class ShardReader:
         record = any(entry.proof == manifest_hash for _, entry in self._index.records(locate))
         return ColumnPresence(columns, record)
 
-    def stat(
+    def page(
         self, locate: bytes, generation: int, manifest_hash: bytes, after: bytes
-    ) -> HeldObject:
-        """Return one page of what is held of an object; see `StorageNode.stat`."""
+    ) -> tuple[list[Put], list[Put], bytes]:
+        """Return the entries of one page: of shards, of records, and where it ends."""
+        prefix = formats.generation_prefix(locate, generation)
+        start = prefix + after + b"\0" if after else prefix
+        held = self._index.between(start, prefix_end(prefix))
+        shards = list(islice(held, STAT_ROWS_MAX + 1))
+        until = b""
+        if len(shards) > STAT_ROWS_MAX:
+            shards.pop()
+            until = shards[-1][0].removeprefix(prefix)
+        records = () if after else self._index.records(locate)
+        return shards, [put for put in records if put[1].proof == manifest_hash], until
+
+    def stat(self, shards: Sequence[Put], held_records: Sequence[Put], until: bytes) -> HeldObject:
+        """Return what is held of an object by a page; see `StorageNode.stat`."""
         roots: dict[tuple[bytes, int], list[tuple[int, bytes]]] = {}
         damaged: dict[tuple[bytes, int], list[int]] = {}
         leases: dict[tuple[bytes, int], set[bytes]] = {}
         sizes: Counter[tuple[bytes, bytes]] = Counter()
         budget = STAT_READ_BYTES_MAX
-        prefix = formats.generation_prefix(locate, generation)
-        start = prefix + after + b"\0" if after else prefix
-        rows = 0
-        last = until = b""
-        for key, entry in self._index.between(start, prefix_end(prefix)):
-            if rows == STAT_ROWS_MAX:
-                until = last.removeprefix(prefix)
-                break
-            rows, last = rows + 1, key
+        for key, entry in shards:
             segment, column, customer = formats.column_of_key(key)
             group = (customer, column)
             roots.setdefault(group, []).append((segment, entry.proof))
@@ -181,9 +196,7 @@ class ShardReader:
         )
         state: HeldState = "missing"
         records = []
-        for key, entry in () if after else self._index.records(locate):
-            if entry.proof != manifest_hash:
-                continue
+        for key, entry in held_records:
             customer = key[-ID_BYTES:]
             sizes[customer, entry.lease_id] += entry.held_bytes
             if self._read_record(key, entry) is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from xsc.base.encoding import Value
 from xsc.base.errors import RecordInvalid, XscError
@@ -27,7 +28,7 @@ from xsc.storage.object.inventory import whole_of
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord, PutRequest
 from xsc.storage.object.receipts import expected_receipt, order_fault
-from xsc.storage.ports import Leases
+from xsc.storage.ports import ChargeRead, Leases
 from xsc.storage.shardstore.bodies import bodies_of
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.shardstore.writer import Write
@@ -51,6 +52,7 @@ class ShardServer:
         node: StorageNode,
         check_room: Callable[[], None],
         released: Callable[[Signed[DeletionOrder]], Awaitable[None]],
+        charge_read: ChargeRead,
     ) -> None:
         """Put it together.
 
@@ -60,6 +62,7 @@ class ShardServer:
             node: its shard store.
             check_room: raises where it takes no shards.
             released: told of each checked order, before it is carried out, to delete what is here.
+            charge_read: charges what is read for a caller.
         """
         self._key = context.key
         self._network = context.network
@@ -68,6 +71,7 @@ class ShardServer:
         self._node = node
         self._check_room = check_room
         self._released = released
+        self._charge_read = charge_read
         self._signer = BatchSigner(context.key, context.network)
         self._looks: Turns[bytes] = Turns()
         """One question at a time for each caller that reads much for some bytes."""
@@ -184,7 +188,8 @@ class ShardServer:
         """Store under a lease of the caller what lies here already: a put without its bytes."""
         lease_id, locate, generation, wanted = messages.read_keep(header)
         self._check_room()
-        found = await self._node.get(locate, generation, wanted)
+        charge = partial(self._charge_read, caller, messages.KEEP)
+        found = await self._node.get(locate, generation, wanted, charge=charge)
         shards = whole_of(wanted, found)
         request = PutRequest(lease_id, locate, generation, tuple(shards), None)
         (held,) = await self._node.store_together([self._taken(request, None, caller)])
@@ -194,17 +199,21 @@ class ShardServer:
         return {"receipt": signed.raw}, []
 
     async def _on_get(
-        self, _caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
+        self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         locate, generation, wanted = messages.read_get(header)
-        return messages.get_answer(await self._node.get(locate, generation, wanted))
+        charge = partial(self._charge_read, caller, messages.GET)
+        return messages.get_answer(await self._node.get(locate, generation, wanted, charge=charge))
 
     async def _on_have(
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         lease_id, locate, generation, wanted = held_shards.read_have(header)
+        charge = partial(self._charge_read, caller, held_shards.HAVE)
         async with self._looks.of(caller):
-            held = await self._node.held_shards(locate, generation, caller, lease_id, wanted)
+            held = await self._node.held_shards(
+                locate, generation, caller, lease_id, wanted, charge=charge
+            )
         receipt = StorageReceipt(
             host=self._key.node_id,
             customer=caller,
@@ -224,8 +233,9 @@ class ShardServer:
         self, caller: bytes, header: dict[str, Value], _parts: Sequence[Part]
     ) -> tuple[dict[str, Value], Sequence[Buffer]]:
         asked = messages.read_stat(header)
+        charge = partial(self._charge_read, caller, messages.STAT)
         async with self._looks.of(caller):
-            held = await self._node.stat(*asked)
+            held = await self._node.stat(*asked, charge=charge)
         return messages.stat_answer(with_ends(held, self._leases.end_ms), caller), []
 
     async def _on_find(

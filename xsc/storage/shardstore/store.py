@@ -15,15 +15,15 @@ the start. Formats: `xsc.storage.shardstore.bodies`. docs/design/storage.md.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from xsc.base.clock import Executor
-from xsc.base.errors import XscError
+from xsc.base.errors import TooLarge, XscError
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import PEER_BODY_BYTES_MAX
+from xsc.base.limits import PEER_BODY_BYTES_MAX, STAT_READ_BYTES_MAX
 from xsc.base.log import Log
 from xsc.storage.object.erasure import Buffer
 from xsc.storage.object.inventory import ColumnPresence, FoundShard, HeldObject, Wanted
@@ -37,10 +37,18 @@ from xsc.storage.shardstore.damage import DamagedBodies
 from xsc.storage.shardstore.deleter import ShardDeleter
 from xsc.storage.shardstore.fsck import Damage, StoreAudit, compare, scan_bodies
 from xsc.storage.shardstore.index import Put, ShardIndex, in_columns
-from xsc.storage.shardstore.reader import ShardReader
+from xsc.storage.shardstore.reader import ShardReader, size_of
 from xsc.storage.shardstore.replay import Recovery, Replay
 from xsc.storage.shardstore.tombstones import Tombstones
 from xsc.storage.shardstore.writer import ShardWriter, Write
+
+Charge: TypeAlias = Callable[[int], None]
+"""Told how many bytes are to be read, before the first is; raises to refuse it."""
+
+
+def free(size_bytes: int) -> None:
+    """Charge nothing: what reads for itself."""
+    del size_bytes
 
 
 class StorageNode:
@@ -185,13 +193,19 @@ class StorageNode:
         wanted: Sequence[Wanted],
         *,
         size_max: int = PEER_BODY_BYTES_MAX,
+        charge: Charge = free,
     ) -> list[FoundShard]:
         """Return the shards that were asked for, each verified against its root.
 
         Raises:
             TooLarge: together they have more than `size_max` bytes; none was read.
         """
-        return await self._executor.run(self._reader.get, locate, generation, wanted, size_max)
+        held = await self._executor.run(self._reader.wanted, locate, generation, wanted)
+        size = size_of(held)
+        if size > size_max:
+            raise TooLarge(f"{size} bytes were asked for at once, at most {size_max} are given")
+        charge(size)
+        return await self._executor.run(self._reader.get, held, wanted)
 
     async def held_shards(
         self,
@@ -200,6 +214,8 @@ class StorageNode:
         customer: bytes,
         lease_id: bytes,
         wanted: Sequence[Wanted],
+        *,
+        charge: Charge = free,
     ) -> list[tuple[Wanted, int]]:
         """Return those shards that a customer has under a lease, readable, and their sizes.
 
@@ -212,7 +228,9 @@ class StorageNode:
         ]
         keys = [prefix + customer for prefix in prefixes]
         await self._access.until(lambda: self._access.is_unwritten(keys))
-        return await self._executor.run(self._reader.held_shards, keys, lease_id, wanted)
+        held = await self._executor.run(self._reader.under_lease, keys, lease_id, wanted)
+        charge(size_of(put for _, put in held))
+        return await self._executor.run(self._reader.readable, held)
 
     async def find(self, locate: bytes, manifest_hash: bytes) -> Buffer | None:
         """Return a sealed manifest, or None where it is not held whole."""
@@ -230,7 +248,13 @@ class StorageNode:
         )
 
     async def stat(
-        self, locate: bytes, generation: int, manifest_hash: bytes, after: bytes = b""
+        self,
+        locate: bytes,
+        generation: int,
+        manifest_hash: bytes,
+        after: bytes = b"",
+        *,
+        charge: Charge = free,
     ) -> HeldObject:
         """Return what is held of an object, STAT_ROWS_MAX shards of it.
 
@@ -239,8 +263,12 @@ class StorageNode:
         Args:
             locate, generation, manifest_hash: of the object.
             after: where the page before ended; the first has the records.
+            charge: as of `get`.
         """
-        return await self._executor.run(self._reader.stat, locate, generation, manifest_hash, after)
+        page = await self._executor.run(self._reader.page, locate, generation, manifest_hash, after)
+        shards, records, _ = page
+        charge(min(size_of(shards), STAT_READ_BYTES_MAX) + size_of(records))
+        return await self._executor.run(self._reader.stat, *page)
 
     async def has_any(
         self, locate: bytes, customer: bytes, columns: frozenset[int] = frozenset()

@@ -121,14 +121,14 @@ def test_bytes_of_bodies_have_a_share_for_each_caller_and_come_back():
     quota = Quota()
     tickets = [quota.enter(A, 0) for _ in range(2)]
     taken = 0
-    while not refused(tickets[taken % 2].take_body, MIB):
+    while not refused(tickets[taken % 2].take_body, MIB, 0):
         taken += 1
     assert taken == REQUEST_BODIES_A_PEER_BYTES_MAX // MIB
-    quota.enter(B, 0).take_body(34 * MIB)
+    quota.enter(B, 0).take_body(34 * MIB, 0)
     tickets[0].drop_body()
-    tickets[1].take_body(MIB)
+    tickets[1].take_body(MIB, 0)
     tickets[1].close()
-    quota.enter(A, 0).take_body(REQUEST_BODIES_A_PEER_BYTES_MAX)
+    quota.enter(A, 0).take_body(REQUEST_BODIES_A_PEER_BYTES_MAX, 0)
 
 
 def test_a_body_takes_nothing_before_it_comes():

@@ -21,7 +21,14 @@ from tests.unit.net.nodes import HOUR_MS, Node, RecordingLog, acquainted, part, 
 from xsc.base import limits
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited
-from xsc.base.limits import CONNECTIONS_AN_ADDRESS_MAX, PEER_BODY_BYTES_MAX
+from xsc.base.limits import (
+    CONNECTIONS_AN_ADDRESS_MAX,
+    KIB,
+    MIB,
+    PEER_BODY_BYTES_MAX,
+    PEER_REQUESTS_A_SECOND_MAX,
+    REQUEST_UNITS,
+)
 from xsc.identity.keys import KeyPair
 from xsc.net.peers.roster import AddressRecord
 from xsc.net.service import PeerNet
@@ -785,3 +792,53 @@ async def test_a_peer_that_cuts_a_body_off_leaves_nothing_in_the_log(how, listen
     assert ended == [400]
     assert not bert.calls
     assert not [name for name in bert.log.names() if "failed" in name or "report" in name]
+
+
+async def test_what_comes_of_a_body_is_charged_and_a_head_that_was_not_signed_is_its_end():
+    memory = MemoryNetwork(ManualClock())
+
+    def node(name: str) -> Node:
+        key = KeyPair(name.encode().ljust(32, b"\0"))
+        return Node(
+            memory, name, transport=HttpTransport(listen="127.0.0.1:0", key=key, stop_ms=20)
+        )
+
+    anna, bert = node("anna"), node("bert")
+    await acquainted(anna, bert)
+    port = int(bert.transport.addresses()[0].rsplit(":", 1)[1])
+    size = 8 * MIB
+    halves: list[bytes] = []
+
+    async def keep(_: str, __: bytes | None, request: RawRequest, ___: int) -> RawResponse:
+        body = b"".join(bytes(buffer) for buffer in request.body)
+        fields = {"host": "x", **request.headers, "content-length": str(len(body))}
+        lines = (f"{name}: {value}\r\n" for name, value in fields.items())
+        halves.append(f"POST {request.path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode())
+        halves.append(body[: size // 2])
+        raise PeerSilent("the test sends it")
+
+    anna.transport.send = keep
+    for _ in range(2):
+        with pytest.raises(PeerSilent):
+            await anna.net.call(bert.id, "test.echo", {}, [part(bytes(size))])
+
+    def spent() -> int:
+        left, _ = bert.net.server.quota.left(anna.id, bert.clock.monotonic_ms())
+        return PEER_REQUESTS_A_SECOND_MAX * REQUEST_UNITS - left
+
+    async with asyncio.timeout(20):
+        # Another head than was signed is refused, although the rest never comes.
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        other = halves[1][:8] + bytes([halves[1][8] ^ 1]) + halves[1][9:]
+        writer.write(halves[0] + other)
+        assert (await reader.readline()).split()[1] == b"401"
+        writer.close()
+        before = spent()
+        # What has come costs what it costs, although the request never does.
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(halves[2] + halves[3])
+        await until(lambda: spent() == before + REQUEST_UNITS + size // 2 // KIB)
+        writer.close()
+    await bert.net.stop()
+    await anna.net.stop()
+    assert not bert.calls

@@ -150,8 +150,8 @@ async def test_a_peer_that_lies_about_it_is_reported(lie):
     else:
         have = world[1].node.held_shards
 
-        async def more(*args):
-            return [*await have(*args), (wanted(column=9), 4)]
+        async def more(*args, **options):
+            return [*await have(*args, **options), (wanted(column=9), 4)]
 
         world[1].node.held_shards = more
     with pytest.raises((ReceiptInvalid, RecordInvalid)):
