@@ -29,7 +29,7 @@ class Put(Model):
     name: str = header("XSC-Name", default="")
     size_bytes: Annotated[int, Ge(0), Le(2**62)] | None = header("XSC-Size", default=None)
     survive: str | None = header("XSC-Survive", default=None)
-    """What losses it survives: `nodes=2,sites=1`."""
+    """What losses it survives: `2nodes`, or `2nodes,1site`."""
     code: str | None = header("XSC-Code", default=None)
     """K,M: K data shards and M parity shards a segment."""
     resume: str | None = header("XSC-Resume", default=None)

@@ -375,7 +375,8 @@ def _within(
         value = read(text)
         if value < least or (most is not None and value > most):
             fault = "little" if value < least else "much"
-            hint = "" if most is None else f"it can be from {shown(least)} to {shown(most)}"
+            hint = f"it can be from {shown(least)}"
+            hint += " on" if most is None else f" to {shown(most)}"
             raise ArgumentInvalid(f"'{text}' is too {fault}", hint=hint)
         return value
 

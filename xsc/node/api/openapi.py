@@ -59,6 +59,15 @@ def _as_text(schema: Schema) -> Schema:
     return {**rest, **kinds[0]} if kinds else schema
 
 
+def _in_header(schema: Schema) -> Schema:
+    """Return the schema of a field that stands in a header, which says how a text stands there."""
+    found = _as_text(schema)
+    if found.get("type") != "string":
+        return found
+    said = found.get("description", "")
+    return {**found, "description": f"{said} Percent-encoded, in UTF-8.".strip()}
+
+
 def _operation(endpoint: Endpoint[Any, Any], asked: Schema, answer: Schema) -> Schema:
     headers, placed = headers_of(cast(Any, endpoint.request)), in_path(endpoint)
     sent, required = asked.get("properties", {}), {*asked.get("required", ())}
@@ -76,7 +85,7 @@ def _operation(endpoint: Endpoint[Any, Any], asked: Schema, answer: Schema) -> S
                 "name": headers.get(name, name),
                 "in": "path" if name in placed else "header" if name in headers else "query",
                 "required": name in required,
-                "schema": _as_text(sent[name]),
+                "schema": (_in_header if name in headers else _as_text)(sent[name]),
             }
             for name in sorted(beside)
         ],
@@ -93,7 +102,11 @@ def _operation(endpoint: Endpoint[Any, Any], asked: Schema, answer: Schema) -> S
     )
     body = document if endpoint.takes == "json" else _BYTES
     if endpoint.takes == "framed":
-        body = {**_BYTES, "description": _FRAMED, "x-document": document}
+        parts = [
+            {"title": "the JSON document in it", **document},
+            {"title": "all bytes of the body", **_BYTES},
+        ]
+        body = {"description": _FRAMED, "anyOf": parts}
     if body is not document or document["properties"]:
         content = _content(_KINDS[endpoint.takes], body)
         found["requestBody"] = {"content": content, "required": bool(document["required"])}

@@ -42,7 +42,9 @@ def _introducers(node: Node, found: api.Checked) -> list[api.Introducer]:
 
 def _capability(asked: api.Capability) -> str:
     if not asked.capability:
-        raise CapabilityInvalid("the request carries no capability")
+        raise CapabilityInvalid(
+            "the request carries no capability", hint="send it in the header XSC-Capability"
+        )
     return asked.capability
 
 
