@@ -27,6 +27,7 @@ class Put(Model):
     """What is stored, and how."""
 
     name: str = header("XSC-Name", default="")
+    """Percent-encoded, in UTF-8, as the value of each header is: `a%20b`."""
     size_bytes: Annotated[int, Ge(0), Le(2**62)] | None = header("XSC-Size", default=None)
     survive: str | None = header("XSC-Survive", default=None)
     """What losses it survives: `2nodes`, or `2nodes,1site`."""
@@ -77,6 +78,7 @@ class Under(Model):
     """Objects whose names begin so."""
 
     prefix: str = header("XSC-Prefix", default="")
+    """Percent-encoded, in UTF-8."""
     versions: bool = header("XSC-Versions", default=False)
     """Whether all versions are listed."""
 
@@ -112,6 +114,7 @@ class Name(Model):
     """A name, and one of its versions."""
 
     name: str = header("XSC-Name", default="")
+    """Percent-encoded, in UTF-8."""
     version: Version | None = header("XSC-Version", default=None)
 
 

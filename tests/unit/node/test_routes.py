@@ -20,7 +20,6 @@ from xsc.base.errors import (
     CapabilityInvalid,
     NoOffers,
     NotAllowed,
-    NotFound,
     ObjectUnknown,
     XscError,
 )
@@ -94,7 +93,7 @@ async def test_a_header_is_refused_by_its_own_name(name, text):
 
 @pytest.mark.parametrize("text", ["nope", "a" * 51, "..", "ABC"])
 async def test_a_text_that_is_no_id_names_no_entry_of_the_ledger(text):
-    with pytest.raises(NotFound, match="is the id of no entry"):
+    with pytest.raises(ArgumentInvalid, match="is no id of an entry"):
         await ledger.entry(SimpleNamespace(), Id(id=text))
 
 

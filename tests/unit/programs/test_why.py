@@ -115,7 +115,7 @@ async def test_what_no_program_gave_and_what_is_not_there():
     with pytest.raises(NotFound):
         await node.why("in/b")
     node.space.entries["in/a"] = replace(node.space.get("in/a"), value=None)
-    with pytest.raises(NotFound, match=f"'in/a' in the space of {short(node.owner)}"):
+    with pytest.raises(NotFound, match=f"nothing is at 'in/a' of {short(node.owner)}"):
         await node.why("in/a")
 
 

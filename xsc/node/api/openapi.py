@@ -36,9 +36,9 @@ _KINDS: Final = {
     "events": "text/event-stream",
 }
 _BYTES: Final = {"type": "string", "format": "binary"}
-_FRAMED: Final = (
-    "The length of a JSON document in 4 bytes, big-endian; the document; and the bytes whose number"
-    " it says."
+FRAMED: Final = (
+    "the body is the length of a JSON document in 4 bytes, big-endian, the document, and the bytes"
+    " whose number it says"
 )
 Schema = dict[str, Any]
 
@@ -59,15 +59,6 @@ def _as_text(schema: Schema) -> Schema:
     return {**rest, **kinds[0]} if kinds else schema
 
 
-def _in_header(schema: Schema) -> Schema:
-    """Return the schema of a field that stands in a header, which says how a text stands there."""
-    found = _as_text(schema)
-    if found.get("type") != "string":
-        return found
-    said = found.get("description", "")
-    return {**found, "description": f"{said} Percent-encoded, in UTF-8.".strip()}
-
-
 def _operation(endpoint: Endpoint[Any, Any], asked: Schema, answer: Schema) -> Schema:
     headers, placed = headers_of(cast(Any, endpoint.request)), in_path(endpoint)
     sent, required = asked.get("properties", {}), {*asked.get("required", ())}
@@ -85,7 +76,7 @@ def _operation(endpoint: Endpoint[Any, Any], asked: Schema, answer: Schema) -> S
                 "name": headers.get(name, name),
                 "in": "path" if name in placed else "header" if name in headers else "query",
                 "required": name in required,
-                "schema": (_in_header if name in headers else _as_text)(sent[name]),
+                "schema": _as_text(sent[name]),
             }
             for name in sorted(beside)
         ],
@@ -106,7 +97,7 @@ def _operation(endpoint: Endpoint[Any, Any], asked: Schema, answer: Schema) -> S
             {"title": "the JSON document in it", **document},
             {"title": "all bytes of the body", **_BYTES},
         ]
-        body = {"description": _FRAMED, "anyOf": parts}
+        body = {"description": FRAMED, "anyOf": parts}
     if body is not document or document["properties"]:
         content = _content(_KINDS[endpoint.takes], body)
         found["requestBody"] = {"content": content, "required": bool(document["required"])}

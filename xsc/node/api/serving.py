@@ -34,6 +34,7 @@ from xsc.base.errors import ArgumentInvalid, RangeUnsatisfiable, TooLarge, XscEr
 from xsc.base.limits import KIB, MIB
 from xsc.base.units import format_credits, format_duration, format_size
 from xsc.node.api.app import PATH, problem_response, reply
+from xsc.node.api.openapi import FRAMED
 from xsc.node.build import Node
 
 if TYPE_CHECKING:
@@ -65,10 +66,6 @@ _SAID = {
 _LONG = {"string_too_long": "characters", "too_long": "items"}
 _WHOLE = re.compile("-?[0-9]+")
 _PAGE: Final = "the page /docs of the API shows what it takes"
-_FRAMED: Final = (
-    "the body is the length of a JSON document in 4 bytes, big-endian, the document, and the bytes"
-    " whose number it says"
-)
 _UNITS: Mapping[str, Callable[[int], str]] = {
     "_ms": format_duration,
     "_bytes": format_size,
@@ -102,7 +99,7 @@ class Body:
         while left:
             part = await self._read(left)
             if not part:
-                raise ArgumentInvalid(f"the request ends within {what}", hint=_FRAMED)
+                raise ArgumentInvalid(f"the request ends within {what}", hint=FRAMED)
             parts.append(part)
             left -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -114,7 +111,7 @@ class Body:
             ArgumentInvalid: something does.
         """
         if await self._read(1):
-            raise ArgumentInvalid("the request goes on after its end", hint=_FRAMED)
+            raise ArgumentInvalid("the request goes on after its end", hint=FRAMED)
 
     async def whole(self, most: int, what: str) -> bytes:
         """Return all that follows.
@@ -237,7 +234,7 @@ async def _asked(
         size = int.from_bytes(await body.exactly(LENGTH_BYTES, "its length"), "big")
         if size > JSON_BYTES_MAX:
             raise TooLarge(
-                f"the JSON of a request is bounded to {JSON_BYTES_MAX} bytes", hint=_FRAMED
+                f"the JSON of a request is bounded to {JSON_BYTES_MAX} bytes", hint=FRAMED
             )
         raw = await body.exactly(size, "its JSON")
     else:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from xsc.api import ledger as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.api.peers import NamedPeer
-from xsc.base.errors import ArgumentInvalid, NotFound
+from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import from_text
 from xsc.ledger.payments import PeerAccount
 from xsc.node.api.serving import filled
@@ -101,9 +101,8 @@ async def entry(node: Node, asked: Id) -> bytes:
     try:
         entry_id = from_text(asked.id)
     except ArgumentInvalid:
-        raise NotFound(
-            f"'{asked.id[:80]}' is the id of no entry",
-            hint="`xsc ledger log` shows the entries and their state",
+        raise ArgumentInvalid(
+            f"'{asked.id[:80]}' is no id of an entry", hint="`xsc ledger log` shows them"
         ) from None
     return node.ledger.export(entry_id)
 
