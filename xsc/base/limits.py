@@ -103,9 +103,6 @@ FIND_GRACE_MS = 100
 """How long others may still say what they hold, once enough is known to read the object."""
 REPAIR_GRACE_MS = 15 * 60_000
 """How long a node must be silent before what it holds counts as lost."""
-REPAIR_BYTES_A_SECOND = 32 * MIB
-REPAIR_CHECK_MS = 10 * 60_000
-"""How often every host of every object is asked, also where nothing happened."""
 REPAIRS_AT_ONCE = 2
 REPAIRS_A_ROUND_MAX = 256
 """Objects repaired before the order of urgency is made anew."""

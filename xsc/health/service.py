@@ -91,7 +91,6 @@ class HealthRow:
     """Those of them that were not answered."""
     wrong: int
     """Answers in the same time that were plainly wrong."""
-    misses_in_row: int
     quality_ppm: int
     skew_ms: int | None
     """How far the peer's clock was ahead of ours at its last answer, in this run."""
@@ -198,7 +197,6 @@ class HealthService:
             probes=stats.probes,
             misses=stats.probes - stats.answered,
             wrong=stats.wrong,
-            misses_in_row=stats.misses_in_row,
             quality_ppm=self.quality_ppm(peer),
             skew_ms=self._skew_ms.get(peer),
             reaches_us=None if (pong := self._pongs.get(peer)) is None else pong.reaches,

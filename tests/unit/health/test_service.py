@@ -129,7 +129,7 @@ async def test_a_probe_learns_time_skew_and_state(a, b):
         1_000_000,
         40,
     )
-    assert (row.probes, row.misses, row.misses_in_row) == (1, 0, 0)
+    assert (row.probes, row.misses) == (1, 0)
     assert row.last_seen_ms == a.clock.now_ms()
     assert row.skew_ms == 700 - 20
     assert row.quality_ppm == a.health.quality_ppm(b.id) > 500_000
