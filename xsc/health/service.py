@@ -44,7 +44,6 @@ from xsc.base.peering import Handler, Peers, Reply
 from xsc.base.turns import Turns
 from xsc.health.detector import AvailabilityTester, State
 from xsc.health.messages import Ping, Pong, check_pong
-from xsc.health.ports import Describe
 from xsc.health.schedule import due, wait_ms
 from xsc.health.score import quality_ppm
 from xsc.identity.context import Context
@@ -107,7 +106,6 @@ class HealthService:
         context: signs pings and pongs, and sends them.
         state: the store; other tables may be in it.
         peers: the peers to probe, read anew in each round.
-        info: what this node tells of itself.
         interval_ms: from one probe of a peer to its next.
         timeout_ms: after which a probe is missed.
 
@@ -121,7 +119,6 @@ class HealthService:
         *,
         state: KeyValue,
         peers: Peers,
-        info: Describe,
         interval_ms: int = PROBE_INTERVAL_MS,
         timeout_ms: int = PROBE_TIMEOUT_MS,
     ) -> None:
@@ -133,7 +130,6 @@ class HealthService:
         self._log = context.log
         self._store = state
         self._peers = peers
-        self._info = info
         self._interval_ms = interval_ms
         self._timeout_ms = timeout_ms
         self.tester = AvailabilityTester()
@@ -403,16 +399,10 @@ class HealthService:
         ping = open_signed(raw, Ping, network=self._network, author=caller).record
         if ping.node != self._key.node_id:
             raise RecordInvalid("the ping is for another node")
-        info = self._info()
         pong = Pong(
             node=self._key.node_id,
             nonce=ping.nonce,
             now_ms=self._clock.now_ms(),
-            name=info.name,
-            version=info.version,
-            storage_free_bytes=info.storage_free_bytes,
-            storage_capacity_bytes=info.storage_capacity_bytes,
-            compute_free_steps=info.compute_free_steps,
             reaches={"up": True, "down": False}.get(self.tester.state(caller)),
         )
         return {"v": 1, "pong": sign(pong, self._key, self._network).raw}, ()
