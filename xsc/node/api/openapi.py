@@ -7,9 +7,11 @@ The page is Redoc, which only shows: no token is ever typed into it.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, cast
 
 from aiohttp import web
@@ -40,6 +42,8 @@ FRAMED: Final = (
     "the body is the length of a JSON document in 4 bytes, big-endian, the document, and the bytes"
     " whose number it says"
 )
+_MAKING: Final = Lock()
+"""Held by who makes the document: pydantic's schemas are not made for several threads at once."""
 Schema = dict[str, Any]
 
 
@@ -140,8 +144,19 @@ def openapi() -> Schema:
     }
 
 
+@cache
+def _as_bytes() -> bytes:
+    return json.dumps(openapi()).encode()
+
+
+def _made_once() -> bytes:
+    with _MAKING:
+        return _as_bytes()
+
+
 async def _document(_: web.BaseRequest) -> web.Response:
-    return web.json_response(await asyncio.to_thread(openapi))
+    made = await asyncio.to_thread(_made_once)
+    return web.Response(body=made, content_type="application/json")
 
 
 async def _page(_: web.BaseRequest) -> web.FileResponse:

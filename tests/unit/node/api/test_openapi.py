@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import get_type_hints
 from urllib.parse import parse_qsl, unquote
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter
 from xsc.api.endpoint import headers_of, in_path, written
 from xsc.api.serial import document, to_text
 from xsc.api.table import ENDPOINTS
+from xsc.node.api import openapi as making
 from xsc.node.api.openapi import openapi
 from xsc.node.api.serving import Body, _asked
 from xsc.node.routes.table import ANSWERS
@@ -37,6 +39,14 @@ def test_the_document_is_openapi_and_has_every_endpoint():
         (method.upper(), path) for path, methods in found["paths"].items() for method in methods
     }
     assert paths == {(each.method, each.path) for each in ENDPOINTS}
+
+
+def test_the_document_is_made_once_however_many_ask_at_once():
+    making.openapi.cache_clear()
+    making._as_bytes.cache_clear()
+    with ThreadPoolExecutor(16) as pool:
+        found = set(pool.map(lambda _: id(making._made_once()), range(16)))
+    assert len(found) == 1
 
 
 @each_endpoint([each for each in ENDPOINTS if each.answer not in {bytes, str}])
