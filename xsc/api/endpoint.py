@@ -199,7 +199,7 @@ def written(
         default = each.default if each.default_factory is MISSING else each.default_factory()
         if each.name in placed:
             if not value:
-                raise ArgumentInvalid(f"the {each.name} is empty", hint="name what is meant")
+                raise ArgumentInvalid("an empty text names nothing", hint="name what is meant")
             path = path.replace(f"{{{each.name}}}", quote(value, safe=""))
         elif value is None or value == default:
             continue

@@ -21,15 +21,17 @@ class Capability(Model):
     """An object."""
 
     capability: str = header("XSC-Capability", default="")
+    """What may read it, `xsc:r:…`, or find and check it, `xsc:v:…`; never left out."""
 
 
 class Put(Model):
     """What is stored, and how."""
 
     name: str = header("XSC-Name", default="")
+    """Percent-encoded, in UTF-8, as the value of each header is: `a%20b`."""
     size_bytes: Annotated[int, Ge(0), Le(2**62)] | None = header("XSC-Size", default=None)
     survive: str | None = header("XSC-Survive", default=None)
-    """What losses it survives: `nodes=2,sites=1`."""
+    """What losses it survives: `2nodes`, or `2nodes,1site`."""
     code: str | None = header("XSC-Code", default=None)
     """K,M: K data shards and M parity shards a segment."""
     resume: str | None = header("XSC-Resume", default=None)
@@ -77,6 +79,7 @@ class Under(Model):
     """Objects whose names begin so."""
 
     prefix: str = header("XSC-Prefix", default="")
+    """Percent-encoded, in UTF-8."""
     versions: bool = header("XSC-Versions", default=False)
     """Whether all versions are listed."""
 
@@ -112,6 +115,7 @@ class Name(Model):
     """A name, and one of its versions."""
 
     name: str = header("XSC-Name", default="")
+    """Percent-encoded, in UTF-8."""
     version: Version | None = header("XSC-Version", default=None)
 
 

@@ -338,7 +338,8 @@ def verify(
     code = read_module(module)
     source = stdin if batch is None else batch
     text = b"" if source is None else read_file(source, "standard input", STDIN_BYTES_MAX)
-    files = {name: read_file(Path(path), "input", INPUT_BYTES_MAX) for name, path in inputs}
+    given = {name: PATH.convert(path, None, None) for name, path in inputs}
+    files = {name: read_file(path, "input", INPUT_BYTES_MAX) for name, path in given.items()}
     from xsc.node.offline.compute import Given, replay_file
 
     answer: Document = replay_file(raw, code, Given(arguments, dict(env), text, files, item_fuel))

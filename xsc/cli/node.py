@@ -26,6 +26,7 @@ from xsc.cli.options import (
     ask_passphrase,
     asks,
     key_passphrase,
+    line_passphrase,
     read_given,
     read_key_file,
 )
@@ -46,6 +47,7 @@ from xsc.client.core import Document, Progress
 from xsc.client.files import check_target, unreadable, write_whole
 
 if TYPE_CHECKING:
+    from xsc.identity.keys import KeyPair
     from xsc.node.home.backup import Brought
 
 PASSPHRASE_BYTES_MAX = 4096
@@ -584,29 +586,36 @@ def restore(
     from xsc.node.home.backup import check as read_through
 
     brought: Brought | None = None
-    if file is not None:
+    opened_by: str | None = None
+
+    def unlock(line: str) -> KeyPair:
         from xsc.identity import keyfile
 
+        nonlocal opened_by
+        opened_by = line_passphrase(line)
+        return keyfile.from_line(line, opened_by)
+
+    if file is not None:
         reader = Reader(_blocks(file))
         line = key = None
         if identity is not None:
             line = read_key_file(identity)
-            key = keyfile.from_line(line, key_passphrase(identity))
+            key = unlock(line)
         secret = _passphrase_of(passphrase_file, needed=reader.head.seal == "passphrase")
         seal = seal_of(reader.head, passphrase=secret, key=key)
         if check:
             with progress_bar("checking", None):
-                found = read_through(reader, seal)
+                found = read_through(reader, seal, unlock)
             _tell(settings, found, None)
             return
         with progress_bar("restoring", None):
-            brought = restore_home(reader, seal, settings.home, line)
+            brought = restore_home(reader, seal, settings.home, line, unlock)
     elif check or identity is not None or passphrase_file is not None:
         raise ArgumentInvalid("no backup is named", hint="xsc node restore FILE")
     try:
-        done = catch_up_home(
-            settings.home, passphrase=key_passphrase(settings.home), without_silent=without_silent
-        )
+        if opened_by is None:
+            opened_by = key_passphrase(settings.home)
+        done = catch_up_home(settings.home, passphrase=opened_by, without_silent=without_silent)
     except UnavailableError as fault:
         if brought is not None:
             fault.message = f"all of the backup is there, but {fault.message}"

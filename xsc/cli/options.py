@@ -218,6 +218,13 @@ class ProgramCommand(Command):
         return super().parse_args(ctx, args)
 
 
+def _place(param: click.Parameter | None, ctx: click.Context | None, name: str) -> str:
+    """Return what help calls an option or argument; a name for what is neither."""
+    if isinstance(param, click.Argument) and ctx is not None:
+        return param.make_metavar(ctx)
+    return name if param is None else param.opts[0]
+
+
 class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
     """A value that a function of ours reads; its error names the option.
 
@@ -251,9 +258,7 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         try:
             return self._read(value)
         except ArgumentInvalid as fault:
-            place = param.opts[0] if param is not None else self.name
-            if isinstance(param, click.Argument):
-                place = param.make_metavar(ctx) if ctx is not None else self.name
+            place = _place(param, ctx, self.name)
             raise ArgumentInvalid(f"{place}: {fault.message}", hint=fault.hint) from None
 
     def shell_complete(
@@ -277,7 +282,26 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
-class _Module(click.Path):
+class _File(click.Path):
+    """A file or directory; an empty text would be the directory of the process."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:  # noqa: ANN401 - click's own
+        """Return the path that the text stands for."""
+        if not value:
+            place = _place(param, ctx, "FILE")
+            raise ArgumentInvalid(f"{place}: an empty text names no file or directory")
+        return super().convert(value, param, ctx)
+
+
+class _Module(_File):
     """A file with a WebAssembly module: a shell offers those that end so, and directories."""
 
     def shell_complete(
@@ -353,7 +377,8 @@ def _within(
         value = read(text)
         if value < least or (most is not None and value > most):
             fault = "little" if value < least else "much"
-            hint = "" if most is None else f"it can be from {shown(least)} to {shown(most)}"
+            hint = f"it can be from {shown(least)}"
+            hint += " on" if most is None else f" to {shown(most)}"
             raise ArgumentInvalid(f"'{text}' is too {fault}", hint=hint)
         return value
 
@@ -389,7 +414,7 @@ def _capability(text: str) -> str:
     if text == "-":
         return _word(STREAM, "standard input")
     if text.startswith("@"):
-        return _word(Path(text[1:]), text[1:])
+        return _word(PATH.convert(text[1:], None, None), text[1:])
     if text.startswith(READS):
         _warn_of_list()
     return text
@@ -469,9 +494,9 @@ RANGE = Parsed("FIRST-LAST", check_range)
 PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)
-PATH = click.Path(path_type=Path)
+PATH = _File()
 PATH.name = "FILE"
-MODULE = _Module(path_type=Path)
+MODULE = _Module()
 
 
 def read_key_file(file: Path) -> str:
@@ -486,19 +511,22 @@ def read_key_file(file: Path) -> str:
         raise IdentityInvalid(f"{file} is no XSC key file: it is too large") from None
 
 
-def key_passphrase(place: Path) -> str:
-    """Return the passphrase of a home's key, or of a key file, asked for where it is not set."""
+def key_passphrase(home: Path) -> str:
+    """Return the passphrase of a home's key, asked for where it is not set."""
+    try:
+        return line_passphrase((home / "identity.key").read_text())
+    except (OSError, UnicodeDecodeError):
+        return line_passphrase("")  # whoever reads the key next says what is wrong with it
+
+
+def line_passphrase(line: str) -> str:
+    """Return the passphrase of a key file's text, asked for where it is not set."""
     given = os.environ.get(PASSPHRASE, "")
     if given or not sys.stdin.isatty():
         return given
     from xsc.identity.keyfile import LOCKED
 
-    file = place / "identity.key" if place.is_dir() else place
-    try:
-        locked = file.read_text().startswith(LOCKED)
-    except (OSError, UnicodeDecodeError):
-        return ""  # whoever reads the key next says what is wrong with it
-    return ask_passphrase("", twice=False) if locked else ""
+    return ask_passphrase("", twice=False) if line.startswith(LOCKED) else ""
 
 
 def ask_passphrase(hint: str, *, twice: bool) -> str:

@@ -124,7 +124,7 @@ class Why:
         entry = await self._read(owner, path)
         digest = entry.signed.record.digest
         if entry.value is None or digest is None:
-            raise NotFound(f"nothing is at '{path}'", hint="`xsc space ls` shows what is there")
+            raise NotFound(f"nothing is at '{path}' of {short(owner)}", hint="see `xsc space ls`")
         root = await self._published(owner, path, digest)
         if isinstance(root, str):
             shown = entry.value.decode(errors="replace")

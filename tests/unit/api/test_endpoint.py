@@ -73,7 +73,7 @@ def test_what_is_no_text_is_written_nowhere(how):
 
 
 def test_what_a_path_names_is_not_empty():
-    with pytest.raises(ArgumentInvalid, match="the who is empty"):
+    with pytest.raises(ArgumentInvalid, match="an empty text names nothing"):
         written(endpoint("GET"), Asked(who=""))
 
 

@@ -50,6 +50,28 @@ def module(tmp_path):
     return path
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("store", "put", ""),
+        ("store", "put", "-r", ""),
+        ("store", "get", "-r", "photos", "-o", ""),
+        ("store", "get", "@", "-o", "f"),
+        ("compute", "invoke", "", "f"),
+        ("compute", "run", "m.wasm", "--out", ""),
+        ("program", "register", ""),
+        ("verify", ""),
+        ("node", "drain", "--proof", ""),
+    ],
+)
+def test_an_empty_text_names_no_file_or_directory(xsc, stand_in, words):
+    """As of a shell's variable that was never set; it is not the directory of the process."""
+    done = xsc(*words)
+    assert (done.code, done.out) == (122 if "run" in words else 2, b"")
+    assert ": an empty text names no file or directory (" in done.err
+    assert not stand_in.requests
+
+
 # store
 
 

@@ -138,6 +138,7 @@ def test_an_interruption_is_130(xsc, stand_in, monkeypatch):
         (["peer", "recognise", "bob", "101%"], "not a share from 0% to 100%"),
         (["peer", "invite", "--ttl", "soon"], "--ttl: 'soon' is no duration"),
         (["peer", "invite", "--ttl", "0s"], "--ttl: '0s' is too little"),
+        (["peer", "invite", "--ttl", "0s"], "it can be from 1ms on"),
         (["ledger", "log", "--limit", "0"], "--limit: '0' is no whole number"),
         (["ledger", "log", "--limit", "1e3"], "--limit: '1e3' is no whole number"),
         (["compute", "invoke", "/nowhere", "f"], "there is no file /nowhere"),

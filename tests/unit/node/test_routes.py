@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from tests.sim.network import content, put, run
 from tests.sim.test_slots import A_STEP, SETTINGS, leased, need, offer, recognise
 from xsc.allocation.declaring import standing_need
+from xsc.api.endpoint import Id
 from xsc.base.errors import (
     ArgumentInvalid,
     CapabilityInvalid,
@@ -32,6 +33,7 @@ from xsc.base.limits import (
 )
 from xsc.net.calls.costs import COSTS
 from xsc.node.api.serving import Server
+from xsc.node.routes import ledger
 from xsc.node.routes.table import ANSWERS
 from xsc.storage.object.capability import ReadCapability
 from xsc.storage.repair.departures import check_proof
@@ -81,6 +83,18 @@ async def test_a_number_that_is_none_is_no_bug(text):
     said = "limit must be at least 1" if text == "-1" else "the request is wrong at limit: "
     with pytest.raises(ArgumentInvalid, match=said):
         await Api(SimpleNamespace(log=None)).call("GET", f"/v1/ledger/log?limit={text}")
+
+
+@pytest.mark.parametrize(("name", "text"), [("XSC-Size", "abc"), ("XSC-Wait-For-Name", "2")])
+async def test_a_header_is_refused_by_its_own_name(name, text):
+    with pytest.raises(ArgumentInvalid, match=f"the request is wrong at {name}: it must be a"):
+        await Api(SimpleNamespace(log=None)).call("POST", "/v1/objects", **{name: text})
+
+
+@pytest.mark.parametrize("text", ["nope", "a" * 51, "..", "ABC"])
+async def test_a_text_that_is_no_id_names_no_entry_of_the_ledger(text):
+    with pytest.raises(ArgumentInvalid, match="is no id of an entry"):
+        await ledger.entry(SimpleNamespace(), Id(id=text))
 
 
 def test_the_ledger_is_read_by_pages():

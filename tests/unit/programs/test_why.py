@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.unit.programs.documents import MEMORY, call, compiled, derived, local, sub
@@ -112,6 +114,9 @@ async def test_what_no_program_gave_and_what_is_not_there():
     assert shape(await node.why("in/a")) == ("in/a", "5", True, "no program's output", [])
     with pytest.raises(NotFound):
         await node.why("in/b")
+    node.space.entries["in/a"] = replace(node.space.get("in/a"), value=None)
+    with pytest.raises(NotFound, match=f"nothing is at 'in/a' of {short(node.owner)}"):
+        await node.why("in/a")
 
 
 async def test_a_link_that_is_older_than_what_is_kept_is_gone_and_not_verified():

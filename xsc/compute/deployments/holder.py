@@ -295,7 +295,7 @@ class ServiceHolder:
     ) -> tuple[dict[str, Value], Sequence[bytes | memoryview]]:
         if not self._serving:
             raise NotAllowed(
-                "this node serves no requests", hint="its operator has to set services_listen"
+                f"{short(self._own)} serves no requests", hint="its operator sets services_listen"
             )
         signed = open_signed(
             take_bytes(header, "deployment"),

@@ -38,9 +38,9 @@ _KINDS: Final = {
     "events": "text/event-stream",
 }
 _BYTES: Final = {"type": "string", "format": "binary"}
-_FRAMED: Final = (
-    "The length of a JSON document in 4 bytes, big-endian; the document; and the bytes whose number"
-    " it says."
+FRAMED: Final = (
+    "the body is the length of a JSON document in 4 bytes, big-endian, the document, and the bytes"
+    " whose number it says"
 )
 _MAKING: Final = Lock()
 """Held by who makes the document: pydantic's schemas are not made for several threads at once."""
@@ -97,7 +97,11 @@ def _operation(endpoint: Endpoint[Any, Any], asked: Schema, answer: Schema) -> S
     )
     body = document if endpoint.takes == "json" else _BYTES
     if endpoint.takes == "framed":
-        body = {**_BYTES, "description": _FRAMED, "x-document": document}
+        parts = [
+            {"title": "the JSON document in it", **document},
+            {"title": "all bytes of the body", **_BYTES},
+        ]
+        body = {"description": FRAMED, "anyOf": parts}
     if body is not document or document["properties"]:
         content = _content(_KINDS[endpoint.takes], body)
         found["requestBody"] = {"content": content, "required": bool(document["required"])}

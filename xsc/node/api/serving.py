@@ -34,6 +34,7 @@ from xsc.base.errors import ArgumentInvalid, RangeUnsatisfiable, TooLarge, XscEr
 from xsc.base.limits import KIB, MIB
 from xsc.base.units import format_credits, format_duration, format_size
 from xsc.node.api.app import PATH, problem_response, reply
+from xsc.node.api.openapi import FRAMED
 from xsc.node.build import Node
 
 if TYPE_CHECKING:
@@ -57,8 +58,14 @@ _BOUNDS = {
     "greater_than_equal": ("ge", "at least"),
 }
 """Of what pydantic complains: the bound's name, and our words."""
+_SAID = {
+    "unexpected_keyword_argument": "there is no such field",
+    "missing": "it is missing",
+    "bytes_type": "it must be a text in base64",
+}
 _LONG = {"string_too_long": "characters", "too_long": "items"}
 _WHOLE = re.compile("-?[0-9]+")
+_PAGE: Final = "the page /docs of the API shows what it takes"
 _UNITS: Mapping[str, Callable[[int], str]] = {
     "_ms": format_duration,
     "_bytes": format_size,
@@ -92,7 +99,7 @@ class Body:
         while left:
             part = await self._read(left)
             if not part:
-                raise ArgumentInvalid(f"the request ends within {what}")
+                raise ArgumentInvalid(f"the request ends within {what}", hint=FRAMED)
             parts.append(part)
             left -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -104,7 +111,7 @@ class Body:
             ArgumentInvalid: something does.
         """
         if await self._read(1):
-            raise ArgumentInvalid("the request goes on after its end")
+            raise ArgumentInvalid("the request goes on after its end", hint=FRAMED)
 
     async def whole(self, most: int, what: str) -> bytes:
         """Return all that follows.
@@ -158,27 +165,29 @@ def parse(raw: bytes, kind: type[T]) -> T:
         raise _refusal(fault) from None
 
 
-def _from_texts(texts: Mapping[str, str], kind: type[T]) -> T:
+def _from_texts(texts: Mapping[str, str], kind: type[T], headers: Mapping[str, str]) -> T:
     try:
         found = _adapter(kind).validate_strings(texts)
     except ValidationError as fault:
-        raise _refusal(fault) from None
+        raise _refusal(fault, headers) from None
     for name, text in texts.items():
         # pydantic takes 1.0, 1_0 and +1 for numbers as well.
         if type(getattr(found, name)) is int and not _WHOLE.fullmatch(text):
-            raise ArgumentInvalid(f"the request is wrong at {name}: it must be a whole number")
+            place = headers.get(name, name)
+            raise ArgumentInvalid(f"the request is wrong at {place}: it must be a whole number")
     return found
 
 
-def _refusal(fault: ValidationError) -> ArgumentInvalid:
+def _refusal(fault: ValidationError, headers: Mapping[str, str] | None = None) -> ArgumentInvalid:
+    """Return what is wrong with the first field that is, by its header where it has one."""
     first = fault.errors()[0]
-    hint = "give a value within that bound" if first["type"] in _BOUNDS else ""
-    return ArgumentInvalid(_complaint(first), hint=hint)
+    place = ".".join(str(part) for part in first["loc"])
+    hint = "give a value within that bound" if first["type"] in _BOUNDS else _PAGE
+    return ArgumentInvalid(_complaint(first, (headers or {}).get(place, place)), hint=hint)
 
 
-def _complaint(first: ErrorDetails) -> str:
-    """Return what is wrong with a field: a bound in the words that a node without API uses."""
-    place = ".".join(str(part) for part in first["loc"]) or "the body"
+def _complaint(first: ErrorDetails, place: str) -> str:
+    """Return what is wrong at a place: a bound in the words that a node without API uses."""
     if first["type"] in _BOUNDS:
         name, words = _BOUNDS[first["type"]]
         bound, given = first["ctx"][name], first["input"]
@@ -188,8 +197,8 @@ def _complaint(first: ErrorDetails) -> str:
         return f"{place} must be {words} {bound}, not {str(given)[:40]}"
     if first["type"] in _LONG:
         return f"{place} must have at most {first['ctx']['max_length']} {_LONG[first['type']]}"
-    said = first["msg"].replace("Input should", "it must")
-    return f"the request is wrong at {place}: {said}"
+    said = _SAID.get(first["type"]) or re.sub(r"^\w+ should", "it must", first["msg"])
+    return f"the request is wrong at {place or 'the body'}: {said}"
 
 
 async def _asked(
@@ -213,16 +222,20 @@ async def _asked(
     in_headers = headers_of(endpoint.request)  # type: ignore[arg-type]
     if misplaced := query.keys() & {*path, *in_headers}:
         raise ArgumentInvalid(f"the query says what belongs elsewhere: {min(misplaced)}")
+    if len({*query}) < len(query):
+        raise ArgumentInvalid("the query says the same field more than once", hint=_PAGE)
     found = {name: headers.get(key.lower()) for name, key in in_headers.items()}
     named = {name: unquote(text) for name, text in found.items() if text is not None}
     if not endpoint.has_json or named:
-        return _from_texts({**query, **path, **named}, endpoint.request)
+        return _from_texts({**query, **path, **named}, endpoint.request, in_headers)
     if query:
         raise ArgumentInvalid(f"{endpoint.method} {endpoint.path} takes no query")
     if endpoint.takes == "framed":
         size = int.from_bytes(await body.exactly(LENGTH_BYTES, "its length"), "big")
         if size > JSON_BYTES_MAX:
-            raise TooLarge(f"the JSON of a request is bounded to {JSON_BYTES_MAX} bytes")
+            raise TooLarge(
+                f"the JSON of a request is bounded to {JSON_BYTES_MAX} bytes", hint=FRAMED
+            )
         raw = await body.exactly(size, "its JSON")
     else:
         raw = await body.whole(JSON_BYTES_MAX, "a JSON request") or b"{}"

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -72,6 +72,8 @@ _TAG_BYTES: Final = 16
 _LAST: Final = 1 << 31
 
 SealKind: TypeAlias = Literal["nothing", "passphrase", "identity"]
+Unlock: TypeAlias = Callable[[str], KeyPair]
+"""Opens the text of a key file."""
 
 
 class Head(Record):
@@ -136,8 +138,16 @@ def seal_of(head: Head, *, passphrase: str = "", key: KeyPair | None = None) -> 
     """Return what closes and opens the frames under a head.
 
     Raises:
-        IdentityInvalid: the secret that it needs was not given, or is another node's.
+        IdentityInvalid: the secret that it needs was not given, or is another node's; or
+            one was given that does not seal it.
     """
+    given = {"passphrase": bool(passphrase), "identity": key is not None}
+    if any(there and kind != head.seal for kind, there in given.items()):
+        raise IdentityInvalid(
+            "the backup is not sealed by the key or passphrase that was given, and may be forged",
+            hint="anybody can make a backup without a seal; leave out what does not seal it "
+            "only if you know where it comes from",
+        )
     if head.seal == "nothing":
         return Seal(head, b"")
     if head.seal == "passphrase":
@@ -324,7 +334,8 @@ def stream(
     seal: SealKind = "nothing" if identity else "identity"
     head = new_head(home.key.node_id, home.network, seal, now_ms)
     files = list(home_files(home.path, identity=identity))
-    return frames(head, chain(files, rows_of(stores)), seal_of(head, key=home.key))
+    locks = seal_of(head, key=None if identity else home.key)
+    return frames(head, chain(files, rows_of(stores)), locks)
 
 
 def stream_stopped(path: Path, passphrase: str, *, identity: bool, bodies: bool) -> Iterator[bytes]:
@@ -387,6 +398,21 @@ class Brought:
                 raise StoreDamaged("the backup holds a file that has no place in a home")
             self.files[name] = entry.value
 
+    def prove(self, unlock: Unlock) -> None:
+        """Return if the key that came, if any should, is that of the node that the head names.
+
+        Raises:
+            StoreDamaged: there is none. IdentityInvalid: it is another, or does not open.
+        """
+        if not self.head.identity:
+            return
+        if KEY_FILE not in self.files:
+            raise StoreDamaged("the backup lacks the key that should be in it")
+        if unlock(self.files[KEY_FILE].decode("utf-8", "replace")).node_id != self.head.node:
+            raise IdentityInvalid(
+                "the backup is forged: the key in it is not that of the node that it names"
+            )
+
 
 def read_into(entries: Iterable[Entry], stores: Mapping[bytes, KeyValue], found: Brought) -> None:
     """Take note of the records of a backup, and write its rows into empty stores.
@@ -407,18 +433,21 @@ def read_into(entries: Iterable[Entry], stores: Mapping[bytes, KeyValue], found:
         store.write([], sync=True)
 
 
-def check(reader: Reader, seal: Seal) -> Brought:
+def check(reader: Reader, seal: Seal, unlock: Unlock) -> Brought:
     """Read all of a backup and write nothing; return what it would bring back.
 
     Raises:
-        StoreDamaged, IdentityInvalid: it is damaged, or does not open.
+        StoreDamaged, IdentityInvalid: it is damaged or forged, or does not open.
     """
     found = Brought(reader.head)
     read_into(reader.entries(seal), {}, found)
+    found.prove(unlock)
     return found
 
 
-def restore_home(reader: Reader, seal: Seal, path: Path, key_line: str | None) -> Brought:
+def restore_home(
+    reader: Reader, seal: Seal, path: Path, key_line: str | None, unlock: Unlock
+) -> Brought:
     """Make a home in an empty directory out of a backup; return what came.
 
     Where it fails nothing is left. Where it is killed, the same call begins anew.
@@ -428,10 +457,11 @@ def restore_home(reader: Reader, seal: Seal, path: Path, key_line: str | None) -
         seal: what opens its frames.
         path: the directory, empty or absent.
         key_line: the key file's text, where the backup holds none.
+        unlock: opens the key file that the backup holds.
 
     Raises:
         HomeInvalid: the directory holds something.
-        StoreDamaged, IdentityInvalid: the backup is damaged, or does not open.
+        StoreDamaged, IdentityInvalid: the backup is damaged or forged, or does not open.
     """
     _check_empty(path)
     with homes.lock(path):
@@ -439,7 +469,7 @@ def restore_home(reader: Reader, seal: Seal, path: Path, key_line: str | None) -
         homes.mark(path, "restoring")
         _clear(path)
         try:
-            found = _fill(reader, seal, path, key_line)
+            found = _fill(reader, seal, path, key_line, unlock)
         except BaseException:
             _clear(path)
             homes.finish(path)
@@ -461,7 +491,7 @@ def _clear(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
 
 
-def _fill(reader: Reader, seal: Seal, path: Path, key_line: str | None) -> Brought:
+def _fill(reader: Reader, seal: Seal, path: Path, key_line: str | None, unlock: Unlock) -> Brought:
     found = Brought(reader.head)
     stores = open_stores(path / "db", SilentLog())
     try:
@@ -469,6 +499,7 @@ def _fill(reader: Reader, seal: Seal, path: Path, key_line: str | None) -> Broug
         read_into(reader.entries(seal), letters, found)
     finally:
         stores.close()
+    found.prove(unlock)
     files = found.files
     if not reader.head.identity:
         if key_line is None:

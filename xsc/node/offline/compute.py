@@ -121,7 +121,7 @@ def input_of(order: Order, module: bytes, given: Given) -> RunInput:
         check_input(found)
     if input_hash(found, Limits().output_bytes) != order.input:
         what = {
-            "invoke": "an invocation has none beside its arguments, which the receipt holds",
+            "invoke": "give no ARGS and no input: the receipt of an invocation holds its arguments",
             "run": "give the same arguments, --env, --stdin and files as the run had",
             "batch": "give the same lines with --batch, and --item-fuel if there was one",
         }

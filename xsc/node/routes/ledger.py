@@ -8,6 +8,7 @@ from dataclasses import replace
 from xsc.api import ledger as api
 from xsc.api.endpoint import Id, Nothing
 from xsc.api.peers import NamedPeer
+from xsc.base.errors import ArgumentInvalid
 from xsc.base.ids import from_text
 from xsc.ledger.payments import PeerAccount
 from xsc.node.api.serving import filled
@@ -97,7 +98,13 @@ async def verify(node: Node, _: Nothing) -> api.Verified:
 
 async def entry(node: Node, asked: Id) -> bytes:
     """Return one settled entry."""
-    return node.ledger.export(from_text(asked.id))
+    try:
+        entry_id = from_text(asked.id)
+    except ArgumentInvalid:
+        raise ArgumentInvalid(
+            f"'{asked.id[:80]}' is no id of an entry", hint="`xsc ledger log` shows them"
+        ) from None
+    return node.ledger.export(entry_id)
 
 
 async def settle(node: Node, _: Nothing) -> api.Settlement:

@@ -8,6 +8,7 @@ import pytest
 from xsc.cli.main import main
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.node.home import folder as homes
+from xsc.node.home.backup import frames, home_files, new_head, seal_of
 
 
 @pytest.fixture
@@ -72,9 +73,55 @@ def test_a_backup_that_is_not_locked_says_so(home, xsc, tmp_path):
     assert (code, "wrong, or the backup is damaged" in err) == (2, True)
 
 
+def test_a_forged_backup_is_refused(home, xsc, tmp_path):
+    """Its head names the victim, and the key and all else in it are the forger's."""
+    key, passphrase, forged = tmp_path / "key", tmp_path / "passphrase", tmp_path / "forged"
+    assert xsc("--home", home, "node", "identity", "export", key)[0] == 0
+    passphrase.write_text("correct horse")
+    victim, other = homes.read_identity(home).node_id, tmp_path / "other"
+    homes.init_home(other)
+    head = new_head(victim, "xsc", "nothing", 0)
+    forged.write_bytes(b"".join(frames(head, home_files(other, identity=True), seal_of(head))))
+    new = tmp_path / "new"
+    restore = ("--home", new, "node", "restore", forged)
+    for secret in (("--identity", key), ("--passphrase-file", passphrase)):
+        code, out, err = xsc(*restore, *secret)
+        assert (code, out) == (2, "")
+        assert "is not sealed by the key or passphrase that was given" in err
+        assert not new.exists()
+    for more in ((), ("--check",)):
+        code, out, err = xsc(*restore, *more)
+        assert (code, out) == (2, "")
+        assert "the backup is forged" in err
+    assert {entry.name for entry in new.iterdir()} <= {"lock"}
+
+
+def test_the_key_of_a_backup_is_opened_before_it_counts(home, xsc, tmp_path, monkeypatch):
+    (home / "identity.key").unlink()
+    monkeypatch.setenv("XSC_PASSPHRASE", "correct horse")
+    locked = tmp_path / "locked"
+    homes.init_home(locked, passphrase="correct horse")
+    (home / "identity.key").write_bytes((locked / "identity.key").read_bytes())
+    (home / "identity.key").chmod(0o600)
+    assert xsc("--home", home, "node", "backup", tmp_path / "b")[0] == 0
+    restore = ("--home", tmp_path / "new", "node", "restore", tmp_path / "b")
+    monkeypatch.setenv("XSC_PASSPHRASE", "wrong horse")
+    code, _, err = xsc(*restore)
+    assert (code, "the passphrase is wrong" in err) == (2, True)
+    assert {entry.name for entry in (tmp_path / "new").iterdir()} <= {"lock"}
+    monkeypatch.setenv("XSC_PASSPHRASE", "correct horse")
+    assert xsc(*restore)[0] == 0
+    key = homes.read_identity(tmp_path / "new", "correct horse")
+    assert key.node_id == homes.read_identity(home, "correct horse").node_id
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["backup", ""], "an empty text names no file"),
+        (["identity", "export", ""], "an empty text names no file"),
+        (["restore", ""], "an empty text names no file"),
+        (["restore", "EXISTS", "--identity", ""], "an empty text names no file"),
         (["backup", "EXISTS"], "exists"),
         (["backup", "nowhere/b"], "no directory"),
         (["backup", "b", "--no-identity", "--passphrase"], "by no passphrase"),

@@ -28,6 +28,7 @@ from xsc.base.errors import (
     StoreDamaged,
     TooLarge,
 )
+from xsc.base.ids import short
 from xsc.base.limits import (
     PRICE_FUEL,
     RUN_FUEL,
@@ -1106,7 +1107,7 @@ async def test_an_older_deployment_changes_nothing(world):
 async def test_a_node_that_serves_nobody_holds_nothing_of_others(world):
     idle = world.make(b"i", serving=False)
     world.owner.market.leases = [Lease(idle.id, b"\4" * 32)]
-    with pytest.raises(NotAllowed, match="serves no requests"):
+    with pytest.raises(NotAllowed, match=f"{short(idle.id)} serves no requests"):
         await world.owner.deploy(on=idle.id)
     assert world.owner.services.views() == []
 

@@ -22,6 +22,7 @@ from xsc.node.api import openapi as making
 from xsc.node.api.openapi import openapi
 from xsc.node.api.serving import Body, _asked
 from xsc.node.routes.table import ANSWERS
+from xsc.storage.object.durability import parse
 
 st.register_type_strategy(bytes, st.binary(min_size=1, max_size=40))
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
@@ -100,6 +101,16 @@ def test_every_field_of_a_request_has_its_place_in_the_document(each):
     placed = {one["name"] for one in operation["parameters"]}
     (content,) = operation.get("requestBody", {"content": {"": {}}})["content"].values()
     schema = content.get("schema", {})
-    sent = schema.get("x-document", schema).get("properties", {})
+    # Of a framed body: what the page shows first.
+    sent = schema.get("anyOf", [schema])[0].get("properties", {})
     headers = headers_of(each.request)
     assert {*placed, *sent} == {headers.get(one.name, one.name) for one in fields(each.request)}
+
+
+def test_the_document_says_how_a_header_is_written():
+    """Its examples are taken, and a name says that it is percent-encoded."""
+    found = openapi()["paths"]["/v1/objects"]["post"]["parameters"]
+    said = {one["name"]: one["schema"] for one in found}
+    assert said["XSC-Name"]["description"].startswith("Percent-encoded, in UTF-8")
+    examples = re.findall("`([^`]+)`", said["XSC-Survive"]["description"])
+    assert [parse(one).to_text() for one in examples] == examples != []

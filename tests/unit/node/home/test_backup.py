@@ -24,6 +24,8 @@ from xsc.node.home.backup import (
 VECTORS = json.loads((Path(__file__).parents[3] / "vectors" / "backup.json").read_text())
 KEY = KeyPair(bytes(range(32)))
 PASSPHRASE = "correct horse"
+SECRETS = {"nothing": {}, "passphrase": {"passphrase": PASSPHRASE}, "identity": {"key": KEY}}
+"""By what seals a backup."""
 ENTRIES = [
     Entry(FILE, b"format", b"1\n"),
     Entry(STATE, b"storage/object/x", b"an entry"),
@@ -44,7 +46,7 @@ def head(seal, network="xsc"):
 
 def made(seal, entries=ENTRIES):
     top = head(seal)
-    return b"".join(frames(top, entries, seal_of(top, passphrase=PASSPHRASE, key=KEY)))
+    return b"".join(frames(top, entries, seal_of(top, **SECRETS[seal])))
 
 
 def read(raw, block_bytes=7, **secrets):
@@ -58,7 +60,16 @@ def test_backups_of_version_1_are_read_and_written(seal):
     raw = bytes.fromhex(VECTORS[seal])
     assert made(seal) == raw
     assert head("nothing").to_bytes() == bytes.fromhex(VECTORS["head"])
-    assert read(raw, passphrase=PASSPHRASE, key=KEY) == ENTRIES
+    assert read(raw, **SECRETS[seal]) == ENTRIES
+
+
+@pytest.mark.parametrize("seal", SECRETS)
+@pytest.mark.parametrize("given", SECRETS)
+def test_what_a_given_secret_does_not_seal_is_refused(seal, given):
+    if given in {seal, "nothing"}:
+        return
+    with pytest.raises(IdentityInvalid, match="not sealed by the key or passphrase"):
+        read(made(seal), **SECRETS[given])
 
 
 def test_rows_of_the_space_are_between_those_of_the_state_and_the_bodies():
@@ -85,7 +96,7 @@ def test_every_flipped_byte_is_found(seal):
         wrong = bytearray(raw)
         wrong[place] ^= 1 << place % 8
         with pytest.raises((StoreDamaged, HomeInvalid, IdentityInvalid)):
-            read(bytes(wrong), passphrase=PASSPHRASE, key=KEY)
+            read(bytes(wrong), **SECRETS[seal])
 
 
 def test_every_shorter_backup_and_every_longer_one_is_refused():
@@ -102,14 +113,14 @@ def test_frames_cannot_change_places_or_backups():
     entries = [Entry(BODY, b"k", bytes([n]) * size) for n in range(3)]
     for seal in ("nothing", "identity"):
         top = head(seal)
-        parts = list(frames(top, entries, seal_of(top, key=KEY)))
+        parts = list(frames(top, entries, seal_of(top, **SECRETS[seal])))
         swapped = b"".join([parts[0], parts[2], parts[1], *parts[3:]])
         with pytest.raises((StoreDamaged, IdentityInvalid)):
-            read(swapped, key=KEY)
+            read(swapped, **SECRETS[seal])
         other = head(seal, network="another")
-        foreign = next(iter(frames(other, [], seal_of(other, key=KEY))))
+        foreign = next(iter(frames(other, [], seal_of(other, **SECRETS[seal]))))
         with pytest.raises((StoreDamaged, IdentityInvalid)):
-            read(b"".join([foreign, *parts[1:]]), key=KEY)
+            read(b"".join([foreign, *parts[1:]]), **SECRETS[seal])
 
 
 def test_the_right_secret_is_needed():

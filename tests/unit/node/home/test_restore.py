@@ -4,9 +4,9 @@ import stat
 
 import pytest
 
-from xsc.base.errors import HomeInvalid, StoreDamaged
+from xsc.base.errors import HomeInvalid, IdentityInvalid, StoreDamaged
 from xsc.db.leveldb import LevelDBKeyValue
-from xsc.identity.keyfile import to_line
+from xsc.identity.keyfile import from_line, to_line
 from xsc.node.home import folder as homes
 from xsc.node.home.backup import (
     FILE,
@@ -14,6 +14,7 @@ from xsc.node.home.backup import (
     Reader,
     check,
     frames,
+    home_files,
     new_head,
     restore_home,
     seal_of,
@@ -49,7 +50,7 @@ def backup_of(home, **how):
 
 def brought(raw, path, key_line=None, key=None):
     reader = Reader([raw])
-    return restore_home(reader, seal_of(reader.head, key=key), path, key_line)
+    return restore_home(reader, seal_of(reader.head, key=key), path, key_line, from_line)
 
 
 def rows_of(home, name):
@@ -88,7 +89,7 @@ def test_without_the_identity_only_the_key_brings_it_back(home, tmp_path):
     found = brought(raw, tmp_path / "new", line, key)
     assert (found.counts["objects"], found.counts["bodies"]) == (1, 0)
     assert homes.open_home(tmp_path / "new").key.node_id == key.node_id
-    assert check(*reading(raw, key)).counts["objects"] == 1
+    assert check(*reading(raw, key), from_line).counts["objects"] == 1
 
 
 def reading(raw, key=None):
@@ -155,9 +156,41 @@ def test_what_never_ran_or_is_no_home_is_not_backed_up(tmp_path):
 
 
 def test_a_home_of_a_newer_format_is_refused_by_name(home, tmp_path):
+    key = homes.read_identity(home)
     (home / "format").write_text("1\n")
-    head = new_head(bytes(32), "lab", "nothing", 0)
-    raw = b"".join(frames(head, [Entry(FILE, b"format", b"2\n")], seal_of(head)))
+    head = new_head(key.node_id, "lab", "nothing", 0)
+    files = [
+        Entry(FILE, b"format", b"2\n"),
+        Entry(FILE, b"identity.key", (home / "identity.key").read_bytes()),
+    ]
+    raw = b"".join(frames(head, files, seal_of(head)))
     with pytest.raises(HomeInvalid, match="format 2"):
         brought(raw, tmp_path / "new")
     assert {entry.name for entry in (tmp_path / "new").iterdir()} <= {"lock"}
+
+
+@pytest.mark.parametrize("passphrase", ["", "correct horse"])
+def test_a_backup_with_another_key_than_it_names_leaves_nothing_behind(home, tmp_path, passphrase):
+    """Who keeps a sealed backup can put another without a seal in its place."""
+    victim = homes.read_identity(home).node_id
+    homes.init_home(tmp_path / "forger", passphrase=passphrase)
+
+    def forged(files):
+        head = new_head(victim, "lab", "nothing", 0)
+        return Reader([b"".join(frames(head, files, seal_of(head)))])
+
+    def unlock(line):
+        return from_line(line, passphrase)
+
+    files = list(home_files(tmp_path / "forger", identity=True))
+    for given, error, told in (
+        (files, IdentityInvalid, "the backup is forged"),
+        (files[:-1], StoreDamaged, "lacks the key"),
+    ):
+        reader = forged(given)
+        with pytest.raises(error, match=told):
+            check(reader, seal_of(reader.head), unlock)
+        reader = forged(given)
+        with pytest.raises(error, match=told):
+            restore_home(reader, seal_of(reader.head), tmp_path / "new", None, unlock)
+        assert {entry.name for entry in (tmp_path / "new").iterdir()} <= {"lock"}
