@@ -1,7 +1,7 @@
 """What bounds HTTP with strangers, at both ends: connections, bytes that are held, and time.
 
 `Gate` bounds the connections that come. `Flow` ends a transfer that does not go on, in
-`read_body` and `write_answer`. Heads have `HEAD`. Bytes are bounded by `xsc.base.room`.
+`read_body` and `write_answer`. Heads have `HEAD` and `Held`. Bytes are bounded by `xsc.base.room`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from xsc.base import limits
 from xsc.base.errors import FrameInvalid
@@ -27,12 +28,55 @@ HEAD: Final[dict[str, Any]] = {
     "max_field_size": limits.PEER_HEADER_BYTES_MAX // 2,
     "max_headers": 32,
 }
-"""Bounds of a head, of a request and of an answer."""
+"""Bounds of what is in a head, of a request and of an answer."""
+HELD_BYTES_MAX: Final = 2 * limits.PEER_HEADER_BYTES_MAX
+"""Of what is not whole yet: a head with its first line, or what stands between bytes of a body."""
 PIECE_BYTES: Final = 128 * KIB
 """Written at once: the event loop copies what the socket does not take. The slowest body that is
 still allowed brings more in NO_PROGRESS_MS."""
 GATHERED_BYTES: Final = 16 * KIB
 """Smaller pieces are joined with the next."""
+
+
+class Held:
+    """aiohttp's parser, with a bound for all that it holds: it has one for each field alone.
+
+    Args:
+        parser: of one end of a connection.
+    """
+
+    def __init__(self, parser: Any) -> None:  # noqa: ANN401 - aiohttp's own
+        self._parser = parser
+        self._payload: Any = aiohttp.EMPTY_PAYLOAD
+        self._held = 0
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the parser's
+        return getattr(self._parser, name)
+
+    def feed_data(self, data: bytes) -> tuple[list[Any], bool, bytes]:
+        """Return what has become whole with some bytes, as the parser does.
+
+        Raises:
+            HttpProcessingError: they are malformed, or too many without a whole head or a byte
+                of a body among them.
+        """
+        found: list[Any] = []
+        start = 0
+        while True:
+            before = self._payload.total_bytes
+            piece = data[start : start + HELD_BYTES_MAX - self._held]
+            start += len(piece)
+            messages, upgraded, rest = self._parser.feed_data(piece)
+            found += messages
+            if messages:
+                self._payload = messages[-1][1]
+            self._held += len(piece)
+            if messages or self._payload.total_bytes > before:
+                self._held = 0
+            if self._held == HELD_BYTES_MAX:
+                raise BadHttpMessage(f"no more than {HELD_BYTES_MAX} bytes are held of a head")
+            if upgraded or start == len(data):
+                return found, upgraded, rest + data[start:]
 
 
 class Flow:
@@ -288,9 +332,9 @@ class Gate:
             self._idle[transport] = loop.call_later(self._idle_s, self._cut, transport)
 
     @contextmanager
-    def serving(self, transport: asyncio.Transport) -> Iterator[None]:
-        """Keep a connection from being cut off while a request of it is answered."""
-        self.busy(transport)
+    def serving(self, transport: asyncio.Transport, *, kept: bool = True) -> Iterator[None]:
+        """Keep a connection from being cut off while a request of it is answered, if it is kept."""
+        (self.busy if kept else self.quiet)(transport)
         try:
             yield
         finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -19,6 +19,8 @@ from typing import Any
 
 import aiohttp
 from aiohttp import hdrs, web
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import BadHttpMessage
 
 from xsc.base import limits
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited, TooLarge
@@ -31,6 +33,7 @@ from xsc.net.transport.bounds import (
     PIECE_BYTES,
     Body,
     Gate,
+    Held,
     read_body,
     turn_to_send,
     write_answer,
@@ -49,6 +52,17 @@ STOP_MS = 2_000
 
 class _Connection(web.RequestHandler):
     """Says a status to what is not HTTP, and nothing to those who have gone."""
+
+    _parser: Any
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - aiohttp's own
+        super().__init__(*args, **options)
+        self._parser = Held(self._parser)
+
+    async def start(self) -> None:
+        """Answer requests, if it was not cut off before this began."""
+        if self._manager is not None:
+            await super().start()
 
     def handle_error(
         self,
@@ -77,6 +91,27 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
 
 
+class _Answers(ResponseHandler):
+    """Takes one head for each request, and none that only informs."""
+
+    _parser: Any
+
+    def set_response_params(self, **options: Any) -> None:  # noqa: ANN401 - aiohttp's own
+        """Begin to wait for an answer."""
+        self._headed = False
+        super().set_response_params(**options)
+        self._parser = Held(self._parser)
+
+    def feed_data(self, data: Any, size: int = 0) -> None:  # noqa: ANN401 - aiohttp's own
+        """Take a head, or drop who sends heads that nobody asked for: they would be queued."""
+        if self._headed or data[0].code < HTTPStatus.OK:
+            self.abort()
+            self.set_exception(BadHttpMessage("a head that nobody asked for"))
+            return
+        self._headed = True
+        super().feed_data(data, size)
+
+
 class Connector(aiohttp.TCPConnector):
     """Keeps connections to peers: so many, so many to each, and none where no peer can be.
 
@@ -85,6 +120,8 @@ class Connector(aiohttp.TCPConnector):
         idle_ms: how long one may be idle and still be used.
         local: says whether peers may be on loopback.
     """
+
+    _factory: Any
 
     def __init__(self, most: int, idle_ms: int, local: Callable[[], bool]) -> None:
         def place(info: Any) -> socket.socket:  # noqa: ANN401 (of getaddrinfo)
@@ -100,6 +137,7 @@ class Connector(aiohttp.TCPConnector):
             use_dns_cache=False,
             socket_factory=place,
         )
+        self._factory = partial(_Answers, loop=self._loop)
 
     async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         idle = sorted(
@@ -129,6 +167,7 @@ class Server(web.Server):
         handler: of requests.
         gate: lets connections in.
         cancel: whether a handler ends whose caller has gone away.
+        open_paths: requests for them keep no connection from being cut off.
         options: of aiohttp, beside those that are the same for all.
     """
 
@@ -138,6 +177,7 @@ class Server(web.Server):
         gate: Gate,
         *,
         cancel: bool = False,
+        open_paths: Collection[str] = (),
         **options: Any,  # noqa: ANN401 - aiohttp's own
     ) -> None:
         async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -146,7 +186,8 @@ class Server(web.Server):
             self._answering += 1
             self._none.clear()
             try:
-                with gate.serving(request.transport):
+                kept = request.rel_url.raw_path not in open_paths
+                with gate.serving(request.transport, kept=kept):
                     return await handler(request)
             finally:
                 self._answering -= 1
