@@ -37,7 +37,9 @@ from xsc.storage.object.durability import parse as parse_contract
 
 ENVIRONMENT_PREFIX = "XSC_"
 _NOT_KEYS = frozenset({"XSC_HOME", "XSC_PASSPHRASE", "XSC_DEBUG"})
-_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})")
+_ADDRESS = re.compile(
+    r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9][A-Za-z0-9-]{0,62}(?:\.[A-Za-z0-9-]{1,63})*):([0-9]{1,5})"
+)
 
 
 def _matching(pattern: str, expected: str) -> Callable[[str], str]:

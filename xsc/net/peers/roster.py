@@ -38,7 +38,9 @@ _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{PEER_NAME_CHARS_MAX - 1}}}")
 Address = Annotated[
     str,
     Field(
-        pattern=r"^(\[[0-9a-fA-F:]{2,45}\]|[A-Za-z0-9][A-Za-z0-9._-]*):[0-9]{1,5}\z",
+        # A part of a name has at most 63 characters: the system's lookup refuses longer ones.
+        pattern=r"^(\[[0-9a-fA-F:]{2,45}\]|[A-Za-z0-9][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_-]{1,63})*)"
+        r":[0-9]{1,5}\z",
         max_length=PEER_ADDRESS_CHARS_MAX,
     ),
 ]

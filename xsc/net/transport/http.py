@@ -384,6 +384,8 @@ class HttpTransport:
                 return await self._ask(
                     address, fingerprint, request, Body(request.body, size, left=left)
                 )
+        except UnicodeError:
+            raise PeerSilent(f"{address} is no address: no name is like that") from None
         except aiohttp.ServerFingerprintMismatch:
             raise PeerSilent(
                 f"{address} shows another certificate than the peer's",

@@ -346,9 +346,11 @@ def test_a_list_comes_to_have_what_is_wanted_and_what_stays_is_not_written(held,
 
 def test_the_largest_introduction_travels_beside_its_record():
     who = key("one")
+    host = ("h" * 63 + ".") * (PEER_ADDRESS_CHARS_MAX // 64)
     record = AddressRecord(
         name="n" * PEER_NAME_CHARS_MAX,
-        addresses=("h" * (PEER_ADDRESS_CHARS_MAX - 6) + ":65535",) * PEER_ADDRESSES_MAX,
+        addresses=(f"{host}{'h' * (PEER_ADDRESS_CHARS_MAX - 6 - len(host))}:65535",)
+        * PEER_ADDRESSES_MAX,
         fingerprint=bytes(32),
         introducible=True,
         seq=2**62,

@@ -56,6 +56,13 @@ def met(book, node_id, name="bert", own=None):
     return info
 
 
+@pytest.mark.parametrize("host", ["x" * 64, "a..b", "a." + "x" * 64, "a.", ".a", "\xe4"])
+def test_an_address_that_cannot_be_looked_up_is_refused(host):
+    record(addresses=("x" * 63 + ".example:1",))
+    with pytest.raises(ValueError, match="addresses"):
+        record(addresses=(f"{host}:1",))
+
+
 @given(st.text(max_size=80), st.sets(st.text(max_size=5)))
 def test_every_name_is_typable_and_unique(wanted, taken):
     name = unique_name(wanted, A, taken)

@@ -721,6 +721,14 @@ async def test_peers_join_call_move_and_come_back_over_http(listen):
     await moved.stop()
 
 
+@pytest.mark.parametrize("host", ["x" * 70 + ".example", "a..b"])
+async def test_who_names_a_place_that_no_name_is_like_is_silent(host):
+    transport = HttpTransport(listen="127.0.0.1:0", key=KEY)
+    with pytest.raises(PeerSilent, match="no name is like that"):
+        await transport.send(f"{host}:7411", b"f" * 32, RawRequest("GET", "/", {}), 5_000)
+    await transport.close()
+
+
 async def test_a_silent_listener_times_out():
     ended = asyncio.Event()
 
