@@ -1,7 +1,7 @@
 """What bounds HTTP with strangers, at both ends: connections, bytes that are held, and time.
 
 `Gate` bounds the connections that come. `Flow` ends a transfer that does not go on, in
-`read_body` and `write_answer`. Heads have `HEAD` and `Held`. Bytes are bounded by `xsc.base.room`.
+`read_body` and `write_answer`. Heads have `HEAD_FIELDS_MAX` and `Held`, bytes `xsc.base.room`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from math import inf
 from typing import Any, Final
 
 import aiohttp
@@ -23,12 +24,8 @@ from xsc.base.turns import Turns
 from xsc.net.transport.addresses import source_of
 from xsc.net.transport.port import Buffer, Take, nothing
 
-HEAD: Final[dict[str, Any]] = {
-    "max_line_size": limits.PEER_HEADER_BYTES_MAX // 2,
-    "max_field_size": limits.PEER_HEADER_BYTES_MAX // 2,
-    "max_headers": 32,
-}
-"""Bounds of what is in a head, of a request and of an answer."""
+HEAD_FIELDS_MAX: Final = 32
+"""Of a request and of an answer; aiohttp bounds each line to 8 KiB."""
 HELD_BYTES_MAX: Final = 2 * limits.PEER_HEADER_BYTES_MAX
 """Of what is not whole yet: a head with its first line, or what stands between bytes of a body."""
 PIECE_BYTES: Final = 128 * KIB
@@ -43,40 +40,43 @@ class Held:
 
     Args:
         parser: of one end of a connection.
+        heads: how many there may be; none may only inform.
     """
 
-    def __init__(self, parser: Any) -> None:  # noqa: ANN401 - aiohttp's own
+    def __init__(self, parser: Any, heads: float = inf) -> None:  # noqa: ANN401 - aiohttp's own
         self._parser = parser
+        self._heads = heads
         self._payload: Any = aiohttp.EMPTY_PAYLOAD
         self._held = 0
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the parser's
         return getattr(self._parser, name)
 
-    def feed_data(self, data: bytes) -> tuple[list[Any], bool, bytes]:
+    def feed_data(self, data: bytes) -> tuple[Sequence[Any], bool, bytes]:
         """Return what has become whole with some bytes, as the parser does.
 
         Raises:
-            HttpProcessingError: they are malformed, or too many without a whole head or a byte
-                of a body among them.
+            HttpProcessingError: they are malformed, a head that nobody asked for, or too many
+                without a whole head or a byte of a body among them.
         """
-        found: list[Any] = []
-        start = 0
-        while True:
-            before = self._payload.total_bytes
-            piece = data[start : start + HELD_BYTES_MAX - self._held]
-            start += len(piece)
-            messages, upgraded, rest = self._parser.feed_data(piece)
-            found += messages
-            if messages:
-                self._payload = messages[-1][1]
-            self._held += len(piece)
-            if messages or self._payload.total_bytes > before:
-                self._held = 0
-            if self._held == HELD_BYTES_MAX:
-                raise BadHttpMessage(f"no more than {HELD_BYTES_MAX} bytes are held of a head")
-            if upgraded or start == len(data):
-                return found, upgraded, rest + data[start:]
+        if self._held >= HELD_BYTES_MAX:
+            raise BadHttpMessage(f"a head of more than {HELD_BYTES_MAX} bytes")
+        # Of a body nothing is held: it is not copied for this.
+        size = HELD_BYTES_MAX - self._held if self._payload.is_eof() else len(data)
+        piece, more = data[:size], data[size:]
+        before = self._payload.total_bytes
+        found, upgraded, rest = self._parser.feed_data(piece)
+        self._held += len(piece)
+        self._heads -= len(found)
+        if found or self._payload.total_bytes > before:
+            self._held = 0
+        for message, self._payload in found:
+            if getattr(message, "code", 200) < 200 or self._heads < 0:
+                raise BadHttpMessage("nobody asked for such a head")
+        if upgraded or not more:
+            return found, upgraded, rest + more
+        others, upgraded, rest = self.feed_data(more)
+        return [*found, *others], upgraded, rest
 
 
 class Flow:

@@ -20,7 +20,6 @@ from typing import Any
 import aiohttp
 from aiohttp import hdrs, web
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.http_exceptions import BadHttpMessage
 
 from xsc.base import limits
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited, TooLarge
@@ -29,7 +28,7 @@ from xsc.base.turns import Turns
 from xsc.identity.keys import KeyPair
 from xsc.net.transport.addresses import is_loopback, may_be_peer, source_of, split
 from xsc.net.transport.bounds import (
-    HEAD,
+    HEAD_FIELDS_MAX,
     PIECE_BYTES,
     Body,
     Gate,
@@ -52,12 +51,6 @@ STOP_MS = 2_000
 
 class _Connection(web.RequestHandler):
     """Says a status to what is not HTTP, and nothing to those who have gone."""
-
-    _parser: Any
-
-    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - aiohttp's own
-        super().__init__(*args, **options)
-        self._parser = Held(self._parser)
 
     async def start(self) -> None:
         """Answer requests, if it was not cut off before this began."""
@@ -92,24 +85,12 @@ class _Connection(web.RequestHandler):
 
 
 class _Answers(ResponseHandler):
-    """Takes one head for each request, and none that only informs."""
-
-    _parser: Any
+    """Takes one head for each request."""
 
     def set_response_params(self, **options: Any) -> None:  # noqa: ANN401 - aiohttp's own
         """Begin to wait for an answer."""
-        self._headed = False
         super().set_response_params(**options)
-        self._parser = Held(self._parser)
-
-    def feed_data(self, data: Any, size: int = 0) -> None:  # noqa: ANN401 - aiohttp's own
-        """Take a head, or drop who sends heads that nobody asked for: they would be queued."""
-        if self._headed or data[0].code < HTTPStatus.OK:
-            self.abort()
-            self.set_exception(BadHttpMessage("a head that nobody asked for"))
-            return
-        self._headed = True
-        super().feed_data(data, size)
+        self._parser = Held(self._parser, heads=1)  # type: ignore[assignment]
 
 
 class Connector(aiohttp.TCPConnector):
@@ -120,8 +101,6 @@ class Connector(aiohttp.TCPConnector):
         idle_ms: how long one may be idle and still be used.
         local: says whether peers may be on loopback.
     """
-
-    _factory: Any
 
     def __init__(self, most: int, idle_ms: int, local: Callable[[], bool]) -> None:
         def place(info: Any) -> socket.socket:  # noqa: ANN401 (of getaddrinfo)
@@ -137,7 +116,7 @@ class Connector(aiohttp.TCPConnector):
             use_dns_cache=False,
             socket_factory=place,
         )
-        self._factory = partial(_Answers, loop=self._loop)
+        self._factory = partial(_Answers, loop=self._loop)  # type: ignore[assignment]
 
     async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         idle = sorted(
@@ -205,7 +184,7 @@ class Server(web.Server):
             "auto_decompress": False,
             "keepalive_timeout": inf,
             "lingering_time": LINGER_MS / 1000,
-            **HEAD,
+            "max_headers": HEAD_FIELDS_MAX,
             **options,
         }
         self._gate = gate
@@ -213,7 +192,9 @@ class Server(web.Server):
 
     def __call__(self) -> _Connection:
         """Return what serves a new connection."""
-        return _Connection(self, loop=self._loop, **self._options)
+        made = _Connection(self, loop=self._loop, **self._options)
+        made._parser = Held(made._parser)  # type: ignore[assignment]  # noqa: SLF001
+        return made
 
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:  # noqa: ANN401
         """Begin to serve a connection, if it is let in."""
@@ -423,7 +404,7 @@ class HttpTransport:
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
                 auto_decompress=False,
                 read_bufsize=PIECE_BYTES,
-                **HEAD,
+                max_headers=HEAD_FIELDS_MAX,
             )
         return self._session
 
