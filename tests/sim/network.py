@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from tests.sim.loop import simulate
 from xsc.base.clock import InlineExecutor, ManualClock, SeededEntropy
+from xsc.base.keyvalue import Stores
 from xsc.base.limits import MIB
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
@@ -143,10 +144,7 @@ class World:
             entropy=SeededEntropy(seed),
             executor=executor,
             transport=self.net.transport(self.place(index)),
-            bodies=disk.bodies,
-            index=disk.index,
-            state=disk.state,
-            space=disk.space,
+            stores=Stores(disk.bodies, disk.index, disk.state, disk.space),
             sandbox=LocalSandbox(executor),
             log=SilentLog(),
             disk_free_bytes=lambda: 0 if index in self.full else 2**40,

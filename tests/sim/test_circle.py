@@ -436,7 +436,7 @@ def test_a_contract_names_introducers_and_check_says_who_brought_the_hosts():
         assert found.domains["introducer"] == Domains(known=1, unknown=0)
         assert found.survives == "2nodes"
         (row,) = _introducers(owner, found)
-        assert (row.name, row.hosts, row.brought) == (hub.config.name, 6, 5)
+        assert (row.id, row.hosts, row.brought) == (hub.key.node_id, 6, 5)
         # Whom the operator answers for is a domain of its own.
         for node in world.nodes[1:5]:
             owner.peers.roster.confirm(node.key.node_id)

@@ -18,7 +18,7 @@ from xsc.base.limits import SLOT_STEP_BYTES
 from xsc.base.units import format_size
 from xsc.identity.envelope import sign
 from xsc.node.offline.verify import verify_file
-from xsc.node.routes import allocation, status
+from xsc.node.routes import market, status
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.clearing import TwoTierAllocationState
 
@@ -166,7 +166,7 @@ def test_health_shows_a_false_clearing_and_anybody_can_check_it():
         (row,) = await status.health(customer, Nothing())
         assert (row.false_clearing, row.wrong) == (divided.clearing, 1)
         assert row.quality_ppm < before.quality_ppm
-        packed = await allocation.clearing(customer, Id(id=to_text(row.false_clearing)[:8]))
+        packed = await market.clearing(customer, Id(id=to_text(row.false_clearing)[:8]))
         with pytest.raises(ProofInvalid, match="by the rule"):
             verify_file(packed)
         # It offers nothing while its state names this.

@@ -32,7 +32,7 @@ from tests.sim.loop import SimulatedLoop, finish
 from tests.sim.network import World, content, stream
 from xsc.base.encoding import decode
 from xsc.base.errors import ObjectUnknown, XscError
-from xsc.base.limits import LEFTOVERS_KEPT_MS, SEGMENT_BYTES
+from xsc.base.limits import SEGMENT_BYTES
 from xsc.base.merkle import root_of
 from xsc.identity.envelope import open_signed
 from xsc.identity.keys import network_id
@@ -568,7 +568,7 @@ class Laws(RuleBasedStateMachine):
         self.meets()
         self.do(self.world.until(lambda: self.healthy, 300_000))
         ids = {node.key.node_id: index for index, node in enumerate(self.world.nodes)}
-        self.do(self.world.clock.sleep_ms(LEFTOVERS_KEPT_MS + 10_000))
+        self.do(self.world.clock.sleep_ms(self.world.nodes[0].config.moved_kept_ms + 10_000))
         for index in self.up():
             self.do(self.world.nodes[index].storage.retry_deletions())
         for index in self.up():

@@ -358,8 +358,8 @@ def test_an_identity_that_nobody_holds_a_directory_of_is_told_so():
     async def play(world):
         for node in world.nodes:
             await node.tasks.stop()
-            for key, _ in list(node.parts.state.scan(b"storage/head/")):
-                node.parts.state.write([(key, None)], sync=True)
+            for key, _ in list(node.parts.stores.state.scan(b"storage/head/")):
+                node.parts.stores.state.write([(key, None)], sync=True)
         await world.lose(OWNER)
         with pytest.raises(ObjectUnknown, match="no peer that answered"):
             await readable(world, OWNER, place_of(world, 1))

@@ -121,7 +121,7 @@ async def story(world):
     assert owner.ledger.settled_entries() > chain, "the chain goes on"
     for node in world.nodes:
         await node.ledger.verify()
-        assert not list(node.parts.state.scan(b"ledger/conflict/", b"ledger/conflict0"))
+        assert not list(node.parts.stores.state.scan(b"ledger/conflict/", b"ledger/conflict0"))
         assert not node.failed.done()
 
 

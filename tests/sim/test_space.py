@@ -215,7 +215,7 @@ def test_versions_are_kept_as_the_settings_say(keep, kept):
         for value in range(5):
             await node.space.put("a", b"%d" % value)
         await node.space.compact()
-        found = node.parts.space.scan(ARCHIVE + node.key.node_id + b"a\0", b"b")
+        found = node.parts.stores.space.scan(ARCHIVE + node.key.node_id + b"a\0", b"b")
         assert sum(1 for _ in found) == kept
 
     run_world(91, 1, play, keep)

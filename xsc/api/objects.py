@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from xsc.api.endpoint import Endpoint, Id, Key, Model, get, header, listing, post
+from xsc.api.endpoint import Endpoint, Id, Key, Model, get, header, listing, named, post
 from xsc.api.market import PassedOver
 from xsc.api.problems import Problem
 
@@ -201,10 +201,12 @@ class BadShard(Model):
 class Introducer(Model):
     """Who introduced how many of an object's hosts."""
 
-    id: str
-    name: str
+    id: Key
+    name: str = named("id")
     hosts: int
+    """With the introducer itself, if it is one of them."""
     brought: int
+    """Without it."""
 
 
 class Checked(Stat):

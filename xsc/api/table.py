@@ -7,7 +7,7 @@ from typing import Any
 from xsc.api import home, jobs, ledger, market, objects, peers, programs, services, space, status
 from xsc.api.endpoint import Endpoint
 
-_SUBJECTS = (status, peers, objects, home, jobs, services, space, programs, market, ledger)
+SUBJECTS = (status, peers, objects, home, jobs, services, space, programs, market, ledger)
 ENDPOINTS: tuple[Endpoint[Any, Any], ...] = tuple(
-    each for subject in _SUBJECTS for each in vars(subject).values() if isinstance(each, Endpoint)
+    each for subject in SUBJECTS for each in vars(subject).values() if isinstance(each, Endpoint)
 )

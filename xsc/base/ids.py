@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import base64
 import re
+from functools import lru_cache
 
 from xsc.base.errors import ArgumentInvalid
+from xsc.base.limits import PEERS_MAX
 
 ID_BYTES = 32
 TEXT_CHARS = 52
@@ -25,6 +27,12 @@ _SMALL_Y = frozenset({0, 1, _FIELD - 1, _EIGHTH, _FIELD - _EIGHTH})
 def to_text(raw: bytes) -> str:
     """Return the base32 text of bytes, lower case and without padding."""
     return base64.b32encode(raw).decode().rstrip("=").lower()
+
+
+@lru_cache(maxsize=2 * PEERS_MAX)
+def node_text(node_id: bytes) -> str:
+    """Return the text of a node id; kept, as base32 is slow and a node's peers stay the same."""
+    return to_text(node_id)
 
 
 def from_text(text: str) -> bytes:
@@ -63,8 +71,9 @@ def is_strong(node_id: bytes) -> bool:
     return y < _FIELD and y not in _SMALL_Y
 
 
+@lru_cache(maxsize=2 * PEERS_MAX)
 def node_id_from_text(text: str) -> bytes:
-    """Return the 32 bytes of a node id given as text.
+    """Return the 32 bytes of a node id given as text; kept, as `node_text`.
 
     Raises:
         ArgumentInvalid: not the text of 32 bytes, or of no key that somebody can have.

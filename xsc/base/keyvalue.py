@@ -7,6 +7,7 @@ knowing `db`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 Change: TypeAlias = "tuple[bytes, bytes | None]"
@@ -50,6 +51,21 @@ class KeyValue(Protocol):
 
     def close(self) -> None:
         """Release the store; any later call is a bug."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The databases of one node."""
+
+    bodies: KeyValue
+    index: KeyValue
+    state: KeyValue
+    space: KeyValue
+
+    def close(self) -> None:
+        """Release them."""
+        for store in (self.index, self.bodies, self.space, self.state):
+            store.close()
 
 
 def prefix_end(prefix: bytes) -> bytes | None:

@@ -101,11 +101,6 @@ REPROBE_INTERVAL_MS = 5_000
 """A host that is asked last is asked for a shard beside the others that often, if it is silent."""
 FIND_GRACE_MS = 100
 """How long others may still say what they hold, once enough is known to read the object."""
-REPAIR_GRACE_MS = 15 * 60_000
-"""How long a node must be silent before what it holds counts as lost."""
-REPAIR_BYTES_A_SECOND = 32 * MIB
-REPAIR_CHECK_MS = 10 * 60_000
-"""How often every host of every object is asked, also where nothing happened."""
 REPAIRS_AT_ONCE = 2
 REPAIRS_A_ROUND_MAX = 256
 """Objects repaired before the order of urgency is made anew."""
@@ -122,8 +117,6 @@ CUSTODIAN_RETRY_MS = 600_000
 """A node that refused custody is asked again after that."""
 CUSTODIANS_MAX = 16
 """Of one object, as far as one is told of those before it."""
-CUSTODY_BYTES = 4 * GIB
-"""What a node stores at hosts, and pays for, in place of one absent owner, unless it says so."""
 REPORTS_AN_OBJECT_MAX = 16
 """How often within REPORTS_MS an owner reads all of an object because a peer reports copies."""
 REPORTS_MS = 24 * 3_600_000
@@ -133,8 +126,6 @@ CUSTODY_OBJECTS_A_PEER_MAX = 10_000
 """Objects that a node has in custody for one peer."""
 CUSTODY_ROW_BYTES_A_PEER_MAX = 16 * MIB
 """What it keeps on its disk of those: the row of one can have from 400 to 9 000 bytes."""
-LEFTOVERS_KEPT_MS = 60_000
-"""How long moved columns stay where they were, unless the operator says otherwise."""
 DRAIN_LOOK_MS = 2_000
 """How often a node that leaves counts what it still holds; longer where counting takes long."""
 DRAIN_STUCK_LISTED = 100

@@ -42,6 +42,7 @@ from xsc.cli.options import (
     Settings,
     asks,
     job_options,
+    read_given,
     table_of,
 )
 from xsc.cli.output import Columns, moment, or_dash, say, short, show, show_json, show_rows, warn
@@ -52,7 +53,6 @@ from xsc.client.files import (
     check_target,
     make_directory,
     place_in,
-    read_bounded,
     read_file,
     read_module,
     write_whole,
@@ -112,7 +112,7 @@ def invoke(
     if batch is not None:
         if arguments:
             raise ArgumentInvalid("with --batch the arguments come from its lines alone")
-        lines = _read_stdin(batch)
+        lines = read_given(batch, "standard input", STDIN_BYTES_MAX)
         spec = JobSpec.batch(code, function, lines, item_fuel, **options)
         return _show_batch(settings, _run_job(settings, spec, receipt))
     if item_fuel is not None:
@@ -171,7 +171,7 @@ def run(
     if out is not None:
         make_directory(out)
     code = read_module(module)
-    given = _read_stdin(stdin)
+    given = b"" if stdin is None else read_given(stdin, "standard input", STDIN_BYTES_MAX)
     variables, calls = table_of(env, "variable"), settings.calls()
     objects = {
         name: one_object(calls, target) for name, target in table_of(inputs, "input").items()
@@ -255,20 +255,12 @@ def _run_job(
     else:
         if not spec.local:
             say(f"no node runs at {settings.home}: running here, in the same sandbox")
-        from xsc.node.local import run_here
+        from xsc.node.offline.compute import run_here
 
         done = run_here(spec, show)
     if receipt is not None:
         write_whole(receipt, [done.receipt])  # first of all: a run that trapped is billed, too
     return done
-
-
-def _read_stdin(path: Path | None) -> bytes:
-    if path is None:
-        return b""
-    if path == Path("-"):
-        return read_bounded(sys.stdin.buffer, "standard input", STDIN_BYTES_MAX)
-    return read_file(path, "standard input", STDIN_BYTES_MAX)
 
 
 def _raise_trap(done: JobResult) -> None:
@@ -347,7 +339,7 @@ def verify(
     source = stdin if batch is None else batch
     text = b"" if source is None else read_file(source, "standard input", STDIN_BYTES_MAX)
     files = {name: read_file(Path(path), "input", INPUT_BYTES_MAX) for name, path in inputs}
-    from xsc.node.offline.replay import Given, replay_file
+    from xsc.node.offline.compute import Given, replay_file
 
     answer: Document = replay_file(raw, code, Given(arguments, dict(env), text, files, item_fuel))
     settings.view(answer, _show_verdicts)
@@ -430,22 +422,17 @@ _SERVICES: Final[Columns] = {
     "version": "version",
     "at": lambda row: row["node_name"] or short(row["node"]),
     "state": "state",
-    "<requests": ("requests", str),
-    "<failed": ("failures", str),
-    "<refused": ("refused", str),
+    "<requests": "requests",
+    "<failed": "failures",
+    "<refused": "refused",
     "url": ("url", or_dash),
 }
 
 
-@compute.command("ls")
-def services(settings: Settings) -> None:
+@asks(compute, api.services.LIST, name="ls")
+def services(answer: Document) -> None:
     """List services: one's own, and those that are held for peers."""
-    answer = settings.ask(api.services.LIST)
-    settings.view(
-        answer, lambda _: show_rows(answer["services"], _SERVICES, "there are no services")
-    )
-    if settings.json:
-        return
+    show_rows(answer["services"], _SERVICES, "there are no services")
     for row in answer["services"]:
         if row["fault"]:
             warn(f"{row['name']}: {row['fault']}")

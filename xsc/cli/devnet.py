@@ -33,8 +33,9 @@ from xsc.base.errors import (
     SpaceExhausted,
     XscError,
 )
+from xsc.base.text import count_of
 from xsc.cli.options import DIRECTORY, DURATION, PASSPHRASE, WHOLE, Group, Settings
-from xsc.cli.output import Columns, count_of, or_dash, say, short, show, show_rows, warn
+from xsc.cli.output import Columns, or_dash, say, short, show, show_rows, warn
 from xsc.client.calls import Calls
 from xsc.client.core import Document, problem_of
 

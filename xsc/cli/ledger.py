@@ -111,7 +111,7 @@ def _signed(row: Document) -> str:
 
 
 _ENTRIES: Final[Columns] = {
-    "<seq": ("seq", str),
+    "<seq": "seq",
     "time": ("created_ms", moment),
     "kind": "kind",
     "peer": by_name("peer"),

@@ -163,12 +163,10 @@ _SPREAD: Final = click.option(
 def _estimate(settings: Settings, kind: str | None, asked: dict[str, Any]) -> None:
     """Print what a size, fuel, or both would cost."""
     ours = {"storage": "size_bytes", "compute": "fuel"}
-    if not asked.keys() & ({ours[kind]} if kind else set(ours.values())):
-        wanted = {"storage": "--size", "compute": "--fuel"}
-        raise ArgumentInvalid(
-            "nothing is to be priced", hint=f"say {wanted[kind] if kind else '--size or --fuel'}"
-        )
-    if kind is not None and asked.keys() & (set(ours.values()) - {ours[kind]}):
+    priced = asked.keys() & set(ours.values())
+    if not priced:
+        raise ArgumentInvalid("nothing is to be priced", hint="say --size or --fuel")
+    if kind is not None and priced != {ours[kind]}:
         raise ArgumentInvalid(f"that is no {kind}", hint="leave the kind out to price both")
     if (code := asked.pop("code", None)) is not None:
         asked["code"] = f"{code[0]},{code[1]}"
@@ -634,8 +632,8 @@ def consistent(answer: Document) -> None:
     columns: Columns = {
         "node": by_name("node"),
         "written": ("written_ms", moment),
-        "<offers": ("offers", str),
-        "<needs": ("needs", str),
+        "<offers": "offers",
+        "<needs": "needs",
         "of the cut": ("consistent", yes_or_no),
         "heard more of": unheard,
     }

@@ -14,6 +14,7 @@ import click
 from xsc import api
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid, StoreDamaged, UnavailableError, unwritable
 from xsc.base.ids import to_text
+from xsc.base.text import count_of
 from xsc.base.units import format_credits, format_duration, format_level, format_size
 from xsc.cli.options import (
     INVITATION,
@@ -25,11 +26,11 @@ from xsc.cli.options import (
     ask_passphrase,
     asks,
     key_passphrase,
+    read_given,
     read_key_file,
 )
 from xsc.cli.output import (
     Columns,
-    count_of,
     moment,
     progress_bar,
     say,
@@ -42,7 +43,7 @@ from xsc.cli.output import (
 )
 from xsc.client.calls import FSCK_TIMEOUT_S, Calls
 from xsc.client.core import Document, Progress
-from xsc.client.files import check_target, read_file, unreadable, write_whole
+from xsc.client.files import check_target, unreadable, write_whole
 
 if TYPE_CHECKING:
     from xsc.node.home.backup import Brought
@@ -107,12 +108,9 @@ def recover(
     answers. A recovery that broke off goes on without IDENTITY, or with the next
     start of the node.
     """
-    from xsc.base.ids import to_text
     from xsc.node.daemon import recover_home
 
-    text = None
-    if identity is not None:
-        text = read_key_file(identity)
+    text = None if identity is None else read_key_file(identity)
     node_id, done = recover_home(
         settings.home,
         text,
@@ -124,7 +122,8 @@ def recover(
     _warn_of_lost(done.found.lost)
     for peer in done.silent:
         warn(f"{short(to_text(peer))} does not answer, and is heard when it does")
-    for peer, amount in sorted(done.unproven.items()):
+    unproven = sorted(done.unproven.items())
+    for peer, amount in unproven:
         who = "it owed" if amount > 0 else "it was owed"
         warn(
             f"unproven with {short(to_text(peer))}: {who} {format_credits(abs(amount))} credits "
@@ -139,10 +138,7 @@ def recover(
         "entries": done.entries,
         "incarnation": done.incarnation,
         "silent": [to_text(peer) for peer in done.silent],
-        "unproven": [
-            {"peer": to_text(peer), "amount_micro": amount}
-            for peer, amount in sorted(done.unproven.items())
-        ],
+        "unproven": [{"peer": to_text(peer), "amount_micro": due} for peer, due in unproven],
         "lost": list(done.found.lost),
     }
     settings.view(answer, node_id)
@@ -291,7 +287,7 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
         found = check_home(settings.home, deep=deep, salvaged=salvage)
         answer = serial.document(found)
     fields: Columns = {
-        "bodies": ("bodies", str),
+        "bodies": "bodies",
         "held": ("bytes_held", format_size),
         "counted": ("bytes_counted", format_size),
         "index": "index",
@@ -440,16 +436,18 @@ def _drain_warnings(answer: Document) -> list[str]:
     return lines
 
 
-def read_passphrase(path: Path) -> str:
-    """Return the passphrase that a file holds, or standard input (-): its first line.
+def _passphrase_of(path: Path | None, *, needed: bool, twice: bool = False) -> str:
+    """Return the passphrase of a backup: the first line of a file or of standard input (-).
+
+    Where no file is given it is asked for if one is needed, else it is empty.
 
     Raises:
-        ArgumentInvalid: it cannot be read, or holds none.
+        ArgumentInvalid: the file cannot be read or holds none, or nobody can be asked.
     """
-    if path == Path("-"):
-        raw = sys.stdin.buffer.read(PASSPHRASE_BYTES_MAX)
-    else:
-        raw = read_file(path, "passphrase file", PASSPHRASE_BYTES_MAX)
+    if path is None:
+        hint = "give it with --passphrase-file FILE"
+        return ask_passphrase(hint, twice=twice) if needed else ""
+    raw = read_given(path, "passphrase file", PASSPHRASE_BYTES_MAX)
     try:
         line = raw.decode().split("\n")[0].rstrip("\r")
     except UnicodeDecodeError:
@@ -457,10 +455,6 @@ def read_passphrase(path: Path) -> str:
     if not line:
         raise ArgumentInvalid(f"{path} holds no passphrase in its first line")
     return line
-
-
-def _ask(*, twice: bool) -> str:
-    return ask_passphrase("give it with --passphrase-file FILE", twice=twice)
 
 
 passphrase_file = click.option(
@@ -507,11 +501,7 @@ def backup(
             "a backup without the identity is locked by the identity, and by no passphrase",
             hint="leave out --no-identity or the passphrase",
         )
-    secret = ""
-    if passphrase_file is not None:
-        secret = read_passphrase(passphrase_file)
-    elif passphrase:
-        secret = _ask(twice=True)
+    secret = _passphrase_of(passphrase_file, needed=passphrase, twice=True)
     identity, bodies = not no_identity, not no_bodies
 
     def write(blocks: Iterable[bytes]) -> tuple[Reader, int]:
@@ -602,11 +592,7 @@ def restore(
         if identity is not None:
             line = read_key_file(identity)
             key = keyfile.from_line(line, key_passphrase(identity))
-        secret = ""
-        if passphrase_file is not None:
-            secret = read_passphrase(passphrase_file)
-        elif reader.head.seal == "passphrase":
-            secret = _ask(twice=False)
+        secret = _passphrase_of(passphrase_file, needed=reader.head.seal == "passphrase")
         seal = seal_of(reader.head, passphrase=secret, key=key)
         if check:
             with progress_bar("checking", None):
@@ -649,8 +635,8 @@ def _warn_of_lost(names: Iterable[str]) -> None:
 _BACKUP: Final[Columns] = {
     "id": "id",
     "of": ("created_ms", moment),
-    "objects": ("objects", str),
-    "peers": ("peers", str),
+    "objects": "objects",
+    "peers": "peers",
     "ledger": ("entries", "{} entries".format),
     "space": ("space_records", "{} records".format),
     "shards": lambda kept: f"{kept['bodies']} ({format_size(kept['bodies_bytes'])})",
@@ -693,7 +679,6 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
 
     The copy of a locked key is locked by the same passphrase.
     """
-    from xsc.base.ids import to_text
     from xsc.identity import keyfile
     from xsc.node.home.folder import read_identity
     from xsc.node.system import SystemEntropy

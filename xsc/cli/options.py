@@ -35,7 +35,7 @@ from xsc.base.units import (
     parse_size,
 )
 from xsc.cli.output import show, show_json, warn
-from xsc.client.files import check_target, read_file, unreadable, write_whole
+from xsc.client.files import check_target, read_bounded, read_file, write_whole
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -52,6 +52,8 @@ T = TypeVar("T")
 
 CAPABILITY_BYTES_MAX = 4096
 KEY_FILE_BYTES_MAX = 4096
+STREAM = Path("-")
+"""Standard input or output, where a file is named."""
 READS = "xsc:r:"
 """Begins what lets its holder read an object."""
 PASSPHRASE = "XSC_PASSPHRASE"  # noqa: S105 - the name of a variable
@@ -385,14 +387,9 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _capability(text: str) -> str:
     if text == "-":
-        return _word(sys.stdin.buffer.read(CAPABILITY_BYTES_MAX + 1), "standard input")
+        return _word(STREAM, "standard input")
     if text.startswith("@"):
-        path = Path(text[1:])
-        try:
-            with path.open("rb") as file:
-                return _word(file.read(CAPABILITY_BYTES_MAX + 1), str(path))
-        except OSError as fault:
-            raise unreadable(path, "file", fault) from None
+        return _word(Path(text[1:]), text[1:])
     if text.startswith(READS):
         _warn_of_list()
     return text
@@ -423,11 +420,23 @@ def object_of(text: str) -> str | Named:
     return Named(text)
 
 
-def _word(raw: bytes, place: str) -> str:
-    if len(raw) > CAPABILITY_BYTES_MAX:
-        raise TooLarge(f"{place} holds more than one capability")
+def read_given(path: Path, what: str, size_max: int) -> bytes:
+    """Return a file, or standard input where it is -, which must fit in memory.
+
+    Raises:
+        ArgumentInvalid: it cannot be read.
+        TooLarge: it has more than `size_max` bytes.
+    """
+    if path == STREAM:
+        return read_bounded(sys.stdin.buffer, what, size_max)
+    return read_file(path, what, size_max)
+
+
+def _word(path: Path, place: str) -> str:
     try:
-        return raw.decode("ascii").strip()
+        return read_given(path, "file", CAPABILITY_BYTES_MAX).decode("ascii").strip()
+    except TooLarge:
+        raise TooLarge(f"{place} holds more than one capability") from None
     except UnicodeDecodeError:
         raise ArgumentInvalid(f"{place} does not hold a capability") from None
 

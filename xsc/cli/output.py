@@ -256,11 +256,6 @@ def level_of(key: str) -> Callable[[Document], str]:
     return lambda row: "?" if row[key] is None else format_level(row["kind"], row[key])
 
 
-def count_of(number: int, what: str) -> str:
-    """Return a number of things in words."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def or_dash(text: object) -> str:
     """Return a text that may be missing."""
     return "-" if text is None else str(text) or "-"

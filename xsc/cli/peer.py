@@ -159,9 +159,9 @@ _HEALTH: Final[Columns] = {
     "<availability": ("availability_ppm", format_share),
     "<quality": ("quality_ppm", format_share),
     "<response": ("response_ms", "{}ms".format),
-    "<probes": ("probes", str),
-    "<missed": ("misses", str),
-    "<wrong": ("wrong", str),
+    "<probes": "probes",
+    "<missed": "misses",
+    "<wrong": "wrong",
     "seen": ("last_seen_ms", moment),
     "false clearing": lambda row: short(row["false_clearing"]) if row["false_clearing"] else "",
 }

@@ -9,6 +9,7 @@ import click
 
 from xsc import api
 from xsc.base.errors import ProofInvalid
+from xsc.base.text import cut
 from xsc.cli.options import PATH, Group, Settings, asks
 from xsc.cli.output import Branch, Columns, say, show_rows, show_table, show_tree
 from xsc.client.calls import FSCK_TIMEOUT_S, read_document
@@ -73,9 +74,7 @@ def _line(found: Document) -> str:
 
 
 def _shown(value: str | None) -> str:
-    if value is None:
-        return "-"
-    return value if len(value) <= SHOWN_CHARS_MAX else f"{value[:SHOWN_CHARS_MAX]}…"
+    return "-" if value is None else cut(value, SHOWN_CHARS_MAX)
 
 
 @asks(program, api.programs.SHOW)
@@ -104,7 +103,7 @@ _PROGRAMS: Final[Columns] = {
     "hash": "hash",
     "id": lambda row: f"{row['id']} (built in)" if row["built_in"] else row["id"],
     "state": "state",
-    "<frame": ("frame", str),
+    "<frame": "frame",
 }
 
 

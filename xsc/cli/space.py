@@ -26,18 +26,18 @@ def _own_paths(calls: Calls) -> Iterable[str]:
 
 ADDRESS = Parsed("PATH", str, _own_paths)
 _STATS: Final[Columns] = {
-    "records": ("records", str),
+    "records": "records",
     "live": ("live_bytes", format_size),
     "on disk": ("disk_bytes", format_size),
-    "subscriptions": ("subscriptions", str),
+    "subscriptions": "subscriptions",
     "received": ("received_bytes", format_size),
     "sent": ("sent_bytes", format_size),
 }
 _SHARED_PROGRAMS: Final[Columns] = {"program": "path", "<size": ("size_bytes", format_size)}
-_RUNNING: Final[Columns] = {"runs": "hash", "id": "id", "state": "state", "<frame": ("frame", str)}
+_RUNNING: Final[Columns] = {"runs": "hash", "id": "id", "state": "state", "<frame": "frame"}
 _RECORDS: Final[Columns] = {
     "path": "path",
-    "<sequence": ("sequence", str),
+    "<sequence": "sequence",
     "<size": ("size_bytes", format_size),
 }
 
@@ -159,7 +159,7 @@ def diagnostics(answer: Document) -> None:
     follows: Columns = {
         "follows": lambda row: names.get(row["owner"], short(row["owner"])),
         "prefix": "prefix",
-        "<cursor": ("cursor", str),
+        "<cursor": "cursor",
     }
     show_rows(answer["programs"], _SHARED_PROGRAMS, "no programs")
     show_rows(answer["running"], _RUNNING, "no program is registered")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, Unpack
+from typing import Final, TypeAlias, Unpack
 
 import click
 
@@ -27,6 +27,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.limits import GIB
+from xsc.base.text import count_of
 from xsc.base.units import format_credits, format_size
 from xsc.cli.options import (
     CODE,
@@ -34,6 +35,7 @@ from xsc.cli.options import (
     OBJECT,
     PATH,
     RANGE,
+    STREAM,
     SURVIVE,
     WHOLE,
     Group,
@@ -44,7 +46,6 @@ from xsc.cli.options import (
 from xsc.cli.output import (
     Cell,
     Columns,
-    count_of,
     moment,
     or_dash,
     progress_bar,
@@ -72,8 +73,6 @@ from xsc.client.files import (
 from xsc.client.targets import Named, Target, objects_of, one_object, read_tree, resolve, survey
 from xsc.client.tree import SUFFIX, Node, tree_id
 
-STREAM = Path("-")
-
 
 @click.group(cls=Group)
 def store() -> None:
@@ -86,6 +85,7 @@ def store() -> None:
     """
 
 
+Pairs: TypeAlias = Sequence[tuple[str, str]]
 cap_argument = click.argument("cap", metavar="CAP|NAME", type=OBJECT)
 version_option = click.option(
     "--version", type=WHOLE, help="That version of the name.  [the newest]"
@@ -316,7 +316,7 @@ _OBJECTS: Final[Columns] = {
     "<version": _version,
     "<size": ("size_bytes", format_size),
     "stored": ("created_ms", moment),
-    "<margin": ("margin", str),
+    "<margin": "margin",
     "capability": "capability",
 }
 
@@ -341,14 +341,6 @@ def _until(ends_ms: int | None) -> str:
     return "-" if ends_ms is None else moment(ends_ms)
 
 
-def _warn_of_end(answer: Document) -> None:
-    """Say on standard error which hosts keep their part not much longer, and why."""
-    for end in answer.get("ending", []):
-        until = "not known" if end["ends_ms"] is None else moment(end["ends_ms"])
-        reason = f": {end['reason']}" if end["reason"] else ""
-        warn(f"the lease at {short(end['node'])} was not renewed, its end is {until}{reason}")
-
-
 def _margin(answer: Document) -> str:
     margin = answer["margin"]
     if margin < 0:
@@ -363,7 +355,7 @@ def _asking(total_bytes: int | None) -> AbstractContextManager[Progress]:
     return progress_bar("asking", total_bytes)
 
 
-def _files(answer: Document) -> list[tuple[str, str]]:
+def _files(answer: Document) -> Pairs:
     """Return the lines about a directory: how many files, and of which the rest speaks."""
     if "tree" not in answer:
         return []
@@ -375,11 +367,35 @@ def _files(answer: Document) -> list[tuple[str, str]]:
     ]
 
 
-def _show_worst(answer: Document) -> None:
-    """Show the files of a directory that are not whole, the worst first."""
+def _show_placement(answer: Document, form: Pairs = (), worth: Pairs = ()) -> None:
+    """Show how the hosts hold an object, and on standard error which of them do not much longer.
+
+    Of a directory the files follow that are not whole, the worst first.
+
+    Args:
+        answer: about the object.
+        form: what is shown before it.
+        worth: what is shown after it.
+    """
+    show_pairs(
+        [
+            ("size", format_size(answer["size_bytes"])),
+            *_files(answer),
+            *form,
+            ("readable", yes_or_no(answer["readable"])),
+            ("margin", _margin(answer)),
+            ("healable", yes_or_no(answer["healable"])),
+            *worth,
+            ("leases until", _until(answer.get("ends_ms"))),
+        ]
+    )
+    for end in answer.get("ending", []):
+        until = "not known" if end["ends_ms"] is None else moment(end["ends_ms"])
+        reason = f": {end['reason']}" if end["reason"] else ""
+        warn(f"the lease at {short(end['node'])} was not renewed, its end is {until}{reason}")
     if rows := answer.get("tree", {}).get("worst"):
         columns: Columns = {
-            "<margin": ("margin", str),
+            "<margin": "margin",
             "readable": ("readable", yes_or_no),
             "path": lambda row: row["path"] or "(the list)",
         }
@@ -426,20 +442,9 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
 
 def _show_stat(answer: Document) -> None:
     code = answer["code"]
-    show_pairs(
-        [
-            ("size", format_size(answer["size_bytes"])),
-            *_files(answer),
-            ("code", f"any {code['k']} of {code['k'] + code['m']} shards"),
-            ("readable", yes_or_no(answer["readable"])),
-            ("margin", _margin(answer)),
-            ("healable", yes_or_no(answer["healable"])),
-            ("leases until", _until(answer.get("ends_ms"))),
-        ]
-    )
-    _warn_of_end(answer)
-    _show_worst(answer)
-    columns: Columns = {"<shard": ("shard", str), "node": ("node", short), "state": "state"}
+    shards = ("code", f"any {code['k']} of {code['k'] + code['m']} shards")
+    _show_placement(answer, form=[shards])
+    columns: Columns = {"<shard": "shard", "node": ("node", short), "state": "state"}
     show_rows(answer["hosts"], columns, "it has no shards: its content is in the manifest")
 
 
@@ -479,37 +484,28 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
 
 def _show_check(answer: Document, *, deep: bool) -> None:
     loss_ppb = answer["yearly_loss_ppb"]
-    show_pairs(
-        [
-            ("size", format_size(answer["size_bytes"])),
-            *_files(answer),
-            ("readable", yes_or_no(answer["readable"])),
-            ("margin", _margin(answer)),
-            ("healable", yes_or_no(answer["healable"])),
-            ("lies on", _domains(answer)),
-            ("introduced", _introduced(answer)),
-            ("survives", f"the loss of {answer['survives']}"),
-            *_contract(answer),
-            ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),
-            *([("read", format_size(answer["read_bytes"]))] if deep else []),
-            ("leases until", _until(answer.get("ends_ms"))),
-        ]
-    )
-    _warn_of_end(answer)
-    _show_worst(answer)
+    worth = [
+        ("lies on", _domains(answer)),
+        ("introduced", _introduced(answer)),
+        ("survives", f"the loss of {answer['survives']}"),
+        *_contract(answer),
+        ("yearly loss", f"{loss_ppb // 10**7}.{loss_ppb % 10**7:07d}% (an estimate)"),
+        *([("read", format_size(answer["read_bytes"]))] if deep else []),
+    ]
+    _show_placement(answer, worth=worth)
     if answer["bad"]:
         show_rows(answer["bad"], _BAD | ({"path": "path"} if "tree" in answer else {}), "")
 
 
 _BAD: Final[dict[str, Cell]] = {
-    "<segment": ("segment", str),
-    "<shard": ("shard", str),
+    "<segment": "segment",
+    "<shard": "shard",
     "node": ("node", short),
     "reason": "reason",
 }
 
 
-def _contract(answer: Document) -> list[tuple[str, str]]:
+def _contract(answer: Document) -> Pairs:
     """Return the line about what was asked for when an object was stored, if anything was."""
     if not answer.get("contract"):
         return []

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import cast
@@ -13,22 +11,18 @@ import click
 
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.limits import PEER_BODY_BYTES_MAX
-from xsc.cli.options import PATH, Command, Settings
+from xsc.cli.options import PATH, STREAM, Command, Settings
 from xsc.client.files import read_bounded, read_file, read_module, unreadable
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BufferedReader]:
-    """Give a file, or standard input for "-", to be read."""
-    if path == Path("-"):
-        yield BufferedReader(cast(RawIOBase, sys.stdin.buffer))
-        return
+def _opened(path: Path) -> BufferedReader:
+    """Return a file, or standard input for "-", to be read."""
+    if path == STREAM:
+        return BufferedReader(cast(RawIOBase, sys.stdin.buffer))
     try:
-        file = path.open("rb")
+        return path.open("rb")
     except OSError as fault:
         raise unreadable(path, "file", fault) from None
-    with file:
-        yield file
 
 
 @click.command(cls=Command)

@@ -55,8 +55,6 @@ class AvailabilityStats:
     """Answers that were plainly wrong."""
     trust_ppm: int
     """What those leave of the score."""
-    misses_in_row: int
-    """Since the last answer, in this run."""
     last_seen_ms: int | None
     """When it answered last."""
 
@@ -204,7 +202,6 @@ def _stats(history: _History) -> AvailabilityStats:
         answered=answered,
         wrong=sum(bucket.wrong for bucket in buckets.values()),
         trust_ppm=trust_ppm({history.newest - n: one.wrong for n, one in buckets.items()}),
-        misses_in_row=history.run_misses or 0,
         last_seen_ms=max(
             (one.seen_ms for one in buckets.values() if one.seen_ms is not None), default=None
         ),

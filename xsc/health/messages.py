@@ -10,7 +10,6 @@ from xsc.base.limits import NONCE_BYTES
 from xsc.identity.envelope import Count, Id32, Record
 
 Nonce = Annotated[bytes, Field(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
-Label = Annotated[str, Field(max_length=64)]
 
 
 class Ping(Record):
@@ -23,7 +22,7 @@ class Ping(Record):
 
 
 class Pong(Record):
-    """Signed by the probed node: alive, and this is what it has to offer."""
+    """Signed by the probed node: alive, and says whether it reaches the prober."""
 
     node: Id32
     """The node that answers."""
@@ -31,11 +30,6 @@ class Pong(Record):
     """The ping's."""
     now_ms: Count
     """The answering node's wall clock."""
-    name: Label
-    version: Label
-    storage_free_bytes: Count
-    storage_capacity_bytes: Count
-    compute_free_steps: Count
     reaches: bool | None
     """Whether the answering node's own probes reach the caller; None before it has tried."""
 

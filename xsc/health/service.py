@@ -44,7 +44,6 @@ from xsc.base.peering import Handler, Peers, Reply
 from xsc.base.turns import Turns
 from xsc.health.detector import AvailabilityTester, State
 from xsc.health.messages import Ping, Pong, check_pong
-from xsc.health.ports import Describe
 from xsc.health.schedule import due, wait_ms
 from xsc.health.score import quality_ppm
 from xsc.identity.context import Context
@@ -91,7 +90,6 @@ class HealthRow:
     """Those of them that were not answered."""
     wrong: int
     """Answers in the same time that were plainly wrong."""
-    misses_in_row: int
     quality_ppm: int
     skew_ms: int | None
     """How far the peer's clock was ahead of ours at its last answer, in this run."""
@@ -108,7 +106,6 @@ class HealthService:
         context: signs pings and pongs, and sends them.
         state: the store; other tables may be in it.
         peers: the peers to probe, read anew in each round.
-        info: what this node tells of itself.
         interval_ms: from one probe of a peer to its next.
         timeout_ms: after which a probe is missed.
 
@@ -122,7 +119,6 @@ class HealthService:
         *,
         state: KeyValue,
         peers: Peers,
-        info: Describe,
         interval_ms: int = PROBE_INTERVAL_MS,
         timeout_ms: int = PROBE_TIMEOUT_MS,
     ) -> None:
@@ -134,7 +130,6 @@ class HealthService:
         self._log = context.log
         self._store = state
         self._peers = peers
-        self._info = info
         self._interval_ms = interval_ms
         self._timeout_ms = timeout_ms
         self.tester = AvailabilityTester()
@@ -198,7 +193,6 @@ class HealthService:
             probes=stats.probes,
             misses=stats.probes - stats.answered,
             wrong=stats.wrong,
-            misses_in_row=stats.misses_in_row,
             quality_ppm=self.quality_ppm(peer),
             skew_ms=self._skew_ms.get(peer),
             reaches_us=None if (pong := self._pongs.get(peer)) is None else pong.reaches,
@@ -405,16 +399,10 @@ class HealthService:
         ping = open_signed(raw, Ping, network=self._network, author=caller).record
         if ping.node != self._key.node_id:
             raise RecordInvalid("the ping is for another node")
-        info = self._info()
         pong = Pong(
             node=self._key.node_id,
             nonce=ping.nonce,
             now_ms=self._clock.now_ms(),
-            name=info.name,
-            version=info.version,
-            storage_free_bytes=info.storage_free_bytes,
-            storage_capacity_bytes=info.storage_capacity_bytes,
-            compute_free_steps=info.compute_free_steps,
             reaches={"up": True, "down": False}.get(self.tester.state(caller)),
         )
         return {"v": 1, "pong": sign(pong, self._key, self._network).raw}, ()

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xsc import __version__
 from xsc.allocation.allocating import Allocator
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.declaring import (
@@ -41,7 +40,7 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.ids import short, to_text
-from xsc.base.keyvalue import KeyValue
+from xsc.base.keyvalue import Stores
 from xsc.base.limits import (
     ALLOCATION_LOOK_MS,
     LEASE_TIMEOUT_MS,
@@ -64,7 +63,6 @@ from xsc.compute.wasm.limits import Limits
 from xsc.compute.wasm.sandbox import Sandbox
 from xsc.db.group import GroupCommit
 from xsc.health.attending import Attended
-from xsc.health.ports import NodeInfo
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair
 from xsc.ledger import exchange as ledger_exchange
@@ -135,10 +133,7 @@ class Parts:
     entropy: Entropy
     executor: Executor
     transport: Transport
-    bodies: KeyValue
-    index: KeyValue
-    state: KeyValue
-    space: KeyValue
+    stores: Stores
     sandbox: Sandbox
     log: Log
     disk_free_bytes: Callable[[], int]
@@ -297,8 +292,8 @@ class Node:
     def _make_net(self) -> None:
         """Make what calls peers and answers them."""
         config, parts = self.config, self.parts
-        self._commit = GroupCommit(parts.bodies, parts.executor)
-        self._state_commit = GroupCommit(parts.state, parts.executor)
+        self._commit = GroupCommit(parts.stores.bodies, parts.executor)
+        self._state_commit = GroupCommit(parts.stores.state, parts.executor)
         self.peers = PeerNet(
             key=self.key,
             network_name=self.network,
@@ -306,7 +301,7 @@ class Node:
             entropy=parts.entropy,
             executor=parts.executor,
             transport=parts.transport,
-            store=parts.state,
+            store=parts.stores.state,
             log=parts.log,
             name=config.name,
             advertise=config.advertise,
@@ -319,16 +314,15 @@ class Node:
         config, parts, context = self.config, self.parts, self.peers.context
         self.ledger = LedgerService(
             context,
-            state=parts.state,
+            state=parts.stores.state,
             starter_limit=config.starter_credit_micro,
             recovering=recovering,
             shares_with=self.peers.roster.shares_with,
         )
         self.health = HealthService(
             context,
-            state=parts.state,
+            state=parts.stores.state,
             peers=self.peers.roster,
-            info=self.describe,
             interval_ms=config.probe_interval_ms,
             timeout_ms=min(config.probe_interval_ms, PROBE_TIMEOUT_MS),
         )
@@ -339,7 +333,7 @@ class Node:
         """Make the space, what this node says of itself in it, and what it follows of peers."""
         config, parts, context = self.config, self.parts, self.peers.context
         self.space_store = SpaceStore(
-            parts.space,
+            parts.stores.space,
             context.executor,
             context.clock,
             context.key,
@@ -405,13 +399,13 @@ class Node:
         config, parts, context = self.config, self.parts, self.peers.context
         self.shards = StorageNode(
             capacity_bytes=config.storage_capacity_bytes,
-            bodies=parts.bodies,
-            index=parts.index,
+            bodies=parts.stores.bodies,
+            index=parts.stores.index,
             commit=self._commit.commit,
             executor=parts.executor,
             log=parts.log,
         )
-        self.departures = Departures(context, parts.state, self._state_commit.commit)
+        self.departures = Departures(context, parts.stores.state, self._state_commit.commit)
         self.capacity = NodeCapacity(
             self.shards,
             parts.disk_free_bytes,
@@ -434,7 +428,7 @@ class Node:
         self.market = MarketService(
             self._attending,
             self._ports,
-            state=parts.state,
+            state=parts.stores.state,
             commit=self._state_commit.commit,
             settings=market_settings(config),
         )
@@ -447,7 +441,7 @@ class Node:
         records = Records(
             context,
             space=self.space,
-            state=parts.state,
+            state=parts.stores.state,
             read=self.following.read,
             heard=self.commitments.heard,
             once=self.tasks.once,
@@ -530,7 +524,7 @@ class Node:
             leases=self.market.granter,
             node=self.shards,
             departures=self.departures,
-            state=parts.state,
+            state=parts.stores.state,
             commit=self._state_commit.commit,
             settings=config,
             weight_ppm=self.commitments.weight_ppm,
@@ -541,29 +535,32 @@ class Node:
             context,
             node=self.shards,
             leases=self.market.granter,
-            state=parts.state,
+            state=parts.stores.state,
             grace_ms=config.lease_grace_ms,
             leftover_ms=config.leftover_after_ms,
         )
-        self.heads = DirectoryHeadStore(context, parts.state, self._state_commit.commit)
+        self.heads = DirectoryHeadStore(context, parts.stores.state, self._state_commit.commit)
         self.directory = DirectoryKeeper(
             context,
             peers=self.peers,
             storage=self.storage,
             ledger=self.ledger,
-            state=parts.state,
+            state=parts.stores.state,
             background=self.tasks.once,
             on_old_copy=self._fail,
         )
         self.payments = Payments(
-            context, ledger=self.ledger, left=self.market.headroom.credit_left, state=parts.state
+            context,
+            ledger=self.ledger,
+            left=self.market.headroom.credit_left,
+            state=parts.stores.state,
         )
         self.ledger.proposals.check_consent = self.payments.check_consent
 
     def _make_compute(self) -> None:
         """Make the services that run jobs and deployments."""
         config, parts = self.config, self.parts
-        self.evidence = EvidenceStore(self.peers.network, parts.state)
+        self.evidence = EvidenceStore(self.peers.network, parts.stores.state)
         self.storage.drain.copies = self.directory.copies_beside
         self.compute = ComputeService(
             self._attending,
@@ -582,7 +579,7 @@ class Node:
             leases=self._providers,
             book=self.market.granter,
             sandbox=parts.sandbox,
-            state=parts.state,
+            state=parts.stores.state,
             serving=bool(config.services_listen),
             compile_ms=config.compile_limit_ms,
             on_change=self.commitments.stir,
@@ -602,7 +599,7 @@ class Node:
                 clock=parts.clock,
                 log=parts.log,
             ),
-            state=parts.state,
+            state=parts.stores.state,
             executor=parts.executor,
             start=self.tasks.start,
             functions=Functions(),
@@ -634,16 +631,6 @@ class Node:
         if self.config.guard == "recognised":
             return self.commitments.weight_ppm(peer) > 0
         return self.config.guard == "all"
-
-    def describe(self) -> NodeInfo:
-        """Return what this node tells whoever probes it."""
-        return NodeInfo(
-            name=self.config.name,
-            version=__version__,
-            storage_free_bytes=self.capacity.free("storage"),
-            storage_capacity_bytes=self.capacity.level("storage"),
-            compute_free_steps=self.capacity.free("compute"),
-        )
 
     def find(self, text: str) -> bytes:
         """Return the node that a name, an id or the beginning of one means; itself included.
@@ -849,13 +836,8 @@ class Node:
         await self.ledger.close()
         await self._state_commit.settle()
         await self.space.close()
-        self._close_stores()
-
-    def _close_stores(self) -> None:
-        parts = self.parts
-        parts.executor.close()
-        for store in (parts.index, parts.bodies, parts.space, parts.state):
-            store.close()
+        self.parts.executor.close()
+        self.parts.stores.close()
 
     async def stop(self) -> None:
         """Serve nobody any more, end the loops, let what runs finish, close the stores."""
@@ -879,5 +861,6 @@ class Node:
                 await close()
             except XscError as fault:  # a full disk keeps nothing else open
                 self.log.warning("node.not_closed", reason=fault.message)
-        self._close_stores()
+        self.parts.executor.close()
+        self.parts.stores.close()
         self.log.info("node.stopped", node=self.key.node_id)

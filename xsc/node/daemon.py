@@ -87,7 +87,6 @@ def _open(path: Path, passphrase: str, flags: Mapping[str, str]) -> tuple[homes.
 
 def _node(home: homes.Home, config: Config, log: JsonLog, *, recovering: bool = False) -> Node:
     clock = SystemClock()
-    stores = open_stores(home.databases, log)
     parts = Parts(
         clock=clock,
         entropy=SystemEntropy(),
@@ -95,10 +94,7 @@ def _node(home: homes.Home, config: Config, log: JsonLog, *, recovering: bool = 
         transport=HttpTransport(
             listen=config.peer_listen, key=home.key, connections_max=connections_of_a_kind()
         ),
-        bodies=stores.bodies,
-        index=stores.index,
-        state=stores.state,
-        space=stores.space,
+        stores=open_stores(home.databases, log),
         sandbox=PoolSandbox(
             config.compute_workers,
             clock,

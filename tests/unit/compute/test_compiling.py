@@ -26,7 +26,7 @@ from xsc.base.limits import (
 from xsc.compute.jobs.receipts import bill, billed_steps, check_receipt, make_receipt
 from xsc.compute.wasm.limits import Limits
 from xsc.identity.envelope import open_signed, sign
-from xsc.node.offline.replay import Given, replay_file
+from xsc.node.offline.compute import Given, replay_file
 from xsc.node.offline.verify import verify_file
 from xsc.terms.execution import ExecutionReceipt, Observed, Order
 from xsc.terms.pricing import compute_amount, run_steps

@@ -12,11 +12,6 @@ def pong(**changed):
         "node": PING.node,
         "nonce": PING.nonce,
         "now_ms": 2,
-        "name": "a",
-        "version": "1",
-        "storage_free_bytes": 0,
-        "storage_capacity_bytes": 0,
-        "compute_free_steps": 0,
         "reaches": None,
     }
     return Pong(**(fields | changed))

@@ -13,7 +13,7 @@ from xsc.api.market import Edit
 from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.ids import to_text
 from xsc.base.limits import EPOCH_MS, GIB, MFUEL, SLOT_STEP_BYTES, SLOT_STEP_FUEL
-from xsc.node.routes import allocation, market
+from xsc.node.routes import market
 from xsc.space.itc import join_events
 
 UNIT = {"storage": "bytes", "compute": "fuel_per_s"}
@@ -172,8 +172,8 @@ def test_what_names_nothing_that_could_be_explained_is_not_found():
     async def play(world):
         node = world.nodes[0]
         with pytest.raises(NotFound, match="no need, slot or clearing"):
-            await allocation.why(node, Id(id="nobody"))
-        assert (await allocation.why(node, Id(id=node.config.name))).why == []
+            await market.why(node, Id(id="nobody"))
+        assert (await market.why(node, Id(id=node.config.name))).why == []
 
     run(47, 1, play, SETTINGS)
 

@@ -192,7 +192,7 @@ def test_repair_says_what_moved_and_what_did_not():
 def test_repair_refuses_what_is_no_object_of_this_node():
     async def play(world):
         api = Api(world.nodes[1])
-        with pytest.raises(CapabilityInvalid, match="carries no capability"):
+        with pytest.raises(CapabilityInvalid, match="does not begin with xsc:r:"):
             await api.call("POST", "/v1/object/repair")
         with pytest.raises(CapabilityInvalid):
             await api.call("POST", "/v1/object/repair", XSC_Capability="xsc:r:abc")

@@ -6,9 +6,9 @@ import pytest
 
 from tests.settle import settle, turns
 from tests.unit.storage.test_races import broken, play
-from tests.unit.storage.world import content, finished, put
+from tests.unit.storage.world import SETTINGS, content, finished, put
 from xsc.base.errors import RateLimited
-from xsc.base.limits import CUSTODY_SHARES, REPAIR_GRACE_MS
+from xsc.base.limits import CUSTODY_SHARES
 from xsc.storage.object.capability import parse_verify
 from xsc.storage.repair.assignment import ASSIGNED
 from xsc.storage.repair.custodian import GUARD, HEALED, custody_message
@@ -232,7 +232,7 @@ def test_a_custodian_told_to_stop_while_it_repairs_pays_for_nothing_more(count):
         repairer.watch.look()
         owner.up = False
         repairer.watch.look()
-        world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
+        world.clock.advance_to(world.clock.now_ms() + SETTINGS.repair_grace_ms)
         repairer.watch.look()
         repairing = asyncio.ensure_future(repairer.repair(owner.id + ref))
         await turns(count)
@@ -260,7 +260,7 @@ def test_a_custodian_keeps_no_more_for_an_owner_than_it_may(bound):
         repairer.watch.look()
         owner.up = False
         repairer.watch.look()
-        world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
+        world.clock.advance_to(world.clock.now_ms() + SETTINGS.repair_grace_ms)
         repairer.watch.look()
         size = 60_000
         if bound == "one owner":

@@ -6,8 +6,7 @@ import itertools
 import pytest
 
 from tests.settle import turns
-from tests.unit.storage.world import World, content, finished, put
-from xsc.base.limits import LEFTOVERS_KEPT_MS
+from tests.unit.storage.world import SETTINGS, World, content, finished, put
 from xsc.storage.catalogue.objects import OBJECTS
 from xsc.storage.object import messages
 from xsc.storage.object.capability import parse_verify
@@ -189,7 +188,7 @@ def test_of_an_object_that_is_deleted_after_it_was_repaired_nothing_is_remembere
         assert repairer.cleanup._moved_ms
         await owner.service.rm(verify.to_text())
         running = asyncio.ensure_future(repairer.run())
-        await finished(world, world.clock.sleep_ms(2 * LEFTOVERS_KEPT_MS))
+        await finished(world, world.clock.sleep_ms(2 * SETTINGS.moved_kept_ms))
         running.cancel()
         assert (repairer.cleanup._moved_ms, repairer.surveyor._unreadable) == ({}, {})
         assert len(repairer.reports) == len(repairer._objects.turns) == 0

@@ -6,12 +6,20 @@ from itertools import combinations, product
 import pytest
 
 from tests.settle import settle
-from tests.unit.storage.world import NETWORK, Answer, Lease, World, content, finished, get, put
+from tests.unit.storage.world import (
+    NETWORK,
+    SETTINGS,
+    Answer,
+    Lease,
+    World,
+    content,
+    finished,
+    get,
+    put,
+)
 from xsc.base.errors import PeerSilent
 from xsc.base.limits import (
-    LEFTOVERS_KEPT_MS,
     MIB,
-    REPAIR_GRACE_MS,
     REPORTS_AN_OBJECT_MAX,
     SEGMENT_BYTES,
     WATCHES_MAX,
@@ -172,7 +180,7 @@ def test_who_only_says_that_it_holds_a_lost_column_does_not_get_it(liars):
         for node in done.hosts[:2]:
             world.by_id[node].up = False
             repairer.watch.look()
-            world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
+            world.clock.advance_to(world.clock.now_ms() + SETTINGS.repair_grace_ms)
             repairer.watch.look()
             for _ in range(3):
                 await in_time(world, repairer.repair(ref))
@@ -338,10 +346,10 @@ def test_a_surplus_column_goes_one_at_a_time_and_never_before_the_rest_was_read(
         for host in away:
             host.up = False
         repairer.watch.look()
-        world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
+        world.clock.advance_to(world.clock.now_ms() + SETTINGS.repair_grace_ms)
         repairer.watch.look()
         assert len((await finished(world, repairer.repair(ref))).moved) == 2
-        world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
+        world.clock.advance_to(world.clock.now_ms() + SETTINGS.repair_grace_ms)
         for host in away:
             host.up = True
         repairer.watch.look()
@@ -356,7 +364,7 @@ def test_a_surplus_column_goes_one_at_a_time_and_never_before_the_rest_was_read(
         new.corrupt = lambda method, answer: answer
         surplus = 2
         for _ in range(8):
-            world.clock.advance_to(world.clock.now_ms() + LEFTOVERS_KEPT_MS)
+            world.clock.advance_to(world.clock.now_ms() + SETTINGS.moved_kept_ms)
             before = owner.service.catalogue.entry(ref).placement
             owner.calls.clear()
             await finished(world, repairer.repair(ref))
@@ -412,7 +420,7 @@ def test_objects_in_custody_that_name_nodes_without_end_are_not_remembered_witho
         world[1].up = False
         repairer.watch.look()
         assert world[1].id not in repairer.watch.gone([world[1].id])
-        world.clock.advance_to(world.clock.now_ms() + REPAIR_GRACE_MS)
+        world.clock.advance_to(world.clock.now_ms() + SETTINGS.repair_grace_ms)
         assert world[1].id in repairer.watch.gone([world[1].id])
 
     play(story)
@@ -433,7 +441,7 @@ def test_the_first_friend_makes_a_lone_nodes_objects_no_worse(size):
         for _ in range(6):
             repairer.watch.look()
             await in_time(world, repairer.repair(ref))
-            world.clock.advance_to(world.clock.now_ms() + LEFTOVERS_KEPT_MS)
+            world.clock.advance_to(world.clock.now_ms() + SETTINGS.moved_kept_ms)
         friend.up = False
         assert await get(owner, done.capability) == data
 

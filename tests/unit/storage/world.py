@@ -32,6 +32,7 @@ from xsc.terms.lease import OWN_STORAGE
 from xsc.terms.storage_receipt import StorageReceipt
 
 NETWORK = network_id("test")
+SETTINGS = load(Path(), {}, {})
 CAPACITY = 64 * 2**20
 
 
@@ -126,7 +127,7 @@ class Host:
             departures=Departures(context, self.state, self.commit_state),
             state=self.state,
             commit=self.commit_state,
-            settings=load(Path(), {}, {}),
+            settings=SETTINGS,
         )
 
     def make_node(self, capacity_bytes: int) -> StorageNode:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from xsc.base.errors import ReceiptInvalid, RecordInvalid
 from xsc.base.fields import take_bytes, take_texts
-from xsc.base.ids import to_text
+from xsc.base.ids import node_text
 from xsc.base.jobs import JobItem, JobResult, Verification
-from xsc.base.limits import OUTPUT_FILES_MAX, PEERS_MAX
+from xsc.base.limits import OUTPUT_FILES_MAX
 from xsc.compute.jobs.receipts import check_compiled, check_receipt, given_hash
 from xsc.compute.jobs.tasks import Task
 from xsc.compute.ports import Reply
@@ -19,8 +18,6 @@ from xsc.compute.wasm.sandbox import is_trap, trap_error
 from xsc.compute.wasm.values import format_bits, format_number
 from xsc.identity.envelope import Signed, open_signed
 from xsc.terms.execution import ExecutionReceipt, Order
-
-_node_text = lru_cache(maxsize=PEERS_MAX)(to_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +144,7 @@ def result_of(task: Task, done: Delivered, verification: Verification | None) ->
         fuel_used=outcome.fuel_used,
         memory_peak_bytes=outcome.memory_peak_bytes,
         wall_ms=receipt.observed.wall_ms,
-        provider=_node_text(done.receipt.author),
+        provider=node_text(done.receipt.author),
         trap=trap_error(outcome.trap) if outcome.trap is not None else None,
         receipt=done.receipt.raw,
         saved_bytes=receipt.observed.saved_bytes,

@@ -25,11 +25,10 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
-from xsc.base import ids
 from xsc.base.errors import ArgumentInvalid, SignatureInvalid
-from xsc.base.limits import NONCE_BYTES, PEERS_MAX
+from xsc.base.ids import node_id_from_text, node_text
+from xsc.base.limits import NONCE_BYTES
 from xsc.identity.keys import KeyPair, verify
 
 DIGEST = "xsc-head-digest"
@@ -49,10 +48,6 @@ _INPUT = re.compile(
     + rf';nonce="([0-9a-f]{{{2 * NONCE_BYTES}}})"'
 )
 _SIGNATURE = re.compile(re.escape(LABEL) + r"=:([A-Za-z0-9+/]{86}==):")
-
-# Base32 is slow, and the ids of a node's peers are always the same.
-to_text = lru_cache(maxsize=2 * PEERS_MAX)(ids.to_text)
-node_id_from_text = lru_cache(maxsize=2 * PEERS_MAX)(ids.node_id_from_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +99,10 @@ def sign_request(
     assert len(entropy) == NONCE_BYTES - STAMP_BYTES
     nonce = (created_ms.to_bytes(STAMP_BYTES, "big") + entropy).hex()
     params = (
-        f'{_COMPONENTS};created={created_ms // 1000};keyid="{to_text(key.node_id)}"'
+        f'{_COMPONENTS};created={created_ms // 1000};keyid="{node_text(key.node_id)}"'
         f';alg="ed25519";nonce="{nonce}"'
     )
-    fields = {DIGEST: digest_of(head), NETWORK: to_text(network), TO: to_text(to)}
+    fields = {DIGEST: digest_of(head), NETWORK: node_text(network), TO: node_text(to)}
     signature = base64.b64encode(key.sign(_base(method, path, fields, params))).decode()
     return {**fields, INPUT: f"{LABEL}={params}", SIGNATURE: f"{LABEL}=:{signature}:"}
 
@@ -138,9 +133,9 @@ def verify_request(
     signature = _SIGNATURE.fullmatch(headers.get(SIGNATURE, ""))
     if found is None or signature is None or DIGEST not in headers:
         raise SignatureInvalid("the request is not signed in the way of XSC")
-    if headers.get(NETWORK) != to_text(network):
+    if headers.get(NETWORK) != node_text(network):
         raise SignatureInvalid("the request is of another network")
-    if headers.get(TO) != to_text(to):
+    if headers.get(TO) != node_text(to):
         raise SignatureInvalid("the request is for another node")
     nonce = bytes.fromhex(found[3])
     created_ms = int.from_bytes(nonce[:STAMP_BYTES], "big")

@@ -155,26 +155,3 @@ def in_turn(items: Sequence[T], turn: int, most: int) -> Sequence[T]:
         return items
     start = turn * most % len(items)
     return [*items[start:], *items[:start]][:most]
-
-
-@dataclass(frozen=True, slots=True)
-class IntroducerShare:
-    """How many of some hosts depend on one introducer, by its id as text."""
-
-    introducer: str
-    hosts: int
-    """With the introducer itself, if it is one of the hosts."""
-    brought: int
-    """Without it."""
-
-
-def introducer_shares(introducers: Mapping[str, str]) -> list[IntroducerShare]:
-    """Return the introducers of some hosts, the one of most hosts first.
-
-    Args:
-        introducers: by host the id of its introducer: its own if it is known directly, empty
-            if it is no peer.
-    """
-    brought = Counter(by for host, by in introducers.items() if by not in ("", host))
-    every = Counter(introducers.values())
-    return [IntroducerShare(by, every[by], count) for by, count in brought.most_common()]

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from functools import lru_cache
 from typing import Annotated, ClassVar, NamedTuple, TypeAlias
 
 from pydantic import Field
 
 from xsc.base.clock import Clock
 from xsc.base.errors import ArgumentInvalid, PeerUnknown, SpaceExhausted, StoreDamaged
-from xsc.base.ids import ID_BYTES, TEXT_CHARS, short, to_text
+from xsc.base.ids import ID_BYTES, TEXT_CHARS, node_text, short
 from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import (
     PEER_ADDRESS_CHARS_MAX,
@@ -51,7 +50,6 @@ Fingerprint = Id32 | None
 """SHA-256 of a TLS certificate; None of a node that serves on loopback without TLS."""
 OnChange: TypeAlias = Callable[[bytes, str], None]
 """Called with a peer that was "added", "removed", "blocked", "renamed" or "confirmed"."""
-_text = lru_cache(maxsize=PEERS_MAX)(to_text)
 
 
 class AddressRecord(Record):
@@ -199,7 +197,7 @@ class Roster:
 
     def is_direct(self, node: bytes) -> bool:
         """Say whether a peer is known directly, and not by the word of another."""
-        return self.introducer_of(node) == to_text(node)
+        return self.introducer_of(node) == node_text(node)
 
     def introducer_of(self, node: bytes) -> str:
         """Return the id of whose word there is for a node: its own where it is known directly.
@@ -207,9 +205,9 @@ class Roster:
         Empty of a node that is not known.
         """
         if node == self._own:
-            return to_text(node)
+            return node_text(node)
         info = self._peers.get(node)
-        return "" if info is None else to_text(info.through or node)
+        return "" if info is None else node_text(info.through or node)
 
     def get(self, node_id: bytes) -> PeerInfo | None:
         """Return what is kept of a peer, or None."""
@@ -253,10 +251,10 @@ class Roster:
             info
             for info in self.all()
             if info.name == text
-            or (len(text) >= PREFIX_CHARS_MIN and _text(info.node_id).startswith(text))
+            or (len(text) >= PREFIX_CHARS_MIN and node_text(info.node_id).startswith(text))
         ]
         if len(text) == TEXT_CHARS:
-            found = [info for info in found if _text(info.node_id) == text] or found
+            found = [info for info in found if node_text(info.node_id) == text] or found
         if not found:
             raise PeerUnknown("no such peer is known here", hint="`xsc peer ls` lists them")
         if len(found) > 1:

@@ -12,8 +12,7 @@ import logging
 import re
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import cast
-from urllib.parse import unquote
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -116,39 +115,6 @@ def _check_token(given: str, expected: bytes) -> None:
         )
 
 
-class _Routes:
-    """Finds what answers a request, and what stands in its path where a route names a part."""
-
-    def __init__(self, routes: Iterable[web.RouteDef]) -> None:
-        self._plain: dict[tuple[str, str], Handler] = {}
-        self._named: list[tuple[str, re.Pattern[str], Handler]] = []
-        for each in routes:
-            handler = cast(Handler, each.handler)
-            if "{" in each.path:
-                steps = (
-                    f"(?P<{step[1:-1]}>[^/]+)" if step.startswith("{") else re.escape(step)
-                    for step in each.path.split("/")
-                )
-                pattern = re.compile("/".join(steps))
-                self._named.append((each.method, pattern, handler))
-            else:
-                self._plain[each.method, each.path] = handler
-
-    def find(self, request: web.BaseRequest, path: str) -> Handler:
-        """Return what answers; keep under PATH of the request what stands in its path.
-
-        Raises:
-            NotFound: nothing does.
-        """
-        if handler := self._plain.get((request.method, path)):
-            return handler
-        for method, pattern, handler in self._named:
-            if method == request.method and (found := pattern.fullmatch(path)):
-                request[PATH] = {name: unquote(text) for name, text in found.groupdict().items()}
-                return handler
-        raise NotFound(f"there is no {request.method} {path} in this API")
-
-
 def application(routes: Iterable[web.RouteDef], token: str, log: Log, names: Names) -> Handler:
     """Return what answers the API's requests."""
     expected = f"Bearer {token}".encode()
@@ -161,18 +127,24 @@ def application(routes: Iterable[web.RouteDef], token: str, log: Log, names: Nam
         port = request.transport.get_extra_info("sockname")[1]
         return reply({"proof": proof.proof_of(token, port, challenge)})
 
-    table = _Routes(
-        [web.get("/health", _alive), web.post(proof.PATH, prove), *openapi.ROUTES, *routes]
-    )
+    table = web.UrlDispatcher()
+    open_routes = [web.get("/health", _alive), web.post(proof.PATH, prove), *openapi.ROUTES]
+    for each in (*open_routes, *routes):
+        # As it is: `add_routes` would answer HEAD beside GET, and no braces in a part.
+        path = each.path.replace("}", ":[^/]+}")
+        table.add_route(each.method, path, cast(Any, each.handler))
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.raw_path
         try:
             if path not in OPEN:
                 _check_token(request.headers.get("Authorization", ""), expected)
-            handler = table.find(request, path)
+            found = await table.resolve(cast(web.Request, request))
+            if found.http_exception is not None:
+                raise NotFound(f"there is no {request.method} {path} in this API")
+            request[PATH] = dict(found)
             await say_continue(request)
-            return await handler(request)
+            return await cast(Handler, found.handler)(request)
         except XscError as error:
             _name_peers(error, names)
             if error.exit_code == 1:

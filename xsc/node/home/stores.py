@@ -10,32 +10,17 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from xsc.base.errors import StoreDamaged
+from xsc.base.keyvalue import Stores
 from xsc.base.log import Log
 from xsc.db.leveldb import LevelDBKeyValue
 
 INDEX_WRITE_BUFFER_BYTES = 4 * 1024 * 1024
 KEPT = ("state", "space", "bodies")
 """Databases whose content cannot be made again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """The databases of one node."""
-
-    bodies: LevelDBKeyValue
-    index: LevelDBKeyValue
-    state: LevelDBKeyValue
-    space: LevelDBKeyValue
-
-    def close(self) -> None:
-        """Release them."""
-        for store in (self.index, self.bodies, self.space, self.state):
-            store.close()
 
 
 def open_stores(folder: Path, log: Log) -> Stores:

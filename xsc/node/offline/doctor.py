@@ -28,19 +28,17 @@ from typing import Any, Final, Literal
 
 from xsc.base.errors import XscError
 from xsc.base.limits import PPM, REQUEST_WINDOW_MS
-from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
 from xsc.base.text import cause
 from xsc.base.units import format_size
 from xsc.compute.wasm.sandbox import Job
 from xsc.compute.worker.main import WARM_UP
-from xsc.compute.worker.pool import PoolSandbox
 from xsc.db.leveldb import LevelDBKeyValue
 from xsc.net.transport.addresses import is_loopback, split
 from xsc.node import config as configs
 from xsc.node.home import folder as homes
 from xsc.node.home.stores import check_complete
-from xsc.node.system import SystemClock
+from xsc.node.offline.compute import sandbox
 from xsc.storage.object.erasure import Code, decode, encode
 from xsc.storage.object.segment import Place, open_sealed, seal
 
@@ -327,15 +325,11 @@ def _sandbox(_home: Path, _ask: Ask) -> Iterator[Finding]:
 
 
 async def _try_sandbox() -> dict[str, Any]:
-    pool = PoolSandbox(1, SystemClock(), SilentLog())
-    await pool.start()
-    try:
+    async with sandbox() as pool:
         job = Job(hashlib.sha256(WARM_UP).digest(), WARM_UP, function="run")
         result = await pool.run(job)
         assert result.trap is None
         return dict(pool.describe())
-    finally:
-        await pool.stop()
 
 
 _GIVEN_UP = {

@@ -11,6 +11,7 @@ from xsc.allocation.clearing_record import Clearing, check_clearing
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.ids import short, to_text
 from xsc.base.limits import COMPILE_BYTE_FUEL, MFUEL, PEER_BODY_BYTES_MAX, PRICE_FUEL
+from xsc.base.text import count_of, cut, printable
 from xsc.base.units import ceil_div, format_credits, format_level, format_size, format_time
 from xsc.compute.deployments.rules import check_receipt as check_service_receipt
 from xsc.compute.jobs.evidence import differing
@@ -332,7 +333,7 @@ def _clearing(raw: bytes) -> str:
     return (
         f"clearing: {short(record.provider[0])} divided "
         f"{format_level(kind, record.capacity * STEP[kind])} of {kind} in slot "
-        f"{to_text(record.slot.slot_id)} among {_count(len(record.participants), 'customer')} by "
+        f"{to_text(record.slot.slot_id)} among {count_of(len(record.participants), 'customer')} by "
         f"{record.slot.rule}: {given} granted ({stages}), as the rule says; the capacity, what "
         "credit left of each need, that nobody and no recognition is missing, and that nothing of "
         f"this had been replaced are the provider's word: {_inputs(clearing)}"
@@ -373,9 +374,7 @@ def _value(part: ProvenanceInput | ProvenanceOutput) -> str:
     value = value_in(part)
     if value is None:
         return f"a {part.type} of hash {part.digest.hex()[:16]}"
-    shown = format_value(part.type, value)
-    text = "".join(char if char.isprintable() else "?" for char in shown[: SHOWN_CHARS + 1])
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+    return cut(printable(format_value(part.type, value)), SHOWN_CHARS)
 
 
 _CHECKS: Final[Mapping[str, Callable[[bytes], str]]] = {
@@ -434,12 +433,8 @@ def verify_drain(read: Callable[[int], bytes]) -> str:
     """
     proof = check_proof(read)
     said = proof.drained
-    rest = f", and still holds {_count(said.left_objects, 'object')}" if said.left_objects else ""
+    rest = f", and still holds {count_of(said.left_objects, 'object')}" if said.left_objects else ""
     return (
-        f"drain proof: {_count(proof.customers, 'customer')} of {short(proof.node)} ordered the "
-        f"deletion of {_count(said.objects, 'object')}, {format_size(said.released_bytes)}{rest}"
+        f"drain proof: {count_of(proof.customers, 'customer')} of {short(proof.node)} ordered the "
+        f"deletion of {count_of(said.objects, 'object')}, {format_size(said.released_bytes)}{rest}"
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,1 +1,1 @@
-"""The endpoints of `/v1`, one module a subsystem; each gives its list of routes."""
+"""The endpoints of `/v1`, one module a subject of `xsc.api`."""

@@ -23,7 +23,7 @@ DAMAGED_MAX = 10_000
 async def fsck(node: Node, asked: api.Fsck) -> api.Audit:
     """Check the node's own databases."""
     parts, network = node.parts, network_id(node.network)
-    return await audited(node.shards, parts.space, network, parts.executor, deep=asked.deep)
+    return await audited(node.shards, parts.stores.space, network, parts.executor, deep=asked.deep)
 
 
 async def damaged(node: Node, _: Nothing) -> api.DamagedBodies:
@@ -99,10 +99,10 @@ async def proof(node: Node, _: Nothing) -> Download:
 async def backup(node: Node, asked: api.Backup) -> Download:
     """Return a backup."""
     parts = node.parts
-    bodies = parts.bodies if asked.bodies else None
+    bodies = parts.stores.bodies if asked.bodies else None
     found = stream(
         Home(node.home, node.network, node.key),
-        letters_of(parts.state, parts.space, bodies),
+        letters_of(parts.stores.state, parts.stores.space, bodies),
         identity=asked.identity,
         now_ms=parts.clock.now_ms(),
     )

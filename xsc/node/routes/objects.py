@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
 from xsc.api import objects as api
 from xsc.api.endpoint import Id
 from xsc.api.problems import Problem
-from xsc.base.errors import ArgumentInvalid, CapabilityInvalid, NotFound
+from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.ids import from_text, to_text
 from xsc.base.limits import (
     DATA_SHARDS_DEFAULT,
     PARITY_SHARDS_DEFAULT,
     SHARDS_MAX,
 )
-from xsc.net.peers.circle import introducer_shares
 from xsc.node.api.serving import Body, Download, filled
 from xsc.node.build import Node
 from xsc.storage.catalogue.names import PART, check_name, listed
@@ -26,24 +26,14 @@ from xsc.storage.object.durability import parse as parse_contract
 def _introducers(node: Node, found: api.Checked) -> list[api.Introducer]:
     """Return the introducers of an object's hosts, the one of most hosts first."""
     hosts = {host.node for host in found.hosts if host.state == "ok" and host.node}
-    shares = introducer_shares(
-        {to_text(host): node.peers.roster.introducer_of(host) for host in hosts}
-    )
+    introducers = {to_text(host): node.peers.roster.introducer_of(host) for host in hosts}
+    every = Counter(introducers.values())
+    # One that is a host itself was not brought by anybody.
+    brought = Counter(by for host, by in introducers.items() if by not in ("", host))
     return [
-        api.Introducer(
-            id=share.introducer,
-            name=node.name_of(from_text(share.introducer)),
-            hosts=share.hosts,
-            brought=share.brought,
-        )
-        for share in shares
+        api.Introducer(id=from_text(by), hosts=every[by], brought=count)
+        for by, count in brought.most_common()
     ]
-
-
-def _capability(asked: api.Capability) -> str:
-    if not asked.capability:
-        raise CapabilityInvalid("the request carries no capability")
-    return asked.capability
 
 
 def code_of(given: str | None) -> tuple[int, int]:
@@ -113,7 +103,7 @@ async def put(node: Node, asked: api.Put, body: Body) -> api.Stored:
 
 async def get(node: Node, asked: api.Get) -> Download:
     """Read an object."""
-    reader = await node.storage.open(_capability(asked))
+    reader = await node.storage.open(asked.capability)
     return Download(reader.stream, reader.size_bytes, asked.range)
 
 
@@ -166,18 +156,18 @@ async def named(node: Node, asked: api.Versions) -> Sequence[str]:
 
 async def stat(node: Node, asked: api.Capability) -> api.Stat:
     """Ask the hosts of an object."""
-    return await node.storage.stat(_capability(asked))
+    return await node.storage.stat(asked.capability)
 
 
 async def repair(node: Node, asked: api.Capability) -> api.Repaired:
     """Repair an object now."""
-    return await node.storage.repair(_capability(asked))
+    return await node.storage.repair(asked.capability)
 
 
 async def check(node: Node, asked: api.Check) -> api.Checked:
     """Say what a placement is worth."""
     found = await node.storage.check(
-        _capability(asked),
+        asked.capability,
         deep=asked.deep,
         lives_ms=node.config.lives_ms,
         repair_ms=node.config.repair_time_ms,
@@ -187,7 +177,7 @@ async def check(node: Node, asked: api.Check) -> api.Checked:
 
 async def remove(node: Node, asked: api.Capability) -> api.Removed:
     """Delete an object."""
-    done = await node.storage.rm(_capability(asked))
+    done = await node.storage.rm(asked.capability)
     return filled(
         api.Removed,
         done,

@@ -1,38 +1,27 @@
 """Finds what answers each endpoint of `/v1`: the function of its name, in small letters.
 
-A name that is a word of Python has an underline behind it: LIST is answered by `list_`. Each module
-of routes has the endpoints that it answers as `api`.
+A name that is a word of Python has an underline behind it: LIST is answered by `list_`. The routes
+of a subject are in the module of its name.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Final
 
 from xsc.api.endpoint import Endpoint
+from xsc.api.table import SUBJECTS
 from xsc.node.api.serving import Answers
-from xsc.node.routes import (
-    allocation,
-    home,
-    jobs,
-    ledger,
-    market,
-    objects,
-    peers,
-    programs,
-    services,
-    space,
-    status,
-)
 
-_MODULES: Final = (
-    *(allocation, home, jobs, ledger, market, objects),
-    *(peers, programs, services, space, status),
-)
+_ROUTES: Final = {
+    subject: vars(import_module(subject.__name__.replace("xsc.api", "xsc.node.routes")))
+    for subject in SUBJECTS
+}
 ANSWERS: Final[Answers] = {
     each: answer
-    for module in _MODULES
-    for name, each in vars(module.api).items()
+    for subject, routes in _ROUTES.items()
+    for name, each in vars(subject).items()
     if isinstance(each, Endpoint)
-    for answer in map(vars(module).get, (name.lower(), f"{name.lower()}_"))
+    for answer in map(routes.get, (name.lower(), f"{name.lower()}_"))
     if answer is not None
 }

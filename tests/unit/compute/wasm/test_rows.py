@@ -43,7 +43,7 @@ from xsc.compute.wasm.rows import ResultRow, Shape, read_rows, run_all
 from xsc.compute.wasm.sandbox import is_trap
 from xsc.compute.wasm.signature import Signature
 from xsc.identity.envelope import open_signed, sign
-from xsc.node.offline.replay import Given, replay_file
+from xsc.node.offline.compute import Given, replay_file
 from xsc.node.offline.verify import verify_file
 from xsc.terms.execution import ExecutionReceipt, Order
 

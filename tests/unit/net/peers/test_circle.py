@@ -452,8 +452,3 @@ async def test_no_invitation_names_loopback_where_the_node_serves_elsewhere():
             with pytest.raises(ConfigInvalid, match="no address"):
                 node.net.joining.invite(HOUR_MS)
         await node.net.stop()
-
-
-def test_introducers_are_counted_with_and_without_themselves():
-    shares = circle.introducer_shares({"a": "a", "b": "a", "c": "a", "d": "x", "e": "", "f": "f"})
-    assert shares == [circle.IntroducerShare("a", 3, 2), circle.IntroducerShare("x", 1, 1)]

@@ -1,14 +1,16 @@
-"""Runs the order of a receipt again: `xsc compute verify`, without any node.
+"""Computes without any node: a job in this process, and the order of a receipt again.
 
-The sandbox is the node's own, in worker processes, and so are the limits.
+The sandbox is the node's own, in worker processes, and so are the limits. The receipt of a job is
+signed by a key made for this one job: it proves the bits, and nobody's debt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import asdict, dataclass, field, replace
 
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -18,10 +20,13 @@ from xsc.base.errors import (
     SignatureMismatch,
 )
 from xsc.base.ids import to_text
+from xsc.base.jobs import JobResult, JobSpec
 from xsc.base.limits import COMPILE_MS_MAX
 from xsc.base.log import SilentLog
+from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.compute.jobs.receipts import check_compiled
 from xsc.compute.jobs.replay import Judgement, judge, replay_job, why_not
+from xsc.compute.jobs.runner import JobRunner
 from xsc.compute.wasm import rows
 from xsc.compute.wasm.inputs import RunInput, check_input, input_hash
 from xsc.compute.wasm.limits import Limits
@@ -29,9 +34,58 @@ from xsc.compute.wasm.program import read
 from xsc.compute.wasm.rows import read_lines
 from xsc.compute.wasm.sandbox import Job, SandboxResult
 from xsc.compute.worker.pool import PoolSandbox
+from xsc.identity.keys import NETWORK_DEFAULT, KeyPair, network_id
 from xsc.node.offline.verify import open_runs
-from xsc.node.system import SystemClock
+from xsc.node.system import SystemClock, SystemEntropy, ThreadExecutor
 from xsc.terms.execution import Order, Outcome
+
+
+@asynccontextmanager
+async def sandbox() -> AsyncGenerator[PoolSandbox, None]:
+    """Have a sandbox of one worker."""
+    pool = PoolSandbox(1, SystemClock(), SilentLog(), compile_ms=COMPILE_MS_MAX)
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        await pool.stop()
+
+
+async def _run(spec: JobSpec, output: OutputBuffer | None) -> JobResult:
+    entropy = SystemEntropy()
+    async with sandbox() as pool:
+        with closing(ThreadExecutor(1)) as executor:
+            runner = JobRunner(
+                key=KeyPair(entropy.token(32)),
+                network=network_id(NETWORK_DEFAULT),
+                clock=SystemClock(),
+                entropy=entropy,
+                executor=executor,
+                sandbox=pool,
+            )
+            task = await runner.read(spec, ())
+            return await runner.result(task, await runner.run_here(task, output))
+
+
+async def _show(spec: JobSpec, show: Callable[[int, bytes], None]) -> JobResult:
+    output = OutputBuffer(SystemClock())
+    running = asyncio.ensure_future(_run(spec, output))
+    running.add_done_callback(lambda _: output.close())
+    async for stream, piece in output.pieces():
+        show(stream, piece)
+    return replace(await running, stdout=b"", stderr=b"")
+
+
+def run_here(spec: JobSpec, show: Callable[[int, bytes], None] | None = None) -> JobResult:
+    """Run a job in this process; return its result.
+
+    With `show`, that is given what the program writes, and to which stream; the result holds
+    none of it then.
+
+    Raises:
+        XscError: it cannot run; a limit that ended it is the result's `trap`.
+    """
+    return asyncio.run(_run(spec, None) if show is None else _show(spec, show))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +133,11 @@ def input_of(order: Order, module: bytes, given: Given) -> RunInput:
 
 async def _again(order: Order, job: Job, told: Sequence[Outcome]) -> SandboxResult | str:
     """Return what a second run gives, or why none could say anything."""
-    sandbox = PoolSandbox(1, SystemClock(), SilentLog(), compile_ms=COMPILE_MS_MAX)
-    try:
-        await sandbox.start()
-        about = sandbox.describe()
+    async with sandbox() as pool:
+        about = pool.describe()
         engine, config = str(about["engine"]), bytes.fromhex(str(about["engine_config"]))
         refusals = [why_not(order, each, engine, config) for each in told]
-        return refusals[0] if refusals[0] is not None else await sandbox.run(job)
-    finally:
-        await sandbox.stop()
+        return refusals[0] if refusals[0] is not None else await pool.run(job)
 
 
 def _judge_all(
@@ -130,11 +180,7 @@ def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
         return {
             "verdict": "convicts" if told else "cannot_tell",
             "providers": [
-                {
-                    "provider": to_text(receipt.author),
-                    "verdict": verdict.verdict,
-                    "reasons": list(verdict.reasons),
-                }
+                {"provider": to_text(receipt.author), **asdict(verdict)}
                 for (_, receipt), verdict in zip(runs, verdicts, strict=True)
             ],
         }
@@ -142,8 +188,7 @@ def replay_file(raw: bytes, module: bytes, given: Given) -> dict[str, object]:
     if outcome.mode == "batch" and calls != len(read_lines(given.stdin)):
         raise ProofInvalid("it bills other calls than the batch has")
     return {
-        "verdict": verdicts[0].verdict,
-        "reasons": list(verdicts[0].reasons),
+        **asdict(verdicts[0]),
         "fuel_used": outcome.fuel_used,
         "memory_peak_bytes": outcome.memory_peak_bytes,
         "output": outcome.output.hex(),

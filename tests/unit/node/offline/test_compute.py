@@ -7,7 +7,7 @@ import pytest
 from tests.unit.compute.programs import wasm
 from xsc.base.errors import FuelExhausted
 from xsc.base.jobs import JobSpec
-from xsc.node.local import run_here
+from xsc.node.offline.compute import run_here
 
 
 @pytest.mark.parametrize("local", [False, True])
