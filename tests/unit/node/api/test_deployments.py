@@ -243,8 +243,8 @@ async def test_a_head_that_does_not_end_is_not_held(end):
 @pytest.mark.parametrize(
     "end_of_body",
     [
-        b"0\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 16_000) for n in range(6)),
-        b"0" + b";y" * 50_000 + b"\r\n",
+        b"0\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 16_000) for n in range(60)),
+        b"0" + b";y" * 400_000 + b"\r\n",
     ],
 )
 async def test_what_follows_a_body_in_pieces_is_bounded(end_of_body):
