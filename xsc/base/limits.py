@@ -224,7 +224,7 @@ ACCEPTED_AT_ONCE_MAX = 100
 CONNECTIONS_TO_A_PEER_MAX = PEER_REQUESTS_IN_FLIGHT_MAX
 """One request each: a long job must not keep a probe waiting."""
 PEER_HEADER_BYTES_MAX = 16 * KIB
-"""All header fields of one message."""
+"""Half of what is held of a head: of its first line, or of its fields."""
 NO_PROGRESS_MS = 10_000
 """The window in which a transfer must bring what is due, or end; a head may take as long."""
 BODY_BYTES_A_SECOND_MIN = 16 * KIB

@@ -29,7 +29,7 @@ from xsc.net.transport.addresses import split
 from xsc.net.transport.bounds import Gate
 from xsc.net.transport.http import HttpTransport
 from xsc.net.transport.http import Server as HttpServer
-from xsc.node.api.app import KEEP_ALIVE_MS, Reports, application
+from xsc.node.api.app import KEEP_ALIVE_MS, OPEN, Reports, application
 from xsc.node.api.deployments import ServiceListener
 from xsc.node.api.serving import Server
 from xsc.node.build import Node, Parts
@@ -182,6 +182,7 @@ async def serve(home: homes.Home, config: Config) -> None:
     api = HttpServer(
         application(Server(node, ANSWERS).routes(), token, log, node.peer_names),
         Gate(most=most, share=most, idle_ms=KEEP_ALIVE_MS),
+        open_paths=OPEN,
     )
     supervisor = Supervisor(log)
     try:

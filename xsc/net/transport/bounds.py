@@ -1,7 +1,7 @@
 """What bounds HTTP with strangers, at both ends: connections, bytes that are held, and time.
 
 `Gate` bounds the connections that come. `Flow` ends a transfer that does not go on, in
-`read_body` and `write_answer`. Heads have `HEAD`. Bytes are bounded by `xsc.base.room`.
+`read_body` and `write_answer`. Heads have `HEAD_FIELDS_MAX` and `Held`, bytes `xsc.base.room`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from math import inf
 from typing import Any, Final
 
 import aiohttp
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from xsc.base import limits
 from xsc.base.errors import FrameInvalid
@@ -22,17 +24,59 @@ from xsc.base.turns import Turns
 from xsc.net.transport.addresses import source_of
 from xsc.net.transport.port import Buffer, Take, nothing
 
-HEAD: Final[dict[str, Any]] = {
-    "max_line_size": limits.PEER_HEADER_BYTES_MAX // 2,
-    "max_field_size": limits.PEER_HEADER_BYTES_MAX // 2,
-    "max_headers": 32,
-}
-"""Bounds of a head, of a request and of an answer."""
+HEAD_FIELDS_MAX: Final = 32
+"""Of a request and of an answer; aiohttp bounds each line to 8 KiB."""
+HELD_BYTES_MAX: Final = 2 * limits.PEER_HEADER_BYTES_MAX
+"""Of what is not whole yet: a head with its first line, or what stands between bytes of a body."""
 PIECE_BYTES: Final = 128 * KIB
 """Written at once: the event loop copies what the socket does not take. The slowest body that is
 still allowed brings more in NO_PROGRESS_MS."""
 GATHERED_BYTES: Final = 16 * KIB
 """Smaller pieces are joined with the next."""
+
+
+class Held:
+    """aiohttp's parser, with a bound for all that it holds: it has one for each field alone.
+
+    Args:
+        parser: of one end of a connection.
+        heads: how many there may be; none may only inform.
+    """
+
+    def __init__(self, parser: Any, heads: float = inf) -> None:  # noqa: ANN401 - aiohttp's own
+        self._parser = parser
+        self._heads = heads
+        self._payload: Any = aiohttp.EMPTY_PAYLOAD
+        self._held = 0
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the parser's
+        return getattr(self._parser, name)
+
+    def feed_data(self, data: bytes) -> tuple[Sequence[Any], bool, bytes]:
+        """Return what has become whole with some bytes, as the parser does.
+
+        Raises:
+            HttpProcessingError: they are malformed, a head that nobody asked for, or too many
+                without a whole head or a byte of a body among them.
+        """
+        if self._held >= HELD_BYTES_MAX:
+            raise BadHttpMessage(f"a head of more than {HELD_BYTES_MAX} bytes")
+        # Of a body nothing is held: it is not copied for this.
+        size = HELD_BYTES_MAX - self._held if self._payload.is_eof() else len(data)
+        piece, more = data[:size], data[size:]
+        before = self._payload.total_bytes
+        found, upgraded, rest = self._parser.feed_data(piece)
+        self._held += len(piece)
+        self._heads -= len(found)
+        if found or self._payload.total_bytes > before:
+            self._held = 0
+        for message, self._payload in found:
+            if getattr(message, "code", 200) < 200 or self._heads < 0:
+                raise BadHttpMessage("nobody asked for such a head")
+        if upgraded or not more:
+            return found, upgraded, rest + more
+        others, upgraded, rest = self.feed_data(more)
+        return [*found, *others], upgraded, rest
 
 
 class Flow:
@@ -288,9 +332,9 @@ class Gate:
             self._idle[transport] = loop.call_later(self._idle_s, self._cut, transport)
 
     @contextmanager
-    def serving(self, transport: asyncio.Transport) -> Iterator[None]:
-        """Keep a connection from being cut off while a request of it is answered."""
-        self.busy(transport)
+    def serving(self, transport: asyncio.Transport, *, kept: bool = True) -> Iterator[None]:
+        """Keep a connection from being cut off while a request of it is answered, if it is kept."""
+        (self.busy if kept else self.quiet)(transport)
         try:
             yield
         finally:

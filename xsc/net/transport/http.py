@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import hdrs, web
+from aiohttp.client_proto import ResponseHandler
 
 from xsc.base import limits
 from xsc.base.errors import ConfigInvalid, FrameInvalid, PeerSilent, RateLimited, TooLarge
@@ -27,10 +28,11 @@ from xsc.base.turns import Turns
 from xsc.identity.keys import KeyPair
 from xsc.net.transport.addresses import is_loopback, may_be_peer, source_of, split
 from xsc.net.transport.bounds import (
-    HEAD,
+    HEAD_FIELDS_MAX,
     PIECE_BYTES,
     Body,
     Gate,
+    Held,
     read_body,
     turn_to_send,
     write_answer,
@@ -49,6 +51,11 @@ STOP_MS = 2_000
 
 class _Connection(web.RequestHandler):
     """Says a status to what is not HTTP, and nothing to those who have gone."""
+
+    async def start(self) -> None:
+        """Answer requests, if it was not cut off before this began."""
+        if self._manager is not None:
+            await super().start()
 
     def handle_error(
         self,
@@ -77,6 +84,15 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
 
 
+class _Answers(ResponseHandler):
+    """Takes one head for each request."""
+
+    def set_response_params(self, **options: Any) -> None:  # noqa: ANN401 - aiohttp's own
+        """Begin to wait for an answer."""
+        super().set_response_params(**options)
+        self._parser = Held(self._parser, heads=1)  # type: ignore[assignment]
+
+
 class Connector(aiohttp.TCPConnector):
     """Keeps connections to peers: so many, so many to each, and none where no peer can be.
 
@@ -100,6 +116,7 @@ class Connector(aiohttp.TCPConnector):
             use_dns_cache=False,
             socket_factory=place,
         )
+        self._factory = partial(_Answers, loop=self._loop)  # type: ignore[assignment]
 
     async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         idle = sorted(
@@ -129,6 +146,7 @@ class Server(web.Server):
         handler: of requests.
         gate: lets connections in.
         cancel: whether a handler ends whose caller has gone away.
+        open_paths: requests for them keep no connection from being cut off.
         options: of aiohttp, beside those that are the same for all.
     """
 
@@ -138,6 +156,7 @@ class Server(web.Server):
         gate: Gate,
         *,
         cancel: bool = False,
+        open_paths: Collection[str] = (),
         **options: Any,  # noqa: ANN401 - aiohttp's own
     ) -> None:
         async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -146,7 +165,8 @@ class Server(web.Server):
             self._answering += 1
             self._none.clear()
             try:
-                with gate.serving(request.transport):
+                kept = request.rel_url.raw_path not in open_paths
+                with gate.serving(request.transport, kept=kept):
                     return await handler(request)
             finally:
                 self._answering -= 1
@@ -164,7 +184,7 @@ class Server(web.Server):
             "auto_decompress": False,
             "keepalive_timeout": inf,
             "lingering_time": LINGER_MS / 1000,
-            **HEAD,
+            "max_headers": HEAD_FIELDS_MAX,
             **options,
         }
         self._gate = gate
@@ -172,7 +192,9 @@ class Server(web.Server):
 
     def __call__(self) -> _Connection:
         """Return what serves a new connection."""
-        return _Connection(self, loop=self._loop, **self._options)
+        made = _Connection(self, loop=self._loop, **self._options)
+        made._parser = Held(made._parser)  # type: ignore[assignment]  # noqa: SLF001
+        return made
 
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:  # noqa: ANN401
         """Begin to serve a connection, if it is let in."""
@@ -382,7 +404,7 @@ class HttpTransport:
                 skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
                 auto_decompress=False,
                 read_bufsize=PIECE_BYTES,
-                **HEAD,
+                max_headers=HEAD_FIELDS_MAX,
             )
         return self._session
 

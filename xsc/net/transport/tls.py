@@ -140,7 +140,7 @@ class Handshake(asyncio.Protocol):
             secured = None
         # The same connection, from now on under the transport that it is served by.
         self._gate.leave(raw)
-        if secured is None:
+        if secured is None or secured.is_closing():
             raw.abort()
         else:
             inner.connection_made(secured)

@@ -21,7 +21,9 @@ from xsc.api import proof, serial
 from xsc.api.problems import CONTENT_TYPE, bug, problem
 from xsc.base.errors import NotFound, Unauthorized, XscError
 from xsc.base.ids import SHORT_CHARS
+from xsc.base.limits import NO_PROGRESS_MS
 from xsc.base.log import Log
+from xsc.net.transport.bounds import read_body
 from xsc.net.transport.http import say_continue
 from xsc.node.api import openapi
 
@@ -29,10 +31,12 @@ KEEP_ALIVE_MS = 75_000
 """How long a connection may be idle."""
 PATH = web.RequestKey("path", dict[str, str])
 """Where a request has the named parts of its path."""
-_OPEN = ("/health", proof.PATH, *openapi.PATHS)
+OPEN = ("/health", proof.PATH, *openapi.PATHS)
 """Paths that need no token: they say nothing of the node, or are asked before it is shown."""
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+_GONE = ("SSL connection is closed", "socket.send() raised exception.")
+"""What asyncio says of writing to who has gone."""
 _SHORT_ID = re.compile(rf"(?<![\w(])[a-z2-7]{{{SHORT_CHARS}}}(?!\w)")
 """A short id in a message; one in parentheses follows its name."""
 
@@ -54,7 +58,8 @@ class Reports(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line, or none."""
         fault = record.exc_info[1] if record.exc_info else None
-        if isinstance(fault, ConnectionError | HttpProcessingError):
+        gone = record.getMessage() in _GONE
+        if gone or isinstance(fault, ConnectionError | HttpProcessingError):
             return
         trace = "" if fault is None else "".join(traceback.format_exception(fault))
         self._log.error(
@@ -116,7 +121,8 @@ def application(routes: Iterable[web.RouteDef], token: str, log: Log, names: Nam
 
     async def prove(request: web.BaseRequest) -> web.Response:
         """Prove to a client that this is the node whose token it is about to show."""
-        challenge = await request.content.read(2 * proof.CHALLENGE_BYTES + 1)
+        size = min(request.content_length or 0, 2 * proof.CHALLENGE_BYTES + 1)
+        challenge = bytes(await read_body(request.content, size, NO_PROGRESS_MS, lambda _: None))
         assert request.transport is not None
         port = request.transport.get_extra_info("sockname")[1]
         return reply({"proof": proof.proof_of(token, port, challenge)})
@@ -131,7 +137,7 @@ def application(routes: Iterable[web.RouteDef], token: str, log: Log, names: Nam
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         path = request.rel_url.raw_path
         try:
-            if path not in _OPEN:
+            if path not in OPEN:
                 _check_token(request.headers.get("Authorization", ""), expected)
             found = await table.resolve(cast(web.Request, request))
             if found.http_exception is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 
@@ -181,6 +182,60 @@ async def test_bytes_that_nobody_asked_for_end_a_connection(ours, serve):
     await there.ended.wait()
     assert (await ask(ours, there)).status == 200
     assert there.connections == 2
+
+
+@pytest.mark.parametrize("code", [100, 101, 103])
+async def test_a_head_that_only_informs_ends_the_connection(ours, serve, code):
+    async def talk(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        # An answer is late: all these heads would be kept until one comes.
+        writer.write(b"HTTP/1.1 %d x\r\n\r\n" % code)
+        ended.append(await reader.read())
+
+    ended: list[bytes] = []
+    there = await serve(talk)
+    with pytest.raises(PeerSilent, match="malformed"):
+        await ask(ours, there)
+    await there.ended.wait()
+
+
+@pytest.mark.parametrize(("first", "head"), [(b"", b"HTTP/1.1 100 C\r\n\r\n"), (ANSWER, ANSWER)])
+async def test_heads_without_end_are_not_kept(ours, serve, first, head):
+    """Those that inform before an answer, and answers that nobody waits for any more."""
+    sent, most = 0, 8 << 20
+
+    async def talk(reader, writer):
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(first)
+        if first:
+            await answered.wait()
+        while sent < most:
+            writer.write(head * 1_000)
+            await writer.drain()
+            sent += len(head) * 1_000
+
+    answered = asyncio.Event()
+    there = await serve(talk)
+    with suppress(PeerSilent):
+        await ask(ours, there)
+    answered.set()
+    await there.ended.wait()
+    assert sent < most
+
+
+async def test_a_head_that_does_not_end_is_not_kept(ours, serve):
+    """Each field is within its bound, and so is their number."""
+
+    async def talk(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + b"A: %s\r\n" % (b"b" * 8_000) * 5)
+        await reader.read()
+
+    there = await serve(talk)
+    with pytest.raises(PeerSilent, match="malformed"):
+        await ask(ours, there)
+    await there.ended.wait()
 
 
 async def test_a_connection_that_the_other_end_closes_is_not_used_again(ours, serve):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import logging
 import socket
@@ -212,6 +213,39 @@ async def test_what_is_not_proper_http_never_reaches_the_handler(end, caplog, he
         *(b"server", b"date", b"content-length", b"content-type", b"connection"),
     }
     assert not end.arrivals
+    assert not caplog.records
+
+
+async def test_a_head_that_does_not_end_is_not_held():
+    """No time is up here, and no field is beyond its bound: the bytes of all are too many."""
+    end = End()
+    await end.transport.serve(end.handler)
+    fields = b"".join(b"X-%d: %s\r\n" % (number, b"a" * 8_000) for number in range(5))
+    assert (await end.raw(POST + fields)).startswith(b"HTTP/1.0 400 ")
+    assert not end.arrivals
+    await end.transport.close()
+
+
+async def test_heads_of_one_connection_are_bounded_each_for_itself(end):
+    small = b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nX: %s\r\n" % (b"a" * 8_000)
+    sent = (small + b"\r\na") * 9 + small + b"Connection: close\r\n\r\na"
+    assert (await end.raw(sent)).count(b"HTTP/1.1 200 ") == 10
+
+
+async def test_who_is_cut_off_on_arrival_leaves_nothing_in_the_log(caplog):
+    """A full gate cuts a connection off before it is served."""
+    end = End(connections_max=1)
+    await end.transport.serve(end.handler)
+    held, writer = await asyncio.open_connection("127.0.0.1", end.port)
+    writer.write(b"POST /held HTTP/1.1\r\nHost: x\r\n\r\n")
+    await end.arrived.wait()
+    for _ in range(3):
+        assert await end.raw(b"") == b""
+    end.released.set()
+    assert (await held.readline()).startswith(b"HTTP/1.1 200")
+    writer.close()
+    await end.transport.close()
+    gc.collect()
     assert not caplog.records
 
 

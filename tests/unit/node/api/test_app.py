@@ -6,19 +6,22 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated
 
 import pytest
 from aiohttp import web
 from annotated_types import Ge, Le
 
+from tests.settle import until
 from xsc.api.endpoint import Model
 from xsc.api.ledger import Limit
 from xsc.api.peers import Invite, Rename
 from xsc.base.errors import ArgumentInvalid, PeerSilent, RateLimited
 from xsc.net.transport.bounds import Gate
 from xsc.net.transport.http import Server
-from xsc.node.api.app import Reports, application
+from xsc.node.api import app
+from xsc.node.api.app import OPEN, Reports, application
 from xsc.node.api.serving import parse
 
 TOKEN = "a" * 52
@@ -54,7 +57,8 @@ class Api:
             web.post("/v1/silent", self._silent),
         ]
         self.gate = Gate(most=9, share=9, idle_ms=60_000)
-        self.server = Server(application(routes, TOKEN, self.log, names), self.gate)
+        answer = application(routes, TOKEN, self.log, names)
+        self.server = Server(answer, self.gate, open_paths=OPEN)
         self.port = 0
 
     async def _body(self, request: web.Request) -> web.Response:
@@ -180,6 +184,50 @@ async def test_bugs_and_what_libraries_report_are(api):
     assert "KeyError" in said["trace"]
     assert report == "node.library_report"
     assert (fields["source"], fields["message"]) == ("some.library", "out of luck")
+
+
+async def test_what_is_said_of_writing_to_who_has_gone_is_dropped(api):
+    for said in ("SSL connection is closed", "socket.send() raised exception."):
+        logging.getLogger("asyncio").warning(said)
+    assert not api.log.events
+
+
+PROOF = b"POST /v1/proof HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+
+
+async def test_who_shows_no_token_and_sends_no_body_goes_for_a_newcomer(api):
+    held = []
+    for _ in range(9):
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(PROOF % 64 + b"half")
+        held.append((reader, writer))
+    await until(lambda: api.server._answering == 9)
+    assert (await api.raw(request())).startswith(b"HTTP/1.1 200 ")
+    first, *_ = held
+    with suppress(ConnectionError):
+        assert await first[0].read() == b""
+    for _, writer in held:
+        writer.close()
+
+
+async def test_a_challenge_whose_body_does_not_come_is_given_up(api, monkeypatch):
+    monkeypatch.setattr(app, "NO_PROGRESS_MS", 50)
+    assert (await api.raw(PROOF % 64)).startswith(b"HTTP/1.1 400 ")
+    assert not api.log.events
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (PROOF % 64 + b"a" * 64, 200),
+        (PROOF % 65 + b"a" * 65, 400),
+        (PROOF % 0, 400),
+        (PROOF % 200_000 + b"a" * 200_000, 400),
+    ],
+)
+async def test_a_challenge_has_one_length(api, sent, status):
+    assert (await api.raw(sent)).startswith(b"HTTP/1.1 %d " % status)
+    assert not api.log.events
 
 
 async def test_requests_that_are_answered_are_waited_for_but_not_for_ever(api):

@@ -233,6 +233,28 @@ async def test_what_is_too_much_or_malformed_is_refused(end, rest, expected):
     assert not end.node.requests
 
 
+async def test_a_head_that_does_not_end_is_not_held(end):
+    """Each field is within its bound, and so is their number."""
+    fields = b"".join(b"X-%d: %s\r\n" % (n, b"y" * 16_000) for n in range(3))
+    answer = await end.raw(b"GET /fn/alice/echo HTTP/1.1\r\nHost: x\r\n" + fields)
+    assert status(answer) == 400
+
+
+@pytest.mark.parametrize(
+    "end_of_body",
+    [
+        b"0\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 16_000) for n in range(60)),
+        b"0" + b";y" * 400_000 + b"\r\n",
+    ],
+)
+async def test_what_follows_a_body_in_pieces_is_bounded(end_of_body):
+    """Trailers, and what may stand beside the size of a chunk."""
+    async with listening(progress_ms=100) as end:
+        chunked = b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+        assert status(await end.ask(b"POST /fn/alice/echo", chunked + end_of_body)) != 200
+        assert not end.node.requests
+
+
 async def test_a_body_that_is_announced_too_long_is_refused_before_it_comes(end):
     reader, writer = await asyncio.open_connection("127.0.0.1", end.port)
     announced = b"Content-Length: %d\r\n\r\n" % (STDIN_BYTES_MAX + 1)
