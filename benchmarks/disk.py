@@ -61,7 +61,7 @@ class Writer:
             await asyncio.sleep(0.05)
 
     def worst_ms(self) -> float:
-        worst, self.delays = max(self.delays), []
+        worst, self.delays = max(self.delays, default=0.0), []
         return worst * 1e3
 
 
