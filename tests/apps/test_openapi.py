@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.conftest import Net
 from xsc.client.core import find_place
 
-CASES = os.environ.get("TEST_API_CASES", "200")
+CASES = os.environ.get("TEST_API_CASES", "20")
 """Of each endpoint."""
 
 
