@@ -145,14 +145,23 @@ def account(member, peer, folder) -> tuple | None:
 def check(net, folder) -> None:
     """Have the independent checker look at all that was published and signed."""
     members = [net[index] for index in range(len(CAPACITIES))]
-    accounts = []
-    for member in members:
-        for peer in {row["peer"] for row in signed(member) if row["role"] == "customer"}:
-            pair = wait_for(lambda member=member, peer=peer: account(member, peer, folder))
-            accounts += [pair] if all(pair) else []
-    spaces = {bytes_of(member.id): space_of(member) for member in members}
-    said = [path.read_bytes() for path in sorted(net.folder.glob("lease-*"))]
-    assert faults(spaces, said, accounts) == []
+
+    def look():
+        """Return all of it, once a count that was made while a lease was asked for is replaced."""
+        accounts = []
+        for member in members:
+            for peer in {row["peer"] for row in signed(member) if row["role"] == "customer"}:
+                pair = wait_for(lambda member=member, peer=peer: account(member, peer, folder))
+                accounts += [pair] if all(pair) else []
+        spaces = {bytes_of(member.id): space_of(member) for member in members}
+        said = [path.read_bytes() for path in sorted(net.folder.glob("lease-*"))]
+        found = list(faults(spaces, said, accounts))
+        return (
+            None if found == ["the count leaves a lease out"] else (found, spaces, said, accounts)
+        )
+
+    found, spaces, said, accounts = wait_for(look)
+    assert found == []
     # It would have said so: without what was published, what was signed does not follow.
     for path in ("allocation/commitment", "allocation/recognition", "market/clearings/"):
         less = {
