@@ -105,7 +105,7 @@ def test_everybody_knows_who_introduced_whom():
         (hub,) = ids(world, 0)
         for node in world.nodes:
             for peer in node.peers.peers():
-                info = node.peers.info(peer)
+                info = node.peers.roster.info(peer)
                 direct = hub in (peer, node.key.node_id)
                 assert info.introducer == (None if direct else hub)
                 assert info.hops == (0 if direct else 1)
@@ -118,10 +118,12 @@ def test_a_guest_of_a_member_knows_the_whole_circle_and_its_own_guest_does_not()
         guest = await world.guest(1)
         await world.until(lambda: len(world.nodes[guest].peers.peers()) == 4)
         for index in (0, 2, 3):
-            assert world.nodes[guest].peers.info(*ids(world, index)).introducer in ids(world, 1)
+            assert world.nodes[guest].peers.roster.info(*ids(world, index)).introducer in ids(
+                world, 1
+            )
             await world.until(lambda index=index: world.knows(index, guest))
-        assert world.nodes[2].peers.info(*ids(world, guest)).introducer in ids(world, 0)
-        assert world.nodes[2].peers.info(*ids(world, guest)).hops == 2
+        assert world.nodes[2].peers.roster.info(*ids(world, guest)).introducer in ids(world, 0)
+        assert world.nodes[2].peers.roster.info(*ids(world, guest)).hops == 2
         far = await world.guest(guest)
         await world.until(lambda: world.knows(1, far))
         await world.clock.sleep_ms(60_000)
@@ -172,13 +174,13 @@ def test_who_was_removed_or_blocked_is_not_brought_back_by_an_introduction(how):
         assert world.knows(1, guest)
         assert not world.knows(1, 2)
         if how == "block":
-            assert world.nodes[1].peers.info(other).blocked
+            assert world.nodes[1].peers.roster.info(other).blocked
             world.nodes[1].peers.roster.remove(other)
             await world.clock.sleep_ms(30_000)
             assert not world.knows(1, 2)
         # An invitation is the operator's word, and brings it back.
         await world.nodes[2].peers.joining.join(world.nodes[1].peers.joining.invite(60_000))
-        assert world.nodes[1].peers.info(other).introducer is None
+        assert world.nodes[1].peers.roster.info(other).introducer is None
 
     run(5, 3, play, INTRODUCED, kind=Star)
 
@@ -193,12 +195,12 @@ def test_whom_a_removed_introducer_brought_stays_unconfirmed_and_it_brings_nobod
         await world.clock.sleep_ms(30_000)
         assert sorted(one.peers.peers()) == sorted([two, three])
         assert one.peers.roster.shares_with(two) == sorted([two, three], key=world.index_of)
-        assert one.peers.info(two).introducer == hub
+        assert one.peers.roster.info(two).introducer == hub
         one.peers.roster.confirm(two)
         assert one.peers.roster.shares_with(two) == [two]
         assert one.peers.roster.shares_with(three) == [three]
         with pytest.raises(PeerUnknown):
-            one.peers.info(hub)
+            one.peers.roster.info(hub)
 
     run(6, 4, play, INTRODUCED, kind=Star)
 
@@ -362,7 +364,7 @@ def test_an_introducer_makes_so_many_known_and_no_more():
                         book.remove(peer)
         publish(sham)
         await world.clock.sleep_ms(1_000)
-        brought = [p for p in one.peers.peers() if one.peers.info(p).introducer is not None]
+        brought = [p for p in one.peers.peers() if one.peers.roster.info(p).introducer is not None]
         assert len(brought) == INTRODUCED_A_PEER_MAX
 
     run(11, 2, play, INTRODUCED, kind=Star)
@@ -386,7 +388,7 @@ def test_who_brings_shams_by_several_friends_is_one_introducer_with_one_credit(d
         await world.clock.sleep_ms(20_000)
         shams = [key.node_id for key in keys]
         assert set(shams) < set(victim.peers.peers())
-        by = {victim.peers.info(sham).through for sham in shams}
+        by = {victim.peers.roster.info(sham).through for sham in shams}
         assert len(by) == 1
         assert direct == (by == {origin.key.node_id})
         assert set(victim.peers.roster.shares_with(shams[0])) >= set(shams)
@@ -463,10 +465,10 @@ def test_a_recovered_node_knows_who_was_introduced():
         assert {peer.node_id: peer.introducer for peer in told} == {hub: None, other: hub}
         await world.lose(1)
         again = world.make(1, recovering=True)
-        again.peers.roster.restore(node.peers.info(hub))
+        again.peers.roster.restore(node.peers.roster.info(hub))
         await find_head(again, set(), set())
-        assert again.peers.info(other).through == hub
-        assert again.peers.info(hub).through is None
+        assert again.peers.roster.info(other).through == hub
+        assert again.peers.roster.info(hub).through is None
         # Of those that were removed, the newest.
         assert again.peers.roster.removed() == removed[:0:-1]
         await again.stop_recovering()
@@ -497,7 +499,7 @@ def test_who_moves_while_it_runs_tells_its_peers():
         node.peers.own_address.advertise = ("node-0-elsewhere:1",)
         await world.until(
             lambda: all(
-                other.peers.info(node.key.node_id).addresses == ("node-0-elsewhere:1",)
+                other.peers.roster.info(node.key.node_id).addresses == ("node-0-elsewhere:1",)
                 for other in world.nodes[1:]
             )
         )

@@ -230,8 +230,8 @@ def test_what_the_operator_said_of_peers_since_a_backup_holds():
         await caught_up(world)
         peers = world.nodes[OWNER].peers
         assert peers.peers() == [one]
-        assert (peers.info(one).name, peers.info(one).confirmed) == ("friend", True)
-        assert peers.info(two).blocked
+        assert (peers.roster.info(one).name, peers.roster.info(one).confirmed) == ("friend", True)
+        assert peers.roster.info(two).blocked
         assert peers.roster.removed() == [three]
 
     run(28, 4, play)

@@ -11,20 +11,17 @@ import json
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from xsc.api.endpoint import IdText, written_name
 from xsc.base.ids import to_text as id_text
-from xsc.base.limits import PEERS_MAX
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Names = Callable[[bytes], str]
 """Returns what a node is called here."""
-_id_text = lru_cache(maxsize=PEERS_MAX)(id_text)
-"""Base32 is slow, and nodes are always the same."""
 
 
 def _has_ids(hint: object) -> bool:
@@ -46,7 +43,7 @@ def _fields_of(
 def _with_texts(value: object) -> object:
     """Return ids as text, at any depth short of another model."""
     if isinstance(value, bytes):
-        return _id_text(value)
+        return id_text(value)
     if isinstance(value, Mapping):
         return {_with_texts(key): _with_texts(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -142,8 +142,7 @@ value of a space that is, is decoded in a thread, of each peer one at a time."""
 REQUEST_UNITS = 500
 """What a small request costs: a unit is about a microsecond of a processor."""
 HEAD_KIB_UNITS = 650
-"""What a KiB of a head costs beside: to decode the worst ones takes as long as that many requests
-of REQUEST_UNITS did."""
+"""What each KiB of a head costs beside: four times what it takes to decode the worst one."""
 SIGNATURE_UNITS = 100
 SYNC_BYTES = 4 * KIB
 """What is written and synced counts as so many bytes more than it has."""

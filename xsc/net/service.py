@@ -142,22 +142,6 @@ class PeerNet:
         """Return every known peer that is not blocked, never this node."""
         return self.roster.peers()
 
-    def info(self, peer: bytes) -> PeerInfo:
-        """Return what is known of a peer.
-
-        Raises:
-            PeerUnknown: nothing is.
-        """
-        return self.roster.info(peer)
-
-    def find(self, text: str) -> bytes:
-        """Return the peer of a name, an id, or a beginning of an id that fits one only.
-
-        Raises:
-            PeerUnknown: nobody, ArgumentInvalid: more than one.
-        """
-        return self.roster.find(text).node_id
-
     def share(self, *methods: str, halves: bool = False, timeout_ms: int = PEER_TIMEOUT_MS) -> None:
         """Let small calls of these methods share requests; they must be quick and answer little.
 

@@ -642,14 +642,14 @@ class Node:
         own = to_text(self.key.node_id)
         if text == self.config.name or (len(text) >= 4 and own.startswith(text)):
             return self.key.node_id
-        return self.peers.find(text)
+        return self.peers.roster.find(text)
 
     def name_of(self, node: bytes) -> str:
         """Return a node's name; the short id of one that is no peer any more."""
         if node == self.key.node_id:
             return self.config.name
         try:
-            return self.peers.info(node).name
+            return self.peers.roster.info(node).name
         except PeerUnknown:
             return short(node)
 

@@ -224,7 +224,7 @@ class DirectoryKeeper:
     def _known(self) -> tuple[bytes, ...]:
         """Return the known peers, without what only they or this node have signed of them."""
         bare = {"added_ms": 0, "record": b"", "introducible": False, "member": b""}
-        infos = [self._peers.info(peer) for peer in sorted(self._peers.roster.all_peers())]
+        infos = [self._peers.roster.info(peer) for peer in sorted(self._peers.roster.all_peers())]
         return tuple(info.model_copy(update=bare).to_bytes() for info in infos)
 
     async def write(self) -> bool:

@@ -247,7 +247,7 @@ async def test_a_dropped_connection_is_tried_once_more_with_a_new_signature(node
 
 async def test_the_next_address_is_tried_and_the_good_one_remembered(nodes, memory):
     anna, bert = nodes
-    info = anna.net.info(bert.id).model_copy(update={"addresses": ("gone:1", "bert:1")})
+    info = anna.net.roster.info(bert.id).model_copy(update={"addresses": ("gone:1", "bert:1")})
     anna.net.roster.put(info)
     anna.net.sender.answered_at.clear()
     await anna.net.call(bert.id, "test.echo", {})
@@ -600,7 +600,7 @@ async def test_what_a_peer_says_of_its_address_costs_no_synced_write(memory):
         )
         raw = sign(record, anna.key, anna.net.network).raw
         bert.net.introductions.learn(anna.id, raw)
-    assert bert.net.info(anna.id).addresses == ("anna:8",)
+    assert bert.net.roster.info(anna.id).addresses == ("anna:8",)
     assert synced == [False] * 8
 
 
@@ -628,8 +628,8 @@ async def test_requests_at_once_are_bounded(memory):
 async def test_by_an_invitation_both_know_each_other(memory):
     anna, bert = Node(memory, "anna"), Node(memory, "bert")
     await acquainted(anna, bert)
-    assert anna.net.info(bert.id).addresses == ("bert:1",)
-    assert bert.net.info(anna.id).addresses == ("anna:1",)
+    assert anna.net.roster.info(bert.id).addresses == ("bert:1",)
+    assert bert.net.roster.info(anna.id).addresses == ("anna:1",)
     assert anna.changes == [(bert.id, "added")]
     assert bert.changes == [(anna.id, "added")]
     assert (anna.net.peers(), bert.net.peers()) == ([bert.id], [anna.id])
@@ -641,7 +641,7 @@ async def test_peers_are_known_after_a_restart(nodes):
         await node.restart()
         node.clock.advance_to(node.clock.now_ms() + 1)
     await anna.net.call(bert.id, "test.echo", {})
-    assert anna.net.info(bert.id).name == "bert"
+    assert anna.net.roster.info(bert.id).name == "bert"
 
 
 async def test_names_are_unique_here(memory):
@@ -650,8 +650,8 @@ async def test_names_are_unique_here(memory):
     for node in others:
         node.net.own_address.name = "bert"
     await acquainted(anna, *others)
-    assert sorted(anna.net.info(node.id).name for node in others) == ["bert", "bert-2"]
-    assert anna.net.find("bert-2") == others[1].id
+    assert sorted(anna.net.roster.info(node.id).name for node in others) == ["bert", "bert-2"]
+    assert anna.net.roster.find("bert-2") == others[1].id
 
 
 async def test_a_peer_can_be_given_a_name(memory):
@@ -661,17 +661,17 @@ async def test_a_peer_can_be_given_a_name(memory):
     with pytest.raises(ArgumentInvalid):
         await anna.net.joining.join(carl.net.joining.invite(HOUR_MS), "bert")
     await anna.net.joining.join(carl.net.joining.invite(HOUR_MS), "friend")
-    assert anna.net.find("friend") == carl.id
-    assert carl.net.info(anna.id).name == "anna"
+    assert anna.net.roster.find("friend") == carl.id
+    assert carl.net.roster.info(anna.id).name == "anna"
 
 
 async def test_a_peer_is_found_by_name_id_and_beginning_of_its_id(nodes):
     anna, bert = nodes
     text = to_text(bert.id)
-    assert {anna.net.find(it) for it in ("bert", text, text[:10], text[:4])} == {bert.id}
+    assert {anna.net.roster.find(it) for it in ("bert", text, text[:10], text[:4])} == {bert.id}
     for nobody in ("ber", text[:3], text + "a", "", to_text(anna.id)):
         with pytest.raises(PeerUnknown):
-            anna.net.find(nobody)
+            anna.net.roster.find(nobody)
 
 
 async def test_a_removed_peer_is_gone_and_can_be_invited_again(nodes):
@@ -681,7 +681,7 @@ async def test_a_removed_peer_is_gone_and_can_be_invited_again(nodes):
     assert (await wire.send(before)).status == 200
     bert.net.roster.remove(anna.id)
     with pytest.raises(PeerUnknown):
-        bert.net.info(anna.id)
+        bert.net.roster.info(anna.id)
     await anna.net.joining.join(bert.net.joining.invite(HOUR_MS))
     await anna.net.call(bert.id, "test.echo", {})
     assert await wire.error(before) is ReplayRefused
@@ -716,7 +716,7 @@ async def test_an_older_address_record_changes_nothing(nodes):
     await bert.restart()
     for record in (bert.net.own_address.record().raw, old):
         anna.net.introductions.learn(bert.id, record)
-    assert anna.net.info(bert.id).addresses == ("bert-moved:1",)
+    assert anna.net.roster.info(bert.id).addresses == ("bert-moved:1",)
 
 
 def synced_writes(node: Node) -> list[int]:
@@ -749,7 +749,7 @@ async def test_address_records_without_end_are_not_written_without_end(nodes):
     # Later there is room for more.
     anna.clock.advance_to(anna.clock.now_ms() + ADDRESSES_MS)
     anna.net.introductions.learn(bert.id, signed)
-    assert anna.net.info(bert.id).seq == moved.seq
+    assert anna.net.roster.info(bert.id).seq == moved.seq
 
 
 async def test_an_invitation_that_is_used_again_and_again_is_not_written_without_end(nodes):

@@ -71,7 +71,7 @@ class Friend(Member):
         self.start()
 
     def address_of(self, other):
-        return self.node.net.info(other.id).addresses[0]
+        return self.node.net.roster.info(other.id).addresses[0]
 
     def knows(self, who):
         return who.node_id in self.node.net.peers()
@@ -114,7 +114,7 @@ async def test_a_node_that_moved_tells_its_peers_when_it_starts(group):
     await settle()
     assert ada.address_of(bea) == "bea-moved:1"
     await ada.node.net.call(bea.id, "test.echo", {})
-    assert ada.node.net.info(bea.id).name == "bea"
+    assert ada.node.net.roster.info(bea.id).name == "bea"
 
 
 async def test_a_peer_that_was_away_is_told_once_it_is_there(group):
@@ -189,17 +189,17 @@ async def test_nobody_carries_another_record_or_one_of_others(group, path):
 
 async def test_a_published_record_that_is_not_the_owners_own_changes_nothing(group):
     ada, bea, cid = group.friends
-    before = ada.node.net.info(bea.id)
+    before = ada.node.net.roster.info(bea.id)
     lies = [address(bea.node, cid.node.key, seq=2**60), b"x", address(bea.node, key("unknown"))]
     for number, lie in enumerate(lies, 1):
         await bea.space.write({ADDRESS: lie})
         await settle()
-        assert ada.node.net.info(bea.id) == before
+        assert ada.node.net.roster.info(bea.id) == before
         assert [peer for peer, _ in ada.blamed] == [bea.id] * number
     old = address(bea.node, bea.node.key, addresses=("old:1",), seq=0)
     await bea.space.write({ADDRESS: old})
     await settle()
-    assert ada.node.net.info(bea.id) == before
+    assert ada.node.net.roster.info(bea.id) == before
     assert len(ada.blamed) == len(lies)
 
 
@@ -277,7 +277,7 @@ async def test_who_is_introduced_is_told_of_the_others_and_they_of_it():
     await group.pass_ms(2 * RETRY_MS)
     assert bea.knows(cid.node.key)
     assert cid.knows(bea.node.key)
-    assert bea.node.net.info(cid.id).introducer == ada.id
+    assert bea.node.net.roster.info(cid.id).introducer == ada.id
     for friend in group.friends:
         await friend.stop()
 
@@ -318,13 +318,13 @@ async def test_what_finds_no_place_is_looked_at_again_when_others_are_known(grou
     cid.node.net.roster.tell(ada.id, "confirmed")
     await settle()
     assert ada.knows(newcomer)
-    assert ada.node.net.info(newcomer.node_id).introducer == cid.id
+    assert ada.node.net.roster.info(newcomer.node_id).introducer == cid.id
 
 
 async def test_whom_an_introduced_peer_introduces_counts_once_it_is_confirmed(group):
     ada, bea, _ = group.friends
     came = {"introducer": key("gone").node_id, "hops": 1, "member": b"x"}
-    ada.node.net.roster.put(ada.node.net.info(bea.id).model_copy(update=came))
+    ada.node.net.roster.put(ada.node.net.roster.info(bea.id).model_copy(update=came))
     newcomer = key("newcomer")
     bea.node.net.introductions.made = lambda: [introduction(bea.node, bea.node.key, newcomer)]
     bea.node.net.roster.tell(ada.id, "confirmed")

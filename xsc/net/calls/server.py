@@ -44,7 +44,7 @@ from xsc.base.work import ENTERED, Measured
 from xsc.identity.context import Context
 from xsc.net.calls import batch, problems, signing
 from xsc.net.calls.costs import COSTS, OTHER
-from xsc.net.calls.frame import LENGTH_BYTES, head_begun, head_of, pack_head, unpack
+from xsc.net.calls.frame import LENGTH_BYTES, head_begun, pack_head, unpack
 from xsc.net.calls.quota import Quota, Ticket
 from xsc.net.calls.replay import ReplayGuard
 from xsc.net.calls.sender import ROOT
@@ -315,23 +315,29 @@ class RequestServer:
     async def _read(
         self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket, size_max: int
     ) -> tuple[dict[str, Value], list[Part]]:
-        begun = bytearray()
+        begun, head_bytes = bytearray(), 0
 
         def take(piece: Buffer) -> None:
+            nonlocal begun, head_bytes
             ticket.take_body(len(piece), self._now_ms())
-            if head_begun(begun, size_max=size_max) is not None:
+            if head_bytes:
                 return
             begun.extend(piece[: LENGTH_BYTES + size_max])
             head = head_begun(begun, size_max=size_max)
+            if head is None:
+                return
             # What is behind a head that is refused is not read any more.
-            if head is not None and signing.digest_of(head) != caller.digest:
+            if signing.digest_of(head) != caller.digest:
                 raise SignatureInvalid("the body is not the one that was signed")
+            # The body has it: nothing is held twice.
+            begun, head_bytes = bytearray(), len(head)
 
         body = await arrival.read(take)
         self._traffic.received_bytes += len(body)
-        head = head_of(body, size_max=size_max)
-        ticket.charge_content(len(head), len(body) - len(head), self._now_ms())
-        frame = await self._work.run(caller.node_id, len(head), unpack, body, size_max=size_max)
+        if not head_bytes:
+            raise FrameInvalid("a frame is cut short in its head")
+        ticket.charge_content(head_bytes, len(body) - head_bytes, self._now_ms())
+        frame = await self._work.run(caller.node_id, head_bytes, unpack, body, size_max=size_max)
         if any(not part.root for part in frame.parts):
             raise FrameInvalid("a part of a request has no root")
         if len(body) <= HASH_INLINE_BYTES:

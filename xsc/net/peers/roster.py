@@ -241,8 +241,8 @@ class Roster:
         info = self._peers.get(node)
         return info is not None and not info.blocked
 
-    def find(self, text: str) -> PeerInfo:
-        """Return the peer of a name, an id, or the beginning of an id.
+    def find(self, text: str) -> bytes:
+        """Return the peer of a name, an id, or a beginning of an id that fits one only.
 
         Raises:
             PeerUnknown: nobody, ArgumentInvalid: more than one.
@@ -261,7 +261,7 @@ class Roster:
             raise ArgumentInvalid(
                 f"that could mean {len(found)} peers", hint="give more of the id, or the name"
             )
-        return found[0]
+        return found[0].node_id
 
     def _check_name(self, node_id: bytes, name: str) -> None:
         if not is_name(name):

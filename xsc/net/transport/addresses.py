@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from functools import lru_cache
 
 from xsc.base.errors import ConfigInvalid
 
@@ -25,7 +24,6 @@ def split(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-@lru_cache(maxsize=1024)
 def _read(host: str) -> IPAddress | None:
     """Return the IP address that a text is; one of IPv4 in the form of IPv6 as what it is."""
     try:

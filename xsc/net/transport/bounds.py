@@ -206,8 +206,8 @@ class Body(aiohttp.Payload):
         self._left = left
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Not for people."""
-        raise NotImplementedError
+        """Return it as text; aiohttp asks every body for that."""
+        return b"".join(self._value).decode(encoding, errors)
 
     async def write(self, writer: Any) -> None:  # noqa: ANN401 - aiohttp's own
         """Write it piece by piece."""

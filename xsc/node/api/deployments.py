@@ -10,6 +10,7 @@ bounded together. Slow heads, bodies and readers are cut off.
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 from urllib.parse import unquote
 
@@ -131,23 +132,21 @@ class ServiceListener:
         """
         owner, name, asked = self._asked(request)
         held = _Hold(self._room, source)
-        try:
+        with ExitStack() as taken:
+            taken.callback(held.give)
             body = await self._body(request, held)
             if self._under_way[source] >= limits.SERVICE_REQUESTS_AN_ADDRESS_MAX:
                 raise _Refused(503, _MANY, retry_after_s=1)
-        except BaseException:
-            held.give()
-            raise
-        self._under_way[source] += 1
-
-        # It goes on where the caller goes away, and only its end gives this back.
-        def done() -> None:
-            held.give()
-            # This drops what has come to 0.
-            self._under_way -= Counter((source,))
-
+            self._under_way[source] += 1
+            taken.callback(self._ended, source)
+            # It goes on where the caller goes away, and only its end gives this back.
+            done = taken.pop_all().close
         asked = replace(asked, body=body)
         return await self._node.services.holder.answer(owner, name, asked, done=done)
+
+    def _ended(self, source: str) -> None:
+        # This drops what has come to 0.
+        self._under_way -= Counter((source,))
 
     def _asked(self, request: web.BaseRequest) -> tuple[bytes, str, Request]:
         """Return owner, name and request.

@@ -146,16 +146,12 @@ def openapi() -> Schema:
 
 @cache
 def _as_bytes() -> bytes:
-    return json.dumps(openapi()).encode()
-
-
-def _made_once() -> bytes:
     with _MAKING:
-        return _as_bytes()
+        return json.dumps(openapi()).encode()
 
 
 async def _document(_: web.BaseRequest) -> web.Response:
-    made = await asyncio.to_thread(_made_once)
+    made = await asyncio.to_thread(_as_bytes)
     return web.Response(body=made, content_type="application/json")
 
 

@@ -250,9 +250,9 @@ async def _asked(
 def filled(kind: type[T], /, *values: object, **given: Any) -> T:  # noqa: ANN401 (its fields)
     """Return an answer: each field as given, else what the first value has that has its name."""
     for each in fields(cast("type[DataclassInstance]", kind)):
-        found = [getattr(value, each.name) for value in values if hasattr(value, each.name)]
-        if found and each.name not in given:
-            given[each.name] = found[0]
+        for value in values:
+            if each.name not in given and hasattr(value, each.name):
+                given[each.name] = getattr(value, each.name)
     return kind(**given)
 
 

@@ -128,7 +128,7 @@ async def settle(node: Node, _: Nothing) -> api.Settlement:
 
 async def off_books(node: Node, asked: api.Payment) -> api.PaymentHeard:
     """Report a payment outside of XSC."""
-    peer = node.peers.find(asked.peer)
+    peer = node.peers.roster.find(asked.peer)
     booked = await node.payments.say(peer, asked.amount_micro)
     return api.PaymentHeard(
         peer=peer,
@@ -141,7 +141,7 @@ async def off_books(node: Node, asked: api.Payment) -> api.PaymentHeard:
 
 async def limit(node: Node, asked: api.Limit) -> api.LimitSet:
     """Set what a peer may owe."""
-    peer = node.peers.find(asked.peer)
+    peer = node.peers.roster.find(asked.peer)
     await node.ledger.set_limit(peer, asked.limit_micro)
     return api.LimitSet(
         peer=peer,

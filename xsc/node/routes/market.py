@@ -348,7 +348,7 @@ async def lease(node: Node, asked: api.LeaseId) -> bytes:
 
 async def account(node: Node, asked: api.AccountId) -> bytes:
     """Return the newest voucher for a provider, or the count that it pays."""
-    return node.market.account_record(node.peers.find(asked.id), count=asked.count)
+    return node.market.account_record(node.peers.roster.find(asked.id), count=asked.count)
 
 
 def _cleared(

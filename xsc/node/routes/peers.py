@@ -10,7 +10,7 @@ from xsc.node.routes.ledger import shared_through
 
 
 def _row(node: Node, peer: bytes) -> api.Peer:
-    info = node.peers.info(peer)
+    info = node.peers.roster.info(peer)
     seen = node.health.row(peer)
     quota, now_ms = node.peers.server.quota, node.clock.monotonic_ms()
     units_left, synced_bytes_left = quota.left(peer, now_ms)
@@ -37,7 +37,7 @@ def _row(node: Node, peer: bytes) -> api.Peer:
 
 
 def _named(node: Node, peer: bytes) -> api.NamedPeer:
-    return api.NamedPeer(id=peer, name=node.peers.info(peer).name)
+    return api.NamedPeer(id=peer, name=node.peers.roster.info(peer).name)
 
 
 async def list_(node: Node, _: Nothing) -> list[api.Peer]:
@@ -58,29 +58,29 @@ async def join(node: Node, asked: api.Join) -> api.NamedPeer:
 
 async def recognise(node: Node, asked: api.Recognise) -> api.RecognisedPeer:
     """Weigh a peer."""
-    peer = node.peers.find(asked.who)
+    peer = node.peers.roster.find(asked.who)
     await node.commitments.recognise(peer, asked.weight_ppm)
-    name = node.peers.info(peer).name
+    name = node.peers.roster.info(peer).name
     return api.RecognisedPeer(id=peer, name=name, weight_ppm=asked.weight_ppm)
 
 
 async def rename(node: Node, asked: api.Rename) -> api.NamedPeer:
     """Name a peer."""
-    peer = node.peers.find(asked.who)
+    peer = node.peers.roster.find(asked.who)
     node.peers.roster.rename(peer, asked.name)
     return _named(node, peer)
 
 
 async def confirm(node: Node, asked: api.Who) -> api.NamedPeer:
     """Answer for an introduced peer."""
-    peer = node.peers.find(asked.who)
+    peer = node.peers.roster.find(asked.who)
     node.peers.roster.confirm(peer)
     return _named(node, peer)
 
 
 async def block(node: Node, asked: api.Who) -> api.NamedPeer:
     """Refuse a peer everything."""
-    peer = node.peers.find(asked.who)
+    peer = node.peers.roster.find(asked.who)
     # What it signed until now is booked while it can still be asked.
     await node.market.settlement.settle_with(peer)
     node.peers.roster.block(peer)
@@ -89,7 +89,7 @@ async def block(node: Node, asked: api.Who) -> api.NamedPeer:
 
 async def remove(node: Node, asked: api.Who) -> api.NamedPeer:
     """Forget a peer."""
-    peer = node.peers.find(asked.who)
+    peer = node.peers.roster.find(asked.who)
     gone = _named(node, peer)
     await node.market.settlement.settle_with(peer)
     node.peers.roster.remove(peer)

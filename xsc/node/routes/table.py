@@ -1,7 +1,7 @@
 """Finds what answers each endpoint of `/v1`: the function of its name, in small letters.
 
 A name that is a word of Python has an underline behind it: LIST is answered by `list_`. The routes
-of a subject are in the module of its name.
+of a subject are in the module of its name. A node does not start where one is missing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ _ROUTES: Final = {
     for subject in SUBJECTS
 }
 ANSWERS: Final[Answers] = {
-    each: answer
+    each: routes.get(name.lower()) or routes[f"{name.lower()}_"]
     for subject, routes in _ROUTES.items()
     for name, each in vars(subject).items()
     if isinstance(each, Endpoint)
-    for answer in map(routes.get, (name.lower(), f"{name.lower()}_"))
-    if answer is not None
 }

@@ -12,7 +12,7 @@ from tests.unit.net.nodes import Node, acquainted
 from tests.unit.net.test_service import Outsider
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.encoding import encode
-from xsc.base.errors import RateLimited, TooLarge
+from xsc.base.errors import FrameInvalid, RateLimited, TooLarge
 from xsc.base.limits import (
     FRAME_HEADER_BYTES_MAX,
     HEAD_BYTES_MAX,
@@ -106,6 +106,19 @@ async def test_of_a_head_above_the_bound_only_the_beginning_is_read(pair):
     assert shown == [0, 3]
     answer.sent()
     assert bert.net.server.quota.bodies.held(anna.id) == 0
+
+
+async def test_a_head_that_was_not_held_against_its_signature_is_not_carried_out(pair):
+    anna, bert = pair
+    wire = Outsider(bert, anna.key)
+    request = wire.request("storage.find", header=header_of(KIB))
+
+    async def read(_):
+        return memoryview(b"".join(request.body))
+
+    arrival = Arrival("POST", request.path, dict(request.headers), KIB, read)
+    assert (await bert.net.server.answer(arrival)).status == FrameInvalid("").http_status
+    assert not bert.heard
 
 
 def test_a_head_counts_as_the_requests_that_it_takes_as_long_as():

@@ -233,13 +233,13 @@ def test_in_some_turns_everything_was_taken_in(count, most):
 async def test_only_a_direct_peer_introduces(met):
     node, friend = met
     friend.says(introduction(node, friend.key, key("one")))
-    assert node.net.info(key("one").node_id).introducer == friend.key.node_id
+    assert node.net.roster.info(key("one").node_id).introducer == friend.key.node_id
     introduced = Friend(node, key("one"))
     introduced.says(introduction(node, introduced.key, key("two")))
     assert key("two").node_id not in node.net.peers()
     node.net.roster.confirm(key("one").node_id)
     introduced.says(introduction(node, introduced.key, key("two")))
-    assert node.net.info(key("two").node_id).introducer == key("one").node_id
+    assert node.net.roster.info(key("two").node_id).introducer == key("one").node_id
 
 
 async def test_who_is_passed_on_comes_by_the_origin_of_the_signed_record(met):
@@ -250,13 +250,13 @@ async def test_who_is_passed_on_comes_by_the_origin_of_the_signed_record(met):
     assert node.net.peers() == [friend.key.node_id], "nobody knows the origin"
     # It is named in the same list: then its introducer answers for what it signs.
     friend.says(introduction(node, friend.key, origin), passed_on)
-    info = node.net.info(newcomer.node_id)
+    info = node.net.roster.info(newcomer.node_id)
     assert (info.introducer, info.hops) == (friend.key.node_id, 2)
     assert info.member == passed_on.member
     # A direct peer answers itself for what it signs, whoever passes it on.
     node.net.roster.confirm(origin.node_id)
     friend.says(introduction(node, origin, key("second")))
-    info = node.net.info(key("second").node_id)
+    info = node.net.roster.info(key("second").node_id)
     assert (info.introducer, info.hops) == (origin.node_id, 1)
 
 
@@ -366,7 +366,7 @@ async def test_newcomers_of_one_name_get_different_ones(met):
     node, friend = met
     pair = [introduction(node, friend.key, key(name)) for name in ("one", "two")]
     friend.says(*pair)
-    names = {node.net.info(key(name).node_id).name for name in ("one", "two")}
+    names = {node.net.roster.info(key(name).node_id).name for name in ("one", "two")}
     assert names == {"newcomer", "newcomer-2"}
 
 
@@ -376,19 +376,19 @@ async def test_an_invitation_makes_an_introduced_peer_direct(met):
     await other.net.start()
     friend.says(introduction(node, friend.key, other.key))
     assert node.net.roster.shares_with(other.id) == [other.id]
-    assert node.net.info(other.id).through == friend.key.node_id
+    assert node.net.roster.info(other.id).through == friend.key.node_id
     await other.net.joining.join(node.net.joining.invite(HOUR_MS))
-    assert node.net.info(other.id).through is None
+    assert node.net.roster.info(other.id).through is None
     await other.net.stop()
 
 
 async def test_a_peer_is_called_as_the_operator_likes(met):
     node, friend = met
     node.net.roster.rename(friend.key.node_id, "bob")
-    assert node.net.find("bob") == friend.key.node_id
+    assert node.net.roster.find("bob") == friend.key.node_id
     friend.says()
     await node.restart()
-    assert node.net.find("bob") == friend.key.node_id
+    assert node.net.roster.find("bob") == friend.key.node_id
 
 
 # Addresses
@@ -406,7 +406,7 @@ async def three() -> AsyncIterator[list[Node]]:
 
 async def test_nobody_can_tell_where_another_is_in_its_own_words(three):
     anna, bert, carl = three
-    before = anna.net.info(carl.id)
+    before = anna.net.roster.info(carl.id)
     lies = [
         address(bert, bert.key, seq=2**60),
         address(bert, key("unknown"), seq=2**60),
@@ -416,7 +416,7 @@ async def test_nobody_can_tell_where_another_is_in_its_own_words(three):
         with pytest.raises(PeerError):
             anna.net.introductions.learn(carl.id, lie)
     anna.net.introductions.learn(carl.id, address(bert, carl.key, seq=0))
-    assert anna.net.info(carl.id) == before
+    assert anna.net.roster.info(carl.id) == before
     assert set(anna.net.peers()) == {bert.id, carl.id}
 
 
