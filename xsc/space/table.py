@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from heapq import merge
 
 from xsc.base.errors import RecordInvalid, SpaceExhausted
 from xsc.identity.envelope import Signed
@@ -109,10 +108,16 @@ class OwnerTable:
     """The highest sequence of a record that was put here."""
     introducer: str = ""
     """By whose word the owner is known: room is shared among those of one."""
-    live: int = 0
     size_bytes: int = 0
     _orders: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     """Of each section, sequences and paths in order."""
+    _tombstones: list[tuple[int, str]] = field(default_factory=list)
+    """Sequences and paths of all, in order."""
+
+    @property
+    def live(self) -> int:
+        """How many records are live."""
+        return len(self.rows) - len(self._tombstones)
 
     # Records
 
@@ -154,10 +159,9 @@ class OwnerTable:
 
     def oldest_tombstone(self, path: str) -> str | None:
         """Return the tombstone that goes for a new one at a path; None where there is room."""
-        if len(self.rows) - self.live < TOMBSTONES_MAX:
+        if len(self._tombstones) < TOMBSTONES_MAX:
             return None
-        order = merge(*self._orders.values())
-        return next((at for _, at in order if self.rows[at].deleted and at != path), None)
+        return next((at for _, at in self._tombstones if at != path), None)
 
     def _check_quota(self, row: Row, held: Row | None, bytes_max: int) -> None:
         was_live = held is not None and not held.deleted
@@ -178,8 +182,9 @@ class OwnerTable:
         self.rows[path] = row
         self.last = max(self.last, row.sequence)
         insort(self._orders.setdefault(row.section, []), (row.sequence, path))
+        if row.deleted:
+            insort(self._tombstones, (row.sequence, path))
         self.size_bytes += row.size_bytes
-        self.live += not row.deleted
 
     def forget(self, path: str) -> None:
         """Take a row out, after the store has deleted its record."""
@@ -188,8 +193,9 @@ class OwnerTable:
     def _remove(self, path: str, row: Row) -> None:
         order = self._orders[row.section]
         del order[bisect_left(order, (row.sequence, path))]
+        if row.deleted:
+            del self._tombstones[bisect_left(self._tombstones, (row.sequence, path))]
         self.size_bytes -= row.size_bytes
-        self.live -= not row.deleted
         proven = self.proven.get(row.section)
         if proven and not row.deleted and row.sequence <= proven.head.record.sequence:
             proven.before.setdefault(path, row.id)
@@ -320,10 +326,9 @@ class OwnerTable:
         """
         return [
             path
-            for sequence, path in merge(*self._orders.values())
-            if (row := self.rows[path]).deleted
-            and (sequence <= told or row.written_ms + TOMBSTONE_KEPT_MS <= now_ms)
-            and sequence <= self.cursors.get(row.section, 0)
+            for sequence, path in self._tombstones
+            if (sequence <= told or self.rows[path].written_ms + TOMBSTONE_KEPT_MS <= now_ms)
+            and sequence <= self.cursors.get(self.rows[path].section, 0)
         ]
 
     def unsubscribed(self, sections: Mapping[str, int | None], *, now_ms: int) -> list[str]:
