@@ -77,8 +77,6 @@ class Proven:
     head: Signed[SpaceHead]
     before: dict[str, bytes]
     """Ids of the records that were live at the head, of paths that have changed since."""
-    whole: bool = True
-    """Whether `before` has all of these; after a restart it may not, and nothing is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +176,7 @@ class OwnerTable:
             self._remove(path, held)
         proven = self.proven.get(row.section)
         if proven is not None and row.sequence <= proven.head.record.sequence:
-            proven.whole = False  # a newer head says that this was live, which that one denies
+            del self.proven[row.section]  # a newer head says that this was live, and it does not
         self.rows[path] = row
         self.last = max(self.last, row.sequence)
         insort(self._orders.setdefault(row.section, []), (row.sequence, path))
@@ -229,9 +227,10 @@ class OwnerTable:
     def hash_now(self, section: str) -> bytes | None:
         """Return the hash of what is live in a section now; None where that is nothing."""
         proven = self.proven.get(section)
-        is_as_proven = proven and proven.whole and not proven.before
-        if proven and is_as_proven and not self.after(section, proven.head.record.sequence, 1):
-            return proven.head.record.hash_of(section)
+        if proven and not proven.before:
+            head = proven.head.record
+            if not self.after(section, head.sequence, 1):
+                return head.hash_of(section)
         return section_hash(self.live_at(section, self.last, {}))
 
     def prove(self, section: str, head: Signed[SpaceHead], before: Mapping[str, bytes]) -> bool:
@@ -250,7 +249,11 @@ class OwnerTable:
         if self.cursors.get(section, 0) > sequence:
             return False
         digest = head.record.hash_of(section)
-        if known is not None and known.whole and known.head.record.hash_of(section) == digest:
+        if (
+            known is not None
+            and known.head.record.hash_of(section) == digest
+            and known.before.keys() <= self.rows.keys()
+        ):
             between = self.after(section, known.head.record.sequence, 1)
             if not between or self.rows[between[0]].sequence > sequence:
                 self.prove_as(section, replace(known, head=head))
@@ -281,7 +284,7 @@ class OwnerTable:
         None where its sequence and date are not `above` those that are known.
         """
         proven = self.proven.get(section)
-        if proven is None or not proven.whole or proven.head.record.place <= above:
+        if proven is None or proven.head.record.place <= above:
             return None
         return Proven(proven.head, dict(proven.before))
 
@@ -332,7 +335,7 @@ class OwnerTable:
         ]
 
     def unsubscribed(self, sections: Mapping[str, int | None], *, now_ms: int) -> list[str]:
-        """Return paths that no subscription covers.
+        """Return the sections of which something is here, and that no subscription covers.
 
         Args:
             sections: that are or were subscribed to, and when that ended; None where it goes on.
@@ -343,7 +346,8 @@ class OwnerTable:
             for section, ended_ms in sections.items()
             if ended_ms is None or now_ms < ended_ms + UNSUBSCRIBED_KEPT_MS
         }
-        return [path for path, row in self.rows.items() if row.section not in kept]
+        here = {row.section for row in self.rows.values()} | self.cursors.keys()
+        return sorted(here - kept)
 
 
 def owner_bytes_max(beside_bytes: int, others_bytes: int) -> int:
