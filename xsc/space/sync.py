@@ -663,7 +663,6 @@ class SpaceSync:
             before = {at: rows for at, rows in head.before.items() if last[head.owner, at] is head}
             if not before:
                 continue  # of one section the last head alone counts
-            self._spend(peer, 1)
             try:
                 new |= await self._store_head(peer, head.owner, head.raw, before)
             except ClockSkewed as fault:
@@ -750,8 +749,11 @@ class SpaceSync:
                 continue
             finally:
                 self._spend(peer, 1 + cost // STAMP_BYTES_A_RECORD)
-            if (sent.owner, section_of(signed.record.path)) not in wanted:
+            path = signed.record.path
+            if (sent.owner, section_of(path)) not in wanted:
                 raise RecordInvalid("a record that was not asked for")
+            if sent.value and self._space.has_schema(path):
+                self._spend(peer, len(sent.value) // CHECKED_BYTES_A_RECORD)
             by_owner.setdefault(sent.owner, []).append((signed, sent.value))
         for owner, offered in by_owner.items():
             async for checkable in self._with_values(peer, owner, offered):
@@ -792,7 +794,7 @@ class SpaceSync:
         self, peer: bytes, owner: bytes, raw: bytes, before: Mapping[str, Mapping[str, bytes]]
     ) -> bool:
         """Verify a head, let cursors advance where it is proven, and say whether it is new."""
-        head = self._open(owner, raw)
+        head = self._open(peer, owner, raw)
         places = {
             section: place
             for section in before
@@ -821,7 +823,9 @@ class SpaceSync:
             self._news(*followed)
         return bool(proven)
 
-    def _open(self, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
+    def _open(self, peer: bytes, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
+        """Return a head of a peer, verified."""
+        self._spend(peer, 1 + len(raw) // CHECKED_BYTES_A_RECORD)
         head = self._checked.get(owner)
         if head is None or head.raw != raw:
             now_ms = self._clock.now_ms()
@@ -853,10 +857,10 @@ class SpaceSync:
         except NotFound:
             return False  # it has lost its proof meanwhile
         raw, rows = await self._read_listing(peer, reply)
-        head = self._open(owner, raw)
+        head = self._open(peer, owner, raw)
         if head.record.sequence < sequence:
             return False
-        self._spend(peer, 1 + len(rows) // PROOF_ROWS_A_RECORD)
+        self._spend(peer, len(rows) // PROOF_ROWS_A_RECORD)
         repair = await self._store.repair(owner, section, head, rows)
         for path in repair.drop:
             self._space.tell(Change(owner, path, head.record.sequence, None))
