@@ -207,8 +207,6 @@ class SpaceSync:
         self._sources: dict[bytes, list[Followed]] | None = None
         """What each peer is asked for; None where it is to be worked out again."""
         self._ended = False
-        self._checked: dict[bytes, Signed[SpaceHead]] = {}
-        """The last head of each owner whose signature held."""
         self.sent_bytes = 0
         """Of answers to peers; `received_bytes`, of answers of peers."""
         self.received_bytes = 0
@@ -826,11 +824,7 @@ class SpaceSync:
     def _open(self, peer: bytes, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
         """Return a head of a peer, verified."""
         self._spend(peer, 1 + len(raw) // CHECKED_BYTES_A_RECORD)
-        head = self._checked.get(owner)
-        if head is None or head.raw != raw:
-            now_ms = self._clock.now_ms()
-            head = open_head(raw, owner=owner, network=self._network, now_ms=now_ms)
-            self._checked[owner] = head
+        head = open_head(raw, owner=owner, network=self._network, now_ms=self._clock.now_ms())
         self.seen_ms[owner] = max(self.seen_ms.get(owner, 0), head.record.written_ms)
         return head
 
