@@ -69,7 +69,7 @@ ROWS_A_SECOND_MAX = 20_000
 ROW_BYTES = 4 * KIB
 """A large value counts as so many rows as it has of these."""
 CHECKED_BYTES_A_RECORD = KIB
-"""A large value that is checked counts as a record that is verified for each of these."""
+"""A head, or a value that is checked, counts as a record that is verified for each of these."""
 DEBOUNCE_MS = 100
 """How long a value that may wait does so, for others to be written with it."""
 WATCHES_MAX = 256

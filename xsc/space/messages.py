@@ -60,10 +60,6 @@ class Answer:
     """Whether there is more than an answer holds; heads of such cursors come later."""
 
 
-def _is_owner(owner: Value) -> bool:
-    return isinstance(owner, bytes) and len(owner) == 32
-
-
 def read_section(name: Value) -> str:
     """Return the name of a section.
 
@@ -90,9 +86,9 @@ def read_cursors(value: Value) -> list[Cursor]:
     cursors = []
     for row in value:
         match row:
-            case [bytes(owner), section, int(after), int(sequence), int(written_ms)] if _is_owner(
+            case [bytes(owner), section, int(after), int(sequence), int(written_ms)] if len(
                 owner
-            ) and all(map(_count, row[2:])):
+            ) == 32 and all(map(_count, row[2:])):
                 place = (sequence, written_ms)
                 cursors.append(Cursor(owner, read_section(section), after, place))
             case _:
@@ -126,7 +122,7 @@ def _head_value(head: SentHead) -> Value:
 
 def _read_head(value: Value) -> SentHead:
     match value:
-        case [bytes(owner), bytes(raw), list(rows)] if _is_owner(owner) and len(rows) <= len(
+        case [bytes(owner), bytes(raw), list(rows)] if len(owner) == 32 and len(rows) <= len(
             SECTIONS
         ):
             before = {}
@@ -163,8 +159,8 @@ def read_answer(raw: bytes) -> Answer:
             records = []
             for row in rows:
                 match row:
-                    case [bytes(owner), bytes(envelope), (bytes() | None) as value] if _is_owner(
-                        owner
+                    case [bytes(owner), bytes(envelope), (bytes() | None) as value] if (
+                        len(owner) == 32
                     ):
                         records.append(Sent(owner, envelope, value))
                     case _:

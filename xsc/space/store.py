@@ -311,16 +311,17 @@ class SpaceStore:
         return self._db.scan(prefix, prefix_end(prefix))
 
     def owners(self) -> list[bytes]:
-        """Return every owner of whom something is stored."""
-        found: list[bytes] = []
-        start: bytes | None = META
-        while start is not None:
-            key = next((key for key, _ in self._db.scan(start, prefix_end(META))), None)
-            if key is None:
-                break
-            found.append(key[1 : 1 + OWNER_BYTES])
-            start = prefix_end(key[: 1 + OWNER_BYTES])
-        return found
+        """Return every owner of whom a record or a head is stored."""
+        found = set[bytes]()
+        for kind in (META, PROVEN):
+            start: bytes | None = kind
+            while start is not None:
+                key = next((key for key, _ in self._db.scan(start, prefix_end(kind))), None)
+                if key is None:
+                    break
+                found.add(key[1 : 1 + OWNER_BYTES])
+                start = prefix_end(key[: 1 + OWNER_BYTES])
+        return sorted(found)
 
     async def page(
         self,
@@ -389,17 +390,16 @@ class SpaceStore:
             )
         except XscError as fault:
             raise StoreDamaged(f"a head of the space is damaged: {fault.message}") from None
+        table.head, table.cursors = head, rows
         for section, sequence in rows.items():
-            table.cursors[section] = sequence
             if sequence == head.record.sequence:
-                newer = table.after(section, sequence, 1)
-                table.prove_as(section, Proven(head, {}, whole=not newer))
+                table.prove(section, head, {})  # else it was another one of that sequence
 
     @staticmethod
     def _keep_proven(batch: _Batch, owner: bytes, table: OwnerTable) -> None:
         head = table.head
         rows: list[Value] = [[section, at] for section, at in table.cursors.items()]
-        batch.set(PROVEN + owner, None if head is None else encode([rows, head.raw]))
+        batch.set(PROVEN + owner, encode([rows, head.raw]) if head and rows else None)
 
     async def _commit(self, owner: bytes, batch: _Batch) -> None:
         """Write a batch; where that fails or is cancelled, the rows are read again."""
@@ -519,7 +519,7 @@ class SpaceStore:
     ) -> tuple[set[str], set[str], int]:
         """Keep what a head proves of what is stored.
 
-        One that says the same of each section as the last is not written again.
+        One of the same sequence as the last is not written again.
 
         Args:
             owner: of the space.
@@ -539,8 +539,7 @@ class SpaceStore:
             for section, rows in before.items():
                 if table.cursors.get(section, 0) > head.record.sequence:
                     continue  # another replica was faster
-                known, digest = table.proven.get(section), head.record.hash_of(section)
-                changed |= known is None or known.head.record.hash_of(section) != digest
+                changed |= table.cursors.get(section, 0) < head.record.sequence
                 compared += len(rows) + table.size_of(section)
                 (proven if table.prove(section, head, rows) else failed).add(section)
             if proven and changed:
@@ -604,16 +603,19 @@ class SpaceStore:
         """
         async with self._turns.of(owner):
             table = await self._table(owner)
-            paths = table.unsubscribed(sections, now_ms=self._time.now_ms())
+            ended = table.unsubscribed(sections, now_ms=self._time.now_ms())
             batch = _Batch(self._db)
-            for section in {table.rows[path].section for path in paths}:
+            for section in ended:
                 table.proven.pop(section, None)
                 table.cursors.pop(section, None)
+                for path in table.after(section, 0, table.size_of(section)):
+                    self._drop(batch, owner, table, path)
+            if ended:
                 self._keep_proven(batch, owner, table)
-            for path in paths:
-                self._drop(batch, owner, table, path)
+            if not table.rows and not table.cursors:
+                self._tables.pop(owner, None)
             await self._commit(owner, batch)
-            if UserSpacePaths.INTERVAL in paths:
+            if UserSpacePaths.INTERVAL in ended:
                 self._read_grant(owner, None)
 
     # What this node writes

@@ -207,8 +207,6 @@ class SpaceSync:
         self._sources: dict[bytes, list[Followed]] | None = None
         """What each peer is asked for; None where it is to be worked out again."""
         self._ended = False
-        self._checked: dict[bytes, Signed[SpaceHead]] = {}
-        """The last head of each owner whose signature held."""
         self.sent_bytes = 0
         """Of answers to peers; `received_bytes`, of answers of peers."""
         self.received_bytes = 0
@@ -663,7 +661,6 @@ class SpaceSync:
             before = {at: rows for at, rows in head.before.items() if last[head.owner, at] is head}
             if not before:
                 continue  # of one section the last head alone counts
-            self._spend(peer, 1)
             try:
                 new |= await self._store_head(peer, head.owner, head.raw, before)
             except ClockSkewed as fault:
@@ -750,8 +747,11 @@ class SpaceSync:
                 continue
             finally:
                 self._spend(peer, 1 + cost // STAMP_BYTES_A_RECORD)
-            if (sent.owner, section_of(signed.record.path)) not in wanted:
+            path = signed.record.path
+            if (sent.owner, section_of(path)) not in wanted:
                 raise RecordInvalid("a record that was not asked for")
+            if sent.value and self._space.has_schema(path):
+                self._spend(peer, len(sent.value) // CHECKED_BYTES_A_RECORD)
             by_owner.setdefault(sent.owner, []).append((signed, sent.value))
         for owner, offered in by_owner.items():
             async for checkable in self._with_values(peer, owner, offered):
@@ -792,7 +792,7 @@ class SpaceSync:
         self, peer: bytes, owner: bytes, raw: bytes, before: Mapping[str, Mapping[str, bytes]]
     ) -> bool:
         """Verify a head, let cursors advance where it is proven, and say whether it is new."""
-        head = self._open(owner, raw)
+        head = self._open(peer, owner, raw)
         places = {
             section: place
             for section in before
@@ -821,12 +821,10 @@ class SpaceSync:
             self._news(*followed)
         return bool(proven)
 
-    def _open(self, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
-        head = self._checked.get(owner)
-        if head is None or head.raw != raw:
-            now_ms = self._clock.now_ms()
-            head = open_head(raw, owner=owner, network=self._network, now_ms=now_ms)
-            self._checked[owner] = head
+    def _open(self, peer: bytes, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
+        """Return a head of a peer, verified."""
+        self._spend(peer, 1 + len(raw) // CHECKED_BYTES_A_RECORD)
+        head = open_head(raw, owner=owner, network=self._network, now_ms=self._clock.now_ms())
         self.seen_ms[owner] = max(self.seen_ms.get(owner, 0), head.record.written_ms)
         return head
 
@@ -853,10 +851,10 @@ class SpaceSync:
         except NotFound:
             return False  # it has lost its proof meanwhile
         raw, rows = await self._read_listing(peer, reply)
-        head = self._open(owner, raw)
+        head = self._open(peer, owner, raw)
         if head.record.sequence < sequence:
             return False
-        self._spend(peer, 1 + len(rows) // PROOF_ROWS_A_RECORD)
+        self._spend(peer, len(rows) // PROOF_ROWS_A_RECORD)
         repair = await self._store.repair(owner, section, head, rows)
         for path in repair.drop:
             self._space.tell(Change(owner, path, head.record.sequence, None))

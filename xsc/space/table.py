@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from heapq import merge
 
 from xsc.base.errors import RecordInvalid, SpaceExhausted
 from xsc.identity.envelope import Signed
@@ -78,8 +77,6 @@ class Proven:
     head: Signed[SpaceHead]
     before: dict[str, bytes]
     """Ids of the records that were live at the head, of paths that have changed since."""
-    whole: bool = True
-    """Whether `before` has all of these; after a restart it may not, and nothing is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +106,16 @@ class OwnerTable:
     """The highest sequence of a record that was put here."""
     introducer: str = ""
     """By whose word the owner is known: room is shared among those of one."""
-    live: int = 0
     size_bytes: int = 0
     _orders: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     """Of each section, sequences and paths in order."""
+    _tombstones: list[tuple[int, str]] = field(default_factory=list)
+    """Sequences and paths of all, in order."""
+
+    @property
+    def live(self) -> int:
+        """How many records are live."""
+        return len(self.rows) - len(self._tombstones)
 
     # Records
 
@@ -154,10 +157,9 @@ class OwnerTable:
 
     def oldest_tombstone(self, path: str) -> str | None:
         """Return the tombstone that goes for a new one at a path; None where there is room."""
-        if len(self.rows) - self.live < TOMBSTONES_MAX:
+        if len(self._tombstones) < TOMBSTONES_MAX:
             return None
-        order = merge(*self._orders.values())
-        return next((at for _, at in order if self.rows[at].deleted and at != path), None)
+        return next((at for _, at in self._tombstones if at != path), None)
 
     def _check_quota(self, row: Row, held: Row | None, bytes_max: int) -> None:
         was_live = held is not None and not held.deleted
@@ -174,12 +176,13 @@ class OwnerTable:
             self._remove(path, held)
         proven = self.proven.get(row.section)
         if proven is not None and row.sequence <= proven.head.record.sequence:
-            proven.whole = False  # a newer head says that this was live, which that one denies
+            del self.proven[row.section]  # a newer head says that this was live, and it does not
         self.rows[path] = row
         self.last = max(self.last, row.sequence)
         insort(self._orders.setdefault(row.section, []), (row.sequence, path))
+        if row.deleted:
+            insort(self._tombstones, (row.sequence, path))
         self.size_bytes += row.size_bytes
-        self.live += not row.deleted
 
     def forget(self, path: str) -> None:
         """Take a row out, after the store has deleted its record."""
@@ -188,8 +191,9 @@ class OwnerTable:
     def _remove(self, path: str, row: Row) -> None:
         order = self._orders[row.section]
         del order[bisect_left(order, (row.sequence, path))]
+        if row.deleted:
+            del self._tombstones[bisect_left(self._tombstones, (row.sequence, path))]
         self.size_bytes -= row.size_bytes
-        self.live -= not row.deleted
         proven = self.proven.get(row.section)
         if proven and not row.deleted and row.sequence <= proven.head.record.sequence:
             proven.before.setdefault(path, row.id)
@@ -223,9 +227,10 @@ class OwnerTable:
     def hash_now(self, section: str) -> bytes | None:
         """Return the hash of what is live in a section now; None where that is nothing."""
         proven = self.proven.get(section)
-        is_as_proven = proven and proven.whole and not proven.before
-        if proven and is_as_proven and not self.after(section, proven.head.record.sequence, 1):
-            return proven.head.record.hash_of(section)
+        if proven and not proven.before:
+            head = proven.head.record
+            if not self.after(section, head.sequence, 1):
+                return head.hash_of(section)
         return section_hash(self.live_at(section, self.last, {}))
 
     def prove(self, section: str, head: Signed[SpaceHead], before: Mapping[str, bytes]) -> bool:
@@ -244,7 +249,11 @@ class OwnerTable:
         if self.cursors.get(section, 0) > sequence:
             return False
         digest = head.record.hash_of(section)
-        if known is not None and known.whole and known.head.record.hash_of(section) == digest:
+        if (
+            known is not None
+            and known.head.record.hash_of(section) == digest
+            and known.before.keys() <= self.rows.keys()
+        ):
             between = self.after(section, known.head.record.sequence, 1)
             if not between or self.rows[between[0]].sequence > sequence:
                 self.prove_as(section, replace(known, head=head))
@@ -275,7 +284,7 @@ class OwnerTable:
         None where its sequence and date are not `above` those that are known.
         """
         proven = self.proven.get(section)
-        if proven is None or not proven.whole or proven.head.record.place <= above:
+        if proven is None or proven.head.record.place <= above:
             return None
         return Proven(proven.head, dict(proven.before))
 
@@ -320,14 +329,13 @@ class OwnerTable:
         """
         return [
             path
-            for sequence, path in merge(*self._orders.values())
-            if (row := self.rows[path]).deleted
-            and (sequence <= told or row.written_ms + TOMBSTONE_KEPT_MS <= now_ms)
-            and sequence <= self.cursors.get(row.section, 0)
+            for sequence, path in self._tombstones
+            if (sequence <= told or self.rows[path].written_ms + TOMBSTONE_KEPT_MS <= now_ms)
+            and sequence <= self.cursors.get(self.rows[path].section, 0)
         ]
 
     def unsubscribed(self, sections: Mapping[str, int | None], *, now_ms: int) -> list[str]:
-        """Return paths that no subscription covers.
+        """Return the sections of which something is here, and that no subscription covers.
 
         Args:
             sections: that are or were subscribed to, and when that ended; None where it goes on.
@@ -338,7 +346,8 @@ class OwnerTable:
             for section, ended_ms in sections.items()
             if ended_ms is None or now_ms < ended_ms + UNSUBSCRIBED_KEPT_MS
         }
-        return [path for path, row in self.rows.items() if row.section not in kept]
+        here = {row.section for row in self.rows.values()} | self.cursors.keys()
+        return sorted(here - kept)
 
 
 def owner_bytes_max(beside_bytes: int, others_bytes: int) -> int:

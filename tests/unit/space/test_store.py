@@ -327,14 +327,52 @@ async def test_a_head_that_is_dated_anew_is_proven_where_the_known_one_is_not_sh
     await pull(mine, other, "a")
     known = await shown(other, mine.owner)
     _, listed = await other.listing(mine.owner, A)
-    await mine.put({"a/y": b"2"})
-    entry = mine.get(mine.owner, "a/y")
+    for path, is_shown in (("a/y", True), ("a/x", False)):
+        await mine.put({path: b"2"})
+        entry = mine.get(mine.owner, path)
+        await other.take(mine.owner, [(entry.signed, entry.value)])
+        started = again(other)
+        if is_shown:
+            assert (await started.listing(mine.owner, A))[1] == listed
+    with pytest.raises(NotFound):
+        await started.listing(mine.owner, A)
+    assert await proves(started, mine.owner, dated_anew(mine, known), A, dict(listed))
+    assert (await started.listing(mine.owner, A))[1] == listed
+
+
+async def test_after_a_restart_a_head_is_shown_only_of_sections_that_it_is_over(mine, other):
+    """An owner signs two heads of one sequence, each proven for another section."""
+    await mine.put({"a": b"1", "b": b"2"})
+    head = await mine.sign_head()
+    await pull(mine, other, "a")
+    entry = mine.get(mine.owner, "b")
     await other.take(mine.owner, [(entry.signed, entry.value)])
+    rows = tuple(row for row in head.record.sections if row[0] != A)
+    update = {"written_ms": head.record.written_ms + 1, "sections": rows}
+    forked = sign(head.record.model_copy(update=update), mine._key, mine._network)
+    assert await proves(other, mine.owner, forked, section_of("b"))
     started = again(other)
     with pytest.raises(NotFound):
         await started.listing(mine.owner, A)
-    assert await proves(started, mine.owner, dated_anew(mine, known))
-    assert (await started.listing(mine.owner, A))[1] == listed
+    assert (await started.listing(mine.owner, section_of("b")))[0] == forked.raw
+    later = forked.record.model_copy(update={"sequence": forked.record.sequence + 1})
+    assert not await proves(started, mine.owner, sign(later, mine._key, mine._network))
+
+
+async def test_what_was_deleted_does_not_come_back_after_a_restart(mine, other):
+    """Between two heads that say the same it was put and deleted."""
+    await mine.put({"a/x": b"1"})
+    await mine.sign_head()
+    await pull(mine, other, "a")
+    await mine.put({"a/y": b"2"})
+    deleted = mine.get(mine.owner, "a/y")
+    last = (await mine.put({"a/y": None}))["a/y"]
+    await mine.sign_head()
+    await pull(mine, other, "a", after=last - 1)
+    await other.compact({mine.owner: last})
+    for store in (other, again(other)):
+        taken = await store.take(mine.owner, [(deleted.signed, deleted.value)])
+        assert (taken.paths, taken.refused) == ([], [])
 
 
 async def test_large_values_are_loaded_later(mine, other):
@@ -427,6 +465,22 @@ async def test_what_nobody_subscribes_to_is_evicted_with_its_cursor(mine, other)
     assert not list(other._db.scan(b"v" + mine.owner + b"a", b"v" + mine.owner + b"b"))
     await pull(mine, other)
     assert other.get(mine.owner, "a").value == b"1"
+
+
+async def test_nothing_is_left_of_an_owner_that_nobody_subscribes_to(mine, other, network):
+    """Also of one of whom there is only a head."""
+    await mine.put({"a": b"1", "b": b"2"})
+    head = await mine.sign_head()
+    bare = opened(CAROL, network)
+    for replica in (other, bare):
+        assert await proves(replica, mine.owner, head, section_of("nothing"))
+    await pull(mine, other)
+    ended = dict.fromkeys(SECTIONS, other._time.now_ms() - UNSUBSCRIBED_KEPT_MS)
+    for replica in (other, bare):
+        assert replica.owners() == [mine.owner]
+        await replica.evict(mine.owner, ended)
+        assert replica.owners() == []
+        assert list(replica._db.scan(b"", b"\xff")) == []
 
 
 # The own clock

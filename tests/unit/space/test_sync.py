@@ -31,6 +31,7 @@ from xsc.space import table as tables
 from xsc.space.itc import event_bytes
 from xsc.space.limits import (
     ANSWER_BYTES_MAX,
+    CHECKED_BYTES_A_RECORD,
     CURSORS_MAX,
     FUTURE_MS_MAX,
     HEAD_INTERVAL_MS,
@@ -941,6 +942,35 @@ async def test_heads_of_one_answer_are_proven_once_a_section_and_cost_what_is_co
     assert proven == [now_ms + 8]
     assert spent[:2] == [1, rows // PROOF_ROWS_A_RECORD]
     assert sum(spent) <= 2 + rows // PROOF_ROWS_A_RECORD
+
+
+async def test_a_head_with_many_sections_counts_as_many_records(circle, monkeypatch):
+    """It took as long to verify as ten records."""
+    ada, bea, *_ = circle.members
+    spent = []
+    monkeypatch.setattr(bea.sync, "_spend", lambda peer, records: spent.append(records))
+    await ada.space.put_all({f"p{number}": b"v" for number in range(300)})
+    head = await ada.store.sign_head()
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    assert await bea.store.cursor(ada.id, "a") == head.record.sequence
+    assert spent[-2:] == [1 + len(head.raw) // CHECKED_BYTES_A_RECORD, 0]
+    assert len(head.raw) > 5 * CHECKED_BYTES_A_RECORD
+
+
+async def test_a_small_value_that_is_checked_counts_by_its_size(circle, monkeypatch):
+    """A grant of 4 KiB has sixteen signatures inside, and counted as one record."""
+    ada, bea, *_ = circle.members
+    spent = []
+    monkeypatch.setattr(bea.sync, "_spend", lambda peer, records: spent.append(records))
+    bea.space.register_schema("a/checked", lambda owner, value: None)
+    await ada.space.put("a/free", bytes(3 * CHECKED_BYTES_A_RECORD))
+    await ada.space.put("a/checked", bytes(3 * CHECKED_BYTES_A_RECORD))
+    bea.sync.subscribe(ada.id, "a")
+    bea.follow(ada)
+    await settle()
+    assert spent == [1, 1, 3]
 
 
 async def test_a_listing_of_an_older_head_than_the_one_that_failed_repairs_nothing(circle):
