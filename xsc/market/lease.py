@@ -386,9 +386,8 @@ def follow(
     level = min(use.level, line.level)
     held = min(use.held_bytes, line.held_bytes) if stood else use.held_bytes
     missing = use.missing_bytes + use.held_bytes - held
-    use = replace(use, held_bytes=held, missing_bytes=missing)
-    use = replace(use, level=level, used=theirs, leeway=leeway)
-    return replace(use, counted_ms=counted_ms), theirs, True
+    use = replace(use, held_bytes=held, missing_bytes=missing, level=level, used=theirs)
+    return replace(use, counted_ms=counted_ms, leeway=leeway), theirs, True
 
 
 # What is left
