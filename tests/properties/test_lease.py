@@ -299,6 +299,27 @@ def test_after_a_last_count_both_totals_are_equal_and_within_what_was_leased(ste
     assert theirs <= pair.ceiling(max(pair.now_ms, pair.their_ms)) // WORTH
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, MIB), st.integers(0, 2), st.integers(0, 2))),
+    st.sampled_from([STORAGE, CLEARED]),
+)
+def test_what_was_deleted_before_a_count_is_taken_off_once_when_it_is_heard(deletions, terms):
+    pair, key = Pair(), terms.lease_id
+    pair.hold(terms, MOST)
+    mine, theirs, unheard = pair.mine[key], pair.theirs[key], []
+    for most, counts, hears in [*deletions, (1, 1, len(deletions) + 1)]:
+        unheard.append(min(most, theirs.use.held_bytes))
+        theirs.use = hold(theirs.terms, theirs.use, -unheard[-1], pair.their_ms)
+        for _ in range(counts):
+            pair.now_ms += 10_000
+            assert not pair.take(pair.count()).disputed
+        for size in unheard[:hears]:
+            mine.use = hold(mine.terms, mine.use, -size, pair.now_ms)
+        del unheard[:hears]
+        assert theirs.use.held_bytes <= mine.use.held_bytes + mine.use.missing_bytes
+    assert mine.use.held_bytes == theirs.use.held_bytes
+
+
 @given(st.lists(STEPS, max_size=20), st.lists(st.integers(0, 3 * EPOCH_MS), max_size=6))
 def test_any_counts_in_between_give_the_total_of_one(steps, looks):
     one, many = Pair(), Pair()

@@ -62,3 +62,22 @@ def test_a_custodian_that_missed_a_deletion_gives_back_what_it_repaired():
             await get(world.nodes[3], capability)
 
     run(96, 7, play, QUICK)
+
+
+def test_what_was_deleted_while_it_was_counted_is_taken_off_once():
+    """The host deleted, and its count came before its receipt: the lease holds another object."""
+
+    async def play(world):
+        owner = world.nodes[0]
+        kept, gone = await put(owner, content(70_000)), await put(owner, content(70_000, seed=1))
+        world.net.stall("node-1", "storage.delete")
+        assert (await owner.storage.rm(gone)).partly
+        await owner.market.settlement.settle_all()
+        world.net.resume("node-1", "storage.delete")
+        assert await owner.storage.retry_deletions() == (1, 0, 0)
+        held = {lease.entry.id: lease.use.held_bytes for lease in owner.market.leases()}
+        for host in world.nodes[1:]:
+            assert all(held[lease] == size for lease, size in host.shards.usage.items())
+        assert len(await get(owner, kept)) == 70_000
+
+    run(97, 7, play)

@@ -17,13 +17,7 @@ from xsc.allocation.acceptance import answered, pending, received
 from xsc.allocation.clearing_record import read_state
 from xsc.allocation.commitments import Commitments
 from xsc.allocation.granting import Gathered, Inputs, clear_all, entitlements, rows_of
-from xsc.allocation.program import (
-    Program,
-    factor_ppm,
-    observe,
-    over_allocated,
-    state_after,
-)
+from xsc.allocation.program import Program, factor_ppm, observe, over_allocated, state_after
 from xsc.allocation.published import Published, standing
 from xsc.allocation.records import Records
 from xsc.base.clock import event_within

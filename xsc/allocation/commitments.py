@@ -324,10 +324,11 @@ class Commitments:
         """
         with_offers = partial(self._standing, AvailabilitySlot)
         with_needs = partial(self._standing, NeedSlot)
+        with_windows = partial(renewed, now_ms=self._clock.now_ms(), zones=zone_of)
         for event, made, interval_ms in (
             ("allocation.capacity_not_offered", with_offers, PRICES_POSTED_MS),
             ("allocation.need_not_stated", with_needs, NEED_INTERVAL_MS),
-            ("allocation.windows_not_continued", self._continued, 0),
+            ("allocation.windows_not_continued", with_windows, 0),
         ):
             now_ms = self._clock.monotonic_ms()
             if now_ms < self._next_ms.get(event, 0):
@@ -339,9 +340,6 @@ class Commitments:
             except (ArgumentInvalid, TooLarge, SpaceExhausted) as fault:
                 self._context.log.warning(event, fault=fault.message)
             self._next_ms[event] = now_ms + interval_ms
-
-    def _continued(self, own: Commitment) -> Commitment:
-        return renewed(own, self._clock.now_ms(), zone_of)
 
     def _standing(self, role: type[Either], own: Commitment) -> Commitment:
         for kind in KINDS:

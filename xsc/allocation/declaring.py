@@ -15,13 +15,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from pydantic import ValidationError
 
 from xsc.allocation.matching import check_filters
-from xsc.allocation.windows import (
-    DAY_MS,
-    ENDLESS_MS,
-    Zones,
-    next_window,
-    single,
-)
+from xsc.allocation.windows import DAY_MS, ENDLESS_MS, Zones, next_window, single
 from xsc.base.errors import ArgumentInvalid, NotFound, TooLarge
 from xsc.base.limits import (
     COMMITMENT_BYTES_MAX,

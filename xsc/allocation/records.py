@@ -25,11 +25,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Final, TypeVar
 
-from xsc.allocation.clearing_record import (
-    Clearing,
-    check_clearing,
-    open_clearing,
-)
+from xsc.allocation.clearing_record import Clearing, check_clearing, open_clearing
 from xsc.allocation.commitments import Heard
 from xsc.allocation.published import Published, charged
 from xsc.base.encoding import tagged_sha256

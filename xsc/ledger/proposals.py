@@ -13,13 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Literal, TypeAlias
 
 from xsc.base.encoding import Value
-from xsc.base.errors import (
-    ArgumentInvalid,
-    CreditExceeded,
-    EntryRefused,
-    ReceiptInvalid,
-    XscError,
-)
+from xsc.base.errors import ArgumentInvalid, CreditExceeded, EntryRefused, ReceiptInvalid, XscError
 from xsc.base.fields import take_bytes
 from xsc.base.ids import short
 from xsc.base.limits import AMOUNT_MAX

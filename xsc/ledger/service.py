@@ -23,13 +23,7 @@ from xsc.ledger.exchange import HEAD, HISTORY, HistoryExchange
 from xsc.ledger.incarnation import Noted
 from xsc.ledger.proposals import PROPOSE, Proposals
 from xsc.ledger.state import digest
-from xsc.ledger.statement import (
-    StatementRow,
-    credit_left,
-    entry_row,
-    known_peers,
-    note_accounts,
-)
+from xsc.ledger.statement import StatementRow, credit_left, entry_row, known_peers, note_accounts
 
 
 class LedgerService:

@@ -407,7 +407,7 @@ class LeaseBuyer(MarketPart):
             if terms.kind == "storage" and not use.given_back and most > use.held_bytes:
                 self._node.log.warning("market.count_raised", lease=short(entry.id), most=most)
                 # It was held since then: what follows from that is believed.
-                use = replace(use, held_bytes=most, touched_ms=use.counted_ms)
+                use = replace(use, held_bytes=most, missing_bytes=0, touched_ms=use.counted_ms)
                 entry.use = rules.widened(terms, use, most)
                 self._store.save(entry)
 

@@ -12,12 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from xsc.base.encoding import Value
-from xsc.base.errors import (
-    LeaseExhausted,
-    NoOffers,
-    RateLimited,
-    RecordInvalid,
-)
+from xsc.base.errors import LeaseExhausted, NoOffers, RateLimited, RecordInvalid
 from xsc.base.fields import take_bytes, take_int
 from xsc.base.ids import short
 from xsc.base.limits import (

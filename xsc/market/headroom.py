@@ -17,15 +17,7 @@ from xsc.base.errors import CreditExceeded, NoOffers
 from xsc.base.ids import short
 from xsc.base.units import format_credits
 from xsc.market.account import owed_micro
-from xsc.market.lease import (
-    LeaseEntry,
-    advance,
-    ahead_micro,
-    drawn,
-    key_of,
-    least_level,
-    run_price,
-)
+from xsc.market.lease import LeaseEntry, advance, ahead_micro, drawn, key_of, least_level, run_price
 from xsc.market.lease_store import MarketNode, MarketPart
 from xsc.market.pricing import MarketPricing, utilisation_ppm
 from xsc.terms.lease import LeaseRequest
@@ -156,6 +148,16 @@ class Headroom(MarketPart):
         owed = self._owed(customer) + ahead + self.calls_micro(customer)
         return self._ports.credit.credit_left(customer) - owed
 
+    def credit_among(self, customer: bytes, takers: set[bytes]) -> int:
+        """Return an equal part of `credit_left` for each of the takers that share that credit.
+
+        Args:
+            customer: whose part, one of the takers.
+            takers: all that take part.
+        """
+        sharing = takers.intersection(self._ports.credit.shares_with(customer))
+        return self.credit_left(customer) // len(sharing)
+
     def calls_micro(self, customer: bytes) -> int:
         """Return what the runs that wait or are under way may cost at most: their limits."""
         return sum(
@@ -163,11 +165,6 @@ class Headroom(MarketPart):
             for entry in self.sold_to(customer)
             if entry.terms.kind == "compute"
         )
-
-    def credit_among(self, customer: bytes, takers: set[bytes]) -> int:
-        """Return the same; of a credit that it shares with others of some takers an equal part."""
-        sharing = takers.intersection(self._ports.credit.shares_with(customer))
-        return self.credit_left(customer) // len(sharing)
 
     def check_credit(self, customer: bytes, more_micro: int, beside_micro: int = 0) -> int:
         """Return what a customer may still come to owe beside new work, or refuse that work.

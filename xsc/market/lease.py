@@ -62,6 +62,9 @@ class LeaseUse:
     touched_ms: Count
     """When bytes were last held or given back, or the lease was granted or renewed."""
     held_bytes: Count = 0
+    missing_bytes: Count = 0
+    """Customer: what the provider had confirmed to hold, and counted no more. What it confirms to
+    have deleted is of this first: it can have counted between the deletion and its answer."""
     level: Count = 0
     """What is kept free and billed: bytes, or fuel steps a second. Within a term it only falls."""
     used: WideNumber = 0
@@ -273,10 +276,12 @@ def hold(terms: LeaseRequest, use: LeaseUse, delta_bytes: int, now_ms: int) -> L
     """
     assert terms.kind == "storage", "only storage holds bytes"
     use = advance(terms, use, now_ms)
-    held = max(0, use.held_bytes + delta_bytes)
+    missed = min(use.missing_bytes, max(0, -delta_bytes))
+    held = max(0, use.held_bytes + delta_bytes + missed)
     # For now nothing is billed before something is held, which may be before the start.
     counted_ms = use.counted_ms if use.held_bytes or terms.cleared else now_ms
     use = replace(use, touched_ms=now_ms, held_bytes=held, counted_ms=counted_ms)
+    use = replace(use, missing_bytes=use.missing_bytes - missed)
     return widened(terms, use, delta_bytes)
 
 
@@ -380,8 +385,9 @@ def follow(
     leeway = 0 if stood else use.leeway - max(0, theirs - own)
     level = min(use.level, line.level)
     held = min(use.held_bytes, line.held_bytes) if stood else use.held_bytes
-    use = replace(use, held_bytes=held, level=level, used=theirs, leeway=leeway)
-    return replace(use, counted_ms=counted_ms), theirs, True
+    missing = use.missing_bytes + use.held_bytes - held
+    use = replace(use, held_bytes=held, missing_bytes=missing, level=level, used=theirs)
+    return replace(use, counted_ms=counted_ms, leeway=leeway), theirs, True
 
 
 # What is left

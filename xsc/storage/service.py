@@ -6,39 +6,23 @@ Connects the parts of storage. The host's side is `xsc.storage.shardstore.server
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Collection,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import TypeVar
 
 from xsc.api import objects as shown
-from xsc.base.errors import (
-    NotAllowed,
-    StoreDamaged,
-    TooLarge,
-    XscError,
-)
+from xsc.base.errors import NotAllowed, StoreDamaged, TooLarge, XscError
 from xsc.base.ids import short
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import (
-    READ_AHEAD_KEPT_MS,
-)
+from xsc.base.limits import READ_AHEAD_KEPT_MS
 from xsc.base.peering import GroupHandler, Handler
 from xsc.base.turns import sliced
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed
 from xsc.storage.catalogue.adoption import Adoption
 from xsc.storage.catalogue.finder import ObjectFinder
-from xsc.storage.catalogue.names import (
-    HIDDEN,
-    check_name,
-)
+from xsc.storage.catalogue.names import HIDDEN, check_name
 from xsc.storage.catalogue.objects import ObjectCatalogue, ObjectEntry
 from xsc.storage.object.capability import VerifyCapability, parse_read, parse_verify
 from xsc.storage.object.durability import KINDS, Contract, HostLabels, domains_of, survival
@@ -46,32 +30,18 @@ from xsc.storage.object.erasure import Code
 from xsc.storage.object.expiry import ending, first_end, own_ends, told_ends
 from xsc.storage.object.inventory import HeldAt, HeldObject
 from xsc.storage.object.loss import yearly_loss_ppb
-from xsc.storage.object.placement import (
-    State,
-    condition,
-    default_contract,
-    likely_columns,
-)
+from xsc.storage.object.placement import State, condition, default_contract, likely_columns
 from xsc.storage.ports import ChargeRead, Commit, Hosts, Leases
 from xsc.storage.repair.assignment import CustodianAssignment
 from xsc.storage.repair.custodian import Custodian
 from xsc.storage.repair.drain import Drain
-from xsc.storage.repair.maintained_object import (
-    MaintainedObjects,
-    Settings,
-)
+from xsc.storage.repair.maintained_object import MaintainedObjects, Settings
 from xsc.storage.repair.mover import Progress
 from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.repair.own_objects import OwnObjects
 from xsc.storage.repair.peer_departures import Departures
 from xsc.storage.repair.repairer import Repairer
-from xsc.storage.reports import (
-    UNFOUND_MARGIN,
-    PutResult,
-    Retried,
-    RmResult,
-    best_columns,
-)
+from xsc.storage.reports import UNFOUND_MARGIN, PutResult, Retried, RmResult, best_columns
 from xsc.storage.shardstore.server import ShardServer
 from xsc.storage.shardstore.store import StorageNode
 from xsc.storage.transfer.deep_read import BadShard, read_every_shard

@@ -20,6 +20,7 @@ from xsc.base.limits import (
     COMPILE_MS_A_PEER_MAX,
     COMPILE_SHARE_MS,
     COMPILES_QUEUED_A_PEER_MAX,
+    COMPILES_QUEUED_MAX,
     FUEL_MAX,
     JOBS_QUEUED_MAX,
     MODULE_LOST_MS,
@@ -337,6 +338,28 @@ async def test_so_many_modules_of_a_customer_wait_to_be_compiled_and_others_have
     os.kill(jail.pid, signal.SIGCONT)
     await compiler.stop()
     assert not compiler._queued.held(b"c")
+
+
+async def test_this_node_has_its_modules_compiled_whatever_many_others_bring(pool):
+    compiler = pool._compiler
+    (jail,) = compiler._idle
+    os.kill(jail.pid, signal.SIGSTOP)
+
+    def asked(customer, number):
+        module = replace(ADD, customer=customer, module_hash=bytes([number]) * 32)
+        return asyncio.create_task(compiler.code(module, b"config"))
+
+    many = [asked(bytes([number]), number) for number in range(COMPILES_QUEUED_MAX)]
+    most = COMPILES_QUEUED_MAX - COMPILES_QUEUED_A_PEER_MAX
+    await until(lambda: sum(task.done() for task in many) == COMPILES_QUEUED_A_PEER_MAX)
+    assert len(compiler._under_way) == most
+    own = asked(b"own", 200)
+    await until(lambda: len(compiler._under_way) == most + 1)
+    for task in (*many, own):
+        task.cancel()
+    await asyncio.gather(*many, own, return_exceptions=True)
+    os.kill(jail.pid, signal.SIGCONT)
+    await compiler.stop()
 
 
 async def test_no_module_is_compiled_for_a_job_that_finds_no_place(pool):

@@ -10,11 +10,7 @@ from xsc.base.encoding import Value
 from xsc.base.errors import ReceiptInvalid, RecordInvalid
 from xsc.base.fields import take_bool, take_int, take_list, take_map, take_str
 from xsc.base.ids import to_text
-from xsc.base.limits import (
-    SERVICE_NOTE_BYTES_MAX,
-    SERVICE_PAGE_ROWS_MAX,
-    SERVICE_RECORD_BYTES_MAX,
-)
+from xsc.base.limits import SERVICE_NOTE_BYTES_MAX, SERVICE_PAGE_ROWS_MAX, SERVICE_RECORD_BYTES_MAX
 from xsc.compute.deployments import rules, wagi
 from xsc.compute.deployments.store import LogRow
 from xsc.compute.wasm.sandbox import SandboxResult

@@ -48,8 +48,6 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.terms.execution import Order
 
-_NONCE_BYTES = 16
-
 
 @dataclass(slots=True)
 class _Purchase:

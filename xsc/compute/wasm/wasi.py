@@ -26,12 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-from xsc.base.limits import (
-    HOST_CALL_FUEL,
-    LISTED_ENTRY_FUEL,
-    MOVED_ENTRY_FUEL,
-    OPEN_FILES_MAX,
-)
+from xsc.base.limits import HOST_CALL_FUEL, LISTED_ENTRY_FUEL, MOVED_ENTRY_FUEL, OPEN_FILES_MAX
 from xsc.compute.wasm.files import (
     Directory,
     Errno,

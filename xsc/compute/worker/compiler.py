@@ -74,7 +74,10 @@ class Compiler:
         self._jails = asyncio.Semaphore(jails)
         self._turns: Turns[bytes] = Turns()
         """By customer: one module of each is compiled at a time."""
-        self._queued = Room(COMPILES_QUEUED_MAX, COMPILES_QUEUED_A_PEER_MAX)
+        self._own = own
+        each = COMPILES_QUEUED_A_PEER_MAX
+        self._queued = Room(COMPILES_QUEUED_MAX, each, small=each)
+        """Of all places others leave a share free, so that this node has its own."""
         self._under_way: dict[tuple[bytes, bytes], asyncio.Task[MachineCode]] = {}
         self._bombs: Bounded[bytes, int] = Bounded(_BOMBS_MAX)
         """When each module that went over the bounds may be tried again."""
@@ -129,7 +132,7 @@ class Compiler:
         first = task is None
         if task is None:
             self._check_share(job.customer)
-            if not self._queued.take(job.customer, 1):
+            if not self._queued.take(job.customer, 1, large=job.customer != self._own):
                 raise RateLimited("too many modules wait to be compiled, of this customer or all")
             begins()
             task = asyncio.create_task(self._compile(job, slot))

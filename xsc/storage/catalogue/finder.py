@@ -8,13 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 from xsc.base.clock import run_sized
-from xsc.base.errors import (
-    CorruptionError,
-    ObjectUnknown,
-    PeerUnknown,
-    UnavailableError,
-    XscError,
-)
+from xsc.base.errors import CorruptionError, ObjectUnknown, PeerUnknown, UnavailableError, XscError
 from xsc.base.ids import short
 from xsc.base.limits import FIND_GRACE_MS
 from xsc.identity.context import Context

@@ -18,10 +18,7 @@ from xsc.base.errors import RecordInvalid
 from xsc.base.fields import take_bytes
 from xsc.base.ids import ID_BYTES
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import (
-    DIRECTORY_HEAD_BYTES_MAX,
-    HEAD_STEP_BYTES,
-)
+from xsc.base.limits import DIRECTORY_HEAD_BYTES_MAX, HEAD_STEP_BYTES
 from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Handler
 from xsc.base.turns import Turns

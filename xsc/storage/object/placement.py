@@ -28,12 +28,7 @@ from xsc.storage.object.durability import (
 )
 from xsc.storage.object.erasure import Code
 from xsc.storage.object.inventory import HeldObject
-from xsc.storage.object.manifest import (
-    ContractField,
-    Manifest,
-    expected_digest,
-    segments_of,
-)
+from xsc.storage.object.manifest import ContractField, Manifest, expected_digest, segments_of
 
 State = Literal["ok", "missing", "corrupt", "unreachable"]
 """A column's state: the worst of its segments."""

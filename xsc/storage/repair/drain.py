@@ -35,12 +35,7 @@ from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record, Signed, sign
 from xsc.storage.catalogue.heads import HEADS
 from xsc.storage.ports import Commit, Hosts
-from xsc.storage.repair.departures import (
-    DepartureNotice,
-    ProofSummary,
-    stuck_reason,
-    write_proof,
-)
+from xsc.storage.repair.departures import DepartureNotice, ProofSummary, stuck_reason, write_proof
 from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.repair.peer_departures import Departures
 from xsc.storage.shardstore import bodies

@@ -27,12 +27,7 @@ from xsc.storage.object.segment import length_of
 from xsc.storage.ports import HostLease
 from xsc.storage.repair.bandwidth import Bandwidth
 from xsc.storage.repair.damage import damaged_segments, good_for
-from xsc.storage.repair.maintained_object import (
-    MaintainedObject,
-    MaintainedObjects,
-    marks,
-    merged,
-)
+from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects, marks, merged
 from xsc.storage.repair.migration import next_move
 from xsc.storage.repair.room import KnownLease, delete_at, room_at
 from xsc.storage.repair.survey import Survey, bytes_of_column, bytes_of_record

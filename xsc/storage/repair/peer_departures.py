@@ -20,7 +20,7 @@ LEAVERS: Final = b"storage/leaver/"
 
 
 class Departures:
-    """Verifies notices and keeps the latest one of each peer; `Drain` says whether this leaves."""
+    """Verifies notices of peers and keeps the latest of each; `Drain` says if this node leaves."""
 
     def __init__(self, context: Context, state: KeyValue, commit: Commit) -> None:
         """Read what was kept.

@@ -12,12 +12,7 @@ from xsc.identity.context import Context
 from xsc.storage.object.manifest import hash_of
 from xsc.storage.object.messages import ObjectRecord
 from xsc.storage.ports import HostLease
-from xsc.storage.repair.maintained_object import (
-    MaintainedObject,
-    MaintainedObjects,
-    marks,
-    merged,
-)
+from xsc.storage.repair.maintained_object import MaintainedObject, MaintainedObjects, marks, merged
 from xsc.storage.repair.room import KnownLease, room_at
 from xsc.storage.repair.survey import Survey, has_damaged_record, has_record
 from xsc.storage.repair.surveyor import Surveyor

@@ -30,10 +30,7 @@ from xsc.storage.repair.bandwidth import Bandwidth
 from xsc.storage.repair.cleanup import Cleanup
 from xsc.storage.repair.copy_reports import CopyReports
 from xsc.storage.repair.drain import Drain
-from xsc.storage.repair.maintained_object import (
-    MaintainedObjects,
-    Settings,
-)
+from xsc.storage.repair.maintained_object import MaintainedObjects, Settings
 from xsc.storage.repair.mover import ColumnMover, Progress
 from xsc.storage.repair.node_watch import NodeWatch
 from xsc.storage.repair.record_writer import RecordWriter

@@ -17,12 +17,7 @@ from xsc.storage.object.durability import HostLabels
 from xsc.storage.object.expiry import before_end, custody_expiring, own_expiring
 from xsc.storage.object.inventory import HeldObject
 from xsc.storage.object.manifest import Manifest, code_of, expected_digest
-from xsc.storage.object.placement import (
-    Placement,
-    State,
-    column_bytes,
-    placement_of,
-)
+from xsc.storage.object.placement import Placement, State, column_bytes, placement_of
 from xsc.storage.repair.maintained_object import MaintainedObject
 from xsc.storage.repair.migration import Layout, next_move
 from xsc.storage.repair.repair_rules import margin, surplus_columns

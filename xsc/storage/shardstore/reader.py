@@ -84,20 +84,21 @@ class ShardReader:
             found = cut_found(body.data, entry.proof, span)
             if found is not None:
                 return found
-        self._note(key, entry, body)
-        return FoundShard("corrupt")
+        return FoundShard("corrupt" if self._is_damage(key, entry, body) else "missing")
 
     def _read_record(self, key: bytes, entry: IndexEntry) -> RecordBody | None:
         body = self._body(entry)
         if isinstance(body, RecordBody) and hash_of(body.sealed) == entry.proof:
             return body
-        self._note(key, entry, body)
+        self._is_damage(key, entry, body)
         return None
 
-    def _note(self, key: bytes, entry: IndexEntry, body: Body | None) -> None:
-        # What was deleted since its entry was read is no damage.
-        if self._index.entry(key) == entry:
-            self._damaged.note(Damage(key, entry, "unreadable" if body is None else "mismatch"))
+    def _is_damage(self, key: bytes, entry: IndexEntry, body: Body | None) -> bool:
+        """Note that a body is damaged; False where it was deleted since its entry was read."""
+        if self._index.entry(key) != entry:
+            return False
+        self._damaged.note(Damage(key, entry, "unreadable" if body is None else "mismatch"))
+        return True
 
     def under_lease(
         self, keys: Sequence[bytes], lease_id: bytes, wanted: Sequence[Wanted]
@@ -202,7 +203,7 @@ class ShardReader:
             if self._read_record(key, entry) is not None:
                 state = "ok"
                 records.append(HeldRecord(customer, lease_id=entry.lease_id))
-            elif state == "missing":
+            elif state == "missing" and entry.sequence in self._damaged:
                 state = "corrupt"
         by_lease = tuple((*place, size) for place, size in sorted(sizes.items()))
         return HeldObject(columns, state, tuple(records), by_lease, until=until)

@@ -9,13 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from xsc.base.errors import (
-    PeerUnknown,
-    RateLimited,
-    ShardsInsufficient,
-    UnavailableError,
-    XscError,
-)
+from xsc.base.errors import PeerUnknown, RateLimited, ShardsInsufficient, UnavailableError, XscError
 from xsc.base.ids import short
 from xsc.storage.object.inventory import Wanted
 from xsc.storage.object.manifest import code_of, hash_of, segments_of

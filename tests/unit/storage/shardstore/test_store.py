@@ -7,6 +7,7 @@ from tests.settle import turns
 from tests.unit.storage.world import content
 from xsc.base.clock import InlineExecutor
 from xsc.base.errors import ShardMismatch, SpaceExhausted, StoreDamaged, TooLarge
+from xsc.base.keyvalue import prefix_end
 from xsc.base.log import SilentLog
 from xsc.base.merkle import root_of
 from xsc.base.units import held_bytes
@@ -632,6 +633,25 @@ async def test_a_repaired_and_deleted_shard_leaves_nothing_in_a_lagging_index(di
     node = await disk.node()
     assert node.used_bytes == 0
     assert index_of(disk) == []
+
+
+async def test_what_is_deleted_before_it_is_read_is_missing_and_not_damaged(disk):
+    node = await disk.node()
+    await node.store([shard(), record()])
+
+    class Deleting(InlineExecutor):
+        async def run(self, function, *args, **kwargs):
+            if function in (node._reader.get, node._reader.stat):
+                await node.delete(LOCATE, ALICE)
+            return await super().run(function, *args, **kwargs)
+
+    node._executor = Deleting()
+    assert await node.get(LOCATE, 0, [wanted()]) == [FoundShard("missing")]
+    await node.store([shard(), record()])
+    held = await node.stat(LOCATE, 0, hash_of(b"sealed"))
+    assert (held.record, held.records) == ("missing", ())
+    assert [column.bad for column in held.columns] == [()]
+    assert list(disk.bodies.scan(formats.DAMAGED, prefix_end(formats.DAMAGED))) == []
 
 
 async def test_stores_that_are_synced_together_share_one_write_of_the_index(disk):
