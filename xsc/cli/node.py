@@ -537,7 +537,7 @@ def backup(
     }
     settings.view(answer, str(file))
     if not no_identity and not secret:
-        warn(f"{file} is not locked: who can read it, is this node")
+        warn(f"{file} is not locked: whoever can read it can act as this node")
 
 
 def _told(blocks: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
@@ -703,7 +703,7 @@ def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     node_id = to_text(key.node_id)
     settings.view({"id": node_id, "file": str(file), "locked": bool(locked_by)}, node_id)
     if not locked_by:
-        say(f"{file} is not locked: who can read it, is this node")
+        say(f"{file} is not locked: whoever can read it can act as this node")
 
 
 def _new_passphrase(*, ask: bool) -> str:

@@ -1,6 +1,6 @@
 """The loopback API: its routes, its guard and its error mapping.
 
-Every path but `/health` and `/v1/proof` needs the bearer token of the home. Errors leave as
+Every path but those of `OPEN` needs the bearer token of the home. Errors leave as
 problem documents (`xsc.api.problems`); a fault that nobody expected is logged
 with its trace and answered without one.
 """

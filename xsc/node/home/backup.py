@@ -145,8 +145,8 @@ def seal_of(head: Head, *, passphrase: str = "", key: KeyPair | None = None) -> 
     if any(there and kind != head.seal for kind, there in given.items()):
         raise IdentityInvalid(
             "the backup is not sealed by the key or passphrase that was given, and may be forged",
-            hint="anybody can make a backup without a seal; leave out what does not seal it "
-            "only if you know where it comes from",
+            hint="anybody can make a backup without a seal: leave the key or passphrase out only "
+            "if you know where this one comes from",
         )
     if head.seal == "nothing":
         return Seal(head, b"")

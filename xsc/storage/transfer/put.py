@@ -505,8 +505,11 @@ class Upload:
         that has not said its site and owner yet at a site and of an owner of its own.
         """
         code, contract = self._code, self._contract
-        works = attainable(self._hosts_of(nodes), code.n, code.m, contract)
+        left = [node for node in nodes if node not in self._gone]
+        works = attainable(self._hosts_of(left), code.n, code.m, contract)
         less = f"`--survive {works.to_text()}` accepts what works now"
+        if works == contract:
+            less = "put it again: the nodes that are left can keep it in other places"
         known = [self._client.own, *self._client.hosts.peers()][:PLAN_HOSTS_MAX]
         heard = await self._client.hosts.learn_labels(known)
         hosts = [
@@ -519,7 +522,7 @@ class Upload:
         refused = {
             node: fault
             for node, fault in {**self._refused, **self._gone}.items()
-            if node not in nodes
+            if node not in left
         }
         if never is not None or not refused:
             reason = (

@@ -259,6 +259,33 @@ async def test_doubling_up_never_breaks_the_contract(asked):
     assert world[0].service.ls() == []
 
 
+@pytest.mark.parametrize(("nodes", "victims"), [(4, (1, 2)), (5, (1, 2, 3))])
+async def test_a_refusal_after_several_deaths_names_the_dead_and_offers_less(nodes, victims):
+    """Also those that no other node has taken over yet."""
+    world = await World(nodes).start()
+    for victim in victims:
+        dies_at(world[victim], 2)
+    with pytest.raises(NoOffers) as caught:
+        await put(world[0], content(FOUR_SEGMENTS), contract=Contract(1))
+    dead = ", ".join(sorted(short(world[victim].id) for victim in victims))
+    assert f"silent: {dead}" in caught.value.message
+    assert "`--survive 0nodes`" in caught.value.hint
+
+
+async def test_a_refusal_does_not_offer_the_contract_that_it_refuses():
+    """The column of the dead node doubles where it may be lost with another of its site."""
+    world = await World(6).start()
+    for index, host in enumerate(world.hosts):
+        world.labels[host.id] = (f"site{index // 2}", "")
+    dies_at(world[1], 2)
+    with pytest.raises(NoOffers) as caught:
+        await put(world[0], content(FOUR_SEGMENTS), contract=Contract(0, 1))
+    assert "`--survive" not in caught.value.hint
+    assert "put it again" in caught.value.hint
+    done = await put(world[0], content(FOUR_SEGMENTS), contract=Contract(0, 1))
+    assert done.survives[1] == 1
+
+
 async def test_nodes_that_are_up_and_refuse_are_named_and_no_reason_to_double_up():
     world = await World(7).start()
     data = content(FOUR_SEGMENTS)
