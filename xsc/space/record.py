@@ -22,6 +22,7 @@ from xsc.base.limits import KIB
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
 from xsc.space.itc import Stamp, read_event
 from xsc.space.limits import CLOCK_BYTES_MAX, FUTURE_MS_MAX, VALUE_BYTES_MAX, VALUE_INLINE_BYTES_MAX
+from xsc.space.messages import Sent
 from xsc.space.paths import SECTIONS, check_path
 
 RECORD_ENVELOPE_BYTES_MAX = CLOCK_BYTES_MAX + 8 * KIB
@@ -102,10 +103,11 @@ class Entry:
     value: bytes | None
     """None where the record is a tombstone, or the value was not loaded."""
 
-    def without_large(self) -> Entry:
-        """Return the entry without a value that does not travel beside its record."""
+    @property
+    def sent(self) -> Sent:
+        """The entry as it is passed on: a large value does not travel beside its record."""
         large = self.value is not None and len(self.value) > VALUE_INLINE_BYTES_MAX
-        return Entry(self.signed, None) if large else self
+        return Sent(self.signed.author, self.signed.raw, None if large else self.value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from xsc.base.errors import ArgumentInvalid, RateLimited, RecordInvalid, XscErro
 from xsc.identity.envelope import Signed
 from xsc.space.limits import (
     DEBOUNCE_MS,
-    HEAD_INTERVAL_MS,
     SCHEMAS_MAX,
     VALUE_BYTES_MAX,
     WATCHES_MAX,
@@ -69,8 +68,6 @@ class SpaceService:
         self._clock = clock
         self._watches: list[Watch] = []
         self._told: list[Callable[[Change], None]] = []
-        self._told_heads: list[Callable[[], None]] = []
-        self._least_cursors: Callable[[], Mapping[bytes, int]] = dict
         self._schemas: dict[str, Check] = {UserSpacePaths.INTERVAL: store.check_grant}
         self._soon: dict[str, bytes] = {}
         self._flush: asyncio.Task[dict[str, int]] | None = None
@@ -259,14 +256,6 @@ class SpaceService:
         """Call a function with every change that is stored from now on."""
         self._told.append(told)
 
-    def on_head(self, told: Callable[[], None]) -> None:
-        """Call a function with each own head that is signed from now on."""
-        self._told_heads.append(told)
-
-    def ask_cursors(self, least: Callable[[], Mapping[bytes, int]]) -> None:
-        """Let `compact` ask for the least cursor of the known subscribers of each owner."""
-        self._least_cursors = least
-
     def _tell_all(self, changes: Sequence[Change]) -> None:
         for change in changes:
             self.tell(change)
@@ -278,16 +267,6 @@ class SpaceService:
         for watch in self._watches:
             watch.tell(change)
 
-    # The background
-
-    async def run(self) -> None:
-        """Sign a head now and every HEAD_INTERVAL_MS, until cancelled."""
-        while True:
-            await self._store.sign_head()
-            for told in self._told_heads:
-                told()
-            await self._clock.sleep_ms(HEAD_INTERVAL_MS)
-
     async def close(self) -> None:
         """Return once all that was to be written is written, or has failed; write no more."""
         self.end_watches()
@@ -298,7 +277,7 @@ class SpaceService:
 
     async def compact(self) -> Stats:
         """Delete what need not be kept, return its space to the disk, and say what is left."""
-        return await self._store.compact(self._least_cursors())
+        return await self._store.compact()
 
     def stats(self) -> Stats:
         """Return how much is stored."""

@@ -12,9 +12,10 @@ this node; `c`: the own clock; `f`: the own sequence and the own head that peers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from itertools import chain
+from typing import ClassVar, NamedTuple, Self
 
 from pydantic import model_validator
 
@@ -47,9 +48,9 @@ from xsc.space.limits import (
     COMPACT_STEP_BYTES,
     GRANTS_A_RECEIVER_MAX,
     OWNER_BYTES_MAX,
-    PROOF_ROWS_A_RECORD,
     VALUE_BYTES_MAX,
 )
+from xsc.space.messages import Cursor, Ids
 from xsc.space.paths import SECTIONS, UserSpacePaths, is_under, sections_of
 from xsc.space.record import (
     HEAD_ENVELOPE_BYTES_MAX,
@@ -99,16 +100,13 @@ class KeptClock(Record):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """What a cursor is sent."""
 
     entries: list[Entry]
     shown: Proven | None
     more: bool
     """Whether there are further records than these."""
-    rows: int = 0
-    """How much work that was, as rows that are answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +216,8 @@ class SpaceStore:
         self._own: Granted | None = None
         self._given = 0
         """How many parts of the own interval were given."""
+        self.asked: dict[bytes, Sequence[Cursor]] = {}
+        """What each known subscriber has asked for last, since the start."""
         self._told: Callable[[Sequence[Change]], None] = lambda _: None
         self._inviter = db.get(INVITER)
         for owner in set(self.owners()) - {self.owner}:
@@ -347,15 +347,11 @@ class SpaceStore:
             for path in paths[:count]:
                 entry = self._entry(self._db, owner, path)
                 assert entry is not None, "a row has its record"
-                entry = entry.without_large()
-                size_bytes -= len(entry.signed.raw) + len(entry.value or b"")
+                size_bytes -= len(entry.sent.raw) + len(entry.sent.value or b"")
                 if entries and size_bytes < 0:
                     break
                 entries.append(entry)
-            shown = table.show(section, head)
-            changed = 0 if shown is None else len(shown.before) // PROOF_ROWS_A_RECORD
-            more = len(paths) > len(entries)
-            return Page(entries, shown, more=more, rows=len(entries) + changed)
+            return Page(entries, table.show(section, head), len(paths) > len(entries))
 
     # Tables
 
@@ -559,7 +555,7 @@ class SpaceStore:
         async with self._turns.of(owner):
             return (await self._table(owner)).cursors.get(section, 0)
 
-    async def listing(self, owner: bytes, section: str) -> tuple[bytes, list[tuple[str, bytes]]]:
+    async def listing(self, owner: bytes, section: str) -> tuple[bytes, Ids]:
         """Return the head that is shown of a section, and its live paths and their records' ids.
 
         Raises:
@@ -571,7 +567,7 @@ class SpaceStore:
             if shown is None:
                 raise NotFound(f"no head covers '{section}' here")
             live = table.live_at(section, shown.head.record.sequence, shown.before)
-            return shown.head.raw, sorted(live.items())
+            return shown.head.raw, tuple(sorted(live.items()))
 
     async def repair(
         self,
@@ -594,16 +590,11 @@ class SpaceStore:
             await self._commit(owner, batch)
             return repair
 
-    async def evict(self, owner: bytes, sections: Mapping[str, int | None]) -> None:
-        """Delete what no subscription covers any more, and the cursors over it.
-
-        Args:
-            owner: another node.
-            sections: of all subscriptions, and when each ended; None where it goes on.
-        """
+    async def evict(self, owner: bytes, kept: Collection[str]) -> None:
+        """Delete what another owner has in other sections than those that are kept."""
         async with self._turns.of(owner):
             table = await self._table(owner)
-            ended = table.unsubscribed(sections, now_ms=self._time.now_ms())
+            ended = table.sections() - set(kept)
             batch = _Batch(self._db)
             for section in ended:
                 table.proven.pop(section, None)
@@ -927,14 +918,14 @@ class SpaceStore:
 
     # Bounded growth
 
-    async def compact(self, told: Mapping[bytes, int]) -> Stats:
+    async def compact(self) -> Stats:
         """Delete old tombstones and archived versions, return their space, and say what is left.
 
         The disk is rewritten in steps, while all else runs.
-
-        Args:
-            told: the least cursor of the known subscribers of each owner.
         """
+        told: dict[bytes, int] = {}
+        for cursor in chain.from_iterable(self.asked.values()):
+            told[cursor.owner] = min(cursor.after, told.get(cursor.owner, cursor.after))
         now_ms = self._time.now_ms()
         for owner in self.owners():
             async with self._turns.of(owner):

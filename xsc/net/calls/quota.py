@@ -147,6 +147,7 @@ class Quota:
         bodies: Room | None = None,
         answers: Room | None = None,
     ) -> None:
+        self._half = rate * limits.REQUEST_UNITS // 2
         self._units = Rate(rate * limits.REQUEST_UNITS, 1000)
         self._synced = Rate(limits.SYNCED_A_PEER_BYTES_MAX, limits.SYNCED_MS)
         self._all_synced = Rate(limits.SYNCED_BYTES_MAX, limits.SYNCED_MS)
@@ -175,6 +176,10 @@ class Quota:
     def left(self, peer: bytes, now_ms: int) -> tuple[int, int]:
         """Return the units and synced bytes that a peer has left; less than nothing is owed."""
         return self._units.left(peer, now_ms), self._synced.left(peer, now_ms)
+
+    def pause_ms(self, peer: bytes, now_ms: int) -> int:
+        """Return how long work on what a peer has told waits: half is left for its requests."""
+        return self._units.wait_ms(peer, self._half, now_ms)
 
     def count(self, source: str, now_ms: int) -> None:
         """Take one request of a caller that is not known.
