@@ -44,6 +44,11 @@ class Cursor(NamedTuple):
     """Of the head that the subscriber has."""
     written_ms: Count
 
+    @property
+    def head(self) -> tuple[int, int]:
+        """Sequence and date, by which heads are ordered."""
+        return self.sequence, self.written_ms
+
 
 class Question(Record):
     """What a replica is asked for."""

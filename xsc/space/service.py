@@ -111,9 +111,7 @@ class SpaceService:
             ArgumentInvalid: the path is none, or a schema or the size refuses the value.
             SpaceExhausted: a quota would be passed.
         """
-        self._check_put(path, value)
-        self._soon.pop(path, None)  # an earlier one that still waits would come after it
-        return (await self.write({path: value}))[path]
+        return (await self.put_all({path: value}))[path]
 
     async def put_all(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         """Write several values, all or none, and return their sequences; None deletes.
@@ -125,7 +123,7 @@ class SpaceService:
         for path, value in values.items():
             self._check_put(path, value)
         for path in values:
-            self._soon.pop(path, None)
+            self._soon.pop(path, None)  # an earlier one that still waits would come after it
         return await self.write(values)
 
     async def put_soon(self, path: str, value: bytes) -> None:
@@ -145,22 +143,18 @@ class SpaceService:
         values, self._soon, self._flush = self._soon, {}, None
         return await self.write(values) if values else {}
 
-    @staticmethod
-    def _check_size(path: str, value: bytes) -> None:
+    def _check_put(self, path: str, value: bytes | None) -> None:
         if fault := fault_of(path):
             raise ArgumentInvalid(f"not a path: {fault}")
-        if len(value) > VALUE_BYTES_MAX:
+        if value is not None and len(value) > VALUE_BYTES_MAX:
             raise ArgumentInvalid(
                 f"a value has at most {VALUE_BYTES_MAX} bytes",
                 hint="store it with `xsc store put`, and put its capability here",
             )
-
-    def _check_put(self, path: str, value: bytes | None) -> None:
-        self._check_size(path, value or b"")
         try:
             self._check(self.owner, path, value)
-        except RecordInvalid as fault:
-            raise ArgumentInvalid(f"not a value for '{path}': {fault.message}") from None
+        except RecordInvalid as refusal:
+            raise ArgumentInvalid(f"not a value for '{path}': {refusal.message}") from None
 
     async def rm(self, path: str) -> int:
         """Delete a path and return the sequence of its tombstone.
@@ -168,9 +162,7 @@ class SpaceService:
         Raises:
             NotFound: nothing is there.
         """
-        self._check_size(path, b"")
-        self._soon.pop(path, None)
-        return (await self.write({path: None}))[path]
+        return (await self.put_all({path: None}))[path]
 
     async def write(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         """Write values of XSC's own, all or none; None deletes. Return their sequences.

@@ -12,7 +12,7 @@ this node; `c`: the own clock; `f`: the own sequence and the own head that peers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, NamedTuple, Self
@@ -21,14 +21,21 @@ from pydantic import model_validator
 
 from xsc.base.clock import Clock as TimePort
 from xsc.base.clock import Executor
-from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged, XscError
-from xsc.base.ids import to_text
+from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.base.turns import PeerWork, Turns, sliced
 from xsc.db.group import GroupCommit
-from xsc.identity.envelope import Count, Record, Signed, read_claimed, sign, sign_jointly
+from xsc.identity.envelope import (
+    Count,
+    Record,
+    Signed,
+    open_signed,
+    read_claimed,
+    sign,
+    sign_jointly,
+)
 from xsc.identity.keys import KeyPair
 from xsc.space.domain import Grant, Granted, counted, read_grant
 from xsc.space.itc import (
@@ -50,7 +57,7 @@ from xsc.space.limits import (
     OWNER_BYTES_MAX,
     VALUE_BYTES_MAX,
 )
-from xsc.space.messages import Cursor, Ids
+from xsc.space.messages import Cursor, Ids, Section
 from xsc.space.paths import SECTIONS, UserSpacePaths, is_under, sections_of
 from xsc.space.record import (
     HEAD_ENVELOPE_BYTES_MAX,
@@ -77,6 +84,8 @@ KINDS = sorted((META, VALUE, ARCHIVE, PROVEN))
 """Of rows that name an owner."""
 KEPT_BYTES_MAX = 2 * VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
 OWNER_BYTES = 32
+FAULTS_MAX = 1_000
+"""Listed; a damaged database can have any number."""
 READ_KEPT = 32
 """Records that were read last: what is new is told to every follower."""
 
@@ -109,6 +118,25 @@ class Page(NamedTuple):
     """Whether there are further records than these."""
 
 
+class Archived(Record):
+    """A replaced version of an own record, as it is on the disk."""
+
+    KIND: ClassVar[str] = "space_archived"
+
+    archived_ms: Count
+    record: bytes
+    value: bytes
+
+
+class KeptHead(Record):
+    """The newest proven head of an owner as it is on the disk, and the cursor of each section."""
+
+    KIND: ClassVar[str] = "space_kept_head"
+
+    head: bytes
+    cursors: tuple[tuple[Section, Count], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """What became of records that were offered."""
@@ -139,39 +167,6 @@ class _Batch:
 
     def set(self, key: bytes, value: bytes | None) -> None:
         self.changes[key] = value
-
-
-def read_archived(raw: bytes) -> tuple[int, bytes, bytes]:
-    """Return when a version was archived, the bytes of its record, and its value.
-
-    Raises:
-        StoreDamaged: it cannot be read.
-    """
-    try:
-        match decode(raw, size_max=KEPT_BYTES_MAX):
-            case [int(archived_ms), bytes(record), bytes(value)]:
-                return archived_ms, record, value
-    except XscError:
-        pass
-    raise StoreDamaged("an archived record of the space is damaged")
-
-
-def read_proven(raw: bytes) -> tuple[bytes, dict[str, int]]:
-    """Return the bytes of a head, and the cursor of each section, as they are kept of an owner.
-
-    Raises:
-        TooLarge, RecordInvalid: it is damaged.
-    """
-    match decode(raw):
-        case [list(rows), bytes(head)]:
-            cursors = {}
-            for row in rows:
-                match row:
-                    case [str(section), int(sequence)]:
-                        cursors[section] = sequence
-            if len(cursors) == len(rows):
-                return head, cursors
-    raise RecordInvalid("not a head with cursors")
 
 
 def _numbered(prefix: bytes, sequence: int) -> bytes:
@@ -303,9 +298,16 @@ class SpaceStore:
         """
         found = []
         for _, raw in self._scan(ARCHIVE + self.owner + path.encode() + b"\0"):
-            _, record, value = read_archived(raw)
-            found.append(Entry(self._parsed(self.owner, record), value))
+            kept = self._archived(raw)
+            found.append(Entry(self._parsed(self.owner, kept.record), kept.value))
         return found[::-1]
+
+    @staticmethod
+    def _archived(raw: bytes) -> Archived:
+        try:
+            return Archived.from_bytes(raw, size_max=KEPT_BYTES_MAX)
+        except XscError:
+            raise StoreDamaged("an archived record of the space is damaged") from None
 
     def _scan(self, prefix: bytes) -> Iterable[tuple[bytes, bytes]]:
         return self._db.scan(prefix, prefix_end(prefix))
@@ -376,9 +378,9 @@ class SpaceStore:
         if raw is None:
             return
         try:
-            envelope, rows = read_proven(raw)
+            kept = KeptHead.from_bytes(raw)
             head = read_claimed(
-                envelope,
+                kept.head,
                 SpaceHead,
                 network=self._network,
                 author=owner,
@@ -386,16 +388,18 @@ class SpaceStore:
             )
         except XscError as fault:
             raise StoreDamaged(f"a head of the space is damaged: {fault.message}") from None
-        table.head, table.cursors = head, rows
-        for section, sequence in rows.items():
+        table.head, table.cursors = head, dict(kept.cursors)
+        for section, sequence in kept.cursors:
             if sequence == head.record.sequence:
                 table.prove(section, head, {})  # else it was another one of that sequence
 
     @staticmethod
     def _keep_proven(batch: _Batch, owner: bytes, table: OwnerTable) -> None:
-        head = table.head
-        rows: list[Value] = [[section, at] for section, at in table.cursors.items()]
-        batch.set(PROVEN + owner, encode([rows, head.raw]) if head and rows else None)
+        kept = None
+        if table.head is not None and table.cursors:
+            cursors = tuple(table.cursors.items())
+            kept = KeptHead(head=table.head.raw, cursors=cursors).to_bytes()
+        batch.set(PROVEN + owner, kept)
 
     async def _commit(self, owner: bytes, batch: _Batch) -> None:
         """Write a batch; where that fails or is cancelled, the rows are read again."""
@@ -428,8 +432,10 @@ class SpaceStore:
             entry = self._entry(batch, owner, record.path)
             assert entry is not None, "what is replaced is there"
             if entry.value is not None:  # else it was recovered without its value
-                kept: list[Value] = [self._time.now_ms(), entry.signed.raw, entry.value]
-                batch.set(_numbered(ARCHIVE + key + b"\0", old.sequence), encode(kept))
+                kept = Archived(
+                    archived_ms=self._time.now_ms(), record=entry.signed.raw, value=entry.value
+                )
+                batch.set(_numbered(ARCHIVE + key + b"\0", old.sequence), kept.to_bytes())
         batch.set(META + key, signed.raw)
         if not again:
             batch.set(VALUE + key, value)
@@ -961,8 +967,8 @@ class SpaceStore:
     def _drop_versions(self, batch: _Batch, owner: bytes, now_ms: int) -> None:
         versions: dict[bytes, list[tuple[int, int]]] = {}
         for key, raw in self._scan(ARCHIVE + owner):
-            archived_ms, _, _ = read_archived(raw)
-            versions.setdefault(key[:-8], []).append((int.from_bytes(key[-8:], "big"), archived_ms))
+            version = int.from_bytes(key[-8:], "big"), self._archived(raw).archived_ms
+            versions.setdefault(key[:-8], []).append(version)
         for prefix, found in versions.items():
             for sequence in old_versions(
                 found, keep_versions=self._keep_versions, keep_ms=self._keep_ms, now_ms=now_ms
@@ -978,3 +984,72 @@ class SpaceStore:
                 records += 1
                 live_bytes += len(raw) + len(value or b"")
         return Stats(records, live_bytes, self._db.disk_bytes(b"", b"\xff"))
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceAudit:
+    """What a check found."""
+
+    records: int
+    """Records that are whole, with tombstones."""
+    faults: tuple[str, ...]
+
+
+def audit(db: KeyValue, *, network: bytes) -> SpaceAudit:
+    """Check every record, value, head and clock; a node may write meanwhile."""
+    records, faults = 0, list[str]()
+    try:
+        for key, raw in db.scan(META, prefix_end(META)):
+            fault = _record_fault(db, key, raw, network)
+            if fault is None or db.get(key) != raw:  # replaced since the scan began
+                records += 1
+            else:
+                faults.append(fault)
+        faults += _other_faults(db, network)
+    except StoreDamaged as fault:
+        faults.append(f"the database of the space cannot be read to its end: {fault.message}")
+    return SpaceAudit(records, tuple(faults[:FAULTS_MAX]))
+
+
+def _record_fault(db: KeyValue, key: bytes, raw: bytes, network: bytes) -> str | None:
+    """Return what is wrong with a record or its value."""
+    owner, path = key[1 : 1 + OWNER_BYTES], key[1 + OWNER_BYTES :]
+    try:
+        record = open_signed(
+            raw, SpaceRecord, network=network, author=owner, size_max=RECORD_ENVELOPE_BYTES_MAX
+        ).record
+        if record.path.encode() != path:
+            raise RecordInvalid("it is of another path")
+        value = db.get(VALUE + key[1:])
+        if value is not None:
+            check_value(record, value)
+    except XscError as fault:
+        shown = path.decode(errors="backslashreplace")
+        return f"the record {short(owner)}:{shown} is damaged: {fault.message}"
+    return None
+
+
+def _other_faults(db: KeyValue, network: bytes) -> Iterator[str]:
+    for key, raw in db.scan(PROVEN, prefix_end(PROVEN)):
+        owner = key[1 : 1 + OWNER_BYTES]
+        try:
+            open_signed(
+                KeptHead.from_bytes(raw).head,
+                SpaceHead,
+                network=network,
+                author=owner,
+                size_max=HEAD_ENVELOPE_BYTES_MAX,
+            )
+        except XscError as fault:
+            yield f"a head of {short(owner)} is damaged: {fault.message}"
+    for _, raw in db.scan(ARCHIVE, prefix_end(ARCHIVE)):
+        try:
+            Archived.from_bytes(raw, size_max=KEPT_BYTES_MAX)
+        except XscError as fault:
+            yield f"an archived record of the space is damaged: {fault.message}"
+    clock = db.get(CLOCK)
+    try:
+        if clock is not None:
+            KeptClock.from_bytes(clock)
+    except XscError as fault:
+        yield f"the clock of the space is damaged: {fault.message}"

@@ -131,14 +131,6 @@ class _Held:
     """Set where the next request of the peer has come."""
 
 
-@dataclass(slots=True)
-class _Place:
-    """How far one replica has told of one section."""
-
-    after: int
-    head: tuple[int, int]
-
-
 def relays_of(owner: bytes, peers: Sequence[bytes], failed: set[bytes]) -> list[bytes]:
     """Return the peers that are asked for an owner that does not answer itself.
 
@@ -179,8 +171,8 @@ class SpaceSync:
         self._subscribed: dict[Subscription, None] = {}
         self._sections: Counter[Followed] = Counter()
         """What the subscriptions need, and how many need it."""
-        self._places: dict[Followed, dict[bytes, _Place]] = {}
-        """By section and replica."""
+        self._places: dict[Followed, dict[bytes, Cursor]] = {}
+        """By section and replica, how far that has told."""
         self._followed: dict[bytes, bool] = {}
         """Peers, and whether each answered last."""
         self._faults: dict[bytes, str] = {}
@@ -328,7 +320,7 @@ class SpaceSync:
                 cursor.after,
                 count=left,
                 size_bytes=left_bytes,
-                head=(cursor.sequence, cursor.written_ms),
+                head=cursor.head,
             )
             before = () if shown is None else tuple(shown.before.items())
             if rows := len(entries) + len(before) // PROOF_ROWS_A_RECORD:
@@ -471,8 +463,8 @@ class SpaceSync:
         places = self._places.setdefault(followed, {})
         if peer not in places:
             proven = await self._store.cursor_of(*followed)
-            places[peer] = _Place(proven, (proven, 0))
-        return Cursor(*followed, places[peer].after, *places[peer].head)
+            places[peer] = Cursor(*followed, proven, proven, 0)
+        return places[peer]
 
     async def _call(
         self,
@@ -686,7 +678,8 @@ class SpaceSync:
             for signed, _ in offered if told else []:
                 places = self._places.get((owner, section_of(signed.record.path)), {})
                 if peer in places:
-                    places[peer].after = max(places[peer].after, signed.record.sequence)
+                    after = max(places[peer].after, signed.record.sequence)
+                    places[peer] = places[peer]._replace(after=after)
         return new, refused
 
     async def _with_values(
@@ -715,32 +708,30 @@ class SpaceSync:
     ) -> bool:
         """Verify a head, let cursors advance where it is proven, and say whether it is new."""
         head = self._open(peer, owner, raw)
-        places = {
-            section: place
+        told = {
+            section: places
             for section in before
-            if (place := self._places.get((owner, section), {}).get(peer)) is not None
-            and head.record.place > place.head
+            if peer in (places := self._places.get((owner, section), {}))
+            and head.record.place > places[peer].head
         }  # the others were unsubscribed meanwhile
-        if not places:
+        if not told:
             return False
-        known = {section: before[section] for section in places}
+        known = {section: before[section] for section in told}
         proven, failed = await self._prove(peer, owner, head, known)
         sequence = head.record.sequence
-        for section, place in places.items():
-            place.head = head.record.place
-            followed = (owner, section)
-            if section in failed:
-                if not await self._repair(peer, followed, sequence):
-                    self._failed.setdefault(followed, set()).add(peer)
-                    self._log.info("space.not_proven", peer=short(peer), owner=short(owner))
-                    place.after = await self._store.cursor_of(*followed)
-                    self._plan_again()
-                    continue
+        for section, places in told.items():
+            followed, after = (owner, section), max(places[peer].after, sequence)
+            if section in failed and not await self._repair(peer, followed, sequence):
+                self._failed.setdefault(followed, set()).add(peer)
+                self._log.info("space.not_proven", peer=short(peer), owner=short(owner))
+                after = await self._store.cursor_of(*followed)
+                self._plan_again()
+            else:
                 proven.add(section)
-            place.after = max(place.after, sequence)
-            if self._failed.pop(followed, None) is not None:
-                self._sources = None
-            self._news(*followed)
+                if self._failed.pop(followed, None) is not None:
+                    self._sources = None
+                self._news(*followed)
+            places[peer] = Cursor(*followed, after, *head.record.place)
         return bool(proven)
 
     def _open(self, peer: bytes, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
