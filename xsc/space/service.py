@@ -111,7 +111,7 @@ class SpaceService:
             ArgumentInvalid: the path is none, or a schema or the size refuses the value.
             SpaceExhausted: a quota would be passed.
         """
-        return (await self.put_all({path: value}))[path]
+        return (await self._put({path: value}))[path]
 
     async def put_all(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         """Write several values, all or none, and return their sequences; None deletes.
@@ -120,6 +120,9 @@ class SpaceService:
             ArgumentInvalid, SpaceExhausted: as `put`.
             NotFound: nothing is at a path that is to be deleted.
         """
+        return await self._put(values)
+
+    async def _put(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         for path, value in values.items():
             self._check_put(path, value)
         for path in values:
@@ -162,7 +165,7 @@ class SpaceService:
         Raises:
             NotFound: nothing is there.
         """
-        return (await self.put_all({path: None}))[path]
+        return (await self._put({path: None}))[path]
 
     async def write(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         """Write values of XSC's own, all or none; None deletes. Return their sequences.
