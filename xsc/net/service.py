@@ -46,7 +46,6 @@ class PeerNet:
         name: what this node calls itself.
         advertise: addresses to tell others instead of the transport's own.
         accepts: whether friends of friends are taken as peers (`xsc.net.peers.circle`).
-        quota: of callers; the bounds of `limits` where none is given.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class PeerNet:
         name: str,
         advertise: Sequence[str] = (),
         accepts: bool = False,
-        quota: Quota | None = None,
     ) -> None:
         network = network_id(network_name)
         self.network = network
@@ -78,10 +76,7 @@ class PeerNet:
         """Of heads, by method; others have HeadBound()."""
         self.traffic = Traffic()
         self.sender = RequestSender(
-            key,
-            network,
-            clock=clock,
-            entropy=entropy,
+            self.context,
             transport=transport,
             work=self.work,
             bounds=self.bounds,
@@ -91,7 +86,7 @@ class PeerNet:
             self.context,
             self.roster,
             store,
-            quota or Quota(),
+            Quota(),
             work=self.work,
             bounds=self.bounds,
             traffic=self.traffic,

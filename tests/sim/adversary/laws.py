@@ -582,7 +582,7 @@ class Oracle:
             node, now_ms = self.world.nodes[index], self.world.clock.now_ms()
             shares = {
                 "requests": (
-                    node.peers.server.quota.in_flight(self.foe),
+                    node.peers.server.quota.places.held(self.foe),
                     PEER_REQUESTS_IN_FLIGHT_MAX,
                 ),
                 "leases": (

@@ -136,45 +136,26 @@ class Ticket:
 class Quota:
     """What all callers may have, and what they have of it."""
 
-    def __init__(
-        self,
-        *,
-        rate: int = limits.PEER_REQUESTS_A_SECOND_MAX,
-        share: int = limits.PEER_REQUESTS_IN_FLIGHT_MAX,
-        in_flight_max: int = limits.REQUESTS_IN_FLIGHT_MAX,
-        unknown_rate: int = limits.UNKNOWN_REQUESTS_A_SECOND_MAX,
-        source_rate: int = limits.UNKNOWN_AN_ADDRESS_A_SECOND_MAX,
-        bodies: Room | None = None,
-        answers: Room | None = None,
-    ) -> None:
-        self._units = Rate(rate * limits.REQUEST_UNITS, 1000)
+    def __init__(self) -> None:
+        self.units = Rate(limits.PEER_REQUESTS_A_SECOND_MAX * limits.REQUEST_UNITS, 1000)
         self._synced = Rate(limits.SYNCED_A_PEER_BYTES_MAX, limits.SYNCED_MS)
         self._all_synced = Rate(limits.SYNCED_BYTES_MAX, limits.SYNCED_MS)
-        self._sources = Rate(source_rate, 1000)
-        self._unknown = Rate(unknown_rate, 1000)
-        self._places = Room(in_flight_max, share)
+        self.sources = Rate(limits.UNKNOWN_AN_ADDRESS_A_SECOND_MAX, 1000)
+        self.unknown = Rate(limits.UNKNOWN_REQUESTS_A_SECOND_MAX, 1000)
+        self.places = Room(limits.REQUESTS_IN_FLIGHT_MAX, limits.PEER_REQUESTS_IN_FLIGHT_MAX)
         self._unknown_places = Room(
             limits.UNKNOWN_IN_FLIGHT_MAX, limits.UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX
         )
-        self.bodies = bodies or Room(
-            limits.REQUEST_BODIES_BYTES_MAX,
-            limits.REQUEST_BODIES_A_PEER_BYTES_MAX,
-            small=limits.SMALL_BODIES_BYTES,
+        small = limits.SMALL_BODIES_BYTES
+        self.bodies = Room(
+            limits.REQUEST_BODIES_BYTES_MAX, limits.REQUEST_BODIES_A_PEER_BYTES_MAX, small=small
         )
-        self.answers = answers or Room(
-            limits.ANSWERS_BYTES_MAX,
-            limits.ANSWERS_A_PEER_BYTES_MAX,
-            small=limits.SMALL_BODIES_BYTES,
-        )
+        self.answers = Room(limits.ANSWERS_BYTES_MAX, limits.ANSWERS_A_PEER_BYTES_MAX, small=small)
         self.spending = Spending()
-
-    def in_flight(self, peer: bytes) -> int:
-        """Return how many requests of a peer have a place."""
-        return self._places.held(peer)
 
     def left(self, peer: bytes, now_ms: int) -> tuple[int, int]:
         """Return the units and synced bytes that a peer has left; less than nothing is owed."""
-        return self._units.left(peer, now_ms), self._synced.left(peer, now_ms)
+        return self.units.left(peer, now_ms), self._synced.left(peer, now_ms)
 
     def count(self, source: str, now_ms: int) -> None:
         """Take one request of a caller that is not known.
@@ -182,7 +163,7 @@ class Quota:
         Raises:
             RateLimited: too many from there, or of all; the hint says for how long.
         """
-        _take(self._sources, self._unknown, source, 1, now_ms)
+        _take(self.sources, self.unknown, source, 1, now_ms)
 
     def enter(self, caller: Caller, now_ms: int, method: str = "") -> Ticket:
         """Take one request, and hold its place until the ticket is given back.
@@ -190,7 +171,7 @@ class Quota:
         Raises:
             RateLimited: it is too much at once, or in so short a time; nothing is held.
         """
-        places = self._places if isinstance(caller, bytes) else self._unknown_places
+        places = self.places if isinstance(caller, bytes) else self._unknown_places
         if not places.take(caller, 1):
             raise RateLimited("too many requests at once, of this caller or of all")
         try:
@@ -229,8 +210,8 @@ class Quota:
         if not isinstance(caller, bytes) or not (units or synced):
             return
         if not made:
-            _refuse(self._units.wait_ms(caller, units, now_ms))
+            _refuse(self.units.wait_ms(caller, units, now_ms))
         if synced:
             _take(self._synced, self._all_synced, caller, synced, now_ms)
-        self._units.note(caller, units, now_ms)
+        self.units.note(caller, units, now_ms)
         self.spending.add(caller, method, now_ms, units=units)

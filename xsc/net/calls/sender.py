@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from xsc.base.clock import Clock, Entropy
 from xsc.base.encoding import Value
 from xsc.base.errors import PeerSilent
 from xsc.base.limits import NONCE_BYTES
 from xsc.base.merkle import Part
 from xsc.base.peering import HeadBound
 from xsc.base.turns import PeerWork
-from xsc.identity.keys import KeyPair
+from xsc.identity.context import Context
 from xsc.net.calls import problems, signing
 from xsc.net.calls.frame import Reply, head_of, pack_head, unpack
 from xsc.net.peers.roster import PeerInfo
@@ -24,8 +23,7 @@ class RequestSender:
     """Sends requests to the addresses of a peer until one answers.
 
     Args:
-        key, clock, entropy: the node's.
-        network: the id of the network that signatures cover.
+        context: the node's values.
         transport: carries the requests.
         work: decodes large heads of answers.
         bounds: of the heads of methods that do not have HeadBound().
@@ -34,20 +32,14 @@ class RequestSender:
 
     def __init__(
         self,
-        key: KeyPair,
-        network: bytes,
+        context: Context,
         *,
-        clock: Clock,
-        entropy: Entropy,
         transport: Transport,
         work: PeerWork,
         bounds: Mapping[str, HeadBound],
         traffic: Traffic,
     ) -> None:
-        self._key = key
-        self._network = network
-        self._clock = clock
-        self._entropy = entropy
+        self._context = context
         self._transport = transport
         self._work = work
         self._bounds = bounds
@@ -74,14 +66,14 @@ class RequestSender:
         bound = self._bounds.get(method, HeadBound())
         head = pack_head(header, parts, size_max=bound.asked)
         body = [head, *(part.data for part in parts)]
-        deadline_ms = self._clock.monotonic_ms() + timeout_ms
+        deadline_ms = self._context.clock.monotonic_ms() + timeout_ms
         reason = "it has told no address"
         # The address that answered last comes first; a dropped connection is tried once
         # more, because kept ones go stale.
         last = self.answered_at.get(info.node_id)
         for address in sorted(info.addresses, key=lambda address: address != last):
             for _ in range(2):
-                left_ms = deadline_ms - self._clock.monotonic_ms()
+                left_ms = deadline_ms - self._context.clock.monotonic_ms()
                 if left_ms <= 0:
                     break
                 self._traffic.sent_bytes += sum(map(len, body))
@@ -111,14 +103,14 @@ class RequestSender:
     ) -> RawRequest:
         path = ROOT + method
         headers = signing.sign_request(
-            self._key,
-            network=self._network,
+            self._context.key,
+            network=self._context.network,
             to=to,
             method="POST",
             path=path,
             head=head,
-            created_ms=self._clock.now_ms(),
-            entropy=self._entropy.token(NONCE_BYTES - signing.STAMP_BYTES),
+            created_ms=self._context.clock.now_ms(),
+            entropy=self._context.entropy.token(NONCE_BYTES - signing.STAMP_BYTES),
         )
         return RawRequest("POST", path, headers, body)
 

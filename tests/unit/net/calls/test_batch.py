@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.settle import settle, turns
-from tests.unit.net.nodes import Node, acquainted, part
+from tests.unit.net.nodes import Node, acquainted, part, quota_of
 from xsc.base.clock import ManualClock
 from xsc.base.encoding import encode
 from xsc.base.errors import (
@@ -314,7 +314,7 @@ async def test_an_answer_that_cannot_be_sent_is_the_error_of_its_call(pair):
 
 
 async def test_what_the_quota_refuses_of_a_batch_is_not_asked_for():
-    pair = Pair(Quota(share=3))
+    pair = Pair(quota_of(share=3))
     await pair.start()
     seen = []
 
@@ -337,7 +337,7 @@ async def test_what_the_quota_refuses_of_a_batch_is_not_asked_for():
 
 
 async def test_every_call_of_a_batch_counts_against_the_quota():
-    pair = Pair(Quota(rate=6))
+    pair = Pair(quota_of(rate=6))
     await pair.start()
     pair.gate.set()
     first = pair.call(0)
@@ -351,7 +351,7 @@ async def test_every_call_of_a_batch_counts_against_the_quota():
 
 
 async def test_requests_in_flight_count_each_call_of_a_batch():
-    pair = Pair(Quota(share=4))
+    pair = Pair(quota_of(share=4))
     await pair.start()
     pair.gate.set()
     await pair.call(0)
@@ -468,7 +468,7 @@ async def test_a_call_over_the_bounds_goes_by_itself_and_does_not_wait(pair, par
 
 
 async def test_so_many_wait_and_the_next_goes_by_itself():
-    pair = Pair(Quota(rate=10**6))
+    pair = Pair(quota_of(rate=10**6))
     await pair.start()
     first = pair.call(0)
     await settle()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.settle import settle
 from tests.sim.adversary.messages import HEADERS
-from tests.unit.net.nodes import Node, acquainted
+from tests.unit.net.nodes import Node, acquainted, quota_of
 from tests.unit.net.test_service import Outsider
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.encoding import encode
@@ -25,7 +25,6 @@ from xsc.base.limits import (
 from xsc.base.peering import HeadBound
 from xsc.base.turns import PeerWork
 from xsc.net.calls.frame import LENGTH_BYTES, pack_head
-from xsc.net.calls.quota import Quota
 from xsc.net.calls.server import JOIN, OWN_BOUNDS
 from xsc.net.transport.memory import MemoryNetwork
 from xsc.net.transport.port import Arrival
@@ -122,7 +121,7 @@ async def test_a_head_that_was_not_held_against_its_signature_is_not_carried_out
 
 
 def test_a_head_counts_as_the_requests_that_it_takes_as_long_as():
-    quota = Quota(rate=100)
+    quota = quota_of(rate=100)
     ticket = quota.enter(b"a" * 32, 0)
     for _ in range(99):
         ticket.charge_content(KIB - 1, 0, 0)
