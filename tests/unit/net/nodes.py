@@ -12,6 +12,7 @@ from xsc.base.room import Room
 from xsc.base.tally import Rate
 from xsc.db.memory import MemoryKeyValue
 from xsc.identity.keys import KeyPair
+from xsc.net.calls import quota as quotas
 from xsc.net.calls.quota import Quota
 from xsc.net.service import PeerNet
 from xsc.net.transport.memory import MemoryNetwork, MemoryTransport
@@ -44,8 +45,8 @@ def quota_of(
     *,
     rate: int = limits.PEER_REQUESTS_A_SECOND_MAX,
     share: int = limits.PEER_REQUESTS_IN_FLIGHT_MAX,
-    most: int = limits.REQUESTS_IN_FLIGHT_MAX,
-    unknown: int = limits.UNKNOWN_REQUESTS_A_SECOND_MAX,
+    most: int = quotas.REQUESTS_IN_FLIGHT_MAX,
+    unknown: int = quotas.UNKNOWN_REQUESTS_A_SECOND_MAX,
 ) -> Quota:
     """Return a quota with other bounds; a source has what all unknown callers have."""
     quota = Quota()

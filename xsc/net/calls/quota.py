@@ -15,6 +15,30 @@ from xsc.base.tally import Rate
 from xsc.base.units import ceil_div
 from xsc.net.calls.costs import COSTS, OTHER, Spending
 
+SYNCED_BYTES_MAX = 16 * limits.SYNCED_A_PEER_BYTES_MAX
+"""Bytes that all peers may have written and synced within SYNCED_MS, where nobody pays for it."""
+REQUESTS_IN_FLIGHT_MAX = 1_024
+"""Requests of all callers that are read, answered or written at once."""
+UNKNOWN_REQUESTS_A_SECOND_MAX = 100
+"""Requests of all callers together that are not known."""
+UNKNOWN_AN_ADDRESS_A_SECOND_MAX = 50
+"""The same, of one source: an IPv4 address, or the first 64 bits of one of IPv6."""
+UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX = 8
+UNKNOWN_IN_FLIGHT_MAX = 128
+"""Of all callers together that are not known."""
+REQUEST_BODIES_BYTES_MAX = 288 * limits.MIB
+"""Bodies of requests that a node holds at once, of all callers; counted as they arrive."""
+REQUEST_BODIES_A_PEER_BYTES_MAX = 2 * limits.PEER_BODY_BYTES_MAX
+"""The same, of one peer."""
+ANSWERS_BYTES_MAX = 12 * limits.PEER_BODY_BYTES_MAX + limits.SMALL_BODIES_BYTES
+"""Answers to all peers, from before they are made until they are written."""
+ANSWERS_A_PEER_BYTES_MAX = 4 * limits.PEER_BODY_BYTES_MAX
+"""The same, to one peer."""
+assert REQUEST_BODIES_BYTES_MAX >= 4 * REQUEST_BODIES_A_PEER_BYTES_MAX + limits.SMALL_BODIES_BYTES
+assert REQUEST_BODIES_A_PEER_BYTES_MAX >= limits.PEER_BODY_BYTES_MAX
+assert ANSWERS_BYTES_MAX >= 3 * ANSWERS_A_PEER_BYTES_MAX + limits.SMALL_BODIES_BYTES
+assert limits.PEER_REQUESTS_IN_FLIGHT_MAX * 8 <= REQUESTS_IN_FLIGHT_MAX
+
 Caller = bytes | str
 """The id of a known peer, or the source of whoever is not known."""
 _ALL = ""
@@ -139,18 +163,14 @@ class Quota:
     def __init__(self) -> None:
         self.units = Rate(limits.PEER_REQUESTS_A_SECOND_MAX * limits.REQUEST_UNITS, 1000)
         self._synced = Rate(limits.SYNCED_A_PEER_BYTES_MAX, limits.SYNCED_MS)
-        self._all_synced = Rate(limits.SYNCED_BYTES_MAX, limits.SYNCED_MS)
-        self.sources = Rate(limits.UNKNOWN_AN_ADDRESS_A_SECOND_MAX, 1000)
-        self.unknown = Rate(limits.UNKNOWN_REQUESTS_A_SECOND_MAX, 1000)
-        self.places = Room(limits.REQUESTS_IN_FLIGHT_MAX, limits.PEER_REQUESTS_IN_FLIGHT_MAX)
-        self._unknown_places = Room(
-            limits.UNKNOWN_IN_FLIGHT_MAX, limits.UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX
-        )
+        self._all_synced = Rate(SYNCED_BYTES_MAX, limits.SYNCED_MS)
+        self.sources = Rate(UNKNOWN_AN_ADDRESS_A_SECOND_MAX, 1000)
+        self.unknown = Rate(UNKNOWN_REQUESTS_A_SECOND_MAX, 1000)
+        self.places = Room(REQUESTS_IN_FLIGHT_MAX, limits.PEER_REQUESTS_IN_FLIGHT_MAX)
+        self._unknown_places = Room(UNKNOWN_IN_FLIGHT_MAX, UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX)
         small = limits.SMALL_BODIES_BYTES
-        self.bodies = Room(
-            limits.REQUEST_BODIES_BYTES_MAX, limits.REQUEST_BODIES_A_PEER_BYTES_MAX, small=small
-        )
-        self.answers = Room(limits.ANSWERS_BYTES_MAX, limits.ANSWERS_A_PEER_BYTES_MAX, small=small)
+        self.bodies = Room(REQUEST_BODIES_BYTES_MAX, REQUEST_BODIES_A_PEER_BYTES_MAX, small=small)
+        self.answers = Room(ANSWERS_BYTES_MAX, ANSWERS_A_PEER_BYTES_MAX, small=small)
         self.spending = Spending()
 
     def left(self, peer: bytes, now_ms: int) -> tuple[int, int]:
