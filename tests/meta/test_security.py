@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.meta.test_docs import rows
 from tests.sim.adversary.play import Play
+from xsc.base import limits
 from xsc.net.calls.costs import COSTS
 from xsc.net.calls.server import JOIN
 

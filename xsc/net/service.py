@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 
 from xsc.base.clock import Clock, Entropy, Executor
 from xsc.base.encoding import Value, encode
 from xsc.base.errors import PeerBlocked
 from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import FRAME_HEADER_BYTES_MAX, PEER_TIMEOUT_MS
+from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.base.log import Log
 from xsc.base.merkle import Part
-from xsc.base.peering import HeadBound
 from xsc.base.turns import PeerWork
 from xsc.identity.context import Context
 from xsc.identity.keys import KeyPair, network_id
@@ -21,7 +20,7 @@ from xsc.net.calls.frame import Reply
 from xsc.net.calls.quota import Quota
 from xsc.net.calls.request_batcher import RequestBatcher
 from xsc.net.calls.sender import RequestSender
-from xsc.net.calls.server import OWN_BOUNDS, RequestServer
+from xsc.net.calls.server import RequestServer
 from xsc.net.joining import Joining
 from xsc.net.peers.introductions import Introductions
 from xsc.net.peers.own_address import OwnAddress
@@ -72,14 +71,11 @@ class PeerNet:
         self.roster = Roster(store, own=key.node_id, own_name=name, clock=clock, log=log)
         self.roster.on_change(self._peer_changed)
         self.work = PeerWork(executor)
-        self.bounds = dict(OWN_BOUNDS)
-        """Of heads, by method; others have HeadBound()."""
         self.traffic = Traffic()
         self.sender = RequestSender(
             self.context,
             transport=transport,
             work=self.work,
-            bounds=self.bounds,
             traffic=self.traffic,
         )
         self.server = RequestServer(
@@ -88,7 +84,6 @@ class PeerNet:
             store,
             Quota(),
             work=self.work,
-            bounds=self.bounds,
             traffic=self.traffic,
         )
         self.own_address = OwnAddress(
@@ -152,13 +147,6 @@ class PeerNet:
         )
         self._batchers.update(dict.fromkeys(methods, batcher))
         self.server.allow_in_batches(methods)
-
-    def bound_heads(self, bounds: Mapping[str, HeadBound]) -> None:
-        """Let heads of these methods be larger, or only smaller, than others, both ways."""
-        assert not self.bounds.keys() & bounds.keys()
-        assert all(bound.asked <= FRAME_HEADER_BYTES_MAX for bound in bounds.values())
-        assert all(bound.answered <= FRAME_HEADER_BYTES_MAX for bound in bounds.values())
-        self.bounds.update(bounds)
 
     async def call(
         self,

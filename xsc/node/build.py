@@ -8,7 +8,7 @@ before it; what it needs of a later one is bound late.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,11 +50,9 @@ from xsc.base.limits import (
     STORAGE_QUESTION_TIMEOUT_MS,
 )
 from xsc.base.log import Log
-from xsc.base.peering import HeadBound, Peers
-from xsc.compute.deployments import holder as deployments_holder
+from xsc.base.peering import Peers
 from xsc.compute.deployments.listing import ServiceListing
 from xsc.compute.deployments.service import DeploymentService
-from xsc.compute.jobs import executor as jobs_executor
 from xsc.compute.jobs.evidence import EvidenceStore
 from xsc.compute.jobs.executor import RUN
 from xsc.compute.service import ComputeService
@@ -64,10 +62,8 @@ from xsc.db.group import GroupCommit
 from xsc.health.attending import Attended
 from xsc.health.service import HealthService
 from xsc.identity.keys import KeyPair
-from xsc.ledger import exchange as ledger_exchange
 from xsc.ledger.payments import Payments
 from xsc.ledger.service import LedgerService
-from xsc.market import settlement
 from xsc.market.auction import Bid, reserve
 from xsc.market.ports import MarketPorts, MarketSettings
 from xsc.market.pricing import PriceList, domain
@@ -84,7 +80,6 @@ from xsc.programs import running as programs_running
 from xsc.programs.functions import Functions
 from xsc.programs.recorder import Recorder
 from xsc.programs.service import ComputeRuntimeManager
-from xsc.space import sync as space_sync
 from xsc.space.cell_sync import CellSyncManager
 from xsc.space.following import Following
 from xsc.space.intervals import Intervals
@@ -93,7 +88,6 @@ from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.space.sync import SpaceSync
 from xsc.storage.catalogue.heads import DirectoryHeadStore
-from xsc.storage.object import messages as storage_messages
 from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
 from xsc.storage.repair.peer_departures import Departures
@@ -116,15 +110,6 @@ DAY_MS = 86_400_000
 _OFFER_PAUSES_MS = (100, 200, 400, 800)
 """Between looks for what a peer offers that has published nothing yet."""
 SPACE_COMPACT_INTERVAL_MS = 6 * 3_600_000
-HEADS: Mapping[str, HeadBound] = {
-    **storage_messages.HEADS,
-    **settlement.HEADS,
-    **ledger_exchange.HEADS,
-    **jobs_executor.HEADS,
-    **deployments_holder.HEADS,
-    **space_sync.HEADS,
-}
-"""Of all methods that need larger heads than others, or wait with theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +294,6 @@ class Node:
             advertise=config.advertise,
             accepts=config.accept_peers == "introduced",
         )
-        self.peers.bound_heads(HEADS)
 
     def _make_ledger(self, *, recovering: bool) -> None:
         """Make the services that know how peers are, and what is owed."""

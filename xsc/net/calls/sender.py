@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from xsc.base.encoding import Value
 from xsc.base.errors import PeerSilent
 from xsc.base.limits import NONCE_BYTES
 from xsc.base.merkle import Part
-from xsc.base.peering import HeadBound
 from xsc.base.turns import PeerWork
 from xsc.identity.context import Context
 from xsc.net.calls import problems, signing
+from xsc.net.calls.costs import COSTS, OTHER
 from xsc.net.calls.frame import Reply, head_of, pack_head, unpack
 from xsc.net.peers.roster import PeerInfo
 from xsc.net.transport.port import Dropped, RawRequest, RawResponse, Traffic, Transport
@@ -26,7 +26,6 @@ class RequestSender:
         context: the node's values.
         transport: carries the requests.
         work: decodes large heads of answers.
-        bounds: of the heads of methods that do not have HeadBound().
         traffic: counts bodies.
     """
 
@@ -36,13 +35,11 @@ class RequestSender:
         *,
         transport: Transport,
         work: PeerWork,
-        bounds: Mapping[str, HeadBound],
         traffic: Traffic,
     ) -> None:
         self._context = context
         self._transport = transport
         self._work = work
-        self._bounds = bounds
         self._traffic = traffic
         self.answered_at: dict[bytes, str] = {}
         """The address at which each peer answered last."""
@@ -63,8 +60,8 @@ class RequestSender:
             FrameInvalid: the answer is malformed.
             XscError: what the peer answered with.
         """
-        bound = self._bounds.get(method, HeadBound())
-        head = pack_head(header, parts, size_max=bound.asked)
+        cost = COSTS.get(method, OTHER)
+        head = pack_head(header, parts, size_max=cost.asked)
         body = [head, *(part.data for part in parts)]
         deadline_ms = self._context.clock.monotonic_ms() + timeout_ms
         reason = "it has told no address"
@@ -92,7 +89,7 @@ class RequestSender:
                     break
                 self.answered_at[info.node_id] = address
                 self._traffic.received_bytes += sum(map(len, response.body))
-                return await self._opened(info, response, bound.answered)
+                return await self._opened(info, response, cost.answered)
         raise PeerSilent(
             f"the peer {info.name} does not answer: {reason}",
             hint="try again later; `xsc peer ls` shows who answers",

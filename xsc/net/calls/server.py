@@ -30,15 +30,13 @@ from xsc.base.errors import (
 from xsc.base.fields import take_bytes, take_int
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import (
-    BATCH_BYTES_MAX,
     BATCH_CALL_BYTES_MAX,
-    FRAME_HEADER_BYTES_MAX,
     JOIN_BYTES_MAX,
     KIB,
     MIB,
 )
 from xsc.base.merkle import Part, root_of
-from xsc.base.peering import Asked, GroupHandler, Handler, HeadBound, Outcome
+from xsc.base.peering import Asked, GroupHandler, Handler, Outcome
 from xsc.base.turns import PeerWork
 from xsc.base.work import ENTERED, Measured
 from xsc.identity.context import Context
@@ -62,13 +60,6 @@ HEALTH = "/health"
 UNKNOWN = "only known peers are answered here"
 """What callers that are not known are told, whatever was wrong."""
 JOIN = "peers.join"
-OWN_BOUNDS: Mapping[str, HeadBound] = {
-    JOIN: HeadBound(asked=JOIN_BYTES_MAX),
-    batch.METHOD: HeadBound(
-        asked=BATCH_BYTES_MAX + BATCH_CALL_BYTES_MAX, answered=FRAME_HEADER_BYTES_MAX
-    ),
-}
-"""Of the methods of this module."""
 HORIZONS = b"net/replay/"
 HASH_INLINE_BYTES = MIB + 4 * KIB
 """Bodies up to this size, a shard and its head, are hashed where they stand: it takes 0.3 ms. A
@@ -111,7 +102,6 @@ class RequestServer:
         store: keeps the replay horizons.
         quota: of callers.
         work: decodes large heads.
-        bounds: of the heads of methods that do not have HeadBound().
         traffic: counts bodies.
     """
 
@@ -123,7 +113,6 @@ class RequestServer:
         quota: Quota,
         *,
         work: PeerWork,
-        bounds: Mapping[str, HeadBound],
         traffic: Traffic,
     ) -> None:
         self._context = context
@@ -131,7 +120,6 @@ class RequestServer:
         self._store = store
         self.quota = quota
         self._work = work
-        self._heads = bounds
         self._traffic = traffic
         self._replay = ReplayGuard(boot_ms=context.clock.now_ms(), horizons=read_horizons(store))
         self.handlers: dict[str, Handler] = {batch.METHOD: self._batch}
@@ -289,8 +277,8 @@ class RequestServer:
         self, arrival: Arrival, caller: signing.VerifiedCaller, ticket: Ticket
     ) -> RawResponse:
         method = arrival.path.removeprefix(ROOT)
-        bound = self._heads.get(method, HeadBound())
-        header, parts = await self._read(arrival, caller, ticket, bound.asked)
+        cost = COSTS.get(method, OTHER)
+        header, parts = await self._read(arrival, caller, ticket, cost.asked)
         if method == JOIN:
             return self._joined(caller, header)
         handler = self.handlers.get(method)
@@ -299,11 +287,11 @@ class RequestServer:
         if method in self._bounds:
             await ticket.wait_for_answer(self._bounds[method](header))
         header, bodies = await handler(caller.node_id, header, parts)
-        return self._framed(header, bodies, bound.answered)
+        return self._framed(header, bodies, cost.answered)
 
     def _joined(self, caller: signing.VerifiedCaller, header: dict[str, Value]) -> RawResponse:
         assert self._join is not None
-        return self._framed(self._join(caller, header), (), HeadBound().answered)
+        return self._framed(self._join(caller, header), (), OTHER.answered)
 
     @staticmethod
     def _framed(
