@@ -5,26 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Sequence
 
+from xsc.base import encoding, errors, keyvalue, merkle, turns
 from xsc.base.clock import Clock, Entropy, Executor
-from xsc.base.encoding import Value, encode
-from xsc.base.errors import PeerBlocked
-from xsc.base.keyvalue import KeyValue
 from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.base.log import Log
-from xsc.base.merkle import Part
-from xsc.base.turns import PeerWork
-from xsc.identity.context import Context
-from xsc.identity.keys import KeyPair, network_id
-from xsc.net.calls import batch
-from xsc.net.calls.frame import Reply
-from xsc.net.calls.quota import Quota
-from xsc.net.calls.request_batcher import RequestBatcher
-from xsc.net.calls.sender import RequestSender
-from xsc.net.calls.server import RequestServer
+from xsc.identity import context, keys
+from xsc.net.calls import batch, frame, quota, request_batcher, sender, server
 from xsc.net.joining import Joining
-from xsc.net.peers.introductions import Introductions
-from xsc.net.peers.own_address import OwnAddress
-from xsc.net.peers.roster import PeerInfo, Roster
+from xsc.net.peers import introductions, own_address, roster
 from xsc.net.transport.port import Traffic, Transport
 
 
@@ -50,43 +38,35 @@ class PeerNet:
     def __init__(
         self,
         *,
-        key: KeyPair,
+        key: keys.KeyPair,
         network_name: str,
         clock: Clock,
         entropy: Entropy,
         executor: Executor,
         transport: Transport,
-        store: KeyValue,
+        store: keyvalue.KeyValue,
         log: Log,
         name: str,
         advertise: Sequence[str] = (),
         accepts: bool = False,
     ) -> None:
-        network = network_id(network_name)
+        network = keys.network_id(network_name)
         self.network = network
-        self.context = Context(key, network, clock, entropy, executor, self, log)
+        self.context = context.Context(key, network, clock, entropy, executor, self, log)
         self._transport = transport
         self._tasks: set[asyncio.Task[None]] = set()
-        self._batchers: dict[str, RequestBatcher] = {}
-        self.roster = Roster(store, own=key.node_id, own_name=name, clock=clock, log=log)
+        self._batchers: dict[str, request_batcher.RequestBatcher] = {}
+        self.roster = roster.Roster(store, own=key.node_id, own_name=name, clock=clock, log=log)
         self.roster.on_change(self._peer_changed)
-        self.work = PeerWork(executor)
+        self.work = turns.PeerWork(executor)
         self.traffic = Traffic()
-        self.sender = RequestSender(
-            self.context,
-            transport=transport,
-            work=self.work,
-            traffic=self.traffic,
+        self.sender = sender.RequestSender(
+            self.context, transport=transport, work=self.work, traffic=self.traffic
         )
-        self.server = RequestServer(
-            self.context,
-            self.roster,
-            store,
-            Quota(),
-            work=self.work,
-            traffic=self.traffic,
+        self.server = server.RequestServer(
+            self.context, self.roster, store, quota.Quota(), work=self.work, traffic=self.traffic
         )
-        self.own_address = OwnAddress(
+        self.own_address = own_address.OwnAddress(
             self.context,
             transport=transport,
             store=store,
@@ -94,10 +74,8 @@ class PeerNet:
             advertise=advertise,
             introducible=accepts,
         )
-        self.introductions = Introductions(
-            self.context,
-            roster=self.roster,
-            accepts=accepts,
+        self.introductions = introductions.Introductions(
+            self.context, roster=self.roster, accepts=accepts
         )
         self.joining = Joining(
             self.context,
@@ -142,7 +120,7 @@ class PeerNet:
             halves: have only half of what is about leave at a time (the request batcher).
             timeout_ms: how long each call may take.
         """
-        batcher = RequestBatcher(
+        batcher = request_batcher.RequestBatcher(
             self.context.clock, self.call_alone, self._spawn, halves=halves, timeout_ms=timeout_ms
         )
         self._batchers.update(dict.fromkeys(methods, batcher))
@@ -152,11 +130,11 @@ class PeerNet:
         self,
         peer: bytes,
         method: str,
-        header: dict[str, Value],
-        parts: Sequence[Part] = (),
+        header: dict[str, encoding.Value],
+        parts: Sequence[merkle.Part] = (),
         *,
         timeout_ms: int | None = None,
-    ) -> Reply:
+    ) -> frame.Reply:
         """Return a peer's answer, or this node's own in process; its parts are not verified.
 
         Raises:
@@ -166,28 +144,28 @@ class PeerNet:
         """
         if peer == self.context.key.node_id:
             answer, bodies = await self.server.handlers[method](peer, dict(header), parts)
-            return Reply(answer, [memoryview(body) for body in bodies])
+            return frame.Reply(answer, [memoryview(body) for body in bodies])
         batcher = self._batchers.get(method) if timeout_ms is None else None
         if batcher is not None and not batcher.is_full(peer):
-            call = batch.Call(method, encode(header), parts)
+            call = batch.Call(method, encoding.encode(header), parts)
             if batch.may_share(call):
                 return await batcher.call(peer, self._callable(peer).name, call, header)
         return await self.call_alone(peer, method, header, parts, timeout_ms or PEER_TIMEOUT_MS)
 
-    def _callable(self, peer: bytes) -> PeerInfo:
+    def _callable(self, peer: bytes) -> roster.PeerInfo:
         info = self.roster.info(peer)
         if info.blocked:
-            raise PeerBlocked(f"the peer {info.name} is blocked here")
+            raise errors.PeerBlocked(f"the peer {info.name} is blocked here")
         return info
 
     async def call_alone(
         self,
         peer: bytes,
         method: str,
-        header: dict[str, Value],
-        parts: Sequence[Part],
+        header: dict[str, encoding.Value],
+        parts: Sequence[merkle.Part],
         timeout_ms: int,
-    ) -> Reply:
+    ) -> frame.Reply:
         """Return a peer's answer to a request of its own, as `call`."""
         return await self.sender.ask(self._callable(peer), method, header, parts, timeout_ms)
 

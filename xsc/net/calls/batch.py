@@ -17,14 +17,9 @@ from typing import TypeAlias
 from xsc.base.encoding import Value, decode, encode
 from xsc.base.errors import FrameInvalid
 from xsc.base.fields import take_bytes, take_int, take_list, take_str
-from xsc.base.limits import (
-    BATCH_CALL_BYTES_MAX,
-    BATCH_CALL_PARTS_MAX,
-    BATCH_CALLS_MAX,
-)
+from xsc.base.limits import BATCH_CALL_BYTES_MAX, BATCH_CALL_PARTS_MAX, BATCH_CALLS_MAX
 from xsc.base.merkle import Part
-from xsc.net.calls import problems
-from xsc.net.calls.frame import Reply
+from xsc.net.calls import frame, problems
 from xsc.net.transport.port import RawResponse
 
 METHOD = "peers.batch"
@@ -88,9 +83,7 @@ def unpack_calls(header: Mapping[str, Value], parts: Sequence[Part]) -> list[Cal
         fields = _map(item)
         count = take_int(fields, "parts", most=BATCH_CALL_PARTS_MAX)
         call = Call(
-            take_str(fields, "method"),
-            take_bytes(fields, "header"),
-            parts[start : start + count],
+            take_str(fields, "method"), take_bytes(fields, "header"), parts[start : start + count]
         )
         if len(call.parts) != count or not may_share(call):
             raise FrameInvalid("a call of a batch is over its bounds, or cut short")
@@ -123,7 +116,7 @@ def pack_answers(answers: Sequence[Answer]) -> tuple[dict[str, Value], list[Buff
     return {"answers": listed}, [part for answer in answers for part in answer.parts]
 
 
-def unpack_answers(reply: Reply, count: int) -> list[Answer]:
+def unpack_answers(reply: frame.Reply, count: int) -> list[Answer]:
     """Return the answers to that many calls.
 
     Raises:
@@ -147,7 +140,7 @@ def unpack_answers(reply: Reply, count: int) -> list[Answer]:
     return answers
 
 
-def reply_of(answer: Answer, name: str) -> Reply:
+def reply_of(answer: Answer, name: str) -> frame.Reply:
     """Return what one call was answered.
 
     Raises:
@@ -159,4 +152,4 @@ def reply_of(answer: Answer, name: str) -> Reply:
     header = decode(answer.header, size_max=BATCH_CALL_BYTES_MAX)
     if not isinstance(header, dict):
         raise FrameInvalid("the header of an answer holds no map")
-    return Reply(header, [memoryview(part) for part in answer.parts])
+    return frame.Reply(header, [memoryview(part) for part in answer.parts])

@@ -8,10 +8,8 @@ Times are of a steady clock.
 
 from __future__ import annotations
 
-from xsc.base import limits
-from xsc.base.errors import RateLimited
+from xsc.base import errors, limits, tally
 from xsc.base.room import Room
-from xsc.base.tally import Rate
 from xsc.base.units import ceil_div
 from xsc.net.calls.costs import COSTS, OTHER, Spending
 
@@ -52,14 +50,14 @@ def _refuse(wait_ms: int) -> None:
         RateLimited: one has to; the hint says for how long.
     """
     if wait_ms:
-        raise RateLimited(
+        raise errors.RateLimited(
             "more than the share of one caller, or of all, in so short a time",
             hint=f"try again in {wait_ms} ms",
             retry_after_s=min(ceil_div(wait_ms, 1000), limits.RETRY_AFTER_S_MAX),
         )
 
 
-def _take(share: Rate, total: Rate, holder: Caller, amount: int, now_ms: int) -> None:
+def _take(share: tally.Rate, total: tally.Rate, holder: Caller, amount: int, now_ms: int) -> None:
     """Take of a share and of what all have, or of neither.
 
     Raises:
@@ -102,7 +100,7 @@ class Ticket:
         self._quota.charge(self._caller, self._method, now_ms, units, made=True)
         large = size > limits.SMALL_BODY_BYTES_MAX
         if not self._quota.bodies.take(self._caller, size_bytes, large=large):
-            raise RateLimited("too many bytes are under way to this node")
+            raise errors.RateLimited("too many bytes are under way to this node")
         self._body = size
 
     def charge_content(self, head_bytes: int, body_bytes: int, now_ms: int) -> None:
@@ -140,7 +138,7 @@ class Ticket:
         if more > 0 and not self._quota.answers.take(
             self._caller, more, large=large, owed=not large
         ):
-            raise RateLimited("too many answers of this node are not read yet")
+            raise errors.RateLimited("too many answers of this node are not read yet")
         if more < 0:
             self._quota.answers.give(self._caller, -more)
         self._answer = size_bytes
@@ -161,11 +159,11 @@ class Quota:
     """What all callers may have, and what they have of it."""
 
     def __init__(self) -> None:
-        self.units = Rate(limits.PEER_REQUESTS_A_SECOND_MAX * limits.REQUEST_UNITS, 1000)
-        self._synced = Rate(limits.SYNCED_A_PEER_BYTES_MAX, limits.SYNCED_MS)
-        self._all_synced = Rate(SYNCED_BYTES_MAX, limits.SYNCED_MS)
-        self.sources = Rate(UNKNOWN_AN_ADDRESS_A_SECOND_MAX, 1000)
-        self.unknown = Rate(UNKNOWN_REQUESTS_A_SECOND_MAX, 1000)
+        self.units = tally.Rate(limits.PEER_REQUESTS_A_SECOND_MAX * limits.REQUEST_UNITS, 1000)
+        self._synced = tally.Rate(limits.SYNCED_A_PEER_BYTES_MAX, limits.SYNCED_MS)
+        self._all_synced = tally.Rate(SYNCED_BYTES_MAX, limits.SYNCED_MS)
+        self.sources = tally.Rate(UNKNOWN_AN_ADDRESS_A_SECOND_MAX, 1000)
+        self.unknown = tally.Rate(UNKNOWN_REQUESTS_A_SECOND_MAX, 1000)
         self.places = Room(REQUESTS_IN_FLIGHT_MAX, limits.PEER_REQUESTS_IN_FLIGHT_MAX)
         self._unknown_places = Room(UNKNOWN_IN_FLIGHT_MAX, UNKNOWN_AN_ADDRESS_IN_FLIGHT_MAX)
         small = limits.SMALL_BODIES_BYTES
@@ -193,13 +191,13 @@ class Quota:
         """
         places = self.places if isinstance(caller, bytes) else self._unknown_places
         if not places.take(caller, 1):
-            raise RateLimited("too many requests at once, of this caller or of all")
+            raise errors.RateLimited("too many requests at once, of this caller or of all")
         try:
             if isinstance(caller, bytes):
                 self.charge(caller, method, now_ms, COSTS.get(method, OTHER).base)
             else:
                 self.count(caller, now_ms)
-        except RateLimited:
+        except errors.RateLimited:
             places.give(caller, 1)
             raise
         return Ticket(self, caller, method, places)

@@ -22,19 +22,17 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from xsc.base import encoding, errors, gather, limits, merkle
 from xsc.base.clock import Clock
-from xsc.base.encoding import Value
-from xsc.base.errors import PeerSilent, XscError
-from xsc.base.gather import Gather
-from xsc.base.limits import BATCH_BYTES_MAX, BATCH_CALLS_MAX
-from xsc.base.merkle import Part
 from xsc.net.calls import batch
 from xsc.net.calls.frame import Reply
 
 BATCH_WAITING_MAX = 1_024
 """Calls that wait for one peer; more go by themselves."""
 
-Send: TypeAlias = Callable[[bytes, str, dict[str, Value], Sequence[Part], int], Awaitable[Reply]]
+Send: TypeAlias = Callable[
+    [bytes, str, dict[str, encoding.Value], Sequence[merkle.Part], int], Awaitable[Reply]
+]
 """Calls a peer: (peer, method, header, parts, timeout_ms) to its answer."""
 Spawn: TypeAlias = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 
@@ -47,7 +45,7 @@ HALVED_LEAST = 2
 @dataclass(frozen=True, slots=True)
 class _Asked:
     call: batch.Call
-    header: dict[str, Value]
+    header: dict[str, encoding.Value]
     """The call's, not encoded."""
     name: str
     """Of the peer, for messages."""
@@ -76,14 +74,14 @@ class RequestBatcher:
         self._send = send
         self._took_ms = 0
         """Of the last request, to whichever peer."""
-        self._gather: Gather[bytes, _Asked, Reply] = Gather(
+        self._gather: gather.Gather[bytes, _Asked, Reply] = gather.Gather(
             self._fly,
             most=half_of if halves else all_of,
             size_of=_Asked.size_bytes,
-            size_max=BATCH_BYTES_MAX,
+            size_max=limits.BATCH_BYTES_MAX,
             pause=self._wait,
             spawn=spawn,
-            stopped=lambda: PeerSilent("this node was stopped, or failed at this"),
+            stopped=lambda: errors.PeerSilent("this node was stopped, or failed at this"),
         )
 
     def is_full(self, peer: bytes) -> bool:
@@ -91,7 +89,7 @@ class RequestBatcher:
         return self._gather.waiting(peer) >= BATCH_WAITING_MAX
 
     async def call(
-        self, peer: bytes, name: str, call: batch.Call, header: dict[str, Value]
+        self, peer: bytes, name: str, call: batch.Call, header: dict[str, encoding.Value]
     ) -> Reply:
         """Return a peer's answer to a call that may share a request.
 
@@ -110,18 +108,18 @@ class RequestBatcher:
     async def _wait(self) -> None:
         await self._clock.sleep_ms(min(GATHER_MS_MAX, self._took_ms // 4))
 
-    async def _fly(self, peer: bytes, group: Sequence[_Asked]) -> Sequence[Reply | XscError]:
+    async def _fly(self, peer: bytes, group: Sequence[_Asked]) -> Sequence[Reply | errors.XscError]:
         """Send a batch as one request; return what each call was answered."""
         # The oldest decides: no call may last longer than it would have alone.
         first = group[0]
         began_ms = self._clock.monotonic_ms()
         left_ms = first.deadline_ms - began_ms
         if left_ms <= 0:
-            raise PeerSilent("the peer was busy for too long")
+            raise errors.PeerSilent("the peer was busy for too long")
         if len(group) == 1:
             call = first.call
             whole = await self._send(peer, call.method, first.header, call.parts, left_ms)
-            replies: list[Reply | XscError] = [whole]
+            replies: list[Reply | errors.XscError] = [whole]
         else:
             header, parts = batch.pack_calls([asked.call for asked in group])
             whole = await self._send(peer, batch.METHOD, header, parts, left_ms)
@@ -131,16 +129,16 @@ class RequestBatcher:
         return replies
 
 
-def _reply_of(answer: batch.Answer, name: str) -> Reply | XscError:
+def _reply_of(answer: batch.Answer, name: str) -> Reply | errors.XscError:
     try:
         return batch.reply_of(answer, name)
-    except XscError as fault:
+    except errors.XscError as fault:
         return fault
 
 
 def all_of(waiting: int, answered: int) -> int:  # noqa: ARG001 (as `half_of`)
     """Return how many calls may leave as one request."""
-    return BATCH_CALLS_MAX
+    return limits.BATCH_CALLS_MAX
 
 
 def half_of(waiting: int, answered: int) -> int:
@@ -150,4 +148,4 @@ def half_of(waiting: int, answered: int) -> int:
         waiting: that could leave.
         answered: whose request has just come back; as many are likely to follow them.
     """
-    return min(BATCH_CALLS_MAX, max(HALVED_LEAST, (waiting + answered + 1) // 2))
+    return min(limits.BATCH_CALLS_MAX, max(HALVED_LEAST, (waiting + answered + 1) // 2))

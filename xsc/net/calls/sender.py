@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xsc.base.encoding import Value
-from xsc.base.errors import PeerSilent
-from xsc.base.limits import NONCE_BYTES
-from xsc.base.merkle import Part
-from xsc.base.turns import PeerWork
+from xsc.base import encoding, errors, limits, merkle, turns
 from xsc.identity.context import Context
-from xsc.net.calls import problems, signing
-from xsc.net.calls.costs import COSTS, OTHER
+from xsc.net.calls import costs, problems, signing
 from xsc.net.calls.frame import Reply, head_of, pack_head, unpack
 from xsc.net.peers.roster import PeerInfo
 from xsc.net.transport.port import Dropped, RawRequest, RawResponse, Traffic, Transport
@@ -30,12 +25,7 @@ class RequestSender:
     """
 
     def __init__(
-        self,
-        context: Context,
-        *,
-        transport: Transport,
-        work: PeerWork,
-        traffic: Traffic,
+        self, context: Context, *, transport: Transport, work: turns.PeerWork, traffic: Traffic
     ) -> None:
         self._context = context
         self._transport = transport
@@ -48,8 +38,8 @@ class RequestSender:
         self,
         info: PeerInfo,
         method: str,
-        header: dict[str, Value],
-        parts: Sequence[Part],
+        header: dict[str, encoding.Value],
+        parts: Sequence[merkle.Part],
         timeout_ms: int,
     ) -> Reply:
         """Return a peer's answer; its parts are not verified.
@@ -60,7 +50,7 @@ class RequestSender:
             FrameInvalid: the answer is malformed.
             XscError: what the peer answered with.
         """
-        cost = COSTS.get(method, OTHER)
+        cost = costs.COSTS.get(method, costs.OTHER)
         head = pack_head(header, parts, size_max=cost.asked)
         body = [head, *(part.data for part in parts)]
         deadline_ms = self._context.clock.monotonic_ms() + timeout_ms
@@ -84,13 +74,13 @@ class RequestSender:
                 except Dropped:
                     reason = "it dropped the connection"
                     continue
-                except PeerSilent as silent:
+                except errors.PeerSilent as silent:
                     reason = silent.message
                     break
                 self.answered_at[info.node_id] = address
                 self._traffic.received_bytes += sum(map(len, response.body))
                 return await self._opened(info, response, cost.answered)
-        raise PeerSilent(
+        raise errors.PeerSilent(
             f"the peer {info.name} does not answer: {reason}",
             hint="try again later; `xsc peer ls` shows who answers",
         )
@@ -107,7 +97,7 @@ class RequestSender:
             path=path,
             head=head,
             created_ms=self._context.clock.now_ms(),
-            entropy=self._context.entropy.token(NONCE_BYTES - signing.STAMP_BYTES),
+            entropy=self._context.entropy.token(limits.NONCE_BYTES - signing.STAMP_BYTES),
         )
         return RawRequest("POST", path, headers, body)
 

@@ -26,9 +26,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from xsc.base.errors import ArgumentInvalid, SignatureInvalid
-from xsc.base.ids import node_id_from_text, node_text
-from xsc.base.limits import NONCE_BYTES
+from xsc.base import errors, ids, limits
 from xsc.identity.keys import KeyPair, verify
 
 DIGEST = "xsc-head-digest"
@@ -45,7 +43,7 @@ _INPUT = re.compile(
     + r";created=([0-9]{1,11})"
     + r';keyid="([a-z2-7]{52})"'
     + r';alg="ed25519"'
-    + rf';nonce="([0-9a-f]{{{2 * NONCE_BYTES}}})"'
+    + rf';nonce="([0-9a-f]{{{2 * limits.NONCE_BYTES}}})"'
 )
 _SIGNATURE = re.compile(re.escape(LABEL) + r"=:([A-Za-z0-9+/]{86}==):")
 
@@ -96,13 +94,13 @@ def sign_request(
         created_ms: the sender's time.
         entropy: NONCE_BYTES - STAMP_BYTES random bytes, new for each request.
     """
-    assert len(entropy) == NONCE_BYTES - STAMP_BYTES
+    assert len(entropy) == limits.NONCE_BYTES - STAMP_BYTES
     nonce = (created_ms.to_bytes(STAMP_BYTES, "big") + entropy).hex()
     params = (
-        f'{_COMPONENTS};created={created_ms // 1000};keyid="{node_text(key.node_id)}"'
+        f'{_COMPONENTS};created={created_ms // 1000};keyid="{ids.node_text(key.node_id)}"'
         f';alg="ed25519";nonce="{nonce}"'
     )
-    fields = {DIGEST: digest_of(head), NETWORK: node_text(network), TO: node_text(to)}
+    fields = {DIGEST: digest_of(head), NETWORK: ids.node_text(network), TO: ids.node_text(to)}
     signature = base64.b64encode(key.sign(_base(method, path, fields, params))).decode()
     return {**fields, INPUT: f"{LABEL}={params}", SIGNATURE: f"{LABEL}=:{signature}:"}
 
@@ -113,8 +111,8 @@ def claimed_caller(headers: Mapping[str, str]) -> bytes | None:
     if found is None:
         return None
     try:
-        return node_id_from_text(found[2])
-    except ArgumentInvalid:
+        return ids.node_id_from_text(found[2])
+    except errors.ArgumentInvalid:
         return None
 
 
@@ -132,22 +130,22 @@ def verify_request(
     found = _INPUT.fullmatch(headers.get(INPUT, ""))
     signature = _SIGNATURE.fullmatch(headers.get(SIGNATURE, ""))
     if found is None or signature is None or DIGEST not in headers:
-        raise SignatureInvalid("the request is not signed in the way of XSC")
-    if headers.get(NETWORK) != node_text(network):
-        raise SignatureInvalid("the request is of another network")
-    if headers.get(TO) != node_text(to):
-        raise SignatureInvalid("the request is for another node")
+        raise errors.SignatureInvalid("the request is not signed in the way of XSC")
+    if headers.get(NETWORK) != ids.node_text(network):
+        raise errors.SignatureInvalid("the request is of another network")
+    if headers.get(TO) != ids.node_text(to):
+        raise errors.SignatureInvalid("the request is for another node")
     nonce = bytes.fromhex(found[3])
     created_ms = int.from_bytes(nonce[:STAMP_BYTES], "big")
     if found[1] != str(created_ms // 1000):
-        raise SignatureInvalid("the request gives two times of its creation")
+        raise errors.SignatureInvalid("the request gives two times of its creation")
     raw = base64.b64decode(signature[1])
     if base64.b64encode(raw).decode() != signature[1]:
-        raise SignatureInvalid("the signature is not in its one text form")
+        raise errors.SignatureInvalid("the signature is not in its one text form")
     try:
-        caller = node_id_from_text(found[2])
-    except ArgumentInvalid:
-        raise SignatureInvalid("the sender's node id is malformed") from None
+        caller = ids.node_id_from_text(found[2])
+    except errors.ArgumentInvalid:
+        raise errors.SignatureInvalid("the sender's node id is malformed") from None
     params = found[0].removeprefix(f"{LABEL}=")
     verify(caller, raw, _base(method, path, headers, params))
     return VerifiedCaller(caller, created_ms, nonce, headers[DIGEST])

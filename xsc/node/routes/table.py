@@ -9,17 +9,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Final
 
-from xsc.api.endpoint import Endpoint
-from xsc.api.table import SUBJECTS
+from xsc.api import endpoint, table
 from xsc.node.api.serving import Answers
 
 _ROUTES: Final = {
     subject: vars(import_module(subject.__name__.replace("xsc.api", "xsc.node.routes")))
-    for subject in SUBJECTS
+    for subject in table.SUBJECTS
 }
 ANSWERS: Final[Answers] = {
     each: routes.get(name.lower()) or routes[f"{name.lower()}_"]
     for subject, routes in _ROUTES.items()
     for name, each in vars(subject).items()
-    if isinstance(each, Endpoint)
+    if isinstance(each, endpoint.Endpoint)
 }
