@@ -15,8 +15,11 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Final
 
+from xsc.api import endpoint, table
 from xsc.base import errors, ids, limits, units
 from xsc.compute.worker import code_cache, pool
 from xsc.identity import keyfile
@@ -31,7 +34,6 @@ from xsc.node.config import Config, from_environment
 from xsc.node.home import folder as homes
 from xsc.node.home import recover, stores
 from xsc.node.logging import JsonLog, SentenceLog
-from xsc.node.routes.table import ANSWERS
 from xsc.terms.quote import UNITS
 
 API_CONNECTIONS_MAX = 512
@@ -46,6 +48,19 @@ GARBAGE_THRESHOLD = 10_000
 """Containers made and not freed, after which Python looks for cycles among the newest."""
 FREED_BYTES_KEPT = 64 * limits.MIB
 """Memory that the process keeps for its next buffers: those of a few segments."""
+
+_ROUTES: Final = {
+    subject: vars(import_module(subject.__name__.replace("xsc.api", "xsc.node.routes")))
+    for subject in table.SUBJECTS
+}
+ANSWERS: Final[serving.Answers] = {
+    each: routes.get(name.lower()) or routes[f"{name.lower()}_"]
+    for subject, routes in _ROUTES.items()
+    for name, each in vars(subject).items()
+    if isinstance(each, endpoint.Endpoint)
+}
+"""What answers each endpoint of `/v1`: of the module of its subject the function of its name, in
+small letters; with an underline behind it where that is a word of Python. None is missing."""
 
 
 def _open(path: Path, passphrase: str, flags: Mapping[str, str]) -> tuple[homes.Home, Config]:

@@ -24,7 +24,6 @@ from xsc.identity.context import Context
 from xsc.net.calls import batch, costs, problems, sender, signing
 from xsc.net.calls.frame import LENGTH_BYTES, head_begun, pack_head, unpack
 from xsc.net.calls.quota import Quota, Ticket
-from xsc.net.calls.replay import ReplayGuard
 from xsc.net.peers import invitation as invitations
 from xsc.net.peers.roster import Roster
 from xsc.net.transport.port import Arrival, Buffer, RawResponse, Traffic
@@ -100,7 +99,9 @@ class RequestServer:
         self.quota = quota
         self._work = work
         self._traffic = traffic
-        self._replay = ReplayGuard(boot_ms=context.clock.now_ms(), horizons=read_horizons(store))
+        self._replay = signing.ReplayGuard(
+            boot_ms=context.clock.now_ms(), horizons=read_horizons(store)
+        )
         self.handlers: dict[str, Handler] = {batch.METHOD: self._batch}
         self._groups: dict[str, GroupHandler] = {}
         self._bounds: dict[str, AnswerBound] = {}
