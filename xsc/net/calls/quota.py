@@ -9,7 +9,7 @@ Times are of a steady clock.
 from __future__ import annotations
 
 from xsc.base import errors, limits, tally
-from xsc.base.room import Room
+from xsc.base.room import Hold, Room
 from xsc.base.units import ceil_div
 from xsc.net.calls.costs import COSTS, OTHER, Spending
 
@@ -84,7 +84,7 @@ class Ticket:
         self._method = method
         self._cost = COSTS.get(method, OTHER)
         self._place = place
-        self._body = 0
+        self._body = Hold(quota.bodies, caller)
         self._answer = 0
 
     def take_body(self, size_bytes: int, now_ms: int) -> None:
@@ -95,13 +95,11 @@ class Ticket:
         Raises:
             RateLimited: there is none.
         """
-        size = self._body + size_bytes
-        units = self._cost.body(size) - self._cost.body(self._body)
+        before = self._body.size_bytes
+        units = self._cost.body(before + size_bytes) - self._cost.body(before)
         self._quota.charge(self._caller, self._method, now_ms, units, made=True)
-        large = size > limits.SMALL_BODY_BYTES_MAX
-        if not self._quota.bodies.take(self._caller, size_bytes, large=large):
+        if not self._body.take(size_bytes):
             raise errors.RateLimited("too many bytes are under way to this node")
-        self._body = size
 
     def charge_content(self, head_bytes: int, body_bytes: int, now_ms: int) -> None:
         """Charge what a call brings, before its head is decoded.
@@ -111,13 +109,12 @@ class Ticket:
         """
         units, synced = self._cost.content(head_bytes, body_bytes)
         # What came as the body of this request was charged as it came.
-        units -= self._cost.body(self._body)
+        units -= self._cost.body(self._body.size_bytes)
         self._quota.charge(self._caller, self._method, now_ms, units, synced)
 
     def drop_body(self) -> None:
         """Give back the room of the body: nobody has it any more."""
-        self._quota.bodies.give(self._caller, self._body)
-        self._body = 0
+        self._body.give()
 
     async def wait_for_answer(self, size_bytes: int) -> None:
         """Take room for an answer that will have no more than so many bytes, once there is some."""

@@ -419,7 +419,7 @@ class HttpTransport:
             ssl=True if fingerprint is None else _pinned(fingerprint),
             allow_redirects=False,
         )
-        taken = 0
+        held = room.Hold(self._replies, address)
         try:
             size = response.content_length
             if size is None or hdrs.TRANSFER_ENCODING in response.headers:
@@ -428,13 +428,10 @@ class HttpTransport:
                 raise TooLarge(f"the answer of {size} bytes is over the bound of a message")
 
             def take(piece: Buffer) -> None:
-                nonlocal taken
-                large = taken + len(piece) > limits.SMALL_BODY_BYTES_MAX
-                if not self._replies.take(address, len(piece), large=large):
+                if not held.take(len(piece)):
                     raise RateLimited(
                         "too much is being received already, from this peer or from all"
                     )
-                taken += len(piece)
 
             whole = await bounds.read_body(response.content, size, self._progress_ms, take)
             return RawResponse(
@@ -443,7 +440,7 @@ class HttpTransport:
                 [whole] if size else [],
             )
         finally:
-            self._replies.give(address, taken)
+            held.give()
             # Given back already where all of both was moved.
             response.close()
 

@@ -18,7 +18,7 @@ from aiohttp import hdrs, web
 
 from xsc.base import errors, limits
 from xsc.base.limits import KIB, MIB, OUTPUT_BYTES_MAX, SMALL_BODIES_BYTES, STDIN_BYTES_MAX
-from xsc.base.room import Room
+from xsc.base.room import Hold, Room
 from xsc.compute.deployments import rules, wagi
 from xsc.compute.deployments.holder import Served
 from xsc.net.transport import addresses, bounds, http
@@ -118,12 +118,13 @@ class ServiceListener:
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         source = addresses.source_of(request.remote or "")
-        held = _Hold(self._room, source)
+        held = Hold(self._room, source)
         request_id = ""
         try:
             served = await self._served(request, source)
             request_id = served.request_id
-            held.take(len(served.answer.response.body))
+            if not held.take(len(served.answer.response.body)):
+                raise _Refused(503, _BUSY, retry_after_s=1)
         except _Refused as refused:
             served = Served(refused.answer, request_id)
         except errors.FrameInvalid as fault:
@@ -141,7 +142,7 @@ class ServiceListener:
             FrameInvalid: its body comes too slowly, or breaks off.
         """
         owner, name, asked = self._asked(request)
-        held = _Hold(self._room, source)
+        held = Hold(self._room, source)
         with ExitStack() as taken:
             taken.callback(held.give)
             body = await self._body(request, held)
@@ -199,7 +200,7 @@ class ServiceListener:
             ),
         )
 
-    async def _body(self, request: web.BaseRequest, hold: _Hold) -> bytes:
+    async def _body(self, request: web.BaseRequest, held: Hold) -> bytes:
         """Return the body, whole, whether its length was announced or not.
 
         Raises:
@@ -216,7 +217,8 @@ class ServiceListener:
             come += len(piece)
             if come > limits.STDIN_BYTES_MAX:
                 raise _Refused(413, f"a body is bounded to {limits.STDIN_BYTES_MAX} bytes")
-            hold.take(len(piece))
+            if not held.take(len(piece)):
+                raise _Refused(503, _BUSY, retry_after_s=1)
 
         return bytes(await bounds.read_body(request.content, None, self._progress_ms, take))
 
@@ -233,28 +235,3 @@ class ServiceListener:
             response.headers.setdefault(hdrs.ALLOW, ", ".join(wagi.METHODS))
         rate = SERVICE_ANSWER_BYTES_A_SECOND_MIN
         return await bounds.write_answer(request, response, [told.body], self._progress_ms, rate)
-
-
-class _Hold:
-    """The room that one body has taken."""
-
-    def __init__(self, room: Room, source: str) -> None:
-        self._room = room
-        self._source = source
-        self._size = 0
-
-    def take(self, size_bytes: int) -> None:
-        """Take more of it.
-
-        Raises:
-            _Refused: there is not so much.
-        """
-        large = self._size + size_bytes > limits.SMALL_BODY_BYTES_MAX
-        if not self._room.take(self._source, size_bytes, large=large):
-            raise _Refused(503, _BUSY, retry_after_s=1)
-        self._size += size_bytes
-
-    def give(self) -> None:
-        """Give it back."""
-        self._room.give(self._source, self._size)
-        self._size = 0
