@@ -143,14 +143,15 @@ class PeerNet:
         return self.roster.peers()
 
     def share(self, *methods: str, halves: bool = False, timeout_ms: int = PEER_TIMEOUT_MS) -> None:
-        """Let small calls of these methods share requests; they must be quick and answer little.
+        """Let small calls of these methods share requests; they must be quick.
 
-        What is shared by one call of this does not wait for what is by another.
+        A call whose answer may be large (`PeerServer.bound_answers`) goes by itself. What is shared
+        by one call of this does not wait for what is by another.
 
         Args:
             methods: whose calls.
             halves: have only half of what is about leave at a time (the request batcher).
-            timeout_ms: how long each call may take.
+            timeout_ms: how long each call may take, also one that goes by itself.
         """
         batcher = RequestBatcher(
             self.context.clock, self.call_alone, self._spawn, halves=halves, timeout_ms=timeout_ms
@@ -185,11 +186,13 @@ class PeerNet:
             answer, bodies = await self.server.handlers[method](peer, dict(header), parts)
             return Reply(answer, [memoryview(body) for body in bodies])
         batcher = self._batchers.get(method) if timeout_ms is None else None
-        if batcher is not None and not batcher.is_full(peer):
+        if batcher is None:
+            return await self.call_alone(peer, method, header, parts, timeout_ms or PEER_TIMEOUT_MS)
+        if not batcher.is_full(peer) and self.server.answers_little(method, header):
             call = batch.Call(method, encode(header), parts)
             if batch.may_share(call):
                 return await batcher.call(peer, self._callable(peer).name, call, header)
-        return await self.call_alone(peer, method, header, parts, timeout_ms or PEER_TIMEOUT_MS)
+        return await self.call_alone(peer, method, header, parts, batcher.timeout_ms)
 
     def _callable(self, peer: bytes) -> PeerInfo:
         info = self.roster.info(peer)

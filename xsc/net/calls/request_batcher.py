@@ -72,7 +72,7 @@ class RequestBatcher:
         self, clock: Clock, send: Send, spawn: Spawn, *, halves: bool, timeout_ms: int
     ) -> None:
         self._clock = clock
-        self._timeout_ms = timeout_ms
+        self.timeout_ms = timeout_ms
         self._send = send
         self._took_ms = 0
         """Of the last request, to whichever peer."""
@@ -104,7 +104,7 @@ class RequestBatcher:
         Raises:
             XscError: as PeerNet.call.
         """
-        deadline_ms = self._clock.monotonic_ms() + self._timeout_ms
+        deadline_ms = self._clock.monotonic_ms() + self.timeout_ms
         return await self._gather.submit(peer, _Asked(call, header, name, deadline_ms))
 
     async def _wait(self) -> None:
@@ -127,8 +127,20 @@ class RequestBatcher:
             whole = await self._send(peer, batch.METHOD, header, parts, left_ms)
             answers = batch.unpack_answers(whole, len(group))
             replies = [_reply_of(answer, first.name) for answer in answers]
+            for number, answer in enumerate(answers):
+                if answer.status == batch.ALONE:
+                    replies[number] = await self._alone(peer, group[number])
         self._took_ms = self._clock.monotonic_ms() - began_ms
         return replies
+
+    async def _alone(self, peer: bytes, asked: _Asked) -> Reply | XscError:
+        """Send a call by itself whose answer was too large to travel with others."""
+        left_ms = max(1, asked.deadline_ms - self._clock.monotonic_ms())
+        call = asked.call
+        try:
+            return await self._send(peer, call.method, asked.header, call.parts, left_ms)
+        except XscError as fault:
+            return fault
 
 
 def _reply_of(answer: batch.Answer, name: str) -> Reply | XscError:
