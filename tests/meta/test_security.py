@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.meta.test_docs import rows
 from tests.sim.adversary.play import Play
+from xsc.base.limits import REQUEST_UNITS
 from xsc.net.calls.costs import COSTS
 from xsc.net.calls.server import JOIN
 
@@ -36,7 +37,7 @@ def test_every_method_that_a_peer_answers_has_its_row_and_no_other_has():
     assert sorted(named) == sorted(methods)
     assert COSTS.keys() <= methods
     # A window has no more requests than this bounds, whatever they call.
-    assert min(cost.base for cost in COSTS.values()) >= limits.REQUEST_UNITS
+    assert min(cost.base for cost in COSTS.values()) >= REQUEST_UNITS
 
 
 def test_every_row_names_tests_that_there_are():
