@@ -381,16 +381,16 @@ def test_a_node_whose_space_is_full_starts_again_with_what_it_granted(monkeypatc
         await world.until(lambda: of(provider, customer) == 50)
         await world.until(lambda: provider.allocator.state.converged)
         await world.crash(0)
-        most = tables.OWNER_BYTES_MAX
-        monkeypatch.setattr(tables, "OWNER_BYTES_MAX", 1)
+        most = tables.limits.OWNER_BYTES_MAX
+        monkeypatch.setattr(tables.limits, "OWNER_BYTES_MAX", 1)
         provider = await world.restart(0)
         assert of(provider, customer) == 50
-        monkeypatch.setattr(tables, "OWNER_BYTES_MAX", most)
+        monkeypatch.setattr(tables.limits, "OWNER_BYTES_MAX", most)
         await customer.commitments.edit(stated, Statement(quantity=60))
-        monkeypatch.setattr(tables, "OWNER_BYTES_MAX", 1)
+        monkeypatch.setattr(tables.limits, "OWNER_BYTES_MAX", 1)
         await world.clock.sleep_ms(10_000)
         assert of(provider, customer) == 50
-        monkeypatch.setattr(tables, "OWNER_BYTES_MAX", most)
+        monkeypatch.setattr(tables.limits, "OWNER_BYTES_MAX", most)
         await world.until(lambda: of(provider, customer) == 60)
 
     run(9, 2, play, SETTINGS)

@@ -16,8 +16,7 @@ from pydantic import model_validator
 
 from xsc.base.errors import RecordInvalid
 from xsc.identity.envelope import Count, Id32, Record, open_signed
-from xsc.space.itc import Interval, covers, minus, read_interval
-from xsc.space.limits import GRANT_BYTES_MAX, GRANT_LEVELS_MAX
+from xsc.space import itc, limits
 
 
 class Grant(Record):
@@ -33,7 +32,7 @@ class Grant(Record):
 
     @model_validator(mode="after")
     def _is_well_formed(self) -> Self:
-        interval = read_interval(self.interval)
+        interval = itc.read_interval(self.interval)
         if interval == 0 or (self.giver is None and interval != 1):
             raise ValueError("a grant gives something, and a founder's everything")
         return self
@@ -46,14 +45,14 @@ class Granted:
     node: bytes
     domain: bytes
     """Id of the founder's grant."""
-    interval: Interval
+    interval: itc.Interval
     givers: frozenset[bytes]
     """All from the founder on."""
     raw: bytes
 
 
 def read_grant(
-    raw: bytes, node: bytes, *, network: bytes, levels: int = GRANT_LEVELS_MAX
+    raw: bytes, node: bytes, *, network: bytes, levels: int = limits.GRANT_LEVELS_MAX
 ) -> Granted:
     """Return what a grant proves of a node.
 
@@ -61,8 +60,8 @@ def read_grant(
         TooLarge, RecordInvalid, SignatureInvalid: it is none for that node, or its giver did not
             have what it gives.
     """
-    signed = open_signed(raw, Grant, network=network, size_max=GRANT_BYTES_MAX)
-    grant, interval = signed.record, read_interval(signed.record.interval)
+    signed = open_signed(raw, Grant, network=network, size_max=limits.GRANT_BYTES_MAX)
+    grant, interval = signed.record, itc.read_interval(signed.record.interval)
     if grant.receiver != node:
         raise RecordInvalid("a grant for another node")
     if grant.giver is None:
@@ -70,14 +69,14 @@ def read_grant(
             raise RecordInvalid("a founder grants a domain to itself")
         return Granted(node, signed.id, interval, frozenset(), raw)
     if levels == 1:
-        raise RecordInvalid(f"a grant has at most {GRANT_LEVELS_MAX} givers")
+        raise RecordInvalid(f"a grant has at most {limits.GRANT_LEVELS_MAX} givers")
     giver = read_grant(grant.giver, signed.author, network=network, levels=levels - 1)
-    if not covers(giver.interval, interval):
+    if not itc.covers(giver.interval, interval):
         raise RecordInvalid("a grant of an interval that its giver did not have")
     return Granted(node, giver.domain, interval, giver.givers | {giver.node}, raw)
 
 
-def counted(granted: Granted, others: Iterable[Granted]) -> Interval:
+def counted(granted: Granted, others: Iterable[Granted]) -> itc.Interval:
     """Return where a node counts: what it was granted, without what others were.
 
     What its givers have around it does not count against it. Where two overlap otherwise, neither
@@ -85,7 +84,7 @@ def counted(granted: Granted, others: Iterable[Granted]) -> Interval:
     """
     interval = granted.interval
     for other in others:
-        is_around = other.node in granted.givers and covers(other.interval, granted.interval)
+        is_around = other.node in granted.givers and itc.covers(other.interval, granted.interval)
         if other.node != granted.node and other.domain == granted.domain and not is_around:
-            interval = minus(interval, other.interval)
+            interval = itc.minus(interval, other.interval)
     return interval

@@ -11,15 +11,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from xsc.base import errors, ids, peering
 from xsc.base.clock import Clock
-from xsc.base.errors import NotFound, UnavailableError
-from xsc.base.ids import short
 from xsc.base.log import Log
-from xsc.base.peering import Peers
-from xsc.space.limits import FOLLOWING_SETTLE_MS
-from xsc.space.paths import UserSpacePaths
-from xsc.space.port import Space
-from xsc.space.record import Entry
+from xsc.space import limits, paths, port, record
 from xsc.space.sync import SpaceSync, Subscription
 
 
@@ -35,13 +30,13 @@ class Standing(Protocol):
 
 def prefixes_of(weight_ppm: int, their_weight_ppm: int) -> set[str]:
     """Return what is always followed of a peer, by how it and this node recognise each other."""
-    prefixes = {UserSpacePaths.NODES, UserSpacePaths.INTERVAL}
+    prefixes = {paths.UserSpacePaths.NODES, paths.UserSpacePaths.INTERVAL}
     if weight_ppm and their_weight_ppm:
-        return prefixes | {UserSpacePaths.ALLOCATION}  # which is above the others
+        return prefixes | {paths.UserSpacePaths.ALLOCATION}  # which is above the others
     return prefixes | {
-        UserSpacePaths.RECOGNITION,
-        UserSpacePaths.COMMITMENT,
-        UserSpacePaths.ALLOCATION_STATE,
+        paths.UserSpacePaths.RECOGNITION,
+        paths.UserSpacePaths.COMMITMENT,
+        paths.UserSpacePaths.ALLOCATION_STATE,
     }
 
 
@@ -61,9 +56,9 @@ class Following:
 
     def __init__(
         self,
-        space: Space,
+        space: port.Space,
         sync: SpaceSync,
-        peers: Peers,
+        peers: peering.Peers,
         standing: Standing,
         start: Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]],
         *,
@@ -107,7 +102,7 @@ class Following:
             await self._recognised.wait()
             self._recognised.clear()
             self.update()
-            await self._clock.sleep_ms(FOLLOWING_SETTLE_MS)
+            await self._clock.sleep_ms(limits.FOLLOWING_SETTLE_MS)
 
     def update(self) -> None:
         """Follow whom and what is to be followed now, and nothing else."""
@@ -135,9 +130,9 @@ class Following:
                 await asyncio.wait([earlier])
             await self._sync.follow(peer)
 
-        return self._start(f"space_of_{short(peer)}", follow)
+        return self._start(f"space_of_{ids.short(peer)}", follow)
 
-    async def read(self, owner: bytes, path: str, *, anew: bool = False) -> Entry:
+    async def read(self, owner: bytes, path: str, *, anew: bool = False) -> record.Entry:
         """Return the newest record at a path, fetched from its owner where that is needed.
 
         Args:
@@ -152,13 +147,13 @@ class Following:
             try:
                 followed = not anew and self._sync.is_followed(owner, path)
                 if not followed and not await self._sync.fetch(owner, path):
-                    raise NotFound(
+                    raise errors.NotFound(
                         f"nothing is at '{path}'", hint="`xsc space ls` shows what is there"
                     )
                 if self._space.get(path, owner).signed.record.digest is not None:
                     await self._sync.load(owner, owner, path)
-            except UnavailableError:
-                self._log.info("space.owner_silent", peer=short(owner))
+            except errors.UnavailableError:
+                self._log.info("space.owner_silent", peer=ids.short(owner))
         return self._space.get(path, owner)
 
     def watch(self, owner: bytes, prefix: str) -> None:

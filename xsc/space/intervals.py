@@ -5,18 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
+from xsc.base import encoding, errors, fields, ids, merkle, peering, tally
 from xsc.base.clock import Clock
-from xsc.base.encoding import Value
-from xsc.base.errors import NotAllowed, XscError
-from xsc.base.fields import take_bool
-from xsc.base.ids import short
 from xsc.base.log import Log
-from xsc.base.merkle import Part
-from xsc.base.peering import Answered, Caller, Handler
-from xsc.base.tally import Tally
-from xsc.space.limits import ASK_AGAIN_MS, ASKED_MAX, GRANTS_A_PEER_MAX, GRANTS_MS
+from xsc.space import limits, sync
 from xsc.space.store import SpaceStore
-from xsc.space.sync import body_of
 
 
 class Intervals:
@@ -34,7 +27,7 @@ class Intervals:
     def __init__(
         self,
         store: SpaceStore,
-        caller: Caller,
+        caller: peering.Caller,
         clock: Clock,
         *,
         peers: Callable[[], Sequence[bytes]],
@@ -48,19 +41,19 @@ class Intervals:
         self._peers = peers
         self._is_direct = is_direct
         self._asking = asyncio.Lock()
-        self._asked = Tally(GRANTS_A_PEER_MAX, GRANTS_MS)
+        self._asked = tally.Tally(limits.GRANTS_A_PEER_MAX, limits.GRANTS_MS)
 
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, peering.Handler]:
         """Return what peers may ask."""
         return {"space.grant": self._answer_grant}
 
     async def _answer_grant(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
-    ) -> Answered:
+        self, caller: bytes, header: dict[str, encoding.Value], parts: Sequence[merkle.Part]
+    ) -> peering.Answered:
         del parts
-        anew = take_bool(header, "anew")
+        anew = fields.take_bool(header, "anew")
         if not self._is_direct(caller):
-            raise NotAllowed("an interval is granted to peers that this node knows directly")
+            raise errors.NotAllowed("an interval is granted to peers that this node knows directly")
         self._asked.count(caller, self._clock.monotonic_ms(), "intervals")
         return {}, [await self._store.grant(caller, anew=anew)]
 
@@ -74,22 +67,22 @@ class Intervals:
     async def get(self) -> None:
         """Ask those who are to grant an interval until there is one, at most ASKED_MAX times."""
         async with self._asking:  # they answer a few times a day
-            for _ in range(ASKED_MAX):
+            for _ in range(limits.ASKED_MAX):
                 asked = self.granters()
                 await self.ask(asked)
                 if not asked or self._store.clock is not None:
                     return
-                await self._clock.sleep_ms(ASK_AGAIN_MS)
+                await self._clock.sleep_ms(limits.ASK_AGAIN_MS)
 
     async def ask(self, peers: Iterable[bytes]) -> None:
         """Ask peers in turn until one grants an interval; a node that has one asks nobody."""
         for peer in peers:
             if self._store.clock is not None:
                 return
-            asked: dict[str, Value] = {"anew": self._store.has_left}
+            asked: dict[str, encoding.Value] = {"anew": self._store.has_left}
             try:
                 reply = await self._caller.call(peer, "space.grant", asked)
-                await self._store.join(bytes(body_of(reply.parts)))
-            except XscError as fault:
+                await self._store.join(bytes(sync.body_of(reply.parts)))
+            except errors.XscError as fault:
                 # Another peer is asked, or the node founds a domain.
-                self._log.info("space.interval_refused", peer=short(peer), code=fault.code)
+                self._log.info("space.interval_refused", peer=ids.short(peer), code=fault.code)

@@ -21,16 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from xsc.base.errors import RecordInvalid, SpaceExhausted, TooLarge
-from xsc.space.limits import (
-    CLOCK_BYTES_JOINED_MAX,
-    CLOCK_BYTES_MAX,
-    CLOCK_DEPTH_MAX,
-    CLOCK_NODES_JOINED_MAX,
-    CLOCK_NODES_MAX,
-    COUNTER_END,
-    FILL_END,
-    INTERVAL_NODES_MAX,
-)
+from xsc.space import limits
 
 Interval: TypeAlias = "int | tuple[Interval, Interval]"
 Event: TypeAlias = "int | tuple[int, Event, Event]"
@@ -119,7 +110,7 @@ def cut_grant(interval: Interval, first_depth: int, number: int) -> tuple[Interv
     way = max(fits, key=len) if fits else min(pieces, key=len)
     if len(way) >= depth and (not fits or len(pieces) == 1):
         depth = len(way) + 1  # nothing fits, or nothing would be left to the giver
-    if depth > CLOCK_DEPTH_MAX:
+    if depth > limits.CLOCK_DEPTH_MAX:
         raise SpaceExhausted("no interval of this clock domain is left to give")
     given = _piece(way + (1,) * (depth - len(way)))
     return minus(interval, given), given
@@ -232,7 +223,7 @@ def tick(interval: Interval, event: Event) -> Event:
     """Return the tree with one more event of the interval's owner: fill, else grow."""
     assert interval != 0, "an event needs an interval"
     filled = _fill(interval, event)
-    if filled != event and height(own_part(interval, filled)) < FILL_END:
+    if filled != event and height(own_part(interval, filled)) < limits.FILL_END:
         return filled
     return _grow(interval, event)[0]
 
@@ -307,8 +298,8 @@ class Clock:
         known = join_events(self.event, own_part(minus(author, self.interval), stamp.event))
         if known == self.event:
             return self
-        few = nodes_of(known) <= max(CLOCK_NODES_JOINED_MAX, nodes_of(self.event))
-        fits = few and len(event_bytes(known)) <= CLOCK_BYTES_JOINED_MAX
+        few = nodes_of(known) <= max(limits.CLOCK_NODES_JOINED_MAX, nodes_of(self.event))
+        fits = few and len(event_bytes(known)) <= limits.CLOCK_BYTES_JOINED_MAX
         return replace(self, event=known) if fits else self
 
 
@@ -358,8 +349,10 @@ class _Reader:
     """Reads one tree from bytes, and refuses all that no tree is written as."""
 
     def __init__(self, raw: bytes, nodes_max: int) -> None:
-        if len(raw) > CLOCK_BYTES_MAX:
-            raise TooLarge(f"a clock of {len(raw)} bytes is over its bound of {CLOCK_BYTES_MAX}")
+        if len(raw) > limits.CLOCK_BYTES_MAX:
+            raise TooLarge(
+                f"a clock of {len(raw)} bytes is over its bound of {limits.CLOCK_BYTES_MAX}"
+            )
         self._bits = f"{int.from_bytes(raw, 'big'):0{8 * len(raw)}b}" if raw else ""
         self._at = 0
         self._nodes = 0
@@ -375,16 +368,16 @@ class _Reader:
     def _node(self, depth: int) -> bool:
         """Read whether a node has halves."""
         self._nodes += 1
-        if depth > CLOCK_DEPTH_MAX or self._nodes > self._nodes_max:
+        if depth > limits.CLOCK_DEPTH_MAX or self._nodes > self._nodes_max:
             raise RecordInvalid(
-                f"a clock has over {CLOCK_DEPTH_MAX} levels or {self._nodes_max} nodes"
+                f"a clock has over {limits.CLOCK_DEPTH_MAX} levels or {self._nodes_max} nodes"
             )
         return self._take(1) == "1"
 
     def _number(self) -> int:
         end = self._bits.find("1", self._at)
         zeros = end - self._at
-        if end < 0 or zeros >= COUNTER_END.bit_length():
+        if end < 0 or zeros >= limits.COUNTER_END.bit_length():
             raise RecordInvalid("a counter of a clock is out of range")
         return int(self._take(2 * zeros + 1), 2) - 1
 
@@ -399,7 +392,7 @@ class _Reader:
     def event(self, depth: int = 0, above: int = 0) -> Event:
         has_halves, base = self._node(depth), self._number()
         above += base
-        if above >= COUNTER_END:
+        if above >= limits.COUNTER_END:
             raise RecordInvalid("a counter of a clock is out of range")
         if not has_halves:
             return base
@@ -420,7 +413,7 @@ def read_interval(raw: bytes) -> Interval:
     Raises:
         TooLarge, RecordInvalid: over a bound, not in normal form, or not exactly one interval.
     """
-    reader = _Reader(raw, INTERVAL_NODES_MAX)
+    reader = _Reader(raw, limits.INTERVAL_NODES_MAX)
     interval = reader.interval()
     reader.ends()
     return interval
@@ -433,7 +426,7 @@ def read_event(raw: bytes) -> Event:
         TooLarge, RecordInvalid: over a bound, not in normal form, a counter of COUNTER_END or
             more, or not exactly one tree.
     """
-    reader = _Reader(raw, CLOCK_NODES_MAX)
+    reader = _Reader(raw, limits.CLOCK_NODES_MAX)
     event = reader.event()
     reader.ends()
     return event

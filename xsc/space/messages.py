@@ -12,8 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from xsc.base.errors import RecordInvalid
 from xsc.identity.envelope import Count, Id32, Record
-from xsc.space.limits import CURSORS_MAX, PAGE_RECORDS, RECORDS_MAX
-from xsc.space.paths import SECTIONS, check_path
+from xsc.space import limits, paths
 
 
 def check_section(name: object) -> str:
@@ -22,13 +21,13 @@ def check_section(name: object) -> str:
     Raises:
         RecordInvalid: there is none of that name.
     """
-    if not isinstance(name, str) or name not in SECTIONS:
+    if not isinstance(name, str) or name not in paths.SECTIONS:
         raise RecordInvalid("not a section of a space")
     return name
 
 
 Section = Annotated[str, AfterValidator(check_section)]
-Path = Annotated[str, AfterValidator(check_path)]
+Path = Annotated[str, AfterValidator(paths.check_path)]
 Ids: TypeAlias = "tuple[tuple[Path, Id32], ...]"
 """Paths, and the ids of their records."""
 
@@ -53,7 +52,7 @@ class Cursor(NamedTuple):
 class Question(Record):
     """What a replica is asked for."""
 
-    cursors: Annotated[tuple[Cursor, ...], Field(max_length=CURSORS_MAX)]
+    cursors: Annotated[tuple[Cursor, ...], Field(max_length=limits.CURSORS_MAX)]
 
     @model_validator(mode="after")
     def _names_each_once(self) -> Self:
@@ -75,15 +74,15 @@ class SentHead(NamedTuple):
 
     owner: Id32
     raw: bytes
-    before: Annotated[tuple[tuple[Section, Ids], ...], Field(max_length=len(SECTIONS))]
+    before: Annotated[tuple[tuple[Section, Ids], ...], Field(max_length=len(paths.SECTIONS))]
     """Of each section for which it is shown, the ids of records that have changed since."""
 
 
 class Answer(Record):
     """What a replica has for some cursors."""
 
-    records: Annotated[tuple[Sent, ...], Field(max_length=PAGE_RECORDS)]
-    heads: Annotated[tuple[SentHead, ...], Field(max_length=CURSORS_MAX)]
+    records: Annotated[tuple[Sent, ...], Field(max_length=limits.PAGE_RECORDS)]
+    heads: Annotated[tuple[SentHead, ...], Field(max_length=limits.CURSORS_MAX)]
     more: bool
     """Whether there is more than an answer holds; heads of such cursors come later."""
 
@@ -92,4 +91,4 @@ class Listed(Record):
     """What is live in a section, by the head that is shown of it."""
 
     head: bytes
-    ids: Annotated[Ids, Field(max_length=RECORDS_MAX)]
+    ids: Annotated[Ids, Field(max_length=limits.RECORDS_MAX)]

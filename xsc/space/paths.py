@@ -10,8 +10,7 @@ import re
 from functools import lru_cache
 from typing import Final
 
-from xsc.base.encoding import tagged_sha256
-from xsc.base.errors import ArgumentInvalid, RecordInvalid
+from xsc.base import encoding, errors
 from xsc.base.ids import to_text
 from xsc.space.limits import PART_BYTES_MAX, PATH_BYTES_MAX, PATH_PARTS_MAX
 
@@ -40,7 +39,7 @@ def check_path(path: str) -> str:
         RecordInvalid: it is none.
     """
     if fault := fault_of(path):
-        raise RecordInvalid(f"not a path: {fault}")
+        raise errors.RecordInvalid(f"not a path: {fault}")
     return path
 
 
@@ -55,9 +54,9 @@ def parse_address(text: str) -> tuple[str | None, str]:
     owner, colon, path = text.rpartition(":")
     path = path.removesuffix("/")
     if path and (fault := fault_of(path)):
-        raise ArgumentInvalid(f"not a path: {fault}", hint="write [OWNER:]part/part")
+        raise errors.ArgumentInvalid(f"not a path: {fault}", hint="write [OWNER:]part/part")
     if colon and not owner:
-        raise ArgumentInvalid("the owner before the colon is missing")
+        raise errors.ArgumentInvalid("the owner before the colon is missing")
     return owner or None, path
 
 
@@ -82,7 +81,7 @@ def _made(*parts: str) -> str:
     """
     path = "/".join(parts)
     if fault := fault_of(path):
-        raise ArgumentInvalid(f"not a path: {fault}")
+        raise errors.ArgumentInvalid(f"not a path: {fault}")
     return path
 
 
@@ -179,7 +178,7 @@ class UserSpacePaths:
     @staticmethod
     def writer(path: str) -> str:
         """Return where the hash of the program is that publishes at a path."""
-        digest = tagged_sha256("program_writer", path.encode())
+        digest = encoding.tagged_sha256("program_writer", path.encode())
         return _made("compute", "provenance", to_text(digest))
 
     @staticmethod
@@ -234,7 +233,7 @@ SECTIONS: Final = DECLARED | {f"rest/{number}" for number in range(_SHARES)}
 
 @lru_cache(maxsize=4_096)
 def _share_of(first: str) -> str:
-    digest = tagged_sha256("space_section", first.encode())
+    digest = encoding.tagged_sha256("space_section", first.encode())
     return f"rest/{int.from_bytes(digest[:4], 'big') % _SHARES}"
 
 

@@ -16,14 +16,11 @@ from typing import Annotated, Self, TypeAlias, TypeVar
 
 from pydantic import Field, model_validator
 
-from xsc.base.encoding import Value, encode, tagged_sha256
-from xsc.base.errors import ArgumentInvalid, ClockSkewed, RecordInvalid, TooLarge
+from xsc.base import encoding, errors
 from xsc.base.limits import KIB
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed
-from xsc.space.itc import Stamp, read_event
+from xsc.space import itc, messages, paths
 from xsc.space.limits import CLOCK_BYTES_MAX, FUTURE_MS_MAX, VALUE_BYTES_MAX, VALUE_INLINE_BYTES_MAX
-from xsc.space.messages import Sent
-from xsc.space.paths import SECTIONS, check_path
 
 RECORD_ENVELOPE_BYTES_MAX = CLOCK_BYTES_MAX + 8 * KIB
 HEAD_ENVELOPE_BYTES_MAX = 32 * KIB
@@ -47,16 +44,16 @@ class SpaceRecord(Record):
 
     @model_validator(mode="after")
     def _is_well_formed(self) -> Self:
-        check_path(self.path)
-        read_event(self.stamp)
+        paths.check_path(self.path)
+        itc.read_event(self.stamp)
         if self.digest is None and self.size_bytes:
             raise ValueError("a tombstone has no value, and so no size")
         return self
 
     @property
-    def causality(self) -> Stamp:
+    def causality(self) -> itc.Stamp:
         """The stamp as it is compared."""
-        return Stamp(self.domain, read_event(self.stamp))
+        return itc.Stamp(self.domain, itc.read_event(self.stamp))
 
 
 class SpaceHead(Record):
@@ -64,13 +61,13 @@ class SpaceHead(Record):
 
     sequence: Count
     written_ms: Count
-    sections: Annotated[tuple[tuple[str, Id32], ...], Field(max_length=len(SECTIONS))]
+    sections: Annotated[tuple[tuple[str, Id32], ...], Field(max_length=len(paths.SECTIONS))]
     """Names and hashes, in the order of names."""
 
     @model_validator(mode="after")
     def _is_well_formed(self) -> Self:
         names = [name for name, _ in self.sections]
-        if names != sorted(set(names)) or not SECTIONS.issuperset(names):
+        if names != sorted(set(names)) or not paths.SECTIONS.issuperset(names):
             raise ValueError("a head has each section once, in the order of their names")
         return self
 
@@ -92,8 +89,8 @@ def _name(row: tuple[str, bytes]) -> str:
 
 def section_hash(ids: Mapping[str, bytes]) -> bytes | None:
     """Return the hash of a section by the paths and record ids that are live in it."""
-    rows: list[Value] = [[path, ids[path]] for path in sorted(ids)]
-    return tagged_sha256("space_section", encode(rows)) if rows else None
+    rows: list[encoding.Value] = [[path, ids[path]] for path in sorted(ids)]
+    return encoding.tagged_sha256("space_section", encoding.encode(rows)) if rows else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +102,10 @@ class Entry:
     """None where the record is a tombstone, or the value was not loaded."""
 
     @property
-    def sent(self) -> Sent:
+    def sent(self) -> messages.Sent:
         """The entry as it is passed on: a large value does not travel beside its record."""
         large = self.value is not None and len(self.value) > VALUE_INLINE_BYTES_MAX
-        return Sent(self.signed.author, self.signed.raw, None if large else self.value)
+        return messages.Sent(self.signed.author, self.signed.raw, None if large else self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +123,13 @@ class Change:
 
 def value_digest(value: bytes) -> bytes:
     """Return the hash by which a record names its value, 32 bytes."""
-    return tagged_sha256("space_value", value)
+    return encoding.tagged_sha256("space_value", value)
 
 
 def _dated(signed: Signed[R], now_ms: int) -> Signed[R]:
     ahead_ms = signed.record.written_ms - now_ms
     if ahead_ms > FUTURE_MS_MAX:
-        raise ClockSkewed(
+        raise errors.ClockSkewed(
             f"dated {ahead_ms // 1000} s in the future, allowed are {FUTURE_MS_MAX // 1000}"
         )
     return signed
@@ -168,7 +165,7 @@ def check_value(record: SpaceRecord, value: bytes) -> bytes:
         RecordInvalid: the record is a tombstone, or names another value.
     """
     if len(value) != record.size_bytes or value_digest(value) != record.digest:
-        raise RecordInvalid("the value is not the one that the record names")
+        raise errors.RecordInvalid("the value is not the one that the record names")
     return value
 
 
@@ -193,14 +190,14 @@ def from_json(shown: object) -> bytes:
         try:
             value = base64.b64decode(shown["base64"], validate=True)
         except (binascii.Error, ValueError):
-            raise ArgumentInvalid("that is not base64 text") from None
+            raise errors.ArgumentInvalid("that is not base64 text") from None
     elif isinstance(shown, str):
         try:
             value = shown.encode()
         except UnicodeEncodeError:
-            raise ArgumentInvalid("a text holds half a surrogate pair") from None
+            raise errors.ArgumentInvalid("a text holds half a surrogate pair") from None
     else:
-        raise ArgumentInvalid('a value is text or {"base64": text}')
+        raise errors.ArgumentInvalid('a value is text or {"base64": text}')
     if len(value) > VALUE_BYTES_MAX:
-        raise TooLarge(f"a value has at most {VALUE_BYTES_MAX} bytes, this has {len(value)}")
+        raise errors.TooLarge(f"a value has at most {VALUE_BYTES_MAX} bytes, this has {len(value)}")
     return value

@@ -12,17 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from xsc.base.clock import Clock
 from xsc.base.errors import ArgumentInvalid, RateLimited, RecordInvalid, XscError
 from xsc.identity.envelope import Signed
-from xsc.space.limits import (
-    DEBOUNCE_MS,
-    SCHEMAS_MAX,
-    VALUE_BYTES_MAX,
-    WATCHES_MAX,
-)
-from xsc.space.paths import UserSpacePaths, fault_of, is_under, matches
-from xsc.space.port import Check
+from xsc.space import limits, paths, port, table
 from xsc.space.record import Change, Entry, SpaceRecord
 from xsc.space.store import SpaceStore, Stats, Taken
-from xsc.space.table import Repair
 
 
 class Watch:
@@ -40,7 +32,7 @@ class Watch:
 
     def tell(self, change: Change) -> None:
         """Take a change in, if it is under the prefix."""
-        if change.owner == self.owner and is_under(change.path, self.prefix):
+        if change.owner == self.owner and paths.is_under(change.path, self.prefix):
             self._waiting.pop(change.path, None)
             self._waiting[change.path] = change
             self._some.set()
@@ -68,7 +60,7 @@ class SpaceService:
         self._clock = clock
         self._watches: list[Watch] = []
         self._told: list[Callable[[Change], None]] = []
-        self._schemas: dict[str, Check] = {UserSpacePaths.INTERVAL: store.check_grant}
+        self._schemas: dict[str, port.Check] = {paths.UserSpacePaths.INTERVAL: store.check_grant}
         self._soon: dict[str, bytes] = {}
         self._flush: asyncio.Task[dict[str, int]] | None = None
         store.on_written(self._tell_all)
@@ -80,26 +72,26 @@ class SpaceService:
 
     # Schemas
 
-    def register_schema(self, pattern: str, check: Check) -> None:
+    def register_schema(self, pattern: str, check: port.Check) -> None:
         """Check every value at the paths of a pattern, where `*` stands for one part.
 
         Raises:
             ArgumentInvalid: the pattern is none, or is registered already.
         """
-        if fault := fault_of(pattern.replace("*", "x")):
+        if fault := paths.fault_of(pattern.replace("*", "x")):
             raise ArgumentInvalid(f"not a pattern of paths: {fault}")
-        if pattern in self._schemas or len(self._schemas) >= SCHEMAS_MAX:
+        if pattern in self._schemas or len(self._schemas) >= limits.SCHEMAS_MAX:
             raise ArgumentInvalid(f"no further schema can be registered for '{pattern}'")
         self._schemas[pattern] = check
 
     def has_schema(self, path: str) -> bool:
         """Say whether values at a path are checked, and so needed to store their records."""
-        return any(matches(path, pattern) for pattern in self._schemas)
+        return any(paths.matches(path, pattern) for pattern in self._schemas)
 
     def _check(self, owner: bytes, path: str, value: bytes | None) -> None:
         if value is not None:
             for pattern, check in self._schemas.items():
-                if matches(path, pattern):
+                if paths.matches(path, pattern):
                     check(owner, value)
 
     # Own values
@@ -142,16 +134,16 @@ class SpaceService:
         await asyncio.shield(self._flush)
 
     async def _write_soon(self) -> dict[str, int]:
-        await self._clock.sleep_ms(DEBOUNCE_MS)
+        await self._clock.sleep_ms(limits.DEBOUNCE_MS)
         values, self._soon, self._flush = self._soon, {}, None
         return await self.write(values) if values else {}
 
     def _check_put(self, path: str, value: bytes | None) -> None:
-        if fault := fault_of(path):
+        if fault := paths.fault_of(path):
             raise ArgumentInvalid(f"not a path: {fault}")
-        if value is not None and len(value) > VALUE_BYTES_MAX:
+        if value is not None and len(value) > limits.VALUE_BYTES_MAX:
             raise ArgumentInvalid(
-                f"a value has at most {VALUE_BYTES_MAX} bytes",
+                f"a value has at most {limits.VALUE_BYTES_MAX} bytes",
                 hint="store it with `xsc store put`, and put its capability here",
             )
         try:
@@ -201,7 +193,7 @@ class SpaceService:
         self,
         owner: bytes,
         offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]],
-        listed: Repair | None = None,
+        listed: table.Repair | None = None,
     ) -> Taken:
         """Adopt verified records of another owner and tell watchers; none is published again."""
         good: list[tuple[Signed[SpaceRecord], bytes | None]] = []
@@ -232,8 +224,8 @@ class SpaceService:
         Raises:
             RateLimited: too many are open.
         """
-        if len(self._watches) >= WATCHES_MAX:
-            raise RateLimited(f"more than {WATCHES_MAX} watches are open")
+        if len(self._watches) >= limits.WATCHES_MAX:
+            raise RateLimited(f"more than {limits.WATCHES_MAX} watches are open")
         watch = Watch(owner or self._store.owner, prefix)
         self._watches.append(watch)
         return watch

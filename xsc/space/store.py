@@ -19,44 +19,16 @@ from typing import ClassVar, NamedTuple, Self
 
 from pydantic import model_validator
 
+from xsc.base import ids, turns
 from xsc.base.clock import Clock as TimePort
 from xsc.base.clock import Executor
 from xsc.base.errors import NotFound, RecordInvalid, SpaceExhausted, StoreDamaged, XscError
-from xsc.base.ids import short, to_text
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import JOINT_RECORDS_MAX
-from xsc.base.turns import PeerWork, Turns, sliced
 from xsc.db.group import GroupCommit
-from xsc.identity.envelope import (
-    Count,
-    Record,
-    Signed,
-    open_signed,
-    read_claimed,
-    sign,
-    sign_jointly,
-)
-from xsc.identity.keys import KeyPair
+from xsc.identity import envelope, keys
+from xsc.space import itc, limits
 from xsc.space.domain import Grant, Granted, counted, read_grant
-from xsc.space.itc import (
-    Clock,
-    Event,
-    Interval,
-    Stamp,
-    cut_grant,
-    depth_of,
-    event_bytes,
-    interval_bytes,
-    read_event,
-    read_interval,
-    unheard,
-)
-from xsc.space.limits import (
-    COMPACT_STEP_BYTES,
-    GRANTS_A_RECEIVER_MAX,
-    OWNER_BYTES_MAX,
-    VALUE_BYTES_MAX,
-)
 from xsc.space.messages import Cursor, Ids, Section
 from xsc.space.paths import SECTIONS, UserSpacePaths, is_under, sections_of
 from xsc.space.record import (
@@ -82,7 +54,7 @@ META, VALUE, ARCHIVE, PROVEN = b"m", b"v", b"a", b"p"
 CLOCK, FLOOR, INVITER = b"c", b"f", b"i"
 KINDS = sorted((META, VALUE, ARCHIVE, PROVEN))
 """Of rows that name an owner."""
-KEPT_BYTES_MAX = 2 * VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
+KEPT_BYTES_MAX = 2 * limits.VALUE_BYTES_MAX + 2 * RECORD_ENVELOPE_BYTES_MAX
 OWNER_BYTES = 32
 FAULTS_MAX = 1_000
 """Listed; a damaged database can have any number."""
@@ -90,7 +62,7 @@ READ_KEPT = 32
 """Records that were read last: what is new is told to every follower."""
 
 
-class KeptClock(Record):
+class KeptClock(envelope.Record):
     """This node's clock as it is on the disk."""
 
     KIND: ClassVar[str] = "space_clock"
@@ -98,14 +70,14 @@ class KeptClock(Record):
     grant: bytes
     interval: bytes
     """What is left of what was granted."""
-    given: Count
+    given: envelope.Count
     """How many parts of it this node gave."""
     event: bytes
 
     @model_validator(mode="after")
     def _is_well_formed(self) -> Self:
-        read_interval(self.interval)
-        read_event(self.event)
+        itc.read_interval(self.interval)
+        itc.read_event(self.event)
         return self
 
 
@@ -118,23 +90,23 @@ class Page(NamedTuple):
     """Whether there are further records than these."""
 
 
-class Archived(Record):
+class Archived(envelope.Record):
     """A replaced version of an own record, as it is on the disk."""
 
     KIND: ClassVar[str] = "space_archived"
 
-    archived_ms: Count
+    archived_ms: envelope.Count
     record: bytes
     value: bytes
 
 
-class KeptHead(Record):
+class KeptHead(envelope.Record):
     """The newest proven head of an owner as it is on the disk, and the cursor of each section."""
 
     KIND: ClassVar[str] = "space_kept_head"
 
     head: bytes
-    cursors: tuple[tuple[Section, Count], ...]
+    cursors: tuple[tuple[Section, envelope.Count], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +153,16 @@ class SpaceStore:
         db: KeyValue,
         executor: Executor,
         time: TimePort,
-        key: KeyPair,
+        key: keys.KeyPair,
         network: bytes,
         *,
-        introducer_of: Callable[[bytes], str] = to_text,
+        introducer_of: Callable[[bytes], str] = ids.to_text,
         keep_versions: int = 0,
         keep_ms: int = 0,
     ) -> None:
         self._db = db
         self._executor = executor
-        self.work = PeerWork(executor)
+        self.work = turns.PeerWork(executor)
         """Decodes and checks what peers have sent."""
         self._commits = GroupCommit(db, executor)
         self._time = time
@@ -200,14 +172,14 @@ class SpaceStore:
         self._keep_versions = keep_versions
         self._keep_ms = keep_ms
         self._tables: dict[bytes, OwnerTable] = {}
-        self._turns: Turns[bytes] = Turns()
-        self._read: dict[bytes, Signed[SpaceRecord]] = {}
+        self._turns: turns.Turns[bytes] = turns.Turns()
+        self._read: dict[bytes, envelope.Signed[SpaceRecord]] = {}
         """By its bytes, each of the last READ_KEPT records that were read."""
         self._granted: dict[bytes, Granted] = {}
         """What each owner was granted, as it publishes it."""
-        self._counted: dict[bytes, Interval] = {}
+        self._counted: dict[bytes, itc.Interval] = {}
         """Where each of those counts that were looked for since one of them has changed."""
-        self._clock: Clock | None = None
+        self._clock: itc.Clock | None = None
         self._own: Granted | None = None
         self._given = 0
         """How many parts of the own interval were given."""
@@ -229,17 +201,17 @@ class SpaceStore:
         return self._key.node_id
 
     @property
-    def clock(self) -> Clock | None:
+    def clock(self) -> itc.Clock | None:
         """The own clock; None before the first write or grant."""
         return self._clock
 
-    def unheard(self, stamp: Stamp, owners: Iterable[bytes]) -> list[bytes]:
+    def unheard(self, stamp: itc.Stamp, owners: Iterable[bytes]) -> list[bytes]:
         """Return the owners of whom a stamp counts events that were not heard of here."""
         if self._clock is None:
             return []
         found = {owner: self._interval_of(owner) for owner in owners}
         intervals = {owner: at for owner, at in found.items() if at is not None}
-        return unheard(self._clock, stamp, intervals)
+        return itc.unheard(self._clock, stamp, intervals)
 
     # Reading
 
@@ -260,13 +232,13 @@ class SpaceStore:
             return None
         return Entry(self._parsed(owner, raw), db.get(VALUE + owner + path.encode()))
 
-    def _parsed(self, owner: bytes, raw: bytes) -> Signed[SpaceRecord]:
+    def _parsed(self, owner: bytes, raw: bytes) -> envelope.Signed[SpaceRecord]:
         """Return a record that was verified before it was stored."""
         known = self._read.get(raw)
         if known is not None and known.author == owner:
             return known
         try:
-            signed = read_claimed(
+            signed = envelope.read_claimed(
                 raw,
                 SpaceRecord,
                 network=self._network,
@@ -363,7 +335,7 @@ class SpaceStore:
         if table is None:
             await self._commits.settle()  # a caller that went away may have left a write
             table = OwnerTable()
-            async for _, raw in sliced(self._scan(META + owner)):
+            async for _, raw in turns.sliced(self._scan(META + owner)):
                 signed = self._parsed(owner, raw)
                 table.put(signed.record.path, Row.of(signed))
             self._read_proven(owner, table)
@@ -379,7 +351,7 @@ class SpaceStore:
             return
         try:
             kept = KeptHead.from_bytes(raw)
-            head = read_claimed(
+            head = envelope.read_claimed(
                 kept.head,
                 SpaceHead,
                 network=self._network,
@@ -413,7 +385,7 @@ class SpaceStore:
         self,
         batch: _Batch,
         table: OwnerTable,
-        signed: Signed[SpaceRecord],
+        signed: envelope.Signed[SpaceRecord],
         value: bytes | None,
         *,
         again: bool = False,
@@ -453,7 +425,7 @@ class SpaceStore:
     async def take(
         self,
         owner: bytes,
-        offered: Sequence[tuple[Signed[SpaceRecord], bytes | None]],
+        offered: Sequence[tuple[envelope.Signed[SpaceRecord], bytes | None]],
         listed: Repair | None = None,
     ) -> Taken:
         """Store records that were verified, with values where they came along.
@@ -476,7 +448,7 @@ class SpaceStore:
             )
             bytes_max = owner_bytes_max(beside_bytes, others_bytes)
             if owner == self.owner:
-                bytes_max = OWNER_BYTES_MAX
+                bytes_max = limits.OWNER_BYTES_MAX
                 shown = max((signed.record.sequence for signed, _ in offered), default=0)
                 self._raise_floor(batch, table, shown)
             for signed, value in offered:
@@ -517,7 +489,10 @@ class SpaceStore:
             await self._commit(owner, batch)
 
     async def prove(
-        self, owner: bytes, head: Signed[SpaceHead], before: Mapping[str, Mapping[str, bytes]]
+        self,
+        owner: bytes,
+        head: envelope.Signed[SpaceHead],
+        before: Mapping[str, Mapping[str, bytes]],
     ) -> tuple[set[str], set[str], int]:
         """Keep what a head proves of what is stored.
 
@@ -579,7 +554,7 @@ class SpaceStore:
         self,
         owner: bytes,
         section: str,
-        head: Signed[SpaceHead],
+        head: envelope.Signed[SpaceHead],
         listed: Iterable[tuple[str, bytes]],
     ) -> Repair:
         """Delete what a listing proves to be deleted; return that, and what to fetch.
@@ -642,9 +617,9 @@ class SpaceStore:
         now_ms = self._time.now_ms()
         if self._clock is None or self._own is None:
             whole = Grant(
-                giver=None, receiver=self.owner, interval=interval_bytes(1), granted_ms=now_ms
+                giver=None, receiver=self.owner, interval=itc.interval_bytes(1), granted_ms=now_ms
             )
-            raw = sign(whole, self._key, self._network).raw
+            raw = envelope.sign(whole, self._key, self._network).raw
             self._begin(read_grant(raw, self.owner, network=self._network))
         clock, own = self._clock, self._own
         assert clock is not None
@@ -663,7 +638,7 @@ class SpaceStore:
                     sequence=sequence,
                     written_ms=now_ms,
                     domain=clock.domain,
-                    stamp=event_bytes(clock.event),
+                    stamp=itc.event_bytes(clock.event),
                     digest=None if value is None else value_digest(value),
                     size_bytes=len(value or b""),
                 )
@@ -674,7 +649,7 @@ class SpaceStore:
                 clock = clock.tick()
                 held = self._entry(self._db, self.owner, path)
                 assert held is not None, "a row has its record"
-                place = {"domain": clock.domain, "stamp": event_bytes(clock.event)}
+                place = {"domain": clock.domain, "stamp": itc.event_bytes(clock.event)}
                 records.append(
                     held.signed.record.model_copy(update={"sequence": sequence, **place})
                 )
@@ -683,7 +658,7 @@ class SpaceStore:
         try:
             for start in range(0, len(records), JOINT_RECORDS_MAX):
                 group = records[start : start + JOINT_RECORDS_MAX]
-                for signed in sign_jointly(group, self._key, self._network):
+                for signed in envelope.sign_jointly(group, self._key, self._network):
                     is_taken = table.takes(signed)
                     assert is_taken, "an own sequence is above all others"
                     path = signed.record.path
@@ -756,7 +731,7 @@ class SpaceStore:
             self._raise_floor(batch, await self._table(self.owner), sequence)
             await self._commit(self.owner, batch)
 
-    async def sign_head(self) -> Signed[SpaceHead]:
+    async def sign_head(self) -> envelope.Signed[SpaceHead]:
         """Sign what is live in the own space now, and keep that."""
         async with self._turns.of(self.owner):
             table = await self._table(self.owner)
@@ -768,7 +743,7 @@ class SpaceStore:
             record = SpaceHead(
                 sequence=sequence, written_ms=self._time.now_ms(), sections=tuple(rows)
             )
-            head = sign(record, self._key, self._network)
+            head = envelope.sign(record, self._key, self._network)
             batch = _Batch(self._db)
             is_new = table.head is None or self._head_sequence(table) != sequence
             for section in SECTIONS:
@@ -787,28 +762,34 @@ class SpaceStore:
         try:
             kept = KeptClock.from_bytes(raw)
             own = read_grant(kept.grant, self.owner, network=self._network)
-            self._begin(own, read_interval(kept.interval), read_event(kept.event), kept.given)
+            self._begin(
+                own, itc.read_interval(kept.interval), itc.read_event(kept.event), kept.given
+            )
         except XscError as fault:
             raise StoreDamaged(f"the clock of the space is damaged: {fault.message}") from None
 
     def _begin(
-        self, own: Granted, interval: Interval | None = None, event: Event = 0, given: int = 0
+        self,
+        own: Granted,
+        interval: itc.Interval | None = None,
+        event: itc.Event = 0,
+        given: int = 0,
     ) -> None:
         """Count in an interval from now on; in all that was granted, where nothing was given."""
         self._own, self._given = own, given
         self._granted[self.owner] = own
         self._counted.clear()
         interval = own.interval if interval is None else interval
-        self._clock = Clock(own.domain, interval, event)
+        self._clock = itc.Clock(own.domain, interval, event)
 
     def _kept_clock(self) -> bytes:
         assert self._clock is not None
         assert self._own is not None
         return KeptClock(
             grant=self._own.raw,
-            interval=interval_bytes(self._clock.interval),
+            interval=itc.interval_bytes(self._clock.interval),
             given=self._given,
-            event=event_bytes(self._clock.event),
+            event=itc.event_bytes(self._clock.event),
         ).to_bytes()
 
     def _adopt(self, owner: bytes, newest: SpaceRecord) -> None:
@@ -838,7 +819,7 @@ class SpaceStore:
             except XscError:
                 return  # its author loses by it alone
 
-    def _interval_of(self, owner: bytes) -> Interval | None:
+    def _interval_of(self, owner: bytes) -> itc.Interval | None:
         """Return where an owner counts in the domain of the own clock; None where it does not."""
         granted = self._granted.get(owner)
         if granted is None or self._clock is None or granted.domain != self._clock.domain:
@@ -868,22 +849,26 @@ class SpaceStore:
                 raw = self.get(self.owner, record.path).value
                 if raw is None:
                     continue  # it was recovered without its value
-                given = read_claimed(raw, Grant, network=self._network, author=self.owner).record
+                given = envelope.read_claimed(
+                    raw, Grant, network=self._network, author=self.owner
+                ).record
                 if (given.receiver, given.giver) == (receiver, own.raw):
                     earlier.append((record.sequence, raw))
             if earlier and not anew:
                 return max(earlier)[1]
-            if len(earlier) >= GRANTS_A_RECEIVER_MAX:
-                raise SpaceExhausted(f"one node is granted {GRANTS_A_RECEIVER_MAX} intervals here")
+            if len(earlier) >= limits.GRANTS_A_RECEIVER_MAX:
+                raise SpaceExhausted(
+                    f"one node is granted {limits.GRANTS_A_RECEIVER_MAX} intervals here"
+                )
             number = self._given + 1
-            kept, part = cut_grant(clock.interval, depth_of(own.interval), number)
+            kept, part = itc.cut_grant(clock.interval, itc.depth_of(own.interval), number)
             grant = Grant(
                 giver=own.raw,
                 receiver=receiver,
-                interval=interval_bytes(part),
+                interval=itc.interval_bytes(part),
                 granted_ms=self._time.now_ms(),
             )
-            signed = sign(grant, self._key, self._network)
+            signed = envelope.sign(grant, self._key, self._network)
             self._begin(own, kept, clock.event, number)
             await self._put(table, {UserSpacePaths.grant(number): signed.raw})
             return signed.raw
@@ -948,7 +933,7 @@ class SpaceStore:
         ]
         start = marks[0]
         for stop in marks[1:]:
-            if stop == marks[-1] or self._db.disk_bytes(start, stop) >= COMPACT_STEP_BYTES:
+            if stop == marks[-1] or self._db.disk_bytes(start, stop) >= limits.COMPACT_STEP_BYTES:
                 await self._rewrite(start, stop)
                 start = stop
         return await self._executor.run(self.stats)
@@ -1015,7 +1000,7 @@ def _record_fault(db: KeyValue, key: bytes, raw: bytes, network: bytes) -> str |
     """Return what is wrong with a record or its value."""
     owner, path = key[1 : 1 + OWNER_BYTES], key[1 + OWNER_BYTES :]
     try:
-        record = open_signed(
+        record = envelope.open_signed(
             raw, SpaceRecord, network=network, author=owner, size_max=RECORD_ENVELOPE_BYTES_MAX
         ).record
         if record.path.encode() != path:
@@ -1025,7 +1010,7 @@ def _record_fault(db: KeyValue, key: bytes, raw: bytes, network: bytes) -> str |
             check_value(record, value)
     except XscError as fault:
         shown = path.decode(errors="backslashreplace")
-        return f"the record {short(owner)}:{shown} is damaged: {fault.message}"
+        return f"the record {ids.short(owner)}:{shown} is damaged: {fault.message}"
     return None
 
 
@@ -1033,7 +1018,7 @@ def _other_faults(db: KeyValue, network: bytes) -> Iterator[str]:
     for key, raw in db.scan(PROVEN, prefix_end(PROVEN)):
         owner = key[1 : 1 + OWNER_BYTES]
         try:
-            open_signed(
+            envelope.open_signed(
                 KeptHead.from_bytes(raw).head,
                 SpaceHead,
                 network=network,
@@ -1041,7 +1026,7 @@ def _other_faults(db: KeyValue, network: bytes) -> Iterator[str]:
                 size_max=HEAD_ENVELOPE_BYTES_MAX,
             )
         except XscError as fault:
-            yield f"a head of {short(owner)} is damaged: {fault.message}"
+            yield f"a head of {ids.short(owner)} is damaged: {fault.message}"
     for _, raw in db.scan(ARCHIVE, prefix_end(ARCHIVE)):
         try:
             Archived.from_bytes(raw, size_max=KEPT_BYTES_MAX)

@@ -13,49 +13,16 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from xsc.base import errors, merkle
 from xsc.base.clock import Clock, event_within
 from xsc.base.encoding import Value, tagged_sha256
-from xsc.base.errors import (
-    ClockSkewed,
-    FrameInvalid,
-    NotFound,
-    RateLimited,
-    RecordInvalid,
-    SignatureInvalid,
-    SpaceExhausted,
-    TooLarge,
-    UnavailableError,
-    XscError,
-)
 from xsc.base.fields import take_bool, take_bytes, take_int, take_texts
 from xsc.base.ids import short
 from xsc.base.limits import KIB, SOUGHT_MAX
 from xsc.base.log import Log
-from xsc.base.merkle import Part
 from xsc.base.peering import Answered, Caller, Handler, Reply
 from xsc.identity.envelope import Signed
-from xsc.space.limits import (
-    ANSWER_BYTES_MAX,
-    ASKED_RECORDS_MAX,
-    CHECKED_BYTES_A_RECORD,
-    CURSORS_MAX,
-    HEAD_INTERVAL_MS,
-    HELD_REQUEST_MS_MAX,
-    LISTING_BYTES_MAX,
-    PAGE_BYTES,
-    PAGE_RECORDS,
-    PROOF_ROWS_A_RECORD,
-    RECORD_UNITS,
-    RELAYS_MAX,
-    RETRY_MS,
-    RETRY_MS_MAX,
-    ROW_BYTES,
-    ROW_UNITS,
-    SHOWN_BYTES_MAX,
-    STAMP_BYTES_A_RECORD,
-    UNSUBSCRIBED_KEPT_MS,
-    VALUE_INLINE_BYTES_MAX,
-)
+from xsc.space import limits
 from xsc.space.messages import (
     Answer,
     Cursor,
@@ -78,7 +45,7 @@ from xsc.space.record import (
 from xsc.space.store import SpaceStore, Taken
 from xsc.space.table import Repair
 
-MALFORMED = (RecordInvalid, FrameInvalid, TooLarge, SignatureInvalid)
+MALFORMED = (errors.RecordInvalid, errors.FrameInvalid, errors.TooLarge, errors.SignatureInvalid)
 """What a peer answered that no honest one does."""
 CURSORS_AT_ONCE = 32
 """Looked at before others have a turn."""
@@ -132,7 +99,8 @@ def relays_of(owner: bytes, peers: Sequence[bytes], failed: set[bytes]) -> list[
     """
     others = [peer for peer in peers if peer != owner]
     left = [peer for peer in others if peer not in failed] or others
-    return sorted(left, key=lambda peer: tagged_sha256("space_relay", owner, peer))[:RELAYS_MAX]
+    left.sort(key=lambda peer: tagged_sha256("space_relay", owner, peer))
+    return left[: limits.RELAYS_MAX]
 
 
 class SpaceSync:
@@ -147,7 +115,7 @@ class SpaceSync:
         network: bytes,
         *,
         spend: Callable[[bytes, int], int],
-        blame: Callable[[bytes, XscError], None],
+        blame: Callable[[bytes, errors.XscError], None],
         log: Log,
     ) -> None:
         self._space = space
@@ -193,7 +161,7 @@ class SpaceSync:
 
     def _counted(self, handler: Handler) -> Handler:
         async def answer(
-            caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+            caller: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
         ) -> Answered:
             said, bodies = await handler(caller, header, parts)
             self.sent_bytes += sum(map(len, bodies))
@@ -218,12 +186,12 @@ class SpaceSync:
 
     async def _count(self, caller: bytes, rows: int, ended: asyncio.Event) -> None:
         """Wait until a caller may be answered so many rows, or its held request was replaced."""
-        if pause_ms := self._spend(caller, rows * ROW_UNITS):
+        if pause_ms := self._spend(caller, rows * limits.ROW_UNITS):
             # Else many requests would keep their cursors here, one behind the other.
             await event_within(self._clock, ended, pause_ms)
 
     async def _answer_next(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
     ) -> Answered:
         del parts
         cursors = Question.from_value({"v": 1, "cursors": header.get("cursors")}).cursors
@@ -240,11 +208,13 @@ class SpaceSync:
                 earlier.woken.set()
             self._held[caller] = held
         elif len(cursors) > SOUGHT_MAX:
-            raise RecordInvalid(f"a question that is not held has at most {SOUGHT_MAX} cursors")
+            raise errors.RecordInvalid(
+                f"a question that is not held has at most {SOUGHT_MAX} cursors"
+            )
         for cursor in cursors:
             held.asked.setdefault(cursor.owner, set()).add(cursor.section)
             held.dirty.add((cursor.owner, cursor.section))
-        timer = asyncio.create_task(self._clock.sleep_ms(HELD_REQUEST_MS_MAX))
+        timer = asyncio.create_task(self._clock.sleep_ms(limits.HELD_REQUEST_MS_MAX))
         timer.add_done_callback(lambda _: held.woken.set())
 
         def is_over() -> bool:
@@ -282,9 +252,11 @@ class SpaceSync:
         if pause_ms := self._spend(caller, 0):
             await self._clock.sleep_ms(pause_ms)
         signed = self._opened(sent, caller)
-        self._spend(caller, RECORD_UNITS * (1 + len(sent.raw) // STAMP_BYTES_A_RECORD))
+        self._spend(
+            caller, limits.RECORD_UNITS * (1 + len(sent.raw) // limits.STAMP_BYTES_A_RECORD)
+        )
         if signed.record.path != UserSpacePaths.ADDRESS:
-            raise RecordInvalid("a request carries where its sender is, and no other record")
+            raise errors.RecordInvalid("a request carries where its sender is, and no other record")
         taken = await self._space.take(caller, [(signed, sent.value)])
         for fault in taken.refused:
             raise fault
@@ -297,11 +269,11 @@ class SpaceSync:
         ended: asyncio.Event,
     ) -> Answer:
         records, heads, more = list[Sent](), list[SentHead](), False
-        left_bytes = PAGE_BYTES
+        left_bytes = limits.PAGE_BYTES
         for number, cursor in enumerate(cursors):
             if number % CURSORS_AT_ONCE == CURSORS_AT_ONCE - 1:
                 await asyncio.sleep(0)
-            left = PAGE_RECORDS - len(records)
+            left = limits.PAGE_RECORDS - len(records)
             if left <= 0 or left_bytes <= 0 or is_over():
                 more = True
                 break
@@ -314,7 +286,7 @@ class SpaceSync:
                 head=cursor.head,
             )
             before = () if shown is None else tuple(shown.before.items())
-            if rows := len(entries) + len(before) // PROOF_ROWS_A_RECORD:
+            if rows := len(entries) + len(before) // limits.PROOF_ROWS_A_RECORD:
                 await self._count(caller, rows, ended)
             sent = [entry.sent for entry in entries]
             records += sent
@@ -322,7 +294,7 @@ class SpaceSync:
             if more:
                 break
             changed_bytes = sum(len(path) + 40 for path, _ in before)
-            if shown is None or changed_bytes > SHOWN_BYTES_MAX:
+            if shown is None or changed_bytes > limits.SHOWN_BYTES_MAX:
                 continue
             left_bytes -= changed_bytes
             section = ((cursor.section, before),)
@@ -334,7 +306,7 @@ class SpaceSync:
         return Answer(records=tuple(records), heads=tuple(heads), more=more)
 
     async def _answer_list(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
     ) -> Answered:
         del parts
         owner, section = take_bytes(header, "owner", size=32), check_section(header.get("section"))
@@ -344,25 +316,25 @@ class SpaceSync:
         return {}, [Listed(head=head, ids=ids).to_bytes()]
 
     async def _answer_records(
-        self, caller: bytes, header: dict[str, Value], parts: Sequence[Part]
+        self, caller: bytes, header: dict[str, Value], parts: Sequence[merkle.Part]
     ) -> Answered:
         del parts
         owner, whole = take_bytes(header, "owner", size=32), take_bool(header, "whole")
-        paths = take_texts(header, "paths", most=ASKED_RECORDS_MAX)
+        paths = take_texts(header, "paths", most=limits.ASKED_RECORDS_MAX)
         header.clear()
         found = list[Sent]()
-        told, left_bytes = 0, PAGE_BYTES
+        told, left_bytes = 0, limits.PAGE_BYTES
         while told < len(paths) and left_bytes > 0:
             try:
                 entry = self._store.get(owner, paths[told])
-            except NotFound:
+            except errors.NotFound:
                 pass
             else:
                 sent = Sent(owner, entry.signed.raw, entry.value) if whole else entry.sent
                 found.append(sent)
                 left_bytes -= len(sent.raw) + len(sent.value or b"")
             told += 1
-        rows = 1 + len(paths) + (PAGE_BYTES - left_bytes) // ROW_BYTES
+        rows = 1 + len(paths) + (limits.PAGE_BYTES - left_bytes) // limits.ROW_BYTES
         await self._count(caller, rows, asyncio.Event())
         answer = Answer(records=tuple(found), heads=(), more=told < len(paths))
         return {"told": told}, [answer.to_bytes()]
@@ -393,8 +365,10 @@ class SpaceSync:
             needed = {(owner, section) for section in sections_of(prefix)}
             if owner == self._store.owner:
                 continue
-            if len(sections | needed) > CURSORS_MAX:
-                self._log.warning("space.not_followed", peer=short(owner), code=RateLimited.code)
+            if len(sections | needed) > limits.CURSORS_MAX:
+                self._log.warning(
+                    "space.not_followed", peer=short(owner), code=errors.RateLimited.code
+                )
                 break
             subscribed.add((owner, prefix))
             sections |= needed
@@ -410,7 +384,7 @@ class SpaceSync:
     async def evict(self) -> None:
         """Delete what other owners wrote and no subscription has covered for a day."""
         now_ms = self._clock.monotonic_ms()
-        if now_ms < self._evicted_ms + UNSUBSCRIBED_KEPT_MS:
+        if now_ms < self._evicted_ms + limits.UNSUBSCRIBED_KEPT_MS:
             return
         for owner in self._store.owners():
             if owner != self._store.owner:
@@ -422,7 +396,7 @@ class SpaceSync:
         while True:
             await self._store.sign_head()
             self._news(self._store.owner)
-            await self._clock.sleep_ms(HEAD_INTERVAL_MS)
+            await self._clock.sleep_ms(limits.HEAD_INTERVAL_MS)
 
     def _plan_again(self) -> None:
         """Let each request that is held be replaced by one for what is wanted now."""
@@ -466,7 +440,7 @@ class SpaceSync:
 
     async def _read(self, peer: bytes, reply: Reply) -> Answer:
         body = body_of(reply.parts)
-        size_max = ANSWER_BYTES_MAX
+        size_max = limits.ANSWER_BYTES_MAX
         work = self._store.work
         return await work.run(peer, len(body), Answer.from_bytes, bytes(body), size_max=size_max)
 
@@ -487,16 +461,16 @@ class SpaceSync:
                     brought = await self._ask(peer, wanted, plan)
                     malformed = 0
                     self._note(peer, None)
-                except XscError as fault:
+                except errors.XscError as fault:
                     brought = False
                     self._note(peer, fault.code)
-                    if not isinstance(fault, UnavailableError):
+                    if not isinstance(fault, errors.UnavailableError):
                         self._hold_against(peer, fault)
                     malformed = malformed + 1 if isinstance(fault, MALFORMED) else 0
                 pause_ms = self._spend(peer, 0)
                 if not brought:
-                    retry_ms = RETRY_MS << min(max(0, malformed - 1), 10)
-                    pause_ms = max(pause_ms, min(retry_ms, RETRY_MS_MAX))
+                    retry_ms = limits.RETRY_MS << min(max(0, malformed - 1), 10)
+                    pause_ms = max(pause_ms, min(retry_ms, limits.RETRY_MS_MAX))
                 if pause_ms:  # what is overwritten meanwhile is not sent
                     await self._clock.sleep_ms(pause_ms)
         finally:
@@ -532,7 +506,9 @@ class SpaceSync:
         if address is not None:
             header |= {"record": address.signed.raw, "value": address.value}
         asked = asyncio.create_task(
-            self._call(peer, "space.next", header, timeout_ms=HELD_REQUEST_MS_MAX + RETRY_MS)
+            self._call(
+                peer, "space.next", header, timeout_ms=limits.HELD_REQUEST_MS_MAX + limits.RETRY_MS
+            )
         )
         changed = asyncio.create_task(plan.wait())
         try:
@@ -546,11 +522,11 @@ class SpaceSync:
         new, refused = await self._take_answer(peer, reply, wanted)
         for owner, refusal in refused:
             self._hold_against(owner, refusal)
-        return new or self._clock.monotonic_ms() >= asked_ms + HELD_REQUEST_MS_MAX
+        return new or self._clock.monotonic_ms() >= asked_ms + limits.HELD_REQUEST_MS_MAX
 
     async def _take_answer(
         self, peer: bytes, reply: Reply, wanted: Sequence[Followed]
-    ) -> tuple[bool, list[tuple[bytes, XscError]]]:
+    ) -> tuple[bool, list[tuple[bytes, errors.XscError]]]:
         """Store what a replica answers to cursors, and note how far it has told.
 
         Returns whether any of it is new, and of whom something was refused, and why.
@@ -560,21 +536,21 @@ class SpaceSync:
         new = stored > 0
         last = {(head.owner, at): head for head in answer.heads for at, _ in head.before}
         if not last.keys() <= {*wanted}:
-            raise RecordInvalid("a head that was not asked for")
+            raise errors.RecordInvalid("a head that was not asked for")
         for head in answer.heads:
             before = {at: dict(ids) for at, ids in head.before if last[head.owner, at] is head}
             if not before:
                 continue  # of one section the last head alone counts
             try:
                 new |= await self._store_head(peer, head.owner, head.raw, before)
-            except ClockSkewed as fault:
+            except errors.ClockSkewed as fault:
                 if head.owner in {peer, self._store.owner}:
                     refused.append((head.owner, fault))
         return new, refused
 
-    def _hold_against(self, peer: bytes, fault: XscError) -> None:
+    def _hold_against(self, peer: bytes, fault: errors.XscError) -> None:
         """Blame a peer, unless it is this node that has no room: that is logged once."""
-        if not isinstance(fault, SpaceExhausted):
+        if not isinstance(fault, errors.SpaceExhausted):
             self._blame(peer, fault)
         elif peer not in self._full:
             self._full.add(peer)
@@ -583,7 +559,7 @@ class SpaceSync:
     def _address_of(self, owner: bytes) -> Entry | None:
         try:
             return self._store.get(owner, UserSpacePaths.ADDRESS)
-        except NotFound:
+        except errors.NotFound:
             return None
 
     def followed(self, *, answering: bool) -> list[bytes]:
@@ -603,7 +579,7 @@ class SpaceSync:
 
     async def _question(
         self, peer: bytes, wanted: Sequence[Followed], cursors: Sequence[Cursor]
-    ) -> list[tuple[bytes, XscError]]:
+    ) -> list[tuple[bytes, errors.XscError]]:
         """Ask a peer what is new now and store that; return of whom what was refused."""
         asked = Question(cursors=tuple(cursors)).to_value() | {"wait": False}
         reply = await self._call(peer, "space.next", asked)
@@ -618,7 +594,7 @@ class SpaceSync:
         *,
         listed: Repair | None = None,
         told: bool = False,
-    ) -> tuple[int, list[tuple[bytes, XscError]]]:
+    ) -> tuple[int, list[tuple[bytes, errors.XscError]]]:
         """Verify and store records; of those that a cursor was `told`, note how far it is.
 
         Returns how many are new, and of whom others were refused, and why. That is held against
@@ -629,7 +605,7 @@ class SpaceSync:
             XscError: a record is not what an honest replica passes on; none was stored.
         """
         new = 0
-        refused: list[tuple[bytes, XscError]] = []
+        refused: list[tuple[bytes, errors.XscError]] = []
         by_owner: dict[bytes, list[Offered]] = {}
         verified_bytes = 0
         for sent in records:
@@ -641,17 +617,19 @@ class SpaceSync:
             try:
                 signed = self._opened(sent, sent.owner)
                 cost = len(signed.record.stamp)
-            except ClockSkewed as fault:
+            except errors.ClockSkewed as fault:
                 if sent.owner in {peer, self._store.owner}:
                     refused.append((sent.owner, fault))
                 continue
             finally:
-                self._spend(peer, RECORD_UNITS * (1 + cost // STAMP_BYTES_A_RECORD))
+                self._spend(peer, limits.RECORD_UNITS * (1 + cost // limits.STAMP_BYTES_A_RECORD))
             path = signed.record.path
             if (sent.owner, section_of(path)) not in wanted:
-                raise RecordInvalid("a record that was not asked for")
+                raise errors.RecordInvalid("a record that was not asked for")
             if sent.value and self._space.has_schema(path):
-                self._spend(peer, RECORD_UNITS * len(sent.value) // CHECKED_BYTES_A_RECORD)
+                self._spend(
+                    peer, limits.RECORD_UNITS * len(sent.value) // limits.CHECKED_BYTES_A_RECORD
+                )
             by_owner.setdefault(sent.owner, []).append((signed, sent.value))
         for owner, offered in by_owner.items():
             async for checkable in self._with_values(peer, owner, offered):
@@ -659,7 +637,9 @@ class SpaceSync:
                 taken = await taker.take(owner, checkable, listed)
                 new += len(taken.paths)
                 refused += [(owner, fault) for fault in taken.refused]
-                if taken.paths and not any(isinstance(it, SpaceExhausted) for it in taken.refused):
+                if taken.paths and not any(
+                    isinstance(it, errors.SpaceExhausted) for it in taken.refused
+                ):
                     self._full.discard(owner)
             for signed, _ in offered if told else []:
                 places = self._places.get((owner, section_of(signed.record.path)), {})
@@ -682,8 +662,8 @@ class SpaceSync:
         ]
         yield [item for item in offered if item[0] not in large]
         for signed in large:
-            cost = signed.record.size_bytes // CHECKED_BYTES_A_RECORD
-            if pause_ms := self._spend(peer, RECORD_UNITS * cost):
+            cost = signed.record.size_bytes // limits.CHECKED_BYTES_A_RECORD
+            if pause_ms := self._spend(peer, limits.RECORD_UNITS * cost):
                 await self._clock.sleep_ms(pause_ms)
             value = await self._fetch(peer, owner, signed.record)
             if value is not None or own:  # else the peer has a newer record, and tells of it
@@ -722,7 +702,7 @@ class SpaceSync:
 
     def _open(self, peer: bytes, owner: bytes, raw: bytes) -> Signed[SpaceHead]:
         """Return a head of a peer, verified."""
-        self._spend(peer, RECORD_UNITS * (1 + len(raw) // CHECKED_BYTES_A_RECORD))
+        self._spend(peer, limits.RECORD_UNITS * (1 + len(raw) // limits.CHECKED_BYTES_A_RECORD))
         head = open_head(raw, owner=owner, network=self._network, now_ms=self._clock.now_ms())
         self.seen_ms[owner] = max(self.seen_ms.get(owner, 0), head.record.written_ms)
         return head
@@ -736,7 +716,7 @@ class SpaceSync:
     ) -> tuple[set[str], set[str]]:
         """Return the sections for which a head is proven by what is stored, and is not."""
         proven, failed, compared = await self._store.prove(owner, head, before)
-        self._spend(peer, RECORD_UNITS * compared // PROOF_ROWS_A_RECORD)
+        self._spend(peer, limits.RECORD_UNITS * compared // limits.PROOF_ROWS_A_RECORD)
         return proven, failed
 
     async def _repair(self, peer: bytes, followed: Followed, sequence: int) -> bool:
@@ -747,21 +727,21 @@ class SpaceSync:
         owner, section = followed
         try:
             reply = await self._call(peer, "space.list", {"owner": owner, "section": section})
-        except NotFound:
+        except errors.NotFound:
             return False  # it has lost its proof meanwhile
-        body = bytes(body_of(reply.parts, LISTING_BYTES_MAX))
-        work, size_max = self._store.work, LISTING_BYTES_MAX
+        body = bytes(body_of(reply.parts, limits.LISTING_BYTES_MAX))
+        work, size_max = self._store.work, limits.LISTING_BYTES_MAX
         listed = await work.run(peer, len(body), Listed.from_bytes, body, size_max=size_max)
         head = self._open(peer, owner, listed.head)
         if head.record.sequence < sequence:
             return False
-        self._spend(peer, RECORD_UNITS * len(listed.ids) // PROOF_ROWS_A_RECORD)
+        self._spend(peer, limits.RECORD_UNITS * len(listed.ids) // limits.PROOF_ROWS_A_RECORD)
         repair = await self._store.repair(owner, section, head, listed.ids)
         for path in repair.drop:
             self._space.tell(Change(owner, path, head.record.sequence, None))
         missing = [*repair.fetch]
         while missing:
-            paths = missing[:ASKED_RECORDS_MAX]
+            paths = missing[: limits.ASKED_RECORDS_MAX]
             reply = await self._ask_records(peer, owner, paths)
             del missing[: take_int(reply.header, "told", least=1, most=len(paths))]
             answer = await self._read(peer, reply)
@@ -801,9 +781,9 @@ class SpaceSync:
             sent.raw, owner=owner, network=self._network, now_ms=self._clock.now_ms()
         )
         record = signed.record
-        is_small = record.digest is not None and record.size_bytes <= VALUE_INLINE_BYTES_MAX
+        is_small = record.digest is not None and record.size_bytes <= limits.VALUE_INLINE_BYTES_MAX
         if is_small and sent.value is None:
-            raise RecordInvalid(f"the value of '{record.path}' is not beside its record")
+            raise errors.RecordInvalid(f"the value of '{record.path}' is not beside its record")
         if sent.value is not None:
             check_value(record, sent.value)
         return signed
@@ -855,17 +835,17 @@ class SpaceSync:
             return entry.value
         value = await self._fetch(peer, owner, entry.signed.record)
         if value is None:
-            raise NotFound(f"the value of '{path}' is not there")
+            raise errors.NotFound(f"the value of '{path}' is not there")
         await self._store.keep_value(owner, path, value)
         return value
 
 
-def body_of(parts: Sequence[memoryview], size_max: int = ANSWER_BYTES_MAX) -> memoryview:
+def body_of(parts: Sequence[memoryview], size_max: int = limits.ANSWER_BYTES_MAX) -> memoryview:
     """Return the one body of an answer.
 
     Raises:
         RecordInvalid: there is another number of them, or it is too long.
     """
     if len(parts) != 1 or len(parts[0]) > size_max:
-        raise RecordInvalid("an answer of a replica has one body")
+        raise errors.RecordInvalid("an answer of a replica has one body")
     return parts[0]

@@ -13,16 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from xsc.base.errors import RecordInvalid, SpaceExhausted
 from xsc.identity.envelope import Signed
-from xsc.space.limits import (
-    OTHERS_BYTES_MAX,
-    OWNER_BYTES_MAX,
-    OWNER_SURE_BYTES,
-    RECORD_BYTES,
-    RECORDS_MAX,
-    TOMBSTONE_KEPT_MS,
-    TOMBSTONES_MAX,
-)
-from xsc.space.paths import section_of
+from xsc.space import limits, paths
 from xsc.space.record import SpaceHead, SpaceRecord, section_hash
 
 _LAST = "\U0010ffff"
@@ -46,9 +37,9 @@ class Row:
     def of(cls, signed: Signed[SpaceRecord]) -> Row:
         """Return the row of a record."""
         record = signed.record
-        size_bytes = RECORD_BYTES + len(record.path) + len(record.stamp) + record.size_bytes
+        size_bytes = limits.RECORD_BYTES + len(record.path) + len(record.stamp) + record.size_bytes
         return cls(
-            section_of(record.path),
+            paths.section_of(record.path),
             record.sequence,
             signed.id,
             record.written_ms,
@@ -151,19 +142,19 @@ class OwnerTable:
             row.sequence <= proven or (held is not None and not row.outranks(held))
         ):
             return False
-        self._check_quota(row, held, OWNER_BYTES_MAX if bytes_max is None else bytes_max)
+        self._check_quota(row, held, limits.OWNER_BYTES_MAX if bytes_max is None else bytes_max)
         return True
 
     def oldest_tombstone(self, path: str) -> str | None:
         """Return the tombstone that goes for a new one at a path; None where there is room."""
-        if len(self._tombstones) < TOMBSTONES_MAX:
+        if len(self._tombstones) < limits.TOMBSTONES_MAX:
             return None
         return next((at for _, at in self._tombstones if at != path), None)
 
     def _check_quota(self, row: Row, held: Row | None, bytes_max: int) -> None:
         was_live = held is not None and not held.deleted
-        if not row.deleted and not was_live and self.live >= RECORDS_MAX:
-            raise SpaceExhausted(f"an owner has at most {RECORDS_MAX} records")
+        if not row.deleted and not was_live and self.live >= limits.RECORDS_MAX:
+            raise SpaceExhausted(f"an owner has at most {limits.RECORDS_MAX} records")
         more = row.size_bytes - (held.size_bytes if held else 0)
         if more > 0 and self.size_bytes + more > bytes_max:
             raise SpaceExhausted(f"this owner has at most {bytes_max} bytes of records here")
@@ -265,7 +256,7 @@ class OwnerTable:
             and row.sequence > sequence
         }
         live = self.live_at(section, sequence, mine)
-        if len(live) > RECORDS_MAX or section_hash(live) != digest:
+        if len(live) > limits.RECORDS_MAX or section_hash(live) != digest:
             return False
         self.prove_as(section, Proven(head, mine))
         return True
@@ -298,7 +289,7 @@ class OwnerTable:
             RecordInvalid: the listing is not what the head says.
         """
         ids = dict(listed)
-        if {section_of(path) for path in ids} - {section} or (
+        if {paths.section_of(path) for path in ids} - {section} or (
             section_hash(ids) != head.record.hash_of(section)
         ):
             raise RecordInvalid("a listing that does not match the owner's head")
@@ -329,7 +320,7 @@ class OwnerTable:
         return [
             path
             for sequence, path in self._tombstones
-            if (sequence <= told or self.rows[path].written_ms + TOMBSTONE_KEPT_MS <= now_ms)
+            if (sequence <= told or self.rows[path].written_ms + limits.TOMBSTONE_KEPT_MS <= now_ms)
             and sequence <= self.cursors.get(self.rows[path].section, 0)
         ]
 
@@ -348,8 +339,8 @@ def owner_bytes_max(beside_bytes: int, others_bytes: int) -> int:
         beside_bytes: what the others have that are known by the word of the same node.
         others_bytes: what all others than it and the replica have.
     """
-    left_bytes = OTHERS_BYTES_MAX - (others_bytes - beside_bytes)
-    return min(OWNER_BYTES_MAX, max(OWNER_SURE_BYTES, left_bytes // 2 - beside_bytes))
+    left_bytes = limits.OTHERS_BYTES_MAX - (others_bytes - beside_bytes)
+    return min(limits.OWNER_BYTES_MAX, max(limits.OWNER_SURE_BYTES, left_bytes // 2 - beside_bytes))
 
 
 def old_versions(

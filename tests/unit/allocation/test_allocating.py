@@ -208,7 +208,7 @@ async def test_the_oldest_clearing_records_go_in_the_write_that_brings_others(
         named = {each.path for each in provider.space.ls(UserSpacePaths.NAMED)}
         assert len(named) == 1 + min(3, len(ids)), "what no record names any more has gone with it"
     monkeypatch.setattr(records, "CLEARINGS_KEPT_MAX", 2)
-    monkeypatch.setattr(tables, "OWNER_BYTES_MAX", provider.space.stats().live_bytes)
+    monkeypatch.setattr(tables.limits, "OWNER_BYTES_MAX", provider.space.stats().live_bytes)
     await provider.needs(bob, need_of(16, 9))
     await provider.allocator.allocate()
     assert provider.quantities() == [16]
@@ -262,8 +262,8 @@ async def test_a_full_space_leaves_what_is_granted_and_stops_no_start(
 ):
     await provider.needs(bob, need_of(10))
     await provider.allocator.allocate()
-    most = tables.OWNER_BYTES_MAX
-    monkeypatch.setattr(tables, "OWNER_BYTES_MAX", 1)
+    most = tables.limits.OWNER_BYTES_MAX
+    monkeypatch.setattr(tables.limits, "OWNER_BYTES_MAX", 1)
     await provider.needs(bob, need_of(20, 2))
     for _ in range(3):
         await provider.allocator.allocate()
@@ -274,7 +274,7 @@ async def test_a_full_space_leaves_what_is_granted_and_stops_no_start(
     assert again.quantities() == [10]
     assert again.allocator.granted == provider.allocator.granted
     assert len(provider.db.writes) == writes
-    monkeypatch.setattr(tables, "OWNER_BYTES_MAX", most)
+    monkeypatch.setattr(tables.limits, "OWNER_BYTES_MAX", most)
     await provider.allocator.allocate()
     assert provider.quantities() == [20]
 
@@ -316,7 +316,7 @@ async def test_where_a_power_loss_took_a_record_its_window_is_cleared_anew(
 
 
 def test_the_records_of_all_windows_fit_the_own_space():
-    assert CLEARINGS_BYTES_MAX <= tables.OWNER_BYTES_MAX // 2
+    assert CLEARINGS_BYTES_MAX <= tables.limits.OWNER_BYTES_MAX // 2
     assert CLEARINGS_BYTES_MAX // CLEARING_VALUE_BYTES <= RECORDS_MAX * 9 // 10
     assert SLOTS_MAX <= CLEARINGS_KEPT_MAX
     slots = [

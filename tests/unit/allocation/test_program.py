@@ -168,7 +168,7 @@ async def test_a_frame_that_cannot_be_written_did_not_happen(node, peers, monkey
     await play(node, *peers)
     before = node.program.results()
     with monkeypatch.context() as full:
-        full.setattr(tables, "OWNER_BYTES_MAX", 1)
+        full.setattr(tables.limits, "OWNER_BYTES_MAX", 1)
         await node.needs(peers[0], need_of(5, 9))
         await node.allocator.allocate()
         fault = node.allocator.program.fault
@@ -185,7 +185,7 @@ async def test_where_the_space_has_no_room_for_the_program_nothing_new_is_grante
 ):
     await node.space.put(UserSpacePaths.COMMITMENT, offering())
     with monkeypatch.context() as full:
-        full.setattr(tables, "OWNER_BYTES_MAX", node.space.stats().live_bytes + 5_000)
+        full.setattr(tables.limits, "OWNER_BYTES_MAX", node.space.stats().live_bytes + 5_000)
         await node.needs(peers[0], need_of(5))
         await node.allocator.allocate()
         assert node.quantities() == []

@@ -222,7 +222,7 @@ async def test_who_moves_while_it_runs_publishes_it_once(group):
 
 
 async def test_a_lost_peer_is_found_at_a_friend_that_the_space_does_not_ask(group, monkeypatch):
-    monkeypatch.setattr("xsc.space.sync.RELAYS_MAX", 0)
+    monkeypatch.setattr("xsc.space.limits.RELAYS_MAX", 0)
     ada, bea, _ = group.friends
     for friend in (ada, bea):
         await friend.stop()

@@ -81,7 +81,7 @@ async def test_after_any_run_of_updates_and_one_compaction_a_disk_is_as_large_as
 
 async def test_a_compaction_goes_in_steps_while_puts_go_on(made, bob, network, monkeypatch):
     """Others' records, archived ones and proofs come through it as well."""
-    monkeypatch.setattr(stores, "COMPACT_STEP_BYTES", 16 * 1024)
+    monkeypatch.setattr(stores.limits, "COMPACT_STEP_BYTES", 16 * 1024)
     executor = ThreadExecutor(2)
     disk, store = made("old", executor)
     store._keep_versions = 1

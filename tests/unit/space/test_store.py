@@ -148,7 +148,7 @@ async def test_what_is_deleted_is_gone_and_is_not_deleted_twice(mine):
 
 async def test_a_put_is_all_or_nothing(mine, monkeypatch):
     await mine.put({"a": b"old"})
-    monkeypatch.setattr(tables, "RECORDS_MAX", 3)
+    monkeypatch.setattr(tables.limits, "RECORDS_MAX", 3)
     with pytest.raises(SpaceExhausted):
         await mine.put({"a": b"new", "b": b"", "c": b""})
     assert mine.get(mine.owner, "a").value == b"old"
@@ -425,8 +425,8 @@ async def test_the_first_records_of_an_owner_are_read_once(mine, other, monkeypa
 
 
 async def test_others_that_have_all_room_leave_an_owner_its_own(mine, bob, network, monkeypatch):
-    monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 4_000)
-    monkeypatch.setattr(tables, "OWNER_SURE_BYTES", 1_000)
+    monkeypatch.setattr(tables.limits, "OTHERS_BYTES_MAX", 4_000)
+    monkeypatch.setattr(tables.limits, "OWNER_SURE_BYTES", 1_000)
     for owner, sizes, stored in ((bob, (1_500, 1_500), 1), (CAROL, (500, 800, 5_000), 1)):
         for sequence, size in enumerate(sizes, 1):
             value = b"x" * size
@@ -440,8 +440,8 @@ async def test_others_that_have_all_room_leave_an_owner_its_own(mine, bob, netwo
 
 async def test_who_introduces_many_owners_leaves_room_for_others(alice, bob, network, monkeypatch):
     """One that is known by hand could fill all room with owners of its own making."""
-    monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 32_000)
-    monkeypatch.setattr(tables, "OWNER_SURE_BYTES", 1_000)
+    monkeypatch.setattr(tables.limits, "OTHERS_BYTES_MAX", 32_000)
+    monkeypatch.setattr(tables.limits, "OWNER_SURE_BYTES", 1_000)
     shams = [KeyPair(bytes([number]) * 32) for number in range(1, 30)]
     mine = opened(
         alice, network, introducer_of=lambda owner: "bob" if owner == bob.node_id else "shams"

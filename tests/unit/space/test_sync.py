@@ -305,7 +305,7 @@ async def test_who_comes_back_fetches_exactly_what_is_missing(circle):
 
 
 async def test_an_answer_with_more_records_than_fit_comes_in_several(circle, monkeypatch):
-    monkeypatch.setattr(syncs, "PAGE_RECORDS", 7)
+    monkeypatch.setattr(syncs.limits, "PAGE_RECORDS", 7)
     ada, bea, *_ = circle.members
     await ada.store.put({f"a/p{number}": b"" for number in range(30)})
     bea.subscribe(ada.id, "")
@@ -319,7 +319,7 @@ async def test_an_answer_with_more_records_than_fit_comes_in_several(circle, mon
 async def test_an_answer_for_many_subscriptions_has_no_more_records_than_for_one(
     circle, monkeypatch
 ):
-    monkeypatch.setattr(syncs, "PAGE_RECORDS", 7)
+    monkeypatch.setattr(syncs.limits, "PAGE_RECORDS", 7)
     ada, bea, *_ = circle.members
     await ada.store.put({f"a{number}/{of}": b"" for number in range(6) for of in range(3)})
     for number in range(6):
@@ -577,7 +577,7 @@ def test_relays_are_ranked_and_those_that_failed_are_left_out():
     peers = [bytes([number]) * 32 for number in range(6)]
     owner = peers[0]
     first = relays_of(owner, peers, set())
-    assert len(first) == syncs.RELAYS_MAX
+    assert len(first) == syncs.limits.RELAYS_MAX
     assert owner not in first
     assert relays_of(owner, peers[::-1], set()) == first
     assert not set(relays_of(owner, peers, set(first))) & set(first)
@@ -1086,7 +1086,10 @@ async def test_a_peer_that_answers_at_once_with_nothing_keeps_nobody_busy(circle
         [[bytes(32), "nodes", True, 0, 0]],
         [[bytes(32), "nodes", 0, 0]],
         [[bytes(32), "nodes", 0, 0, 0]] * 2,
-        [[number.to_bytes(32, "big"), "nodes", 0, 0, 0] for number in range(syncs.CURSORS_MAX + 1)],
+        [
+            [number.to_bytes(32, "big"), "nodes", 0, 0, 0]
+            for number in range(syncs.limits.CURSORS_MAX + 1)
+        ],
     ],
 )
 def test_false_cursors_are_refused(cursors):
@@ -1111,7 +1114,7 @@ def test_an_answer_with_too_many_records_or_heads_is_refused_before_any_is_verif
 
 
 async def test_subscriptions_are_bounded(circle, monkeypatch):
-    monkeypatch.setattr(syncs, "CURSORS_MAX", 2)
+    monkeypatch.setattr(syncs.limits, "CURSORS_MAX", 2)
     ada, bea, *_ = circle.members
     for path in ("a", "b", "b"):
         bea.subscribe(ada.id, path)
@@ -1129,7 +1132,7 @@ async def test_an_owner_that_writes_without_end_is_taken_at_a_pace_and_others_at
     circle, monkeypatch
 ):
     """It has a share, beyond a burst; of what it overwrites meanwhile the last is taken."""
-    monkeypatch.setattr(syncs, "RECORD_UNITS", RECORD_UNITS_OF_50)
+    monkeypatch.setattr(syncs.limits, "RECORD_UNITS", RECORD_UNITS_OF_50)
     ada, bea, cid, _ = circle.members
     bea.begin()
     for other in (ada, cid):
@@ -1220,7 +1223,7 @@ async def test_a_question_that_is_not_held_is_for_few(circle):
 async def test_a_request_that_was_replaced_keeps_no_cursors_while_it_waits_for_its_turn(
     circle, monkeypatch
 ):
-    monkeypatch.setattr(syncs, "ROW_UNITS", PEER_UNITS // 1_500)
+    monkeypatch.setattr(syncs.limits, "ROW_UNITS", PEER_UNITS // 1_500)
     ada, bea, *_ = circle.members
     ada.begin()
     cursors = [[bytes([number % 256, number >> 8]) * 16, A, 0, 0, 0] for number in range(1_000)]
@@ -1236,7 +1239,7 @@ async def test_a_request_that_was_replaced_keeps_no_cursors_while_it_waits_for_i
 
 
 async def test_a_peer_that_asks_for_everything_waits_and_others_do_not(circle, monkeypatch):
-    monkeypatch.setattr(syncs, "ROW_UNITS", PEER_UNITS // (2 * SOUGHT_MAX))
+    monkeypatch.setattr(syncs.limits, "ROW_UNITS", PEER_UNITS // (2 * SOUGHT_MAX))
     ada, bea, cid, _ = circle.members
     ada.begin()
     cursors = [[bytes([number]) * 32, A, 0, 0, 0] for number in range(SOUGHT_MAX)]
@@ -1270,7 +1273,7 @@ async def test_a_peer_that_asks_for_everything_waits_and_others_do_not(circle, m
 @pytest.mark.parametrize(("levels", "times"), [(0, 2), (10, 1)])
 async def test_a_record_with_a_large_stamp_counts_as_many(circle, monkeypatch, levels, times):
     """A thousand of them cost twenty seconds of computing."""
-    monkeypatch.setattr(syncs, "RECORD_UNITS", RECORD_UNITS_OF_50)
+    monkeypatch.setattr(syncs.limits, "RECORD_UNITS", RECORD_UNITS_OF_50)
     ada, bea, *_ = circle.members
     bea.begin()
     event = 1
@@ -1291,7 +1294,7 @@ async def test_a_record_with_a_large_stamp_counts_as_many(circle, monkeypatch, l
             await asyncio.get_running_loop().create_future()
         return {}, [answer_bytes(sent)]
 
-    monkeypatch.setattr(syncs, "STAMP_BYTES_A_RECORD", 1)
+    monkeypatch.setattr(syncs.limits, "STAMP_BYTES_A_RECORD", 1)
     ada.handlers["space.next"] = again
     bea.subscribe(ada.id, "a")
     bea.follow(ada)
@@ -1319,8 +1322,8 @@ async def test_a_relay_is_blamed_for_a_value_that_the_owner_did_not_write(circle
 
 
 async def test_nobody_is_blamed_when_this_node_has_no_room_and_others_go_on(circle, monkeypatch):
-    monkeypatch.setattr(tables, "OTHERS_BYTES_MAX", 6_000)
-    monkeypatch.setattr(tables, "OWNER_SURE_BYTES", 1_000)
+    monkeypatch.setattr(tables.limits, "OTHERS_BYTES_MAX", 6_000)
+    monkeypatch.setattr(tables.limits, "OWNER_SURE_BYTES", 1_000)
     ada, bea, cid, _ = circle.members
     for number in range(3):
         await ada.space.put(f"a/{number}", b"x" * 1_500)

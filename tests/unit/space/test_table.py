@@ -195,9 +195,9 @@ def test_a_head_over_more_records_than_an_owner_may_have_proves_nothing(owner, m
     table = OwnerTable()
     for signed in owner.sent:
         take(table, signed)
-    monkeypatch.setattr(tables, "RECORDS_MAX", 2)
+    monkeypatch.setattr(tables.limits, "RECORDS_MAX", 2)
     assert not table.prove(X, head, {})
-    monkeypatch.setattr(tables, "RECORDS_MAX", 3)
+    monkeypatch.setattr(tables.limits, "RECORDS_MAX", 3)
     assert table.prove(X, head, {})
 
 
@@ -244,7 +244,7 @@ def test_fault_5_no_final_value_is_lost_with_delays(alice, network):
 
 
 def test_an_owner_has_so_many_records(owner, monkeypatch):
-    monkeypatch.setattr(tables, "RECORDS_MAX", 3)
+    monkeypatch.setattr(tables.limits, "RECORDS_MAX", 3)
     for path in ("a", "b", "c"):
         owner.put(path)
     with pytest.raises(SpaceExhausted):
@@ -258,7 +258,7 @@ def test_an_owner_has_so_many_records(owner, monkeypatch):
 def test_an_owner_has_so_many_bytes_and_can_always_delete(owner, monkeypatch):
     owner.put("a", b"x" * 1000)
     owner.put("b", b"x" * 1000)
-    monkeypatch.setattr(tables, "OWNER_BYTES_MAX", owner.table.size_bytes)
+    monkeypatch.setattr(tables.limits, "OWNER_BYTES_MAX", owner.table.size_bytes)
     with pytest.raises(SpaceExhausted):
         owner.put("a", b"x" * 1001)
     with pytest.raises(SpaceExhausted):
@@ -268,7 +268,7 @@ def test_an_owner_has_so_many_bytes_and_can_always_delete(owner, monkeypatch):
 
 
 def test_the_size_that_a_record_names_counts_before_the_value_is_there(owner, monkeypatch):
-    monkeypatch.setattr(tables, "OWNER_BYTES_MAX", 2 * VALUE_BYTES_MAX)
+    monkeypatch.setattr(tables.limits, "OWNER_BYTES_MAX", 2 * VALUE_BYTES_MAX)
     table = OwnerTable()
     take(table, owner.record("a", size_bytes=VALUE_BYTES_MAX))
     with pytest.raises(SpaceExhausted):
@@ -276,7 +276,7 @@ def test_the_size_that_a_record_names_counts_before_the_value_is_there(owner, mo
 
 
 def test_the_oldest_tombstone_makes_room_for_a_new_one(owner, monkeypatch):
-    monkeypatch.setattr(tables, "TOMBSTONES_MAX", 2)
+    monkeypatch.setattr(tables.limits, "TOMBSTONES_MAX", 2)
     for path in ("a", "b", "c"):
         owner.put(path)
         owner.rm(path)
@@ -292,7 +292,7 @@ def test_no_live_record_is_looked_at_for_the_oldest_tombstone(owner, monkeypatch
         owner.put(f"x/{number}")
     owner.put("y")
     owner.rm("y")
-    monkeypatch.setattr(tables, "TOMBSTONES_MAX", 1)
+    monkeypatch.setattr(tables.limits, "TOMBSTONES_MAX", 1)
     looked_at = []
     monkeypatch.setattr(Row, "deleted", property(looked_at.append))
     assert owner.table.oldest_tombstone("x/1") == "y"
@@ -540,7 +540,11 @@ def test_archived_versions_are_kept_by_number_and_by_age():
 
 
 def test_every_owner_has_some_bytes_for_sure_and_all_have_a_total():
-    most, sure, total = tables.OWNER_BYTES_MAX, tables.OWNER_SURE_BYTES, tables.OTHERS_BYTES_MAX
+    most, sure, total = (
+        tables.limits.OWNER_BYTES_MAX,
+        tables.limits.OWNER_SURE_BYTES,
+        tables.limits.OTHERS_BYTES_MAX,
+    )
     assert tables.owner_bytes_max(0, 0) == most
     assert tables.owner_bytes_max(0, total - 2 * most) == most
     assert tables.owner_bytes_max(0, total - 10 * sure) == 5 * sure
