@@ -28,7 +28,6 @@ from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.db.group import GroupCommit
 from xsc.identity import envelope, keys
 from xsc.space import itc, limits
-from xsc.space.domain import Grant, Granted, counted, read_grant
 from xsc.space.messages import Cursor, Ids, Section
 from xsc.space.paths import SECTIONS, UserSpacePaths, is_under, sections_of
 from xsc.space.record import (
@@ -175,17 +174,17 @@ class SpaceStore:
         self._turns: turns.Turns[bytes] = turns.Turns()
         self._read: dict[bytes, envelope.Signed[SpaceRecord]] = {}
         """By its bytes, each of the last READ_KEPT records that were read."""
-        self._granted: dict[bytes, Granted] = {}
+        self._granted: dict[bytes, itc.Granted] = {}
         """What each owner was granted, as it publishes it."""
         self._counted: dict[bytes, itc.Interval] = {}
         """Where each of those counts that were looked for since one of them has changed."""
         self._clock: itc.Clock | None = None
-        self._own: Granted | None = None
+        self._own: itc.Granted | None = None
         self._given = 0
         """How many parts of the own interval were given."""
         self.asked: dict[bytes, Sequence[Cursor]] = {}
         """What each known subscriber has asked for last, since the start."""
-        self._told: Callable[[Sequence[Change]], None] = lambda _: None
+        self._told: Callable[[Change], None] = lambda _: None
         self._inviter = db.get(INVITER)
         for owner in set(self.owners()) - {self.owner}:
             self._read_grant(owner, db.get(VALUE + owner + UserSpacePaths.INTERVAL.encode()))
@@ -592,7 +591,7 @@ class SpaceStore:
 
     # What this node writes
 
-    def on_written(self, told: Callable[[Sequence[Change]], None]) -> None:
+    def on_written(self, told: Callable[[Change], None]) -> None:
         """Call a function with own records once they are on the disk, also with what is granted."""
         self._told = told
 
@@ -616,11 +615,11 @@ class SpaceStore:
     async def _put(self, table: OwnerTable, values: Mapping[str, bytes | None]) -> dict[str, int]:
         now_ms = self._time.now_ms()
         if self._clock is None or self._own is None:
-            whole = Grant(
+            whole = itc.Grant(
                 giver=None, receiver=self.owner, interval=itc.interval_bytes(1), granted_ms=now_ms
             )
             raw = envelope.sign(whole, self._key, self._network).raw
-            self._begin(read_grant(raw, self.owner, network=self._network))
+            self._begin(itc.read_grant(raw, self.owner, network=self._network))
         clock, own = self._clock, self._own
         assert clock is not None
         assert own is not None
@@ -668,18 +667,9 @@ class SpaceStore:
             raise
         batch.set(CLOCK, self._kept_clock())
         await self._commit(self.owner, batch)
-        self._told(
-            [
-                Change(
-                    self.owner,
-                    record.path,
-                    record.sequence,
-                    values.get(record.path),
-                    record.path in values,
-                )
-                for record in records
-            ]
-        )
+        for record in records:
+            value, loaded = values.get(record.path), record.path in values
+            self._told(Change(self.owner, record.path, record.sequence, value, loaded))
         return {record.path: record.sequence for record in records}
 
     def _last(self, table: OwnerTable) -> int:
@@ -761,7 +751,7 @@ class SpaceStore:
             return
         try:
             kept = KeptClock.from_bytes(raw)
-            own = read_grant(kept.grant, self.owner, network=self._network)
+            own = itc.read_grant(kept.grant, self.owner, network=self._network)
             self._begin(
                 own, itc.read_interval(kept.interval), itc.read_event(kept.event), kept.given
             )
@@ -770,7 +760,7 @@ class SpaceStore:
 
     def _begin(
         self,
-        own: Granted,
+        own: itc.Granted,
         interval: itc.Interval | None = None,
         event: itc.Event = 0,
         given: int = 0,
@@ -804,7 +794,7 @@ class SpaceStore:
         Raises:
             XscError: it is none.
         """
-        read_grant(value, owner, network=self._network)
+        itc.read_grant(value, owner, network=self._network)
 
     def _read_grant(self, owner: bytes, value: bytes | None) -> None:
         """Note what an owner publishes as its grant; a false one proves nothing."""
@@ -815,7 +805,7 @@ class SpaceStore:
         self._counted.clear()
         if value is not None:
             try:
-                self._granted[owner] = read_grant(value, owner, network=self._network)
+                self._granted[owner] = itc.read_grant(value, owner, network=self._network)
             except XscError:
                 return  # its author loses by it alone
 
@@ -825,7 +815,7 @@ class SpaceStore:
         if granted is None or self._clock is None or granted.domain != self._clock.domain:
             return None
         if owner not in self._counted:
-            self._counted[owner] = counted(granted, self._granted.values())
+            self._counted[owner] = itc.counted(granted, self._granted.values())
         return self._counted[owner]
 
     async def grant(self, receiver: bytes, *, anew: bool = False) -> bytes:
@@ -850,7 +840,7 @@ class SpaceStore:
                 if raw is None:
                     continue  # it was recovered without its value
                 given = envelope.read_claimed(
-                    raw, Grant, network=self._network, author=self.owner
+                    raw, itc.Grant, network=self._network, author=self.owner
                 ).record
                 if (given.receiver, given.giver) == (receiver, own.raw):
                     earlier.append((record.sequence, raw))
@@ -862,7 +852,7 @@ class SpaceStore:
                 )
             number = self._given + 1
             kept, part = itc.cut_grant(clock.interval, itc.depth_of(own.interval), number)
-            grant = Grant(
+            grant = itc.Grant(
                 giver=own.raw,
                 receiver=receiver,
                 interval=itc.interval_bytes(part),
@@ -899,7 +889,7 @@ class SpaceStore:
         async with self._turns.of(self.owner):
             if self._clock is not None:
                 return False
-            self._begin(read_grant(grant, self.owner, network=self._network))
+            self._begin(itc.read_grant(grant, self.owner, network=self._network))
             await self._put(await self._table(self.owner), {})
             return True
 

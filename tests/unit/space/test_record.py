@@ -10,8 +10,7 @@ from xsc.base.errors import ArgumentInvalid, ClockSkewed, RecordInvalid, Signatu
 from xsc.identity.envelope import Record, open_signed, sign, sign_jointly
 from xsc.identity.keys import KeyPair, network_id
 from xsc.space.cells import Propagator
-from xsc.space.domain import Grant
-from xsc.space.itc import event_bytes
+from xsc.space.itc import Grant, event_bytes
 from xsc.space.limits import FUTURE_MS_MAX, VALUE_BYTES_MAX
 from xsc.space.record import (
     SpaceHead,

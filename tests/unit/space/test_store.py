@@ -12,8 +12,7 @@ from xsc.identity.envelope import open_signed, sign
 from xsc.identity.keys import KeyPair
 from xsc.space import store as stores
 from xsc.space import table as tables
-from xsc.space.domain import read_grant
-from xsc.space.itc import event_bytes, height, minus, own_part
+from xsc.space.itc import event_bytes, height, minus, own_part, read_grant
 from xsc.space.limits import GRANTS_A_RECEIVER_MAX, VALUE_INLINE_BYTES_MAX
 from xsc.space.messages import Cursor
 from xsc.space.paths import SECTIONS, UserSpacePaths, section_of, sections_of

@@ -7,8 +7,17 @@ import pytest
 from xsc.base.errors import RecordInvalid, SignatureInvalid, TooLarge, XscError
 from xsc.identity.envelope import sign
 from xsc.identity.keys import KeyPair
-from xsc.space.domain import Grant, Granted, counted, read_grant
-from xsc.space.itc import covers, cut_grant, depth_of, interval_bytes, minus
+from xsc.space.itc import (
+    Grant,
+    Granted,
+    counted,
+    covers,
+    cut_grant,
+    depth_of,
+    interval_bytes,
+    minus,
+    read_grant,
+)
 from xsc.space.limits import GRANT_LEVELS_MAX
 
 KEYS = [KeyPair(bytes([number]) * 32) for number in range(1, 9)]
