@@ -310,6 +310,7 @@ class Node:
             self.peers,
             context.clock,
             context.network,
+            spend=self.peers.server.charge_work,
             blame=self._blame_replica,
             log=context.log,
         )
@@ -668,7 +669,7 @@ class Node:
         own, again = map(programs.allocation_function, (self.allocator.state_of, program.state_of))
         self.allocator.program = self.programs.serve(programs.ALLOCATION, [own], [again])
         self.tasks.once("interval", self.intervals.get)
-        self.tasks.start("space", self.space.run)
+        self.tasks.start("space", self.sync.run)
         self.tasks.start("cells", self.cells.run)
         self.tasks.start("space_compact", self._compact_space)
         self.tasks.start("health", self.health.run)
