@@ -597,7 +597,7 @@ async def test_a_grant_that_was_read_is_not_read_again(mine, other, bob, network
         return read_grant(*of, **how)
 
     await other.put({"a": b"1"})
-    monkeypatch.setattr(stores, "read_grant", counted)
+    monkeypatch.setattr(stores.itc, "read_grant", counted)
     value = other.get(other.owner, UserSpacePaths.INTERVAL).value
     for sequence in range(1, 5):
         signed = record(bob, network, UserSpacePaths.INTERVAL, sequence, value)

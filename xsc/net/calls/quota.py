@@ -40,6 +40,7 @@ assert limits.PEER_REQUESTS_IN_FLIGHT_MAX * 8 <= REQUESTS_IN_FLIGHT_MAX
 Caller = bytes | str
 """The id of a known peer, or the source of whoever is not known."""
 _ALL = ""
+_HALF = limits.PEER_REQUESTS_A_SECOND_MAX * limits.REQUEST_UNITS // 2
 """The one holder of what all callers have together."""
 
 
@@ -174,8 +175,7 @@ class Quota:
 
     def pause_ms(self, peer: bytes, now_ms: int) -> int:
         """Return how long work on what a peer has told waits: half is left for its requests."""
-        half = limits.PEER_REQUESTS_A_SECOND_MAX * limits.REQUEST_UNITS // 2
-        return self.units.wait_ms(peer, half, now_ms)
+        return self.units.wait_ms(peer, _HALF, now_ms)
 
     def count(self, source: str, now_ms: int) -> None:
         """Take one request of a caller that is not known.
