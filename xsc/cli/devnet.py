@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import combinations, count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -34,20 +33,20 @@ from xsc.base.errors import (
     XscError,
 )
 from xsc.base.text import count_of
-from xsc.cli.options import DIRECTORY, DURATION, PASSPHRASE, WHOLE, Group, Settings
-from xsc.cli.output import Columns, or_dash, say, short, show, show_rows, warn
+from xsc.cli import options, show
+from xsc.cli.options import Group, Settings
 from xsc.client.calls import Calls
 from xsc.client.core import Document, problem_of
 
 if TYPE_CHECKING:
     import subprocess
 
-_COLUMNS: Final[Columns] = {
+_COLUMNS: Final[show.Columns] = {
     "name": "name",
-    "id": ("id", short),
+    "id": ("id", show.short),
     "state": "state",
-    "<pid": ("pid", or_dash),
-    "API": ("api_url", or_dash),
+    "<pid": "pid",
+    "API": "api_url",
     "home": "home",
 }
 NODES_DEFAULT = 7
@@ -106,7 +105,7 @@ def poll(deadline: float = float("inf")) -> Iterator[None]:
 
 
 def launch(
-    home: Path, environment: Mapping[str, str], options: Sequence[str] = ()
+    home: Path, environment: Mapping[str, str], words: Sequence[str] = ()
 ) -> subprocess.Popen[bytes]:
     """Start the node of a home, which exists, as a process that stays when this one ends.
 
@@ -121,7 +120,7 @@ def launch(
         raise ConfigInvalid(f"{home / LOG} cannot be written: {fault.strerror}") from None
     with log:
         return subprocess.Popen(
-            [sys.executable, "-m", "xsc", "--home", str(home), "node", "start", *options],
+            [sys.executable, "-m", "xsc", "--home", str(home), "node", "start", *words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -147,15 +146,15 @@ def until_serving(
     raise NodeUnreachable(f"{home.name} did not start in time", hint=_log_hint(home))
 
 
-def start_and_wait(home: Path, options: Sequence[str], passphrase: str) -> Document:
+def start_and_wait(home: Path, words: Sequence[str], passphrase: str) -> Document:
     """Start the node of a home, which nobody runs, and return what it says once it serves.
 
     Raises:
         XscError: why it did not start, as it said itself.
     """
     written = (home / LOG).stat().st_size if (home / LOG).exists() else 0
-    environment = {**os.environ, **({PASSPHRASE: passphrase} if passphrase else {})}
-    process = launch(home, environment, ["--json", *options])
+    environment = {**os.environ, **({options.PASSPHRASE: passphrase} if passphrase else {})}
+    process = launch(home, environment, ["--json", *words])
     try:
         answer = until_serving(home, process)
     except BaseException:
@@ -199,18 +198,18 @@ def _default_directory() -> Path:
 directory_option = click.option(
     "--dir",
     "directory",
-    type=DIRECTORY,
+    type=options.DIRECTORY,
     default=_default_directory,
     help="Where the homes are.  [xsc-devnet in the user's data directory]",
 )
 
 
 @devnet.command()
-@click.option("--nodes", type=WHOLE, help=f"How many.  [as before, else {NODES_DEFAULT}]")
+@click.option("--nodes", type=options.WHOLE, help=f"How many.  [as before, else {NODES_DEFAULT}]")
 @directory_option
 @click.option(
     "--timeout",
-    type=DURATION,
+    type=options.DURATION,
     default=READY_TIMEOUT_MS,
     help=f"Give up after that long.  [{READY_TIMEOUT_MS // 1000}s]",
 )
@@ -246,16 +245,12 @@ def up(settings: Settings, nodes: int | None, directory: Path, timeout: int) -> 
             _stop(started)
             raise
     rows = [_row(home) for home in homes]
-    settings.view({"nodes": rows}, partial(_show_started, directory))
-
-
-def _show_started(directory: Path, answer: Document) -> None:
-    rows = answer["nodes"]
-    show(f"{len(rows)} nodes run in {directory}; each sees all others")
+    settings.view({"nodes": rows})
+    show.line(f"{len(rows)} nodes run in {directory}; each sees all others")
     for row in rows:
-        show(f"  {row['name']}  {short(row['id'])}  {row['api_url']}")
-    show(f"use one:  xsc --home {shlex.quote(rows[0]['home'])} store put FILE")
-    show(f"stop all: xsc devnet down --dir {shlex.quote(str(directory))}")
+        show.line(f"  {row['name']}  {show.short(row['id'])}  {row['api_url']}")
+    show.line(f"use one:  xsc --home {shlex.quote(rows[0]['home'])} store put FILE")
+    show.line(f"stop all: xsc devnet down --dir {shlex.quote(str(directory))}")
 
 
 @devnet.command()
@@ -274,12 +269,9 @@ def down(settings: Settings, directory: Path) -> None:
 @directory_option
 def status(settings: Settings, directory: Path) -> None:
     """Show the nodes and which of them run."""
-    answer = {"nodes": [_row(home) for home in _there(directory)]}
-    settings.view(answer, _show_rows)
-
-
-def _show_rows(answer: Document) -> None:
-    show_rows(answer["nodes"], _COLUMNS, "it has no nodes")
+    rows = [_row(home) for home in _there(directory)]
+    settings.view({"nodes": rows})
+    show.rows(rows, _COLUMNS)
 
 
 def _row(home: Path) -> Document:
@@ -306,7 +298,7 @@ def _id_of(home: Path) -> str:
 
     if not (home / "identity.key").exists():
         return ""
-    return to_text(read_identity(home, os.environ.get(PASSPHRASE, "")).node_id)
+    return to_text(read_identity(home, os.environ.get(options.PASSPHRASE, "")).node_id)
 
 
 # Homes
@@ -446,7 +438,7 @@ def _stop(processes: dict[Path, int]) -> None:
             return
     for home, pid in processes.items():
         if holds(pid, home):
-            warn(f"{home.name} did not stop within {STOP_TIMEOUT_S:.0f}s and was killed")
+            show.warn(f"{home.name} did not stop within {STOP_TIMEOUT_S:.0f}s and was killed")
             _signal(home, pid, signal.SIGKILL)
 
 
@@ -456,4 +448,4 @@ def _signal(home: Path, pid: int, number: signal.Signals) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        say(f"{home.name} (process {pid}) belongs to another user")
+        show.say(f"{home.name} (process {pid}) belongs to another user")

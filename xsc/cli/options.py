@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,9 +18,8 @@ import click
 
 from xsc import api
 from xsc.api.ranges import check_range
-from xsc.base.errors import ArgumentInvalid, IdentityInvalid, TooLarge, XscError
+from xsc.base.errors import ArgumentInvalid, TooLarge, XscError
 from xsc.base.limits import (
-    COMPUTE_WAIT_MS,
     FUEL_MAX,
     MEMORY_BYTES_MAX,
     SERVICE_CONCURRENCY_MAX,
@@ -34,7 +33,7 @@ from xsc.base.units import (
     parse_share_ppm,
     parse_size,
 )
-from xsc.cli.output import show, show_json, warn
+from xsc.cli import show
 from xsc.client.files import check_target, read_bounded, read_file, write_whole
 
 if TYPE_CHECKING:
@@ -46,12 +45,11 @@ if TYPE_CHECKING:
     from xsc.client.targets import Named
 
 F = TypeVar("F", bound=Callable[..., Any])
-V = TypeVar("V", bound="Callable[[Document], str | None]")
+V = TypeVar("V", bound="Callable[[Document], str | int | None]")
 Q = TypeVar("Q")
 T = TypeVar("T")
 
 CAPABILITY_BYTES_MAX = 4096
-KEY_FILE_BYTES_MAX = 4096
 STREAM = Path("-")
 """Standard input or output, where a file is named."""
 READS = "xsc:r:"
@@ -101,19 +99,12 @@ class Settings:
         """Return what the node answers (`Core.ask`)."""
         return self.calls().ask(endpoint, asked, *parts, **how)
 
-    def view(self, answer: object, view: str | Callable[[Any], str | None] | None = None) -> None:
-        """Print an answer: as JSON, or for people.
-
-        Args:
-            answer: JSON of the API, or of its form.
-            view: a line for people, what shows the answer to them, or nothing.
-        """
+    def view(self, answer: object, text: str | None = None) -> None:
+        """Print an answer: as JSON, or a line of it for people."""
         if self.json:
-            show_json(answer)
-            return
-        line = view(answer) if callable(view) else view
-        if line is not None:
-            show(line)
+            show.json(answer)
+        elif text is not None:
+            show.line(text)
 
     def save(self, endpoint: Endpoint[Q, bytes], asked: Q, path: Path) -> None:
         """Write what the node answers to a file, and print as JSON what was written."""
@@ -179,28 +170,50 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+class Fields(dict[str, object]):
+    """What one option says of several fields of a request."""
+
+
 def asks(
-    group: click.Group, endpoint: Endpoint[Any, Any], name: str | None = None, **how: float
+    group: click.Group,
+    endpoint: Endpoint[Any, Any],
+    name: str | None = None,
+    *,
+    always: Mapping[str, object] | None = None,
+    **how: float,
 ) -> Callable[[V], V]:
     """Make a view a command that asks the node once: its options are the fields of the request.
 
-    They are named so. A file that the node answers with is written to `--output`.
+    They are named so, but those that say several (`Fields`). A file that the node answers with
+    is written to `--output`. A view shows the answer to people; it returns a line for them, or
+    the exit code.
 
     Args:
         group: where the command is.
         endpoint: what is asked.
         name: of the command, where it is not that of the view; the view's text is its help.
+        always: fields of the request that no option says.
         how: how long is waited for the answer, as for `Core.ask`.
     """
 
     def decorate(view: V) -> V:
-        def call(settings: Settings, output: Path | None = None, **given: object) -> None:
-            said = {field: value for field, value in given.items() if value is not None}
+        def call(
+            settings: Settings, output: Path | None = None, **given: object
+        ) -> str | int | None:
+            said = dict(always or {})
+            for field, value in given.items():
+                if value is not None:
+                    said |= value if isinstance(value, Fields) else {field: value}
             asked = endpoint.request(**said)
-            if output is None:
-                settings.view(settings.ask(endpoint, asked, **how), view)
-            else:
+            if output is not None:
                 settings.save(endpoint, asked, output)
+                return None
+            answer = settings.ask(endpoint, asked, **how)
+            settings.view(answer)
+            told = view(answer)
+            if isinstance(told, str):
+                show.line(told)
+            return told
 
         call.__click_params__ = getattr(view, "__click_params__", [])  # type: ignore[attr-defined]
         group.command(name or view.__name__, help=view.__doc__)(call)
@@ -428,7 +441,7 @@ def _warn_of_list() -> None:
         return
     if sys.stderr.isatty() or settings.verbose:
         settings.warned = True
-        warn(
+        show.warn(
             "a capability on a command line can be read by other users of this machine; "
             "@FILE or - keep it out of there"
         )
@@ -499,95 +512,26 @@ PATH.name = "FILE"
 MODULE = _Module()
 
 
-def read_key_file(file: Path) -> str:
-    """Return the text of an exported key file.
-
-    Raises:
-        ArgumentInvalid: it cannot be read. IdentityInvalid: it is larger than any key file.
-    """
-    try:
-        return read_file(file, "key file", KEY_FILE_BYTES_MAX).decode("ascii", "replace")
-    except TooLarge:
-        raise IdentityInvalid(f"{file} is no XSC key file: it is too large") from None
-
-
-def key_passphrase(home: Path) -> str:
-    """Return the passphrase of a home's key, asked for where it is not set."""
-    try:
-        return line_passphrase((home / "identity.key").read_text())
-    except (OSError, UnicodeDecodeError):
-        return line_passphrase("")  # whoever reads the key next says what is wrong with it
-
-
-def line_passphrase(line: str) -> str:
-    """Return the passphrase of a key file's text, asked for where it is not set."""
-    given = os.environ.get(PASSPHRASE, "")
-    if given or not sys.stdin.isatty():
-        return given
-    from xsc.identity.keyfile import LOCKED
-
-    return ask_passphrase("", twice=False) if line.startswith(LOCKED) else ""
-
-
-def ask_passphrase(hint: str, *, twice: bool) -> str:
-    """Return a passphrase that a person types.
+def table(what: str, *declared: str, **how: Any) -> Callable[[F], F]:  # noqa: ANN401 - click's own
+    """Return an option of pairs that may be given several times, which makes a mapping of them.
 
     Args:
-        hint: how else it can be given.
-        twice: whether it is asked for a second time, because it will lock something.
-
-    Raises:
-        ArgumentInvalid: nobody can be asked.
+        what: a name in the mapping names.
+        declared: the names of the option.
+        how: as for `click.option`.
     """
-    if not sys.stdin.isatty():
-        raise ArgumentInvalid("a passphrase can be asked for on a terminal only", hint=hint)
-    return str(
-        click.prompt("Passphrase", hide_input=True, confirmation_prompt=twice, err=True, type=str)
-    )
 
+    def read(
+        _: click.Context, __: click.Parameter, pairs: tuple[tuple[str, object], ...]
+    ) -> Mapping[str, object] | None:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ArgumentInvalid(f"the {what} '{twice}' is given twice")
+        return found or None
 
-job_options = together(
-    click.option(
-        "--grant",
-        "grants",
-        type=click.Choice(("clock", "random")),
-        multiple=True,
-        help="Let it see the real time, or real chance; nobody can verify it then.",
-    ),
-    click.option(
-        "--verify",
-        metavar="KofN",
-        help="Have N providers run it; believe and pay K or more that agree, like 2of3.",
-    ),
-    click.option("--fuel", type=RUN_FUEL, help="Most fuel it may use."),
-    click.option("--memory", "memory_bytes", type=RUN_MEMORY, help="Most memory it may have."),
-    click.option(
-        "--wait",
-        "wait_ms",
-        type=RUN_WAIT,
-        default=COMPUTE_WAIT_MS,
-        help="How long it waits for its turn; not part of --timeout.  [60s]",
-    ),
-    click.option("--timeout", "timeout_ms", type=RUN_TIME, help="Most time it may take."),
-    click.option("--on", type=PEER, metavar="NODE", help="Let this node run it, and no other."),
-    click.option("--local", is_flag=True, help="Run it on this machine, without the market."),
-    click.option("--receipt", type=PATH, help="Write the receipt there."),
-)
-"""Of everything that runs a module: those of `JobOptions`, and `receipt`."""
-
-
-def table_of(pairs: tuple[tuple[str, T], ...], what: str) -> dict[str, T]:
-    """Return pairs as a mapping.
-
-    Raises:
-        ArgumentInvalid: a name is given twice.
-    """
-    table: dict[str, T] = {}
-    for name, value in pairs:
-        if name in table:
-            raise ArgumentInvalid(f"the {what} '{name}' is given twice")
-        table[name] = value
-    return table
+    return click.option(*declared, multiple=True, callback=read, **how)
 
 
 output_option = click.option("-o", "--output", type=PATH, required=True, help="File to write.")

@@ -7,9 +7,9 @@ from typing import Final
 import click
 
 from xsc import api
-from xsc.base.units import format_credits, format_share, format_size
-from xsc.cli.options import DURATION, INVITATION, PEER, SHARE, Command, Group, Settings, asks
-from xsc.cli.output import Columns, by_name, moment, say, short, show, show_rows
+from xsc.base.units import format_share, format_size
+from xsc.cli import options, show
+from xsc.cli.options import Command, Group, Settings, asks
 from xsc.client.core import Document
 
 
@@ -22,28 +22,28 @@ def peer() -> None:
     """
 
 
-_who = click.argument("who", metavar="PEER", type=PEER)
+_who = click.argument("who", metavar="PEER", type=options.PEER)
 
 
 def _called(answer: Document) -> str:
-    return f"{answer['name']} ({short(answer['id'])})"
+    return f"{answer['name']} ({show.short(answer['id'])})"
 
 
 @asks(peer, api.peers.INVITE)
-@click.option("--ttl", "ttl_ms", type=DURATION, help="Valid for so long.  [1d]")
+@click.option("--ttl", "ttl_ms", type=options.DURATION, help="Valid for so long.  [1d]")
 def invite(answer: Document) -> None:
     """Print an invitation, by which one node becomes a member of the circle.
 
     Who adds it and this node know each other then. This node introduces it to its
     peers, and these to it, where they take introductions (setting `accept_peers`).
     """
-    show(answer["invitation"])
-    until = moment(answer["expires_ms"])
-    say(f"valid for one node until {until}; use: xsc peer add INVITATION")
+    show.line(answer["invitation"])
+    until = show.moment(answer["expires_ms"])
+    show.note(f"valid for one node until {until}; use: xsc peer add INVITATION")
 
 
 @asks(peer, api.peers.JOIN)
-@click.argument("invitation", type=INVITATION)
+@click.argument("invitation", type=options.INVITATION)
 @click.option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]")
 def add(answer: Document) -> str:
     """Add the node that gave the INVITATION (or @FILE, or -)."""
@@ -65,20 +65,20 @@ def _came_by(row: Document) -> str:
 
 
 NO_PEERS: Final = "this node knows no peers; `xsc peer invite` makes an invitation for one"
-_PEERS: Final[Columns] = {
+_PEERS: Final[show.Columns] = {
     "name": "name",
-    "id": ("id", short),
+    "id": ("id", show.short),
     "state": "state",
     "reaches us": _reaches,
     "came by": _came_by,
     "tier": "tier",
-    "<recognised": ("recognised_ppm", format_share),
-    "<recognises us": ("recognises_ppm", format_share),
-    "<owes us": ("balance_micro", format_credits),
+    "<recognised": "recognised_ppm",
+    "<recognises us": "recognises_ppm",
+    "<owes us": "balance_micro",
 }
 
 
-_COSTS: Final[Columns] = {
+_COSTS: Final[show.Columns] = {
     "name": "name",
     "method": "method",
     "<units": "units",
@@ -101,11 +101,12 @@ def ls(settings: Settings, costs: bool) -> None:
     share. A unit is about a microsecond of a processor.
     """
     answer = settings.ask(api.peers.LIST)
-    rows, columns, empty = answer["peers"], _PEERS, NO_PEERS
+    settings.view(answer)
     if costs:
-        rows = [row | spent for row in rows for spent in row["spent"]]
-        columns, empty = _COSTS, "no peer called this node within the last minute"
-    settings.view(answer, lambda _: show_rows(rows, columns, empty))
+        rows = [row | spent for row in answer["peers"] for spent in row["spent"]]
+        show.rows(rows, _COSTS, "no peer called this node within the last minute")
+    else:
+        show.rows(answer["peers"], _PEERS, NO_PEERS)
 
 
 @asks(peer, api.peers.REMOVE)
@@ -120,7 +121,7 @@ def rm(answer: Document) -> str:
 @click.argument("name", metavar="NAME")
 def rename(answer: Document) -> str:
     """Call a peer NAME on this node; others call it as they like."""
-    return f"{short(answer['id'])} is called {answer['name']}"
+    return f"{show.short(answer['id'])} is called {answer['name']}"
 
 
 @asks(peer, api.peers.CONFIRM)
@@ -143,7 +144,7 @@ def block(answer: Document) -> str:
 
 @asks(peer, api.peers.RECOGNISE)
 @_who
-@click.argument("weight_ppm", metavar="SHARE", type=SHARE)
+@click.argument("weight_ppm", metavar="SHARE", type=options.SHARE)
 def recognise(answer: Document) -> str:
     """Recognise a peer with a SHARE, for example 25%.
 
@@ -153,25 +154,25 @@ def recognise(answer: Document) -> str:
     return f"{answer['name']} is recognised with {format_share(answer['weight_ppm'])}"
 
 
-_HEALTH: Final[Columns] = {
-    "peer": by_name("id"),
+_HEALTH: Final[show.Columns] = {
+    "peer": show.by_name("id"),
     "state": "state",
-    "<availability": ("availability_ppm", format_share),
-    "<quality": ("quality_ppm", format_share),
+    "<availability": "availability_ppm",
+    "<quality": "quality_ppm",
     "<response": ("response_ms", "{}ms".format),
     "<probes": "probes",
     "<missed": "misses",
     "<wrong": "wrong",
-    "seen": ("last_seen_ms", moment),
-    "false clearing": lambda row: short(row["false_clearing"]) if row["false_clearing"] else "",
+    "seen": "last_seen_ms",
+    "false clearing": lambda row: (
+        show.short(row["false_clearing"]) if row["false_clearing"] else ""
+    ),
 }
 
 
 @click.command(cls=Command)
 def health(settings: Settings) -> None:
     """Show how the peers answer this node's probes."""
-    settings.view(settings.ask(api.status.HEALTH), _show_health)
-
-
-def _show_health(answer: Document) -> None:
-    show_rows(answer["peers"], _HEALTH, NO_PEERS)
+    answer = settings.ask(api.status.HEALTH)
+    settings.view(answer)
+    show.rows(answer["peers"], _HEALTH, NO_PEERS)

@@ -32,7 +32,7 @@ from xsc.client.calls import (
     value_of,
 )
 from xsc.client.core import ANSWER_TIMEOUT_S, Document, Progress
-from xsc.client.files import read_module, size_of, unreadable, write_whole
+from xsc.client.files import read_module, write_whole
 from xsc.client.targets import Ask, Target, survey
 
 T = TypeVar("T")
@@ -212,16 +212,7 @@ class Node(_Face):
             if isinstance(source, bytes):
                 size = len(source)
                 return self._calls.put(BytesIO(source), size_bytes=size, progress=progress, **how)
-            path = Path(source)
-            if how.get("name") is None:
-                how["name"] = path.name
-            try:
-                stream = path.open("rb")
-            except OSError as fault:
-                raise unreadable(path, "file", fault) from None
-            with stream:
-                size_bytes = size_of(stream)
-                return self._calls.put(stream, size_bytes=size_bytes, progress=progress, **how)
+            return self._calls.put_file(Path(source), watch=lambda _: nullcontext(progress), **how)
 
         return _stored(await _watched(work))
 

@@ -18,8 +18,9 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
@@ -42,20 +43,45 @@ def read_file(path: Path, what: str, size_max: int) -> bytes:
         ArgumentInvalid: it cannot be read.
         TooLarge: it has more than `size_max` bytes.
     """
-    try:
-        with path.open("rb") as file:
+    with opened(path, what) as file:
+        try:
             return read_bounded(file, what, size_max)
+        except OSError as fault:
+            raise _unreadable(path, what, fault) from None
+
+
+def opened(path: Path, what: str = "file") -> BufferedReader:
+    """Return a file, open to be read.
+
+    Raises:
+        ArgumentInvalid: it cannot be.
+    """
+    try:
+        return path.open("rb")
     except OSError as fault:
-        raise unreadable(path, what, fault) from None
+        raise _unreadable(path, what, fault) from None
 
 
-def unreadable(path: Path, what: str, fault: OSError) -> ArgumentInvalid:
-    """Return the error for a file that cannot be read."""
+def _unreadable(path: Path, what: str, fault: OSError) -> ArgumentInvalid:
     if isinstance(fault, FileNotFoundError):
         return ArgumentInvalid(f"there is no file {path}")
     if isinstance(fault, IsADirectoryError):
         return ArgumentInvalid(f"{path} is a directory, not a file")
     return ArgumentInvalid(f"the {what} {path} cannot be read: {fault.strerror}")
+
+
+def blocks_of(path: Path, what: str) -> Iterator[bytes]:
+    """Yield a file block by block.
+
+    Raises:
+        ArgumentInvalid: it cannot be read.
+    """
+    with opened(path, what) as file:
+        try:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+        except OSError as fault:
+            raise _unreadable(path, what, fault) from None
 
 
 def read_bounded(
