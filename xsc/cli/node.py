@@ -169,8 +169,9 @@ def _start_in_background(settings: Settings, overrides: dict[str, str], passphra
 
     # Says who has the home, and whether it may be one, before a log is written there.
     lock(settings.home).close()
-    options = [f"--{name.replace('_', '-')}={text}" for name, text in overrides.items()]
-    answer = start_and_wait(settings.home, options, passphrase)
+    words = [f"--{name.replace('_', '-')}={text}" for name, text in overrides.items()]
+    environment = {**os.environ, **({options.PASSPHRASE: passphrase} if passphrase else {})}
+    answer = start_and_wait(settings.home, words, environment)
     log = str(settings.home / LOG)
     shown = ("id", "name", "home", "pid", "api_url", "peer_url", "addresses")
     settings.view(
