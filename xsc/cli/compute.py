@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Unpack
 
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.api import serial
@@ -63,35 +64,31 @@ def compute() -> None:
 
 
 job_options = options.together(
-    click.option(
+    option(
         "--grant",
         "grants",
         type=click.Choice(("clock", "random")),
         multiple=True,
         help="Let it see the real time, or real chance; nobody can verify it then.",
     ),
-    click.option(
+    option(
         "--verify",
         metavar="KofN",
         help="Have N providers run it; believe and pay K or more that agree, like 2of3.",
     ),
-    click.option("--fuel", type=options.RUN_FUEL, help="Most fuel it may use."),
-    click.option(
-        "--memory", "memory_bytes", type=options.RUN_MEMORY, help="Most memory it may have."
-    ),
-    click.option(
+    option("--fuel", type=options.RUN_FUEL, help="Most fuel it may use."),
+    option("--memory", "memory_bytes", type=options.RUN_MEMORY, help="Most memory it may have."),
+    option(
         "--wait",
         "wait_ms",
         type=options.RUN_WAIT,
         default=limits.COMPUTE_WAIT_MS,
         help="How long it waits for its turn; not part of --timeout.  [60s]",
     ),
-    click.option("--timeout", "timeout_ms", type=options.RUN_TIME, help="Most time it may take."),
-    click.option(
-        "--on", type=options.PEER, metavar="NODE", help="Let this node run it, and no other."
-    ),
-    click.option("--local", is_flag=True, help="Run it on this machine, without the market."),
-    click.option("--receipt", type=options.PATH, help="Write the receipt there."),
+    option("--timeout", "timeout_ms", type=options.RUN_TIME, help="Most time it may take."),
+    option("--on", type=options.PEER, metavar="NODE", help="Let this node run it, and no other."),
+    option("--local", is_flag=True, help="Run it on this machine, without the market."),
+    option("--receipt", type=options.PATH, help="Write the receipt there."),
 )
 """Of everything that runs a module: those of `JobOptions`, and `receipt`."""
 
@@ -101,13 +98,11 @@ def _variables(text: str) -> Callable[[options.F], options.F]:
 
 
 @compute.command(context_settings={"ignore_unknown_options": True})
-@click.argument("module", metavar="MOD", type=options.MODULE)
-@click.argument("function", metavar="FUNC")
-@click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
-@click.option(
-    "--batch", type=options.PATH, help="Call it for each line of arguments in FILE, or of -."
-)
-@click.option("--item-fuel", type=options.WHOLE, help="Most fuel for one line of a batch.")
+@argument("module", metavar="MOD", type=options.MODULE)
+@argument("function", metavar="FUNC")
+@argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@option("--batch", type=options.PATH, help="Call it for each line of arguments in FILE, or of -.")
+@option("--item-fuel", type=options.WHOLE, help="Most fuel for one line of a batch.")
 @job_options
 @click.pass_context
 def invoke(
@@ -149,9 +144,9 @@ def invoke(
 
 
 @compute.command(cls=ProgramCommand)
-@click.argument("module", metavar="MOD", type=options.MODULE)
-@click.argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
-@click.option("--stdin", type=options.PATH, help="Its standard input, or -.  [nothing]")
+@argument("module", metavar="MOD", type=options.MODULE)
+@argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@option("--stdin", type=options.PATH, help="Its standard input, or -.  [nothing]")
 @_variables("One variable for it.")
 @options.table(
     "input",
@@ -160,8 +155,8 @@ def invoke(
     type=options.INPUT,
     help="Let it read a stored object, by CAP or its name, as the file /in/NAME.",
 )
-@click.option("--out", type=options.PATH, metavar="DIR", help="Put the files that it writes there.")
-@click.option(
+@option("--out", type=options.PATH, metavar="DIR", help="Put the files that it writes there.")
+@option(
     "--store",
     metavar="PREFIX",
     help="Store the files that it writes as objects, named so and by their path.",
@@ -314,12 +309,12 @@ def _tell_verification(verification: Verification) -> None:
 
 
 @compute.command()
-@click.argument("receipt", metavar="RECEIPT", type=options.PATH)
-@click.argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
-@click.option(
+@argument("receipt", metavar="RECEIPT", type=options.PATH)
+@argument("arguments", metavar="[-- ARGS]...", nargs=-1, type=click.UNPROCESSED)
+@option(
     "--module", type=options.PATH, required=True, metavar="MOD", help="The module that was run."
 )
-@click.option("--stdin", type=options.PATH, help="The standard input that it had.")
+@option("--stdin", type=options.PATH, help="The standard input that it had.")
 @_variables("A variable that it had.")
 @options.table(
     "input",
@@ -329,8 +324,8 @@ def _tell_verification(verification: Verification) -> None:
     metavar="NAME=FILE",
     help="A file that it read as /in/NAME.",
 )
-@click.option("--batch", type=options.PATH, help="The lines of a batch.")
-@click.option("--item-fuel", type=options.WHOLE, help="Most fuel for a line of the batch.")
+@option("--batch", type=options.PATH, help="The lines of a batch.")
+@option("--item-fuel", type=options.WHOLE, help="Most fuel for a line of the batch.")
 def verify(
     settings: Settings,
     *,
@@ -385,8 +380,8 @@ _EVIDENCE: Final[show.Columns] = {
 
 
 @compute.command()
-@click.argument("evidence_id", metavar="[ID]", required=False)
-@click.option("-o", "--output", type=options.PATH, help="Write the record ID there.")
+@argument("evidence_id", metavar="[ID]", required=False)
+@option("-o", "--output", type=options.PATH, help="Write the record ID there.")
 def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -> None:
     """List receipts of two providers for one order that cannot both be true.
 
@@ -404,15 +399,15 @@ def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -
 
 
 @compute.command()
-@click.argument("module", metavar="MOD", type=options.MODULE)
-@click.option("--name", required=True, metavar="NAME", help="What the service is called.")
-@click.option("--version", metavar="V", help="What this version is called.  [the next number]")
+@argument("module", metavar="MOD", type=options.MODULE)
+@option("--name", required=True, metavar="NAME", help="What the service is called.")
+@option("--version", metavar="V", help="What this version is called.  [the next number]")
 @_variables("One variable for it.")
-@click.option("--fuel", type=options.RUN_FUEL, help="Most fuel of a request.")
-@click.option("--memory", "memory_bytes", type=options.RUN_MEMORY, help="Most memory of a request.")
-@click.option("--timeout", "timeout_ms", type=options.RUN_TIME, help="Most time of a request.")
-@click.option("--concurrency", type=options.CONCURRENCY, help="Requests that run at once.  [4]")
-@click.option("--on", type=options.PEER, metavar="NODE", help="Have this node hold it, and pay it.")
+@option("--fuel", type=options.RUN_FUEL, help="Most fuel of a request.")
+@option("--memory", "memory_bytes", type=options.RUN_MEMORY, help="Most memory of a request.")
+@option("--timeout", "timeout_ms", type=options.RUN_TIME, help="Most time of a request.")
+@option("--concurrency", type=options.CONCURRENCY, help="Requests that run at once.  [4]")
+@option("--on", type=options.PEER, metavar="NODE", help="Have this node hold it, and pay it.")
 def deploy(
     settings: Settings,
     *,
@@ -454,9 +449,9 @@ def services(answer: Document) -> None:
 
 
 @compute.command()
-@click.argument("name", type=options.SERVICE)
-@click.option("-f", "--follow", is_flag=True, help="Go on with each request that comes.")
-@click.option("-n", "count", type=options.WHOLE, default=ROWS_SHOWN, help="Newest rows.  [20]")
+@argument("name", type=options.SERVICE)
+@option("-f", "--follow", is_flag=True, help="Go on with each request that comes.")
+@option("-n", "count", type=options.WHOLE, default=ROWS_SHOWN, help="Newest rows.  [20]")
 def logs(settings: Settings, *, name: str, follow: bool, count: int) -> None:
     """Show the newest requests of a service, and what each cost.
 
@@ -487,8 +482,8 @@ def _show_row(row: Document) -> None:
 
 
 @asks(compute, api.services.ROLLBACK)
-@click.argument("name", type=options.SERVICE)
-@click.option("--to", metavar="V", help="The version to go back to.  [the one before]")
+@argument("name", type=options.SERVICE)
+@option("--to", metavar="V", help="The version to go back to.  [the one before]")
 def rollback(answer: Document) -> str:
     """Go back to a version of a service; requests that run end with theirs."""
     show.detail(f"version {answer['version']} is active")
@@ -501,7 +496,7 @@ def rollback(answer: Document) -> str:
 
 
 @asks(compute, api.services.UNDEPLOY)
-@click.argument("name", type=options.SERVICE)
+@argument("name", type=options.SERVICE)
 def undeploy(answer: Document) -> None:
     """Remove a service, all of its versions and its log."""
     if answer["warning"]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+from click import option
 
 from xsc import api
 from xsc.base import errors
@@ -185,7 +186,7 @@ def _default_directory() -> Path:
     return user_data_path("xsc-devnet")
 
 
-directory_option = click.option(
+directory_option = option(
     "--dir",
     "directory",
     type=options.DIRECTORY,
@@ -195,9 +196,9 @@ directory_option = click.option(
 
 
 @devnet.command()
-@click.option("--nodes", type=options.WHOLE, help=f"How many.  [as before, else {NODES_DEFAULT}]")
+@option("--nodes", type=options.WHOLE, help=f"How many.  [as before, else {NODES_DEFAULT}]")
 @directory_option
-@click.option(
+@option(
     "--timeout",
     type=options.DURATION,
     default=READY_TIMEOUT_MS,

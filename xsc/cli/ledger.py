@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.base.errors import EXIT_PARTLY, ArgumentInvalid
@@ -109,7 +110,7 @@ _ENTRIES: Final[show.Columns] = {
 }
 
 
-limit_option = click.option(
+limit_option = option(
     "--limit",
     type=options.WHOLE,
     default=ENTRIES_DEFAULT,
@@ -119,7 +120,7 @@ limit_option = click.option(
 
 @asks(ledger, api.ledger.LOG)
 @limit_option
-@click.option("--before", type=options.WHOLE, metavar="SEQ", help="Show those before entry SEQ.")
+@option("--before", type=options.WHOLE, metavar="SEQ", help="Show those before entry SEQ.")
 def log(answer: Document) -> None:
     """List the entries of this node's ledger, newest first."""
     show.rows(answer["entries"], _ENTRIES, "there are no such entries")
@@ -146,8 +147,8 @@ def verify(answer: Document) -> str:
 
 
 @asks(ledger, api.ledger.LIMIT)
-@click.argument("peer", type=options.PEER)
-@click.argument("limit_micro", metavar="CREDITS", type=options.CREDITS)
+@argument("peer", type=options.PEER)
+@argument("limit_micro", metavar="CREDITS", type=options.CREDITS)
 def limit(answer: Document) -> str:
     """Set how much PEER may owe this node at most, in credits.
 
@@ -161,8 +162,8 @@ def limit(answer: Document) -> str:
 
 
 @ledger.command()
-@click.argument("peer", type=options.PEER, required=False)
-@click.option(
+@argument("peer", type=options.PEER, required=False)
+@option(
     "--off-books",
     type=options.CREDITS,
     help="Say that so much of the debt with PEER was paid off the books; 0 takes it back.",
@@ -215,7 +216,7 @@ def _show_payment(amount_micro: int, answer: Document) -> None:
 
 
 @asks(ledger, api.ledger.ENTRY)
-@click.argument("id", metavar="ENTRY")
+@argument("id", metavar="ENTRY")
 @options.output_option
 def entry(_: Document) -> None:
     """Write one entry, signed by both sides, to a file that `xsc verify` checks."""

@@ -9,20 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.api.endpoint import Id
+from xsc.base import units
 from xsc.base.errors import ArgumentInvalid, NotFound
 from xsc.base.limits import EPOCH_MS, MFUEL
-from xsc.base.units import (
-    format_credits,
-    format_duration,
-    format_level,
-    format_share,
-    format_size,
-    parse_duration_ms,
-    parse_size,
-)
 from xsc.cli import options, show
 from xsc.cli.options import Group, Settings, asks
 from xsc.client.calls import Calls, code_text
@@ -35,12 +28,12 @@ def _own_slots(calls: Calls) -> Iterable[str]:
     return [row["id"] for row in calls.ask(api.market.SLOTS)["slots"]]
 
 
-_slot = click.argument("id", metavar="ID", type=options.Parsed("ID", str, _own_slots))
+_slot = argument("id", metavar="ID", type=options.Parsed("ID", str, _own_slots))
 
 
 def _amount(kind: str, quantity: int) -> str:
     """Return a quantity of what is traded: bytes, or fuel times 64 MiB steps in millions."""
-    return format_size(quantity) if kind == "storage" else f"{quantity // MFUEL} M"
+    return units.format_size(quantity) if kind == "storage" else f"{quantity // MFUEL} M"
 
 
 @click.group(cls=Group)
@@ -63,7 +56,7 @@ def _quantity(text: str) -> options.Fields:
     if not re.search("[A-Za-z]", text):
         raise ArgumentInvalid(f"'{text}' has no unit", hint=_EXAMPLES)
     try:
-        return options.Fields(quantity=parse_size(text), unit="bytes")
+        return options.Fields(quantity=units.parse_size(text), unit="bytes")
     except ArgumentInvalid:
         raise ArgumentInvalid(f"'{text}' is no quantity", hint=_EXAMPLES) from None
 
@@ -82,7 +75,7 @@ def _moment(text: str) -> int:
     if text == "now":
         return now_ms
     if text.startswith("+"):
-        return now_ms + parse_duration_ms(text[1:])
+        return now_ms + units.parse_duration_ms(text[1:])
     try:
         found = datetime.fromisoformat(text)
         found = found.replace(tzinfo=UTC) if found.tzinfo is None else found
@@ -100,10 +93,10 @@ def _moment(text: str) -> int:
 MOMENT = options.Parsed("TIME", _moment)
 QUANTITY = options.Parsed("QUANTITY", _quantity)
 _stated: Final = options.together(
-    click.option("--from", "from_ms", type=MOMENT, help="When it begins; now by default."),
-    click.option("--to", "to_ms", type=MOMENT, help="When it ends."),
-    click.option("--every", metavar="RULE", help='When it recurs: "Mon-Fri 20:00-08:00 ZONE".'),
-    click.option(
+    option("--from", "from_ms", type=MOMENT, help="When it begins; now by default."),
+    option("--to", "to_ms", type=MOMENT, help="When it ends."),
+    option("--every", metavar="RULE", help='When it recurs: "Mon-Fri 20:00-08:00 ZONE".'),
+    option(
         "--price",
         "price_micro",
         type=options.CREDITS,
@@ -117,15 +110,15 @@ _stated: Final = options.together(
         help="What the other side must be: node=PEER, owner=LABEL, location=SITE, tier=mutual or"
         " tier=one_way; may be given again.",
     ),
-    click.option("--location", metavar="SITE", help="Where it is, or must be."),
+    option("--location", metavar="SITE", help="Where it is, or must be."),
 )
-_RULE: Final = click.option(
+_RULE: Final = option(
     "--rule",
     type=click.Choice(("weighted-uniform", "proportional")),
     help="How an offer is divided within a tier.",
 )
 
-_SPREAD: Final = click.option(
+_SPREAD: Final = option(
     "--spread",
     type=click.IntRange(1),
     metavar="N",
@@ -134,12 +127,12 @@ _SPREAD: Final = click.option(
 )
 
 
-_level = click.argument("kind", metavar="KIND", type=click.Choice(KINDS))
+_level = argument("kind", metavar="KIND", type=click.Choice(KINDS))
 
 
 @asks(market, api.market.DECLARE, always={"role": "offer"})
 @_level
-@click.argument("quantity", metavar="QUANTITY", type=options.Parsed("QUANTITY", _offered))
+@argument("quantity", metavar="QUANTITY", type=options.Parsed("QUANTITY", _offered))
 @_stated
 @_RULE
 def offer(answer: Document) -> str:
@@ -155,7 +148,7 @@ def offer(answer: Document) -> str:
 
 @asks(market, api.market.DECLARE, always={"role": "need"})
 @_level
-@click.argument("quantity", metavar="QUANTITY", type=QUANTITY)
+@argument("quantity", metavar="QUANTITY", type=QUANTITY)
 @_stated
 @_SPREAD
 def need(answer: Document) -> str:
@@ -170,10 +163,11 @@ def need(answer: Document) -> str:
 
 
 def _declared(answer: Document, comes: str) -> str:
-    day, month = format_credits(answer["day_micro"]), format_credits(answer["month_micro"])
+    day = units.format_credits(answer["day_micro"])
+    month = units.format_credits(answer["month_micro"])
     show.note(f"{comes} {day} credits a day, {month} in 30 days")
     if (size := answer["object_bytes"]) is not None:
-        fits = f"objects of {format_size(size)} in all fit in it"
+        fits = f"objects of {units.format_size(size)} in all fit in it"
         show.note(f"it goes over {answer['spread']} providers: {fits}")
     edit(answer)
     return str(answer["id"])
@@ -181,7 +175,7 @@ def _declared(answer: Document, comes: str) -> str:
 
 @asks(market, api.market.EDIT)
 @_slot
-@click.option("--quantity", metavar="QUANTITY", type=QUANTITY, help="How much it is.")
+@option("--quantity", metavar="QUANTITY", type=QUANTITY, help="How much it is.")
 @_stated
 @_RULE
 @_SPREAD
@@ -230,14 +224,12 @@ def slots(answer: Document) -> None:
 
 
 @market.command()
-@click.argument("kind", metavar="[KIND]", required=False, type=click.Choice(KINDS))
-@click.option("--size", "size_bytes", type=options.SIZE, help="Say what it costs to store so much.")
-@click.option("--for", "duration_ms", type=options.DURATION, help="For how long.  [30d]")
-@click.option("--code", type=options.CODE, help="K data shards and M parity shards.  [4,2]")
-@click.option("--fuel", type=options.FUEL, help="Say what so much fuel costs, as 1e12.")
-@click.option(
-    "--memory", "memory_bytes", type=options.SIZE, help="Under that memory limit.  [64MiB]"
-)
+@argument("kind", metavar="[KIND]", required=False, type=click.Choice(KINDS))
+@option("--size", "size_bytes", type=options.SIZE, help="Say what it costs to store so much.")
+@option("--for", "duration_ms", type=options.DURATION, help="For how long.  [30d]")
+@option("--code", type=options.CODE, help="K data shards and M parity shards.  [4,2]")
+@option("--fuel", type=options.FUEL, help="Say what so much fuel costs, as 1e12.")
+@option("--memory", "memory_bytes", type=options.SIZE, help="Under that memory limit.  [64MiB]")
 def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noqa: ANN401
     """Show what all peers ask now, without an order; KIND is storage or compute.
 
@@ -283,30 +275,30 @@ _QUOTES: Final[show.Columns] = {
 def _show_cost(asked: api.market.Estimate, found: Document) -> None:
     pairs = []
     if size := asked.size_bytes:
-        coded = f"{format_size(found['coded_bytes'])} coded {found['code']}"
+        coded = f"{units.format_size(found['coded_bytes'])} coded {found['code']}"
         pairs += [
-            ("stored", f"{format_size(size)}, which is {coded}"),
-            ("for", format_duration(found["hours"] * EPOCH_MS)),
+            ("stored", f"{units.format_size(size)}, which is {coded}"),
+            ("for", units.format_duration(found["hours"] * EPOCH_MS)),
             ("price", f"{_price('storage', found['storage_price_micro'])} at most"),
-            ("storage", f"{format_credits(found['storage_micro'])} credits"),
+            ("storage", f"{units.format_credits(found['storage_micro'])} credits"),
         ]
     if fuel := asked.fuel:
-        memory = format_size(asked.memory_bytes)
+        memory = units.format_size(asked.memory_bytes)
         pairs += [
             ("run", f"{fuel} fuel under a memory limit of {memory}"),
             ("price", _price("compute", found["compute_price_micro"])),
-            ("compute", f"{format_credits(found['compute_micro'])} credits"),
+            ("compute", f"{units.format_credits(found['compute_micro'])} credits"),
         ]
-    show.pairs([*pairs, ("total", f"{format_credits(found['total_micro'])} credits")])
+    show.pairs([*pairs, ("total", f"{units.format_credits(found['total_micro'])} credits")])
 
 
 def _price(kind: api.market.Kind, price_micro: int) -> str:
-    return f"{format_credits(price_micro)} credits a {_unit(kind)}"
+    return f"{units.format_credits(price_micro)} credits a {_unit(kind)}"
 
 
 def _lease_level(row: Document) -> str:
     """Return what a lease is over."""
-    return "-" if row["origin"] == "now" else format_level(row["kind"], row["quantity"])
+    return "-" if row["origin"] == "now" else units.format_level(row["kind"], row["quantity"])
 
 
 def _lease_use(row: Document) -> str:
@@ -336,9 +328,9 @@ def leases(answer: Document) -> None:
 
 
 @asks(market, api.market.LEASE)
-@click.argument("id", metavar="LEASE", type=options.LEASE)
+@argument("id", metavar="LEASE", type=options.LEASE)
 @options.output_option
-@click.option("--denial", is_flag=True, help="The host's signed count without it.")
+@option("--denial", is_flag=True, help="The host's signed count without it.")
 def lease(_: Document) -> None:
     """Write a signed lease to a file, for `xsc verify --lease`.
 
@@ -347,9 +339,9 @@ def lease(_: Document) -> None:
 
 
 @asks(market, api.market.ACCOUNT)
-@click.argument("id", metavar="PEER", type=options.PEER)
+@argument("id", metavar="PEER", type=options.PEER)
 @options.output_option
-@click.option("--count", is_flag=True, help="The provider's signed count that it pays.")
+@option("--count", is_flag=True, help="The provider's signed count that it pays.")
 def account(_: Document) -> None:
     """Write the newest voucher of this node for PEER to a file, for `xsc verify`."""
 
@@ -366,7 +358,7 @@ def _explained(calls: Calls) -> Iterable[str]:
 
 
 @market.command()
-@click.argument("some_id", metavar="ID|NODE", type=options.Parsed("ID|NODE", str, _explained))
+@argument("some_id", metavar="ID|NODE", type=options.Parsed("ID|NODE", str, _explained))
 def why(settings: Settings, some_id: str) -> None:
     """Explain a lease, a need, an offer or a clearing, and what would change it.
 
@@ -438,7 +430,7 @@ def clearings(answer: Document) -> None:
 
 
 @asks(market, api.market.CLEARING)
-@click.argument("id", metavar="ID")
+@argument("id", metavar="ID")
 @options.output_option
 def clearing(_: Document) -> None:
     """Write a signed clearing record to a file, which `xsc verify` recomputes.
@@ -474,7 +466,7 @@ def show_all(answer: Document) -> None:
                 show.named(slot, "node"),
                 slot["kind"],
                 _time(slot["window"]),
-                format_level(slot["kind"], slot["capacity"]),
+                units.format_level(slot["kind"], slot["capacity"]),
                 *cells,
             ]
             for slot in answer["slots"]
@@ -501,15 +493,15 @@ def _granted(slot: Document) -> list[list[str]]:
         [
             show.named(line, "node"),
             line["tier"],
-            format_level(kind, line["quantity"]),
-            format_level(kind, line["drawn"]),
-            format_credits(line["price"]),
+            units.format_level(kind, line["quantity"]),
+            units.format_level(kind, line["drawn"]),
+            units.format_credits(line["price"]),
             _lapses(line),
         ]
         for line in slot["allocations"]
     ]
     rows += [
-        [show.named(line, "node"), "pinned", "", format_level(kind, line["quantity"]), "", ""]
+        [show.named(line, "node"), "pinned", "", units.format_level(kind, line["quantity"]), "", ""]
         for line in slot["pinned"]
     ]
     return rows or [["nobody", *[""] * 5]]
@@ -607,7 +599,7 @@ _ENTITLEMENTS: Final[show.Columns] = {
     "tier": lambda row: row["tier"] or "pinned",
     "<granted": show.level_of("quantity"),
     "<leased": show.level_of("drawn"),
-    "<price": ("price", format_credits),
+    "<price": ("price", units.format_credits),
     "window": ("window", _time),
     "lapses": _lapses,
 }
@@ -627,7 +619,7 @@ def received(answer: Document) -> None:
 
 
 @asks(allocation, api.market.WHY, name="why")
-@click.argument("id", metavar="NODE|SLOT")
+@argument("id", metavar="NODE|SLOT")
 def explain(answer: Document) -> None:
     """Explain what needs were granted, and what would have changed that.
 
@@ -657,8 +649,8 @@ def _reasons(row: Document) -> list[tuple[str, str]]:
     if row["clearing"] is not None:
         pairs += [("clearing", show.short(row["clearing"])), ("window", _time(row["window"]))]
     if row["granted"] is not None:
-        share = "" if row["tier"] == "open" else f", {format_share(row['weight'])}"
-        granted, eligible = (format_level(kind, row[of]) for of in ("granted", "eligible"))
+        share = "" if row["tier"] == "open" else f", {units.format_share(row['weight'])}"
+        granted, eligible = (units.format_level(kind, row[of]) for of in ("granted", "eligible"))
         pairs += [("tier", f"{row['tier']}{share}"), ("granted", f"{granted} of {eligible}")]
     pairs += [("stage", _stage(kind, stage)) for stage in row["stages"]]
     pairs += [("because", row["because"])]
@@ -666,5 +658,6 @@ def _reasons(row: Document) -> list[tuple[str, str]]:
 
 
 def _stage(kind: str, stage: Document) -> str:
-    quantity, price = format_level(kind, stage["quantity"]), format_credits(stage["price"])
+    quantity = units.format_level(kind, stage["quantity"])
+    price = units.format_credits(stage["price"])
     return f"{quantity} as {stage['tier']}, at {price}"

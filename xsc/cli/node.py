@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.base import errors
@@ -45,11 +46,9 @@ def node() -> None:
 
 
 @node.command()
-@click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
-@click.option(
-    "--network", metavar="NAME", help="Network; nodes of another one cannot be joined.  [xsc]"
-)
-@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the key.")
+@option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
+@option("--network", metavar="NAME", help="Network; nodes of another one cannot be joined.  [xsc]")
+@option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the key.")
 def init(settings: Settings, name: str | None, network: str | None, *, passphrase: bool) -> None:
     """Make a home with a new identity in an empty directory."""
     from xsc.node.home.folder import init_home
@@ -61,8 +60,8 @@ def init(settings: Settings, name: str | None, network: str | None, *, passphras
 
 
 @node.command()
-@click.argument("identity", type=options.PATH, required=False)
-@click.option(
+@argument("identity", type=options.PATH, required=False)
+@option(
     "--peer",
     "peers",
     multiple=True,
@@ -71,8 +70,8 @@ def init(settings: Settings, name: str | None, network: str | None, *, passphras
     metavar="PEER",
     help="A peer: its invitation (or @FILE), or ID@HOST:PORT. May be repeated.",
 )
-@click.option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
-@click.option("--network", metavar="NAME", help="Its network.  [that of the invitation, or xsc]")
+@option("--name", metavar="NAME", help="Name shown to peers.  [the host's name]")
+@option("--network", metavar="NAME", help="Its network.  [that of the invitation, or xsc]")
 def recover(
     settings: Settings,
     identity: Path | None,
@@ -144,7 +143,7 @@ class _StartCommand(Command):
 
 
 @node.command(cls=_StartCommand)
-@click.option("--wait", is_flag=True, help="Run it in the background; return when it serves.")
+@option("--wait", is_flag=True, help="Run it in the background; return when it serves.")
 def start(settings: Settings, /, *, wait: bool, **given: str | None) -> int:
     """Run the node until it is told to stop (SIGTERM, Ctrl-C).
 
@@ -236,8 +235,8 @@ def status(answer: Document) -> None:
 
 
 @node.command()
-@click.option("--deep", is_flag=True, help="Check the root of every shard, too.")
-@click.option(
+@option("--deep", is_flag=True, help="Check the root of every shard, too.")
+@option(
     "--salvage",
     is_flag=True,
     help="Make the shard store anew out of what can be read; the node must be stopped.",
@@ -306,9 +305,9 @@ def doctor(settings: Settings) -> int:
 
 
 @node.command()
-@click.option("--status", "what", flag_value="status", help="Say how far it is, and no more.")
-@click.option("--cancel", "what", flag_value="cancel", help="Stay after all.")
-@click.option("--proof", type=options.PATH, help="Where the proof goes.  [drain.proof in the home]")
+@option("--status", "what", flag_value="status", help="Say how far it is, and no more.")
+@option("--cancel", "what", flag_value="cancel", help="Stay after all.")
+@option("--proof", type=options.PATH, help="Where the proof goes.  [drain.proof in the home]")
 def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     """Move all that the node holds for others to other nodes, so that it can leave.
 
@@ -428,17 +427,17 @@ def _passphrase_of(path: Path | None, *, needed: bool, twice: bool = False) -> s
     return line
 
 
-passphrase_file = click.option(
+passphrase_file = option(
     "--passphrase-file", type=options.PATH, help="Take it from FILE, or from - (stdin)."
 )
 
 
 @node.command()
-@click.argument("file", type=options.PATH, metavar="FILE|DIR")
-@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the backup.")
+@argument("file", type=options.PATH, metavar="FILE|DIR")
+@option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the backup.")
 @passphrase_file
-@click.option("--no-identity", is_flag=True, help="Leave the key out; only the key opens it then.")
-@click.option("--no-bodies", is_flag=True, help="Leave out the shards that lie on this node.")
+@option("--no-identity", is_flag=True, help="Leave the key out; only the key opens it then.")
+@option("--no-bodies", is_flag=True, help="Leave out the shards that lie on this node.")
 def backup(
     settings: Settings,
     file: Path,
@@ -512,16 +511,16 @@ def _told(blocks: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
 
 
 @node.command()
-@click.argument("file", type=options.PATH, required=False)
-@click.option(
+@argument("file", type=options.PATH, required=False)
+@option(
     "--identity",
     type=options.PATH,
     metavar="KEY",
     help="Exported key, where the backup holds none.",
 )
 @passphrase_file
-@click.option("--check", is_flag=True, help="Only read it, and say what it would bring back.")
-@click.option(
+@option("--check", is_flag=True, help="Only read it, and say what it would bring back.")
+@option(
     "--without-silent", is_flag=True, help="Go on without peers and objects that do not answer."
 )
 def restore(
@@ -631,8 +630,8 @@ def identity() -> None:
 
 
 @identity.command()
-@click.argument("file", type=options.PATH)
-@click.option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the copy.")
+@argument("file", type=options.PATH)
+@option("--passphrase", is_flag=True, help="Ask for a passphrase that locks the copy.")
 def export(settings: Settings, file: Path, *, passphrase: bool) -> None:
     """Write a copy of the node's key to FILE, readable by its owner only.
 

@@ -6,7 +6,6 @@ value is read by the functions of `xsc.base.units`; its error names the option.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -15,23 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click import option
 
 from xsc import api
 from xsc.api.ranges import check_range
+from xsc.base import units
 from xsc.base.errors import ArgumentInvalid, TooLarge, XscError
 from xsc.base.limits import (
     FUEL_MAX,
     MEMORY_BYTES_MAX,
     SERVICE_CONCURRENCY_MAX,
     TIMEOUT_MS_MAX,
-)
-from xsc.base.units import (
-    format_duration,
-    format_size,
-    parse_credits,
-    parse_duration_ms,
-    parse_share_ppm,
-    parse_size,
 )
 from xsc.cli import show
 from xsc.client.files import check_target, read_bounded, read_file, write_whole
@@ -163,8 +156,8 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Return one decorator for several, the first of which is shown first."""
 
     def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
+        for each in reversed(options):
+            function = each(function)
         return function
 
     return decorate
@@ -231,13 +224,6 @@ class ProgramCommand(Command):
         return super().parse_args(ctx, args)
 
 
-def _place(param: click.Parameter | None, ctx: click.Context | None, name: str) -> str:
-    """Return what help calls an option or argument; a name for what is neither."""
-    if isinstance(param, click.Argument) and ctx is not None:
-        return param.make_metavar(ctx)
-    return name if param is None else param.opts[0]
-
-
 class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer clicks only
     """A value that a function of ours reads; its error names the option.
 
@@ -271,7 +257,9 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         try:
             return self._read(value)
         except ArgumentInvalid as fault:
-            place = _place(param, ctx, self.name)
+            place = self.name if param is None else param.opts[0]
+            if isinstance(param, click.Argument) and ctx is not None:
+                place = param.make_metavar(ctx)
             raise ArgumentInvalid(f"{place}: {fault.message}", hint=fault.hint) from None
 
     def shell_complete(
@@ -295,23 +283,22 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
-class _File(click.Path):
-    """A file or directory; an empty text would be the directory of the process."""
+class _File(Parsed):
+    """A file or directory, which the shell completes."""
 
     def __init__(self) -> None:
-        super().__init__(path_type=Path)
+        super().__init__("FILE", _path)
 
-    def convert(
+    def shell_complete(
         self,
-        value: str | os.PathLike[str],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> Any:  # noqa: ANN401 - click's own
-        """Return the path that the text stands for."""
-        if not value:
-            place = _place(param, ctx, "FILE")
-            raise ArgumentInvalid(f"{place}: an empty text names no file or directory")
-        return super().convert(value, param, ctx)
+        ctx: click.Context,  # noqa: ARG002 - click's own
+        param: click.Parameter,  # noqa: ARG002 - click's own
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Leave it to the shell."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
 
 
 class _Module(_File):
@@ -339,6 +326,12 @@ class _Module(_File):
             # The shell goes on with what is in it, instead of beginning the next word.
             return self.shell_complete(ctx, param, shown[0]) or [CompletionItem(shown[0])]
         return [CompletionItem(word) for word in shown if _PLAIN_WORD.fullmatch(word)]
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ArgumentInvalid("an empty text names no file or directory")
+    return Path(text)
 
 
 def _nothing(_: Calls) -> Iterable[str]:
@@ -398,6 +391,15 @@ def _within(
     return reader
 
 
+def _sizes(most: int | None = None) -> Parsed:
+    return Parsed("SIZE", _within(units.parse_size, most, units.format_size))
+
+
+def _durations(most: int | None = None, least: int = 1) -> Parsed:
+    read = _within(units.parse_duration_ms, most, units.format_duration, least)
+    return Parsed("DURATION", read)
+
+
 def _survive(text: str) -> str:
     """Check the form here, so that a mistyped contract is refused before a file is read."""
     from xsc.storage.object.durability import parse
@@ -427,7 +429,7 @@ def _capability(text: str) -> str:
     if text == "-":
         return _word(STREAM, "standard input")
     if text.startswith("@"):
-        return _word(PATH.convert(text[1:], None, None), text[1:])
+        return _word(_path(text[1:]), text[1:])
     if text.startswith(READS):
         _warn_of_list()
     return text
@@ -491,16 +493,16 @@ SERVICE = Parsed("NAME", str, _services)
 LEASE = Parsed("LEASE", str, _leases)
 INVITATION = Parsed("INVITATION", _capability)
 WHOLE = Parsed("N", _whole)
-SIZE = Parsed("SIZE", _within(parse_size, None, format_size))
-DURATION = Parsed("DURATION", _within(parse_duration_ms, None, format_duration))
+SIZE = _sizes()
+DURATION = _durations()
 FUEL = Parsed("N", _fuel)
 RUN_FUEL = Parsed("N", _within(_fuel, FUEL_MAX, str))
-RUN_MEMORY = Parsed("SIZE", _within(parse_size, MEMORY_BYTES_MAX, format_size))
-RUN_TIME = Parsed("DURATION", _within(parse_duration_ms, TIMEOUT_MS_MAX, format_duration))
+RUN_MEMORY = _sizes(MEMORY_BYTES_MAX)
+RUN_TIME = _durations(TIMEOUT_MS_MAX)
+RUN_WAIT = _durations(TIMEOUT_MS_MAX, 0)
 CONCURRENCY = Parsed("N", _within(_whole, SERVICE_CONCURRENCY_MAX, str))
-RUN_WAIT = Parsed("DURATION", _within(parse_duration_ms, TIMEOUT_MS_MAX, format_duration, 0))
-SHARE = Parsed("SHARE", parse_share_ppm)
-CREDITS = Parsed("CREDITS", parse_credits)
+SHARE = Parsed("SHARE", units.parse_share_ppm)
+CREDITS = Parsed("CREDITS", units.parse_credits)
 SURVIVE = Parsed("WHAT", _survive)
 CODE = Parsed("K,M", _code)
 RANGE = Parsed("FIRST-LAST", check_range)
@@ -508,7 +510,6 @@ PAIR = Parsed("NAME=VALUE", _pair)
 INPUT = Parsed("NAME=CAP", _input)
 DIRECTORY = Parsed("DIR", _directory)
 PATH = _File()
-PATH.name = "FILE"
 MODULE = _Module()
 
 
@@ -531,8 +532,8 @@ def table(what: str, *declared: str, **how: Any) -> Callable[[F], F]:  # noqa: A
             raise ArgumentInvalid(f"the {what} '{twice}' is given twice")
         return found or None
 
-    return click.option(*declared, multiple=True, callback=read, **how)
+    return option(*declared, multiple=True, callback=read, **how)
 
 
-output_option = click.option("-o", "--output", type=PATH, required=True, help="File to write.")
+output_option = option("-o", "--output", type=PATH, required=True, help="File to write.")
 """Of commands that write one file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.base.units import format_share, format_size
@@ -22,7 +23,7 @@ def peer() -> None:
     """
 
 
-_who = click.argument("who", metavar="PEER", type=options.PEER)
+_who = argument("who", metavar="PEER", type=options.PEER)
 
 
 def _called(answer: Document) -> str:
@@ -30,7 +31,7 @@ def _called(answer: Document) -> str:
 
 
 @asks(peer, api.peers.INVITE)
-@click.option("--ttl", "ttl_ms", type=options.DURATION, help="Valid for so long.  [1d]")
+@option("--ttl", "ttl_ms", type=options.DURATION, help="Valid for so long.  [1d]")
 def invite(answer: Document) -> None:
     """Print an invitation, by which one node becomes a member of the circle.
 
@@ -43,8 +44,8 @@ def invite(answer: Document) -> None:
 
 
 @asks(peer, api.peers.JOIN)
-@click.argument("invitation", type=options.INVITATION)
-@click.option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]")
+@argument("invitation", type=options.INVITATION)
+@option("--name", metavar="NAME", help="Call it so here.  [the name it gives itself]")
 def add(answer: Document) -> str:
     """Add the node that gave the INVITATION (or @FILE, or -)."""
     return f"added {_called(answer)}"
@@ -89,7 +90,7 @@ _COSTS: Final[show.Columns] = {
 
 
 @peer.command()
-@click.option("--costs", is_flag=True, help="Show what each had this node do within a minute.")
+@option("--costs", is_flag=True, help="Show what each had this node do within a minute.")
 def ls(settings: Settings, costs: bool) -> None:
     """List all peers, and who introduced whom.
 
@@ -118,7 +119,7 @@ def rm(answer: Document) -> str:
 
 @asks(peer, api.peers.RENAME)
 @_who
-@click.argument("name", metavar="NAME")
+@argument("name", metavar="NAME")
 def rename(answer: Document) -> str:
     """Call a peer NAME on this node; others call it as they like."""
     return f"{show.short(answer['id'])} is called {answer['name']}"
@@ -144,7 +145,7 @@ def block(answer: Document) -> str:
 
 @asks(peer, api.peers.RECOGNISE)
 @_who
-@click.argument("weight_ppm", metavar="SHARE", type=options.SHARE)
+@argument("weight_ppm", metavar="SHARE", type=options.SHARE)
 def recognise(answer: Document) -> str:
     """Recognise a peer with a SHARE, for example 25%.
 

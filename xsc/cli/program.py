@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.base.errors import ProofInvalid
@@ -15,8 +16,8 @@ from xsc.cli.options import Group, Settings, asks
 from xsc.client.calls import FSCK_TIMEOUT_S, read_document
 from xsc.client.core import Document
 
-_file = click.argument("file", metavar="FILE", type=options.PATH)
-_hash = click.argument("hash", metavar="HASH")
+_file = argument("file", metavar="FILE", type=options.PATH)
+_hash = argument("hash", metavar="HASH")
 SHOWN_CHARS_MAX = 64
 """Of a value in a table or tree; JSON has it whole."""
 
@@ -93,8 +94,8 @@ def results(answer: Document) -> None:
 
 @asks(program, api.programs.SET, name="set")
 @_hash
-@click.argument("name", metavar="VARIABLE")
-@click.argument("value", metavar="VALUE")
+@argument("name", metavar="VARIABLE")
+@argument("value", metavar="VALUE")
 def set_(_: Document) -> None:
     """Give a variable a value, and compute what depends on it at once."""
 
@@ -114,8 +115,8 @@ def ls(answer: Document) -> None:
 
 
 @program.command()
-@click.argument("at", metavar="[OWNER:]PATH")
-@click.option("--replay", is_flag=True, help="Run every function and module again, too.")
+@argument("at", metavar="[OWNER:]PATH")
+@option("--replay", is_flag=True, help="Run every function and module again, too.")
 def why(settings: Settings, at: str, *, replay: bool) -> None:
     """Show what is behind a value, link by link, and whether each link holds.
 

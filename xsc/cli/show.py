@@ -15,15 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
+from xsc.base import units
 from xsc.base.errors import XscError
 from xsc.base.text import printable
-from xsc.base.units import (
-    format_credits,
-    format_level,
-    format_share,
-    format_size,
-    format_time,
-)
 
 if TYPE_CHECKING:
     from xsc.client.core import Document, Progress
@@ -290,7 +284,7 @@ def by_name(key: str) -> Callable[[Document], str]:
 
 def level_of(key: str) -> Callable[[Document], str]:
     """Return the cell of a quantity of a row's kind, which may be unknown."""
-    return lambda row: "?" if row[key] is None else format_level(row["kind"], row[key])
+    return lambda row: "?" if row[key] is None else units.format_level(row["kind"], row[key])
 
 
 def or_dash(text: object) -> str:
@@ -307,13 +301,13 @@ def moment(at_ms: int | None) -> str:
     """Return a time for people, in UTC: a time that is typed without a zone is read so, too."""
     if at_ms is None:
         return "never"
-    return format_time(at_ms)
+    return units.format_time(at_ms)
 
 
 _FORMS: Mapping[str, Callable[[Any], str]] = {
-    "bytes": format_size,
-    "micro": format_credits,
+    "bytes": units.format_size,
+    "micro": units.format_credits,
     "ms": moment,
-    "ppm": format_share,
+    "ppm": units.format_share,
 }
 """What makes a text of a field, by the unit at the end of its name: times are moments."""

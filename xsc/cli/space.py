@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Final
 
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.base.units import format_duration, format_size
@@ -52,8 +53,8 @@ def space() -> None:
 
 
 @space.command(context_settings={"ignore_unknown_options": True})
-@click.argument("path", metavar="PATH", type=ADDRESS)
-@click.argument("value", metavar="VALUE|-")
+@argument("path", metavar="PATH", type=ADDRESS)
+@argument("value", metavar="VALUE|-")
 def put(settings: Settings, path: str, value: str) -> None:
     """Write a value at a path of this node, and print its sequence.
 
@@ -73,8 +74,8 @@ def put(settings: Settings, path: str, value: str) -> None:
 
 
 @asks(space, api.space.GET)
-@click.argument("at", metavar="[OWNER:]PATH", type=ADDRESS)
-@click.option(
+@argument("at", metavar="[OWNER:]PATH", type=ADDRESS)
+@option(
     "--sequence",
     metavar="N",
     type=click.IntRange(min=1),
@@ -91,8 +92,8 @@ def get(answer: Document) -> None:
         click.echo(value, nl=False)
 
 
-_own = click.argument("at", metavar="PATH", type=ADDRESS)
-_below = click.argument("under", metavar="[OWNER:][PREFIX]", type=ADDRESS, default="")
+_own = argument("at", metavar="PATH", type=ADDRESS)
+_below = argument("under", metavar="[OWNER:][PREFIX]", type=ADDRESS, default="")
 
 
 @asks(space, api.space.REMOVE)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Unpack
 
 import click
+from click import argument, option
 
 from xsc import api
 from xsc.base import errors
@@ -40,8 +41,8 @@ def store() -> None:
     """
 
 
-cap_argument = click.argument("cap", metavar="CAP|NAME", type=options.OBJECT)
-version_option = click.option(
+cap_argument = argument("cap", metavar="CAP|NAME", type=options.OBJECT)
+version_option = option(
     "--version", type=options.WHOLE, help="That version of the name.  [the newest]"
 )
 object_options = options.together(cap_argument, version_option)
@@ -50,18 +51,18 @@ _FETCHING: Final = partial(show.progress, "fetching")
 
 
 @store.command()
-@click.argument("file", type=options.PATH)
-@click.option("--name", metavar="NAME", help="Name in the list of objects.  [the file's name]")
-@click.option(
+@argument("file", type=options.PATH)
+@option("--name", metavar="NAME", help="Name in the list of objects.  [the file's name]")
+@option(
     "--survive",
     type=options.SURVIVE,
     metavar="2nodes,1site",
     help="Refuse unless so many nodes, sites, owners or introducers may be lost."
     "  [setting survive]",
 )
-@click.option("--code", type=options.CODE, help="K data shards and M parity shards.  [4,2]")
-@click.option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
-@click.option("--reread", is_flag=True, help="With -r: trust no times, read every file.")
+@option("--code", type=options.CODE, help="K data shards and M parity shards.  [4,2]")
+@option("-r", "--recursive", is_flag=True, help="FILE is a directory; store all of it.")
+@option("--reread", is_flag=True, help="With -r: trust no times, read every file.")
 def put(
     settings: Settings, file: Path, *, recursive: bool, reread: bool, **how: Unpack[PutOptions]
 ) -> int:
@@ -185,11 +186,11 @@ def _put_tree(
 
 
 @store.command()
-@click.option("-o", "--output", type=options.PATH, required=True, help="File to write, or -.")
-@click.option(
+@option("-o", "--output", type=options.PATH, required=True, help="File to write, or -.")
+@option(
     "--range", "part", type=options.RANGE, help="Only these bytes, like 1000-1999, 1000- or -500."
 )
-@click.option("-r", "--recursive", is_flag=True, help="It is a directory; FILE becomes one.")
+@option("-r", "--recursive", is_flag=True, help="It is a directory; FILE becomes one.")
 @object_options
 def get(
     settings: Settings,
@@ -278,14 +279,10 @@ def _get_tree(
 
 
 @store.command("ls")
-@click.argument("prefix", required=False, default="", type=options.NAME)
-@click.option("--versions", is_flag=True, help="Show all versions of a name, not the newest alone.")
-@click.option(
-    "--ending", is_flag=True, help="Show what is kept no longer than lease_warning, and why."
-)
-@click.option(
-    "-r", "--recursive", is_flag=True, help="Show what is in the directory PREFIX or CAP."
-)
+@argument("prefix", required=False, default="", type=options.NAME)
+@option("--versions", is_flag=True, help="Show all versions of a name, not the newest alone.")
+@option("--ending", is_flag=True, help="Show what is kept no longer than lease_warning, and why.")
+@option("-r", "--recursive", is_flag=True, help="Show what is in the directory PREFIX or CAP.")
 @version_option
 def listing(
     settings: Settings,
@@ -460,7 +457,7 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
 
 
 @store.command()
-@click.option("--deep", is_flag=True, help="Read every shard and verify it.")
+@option("--deep", is_flag=True, help="Read every shard and verify it.")
 @object_options
 def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bool) -> int:
     """Say what an object's placement is worth: what it survives, and for how long.
@@ -507,7 +504,7 @@ _BAD: Final[dict[str, show.Cell]] = {
 
 
 @store.command()
-@click.argument("cap", metavar="[CAP|NAME]", type=options.OBJECT, required=False)
+@argument("cap", metavar="[CAP|NAME]", type=options.OBJECT, required=False)
 @version_option
 def repair(settings: Settings, cap: str | Named | None, version: int | None) -> int:
     """Rebuild the lost shards of an object now; without CAP, of all objects.
@@ -548,14 +545,14 @@ def repair(settings: Settings, cap: str | Named | None, version: int | None) -> 
 
 @store.command()
 @cap_argument
-@click.option(
+@option(
     "--receipts",
     type=options.PATH,
     metavar="DIR",
     help="Write the hosts' signed confirmations there.",
 )
-@click.option("--version", type=options.WHOLE, help="That version of the name alone.  [all]")
-@click.option("-y", "--yes", is_flag=True, help="Delete a directory without asking.")
+@option("--version", type=options.WHOLE, help="That version of the name alone.  [all]")
+@option("-y", "--yes", is_flag=True, help="Delete a directory without asking.")
 def rm(
     settings: Settings, cap: str | Named, receipts: Path | None, version: int | None, *, yes: bool
 ) -> int:
@@ -619,8 +616,8 @@ def _to_delete(
 
 
 @store.command()
-@click.argument("name", type=options.NAME)
-@click.option("--version", type=options.WHOLE, required=True, help="The version that is wanted.")
+@argument("name", type=options.NAME)
+@option("--version", type=options.WHOLE, required=True, help="The version that is wanted.")
 def restore(settings: Settings, name: str, version: int) -> None:
     """Make version N of NAME its newest again, under a new number.
 
@@ -652,8 +649,8 @@ def _merged(answers: Sequence[Document]) -> Document:
 
 
 @store.command()
-@click.option("--read", is_flag=True, help="Whoever has it may read the object.")
-@click.option("--verify", is_flag=True, help="It may be checked, not read.")
+@option("--read", is_flag=True, help="Whoever has it may read the object.")
+@option("--verify", is_flag=True, help="It may be checked, not read.")
 @object_options
 def share(
     settings: Settings, cap: str | Named, version: int | None, *, read: bool, verify: bool

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import click
+from click import argument, option
 
 from xsc.base.errors import LimitError, PeerError, ProofInvalid
 from xsc.base.limits import PEER_BODY_BYTES_MAX
@@ -24,13 +25,9 @@ def _opened(path: Path) -> BufferedReader:
 
 
 @click.command(cls=Command)
-@click.argument("file", type=options.PATH)
-@click.option(
-    "--module", type=options.PATH, help="Check that the run was of this very module, too."
-)
-@click.option(
-    "--lease", type=options.PATH, help="Check that the run was billed by this lease, too."
-)
+@argument("file", type=options.PATH)
+@option("--module", type=options.PATH, help="Check that the run was of this very module, too.")
+@option("--lease", type=options.PATH, help="Check that the run was billed by this lease, too.")
 def verify(settings: Settings, file: Path, module: Path | None, lease: Path | None) -> None:
     """Say what a receipt, voucher, lease, clearing, provenance, entry or drain proof proves.
 
