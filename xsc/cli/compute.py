@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Unpack
+from typing import Unpack
 
 import click
 from click import argument, option
@@ -368,17 +368,6 @@ def verify(
     return EXITS[answer["verdict"]]
 
 
-_EVIDENCE: Final[show.Columns] = {
-    "id": ("id", show.short),
-    "found": "found_ms",
-    "believed": "first_name",
-    "against": "second_name",
-    "function": "function",
-    "module": lambda row: row["module"][:16],
-    "differ in": ("differs", ", ".join),
-}
-
-
 @compute.command()
 @argument("evidence_id", metavar="[ID]", required=False)
 @option("-o", "--output", type=options.PATH, help="Write the record ID there.")
@@ -395,7 +384,16 @@ def evidence(settings: Settings, evidence_id: str | None, output: Path | None) -
         return
     answer = settings.ask(api.jobs.EVIDENCE)
     settings.view(answer)
-    show.rows(answer["evidence"], _EVIDENCE, "no provider has contradicted another")
+    show.rows(
+        answer["evidence"],
+        "id found believed against function module differ_in",
+        "no provider has contradicted another",
+        id=("id", show.short),
+        believed="first_name",
+        against="second_name",
+        module=lambda row: row["module"][:16],
+        differ_in=("differs", ", ".join),
+    )
 
 
 @compute.command()
@@ -424,23 +422,17 @@ def deploy(
     settings.view(done, rollback(done))
 
 
-_SERVICES: Final[show.Columns] = {
-    "name": "name",
-    "owner": lambda row: row["owner_name"] or show.short(row["owner"]),
-    "version": "version",
-    "at": lambda row: row["node_name"] or show.short(row["node"]),
-    "state": "state",
-    "<requests": "requests",
-    "<failed": "failures",
-    "<refused": "refused",
-    "url": "url",
-}
-
-
 @asks(compute, api.services.LIST, name="ls")
 def services(answer: Document) -> None:
     """List services: one's own, and those that are held for peers."""
-    show.rows(answer["services"], _SERVICES, "there are no services")
+    show.rows(
+        answer["services"],
+        "name owner version at state <requests <failed <refused url",
+        "there are no services",
+        owner=lambda row: row["owner_name"] or show.short(row["owner"]),
+        at=lambda row: row["node_name"] or show.short(row["node"]),
+        failed="failures",
+    )
     for row in answer["services"]:
         if row["fault"]:
             show.warn(f"{row['name']}: {row['fault']}")

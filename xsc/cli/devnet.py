@@ -20,7 +20,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import combinations, count, takewhile
 from pathlib import Path
-from typing import Final
 
 import click
 from click import option
@@ -34,14 +33,6 @@ from xsc.cli.options import Group, Settings
 from xsc.client.calls import Calls
 from xsc.client.core import Document, problem_of
 
-_COLUMNS: Final[show.Columns] = {
-    "name": "name",
-    "id": ("id", show.short),
-    "state": "state",
-    "<pid": "pid",
-    "API": "api_url",
-    "home": "home",
-}
 NODES_DEFAULT = 7
 """Six hold the shards of an object; the seventh is what heals it."""
 NODES_MAX = 64
@@ -262,7 +253,7 @@ def status(settings: Settings, directory: Path) -> None:
     """Show the nodes and which of them run."""
     rows = [_row(home) for home in _there(directory)]
     settings.view({"nodes": rows})
-    show.rows(rows, _COLUMNS)
+    show.rows(rows, "name id state <pid API home", id=("id", show.short), API="api_url")
 
 
 def _row(home: Path) -> Document:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import click
 from click import argument, option
 
@@ -99,17 +97,6 @@ def _signed(row: Document) -> str:
     return sign + format_credits(row["amount_micro"])
 
 
-_ENTRIES: Final[show.Columns] = {
-    "<seq": "seq",
-    "time": "created_ms",
-    "kind": "kind",
-    "peer": show.by_name("peer"),
-    "<amount": _signed,
-    "state": "state",
-    "entry": "entry_id",
-}
-
-
 limit_option = option(
     "--limit",
     type=options.WHOLE,
@@ -123,7 +110,15 @@ limit_option = option(
 @option("--before", type=options.WHOLE, metavar="SEQ", help="Show those before entry SEQ.")
 def log(answer: Document) -> None:
     """List the entries of this node's ledger, newest first."""
-    show.rows(answer["entries"], _ENTRIES, "there are no such entries")
+    show.rows(
+        answer["entries"],
+        "<seq time kind peer <amount state entry",
+        "there are no such entries",
+        time="created_ms",
+        peer=show.by_name("peer"),
+        amount=_signed,
+        entry="entry_id",
+    )
     if answer["more"]:
         show.line(f"older ones: xsc ledger log --before {answer['entries'][-1]['seq']}")
 
@@ -183,7 +178,13 @@ def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
     if peer is None or off_books is None:
         answer = settings.ask(api.ledger.SETTLE)
         settings.view(answer)
-        show.rows(answer["settled"], _SETTLED, "nothing was left to settle")
+        show.rows(
+            answer["settled"],
+            "role peer <settled",
+            "nothing was left to settle",
+            peer=show.by_name("peer"),
+            settled="amount_micro",
+        )
         if answer["pending"]:
             show.line(f"with {answer['pending']} peers something is still owed")
         return 0
@@ -192,13 +193,6 @@ def settle(settings: Settings, peer: str | None, off_books: int | None) -> int:
     settings.view(answer)
     _show_payment(off_books, answer)
     return EXIT_PARTLY if answer["state"] == "waits" else 0
-
-
-_SETTLED: Final[show.Columns] = {
-    "role": "role",
-    "peer": show.by_name("peer"),
-    "<settled": "amount_micro",
-}
 
 
 def _show_payment(amount_micro: int, answer: Document) -> None:

@@ -200,27 +200,23 @@ def _next_window(windows: list[list[int]]) -> tuple[str, str]:
     return ("always", "") if end == "never" else (show.moment(windows[0][0]), end)
 
 
-_SLOTS: Final[show.Columns] = {
-    "id": ("id", show.short),
-    "role": "role",
-    "origin": "origin",
-    "node": show.by_name("node"),
-    "kind": "kind",
-    "<quantity": show.level_of("quantity"),
-    "<granted": show.level_of("granted"),
-    "<used": show.level_of("used"),
-    "<price": "price_micro",
-    "next window": lambda row: _next_window(row["windows"])[0],
-    "until": lambda row: _next_window(row["windows"])[1],
-    "<windows": lambda row: str(len(row["windows"])),
-}
-
-
 @asks(market, api.market.SLOTS)
 def slots(answer: Document) -> None:
     """List offers and needs: those of this node, and those of peers that it follows."""
     empty = "nobody offers or needs anything; this node offers what it has once it has a peer"
-    show.rows(answer["slots"], _SLOTS, empty)
+    show.rows(
+        answer["slots"],
+        "id role origin node kind <quantity <granted <used <price next_window until <windows",
+        empty,
+        id=("id", show.short),
+        node=show.by_name("node"),
+        quantity=show.level_of("quantity"),
+        granted=show.level_of("granted"),
+        used=show.level_of("used"),
+        next_window=lambda row: _next_window(row["windows"])[0],
+        until=lambda row: _next_window(row["windows"])[1],
+        windows=lambda row: str(len(row["windows"])),
+    )
 
 
 @market.command()
@@ -241,7 +237,14 @@ def quote(settings: Settings, /, kind: str | None, **asked: Any) -> None:  # noq
         if kind is not None:
             answer["quotes"] = [row for row in answer["quotes"] if row["kind"] == kind]
         settings.view(answer)
-        show.rows(answer["quotes"], _QUOTES, "nobody offers anything")
+        show.rows(
+            answer["quotes"],
+            "node kind <available <price <reserve for_a tier slot",
+            "nobody offers anything",
+            node=show.by_name("node"),
+            available=show.level_of("available"),
+            for_a=("kind", _unit),
+        )
         return
     priced = given.keys() & {"size_bytes", "fuel"}
     if not priced:
@@ -258,18 +261,6 @@ def _unit(kind: api.market.Kind) -> str:
     from xsc.terms.quote import UNITS
 
     return UNITS[kind]
-
-
-_QUOTES: Final[show.Columns] = {
-    "node": show.by_name("node"),
-    "kind": "kind",
-    "<available": show.level_of("available"),
-    "<price": "price_micro",
-    "<reserve": "reserve_micro",
-    "for a": ("kind", _unit),
-    "tier": "tier",
-    "slot": ("slot", show.short),
-}
 
 
 def _show_cost(asked: api.market.Estimate, found: Document) -> None:
@@ -305,26 +296,20 @@ def _lease_use(row: Document) -> str:
     return _amount(row["kind"], row["held" if row["kind"] == "storage" else "used"])
 
 
-_LEASES: Final[show.Columns] = {
-    "lease": ("lease_id", show.short),
-    "role": "role",
-    "peer": show.by_name("peer"),
-    "kind": "kind",
-    "origin": "origin",
-    "<used": _lease_use,
-    "<of": _lease_level,
-    "<price": "price_micro",
-    "<owed": "billed_micro",
-    "<settled": "settled_micro",
-    "state": "state",
-    "until": "end_ms",
-}
-
-
 @asks(market, api.market.LEASES)
 def leases(answer: Document) -> None:
     """List the leases that this node has given and taken."""
-    show.rows(answer["leases"], _LEASES, "this node has no leases")
+    show.rows(
+        answer["leases"],
+        "lease role peer kind origin <used <of <price <owed <settled state until",
+        "this node has no leases",
+        lease=("lease_id", show.short),
+        peer=show.by_name("peer"),
+        used=_lease_use,
+        of=_lease_level,
+        owed="billed_micro",
+        until="end_ms",
+    )
 
 
 @asks(market, api.market.LEASE)
@@ -414,19 +399,16 @@ def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> 
     )
 
 
-_CLEARINGS: Final[show.Columns] = {
-    "clearing": ("id", show.short),
-    "slot": ("slot", show.short),
-    "kind": "kind",
-    "when": "at_ms",
-    "rule": "rule",
-}
-
-
 @asks(market, api.market.CLEARINGS)
 def clearings(answer: Document) -> None:
     """List the clearings of this node's slots that are kept."""
-    show.rows(answer["clearings"], _CLEARINGS, "nothing was cleared here")
+    show.rows(
+        answer["clearings"],
+        "clearing slot kind when rule",
+        "nothing was cleared here",
+        clearing=("id", show.short),
+        when="at_ms",
+    )
 
 
 @asks(market, api.market.CLEARING)
@@ -476,7 +458,15 @@ def show_all(answer: Document) -> None:
     )
     if answer["slots"]:
         show.line()
-        show.rows(answer["slots"], _BARS, "")
+        heads = ("slot", "node", "kind", "mutual (m), one way (w), open (o), pinned (p)")
+        show.table(
+            heads,
+            [
+                (show.short(slot["slot"]), show.named(slot, "node"), slot["kind"], _bar(slot))
+                for slot in answer["slots"]
+            ],
+            "",
+        )
         show.line()
     show.line(f"converged: {'yes' if answer['converged'] else 'no'}")
     show.line(f"network, as far as known: {'yes' if answer['network_converged'] else 'no'}")
@@ -530,12 +520,6 @@ def _bar(slot: Document) -> str:
 _BAR_CELLS: Final = 40
 _LETTERS: Final = {"mutual": "m", "one_way": "w", "open": "o", "pinned": "p"}
 """What stands in a bar for each tier."""
-_BARS: Final[show.Columns] = {
-    "slot": ("slot", show.short),
-    "node": show.by_name("node"),
-    "kind": "kind",
-    "mutual (m), one way (w), open (o), pinned (p)": _bar,
-}
 
 
 @asks(allocation, api.market.GROUPS)
@@ -581,41 +565,41 @@ def consistent(answer: Document) -> None:
     def unheard(row: Document) -> str:
         return ", ".join(names.get(node, show.short(node)) for node in row["unheard"])
 
-    columns: show.Columns = {
-        "node": show.by_name("node"),
-        "written": "written_ms",
-        "<offers": "offers",
-        "<needs": "needs",
-        "of the cut": "consistent",
-        "heard more of": unheard,
-    }
-    show.rows(answer["commitments"], columns, "no commitment is known here")
+    show.rows(
+        answer["commitments"],
+        "node written <offers <needs of_the_cut heard_more_of",
+        "no commitment is known here",
+        node=show.by_name("node"),
+        of_the_cut="consistent",
+        heard_more_of=unheard,
+    )
 
 
-_ENTITLEMENTS: Final[show.Columns] = {
-    "need": ("need", show.short),
-    "node": show.by_name("node"),
-    "kind": "kind",
-    "tier": lambda row: row["tier"] or "pinned",
-    "<granted": show.level_of("quantity"),
-    "<leased": show.level_of("drawn"),
-    "<price": ("price", units.format_credits),
-    "window": ("window", _time),
-    "lapses": _lapses,
-}
+def _show_entitled(answer: Document, empty: str) -> None:
+    show.rows(
+        answer["allocations"],
+        "need node kind tier <granted <leased <price window lapses",
+        empty,
+        node=show.by_name("node"),
+        tier=lambda row: row["tier"] or "pinned",
+        granted=show.level_of("quantity"),
+        leased=show.level_of("drawn"),
+        price=("price", units.format_credits),
+        window=("window", _time),
+        lapses=_lapses,
+    )
 
 
 @asks(allocation, api.market.EXPECTED)
 def expected(answer: Document) -> None:
     """Show what the needs of this node are granted by others."""
-    empty = "nobody grants anything to needs of this node"
-    show.rows(answer["allocations"], _ENTITLEMENTS, empty)
+    _show_entitled(answer, "nobody grants anything to needs of this node")
 
 
 @asks(allocation, api.market.RECEIVED)
 def received(answer: Document) -> None:
     """Show what the cleared leases of this node have."""
-    show.rows(answer["allocations"], _ENTITLEMENTS, "no lease was taken on an offer yet")
+    _show_entitled(answer, "no lease was taken on an offer yet")
 
 
 @asks(allocation, api.market.WHY, name="why")

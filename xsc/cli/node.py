@@ -194,37 +194,34 @@ def _slots(answer: Document, kind: str, unit: str) -> str:
 
 _STORAGE: Final = "{} used and {} reserved of {}"
 _TRAFFIC: Final = "{} sent to peers and {} received, since the start"
-_STATUS: Final[show.Columns] = {
-    "id": "id",
-    "name": "name",
-    "network": "network",
-    "version": "version",
-    "home": "home",
-    "API": "api_url",
-    "peers at": lambda answer: ", ".join(answer["addresses"]) or answer["peer_url"],
-    "up for": lambda answer: format_duration(answer["uptime_s"] * 1000),
-    "peers": ("peers", "{healthy} of {known} answer".format_map),
-    "storage": ("storage", lambda part: _sizes(_STORAGE, part, "used", "reserved", "capacity")),
-    "traffic": ("traffic", lambda part: _sizes(_TRAFFIC, part, "sent", "received")),
-    "compute": ("compute", "{running} running and {queued} queued on {workers} workers".format_map),
-    "storage slots": lambda answer: _slots(answer, "storage", "bytes"),
-    "compute slots": lambda answer: _slots(answer, "compute", "fuel_per_s"),
-}
-
-
-_VERSION: Final[show.Columns] = {"node": "name", "runs": "version", "network": "network"}
 
 
 @asks(node, api.status.VERSION)
 def version(answer: Document) -> None:
     """Say which XSC the node runs."""
-    show.fields(answer, _VERSION)
+    show.fields(answer, "node runs network", node="name", runs="version")
 
 
 @asks(node, api.status.STATUS)
 def status(answer: Document) -> None:
     """Show what the node is, holds and does."""
-    show.fields(answer, _STATUS)
+    show.fields(
+        answer,
+        "id name network version home API peers_at up_for peers storage traffic compute "
+        "storage_slots compute_slots",
+        API="api_url",
+        peers_at=lambda answer: ", ".join(answer["addresses"]) or answer["peer_url"],
+        up_for=lambda answer: format_duration(answer["uptime_s"] * 1000),
+        peers=("peers", "{healthy} of {known} answer".format_map),
+        storage=("storage", lambda part: _sizes(_STORAGE, part, "used", "reserved", "capacity")),
+        traffic=("traffic", lambda part: _sizes(_TRAFFIC, part, "sent", "received")),
+        compute=(
+            "compute",
+            "{running} running and {queued} queued on {workers} workers".format_map,
+        ),
+        storage_slots=lambda answer: _slots(answer, "storage", "bytes"),
+        compute_slots=lambda answer: _slots(answer, "compute", "fuel_per_s"),
+    )
     leases = answer["leases"]
     if leases["ending"]:
         why = "; ".join(leases["reasons"]) or "not asked yet"
@@ -261,7 +258,14 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
         found = check_home(settings.home, deep=deep, salvaged=salvage)
         answer = serial.document(found)
     settings.view(answer)
-    show.fields(answer, _AUDIT)
+    show.fields(
+        answer,
+        "bodies held counted index damaged space",
+        held=("bytes_held", format_size),
+        counted=("bytes_counted", format_size),
+        damaged=lambda answer: str(len(answer["damaged"])),
+        space=("space_records", "{} records".format),
+    )
     for fault in [*answer["index_faults"], *answer["space_faults"]]:
         show.warn(fault)
     for first, last in answer["unreadable"]:
@@ -272,16 +276,6 @@ def fsck(settings: Settings, *, deep: bool, salvage: bool) -> int:
     if answer["kept"] is not None:
         show.say(f"the damaged directory is {answer['kept']}; delete it when nothing is missed")
     return 0 if answer["whole"] else errors.StoreDamaged.exit_code
-
-
-_AUDIT: Final[show.Columns] = {
-    "bodies": "bodies",
-    "held": ("bytes_held", format_size),
-    "counted": ("bytes_counted", format_size),
-    "index": "index",
-    "damaged": lambda answer: str(len(answer["damaged"])),
-    "space": ("space_records", "{} records".format),
-}
 
 
 @node.command()
@@ -331,7 +325,14 @@ def drain(settings: Settings, what: str | None, proof: Path | None) -> int:
     if answer["state"] == "staying":
         show.line("the node is not leaving")
         return 0
-    show.fields(answer, _DRAIN)
+    show.fields(
+        answer,
+        "state peers_told released left owed_to_it",
+        peers_told="{peers_told} of {peers}".format_map,
+        released=partial(_so_much, which="released"),
+        left=partial(_so_much, which="left"),
+        owed_to_it=lambda answer: f"{format_credits(answer['owed_micro'])} credits",
+    )
     for line in _drain_warnings(answer):
         show.warn(line)
     if answer["state"] != "done":
@@ -374,15 +375,6 @@ def _drained(calls: Calls) -> Document:
 def _so_much(answer: Document, which: str) -> str:
     objects = count_of(answer[f"{which}_objects"], "object")
     return f"{objects}, {format_size(answer[f'{which}_bytes'])}"
-
-
-_DRAIN: Final[show.Columns] = {
-    "state": "state",
-    "peers told": "{peers_told} of {peers}".format_map,
-    "released": partial(_so_much, which="released"),
-    "left": partial(_so_much, which="left"),
-    "owed to it": lambda answer: f"{format_credits(answer['owed_micro'])} credits",
-}
 
 
 def _stays(row: Document) -> str:
@@ -593,18 +585,6 @@ def _warn_of_lost(names: Iterable[str]) -> None:
         )
 
 
-_BACKUP: Final[show.Columns] = {
-    "id": "id",
-    "of": "created_ms",
-    "objects": "objects",
-    "peers": "peers",
-    "ledger": ("entries", "{} entries".format),
-    "space": ("space_records", "{} records".format),
-    "shards": lambda kept: f"{kept['bodies']} ({format_size(kept['bodies_bytes'])})",
-    "key": lambda kept: "in the backup" if kept["identity"] else "not in the backup",
-}
-
-
 def _tell(settings: Settings, found: Brought | None, since: Document | None) -> None:
     kept: Document | None = None
     if found is not None:
@@ -614,7 +594,15 @@ def _tell(settings: Settings, found: Brought | None, since: Document | None) -> 
             **found.counts,
             "identity": found.head.identity,
         }
-        show.fields(kept, _BACKUP)
+        show.fields(
+            kept,
+            "id of objects peers ledger space shards key",
+            of="created_ms",
+            ledger=("entries", "{} entries".format),
+            space=("space_records", "{} records".format),
+            shards=lambda kept: f"{kept['bodies']} ({format_size(kept['bodies_bytes'])})",
+            key=lambda kept: "in the backup" if kept["identity"] else "not in the backup",
+        )
     settings.view({"home": str(settings.home), "backup": kept, "since": since})
     if since is not None:
         show.note(

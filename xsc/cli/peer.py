@@ -66,27 +66,6 @@ def _came_by(row: Document) -> str:
 
 
 NO_PEERS: Final = "this node knows no peers; `xsc peer invite` makes an invitation for one"
-_PEERS: Final[show.Columns] = {
-    "name": "name",
-    "id": ("id", show.short),
-    "state": "state",
-    "reaches us": _reaches,
-    "came by": _came_by,
-    "tier": "tier",
-    "<recognised": "recognised_ppm",
-    "<recognises us": "recognises_ppm",
-    "<owes us": "balance_micro",
-}
-
-
-_COSTS: Final[show.Columns] = {
-    "name": "name",
-    "method": "method",
-    "<units": "units",
-    "<processor us": "processor_us",
-    "<units left": "units_left",
-    "<synced left": ("synced_bytes_left", format_size),
-}
 
 
 @peer.command()
@@ -105,9 +84,23 @@ def ls(settings: Settings, costs: bool) -> None:
     settings.view(answer)
     if costs:
         rows = [row | spent for row in answer["peers"] for spent in row["spent"]]
-        show.rows(rows, _COSTS, "no peer called this node within the last minute")
+        show.rows(
+            rows,
+            "name method <units <processor_us <units_left <synced_left",
+            "no peer called this node within the last minute",
+            synced_left=("synced_bytes_left", format_size),
+        )
     else:
-        show.rows(answer["peers"], _PEERS, NO_PEERS)
+        show.rows(
+            answer["peers"],
+            "name id state reaches_us came_by tier <recognised <recognises_us <owes_us",
+            NO_PEERS,
+            id=("id", show.short),
+            reaches_us=_reaches,
+            came_by=_came_by,
+            recognises_us="recognises_ppm",
+            owes_us="balance_micro",
+        )
 
 
 @asks(peer, api.peers.REMOVE)
@@ -155,25 +148,20 @@ def recognise(answer: Document) -> str:
     return f"{answer['name']} is recognised with {format_share(answer['weight_ppm'])}"
 
 
-_HEALTH: Final[show.Columns] = {
-    "peer": show.by_name("id"),
-    "state": "state",
-    "<availability": "availability_ppm",
-    "<quality": "quality_ppm",
-    "<response": ("response_ms", "{}ms".format),
-    "<probes": "probes",
-    "<missed": "misses",
-    "<wrong": "wrong",
-    "seen": "last_seen_ms",
-    "false clearing": lambda row: (
-        show.short(row["false_clearing"]) if row["false_clearing"] else ""
-    ),
-}
-
-
 @click.command(cls=Command)
 def health(settings: Settings) -> None:
     """Show how the peers answer this node's probes."""
     answer = settings.ask(api.status.HEALTH)
     settings.view(answer)
-    show.rows(answer["peers"], _HEALTH, NO_PEERS)
+    show.rows(
+        answer["peers"],
+        "peer state <availability <quality <response <probes <missed <wrong seen false_clearing",
+        NO_PEERS,
+        peer=show.by_name("id"),
+        response=("response_ms", "{}ms".format),
+        missed="misses",
+        seen="last_seen_ms",
+        false_clearing=lambda row: (
+            show.short(row["false_clearing"]) if row["false_clearing"] else ""
+        ),
+    )

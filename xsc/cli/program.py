@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 import click
 from click import argument, option
@@ -100,18 +99,15 @@ def set_(_: Document) -> None:
     """Give a variable a value, and compute what depends on it at once."""
 
 
-_PROGRAMS: Final[show.Columns] = {
-    "hash": "hash",
-    "id": lambda row: f"{row['id']} (built in)" if row["built_in"] else row["id"],
-    "state": "state",
-    "<frame": "frame",
-}
-
-
 @asks(program, api.programs.LIST)
 def ls(answer: Document) -> None:
     """List the registered programs, and whether they run."""
-    show.rows(answer["programs"], _PROGRAMS, "no program is registered")
+    show.rows(
+        answer["programs"],
+        "hash id state <frame",
+        "no program is registered",
+        id=lambda row: f"{row['id']} (built in)" if row["built_in"] else row["id"],
+    )
 
 
 @program.command()

@@ -127,30 +127,33 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> 
 
 Cell: TypeAlias = "str | tuple[str, Callable[[Any], str]] | Callable[[Document], str]"
 """The key of a field, that key with what makes a text of it, or what makes a text of the row."""
-Columns: TypeAlias = Mapping[str, Cell]
-"""The cells of a row by the heads of their columns, as `table` takes these."""
 
 
-def rows(found: Iterable[Document], columns: Columns, empty: str = "") -> None:
+def rows(found: Iterable[Document], heads: str, empty: str = "", **cells: Cell) -> None:
     """Print the rows of an answer as a table.
 
     Args:
         found: the rows.
-        columns: what of them is shown.
+        heads: of the columns, `_` for a blank; `<` before one puts its numbers to the right.
         empty: said on standard error where there are no rows.
+        cells: what stands under a head that is not the name of a field, its unit left out.
     """
     if for_people():
-        cells = [[_text_of(row, cell) for cell in columns.values()] for row in found]
-        table(list(columns), cells, empty)
+        names = heads.replace("<", "").split()
+        texts = [[_text_of(row, name, cells) for name in names] for row in found]
+        table([head.replace("_", " ") for head in heads.split()], texts, empty)
 
 
-def fields(answer: Document, shown: Columns) -> None:
-    """Print fields of an answer, one a line, by their names for people."""
+def fields(answer: Document, names: str, **cells: Cell) -> None:
+    """Print fields of an answer, one a line, by their names for people (`rows`)."""
     if for_people():
-        pairs([(name, _text_of(answer, cell)) for name, cell in shown.items()])
+        pairs([(name.replace("_", " "), _text_of(answer, name, cells)) for name in names.split()])
 
 
-def _text_of(row: Document, cell: Cell) -> str:
+def _text_of(row: Document, name: str, cells: Mapping[str, Cell]) -> str:
+    cell = cells.get(name) or next(
+        (f"{name}_{unit}" for unit in _FORMS if f"{name}_{unit}" in row), name
+    )
     if callable(cell):
         return cell(row)
     if isinstance(cell, tuple):
@@ -305,9 +308,10 @@ def moment(at_ms: int | None) -> str:
 
 
 _FORMS: Mapping[str, Callable[[Any], str]] = {
+    **dict.fromkeys(("clearing", "need", "node", "slot"), short),
     "bytes": units.format_size,
     "micro": units.format_credits,
     "ms": moment,
     "ppm": units.format_share,
 }
-"""What makes a text of a field, by the unit at the end of its name: times are moments."""
+"""What makes a text of a field, by the last word of its name: a unit, or what has an id."""

@@ -26,21 +26,10 @@ def _own_paths(calls: Calls) -> Iterable[str]:
 
 
 ADDRESS = options.Parsed("PATH", str, _own_paths)
-_STATS: Final[show.Columns] = {
-    "records": "records",
-    "live": "live_bytes",
-    "on disk": "disk_bytes",
-    "subscriptions": "subscriptions",
-    "received": "received_bytes",
-    "sent": "sent_bytes",
-}
-_SHARED_PROGRAMS: Final[show.Columns] = {"program": "path", "<size": "size_bytes"}
-_RUNNING: Final[show.Columns] = {"runs": "hash", "id": "id", "state": "state", "<frame": "frame"}
-_RECORDS: Final[show.Columns] = {
-    "path": "path",
-    "<sequence": "sequence",
-    "<size": "size_bytes",
-}
+_STATS: Final = "records live on_disk subscriptions received sent"
+
+
+_RECORDS: Final = "path <sequence <size"
 
 
 @click.group(cls=Group)
@@ -136,33 +125,33 @@ def _shown(value: str | dict[str, str] | None) -> str:
 @asks(space, api.space.STATS)
 def stats(answer: Document) -> None:
     """Show how much the space of this node holds."""
-    show.fields(answer, _STATS)
+    show.fields(answer, _STATS, on_disk="disk_bytes")
 
 
 def _age(age_ms: int | None) -> str:
     return "never" if age_ms is None else format_duration(age_ms)
 
 
-_NODES: Final[show.Columns] = {
-    "node": "name",
-    "active": "active",
-    "<last head": ("head_age_ms", _age),
-}
-
-
 @asks(space, api.space.DIAGNOSTICS)
 def diagnostics(answer: Document) -> None:
     """Show what this node lists and follows, who is active, and its place in causality."""
     names = {row["node"]: row["name"] for row in answer["nodes"]}
-    follows: show.Columns = {
-        "follows": lambda row: names.get(row["owner"], show.short(row["owner"])),
-        "prefix": "prefix",
-        "<cursor": "cursor",
-    }
-    show.rows(answer["programs"], _SHARED_PROGRAMS, "no programs")
-    show.rows(answer["running"], _RUNNING, "no program is registered")
-    show.rows(answer["subscriptions"], follows, "nothing is followed")
-    show.rows(answer["nodes"], _NODES, "no peers")
+
+    show.rows(answer["programs"], "program <size", "no programs", program="path")
+    show.rows(answer["running"], "runs id state <frame", "no program is registered", runs="hash")
+    show.rows(
+        answer["subscriptions"],
+        "follows prefix <cursor",
+        "nothing is followed",
+        follows=lambda row: names.get(row["owner"], show.short(row["owner"])),
+    )
+    show.rows(
+        answer["nodes"],
+        "node active <last_head",
+        "no peers",
+        node="name",
+        last_head=("head_age_ms", _age),
+    )
     show.pairs(
         [
             ("domain", answer["causality"]["domain"] or "none yet"),
@@ -174,4 +163,4 @@ def diagnostics(answer: Document) -> None:
 @asks(space, api.space.COMPACT, timeout_s=FSCK_TIMEOUT_S)
 def compact(answer: Document) -> None:
     """Return the room of what was deleted or replaced to the disk; show what is left."""
-    show.fields(answer, _STATS)
+    show.fields(answer, _STATS, on_disk="disk_bytes")

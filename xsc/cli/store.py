@@ -318,33 +318,29 @@ def listing(
                 row.pop(key, None)
     settings.view(answer)
     empty = "this node has stored nothing" + (" under such names" if prefix else "")
-    show.rows(answer["objects"], _OBJECTS, empty)
+    show.rows(
+        answer["objects"],
+        "name <version <size stored <margin capability",
+        empty,
+        version=_version,
+        stored="created_ms",
+    )
 
 
 def _version(row: Document) -> str:
     return str(row["version"]) if row["name"] else "-"
 
 
-_OBJECTS: Final[show.Columns] = {
-    "name": "name",
-    "<version": _version,
-    "<size": "size_bytes",
-    "stored": "created_ms",
-    "<margin": "margin",
-    "capability": "capability",
-}
-
-
 def _show_ending(objects: Sequence[Document]) -> None:
-    columns: show.Columns = {
-        "name": "name",
-        "<version": _version,
-        "host": ("node", show.short),
-        "kept until": ("ends_ms", _until),
-        "why": lambda end: end["reason"] or "not asked yet",
-    }
-    rows = [row | end for row in objects for end in row["ending"]]
-    show.rows(rows, columns, "nothing ends soon")
+    show.rows(
+        [row | end for row in objects for end in row["ending"]],
+        "name <version host kept_until why",
+        "nothing ends soon",
+        version=_version,
+        host=("node", show.short),
+        kept_until=("ends_ms", _until),
+        why=lambda end: end["reason"] or "not asked yet",
+    )
 
 
 def _until(ends_ms: int | None) -> str:
@@ -390,14 +386,9 @@ def _show_placement(answer: Document, *, deep: bool = False) -> None:
         host = show.short(end["node"])
         show.warn(f"the lease at {host} was not renewed, its end is {until}{reason}")
     if about is not None and about["worst"]:
-        show.rows(about["worst"], _WORST)
-
-
-_WORST: Final[show.Columns] = {
-    "<margin": "margin",
-    "readable": "readable",
-    "path": lambda row: row["path"] or "(the list)",
-}
+        show.rows(
+            about["worst"], "<margin readable path", path=lambda row: row["path"] or "(the list)"
+        )
 
 
 def _worth(answer: Document) -> list[tuple[str, str]]:
@@ -452,8 +443,8 @@ def stat(settings: Settings, cap: str | Named, version: int | None) -> None:
     answer = survey(calls, resolve(calls, cap, version), calls.stat, _ASKING)
     settings.view(answer)
     _show_placement(answer)
-    columns: show.Columns = {"<shard": "shard", "node": ("node", show.short), "state": "state"}
-    show.rows(answer["hosts"], columns, "it has no shards: its content is in the manifest")
+    empty = "it has no shards: its content is in the manifest"
+    show.rows(answer["hosts"], "<shard node state", empty)
 
 
 @store.command()
@@ -475,7 +466,8 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
     _show_placement(answer, deep=deep)
     about = answer.get("tree")
     if answer["bad"]:
-        show.rows(answer["bad"], _BAD | ({} if about is None else {"path": "path"}))
+        path = "" if about is None else " path"
+        show.rows(answer["bad"], f"<segment <shard node reason{path}")
     states = Counter(row["state"] for row in answer["hosts"]) if about is None else about["shards"]
     lost = sum(states.values()) - states.get("ok", 0)
     if states.keys() & {"corrupt", "missing"}:
@@ -493,14 +485,6 @@ def check(settings: Settings, cap: str | Named, version: int | None, *, deep: bo
         )
         return errors.EXIT_PARTLY
     return 0
-
-
-_BAD: Final[dict[str, show.Cell]] = {
-    "<segment": "segment",
-    "<shard": "shard",
-    "node": ("node", show.short),
-    "reason": "reason",
-}
 
 
 @store.command()
@@ -684,7 +668,14 @@ def gc(answer: Document) -> int:
     confirmed yet. The node does all of it by itself in time. Exits with 7 if a
     host is still to be asked.
     """
-    show.fields(answer, _COLLECTED)
+    show.fields(
+        answer,
+        "leases_over uploads_given_up deletions room_returned",
+        leases_over="expired_bytes",
+        uploads_given_up="leftover_bytes",
+        deletions=("deletions_confirmed", "{} completed".format),
+        room_returned=lambda answer: f"about {format_size(answer['reclaimed_bytes'])}",
+    )
     if answer["deletions_given_up"]:
         ended = count_of(answer["deletions_given_up"], "deletion")
         show.line(f"{ended} ended unconfirmed: silent hosts' leases and their grace are over")
@@ -693,14 +684,6 @@ def gc(answer: Document) -> int:
     still = count_of(answer["deletions_open"], "deletion")
     show.warn(f"{still} not confirmed by every host yet")
     return errors.EXIT_PARTLY
-
-
-_COLLECTED: Final[show.Columns] = {
-    "leases over": "expired_bytes",
-    "uploads given up": "leftover_bytes",
-    "deletions": ("deletions_confirmed", "{} completed".format),
-    "room returned": lambda answer: f"about {format_size(answer['reclaimed_bytes'])}",
-}
 
 
 _LETTERS = {"directory": "d", "file": "-", "link": "l"}
