@@ -371,32 +371,29 @@ def _show_price(settings: Settings, raw: bytes, passed_over: list[Document]) -> 
     from xsc.node.offline.verify import explain_price
 
     asked, because = explain_price(raw)
-    provider, customer, slot = map(to_text, (asked.provider, asked.customer, asked.slot))
-    need_id = None if asked.need is None else to_text(asked.need)
     answer = {
-        "provider": provider,
-        "customer": customer,
+        "provider": to_text(asked.provider),
+        "customer": to_text(asked.customer),
         "kind": asked.kind,
         "price_micro": asked.price,
         "tier": asked.tier,
-        "slot": slot,
-        "need": need_id,
+        "slot": to_text(asked.slot),
+        "need": None if asked.need is None else to_text(asked.need),
         "why": because,
         "passed_over": passed_over,
     }
     settings.view(answer)
-    show.pairs(
-        [
-            ("provider", show.short(provider)),
-            ("customer", show.short(customer)),
-            ("price", _price(asked.kind, asked.price)),
-            ("tier", _TIERS[asked.tier]),
-            ("slot", show.short(slot)),
-            *([] if need_id is None else [("need", show.short(need_id))]),
-            ("why", because),
-            *(("passed over", row["reason"]) for row in passed_over),
-        ]
+    need_name = "" if asked.need is None else "need "
+    show.fields(
+        answer,
+        f"provider customer price tier slot {need_name}why",
+        provider=("provider", show.short),
+        customer=("customer", show.short),
+        price=lambda _: _price(asked.kind, asked.price),
+        tier=("tier", _TIERS.__getitem__),
     )
+    for row in passed_over:
+        show.line(f"passed over  {row['reason']}")
 
 
 @asks(market, api.market.CLEARINGS)

@@ -76,15 +76,11 @@ class Settings:
         """Return the calls of the node at the home."""
         from xsc.client.calls import Calls
 
-        return Calls(self.home, trace=self._trace if self.verbose else None)
+        return Calls(self.home, trace=show.say if self.verbose else None)
 
     def runs(self) -> bool:
         """Say whether the node of the home runs, without asking what has never run."""
         return (self.home / "api.json").exists() and self.calls().alive()
-
-    @staticmethod
-    def _trace(line: str) -> None:
-        click.echo(line, err=True)
 
     def ask(
         self, endpoint: Endpoint[Q, Any], asked: Q | None = None, *parts: bytes, **how: float
@@ -310,22 +306,20 @@ class _Module(_File):
         """Return the modules and directories that begin so."""
         from click.shell_completion import CompletionItem
 
-        folder, _, name = incomplete.rpartition("/")
-        place = Path(folder or ("/" if incomplete.startswith("/") else "."))
-        before = incomplete[: len(incomplete) - len(name)]
+        folder, slash, name = incomplete.rpartition("/")
         try:
-            found = sorted(path for path in place.iterdir() if path.name.startswith(name))
+            found = sorted(Path(folder + slash or ".").iterdir())
         except OSError:
             return []
-        shown = [
-            before + path.name + ("/" if path.is_dir() else "")
+        words = [
+            folder + slash + path.name + "/" * path.is_dir()
             for path in found
-            if path.is_dir() or path.suffix == ".wasm"
+            if path.name.startswith(name) and (path.is_dir() or path.suffix == ".wasm")
         ]
-        if len(shown) == 1 and shown[0].endswith("/"):
+        if len(words) == 1 and words[0].endswith("/"):
             # The shell goes on with what is in it, instead of beginning the next word.
-            return self.shell_complete(ctx, param, shown[0]) or [CompletionItem(shown[0])]
-        return [CompletionItem(word) for word in shown if _PLAIN_WORD.fullmatch(word)]
+            return self.shell_complete(ctx, param, words[0]) or [CompletionItem(words[0])]
+        return [CompletionItem(word) for word in words if _PLAIN_WORD.fullmatch(word)]
 
 
 def _path(text: str) -> Path:
@@ -438,15 +432,13 @@ def _capability(text: str) -> str:
 def _warn_of_list() -> None:
     """Say once, to a person, that others can read a capability in the list of processes."""
     ctx = click.get_current_context(silent=True)
-    settings = None if ctx is None else ctx.find_object(Settings)
-    if settings is None or settings.warned:
+    if ctx is None or ctx.obj.warned or not (sys.stderr.isatty() or ctx.obj.verbose):
         return
-    if sys.stderr.isatty() or settings.verbose:
-        settings.warned = True
-        show.warn(
-            "a capability on a command line can be read by other users of this machine; "
-            "@FILE or - keep it out of there"
-        )
+    ctx.obj.warned = True
+    show.warn(
+        "a capability on a command line can be read by other users of this machine; "
+        "@FILE or - keep it out of there"
+    )
 
 
 def object_of(text: str) -> str | Named:

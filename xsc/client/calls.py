@@ -75,14 +75,14 @@ class DeployOptions(LimitOptions, total=False):
     """The node that serves it; this one where None."""
 
 
-def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Do something with each item, several at once; return what came of it, in order.
+def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Do something with each item, several at once; yield what came of it, in order.
 
     Raises:
         Exception: the first that was met; what has not begun by then is not begun.
     """
     with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(work, items))
+        yield from pool.map(work, items)
 
 
 def code_text(code: tuple[int, int] | None) -> str | None:

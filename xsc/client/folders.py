@@ -506,4 +506,4 @@ def remove_all(calls: Calls, capabilities: Sequence[str]) -> list[Document]:
     Several at once: a deletion is on the disks of six hosts before they confirm it, and those
     that come together are synced together.
     """
-    return side_by_side(calls.remove, capabilities)
+    return list(side_by_side(calls.remove, capabilities))
