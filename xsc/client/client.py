@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from xsc import api
@@ -181,12 +180,7 @@ class Node(_Face):
         self.id = str((await self.status())["id"])
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Nothing is kept open between calls."""
 
     async def put(self, source: Path | str | bytes, **how: Unpack[PutOptions]) -> str:

@@ -20,7 +20,6 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from xsc.base.errors import ArgumentInvalid, ReceiptInvalid, TooLarge, unwritable
@@ -281,12 +280,7 @@ class Partial:
             f"another process writes {self._part}", hint="wait for it, or name another file"
         )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is not None and not self.kept_bytes:
                 self._part.unlink(missing_ok=True)

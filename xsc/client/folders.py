@@ -28,7 +28,7 @@ from xsc.base.limits import TREE_DEPTH_MAX
 from xsc.client import tree as trees
 from xsc.client.calls import Calls, side_by_side
 from xsc.client.core import BLOCK_BYTES, Document, Progress, Watch, unwatched
-from xsc.client.files import object_id, upload_id
+from xsc.client.files import object_id, upload_id, write_whole
 from xsc.client.targets import read_tree
 
 TRIES = 3
@@ -445,8 +445,7 @@ def _fetch(calls: Calls, root: Path, coming: Path, node: trees.Node, progress: P
     if coming.is_symlink():
         coming.unlink()
     if node.capability is None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(coming, flags, 0o600))
+        write_whole(coming, (), mode=0o600)
     else:
         calls.get(node.capability, coming, lambda _: nullcontext(progress))
     size = coming.stat().st_size
