@@ -20,17 +20,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from xsc.base.errors import ArgumentInvalid, ObjectUnknown, UploadChanged, unwritable
-from xsc.base.limits import TREE_DEPTH_MAX
+from xsc.base.limits import KIB, MIB, READ_TOGETHER_MAX, TREE_DEPTH_MAX
 from xsc.client import tree as trees
 from xsc.client.calls import Calls, side_by_side
 from xsc.client.core import BLOCK_BYTES, Document, Progress, Watch, unwatched
-from xsc.client.files import object_id, upload_id, write_whole
+from xsc.client.files import object_id, upload_id
 from xsc.client.targets import read_tree
 
+SMALL_BYTES = 64 * KIB
+"""Files up to this size are fetched many in one call."""
+TOGETHER_BYTES = MIB
 TRIES = 3
 """How often a file is read that changes while it is stored."""
 MODE_KEPT = 0o777
@@ -259,7 +264,8 @@ def put_tree(
                 waiting.append(node)
         with watch(sum(node.size_bytes for node in waiting)) as progress:
             storing = _Storing(calls, top, full, options, how, progress, parts)
-            nodes += _all_that_can_be(storing.store, waiting, left_out)
+            work = partial(_all_that_can_be, storing.store, left_out)
+            nodes += chain.from_iterable(side_by_side(work, [[node] for node in waiting]))
     finally:
         os.close(top)
     nodes.sort(key=lambda node: trees.order(node.path))
@@ -293,22 +299,16 @@ def _newest(calls: Calls, full: str) -> tuple[trees.Tree | None, str]:
 
 
 def _all_that_can_be(
-    work: Callable[[trees.Node], trees.Node], nodes: Sequence[trees.Node], left_out: Warn
+    work: Callable[[trees.Node], trees.Node], left_out: Warn, nodes: Sequence[trees.Node]
 ) -> list[trees.Node]:
-    """Do something for several at once; return what came of it.
-
-    Raises:
-        Exception: the first that was met; what has not begun by then is not begun.
-    """
-
-    def tried(node: trees.Node) -> trees.Node | None:
+    """Do something for each; return what came of those with which the disk had no fault."""
+    done = []
+    for node in nodes:
         try:
-            return work(node)
+            done.append(work(node))
         except OSError as fault:
             left_out(f"{os.fsdecode(node.path)} is left out: {fault.strerror}")
-            return None
-
-    return [node for node in side_by_side(tried, nodes) if node is not None]
+    return done
 
 
 # Fetching
@@ -356,12 +356,25 @@ def get_tree(
             numbers = {node.path: number for number, node in enumerate(tree.nodes)}
             with watch(sum(node.size_bytes for node in missing)) as progress:
 
-                def fetch(node: trees.Node) -> trees.Node:
-                    _fetch(calls, root, incoming / str(numbers[node.path]), node, progress)
-                    return node
+                def fetch(group: Sequence[trees.Node]) -> int:
+                    contents = _contents(calls, group)
 
-                fetched = _all_that_can_be(fetch, missing, warn)
-            if failed := len(missing) - len(fetched):
+                    def write(node: trees.Node) -> trees.Node:
+                        coming, content = incoming / str(numbers[node.path]), contents[node]
+                        if coming.is_symlink():
+                            coming.unlink()
+                        if content is not None:
+                            _write(coming, content)
+                            progress(len(content))
+                        elif node.capability is not None:
+                            calls.get(node.capability, coming, lambda _: nullcontext(progress))
+                        _put_in_place(coming, root, node)
+                        return node
+
+                    return len(_all_that_can_be(write, warn, group))
+
+                fetched = sum(side_by_side(fetch, list(_groups(missing))))
+            if failed := len(missing) - fetched:
                 raise ArgumentInvalid(f"{failed} files of the directory cannot be written")
             _finish(root, tree)
             root.rename(folder)
@@ -441,13 +454,43 @@ def _is_there(root: Path, node: trees.Node) -> bool:
     )
 
 
-def _fetch(calls: Calls, root: Path, coming: Path, node: trees.Node, progress: Progress) -> None:
-    if coming.is_symlink():
-        coming.unlink()
-    if node.capability is None:
-        write_whole(coming, (), mode=0o600)
-    else:
-        calls.get(node.capability, coming, lambda _: nullcontext(progress))
+def _groups(nodes: Sequence[trees.Node]) -> Iterator[list[trees.Node]]:
+    """Yield files that are fetched in one call: large ones alone, small ones together."""
+    group: list[trees.Node] = []
+    size = 0
+    for node in nodes:
+        if node.size_bytes > SMALL_BYTES:
+            yield [node]
+            continue
+        if len(group) == READ_TOGETHER_MAX or size + node.size_bytes > TOGETHER_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(node)
+        size += node.size_bytes
+    if group:
+        yield group
+
+
+def _contents(calls: Calls, group: Sequence[trees.Node]) -> dict[trees.Node, bytes | None]:
+    """Return what small files hold; None of one that is to be fetched by itself."""
+    found: dict[trees.Node, bytes | None] = {
+        node: None if node.size_bytes else b"" for node in group
+    }
+    small = [node for node in group if 0 < node.size_bytes <= SMALL_BYTES]
+    if small:
+        contents = calls.read_together([node.capability for node in small if node.capability])
+        found.update(zip(small, contents, strict=True))
+    return found
+
+
+def _write(coming: Path, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(coming, flags, 0o600), "wb") as file:
+        file.write(content)
+
+
+def _put_in_place(coming: Path, root: Path, node: trees.Node) -> None:
+    """Give a file that has come its mode, time and name."""
     size = coming.stat().st_size
     if size != node.size_bytes:
         coming.unlink()
