@@ -26,7 +26,7 @@ class Register(Model):
     activate: bool = False
 
 
-State = Literal["registered", "active", "backing_off", "oscillates", "failed"]
+State = Literal["registered", "active", "stopped", "backing_off", "oscillates", "failed"]
 
 
 class Program(Model):
@@ -105,6 +105,10 @@ LIST = listing("/v1/programs", Nothing, Program, "List the programs.")
 SHOW = get("/v1/programs/{hash}", Hash, Results, "Show what a program computed last.")
 ACTIVATE = post("/v1/programs/{hash}/activate", Hash, Results, "Run a program.")
 DEACTIVATE = post("/v1/programs/{hash}/deactivate", Hash, Results, "Run a program no more.")
+EXEC = post("/v1/programs/{hash}/exec", Hash, Results, "Run a frame of an active program now.")
+STOP = post(
+    "/v1/programs/{hash}/stop", Hash, Results, "Stop a program until the node starts again."
+)
 SET = Endpoint(
     "PUT", "/v1/programs/{hash}/variables/{name}", Set, Results, "Give a variable a value."
 )

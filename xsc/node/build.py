@@ -81,11 +81,11 @@ from xsc.node.jobs import JobInputs, Modules
 from xsc.node.programs import ALLOCATION, Exports, allocation_function
 from xsc.node.tasks import Tasks
 from xsc.programs import running as programs_running
+from xsc.programs.cells import CellSyncManager
 from xsc.programs.functions import Functions
-from xsc.programs.recorder import Recorder
+from xsc.programs.provenance import Recorder
 from xsc.programs.service import ComputeRuntimeManager
 from xsc.space import sync as space_sync
-from xsc.space.cell_sync import CellSyncManager
 from xsc.space.following import Following
 from xsc.space.intervals import Intervals
 from xsc.space.paths import UserSpacePaths
@@ -385,8 +385,6 @@ class Node:
             clock=context.clock,
             log=context.log,
         )
-        self.cells = CellSyncManager(self.space, context.log, self.following.update)
-        self.following.also = self.cells.subscriptions
         self.circle = CircleSync(
             self.peers,
             self.space,
@@ -607,6 +605,7 @@ class Node:
             start=self.tasks.start,
             functions=Functions(),
         )
+        self.cells = CellSyncManager(self.programs, self.space)
 
     def _answer_peers(self) -> None:
         """Have the services answer what peers ask once they are served, and what this node asks."""
@@ -721,7 +720,6 @@ class Node:
         self.allocator.program = self.programs.serve(ALLOCATION, [own], [again])
         self.tasks.once("interval", self.intervals.get)
         self.tasks.start("space", self.space.run)
-        self.tasks.start("cells", self.cells.run)
         self.tasks.start("space_compact", self._compact_space)
         self.tasks.start("health", self.health.run)
         self.tasks.start("commitment", self.commitments.run)

@@ -6,12 +6,14 @@ go wrong in every frame is refused here (docs/design/programs.md, C1 to C7).
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from xsc.base.errors import ProgramInvalid
-from xsc.programs.document import Computation, Document, ModuleCall, Program, Variable
+from xsc.base.ids import short
+from xsc.programs.document import Computation, Document, ModuleCall, Output, Program, Variable
 from xsc.programs.functions import Function, Functions
 from xsc.programs.limits import PROGRAM_VALUES_BYTES_MAX, STATE_CELLS_MAX
 from xsc.programs.numbers import Value, exported_type, size_max, storage_of
@@ -26,6 +28,15 @@ class Slot:
 
     slot: int
     type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """An input of a step: its parameter, and the variable that is read."""
+
+    param: str
+    variable: Variable
+    slot: Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +58,18 @@ class Step:
     function: Function | ModuleCall
     bound: str
     """What the type variable of a function stands for."""
-    inputs: tuple[tuple[str, Slot], ...]
+    inputs: tuple[Read, ...]
     outputs: tuple[Published, ...]
+
+    @property
+    def merges(self) -> bool:
+        """Whether it merges what the sources of a cell say."""
+        return isinstance(self.function, Function) and self.function.merges
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it is that of a cell, and not in the document."""
+        return "." in self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +194,9 @@ class _Compiler:
             function, bound, results = call, "", []
             ordered = tuple(sorted(types))
             for param, type_ in types.items():
-                if exported_type(type_) is None:
-                    raise self.fault(f"a module takes no {type_}", *at, "inputs", param)
+                if not call.is_filter and exported_type(type_) is None:
+                    message = f"a module takes no {type_} by an export"
+                    raise self.fault(message, *at, "inputs", param)
             wanted = {output.result for output in computation.outputs}
             if wanted != set(range(len(wanted))):
                 raise self.fault("the results of a module are used from 0 on", *at, "outputs")
@@ -190,8 +212,10 @@ class _Compiler:
         for output in computation.outputs:
             place = (*at, "outputs", output.name)
             if isinstance(function, ModuleCall):
-                if exported_type(output.type) is None:
+                if not function.is_filter and exported_type(output.type) is None:
                     raise self.fault("a module's output needs a type of numbers", *place)
+                if not output.type:
+                    raise self.fault("a module's output needs a type", *place)
                 type_ = output.type
             else:
                 if output.result:
@@ -215,7 +239,10 @@ class _Compiler:
             slot = self.slot(type_)
             self.outputs[computation.id, output.name] = slot
             outputs.append(Published(output.name, slot, output.path, output.local, output.result))
-        inputs = tuple((param, self.slots[computation.inputs[param]]) for param in ordered)
+        inputs = tuple(
+            Read(param, self.variables[name], self.slots[name])
+            for param, name in ((param, computation.inputs[param]) for param in ordered)
+        )
         return Step(computation.id, function, bound, inputs, tuple(outputs))
 
     def claim(self, what: str, name: str, place: tuple[str, ...]) -> None:
@@ -268,7 +295,6 @@ class _Compiler:
                 f"{PROGRAM_VALUES_BYTES_MAX} at most"
             )
             raise self.fault(message, "variables")
-        check_schedule([slot.slot for _, slot in entering.values()], steps)
         layout, constants = self.state()
         return CompiledProgram(
             program,
@@ -281,21 +307,49 @@ class _Compiler:
         )
 
 
-def check_schedule(entering: Iterable[int], steps: Sequence[Step]) -> None:
-    """Refuse a schedule that reads a slot before it is written, or writes one twice.
+def without_cells(document: Document) -> Document:
+    """Return a document in which cells are what they stand for.
 
-    Raises:
-        ProgramInvalid: the message names step and slot.
+    Each is the output of a computation that merges subscriptions, one to each source.
     """
-    written = set(entering)
-    for step in steps:
-        for _, slot in step.inputs:
-            if slot.slot not in written:
-                raise ProgramInvalid(f"'{step.id}' reads slot {slot.slot} before it is written")
-        for output in step.outputs:
-            if output.slot.slot in written:
-                raise ProgramInvalid(f"'{step.id}' is the second to write slot {output.slot.slot}")
-            written.add(output.slot.slot)
+    variables, computations = [], list(document.computations)
+    for variable in document.variables:
+        name = variable.name
+        if variable.kind != "cell":
+            variables.append(variable)
+            continue
+        read = {}
+        for source in variable.sources or (None,):
+            label = "own" if source is None else short(source)  # type: ignore[arg-type]
+            part = f"{name}.{label}"
+            read[label] = part
+            variables.append(
+                Variable(
+                    part,
+                    "subscription",
+                    variable.type,
+                    path=variable.path,
+                    owner=source,
+                    merge=variable.merge,
+                )
+            )
+        merged = f"{name}.merge"
+        variables.append(Variable(name, "derived", computation=merged, output=merged))
+        outputs = (Output(merged),)
+        computations.append(Computation(merged, f"merge.{variable.merge}", read, outputs))
+    return dataclasses.replace(
+        document,
+        variables=tuple(sorted(variables, key=_name)),
+        computations=tuple(sorted(computations, key=_id)),
+    )
+
+
+def _name(variable: Variable) -> str:
+    return variable.name
+
+
+def _id(computation: Computation) -> str:
+    return computation.id
 
 
 def compile_program(
@@ -311,4 +365,4 @@ def compile_program(
     Raises:
         ProgramInvalid: the message names line and path.
     """
-    return _Compiler(program.document, functions, built_in).compile(program)
+    return _Compiler(without_cells(program.document), functions, built_in).compile(program)

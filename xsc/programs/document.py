@@ -11,9 +11,10 @@ import dataclasses
 import hashlib
 import json
 import re
+import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from xsc.base.encoding import Value as Encodable
 from xsc.base.encoding import encode, tagged_sha256
@@ -32,22 +33,40 @@ from xsc.programs.limits import (
     COMPUTATIONS_MAX,
     DEBOUNCE_MS_MAX,
     DESCRIPTION_CHARS_MAX,
+    DOCUMENT_DEPTH_MAX,
     FETCH_MS_MAX,
     INPUTS_MAX,
+    LINE_DOTS_MAX,
     NAME_CHARS_MAX,
     OUTPUTS_MAX,
     RING_MAX,
     VARIABLES_MAX,
 )
-from xsc.programs.numbers import SCALARS, TYPES, Value, check_value, parse_value, to_record
-from xsc.programs.text import Form, KeyPath, Lines, fault_at, lines_of, read_tree
+from xsc.programs.numbers import NUMBERS, SCALARS, TYPES, Value, check_value, parse_value, to_record
 from xsc.space.paths import fault_of
+
+Form: TypeAlias = Literal["toml", "json"]
+KeyPath: TypeAlias = tuple[str, ...]
+Lines: TypeAlias = Mapping[KeyPath, int]
+"""By key, the line where it stands."""
 
 IDENTIFIER: Final = re.compile(rf"[A-Za-z_][A-Za-z0-9_-]{{0,{NAME_CHARS_MAX - 1}}}")
 STATE_TYPES: Final = ("f64", "f32", "i32")
 """What a local variable may be: what state cells hold."""
 DEBOUNCE_MS: Final = 100
+FILTER: Final = "_start"
+"""The export by which a WASI program is run."""
 WAIT_MS: Final = 100
+_LISTS = tuple(type_ for type_ in TYPES if type_ not in SCALARS)
+MERGE_RULES: Final[Mapping[str, tuple[str, ...]]] = {
+    "last": TYPES,
+    "min": NUMBERS,
+    "max": NUMBERS,
+    "counter": NUMBERS,
+    "union": _LISTS,
+    "interval": tuple(f"[{number}]" for number in NUMBERS),
+}
+"""Which types each rule merges into one value of a cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +78,7 @@ class Variable:
     """
 
     name: str
-    kind: Literal["value", "subscription", "fetch", "local", "derived", "given"]
+    kind: Literal["value", "subscription", "fetch", "cell", "local", "derived", "given"]
     type: str = ""
     default: Value | None = None
     """The value of kind `value`; else what holds while nothing else does."""
@@ -71,6 +90,15 @@ class Variable:
     """How many values a local variable keeps; more than one make a list."""
     computation: str = ""
     output: str = ""
+    merge: str = ""
+    """The rule of a cell; also of a subscription to what one source of a cell says."""
+    sources: tuple[str | bytes, ...] = ()
+    """The nodes that say what a cell is, as `owner`; the own one alone where there are none."""
+
+    @property
+    def nodes(self) -> tuple[str | bytes, ...]:
+        """The nodes that it names, by name until they are resolved."""
+        return self.sources if self.owner is None else (self.owner,)
 
     @property
     def value_type(self) -> str:
@@ -80,13 +108,22 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class ModuleCall:
-    """An export of a module, and its limits. A name until it is resolved to the module's hash."""
+    """A module, and its limits. A name until it is resolved to the module's hash.
+
+    It is called by an export. That of a WASI program is a filter: it reads its inputs on stdin,
+    and writes its results on stdout.
+    """
 
     module: str | bytes
-    export: str
+    export: str = FILTER
     fuel: int = FUEL_DEFAULT
     memory_bytes: int = MEMORY_BYTES_DEFAULT
     timeout_ms: int = TIMEOUT_MS_DEFAULT
+
+    @property
+    def is_filter(self) -> bool:
+        """Whether it is a WASI program."""
+        return self.export == FILTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +168,7 @@ class Document:
     @property
     def owners(self) -> frozenset[str]:
         """Names of nodes that are to be resolved."""
-        return frozenset(v.owner for v in self.variables if isinstance(v.owner, str))
+        return frozenset(n for v in self.variables for n in v.nodes if isinstance(n, str))
 
     @property
     def modules(self) -> frozenset[str]:
@@ -169,8 +206,8 @@ class _Table:
             return default
         value = self.left.pop(key)
         if type(value) is not wanted:
-            names = {str: "a text", int: "an integer", dict: "a table", bool: "true or false"}
-            raise self.fault(f"must be {names[wanted]}", key)
+            names = {str: "a text", int: "an integer", dict: "a table", list: "a list"}
+            raise self.fault(f"must be {names.get(wanted, 'true or false')}", key)
         return value
 
     def integer(self, key: str, default: int | None, least: int, most: int) -> int:
@@ -295,6 +332,8 @@ def _variable(table: _Table) -> Variable:
             _owner(table),
             table.integer("wait_ms", WAIT_MS, 0, FETCH_MS_MAX) if kind == "fetch" else 0,
         )
+    elif kind == "cell":
+        variable = _cell(table, name)
     elif kind == "local":
         type_ = table.type("type", STATE_TYPES)
         zero = table.value("default", type_, check_value(type_, 0))
@@ -306,22 +345,38 @@ def _variable(table: _Table) -> Variable:
         computation, output = table.name("computation"), table.name("output")
         variable = Variable(name, "derived", computation=computation, output=output)
     else:
-        kinds = "value, subscription, fetch, local, derived"
+        kinds = "value, subscription, fetch, cell, local, derived"
         raise table.fault(f"'{kind[:40]}' is no kind: {kinds}", "kind")
     table.end()
     return variable
 
 
+def _cell(table: _Table, name: str) -> Variable:
+    type_ = table.type("type", TYPES)
+    merge = table.text("merge", "last")
+    if type_ not in MERGE_RULES.get(merge, ()):
+        if merge in MERGE_RULES:
+            raise table.fault(f"'{merge}' merges no {type_}, but {', '.join(MERGE_RULES[merge])}")
+        raise table.fault(f"'{merge[:40]}' is no merge rule: {', '.join(MERGE_RULES)}", "merge")
+    listed = table.take("sources", list, [])
+    if len(listed) > INPUTS_MAX:
+        raise table.fault(f"{len(listed)} are more than {INPUTS_MAX}", "sources")
+    sources = tuple(_node(table, source, "sources") for source in listed)
+    path = table.space_path("path")
+    return Variable(name, "cell", type_, path=path, merge=merge, sources=sources)
+
+
 def _owner(table: _Table) -> str | bytes | None:
-    if "owner" not in table.left:
-        return None
-    owner = table.text("owner")
-    if len(owner) == TEXT_CHARS:
-        try:
-            return from_text(owner)
-        except ArgumentInvalid as fault:
-            raise table.fault(fault.message, "owner") from None
-    return owner
+    return _node(table, table.text("owner"), "owner") if "owner" in table.left else None
+
+
+def _node(table: _Table, node: object, key: str) -> str | bytes:
+    if not isinstance(node, str):
+        raise table.fault("must be names of nodes", key)
+    try:
+        return from_text(node) if len(node) == TEXT_CHARS else node
+    except ArgumentInvalid as fault:
+        raise table.fault(fault.message, key) from None
 
 
 def _computation(table: _Table) -> Computation:
@@ -347,7 +402,7 @@ def _computation(table: _Table) -> Computation:
 def _module(table: _Table) -> ModuleCall:
     call = ModuleCall(
         table.text("module"),
-        table.text("export"),
+        table.text("export", FILTER),
         table.integer("fuel", FUEL_DEFAULT, 1, FUEL_MAX),
         table.integer("memory_bytes", MEMORY_BYTES_DEFAULT, 1, MEMORY_BYTES_MAX),
         table.integer("timeout_ms", TIMEOUT_MS_DEFAULT, 1, TIMEOUT_MS_MAX),
@@ -364,7 +419,7 @@ def _output(table: _Table) -> Output:
         raise table.fault("must be true", "memory")
     output = Output(
         table.path[-1],
-        table.type("type", SCALARS, ""),
+        table.type("type", TYPES, ""),
         table.space_path("path") if places == ["path"] else "",
         table.name("local") if places == ["local"] else "",
         table.integer("result", 0, 0, OUTPUTS_MAX),
@@ -394,14 +449,15 @@ def resolve(
     Raises:
         ProgramInvalid: a name that is not among them.
     """
+    for name in sorted(document.owners - nodes.keys()):
+        raise document.fault(naming(document, name), f"no node is known as '{name}'")
     variables = []
     for variable in document.variables:
-        owner = variable.owner
-        if isinstance(owner, str):
-            if owner not in nodes:
-                place = ("variables", variable.name, "owner")
-                raise document.fault(place, f"no node is known as '{owner}'")
-            variable = dataclasses.replace(variable, owner=nodes[owner])  # noqa: PLW2901
+        found = [nodes[node] if isinstance(node, str) else node for node in variable.nodes]
+        if variable.kind == "cell":
+            variable = dataclasses.replace(variable, sources=tuple(sorted(set(found))))  # noqa: PLW2901
+        elif found:
+            variable = dataclasses.replace(variable, owner=found[0])  # noqa: PLW2901
         variables.append(variable)
     computations = []
     for computation in document.computations:
@@ -420,6 +476,12 @@ def resolve(
     return Program(resolved, tagged_sha256("program", encode(canonical(resolved))))
 
 
+def naming(document: Document, node: str) -> KeyPath:
+    """Return the key of a document that names a node."""
+    variable = next(one for one in document.variables if node in one.nodes)
+    return "variables", variable.name, "sources" if variable.kind == "cell" else "owner"
+
+
 def portable(raw: bytes, form: Form, program: Program) -> bytes:
     """Return the JSON of a document that was resolved, with ids and hashes in place of names.
 
@@ -432,6 +494,9 @@ def portable(raw: bytes, form: Form, program: Program) -> bytes:
     for variable in program.document.variables:
         if isinstance(variable.owner, bytes):
             found["variables"][variable.name]["owner"] = to_text(variable.owner)
+        if variable.sources:
+            ids = [to_text(source) for source in variable.sources if isinstance(source, bytes)]
+            found["variables"][variable.name]["sources"] = ids
     for computation in program.document.computations:
         call = computation.function
         if isinstance(call, ModuleCall) and isinstance(call.module, bytes):
@@ -466,14 +531,119 @@ def canonical(document: Document) -> Encodable:
 
 def _filled(keys: dict[str, Encodable]) -> dict[str, Encodable]:
     """Return the keys that say something, so that a default and its absence are the same."""
-    return {key: value for key, value in keys.items() if value not in ("", None)}
+    return {key: value for key, value in keys.items() if value not in ("", None, [])}
 
 
 def _canonical_variable(variable: Variable) -> Encodable:
     default = variable.default
     kept: Encodable = None if default is None else [to_record(variable.type, default)]
-    return _filled(dataclasses.asdict(variable) | {"name": None, "default": kept})
+    keys = {"name": None, "default": kept, "sources": list(variable.sources)}
+    return _filled(dataclasses.asdict(variable) | keys)
 
 
 def _canonical_call(call: str | ModuleCall) -> Encodable:
     return call if isinstance(call, str) else dataclasses.asdict(call)
+
+
+# The text: the tree that it holds, within bounds, and the lines of its keys
+
+_TOML_BLOCK: Final = re.compile(r'("""|\'\'\').*?\1', re.DOTALL)
+_TOML_KEY: Final = re.compile(
+    r"""(\[?)((?:[\w-]++|"[^"\n]*+"|'[^'\n]*+'|[ \t]*+\.[ \t]*+)++)[ \t]*+([]=])"""
+)
+_TOML_PART: Final = re.compile(r"""[\w-]+|"[^"\n]*"|'[^'\n]*'""")
+_JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|\n', re.DOTALL)
+
+
+def fault_at(lines: Lines, path: KeyPath, message: str) -> ProgramInvalid:
+    """Return the error for a key: its line where it is known, its path, and what is wrong."""
+    for length in range(len(path), 0, -1):
+        if line := lines.get(path[:length]):
+            return ProgramInvalid(f"line {line}: {'.'.join(path)}: {message}")
+    return ProgramInvalid(f"{'.'.join(path)}: {message}" if path else message)
+
+
+def _toml_lines(text: str) -> dict[KeyPath, int]:
+    found: dict[KeyPath, int] = {}
+    table: KeyPath = ()
+    blank = _TOML_BLOCK.sub(lambda block: '""' + "\n" * block[0].count("\n"), text)
+    for number, line in enumerate(blank.split("\n"), 1):
+        match = _TOML_KEY.match(line.lstrip())
+        if match is None:
+            continue
+        parts = tuple(part.strip("\"'") for part in _TOML_PART.findall(match[2]))
+        if match[1] and match[3] == "]":
+            table = parts
+            found.setdefault(table, number)
+        elif not match[1] and match[3] == "=":
+            found.setdefault(table + parts, number)
+    return found
+
+
+def _json_lines(text: str) -> dict[KeyPath, int]:
+    found: dict[KeyPath, int] = {}
+    stack: list[str] = []
+    number, last = 1, ""
+    for mark in _JSON_TOKEN.findall(text):
+        if mark == "\n":
+            number += 1
+        elif mark in "{[":
+            stack.append("")
+        elif mark in "}]":
+            stack.pop()
+        elif mark == ":":
+            stack[-1] = json.loads(last, strict=False)
+            found.setdefault(tuple(stack), number)
+        last = mark if mark != "\n" else last
+    return found
+
+
+def lines_of(text: str, form: Form) -> Lines:
+    """Return the lines of tables and keys of a text that parses."""
+    return _toml_lines(text) if form == "toml" else _json_lines(text)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ProgramInvalid(f"the key '{twice[:NAME_CHARS_MAX]}' is there twice")
+    return found
+
+
+def read_tree(text: str, form: Form) -> object:
+    """Return what a text holds: tables, lists and values.
+
+    Raises:
+        ProgramInvalid: it is not of its form, nested too deeply, or has a key twice.
+    """
+    if form == "toml":
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.count(".") > LINE_DOTS_MAX:
+                raise ProgramInvalid(f"line {number} has more than {LINE_DOTS_MAX} dots")
+    deep = ProgramInvalid(f"nested deeper than {DOCUMENT_DEPTH_MAX} levels")
+    try:
+        found = tomllib.loads(text) if form == "toml" else json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise deep from None
+    except ValueError as fault:
+        raise ProgramInvalid(f"not {form.upper()}: {fault}") from None
+    if not _depth_fits(found):
+        raise deep
+    return found
+
+
+def _depth_fits(found: object) -> bool:
+    level: list[object] = [found]
+    for _ in range(DOCUMENT_DEPTH_MAX + 1):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        level = inner
+        if not level:
+            return True
+    return False

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import fields
-from typing import Literal
 
-from xsc.api.programs import Program, Results
+from xsc.api.programs import Program, Results, State
 from xsc.base.clock import Executor
 from xsc.base.errors import (
     ArgumentInvalid,
@@ -28,23 +27,27 @@ from xsc.base.ids import from_text, short, to_text
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import MODULE_BYTES_MAX
 from xsc.programs.compile import CompiledProgram, compile_program
-from xsc.programs.document import Document, parse, portable, resolve
-from xsc.programs.frame import Call, Fault, FrameResult
+from xsc.programs.document import Document, Form, Variable, naming, parse, portable, resolve
+from xsc.programs.frame import Call, Fault, FrameResult, Given
 from xsc.programs.functions import Function, Functions
 from xsc.programs.limits import PROGRAM_MODULES_BYTES_MAX, PROGRAMS_MAX
 from xsc.programs.numbers import parse_value
-from xsc.programs.ports import Start
-from xsc.programs.running import Ports, RunningProgram, modules_of
+from xsc.programs.running import (
+    Ports,
+    RunningProgram,
+    ServedProgram,
+    Writes,
+    modules_of,
+    subscriptions_of,
+)
 from xsc.programs.runtime import RuntimeState, hot_swap
-from xsc.programs.served import ServedProgram
-from xsc.programs.text import Form
 from xsc.programs.why import Step, replay
-from xsc.programs.writes import Writes
 from xsc.space.paths import UserSpacePaths
 from xsc.space.record import Change
-from xsc.terms.execution import Number
 
 MODULE = b"programs/module/"
+Start = Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]]
+"""Runs a named loop in the background until its task is cancelled."""
 
 
 class ComputeRuntimeManager:
@@ -149,7 +152,8 @@ class ComputeRuntimeManager:
 
     def _heard(self, change: Change) -> None:
         for program in self._readers.get((change.owner, change.path), ()):
-            self._running[program].heard(change)
+            if program in self._running:
+                self._running[program].heard(change)
 
     # The registry
 
@@ -180,20 +184,17 @@ class ComputeRuntimeManager:
             try:
                 nodes[name] = self._ports.find(name)
             except (PeerUnknown, ArgumentInvalid) as fault:
-                variable = next(v for v in document.variables if v.owner == name)
-                place = ("variables", variable.name, "owner")
-                raise document.fault(place, fault.message) from None
+                raise document.fault(naming(document, name), fault.message) from None
         compiled = self._compile(document, nodes, given)
         kept = portable(raw, form, compiled.program)
-        for variable in compiled.program.document.variables:
-            self._check_place(compiled, variable.name)
+        for variable, _ in compiled.variables.values():
+            self._check_place(compiled, variable)
         async with self._lock:
             await self._keep(compiled, kept, given)
         return compiled.hash
 
-    def _check_place(self, compiled: CompiledProgram, name: str) -> None:
+    def _check_place(self, compiled: CompiledProgram, variable: Variable) -> None:
         """Refuse a path whose subscription could not be listed: it would be too long."""
-        variable = next(v for v in compiled.program.document.variables if v.name == name)
         if variable.kind != "subscription":
             return
         owner = variable.owner
@@ -203,7 +204,7 @@ class ComputeRuntimeManager:
             else:
                 UserSpacePaths.local_subscription(variable.path)
         except ArgumentInvalid as fault:
-            place = ("variables", name, "path")
+            place = ("variables", variable.name.partition(".")[0], "path")
             raise compiled.program.document.fault(place, fault.message) from None
 
     async def _keep(
@@ -274,13 +275,14 @@ class ComputeRuntimeManager:
             compiled = self._get(program)
             if program in self._running:
                 return
-            running = RunningProgram(compiled, self._ports, self._modules, self._swapped(compiled))
+            swapped = self._swapped(compiled)
+            running = RunningProgram(compiled, self._ports, self._modules, swapped)
             writes = Writes()
             writes.activate_program(program, compiled.program.document.id)
-            for name, (variable, _) in compiled.variables.items():
-                if variable.kind == "local":  # what it took over from another version
-                    writes.write_variable(program, name, running.execution.save_variable(name))
-            self._list_subscriptions(writes, running, program, active=True)
+            if swapped is not None:
+                frame = running.execution.runtime.frame_id
+                writes.write_state(program, frame, running.execution.save())
+            self._list_subscriptions(writes, program, active=True)
             await self._space.put_all(writes.values)
             self._run(program, running)
 
@@ -306,10 +308,8 @@ class ComputeRuntimeManager:
                 hint="register it: xsc program register",
             ) from None
 
-    def _list_subscriptions(
-        self, writes: Writes, running: RunningProgram, program: bytes, *, active: bool
-    ) -> None:
-        for owner, path in running.subscribed:
+    def _list_subscriptions(self, writes: Writes, program: bytes, *, active: bool) -> None:
+        for owner, path in subscriptions_of(self._registered[program], self._space.owner):
             readers = self._readers.get((owner, path), set())
             listed = readers | {program} if active else readers - {program}
             if owner == self._space.owner:
@@ -340,28 +340,45 @@ class ComputeRuntimeManager:
             NotFound: it is not active.
         """
         async with self._lock:
-            running = self._active(program)
+            if not self._is_marked(program):
+                self._active(program)
             writes = Writes()
             writes.delete(UserSpacePaths.active_program(program))
-            self._list_subscriptions(writes, running, program, active=False)
+            self._list_subscriptions(writes, program, active=False)
             await self._space.put_all(writes.values)
-            await self.stop(program)
+            await self._end(program)
+            for key in subscriptions_of(self._registered[program], self._space.owner):
+                self._readers[key].discard(program)
+                if not self._readers[key]:
+                    del self._readers[key]
 
     async def stop(self, program: bytes) -> None:
-        """End a program until it is started again, or the node is; it stays active."""
-        running = self._active(program)
+        """End a program until it is activated again, or the node starts; it stays active.
+
+        Raises:
+            NotFound: it does not run.
+        """
+        async with self._lock:
+            self._active(program)
+            await self._end(program)
+
+    async def _end(self, program: bytes) -> None:
+        running = self._running.get(program)
+        if running is None:
+            return  # it was stopped
         task = self._tasks.pop(program)
         task.cancel()
         await asyncio.wait([task])
         del self._running[program]
         for owner, path in running.subscribed:
-            readers = self._readers[owner, path]
-            readers.discard(program)
-            if not readers:
-                del self._readers[owner, path]
             if owner != self._space.owner:
                 self._ports.peers.unwatch(owner, path)
         running.end()
+
+    def _is_marked(self, program: bytes) -> bool:
+        """Say whether a program is active, though it may have been stopped."""
+        marked = self._space.ls(UserSpacePaths.active_program(program))
+        return program in self._registered and bool(marked)
 
     async def start(
         self, raw: bytes, form: Form, modules: Mapping[str, bytes] | None = None
@@ -434,7 +451,7 @@ class ComputeRuntimeManager:
         if program in self._failed:
             return self._row(program, "failed", fault=self._failed[program])
         self._get(program)
-        return self._row(program, "registered")
+        return self._row(program, "stopped" if self._is_marked(program) else "registered")
 
     async def changed(self, program: bytes) -> None:
         """Return after the next frame of an active program, or once it is none any more.
@@ -452,9 +469,7 @@ class ComputeRuntimeManager:
         for running in self._running.values():
             running.end()
 
-    def _row(
-        self, program: bytes, state: Literal["registered", "failed"], fault: str = ""
-    ) -> Results:
+    def _row(self, program: bytes, state: State, fault: str = "") -> Results:
         compiled = self._registered.get(program)
         return Results(
             id=compiled.program.document.id if compiled else "",
@@ -500,7 +515,7 @@ class ComputeRuntimeManager:
         """Run again all functions and modules behind a value, and note what they give."""
         await replay(root, self._again, self._call_again, self._executor)
 
-    async def _call_again(self, call: Call) -> tuple[Number, ...] | Fault | None:
+    async def _call_again(self, call: Call) -> Given | Fault | None:
         digest = call.call.module
         module = self.module(digest) if isinstance(digest, bytes) else None
         return None if module is None else (await self._ports.sandbox.call(module, call))[0]

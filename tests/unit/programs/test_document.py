@@ -224,7 +224,7 @@ def variables(count):
         ({"a": 1}, {"c": ADD}, "variables.a: must be a table"),
         ({}, {}, "at least one computation"),
         ({}, {"c": {**ADD, "function": 7}}, "function: must be a text"),
-        ({}, {"c": {**ADD, "function": {"module": "m"}}}, "the key 'export' is missing"),
+        ({}, {"c": {**ADD, "function": {"export": "m"}}}, "the key 'module' is missing"),
         ({}, {"c": {**ADD, "function": {**MODULE, "fuel": 0}}}, "fuel: must be 1 to"),
         ({}, {"c": {**ADD, "function": {**MODULE, "memory_bytes": 0}}}, "memory_bytes: must be 1"),
     ],

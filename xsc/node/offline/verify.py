@@ -24,8 +24,8 @@ from xsc.ledger.entry import SettledEntry
 from xsc.market.lease import check_grant, run_price
 from xsc.market.pricing import why
 from xsc.programs.numbers import format_value
-from xsc.programs.proof import check_record, value_in
 from xsc.programs.provenance import ProvenanceInput, ProvenanceOutput, ProvenanceRecord
+from xsc.programs.why import check_record, value_in
 from xsc.space.record import SpaceRecord
 from xsc.storage.repair.departures import check_proof
 from xsc.terms.clearing import ClearingProof, SpaceValue
