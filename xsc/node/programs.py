@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from xsc.base.errors import XscError
-from xsc.base.jobs import JobSpec, LimitOptions
+from xsc.base import errors, jobs
 from xsc.base.text import cut
 from xsc.compute.jobs.runner import JobRunner
-from xsc.compute.wasm.sandbox import trap_error
-from xsc.compute.wasm.values import format_number
+from xsc.compute.wasm import sandbox, values
 from xsc.programs.frame import Call, Fault, Given
 from xsc.programs.functions import Function
 
@@ -60,25 +58,25 @@ class Exports:
         """
         asked = call.call
         assert isinstance(asked.module, bytes), "a resolved program names modules by hash"
-        limits: LimitOptions = {
+        limits: jobs.LimitOptions = {
             "fuel": asked.fuel,
             "memory_bytes": asked.memory_bytes,
             "timeout_ms": asked.timeout_ms,
         }
         if isinstance(call.given, bytes):
-            spec = JobSpec.run(module, stdin=call.given, **limits)
+            spec = jobs.JobSpec.run(module, stdin=call.given, **limits)
         else:
-            numbers = [format_number(number) for number in call.given]
-            spec = JobSpec.invoke(module, asked.export, numbers, **limits)
+            numbers = [values.format_number(number) for number in call.given]
+            spec = jobs.JobSpec.invoke(module, asked.export, numbers, **limits)
         try:
             task = await self._runner.read(spec, (), asked.module)
             done = await self._runner.run_here(task, None)
-        except XscError as fault:
+        except errors.XscError as fault:
             return Fault(f"{fault.code}: {fault.message}"), b""
         receipt = done.receipt
         outcome = receipt.record.outcome
         if outcome.trap is not None:
-            trap = trap_error(outcome.trap)
+            trap = sandbox.trap_error(outcome.trap)
             return Fault(f"{trap.code}: {trap.message}"), receipt.raw
         if outcome.exit_code:
             said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
