@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from xsc.compute.worker.runtime import ComputeRuntime
-from xsc.programs.cells import CarriedCell, CellSyncManager, SyncedCell
 from xsc.programs.runtime import FrameCache
+from xsc.programs.service import CarriedCell, CellSyncManager, SyncedCell
 
 
 async def follow_a_load(cells: CellSyncManager, sources: list[bytes]) -> SyncedCell:

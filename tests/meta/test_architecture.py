@@ -90,7 +90,6 @@ SHELL = {
     "xsc.net.joining": "calls the issuer of an invitation",
     "xsc.net.service": "calls peers, and lets small calls wait for each other",
     "xsc.net.transport.tls": "makes certificates, and shows them to who comes",
-    "xsc.programs.cells": "makes programs of cells",
     "xsc.programs.running": "runs the frames of a program as values change",
     "xsc.programs.service": "keeps programs and their modules, begins and ends them",
     "xsc.programs.why": "asks peers for their records",

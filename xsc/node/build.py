@@ -51,8 +51,7 @@ from xsc.node import circle, directory, jobs, programs, tasks
 from xsc.node.config import Config
 from xsc.programs import functions, provenance
 from xsc.programs import running as programs_running
-from xsc.programs.cells import CellSyncManager
-from xsc.programs.service import ComputeRuntimeManager
+from xsc.programs.service import CellSyncManager, ComputeRuntimeManager
 from xsc.space import following, intervals, paths, sync
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore

@@ -15,10 +15,10 @@ from tests.unit.programs.nodes import ProgramNode, document
 from tests.unit.space.test_store import Journal
 from xsc.base.errors import ArgumentInvalid, ProgramInvalid
 from xsc.base.ids import short
-from xsc.programs.cells import CellSyncManager
 from xsc.programs.functions import Functions
 from xsc.programs.limits import OWN_FRAMES_MAX, VALUE_BYTES_MAX
 from xsc.programs.running import latest
+from xsc.programs.service import CellSyncManager
 from xsc.space.itc import Stamp
 from xsc.space.limits import VALUE_INLINE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
