@@ -35,24 +35,24 @@ class Program(Model):
     id: str
     hash: str
     state: State
-    frame: int
-    fault: str
+    frame: int = 0
+    fault: str = ""
     """Why it does not run on, or ''."""
-    publications: int
+    publications: int = 0
     """Frames that wrote something, since the node started or it was activated."""
-    built_in: bool
+    built_in: bool = False
     """Whether it comes with XSC, which runs it by itself."""
 
 
 class Results(Program):
     """What a program computed last."""
 
-    variables: dict[str, str | None]
+    variables: dict[str, str | None] = field(default_factory=dict)
     """As text; null without a value that counts."""
-    outputs: dict[str, str | None]
-    errors: dict[str, str]
+    outputs: dict[str, str | None] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
     """By computation or variable."""
-    stale: list[str]
+    stale: list[str] = field(default_factory=list)
     """Computations whose inputs are missing."""
 
 

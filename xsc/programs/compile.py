@@ -7,15 +7,16 @@ go wrong in every frame is refused here (docs/design/programs.md, C1 to C7).
 from __future__ import annotations
 
 import dataclasses
+import graphlib
 import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from xsc.base.errors import ProgramInvalid
 from xsc.base.ids import short
+from xsc.programs import limits
 from xsc.programs.document import Computation, Document, ModuleCall, Output, Program, Variable
 from xsc.programs.functions import Function, Functions
-from xsc.programs.limits import PROGRAM_VALUES_BYTES_MAX, STATE_CELLS_MAX
 from xsc.programs.numbers import Value, exported_type, size_max, storage_of
 from xsc.programs.state import Const, ConstPool, StateCellLayout, StateLayout
 from xsc.programs.values import SlotMeta
@@ -100,23 +101,18 @@ def state_key(variable: str) -> tuple[str, str]:
 def order(depends: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
     """Return ids so that each follows all that it depends on; of several, the least first.
 
-    What is in a circle, or depends on one, is left out.
+    Raises:
+        CycleError: some depend on each other; its second argument is the circle, backwards.
     """
-    waits = {name: set(others) for name, others in depends.items()}
-    readers: dict[str, list[str]] = {name: [] for name in waits}
-    for name, others in waits.items():
-        for other in others:
-            readers[other].append(name)
-    ready = [name for name, others in waits.items() if not others]
+    sorter = graphlib.TopologicalSorter(depends)
+    sorter.prepare()
+    ready, found = list(sorter.get_ready()), []
     heapq.heapify(ready)
-    found = []
     while ready:
-        name = heapq.heappop(ready)
-        found.append(name)
-        for reader in readers[name]:
-            waits[reader].discard(name)
-            if not waits[reader]:
-                heapq.heappush(ready, reader)
+        found.append(heapq.heappop(ready))
+        sorter.done(found[-1])
+        for name in sorter.get_ready():
+            heapq.heappush(ready, name)
     return tuple(found)
 
 
@@ -172,18 +168,13 @@ class _Compiler:
                     raise self.fault(message, "computations", name, "inputs", param)
                 if self.variables[read].kind == "derived":
                     depends[name].add(self.variables[read].computation)
-        found = order(depends)
-        if len(found) < len(depends):
-            # Whoever is behind a circle is not in it: follow one that waits until it repeats.
-            left = depends.keys() - set(found)
-            path = [min(left)]
-            while path[-1] not in path[:-1]:
-                path.append(min(depends[path[-1]] & left))
-            circle = path[path.index(path[-1]) :]
-            raise self.fault(
-                f"depends on itself: {' < '.join(circle)}", "computations", min(circle)
-            )
-        return found
+        try:
+            return order(depends)
+        except graphlib.CycleError as fault:
+            circle = fault.args[1][:0:-1]
+            first = circle.index(min(circle))
+            named = " < ".join([*circle[first:], *circle[:first], circle[first]])
+            raise self.fault(f"depends on itself: {named}", "computations", min(circle)) from None
 
     def step(self, computation: Computation) -> Step:
         types = {param: self.slots[name].type for param, name in computation.inputs.items()}
@@ -265,11 +256,9 @@ class _Compiler:
             node, role = state_key(name)
             cells.append(StateCellLayout(name, kind, sizes[kind], variable.size, node, role, name))
             sizes[kind] += variable.size
-        if sum(sizes.values()) > STATE_CELLS_MAX:
-            message = (
-                f"local variables keep {sum(sizes.values())} values, {STATE_CELLS_MAX} at most"
-            )
-            raise self.fault(message, "variables")
+        if sum(sizes.values()) > limits.STATE_CELLS_MAX:
+            kept, most = sum(sizes.values()), limits.STATE_CELLS_MAX
+            raise self.fault(f"local variables keep {kept} values, {most} at most", "variables")
         layout = StateLayout(tuple(cells), sizes["f64"], sizes["f32"], sizes["i32"])
         return layout, ConstPool(index, {kind: tuple(pool) for kind, pool in pools.items()})
 
@@ -289,10 +278,10 @@ class _Compiler:
             steps.append(self.step(self.computations[name]))
             for variable in derived.get(name, ()):
                 self.slots[variable.name] = self.outputs[name, variable.output]
-        if self.values_bytes > PROGRAM_VALUES_BYTES_MAX:
+        if self.values_bytes > limits.PROGRAM_VALUES_BYTES_MAX:
             message = (
                 f"variables and outputs can take {self.values_bytes} bytes, "
-                f"{PROGRAM_VALUES_BYTES_MAX} at most"
+                f"{limits.PROGRAM_VALUES_BYTES_MAX} at most"
             )
             raise self.fault(message, "variables")
         layout, constants = self.state()

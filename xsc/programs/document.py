@@ -29,19 +29,7 @@ from xsc.base.limits import (
     TIMEOUT_MS_DEFAULT,
     TIMEOUT_MS_MAX,
 )
-from xsc.programs.limits import (
-    COMPUTATIONS_MAX,
-    DEBOUNCE_MS_MAX,
-    DESCRIPTION_CHARS_MAX,
-    DOCUMENT_DEPTH_MAX,
-    FETCH_MS_MAX,
-    INPUTS_MAX,
-    LINE_DOTS_MAX,
-    NAME_CHARS_MAX,
-    OUTPUTS_MAX,
-    RING_MAX,
-    VARIABLES_MAX,
-)
+from xsc.programs import limits
 from xsc.programs.numbers import NUMBERS, SCALARS, TYPES, Value, check_value, parse_value, to_record
 from xsc.space.paths import fault_of
 
@@ -50,7 +38,7 @@ KeyPath: TypeAlias = tuple[str, ...]
 Lines: TypeAlias = Mapping[KeyPath, int]
 """By key, the line where it stands."""
 
-IDENTIFIER: Final = re.compile(rf"[A-Za-z_][A-Za-z0-9_-]{{0,{NAME_CHARS_MAX - 1}}}")
+IDENTIFIER: Final = re.compile(rf"[A-Za-z_][A-Za-z0-9_-]{{0,{limits.NAME_CHARS_MAX - 1}}}")
 STATE_TYPES: Final = ("f64", "f32", "i32")
 """What a local variable may be: what state cells hold."""
 DEBOUNCE_MS: Final = 100
@@ -218,8 +206,10 @@ class _Table:
 
     def text(self, key: str, default: str | None = None) -> str:
         value: str = self.take(key, str, default)
-        if len(value) > DESCRIPTION_CHARS_MAX or not value.isprintable():
-            raise self.fault(f"must be a line of at most {DESCRIPTION_CHARS_MAX} characters", key)
+        if len(value) > limits.DESCRIPTION_CHARS_MAX or not value.isprintable():
+            raise self.fault(
+                f"must be a line of at most {limits.DESCRIPTION_CHARS_MAX} characters", key
+            )
         return value
 
     def name(self, key: str, default: str | None = None) -> str:
@@ -260,20 +250,20 @@ class _Table:
         tables = []
         for name in sorted(found):
             if not IDENTIFIER.fullmatch(name):
-                raise self.fault(_no_identifier(name), key, name[:NAME_CHARS_MAX])
+                raise self.fault(_no_identifier(name), key, name[: limits.NAME_CHARS_MAX])
             tables.append(_Table(self.lines, (*self.path, key, name), found[name]))
         return tables
 
     def end(self) -> None:
         """Refuse what was not taken."""
         for key in sorted(self.left):
-            raise self.fault("is no key of this table", key[:NAME_CHARS_MAX])
+            raise self.fault("is no key of this table", key[: limits.NAME_CHARS_MAX])
 
 
 def _no_identifier(value: str) -> str:
     return (
         f"'{value[:40]}' is no identifier: a letter or _, then letters, digits, _ and -, "
-        f"{NAME_CHARS_MAX} at most"
+        f"{limits.NAME_CHARS_MAX} at most"
     )
 
 
@@ -297,18 +287,18 @@ def parse(raw: bytes, form: Form) -> Document:
     top = _Table(lines, (), found)
     document = Document(
         top.name("id"),
-        tuple(map(_variable, top.tables("variables", VARIABLES_MAX))),
-        tuple(map(_computation, top.tables("computations", COMPUTATIONS_MAX))),
+        tuple(map(_variable, top.tables("variables", limits.VARIABLES_MAX))),
+        tuple(map(_computation, top.tables("computations", limits.COMPUTATIONS_MAX))),
         top.text("version", ""),
         top.text("description", ""),
-        top.integer("debounce_ms", DEBOUNCE_MS, 0, DEBOUNCE_MS_MAX),
+        top.integer("debounce_ms", DEBOUNCE_MS, 0, limits.DEBOUNCE_MS_MAX),
         lines,
     )
     top.end()
     if not document.computations:
         raise fault_at(lines, ("computations",), "a program has at least one computation")
-    if sum(len(computation.outputs) for computation in document.computations) > OUTPUTS_MAX:
-        raise fault_at(lines, ("computations",), f"more than {OUTPUTS_MAX} outputs")
+    if sum(len(computation.outputs) for computation in document.computations) > limits.OUTPUTS_MAX:
+        raise fault_at(lines, ("computations",), f"more than {limits.OUTPUTS_MAX} outputs")
     return document
 
 
@@ -330,14 +320,14 @@ def _variable(table: _Table) -> Variable:
             table.value("default", type_),
             table.space_path("path"),
             _owner(table),
-            table.integer("wait_ms", WAIT_MS, 0, FETCH_MS_MAX) if kind == "fetch" else 0,
+            table.integer("wait_ms", WAIT_MS, 0, limits.FETCH_MS_MAX) if kind == "fetch" else 0,
         )
     elif kind == "cell":
         variable = _cell(table, name)
     elif kind == "local":
         type_ = table.type("type", STATE_TYPES)
         zero = table.value("default", type_, check_value(type_, 0))
-        size = table.integer("size", 1, 1, RING_MAX)
+        size = table.integer("size", 1, 1, limits.RING_MAX)
         variable = Variable(name, "local", type_, zero, size=size)
     elif kind == "given":
         variable = Variable(name, "given", table.type("type", TYPES))
@@ -359,8 +349,8 @@ def _cell(table: _Table, name: str) -> Variable:
             raise table.fault(f"'{merge}' merges no {type_}, but {', '.join(MERGE_RULES[merge])}")
         raise table.fault(f"'{merge[:40]}' is no merge rule: {', '.join(MERGE_RULES)}", "merge")
     listed = table.take("sources", list, [])
-    if len(listed) > INPUTS_MAX:
-        raise table.fault(f"{len(listed)} are more than {INPUTS_MAX}", "sources")
+    if len(listed) > limits.INPUTS_MAX:
+        raise table.fault(f"{len(listed)} are more than {limits.INPUTS_MAX}", "sources")
     sources = tuple(_node(table, source, "sources") for source in listed)
     path = table.space_path("path")
     return Variable(name, "cell", type_, path=path, merge=merge, sources=sources)
@@ -387,14 +377,14 @@ def _computation(table: _Table) -> Computation:
         else table.text("function")
     )
     inputs = table.take("inputs", dict, {})
-    if len(inputs) > INPUTS_MAX:
-        raise table.fault(f"{len(inputs)} are more than {INPUTS_MAX}", "inputs")
+    if len(inputs) > limits.INPUTS_MAX:
+        raise table.fault(f"{len(inputs)} are more than {limits.INPUTS_MAX}", "inputs")
     for param, variable in inputs.items():
         if not IDENTIFIER.fullmatch(param):
             raise table.fault(_no_identifier(param), "inputs")
         if not isinstance(variable, str):
             raise table.fault("must be the name of a variable", "inputs", param)
-    outputs = tuple(map(_output, table.tables("outputs", OUTPUTS_MAX)))
+    outputs = tuple(map(_output, table.tables("outputs", limits.OUTPUTS_MAX)))
     table.end()
     return Computation(table.path[-1], function, dict(sorted(inputs.items())), outputs)
 
@@ -422,7 +412,7 @@ def _output(table: _Table) -> Output:
         table.type("type", TYPES, ""),
         table.space_path("path") if places == ["path"] else "",
         table.name("local") if places == ["local"] else "",
-        table.integer("result", 0, 0, OUTPUTS_MAX),
+        table.integer("result", 0, 0, limits.OUTPUTS_MAX),
     )
     table.end()
     return output
@@ -608,7 +598,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ProgramInvalid(f"the key '{twice[:NAME_CHARS_MAX]}' is there twice")
+        raise ProgramInvalid(f"the key '{twice[: limits.NAME_CHARS_MAX]}' is there twice")
     return found
 
 
@@ -620,9 +610,9 @@ def read_tree(text: str, form: Form) -> object:
     """
     if form == "toml":
         for number, line in enumerate(text.split("\n"), 1):
-            if line.count(".") > LINE_DOTS_MAX:
-                raise ProgramInvalid(f"line {number} has more than {LINE_DOTS_MAX} dots")
-    deep = ProgramInvalid(f"nested deeper than {DOCUMENT_DEPTH_MAX} levels")
+            if line.count(".") > limits.LINE_DOTS_MAX:
+                raise ProgramInvalid(f"line {number} has more than {limits.LINE_DOTS_MAX} dots")
+    deep = ProgramInvalid(f"nested deeper than {limits.DOCUMENT_DEPTH_MAX} levels")
     try:
         found = tomllib.loads(text) if form == "toml" else json.loads(text, object_pairs_hook=_once)
     except RecursionError:
@@ -636,7 +626,7 @@ def read_tree(text: str, form: Form) -> object:
 
 def _depth_fits(found: object) -> bool:
     level: list[object] = [found]
-    for _ in range(DOCUMENT_DEPTH_MAX + 1):
+    for _ in range(limits.DOCUMENT_DEPTH_MAX + 1):
         inner: list[object] = []
         for item in level:
             if isinstance(item, dict):

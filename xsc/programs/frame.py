@@ -12,19 +12,13 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from xsc.base import errors
 from xsc.base.encoding import Value as Encodable
 from xsc.base.encoding import decode, encode
-from xsc.base.errors import (
-    ArgumentInvalid,
-    ProgramInvalid,
-    StoreDamaged,
-    XscError,
-)
-from xsc.programs import numbers
+from xsc.programs import limits, numbers
 from xsc.programs.compile import CompiledProgram, Published, Slot, Step, state_key
 from xsc.programs.document import ModuleCall, Variable
 from xsc.programs.functions import fault_of_said
-from xsc.programs.limits import GIVEN_BYTES_MAX
 from xsc.programs.numbers import Value, check_value, same
 from xsc.programs.runtime import RuntimeState, create_runtime_state
 from xsc.programs.state import SavedCell
@@ -93,7 +87,7 @@ def external_value(variable: Variable, raw: bytes | None) -> Value | Fault:
         return Fault(f"there is no value at '{variable.path}', and no default")
     try:
         value = numbers.from_space(variable.type, raw)
-    except ArgumentInvalid as fault:
+    except errors.ArgumentInvalid as fault:
         return Fault(f"the value at '{variable.path}': {fault.message}")
     wrong = fault_of_said(variable.merge, value)
     return Fault(f"the value at '{variable.path}': {wrong}") if wrong else value
@@ -116,7 +110,7 @@ def results_in(found: Given) -> Sequence[Any]:
         return found
     results = decode(found, size_max=SPACE_VALUE_BYTES_MAX)
     if not isinstance(results, list):
-        raise ArgumentInvalid("the filter gives no list of results")
+        raise errors.ArgumentInvalid("the filter gives no list of results")
     return results
 
 
@@ -191,7 +185,7 @@ class Execution:
         given = externals or {}
         for name in given:
             if name not in self.program.variables:
-                raise ArgumentInvalid(f"no variable '{name}' that can be set")
+                raise errors.ArgumentInvalid(f"no variable '{name}' that can be set")
         frame = self.runtime.begin_frame()
         self._enter(given)
         left: Iterable[Step] = self.program.steps
@@ -202,7 +196,7 @@ class Execution:
             calls = tuple(self._call(step) for step in needed)
             results = yield calls
             if len(results) != len(calls):
-                raise ArgumentInvalid(f"{len(results)} results for {len(calls)} calls")
+                raise errors.ArgumentInvalid(f"{len(results)} results for {len(calls)} calls")
             for step, result in zip(needed, results, strict=True):
                 self._settle(step, self._inputs(step), _results_of(step, result))
         return self._end(frame)
@@ -220,7 +214,7 @@ class Execution:
             found: FrameResult = done.value
             return found
         frame.close()
-        raise ProgramInvalid("the program calls a module, which needs a sandbox")
+        raise errors.ProgramInvalid("the program calls a module, which needs a sandbox")
 
     def value(self, name: str) -> Value | None:
         """Return what a variable is; None while it has no value, or none that counts."""
@@ -294,8 +288,8 @@ class Execution:
             found: Any = decode(raw, size_max=SPACE_VALUE_BYTES_MAX)
             self.runtime.frame_id, saved = int(found[0]), bytes(found[1])
             self._restore(decode(saved, size_max=SPACE_VALUE_BYTES_MAX), kept)
-        except (XscError, LookupError, TypeError, ValueError) as fault:
-            raise StoreDamaged(f"what was kept of the program is damaged: {fault}") from None
+        except (errors.XscError, LookupError, TypeError, ValueError) as fault:
+            raise errors.StoreDamaged(f"what was kept of the program is damaged: {fault}") from None
         return saved
 
     def _restore(self, state: Any, kept: Callable[[str], bytes | None]) -> None:  # noqa: ANN401
@@ -324,7 +318,7 @@ class Execution:
         """Take in an output that was written; False where something else is at its path."""
         try:
             value = numbers.from_space(slot.type, raw)
-        except ArgumentInvalid:
+        except errors.ArgumentInvalid:
             return False
         return not self._differs(slot, value) and self._put(slot, value)
 
@@ -405,7 +399,7 @@ class Execution:
                     self._fail(name, value)
                     continue
                 self._write(slot, _checked(variable, slot, value))
-            except ArgumentInvalid as fault:
+            except errors.ArgumentInvalid as fault:
                 self._fail(name, Fault(fault.message))
                 continue
             self.errors.pop(name, None)
@@ -468,7 +462,7 @@ class Execution:
         try:
             value = step.function.run(step.bound, *(one for one in inputs if one is not None))
             return [check_value(output.slot.type, value) for output in step.outputs]
-        except (XscError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
+        except (errors.XscError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
             return Fault(str(fault) or type(fault).__name__)
 
     def _settle(
@@ -511,8 +505,10 @@ class Execution:
 def _checked(variable: Variable, slot: Slot, value: Value) -> Value:
     if variable.kind == "given" and isinstance(value, bytes):
         # Larger than a program may make or read one: the node bounds it.
-        if len(value) > GIVEN_BYTES_MAX:
-            raise ArgumentInvalid(f"{len(value)} bytes are over the bound of {GIVEN_BYTES_MAX}")
+        if len(value) > limits.GIVEN_BYTES_MAX:
+            raise errors.ArgumentInvalid(
+                f"{len(value)} bytes are over the bound of {limits.GIVEN_BYTES_MAX}"
+            )
         return value
     return check_value(slot.type, value)
 
@@ -531,5 +527,5 @@ def _results_of(step: Step, found: Given | Fault) -> list[Value] | Fault:
         if len(results) != wanted:
             return Fault(f"the module gives {len(results)} results, and {wanted} are named")
         return [result_as(output.slot.type, results[output.result]) for output in step.outputs]
-    except XscError as fault:
+    except errors.XscError as fault:
         return Fault(fault.message)

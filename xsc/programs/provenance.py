@@ -20,25 +20,10 @@ from xsc.base.errors import XscError
 from xsc.base.limits import JOINT_RECORDS_MAX
 from xsc.identity.envelope import Count, Id32, Record, Signed, open_signed, seal
 from xsc.identity.keys import KeyPair
+from xsc.programs import limits, numbers
 from xsc.programs.compile import CompiledProgram, Published, Read, Step
 from xsc.programs.document import ModuleCall
 from xsc.programs.frame import FrameResult
-from xsc.programs.limits import (
-    ANCESTORS_MAX,
-    INPUT_INLINE_BYTES_MAX,
-    INPUTS_MAX,
-    PROVENANCE_BYTES_MAX,
-    PROVENANCE_RECORDS_MAX,
-)
-from xsc.programs.numbers import (
-    TYPES,
-    Value,
-    digest_of,
-    item_of,
-    same,
-    to_space,
-    value_bytes,
-)
 from xsc.space.paths import UserSpacePaths
 from xsc.space.port import Space
 from xsc.space.record import SpaceRecord, value_digest
@@ -92,12 +77,12 @@ class ProvenanceInput(Record):
     KIND: ClassVar[str] = "program_input"
 
     name: Name
-    type: Literal[TYPES]  # type: ignore[valid-type]
+    type: Literal[numbers.TYPES]  # type: ignore[valid-type]
     digest: Id32
-    value: Annotated[bytes, Field(max_length=INPUT_INLINE_BYTES_MAX)] | None
+    value: Annotated[bytes, Field(max_length=limits.INPUT_INLINE_BYTES_MAX)] | None
     """Canonical bytes of type and value, where they are few."""
     source: Source
-    parents: Annotated[tuple[Link, ...], Field(max_length=ANCESTORS_MAX)]
+    parents: Annotated[tuple[Link, ...], Field(max_length=limits.ANCESTORS_MAX)]
     """Records of the outputs that it is, or whose values a local variable keeps."""
 
 
@@ -107,9 +92,9 @@ class ProvenanceOutput(Record):
     KIND: ClassVar[str] = "program_output"
 
     name: Name
-    type: Literal[TYPES]  # type: ignore[valid-type]
+    type: Literal[numbers.TYPES]  # type: ignore[valid-type]
     digest: Id32
-    value: Annotated[bytes, Field(max_length=INPUT_INLINE_BYTES_MAX)] | None
+    value: Annotated[bytes, Field(max_length=limits.INPUT_INLINE_BYTES_MAX)] | None
     path: Name
     """A path of the own space, or ''."""
     published: Id32 | None
@@ -132,10 +117,10 @@ class ProvenanceRecord(Record):
     """The name of a function, or the export of a module."""
     version: Id32
     """The hash of the function, or SHA-256 of the module."""
-    inputs: Annotated[tuple[ProvenanceInput, ...], Field(max_length=INPUTS_MAX)]
+    inputs: Annotated[tuple[ProvenanceInput, ...], Field(max_length=limits.INPUTS_MAX)]
     """In the order in which the function takes them."""
     output: ProvenanceOutput
-    receipt: Annotated[bytes, Field(max_length=PROVENANCE_BYTES_MAX)] | None
+    receipt: Annotated[bytes, Field(max_length=limits.PROVENANCE_BYTES_MAX)] | None
     """The signed execution receipt of a module's run; None for a function."""
 
 
@@ -157,7 +142,7 @@ def place_of(computation: str, output: Published | ProvenanceOutput) -> tuple[st
 
 def kept_of(outputs: int) -> int:
     """Return how many records each of a program's outputs keeps: fewer where there are many."""
-    return max(1, min(1 + ANCESTORS_MAX, PROVENANCE_RECORDS_MAX // max(1, outputs)))
+    return max(1, min(1 + limits.ANCESTORS_MAX, limits.PROVENANCE_RECORDS_MAX // max(1, outputs)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,16 +285,16 @@ class Recorder:
                 ProvenanceRecord,
                 network=self._network,
                 author=self._space.owner,
-                size_max=PROVENANCE_BYTES_MAX,
+                size_max=limits.PROVENANCE_BYTES_MAX,
             )
         except XscError:
             return None  # the user may write there too: what is no record proves nothing
 
     def _input(
-        self, chains: _Chains, read: Read, value: Value, sources: Sources, frame: int
+        self, chains: _Chains, read: Read, value: numbers.Value, sources: Sources, frame: int
     ) -> ProvenanceInput:
-        raw, source = value_bytes(read.slot.type, value), _source(read, value, sources)
-        digest = digest_of(raw)
+        raw, source = numbers.value_bytes(read.slot.type, value), _source(read, value, sources)
+        digest = numbers.digest_of(raw)
         known: list[_Known] = []
         if source.kind == "computation":
             newest = chains.known(chains.places[source.place])[:1]
@@ -341,24 +326,24 @@ def _function_of(step: Step) -> tuple[str, bytes]:
 
 
 def _inline(raw: bytes) -> bytes | None:
-    return raw if len(raw) <= INPUT_INLINE_BYTES_MAX else None
+    return raw if len(raw) <= limits.INPUT_INLINE_BYTES_MAX else None
 
 
-def _output(output: Published, value: Value) -> ProvenanceOutput:
-    raw = value_bytes(output.slot.type, value)
+def _output(output: Published, value: numbers.Value) -> ProvenanceOutput:
+    raw = numbers.value_bytes(output.slot.type, value)
     return ProvenanceOutput(
         name=output.name,
         type=output.slot.type,
-        digest=digest_of(raw),
+        digest=numbers.digest_of(raw),
         value=_inline(raw),
         path=output.path,
-        published=value_digest(to_space(output.slot.type, value)) if output.path else None,
+        published=value_digest(numbers.to_space(output.slot.type, value)) if output.path else None,
         local=output.local,
         result=output.result,
     )
 
 
-def _source(read: Read, value: Value, sources: Sources) -> Source:
+def _source(read: Read, value: numbers.Value, sources: Sources) -> Source:
     variable = read.variable
     if variable.kind == "derived":
         return Source(kind="computation", place=f"{variable.computation}.{variable.output}")
@@ -367,7 +352,7 @@ def _source(read: Read, value: Value, sources: Sources) -> Source:
     if variable.kind == "given":
         return Source(kind="given", place=variable.name)
     if variable.kind == "value":
-        kept = variable.default is not None and same(variable.type, value, variable.default)
+        kept = variable.default is not None and numbers.same(variable.type, value, variable.default)
         return Source(kind="value" if kept else "set")
     if variable.name not in sources:
         return Source(kind="default", place=variable.path)
@@ -383,13 +368,13 @@ def _source(read: Read, value: Value, sources: Sources) -> Source:
     )
 
 
-def _behind(type_: str, value: Value, known: Sequence[_Known]) -> list[_Known]:
+def _behind(type_: str, value: numbers.Value, known: Sequence[_Known]) -> list[_Known]:
     """Return the records whose values a local variable keeps, as far back as both agree."""
     values = value if isinstance(value, tuple) else (value,)
     found: list[_Known] = []
     for kept, one in zip(reversed(values), known, strict=False):
-        digest = digest_of(value_bytes(item_of(type_) or type_, kept))
-        if digest != one.digest or len(found) == ANCESTORS_MAX:
+        digest = numbers.digest_of(numbers.value_bytes(numbers.item_of(type_) or type_, kept))
+        if digest != one.digest or len(found) == limits.ANCESTORS_MAX:
             break
         found.append(one)
     return found

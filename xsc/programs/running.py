@@ -148,17 +148,8 @@ class Writes:
         """Keep where outputs came from, as the recorder returned it: values by path."""
         self.values.update(written)
 
-    def register_local_subscription(self, path: str, programs: Iterable[bytes]) -> None:
-        """List which programs read an own path; without any, no more."""
-        self._register(UserSpacePaths.local_subscription(path), programs)
-
-    def register_peer_subscription(
-        self, owner: bytes, path: str, programs: Iterable[bytes]
-    ) -> None:
-        """List which programs read a path of a peer; without any, no more."""
-        self._register(UserSpacePaths.peer_subscription(owner, path), programs)
-
-    def _register(self, path: str, programs: Iterable[bytes]) -> None:
+    def register_subscription(self, path: str, programs: Iterable[bytes]) -> None:
+        """List at a path which programs subscribe to something; without any, no more."""
         names = sorted(map(to_text, programs))
         self.values[path] = json.dumps(names).encode() if names else None
 

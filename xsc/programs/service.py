@@ -14,25 +14,16 @@ from dataclasses import fields
 from typing import Any
 
 from xsc.api.programs import Program, Results, State
+from xsc.base import errors
 from xsc.base.clock import Executor
-from xsc.base.errors import (
-    ArgumentInvalid,
-    NotFound,
-    PeerUnknown,
-    ProgramInvalid,
-    SpaceExhausted,
-    StoreDamaged,
-    TooLarge,
-    XscError,
-)
 from xsc.base.ids import from_text, short, to_text
 from xsc.base.keyvalue import KeyValue, prefix_end
 from xsc.base.limits import MODULE_BYTES_MAX
+from xsc.programs import limits
 from xsc.programs.compile import CompiledProgram, compile_program
-from xsc.programs.document import Document, Form, Variable, naming, parse, portable, resolve
+from xsc.programs.document import Document, Form, naming, parse, portable, resolve
 from xsc.programs.frame import Call, Fault, FrameResult, Given
 from xsc.programs.functions import Function, Functions
-from xsc.programs.limits import PROGRAM_MODULES_BYTES_MAX, PROGRAMS_MAX
 from xsc.programs.numbers import Value, check_value, parse_value, to_space
 from xsc.programs.running import (
     Ports,
@@ -108,9 +99,9 @@ class ComputeRuntimeManager:
             try:
                 compiled = self._compile(parse(self._document(program), "json"))
                 if compiled.hash != program:
-                    raise StoreDamaged("its document has another hash")
+                    raise errors.StoreDamaged("its document has another hash")
                 self._registered[program] = compiled
-            except XscError as fault:
+            except errors.XscError as fault:
                 self._failed[program] = f"{fault.code}: {fault.message}"
                 self._ports.log.warning("program.not_read", program=program, code=fault.code)
         active = sorted(self._space.ls(UserSpacePaths.ACTIVE), key=lambda record: record.sequence)
@@ -178,7 +169,7 @@ class ComputeRuntimeManager:
         given = dict(modules or {})
         for name, module in given.items():
             if len(module) > MODULE_BYTES_MAX:
-                raise TooLarge(
+                raise errors.TooLarge(
                     f"the module '{name}' is over its bound of {MODULE_BYTES_MAX} bytes",
                     hint="build it smaller: without debug information, optimised for size",
                 )
@@ -186,29 +177,25 @@ class ComputeRuntimeManager:
         for name in document.owners:
             try:
                 nodes[name] = self._ports.find(name)
-            except (PeerUnknown, ArgumentInvalid) as fault:
+            except (errors.PeerUnknown, errors.ArgumentInvalid) as fault:
                 raise document.fault(naming(document, name), fault.message) from None
         compiled = self._compile(document, nodes, given)
         kept = portable(raw, form, compiled.program)
-        for variable, _ in compiled.variables.values():
-            self._check_place(compiled, variable)
+        for (owner, path), names in subscriptions_of(compiled, self._space.owner).items():
+            try:
+                self._listed_at(owner, path)
+            except errors.ArgumentInvalid as fault:
+                place = ("variables", names[0].partition(".")[0], "path")
+                raise document.fault(place, fault.message) from None
         async with self._lock:
             await self._keep(compiled, kept, given)
         return compiled.hash
 
-    def _check_place(self, compiled: CompiledProgram, variable: Variable) -> None:
-        """Refuse a path whose subscription could not be listed: it would be too long."""
-        if variable.kind != "subscription":
-            return
-        owner = variable.owner
-        try:
-            if isinstance(owner, bytes) and owner != self._space.owner:
-                UserSpacePaths.peer_subscription(owner, variable.path)
-            else:
-                UserSpacePaths.local_subscription(variable.path)
-        except ArgumentInvalid as fault:
-            place = ("variables", variable.name.partition(".")[0], "path")
-            raise compiled.program.document.fault(place, fault.message) from None
+    def _listed_at(self, owner: bytes, path: str) -> str:
+        """Return where it is listed who subscribes to a path."""
+        if owner == self._space.owner:
+            return UserSpacePaths.local_subscription(path)
+        return UserSpacePaths.peer_subscription(owner, path)
 
     async def _keep(
         self, compiled: CompiledProgram, kept: bytes, modules: Mapping[str, bytes]
@@ -217,12 +204,12 @@ class ComputeRuntimeManager:
         if program in self._registered:
             return
         dropped = None
-        if len(self._registered) + len(self._failed.keys() - {program}) >= PROGRAMS_MAX:
+        if len(self._registered) + len(self._failed.keys() - {program}) >= limits.PROGRAMS_MAX:
             idle = (old for old in self._registered if old not in self._running)
             dropped = next(idle, None) or next(iter(self._failed), None)
             if dropped is None:
-                raise SpaceExhausted(
-                    f"{PROGRAMS_MAX} programs are active, which is all that a node runs",
+                raise errors.SpaceExhausted(
+                    f"{limits.PROGRAMS_MAX} programs are active, which is all that a node runs",
                     hint="deactivate one: xsc program deactivate HASH",
                 )
         needed = modules_of(compiled)
@@ -233,10 +220,9 @@ class ComputeRuntimeManager:
         have = {
             digest: raw for digest, raw in {**self._modules, **brought}.items() if digest in needed
         }
-        if sum(map(len, have.values())) > PROGRAM_MODULES_BYTES_MAX:
-            raise SpaceExhausted(
-                f"the modules of all programs take more than {PROGRAM_MODULES_BYTES_MAX} bytes"
-            )
+        most = limits.PROGRAM_MODULES_BYTES_MAX
+        if sum(map(len, have.values())) > most:
+            raise errors.SpaceExhausted(f"the modules of all programs take more than {most} bytes")
         # Modules first: a program is never registered without them.
         added = [(MODULE + d, raw) for d, raw in have.items() if d not in self._modules]
         if added:
@@ -300,13 +286,13 @@ class ComputeRuntimeManager:
 
     def _get(self, program: bytes) -> CompiledProgram:
         if program in self._served:
-            raise ArgumentInvalid("the program comes with XSC, which runs it by itself")
+            raise errors.ArgumentInvalid("the program comes with XSC, which runs it by itself")
         if program in self._failed:
-            raise ProgramInvalid(f"the program cannot run here: {self._failed[program]}")
+            raise errors.ProgramInvalid(f"the program cannot run here: {self._failed[program]}")
         try:
             return self._registered[program]
         except KeyError:
-            raise NotFound(
+            raise errors.NotFound(
                 f"no program {short(program)} is registered",
                 hint="register it: xsc program register",
             ) from None
@@ -315,17 +301,14 @@ class ComputeRuntimeManager:
         for owner, path in subscriptions_of(self._registered[program], self._space.owner):
             readers = self._readers.get((owner, path), set())
             listed = readers | {program} if active else readers - {program}
-            if owner == self._space.owner:
-                writes.register_local_subscription(path, listed)
-            else:
-                writes.register_peer_subscription(owner, path, listed)
+            writes.register_subscription(self._listed_at(owner, path), listed)
 
     def _run(self, program: bytes, running: RunningProgram | None = None) -> None:
         try:
             running = running or RunningProgram(
                 self._registered[program], self._ports, self._modules
             )
-        except StoreDamaged as fault:
+        except errors.StoreDamaged as fault:
             self._failed[program] = f"{fault.code}: {fault.message}"
             self._ports.log.warning("program.not_read", program=program, code=fault.code)
             return
@@ -393,11 +376,11 @@ class ComputeRuntimeManager:
 
     def _active(self, program: bytes) -> RunningProgram:
         if program in self._served:
-            raise ArgumentInvalid("the program comes with XSC, which runs it by itself")
+            raise errors.ArgumentInvalid("the program comes with XSC, which runs it by itself")
         try:
             return self._running[program]
         except KeyError:
-            raise NotFound(
+            raise errors.NotFound(
                 f"no program {short(program)} is active", hint="activate it: xsc program activate"
             ) from None
 
@@ -411,7 +394,7 @@ class ComputeRuntimeManager:
         found = {program for program in known if to_text(program).startswith(text)}
         if len(text) < 4 or len(found) != 1:
             many = "more than one program" if len(text) >= 4 and found else "no program"
-            raise NotFound(
+            raise errors.NotFound(
                 f"{many} has a hash that begins with '{text[:60]}'",
                 hint="list them: xsc program ls",
             )
@@ -438,7 +421,7 @@ class ComputeRuntimeManager:
         running = self._active(program)
         variable, _ = running.program.variables.get(name, (None, None))
         if variable is None or variable.kind not in {"value", "local"}:
-            raise ArgumentInvalid(f"no variable '{name[:64]}' that can be set")
+            raise errors.ArgumentInvalid(f"no variable '{name[:64]}' that can be set")
         return await running.set_variable(name, parse_value(variable.type, text))
 
     def get_results(self, program: bytes) -> Results:
@@ -463,7 +446,7 @@ class ComputeRuntimeManager:
             NotFound: it is not active, or the node stops.
         """
         if self._ended:
-            raise NotFound("the node stops")
+            raise errors.NotFound("the node stops")
         await self._active(program).changed()
 
     def end_watches(self) -> None:
@@ -474,19 +457,8 @@ class ComputeRuntimeManager:
 
     def _row(self, program: bytes, state: State, fault: str = "") -> Results:
         compiled = self._registered.get(program)
-        return Results(
-            id=compiled.program.document.id if compiled else "",
-            hash=to_text(program),
-            state=state,
-            frame=0,
-            variables={},
-            outputs={},
-            errors={},
-            stale=[],
-            fault=fault,
-            publications=0,
-            built_in=False,
-        )
+        id_ = compiled.program.document.id if compiled else ""
+        return Results(id=id_, hash=to_text(program), state=state, fault=fault)
 
     def status(self) -> list[Program]:
         """Return a row for each program: those of XSC, then in the order of their registration."""
@@ -506,21 +478,13 @@ class ComputeRuntimeManager:
             for (owner, path), readers in sorted(self._readers.items())
         ]
 
-    def module(self, digest: bytes) -> bytes | None:
-        """Return the bytes of a module that a registered program calls."""
-        return self._modules.get(digest)
-
-    def compiled(self, program: bytes) -> CompiledProgram | None:
-        """Return a registered program."""
-        return self._registered.get(program)
-
     async def rerun(self, root: Step) -> None:
         """Run again all functions and modules behind a value, and note what they give."""
         await replay(root, self._again, self._call_again, self._executor)
 
     async def _call_again(self, call: Call) -> Given | Fault | None:
         digest = call.call.module
-        module = self.module(digest) if isinstance(digest, bytes) else None
+        module = self._modules.get(digest) if isinstance(digest, bytes) else None
         return None if module is None else (await self._ports.sandbox.call(module, call))[0]
 
 

@@ -15,16 +15,9 @@ from functools import partial
 from typing import Any
 
 from xsc.api.programs import Provenance
+from xsc.base import errors
 from xsc.base.clock import Executor, InlineExecutor
 from xsc.base.encoding import decode
-from xsc.base.errors import (
-    ArgumentInvalid,
-    NotFound,
-    ProgramInvalid,
-    ProofInvalid,
-    UnavailableError,
-    XscError,
-)
 from xsc.base.ids import short, to_text
 from xsc.identity.envelope import Signed, open_signed
 from xsc.programs import limits, numbers
@@ -55,7 +48,7 @@ _STANDS = {"value": "stands in the program", "default": "the default", "set": "s
 
 def _require(holds: bool, fault: str) -> None:
     if not holds:
-        raise ProofInvalid(fault)
+        raise errors.ProofInvalid(fault)
 
 
 def value_in(part: ProvenanceInput | ProvenanceOutput) -> Value | None:
@@ -74,8 +67,8 @@ def value_in(part: ProvenanceInput | ProvenanceOutput) -> Value | None:
             f"the value of '{part.name}' is not of its type",
         )
         return numbers.from_record(part.type, found[1])
-    except (ArgumentInvalid, XscError) as fault:
-        raise ProofInvalid(f"the value of '{part.name}': {fault.message}") from None
+    except (errors.ArgumentInvalid, errors.XscError) as fault:
+        raise errors.ProofInvalid(f"the value of '{part.name}': {fault.message}") from None
 
 
 def check_record(
@@ -107,15 +100,18 @@ def check_record(
     return signed
 
 
+def _open_receipt(
+    raw: bytes, network: bytes | None
+) -> tuple[Signed[ExecutionReceipt], Signed[Order]]:
+    most = limits.PROVENANCE_BYTES_MAX
+    receipt = open_signed(raw, ExecutionReceipt, network=network, size_max=most)
+    return receipt, open_signed(receipt.record.order, Order, network=network, size_max=most)
+
+
 def _check_receipt(signed: Signed[ProvenanceRecord], raw: bytes) -> None:
     """Refuse a receipt that is not of this run."""
     record = signed.record
-    receipt = open_signed(
-        raw, ExecutionReceipt, network=signed.network, size_max=limits.PROVENANCE_BYTES_MAX
-    )
-    order = open_signed(
-        receipt.record.order, Order, network=signed.network, size_max=limits.PROVENANCE_BYTES_MAX
-    )
+    receipt, order = _open_receipt(raw, signed.network)
     outcome = receipt.record.outcome
     _require(
         (order.record.provider, order.record.customer) == (receipt.author, signed.author)
@@ -145,7 +141,7 @@ def _gives(record: ProvenanceRecord, found: Given) -> bool:
     output = record.output
     try:
         value = result_as(output.type, results_in(found)[output.result])
-    except (XscError, IndexError):
+    except (errors.XscError, IndexError):
         return False
     return digest_of(value_bytes(output.type, value)) == output.digest
 
@@ -209,12 +205,7 @@ def fault_of_link(
 
 def fault_of_value(given: ProvenanceInput, raw: bytes) -> str:
     """Return why an input is not what a record in the space has, or '' where it is."""
-    try:
-        found = numbers.from_space(given.type, raw)
-    except ArgumentInvalid as fault:
-        return fault.message
-    same = digest_of(value_bytes(given.type, found)) == given.digest
-    return "" if same else "another value than its record has"
+    return "" if kept_value(given, raw) is not None else "another value than its record has"
 
 
 def fault_of_source(given: ProvenanceInput, entry: Signed[SpaceRecord]) -> str:
@@ -231,13 +222,10 @@ def fault_of_source(given: ProvenanceInput, entry: Signed[SpaceRecord]) -> str:
 
 
 def kept_value(given: ProvenanceInput, raw: bytes) -> Value | None:
-    """Return an input of which its record has the hash alone, from what is kept of its program.
-
-    None where something else is kept there by now.
-    """
+    """Return the value of an input from its bytes in a space; None where they are another value."""
     try:
         value = numbers.from_space(given.type, raw)
-    except ArgumentInvalid:
+    except errors.ArgumentInvalid:
         return None
     return value if digest_of(value_bytes(given.type, value)) == given.digest else None
 
@@ -254,7 +242,7 @@ def rerun(
     """
     try:
         function = functions.get(record.function)
-    except ProgramInvalid as fault:
+    except errors.ProgramInvalid as fault:
         return None, fault.message
     if function.hash != record.version:
         return None, f"this node has another version of {record.function}"
@@ -266,7 +254,7 @@ def rerun(
         given = {item.name: value for item, value in zip(record.inputs, values, strict=True)}
         found = function.run(bound, *(given[name] for name in function.order(given)))
         made = digest_of(value_bytes(type_, numbers.check_value(type_, found)))
-    except (XscError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
+    except (errors.XscError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
         return False, f"{record.function} fails on these inputs: {fault}"
     if (type_, made) != (record.output.type, record.output.digest):
         return False, f"{record.function} gives another value"
@@ -280,12 +268,7 @@ def call_of(record: ProvenanceRecord, large: Mapping[str, Value]) -> Call | str:
         return "an input is too large to be in the record"
     bounds: dict[str, int] = {}
     if record.receipt is not None:
-        receipt = open_signed(
-            record.receipt, ExecutionReceipt, network=None, size_max=limits.PROVENANCE_BYTES_MAX
-        )
-        order = open_signed(
-            receipt.record.order, Order, network=None, size_max=limits.PROVENANCE_BYTES_MAX
-        ).record
+        order = _open_receipt(record.receipt, None)[1].record
         bounds = {
             "fuel": order.fuel_max,
             "memory_bytes": order.memory_bytes_max,
@@ -293,11 +276,6 @@ def call_of(record: ProvenanceRecord, large: Mapping[str, Value]) -> Call | str:
         }
     call = ModuleCall(record.version, record.function, **bounds)
     return Call(record.computation, call, given)
-
-
-def is_module(record: ProvenanceRecord, functions: Functions) -> bool:
-    """Say whether a record is about a module's export, and no function."""
-    return record.receipt is not None or not functions.has(record.function)
 
 
 @dataclass(eq=False)
@@ -358,7 +336,9 @@ class Why:
         entry = await self._read(owner, path)
         digest = entry.signed.record.digest
         if entry.value is None or digest is None:
-            raise NotFound(f"nothing is at '{path}' of {short(owner)}", hint="see `xsc space ls`")
+            raise errors.NotFound(
+                f"nothing is at '{path}' of {short(owner)}", hint="see `xsc space ls`"
+            )
         root = await self._published(owner, path, digest)
         if isinstance(root, str):
             shown = entry.value.decode(errors="replace")
@@ -375,7 +355,7 @@ class Why:
             return None
         try:
             return await self._read(owner, path)
-        except (NotFound, UnavailableError):
+        except (errors.NotFound, errors.UnavailableError):
             return None
 
     async def _record(self, owner: bytes, path: str) -> Signed[ProvenanceRecord] | str:
@@ -385,7 +365,7 @@ class Why:
             return "gone"
         try:
             return check_record(entry.value, network=self._network, author=owner)
-        except XscError as fault:
+        except errors.XscError as fault:
             return f"forged: {fault.message}"
 
     async def _published(self, owner: bytes, path: str, digest: bytes) -> Step | str:
@@ -481,14 +461,11 @@ class Why:
                     behind = await self._record(step.owner, event)
                     if not isinstance(behind, str) and behind.record.output.path:
                         path = behind.record.output.path
-            elif source.kind == "space":
-                path = source.place
             else:
                 return None
-        except ArgumentInvalid:
+        except errors.ArgumentInvalid:
             return None
-        owner = source.owner or step.owner
-        entry = await self._get(owner, path)
+        entry = await self._get(step.owner, path)
         raw = None if entry is None else entry.value
         if raw is None or self._large_bytes + len(raw) > limits.WHY_LARGE_BYTES_MAX:
             return None
@@ -521,7 +498,7 @@ class Why:
             return None
         try:
             parts = self._parts(whole)
-        except XscError:
+        except errors.XscError:
             return []  # gathered from no space
         if len(parts) > left:
             return None
@@ -541,7 +518,7 @@ class Why:
             part.note = f"number {signed.record.sequence}"
             if signed.record.path != path:
                 part.holds, part.note = False, f"forged: a record of '{signed.record.path}'"
-        except XscError as fault:
+        except errors.XscError as fault:
             part.holds, part.note = False, f"forged: {fault.message}"
         return part
 
@@ -601,7 +578,7 @@ async def replay(root: Step, functions: Functions, call: Rerun, executor: Execut
             continue
         record = step.signed.record
         proven: bool | None
-        if not is_module(record, functions):
+        if record.receipt is None and functions.has(record.function):
             # Beside the event loop: a peer has chosen the inputs of its records.
             proven, note = await executor.run(partial(rerun, record, functions, step.large))
         else:

@@ -13,7 +13,7 @@ from xsc.allocation.program import parts_of, state_of
 from xsc.base.clock import InlineExecutor
 from xsc.identity.keys import KeyPair
 from xsc.node.programs import ALLOCATION, allocation_function
-from xsc.programs import frame
+from xsc.programs import limits
 from xsc.programs.compile import compile_program
 from xsc.programs.document import parse, resolve
 from xsc.programs.functions import Functions
@@ -105,7 +105,7 @@ async def test_where_the_program_fails_nothing_is_granted_and_that_is_said_once(
     node, peers, monkeypatch
 ):
     with monkeypatch.context() as broken:
-        broken.setattr(frame, "GIVEN_BYTES_MAX", 10)
+        broken.setattr(limits, "GIVEN_BYTES_MAX", 10)
         await node.space.put(UserSpacePaths.COMMITMENT, offering())
         for number in range(1, 4):
             await node.needs(peers[0], need_of(20, number))
@@ -287,7 +287,7 @@ async def test_a_state_that_the_rule_does_not_give_is_found(node, peers, monkeyp
 async def test_what_is_gathered_is_kept_up_to_its_bound_and_replayed_so_far(
     node, peers, monkeypatch
 ):
-    monkeypatch.setattr("xsc.programs.provenance.INPUT_INLINE_BYTES_MAX", 100)
+    monkeypatch.setattr("xsc.programs.limits.INPUT_INLINE_BYTES_MAX", 100)
     await play(node, *peers)
     kept = UserSpacePaths.variable(node.program.program.hash, "gathered")
     assert node.space.ls(kept)
@@ -312,7 +312,7 @@ async def test_a_walk_checks_so_many_parts(node, peers, monkeypatch):
         root = await node.why()
         assert not root.verified
         assert any(one.note == "not followed: over 2 values" for one in steps_of(root))
-    monkeypatch.setattr("xsc.programs.provenance.INPUT_INLINE_BYTES_MAX", 100)
+    monkeypatch.setattr("xsc.programs.limits.INPUT_INLINE_BYTES_MAX", 100)
     await node.needs(peers[0], need_of(4, 9))
     await node.allocator.allocate()
     monkeypatch.setattr("xsc.programs.limits.WHY_LARGE_BYTES_MAX", 100)

@@ -23,7 +23,7 @@ from xsc.base.errors import (
     TooLarge,
 )
 from xsc.base.ids import to_text
-from xsc.programs import service as services
+from xsc.programs import limits
 from xsc.programs.frame import Fault
 from xsc.programs.functions import BUILT_IN
 from xsc.programs.limits import (
@@ -794,7 +794,7 @@ async def test_no_program_publishes_where_xsc_writes(node, first):
 async def test_the_programs_of_a_node_are_bounded_and_the_oldest_inactive_one_goes(
     node, monkeypatch
 ):
-    monkeypatch.setattr(services, "PROGRAMS_MAX", 3)
+    monkeypatch.setattr(limits, "PROGRAMS_MAX", 3)
 
     def numbered(number):
         return document(
@@ -818,7 +818,7 @@ async def test_the_programs_of_a_node_are_bounded_and_the_oldest_inactive_one_go
 
 async def test_the_modules_of_a_node_are_bounded(node, monkeypatch):
     assert PROGRAM_MODULES_BYTES_MAX == 64 * 2**20
-    monkeypatch.setattr(services, "PROGRAM_MODULES_BYTES_MAX", 10)
+    monkeypatch.setattr(limits, "PROGRAM_MODULES_BYTES_MAX", 10)
     text = document({"one": ONE}, {"f": call(module(), {"x": "one"}, o=MEMORY | {"type": "i32"})})
     await node.manager.register(text, "json", {"m": bytes(6)})
     with pytest.raises(SpaceExhausted, match="modules"):
