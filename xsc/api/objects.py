@@ -255,6 +255,18 @@ class Repaired(Model):
     """Columns of silent nodes whose grace is not over: they count as lost only after it."""
 
 
+class Together(Model):
+    """Small objects that are read in one call."""
+
+    capabilities: list[str]
+
+
+class Contents(Model):
+    """The content of each, in the same order."""
+
+    contents: list[bytes]
+
+
 class Removed(Model):
     """Which hosts confirmed a deletion."""
 
@@ -267,6 +279,7 @@ class Removed(Model):
 PUT = Endpoint("POST", "/v1/objects", Put, Stored, "Store a stream.", takes="bytes", status=201)
 LIST = listing("/v1/objects", Under, Object, "List the objects of this node.")
 NAMED = listing("/v1/objects/named", Versions, str, "Find versions of a name.", rows="capabilities")
+CONTENTS = post("/v1/objects/contents", Together, Contents, "Read small objects together.")
 RESTORE = post("/v1/objects/restore", Name, Restored, "Make an older version the newest.")
 PARTS = listing("/v1/objects/parts", Directory, Part, "List files of a directory.")
 UPLOAD = get("/v1/uploads/{id}", Id, Upload, "Say how much of a put is stored.")

@@ -138,14 +138,15 @@ class PeerNet:
     def share(
         self, *methods: str, halves: bool = False, timeout_ms: int = limits.PEER_TIMEOUT_MS
     ) -> None:
-        """Let small calls of these methods share requests; they must be quick and answer little.
+        """Let small calls of these methods share requests; they must be quick.
 
-        What is shared by one call of this does not wait for what is by another.
+        A call whose answer may be large (`PeerServer.bound_answers`) goes by itself. What is shared
+        by one call of this does not wait for what is by another.
 
         Args:
             methods: whose calls.
             halves: have only half of what is about leave at a time (see above).
-            timeout_ms: how long each call may take.
+            timeout_ms: how long each call may take, also one that goes by itself.
         """
         batcher = RequestBatcher(self, halves=halves, timeout_ms=timeout_ms)
         self._batchers.update(dict.fromkeys(methods, batcher))
@@ -171,13 +172,14 @@ class PeerNet:
             answer, bodies = await self.server.handlers[method](peer, dict(header), parts)
             return frame.Reply(answer, [memoryview(body) for body in bodies])
         batcher = self._batchers.get(method) if timeout_ms is None else None
-        if batcher is not None and not batcher.is_full(peer):
+        if batcher is None:
+            timeout_ms = timeout_ms or limits.PEER_TIMEOUT_MS
+            return await self.call_alone(peer, method, header, parts, timeout_ms)
+        if not batcher.is_full(peer) and self.server.answers_little(method, header):
             call = batch.Call(method, encoding.encode(header), parts)
             if batch.may_share(call):
                 return await batcher.call(peer, call, header)
-        return await self.call_alone(
-            peer, method, header, parts, timeout_ms or limits.PEER_TIMEOUT_MS
-        )
+        return await self.call_alone(peer, method, header, parts, batcher.timeout_ms)
 
     def _callable(self, peer: bytes) -> roster.PeerInfo:
         info = self.roster.info(peer)
@@ -225,7 +227,7 @@ class RequestBatcher:
     def __init__(self, net: PeerNet, *, halves: bool, timeout_ms: int) -> None:
         self._net = net
         self._clock = net.context.clock
-        self._timeout_ms = timeout_ms
+        self.timeout_ms = timeout_ms
         self._took_ms = 0
         """Of the last request, to whichever peer."""
         self._gather: gather.Gather[bytes, _Asked, frame.Reply] = gather.Gather(
@@ -250,7 +252,7 @@ class RequestBatcher:
         Raises:
             XscError: as PeerNet.call.
         """
-        deadline_ms = self._clock.monotonic_ms() + self._timeout_ms
+        deadline_ms = self._clock.monotonic_ms() + self.timeout_ms
         return await self._gather.submit(peer, _Asked(call, header, deadline_ms))
 
     async def _wait(self) -> None:
@@ -278,8 +280,20 @@ class RequestBatcher:
             name = self._net.roster.info(peer).name
             answers = batch.unpack_answers(whole, len(group))
             replies = [batch.outcome_of(answer, name) for answer in answers]
+            for number, answer in enumerate(answers):
+                if answer.status == batch.ALONE:
+                    replies[number] = await self._alone(peer, group[number])
         self._took_ms = self._clock.monotonic_ms() - began_ms
         return replies
+
+    async def _alone(self, peer: bytes, asked: _Asked) -> frame.Reply | errors.XscError:
+        """Send a call by itself whose answer was too large to travel with others."""
+        left_ms = max(1, asked.deadline_ms - self._clock.monotonic_ms())
+        call = asked.call
+        try:
+            return await self._net.call_alone(peer, call.method, asked.header, call.parts, left_ms)
+        except errors.XscError as fault:
+            return fault
 
 
 def all_of(waiting: int, answered: int) -> int:  # noqa: ARG001 (as `half_of`)

@@ -56,7 +56,7 @@ from xsc.space import following, intervals, paths, sync
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
 from xsc.storage.catalogue.heads import DirectoryHeadStore
-from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, PUT
+from xsc.storage.object.messages import ANSWER_BOUNDS, DELETE, FIND, GET, HOLDS, KEEP, PUT, STAT
 from xsc.storage.repair.custodian import GUARD, UNGUARD
 from xsc.storage.repair.peer_departures import Departures
 from xsc.storage.service import StorageService
@@ -572,6 +572,8 @@ class Node:
         self.peers.server.bound_answers(ANSWER_BOUNDS)
         self.peers.share(PUT, GUARD)
         self.peers.share(DELETE, UNGUARD, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
+        self.peers.share(STAT, FIND, HOLDS, timeout_ms=STORAGE_QUESTION_TIMEOUT_MS)
+        self.peers.share(GET, KEEP)
         self.peers.share(RUN, halves=True)
 
     def _custodian_for(self, peer: bytes) -> bool:

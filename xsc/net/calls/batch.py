@@ -4,8 +4,9 @@
     -> {"answers": [{"status", "header", "parts"}]}; the parts of all answers
 
 Inner headers are canonical bytes of their own, so that one malformed header is
-the error of its call alone. A status other than 200 has a problem document as
-its header. When calls travel together: `xsc.net.service`.
+the error of its call alone. ALONE has nothing more: the answer was too large.
+Any other status but 200 has a problem document as its header. When calls travel
+together: `xsc.net.service`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from xsc.net.transport.port import RawResponse
 
 METHOD = "peers.batch"
 OK = 200
+ALONE = 303
+"""The answer is too large to travel with others: the call is to be made by itself."""
 
 Buffer: TypeAlias = "bytes | memoryview"
 
@@ -95,10 +98,10 @@ def unpack_calls(header: Mapping[str, Value], parts: Sequence[Part]) -> list[Cal
 
 
 def answered(header: dict[str, Value], parts: Sequence[Buffer]) -> Answer:
-    """Return the answer of a call that was carried out; one that is too large says so."""
+    """Return the answer of a call that was carried out, unless it is too large."""
     raw = encode(header)
     if len(parts) > BATCH_CALL_PARTS_MAX or len(raw) + sum(map(len, parts)) > BATCH_CALL_BYTES_MAX:
-        return refused(problems.failed())
+        return Answer(ALONE, b"")
     return Answer(OK, raw, parts)
 
 

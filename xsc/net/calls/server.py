@@ -127,8 +127,17 @@ class RequestServer:
         assert self.handlers.keys() >= bounds.keys()
         self._bounds.update(bounds)
 
+    def answers_little(self, method: str, header: Mapping[str, Value]) -> bool:
+        """Say whether the answer to a call is small enough to travel with others.
+
+        Raises:
+            RecordInvalid: the header breaks a rule.
+        """
+        bound = self._bounds.get(method)
+        return bound is None or bound(header) <= limits.BATCH_CALL_BYTES_MAX
+
     def allow_in_batches(self, methods: Iterable[str]) -> None:
-        """Answer these methods in a batch, too; they must be quick and answer little."""
+        """Answer these methods in a batch, too; they must be quick."""
         self._batched.update(methods)
 
     def charge_read(self, caller: bytes, method: str, size_bytes: int) -> None:
@@ -400,6 +409,8 @@ class RequestServer:
         )
         if not isinstance(header, dict):
             raise errors.FrameInvalid("the header of a call holds no map")
+        if not self.answers_little(call.method, header):
+            raise errors.TooLarge("the answer to a call of a batch may be too large for it")
         return header
 
     async def _found(self, caller: bytes, method: str, asked: Sequence[Asked]) -> Sequence[Outcome]:

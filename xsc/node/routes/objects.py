@@ -100,6 +100,11 @@ async def get(node: Node, asked: api.Get) -> Download:
     return Download(reader.stream, reader.size_bytes, asked.range)
 
 
+async def contents(node: Node, asked: api.Together) -> api.Contents:
+    """Read small objects together."""
+    return api.Contents(contents=await node.storage.contents(asked.capabilities))
+
+
 async def upload(node: Node, asked: endpoint.Id) -> api.Upload:
     """Say how much of a put is stored."""
     named = _upload_id(asked.id) or b""

@@ -218,12 +218,33 @@ async def test_each_call_keeps_its_own_error(pair):
     await first
     got = await asyncio.gather(*others, return_exceptions=True)
     assert [type(item) for item in got] == [
-        Reply, CreditExceeded, PeerError, NotFound, PeerError, Reply, NotFound, NotFound,
+        Reply, CreditExceeded, PeerError, NotFound, Reply, Reply, NotFound, NotFound,
     ]  # fmt: skip
     assert str(got[1]) == "no credit for 2"
     assert "secret" not in str(got[2])
+    assert len(got[4].parts[0]) == BATCH_CALL_BYTES_MAX + 1, "it was asked for again, alone"
     assert pair.bert.log.names().count("net.request_failed") == 1
     assert pair.requests().count("batch") == 1
+
+
+async def test_a_call_whose_answer_may_be_large_goes_by_itself(pair):
+    for node in (pair.anna, pair.bert):
+        node.net.server.register({"test.much": pair.echo})
+        node.net.server.bound_answers({"test.much": lambda header: header["n"]})
+    pair.share("test.much")
+    sizes = [1, BATCH_CALL_BYTES_MAX, BATCH_CALL_BYTES_MAX + 1, 2]
+    await asyncio.gather(*(pair.call(size, "test.much") for size in sizes))
+    assert sorted(pair.requests()) == ["batch", "test.much"]
+
+
+async def test_a_batch_that_asks_for_more_than_it_may_is_refused_before_anything_is_done(pair):
+    pair.bert.net.server.register({"test.much": pair.echo})
+    pair.bert.net.server.bound_answers({"test.much": lambda header: header["n"]})
+    pair.share("test.much")
+    calls = [pair.call(size, "test.much") for size in (1, BATCH_CALL_BYTES_MAX + 1)]
+    small, large = await asyncio.gather(*calls, return_exceptions=True)
+    assert small.header == {"n": 1}
+    assert isinstance(large, TooLarge)
 
 
 async def test_calls_of_a_method_that_is_answered_together_keep_their_own_answers(pair):
