@@ -158,16 +158,6 @@ class Document:
         """Names of nodes that are to be resolved."""
         return frozenset(n for v in self.variables for n in v.nodes if isinstance(n, str))
 
-    @property
-    def modules(self) -> frozenset[str]:
-        """Names of modules that are to be resolved."""
-        calls = (c.function for c in self.computations)
-        return frozenset(
-            call.module
-            for call in calls
-            if isinstance(call, ModuleCall) and isinstance(call.module, str)
-        )
-
     def fault(self, path: KeyPath, message: str) -> ProgramInvalid:
         """Return the error for a key: its line where it is known, its path, and what is wrong."""
         return fault_at(self.lines, path, message)
@@ -434,7 +424,7 @@ def resolve(
     Args:
         document: as `parse` returns it.
         nodes: the node id of each name in `document.owners`.
-        modules: the bytes of each module in `document.modules`.
+        modules: the bytes of each module by its name.
 
     Raises:
         ProgramInvalid: a name that is not among them.
@@ -507,7 +497,9 @@ def canonical(document: Document) -> Encodable:
         },
         "computations": {
             computation.id: {
-                "function": _canonical_call(computation.function),
+                "function": computation.function
+                if isinstance(computation.function, str)
+                else dataclasses.asdict(computation.function),
                 "inputs": dict(computation.inputs),
                 "outputs": {
                     output.name: _filled(dataclasses.asdict(output) | {"name": None})
@@ -529,10 +521,6 @@ def _canonical_variable(variable: Variable) -> Encodable:
     kept: Encodable = None if default is None else [to_record(variable.type, default)]
     keys = {"name": None, "default": kept, "sources": list(variable.sources)}
     return _filled(dataclasses.asdict(variable) | keys)
-
-
-def _canonical_call(call: str | ModuleCall) -> Encodable:
-    return call if isinstance(call, str) else dataclasses.asdict(call)
 
 
 # The text: the tree that it holds, within bounds, and the lines of its keys

@@ -205,7 +205,7 @@ class ComputeRuntimeManager:
             return
         dropped = None
         if len(self._registered) + len(self._failed.keys() - {program}) >= limits.PROGRAMS_MAX:
-            idle = (old for old in self._registered if old not in self._running)
+            idle = (old for old in self._registered if not self._is_marked(old))
             dropped = next(idle, None) or next(iter(self._failed), None)
             if dropped is None:
                 raise errors.SpaceExhausted(
@@ -334,9 +334,10 @@ class ComputeRuntimeManager:
             await self._space.put_all(writes.values)
             await self._end(program)
             for key in subscriptions_of(self._registered[program], self._space.owner):
-                self._readers[key].discard(program)
-                if not self._readers[key]:
-                    del self._readers[key]
+                readers = self._readers.get(key, set())
+                readers.discard(program)
+                if not readers:
+                    self._readers.pop(key, None)
 
     async def stop(self, program: bytes) -> None:
         """End a program until it is activated again, or the node starts; it stays active.

@@ -812,6 +812,7 @@ async def test_the_programs_of_a_node_are_bounded_and_the_oldest_inactive_one_go
     assert not node.has(UserSpacePaths.program(programs[1]))
     for program in (programs[2], fourth):
         await node.manager.activate(program)
+    await node.manager.stop(fourth)  # which is active all the same
     with pytest.raises(SpaceExhausted, match="3 programs are active"):
         await node.manager.register(numbered(4), "json")
 
@@ -837,6 +838,8 @@ async def test_what_was_kept_and_does_not_fit_is_shown_and_does_not_run(node):
     assert shown.fault.startswith("store_damaged: ")
     with pytest.raises(ProgramInvalid, match="cannot run here"):
         await node.manager.activate(program)
+    await node.manager.deactivate(program)
+    assert not node.has(UserSpacePaths.active_program(program))
     await node.end()
 
 
