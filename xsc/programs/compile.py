@@ -17,7 +17,7 @@ from xsc.base.ids import short
 from xsc.programs import limits
 from xsc.programs.document import Computation, Document, ModuleCall, Output, Program, Variable
 from xsc.programs.functions import Function, Functions
-from xsc.programs.numbers import Value, exported_type, size_max, storage_of
+from xsc.programs.numbers import EXPORTED, Value, size_max, storage_of
 from xsc.programs.state import Const, ConstPool, StateCellLayout, StateLayout
 from xsc.programs.values import SlotMeta
 from xsc.space.paths import is_systems
@@ -185,7 +185,7 @@ class _Compiler:
             function, bound, results = call, "", []
             ordered = tuple(sorted(types))
             for param, type_ in types.items():
-                if not call.is_filter and exported_type(type_) is None:
+                if not call.is_filter and type_ not in EXPORTED:
                     message = f"a module takes no {type_} by an export"
                     raise self.fault(message, *at, "inputs", param)
             wanted = {output.result for output in computation.outputs}
@@ -203,7 +203,7 @@ class _Compiler:
         for output in computation.outputs:
             place = (*at, "outputs", output.name)
             if isinstance(function, ModuleCall):
-                if not function.is_filter and exported_type(output.type) is None:
+                if not function.is_filter and output.type not in EXPORTED:
                     raise self.fault("a module's output needs a type of numbers", *place)
                 if not output.type:
                     raise self.fault("a module's output needs a type", *place)
@@ -310,35 +310,16 @@ def without_cells(document: Document) -> Document:
         read = {}
         for source in variable.sources or (None,):
             label = "own" if source is None else short(source)  # type: ignore[arg-type]
-            part = f"{name}.{label}"
-            read[label] = part
-            variables.append(
-                Variable(
-                    part,
-                    "subscription",
-                    variable.type,
-                    path=variable.path,
-                    owner=source,
-                    merge=variable.merge,
-                )
-            )
+            read[label] = f"{name}.{label}"
+            part = {"name": read[label], "kind": "subscription", "owner": source, "sources": ()}
+            variables.append(dataclasses.replace(variable, **part))  # type: ignore[arg-type]
         merged = f"{name}.merge"
         variables.append(Variable(name, "derived", computation=merged, output=merged))
         outputs = (Output(merged),)
         computations.append(Computation(merged, f"merge.{variable.merge}", read, outputs))
     return dataclasses.replace(
-        document,
-        variables=tuple(sorted(variables, key=_name)),
-        computations=tuple(sorted(computations, key=_id)),
+        document, variables=tuple(variables), computations=tuple(computations)
     )
-
-
-def _name(variable: Variable) -> str:
-    return variable.name
-
-
-def _id(computation: Computation) -> str:
-    return computation.id
 
 
 def compile_program(

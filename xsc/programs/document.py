@@ -16,19 +16,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
+from xsc.base import limits as base_limits
 from xsc.base.encoding import Value as Encodable
 from xsc.base.encoding import encode, tagged_sha256
 from xsc.base.errors import ArgumentInvalid, ProgramInvalid, TooLarge
 from xsc.base.ids import TEXT_CHARS, from_text, to_text
-from xsc.base.limits import (
-    FUEL_DEFAULT,
-    FUEL_MAX,
-    MEMORY_BYTES_DEFAULT,
-    MEMORY_BYTES_MAX,
-    PROGRAM_DOCUMENT_BYTES_MAX,
-    TIMEOUT_MS_DEFAULT,
-    TIMEOUT_MS_MAX,
-)
 from xsc.programs import limits
 from xsc.programs.numbers import NUMBERS, SCALARS, TYPES, Value, check_value, parse_value, to_record
 from xsc.space.paths import fault_of
@@ -104,9 +96,9 @@ class ModuleCall:
 
     module: str | bytes
     export: str = FILTER
-    fuel: int = FUEL_DEFAULT
-    memory_bytes: int = MEMORY_BYTES_DEFAULT
-    timeout_ms: int = TIMEOUT_MS_DEFAULT
+    fuel: int = base_limits.FUEL_DEFAULT
+    memory_bytes: int = base_limits.MEMORY_BYTES_DEFAULT
+    timeout_ms: int = base_limits.TIMEOUT_MS_DEFAULT
 
     @property
     def is_filter(self) -> bool:
@@ -264,10 +256,9 @@ def parse(raw: bytes, form: Form) -> Document:
         TooLarge: over PROGRAM_DOCUMENT_BYTES_MAX.
         ProgramInvalid: anything else that is wrong; the message names line and path.
     """
-    if len(raw) > PROGRAM_DOCUMENT_BYTES_MAX:
-        raise TooLarge(
-            f"a document of {len(raw)} bytes is over its bound of {PROGRAM_DOCUMENT_BYTES_MAX}"
-        )
+    most = base_limits.PROGRAM_DOCUMENT_BYTES_MAX
+    if len(raw) > most:
+        raise TooLarge(f"a document of {len(raw)} bytes is over its bound of {most}")
     try:
         text = raw.decode().replace("\r\n", "\n")
     except UnicodeDecodeError:
@@ -383,9 +374,11 @@ def _module(table: _Table) -> ModuleCall:
     call = ModuleCall(
         table.text("module"),
         table.text("export", FILTER),
-        table.integer("fuel", FUEL_DEFAULT, 1, FUEL_MAX),
-        table.integer("memory_bytes", MEMORY_BYTES_DEFAULT, 1, MEMORY_BYTES_MAX),
-        table.integer("timeout_ms", TIMEOUT_MS_DEFAULT, 1, TIMEOUT_MS_MAX),
+        table.integer("fuel", base_limits.FUEL_DEFAULT, 1, base_limits.FUEL_MAX),
+        table.integer(
+            "memory_bytes", base_limits.MEMORY_BYTES_DEFAULT, 1, base_limits.MEMORY_BYTES_MAX
+        ),
+        table.integer("timeout_ms", base_limits.TIMEOUT_MS_DEFAULT, 1, base_limits.TIMEOUT_MS_MAX),
     )
     table.end()
     return call
@@ -482,10 +475,9 @@ def portable(raw: bytes, form: Form, program: Program) -> bytes:
         if isinstance(call, ModuleCall) and isinstance(call.module, bytes):
             found["computations"][computation.id]["function"]["module"] = call.module.hex()
     kept = json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
-    if len(kept) > PROGRAM_DOCUMENT_BYTES_MAX:
-        raise TooLarge(
-            f"as JSON, the document has {len(kept)} bytes; {PROGRAM_DOCUMENT_BYTES_MAX} at most"
-        )
+    most = base_limits.PROGRAM_DOCUMENT_BYTES_MAX
+    if len(kept) > most:
+        raise TooLarge(f"as JSON, the document has {len(kept)} bytes; {most} at most")
     return kept
 
 

@@ -207,13 +207,10 @@ class Execution:
         Raises:
             ProgramInvalid: it calls one.
         """
-        frame = self.frame(externals)
         try:
-            next(frame)
+            next(self.frame(externals))
         except StopIteration as done:
-            found: FrameResult = done.value
-            return found
-        frame.close()
+            return done.value  # type: ignore[no-any-return]
         raise errors.ProgramInvalid("the program calls a module, which needs a sandbox")
 
     def value(self, name: str) -> Value | None:
@@ -432,7 +429,7 @@ class Execution:
                 if step.id in self.stale:
                     # Its inputs are back, and are what it ran with.
                     self.stale.discard(step.id)
-                    self._mark_good(step)
+                    self._bad -= self._gives[step.id]
                 continue
             elif isinstance(step.function, ModuleCall):
                 needed.append(step)
@@ -445,9 +442,6 @@ class Execution:
 
     def _mark_bad(self, step: Step) -> None:
         self._bad |= self._gives[step.id]
-
-    def _mark_good(self, step: Step) -> None:
-        self._bad -= self._gives[step.id]
 
     def _inputs(self, step: Step) -> tuple[Value | None, ...]:
         return tuple(self._read(read.slot) for read in step.inputs)
@@ -476,7 +470,7 @@ class Execution:
             self._bad |= self._gives[step.id]
             return
         self.errors.pop(step.id, None)
-        self._mark_good(step)
+        self._bad -= self._gives[step.id]
         for output, value in zip(step.outputs, found, strict=True):
             if self._write(output.slot, value):
                 self._changed.add(output.name)

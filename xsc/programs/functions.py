@@ -130,10 +130,6 @@ def _join(items: tuple[str, ...], between: str) -> str:
     return between.join(items)
 
 
-def _bool(value: bool) -> int:
-    return 1 if value else 0
-
-
 def fault_of_said(merge: str, value: Value) -> str:
     """Return why a merge rule can take nothing of what a source says, or ''."""
     if merge != "interval":
@@ -166,8 +162,8 @@ BUILT_IN: Final = (
     Function("math.subtract", 1, _XY, "N", lambda t, x, y: _fit(t, x - y)),
     Function("math.multiply", 1, _XY, "N", lambda t, x, y: _fit(t, x * y)),
     Function("math.divide", 1, _XY, "N", _divide),
-    Function("compare.equal", 1, {"x": "T", "y": "T"}, "i32", lambda t, x, y: _bool(same(t, x, y))),
-    Function("compare.less", 1, {"x": "T", "y": "T"}, "i32", lambda _, x, y: _bool(x < y)),
+    Function("compare.equal", 1, {"x": "T", "y": "T"}, "i32", lambda t, x, y: int(same(t, x, y))),
+    Function("compare.less", 1, {"x": "T", "y": "T"}, "i32", lambda _, x, y: int(x < y)),
     Function(
         "compare.choose",
         1,

@@ -113,49 +113,42 @@ class Pace:
         written.append(now_ms)
 
 
-class Writes:
+class Writes(dict[str, "bytes | None"]):
     """The values of one write of the own space, by path; None deletes.
 
     It is the only place that knows where a program's values go.
     """
 
-    def __init__(self) -> None:
-        self.values: dict[str, bytes | None] = {}
-
     def register_program(self, program: bytes, document: bytes) -> None:
         """Keep the definition of a program."""
-        self.values[UserSpacePaths.program(program)] = document
+        self[UserSpacePaths.program(program)] = document
 
     def activate_program(self, program: bytes, document_id: str) -> None:
         """Mark a program as active."""
-        self.values[UserSpacePaths.active_program(program)] = document_id.encode()
+        self[UserSpacePaths.active_program(program)] = document_id.encode()
 
     def write_variable(self, program: bytes, variable: Variable, value: Value) -> None:
         """Keep what a variable was given; what is too large for that is not kept."""
         raw = to_space(variable.type, value)
         path = UserSpacePaths.variable(program, variable.name)
-        self.values[path] = raw if len(raw) <= limits.VALUE_BYTES_MAX else None
+        self[path] = raw if len(raw) <= limits.VALUE_BYTES_MAX else None
 
     def write_state(self, program: bytes, frame: int, saved: bytes) -> None:
         """Keep how a program stands after a frame (`Execution.save`)."""
-        self.values[UserSpacePaths.state(program)] = encode([frame, saved])
+        self[UserSpacePaths.state(program)] = encode([frame, saved])
 
     def write_output(self, path: str, type_: str, value: Value) -> None:
         """Publish an output as text, at its declared path, or keep it where it has none."""
-        self.values[path] = to_space(type_, value)
+        self[path] = to_space(type_, value)
 
     def write_provenance(self, written: Mapping[str, bytes]) -> None:
         """Keep where outputs came from, as the recorder returned it: values by path."""
-        self.values.update(written)
+        self.update(written)
 
     def register_subscription(self, path: str, programs: Iterable[bytes]) -> None:
         """List at a path which programs subscribe to something; without any, no more."""
         names = sorted(map(to_text, programs))
-        self.values[path] = json.dumps(names).encode() if names else None
-
-    def delete(self, path: str) -> None:
-        """Delete what is at a path."""
-        self.values[path] = None
+        self[path] = json.dumps(names).encode() if names else None
 
 
 class Frames:
@@ -220,9 +213,9 @@ class Frames:
             variable, _ = program.variables[name]
             if variable.kind != "local":
                 writes.write_variable(program.hash, variable, value)
-        for path, raw in list(writes.values.items()):
+        for path, raw in list(writes.items()):
             if raw == self._kept(path):
-                del writes.values[path]
+                del writes[path]
         self._saving = self.execution.save()
         if self._saving != self._saved:
             writes.write_state(program.hash, result.frame, self._saving)
@@ -232,7 +225,7 @@ class Frames:
                     writes.write_output(place_of(program, output), output.slot.type, value)
         if result.executed:
             writes.write_provenance(self.recorder.record(program, result, sources, receipts))
-        return writes.values
+        return writes
 
     def wrote(self) -> None:
         """Go on from what was written."""
@@ -311,13 +304,8 @@ class ServedProgram(Frames):
             self.fault = f"{name}: {message}"
             return None
         self.fault = ""
-        outputs = {}
-        for step in self.program.steps:
-            for output in step.outputs:
-                value = self.execution.output(output.name)
-                assert value is not None, "it has no error"
-                outputs[output.name] = value
-        return outputs
+        names = [output.name for step in self.program.steps for output in step.outputs]
+        return {name: self.execution.output(name) for name in names}  # type: ignore[misc]
 
     def writes(self) -> dict[str, bytes | None]:
         """Return what is to be written of the last frame, by path.
@@ -445,13 +433,10 @@ class RunningProgram(Frames):
         """Return after the next frame, or when it comes to another state."""
         await self._told.wait()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Wake who waits for a change: there was one, or there is none any more."""
         self._told.set()
         self._told = asyncio.Event()
-
-    def end(self) -> None:
-        """Wake who waits for a change: there is none any more."""
-        self._tell()
 
     # What changes
 
@@ -490,7 +475,7 @@ class RunningProgram(Frames):
                 self._ports.log.info(
                     "program.backs_off", program=self.program.hash, pause_ms=pause_ms
                 )
-                self._tell()
+                self.tell()
             await clock.sleep_ms(max(self.program.program.document.debounce_ms, pause_ms))
             try:
                 await self._execute(by_hand=False)
@@ -500,7 +485,7 @@ class RunningProgram(Frames):
                 self._ports.log.warning(
                     "program.failed", program=self.program.hash, code=fault.code
                 )
-                self._tell()
+                self.tell()
                 await clock.sleep_ms(retry_ms)
                 retry_ms = min(2 * retry_ms, limits.BACK_OFF_MS_MAX)
 
@@ -528,7 +513,7 @@ class RunningProgram(Frames):
                     "its own outputs alone; it goes on when another input changes"
                 )
                 self._ports.log.warning("program.oscillates", program=self.program.hash)
-                self._tell()
+                self.tell()
                 return None
             pending, self._pending = self._pending, {}
             given, self._set = self._set, {}
@@ -546,7 +531,7 @@ class RunningProgram(Frames):
             self.fault = ""
             if result.again:
                 self._woken.set()
-        self._tell()
+        self.tell()
         return result
 
     async def _frame(

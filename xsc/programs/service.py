@@ -97,7 +97,8 @@ class ComputeRuntimeManager:
         for record in rows:
             program = from_text(record.path.rpartition("/")[2])
             try:
-                compiled = self._compile(parse(self._document(program), "json"))
+                document = self._space.get(record.path).value or b""
+                compiled = self._compile(parse(document, "json"))
                 if compiled.hash != program:
                     raise errors.StoreDamaged("its document has another hash")
                 self._registered[program] = compiled
@@ -130,9 +131,6 @@ class ComputeRuntimeManager:
         served = ServedProgram(program, self._space, self._ports.recorder)
         self._served[program.hash] = served
         return served
-
-    def _document(self, program: bytes) -> bytes:
-        return self._space.get(UserSpacePaths.program(program)).value or b""
 
     def _compile(
         self,
@@ -231,9 +229,10 @@ class ComputeRuntimeManager:
         writes = Writes()
         writes.register_program(program, kept)
         if dropped is not None:
-            self._forget_kept(writes, dropped)
-            writes.delete(UserSpacePaths.program(dropped))
-        await self._space.put_all(writes.values)
+            writes[UserSpacePaths.program(dropped)] = None
+            for kept_at in (UserSpacePaths.kept, UserSpacePaths.program_provenance):
+                writes.update({record.path: None for record in self._space.ls(kept_at(dropped))})
+        await self._space.put_all(writes)
         if dropped is not None:
             self._ports.recorder.forget(dropped)
             self._registered.pop(dropped, None)
@@ -246,12 +245,6 @@ class ComputeRuntimeManager:
             self._modules = have
         self._registered[program] = compiled
         self._failed.pop(program, None)
-
-    def _forget_kept(self, writes: Writes, program: bytes) -> None:
-        """Delete what was kept of a program from frame to frame."""
-        for prefix in (UserSpacePaths.kept(program), UserSpacePaths.program_provenance(program)):
-            for record in self._space.ls(prefix):
-                writes.delete(record.path)
 
     async def activate(self, program: bytes) -> None:
         """Run a registered program from now on. Other versions of it go on until deactivated.
@@ -272,7 +265,7 @@ class ComputeRuntimeManager:
                 frame = running.execution.runtime.frame_id
                 writes.write_state(program, frame, running.execution.save())
             self._list_subscriptions(writes, program, active=True)
-            await self._space.put_all(writes.values)
+            await self._space.put_all(writes)
             self._run(program, running)
 
     def _swapped(self, compiled: CompiledProgram) -> RuntimeState | None:
@@ -329,9 +322,9 @@ class ComputeRuntimeManager:
             if not self._is_marked(program):
                 self._active(program)
             writes = Writes()
-            writes.delete(UserSpacePaths.active_program(program))
+            writes[UserSpacePaths.active_program(program)] = None
             self._list_subscriptions(writes, program, active=False)
-            await self._space.put_all(writes.values)
+            await self._space.put_all(writes)
             await self._end(program)
             for key in subscriptions_of(self._registered[program], self._space.owner):
                 readers = self._readers.get(key, set())
@@ -360,7 +353,7 @@ class ComputeRuntimeManager:
         for owner, path in running.subscribed:
             if owner != self._space.owner:
                 self._ports.peers.unwatch(owner, path)
-        running.end()
+        running.tell()
 
     def _is_marked(self, program: bytes) -> bool:
         """Say whether a program is active, though it may have been stopped."""
@@ -454,7 +447,7 @@ class ComputeRuntimeManager:
         """Wake all who wait for a change: the node stops."""
         self._ended = True
         for running in self._running.values():
-            running.end()
+            running.tell()
 
     def _row(self, program: bytes, state: State, fault: str = "") -> Results:
         compiled = self._registered.get(program)
@@ -471,13 +464,6 @@ class ComputeRuntimeManager:
         ]
         found = [self.get_results(program) for program in programs]
         return [Program(**{name: getattr(row, name) for name in names}) for row in found]
-
-    def subscriptions(self) -> list[dict[str, object]]:
-        """Return what active programs subscribe to, and which do."""
-        return [
-            {"owner": to_text(owner), "path": path, "programs": sorted(map(to_text, readers))}
-            for (owner, path), readers in sorted(self._readers.items())
-        ]
 
     async def rerun(self, root: Step) -> None:
         """Run again all functions and modules behind a value, and note what they give."""

@@ -155,7 +155,7 @@ def given_of(record: ProvenanceRecord, large: Mapping[str, Value]) -> Given | No
     call = ModuleCall(record.version, record.function)
     values = _values_of(record, large)
     for item in record.inputs:
-        takes = call.is_filter or numbers.exported_type(item.type) is not None
+        takes = call.is_filter or item.type in numbers.EXPORTED
         _require(takes, f"an export takes no {item.type}")
     if None in values:
         return None
