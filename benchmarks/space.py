@@ -169,7 +169,7 @@ class Replica:
         self.db = LevelDBKeyValue(folder / self.key.node_id.hex()[:8])
         clock = Hurried()
         self.store = SpaceStore(self.db, executor, clock, self.key, NETWORK)
-        self.space = SpaceService(self.store, clock)
+        self.space = SpaceService(self.store)
         self.wire = Wire(self.key.node_id)
         self.sync = SpaceSync(
             self.space,

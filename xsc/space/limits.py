@@ -70,12 +70,8 @@ ROW_BYTES = 4 * KIB
 """A large value counts as so many rows as it has of these."""
 CHECKED_BYTES_A_RECORD = KIB
 """A head, or a value that is checked, counts as a record that is verified for each of these."""
-DEBOUNCE_MS = 100
-"""How long a value that may wait does so, for others to be written with it."""
 WATCHES_MAX = 256
 SCHEMAS_MAX = 256
-CELLS_MAX = 10_000
-PROPAGATORS_MAX = 256
 
 GRANTS_A_PEER_MAX = 4
 GRANTS_MS = 24 * 3_600_000

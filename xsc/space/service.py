@@ -1,7 +1,7 @@
 """The space of one node: puts, gets, watches, schemas and heads.
 
 Own values are checked by the schemas of their path before anything is stored. A put returns once
-it is on the disk; one that may wait is written together with others.
+it is on the disk.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 
-from xsc.base.clock import Clock
 from xsc.base.errors import ArgumentInvalid, RateLimited, RecordInvalid, XscError
 from xsc.identity.envelope import Signed
 from xsc.space import limits, paths, port, table
@@ -55,14 +54,11 @@ class Watch:
 class SpaceService:
     """The space as this node and its users have it."""
 
-    def __init__(self, store: SpaceStore, clock: Clock) -> None:
+    def __init__(self, store: SpaceStore) -> None:
         self._store = store
-        self._clock = clock
         self._watches: list[Watch] = []
         self._told: list[Callable[[Change], None]] = []
         self._schemas: dict[str, port.Check] = {paths.UserSpacePaths.INTERVAL: store.check_grant}
-        self._soon: dict[str, bytes] = {}
-        self._flush: asyncio.Task[dict[str, int]] | None = None
         store.on_written(self.tell)
 
     @property
@@ -117,26 +113,7 @@ class SpaceService:
     async def _put(self, values: Mapping[str, bytes | None]) -> dict[str, int]:
         for path, value in values.items():
             self._check_put(path, value)
-        for path in values:
-            self._soon.pop(path, None)  # an earlier one that still waits would come after it
         return await self.write(values)
-
-    async def put_soon(self, path: str, value: bytes) -> None:
-        """Write a value within DEBOUNCE_MS, with others; of several at one path the last.
-
-        Raises:
-            XscError: as `put`; the error of one value is the error of all that waited.
-        """
-        self._check_put(path, value)
-        self._soon[path] = value
-        if self._flush is None:
-            self._flush = asyncio.create_task(self._write_soon())
-        await asyncio.shield(self._flush)
-
-    async def _write_soon(self) -> dict[str, int]:
-        await self._clock.sleep_ms(limits.DEBOUNCE_MS)
-        values, self._soon, self._flush = self._soon, {}, None
-        return await self.write(values) if values else {}
 
     def _check_put(self, path: str, value: bytes | None) -> None:
         if fault := paths.fault_of(path):
@@ -213,7 +190,7 @@ class SpaceService:
             record = signed.record
             if record.path in told:
                 loaded = value is not None or record.digest is None
-                self.tell(Change(owner, record.path, record.sequence, value, loaded))
+                self.tell(Change(owner, record.path, record.sequence, value, loaded, signed))
         return Taken(taken.paths, refused + taken.refused)
 
     # Watching
@@ -253,9 +230,6 @@ class SpaceService:
     async def close(self) -> None:
         """Return once all that was to be written is written, or has failed; write no more."""
         self.end_watches()
-        if self._flush is not None:
-            self._flush.cancel()
-            await asyncio.gather(self._flush, return_exceptions=True)
         await self._store.settle()
 
     async def compact(self) -> Stats:

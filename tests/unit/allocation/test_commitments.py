@@ -23,7 +23,6 @@ from xsc.base.limits import (
     SLOT_STEP_FUEL,
 )
 from xsc.identity.context import Context
-from xsc.space.limits import DEBOUNCE_MS
 from xsc.space.paths import UserSpacePaths
 from xsc.space.service import SpaceService
 from xsc.space.store import SpaceStore
@@ -31,6 +30,7 @@ from xsc.terms.pricing import Ladder
 from xsc.terms.slot import AvailabilitySlot, Commitment, NeedSlot
 
 PATH = UserSpacePaths.COMMITMENT
+SETTLE_MS = 100
 STATED = Statement(quantity=100, price=20)
 
 
@@ -59,7 +59,7 @@ class Node:
         self.wanted = needed("storage", {}, 9)
         self.runs = needed("compute", {}, 9)
         store = SpaceStore(self.db, InlineExecutor(), self.clock, key, network)
-        self.space = SpaceService(store, self.clock)
+        self.space = SpaceService(store)
         context = Context(
             key, network, self.clock, SeededEntropy(b"7"), InlineExecutor(), None, self.log
         )
@@ -97,7 +97,7 @@ class Node:
         """Return what a command gives, after the time in which values wait for others."""
         task = asyncio.ensure_future(work)
         await settle()
-        self.pass_ms(DEBOUNCE_MS)
+        self.pass_ms(SETTLE_MS)
         await settle()
         return await task
 
@@ -268,7 +268,7 @@ async def test_recurrences_go_on_and_what_is_over_is_dropped(node):
     for _ in range(3):
         node.pass_ms(LOOK_INTERVAL_MS)
         await settle()
-        node.pass_ms(DEBOUNCE_MS)
+        node.pass_ms(SETTLE_MS)
         await settle()
     (slot,) = node.stored().slots
     assert slot.slot_id == nights
@@ -276,7 +276,7 @@ async def test_recurrences_go_on_and_what_is_over_is_dropped(node):
     for _ in range(3):
         node.pass_ms(DAY_MS)
         await settle()
-        node.pass_ms(DEBOUNCE_MS)
+        node.pass_ms(SETTLE_MS)
         await settle()
     (later,) = node.stored().slots
     ((start, end),) = slot.windows
@@ -304,7 +304,7 @@ async def test_a_node_offers_what_it_has_once_it_has_a_peer(node, alice, network
         node.posted = price
         node.pass_ms(LOOK_INTERVAL_MS if not writes else PRICES_POSTED_MS)
         await settle()
-        node.pass_ms(DEBOUNCE_MS)
+        node.pass_ms(SETTLE_MS)
         await settle()
         assert node.space.get(PATH).signed.record.sequence == sequence + writes
     assert {slot.reserve for slot in node.stored().slots} == {44}

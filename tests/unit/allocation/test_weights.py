@@ -35,7 +35,7 @@ class Node:
 
     def begin(self):
         self.store = SpaceStore(self.db, InlineExecutor(), self.world.clock, self.key, NET)
-        self.space = SpaceService(self.store, self.world.clock)
+        self.space = SpaceService(self.store)
         entropy, log = SeededEntropy(b"7"), SilentLog()
         self.service = Commitments(
             Context(self.key, NET, self.world.clock, entropy, InlineExecutor(), None, log),

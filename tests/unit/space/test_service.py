@@ -10,9 +10,7 @@ from tests.settle import settle
 from tests.unit.space.test_store import A, Journal, opened, record
 from xsc.base.clock import InlineExecutor, ManualClock
 from xsc.base.errors import ArgumentInvalid, NotFound, RateLimited, RecordInvalid, SpaceExhausted
-from xsc.space.cells import cell_value
 from xsc.space.limits import (
-    DEBOUNCE_MS,
     SCHEMAS_MAX,
     VALUE_BYTES_MAX,
     WATCHES_MAX,
@@ -27,7 +25,7 @@ class Node:
     def __init__(self, key, network):
         self.db, self.clock = Journal(), ManualClock()
         self.store = SpaceStore(self.db, InlineExecutor(), self.clock, key, network)
-        self.service = SpaceService(self.store, self.clock)
+        self.service = SpaceService(self.store)
 
 
 @pytest.fixture
@@ -52,7 +50,6 @@ async def test_a_value_is_put_got_listed_and_deleted(node):
 async def test_what_is_no_path_is_the_callers_error(node, path):
     for ask in (
         node.service.put(path, b""),
-        node.service.put_soon(path, b""),
         node.service.rm(path),
     ):
         with pytest.raises(ArgumentInvalid):
@@ -70,14 +67,14 @@ async def test_a_value_that_is_too_large_is_refused(node):
 
 
 def a_cells(owner, value):
-    cell_value(value)
+    if not value.isdigit():
+        raise RecordInvalid("no number")
 
 
 async def test_a_schema_is_checked_before_anything_is_stored(node, bob, network):
     node.service.register_schema("cells/*/value", a_cells)
-    for ask in (node.service.put, node.service.put_soon):
-        with pytest.raises(ArgumentInvalid):
-            await ask("cells/x/value", b"no json")
+    with pytest.raises(ArgumentInvalid):
+        await node.service.put("cells/x/value", b"no json")
     assert node.db.writes == []
     await node.service.put("cells/x/value", b"5")
     await node.service.put("cells/x/note", b"no json")
@@ -105,45 +102,6 @@ async def test_so_many_schemas_are_registered_at_most(node):
     with pytest.raises(ArgumentInvalid, match="no further schema can be registered for 'b'"):
         node.service.register_schema("b", a_cells)
     assert not node.service.has_schema("b")
-
-
-# Debouncing
-
-
-async def test_values_that_may_wait_are_written_together(node):
-    asked = [
-        asyncio.create_task(node.service.put_soon(path, value))
-        for path, value in (("a", b"1"), ("b", b"2"), ("a", b"3"))
-    ]
-    await settle()
-    assert node.db.writes == []
-    assert not any(task.done() for task in asked)
-    node.clock.advance_to(node.clock.now_ms() + DEBOUNCE_MS)
-    await asyncio.gather(*asked)
-    assert len(node.db.writes) == 1
-    assert (node.service.get("a").value, node.service.get("b").value) == (b"3", b"2")
-
-
-async def test_a_value_that_waits_is_not_written_over_a_later_one(node):
-    waiting = asyncio.create_task(node.service.put_soon("a", b"old"))
-    await settle()
-    await node.service.put("a", b"new")
-    node.clock.advance_to(node.clock.now_ms() + DEBOUNCE_MS)
-    await waiting
-    assert node.service.get("a").value == b"new"
-
-
-async def test_a_write_that_fails_is_told_to_all_that_waited(node, monkeypatch):
-    def full(changes, *, sync):
-        raise SpaceExhausted("the disk is full")
-
-    monkeypatch.setattr(node.db, "write", full)
-    asked = [asyncio.create_task(node.service.put_soon(path, b"")) for path in ("a", "b")]
-    await settle()
-    node.clock.advance_to(node.clock.now_ms() + DEBOUNCE_MS)
-    for task in asked:
-        with pytest.raises(SpaceExhausted):
-            await task
 
 
 # Watching

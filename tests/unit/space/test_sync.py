@@ -105,7 +105,7 @@ class Member:
         self.wanted = set()
         network, clock = self.node.net.network, self.node.clock
         self.store = SpaceStore(self.db, InlineExecutor(), clock, self.node.key, network)
-        self.space = SpaceService(self.store, clock)
+        self.space = SpaceService(self.store)
         self.sync = SpaceSync(
             self.space,
             self.store,
