@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+from xsc.base import errors, fields, keyvalue, limits
 from xsc.base.encoding import Value
-from xsc.base.errors import ConfigInvalid, InvitationInvalid, PeerBlocked
-from xsc.base.fields import take_bytes
-from xsc.base.keyvalue import Change, KeyValue
-from xsc.base.limits import PEER_TIMEOUT_MS
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed
 from xsc.net.calls import signing
@@ -42,7 +39,7 @@ class Joining:
         server: RequestServer,
         own_address: OwnAddress,
         introductions: Introductions,
-        store: KeyValue,
+        store: keyvalue.KeyValue,
     ) -> None:
         self._context = context
         self._network_name = network_name
@@ -64,7 +61,7 @@ class Joining:
         """
         own = self._own_address.record().record
         if not own.addresses:
-            raise ConfigInvalid(
+            raise errors.ConfigInvalid(
                 "this node knows no address at which others could reach it",
                 hint="set advertise to the address or name that reaches this machine from outside",
             )
@@ -96,14 +93,14 @@ class Joining:
         """
         asked = invitations.from_string(invitation)
         if asked.network != self._network_name:
-            raise InvitationInvalid(
+            raise errors.InvitationInvalid(
                 f"the invitation is for the network '{asked.network}', "
                 f"this node is in '{self._network_name}'"
             )
         if asked.node_id == self._context.key.node_id:
-            raise InvitationInvalid("the invitation was issued by this node itself")
+            raise errors.InvitationInvalid("the invitation was issued by this node itself")
         if self._context.clock.now_ms() >= asked.expires_ms:
-            raise InvitationInvalid("the invitation has expired", hint="ask for another")
+            raise errors.InvitationInvalid("the invitation has expired", hint="ask for another")
         issuer = PeerInfo(
             node_id=asked.node_id,
             name=asked.name,
@@ -117,9 +114,9 @@ class Joining:
             "secret": asked.secret,
             "record": self._own_address.record().raw,
         }
-        reply = await self._sender.ask(issuer, JOIN, header, (), PEER_TIMEOUT_MS)
+        reply = await self._sender.ask(issuer, JOIN, header, (), limits.PEER_TIMEOUT_MS)
         theirs = open_signed(
-            take_bytes(reply.header, "record"),
+            fields.take_bytes(reply.header, "record"),
             AddressRecord,
             network=self._context.network,
             author=asked.node_id,
@@ -130,18 +127,18 @@ class Joining:
     def _join(self, caller: signing.VerifiedCaller, header: dict[str, Value]) -> dict[str, Value]:
         """Take the bearer of an invitation as a peer. Awaits nothing: a secret works once."""
         now_ms = self._context.clock.now_ms()
-        secret = take_bytes(header, "secret", size=invitations.SECRET_BYTES)
+        secret = fields.take_bytes(header, "secret", size=invitations.SECRET_BYTES)
         before = self._roster.get(caller.node_id)
         used = self._invitations.redeem(
             secret, caller.node_id, known=before is not None and not before.blocked, now_ms=now_ms
         )
         # From here on the caller has shown an invitation, and may hear what is wrong.
         if before is not None and before.blocked:
-            raise PeerBlocked("this node has blocked the caller")
+            raise errors.PeerBlocked("this node has blocked the caller")
         if before is None:
             self._server.admit(caller)
         record = open_signed(
-            take_bytes(header, "record"),
+            fields.take_bytes(header, "record"),
             AddressRecord,
             network=self._context.network,
             author=caller.node_id,
@@ -155,7 +152,7 @@ class Joining:
         peer: bytes,
         signed: Signed[AddressRecord],
         name: str | None = None,
-        also: Change | None = None,
+        also: keyvalue.Change | None = None,
     ) -> None:
         before = self._roster.get(peer)
         met = self._roster.met(peer, signed.record, name=name, signed=signed.raw)

@@ -10,9 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from itertools import count
 
+from xsc.base import errors, limits
 from xsc.base.clock import Clock
-from xsc.base.errors import NotFound, PeerError, RateLimited, XscError
-from xsc.base.limits import INTRODUCED_A_PEER_MAX, SOUGHT_MAX
 from xsc.net.peers import circle
 from xsc.net.peers.circle import Introduction
 from xsc.net.service import PeerNet
@@ -27,7 +26,7 @@ SEEK_FRIENDS = 8
 """Asked at a time; the next ones the next time."""
 
 ADDRESS = UserSpacePaths.ADDRESS
-MEMBERS = [UserSpacePaths.member(number) for number in range(INTRODUCED_A_PEER_MAX)]
+MEMBERS = [UserSpacePaths.member(number) for number in range(limits.INTRODUCED_A_PEER_MAX)]
 
 
 class CircleSync:
@@ -50,7 +49,7 @@ class CircleSync:
         clock: Clock,
         *,
         before_write: Callable[[], Awaitable[None]],
-        blame: Callable[[bytes, XscError], None],
+        blame: Callable[[bytes, errors.XscError], None],
     ) -> None:
         self._net = net
         self._space = space
@@ -113,12 +112,12 @@ class CircleSync:
         """
         for turn in count():
             await self._clock.sleep_ms(SEEK_INTERVAL_MS)
-            silent = circle.in_turn(self._sync.followed(answering=False), turn, SOUGHT_MAX)
+            silent = circle.in_turn(self._sync.followed(answering=False), turn, limits.SOUGHT_MAX)
             friends = circle.in_turn(self._sync.followed(answering=True), turn, SEEK_FRIENDS)
             for friend in friends if silent else []:
                 try:
                     await self._sync.seek(friend, silent)
-                except XscError as fault:
+                except errors.XscError as fault:
                     self._blame(friend, fault)
             self._look_at(self._later)
             self._later.clear()
@@ -129,7 +128,7 @@ class CircleSync:
     def _value(self, owner: bytes, path: str) -> bytes | None:
         try:
             return self._space.get(path, owner).value
-        except NotFound:
+        except errors.NotFound:
             return None
 
     def _take(self, peer: bytes) -> None:
@@ -146,9 +145,9 @@ class CircleSync:
             said = [Introduction.from_bytes(raw) for raw in found if raw is not None]
             if not self._net.introductions.take(peer, said):
                 self._left_out.add(peer)
-        except RateLimited:
+        except errors.RateLimited:
             self._later.add(peer)
-        except PeerError as fault:
+        except errors.PeerError as fault:
             self._blame(peer, fault)
 
     # What this node says

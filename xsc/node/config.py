@@ -34,6 +34,9 @@ _ADDRESS = re.compile(
 )
 
 
+_UNIT = re.compile("_(ms|ppm|bytes|micro|mfuel)$")
+
+
 def _matching(pattern: str, expected: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -95,20 +98,23 @@ def _number(least: int, most: int) -> Callable[[str], int]:
     return read
 
 
-def _between(parse: Callable[[str], int], least: str, most: str) -> Callable[[str], int]:
+def _between(
+    parse: Callable[[str], int], shown: Callable[[int], str], least: str, most: str | int
+) -> Callable[[str], int]:
     """Return what reads a quantity between two, all in the words of people."""
+    end = most if isinstance(most, str) else shown(most)
 
     def read(text: str) -> int:
         value = parse(text)
-        if not parse(least) <= value <= parse(most):
-            raise ArgumentInvalid(f"expected a value from {least} to {most}, got {text}")
+        if not parse(least) <= value <= parse(end):
+            raise ArgumentInvalid(f"expected a value from {least} to {end}, got {text}")
         return value
 
     return read
 
 
-_duration = partial(_between, units.parse_duration_ms)
-_size = partial(_between, units.parse_size)
+_duration = partial(_between, units.parse_duration_ms, units.format_duration)
+_size = partial(_between, units.parse_size, units.format_size)
 _price: Final = _number(0, 10**12)
 
 
@@ -124,9 +130,10 @@ def _capacity(text: str) -> int:
 class Setting:
     """One setting, as users write it; `Config` says the rest."""
 
-    key: str
     default: str
     read: Callable[[str], object]
+    key: str = ""
+    """Its field without the unit, if nothing else is said."""
     field: str = ""
     meaning: str = ""
 
@@ -138,122 +145,105 @@ class Config(BaseModel, frozen=True, use_attribute_docstrings=True, arbitrary_ty
     `storage_capacity_bytes` is 0 it is chosen at the first start.
     """
 
-    name: Annotated[str, Setting("name", "", _name)]
+    name: Annotated[str, Setting("", _name)]
     """name shown to peers; the host's name if empty"""
-    api_listen: Annotated[str, Setting("api_listen", "127.0.0.1:0", _loopback)]
+    api_listen: Annotated[str, Setting("127.0.0.1:0", _loopback)]
     """address of the API; port 0 chooses a free port"""
-    peer_listen: Annotated[str, Setting("peer_listen", "127.0.0.1:0", _address)]
+    peer_listen: Annotated[str, Setting("127.0.0.1:0", _address)]
     """address for peers; port 0 chooses a free port and keeps it"""
-    services_listen: Annotated[str, Setting("services_listen", "", _listener)]
+    services_listen: Annotated[str, Setting("", _listener)]
     """address and port of services, or a port on this machine; off if empty"""
-    services_url: Annotated[str, Setting("services_url", "", _url)]
+    services_url: Annotated[str, Setting("", _url)]
     """external URL of services, if they are behind a proxy"""
-    advertise: Annotated[tuple[str, ...], Setting("advertise", "", _addresses)]
+    advertise: Annotated[tuple[str, ...], Setting("", _addresses)]
     """addresses announced to peers, comma-separated, instead of peer_listen"""
-    accept_peers: Annotated[
-        str, Setting("accept_peers", "introduced", _choice("introduced", "invited"))
-    ]
+    accept_peers: Annotated[str, Setting("introduced", _choice("introduced", "invited"))]
     """introduced: friends of friends become peers, too; invited: only by an invitation"""
-    site: Annotated[str, Setting("site", "", _label)]
+    site: Annotated[str, Setting("", _label)]
     """failure domain: the place of the node"""
-    owner: Annotated[str, Setting("owner", "", _label)]
+    owner: Annotated[str, Setting("", _label)]
     """failure domain: the person who runs the node"""
-    survive: Annotated[Contract | None, Setting("survive", "auto", _contract)]
+    survive: Annotated[Contract | None, Setting("auto", _contract)]
     """contract of objects that are stored without --survive, such as 1node,1site; auto: as
     many nodes as the known ones allow, at most 2"""
-    log_level: Annotated[str, Setting("log_level", "info", _choice(*LEVELS))]
+    log_level: Annotated[str, Setting("info", _choice(*LEVELS))]
     """lowest level that is logged"""
-    storage_capacity_bytes: Annotated[int, Setting("storage_capacity", "auto", _capacity)]
+    storage_capacity_bytes: Annotated[int, Setting("auto", _capacity)]
     """bytes offered to others and itself; auto: half of the free disk at the first start, at
     most 100 GiB"""
-    disk_reserve_ppm: Annotated[int, Setting("disk_reserve", "5%", units.parse_share_ppm)]
+    disk_reserve_ppm: Annotated[int, Setting("5%", units.parse_share_ppm)]
     """share of the disk that is kept free"""
-    compute_workers: Annotated[int, Setting("compute_workers", "2", _number(1, 256))]
+    compute_workers: Annotated[int, Setting("2", _number(1, 256))]
     """sandbox workers: jobs that run at once"""
-    worker_speed_mfuel: Annotated[int, Setting("worker_speed", "1000", _number(0, 10**6))]
+    worker_speed_mfuel: Annotated[int, Setting("1000", _number(0, 10**6))]
     """fuel, in millions, that a worker runs a second; workers times this is what is offered"""
-    offer: Annotated[str, Setting("offer", "all", _choice("all", "none"))]
+    offer: Annotated[str, Setting("all", _choice("all", "none"))]
     """all: storage_capacity and all workers are offered to the peers from the start; none:
     this node offers nothing that is not stated"""
-    fuel: Annotated[int, Setting("fuel", str(limits.FUEL_DEFAULT), _number(1, limits.FUEL_MAX))]
+    fuel: Annotated[int, Setting(str(limits.FUEL_DEFAULT), _number(1, limits.FUEL_MAX))]
     """fuel limit of a job that names none"""
-    memory_bytes: Annotated[
-        int, Setting("memory", "64MiB", _size("64KiB", units.format_size(limits.MEMORY_BYTES_MAX)))
-    ]
+    memory_bytes: Annotated[int, Setting("64MiB", _size("64KiB", limits.MEMORY_BYTES_MAX))]
     """memory limit of a job that names none"""
-    timeout_ms: Annotated[
-        int,
-        Setting("timeout", "10s", _duration("1ms", units.format_duration(limits.TIMEOUT_MS_MAX))),
-    ]
+    timeout_ms: Annotated[int, Setting("10s", _duration("1ms", limits.TIMEOUT_MS_MAX))]
     """time limit of a job that names none"""
-    compile_limit_ms: Annotated[
-        int,
-        Setting(
-            "compile_limit", "20s", _duration("1s", units.format_duration(limits.COMPILE_MS_MAX))
-        ),
-    ]
+    compile_limit_ms: Annotated[int, Setting("20s", _duration("1s", limits.COMPILE_MS_MAX))]
     """time limit for compiling a module, here for others, and elsewhere for this node"""
-    storage_price_micro: Annotated[int, Setting("storage_price_gib_hour", "1370", _price)]
+    storage_price_micro: Annotated[int, Setting("1370", _price, "storage_price_gib_hour")]
     """micro-credits a GiB and hour of an idle node"""
-    compute_price_micro: Annotated[int, Setting("compute_price_gfuel", "278", _price)]
+    compute_price_micro: Annotated[int, Setting("278", _price, "compute_price_gfuel")]
     """micro-credits a Gfuel (10^9 fuel, for each begun 64 MiB of memory) of an idle node"""
-    mutual_discount_ppm: Annotated[int, Setting("mutual_discount", "20%", units.parse_share_ppm)]
+    mutual_discount_ppm: Annotated[int, Setting("20%", units.parse_share_ppm)]
     """discount on the reserve for mutual peers"""
-    one_way_discount_ppm: Annotated[int, Setting("one_way_discount", "10%", units.parse_share_ppm)]
+    one_way_discount_ppm: Annotated[int, Setting("10%", units.parse_share_ppm)]
     """discount on the reserve for recognised peers"""
-    storage_price_max_micro: Annotated[int, Setting("storage_price_max_gib_hour", "5480", _price)]
+    storage_price_max_micro: Annotated[int, Setting("5480", _price, "storage_price_max_gib_hour")]
     """maximum in micro-credits that this node pays a GiB and hour"""
-    compute_price_max_micro: Annotated[int, Setting("compute_price_max_gfuel", "1112", _price)]
+    compute_price_max_micro: Annotated[int, Setting("1112", _price, "compute_price_max_gfuel")]
     """maximum in micro-credits that this node pays a Gfuel"""
-    starter_credit_micro: Annotated[int, Setting("starter_credit", "300", units.parse_credits)]
+    starter_credit_micro: Annotated[int, Setting("300", units.parse_credits)]
     """debt limit, in credits, of a new peer"""
-    probe_interval_ms: Annotated[int, Setting("probe_interval", "5s", _duration("100ms", "1h"))]
+    probe_interval_ms: Annotated[int, Setting("5s", _duration("100ms", "1h"))]
     """time between probes of a peer"""
-    settle_interval_ms: Annotated[int, Setting("settle_interval", "10s", _duration("100ms", "1d"))]
+    settle_interval_ms: Annotated[int, Setting("10s", _duration("100ms", "1d"))]
     """time after which a debt to a peer is signed again"""
-    booking_interval_ms: Annotated[int, Setting("booking_interval", "1h", _duration("100ms", "1d"))]
+    booking_interval_ms: Annotated[int, Setting("1h", _duration("100ms", "1d"))]
     """how long what a peer signed waits at most until it is booked in the ledger"""
     storage_lease_ms: Annotated[
-        int,
-        Setting(
-            "storage_lease_term",
-            "90d",
-            _duration("30s", units.format_duration(limits.STORAGE_LEASE_MS)),
-        ),
+        int, Setting("90d", _duration("30s", limits.STORAGE_LEASE_MS), "storage_lease_term")
     ]
     """how long leases of storage last that this node takes, and at most those that it
     grants"""
-    lease_grace_ms: Annotated[int, Setting("lease_grace", "30d", _duration("1d", "3650d"))]
+    lease_grace_ms: Annotated[int, Setting("30d", _duration("1d", "3650d"))]
     """how long shards are kept after the end of their lease"""
-    lease_warning_ms: Annotated[int, Setting("lease_warning", "30d", _duration("0s", "33d"))]
+    lease_warning_ms: Annotated[int, Setting("30d", _duration("0s", "33d"))]
     """how long before the end of a lease that was not renewed the node warns; at most three
     eighths of storage_lease_term"""
-    leftover_after_ms: Annotated[int, Setting("leftover_after", "24h", _duration("1h", "365d"))]
+    leftover_after_ms: Annotated[int, Setting("24h", _duration("1h", "365d"))]
     """how long shards of an unfinished upload are kept"""
-    node_life_ms: Annotated[int, Setting("node_life", "1095d", _duration("1ms", "100000000d"))]
+    node_life_ms: Annotated[int, Setting("1095d", _duration("1ms", "100000000d"))]
     """mean time until a node is lost for good, for estimates of loss"""
-    site_life_ms: Annotated[int, Setting("site_life", "10950d", _duration("1ms", "100000000d"))]
+    site_life_ms: Annotated[int, Setting("10950d", _duration("1ms", "100000000d"))]
     """mean time until a site is lost with all of its nodes, for estimates of loss"""
-    owner_life_ms: Annotated[int, Setting("owner_life", "3650d", _duration("1ms", "100000000d"))]
+    owner_life_ms: Annotated[int, Setting("3650d", _duration("1ms", "100000000d"))]
     """mean time until an owner loses all nodes at once, for estimates of loss"""
-    repair_time_ms: Annotated[int, Setting("repair_time", "1d", _duration("1ms", "100000000d"))]
+    repair_time_ms: Annotated[int, Setting("1d", _duration("1ms", "100000000d"))]
     """mean time until a lost shard is replaced, for estimates of loss"""
-    guard: Annotated[str, Setting("guard", "recognised", _choice("all", "recognised", "none"))]
+    guard: Annotated[str, Setting("recognised", _choice("all", "recognised", "none"))]
     """for whom this node is custodian: keeps objects and pays for them while the owner is
     away"""
-    guard_bytes: Annotated[int, Setting("guard_bytes", "4GiB", _size("0B", "8192TiB"))]
+    guard_bytes: Annotated[int, Setting("4GiB", _size("0B", "8192TiB"), "guard_bytes")]
     """how much a custodian stores at hosts, and pays for, in place of one absent owner"""
-    repair_grace_ms: Annotated[int, Setting("repair_grace", "15min", _duration("1s", "30d"))]
+    repair_grace_ms: Annotated[int, Setting("15min", _duration("1s", "30d"))]
     """how long a node must be silent before its shards are rebuilt elsewhere"""
-    repair_bytes_a_second: Annotated[int, Setting("repair_bandwidth", "32MiB", _size("0B", "1TiB"))]
+    repair_bytes_a_second: Annotated[int, Setting("32MiB", _size("0B", "1TiB"), "repair_bandwidth")]
     """bytes a second that repairs may move; 0: no limit"""
-    repair_interval_ms: Annotated[int, Setting("repair_interval", "10min", _duration("1s", "30d"))]
+    repair_interval_ms: Annotated[int, Setting("10min", _duration("1s", "30d"))]
     """time between two checks of every object, even if nothing happened"""
-    moved_kept_ms: Annotated[int, Setting("moved_kept", "60s", _duration("1s", "30d"))]
+    moved_kept_ms: Annotated[int, Setting("60s", _duration("1s", "30d"))]
     """how long old copies of moved shards are kept, for reads in progress"""
-    keep_versions: Annotated[int, Setting("keep_versions", "0", _number(0, 1_000))]
+    keep_versions: Annotated[int, Setting("0", _number(0, 1_000))]
     """how many replaced versions of each path of the space are kept"""
-    keep_days: Annotated[int, Setting("keep_days", "0", _number(0, 3_650))]
+    keep_days: Annotated[int, Setting("0", _number(0, 3_650))]
     """for how many days each replaced version of the space is kept"""
 
     @property
@@ -270,8 +260,9 @@ class Config(BaseModel, frozen=True, use_attribute_docstrings=True, arbitrary_ty
 def _settings() -> Iterator[tuple[str, Setting]]:
     for name, field in Config.model_fields.items():
         (setting,) = field.metadata
+        key = setting.key or _UNIT.sub("", name)
         meaning = " ".join(str(field.description).split())
-        yield setting.key, replace(setting, field=name, meaning=meaning)
+        yield key, replace(setting, key=key, field=name, meaning=meaning)
 
 
 KEYS: Final = dict(_settings())

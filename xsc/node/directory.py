@@ -16,42 +16,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from xsc.base.clock import rest
-from xsc.base.encoding import tagged_sha256
-from xsc.base.errors import RateLimited, RecordInvalid, StoreDamaged, XscError
-from xsc.base.fields import take_bool
-from xsc.base.ids import short
-from xsc.base.keyvalue import KeyValue
-from xsc.base.limits import (
-    DIRECTORY_HEAD_BYTES_MAX,
-    DIRECTORY_WAITED_MS,
-    INCARNATION_GAP,
-    KIB,
-    MIB,
-    REMOVED_LISTED_MAX,
-    STORAGE_QUESTION_TIMEOUT_MS,
-    SYNCED_A_PEER_BYTES_MAX,
-    SYNCED_MS,
-)
-from xsc.base.merkle import Part, root_of
+from xsc.base import clock, encoding, errors, fields, ids, keyvalue, limits, merkle
 from xsc.identity.context import Context
 from xsc.identity.envelope import Count, Record
 from xsc.ledger.incarnation import noted_bytes
 from xsc.ledger.service import LedgerService
 from xsc.net.service import PeerNet
-from xsc.storage.catalogue.directory import (
-    HeadBody,
-    make_head,
-    open_body,
-    pack,
-)
+from xsc.storage.catalogue import directory, heads, names
 from xsc.storage.catalogue.directory import open_head as open_signed_head
-from xsc.storage.catalogue.heads import HEAD_PUT, steps_of
-from xsc.storage.catalogue.names import HIDDEN
 from xsc.storage.object.durability import Contract
 from xsc.storage.service import StorageService
 
-DIRECTORY_INLINE_BYTES_MAX = 512 * KIB
+DIRECTORY_INLINE_BYTES_MAX = 512 * limits.KIB
 """A larger directory is an object of its own."""
 DIRECTORY_DELAY_MS = 500
 """Changes of the directory within this time are written together."""
@@ -59,16 +35,19 @@ DIRECTORY_INTERVAL_MS = 5_000
 """Least time between two writes of the directory, and between tries to tell peers."""
 DIRECTORY_TOLD_MS_MAX = 3_000
 """How long a put waits for its name, and a stop for the last head."""
-assert SYNCED_A_PEER_BYTES_MAX > SYNCED_MS // DIRECTORY_INTERVAL_MS * DIRECTORY_HEAD_BYTES_MAX
+assert (
+    limits.SYNCED_A_PEER_BYTES_MAX
+    > limits.SYNCED_MS // DIRECTORY_INTERVAL_MS * limits.DIRECTORY_HEAD_BYTES_MAX
+)
 
 STATE = b"node/directory"
-OBJECT_NAME = f"{HIDDEN}directory"
+OBJECT_NAME = f"{names.HIDDEN}directory"
 NONCE_BYTES = 12
 
 
 async def _blocks(data: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), MIB):
-        yield data[start : start + MIB]
+    for start in range(0, len(data), limits.MIB):
+        yield data[start : start + limits.MIB]
 
 
 def pause_ms(size_bytes: int, taken_ms: int) -> int:
@@ -77,7 +56,7 @@ def pause_ms(size_bytes: int, taken_ms: int) -> int:
     Though somebody waits for it: a peer stores so many bytes of heads within a time, and what
     keeps the names must not keep the node from all else.
     """
-    return max(DIRECTORY_WAITED_MS * steps_of(size_bytes), 4 * taken_ms)
+    return max(limits.DIRECTORY_WAITED_MS * heads.steps_of(size_bytes), 4 * taken_ms)
 
 
 class KeptHead(Record):
@@ -126,9 +105,9 @@ class DirectoryKeeper:
         peers: PeerNet,
         storage: StorageService,
         ledger: LedgerService,
-        state: KeyValue,
+        state: keyvalue.KeyValue,
         background: Callable[[str, Callable[[], Awaitable[None]]], None],
-        on_old_copy: Callable[[XscError], None],
+        on_old_copy: Callable[[errors.XscError], None],
     ) -> None:
         self._context = context
         self._peers = peers
@@ -150,7 +129,7 @@ class DirectoryKeeper:
         self._kept = KeptHead(generation=0, head=b"")
         raw = state.get(STATE)
         if raw is not None:
-            self._kept = KeptHead.from_bytes(raw, size_max=8 * MIB)
+            self._kept = KeptHead.from_bytes(raw, size_max=8 * limits.MIB)
         storage.catalogue.on_change = self.wake
         ledger.chain.on_change = self.wake
 
@@ -176,7 +155,7 @@ class DirectoryKeeper:
             while True:
                 await self._awake.wait()
                 if not self._is_waited_for():
-                    await rest(self._context.clock, self._hurry, DIRECTORY_DELAY_MS)
+                    await clock.rest(self._context.clock, self._hurry, DIRECTORY_DELAY_MS)
                 self._awake.clear()
                 self._hurry.clear()
                 begun_ms = self._context.clock.monotonic_ms()
@@ -187,7 +166,7 @@ class DirectoryKeeper:
                 await self._context.clock.sleep_ms(pause)
                 if not self._is_waited_for():
                     rest_ms = max(DIRECTORY_INTERVAL_MS, 20 * taken_ms) - pause
-                    await rest(self._context.clock, self._hurry, max(0, rest_ms))
+                    await clock.rest(self._context.clock, self._hurry, max(0, rest_ms))
         finally:
             self._running = False
 
@@ -210,7 +189,7 @@ class DirectoryKeeper:
             self.wake()
             self._hurry.set()
             try:
-                await rest(self._context.clock, waiting.over, DIRECTORY_TOLD_MS_MAX)
+                await clock.rest(self._context.clock, waiting.over, DIRECTORY_TOLD_MS_MAX)
             finally:
                 self._waiting.remove(waiting)
         found = self._copies(waiting.generation) if waiting.generation else 0
@@ -247,15 +226,17 @@ class DirectoryKeeper:
 
     async def _write(self) -> bool:
         context, kept = self._context, self._kept
-        packed = await context.executor.run(lambda: pack(self._storage.catalogue.directory()))
-        listed = tagged_sha256("directory", packed)
-        body = HeadBody(
+        packed = await context.executor.run(
+            lambda: directory.pack(self._storage.catalogue.directory())
+        )
+        listed = encoding.tagged_sha256("directory", packed)
+        body = directory.HeadBody(
             written_ms=0,
             peers=self._known(),
             directory=listed,
             capability=None,
             ledger=noted_bytes(self._ledger.noted()),
-            removed=tuple(self._peers.roster.removed()[:REMOVED_LISTED_MAX]),
+            removed=tuple(self._peers.roster.removed()[: limits.REMOVED_LISTED_MAX]),
         )
         if body.id == kept.digest or not body.peers:
             return False
@@ -279,7 +260,7 @@ class DirectoryKeeper:
         }
         nonce = context.entropy.token(NONCE_BYTES)
         generation = self.generation + 1
-        head = make_head(
+        head = directory.make_head(
             body.model_copy(update=said), generation, context.key, context.network, nonce
         )
         await self._keep(
@@ -305,9 +286,9 @@ class DirectoryKeeper:
         known = max(head.generation, self.generation)
         await self._keep(
             KeptHead(
-                generation=max(self._context.clock.now_ms(), known + INCARNATION_GAP),
+                generation=max(self._context.clock.now_ms(), known + limits.INCARNATION_GAP),
                 head=raw,
-                capability=open_body(head, self._context.key).capability,
+                capability=directory.open_body(head, self._context.key).capability,
             )
         )
 
@@ -343,7 +324,7 @@ class DirectoryKeeper:
                 if all(self._told.get(known) == generation for known in self._peers.peers()):
                     self._context.log.info("directory.told", generation=generation, state="told")
                 while self._replaced and generation == self.generation:
-                    with suppress(XscError):
+                    with suppress(errors.XscError):
                         await self._storage.rm(self._replaced.pop())
         finally:
             self._telling.discard(peer)
@@ -354,22 +335,22 @@ class DirectoryKeeper:
         try:
             reply = await self._peers.call(
                 peer,
-                HEAD_PUT,
+                heads.HEAD_PUT,
                 {},
-                [Part(raw, root_of(raw))],
-                timeout_ms=STORAGE_QUESTION_TIMEOUT_MS,
+                [merkle.Part(raw, merkle.root_of(raw))],
+                timeout_ms=limits.STORAGE_QUESTION_TIMEOUT_MS,
             )
-            if not take_bool(reply.header, "stored"):
+            if not fields.take_bool(reply.header, "stored"):
                 if len(reply.parts) != 1:
-                    raise RecordInvalid("a refusal carries the head that is held")
+                    raise errors.RecordInvalid("a refusal carries the head that is held")
                 self._refused(peer, bytes(reply.parts[0]))
                 return False
-        except RateLimited:
+        except errors.RateLimited:
             # Not before the next interval is over.
             self.wake()
             return False
-        except XscError as fault:
-            self._context.log.info("directory.not_told", peer=short(peer), code=fault.code)
+        except errors.XscError as fault:
+            self._context.log.info("directory.not_told", peer=ids.short(peer), code=fault.code)
             return False
         return True
 
@@ -384,12 +365,12 @@ class DirectoryKeeper:
             head.generation == self.generation and held != self.head
         ):
             # This home is an old copy, and must not write over what came after it.
-            self._context.log.error("directory.newer_at_peer", peer=short(peer))
+            self._context.log.error("directory.newer_at_peer", peer=ids.short(peer))
             self._on_old_copy(
-                StoreDamaged(
+                errors.StoreDamaged(
                     "a peer holds a newer directory of this node: this home is an old copy",
                     hint="restore the latest home, or recover it: xsc node recover",
                 )
             )
         elif held != self.head:
-            self._context.log.warning("directory.refused_without_reason", peer=short(peer))
+            self._context.log.warning("directory.refused_without_reason", peer=ids.short(peer))

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from xsc.base.errors import RecordInvalid
+from xsc.base import errors, limits, tally
 from xsc.base.ids import short
-from xsc.base.limits import PEERS_MAX
-from xsc.base.tally import Tally
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, open_signed, read_claimed, sign
 from xsc.net.peers import circle
@@ -45,22 +43,16 @@ class Introductions:
         accepts: whether introductions are taken and made.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        *,
-        roster: Roster,
-        accepts: bool,
-    ) -> None:
+    def __init__(self, context: Context, *, roster: Roster, accepts: bool) -> None:
         self._context = context
         # A member record names no recipient: each is signed once.
-        self._signed = lru_cache(maxsize=PEERS_MAX)(
+        self._signed = lru_cache(maxsize=limits.PEERS_MAX)(
             lambda member: sign(member, context.key, context.network).raw
         )
         self._roster = roster
         self.accepts = accepts
-        self._heard = Tally(INTRODUCTIONS_A_PEER_MAX, ADDRESSES_MS)
-        self._moves = Tally(ADDRESSES_A_PEER_MAX, ADDRESSES_MS)
+        self._heard = tally.Tally(INTRODUCTIONS_A_PEER_MAX, ADDRESSES_MS)
+        self._moves = tally.Tally(ADDRESSES_A_PEER_MAX, ADDRESSES_MS)
 
     # Introductions
 
@@ -108,11 +100,7 @@ class Introductions:
     def _take(self, newcomer: _Newcomer, place: circle.Place) -> PeerInfo:
         node = newcomer.member.record.node
         met = self._roster.met(node, newcomer.address.record, signed=newcomer.address.raw)
-        came = {
-            "introducer": place.introducer,
-            "hops": place.hops,
-            "member": newcomer.member.raw,
-        }
+        came = {"introducer": place.introducer, "hops": place.hops, "member": newcomer.member.raw}
         info = met.model_copy(update=came)
         self._roster.put(info)
         self._context.log.info("net.peer_introduced", peer=short(node), by=short(place.introducer))
@@ -131,7 +119,7 @@ class Introductions:
         node = member.record.node
         address = open_signed(said.record, AddressRecord, network=network, author=node)
         if not address.record.introducible:
-            raise RecordInvalid("who is introduced has not said that it may be")
+            raise errors.RecordInvalid("who is introduced has not said that it may be")
         return _Newcomer(member, address)
 
     # Addresses

@@ -14,16 +14,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from xsc.base.encoding import tagged_sha256
-from xsc.base.errors import (
-    ArgumentInvalid,
-    InvitationInvalid,
-    RateLimited,
-    RecordInvalid,
-    TooLarge,
-)
+from xsc.base import encoding, errors, keyvalue
 from xsc.base.ids import from_text, to_text
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
 from xsc.base.limits import JOIN_BYTES_MAX
 from xsc.identity.envelope import Count, Id32, Record
 from xsc.net.peers.roster import Addresses, Fingerprint, Name
@@ -61,11 +53,11 @@ def from_string(text: str) -> Invitation:
     """
     text = "".join(text.split())
     if not text.startswith(SCHEME):
-        raise InvitationInvalid(f"an invitation begins with '{SCHEME}'")
+        raise errors.InvitationInvalid(f"an invitation begins with '{SCHEME}'")
     try:
         return Invitation.from_bytes(from_text(text.removeprefix(SCHEME)), size_max=JOIN_BYTES_MAX)
-    except (ArgumentInvalid, RecordInvalid, TooLarge):
-        raise InvitationInvalid(
+    except (errors.ArgumentInvalid, errors.RecordInvalid, errors.TooLarge):
+        raise errors.InvitationInvalid(
             "the invitation is cut short or mistyped", hint="copy it once more, as a whole"
         ) from None
 
@@ -80,13 +72,13 @@ class Issued(Record):
 
 
 def _key(secret: bytes) -> bytes:
-    return PREFIX + tagged_sha256("invitation-secret", secret)
+    return PREFIX + encoding.tagged_sha256("invitation-secret", secret)
 
 
 class Invitations:
     """The invitations that this node issued; the store is their only state."""
 
-    def __init__(self, store: KeyValue) -> None:
+    def __init__(self, store: keyvalue.KeyValue) -> None:
         self._store = store
 
     def issue(self, secret: bytes, *, expires_ms: int, now_ms: int) -> None:
@@ -95,19 +87,19 @@ class Invitations:
         Raises:
             RateLimited: INVITATIONS_OPEN_MAX are kept.
         """
-        changes: list[Change] = []
+        changes: list[keyvalue.Change] = []
         kept = 0
-        for key, raw in self._store.scan(PREFIX, prefix_end(PREFIX)):
+        for key, raw in self._store.scan(PREFIX, keyvalue.prefix_end(PREFIX)):
             if Issued.from_bytes(raw).expires_ms + KEPT_MS < now_ms:
                 changes.append((key, None))
             else:
                 kept += 1
         if kept >= INVITATIONS_OPEN_MAX:
-            raise RateLimited(f"{kept} invitations are open, and no more fit")
+            raise errors.RateLimited(f"{kept} invitations are open, and no more fit")
         changes.append((_key(secret), Issued(expires_ms=expires_ms).to_bytes()))
         self._store.write(changes, sync=True)
 
-    def redeem(self, secret: bytes, caller: bytes, *, known: bool, now_ms: int) -> Change:
+    def redeem(self, secret: bytes, caller: bytes, *, known: bool, now_ms: int) -> keyvalue.Change:
         """Return the change that uses an invitation up; nothing is written here.
 
         Write it together with what it allows, before anything else is awaited.
@@ -124,13 +116,13 @@ class Invitations:
         key = _key(secret)
         raw = self._store.get(key)
         if raw is None:
-            raise InvitationInvalid("no such invitation was issued here")
+            raise errors.InvitationInvalid("no such invitation was issued here")
         issued = Issued.from_bytes(raw)
         again = known and issued.used_by == caller
         if issued.used_by is not None and not again:
-            raise InvitationInvalid(
+            raise errors.InvitationInvalid(
                 "the invitation was used already", hint="each works once; ask for another"
             )
         if now_ms >= issued.expires_ms and not again:
-            raise InvitationInvalid("the invitation has expired", hint="ask for another")
+            raise errors.InvitationInvalid("the invitation has expired", hint="ask for another")
         return key, issued.model_copy(update={"used_by": caller}).to_bytes()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xsc.base.encoding import decode, encode
+from xsc.base import encoding, keyvalue
 from xsc.base.errors import StoreDamaged
 from xsc.base.fields import take_int
-from xsc.base.keyvalue import KeyValue
 from xsc.identity.context import Context
 from xsc.identity.envelope import Signed, sign
 from xsc.net.peers.roster import AddressRecord
@@ -34,7 +33,7 @@ class OwnAddress:
         context: Context,
         *,
         transport: Transport,
-        store: KeyValue,
+        store: keyvalue.KeyValue,
         name: str,
         advertise: Sequence[str],
         introducible: bool,
@@ -61,11 +60,11 @@ class OwnAddress:
     def _next_seq(self) -> int:
         """Return the number of the next address record: above all earlier ones."""
         raw = self._store.get(OWN)
-        value = None if raw is None else decode(raw)
+        value = None if raw is None else encoding.decode(raw)
         if value is not None and (not isinstance(value, dict) or value.get("v") != 1):
             raise StoreDamaged("this node's own entry in the state database is of no known form")
         seq = max(self._context.clock.now_ms(), 0 if value is None else take_int(value, "seq") + 1)
-        self._store.write([(OWN, encode({"v": 1, "seq": seq}))], sync=True)
+        self._store.write([(OWN, encoding.encode({"v": 1, "seq": seq}))], sync=True)
         return seq
 
     def addresses(self) -> tuple[str, ...]:

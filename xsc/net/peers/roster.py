@@ -13,11 +13,10 @@ from typing import Annotated, ClassVar, NamedTuple, TypeAlias
 
 from pydantic import Field
 
+from xsc.base import keyvalue, limits
 from xsc.base.clock import Clock
 from xsc.base.errors import ArgumentInvalid, PeerUnknown, SpaceExhausted, StoreDamaged
 from xsc.base.ids import ID_BYTES, TEXT_CHARS, node_text, short
-from xsc.base.keyvalue import Change, KeyValue, prefix_end
-from xsc.base.limits import PEERS_MAX
 from xsc.base.log import Log
 from xsc.identity.envelope import Count, Id32, Record
 
@@ -136,7 +135,7 @@ class Roster:
     """
 
     def __init__(
-        self, store: KeyValue, *, own: bytes, own_name: str, clock: Clock, log: Log
+        self, store: keyvalue.KeyValue, *, own: bytes, own_name: str, clock: Clock, log: Log
     ) -> None:
         self._store = store
         self._own = own
@@ -145,11 +144,11 @@ class Roster:
         self._log = log
         self._listeners: list[OnChange] = []
         self._peers: dict[bytes, PeerInfo] = {}
-        for _, raw in store.scan(PREFIX, prefix_end(PREFIX)):
+        for _, raw in store.scan(PREFIX, keyvalue.prefix_end(PREFIX)):
             info = PeerInfo.from_bytes(raw)
             self._peers[info.node_id] = info
         self._removed: dict[bytes, _Removed] = {}
-        for key, raw in store.scan(REMOVED, prefix_end(REMOVED)):
+        for key, raw in store.scan(REMOVED, keyvalue.prefix_end(REMOVED)):
             if len(raw) not in (_NUMBER_BYTES, _NUMBER_BYTES + ID_BYTES):
                 raise StoreDamaged("a row of the table 'net/removed/' is no number and introducer")
             number, through = raw[:_NUMBER_BYTES], raw[_NUMBER_BYTES:]
@@ -275,12 +274,7 @@ class Roster:
         return taken | {self._own_name}
 
     def met(
-        self,
-        node_id: bytes,
-        record: AddressRecord,
-        *,
-        name: str | None = None,
-        signed: bytes = b"",
+        self, node_id: bytes, record: AddressRecord, *, name: str | None = None, signed: bytes = b""
     ) -> PeerInfo:
         """Return the entry for a peer that an invitation made known; `put` keeps it.
 
@@ -311,9 +305,9 @@ class Roster:
         )
 
     def _check_room(self, known: PeerInfo | None) -> None:
-        if known is None and len(self._peers) >= PEERS_MAX:
+        if known is None and len(self._peers) >= limits.PEERS_MAX:
             raise SpaceExhausted(
-                f"{PEERS_MAX} peers are known here, and no more fit",
+                f"{limits.PEERS_MAX} peers are known here, and no more fit",
                 hint="remove one that is not needed: xsc peer rm PEER",
             )
 
@@ -337,9 +331,9 @@ class Roster:
             }
         )
 
-    def put(self, info: PeerInfo, *also: Change, sync: bool = True) -> None:
+    def put(self, info: PeerInfo, *also: keyvalue.Change, sync: bool = True) -> None:
         """Keep an entry, together with other changes; on the disk at once where `sync` says so."""
-        changes: list[Change] = [
+        changes: list[keyvalue.Change] = [
             (PREFIX + info.node_id, info.to_bytes()),
             (REMOVED + info.node_id, None),
             *also,

@@ -12,8 +12,7 @@ from dataclasses import replace
 
 from xsc.api import endpoint, problems
 from xsc.api import jobs as api
-from xsc.base import errors, ids
-from xsc.base.jobs import JobResult, StoredOutput
+from xsc.base import errors, ids, jobs
 from xsc.compute.jobs.output_buffer import OutputBuffer
 from xsc.node.api.serving import Body
 from xsc.node.build import Node
@@ -29,7 +28,7 @@ async def _brought(asked: api.Job, body: Body) -> tuple[bytes, bytes]:
 
 async def _run(
     node: Node, asked: api.Job, module: bytes, stdin: bytes, output: OutputBuffer | None = None
-) -> JobResult:
+) -> jobs.JobResult:
     """Run the job of a request; what a program writes goes to `output`, too."""
     spec = asked.spec(
         await node.modules.find(asked.module, module),
@@ -49,7 +48,7 @@ async def _once(data: bytes) -> AsyncIterator[bytes]:
 
 async def _store_outputs(
     node: Node, prefix: str, files: Mapping[str, bytes]
-) -> tuple[StoredOutput, ...]:
+) -> tuple[jobs.StoredOutput, ...]:
     """Store each file under the prefix and its path; return what became of each.
 
     The run is over and paid: what cannot be stored is told, and the others are stored.
@@ -62,7 +61,7 @@ async def _store_outputs(
             capability = done.capability
         except errors.XscError as error:
             fault = error
-        told.append(StoredOutput(path, name, capability, len(data), fault))
+        told.append(jobs.StoredOutput(path, name, capability, len(data), fault))
     return tuple(told)
 
 
