@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from xsc.base import errors
-from xsc.base.encoding import Value as Encodable
 from xsc.base.encoding import decode, encode
+from xsc.base.text import cut
 from xsc.programs import limits, numbers
 from xsc.programs.compile import CompiledProgram, Published, Slot, Step, state_key
 from xsc.programs.document import ModuleCall, Variable
@@ -25,6 +25,10 @@ from xsc.programs.state import SavedCell
 from xsc.space.limits import VALUE_BYTES_MAX as SPACE_VALUE_BYTES_MAX
 from xsc.space.paths import UserSpacePaths
 from xsc.terms.execution import Number
+
+ERROR_CHARS_MAX = 100
+"""Of an error that is kept across a restart."""
+_NO_HASH = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ class Execution:
     """Slots whose value does not count."""
     _had: set[int] = field(default_factory=set)
     _digests: dict[int, bytes] = field(default_factory=dict)
-    """Of slots that had a value in the last written frame, and are not read again yet."""
+    """The hashes of values, also of those of the last written frame that are not read again yet."""
     _changed: set[str] = field(default_factory=set)
     _pushes: dict[str, Value] = field(default_factory=dict)
     _readers: dict[int, list[Step]] = field(default_factory=dict)
@@ -241,35 +245,28 @@ class Execution:
         Values are kept where they are read again: those of the space by their owners, outputs at
         their own paths.
         """
-        cells = self.runtime.state.save()
-        program = self.program
-        outputs = {o.name: o.slot for step in program.steps for o in step.outputs}
-        inputs = {name: slot for name, (_, slot) in program.variables.items()}
-        missing: list[Encodable] = [
-            name for name, (_, slot) in program.variables.items() if slot.slot in self._bad
-        ]
-        stale: list[Encodable] = [*sorted(self.stale)]
-        dirty: list[Encodable] = [*sorted(self._dirty)]
+        cells, variables = self.runtime.state.save(), self.program.variables
+        for slot in self._slots():
+            if slot.slot in self._had and slot.slot not in self._digests:
+                raw = numbers.value_bytes(slot.type, self._at(slot))
+                self._digests[slot.slot] = numbers.digest_of(raw)
+        missing = [name for name, (_, slot) in variables.items() if slot.slot in self._bad]
         return encode(
             {
                 "cells": {key[0]: saved.bits for key, saved in cells.items()},
-                "inputs": self._hashes(inputs),
-                "outputs": self._hashes(outputs),
-                "errors": dict(self.errors),
-                "missing": missing,
-                "stale": stale,
-                "dirty": dirty,
+                "hashes": b"".join(self._digests.get(s.slot, _NO_HASH) for s in self._slots()),
+                "errors": {name: cut(said, ERROR_CHARS_MAX) for name, said in self.errors.items()},
+                "missing": [*missing],
+                "stale": [*sorted(self.stale)],
+                "dirty": [*sorted(self._dirty)],
             }
         )
 
-    def _hashes(self, slots: Mapping[str, Slot]) -> dict[str, Encodable]:
-        found: dict[str, Encodable] = {}
-        for name, slot in slots.items():
-            if slot.slot in self._had:
-                found[name] = numbers.digest_of(numbers.value_bytes(slot.type, self._at(slot)))
-            elif slot.slot in self._digests:
-                found[name] = self._digests[slot.slot]
-        return found
+    def _slots(self) -> list[Slot]:
+        """Return the slots of the variables that enter, and of all outputs."""
+        steps = self.program.steps
+        outputs = [output.slot for step in steps for output in step.outputs]
+        return [*(slot for _, slot in self.program.variables.values()), *outputs]
 
     def restore(self, raw: bytes, kept: Callable[[str], bytes | None]) -> bytes:
         """Go on from what was kept, before the first frame: nothing runs that had run.
@@ -293,9 +290,14 @@ class Execution:
         self.errors = dict(state["errors"])
         self.stale, self._dirty = set(state["stale"]), set(state["dirty"])
         self._bad = {self.program.variables[name][1].slot for name in state["missing"]}
-        for name, (variable, slot) in self.program.variables.items():
-            if digest := state["inputs"].get(name):
+        hashes, slots = bytes(state["hashes"]), self._slots()
+        if len(hashes) != 32 * len(slots):
+            raise ValueError("it has other variables and outputs")
+        for number, slot in enumerate(slots):
+            digest = hashes[32 * number : 32 * (number + 1)]
+            if digest != _NO_HASH:
                 self._digests[slot.slot] = digest
+        for name, (variable, _) in self.program.variables.items():
             if variable.kind == "local":
                 saved = SavedCell(variable.type, state["cells"][name])
                 if not self.runtime.state.restore({state_key(name): saved}):
@@ -303,13 +305,12 @@ class Execution:
                 self.keep(name, self._cell(variable))
         for step in self.program.steps:
             for output in step.outputs:
-                if digest := state["outputs"].get(output.name):
-                    self._digests[output.slot.slot] = digest
+                if output.slot.slot in self._digests:
                     raw = kept(place_of(self.program, output))
                     if raw is None or not self._take(output.slot, raw):
                         self._dirty.add(step.id)
             if step.id in self.stale or step.id in self.errors:
-                self._bad |= self._gives[step.id]
+                self._mark_bad(step)
 
     def _take(self, slot: Slot, raw: bytes) -> bool:
         """Take in an output that was written; False where something else is at its path."""
@@ -323,7 +324,8 @@ class Execution:
         """Say whether a variable is what it was in the last written frame; then it is read so."""
         _, slot = self.program.variables[name]
         if isinstance(value, Fault):
-            return self.errors.get(name, "") == value.message and slot.slot in self._bad
+            said = cut(value.message, ERROR_CHARS_MAX)
+            return self.errors.get(name, "") in {said, value.message} and slot.slot in self._bad
         if slot.slot in self._bad or self._differs(slot, value):
             return False
         return self._put(slot, value)
@@ -359,7 +361,8 @@ class Execution:
 
     def _write(self, slot: Slot, value: Value) -> bool:
         """Write a checked value; say whether its bits changed."""
-        changed = self._differs(slot, value)
+        if changed := self._differs(slot, value):
+            self._digests.pop(slot.slot, None)
         self.runtime.values.write(slot.slot, value)
         self._had.add(slot.slot)
         if changed:

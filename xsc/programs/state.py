@@ -107,11 +107,11 @@ class StateBuffer:
             another, or an id or key that is there twice.
     """
 
-    __slots__ = ("_cells", "f32", "f64", "i32")
+    __slots__ = ("_banks", "_cells", "f32", "f64", "i32")
 
     def __init__(self, layout: StateLayout) -> None:
         _check_layout(layout)
-        banks: dict[str, array[Any]] = {
+        banks = self._banks = {
             storage: array(CODES[storage], bytes(size * array(CODES[storage]).itemsize))
             for storage, size in layout.sizes.items()
         }
@@ -122,8 +122,7 @@ class StateBuffer:
 
     def bank(self, storage: str) -> array[Any]:
         """Return the bank of a storage."""
-        banks: dict[str, array[Any]] = {"f64": self.f64, "f32": self.f32, "i32": self.i32}
-        return banks[storage]
+        return self._banks[storage]
 
     def _cell(self, key: tuple[str, str]) -> StateCellLayout:
         try:
