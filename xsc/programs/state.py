@@ -111,13 +111,14 @@ class StateBuffer:
 
     def __init__(self, layout: StateLayout) -> None:
         _check_layout(layout)
-        banks = self._banks = {
+        banks: dict[str, array[Any]] = {
             storage: array(CODES[storage], bytes(size * array(CODES[storage]).itemsize))
             for storage, size in layout.sizes.items()
         }
         self.f64: array[float] = banks["f64"]
         self.f32: array[float] = banks["f32"]
         self.i32: array[int] = banks["i32"]
+        self._banks = banks
         self._cells = {cell.key: cell for cell in layout.cells}
 
     def bank(self, storage: str) -> array[Any]:
