@@ -21,12 +21,11 @@ from xsc.programs.numbers import (
     NUMBERS,
     SCALARS,
     TYPES,
-    Scalar,
     Value,
     format_value,
     same,
+    to_bits,
     to_f32,
-    value_bytes,
 )
 
 _VARIABLES: Final = {"T": SCALARS, "N": NUMBERS, "V": TYPES}
@@ -138,8 +137,10 @@ def fault_of_said(merge: str, value: Value) -> str:
     return "" if fits else "an interval is a list of its least and its greatest number"
 
 
-def _union(type_: str, *said: tuple[Scalar, ...]) -> Value:
-    members = {value_bytes(type_, item): item for items in said for item in items}
+def _union(type_: str, *said: Any) -> Value:  # noqa: ANN401
+    items = [item for each in said for item in each]
+    keys = [to_bits(type_, item) for item in items] if type_ in FLOATS else items
+    members = dict(zip(keys, items, strict=True))
     return tuple(members[key] for key in sorted(members))
 
 
