@@ -16,14 +16,13 @@ from xsc.base import errors
 from xsc.base.encoding import decode, encode
 from xsc.base.text import cut
 from xsc.programs import limits, numbers
-from xsc.programs.compile import CompiledProgram, Published, Slot, Step, state_key
+from xsc.programs.compile import CompiledProgram, Slot, Step, state_key
 from xsc.programs.document import ModuleCall, Variable
 from xsc.programs.functions import fault_of_said
 from xsc.programs.numbers import Value, check_value, same
 from xsc.programs.runtime import RuntimeState, create_runtime_state
 from xsc.programs.state import SavedCell
 from xsc.space.limits import VALUE_BYTES_MAX as SPACE_VALUE_BYTES_MAX
-from xsc.space.paths import UserSpacePaths
 from xsc.terms.execution import Number
 
 ERROR_CHARS_MAX = 100
@@ -306,7 +305,7 @@ class Execution:
         for step in self.program.steps:
             for output in step.outputs:
                 if output.slot.slot in self._digests:
-                    raw = kept(place_of(self.program, output))
+                    raw = kept(self.program.place_of(output))
                     if raw is None or not self._take(output.slot, raw):
                         self._dirty.add(step.id)
             if step.id in self.stale or step.id in self.errors:
@@ -508,11 +507,6 @@ def _checked(variable: Variable, slot: Slot, value: Value) -> Value:
             )
         return value
     return check_value(slot.type, value)
-
-
-def place_of(program: CompiledProgram, output: Published) -> str:
-    """Return where the value of an output is kept: at its own path, or below the program's."""
-    return output.path or UserSpacePaths.result(program.hash, output.name)
 
 
 def _results_of(step: Step, found: Given | Fault) -> list[Value] | Fault:
