@@ -92,6 +92,12 @@ class CompiledProgram:
         """The program hash."""
         return self.program.hash
 
+    @property
+    def slots(self) -> list[Slot]:
+        """The slots of the variables that a frame writes, and of all outputs."""
+        outputs = [output.slot for step in self.steps for output in step.outputs]
+        return [*(slot for _, slot in self.variables.values()), *outputs]
+
     def place_of(self, output: Published) -> str:
         """Return where the value of an output is kept: at its own path, or below the program's."""
         return output.path or UserSpacePaths.result(self.hash, output.name)

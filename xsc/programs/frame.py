@@ -196,7 +196,7 @@ class Execution:
             needed, left = self._run(left)
             if not needed:
                 break
-            calls = tuple(self._call(step) for step in needed)
+            calls = tuple(_call(step, self._inputs(step)) for step in needed)
             results = yield calls
             if len(results) != len(calls):
                 raise errors.ArgumentInvalid(f"{len(results)} results for {len(calls)} calls")
@@ -245,7 +245,7 @@ class Execution:
         their own paths.
         """
         cells, variables = self.runtime.state.save(), self.program.variables
-        for slot in self._slots():
+        for slot in self.program.slots:
             if slot.slot in self._had and slot.slot not in self._digests:
                 raw = numbers.value_bytes(slot.type, self._at(slot))
                 self._digests[slot.slot] = numbers.digest_of(raw)
@@ -253,19 +253,13 @@ class Execution:
         return encode(
             {
                 "cells": {key[0]: saved.bits for key, saved in cells.items()},
-                "hashes": b"".join(self._digests.get(s.slot, _NO_HASH) for s in self._slots()),
+                "hashes": b"".join(self._digests.get(s.slot, _NO_HASH) for s in self.program.slots),
                 "errors": {name: cut(said, ERROR_CHARS_MAX) for name, said in self.errors.items()},
                 "missing": [*missing],
                 "stale": [*sorted(self.stale)],
                 "dirty": [*sorted(self._dirty)],
             }
         )
-
-    def _slots(self) -> list[Slot]:
-        """Return the slots of the variables that enter, and of all outputs."""
-        steps = self.program.steps
-        outputs = [output.slot for step in steps for output in step.outputs]
-        return [*(slot for _, slot in self.program.variables.values()), *outputs]
 
     def restore(self, raw: bytes, kept: Callable[[str], bytes | None]) -> bytes:
         """Go on from what was kept, before the first frame: nothing runs that had run.
@@ -289,7 +283,7 @@ class Execution:
         self.errors = dict(state["errors"])
         self.stale, self._dirty = set(state["stale"]), set(state["dirty"])
         self._bad = {self.program.variables[name][1].slot for name in state["missing"]}
-        hashes, slots = bytes(state["hashes"]), self._slots()
+        hashes, slots = bytes(state["hashes"]), self.program.slots
         if len(hashes) != 32 * len(slots):
             raise ValueError("it has other variables and outputs")
         for number, slot in enumerate(slots):
@@ -437,7 +431,7 @@ class Execution:
                 needed.append(step)
             else:
                 inputs = self._inputs(step)
-                self._settle(step, inputs, self._compute(step, inputs))
+                self._settle(step, inputs, _compute(step, inputs))
                 continue
             pending |= self._gives[step.id]
         return needed, waiting
@@ -447,19 +441,6 @@ class Execution:
 
     def _inputs(self, step: Step) -> tuple[Value | None, ...]:
         return tuple(self._read(read.slot) for read in step.inputs)
-
-    def _call(self, step: Step) -> Call:
-        assert isinstance(step.function, ModuleCall)
-        inputs = [(read.slot.type, self._at(read.slot)) for read in step.inputs]
-        return Call(step.id, step.function, given_to(step.function, inputs))
-
-    def _compute(self, step: Step, inputs: Sequence[Value | None]) -> list[Value] | Fault:
-        assert not isinstance(step.function, ModuleCall)
-        try:
-            value = step.function.run(step.bound, *(one for one in inputs if one is not None))
-            return [check_value(output.slot.type, value) for output in step.outputs]
-        except (errors.XscError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
-            return Fault(str(fault) or type(fault).__name__)
 
     def _settle(
         self, step: Step, inputs: tuple[Value | None, ...], found: list[Value] | Fault
@@ -496,6 +477,22 @@ class Execution:
         )
         self._pushes, self._executed, self._changed = {}, {}, set()
         return result
+
+
+def _call(step: Step, inputs: Sequence[Value | None]) -> Call:
+    assert isinstance(step.function, ModuleCall)
+    types = [read.slot.type for read in step.inputs]
+    given = [(type_, one) for type_, one in zip(types, inputs, strict=True) if one is not None]
+    return Call(step.id, step.function, given_to(step.function, given))
+
+
+def _compute(step: Step, inputs: Sequence[Value | None]) -> list[Value] | Fault:
+    assert not isinstance(step.function, ModuleCall)
+    try:
+        value = step.function.run(step.bound, *(one for one in inputs if one is not None))
+        return [check_value(output.slot.type, value) for output in step.outputs]
+    except (errors.XscError, ArithmeticError, LookupError, TypeError, ValueError) as fault:
+        return Fault(str(fault) or type(fault).__name__)
 
 
 def _checked(variable: Variable, slot: Slot, value: Value) -> Value:
